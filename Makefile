@@ -1,0 +1,52 @@
+# `make run` serves, `make test` proves. Needs Python >= 3.11 and make; PYTHON=python3.12 names another one.
+PYTHON ?= python3
+PORT ?= 8001
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: help run test check fmt install lock clean
+.DEFAULT_GOAL := help
+
+help: ## these lines
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
+
+run: .venv/runtime ## serve on http://127.0.0.1:8001 (PORT=... for another)
+	$(BIN)/uvicorn mlapi.entrypoints.http:app --port $(PORT)
+
+test: check ## all checks and all tests, with full branch coverage
+	$(PYTEST) -n 2 --cov --cov-report=term
+
+check: .venv/dev ## format, lint, types, import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: .venv/dev ## format and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+install: .venv/dev ## everything for development into .venv
+
+lock: .venv/dev ## resolve the two lock files anew (needs uv on the path)
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--extra postgres --group build --upgrade pyproject.toml -o requirements.lock
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--extra postgres --group build --group dev -c requirements.lock --upgrade pyproject.toml -o requirements-dev.lock
+
+clean: ## remove the virtual environment and caches
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "mlapi needs Python >= 3.11; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/runtime: .venv/bin/python requirements.lock pyproject.toml
+	$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --only-binary :all: -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation --no-index -e .
+	@touch $@
+
+.venv/dev: .venv/runtime requirements-dev.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --only-binary :all: -r requirements-dev.lock
+	@touch $@

@@ -1,0 +1,83 @@
+"""Users in memory, and a cipher that does not encipher: for tests, ours and our users'.
+
+They pass the same contract suites as the real ones. All is forgotten with the object.
+"""
+
+import hmac
+import secrets
+import threading
+from collections.abc import Sequence
+
+from mlapi.domain.changes import Change, Outcome, Register, Remove, SetEnabled
+from mlapi.domain.errors import UserExistsError, UserNotFoundError
+from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey, canonical_username
+
+
+class InMemoryUserRepository:
+    """A `UserRepository` that only forgets. Safe to share between threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users: dict[UserId, User] = {}
+        self._ids: dict[UsernameKey, UserId] = {}
+        self._last_id = 0
+
+    def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+        with self._lock:
+            return [self._apply(change) for change in changes]
+
+    def get(self, user_id: UserId) -> User:
+        with self._lock:
+            try:
+                return self._users[user_id]
+            except KeyError:
+                raise UserNotFoundError(user_id) from None
+
+    def find(self, key: UsernameKey) -> User | None:
+        with self._lock:
+            user_id = self._ids.get(key)
+            return None if user_id is None else self._users[user_id]
+
+    def page(self, *, after: UserId, limit: int) -> list[User]:
+        with self._lock:  # ids are handed out in rising order, and a dict keeps the order of its insertions
+            return [user for user_id, user in self._users.items() if user_id > after][:limit]
+
+    def check(self) -> None:
+        """Memory is always there."""
+
+    def _apply(self, change: Change) -> Outcome:
+        match change:
+            case Register(username_key=key):
+                if (holder := self._ids.get(key)) is not None:
+                    return UserExistsError(holder)
+                self._last_id += 1
+                user = change.as_user(UserId(self._last_id))
+                self._users[user.id] = user
+                self._ids[key] = user.id
+                return user
+            case SetEnabled(user_id=user_id):
+                if (stored := self._users.get(user_id)) is None:
+                    return UserNotFoundError(user_id)
+                self._users[user_id] = change.applied_to(stored)
+                return self._users[user_id]
+            case Remove(user_id=user_id):
+                if (removed := self._users.pop(user_id, None)) is None:
+                    return UserNotFoundError(user_id)
+                del self._ids[canonical_username(removed.username)]
+                return removed
+
+
+class PlainCipher:
+    """A `PasswordCipher` that hides nothing and costs nothing. For tests."""
+
+    def encrypt(self, password: str) -> EncryptedPassword:
+        # A random part, as the contract wants it: a test that compares stored values must fail here too.
+        return EncryptedPassword(f"plain:{secrets.token_hex(4)}:{password}")
+
+    def matches(self, password: str, encrypted: EncryptedPassword) -> bool:
+        scheme, _, salted = encrypted.value.partition(":")
+        _, _, stored = salted.partition(":")
+        return scheme == "plain" and hmac.compare_digest(stored.encode(), password.encode())
+
+    def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
+        return not encrypted.value.startswith("plain:")

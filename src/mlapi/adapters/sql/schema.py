@@ -1,0 +1,100 @@
+"""The schema: which revision the database is at, and how it gets to ours."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy import Connection, inspect, text
+
+from mlapi.adapters.sql.database import Database
+from mlapi.domain.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+HEAD = "0001"
+"""The newest revision. Held here as well as in the files, for alembic takes 0.4 s to import; a test compares them."""
+VERSION_TABLE = "mlapi_alembic_version"
+"""Our own: the origin's ``alembic_version`` may be in the same database and stays as it is."""
+
+_ADVISORY_LOCK = 0x6D6C617069  # "mlapi" in ASCII
+
+
+def prepare_schema(database: Database, *, may_upgrade: bool) -> None:
+    """Return when the database is at `HEAD`, having brought it there if that is allowed.
+
+    Raises:
+        ConfigurationError: if it may not be upgraded here, is newer than this mlapi, or has tables that are not ours.
+        RepositoryUnavailableError: if the database is away.
+    """
+    with database.reading() as connection:
+        revision = current_revision(connection)
+    if revision == HEAD:
+        return
+    if not may_upgrade:
+        raise ConfigurationError(
+            f"the database's schema is at revision {revision or 'none'} and must be at {HEAD}: run `mlapi db upgrade`"
+        )
+    upgrade(database)
+
+
+def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str | None]:
+    """Bring the schema to a revision in one transaction, one process at a time. Return the revisions before and after.
+
+    Raises:
+        ConfigurationError: if it is newer than this mlapi, or has tables that are not ours.
+        RepositoryUnavailableError: if the database is away.
+    """
+    with database.writing() as connection:  # on SQLite this is the lock already
+        _lock(connection)
+        before = current_revision(connection)
+        _refuse_strange(connection, before)
+        from alembic import command  # noqa: PLC0415 - takes 0.4 s
+
+        command.upgrade(_alembic(connection), revision)
+        return before, current_revision(connection)
+
+
+def downgrade(database: Database, revision: str) -> None:
+    """Take the schema back to a revision, ``base`` for none of it. What only the newer one can hold is lost."""
+    from alembic import command  # noqa: PLC0415 - takes 0.4 s
+
+    with database.writing() as connection:
+        _lock(connection)
+        command.downgrade(_alembic(connection), revision)
+
+
+def current_revision(connection: Connection) -> str | None:
+    if not inspect(connection).has_table(VERSION_TABLE):
+        return None
+    revision: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608 - our name
+    return revision
+
+
+def _lock(connection: Connection) -> None:
+    if connection.dialect.name == "postgresql":
+        # However long the other process or a large table takes.
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+
+
+def _refuse_strange(connection: Connection, revision: str | None) -> None:
+    if revision is None and inspect(connection).has_table("users"):
+        raise ConfigurationError(
+            "the database has a table `users` that mlapi did not make: point database.url at an empty database"
+        )
+    from alembic.script import ScriptDirectory  # noqa: PLC0415 - takes 0.4 s
+
+    known = {script.revision for script in ScriptDirectory.from_config(_alembic(connection)).walk_revisions()}
+    if revision is not None and revision not in known:
+        raise ConfigurationError(
+            f"the database's schema is at revision {revision}, which this version of mlapi does not know: upgrade mlapi"
+        )
+
+
+def _alembic(connection: Connection) -> "Config":
+    from alembic.config import Config  # noqa: PLC0415 - takes 0.4 s
+
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    return config

@@ -1,0 +1,59 @@
+"""The tables as the code sees them. How they come to be is told by the migrations, one by one."""
+
+from datetime import UTC, datetime
+
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    Column,
+    DateTime,
+    Dialect,
+    Identity,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    TypeDecorator,
+)
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """Aware UTC in Python. ``timestamptz`` in PostgreSQL; in SQLite, which has no zones, UTC without one."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = MetaData()
+
+users = Table(
+    "users",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer(), "sqlite"), Identity(), primary_key=True),
+    Column("username", String, nullable=False),
+    Column("password", String, nullable=False),
+    Column("email", String, nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    Column("created_datetime", UtcDateTime, nullable=False),
+    Column("updated_datetime", UtcDateTime, nullable=False),
+    Column("username_key", String, nullable=False),
+    Column("token_epoch", String, nullable=False),
+    Index("uq_users_username_key", "username_key", unique=True),
+    sqlite_autoincrement=True,  # or SQLite gives the id of the last removed user to the next one
+)
+
+key_check = Table(
+    "mlapi_key_check",
+    metadata,
+    Column("id", Integer, primary_key=True, autoincrement=False),
+    Column("value", String, nullable=False),
+)

@@ -1,0 +1,83 @@
+"""What mlapi refuses, and why. Errors carry data; what HTTP makes of them is said in ``entrypoints.wire``.
+
+MlapiError
+├── InvalidFieldsError            fields that break a rule, each named
+├── UserExistsError               the canonical username is taken
+├── UserNotFoundError             no user has this id
+├── RepositoryUnavailableError    the users cannot be reached now; nothing was changed; try again
+└── ConfigurationError            what an operator must mend before a start
+"""
+
+from collections.abc import Iterable
+
+import attrs
+
+
+class MlapiError(Exception):
+    """Whatever mlapi raises on purpose. Never raised itself."""
+
+
+@attrs.frozen
+class FieldProblem:
+    """One field at fault. The message says what it must be and never repeats its value."""
+
+    field: str
+    message: str
+
+
+@attrs.frozen
+class InvalidFieldsError(MlapiError):
+    problems: tuple[FieldProblem, ...]
+
+    def __str__(self) -> str:
+        return "; ".join(f"{problem.field} {problem.message}" for problem in self.problems)
+
+    @classmethod
+    def raise_for(cls, problems: Iterable[tuple[str, str | None]]) -> None:
+        """Raise once, for all of the (field, message) pairs that have a message.
+
+        Raises:
+            InvalidFieldsError: if there is any.
+        """
+        found = tuple(FieldProblem(field, message) for field, message in problems if message is not None)
+        if found:
+            raise cls(found)
+
+
+@attrs.frozen
+class UserExistsError(MlapiError):
+    """The unique index has decided: ``user_id`` holds the name."""
+
+    user_id: int
+
+    def __str__(self) -> str:
+        return f"user {self.user_id} already has this username"
+
+
+@attrs.frozen
+class UserNotFoundError(MlapiError):
+    user_id: int
+
+    def __str__(self) -> str:
+        return f"there is no user {self.user_id}"
+
+
+@attrs.frozen
+class RepositoryUnavailableError(MlapiError):
+    """The database is away, locked, full or read-only. It comes back by itself; ``retry_after`` is in seconds."""
+
+    reason: str
+    retry_after: int = 1
+
+    def __str__(self) -> str:
+        return f"the users cannot be reached now: {self.reason}"
+
+
+@attrs.frozen
+class ConfigurationError(MlapiError):
+    """One line for the operator: what is wrong, and what to do. Holds no secret."""
+
+    message: str
+
+    def __str__(self) -> str:
+        return self.message

@@ -1,0 +1,161 @@
+"""The user, and the rules that a new user's fields must meet.
+
+The rules bind whoever registers, not rows that are already stored: a database older than a rule stays readable.
+"""
+
+import re
+import unicodedata
+from datetime import UTC, datetime
+from typing import NewType
+
+import attrs
+
+from mlapi.domain.errors import InvalidFieldsError
+
+UserId = NewType("UserId", int)
+UsernameKey = NewType("UsernameKey", str)
+"""A username in its canonical form, made by `canonical_username` alone. Unique: one person, one key."""
+
+USERNAME_MAX = 254
+"""Characters, as typed and in canonical form. As long as an e-mail address, which many use for a name."""
+EMAIL_MAX = 254
+"""Characters. RFC 5321, 4.5.3.1.3 allows a path of 256 octets, two of which are its angle brackets."""
+EMAIL_LOCAL_MAX = 64
+"""Characters before the ``@``. RFC 5321, 4.5.3.1.1."""
+PASSWORD_MAX = 1024
+"""Characters. Far beyond any real one, and bounds what one request can make us hash."""
+
+# Default_Ignorable_Code_Point (Unicode 16.0, DerivedCoreProperties.txt) outside category Cf: they draw nothing, so
+# two names that differ only in them look the same.
+_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
+# Labels of RFC 1035, 2.3.1 with the letters of RFC 5890: 1 to 63 letters, digits and inner hyphens.
+_DOMAIN_LABEL = re.compile(r"[^\W_](?:[\w-]{0,61}[^\W_])?")
+
+
+def utc_now() -> datetime:
+    return datetime.now(UTC)
+
+
+def to_utc(instant: datetime) -> datetime:
+    """Return the same instant in UTC. Raises ValueError for a time without its zone."""
+    if instant.tzinfo is None:
+        raise ValueError("a time without its zone: give an aware datetime")
+    return instant.astimezone(UTC)
+
+
+@attrs.frozen
+class EncryptedPassword:
+    """What a `PasswordCipher` has made of a password, as it is stored."""
+
+    value: str = attrs.field(repr=False)
+
+
+@attrs.frozen(kw_only=True)
+class User:
+    """One user as stored. Times are aware and in UTC.
+
+    ``token_epoch`` is a random value that every token of this user carries; whoever changes it ends them all.
+    """
+
+    id: UserId
+    username: str
+    password: EncryptedPassword = attrs.field(repr=False)
+    email: str = attrs.field(repr=False)
+    enabled: bool
+    created_datetime: datetime = attrs.field(converter=to_utc)
+    updated_datetime: datetime = attrs.field(converter=to_utc)
+    token_epoch: str = attrs.field(repr=False)
+
+
+def canonical_username(username: str) -> UsernameKey:
+    """The form in which usernames are compared: NFKC, case-folded, NFKC again.
+
+    Raises:
+        InvalidFieldsError: if no user can have this name.
+    """
+    InvalidFieldsError.raise_for([("username", username_problem(username))])
+    return _canonical(username)
+
+
+def _canonical(username: str) -> UsernameKey:
+    if username.isascii():
+        return UsernameKey(username.lower())
+    folded = unicodedata.normalize("NFKC", username).casefold()
+    return UsernameKey(unicodedata.normalize("NFKC", folded))
+
+
+def username_problem(username: object) -> str | None:
+    """What is wrong with a username, or None."""
+    problem = _text_problem(username, USERNAME_MAX)
+    if problem is not None or not isinstance(username, str):
+        return problem
+    if _has_hidden(username):
+        return "must hold no control, invisible or unassigned characters"
+    key = _canonical(username)
+    # Some characters become a space and a mark when normalised, so both forms are looked at.
+    if username != username.strip() or key != key.strip():
+        return "must not begin or end with white space"
+    if len(key) > USERNAME_MAX:
+        return f"must be at most {USERNAME_MAX} characters when normalised"
+    return None
+
+
+def email_problem(email: object) -> str | None:
+    """What is wrong with an e-mail address, or None. Form only: whether it exists is for a message to find out."""
+    problem = _text_problem(email, EMAIL_MAX)
+    if problem is not None or not isinstance(email, str):
+        return problem
+    if _has_hidden(email) or any(character.isspace() for character in email):
+        return "must hold no white space, control or invisible characters"
+    local, at, domain = email.rpartition("@")
+    labels = domain.split(".")
+    if not at or not local or "@" in local or not all(_DOMAIN_LABEL.fullmatch(label) for label in labels):
+        return "must look like name@example.com"
+    if len(local) > EMAIL_LOCAL_MAX:
+        return f"must have at most {EMAIL_LOCAL_MAX} characters before the @"
+    return None
+
+
+@attrs.frozen(kw_only=True)
+class PasswordPolicy:
+    """Which passwords may be set. The default takes any that is not empty.
+
+    Length and a list of common ones, with no rules on composition: NIST SP 800-63B-4, 3.1.1.2.
+    """
+
+    min_length: int = 1
+    common: frozenset[str] = attrs.field(default=frozenset(), repr=False)
+    """Refused whatever their case; held case-folded."""
+
+    def problem(self, password: object) -> str | None:
+        """What is wrong with a password, or None."""
+        problem = _text_problem(password, PASSWORD_MAX)
+        if problem is not None or not isinstance(password, str):
+            return problem
+        if len(password) < self.min_length:
+            return f"must be at least {self.min_length} characters"
+        if password.casefold() in self.common:
+            return "must not be one of the most common passwords"
+        return None
+
+
+def _text_problem(value: object, longest: int) -> str | None:
+    if not isinstance(value, str):
+        return "must be a string"
+    if not value:
+        return "must not be empty"
+    if len(value) > longest:
+        return f"must be at most {longest} characters"
+    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        return "must be valid Unicode, without lone surrogates"
+    return None
+
+
+def _has_hidden(text: str) -> bool:
+    """Whether a character of it is a control, format, private or unassigned one, a line separator, or draws nothing."""
+    if text.isascii():
+        return not text.isprintable()
+    return _INVISIBLE.search(text) is not None or any(
+        unicodedata.category(character)[0] == "C" or unicodedata.category(character) in {"Zl", "Zp"}
+        for character in text
+    )

@@ -1,0 +1,124 @@
+"""Who may manage users, decided from the facts of a request before any of it is routed or read.
+
+Everything that is not open by name needs a manager, so a route that is added later begins closed.
+"""
+
+import hashlib
+import hmac
+import ipaddress
+import re
+from collections.abc import Sequence
+from typing import Literal
+
+import attrs
+
+from mlapi.entrypoints.wire import AdminTokenRequiredError, ManagementRefusedError
+
+OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
+"""Open to all, always."""
+REGISTRATION_PATH = "/register-user"
+"""Open to all unless registration is closed."""
+
+# What proxies add: the request may come from anywhere. Most are X-Forwarded-* or of the same make.
+_PROXY_HEADER = re.compile(
+    r"forwarded|via|client-ip|true-client-ip|cf-.*|fastly-client-ip|fly-client-ip"
+    r"|x-(forwarded|real|client|cluster|original|remote|envoy|proxy|azure|amzn|appengine|coming|host|scheme).*"
+)
+_LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE | re.ASCII)
+
+
+@attrs.frozen(kw_only=True)
+class Caller:
+    """Where a request comes from, as its connection and its headers tell. Header names in lower case, all values."""
+
+    path: str
+    client: str
+    """Address of the other end of the connection, empty if unknown."""
+    server: str
+    """Address at our end."""
+    http_version: str
+    headers: Sequence[tuple[str, str]] = attrs.field(repr=False)
+
+    def values(self, name: str) -> list[str]:
+        return [value for header, value in self.headers if header == name]
+
+
+def _digest(token: str | None) -> bytes | None:
+    return None if token is None else hashlib.sha256(token.encode("utf-8")).digest()
+
+
+@attrs.frozen(kw_only=True)
+class Management:
+    """The mode and its check. Token mode if there is a token, else local mode if that is allowed, else locked."""
+
+    _token_digest: bytes | None = attrs.field(alias="admin_token", default=None, converter=_digest, repr=False)
+    local: bool = True
+    registration_open: bool = True
+
+    @property
+    def mode(self) -> Literal["token", "local", "locked"]:
+        if self._token_digest is not None:
+            return "token"
+        return "local" if self.local else "locked"
+
+    def __str__(self) -> str:
+        who = {
+            "token": "whoever sends the admin token",
+            "local": "programs on this machine, as secrets.admin_token is not set",
+            "locked": "nobody, as secrets.admin_token is not set and management.local is false",
+        }
+        registration = "open to all" if self.registration_open else "for managers"
+        return f"management: {self.mode} mode, open to {who[self.mode]}; registration is {registration}"
+
+    def check(self, caller: Caller) -> None:
+        """Return if the caller may go on to this path.
+
+        Raises:
+            AdminTokenRequiredError: in token mode.
+            ManagementRefusedError: in the other modes, naming the setting.
+        """
+        if caller.path in OPEN_PATHS or (caller.path == REGISTRATION_PATH and self.registration_open):
+            return
+        if self._token_digest is not None:
+            if not _carries(caller, self._token_digest):
+                raise AdminTokenRequiredError
+        elif not self.local:
+            raise ManagementRefusedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)")
+        elif not _is_of_this_machine(caller):
+            raise ManagementRefusedError(
+                "Management is open to programs on this machine only, and not through a proxy or a web page: to manage"
+                " from elsewhere, set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
+            )
+
+
+def _carries(caller: Caller, digest: bytes) -> bool:
+    values = caller.values("authorization")
+    if len(values) != 1:
+        return False
+    scheme, _, token = values[0].partition(" ")
+    given = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+    return hmac.compare_digest(given, digest) and scheme.lower() == "bearer"
+
+
+def _is_of_this_machine(caller: Caller) -> bool:
+    """Whether only a program on this machine can have sent this: no proxy, no other host, no page in a browser."""
+    hosts = caller.values("host")
+    return (
+        _is_loopback(caller.client)
+        and _is_loopback(caller.server)
+        and caller.http_version == "1.1"  # HTTP/1.0 is what a proxy speaks by default
+        and len(hosts) == 1
+        and _LOCAL_HOST.fullmatch(hosts[0]) is not None  # or a foreign name was pointed at us (DNS rebinding)
+        and not caller.values("origin")
+        and all(site in {"none", "same-origin"} for site in caller.values("sec-fetch-site"))
+        and not any(_PROXY_HEADER.fullmatch(name) for name, _ in caller.headers)
+    )
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return False
+    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
+    return (mapped or parsed).is_loopback
