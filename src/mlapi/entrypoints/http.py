@@ -59,8 +59,8 @@ def create_app(users: Users | None = None, management: Management | None = None)
         ],
         middleware=[Middleware(OneLineStartupRefusal), Middleware(ManagersOnly)],
         exception_handlers={
-            MlapiError: _refuse,
-            HTTPException: _refuse_http,
+            MlapiError: refuse,
+            HTTPException: refuse_http,
             ClientDisconnect: _nobody_listens,
             Exception: _fail,
         },
@@ -68,7 +68,7 @@ def create_app(users: Users | None = None, management: Management | None = None)
     )
     app.router.redirect_slashes = False  # a redirect would name a host that the client has chosen
     if users is not None:
-        app.state.service = Service(users, management or Management())
+        _serve(app, users, management or Management())
     return app
 
 
@@ -82,7 +82,7 @@ async def register_user(request: Request) -> Response:
     change = await service.hashing.run(
         service.users.prepare_registration, username=body.username, password=body.password, email=body.email
     )
-    return _response(wire.registered(await service.database.run(service.users.apply, change)))
+    return respond(wire.registered(await service.database.run(service.users.apply, change)))
 
 
 async def toggle_user_permission(request: Request) -> Response:
@@ -90,26 +90,25 @@ async def toggle_user_permission(request: Request) -> Response:
     user_id = wire.user_id(request.path_params["user_id"])
     enabled = wire.permission(request.path_params["permission"])
     change = service.users.prepare_set_enabled(user_id=user_id, enabled=enabled)
-    return _response(wire.permission_updated(await service.database.run(service.users.apply, change)))
+    return respond(wire.permission_updated(await service.database.run(service.users.apply, change)))
 
 
 async def remove_user(request: Request) -> Response:
     service = _service(request)
     user_id = wire.user_id(request.path_params["user_id"])
-    await service.database.run(service.users.apply, Remove(user_id=user_id))
-    return _response(wire.removed())
+    return respond(wire.removed(await service.database.run(service.users.apply, Remove(user_id=user_id))))
 
 
 async def live(_request: Request) -> Response:
     """Whether this process answers. Asks nothing of the database: a restart would not bring that back."""
-    return _response(wire.alive())
+    return respond(wire.alive())
 
 
 async def ready(request: Request) -> Response:
     """Whether a change could be stored now."""
     service = _service(request)
     await service.database.run(service.users.repository.check)
-    return _response(wire.ready())
+    return respond(wire.ready())
 
 
 # --- what they run on
@@ -143,7 +142,6 @@ class Service:
     """What the endpoints of one application use. Hashing has its own threads: it must not wait for a database."""
 
     users: Users
-    management: Management
     hashing: Threads = attrs.field(factory=lambda: Threads(os.cpu_count() or 1))
     database: Threads = attrs.field(factory=lambda: Threads(DATABASE_THREADS))
 
@@ -157,18 +155,19 @@ async def _configured(app: Starlette) -> AsyncIterator[None]:
     """The life of an application that reads the configuration."""
     _log_to_stderr()
     with open_service(load_settings()) as (users, settings):
-        management = Management(
-            admin_token=settings.secrets.admin_token,
-            local=settings.management.local and not settings.is_production,
-            registration_open=settings.registration.open,
-        )
-        app.state.service = Service(users, management)
+        management = Management.of(settings)
+        _serve(app, users, management)
         _logger.info("mlapi %s, profile %s", __version__, settings.profile)
         _logger.info("%s", management)
         try:
             yield
         finally:
             app.state.service.close()
+
+
+def _serve(app: Starlette, users: Users, management: Management) -> None:
+    app.state.management = management
+    app.state.service = Service(users)
 
 
 def _log_to_stderr() -> None:
@@ -184,7 +183,7 @@ def _log_to_stderr() -> None:
 
 
 class ManagersOnly:
-    """Refuses before routing whoever may not go on to a path. The rule is `Management.check`."""
+    """Refuses before routing whoever may not go on to a path, by ``app.state.management``."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -192,23 +191,11 @@ class ManagersOnly:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             try:
-                scope["app"].state.service.management.check(caller_of(scope))
+                scope["app"].state.management.check(Caller.of_asgi(scope))
             except MlapiError as error:
-                await _response(wire.refused(error))(scope, receive, send)
+                await respond(wire.refused(error))(scope, receive, send)
                 return
         await self._app(scope, receive, send)
-
-
-def caller_of(scope: Scope) -> Caller:
-    """Return what an ASGI scope tells of where a request comes from."""
-    path, root = scope["path"], scope.get("root_path", "")
-    return Caller(
-        path=path.removeprefix(root) if path.startswith(f"{root}/") else path,
-        client=(scope.get("client") or ("",))[0],
-        server=(scope.get("server") or ("",))[0],
-        http_version=scope["http_version"],
-        headers=[(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]],
-    )
 
 
 class OneLineStartupRefusal:
@@ -246,28 +233,28 @@ def _service(request: Request) -> Service:
     return service
 
 
-def _response(answer: wire.Answer) -> Response:
+def respond(answer: wire.Answer) -> Response:
     return Response(answer.body, answer.status, dict(answer.headers), media_type="application/json")
 
 
-async def _refuse(request: Request, error: Exception) -> Response:
+async def refuse(request: Request, error: Exception) -> Response:
     assert isinstance(error, MlapiError)  # noqa: S101 - it is registered for no other
     if isinstance(error, RepositoryUnavailableError | ConfigurationError):
         _logger.warning("%s %s: %s", request.method, request.url.path, error)
-    return _response(wire.refused(error))
+    return respond(wire.refused(error))
 
 
-async def _refuse_http(_request: Request, error: Exception) -> Response:
+async def refuse_http(_request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for no other
-    return _response(wire.failed(HTTPStatus(error.status_code), tuple((error.headers or {}).items())))
+    return respond(wire.failed(error.status_code, tuple((error.headers or {}).items())))
 
 
 async def _nobody_listens(_request: Request, _error: Exception) -> Response:
-    return _response(wire.failed(HTTPStatus.BAD_REQUEST))
+    return respond(wire.failed(HTTPStatus.BAD_REQUEST))
 
 
 async def _fail(_request: Request, _error: Exception) -> Response:
-    return _response(wire.failed(HTTPStatus.INTERNAL_SERVER_ERROR))
+    return respond(wire.failed(HTTPStatus.INTERNAL_SERVER_ERROR))
 
 
 app = create_app()

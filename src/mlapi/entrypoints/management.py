@@ -7,11 +7,12 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import attrs
 
+from mlapi.config import Settings
 from mlapi.entrypoints.wire import AdminTokenRequiredError, ManagementRefusedError
 
 OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
@@ -39,6 +40,33 @@ class Caller:
     http_version: str
     headers: Sequence[tuple[str, str]] = attrs.field(repr=False)
 
+    @classmethod
+    def of_asgi(cls, scope: Mapping[str, Any]) -> "Caller":
+        """Read an ASGI HTTP scope."""
+        path, root = scope["path"], scope.get("root_path", "")
+        return cls(
+            path=path.removeprefix(root) if path.startswith(f"{root}/") else path,
+            client=(scope.get("client") or ("",))[0],
+            server=(scope.get("server") or ("",))[0],
+            http_version=scope["http_version"],
+            headers=[(name.decode("latin-1").lower(), value.decode("latin-1")) for name, value in scope["headers"]],
+        )
+
+    @classmethod
+    def of_wsgi(cls, environ: Mapping[str, Any]) -> "Caller":
+        """Read a WSGI environ. It has joined what was sent twice, which then is no valid value."""
+        return cls(
+            path=environ.get("PATH_INFO", ""),
+            client=environ.get("REMOTE_ADDR", ""),
+            server=environ.get("SERVER_NAME", ""),
+            http_version=environ["SERVER_PROTOCOL"].removeprefix("HTTP/"),
+            headers=[
+                (name.removeprefix("HTTP_").replace("_", "-").lower(), value)
+                for name, value in environ.items()
+                if name.startswith("HTTP_")
+            ],
+        )
+
     def values(self, name: str) -> list[str]:
         return [value for header, value in self.headers if header == name]
 
@@ -54,6 +82,14 @@ class Management:
     _token_digest: bytes | None = attrs.field(alias="admin_token", default=None, converter=_digest, repr=False)
     local: bool = True
     registration_open: bool = True
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Management":
+        return cls(
+            admin_token=settings.secrets.admin_token,
+            local=settings.management.local and not settings.is_production,
+            registration_open=settings.registration.open,
+        )
 
     @property
     def mode(self) -> Literal["token", "local", "locked"]:

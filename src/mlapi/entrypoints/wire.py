@@ -91,7 +91,7 @@ class ManagementRefusedError(RequestError):
 # --- reading
 
 
-def check_content(content_types: Sequence[str], content_lengths: Sequence[str]) -> None:
+def check_content(content_types: Sequence[str], content_lengths: Sequence[str] = ()) -> None:
     """Refuse a body by its headers, before it is read.
 
     Raises:
@@ -182,7 +182,7 @@ def permission_updated(user: User) -> Answer:
     return _answer(HTTPStatus.OK, "User permission updated successfully", user_id=user.id)
 
 
-def removed() -> Answer:
+def removed(_user: User) -> Answer:
     return _answer(HTTPStatus.OK, "User deleted successfully")
 
 
@@ -234,9 +234,9 @@ def refused(error: MlapiError) -> Answer:
     return _answer(STATUS_OF[type(error)], message, headers=headers, **more)
 
 
-def failed(status: HTTPStatus, headers: Sequence[tuple[str, str]] = ()) -> Answer:
+def failed(status: int, headers: Sequence[tuple[str, str]] = ()) -> Answer:
     """Return the answer to what a framework refuses by itself: no such path, no such method, an error of ours."""
-    return _answer(status, status.phrase, headers=headers)
+    return _answer(HTTPStatus(status), HTTPStatus(status).phrase, headers=headers)
 
 
 _JSON = re.compile(r'application/json(\s*;\s*charset="?utf-8"?)?', re.IGNORECASE | re.ASCII)

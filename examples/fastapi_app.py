@@ -1,0 +1,45 @@
+"""mlapi in FastAPI: the same users, the same answers. Serve it with `python examples/fastapi_app.py`."""
+
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+
+from mlapi import MlapiError, Users
+from mlapi.bootstrap import open_service
+from mlapi.config import load_settings
+from mlapi.entrypoints import wire
+from mlapi.entrypoints.http import ManagersOnly, refuse, refuse_http, respond
+from mlapi.entrypoints.management import Management
+
+
+def create_app(users: Users, management: Management) -> FastAPI:
+    app = FastAPI(openapi_url=None, redirect_slashes=False)
+    app.add_exception_handler(MlapiError, refuse)
+    app.add_exception_handler(HTTPException, refuse_http)
+    app.state.management = management
+    app.add_middleware(ManagersOnly)
+
+    @app.post("/register-user")
+    async def register(request: Request) -> Response:
+        headers = request.headers
+        wire.check_content(headers.getlist("content-type"), headers.getlist("content-length"))
+        body = wire.decode(await wire.read_body(request.stream()), wire.RegisterUser)
+        user = await run_in_threadpool(users.register, username=body.username, password=body.password, email=body.email)
+        return respond(wire.registered(user))
+
+    @app.put("/toggle-user-permission/{user_id}/{permission}")
+    def toggle(user_id: str, permission: str) -> Response:
+        number, enabled = wire.user_id(user_id), wire.permission(permission)
+        return respond(wire.permission_updated(users.set_enabled(user_id=number, enabled=enabled)))
+
+    @app.delete("/remove-user/{user_id}")
+    def remove(user_id: str) -> Response:
+        return respond(wire.removed(users.remove(user_id=wire.user_id(user_id))))
+
+    return app
+
+
+if __name__ == "__main__":
+    with open_service(load_settings()) as (opened, settings):
+        uvicorn.run(create_app(opened, Management.of(settings)), port=8001)

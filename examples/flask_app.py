@@ -1,0 +1,48 @@
+"""mlapi in Flask: the same users, the same answers. Serve it with `python examples/flask_app.py`."""
+
+import msgspec
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from mlapi import MlapiError, Users
+from mlapi.bootstrap import open_service
+from mlapi.config import load_settings
+from mlapi.entrypoints import wire
+from mlapi.entrypoints.management import Caller, Management
+
+
+def create_app(users: Users, management: Management) -> Flask:
+    app = Flask(__name__, static_folder=None)
+    app.url_map.merge_slashes = False
+    app.before_request(lambda: management.check(Caller.of_wsgi(request.environ)))
+    app.register_error_handler(MlapiError, lambda error: _respond(wire.refused(error)))
+
+    @app.errorhandler(HTTPException)
+    def refuse(error: HTTPException) -> Response:
+        return _respond(wire.failed(error.code or 500, [pair for pair in error.get_headers() if pair[0] == "Allow"]))
+
+    @app.post("/register-user", provide_automatic_options=False)
+    def register() -> Response:
+        wire.check_content(request.headers.getlist("Content-Type"))
+        body = wire.decode(request.stream.read(wire.BODY_MAX + 1), wire.RegisterUser)
+        return _respond(wire.registered(users.register(**msgspec.structs.asdict(body))))
+
+    @app.put("/toggle-user-permission/<user_id>/<permission>", provide_automatic_options=False)
+    def toggle(user_id: str, permission: str) -> Response:
+        number, enabled = wire.user_id(user_id), wire.permission(permission)
+        return _respond(wire.permission_updated(users.set_enabled(user_id=number, enabled=enabled)))
+
+    @app.delete("/remove-user/<user_id>", provide_automatic_options=False)
+    def remove(user_id: str) -> Response:
+        return _respond(wire.removed(users.remove(user_id=wire.user_id(user_id))))
+
+    return app
+
+
+def _respond(answer: wire.Answer) -> Response:
+    return Response(answer.body, answer.status, answer.headers, content_type="application/json")
+
+
+if __name__ == "__main__":
+    with open_service(load_settings()) as (opened, settings):
+        create_app(opened, Management.of(settings)).run(port=8001)
