@@ -77,7 +77,11 @@ class PlainCipher:
     def matches(self, password: str, encrypted: EncryptedPassword) -> bool:
         scheme, _, salted = encrypted.value.partition(":")
         _, _, stored = salted.partition(":")
-        return scheme == "plain" and hmac.compare_digest(stored.encode(), password.encode())
+        return scheme == "plain" and hmac.compare_digest(_encoded(stored), _encoded(password))
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
         return not encrypted.value.startswith("plain:")
+
+
+def _encoded(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")  # a lone surrogate is no password, but asking is no error

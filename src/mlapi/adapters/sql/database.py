@@ -190,9 +190,8 @@ def _postgresql_engine(url: URL) -> Engine:
         pool_timeout=WAIT,
     )
     try:
-        _, keywords = engine.dialect.create_connect_args(url)
-        make_conninfo(**keywords)
-    except (ProgrammingError, TypeError, ValueError):
+        make_conninfo(**dict.fromkeys(url.query, ""))
+    except ProgrammingError:
         raise ConfigurationError(f"database.url holds an option that PostgreSQL does not know: {_EXAMPLES}") from None
 
     @event.listens_for(engine, "connect")
@@ -201,7 +200,8 @@ def _postgresql_engine(url: URL) -> Engine:
         # does not wait for its disk is told to; one that waits for more (standbys) is left alone.
         cursor = connection.cursor()
         cursor.execute(
-            f"SELECT set_config('lock_timeout', '{WAIT}s', false), set_config('statement_timeout', '{WAIT}s', false)"
+            "SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false)",
+            (f"{WAIT}s", f"{WAIT + 2}s"),
         )
         cursor.execute(
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"

@@ -1,0 +1,73 @@
+"""What tests of every kind share. Each xdist worker has a PostgreSQL server of its own, so a test may stop it."""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL
+
+from mlapi.adapters.sql import Database, database_url, upgrade
+from tests.postgres_server import PostgresServer, running_postgres
+
+KEY = "Vq3n0hYyYc1cZk8Yw1m0x3m2lC1Tq0g1mJX0cM3r7aQ="  # for tests only
+OLDER_KEY = "oB7QbT0r2kq3lYQ0m9w9fB0c8m2d4h3e5i6g7k8n9p0="
+SALT = "a salt for tests"
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    with running_postgres() as server:
+        yield server
+
+
+@pytest.fixture
+def sqlite_url(tmp_path: Path) -> URL:
+    return database_url(f"sqlite:///{tmp_path}/mlapi.db")
+
+
+@pytest.fixture
+def postgres_url(postgres: PostgresServer) -> Iterator[URL]:
+    with postgres.new_database() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def url(request: pytest.FixtureRequest) -> URL:
+    """The URL of an empty database, once for each kind."""
+    found: URL = request.getfixturevalue(f"{request.param}_url")
+    return found
+
+
+@pytest.fixture
+def open_database() -> Iterator[Callable[[URL], Database]]:
+    """Open as many as a test needs; all are closed after it."""
+    with ExitStack() as opened:
+
+        def open_one(url: URL) -> Database:
+            database = Database(url)
+            opened.callback(database.close)
+            return database
+
+        yield open_one
+
+
+@pytest.fixture
+def database(url: URL, open_database: Callable[[URL], Database]) -> Database:
+    """A database of each kind at the newest schema, without users."""
+    return _upgraded(open_database(url))
+
+
+@pytest.fixture
+def sqlite_database(sqlite_url: URL, open_database: Callable[[URL], Database]) -> Database:
+    return _upgraded(open_database(sqlite_url))
+
+
+@pytest.fixture
+def postgres_database(postgres_url: URL, open_database: Callable[[URL], Database]) -> Database:
+    return _upgraded(open_database(postgres_url))
+
+
+def _upgraded(database: Database) -> Database:
+    upgrade(database)
+    return database

@@ -1,0 +1,20 @@
+"""Every repository we ship keeps the contract."""
+
+import pytest
+
+from mlapi import UserRepository
+from mlapi.adapters.memory import InMemoryUserRepository
+from mlapi.adapters.sql import Database, SqlUserRepository
+from tests.contract.repository_contract import UserRepositoryContract
+
+
+class TestInMemoryUserRepository(UserRepositoryContract):
+    @pytest.fixture
+    def repository(self) -> UserRepository:
+        return InMemoryUserRepository()
+
+
+class TestSqlUserRepository(UserRepositoryContract):
+    @pytest.fixture
+    def repository(self, database: Database) -> UserRepository:
+        return SqlUserRepository(database)

@@ -1,0 +1,101 @@
+"""The real server in a process of its own: started, asked, stopped and killed."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Self
+
+import requests
+
+START_TIMEOUT = 30
+
+
+class Server:
+    """``uvicorn mlapi.entrypoints.http:app`` in a folder, on a free port, with nothing of our own environment."""
+
+    def __init__(self, folder: Path, environ: dict[str, str] | None = None, *options: str) -> None:
+        self.folder = folder
+        self.environ = environ or {}
+        self.options = options
+        self.port = free_port()
+        self.base = f"http://127.0.0.1:{self.port}"
+        self._log = folder / "server.log"
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        self._spawn()
+        deadline = time.monotonic() + START_TIMEOUT
+        while time.monotonic() < deadline and self.is_running:
+            try:
+                if requests.get(f"{self.base}/health/live", timeout=5).status_code == 200:
+                    return self
+            except requests.ConnectionError:
+                time.sleep(0.02)
+        raise RuntimeError(f"the server did not start:\n{self.log}")
+
+    def run_until_it_ends(self) -> int:
+        """Start a server that is expected to refuse; return its exit code."""
+        return self._spawn().wait(START_TIMEOUT)
+
+    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
+        """SIGTERM asks; SIGKILL kills every process of the server at once, as a crash does."""
+        if self._process is not None:
+            if how is signal.SIGKILL:
+                os.killpg(self._process.pid, how)
+            elif self.is_running:
+                self._process.send_signal(how)
+            self._process.wait(30)
+            self._process = None
+
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text("utf-8", "replace")
+
+    def raw(self, request: bytes, host: str = "127.0.0.1") -> bytes:
+        """Send bytes as they are; return all that comes back until the server closes or is silent for a second."""
+        with socket.create_connection((host, self.port), timeout=10) as connection:
+            connection.sendall(request)
+            connection.settimeout(1)
+            received = b""
+            try:
+                while chunk := connection.recv(65536):
+                    received += chunk
+            except TimeoutError:
+                pass
+            return received
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(self, *_error: object) -> None:
+        self.stop()
+
+    def _spawn(self) -> subprocess.Popen[bytes]:
+        uvicorn = Path(sys.executable).with_name("uvicorn")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLAPI_")}
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                [uvicorn, "mlapi.entrypoints.http:app", "--port", str(self.port), *self.options],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self.folder,
+                env={**kept, **self.environ},
+                start_new_session=True,  # a group of its own, so that its workers can be killed with it
+            )
+        return self._process
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

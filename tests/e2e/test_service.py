@@ -1,0 +1,460 @@
+"""The service as a user meets it: a process, a port, a folder."""
+
+import json
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import requests
+from sqlalchemy import URL
+
+from mlapi.bootstrap import open_database
+from mlapi.config import load_settings
+from tests.conftest import KEY, OLDER_KEY, SALT
+from tests.e2e.server import Server
+from tests.postgres_server import PostgresServer
+
+ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
+CANARY = "c4n4ry-p4ssw0rd"
+ADMIN_TOKEN = "an-admin-token-for-tests"
+SECRETS = {"MLAPI_SECRETS__KEY": KEY, "MLAPI_SECRETS__SALT": SALT}
+
+
+@pytest.fixture
+def environ(url: URL) -> dict[str, str]:
+    return {"MLAPI_DATABASE__URL": url.render_as_string(hide_password=False)}
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    """Start servers in the test's folder; what still runs after the test is stopped."""
+    started: list[Server] = []
+
+    def start(environ: dict[str, str] | None = None, *options: str) -> Server:
+        started.append(Server(tmp_path, environ, *options))
+        return started[-1].start()
+
+    yield start
+    for server in started:
+        server.stop(signal.SIGKILL if server.is_running else signal.SIGTERM)
+
+
+Serve = Callable[..., Server]
+
+
+def answer(response: requests.Response) -> tuple[int, object]:
+    return response.status_code, response.json()
+
+
+def register(server: Server, username: str = "ada", **more: str) -> requests.Response:
+    return requests.post(f"{server.base}/register-user", json={**ADA, "username": username, **more}, timeout=15)
+
+
+# --- the flow
+
+
+def test_the_flow_runs_on_a_fresh_start_with_nothing_configured(serve: Serve, tmp_path: Path) -> None:
+    base = serve().base
+    body = {"username": "test", "password": "test", "email": "test@testmail.com"}
+
+    created = requests.post(f"{base}/register-user", json=body, timeout=10)
+    again = requests.post(f"{base}/register-user", json=body, timeout=10)
+    first = created.json()["user_id"]
+    removed = requests.delete(f"{base}/remove-user/{first}", timeout=10)
+    anew = requests.post(f"{base}/register-user", json=body, timeout=10)
+    second = anew.json()["user_id"]
+    toggled = requests.put(f"{base}/toggle-user-permission/{second}/0", timeout=10)
+
+    assert answer(created) == (201, {"message": "User created successfully", "user_id": first})
+    assert answer(again) == (409, {"message": "User already exists", "user_id": first})
+    assert answer(removed) == (200, {"message": "User deleted successfully"})
+    assert answer(anew) == (201, {"message": "User created successfully", "user_id": second})
+    assert second != first
+    assert answer(toggled) == (200, {"message": "User permission updated successfully", "user_id": second})
+    table = table_of({"MLAPI_DATABASE__URL": f"sqlite:///{tmp_path}/mlapi.db"})
+    assert list(table.columns[:7]) == [
+        "id", "username", "password", "email", "enabled", "created_datetime", "updated_datetime",
+    ]  # fmt: skip
+    (row,) = table.to_dict("records")
+    assert (row["id"], row["username"], row["email"], bool(row["enabled"])) == (
+        second, "test", "test@testmail.com", False,
+    )  # fmt: skip
+    assert row["password"].startswith("gAAAA")
+    assert row["updated_datetime"] > row["created_datetime"]
+
+
+def table_of(environ: dict[str, str]) -> pd.DataFrame:
+    """Read the table as a user does, with our engine."""
+    database = open_database(load_settings(environ=environ))
+    try:
+        return pd.read_sql_table("users", database.engine)
+    finally:
+        database.close()
+
+
+def test_pandas_reads_the_table_on_both_databases(serve: Serve, environ: dict[str, str]) -> None:
+    server = serve(environ)
+    register(server)
+
+    table = table_of(environ)
+
+    assert table["username"].tolist() == ["ada"]
+    assert pd.api.types.is_datetime64_any_dtype(table["created_datetime"])
+
+
+def test_it_serves_from_a_folder_with_the_configuration_of_the_repository(serve: Serve, tmp_path: Path) -> None:
+    repository = Path(__file__).parents[2]
+    (tmp_path / "config.yml").write_text((repository / "config.yml").read_text("utf-8"), "utf-8")
+
+    assert register(serve()).status_code == 201
+
+
+def test_users_outlive_the_server(serve: Serve, environ: dict[str, str]) -> None:
+    server = serve(environ)
+    user_id = register(server).json()["user_id"]
+    server.stop()
+
+    again = register(serve(environ))
+
+    assert answer(again) == (409, {"message": "User already exists", "user_id": user_id})
+
+
+# --- several workers
+
+
+def test_two_workers_and_many_clients_that_race_for_a_name_make_one_user(serve: Serve, environ: dict[str, str]) -> None:
+    server = serve({**environ, "MLAPI_PASSWORDS__SCHEME": "fernet"}, "--workers", "2")
+
+    with ThreadPoolExecutor(64) as pool:
+        answers = list(pool.map(lambda _: register(server), range(64)))
+
+    created = [response for response in answers if response.status_code == 201]
+    assert len(created) == 1
+    user_id = created[0].json()["user_id"]
+    assert {json.dumps(answer(response)) for response in answers if response.status_code != 201} == {
+        json.dumps((409, {"message": "User already exists", "user_id": user_id}))
+    }
+    assert table_of(environ)["id"].tolist() == [user_id]
+
+
+def test_two_workers_that_start_at_once_make_one_schema_and_one_pair_of_secrets(serve: Serve, tmp_path: Path) -> None:
+    server = serve(None, "--workers", "2")
+
+    answers = [register(server, f"user{number}").status_code for number in range(20)]
+
+    assert answers == [201] * 20
+    assert server.log.count("made a new key and salt") == 1
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(("secrets", ".secrets"))) == [
+        "secrets.yml"
+    ]
+
+
+# --- crashes and faults
+
+
+def test_nothing_acknowledged_is_lost_when_the_server_is_killed(serve: Serve, environ: dict[str, str]) -> None:
+    environ = {**environ, "MLAPI_PASSWORDS__SCHEME": "fernet"}
+    acknowledged: dict[str, int] = {}
+    sent = 0
+
+    for round_number in range(5):
+        server = serve(environ)
+        stop = threading.Event()
+
+        def keep_registering(worker: int, server: Server = server, stop: threading.Event = stop) -> None:
+            nonlocal sent
+            number = 0
+            while not stop.is_set():
+                name = f"user-{round_number}-{worker}-{number}"  # noqa: B023 - joined before the next round
+                number += 1
+                try:
+                    response = register(server, name)
+                except requests.RequestException:  # cut off by the kill, so not acknowledged
+                    return
+                if response.status_code == 201:
+                    acknowledged[name] = response.json()["user_id"]
+
+        clients = [threading.Thread(target=keep_registering, args=(worker,)) for worker in range(4)]
+        for client in clients:
+            client.start()
+        time.sleep(0.4)
+        server.stop(signal.SIGKILL)
+        stop.set()
+        for client in clients:
+            client.join()
+
+    table = table_of(environ)
+    stored = dict(zip(table["username"], table["id"], strict=True))
+    assert len(acknowledged) > 50
+    assert {name: stored.get(name) for name in acknowledged} == acknowledged
+    assert table["username_key"].is_unique
+
+
+def test_a_restarted_postgresql_is_found_again_under_load(
+    serve: Serve, postgres: PostgresServer, postgres_url: URL
+) -> None:
+    environ = {"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)}
+    server = serve({**environ, "MLAPI_PASSWORDS__SCHEME": "fernet"})
+    acknowledged: list[str] = []
+    statuses: list[int] = []
+    stop = threading.Event()
+
+    def keep_registering(worker: int) -> None:
+        number = 0
+        while not stop.is_set():
+            number += 1
+            name = f"user-{worker}-{number}"
+            begin = time.monotonic()
+            response = register(server, name)
+            assert time.monotonic() - begin < 10
+            statuses.append(response.status_code)
+            if response.status_code == 201:
+                acknowledged.append(name)
+            else:
+                assert response.headers["retry-after"]
+                time.sleep(0.05)
+
+    with ThreadPoolExecutor(4) as pool:
+        clients = [pool.submit(keep_registering, worker) for worker in range(4)]
+        time.sleep(0.5)
+        postgres.stop(signal.SIGQUIT)
+        time.sleep(0.5)
+        assert requests.get(f"{server.base}/health/ready", timeout=10).status_code == 503
+        assert requests.get(f"{server.base}/health/live", timeout=10).status_code == 200
+        postgres.start()
+        time.sleep(1)
+        stop.set()
+        for client in clients:
+            client.result()
+
+    assert set(statuses) == {201, 503}
+    assert statuses[-1] == 201
+    assert set(acknowledged) <= set(table_of(environ)["username"])
+
+
+def test_a_postgresql_that_hangs_is_answered_for_within_ten_seconds_and_recovers(
+    serve: Serve, postgres: PostgresServer, postgres_url: URL
+) -> None:
+    server = serve({"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)})
+    user_id = register(server).json()["user_id"]
+
+    def toggle(_number: int) -> tuple[float, int]:
+        begin = time.monotonic()
+        response = requests.put(f"{server.base}/toggle-user-permission/{user_id}/0", timeout=30)
+        return time.monotonic() - begin, response.status_code
+
+    postgres.signal_all(signal.SIGSTOP)
+    try:
+        with ThreadPoolExecutor(24) as pool:
+            slow = list(pool.map(toggle, range(24)))
+        assert requests.get(f"{server.base}/health/live", timeout=2).status_code == 200
+    finally:
+        postgres.signal_all(signal.SIGCONT)
+
+    assert {status for _, status in slow} == {503}
+    assert max(seconds for seconds, _ in slow) < 10
+    assert toggle(0)[1] == 200
+
+
+# --- who may manage, over real connections
+
+
+def request_bytes(method: str, path: str, *headers: str, version: str = "1.1") -> bytes:
+    return "\r\n".join([f"{method} {path} HTTP/{version}", *headers, "Connection: close", "", ""]).encode()
+
+
+FORGED = {
+    "foreign host": ["Host: example.com"],
+    "host twice": ["Host: localhost", "Host: localhost"],
+    "a host and an empty one": ["Host: localhost", "Host:"],
+    "suffixed host": ["Host: localhost.example.com"],
+    "user in host": ["Host: localhost@example.com"],
+    "origin": ["Host: localhost", "Origin: http://localhost"],
+    "null origin": ["Host: localhost", "Origin: null"],
+    "empty origin": ["Host: localhost", "Origin:"],
+    "cross-site": ["Host: localhost", "Sec-Fetch-Site: cross-site"],
+    "same-site": ["Host: localhost", "Sec-Fetch-Site: same-site"],
+    "forwarded": ["Host: localhost", "Forwarded: for=127.0.0.1"],
+    "forwarded for": ["Host: localhost", "X-Forwarded-For: 127.0.0.1"],
+    "empty forwarded for": ["Host: localhost", "X-Forwarded-For:"],
+    "forwarded proto": ["Host: localhost", "X-Forwarded-Proto: http"],
+    "real ip": ["Host: localhost", "X-Real-IP: ::1"],
+    "via": ["Host: localhost", "Via: 1.1 a"],
+    "a token where none is set": ["Host: example.com", "Authorization: Bearer x"],
+}
+
+
+@pytest.fixture(scope="module")
+def local_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("local"), None, "--host", "0.0.0.0") as server:
+        assert register(server).status_code == 201
+        yield server
+
+
+@pytest.mark.parametrize("headers", FORGED.values(), ids=FORGED.keys())
+@pytest.mark.parametrize("method_and_path", ["DELETE /remove-user/1", "PUT /toggle-user-permission/1/0"])
+def test_a_forged_local_request_changes_nothing(local_server: Server, headers: list[str], method_and_path: str) -> None:
+    received = local_server.raw(request_bytes(*method_and_path.split(), *headers))
+
+    assert received.startswith((b"HTTP/1.1 403 ", b"HTTP/1.1 400 "))
+    assert table_of({"MLAPI_DATABASE__URL": f"sqlite:///{local_server.folder}/mlapi.db"})["enabled"].tolist() == [True]
+
+
+def test_http_1_0_may_not_manage(local_server: Server) -> None:
+    received = local_server.raw(request_bytes("DELETE", "/remove-user/1", "Host: localhost", version="1.0"))
+
+    assert received.startswith((b"HTTP/1.1 403 ", b"HTTP/1.0 403 "))
+
+
+def test_a_connection_from_another_address_of_this_machine_may_not_manage(local_server: Server) -> None:
+    address = own_address()
+    if address is None:
+        pytest.fail("this machine has no address but loopback: the rule could not be tried with a real connection")
+
+    received = local_server.raw(request_bytes("DELETE", "/remove-user/1", "Host: localhost"), host=address)
+
+    assert received.startswith(b"HTTP/1.1 403 ")
+
+
+def own_address() -> str | None:
+    """An address of this machine that is not loopback. Nothing is sent: connecting a datagram socket only routes."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # RFC 5737: for documentation, nobody's
+        except OSError:
+            return None
+        address: str = probe.getsockname()[0]
+        return None if address.startswith("127.") else address
+
+
+def test_production_takes_the_admin_token_alone(serve: Serve, sqlite_url: URL) -> None:
+    environ = {
+        **SECRETS,
+        "MLAPI_PROFILE": "production",
+        "MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN,
+        "MLAPI_REGISTRATION__OPEN": "false",
+    }
+    server = serve(environ)
+    bearer = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+
+    refused = register(server)
+    created = requests.post(f"{server.base}/register-user", json=ADA, headers=bearer, timeout=10)
+    unauthorised = requests.delete(f"{server.base}/remove-user/1", timeout=10)
+    twice = server.raw(
+        request_bytes("DELETE", "/remove-user/1", "Host: x", *[f"Authorization: Bearer {ADMIN_TOKEN}"] * 2)
+    )
+    removed = requests.delete(f"{server.base}/remove-user/1", headers=bearer, timeout=10)
+
+    assert [refused.status_code, created.status_code, unauthorised.status_code] == [401, 201, 401]
+    assert twice.startswith(b"HTTP/1.1 401 ")
+    assert answer(removed) == (200, {"message": "User deleted successfully"})
+    assert "management: token mode" in server.log
+
+
+# --- refusals to start: one line, exit code 3
+
+
+def refusal_of(folder: Path, environ: dict[str, str], *options: str) -> str:
+    server = Server(folder, environ, *options)
+
+    assert server.run_until_it_ends() == 3
+    assert "Traceback" not in server.log
+    (line,) = [line for line in server.log.splitlines() if "mlapi: " in line]
+    return line
+
+
+PRODUCTION = {"MLAPI_PROFILE": "production", **SECRETS}
+REFUSED: dict[str, tuple[dict[str, str], str]] = {
+    "unknown key": ({"MLAPI_DATABASE__ULR": "x"}, "database.ulr is not a setting; did you mean database.url?"),
+    "bad URL": ({"MLAPI_DATABASE__URL": f"postgres//{CANARY}@"}, "database.url cannot be read"),
+    "bad port": ({"MLAPI_DATABASE__URL": f"postgresql://u:{CANARY}@h:x/d"}, "database.url cannot be read"),
+    "another database": ({"MLAPI_DATABASE__URL": f"oracle://u:{CANARY}@h/d"}, "names oracle"),
+    "no folder": ({"MLAPI_DATABASE__URL": "sqlite:////no/such/mlapi.db"}, "there is no folder"),
+    "short key": ({**SECRETS, "MLAPI_SECRETS__KEY": CANARY}, "secrets.key is not a Fernet key"),
+    "no key file": ({"MLAPI_SECRETS__KEY_FILE": "/no/such/file"}, "cannot be read"),
+    "no salt": ({"MLAPI_SECRETS__KEY": KEY}, "secrets.salt is missing"),
+    "production without secrets": ({"MLAPI_PROFILE": "production"}, "secrets.key is missing"),
+    "production without admin token": (PRODUCTION, "secrets.admin_token is missing"),
+    "short admin token": ({**PRODUCTION, "MLAPI_SECRETS__ADMIN_TOKEN": "c4n4ry"}, "at least 16 characters"),
+    "unknown profile": ({"MLAPI_PROFILE": "prod"}, "profile: "),
+    "no configuration file": ({"MLAPI_CONFIG": "/no/such/config.yml"}, "cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("environ", "reason"), REFUSED.values(), ids=REFUSED.keys())
+def test_a_start_is_refused_in_one_line(tmp_path: Path, environ: dict[str, str], reason: str) -> None:
+    line = refusal_of(tmp_path, environ)
+
+    assert reason in line
+    assert "c4n4ry" not in line
+    assert not (tmp_path / "mlapi.db").exists()
+
+
+def test_a_start_with_secrets_that_others_may_read_is_refused(serve: Serve, tmp_path: Path) -> None:
+    serve().stop()
+    (tmp_path / "server.log").unlink()
+    (tmp_path / "secrets.yml").chmod(0o644)
+
+    line = refusal_of(tmp_path, {})
+
+    assert line.endswith(
+        f"{tmp_path}/secrets.yml holds secrets and others may read it: run `chmod 600 {tmp_path}/secrets.yml`"
+    )
+
+
+def test_a_start_with_another_key_is_refused(serve: Serve, tmp_path: Path, environ: dict[str, str]) -> None:
+    serve({**environ, **SECRETS}).stop()
+    (tmp_path / "server.log").unlink()
+
+    line = refusal_of(tmp_path, {**environ, **SECRETS, "MLAPI_SECRETS__KEY": OLDER_KEY})
+
+    assert "not the one that this database's passwords were encrypted with" in line
+
+
+def test_production_on_a_server_database_without_schema_is_refused(tmp_path: Path, postgres_url: URL) -> None:
+    environ = {
+        **PRODUCTION,
+        "MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN,
+        "MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False),
+    }
+
+    assert "run `mlapi db upgrade`" in refusal_of(tmp_path, environ)
+
+
+# --- no secret anywhere
+
+
+def test_no_secret_is_in_any_answer_or_log(serve: Serve, tmp_path: Path) -> None:
+    environ = {**SECRETS, "MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN}
+    server = serve(environ, "--log-level", "trace")
+    bearer = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+    json_type = {"Content-Type": "application/json"}
+
+    answers = [
+        register(server, password=CANARY),
+        register(server, password=CANARY),
+        register(server, password=CANARY * 100),
+        register(server, username="", password=CANARY),
+        requests.post(f"{server.base}/register-user", json={"username": "x", "password": [CANARY]}, timeout=10),
+        requests.post(f"{server.base}/register-user", json={CANARY: CANARY}, timeout=10),
+        requests.post(f"{server.base}/register-user", json=CANARY, timeout=10),
+        requests.post(f"{server.base}/register-user", data=f'{{"password": "{CANARY}"', headers=json_type, timeout=10),
+        requests.put(f"{server.base}/toggle-user-permission/1/x", headers=bearer, timeout=10),
+        requests.put(
+            f"{server.base}/toggle-user-permission/1/0", headers={"Authorization": f"Bearer {CANARY}"}, timeout=10
+        ),
+    ]
+    server.stop()
+
+    said = server.log + "".join(response.text + str(response.headers) for response in answers)
+    assert [response.status_code for response in answers] == [201, 409, 422, 422, 422, 422, 422, 400, 422, 401]
+    for secret in (CANARY, KEY, SALT, ADMIN_TOKEN, "gAAAA", "$argon2id$"):
+        assert secret not in said
+    for path in tmp_path.glob("mlapi.db*"):
+        assert CANARY.encode() not in path.read_bytes()

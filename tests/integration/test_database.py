@@ -1,0 +1,485 @@
+"""Databases: which URLs, what each kind is set to, and what their faults look like from the core."""
+
+import signal
+import sqlite3
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, event, text
+
+from mlapi import ConfigurationError, Remove, RepositoryUnavailableError, User, UserExistsError, UserId
+from mlapi.adapters.sql import Database, SqlUserRepository, check_key, connection_url, database_url, upgrade
+from mlapi.adapters.sql import database as database_module
+from tests.contract.repository_contract import apply_one, refusals, registered, registration
+from tests.postgres_server import PASSWORD, PostgresServer
+
+Open = Callable[[URL], Database]
+
+# --- URLs
+
+
+@pytest.mark.parametrize(
+    ("text", "driver"),
+    [
+        ("sqlite:///mlapi.db", "sqlite"),
+        ("sqlite+pysqlite:///mlapi.db", "sqlite"),
+        ("postgresql://u:p@h:5432/d", "postgresql+psycopg"),
+        ("postgres://u:p@h/d", "postgresql+psycopg"),
+        ("postgresql+psycopg://u@/d?host=h1:1&host=h2:2&target_session_attrs=read-write", "postgresql+psycopg"),
+    ],
+)
+def test_a_url_of_ours_gets_the_driver_that_we_use(text: str, driver: str) -> None:
+    assert database_url(text).drivername == driver
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("", "cannot be read"),
+        ("mlapi.db", "cannot be read"),
+        ("postgresql://u:hunter2@h:port/d", "cannot be read"),
+        ("mysql://u:hunter2@h/d", "names mysql, which mlapi does not run on"),
+        ("postgresql+asyncpg://u:hunter2@h/d", "names postgresql+asyncpg"),
+        ("sqlite://", "must be three slashes and the path of a file"),
+        ("sqlite:///:memory:", "must be three slashes"),
+        ("sqlite://mlapi.db", "must be three slashes"),
+        ("sqlite:///mlapi.db?mode=ro", "must be three slashes"),
+        ("sqlite:////no/such/folder/mlapi.db", "there is no folder for /no/such/folder/mlapi.db"),
+    ],
+)
+def test_another_url_is_refused_and_not_repeated(text: str, reason: str) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        database_url(text)
+
+    assert reason in str(refusal.value)
+    assert "hunter2" not in str(refusal.value)
+
+
+def test_an_option_that_postgresql_does_not_know_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="an option that PostgreSQL does not know"):
+        Database(database_url("postgresql://u:p@h/d?sslmod=require"))
+
+
+def test_a_missing_driver_is_named() -> None:
+    script = (
+        "import sys; sys.modules['psycopg'] = None\n"
+        "from mlapi.adapters.sql import Database, database_url\n"
+        "Database(database_url('postgresql://u:p@h/d'))"
+    )
+
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+
+    assert "PostgreSQL needs psycopg: pip install 'mlapi[postgres]'" in result.stderr
+
+
+def test_parts_of_any_characters_make_a_url_that_connects(postgres: PostgresServer, open_database: Open) -> None:
+    assert set("@/:%? ") <= set(PASSWORD)
+    database = open_database(
+        connection_url(username="mlapi", password=PASSWORD, host="127.0.0.1", port=postgres.port, database="postgres")
+    )
+
+    with database.reading() as connection:
+        assert connection.scalar(text("SELECT 1")) == 1
+
+
+# --- settings
+
+
+def test_sqlite_is_durable_and_private(sqlite_url: URL, open_database: Open) -> None:
+    database = open_database(sqlite_url)
+
+    with database.reading() as connection:
+        settings = {
+            name: connection.exec_driver_sql(f"PRAGMA {name}").scalar_one()
+            for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
+        }
+
+    full = 2
+    assert settings == {"journal_mode": "wal", "synchronous": full, "foreign_keys": 1, "busy_timeout": 3000}
+    assert stat.S_IMODE(Path(str(sqlite_url.database)).stat().st_mode) == 0o600
+
+
+def test_a_database_file_that_exists_keeps_its_mode(sqlite_url: URL, open_database: Open) -> None:
+    file = Path(str(sqlite_url.database))
+    file.touch(0o640)
+    mode = stat.S_IMODE(file.stat().st_mode)
+
+    upgrade(open_database(sqlite_url))
+
+    assert stat.S_IMODE(file.stat().st_mode) == mode
+
+
+def test_postgresql_waits_for_its_disk_even_where_it_is_told_not_to(
+    postgres: PostgresServer, postgres_url: URL, open_database: Open
+) -> None:
+    postgres.execute(f"ALTER DATABASE {postgres_url.database} SET synchronous_commit = off")
+    database = open_database(postgres_url)
+
+    with database.reading() as connection:
+        settings = [
+            connection.exec_driver_sql(f"SHOW {name}").scalar_one()
+            for name in ("synchronous_commit", "lock_timeout", "statement_timeout")
+        ]
+
+    assert settings == ["on", "3s", "5s"]
+
+
+def test_postgresql_that_waits_for_standbys_is_left_alone(
+    postgres: PostgresServer, postgres_url: URL, open_database: Open
+) -> None:
+    postgres.execute(f"ALTER DATABASE {postgres_url.database} SET synchronous_commit = remote_apply")
+    database = open_database(postgres_url)
+
+    with database.reading() as connection:
+        assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "remote_apply"
+
+
+# --- transactions
+
+
+def test_nobody_sees_a_batch_before_it_is_whole(database: Database, open_database: Open) -> None:
+    repository, onlooker = SqlUserRepository(database), SqlUserRepository(open_database(database.engine.url))
+    seen: list[int] = []
+
+    @event.listens_for(database.engine, "after_cursor_execute")
+    def look(*_args: object) -> None:
+        seen.append(len(onlooker.page(after=UserId(0), limit=10)))
+
+    repository.apply([registration("ada"), registration("bob"), registration("eve")])
+
+    assert len(seen) >= 3
+    assert set(seen) == {0}
+    assert len(onlooker.page(after=UserId(0), limit=10)) == 3
+
+
+def test_a_batch_that_fails_half_way_leaves_nothing_and_the_next_one_works(database: Database) -> None:
+    repository = SqlUserRepository(database)
+    statements: list[str] = []
+
+    @event.listens_for(database.engine, "before_cursor_execute", retval=True)
+    def break_the_second_insert(
+        _connection: object, _cursor: object, statement: str, parameters: object, *_args: object
+    ) -> tuple[str, object]:
+        if statement.startswith("INSERT INTO users"):
+            statements.append(statement)
+            if len(statements) == 2:
+                return statement.replace("INSERT INTO users", "INSERT INTO no_such_table"), parameters
+        return statement, parameters
+
+    with pytest.raises(RepositoryUnavailableError):
+        repository.apply([registration("ada"), registration("bob")])
+
+    assert repository.page(after=UserId(0), limit=10) == []
+    assert not refusals(repository.apply([registration("ada"), registration("bob")]))
+
+
+def test_no_value_is_shown_when_a_statement_fails(database: Database) -> None:
+    repository = SqlUserRepository(database)
+
+    @event.listens_for(database.engine, "before_cursor_execute", retval=True)
+    def break_it(_connection: object, _cursor: object, statement: str, parameters: object, *_args: object) -> object:
+        return statement.replace("INSERT INTO users", "INSERT INTO no_such_table"), parameters
+
+    with pytest.raises(RepositoryUnavailableError) as failure:
+        repository.apply([registration("ada-the-canary", email="canary@example.com")])
+
+    assert "canary" not in f"{failure.value} {failure.value!r} {failure.value.__cause__}"
+
+
+def test_a_name_that_is_removed_while_we_ask_who_holds_it_is_free(
+    postgres_database: Database, postgres_url: URL, open_database: Open
+) -> None:
+    repository, rival = SqlUserRepository(postgres_database), SqlUserRepository(open_database(postgres_url))
+    ada = registered(repository)
+    _before_the_holder_is_asked(postgres_database, lambda: rival.apply([Remove(user_id=ada.id)]), times=1)
+
+    again = registered(repository)
+
+    assert again.id > ada.id
+
+
+def test_a_name_that_comes_and_goes_too_fast_is_answered_all_the_same(
+    postgres_database: Database, postgres_url: URL, open_database: Open
+) -> None:
+    repository, rival = SqlUserRepository(postgres_database), SqlUserRepository(open_database(postgres_url))
+    registered(repository)
+
+    def come_and_go() -> None:
+        holder = rival.find(registration().username_key)
+        assert holder is not None
+        rival.apply([Remove(user_id=holder.id)])
+
+    def come_back() -> None:
+        rival.apply([registration()])
+
+    _before_the_holder_is_asked(postgres_database, come_and_go, times=5, afterwards=come_back)
+
+    with pytest.raises(RepositoryUnavailableError, match="too fast"):
+        repository.apply([registration()])
+
+
+def _before_the_holder_is_asked(database: Database, act: Act, times: int, afterwards: Act | None = None) -> None:
+    acts = iter([act] * times)
+
+    @event.listens_for(database.engine, "before_cursor_execute")
+    def before(_connection: object, _cursor: object, statement: str, *_args: object) -> None:
+        if statement.startswith("SELECT users.id") and (found := next(acts, None)) is not None:
+            found()  # type: ignore[operator]
+
+    @event.listens_for(database.engine, "after_cursor_execute")
+    def after(_connection: object, _cursor: object, statement: str, *_args: object) -> None:
+        if statement.startswith("SELECT users.id") and afterwards is not None:
+            afterwards()  # type: ignore[operator]
+
+
+def test_threads_and_databases_that_race_for_a_name_make_one_user(url: URL, open_database: Open) -> None:
+    databases = [open_database(url), open_database(url)]
+    upgrade(databases[0])
+    repositories = [SqlUserRepository(database) for database in databases]
+
+    with ThreadPoolExecutor(16) as pool:
+        outcomes = list(pool.map(lambda number: apply_one(repositories[number % 2], registration()), range(64)))
+
+    (user,) = (outcome for outcome in outcomes if isinstance(outcome, User))
+    assert refusals(outcomes) == [(UserExistsError, user.id)] * 63
+    assert repositories[0].page(after=UserId(0), limit=10) == [user]
+
+
+# --- faults, and that they end
+
+
+@contextmanager
+def writing_elsewhere(url: URL) -> Iterator[sqlite3.Connection]:
+    other = sqlite3.connect(str(url.database), isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    try:
+        yield other
+    finally:
+        other.rollback()
+        other.close()
+
+
+def test_a_locked_sqlite_database_is_unavailable_until_it_is_let_go(
+    sqlite_url: URL, monkeypatch: pytest.MonkeyPatch, open_database: Open
+) -> None:
+    monkeypatch.setattr(database_module, "WAIT", 0.2)
+    database = open_database(sqlite_url)
+    upgrade(database)
+    repository = SqlUserRepository(database)
+    ada = registered(repository)
+
+    with writing_elsewhere(sqlite_url):
+        with pytest.raises(RepositoryUnavailableError, match="database is locked"):
+            repository.apply([registration("bob")])
+        with pytest.raises(RepositoryUnavailableError, match="database is locked"):
+            repository.check()
+        assert repository.get(ada.id) == ada
+
+    assert isinstance(apply_one(repository, registration("bob")), User)
+
+
+def test_threads_that_get_no_turn_to_write_are_told(
+    sqlite_url: URL, monkeypatch: pytest.MonkeyPatch, open_database: Open
+) -> None:
+    monkeypatch.setattr(database_module, "WAIT", 0.2)
+    database = open_database(sqlite_url)
+    upgrade(database)
+    repository = SqlUserRepository(database)
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with database.writing():
+            inside.set()
+            leave.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    inside.wait(10)
+    with pytest.raises(RepositoryUnavailableError, match="no turn to write"):
+        repository.apply([registration()])
+    leave.set()
+    holder.join()
+
+    assert isinstance(apply_one(repository, registration()), User)
+
+
+def test_more_readers_than_connections_are_told(
+    sqlite_url: URL, monkeypatch: pytest.MonkeyPatch, open_database: Open
+) -> None:
+    monkeypatch.setattr(database_module, "WAIT", 0.1)
+    monkeypatch.setattr(database_module, "CONNECTIONS", 1)
+    database = open_database(sqlite_url)
+
+    with database.reading(), pytest.raises(RepositoryUnavailableError, match="no free connection"), database.reading():
+        pass
+
+
+def test_a_damaged_sqlite_file_is_unavailable(sqlite_url: URL, open_database: Open) -> None:
+    Path(str(sqlite_url.database)).write_bytes(b"this is no database, and long enough to be looked at" * 100)
+    repository = SqlUserRepository(open_database(sqlite_url))
+
+    with pytest.raises(RepositoryUnavailableError, match="file is not a database"):
+        repository.check()
+
+
+def test_a_full_disk_is_unavailable_and_loses_nothing(sqlite_url: URL, open_database: Open) -> None:
+    database = open_database(sqlite_url)
+    upgrade(database)
+    repository = SqlUserRepository(database)
+    users = [registered(repository, f"user{number}") for number in range(10)]
+
+    @event.listens_for(database.engine, "begin")
+    def fill(connection: object) -> None:
+        # SQLite's own bound on the file gives the error that a full disk gives, SQLITE_FULL.
+        connection.exec_driver_sql("PRAGMA max_page_count = 1")  # type: ignore[attr-defined]
+
+    with pytest.raises(RepositoryUnavailableError, match="full"):
+        repository.apply(
+            [registration("x" * 250, email=f"{number}@example.com") for number in range(1)]
+            + [registration(f"more{number}" + "x" * 200) for number in range(200)]
+        )
+    event.remove(database.engine, "begin", fill)
+
+    assert repository.page(after=UserId(0), limit=100) == users
+
+
+def test_a_read_only_postgresql_is_unavailable_until_it_is_not(
+    postgres: PostgresServer, postgres_database: Database
+) -> None:
+    repository = SqlUserRepository(postgres_database)
+    name = postgres_database.engine.url.database
+    postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    postgres_database.close()  # its sessions were opened before
+
+    with pytest.raises(RepositoryUnavailableError, match="read-only transaction"):
+        repository.apply([registration()])
+    with pytest.raises(RepositoryUnavailableError, match="the database is read-only"):
+        repository.check()
+    postgres.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
+
+    assert isinstance(_eventually(repository), User)
+
+
+def test_a_locked_postgresql_table_is_unavailable_until_it_is_let_go(
+    postgres: PostgresServer, postgres_url: URL, open_database: Open
+) -> None:
+    database = open_database(postgres_url)
+    upgrade(database)
+    repository = SqlUserRepository(database)
+
+    with postgres.connect(str(postgres_url.database)) as other, other.transaction():
+        other.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
+        with pytest.raises(RepositoryUnavailableError, match="LockNotAvailable"):
+            repository.apply([registration()])
+
+    assert isinstance(apply_one(repository, registration()), User)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
+def test_a_postgresql_that_goes_comes_back_by_itself_with_all_that_was_acknowledged(
+    postgres: PostgresServer, postgres_url: URL, how: signal.Signals, open_database: Open
+) -> None:
+    database = open_database(postgres_url)
+    upgrade(database)
+    repository = SqlUserRepository(database)
+    ada = registered(repository)
+
+    postgres.stop(how)
+    try:
+        with pytest.raises(RepositoryUnavailableError):
+            repository.apply([registration("bob")])
+        with pytest.raises(RepositoryUnavailableError):
+            repository.get(ada.id)
+    finally:
+        postgres.start()
+
+    assert repository.get(ada.id) == ada
+    assert isinstance(apply_one(repository, registration("bob")), User)
+
+
+def _eventually(repository: SqlUserRepository) -> object:
+    """One session of the pool after the other learns that the database takes changes again."""
+    for _ in range(database_module.CONNECTIONS):
+        try:
+            return apply_one(repository, registration())
+        except RepositoryUnavailableError:
+            continue
+    return None
+
+
+# --- before the first use
+
+
+def test_a_database_is_prepared_once_and_again_only_if_that_failed(sqlite_url: URL, open_database: Open) -> None:
+    database = open_database(sqlite_url)
+    calls: list[str] = []
+
+    def prepare() -> None:
+        calls.append("prepare")
+        if len(calls) == 1:
+            raise RepositoryUnavailableError("away")
+        upgrade(database)
+
+    repository = SqlUserRepository(database, before_first_use=prepare)
+    with pytest.raises(RepositoryUnavailableError):
+        repository.check()
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: repository.page(after=UserId(0), limit=1), range(8)))
+
+    assert calls == ["prepare", "prepare"]
+
+
+def test_who_waits_too_long_for_the_opening_is_told(
+    sqlite_url: URL, monkeypatch: pytest.MonkeyPatch, open_database: Open
+) -> None:
+    monkeypatch.setattr("mlapi.adapters.sql.repository.WAIT", 0.1)
+    inside, leave = threading.Event(), threading.Event()
+
+    def prepare() -> None:
+        inside.set()
+        leave.wait(10)
+
+    repository = SqlUserRepository(open_database(sqlite_url), before_first_use=prepare)
+    opening = threading.Thread(target=repository.open)
+    opening.start()
+    inside.wait(10)
+
+    with pytest.raises(RepositoryUnavailableError, match="being opened"):
+        repository.get(UserId(1))
+    leave.set()
+    opening.join()
+
+
+# --- the key check
+
+
+def test_the_first_key_is_remembered_and_another_refused(database: Database) -> None:
+    check_key(database, ["first", "older"])
+
+    check_key(database, ["first"])
+    check_key(database, ["newer", "first"])
+    with pytest.raises(ConfigurationError, match="not the one that this database's passwords were encrypted with"):
+        check_key(database, ["older"])
+
+
+def test_processes_that_bring_a_first_key_at_once_agree_on_one(database: Database, open_database: Open) -> None:
+    rivals = [open_database(database.engine.url) for _ in range(8)]
+
+    def bring(number: int) -> bool:
+        try:
+            check_key(rivals[number], [f"key {number}"])
+        except ConfigurationError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        accepted = list(pool.map(bring, range(8)))
+
+    assert accepted.count(True) == 1

@@ -1,0 +1,148 @@
+"""The schema: every revision up and down, one process at a time, and what is not ours is left alone."""
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import URL, inspect, text
+
+from mlapi import ConfigurationError
+from mlapi.adapters.sql import Database, prepare_schema, upgrade
+from mlapi.adapters.sql import schema as schema_module
+from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE, current_revision, downgrade
+from mlapi.adapters.sql.tables import metadata
+
+MIGRATIONS = ScriptDirectory(schema_module.__file__.replace("schema.py", "migrations"))
+REVISIONS = [script.revision for script in reversed(list(MIGRATIONS.walk_revisions()))]
+
+
+@pytest.fixture
+def empty(url: URL) -> Database:
+    return Database(url)
+
+
+def tables_of(database: Database) -> set[str]:
+    with database.reading() as connection:
+        return set(inspect(connection).get_table_names()) - {"sqlite_sequence"}
+
+
+def revision_of(database: Database) -> str | None:
+    with database.reading() as connection:
+        return current_revision(connection)
+
+
+def test_the_newest_revision_in_the_code_is_the_newest_in_the_files() -> None:
+    assert MIGRATIONS.get_current_head() == HEAD
+
+
+def test_every_revision_goes_up_and_down(empty: Database) -> None:
+    for revision in REVISIONS:
+        upgrade(empty, revision)
+        assert revision_of(empty) == revision
+    for revision in reversed(["base", *REVISIONS[:-1]]):
+        downgrade(empty, revision)
+        assert revision_of(empty) == (None if revision == "base" else revision)
+
+    assert tables_of(empty) == {VERSION_TABLE}
+    assert upgrade(empty) == (None, HEAD)
+    empty.close()
+
+
+def test_the_migrations_make_the_tables_that_the_code_sees(database: Database) -> None:
+    with database.reading() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True, "version_table": VERSION_TABLE})
+        differences = compare_metadata(context, metadata)
+
+    assert differences == []
+
+
+def test_an_upgrade_of_the_newest_does_nothing(database: Database) -> None:
+    assert upgrade(database) == (HEAD, HEAD)
+
+
+def test_ids_are_autoincremented_on_sqlite(sqlite_url: URL) -> None:
+    database = Database(sqlite_url)
+    upgrade(database)
+
+    with database.reading() as connection:
+        (sql,) = connection.execute(text("SELECT sql FROM sqlite_master WHERE name = 'users'")).one()
+    database.close()
+
+    assert "AUTOINCREMENT" in sql
+
+
+def test_a_start_brings_the_schema_up_where_it_may(empty: Database) -> None:
+    prepare_schema(empty, may_upgrade=True)
+
+    assert revision_of(empty) == HEAD
+    empty.close()
+
+
+def test_a_start_that_may_not_upgrade_names_the_command(empty: Database) -> None:
+    with pytest.raises(ConfigurationError) as refusal:
+        prepare_schema(empty, may_upgrade=False)
+
+    assert str(refusal.value) == (
+        f"the database's schema is at revision none and must be at {HEAD}: run `mlapi db upgrade`"
+    )
+    assert tables_of(empty) == set()
+    empty.close()
+
+
+def test_a_schema_of_a_newer_mlapi_is_refused(database: Database) -> None:
+    with database.writing() as connection:
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
+
+    with pytest.raises(ConfigurationError, match="revision 9999, which this version of mlapi does not know"):
+        prepare_schema(database, may_upgrade=True)
+
+
+def test_a_users_table_that_is_not_ours_is_left_alone(empty: Database) -> None:
+    with empty.writing() as connection:
+        connection.execute(text("CREATE TABLE users (id INTEGER PRIMARY KEY, username VARCHAR)"))
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR)"))
+
+    with pytest.raises(ConfigurationError, match="a table `users` that mlapi did not make"):
+        prepare_schema(empty, may_upgrade=True)
+
+    assert tables_of(empty) == {"users", "alembic_version"}
+    empty.close()
+
+
+def test_a_failed_upgrade_leaves_nothing_behind(empty: Database) -> None:
+    with empty.writing() as connection:
+        connection.execute(text("CREATE TABLE mlapi_key_check (id INTEGER PRIMARY KEY)"))
+
+    with pytest.raises(Exception, match="mlapi_key_check"):  # the first revision makes it after the users
+        upgrade(empty)
+
+    assert tables_of(empty) == {"mlapi_key_check"}
+    empty.close()
+
+
+def test_threads_that_upgrade_at_once_do_not_collide(url: URL) -> None:
+    databases = [Database(url) for _ in range(4)]
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(upgrade, databases))
+
+    assert sorted(results, key=str) == [(HEAD, HEAD)] * 3 + [(None, HEAD)]
+    for database in databases:
+        database.close()
+
+
+def test_processes_that_upgrade_at_once_do_not_collide(url: URL) -> None:
+    script = (
+        "import sys; from mlapi.adapters.sql import Database, database_url, prepare_schema;"
+        "prepare_schema(Database(database_url(sys.argv[1])), may_upgrade=True)"
+    )
+    command = [sys.executable, "-c", script, url.render_as_string(hide_password=False)]
+
+    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    errors = [process.communicate(timeout=60)[1] for process in processes]
+
+    assert [(process.returncode, error) for process, error in zip(processes, errors, strict=True)] == [(0, "")] * 4
