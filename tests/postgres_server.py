@@ -42,7 +42,15 @@ class PostgresServer:
         return self._process is not None
 
     def start(self) -> None:
-        command = [self._bin / "postgres", "-D", self._folder / "data", "-p", str(self.port), "-h", "127.0.0.1"]
+        command: list[str | Path] = [
+            self._bin / "postgres",
+            "-D",
+            self._folder / "data",
+            "-p",
+            str(self.port),
+            "-h",
+            "127.0.0.1",
+        ]
         options = ["unix_socket_directories=", "fsync=off", "max_connections=50", "shared_buffers=32MB"]
         log = (self._folder / "log").open("ab")
         self._process = self._popen([*command, *(part for option in options for part in ("-c", option))], log)
@@ -115,7 +123,16 @@ class PostgresServer:
         data.mkdir(mode=0o700)
         if self._account is not None:
             os.chown(data, self._account.pw_uid, self._account.pw_gid)
-        initdb = [self._bin / "initdb", "-D", data, "-U", "mlapi", "--pwfile", password_file, "--auth=scram-sha-256"]
+        initdb: list[str | Path] = [
+            self._bin / "initdb",
+            "-D",
+            data,
+            "-U",
+            "mlapi",
+            "--pwfile",
+            password_file,
+            "--auth=scram-sha-256",
+        ]
         with (self._folder / "log").open("ab") as log:
             code = self._popen([*initdb, "-E", "UTF8", "--locale=C", "--no-sync"], log).wait(START_TIMEOUT)
         if code != 0:

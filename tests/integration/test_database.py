@@ -21,6 +21,7 @@ from tests.contract.repository_contract import apply_one, refusals, registered, 
 from tests.postgres_server import PASSWORD, PostgresServer
 
 Open = Callable[[URL], Database]
+Act = Callable[[], object]
 
 # --- URLs
 
@@ -231,12 +232,12 @@ def _before_the_holder_is_asked(database: Database, act: Act, times: int, afterw
     @event.listens_for(database.engine, "before_cursor_execute")
     def before(_connection: object, _cursor: object, statement: str, *_args: object) -> None:
         if statement.startswith("SELECT users.id") and (found := next(acts, None)) is not None:
-            found()  # type: ignore[operator]
+            found()
 
     @event.listens_for(database.engine, "after_cursor_execute")
     def after(_connection: object, _cursor: object, statement: str, *_args: object) -> None:
         if statement.startswith("SELECT users.id") and afterwards is not None:
-            afterwards()  # type: ignore[operator]
+            afterwards()
 
 
 def test_threads_and_databases_that_race_for_a_name_make_one_user(url: URL, open_database: Open) -> None:

@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 from starlette.websockets import WebSocketDisconnect
 
-from mlapi import Change, EncryptedPassword, Outcome, RepositoryUnavailableError, Users
+from mlapi import Change, EncryptedPassword, Outcome, Remove, UserId, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints import http
 from mlapi.entrypoints.http import Threads, create_app
@@ -38,6 +38,20 @@ class SlowCipher(PlainCipher):
     def encrypt(self, password: str) -> EncryptedPassword:
         self.go_on.wait(10)
         return super().encrypt(password)
+
+
+class HangingRepository(InMemoryUserRepository):
+    """A repository whose database says nothing until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+        self.asked: list[Change] = []
+
+    def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+        self.asked += changes
+        self.go_on.wait(10)
+        return super().apply(changes)
 
 
 class BrokenRepository(AwayRepository):
@@ -219,25 +233,21 @@ def test_health_answers_while_hashing_takes_its_time() -> None:
     assert asyncio.run(run()) == (200, 404, 8)
 
 
-def test_a_call_that_waits_too_long_is_unavailable_and_one_in_the_queue_is_never_made(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_who_waits_too_long_is_told_and_a_call_in_the_queue_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http, "ANSWER_WITHIN", 0.1)
-    go_on, made = threading.Event(), list[str]()
+    repository = HangingRepository()
+    app = create_app(Users(repository, PlainCipher()))
+    app.state.service = http.Service(app.state.service.users, database=Threads(1))
 
-    def call(name: str) -> None:
-        made.append(name)
-        go_on.wait(10)
+    async def run() -> list[httpx2.Response]:
+        transport = httpx2.ASGITransport(app, client=("127.0.0.1", 5))
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8001") as client:
+            late = await asyncio.gather(*[client.delete(f"/remove-user/{number}") for number in range(1, 4)])
+            repository.go_on.set()
+            return [*late, await client.delete("/remove-user/4")]
 
-    async def run() -> list[object]:
-        threads = Threads(1)
-        results = await asyncio.gather(threads.run(call, "first"), threads.run(call, "second"), return_exceptions=True)
-        go_on.set()
-        await threads.run(call, "third")
-        threads.close()
-        return list(results)
+    *late, last = asyncio.run(run())
 
-    results = asyncio.run(run())
-
-    assert [type(result) for result in results] == [RepositoryUnavailableError] * 2
-    assert made == ["first", "third"]
+    assert [content(answer) for answer in late] == [(503, {"message": "Service unavailable, try again"})] * 3
+    assert last.status_code == 404
+    assert repository.asked == [Remove(user_id=UserId(1)), Remove(user_id=UserId(4))]

@@ -9,6 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from http import HTTPStatus
 from typing import ParamSpec, TypeVar
 
@@ -31,7 +32,7 @@ from mlapi.entrypoints.management import REGISTRATION_PATH, Caller, Management
 from mlapi.service import Users
 
 ANSWER_WITHIN = 9.0
-"""Seconds that one piece of waiting may take, hashing or database. A client is promised an answer within 10."""
+"""Seconds that hashing and the database may take together. A client is promised an answer within 10."""
 DATABASE_THREADS = 8
 """As many as the pool has connections."""
 
@@ -79,10 +80,12 @@ async def register_user(request: Request) -> Response:
     service = _service(request)
     wire.check_content(request.headers.getlist("content-type"), request.headers.getlist("content-length"))
     body = wire.decode(await wire.read_body(request.stream()), wire.RegisterUser)
-    change = await service.hashing.run(
-        service.users.prepare_registration, username=body.username, password=body.password, email=body.email
-    )
-    return respond(wire.registered(await service.database.run(service.users.apply, change)))
+    async with _in_time():
+        change = await service.hashing.run(
+            service.users.prepare_registration, username=body.username, password=body.password, email=body.email
+        )
+        user = await service.database.run(service.users.apply, change)
+    return respond(wire.registered(user))
 
 
 async def toggle_user_permission(request: Request) -> Response:
@@ -90,13 +93,17 @@ async def toggle_user_permission(request: Request) -> Response:
     user_id = wire.user_id(request.path_params["user_id"])
     enabled = wire.permission(request.path_params["permission"])
     change = service.users.prepare_set_enabled(user_id=user_id, enabled=enabled)
-    return respond(wire.permission_updated(await service.database.run(service.users.apply, change)))
+    async with _in_time():
+        user = await service.database.run(service.users.apply, change)
+    return respond(wire.permission_updated(user))
 
 
 async def remove_user(request: Request) -> Response:
     service = _service(request)
     user_id = wire.user_id(request.path_params["user_id"])
-    return respond(wire.removed(await service.database.run(service.users.apply, Remove(user_id=user_id))))
+    async with _in_time():
+        user = await service.database.run(service.users.apply, Remove(user_id=user_id))
+    return respond(wire.removed(user))
 
 
 async def live(_request: Request) -> Response:
@@ -107,7 +114,8 @@ async def live(_request: Request) -> Response:
 async def ready(request: Request) -> Response:
     """Whether a change could be stored now."""
     service = _service(request)
-    await service.database.run(service.users.repository.check)
+    async with _in_time():
+        await service.database.run(service.users.repository.check)
     return respond(wire.ready())
 
 
@@ -123,18 +131,22 @@ class Threads:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Await a call made in a thread.
 
-        Raises:
-            RepositoryUnavailableError: after `ANSWER_WITHIN` seconds. A call still in the queue is then not made; one
-                that has begun goes on, and keeps its thread until the database lets go of it.
+        If this is cancelled, a call that still waits in the queue is not made; one that has begun goes on, and keeps
+        its thread until the database lets go of it.
         """
-        call = asyncio.get_running_loop().run_in_executor(self._executor, lambda: function(*args, **kwargs))
-        try:
-            return await asyncio.wait_for(call, ANSWER_WITHIN)
-        except TimeoutError:
-            raise RepositoryUnavailableError(f"no answer within {ANSWER_WITHIN:.0f} seconds") from None
+        return await asyncio.get_running_loop().run_in_executor(self._executor, partial(function, *args, **kwargs))
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
+
+
+@asynccontextmanager
+async def _in_time() -> AsyncIterator[None]:
+    try:
+        async with asyncio.timeout(ANSWER_WITHIN):
+            yield
+    except TimeoutError:
+        raise RepositoryUnavailableError(f"no answer within {ANSWER_WITHIN:.0f} seconds") from None
 
 
 @attrs.frozen
