@@ -18,14 +18,8 @@ import attrs
 import msgspec
 
 from mlapi.domain.errors import ConfigurationError
-from mlapi.secret_files import (
-    KEY_BYTES,
-    is_open_to_others,
-    open_to_others,
-    read_secret,
-    read_yaml,
-    refuse_open_to_others,
-)
+from mlapi.domain.model import PASSWORD_MAX
+from mlapi.secret_files import KEY_BYTES, open_to_others, read_value, read_yaml
 
 ADMIN_TOKEN_MIN = 16
 """Characters of an admin token in production: 96 bits if it is random base64."""
@@ -33,8 +27,11 @@ PASSWORD_MIN = 8
 """Characters of a password in production: OWASP ASVS 5.0, 6.2.1, which recommends 15 (``passwords.min_length: 15``)."""
 
 _PREFIX = "MLAPI_"
-# What Kubernetes puts into the environment of every container beside a service that is called mlapi.
-_KUBERNETES = re.compile(r"MLAPI_(SERVICE_(HOST|PORT.*)|PORT.*)")
+_WORD = re.compile(r"[a-z_]{1,32}")
+_SECRET_SECTIONS = frozenset({"secrets", "connection", "database"})
+_CHOICES = {"profile": ("development", "production"), "passwords.scheme": ("argon2id", "fernet")}
+# What Kubernetes puts into the environment of every container beside a service whose name begins with mlapi.
+_KUBERNETES = re.compile(r"MLAPI_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT)|PORT)(_.*)?")
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, 2.1: what a bearer token may consist of
 # Keys and salts that anybody can read: that of the Fernet specification's test vectors (and of half the tutorials).
 _PUBLISHED_KEYS = frozenset({"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="})
@@ -109,21 +106,18 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
     """
     named = path or (Path(environ["MLAPI_CONFIG"]) if environ.get("MLAPI_CONFIG") else None)
     file = named or Path("config.yml")
-    tree = read_yaml(file) if named is not None or file.exists() else {}
-    _refuse_unknown(tree, str(file))
-    holds_secrets = "secrets" in tree or "connection" in tree or "@" in str(tree.get("database"))
+    tree = _checked(read_yaml(file), str(file)) if named is not None or file.exists() else {}
+    url = str(tree.get("database", {}).get("url"))
+    holds_secrets = "secrets" in tree or "connection" in tree or "@" in url or "password" in url
     for variable, section, key, value in _overrides(environ):
-        branch = {key: value} if section is None else {section: {key: value}}
-        _refuse_unknown(branch, variable)
+        _checked({key: value} if section is None else {section: {key: value}}, variable)
         target = tree if section is None else tree.setdefault(section, {})
-        if not isinstance(target, dict):
-            raise ConfigurationError(f"{file}: {section} must hold `key: value` lines")
         target[key] = value
     settings = _settings(tree)
-    if holds_secrets and is_open_to_others(file):
+    if holds_secrets and (problem := open_to_others(file)) is not None:
         if settings.is_production:
-            raise ConfigurationError(open_to_others(file))
-        _logger.warning("%s", open_to_others(file))
+            raise ConfigurationError(problem)
+        _logger.warning("%s", problem)
     return settings
 
 
@@ -135,10 +129,10 @@ def completed(settings: Settings, file: Path) -> Settings:
     """
     given = settings.secrets
     if file.exists():
-        refuse_open_to_others(file)
-        tree = {"secrets": read_yaml(file)}
-        _refuse_unknown(tree, str(file))
-        stored = _settings(tree).secrets
+        if (problem := open_to_others(file)) is not None:
+            raise ConfigurationError(problem)
+        tree = _checked({"secrets": read_yaml(file)}, str(file))
+        stored = _settings(tree, f"{file}: ").secrets
         given = SecretSettings(
             key=given.key or stored.key,
             salt=given.salt or stored.salt,
@@ -164,41 +158,87 @@ def _overrides(environ: Mapping[str, str]) -> Iterator[tuple[str, str | None, st
     """Yield (variable, section or None, key, value) for each variable that is a setting."""
     for variable in sorted(name for name in environ if name.startswith(_PREFIX) and name != "MLAPI_CONFIG"):
         section, separator, key = variable.removeprefix(_PREFIX).lower().partition("__")
+        value = environ[variable]
+        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+            raise ConfigurationError(f"{variable} is not UTF-8")
         if separator:
-            value = environ[variable]
             if key.endswith("_file"):
+                direct = variable[: -len("_file")]
+                if direct in environ:
+                    raise ConfigurationError(f"{variable} and {direct} are both set: keep one")
                 key = key.removesuffix("_file")
-                if variable.removesuffix("_FILE") in environ:
-                    raise ConfigurationError(f"{variable} and {variable.removesuffix('_FILE')} are both set: keep one")
-                value = read_secret(Path(value), variable)
+                value = read_value(Path(value), variable, is_secret=section in _SECRET_SECTIONS)
             yield variable, section, key, value
         elif section == "profile":
-            yield variable, None, section, environ[variable]
+            yield variable, None, section, value
         elif not _KUBERNETES.fullmatch(variable):
             _logger.warning("%s is set and is no setting of mlapi; those are named MLAPI_SECTION__KEY", variable)
 
 
-def _settings(tree: dict[str, Any]) -> Settings:
-    tree = {name: value for name, value in tree.items() if value is not None}
+def _checked(tree: dict[Any, Any], source: str) -> dict[Any, Any]:
+    """Return a tree of sections in which every key is a setting. A section without keys may be left empty.
+
+    Raises:
+        ConfigurationError: for the first that is not.
+    """
+    for name, value in tree.items():
+        section = _sections().get(name)
+        if name not in _sections():
+            raise _unknown(source, "", name, list(_sections()))
+        if section is None:
+            continue
+        if value is not None and not isinstance(value, dict):
+            raise ConfigurationError(f"{source}: {name} must hold `key: value` lines")
+        for key in value or {}:
+            if key not in attrs.fields_dict(section):
+                raise _unknown(source, f"{name}.", key, list(attrs.fields_dict(section)))
+    return {name: value for name, value in tree.items() if value not in (None, {})}  # an empty one says nothing
+
+
+def _unknown(source: str, prefix: str, name: object, known: list[str]) -> ConfigurationError:
+    # A key that is no plain word is not repeated: of `key:abc`, with its space forgotten, half is a secret.
+    shown = name if isinstance(name, str) and _WORD.fullmatch(name) else None
+    near = difflib.get_close_matches(shown or "", known, n=1)
+    hint = f"did you mean {prefix}{near[0]}?" if near else f"known are {', '.join(known)}"
+    where = f"{prefix}{shown}" if shown else f"a key in {prefix.rstrip('.') or 'it'}"
+    return ConfigurationError(f"{source}: {where} is not a setting; {hint}")
+
+
+def _sections() -> dict[str, type[Any] | None]:
+    """Each field of the settings, and the settings class it holds, or None."""
+    found: dict[str, type[Any] | None] = {}
+    for field in attrs.fields(Settings):
+        inner: Any = ConnectionSettings if field.name == "connection" else field.type
+        found[field.name] = inner if attrs.has(inner) else None
+    return found
+
+
+def _settings(tree: dict[str, Any], source: str = "") -> Settings:
     key = tree.get("secrets", {}).get("key")
     if isinstance(key, str):
-        tree["secrets"] = {**tree["secrets"], "key": key.replace(",", " ").split()}
+        tree = {**tree, "secrets": {**tree["secrets"], "key": key.replace(",", " ").split()}}
     try:
         settings = msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
         problem, _, place = str(error).partition(" - at ")
         where = place.strip("`").removeprefix("$.") or "the configuration"
-        raise ConfigurationError(f"{where}: {problem[:1].lower()}{problem[1:]}") from None
-    _check_values(settings)
+        if problem.startswith("Invalid enum value"):  # it would show the value, and not what may be
+            problem = f"must be {' or '.join(_CHOICES[where])}"
+        raise ConfigurationError(f"{source}{where}: {problem[:1].lower()}{problem[1:]}") from None
+    _check_values(settings, source)
     return settings
 
 
-def _check_values(settings: Settings) -> None:
+def _check_values(settings: Settings, source: str) -> None:
     if settings.connection is not None and settings.database.url is not None:
         raise ConfigurationError("database.url and connection are both set: keep one")
+    if settings.connection is not None and not 0 < settings.connection.port < 2**16:
+        raise ConfigurationError("connection.port must be from 1 to 65535")
+    if settings.passwords.min_length is not None and not 0 < settings.passwords.min_length <= PASSWORD_MAX:
+        raise ConfigurationError(f"passwords.min_length must be from 1 to {PASSWORD_MAX}")
     given = settings.secrets
     for place, key in enumerate(given.key, start=1):
-        name = "secrets.key" if len(given.key) == 1 else f"secrets.key, number {place} of {len(given.key)},"
+        name = source + ("secrets.key" if len(given.key) == 1 else f"secrets.key, number {place} of {len(given.key)},")
         if not _is_key(key):
             raise ConfigurationError(
                 f"{name} is not a Fernet key, {KEY_BYTES} bytes in URL-safe base64 (44 characters): {_MAKE_A_KEY}"
@@ -206,7 +246,9 @@ def _check_values(settings: Settings) -> None:
         if key in _PUBLISHED_KEYS or len(set(base64.urlsafe_b64decode(key))) == 1:
             raise ConfigurationError(f"{name} is a published sample that everybody knows: {_MAKE_A_KEY}")
     if given.admin_token is not None and not _TOKEN.fullmatch(given.admin_token):
-        raise ConfigurationError("secrets.admin_token must consist of letters, digits and - . _ ~ + / (RFC 6750)")
+        raise ConfigurationError(
+            f"{source}secrets.admin_token must consist of letters, digits and - . _ ~ + / (RFC 6750)"
+        )
 
 
 _MAKE_A_KEY = "make one with `python -c 'import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())'`"
@@ -228,35 +270,3 @@ def _is_key(key: str) -> bool:
     except (binascii.Error, ValueError):
         return False
     return len(decoded) == KEY_BYTES and base64.urlsafe_b64encode(decoded).decode("ascii") == key
-
-
-def _refuse_unknown(tree: dict[str, Any], source: str) -> None:
-    for path in _unknown(tree, Settings, ""):
-        known = difflib.get_close_matches(path, _known(Settings, ""), n=1)
-        hint = f"; did you mean {known[0]}?" if known else ""
-        raise ConfigurationError(f"{source}: {path} is not a setting{hint}")
-
-
-def _unknown(tree: dict[Any, Any], shape: type[Any], prefix: str) -> Iterator[str]:
-    for name, value in tree.items():
-        inner = _sections(shape).get(name, ...)
-        if inner is ...:
-            yield f"{prefix}{name}"
-        elif inner is not None and isinstance(value, dict):
-            yield from _unknown(value, inner, f"{prefix}{name}.")
-
-
-def _known(shape: type[Any], prefix: str) -> list[str]:
-    names = []
-    for name, inner in _sections(shape).items():
-        names += [f"{prefix}{name}"] if inner is None else _known(inner, f"{prefix}{name}.")
-    return names
-
-
-def _sections(shape: type[Any]) -> dict[str, Any]:
-    """Each field of a settings class, and the settings class it holds, or None."""
-    found = {}
-    for field in attrs.fields(shape):
-        inner = ConnectionSettings if field.name == "connection" else field.type
-        found[field.name] = inner if attrs.has(inner) else None
-    return found

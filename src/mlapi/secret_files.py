@@ -18,34 +18,23 @@ KEY_BYTES = 32
 _logger = logging.getLogger("mlapi")
 
 
-def is_open_to_others(file: Path) -> bool:
-    """Whether users of this machine who are neither owner nor group may read or write it."""
-    return bool(file.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH))
+def open_to_others(file: Path) -> str | None:
+    """What is wrong if users of this machine who are neither owner nor group may read or write a file, or None."""
+    if file.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        return f"{file} holds secrets and others may read it: run `chmod 600 {file}`"
+    return None
 
 
-def open_to_others(file: Path) -> str:
-    return f"{file} holds secrets and others may read it: run `chmod 600 {file}`"
-
-
-def refuse_open_to_others(file: Path) -> None:
-    """Raise `ConfigurationError` if others may read it."""
-    if is_open_to_others(file):
-        raise ConfigurationError(open_to_others(file))
-
-
-def read_secret(file: Path, setting: str) -> str:
-    """Return the content of a mounted secret without its last line ends.
+def read_value(file: Path, setting: str, *, is_secret: bool) -> str:
+    """Return the content of a mounted file without its last line ends.
 
     Raises:
-        ConfigurationError: naming the setting, if it cannot be read or others may read it too.
+        ConfigurationError: naming the setting, if it cannot be read, or is a secret and others may read it too.
     """
-    try:
-        refuse_open_to_others(file)
-        return file.read_text("utf-8").rstrip("\r\n")
-    except OSError as error:
-        raise ConfigurationError(f"{setting}: {file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{setting}: {file} is not UTF-8") from None
+    value = _read_text(file, f"{setting}: {file}").rstrip("\r\n")
+    if is_secret and (problem := open_to_others(file)) is not None:
+        raise ConfigurationError(f"{setting}: {problem}")
+    return value
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
@@ -55,21 +44,43 @@ def read_yaml(file: Path) -> dict[str, Any]:
         ConfigurationError: if it cannot be read. Never shows its content.
     """
     try:
-        tree = yaml.safe_load(file.read_text("utf-8"))
-    except OSError as error:
-        raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ConfigurationError(f"{file} is not UTF-8") from None
+        tree = yaml.load(_read_text(file, str(file)), _StrictLoader)  # noqa: S506 - a SafeLoader
     except yaml.YAMLError as error:
         # Its own words show the line, which may be the one with a secret.
         mark = getattr(error, "problem_mark", None)
         line = f" in line {mark.line + 1}" if mark is not None else ""
-        raise ConfigurationError(f"{file} is not YAML{line}") from None
+        what = str(error) if isinstance(error, _DuplicateKeyError) else "not YAML"
+        raise ConfigurationError(f"{file} is {what}{line}") from None
+    except (ValueError, RecursionError):  # a month 13, a number of thousands of digits, a thousand brackets
+        raise ConfigurationError(f"{file} is not YAML that can be held") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
         raise ConfigurationError(f"{file} must hold `key: value` lines")
     return tree
+
+
+class _DuplicateKeyError(yaml.YAMLError):
+    def __init__(self, mark: yaml.Mark) -> None:
+        super().__init__("ambiguous, a key stands twice")
+        self.problem_mark = mark
+
+
+class _StrictLoader(yaml.SafeLoader):
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) != len(node.value):
+            raise _DuplicateKeyError(node.start_mark)
+        return mapping
+
+
+def _read_text(file: Path, name: str) -> str:
+    try:
+        return file.read_text("utf-8")
+    except OSError as error:
+        raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{name} is not UTF-8") from None
 
 
 def make_secrets_file(file: Path) -> None:
@@ -85,16 +96,27 @@ def make_secrets_file(file: Path) -> None:
     )
     draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:
-        with os.fdopen(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w", encoding="utf-8") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
+        descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
         try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(content)
+                stream.flush()
+                os.fsync(stream.fileno())
             os.link(draft, file)  # unlike a rename, this never replaces what another process has made
-        except FileExistsError:
-            return
         finally:
             draft.unlink()
+        _fsync_folder(file.parent)
+    except FileExistsError:
+        return
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be made: {error.strerror}") from None
     _logger.warning("made a new key and salt in %s; keep a copy of it with the database", file)
+
+
+def _fsync_folder(folder: Path) -> None:
+    """Make the name of a new file durable: users may be, a moment later, who are lost without it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -72,7 +72,7 @@ class Replay:
     def _symbolic(self, outcome: Outcome) -> object:
         if isinstance(outcome, User):
             return attrs.evolve(outcome, id=UserId(self._who(outcome.id)))
-        return type(outcome), self._who(outcome.user_id)
+        return type(outcome)(self._who(outcome.user_id))
 
 
 @pytest.fixture(scope="module")

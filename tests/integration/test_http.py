@@ -81,7 +81,7 @@ def test_what_refuses_a_start_is_told_in_one_line(folder: Path) -> None:
     assert lifespan_messages() == [
         {
             "type": "lifespan.startup.failed",
-            "message": "mlapi: config.yml: databse is not a setting; did you mean database.url?",
+            "message": "mlapi: config.yml: databse is not a setting; did you mean database?",
         }
     ]
 

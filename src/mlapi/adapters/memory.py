@@ -8,7 +8,7 @@ import secrets
 import threading
 from collections.abc import Sequence
 
-from mlapi.domain.changes import Change, Outcome, Register, Remove, SetEnabled
+from mlapi.domain.changes import Change, Outcome, Register, SetEnabled
 from mlapi.domain.errors import UserExistsError, UserNotFoundError
 from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey, canonical_username
 
@@ -46,25 +46,21 @@ class InMemoryUserRepository:
         """Memory is always there."""
 
     def _apply(self, change: Change) -> Outcome:
-        match change:
-            case Register(username_key=key):
-                if (holder := self._ids.get(key)) is not None:
-                    return UserExistsError(holder)
-                self._last_id += 1
-                user = change.as_user(UserId(self._last_id))
-                self._users[user.id] = user
-                self._ids[key] = user.id
-                return user
-            case SetEnabled(user_id=user_id):
-                if (stored := self._users.get(user_id)) is None:
-                    return UserNotFoundError(user_id)
-                self._users[user_id] = change.applied_to(stored)
-                return self._users[user_id]
-            case Remove(user_id=user_id):
-                if (removed := self._users.pop(user_id, None)) is None:
-                    return UserNotFoundError(user_id)
-                del self._ids[canonical_username(removed.username)]
-                return removed
+        if isinstance(change, Register):
+            if (holder := self._ids.get(change.username_key)) is not None:
+                return UserExistsError(holder)
+            self._last_id += 1
+            user = change.as_user(UserId(self._last_id))
+            self._ids[change.username_key] = user.id
+            self._users[user.id] = user
+            return user
+        if (stored := self._users.get(change.user_id)) is None:
+            return UserNotFoundError(change.user_id)
+        if isinstance(change, SetEnabled):
+            self._users[stored.id] = change.applied_to(stored)
+            return self._users[stored.id]
+        del self._ids[canonical_username(stored.username)]
+        return self._users.pop(stored.id)
 
 
 class PlainCipher:

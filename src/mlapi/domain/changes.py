@@ -31,7 +31,8 @@ class Register:
     """A new user, enabled.
 
     Raises:
-        InvalidFieldsError: if username or email break the rules of `mlapi.domain.model`.
+        InvalidFieldsError: for the first of username and email that breaks a rule of `mlapi.domain.model`.
+            `mlapi.service.Users` names them all.
     """
 
     username: str

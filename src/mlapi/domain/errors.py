@@ -14,7 +14,13 @@ import attrs
 
 
 class MlapiError(Exception):
-    """Whatever mlapi raises on purpose. Never raised itself."""
+    """Whatever mlapi raises on purpose. Never raised itself. Equal to another of its class with the same data."""
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, MlapiError) and type(other) is type(self) and self.args == other.args
+
+    def __hash__(self) -> int:
+        return hash((type(self), self.args))
 
 
 @attrs.frozen

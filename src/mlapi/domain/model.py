@@ -25,11 +25,12 @@ EMAIL_LOCAL_MAX = 64
 PASSWORD_MAX = 1024
 """Characters. Far beyond any real one, and bounds what one request can make us hash."""
 
-# Default_Ignorable_Code_Point (Unicode 16.0, DerivedCoreProperties.txt) outside category Cf: they draw nothing, so
-# two names that differ only in them look the same.
-_INVISIBLE = re.compile("[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]")
-# Labels of RFC 1035, 2.3.1 with the letters of RFC 5890: 1 to 63 letters, digits and inner hyphens.
-_DOMAIN_LABEL = re.compile(r"[^\W_](?:[\w-]{0,61}[^\W_])?")
+# Default_Ignorable_Code_Point (Unicode 16.0, DerivedCoreProperties.txt) outside category Cf, and the empty braille
+# cell: they draw nothing, so two names that differ only in them look the same.
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+)
+_LABEL_MAX = 63  # characters of one label of a domain: RFC 1035, 2.3.4
 
 
 def utc_now() -> datetime:
@@ -109,7 +110,7 @@ def email_problem(email: object) -> str | None:
         return "must hold no white space, control or invisible characters"
     local, at, domain = email.rpartition("@")
     labels = domain.split(".")
-    if not at or not local or "@" in local or not all(_DOMAIN_LABEL.fullmatch(label) for label in labels):
+    if not at or not local or "@" in local or not all(_is_domain_label(label) for label in labels):
         return "must look like name@example.com"
     if len(local) > EMAIL_LOCAL_MAX:
         return f"must have at most {EMAIL_LOCAL_MAX} characters before the @"
@@ -137,6 +138,20 @@ class PasswordPolicy:
         if password.casefold() in self.common:
             return "must not be one of the most common passwords"
         return None
+
+
+def _is_domain_label(label: str) -> bool:
+    """Letters, digits and inner hyphens (RFC 1035, 2.3.1), of any script with its marks (RFC 5890, 2.3.2.1)."""
+    kinds = [unicodedata.category(character) for character in label]
+    return (
+        0 < len(label) <= _LABEL_MAX
+        and not label.startswith("-")
+        and not label.endswith("-")
+        and not kinds[0].startswith("M")
+        and all(
+            kind[0] in "LM" or kind == "Nd" or character == "-" for kind, character in zip(kinds, label, strict=True)
+        )
+    )
 
 
 def _text_problem(value: object, longest: int) -> str | None:

@@ -22,8 +22,9 @@ REGISTRATION_PATH = "/register-user"
 
 # What proxies add: the request may come from anywhere. Most are X-Forwarded-* or of the same make.
 _PROXY_HEADER = re.compile(
-    r"forwarded|via|client-ip|true-client-ip|cf-.*|fastly-client-ip|fly-client-ip"
-    r"|x-(forwarded|real|client|cluster|original|remote|envoy|proxy|azure|amzn|appengine|coming|host|scheme).*"
+    r"forwarded(-.*)?|via|(true-|fastly-|fly-)?client-ip|(wl-)?proxy-.*|(cf|cdn|ali-cdn)-.*"
+    r"|x-(forwarded|real|client|cluster|original|remote|envoy|nginx|vercel|azure|amzn|appengine|proxy|coming|host|scheme)"
+    r".*"
 )
 _LOCAL_HOST = re.compile(r"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE | re.ASCII)
 
@@ -36,7 +37,7 @@ class Caller:
     client: str
     """Address of the other end of the connection, empty if unknown."""
     server: str
-    """Address at our end."""
+    """Address at our end. Under WSGI it may be a name, which is no address: local mode is then closed."""
     http_version: str
     headers: Sequence[tuple[str, str]] = attrs.field(repr=False)
 
@@ -72,7 +73,11 @@ class Caller:
 
 
 def _digest(token: str | None) -> bytes | None:
-    return None if token is None else hashlib.sha256(token.encode("utf-8")).digest()
+    if token is None:
+        return None
+    if not token:
+        raise ValueError("an empty admin token would let everybody in: give None for no token")
+    return hashlib.sha256(token.encode("utf-8")).digest()
 
 
 @attrs.frozen(kw_only=True)
@@ -132,7 +137,7 @@ def _carries(caller: Caller, digest: bytes) -> bool:
     if len(values) != 1:
         return False
     scheme, _, token = values[0].partition(" ")
-    given = hashlib.sha256(token.encode("utf-8", "surrogateescape")).digest()
+    given = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
     return hmac.compare_digest(given, digest) and scheme.lower() == "bearer"
 
 

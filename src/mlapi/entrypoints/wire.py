@@ -21,7 +21,7 @@ from mlapi.domain.errors import (
 from mlapi.domain.model import User, UserId
 
 BODY_MAX = 16 * 1024
-"""Bytes of a request body. Three fields at their longest, every character escaped, take less."""
+"""Bytes of a request body. Three fields at their longest take less than half of it in UTF-8."""
 
 T = TypeVar("T")
 
@@ -100,7 +100,10 @@ def check_content(content_types: Sequence[str], content_lengths: Sequence[str] =
     """
     if len(content_types) != 1 or not _JSON.fullmatch(content_types[0].strip()):
         raise UnsupportedMediaTypeError
-    if any(length.isdigit() and (len(length) > _DIGITS_MAX or int(length) > BODY_MAX) for length in content_lengths):
+    if any(
+        length.isascii() and length.isdigit() and (len(length) > _DIGITS_MAX or int(length) > BODY_MAX)
+        for length in content_lengths
+    ):
         raise BodyTooLargeError
 
 
@@ -137,7 +140,9 @@ def decode(body: bytes, shape: type[T]) -> T:
     except UnicodeEncodeError:
         raise UnreadableBodyError("it holds a lone surrogate") from None
     except json.JSONDecodeError as error:
-        raise UnreadableBodyError(f"{error.msg} at line {error.lineno}, column {error.colno}") from None
+        raise UnreadableBodyError(
+            f"{error.msg.removesuffix(' at')} at line {error.lineno}, column {error.colno}"
+        ) from None
     except RecursionError:
         raise UnreadableBodyError("it is nested too deeply") from None
     except ValueError:  # an integer of thousands of digits
@@ -239,7 +244,7 @@ def failed(status: int, headers: Sequence[tuple[str, str]] = ()) -> Answer:
     return _answer(HTTPStatus(status), HTTPStatus(status).phrase, headers=headers)
 
 
-_JSON = re.compile(r'application/json(\s*;\s*charset="?utf-8"?)?', re.IGNORECASE | re.ASCII)
+_JSON = re.compile(r'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE | re.ASCII)
 _DIGITS_MAX = 19  # of a signed 64-bit integer
 
 

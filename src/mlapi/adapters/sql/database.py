@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +141,8 @@ def _sqlite_engine(url: URL) -> Engine:
         # close a file that SQLite has open would drop its locks.
         flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
         if not Path(arguments[0]).exists():
-            try:
+            with suppress(OSError):  # another process was first, or SQLite will say why not
                 os.close(os.open(arguments[0], flags, 0o600))
-            except OSError:
-                return  # another process was first, or SQLite will say why not
 
     @event.listens_for(engine, "connect")
     def _configure(connection: DBAPIConnection, _record: object) -> None:

@@ -8,7 +8,7 @@ from sqlalchemy import Connection, Delete, Row, Update, bindparam, case, delete,
 
 from mlapi.adapters.sql.database import WAIT, Database
 from mlapi.adapters.sql.tables import users
-from mlapi.domain.changes import Change, Outcome, Register, Remove, SetEnabled
+from mlapi.domain.changes import Change, Outcome, Register, SetEnabled
 from mlapi.domain.errors import RepositoryUnavailableError, UserExistsError, UserNotFoundError
 from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey
 
@@ -106,14 +106,12 @@ class SqlUserRepository:
                 raise RepositoryUnavailableError("the database is read-only")
 
     def _apply(self, connection: Connection, change: Change) -> Outcome:
-        match change:
-            case Register():
-                return self._register(connection, change)
-            case SetEnabled(user_id=user_id):
-                flags = {"flag": change.enabled, "at": change.at, "epoch": change.token_epoch}
-                return _changed(connection, _SET_ENABLED, user_id, flags)
-            case Remove(user_id=user_id):
-                return _changed(connection, _REMOVE, user_id, {})
+        if isinstance(change, Register):
+            return self._register(connection, change)
+        if isinstance(change, SetEnabled):
+            flags = {"flag": change.enabled, "at": change.at, "epoch": change.token_epoch}
+            return _changed(connection, _SET_ENABLED, change.user_id, flags)
+        return _changed(connection, _REMOVE, change.user_id, {})
 
     def _register(self, connection: Connection, change: Register) -> Outcome:
         user = change.as_user(UserId(0))

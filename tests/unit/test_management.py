@@ -1,0 +1,447 @@
+"""Who may manage users, decided from the facts of a request."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import pytest
+
+from mlapi.config import ManagementSettings, RegistrationSettings, SecretSettings, Settings
+from mlapi.domain.errors import MlapiError
+from mlapi.entrypoints.management import Caller, Management
+from mlapi.entrypoints.wire import AdminTokenRequiredError, ManagementRefusedError
+
+TOKEN = "an-admin-token-of-32-characters."
+HOST = ("host", "localhost:8001")
+
+LOCAL = Caller(path="/remove-user/1", client="127.0.0.1", server="127.0.0.1", http_version="1.1", headers=[HOST])
+STRANGER = attrs.evolve(LOCAL, client="203.0.113.9", server="192.0.2.1", headers=[("host", "api.example.com")])
+
+BY_TOKEN = Management(admin_token=TOKEN)
+BY_MACHINE = Management()
+LOCKED = Management(local=False)
+
+LOCKED_REASON = "Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
+LOCAL_REASON = (
+    "Management is open to programs on this machine only, and not through a proxy or a web page: to manage from"
+    " elsewhere, set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
+)
+
+
+def with_headers(caller: Caller, *headers: tuple[str, str]) -> Caller:
+    return attrs.evolve(caller, headers=[*caller.headers, *headers])
+
+
+# --- which mode
+
+
+@pytest.mark.parametrize(
+    ("settings", "mode"),
+    [
+        pytest.param(Settings(), "local", id="development"),
+        pytest.param(Settings(management=ManagementSettings(local=False)), "locked", id="development, not local"),
+        pytest.param(Settings(secrets=SecretSettings(admin_token=TOKEN)), "token", id="development with a token"),
+        pytest.param(Settings(profile="production"), "locked", id="production without a token"),
+        pytest.param(
+            Settings(profile="production", secrets=SecretSettings(admin_token=TOKEN)), "token", id="production"
+        ),
+    ],
+)
+def test_the_settings_decide_the_mode(settings: Settings, mode: str) -> None:
+    assert Management.of(settings).mode == mode
+
+
+@pytest.mark.parametrize("is_open", [True, False], ids=["open", "closed"])
+def test_the_settings_decide_whether_registration_is_open(is_open: bool) -> None:
+    management = Management.of(Settings(registration=RegistrationSettings(open=is_open)))
+
+    assert management == Management(registration_open=is_open)
+
+
+def test_the_settings_token_is_the_one_that_is_checked() -> None:
+    assert Management.of(Settings(secrets=SecretSettings(admin_token=TOKEN))) == BY_TOKEN
+    assert Management.of(Settings(secrets=SecretSettings(admin_token="another"))) != BY_TOKEN
+
+
+@pytest.mark.parametrize(
+    ("management", "line"),
+    [
+        pytest.param(
+            BY_TOKEN,
+            "management: token mode, open to whoever sends the admin token; registration is open to all",
+            id="token",
+        ),
+        pytest.param(
+            BY_MACHINE,
+            "management: local mode, open to programs on this machine, as secrets.admin_token is not set;"
+            " registration is open to all",
+            id="local",
+        ),
+        pytest.param(
+            Management(local=False, registration_open=False),
+            "management: locked mode, open to nobody, as secrets.admin_token is not set and management.local is false;"
+            " registration is for managers",
+            id="locked",
+        ),
+    ],
+)
+def test_one_line_says_the_mode(management: Management, line: str) -> None:
+    assert str(management) == line
+
+
+def test_nothing_shows_the_token() -> None:
+    assert repr(BY_TOKEN) == "Management(local=True, registration_open=True)"
+    assert TOKEN not in str(BY_TOKEN)
+
+
+def test_a_caller_does_not_show_his_headers() -> None:
+    caller = with_headers(LOCAL, ("authorization", f"Bearer {TOKEN}"))
+
+    assert repr(caller) == ("Caller(path='/remove-user/1', client='127.0.0.1', server='127.0.0.1', http_version='1.1')")
+
+
+# --- which paths
+
+
+@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/register-user"])
+@pytest.mark.parametrize("management", [BY_TOKEN, BY_MACHINE, LOCKED], ids=["token", "local", "locked"])
+def test_a_stranger_may_register_and_ask_for_health(management: Management, path: str) -> None:
+    management.check(attrs.evolve(STRANGER, path=path))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/toggle-user-permission/1/0",
+        "/remove-user/1",
+        "/users",
+        "/",
+        "",
+        "*",
+        "/register-user/",
+        "/register-user/x",
+        "/Register-User",
+        "//register-user",
+        "/register-user\n",
+        "/register-user;x",
+        "/health",
+        "/health/live/",
+        "/health/live/../../remove-user/1",
+        "/nothing-of-ours",
+    ],
+)
+def test_every_other_path_is_closed_to_a_stranger(path: str) -> None:
+    stranger = attrs.evolve(STRANGER, path=path)
+
+    with pytest.raises(AdminTokenRequiredError):
+        BY_TOKEN.check(stranger)
+    with pytest.raises(ManagementRefusedError):
+        BY_MACHINE.check(stranger)
+    with pytest.raises(ManagementRefusedError):
+        LOCKED.check(stranger)
+
+
+@pytest.mark.parametrize(
+    ("management", "refusal"),
+    [
+        pytest.param(Management(admin_token=TOKEN, registration_open=False), AdminTokenRequiredError, id="token"),
+        pytest.param(Management(registration_open=False), ManagementRefusedError, id="local"),
+        pytest.param(Management(local=False, registration_open=False), ManagementRefusedError, id="locked"),
+    ],
+)
+def test_closed_registration_is_closed_to_a_stranger(management: Management, refusal: type[MlapiError]) -> None:
+    with pytest.raises(refusal):
+        management.check(attrs.evolve(STRANGER, path="/register-user"))
+
+
+def test_closed_registration_is_open_to_who_may_manage() -> None:
+    registering = attrs.evolve(LOCAL, path="/register-user")
+
+    Management(registration_open=False).check(registering)
+    Management(admin_token=TOKEN, registration_open=False).check(
+        with_headers(registering, ("authorization", f"Bearer {TOKEN}"))
+    )
+
+
+def test_health_is_open_where_registration_is_closed() -> None:
+    Management(local=False, registration_open=False).check(attrs.evolve(STRANGER, path="/health/live"))
+
+
+# --- token mode
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+@pytest.mark.parametrize("caller", [STRANGER, LOCAL], ids=["stranger", "local"])
+def test_whoever_sends_the_token_may_manage(caller: Caller, scheme: str) -> None:
+    BY_TOKEN.check(with_headers(caller, ("authorization", f"{scheme} {TOKEN}")))
+
+
+def test_the_token_opens_through_proxies_and_old_versions_of_http() -> None:
+    caller = attrs.evolve(with_headers(STRANGER, ("x-forwarded-for", "203.0.113.9"), ("via", "x")), http_version="1.0")
+
+    BY_TOKEN.check(with_headers(caller, ("authorization", f"Bearer {TOKEN}")))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param([], id="missing"),
+        pytest.param([""], id="empty"),
+        pytest.param(["Bearer"], id="no token"),
+        pytest.param(["Bearer "], id="empty token"),
+        pytest.param([TOKEN], id="no scheme"),
+        pytest.param([f" {TOKEN}"], id="empty scheme"),
+        pytest.param([f"Basic {TOKEN}"], id="other scheme"),
+        pytest.param([f"Token {TOKEN}"], id="another scheme"),
+        pytest.param([f"Bearer{TOKEN}"], id="no space"),
+        pytest.param([f"Bearer  {TOKEN}"], id="two spaces"),
+        pytest.param([f"Bearer\t{TOKEN}"], id="tab"),
+        pytest.param([f"Bearer {TOKEN} "], id="space after"),
+        pytest.param([f"Bearer {TOKEN[:-1]}"], id="one character less"),
+        pytest.param([f"Bearer {TOKEN}x"], id="one character more"),
+        pytest.param([f"Bearer {TOKEN.upper()}"], id="other case"),
+        pytest.param(["Bearer another"], id="wrong"),
+        pytest.param(["Bearer \xff\xfe"], id="not ASCII"),
+        pytest.param(["\xff\xfe"], id="scheme that is not ASCII"),
+        pytest.param([f"Bearer {TOKEN}", f"Bearer {TOKEN}"], id="twice"),
+        pytest.param([f"Bearer {TOKEN}", "Bearer another"], id="and a wrong one"),
+        pytest.param([f"Bearer {TOKEN},Bearer {TOKEN}"], id="twice in one, as WSGI joins them"),
+    ],
+)
+@pytest.mark.parametrize("caller", [STRANGER, LOCAL], ids=["stranger", "local"])
+def test_without_the_token_nobody_may_manage(caller: Caller, values: list[str]) -> None:
+    with pytest.raises(AdminTokenRequiredError):
+        BY_TOKEN.check(with_headers(caller, *(("authorization", value) for value in values)))
+
+
+@pytest.mark.parametrize("value", ["Bearer", "Bearer ", "bearer "])
+def test_an_empty_token_lets_nobody_in(value: str) -> None:
+    with pytest.raises((MlapiError, ValueError)):
+        Management(admin_token="").check(with_headers(STRANGER, ("authorization", value)))
+
+
+def test_a_token_elsewhere_than_in_its_header_opens_nothing() -> None:
+    with pytest.raises(AdminTokenRequiredError):
+        BY_TOKEN.check(with_headers(LOCAL, ("x-authorization", f"Bearer {TOKEN}"), ("cookie", f"token={TOKEN}")))
+
+
+# --- local mode
+
+
+@pytest.mark.parametrize(
+    "caller",
+    [
+        pytest.param(LOCAL, id="IPv4"),
+        pytest.param(attrs.evolve(LOCAL, client="::1", server="::1", headers=[("host", "[::1]:8001")]), id="IPv6"),
+        pytest.param(
+            attrs.evolve(LOCAL, client="::ffff:127.0.0.1", server="::ffff:127.0.0.1"), id="IPv4 on a socket of IPv6"
+        ),
+        pytest.param(attrs.evolve(LOCAL, client="127.8.9.10"), id="another address of the loopback network"),
+        pytest.param(attrs.evolve(LOCAL, headers=[("host", "localhost")]), id="host without port"),
+        pytest.param(attrs.evolve(LOCAL, headers=[("host", "LocalHost:80")]), id="host in other case"),
+        pytest.param(attrs.evolve(LOCAL, headers=[("host", "127.0.0.1:8001")]), id="host as address"),
+        pytest.param(with_headers(LOCAL, ("sec-fetch-site", "none")), id="typed into a browser"),
+        pytest.param(with_headers(LOCAL, ("sec-fetch-site", "same-origin")), id="our own page"),
+        pytest.param(
+            with_headers(
+                LOCAL,
+                ("user-agent", "python-requests/2.34"),
+                ("accept-encoding", "gzip, deflate"),
+                ("accept", "*/*"),
+                ("connection", "keep-alive"),
+                ("content-length", "70"),
+                ("content-type", "application/json"),
+            ),
+            id="as requests sends it",
+        ),
+        pytest.param(with_headers(LOCAL, ("x-request-id", "7"), ("x-api-key", "7")), id="other headers"),
+    ],
+)
+def test_a_program_on_this_machine_may_manage(caller: Caller) -> None:
+    BY_MACHINE.check(caller)
+
+
+PROXY_HEADERS = [
+    *("forwarded", "x-forwarded", "x-forwarded-for", "x-forwarded-host", "x-forwarded-port", "x-forwarded-proto"),
+    *("x-forwarded-server", "x-forwarded-prefix", "x-forwarded-scheme", "x-forwarded-client-cert"),
+    *("x-real-ip", "via", "client-ip", "true-client-ip", "x-client-ip", "x-cluster-client-ip"),
+    *("cf-connecting-ip", "cf-ray", "fastly-client-ip", "fly-client-ip", "x-original-forwarded-for"),
+    *("x-original-host", "x-remote-ip", "x-remote-addr", "x-envoy-external-address", "x-proxyuser-ip"),
+    *("x-azure-clientip", "x-amzn-trace-id", "x-appengine-user-ip", "x-coming-from", "x-host", "x-scheme"),
+]
+FOREIGN_ADDRESSES = [
+    *("203.0.113.9", "192.168.0.2", "10.0.0.1", "169.254.0.1", "0.0.0.0", "::", "2001:db8::1"),
+    *("::ffff:203.0.113.9", "::127.0.0.1", "", "localhost", "testclient", "/run/mlapi.sock", "127.1"),
+]
+NO_LOCAL_HOSTS = [
+    *("", "example.com", "localhost.evil.com", "evil.com:localhost", "localhost@evil.com", "notlocalhost"),
+    *("localhost.", "localhost:", "localhost:x", "localhost:123456", "localhost:80:80", "localhost:-1"),
+    *("localhost, evil.com", "localhost ", " localhost", "localhost\n", "localhost/", "127.0.0.2"),
+    *("127.0.0.1.nip.io", "2130706433", "0.0.0.0", "::1", "[::]", "[::ffff:127.0.0.1]", "192.0.2.1:8001"),
+    *("localhost:\u0661", "\u217cocalhost", "\xff"),
+]
+
+
+@pytest.mark.parametrize(
+    "caller",
+    [
+        *(pytest.param(attrs.evolve(LOCAL, client=address), id=f"client {address}") for address in FOREIGN_ADDRESSES),
+        *(pytest.param(attrs.evolve(LOCAL, server=address), id=f"server {address}") for address in FOREIGN_ADDRESSES),
+        *(pytest.param(with_headers(LOCAL, (name, "127.0.0.1")), id=name) for name in PROXY_HEADERS),
+        *(pytest.param(with_headers(LOCAL, (name, "")), id=f"{name}, empty") for name in PROXY_HEADERS),
+        *(pytest.param(attrs.evolve(LOCAL, headers=[("host", host)]), id=f"host {host!a}") for host in NO_LOCAL_HOSTS),
+        pytest.param(attrs.evolve(LOCAL, headers=[]), id="no host"),
+        pytest.param(with_headers(LOCAL, HOST), id="host twice"),
+        pytest.param(with_headers(LOCAL, ("host", "evil.com")), id="two hosts"),
+        pytest.param(with_headers(LOCAL, ("origin", "https://evil.com")), id="origin"),
+        pytest.param(with_headers(LOCAL, ("origin", "http://localhost:8001")), id="origin of this machine"),
+        pytest.param(with_headers(LOCAL, ("origin", "null")), id="origin null"),
+        pytest.param(with_headers(LOCAL, ("origin", "")), id="origin, empty"),
+        pytest.param(with_headers(LOCAL, ("sec-fetch-site", "cross-site")), id="cross-site"),
+        pytest.param(with_headers(LOCAL, ("sec-fetch-site", "same-site")), id="same-site"),
+        pytest.param(with_headers(LOCAL, ("sec-fetch-site", "")), id="sec-fetch-site, empty"),
+        pytest.param(with_headers(LOCAL, ("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")), id="two sites"),
+        *(
+            pytest.param(attrs.evolve(LOCAL, http_version=version), id=f"HTTP/{version}")
+            for version in ("0.9", "1.0", "2", "2.0", "3", "")
+        ),
+    ],
+)
+def test_one_fact_that_may_come_from_elsewhere_is_enough_to_refuse(caller: Caller) -> None:
+    with pytest.raises(ManagementRefusedError) as refusal:
+        BY_MACHINE.check(caller)
+
+    assert str(refusal.value) == LOCAL_REASON
+
+
+def test_local_mode_asks_for_no_token_and_takes_none() -> None:
+    with pytest.raises(ManagementRefusedError):
+        BY_MACHINE.check(with_headers(STRANGER, ("authorization", f"Bearer {TOKEN}")))
+
+
+# --- locked mode
+
+
+@pytest.mark.parametrize(
+    "caller",
+    [LOCAL, STRANGER, with_headers(LOCAL, ("authorization", f"Bearer {TOKEN}"))],
+    ids=["local", "stranger", "with a token"],
+)
+def test_locked_is_locked_and_names_the_setting(caller: Caller) -> None:
+    with pytest.raises(ManagementRefusedError) as refusal:
+        LOCKED.check(caller)
+
+    assert str(refusal.value) == LOCKED_REASON
+
+
+# --- callers as frameworks tell of them
+
+
+def asgi(**more: Any) -> dict[str, Any]:  # noqa: ANN401 - a scope holds anything
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "path": "/remove-user/1",
+        "headers": [(b"host", b"localhost:8001")],
+        "client": ("127.0.0.1", 54321),
+        "server": ("127.0.0.1", 8001),
+    } | more
+
+
+def wsgi(**more: str) -> dict[str, Any]:
+    return {
+        "PATH_INFO": "/remove-user/1",
+        "REMOTE_ADDR": "127.0.0.1",
+        "SERVER_NAME": "127.0.0.1",
+        "SERVER_PORT": "8001",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_HOST": "localhost:8001",
+        "CONTENT_TYPE": "application/json",
+        "wsgi.url_scheme": "http",
+    } | more
+
+
+def test_a_caller_is_read_from_an_asgi_scope() -> None:
+    assert Caller.of_asgi(asgi()) == LOCAL
+
+
+def test_a_caller_is_read_from_a_wsgi_environ() -> None:
+    assert Caller.of_wsgi(wsgi()) == LOCAL
+
+
+@pytest.mark.parametrize(
+    ("root_path", "path", "seen"),
+    [
+        ("", "/register-user", "/register-user"),
+        ("/api", "/api/register-user", "/register-user"),
+        ("/api", "/register-user", "/register-user"),
+        ("/api", "/apiary/register-user", "/apiary/register-user"),
+        ("/api", "/api/api/register-user", "/api/register-user"),
+        ("/register-user", "/register-user", "/register-user"),
+    ],
+)
+def test_the_path_of_an_asgi_caller_is_the_one_below_the_root(root_path: str, path: str, seen: str) -> None:
+    assert Caller.of_asgi(asgi(root_path=root_path, path=path)).path == seen
+
+
+@pytest.mark.parametrize("scope", [asgi(client=None, server=None), {}], ids=["none", "left out"])
+def test_an_asgi_caller_of_unknown_addresses_is_not_of_this_machine(scope: Mapping[str, Any]) -> None:
+    full = dict(scope) or {name: value for name, value in asgi().items() if name not in {"client", "server"}}
+    caller = Caller.of_asgi(full)
+
+    assert caller == attrs.evolve(LOCAL, client="", server="")
+    with pytest.raises(ManagementRefusedError):
+        BY_MACHINE.check(caller)
+
+
+def test_an_asgi_caller_on_a_socket_file_is_not_of_this_machine() -> None:
+    caller = Caller.of_asgi(asgi(client=None, server=("/run/mlapi.sock", None)))
+
+    with pytest.raises(ManagementRefusedError):
+        BY_MACHINE.check(caller)
+
+
+def test_header_names_of_an_asgi_caller_are_in_lower_case_and_all_values_kept() -> None:
+    caller = Caller.of_asgi(asgi(headers=[(b"X-Real-IP", b"a"), (b"Host", b"b"), (b"host", b"c")]))
+
+    assert caller.headers == [("x-real-ip", "a"), ("host", "b"), ("host", "c")]
+    assert caller.values("host") == ["b", "c"]
+
+
+@pytest.mark.parametrize("value", [b"Bearer \xff\x00\xfe", b"\xc3\xbc", b"Bearer \xed\xa0\x80"])
+def test_header_bytes_that_are_not_ascii_are_a_wrong_token(value: bytes) -> None:
+    caller = Caller.of_asgi(asgi(headers=[(b"authorization", value)]))
+
+    with pytest.raises(AdminTokenRequiredError):
+        BY_TOKEN.check(caller)
+
+
+def test_header_bytes_that_are_not_ascii_do_not_hinder_who_is_of_this_machine() -> None:
+    caller = Caller.of_asgi(asgi(headers=[(b"host", b"localhost"), (b"x-n\xe4me", b"\xff\xfe")]))
+
+    BY_MACHINE.check(caller)
+
+
+def test_headers_of_a_wsgi_caller_have_their_names_back() -> None:
+    caller = Caller.of_wsgi(wsgi(HTTP_X_FORWARDED_FOR="203.0.113.9", HTTP_SEC_FETCH_SITE="none"))
+
+    assert caller.headers == [HOST, ("x-forwarded-for", "203.0.113.9"), ("sec-fetch-site", "none")]
+
+
+def test_a_wsgi_caller_through_a_proxy_is_not_of_this_machine() -> None:
+    caller = Caller.of_wsgi(wsgi(HTTP_X_FORWARDED_FOR=""))
+
+    with pytest.raises(ManagementRefusedError):
+        BY_MACHINE.check(caller)
+
+
+def test_a_wsgi_caller_of_unknown_addresses_is_not_of_this_machine() -> None:
+    caller = Caller.of_wsgi({"SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "localhost:8001"})
+
+    assert caller == Caller(path="", client="", server="", http_version="1.1", headers=[HOST])
+    with pytest.raises(ManagementRefusedError):
+        BY_MACHINE.check(caller)
+
+
+def test_the_token_of_a_wsgi_caller_opens() -> None:
+    BY_TOKEN.check(Caller.of_wsgi(wsgi(REMOTE_ADDR="203.0.113.9", HTTP_AUTHORIZATION=f"Bearer {TOKEN}")))

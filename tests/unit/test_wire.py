@@ -1,0 +1,566 @@
+"""What our HTTP says: how bodies and paths are read, and what is answered to what."""
+
+import asyncio
+import importlib
+import json
+import pkgutil
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator
+from datetime import UTC, datetime
+from http import HTTPStatus
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import mlapi
+from mlapi.domain import errors
+from mlapi.domain.errors import (
+    ConfigurationError,
+    FieldProblem,
+    InvalidFieldsError,
+    MlapiError,
+    RepositoryUnavailableError,
+    UserExistsError,
+    UserNotFoundError,
+)
+from mlapi.domain.model import EncryptedPassword, User, UserId
+from mlapi.entrypoints import wire
+from mlapi.entrypoints.wire import (
+    STATUS_OF,
+    AdminTokenRequiredError,
+    Answer,
+    BodyTooLargeError,
+    ManagementRefusedError,
+    RegisterUser,
+    RequestError,
+    UnreadableBodyError,
+    UnsupportedMediaTypeError,
+)
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+ADA = User(
+    id=UserId(7),
+    username="ada",
+    password=EncryptedPassword("stored-password"),
+    email="ada@example.com",
+    enabled=True,
+    created_datetime=NOON,
+    updated_datetime=NOON,
+    token_epoch="the-epoch",
+)
+GOOD_BODY = b'{"username": "test", "password": "test", "email": "test@testmail.com"}'
+NOTHING_ELSE = FieldProblem("body", "must hold username, password, email and nothing else")
+
+
+# --- content type and length
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json",
+        "Application/JSON; charset=UTF-8",
+        'application/json;charset="utf-8"',
+        "application/json ; charset=utf-8",
+        " application/json ",
+    ],
+)
+def test_json_in_utf8_may_be_sent(content_type: str) -> None:
+    wire.check_content([content_type])
+
+
+@pytest.mark.parametrize(
+    "content_types",
+    [
+        pytest.param([], id="none"),
+        pytest.param([""], id="empty"),
+        pytest.param(["application/json", "application/json"], id="two"),
+        pytest.param(["application/json, text/plain"], id="two in one"),
+        pytest.param(["text/plain"], id="what a web page may send to anybody"),
+        pytest.param(["application/x-www-form-urlencoded"], id="form"),
+        pytest.param(["multipart/form-data; boundary=x"], id="multipart form"),
+        pytest.param(["text/json"], id="text/json"),
+        pytest.param(["application/jsonp"], id="jsonp"),
+        pytest.param(["application/problem+json"], id="other JSON"),
+        pytest.param(["application/json; charset=latin-1"], id="latin-1"),
+        pytest.param(["application/json; charset=utf-16"], id="utf-16"),
+        pytest.param(["application/json; charset=utf-8; charset=latin-1"], id="two charsets"),
+        pytest.param(["application/json; boundary=x"], id="other parameter"),
+        pytest.param(["application/j\u017fon"], id="long s"),
+    ],
+)
+def test_other_content_is_refused(content_types: list[str]) -> None:
+    with pytest.raises(UnsupportedMediaTypeError):
+        wire.check_content(content_types)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[], ["0"], ["16384"], [""], ["many"], ["-1"], ["1e9"], ["\u00b2"]],
+    ids=["none", "zero", "limit", "empty", "word", "negative", "exponent", "superscript digit"],
+)
+def test_a_length_within_the_limit_or_none_at_all_is_for_the_body_to_show(lengths: list[str]) -> None:
+    wire.check_content(["application/json"], lengths)
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [["16385"], ["9" * 19], ["9" * 5000], ["5", "16385"]],
+    ids=["one more", "19 digits", "5000 digits", "second of two"],
+)
+def test_a_length_beyond_the_limit_is_refused(lengths: list[str]) -> None:
+    with pytest.raises(BodyTooLargeError):
+        wire.check_content(["application/json"], lengths)
+
+
+# --- reading a body
+
+
+def read_all(chunks: Iterable[bytes]) -> bytes:
+    async def stream() -> AsyncIterator[bytes]:
+        for chunk in chunks:
+            yield chunk
+
+    return asyncio.run(wire.read_body(stream()))
+
+
+@pytest.mark.parametrize(
+    ("chunks", "body"),
+    [
+        pytest.param([], b"", id="none"),
+        pytest.param([b"", b""], b"", id="empty ones"),
+        pytest.param([b'{"user', b"", b'name"}'], b'{"username"}', id="several"),
+        pytest.param([b"x" * 16384], b"x" * 16384, id="limit in one"),
+        pytest.param([b"x"] * 16384, b"x" * 16384, id="limit byte by byte"),
+    ],
+)
+def test_a_body_is_its_chunks(chunks: list[bytes], body: bytes) -> None:
+    assert read_all(chunks) == body
+
+
+def test_a_body_beyond_the_limit_is_refused() -> None:
+    with pytest.raises(BodyTooLargeError):
+        read_all([b"x" * 16384, b"x"])
+
+
+def test_a_body_is_not_read_on_after_the_limit() -> None:
+    taken = 0
+
+    def endless() -> Iterator[bytes]:
+        nonlocal taken
+        while True:
+            taken += 1
+            yield b"x" * 1024
+
+    with pytest.raises(BodyTooLargeError):
+        read_all(endless())
+
+    assert taken == 17
+
+
+# --- decoding a body
+
+
+@pytest.mark.parametrize(
+    ("body", "decoded"),
+    [
+        pytest.param(GOOD_BODY, RegisterUser("test", "test", "test@testmail.com"), id="as requests sends it"),
+        pytest.param(
+            b' {"email":"e",\n"password":"p",\t"username":"u"} ',
+            RegisterUser("u", "p", "e"),
+            id="order and white space",
+        ),
+        pytest.param(
+            '{"username": "Ада", "password": "\U0001f600", "email": "é"}'.encode(),
+            RegisterUser("Ада", "\U0001f600", "é"),
+            id="UTF-8",
+        ),
+        pytest.param(
+            rb'{"username": "\u0410", "password": "\ud83d\ude00", "email": "\u0000"}',
+            RegisterUser("\u0410", "\U0001f600", "\x00"),
+            id="escapes, a pair of surrogates among them",
+        ),
+        pytest.param(
+            rb'{"username": "\\ud800", "password": "", "email": ""}', RegisterUser("\\ud800", "", ""), id="a backslash"
+        ),
+        pytest.param(
+            rb'{"\u0075sername": "u", "password": "p", "email": "e"}', RegisterUser("u", "p", "e"), id="escape in a key"
+        ),
+    ],
+)
+def test_a_good_body_is_decoded(body: bytes, decoded: RegisterUser) -> None:
+    assert wire.decode(body, RegisterUser) == decoded
+
+
+def test_a_body_at_the_limit_is_decoded() -> None:
+    body = GOOD_BODY.ljust(16384)
+
+    assert wire.decode(body, RegisterUser) == RegisterUser("test", "test", "test@testmail.com")
+
+
+def test_a_body_over_the_limit_is_not_decoded() -> None:
+    with pytest.raises(BodyTooLargeError):
+        wire.decode(GOOD_BODY.ljust(16385), RegisterUser)
+
+
+def test_three_fields_at_their_longest_fit() -> None:
+    letter = "\U00020000"  # beyond the basic plane: four bytes
+    email = f"{letter * 64}@{letter * 63}.{letter * 63}.{letter * 61}"
+    fields = {"username": letter * 254, "password": letter * 1024, "email": email}
+    body = json.dumps(fields, ensure_ascii=False).encode()
+
+    assert wire.decode(body, RegisterUser) == RegisterUser(**fields)
+
+
+SURROGATE = "it holds a lone surrogate"
+TWICE = "it has a key twice"
+CONSTANT = "NaN and Infinity are not JSON"
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        pytest.param(b"", "Expecting value at line 1, column 1", id="empty"),
+        pytest.param(b"username=test", "Expecting value at line 1, column 1", id="form"),
+        pytest.param(b"{}{}", "Extra data at line 1, column 3", id="two values"),
+        pytest.param(b'{"username": "a\nb"}', "Invalid control character at line 1, column 16", id="line feed"),
+        pytest.param(b'{"username": "\xff"}', "it is not UTF-8", id="not UTF-8"),
+        pytest.param(b'{"username": "\xed\xa0\x80"}', "it is not UTF-8", id="surrogate in UTF-8"),
+        pytest.param('{"username": "a"}'.encode("utf-16"), "it is not UTF-8", id="UTF-16"),
+        pytest.param(rb'{"username": "\ud800"}', SURROGATE, id="surrogate"),
+        pytest.param(rb'{"username": "\uDFFF"}', SURROGATE, id="low surrogate"),
+        pytest.param(rb'{"username": "\ude00\ud83d"}', SURROGATE, id="surrogates in the wrong order"),
+        pytest.param(rb'{"\ud800": "a"}', SURROGATE, id="surrogate in a key"),
+        pytest.param(rb'{"username": [{"a": ["\ud800"]}]}', SURROGATE, id="surrogate deep inside"),
+        pytest.param(rb'"\ud800"', SURROGATE, id="surrogate as a whole body"),
+        pytest.param(b'{"username": "a", "username": "b"}', TWICE, id="key twice"),
+        pytest.param(b'{"username": "a", "username": "a"}', TWICE, id="key twice with one value"),
+        pytest.param(rb'{"username": "a", "\u0075sername": "b"}', TWICE, id="key twice, once escaped"),
+        pytest.param(b'{"username": {"a": 1, "a": 2}}', TWICE, id="key twice inside"),
+        pytest.param(b'[{"a": 1, "a": 2}]', TWICE, id="key twice in a list"),
+        pytest.param(b'{"username": NaN}', CONSTANT, id="NaN"),
+        pytest.param(b"[Infinity]", CONSTANT, id="Infinity"),
+        pytest.param(b"-Infinity", CONSTANT, id="-Infinity"),
+        pytest.param(b"1" * 5000, "it holds a number that is too long", id="integer of 5000 digits"),
+        pytest.param(b'{"username": -' + b"1" * 5000 + b"}", "it holds a number that is too long", id="negative one"),
+    ],
+)
+def test_a_body_that_is_no_json_is_refused_with_its_reason(body: bytes, reason: str) -> None:
+    with pytest.raises(UnreadableBodyError) as refusal:
+        wire.decode(body, RegisterUser)
+
+    assert str(refusal.value) == f"The body is not valid JSON: {reason}"
+
+
+@pytest.mark.parametrize(
+    "body", [b"\xef\xbb\xbf" + GOOD_BODY, b"[" * 16384, b'{"a":' * 3000], ids=["BOM", "brackets", "braces"]
+)
+def test_a_body_that_is_no_json_in_a_way_that_pythons_tell_differently_is_refused(body: bytes) -> None:
+    with pytest.raises(UnreadableBodyError):
+        wire.decode(body, RegisterUser)
+
+
+def test_a_body_that_is_nested_deeply_and_closed_is_refused() -> None:
+    with pytest.raises((UnreadableBodyError, InvalidFieldsError)):
+        wire.decode(b"[" * 8192 + b"]" * 8192, RegisterUser)
+
+
+def missing(*names: str) -> tuple[FieldProblem, ...]:
+    return tuple(FieldProblem(name, "is missing") for name in names)
+
+
+def no_string(*names: str) -> tuple[FieldProblem, ...]:
+    return tuple(FieldProblem(name, "must be a string") for name in names)
+
+
+NO_OBJECT = (FieldProblem("body", "must be an object"),)
+
+
+@pytest.mark.parametrize(
+    ("body", "problems"),
+    [
+        pytest.param(b"[]", NO_OBJECT, id="list"),
+        pytest.param(b'["username", "password", "email"]', NO_OBJECT, id="list of names"),
+        pytest.param(b'"username"', NO_OBJECT, id="string"),
+        pytest.param(b"null", NO_OBJECT, id="null"),
+        pytest.param(b"true", NO_OBJECT, id="true"),
+        pytest.param(b"0", NO_OBJECT, id="number"),
+        pytest.param(b"1e999", NO_OBJECT, id="number beyond all bounds"),
+        pytest.param(b"{}", missing("username", "password", "email"), id="nothing"),
+        pytest.param(b'{"username": "a", "email": "e"}', missing("password"), id="no password"),
+        pytest.param(
+            b'{"username": null, "password": 12345678, "email": ["e"]}',
+            no_string("username", "password", "email"),
+            id="all of other types",
+        ),
+        pytest.param(
+            b'{"username": {"a": 1}, "password": true, "email": 1e999}',
+            no_string("username", "password", "email"),
+            id="all of further types",
+        ),
+        pytest.param(
+            b'{"username": "a", "password": "p", "email": "e", "enabled": true}', (NOTHING_ELSE,), id="one too many"
+        ),
+        pytest.param(
+            b'{"Username": "a", "password": 5, "x": 1, "y": 2}',
+            (*missing("username"), *no_string("password"), *missing("email"), NOTHING_ELSE),
+            id="everything at once",
+        ),
+    ],
+)
+def test_every_field_at_fault_is_named_at_once(body: bytes, problems: tuple[FieldProblem, ...]) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        wire.decode(body, RegisterUser)
+
+    assert refusal.value.problems == problems
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"username": "a", "password": ["CANARY"], "email": "e"}',
+        b'{"username": "a", "CANARY": "password", "email": "e"}',
+        b'{"username": "a", "password": "CANARY", "password": "CANARY"}',
+        b'{"username": "a", "password": "CANARY"',
+        rb'{"username": "a", "password": "CANARY\x"}',
+        b'{"username": "a", "password": CANARY}',
+        b'{"username": "a", "password": "CANARY\xff"}',
+        rb'{"username": "a", "password": "CANARY\ud800"}',
+        b'"CANARY"',
+    ],
+)
+def test_no_answer_shows_a_password_of_a_bad_body(body: bytes) -> None:
+    with pytest.raises(MlapiError) as refusal:
+        wire.decode(body, RegisterUser)
+
+    assert b"CANARY" not in wire.refused(refusal.value).body
+    assert "CANARY" not in str(refusal.value)
+
+
+def test_a_decoded_body_shows_nothing() -> None:
+    body = wire.decode(GOOD_BODY, RegisterUser)
+
+    assert repr(body) == "RegisterUser(...)"
+    assert f"{body} {body!s}" == "RegisterUser(...) RegisterUser(...)"
+
+
+@given(
+    st.binary()
+    | st.text().map(str.encode)
+    | st.recursive(
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+        lambda values: (
+            st.lists(values)
+            | st.dictionaries(st.sampled_from(["username", "password", "email", "other"]) | st.text(), values)
+        ),
+    ).map(lambda value: json.dumps(value).encode())
+)
+def test_any_body_is_decoded_or_refused(body: bytes) -> None:
+    try:
+        decoded = wire.decode(body, RegisterUser)
+    except MlapiError as error:
+        assert wire.refused(error).status in {400, 413, 422}  # noqa: PT017 - refused, or decoded
+    else:
+        assert isinstance(decoded, RegisterUser)
+
+
+# --- what stands in paths
+
+
+@pytest.mark.parametrize(
+    ("text", "user_id"),
+    [
+        ("1", 1),
+        ("0", 0),
+        ("007", 7),
+        ("000", 0),
+        ("9223372036854775807", 2**63 - 1),
+        ("9223372036854775808", 2**63),
+        ("9999999999999999999", 10**19 - 1),
+        ("0" * 5000 + "7", 7),
+    ],
+    ids=["one", "zero", "leading zeros", "zeros", "last of 64 bits", "one more", "19 digits", "5000 zeros"],
+)
+def test_an_id_is_ascii_digits(text: str, user_id: int) -> None:
+    assert wire.user_id(text) == user_id
+
+
+@pytest.mark.parametrize("digits", [20, 21, 5000])
+def test_an_id_that_no_database_can_hold_is_one_that_nobody_has(digits: int) -> None:
+    assert wire.user_id("9" * digits) > 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("", id="empty"),
+        pytest.param("x", id="letter"),
+        pytest.param("+1", id="plus"),
+        pytest.param("-1", id="minus"),
+        pytest.param("1_0", id="underscore"),
+        pytest.param("1.0", id="fraction"),
+        pytest.param("1e3", id="exponent"),
+        pytest.param("0x1", id="hex"),
+        pytest.param(" 1", id="space before"),
+        pytest.param("1 ", id="space after"),
+        pytest.param("1\n", id="line feed after"),
+        pytest.param("1\x00", id="NUL after"),
+        pytest.param("\u0661", id="Arabic-Indic digit"),
+        pytest.param("\u0967", id="Devanagari digit"),
+        pytest.param("\uff11", id="full-width digit"),
+        pytest.param("\u00b9", id="superscript digit"),
+        pytest.param("\U0001d7cf", id="mathematical digit"),
+    ],
+)
+def test_what_is_not_ascii_digits_is_no_id(text: str) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        wire.user_id(text)
+
+    assert refusal.value.problems == (FieldProblem("user_id", "must be ASCII digits"),)
+
+
+@given(st.text() | st.text("0123456789") | st.from_regex(r"\A\d+\Z"))
+def test_any_text_is_an_id_or_refused(text: str) -> None:
+    try:
+        user_id = wire.user_id(text)
+    except MlapiError as error:
+        assert isinstance(error, InvalidFieldsError)  # noqa: PT017 - refused, or an id
+    else:
+        assert user_id >= 0
+
+
+@pytest.mark.parametrize(("text", "enabled"), [("1", True), ("0", False)])
+def test_a_permission_is_0_or_1(text: str, enabled: bool) -> None:
+    assert wire.permission(text) is enabled
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "2", "-1", "+1", "00", "01", "10", " 1", "1 ", "1\n", "1.0"),
+        *("yes", "no", "on", "off", "t", "f", "true", "false", "True"),
+        *("\u0661", "\uff11", "\u00b9", "\u0660"),
+    ],
+)
+def test_what_is_not_0_or_1_is_no_permission(text: str) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        wire.permission(text)
+
+    assert refusal.value.problems == (FieldProblem("permission", "must be 0 or 1"),)
+
+
+# --- answers
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "body"),
+    [
+        pytest.param(
+            wire.registered(ADA), 201, b'{"message":"User created successfully","user_id":7}', id="registered"
+        ),
+        pytest.param(
+            wire.permission_updated(ADA),
+            200,
+            b'{"message":"User permission updated successfully","user_id":7}',
+            id="permission updated",
+        ),
+        pytest.param(wire.removed(ADA), 200, b'{"message":"User deleted successfully"}', id="removed"),
+        pytest.param(wire.alive(), 200, b'{"message":"Alive"}', id="alive"),
+        pytest.param(wire.ready(), 200, b'{"message":"Ready"}', id="ready"),
+        pytest.param(wire.failed(404), 404, b'{"message":"Not Found"}', id="no such path"),
+        pytest.param(wire.failed(500), 500, b'{"message":"Internal Server Error"}', id="an error of ours"),
+    ],
+)
+def test_what_is_done_is_answered(answer: Answer, status: int, body: bytes) -> None:
+    assert answer == Answer(HTTPStatus(status), body)
+
+
+def test_a_framework_may_add_headers_to_what_it_refuses() -> None:
+    answer = wire.failed(405, [("Allow", "POST")])
+
+    assert answer == Answer(HTTPStatus.METHOD_NOT_ALLOWED, b'{"message":"Method Not Allowed"}', (("Allow", "POST"),))
+
+
+REFUSALS: list[tuple[MlapiError, Answer]] = [
+    (
+        InvalidFieldsError((FieldProblem("username", "must not be empty"), FieldProblem("email", "is missing"))),
+        Answer(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            b'{"message":"Invalid input","errors":[{"field":"username","message":"must not be empty"},'
+            b'{"field":"email","message":"is missing"}]}',
+        ),
+    ),
+    (UserExistsError(7), Answer(HTTPStatus.CONFLICT, b'{"message":"User already exists","user_id":7}')),
+    (UserNotFoundError(7), Answer(HTTPStatus.NOT_FOUND, b'{"message":"User not found"}')),
+    (
+        RepositoryUnavailableError("the disk is full", retry_after=3),
+        Answer(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            b'{"message":"Service unavailable, try again"}',
+            (("Retry-After", "3"),),
+        ),
+    ),
+    (
+        ConfigurationError("the database is somebody else's"),
+        Answer(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            b'{"message":"Service unavailable, see its log"}',
+            (("Retry-After", "10"),),
+        ),
+    ),
+    (
+        UnreadableBodyError("it is not UTF-8"),
+        Answer(HTTPStatus.BAD_REQUEST, b'{"message":"The body is not valid JSON: it is not UTF-8"}'),
+    ),
+    (
+        BodyTooLargeError(),
+        Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b'{"message":"The body is larger than 16384 bytes"}'),
+    ),
+    (
+        UnsupportedMediaTypeError(),
+        Answer(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            b'{"message":"The Content-Type must be application/json, in UTF-8"}',
+        ),
+    ),
+    (
+        AdminTokenRequiredError(),
+        Answer(
+            HTTPStatus.UNAUTHORIZED,
+            b'{"message":"This needs the admin token: send exactly one header Authorization: Bearer <admin token>"}',
+            (("WWW-Authenticate", "Bearer"),),
+        ),
+    ),
+    (
+        ManagementRefusedError("Management is locked"),
+        Answer(HTTPStatus.FORBIDDEN, b'{"message":"Management is locked"}'),
+    ),
+]
+
+
+@pytest.mark.parametrize(("error", "answer"), REFUSALS, ids=[type(error).__name__ for error, _ in REFUSALS])
+def test_what_is_refused_is_answered(error: MlapiError, answer: Answer) -> None:
+    assert wire.refused(error) == answer
+
+
+def subclasses(error: type[MlapiError]) -> set[type[MlapiError]]:
+    return {error}.union(*(subclasses(narrower) for narrower in error.__subclasses__()))
+
+
+def test_every_error_that_is_raised_has_its_status_and_its_answer() -> None:
+    for module in pkgutil.walk_packages(mlapi.__path__, "mlapi."):
+        importlib.import_module(module.name)  # so that no subclass is overlooked
+
+    raised = subclasses(MlapiError) - {MlapiError, RequestError}
+
+    assert set(STATUS_OF) == raised
+    assert {type(error): answer.status for error, answer in REFUSALS} == STATUS_OF
+
+
+def test_the_tree_of_errors_names_each_of_them() -> None:
+    named = re.findall(r"^[├└]── (\w+)  ", errors.__doc__ or "", re.MULTILINE)
+
+    assert sorted(named) == sorted(
+        error.__name__ for error in subclasses(MlapiError) - {MlapiError} if error.__module__ == errors.__name__
+    )
