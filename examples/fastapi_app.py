@@ -22,9 +22,8 @@ def create_app(users: Users, management: Management) -> FastAPI:
 
     @app.post("/register-user")
     async def register(request: Request) -> Response:
-        headers = request.headers
-        wire.check_content(headers.getlist("content-type"), headers.getlist("content-length"))
-        body = wire.decode(await wire.read_body(request.stream()), wire.RegisterUser)
+        wire.check_content(request.scope["headers"])
+        body = wire.registration(await wire.read_body(request.stream()))
         user = await run_in_threadpool(users.register, username=body.username, password=body.password, email=body.email)
         return respond(wire.registered(user))
 

@@ -23,8 +23,8 @@ def create_app(users: Users, management: Management) -> Flask:
 
     @app.post("/register-user", provide_automatic_options=False)
     def register() -> Response:
-        wire.check_content(request.headers.getlist("Content-Type"))
-        body = wire.decode(request.stream.read(wire.BODY_MAX + 1), wire.RegisterUser)
+        wire.check_content(wire.wsgi_headers(request.environ))
+        body = wire.registration(request.stream.read(wire.BODY_MAX + 1))
         return _respond(wire.registered(users.register(**msgspec.structs.asdict(body))))
 
     @app.put("/toggle-user-permission/<user_id>/<permission>", provide_automatic_options=False)

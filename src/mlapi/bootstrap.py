@@ -9,6 +9,7 @@ import attrs
 
 from mlapi.adapters.common_passwords import load_common_passwords
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprints
+from mlapi.adapters.group_commit import GroupCommit
 from mlapi.adapters.sql import (
     Database,
     SqlUserRepository,
@@ -62,6 +63,11 @@ def open_service(settings: Settings) -> Iterator[tuple[Users, Settings]]:
         yield Users(repository, _cipher(settings), password_policy=_password_policy(settings)), settings
     finally:
         database.close()
+
+
+def group_commit(users: Users) -> GroupCommit:
+    """Return what applies the changes of many concurrent requests to the users together."""
+    return GroupCommit(users.repository)
 
 
 def open_database(settings: Settings) -> Database:

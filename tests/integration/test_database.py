@@ -5,22 +5,33 @@ import sqlite3
 import stat
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import UTC, timedelta, timezone
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import URL, event, text
+from sqlalchemy import URL, event, literal, select, text
 
-from mlapi import ConfigurationError, Remove, RepositoryUnavailableError, User, UserExistsError, UserId
+from mlapi import (
+    Change,
+    ConfigurationError,
+    Outcome,
+    Remove,
+    RepositoryUnavailableError,
+    SetEnabled,
+    User,
+    UserExistsError,
+    UserId,
+)
 from mlapi.adapters.sql import Database, SqlUserRepository, check_key, connection_url, database_url, upgrade
-from mlapi.adapters.sql import database as database_module
-from tests.contract.repository_contract import apply_one, refusals, registered, registration
+from mlapi.adapters.sql.tables import UtcDateTime
+from tests.contract.repository_contract import LATER, apply_one, refusals, registered, registration
 from tests.postgres_server import PASSWORD, PostgresServer
 
 Open = Callable[[URL], Database]
-Act = Callable[[], object]
 
 # --- URLs
 
@@ -136,51 +147,81 @@ def test_postgresql_that_waits_for_standbys_is_left_alone(
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "remote_apply"
 
 
+def test_a_time_goes_through_core_and_comes_back_aware(database: Database) -> None:
+    elsewhere = LATER.astimezone(timezone(timedelta(hours=-8)))
+
+    with database.reading() as connection:
+        stored = connection.execute(select(literal(elsewhere, UtcDateTime))).scalar_one()
+
+    assert (stored, stored.tzinfo) == (LATER, UTC)
+
+
 # --- transactions
 
 
+class Tampered:
+    """A driver's connection that lets a test act before each statement, or change it."""
+
+    def __init__(self, connection: Any, before: Callable[[str], str | None]) -> None:
+        self._connection = connection
+        self._before = before
+
+    def execute(self, statement: Any, *parameters: Any) -> Any:
+        text = statement.decode() if isinstance(statement, bytes) else statement
+        changed = self._before(text) or text
+        return self._connection.execute(changed.encode() if isinstance(statement, bytes) else changed, *parameters)
+
+
+def tamper(database: Database, before: Callable[[str], str | None]) -> SqlUserRepository:
+    """Return a repository whose batches run on tampered connections."""
+    real = database.dialect
+
+    class Dialect:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(real, name)
+
+        def apply(self, connection: Any, changes: Sequence[Change]) -> list[Outcome]:
+            return real.apply(Tampered(connection, before), changes)
+
+    database.dialect = Dialect()
+    return SqlUserRepository(database)
+
+
 def test_nobody_sees_a_batch_before_it_is_whole(database: Database, open_database: Open) -> None:
-    repository, onlooker = SqlUserRepository(database), SqlUserRepository(open_database(database.engine.url))
-    seen: list[int] = []
+    onlooker = SqlUserRepository(open_database(database.engine.url))
+    ada = registered(SqlUserRepository(database), "ada")
+    seen: list[list[User]] = []
 
-    @event.listens_for(database.engine, "after_cursor_execute")
-    def look(*_args: object) -> None:
-        seen.append(len(onlooker.page(after=UserId(0), limit=10)))
+    def look(_statement: str) -> None:
+        seen.append(onlooker.page(after=UserId(0), limit=10))
 
-    repository.apply([registration("ada"), registration("bob"), registration("eve")])
+    repository = tamper(database, look)
+    repository.apply([registration("bob"), SetEnabled(user_id=ada.id, enabled=False, at=LATER), registration("eve")])
 
-    assert len(seen) >= 3
-    assert set(seen) == {0}
-    assert len(onlooker.page(after=UserId(0), limit=10)) == 3
+    assert len(seen) >= 2
+    assert all(users == [ada] for users in seen)
+    assert [user.enabled for user in onlooker.page(after=UserId(0), limit=10)] == [False, True, True]
 
 
 def test_a_batch_that_fails_half_way_leaves_nothing_and_the_next_one_works(database: Database) -> None:
-    repository = SqlUserRepository(database)
-    statements: list[str] = []
+    inserts: list[str] = []
 
-    @event.listens_for(database.engine, "before_cursor_execute", retval=True)
-    def break_the_second_insert(
-        _connection: object, _cursor: object, statement: str, parameters: object, *_args: object
-    ) -> tuple[str, object]:
-        if statement.startswith("INSERT INTO users"):
-            statements.append(statement)
-            if len(statements) == 2:
-                return statement.replace("INSERT INTO users", "INSERT INTO no_such_table"), parameters
-        return statement, parameters
+    def break_the_second_insert(statement: str) -> str | None:
+        if "INSERT INTO users" in statement:
+            inserts.append(statement)
+        return statement.replace("INTO users", "INTO nothing") if len(inserts) == 2 else None
 
-    with pytest.raises(RepositoryUnavailableError):
-        repository.apply([registration("ada"), registration("bob")])
+    repository = tamper(database, break_the_second_insert)
+    batch = [registration("ada"), registration("ADA"), registration("bob")]
+    with pytest.raises(RepositoryUnavailableError, match="nothing"):
+        repository.apply(batch)
 
     assert repository.page(after=UserId(0), limit=10) == []
-    assert not refusals(repository.apply([registration("ada"), registration("bob")]))
+    assert len(refusals(repository.apply(batch))) == 1
 
 
 def test_no_value_is_shown_when_a_statement_fails(database: Database) -> None:
-    repository = SqlUserRepository(database)
-
-    @event.listens_for(database.engine, "before_cursor_execute", retval=True)
-    def break_it(_connection: object, _cursor: object, statement: str, parameters: object, *_args: object) -> object:
-        return statement.replace("INSERT INTO users", "INSERT INTO no_such_table"), parameters
+    repository = tamper(database, lambda statement: statement.replace("INTO users", "INTO nothing"))
 
     with pytest.raises(RepositoryUnavailableError) as failure:
         repository.apply([registration("ada-the-canary", email="canary@example.com")])
@@ -191,11 +232,15 @@ def test_no_value_is_shown_when_a_statement_fails(database: Database) -> None:
 def test_a_name_that_is_removed_while_we_ask_who_holds_it_is_free(
     postgres_database: Database, postgres_url: URL, open_database: Open
 ) -> None:
-    repository, rival = SqlUserRepository(postgres_database), SqlUserRepository(open_database(postgres_url))
-    ada = registered(repository)
-    _before_the_holder_is_asked(postgres_database, lambda: rival.apply([Remove(user_id=ada.id)]), times=1)
+    rival = SqlUserRepository(open_database(postgres_url))
+    ada = registered(rival)
 
-    again = registered(repository)
+    def remove_once(statement: str) -> None:
+        if not statement.startswith("WITH") or "INSERT" in statement:
+            return
+        rival.apply([Remove(user_id=ada.id)])
+
+    again = registered(tamper(postgres_database, remove_once))
 
     assert again.id > ada.id
 
@@ -203,35 +248,59 @@ def test_a_name_that_is_removed_while_we_ask_who_holds_it_is_free(
 def test_a_name_that_comes_and_goes_too_fast_is_answered_all_the_same(
     postgres_database: Database, postgres_url: URL, open_database: Open
 ) -> None:
-    repository, rival = SqlUserRepository(postgres_database), SqlUserRepository(open_database(postgres_url))
-    registered(repository)
+    rival = SqlUserRepository(open_database(postgres_url))
 
-    def come_and_go() -> None:
+    def come_and_go(statement: str) -> None:
         holder = rival.find(registration().username_key)
-        assert holder is not None
-        rival.apply([Remove(user_id=holder.id)])
-
-    def come_back() -> None:
-        rival.apply([registration()])
-
-    _before_the_holder_is_asked(postgres_database, come_and_go, times=5, afterwards=come_back)
+        if "INSERT" in statement:
+            assert holder is None
+            registered(rival)
+        else:
+            assert holder is not None
+            rival.apply([Remove(user_id=holder.id)])
 
     with pytest.raises(RepositoryUnavailableError, match="too fast"):
-        repository.apply([registration()])
+        tamper(postgres_database, come_and_go).apply([registration()])
 
 
-def _before_the_holder_is_asked(database: Database, act: Act, times: int, afterwards: Act | None = None) -> None:
-    acts = iter([act] * times)
+def test_a_deadlock_is_dissolved_and_both_batches_applied(
+    postgres_database: Database, postgres_url: URL, open_database: Open
+) -> None:
+    """Each holds a row and asks for the other's, in two segments of a batch, where order cannot help."""
+    ada, bob = (
+        registered(SqlUserRepository(postgres_database), "ada"),
+        registered(SqlUserRepository(postgres_database), "bob"),
+    )
+    meet = threading.Barrier(2)
 
-    @event.listens_for(database.engine, "before_cursor_execute")
-    def before(_connection: object, _cursor: object, statement: str, *_args: object) -> None:
-        if statement.startswith("SELECT users.id") and (found := next(acts, None)) is not None:
-            found()
+    def apply(first: UserId, second: UserId) -> list[Outcome]:
+        def wait_for_the_other(_statement: str) -> None:
+            with suppress(threading.BrokenBarrierError):
+                meet.wait(2)
 
-    @event.listens_for(database.engine, "after_cursor_execute")
-    def after(_connection: object, _cursor: object, statement: str, *_args: object) -> None:
-        if statement.startswith("SELECT users.id") and afterwards is not None:
-            afterwards()
+        repository = tamper(open_database(postgres_url), wait_for_the_other)
+        order = [first, first, second]  # the same one twice: the second segment asks for the other
+        return repository.apply([SetEnabled(user_id=user_id, enabled=False, at=LATER) for user_id in order])
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [f.result(30) for f in [pool.submit(apply, ada.id, bob.id), pool.submit(apply, bob.id, ada.id)]]
+
+    assert [refusals(batch) for batch in outcomes] == [[], []]
+
+
+def test_many_batches_of_many_processes_do_not_hinder_each_other(url: URL, open_database: Open) -> None:
+    databases = [open_database(url) for _ in range(4)]
+    upgrade(databases[0])
+    repositories = [SqlUserRepository(database) for database in databases]
+    ids = [registered(repositories[0], f"user{number}").id for number in range(30)]
+
+    def toggle(number: int) -> int:
+        shuffled = sorted(ids, key=lambda user_id: (user_id * 7919 + number * 104729) % 31)
+        changes = [SetEnabled(user_id=user_id, enabled=bool(number % 2), at=LATER) for user_id in shuffled]
+        return len(refusals(repositories[number % 4].apply(changes)))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert sum(pool.map(toggle, range(80))) == 0
 
 
 def test_threads_and_databases_that_race_for_a_name_make_one_user(url: URL, open_database: Open) -> None:
@@ -261,14 +330,10 @@ def writing_elsewhere(url: URL) -> Iterator[sqlite3.Connection]:
         other.close()
 
 
-def test_a_locked_sqlite_database_is_unavailable_until_it_is_let_go(
-    sqlite_url: URL, monkeypatch: pytest.MonkeyPatch, open_database: Open
-) -> None:
-    monkeypatch.setattr(database_module, "WAIT", 0.2)
-    database = open_database(sqlite_url)
-    upgrade(database)
+def test_a_locked_sqlite_database_is_unavailable_until_it_is_let_go(sqlite_database: Database, sqlite_url: URL) -> None:
+    ada = registered(SqlUserRepository(sqlite_database))
+    database = Database(sqlite_url, wait=0.2)
     repository = SqlUserRepository(database)
-    ada = registered(repository)
 
     with writing_elsewhere(sqlite_url):
         with pytest.raises(RepositoryUnavailableError, match="database is locked"):
@@ -278,14 +343,11 @@ def test_a_locked_sqlite_database_is_unavailable_until_it_is_let_go(
         assert repository.get(ada.id) == ada
 
     assert isinstance(apply_one(repository, registration("bob")), User)
+    database.close()
 
 
-def test_threads_that_get_no_turn_to_write_are_told(
-    sqlite_url: URL, monkeypatch: pytest.MonkeyPatch, open_database: Open
-) -> None:
-    monkeypatch.setattr(database_module, "WAIT", 0.2)
-    database = open_database(sqlite_url)
-    upgrade(database)
+def test_threads_that_get_no_turn_to_write_are_told(sqlite_database: Database, sqlite_url: URL) -> None:
+    database = Database(sqlite_url, wait=0.2)
     repository = SqlUserRepository(database)
     inside, leave = threading.Event(), threading.Event()
 
@@ -303,17 +365,15 @@ def test_threads_that_get_no_turn_to_write_are_told(
     holder.join()
 
     assert isinstance(apply_one(repository, registration()), User)
+    database.close()
 
 
-def test_more_readers_than_connections_are_told(
-    sqlite_url: URL, monkeypatch: pytest.MonkeyPatch, open_database: Open
-) -> None:
-    monkeypatch.setattr(database_module, "WAIT", 0.1)
-    monkeypatch.setattr(database_module, "CONNECTIONS", 1)
-    database = open_database(sqlite_url)
+def test_more_readers_than_connections_are_told(sqlite_url: URL) -> None:
+    database = Database(sqlite_url, wait=0.1, connections=1)
 
     with database.reading(), pytest.raises(RepositoryUnavailableError, match="no free connection"), database.reading():
         pass
+    database.close()
 
 
 def test_a_damaged_sqlite_file_is_unavailable(sqlite_url: URL, open_database: Open) -> None:
@@ -324,25 +384,20 @@ def test_a_damaged_sqlite_file_is_unavailable(sqlite_url: URL, open_database: Op
         repository.check()
 
 
-def test_a_full_disk_is_unavailable_and_loses_nothing(sqlite_url: URL, open_database: Open) -> None:
-    database = open_database(sqlite_url)
-    upgrade(database)
-    repository = SqlUserRepository(database)
-    users = [registered(repository, f"user{number}") for number in range(10)]
+def test_a_full_disk_is_unavailable_and_loses_nothing(sqlite_database: Database) -> None:
+    users = [registered(SqlUserRepository(sqlite_database), f"user{number}") for number in range(10)]
+    full = Database(sqlite_database.engine.url)
 
-    @event.listens_for(database.engine, "begin")
-    def fill(connection: object) -> None:
-        # SQLite's own bound on the file gives the error that a full disk gives, SQLITE_FULL.
-        connection.exec_driver_sql("PRAGMA max_page_count = 1")  # type: ignore[attr-defined]
+    @event.listens_for(full.engine, "connect")
+    def fill(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA max_page_count = 1")  # gives SQLITE_FULL, as a full disk does
 
+    repository = SqlUserRepository(full)
     with pytest.raises(RepositoryUnavailableError, match="full"):
-        repository.apply(
-            [registration("x" * 250, email=f"{number}@example.com") for number in range(1)]
-            + [registration(f"more{number}" + "x" * 200) for number in range(200)]
-        )
-    event.remove(database.engine, "begin", fill)
+        repository.apply([registration(f"more{number}" + "x" * 200) for number in range(200)])
 
     assert repository.page(after=UserId(0), limit=100) == users
+    full.close()
 
 
 def test_a_read_only_postgresql_is_unavailable_until_it_is_not(
@@ -351,6 +406,7 @@ def test_a_read_only_postgresql_is_unavailable_until_it_is_not(
     repository = SqlUserRepository(postgres_database)
     name = postgres_database.engine.url.database
     postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+
     postgres_database.close()  # its sessions were opened before
 
     with pytest.raises(RepositoryUnavailableError, match="read-only transaction"):
@@ -359,7 +415,7 @@ def test_a_read_only_postgresql_is_unavailable_until_it_is_not(
         repository.check()
     postgres.execute(f"ALTER DATABASE {name} RESET default_transaction_read_only")
 
-    assert isinstance(_eventually(repository), User)
+    assert isinstance(apply_one(repository, registration()), User)
 
 
 def test_a_locked_postgresql_table_is_unavailable_until_it_is_let_go(
@@ -399,16 +455,6 @@ def test_a_postgresql_that_goes_comes_back_by_itself_with_all_that_was_acknowled
     assert isinstance(apply_one(repository, registration("bob")), User)
 
 
-def _eventually(repository: SqlUserRepository) -> object:
-    """One session of the pool after the other learns that the database takes changes again."""
-    for _ in range(database_module.CONNECTIONS):
-        try:
-            return apply_one(repository, registration())
-        except RepositoryUnavailableError:
-            continue
-    return None
-
-
 # --- before the first use
 
 
@@ -431,17 +477,15 @@ def test_a_database_is_prepared_once_and_again_only_if_that_failed(sqlite_url: U
     assert calls == ["prepare", "prepare"]
 
 
-def test_who_waits_too_long_for_the_opening_is_told(
-    sqlite_url: URL, monkeypatch: pytest.MonkeyPatch, open_database: Open
-) -> None:
-    monkeypatch.setattr("mlapi.adapters.sql.repository.WAIT", 0.1)
+def test_who_waits_too_long_for_the_opening_is_told(sqlite_url: URL) -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def prepare() -> None:
         inside.set()
         leave.wait(10)
 
-    repository = SqlUserRepository(open_database(sqlite_url), before_first_use=prepare)
+    database = Database(sqlite_url, wait=0.1)
+    repository = SqlUserRepository(database, before_first_use=prepare)
     opening = threading.Thread(target=repository.open)
     opening.start()
     inside.wait(10)
@@ -450,6 +494,7 @@ def test_who_waits_too_long_for_the_opening_is_told(
         repository.get(UserId(1))
     leave.set()
     opening.join()
+    database.close()
 
 
 # --- the key check

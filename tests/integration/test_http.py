@@ -6,6 +6,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+import attrs
 import httpx2
 import pytest
 from starlette.applications import Starlette
@@ -14,7 +15,8 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 from starlette.websockets import WebSocketDisconnect
 
-from mlapi import Change, EncryptedPassword, Outcome, Remove, UserId, Users
+from mlapi import Change, EncryptedPassword, Outcome, Remove, RepositoryUnavailableError, UserId, Users
+from mlapi.adapters.group_commit import GroupCommit
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints import http
 from mlapi.entrypoints.http import Threads, create_app
@@ -32,10 +34,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 class SlowCipher(PlainCipher):
     """A cipher that takes its time until it is let go."""
 
+    is_costly = True
+
     def __init__(self) -> None:
         self.go_on = threading.Event()
+        self.asked: list[str] = []
 
     def encrypt(self, password: str) -> EncryptedPassword:
+        self.asked.append(password)
         self.go_on.wait(10)
         return super().encrypt(password)
 
@@ -233,16 +239,17 @@ def test_health_answers_while_hashing_takes_its_time() -> None:
     assert asyncio.run(run()) == (200, 404, 8)
 
 
-def test_who_waits_too_long_is_told_and_a_call_in_the_queue_is_never_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "ANSWER_WITHIN", 0.1)
+def test_who_waits_too_long_is_told_and_a_change_in_the_queue_is_never_made() -> None:
     repository = HangingRepository()
     app = create_app(Users(repository, PlainCipher()))
-    app.state.service = http.Service(app.state.service.users, database=Threads(1))
+    app.state.service = attrs.evolve(app.state.service, changes=GroupCommit(repository, patience=0.1))
 
     async def run() -> list[httpx2.Response]:
         transport = httpx2.ASGITransport(app, client=("127.0.0.1", 5))
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8001") as client:
-            late = await asyncio.gather(*[client.delete(f"/remove-user/{number}") for number in range(1, 4)])
+            first = asyncio.create_task(client.delete("/remove-user/1"))
+            await asyncio.sleep(0.02)
+            late = [await first, *await asyncio.gather(*[client.delete(f"/remove-user/{n}") for n in (2, 3)])]
             repository.go_on.set()
             return [*late, await client.delete("/remove-user/4")]
 
@@ -251,3 +258,37 @@ def test_who_waits_too_long_is_told_and_a_call_in_the_queue_is_never_made(monkey
     assert [content(answer) for answer in late] == [(503, {"message": "Service unavailable, try again"})] * 3
     assert last.status_code == 404
     assert repository.asked == [Remove(user_id=UserId(1)), Remove(user_id=UserId(4))]
+
+
+def test_passwords_that_wait_too_long_for_their_hash_are_told_and_never_hashed() -> None:
+    cipher = SlowCipher()
+    threads = Threads(1, queue=10, patience=0.1)
+
+    async def run() -> list[object]:
+        late = await asyncio.gather(*[threads.run(cipher.encrypt, name) for name in "abc"], return_exceptions=True)
+        cipher.go_on.set()
+        await threads.run(cipher.encrypt, "d")
+        return list(late)
+
+    late = asyncio.run(run())
+    threads.close()
+
+    assert late == [RepositoryUnavailableError("no answer within 0.1 seconds")] * 3
+    assert cipher.asked == ["a", "d"]
+
+
+def test_more_passwords_than_may_wait_are_refused_at_once() -> None:
+    cipher = SlowCipher()
+    threads = Threads(1, queue=2, patience=10)
+
+    async def run() -> list[object]:
+        calls = [asyncio.create_task(threads.run(cipher.encrypt, name)) for name in "abcde"]
+        await asyncio.sleep(0.05)
+        cipher.go_on.set()
+        return list(await asyncio.gather(*calls, return_exceptions=True))
+
+    results = asyncio.run(run())
+    threads.close()
+
+    assert results[3:] == [RepositoryUnavailableError("too many requests wait already")] * 2
+    assert cipher.asked == ["a", "b", "c"]

@@ -5,7 +5,7 @@ import importlib
 import json
 import pkgutil
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from http import HTTPStatus
 
@@ -31,6 +31,7 @@ from mlapi.entrypoints.wire import (
     AdminTokenRequiredError,
     Answer,
     BodyTooLargeError,
+    Headers,
     ManagementRefusedError,
     RegisterUser,
     RequestError,
@@ -56,6 +57,15 @@ NOTHING_ELSE = FieldProblem("body", "must hold username, password, email and not
 # --- content type and length
 
 
+def sent(types: list[str], lengths: list[str] | None = None) -> Headers:
+    """Headers as they are sent, among others."""
+    return [
+        (b"host", b"localhost"),
+        *((b"content-type", value.encode()) for value in types),
+        *((b"content-length", value.encode()) for value in lengths or []),
+    ]
+
+
 @pytest.mark.parametrize(
     "content_type",
     [
@@ -67,7 +77,7 @@ NOTHING_ELSE = FieldProblem("body", "must hold username, password, email and not
     ],
 )
 def test_json_in_utf8_may_be_sent(content_type: str) -> None:
-    wire.check_content([content_type])
+    wire.check_content(sent([content_type]))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +102,7 @@ def test_json_in_utf8_may_be_sent(content_type: str) -> None:
 )
 def test_other_content_is_refused(content_types: list[str]) -> None:
     with pytest.raises(UnsupportedMediaTypeError):
-        wire.check_content(content_types)
+        wire.check_content(sent(content_types))
 
 
 @pytest.mark.parametrize(
@@ -101,7 +111,7 @@ def test_other_content_is_refused(content_types: list[str]) -> None:
     ids=["none", "zero", "limit", "empty", "word", "negative", "exponent", "superscript digit"],
 )
 def test_a_length_within_the_limit_or_none_at_all_is_for_the_body_to_show(lengths: list[str]) -> None:
-    wire.check_content(["application/json"], lengths)
+    wire.check_content(sent(["application/json"], lengths))
 
 
 @pytest.mark.parametrize(
@@ -111,7 +121,7 @@ def test_a_length_within_the_limit_or_none_at_all_is_for_the_body_to_show(length
 )
 def test_a_length_beyond_the_limit_is_refused(lengths: list[str]) -> None:
     with pytest.raises(BodyTooLargeError):
-        wire.check_content(["application/json"], lengths)
+        wire.check_content(sent(["application/json"], lengths))
 
 
 # --- reading a body
@@ -564,3 +574,22 @@ def test_the_tree_of_errors_names_each_of_them() -> None:
     assert sorted(named) == sorted(
         error.__name__ for error in subclasses(MlapiError) - {MlapiError} if error.__module__ == errors.__name__
     )
+
+
+@given(st.binary(max_size=200) | st.from_regex(rb'\\{("[a-z"\\\\ :,]{0,9}"[:,} ]{0,2}){0,8}\\}?', fullmatch=True))
+def test_the_short_way_to_a_registration_says_what_the_long_one_says(body: bytes) -> None:
+    assert outcome_of(lambda: wire.registration(body)) == outcome_of(lambda: wire.decode(body, RegisterUser))
+
+
+@given(st.lists(st.sampled_from(["username", "password", "email", "id"]), max_size=5), st.text(max_size=3))
+def test_the_short_way_takes_no_key_twice(keys: list[str], value: str) -> None:
+    body = ("{" + ", ".join(f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key in keys) + "}").encode()
+
+    assert outcome_of(lambda: wire.registration(body)) == outcome_of(lambda: wire.decode(body, RegisterUser))
+
+
+def outcome_of(decode: Callable[[], RegisterUser]) -> RegisterUser | MlapiError:
+    try:
+        return decode()
+    except MlapiError as error:
+        return error

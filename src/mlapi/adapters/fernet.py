@@ -34,6 +34,8 @@ class FernetCipher:
         salt: appended to every password.
     """
 
+    is_costly = False
+
     def __init__(self, keys: Sequence[str], salt: str) -> None:
         self._secret = _Secret(keys, salt)
 
@@ -67,6 +69,8 @@ class HashingFernetCipher:
         keys: Fernet keys, 32 bytes in URL-safe base64 each; the first encrypts.
         salt: a secret shared by all passwords (a pepper).
     """
+
+    is_costly = True
 
     def __init__(self, keys: Sequence[str], salt: str) -> None:
         self._secret = _Secret(keys, salt)

@@ -4,7 +4,7 @@ A change carries its time and its random part. The same changes in the same orde
 repository, one by one or in one batch.
 """
 
-import secrets
+import random
 from datetime import datetime
 
 import attrs
@@ -22,8 +22,8 @@ from mlapi.domain.model import (
 
 
 def new_token_epoch() -> str:
-    """64 random bits as hex: two epochs of one user must differ, nobody needs to be unable to guess them."""
-    return secrets.token_hex(8)
+    """64 random bits as hex. Two epochs of one user must differ; to guess one is of no use, as tokens are signed."""
+    return f"{random.getrandbits(64):016x}"  # which seeds itself anew in a forked process
 
 
 @attrs.frozen(kw_only=True)

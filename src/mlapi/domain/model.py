@@ -30,6 +30,8 @@ PASSWORD_MAX = 1024
 _INVISIBLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2800\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
 )
+# What most addresses look like, so that most need no closer look.
+_PLAIN_EMAIL = re.compile(r"[!#-'*+./0-9=?A-Z^-~-]{1,64}@(?:[A-Za-z0-9]{1,63}\.){1,3}[A-Za-z]{2,63}")
 _LABEL_MAX = 63  # characters of one label of a domain: RFC 1035, 2.3.4
 
 
@@ -39,6 +41,8 @@ def utc_now() -> datetime:
 
 def to_utc(instant: datetime) -> datetime:
     """Return the same instant in UTC. Raises ValueError for a time without its zone."""
+    if instant.tzinfo is UTC:
+        return instant
     if instant.tzinfo is None:
         raise ValueError("a time without its zone: give an aware datetime")
     return instant.astimezone(UTC)
@@ -103,6 +107,8 @@ def username_problem(username: object) -> str | None:
 
 def email_problem(email: object) -> str | None:
     """What is wrong with an e-mail address, or None. Form only: whether it exists is for a message to find out."""
+    if isinstance(email, str) and len(email) <= EMAIL_MAX and _PLAIN_EMAIL.fullmatch(email):
+        return None
     problem = _text_problem(email, EMAIL_MAX)
     if problem is not None or not isinstance(email, str):
         return problem

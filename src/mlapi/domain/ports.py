@@ -43,6 +43,11 @@ class UserRepository(Protocol):
 class PasswordCipher(Protocol):
     """Makes stored passwords and compares with them. Has no ``decrypt``: nobody needs one."""
 
+    @property
+    def is_costly(self) -> bool:
+        """Whether `encrypt` and `matches` take milliseconds: such work belongs into threads of its own."""
+        ...
+
     def encrypt(self, password: str) -> EncryptedPassword:
         """Return what to store. Equal passwords give different values."""
         ...

@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import AsyncIterable, Sequence
+from collections.abc import AsyncIterable, Mapping, Sequence
+from contextlib import suppress
 from http import HTTPStatus
 from typing import Any, NoReturn, TypeVar
 
@@ -22,6 +23,9 @@ from mlapi.domain.model import User, UserId
 
 BODY_MAX = 16 * 1024
 """Bytes of a request body. Three fields at their longest take less than half of it in UTF-8."""
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""As ASGI has them: names in lower case, each as often as it was sent."""
 
 T = TypeVar("T")
 
@@ -91,20 +95,34 @@ class ManagementRefusedError(RequestError):
 # --- reading
 
 
-def check_content(content_types: Sequence[str], content_lengths: Sequence[str] = ()) -> None:
+def check_content(headers: Headers) -> None:
     """Refuse a body by its headers, before it is read.
 
     Raises:
         UnsupportedMediaTypeError: unless there is one Content-Type, application/json, in UTF-8 if it says so.
         BodyTooLargeError: if it announces more than `BODY_MAX` bytes.
     """
-    if len(content_types) != 1 or not _JSON.fullmatch(content_types[0].strip()):
+    types = lengths = 0
+    for name, value in headers:
+        if name == b"content-type":
+            types += 1
+            if value != b"application/json" and not _JSON.fullmatch(value.strip()):
+                raise UnsupportedMediaTypeError
+        elif name == b"content-length" and value.isdigit():
+            lengths = max(lengths, BODY_MAX + 1 if len(value) > _DIGITS_MAX else int(value))
+    if types != 1:
         raise UnsupportedMediaTypeError
-    if any(
-        length.isascii() and length.isdigit() and (len(length) > _DIGITS_MAX or int(length) > BODY_MAX)
-        for length in content_lengths
-    ):
+    if lengths > BODY_MAX:
         raise BodyTooLargeError
+
+
+def wsgi_headers(environ: Mapping[str, Any]) -> Headers:
+    """Return the headers of a WSGI environ. It has joined what was sent twice, which then is no valid value."""
+    names = {name: name.removeprefix("HTTP_") for name in environ if name.startswith("HTTP_") or name in _CGI_HEADERS}
+    return [
+        (name.replace("_", "-").lower().encode("latin-1"), environ[key].encode("latin-1"))
+        for key, name in names.items()
+    ]
 
 
 async def read_body(chunks: AsyncIterable[bytes]) -> bytes:
@@ -115,6 +133,16 @@ async def read_body(chunks: AsyncIterable[bytes]) -> bytes:
         if len(body) > BODY_MAX:
             raise BodyTooLargeError
     return bytes(body)
+
+
+def registration(body: bytes) -> RegisterUser:
+    """Return what a body asks to register. Raises as `decode` does."""
+    if len(body) <= BODY_MAX and b"\\" not in body and body.count(b'"') == _QUOTES:
+        # Three keys and three values in quotes, none of them escaped: there is no room for a key that stands twice,
+        # which is all that msgspec would let pass and `decode` would not. Most bodies are such.
+        with suppress(msgspec.DecodeError, UnicodeDecodeError):
+            return _REGISTER_USER.decode(body)
+    return decode(body, RegisterUser)
 
 
 def decode(body: bytes, shape: type[T]) -> T:
@@ -244,7 +272,10 @@ def failed(status: int, headers: Sequence[tuple[str, str]] = ()) -> Answer:
     return _answer(HTTPStatus(status), HTTPStatus(status).phrase, headers=headers)
 
 
-_JSON = re.compile(r'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE | re.ASCII)
+_JSON = re.compile(rb'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE)
+_REGISTER_USER = msgspec.json.Decoder(RegisterUser)
+_CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # RFC 3875, 4.1: without the prefix of the others
+_QUOTES = 12  # of three keys and three values
 _DIGITS_MAX = 19  # of a signed 64-bit integer
 
 

@@ -1,24 +1,20 @@
-"""One database: its URL, its engine with the settings each kind needs, and transactions that raise our errors."""
+"""One database: its URL, its engine, and transactions that raise our errors."""
 
-import os
 import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, Table, create_engine, event, make_url
-from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, Table, make_url
+from sqlalchemy.dialects import postgresql as postgresql_dialect
+from sqlalchemy.dialects import sqlite as sqlite_dialect
 from sqlalchemy.exc import ArgumentError, DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from mlapi.adapters.sql import postgresql, sqlite
+from mlapi.domain.changes import Change, Outcome
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
-
-WAIT = 3
-"""Seconds to wait for a connection, for a lock, and for a free place in the pool: each. An HTTP answer has 10."""
-CONNECTIONS = 8
-"""As many threads as wait for the database at once."""
 
 _EXAMPLES = "write sqlite:///mlapi.db or postgresql://user:password@host:5432/database"
 _DRIVERS = {
@@ -28,7 +24,13 @@ _DRIVERS = {
     "postgresql": "postgresql+psycopg",
     "postgresql+psycopg": "postgresql+psycopg",
 }
-_SQLITE_BEGIN = "mlapi_sqlite_begin"
+WAIT = 3.0
+"""Seconds to wait for a connection, for a lock, and for a free place in the pool: each. An HTTP answer has 10."""
+CONNECTIONS = 8
+"""As many threads as ask the database at once."""
+_ATTEMPTS = 4
+
+T = TypeVar("T")
 
 
 def database_url(text: str) -> URL:
@@ -64,147 +66,134 @@ def sqlite_file(url: URL) -> Path | None:
     return Path(url.database or "").absolute() if url.drivername == "sqlite" else None
 
 
+class _Dialect(Protocol):
+    """What `sqlite` and `postgresql` have in common."""
+
+    def make_engine(self, url: URL, wait: float, connections: int) -> Engine: ...
+    def insert(self, table: Table) -> sqlite_dialect.Insert | postgresql_dialect.Insert: ...
+    def begin(self, connection: Any) -> None: ...  # noqa: ANN401 - each has its driver's own
+    def apply(self, connection: Any, changes: Sequence[Change]) -> list[Outcome]: ...  # noqa: ANN401
+    def check(self, connection: Any) -> None: ...  # noqa: ANN401
+    def is_passing(self, error: BaseException | None) -> bool: ...
+
+
 class Database:
-    """An engine and two kinds of transaction, which raise `RepositoryUnavailableError` for whatever goes wrong in them.
+    """An engine, and transactions that raise `RepositoryUnavailableError` for whatever goes wrong in them.
 
     Opens nothing until it is used. ``engine`` may be given to whoever reads tables: pandas, say.
+
+    Args:
+        url: as `database_url` gives it.
+        wait: seconds, see `WAIT`.
+        connections: at most, see `CONNECTIONS`.
 
     Raises:
         ConfigurationError: if the URL is not for us, or psycopg is not installed.
     """
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, wait: float = WAIT, connections: int = CONNECTIONS) -> None:
+        self.wait = wait
         self.is_sqlite = url.drivername == "sqlite"
-        self.engine = _sqlite_engine(url) if self.is_sqlite else _postgresql_engine(url)
-        self._immediate = self.engine.execution_options(**{_SQLITE_BEGIN: "BEGIN IMMEDIATE"})
-        self._writer = threading.Lock()
+        self.dialect: _Dialect = sqlite if self.is_sqlite else postgresql
+        self.engine = self.dialect.make_engine(url, wait, connections)
+        self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
+        # SQLite has one writer at a time, and lets the waiting ones race for the next turn: under load some starve. So
+        # the threads of this process queue here, in order.
+        self._writers = threading.BoundedSemaphore(1 if self.is_sqlite else connections)
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that reads."""
-        with _transaction(self.engine) as connection:
+        with self._translating(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that is durable when this is left, and undone when it is left by an error."""
-        with self._turn(), _transaction(self._immediate) as connection:
-            yield connection
+        with self._turn(), self._translating(), self.engine.connect() as connection:
+            options = {sqlite.BEGIN: "BEGIN IMMEDIATE"} if self.is_sqlite else {}
+            with connection.execution_options(**options).begin():
+                yield connection
 
-    def insert(self, table: Table) -> sqlite.Insert | postgresql.Insert:
+    def read(self, work: Callable[[Connection], T]) -> T:
+        """Return what ``work`` reads. A connection that was lost since its last use does not show."""
+
+        def attempt() -> T:
+            with self.engine.connect() as connection, connection.begin():
+                return work(connection)
+
+        with self._translating():
+            return self._repeating(attempt)
+
+    def write_batch(self, work: Callable[[Any], T]) -> T:
+        """Return what ``work`` has made of the driver's own connection, once that is durable.
+
+        ``work`` is called again if it met a lost connection, a deadlock or the like before it ended.
+        """
+
+        def attempt() -> tuple[PoolProxiedConnection, T]:
+            pooled = self.engine.raw_connection()
+            with _invalidated_by_errors(pooled):
+                self.dialect.begin(pooled.driver_connection)
+                return pooled, work(pooled.driver_connection)
+
+        with self._turn(), self._translating():
+            pooled, result = self._repeating(attempt)
+            with _invalidated_by_errors(pooled):
+                pooled.commit()  # not repeated: if this fails, it may have been done all the same
+            pooled.close()
+            return result
+
+    def insert(self, table: Table) -> sqlite_dialect.Insert | postgresql_dialect.Insert:
         """An INSERT that can be told what to do on conflict, which Core's own cannot."""
-        return sqlite.insert(table) if self.is_sqlite else postgresql.insert(table)
+        return self.dialect.insert(table)
 
     def close(self) -> None:
         self.engine.dispose()
 
-    def _turn(self) -> AbstractContextManager[None]:
-        # SQLite has one writer at a time, and lets the waiting ones race for the next turn: under load some starve. So
-        # the threads of this process queue here, in order.
-        return _held(self._writer) if self.is_sqlite else nullcontext()
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        if not self._writers.acquire(timeout=self.wait):
+            raise RepositoryUnavailableError("the database is busy: no turn to write")
+        try:
+            yield
+        finally:
+            self._writers.release()
+
+    @contextmanager
+    def _translating(self) -> Iterator[None]:
+        try:
+            yield
+        except DBAPIError as error:
+            raise _unavailable(error.orig) from error
+        except self._driver_error as error:
+            raise _unavailable(error) from error
+        except PoolTimeoutError as error:
+            raise RepositoryUnavailableError("the database is busy: no free connection") from error
+
+    def _repeating(self, attempt: Callable[[], T]) -> T:
+        """Call an attempt again, at once, while it fails for a reason that a new one does not meet."""
+        for _ in range(_ATTEMPTS - 1):
+            try:
+                return attempt()
+            except (DBAPIError, self._driver_error) as error:
+                cause = error.orig if isinstance(error, DBAPIError) else error
+                if not self.dialect.is_passing(cause):
+                    raise
+                self.engine.dispose()  # the other connections that wait in the pool are no better
+        return attempt()
 
 
 @contextmanager
-def _held(lock: threading.Lock) -> Iterator[None]:
-    if not lock.acquire(timeout=WAIT):
-        raise RepositoryUnavailableError("the database is busy: no turn to write")
+def _invalidated_by_errors(pooled: PoolProxiedConnection) -> Iterator[None]:
+    """Close a connection that met an error: it may be lost, within something, or read-only since a failover."""
     try:
         yield
-    finally:
-        lock.release()
+    except BaseException:
+        pooled.invalidate()
+        raise
 
 
-@contextmanager
-def _transaction(engine: Engine) -> Iterator[Connection]:
-    try:
-        with engine.connect() as connection:
-            try:
-                with connection.begin():
-                    yield connection
-            except DBAPIError:
-                # It may be lost, half-way through something, or read-only since a failover: take a new one next time.
-                connection.invalidate()
-                raise
-    except DBAPIError as error:
-        first_line = str(error.orig).strip().partition("\n")[0]
-        raise RepositoryUnavailableError(f"{type(error.orig).__name__}: {first_line}") from error
-    except PoolTimeoutError as error:
-        raise RepositoryUnavailableError("the database is busy: no free connection") from error
-
-
-def _sqlite_engine(url: URL) -> Engine:
-    engine = create_engine(url, hide_parameters=True, pool_size=CONNECTIONS, max_overflow=0, pool_timeout=WAIT)
-
-    @event.listens_for(engine, "do_connect")
-    def _create_private(_dialect: object, _record: object, arguments: list[Any], _keywords: object) -> None:
-        # Passwords are in it, if encrypted, so nobody else may read it. Only ever a file that is not there yet: to
-        # close a file that SQLite has open would drop its locks.
-        flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-        if not Path(arguments[0]).exists():
-            with suppress(OSError):  # another process was first, or SQLite will say why not
-                os.close(os.open(arguments[0], flags, 0o600))
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: DBAPIConnection, _record: object) -> None:
-        # None: the sqlite3 module begins and commits nothing by itself. Its legacy handling commits early.
-        connection.isolation_level = None
-        cursor = connection.cursor()
-        cursor.execute(f"PRAGMA busy_timeout = {WAIT * 1000}")
-        cursor.execute("PRAGMA journal_mode = WAL")
-        cursor.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk
-        cursor.execute("PRAGMA foreign_keys = ON")
-        cursor.close()
-
-    @event.listens_for(engine, "begin")
-    def _begin(connection: Connection) -> None:
-        # IMMEDIATE for what will write: a transaction that reads first and then asks for the lock can be refused.
-        connection.exec_driver_sql(connection.get_execution_options().get(_SQLITE_BEGIN, "BEGIN"))
-
-    return engine
-
-
-def _postgresql_engine(url: URL) -> Engine:
-    try:
-        from psycopg import ProgrammingError  # noqa: PLC0415 - an extra
-        from psycopg.conninfo import make_conninfo  # noqa: PLC0415
-    except ImportError:
-        raise ConfigurationError("PostgreSQL needs psycopg: pip install 'mlapi[postgres]'") from None
-
-    # A server that has gone without a word is noticed by what is sent to it, and by probes while nothing is.
-    noticing = {
-        "connect_timeout": WAIT,
-        "tcp_user_timeout": WAIT * 1000,
-        "keepalives_idle": 10,
-        "keepalives_interval": 2,
-        "keepalives_count": 3,
-    }
-    engine = create_engine(
-        url,
-        connect_args={name: value for name, value in noticing.items() if name not in url.query},
-        hide_parameters=True,
-        pool_pre_ping=True,
-        pool_size=CONNECTIONS,
-        max_overflow=0,
-        pool_timeout=WAIT,
-    )
-    try:
-        make_conninfo(**dict.fromkeys(url.query, ""))
-    except ProgrammingError:
-        raise ConfigurationError(f"database.url holds an option that PostgreSQL does not know: {_EXAMPLES}") from None
-
-    @event.listens_for(engine, "connect")
-    def _configure(connection: DBAPIConnection, _record: object) -> None:
-        # In a statement and not in the start-up packet, which poolers refuse. Acknowledged means on disk: a server that
-        # does not wait for its disk is told to; one that waits for more (standbys) is left alone.
-        cursor = connection.cursor()
-        cursor.execute(
-            "SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false)",
-            (f"{WAIT}s", f"{WAIT + 2}s"),
-        )
-        cursor.execute(
-            "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-        )
-        cursor.close()
-        connection.commit()
-
-    return engine
+def _unavailable(cause: BaseException | None) -> RepositoryUnavailableError:
+    first_line = str(cause).strip().partition("\n")[0]
+    return RepositoryUnavailableError(f"{type(cause).__name__}: {first_line}")

@@ -44,12 +44,12 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
         ConfigurationError: if it is newer than this mlapi, or has tables that are not ours.
         RepositoryUnavailableError: if the database is away.
     """
+    from alembic import command  # noqa: PLC0415 - takes 0.4 s, and not while others wait for the lock
+
     with database.writing() as connection:  # on SQLite this is the lock already
         _lock(connection)
         before = current_revision(connection)
         _refuse_strange(connection, before)
-        from alembic import command  # noqa: PLC0415 - takes 0.4 s
-
         command.upgrade(_alembic(connection), revision)
         return before, current_revision(connection)
 
