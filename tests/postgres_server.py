@@ -9,7 +9,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,10 +23,12 @@ START_TIMEOUT = 60
 
 
 class PostgresServer:
-    """One server in a folder of its own on a free port. Without fsync: the tests kill processes, not the power."""
+    """One server in a folder of its own on a free port. Without fsync unless durable: tests kill processes, not power."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, durable: bool = False, prefix: Sequence[str] = ()) -> None:
         self._folder = folder
+        self._durable = durable
+        self._prefix = prefix  # of the command: taskset, say
         folder.chmod(0o755)
         self._account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None  # servers refuse to run as root
         self._bin = self._binaries()
@@ -43,6 +45,7 @@ class PostgresServer:
 
     def start(self) -> None:
         command: list[str | Path] = [
+            *self._prefix,
             self._bin / "postgres",
             "-D",
             self._folder / "data",
@@ -51,7 +54,8 @@ class PostgresServer:
             "-h",
             "127.0.0.1",
         ]
-        options = ["unix_socket_directories=", "fsync=off", "max_connections=50", "shared_buffers=32MB"]
+        fsync = "on" if self._durable else "off"
+        options = ["unix_socket_directories=", f"fsync={fsync}", "max_connections=50", "shared_buffers=128MB"]
         log = (self._folder / "log").open("ab")
         self._process = self._popen([*command, *(part for option in options for part in ("-c", option))], log)
         log.close()
@@ -154,10 +158,10 @@ class PostgresServer:
 
 
 @contextmanager
-def running_postgres() -> Iterator[PostgresServer]:
+def running_postgres(*, durable: bool = False, prefix: Sequence[str] = ()) -> Iterator[PostgresServer]:
     """A running server that is stopped and forgotten afterwards."""
     with tempfile.TemporaryDirectory(prefix="mlapi-postgres-", ignore_cleanup_errors=True) as folder:
-        server = PostgresServer(Path(folder))
+        server = PostgresServer(Path(folder), durable=durable, prefix=prefix)
         server.start()
         try:
             yield server

@@ -1,6 +1,7 @@
 """The real server in a process of its own: started, asked, stopped and killed."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -54,6 +55,12 @@ class Server:
     @property
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def peak_memory_mib(self) -> float:
+        """The most that has been resident so far."""
+        assert self._process is not None
+        (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self._process.pid}/status").read_text())
+        return int(line) / 1024
 
     @property
     def log(self) -> str:

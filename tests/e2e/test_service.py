@@ -1,6 +1,7 @@
 """The service as a user meets it: a process, a port, a folder."""
 
 import json
+import os
 import signal
 import socket
 import threading
@@ -163,7 +164,7 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(serve: Serve, en
     acknowledged: dict[str, int] = {}
     sent = 0
 
-    for round_number in range(5):
+    for round_number in range(20):
         server = serve(environ)
         stop = threading.Event()
 
@@ -183,7 +184,7 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(serve: Serve, en
         clients = [threading.Thread(target=keep_registering, args=(worker,)) for worker in range(4)]
         for client in clients:
             client.start()
-        time.sleep(0.4)
+        time.sleep(0.2)
         server.stop(signal.SIGKILL)
         stop.set()
         for client in clients:
@@ -191,7 +192,7 @@ def test_nothing_acknowledged_is_lost_when_the_server_is_killed(serve: Serve, en
 
     table = table_of(environ)
     stored = dict(zip(table["username"], table["id"], strict=True))
-    assert len(acknowledged) > 50
+    assert len(acknowledged) > 200
     assert {name: stored.get(name) for name in acknowledged} == acknowledged
     assert table["username_key"].is_unique
 
@@ -260,6 +261,20 @@ def test_a_postgresql_that_hangs_is_answered_for_within_ten_seconds_and_recovers
     assert {status for _, status in slow} == {503}
     assert max(seconds for seconds, _ in slow) < 10
     assert toggle(0)[1] == 200
+
+
+def test_many_registrations_at_once_take_no_more_memory_than_the_hashing_threads(serve: Serve) -> None:
+    server = serve()
+    assert register(server).status_code == 201
+    before = server.peak_memory_mib()
+
+    with ThreadPoolExecutor(200) as pool:
+        statuses = list(pool.map(lambda number: register(server, f"user{number}").status_code, range(400)))
+
+    threads = len(os.sched_getaffinity(0))
+    assert set(statuses) <= {201, 503}
+    assert statuses.count(201) > 50
+    assert server.peak_memory_mib() - before < threads * 19 + 25  # 19 MiB for each, and 200 connections
 
 
 # --- who may manage, over real connections

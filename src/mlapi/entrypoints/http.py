@@ -169,7 +169,7 @@ class Service:
         return cls(
             users=users,
             changes=group_commit(users),
-            hashing=Threads(os.cpu_count() or 1, queue=HASHING_QUEUE, patience=HASHING_PATIENCE),
+            hashing=Threads(_cores(), queue=HASHING_QUEUE, patience=HASHING_PATIENCE),
             reading=Threads(READING_THREADS, queue=1_000, patience=READING_PATIENCE),
         )
 
@@ -296,6 +296,11 @@ class OneLineStartupRefusal:
             if failure is not None:
                 await send(failure)
             raise
+
+
+def _cores() -> int:
+    """The cores that this process may use, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _service(request: Request) -> Service:
