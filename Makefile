@@ -4,7 +4,7 @@ PORT ?= 8001
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help run test check fmt install lock clean
+.PHONY: help run test check fmt install bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -28,11 +28,17 @@ fmt: .venv/dev ## format and mend what can be mended
 
 install: .venv/dev ## everything for development into .venv
 
+bench: .venv/dev .venv/peers/installed ## measure us, the ceiling and the peers; needs wrk, two cores, 10 GB, an hour
+	$(BIN)/python -m bench.run $(BENCH)
+
 lock: .venv/dev ## resolve the two lock files anew (needs uv on the path)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--extra postgres --group build --upgrade pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--extra postgres --group build --group dev -c requirements.lock --upgrade pyproject.toml -o requirements-dev.lock
+
+	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--upgrade bench/peers/requirements.in -o bench/peers/requirements.lock
 
 clean: ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
@@ -49,4 +55,10 @@ clean: ## remove the virtual environment and caches
 
 .venv/dev: .venv/runtime requirements-dev.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --only-binary :all: -r requirements-dev.lock
+	@touch $@
+
+.venv/peers/installed: .venv/bin/python bench/peers/requirements.lock
+	$(PYTHON) -m venv .venv/peers
+	.venv/peers/bin/python -m pip install --disable-pip-version-check -q --require-hashes --only-binary :all: \
+		-r bench/peers/requirements.lock
 	@touch $@

@@ -1,0 +1,14 @@
+-- POST /register-user: a new name and address with every request.
+-- Arguments: a prefix that no other run has.
+local prefix, k
+
+function init(args)
+  prefix, k = args[1], 0
+end
+
+function request()
+  k = k + 1
+  local name = prefix .. "-" .. k
+  local body = '{"username": "' .. name .. '", "password": "correct horse battery", "email": "' .. name .. '@example.com"}'
+  return wrk.format("POST", "/register-user", {["Content-Type"] = "application/json"}, body)
+end

@@ -1,0 +1,12 @@
+-- DELETE /remove-user/<id>: one user after the other; who is gone already is an error.
+-- Arguments: the first id.
+local id
+
+function init(args)
+  id = tonumber(args[1])
+end
+
+function request()
+  id = id + 1
+  return wrk.format("DELETE", "/remove-user/" .. (id - 1))
+end

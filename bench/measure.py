@@ -1,0 +1,88 @@
+"""One measurement: wrk on its own core, and what it says."""
+
+import os
+import re
+import statistics
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.targets import LOAD_CORE, Server
+
+LOAD = Path(__file__).parent / "load"
+
+
+@dataclass
+class Figure:
+    """What one run of the load generator saw. Times in milliseconds."""
+
+    per_second: float
+    p50: float
+    p99: float
+    errors: int
+
+
+def load(server: Server, endpoint: str, connections: int, seconds: float) -> Figure:
+    """Load one endpoint; the run goes on where the last one on this target ended."""
+    target = server.target
+    arguments = {
+        "toggle": [str(target.users), str(target.toggled)],
+        "register": [f"bench{time.time_ns():x}"],
+        "remove": [str(target.removed + 1)],
+    }[endpoint]
+    command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency"]
+    output = subprocess.run(
+        [*command, "-s", str(LOAD / f"{endpoint}.lua"), server.base, "--", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    requests = int(_find(r"(\d+) requests in", output))
+    if endpoint == "toggle":
+        target.toggled += requests + connections
+    elif endpoint == "remove":
+        target.removed += requests + connections
+    return Figure(
+        per_second=float(_find(r"Requests/sec:\s+([\d.]+)", output)),
+        p50=_milliseconds(_find(r"^ +50% +(\S+)$", output)),
+        p99=_milliseconds(_find(r"^ +99% +(\S+)$", output)),
+        errors=sum(
+            int(number)
+            for number in re.findall(r"(?:Non-2xx or 3xx responses: |connect |read |write |timeout )(\d+)", output)
+        ),
+    )
+
+
+def median_of(figures: list[Figure]) -> Figure:
+    """The median of each column; errors are added up, as any of them voids the row."""
+    return Figure(
+        per_second=statistics.median(figure.per_second for figure in figures),
+        p50=statistics.median(figure.p50 for figure in figures),
+        p99=statistics.median(figure.p99 for figure in figures),
+        errors=sum(figure.errors for figure in figures),
+    )
+
+
+def fsync_milliseconds(folder: Path, count: int = 200) -> float:
+    """Median time of an fdatasync after 4 KiB, in the folder where the databases are."""
+    times = []
+    with (folder / "fsync").open("wb", buffering=0) as file:
+        for _ in range(count):
+            file.write(b"x" * 4096)
+            begin = time.perf_counter()
+            os.fdatasync(file.fileno())
+            times.append(time.perf_counter() - begin)
+    return statistics.median(times) * 1000
+
+
+def _find(pattern: str, text: str) -> str:
+    found = re.search(pattern, text, re.MULTILINE)
+    if found is None:
+        raise RuntimeError(f"wrk said nothing of {pattern!r}:\n{text}")
+    return found.group(1)
+
+
+def _milliseconds(text: str) -> float:
+    number, unit = re.fullmatch(r"([\d.]+)(us|ms|s|m)", text).groups()  # type: ignore[union-attr]
+    return float(number) * {"us": 0.001, "ms": 1.0, "s": 1000.0, "m": 60_000.0}[unit]

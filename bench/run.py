@@ -1,0 +1,257 @@
+"""Measure mlapi, its ceiling and its peers in one interleaved run: ``make bench``. Writes RESULTS.md and chart.svg.
+
+Rounds are outermost: in each, every server is started anew, loaded and stopped, so that a slow minute of the machine
+hits all of them. The server has one core to itself, the load generator and PostgreSQL share the other.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import defaultdict
+from contextlib import ExitStack
+from pathlib import Path
+from urllib.parse import quote
+
+from sqlalchemy import text
+from tests.conftest import KEY, SALT
+from tests.postgres_server import running_postgres
+
+from bench import bulk, report
+from bench.measure import Figure, fsync_milliseconds, load
+from bench.targets import LOAD_CORE, OPTIONS, PEERS_BIN, SERVER_CORE, UVICORN, Server, Target
+from mlapi.adapters.sql import Database, database_url
+
+HERE = Path(__file__).parent
+CONNECTIONS = (1, 16, 64)
+REMOVABLE = 600_000
+"""Users of a target that are there to be removed."""
+
+
+class Run:
+    """The servers, the databases and the figures of one run."""
+
+    def __init__(self, folder: Path, postgres_url: "PostgresUrl", seconds: float) -> None:
+        self.folder = folder
+        self.new_postgres = postgres_url
+        self.seconds = seconds
+        self.figures: dict[str, dict[str, list[Figure]]] = defaultdict(lambda: defaultdict(list))
+        self.startup: dict[str, list[float]] = defaultdict(list)
+        self.resident: dict[str, list[float]] = defaultdict(list)
+        self.other: dict[str, list[float]] = defaultdict(list)
+
+    def mlapi(self, name: str, *, kind: str, users: int, scheme: str = "fernet") -> Target:
+        """Return mlapi on a database with so many users."""
+        folder = self._folder(name)
+        url = f"sqlite:///{folder}/mlapi.db" if kind == "sqlite" else self.new_postgres()
+        environ = {
+            "MLAPI_DATABASE__URL": url,
+            "MLAPI_PASSWORDS__SCHEME": scheme,
+            "MLAPI_SECRETS__KEY": KEY,
+            "MLAPI_SECRETS__SALT": SALT,
+        }
+        seconds = bulk.register(environ, users)
+        print(f"{name}: {users:,} users in {seconds:.1f} s", flush=True)
+        reader = Database(database_url(url))
+
+        def read_flag(user_id: int) -> bool:
+            with reader.reading() as connection:
+                return bool(connection.scalar(text("SELECT enabled FROM users WHERE id = :id"), {"id": user_id}))
+
+        command = [*UVICORN, "mlapi.entrypoints.http:app", "--port", "{port}"]
+        return Target(name, command, folder, environ, read_flag, users=users)
+
+    def ceiling(self) -> Target:
+        command = [*UVICORN, "bench.ceiling:app", "--app-dir", str(HERE.parent), "--port", "{port}"]
+        return Target("ceiling", command, self._folder("ceiling"))
+
+    def peer(self, name: str, *, framework: str, kind: str, hashing: str) -> Target:
+        """Return a peer on a database with 10,000 users."""
+        folder = self._folder(name)
+        url = f"sqlite:///{folder}/peer.db" if kind == "sqlite" else self.new_postgres()
+        environ = {"PEER_DATABASE_URL": url, "PEER_HASH": hashing}
+        program, command = PEERS[framework]
+        subprocess.run(
+            [str(PEERS_BIN / "python"), str(program), "prepare", "10000"],
+            env={**os.environ, **environ},
+            cwd=folder,
+            check=True,
+        )
+        reader = Database(database_url(url))
+        table = "user" if framework == "fastapi-users" else "auth_user"
+
+        def read_flag(user_id: int) -> bool:
+            statement = text(f'SELECT is_active FROM "{table}" WHERE id = :id')  # noqa: S608 - ours
+            with reader.reading() as connection:
+                return bool(connection.scalar(statement, {"id": user_id}))
+
+        return Target(name, command, folder, environ, read_flag)
+
+    def measure(self, target: Target, endpoints: tuple[str, ...], connections: tuple[int, ...]) -> None:
+        with Server(target) as server:
+            self.startup[target.name].append(server.startup)
+            load(server, endpoints[0], 16, 1)  # warm
+            for endpoint in endpoints:
+                for count in connections:
+                    figure = load(server, endpoint, count, self.seconds)
+                    self.figures[target.name][f"{endpoint} {count}"].append(figure)
+                    print(
+                        f"  {target.name:34} {endpoint:8} c={count:<3} {figure.per_second:9,.0f}/s"
+                        f"  p50 {figure.p50:8.2f} ms  p99 {figure.p99:8.2f} ms  errors {figure.errors}",
+                        flush=True,
+                    )
+            self.resident[target.name].append(server.resident_mib())
+
+    def measure_default_scheme(self, target: Target) -> None:
+        """Registrations with argon2id, and toggles meanwhile; against argon2id alone on the same core."""
+        script = [sys.executable, "-m", "bench.bare_argon2id", str(self.seconds)]
+        bare = subprocess.run(
+            ["taskset", "-c", SERVER_CORE, *script],
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=HERE.parent,
+        )
+        self.other["argon2id alone"].append(float(bare.stdout))
+        with Server(target) as server:
+            alone = load(server, "register", 16, self.seconds)
+            self.figures[target.name]["register 16"].append(alone)
+            toggles: list[Figure] = []
+            beside = threading.Thread(target=lambda: toggles.append(load(server, "toggle", 4, self.seconds)))
+            beside.start()
+            load(server, "register", 16, self.seconds)
+            beside.join()
+            self.figures[target.name]["toggle 4 meanwhile"].append(toggles[0])
+            self.resident[target.name].append(server.resident_mib())
+            print(
+                f"  {target.name}: {alone.per_second:.1f}/s of {float(bare.stdout):.1f}/s,"
+                f" toggles meanwhile p99 {toggles[0].p99:.1f} ms",
+                flush=True,
+            )
+
+    def _folder(self, name: str) -> Path:
+        folder = self.folder / name.replace(" ", "-").replace(",", "")
+        folder.mkdir()
+        return folder
+
+
+PEERS = {
+    "fastapi-users": (
+        HERE / "peers" / "fastapi_users_app.py",
+        [str(PEERS_BIN / "uvicorn"), *OPTIONS, "fastapi_users_app:app", "--app-dir", str(HERE / "peers"), "--port", "{port}"],
+    ),
+    "Django REST framework": (
+        HERE / "peers" / "drf" / "manage.py",
+        [
+            str(PEERS_BIN / "gunicorn"), "wsgi:application", "--chdir", str(HERE / "peers" / "drf"),
+            "--workers", "1", "--threads", "4", "--bind", "127.0.0.1:{port}", "--log-level", "warning",
+        ],
+    ),
+}  # fmt: skip
+
+
+class PostgresUrl:
+    """Gives the URL of a new database at each call."""
+
+    def __init__(self, server: "object", stack: ExitStack) -> None:
+        self._server = server
+        self._stack = stack
+
+    def __call__(self) -> str:
+        url = self._stack.enter_context(self._server.new_database())  # type: ignore[attr-defined]
+        return f"postgresql://{url.username}:{quote(url.password, safe='')}@{url.host}:{url.port}/{url.database}"
+
+
+def rounds(run: Run, arguments: argparse.Namespace) -> None:
+    ceiling = run.ceiling()
+    ours = [run.mlapi(f"mlapi, {kind}", kind=kind, users=10_000) for kind in ("sqlite", "postgresql")]
+    removing = [run.mlapi(f"mlapi, {kind}, removing", kind=kind, users=REMOVABLE) for kind in ("sqlite", "postgresql")]
+    default = [
+        run.mlapi(f"mlapi, {kind}, argon2id", kind=kind, users=10_000, scheme="argon2id")
+        for kind in ("sqlite", "postgresql")
+    ]
+    peers = [
+        run.peer(f"{framework}, {kind}, {hashing} hash", framework=framework, kind=kind, hashing=hashing)
+        for framework in ([] if arguments.no_peers else PEERS)
+        for kind in ("sqlite", "postgresql")
+        for hashing in ("default", "cheap")
+    ]
+    for number in range(arguments.rounds):
+        print(f"round {number + 1} of {arguments.rounds}", flush=True)
+        run.other["fsync"].append(fsync_milliseconds(run.folder))
+        run.measure(ceiling, ("register", "toggle", "remove"), CONNECTIONS)
+        for target in ours:
+            run.measure(target, ("register", "toggle"), CONNECTIONS)
+        for target in removing:
+            run.measure(target, ("remove",), CONNECTIONS)
+        for target in default:
+            run.measure_default_scheme(target)
+        for target in peers:
+            run.measure(target, ("register", "toggle"), (16,))
+
+
+def growth(run: Run, arguments: argparse.Namespace) -> None:
+    sizes = [
+        ("sqlite", 10_000),
+        ("sqlite", 1_000_000),
+        ("sqlite", 10_000_000),
+        ("postgresql", 10_000),
+        ("postgresql", 1_000_000),
+    ]
+    grown = [
+        run.mlapi(f"mlapi, {kind}, {users:,} users", kind=kind, users=users)
+        for kind, users in sizes
+        if users <= arguments.grow_to
+    ]
+    for number in range(arguments.rounds):
+        print(f"growth, round {number + 1} of {arguments.rounds}", flush=True)
+        for target in grown:
+            run.measure(target, ("register", "toggle"), (64,))
+
+
+def imports(run: Run, arguments: argparse.Namespace) -> None:
+    for kind in ("sqlite", "postgresql"):
+        folder = run.folder / f"import-{kind}"
+        folder.mkdir()
+        url = f"sqlite:///{folder}/mlapi.db" if kind == "sqlite" else run.new_postgres()
+        environ = {
+            "MLAPI_DATABASE__URL": url,
+            "MLAPI_PASSWORDS__SCHEME": "fernet",
+            "MLAPI_SECRETS__KEY": KEY,
+            "MLAPI_SECRETS__SALT": SALT,
+        }
+        seconds = bulk.register(environ, arguments.imports, passwords=True)
+        run.other[f"import, {kind}"].append(seconds)
+        print(f"{arguments.imports:,} registrations on {kind}: {seconds:.1f} s", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    parser.add_argument("--grow-to", type=int, default=10_000_000, help="users in the largest table")
+    parser.add_argument("--imports", type=int, default=1_000_000, help="registrations of the import")
+    parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--folder", type=Path, help="where databases are made, on the disk to measure")
+    parser.add_argument("--out", type=Path, default=HERE, help="where RESULTS.md and chart.svg are written")
+    arguments = parser.parse_args()
+    for tool in ("wrk", "taskset"):
+        if shutil.which(tool) is None:
+            sys.exit(f"{tool} is missing: install it from your distribution (Debian: apt-get install wrk util-linux)")
+    begin = time.monotonic()
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder, prefix="mlapi-bench-")))
+        postgres = stack.enter_context(running_postgres(durable=True, prefix=["taskset", "-c", LOAD_CORE]))
+        run = Run(folder, PostgresUrl(postgres, stack), arguments.seconds)
+        rounds(run, arguments)
+        imports(run, arguments)
+        growth(run, arguments)
+        report.write(run, arguments, time.monotonic() - begin)
+
+
+if __name__ == "__main__":
+    main()

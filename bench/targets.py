@@ -1,0 +1,138 @@
+"""What is measured: servers in processes of their own, pinned to one core, on a port that is proved to be theirs."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+SERVER_CORE, LOAD_CORE = "0", "1"
+BIN = Path(sys.executable).parent
+OPTIONS = ["--log-level", "warning", "--no-access-log"]
+UVICORN = [str(BIN / "uvicorn"), *OPTIONS]
+PEERS_BIN = BIN.parent / "peers" / "bin"
+"""Of the environment of the peers, whose SQLAlchemy is an older one."""
+
+
+@dataclass
+class Target:
+    """A server to measure: how to start it, in which folder and with which environment."""
+
+    name: str
+    command: list[str]
+    folder: Path
+    environ: dict[str, str] = field(default_factory=dict)
+    read_flag: Callable[[int], bool] | None = None
+    """Reads a user's flag from the database, to prove that a toggle turns it."""
+    users: int = 10_000
+    toggled: int = 0
+    """Toggle requests so far: where the next run goes on, so that every one of them turns a flag."""
+    removed: int = 0
+
+
+class Server:
+    """A running target."""
+
+    def __init__(self, target: Target) -> None:
+        self.target = target
+        self.port = free_port()
+        self.base = f"http://127.0.0.1:{self.port}"
+        self.startup = 0.0
+
+    def __enter__(self) -> Self:
+        log = (self.target.folder / "server.log").open("ab")
+        command = [part.replace("{port}", str(self.port)) for part in self.target.command]
+        begin = time.perf_counter()
+        self._process = subprocess.Popen(
+            ["taskset", "-c", SERVER_CORE, *command],
+            cwd=self.target.folder,
+            env={**clean_environ(), **self.target.environ},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+        log.close()
+        while True:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"{self.target.name} did not start: see {self.target.folder}/server.log")
+            try:
+                self.call("GET", "/health/live")
+                break
+            except OSError:
+                time.sleep(0.005)
+        self.startup = time.perf_counter() - begin
+        if not self._owns_its_port():
+            raise RuntimeError(f"port {self.port} is served by somebody else")
+        self._prove_that_toggles_turn_the_flag()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._process.send_signal(signal.SIGTERM)
+        self._process.wait(30)
+
+    def call(self, method: str, path: str) -> int:
+        request = urllib.request.Request(self.base + path, method=method)  # noqa: S310 - our own
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+            status: int = response.status
+            return status
+
+    def resident_mib(self) -> float:
+        """Resident memory of all its processes."""
+        kib = 0
+        for pid in self._pids():
+            for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+                if line.startswith("VmRSS:"):
+                    kib += int(line.split()[1])
+        return kib / 1024
+
+    def _pids(self) -> list[int]:
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                fields = stat.read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[2]) == self._process.pid:  # its process group
+                found.append(int(stat.parent.name))
+        return found
+
+    def _owns_its_port(self) -> bool:
+        listening = set()
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            fields = line.split()
+            if fields[3] == "0A" and int(fields[1].split(":")[1], 16) == self.port:
+                listening.add(f"socket:[{fields[9]}]")
+        for pid in self._pids():
+            for descriptor in Path(f"/proc/{pid}/fd").glob("*"):
+                try:
+                    if str(descriptor.readlink()) in listening:
+                        return True
+                except OSError:
+                    continue
+        return False
+
+    def _prove_that_toggles_turn_the_flag(self) -> None:
+        if self.target.read_flag is None:
+            return
+        before = self.target.read_flag(1)
+        for flag in (not before, before):
+            self.call("PUT", f"/toggle-user-permission/1/{flag:d}")
+            if self.target.read_flag(1) is not flag:
+                raise RuntimeError(f"{self.target.name} answers a toggle and does not make it")
+
+
+def clean_environ() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith(("MLAPI_", "PEER_", "DJANGO_"))}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
