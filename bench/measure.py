@@ -45,8 +45,8 @@ def load(server: Server, endpoint: str, connections: int, seconds: float) -> Fig
         target.removed += requests + connections
     return Figure(
         per_second=float(_find(r"Requests/sec:\s+([\d.]+)", output)),
-        p50=_milliseconds(_find(r"^ +50% +(\S+)$", output)),
-        p99=_milliseconds(_find(r"^ +99% +(\S+)$", output)),
+        p50=_milliseconds(_find(r"^ +50% +(\S+) *$", output)),
+        p99=_milliseconds(_find(r"^ +99% +(\S+) *$", output)),
         errors=sum(
             int(number)
             for number in re.findall(r"(?:Non-2xx or 3xx responses: |connect |read |write |timeout )(\d+)", output)

@@ -150,7 +150,8 @@ def _peers(figures: dict[str, dict[str, Figure]]) -> list[str]:
             ours = figures[f"mlapi, {kind}"][f"{endpoint} 16"]
             if endpoint == "register" and "default" in name:
                 ours = figures[f"mlapi, {kind}, argon2id"]["register 16"]
-            ratio = "void" if figure.errors else f"{ours.per_second / figure.per_second:.1f}"
+            void = figure.errors or not figure.per_second
+            ratio = "void" if void else f"{ours.per_second / figure.per_second:.1f}"
             lines.append(
                 f"| {name} | {endpoint} | {figure.per_second:,.1f} | {figure.p50:.2f} | {figure.p99:.2f} |"
                 f" {figure.errors} | {ratio} |"

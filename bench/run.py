@@ -142,7 +142,10 @@ class Run:
 PEERS = {
     "fastapi-users": (
         HERE / "peers" / "fastapi_users_app.py",
-        [str(PEERS_BIN / "uvicorn"), *OPTIONS, "fastapi_users_app:app", "--app-dir", str(HERE / "peers"), "--port", "{port}"],
+        [
+            str(PEERS_BIN / "uvicorn"), *OPTIONS, "fastapi_users_app:app",
+            "--app-dir", str(HERE / "peers"), "--port", "{port}",
+        ],
     ),
     "Django REST framework": (
         HERE / "peers" / "drf" / "manage.py",
