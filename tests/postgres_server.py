@@ -23,7 +23,7 @@ START_TIMEOUT = 60
 
 
 class PostgresServer:
-    """One server in a folder of its own on a free port. Without fsync unless durable: tests kill processes, not power."""
+    """One server in a folder of its own on a free port. Without fsync unless durable: tests cut no power."""
 
     def __init__(self, folder: Path, *, durable: bool = False, prefix: Sequence[str] = ()) -> None:
         self._folder = folder

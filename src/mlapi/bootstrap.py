@@ -28,6 +28,8 @@ from mlapi.domain.ports import PasswordCipher
 from mlapi.secret_files import make_secrets_file
 from mlapi.service import Users
 
+__all__ = ["GroupCommit", "group_commit", "open_database", "open_service", "open_users", "upgrade_database"]
+
 _logger = logging.getLogger("mlapi")
 
 
@@ -52,8 +54,7 @@ def open_users(settings: Settings) -> Iterator[Users]:
 @contextmanager
 def open_service(settings: Settings) -> Iterator[tuple[Users, Settings]]:
     """As `open_users`, and yield the settings with the secrets that were found too."""
-    database = open_database(settings)
-    try:
+    with open_database(settings) as database:
         settings = _with_secrets(settings, database)
         repository = SqlUserRepository(database, before_first_use=lambda: _prepare(database, settings))
         try:
@@ -61,8 +62,6 @@ def open_service(settings: Settings) -> Iterator[tuple[Users, Settings]]:
         except RepositoryUnavailableError as error:
             _logger.warning("%s; starting all the same", error)
         yield Users(repository, _cipher(settings), password_policy=_password_policy(settings)), settings
-    finally:
-        database.close()
 
 
 def group_commit(users: Users) -> GroupCommit:
@@ -88,11 +87,8 @@ def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
         ConfigurationError: if the database is not one of ours.
         RepositoryUnavailableError: if it is away.
     """
-    database = open_database(settings)
-    try:
+    with open_database(settings) as database:
         return upgrade(database)
-    finally:
-        database.close()
 
 
 def _with_secrets(settings: Settings, database: Database) -> Settings:

@@ -1,7 +1,8 @@
 """The use cases. Plain functions of a repository, a cipher and a clock; the same for HTTP, scripts and workers.
 
 A registration is split where time passes: `Users.prepare_registration` costs processor time and touches no database,
-`Users.apply` waits for the database and costs no processor time. An asynchronous caller sends each to its own threads.
+`Users.apply` waits for the database and costs no processor time. An asynchronous caller gives the first to a thread and
+the change to a queue (`mlapi.adapters.group_commit`).
 """
 
 from typing import final

@@ -91,7 +91,7 @@ WRONG_TYPES = [
 class AwayRepository:
     """A repository whose database is away."""
 
-    def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
         raise RepositoryUnavailableError("away")
 
     def get(self, user_id: UserId) -> User:

@@ -1,5 +1,6 @@
 """What every `UserRepository` must do. A subclass gives the fixture ``repository``: an empty one for each test."""
 
+import time
 from datetime import UTC, datetime, timedelta, timezone
 
 import attrs
@@ -11,6 +12,7 @@ from mlapi import (
     Outcome,
     Register,
     Remove,
+    RepositoryUnavailableError,
     SetEnabled,
     User,
     UserExistsError,
@@ -194,6 +196,14 @@ class UserRepositoryContract:
         attrs.evolve(ada, enabled=False)
 
         assert repository.get(ada.id).enabled is True
+
+    def test_what_could_only_be_committed_too_late_is_undone(self, repository: UserRepository) -> None:
+        with pytest.raises(RepositoryUnavailableError, match="too late to commit"):
+            repository.apply([registration("ada")], commit_by=time.monotonic() - 1)
+
+        assert repository.page(after=UserId(0), limit=10) == []
+        (user,) = repository.apply([registration("ada")], commit_by=time.monotonic() + 60)
+        assert repository.page(after=UserId(0), limit=10) == [user]
 
     def test_it_says_that_it_could_take_a_change(self, repository: UserRepository) -> None:
         repository.check()

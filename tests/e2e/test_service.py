@@ -242,7 +242,8 @@ def test_a_restarted_postgresql_is_found_again_under_load(
 def test_a_postgresql_that_hangs_is_answered_for_within_ten_seconds_and_recovers(
     serve: Serve, postgres: PostgresServer, postgres_url: URL
 ) -> None:
-    server = serve({"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)})
+    environ = {"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)}
+    server = serve(environ)
     user_id = register(server).json()["user_id"]
 
     def toggle(_number: int) -> tuple[float, int]:
@@ -260,7 +261,25 @@ def test_a_postgresql_that_hangs_is_answered_for_within_ten_seconds_and_recovers
 
     assert {status for _, status in slow} == {503}
     assert max(seconds for seconds, _ in slow) < 10
+    time.sleep(1)
+    assert table_of(environ)["enabled"].tolist() == [True]  # what was refused is not made later, either
     assert toggle(0)[1] == 200
+
+
+def test_a_server_can_be_stopped_while_its_postgresql_hangs(
+    serve: Serve, postgres: PostgresServer, postgres_url: URL
+) -> None:
+    server = serve({"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)})
+    assert register(server).status_code == 201
+
+    postgres.signal_all(signal.SIGSTOP)
+    try:
+        assert register(server, "bob").status_code == 503
+        begin = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begin < 15
+    finally:
+        postgres.signal_all(signal.SIGCONT)
 
 
 def test_many_registrations_at_once_take_no_more_memory_than_the_hashing_threads(serve: Serve) -> None:

@@ -62,7 +62,12 @@ def test_a_url_of_ours_gets_the_driver_that_we_use(text: str, driver: str) -> No
         ("sqlite:///:memory:", "must be three slashes"),
         ("sqlite://mlapi.db", "must be three slashes"),
         ("sqlite:///mlapi.db?mode=ro", "must be three slashes"),
-        ("sqlite:////no/such/folder/mlapi.db", "there is no folder for /no/such/folder/mlapi.db"),
+        ("sqlite:////no/such/folder/mlapi.db", "there is no folder for '/no/such/folder/mlapi.db'"),
+        ("sqlite:////tmp", "there is no folder for '/tmp'"),
+        (f"sqlite:////{'a' * 300}/mlapi.db", "there is no folder"),
+        ("sqlite:////tmp/a\0b/mlapi.db", "there is no folder"),
+        (f"postgresql://u@{'a' * 70}.x/d", "cannot be read"),
+        ("postgresql://u:hunter2@h:0/d", "0 is no port"),
     ],
 )
 def test_another_url_is_refused_and_not_repeated(text: str, reason: str) -> None:
@@ -73,15 +78,27 @@ def test_another_url_is_refused_and_not_repeated(text: str, reason: str) -> None
     assert "hunter2" not in str(refusal.value)
 
 
-def test_an_option_that_postgresql_does_not_know_is_refused() -> None:
+@pytest.mark.parametrize("options", ["sslmod=require", "host=a:x&host=b:1"])
+def test_an_option_that_postgresql_does_not_know_is_refused(options: str) -> None:
     with pytest.raises(ConfigurationError, match="an option that PostgreSQL does not know"):
-        Database(database_url("postgresql://u:p@h/d?sslmod=require"))
+        Database(database_url(f"postgresql://u:p@/d?{options}"))
+
+
+@pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
+def test_a_database_that_cannot_hold_every_name_is_refused(
+    postgres: PostgresServer, open_database: Open, encoding: str
+) -> None:
+    name = f"in_{encoding.lower()}"
+    postgres.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'")
+
+    with pytest.raises(ConfigurationError, match=f"the database's encoding is {encoding}"):
+        upgrade(open_database(postgres.url(name)))
 
 
 def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
 
-    with pytest.raises(ConfigurationError, match=r"PostgreSQL needs psycopg: pip install 'mlapi\[postgres\]'"):
+    with pytest.raises(ConfigurationError, match=r"PostgreSQL needs psycopg: pip install 'psycopg\[binary\]'"):
         Database(database_url("postgresql://u:p@h/d"))
 
 
@@ -108,7 +125,7 @@ def test_sqlite_is_durable_and_private(sqlite_url: URL, open_database: Open) -> 
         }
 
     full = 2
-    assert settings == {"journal_mode": "wal", "synchronous": full, "foreign_keys": 1, "busy_timeout": 3000}
+    assert settings == {"journal_mode": "wal", "synchronous": full, "foreign_keys": 1, "busy_timeout": 2000}
     assert stat.S_IMODE(Path(str(sqlite_url.database)).stat().st_mode) == 0o600
 
 
@@ -134,7 +151,7 @@ def test_postgresql_waits_for_its_disk_even_where_it_is_told_not_to(
             for name in ("synchronous_commit", "lock_timeout", "statement_timeout")
         ]
 
-    assert settings == ["on", "3s", "5s"]
+    assert settings == ["on", "2s", "4s"]
 
 
 def test_postgresql_that_waits_for_standbys_is_left_alone(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from mlapi import (
     Change,
+    ConfigurationError,
     Outcome,
     Remove,
     RepositoryUnavailableError,
@@ -40,14 +41,14 @@ class Recording(InMemoryUserRepository):
         self.poison: Change | None = None
         self.away = False
 
-    def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
         self.batches.append(list(changes))
         self.go_on.wait(10)
         if self.away:
             raise RepositoryUnavailableError("away", retry_after=7)
         if self.poison in changes:
             raise ZeroDivisionError("a fault of ours")
-        return super().apply(changes)
+        return super().apply(changes, commit_by=commit_by)
 
 
 async def outcomes(commits: GroupCommit, changes: Sequence[Change]) -> list[User | BaseException]:
@@ -293,7 +294,61 @@ def test_what_waits_too_long_is_told_and_not_made_and_the_count_stays_right() ->
 
     assert [type(outcome) for outcome in told] == [User] * 4
     names = [user.username for user in repository.page(after=UserId(0), limit=9)]
-    assert names == ["stuck", "user0", "user1", "user2", "user3"]
+    assert names == ["user0", "user1", "user2", "user3"]
+
+
+def test_a_writer_that_hangs_is_replaced_and_what_it_held_is_not_made_later() -> None:
+    repository = Recording()
+    repository.go_on.clear()
+
+    async def run() -> tuple[User | BaseException, User]:
+        commits = GroupCommit(repository, patience=0.2)
+        (stuck,) = await outcomes(commits, [registration("stuck")])
+        repository.go_on.set()  # for whoever comes now; the first still has to wake
+        other = await commits.apply(registration("other"))
+        await asyncio.sleep(0.05)
+        commits.close()
+        return stuck, other
+
+    stuck, other = asyncio.run(run())
+
+    assert stuck == RepositoryUnavailableError("no commit in time")
+    assert repository.page(after=UserId(0), limit=9) == [other]
+
+
+def test_a_server_that_hangs_does_not_hold_up_what_comes_after() -> None:
+    hanging, free = threading.Event(), Recording()
+
+    class HangsOnce(Recording):
+        def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+            if not self.batches:
+                self.batches.append(list(changes))
+                hanging.wait(10)
+            return free.apply(changes, commit_by=commit_by)
+
+    async def run() -> list[User | BaseException]:
+        commits = GroupCommit(HangsOnce(), patience=0.2)
+        first = await outcomes(commits, [registration("stuck")])
+        rest = [await commits.apply(registration(f"user{number}")) for number in range(3)]
+        hanging.set()
+        commits.close()
+        return first + rest
+
+    stuck, *rest = asyncio.run(run())
+
+    assert isinstance(stuck, RepositoryUnavailableError)
+    assert [type(outcome) for outcome in rest] == [User] * 3
+
+
+def test_a_refusal_of_the_whole_batch_is_told_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    class Wrong(Recording):
+        def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+            raise ConfigurationError("another key")
+
+    told = asyncio.run(outcomes(GroupCommit(Wrong()), [registration("ada"), registration("bob")]))
+
+    assert told == [ConfigurationError("another key")] * 2
+    assert caplog.records == []
 
 
 def test_closing_applies_what_was_handed_over() -> None:

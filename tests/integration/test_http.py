@@ -15,13 +15,14 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 from starlette.websockets import WebSocketDisconnect
 
-from mlapi import Change, EncryptedPassword, Outcome, Remove, RepositoryUnavailableError, UserId, Users
+from mlapi import Change, EncryptedPassword, Outcome, RepositoryUnavailableError, UserId, Users
 from mlapi.adapters.group_commit import GroupCommit
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints import http
 from mlapi.entrypoints.http import Threads, create_app
 from mlapi.entrypoints.management import Management
 from tests.contract.http_contract import ADA, AwayRepository, content
+from tests.contract.repository_contract import registered
 from tests.contract.test_http import asgi_client
 
 
@@ -47,21 +48,20 @@ class SlowCipher(PlainCipher):
 
 
 class HangingRepository(InMemoryUserRepository):
-    """A repository whose database says nothing until it is let go."""
+    """A repository whose database can be made to say nothing until it is let go."""
 
     def __init__(self) -> None:
         super().__init__()
         self.go_on = threading.Event()
-        self.asked: list[Change] = []
+        self.go_on.set()
 
-    def apply(self, changes: Sequence[Change]) -> list[Outcome]:
-        self.asked += changes
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
         self.go_on.wait(10)
-        return super().apply(changes)
+        return super().apply(changes, commit_by=commit_by)
 
 
 class BrokenRepository(AwayRepository):
-    def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
         raise ZeroDivisionError("a fault of ours")
 
 
@@ -169,7 +169,7 @@ def test_health_is_open_to_all_and_knows_the_database() -> None:
 def test_an_unavailable_database_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     asgi_client(create_app(Users(AwayRepository(), PlainCipher()))).delete("/remove-user/1")
 
-    assert caplog.messages == ["DELETE /remove-user/1: the users cannot be reached now: away"]
+    assert caplog.messages == ["DELETE /remove-user/1: this cannot be served now: away"]
 
 
 def test_a_fault_of_ours_is_answered_in_json_and_shows_nothing() -> None:
@@ -239,10 +239,12 @@ def test_health_answers_while_hashing_takes_its_time() -> None:
     assert asyncio.run(run()) == (200, 404, 8)
 
 
-def test_who_waits_too_long_is_told_and_a_change_in_the_queue_is_never_made() -> None:
+def test_who_waits_too_long_is_told_and_what_he_asked_for_is_never_made() -> None:
     repository = HangingRepository()
+    users = [registered(repository, name) for name in ("ada", "bob", "eve")]
     app = create_app(Users(repository, PlainCipher()))
     app.state.service = attrs.evolve(app.state.service, changes=GroupCommit(repository, patience=0.1))
+    repository.go_on.clear()
 
     async def run() -> list[httpx2.Response]:
         transport = httpx2.ASGITransport(app, client=("127.0.0.1", 5))
@@ -257,7 +259,7 @@ def test_who_waits_too_long_is_told_and_a_change_in_the_queue_is_never_made() ->
 
     assert [content(answer) for answer in late] == [(503, {"message": "Service unavailable, try again"})] * 3
     assert last.status_code == 404
-    assert repository.asked == [Remove(user_id=UserId(1)), Remove(user_id=UserId(4))]
+    assert repository.page(after=UserId(0), limit=9) == users
 
 
 def test_passwords_that_wait_too_long_for_their_hash_are_told_and_never_hashed() -> None:

@@ -12,13 +12,14 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from copy import copy
 from queue import SimpleQueue
 from weakref import WeakKeyDictionary
 
 import attrs
 
 from mlapi.domain.changes import Change, Outcome
-from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
 from mlapi.domain.model import User
 from mlapi.domain.ports import UserRepository
 
@@ -45,8 +46,11 @@ class _Waiting:
 
 @attrs.define(eq=False)
 class _Batch:
+    commit_by: float
+    """Time of `time.monotonic` at which whoever still waits is told that it was not done."""
     waiting: list[_Waiting] = attrs.field(factory=list)
     patience: asyncio.TimerHandle = attrs.field(init=False)
+    given_up: bool = False
 
 
 class GroupCommit:
@@ -69,6 +73,7 @@ class GroupCommit:
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Gathering] = WeakKeyDictionary()
         self._handed_over: SimpleQueue[tuple[_Gathering, _Batch] | None] = SimpleQueue()
         self._writer: threading.Thread | None = None
+        self._writing: _Batch | None = None
 
     async def apply(self, change: Change) -> User:
         """Return the user as the change left him, once that is durable.
@@ -87,57 +92,76 @@ class GroupCommit:
         loop = asyncio.get_running_loop()
         gathering = self._loops.get(loop)
         if gathering is None:
-            self._loops[loop] = gathering = _Gathering(loop, self._hand_over, self._patience)
+            self._loops[loop] = gathering = _Gathering(loop, self._hand_over, self._replace_writer, self._patience)
         waiting = _Waiting(change, loop.create_future())
         gathering.add(waiting)
         return await waiting.answer
 
     def close(self) -> None:
-        """Return when all that was handed over is applied and answered. Nothing may come afterwards."""
+        """Return when all that was handed over is applied, or has had its time. Nothing may come afterwards."""
         if self._writer is not None:
             self._handed_over.put(None)
-            self._writer.join()
+            self._writer.join(self._patience)
 
     def _hand_over(self, gathering: "_Gathering", batch: _Batch) -> None:
         with self._lock:
             if self._writer is None:
-                self._writer = threading.Thread(target=self._write, name="mlapi-writer", daemon=True)
-                self._writer.start()
+                self._start_writer()
         self._handed_over.put((gathering, batch))
+
+    def _start_writer(self) -> None:
+        self._writer = threading.Thread(target=self._write, name="mlapi-writer", daemon=True)
+        self._writer.start()
+
+    def _replace_writer(self, batch: _Batch) -> None:
+        """Go on with another thread, and so another connection, where one waits for a server that says nothing."""
+        with self._lock:
+            if self._writing is batch:
+                self._start_writer()
 
     def _write(self) -> None:
         while (handed_over := self._handed_over.get()) is not None:
             gathering, batch = handed_over
+            self._writing = batch
             wanted = [waiting for waiting in batch.waiting if not waiting.answer.done()]
-            results = self._results([waiting.change for waiting in wanted])
+            results = self._results([waiting.change for waiting in wanted], batch.commit_by)
             for waiting, result in zip(wanted, results, strict=True):
                 waiting.result = result
             with self._lock:
                 self._waiting -= len(batch.waiting)
             with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
                 gathering.loop.call_soon_threadsafe(gathering.answer, batch)
+            with self._lock:
+                if threading.current_thread() is not self._writer:
+                    return  # this took so long that another goes on
+                self._writing = None
 
-    def _results(self, changes: Sequence[Change]) -> Sequence[Outcome | Exception]:
+    def _results(self, changes: Sequence[Change], commit_by: float) -> Sequence[Outcome | Exception]:
         try:
-            return self._repository.apply(changes)
-        except RepositoryUnavailableError as error:
-            return [attrs.evolve(error) for _ in changes]  # one each: whoever raises it adds to its traceback
+            return self._repository.apply(changes, commit_by=commit_by)
+        except MlapiError as error:
+            return [copy(error) for _ in changes]  # one each: whoever raises it adds to its traceback
         except Exception as error:
             if len(changes) == 1:
                 _logger.exception("a change could not be applied")
                 return [error]
             # One of them is at fault, and none was applied: each is tried alone, so that the others are.
-            return [result for change in changes for result in self._results([change])]
+            return [result for change in changes for result in self._results([change], commit_by)]
 
 
 class _Gathering:
     """The changes of one event loop: what it has handed over, and what comes meanwhile. Lives in the loop's thread."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, hand_over: Callable[["_Gathering", _Batch], None], patience: float
+        self,
+        loop: asyncio.AbstractEventLoop,
+        hand_over: Callable[["_Gathering", _Batch], None],
+        replace_writer: Callable[[_Batch], None],
+        patience: float,
     ) -> None:
         self.loop = loop
         self._hand_over = hand_over
+        self._replace_writer = replace_writer
         self._patience = patience
         self._next: _Batch | None = None
         self._on_their_way = 0
@@ -146,7 +170,7 @@ class _Gathering:
 
     def add(self, waiting: _Waiting) -> None:
         if self._next is None:
-            self._next = _Batch()
+            self._next = _Batch(time.monotonic() + self._patience)
             self._next.patience = self.loop.call_later(self._patience, self._give_up, self._next)
         self._next.waiting.append(waiting)
         if not self._on_their_way and not self._decided:
@@ -155,6 +179,8 @@ class _Gathering:
 
     def answer(self, batch: _Batch) -> None:
         """Give the answers of a batch and see to the next one."""
+        if batch.given_up:
+            return
         batch.patience.cancel()
         for waiting in batch.waiting:
             if waiting.answer.done():
@@ -197,3 +223,8 @@ class _Gathering:
                 waiting.answer.set_exception(RepositoryUnavailableError("no commit in time"))
         if batch is self._next:
             self._send()  # to be counted off, with nothing in it that is still wanted
+            return
+        batch.given_up = True
+        self._on_their_way -= 1
+        self._replace_writer(batch)
+        self._send()

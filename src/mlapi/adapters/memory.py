@@ -6,10 +6,11 @@ They pass the same contract suites as the real ones. All is forgotten with the o
 import hmac
 import secrets
 import threading
+import time
 from collections.abc import Sequence
 
 from mlapi.domain.changes import Change, Outcome, Register, SetEnabled
-from mlapi.domain.errors import UserExistsError, UserNotFoundError
+from mlapi.domain.errors import RepositoryUnavailableError, UserExistsError, UserNotFoundError
 from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey, canonical_username
 
 
@@ -22,8 +23,10 @@ class InMemoryUserRepository:
         self._ids: dict[UsernameKey, UserId] = {}
         self._last_id = 0
 
-    def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
         with self._lock:
+            if commit_by is not None and time.monotonic() > commit_by:
+                raise RepositoryUnavailableError("too late to commit")
             return [self._apply(change) for change in changes]
 
     def get(self, user_id: UserId) -> User:

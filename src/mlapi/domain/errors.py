@@ -4,7 +4,7 @@ MlapiError
 ├── InvalidFieldsError            fields that break a rule, each named
 ├── UserExistsError               the canonical username is taken
 ├── UserNotFoundError             no user has this id
-├── RepositoryUnavailableError    the users cannot be reached now; nothing was changed; try again
+├── RepositoryUnavailableError    this cannot be served now; try again
 └── ConfigurationError            what an operator must mend before a start
 """
 
@@ -70,13 +70,13 @@ class UserNotFoundError(MlapiError):
 
 @attrs.frozen
 class RepositoryUnavailableError(MlapiError):
-    """The database is away, locked, full or read-only. It comes back by itself; ``retry_after`` is in seconds."""
+    """The database is away, locked, full or read-only, or too much waits. Passes; ``retry_after`` is in seconds."""
 
     reason: str
     retry_after: int = 1
 
     def __str__(self) -> str:
-        return f"the users cannot be reached now: {self.reason}"
+        return f"this cannot be served now: {self.reason}"
 
 
 @attrs.frozen

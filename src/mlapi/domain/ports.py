@@ -11,11 +11,16 @@ from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey
 class UserRepository(Protocol):
     """Where the users are kept. Every method raises `RepositoryUnavailableError` while they cannot be reached."""
 
-    def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
         """Apply the changes in order, all in one durable transaction, and return an outcome for each.
 
         A refused change leaves its neighbours alone. When this returns, all of it survives a crash; when it raises,
         none of it was applied (but for a connection lost while the database was committing, which leaves that open).
+
+        Args:
+            changes: in their order.
+            commit_by: a time of `time.monotonic`. What could only be committed later is undone, and raises: whoever
+                asked has been told that it was not done, and may have asked for something else since.
         """
         ...
 

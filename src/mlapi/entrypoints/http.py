@@ -24,8 +24,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi import __version__
-from mlapi.adapters.group_commit import GroupCommit
-from mlapi.bootstrap import group_commit, open_service
+from mlapi.bootstrap import GroupCommit, group_commit, open_service
 from mlapi.config import load_settings
 from mlapi.domain.changes import Register, Remove
 from mlapi.domain.errors import ConfigurationError, MlapiError, RepositoryUnavailableError

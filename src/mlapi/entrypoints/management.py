@@ -23,9 +23,10 @@ REGISTRATION_PATH = "/register-user"
 
 # What proxies add: the request may come from anywhere. Most are X-Forwarded-* or of the same make.
 _PROXY_HEADER = re.compile(
-    rb"forwarded(-.*)?|via|(true-|fastly-|fly-)?client-ip|(wl-)?proxy-.*|(cf|cdn|ali-cdn)-.*"
-    rb"|x-(forwarded|real|client|cluster|original|remote|envoy|nginx|vercel|azure|amzn|appengine|proxy|coming|host|scheme)"
-    rb".*",
+    rb"forwarded(-.*)?|via|(true-|fastly-|fly-|incap-)?client-ip|(wl-)?proxy-.*|(cf|cdn|ali-cdn|surrogate|incap)-.*"
+    rb"|max-forwards"
+    rb"|x-(forwarded|real|client|cluster|origin|remote|envoy|nginx|vercel|azure|amz|appengine|proxy|coming|host|scheme"
+    rb"|arr-|varnish).*",
     re.DOTALL,
 )
 # Names that every client sends: looked at first, as the pattern above costs some.
@@ -133,7 +134,7 @@ def _carries(caller: Caller, digest: bytes) -> bool:
     values = [value for name, value in caller.headers if name == b"authorization"]
     if len(values) != 1:
         return False
-    scheme, _, token = values[0].partition(b" ")
+    scheme, _, token = values[0].strip(b" \t").partition(b" ")  # white space around a value is not of it: RFC 9110, 5.5
     return hmac.compare_digest(hashlib.sha256(token).digest(), digest) and scheme.lower() == b"bearer"
 
 

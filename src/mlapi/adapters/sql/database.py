@@ -1,10 +1,11 @@
 """One database: its URL, its engine, and transactions that raise our errors."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, Table, make_url
 from sqlalchemy.dialects import postgresql as postgresql_dialect
@@ -24,8 +25,9 @@ _DRIVERS = {
     "postgresql": "postgresql+psycopg",
     "postgresql+psycopg": "postgresql+psycopg",
 }
-WAIT = 3.0
-"""Seconds to wait for a connection, for a lock, and for a free place in the pool: each. An HTTP answer has 10."""
+WAIT = 2.0
+"""Seconds to wait for a connection, for a lock, and for a free place in the pool: each. Of two batches that wait for a
+lock one after the other, the second must fail before whoever waits for it gives up."""
 CONNECTIONS = 8
 """As many threads as ask the database at once."""
 _ATTEMPTS = 4
@@ -41,6 +43,8 @@ def database_url(text: str) -> URL:
     """
     try:
         url = make_url(text)
+        host = url.host or ""
+        host.encode("idna")  # as the look-up of its address will
     except (ArgumentError, ValueError):
         raise ConfigurationError(f"database.url cannot be read: {_EXAMPLES}") from None
     if url.drivername not in _DRIVERS:
@@ -51,8 +55,15 @@ def database_url(text: str) -> URL:
             raise ConfigurationError(
                 "database.url for SQLite must be three slashes and the path of a file, and no more: sqlite:///mlapi.db"
             )
-        if not Path(url.database).absolute().parent.is_dir():
-            raise ConfigurationError(f"database.url: there is no folder for {url.database}; make it first")
+        path = Path(url.database).absolute()
+        try:
+            usable = path.parent.is_dir() and not path.is_dir()
+        except (OSError, ValueError):  # too long a name, a NUL, a folder that is closed to us
+            usable = False
+        if not usable:
+            raise ConfigurationError(f"database.url: there is no folder for {url.database!r}; make it first")
+    elif url.port == 0:
+        raise ConfigurationError(f"database.url: 0 is no port: {_EXAMPLES}")
     return url
 
 
@@ -80,7 +91,8 @@ class _Dialect(Protocol):
 class Database:
     """An engine, and transactions that raise `RepositoryUnavailableError` for whatever goes wrong in them.
 
-    Opens nothing until it is used. ``engine`` may be given to whoever reads tables: pandas, say.
+    Opens nothing until it is used; leaving it as a context closes it. ``engine`` may be given to whoever reads tables:
+    pandas, say.
 
     Args:
         url: as `database_url` gives it.
@@ -125,9 +137,10 @@ class Database:
         with self._translating():
             return self._repeating(attempt)
 
-    def write_batch(self, work: Callable[[Any], T]) -> T:
+    def write_batch(self, work: Callable[[Any], T], *, commit_by: float | None = None) -> T:
         """Return what ``work`` has made of the driver's own connection, once that is durable.
 
+        What could only be committed after ``commit_by``, a time of `time.monotonic`, is undone and raises.
         ``work`` is called again if it met a lost connection, a deadlock or the like before it ended.
         """
 
@@ -140,6 +153,8 @@ class Database:
         with self._turn(), self._translating():
             pooled, result = self._repeating(attempt)
             with _invalidated_by_errors(pooled):
+                if commit_by is not None and time.monotonic() > commit_by:
+                    raise RepositoryUnavailableError("too late to commit")
                 pooled.commit()  # not repeated: if this fails, it may have been done all the same
             pooled.close()
             return result
@@ -150,6 +165,12 @@ class Database:
 
     def close(self) -> None:
         self.engine.dispose()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

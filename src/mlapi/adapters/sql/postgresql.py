@@ -36,6 +36,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError
 
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.tables import users
@@ -63,7 +64,7 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
         from psycopg import ProgrammingError  # noqa: PLC0415 - an extra
         from psycopg.conninfo import make_conninfo  # noqa: PLC0415
     except ImportError:
-        raise ConfigurationError("PostgreSQL needs psycopg: pip install 'mlapi[postgres]'") from None
+        raise ConfigurationError("PostgreSQL needs psycopg: pip install 'psycopg[binary]'") from None
 
     # A server that has gone without a word is noticed by what is sent to it, and by probes while nothing is.
     noticing = {
@@ -73,21 +74,24 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
         "keepalives_interval": 2,
         "keepalives_count": 3,
     }
-    engine = create_engine(
-        url,
-        connect_args={name: value for name, value in noticing.items() if name not in url.query},
-        hide_parameters=True,
-        pool_size=connections,
-        max_overflow=0,
-        pool_timeout=wait,
-        pool_use_lifo=True,
-    )
     try:
         make_conninfo(**dict.fromkeys(url.query, ""))
-    except ProgrammingError:
+        engine = create_engine(
+            url,
+            connect_args={
+                "client_encoding": "utf8",
+                **{name: value for name, value in noticing.items() if name not in url.query},
+            },
+            hide_parameters=True,
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=wait,
+            pool_use_lifo=True,
+        )
+    except (ProgrammingError, ArgumentError):
         raise ConfigurationError("database.url holds an option that PostgreSQL does not know") from None
 
-    @event.listens_for(engine, "connect")
+    @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy's own look at the server
     def _configure(connection: DBAPIConnection, _record: object) -> None:
         # In a statement and not in the start-up packet, which poolers refuse. Acknowledged means on disk: a server that
         # does not wait for its disk is told to; one that waits for more (standbys) is left alone.
@@ -99,8 +103,15 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
         cursor.execute(
             "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         )
+        cursor.execute("SHOW server_encoding")
+        ((encoding,),) = cursor.fetchall()
         cursor.close()
         connection.commit()
+        if encoding != "UTF8":
+            raise ConfigurationError(
+                f"the database's encoding is {encoding}, in which not every name can be stored: make one with"
+                " CREATE DATABASE ... TEMPLATE template0 ENCODING 'UTF8'"
+            )
 
     return engine
 

@@ -50,12 +50,12 @@ class SqlUserRepository:
         finally:
             self._opening.release()
 
-    def apply(self, changes: Sequence[Change]) -> list[Outcome]:
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
         self.open()
         if not changes:
             return []
         dialect = self._database.dialect
-        return self._database.write_batch(lambda connection: dialect.apply(connection, changes))
+        return self._database.write_batch(lambda connection: dialect.apply(connection, changes), commit_by=commit_by)
 
     def get(self, user_id: UserId) -> User:
         self.open()
