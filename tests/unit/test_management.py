@@ -182,6 +182,10 @@ def test_whoever_sends_the_token_may_manage(caller: Caller, scheme: str) -> None
     BY_TOKEN.check(with_headers(caller, ("authorization", f"{scheme} {TOKEN}")))
 
 
+def test_white_space_around_a_header_is_not_of_the_token() -> None:
+    BY_TOKEN.check(with_headers(STRANGER, ("authorization", f" Bearer {TOKEN} \t")))
+
+
 def test_the_token_opens_through_proxies_and_old_versions_of_http() -> None:
     caller = attrs.evolve(with_headers(STRANGER, ("x-forwarded-for", "203.0.113.9"), ("via", "x")), http_version="1.0")
 
@@ -202,7 +206,6 @@ def test_the_token_opens_through_proxies_and_old_versions_of_http() -> None:
         pytest.param([f"Bearer{TOKEN}"], id="no space"),
         pytest.param([f"Bearer  {TOKEN}"], id="two spaces"),
         pytest.param([f"Bearer\t{TOKEN}"], id="tab"),
-        pytest.param([f"Bearer {TOKEN} "], id="space after"),
         pytest.param([f"Bearer {TOKEN[:-1]}"], id="one character less"),
         pytest.param([f"Bearer {TOKEN}x"], id="one character more"),
         pytest.param([f"Bearer {TOKEN.upper()}"], id="other case"),
