@@ -31,7 +31,18 @@ def load(server: Server, endpoint: str, connections: int, seconds: float) -> Fig
         "register": [f"bench{time.time_ns():x}"],
         "remove": [str(target.removed + 1)],
     }[endpoint]
-    command = ["taskset", "-c", LOAD_CORE, "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency"]
+    command = [
+        "taskset",
+        "-c",
+        LOAD_CORE,
+        "wrk",
+        "-t1",
+        f"-c{connections}",
+        f"-d{seconds:g}s",
+        "--timeout",
+        "30s",
+        "--latency",
+    ]
     output = subprocess.run(
         [*command, "-s", str(LOAD / f"{endpoint}.lua"), server.base, "--", *arguments],
         capture_output=True,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bench.measure import Figure, median_of
+from bench.targets import PEERS_BIN
 
 if TYPE_CHECKING:
     from bench.run import Run
@@ -26,8 +27,9 @@ REACH = {
 """The shares of the ceiling that we set out to reach."""
 PACKAGES = (
     "mlapi", "starlette", "uvicorn", "uvloop", "httptools", "msgspec", "sqlalchemy", "psycopg", "cryptography",
-    "argon2-cffi", "fastapi", "fastapi-users", "django", "djangorestframework", "gunicorn",
+    "argon2-cffi",
 )  # fmt: skip
+PEER_PACKAGES = ("fastapi", "fastapi-users", "sqlalchemy", "aiosqlite", "django", "djangorestframework", "gunicorn")
 
 
 def write(run: "Run", arguments: argparse.Namespace, took: float) -> None:
@@ -45,13 +47,13 @@ def _results(run: "Run", figures: dict[str, dict[str, Figure]], took: float) -> 
     lines = [
         "# Results",
         "",
-        f"Written by `make bench` (`{' '.join(['python -m bench.run', *sys.argv[1:]])}`) in {took / 60:.0f} minutes, at"
+        f"Written by `make bench` (`{_command()}`) in {took / 60:.0f} minutes, at"
         f" commit {_commit()}. Medians of {len(run.other['fsync'])} rounds; a row with an error is void.",
         "",
         f"- machine: {_processor()}, {platform.system()} {platform.release()}, Python {platform.python_version()}",
         "- the server on one core, wrk (one thread) and PostgreSQL on the other",
         f"- fdatasync after 4 KiB on this disk at the time: {statistics.median(run.other['fsync']):.2f} ms",
-        f"- {', '.join(f'{name} {found}' for name in PACKAGES if (found := _version(name)))}",
+        f"- {', '.join(_versions())}",
         "",
         "The ceiling is bare Starlette on uvicorn, reading the path or the JSON body and answering JSON, without a"
         " database. Ours runs the scheme `fernet` unless a row says otherwise. All writes are durable: WAL with"
@@ -194,7 +196,7 @@ def _chart(figures: dict[str, dict[str, Figure]]) -> str:
     y = 64
     for endpoint, title in (("register", "Registrations"), ("toggle", "Toggles")):
         most = figures["ceiling"][f"{endpoint} 16"].per_second
-        rows.append(f'<text x="24" y="{y}" class="title">{title} a second</text>')
+        rows.append(f'<text x="-12" y="{y}" class="title">{title} a second</text>')
         y += 14
         for name, label, colour in shown:
             if name not in figures:
@@ -212,20 +214,28 @@ def _chart(figures: dict[str, dict[str, Figure]]) -> str:
         ".label{text-anchor:end}.ceiling{stroke:#57606a;stroke-dasharray:4 3}.head{font-weight:600;font-size:17px}"
     )
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 800 {y - 10}" role="img"'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-36 0 836 {y - 10}" role="img"'
         ' aria-label="Requests a second of the ceiling, mlapi and its peers">'
-        f'<style>{style}</style><rect width="100%" height="100%" fill="#ffffff"/>'
-        '<text x="24" y="32" class="head">One core, 16 connections, every write durable, equally cheap hashes</text>'
+        f'<style>{style}</style><rect x="-36" width="836" height="100%" fill="#ffffff"/>'
+        '<text x="-12" y="32" class="head">One core, 16 connections, every write durable, equally cheap hashes</text>'
         + "".join(rows)
         + "</svg>\n"
     )
 
 
-def _version(name: str) -> str | None:
-    try:
-        return version(name)
-    except ModuleNotFoundError:
-        return None
+def _command() -> str:
+    """As it was called, without the folders of this machine."""
+    shown = iter(sys.argv[1:])
+    kept = [part for part in shown if not (part in {"--out", "--folder"} and next(shown, None))]
+    return " ".join(["python -m bench.run", *kept])
+
+
+def _versions() -> list[str]:
+    """Of what ran: in our environment, and in that of the peers."""
+    script = "import sys; from importlib.metadata import version\nfor name in sys.argv[1:]: print(name, version(name))"
+    peers = [PEERS_BIN / "python", "-c", script, *PEER_PACKAGES]
+    found = subprocess.run(peers, capture_output=True, text=True, check=False).stdout.split("\n")
+    return [*(f"{name} {version(name)}" for name in PACKAGES), *(f"{line} (peers)" for line in found if line)]
 
 
 def _commit() -> str:

@@ -73,7 +73,6 @@ class GroupCommit:
         self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _Gathering] = WeakKeyDictionary()
         self._handed_over: SimpleQueue[tuple[_Gathering, _Batch] | None] = SimpleQueue()
         self._writer: threading.Thread | None = None
-        self._writing: _Batch | None = None
 
     async def apply(self, change: Change) -> User:
         """Return the user as the change left him, once that is durable.
@@ -113,16 +112,14 @@ class GroupCommit:
         self._writer = threading.Thread(target=self._write, name="mlapi-writer", daemon=True)
         self._writer.start()
 
-    def _replace_writer(self, batch: _Batch) -> None:
+    def _replace_writer(self) -> None:
         """Go on with another thread, and so another connection, where one waits for a server that says nothing."""
         with self._lock:
-            if self._writing is batch:
-                self._start_writer()
+            self._start_writer()
 
     def _write(self) -> None:
         while (handed_over := self._handed_over.get()) is not None:
             gathering, batch = handed_over
-            self._writing = batch
             wanted = [waiting for waiting in batch.waiting if not waiting.answer.done()]
             results = self._results([waiting.change for waiting in wanted], batch.commit_by)
             for waiting, result in zip(wanted, results, strict=True):
@@ -134,7 +131,6 @@ class GroupCommit:
             with self._lock:
                 if threading.current_thread() is not self._writer:
                     return  # this took so long that another goes on
-                self._writing = None
 
     def _results(self, changes: Sequence[Change], commit_by: float) -> Sequence[Outcome | Exception]:
         try:
@@ -156,7 +152,7 @@ class _Gathering:
         self,
         loop: asyncio.AbstractEventLoop,
         hand_over: Callable[["_Gathering", _Batch], None],
-        replace_writer: Callable[[_Batch], None],
+        replace_writer: Callable[[], None],
         patience: float,
     ) -> None:
         self.loop = loop
@@ -164,7 +160,7 @@ class _Gathering:
         self._replace_writer = replace_writer
         self._patience = patience
         self._next: _Batch | None = None
-        self._on_their_way = 0
+        self._on_their_way = False
         self._decided = False
         """When the next batch goes is seen to already."""
 
@@ -189,9 +185,7 @@ class _Gathering:
                 waiting.answer.set_result(waiting.result)
             else:
                 waiting.answer.set_exception(waiting.result)
-        self._on_their_way -= 1
-        if self._on_their_way:
-            return
+        self._on_their_way = False
         self._decided = True
         if len(batch.waiting) == 1:
             self._send()
@@ -214,17 +208,14 @@ class _Gathering:
         self._decided = False
         batch, self._next = self._next, None
         if batch is not None:
-            self._on_their_way += 1
+            self._on_their_way = True
             self._hand_over(self, batch)
 
     def _give_up(self, batch: _Batch) -> None:
         for waiting in batch.waiting:
             if not waiting.answer.done():
                 waiting.answer.set_exception(RepositoryUnavailableError("no commit in time"))
-        if batch is self._next:
-            self._send()  # to be counted off, with nothing in it that is still wanted
-            return
-        batch.given_up = True
-        self._on_their_way -= 1
-        self._replace_writer(batch)
+        batch.given_up = True  # it is on its way: what comes after it has more patience left, and goes now
+        self._on_their_way = False
+        self._replace_writer()
         self._send()
