@@ -43,8 +43,7 @@ def database_url(text: str) -> URL:
     """
     try:
         url = make_url(text)
-        host = url.host or ""
-        host.encode("idna")  # as the look-up of its address will
+        (url.host or "").encode("idna")  # as the look-up of its address will
     except (ArgumentError, ValueError):
         raise ConfigurationError(f"database.url cannot be read: {_EXAMPLES}") from None
     if url.drivername not in _DRIVERS:
@@ -158,10 +157,6 @@ class Database:
                 pooled.commit()  # not repeated: if this fails, it may have been done all the same
             pooled.close()
             return result
-
-    def insert(self, table: Table) -> sqlite_dialect.Insert | postgresql_dialect.Insert:
-        """An INSERT that can be told what to do on conflict, which Core's own cannot."""
-        return self.dialect.insert(table)
 
     def close(self) -> None:
         self.engine.dispose()

@@ -38,7 +38,9 @@ def _introduce(database: Database, fingerprint: str) -> str:
     """Store the fingerprint unless another process was first; return the one that is stored."""
     with database.writing() as connection:
         connection.execute(
-            database.insert(key_check).values(id=1, value=fingerprint).on_conflict_do_nothing(index_elements=["id"])
+            database.dialect.insert(key_check)
+            .values(id=1, value=fingerprint)
+            .on_conflict_do_nothing(index_elements=["id"])
         )
         stored: str = connection.execute(select(key_check.c.value)).scalar_one()
         return stored

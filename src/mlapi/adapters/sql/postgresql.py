@@ -3,11 +3,9 @@
 Rows travel as one JSON parameter, which costs the client half of what as many arrays do.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import attrs
 import msgspec
 from sqlalchemy import (
     CTE,
@@ -21,7 +19,6 @@ from sqlalchemy import (
     Engine,
     String,
     bindparam,
-    case,
     cast,
     column,
     create_engine,
@@ -30,7 +27,6 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
-    true,
     update,
 )
 from sqlalchemy.dialects import postgresql
@@ -39,6 +35,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError
 
 from mlapi.adapters.sql import statements
+from mlapi.adapters.sql.segments import Segment, segments
 from mlapi.adapters.sql.tables import users
 from mlapi.domain.changes import Change, Outcome, Register, Remove, SetEnabled
 from mlapi.domain.errors import (
@@ -47,7 +44,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey
+from mlapi.domain.model import User
 
 if TYPE_CHECKING:
     import psycopg
@@ -57,6 +54,8 @@ __all__ = ["apply", "begin", "check", "insert", "is_passing", "make_engine"]
 # SQLSTATEs (PostgreSQL 18, appendix A) that a new attempt may not meet.
 _SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY = "40001", "40P01", "25006"
 _REGISTER_ATTEMPTS = 5
+
+C = TypeVar("C", SetEnabled, Remove)
 
 
 def make_engine(url: URL, wait: float, connections: int) -> Engine:
@@ -141,63 +140,19 @@ def is_passing(error: BaseException | None) -> bool:
 def apply(connection: "psycopg.Connection", changes: Sequence[Change]) -> list[Outcome]:
     """Apply the changes in the transaction that begins with this, as if one by one in order."""
     outcomes: dict[int, Outcome] = {}
-    for segment in _segments(changes):
-        segment.apply(connection, outcomes)
+    for segment in segments(changes):
+        _apply(connection, segment, outcomes)
     return [outcomes[place] for place in range(len(changes))]
 
 
-# --- sets of changes that do not meet
-
-
-@attrs.define
-class _Segment:
-    """Changes by their places that may be applied in any order but this: set, register, remove.
-
-    They name every user and every name once at most. A removal may free a name, so that no registration follows it.
-    """
-
-    sets: dict[int, SetEnabled] = attrs.field(factory=dict)
-    registers: dict[int, Register] = attrs.field(factory=dict)
-    removes: dict[int, Remove] = attrs.field(factory=dict)
-    _ids: set[UserId] = attrs.field(factory=set)
-    _keys: set[UsernameKey] = attrs.field(factory=set)
-
-    def takes(self, place: int, change: Change) -> bool:
-        """Add a change if it may be in this segment."""
-        if isinstance(change, Register):
-            if self.removes or change.username_key in self._keys:
-                return False
-            self._keys.add(change.username_key)
-            self.registers[place] = change
-            return True
-        if change.user_id in self._ids:
-            return False
-        self._ids.add(change.user_id)
-        if isinstance(change, SetEnabled):
-            self.sets[place] = change
-        else:
-            self.removes[place] = change
-        return True
-
-    def apply(self, connection: "psycopg.Connection", outcomes: dict[int, Outcome]) -> None:
-        early = dict(self.sets)
-        _set_enabled(connection, early, outcomes)
-        _register(connection, self.registers, outcomes)
-        # Who has guessed the id of a user that is registered before him in this very segment was too early above.
-        new = {outcome.id: place for place in self.registers if isinstance(outcome := outcomes[place], User)}
-        late = {place: change for place, change in early.items() if new.get(change.user_id, place) < place}
-        _set_enabled(connection, late, outcomes)
-        _remove(connection, self.removes, outcomes)
-
-
-def _segments(changes: Sequence[Change]) -> Iterator[_Segment]:
-    segment = _Segment()
-    for place, change in enumerate(changes):
-        if not segment.takes(place, change):
-            yield segment
-            segment = _Segment()
-            segment.takes(place, change)
-    yield segment
+def _apply(connection: "psycopg.Connection", segment: Segment, outcomes: dict[int, Outcome]) -> None:
+    _set_enabled(connection, segment.sets, outcomes)
+    _register(connection, segment.registers, outcomes)
+    # Who has guessed the id of a user that is registered before him in this very segment was too early above.
+    new = {outcome.id: place for place in segment.registers if isinstance(outcome := outcomes[place], User)}
+    late = {place: change for place, change in segment.sets.items() if new.get(change.user_id, place) < place}
+    _set_enabled(connection, late, outcomes)
+    _remove(connection, segment.removes, outcomes)
 
 
 # --- one statement for each kind. Each locks its rows in the order of their keys, so that of two batches none waits for
@@ -221,11 +176,7 @@ def _compiled_set_enabled() -> str:
     statement = (
         update(users)
         .where(users.c.id == locked.c.id, given.c.id == locked.c.id)
-        .values(
-            enabled=given.c.flag,
-            updated_datetime=given.c.at,
-            token_epoch=case((users.c.enabled == given.c.flag, users.c.token_epoch), else_=given.c.epoch),
-        )
+        .values(**statements.flag_values(given.c.__getitem__))
         .returning(*statements.COLUMNS)
     )
     return statements.compiled(statement, _DIALECT)
@@ -236,17 +187,7 @@ def _compiled_register() -> str:
     # Ids are taken in the order of the batch, before its rows are put into the order of their names.
     sequence = select(func.pg_get_serial_sequence(literal_column("'users'"), literal_column("'id'"))).scalar_subquery()
     given = _given(*texts, column("at", _TIME), also=[func.nextval(sequence).label("id")])
-    columns = {
-        "id": given.c.id,
-        "username": given.c.username,
-        "password": given.c.password,
-        "email": given.c.email,
-        "enabled": true(),
-        "created_datetime": given.c.at,
-        "updated_datetime": given.c.at,
-        "username_key": given.c.username_key,
-        "token_epoch": given.c.epoch,
-    }
+    columns = {"id": given.c.id, **statements.new_values(given.c.__getitem__)}
     statement = (
         insert(users)
         .from_select(list(columns), select(*columns.values()).order_by(given.c.username_key))
@@ -282,20 +223,27 @@ def _execute(connection: "psycopg.Connection", statement: str, rows: Iterable[Ma
 
 
 def _set_enabled(connection: "psycopg.Connection", sets: dict[int, SetEnabled], outcomes: dict[int, Outcome]) -> None:
-    rows = [
-        {"id": change.user_id, "flag": change.enabled, "at": change.at, "epoch": change.token_epoch}
-        for change in sets.values()
-        if statements.can_exist(change.user_id)
-    ]
-    found = {row[0]: _user(*row) for row in _execute(connection, _SET_ENABLED, rows)} if rows else {}
-    for place, change in sets.items():
-        outcomes[place] = found.get(change.user_id) or UserNotFoundError(change.user_id)
+    def row(change: SetEnabled) -> dict[str, object]:
+        return {"id": change.user_id, "flag": change.enabled, "at": change.at, "epoch": change.token_epoch}
+
+    _change(connection, _SET_ENABLED, sets, row, outcomes)
 
 
 def _remove(connection: "psycopg.Connection", removes: dict[int, Remove], outcomes: dict[int, Outcome]) -> None:
-    rows = [{"id": change.user_id} for change in removes.values() if statements.can_exist(change.user_id)]
-    found = {row[0]: _user(*row) for row in _execute(connection, _REMOVE, rows)} if rows else {}
-    for place, change in removes.items():
+    _change(connection, _REMOVE, removes, lambda change: {"id": change.user_id}, outcomes)
+
+
+def _change(
+    connection: "psycopg.Connection",
+    statement: str,
+    changes: dict[int, C],
+    row: Callable[[C], dict[str, object]],
+    outcomes: dict[int, Outcome],
+) -> None:
+    """Execute a statement about users that are there, and give each change its outcome."""
+    rows = [row(change) for change in changes.values() if statements.can_exist(change.user_id)]
+    found = {row[0]: statements.user_of(*row) for row in _execute(connection, statement, rows)} if rows else {}
+    for place, change in changes.items():
         outcomes[place] = found.get(change.user_id) or UserNotFoundError(change.user_id)
 
 
@@ -317,25 +265,3 @@ def _register(connection: "psycopg.Connection", registers: dict[int, Register], 
                 outcomes[place] = UserExistsError(holders[change.username_key])
         open_ = {place: change for place, change in open_.items() if place not in outcomes}
     raise RepositoryUnavailableError("a username is registered and removed too fast to follow")
-
-
-def _user(  # noqa: PLR0917 - of a row
-    user_id: int,
-    username: str,
-    password: str,
-    email: str,
-    enabled: bool,  # noqa: FBT001
-    created: datetime,
-    updated: datetime,
-    epoch: str,
-) -> User:
-    return User(
-        id=UserId(user_id),
-        username=username,
-        password=EncryptedPassword(password),
-        email=email,
-        enabled=enabled,
-        created_datetime=created,
-        updated_datetime=updated,
-        token_epoch=epoch,
-    )

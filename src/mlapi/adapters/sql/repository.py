@@ -2,20 +2,19 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any
 
-from sqlalchemy import Row, bindparam, select
+from sqlalchemy import bindparam, select
 
 from mlapi.adapters.sql.database import Database
-from mlapi.adapters.sql.statements import can_exist
+from mlapi.adapters.sql.statements import COLUMNS, can_exist, user_of
 from mlapi.adapters.sql.tables import users
 from mlapi.domain.changes import Change, Outcome
 from mlapi.domain.errors import RepositoryUnavailableError, UserNotFoundError
-from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey
+from mlapi.domain.model import User, UserId, UsernameKey
 
-_SELECT = select(users).where(users.c.id == bindparam("by_id"))
-_SELECT_BY_KEY = select(users).where(users.c.username_key == bindparam("by_key"))
-_SELECT_PAGE = select(users).where(users.c.id > bindparam("after")).order_by(users.c.id).limit(bindparam("up_to"))
+_SELECT = select(*COLUMNS).where(users.c.id == bindparam("by_id"))
+_SELECT_BY_KEY = select(*COLUMNS).where(users.c.username_key == bindparam("by_key"))
+_SELECT_PAGE = select(*COLUMNS).where(users.c.id > bindparam("after")).order_by(users.c.id).limit(bindparam("up_to"))
 
 
 class SqlUserRepository:
@@ -62,33 +61,20 @@ class SqlUserRepository:
         if can_exist(user_id):
             row = self._database.read(lambda connection: connection.execute(_SELECT, {"by_id": user_id}).one_or_none())
             if row is not None:
-                return _user(row)
+                return user_of(*row)
         raise UserNotFoundError(user_id)
 
     def find(self, key: UsernameKey) -> User | None:
         self.open()
         row = self._database.read(lambda connection: connection.execute(_SELECT_BY_KEY, {"by_key": key}).one_or_none())
-        return None if row is None else _user(row)
+        return None if row is None else user_of(*row)
 
     def page(self, *, after: UserId, limit: int) -> list[User]:
         self.open()
         values = {"after": after, "up_to": limit}
         rows = self._database.read(lambda connection: connection.execute(_SELECT_PAGE, values).all())
-        return [_user(row) for row in rows]
+        return [user_of(*row) for row in rows]
 
     def check(self) -> None:
         self.open()
         self._database.write_batch(self._database.dialect.check)
-
-
-def _user(row: Row[Any]) -> User:
-    return User(
-        id=UserId(row.id),
-        username=row.username,
-        password=EncryptedPassword(row.password),
-        email=row.email,
-        enabled=row.enabled,
-        created_datetime=row.created_datetime,
-        updated_datetime=row.updated_datetime,
-        token_epoch=row.token_epoch,
-    )

@@ -79,14 +79,16 @@ def _lock(connection: Connection) -> None:
 
 
 def _refuse_strange(connection: Connection, revision: str | None) -> None:
-    if revision is None and inspect(connection).has_table("users"):
-        raise ConfigurationError(
-            "the database has a table `users` that mlapi did not make: point database.url at an empty database"
-        )
+    if revision is None:
+        if inspect(connection).has_table("users"):
+            raise ConfigurationError(
+                "the database has a table `users` that mlapi did not make: point database.url at an empty database"
+            )
+        return
     from alembic.script import ScriptDirectory  # noqa: PLC0415 - takes 0.4 s
 
     known = {script.revision for script in ScriptDirectory.from_config(_alembic(connection)).walk_revisions()}
-    if revision is not None and revision not in known:
+    if revision not in known:
         raise ConfigurationError(
             f"the database's schema is at revision {revision}, which this version of mlapi does not know: upgrade mlapi"
         )

@@ -8,15 +8,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from mlapi.adapters.sql import statements
+from mlapi.adapters.sql.tables import users
 from mlapi.domain.changes import Change, Outcome, Register, SetEnabled
 from mlapi.domain.errors import UserExistsError, UserNotFoundError
-from mlapi.domain.model import EncryptedPassword, User, UserId
+from mlapi.domain.model import User, UserId
 
 __all__ = ["BEGIN", "apply", "begin", "check", "insert", "is_passing", "make_engine"]
 
@@ -25,9 +26,21 @@ BEGIN = "mlapi_sqlite_begin"
 and then asks for the lock can be refused."""
 
 _DIALECT = sqlite.dialect(paramstyle="named")
-_INSERT = statements.compiled(statements.register(insert), _DIALECT)
+_INSERT = statements.compiled(
+    insert(users)
+    .values(**statements.new_values(bindparam))
+    .on_conflict_do_nothing(index_elements=["username_key"])
+    .returning(users.c.id),
+    _DIALECT,
+)
 _HOLDER = statements.compiled(statements.HOLDER, _DIALECT)
-_SET_ENABLED = statements.compiled(statements.SET_ENABLED, _DIALECT)
+_SET_ENABLED = statements.compiled(
+    update(users)
+    .where(users.c.id == bindparam("id"))
+    .values(**statements.flag_values(bindparam))
+    .returning(*statements.COLUMNS),
+    _DIALECT,
+)
 _REMOVE = statements.compiled(statements.REMOVE, _DIALECT)
 
 
@@ -88,7 +101,7 @@ def _apply(connection: sqlite3.Connection, change: Change) -> Outcome:
         rows = connection.execute(_SET_ENABLED, values).fetchall()
     else:
         rows = connection.execute(_REMOVE, {"id": change.user_id}).fetchall()
-    return _user(*rows[0]) if rows else UserNotFoundError(change.user_id)
+    return _user(rows[0]) if rows else UserNotFoundError(change.user_id)
 
 
 def _register(connection: sqlite3.Connection, change: Register) -> Outcome:
@@ -106,16 +119,12 @@ def _text(instant: datetime) -> str:
     return instant.isoformat(" ", "microseconds")[:26]
 
 
-def _user(  # noqa: PLR0917 - of a row
-    user_id: int, username: str, password: str, email: str, enabled: int, created: str, updated: str, epoch: str
-) -> User:
-    return User(
-        id=UserId(user_id),
-        username=username,
-        password=EncryptedPassword(password),
-        email=email,
-        enabled=bool(enabled),
-        created_datetime=datetime.fromisoformat(f"{created}+00:00"),
-        updated_datetime=datetime.fromisoformat(f"{updated}+00:00"),
-        token_epoch=epoch,
+def _user(row: Sequence[Any]) -> User:
+    user_id, username, password, email, enabled, created, updated, epoch = row
+    return statements.user_of(
+        user_id, username, password, email, bool(enabled), _instant(created), _instant(updated), epoch
     )
+
+
+def _instant(text: str) -> datetime:
+    return datetime.fromisoformat(f"{text}+00:00")
