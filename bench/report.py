@@ -37,12 +37,12 @@ def write(run: "Run", arguments: argparse.Namespace, took: float) -> None:
         name: {measurement: median_of(those) for measurement, those in rows.items()}
         for name, rows in run.figures.items()
     }
-    (arguments.out / "RESULTS.md").write_text(_results(run, figures, took), "utf-8")
+    (arguments.out / "RESULTS.md").write_text(_results(run, arguments, figures, took), "utf-8")
     (arguments.out / "chart.svg").write_text(_chart(figures), "utf-8")
     print(f"written: {arguments.out}/RESULTS.md and chart.svg, after {took / 60:.0f} minutes")
 
 
-def _results(run: "Run", figures: dict[str, dict[str, Figure]], took: float) -> str:
+def _results(run: "Run", arguments: argparse.Namespace, figures: dict[str, dict[str, Figure]], took: float) -> str:
     ceiling = figures["ceiling"]
     lines = [
         "# Results",
@@ -97,8 +97,7 @@ def _results(run: "Run", figures: dict[str, dict[str, Figure]], took: float) -> 
     lines += ["", "| database | seconds | registrations/s |", "|---|---|---|"]
     for kind in ("sqlite", "postgresql"):
         (seconds,) = run.other[f"import, {kind}"]
-        count = next(int(a.split("=")[1]) for a in [*sys.argv, "--imports=1000000"] if a.startswith("--imports="))
-        lines.append(f"| {kind} | {seconds:.1f} | {count / seconds:,.0f} |")
+        lines.append(f"| {kind} | {seconds:.1f} | {arguments.imports / seconds:,.0f} |")
     lines += [
         "",
         "## Start and memory",

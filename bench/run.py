@@ -13,13 +13,14 @@ import tempfile
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from urllib.parse import quote
 
 from sqlalchemy import text
 from tests.conftest import KEY, SALT
-from tests.postgres_server import running_postgres
+from tests.postgres_server import PostgresServer, running_postgres
 
 from bench import bulk, report
 from bench.measure import Figure, fsync_milliseconds, load
@@ -48,22 +49,11 @@ class Run:
         """Return mlapi on a database with so many users."""
         folder = self._folder(name)
         url = f"sqlite:///{folder}/mlapi.db" if kind == "sqlite" else self.new_postgres()
-        environ = {
-            "MLAPI_DATABASE__URL": url,
-            "MLAPI_PASSWORDS__SCHEME": scheme,
-            "MLAPI_SECRETS__KEY": KEY,
-            "MLAPI_SECRETS__SALT": SALT,
-        }
+        environ = environ_of(url, scheme)
         seconds = bulk.register(environ, users)
         print(f"{name}: {users:,} users in {seconds:.1f} s", flush=True)
-        reader = Database(database_url(url))
-
-        def read_flag(user_id: int) -> bool:
-            with reader.reading() as connection:
-                return bool(connection.scalar(text("SELECT enabled FROM users WHERE id = :id"), {"id": user_id}))
-
         command = [*UVICORN, "mlapi.entrypoints.http:app", "--port", "{port}"]
-        return Target(name, command, folder, environ, read_flag, users=users)
+        return Target(name, command, folder, environ, flag_reader(url, "users", "enabled"), users=users)
 
     def ceiling(self) -> Target:
         command = [*UVICORN, "bench.ceiling:app", "--app-dir", str(HERE.parent), "--port", "{port}"]
@@ -81,15 +71,8 @@ class Run:
             cwd=folder,
             check=True,
         )
-        reader = Database(database_url(url))
         table = "user" if framework == "fastapi-users" else "auth_user"
-
-        def read_flag(user_id: int) -> bool:
-            statement = text(f'SELECT is_active FROM "{table}" WHERE id = :id')  # noqa: S608 - ours
-            with reader.reading() as connection:
-                return bool(connection.scalar(statement, {"id": user_id}))
-
-        return Target(name, command, folder, environ, read_flag)
+        return Target(name, command, folder, environ, flag_reader(url, table, "is_active"))
 
     def measure(self, target: Target, endpoints: tuple[str, ...], connections: tuple[int, ...]) -> None:
         with Server(target) as server:
@@ -157,16 +140,38 @@ PEERS = {
 }  # fmt: skip
 
 
+def environ_of(url: str, scheme: str) -> dict[str, str]:
+    """Return the configuration of mlapi on a database."""
+    return {
+        "MLAPI_DATABASE__URL": url,
+        "MLAPI_PASSWORDS__SCHEME": scheme,
+        "MLAPI_SECRETS__KEY": KEY,
+        "MLAPI_SECRETS__SALT": SALT,
+    }
+
+
+def flag_reader(url: str, table: str, column: str) -> Callable[[int], bool]:
+    """Return what reads a user's flag from a database."""
+    reader = Database(database_url(url))
+    statement = text(f'SELECT {column} FROM "{table}" WHERE id = :id')  # noqa: S608 - our own names
+
+    def read_flag(user_id: int) -> bool:
+        with reader.reading() as connection:
+            return bool(connection.scalar(statement, {"id": user_id}))
+
+    return read_flag
+
+
 class PostgresUrl:
     """Gives the URL of a new database at each call."""
 
-    def __init__(self, server: "object", stack: ExitStack) -> None:
+    def __init__(self, server: PostgresServer, stack: ExitStack) -> None:
         self._server = server
         self._stack = stack
 
     def __call__(self) -> str:
-        url = self._stack.enter_context(self._server.new_database())  # type: ignore[attr-defined]
-        return f"postgresql://{url.username}:{quote(url.password, safe='')}@{url.host}:{url.port}/{url.database}"
+        url = self._stack.enter_context(self._server.new_database())
+        return f"postgresql://{url.username}:{quote(str(url.password), safe='')}@{url.host}:{url.port}/{url.database}"
 
 
 def rounds(run: Run, arguments: argparse.Namespace) -> None:
@@ -221,12 +226,7 @@ def imports(run: Run, arguments: argparse.Namespace) -> None:
         folder = run.folder / f"import-{kind}"
         folder.mkdir()
         url = f"sqlite:///{folder}/mlapi.db" if kind == "sqlite" else run.new_postgres()
-        environ = {
-            "MLAPI_DATABASE__URL": url,
-            "MLAPI_PASSWORDS__SCHEME": "fernet",
-            "MLAPI_SECRETS__KEY": KEY,
-            "MLAPI_SECRETS__SALT": SALT,
-        }
+        environ = environ_of(url, "fernet")
         seconds = bulk.register(environ, arguments.imports, passwords=True)
         run.other[f"import, {kind}"].append(seconds)
         print(f"{arguments.imports:,} registrations on {kind}: {seconds:.1f} s", flush=True)

@@ -29,7 +29,7 @@ NOBODY = UserId(2**62)
 
 def registration(username: str = "ada", **fields: object) -> Register:
     given = {"password": EncryptedPassword("stored"), "email": "ada@example.com", "at": NOON, **fields}
-    return Register(username=username, **given)  # type: ignore[arg-type]
+    return Register(username=username, **given)  # type: ignore[arg-type]  # as a test gives them
 
 
 def apply_one(repository: UserRepository, change: Change) -> Outcome:

@@ -19,8 +19,9 @@ from mlapi import Change, EncryptedPassword, Outcome, RepositoryUnavailableError
 from mlapi.adapters.group_commit import GroupCommit
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints import http
-from mlapi.entrypoints.http import Threads, create_app
+from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.management import Management
+from mlapi.entrypoints.threads import Threads
 from tests.contract.http_contract import ADA, AwayRepository, content
 from tests.contract.repository_contract import registered
 from tests.contract.test_http import asgi_client

@@ -117,6 +117,6 @@ def test_a_change_does_not_change() -> None:
     change = Remove(user_id=UserId(7))
 
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        change.user_id = UserId(8)  # type: ignore[misc]
+        change.user_id = UserId(8)  # type: ignore[misc]  # to be refused
 
     assert change == Remove(user_id=UserId(7))

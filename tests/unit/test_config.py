@@ -901,6 +901,6 @@ def test_settings_do_not_change() -> None:
     settings = Settings()
 
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        settings.profile = "production"  # type: ignore[misc]
+        settings.profile = "production"  # type: ignore[misc]  # to be refused
 
     assert settings == Settings()

@@ -428,7 +428,7 @@ def test_an_encrypted_password_shows_nothing() -> None:
 
 def test_a_user_does_not_change() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        ADA.enabled = False  # type: ignore[misc]
+        ADA.enabled = False  # type: ignore[misc]  # to be refused
 
     assert ADA.enabled
 
@@ -437,7 +437,7 @@ def test_an_encrypted_password_does_not_change() -> None:
     password = EncryptedPassword("stored-password")
 
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        password.value = "other"  # type: ignore[misc]
+        password.value = "other"  # type: ignore[misc]  # to be refused
 
     assert password == EncryptedPassword("stored-password")
 

@@ -109,7 +109,7 @@ def test_every_field_at_fault_is_named_at_once(users: Users) -> None:
 
 def test_fields_of_other_types_are_refused(users: Users) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
-        users.register(username=None, password=12345678, email=b"ada@example.com")  # type: ignore[arg-type]
+        users.register(username=None, password=12345678, email=b"ada@example.com")  # type: ignore[arg-type]  # to be refused
 
     assert refusal.value.problems == (
         FieldProblem("username", "must be a string"),

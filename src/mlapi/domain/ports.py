@@ -41,7 +41,7 @@ class UserRepository(Protocol):
         ...
 
     def check(self) -> None:
-        """Return if a change could be stored now; raise `RepositoryUnavailableError` if not."""
+        """Return if a transaction that writes can begin now; raise `RepositoryUnavailableError` if not."""
         ...
 
 

@@ -3,16 +3,11 @@
 Importing this builds routes and no more. Configuration is read and the database opened when the server starts.
 """
 
-import asyncio
 import gc
 import logging
-import os
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from functools import partial
 from http import HTTPStatus
-from typing import ParamSpec, TypeVar
 
 import attrs
 from starlette.applications import Starlette
@@ -30,6 +25,7 @@ from mlapi.domain.changes import Register, Remove
 from mlapi.domain.errors import ConfigurationError, MlapiError, RepositoryUnavailableError
 from mlapi.entrypoints import wire
 from mlapi.entrypoints.management import REGISTRATION_PATH, Caller, Management
+from mlapi.entrypoints.threads import Threads, cores
 from mlapi.service import Users
 
 HASHING_PATIENCE = 4.0
@@ -41,9 +37,6 @@ READING_PATIENCE = 9.0
 """Seconds that a question to the database may take."""
 
 _logger = logging.getLogger("mlapi")
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def create_app(users: Users | None = None, management: Management | None = None) -> Starlette:
@@ -103,54 +96,13 @@ async def live(_request: Request) -> wire.Answer:
 
 
 async def ready(request: Request) -> wire.Answer:
-    """Whether a change could be stored now."""
+    """Whether the database takes a transaction that writes."""
     service = _service(request)
     await service.reading.run(service.users.repository.check)
     return wire.ready()
 
 
 # --- what they run on
-
-
-class Threads:
-    """A fixed number of threads for one kind of blocking call; further calls queue for them in order.
-
-    Args:
-        count: of threads.
-        queue: calls that may wait for each thread.
-        patience: seconds that a call may take, its waiting included.
-    """
-
-    def __init__(self, count: int, *, queue: int, patience: float) -> None:
-        self._executor = ThreadPoolExecutor(count)
-        self._most = count * (queue + 1)
-        self._patience = patience
-        self._running = 0
-
-    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Await a call made in a thread.
-
-        If this is cancelled or has waited too long, a call that is still in the queue is not made; one that has begun
-        goes on, and keeps its thread until it ends.
-
-        Raises:
-            RepositoryUnavailableError: if the queue is full, or the call has waited too long.
-        """
-        if self._running >= self._most:
-            raise RepositoryUnavailableError("too many requests wait already")
-        self._running += 1
-        call = self._executor.submit(partial(function, *args, **kwargs))
-        call.add_done_callback(self._done)
-        try:
-            return await asyncio.wait_for(asyncio.wrap_future(call), self._patience)
-        except TimeoutError:
-            raise RepositoryUnavailableError(f"no answer within {self._patience:g} seconds") from None
-
-    def close(self) -> None:
-        self._executor.shutdown(wait=False, cancel_futures=True)
-
-    def _done(self, _call: object) -> None:
-        self._running -= 1
 
 
 @attrs.frozen
@@ -168,7 +120,7 @@ class Service:
         return cls(
             users=users,
             changes=group_commit(users),
-            hashing=Threads(_cores(), queue=HASHING_QUEUE, patience=HASHING_PATIENCE),
+            hashing=Threads(cores(), queue=HASHING_QUEUE, patience=HASHING_PATIENCE),
             reading=Threads(READING_THREADS, queue=1_000, patience=READING_PATIENCE),
         )
 
@@ -295,11 +247,6 @@ class OneLineStartupRefusal:
             if failure is not None:
                 await send(failure)
             raise
-
-
-def _cores() -> int:
-    """The cores that this process may use, which can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _service(request: Request) -> Service:

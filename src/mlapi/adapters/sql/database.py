@@ -82,8 +82,8 @@ class _Dialect(Protocol):
     def make_engine(self, url: URL, wait: float, connections: int) -> Engine: ...
     def insert(self, table: Table) -> sqlite_dialect.Insert | postgresql_dialect.Insert: ...
     def begin(self, connection: Any) -> None: ...  # noqa: ANN401 - each has its driver's own
-    def apply(self, connection: Any, changes: Sequence[Change]) -> list[Outcome]: ...  # noqa: ANN401
-    def check(self, connection: Any) -> None: ...  # noqa: ANN401
+    def apply(self, connection: Any, changes: Sequence[Change]) -> list[Outcome]: ...  # noqa: ANN401 - as above
+    def check(self, connection: Any) -> None: ...  # noqa: ANN401 - as above
     def is_passing(self, error: BaseException | None) -> bool: ...
 
 

@@ -210,7 +210,7 @@ def _compiled_remove() -> str:
 
 
 _TIME = DateTime(timezone=True)
-_DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]
+_DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # of SQLAlchemy
 _SET_ENABLED = _compiled_set_enabled()
 _REGISTER = _compiled_register()
 _HOLDERS = _compiled_holders()
