@@ -9,7 +9,7 @@ from mlapi import MlapiError, Users
 from mlapi.bootstrap import open_service
 from mlapi.config import load_settings
 from mlapi.entrypoints import wire
-from mlapi.entrypoints.http import ManagersOnly, refuse, refuse_http, respond
+from mlapi.entrypoints.asgi import ManagersOnly, refuse, refuse_http, respond
 from mlapi.entrypoints.management import Management
 
 
@@ -40,5 +40,5 @@ def create_app(users: Users, management: Management) -> FastAPI:
 
 
 if __name__ == "__main__":
-    with open_service(load_settings()) as (opened, settings):
-        uvicorn.run(create_app(opened, Management.of(settings)), port=8001)
+    with open_service(load_settings()) as opened:
+        uvicorn.run(create_app(opened.users, Management.of(opened.settings)), port=8001)

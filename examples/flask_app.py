@@ -44,5 +44,5 @@ def _respond(answer: wire.Answer) -> Response:
 
 
 if __name__ == "__main__":
-    with open_service(load_settings()) as (opened, settings):
-        create_app(opened, Management.of(settings)).run(port=8001)
+    with open_service(load_settings()) as opened:
+        create_app(opened.users, Management.of(opened.settings)).run(port=8001)

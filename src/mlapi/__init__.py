@@ -3,13 +3,34 @@
 Importing this reads no file, opens no database and loads neither SQLAlchemy, Starlette nor cryptography.
 """
 
-from mlapi.domain.changes import Change, Outcome, Refusal, Register, Remove, SetEnabled
+from mlapi.access import Access, AsyncGuard, Guard, LogIn, LogIns, Proven
+from mlapi.domain.changes import (
+    AddApiKey,
+    Change,
+    ChangePassword,
+    EndTokens,
+    Outcome,
+    RecordApiKeyUse,
+    Reencrypt,
+    Refusal,
+    Register,
+    Remove,
+    RemoveApiKey,
+    SetEnabled,
+)
+from mlapi.domain.credentials import ApiKey, ApiKeyHolder, ApiKeyId, Holder, IssuedToken, Subject, TokenClaims
 from mlapi.domain.errors import (
+    ApiKeyNotFoundError,
     ConfigurationError,
     FieldProblem,
+    InvalidCredentialsError,
     InvalidFieldsError,
+    InvalidTokenError,
     MlapiError,
+    PasswordChangedError,
     RepositoryUnavailableError,
+    TooManyAttemptsError,
+    UserDisabledError,
     UserExistsError,
     UserNotFoundError,
 )
@@ -21,28 +42,56 @@ from mlapi.domain.model import (
     UsernameKey,
     canonical_username,
 )
-from mlapi.domain.ports import Clock, PasswordCipher, UserRepository
+from mlapi.domain.ports import AttemptLimiter, Clock, KeyUses, PasswordCipher, TokenIssuer, UserRepository
 from mlapi.service import Users
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Access",
+    "AddApiKey",
+    "ApiKey",
+    "ApiKeyHolder",
+    "ApiKeyId",
+    "ApiKeyNotFoundError",
+    "AsyncGuard",
+    "AttemptLimiter",
     "Change",
+    "ChangePassword",
     "Clock",
     "ConfigurationError",
     "EncryptedPassword",
+    "EndTokens",
     "FieldProblem",
+    "Guard",
+    "Holder",
+    "InvalidCredentialsError",
     "InvalidFieldsError",
+    "InvalidTokenError",
+    "IssuedToken",
+    "KeyUses",
+    "LogIn",
+    "LogIns",
     "MlapiError",
     "Outcome",
+    "PasswordChangedError",
     "PasswordCipher",
     "PasswordPolicy",
+    "Proven",
+    "RecordApiKeyUse",
+    "Reencrypt",
     "Refusal",
     "Register",
     "Remove",
+    "RemoveApiKey",
     "RepositoryUnavailableError",
     "SetEnabled",
+    "Subject",
+    "TokenClaims",
+    "TokenIssuer",
+    "TooManyAttemptsError",
     "User",
+    "UserDisabledError",
     "UserExistsError",
     "UserId",
     "UserNotFoundError",

@@ -1,17 +1,30 @@
 """The one place that names every adapter: from settings to `Users`, and nothing before it is asked for."""
 
+import base64
+import hashlib
+import hmac
 import logging
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import attrs
+from limits.storage import MemoryStorage
 
+from mlapi.access import Access, AsyncGuard, Guard, LogIns
 from mlapi.adapters.common_passwords import load_common_passwords
-from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprints
-from mlapi.adapters.group_commit import GroupCommit
+from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
+from mlapi.adapters.grouping import GroupCommit, GroupLookUp
+from mlapi.adapters.jwt import JwtTokenIssuer
+from mlapi.adapters.key_uses import BackgroundKeyUses
+from mlapi.adapters.limits import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.adapters.memory import InMemoryTokens
+from mlapi.adapters.rotation import Current, RotatingCipher, RotatingTokens
 from mlapi.adapters.sql import (
     Database,
+    SqlAttempts,
     SqlUserRepository,
     check_key,
     connection_url,
@@ -24,13 +37,37 @@ from mlapi.adapters.sql import (
 from mlapi.config import PASSWORD_MIN, SecretSettings, Settings, completed
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.model import PasswordPolicy
-from mlapi.domain.ports import PasswordCipher
-from mlapi.secret_files import make_secrets_file
+from mlapi.domain.ports import TokenIssuer
+from mlapi.secret_files import file_signature, make_secrets_file
 from mlapi.service import Users
 
-__all__ = ["GroupCommit", "group_commit", "open_database", "open_service", "open_users", "upgrade_database"]
+__all__ = [
+    "GroupCommit",
+    "Opened",
+    "async_guard",
+    "group_commit",
+    "in_memory_access",
+    "open_database",
+    "open_guard",
+    "open_service",
+    "open_users",
+    "password_cipher",
+    "secrets_file",
+    "token_keys",
+    "upgrade_database",
+]
 
 _logger = logging.getLogger("mlapi")
+
+
+@attrs.frozen(kw_only=True)
+class Opened:
+    """What there is while a database is open."""
+
+    users: Users
+    access: Access
+    settings: Settings
+    """With the secrets that were found too."""
 
 
 @contextmanager
@@ -47,26 +84,76 @@ def open_users(settings: Settings) -> Iterator[Users]:
     Raises:
         ConfigurationError: if something in the settings, the secrets or the database must be mended first.
     """
-    with open_service(settings) as (users, _):
-        yield users
+    with open_service(settings) as opened:
+        yield opened.users
 
 
 @contextmanager
-def open_service(settings: Settings) -> Iterator[tuple[Users, Settings]]:
-    """As `open_users`, and yield the settings with the secrets that were found too."""
+def open_guard(settings: Settings) -> Iterator[Guard]:
+    """Yield the guard of the users of that database. Makes and raises as `open_users` does.
+
+    >>> from mlapi.config import load_settings
+    >>> with open_guard(load_settings()) as guard:
+    ...     guard.check("a token or an API key")
+    Traceback (most recent call last):
+    mlapi.domain.errors.InvalidTokenError: a token or an API key that lets nobody in
+    """
+    with open_service(settings) as opened:
+        yield opened.access.guard
+
+
+@contextmanager
+def open_service(settings: Settings) -> Iterator[Opened]:
+    """Yield the users with all that the service does with them. Makes and raises as `open_users` does."""
     with open_database(settings) as database:
-        settings = _with_secrets(settings, database)
+        file = secrets_file(database)
+        settings = _with_secrets(settings, database, file)
         repository = SqlUserRepository(database, before_first_use=lambda: _prepare(database, settings))
         try:
             repository.open()
         except RepositoryUnavailableError as error:
             _logger.warning("%s; starting all the same", error)
-        yield Users(repository, _cipher(settings), password_policy=_password_policy(settings)), settings
+        if settings.passwords.scheme == "fernet":
+            _logger.warning(
+                "passwords.scheme is fernet: whoever holds the key can read every password; argon2id, the default,"
+                " cannot be read back"
+            )
+        signature = partial(file_signature, file)
+        cipher = RotatingCipher(Current(lambda: password_cipher(completed(settings, file)), signature))
+        tokens = RotatingTokens(Current(lambda: _tokens(completed(settings, file)), signature))
+        users = Users(repository, cipher, password_policy=_password_policy(settings))
+        attempts = FixedWindowAttemptLimiter(
+            SqlAttempts(database).transaction, AttemptLimits(**attrs.asdict(settings.logins))
+        )
+        key_uses = BackgroundKeyUses(repository)
+        access = Access(log_ins=LogIns(users, tokens, attempts), guard=Guard(repository, tokens, key_uses=key_uses))
+        try:
+            yield Opened(users=users, access=access, settings=completed(settings, file))
+        finally:
+            key_uses.close()
+
+
+def in_memory_access(users: Users) -> Access:
+    """Return log-ins and a guard for users that are given, with tokens that end with this process."""
+    tokens = InMemoryTokens()
+    storage = MemoryStorage()
+    attempts = FixedWindowAttemptLimiter(lambda: nullcontext(storage), AttemptLimits())
+    return Access(log_ins=LogIns(users, tokens, attempts), guard=Guard(users.repository, tokens))
 
 
 def group_commit(users: Users) -> GroupCommit:
     """Return what applies the changes of many concurrent requests to the users together."""
     return GroupCommit(users.repository)
+
+
+@contextmanager
+def async_guard(guard: Guard) -> Iterator[AsyncGuard]:
+    """Yield the guard's asynchronous face: requests that come at once ask the database together."""
+    look_up = GroupLookUp(guard.repository)
+    try:
+        yield AsyncGuard(guard, look_up.holder)
+    finally:
+        look_up.close()
 
 
 def open_database(settings: Settings) -> Database:
@@ -91,9 +178,14 @@ def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
         return upgrade(database)
 
 
-def _with_secrets(settings: Settings, database: Database) -> Settings:
+def secrets_file(database: Database) -> Path:
+    """Return where the secrets are that are not given otherwise: beside an SQLite database, or in this folder."""
     path = sqlite_file(database.engine.url)
-    file = (Path.cwd() if path is None else path.parent) / "secrets.yml"
+    return (Path.cwd() if path is None else path.parent) / "secrets.yml"
+
+
+def _with_secrets(settings: Settings, database: Database, file: Path) -> Settings:
+    """Return the settings as they were given, once it is sure that with the file they have their secrets."""
     nothing_given = settings.secrets == SecretSettings(admin_token=settings.secrets.admin_token)
     if nothing_given and not settings.is_production and not file.exists():
         if _has_key(database):
@@ -102,7 +194,8 @@ def _with_secrets(settings: Settings, database: Database) -> Settings:
                 " point database.url at another database"
             )
         make_secrets_file(file)
-    return completed(settings, file)
+    completed(settings, file)
+    return settings
 
 
 def _has_key(database: Database) -> bool:
@@ -113,19 +206,34 @@ def _has_key(database: Database) -> bool:
 
 
 def _prepare(database: Database, settings: Settings) -> None:
+    settings = completed(settings, secrets_file(database))
     prepare_schema(database, may_upgrade=database.is_sqlite or not settings.is_production)
-    check_key(database, key_fingerprints(settings.secrets.key, settings.secrets.salt))
+    keys, salts = settings.secrets.key, settings.secrets.salt
+    check_key(database, [key_fingerprint(key, salt) for key in keys for salt in salts])
 
 
-def _cipher(settings: Settings) -> PasswordCipher:
-    keys, salt = settings.secrets.key, settings.secrets.salt
-    if settings.passwords.scheme == "fernet":
-        _logger.warning(
-            "passwords.scheme is fernet: whoever holds the key can read every password; argon2id, the default, cannot"
-            " be read back"
-        )
-        return FernetCipher(keys, salt)
-    return HashingFernetCipher(keys, salt)
+def password_cipher(settings: Settings) -> FernetCipher | HashingFernetCipher:
+    """Return the cipher of the scheme, with the keys and salts in the settings."""
+    kind = FernetCipher if settings.passwords.scheme == "fernet" else HashingFernetCipher
+    return kind(settings.secrets.key, *settings.secrets.salt)
+
+
+def token_keys(settings: Settings) -> tuple[str, ...]:
+    """Return the keys that tokens are signed with, the newest first: those given, or what follows from the others."""
+    given = settings.secrets
+    return given.token_key or tuple(
+        base64.urlsafe_b64encode(hmac.digest(key.encode(), b"mlapi token key", hashlib.sha256)).decode("ascii")
+        for key in given.key
+    )
+
+
+def _tokens(settings: Settings) -> TokenIssuer:
+    return JwtTokenIssuer(
+        [base64.urlsafe_b64decode(key) for key in token_keys(settings)],
+        lifetime=timedelta(minutes=settings.tokens.minutes),
+        issuer=settings.tokens.issuer,
+        audience=settings.tokens.audience,
+    )
 
 
 def _password_policy(settings: Settings) -> PasswordPolicy:

@@ -7,6 +7,7 @@ a file. Everything has a default. What is given wrongly is refused with its path
 import base64
 import binascii
 import difflib
+import ipaddress
 import logging
 import os
 import re
@@ -25,8 +26,20 @@ ADMIN_TOKEN_MIN = 16
 """Characters of an admin token in production: 96 bits if it is random base64."""
 PASSWORD_MIN = 8
 """Characters of a password in production: OWASP ASVS 5.0, 6.2.1, which recommends 15 (``passwords.min_length: 15``)."""
+TOKEN_MINUTES_MAX = 24 * 60
+"""A day. A token cannot be taken back from a thief who is not noticed; that it ends is what is left."""
+
+TOKEN_NAME_MAX = 200
+"""Characters of ``iss`` and ``aud``, which are in every token."""
 
 _PREFIX = "MLAPI_"
+# Settings that are a list, and may be written as one: with spaces or commas between them, where that can be told.
+_LISTS = [
+    ("secrets", "key", True),
+    ("secrets", "token_key", True),
+    ("secrets", "salt", False),
+    ("http", "trusted_proxies", True),
+]
 _WORD = re.compile(r"[a-z_]{1,32}")
 _SECRET_SECTIONS = frozenset({"secrets", "connection", "database"})
 _CHOICES = {"profile": ("development", "production"), "passwords.scheme": ("argon2id", "fernet")}
@@ -58,10 +71,12 @@ class ConnectionSettings:
 
 @attrs.frozen(kw_only=True)
 class SecretSettings:
-    """``key`` is a Fernet key or a list of them: the first writes, all read."""
+    """Each of ``key``, ``salt`` and ``token_key`` is one or a list: the first is used, all are known."""
 
     key: tuple[str, ...] = attrs.field(default=(), repr=False)
-    salt: str = attrs.field(default="", repr=False)
+    salt: tuple[str, ...] = attrs.field(default=(), repr=False)
+    token_key: tuple[str, ...] = attrs.field(default=(), repr=False)
+    """As a Fernet key is written. None given: they follow from ``key``."""
     admin_token: str | None = attrs.field(default=None, repr=False)
 
 
@@ -70,6 +85,33 @@ class PasswordSettings:
     scheme: Literal["argon2id", "fernet"] = "argon2id"
     min_length: int | None = None
     """Characters; None is 1 in development and `PASSWORD_MIN` in production."""
+
+
+@attrs.frozen(kw_only=True)
+class TokenSettings:
+    minutes: int = 60
+    issuer: str = "mlapi"
+    audience: str = "mlapi"
+
+
+@attrs.frozen(kw_only=True)
+class LogInSettings:
+    """How many attempts are let through in a minute. Those that were right do not count."""
+
+    per_address: int = 200
+    per_name: int = 200
+    """From all addresses together, but for those from which the name was logged in before."""
+    per_name_and_address: int = 20
+
+
+@attrs.frozen(kw_only=True)
+class HttpSettings:
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses and networks of proxies whose ``X-Forwarded-For`` is believed."""
+
+    @property
+    def trusted_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+        return tuple(ipaddress.ip_network(proxy, strict=False) for proxy in self.trusted_proxies)
 
 
 @attrs.frozen(kw_only=True)
@@ -90,6 +132,9 @@ class Settings:
     connection: ConnectionSettings | None = None
     secrets: SecretSettings = SecretSettings()
     passwords: PasswordSettings = PasswordSettings()
+    tokens: TokenSettings = TokenSettings()
+    logins: LogInSettings = LogInSettings()
+    http: HttpSettings = HttpSettings()
     registration: RegistrationSettings = RegistrationSettings()
     management: ManagementSettings = ManagementSettings()
 
@@ -136,6 +181,7 @@ def completed(settings: Settings, file: Path) -> Settings:
         given = SecretSettings(
             key=given.key or stored.key,
             salt=given.salt or stored.salt,
+            token_key=given.token_key or stored.token_key,
             admin_token=stored.admin_token if given.admin_token is None else given.admin_token,
         )
     needed: dict[str, object] = {"key": given.key, "salt": given.salt}
@@ -214,9 +260,11 @@ def _sections() -> dict[str, type[Any] | None]:
 
 
 def _settings(tree: dict[str, Any], source: str = "") -> Settings:
-    key = tree.get("secrets", {}).get("key")
-    if isinstance(key, str):
-        tree = {**tree, "secrets": {**tree["secrets"], "key": key.replace(",", " ").split()}}
+    tree = {name: dict(section) if isinstance(section, dict) else section for name, section in tree.items()}
+    for section, key, separated in _LISTS:
+        one = tree.get(section, {}).get(key)
+        if isinstance(one, str):
+            tree[section][key] = one.replace(",", " ").split() if separated else [one] * bool(one)
     try:
         settings = msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
@@ -230,6 +278,7 @@ def _settings(tree: dict[str, Any], source: str = "") -> Settings:
 
 
 def _check_values(settings: Settings, source: str) -> None:
+    _check_access(settings)
     if settings.connection is not None and settings.database.url is not None:
         raise ConfigurationError("database.url and connection are both set: keep one")
     if settings.connection is not None and not 0 < settings.connection.port < 2**16:
@@ -237,25 +286,48 @@ def _check_values(settings: Settings, source: str) -> None:
     if settings.passwords.min_length is not None and not 0 < settings.passwords.min_length <= PASSWORD_MAX:
         raise ConfigurationError(f"passwords.min_length must be from 1 to {PASSWORD_MAX}")
     given = settings.secrets
-    for place, key in enumerate(given.key, start=1):
-        name = source + ("secrets.key" if len(given.key) == 1 else f"secrets.key, number {place} of {len(given.key)},")
-        if not _is_key(key):
-            raise ConfigurationError(
-                f"{name} is not a Fernet key, {KEY_BYTES} bytes in URL-safe base64 (44 characters): {_MAKE_A_KEY}"
-            )
-        if key in _PUBLISHED_KEYS or len(set(base64.urlsafe_b64decode(key))) == 1:
-            raise ConfigurationError(f"{name} is a published sample that everybody knows: {_MAKE_A_KEY}")
+    if "" in given.salt:
+        raise ConfigurationError(f"{source}secrets.salt must not be empty")
+    _check_keys(f"{source}secrets.key", given.key)
+    _check_keys(f"{source}secrets.token_key", given.token_key)
     if given.admin_token is not None and not _TOKEN.fullmatch(given.admin_token):
         raise ConfigurationError(
             f"{source}secrets.admin_token must consist of letters, digits and - . _ ~ + / (RFC 6750)"
         )
 
 
+def _check_access(settings: Settings) -> None:
+    if not 0 < settings.tokens.minutes <= TOKEN_MINUTES_MAX:
+        raise ConfigurationError(f"tokens.minutes must be from 1 to {TOKEN_MINUTES_MAX}")
+    for name in ("issuer", "audience"):
+        value = getattr(settings.tokens, name)
+        if not 0 < len(value) <= TOKEN_NAME_MAX or not (value.isascii() and value.isprintable()):
+            raise ConfigurationError(f"tokens.{name} must be 1 to {TOKEN_NAME_MAX} printable ASCII characters")
+    for field in attrs.fields(LogInSettings):
+        if getattr(settings.logins, field.name) < 1:
+            raise ConfigurationError(f"logins.{field.name} must be 1 or more")
+    try:
+        settings.http.trusted_networks  # noqa: B018 - parses them
+    except ValueError:
+        raise ConfigurationError("http.trusted_proxies must be IP addresses or networks, as 10.0.0.0/8") from None
+
+
+def _check_keys(name: str, keys: tuple[str, ...]) -> None:
+    for place, key in enumerate(keys, start=1):
+        which = name if len(keys) == 1 else f"{name}, number {place} of {len(keys)},"
+        if not _is_key(key):
+            raise ConfigurationError(
+                f"{which} is not a Fernet key, {KEY_BYTES} bytes in URL-safe base64 (44 characters): {_MAKE_A_KEY}"
+            )
+        if key in _PUBLISHED_KEYS or len(set(base64.urlsafe_b64decode(key))) == 1:
+            raise ConfigurationError(f"{which} is a published sample that everybody knows: {_MAKE_A_KEY}")
+
+
 _MAKE_A_KEY = "make one with `python -c 'import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())'`"
 
 
 def _refuse_weak(given: SecretSettings) -> None:
-    if given.salt.casefold() in _PUBLISHED_WORDS:
+    if any(salt.casefold() in _PUBLISHED_WORDS for salt in given.salt):
         raise ConfigurationError("secrets.salt is a sample that everybody knows: give it random characters")
     if given.admin_token is not None and len(given.admin_token) < ADMIN_TOKEN_MIN:
         raise ConfigurationError(

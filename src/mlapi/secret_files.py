@@ -1,10 +1,13 @@
 """Files that hold secrets: who may read them, what is in them, and how the first one is made."""
 
 import base64
+import fcntl
 import logging
 import os
 import secrets
 import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -89,28 +92,80 @@ def make_secrets_file(file: Path) -> None:
     Raises:
         ConfigurationError: if the folder cannot be written to.
     """
-    key = base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).decode("ascii")
-    content = (
-        "# Made by mlapi at its first start. Keep a copy: without it no stored password can be checked again.\n"
-        f"key: {key}\nsalt: {secrets.token_urlsafe(32)}\n"
-    )
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     try:
-        descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
+        with _draft(file, {"key": new_key(), "salt": new_salt()}) as draft:
             os.link(draft, file)  # unlike a rename, this never replaces what another process has made
-        finally:
-            draft.unlink()
-        _fsync_folder(file.parent)
     except FileExistsError:
         return
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be made: {error.strerror}") from None
     _logger.warning("made a new key and salt in %s; keep a copy of it with the database", file)
+
+
+def change_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Write what ``change`` makes of a secrets file's content: whole or not at all, one process at a time.
+
+    Owner and mode stay as they were: whoever runs this, the service must read the file as before.
+
+    Raises:
+        ConfigurationError: if the file cannot be read or written.
+    """
+    file = file.resolve()  # or a link would be replaced, and what it points at keep the old ones
+    try:
+        with _locked(file.parent):
+            tree = read_yaml(file)
+            status = file.stat()
+            with _draft(file, change(tree)) as draft:
+                os.chown(draft, status.st_uid, status.st_gid)
+                draft.chmod(stat.S_IMODE(status.st_mode))
+                draft.replace(file)
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be changed: {error.strerror}") from None
+
+
+def new_key() -> str:
+    """Return a new Fernet or token key."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).decode("ascii")
+
+
+def new_salt() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def file_signature(file: Path) -> tuple[int, int, int] | None:
+    """Return what changes whenever a file is written or replaced; None for one that is not there."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+@contextmanager
+def _draft(file: Path, tree: dict[str, Any]) -> Iterator[Path]:
+    """A durable file beside another one, with a tree in it, that nobody else may read; gone afterwards."""
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write("# Made by mlapi. Keep a copy: without it no stored password can be checked again.\n")
+            yaml.safe_dump(tree, stream, sort_keys=False)
+            stream.flush()
+            os.fsync(stream.fileno())
+        yield draft
+    finally:
+        draft.unlink(missing_ok=True)
+    _fsync_folder(file.parent)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _fsync_folder(folder: Path) -> None:

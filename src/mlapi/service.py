@@ -2,14 +2,30 @@
 
 A registration is split where time passes: `Users.prepare_registration` costs processor time and touches no database,
 `Users.apply` waits for the database and costs no processor time. An asynchronous caller gives the first to a thread and
-the change to a queue (`mlapi.adapters.group_commit`).
+the change to a queue (`mlapi.adapters.grouping`).
 """
 
-from typing import final
+from collections.abc import Iterator
+from datetime import datetime
+from typing import final, overload
 
-from mlapi.domain.changes import Change, Register, Remove, SetEnabled
-from mlapi.domain.errors import InvalidFieldsError
+from mlapi.domain.changes import (
+    AddApiKey,
+    ApiKeyChange,
+    Change,
+    ChangePassword,
+    EndTokens,
+    Reencrypt,
+    Register,
+    Remove,
+    RemoveApiKey,
+    SetEnabled,
+    UserChange,
+)
+from mlapi.domain.credentials import ApiKey, ApiKeyId, check_api_key_fields, new_api_key, shown_api_key
+from mlapi.domain.errors import InvalidFieldsError, MlapiError
 from mlapi.domain.model import (
+    EncryptedPassword,
     PasswordPolicy,
     User,
     UserId,
@@ -73,6 +89,59 @@ class Users:
         """
         return self.apply(Remove(user_id=user_id))
 
+    def set_password(self, *, user_id: UserId, password: str) -> User:
+        """Give a user another password, which ends all of his tokens. For managers: the current one is not asked for.
+
+        Raises:
+            InvalidFieldsError: if it breaks the policy.
+            UserNotFoundError: if no user has this id.
+            RepositoryUnavailableError: if the database is away.
+        """
+        return self.apply(self.prepare_password(user_id=user_id, password=password))
+
+    def end_tokens(self, *, user_id: UserId) -> User:
+        """End every token of a user. His API keys stay; he may log in again.
+
+        Raises:
+            UserNotFoundError: if no user has this id.
+            RepositoryUnavailableError: if the database is away.
+        """
+        return self.apply(self.prepare_end_tokens(user_id=user_id))
+
+    def add_api_key(self, *, user_id: UserId, name: str, expires: datetime | None = None) -> tuple[ApiKey, str]:
+        """Make an API key for a user. Return it, and what its bearer sends, which can be had now and never again.
+
+        Args:
+            user_id: whose it is.
+            name: what it is for, so that it is known in a list.
+            expires: when it ends, aware; None for never.
+
+        Raises:
+            InvalidFieldsError: naming every field at fault.
+            UserNotFoundError: if no user has this id.
+            RepositoryUnavailableError: if the database is away.
+        """
+        change, secret = self.prepare_api_key(user_id=user_id, name=name, expires=expires)
+        return self.apply(change), secret
+
+    def api_keys(self, user_id: UserId) -> list[ApiKey]:
+        """Return the API keys of a user, the oldest first.
+
+        Raises:
+            UserNotFoundError: if no user has this id.
+            RepositoryUnavailableError: if the database is away.
+        """
+        return self.repository.api_keys(user_id)
+
+    def remove_api_key(self, key_id: ApiKeyId) -> ApiKey:
+        """Remove an API key and return it as it was.
+
+        Raises:
+            ApiKeyNotFoundError: if there is none of this id.
+            RepositoryUnavailableError: if the database is away.
+        """
+        return self.apply(RemoveApiKey(key_id=key_id))
+
     def get(self, user_id: UserId) -> User:
         """Return a user.
 
@@ -89,6 +158,13 @@ class Users:
         except InvalidFieldsError:
             return None  # nobody can have such a name
         return self.repository.find(key)
+
+    def every_user(self, *, batch: int = 500) -> Iterator[User]:
+        """Yield every user by rising id, read a batch at a time. Raises `RepositoryUnavailableError`."""
+        last = UserId(0)
+        while page := self.repository.page(after=last, limit=batch):
+            yield from page
+            last = page[-1].id
 
     def prepare_registration(self, *, username: str, password: str, email: str) -> Register:
         """Check the fields and encrypt the password: up to some 50 ms of processor time.
@@ -109,14 +185,83 @@ class Users:
     def prepare_set_enabled(self, *, user_id: UserId, enabled: bool) -> SetEnabled:
         return SetEnabled(user_id=user_id, enabled=enabled, at=self._clock())
 
-    def apply(self, change: Change) -> User:
+    def prepare_end_tokens(self, *, user_id: UserId) -> EndTokens:
+        return EndTokens(user_id=user_id, at=self._clock())
+
+    def check_password(self, password: str, *, field: str = "password") -> None:
+        """Raise InvalidFieldsError if a password breaks the policy, under the name of the field it came in."""
+        InvalidFieldsError.raise_for([(field, self._password_policy.problem(password))])
+
+    def prepare_password(
+        self,
+        *,
+        user_id: UserId,
+        password: str,
+        replacing: EncryptedPassword | None = None,
+        field: str = "password",
+    ) -> ChangePassword:
+        """Check a new password and encrypt it: up to some 50 ms of processor time.
+
+        Raises:
+            InvalidFieldsError: if it breaks the policy, under the name of the field it came in.
+        """
+        self.check_password(password, field=field)
+        encrypted = self.cipher.encrypt(password)
+        return ChangePassword(user_id=user_id, password=encrypted, replacing=replacing, at=self._clock())
+
+    def prepare_api_key(self, *, user_id: UserId, name: str, expires: datetime | None) -> tuple[AddApiKey, str]:
+        """Return a new API key as a change, and what its bearer sends.
+
+        Raises:
+            InvalidFieldsError: naming every field at fault.
+        """
+        now = self._clock()
+        check_api_key_fields(name=name, expires=expires, now=now)
+        secret = new_api_key()
+        shown = shown_api_key(secret)
+        key = ApiKey(
+            id=shown.id,
+            user_id=user_id,
+            name=name,
+            digest=shown.digest,
+            created_datetime=now,
+            expires_datetime=expires,
+        )
+        return AddApiKey(key=key), secret
+
+    def reencrypt(self, *, batch: int = 500) -> Iterator[tuple[int, int]]:
+        """Store every password under the newest key, in one durable transaction for each batch. Safe to repeat.
+
+        Yields:
+            for each batch, of how many users it was, and how many passwords of theirs were under an older key.
+
+        Raises:
+            RepositoryUnavailableError: if the database is away; what is done is done.
+        """
+        last = UserId(0)
+        while page := self.repository.page(after=last, limit=batch):
+            renewed = ((user, self.cipher.renewed(user.password)) for user in page)
+            changes = [
+                Reencrypt(user_id=user.id, password=password, replacing=user.password)
+                for user, password in renewed
+                if password is not None
+            ]
+            self.repository.apply(changes)
+            last = page[-1].id
+            yield len(page), len(changes)
+
+    @overload
+    def apply(self, change: UserChange) -> User: ...
+    @overload
+    def apply(self, change: ApiKeyChange) -> ApiKey: ...
+    def apply(self, change: Change) -> User | ApiKey:
         """Apply one change durably.
 
         Raises:
-            UserExistsError, UserNotFoundError: as the change is refused.
+            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError: as the change is refused.
             RepositoryUnavailableError: if the database is away.
         """
         (outcome,) = self.repository.apply([change])
-        if isinstance(outcome, User):
-            return outcome
-        raise outcome
+        if isinstance(outcome, MlapiError):
+            raise outcome
+        return outcome

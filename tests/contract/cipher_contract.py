@@ -15,6 +15,7 @@ PASSWORDS = {
     "like a stored value": "gAAAAABrBDFF|argon2id",
     "longest": "é" * 1024,
 }
+DAMAGE = ["", "é", "\ud800", "gAAAA", "|argon2id", "None", "secret", "\0"]
 
 
 class PasswordCipherContract:
@@ -35,12 +36,29 @@ class PasswordCipherContract:
     def test_a_new_value_needs_no_upgrade(self, cipher: PasswordCipher) -> None:
         assert not cipher.needs_upgrade(cipher.encrypt("secret"))
 
-    @pytest.mark.parametrize("damage", ["", "é", "\ud800", "gAAAA", "|argon2id", "None", "secret", "\0"])
+    def test_a_new_value_is_under_the_newest_key(self, cipher: PasswordCipher) -> None:
+        assert cipher.renewed(cipher.encrypt("secret")) is None
+
+    @pytest.mark.parametrize("damage", DAMAGE)
     def test_a_value_that_cannot_be_read_matches_nothing(
         self, cipher: PasswordCipher, damage: str, caplog: pytest.LogCaptureFixture
     ) -> None:
         assert not cipher.matches("secret", EncryptedPassword(damage))
         assert all(record.levelno <= logging.WARNING for record in caplog.records)
+
+    @pytest.mark.parametrize("damage", DAMAGE)
+    def test_a_value_that_cannot_be_read_cannot_be_renewed(
+        self, cipher: PasswordCipher, damage: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert cipher.renewed(EncryptedPassword(damage)) is None
+        assert all(record.levelno <= logging.WARNING for record in caplog.records)
+
+    @pytest.mark.parametrize("password", ["secret", "", "\ud800", "a value for when there is none to compare with"])
+    def test_no_password_matches_where_there_is_no_value(
+        self, cipher: PasswordCipher, password: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        assert [cipher.matches(password, None) for _ in range(2)] == [False, False]
+        assert caplog.records == []
 
     def test_the_repr_of_a_value_does_not_show_it(self, cipher: PasswordCipher) -> None:
         stored = cipher.encrypt("secret")

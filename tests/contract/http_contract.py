@@ -6,7 +6,18 @@ from collections.abc import Sequence
 import httpx2
 import pytest
 
-from mlapi import Change, Outcome, RepositoryUnavailableError, User, UserId, UsernameKey, Users
+from mlapi import (
+    ApiKey,
+    Change,
+    Holder,
+    Outcome,
+    RepositoryUnavailableError,
+    Subject,
+    User,
+    UserId,
+    UsernameKey,
+    Users,
+)
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.management import Management
 
@@ -91,6 +102,8 @@ WRONG_TYPES = [
 class AwayRepository:
     """A repository whose database is away."""
 
+    is_local = False
+
     def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
         raise RepositoryUnavailableError("away")
 
@@ -101,6 +114,15 @@ class AwayRepository:
         raise RepositoryUnavailableError("away")
 
     def page(self, *, after: UserId, limit: int) -> list[User]:
+        raise RepositoryUnavailableError("away")
+
+    def count(self) -> int:
+        raise RepositoryUnavailableError("away")
+
+    def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:
+        raise RepositoryUnavailableError("away")
+
+    def api_keys(self, user_id: UserId) -> list[ApiKey]:
         raise RepositoryUnavailableError("away")
 
     def check(self) -> None:

@@ -7,13 +7,25 @@ import attrs
 import pytest
 
 from mlapi import (
+    AddApiKey,
+    ApiKey,
+    ApiKeyHolder,
+    ApiKeyId,
+    ApiKeyNotFoundError,
     Change,
+    ChangePassword,
     EncryptedPassword,
+    EndTokens,
     Outcome,
+    PasswordChangedError,
+    RecordApiKeyUse,
+    Reencrypt,
     Register,
     Remove,
+    RemoveApiKey,
     RepositoryUnavailableError,
     SetEnabled,
+    Subject,
     User,
     UserExistsError,
     UserId,
@@ -24,12 +36,21 @@ from mlapi import (
 
 NOON = datetime(2026, 11, 24, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 NOBODY = UserId(2**62)
+IMPOSSIBLE = [UserId(0), UserId(-1), NOBODY, UserId(2**63), UserId(10**20)]
+STORED, ANOTHER = EncryptedPassword("stored"), EncryptedPassword("another")
+NO_KEY = ApiKeyId("f" * 16)
 
 
 def registration(username: str = "ada", **fields: object) -> Register:
-    given = {"password": EncryptedPassword("stored"), "email": "ada@example.com", "at": NOON, **fields}
+    given = {"password": STORED, "email": "ada@example.com", "at": NOON, **fields}
     return Register(username=username, **given)  # type: ignore[arg-type]  # as a test gives them
+
+
+def api_key(user_id: UserId, number: int = 0, **fields: object) -> ApiKey:
+    given = {"name": f"key {number}", "digest": f"digest {number}", "created_datetime": NOON, **fields}
+    return ApiKey(id=ApiKeyId(f"{number:016x}"), user_id=user_id, **given)  # type: ignore[arg-type]  # as a test gives them
 
 
 def apply_one(repository: UserRepository, change: Change) -> Outcome:
@@ -41,6 +62,12 @@ def registered(repository: UserRepository, username: str = "ada") -> User:
     user = apply_one(repository, registration(username))
     assert isinstance(user, User)
     return user
+
+
+def with_api_key(repository: UserRepository, user: User, number: int = 0, **fields: object) -> ApiKey:
+    key = api_key(user.id, number, **fields)
+    assert apply_one(repository, AddApiKey(key=key)) == key
+    return key
 
 
 def refusals(outcomes: list[Outcome]) -> list[Outcome]:
@@ -98,12 +125,98 @@ class UserRepositoryContract:
         assert outcome == attrs.evolve(ada, updated_datetime=LATER)
         assert repository.get(ada.id) == outcome
 
-    def test_setting_one_user_leaves_the_others(self, repository: UserRepository) -> None:
+    def test_changing_one_user_leaves_the_others(self, repository: UserRepository) -> None:
         ada, charles = registered(repository, "ada"), registered(repository, "charles")
 
-        repository.apply([SetEnabled(user_id=ada.id, enabled=False, at=LATER)])
+        repository.apply(
+            [
+                SetEnabled(user_id=ada.id, enabled=False, at=LATER),
+                EndTokens(user_id=ada.id, at=LATER),
+                ChangePassword(user_id=ada.id, password=ANOTHER, replacing=None, at=LATER),
+                Reencrypt(user_id=ada.id, password=EncryptedPassword("better"), replacing=ANOTHER),
+            ]
+        )
 
         assert repository.get(charles.id) == charles
+
+    @pytest.mark.parametrize("enabled", [True, False], ids=["enabled", "disabled"])
+    def test_ending_tokens_turns_the_time_and_the_epoch_and_leaves_the_flag(
+        self, repository: UserRepository, enabled: bool
+    ) -> None:
+        ada = apply_one(repository, SetEnabled(user_id=registered(repository).id, enabled=enabled, at=NOON))
+        assert isinstance(ada, User)
+        change = EndTokens(user_id=ada.id, at=LATER)
+
+        outcome = apply_one(repository, change)
+
+        assert outcome == attrs.evolve(ada, updated_datetime=LATER, token_epoch=change.token_epoch)
+        assert repository.get(ada.id) == outcome
+
+    @pytest.mark.parametrize("replacing", [None, STORED], ids=["whatever it was", "the stored one"])
+    def test_another_password_turns_the_time_and_the_epoch(
+        self, repository: UserRepository, replacing: EncryptedPassword | None
+    ) -> None:
+        ada = registered(repository)
+        change = ChangePassword(user_id=ada.id, password=ANOTHER, replacing=replacing, at=LATER)
+
+        outcome = apply_one(repository, change)
+
+        assert outcome == attrs.evolve(ada, password=ANOTHER, updated_datetime=LATER, token_epoch=change.token_epoch)
+        assert repository.get(ada.id) == outcome
+
+    def test_a_password_that_has_changed_meanwhile_is_not_replaced(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        stale = ChangePassword(user_id=ada.id, password=ANOTHER, replacing=EncryptedPassword("an older one"), at=LATER)
+
+        outcome = apply_one(repository, stale)
+
+        assert outcome == PasswordChangedError(ada.id)
+        assert repository.get(ada.id) == ada
+
+    def test_of_two_who_replace_one_password_the_first_wins(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        first, second = [
+            ChangePassword(user_id=ada.id, password=EncryptedPassword(value), replacing=STORED, at=LATER)
+            for value in ("first", "second")
+        ]
+
+        outcomes = repository.apply([first, second])
+
+        changed = first.applied_to(ada)
+        assert outcomes == [changed, PasswordChangedError(ada.id)]
+        assert repository.get(ada.id) == changed
+
+    def test_a_password_that_is_stored_better_moves_nothing_else(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+
+        outcome = apply_one(repository, Reencrypt(user_id=ada.id, password=ANOTHER, replacing=STORED))
+
+        assert outcome == attrs.evolve(ada, password=ANOTHER)
+        assert repository.get(ada.id) == outcome
+
+    def test_a_password_that_has_changed_meanwhile_is_not_stored_better(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+
+        outcome = apply_one(
+            repository, Reencrypt(user_id=ada.id, password=ANOTHER, replacing=EncryptedPassword("an older one"))
+        )
+
+        assert outcome == ada
+        assert repository.get(ada.id) == ada
+
+    def test_passwords_of_many_users_are_stored_better_at_once(self, repository: UserRepository) -> None:
+        users = [registered(repository, f"user{number}") for number in range(5)]
+        better = [EncryptedPassword(f"better {user.id}") for user in users]
+
+        outcomes = repository.apply(
+            [
+                Reencrypt(user_id=user.id, password=password, replacing=STORED)
+                for user, password in zip(users, better, strict=True)
+            ]
+        )
+
+        assert outcomes == [attrs.evolve(user, password=password) for user, password in zip(users, better, strict=True)]
+        assert repository.page(after=UserId(0), limit=10) == outcomes
 
     def test_a_removed_user_is_returned_and_gone(self, repository: UserRepository) -> None:
         ada = registered(repository)
@@ -123,17 +236,25 @@ class UserRepositoryContract:
         assert again.id > ada.id
 
     def test_an_id_that_nobody_has_is_not_found(self, repository: UserRepository) -> None:
-        impossible = [UserId(0), UserId(-1), NOBODY, UserId(2**63), UserId(10**20)]
+        def changes(user_id: UserId) -> list[Change]:
+            return [
+                Remove(user_id=user_id),
+                SetEnabled(user_id=user_id, enabled=True, at=NOON),
+                EndTokens(user_id=user_id, at=NOON),
+                ChangePassword(user_id=user_id, password=ANOTHER, replacing=None, at=NOON),
+                ChangePassword(user_id=user_id, password=ANOTHER, replacing=STORED, at=NOON),
+                Reencrypt(user_id=user_id, password=ANOTHER, replacing=STORED),
+                AddApiKey(key=api_key(user_id)),
+            ]
 
-        outcomes = repository.apply(
-            [change for i in impossible for change in (Remove(user_id=i), SetEnabled(user_id=i, enabled=True, at=NOON))]
-        )
+        outcomes = repository.apply([change for user_id in IMPOSSIBLE for change in changes(user_id)])
 
-        assert refusals(outcomes) == [UserNotFoundError(i) for i in impossible for _ in range(2)]
-        for user_id in impossible:
-            with pytest.raises(UserNotFoundError) as refusal:
-                repository.get(user_id)
-            assert refusal.value == UserNotFoundError(user_id)
+        assert outcomes == [UserNotFoundError(user_id) for user_id in IMPOSSIBLE for _ in range(7)]
+        for user_id in IMPOSSIBLE:
+            for read in (repository.get, repository.api_keys):
+                with pytest.raises(UserNotFoundError) as refusal:
+                    read(user_id)
+                assert refusal.value == UserNotFoundError(user_id)
 
     def test_a_refused_change_leaves_its_neighbours_alone(self, repository: UserRepository) -> None:
         outcomes = repository.apply(
@@ -168,6 +289,71 @@ class UserRepositoryContract:
         assert again is not None
         assert again.id > ada.id
         assert refusals(outcomes) == [UserNotFoundError(ada.id), UserExistsError(again.id)]
+
+    def test_a_batch_of_every_kind_of_change_is_applied_in_order(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        old, new = api_key(ada.id, 1), api_key(ada.id, 2)
+        ending = EndTokens(user_id=ada.id, at=LATER)
+        changing = ChangePassword(user_id=ada.id, password=ANOTHER, replacing=STORED, at=LATER)
+
+        outcomes = repository.apply(
+            [
+                AddApiKey(key=old),
+                ending,
+                RecordApiKeyUse(key_id=old.id, at=LATER),
+                changing,
+                AddApiKey(key=new),
+                RemoveApiKey(key_id=old.id),
+                Reencrypt(user_id=ada.id, password=EncryptedPassword("better"), replacing=ANOTHER),
+                RemoveApiKey(key_id=old.id),
+                Remove(user_id=ada.id),
+                RecordApiKeyUse(key_id=new.id, at=LATER),
+                AddApiKey(key=new),
+            ]
+        )
+
+        ended = ending.applied_to(ada)
+        changed = changing.applied_to(ended)
+        used = attrs.evolve(old, last_used_datetime=LATER)
+        assert isinstance(changed, User)
+        better = attrs.evolve(changed, password=EncryptedPassword("better"))
+        assert outcomes == [
+            old,
+            ended,
+            used,
+            changed,
+            new,
+            used,
+            better,
+            ApiKeyNotFoundError(old.id),
+            better,
+            ApiKeyNotFoundError(new.id),
+            UserNotFoundError(ada.id),
+        ]
+
+    def test_who_guesses_the_next_id_is_too_early_before_it_is_given(self, repository: UserRepository) -> None:
+        guessed = UserId(registered(repository).id + 1)
+        early, late = [EndTokens(user_id=guessed, at=LATER) for _ in range(2)]
+
+        too_early, bob, ended = repository.apply([early, registration("bob"), late])
+
+        assert too_early == UserNotFoundError(guessed)
+        assert isinstance(bob, User)
+        assert bob.id == guessed
+        assert ended == late.applied_to(bob)
+        assert repository.get(guessed) == ended
+
+    def test_an_api_key_for_the_next_id_is_too_early_before_it_is_given(self, repository: UserRepository) -> None:
+        guessed = UserId(registered(repository).id + 1)
+        early, late = api_key(guessed, 1), api_key(guessed, 2)
+
+        too_early, bob, added = repository.apply([AddApiKey(key=early), registration("bob"), AddApiKey(key=late)])
+
+        assert too_early == UserNotFoundError(guessed)
+        assert isinstance(bob, User)
+        assert bob.id == guessed
+        assert added == late
+        assert repository.api_keys(guessed) == [late]
 
     def test_no_changes_have_no_outcomes(self, repository: UserRepository) -> None:
         assert repository.apply([]) == []
@@ -207,3 +393,230 @@ class UserRepositoryContract:
 
     def test_it_says_that_it_could_take_a_change(self, repository: UserRepository) -> None:
         repository.check()
+
+    def test_it_counts_its_users(self, repository: UserRepository) -> None:
+        counts = [repository.count()]
+        ada, _ = registered(repository, "ada"), registered(repository, "bob")
+        with_api_key(repository, ada)
+        counts.append(repository.count())
+
+        repository.apply([SetEnabled(user_id=ada.id, enabled=False, at=LATER), registration("ADA")])
+        counts.append(repository.count())
+        repository.apply([Remove(user_id=ada.id)])
+
+        assert [*counts, repository.count()] == [0, 2, 2, 1]
+
+    # --- API keys
+
+    def test_an_api_key_is_stored_whole(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        key = api_key(
+            ada.id,
+            name="Łaptop 💻",
+            expires_datetime=LATER + timedelta(microseconds=7),
+            last_used_datetime=NOON + SECOND,
+        )
+
+        outcome = apply_one(repository, AddApiKey(key=key))
+
+        assert outcome == key
+        assert repository.api_keys(ada.id) == [key]
+        assert repository.holders([key.id]) == [ApiKeyHolder(key, ada)]
+
+    def test_an_api_key_without_end_and_use_is_stored_so(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        key = with_api_key(repository, ada)
+
+        (stored,) = repository.api_keys(ada.id)
+
+        assert (stored.expires_datetime, stored.last_used_datetime) == (None, None)
+        assert stored == key
+
+    def test_times_of_an_api_key_come_back_aware_and_in_utc(self, repository: UserRepository) -> None:
+        elsewhere = timezone(timedelta(hours=-3, minutes=-30))
+        ada = registered(repository)
+        with_api_key(
+            repository,
+            ada,
+            created_datetime=NOON.astimezone(elsewhere),
+            expires_datetime=LATER.astimezone(elsewhere),
+            last_used_datetime=(NOON + SECOND).astimezone(elsewhere),
+        )
+
+        (stored,) = repository.api_keys(ada.id)
+
+        times = [stored.created_datetime, stored.expires_datetime, stored.last_used_datetime]
+        assert times == [NOON, LATER, NOON + SECOND]
+        assert [time and time.utcoffset() for time in times] == [timedelta(0)] * 3
+
+    def test_an_api_key_may_end_at_the_end_of_time(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        key = with_api_key(repository, ada, expires_datetime=datetime.max.replace(tzinfo=UTC))
+
+        assert repository.api_keys(ada.id) == [key]
+
+    def test_a_new_api_key_changes_nothing_of_its_user(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+
+        with_api_key(repository, ada)
+
+        assert repository.get(ada.id) == ada
+
+    def test_a_user_who_is_shut_out_may_be_given_an_api_key(self, repository: UserRepository) -> None:
+        ada = apply_one(repository, SetEnabled(user_id=registered(repository).id, enabled=False, at=LATER))
+        assert isinstance(ada, User)
+
+        key = with_api_key(repository, ada)
+
+        assert repository.holders([key.id]) == [ApiKeyHolder(key, ada)]
+
+    def test_a_refused_api_key_leaves_its_neighbours_alone(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        first, last = api_key(ada.id, 1), api_key(ada.id, 3)
+
+        outcomes = repository.apply([AddApiKey(key=key) for key in (first, api_key(NOBODY, 2), last)])
+
+        assert outcomes == [first, UserNotFoundError(NOBODY), last]
+        assert repository.api_keys(ada.id) == [first, last]
+
+    def test_a_removed_api_key_is_returned_and_gone(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        kept, removed = with_api_key(repository, ada, 1), with_api_key(repository, ada, 2)
+
+        outcome = apply_one(repository, RemoveApiKey(key_id=removed.id))
+
+        assert outcome == removed
+        assert repository.api_keys(ada.id) == [kept]
+        assert repository.holders([removed.id, kept.id]) == [None, ApiKeyHolder(kept, ada)]
+        assert repository.get(ada.id) == ada
+
+    def test_an_api_key_that_is_not_there_is_not_found(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        key = with_api_key(repository, ada)
+        ids = [NO_KEY, ApiKeyId(""), ApiKeyId("é" * 1000), ApiKeyId(key.id.upper() + "x"), ApiKeyId("1")]
+
+        outcomes = repository.apply([RemoveApiKey(key_id=key_id) for key_id in ids])
+        outcomes += repository.apply([RecordApiKeyUse(key_id=key_id, at=LATER) for key_id in ids])
+
+        assert outcomes == [ApiKeyNotFoundError(key_id) for key_id in ids] * 2
+        assert repository.api_keys(ada.id) == [key]
+
+    @pytest.mark.parametrize(
+        ("last", "at", "recorded"),
+        [
+            pytest.param(None, NOON, NOON, id="for the first time"),
+            pytest.param(NOON, NOON + SECOND, NOON, id="within a minute"),
+            pytest.param(NOON, NOON + MINUTE - timedelta(microseconds=1), NOON, id="hardly within a minute"),
+            pytest.param(NOON, NOON + MINUTE, NOON + MINUTE, id="after a minute"),
+            pytest.param(NOON, LATER, LATER, id="after an hour"),
+            pytest.param(LATER, NOON, LATER, id="before, by another clock"),
+        ],
+    )
+    def test_the_last_use_of_an_api_key_is_known_to_the_minute(
+        self, repository: UserRepository, last: datetime | None, at: datetime, recorded: datetime
+    ) -> None:
+        ada = registered(repository)
+        key = with_api_key(repository, ada, 1, last_used_datetime=last)
+        other = with_api_key(repository, ada, 2)
+
+        outcome = apply_one(repository, RecordApiKeyUse(key_id=key.id, at=at))
+
+        assert outcome == attrs.evolve(key, last_used_datetime=recorded)
+        assert repository.api_keys(ada.id) == [outcome, other]
+        assert repository.get(ada.id) == ada
+
+    def test_uses_of_many_api_keys_are_recorded_at_once(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        keys = [with_api_key(repository, ada, number) for number in range(5)]
+
+        outcomes = repository.apply([RecordApiKeyUse(key_id=key.id, at=LATER) for key in reversed(keys)])
+
+        used = [attrs.evolve(key, last_used_datetime=LATER) for key in keys]
+        assert outcomes == used[::-1]
+        assert repository.api_keys(ada.id) == used
+
+    def test_the_api_keys_of_a_removed_user_go_with_him(self, repository: UserRepository) -> None:
+        ada, bob = registered(repository, "ada"), registered(repository, "bob")
+        gone = [with_api_key(repository, ada, number) for number in (1, 2)]
+        kept = with_api_key(repository, bob, 3)
+
+        repository.apply([Remove(user_id=ada.id)])
+
+        assert repository.holders([*(key.id for key in gone), kept.id]) == [None, None, ApiKeyHolder(kept, bob)]
+        outcomes = repository.apply([RemoveApiKey(key_id=key.id) for key in gone])
+        assert outcomes == [ApiKeyNotFoundError(key.id) for key in gone]
+
+    def test_api_keys_are_those_of_one_user_the_oldest_first(self, repository: UserRepository) -> None:
+        ada, bob, eve = [registered(repository, name) for name in ("ada", "bob", "eve")]
+        youngest = with_api_key(repository, ada, 1, created_datetime=NOON + 2 * SECOND)
+        hers = with_api_key(repository, bob, 2)
+        same_time = [with_api_key(repository, ada, number, created_datetime=NOON + SECOND) for number in (12, 10, 3)]
+        oldest = with_api_key(repository, ada, 9)
+
+        found = [repository.api_keys(user.id) for user in (ada, bob, eve)]
+
+        assert found == [[oldest, *reversed(same_time), youngest], [hers], []]
+
+    # --- who stands behind what a request shows
+
+    def test_holders_are_those_who_were_asked_for_in_their_order(self, repository: UserRepository) -> None:
+        ada, bob = registered(repository, "ada"), registered(repository, "bob")
+        hers, his = with_api_key(repository, ada, 1), with_api_key(repository, bob, 2)
+
+        holders = repository.holders([bob.id, his.id, NOBODY, hers.id, NO_KEY, ada.id, bob.id, hers.id])
+
+        of_hers = ApiKeyHolder(hers, ada)
+        assert holders == [bob, ApiKeyHolder(his, bob), None, of_hers, None, ada, bob, of_hers]
+
+    def test_what_nobody_can_have_has_no_holder(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        subjects: list[Subject] = [*IMPOSSIBLE, ApiKeyId(""), ApiKeyId(str(ada.id)), ApiKeyId("ada"), NO_KEY]
+
+        assert repository.holders(subjects) == [None] * len(subjects)
+
+    def test_nobody_asked_for_is_nobody_found(self, repository: UserRepository) -> None:
+        assert repository.holders([]) == []
+
+    @pytest.mark.parametrize("at_once", [False, True], ids=["waiting", "at once"])
+    def test_holders_are_seen_as_the_last_change_left_them(self, repository: UserRepository, at_once: bool) -> None:
+        at_once = at_once and repository.is_local
+        ada = registered(repository)
+        key = with_api_key(repository, ada)
+        repository.holders([ada.id])  # opened
+        seen = [repository.holders([ada.id, key.id], at_once=at_once)]
+
+        disabled = apply_one(repository, SetEnabled(user_id=ada.id, enabled=False, at=LATER))
+        used = apply_one(repository, RecordApiKeyUse(key_id=key.id, at=LATER))
+        seen.append(repository.holders([ada.id, key.id], at_once=at_once))
+        repository.apply([RemoveApiKey(key_id=key.id)])
+        seen.append(repository.holders([ada.id, key.id], at_once=at_once))
+
+        assert isinstance(disabled, User)
+        assert isinstance(used, ApiKey)
+        assert seen == [[ada, ApiKeyHolder(key, ada)], [disabled, ApiKeyHolder(used, disabled)], [disabled, None]]
+
+    def test_an_id_that_no_database_can_hold_is_no_api_key(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        key = api_key(ada.id)
+        ids = [ApiKeyId("\0"), ApiKeyId("é"), ApiKeyId("\ud800"), ApiKeyId(""), ApiKeyId("x" * 100_000)]
+
+        outcomes = repository.apply(
+            [
+                AddApiKey(key=key),
+                *(RemoveApiKey(key_id=key_id) for key_id in ids),
+                *(RecordApiKeyUse(key_id=key_id, at=LATER) for key_id in ids),
+                SetEnabled(user_id=ada.id, enabled=False, at=LATER),
+            ]
+        )
+
+        assert outcomes[1:-1] == [ApiKeyNotFoundError(key_id) for key_id in ids * 2]
+        assert repository.holders(ids) == [None] * len(ids)
+        assert repository.get(ada.id).enabled is False
+
+    def test_a_change_of_password_that_was_made_already_is_made_once(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        change = ChangePassword(user_id=ada.id, password=EncryptedPassword("another"), replacing=ada.password, at=LATER)
+
+        first, second = repository.apply([change]), repository.apply([change])
+
+        assert first == second == [change.applied_to(ada)]

@@ -1,7 +1,10 @@
 """Every cipher we ship keeps the contract; what each promises beyond it stands below."""
 
+import hashlib
+import hmac
 import json
 import logging
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,9 @@ from argon2 import PasswordHasher
 from cryptography.fernet import Fernet
 
 from mlapi import EncryptedPassword, PasswordCipher
-from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprints
+from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
 from mlapi.adapters.memory import PlainCipher
+from mlapi.adapters.rotation import Current, RotatingCipher
 from tests.conftest import KEY, OLDER_KEY, SALT
 from tests.contract.cipher_contract import PasswordCipherContract
 
@@ -21,6 +25,23 @@ ORIGIN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "origi
 ROWS = [
     pytest.param(row["plaintext"], EncryptedPassword(row["password"]), id=row["username"]) for row in ORIGIN["rows"]
 ]
+OLDER_SALT = "an older salt for tests"
+UNREADABLE = "a stored password cannot be read: wrong key or damaged value; it matches nothing"
+OF_UNKNOWN_SALT = "a stored password is of a salt that is not in secrets.salt; it matches nothing"
+
+Kind = type[FernetCipher] | type[HashingFernetCipher]
+each_kind = pytest.mark.parametrize("kind", [FernetCipher, HashingFernetCipher])
+
+
+def plaintext_of(stored: EncryptedPassword) -> str:
+    return Fernet(KEY).decrypt(stored.value.partition("|")[0].encode()).decode()
+
+
+def hash_without_salt_id(password: str, salt: str) -> EncryptedPassword:
+    """A value of the default as it was while there could be but one salt."""
+    hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, salt_len=16, hash_len=32)
+    hashed = hasher.hash(hmac.digest(salt.encode(), password.encode(), hashlib.sha256))
+    return EncryptedPassword(Fernet(KEY).encrypt(hashed.encode()).decode() + "|argon2id")
 
 
 class TestPlainCipher(PasswordCipherContract):
@@ -39,6 +60,30 @@ class TestHashingFernetCipher(PasswordCipherContract):
     @pytest.fixture
     def cipher(self) -> PasswordCipher:
         return HashingFernetCipher([KEY], SALT)
+
+
+class TestFernetCipherOfSeveralSecrets(PasswordCipherContract):
+    @pytest.fixture
+    def cipher(self) -> PasswordCipher:
+        return FernetCipher([KEY, OLDER_KEY], SALT, OLDER_SALT)
+
+
+class TestHashingFernetCipherOfSeveralSecrets(PasswordCipherContract):
+    @pytest.fixture
+    def cipher(self) -> PasswordCipher:
+        return HashingFernetCipher([KEY, OLDER_KEY], SALT, OLDER_SALT)
+
+
+class TestRotatingCipher(PasswordCipherContract):
+    @pytest.fixture
+    def cipher(self) -> PasswordCipher:
+        return RotatingCipher(Current(lambda: FernetCipher([KEY], SALT), lambda: "the same"))
+
+
+def test_only_the_default_is_costly() -> None:
+    ciphers: list[PasswordCipher] = [PlainCipher(), FernetCipher([KEY], SALT), HashingFernetCipher([KEY], SALT)]
+
+    assert [cipher.is_costly for cipher in ciphers] == [False, False, True]
 
 
 @pytest.fixture(params=[FernetCipher, HashingFernetCipher])
@@ -73,12 +118,19 @@ def test_the_origin_reads_what_fernet_cipher_writes(password: str) -> None:
 def test_the_default_stores_an_encrypted_argon2id_hash_and_no_password() -> None:
     stored = HashingFernetCipher([KEY], SALT).encrypt("secret")
 
-    token, _, tag = stored.value.partition("|")
-    plaintext = Fernet(KEY).decrypt(token.encode()).decode()
+    plaintext = plaintext_of(stored)
     assert stored.value.startswith("gAAAA")
-    assert tag == "argon2id"
-    assert plaintext.startswith("$argon2id$v=19$m=19456,t=2,p=1$")
+    assert stored.value.endswith("|argon2id")
+    assert re.match(r"[0-9a-f]{8}\$argon2id\$v=19\$m=19456,t=2,p=1\$", plaintext)
     assert "secret" not in plaintext
+    assert SALT not in plaintext
+
+
+def test_a_hash_begins_with_the_id_of_its_salt() -> None:
+    stored = [HashingFernetCipher([KEY], salt).encrypt("secret") for salt in (SALT, SALT, OLDER_SALT)]
+
+    one, again, other = [plaintext_of(value)[:8] for value in stored]
+    assert one == again != other
 
 
 def test_each_cipher_reads_what_the_other_wrote() -> None:
@@ -95,8 +147,7 @@ def test_a_hash_is_never_turned_back_into_the_reversible_scheme() -> None:
 
 def test_the_plaintext_of_a_hash_is_no_password() -> None:
     stored = HashingFernetCipher([KEY], SALT).encrypt("secret")
-    token = stored.value.partition("|")[0]
-    plaintext = Fernet(KEY).decrypt(token.encode()).decode()
+    token, plaintext = stored.value.partition("|")[0], plaintext_of(stored)
 
     for cipher in (FernetCipher([KEY], SALT), HashingFernetCipher([KEY], SALT)):
         assert not cipher.matches(plaintext, stored)
@@ -110,8 +161,8 @@ def test_a_password_that_is_a_hash_does_not_become_one_by_a_tag() -> None:
     assert not HashingFernetCipher([KEY], "").matches("hers", EncryptedPassword(stored.value + "|argon2id"))
 
 
-@pytest.mark.parametrize("kind", [FernetCipher, HashingFernetCipher])
-def test_the_first_key_writes_and_all_of_them_read(kind: type[FernetCipher] | type[HashingFernetCipher]) -> None:
+@each_kind
+def test_the_first_key_writes_and_all_of_them_read(kind: Kind) -> None:
     old, both, new = kind([OLDER_KEY], SALT), kind([KEY, OLDER_KEY], SALT), kind([KEY], SALT)
     older = old.encrypt("secret")
 
@@ -121,17 +172,128 @@ def test_the_first_key_writes_and_all_of_them_read(kind: type[FernetCipher] | ty
     assert not old.matches("secret", both.encrypt("secret"))
 
 
-@pytest.mark.parametrize("kind", [FernetCipher, HashingFernetCipher])
-def test_a_wrong_key_or_salt_matches_nothing_and_upgrades_nothing(
-    kind: type[FernetCipher] | type[HashingFernetCipher], caplog: pytest.LogCaptureFixture
-) -> None:
+@each_kind
+def test_a_wrong_key_matches_nothing_and_upgrades_nothing(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    stored = kind([KEY], SALT).encrypt("secret")
+    cipher = kind([OLDER_KEY], SALT)
+
+    assert not cipher.matches("secret", stored)
+    assert caplog.messages == [UNREADABLE]
+    assert not cipher.needs_upgrade(stored)
+    assert not cipher.needs_older_salt(stored)
+    assert cipher.renewed(stored) is None
+
+
+@each_kind
+def test_another_salt_matches_nothing(kind: Kind) -> None:
     stored = kind([KEY], SALT).encrypt("secret")
 
-    assert not kind([KEY], "another salt").matches("secret", stored)
-    assert caplog.messages == []
-    assert not kind([OLDER_KEY], SALT).matches("secret", stored)
-    assert caplog.messages == ["a stored password cannot be read: wrong key or damaged value; it matches nothing"]
-    assert not kind([OLDER_KEY], SALT).needs_upgrade(stored)
+    assert not kind([KEY], OLDER_SALT).matches("secret", stored)
+
+
+@each_kind
+def test_a_hash_of_an_unknown_salt_matches_nothing_and_is_one_line_in_the_log(
+    kind: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
+    stored = HashingFernetCipher([KEY], "unknown").encrypt("secret")
+
+    assert not kind([KEY], SALT, OLDER_SALT).matches("secret", stored)
+    assert [(record.levelno, record.message) for record in caplog.records] == [(logging.WARNING, OF_UNKNOWN_SALT)]
+
+
+@each_kind
+def test_the_first_salt_enters_and_all_of_them_are_known_again(kind: Kind) -> None:
+    old, both, new = kind([KEY], OLDER_SALT), kind([KEY], SALT, OLDER_SALT), kind([KEY], SALT)
+    older, newer = old.encrypt("secret"), both.encrypt("secret")
+
+    assert both.matches("secret", older)
+    assert not both.matches("secrets", older)
+    assert both.needs_upgrade(older)
+    assert both.matches("secret", newer)
+    assert not both.needs_upgrade(newer)
+    assert new.matches("secret", newer)
+    assert not old.matches("secret", newer)
+
+
+@each_kind
+@pytest.mark.parametrize("made_by", [FernetCipher, HashingFernetCipher])
+def test_what_only_an_older_salt_knows_again_is_told_apart(kind: Kind, made_by: Kind) -> None:
+    older, newer = made_by([KEY], OLDER_SALT).encrypt("secret"), made_by([KEY], SALT).encrypt("secret")
+
+    both = kind([KEY], SALT, OLDER_SALT)
+
+    assert [both.needs_older_salt(value) for value in (older, newer)] == [True, False]
+    assert [both.matches("secret", value) for value in (older, newer)] == [True, True]
+
+
+def test_a_salt_is_taken_off_the_end_of_what_the_origin_stored_alone() -> None:
+    cipher = FernetCipher([KEY], SALT, OLDER_SALT)
+
+    for salt in (SALT, OLDER_SALT):
+        stored = FernetCipher([KEY], salt).encrypt("secret")
+        assert not cipher.matches("secret" + salt, stored)
+        assert not cipher.matches("secret" + SALT + OLDER_SALT, stored)
+
+
+@each_kind
+def test_a_hash_without_the_id_of_its_salt_is_of_the_last_one(kind: Kind) -> None:
+    stored = hash_without_salt_id("secret", OLDER_SALT)
+
+    assert kind([KEY], SALT, OLDER_SALT).matches("secret", stored)
+    assert not kind([KEY], SALT, OLDER_SALT).matches("secrets", stored)
+    assert kind([KEY], SALT, OLDER_SALT).needs_older_salt(stored)
+    assert not kind([KEY], OLDER_SALT, SALT).matches("secret", stored)
+
+
+def test_a_hash_without_the_id_of_its_salt_is_upgraded() -> None:
+    stored = hash_without_salt_id("secret", SALT)
+    cipher = HashingFernetCipher([KEY], SALT)
+
+    assert cipher.matches("secret", stored)
+    assert cipher.needs_upgrade(stored)
+    assert not cipher.needs_older_salt(stored)
+
+
+@each_kind
+@pytest.mark.parametrize("made_by", [FernetCipher, HashingFernetCipher])
+@pytest.mark.parametrize("older_keys", [[OLDER_KEY], [OLDER_KEY, KEY]], ids=["one key", "two keys"])
+def test_a_value_of_an_older_key_is_renewed_without_its_password(
+    kind: Kind, made_by: Kind, older_keys: list[str]
+) -> None:
+    newest = Fernet.generate_key().decode()
+    stored = made_by(older_keys, OLDER_SALT).encrypt("secret")
+    cipher = kind([newest, *older_keys], SALT, OLDER_SALT)
+
+    renewed = cipher.renewed(stored)
+
+    assert renewed is not None
+    assert renewed != stored
+    assert cipher.renewed(renewed) is None
+    assert renewed.value.partition("|")[1:] == stored.value.partition("|")[1:]
+    for later in (cipher, kind([newest], OLDER_SALT)):
+        assert later.matches("secret", renewed)
+        assert not later.matches("secrets", renewed)
+    assert cipher.needs_older_salt(renewed)
+    assert not made_by([newest], OLDER_SALT).needs_upgrade(renewed)
+
+
+@each_kind
+def test_what_is_renewed_is_the_same_to_the_letter(kind: Kind) -> None:
+    stored = kind([OLDER_KEY], SALT).encrypt("secret")
+
+    renewed = kind([KEY, OLDER_KEY], SALT).renewed(stored)
+
+    assert renewed is not None
+    token = stored.value.partition("|")[0].encode()
+    assert plaintext_of(renewed) == Fernet(OLDER_KEY).decrypt(token).decode()
+
+
+@pytest.mark.parametrize(("password", "stored"), ROWS)
+def test_the_origins_values_are_renewed_too(password: str, stored: EncryptedPassword) -> None:
+    renewed = HashingFernetCipher([KEY, ORIGIN["key"]], ORIGIN["salt"]).renewed(stored)
+
+    assert renewed is not None
+    assert FernetCipher([KEY], ORIGIN["salt"]).matches(password, renewed)
 
 
 def test_a_plaintext_that_is_no_text_matches_nothing(caplog: pytest.LogCaptureFixture) -> None:
@@ -157,9 +319,16 @@ def test_a_tagged_value_that_holds_no_hash_matches_nothing() -> None:
 def test_the_default_costs_the_same_for_every_kind_of_value() -> None:
     """Or an answer's time would tell whose value is old or damaged. Without the cost the factor is some 200."""
     cipher = HashingFernetCipher([KEY], SALT)
-    values = [cipher.encrypt("secret"), FernetCipher([KEY], SALT).encrypt("secret"), EncryptedPassword("damaged")]
+    values = [
+        cipher.encrypt("secret"),
+        FernetCipher([KEY], SALT).encrypt("secret"),
+        EncryptedPassword("damaged"),
+        HashingFernetCipher([KEY], "unknown").encrypt("secret"),
+        hash_without_salt_id("secret", SALT),
+        None,
+    ]
 
-    def cost(value: EncryptedPassword) -> float:
+    def cost(value: EncryptedPassword | None) -> float:
         begin = time.process_time()
         for _ in range(3):
             cipher.matches("another", value)
@@ -178,8 +347,8 @@ def test_the_published_fernet_vector_is_read() -> None:
 
 
 def test_fingerprints_tell_keys_and_salts_apart_and_nothing_else() -> None:
-    mine = key_fingerprints([KEY, OLDER_KEY], SALT)
+    fingerprints = [key_fingerprint(key, salt) for key in (KEY, OLDER_KEY) for salt in (SALT, OLDER_SALT)]
 
-    assert len({*mine, *key_fingerprints([KEY, OLDER_KEY], "another salt")}) == 4
-    assert mine == [*key_fingerprints([KEY], SALT), *key_fingerprints([OLDER_KEY], SALT)]
-    assert KEY not in "".join(mine)
+    assert len(set(fingerprints)) == 4
+    assert fingerprints[0] == key_fingerprint(KEY, SALT)
+    assert all(re.fullmatch("[0-9a-f]{64}", fingerprint) for fingerprint in fingerprints)

@@ -13,18 +13,33 @@ from typing import Self
 import requests
 
 START_TIMEOUT = 30
+ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """``uvicorn mlapi.entrypoints.http:app`` in a folder, on a free port, with nothing of our own environment."""
+    """Uvicorn in a folder, on a free port, with nothing of our own environment.
 
-    def __init__(self, folder: Path, environ: dict[str, str] | None = None, *options: str) -> None:
+    Args:
+        folder: that it runs in.
+        environ: settings.
+        options: of uvicorn.
+        app: what it serves.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        environ: dict[str, str] | None = None,
+        *options: str,
+        app: str = "mlapi.entrypoints.http:app",
+    ) -> None:
         self.folder = folder
+        self.app = app
         self.environ = environ or {}
         self.options = options
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
-        self._log = folder / "server.log"
+        self._log = folder / ("server.log" if app.startswith("mlapi.") else f"{app.partition(':')[0]}.log")
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
@@ -32,10 +47,11 @@ class Server:
         deadline = time.monotonic() + START_TIMEOUT
         while time.monotonic() < deadline and self.is_running:
             try:
-                if requests.get(f"{self.base}/health/live", timeout=5).status_code == 200:
-                    return self
+                requests.get(f"{self.base}/health/live", timeout=5)
             except requests.ConnectionError:
                 time.sleep(0.02)
+            else:
+                return self  # whatever it answers
         raise RuntimeError(f"the server did not start:\n{self.log}")
 
     def run_until_it_ends(self) -> int:
@@ -90,7 +106,7 @@ class Server:
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MLAPI_")}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [uvicorn, "mlapi.entrypoints.http:app", "--port", str(self.port), *self.options],
+                [uvicorn, self.app, "--app-dir", str(ROOT), "--port", str(self.port), *self.options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from sqlalchemy import URL
 
 from mlapi import ConfigurationError, InvalidFieldsError, RepositoryUnavailableError
+from mlapi.adapters.sql.schema import HEAD
 from mlapi.bootstrap import open_database, open_users
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli import main
@@ -135,7 +136,7 @@ def test_production_asks_for_the_schema_to_be_brought_up_by_hand(url: URL, caplo
         with pytest.raises(ConfigurationError, match="run `mlapi db upgrade`"):
             register_ada(environ)
         result = CliRunner().invoke(main, ["db", "upgrade"], env=environ, catch_exceptions=False)
-        assert (result.exit_code, result.output) == (0, "schema: none -> 0001\n")
+        assert (result.exit_code, result.output) == (0, f"schema: none -> {HEAD}\n")
         register_ada(environ)
 
 
@@ -201,8 +202,8 @@ def test_the_command_line_upgrades_and_says_so() -> None:
     first = CliRunner().invoke(main, ["db", "upgrade"], catch_exceptions=False)
     second = CliRunner().invoke(main, ["db", "upgrade"], catch_exceptions=False)
 
-    assert (first.exit_code, first.output) == (0, "schema: none -> 0001\n")
-    assert (second.exit_code, second.output) == (0, "schema: 0001 -> 0001\n")
+    assert (first.exit_code, first.output) == (0, f"schema: none -> {HEAD}\n")
+    assert (second.exit_code, second.output) == (0, f"schema: {HEAD} -> {HEAD}\n")
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import UTC, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ import pytest
 from sqlalchemy import URL, event, literal, select, text
 
 from mlapi import (
+    ApiKeyHolder,
     Change,
     ConfigurationError,
     Outcome,
@@ -28,7 +29,14 @@ from mlapi import (
 )
 from mlapi.adapters.sql import Database, SqlUserRepository, check_key, connection_url, database_url, upgrade
 from mlapi.adapters.sql.tables import UtcDateTime
-from tests.contract.repository_contract import LATER, apply_one, refusals, registered, registration
+from tests.contract.repository_contract import (
+    LATER,
+    apply_one,
+    refusals,
+    registered,
+    registration,
+    with_api_key,
+)
 from tests.postgres_server import PASSWORD, PostgresServer
 
 Open = Callable[[URL], Database]
@@ -512,6 +520,58 @@ def test_who_waits_too_long_for_the_opening_is_told(sqlite_url: URL) -> None:
     leave.set()
     opening.join()
     database.close()
+
+
+# --- who asks at once
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_what_cannot_be_read_at_once_leaves_no_connection_open(sqlite_database: Database) -> None:
+    repository = SqlUserRepository(sqlite_database)
+    repository.holders([UserId(1)])
+    with sqlite_database.writing() as connection:
+        connection.execute(text("ALTER TABLE users RENAME TO gone"))
+    before = open_files()
+
+    for _ in range(20):
+        with pytest.raises(RepositoryUnavailableError):
+            repository.holders([UserId(1)], at_once=True)
+
+    assert open_files() <= before
+
+
+def test_a_fault_of_ours_while_reading_at_once_leaves_none_either(sqlite_database: Database) -> None:
+    def fail(_connection: object) -> None:
+        raise ZeroDivisionError
+
+    sqlite_database.read_batch(lambda connection: connection.execute("SELECT 1").fetchall())
+    before = open_files()
+
+    with pytest.raises(ZeroDivisionError):
+        sqlite_database.read_at_once(fail)
+
+    assert open_files() < before
+
+
+# --- the zone of the server
+
+
+def test_a_time_at_the_end_of_all_times_comes_back_whatever_the_zone_of_the_server(
+    postgres: PostgresServer, postgres_url: URL, open_database: Open
+) -> None:
+    postgres.execute(f"ALTER DATABASE {postgres_url.database} SET TimeZone = 'Asia/Tokyo'")
+    database = open_database(postgres_url)
+    upgrade(database)
+    repository = SqlUserRepository(database)
+    user = registered(repository)
+
+    key = with_api_key(repository, user, expires_datetime=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
+
+    assert repository.api_keys(user.id) == [key]
+    assert repository.holders([key.id]) == [ApiKeyHolder(key, user)]
 
 
 # --- the key check

@@ -16,9 +16,9 @@ from starlette.types import Message, Scope
 from starlette.websockets import WebSocketDisconnect
 
 from mlapi import Change, EncryptedPassword, Outcome, RepositoryUnavailableError, UserId, Users
-from mlapi.adapters.group_commit import GroupCommit
+from mlapi.adapters.grouping import GroupCommit
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
-from mlapi.entrypoints import http
+from mlapi.entrypoints import asgi, http
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.management import Management
 from mlapi.entrypoints.threads import Threads
@@ -108,7 +108,7 @@ def test_a_fault_after_the_start_is_passed_on() -> None:
         async def fail(_scope: Scope, _receive: object, _send: object) -> None:
             raise ZeroDivisionError
 
-        await http.OneLineStartupRefusal(fail)({"type": "lifespan"}, _startup, _ignore)
+        await asgi.OneLineStartupRefusal(fail)({"type": "lifespan"}, _startup, _ignore)
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(run())

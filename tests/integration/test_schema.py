@@ -10,11 +10,12 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, inspect, text
 
-from mlapi import ConfigurationError
-from mlapi.adapters.sql import Database, prepare_schema, upgrade
+from mlapi import ConfigurationError, UserId
+from mlapi.adapters.sql import Database, SqlUserRepository, prepare_schema, upgrade
 from mlapi.adapters.sql import schema as schema_module
 from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE, current_revision, downgrade
 from mlapi.adapters.sql.tables import metadata
+from tests.contract.repository_contract import registered, with_api_key
 
 MIGRATIONS = ScriptDirectory(schema_module.__file__.replace("schema.py", "migrations"))
 REVISIONS = [script.revision for script in reversed(list(MIGRATIONS.walk_revisions()))]
@@ -49,6 +50,20 @@ def test_every_revision_goes_up_and_down(empty: Database) -> None:
 
     assert tables_of(empty) == {VERSION_TABLE}
     assert upgrade(empty) == (None, HEAD)
+    empty.close()
+
+
+def test_users_survive_the_way_up_and_down_and_what_only_the_newer_schema_can_hold_is_gone(empty: Database) -> None:
+    upgrade(empty, "0001")
+    repository = SqlUserRepository(empty)
+    ada = registered(repository)
+    upgrade(empty)
+    with_api_key(repository, ada)
+    downgrade(empty, "0001")
+    upgrade(empty)
+
+    assert repository.page(after=UserId(0), limit=10) == [ada]
+    assert repository.api_keys(ada.id) == []
     empty.close()
 
 

@@ -5,13 +5,26 @@ from datetime import UTC, datetime, timedelta, timezone
 import attrs
 import pytest
 
-from mlapi.domain.changes import Register, Remove, SetEnabled, new_token_epoch
-from mlapi.domain.errors import FieldProblem, InvalidFieldsError
+from mlapi.domain.changes import (
+    AddApiKey,
+    ChangePassword,
+    EndTokens,
+    RecordApiKeyUse,
+    Reencrypt,
+    Register,
+    Remove,
+    RemoveApiKey,
+    SetEnabled,
+    new_token_epoch,
+)
+from mlapi.domain.credentials import ApiKey, ApiKeyId
+from mlapi.domain.errors import FieldProblem, InvalidFieldsError, PasswordChangedError
 from mlapi.domain.model import EncryptedPassword, User, UserId
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)
 STORED = EncryptedPassword("stored-password")
+ANOTHER = EncryptedPassword("another-password")
 
 REGISTER = Register(username="Ada", password=STORED, email="ada@example.com", at=NOON, token_epoch="first-epoch")
 ADA = User(
@@ -24,6 +37,8 @@ ADA = User(
     updated_datetime=NOON,
     token_epoch="first-epoch",
 )
+CHANGE = ChangePassword(user_id=ADA.id, password=ANOTHER, replacing=STORED, at=LATER, token_epoch="next-epoch")
+KEY = ApiKey(id=ApiKeyId("0123456789abcdef"), user_id=ADA.id, name="laptop", digest="digest", created_datetime=NOON)
 
 
 def test_a_registration_becomes_an_enabled_user() -> None:
@@ -65,11 +80,36 @@ def test_setting_a_flag_does_not_show_the_epoch() -> None:
     assert repr(change) == f"SetEnabled(user_id=7, enabled=False, at={NOON!r})"
 
 
+def test_no_other_change_shows_a_password_an_epoch_or_a_digest() -> None:
+    ending = EndTokens(user_id=UserId(7), at=NOON, token_epoch="next-epoch")
+    better = Reencrypt(user_id=UserId(7), password=ANOTHER, replacing=STORED)
+
+    assert repr(ending) == f"EndTokens(user_id=7, at={NOON!r})"
+    assert repr(CHANGE) == (
+        f"ChangePassword(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword(), at={LATER!r})"
+    )
+    assert repr(better) == "Reencrypt(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword())"
+    assert repr(AddApiKey(key=KEY)) == (
+        "AddApiKey(key=ApiKey(id='0123456789abcdef', user_id=7, name='laptop',"
+        f" created_datetime={NOON!r}, expires_datetime=None, last_used_datetime=None))"
+    )
+
+
 def test_two_registrations_have_two_epochs() -> None:
     one = Register(username="ada", password=STORED, email="ada@example.com", at=NOON)
     other = Register(username="ada", password=STORED, email="ada@example.com", at=NOON)
 
     assert one.token_epoch != other.token_epoch
+
+
+def test_two_changes_that_end_tokens_have_two_epochs() -> None:
+    changes: list[EndTokens | SetEnabled | ChangePassword] = [
+        *(EndTokens(user_id=ADA.id, at=NOON) for _ in range(2)),
+        *(SetEnabled(user_id=ADA.id, enabled=False, at=NOON) for _ in range(2)),
+        *(ChangePassword(user_id=ADA.id, password=ANOTHER, replacing=None, at=NOON) for _ in range(2)),
+    ]
+
+    assert len({change.token_epoch for change in changes}) == len(changes)
 
 
 def test_an_epoch_is_64_bits_in_hex() -> None:
@@ -82,7 +122,10 @@ def test_the_times_of_changes_become_utc() -> None:
     in_tokyo = datetime(2026, 3, 1, 21, tzinfo=timezone(timedelta(hours=9)))
 
     assert attrs.evolve(REGISTER, at=in_tokyo) == REGISTER
-    assert SetEnabled(user_id=UserId(7), enabled=True, at=in_tokyo).at == NOON
+    assert SetEnabled(user_id=UserId(7), enabled=True, at=in_tokyo).at.tzinfo is UTC
+    assert EndTokens(user_id=UserId(7), at=in_tokyo).at.tzinfo is UTC
+    assert attrs.evolve(CHANGE, at=in_tokyo) == attrs.evolve(CHANGE, at=NOON)
+    assert RecordApiKeyUse(key_id=KEY.id, at=in_tokyo) == RecordApiKeyUse(key_id=KEY.id, at=NOON)
 
 
 def test_a_change_without_a_time_zone_is_refused() -> None:
@@ -111,6 +154,66 @@ def test_setting_what_is_set_moves_the_time_and_nothing_else(flag: bool) -> None
     change = SetEnabled(user_id=user.id, enabled=flag, at=LATER, token_epoch="next-epoch")
 
     assert change.applied_to(user) == attrs.evolve(user, updated_datetime=LATER)
+
+
+@pytest.mark.parametrize("flag", [True, False], ids=["enabled", "disabled"])
+def test_ending_tokens_turns_the_epoch_and_leaves_the_flag(flag: bool) -> None:
+    user = attrs.evolve(ADA, enabled=flag)
+    change = EndTokens(user_id=user.id, at=LATER, token_epoch="next-epoch")
+
+    assert change.applied_to(user) == attrs.evolve(user, updated_datetime=LATER, token_epoch="next-epoch")
+
+
+@pytest.mark.parametrize("replacing", [None, STORED], ids=["whatever it was", "the stored one"])
+def test_another_password_turns_the_epoch(replacing: EncryptedPassword | None) -> None:
+    changed = attrs.evolve(CHANGE, replacing=replacing).applied_to(ADA)
+
+    assert changed == attrs.evolve(ADA, password=ANOTHER, updated_datetime=LATER, token_epoch="next-epoch")
+
+
+def test_a_password_that_is_not_the_stored_one_any_more_is_not_replaced() -> None:
+    user = attrs.evolve(ADA, password=EncryptedPassword("of a manager"))
+
+    assert CHANGE.applied_to(user) == PasswordChangedError(ADA.id)
+
+
+def test_a_password_that_is_stored_better_is_all_that_changes() -> None:
+    change = Reencrypt(user_id=ADA.id, password=ANOTHER, replacing=STORED)
+
+    assert change.applied_to(ADA) == attrs.evolve(ADA, password=ANOTHER)
+
+
+def test_a_password_that_has_changed_meanwhile_is_not_stored_better() -> None:
+    user = attrs.evolve(ADA, password=EncryptedPassword("a new one"))
+    change = Reencrypt(user_id=ADA.id, password=ANOTHER, replacing=STORED)
+
+    assert change.applied_to(user) == user
+
+
+def test_a_new_api_key_is_about_its_user() -> None:
+    assert AddApiKey(key=KEY).user_id == ADA.id
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(None, LATER, id="never before"),
+        pytest.param(LATER - timedelta(minutes=1), LATER, id="a minute ago"),
+        pytest.param(LATER - timedelta(seconds=59.999999), LATER - timedelta(seconds=59.999999), id="just now"),
+        pytest.param(LATER, LATER, id="at the same time"),
+        pytest.param(LATER + timedelta(hours=1), LATER + timedelta(hours=1), id="later, by another clock"),
+    ],
+)
+def test_a_use_is_recorded_once_a_minute(before: datetime | None, after: datetime) -> None:
+    key = attrs.evolve(KEY, last_used_datetime=before)
+
+    assert RecordApiKeyUse(key_id=KEY.id, at=LATER).applied_to(key) == attrs.evolve(KEY, last_used_datetime=after)
+
+
+def test_changes_of_api_keys_are_equal_when_they_say_the_same() -> None:
+    assert RemoveApiKey(key_id=KEY.id) == RemoveApiKey(key_id=ApiKeyId("0123456789abcdef"))
+    assert AddApiKey(key=KEY) == AddApiKey(key=attrs.evolve(KEY))
+    assert AddApiKey(key=KEY) != AddApiKey(key=attrs.evolve(KEY, digest="another"))
 
 
 def test_a_change_does_not_change() -> None:

@@ -1,6 +1,8 @@
 """Settings: read from a file and the environment, and refused with what to do about it."""
 
 import base64
+import ipaddress
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +13,14 @@ import pytest
 from mlapi.config import (
     ConnectionSettings,
     DatabaseSettings,
+    HttpSettings,
+    LogInSettings,
     ManagementSettings,
     PasswordSettings,
     RegistrationSettings,
     SecretSettings,
     Settings,
+    TokenSettings,
     completed,
     load_settings,
 )
@@ -23,18 +28,18 @@ from mlapi.domain.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
 
-KNOWN = "known are profile, database, connection, secrets, passwords, registration, management"
+KNOWN = "known are profile, database, connection, secrets, passwords, tokens, logins, http, registration, management"
 
 
 def fernet_key(first_byte: int) -> str:
     return base64.urlsafe_b64encode(bytes(range(first_byte, first_byte + 32))).decode()
 
 
-KEY, OLD_KEY = fernet_key(0), fernet_key(100)
+KEY, OLD_KEY, TOKEN_KEY = fernet_key(0), fernet_key(100), fernet_key(200)
 PUBLISHED_KEY = "cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="  # of the Fernet specification's test vectors
-SALT = "a salt of many characters"
+SALT, OLD_SALT = "a salt, of many characters", "an older one"
 TOKEN = "an-admin-token-of-32-characters."
-ALL_SECRETS = SecretSettings(key=(KEY,), salt=SALT, admin_token=TOKEN)
+ALL_SECRETS = SecretSettings(key=(KEY,), salt=(SALT,), token_key=(TOKEN_KEY,), admin_token=TOKEN)
 CANARY = "CANARY"
 
 NOWHERE = Path("/nowhere/secrets.yml")
@@ -68,8 +73,11 @@ def test_everything_has_a_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         profile="development",
         database=DatabaseSettings(url=None),
         connection=None,
-        secrets=SecretSettings(key=(), salt="", admin_token=None),
+        secrets=SecretSettings(key=(), salt=(), token_key=(), admin_token=None),
         passwords=PasswordSettings(scheme="argon2id", min_length=None),
+        tokens=TokenSettings(minutes=60, issuer="mlapi", audience="mlapi"),
+        logins=LogInSettings(per_address=200, per_name=200, per_name_and_address=20),
+        http=HttpSettings(trusted_proxies=()),
         registration=RegistrationSettings(open=True),
         management=ManagementSettings(local=True),
     )
@@ -86,7 +94,9 @@ def test_an_empty_file_says_nothing(tmp_path: Path, content: str) -> None:
     assert load(tmp_path, content) == Settings()
 
 
-@pytest.mark.parametrize("section", ["profile", "database", "connection", "secrets", "registration"])
+@pytest.mark.parametrize(
+    "section", ["profile", "database", "connection", "secrets", "tokens", "logins", "http", "registration"]
+)
 def test_an_empty_section_says_nothing(tmp_path: Path, section: str) -> None:
     assert load(tmp_path, f"{section}:\n") == Settings()
 
@@ -122,8 +132,11 @@ def test_every_key_can_be_set_in_the_file(tmp_path: Path) -> None:
     content = f"""
         profile: production
         database: {{url: "postgresql://db.example/mlapi"}}
-        secrets: {{key: {KEY}, salt: {SALT}, admin_token: {TOKEN}}}
+        secrets: {{key: {KEY}, salt: "{SALT}", token_key: {TOKEN_KEY}, admin_token: {TOKEN}}}
         passwords: {{scheme: fernet, min_length: 15}}
+        tokens: {{minutes: 5, issuer: users.example, audience: models.example}}
+        logins: {{per_address: 3, per_name: 4, per_name_and_address: 5}}
+        http: {{trusted_proxies: 10.0.0.0/8}}
         registration: {{open: false}}
         management: {{local: false}}
     """
@@ -133,6 +146,9 @@ def test_every_key_can_be_set_in_the_file(tmp_path: Path) -> None:
         database=DatabaseSettings(url="postgresql://db.example/mlapi"),
         secrets=ALL_SECRETS,
         passwords=PasswordSettings(scheme="fernet", min_length=15),
+        tokens=TokenSettings(minutes=5, issuer="users.example", audience="models.example"),
+        logins=LogInSettings(per_address=3, per_name=4, per_name_and_address=5),
+        http=HttpSettings(trusted_proxies=("10.0.0.0/8",)),
         registration=RegistrationSettings(open=False),
         management=ManagementSettings(local=False),
     )
@@ -144,9 +160,17 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
         "MLAPI_DATABASE__URL": "postgresql://db.example/mlapi",
         "MLAPI_SECRETS__KEY": KEY,
         "MLAPI_SECRETS__SALT": SALT,
+        "MLAPI_SECRETS__TOKEN_KEY": TOKEN_KEY,
         "MLAPI_SECRETS__ADMIN_TOKEN": TOKEN,
         "MLAPI_PASSWORDS__SCHEME": "fernet",
         "MLAPI_PASSWORDS__MIN_LENGTH": "15",
+        "MLAPI_TOKENS__MINUTES": "5",
+        "MLAPI_TOKENS__ISSUER": "users.example",
+        "MLAPI_TOKENS__AUDIENCE": "models.example",
+        "MLAPI_LOGINS__PER_ADDRESS": "3",
+        "MLAPI_LOGINS__PER_NAME": "4",
+        "MLAPI_LOGINS__PER_NAME_AND_ADDRESS": "5",
+        "MLAPI_HTTP__TRUSTED_PROXIES": "10.0.0.0/8",
         "MLAPI_REGISTRATION__OPEN": "false",
         "MLAPI_MANAGEMENT__LOCAL": "false",
     }
@@ -156,6 +180,9 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
         database=DatabaseSettings(url="postgresql://db.example/mlapi"),
         secrets=ALL_SECRETS,
         passwords=PasswordSettings(scheme="fernet", min_length=15),
+        tokens=TokenSettings(minutes=5, issuer="users.example", audience="models.example"),
+        logins=LogInSettings(per_address=3, per_name=4, per_name_and_address=5),
+        http=HttpSettings(trusted_proxies=("10.0.0.0/8",)),
         registration=RegistrationSettings(open=False),
         management=ManagementSettings(local=False),
     )
@@ -189,7 +216,7 @@ connection:
 """
 
     assert load(tmp_path, content) == Settings(
-        secrets=SecretSettings(key=(KEY,), salt=SALT),
+        secrets=SecretSettings(key=(KEY,), salt=(SALT,)),
         connection=ConnectionSettings(
             username="mlapi", password="p@ss/word", host="db.example", port=5433, database="users"
         ),
@@ -221,7 +248,7 @@ def test_the_environment_overrides_the_profile(tmp_path: Path) -> None:
 def test_an_empty_section_of_the_file_can_be_filled_by_the_environment(tmp_path: Path) -> None:
     content = "secrets:\n  # key and salt are in the environment\n"
 
-    assert load(tmp_path, content, {"MLAPI_SECRETS__SALT": SALT}).secrets == SecretSettings(salt=SALT)
+    assert load(tmp_path, content, {"MLAPI_SECRETS__SALT": SALT}).secrets == SecretSettings(salt=(SALT,))
 
 
 @pytest.mark.parametrize("value", ["false", "False", "0"])
@@ -230,7 +257,7 @@ def test_a_flag_in_the_environment_is_a_word_or_a_digit(tmp_path: Path, value: s
 
 
 def test_a_variable_may_be_written_in_lower_case(tmp_path: Path) -> None:
-    assert load(tmp_path, "", {"MLAPI_secrets__salt": SALT}).secrets.salt == SALT
+    assert load(tmp_path, "", {"MLAPI_secrets__salt": SALT}).secrets.salt == (SALT,)
 
 
 @pytest.mark.parametrize(
@@ -239,32 +266,95 @@ def test_a_variable_may_be_written_in_lower_case(tmp_path: Path) -> None:
     ids=["list", "comma", "comma and space", "space"],
 )
 def test_the_file_may_hold_several_keys(tmp_path: Path, value: str) -> None:
-    assert load(tmp_path, f"secrets:\n  key: {value}\n").secrets.key == (KEY, OLD_KEY)
+    secrets = load(tmp_path, f"secrets:\n  key: {value}\n  token_key: {value}\n").secrets
+
+    assert secrets == SecretSettings(key=(KEY, OLD_KEY), token_key=(KEY, OLD_KEY))
 
 
 @pytest.mark.parametrize("separator", [",", " ", ", ", "\n"], ids=["comma", "space", "comma and space", "line"])
 def test_the_environment_may_hold_several_keys(tmp_path: Path, separator: str) -> None:
-    environ = {"MLAPI_SECRETS__KEY": f"{KEY}{separator}{OLD_KEY}"}
+    keys = f"{KEY}{separator}{OLD_KEY}"
 
-    assert load(tmp_path, "", environ).secrets.key == (KEY, OLD_KEY)
+    secrets = load(tmp_path, "", {"MLAPI_SECRETS__KEY": keys, "MLAPI_SECRETS__TOKEN_KEY": keys}).secrets
+
+    assert secrets == SecretSettings(key=(KEY, OLD_KEY), token_key=(KEY, OLD_KEY))
+
+
+def test_the_file_may_hold_several_salts(tmp_path: Path) -> None:
+    content = f"secrets:\n  salt:\n  - '{SALT}'\n  - '{OLD_SALT}'\n"
+
+    assert load(tmp_path, content).secrets == SecretSettings(salt=(SALT, OLD_SALT))
+
+
+@pytest.mark.parametrize("salt", ["a b", "a,b", " a, b ", "a\nb"], ids=repr)
+def test_a_salt_may_hold_what_stands_between_keys(tmp_path: Path, salt: str) -> None:
+    in_file = load(tmp_path, f"secrets: {{salt: {json.dumps(salt)}}}")
+    in_environment = load(tmp_path, "", {"MLAPI_SECRETS__SALT": salt})
+
+    assert in_file.secrets == in_environment.secrets == SecretSettings(salt=(salt,))
+
+
+def test_an_empty_salt_in_a_list_is_refused(tmp_path: Path) -> None:
+    assert refusal_of(tmp_path, "secrets: {salt: [x, '']}") == "secrets.salt must not be empty"
+
+
+@pytest.mark.parametrize("name", ["key", "salt", "token_key"])
+def test_an_empty_secret_is_none(tmp_path: Path, name: str) -> None:
+    in_file = load(tmp_path, f"secrets: {{{name}: ''}}")
+    in_environment = load(tmp_path, "", {f"MLAPI_SECRETS__{name.upper()}": ""})
+
+    assert in_file == in_environment == Settings()
+
+
+@pytest.mark.parametrize(
+    "value",
+    ["[10.0.0.0/8, '::1']", "10.0.0.0/8,::1", "'10.0.0.0/8, ::1'", "10.0.0.0/8 ::1"],
+    ids=["list", "comma", "comma and space", "space"],
+)
+def test_the_file_may_trust_several_proxies(tmp_path: Path, value: str) -> None:
+    assert load(tmp_path, f"http:\n  trusted_proxies: {value}\n").http == HttpSettings(
+        trusted_proxies=("10.0.0.0/8", "::1")
+    )
+
+
+@pytest.mark.parametrize("value", ["10.0.0.0/8,::1", "10.0.0.0/8 ::1"], ids=["comma", "space"])
+def test_the_environment_may_trust_several_proxies(tmp_path: Path, value: str) -> None:
+    assert load(tmp_path, "", {"MLAPI_HTTP__TRUSTED_PROXIES": value}).http == HttpSettings(
+        trusted_proxies=("10.0.0.0/8", "::1")
+    )
+
+
+def test_an_empty_list_of_proxies_trusts_none(tmp_path: Path) -> None:
+    assert load(tmp_path, "http: {trusted_proxies: []}", {"MLAPI_HTTP__TRUSTED_PROXIES": ""}) == Settings()
+
+
+def test_trusted_proxies_are_networks() -> None:
+    settings = HttpSettings(trusted_proxies=("192.0.2.7", "10.1.2.3/8", "2001:db8::1", "2001:db8::/32"))
+
+    assert settings.trusted_networks == (
+        ipaddress.IPv4Network("192.0.2.7/32"),
+        ipaddress.IPv4Network("10.0.0.0/8"),
+        ipaddress.IPv6Network("2001:db8::1/128"),
+        ipaddress.IPv6Network("2001:db8::/32"),
+    )
 
 
 def test_a_value_can_be_read_from_a_file(tmp_path: Path) -> None:
     mounted = written(tmp_path, f"{SALT}\n", name="salt")
 
-    assert load(tmp_path, "", {"MLAPI_SECRETS__SALT_FILE": str(mounted)}).secrets.salt == SALT
+    assert load(tmp_path, "", {"MLAPI_SECRETS__SALT_FILE": str(mounted)}).secrets.salt == (SALT,)
 
 
 def test_a_value_from_a_file_overrides_the_configuration(tmp_path: Path) -> None:
     mounted = written(tmp_path, SALT, name="salt")
 
-    assert load(tmp_path, "secrets: {salt: other}", {"MLAPI_SECRETS__SALT_FILE": str(mounted)}).secrets.salt == SALT
+    assert load(tmp_path, "secrets: {salt: other}", {"MLAPI_SECRETS__SALT_FILE": str(mounted)}).secrets.salt == (SALT,)
 
 
 def test_a_variable_that_names_a_file_may_be_written_in_lower_case(tmp_path: Path) -> None:
     mounted = written(tmp_path, SALT, name="salt")
 
-    assert load(tmp_path, "", {"MLAPI_secrets__salt_file": str(mounted)}).secrets.salt == SALT
+    assert load(tmp_path, "", {"MLAPI_secrets__salt_file": str(mounted)}).secrets.salt == (SALT,)
 
 
 @pytest.mark.parametrize(
@@ -327,6 +417,9 @@ def test_the_environment_is_left_as_it_was(tmp_path: Path) -> None:
         ("database: {uri: x}", "database.uri is not a setting; did you mean database.url?"),
         ("connection: {user: x}", "connection.user is not a setting; did you mean connection.username?"),
         ("passwords: {minlength: 8}", "passwords.minlength is not a setting; did you mean passwords.min_length?"),
+        ("tokens: {minute: 5}", "tokens.minute is not a setting; did you mean tokens.minutes?"),
+        ("logins: {per_names: 5}", "logins.per_names is not a setting; did you mean logins.per_name?"),
+        ("http: {trusted_proxy: x}", "http.trusted_proxy is not a setting; did you mean http.trusted_proxies?"),
         (
             "registration: {open: true, opened: 1}",
             "registration.opened is not a setting; did you mean registration.open?",
@@ -383,13 +476,24 @@ def test_an_unknown_key_of_the_environment_is_refused_with_its_path(
         pytest.param("secrets: 5", "secrets", id="number as section of secrets"),
         pytest.param("secrets: {key: 5}", "secrets.key", id="number as key"),
         pytest.param("secrets: {key: [5]}", "secrets.key[0]", id="number in a list of keys"),
+        pytest.param("secrets: {token_key: 5}", "secrets.token_key", id="number as token key"),
         pytest.param("secrets: {salt: 5}", "secrets.salt", id="number as salt"),
+        pytest.param("secrets: {salt: [5]}", "secrets.salt[0]", id="number in a list of salts"),
         pytest.param("secrets: {salt: 2026-03-01}", "secrets.salt", id="date as salt"),
         pytest.param("secrets: {admin_token: 5}", "secrets.admin_token", id="number as token"),
         pytest.param("passwords: {scheme: md5}", "passwords.scheme", id="scheme that there is none of"),
         pytest.param("passwords: {min_length: eight}", "passwords.min_length", id="word as length"),
         pytest.param("passwords: {min_length: 8.5}", "passwords.min_length", id="fraction as length"),
         pytest.param("passwords: {min_length: true}", "passwords.min_length", id="flag as length"),
+        pytest.param("tokens: {minutes: hour}", "tokens.minutes", id="word as minutes"),
+        pytest.param("tokens: {minutes: 0.5}", "tokens.minutes", id="fraction as minutes"),
+        pytest.param("tokens: {issuer: 5}", "tokens.issuer", id="number as issuer"),
+        pytest.param("tokens: {audience: [a, b]}", "tokens.audience", id="list as audience"),
+        pytest.param("logins: {per_address: many}", "logins.per_address", id="word as number"),
+        pytest.param("logins: {per_name: null}", "logins.per_name", id="nothing as number"),
+        pytest.param("http: {trusted_proxies: 5}", "http.trusted_proxies", id="number as proxies"),
+        pytest.param("http: {trusted_proxies: [5]}", "http.trusted_proxies[0]", id="number in a list of proxies"),
+        pytest.param("http: text", "http", id="text as section of HTTP"),
         pytest.param("registration: {open: maybe}", "registration.open", id="word as flag"),
         pytest.param("management: {local: 5}", "management.local", id="number as flag"),
     ],
@@ -408,6 +512,10 @@ def test_a_value_of_another_type_is_refused_with_its_path(tmp_path: Path, conten
         ("MLAPI_CONNECTION__PORT", "connection.port"),
         ("MLAPI_PASSWORDS__SCHEME", "passwords.scheme"),
         ("MLAPI_PASSWORDS__MIN_LENGTH", "passwords.min_length"),
+        ("MLAPI_TOKENS__MINUTES", "tokens.minutes"),
+        ("MLAPI_LOGINS__PER_ADDRESS", "logins.per_address"),
+        ("MLAPI_LOGINS__PER_NAME", "logins.per_name"),
+        ("MLAPI_LOGINS__PER_NAME_AND_ADDRESS", "logins.per_name_and_address"),
         ("MLAPI_REGISTRATION__OPEN", "registration.open"),
         ("MLAPI_MANAGEMENT__LOCAL", "management.local"),
     ],
@@ -509,11 +617,12 @@ def test_a_mounted_file_that_is_missing_is_refused(tmp_path: Path) -> None:
         pytest.param("é" * 44, id="not ASCII"),
     ],
 )
-def test_what_is_no_fernet_key_is_refused_with_how_to_make_one(tmp_path: Path, key: str) -> None:
-    refusal = refusal_of(tmp_path, f"secrets: {{key: ['{key}']}}")
+@pytest.mark.parametrize("name", ["key", "token_key"])
+def test_what_is_no_fernet_key_is_refused_with_how_to_make_one(tmp_path: Path, name: str, key: str) -> None:
+    refusal = refusal_of(tmp_path, f"secrets: {{{name}: ['{key}']}}")
 
     assert refusal.startswith(
-        "secrets.key is not a Fernet key, 32 bytes in URL-safe base64 (44 characters): make one with `python -c"
+        f"secrets.{name} is not a Fernet key, 32 bytes in URL-safe base64 (44 characters): make one with `python -c"
     )
 
 
@@ -525,10 +634,11 @@ def test_the_command_that_a_refusal_names_makes_a_good_key(tmp_path: Path, capsy
     assert load(tmp_path, f"secrets: {{key: {made}}}").secrets.key == (made,)
 
 
-def test_a_bad_key_in_a_list_is_named_by_its_place(tmp_path: Path) -> None:
-    refusal = refusal_of(tmp_path, f"secrets: {{key: [{KEY}, short]}}")
+@pytest.mark.parametrize("name", ["key", "token_key"])
+def test_a_bad_key_in_a_list_is_named_by_its_place(tmp_path: Path, name: str) -> None:
+    refusal = refusal_of(tmp_path, f"secrets: {{{name}: [{KEY}, short]}}")
 
-    assert refusal.startswith("secrets.key, number 2 of 2, is not a Fernet key")
+    assert refusal.startswith(f"secrets.{name}, number 2 of 2, is not a Fernet key")
 
 
 @pytest.mark.parametrize(
@@ -540,16 +650,18 @@ def test_a_bad_key_in_a_list_is_named_by_its_place(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("profile", ["development", "production"])
-def test_a_key_that_everybody_knows_is_refused(tmp_path: Path, profile: str, key: str) -> None:
-    refusal = refusal_of(tmp_path, f"profile: {profile}\nsecrets: {{key: {key}}}")
+@pytest.mark.parametrize("name", ["key", "token_key"])
+def test_a_key_that_everybody_knows_is_refused(tmp_path: Path, name: str, profile: str, key: str) -> None:
+    refusal = refusal_of(tmp_path, f"profile: {profile}\nsecrets: {{{name}: {key}}}")
 
-    assert refusal.startswith("secrets.key is a published sample that everybody knows: make one with `python -c")
+    assert refusal.startswith(f"secrets.{name} is a published sample that everybody knows: make one with `python -c")
 
 
-def test_a_known_key_is_refused_among_the_old_ones_too(tmp_path: Path) -> None:
-    refusal = refusal_of(tmp_path, f"secrets: {{key: [{KEY}, '{PUBLISHED_KEY}']}}")
+@pytest.mark.parametrize("name", ["key", "token_key"])
+def test_a_known_key_is_refused_among_the_old_ones_too(tmp_path: Path, name: str) -> None:
+    refusal = refusal_of(tmp_path, f"secrets: {{{name}: [{KEY}, '{PUBLISHED_KEY}']}}")
 
-    assert refusal.startswith("secrets.key, number 2 of 2, is a published sample that everybody knows")
+    assert refusal.startswith(f"secrets.{name}, number 2 of 2, is a published sample that everybody knows")
 
 
 @pytest.mark.parametrize("token", ["s", "abc-._~+/09==", TOKEN])
@@ -629,19 +741,43 @@ def test_secrets_in_the_environment_do_not_make_the_file_one_with_secrets(
 
 
 def test_what_is_missing_comes_from_the_secrets_file(tmp_path: Path) -> None:
-    file = written(tmp_path, f"key: {KEY}\nsalt: {SALT}\nadmin_token: {TOKEN}\n", name="secrets.yml")
+    content = f"key: {KEY}\nsalt: '{SALT}'\ntoken_key: {TOKEN_KEY}\nadmin_token: {TOKEN}\n"
+    file = written(tmp_path, content, name="secrets.yml")
 
     assert completed(Settings(), file) == Settings(secrets=ALL_SECRETS)
 
 
 def test_what_is_given_goes_before_the_secrets_file(tmp_path: Path) -> None:
-    file = written(tmp_path, f"key: {OLD_KEY}\nsalt: other\nadmin_token: other\n", name="secrets.yml")
+    content = f"key: {OLD_KEY}\nsalt: other\ntoken_key: {OLD_KEY}\nadmin_token: other\n"
+    file = written(tmp_path, content, name="secrets.yml")
 
     assert completed(Settings(secrets=ALL_SECRETS), file) == Settings(secrets=ALL_SECRETS)
 
 
+@pytest.mark.parametrize(
+    ("given", "all_of_them"),
+    [
+        pytest.param(SecretSettings(key=("other",)), attrs.evolve(ALL_SECRETS, key=("other",)), id="key"),
+        pytest.param(SecretSettings(salt=("other",)), attrs.evolve(ALL_SECRETS, salt=("other",)), id="salt"),
+        pytest.param(
+            SecretSettings(token_key=("other",)), attrs.evolve(ALL_SECRETS, token_key=("other",)), id="token key"
+        ),
+        pytest.param(
+            SecretSettings(admin_token="other"), attrs.evolve(ALL_SECRETS, admin_token="other"), id="admin token"
+        ),
+    ],
+)
+def test_one_secret_that_is_given_leaves_the_others_to_the_secrets_file(
+    tmp_path: Path, given: SecretSettings, all_of_them: SecretSettings
+) -> None:
+    content = f"key: {KEY}\nsalt: '{SALT}'\ntoken_key: {TOKEN_KEY}\nadmin_token: {TOKEN}\n"
+    file = written(tmp_path, content, name="secrets.yml")
+
+    assert completed(Settings(secrets=given), file) == Settings(secrets=all_of_them)
+
+
 def test_development_needs_no_admin_token() -> None:
-    settings = Settings(secrets=SecretSettings(key=(KEY,), salt=SALT))
+    settings = Settings(secrets=SecretSettings(key=(KEY,), salt=(SALT,)))
 
     assert completed(settings, NOWHERE) == settings
 
@@ -652,10 +788,20 @@ def test_production_with_all_secrets_may_start() -> None:
     assert completed(settings, NOWHERE) == settings
 
 
-def test_the_old_keys_of_the_secrets_file_are_read_too(tmp_path: Path) -> None:
-    file = written(tmp_path, f"key:\n- {KEY}\n- {OLD_KEY}\nsalt: {SALT}\n", name="secrets.yml")
+@pytest.mark.parametrize("profile", ["development", "production"])
+def test_no_profile_needs_a_token_key(tmp_path: Path, profile: str) -> None:
+    settings = attrs.evolve(load(tmp_path, f"profile: {profile}"), secrets=attrs.evolve(ALL_SECRETS, token_key=()))
 
-    assert completed(Settings(), file).secrets.key == (KEY, OLD_KEY)
+    assert completed(settings, NOWHERE) == settings
+
+
+def test_the_old_keys_and_salts_of_the_secrets_file_are_read_too(tmp_path: Path) -> None:
+    content = f"key:\n- {KEY}\n- {OLD_KEY}\nsalt:\n- '{SALT}'\n- {OLD_SALT}\ntoken_key:\n- {TOKEN_KEY}\n- {OLD_KEY}\n"
+    file = written(tmp_path, content, name="secrets.yml")
+
+    assert completed(Settings(), file).secrets == SecretSettings(
+        key=(KEY, OLD_KEY), salt=(SALT, OLD_SALT), token_key=(TOKEN_KEY, OLD_KEY)
+    )
 
 
 @pytest.mark.parametrize(
@@ -682,9 +828,11 @@ def test_a_missing_secret_is_refused_with_every_place_for_it(tmp_path: Path, pro
     )
 
 
-@pytest.mark.parametrize("salt", ["salt", "SALT", "changeme", "password"])
-def test_production_refuses_a_sample_salt(salt: str) -> None:
-    settings = Settings(profile="production", secrets=attrs.evolve(ALL_SECRETS, salt=salt))
+@pytest.mark.parametrize(
+    "salts", [("salt",), ("SALT",), ("changeme",), ("password",), (SALT, "secret"), ("token", SALT)], ids=", ".join
+)
+def test_production_refuses_a_sample_salt(salts: tuple[str, ...]) -> None:
+    settings = Settings(profile="production", secrets=attrs.evolve(ALL_SECRETS, salt=salts))
 
     with pytest.raises(ConfigurationError) as refusal:
         completed(settings, NOWHERE)
@@ -727,7 +875,8 @@ def test_production_takes_a_min_length_of_8() -> None:
 
 def test_development_takes_what_production_refuses() -> None:
     settings = Settings(
-        secrets=SecretSettings(key=(KEY,), salt="salt", admin_token="short"), passwords=PasswordSettings(min_length=1)
+        secrets=SecretSettings(key=(KEY,), salt=("salt",), admin_token="short"),
+        passwords=PasswordSettings(min_length=1),
     )
 
     assert completed(settings, NOWHERE) == settings
@@ -761,6 +910,15 @@ def test_a_bad_key_of_the_secrets_file_is_refused(tmp_path: Path) -> None:
     assert str(refusal.value).startswith(f"{file}: secrets.key is not a Fernet key")
 
 
+def test_a_bad_token_key_of_the_secrets_file_is_refused(tmp_path: Path) -> None:
+    file = written(tmp_path, f"key: {KEY}\nsalt: x\ntoken_key: [{TOKEN_KEY}, short]\n", name="secrets.yml")
+
+    with pytest.raises(ConfigurationError) as refusal:
+        completed(Settings(), file)
+
+    assert str(refusal.value).startswith(f"{file}: secrets.token_key, number 2 of 2, is not a Fernet key")
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
@@ -768,10 +926,55 @@ def test_a_bad_key_of_the_secrets_file_is_refused(tmp_path: Path) -> None:
         ("connection: {username: a, password: p, database: d, port: 65536}", "connection.port must be from 1 to 65535"),
         ("passwords: {min_length: 0}", "passwords.min_length must be from 1 to 1024"),
         ("passwords: {min_length: 1025}", "passwords.min_length must be from 1 to 1024"),
+        ("tokens: {minutes: 0}", "tokens.minutes must be from 1 to 1440"),
+        ("tokens: {minutes: -1}", "tokens.minutes must be from 1 to 1440"),
+        ("tokens: {minutes: 1441}", "tokens.minutes must be from 1 to 1440"),
+        ("logins: {per_address: 0}", "logins.per_address must be 1 or more"),
+        ("logins: {per_name: 0}", "logins.per_name must be 1 or more"),
+        ("logins: {per_name_and_address: 0}", "logins.per_name_and_address must be 1 or more"),
+        ("logins: {per_name_and_address: -1}", "logins.per_name_and_address must be 1 or more"),
     ],
 )
 def test_a_number_out_of_its_range_is_refused(tmp_path: Path, content: str, reason: str) -> None:
     assert refusal_of(tmp_path, content) == reason
+
+
+@pytest.mark.parametrize("minutes", [1, 1440])
+def test_a_token_may_last_from_a_minute_to_a_day(tmp_path: Path, minutes: int) -> None:
+    assert load(tmp_path, f"tokens: {{minutes: {minutes}}}").tokens == TokenSettings(minutes=minutes)
+
+
+def test_one_attempt_a_minute_is_enough_for_a_log_in(tmp_path: Path) -> None:
+    content = "logins: {per_address: 1, per_name: 1, per_name_and_address: 1}"
+
+    assert load(tmp_path, content).logins == LogInSettings(per_address=1, per_name=1, per_name_and_address=1)
+
+
+@pytest.mark.parametrize("value", ["", "x" * 201, "é", '"a\\nb"', '"a\\0"'])
+@pytest.mark.parametrize("name", ["issuer", "audience"])
+def test_a_token_without_plain_issuer_or_audience_is_refused(tmp_path: Path, name: str, value: str) -> None:
+    content = f"tokens: {{{name}: {value or repr(value)}}}"
+
+    assert refusal_of(tmp_path, content) == f"tokens.{name} must be 1 to 200 printable ASCII characters"
+
+
+@pytest.mark.parametrize(
+    "proxies",
+    [
+        pytest.param("proxy.example.com", id="name"),
+        pytest.param("10.0.0.0/33", id="network of too many bits"),
+        pytest.param("10.0.0.256", id="address that there is none of"),
+        pytest.param("10.0.0.1:80", id="address with a port"),
+        pytest.param("10.0.0.0/8;::1", id="another separator"),
+        pytest.param("'*'", id="star"),
+        pytest.param("['']", id="empty one in a list"),
+        pytest.param("[10.0.0.0/8, '10.0.0.0/8, ::1']", id="two in one of a list"),
+    ],
+)
+def test_proxies_that_are_no_addresses_are_refused(tmp_path: Path, proxies: str) -> None:
+    assert refusal_of(tmp_path, f"http:\n  trusted_proxies: {proxies}") == (
+        "http.trusted_proxies must be IP addresses or networks, as 10.0.0.0/8"
+    )
 
 
 # --- no secret is shown
@@ -785,7 +988,11 @@ def test_a_number_out_of_its_range_is_refused(tmp_path: Path, content: str, reas
         pytest.param("", {"MLAPI_SECRETS__KEY": CANARY}, id="key in the environment"),
         pytest.param(f"secrets: {{key: {{{CANARY}: {CANARY}}}}}", {}, id="mapping as key"),
         pytest.param(f"secrets: {{key: [[{CANARY}]]}}", {}, id="list in the list of keys"),
-        pytest.param(f"secrets: {{salt: [{CANARY}]}}", {}, id="list as salt"),
+        pytest.param(f"secrets: {{token_key: {CANARY}}}", {}, id="token key"),
+        pytest.param(f"secrets: {{token_key: [{KEY}, {CANARY}]}}", {}, id="second token key"),
+        pytest.param("", {"MLAPI_SECRETS__TOKEN_KEY": f"{KEY},{CANARY}"}, id="token key in the environment"),
+        pytest.param(f"secrets: {{salt: {{{CANARY}: {CANARY}}}}}", {}, id="mapping as salt"),
+        pytest.param(f"secrets: {{salt: [[{CANARY}]]}}", {}, id="list in the list of salts"),
         pytest.param(f"secrets: {{salt: *{CANARY}}}", {}, id="salt that begins with a star"),
         pytest.param(f"secrets: {{salt: !{CANARY}}}", {}, id="salt that begins with an exclamation mark"),
         pytest.param(f"secrets: {{salt: &{CANARY}}}", {}, id="salt that begins with an ampersand"),
@@ -816,6 +1023,9 @@ def test_a_number_out_of_its_range_is_refused(tmp_path: Path, content: str, reas
         pytest.param(f"profile: {CANARY}", {}, id="profile"),
         pytest.param(f"passwords: {{scheme: {CANARY}}}", {}, id="scheme"),
         pytest.param(f"passwords: {{min_length: {CANARY}}}", {}, id="length"),
+        pytest.param(f"tokens: {{minutes: {CANARY}}}", {}, id="minutes"),
+        pytest.param(f"logins: {{per_name: {CANARY}}}", {}, id="number of log-ins"),
+        pytest.param(f"http: {{trusted_proxies: {CANARY}}}", {}, id="proxies"),
         pytest.param(f"registration: {{open: {CANARY}}}", {}, id="flag"),
     ],
 )
@@ -847,7 +1057,8 @@ def test_no_refusal_shows_a_value_that_is_set_twice(tmp_path: Path) -> None:
         pytest.param(f"key: '{CANARY}\n", 0o600, id="not YAML"),
         pytest.param(f"salt: {CANARY}\n", 0o600, id="no key"),
         pytest.param(f"slat: {CANARY}\n", 0o600, id="unknown key"),
-        pytest.param(f"key: {KEY}\nsalt: [{CANARY}]\n", 0o600, id="list as salt"),
+        pytest.param(f"key: {KEY}\nsalt: x\ntoken_key: {CANARY}\n", 0o600, id="bad token key"),
+        pytest.param(f"key: {KEY}\nsalt: [[{CANARY}]]\n", 0o600, id="list in the list of salts"),
         pytest.param(f"salt: {CANARY}\n", 0o644, id="open to others"),
     ],
 )
@@ -864,11 +1075,14 @@ def test_no_refusal_shows_what_is_in_the_secrets_file(tmp_path: Path, content: s
     "settings",
     [
         pytest.param(Settings(secrets=attrs.evolve(ALL_SECRETS, admin_token=CANARY)), id="short token"),
-        pytest.param(Settings(secrets=SecretSettings(key=(KEY,), salt=CANARY)), id="missing token"),
-        pytest.param(Settings(secrets=SecretSettings(salt=CANARY, admin_token=CANARY)), id="missing key"),
+        pytest.param(Settings(secrets=SecretSettings(key=(KEY,), salt=(CANARY,))), id="missing token"),
+        pytest.param(
+            Settings(secrets=SecretSettings(salt=(CANARY,), token_key=(CANARY,), admin_token=CANARY)), id="missing key"
+        ),
+        pytest.param(Settings(secrets=attrs.evolve(ALL_SECRETS, salt=(CANARY, "secret"))), id="sample salt"),
         pytest.param(
             Settings(
-                secrets=SecretSettings(key=(KEY,), salt=CANARY, admin_token=f"{CANARY}-of-many-characters"),
+                secrets=SecretSettings(key=(KEY,), salt=(CANARY,), admin_token=f"{CANARY}-of-many-characters"),
                 passwords=PasswordSettings(min_length=7),
             ),
             id="short passwords",
@@ -886,13 +1100,16 @@ def test_settings_show_no_secret() -> None:
     settings = Settings(
         database=DatabaseSettings(url=f"postgresql://a:{CANARY}@db.example/d"),
         connection=ConnectionSettings(username="mlapi", password=CANARY, database="users"),
-        secrets=SecretSettings(key=(CANARY,), salt=CANARY, admin_token=CANARY),
+        secrets=SecretSettings(key=(CANARY,), salt=(CANARY,), token_key=(CANARY,), admin_token=CANARY),
     )
 
     assert repr(settings) == (
         "Settings(profile='development', database=DatabaseSettings(),"
         " connection=ConnectionSettings(username='mlapi', host='localhost', port=5432, database='users'),"
         " secrets=SecretSettings(), passwords=PasswordSettings(scheme='argon2id', min_length=None),"
+        " tokens=TokenSettings(minutes=60, issuer='mlapi', audience='mlapi'),"
+        " logins=LogInSettings(per_address=200, per_name=200, per_name_and_address=20),"
+        " http=HttpSettings(trusted_proxies=()),"
         " registration=RegistrationSettings(open=True), management=ManagementSettings(local=True))"
     )
 

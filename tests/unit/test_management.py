@@ -1,6 +1,7 @@
 """Who may manage users, decided from the facts of a request."""
 
-from collections.abc import Mapping
+import ipaddress
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -8,7 +9,7 @@ import pytest
 
 from mlapi.config import ManagementSettings, RegistrationSettings, SecretSettings, Settings
 from mlapi.domain.errors import MlapiError
-from mlapi.entrypoints.management import Caller, Management
+from mlapi.entrypoints.management import Caller, Management, Network
 from mlapi.entrypoints.wire import AdminTokenRequiredError, ManagementRefusedError
 
 TOKEN = "an-admin-token-of-32-characters."
@@ -109,9 +110,15 @@ def test_a_caller_does_not_show_his_headers() -> None:
 # --- which paths
 
 
-@pytest.mark.parametrize("path", ["/health/live", "/health/ready", "/register-user"])
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/health/live", "/health/ready", "/register-user", "/token", "/token_status"),
+        *("/users/me/password", "/users/me/tokens", "/token_status/", "/token_status/x", "/token_status/x/y/../z"),
+    ],
+)
 @pytest.mark.parametrize("management", [BY_TOKEN, BY_MACHINE, LOCKED], ids=["token", "local", "locked"])
-def test_a_stranger_may_register_and_ask_for_health(management: Management, path: str) -> None:
+def test_a_stranger_may_register_log_in_and_ask_for_health(management: Management, path: str) -> None:
     management.check(attrs.evolve(STRANGER, path=path))
 
 
@@ -133,6 +140,22 @@ def test_a_stranger_may_register_and_ask_for_health(management: Management, path
         "/health",
         "/health/live/",
         "/health/live/../../remove-user/1",
+        "/token/",
+        "/token/x",
+        "/Token",
+        "/token_statusx",
+        "/Token_status/x",
+        "//token_status/x",
+        "/x/token_status/x",
+        "/users/me",
+        "/users/me/",
+        "/users/me/password/",
+        "/users/me/tokens/x",
+        "/users/me/keys",
+        "/users/1/password",
+        "/users/1/tokens",
+        "/users/1/keys",
+        "/keys/0123456789abcdef",
         "/nothing-of-ours",
     ],
 )
@@ -169,8 +192,9 @@ def test_closed_registration_is_open_to_who_may_manage() -> None:
     )
 
 
-def test_health_is_open_where_registration_is_closed() -> None:
-    Management(local=False, registration_open=False).check(attrs.evolve(STRANGER, path="/health/live"))
+@pytest.mark.parametrize("path", ["/health/live", "/token", "/token_status/x"])
+def test_all_else_is_open_where_registration_is_closed(path: str) -> None:
+    Management(local=False, registration_open=False).check(attrs.evolve(STRANGER, path=path))
 
 
 # --- token mode
@@ -459,3 +483,136 @@ def test_a_wsgi_caller_of_unknown_addresses_is_not_of_this_machine() -> None:
 
 def test_the_token_of_a_wsgi_caller_opens() -> None:
     BY_TOKEN.check(Caller.of_wsgi(wsgi(REMOTE_ADDR="203.0.113.9", HTTP_AUTHORIZATION=f"Bearer {TOKEN}")))
+
+
+# --- which address a caller has
+
+
+PROXY = attrs.evolve(STRANGER, client="10.0.0.1")
+TRUSTED = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8:ffff::/48")]
+
+
+def forwarded(caller: Caller, *values: str) -> Caller:
+    return with_headers(caller, *(("x-forwarded-for", value) for value in values))
+
+
+@pytest.mark.parametrize("trusted", [[], TRUSTED], ids=["no proxies", "proxies"])
+@pytest.mark.parametrize("client", ["203.0.113.9", "2001:db8::1", "10.0.0.1", "", "testclient"])
+def test_an_address_that_nothing_is_said_of_is_that_of_the_connection(client: str, trusted: Sequence[Network]) -> None:
+    caller = with_headers(attrs.evolve(STRANGER, client=client), ("forwarded", "for=192.0.2.1"))
+
+    assert caller.address(trusted) == client
+
+
+@pytest.mark.parametrize("values", [["192.0.2.1"], ["192.0.2.1", "192.0.2.2, nonsense"], [""], ["192.0.2.1:80"]])
+def test_nobody_is_believed_where_no_proxy_is_trusted(values: list[str]) -> None:
+    assert forwarded(STRANGER, *values).address() == "203.0.113.9"
+
+
+@pytest.mark.parametrize("values", [["192.0.2.1"], ["192.0.2.1, 10.0.0.2"], ["nonsense"]])
+def test_who_is_no_trusted_proxy_is_not_believed(values: list[str]) -> None:
+    assert forwarded(STRANGER, *values).address(TRUSTED) == "203.0.113.9"
+
+
+@pytest.mark.parametrize(
+    ("client", "values"),
+    [
+        pytest.param("203.0.113.9", ["203.0.113.9"], id="the only one"),
+        pytest.param("203.0.113.9", ["192.0.2.1, 203.0.113.9"], id="the last one"),
+        pytest.param("203.0.113.9", ["203.0.113.9, 127.0.0.1"], id="one before a proxy of the server's"),
+        pytest.param("203.0.113.9", ["192.0.2.1", " 203.0.113.9 "], id="in a second header"),
+        pytest.param("203.0.113.9", ["203.0.113.9:50000"], id="with its port"),
+        pytest.param("2001:db8::1", ["2001:db8::1"], id="IPv6"),
+        pytest.param("2001:db8::1", ["[2001:db8::1]:50000"], id="IPv6 with its port"),
+        pytest.param("nonsense", ["nonsense"], id="no address"),
+    ],
+)
+def test_a_client_that_the_server_has_replaced_is_unknown(client: str, values: list[str]) -> None:
+    assert forwarded(attrs.evolve(STRANGER, client=client), *values).address() == "unknown"
+
+
+def test_a_replaced_client_is_looked_up_where_proxies_are_trusted() -> None:
+    caller = attrs.evolve(STRANGER, client="203.0.113.9")
+
+    assert forwarded(caller, "203.0.113.9").address(TRUSTED) == "203.0.113.9"
+    assert forwarded(caller, "192.0.2.1, 203.0.113.9, 10.0.0.2").address(TRUSTED) == "203.0.113.9"
+
+
+def test_a_client_that_was_replaced_by_no_address_is_unknown_also_where_proxies_are_trusted() -> None:
+    assert forwarded(attrs.evolve(STRANGER, client="nonsense"), "nonsense").address(TRUSTED) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("values", "address"),
+    [
+        pytest.param(["203.0.113.9"], "203.0.113.9", id="one"),
+        pytest.param(["192.0.2.1, 203.0.113.9"], "203.0.113.9", id="the last one"),
+        pytest.param(["192.0.2.1", "203.0.113.9"], "203.0.113.9", id="the last one of two headers"),
+        pytest.param(["192.0.2.1,203.0.113.9,10.9.9.9,10.0.0.2"], "203.0.113.9", id="before trusted ones"),
+        pytest.param(["10.0.0.3, 203.0.113.9, 10.0.0.2"], "203.0.113.9", id="not beyond it"),
+        pytest.param(["10.0.0.3, 10.0.0.2"], "10.0.0.3", id="all trusted"),
+        pytest.param(["nonsense, 203.0.113.9"], "203.0.113.9", id="malformed before it"),
+        pytest.param(["203.0.113.9, nonsense"], "10.0.0.1", id="malformed after it"),
+        pytest.param(["203.0.113.9, nonsense, 10.0.0.2"], "10.0.0.2", id="malformed between"),
+        pytest.param(["203.0.113.9,"], "10.0.0.1", id="empty after it"),
+        pytest.param([""], "10.0.0.1", id="empty"),
+        pytest.param(["unknown"], "10.0.0.1", id="unknown"),
+        pytest.param(["203.0.113.256"], "10.0.0.1", id="no address"),
+        pytest.param(["203.0.113.9\xe4"], "10.0.0.1", id="not ASCII"),
+        pytest.param(["203.0.113.9:50000"], "203.0.113.9", id="port"),
+        pytest.param(["203.0.113.9:50000, 10.0.0.2:443"], "203.0.113.9", id="ports"),
+        pytest.param(["2001:db8::1"], "2001:db8::1", id="IPv6"),
+        pytest.param(["[2001:db8::1]:50000"], "2001:db8::1", id="IPv6 with a port"),
+        pytest.param(["203.0.113.9, 2001:db8:ffff::2"], "203.0.113.9", id="trusted IPv6"),
+        pytest.param(["203.0.113.9, [2001:db8:ffff::2]:443"], "203.0.113.9", id="trusted IPv6 with a port"),
+        pytest.param(["::ffff:203.0.113.9"], "203.0.113.9", id="mapped IPv4"),
+        pytest.param(["203.0.113.9, ::ffff:10.0.0.2"], "203.0.113.9", id="trusted mapped IPv4"),
+    ],
+)
+@pytest.mark.parametrize("proxy", ["10.0.0.1", "::ffff:10.0.0.1"], ids=["IPv4", "mapped IPv4"])
+def test_a_trusted_proxy_tells_the_address_of_its_client(proxy: str, values: list[str], address: str) -> None:
+    caller = forwarded(attrs.evolve(PROXY, client=proxy), *values)
+
+    assert caller.address(TRUSTED) == (proxy if address == "10.0.0.1" else address)
+
+
+def test_a_trusted_proxy_in_front_of_a_wsgi_server_is_believed_too() -> None:
+    caller = Caller.of_wsgi(wsgi(REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR="192.0.2.1, 203.0.113.9,10.0.0.2"))
+
+    assert caller.address(TRUSTED) == "203.0.113.9"
+
+
+@pytest.mark.parametrize("values", [["203.0.113.9, 9.9.9.9"], ["203.0.113.9", "9.9.9.9"], ["9.9.9.9, 203.0.113.9, x"]])
+def test_who_comes_directly_gains_nothing_by_naming_his_own_address(values: list[str]) -> None:
+    caller = forwarded(attrs.evolve(STRANGER, client="203.0.113.9"), *values)
+
+    assert caller.address(TRUSTED) == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("client", "entry"),
+    [
+        ("2001:db8::1", "[2001:db8::1]"),
+        ("1.2.3.4", "[1.2.3.4]"),
+        ("1.2.3.4", "\xa01.2.3.4"),
+        ("[x", "[[x]:80"),
+        ("1.2.3.4", "1.2.3.4:80"),
+    ],
+)
+def test_whatever_a_server_makes_of_an_entry_is_nobodys_address(client: str, entry: str) -> None:
+    assert forwarded(attrs.evolve(STRANGER, client=client), entry).address() == "unknown"
+
+
+@pytest.mark.parametrize("entry", ["[2001:db8::1]", "[2001:db8::1]:443", "2001:db8::1"])
+def test_an_entry_may_be_in_brackets(entry: str) -> None:
+    assert forwarded(PROXY, entry).address(TRUSTED) == "2001:db8::1"
+
+
+def test_what_the_server_has_chosen_is_gone_beyond_where_it_is_a_trusted_proxy_too() -> None:
+    caller = forwarded(attrs.evolve(STRANGER, client="10.0.0.7"), "198.51.100.4, 10.0.0.7")
+
+    assert caller.address(TRUSTED) == "198.51.100.4"
+
+
+def test_a_client_without_address_is_not_believed() -> None:
+    assert forwarded(attrs.evolve(STRANGER, client=""), "9.9.9.9", "9.9.9.9:80").address(TRUSTED) == ""

@@ -54,7 +54,7 @@ def test_the_package_says_that_it_is_typed() -> None:
 
 
 def test_importing_mlapi_loads_nothing_heavy_and_writes_nothing(tmp_path: Path) -> None:
-    heavy = "alembic argon2 click cryptography msgspec psycopg sqlalchemy starlette uvicorn yaml"
+    heavy = "alembic argon2 click cryptography jwt limits msgspec psycopg sqlalchemy starlette uvicorn yaml"
     code = f"import sys, mlapi; print(sorted(sys.modules.keys() & set('{heavy}'.split())))"
 
     assert printed_by(code, tmp_path) == ["[]"]

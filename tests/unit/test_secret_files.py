@@ -1,23 +1,37 @@
-"""Files that hold secrets: who may read them, what is in them, and how the first one is made."""
+"""Files that hold secrets: who may read them, what is in them, and how the first one is made and changed."""
 
 import logging
+import os
 import stat
+import subprocess
+import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 from pathlib import Path
 from threading import Barrier
+from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from mlapi.config import SecretSettings, Settings, completed
 from mlapi.domain.errors import ConfigurationError
 from mlapi.secret_files import (
+    change_secrets_file,
+    file_signature,
     make_secrets_file,
+    new_key,
+    new_salt,
     open_to_others,
     read_value,
     read_yaml,
 )
 
 resource = pytest.importorskip("resource", reason="limits of a process are POSIX's")
+
+NO_LINES = "must hold `key: value` lines"
 
 
 def written(folder: Path, content: str | bytes, mode: int = 0o600) -> Path:
@@ -184,7 +198,7 @@ def test_a_made_file_completes_the_settings(tmp_path: Path) -> None:
     make_secrets_file(file)
     made = read_yaml(file)
 
-    assert completed(Settings(), file).secrets == SecretSettings(key=(made["key"],), salt=made["salt"])
+    assert completed(Settings(), file).secrets == SecretSettings(key=(made["key"],), salt=(made["salt"],))
 
 
 def test_a_made_file_is_for_its_owner_alone(tmp_path: Path) -> None:
@@ -199,7 +213,7 @@ def test_a_made_file_says_what_it_is(tmp_path: Path) -> None:
     make_secrets_file(file)
 
     assert file.read_text().splitlines()[0] == (
-        "# Made by mlapi at its first start. Keep a copy: without it no stored password can be checked again."
+        "# Made by mlapi. Keep a copy: without it no stored password can be checked again."
     )
 
 
@@ -258,15 +272,243 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     assert str(refusal.value) == f"{file} cannot be made: No such file or directory"
 
 
-def test_a_full_disk_leaves_no_draft_behind(tmp_path: Path) -> None:
-    file = tmp_path / "secrets.yml"
+@pytest.fixture
+def full_disk() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # from here on, no file can grow
-    try:
-        with pytest.raises(ConfigurationError) as refusal:
-            make_secrets_file(file)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_leaves_no_draft_behind(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    file = tmp_path / "secrets.yml"
+    request.getfixturevalue("full_disk")
+
+    with pytest.raises(ConfigurationError) as refusal:
+        make_secrets_file(file)
 
     assert str(refusal.value) == f"{file} cannot be made: File too large"
     assert list(tmp_path.iterdir()) == []
+
+
+# --- changed secrets
+
+
+def unchanged(tree: dict[str, Any]) -> dict[str, Any]:
+    return tree
+
+
+def with_salt(tree: dict[str, Any]) -> dict[str, Any]:
+    return {**tree, "salt": "another"}
+
+
+def test_a_change_is_given_what_is_in_the_file_and_leaves_what_it_returns(tmp_path: Path) -> None:
+    file = written(tmp_path, "key: [a, b]\nsalt: c\n")
+
+    change_secrets_file(file, lambda tree: {"was": tree, "key": ["d", *tree["key"]]})
+
+    assert read_yaml(file) == {"was": {"key": ["a", "b"], "salt": "c"}, "key": ["d", "a", "b"]}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_changed_file_says_what_it_is(tmp_path: Path) -> None:
+    file = written(tmp_path, "salt: a\nkey: b\n")
+
+    change_secrets_file(file, unchanged)
+
+    assert file.read_text() == (
+        "# Made by mlapi. Keep a copy: without it no stored password can be checked again.\nsalt: a\nkey: b\n"
+    )
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.lists(st.text(st.characters(exclude_categories=["Cs"]))))
+def test_any_text_is_written_as_it_is(tmp_path: Path, one: str, several: list[str]) -> None:
+    file = written(tmp_path, "")
+
+    change_secrets_file(file, lambda _: {"salt": one, "key": several})
+
+    assert read_yaml(file) == {"salt": one, "key": several}
+
+
+@pytest.mark.parametrize("mode", [0o400, 0o600, 0o640, 0o660, 0o644], ids=oct)
+def test_a_changed_file_keeps_its_mode(tmp_path: Path, mode: int) -> None:
+    file = written(tmp_path, "salt: a\n", mode)
+
+    change_secrets_file(file, with_salt)
+
+    assert stat.S_IMODE(file.stat().st_mode) == mode
+    assert read_yaml(file) == {"salt": "another"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may give a file away")
+def test_a_changed_file_keeps_its_owner_and_group(tmp_path: Path) -> None:
+    file = written(tmp_path, "salt: a\n", 0o640)
+    os.chown(file, 1234, 5678)
+
+    change_secrets_file(file, with_salt)
+
+    status = file.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 5678, 0o640)
+    assert read_yaml(file) == {"salt": "another"}
+
+
+def test_a_change_that_cannot_be_written_leaves_the_file_as_it_was(
+    tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    file = written(tmp_path, "salt: a\n")
+    request.getfixturevalue("full_disk")
+
+    with pytest.raises(ConfigurationError) as refusal:
+        change_secrets_file(file, with_salt)
+
+    assert str(refusal.value) == f"{file} cannot be changed: File too large"
+    assert file.read_text() == "salt: a\n"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_a_change_that_is_refused_leaves_the_file_as_it_was_and_others_their_turn(tmp_path: Path) -> None:
+    file = written(tmp_path, "salt: a\n")
+
+    def refuse(_tree: dict[str, Any]) -> dict[str, Any]:
+        raise ConfigurationError("not this one")
+
+    with pytest.raises(ConfigurationError, match="not this one"):
+        change_secrets_file(file, refuse)
+
+    assert file.read_text() == "salt: a\n"
+    assert list(tmp_path.iterdir()) == [file]
+    change_secrets_file(file, with_salt)
+    assert read_yaml(file) == {"salt": "another"}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(None, "cannot be read: No such file or directory"), ("[", "is not YAML in line 1"), ("text", NO_LINES)],
+    ids=["missing", "not YAML", "text"],
+)
+def test_a_file_that_cannot_be_read_is_not_changed(tmp_path: Path, content: str | None, reason: str) -> None:
+    file = tmp_path / "secret" if content is None else written(tmp_path, content)
+    before = [(path, path.read_text()) for path in tmp_path.iterdir()]
+
+    with pytest.raises(ConfigurationError) as refusal:
+        change_secrets_file(file, unchanged)
+
+    assert str(refusal.value) == f"{file} {reason}"
+    assert [(path, path.read_text()) for path in tmp_path.iterdir()] == before
+
+
+def test_a_file_in_a_folder_that_is_not_there_is_not_changed(tmp_path: Path) -> None:
+    file = tmp_path / "missing" / "secrets.yml"
+
+    with pytest.raises(ConfigurationError) as refusal:
+        change_secrets_file(file, unchanged)
+
+    assert str(refusal.value) == f"{file} cannot be changed: No such file or directory"
+
+
+def test_threads_that_change_a_file_at_once_lose_nothing(tmp_path: Path) -> None:
+    file = written(tmp_path, "key: []\n")
+    starts = Barrier(8)
+
+    def add(number: int) -> list[list[int]]:
+        starts.wait()
+        seen = []
+        for turn in range(5):
+            change_secrets_file(file, lambda tree: {"key": [*tree["key"], number * 10 + turn]})  # noqa: B023 - called at once
+            seen.append(read_yaml(file)["key"])  # whole whenever it is read
+        return seen
+
+    with ThreadPoolExecutor(8) as threads:
+        seen = [keys for of_one in threads.map(add, range(8)) for keys in of_one]
+
+    keys = read_yaml(file)["key"]
+    assert sorted(keys) == sorted(number * 10 + turn for number in range(8) for turn in range(5))
+    assert all(earlier == keys[: len(earlier)] for earlier in seen)
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_processes_that_change_a_file_at_once_lose_nothing(tmp_path: Path) -> None:
+    file = written(tmp_path, "key: []\n")
+    script = (
+        "import sys; from pathlib import Path; from mlapi.secret_files import change_secrets_file\n"
+        "for turn in range(5):\n"
+        "    change_secrets_file(Path(sys.argv[1]), lambda tree: {'key': [*tree['key'], f'{sys.argv[2]}{turn}']})\n"
+    )
+
+    processes = [subprocess.Popen([sys.executable, "-c", script, str(file), name]) for name in "abc"]
+    codes = [process.wait(timeout=60) for process in processes]
+
+    assert codes == [0, 0, 0]
+    assert sorted(read_yaml(file)["key"]) == [f"{name}{turn}" for name in "abc" for turn in range(5)]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+# --- new secrets, and whether a file has changed
+
+
+def test_a_new_key_and_a_new_salt_are_good_for_the_settings(tmp_path: Path) -> None:
+    key, token_key, salt = new_key(), new_key(), new_salt()
+    file = written(tmp_path, f"key: {key}\ntoken_key: {token_key}\nsalt: {salt}\n")
+
+    assert completed(Settings(), file).secrets == SecretSettings(key=(key,), salt=(salt,), token_key=(token_key,))
+
+
+def test_no_two_new_keys_or_salts_are_equal() -> None:
+    assert len({new_key() for _ in range(100)} | {new_salt() for _ in range(100)}) == 200
+
+
+def test_a_file_that_is_not_there_has_no_signature(tmp_path: Path) -> None:
+    assert file_signature(tmp_path / "secrets.yml") is None
+    assert file_signature(written(tmp_path, "salt: a\n") / "secrets.yml") is None
+
+
+def test_a_file_that_is_left_alone_or_read_keeps_its_signature(tmp_path: Path) -> None:
+    file = written(tmp_path, "salt: a\n")
+    before = file_signature(file)
+
+    read_yaml(file)
+
+    assert file_signature(file) == before
+    assert before is not None
+
+
+def test_a_change_of_a_file_changes_its_signature_whatever_it_says(tmp_path: Path) -> None:
+    file = written(tmp_path, "salt: a\n")
+    signatures = [file_signature(file)]
+
+    for _ in range(5):
+        change_secrets_file(file, unchanged)
+        signatures.append(file_signature(file))
+
+    assert all(before != after for before, after in pairwise(signatures))
+
+
+def test_a_file_that_is_written_in_its_place_has_another_signature(tmp_path: Path) -> None:
+    file = written(tmp_path, "salt: a\n")
+    before = file_signature(file)
+
+    file.write_text("salt: another\n")
+
+    assert file_signature(file) != before
+
+
+def test_a_file_that_is_put_back_has_another_signature(tmp_path: Path) -> None:
+    file = written(tmp_path, "salt: a\n")
+    before = file_signature(file)
+    file.rename(tmp_path / "away")
+
+    written(tmp_path, "salt: a\n")
+
+    assert file_signature(file) != before
+
+
+def test_of_a_link_it_is_the_target_that_is_changed(tmp_path: Path) -> None:
+    target = written(tmp_path, "key: x\n")
+    link = tmp_path / "link.yml"
+    link.symlink_to(target)
+
+    change_secrets_file(link, lambda tree: {**tree, "salt": "y"})
+
+    assert link.is_symlink()
+    assert read_yaml(target) == {"key": "x", "salt": "y"}

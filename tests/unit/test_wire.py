@@ -6,21 +6,29 @@ import json
 import pkgutil
 import re
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from http import HTTPStatus
 
+import attrs
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import mlapi
 from mlapi.domain import errors
+from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
 from mlapi.domain.errors import (
+    ApiKeyNotFoundError,
     ConfigurationError,
     FieldProblem,
+    InvalidCredentialsError,
     InvalidFieldsError,
+    InvalidTokenError,
     MlapiError,
+    PasswordChangedError,
     RepositoryUnavailableError,
+    TooManyAttemptsError,
+    UserDisabledError,
     UserExistsError,
     UserNotFoundError,
 )
@@ -28,13 +36,18 @@ from mlapi.domain.model import EncryptedPassword, User, UserId
 from mlapi.entrypoints import wire
 from mlapi.entrypoints.wire import (
     STATUS_OF,
+    AddApiKey,
     AdminTokenRequiredError,
     Answer,
+    Body,
     BodyTooLargeError,
+    ChangePassword,
     Headers,
+    LogIn,
     ManagementRefusedError,
     RegisterUser,
     RequestError,
+    SetPassword,
     UnreadableBodyError,
     UnsupportedMediaTypeError,
 )
@@ -49,6 +62,16 @@ ADA = User(
     created_datetime=NOON,
     updated_datetime=NOON,
     token_epoch="the-epoch",
+)
+SECRET = f"mlapi_0123456789abcdef_{'0' * 64}"
+KEY = ApiKey(
+    id=ApiKeyId("0123456789abcdef"),
+    user_id=ADA.id,
+    name="laptop",
+    digest="the-digest",
+    created_datetime=NOON,
+    expires_datetime=NOON + timedelta(days=1),
+    last_used_datetime=NOON + timedelta(microseconds=1),
 )
 GOOD_BODY = b'{"username": "test", "password": "test", "email": "test@testmail.com"}'
 NOTHING_ELSE = FieldProblem("body", "must hold username, password, email and nothing else")
@@ -355,24 +378,226 @@ def test_a_decoded_body_shows_nothing() -> None:
     assert f"{body} {body!s}" == "RegisterUser(...) RegisterUser(...)"
 
 
+@pytest.mark.parametrize(
+    ("body", "decoded", "shown"),
+    [
+        pytest.param(b'{"username": "ada", "password": "CANARY"}', LogIn("ada", "CANARY"), "LogIn(...)", id="log-in"),
+        pytest.param(
+            b'{"current": "CANARY", "new": "CANARY2"}',
+            ChangePassword("CANARY", "CANARY2"),
+            "ChangePassword(...)",
+            id="change of a password",
+        ),
+        pytest.param(b'{"password": "CANARY"}', SetPassword("CANARY"), "SetPassword(...)", id="another password"),
+        pytest.param(b'{"name": "CANARY"}', AddApiKey("CANARY", None), "AddApiKey(...)", id="API key"),
+    ],
+)
+def test_each_body_is_decoded_and_shows_nothing(body: bytes, decoded: Body, shown: str) -> None:
+    found = wire.decode(body, type(decoded))
+
+    assert found == decoded
+    assert repr(found) == f"{found}" == shown
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"),
+    [(LogIn, "username, password"), (ChangePassword, "current, new"), (SetPassword, "password")],
+    ids=["log-in", "change of a password", "another password"],
+)
+def test_each_body_names_every_field_at_fault(shape: type[Body], names: str) -> None:
+    fields = names.split(", ")
+
+    with pytest.raises(InvalidFieldsError) as nothing:
+        wire.decode(b"{}", shape)
+    with pytest.raises(InvalidFieldsError) as wrong:
+        wire.decode(json.dumps({**dict.fromkeys(fields, 5), "other": 5}).encode(), shape)
+
+    assert nothing.value.problems == missing(*fields)
+    assert wrong.value.problems == (
+        *no_string(*fields),
+        FieldProblem("body", f"must hold {names} and nothing else"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "expires"),
+    [
+        pytest.param("null", None, id="never"),
+        pytest.param('"2030-01-31T12:00:00Z"', datetime(2030, 1, 31, 12, tzinfo=UTC), id="UTC"),
+        pytest.param(
+            '"2030-01-31T12:00:00.123456+05:30"',
+            datetime(2030, 1, 31, 12, 0, 0, 123456, timezone(timedelta(hours=5, minutes=30))),
+            id="another zone",
+        ),
+        pytest.param('"2030-01-31 12:00:00Z"', datetime(2030, 1, 31, 12, tzinfo=UTC), id="space"),
+        pytest.param(
+            '"2030-01-31T12:00:00"',
+            datetime(2030, 1, 31, 12),  # noqa: DTZ001 - for the domain to refuse
+            id="no zone",
+        ),
+    ],
+)
+def test_an_api_key_may_have_its_end(text: str, expires: datetime | None) -> None:
+    body = f'{{"name": "laptop", "expires_at": {text}}}'.encode()
+
+    assert wire.decode(body, AddApiKey) == AddApiKey("laptop", expires)
+
+
+def test_an_api_key_may_be_asked_for_without_its_end() -> None:
+    assert wire.decode(b'{"name": "laptop"}', AddApiKey) == AddApiKey("laptop", None)
+
+
+NO_TIME = FieldProblem("expires_at", "must be a time as in 2030-01-31T12:00:00Z, or null")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *('""', '"never"', '"2030-01-31"', '"12:00:00Z"', '"2030-01-31T12:00"', '"2030-02-30T12:00:00Z"'),
+        *('"2030-01-31T12:00:00+25:00"', '"2030-01-31T12:00:00 UTC"', '"10000-01-01T00:00:00Z"', '"1900000000"'),
+        *("1900000000", "1.5", "true", "[]", "{}", '"2030-01-31T12:00:00Z\\u0000"'),
+    ],
+)
+def test_what_is_no_time_is_no_end_of_an_api_key(text: str) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        wire.decode(f'{{"name": "laptop", "expires_at": {text}}}'.encode(), AddApiKey)
+
+    assert refusal.value.problems == (NO_TIME,)
+
+
+@pytest.mark.parametrize(
+    ("body", "problems"),
+    [
+        pytest.param(b"{}", missing("name"), id="nothing"),
+        pytest.param(b'{"name": null, "expires_at": 5}', (*no_string("name"), NO_TIME), id="other types"),
+        pytest.param(
+            b'{"name": "laptop", "expires": null}',
+            (FieldProblem("body", "must hold name, expires_at and nothing else"),),
+            id="one too many",
+        ),
+    ],
+)
+def test_every_field_at_fault_of_an_api_key_is_named(body: bytes, problems: tuple[FieldProblem, ...]) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        wire.decode(body, AddApiKey)
+
+    assert refusal.value.problems == problems
+
+
 @given(
     st.binary()
     | st.text().map(str.encode)
     | st.recursive(
-        st.none() | st.booleans() | st.floats() | st.integers() | st.text(),
+        st.none() | st.booleans() | st.floats() | st.integers() | st.text() | st.datetimes().map(datetime.isoformat),
         lambda values: (
             st.lists(values)
-            | st.dictionaries(st.sampled_from(["username", "password", "email", "other"]) | st.text(), values)
+            | st.dictionaries(
+                st.sampled_from(["username", "password", "email", "name", "expires_at", "other"]) | st.text(), values
+            )
         ),
-    ).map(lambda value: json.dumps(value).encode())
+    ).map(lambda value: json.dumps(value).encode()),
+    st.sampled_from([RegisterUser, LogIn, ChangePassword, SetPassword, AddApiKey]),
 )
-def test_any_body_is_decoded_or_refused(body: bytes) -> None:
+def test_any_body_is_decoded_or_refused(body: bytes, shape: type[Body]) -> None:
     try:
-        decoded = wire.decode(body, RegisterUser)
+        decoded = wire.decode(body, shape)
     except MlapiError as error:
         assert wire.refused(error).status in {400, 413, 422}  # noqa: PT017 - refused, or decoded
     else:
-        assert isinstance(decoded, RegisterUser)
+        assert isinstance(decoded, shape)
+
+
+# --- credentials
+
+
+@pytest.mark.parametrize(
+    ("value", "credential"),
+    [
+        (b"Bearer abc.def-_~+/9==", "abc.def-_~+/9=="),
+        (b"bearer abc", "abc"),
+        (b"BEARER abc", "abc"),
+        (b" \tBearer abc \t", "abc"),
+        (f"Bearer {SECRET}".encode(), SECRET),
+    ],
+)
+def test_a_credential_is_what_a_bearer_shows(value: bytes, credential: str) -> None:
+    assert wire.bearer([(b"host", b"localhost"), (b"authorization", value), (b"accept", b"*/*")]) == credential
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param([], id="none"),
+        pytest.param([b""], id="empty"),
+        pytest.param([b"abc"], id="no scheme"),
+        pytest.param([b"Bearer"], id="no credential"),
+        pytest.param([b"Bearer "], id="empty credential"),
+        pytest.param([b" abc"], id="empty scheme"),
+        pytest.param([b"Basic abc"], id="another scheme"),
+        pytest.param([b"Bearerabc"], id="no space"),
+        pytest.param([b"Bearer\tabc"], id="tab"),
+        pytest.param([b"Bearer \xc3\xa4"], id="not ASCII"),
+        pytest.param([b"B\xe4arer abc"], id="scheme that is not ASCII"),
+        pytest.param([b"Bearer abc", b"Bearer abc"], id="twice"),
+        pytest.param([b"Bearer abc", b""], id="and an empty one"),
+        pytest.param([b"Basic abc", b"Bearer abc"], id="after another scheme"),
+    ],
+)
+def test_what_shows_no_credential_or_two_is_refused(values: list[bytes]) -> None:
+    with pytest.raises(InvalidTokenError):
+        wire.bearer([(b"host", b"localhost"), *((b"authorization", value) for value in values)])
+
+
+def test_a_credential_elsewhere_than_in_its_header_is_none() -> None:
+    with pytest.raises(InvalidTokenError):
+        wire.bearer([(b"x-authorization", b"Bearer abc"), (b"cookie", b"authorization=Bearer abc")])
+
+
+@given(st.lists(st.binary(max_size=20) | st.binary(max_size=9).map(b"Bearer ".__add__), max_size=2))
+def test_any_header_shows_a_credential_or_is_refused(values: list[bytes]) -> None:
+    try:
+        shown = wire.bearer([(b"authorization", value) for value in values])
+    except InvalidTokenError:
+        return
+    (value,) = values
+    assert value.strip(b" \t")[7:] == shown.encode()
+    assert shown
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("", "/", "/register-user", "/token", "/token_status", "/users/1/keys", "/keys/0123456789abcdef"),
+        *("/mlapi", "/mlapi_users", "/token_statuses/1", "/ey/J", "/Token_status/x", "/ключ"),
+    ],
+)
+def test_a_path_without_credentials_is_logged_as_it_is(path: str) -> None:
+    assert wire.without_credentials(path) == path
+
+
+@pytest.mark.parametrize(
+    ("path", "shown"),
+    [
+        ("/token_status/", "/token_status/left-out"),
+        ("/token_status/CANARY", "/token_status/left-out"),
+        ("/token_status/CANARY/CANARY", "/token_status/left-out"),
+        ("/token_status/token_status/CANARY", "/token_status/left-out"),
+        ("/accounts/token_status/CANARY", "/accounts/token_status/left-out"),
+        ("/eyJCANARY.eyJCANARY.CANARY", "/left-out"),
+        ("/predict/eyJCANARY/now", "/predict/left-out/now"),
+        ("/eyJCANARY/eyJCANARY", "/left-out/left-out"),
+        ("/eyJCANARY/token_status/CANARY", "/left-out/token_status/left-out"),
+        ("/token=eyJCANARY", "/token=left-out"),
+        ("/keys/mlapi_0CANARY", "/keys/left-out"),
+        ("/keys/mlapi_fCANARY/x", "/keys/left-out/x"),
+        (f"/keys/{SECRET}", "/keys/left-out"),
+        ("/mlapi_users/mlapi_0CANARY", "/mlapi_users/left-out"),
+        ("/eyJ\nCANARY\nCANARY", "/left-out"),
+        ("/token_status/\nCANARY", "/token_status/left-out"),
+    ],
+)
+def test_a_path_with_credentials_is_logged_without_them(path: str, shown: str) -> None:
+    assert wire.without_credentials(path) == shown
 
 
 # --- what stands in paths
@@ -476,6 +701,22 @@ def test_what_is_not_0_or_1_is_no_permission(text: str) -> None:
             id="permission updated",
         ),
         pytest.param(wire.removed(ADA), 200, b'{"message":"User deleted successfully"}', id="removed"),
+        pytest.param(wire.token_valid(ADA), 200, b'{"message":"Token is valid"}', id="token valid"),
+        pytest.param(wire.password_changed(ADA), 204, b"", id="password changed"),
+        pytest.param(
+            wire.tokens_ended(ADA), 200, b'{"message":"Tokens ended successfully","user_id":7}', id="tokens ended"
+        ),
+        pytest.param(
+            wire.api_keys([KEY, attrs.evolve(KEY, name="é", expires_datetime=None, last_used_datetime=None)]),
+            200,
+            b'{"keys":[{"key_id":"0123456789abcdef","name":"laptop","created_at":"2026-03-01T12:00:00Z",'
+            b'"expires_at":"2026-03-02T12:00:00Z","last_used_at":"2026-03-01T12:00:00.000001Z"},'
+            b'{"key_id":"0123456789abcdef","name":"\xc3\xa9","created_at":"2026-03-01T12:00:00Z",'
+            b'"expires_at":null,"last_used_at":null}]}',
+            id="API keys",
+        ),
+        pytest.param(wire.api_keys([]), 200, b'{"keys":[]}', id="no API keys"),
+        pytest.param(wire.api_key_removed(KEY), 200, b'{"message":"Key deleted successfully"}', id="API key removed"),
         pytest.param(wire.alive(), 200, b'{"message":"Alive"}', id="alive"),
         pytest.param(wire.ready(), 200, b'{"message":"Ready"}', id="ready"),
         pytest.param(wire.failed(404), 404, b'{"message":"Not Found"}', id="no such path"),
@@ -484,6 +725,23 @@ def test_what_is_not_0_or_1_is_no_permission(text: str) -> None:
 )
 def test_what_is_done_is_answered(answer: Answer, status: int, body: bytes) -> None:
     assert answer == Answer(HTTPStatus(status), body)
+
+
+def test_an_answer_with_a_token_is_not_stored() -> None:
+    assert wire.token_issued(IssuedToken("the.token", 3600)) == Answer(
+        HTTPStatus.OK,
+        b'{"token":"the.token","token_type":"bearer","expires_in":3600}',
+        (("Cache-Control", "no-store"),),
+    )
+
+
+def test_an_answer_with_an_api_key_is_not_stored_and_shows_no_digest() -> None:
+    assert wire.api_key_added(attrs.evolve(KEY, last_used_datetime=None), SECRET) == Answer(
+        HTTPStatus.CREATED,
+        f'{{"message":"Key created successfully","key":"{SECRET}","key_id":"0123456789abcdef","name":"laptop",'
+        '"created_at":"2026-03-01T12:00:00Z","expires_at":"2026-03-02T12:00:00Z","last_used_at":null}'.encode(),
+        (("Cache-Control", "no-store"),),
+    )
 
 
 def test_a_framework_may_add_headers_to_what_it_refuses() -> None:
@@ -503,6 +761,28 @@ REFUSALS: list[tuple[MlapiError, Answer]] = [
     ),
     (UserExistsError(7), Answer(HTTPStatus.CONFLICT, b'{"message":"User already exists","user_id":7}')),
     (UserNotFoundError(7), Answer(HTTPStatus.NOT_FOUND, b'{"message":"User not found"}')),
+    (
+        PasswordChangedError(7),
+        Answer(HTTPStatus.CONFLICT, b'{"message":"The password was changed meanwhile, log in again"}'),
+    ),
+    (ApiKeyNotFoundError("0123456789abcdef"), Answer(HTTPStatus.NOT_FOUND, b'{"message":"Key not found"}')),
+    (
+        InvalidCredentialsError(),
+        Answer(HTTPStatus.UNAUTHORIZED, b'{"message":"Invalid credentials"}', (("WWW-Authenticate", "Bearer"),)),
+    ),
+    (
+        InvalidTokenError(),
+        Answer(HTTPStatus.UNAUTHORIZED, b'{"message":"Invalid token"}', (("WWW-Authenticate", "Bearer"),)),
+    ),
+    (UserDisabledError(7), Answer(HTTPStatus.FORBIDDEN, b'{"message":"User is disabled"}')),
+    (
+        TooManyAttemptsError(30),
+        Answer(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            b'{"message":"Too many attempts, try again later"}',
+            (("Retry-After", "30"),),
+        ),
+    ),
     (
         RepositoryUnavailableError("the disk is full", retry_after=3),
         Answer(

@@ -1,14 +1,15 @@
 """The two password ciphers, both on cryptography's Fernet and one list of keys: the first writes, all of them read.
 
 A stored value is either ``<fernet token>``, the origin's, whose plaintext is password + salt, or
-``<fernet token>|argon2id``, whose plaintext is an argon2id hash. The tag stands outside the token, so that no password
-can pass for a hash. Both ciphers read both kinds.
+``<fernet token>|argon2id``, whose plaintext is an argon2id hash, with the id of the salt before it. The tag stands
+outside the token, so that no password can pass for a hash. Both ciphers read both kinds.
 """
 
 import hashlib
 import hmac
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
@@ -31,32 +32,47 @@ class FernetCipher:
 
     Args:
         keys: Fernet keys, 32 bytes in URL-safe base64 each; the first encrypts.
-        salt: appended to every password.
+        salts: the first is appended to every password, all are known again.
     """
 
     is_costly = False
 
-    def __init__(self, keys: Sequence[str], salt: str) -> None:
-        self._secret = _Secret(keys, salt)
+    def __init__(self, keys: Sequence[str], *salts: str) -> None:
+        self._secret = _Secret(keys, salts)
 
     def encrypt(self, password: str) -> EncryptedPassword:
-        return EncryptedPassword(self._secret.seal(password + self._secret.salt))
+        return EncryptedPassword(self._secret.seal(password + self._secret.salts[0]))
 
-    def matches(self, password: str, encrypted: EncryptedPassword) -> bool:
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        if encrypted is None:
+            self._secret.is_origins(self._secret.open(self._decoy) or "", password)
+            return False
         token, hashed = _untagged(encrypted)
         plaintext = self._secret.open(token)
         if plaintext is None:
             return False
         return (
-            _hash_matches(self._secret.peppered(password), plaintext)
-            if hashed
-            else self._secret.is_origins(plaintext, password)
+            self._secret.hash_matches(password, plaintext) if hashed else self._secret.is_origins(plaintext, password)
         )
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Whether an older key wrote it. A hash of the other cipher is never turned back into this scheme."""
-        token, _ = _untagged(encrypted)
-        return self._secret.is_of_older_key(token)
+        """Whether an older key or salt is in it. A hash of the other cipher is never turned back into this scheme."""
+        token, hashed = _untagged(encrypted)
+        plaintext = self._secret.open(token)
+        if plaintext is None:
+            return False
+        return self._secret.is_of_older_key(token) or not (hashed or plaintext.endswith(self._secret.salts[0]))
+
+    def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
+        return self._secret.renewed(encrypted)
+
+    def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
+        """Whether only a salt after the first makes it known again."""
+        return self._secret.needs_older_salt(encrypted)
+
+    @cached_property
+    def _decoy(self) -> str:
+        return self.encrypt("a value for when there is none to compare with").value
 
 
 class HashingFernetCipher:
@@ -67,51 +83,61 @@ class HashingFernetCipher:
 
     Args:
         keys: Fernet keys, 32 bytes in URL-safe base64 each; the first encrypts.
-        salt: a secret shared by all passwords (a pepper).
+        salts: secrets shared by all passwords (peppers): the first enters new ones, all are known again.
     """
 
     is_costly = True
 
-    def __init__(self, keys: Sequence[str], salt: str) -> None:
-        self._secret = _Secret(keys, salt)
-        self._decoy = _HASHER.hash(self._secret.peppered("a value for when there is none to verify"))
+    def __init__(self, keys: Sequence[str], *salts: str) -> None:
+        self._secret = _Secret(keys, salts)
+        self._decoy = self._secret.hashed("a value for when there is none to verify")
 
     def encrypt(self, password: str) -> EncryptedPassword:
-        return EncryptedPassword(self._secret.seal(_HASHER.hash(self._secret.peppered(password))) + _HASHED)
+        return EncryptedPassword(self._secret.seal(self._secret.hashed(password)) + _HASHED)
 
-    def matches(self, password: str, encrypted: EncryptedPassword) -> bool:
-        token, hashed = _untagged(encrypted)
-        plaintext = self._secret.open(token)
-        peppered = self._secret.peppered(password)
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        plaintext, hashed = None, False
+        if encrypted is not None:
+            token, hashed = _untagged(encrypted)
+            plaintext = self._secret.open(token)
         if plaintext is not None and hashed:
-            return _hash_matches(peppered, plaintext)
-        # The cost of a hash all the same: whose value is old or damaged must not show in the time of an answer.
-        _hash_matches(peppered, self._decoy)
+            return self._secret.hash_matches(password, plaintext)
+        # The cost of a hash all the same: that there is none, or an old or damaged value, must not show in the time of
+        # an answer.
+        self._secret.hash_matches(password, self._decoy)
         return plaintext is not None and self._secret.is_origins(plaintext, password)
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Whether the origin's scheme, an older key or other argon2id parameters made it."""
+        """Whether the origin's scheme, an older key or salt, or other argon2id parameters made it."""
         token, hashed = _untagged(encrypted)
         plaintext = self._secret.open(token)
         if plaintext is None:
             return False
-        return not hashed or self._secret.is_of_older_key(token) or _HASHER.check_needs_rehash(plaintext)
+        return not hashed or self._secret.is_of_older_key(token) or self._secret.is_of_older_make(plaintext)
+
+    def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
+        return self._secret.renewed(encrypted)
+
+    def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
+        """Whether only a salt after the first makes it known again."""
+        return self._secret.needs_older_salt(encrypted)
 
 
-def key_fingerprints(keys: Sequence[str], salt: str) -> list[str]:
-    """What a database may keep to know its keys and salt by: a value in hex for each key, telling nothing of them."""
-    message = b"mlapi key check\0" + salt.encode()
-    return [hmac.digest(key.encode(), message, hashlib.sha256).hex() for key in keys]
+def key_fingerprint(key: str, salt: str) -> str:
+    """What a database may keep to know a key and a salt by: a value in hex that tells nothing of them."""
+    return hmac.digest(key.encode(), b"mlapi key check\0" + salt.encode(), hashlib.sha256).hex()
 
 
 class _Secret:
-    """The keys and the salt that both ciphers share."""
+    """The keys and the salts that both ciphers share."""
 
-    def __init__(self, keys: Sequence[str], salt: str) -> None:
+    def __init__(self, keys: Sequence[str], salts: Sequence[str]) -> None:
         fernets = [Fernet(key) for key in keys]
         self._newest = fernets[0]
         self._fernet = MultiFernet(fernets)
-        self.salt = salt
+        self.salts = salts
+        self._salt_of_id = {_salt_id(salt): salt for salt in salts}
+        self._salt_of_id[""] = salts[-1]  # hashes were made without an id while there was one salt
 
     def seal(self, plaintext: str) -> str:
         return self._fernet.encrypt(plaintext.encode()).decode("ascii")
@@ -124,6 +150,24 @@ class _Secret:
             _logger.warning("a stored password cannot be read: wrong key or damaged value; it matches nothing")
             return None
 
+    def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
+        token, _ = _untagged(encrypted)
+        if not self.is_of_older_key(token):
+            return None
+        return EncryptedPassword(
+            self._fernet.rotate(token.encode()).decode("ascii") + encrypted.value.removeprefix(token)
+        )
+
+    def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
+        token, hashed = _untagged(encrypted)
+        plaintext = self.open(token)
+        if plaintext is None:
+            return False
+        newest = self.salts[0]
+        if hashed:
+            return self._salt_of_id.get(plaintext.partition("$")[0]) != newest
+        return not plaintext.endswith(newest)
+
     def is_of_older_key(self, token: str) -> bool:
         if self.open(token) is None:
             return False
@@ -134,10 +178,26 @@ class _Secret:
         return False
 
     def is_origins(self, plaintext: str, password: str) -> bool:
-        return hmac.compare_digest(plaintext.encode(), _encoded(password) + self.salt.encode())
+        plain, given = plaintext.encode(), _encoded(password)
+        return any([hmac.compare_digest(plain, given + salt.encode()) for salt in self.salts])  # noqa: C419 - all of them
 
-    def peppered(self, password: str) -> bytes:
-        return hmac.digest(self.salt.encode(), _encoded(password), hashlib.sha256)
+    def hashed(self, password: str) -> str:
+        salt = self.salts[0]
+        return _salt_id(salt) + _HASHER.hash(_peppered(password, salt))
+
+    def hash_matches(self, password: str, hashed: str) -> bool:
+        salt_id, separator, rest = hashed.partition("$")
+        if (salt := self._salt_of_id.get(salt_id)) is None:
+            _logger.warning("a stored password is of a salt that is not in secrets.salt; it matches nothing")
+            salt = self.salts[0]  # the cost of a hash all the same
+        try:
+            return _HASHER.verify(separator + rest, _peppered(password, salt))
+        except (VerificationError, InvalidHashError):
+            return False
+
+    def is_of_older_make(self, hashed: str) -> bool:
+        salt_id, separator, rest = hashed.partition("$")
+        return salt_id != _salt_id(self.salts[0]) or _HASHER.check_needs_rehash(separator + rest)
 
 
 def _encoded(password: str) -> bytes:
@@ -149,8 +209,9 @@ def _untagged(encrypted: EncryptedPassword) -> tuple[str, bool]:
     return token, token != encrypted.value
 
 
-def _hash_matches(peppered: bytes, hashed: str) -> bool:
-    try:
-        return _HASHER.verify(hashed, peppered)
-    except (VerificationError, InvalidHashError):
-        return False
+def _peppered(password: str, salt: str) -> bytes:
+    return hmac.digest(salt.encode(), _encoded(password), hashlib.sha256)
+
+
+def _salt_id(salt: str) -> str:
+    return hashlib.sha256(b"mlapi salt id\0" + salt.encode()).hexdigest()[:8]

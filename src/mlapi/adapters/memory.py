@@ -1,4 +1,4 @@
-"""Users in memory, and a cipher that does not encipher: for tests, ours and our users'.
+"""Users and tokens in memory, and a cipher that does not encipher: for tests, ours and our users'.
 
 They pass the same contract suites as the real ones. All is forgotten with the object.
 """
@@ -8,26 +8,50 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 
-from mlapi.domain.changes import Change, Outcome, Register, SetEnabled
-from mlapi.domain.errors import RepositoryUnavailableError, UserExistsError, UserNotFoundError
-from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey, canonical_username
+from mlapi.domain.changes import (
+    AddApiKey,
+    ApiKeyChange,
+    Change,
+    Outcome,
+    RecordApiKeyUse,
+    Register,
+    Remove,
+    UserChange,
+)
+from mlapi.domain.credentials import ApiKey, ApiKeyHolder, ApiKeyId, Holder, IssuedToken, Subject, TokenClaims
+from mlapi.domain.errors import (
+    ApiKeyNotFoundError,
+    InvalidTokenError,
+    RepositoryUnavailableError,
+    UserExistsError,
+    UserNotFoundError,
+)
+from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey, canonical_username, utc_now
+from mlapi.domain.ports import Clock
 
 
 class InMemoryUserRepository:
     """A `UserRepository` that only forgets. Safe to share between threads."""
 
+    is_local = True
+
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users: dict[UserId, User] = {}
         self._ids: dict[UsernameKey, UserId] = {}
+        self._api_keys: dict[ApiKeyId, ApiKey] = {}
         self._last_id = 0
 
     def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
         with self._lock:
             if commit_by is not None and time.monotonic() > commit_by:
                 raise RepositoryUnavailableError("too late to commit")
-            return [self._apply(change) for change in changes]
+            return [
+                self._apply(change) if isinstance(change, UserChange) else self._apply_to_api_keys(change)
+                for change in changes
+            ]
 
     def get(self, user_id: UserId) -> User:
         with self._lock:
@@ -45,10 +69,30 @@ class InMemoryUserRepository:
         with self._lock:  # ids are handed out in rising order, and a dict keeps the order of its insertions
             return [user for user_id, user in self._users.items() if user_id > after][:limit]
 
+    def count(self) -> int:
+        with self._lock:
+            return len(self._users)
+
+    def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:  # noqa: ARG002 - the port's
+        with self._lock:
+            return [self._holder(subject) for subject in subjects]
+
+    def api_keys(self, user_id: UserId) -> list[ApiKey]:
+        self.get(user_id)
+        with self._lock:
+            found = [key for key in self._api_keys.values() if key.user_id == user_id]
+        return sorted(found, key=lambda key: (key.created_datetime, key.id))
+
     def check(self) -> None:
         """Memory is always there."""
 
-    def _apply(self, change: Change) -> Outcome:
+    def _holder(self, subject: Subject) -> Holder | None:
+        if isinstance(subject, int):
+            return self._users.get(subject)
+        key = self._api_keys.get(subject)
+        return None if key is None else ApiKeyHolder(key, self._users[key.user_id])
+
+    def _apply(self, change: UserChange) -> Outcome:
         if isinstance(change, Register):
             if (holder := self._ids.get(change.username_key)) is not None:
                 return UserExistsError(holder)
@@ -59,11 +103,28 @@ class InMemoryUserRepository:
             return user
         if (stored := self._users.get(change.user_id)) is None:
             return UserNotFoundError(change.user_id)
-        if isinstance(change, SetEnabled):
-            self._users[stored.id] = change.applied_to(stored)
-            return self._users[stored.id]
-        del self._ids[canonical_username(stored.username)]
-        return self._users.pop(stored.id)
+        if isinstance(change, Remove):
+            del self._ids[canonical_username(stored.username)]
+            for key in [key for key in self._api_keys.values() if key.user_id == stored.id]:
+                del self._api_keys[key.id]
+            return self._users.pop(stored.id)
+        changed = change.applied_to(stored)
+        if isinstance(changed, User):
+            self._users[stored.id] = changed
+        return changed
+
+    def _apply_to_api_keys(self, change: ApiKeyChange) -> Outcome:
+        if isinstance(change, AddApiKey):
+            if change.user_id not in self._users:
+                return UserNotFoundError(change.user_id)
+            self._api_keys[change.key.id] = change.key
+            return change.key
+        if (key := self._api_keys.get(change.key_id)) is None:
+            return ApiKeyNotFoundError(change.key_id)
+        if isinstance(change, RecordApiKeyUse):
+            self._api_keys[key.id] = change.applied_to(key)
+            return self._api_keys[key.id]
+        return self._api_keys.pop(key.id)
 
 
 class PlainCipher:
@@ -75,13 +136,58 @@ class PlainCipher:
         # A random part, as the contract wants it: a test that compares stored values must fail here too.
         return EncryptedPassword(f"plain:{secrets.token_hex(4)}:{password}")
 
-    def matches(self, password: str, encrypted: EncryptedPassword) -> bool:
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        if encrypted is None:
+            return False
         scheme, _, salted = encrypted.value.partition(":")
         _, _, stored = salted.partition(":")
         return scheme == "plain" and hmac.compare_digest(_encoded(stored), _encoded(password))
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
         return not encrypted.value.startswith("plain:")
+
+    def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:  # noqa: ARG002 - the port's
+        return None  # there is no key
+
+
+class InMemoryTokens:
+    """A `TokenIssuer` whose tokens are random words that it remembers. For tests, and one process.
+
+    Args:
+        lifetime: of a token.
+        clock: by which it ends.
+    """
+
+    def __init__(self, *, lifetime: timedelta = timedelta(hours=1), clock: Clock = utc_now) -> None:
+        self._lifetime = lifetime
+        self._clock = clock
+        self._issued: dict[str, TokenClaims] = {}
+
+    def issue(self, user: User) -> IssuedToken:
+        token = secrets.token_urlsafe(32)
+        self._issued[token] = TokenClaims(
+            user_id=user.id,
+            token_epoch=user.token_epoch,
+            expires_at=self._clock() + self._lifetime,
+            token_id=secrets.token_hex(8),
+        )
+        return IssuedToken(token, round(self._lifetime.total_seconds()))
+
+    def verify(self, token: str) -> TokenClaims:
+        claims = self._issued.get(token)
+        if claims is None or claims.expires_at <= self._clock():
+            raise InvalidTokenError
+        return claims
+
+
+class UnlimitedAttempts:
+    """An `AttemptLimiter` that lets everybody guess. For tests."""
+
+    def count(self, username: str, address: str) -> bool:  # noqa: ARG002 - the port's
+        return True
+
+    def forgive(self, username: str, address: str, *, was_known: bool) -> None:
+        pass
 
 
 def _encoded(text: str) -> bytes:

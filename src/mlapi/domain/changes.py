@@ -9,7 +9,14 @@ from datetime import datetime
 
 import attrs
 
-from mlapi.domain.errors import InvalidFieldsError, UserExistsError, UserNotFoundError
+from mlapi.domain.credentials import USE_RECORDED_EVERY, ApiKey, ApiKeyId
+from mlapi.domain.errors import (
+    ApiKeyNotFoundError,
+    InvalidFieldsError,
+    PasswordChangedError,
+    UserExistsError,
+    UserNotFoundError,
+)
 from mlapi.domain.model import (
     EncryptedPassword,
     User,
@@ -82,13 +89,100 @@ class SetEnabled:
 
 
 @attrs.frozen(kw_only=True)
+class EndTokens:
+    """End every token that a user has been given so far. His API keys stay."""
+
+    user_id: UserId
+    at: datetime = attrs.field(converter=to_utc)
+    token_epoch: str = attrs.field(factory=new_token_epoch, repr=False)
+
+    def applied_to(self, user: User) -> User:
+        return attrs.evolve(user, updated_datetime=self.at, token_epoch=self.token_epoch)
+
+
+@attrs.frozen(kw_only=True)
+class ChangePassword:
+    """Another password, which ends every token.
+
+    ``replacing`` is the stored password that whoever asks has proved to know: if it is not the user's any more, this is
+    refused, as a manager may have set another one just because the old one is known to a thief. None asks nothing.
+    """
+
+    user_id: UserId
+    password: EncryptedPassword
+    replacing: EncryptedPassword | None
+    at: datetime = attrs.field(converter=to_utc)
+    token_epoch: str = attrs.field(factory=new_token_epoch, repr=False)
+
+    def applied_to(self, user: User) -> "User | PasswordChangedError":
+        if user.password == self.password:
+            return user  # this very change was applied before
+        if self.replacing not in {None, user.password}:
+            return PasswordChangedError(user.id)
+        return attrs.evolve(user, password=self.password, updated_datetime=self.at, token_epoch=self.token_epoch)
+
+
+@attrs.frozen(kw_only=True)
+class Reencrypt:
+    """The same password, stored better: a newer scheme or key. Nothing of the user is seen to change.
+
+    Does nothing if the stored password is not ``replacing`` any more; that is no error, as there is no hurry.
+    """
+
+    user_id: UserId
+    password: EncryptedPassword
+    replacing: EncryptedPassword
+
+    def applied_to(self, user: User) -> User:
+        return attrs.evolve(user, password=self.password) if user.password == self.replacing else user
+
+
+@attrs.frozen(kw_only=True)
 class Remove:
-    """Remove a user for good. The id is never given to anybody else."""
+    """Remove a user for good, with his API keys. The id is never given to anybody else."""
 
     user_id: UserId
 
 
-Change = Register | SetEnabled | Remove
-Refusal = UserExistsError | UserNotFoundError
-Outcome = User | Refusal
-"""The user as the change left it (for `Remove`: as it was), or the error that refuses this change alone."""
+@attrs.frozen(kw_only=True)
+class AddApiKey:
+    """A new API key of a user."""
+
+    key: ApiKey
+
+    @property
+    def user_id(self) -> UserId:
+        return self.key.user_id
+
+
+@attrs.frozen(kw_only=True)
+class RemoveApiKey:
+    key_id: ApiKeyId
+
+
+@attrs.frozen(kw_only=True)
+class RecordApiKeyUse:
+    """When a key was used last; does nothing within `USE_RECORDED_EVERY` after the last record."""
+
+    key_id: ApiKeyId
+    at: datetime = attrs.field(converter=to_utc)
+
+    @property
+    def unless_since(self) -> datetime:
+        """A use that was recorded after this is recent enough."""
+        return self.at - USE_RECORDED_EVERY
+
+    def applied_to(self, key: ApiKey) -> ApiKey:
+        if key.last_used_datetime is not None and key.last_used_datetime > self.unless_since:
+            return key
+        return attrs.evolve(key, last_used_datetime=self.at)
+
+
+UserUpdate = SetEnabled | EndTokens | ChangePassword | Reencrypt
+"""What changes a user who is there; ``applied_to`` says into what."""
+UserChange = Register | UserUpdate | Remove
+ApiKeyChange = AddApiKey | RemoveApiKey | RecordApiKeyUse
+Change = UserChange | ApiKeyChange
+Refusal = UserExistsError | UserNotFoundError | PasswordChangedError | ApiKeyNotFoundError
+Outcome = User | ApiKey | Refusal
+"""The user or the key as the change left it (for removals: as it was), or the error that refuses this change alone."""

@@ -4,6 +4,12 @@ MlapiError
 ├── InvalidFieldsError            fields that break a rule, each named
 ├── UserExistsError               the canonical username is taken
 ├── UserNotFoundError             no user has this id
+├── PasswordChangedError          somebody else has set the password meanwhile
+├── ApiKeyNotFoundError           no API key has this id
+├── InvalidCredentialsError       no such user, or not his password
+├── InvalidTokenError             a token or an API key that lets nobody in (any more)
+├── UserDisabledError             the credentials are right, and the user is shut out
+├── TooManyAttemptsError          guessing is slow: come again later
 ├── RepositoryUnavailableError    this cannot be served now; try again
 └── ConfigurationError            what an operator must mend before a start
 """
@@ -66,6 +72,54 @@ class UserNotFoundError(MlapiError):
 
     def __str__(self) -> str:
         return f"there is no user {self.user_id}"
+
+
+@attrs.frozen
+class PasswordChangedError(MlapiError):
+    user_id: int
+
+    def __str__(self) -> str:
+        return f"the password of user {self.user_id} has changed meanwhile"
+
+
+@attrs.frozen
+class ApiKeyNotFoundError(MlapiError):
+    key_id: str
+
+    def __str__(self) -> str:
+        return "there is no such API key"
+
+
+class InvalidCredentialsError(MlapiError):
+    """Says no more: who asks must not learn which users there are."""
+
+    def __str__(self) -> str:
+        return "no such user, or not his password"
+
+
+class InvalidTokenError(MlapiError):
+    """Says no more: who forges must not learn how far he came."""
+
+    def __str__(self) -> str:
+        return "a token or an API key that lets nobody in"
+
+
+@attrs.frozen
+class UserDisabledError(MlapiError):
+    user_id: int
+
+    def __str__(self) -> str:
+        return f"user {self.user_id} is shut out"
+
+
+@attrs.frozen
+class TooManyAttemptsError(MlapiError):
+    """``retry_after`` is in seconds, 1 or more."""
+
+    retry_after: int
+
+    def __str__(self) -> str:
+        return f"too many attempts: come again in {self.retry_after} seconds"
 
 
 @attrs.frozen

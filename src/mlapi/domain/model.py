@@ -71,6 +71,21 @@ class User:
     updated_datetime: datetime = attrs.field(converter=to_utc)
     token_epoch: str = attrs.field(repr=False)
 
+    @property
+    def is_authenticated(self) -> bool:
+        """True, as in a request a `User` is who was let in. Django, Starlette and Flask-Login ask by this name."""
+        return True
+
+    @property
+    def display_name(self) -> str:
+        """Starlette's name for the username."""
+        return self.username
+
+    @property
+    def identity(self) -> str:
+        """Starlette's name for the id, as text."""
+        return str(self.id)
+
 
 def canonical_username(username: str) -> UsernameKey:
     """The form in which usernames are compared: NFKC, case-folded, NFKC again.
@@ -91,10 +106,10 @@ def _canonical(username: str) -> UsernameKey:
 
 def username_problem(username: object) -> str | None:
     """What is wrong with a username, or None."""
-    problem = _text_problem(username, USERNAME_MAX)
+    problem = text_problem(username, USERNAME_MAX)
     if problem is not None or not isinstance(username, str):
         return problem
-    if _has_hidden(username):
+    if has_hidden(username):
         return "must hold no control, invisible or unassigned characters"
     key = _canonical(username)
     # Some characters become a space and a mark when normalised, so both forms are looked at.
@@ -109,10 +124,10 @@ def email_problem(email: object) -> str | None:
     """What is wrong with an e-mail address, or None. Form only: whether it exists is for a message to find out."""
     if isinstance(email, str) and len(email) <= EMAIL_MAX and _PLAIN_EMAIL.fullmatch(email):
         return None
-    problem = _text_problem(email, EMAIL_MAX)
+    problem = text_problem(email, EMAIL_MAX)
     if problem is not None or not isinstance(email, str):
         return problem
-    if _has_hidden(email) or any(character.isspace() for character in email):
+    if has_hidden(email) or any(character.isspace() for character in email):
         return "must hold no white space, control or invisible characters"
     local, at, domain = email.rpartition("@")
     labels = domain.split(".")
@@ -136,7 +151,7 @@ class PasswordPolicy:
 
     def problem(self, password: object) -> str | None:
         """What is wrong with a password, or None."""
-        problem = _text_problem(password, PASSWORD_MAX)
+        problem = text_problem(password, PASSWORD_MAX)
         if problem is not None or not isinstance(password, str):
             return problem
         if len(password) < self.min_length:
@@ -160,7 +175,8 @@ def _is_domain_label(label: str) -> bool:
     )
 
 
-def _text_problem(value: object, longest: int) -> str | None:
+def text_problem(value: object, longest: int) -> str | None:
+    """What is wrong with any text of ours, or None; ``longest`` is in characters."""
     if not isinstance(value, str):
         return "must be a string"
     if not value:
@@ -172,7 +188,7 @@ def _text_problem(value: object, longest: int) -> str | None:
     return None
 
 
-def _has_hidden(text: str) -> bool:
+def has_hidden(text: str) -> bool:
     """Whether a character of it is a control, format, private or unassigned one, a line separator, or draws nothing."""
     if text.isascii():
         return not text.isprintable()

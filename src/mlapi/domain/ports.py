@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Protocol
 
 from mlapi.domain.changes import Change, Outcome
+from mlapi.domain.credentials import ApiKey, Holder, IssuedToken, Subject, TokenClaims
 from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey
 
 
@@ -40,6 +41,35 @@ class UserRepository(Protocol):
         """Return at most ``limit`` users with an id above ``after``, by rising id (a keyset page; begin with 0)."""
         ...
 
+    def count(self) -> int:
+        """Return how many users there are."""
+        ...
+
+    @property
+    def is_local(self) -> bool:
+        """Whether `holders` is answered in microseconds, by no other machine: an event loop may wait for that."""
+        ...
+
+    def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:
+        """Return for each subject who stands behind it, or None for nobody.
+
+        For a `UserId` that is the user, for an `ApiKeyId` the key with its user. What was acknowledged before the call,
+        by whichever process, is seen.
+
+        Args:
+            subjects: in any order, none or many times.
+            at_once: of a local repository, raise where it would have to wait: for a lock, or to be opened first.
+        """
+        ...
+
+    def api_keys(self, user_id: UserId) -> list[ApiKey]:
+        """Return the API keys of a user, the oldest first.
+
+        Raises:
+            UserNotFoundError: if no user has this id.
+        """
+        ...
+
     def check(self) -> None:
         """Return if a transaction that writes can begin now; raise `RepositoryUnavailableError` if not."""
         ...
@@ -57,15 +87,68 @@ class PasswordCipher(Protocol):
         """Return what to store. Equal passwords give different values."""
         ...
 
-    def matches(self, password: str, encrypted: EncryptedPassword) -> bool:
-        """Whether ``encrypted`` was made of ``password``, at the same cost for yes and no.
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        """Whether ``encrypted`` was made of ``password``, at the same cost for yes, no, and None: nobody's password.
 
         A value that cannot be read (wrong key, damage) matches nothing; it is logged, and nothing is raised.
         """
         ...
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Whether `encrypt` would now make a better value: a newer scheme, key or cost."""
+        """Whether `encrypt` would now make a better value: a newer scheme, key, salt or cost."""
+        ...
+
+    def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
+        """Return the same under the newest key, which takes no password; None if it is so already or is unreadable."""
+        ...
+
+
+class TokenIssuer(Protocol):
+    """Makes tokens and knows its own again."""
+
+    def issue(self, user: User) -> IssuedToken:
+        """Return a new token that carries the user's id and token epoch."""
+        ...
+
+    def verify(self, token: str) -> TokenClaims:
+        """Return what a token says. Asks no users: whether it lets anybody in is for `mlapi.domain.credentials.admit`.
+
+        Raises:
+            InvalidTokenError: if this issuer has not made it to the letter, or its time is over.
+        """
+        ...
+
+
+class AttemptLimiter(Protocol):
+    """Makes guessing slow. Raises `RepositoryUnavailableError` where it cannot count."""
+
+    def count(self, username: str, address: str) -> bool:
+        """Count one attempt to log in, before anything else is done about it; return whether the address is known.
+
+        It is if the name was logged in from there before. Then the attempt is counted for the address alone.
+
+        Args:
+            username: in whatever form the attempts shall be counted by; nobody needs to have it.
+            address: where the attempt comes from.
+
+        Raises:
+            TooManyAttemptsError: if there were too many.
+        """
+        ...
+
+    def forgive(self, username: str, address: str, *, was_known: bool) -> None:
+        """Take back a counted attempt that was right, and remember that this name comes from this address.
+
+        ``was_known`` is what `count` has returned for it.
+        """
+        ...
+
+
+class KeyUses(Protocol):
+    """Where the uses of API keys are noted."""
+
+    def __call__(self, key: ApiKey, at: datetime) -> None:
+        """Note that a key was used, without a wait for the database."""
         ...
 
 

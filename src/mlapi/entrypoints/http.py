@@ -5,26 +5,42 @@ Importing this builds routes and no more. Configuration is read and the database
 
 import gc
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager, suppress
 from http import HTTPStatus
+from typing import ParamSpec, TypeVar
 
 import attrs
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
+from starlette.requests import Request
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi import __version__
-from mlapi.bootstrap import GroupCommit, group_commit, open_service
+from mlapi.access import Access, AsyncGuard, LogIn, Proven
+from mlapi.bootstrap import GroupCommit, async_guard, group_commit, in_memory_access, open_service
 from mlapi.config import load_settings
-from mlapi.domain.changes import Register, Remove
-from mlapi.domain.errors import ConfigurationError, MlapiError, RepositoryUnavailableError
+from mlapi.domain.changes import Remove, RemoveApiKey
+from mlapi.domain.credentials import ApiKeyId, looks_like_api_key
+from mlapi.domain.errors import (
+    InvalidTokenError,
+    RepositoryUnavailableError,
+    UserDisabledError,
+    UserNotFoundError,
+)
+from mlapi.domain.model import User
 from mlapi.entrypoints import wire
-from mlapi.entrypoints.management import REGISTRATION_PATH, Caller, Management
+from mlapi.entrypoints.asgi import (
+    ByMethod,
+    Endpoint,
+    ManagersOnly,
+    NothingSecretLogged,
+    OneLineStartupRefusal,
+    fail,
+    refuse_http,
+)
+from mlapi.entrypoints.management import REGISTRATION_PATH, TOKEN_IN_PATH, Caller, Management, Network
 from mlapi.entrypoints.threads import Threads, cores
 from mlapi.service import Users
 
@@ -38,30 +54,58 @@ READING_PATIENCE = 9.0
 
 _logger = logging.getLogger("mlapi")
 
+P = ParamSpec("P")
+T = TypeVar("T")
 
-def create_app(users: Users | None = None, management: Management | None = None) -> Starlette:
+
+def create_app(
+    users: Users | None = None,
+    management: Management | None = None,
+    access: Access | None = None,
+    *,
+    trusted_proxies: Sequence[Network] = (),
+    token_in_path: bool = True,
+) -> Starlette:
     """Return the service as an ASGI application.
 
     Args:
         users: served as they are, and nothing is read: for tests and hosts. Without it, the application reads the
-            configuration when it starts, and opens and closes the database.
-        management: who may manage; by default programs on this machine. Goes with ``users``.
+            configuration when it starts, and opens and closes the database. The other arguments go with it.
+        management: who may manage; by default programs on this machine.
+        access: how users are let in; by default with tokens that end with this process.
+        trusted_proxies: whose ``X-Forwarded-For`` is believed.
+        token_in_path: whether ``GET /token_status/<token>`` is served, for clients that know no other.
     """
     app = Starlette(
         routes=[
             Route("/toggle-user-permission/{user_id}/{permission}", Endpoint(toggle_user_permission), methods=["PUT"]),
             Route(REGISTRATION_PATH, Endpoint(register_user), methods=["POST"]),
             Route("/remove-user/{user_id}", Endpoint(remove_user), methods=["DELETE"]),
+            Route("/token", Endpoint(token), methods=["POST"]),
+            Route("/token_status", Endpoint(token_status), methods=["GET"]),
+            Route(TOKEN_IN_PATH + "{token:path}", Endpoint(token_status_of_path), methods=["GET"]),
+            Route("/users/me/password", Endpoint(change_password), methods=["PUT"]),
+            Route("/users/me/tokens", Endpoint(end_own_tokens), methods=["DELETE"]),
+            Route("/users/{user_id}/password", Endpoint(set_password), methods=["PUT"]),
+            Route("/users/{user_id}/tokens", Endpoint(end_tokens), methods=["DELETE"]),
+            Route(
+                "/users/{user_id}/keys",
+                ByMethod(GET=Endpoint(api_keys), POST=Endpoint(add_api_key)),
+                methods=["GET", "POST"],
+            ),
+            Route("/keys/{key_id}", Endpoint(remove_api_key), methods=["DELETE"]),
             Route("/health/live", Endpoint(live), methods=["GET"]),
             Route("/health/ready", Endpoint(ready), methods=["GET"]),
         ],
-        middleware=[Middleware(OneLineStartupRefusal), Middleware(ManagersOnly)],
-        exception_handlers={HTTPException: refuse_http, Exception: _fail},
+        middleware=[Middleware(OneLineStartupRefusal), Middleware(NothingSecretLogged), Middleware(ManagersOnly)],
+        exception_handlers={HTTPException: refuse_http, Exception: fail},
         lifespan=_configured if users is None else _given,
     )
     app.router.redirect_slashes = False  # a redirect would name a host that the client has chosen
     if users is not None:
-        _serve(app, users, management or Management())
+        access = in_memory_access(users) if access is None else access
+        service = Service.of(users, access, trusted_proxies=trusted_proxies, token_in_path=token_in_path)
+        _serve(app, service, management or Management())
     return app
 
 
@@ -72,7 +116,9 @@ async def register_user(request: Request) -> wire.Answer:
     service = _service(request)
     wire.check_content(request.scope["headers"])
     body = wire.registration(await wire.read_body(request.stream()))
-    change = await service.prepare_registration(body)
+    change = await service.hash(
+        service.users.prepare_registration, username=body.username, password=body.password, email=body.email
+    )
     return wire.registered(await service.changes.apply(change))
 
 
@@ -88,6 +134,86 @@ async def remove_user(request: Request) -> wire.Answer:
     service = _service(request)
     user_id = wire.user_id(request.path_params["user_id"])
     return wire.removed(await service.changes.apply(Remove(user_id=user_id)))
+
+
+async def token(request: Request) -> wire.Answer:
+    service = _service(request)
+    body = await _body(request, wire.LogIn)
+    proven = await service.prove(body.username, body.password, request)
+    if proven.upgrade is not None:
+        with suppress(UserNotFoundError, RepositoryUnavailableError):  # then at the next log-in
+            await service.changes.apply(proven.upgrade)
+    await service.conclude(proven)
+    return wire.token_issued(service.access.log_ins.issue(proven))
+
+
+async def token_status(request: Request) -> wire.Answer:
+    return await _status_of(request, wire.bearer(request.scope["headers"]))
+
+
+async def token_status_of_path(request: Request) -> wire.Answer:
+    if not _service(request).token_in_path:
+        raise HTTPException(HTTPStatus.NOT_FOUND)
+    return await _status_of(request, request.path_params["token"])
+
+
+async def _status_of(request: Request, credential: str) -> wire.Answer:
+    try:
+        return wire.token_valid(await _service(request).guard.check(credential))
+    except UserDisabledError:
+        raise InvalidTokenError from None
+
+
+async def change_password(request: Request) -> wire.Answer:
+    service = _service(request)
+    user = await _user_with_token(request)
+    body = await _body(request, wire.ChangePassword)
+    service.users.check_password(body.new, field="new")
+    proven = await service.prove(user.username, body.current, request)
+    change = await service.hash(service.access.log_ins.prepare_change, proven, body.new)
+    changed = await service.changes.apply(change)
+    await service.conclude(proven)
+    return wire.password_changed(changed)
+
+
+async def end_own_tokens(request: Request) -> wire.Answer:
+    service = _service(request)
+    user = await _user_with_token(request)
+    return wire.tokens_ended(await service.changes.apply(service.users.prepare_end_tokens(user_id=user.id)))
+
+
+async def set_password(request: Request) -> wire.Answer:
+    service = _service(request)
+    user_id = wire.user_id(request.path_params["user_id"])
+    body = await _body(request, wire.SetPassword)
+    service.users.check_password(body.password)
+    change = await service.hash(service.users.prepare_password, user_id=user_id, password=body.password)
+    return wire.password_changed(await service.changes.apply(change))
+
+
+async def end_tokens(request: Request) -> wire.Answer:
+    service = _service(request)
+    user_id = wire.user_id(request.path_params["user_id"])
+    return wire.tokens_ended(await service.changes.apply(service.users.prepare_end_tokens(user_id=user_id)))
+
+
+async def add_api_key(request: Request) -> wire.Answer:
+    service = _service(request)
+    user_id = wire.user_id(request.path_params["user_id"])
+    body = await _body(request, wire.AddApiKey)
+    change, secret = service.users.prepare_api_key(user_id=user_id, name=body.name, expires=body.expires_at)
+    return wire.api_key_added(await service.changes.apply(change), secret)
+
+
+async def api_keys(request: Request) -> wire.Answer:
+    service = _service(request)
+    user_id = wire.user_id(request.path_params["user_id"])
+    return wire.api_keys(await service.reading.run(service.users.api_keys, user_id))
+
+
+async def remove_api_key(request: Request) -> wire.Answer:
+    key_id = ApiKeyId(request.path_params["key_id"])
+    return wire.api_key_removed(await _service(request).changes.apply(RemoveApiKey(key_id=key_id)))
 
 
 async def live(_request: Request) -> wire.Answer:
@@ -110,39 +236,71 @@ class Service:
     """What the endpoints of one application use."""
 
     users: Users
+    access: Access
+    guard: AsyncGuard
     changes: GroupCommit
     hashing: Threads
     """Its own: it must not wait for a database."""
     reading: Threads
+    """For the questions of log-ins and managers."""
+    trusted_proxies: Sequence[Network]
+    token_in_path: bool
+    _opened: ExitStack
 
     @classmethod
-    def of(cls, users: Users) -> "Service":
+    def of(
+        cls, users: Users, access: Access, *, trusted_proxies: Sequence[Network] = (), token_in_path: bool = True
+    ) -> "Service":
+        opened = ExitStack()
         return cls(
             users=users,
+            access=access,
+            guard=opened.enter_context(async_guard(access.guard)),
             changes=group_commit(users),
             hashing=Threads(cores(), queue=HASHING_QUEUE, patience=HASHING_PATIENCE),
             reading=Threads(READING_THREADS, queue=1_000, patience=READING_PATIENCE),
+            trusted_proxies=trusted_proxies,
+            token_in_path=token_in_path,
+            opened=opened,
         )
 
-    async def prepare_registration(self, body: wire.RegisterUser) -> Register:
-        fields = {"username": body.username, "password": body.password, "email": body.email}
+    async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call what runs the cipher."""
         if self.users.cipher.is_costly:
-            return await self.hashing.run(self.users.prepare_registration, **fields)
-        return self.users.prepare_registration(**fields)  # a thread would cost more than it saves
+            return await self.hashing.run(function, *args, **kwargs)
+        return function(*args, **kwargs)  # a thread would cost more than it saves
+
+    async def prove(self, username: str, password: str, request: Request) -> Proven:
+        """Count an attempt to log in, and return it if the password is right."""
+        address = Caller.of_asgi(request.scope).address(self.trusted_proxies)
+        log_ins = self.access.log_ins
+        attempt: LogIn = await self.reading.run(log_ins.begin, username=username, address=address)
+        return await self.hash(log_ins.compare, attempt, password)
+
+    async def conclude(self, proven: Proven) -> None:
+        await self.reading.run(self.access.log_ins.conclude, proven)
 
     def close(self) -> None:
         self.hashing.close()
         self.reading.close()
         self.changes.close()
+        self._opened.close()
 
 
 @asynccontextmanager
 async def _configured(app: Starlette) -> AsyncIterator[None]:
     """The life of an application that reads the configuration."""
     _log_to_stderr()
-    with open_service(load_settings()) as (users, settings):
+    with open_service(load_settings()) as opened:
+        settings = opened.settings
         management = Management.of(settings)
-        _serve(app, users, management)
+        service = Service.of(
+            opened.users,
+            opened.access,
+            trusted_proxies=settings.http.trusted_networks,
+            token_in_path=not settings.is_production,
+        )
+        _serve(app, service, management)
         _logger.info("mlapi %s, profile %s", __version__, settings.profile)
         _logger.info("%s", management)
         _settle_garbage_collection()
@@ -169,9 +327,9 @@ def _settle_garbage_collection() -> None:
     gc.set_threshold(20_000, 10, 10)
 
 
-def _serve(app: Starlette, users: Users, management: Management) -> None:
+def _serve(app: Starlette, service: Service, management: Management) -> None:
     app.state.management = management
-    app.state.service = Service.of(users)
+    app.state.service = service
 
 
 def _log_to_stderr() -> None:
@@ -183,114 +341,22 @@ def _log_to_stderr() -> None:
         _logger.setLevel(logging.INFO)
 
 
-# --- around the endpoints
-
-
-class Endpoint:
-    """An endpoint as an ASGI application: a function from a request to an answer, or to an error that refuses it."""
-
-    def __init__(self, function: Callable[[Request], Awaitable[wire.Answer]]) -> None:
-        self._function = function
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive)
-        try:
-            answer = await self._function(request)
-        except MlapiError as error:
-            answer = _refusal(request, error)
-        except ClientDisconnect:
-            return
-        await _send(answer, send)
-
-
-class ManagersOnly:
-    """Refuses before routing whoever may not go on to a path, by ``app.state.management``."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            try:
-                scope["app"].state.management.check(Caller.of_asgi(scope))
-            except MlapiError as error:
-                await _send(wire.refused(error), send)
-                return
-        await self._app(scope, receive, send)
-
-
-class OneLineStartupRefusal:
-    """Tells the server of a `ConfigurationError` in one line, where Starlette would send a traceback."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            await self._app(scope, receive, send)
-            return
-
-        failure: Message | None = None
-
-        async def hold_back_failure(message: Message) -> None:
-            nonlocal failure
-            if message["type"] == "lifespan.startup.failed":
-                failure = message
-            else:
-                await send(message)
-
-        try:
-            await self._app(scope, receive, hold_back_failure)
-        except ConfigurationError as error:
-            await send({"type": "lifespan.startup.failed", "message": f"mlapi: {error}"})
-        except BaseException:
-            if failure is not None:
-                await send(failure)
-            raise
-
-
 def _service(request: Request) -> Service:
     service: Service = request.scope["app"].state.service
     return service
 
 
-async def _send(answer: wire.Answer, send: Send) -> None:
-    headers = [
-        (b"content-type", b"application/json"),
-        (b"content-length", b"%d" % len(answer.body)),
-        *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers),
-    ]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+async def _body(request: Request, shape: type[T]) -> T:
+    wire.check_content(request.scope["headers"])
+    return wire.decode(await wire.read_body(request.stream()), shape)
 
 
-def _refusal(request: Request, error: MlapiError) -> wire.Answer:
-    if isinstance(error, RepositoryUnavailableError | ConfigurationError):
-        _logger.warning("%s %s: %s", request.method, request.url.path, error)
-    return wire.refused(error)
-
-
-# --- for applications of other frameworks that are built on Starlette
-
-
-def respond(answer: wire.Answer) -> Response:
-    return Response(answer.body, answer.status, dict(answer.headers), media_type="application/json")
-
-
-async def refuse(request: Request, error: Exception) -> Response:
-    """Exception handler for `MlapiError`."""
-    assert isinstance(error, MlapiError)  # noqa: S101 - it is registered for no other
-    return respond(_refusal(request, error))
-
-
-async def refuse_http(_request: Request, error: Exception) -> Response:
-    """Exception handler for Starlette's ``HTTPException``: no such path, no such method."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for no other
-    return respond(wire.failed(error.status_code, tuple((error.headers or {}).items())))
-
-
-async def _fail(_request: Request, _error: Exception) -> Response:
-    return respond(wire.failed(HTTPStatus.INTERNAL_SERVER_ERROR))
+async def _user_with_token(request: Request) -> User:
+    """Return the user who has logged in. An API key is for the model, and not to take its user over with."""
+    credential = wire.bearer(request.scope["headers"])
+    if looks_like_api_key(credential):
+        raise InvalidTokenError
+    return await _service(request).guard.check(credential)
 
 
 app = create_app()

@@ -7,7 +7,7 @@ import hashlib
 import hmac
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -16,8 +16,12 @@ import attrs
 from mlapi.config import Settings
 from mlapi.entrypoints.wire import AdminTokenRequiredError, Headers, ManagementRefusedError, wsgi_headers
 
-OPEN_PATHS = frozenset({"/health/live", "/health/ready"})
-"""Open to all, always."""
+OPEN_PATHS = frozenset(
+    {"/health/live", "/health/ready", "/token", "/token_status", "/users/me/password", "/users/me/tokens"}
+)
+"""Not for managers: open to all, or to whoever shows there that he is a user."""
+TOKEN_IN_PATH = "/token_status/"  # noqa: S105 - a path
+"""What begins so is not for managers either: a token follows."""
 REGISTRATION_PATH = "/register-user"
 """Open to all unless registration is closed."""
 
@@ -31,6 +35,11 @@ _PROXY_HEADER = re.compile(
 )
 # Names that every client sends: looked at first, as the pattern above costs some.
 _HARMLESS = frozenset({b"user-agent", b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type"})
+_UNKNOWN = "unknown"
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
 _LOCAL_HOST = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 
 
@@ -68,6 +77,35 @@ class Caller:
             http_version=environ["SERVER_PROTOCOL"].removeprefix("HTTP/"),
             headers=wsgi_headers(environ),
         )
+
+    def address(self, trusted: Sequence[Network] = ()) -> str:
+        """Return the address that the request comes from, as far as it can be known.
+
+        ``X-Forwarded-For`` is believed from trusted proxies alone; its addresses are gone through from the last, which
+        the proxy nearest to us has added, to the first that is no trusted proxy's. A server such as uvicorn may have
+        put an address of that header in the place of its client's, for it believes whoever is on this machine. Who
+        that was cannot be known then, and ``unknown`` stands for all of them, unless proxies are trusted.
+        """
+        forwarded = [
+            entry.strip().decode("latin-1")
+            for name, value in self.headers
+            if name == b"x-forwarded-for"
+            for entry in value.split(b",")
+        ]
+        was_replaced = bool(self.client) and any(self.client in entry for entry in forwarded)
+        if not was_replaced and not _is_among(self.client, trusted):
+            return self.client
+        passed, nearest = [], _UNKNOWN if was_replaced else self.client
+        for entry in reversed(forwarded if trusted else []):
+            address = _address_in(entry)
+            if address is None:
+                break
+            nearest = str(address)
+            passed.append(address)
+            if not _is_among(nearest, trusted):
+                break
+        # What the server has chosen is among those that were passed, or it was chosen by nobody whom we trust.
+        return nearest if not was_replaced or _parsed(self.client) in passed else _UNKNOWN
 
 
 def _digest(token: str | None) -> bytes | None:
@@ -118,6 +156,8 @@ class Management:
         """
         if caller.path in OPEN_PATHS or (caller.path == REGISTRATION_PATH and self.registration_open):
             return
+        if caller.path.startswith(TOKEN_IN_PATH):
+            return
         if self._token_digest is not None:
             if not _carries(caller, self._token_digest):
                 raise AdminTokenRequiredError
@@ -161,9 +201,28 @@ def _is_of_this_machine(caller: Caller) -> bool:
 
 @lru_cache(maxsize=1024)
 def _is_loopback(address: str) -> bool:
+    parsed = _parsed(address)
+    return parsed is not None and parsed.is_loopback
+
+
+def _is_among(address: str, networks: Sequence[Network]) -> bool:
+    parsed = _parsed(address)
+    return parsed is not None and any(parsed in network for network in networks)
+
+
+def _address_in(entry: str) -> Address | None:
+    """Return the address of an entry of ``X-Forwarded-For``, which may be in brackets and have a port."""
+    bare = entry.strip()
+    if bare.startswith("["):
+        return _parsed(bare[1:].partition("]")[0])
+    return _parsed(bare) or _parsed(bare.rpartition(":")[0])
+
+
+def _parsed(address: str) -> Address | None:
+    """Return an address, one of IPv4 as such also where it is mapped into IPv6."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
-        return False
+        return None
     mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return (mapped or parsed).is_loopback
+    return mapped or parsed

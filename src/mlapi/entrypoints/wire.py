@@ -4,18 +4,26 @@ import json
 import re
 from collections.abc import AsyncIterable, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 from http import HTTPStatus
 from typing import Any, NoReturn, TypeVar
 
 import attrs
 import msgspec
 
+from mlapi.domain.credentials import ApiKey, IssuedToken
 from mlapi.domain.errors import (
+    ApiKeyNotFoundError,
     ConfigurationError,
     FieldProblem,
+    InvalidCredentialsError,
     InvalidFieldsError,
+    InvalidTokenError,
     MlapiError,
+    PasswordChangedError,
     RepositoryUnavailableError,
+    TooManyAttemptsError,
+    UserDisabledError,
     UserExistsError,
     UserNotFoundError,
 )
@@ -30,15 +38,46 @@ Headers = Sequence[tuple[bytes, bytes]]
 T = TypeVar("T")
 
 
-class RegisterUser(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What a request says. Never shown: there may be a password in it."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(...)"
+
+
+class RegisterUser(Body, frozen=True, forbid_unknown_fields=True):
     """The body of ``POST /register-user``."""
 
     username: str
     password: str
     email: str
 
-    def __repr__(self) -> str:
-        return "RegisterUser(...)"  # a password is in it
+
+class LogIn(Body, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /token``."""
+
+    username: str
+    password: str
+
+
+class ChangePassword(Body, frozen=True, forbid_unknown_fields=True):
+    """The body of ``PUT /users/me/password``."""
+
+    current: str
+    new: str
+
+
+class SetPassword(Body, frozen=True, forbid_unknown_fields=True):
+    """The body of ``PUT /users/<id>/password``."""
+
+    password: str
+
+
+class AddApiKey(Body, frozen=True, forbid_unknown_fields=True):
+    """The body of ``POST /users/<id>/keys``."""
+
+    name: str
+    expires_at: datetime | None = None
 
 
 @attrs.frozen
@@ -193,6 +232,32 @@ def user_id(text: str) -> UserId:
     return UserId(int(digits) if len(digits) <= _DIGITS_MAX else 10**_DIGITS_MAX)
 
 
+def bearer(headers: Headers) -> str:
+    """Return the token or the API key that a request shows (RFC 6750, 2.1).
+
+    Raises:
+        InvalidTokenError: unless there is exactly one header Authorization, of the scheme Bearer.
+    """
+    shown = ""
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, credential = value.strip(b" \t").partition(b" ")
+            if shown or scheme.lower() != b"bearer" or not credential or not credential.isascii():
+                raise InvalidTokenError
+            shown = credential.decode("ascii")
+    if not shown:
+        raise InvalidTokenError
+    return shown
+
+
+def without_credentials(path: str) -> str:
+    """Return a path as it may be written into a log: tokens and API keys in it are left out."""
+    if _TOKEN_PATH not in path and "eyJ" not in path and "mlapi_" not in path:
+        return path
+    head, separator, _ = path.partition(_TOKEN_PATH)
+    return _CREDENTIAL.sub(_LEFT_OUT, head) + (f"{separator}{_LEFT_OUT}" if separator else "")
+
+
 def permission(text: str) -> bool:
     """Return the flag in a path.
 
@@ -219,6 +284,37 @@ def removed(_user: User) -> Answer:
     return _answer(HTTPStatus.OK, "User deleted successfully")
 
 
+def token_issued(issued: IssuedToken) -> Answer:
+    body = {"token": issued.token, "token_type": "bearer", "expires_in": issued.expires_in}
+    return Answer(HTTPStatus.OK, msgspec.json.encode(body), _NOT_STORED)
+
+
+def token_valid(_user: User) -> Answer:
+    return _answer(HTTPStatus.OK, "Token is valid")
+
+
+def password_changed(_user: User) -> Answer:
+    return Answer(HTTPStatus.NO_CONTENT, b"")
+
+
+def tokens_ended(user: User) -> Answer:
+    return _answer(HTTPStatus.OK, "Tokens ended successfully", user_id=user.id)
+
+
+def api_key_added(key: ApiKey, secret: str) -> Answer:
+    """The only answer that ever shows what the bearer of a key sends."""
+    body = {"message": "Key created successfully", "key": secret, **_shown(key)}
+    return Answer(HTTPStatus.CREATED, msgspec.json.encode(body), _NOT_STORED)
+
+
+def api_keys(keys: Sequence[ApiKey]) -> Answer:
+    return Answer(HTTPStatus.OK, msgspec.json.encode({"keys": [_shown(key) for key in keys]}))
+
+
+def api_key_removed(_key: ApiKey) -> Answer:
+    return _answer(HTTPStatus.OK, "Key deleted successfully")
+
+
 def alive() -> Answer:
     return _answer(HTTPStatus.OK, "Alive")
 
@@ -231,6 +327,12 @@ STATUS_OF: dict[type[MlapiError], HTTPStatus] = {
     InvalidFieldsError: HTTPStatus.UNPROCESSABLE_ENTITY,
     UserExistsError: HTTPStatus.CONFLICT,
     UserNotFoundError: HTTPStatus.NOT_FOUND,
+    PasswordChangedError: HTTPStatus.CONFLICT,
+    ApiKeyNotFoundError: HTTPStatus.NOT_FOUND,
+    InvalidCredentialsError: HTTPStatus.UNAUTHORIZED,
+    InvalidTokenError: HTTPStatus.UNAUTHORIZED,
+    UserDisabledError: HTTPStatus.FORBIDDEN,
+    TooManyAttemptsError: HTTPStatus.TOO_MANY_REQUESTS,
     RepositoryUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     ConfigurationError: HTTPStatus.SERVICE_UNAVAILABLE,
     UnreadableBodyError: HTTPStatus.BAD_REQUEST,
@@ -241,30 +343,37 @@ STATUS_OF: dict[type[MlapiError], HTTPStatus] = {
 }
 """The one table from what is raised to what is answered. Total: a test walks every subclass of `MlapiError`."""
 
+_MESSAGE_OF: dict[type[MlapiError], str] = {
+    InvalidFieldsError: "Invalid input",
+    UserExistsError: "User already exists",
+    UserNotFoundError: "User not found",
+    PasswordChangedError: "The password was changed meanwhile, log in again",
+    ApiKeyNotFoundError: "Key not found",
+    InvalidCredentialsError: "Invalid credentials",
+    InvalidTokenError: "Invalid token",
+    UserDisabledError: "User is disabled",
+    TooManyAttemptsError: "Too many attempts, try again later",
+    RepositoryUnavailableError: "Service unavailable, try again",
+    ConfigurationError: "Service unavailable, see its log",
+}
+"""What is said of errors of the core. Those of a request say themselves what is wrong with it."""
+
 
 def refused(error: MlapiError) -> Answer:
     """Return the answer to whatever our code raises on purpose."""
-    message = str(error)
-    headers: list[tuple[str, str]] = []
+    status = STATUS_OF[type(error)]
+    headers: list[tuple[str, str]] = [_ASK_FOR_TOKEN] if status == HTTPStatus.UNAUTHORIZED else []
     more: dict[str, object] = {}
     match error:
         case InvalidFieldsError(problems=problems):
-            message = "Invalid input"
             more["errors"] = [{"field": problem.field, "message": problem.message} for problem in problems]
         case UserExistsError(user_id=holder):
-            message = "User already exists"
             more["user_id"] = holder
-        case UserNotFoundError():
-            message = "User not found"
-        case RepositoryUnavailableError(retry_after=seconds):
-            message = "Service unavailable, try again"
+        case RepositoryUnavailableError(retry_after=seconds) | TooManyAttemptsError(retry_after=seconds):
             headers.append(("Retry-After", str(seconds)))
         case ConfigurationError():  # a database that came after the start, and is not the right one
-            message = "Service unavailable, see its log"
             headers.append(("Retry-After", "10"))
-        case AdminTokenRequiredError():
-            headers.append(("WWW-Authenticate", "Bearer"))
-    return _answer(STATUS_OF[type(error)], message, headers=headers, **more)
+    return _answer(status, _MESSAGE_OF.get(type(error)) or str(error), headers=headers, **more)
 
 
 def failed(status: int, headers: Sequence[tuple[str, str]] = ()) -> Answer:
@@ -275,6 +384,11 @@ def failed(status: int, headers: Sequence[tuple[str, str]] = ()) -> Answer:
 _JSON = re.compile(rb'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE)
 _REGISTER_USER = msgspec.json.Decoder(RegisterUser)
 _CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # RFC 3875, 4.1: without the prefix of the others
+_NOT_STORED = (("Cache-Control", "no-store"),)  # RFC 6749, 5.1: of an answer with a credential in it
+_ASK_FOR_TOKEN = ("WWW-Authenticate", "Bearer")  # RFC 9110, 11.6.1: of every 401
+_TOKEN_PATH = "/token_status/"  # noqa: S105 - a path
+_LEFT_OUT = "left-out"
+_CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi_[0-9a-f][^/]*")
 _QUOTES = 12  # of three keys and three values
 _DIGITS_MAX = 19  # of a signed 64-bit integer
 
@@ -302,7 +416,8 @@ def _field_problems(value: object, shape: type[Any]) -> list[FieldProblem]:
     fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
     for name, field in fields.items():
         if name not in value:
-            problems.append(FieldProblem(name, "is missing"))
+            if field.required:
+                problems.append(FieldProblem(name, "is missing"))
             continue
         try:
             msgspec.convert(value[name], field.type)
@@ -315,4 +430,14 @@ def _field_problems(value: object, shape: type[Any]) -> list[FieldProblem]:
     return problems
 
 
-_NAMES = {str: "a string"}
+_NAMES: dict[object, str] = {str: "a string", datetime | None: "a time as in 2030-01-31T12:00:00Z, or null"}
+
+
+def _shown(key: ApiKey) -> dict[str, object]:
+    return {
+        "key_id": key.id,
+        "name": key.name,
+        "created_at": key.created_datetime,
+        "expires_at": key.expires_datetime,
+        "last_used_at": key.last_used_datetime,
+    }

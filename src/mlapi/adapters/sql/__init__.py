@@ -1,18 +1,21 @@
 """The users in SQLite or PostgreSQL, through SQLAlchemy Core."""
 
+from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database, connection_url, database_url, sqlite_file
-from mlapi.adapters.sql.key_check import check_key, own_fingerprint
+from mlapi.adapters.sql.key_check import check_key, own_fingerprint, set_own_fingerprint
 from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.adapters.sql.schema import prepare_schema, upgrade
 
 __all__ = [
     "Database",
+    "SqlAttempts",
     "SqlUserRepository",
     "check_key",
     "connection_url",
     "database_url",
     "own_fingerprint",
     "prepare_schema",
+    "set_own_fingerprint",
     "sqlite_file",
     "upgrade",
 ]

@@ -1,9 +1,10 @@
 """One database: its URL, its engine, and transactions that raise our errors."""
 
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
@@ -15,6 +16,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from mlapi.adapters.sql import postgresql, sqlite
 from mlapi.domain.changes import Change, Outcome
+from mlapi.domain.credentials import Holder, Subject
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
 _EXAMPLES = "write sqlite:///mlapi.db or postgresql://user:password@host:5432/database"
@@ -81,6 +83,8 @@ class _Dialect(Protocol):
 
     def make_engine(self, url: URL, wait: float, connections: int) -> Engine: ...
     def insert(self, table: Table) -> sqlite_dialect.Insert | postgresql_dialect.Insert: ...
+    def holders(self, connection: Any, subjects: Sequence[Subject]) -> list[Holder | None]: ...  # noqa: ANN401 - as below
+    def autocommitting(self, connection: Any) -> AbstractContextManager[None]: ...  # noqa: ANN401 - as below
     def begin(self, connection: Any) -> None: ...  # noqa: ANN401 - each has its driver's own
     def apply(self, connection: Any, changes: Sequence[Change]) -> list[Outcome]: ...  # noqa: ANN401 - as above
     def check(self, connection: Any) -> None: ...  # noqa: ANN401 - as above
@@ -110,6 +114,8 @@ class Database:
         self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
         # SQLite has one writer at a time, and lets the waiting ones race for the next turn: under load some starve. So
         # the threads of this process queue here, in order.
+        self._waiting_for_nobody: list[PoolProxiedConnection] = []
+        """Connections for `read_at_once` that nobody uses: as many as ever read at the same time."""
         self._writers = threading.BoundedSemaphore(1 if self.is_sqlite else connections)
 
     @contextmanager
@@ -136,6 +142,42 @@ class Database:
         with self._translating():
             return self._repeating(attempt)
 
+    def read_batch(self, work: Callable[[Any], T]) -> T:
+        """Return what ``work`` reads with the driver's own connection, each of its statements for itself."""
+
+        def attempt() -> T:
+            pooled = self.engine.raw_connection()
+            with _invalidated_by_errors(pooled), self.dialect.autocommitting(pooled.driver_connection):
+                result = work(pooled.driver_connection)
+            pooled.close()
+            return result
+
+        with self._translating():
+            result = self._repeating(attempt)
+            if self.is_sqlite and not self._waiting_for_nobody:
+                self._waiting_for_nobody.append(self._new_waiting_for_nobody())
+        return result
+
+    def read_at_once(self, work: Callable[[Any], T]) -> T:
+        """Return what ``work`` reads of SQLite, with a connection that waits for no lock, and raises instead.
+
+        Readers of its write-ahead log wait for nobody but whoever has the whole database for himself. Where there is no
+        such connection it raises too, as opening one may wait: `read_batch` does that.
+        """
+        try:
+            pooled = self._waiting_for_nobody.pop()
+        except IndexError:
+            raise RepositoryUnavailableError("no connection that waits for nobody") from None
+        try:
+            result = work(pooled.dbapi_connection)
+        except BaseException as error:
+            pooled.close()
+            if isinstance(error, self._driver_error):
+                raise _unavailable(error) from error
+            raise
+        self._waiting_for_nobody.append(pooled)
+        return result
+
     def write_batch(self, work: Callable[[Any], T], *, commit_by: float | None = None) -> T:
         """Return what ``work`` has made of the driver's own connection, once that is durable.
 
@@ -159,7 +201,17 @@ class Database:
             return result
 
     def close(self) -> None:
+        while self._waiting_for_nobody:
+            self._waiting_for_nobody.pop().close()
         self.engine.dispose()
+
+    def _new_waiting_for_nobody(self) -> PoolProxiedConnection:
+        pooled: PoolProxiedConnection = self.engine.raw_connection()
+        connection = pooled.driver_connection
+        assert isinstance(connection, sqlite3.Connection)  # noqa: S101 - `is_sqlite` says so
+        pooled.detach()  # its place in the pool is free again
+        sqlite.wait_for_nobody(connection)
+        return pooled
 
     def __enter__(self) -> Self:
         return self

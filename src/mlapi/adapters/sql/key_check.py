@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sqlalchemy import inspect, select
+from sqlalchemy import inspect, select, update
 
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.tables import key_check
@@ -11,6 +11,8 @@ from mlapi.domain.errors import ConfigurationError
 
 def check_key(database: Database, fingerprints: Sequence[str]) -> None:
     """Return if one of the fingerprints is the database's own. A database that has none takes the first.
+
+    After a key was turned over `set_own_fingerprint` says so.
 
     Raises:
         ConfigurationError: if it has another one.
@@ -32,6 +34,12 @@ def own_fingerprint(database: Database) -> str | None:
         if not inspect(connection).has_table(key_check.name):
             return None
         return connection.scalar(select(key_check.c.value))
+
+
+def set_own_fingerprint(database: Database, fingerprint: str) -> None:
+    """Store another fingerprint: every password of the database is encrypted with its key."""
+    with database.writing() as connection:
+        connection.execute(update(key_check).values(value=fingerprint))
 
 
 def _introduce(database: Database, fingerprint: str) -> str:

@@ -3,11 +3,14 @@
 Rows travel as one JSON parameter, which costs the client half of what as many arrays do.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from sqlalchemy import (
+    ARRAY,
     CTE,
     JSON,
     URL,
@@ -18,6 +21,8 @@ from sqlalchemy import (
     Dialect,
     Engine,
     String,
+    Table,
+    any_,
     bindparam,
     cast,
     column,
@@ -36,26 +41,40 @@ from sqlalchemy.exc import ArgumentError
 
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.segments import Segment, segments
-from mlapi.adapters.sql.tables import users
-from mlapi.domain.changes import Change, Outcome, Register, Remove, SetEnabled
+from mlapi.adapters.sql.tables import api_keys, users
+from mlapi.domain.changes import (
+    AddApiKey,
+    ApiKeyChange,
+    Change,
+    ChangePassword,
+    EndTokens,
+    Outcome,
+    RecordApiKeyUse,
+    Reencrypt,
+    Register,
+    Remove,
+    RemoveApiKey,
+    SetEnabled,
+    UserUpdate,
+)
+from mlapi.domain.credentials import Holder, Subject
 from mlapi.domain.errors import (
+    ApiKeyNotFoundError,
     ConfigurationError,
     RepositoryUnavailableError,
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.model import User
+from mlapi.domain.model import User, UserId
 
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["apply", "begin", "check", "insert", "is_passing", "make_engine"]
+__all__ = ["apply", "autocommitting", "begin", "check", "holders", "insert", "is_passing", "make_engine"]
 
 # SQLSTATEs (PostgreSQL 18, appendix A) that a new attempt may not meet.
 _SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY = "40001", "40P01", "25006"
 _REGISTER_ATTEMPTS = 5
-
-C = TypeVar("C", SetEnabled, Remove)
 
 
 def make_engine(url: URL, wait: float, connections: int) -> Engine:
@@ -96,7 +115,8 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
         # does not wait for its disk is told to; one that waits for more (standbys) is left alone.
         cursor = connection.cursor()
         cursor.execute(
-            "SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false)",
+            "SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false),"
+            " set_config('TimeZone', 'UTC', false)",
             (f"{wait * 1000:.0f}ms", f"{(wait + 2) * 1000:.0f}ms"),
         )
         cursor.execute(
@@ -117,6 +137,14 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
 
 def begin(_connection: "psycopg.Connection") -> None:
     """Psycopg begins with the first statement."""
+
+
+@contextmanager
+def autocommitting(connection: "psycopg.Connection") -> Iterator[None]:
+    """Each statement is a transaction of its own, without a round trip to begin and one to end it."""
+    connection.autocommit = True
+    yield
+    connection.autocommit = False
 
 
 def check(connection: "psycopg.Connection") -> None:
@@ -145,13 +173,33 @@ def apply(connection: "psycopg.Connection", changes: Sequence[Change]) -> list[O
     return [outcomes[place] for place in range(len(changes))]
 
 
+def holders(connection: "psycopg.Connection", subjects: Sequence[Subject]) -> list[Holder | None]:
+    """Return who stands behind each subject, outside of any transaction: each sees all that is committed by then."""
+    ids = [subject for subject in subjects if isinstance(subject, int) and statements.can_exist(subject)]
+    key_ids = [subject for subject in subjects if isinstance(subject, str) and statements.can_be_stored(subject)]
+    found: dict[Subject, Holder] = {}
+    if ids:
+        for row in connection.execute(_BY_IDS, {"ids": ids}).fetchall():
+            found[row[0]] = _known_user(*row)
+    if key_ids:
+        for row in connection.execute(_API_KEY_HOLDERS, {"ids": key_ids}).fetchall():
+            found[row[0]] = _known_api_key_holder(*row)
+    return [found.get(subject) for subject in subjects]
+
+
+# Who is asked for is asked for again, and his row is as it was.
+_known_user = lru_cache(statements.REMEMBERED)(statements.user_of)
+_known_api_key_holder = lru_cache(statements.REMEMBERED)(statements.api_key_holder_of)
+
+
 def _apply(connection: "psycopg.Connection", segment: Segment, outcomes: dict[int, Outcome]) -> None:
-    _set_enabled(connection, segment.sets, outcomes)
+    _update(connection, segment.updates, outcomes)
     _register(connection, segment.registers, outcomes)
     # Who has guessed the id of a user that is registered before him in this very segment was too early above.
     new = {outcome.id: place for place in segment.registers if isinstance(outcome := outcomes[place], User)}
-    late = {place: change for place, change in segment.sets.items() if new.get(change.user_id, place) < place}
-    _set_enabled(connection, late, outcomes)
+    late = {place: change for place, change in segment.updates.items() if new.get(change.user_id, place) < place}
+    _update(connection, late, outcomes)
+    _change_api_keys(connection, segment.api_keys, new, outcomes)
     _remove(connection, segment.removes, outcomes)
 
 
@@ -165,19 +213,24 @@ def _given(*columns: ColumnElement[Any], also: Sequence[ColumnElement[Any]] = ()
     return select(parsed.render_derived("parsed", with_types=True), *also).cte("given")
 
 
-def _locked(given: CTE) -> CTE:
-    ids = select(users.c.id).where(users.c.id.in_(select(given.c.id))).order_by(users.c.id).with_for_update()
+def _locked(table: Table, given: CTE) -> CTE:
+    ids = select(table.c.id).where(table.c.id.in_(select(given.c.id))).order_by(table.c.id).with_for_update()
     return ids.cte("locked").prefix_with("MATERIALIZED")
 
 
-def _compiled_set_enabled() -> str:
-    given = _given(column("id", BigInteger), column("flag", Boolean), column("at", _TIME), column("epoch", String))
-    locked = _locked(given)
+def _compiled_update(
+    table: Table,
+    values: Callable[[Callable[[str], ColumnElement[Any]]], dict[str, ColumnElement[Any]]],
+    returned: Sequence[ColumnElement[Any]],
+    *columns: ColumnElement[Any],
+) -> str:
+    given = _given(*columns)
+    locked = _locked(table, given)
     statement = (
-        update(users)
-        .where(users.c.id == locked.c.id, given.c.id == locked.c.id)
-        .values(**statements.flag_values(given.c.__getitem__))
-        .returning(*statements.COLUMNS)
+        update(table)
+        .where(table.c.id == locked.c.id, given.c.id == locked.c.id)
+        .values(**values(given.c.__getitem__))
+        .returning(*returned)
     )
     return statements.compiled(statement, _DIALECT)
 
@@ -197,54 +250,135 @@ def _compiled_register() -> str:
     return statements.compiled(statement, _DIALECT)
 
 
-def _compiled_holders() -> str:
+def _compiled_names() -> str:
     given = _given(column("username_key", String))
     statement = select(users.c.id, users.c.username_key).where(users.c.username_key == given.c.username_key)
     return statements.compiled(statement, _DIALECT)
 
 
-def _compiled_remove() -> str:
-    locked = _locked(_given(column("id", BigInteger)))
-    statement = delete(users).where(users.c.id == locked.c.id).returning(*statements.COLUMNS)
+def _compiled_remove(table: Table, key: ColumnElement[Any], returned: Sequence[ColumnElement[Any]]) -> str:
+    locked = _locked(table, _given(key))
+    statement = delete(table).where(table.c.id == locked.c.id).returning(*returned)
+    return statements.compiled(statement, _DIALECT)
+
+
+def _compiled_add_api_key() -> str:
+    given = _given(*[column(each.name, each.type) for each in statements.API_KEY_COLUMNS])
+    # Locked as the check of the foreign key will, so that none is removed before it.
+    owners = (
+        select(users.c.id)
+        .where(users.c.id.in_(select(given.c.user_id)))
+        .order_by(users.c.id)
+        .with_for_update(read=True, key_share=True)
+        .cte("owners")
+        .prefix_with("MATERIALIZED")
+    )
+    statement = (
+        insert(api_keys)
+        .from_select(list(given.c.keys()), select(given).join(owners, owners.c.id == given.c.user_id))
+        .returning(api_keys.c.id)
+    )
+    return statements.compiled(statement, _DIALECT)
+
+
+def _compiled_holders(*columns: ColumnElement[Any]) -> str:
+    """Select by an array of what the first of the columns is compared with."""
+    ids = bindparam("ids", type_=ARRAY(columns[0].type))
+    statement = select(*columns).where(columns[0] == any_(ids))
+    if columns[0].table is api_keys:
+        statement = statement.join_from(api_keys, users)
     return statements.compiled(statement, _DIALECT)
 
 
 _TIME = DateTime(timezone=True)
 _DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # of SQLAlchemy
-_SET_ENABLED = _compiled_set_enabled()
+_ID, _KEY_ID, _AT, _EPOCH = column("id", BigInteger), column("id", String), column("at", _TIME), column("epoch", String)
+_SET_FLAG = _compiled_update(
+    users, statements.flag_values, statements.COLUMNS, _ID, column("flag", Boolean), _AT, _EPOCH
+)
+_SET_PASSWORD = _compiled_update(
+    users,
+    statements.password_values,
+    statements.COLUMNS,
+    _ID,
+    column("password", String),
+    column("replacing", String),
+    _AT,
+    _EPOCH,
+)
 _REGISTER = _compiled_register()
-_HOLDERS = _compiled_holders()
-_REMOVE = _compiled_remove()
+_NAMES = _compiled_names()
+_REMOVE = _compiled_remove(users, _ID, statements.COLUMNS)
+_ADD_API_KEY = _compiled_add_api_key()
+_RECORD_USE = _compiled_update(
+    api_keys, statements.use_values, statements.API_KEY_COLUMNS, _KEY_ID, _AT, column("unless_since", _TIME)
+)
+_REMOVE_API_KEY = _compiled_remove(api_keys, _KEY_ID, statements.API_KEY_COLUMNS)
+_BY_IDS = _compiled_holders(*statements.COLUMNS).encode()
+_API_KEY_HOLDERS = _compiled_holders(*statements.API_KEY_COLUMNS, *statements.COLUMNS).encode()
 
 
-def _execute(connection: "psycopg.Connection", statement: str, rows: Iterable[Mapping[str, object]]) -> list[Any]:
-    parameters = {"rows": msgspec.json.encode(list(rows)).decode()}
+def _execute(connection: "psycopg.Connection", statement: str, rows: Sequence[Mapping[str, object]]) -> list[Any]:
+    if not rows:
+        return []
+    parameters = {"rows": msgspec.json.encode(rows).decode()}
     return connection.execute(statement.encode(), parameters).fetchall()
 
 
-def _set_enabled(connection: "psycopg.Connection", sets: dict[int, SetEnabled], outcomes: dict[int, Outcome]) -> None:
-    def row(change: SetEnabled) -> dict[str, object]:
-        return {"id": change.user_id, "flag": change.enabled, "at": change.at, "epoch": change.token_epoch}
-
-    _change(connection, _SET_ENABLED, sets, row, outcomes)
+def _update(connection: "psycopg.Connection", updates: dict[int, UserUpdate], outcomes: dict[int, Outcome]) -> None:
+    flags: dict[int, SetEnabled | EndTokens] = {}
+    passwords: dict[int, ChangePassword | Reencrypt] = {}
+    for place, change in updates.items():
+        if isinstance(change, SetEnabled | EndTokens):
+            flags[place] = change
+        else:
+            passwords[place] = change
+    found = _users(connection, _SET_FLAG, [statements.flag_row(change) for change in flags.values()])
+    found |= _users(connection, _SET_PASSWORD, [statements.password_row(change) for change in passwords.values()])
+    for place, change in updates.items():
+        user = found.get(change.user_id)
+        outcomes[place] = UserNotFoundError(change.user_id) if user is None else statements.updated(change, user)
 
 
 def _remove(connection: "psycopg.Connection", removes: dict[int, Remove], outcomes: dict[int, Outcome]) -> None:
-    _change(connection, _REMOVE, removes, lambda change: {"id": change.user_id}, outcomes)
+    found = _users(connection, _REMOVE, [{"id": change.user_id} for change in removes.values()])
+    for place, change in removes.items():
+        outcomes[place] = found.get(change.user_id) or UserNotFoundError(change.user_id)
 
 
-def _change(
+def _users(connection: "psycopg.Connection", statement: str, rows: list[dict[str, Any]]) -> dict[UserId, User]:
+    """Execute a statement about users that are there, and return those by id."""
+    possible = [row for row in rows if statements.can_exist(row["id"])]
+    return {row[0]: statements.user_of(*row) for row in _execute(connection, statement, possible)}
+
+
+def _change_api_keys(
     connection: "psycopg.Connection",
-    statement: str,
-    changes: dict[int, C],
-    row: Callable[[C], dict[str, object]],
+    changes: dict[int, ApiKeyChange],
+    new: Mapping[UserId, int],
     outcomes: dict[int, Outcome],
 ) -> None:
-    """Execute a statement about users that are there, and give each change its outcome."""
-    rows = [row(change) for change in changes.values() if statements.can_exist(change.user_id)]
-    found = {row[0]: statements.user_of(*row) for row in _execute(connection, statement, rows)} if rows else {}
+    """Apply changes of API keys, given the places of the users who are new in this segment."""
+    added: list[dict[str, Any]] = []
+    used: list[dict[str, Any]] = []
+    removed: list[dict[str, Any]] = []
     for place, change in changes.items():
-        outcomes[place] = found.get(change.user_id) or UserNotFoundError(change.user_id)
+        if isinstance(change, RecordApiKeyUse):
+            if statements.can_be_stored(change.key_id):
+                used.append(statements.use_row(change))
+        elif isinstance(change, RemoveApiKey):
+            if statements.can_be_stored(change.key_id):
+                removed.append({"id": change.key_id})
+        elif statements.can_exist(change.user_id) and new.get(change.user_id, place) <= place:
+            added.append(statements.api_key_row(change.key))
+    owned = {key_id for (key_id,) in _execute(connection, _ADD_API_KEY, added)}
+    rows = [*_execute(connection, _RECORD_USE, used), *_execute(connection, _REMOVE_API_KEY, removed)]
+    found = {row[0]: statements.api_key_of(*row) for row in rows}
+    for place, change in changes.items():
+        if isinstance(change, AddApiKey):
+            outcomes[place] = change.key if change.key.id in owned else UserNotFoundError(change.user_id)
+        else:
+            outcomes[place] = found.get(change.key_id) or ApiKeyNotFoundError(change.key_id)
 
 
 def _register(connection: "psycopg.Connection", registers: dict[int, Register], outcomes: dict[int, Outcome]) -> None:
@@ -257,7 +391,7 @@ def _register(connection: "psycopg.Connection", registers: dict[int, Register], 
         rows = [{**statements.values_of(change), "at": change.at} for change in open_.values()]
         new = {key: user_id for user_id, key in _execute(connection, _REGISTER, rows)}
         refused = [{"username_key": change.username_key} for change in open_.values() if change.username_key not in new]
-        holders = {key: user_id for user_id, key in _execute(connection, _HOLDERS, refused)} if refused else {}
+        holders = {key: user_id for user_id, key in _execute(connection, _NAMES, refused)}
         for place, change in open_.items():
             if change.username_key in new:
                 outcomes[place] = change.as_user(new[change.username_key])

@@ -2,19 +2,28 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, func, select
 
 from mlapi.adapters.sql.database import Database
-from mlapi.adapters.sql.statements import COLUMNS, can_exist, user_of
-from mlapi.adapters.sql.tables import users
+from mlapi.adapters.sql.statements import API_KEY_COLUMNS, COLUMNS, api_key_of, can_exist, user_of
+from mlapi.adapters.sql.tables import api_keys, users
 from mlapi.domain.changes import Change, Outcome
+from mlapi.domain.credentials import ApiKey, Holder, Subject
 from mlapi.domain.errors import RepositoryUnavailableError, UserNotFoundError
 from mlapi.domain.model import User, UserId, UsernameKey
 
 _SELECT = select(*COLUMNS).where(users.c.id == bindparam("by_id"))
 _SELECT_BY_KEY = select(*COLUMNS).where(users.c.username_key == bindparam("by_key"))
 _SELECT_PAGE = select(*COLUMNS).where(users.c.id > bindparam("after")).order_by(users.c.id).limit(bindparam("up_to"))
+
+_COUNT = select(func.count()).select_from(users)
+_SELECT_API_KEYS = (
+    select(*API_KEY_COLUMNS)
+    .where(api_keys.c.user_id == bindparam("by_id"))
+    .order_by(api_keys.c.created_datetime, api_keys.c.id)
+)
 
 
 class SqlUserRepository:
@@ -74,6 +83,25 @@ class SqlUserRepository:
         values = {"after": after, "up_to": limit}
         rows = self._database.read(lambda connection: connection.execute(_SELECT_PAGE, values).all())
         return [user_of(*row) for row in rows]
+
+    def count(self) -> int:
+        self.open()
+        return self._database.read(lambda connection: connection.scalar(_COUNT) or 0)
+
+    @property
+    def is_local(self) -> bool:
+        return self._database.is_sqlite
+
+    def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:
+        if self._before_first_use is not None:
+            self.open()
+        read = self._database.read_at_once if at_once else self._database.read_batch
+        return read(partial(self._database.dialect.holders, subjects=subjects))
+
+    def api_keys(self, user_id: UserId) -> list[ApiKey]:
+        self.get(user_id)
+        rows = self._database.read(lambda connection: connection.execute(_SELECT_API_KEYS, {"by_id": user_id}).all())
+        return [api_key_of(*row) for row in rows]
 
     def check(self) -> None:
         self.open()

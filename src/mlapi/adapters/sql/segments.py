@@ -4,38 +4,39 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from mlapi.domain.changes import Change, Register, Remove, SetEnabled
+from mlapi.domain.changes import AddApiKey, ApiKeyChange, Change, Register, Remove, UserUpdate
+from mlapi.domain.credentials import ApiKeyId
 from mlapi.domain.model import UserId, UsernameKey
 
 
 @attrs.define
 class Segment:
-    """Changes by their places in a batch, to be applied by kind: those that set, then registrations, then removals.
+    """Changes by their places in a batch, to be applied by kind: updates, registrations, API keys, removals.
 
-    Every user and every name is in it once at most. A removal may free a name, so that no registration follows it.
+    Every user, every name and every API key is in it once at most. A removal may free a name and takes keys with it, so
+    that neither registrations nor changes of keys follow it.
     """
 
-    sets: dict[int, SetEnabled] = attrs.field(factory=dict)
+    updates: dict[int, UserUpdate] = attrs.field(factory=dict)
     registers: dict[int, Register] = attrs.field(factory=dict)
+    api_keys: dict[int, ApiKeyChange] = attrs.field(factory=dict)
     removes: dict[int, Remove] = attrs.field(factory=dict)
-    _ids: set[UserId] = attrs.field(factory=set)
-    _keys: set[UsernameKey] = attrs.field(factory=set)
+    _seen: set[UserId | UsernameKey | tuple[ApiKeyId]] = attrs.field(factory=set)
 
     def takes(self, place: int, change: Change) -> bool:
         """Add a change if it may be in this segment."""
-        if isinstance(change, Register):
-            if self.removes or change.username_key in self._keys:
-                return False
-            self._keys.add(change.username_key)
-            self.registers[place] = change
-            return True
-        if change.user_id in self._ids:
+        about = _about(change)
+        if not about.isdisjoint(self._seen) or (self.removes and isinstance(change, Register | ApiKeyChange)):
             return False
-        self._ids.add(change.user_id)
-        if isinstance(change, SetEnabled):
-            self.sets[place] = change
-        else:
+        self._seen |= about
+        if isinstance(change, Register):
+            self.registers[place] = change
+        elif isinstance(change, ApiKeyChange):
+            self.api_keys[place] = change
+        elif isinstance(change, Remove):
             self.removes[place] = change
+        else:
+            self.updates[place] = change
         return True
 
 
@@ -48,3 +49,12 @@ def segments(changes: Sequence[Change]) -> Iterator[Segment]:
             segment = Segment()
             segment.takes(place, change)
     yield segment
+
+
+def _about(change: Change) -> set[UserId | UsernameKey | tuple[ApiKeyId]]:
+    """Return whom a change is about. A key's id is a tuple, as it could be somebody's name."""
+    if isinstance(change, Register):
+        return {change.username_key}
+    if isinstance(change, AddApiKey):
+        return {(change.key.id,)}
+    return {(change.key_id,)} if isinstance(change, ApiKeyChange) else {change.user_id}

@@ -3,23 +3,37 @@
 import os
 import sqlite3
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, event, update
+import msgspec
+from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, delete, event, func, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from mlapi.adapters.sql import statements
-from mlapi.adapters.sql.tables import users
-from mlapi.domain.changes import Change, Outcome, Register, SetEnabled
-from mlapi.domain.errors import UserExistsError, UserNotFoundError
+from mlapi.adapters.sql.tables import api_keys, users
+from mlapi.domain.changes import (
+    AddApiKey,
+    ApiKeyChange,
+    Change,
+    EndTokens,
+    Outcome,
+    RecordApiKeyUse,
+    Register,
+    Remove,
+    SetEnabled,
+    UserChange,
+)
+from mlapi.domain.credentials import ApiKey, ApiKeyHolder, Holder, Subject
+from mlapi.domain.errors import ApiKeyNotFoundError, UserExistsError, UserNotFoundError
 from mlapi.domain.model import User, UserId
 
-__all__ = ["BEGIN", "apply", "begin", "check", "insert", "is_passing", "make_engine"]
+__all__ = ["BEGIN", "apply", "autocommitting", "begin", "check", "holders", "insert", "is_passing", "make_engine"]
 
 BEGIN = "mlapi_sqlite_begin"
 """Execution option: how a transaction begins. ``BEGIN IMMEDIATE`` for what will write: a transaction that reads first
@@ -34,14 +48,34 @@ _INSERT = statements.compiled(
     _DIALECT,
 )
 _HOLDER = statements.compiled(statements.HOLDER, _DIALECT)
-_SET_ENABLED = statements.compiled(
-    update(users)
-    .where(users.c.id == bindparam("id"))
-    .values(**statements.flag_values(bindparam))
-    .returning(*statements.COLUMNS),
+_UPDATE = update(users).where(users.c.id == bindparam("id")).returning(*statements.COLUMNS)
+_SET_FLAG = statements.compiled(_UPDATE.values(**statements.flag_values(bindparam)), _DIALECT)
+_SET_PASSWORD = statements.compiled(_UPDATE.values(**statements.password_values(bindparam)), _DIALECT)
+_REMOVE = statements.compiled(statements.REMOVE, _DIALECT)
+_GIVEN = select(func.json_each(bindparam("ids")).table_valued("value").c.value)
+_USER = select(*statements.COLUMNS)
+_BY_ID = statements.compiled(_USER.where(users.c.id == bindparam("id")), _DIALECT)
+_BY_IDS = statements.compiled(_USER.where(users.c.id.in_(_GIVEN)), _DIALECT)
+_INSERT_API_KEY = statements.compiled(
+    insert(api_keys)
+    .from_select(
+        [column.name for column in statements.API_KEY_COLUMNS],
+        select(*[bindparam(column.name) for column in statements.API_KEY_COLUMNS]).where(
+            select(users.c.id).where(users.c.id == bindparam("user_id")).exists()
+        ),
+    )
+    .returning(api_keys.c.id),
     _DIALECT,
 )
-_REMOVE = statements.compiled(statements.REMOVE, _DIALECT)
+_OF_KEY = api_keys.c.id == bindparam("id")
+_RECORD_USE = statements.compiled(
+    update(api_keys).where(_OF_KEY).values(**statements.use_values(bindparam)).returning(*statements.API_KEY_COLUMNS),
+    _DIALECT,
+)
+_REMOVE_API_KEY = statements.compiled(delete(api_keys).where(_OF_KEY).returning(*statements.API_KEY_COLUMNS), _DIALECT)
+_HOLDER_OF_KEY = select(*statements.API_KEY_COLUMNS, *statements.COLUMNS).join_from(api_keys, users)
+_API_KEY_HOLDER = statements.compiled(_HOLDER_OF_KEY.where(_OF_KEY), _DIALECT)
+_API_KEY_HOLDERS = statements.compiled(_HOLDER_OF_KEY.where(api_keys.c.id.in_(_GIVEN)), _DIALECT)
 
 
 def make_engine(url: URL, wait: float, connections: int) -> Engine:
@@ -77,6 +111,16 @@ def begin(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
 
 
+def autocommitting(_connection: sqlite3.Connection) -> AbstractContextManager[None]:
+    """It begins no transaction by itself."""
+    return nullcontext()
+
+
+def wait_for_nobody(connection: sqlite3.Connection) -> None:
+    """Let a connection raise where it would have to wait for a lock."""
+    connection.execute("PRAGMA busy_timeout = 0")
+
+
 def check(connection: sqlite3.Connection) -> None:
     """A transaction that has begun could be committed: `begin` takes the lock, or raises what hinders it."""
 
@@ -88,27 +132,69 @@ def is_passing(_error: BaseException | None) -> bool:
 
 def apply(connection: sqlite3.Connection, changes: Sequence[Change]) -> list[Outcome]:
     """Apply the changes in order in the transaction that has begun."""
-    return [_apply(connection, change) for change in changes]
+    return [
+        _apply(connection, change) if isinstance(change, UserChange) else _apply_to_api_keys(connection, change)
+        for change in changes
+    ]
 
 
-def _apply(connection: sqlite3.Connection, change: Change) -> Outcome:
+def holders(connection: sqlite3.Connection, subjects: Sequence[Subject]) -> list[Holder | None]:
+    """Return who stands behind each subject, outside of any transaction: each sees all that is committed by then."""
+    ids = [subject for subject in subjects if isinstance(subject, int) and statements.can_exist(subject)]
+    key_ids = [subject for subject in subjects if isinstance(subject, str) and statements.can_be_stored(subject)]
+    found: dict[Subject, Holder] = {}
+    if ids:
+        for row in _select(connection, _BY_ID, _BY_IDS, ids):
+            found[row[0]] = _known_user(row)
+    if key_ids:
+        for row in _select(connection, _API_KEY_HOLDER, _API_KEY_HOLDERS, key_ids):
+            found[row[0]] = _known_api_key_holder(row)
+    return [found.get(subject) for subject in subjects]
+
+
+def _select(
+    connection: sqlite3.Connection, one: str, many: str, ids: Sequence[int] | Sequence[str]
+) -> list[Sequence[Any]]:
+    if len(ids) == 1:
+        return connection.execute(one, {"id": ids[0]}).fetchall()
+    return connection.execute(many, {"ids": msgspec.json.encode(ids).decode()}).fetchall()
+
+
+def _apply(connection: sqlite3.Connection, change: UserChange) -> Outcome:
     if isinstance(change, Register):
         return _register(connection, change)
     if not statements.can_exist(change.user_id):
         return UserNotFoundError(change.user_id)
-    if isinstance(change, SetEnabled):
-        values = {"id": change.user_id, "flag": change.enabled, "at": _text(change.at), "epoch": change.token_epoch}
-        rows = connection.execute(_SET_ENABLED, values).fetchall()
+    if isinstance(change, Remove):
+        row = _one(connection, _REMOVE, {"id": change.user_id})
+        return UserNotFoundError(change.user_id) if row is None else _user(row)
+    if isinstance(change, SetEnabled | EndTokens):
+        row = _one(connection, _SET_FLAG, _bound(statements.flag_row(change)))
     else:
-        rows = connection.execute(_REMOVE, {"id": change.user_id}).fetchall()
-    return _user(rows[0]) if rows else UserNotFoundError(change.user_id)
+        row = _one(connection, _SET_PASSWORD, _bound(statements.password_row(change)))
+    return UserNotFoundError(change.user_id) if row is None else statements.updated(change, _user(row))
+
+
+def _apply_to_api_keys(connection: sqlite3.Connection, change: ApiKeyChange) -> Outcome:
+    if isinstance(change, AddApiKey):
+        if not statements.can_exist(change.user_id):
+            return UserNotFoundError(change.user_id)
+        row = _one(connection, _INSERT_API_KEY, _bound(statements.api_key_row(change.key)))
+        return UserNotFoundError(change.user_id) if row is None else change.key
+    if not statements.can_be_stored(change.key_id):
+        return ApiKeyNotFoundError(change.key_id)
+    if isinstance(change, RecordApiKeyUse):
+        row = _one(connection, _RECORD_USE, _bound(statements.use_row(change)))
+    else:
+        row = _one(connection, _REMOVE_API_KEY, {"id": change.key_id})
+    return ApiKeyNotFoundError(change.key_id) if row is None else _api_key(row)
 
 
 def _register(connection: sqlite3.Connection, change: Register) -> Outcome:
     values = {**statements.values_of(change), "at": _text(change.at)}
-    rows = connection.execute(_INSERT, values).fetchall()
-    if rows:
-        return change.as_user(UserId(rows[0][0]))
+    row = _one(connection, _INSERT, values)
+    if row is not None:
+        return change.as_user(UserId(row[0]))
     # There is one writer, so whoever holds the name still does.
     ((holder,),) = connection.execute(_HOLDER, {"username_key": change.username_key}).fetchall()
     return UserExistsError(holder)
@@ -117,6 +203,29 @@ def _register(connection: sqlite3.Connection, change: Register) -> Outcome:
 def _text(instant: datetime) -> str:
     """As SQLAlchemy stores a time in SQLite: UTC, with microseconds and without a zone."""
     return instant.isoformat(" ", "microseconds")[:26]
+
+
+def _one(connection: sqlite3.Connection, statement: str, values: dict[str, Any]) -> Sequence[Any] | None:
+    rows = connection.execute(statement, values).fetchall()  # all: a statement that is not done hinders the commit
+    return rows[0] if rows else None
+
+
+def _bound(row: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters with their times as text."""
+    return {name: _text(value) if isinstance(value, datetime) else value for name, value in row.items()}
+
+
+def _api_key(row: Sequence[Any]) -> ApiKey:
+    key_id, user_id, name, digest, created, expires, last_used = row
+    return statements.api_key_of(
+        key_id,
+        user_id,
+        name,
+        digest,
+        _instant(created),
+        None if expires is None else _instant(expires),
+        None if last_used is None else _instant(last_used),
+    )
 
 
 def _user(row: Sequence[Any]) -> User:
@@ -128,3 +237,13 @@ def _user(row: Sequence[Any]) -> User:
 
 def _instant(text: str) -> datetime:
     return datetime.fromisoformat(f"{text}+00:00")
+
+
+def _api_key_holder(row: Sequence[Any]) -> ApiKeyHolder:
+    width = len(statements.API_KEY_COLUMNS)
+    return ApiKeyHolder(_api_key(row[:width]), _user(row[width:]))
+
+
+# Who is asked for is asked for again, and his row is as it was: it needs not be read into times and fields once more.
+_known_user = lru_cache(statements.REMEMBERED)(_user)
+_known_api_key_holder = lru_cache(statements.REMEMBERED)(_api_key_holder)

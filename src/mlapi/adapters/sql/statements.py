@@ -7,11 +7,25 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import ClauseElement, ColumnElement, Dialect, bindparam, case, delete, select, true
+from sqlalchemy import ClauseElement, ColumnElement, Dialect, bindparam, case, delete, func, or_, select, true
 
-from mlapi.adapters.sql.tables import users
-from mlapi.domain.changes import Register
+from mlapi.adapters.sql.tables import api_keys, users
+from mlapi.domain.changes import (
+    ChangePassword,
+    EndTokens,
+    Outcome,
+    RecordApiKeyUse,
+    Reencrypt,
+    Register,
+    SetEnabled,
+    UserUpdate,
+)
+from mlapi.domain.credentials import ApiKey, ApiKeyHolder, ApiKeyId
+from mlapi.domain.errors import PasswordChangedError
 from mlapi.domain.model import EncryptedPassword, User, UserId
+
+REMEMBERED = 10_000
+"""Rows whose users or API keys are kept, about a kilobyte each."""
 
 _LARGEST_ID = 2**63 - 1  # a signed 64-bit integer, in SQLite as in PostgreSQL
 
@@ -26,6 +40,17 @@ COLUMNS = (
     users.c.token_epoch,
 )
 """Of a row that becomes a `mlapi.domain.model.User`, in this order."""
+
+API_KEY_COLUMNS = (
+    api_keys.c.id,
+    api_keys.c.user_id,
+    api_keys.c.name,
+    api_keys.c.digest,
+    api_keys.c.created_datetime,
+    api_keys.c.expires_datetime,
+    api_keys.c.last_used_datetime,
+)
+"""Of a row that becomes a `mlapi.domain.credentials.ApiKey`, in this order."""
 
 HOLDER = select(users.c.id).where(users.c.username_key == bindparam("username_key"))
 REMOVE = delete(users).where(users.c.id == bindparam("id")).returning(*COLUMNS)
@@ -46,12 +71,81 @@ def new_values(source: Callable[[str], ColumnElement[Any]]) -> dict[str, ColumnE
 
 
 def flag_values(source: Callable[[str], ColumnElement[Any]]) -> dict[str, ColumnElement[Any]]:
-    """Return what the columns of a user get whose flag is set: the epoch turns over only when the flag does."""
+    """Return what the columns of a user get whose flag is set: the epoch turns over only when the flag does.
+
+    Without a flag (NULL) that stays as it is, and the epoch turns over: his tokens end.
+    """
     flag = source("flag")
     return {
-        "enabled": flag,
+        "enabled": func.coalesce(flag, users.c.enabled),
         "updated_datetime": source("at"),
         "token_epoch": case((users.c.enabled == flag, users.c.token_epoch), else_=source("epoch")),
+    }
+
+
+def flag_row(change: SetEnabled | EndTokens) -> dict[str, Any]:
+    """Return the parameters of a statement with `flag_values`."""
+    flag = change.enabled if isinstance(change, SetEnabled) else None
+    return {"id": change.user_id, "flag": flag, "at": change.at, "epoch": change.token_epoch}
+
+
+def password_values(source: Callable[[str], ColumnElement[Any]]) -> dict[str, ColumnElement[Any]]:
+    """Return what the columns of a user get whose password is set, if it is still the one that is to be replaced.
+
+    Without a new time or epoch (NULL) those stay as they are.
+    """
+    replacing = source("replacing")
+    fits = or_(replacing.is_(None), users.c.password == replacing)
+
+    def if_fits(column: ColumnElement[Any], name: str) -> ColumnElement[Any]:
+        return case((fits, func.coalesce(source(name), column)), else_=column)
+
+    return {
+        "password": if_fits(users.c.password, "password"),
+        "updated_datetime": if_fits(users.c.updated_datetime, "at"),
+        "token_epoch": if_fits(users.c.token_epoch, "epoch"),
+    }
+
+
+def password_row(change: ChangePassword | Reencrypt) -> dict[str, Any]:
+    """Return the parameters of a statement with `password_values`."""
+    return {
+        "id": change.user_id,
+        "password": change.password.value,
+        "replacing": None if change.replacing is None else change.replacing.value,
+        "at": change.at if isinstance(change, ChangePassword) else None,
+        "epoch": change.token_epoch if isinstance(change, ChangePassword) else None,
+    }
+
+
+def updated(change: UserUpdate, user: User) -> Outcome:
+    """Return the outcome of an update that has left the user so."""
+    if isinstance(change, ChangePassword) and user.password != change.password:
+        return PasswordChangedError(user.id)
+    return user
+
+
+def use_values(source: Callable[[str], ColumnElement[Any]]) -> dict[str, ColumnElement[Any]]:
+    """Return what the columns of an API key get that was used."""
+    last = api_keys.c.last_used_datetime
+    return {"last_used_datetime": case((last > source("unless_since"), last), else_=source("at"))}
+
+
+def use_row(change: RecordApiKeyUse) -> dict[str, Any]:
+    """Return the parameters of a statement with `use_values`."""
+    return {"id": change.key_id, "at": change.at, "unless_since": change.unless_since}
+
+
+def api_key_row(key: ApiKey) -> dict[str, Any]:
+    """Return the values of the columns of a new API key."""
+    return {
+        "id": key.id,
+        "user_id": key.user_id,
+        "name": key.name,
+        "digest": key.digest,
+        "created_datetime": key.created_datetime,
+        "expires_datetime": key.expires_datetime,
+        "last_used_datetime": key.last_used_datetime,
     }
 
 
@@ -76,6 +170,11 @@ def can_exist(user_id: UserId) -> bool:
     return 0 < user_id <= _LARGEST_ID
 
 
+def can_be_stored(key_id: str) -> bool:
+    """Whether a database can hold the id of an API key at all: ours are ASCII, and PostgreSQL knows no NUL."""
+    return key_id.isascii() and "\0" not in key_id
+
+
 def user_of(  # noqa: PLR0917 - as many as the columns of a row
     user_id: int,
     username: str,
@@ -97,3 +196,30 @@ def user_of(  # noqa: PLR0917 - as many as the columns of a row
         updated_datetime=updated,
         token_epoch=epoch,
     )
+
+
+def api_key_of(  # noqa: PLR0917 - as many as the columns of a row
+    key_id: str,
+    user_id: int,
+    name: str,
+    digest: str,
+    created: datetime,
+    expires: datetime | None,
+    last_used: datetime | None,
+) -> ApiKey:
+    """Return the API key of a row of `API_KEY_COLUMNS`."""
+    return ApiKey(
+        id=ApiKeyId(key_id),
+        user_id=UserId(user_id),
+        name=name,
+        digest=digest,
+        created_datetime=created,
+        expires_datetime=expires,
+        last_used_datetime=last_used,
+    )
+
+
+def api_key_holder_of(*row: Any) -> ApiKeyHolder:  # noqa: ANN401 - of two tables
+    """Return the API key and its user of a row of `API_KEY_COLUMNS` and `COLUMNS`."""
+    width = len(API_KEY_COLUMNS)
+    return ApiKeyHolder(api_key_of(*row[:width]), user_of(*row[width:]))

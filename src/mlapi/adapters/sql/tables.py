@@ -8,6 +8,8 @@ from sqlalchemy import (
     Column,
     DateTime,
     Dialect,
+    Double,
+    ForeignKey,
     Identity,
     Index,
     Integer,
@@ -47,6 +49,26 @@ users = Table(
     Column("token_epoch", String, nullable=False),
     Index("uq_users_username_key", "username_key", unique=True),
     sqlite_autoincrement=True,  # or SQLite gives the id of the last removed user to the next one
+)
+
+api_keys = Table(
+    "mlapi_api_keys",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("user_id", ForeignKey("users.id", ondelete="CASCADE"), nullable=False, index=True),
+    Column("name", String, nullable=False),
+    Column("digest", String, nullable=False),
+    Column("created_datetime", UtcDateTime, nullable=False),
+    Column("expires_datetime", UtcDateTime),
+    Column("last_used_datetime", UtcDateTime),
+)
+
+attempts = Table(
+    "mlapi_attempts",
+    metadata,
+    Column("id", String, primary_key=True),
+    Column("count", Integer, nullable=False),
+    Column("expires_at", Double, nullable=False, index=True),  # seconds since 1970
 )
 
 key_check = Table(

@@ -24,9 +24,10 @@ from mlapi import (
     UserRepository,
     canonical_username,
 )
-from mlapi.adapters.group_commit import GroupCommit
+from mlapi.adapters.grouping import GroupCommit
 from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.adapters.sql import Database, SqlUserRepository
+from mlapi.domain.changes import UserChange
 from tests.contract.repository_contract import LATER, registered, registration
 
 
@@ -51,7 +52,7 @@ class Recording(InMemoryUserRepository):
         return super().apply(changes, commit_by=commit_by)
 
 
-async def outcomes(commits: GroupCommit, changes: Sequence[Change]) -> list[User | BaseException]:
+async def outcomes(commits: GroupCommit, changes: Sequence[UserChange]) -> list[User | BaseException]:
     return await asyncio.gather(*[commits.apply(change) for change in changes], return_exceptions=True)
 
 
@@ -261,7 +262,7 @@ def test_more_than_may_wait_are_refused_at_once_and_room_comes_back() -> None:
 
     told, again = asyncio.run(run())
 
-    assert told[3:] == [RepositoryUnavailableError("too many changes wait already")] * 2
+    assert told[3:] == [RepositoryUnavailableError("too many requests wait already")] * 2
     assert all(isinstance(outcome, User) for outcome in told[:3] + again)
 
 
@@ -277,9 +278,9 @@ def test_what_waits_too_long_is_told_and_not_made_and_the_count_stays_right() ->
         await asyncio.sleep(0)
         gone.cancel()
         late = await outcomes(commits, [registration("late"), registration("later")])
-        assert late == [RepositoryUnavailableError("no commit in time")] * 2
+        assert late == [RepositoryUnavailableError("no answer of the database in time")] * 2
         assert await outcomes(commits, [registration("none")]) == [
-            RepositoryUnavailableError("too many changes wait already")
+            RepositoryUnavailableError("too many requests wait already")
         ]
         with pytest.raises(RepositoryUnavailableError):
             await stuck
@@ -312,7 +313,7 @@ def test_a_writer_that_hangs_is_replaced_and_what_it_held_is_not_made_later() ->
 
     stuck, other = asyncio.run(run())
 
-    assert stuck == RepositoryUnavailableError("no commit in time")
+    assert stuck == RepositoryUnavailableError("no answer of the database in time")
     assert repository.page(after=UserId(0), limit=9) == [other]
 
 
@@ -421,7 +422,7 @@ def test_concurrent_submission_equals_one_by_one(database: Database, sequence: l
     olds = [registered(real, f"old{number}") for number in range(3)]
     reference_ids = [registered(reference, f"old{number}").id for number in range(3)]
 
-    def changes(ids: Sequence[UserId]) -> list[Change]:
+    def changes(ids: Sequence[UserId]) -> list[UserChange]:
         return [
             registration(value, token_epoch="epoch")
             if isinstance(value, str)

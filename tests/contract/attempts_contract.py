@@ -1,0 +1,266 @@
+"""What the `AttemptLimiter` must do over any storage. A subclass gives the fixture ``transaction``: of an empty one.
+
+Time is the machine's, and the windows that have to pass are a second long.
+"""
+
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import pytest
+from limits.storage import Storage
+
+from mlapi import AttemptLimiter, TooManyAttemptsError
+from mlapi.adapters.limits import AttemptLimits, FixedWindowAttemptLimiter
+
+Transaction = Callable[[], AbstractContextManager[Storage]]
+
+HOME, ELSEWHERE = "192.0.2.1", "198.51.100.7"
+WINDOW = 60
+MANY = 1000
+LET_THROUGH = 0
+
+
+def limits_of(*, per_address: int = MANY, per_name: int = MANY, per_name_and_address: int = MANY) -> AttemptLimits:
+    return AttemptLimits(per_address=per_address, per_name=per_name, per_name_and_address=per_name_and_address)
+
+
+def attempt(limiter: AttemptLimiter, username: str = "ada", address: str = HOME) -> int:
+    """Count one attempt; return 0 if it is let through, and else after how many seconds to come again."""
+    try:
+        limiter.count(username, address)
+    except TooManyAttemptsError as refusal:
+        return refusal.retry_after
+    return LET_THROUGH
+
+
+def are_let_through(limiter: AttemptLimiter, *attempts: tuple[str, str]) -> list[bool]:
+    return [attempt(limiter, username, address) == LET_THROUGH for username, address in attempts]
+
+
+def log_in(limiter: AttemptLimiter, username: str = "ada", address: str = HOME) -> None:
+    """An attempt with the right password."""
+    was_known = limiter.count(username, address)
+    limiter.forgive(username, address, was_known=was_known)
+
+
+class CountedTransactions:
+    """Counts how often the storage is asked for."""
+
+    def __init__(self, transaction: Transaction) -> None:
+        self.times = 0
+        self._transaction = transaction
+
+    def __call__(self) -> AbstractContextManager[Storage]:
+        self.times += 1
+        return self._transaction()
+
+
+class AttemptLimiterContract:
+    def test_one_name_from_one_address_is_let_through_up_to_the_limit(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=3))
+
+        answers = [attempt(limiter) for _ in range(6)]
+
+        assert answers[:3] == [LET_THROUGH] * 3
+        assert all(0 < seconds <= WINDOW for seconds in answers[3:])
+        assert are_let_through(limiter, ("ada", ELSEWHERE), ("bob", HOME)) == [True, True]
+
+    def test_one_address_is_let_through_up_to_the_limit_whatever_the_name(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_address=3))
+
+        answers = [attempt(limiter, f"user{number}") for number in range(6)]
+
+        assert answers[:3] == [LET_THROUGH] * 3
+        assert all(0 < seconds <= WINDOW for seconds in answers[3:])
+        assert are_let_through(limiter, ("user5", ELSEWHERE)) == [True]
+
+    def test_one_name_is_let_through_up_to_the_limit_whatever_the_address(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name=3))
+
+        answers = [attempt(limiter, "ada", f"192.0.2.{number}") for number in range(6)]
+
+        assert answers[:3] == [LET_THROUGH] * 3
+        assert all(0 < seconds <= WINDOW for seconds in answers[3:])
+        assert are_let_through(limiter, ("bob", "192.0.2.5")) == [True]
+
+    def test_the_limits_are_those_of_the_settings_unless_others_are_given(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, AttemptLimits())
+
+        answers = [attempt(limiter) for _ in range(21)]
+
+        assert AttemptLimits() == AttemptLimits(per_address=200, per_name=200, per_name_and_address=20)
+        assert answers[:20] == [LET_THROUGH] * 20
+        assert 0 < answers[20] <= WINDOW
+
+    def test_what_is_refused_says_when_to_come_again_in_whole_seconds(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_address=1), window=1)
+        limiter.count("ada", HOME)
+
+        with pytest.raises(TooManyAttemptsError) as refusal:
+            limiter.count("bob", HOME)
+
+        assert refusal.value == TooManyAttemptsError(1)
+        assert str(refusal.value) == "too many attempts: come again in 1 seconds"
+
+    def test_when_the_window_is_over_it_is_let_in_again(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=1), window=1)
+        before = are_let_through(limiter, ("ada", HOME), ("ada", HOME))
+
+        time.sleep(1.05)
+
+        assert before == [True, False]
+        assert are_let_through(limiter, ("ada", HOME), ("ada", HOME)) == [True, False]
+
+    def test_addresses_of_one_network_of_ipv6_count_together(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_address=1))
+        limiter.count("ada", "2001:db8:1:2::1")
+
+        answers = are_let_through(limiter, ("bob", "2001:db8:1:2:ffff::9"), ("bob", "2001:db8:1:3::1"))
+
+        assert answers == [False, True]
+
+    def test_a_right_attempt_is_taken_back_from_every_count(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_address=2, per_name=2))
+
+        log_in(limiter)
+        log_in(limiter, "bob", ELSEWHERE)
+
+        of_the_address = are_let_through(limiter, ("eve", HOME), ("eve", HOME), ("eve", HOME))
+        of_the_name = are_let_through(limiter, *[("bob", f"203.0.113.{number}") for number in range(3)])
+        assert of_the_address == of_the_name == [True, True, False]
+
+    def test_a_wrong_attempt_before_the_right_one_still_counts(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name=2))
+        limiter.count("ada", HOME)
+
+        log_in(limiter)
+
+        assert are_let_through(limiter, ("ada", ELSEWHERE), ("ada", ELSEWHERE)) == [True, False]
+
+    def test_where_the_name_has_come_from_before_only_the_address_is_limited(self, transaction: Transaction) -> None:
+        limits = limits_of(per_address=6, per_name=1, per_name_and_address=1)
+        limiter = FixedWindowAttemptLimiter(transaction, limits)
+        log_in(limiter)
+
+        answers = are_let_through(limiter, *[("ada", HOME)] * 7)
+
+        assert answers == [True] * 6 + [False]
+
+    def test_who_logs_in_again_and_again_is_never_refused(self, transaction: Transaction) -> None:
+        limits = limits_of(per_address=2, per_name=2, per_name_and_address=2)
+        limiter = FixedWindowAttemptLimiter(transaction, limits)
+
+        for _ in range(10):
+            log_in(limiter)
+
+        assert are_let_through(limiter, ("ada", HOME), ("ada", HOME), ("ada", HOME)) == [True, True, False]
+
+    def test_an_attacker_elsewhere_does_not_shut_the_owner_out(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name=5, per_name_and_address=3))
+        log_in(limiter)
+        guesses = are_let_through(limiter, *[("ada", f"203.0.113.{number % 3}") for number in range(20)])
+
+        owner = are_let_through(limiter, ("ada", HOME))
+
+        assert sum(guesses) == 5
+        assert owner == [True]
+        assert are_let_through(limiter, ("ada", ELSEWHERE)) == [False]
+
+    def test_log_ins_of_the_owner_give_an_attacker_no_further_guess(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name=3))
+        log_in(limiter)
+        guesses = [are_let_through(limiter, ("ada", ELSEWHERE))]
+
+        for _ in range(3):
+            log_in(limiter)
+            guesses.append(are_let_through(limiter, ("ada", ELSEWHERE)))
+
+        assert guesses == [[True], [True], [True], [False]]
+
+    def test_to_have_come_from_an_address_is_of_one_name(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=1))
+        log_in(limiter)
+
+        assert are_let_through(limiter, ("bob", HOME), ("bob", HOME)) == [True, False]
+        assert are_let_through(limiter, ("ada", ELSEWHERE), ("ada", ELSEWHERE)) == [True, False]
+
+    def test_taking_back_in_a_later_window_takes_nothing_from_that(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_address=2), window=1)
+        limiter.count("ada", HOME)
+        time.sleep(1.05)
+
+        limiter.forgive("ada", HOME, was_known=False)
+
+        assert are_let_through(limiter, ("bob", HOME), ("bob", HOME), ("bob", HOME)) == [True, True, False]
+
+    def test_log_ins_that_run_at_once_from_a_new_address_leave_no_count_behind(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=3, per_name=3))
+        known = [limiter.count("ada", HOME) for _ in range(3)]
+
+        for was_known in known:
+            limiter.forgive("ada", HOME, was_known=was_known)
+
+        assert known == [False] * 3
+        assert limiter.count("ada", HOME)
+        assert are_let_through(limiter, *[("ada", ELSEWHERE)] * 4) == [True, True, True, False]
+
+    def test_a_right_attempt_lets_the_next_through_that_was_refused_meanwhile(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=2))
+        refused = are_let_through(limiter, *[("ada", HOME)] * 3)
+
+        limiter.forgive("ada", HOME, was_known=False)
+
+        assert refused == [True, True, False]
+        assert are_let_through(limiter, ("ada", HOME)) == [True]
+
+    def test_two_limiters_share_their_counts(self, transaction: Transaction) -> None:
+        limits = limits_of(per_name_and_address=4)
+        one, two = FixedWindowAttemptLimiter(transaction, limits), FixedWindowAttemptLimiter(transaction, limits)
+
+        answers = [attempt(limiter) == LET_THROUGH for limiter in (one, two, one, two, one, two)]
+
+        assert answers == [True] * 4 + [False] * 2
+
+    def test_two_limiters_know_the_same_addresses(self, transaction: Transaction) -> None:
+        limits = limits_of(per_name_and_address=1)
+        one, two = FixedWindowAttemptLimiter(transaction, limits), FixedWindowAttemptLimiter(transaction, limits)
+
+        log_in(one)
+
+        assert are_let_through(two, *[("ada", HOME)] * 3) == [True] * 3
+
+    @pytest.mark.parametrize(
+        "limits", [limits_of(per_address=2), limits_of(per_name_and_address=2)], ids=["address", "name and address"]
+    )
+    def test_a_flood_of_what_is_refused_does_not_reach_the_storage(
+        self, transaction: Transaction, limits: AttemptLimits
+    ) -> None:
+        counted = CountedTransactions(transaction)
+        limiter = FixedWindowAttemptLimiter(counted, limits)
+
+        answers = [attempt(limiter) == LET_THROUGH for _ in range(50)]
+
+        assert answers == [True] * 2 + [False] * 48
+        assert counted.times == 3
+
+    def test_what_is_remembered_to_be_refused_is_bounded_and_right_beyond_that(
+        self, transaction: Transaction, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("mlapi.adapters.limits._REMEMBERED", 5)
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=1))
+        names = [f"user{number}" for number in range(12)]
+
+        answers = [are_let_through(limiter, *[(name, HOME) for name in names]) for _ in range(3)]
+
+        assert answers == [[True] * 12, [False] * 12, [False] * 12]
+        assert len(limiter._refused) <= 5
+
+    def test_names_and_addresses_may_be_anything(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=1))
+        texts = ["", "a", "é", "a/b", "\0", "\ud800", "x" * 10_000, "' OR 1=1 --", "%"]
+        pairs = [(username, address) for username in texts for address in texts]
+
+        answers = [are_let_through(limiter, *pairs) for _ in range(2)]
+
+        assert answers == [[True] * len(pairs), [False] * len(pairs)]

@@ -1,0 +1,352 @@
+"""Attempts are counted alike in memory and in every database; what the table promises beyond that stands below."""
+
+import re
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, nullcontext
+from functools import partial
+
+import pytest
+from limits import RateLimitItemPerSecond
+from limits.storage import MemoryStorage
+from limits.strategies import FixedWindowRateLimiter
+from sqlalchemy import URL, select, text
+
+from mlapi import RepositoryUnavailableError
+from mlapi.adapters.limits import KNOWN_FOR, AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.adapters.sql import Database, SqlAttempts, upgrade
+from mlapi.adapters.sql.tables import attempts
+from tests.contract.attempts_contract import (
+    ELSEWHERE,
+    HOME,
+    WINDOW,
+    AttemptLimiterContract,
+    Transaction,
+    are_let_through,
+    limits_of,
+    log_in,
+)
+
+SITES = {
+    "IPv6, one network": ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff", True),
+    "IPv6, written otherwise": ("2001:db8:1:2::1", "2001:0DB8:0001:0002:0:0:0:9", True),
+    "IPv6, next network": ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
+    "IPv6 of a link": ("fe80::1%eth0", "fe80::2", True),
+    "IPv4 in IPv6": ("192.0.2.1", "::ffff:192.0.2.1", True),
+    "IPv4 in IPv6, another": ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+    "IPv4 in IPv6, in hex": ("192.0.2.1", "::ffff:c000:201", True),
+    "IPv4, the next": ("192.0.2.1", "192.0.2.2", False),
+    "no addresses": ("testclient", "", False),
+    "the same, no address": ("unix:", "unix:", True),
+}
+START = 1_795_521_600.0
+
+
+class SettableSeconds:
+    """A clock in seconds since 1970 that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def rows_of(database: Database) -> list[tuple[str, int, float]]:
+    with database.reading() as connection:
+        rows = connection.execute(select(attempts).order_by(attempts.c.id)).all()
+    return [(key, count, until) for key, count, until in rows]
+
+
+class TestFixedWindowAttemptLimiterInMemory(AttemptLimiterContract):
+    @pytest.fixture
+    def transaction(self) -> Transaction:
+        storage = MemoryStorage()
+        return lambda: nullcontext(storage)
+
+    @pytest.mark.parametrize(("one", "other", "together"), SITES.values(), ids=SITES.keys())
+    def test_addresses_of_one_customer_count_together(
+        self, transaction: Transaction, one: str, other: str, together: bool
+    ) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_address=1))
+        limiter.count("ada", one)
+
+        assert are_let_through(limiter, ("bob", other)) == [not together]
+
+
+class TestFixedWindowAttemptLimiterInADatabase(AttemptLimiterContract):
+    @pytest.fixture
+    def transaction(self, database: Database) -> Transaction:
+        return SqlAttempts(database).transaction
+
+
+# --- several processes
+
+
+def test_two_workers_share_their_counts(url: URL, open_database: Callable[[URL], Database]) -> None:
+    databases = [open_database(url), open_database(url)]
+    upgrade(databases[0])
+    limits = limits_of(per_name_and_address=4)
+    workers = [FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits) for database in databases]
+
+    answers = [are_let_through(worker, ("ada", HOME)) for worker in workers * 3]
+
+    assert answers == [[True]] * 4 + [[False]] * 2
+
+
+@pytest.mark.parametrize(
+    ("limits", "username", "address"),
+    [
+        pytest.param(limits_of(per_name=10), "ada", "192.0.2.{}", id="name"),
+        pytest.param(limits_of(per_address=10), "user{}", HOME, id="address"),
+        pytest.param(limits_of(per_name_and_address=10), "ada", HOME, id="name and address"),
+    ],
+)
+def test_threads_that_count_the_same_let_exactly_the_limit_through(
+    database: Database, limits: AttemptLimits, username: str, address: str
+) -> None:
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits)
+
+    def count(number: int) -> bool:
+        (answer,) = are_let_through(limiter, (username.format(number), address.format(number)))
+        return answer
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(count, range(40)))
+
+    assert sum(answers) == 10
+
+
+def test_threads_that_log_in_at_once_leave_no_counts(database: Database) -> None:
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits_of())
+    log_in(limiter)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda _: log_in(limiter), range(40)))
+
+    assert [count for key, count, _ in rows_of(database) if not key.startswith("known/")] == [0, 0, 0]
+
+
+# --- the table
+
+
+def test_the_table_shows_neither_names_nor_addresses(database: Database) -> None:
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits_of())
+    limiter.count("ada", ELSEWHERE)
+    log_in(limiter, "ada", HOME)
+
+    keys = [key for key, _, _ in rows_of(database)]
+
+    digest = "[0-9a-f]{64}"
+    forms = [f"address/{digest}", f"pair/{digest}/{digest}", f"name/{digest}", f"known/{digest}/{digest}"]
+    assert all(re.fullmatch(f"({'|'.join(forms)})/[0-9]+/[0-9]+/second", key) for key in keys)
+    assert len(keys) == 6
+
+
+def test_a_window_begins_with_its_first_attempt_and_is_not_prolonged(database: Database) -> None:
+    clock = SettableSeconds()
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock).transaction, limits_of())
+
+    limiter.count("ada", HOME)
+    clock.now += WINDOW - 1
+    limiter.count("ada", HOME)
+    first = {(count, until) for _, count, until in rows_of(database)}
+    clock.now += 1
+    limiter.count("ada", HOME)
+
+    assert first == {(2, START + WINDOW)}
+    assert {(count, until) for _, count, until in rows_of(database)} == {(1, START + 2 * WINDOW)}
+
+
+def test_an_address_is_known_for_thirty_days_and_no_longer(database: Database) -> None:
+    clock = SettableSeconds()
+    limiter = FixedWindowAttemptLimiter(
+        SqlAttempts(database, clock=clock).transaction, limits_of(per_name_and_address=1)
+    )
+    log_in(limiter)
+
+    clock.now += KNOWN_FOR - 1
+    known = are_let_through(limiter, *[("ada", HOME)] * 3)
+    clock.now += 1
+    unknown = are_let_through(limiter, *[("ada", HOME)] * 3)
+
+    assert KNOWN_FOR == 30 * 24 * 60 * 60
+    assert (known, unknown) == ([True] * 3, [True, False, False])
+
+
+def test_a_right_attempt_leaves_counts_of_nothing(database: Database) -> None:
+    clock = SettableSeconds()
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock).transaction, limits_of())
+
+    log_in(limiter)
+
+    kinds = [(key.partition("/")[0], count, until) for key, count, until in rows_of(database)]
+    assert kinds == [
+        ("address", 0, START + WINDOW),
+        ("known", 1, START + KNOWN_FOR),
+        ("name", 0, START + WINDOW),
+        ("pair", 0, START + WINDOW),
+    ]
+
+
+def test_what_has_expired_is_purged_within_a_minute_or_so(database: Database) -> None:
+    clock = SettableSeconds()
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock).transaction, limits_of(), window=1)
+    log_in(limiter, "ada")
+    limiter.count("bob", ELSEWHERE)
+
+    clock.now += 59
+    limiter.count("eve", "203.0.113.1")
+    before = len(rows_of(database))
+    clock.now += 1
+    limiter.count("mallory", "203.0.113.2")
+
+    assert before == 4 + 3 + 3
+    assert [key.partition("/")[0] for key, _, _ in rows_of(database)] == ["address", "known", "name", "pair"]
+
+
+def test_a_purge_takes_a_thousand_rows_at_most(database: Database) -> None:
+    clock = SettableSeconds()
+    counts = SqlAttempts(database, clock=clock)
+    with database.writing() as connection:
+        rows = [{"id": f"old {number}", "count": 1, "expires_at": START} for number in range(1500)]
+        connection.execute(attempts.insert(), rows)
+
+    left = []
+    for _ in range(3):
+        clock.now += WINDOW
+        with counts.transaction():
+            pass
+        left.append(len(rows_of(database)))
+
+    assert left == [500, 0, 0]
+
+
+def test_what_is_undone_was_not_counted(database: Database) -> None:
+    def count_and_fail() -> None:
+        with SqlAttempts(database).transaction() as storage:
+            storage.incr("one", WINDOW)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        count_and_fail()
+
+    assert rows_of(database) == []
+
+
+def test_only_these_transactions_do_not_wait_for_the_disk(postgres_database: Database) -> None:
+    show = text("SHOW synchronous_commit")
+
+    with SqlAttempts(postgres_database).transaction() as storage:
+        within = storage._connection.execute(show).scalar_one()
+    with postgres_database.writing() as connection:
+        afterwards = connection.execute(show).scalar_one()
+
+    assert (within, afterwards) == ("off", "on")
+
+
+# --- the storage, by itself
+
+
+def test_a_storage_counts_reads_and_forgets(database: Database) -> None:
+    clock = SettableSeconds()
+
+    with SqlAttempts(database, clock=clock).transaction() as storage:
+        counted = [storage.incr("one", 10), storage.incr("one", 99, 5), storage.incr("two", 20)]
+        read = [(storage.get(key), storage.get_expiry(key)) for key in ("one", "two", "three")]
+        storage.clear("one")
+        storage.clear("three")
+        cleared = [storage.get(key) for key in ("one", "two")]
+        reset = [storage.reset(), storage.reset()]
+
+        assert counted == [1, 6, 1]
+        assert read == [(6, START + 10), (1, START + 20), (0, START)]
+        assert cleared == [0, 1]
+        assert reset == [1, 0]
+        assert storage.check() is True
+        assert storage.base_exceptions == ()
+
+
+def test_a_count_is_never_below_nothing(database: Database) -> None:
+    clock = SettableSeconds()
+    counts = SqlAttempts(database, clock=clock)
+
+    with counts.transaction() as storage:
+        down = [storage.incr("one", 10, -1), storage.incr("one", 10, 2), storage.incr("one", 10, -5)]
+        storage.incr("two", 10, 3)
+    clock.now += 10
+    with counts.transaction() as storage:
+        later = [storage.get("two"), storage.incr("two", 10, -1), storage.incr("two", 10)]
+
+    assert down == [0, 2, 0]
+    assert later == [0, 0, 1]
+
+
+def test_the_librarys_own_strategy_works_on_it(database: Database) -> None:
+    clock = SettableSeconds()
+    item = RateLimitItemPerSecond(2, 10)
+
+    with SqlAttempts(database, clock=clock).transaction() as storage:
+        limiter = FixedWindowRateLimiter(storage)
+        hits = [limiter.hit(item, "ada") for _ in range(3)]
+        stats = limiter.get_window_stats(item, "ada")
+        limiter.clear(item, "ada")
+
+        assert hits == [True, True, False]
+        assert stats == (START + 10, 0)
+        assert limiter.test(item, "ada")
+
+
+# --- a database that is away
+
+
+def test_without_its_table_nothing_is_counted_and_nobody_let_through(database: Database) -> None:
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits_of())
+    with database.writing() as connection:
+        connection.execute(text("DROP TABLE mlapi_attempts"))
+
+    for call in (limiter.count, partial(limiter.forgive, was_known=False)):
+        with pytest.raises(RepositoryUnavailableError, match="mlapi_attempts"):
+            call("ada", HOME)
+
+
+def test_without_its_server_nothing_is_counted_and_nobody_let_through(
+    postgres_url: URL, open_database: Callable[[URL], Database]
+) -> None:
+    database = open_database(postgres_url.set(port=1))
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits_of())
+
+    for call in (limiter.count, partial(limiter.forgive, was_known=False)):
+        with pytest.raises(RepositoryUnavailableError):
+            call("ada", HOME)
+
+
+def test_while_somebody_else_keeps_writing_nobody_is_let_through(sqlite_database: Database, sqlite_url: URL) -> None:
+    with (
+        Database(sqlite_url, wait=0.05) as database,
+        closing(sqlite3.connect(str(sqlite_url.database), isolation_level=None)) as keeper,
+    ):
+        limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits_of())
+        keeper.execute("BEGIN IMMEDIATE")
+
+        with pytest.raises(RepositoryUnavailableError, match="locked"):
+            limiter.count("ada", HOME)
+
+        keeper.execute("ROLLBACK")
+        assert are_let_through(limiter, ("ada", HOME)) == [True]
+
+
+def test_a_purge_that_fails_lets_nobody_through_and_is_not_the_end(database: Database) -> None:
+    clock = SettableSeconds()
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock).transaction, limits_of())
+    with database.writing() as connection:
+        connection.execute(text("ALTER TABLE mlapi_attempts RENAME TO away"))
+    clock.now += WINDOW
+
+    with pytest.raises(RepositoryUnavailableError):
+        limiter.count("ada", HOME)
+
+    with database.writing() as connection:
+        connection.execute(text("ALTER TABLE away RENAME TO mlapi_attempts"))
+    assert are_let_through(limiter, ("ada", HOME)) == [True]

@@ -1,0 +1,676 @@
+"""Nobody makes a token but who has the key: published vectors, the known classes of attack, and changes at random.
+
+The classes are those of RFC 8725, 2 (JSON Web Token Best Current Practices), and of the CVEs that are named.
+"""
+
+import base64
+import hashlib
+import hmac
+import itertools
+import json
+import re
+import string
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import attrs
+import jwt
+import pytest
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mlapi import InvalidTokenError, TokenClaims, UserId
+from mlapi.adapters.jwt import JwtTokenIssuer
+from tests.conftest import KEY, OLDER_KEY
+from tests.contract.token_contract import ADA, HOUR, NOON, SettableClock, decoded, encoded, is_refused, signed
+
+VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "forged_tokens.json").read_text("utf-8"))
+KEY_BYTES, OLDER_KEY_BYTES = base64.urlsafe_b64decode(KEY), base64.urlsafe_b64decode(OLDER_KEY)
+
+
+def issuer_of(*keys: bytes) -> JwtTokenIssuer:
+    return JwtTokenIssuer(keys, lifetime=HOUR, issuer="mlapi", audience="mlapi", clock=SettableClock())
+
+
+TOKENS = issuer_of(KEY_BYTES, OLDER_KEY_BYTES)
+HEADER = TOKENS.issue(ADA).token.split(".")[0]
+CLAIMS: dict[str, Any] = {
+    "iss": "mlapi",
+    "aud": "mlapi",
+    "sub": "7",
+    "iat": int(NOON.timestamp()),
+    "exp": int(NOON.timestamp()) + 3600,
+    "jti": "0123456789abcdef0123456789abcdef",
+    "epoch": ADA.token_epoch,
+}
+PAYLOAD = encoded(json.dumps(CLAIMS, separators=(",", ":")))
+SIGNED_PART = f"{HEADER}.{PAYLOAD}"
+VALID = signed(HEADER, PAYLOAD, KEY_BYTES)
+SIGNATURE = VALID.split(".")[2]
+HEADER_FIELDS: dict[str, Any] = json.loads(decoded(HEADER))
+KEY_ID = HEADER_FIELDS["kid"]
+BASE64URL = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
+
+
+def accepted_of(forged: list[str]) -> list[str]:
+    """Return those that are let through, of tokens none of which should be. The valid one is known from before."""
+    TOKENS.verify(VALID)
+    return [token for token in forged if not is_refused(TOKENS, token)]
+
+
+def header_of(**fields: object) -> str:
+    return encoded(json.dumps(fields, separators=(",", ":")))
+
+
+def named(cases: dict[str, str]) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("token", cases.values(), ids=cases.keys())
+
+
+def test_the_token_that_is_forged_here_is_good() -> None:
+    claims = TOKENS.verify(VALID)
+
+    assert claims == TokenClaims(
+        user_id=ADA.id, token_epoch=ADA.token_epoch, expires_at=NOON + HOUR, token_id=CLAIMS["jti"]
+    )
+
+
+# --- published vectors
+
+
+@pytest.mark.parametrize(("source", "key", "token"), VECTORS["genuine"], ids=[row[0] for row in VECTORS["genuine"]])
+def test_a_published_vector_is_genuine_and_refused(source: str, key: str, token: str) -> None:
+    algorithm = jwt.get_unverified_header(token)["alg"]
+    published = VECTORS["keys"][key]
+
+    # Or a slip in copying it would have it refused.
+    jwt.PyJWS().decode(token, jwt.PyJWK(published, algorithm=algorithm).key, algorithms=[algorithm])
+    assert is_refused(TOKENS, token)
+    if published["kty"] == "oct":
+        assert is_refused(issuer_of(decoded(published["k"])), token), source
+
+
+@pytest.mark.parametrize(("source", "key", "token"), VECTORS["others"], ids=[row[0] for row in VECTORS["others"]])
+def test_a_published_forgery_or_other_form_is_refused(source: str, key: str | None, token: str) -> None:
+    published = {} if key is None else VECTORS["keys"][key]
+
+    assert is_refused(TOKENS, token)
+    if published.get("kty") == "oct":
+        assert is_refused(issuer_of(decoded(published["k"])), token), source
+
+
+# --- no signature: RFC 8725, 2.1
+
+
+def test_none_is_no_algorithm_however_it_is_written() -> None:
+    spellings = ["".join(letters) for letters in itertools.product(*zip("none", "NONE", strict=True))]
+    spellings += ["", "None ", " none", "none\0", "n\u0000one", "nonе", "null"]  # one of them with a Cyrillic e
+    headers = [
+        header
+        for spelling in spellings
+        for header in (header_of(alg=spelling), header_of(alg=spelling, kid=KEY_ID, typ="JWT"))
+    ]
+    forged = [
+        token
+        for header in headers
+        for token in (
+            f"{header}.{PAYLOAD}.",
+            f"{header}.{PAYLOAD}",
+            f"{header}.{PAYLOAD}.{SIGNATURE}",
+            signed(header, PAYLOAD, b""),
+            signed(header, PAYLOAD, KEY_BYTES),
+        )
+    ]
+
+    assert accepted_of(forged) == []
+
+
+NO_ALGORITHM: dict[str, object] = {
+    "null": None,
+    "false": False,
+    "zero": 0,
+    "list": ["HS256"],
+    "object": {"HS256": 1},
+    "empty": "",
+}
+
+
+@pytest.mark.parametrize("algorithm", NO_ALGORITHM.values(), ids=NO_ALGORITHM.keys())
+def test_an_algorithm_that_is_no_name_is_refused(algorithm: object) -> None:
+    header = header_of(alg=algorithm, kid=KEY_ID, typ="JWT")
+
+    assert accepted_of([signed(header, PAYLOAD, KEY_BYTES), f"{header}.{PAYLOAD}."]) == []
+
+
+@named(
+    {
+        "empty signature": f"{HEADER}.{PAYLOAD}.",
+        "no signature": f"{HEADER}.{PAYLOAD}",
+        "algorithm taken out": signed(header_of(kid=KEY_ID, typ="JWT"), PAYLOAD, KEY_BYTES),
+        "algorithm taken out, unsigned": f"{header_of(kid=KEY_ID, typ='JWT')}.{PAYLOAD}.",
+        "empty header": signed(header_of(), PAYLOAD, KEY_BYTES),
+        "no header": signed("", PAYLOAD, KEY_BYTES),
+        "signature of zeros": f"{HEADER}.{PAYLOAD}.{encoded(bytes(32))}",
+        "signature of ones": f"{HEADER}.{PAYLOAD}.{encoded(bytes([255]) * 32)}",
+        "signature as hex": f"{HEADER}.{PAYLOAD}.{decoded(SIGNATURE).hex()}",
+        "signature cut to 16 bytes": f"{HEADER}.{PAYLOAD}.{encoded(decoded(SIGNATURE)[:16])}",
+        "signature and more": f"{HEADER}.{PAYLOAD}.{encoded(decoded(SIGNATURE) + bytes(1))}",
+        "digest without a key": f"{SIGNED_PART}.{encoded(hashlib.sha256(SIGNED_PART.encode()).digest())}",
+        "of the payload alone": f"{SIGNED_PART}.{encoded(hmac.digest(KEY_BYTES, PAYLOAD.encode(), 'sha256'))}",
+    }
+)
+def test_without_the_signature_of_the_whole_nothing_is_believed(token: str) -> None:
+    assert accepted_of([token]) == []
+
+
+# --- another algorithm, or another kind of key: RFC 8725, 2.1; CVE-2015-9235, CVE-2016-10555, CVE-2022-29217
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "digest"), [("HS384", "sha384"), ("HS512", "sha512"), ("HS1", "sha1"), ("hs256", "sha256")]
+)
+def test_the_right_key_with_another_algorithm_is_refused(algorithm: str, digest: str) -> None:
+    header = header_of(alg=algorithm, kid=KEY_ID, typ="JWT")
+
+    assert accepted_of([signed(header, PAYLOAD, KEY_BYTES, digest), signed(HEADER, PAYLOAD, KEY_BYTES, "sha512")]) == []
+
+
+@pytest.fixture(scope="module")
+def rsa_key() -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, 2048)
+
+
+@pytest.fixture(scope="module")
+def ec_key() -> ec.EllipticCurvePrivateKey:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def forms_of(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> Iterator[bytes]:
+    """Every way in which a public key might be at hand as bytes, to be taken for a secret."""
+    public = key.public_key()
+    formats = serialization.PublicFormat
+    for encoding in (serialization.Encoding.PEM, serialization.Encoding.DER):
+        yield public.public_bytes(encoding, formats.SubjectPublicKeyInfo)
+    yield public.public_bytes(serialization.Encoding.OpenSSH, formats.OpenSSH)
+    if isinstance(public, rsa.RSAPublicKey):
+        yield public.public_bytes(serialization.Encoding.PEM, formats.PKCS1)
+        jwk: dict[str, Any] = jwt.algorithms.RSAAlgorithm.to_jwk(public, as_dict=True)
+    else:
+        yield public.public_bytes(serialization.Encoding.X962, formats.UncompressedPoint)
+        jwk = jwt.algorithms.ECAlgorithm.to_jwk(public, as_dict=True)
+    yield json.dumps(jwk).encode()
+    yield json.dumps(jwk, separators=(",", ":"), sort_keys=True).encode()
+    yield str(jwk.get("n", jwk.get("x"))).encode()
+
+
+def test_a_public_key_is_no_secret(rsa_key: rsa.RSAPrivateKey, ec_key: ec.EllipticCurvePrivateKey) -> None:
+    secrets = [
+        secret
+        for key in (rsa_key, ec_key)
+        for form in forms_of(key)
+        for secret in (form, form.strip(), form + b"\n", hashlib.sha256(form).digest())
+    ]
+    headers = [HEADER, header_of(alg="HS256"), header_of(alg="HS256", typ="JWT"), header_of(alg="RS256", kid=KEY_ID)]
+
+    assert accepted_of([signed(header, PAYLOAD, secret) for header in headers for secret in secrets]) == []
+
+
+def test_a_signature_of_somebody_elses_key_pair_is_refused(
+    rsa_key: rsa.RSAPrivateKey, ec_key: ec.EllipticCurvePrivateKey
+) -> None:
+    pairs: list[tuple[str, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey]] = [
+        ("RS256", rsa_key),
+        ("PS256", rsa_key),
+        ("ES256", ec_key),
+    ]
+    forged = [
+        jwt.encode(CLAIMS, key, algorithm, headers=headers)
+        for algorithm, key in pairs
+        for headers in ({"kid": KEY_ID}, {"kid": KEY_ID, "alg": algorithm, "typ": "JWT"}, None)
+    ]
+    under_our_header = rsa_key.sign(f"{HEADER}.{PAYLOAD}".encode(), padding.PKCS1v15(), hashes.SHA256())
+    forged += [
+        f"{HEADER}.{PAYLOAD}.{encoded(under_our_header)}",
+        f"{HEADER}.{PAYLOAD}.{encoded(under_our_header[:32])}",
+    ]
+
+    assert accepted_of(forged) == []
+
+
+@pytest.mark.parametrize("algorithm", ["ES256", "ES384", "ES512", "HS256"])
+def test_a_psychic_signature_is_refused(algorithm: str) -> None:
+    """CVE-2022-21449: r and s of zero, in both forms in which they are written."""
+    headers = [header_of(alg=algorithm), header_of(alg=algorithm, kid=KEY_ID, typ="JWT")]
+    signatures = [bytes(64), bytes(96), bytes(132), bytes.fromhex("3006020100020100"), bytes(32)]
+
+    assert accepted_of([f"{header}.{PAYLOAD}.{encoded(zeros)}" for header in headers for zeros in signatures]) == []
+
+
+# --- weak secrets: RFC 8725, 2.2
+
+GUESSES: list[bytes] = [
+    *(b"", b"\0", bytes(32), b"\0" * 64, b" ", b"secret", b"password", b"changeme", b"key", b"jwt", b"123456"),
+    *(b"your-256-bit-secret", b"null", b"undefined", b"None", b"mlapi", KEY_ID.encode(), HEADER.encode()),
+    *(KEY.encode(), KEY.rstrip("=").encode(), KEY_BYTES.hex().encode(), KEY_BYTES[:16], KEY_BYTES[:31]),
+    *(KEY_BYTES[::-1], KEY_BYTES + b"\n", KEY_BYTES + KEY_BYTES, hashlib.sha256(KEY_BYTES).digest()),
+]
+
+
+def test_guessed_and_half_known_secrets_are_refused() -> None:
+    headers = [HEADER, header_of(alg="HS256"), header_of(alg="HS256", typ="JWT")]
+
+    assert accepted_of([signed(header, PAYLOAD, guess) for header in headers for guess in GUESSES]) == []
+
+
+# --- keys that come with the token: RFC 8725, 2.10 (and 3.10); CVE-2018-0114
+
+
+def test_a_key_that_comes_with_the_token_is_not_used(rsa_key: rsa.RSAPrivateKey) -> None:
+    oct_jwk = {"kty": "oct", "k": encoded(b"a secret of the attacker's, long."), "kid": KEY_ID, "alg": "HS256"}
+    rsa_jwk = {**jwt.algorithms.RSAAlgorithm.to_jwk(rsa_key.public_key(), as_dict=True), "kid": KEY_ID}
+    der = rsa_key.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    keys_given: list[dict[str, object]] = [
+        {"jwk": oct_jwk},
+        {"jwk": rsa_jwk},
+        {"jwk": {"keys": [oct_jwk]}},
+        {"jku": "https://attacker.example/jwks.json"},
+        {"jku": "file:///dev/null"},
+        {"jku": "https://mlapi@attacker.example/.well-known/jwks.json"},
+        {"x5u": "https://attacker.example/chain.pem"},
+        {"x5u": "http://169.254.169.254/latest/meta-data"},
+        {"x5c": [base64.b64encode(der).decode()]},
+        {"x5t": encoded(hashlib.sha1(der).digest())},
+        {"x5t#S256": encoded(hashlib.sha256(der).digest())},
+    ]
+    forged = []
+    for given_key in keys_given:
+        for algorithm in ("HS256", "RS256"):
+            header = header_of(alg=algorithm, kid=KEY_ID, typ="JWT", **given_key)
+            by_rsa = rsa_key.sign(f"{header}.{PAYLOAD}".encode(), padding.PKCS1v15(), hashes.SHA256())
+            forged += [
+                signed(header, PAYLOAD, decoded(oct_jwk["k"])),
+                signed(header, PAYLOAD, KEY_BYTES),
+                f"{header}.{PAYLOAD}.{encoded(by_rsa)}",
+            ]
+
+    assert accepted_of(forged) == []
+
+
+# --- ids of keys that are more than ids: RFC 8725, 3.10
+
+KEY_IDS: dict[str, object] = {
+    "path": "../../../../../../dev/null",
+    "absolute path": "/dev/null",
+    "path of Windows": "..\\..\\nul",
+    "file": "file:///proc/sys/kernel/randomize_va_space",
+    "SQL": "' UNION SELECT 'key' -- ",
+    "more SQL": f"{KEY_ID}' OR '1'='1",
+    "command": "key; sleep 9 |",
+    "template": "${jndi:ldap://attacker.example/a}",
+    "NUL": f"{KEY_ID}\0",
+    "line break": f"{KEY_ID}\n",
+    "upper case": KEY_ID.upper(),
+    "space": f" {KEY_ID}",
+    "empty": "",
+    "nothing": None,
+    "list": [KEY_ID],
+    "empty list": [],
+    "object": {"kid": KEY_ID},
+    "number": 0,
+    "long number": 10**40,
+    "true": True,
+    "long": "a" * 10_000,
+    "not in Unicode": "\ud800",
+    "of nobody": "0" * 16,
+}
+
+
+@pytest.mark.parametrize("key_id", KEY_IDS.values(), ids=KEY_IDS.keys())
+def test_the_id_of_a_key_is_compared_and_nothing_else(key_id: object) -> None:
+    header = header_of(alg="HS256", kid=key_id, typ="JWT")
+    secrets = [b"", b"\n", b"0", b"2\n", b"key", KEY_BYTES, OLDER_KEY_BYTES, str(key_id).encode("utf-8", "replace")]
+
+    assert accepted_of([signed(header, PAYLOAD, secret) for secret in secrets]) == []
+
+
+def test_the_header_of_one_key_does_not_go_with_the_signature_of_another() -> None:
+    older = issuer_of(OLDER_KEY_BYTES).issue(ADA).token
+    header, payload, _ = older.split(".")
+
+    assert not is_refused(TOKENS, older)
+    assert accepted_of([signed(header, payload, KEY_BYTES), signed(HEADER, payload, OLDER_KEY_BYTES)]) == []
+
+
+# --- the right key and a header that is not ours to the letter
+
+
+def raw(header: str) -> str:
+    return signed(encoded(header), PAYLOAD, KEY_BYTES)
+
+
+RIGHT_KEY_WRONG_HEADER = {
+    "no id of a key": '{"alg":"HS256","typ":"JWT"}',
+    "algorithm alone": '{"alg":"HS256"}',
+    "no type": f'{{"alg":"HS256","kid":"{KEY_ID}"}}',
+    "another order": f'{{"typ":"JWT","alg":"HS256","kid":"{KEY_ID}"}}',
+    "order reversed": f'{{"typ":"JWT","kid":"{KEY_ID}","alg":"HS256"}}',
+    "white space": f'{{"alg": "HS256", "kid": "{KEY_ID}", "typ": "JWT"}}',
+    "space before": f' {{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT"}}',
+    "line break after": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT"}}\n',
+    "byte order mark": f'\ufeff{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT"}}',
+    "NUL after": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT"}}\0',
+    "escape": f'{{"alg":"\\u0048S256","kid":"{KEY_ID}","typ":"JWT"}}',
+    "escaped name": f'{{"\\u0061lg":"HS256","kid":"{KEY_ID}","typ":"JWT"}}',
+    "type in lower case": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"jwt"}}',
+    "type of access tokens (RFC 9068)": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"at+jwt"}}',
+    "one more": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","x":1}}',
+    "names in upper case": f'{{"ALG":"HS256","KID":"{KEY_ID}","TYP":"JWT"}}',
+    "algorithm twice, none first": f'{{"alg":"none","alg":"HS256","kid":"{KEY_ID}","typ":"JWT"}}',
+    "algorithm twice, none last": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","alg":"none"}}',
+    "the same twice": f'{{"alg":"HS256","alg":"HS256","kid":"{KEY_ID}","typ":"JWT"}}',
+    "id twice": f'{{"alg":"HS256","kid":"x","kid":"{KEY_ID}","typ":"JWT"}}',
+    "critical, unknown": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","crit":["x"],"x":1}}',
+    "critical, empty": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","crit":[]}}',
+    "critical, null": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","crit":null}}',
+    "critical, known": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","crit":["alg"]}}',
+    "payload not encoded (RFC 7797)": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","b64":false,"crit":["b64"]}}',
+    "payload not encoded, not critical": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","b64":false}}',
+    "payload encoded, said so": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","b64":true,"crit":["b64"]}}',
+    "nested": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","cty":"JWT"}}',
+    "compressed": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","zip":"DEF"}}',
+    "encrypted": f'{{"alg":"dir","enc":"A256GCM","kid":"{KEY_ID}","typ":"JWT"}}',
+    "claims in the header": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","sub":"1"}}',
+    "list": f'[{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT"}}]',
+    "string": '"HS256"',
+    "null": "null",
+    "deep": "[" * 100_000,
+    "long": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","x":"{"a" * 100_000}"}}',
+    "no JSON": "HS256",
+}
+
+
+@pytest.mark.parametrize("header", RIGHT_KEY_WRONG_HEADER.values(), ids=RIGHT_KEY_WRONG_HEADER.keys())
+def test_the_right_key_under_another_header_is_refused(header: str) -> None:
+    assert accepted_of([raw(header)]) == []
+
+
+def test_what_holds_or_hides_a_good_token_is_none() -> None:
+    nested = header_of(alg="HS256", kid=KEY_ID, typ="JWT", cty="JWT")
+    zipped = header_of(alg="HS256", kid=KEY_ID, typ="JWT", zip="DEF")
+    deflated = zlib.compress(decoded(PAYLOAD), wbits=-15)
+    forms = [
+        signed(nested, encoded(VALID), KEY_BYTES),
+        signed(HEADER, encoded(VALID), KEY_BYTES),
+        signed(HEADER, encoded(json.dumps(VALID)), KEY_BYTES),
+        signed(zipped, encoded(deflated), KEY_BYTES),
+        signed(HEADER, encoded(deflated), KEY_BYTES),
+        encoded(VALID),
+        json.dumps({"payload": PAYLOAD, "protected": HEADER, "signature": SIGNATURE}),
+        json.dumps({"payload": PAYLOAD, "signatures": [{"protected": HEADER, "signature": SIGNATURE}]}),
+        json.dumps(VALID),
+        f"'{VALID}'",
+        f"<{VALID}>",
+        f"Bearer {VALID}",
+        f"token={VALID}",
+        f"{VALID},{VALID}",
+        f"{VALID} {VALID}",
+        VALID + VALID,
+    ]
+
+    assert accepted_of(forms) == []
+
+
+# --- bad base64: RFC 7515, 2 (no padding, no white space, nothing else), and RFC 4648, 3.5 (canonical)
+
+
+def other_ends(part: str) -> list[str]:
+    """Return the forms in which the bits that base64 leaves over are not zero: they decode to the same bytes."""
+    ends = [part[:-1] + character for character in BASE64URL]
+    return [other for other in ends if other != part and decoded(other) == decoded(part)]
+
+
+def test_each_part_has_one_form() -> None:
+    header, payload, signature = HEADER, PAYLOAD, SIGNATURE
+    while not other_ends(payload):  # its length goes with the user's id
+        longer = attrs.evolve(ADA, id=UserId(int(f"{json.loads(decoded(payload))['sub']}7")))
+        header, payload, signature = TOKENS.issue(longer).token.split(".")
+    variants = [
+        *(f"{other}.{payload}.{signature}" for other in other_ends(header)),
+        *(f"{header}.{other}.{signature}" for other in other_ends(payload)),
+        *(f"{header}.{payload}.{other}" for other in other_ends(signature)),
+        *(signed(other, payload, KEY_BYTES) for other in other_ends(header)),
+    ]
+
+    assert not is_refused(TOKENS, f"{header}.{payload}.{signature}")
+    assert [len(other_ends(part)) for part in (header, signature)] == [15, 3]
+    assert accepted_of(variants) == []
+
+
+INSERTED = [
+    "=",
+    "==",
+    "+",
+    "/",
+    " ",
+    "\n",
+    "\r\n",
+    "\t",
+    "\0",
+    "\x7f",
+    "%3D",
+    "%00",
+    "\u200b",
+    "\ufeff",
+    "\xa0",
+    "é",
+    ".",
+]
+
+
+@pytest.mark.parametrize("inserted", INSERTED, ids=repr)
+def test_nothing_may_be_put_into_a_token(inserted: str) -> None:
+    places = range(len(VALID) + 1)
+
+    assert accepted_of([VALID[:place] + inserted + VALID[place:] for place in places]) == []
+
+
+def test_the_other_alphabet_and_case_are_refused() -> None:
+    token = VALID
+    while not {"-", "_"} <= set(token):  # what is in it goes by chance
+        token = TOKENS.issue(ADA).token
+    forged = [
+        token.replace("-", "+").replace("_", "/"),
+        token.replace("-", "+"),
+        token.replace("_", "/"),
+        token.replace("-", "_"),
+        token.upper(),
+        token.lower(),
+        token.swapcase(),
+        token[:1].upper() + token[1:],
+        token.replace(".", "．"),
+        token.replace(".", "。"),
+        token.replace("e", "ｅ"),
+        token.replace("0", "٠"),
+        token.translate({ord("a") + place: 0x1D41A + place for place in range(26)}),
+    ]
+
+    assert not is_refused(TOKENS, token)
+    assert accepted_of(forged) == []
+
+
+def test_dots_are_dots_and_two_of_them() -> None:
+    five = f"{HEADER}.{encoded(bytes(32))}.{encoded(bytes(12))}.{PAYLOAD}.{encoded(bytes(16))}"
+    forged = [
+        VALID.replace(".", "%2E"),
+        VALID.replace(".", "%2e"),
+        quote(VALID, safe="").replace(".", "%2E"),
+        "".join(f"%{ord(character):02X}" for character in VALID),
+        *(VALID.replace(".", other) for other in ("", "..", ",", ":", "~", " ", "\n", "|", "\0", "/", "%00.")),
+        *(
+            f"{before}{VALID}{after}"
+            for before in ("", ".", "..", " ")
+            for after in ("", ".", "..", " ")
+            if before + after
+        ),
+        *(HEADER, f"{HEADER}.{PAYLOAD}", f"{PAYLOAD}.{SIGNATURE}", f"{HEADER}.{SIGNATURE}"),
+        *(f"{VALID}.{SIGNATURE}", f"{VALID}.{VALID}", f"{HEADER}.{VALID}", five),
+    ]
+
+    assert accepted_of(forged) == []
+
+
+# --- changed, cut, long and mixed
+
+
+def test_a_token_with_any_bit_turned_over_is_refused() -> None:
+    forged = [
+        VALID[:place] + chr(ord(character) ^ 1 << bit) + VALID[place + 1 :]
+        for place, character in enumerate(VALID)
+        for bit in range(9)
+    ]
+
+    assert accepted_of(forged) == []
+
+
+def test_a_token_with_any_character_changed_is_refused() -> None:
+    forged = [
+        VALID[:place] + other + VALID[place + 1 :]
+        for place, character in enumerate(VALID)
+        for other in BASE64URL
+        if other != character
+    ]
+
+    assert accepted_of(forged) == []
+
+
+def test_a_token_that_is_cut_anywhere_is_refused() -> None:
+    forged = [cut for place in range(len(VALID)) for cut in (VALID[:place], VALID[place + 1 :])]
+    forged += [VALID[:place] + VALID[place + 1 :] for place in range(len(VALID))]
+    forged += [VALID[:place] + VALID[place] + VALID[place:] for place in range(len(VALID))]
+
+    assert accepted_of(forged) == []
+
+
+MIB = 2**20
+LONG: dict[str, Callable[[], str]] = {
+    "letters": lambda: "a" * MIB,
+    "dots": lambda: "." * MIB,
+    "three parts": lambda: f"{'a' * MIB}.{'b' * MIB}.{'c' * MIB}",
+    "header and then": lambda: f"{HEADER}.{'a' * MIB}.{SIGNATURE}",
+    "right key": lambda: signed(HEADER, encoded(json.dumps({"sub": "7" * MIB})), KEY_BYTES),
+    "signature": lambda: f"{HEADER}.{PAYLOAD}.{SIGNATURE * (MIB // 43)}",
+    "good and then": lambda: VALID + "a" * MIB,
+    "good again and again": lambda: VALID * (MIB // len(VALID)),
+    "before the good": lambda: "a" * MIB + VALID,
+    "one part after the other": lambda: "a." * (MIB // 2),
+    "not ASCII": lambda: "é" * MIB,
+    "NULs": lambda: "\0" * MIB,
+}
+
+
+@pytest.mark.parametrize("make", LONG.values(), ids=LONG.keys())
+def test_a_long_token_is_refused_fast(make: Callable[[], str]) -> None:
+    token = make()
+
+    begin = time.process_time()
+    accepted = accepted_of([token] * 3)
+    cost = time.process_time() - begin
+
+    assert accepted == []
+    assert cost < 0.5
+
+
+def test_parts_of_good_tokens_do_not_make_another() -> None:
+    people = [ADA, attrs.evolve(ADA, id=UserId(8)), attrs.evolve(ADA, token_epoch="f" * 16)]
+    good = [TOKENS.issue(user).token for user in people] + [issuer_of(OLDER_KEY_BYTES).issue(ADA).token]
+    parts = [token.split(".") for token in good]
+    mixed = {".".join(chosen) for chosen in itertools.product(*zip(*parts, strict=True))} - set(good)
+    rearranged = {".".join(order) for token in parts for order in itertools.permutations(token) if list(order) != token}
+
+    assert [is_refused(TOKENS, token) for token in good] == [False] * 4
+    assert accepted_of(sorted(mixed | rearranged)) == []
+
+
+@pytest.mark.parametrize(
+    ("claim", "value"),
+    [("sub", "1"), ("sub", "8"), ("exp", 2**31), ("epoch", "f" * 16), ("aud", "other"), ("admin", True)],
+)
+def test_a_claim_that_is_changed_under_the_old_signature_is_refused(claim: str, value: object) -> None:
+    changed = json.dumps({**CLAIMS, claim: value}, separators=(",", ":"))
+
+    assert accepted_of([f"{HEADER}.{encoded(changed)}.{SIGNATURE}"]) == []
+
+
+# --- at random
+
+EDITS = st.lists(
+    st.tuples(
+        st.sampled_from(["replace", "insert", "delete"]),
+        st.integers(0, len(VALID) - 1),
+        st.one_of(st.sampled_from(BASE64URL + ".="), st.characters()),
+    ),
+    min_size=1,
+    max_size=5,
+)
+IN_FORM = st.from_regex(re.compile(r"[\w-]{1,80}\.[\w-]{1,80}\.[\w-]{43}", re.ASCII), fullmatch=True)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
+    max_leaves=5,
+)
+
+
+@given(st.one_of(st.text(), IN_FORM, st.text(alphabet=BASE64URL + ".", max_size=400)))
+@settings(deadline=None)
+def test_any_text_is_refused_and_raises_nothing_else(text: str) -> None:
+    assert is_refused(TOKENS, text)
+
+
+@given(EDITS)
+@settings(deadline=None)
+def test_any_change_of_a_good_token_is_refused(edits: list[tuple[str, int, str]]) -> None:
+    changed = VALID
+    for kind, place, character in edits:
+        rest = changed[place + (kind != "insert") :]
+        changed = changed[:place] + ("" if kind == "delete" else character) + rest
+
+    assert is_refused(TOKENS, changed) == (changed != VALID)
+
+
+@given(
+    header=st.one_of(JSON.map(json.dumps), st.text()), payload=st.binary(max_size=300), signature=st.binary(max_size=40)
+)
+@settings(deadline=None)
+def test_any_parts_without_the_key_are_refused(header: str, payload: bytes, signature: bytes) -> None:
+    written = encoded(header.encode("utf-8", "surrogatepass"))
+    forged = [
+        f"{part}.{encoded(payload)}.{encoded(end)}"
+        for part in (written, HEADER)
+        for end in (signature, (signature + bytes(32))[:32])
+    ]
+
+    assert accepted_of(forged) == []
+
+
+@given(payload=st.one_of(st.binary(max_size=300), JSON.map(lambda value: json.dumps(value).encode())))
+@settings(deadline=None)
+def test_any_payload_under_the_right_key_raises_nothing_else(payload: bytes) -> None:
+    assert is_refused(TOKENS, signed(HEADER, encoded(payload), KEY_BYTES))
+
+
+@given(name=st.sampled_from(["iss", "aud", "sub", "iat", "exp", "jti", "epoch"]), value=JSON)
+@settings(deadline=None)
+def test_any_claim_under_the_right_key_is_refused_or_read(name: str, value: object) -> None:
+    token = signed(HEADER, encoded(json.dumps({**CLAIMS, name: value})), KEY_BYTES)
+
+    try:
+        read = TOKENS.verify(token)
+    except InvalidTokenError:
+        read = None
+
+    assert read is None or (name == "sub" and str(read.user_id) == value) or name in {"iat", "exp", "jti", "epoch"}

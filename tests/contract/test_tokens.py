@@ -1,0 +1,419 @@
+"""Every issuer of tokens we ship keeps the contract; what JSON Web Tokens promise beyond it stands below."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+import mlapi.adapters.jwt
+from mlapi import Clock, TokenClaims, TokenIssuer, UserId
+from mlapi.adapters.jwt import JwtTokenIssuer
+from mlapi.adapters.memory import InMemoryTokens
+from mlapi.adapters.rotation import Current, RotatingTokens
+from tests.conftest import KEY, OLDER_KEY
+from tests.contract.token_contract import (
+    ADA,
+    HOUR,
+    NOON,
+    SettableClock,
+    TokenIssuerContract,
+    decoded,
+    encoded,
+    is_refused,
+    signed,
+)
+
+NEW, OLD = base64.urlsafe_b64decode(KEY), base64.urlsafe_b64decode(OLDER_KEY)
+ISSUER, AUDIENCE = "https://ml.example.com", "models"
+MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
+NOON_SECONDS = int(NOON.timestamp())
+
+
+def at_noon(*, after: timedelta = timedelta(0)) -> SettableClock:
+    clock = SettableClock()
+    clock.now += after
+    return clock
+
+
+def issuer_of(
+    keys: Sequence[bytes],
+    clock: Clock | None = None,
+    *,
+    lifetime: timedelta = HOUR,
+    issuer: str = ISSUER,
+    audience: str = AUDIENCE,
+) -> JwtTokenIssuer:
+    return JwtTokenIssuer(keys, lifetime=lifetime, issuer=issuer, audience=audience, clock=clock or at_noon())
+
+
+def parts_of(token: str) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+    header, payload, signature = token.split(".")
+    return json.loads(decoded(header)), json.loads(decoded(payload)), decoded(signature)
+
+
+class TestInMemoryTokens(TokenIssuerContract):
+    @pytest.fixture
+    def tokens(self, clock: SettableClock) -> TokenIssuer:
+        return InMemoryTokens(clock=clock)
+
+    @pytest.fixture
+    def others(self, clock: SettableClock) -> TokenIssuer:
+        return InMemoryTokens(clock=clock)
+
+
+class TestJwtTokenIssuer(TokenIssuerContract):
+    @pytest.fixture
+    def tokens(self, clock: SettableClock) -> TokenIssuer:
+        return issuer_of([NEW], clock)
+
+    @pytest.fixture
+    def others(self, clock: SettableClock) -> TokenIssuer:
+        return issuer_of([OLD], clock)
+
+
+class TestJwtTokenIssuerOfSeveralKeys(TokenIssuerContract):
+    @pytest.fixture
+    def tokens(self, clock: SettableClock) -> TokenIssuer:
+        return issuer_of([NEW, OLD], clock)
+
+    @pytest.fixture
+    def others(self, clock: SettableClock) -> TokenIssuer:
+        return issuer_of([b"a third key, of thirty-two bytes."], clock)
+
+
+class TestRotatingTokens(TokenIssuerContract):
+    @pytest.fixture
+    def tokens(self, clock: SettableClock) -> TokenIssuer:
+        return RotatingTokens(Current(lambda: issuer_of([NEW], clock), lambda: "the same"))
+
+    @pytest.fixture
+    def others(self, clock: SettableClock) -> TokenIssuer:
+        return RotatingTokens(Current(lambda: issuer_of([OLD], clock), lambda: "the same"))
+
+
+# --- what is in them
+
+
+def test_a_token_holds_exactly_what_is_promised() -> None:
+    tokens = issuer_of([NEW])
+
+    header, payload, signature = parts_of(tokens.issue(ADA).token)
+
+    assert header == {"alg": "HS256", "kid": header["kid"], "typ": "JWT"}
+    assert payload == {
+        "iss": ISSUER,
+        "aud": AUDIENCE,
+        "sub": "7",
+        "iat": NOON_SECONDS,
+        "exp": NOON_SECONDS + 3600,
+        "jti": payload["jti"],
+        "epoch": ADA.token_epoch,
+    }
+    assert re.fullmatch("[0-9a-f]{16}", header["kid"])
+    assert re.fullmatch("[0-9a-f]{32}", payload["jti"])
+    assert len(signature) == 32
+
+
+def test_the_claims_are_those_of_the_token() -> None:
+    tokens = issuer_of([NEW])
+    token = tokens.issue(ADA).token
+    _, payload, _ = parts_of(token)
+
+    claims = tokens.verify(token)
+
+    assert claims == TokenClaims(
+        user_id=UserId(7), token_epoch=ADA.token_epoch, expires_at=NOON + HOUR, token_id=payload["jti"]
+    )
+
+
+def test_times_are_whole_seconds_and_the_rest_of_one_is_not_added() -> None:
+    tokens = issuer_of([NEW], at_noon(after=timedelta(microseconds=999_999)), lifetime=24 * HOUR)
+
+    issued = tokens.issue(ADA)
+
+    _, payload, _ = parts_of(issued.token)
+    assert (payload["iat"], payload["exp"], issued.expires_in) == (NOON_SECONDS, NOON_SECONDS + 86400, 86400)
+    assert tokens.verify(issued.token).expires_at == NOON + 24 * HOUR
+
+
+def test_the_id_of_a_key_is_its_own_and_tells_nothing_of_it() -> None:
+    ids = [parts_of(issuer_of([key]).issue(ADA).token)[0]["kid"] for key in (NEW, OLD, NEW)]
+
+    assert ids[0] == ids[2] != ids[1]
+    assert ids[0] not in {NEW.hex(), NEW[:8].hex(), KEY[:16]}
+
+
+@pytest.mark.parametrize("zone", ["UTC0", "EAST-14", "WEST12"])
+def test_a_token_is_an_hour_long_wherever_the_machine_stands(zone: str) -> None:
+    program = """
+import time
+from datetime import UTC, datetime, timedelta
+from mlapi.adapters.jwt import JwtTokenIssuer
+from tests.contract.test_tokens import ADA, NEW, parts_of
+
+tokens = JwtTokenIssuer([NEW], lifetime=timedelta(hours=1), issuer="i", audience="a")
+before = int(time.time())
+token = tokens.issue(ADA).token
+_, payload, _ = parts_of(token)
+left = tokens.verify(token).expires_at - datetime.now(UTC)
+now_valid = before <= payload["iat"] <= time.time() and timedelta(minutes=59) < left <= timedelta(hours=1)
+print(time.timezone // 3600, payload["exp"] - payload["iat"], now_valid)
+"""
+
+    result = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "TZ": zone}, capture_output=True, text=True, check=True
+    )
+
+    offset = {"UTC0": 0, "EAST-14": -14, "WEST12": 12}[zone]
+    assert result.stdout.split() == [str(offset), "3600", "True"]
+
+
+# --- keys
+
+
+def test_the_first_key_signs_and_all_of_them_verify() -> None:
+    old, both, new = issuer_of([OLD]), issuer_of([NEW, OLD]), issuer_of([NEW])
+    older, newer = old.issue(ADA).token, both.issue(ADA).token
+
+    refused = [[is_refused(tokens, token) for token in (older, newer)] for tokens in (old, both, new)]
+
+    assert refused == [[False, True], [False, False], [True, False]]
+
+
+def test_a_key_that_is_taken_out_ends_its_tokens() -> None:
+    token = issuer_of([OLD]).issue(ADA).token
+
+    assert not is_refused(issuer_of([NEW, OLD]), token)
+    assert is_refused(issuer_of([NEW]), token)
+
+
+def test_a_key_under_the_id_of_another_is_refused() -> None:
+    tokens = issuer_of([NEW, OLD])
+    header, payload, _ = tokens.issue(ADA).token.split(".")
+    other_header = issuer_of([OLD]).issue(ADA).token.split(".")[0]
+
+    crossed = [signed(header, payload, OLD), signed(other_header, payload, NEW)]
+
+    assert [is_refused(tokens, token) for token in crossed] == [True, True]
+    assert not is_refused(tokens, signed(header, payload, NEW))
+
+
+# --- claims, under the right key and header
+
+
+TOKENS = issuer_of([NEW])
+HEADER = TOKENS.issue(ADA).token.split(".")[0]
+CLAIMS: dict[str, Any] = {
+    "iss": ISSUER,
+    "aud": AUDIENCE,
+    "sub": "7",
+    "iat": NOON_SECONDS,
+    "exp": NOON_SECONDS + 3600,
+    "jti": "0" * 32,
+    "epoch": ADA.token_epoch,
+}
+NO_NUMBERS: list[object] = [
+    float(NOON_SECONDS + 60),
+    NOON_SECONDS + 0.5,
+    float("nan"),
+    float("inf"),
+    float("-inf"),
+    True,
+    False,
+    str(NOON_SECONDS + 60),
+    "2026-11-24T13:00:00Z",
+    "",
+    [NOON_SECONDS + 60],
+    {"seconds": NOON_SECONDS + 60},
+    10**11 * 9,  # beyond the year 9999
+    2**63,
+    10**30,
+    -(10**30),
+    -(2**63),
+]
+WRONG: dict[str, list[object]] = {
+    "iss": [
+        "",
+        "ml",
+        f"{ISSUER}/",
+        ISSUER[:-1],
+        ISSUER.upper(),
+        f" {ISSUER}",
+        AUDIENCE,
+        [ISSUER],
+        {ISSUER: 1},
+        1,
+        True,
+    ],
+    "aud": [
+        "",
+        "model",
+        "models2",
+        "Models",
+        f"{AUDIENCE} ",
+        ISSUER,
+        [AUDIENCE],
+        [AUDIENCE, "b"],
+        [],
+        {AUDIENCE: 1},
+        1,
+    ],
+    "sub": [
+        *(7, 7.0, True, ["7"], {"id": "7"}, "", "0", "07", "007", "-7", "+7", " 7", "7 ", "7\n", "7\0", "7.0", "7e0"),
+        *("0x7", "1_0", "١", "７", "²", "seven", "null", "9" * 20, "1" * 500),
+    ],
+    "iat": [*NO_NUMBERS, NOON_SECONDS + 61],
+    "exp": [*NO_NUMBERS, NOON_SECONDS, NOON_SECONDS - 1, 0, -1, 1],
+    "jti": [7, 7.5, True, ["0" * 32], {}],
+    "epoch": [0, 0.5, True, [ADA.token_epoch], {ADA.token_epoch: 1}],
+}
+
+
+def with_claims(claims: object) -> str:
+    return signed(HEADER, encoded(json.dumps(claims)), NEW)
+
+
+def test_claims_as_we_write_them_are_accepted() -> None:
+    assert TOKENS.verify(with_claims(CLAIMS)) == TokenClaims(
+        user_id=UserId(7), token_epoch=ADA.token_epoch, expires_at=NOON + HOUR, token_id="0" * 32
+    )
+
+
+@pytest.mark.parametrize("name", CLAIMS)
+def test_each_claim_must_be_there(name: str) -> None:
+    without = {other: value for other, value in CLAIMS.items() if other != name}
+
+    assert is_refused(TOKENS, with_claims(without))
+    assert is_refused(TOKENS, with_claims({**CLAIMS, name: None}))
+    assert is_refused(TOKENS, with_claims({**without, name.upper(): CLAIMS[name]}))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [pytest.param(name, value, id=f"{name} {value!r:.30}") for name, values in WRONG.items() for value in values],
+)
+def test_a_claim_of_another_value_or_type_is_refused(name: str, value: object) -> None:
+    assert is_refused(TOKENS, with_claims({**CLAIMS, name: value}))
+
+
+@pytest.mark.parametrize(
+    "value", [float("nan"), float("inf"), "", "2026-11-24", [1], {"a": 1}, 10**12, 10**30], ids=repr
+)
+def test_a_start_that_is_no_time_or_far_ahead_is_refused(value: object) -> None:
+    assert is_refused(TOKENS, with_claims({**CLAIMS, "nbf": value}))
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        *(b"", b" ", b"\0", b"null", b"true", b"7", b'"7"', b"[]", b"{}", b"not JSON", b"{", b'{"iss": }', b"\xff\xfe"),
+        *(b"[" * 700, b'{"a":' * 140, json.dumps([CLAIMS]).encode(), json.dumps(json.dumps(CLAIMS)).encode()),
+        json.dumps(CLAIMS).encode() + b"{}",
+        json.dumps(CLAIMS).encode()[:-1],
+        b'{"iat":' + b"9" * 700 + b"}",
+    ],
+    ids=lambda payload: repr(payload[:20]),
+)
+def test_a_payload_that_is_no_object_of_claims_is_refused(payload: bytes) -> None:
+    assert is_refused(TOKENS, signed(HEADER, encoded(payload), NEW))
+
+
+def test_a_clock_that_is_a_minute_before_ours_is_put_up_with_and_no_more() -> None:
+    tokens = issuer_of([NEW])
+
+    refused = [
+        is_refused(tokens, issuer_of([NEW], at_noon(after=ahead)).issue(ADA).token)
+        for ahead in (-MINUTE, SECOND, MINUTE, MINUTE + SECOND, HOUR)
+    ]
+
+    assert refused == [False, False, False, True, True]
+
+
+def test_a_token_that_came_too_early_is_good_when_its_time_has_come() -> None:
+    clock = at_noon()
+    tokens = issuer_of([NEW], clock)
+    token = issuer_of([NEW], at_noon(after=10 * MINUTE)).issue(ADA).token
+    assert is_refused(tokens, token)
+
+    clock.now += 10 * MINUTE
+
+    assert not is_refused(tokens, token)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [issuer_of([NEW], issuer="https://ml.example.org"), issuer_of([NEW], audience="datasets")],
+    ids=["issuer", "audience"],
+)
+def test_a_token_of_another_issuer_or_for_another_audience_is_refused(other: JwtTokenIssuer) -> None:
+    assert is_refused(TOKENS, other.issue(ADA).token)
+    assert is_refused(other, TOKENS.issue(ADA).token)
+
+
+# --- what was verified before
+
+
+def test_what_is_remembered_is_bounded_and_right_beyond_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlapi.adapters.jwt, "_REMEMBERED", 10)
+    clock = at_noon()
+    tokens = issuer_of([NEW], clock)
+    issued = [tokens.issue(ADA).token for _ in range(50)]
+
+    twice = [[tokens.verify(token).token_id for token in issued] for _ in range(2)]
+    remembered = len(tokens._verified)
+    clock.now += HOUR
+
+    assert remembered == 10
+    assert twice == [[parts_of(token)[1]["jti"] for token in issued]] * 2
+    assert [is_refused(tokens, token) for token in issued] == [True] * 50
+
+
+def test_what_is_remembered_takes_some_megabytes_at_most() -> None:
+    assert mlapi.adapters.jwt._REMEMBERED == 10_000
+
+
+def test_what_is_refused_is_not_remembered() -> None:
+    tokens = issuer_of([NEW])
+    token = tokens.issue(ADA).token
+
+    refused = [is_refused(tokens, f"{token[:-5]}{number:05}") for number in range(100)]
+
+    assert refused == [True] * 100
+    assert tokens._verified == {}
+
+
+def test_a_token_that_is_over_is_forgotten() -> None:
+    clock = at_noon()
+    tokens = issuer_of([NEW], clock)
+    token = tokens.issue(ADA).token
+    tokens.verify(token)
+
+    clock.now += HOUR
+
+    assert is_refused(tokens, token)
+    assert tokens._verified == {}
+
+
+def test_the_longest_issuer_and_audience_make_tokens_that_are_known_again() -> None:
+    tokens = issuer_of([NEW], issuer='"' * 200, audience="\\" * 200)
+
+    assert tokens.verify(tokens.issue(ADA).token).user_id == ADA.id
+
+
+def test_many_threads_may_verify_more_tokens_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlapi.adapters.jwt._REMEMBERED", 2)
+    tokens = issuer_of([NEW])
+    issued = [tokens.issue(ADA).token for _ in range(16)]
+
+    with ThreadPoolExecutor(8) as pool:
+        verified = list(pool.map(lambda number: tokens.verify(issued[number % 16]).user_id, range(2000)))
+
+    assert set(verified) == {ADA.id}

@@ -1,0 +1,492 @@
+"""Log-ins, passwords and API keys over HTTP: what each request is answered, and what it leaves."""
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+
+import httpx2
+import pytest
+from starlette.testclient import TestClient
+
+from mlapi import Access, ApiKey, EncryptedPassword, Guard, LogIns, Reencrypt, User, Users
+from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
+from mlapi.bootstrap import in_memory_access
+from mlapi.domain.model import PasswordPolicy
+from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.management import Management
+from tests.contract.http_contract import ADMIN_TOKEN, UNREADABLE, WRONG_TYPES, AwayRepository, content
+from tests.contract.test_http import asgi_client
+
+PASSWORD = "difference engine"
+INVALID_TOKEN = (401, {"message": "Invalid token"})
+INVALID_CREDENTIALS = (401, {"message": "Invalid credentials"})
+
+
+class CountingCipher(PlainCipher):
+    """A cipher that counts how often it was run, and calls what begins with ``old`` old."""
+
+    def __init__(self) -> None:
+        self.compared: list[EncryptedPassword | None] = []
+
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        self.compared.append(encrypted)
+        return super().matches(password, encrypted)
+
+    def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
+        return encrypted.value.startswith("plain:old:")
+
+
+class CostlyCipher(CountingCipher):
+    is_costly = True
+
+
+@pytest.fixture(params=[CountingCipher, CostlyCipher], ids=["cheap", "costly"])
+def cipher(request: pytest.FixtureRequest) -> CountingCipher:
+    made: CountingCipher = request.param()
+    return made
+
+
+@pytest.fixture
+def users(cipher: CountingCipher) -> Users:
+    return Users(InMemoryUserRepository(), cipher, password_policy=PasswordPolicy(min_length=2))
+
+
+@pytest.fixture
+def access(users: Users) -> Access:
+    tokens = InMemoryTokens()
+    return Access(log_ins=LogIns(users, tokens, UnlimitedAttempts()), guard=Guard(users.repository, tokens))
+
+
+@pytest.fixture
+def http(users: Users, access: Access) -> Iterator[TestClient]:
+    with asgi_client(create_app(users, access=access)) as client:
+        yield client
+
+
+@pytest.fixture
+def ada(users: Users) -> User:
+    return users.register(username="ada", password=PASSWORD, email="ada@example.com")
+
+
+def log_in(http: httpx2.Client, username: str = "ada", password: str = PASSWORD) -> httpx2.Response:
+    return http.post("/token", json={"username": username, "password": password})
+
+
+def token(http: httpx2.Client, password: str = PASSWORD) -> str:
+    issued: str = log_in(http, password=password).json()["token"]
+    return issued
+
+
+def bearer(credential: str) -> dict[str, str]:
+    return {"authorization": f"Bearer {credential}"}
+
+
+def status(http: httpx2.Client, credential: str) -> tuple[int, object]:
+    return content(http.get("/token_status", headers=bearer(credential)))
+
+
+# --- POST /token
+
+
+def test_the_right_password_is_answered_with_a_token(http: TestClient, ada: User) -> None:
+    response = log_in(http)
+
+    assert response.status_code == 200
+    answer = response.json()
+    assert answer == {"token": answer["token"], "token_type": "bearer", "expires_in": 3600}
+    assert response.headers["cache-control"] == "no-store"
+    assert status(http, answer["token"]) == (200, {"message": "Token is valid"})
+
+
+@pytest.mark.parametrize("username", ["ADA", "Ada", "ａｄａ"])
+def test_the_name_is_taken_in_any_spelling(http: TestClient, ada: User, username: str) -> None:
+    assert log_in(http, username).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("username", "password"),
+    [
+        ("ada", "wrong"),
+        ("ada", ""),
+        ("bob", PASSWORD),
+        ("", PASSWORD),
+        (" ", PASSWORD),
+        ("a\0", "x"),
+        ("x" * 5000, "x"),
+    ],
+)
+def test_whoever_is_not_a_user_learns_nothing_more_after_one_run_of_the_cipher(
+    http: TestClient, cipher: CountingCipher, ada: User, username: str, password: str
+) -> None:
+    response = log_in(http, username, password)
+
+    assert content(response) == INVALID_CREDENTIALS
+    assert response.headers["www-authenticate"] == "Bearer"
+    assert len(cipher.compared) == 1
+
+
+def test_a_disabled_user_is_told_so_after_the_right_password_alone(
+    http: TestClient, users: Users, cipher: CountingCipher, ada: User
+) -> None:
+    users.set_enabled(user_id=ada.id, enabled=False)
+
+    answers = [content(log_in(http)), content(log_in(http, password="wrong"))]
+
+    assert answers == [(403, {"message": "User is disabled"}), INVALID_CREDENTIALS]
+    assert len(cipher.compared) == 2
+
+
+def test_an_old_value_is_upgraded_at_a_good_log_in_and_ends_no_token(
+    http: TestClient, users: Users, access: Access, ada: User
+) -> None:
+    old = EncryptedPassword(f"plain:old:{PASSWORD}")
+    users.apply(Reencrypt(user_id=ada.id, password=old, replacing=ada.password))
+    bad = log_in(http, password="wrong")
+    stored_after_bad = users.get(ada.id).password.value
+
+    first = token(http)
+    stored = users.get(ada.id).password.value
+
+    assert bad.status_code == 401
+    assert stored_after_bad == f"plain:old:{PASSWORD}"
+    assert not stored.startswith("plain:old:")
+    assert [status(http, first)[0], log_in(http).status_code] == [200, 200]
+
+
+@pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE.keys())
+def test_a_body_that_is_no_strict_json_is_refused(http: TestClient, body: bytes) -> None:
+    response = http.post("/token", content=body, headers={"content-type": "application/json"})
+
+    assert response.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "at_fault"),
+    [
+        ({}, ["username", "password"]),
+        ([], ["body"]),
+        ({"username": "ada", "password": None}, ["password"]),
+        ({"username": 1, "password": PASSWORD}, ["username"]),
+        ({"username": "ada", "password": PASSWORD, "otp": 1}, ["body"]),
+    ],
+)
+def test_every_field_at_fault_is_named(http: TestClient, body: object, at_fault: list[str]) -> None:
+    response = http.post("/token", json=body)
+
+    assert response.status_code == 422
+    assert [error["field"] for error in response.json()["errors"]] == at_fault
+    assert PASSWORD not in response.text
+
+
+@pytest.mark.parametrize("media_type", WRONG_TYPES)
+def test_another_content_type_is_refused(http: TestClient, media_type: str) -> None:
+    response = http.post("/token", content=b"{}", headers={"content-type": media_type})
+
+    assert response.status_code == 415
+
+
+def test_other_methods_are_refused_with_those_there_are(http: TestClient) -> None:
+    answers = {
+        path: http.request(method, path).headers["allow"]
+        for method, path in [
+            ("GET", "/token"),
+            ("POST", "/token_status"),
+            ("POST", "/users/me/password"),
+            ("GET", "/users/me/tokens"),
+            ("GET", "/users/1/password"),
+            ("PATCH", "/users/1/keys"),
+            ("GET", "/keys/x"),
+        ]
+    }
+
+    assert {path: set(allow.split(", ")) for path, allow in answers.items()} == {
+        "/token": {"POST"},
+        "/token_status": {"GET", "HEAD"},
+        "/users/me/password": {"PUT"},
+        "/users/me/tokens": {"DELETE"},
+        "/users/1/password": {"PUT"},
+        "/users/1/keys": {"GET", "HEAD", "POST"},
+        "/keys/x": {"DELETE"},
+    }
+
+
+def test_while_the_users_are_away_log_ins_are_unavailable(access: Access) -> None:
+    users = Users(AwayRepository(), PlainCipher())
+    http = asgi_client(create_app(users))
+
+    answers = [log_in(http), http.get("/users/1/keys")]
+
+    assert [answer.status_code for answer in answers] == [503, 503]
+
+
+def test_too_many_guesses_are_refused_in_memory_too(users: Users, ada: User) -> None:
+    with asgi_client(create_app(users, access=in_memory_access(users))) as http:
+        answers = [log_in(http, password="wrong").status_code for _ in range(21)]
+        forged = http.post(
+            "/token",
+            json={"username": "ada", "password": PASSWORD},
+            headers={"x-forwarded-for": "203.0.113.9"},
+        )
+
+    assert answers == [401] * 20 + [429]
+    assert forged.status_code == 429
+    assert 1 <= int(forged.headers["retry-after"]) <= 60
+
+
+# --- token status
+
+
+def test_the_token_may_be_in_the_path_where_that_is_allowed(users: Users, access: Access, ada: User) -> None:
+    issued = access.log_ins.log_in(username="ada", password=PASSWORD).token
+    allowed = asgi_client(create_app(users, access=access))
+    not_allowed = asgi_client(create_app(users, access=access, token_in_path=False))
+
+    answers = [content(http.get(f"/token_status/{issued}")) for http in (allowed, not_allowed)]
+
+    assert answers == [(200, {"message": "Token is valid"}), (404, {"message": "Not Found"})]
+    assert content(allowed.get(f"/token_status/{issued}x")) == INVALID_TOKEN
+
+
+def test_nobodys_token_is_invalid_and_so_is_a_disabled_users(http: TestClient, users: Users, ada: User) -> None:
+    issued = token(http)
+    users.set_enabled(user_id=ada.id, enabled=False)
+
+    answers = [content(http.get("/token_status")), status(http, issued), status(http, "nonsense")]
+
+    assert answers == [INVALID_TOKEN] * 3
+
+
+# --- passwords
+
+
+def test_a_user_changes_his_password_and_every_token_of_his_ends(http: TestClient, ada: User) -> None:
+    first, second = token(http), token(http)
+
+    response = http.put("/users/me/password", json={"current": PASSWORD, "new": "analytical"}, headers=bearer(first))
+
+    assert (response.status_code, response.content) == (204, b"")
+    assert "content-length" not in response.headers
+    assert [status(http, issued) for issued in (first, second)] == [INVALID_TOKEN] * 2
+    assert [log_in(http).status_code, log_in(http, password="analytical").status_code] == [401, 200]
+
+
+@pytest.mark.parametrize(
+    ("current", "new", "expected"),
+    [
+        ("wrong", "analytical", INVALID_CREDENTIALS),
+        (
+            PASSWORD,
+            "x",
+            (
+                422,
+                {"message": "Invalid input", "errors": [{"field": "new", "message": "must be at least 2 characters"}]},
+            ),
+        ),
+        (
+            "wrong",
+            "",
+            (422, {"message": "Invalid input", "errors": [{"field": "new", "message": "must not be empty"}]}),
+        ),
+    ],
+)
+def test_a_password_that_may_not_be_changed_so_stays(
+    http: TestClient, ada: User, current: str, new: str, expected: object
+) -> None:
+    issued = token(http)
+
+    response = http.put("/users/me/password", json={"current": current, "new": new}, headers=bearer(issued))
+
+    assert content(response) == expected
+    assert status(http, issued)[0] == log_in(http).status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/users/me/password"), ("DELETE", "/users/me/tokens")])
+def test_what_is_a_users_own_takes_his_token_and_no_api_key(
+    http: TestClient, users: Users, ada: User, method: str, path: str
+) -> None:
+    _, key = users.add_api_key(user_id=ada.id, name="job")
+    body = json.dumps({"current": PASSWORD, "new": "analytical"})
+    sent = {"content-type": "application/json"}
+
+    answers = [
+        content(http.request(method, path, content=body, headers={**sent, **headers}))
+        for headers in ({}, bearer("nonsense"), bearer(key))
+    ]
+
+    assert answers == [INVALID_TOKEN] * 3
+    assert users.get(ada.id) == ada
+
+
+def test_a_user_ends_his_tokens_himself(http: TestClient, ada: User) -> None:
+    first, second = token(http), token(http)
+
+    response = http.delete("/users/me/tokens", headers=bearer(first))
+
+    assert content(response) == (200, {"message": "Tokens ended successfully", "user_id": ada.id})
+    assert [status(http, issued) for issued in (first, second)] == [INVALID_TOKEN] * 2
+    assert log_in(http).status_code == 200
+
+
+def test_a_manager_ends_a_users_tokens_and_sets_his_password(http: TestClient, ada: User) -> None:
+    first = token(http)
+    ended = http.delete(f"/users/{ada.id}/tokens")
+    second = token(http)
+    changed = http.put(f"/users/{ada.id}/password", json={"password": "analytical"})
+
+    assert content(ended) == (200, {"message": "Tokens ended successfully", "user_id": ada.id})
+    assert (changed.status_code, changed.content) == (204, b"")
+    assert [status(http, issued) for issued in (first, second)] == [INVALID_TOKEN] * 2
+    assert log_in(http, password="analytical").status_code == 200
+
+
+def test_a_managers_password_is_held_to_the_policy(http: TestClient, users: Users, ada: User) -> None:
+    response = http.put(f"/users/{ada.id}/password", json={"password": "x"})
+
+    errors = [{"field": "password", "message": "must be at least 2 characters"}]
+    assert content(response) == (422, {"message": "Invalid input", "errors": errors})
+    assert users.get(ada.id) == ada
+
+
+# --- API keys
+
+
+def test_a_key_is_shown_once_and_lets_in_until_it_is_removed(http: TestClient, users: Users, ada: User) -> None:
+    made = http.post(f"/users/{ada.id}/keys", json={"name": "nightly job"})
+
+    assert made.status_code == 201
+    shown = made.json()
+    (key,) = users.api_keys(ada.id)
+    in_list = {
+        "key_id": key.id,
+        "name": "nightly job",
+        "created_at": key.created_datetime.isoformat().replace("+00:00", "Z"),
+        "expires_at": None,
+        "last_used_at": None,
+    }
+    assert shown == {"message": "Key created successfully", "key": shown["key"], **in_list}
+    assert shown["key"].startswith(f"mlapi_{key.id}_")
+    assert made.headers["cache-control"] == "no-store"
+    listed = http.get(f"/users/{ada.id}/keys")
+    assert content(listed) == (200, {"keys": [in_list]})
+    assert status(http, shown["key"]) == (200, {"message": "Token is valid"})
+    assert http.get(f"/users/{ada.id}/keys").json()["keys"][0]["last_used_at"] is not None
+    removed = http.delete(f"/keys/{key.id}")
+    assert content(removed) == (200, {"message": "Key deleted successfully"})
+    assert status(http, shown["key"]) == INVALID_TOKEN
+
+
+def test_a_key_may_have_an_end(http: TestClient, users: Users, ada: User) -> None:
+    made = http.post(f"/users/{ada.id}/keys", json={"name": "job", "expires_at": "2099-01-31T12:00:00+02:00"})
+
+    assert made.json()["expires_at"] == "2099-01-31T10:00:00Z"
+    (key,) = users.api_keys(ada.id)
+    assert key.expires_datetime == datetime(2099, 1, 31, 10, tzinfo=UTC)
+
+
+@pytest.mark.parametrize(
+    ("body", "field", "message"),
+    [
+        ({}, "name", "is missing"),
+        ({"name": ""}, "name", "must not be empty"),
+        ({"name": "  "}, "name", "must not be empty"),
+        ({"name": "a\nb"}, "name", "must hold no control or invisible characters"),
+        ({"name": "x" * 101}, "name", "must be at most 100 characters"),
+        ({"name": 1}, "name", "must be a string"),
+        ({"name": "x", "expires_at": 1}, "expires_at", "must be a time as in 2030-01-31T12:00:00Z, or null"),
+        ({"name": "x", "expires_at": "soon"}, "expires_at", "must be a time as in 2030-01-31T12:00:00Z, or null"),
+        (
+            {"name": "x", "expires_at": "2099-01-31T12:00:00"},
+            "expires_at",
+            "must have a zone, as in 2030-01-31T12:00:00Z",
+        ),
+        ({"name": "x", "expires_at": "2020-01-31T12:00:00Z"}, "expires_at", "must be in the future"),
+        (
+            {"name": "x", "expires_at": "9999-12-31T23:59:59-12:00"},
+            "expires_at",
+            "must be of the years 1 to 9999 in UTC",
+        ),
+        ({"name": "x", "scope": "all"}, "body", "must hold name, expires_at and nothing else"),
+    ],
+)
+def test_a_key_that_cannot_be_is_told_why(users: Users, ada: User, body: object, field: str, message: str) -> None:
+    http = asgi_client(create_app(users))
+
+    response = http.post(f"/users/{ada.id}/keys", json=body)
+
+    errors = [{"field": field, "message": message}]
+    assert content(response) == (422, {"message": "Invalid input", "errors": errors})
+    assert users.api_keys(ada.id) == []
+
+
+def test_a_key_works_only_while_its_user_does(http: TestClient, users: Users, ada: User) -> None:
+    _, key = users.add_api_key(user_id=ada.id, name="job", expires=datetime.now(UTC) + timedelta(days=1))
+
+    users.set_enabled(user_id=ada.id, enabled=False)
+    shut_out = status(http, key)
+    users.set_enabled(user_id=ada.id, enabled=True)
+
+    assert [shut_out, status(http, key)] == [INVALID_TOKEN, (200, {"message": "Token is valid"})]
+
+
+@pytest.mark.parametrize("user_id", ["2", "0", "99999999999999999999"])
+def test_what_is_of_nobody_is_not_found(http: TestClient, ada: User, user_id: str) -> None:
+    answers = [
+        http.get(f"/users/{user_id}/keys"),
+        http.post(f"/users/{user_id}/keys", json={"name": "x"}),
+        http.put(f"/users/{user_id}/password", json={"password": "analytical"}),
+        http.delete(f"/users/{user_id}/tokens"),
+    ]
+
+    assert [content(answer) for answer in answers] == [(404, {"message": "User not found"})] * 4
+
+
+@pytest.mark.parametrize("key_id", ["x", "%00", "0123456789abcdef", "é", "a" * 5000])
+def test_no_such_key_is_not_found(http: TestClient, key_id: str) -> None:
+    assert content(http.delete(f"/keys/{key_id}")) == (404, {"message": "Key not found"})
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/users/x/keys"),
+        ("POST", "/users/me/keys"),
+        ("PUT", "/users/1x/password"),
+        ("DELETE", "/users/١/tokens"),
+    ],
+)
+def test_an_id_is_ascii_digits_here_too(http: TestClient, method: str, path: str) -> None:
+    response = http.request(method, path, content=b"{}", headers={"content-type": "application/json"})
+
+    errors = [{"field": "user_id", "message": "must be ASCII digits"}]
+    assert content(response) == (422, {"message": "Invalid input", "errors": errors})
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/users/1/keys"),
+        ("POST", "/users/1/keys"),
+        ("DELETE", "/keys/0123456789abcdef"),
+        ("PUT", "/users/1/password"),
+        ("DELETE", "/users/1/tokens"),
+    ],
+)
+def test_what_is_for_managers_takes_no_users_token(
+    users: Users, access: Access, ada: User, method: str, path: str
+) -> None:
+    http = asgi_client(create_app(users, Management(admin_token=ADMIN_TOKEN), access))
+    issued = token(http)
+
+    answers = [http.request(method, path, headers=headers).status_code for headers in ({}, bearer(issued))]
+
+    assert answers == [401, 401]
+    assert isinstance(users.api_keys(ada.id), list)
+    assert users.get(ada.id) == ada
+
+
+def test_a_stored_key_shows_no_secret(users: Users, ada: User) -> None:
+    key, secret = users.add_api_key(user_id=ada.id, name="job")
+
+    assert isinstance(key, ApiKey)
+    assert secret.rpartition("_")[2] not in repr(key)
+    assert key.digest not in repr(key)

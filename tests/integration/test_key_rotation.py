@@ -1,0 +1,218 @@
+"""Keys and salts turn over: what each command leaves in the file and in the database."""
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import URL
+
+from mlapi import ConfigurationError, Users
+from mlapi.adapters import rotation
+from mlapi.adapters.fernet import HashingFernetCipher
+from mlapi.bootstrap import open_service
+from mlapi.config import Settings, load_settings
+from mlapi.entrypoints import key_rotation
+from mlapi.entrypoints.cli import main
+from mlapi.entrypoints.key_rotation import open_key_rotation
+from mlapi.secret_files import read_yaml
+from tests.conftest import KEY, OLDER_KEY, SALT
+
+CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the service, with its settings in the environment, where nothing is under way."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"MLAPI_DATABASE__URL": url.render_as_string(hide_password=False), **CHEAP}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(key_rotation, "UNDER_WAY", 0.2)
+    monkeypatch.setattr(key_rotation, "_SEEN", 0.05)
+    monkeypatch.setattr(rotation, "LOOK_EVERY", 0.0)
+    return tmp_path
+
+
+@pytest.fixture
+def settings(folder: Path) -> Settings:
+    return load_settings()
+
+
+def mlapi(*arguments: str) -> Result:
+    return CliRunner().invoke(main, arguments)
+
+
+def register(users: Users, count: int) -> None:
+    for number in range(count):
+        users.register(username=f"user{number}", password=f"password {number}", email="a@example.com")
+
+
+def stored(users: Users) -> list[str]:
+    return [user.password.value for user in users.every_user()]
+
+
+def secrets(folder: Path, name: str) -> list[str]:
+    value = read_yaml(folder / "secrets.yml").get(name, [])
+    return value if isinstance(value, list) else [value]
+
+
+def test_a_new_key_is_first_and_every_password_is_under_it(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as opened:
+        register(opened.users, 7)
+        before = stored(opened.users)
+        result = mlapi("keys", "rotate")
+        after = stored(opened.users)
+        issued = opened.access.log_ins.log_in(username="user3", password="password 3")
+
+    assert result.exit_code == 0
+    assert result.stdout == "every password is stored under the newest key; 7 were under an older one\n"
+    newest, older = secrets(folder, "key")
+    (salt,) = secrets(folder, "salt")
+    assert not set(before) & set(after)
+    assert issued.expires_in == 3600
+    alone = HashingFernetCipher([newest], salt)
+    with open_service(settings) as opened:
+        assert all(alone.renewed(user.password) is None for user in opened.users.every_user())
+        assert all(
+            HashingFernetCipher([newest, older], salt).renewed(user.password) is None
+            for user in opened.users.every_user()
+        )
+
+
+def test_what_was_begun_is_ended_without_another_key(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as opened:
+        register(opened.users, 3)
+    with open_key_rotation(settings) as turning:
+        next(iter(turning.rotate_key()))  # and no further
+    begun = secrets(folder, "key")
+
+    result = mlapi("keys", "rotate")
+
+    assert result.exit_code == 0
+    assert secrets(folder, "key") == begun
+    assert mlapi("keys", "prune").stdout == "pruned\n"
+    assert secrets(folder, "key") == begun[:1]
+
+
+def test_a_database_without_users_has_its_key_turned_over_too(folder: Path) -> None:
+    results = [mlapi("keys", "rotate"), mlapi("keys", "prune"), mlapi("keys", "rotate")]
+
+    assert [result.exit_code for result in results] == [0, 0, 0]
+    assert len(secrets(folder, "key")) == 2
+
+
+def test_nothing_is_pruned_while_a_rotation_is_unfinished(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as opened:
+        register(opened.users, 1)
+    with open_key_rotation(settings) as turning:
+        next(iter(turning.rotate_key()))
+
+    result = mlapi("keys", "prune")
+
+    assert result.stdout == (
+        "left keys and salts: passwords may be stored under an older key, run `mlapi keys rotate` first\npruned\n"
+    )
+    assert len(secrets(folder, "key")) == 2
+
+
+def test_a_key_that_comes_while_another_is_turned_over_is_turned_over_too(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as opened:
+        register(opened.users, 2)
+        with open_key_rotation(settings) as first, open_key_rotation(settings) as second:
+            progress = first.rotate_key()
+            next(progress)
+            second._add("key", secrets(folder, "key"), KEY)
+            list(progress)
+        alone = HashingFernetCipher([KEY], *secrets(folder, "salt"))
+        assert all(alone.renewed(user.password) is None for user in opened.users.every_user())
+    assert mlapi("keys", "prune").stdout == "pruned\n"
+    assert secrets(folder, "key") == [KEY]
+
+
+def test_a_salt_enters_a_password_at_the_next_log_in_and_is_left_until_then(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as opened:
+        register(opened.users, 2)
+        older = secrets(folder, "salt")
+        rotated = mlapi("keys", "rotate", "--salt")
+        both = secrets(folder, "salt")
+        opened.access.log_ins.log_in(username="user0", password="password 0")
+        left = mlapi("keys", "prune")
+        opened.access.log_ins.log_in(username="user1", password="password 1")
+        pruned = mlapi("keys", "prune")
+
+    assert rotated.stdout == "added a salt; it enters a user's password at his next log-in\n"
+    assert both[1:] == older
+    assert left.stdout == "left salts: 1 users have not logged in since the newest was added\npruned\n"
+    assert pruned.stdout == "pruned\n"
+    assert secrets(folder, "salt") == both[:1]
+    with open_service(settings) as opened:
+        assert opened.access.log_ins.log_in(username="user1", password="password 1").expires_in == 3600
+
+
+def test_a_new_token_key_signs_and_the_former_verifies_until_it_is_pruned(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as opened:
+        register(opened.users, 1)
+        former = opened.access.log_ins.log_in(username="user0", password="password 0").token
+        result = mlapi("keys", "rotate", "--tokens")
+    with open_service(settings) as opened:
+        guard = opened.access.guard
+        newer = opened.access.log_ins.log_in(username="user0", password="password 0").token
+        names = [guard.check(token).username for token in (former, newer)]
+        mlapi("keys", "prune")
+    with open_service(settings) as opened, pytest.raises(Exception, match="lets nobody in"):
+        opened.access.guard.check(former)
+
+    assert result.stdout == "added a token key; tokens of the former one stay valid until they end\n"
+    assert names == ["user0", "user0"]
+    assert former.partition(".")[0] != newer.partition(".")[0]
+    assert len(secrets(folder, "token_key")) == 1
+
+
+@pytest.mark.parametrize("options", [[], ["--tokens"], ["--salt"]])
+def test_secrets_that_are_given_elsewhere_are_turned_over_there(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+) -> None:
+    monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
+    monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
+
+    result = mlapi("keys", "rotate", *options)
+
+    assert result.exit_code == 3
+    assert "secrets.yml, where mlapi could change it" in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert KEY not in result.stderr
+    assert not (folder / "secrets.yml").exists()
+
+
+def test_a_key_that_was_put_first_by_hand_is_taken_as_the_new_one(
+    monkeypatch: pytest.MonkeyPatch, folder: Path
+) -> None:
+    monkeypatch.setenv("MLAPI_SECRETS__KEY", OLDER_KEY)
+    monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
+    with open_service(load_settings()) as opened:
+        register(opened.users, 3)
+    monkeypatch.setenv("MLAPI_SECRETS__KEY", f"{KEY},{OLDER_KEY}")
+
+    result = mlapi("keys", "rotate")
+
+    assert result.stdout == "every password is stored under the newest key; 3 were under an older one\n"
+    monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
+    with open_service(load_settings()) as opened:
+        assert opened.access.log_ins.log_in(username="user0", password="password 0").expires_in == 3600
+
+
+def test_a_file_that_cannot_be_written_leaves_everything_as_it_was(
+    folder: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_service(settings) as opened:
+        register(opened.users, 1)
+    before = (folder / "secrets.yml").read_text()
+
+    def fail(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with open_key_rotation(settings) as turning, pytest.raises(ConfigurationError, match="No space left on device"):
+        list(turning.rotate_key())
+
+    assert (folder / "secrets.yml").read_text() == before
+    assert sorted(path.suffix for path in folder.iterdir() if "secrets" in path.name) == [".yml"]

@@ -1,0 +1,289 @@
+"""What a request shows, and the rule that decides whether it lets anybody in."""
+
+import hashlib
+import re
+from datetime import UTC, datetime, timedelta, timezone
+
+import attrs
+import pytest
+
+from mlapi import (
+    ApiKey,
+    ApiKeyHolder,
+    ApiKeyId,
+    EncryptedPassword,
+    FieldProblem,
+    Holder,
+    InvalidFieldsError,
+    InvalidTokenError,
+    IssuedToken,
+    TokenClaims,
+    User,
+    UserDisabledError,
+    UserId,
+)
+from mlapi.domain.credentials import (
+    API_KEY_NAME_MAX,
+    USE_RECORDED_EVERY,
+    Claim,
+    ShownApiKey,
+    admit,
+    check_api_key_fields,
+    looks_like_api_key,
+    new_api_key,
+    shown_api_key,
+    subject_of,
+)
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LATER = NOON + timedelta(hours=1)
+MOMENT = timedelta(microseconds=1)
+ID, SECRET = "0123456789abcdef", "f" * 64
+CREDENTIAL = f"mlapi_{ID}_{SECRET}"
+DIGEST = hashlib.sha256(CREDENTIAL.encode()).hexdigest()
+
+ADA = User(
+    id=UserId(7),
+    username="ada",
+    password=EncryptedPassword("stored"),
+    email="ada@example.com",
+    enabled=True,
+    created_datetime=NOON,
+    updated_datetime=NOON,
+    token_epoch="the-epoch",
+)
+DISABLED = attrs.evolve(ADA, enabled=False, token_epoch="a-later-epoch")
+CLAIMS = TokenClaims(user_id=ADA.id, token_epoch="the-epoch", expires_at=LATER, token_id="one")
+KEY = ApiKey(id=ApiKeyId(ID), user_id=ADA.id, name="laptop", digest=DIGEST, created_datetime=NOON)
+ENDING = attrs.evolve(KEY, expires_datetime=LATER)
+SHOWN = ShownApiKey(ApiKeyId(ID), DIGEST)
+OTHER = ShownApiKey(ApiKeyId(ID), hashlib.sha256(b"another").hexdigest())
+
+
+# --- the form of API keys
+
+
+def test_an_api_key_shows_its_id_and_the_digest_of_the_whole() -> None:
+    assert shown_api_key(CREDENTIAL) == SHOWN
+
+
+@pytest.mark.parametrize(
+    "credential",
+    [
+        "",
+        "mlapi_",
+        "mlapi__",
+        f"mlapi_{ID}",
+        f"mlapi_{ID}_",
+        f"mlapi_{ID}_{SECRET[1:]}",
+        f"mlapi_{ID}_{SECRET}f",
+        f"mlapi_{ID[1:]}_{SECRET}",
+        f"mlapi_{ID}0_{SECRET}",
+        f"mlapi_{ID}{SECRET}",
+        f"mlapi_{ID}-{SECRET}",
+        f"mlapi_{ID.upper()}_{SECRET}",
+        f"mlapi_{ID}_{SECRET.upper()}",
+        f"mlapi_{ID[:-1]}g_{SECRET}",
+        f"mlapi_{ID[:-1]}٣_{SECRET}",
+        f"mlapi_{ID}_{SECRET[:-1]}ｆ",
+        f"MLAPI_{ID}_{SECRET}",
+        f"mlapi_{ID}_{SECRET}\n",
+        f"mlapi_{ID}_{SECRET} ",
+        f" {CREDENTIAL}",
+        f"{CREDENTIAL}\0",
+        f"{CREDENTIAL}{CREDENTIAL}",
+        f"{ID}_{SECRET}",
+        "mlapi_" + "f" * 1_000_000,
+        "mlapi_\ud800",
+    ],
+    ids=lambda credential: repr(credential[:30]),
+)
+def test_any_other_form_is_refused(credential: str) -> None:
+    with pytest.raises(InvalidTokenError) as refusal:
+        shown_api_key(credential)
+
+    assert refusal.value == InvalidTokenError()
+
+
+def test_new_api_keys_have_the_form_and_differ() -> None:
+    credentials = [new_api_key() for _ in range(100)]
+
+    shown = [shown_api_key(credential) for credential in credentials]
+
+    assert all(re.fullmatch("mlapi_[0-9a-f]{16}_[0-9a-f]{64}", credential) for credential in credentials)
+    assert len({each.id for each in shown}) == len({each.digest for each in shown}) == 100
+
+
+def test_what_begins_like_an_api_key_is_taken_for_one() -> None:
+    shown = [CREDENTIAL, "mlapi_", "mlapi_x", "MLAPI_x", " mlapi_x", "mlapi", "", "eyJhbGciOiJIUzI1NiJ9"]
+
+    assert [looks_like_api_key(credential) for credential in shown] == [True] * 3 + [False] * 5
+
+
+def test_a_claim_is_about_a_user_or_an_api_key() -> None:
+    assert [subject_of(CLAIMS), subject_of(SHOWN)] == [UserId(7), ApiKeyId(ID)]
+
+
+# --- who is let in
+
+ADMITTED: dict[str, tuple[Claim, Holder, User]] = {
+    "token": (CLAIMS, ADA, ADA),
+    "token to its last moment": (attrs.evolve(CLAIMS, expires_at=NOON + MOMENT), ADA, ADA),
+    "key": (SHOWN, ApiKeyHolder(KEY, ADA), ADA),
+    "key that ends later": (SHOWN, ApiKeyHolder(ENDING, ADA), ADA),
+    "key of a user with another epoch": (
+        SHOWN,
+        ApiKeyHolder(KEY, attrs.evolve(ADA, token_epoch="x")),
+        attrs.evolve(ADA, token_epoch="x"),
+    ),
+}
+REFUSED: dict[str, tuple[Claim, Holder | None, datetime, Exception]] = {
+    "token of nobody": (CLAIMS, None, NOON, InvalidTokenError()),
+    "token, and a key is found": (CLAIMS, ApiKeyHolder(KEY, ADA), NOON, InvalidTokenError()),
+    "token at its end": (CLAIMS, ADA, LATER, InvalidTokenError()),
+    "token after its end": (CLAIMS, ADA, LATER + MOMENT, InvalidTokenError()),
+    "token at its end, disabled": (CLAIMS, DISABLED, LATER, InvalidTokenError()),
+    "token, disabled since": (CLAIMS, DISABLED, NOON, UserDisabledError(7)),
+    "token, disabled, of the same epoch": (CLAIMS, attrs.evolve(ADA, enabled=False), NOON, UserDisabledError(7)),
+    "token of a former epoch": (CLAIMS, attrs.evolve(ADA, token_epoch="x"), NOON, InvalidTokenError()),
+    "key of nobody": (SHOWN, None, NOON, InvalidTokenError()),
+    "key, and a user is found": (SHOWN, ADA, NOON, InvalidTokenError()),
+    "key with another secret": (OTHER, ApiKeyHolder(KEY, ADA), NOON, InvalidTokenError()),
+    "key with another secret, disabled": (OTHER, ApiKeyHolder(KEY, DISABLED), NOON, InvalidTokenError()),
+    "key without a secret": (ShownApiKey(KEY.id, ""), ApiKeyHolder(KEY, ADA), NOON, InvalidTokenError()),
+    "key at its end": (SHOWN, ApiKeyHolder(ENDING, ADA), LATER, InvalidTokenError()),
+    "key at its end, disabled": (SHOWN, ApiKeyHolder(ENDING, DISABLED), LATER, InvalidTokenError()),
+    "key, disabled": (SHOWN, ApiKeyHolder(KEY, DISABLED), NOON, UserDisabledError(7)),
+}
+
+
+@pytest.mark.parametrize(("claim", "holder", "user"), ADMITTED.values(), ids=ADMITTED.keys())
+def test_who_is_let_in_is_the_user_as_he_is(claim: Claim, holder: Holder, user: User) -> None:
+    assert admit(claim, holder, NOON) == user
+
+
+@pytest.mark.parametrize(("claim", "holder", "at", "error"), REFUSED.values(), ids=REFUSED.keys())
+def test_everybody_else_is_refused(claim: Claim, holder: Holder | None, at: datetime, error: Exception) -> None:
+    with pytest.raises(type(error)) as refusal:
+        admit(claim, holder, at)
+
+    assert refusal.value == error
+
+
+# --- what they show
+
+
+def test_no_repr_shows_what_lets_in() -> None:
+    shown = f"{CLAIMS!r} {SHOWN!r} {KEY!r} {ApiKeyHolder(KEY, ADA)!r} {IssuedToken('eyJhbGci', 3600)!r}"
+
+    assert [secret in shown for secret in (DIGEST, ADA.token_epoch, "eyJhbGci", "stored")] == [False] * 4
+    assert repr(IssuedToken("eyJhbGci", 3600)) == "IssuedToken(expires_in=3600)"
+
+
+def test_the_times_of_an_api_key_are_kept_in_utc() -> None:
+    elsewhere = LATER.astimezone(timezone(timedelta(hours=-7)))
+
+    key = attrs.evolve(KEY, created_datetime=elsewhere, expires_datetime=elsewhere, last_used_datetime=elsewhere)
+
+    times = [key.created_datetime, key.expires_datetime, key.last_used_datetime]
+    assert [(time, time and time.utcoffset()) for time in times] == [(LATER, timedelta(0))] * 3
+
+
+@pytest.mark.parametrize("field", ["created_datetime", "expires_datetime", "last_used_datetime"])
+def test_an_api_key_takes_no_time_without_its_zone(field: str) -> None:
+    with pytest.raises(ValueError, match="without its zone"):
+        attrs.evolve(KEY, **{field: NOON.replace(tzinfo=None)})  # type: ignore[arg-type]  # one of its times
+
+
+def test_a_use_is_known_to_the_minute() -> None:
+    assert timedelta(minutes=1) == USE_RECORDED_EVERY
+
+
+# --- the fields of a new API key
+
+EMPTY, HIDDEN = "must not be empty", "must hold no control or invisible characters"
+SURROGATES, LONG = "must be valid Unicode, without lone surrogates", "must be at most 100 characters"
+PAST, NAIVE = "must be in the future", "must have a zone, as in 2030-01-31T12:00:00Z"
+FAR = "must be of the years 1 to 9999 in UTC"
+
+
+@pytest.mark.parametrize(
+    "name", ["a", "CI on the build machine", "Łódź 🚀", " padded ", "x" * API_KEY_NAME_MAX, "ا" * 100]
+)
+def test_a_name_of_an_api_key_may_be_what_its_owner_reads(name: str) -> None:
+    check_api_key_fields(name=name, expires=None, now=NOON)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("", EMPTY),
+        (" ", EMPTY),
+        ("\u3000 \xa0", EMPTY),
+        ("\t", HIDDEN),
+        ("a\nb", HIDDEN),
+        ("a\0", HIDDEN),
+        ("\x7f", HIDDEN),
+        ("a\x85", HIDDEN),
+        ("a\u200bb", HIDDEN),
+        ("a\u202eb", HIDDEN),
+        ("\ufeffa", HIDDEN),
+        ("a\ue000", HIDDEN),
+        ("a\u0378", HIDDEN),
+        ("a\u2028b", HIDDEN),
+        ("a\u115f", HIDDEN),
+        ("\ud800", SURROGATES),
+        ("x" * 101, LONG),
+        (None, "must be a string"),
+        (7, "must be a string"),
+        (b"laptop", "must be a string"),
+        (["laptop"], "must be a string"),
+    ],
+)
+def test_another_name_is_refused(name: object, message: str) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        check_api_key_fields(name=name, expires=None, now=NOON)
+
+    assert refusal.value.problems == (FieldProblem("name", message),)
+
+
+@pytest.mark.parametrize(
+    "expires",
+    [
+        NOON + MOMENT,
+        (NOON + MOMENT).astimezone(timezone(timedelta(hours=14))),
+        datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
+        datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=14))),
+    ],
+    ids=str,
+)
+def test_an_api_key_may_end_at_any_time_to_come(expires: datetime) -> None:
+    check_api_key_fields(name="laptop", expires=expires, now=NOON)
+
+
+@pytest.mark.parametrize(
+    ("expires", "message"),
+    [
+        (NOON, PAST),
+        (NOON - MOMENT, PAST),
+        (NOON.astimezone(timezone(timedelta(hours=14))), PAST),
+        (datetime(1970, 1, 1, tzinfo=UTC), PAST),
+        (LATER.replace(tzinfo=None), NAIVE),
+        (NOON.replace(year=9999, tzinfo=None), NAIVE),
+        (datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=-1))), FAR),
+        (datetime(9999, 12, 31, 12, tzinfo=timezone(timedelta(hours=-12))), FAR),
+    ],
+    ids=str,
+)
+def test_another_end_is_refused(expires: datetime, message: str) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        check_api_key_fields(name="laptop", expires=expires, now=NOON)
+
+    assert refusal.value.problems == (FieldProblem("expires_at", message),)
+
+
+def test_every_field_of_an_api_key_at_fault_is_named_at_once() -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        check_api_key_fields(name="", expires=NOON, now=NOON)
+
+    assert refusal.value.problems == (FieldProblem("name", EMPTY), FieldProblem("expires_at", PAST))
