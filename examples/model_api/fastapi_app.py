@@ -1,0 +1,44 @@
+"""The model in FastAPI: `uvicorn examples.model_api.fastapi_app:app --port 8002`, in the folder of the service."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from examples.model_api.model import species
+from fastapi import Depends, FastAPI, Request
+from fastapi.concurrency import run_in_threadpool
+from pydantic import BaseModel, FiniteFloat
+
+from mlapi import MlapiError, User
+from mlapi.bootstrap import async_guard, open_guard
+from mlapi.config import load_settings
+from mlapi.entrypoints import wire
+from mlapi.entrypoints.asgi import refuse
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    with open_guard(load_settings()) as guard, async_guard(guard) as app.state.guard:
+        yield
+
+
+async def current_user(request: Request) -> User:
+    user: User = await request.app.state.guard.check(wire.bearer(request.scope["headers"]))
+    return user
+
+
+class Flower(BaseModel):
+    sepal_length: FiniteFloat
+    sepal_width: FiniteFloat
+    petal_length: FiniteFloat
+    petal_width: FiniteFloat
+
+
+# No docs: FastAPI serves them beside the dependencies, so they would be open.
+app = FastAPI(lifespan=lifespan, dependencies=[Depends(current_user)], openapi_url=None)
+app.add_exception_handler(MlapiError, refuse)
+
+
+@app.post("/predict")
+async def predict(flower: Flower, user: Annotated[User, Depends(current_user)]) -> dict[str, str]:
+    return {"species": await run_in_threadpool(species, flower.model_dump()), "asked_by": user.username}

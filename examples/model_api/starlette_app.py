@@ -1,0 +1,28 @@
+"""The model in Starlette: `uvicorn examples.model_api.starlette_app:app --port 8002`, in the folder of the service."""
+
+from examples.model_api.model import species
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+
+from mlapi.entrypoints.guard import GuardMiddleware
+
+
+async def predict(request: Request) -> JSONResponse:
+    try:
+        name = await run_in_threadpool(species, await request.json())
+    except ValueError as error:  # JSON that is none is one too
+        return JSONResponse({"message": str(error)}, 422)
+    return JSONResponse({"species": name, "asked_by": request.user.username})
+
+
+async def health(_request: Request) -> JSONResponse:
+    return JSONResponse({"message": "Alive"})
+
+
+app = GuardMiddleware(
+    Starlette(routes=[Route("/predict", predict, methods=["POST"]), Route("/health", health)]),
+    exempt=["/health"],
+)
