@@ -1,11 +1,13 @@
 """Registrations by the library, as an import does them: the same `apply`, a thousand at a time."""
 
 import time
+from pathlib import Path
 
-from mlapi.bootstrap import open_users
+from mlapi import LogIn, Proven
+from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.domain.changes import Change, Register
-from mlapi.domain.model import utc_now
+from mlapi.domain.model import UserId, utc_now
 
 BATCH = 1_000
 
@@ -33,3 +35,19 @@ def register(environ: dict[str, str], count: int, *, passwords: bool = False) ->
         for first in range(0, count, BATCH):
             users.repository.apply([change(number) for number in range(first, min(count, first + BATCH))])
         return time.perf_counter() - begin
+
+
+def let_in(environ: dict[str, str], count: int, folder: Path) -> None:
+    """Write tokens and API keys of the first so many users into files of a folder, one in each line."""
+    with open_service(load_settings(environ=environ)) as opened:
+        users, log_ins = opened.users, opened.access.log_ins
+        first = users.repository.page(after=UserId(0), limit=count)
+        proven = [
+            Proven(attempt=LogIn(username=user.username, address="", user=user), user=user, upgrade=None)
+            for user in first
+        ]
+        tokens = [log_ins.issue(one).token for one in proven]
+        keys = [users.prepare_api_key(user_id=user.id, name="bench", expires=None) for user in first]
+        users.repository.apply([change for change, _ in keys])
+    (folder / "tokens").write_text("\n".join(tokens))
+    (folder / "keys").write_text("\n".join(secret for _, secret in keys))

@@ -21,6 +21,11 @@ async def remove(_request: Request) -> JSONResponse:
     return JSONResponse({"message": "User deleted successfully"})
 
 
+async def predict(_request: Request) -> JSONResponse:
+    """As little as a model can do: an endpoint that is open here, and closed in `bench.guarded`."""
+    return JSONResponse({"species": "setosa"})
+
+
 async def live(_request: Request) -> JSONResponse:
     return JSONResponse({"message": "Alive"})
 
@@ -30,6 +35,7 @@ app = Starlette(
         Route("/toggle-user-permission/{user_id}/{permission}", toggle, methods=["PUT"]),
         Route("/register-user", register, methods=["POST"]),
         Route("/remove-user/{user_id}", remove, methods=["DELETE"]),
+        Route("/predict", predict),
         Route("/health/live", live),
     ]
 )

@@ -30,7 +30,11 @@ def load(server: Server, endpoint: str, connections: int, seconds: float) -> Fig
         "toggle": [str(target.users), str(target.toggled)],
         "register": [f"bench{time.time_ns():x}"],
         "remove": [str(target.removed + 1)],
+        "open": [str(target.folder / "tokens")],  # a request of the same length that is let in by all
+        "token": [str(target.folder / "tokens")],
+        "key": [str(target.folder / "keys")],
     }[endpoint]
+    script = "guard" if endpoint in {"open", "token", "key"} else endpoint
     command = [
         "taskset",
         "-c",
@@ -44,7 +48,7 @@ def load(server: Server, endpoint: str, connections: int, seconds: float) -> Fig
         "--latency",
     ]
     output = subprocess.run(
-        [*command, "-s", str(LOAD / f"{endpoint}.lua"), server.base, "--", *arguments],
+        [*command, "-s", str(LOAD / f"{script}.lua"), server.base, "--", *arguments],
         capture_output=True,
         text=True,
         check=True,

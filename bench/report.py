@@ -25,6 +25,8 @@ REACH = {
     ("remove", "postgresql"): {1: 0.25, 16: 0.40, 64: 0.52},
 }
 """The shares of the ceiling that we set out to reach."""
+REACH_GUARD = {"sqlite": 0.80, "postgresql": 0.60}
+"""Shares of the open endpoint at 64 connections that we set out to reach."""
 PACKAGES = (
     "mlapi", "starlette", "uvicorn", "uvloop", "httptools", "msgspec", "sqlalchemy", "psycopg", "cryptography",
     "argon2-cffi",
@@ -87,6 +89,7 @@ def _results(run: "Run", arguments: argparse.Namespace, figures: dict[str, dict[
         lines.append(f"| {endpoint} | {connections} | {figure.per_second:,.0f} | {figure.p50:.2f} | {figure.p99:.2f} |")
     lines += _default_scheme(run, figures)
     lines += _peers(figures)
+    lines += _guard(figures)
     lines += _growth(figures)
     lines += [
         "",
@@ -156,6 +159,30 @@ def _peers(figures: dict[str, dict[str, Figure]]) -> list[str]:
             lines.append(
                 f"| {name} | {endpoint} | {figure.per_second:,.1f} | {figure.p50:.2f} | {figure.p99:.2f} |"
                 f" {figure.errors} | {ratio} |"
+            )
+    return lines
+
+
+def _guard(figures: dict[str, dict[str, Figure]]) -> list[str]:
+    lines = [
+        "",
+        "## The guard",
+        "",
+        "An endpoint that answers a constant, open and behind the guard; a thousand users take turns, and the user is"
+        " read at every request. fastapi-users guards its own with `current_user(active=True)`.",
+        "",
+        "| server | credential | connections | requests/s | share of open | to reach | p50 ms | p99 ms | errors |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    guarded = [name for name in figures if name.startswith("guard, ") or name.endswith("current_user")]
+    for name in ("open model", *guarded):
+        for measurement, figure in figures[name].items():
+            credential, connections = measurement.split()
+            share = figure.per_second / figures["open model"][f"open {connections}"].per_second
+            to_reach = REACH_GUARD.get(name.removeprefix("guard, "), "") if connections == "64" else ""
+            lines.append(
+                f"| {name} | {credential} | {connections} | {figure.per_second:,.0f} | {share:.2f} | {to_reach} |"
+                f" {figure.p50:.2f} | {figure.p99:.2f} | {figure.errors} |"
             )
     return lines
 

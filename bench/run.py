@@ -29,6 +29,8 @@ from mlapi.adapters.sql import Database, database_url
 
 HERE = Path(__file__).parent
 CONNECTIONS = (1, 16, 64)
+APP_DIR = ("--app-dir", str(HERE.parent))
+CREDENTIALS = 1_000
 REMOVABLE = 600_000
 """Users of a target that are there to be removed."""
 
@@ -55,8 +57,22 @@ class Run:
         command = [*UVICORN, "mlapi.entrypoints.http:app", "--port", "{port}"]
         return Target(name, command, folder, environ, flag_reader(url, "users", "enabled"), users=users)
 
+    def guarded(self, name: str, *, kind: str) -> Target:
+        """Return a model behind the guard, and credentials of a thousand users beside it."""
+        folder = self._folder(name)
+        url = f"sqlite:///{folder}/mlapi.db" if kind == "sqlite" else self.new_postgres()
+        environ = environ_of(url, "fernet")
+        bulk.register(environ, 10_000)
+        bulk.let_in(environ, CREDENTIALS, folder)
+        return Target(name, [*UVICORN, "bench.guarded:app", *APP_DIR, "--port", "{port}"], folder, environ)
+
+    def open_model(self) -> Target:
+        folder = self._folder("open model")
+        (folder / "tokens").write_text("\n".join(["x" * 300] * CREDENTIALS))
+        return Target("open model", [*UVICORN, "bench.ceiling:app", *APP_DIR, "--port", "{port}"], folder)
+
     def ceiling(self) -> Target:
-        command = [*UVICORN, "bench.ceiling:app", "--app-dir", str(HERE.parent), "--port", "{port}"]
+        command = [*UVICORN, "bench.ceiling:app", *APP_DIR, "--port", "{port}"]
         return Target("ceiling", command, self._folder("ceiling"))
 
     def peer(self, name: str, *, framework: str, kind: str, hashing: str) -> Target:
@@ -202,6 +218,23 @@ def rounds(run: Run, arguments: argparse.Namespace) -> None:
             run.measure(target, ("toggle", "register"), (16,))  # a backlog of hashes would slow toggles down
 
 
+def guard(run: Run, arguments: argparse.Namespace) -> None:
+    """An endpoint that is open, the same behind our guard, and behind that of fastapi-users."""
+    open_model = run.open_model()
+    ours = [run.guarded(f"guard, {kind}", kind=kind) for kind in ("sqlite", "postgresql")]
+    peers = [
+        run.peer(f"fastapi-users, {kind}, current_user", framework="fastapi-users", kind=kind, hashing="cheap")
+        for kind in ([] if arguments.no_peers else ("sqlite", "postgresql"))
+    ]
+    for number in range(arguments.rounds):
+        print(f"guard, round {number + 1} of {arguments.rounds}", flush=True)
+        run.measure(open_model, ("open",), (16, 64))
+        for target in ours:
+            run.measure(target, ("token", "key"), (16, 64))
+        for target in peers:
+            run.measure(target, ("token",), (16, 64))
+
+
 def growth(run: Run, arguments: argparse.Namespace) -> None:
     sizes = [
         ("sqlite", 10_000),
@@ -251,6 +284,7 @@ def main() -> None:
         postgres = stack.enter_context(running_postgres(durable=True, prefix=["taskset", "-c", LOAD_CORE]))
         run = Run(folder, PostgresUrl(postgres, stack), arguments.seconds)
         rounds(run, arguments)
+        guard(run, arguments)
         imports(run, arguments)
         growth(run, arguments)
         report.write(run, arguments, time.monotonic() - begin)

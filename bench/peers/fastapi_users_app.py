@@ -1,6 +1,6 @@
 """fastapi-users on FastAPI and async SQLAlchemy: our three endpoints, each by the library's own `UserManager`.
 
-    python fastapi_users_app.py prepare 1000     # the schema anew, and users 1..1000
+    python fastapi_users_app.py prepare 1000     # the schema anew, users 1..1000, and tokens for them in a file
     uvicorn fastapi_users_app:app
 
 PEER_DATABASE_URL is ``sqlite:////abs/path.db`` or ``postgresql://user:password@host:port/db``. PEER_HASH is ``default``
@@ -20,14 +20,16 @@ import os
 import secrets
 import sys
 from collections.abc import AsyncIterator
+from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, HTTPException, Path
-from fastapi_users import BaseUserManager, IntegerIDMixin, schemas
+from fastapi_users import BaseUserManager, FastAPIUsers, IntegerIDMixin, schemas
+from fastapi_users.authentication import AuthenticationBackend, BearerTransport, JWTStrategy
 from fastapi_users.exceptions import InvalidID, UserAlreadyExists, UserNotExists
 from fastapi_users.password import PasswordHelper
 from fastapi_users_db_sqlalchemy import SQLAlchemyBaseUserTable, SQLAlchemyUserDatabase
-from sqlalchemy import Index, String, event, func, insert, make_url
+from sqlalchemy import Index, String, event, func, insert, make_url, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -126,12 +128,28 @@ async def remove_user(user: Annotated[User, Depends(get_user_or_404)], manager: 
     return {"message": "User deleted successfully"}
 
 
+# The library's own way to guard an endpoint: a JWT of its strategy, and the user read at each request.
+SECRET = "of this benchmark, which ends with it, and long enough"  # noqa: S105
+backend = AuthenticationBackend(
+    name="jwt",
+    transport=BearerTransport(tokenUrl="token"),
+    get_strategy=lambda: JWTStrategy(SECRET, lifetime_seconds=86400),
+)
+fastapi_users = FastAPIUsers[User, int](get_user_manager, [backend])
+ActiveUser = Annotated[User, Depends(fastapi_users.current_user(active=True))]
+
+
+@app.get("/predict")
+async def predict(_user: ActiveUser) -> dict[str, str]:
+    return {"species": "setosa"}
+
+
 @app.get("/health/live")
 async def live() -> dict[str, str]:
     return {"message": "Alive"}
 
 
-async def prepare(count: int) -> None:
+async def prepare(count: int) -> list[str]:
     hashed = password_helper.hash("password")
     names = [f"seed{number}" for number in range(1, count + 1)]
     rows = [{"username": name, "email": f"{name}@example.com", "hashed_password": hashed} for name in names]
@@ -139,10 +157,15 @@ async def prepare(count: int) -> None:
         await connection.run_sync(Base.metadata.drop_all)
         await connection.run_sync(Base.metadata.create_all)
         await connection.execute(insert(User), rows)
+    async with new_session() as session:
+        users = (await session.scalars(select(User).order_by(User.id).limit(1000))).all()
+        strategy = JWTStrategy[User, int](SECRET, lifetime_seconds=86400)
+        tokens = [await strategy.write_token(user) for user in users]
     await engine.dispose()
+    return tokens
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 3 or sys.argv[1] != "prepare":
         sys.exit("usage: python fastapi_users_app.py prepare N")
-    asyncio.run(prepare(int(sys.argv[2])))
+    FilePath("tokens").write_text("\n".join(asyncio.run(prepare(int(sys.argv[2])))))

@@ -1,0 +1,11 @@
+"""The open endpoint of `bench.ceiling` behind the guard: what being let in costs, with the users asked each time."""
+
+from starlette.applications import Starlette
+from starlette.routing import Route
+
+from bench.ceiling import live, predict
+from mlapi.entrypoints.guard import GuardMiddleware
+
+app = GuardMiddleware(
+    Starlette(routes=[Route("/predict", predict), Route("/health/live", live)]), exempt=["/health/live"]
+)
