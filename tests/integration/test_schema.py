@@ -1,7 +1,9 @@
 """The schema: every revision up and down, one process at a time, and what is not ours is left alone."""
 
+import sqlite3
 import subprocess
 import sys
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -10,7 +12,7 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, inspect, text
 
-from mlapi import ConfigurationError, UserId
+from mlapi import ConfigurationError, RepositoryUnavailableError, UserId
 from mlapi.adapters.sql import Database, SqlUserRepository, prepare_schema, upgrade
 from mlapi.adapters.sql import schema as schema_module
 from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE, current_revision, downgrade
@@ -148,6 +150,24 @@ def test_threads_that_upgrade_at_once_do_not_collide(url: URL) -> None:
     assert sorted(results, key=str) == [(HEAD, HEAD)] * 3 + [(None, HEAD)]
     for database in databases:
         database.close()
+
+
+def test_a_file_that_another_process_is_about_to_make_is_waited_for(sqlite_url: URL) -> None:
+    other = sqlite3.connect(str(sqlite_url.database), isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN EXCLUSIVE")
+    threading.Timer(0.3, other.close).start()
+
+    with Database(sqlite_url) as database:
+        assert upgrade(database) == (None, HEAD)
+
+
+def test_a_file_that_is_not_let_go_is_unavailable(sqlite_url: URL) -> None:
+    other = sqlite3.connect(str(sqlite_url.database), isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+
+    with Database(sqlite_url, wait=0.1) as database, pytest.raises(RepositoryUnavailableError, match="locked"):
+        upgrade(database)
+    other.close()
 
 
 def test_processes_that_upgrade_at_once_do_not_collide(url: URL) -> None:

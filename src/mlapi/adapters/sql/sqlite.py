@@ -2,6 +2,7 @@
 
 import os
 import sqlite3
+import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
@@ -13,7 +14,7 @@ import msgspec
 from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, delete, event, func, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
 
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.tables import api_keys, users
@@ -38,6 +39,8 @@ __all__ = ["BEGIN", "apply", "autocommitting", "begin", "check", "holders", "ins
 BEGIN = "mlapi_sqlite_begin"
 """Execution option: how a transaction begins. ``BEGIN IMMEDIATE`` for what will write: a transaction that reads first
 and then asks for the lock can be refused."""
+
+_PAUSE = 0.01  # seconds
 
 _DIALECT = sqlite.dialect(paramstyle="named")
 _INSERT = statements.compiled(
@@ -95,7 +98,7 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {wait * 1000:.0f}")
-        cursor.execute("PRAGMA journal_mode = WAL")
+        _write_ahead(cursor, time.monotonic() + wait)
         cursor.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
@@ -105,6 +108,19 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
         connection.exec_driver_sql(connection.get_execution_options().get(BEGIN, "BEGIN"))
 
     return engine
+
+
+def _write_ahead(cursor: DBAPICursor, until: float) -> None:
+    """Turn the write-ahead log on; SQLite does not wait by itself for another process that is about to do the same."""
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+        except sqlite3.OperationalError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return
 
 
 def begin(connection: sqlite3.Connection) -> None:
