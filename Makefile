@@ -49,16 +49,16 @@ clean: ## remove the virtual environment and caches
 	$(PYTHON) -m venv .venv
 
 .venv/runtime: .venv/bin/python requirements.lock pyproject.toml
-	$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --only-binary :all: -r requirements.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: -r requirements.lock
 	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation --no-index -e .
 	@touch $@
 
 .venv/dev: .venv/runtime requirements-dev.lock
-	$(BIN)/python -m pip install --disable-pip-version-check -q --require-hashes --only-binary :all: -r requirements-dev.lock
+	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: -r requirements-dev.lock
 	@touch $@
 
 .venv/peers/installed: .venv/bin/python bench/peers/requirements.lock
 	$(PYTHON) -m venv .venv/peers
-	.venv/peers/bin/python -m pip install --disable-pip-version-check -q --require-hashes --only-binary :all: \
+	.venv/peers/bin/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: \
 		-r bench/peers/requirements.lock
 	@touch $@
