@@ -256,6 +256,7 @@ def test_keys_turn_over_under_log_ins_none_of_which_fails(
     assert [logged_in(servers[0], username=f"user{number}").status_code for number in range(5)] == [200] * 5
 
 
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_rotation_that_is_killed_is_ended_by_the_next_one(
     serve: Serve, tmp_path: Path, environ: dict[str, str]
 ) -> None:

@@ -11,7 +11,7 @@ from examples.model_api import fastapi_app, flask_app, starlette_app
 from flask import Flask
 from werkzeug.serving import make_server
 
-from mlapi.bootstrap import open_guard
+from mlapi.bootstrap import open_guard, open_users
 from mlapi.config import load_settings
 from mlapi.entrypoints.guarded_routes import assert_all_routes_guarded
 from tests.contract.test_http import Quiet
@@ -22,27 +22,35 @@ VIRGINICA = {"sepal_length": 6.3, "sepal_width": 3.3, "petal_length": 6.0, "peta
 ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
 
 
-@pytest.fixture
-def service(tmp_path: Path) -> Iterator[str]:
-    with Server(tmp_path) as server:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("model_api")
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[str]:
+    with Server(folder) as server:
         yield server.base
 
 
-@pytest.fixture(params=["starlette", "fastapi", "flask"])
-def model(
-    request: pytest.FixtureRequest,
-    service: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> Iterator[str]:
+@pytest.fixture(scope="module", params=["starlette", "fastapi", "flask"])
+def model(request: pytest.FixtureRequest, service: str, folder: Path) -> Iterator[str]:
     """The base URL of the model in each framework, over the database of the service."""
     if request.param == "flask":
-        monkeypatch.chdir(tmp_path)  # where the service has made its secrets
-        with open_guard(load_settings(environ={})) as guard, served(flask_app.create_app(guard)) as base:
+        environ = {"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"}
+        with open_guard(load_settings(environ=environ)) as guard, served(flask_app.create_app(guard)) as base:
             yield base
     else:
-        with Server(tmp_path, app=f"examples.model_api.{request.param}_app:app") as server:
+        with Server(folder, app=f"examples.model_api.{request.param}_app:app") as server:
             yield server.base
+
+
+@pytest.fixture(autouse=True)
+def nobody(service: str, folder: Path) -> None:
+    """The users of the tests before this one are gone."""
+    with open_users(load_settings(environ={"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"})) as users:
+        for user in users.every_user():
+            users.remove(user_id=user.id)
 
 
 @contextmanager

@@ -44,16 +44,12 @@ class FernetCipher:
         return EncryptedPassword(self._secret.seal(password + self._secret.salts[0]))
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
-        if encrypted is None:
-            self._secret.is_origins(self._secret.open(self._decoy) or "", password)
-            return False
-        token, hashed = _untagged(encrypted)
+        token, hashed = _untagged(self._decoy if encrypted is None else encrypted)
         plaintext = self._secret.open(token)
         if plaintext is None:
             return False
-        return (
-            self._secret.hash_matches(password, plaintext) if hashed else self._secret.is_origins(plaintext, password)
-        )
+        compare = self._secret.hash_matches if hashed else self._secret.is_origins
+        return compare(password, plaintext) and encrypted is not None
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
         """Whether an older key or salt is in it. A hash of the other cipher is never turned back into this scheme."""
@@ -71,8 +67,8 @@ class FernetCipher:
         return self._secret.needs_older_salt(encrypted)
 
     @cached_property
-    def _decoy(self) -> str:
-        return self.encrypt("a value for when there is none to compare with").value
+    def _decoy(self) -> EncryptedPassword:
+        return self.encrypt("a value for when there is none to compare with")
 
 
 class HashingFernetCipher:
@@ -90,22 +86,20 @@ class HashingFernetCipher:
 
     def __init__(self, keys: Sequence[str], *salts: str) -> None:
         self._secret = _Secret(keys, salts)
-        self._decoy = self._secret.hashed("a value for when there is none to verify")
+        self._decoy = self.encrypt("a value for when there is none to compare with")
+        self._decoy_hash = self._secret.hashed("a value for when there is none to verify")
 
     def encrypt(self, password: str) -> EncryptedPassword:
         return EncryptedPassword(self._secret.seal(self._secret.hashed(password)) + _HASHED)
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
-        plaintext, hashed = None, False
-        if encrypted is not None:
-            token, hashed = _untagged(encrypted)
-            plaintext = self._secret.open(token)
+        token, hashed = _untagged(self._decoy if encrypted is None else encrypted)
+        plaintext = self._secret.open(token)
         if plaintext is not None and hashed:
-            return self._secret.hash_matches(password, plaintext)
-        # The cost of a hash all the same: that there is none, or an old or damaged value, must not show in the time of
-        # an answer.
-        self._secret.hash_matches(password, self._decoy)
-        return plaintext is not None and self._secret.is_origins(plaintext, password)
+            return self._secret.hash_matches(password, plaintext) and encrypted is not None
+        # The cost of a hash all the same: that a value is old or damaged must not show in the time of an answer.
+        self._secret.hash_matches(password, self._decoy_hash)
+        return plaintext is not None and self._secret.is_origins(password, plaintext)
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
         """Whether the origin's scheme, an older key or salt, or other argon2id parameters made it."""
@@ -177,7 +171,7 @@ class _Secret:
             return True
         return False
 
-    def is_origins(self, plaintext: str, password: str) -> bool:
+    def is_origins(self, password: str, plaintext: str) -> bool:
         plain, given = plaintext.encode(), _encoded(password)
         return any([hmac.compare_digest(plain, given + salt.encode()) for salt in self.salts])  # noqa: C419 - all of them
 
