@@ -31,6 +31,7 @@ from mlapi.domain.model import (
     UserId,
     canonical_username,
     email_problem,
+    folded,
     username_problem,
     utc_now,
 )
@@ -158,6 +159,24 @@ class Users:
         except InvalidFieldsError:
             return None  # nobody can have such a name
         return self.repository.find(key)
+
+    def page(
+        self, *, after: UserId | None = None, limit: int = 100, enabled: bool | None = None, containing: str = ""
+    ) -> list[User]:
+        """Return users by rising id, a page at a time.
+
+        Args:
+            after: the last id of the page before; None for the first page.
+            limit: of users.
+            enabled: only those with this flag; None for all.
+            containing: only those with this text in their name or e-mail address, in whatever case or spelling.
+
+        Raises:
+            RepositoryUnavailableError: if the database is away.
+        """
+        return self.repository.page(
+            after=after or UserId(0), limit=limit, enabled=enabled, containing=folded(containing)
+        )
 
     def every_user(self, *, batch: int = 500) -> Iterator[User]:
         """Yield every user by rising id, read a batch at a time. Raises `RepositoryUnavailableError`."""

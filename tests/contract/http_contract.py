@@ -113,7 +113,7 @@ class AwayRepository:
     def find(self, key: UsernameKey) -> User | None:
         raise RepositoryUnavailableError("away")
 
-    def page(self, *, after: UserId, limit: int) -> list[User]:
+    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         raise RepositoryUnavailableError("away")
 
     def count(self) -> int:

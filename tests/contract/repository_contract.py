@@ -620,3 +620,37 @@ class UserRepositoryContract:
         first, second = repository.apply([change]), repository.apply([change])
 
         assert first == second == [change.applied_to(ada)]
+
+    def test_a_page_may_be_of_those_who_are_let_in_or_shut_out(self, repository: UserRepository) -> None:
+        ada, bob = registered(repository, "ada"), registered(repository, "bob")
+        shut_out = apply_one(repository, SetEnabled(user_id=bob.id, enabled=False, at=LATER))
+
+        pages = [repository.page(after=UserId(0), limit=10, enabled=enabled) for enabled in (True, False, None)]
+
+        assert pages == [[ada], [shut_out], [ada, shut_out]]
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("ad", [0, 2]),
+            ("strasse", [1]),
+            ("user1@", [1]),
+            ("example", [0, 1, 2, 3]),
+            ("%", [3]),
+            ("_", [3]),
+            ("x%", []),
+        ],
+    )
+    def test_a_page_may_be_of_those_with_a_text_in_their_name_or_address(
+        self, repository: UserRepository, text: str, expected: list[int]
+    ) -> None:
+        names = ["ada", "Straße", "ADAM", "100%_"]
+        apply = [registration(name, email=f"User{number}@Example.com") for number, name in enumerate(names)]
+        people = repository.apply(apply)
+
+        assert repository.page(after=UserId(0), limit=10, containing=text) == [people[number] for number in expected]
+
+    def test_no_user_comes_after_the_largest_id(self, repository: UserRepository) -> None:
+        registered(repository)
+
+        assert repository.page(after=UserId(10**30), limit=10) == []

@@ -490,3 +490,110 @@ def test_a_stored_key_shows_no_secret(users: Users, ada: User) -> None:
     assert isinstance(key, ApiKey)
     assert secret.rpartition("_")[2] not in repr(key)
     assert key.digest not in repr(key)
+
+
+# --- reading users
+
+
+def shown(user: User) -> dict[str, object]:
+    return {
+        "user_id": user.id,
+        "username": user.username,
+        "email": user.email,
+        "enabled": user.enabled,
+        "created_datetime": user.created_datetime.isoformat().replace("+00:00", "Z"),
+        "updated_datetime": user.updated_datetime.isoformat().replace("+00:00", "Z"),
+    }
+
+
+@pytest.fixture
+def people(users: Users) -> list[User]:
+    names = ["ada", "Bob", "Straße", "adam", "100%_\\"]
+    found = [
+        users.register(username=name, password=PASSWORD, email=f"User{number}@example.com")
+        for number, name in enumerate(names)
+    ]
+    return [*found[:1], users.set_enabled(user_id=found[1].id, enabled=False), *found[2:]]
+
+
+def test_users_are_read_in_pages_and_shown_without_their_passwords(http: TestClient, people: list[User]) -> None:
+    first = http.get("/users?limit=2")
+    second = http.get(f"/users?limit=2&after={first.json()['next']}")
+    third = http.get(f"/users?limit=2&after={second.json()['next']}")
+
+    assert content(first) == (200, {"users": [shown(user) for user in people[:2]], "next": people[1].id})
+    assert content(second) == (200, {"users": [shown(user) for user in people[2:4]], "next": people[3].id})
+    assert content(third) == (200, {"users": [shown(people[4])], "next": None})
+    assert first.headers["cache-control"] == "no-store"
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", [0, 1, 2, 3, 4]),
+        ("enabled=1", [0, 2, 3, 4]),
+        ("enabled=0", [1]),
+        ("q=ADA", [0, 3]),
+        ("q=STRASSE", [2]),
+        ("q=user3%40", [3]),
+        ("q=%25_%5C", [4]),
+        ("q=%25", [4]),
+        ("q=nobody", []),
+        ("q=a&enabled=1&limit=1&after=1", [2]),
+        ("after=99999999999999999999999", []),
+        ("limit=500", [0, 1, 2, 3, 4]),
+    ],
+)
+def test_users_are_chosen_by_flag_and_by_text(
+    http: TestClient, people: list[User], query: str, expected: list[int]
+) -> None:
+    response = http.get(f"/users?{query}")
+
+    assert [user["user_id"] for user in response.json()["users"]] == [people[number].id for number in expected]
+
+
+@pytest.mark.parametrize(
+    ("query", "field"),
+    [
+        ("enabled=yes", "enabled"),
+        ("enabled=", "enabled"),
+        ("limit=0", "limit"),
+        ("limit=501", "limit"),
+        ("limit=-1", "limit"),
+        ("limit=١", "limit"),
+        ("after=x", "after"),
+        ("after=", "after"),
+        ("q=%00", "q"),
+        ("q=%E2%80%AE", "q"),
+        ("q=" + "x" * 255, "q"),
+        ("q=a&q=b", "q"),
+        ("password=x", "query"),
+        ("q=%FF", "query"),
+        ("&".join(f"q{number}=" for number in range(50)), "query"),
+    ],
+)
+def test_a_query_that_cannot_be_is_told_why(http: TestClient, query: str, field: str) -> None:
+    response = http.get(f"/users?{query}")
+
+    assert response.status_code == 422
+    assert [error["field"] for error in response.json()["errors"]] == [field]
+
+
+def test_one_user_is_read_by_id_and_by_his_own_token(http: TestClient, users: Users, ada: User) -> None:
+    _, key = users.add_api_key(user_id=ada.id, name="job")
+
+    by_id = http.get(f"/users/{ada.id}")
+    by_token, by_key = (http.get("/users/me", headers=bearer(shown)) for shown in (token(http), key))
+
+    assert content(by_id) == content(by_token) == content(by_key) == (200, shown(ada))
+    assert content(http.get("/users/7")) == (404, {"message": "User not found"})
+    assert content(http.get("/users/me")) == INVALID_TOKEN
+
+
+@pytest.mark.parametrize("path", ["/users", "/users/1"])
+def test_users_are_read_by_managers_alone(users: Users, access: Access, ada: User, path: str) -> None:
+    http = asgi_client(create_app(users, Management(admin_token=ADMIN_TOKEN), access))
+
+    shown_by = [{}, bearer(token(http)), bearer(ADMIN_TOKEN)]
+
+    assert [http.get(path, headers=headers).status_code for headers in shown_by] == [401, 401, 200]

@@ -706,16 +706,6 @@ def test_what_is_not_0_or_1_is_no_permission(text: str) -> None:
         pytest.param(
             wire.tokens_ended(ADA), 200, b'{"message":"Tokens ended successfully","user_id":7}', id="tokens ended"
         ),
-        pytest.param(
-            wire.api_keys([KEY, attrs.evolve(KEY, name="é", expires_datetime=None, last_used_datetime=None)]),
-            200,
-            b'{"keys":[{"key_id":"0123456789abcdef","name":"laptop","created_at":"2026-03-01T12:00:00Z",'
-            b'"expires_at":"2026-03-02T12:00:00Z","last_used_at":"2026-03-01T12:00:00.000001Z"},'
-            b'{"key_id":"0123456789abcdef","name":"\xc3\xa9","created_at":"2026-03-01T12:00:00Z",'
-            b'"expires_at":null,"last_used_at":null}]}',
-            id="API keys",
-        ),
-        pytest.param(wire.api_keys([]), 200, b'{"keys":[]}', id="no API keys"),
         pytest.param(wire.api_key_removed(KEY), 200, b'{"message":"Key deleted successfully"}', id="API key removed"),
         pytest.param(wire.alive(), 200, b'{"message":"Alive"}', id="alive"),
         pytest.param(wire.ready(), 200, b'{"message":"Ready"}', id="ready"),
@@ -742,6 +732,25 @@ def test_an_answer_with_an_api_key_is_not_stored_and_shows_no_digest() -> None:
         '"created_at":"2026-03-01T12:00:00Z","expires_at":"2026-03-02T12:00:00Z","last_used_at":null}'.encode(),
         (("Cache-Control", "no-store"),),
     )
+
+
+@pytest.mark.parametrize(
+    ("answer", "body"),
+    [
+        pytest.param(
+            wire.api_keys([KEY, attrs.evolve(KEY, name="é", expires_datetime=None, last_used_datetime=None)]),
+            b'{"keys":[{"key_id":"0123456789abcdef","name":"laptop","created_at":"2026-03-01T12:00:00Z",'
+            b'"expires_at":"2026-03-02T12:00:00Z","last_used_at":"2026-03-01T12:00:00.000001Z"},'
+            b'{"key_id":"0123456789abcdef","name":"\xc3\xa9","created_at":"2026-03-01T12:00:00Z",'
+            b'"expires_at":null,"last_used_at":null}]}',
+            id="API keys",
+        ),
+        pytest.param(wire.api_keys([]), b'{"keys":[]}', id="no API keys"),
+        pytest.param(wire.users_page([], more=False), b'{"users":[],"next":null}', id="no users"),
+    ],
+)
+def test_what_is_somebodys_is_for_nobodys_cache(answer: Answer, body: bytes) -> None:
+    assert answer == Answer(HTTPStatus.OK, body, (("Cache-Control", "no-store"),))
 
 
 def test_a_framework_may_add_headers_to_what_it_refuses() -> None:

@@ -189,6 +189,7 @@ class GroupLookUp:
 
     def __init__(self, repository: UserRepository, *, patience: float = PATIENCE) -> None:
         self._repository = repository
+        self._is_local = repository.is_local
         self._in_thread = Grouping[Subject, Holder | None](
             lambda subjects, _: repository.holders(subjects), patience=patience
         )
@@ -200,9 +201,11 @@ class GroupLookUp:
         Raises:
             RepositoryUnavailableError: as `Grouping.answer` and the repository do.
         """
-        if self._repository.is_local:
-            with suppress(RepositoryUnavailableError):
+        if self._is_local:
+            try:
                 return await self._at_once(subject)
+            except RepositoryUnavailableError:
+                pass  # so it is waited for
         return await self._in_thread.answer(subject)
 
     def close(self) -> None:

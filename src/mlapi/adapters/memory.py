@@ -28,7 +28,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey, canonical_username, utc_now
+from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey, canonical_username, folded, utc_now
 from mlapi.domain.ports import Clock
 
 
@@ -65,9 +65,15 @@ class InMemoryUserRepository:
             user_id = self._ids.get(key)
             return None if user_id is None else self._users[user_id]
 
-    def page(self, *, after: UserId, limit: int) -> list[User]:
+    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         with self._lock:  # ids are handed out in rising order, and a dict keeps the order of its insertions
-            return [user for user_id, user in self._users.items() if user_id > after][:limit]
+            return [
+                user
+                for user in self._users.values()
+                if user.id > after
+                and enabled in {None, user.enabled}
+                and (containing in folded(user.username) or containing in user.email.lower())
+            ][:limit]
 
     def count(self) -> int:
         with self._lock:

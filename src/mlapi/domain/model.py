@@ -94,14 +94,14 @@ def canonical_username(username: str) -> UsernameKey:
         InvalidFieldsError: if no user can have this name.
     """
     InvalidFieldsError.raise_for([("username", username_problem(username))])
-    return _canonical(username)
+    return UsernameKey(folded(username))
 
 
-def _canonical(username: str) -> UsernameKey:
-    if username.isascii():
-        return UsernameKey(username.lower())
-    folded = unicodedata.normalize("NFKC", username).casefold()
-    return UsernameKey(unicodedata.normalize("NFKC", folded))
+def folded(text: str) -> str:
+    """Return a text in canonical form, whether it could be a username or not: a part of one, say."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
 
 
 def username_problem(username: object) -> str | None:
@@ -111,7 +111,7 @@ def username_problem(username: object) -> str | None:
         return problem
     if has_hidden(username):
         return "must hold no control, invisible or unassigned characters"
-    key = _canonical(username)
+    key = folded(username)
     # Some characters become a space and a mark when normalised, so both forms are looked at.
     if username != username.strip() or key != key.strip():
         return "must not begin or end with white space"

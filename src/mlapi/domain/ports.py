@@ -37,8 +37,16 @@ class UserRepository(Protocol):
         """Return the user whose canonical username is ``key``, or None."""
         ...
 
-    def page(self, *, after: UserId, limit: int) -> list[User]:
-        """Return at most ``limit`` users with an id above ``after``, by rising id (a keyset page; begin with 0)."""
+    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        """Return at most ``limit`` users with an id above ``after``, by rising id (a keyset page; begin with 0).
+
+        Args:
+            after: the last id of the page before.
+            limit: of users.
+            enabled: only those with this flag; None for all.
+            containing: only those whose canonical username or e-mail address contains this text, which is canonical
+                itself (`mlapi.domain.model.folded`). Case does not count in addresses, at least in ASCII.
+        """
         ...
 
     def count(self) -> int:

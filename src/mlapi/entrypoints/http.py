@@ -84,6 +84,9 @@ def create_app(
             Route("/token", Endpoint(token), methods=["POST"]),
             Route("/token_status", Endpoint(token_status), methods=["GET"]),
             Route(TOKEN_IN_PATH + "{token:path}", Endpoint(token_status_of_path), methods=["GET"]),
+            Route("/users", Endpoint(list_users), methods=["GET"]),
+            Route("/users/me", Endpoint(show_own_user), methods=["GET"]),
+            Route("/users/{user_id}", Endpoint(show_user), methods=["GET"]),
             Route("/users/me/password", Endpoint(change_password), methods=["PUT"]),
             Route("/users/me/tokens", Endpoint(end_own_tokens), methods=["DELETE"]),
             Route("/users/{user_id}/password", Endpoint(set_password), methods=["PUT"]),
@@ -162,6 +165,29 @@ async def _status_of(request: Request, credential: str) -> wire.Answer:
         return wire.token_valid(await _service(request).guard.check(credential))
     except UserDisabledError:
         raise InvalidTokenError from None
+
+
+async def list_users(request: Request) -> wire.Answer:
+    service = _service(request)
+    query = wire.users_query(request.scope["query_string"])
+    page = await service.reading.run(
+        service.users.page,
+        after=query.after,
+        limit=query.limit + 1,  # one more tells whether there is more
+        enabled=query.enabled,
+        containing=query.containing,
+    )
+    return wire.users_page(page[: query.limit], more=len(page) > query.limit)
+
+
+async def show_user(request: Request) -> wire.Answer:
+    service = _service(request)
+    user_id = wire.user_id(request.path_params["user_id"])
+    return wire.user(await service.reading.run(service.users.get, user_id))
+
+
+async def show_own_user(request: Request) -> wire.Answer:
+    return wire.user(await _service(request).guard.check(wire.bearer(request.scope["headers"])))
 
 
 async def change_password(request: Request) -> wire.Answer:

@@ -17,7 +17,7 @@ from mlapi.config import Settings
 from mlapi.entrypoints.wire import AdminTokenRequiredError, Headers, ManagementRefusedError, wsgi_headers
 
 OPEN_PATHS = frozenset(
-    {"/health/live", "/health/ready", "/token", "/token_status", "/users/me/password", "/users/me/tokens"}
+    {"/health/live", "/health/ready", "/token", "/token_status", "/users/me", "/users/me/password", "/users/me/tokens"}
 )
 """Not for managers: open to all, or to whoever shows there that he is a user."""
 TOKEN_IN_PATH = "/token_status/"  # noqa: S105 - a path

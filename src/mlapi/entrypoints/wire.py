@@ -2,11 +2,12 @@
 
 import json
 import re
-from collections.abc import AsyncIterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any, NoReturn, TypeVar
+from urllib.parse import parse_qsl
 
 import attrs
 import msgspec
@@ -27,7 +28,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.model import User, UserId
+from mlapi.domain.model import USERNAME_MAX, User, UserId, has_hidden
 
 BODY_MAX = 16 * 1024
 """Bytes of a request body. Three fields at their longest take less than half of it in UTF-8."""
@@ -232,6 +233,49 @@ def user_id(text: str) -> UserId:
     return UserId(int(digits) if len(digits) <= _DIGITS_MAX else 10**_DIGITS_MAX)
 
 
+_BEFORE_ALL = UserId(0)
+
+
+@attrs.frozen(kw_only=True)
+class UsersQuery:
+    """The query of ``GET /users``."""
+
+    enabled: bool | None = None
+    containing: str = attrs.field(default="", repr=False)
+    limit: int = 100
+    after: UserId = _BEFORE_ALL
+
+
+def users_query(query: bytes) -> UsersQuery:
+    """Return which users a query asks for.
+
+    Raises:
+        InvalidFieldsError: naming every parameter at fault.
+    """
+    given: dict[str, list[str]] = {}
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
+    except ValueError:  # not UTF-8, or too many
+        raise InvalidFieldsError((FieldProblem("query", "must be a few parameters in UTF-8"),)) from None
+    for name, value in pairs:
+        given.setdefault(name, []).append(value)
+    problems: list[tuple[str, str | None]] = [
+        (name, _QUERY[name](values[0]) if len(values) == 1 else "must be given once")
+        for name, values in given.items()
+        if name in _QUERY
+    ]
+    if given.keys() - _QUERY.keys():
+        problems.append(("query", f"must hold {', '.join(_QUERY)} and nothing else"))
+    InvalidFieldsError.raise_for(problems)
+    one = {name: values[0] for name, values in given.items()}
+    return UsersQuery(
+        enabled=permission(one["enabled"]) if "enabled" in one else None,
+        containing=one.get("q", ""),
+        limit=int(one.get("limit", "100")),
+        after=user_id(one.get("after", "0")),
+    )
+
+
 def bearer(headers: Headers) -> str:
     """Return the token or the API key that a request shows (RFC 6750, 2.1).
 
@@ -308,11 +352,20 @@ def api_key_added(key: ApiKey, secret: str) -> Answer:
 
 
 def api_keys(keys: Sequence[ApiKey]) -> Answer:
-    return Answer(HTTPStatus.OK, msgspec.json.encode({"keys": [_shown(key) for key in keys]}))
+    return _shown_answer({"keys": [_shown(key) for key in keys]})
 
 
 def api_key_removed(_key: ApiKey) -> Answer:
     return _answer(HTTPStatus.OK, "Key deleted successfully")
+
+
+def users_page(page: Sequence[User], *, more: bool) -> Answer:
+    """Answer with users, and the id after which the next page begins, or null for the last one."""
+    return _shown_answer({"users": [shown_user(user) for user in page], "next": page[-1].id if more else None})
+
+
+def user(found: User) -> Answer:
+    return _shown_answer(shown_user(found))
 
 
 def alive() -> Answer:
@@ -397,6 +450,11 @@ def _answer(status: HTTPStatus, message: str, *, headers: Sequence[tuple[str, st
     return Answer(status, msgspec.json.encode({"message": message, **more}), tuple(headers))
 
 
+def _shown_answer(body: dict[str, object]) -> Answer:
+    """Answer with what is somebody's, and for nobody's cache."""
+    return Answer(HTTPStatus.OK, msgspec.json.encode(body), _NOT_STORED)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
@@ -431,6 +489,39 @@ def _field_problems(value: object, shape: type[Any]) -> list[FieldProblem]:
 
 
 _NAMES: dict[object, str] = {str: "a string", datetime | None: "a time as in 2030-01-31T12:00:00Z, or null"}
+
+
+_PAGE_MAX = 500
+
+
+def _page_size_problem(text: str) -> str | None:
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(_PAGE_MAX))
+    return None if is_number and 0 < int(text) <= _PAGE_MAX else f"must be from 1 to {_PAGE_MAX}"
+
+
+def _search_problem(text: str) -> str | None:
+    if len(text) > USERNAME_MAX:
+        return f"must be at most {USERNAME_MAX} characters"
+    return "must hold no control or invisible characters" if has_hidden(text) else None
+
+
+_QUERY: dict[str, Callable[[str], str | None]] = {
+    "enabled": lambda text: None if text in {"0", "1"} else "must be 0 or 1",
+    "q": _search_problem,
+    "limit": _page_size_problem,
+    "after": lambda text: None if text.isascii() and text.isdigit() else "must be ASCII digits",
+}
+
+
+def shown_user(user: User) -> dict[str, object]:
+    return {
+        "user_id": user.id,
+        "username": user.username,
+        "email": user.email,
+        "enabled": user.enabled,
+        "created_datetime": user.created_datetime,
+        "updated_datetime": user.updated_datetime,
+    }
 
 
 def _shown(key: ApiKey) -> dict[str, object]:

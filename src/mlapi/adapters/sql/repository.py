@@ -4,10 +4,10 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from sqlalchemy import bindparam, func, select
+from sqlalchemy import bindparam, func, or_, select
 
 from mlapi.adapters.sql.database import Database
-from mlapi.adapters.sql.statements import API_KEY_COLUMNS, COLUMNS, api_key_of, can_exist, user_of
+from mlapi.adapters.sql.statements import API_KEY_COLUMNS, COLUMNS, LARGEST_ID, api_key_of, can_exist, user_of
 from mlapi.adapters.sql.tables import api_keys, users
 from mlapi.domain.changes import Change, Outcome
 from mlapi.domain.credentials import ApiKey, Holder, Subject
@@ -16,7 +16,6 @@ from mlapi.domain.model import User, UserId, UsernameKey
 
 _SELECT = select(*COLUMNS).where(users.c.id == bindparam("by_id"))
 _SELECT_BY_KEY = select(*COLUMNS).where(users.c.username_key == bindparam("by_key"))
-_SELECT_PAGE = select(*COLUMNS).where(users.c.id > bindparam("after")).order_by(users.c.id).limit(bindparam("up_to"))
 
 _COUNT = select(func.count()).select_from(users)
 _SELECT_API_KEYS = (
@@ -78,11 +77,22 @@ class SqlUserRepository:
         row = self._database.read(lambda connection: connection.execute(_SELECT_BY_KEY, {"by_key": key}).one_or_none())
         return None if row is None else user_of(*row)
 
-    def page(self, *, after: UserId, limit: int) -> list[User]:
+    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         self.open()
-        values = {"after": after, "up_to": limit}
-        rows = self._database.read(lambda connection: connection.execute(_SELECT_PAGE, values).all())
-        return [user_of(*row) for row in rows]
+        if after > LARGEST_ID:
+            return []
+        page = select(*COLUMNS).where(users.c.id > after).order_by(users.c.id).limit(limit)
+        if enabled is not None:
+            page = page.where(users.c.enabled == enabled)
+        if containing:
+            address = func.lower(users.c.email)
+            page = page.where(
+                or_(
+                    users.c.username_key.contains(containing, autoescape=True),
+                    address.contains(containing, autoescape=True),
+                )
+            )
+        return [user_of(*row) for row in self._database.read(lambda connection: connection.execute(page).all())]
 
     def count(self) -> int:
         self.open()

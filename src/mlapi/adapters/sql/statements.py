@@ -27,7 +27,7 @@ from mlapi.domain.model import EncryptedPassword, User, UserId
 REMEMBERED = 10_000
 """Rows whose users or API keys are kept, about a kilobyte each."""
 
-_LARGEST_ID = 2**63 - 1  # a signed 64-bit integer, in SQLite as in PostgreSQL
+LARGEST_ID = 2**63 - 1  # a signed 64-bit integer, in SQLite as in PostgreSQL
 
 COLUMNS = (
     users.c.id,
@@ -167,7 +167,7 @@ def values_of(change: Register) -> dict[str, str]:
 
 def can_exist(user_id: UserId) -> bool:
     """Whether a database can hold the id at all; drivers raise for one that it cannot."""
-    return 0 < user_id <= _LARGEST_ID
+    return 0 < user_id <= LARGEST_ID
 
 
 def can_be_stored(key_id: str) -> bool:
