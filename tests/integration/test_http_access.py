@@ -1,6 +1,8 @@
 """Log-ins, passwords and API keys over HTTP: what each request is answered, and what it leaves."""
 
+import asyncio
 import json
+import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
@@ -15,7 +17,7 @@ from mlapi.domain.model import PasswordPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.management import Management
 from tests.contract.http_contract import ADMIN_TOKEN, UNREADABLE, WRONG_TYPES, AwayRepository, content
-from tests.contract.test_http import asgi_client
+from tests.contract.test_http import BASE, asgi_client
 
 PASSWORD = "difference engine"
 INVALID_TOKEN = (401, {"message": "Invalid token"})
@@ -231,6 +233,36 @@ def test_too_many_guesses_are_refused_in_memory_too(users: Users, ada: User) -> 
     assert answers == [401] * 20 + [429]
     assert forged.status_code == 429
     assert 1 <= int(forged.headers["retry-after"]) <= 60
+
+
+class WaitingCipher(CostlyCipher):
+    """A cipher that takes its time."""
+
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        time.sleep(0.01)
+        return super().matches(password, encrypted)
+
+
+@pytest.mark.parametrize(("password", "expected"), [(PASSWORD, {200}), ("wrong", {401, 429})], ids=["right", "wrong"])
+def test_many_who_log_in_at_once_from_a_new_address_are_let_in_if_they_are_right(
+    password: str, expected: set[int]
+) -> None:
+    users = Users(InMemoryUserRepository(), WaitingCipher())
+    users.register(username="ada", password=PASSWORD, email="ada@example.com")
+    app = create_app(users)
+
+    async def log_in_at_once() -> list[int]:
+        transport = httpx2.ASGITransport(app, client=("127.0.0.1", 50000))
+        async with httpx2.AsyncClient(transport=transport, base_url=BASE) as http:
+            body = {"username": "ada", "password": password}
+            answers = await asyncio.gather(*[http.post("/token", json=body) for _ in range(60)])
+        return [answer.status_code for answer in answers]
+
+    answers = asyncio.run(log_in_at_once())
+
+    assert set(answers) == expected
+    assert answers.count(401) in {0, 20}
+    app.state.service.close()
 
 
 # --- token status
