@@ -1,6 +1,7 @@
 """What the README and the docstrings show, runs."""
 
 import doctest
+import re
 from pathlib import Path
 from types import ModuleType
 
@@ -33,3 +34,12 @@ def test_docstrings_do_what_they_show(module: ModuleType) -> None:
 
     assert tried > 0
     assert failed == 0
+
+
+@pytest.mark.parametrize(
+    "page", [Path("README.md"), *sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/*.md"))]
+)
+def test_every_link_to_a_file_of_ours_leads_somewhere(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / page).read_text("utf-8"))
+
+    assert [link for link in links if not (ROOT / page.parent / link).exists()] == []
