@@ -122,9 +122,8 @@ def open_service(settings: Settings) -> Iterator[Opened]:
         cipher = RotatingCipher(Current(lambda: password_cipher(completed(settings, file)), signature))
         tokens = RotatingTokens(Current(lambda: _tokens(completed(settings, file)), signature))
         users = Users(repository, cipher, password_policy=_password_policy(settings))
-        attempts = FixedWindowAttemptLimiter(
-            SqlAttempts(database).transaction, AttemptLimits(**attrs.asdict(settings.logins))
-        )
+        counts, limits = SqlAttempts(database), AttemptLimits(**attrs.asdict(settings.logins))
+        attempts = FixedWindowAttemptLimiter(counts.transaction, limits, reading=counts.reading)
         key_uses = BackgroundKeyUses(repository)
         access = Access(log_ins=LogIns(users, tokens, attempts), guard=Guard(repository, tokens, key_uses=key_uses))
         try:

@@ -103,7 +103,7 @@ def make_secrets_file(file: Path) -> None:
 
 
 def change_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Write what ``change`` makes of a secrets file's content: whole or not at all, one process at a time.
+    """Write what ``change`` makes of a secrets file's content: whole or not at all. Whoever calls holds its lock.
 
     Owner and mode stay as they were: whoever runs this, the service must read the file as before.
 
@@ -112,15 +112,31 @@ def change_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str,
     """
     file = file.resolve()  # or a link would be replaced, and what it points at keep the old ones
     try:
-        with _locked(file.parent):
-            tree = read_yaml(file)
-            status = file.stat()
-            with _draft(file, change(tree)) as draft:
-                os.chown(draft, status.st_uid, status.st_gid)
-                draft.chmod(stat.S_IMODE(status.st_mode))
-                draft.replace(file)
+        tree = read_yaml(file)
+        status = file.stat()
+        with _draft(file, change(tree)) as draft:
+            os.chown(draft, status.st_uid, status.st_gid)
+            draft.chmod(stat.S_IMODE(status.st_mode))
+            draft.replace(file)
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be changed: {error.strerror}") from None
+
+
+@contextmanager
+def locked_secrets_file(file: Path) -> Iterator[None]:
+    """Hold the lock of a secrets file, from the first look at it to the last change that follows from that.
+
+    Raises:
+        ConfigurationError: if another process holds it.
+    """
+    descriptor = os.open(file.resolve().parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ConfigurationError(f"another command changes {file}: wait for it to end") from None
+    finally:
+        os.close(descriptor)
 
 
 def new_key() -> str:
@@ -156,16 +172,6 @@ def _draft(file: Path, tree: dict[str, Any]) -> Iterator[Path]:
     finally:
         draft.unlink(missing_ok=True)
     _fsync_folder(file.parent)
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _fsync_folder(folder: Path) -> None:

@@ -214,6 +214,15 @@ class AttemptLimiterContract:
         assert refused == [True, True, False]
         assert are_let_through(limiter, ("ada", HOME)) == [True]
 
+    def test_what_is_refused_is_not_counted_for_anything_else(self, transaction: Transaction) -> None:
+        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name=1, per_address=2))
+        limiter.count("ada", ELSEWHERE)
+
+        refused = are_let_through(limiter, *[("ada", HOME)] * 5)
+
+        assert refused == [False] * 5
+        assert are_let_through(limiter, ("bob", HOME), ("eve", HOME), ("eve", HOME)) == [True, True, False]
+
     def test_two_limiters_share_their_counts(self, transaction: Transaction) -> None:
         limits = limits_of(per_name_and_address=4)
         one, two = FixedWindowAttemptLimiter(transaction, limits), FixedWindowAttemptLimiter(transaction, limits)
@@ -242,7 +251,7 @@ class AttemptLimiterContract:
         answers = [attempt(limiter) == LET_THROUGH for _ in range(50)]
 
         assert answers == [True] * 2 + [False] * 48
-        assert counted.times == 3
+        assert counted.times == 2 * 2 + 1  # each that is let through is looked at and counted, the third looked at
 
     def test_what_is_remembered_to_be_refused_is_bounded_and_right_beyond_that(
         self, transaction: Transaction, monkeypatch: pytest.MonkeyPatch

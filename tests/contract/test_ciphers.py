@@ -352,3 +352,13 @@ def test_fingerprints_tell_keys_and_salts_apart_and_nothing_else() -> None:
     assert len(set(fingerprints)) == 4
     assert fingerprints[0] == key_fingerprint(KEY, SALT)
     assert all(re.fullmatch("[0-9a-f]{64}", fingerprint) for fingerprint in fingerprints)
+
+
+@pytest.mark.parametrize("kind", [FernetCipher, HashingFernetCipher])
+def test_what_one_of_the_keys_opens_is_readable(kind: type[FernetCipher] | type[HashingFernetCipher]) -> None:
+    stored = kind([OLDER_KEY], SALT).encrypt("secret")
+
+    answers = [kind(keys, SALT).is_readable(stored) for keys in ([OLDER_KEY], [KEY, OLDER_KEY], [KEY])]
+
+    assert answers == [True, True, False]
+    assert not kind([KEY], SALT).is_readable(EncryptedPassword("damaged"))

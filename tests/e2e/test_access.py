@@ -32,8 +32,8 @@ def serve(tmp_path: Path, environ: dict[str, str]) -> Iterator[Callable[..., Ser
     """Start servers over one database, each a process of its own."""
     started: list[Server] = []
 
-    def start(**more: str) -> Server:
-        started.append(Server(tmp_path, {**environ, **more}))
+    def start(*options: str, **more: str) -> Server:
+        started.append(Server(tmp_path, {**environ, **more}, *options))
         return started[-1].start()
 
     yield start
@@ -176,8 +176,9 @@ def test_a_refused_guess_says_when_to_come_again_and_does_not_end_what_is_open(s
     assert is_let_in(server, credential)
 
 
-def test_nothing_that_lets_in_is_ever_logged(serve: Serve) -> None:
-    server = serve()
+@pytest.mark.parametrize("level", ["info", "trace"])
+def test_nothing_that_lets_in_is_ever_logged(serve: Serve, level: str) -> None:
+    server = serve("--log-level", level)
     user_id = registered(server)
     credential, key = token(server), api_key(server, user_id)
     for secret in (credential, key, credential[:-2]):

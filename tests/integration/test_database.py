@@ -556,6 +556,54 @@ def test_a_fault_of_ours_while_reading_at_once_leaves_none_either(sqlite_databas
     assert open_files() < before
 
 
+# --- another file in the place of an SQLite database
+
+
+def replaced(url: URL, by: Path) -> None:
+    by.replace(str(url.database))
+    for suffix in ("-wal", "-shm"):
+        Path(f"{url.database}{suffix}").unlink(missing_ok=True)
+
+
+def copied(url: URL, to: Path) -> Path:
+    source, target = sqlite3.connect(str(url.database)), sqlite3.connect(to)
+    source.backup(target)
+    source.close()
+    target.close()
+    return to
+
+
+def test_a_file_that_was_replaced_is_seen_by_whoever_reads_or_writes_next(
+    sqlite_database: Database, sqlite_url: URL, tmp_path: Path
+) -> None:
+    repository = SqlUserRepository(sqlite_database)
+    ada = registered(repository)
+    repository.holders([ada.id])
+    backup = copied(sqlite_url, tmp_path / "backup.db")
+    repository.apply([SetEnabled(user_id=ada.id, enabled=False, at=LATER)])
+
+    replaced(sqlite_url, by=backup)
+
+    with pytest.raises(RepositoryUnavailableError, match="the database file was removed or replaced"):
+        repository.holders([ada.id], at_once=True)
+    assert repository.holders([ada.id]) == [ada]
+    assert repository.holders([ada.id], at_once=True) == [ada]
+
+
+def test_nothing_is_acknowledged_that_is_written_to_a_file_that_was_removed(
+    sqlite_database: Database, sqlite_url: URL
+) -> None:
+    repository = SqlUserRepository(sqlite_database)
+    registered(repository)
+    Path(str(sqlite_url.database)).unlink()
+
+    for number in range(3):
+        with pytest.raises(RepositoryUnavailableError):
+            repository.apply([registration(f"user{number}")])
+        with pytest.raises(RepositoryUnavailableError):
+            repository.check() if number == 0 else repository.get(UserId(1))
+
+
 # --- the zone of the server
 
 

@@ -91,6 +91,11 @@ def http(users: Users, tokens: TokenIssuer) -> TestClient:
     return TestClient(GuardMiddleware(Starlette(routes=ROUTES), guard, exempt=["/health", "/docs/*"]))
 
 
+@pytest.fixture
+def answers() -> list[Message]:
+    return []
+
+
 def bearer(credential: str) -> dict[str, str]:
     return {"authorization": f"Bearer {credential}"}
 
@@ -168,6 +173,25 @@ def test_what_is_exempt_by_name_is_open(http: TestClient, path: str) -> None:
 )
 def test_what_is_not_is_closed_also_where_there_is_nothing(http: TestClient, path: str) -> None:
     assert http.get(path).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "path", ["/docs/../whoami", "/docs/./x", "/docs/..", "/docs/x/../../whoami", "/docs/..\\whoami", "/docs/a\\..\\x"]
+)
+def test_what_goes_up_again_is_not_below_what_is_exempt(
+    users: Users, tokens: TokenIssuer, path: str, answers: list[Message]
+) -> None:
+    guarded = GuardMiddleware(Starlette(routes=ROUTES), Guard(users.repository, tokens), exempt=["/docs/*"])
+
+    async def receive() -> Message:
+        return {"type": "http.request", "body": b""}
+
+    async def send(message: Message) -> None:
+        answers.append(message)
+
+    asyncio.run(guarded({"type": "http", "path": path, "headers": [], "method": "GET"}, receive, send))
+
+    assert answers[0]["status"] == 401
 
 
 def test_a_websocket_is_closed_before_it_is_accepted(http: TestClient) -> None:

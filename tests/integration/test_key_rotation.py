@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import URL
 
-from mlapi import ConfigurationError, Users
+from mlapi import ConfigurationError, EncryptedPassword, Reencrypt, Users
 from mlapi.adapters import rotation
 from mlapi.adapters.fernet import HashingFernetCipher
 from mlapi.bootstrap import open_service
@@ -117,15 +117,50 @@ def test_nothing_is_pruned_while_a_rotation_is_unfinished(folder: Path, settings
 def test_a_key_that_comes_while_another_is_turned_over_is_turned_over_too(folder: Path, settings: Settings) -> None:
     with open_service(settings) as opened:
         register(opened.users, 2)
-        with open_key_rotation(settings) as first, open_key_rotation(settings) as second:
-            progress = first.rotate_key()
+        with open_key_rotation(settings) as turning:
+            progress = turning.rotate_key()
             next(progress)
-            second._add("key", secrets(folder, "key"), KEY)
+            turning._add("key", secrets(folder, "key"), KEY)
             list(progress)
         alone = HashingFernetCipher([KEY], *secrets(folder, "salt"))
         assert all(alone.renewed(user.password) is None for user in opened.users.every_user())
     assert mlapi("keys", "prune").stdout == "pruned\n"
     assert secrets(folder, "key") == [KEY]
+
+
+@pytest.mark.parametrize("command", [["rotate"], ["rotate", "--salt"], ["rotate", "--tokens"], ["prune"]])
+def test_while_one_command_is_at_work_another_is_refused(folder: Path, settings: Settings, command: list[str]) -> None:
+    with open_service(settings) as opened:
+        register(opened.users, 1)
+    with open_key_rotation(settings) as turning:
+        next(iter(turning.rotate_key()))
+        before = (folder / "secrets.yml").read_text()
+
+        result = mlapi("keys", *command)
+
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert result.stderr == f"mlapi: another command changes {folder}/secrets.yml: wait for it to end\n"
+        assert (folder / "secrets.yml").read_text() == before
+
+
+def test_a_password_that_no_key_opens_leaves_the_rotation_unfinished(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as opened:
+        register(opened.users, 2)
+        (first, _) = opened.users.page()
+        lost = EncryptedPassword("gAAAAA")
+        opened.users.apply(Reencrypt(user_id=first.id, password=lost, replacing=first.password))
+
+    refused = mlapi("keys", "rotate")
+    with open_service(settings) as opened:
+        opened.users.set_password(user_id=first.id, password="another")
+    ended = mlapi("keys", "rotate")
+
+    assert refused.exit_code == 3
+    assert (
+        f"1 stored passwords cannot be read with any key in {folder}/secrets.yml (users {first.id})" in refused.stderr
+    )
+    assert ended.exit_code == 0
+    assert len(secrets(folder, "key")) == 2
 
 
 def test_a_salt_enters_a_password_at_the_next_log_in_and_is_left_until_then(folder: Path, settings: Settings) -> None:

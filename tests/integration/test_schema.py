@@ -4,6 +4,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, inspect, text
 
 from mlapi import ConfigurationError, RepositoryUnavailableError, UserId
-from mlapi.adapters.sql import Database, SqlUserRepository, prepare_schema, upgrade
+from mlapi.adapters.sql import Database, SqlUserRepository, prepare_schema, sqlite, upgrade
 from mlapi.adapters.sql import schema as schema_module
 from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE, current_revision, downgrade
 from mlapi.adapters.sql.tables import metadata
@@ -168,6 +169,19 @@ def test_a_file_that_is_not_let_go_is_unavailable(sqlite_url: URL) -> None:
     with Database(sqlite_url, wait=0.1) as database, pytest.raises(RepositoryUnavailableError, match="locked"):
         upgrade(database)
     other.close()
+
+
+def test_a_lock_that_sqlite_does_not_wait_for_is_waited_for() -> None:
+    asked: list[str] = []
+
+    def hindered(statement: str) -> None:
+        asked.append(statement)
+        if len(asked) < 3:
+            raise sqlite3.OperationalError("database is locked")
+
+    sqlite._write_ahead(hindered, time.monotonic() + 10)
+
+    assert asked == ["PRAGMA journal_mode = WAL"] * 3
 
 
 def test_processes_that_upgrade_at_once_do_not_collide(url: URL) -> None:

@@ -614,5 +614,12 @@ def test_what_the_server_has_chosen_is_gone_beyond_where_it_is_a_trusted_proxy_t
     assert caller.address(TRUSTED) == "198.51.100.4"
 
 
+@pytest.mark.parametrize("entry", ["10.0.0.7, 203.0.113.5", "210.0.0.77, 203.0.113.5", "203.0.113.5"])
+def test_nobody_behind_a_trusted_proxy_hides_by_naming_it(entry: str) -> None:
+    caller = forwarded(attrs.evolve(STRANGER, client="10.0.0.7"), entry)
+
+    assert caller.address(TRUSTED) == "203.0.113.5"
+
+
 def test_a_client_without_address_is_not_believed() -> None:
     assert forwarded(attrs.evolve(STRANGER, client=""), "9.9.9.9", "9.9.9.9:80").address(TRUSTED) == ""

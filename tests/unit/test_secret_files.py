@@ -5,7 +5,8 @@ import os
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +22,7 @@ from mlapi.domain.errors import ConfigurationError
 from mlapi.secret_files import (
     change_secrets_file,
     file_signature,
+    locked_secrets_file,
     make_secrets_file,
     new_key,
     new_salt,
@@ -404,7 +406,23 @@ def test_a_file_in_a_folder_that_is_not_there_is_not_changed(tmp_path: Path) -> 
     with pytest.raises(ConfigurationError) as refusal:
         change_secrets_file(file, unchanged)
 
-    assert str(refusal.value) == f"{file} cannot be changed: No such file or directory"
+    assert str(refusal.value) == f"{file} cannot be read: No such file or directory"
+
+
+def changed_in_turn(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> list[int]:
+    """Change a file when nobody else does, and return its keys."""
+    while True:
+        try:
+            with locked_secrets_file(file):
+                change_secrets_file(file, change)
+                keys: list[int] = read_yaml(file)["key"]
+                return keys
+        except ConfigurationError:
+            time.sleep(0.001)
+
+
+def adding(key: int) -> Callable[[dict[str, Any]], dict[str, Any]]:
+    return lambda tree: {"key": [*tree["key"], key]}
 
 
 def test_threads_that_change_a_file_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -413,11 +431,7 @@ def test_threads_that_change_a_file_at_once_lose_nothing(tmp_path: Path) -> None
 
     def add(number: int) -> list[list[int]]:
         starts.wait()
-        seen = []
-        for turn in range(5):
-            change_secrets_file(file, lambda tree: {"key": [*tree["key"], number * 10 + turn]})  # noqa: B023 - called at once
-            seen.append(read_yaml(file)["key"])  # whole whenever it is read
-        return seen
+        return [changed_in_turn(file, adding(number * 10 + turn)) for turn in range(5)]
 
     with ThreadPoolExecutor(8) as threads:
         seen = [keys for of_one in threads.map(add, range(8)) for keys in of_one]
@@ -431,12 +445,13 @@ def test_threads_that_change_a_file_at_once_lose_nothing(tmp_path: Path) -> None
 def test_processes_that_change_a_file_at_once_lose_nothing(tmp_path: Path) -> None:
     file = written(tmp_path, "key: []\n")
     script = (
-        "import sys; from pathlib import Path; from mlapi.secret_files import change_secrets_file\n"
+        "import sys; from pathlib import Path; from tests.unit.test_secret_files import changed_in_turn\n"
         "for turn in range(5):\n"
-        "    change_secrets_file(Path(sys.argv[1]), lambda tree: {'key': [*tree['key'], f'{sys.argv[2]}{turn}']})\n"
+        "    changed_in_turn(Path(sys.argv[1]), lambda tree: {'key': [*tree['key'], f'{sys.argv[2]}{turn}']})\n"
     )
 
-    processes = [subprocess.Popen([sys.executable, "-c", script, str(file), name]) for name in "abc"]
+    root = Path(__file__).parents[2]
+    processes = [subprocess.Popen([sys.executable, "-c", script, str(file), name], cwd=root) for name in "abc"]
     codes = [process.wait(timeout=60) for process in processes]
 
     assert codes == [0, 0, 0]

@@ -62,6 +62,10 @@ class FernetCipher:
     def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
         return self._secret.renewed(encrypted)
 
+    def is_readable(self, encrypted: EncryptedPassword) -> bool:
+        """Whether one of the keys opens it."""
+        return self._secret.open(_untagged(encrypted)[0]) is not None
+
     def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
         """Whether only a salt after the first makes it known again."""
         return self._secret.needs_older_salt(encrypted)
@@ -111,6 +115,10 @@ class HashingFernetCipher:
 
     def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
         return self._secret.renewed(encrypted)
+
+    def is_readable(self, encrypted: EncryptedPassword) -> bool:
+        """Whether one of the keys opens it."""
+        return self._secret.open(_untagged(encrypted)[0]) is not None
 
     def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
         """Whether only a salt after the first makes it known again."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import attrs
-from limits import RateLimitItemPerSecond
+from limits import RateLimitItem, RateLimitItemPerSecond
 from limits.storage import Storage
 from limits.strategies import FixedWindowRateLimiter
 
@@ -41,6 +41,7 @@ class FixedWindowAttemptLimiter:
 
     Args:
         transaction: gives the storage of the counts for what belongs together. It must take negative amounts.
+        reading: gives it for a look; what is refused by that is not counted, so that a flood writes nothing.
         limits: how many.
         window: seconds.
     """
@@ -50,9 +51,11 @@ class FixedWindowAttemptLimiter:
         transaction: Callable[[], AbstractContextManager[Storage]],
         limits: AttemptLimits,
         *,
+        reading: Callable[[], AbstractContextManager[Storage]] | None = None,
         window: int = WINDOW,
     ) -> None:
         self._transaction = transaction
+        self._reading = transaction if reading is None else reading
         self._window = window
         self._per_address = RateLimitItemPerSecond(limits.per_address, window, "address")
         self._per_pair = RateLimitItemPerSecond(limits.per_name_and_address, window, "pair")
@@ -68,22 +71,16 @@ class FixedWindowAttemptLimiter:
         for key in (per_address, per_pair):
             if (until := self._refused.get(key, 0.0)) > time.time():
                 raise TooManyAttemptsError(_seconds_until(until))
+        with self._reading() as storage:
+            limiter = FixedWindowRateLimiter(storage)
+            counts = self._counts(storage, name, site)
+            self._refuse(storage, next((count for count in counts if not limiter.test(count[0], *count[1])), None))
         with self._transaction() as storage:
             limiter = FixedWindowRateLimiter(storage)
-            is_known = storage.get(self._known.key_for(name, site)) > 0
+            counts = self._counts(storage, name, site)
             # In this order in every process, and no further than the first limit that is reached.
-            counts: list[tuple[RateLimitItemPerSecond, tuple[str, ...]]] = [(self._per_address, (site,))]
-            if not is_known:
-                counts += [(self._per_pair, (name, site)), (self._per_name, (name,))]
-            refused = next((count for count in counts if not limiter.hit(count[0], *count[1])), None)
-            until = 0.0 if refused is None else storage.get_expiry(refused[0].key_for(*refused[1]))
-        if refused is None:
-            return is_known
-        if len(self._refused) >= _REMEMBERED:
-            self._refused.clear()
-        if refused[0] is not self._per_name:  # which does not hold for every address
-            self._refused[refused[0].key_for(*refused[1])] = until
-        raise TooManyAttemptsError(_seconds_until(until))
+            self._refuse(storage, next((count for count in counts if not limiter.hit(count[0], *count[1])), None))
+        return len(counts) == 1
 
     def forgive(self, username: str, address: str, *, was_known: bool) -> None:
         name, site = _digest(username), _digest(_site(address))
@@ -97,6 +94,24 @@ class FixedWindowAttemptLimiter:
             if storage.get(known) == 0:
                 storage.incr(known, KNOWN_FOR)
         self._refused.pop(per_pair, None)
+
+    def _counts(self, storage: Storage, name: str, site: str) -> list[tuple[RateLimitItem, tuple[str, ...]]]:
+        """Return what an attempt is counted for: from an address that is known for the name, that address alone."""
+        counts: list[tuple[RateLimitItem, tuple[str, ...]]] = [(self._per_address, (site,))]
+        if storage.get(self._known.key_for(name, site)) == 0:
+            counts += [(self._per_pair, (name, site)), (self._per_name, (name,))]
+        return counts
+
+    def _refuse(self, storage: Storage, refused: tuple[RateLimitItem, tuple[str, ...]] | None) -> None:
+        if refused is None:
+            return
+        item, identifiers = refused
+        until = storage.get_expiry(item.key_for(*identifiers))
+        if item is not self._per_name:  # which does not hold for every address
+            if len(self._refused) >= _REMEMBERED:
+                self._refused.clear()
+            self._refused[item.key_for(*identifiers)] = until
+        raise TooManyAttemptsError(_seconds_until(until))
 
     def _take_back(self, storage: Storage, key: str) -> None:
         if storage.get(key) > 0:  # else its window is over

@@ -4,6 +4,7 @@ Two faces of one `mlapi.access.Guard`: `GuardMiddleware` closes a whole applicat
 own ``AuthenticationMiddleware``. Whether an application is closed, `mlapi.entrypoints.guarded_routes` tells its tests.
 """
 
+import re
 from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
@@ -19,6 +20,8 @@ from mlapi.config import load_settings
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
 from mlapi.entrypoints import wire
 from mlapi.entrypoints.asgi import OneLineStartupRefusal, respond, send_answer
+
+_UPWARD = re.compile(r"(^|[/\\])\.\.?($|[/\\])|\\")
 
 _LET_IN = AuthCredentials(["authenticated"])
 
@@ -75,7 +78,10 @@ class GuardMiddleware:
         path, root = scope["path"], scope.get("root_path", "")
         if root and path.startswith(f"{root}/"):
             path = path.removeprefix(root)
-        return path in self._exempt or path.startswith(self._exempt_below)
+        if path in self._exempt:
+            return True
+        # What goes up again is not below: the application may follow it.
+        return path.startswith(self._exempt_below) and not _UPWARD.search(path)
 
 
 class GuardError(AuthenticationError):

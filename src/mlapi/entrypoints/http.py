@@ -387,6 +387,7 @@ def _serve(app: Starlette, service: Service, management: Management) -> None:
 
 def _log_to_stderr() -> None:
     """Show our lines beside uvicorn's, which sets up no logger but its own; unless the host shows them already."""
+    logging.getLogger("uvicorn.asgi").setLevel(logging.DEBUG)  # at its level TRACE it shows every path as it came
     if not _logger.hasHandlers():
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter("%(levelname)s:     %(message)s"))

@@ -12,12 +12,12 @@ from typing import Any, Literal
 
 import attrs
 
-from mlapi.adapters.fernet import key_fingerprint
+from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
 from mlapi.adapters.sql import Database, own_fingerprint, set_own_fingerprint
 from mlapi.bootstrap import open_database, open_service, password_cipher, secrets_file, token_keys
 from mlapi.config import SecretSettings, Settings, completed
 from mlapi.domain.errors import ConfigurationError
-from mlapi.secret_files import change_secrets_file, new_key, new_salt
+from mlapi.secret_files import change_secrets_file, locked_secrets_file, new_key, new_salt
 from mlapi.service import Users
 
 UNDER_WAY = 10.0
@@ -39,9 +39,15 @@ class Progress:
 
 @contextmanager
 def open_key_rotation(settings: Settings) -> Iterator["KeyRotation"]:
-    """Yield what turns over the keys of the database in the settings. Raises as `mlapi.bootstrap.open_users` does."""
-    with open_database(settings) as database, open_service(settings) as opened:
-        yield KeyRotation(settings, database, opened.users, secrets_file(database))
+    """Yield what turns over the keys of the database in the settings; one at a time on this machine.
+
+    Raises:
+        ConfigurationError: as `mlapi.bootstrap.open_users` does, or if another one is at work.
+    """
+    with open_database(settings) as database:
+        file = secrets_file(database)
+        with locked_secrets_file(file), open_service(settings) as opened:
+            yield KeyRotation(settings, database, opened.users, file)
 
 
 class KeyRotation:
@@ -85,7 +91,8 @@ class KeyRotation:
             if is_last:
                 break
             time.sleep(max(0.0, begun + UNDER_WAY - time.monotonic()))
-        self._know_by(self._salt_of_own())
+        self._refuse_unreadable()
+        self._know_by(self._secrets.key[0], self._salt_of_own())
 
     def rotate_token_key(self) -> None:
         """Add a new first token key. Tokens that were signed with the former ones stay valid until they end.
@@ -114,17 +121,19 @@ class KeyRotation:
             stay.append("keys and salts: passwords may be stored under an older key, run `mlapi keys rotate` first")
         else:
             kinds.add("key")
-            cipher = password_cipher(attrs.evolve(self._given, secrets=secrets))
+            cipher = self._cipher()
             waiting = sum(cipher.needs_older_salt(user.password) for user in self._users.every_user())
             if waiting:
                 stay.append(f"salts: {waiting} users have not logged in since the newest was added")
             else:
                 kinds.add("salt")
-                self._know_by(secrets.salt[0])
+                self._know_by(secrets.key[0], secrets.salt[0])
+        kept = {kind: getattr(secrets, kind)[:1] for kind in kinds}
 
         def pruned(tree: dict[str, Any]) -> dict[str, Any]:
             return {
-                name: value[0] if name in kinds and isinstance(value, list) else value for name, value in tree.items()
+                name: kept[name][0] if name in kept and isinstance(value, list) else value
+                for name, value in tree.items()
             }
 
         change_secrets_file(self._file, pruned)
@@ -160,6 +169,19 @@ class KeyRotation:
         own, secrets = own_fingerprint(self._database), self._secrets
         return next(salt for salt in secrets.salt for key in secrets.key if key_fingerprint(key, salt) == own)
 
-    def _know_by(self, salt: str) -> None:
-        """Let the database be known by the first key and a salt, from the next start on."""
-        set_own_fingerprint(self._database, key_fingerprint(self._secrets.key[0], salt))
+    def _know_by(self, key: str, salt: str) -> None:
+        """Let the database be known by a key and a salt, from the next start on."""
+        set_own_fingerprint(self._database, key_fingerprint(key, salt))
+
+    def _refuse_unreadable(self) -> None:
+        cipher = self._cipher()
+        unreadable = [user.id for user in self._users.every_user() if not cipher.is_readable(user.password)]
+        if unreadable:
+            some = ", ".join(map(str, unreadable[:10]))
+            raise ConfigurationError(
+                f"{len(unreadable)} stored passwords cannot be read with any key in {self._file} (users {some}): put"
+                " the key back that is missing, or give these users new passwords; then run this again"
+            )
+
+    def _cipher(self) -> FernetCipher | HashingFernetCipher:
+        return password_cipher(attrs.evolve(self._given, secrets=self._secrets))

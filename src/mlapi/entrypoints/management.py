@@ -93,9 +93,10 @@ class Caller:
             for entry in value.split(b",")
         ]
         was_replaced = bool(self.client) and any(self.client in entry for entry in forwarded)
-        if not was_replaced and not _is_among(self.client, trusted):
+        is_trusted = _is_among(self.client, trusted)
+        if not was_replaced and not is_trusted:
             return self.client
-        passed, nearest = [], _UNKNOWN if was_replaced else self.client
+        passed, nearest = [], self.client if is_trusted else _UNKNOWN
         for entry in reversed(forwarded if trusted else []):
             address = _address_in(entry)
             if address is None:
@@ -105,7 +106,7 @@ class Caller:
             if not _is_among(nearest, trusted):
                 break
         # What the server has chosen is among those that were passed, or it was chosen by nobody whom we trust.
-        return nearest if not was_replaced or _parsed(self.client) in passed else _UNKNOWN
+        return nearest if is_trusted or _parsed(self.client) in passed else _UNKNOWN
 
 
 def _digest(token: str | None) -> bytes | None:

@@ -11,8 +11,9 @@ from sqlalchemy import Connection, bindparam, case, delete, select, text
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.tables import attempts
 
-_PURGED_EVERY = 60.0
+_PURGED_EVERY = 10.0  # seconds
 _PURGED_AT_ONCE = 1000
+_PURGES = 50  # more than can be counted meanwhile: each that is let through costs a run of the cipher
 _UNEXPIRED = attempts.c.expires_at > bindparam("now")
 _SELECT = select(attempts.c.count, attempts.c.expires_at).where(attempts.c.id == bindparam("key"), _UNEXPIRED)
 _EXPIRED = select(attempts.c.id).where(~_UNEXPIRED).limit(_PURGED_AT_ONCE).with_for_update(skip_locked=True)
@@ -41,13 +42,22 @@ class SqlAttempts:
                 connection.execute(text("SET LOCAL synchronous_commit = off"))  # a crash may forgive a guess
             yield SqlAttemptStorage(self._database, connection, self._clock())
 
+    @contextmanager
+    def reading(self) -> Iterator["SqlAttemptStorage"]:
+        """The same for a look, that waits for nobody who writes."""
+        with self._database.reading() as connection:
+            yield SqlAttemptStorage(self._database, connection, self._clock())
+
     def _purge(self) -> None:
-        """Forget what has expired, now and then, in a transaction of its own that waits for nobody's rows."""
+        """Forget what has expired, now and then, in short transactions of their own that wait for nobody's rows."""
         now = self._clock()
         if now - self._purged_at >= _PURGED_EVERY:
             self._purged_at = now
-            with self._database.writing() as connection:
-                connection.execute(_PURGE, {"now": now})
+            for _ in range(_PURGES):
+                with self._database.writing() as connection:
+                    purged = connection.execute(_PURGE, {"now": now}).rowcount
+                if purged < _PURGED_AT_ONCE:
+                    break
 
 
 class SqlAttemptStorage(Storage):

@@ -114,6 +114,9 @@ class Database:
         self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
         # SQLite has one writer at a time, and lets the waiting ones race for the next turn: under load some starve. So
         # the threads of this process queue here, in order.
+        self._file = sqlite_file(url)
+        self._identity: tuple[int, int] | None = None
+        """Device and number of the file that is open."""
         self._waiting_for_nobody: list[PoolProxiedConnection] = []
         """Connections for `read_at_once` that nobody uses: as many as ever read at the same time."""
         self._writers = threading.BoundedSemaphore(1 if self.is_sqlite else connections)
@@ -121,12 +124,14 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """A transaction that reads."""
+        self._refuse_another_file()
         with self._translating(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """A transaction that is durable when this is left, and undone when it is left by an error."""
+        self._refuse_another_file()
         with self._turn(), self._translating(), self.engine.connect() as connection:
             options = {sqlite.BEGIN: "BEGIN IMMEDIATE"} if self.is_sqlite else {}
             with connection.execution_options(**options).begin():
@@ -139,6 +144,7 @@ class Database:
             with self.engine.connect() as connection, connection.begin():
                 return work(connection)
 
+        self._refuse_another_file()
         with self._translating():
             return self._repeating(attempt)
 
@@ -152,6 +158,7 @@ class Database:
             pooled.close()
             return result
 
+        self._refuse_another_file()
         with self._translating():
             result = self._repeating(attempt)
             if self.is_sqlite and not self._waiting_for_nobody:
@@ -164,6 +171,7 @@ class Database:
         Readers of its write-ahead log wait for nobody but whoever has the whole database for himself. Where there is no
         such connection it raises too, as opening one may wait: `read_batch` does that.
         """
+        self._refuse_another_file()
         try:
             pooled = self._waiting_for_nobody.pop()
         except IndexError:
@@ -191,6 +199,7 @@ class Database:
                 self.dialect.begin(pooled.driver_connection)
                 return pooled, work(pooled.driver_connection)
 
+        self._refuse_another_file()
         with self._turn(), self._translating():
             pooled, result = self._repeating(attempt)
             with _invalidated_by_errors(pooled):
@@ -218,6 +227,24 @@ class Database:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+    def _refuse_another_file(self) -> None:
+        """Raise if the file of an SQLite database was removed or replaced since it was opened; what is next opens anew.
+
+        The connections would go on with the file that was there before, and nobody else would see it.
+        """
+        if self._file is None:
+            return
+        try:
+            status = self._file.stat()
+        except OSError:
+            identity = None  # not made yet, or gone
+        else:
+            identity = status.st_dev, status.st_ino
+        before, self._identity = self._identity, identity
+        if before is not None and identity != before:
+            self.close()
+            raise RepositoryUnavailableError("the database file was removed or replaced")
 
     @contextmanager
     def _turn(self) -> Iterator[None]:

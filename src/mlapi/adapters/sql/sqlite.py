@@ -3,7 +3,7 @@
 import os
 import sqlite3
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import datetime
 from functools import lru_cache
@@ -14,7 +14,7 @@ import msgspec
 from sqlalchemy import URL, Connection, Engine, bindparam, create_engine, delete, event, func, select, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import insert
-from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor
+from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.tables import api_keys, users
@@ -98,7 +98,7 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
         connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {wait * 1000:.0f}")
-        _write_ahead(cursor, time.monotonic() + wait)
+        _write_ahead(cursor.execute, time.monotonic() + wait)
         cursor.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
@@ -110,11 +110,11 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
     return engine
 
 
-def _write_ahead(cursor: DBAPICursor, until: float) -> None:
+def _write_ahead(execute: Callable[[str], object], until: float) -> None:
     """Turn the write-ahead log on; SQLite does not wait by itself for another process that is about to do the same."""
     while True:
         try:
-            cursor.execute("PRAGMA journal_mode = WAL")
+            execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError:
             if time.monotonic() > until:
                 raise
@@ -138,7 +138,8 @@ def wait_for_nobody(connection: sqlite3.Connection) -> None:
 
 
 def check(connection: sqlite3.Connection) -> None:
-    """A transaction that has begun could be committed: `begin` takes the lock, or raises what hinders it."""
+    """Raise unless a transaction could write: `begin` has the lock, and here are the users, in no empty new file."""
+    connection.execute("SELECT 1 FROM users LIMIT 1").fetchall()
 
 
 def is_passing(_error: BaseException | None) -> bool:
