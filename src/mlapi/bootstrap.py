@@ -107,7 +107,7 @@ def open_service(settings: Settings) -> Iterator[Opened]:
     """Yield the users with all that the service does with them. Makes and raises as `open_users` does."""
     with open_database(settings) as database:
         file = secrets_file(database)
-        settings = _with_secrets(settings, database, file)
+        with_secrets = _with_secrets(settings, database, file)
         repository = SqlUserRepository(database, before_first_use=lambda: _prepare(database, settings))
         try:
             repository.open()
@@ -127,7 +127,7 @@ def open_service(settings: Settings) -> Iterator[Opened]:
         key_uses = BackgroundKeyUses(repository)
         access = Access(log_ins=LogIns(users, tokens, attempts), guard=Guard(repository, tokens, key_uses=key_uses))
         try:
-            yield Opened(users=users, access=access, settings=completed(settings, file))
+            yield Opened(users=users, access=access, settings=with_secrets)
         finally:
             key_uses.close()
 
@@ -184,7 +184,7 @@ def secrets_file(database: Database) -> Path:
 
 
 def _with_secrets(settings: Settings, database: Database, file: Path) -> Settings:
-    """Return the settings as they were given, once it is sure that with the file they have their secrets."""
+    """Return the settings with the secrets that the file adds to them; in development the first start makes it."""
     nothing_given = settings.secrets == SecretSettings(admin_token=settings.secrets.admin_token)
     if nothing_given and not settings.is_production and not file.exists():
         if _has_key(database):
@@ -193,8 +193,7 @@ def _with_secrets(settings: Settings, database: Database, file: Path) -> Setting
                 " point database.url at another database"
             )
         make_secrets_file(file)
-    completed(settings, file)
-    return settings
+    return completed(settings, file)
 
 
 def _has_key(database: Database) -> bool:

@@ -178,12 +178,10 @@ class Users:
             after=after or UserId(0), limit=limit, enabled=enabled, containing=folded(containing)
         )
 
-    def every_user(self, *, batch: int = 500) -> Iterator[User]:
-        """Yield every user by rising id, read a batch at a time. Raises `RepositoryUnavailableError`."""
-        last = UserId(0)
-        while page := self.repository.page(after=last, limit=batch):
+    def every_user(self, *, batch: int = 500, enabled: bool | None = None, containing: str = "") -> Iterator[User]:
+        """Yield every user that `page` would, by rising id, read a batch at a time."""
+        for page in self._pages(batch, enabled=enabled, containing=containing):
             yield from page
-            last = page[-1].id
 
     def prepare_registration(self, *, username: str, password: str, email: str) -> Register:
         """Check the fields and encrypt the password: up to some 50 ms of processor time.
@@ -257,8 +255,7 @@ class Users:
         Raises:
             RepositoryUnavailableError: if the database is away; what is done is done.
         """
-        last = UserId(0)
-        while page := self.repository.page(after=last, limit=batch):
+        for page in self._pages(batch):
             renewed = ((user, self.cipher.renewed(user.password)) for user in page)
             changes = [
                 Reencrypt(user_id=user.id, password=password, replacing=user.password)
@@ -266,7 +263,6 @@ class Users:
                 if password is not None
             ]
             self.repository.apply(changes)
-            last = page[-1].id
             yield len(page), len(changes)
 
     @overload
@@ -284,3 +280,9 @@ class Users:
         if isinstance(outcome, MlapiError):
             raise outcome
         return outcome
+
+    def _pages(self, size: int, *, enabled: bool | None = None, containing: str = "") -> Iterator[list[User]]:
+        last = None
+        while page := self.page(after=last, limit=size, enabled=enabled, containing=containing):
+            yield page
+            last = page[-1].id

@@ -25,7 +25,25 @@ _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, salt
 _logger = logging.getLogger("mlapi")
 
 
-class FernetCipher:
+class _OfKeysAndSalts:
+    """What both ciphers do with the keys and salts, whatever was made with them."""
+
+    def __init__(self, keys: Sequence[str], *salts: str) -> None:
+        self._secret = _Secret(keys, salts)
+
+    def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
+        return self._secret.renewed(encrypted)
+
+    def is_readable(self, encrypted: EncryptedPassword) -> bool:
+        """Whether one of the keys opens it."""
+        return self._secret.open(_untagged(encrypted)[0]) is not None
+
+    def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
+        """Whether only a salt after the first makes it known again."""
+        return self._secret.needs_older_salt(encrypted)
+
+
+class FernetCipher(_OfKeysAndSalts):
     """The origin's scheme to the letter, ``Fernet(password + salt)``: whoever holds the key reads every password.
 
     For databases that the origin still reads, and for hosts that cannot spend 20 ms and 19 MiB on a log-in.
@@ -36,9 +54,6 @@ class FernetCipher:
     """
 
     is_costly = False
-
-    def __init__(self, keys: Sequence[str], *salts: str) -> None:
-        self._secret = _Secret(keys, salts)
 
     def encrypt(self, password: str) -> EncryptedPassword:
         return EncryptedPassword(self._secret.seal(password + self._secret.salts[0]))
@@ -59,23 +74,12 @@ class FernetCipher:
             return False
         return self._secret.is_of_older_key(token) or not (hashed or plaintext.endswith(self._secret.salts[0]))
 
-    def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
-        return self._secret.renewed(encrypted)
-
-    def is_readable(self, encrypted: EncryptedPassword) -> bool:
-        """Whether one of the keys opens it."""
-        return self._secret.open(_untagged(encrypted)[0]) is not None
-
-    def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
-        """Whether only a salt after the first makes it known again."""
-        return self._secret.needs_older_salt(encrypted)
-
     @cached_property
     def _decoy(self) -> EncryptedPassword:
         return self.encrypt("a value for when there is none to compare with")
 
 
-class HashingFernetCipher:
+class HashingFernetCipher(_OfKeysAndSalts):
     """The default: the password is hashed with argon2id, and the hash encrypted. Nobody can read it back.
 
     A stolen database is useless without the key; with both there are only argon2id hashes. The salt enters as the key
@@ -89,7 +93,7 @@ class HashingFernetCipher:
     is_costly = True
 
     def __init__(self, keys: Sequence[str], *salts: str) -> None:
-        self._secret = _Secret(keys, salts)
+        super().__init__(keys, *salts)
         self._decoy = self.encrypt("a value for when there is none to compare with")
         self._decoy_hash = self._secret.hashed("a value for when there is none to verify")
 
@@ -112,17 +116,6 @@ class HashingFernetCipher:
         if plaintext is None:
             return False
         return not hashed or self._secret.is_of_older_key(token) or self._secret.is_of_older_make(plaintext)
-
-    def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
-        return self._secret.renewed(encrypted)
-
-    def is_readable(self, encrypted: EncryptedPassword) -> bool:
-        """Whether one of the keys opens it."""
-        return self._secret.open(_untagged(encrypted)[0]) is not None
-
-    def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
-        """Whether only a salt after the first makes it known again."""
-        return self._secret.needs_older_salt(encrypted)
 
 
 def key_fingerprint(key: str, salt: str) -> str:

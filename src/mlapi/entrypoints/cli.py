@@ -81,11 +81,8 @@ def about_one(command: Callable[..., None]) -> Callable[..., None]:
 def users_list(*, enabled: bool | None, containing: str, as_json: bool) -> None:
     """List the users by rising id."""
     with in_one_line(), open_users(load_settings()) as opened:
-        last = None
-        while page := opened.page(after=last, limit=_PAGE, enabled=enabled, containing=containing):
-            for user in page:
-                _show(user, as_json=as_json)
-            last = page[-1].id
+        for user in opened.every_user(batch=_PAGE, enabled=enabled, containing=containing):
+            _show(user, as_json=as_json)
 
 
 @users.command("show")

@@ -44,7 +44,7 @@ from mlapi.entrypoints.asgi import (
     fail,
     refuse_http,
 )
-from mlapi.entrypoints.management import REGISTRATION_PATH, TOKEN_IN_PATH, Caller, Management, Network
+from mlapi.entrypoints.management import REGISTRATION_PATH, Caller, Management, Network
 from mlapi.entrypoints.threads import Threads, cores
 from mlapi.service import Users
 
@@ -91,7 +91,7 @@ def create_app(
             Route("/remove-user/{user_id}", Endpoint(remove_user), methods=["DELETE"]),
             Route("/token", Endpoint(token), methods=["POST"]),
             Route("/token_status", Endpoint(token_status), methods=["GET"]),
-            Route(TOKEN_IN_PATH + "{token:path}", Endpoint(token_status_of_path), methods=["GET"]),
+            Route(wire.TOKEN_IN_PATH + "{token:path}", Endpoint(token_status_of_path), methods=["GET"]),
             Route("/users", Endpoint(list_users), methods=["GET"]),
             Route("/users/me", Endpoint(show_own_user), methods=["GET"]),
             Route("/users/{user_id}", Endpoint(show_user), methods=["GET"]),

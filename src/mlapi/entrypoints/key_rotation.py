@@ -128,12 +128,11 @@ class KeyRotation:
             else:
                 kinds.add("salt")
                 self._know_by(secrets.key[0], secrets.salt[0])
-        kept = {kind: getattr(secrets, kind)[:1] for kind in kinds}
+        kept = {kind: known[0] for kind in kinds if (known := getattr(secrets, kind))}
 
         def pruned(tree: dict[str, Any]) -> dict[str, Any]:
             return {
-                name: kept[name][0] if name in kept and isinstance(value, list) else value
-                for name, value in tree.items()
+                name: kept[name] if name in kept and isinstance(value, list) else value for name, value in tree.items()
             }
 
         change_secrets_file(self._file, pruned)

@@ -14,14 +14,19 @@ from typing import Any, Literal
 import attrs
 
 from mlapi.config import Settings
-from mlapi.entrypoints.wire import AdminTokenRequiredError, Headers, ManagementRefusedError, wsgi_headers
+from mlapi.entrypoints.wire import (
+    TOKEN_IN_PATH,
+    AdminTokenRequiredError,
+    Headers,
+    ManagementRefusedError,
+    authorization,
+    wsgi_headers,
+)
 
 OPEN_PATHS = frozenset(
     {"/health/live", "/health/ready", "/token", "/token_status", "/users/me", "/users/me/password", "/users/me/tokens"}
 )
-"""Not for managers: open to all, or to whoever shows there that he is a user."""
-TOKEN_IN_PATH = "/token_status/"  # noqa: S105 - a path
-"""What begins so is not for managers either: a token follows."""
+"""Not for managers: open to all, or to whoever shows there that he is a user. So is what `TOKEN_IN_PATH` begins."""
 REGISTRATION_PATH = "/register-user"
 """Open to all unless registration is closed."""
 
@@ -172,11 +177,8 @@ class Management:
 
 
 def _carries(caller: Caller, digest: bytes) -> bool:
-    values = [value for name, value in caller.headers if name == b"authorization"]
-    if len(values) != 1:
-        return False
-    scheme, _, token = values[0].strip(b" \t").partition(b" ")  # white space around a value is not of it: RFC 9110, 5.5
-    return hmac.compare_digest(hashlib.sha256(token).digest(), digest) and scheme.lower() == b"bearer"
+    scheme, token = authorization(caller.headers)
+    return hmac.compare_digest(hashlib.sha256(token).digest(), digest) and scheme == b"bearer"
 
 
 def _is_of_this_machine(caller: Caller) -> bool:

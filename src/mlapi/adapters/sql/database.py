@@ -112,13 +112,13 @@ class Database:
         self.dialect: _Dialect = sqlite if self.is_sqlite else postgresql
         self.engine = self.dialect.make_engine(url, wait, connections)
         self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
-        # SQLite has one writer at a time, and lets the waiting ones race for the next turn: under load some starve. So
-        # the threads of this process queue here, in order.
         self._file = sqlite_file(url)
         self._identity: tuple[int, int] | None = None
         """Device and number of the file that is open."""
         self._waiting_for_nobody: list[PoolProxiedConnection] = []
         """Connections for `read_at_once` that nobody uses: as many as ever read at the same time."""
+        # SQLite has one writer at a time, and lets the waiting ones race for the next turn: under load some starve. So
+        # the threads of this process queue here, in order.
         self._writers = threading.BoundedSemaphore(1 if self.is_sqlite else connections)
 
     @contextmanager

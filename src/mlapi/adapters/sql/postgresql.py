@@ -6,6 +6,7 @@ Rows travel as one JSON parameter, which costs the client half of what as many a
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import starmap
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -80,7 +81,7 @@ _REGISTER_ATTEMPTS = 5
 def make_engine(url: URL, wait: float, connections: int) -> Engine:
     try:
         from psycopg import ProgrammingError  # noqa: PLC0415 - an extra
-        from psycopg.conninfo import make_conninfo  # noqa: PLC0415
+        from psycopg.conninfo import make_conninfo  # noqa: PLC0415 - as above
     except ImportError:
         raise ConfigurationError("PostgreSQL needs psycopg: pip install 'psycopg[binary]'") from None
 
@@ -175,16 +176,11 @@ def apply(connection: "psycopg.Connection", changes: Sequence[Change]) -> list[O
 
 def holders(connection: "psycopg.Connection", subjects: Sequence[Subject]) -> list[Holder | None]:
     """Return who stands behind each subject, outside of any transaction: each sees all that is committed by then."""
-    ids = [subject for subject in subjects if isinstance(subject, int) and statements.can_exist(subject)]
-    key_ids = [subject for subject in subjects if isinstance(subject, str) and statements.can_be_stored(subject)]
-    found: dict[Subject, Holder] = {}
-    if ids:
-        for row in connection.execute(_BY_IDS, {"ids": ids}).fetchall():
-            found[row[0]] = _known_user(*row)
-    if key_ids:
-        for row in connection.execute(_API_KEY_HOLDERS, {"ids": key_ids}).fetchall():
-            found[row[0]] = _known_api_key_holder(*row)
-    return [found.get(subject) for subject in subjects]
+    return statements.holders_of(
+        subjects,
+        lambda ids: starmap(_known_user, connection.execute(_BY_IDS, {"ids": ids}).fetchall()),
+        lambda ids: starmap(_known_api_key_holder, connection.execute(_API_KEY_HOLDERS, {"ids": ids}).fetchall()),
+    )
 
 
 # Who is asked for is asked for again, and his row is as it was.

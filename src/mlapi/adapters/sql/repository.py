@@ -103,8 +103,7 @@ class SqlUserRepository:
         return self._database.is_sqlite
 
     def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:
-        if self._before_first_use is not None:
-            self.open()
+        self.open()
         read = self._database.read_at_once if at_once else self._database.read_batch
         return read(partial(self._database.dialect.holders, subjects=subjects))
 

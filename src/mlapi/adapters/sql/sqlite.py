@@ -157,16 +157,11 @@ def apply(connection: sqlite3.Connection, changes: Sequence[Change]) -> list[Out
 
 def holders(connection: sqlite3.Connection, subjects: Sequence[Subject]) -> list[Holder | None]:
     """Return who stands behind each subject, outside of any transaction: each sees all that is committed by then."""
-    ids = [subject for subject in subjects if isinstance(subject, int) and statements.can_exist(subject)]
-    key_ids = [subject for subject in subjects if isinstance(subject, str) and statements.can_be_stored(subject)]
-    found: dict[Subject, Holder] = {}
-    if ids:
-        for row in _select(connection, _BY_ID, _BY_IDS, ids):
-            found[row[0]] = _known_user(row)
-    if key_ids:
-        for row in _select(connection, _API_KEY_HOLDER, _API_KEY_HOLDERS, key_ids):
-            found[row[0]] = _known_api_key_holder(row)
-    return [found.get(subject) for subject in subjects]
+    return statements.holders_of(
+        subjects,
+        lambda ids: map(_known_user, _select(connection, _BY_ID, _BY_IDS, ids)),
+        lambda ids: map(_known_api_key_holder, _select(connection, _API_KEY_HOLDER, _API_KEY_HOLDERS, ids)),
+    )
 
 
 def _select(

@@ -23,6 +23,7 @@ from mlapi.entrypoints.wire.answers import (
 )
 from mlapi.entrypoints.wire.requests import (
     BODY_MAX,
+    TOKEN_IN_PATH,
     AddApiKey,
     AdminTokenRequiredError,
     Body,
@@ -37,6 +38,7 @@ from mlapi.entrypoints.wire.requests import (
     UnreadableBodyError,
     UnsupportedMediaTypeError,
     UsersQuery,
+    authorization,
     bearer,
     check_content,
     decode,
@@ -52,6 +54,7 @@ from mlapi.entrypoints.wire.requests import (
 __all__ = [
     "BODY_MAX",
     "STATUS_OF",
+    "TOKEN_IN_PATH",
     "AddApiKey",
     "AdminTokenRequiredError",
     "Answer",
@@ -71,6 +74,7 @@ __all__ = [
     "api_key_added",
     "api_key_removed",
     "api_keys",
+    "authorization",
     "bearer",
     "check_content",
     "decode",

@@ -17,6 +17,9 @@ from mlapi.domain.model import USERNAME_MAX, UserId, has_hidden
 BODY_MAX = 16 * 1024
 """Bytes of a request body. Three fields at their longest take less than half of it in UTF-8."""
 
+TOKEN_IN_PATH = "/token_status/"  # noqa: S105 - a path
+"""What begins so goes on with a token."""
+
 Headers = Sequence[tuple[bytes, bytes]]
 """As ASGI has them: names in lower case, each as often as it was sent."""
 
@@ -251,23 +254,26 @@ def bearer(headers: Headers) -> str:
     Raises:
         InvalidTokenError: unless there is exactly one header Authorization, of the scheme Bearer.
     """
-    shown = ""
-    for name, value in headers:
-        if name == b"authorization":
-            scheme, _, credential = value.strip(b" \t").partition(b" ")
-            if shown or scheme.lower() != b"bearer" or not credential or not credential.isascii():
-                raise InvalidTokenError
-            shown = credential.decode("ascii")
-    if not shown:
+    scheme, credential = authorization(headers)
+    if scheme != b"bearer" or not credential or not credential.isascii():
         raise InvalidTokenError
-    return shown
+    return credential.decode("ascii")
+
+
+def authorization(headers: Headers) -> tuple[bytes, bytes]:
+    """Return the scheme, in lower case, and the credential of the one header Authorization; of several nothing."""
+    values = [value for name, value in headers if name == b"authorization"]
+    if len(values) != 1:
+        return b"", b""
+    scheme, _, credential = values[0].strip(b" \t").partition(b" ")  # white space around is not of it: RFC 9110, 5.5
+    return scheme.lower(), credential
 
 
 def without_credentials(path: str) -> str:
     """Return a path as it may be written into a log: tokens and API keys in it are left out."""
-    if _TOKEN_PATH not in path and "eyJ" not in path and "mlapi_" not in path:
+    if TOKEN_IN_PATH not in path and "eyJ" not in path and "mlapi_" not in path:
         return path
-    head, separator, _ = path.partition(_TOKEN_PATH)
+    head, separator, _ = path.partition(TOKEN_IN_PATH)
     return _CREDENTIAL.sub(_LEFT_OUT, head) + (f"{separator}{_LEFT_OUT}" if separator else "")
 
 
@@ -285,7 +291,6 @@ def permission(text: str) -> bool:
 _JSON = re.compile(rb'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE)
 _REGISTER_USER = msgspec.json.Decoder(RegisterUser)
 _CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # RFC 3875, 4.1: without the prefix of the others
-_TOKEN_PATH = "/token_status/"  # noqa: S105 - a path
 _LEFT_OUT = "left-out"
 _CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi_[0-9a-f][^/]*")
 _QUOTES = 12  # of three keys and three values
