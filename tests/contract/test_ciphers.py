@@ -17,8 +17,8 @@ from mlapi import EncryptedPassword, PasswordCipher
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
 from mlapi.adapters.memory import PlainCipher
 from mlapi.adapters.rotation import Current, RotatingCipher
+from mlapi.testing.cipher import PasswordCipherContract
 from tests.conftest import KEY, OLDER_KEY, SALT
-from tests.contract.cipher_contract import PasswordCipherContract
 
 # Rows as the origin's application writes them, with the key and salt they were written with.
 ORIGIN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "origin_users.json").read_text("utf-8"))

@@ -27,8 +27,8 @@ from hypothesis import strategies as st
 
 from mlapi import InvalidTokenError, TokenClaims, UserId
 from mlapi.adapters.jwt import JwtTokenIssuer
+from mlapi.testing.tokens import ADA, HOUR, NOON, SettableClock, decoded, encoded, is_refused, signed
 from tests.conftest import KEY, OLDER_KEY
-from tests.contract.token_contract import ADA, HOUR, NOON, SettableClock, decoded, encoded, is_refused, signed
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "forged_tokens.json").read_text("utf-8"))
 KEY_BYTES, OLDER_KEY_BYTES = base64.urlsafe_b64decode(KEY), base64.urlsafe_b64decode(OLDER_KEY)

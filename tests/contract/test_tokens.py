@@ -18,8 +18,7 @@ from mlapi import Clock, TokenClaims, TokenIssuer, UserId
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import InMemoryTokens
 from mlapi.adapters.rotation import Current, RotatingTokens
-from tests.conftest import KEY, OLDER_KEY
-from tests.contract.token_contract import (
+from mlapi.testing.tokens import (
     ADA,
     HOUR,
     NOON,
@@ -30,6 +29,7 @@ from tests.contract.token_contract import (
     is_refused,
     signed,
 )
+from tests.conftest import KEY, OLDER_KEY
 
 NEW, OLD = base64.urlsafe_b64decode(KEY), base64.urlsafe_b64decode(OLDER_KEY)
 ISSUER, AUDIENCE = "https://ml.example.com", "models"

@@ -36,7 +36,7 @@ from mlapi import (
 from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
 from mlapi.adapters.sql.tables import users as users_table
-from tests.contract.repository_contract import NOON
+from mlapi.testing.repository import NOON
 
 NOBODY = 10**6
 

@@ -8,8 +8,8 @@ from click.testing import CliRunner, Result
 
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
-from mlapi.entrypoints import cli
 from mlapi.entrypoints.cli import main
+from mlapi.entrypoints.cli import users as cli
 
 PASSWORD = "difference engine"
 CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}

@@ -29,7 +29,7 @@ from mlapi import (
 )
 from mlapi.adapters.sql import Database, SqlUserRepository, check_key, connection_url, database_url, upgrade
 from mlapi.adapters.sql.tables import UtcDateTime
-from tests.contract.repository_contract import (
+from mlapi.testing.repository import (
     LATER,
     apply_one,
     refusals,

@@ -28,7 +28,7 @@ from mlapi.adapters.grouping import GroupCommit
 from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.adapters.sql import Database, SqlUserRepository
 from mlapi.domain.changes import UserChange
-from tests.contract.repository_contract import LATER, registered, registration
+from mlapi.testing.repository import LATER, registered, registration
 
 
 class Recording(InMemoryUserRepository):

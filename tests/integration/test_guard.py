@@ -43,8 +43,8 @@ from mlapi.config import load_settings
 from mlapi.domain.model import utc_now
 from mlapi.entrypoints.guard import GuardBackend, GuardMiddleware, refuse_credential
 from mlapi.entrypoints.guarded_routes import assert_all_routes_guarded
-from tests.contract.http_contract import AwayRepository
-from tests.contract.repository_contract import registered
+from mlapi.testing.http import AwayRepository
+from mlapi.testing.repository import registered
 
 
 async def whoami(request: Request) -> JSONResponse:

@@ -22,8 +22,8 @@ from mlapi.entrypoints import asgi, http
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.management import Management
 from mlapi.entrypoints.threads import Threads
-from tests.contract.http_contract import ADA, AwayRepository, content
-from tests.contract.repository_contract import registered
+from mlapi.testing.http import ADA, AwayRepository, content
+from mlapi.testing.repository import registered
 from tests.contract.test_http import asgi_client
 
 

@@ -11,9 +11,8 @@ from mlapi.adapters import rotation
 from mlapi.adapters.fernet import HashingFernetCipher
 from mlapi.bootstrap import open_service
 from mlapi.config import Settings, load_settings
-from mlapi.entrypoints import key_rotation
-from mlapi.entrypoints.cli import main
-from mlapi.entrypoints.key_rotation import open_key_rotation
+from mlapi.entrypoints.cli import key_rotation, main
+from mlapi.entrypoints.cli.key_rotation import open_key_rotation
 from mlapi.secret_files import read_yaml
 from tests.conftest import KEY, OLDER_KEY, SALT
 

@@ -16,7 +16,7 @@ from mlapi.adapters import key_uses
 from mlapi.adapters.key_uses import BackgroundKeyUses
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
 from mlapi.adapters.sql import Database, SqlUserRepository
-from tests.contract.repository_contract import MINUTE, NOON, SECOND, registered, with_api_key
+from mlapi.testing.repository import MINUTE, NOON, SECOND, registered, with_api_key
 
 AT_ONCE, MUCH_LATER = 0.01, 1000.0
 

@@ -20,8 +20,8 @@ from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import PlainCipher
 from mlapi.adapters.rotation import Current, RotatingCipher, RotatingTokens
 from mlapi.secret_files import file_signature
+from mlapi.testing.tokens import ADA, HOUR, SettableClock, is_refused
 from tests.conftest import KEY, OLDER_KEY, SALT
-from tests.contract.token_contract import ADA, HOUR, SettableClock, is_refused
 
 T = TypeVar("T")
 

@@ -46,7 +46,7 @@ from mlapi import (
 )
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
 from mlapi.bootstrap import async_guard
-from tests.contract.token_contract import HOUR, MOMENT, NOON, SettableClock
+from mlapi.testing.tokens import HOUR, MOMENT, NOON, SettableClock
 
 SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 PASSWORD, NEW_PASSWORD = "difference engine", "analytical engine"
