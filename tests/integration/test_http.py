@@ -18,7 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 from mlapi import Change, EncryptedPassword, Outcome, RepositoryUnavailableError, UserId, Users
 from mlapi.adapters.grouping import GroupCommit
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
-from mlapi.entrypoints import asgi, http
+from mlapi.entrypoints import asgi, serving
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.management import Management
 from mlapi.entrypoints.threads import Threads
@@ -97,7 +97,7 @@ def test_a_fault_of_ours_at_the_start_keeps_its_traceback(monkeypatch: pytest.Mo
     def broken() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(http, "load_settings", broken)
+    monkeypatch.setattr(serving, "load_settings", broken)
 
     with pytest.raises(ZeroDivisionError):
         lifespan_messages()
@@ -244,7 +244,7 @@ def test_who_waits_too_long_is_told_and_what_he_asked_for_is_never_made() -> Non
     repository = HangingRepository()
     users = [registered(repository, name) for name in ("ada", "bob", "eve")]
     app = create_app(Users(repository, PlainCipher()))
-    app.state.service = attrs.evolve(app.state.service, changes=GroupCommit(repository, patience=0.1))
+    app.state.serving = attrs.evolve(app.state.serving, changes=GroupCommit(repository, patience=0.1))
     repository.go_on.clear()
 
     async def run() -> list[httpx2.Response]:

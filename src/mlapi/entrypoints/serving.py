@@ -1,0 +1,174 @@
+"""What the endpoints of one application run on, and its life: from the configuration to the last answer."""
+
+import asyncio
+import gc
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from typing import ParamSpec, TypeVar
+
+import attrs
+from starlette.applications import Starlette
+from starlette.requests import Request
+
+from mlapi import __version__
+from mlapi.access import Access, AsyncGuard, LogIn, Proven
+from mlapi.bootstrap import GroupCommit, async_guard, group_commit, open_service
+from mlapi.config import load_settings
+from mlapi.domain.errors import TooManyAttemptsError
+from mlapi.domain.model import folded
+from mlapi.entrypoints.management import Caller, Management, Network
+from mlapi.entrypoints.threads import Threads, cores
+from mlapi.service import Users
+
+HASHING_PATIENCE = 4.0
+"""Seconds that a password may wait for its hash. With those for the commit a client has his answer within 10."""
+HASHING_QUEUE = 64
+"""Passwords that may wait for each hashing thread: at 20 to 50 ms each, as many as are done in that time."""
+BURST = 200
+"""Attempts that are being compared, beyond which nobody waits how they end."""
+BURST_PATIENCE = 3.0
+"""Seconds."""
+READING_THREADS = 4
+READING_PATIENCE = 9.0
+"""Seconds that a question to the database may take."""
+
+_logger = logging.getLogger("mlapi")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@attrs.frozen
+class Serving:
+    """What the endpoints of one application use."""
+
+    users: Users
+    access: Access
+    guard: AsyncGuard
+    changes: GroupCommit
+    hashing: Threads
+    """Its own: it must not wait for a database."""
+    reading: Threads
+    """For the questions of log-ins and managers."""
+    trusted_proxies: Sequence[Network]
+    token_in_path: bool
+    _opened: ExitStack
+    _proving: Counter[str] = attrs.field(factory=Counter)
+    """How many attempts of each name are being compared."""
+
+    @classmethod
+    def of(
+        cls, users: Users, access: Access, *, trusted_proxies: Sequence[Network] = (), token_in_path: bool = True
+    ) -> "Serving":
+        opened = ExitStack()
+        return cls(
+            users=users,
+            access=access,
+            guard=opened.enter_context(async_guard(access.guard)),
+            changes=group_commit(users),
+            hashing=Threads(cores(), queue=HASHING_QUEUE, patience=HASHING_PATIENCE),
+            reading=Threads(READING_THREADS, queue=1_000, patience=READING_PATIENCE),
+            trusted_proxies=trusted_proxies,
+            token_in_path=token_in_path,
+            opened=opened,
+        )
+
+    async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call what runs the cipher."""
+        if self.users.cipher.is_costly:
+            return await self.hashing.run(function, *args, **kwargs)
+        return function(*args, **kwargs)  # a thread would cost more than it saves
+
+    async def prove(self, username: str, password: str, request: Request) -> Proven:
+        """Count an attempt to log in; if the password is right, take it back and return it."""
+        address = Caller.of_asgi(request.scope).address(self.trusted_proxies)
+        log_ins, name = self.access.log_ins, folded(username)
+        attempt = await self._begin(name, username, address)
+        self._proving[name] += 1
+        try:
+            proven = await self.hash(log_ins.compare, attempt, password)
+            await self.reading.run(log_ins.conclude, proven)
+            return proven
+        finally:
+            self._proving[name] -= 1
+            if not self._proving[name]:
+                del self._proving[name]
+
+    async def _begin(self, name: str, username: str, address: str) -> LogIn:
+        """Count an attempt. One too many waits how those of the same name end that are being compared.
+
+        If one of them is right, so are the others likely: many workers of one client that start at the same time.
+        """
+        until = time.monotonic() + BURST_PATIENCE
+        while True:
+            try:
+                return await self.reading.run(self.access.log_ins.begin, username=username, address=address)
+            except TooManyAttemptsError:
+                is_alone = name not in self._proving or self._proving.total() > BURST
+                if is_alone or time.monotonic() > until:
+                    raise
+            await asyncio.sleep(0.05)
+
+    def close(self) -> None:
+        self.hashing.close()
+        self.reading.close()
+        self.changes.close()
+        self._opened.close()
+
+
+@asynccontextmanager
+async def configured(app: Starlette) -> AsyncIterator[None]:
+    """The life of an application that reads the configuration."""
+    _log_to_stderr()
+    with open_service(load_settings()) as opened:
+        settings = opened.settings
+        management = Management.of(settings)
+        serving = Serving.of(
+            opened.users,
+            opened.access,
+            trusted_proxies=settings.http.trusted_networks,
+            token_in_path=not settings.is_production,
+        )
+        serve(app, serving, management)
+        _logger.info("mlapi %s, profile %s", __version__, settings.profile)
+        _logger.info("%s", management)
+        _settle_garbage_collection()
+        async with given(app):
+            yield
+
+
+@asynccontextmanager
+async def given(app: Starlette) -> AsyncIterator[None]:
+    """The life of an application that has its users."""
+    try:
+        yield
+    finally:
+        app.state.serving.close()
+
+
+def _settle_garbage_collection() -> None:
+    """Spare the collector what lives as long as the process, and the crowd of objects of the requests under way.
+
+    Nearly all of those go by their reference counts. Without this a full collection takes 20 ms, and shows in the p99.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 10, 10)
+
+
+def serve(app: Starlette, serving: Serving, management: Management) -> None:
+    app.state.management = management
+    app.state.serving = serving
+
+
+def _log_to_stderr() -> None:
+    """Show our lines beside uvicorn's, which sets up no logger but its own; unless the host shows them already."""
+    logging.getLogger("uvicorn.asgi").setLevel(logging.DEBUG)  # at its level TRACE it shows every path as it came
+    if not _logger.hasHandlers():
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)s:     %(message)s"))
+        _logger.addHandler(handler)
+        _logger.setLevel(logging.INFO)
