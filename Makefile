@@ -35,7 +35,7 @@ lock: .venv/dev ## resolve the two lock files anew (needs uv on the path)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--extra postgres --group build --upgrade pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-		--extra postgres --group build --group dev -c requirements.lock --upgrade pyproject.toml -o requirements-dev.lock
+		--extra postgres --group build --group dev --group browser -c requirements.lock --upgrade pyproject.toml -o requirements-dev.lock
 
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--upgrade bench/peers/requirements.in -o bench/peers/requirements.lock

@@ -4,8 +4,10 @@ Importing this reads no file, opens no database and loads neither SQLAlchemy, St
 """
 
 from mlapi.access import Access, AsyncGuard, Guard, LogIn, LogIns, Proven
+from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.changes import (
     AddApiKey,
+    Cause,
     Change,
     ChangePassword,
     EndTokens,
@@ -42,7 +44,7 @@ from mlapi.domain.model import (
     UsernameKey,
     canonical_username,
 )
-from mlapi.domain.ports import AttemptLimiter, Clock, KeyUses, PasswordCipher, TokenIssuer, UserRepository
+from mlapi.domain.ports import AttemptLimiter, AuditTrail, Clock, KeyUses, PasswordCipher, TokenIssuer, UserRepository
 from mlapi.service import Users
 
 __version__ = "0.1.0"
@@ -56,10 +58,15 @@ __all__ = [
     "ApiKeyNotFoundError",
     "AsyncGuard",
     "AttemptLimiter",
+    "AuditEntry",
+    "AuditId",
+    "AuditTrail",
+    "Cause",
     "Change",
     "ChangePassword",
     "Clock",
     "ConfigurationError",
+    "DailyCount",
     "EncryptedPassword",
     "EndTokens",
     "FieldProblem",

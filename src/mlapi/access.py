@@ -12,7 +12,7 @@ from typing import final
 
 import attrs
 
-from mlapi.domain.changes import ChangePassword, RecordApiKeyUse, Reencrypt
+from mlapi.domain.changes import Cause, ChangePassword, RecordApiKeyUse, Reencrypt
 from mlapi.domain.credentials import (
     USE_RECORDED_EVERY,
     ApiKey,
@@ -138,13 +138,13 @@ class LogIns:
             upgrade = Reencrypt(user_id=user.id, password=cipher.encrypt(password), replacing=user.password)
         return Proven(attempt=attempt, user=user, upgrade=upgrade)
 
-    def prepare_change(self, proven: Proven, new: str) -> ChangePassword:
+    def prepare_change(self, proven: Proven, new: str, *, request_id: str | None = None) -> ChangePassword:
         """Check and encrypt the new password: as much processor time as a registration.
 
         Raises:
             InvalidFieldsError: if it breaks the policy.
         """
-        return self.users.prepare_password(
+        return self.users.acting(Cause.of_user(proven.user.id, request_id)).prepare_password(
             user_id=proven.user.id, password=new, replacing=proven.user.password, field="new"
         )
 

@@ -4,11 +4,13 @@ import base64
 import hashlib
 import hmac
 import logging
-from collections.abc import Iterator
+import secrets
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
 import attrs
 from limits.storage import MemoryStorage
@@ -21,32 +23,44 @@ from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.key_uses import BackgroundKeyUses
 from mlapi.adapters.limits import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.adapters.memory import InMemoryTokens
+from mlapi.adapters.retention import BackgroundRetention
 from mlapi.adapters.rotation import Current, RotatingCipher, RotatingTokens
 from mlapi.adapters.sql import (
+    Adoption,
     Database,
+    Inspection,
     SqlAttempts,
     SqlUserRepository,
     check_key,
     connection_url,
     database_url,
+    inspected,
+    opened,
     own_fingerprint,
     prepare_schema,
     sqlite_file,
     upgrade,
 )
 from mlapi.config import PASSWORD_MIN, SecretSettings, Settings, completed
-from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
+from mlapi.domain.changes import Change, Outcome
+from mlapi.domain.errors import ConfigurationError, InvalidFieldsError, RepositoryUnavailableError
 from mlapi.domain.model import PasswordPolicy
-from mlapi.domain.ports import TokenIssuer
+from mlapi.domain.ports import AttemptLimiter, TokenIssuer
 from mlapi.secret_files import file_signature, make_secrets_file
 from mlapi.service import Users
 
 __all__ = [
+    "AttemptLimits",
+    "DatabaseCheck",
     "GroupCommit",
     "Opened",
     "async_guard",
+    "audit_retention",
+    "check_database",
     "group_commit",
     "in_memory_access",
+    "in_memory_attempts",
+    "open_adoption",
     "open_database",
     "open_guard",
     "open_service",
@@ -135,14 +149,32 @@ def open_service(settings: Settings) -> Iterator[Opened]:
 def in_memory_access(users: Users) -> Access:
     """Return log-ins and a guard for users that are given, with tokens that end with this process."""
     tokens = InMemoryTokens()
+    log_ins = LogIns(users, tokens, in_memory_attempts(AttemptLimits()))
+    return Access(log_ins=log_ins, guard=Guard(users.repository, tokens))
+
+
+def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:
+    """Return what makes guessing slow, and counts for this process alone."""
     storage = MemoryStorage()
-    attempts = FixedWindowAttemptLimiter(lambda: nullcontext(storage), AttemptLimits())
-    return Access(log_ins=LogIns(users, tokens, attempts), guard=Guard(users.repository, tokens))
+    return FixedWindowAttemptLimiter(lambda: nullcontext(storage), limits)
 
 
-def group_commit(users: Users) -> GroupCommit:
-    """Return what applies the changes of many concurrent requests to the users together."""
-    return GroupCommit(users.repository)
+def group_commit(users: Users, told: Callable[[Sequence[Change], Sequence[Outcome]], None]) -> GroupCommit:
+    """Return what applies the changes of many concurrent requests together, and tells of each batch that is durable."""
+    return GroupCommit(users.repository, told=told)
+
+
+@contextmanager
+def audit_retention(opened: Opened) -> Iterator[None]:
+    """Remove what is older than ``audit.days`` from the audit trail meanwhile."""
+    if opened.settings.audit.days == 0:
+        yield
+        return
+    retention = BackgroundRetention(opened.users.repository.audit, timedelta(days=opened.settings.audit.days))
+    try:
+        yield
+    finally:
+        retention.close()
 
 
 @contextmanager
@@ -177,6 +209,83 @@ def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
         return upgrade(database)
 
 
+@contextmanager
+def open_adoption(settings: Settings, *, timezone: str | None = None, is_planned: bool = False) -> Iterator[Adoption]:
+    """Yield what would become of the origin's table in that database, with what can carry it out; ends as this is left.
+
+    Left by an error, nothing is changed. Nothing is made that is missing.
+
+    Args:
+        settings: with the origin's key and salt.
+        timezone: the IANA name of the zone in which the origin wrote its times; None for UTC.
+        is_planned: if it shall not be carried out: nobody is kept away meanwhile.
+
+    Raises:
+        ConfigurationError: if the database is not there, not the origin's or not to be adopted as it is.
+        RepositoryUnavailableError: if it is away, or somebody else uses it.
+    """
+    zone = None if timezone is None else _zone(timezone)
+    with open_database(settings) as database:
+        settings = completed(settings, secrets_file(database))
+        cipher = password_cipher(settings)
+        with opened(database, "plan" if is_planned else "change") as connection:
+            yield Adoption(
+                connection,
+                zone=zone,
+                password_problem=partial(_password_problem, cipher),
+                # Of what nobody knows. It can be read as any other can: when the key turns over, all must.
+                locked=cipher.encrypt(secrets.token_urlsafe()),
+                # The last: while it is that of a key which is not the first, `mlapi keys prune` keeps all of them.
+                fingerprint=_fingerprints(settings)[-1],
+                is_planned=is_planned,
+            )
+
+
+@attrs.frozen(kw_only=True)
+class DatabaseCheck:
+    found: Inspection
+    key_problem: str | None
+    """What is wrong with the secrets for this database, or None."""
+
+
+def check_database(settings: Settings) -> DatabaseCheck:
+    """Look at the database of the settings; change and make nothing.
+
+    Raises:
+        ConfigurationError: if it is not there.
+        RepositoryUnavailableError: if it is away.
+    """
+    with open_database(settings) as database:
+        try:
+            settings = completed(settings, secrets_file(database))
+        except ConfigurationError as error:
+            with opened(database, "read") as connection:
+                return DatabaseCheck(found=inspected(connection, password_problem=None), key_problem=str(error))
+        with opened(database, "read") as connection:
+            found = inspected(connection, password_problem=partial(_password_problem, password_cipher(settings)))
+    problem = None
+    if found.unreadable:
+        problem = f"secrets.key and secrets.salt do not fit {found.unreadable} of {found.sampled} stored passwords"
+    elif found.fingerprint not in {None, *_fingerprints(settings)}:
+        problem = "secrets.key or secrets.salt is not the one that this database's passwords were encrypted with"
+    return DatabaseCheck(found=found, key_problem=problem)
+
+
+def _zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # no such zone, no name of one, the name of a folder of them
+        raise ConfigurationError(f"there is no time zone {name!r}: give an IANA name, as Europe/Vilnius") from None
+
+
+def _password_problem(cipher: FernetCipher | HashingFernetCipher, value: str) -> str | None:
+    try:
+        cipher.adopted_value(value)
+    except InvalidFieldsError as error:
+        return error.problems[0].message
+    return None
+
+
 def secrets_file(database: Database) -> Path:
     """Return where the secrets are that are not given otherwise: beside an SQLite database, or in this folder."""
     path = sqlite_file(database.engine.url)
@@ -206,8 +315,12 @@ def _has_key(database: Database) -> bool:
 def _prepare(database: Database, settings: Settings) -> None:
     settings = completed(settings, secrets_file(database))
     prepare_schema(database, may_upgrade=database.is_sqlite or not settings.is_production)
+    check_key(database, _fingerprints(settings))
+
+
+def _fingerprints(settings: Settings) -> list[str]:
     keys, salts = settings.secrets.key, settings.secrets.salt
-    check_key(database, [key_fingerprint(key, salt) for key in keys for salt in salts])
+    return [key_fingerprint(key, salt) for key in keys for salt in salts]
 
 
 def password_cipher(settings: Settings) -> FernetCipher | HashingFernetCipher:

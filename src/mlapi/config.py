@@ -29,6 +29,8 @@ PASSWORD_MIN = 8
 TOKEN_MINUTES_MAX = 24 * 60
 """A day. A token cannot be taken back from a thief who is not noticed; that it ends is what is left."""
 
+AUDIT_DAYS_MAX = 36_500
+"""A hundred years."""
 TOKEN_NAME_MAX = 200
 """Characters of ``iss`` and ``aud``, which are in every token."""
 
@@ -42,7 +44,11 @@ _LISTS = [
 ]
 _WORD = re.compile(r"[a-z_]{1,32}")
 _SECRET_SECTIONS = frozenset({"secrets", "connection", "database"})
-_CHOICES = {"profile": ("development", "production"), "passwords.scheme": ("argon2id", "fernet")}
+_CHOICES = {
+    "profile": ("development", "production"),
+    "passwords.scheme": ("argon2id", "fernet"),
+    "logging.format": ("text", "json"),
+}
 # What Kubernetes puts into the environment of every container beside a service whose name begins with mlapi.
 _KUBERNETES = re.compile(r"MLAPI_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT)|PORT)(_.*)?")
 _TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, 2.1: what a bearer token may consist of
@@ -126,6 +132,24 @@ class ManagementSettings:
 
 
 @attrs.frozen(kw_only=True)
+class AuditSettings:
+    days: int = 365
+    """For how long entries are kept; 0 is for ever."""
+
+
+@attrs.frozen(kw_only=True)
+class LoggingSettings:
+    format: Literal["text", "json"] | None = None
+    """None is text in development and JSON in production."""
+
+
+@attrs.frozen(kw_only=True)
+class MetricsSettings:
+    open: bool = False
+    """Whether ``/metrics`` is for everybody, and not for managers alone."""
+
+
+@attrs.frozen(kw_only=True)
 class Settings:
     profile: Literal["development", "production"] = "development"
     database: DatabaseSettings = DatabaseSettings()
@@ -137,10 +161,17 @@ class Settings:
     http: HttpSettings = HttpSettings()
     registration: RegistrationSettings = RegistrationSettings()
     management: ManagementSettings = ManagementSettings()
+    audit: AuditSettings = AuditSettings()
+    logging: LoggingSettings = LoggingSettings()
+    metrics: MetricsSettings = MetricsSettings()
 
     @property
     def is_production(self) -> bool:
         return self.profile == "production"
+
+    @property
+    def log_format(self) -> Literal["text", "json"]:
+        return self.logging.format or ("json" if self.is_production else "text")
 
 
 def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
@@ -279,6 +310,8 @@ def _settings(tree: dict[str, Any], source: str = "") -> Settings:
 
 def _check_values(settings: Settings, source: str) -> None:
     _check_access(settings)
+    if not 0 <= settings.audit.days <= AUDIT_DAYS_MAX:
+        raise ConfigurationError(f"audit.days must be from 1 to {AUDIT_DAYS_MAX}, or 0 for ever")
     if settings.connection is not None and settings.database.url is not None:
         raise ConfigurationError("database.url and connection are both set: keep one")
     if settings.connection is not None and not 0 < settings.connection.port < 2**16:

@@ -9,9 +9,12 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import final, overload
 
+from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.changes import (
+    UNKNOWN,
     AddApiKey,
     ApiKeyChange,
+    Cause,
     Change,
     ChangePassword,
     EndTokens,
@@ -56,11 +59,17 @@ class Users:
         *,
         clock: Clock = utc_now,
         password_policy: PasswordPolicy = PasswordPolicy(),  # noqa: B008 - frozen
+        by: Cause = UNKNOWN,
     ) -> None:
         self.repository = repository
         self.cipher = cipher
         self._clock = clock
         self._password_policy = password_policy
+        self._by = by
+
+    def acting(self, by: Cause) -> "Users":
+        """Return the same users for somebody else: what is done through these is told of him in the audit trail."""
+        return Users(self.repository, self.cipher, clock=self._clock, password_policy=self._password_policy, by=by)
 
     def register(self, *, username: str, password: str, email: str) -> User:
         """Register a new, enabled user.
@@ -88,7 +97,7 @@ class Users:
             UserNotFoundError: if no user has this id.
             RepositoryUnavailableError: if the database is away.
         """
-        return self.apply(Remove(user_id=user_id))
+        return self.apply(self.prepare_remove(user_id=user_id))
 
     def set_password(self, *, user_id: UserId, password: str) -> User:
         """Give a user another password, which ends all of his tokens. For managers: the current one is not asked for.
@@ -141,7 +150,7 @@ class Users:
             ApiKeyNotFoundError: if there is none of this id.
             RepositoryUnavailableError: if the database is away.
         """
-        return self.apply(RemoveApiKey(key_id=key_id))
+        return self.apply(self.prepare_remove_api_key(key_id))
 
     def get(self, user_id: UserId) -> User:
         """Return a user.
@@ -183,6 +192,29 @@ class Users:
         for page in self._pages(batch, enabled=enabled, containing=containing):
             yield from page
 
+    def audit_page(
+        self, *, after: AuditId | None = None, limit: int = 100, user_id: UserId | None = None
+    ) -> list[AuditEntry]:
+        """Return what was done, the newest first, a page at a time.
+
+        Args:
+            after: the id of the last entry of the page before; None for the first page.
+            limit: of entries.
+            user_id: only what is about this user, whether he is still there or not; None for all.
+
+        Raises:
+            RepositoryUnavailableError: if the database is away.
+        """
+        return self.repository.audit.page(after=after, limit=limit, user_id=user_id)
+
+    def activity(self, since: datetime) -> list[DailyCount]:
+        """Return how often each action was done on each day (in UTC) from an aware time on.
+
+        Raises:
+            RepositoryUnavailableError: if the database is away.
+        """
+        return self.repository.audit.per_day(since=since)
+
     def prepare_registration(self, *, username: str, password: str, email: str) -> Register:
         """Check the fields and encrypt the password: up to some 50 ms of processor time.
 
@@ -197,13 +229,19 @@ class Users:
             ],
         )
         encrypted = self.cipher.encrypt(password)
-        return Register(username=username, password=encrypted, email=email, at=self._clock())
+        return Register(username=username, password=encrypted, email=email, at=self._clock(), by=self._by)
 
     def prepare_set_enabled(self, *, user_id: UserId, enabled: bool) -> SetEnabled:
-        return SetEnabled(user_id=user_id, enabled=enabled, at=self._clock())
+        return SetEnabled(user_id=user_id, enabled=enabled, at=self._clock(), by=self._by)
 
     def prepare_end_tokens(self, *, user_id: UserId) -> EndTokens:
-        return EndTokens(user_id=user_id, at=self._clock())
+        return EndTokens(user_id=user_id, at=self._clock(), by=self._by)
+
+    def prepare_remove(self, *, user_id: UserId) -> Remove:
+        return Remove(user_id=user_id, at=self._clock(), by=self._by)
+
+    def prepare_remove_api_key(self, key_id: ApiKeyId) -> RemoveApiKey:
+        return RemoveApiKey(key_id=key_id, at=self._clock(), by=self._by)
 
     def check_password(self, password: str, *, field: str = "password") -> None:
         """Raise InvalidFieldsError if a password breaks the policy, under the name of the field it came in."""
@@ -224,7 +262,7 @@ class Users:
         """
         self.check_password(password, field=field)
         encrypted = self.cipher.encrypt(password)
-        return ChangePassword(user_id=user_id, password=encrypted, replacing=replacing, at=self._clock())
+        return ChangePassword(user_id=user_id, password=encrypted, replacing=replacing, at=self._clock(), by=self._by)
 
     def prepare_api_key(self, *, user_id: UserId, name: str, expires: datetime | None) -> tuple[AddApiKey, str]:
         """Return a new API key as a change, and what its bearer sends.
@@ -244,7 +282,7 @@ class Users:
             created_datetime=now,
             expires_datetime=expires,
         )
-        return AddApiKey(key=key), secret
+        return AddApiKey(key=key, by=self._by), secret
 
     def reencrypt(self, *, batch: int = 500) -> Iterator[tuple[int, int]]:
         """Store every password under the newest key, in one durable transaction for each batch. Safe to repeat.

@@ -17,7 +17,7 @@ from mlapi import EncryptedPassword, PasswordCipher
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
 from mlapi.adapters.memory import PlainCipher
 from mlapi.adapters.rotation import Current, RotatingCipher
-from mlapi.testing.cipher import PasswordCipherContract
+from mlapi.testing import PasswordCipherContract
 from tests.conftest import KEY, OLDER_KEY, SALT
 
 # Rows as the origin's application writes them, with the key and salt they were written with.

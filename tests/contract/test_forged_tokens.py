@@ -27,7 +27,8 @@ from hypothesis import strategies as st
 
 from mlapi import InvalidTokenError, TokenClaims, UserId
 from mlapi.adapters.jwt import JwtTokenIssuer
-from mlapi.testing.tokens import ADA, HOUR, NOON, SettableClock, decoded, encoded, is_refused, signed
+from mlapi.testing import SettableClock
+from mlapi.testing.tokens import ADA, HOUR, NOON, decoded, encoded, is_refused, signed
 from tests.conftest import KEY, OLDER_KEY
 
 VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "forged_tokens.json").read_text("utf-8"))

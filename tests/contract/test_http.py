@@ -14,7 +14,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from mlapi import Users
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.management import Management
-from mlapi.testing.http import HttpContract
+from mlapi.testing import HttpContract
 
 BASE = "http://127.0.0.1:8001"
 

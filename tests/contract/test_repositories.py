@@ -5,7 +5,7 @@ import pytest
 from mlapi import UserRepository
 from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.adapters.sql import Database, SqlUserRepository
-from mlapi.testing.repository import UserRepositoryContract
+from mlapi.testing import UserRepositoryContract
 
 
 class TestInMemoryUserRepository(UserRepositoryContract):

@@ -18,17 +18,8 @@ from mlapi import Clock, TokenClaims, TokenIssuer, UserId
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import InMemoryTokens
 from mlapi.adapters.rotation import Current, RotatingTokens
-from mlapi.testing.tokens import (
-    ADA,
-    HOUR,
-    NOON,
-    SettableClock,
-    TokenIssuerContract,
-    decoded,
-    encoded,
-    is_refused,
-    signed,
-)
+from mlapi.testing import SettableClock, TokenIssuerContract
+from mlapi.testing.tokens import ADA, HOUR, NOON, decoded, encoded, is_refused, signed
 from tests.conftest import KEY, OLDER_KEY
 
 NEW, OLD = base64.urlsafe_b64decode(KEY), base64.urlsafe_b64decode(OLDER_KEY)

@@ -102,11 +102,10 @@ class Server:
         self.stop()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        uvicorn = Path(sys.executable).with_name("uvicorn")
         kept = {name: value for name, value in os.environ.items() if not name.startswith("MLAPI_")}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [uvicorn, self.app, "--app-dir", str(ROOT), "--port", str(self.port), *self.options],
+                self._command(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -115,6 +114,18 @@ class Server:
                 start_new_session=True,  # a group of its own, so that its workers can be killed with it
             )
         return self._process
+
+    def _command(self) -> list[str]:
+        uvicorn = Path(sys.executable).with_name("uvicorn")
+        return [str(uvicorn), self.app, "--app-dir", str(ROOT), "--port", str(self.port), *self.options]
+
+
+class Serve(Server):
+    """``mlapi serve`` instead of uvicorn; the options are its own."""
+
+    def _command(self) -> list[str]:
+        mlapi = Path(sys.executable).with_name("mlapi")
+        return [str(mlapi), "serve", "--port", str(self.port), *self.options]
 
 
 def free_port() -> int:

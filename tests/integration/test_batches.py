@@ -35,7 +35,9 @@ from mlapi import (
 )
 from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
+from mlapi.adapters.sql.tables import audit as audit_table
 from mlapi.adapters.sql.tables import users as users_table
+from mlapi.domain.audit import UNWRITTEN
 from mlapi.testing.repository import NOON
 
 NOBODY = 10**6
@@ -92,6 +94,10 @@ class Replay:
             "count": self._repository.count(),
             "users": [self._symbolic(user) for user in users],
             "API keys": [[self._symbolic(key) for key in self._repository.api_keys(user.id)] for user in users],
+            "audit": [
+                attrs.evolve(entry, id=UNWRITTEN, user_id=entry.user_id and UserId(self._who(entry.user_id)))
+                for entry in self._repository.audit.page(limit=1000)
+            ],
             "holders": [self._symbolic_holder(holder) for holder in self._repository.holders(subjects)],
         }
 
@@ -124,14 +130,14 @@ class Replay:
                     user_id=self._id(who), replacing=self._password(given_since), password=self._new_password()
                 )
             case "remove", int(who):
-                return Remove(user_id=self._id(who))
+                return Remove(user_id=self._id(who), at=self._clock)
             case "add key", int(who), bool(ends):
                 return AddApiKey(key=self._new_key(who, ends=ends))
             case "use key", int(number), int(seconds):
                 return RecordApiKeyUse(key_id=_key_id(number), at=self._clock + timedelta(seconds=seconds))
             case "remove key", int(number):
                 self._keys.discard(number)
-                return RemoveApiKey(key_id=_key_id(number))
+                return RemoveApiKey(key_id=_key_id(number), at=self._clock)
         raise AssertionError(kind)
 
     def _password(self, given_since: int) -> EncryptedPassword:
@@ -195,6 +201,7 @@ def kinds(
         def emptied(database: Database) -> UserRepository:
             with database.writing() as connection:
                 connection.execute(delete(users_table))
+                connection.execute(delete(audit_table))
             return SqlUserRepository(database)
 
         yield {

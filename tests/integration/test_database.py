@@ -196,6 +196,9 @@ class Tampered:
         changed = self._before(text) or text
         return self._connection.execute(changed.encode() if isinstance(statement, bytes) else changed, *parameters)
 
+    def executemany(self, statement: str, rows: Any) -> Any:
+        return self._connection.executemany(self._before(statement) or statement, rows)
+
 
 def tamper(database: Database, before: Callable[[str], str | None]) -> SqlUserRepository:
     """Return a repository whose batches run on tampered connections."""

@@ -10,6 +10,7 @@ import pytest
 import mlapi.access
 import mlapi.bootstrap
 import mlapi.service
+import mlapi.testing.fakes
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,7 +21,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/access.md"])
+@pytest.mark.parametrize("page", ["README.md", "docs/access.md", "docs/adapters.md"])
 def test_the_documentation_does_what_it_shows(page: str) -> None:
     failed, tried = doctest.testfile(str(ROOT / page), module_relative=False, encoding="utf-8")
 
@@ -28,7 +29,7 @@ def test_the_documentation_does_what_it_shows(page: str) -> None:
     assert failed == 0
 
 
-@pytest.mark.parametrize("module", [mlapi.service, mlapi.access, mlapi.bootstrap])
+@pytest.mark.parametrize("module", [mlapi.service, mlapi.access, mlapi.bootstrap, mlapi.testing.fakes])
 def test_docstrings_do_what_they_show(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)
 

@@ -43,7 +43,7 @@ from mlapi.config import load_settings
 from mlapi.domain.model import utc_now
 from mlapi.entrypoints.guard import GuardBackend, GuardMiddleware, refuse_credential
 from mlapi.entrypoints.guarded_routes import assert_all_routes_guarded
-from mlapi.testing.http import AwayRepository
+from mlapi.testing import AwayRepository
 from mlapi.testing.repository import registered
 
 

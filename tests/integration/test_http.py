@@ -22,7 +22,8 @@ from mlapi.entrypoints import asgi, serving
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.management import Management
 from mlapi.entrypoints.threads import Threads
-from mlapi.testing.http import ADA, AwayRepository, content
+from mlapi.testing import AwayRepository
+from mlapi.testing.http import ADA, content
 from mlapi.testing.repository import registered
 from tests.contract.test_http import asgi_client
 

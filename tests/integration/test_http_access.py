@@ -16,7 +16,8 @@ from mlapi.bootstrap import in_memory_access
 from mlapi.domain.model import PasswordPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.management import Management
-from mlapi.testing.http import ADMIN_TOKEN, UNREADABLE, WRONG_TYPES, AwayRepository, content
+from mlapi.testing import AwayRepository
+from mlapi.testing.http import ADMIN_TOKEN, UNREADABLE, WRONG_TYPES, content
 from tests.contract.test_http import BASE, asgi_client
 
 PASSWORD = "difference engine"

@@ -20,7 +20,8 @@ from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import PlainCipher
 from mlapi.adapters.rotation import Current, RotatingCipher, RotatingTokens
 from mlapi.secret_files import file_signature
-from mlapi.testing.tokens import ADA, HOUR, SettableClock, is_refused
+from mlapi.testing import SettableClock
+from mlapi.testing.tokens import ADA, HOUR, is_refused
 from tests.conftest import KEY, OLDER_KEY, SALT
 
 T = TypeVar("T")

@@ -57,16 +57,16 @@ def test_every_revision_goes_up_and_down(empty: Database) -> None:
 
 
 def test_users_survive_the_way_up_and_down_and_what_only_the_newer_schema_can_hold_is_gone(empty: Database) -> None:
-    upgrade(empty, "0001")
+    upgrade(empty)
     repository = SqlUserRepository(empty)
     ada = registered(repository)
-    upgrade(empty)
     with_api_key(repository, ada)
     downgrade(empty, "0001")
     upgrade(empty)
 
     assert repository.page(after=UserId(0), limit=10) == [ada]
     assert repository.api_keys(ada.id) == []
+    assert repository.audit.page(limit=10) == []
     empty.close()
 
 

@@ -14,6 +14,7 @@ from mlapi import (
     ApiKey,
     ApiKeyId,
     ApiKeyNotFoundError,
+    Cause,
     Change,
     ChangePassword,
     EncryptedPassword,
@@ -46,7 +47,8 @@ from mlapi import (
 )
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
 from mlapi.bootstrap import async_guard
-from mlapi.testing.tokens import HOUR, MOMENT, NOON, SettableClock
+from mlapi.testing import SettableClock
+from mlapi.testing.tokens import HOUR, MOMENT, NOON
 
 SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 PASSWORD, NEW_PASSWORD = "difference engine", "analytical engine"
@@ -545,6 +547,7 @@ def test_preparing_another_password_stores_nothing(log_ins: LogIns, users: Users
         replacing=ada.password,
         at=NOON,
         token_epoch=change.token_epoch,
+        by=Cause.of_user(ada.id),
     )
     assert users.get(ada.id) == ada
     with pytest.raises(InvalidFieldsError) as refusal:

@@ -6,7 +6,9 @@ import attrs
 import pytest
 
 from mlapi.domain.changes import (
+    UNKNOWN,
     AddApiKey,
+    Cause,
     ChangePassword,
     EndTokens,
     RecordApiKeyUse,
@@ -21,6 +23,7 @@ from mlapi.domain.credentials import ApiKey, ApiKeyId
 from mlapi.domain.errors import FieldProblem, InvalidFieldsError, PasswordChangedError
 from mlapi.domain.model import EncryptedPassword, User, UserId
 
+BY = f"by={UNKNOWN!r}"
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)
 STORED = EncryptedPassword("stored-password")
@@ -71,27 +74,27 @@ def test_a_registration_cannot_be_made_of_bad_fields(username: str, email: str, 
 
 
 def test_a_registration_shows_no_password_email_or_epoch() -> None:
-    assert repr(REGISTER) == f"Register(username='Ada', password=EncryptedPassword(), at={NOON!r})"
+    assert repr(REGISTER) == f"Register(username='Ada', password=EncryptedPassword(), enabled=True, at={NOON!r}, {BY})"
 
 
 def test_setting_a_flag_does_not_show_the_epoch() -> None:
     change = SetEnabled(user_id=UserId(7), enabled=False, at=NOON, token_epoch="next-epoch")
 
-    assert repr(change) == f"SetEnabled(user_id=7, enabled=False, at={NOON!r})"
+    assert repr(change) == f"SetEnabled(user_id=7, enabled=False, at={NOON!r}, {BY})"
 
 
 def test_no_other_change_shows_a_password_an_epoch_or_a_digest() -> None:
     ending = EndTokens(user_id=UserId(7), at=NOON, token_epoch="next-epoch")
     better = Reencrypt(user_id=UserId(7), password=ANOTHER, replacing=STORED)
 
-    assert repr(ending) == f"EndTokens(user_id=7, at={NOON!r})"
+    assert repr(ending) == f"EndTokens(user_id=7, at={NOON!r}, {BY})"
     assert repr(CHANGE) == (
-        f"ChangePassword(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword(), at={LATER!r})"
+        f"ChangePassword(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword(), at={LATER!r}, {BY})"
     )
     assert repr(better) == "Reencrypt(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword())"
     assert repr(AddApiKey(key=KEY)) == (
         "AddApiKey(key=ApiKey(id='0123456789abcdef', user_id=7, name='laptop',"
-        f" created_datetime={NOON!r}, expires_datetime=None, last_used_datetime=None))"
+        f" created_datetime={NOON!r}, expires_datetime=None, last_used_datetime=None), {BY})"
     )
 
 
@@ -211,15 +214,28 @@ def test_a_use_is_recorded_once_a_minute(before: datetime | None, after: datetim
 
 
 def test_changes_of_api_keys_are_equal_when_they_say_the_same() -> None:
-    assert RemoveApiKey(key_id=KEY.id) == RemoveApiKey(key_id=ApiKeyId("0123456789abcdef"))
+    assert RemoveApiKey(key_id=KEY.id, at=NOON) == RemoveApiKey(key_id=ApiKeyId("0123456789abcdef"), at=NOON)
     assert AddApiKey(key=KEY) == AddApiKey(key=attrs.evolve(KEY))
     assert AddApiKey(key=KEY) != AddApiKey(key=attrs.evolve(KEY, digest="another"))
 
 
 def test_a_change_does_not_change() -> None:
-    change = Remove(user_id=UserId(7))
+    change = Remove(user_id=UserId(7), at=NOON)
 
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         change.user_id = UserId(8)  # type: ignore[misc]  # to be refused
 
-    assert change == Remove(user_id=UserId(7))
+    assert change == Remove(user_id=UserId(7), at=NOON)
+
+
+@pytest.mark.parametrize("text", ["", "a" * 201, "a\nb", "\ud800", "a\u202eb"])
+def test_a_cause_is_a_short_line_of_text(text: str) -> None:
+    for fields in ({"actor": text}, {"actor": "admin", "request_id": text}):
+        with pytest.raises(ValueError, match="1 to 200 characters"):
+            Cause(**fields)
+
+
+def test_a_user_may_be_registered_shut_out() -> None:
+    user = attrs.evolve(REGISTER, enabled=False).as_user(UserId(7))
+
+    assert user == attrs.evolve(REGISTER.as_user(UserId(7)), enabled=False)

@@ -28,7 +28,10 @@ from mlapi.domain.errors import ConfigurationError
 
 ROOT = Path(__file__).parents[2]
 
-KNOWN = "known are profile, database, connection, secrets, passwords, tokens, logins, http, registration, management"
+KNOWN = (
+    "known are profile, database, connection, secrets, passwords, tokens, logins, http, registration, management,"
+    " audit, logging, metrics"
+)
 
 
 def fernet_key(first_byte: int) -> str:
@@ -1110,7 +1113,8 @@ def test_settings_show_no_secret() -> None:
         " tokens=TokenSettings(minutes=60, issuer='mlapi', audience='mlapi'),"
         " logins=LogInSettings(per_address=200, per_name=200, per_name_and_address=20),"
         " http=HttpSettings(trusted_proxies=()),"
-        " registration=RegistrationSettings(open=True), management=ManagementSettings(local=True))"
+        " registration=RegistrationSettings(open=True), management=ManagementSettings(local=True),"
+        " audit=AuditSettings(days=365), logging=LoggingSettings(format=None), metrics=MetricsSettings(open=False))"
     )
 
 

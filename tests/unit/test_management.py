@@ -62,11 +62,12 @@ def test_the_settings_decide_the_mode(settings: Settings, mode: str) -> None:
 def test_the_settings_decide_whether_registration_is_open(is_open: bool) -> None:
     management = Management.of(Settings(registration=RegistrationSettings(open=is_open)))
 
-    assert management == Management(registration_open=is_open)
+    assert management == Management(registration_open=is_open, docs_open=True)
 
 
 def test_the_settings_token_is_the_one_that_is_checked() -> None:
-    assert Management.of(Settings(secrets=SecretSettings(admin_token=TOKEN))) == BY_TOKEN
+    by_token = Management(admin_token=TOKEN, docs_open=True)
+    assert Management.of(Settings(secrets=SecretSettings(admin_token=TOKEN))) == by_token
     assert Management.of(Settings(secrets=SecretSettings(admin_token="another"))) != BY_TOKEN
 
 
@@ -97,7 +98,7 @@ def test_one_line_says_the_mode(management: Management, line: str) -> None:
 
 
 def test_nothing_shows_the_token() -> None:
-    assert repr(BY_TOKEN) == "Management(local=True, registration_open=True)"
+    assert repr(BY_TOKEN) == "Management(local=True, registration_open=True, docs_open=False, metrics_open=False)"
     assert TOKEN not in str(BY_TOKEN)
 
 
@@ -195,6 +196,26 @@ def test_closed_registration_is_open_to_who_may_manage() -> None:
 @pytest.mark.parametrize("path", ["/health/live", "/token", "/token_status/x"])
 def test_all_else_is_open_where_registration_is_closed(path: str) -> None:
     Management(local=False, registration_open=False).check(attrs.evolve(STRANGER, path=path))
+
+
+def test_the_docs_are_open_to_all_but_in_production() -> None:
+    assert Management.of(Settings()).docs_open
+    assert not Management.of(Settings(profile="production")).docs_open
+
+
+@pytest.mark.parametrize("path", ["/docs", "/docs/x/swagger-ui.css", "/openapi.json"])
+def test_open_docs_are_open_to_a_stranger(path: str) -> None:
+    stranger = attrs.evolve(STRANGER, path=path)
+
+    Management(admin_token=TOKEN, docs_open=True).check(stranger)
+    with pytest.raises(AdminTokenRequiredError):
+        BY_TOKEN.check(stranger)
+
+
+@pytest.mark.parametrize("path", ["/docsx", "/Docs", "//docs", "/openapi.jsonx", "/openapi", "/x/docs", "/users"])
+def test_open_docs_open_nothing_else(path: str) -> None:
+    with pytest.raises(AdminTokenRequiredError):
+        Management(admin_token=TOKEN, docs_open=True).check(attrs.evolve(STRANGER, path=path))
 
 
 # --- token mode

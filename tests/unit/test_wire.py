@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import mlapi
 from mlapi.domain import errors
+from mlapi.domain.audit import AuditEntry, AuditId
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
@@ -39,6 +40,7 @@ from mlapi.entrypoints.wire import (
     AddApiKey,
     AdminTokenRequiredError,
     Answer,
+    AuditQuery,
     Body,
     BodyTooLargeError,
     ChangePassword,
@@ -50,6 +52,7 @@ from mlapi.entrypoints.wire import (
     SetPassword,
     UnreadableBodyError,
     UnsupportedMediaTypeError,
+    UsersQuery,
 )
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -72,6 +75,16 @@ KEY = ApiKey(
     created_datetime=NOON,
     expires_datetime=NOON + timedelta(days=1),
     last_used_datetime=NOON + timedelta(microseconds=1),
+)
+ENTRY = AuditEntry(
+    id=AuditId(9),
+    at=NOON,
+    actor="admin",
+    action="add_api_key",
+    user_id=ADA.id,
+    api_key_id=KEY.id,
+    outcome="done",
+    request_id="request-7",
 )
 GOOD_BODY = b'{"username": "test", "password": "test", "email": "test@testmail.com"}'
 NOTHING_ELSE = FieldProblem("body", "must hold username, password, email and nothing else")
@@ -685,6 +698,49 @@ def test_what_is_not_0_or_1_is_no_permission(text: str) -> None:
     assert refusal.value.problems == (FieldProblem("permission", "must be 0 or 1"),)
 
 
+# --- queries
+
+
+def test_a_query_of_users_says_which() -> None:
+    assert wire.users_query(b"") == UsersQuery(enabled=None, containing="", limit=100, after=UserId(0))
+    assert wire.users_query(b"enabled=0&q=%C3%89va&limit=500&after=7") == UsersQuery(
+        enabled=False, containing="Éva", limit=500, after=UserId(7)
+    )
+
+
+def test_a_query_of_the_audit_trail_says_which() -> None:
+    assert wire.audit_query(b"") == AuditQuery(user_id=None, limit=100, after=None)
+    assert wire.audit_query(b"user_id=7&limit=1&after=0") == AuditQuery(user_id=UserId(7), limit=1, after=AuditId(0))
+
+
+@pytest.mark.parametrize("read", [wire.users_query, wire.audit_query])
+def test_every_parameter_at_fault_is_named_at_once(read: Callable[[bytes], object]) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        read(b"limit=501&after=-1&after=1&x=CANARY")
+
+    (limit, after, rest) = refusal.value.problems
+    assert limit == FieldProblem("limit", "must be from 1 to 500")
+    assert after == FieldProblem("after", "must be given once")
+    assert (rest.field, rest.message.startswith("must hold "), "CANARY" in rest.message) == ("query", True, False)
+
+
+@pytest.mark.parametrize("read", [wire.users_query, wire.audit_query])
+@pytest.mark.parametrize("query", [b"q=%FF", b"q=\xe9", b"&".join([b"limit=1"] * 21)])
+def test_a_query_that_cannot_be_read_is_refused(read: Callable[[bytes], object], query: bytes) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        read(query)
+
+    assert refusal.value.problems == (FieldProblem("query", "must be a few parameters in UTF-8"),)
+
+
+@pytest.mark.parametrize("query", [b"user_id=x", b"user_id=", b"user_id=%C2%B9", b"user_id=-1"])
+def test_what_is_no_id_is_no_user_of_the_audit_trail(query: bytes) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        wire.audit_query(query)
+
+    assert refusal.value.problems == (FieldProblem("user_id", "must be ASCII digits"),)
+
+
 # --- answers
 
 
@@ -747,6 +803,33 @@ def test_an_answer_with_an_api_key_is_not_stored_and_shows_no_digest() -> None:
         ),
         pytest.param(wire.api_keys([]), b'{"keys":[]}', id="no API keys"),
         pytest.param(wire.users_page([], more=False), b'{"users":[],"next":null}', id="no users"),
+        pytest.param(
+            wire.users_page([ADA], more=True),
+            b'{"users":[{"user_id":7,"username":"ada","email":"ada@example.com","enabled":true,'
+            b'"created_datetime":"2026-03-01T12:00:00Z","updated_datetime":"2026-03-01T12:00:00Z"}],"next":7}',
+            id="a page of users",
+        ),
+        pytest.param(
+            wire.user(ADA),
+            b'{"user_id":7,"username":"ada","email":"ada@example.com","enabled":true,'
+            b'"created_datetime":"2026-03-01T12:00:00Z","updated_datetime":"2026-03-01T12:00:00Z"}',
+            id="user",
+        ),
+        pytest.param(
+            wire.audit_page([attrs.evolve(ENTRY, id=AuditId(10)), ENTRY], more=True),
+            b'{"entries":[{"audit_id":10,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
+            b'"user_id":7,"key_id":"0123456789abcdef","outcome":"done","request_id":"request-7"},'
+            b'{"audit_id":9,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
+            b'"user_id":7,"key_id":"0123456789abcdef","outcome":"done","request_id":"request-7"}],"next":9}',
+            id="a page of the audit trail",
+        ),
+        pytest.param(
+            wire.audit_page([attrs.evolve(ENTRY, user_id=None, api_key_id=None, request_id=None)], more=False),
+            b'{"entries":[{"audit_id":9,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
+            b'"user_id":null,"key_id":null,"outcome":"done","request_id":null}],"next":null}',
+            id="the last page of the audit trail",
+        ),
+        pytest.param(wire.audit_page([], more=False), b'{"entries":[],"next":null}', id="no entries"),
     ],
 )
 def test_what_is_somebodys_is_for_nobodys_cache(answer: Answer, body: bytes) -> None:

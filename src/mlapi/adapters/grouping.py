@@ -156,13 +156,27 @@ class Grouping(Generic[Q, A]):
 
 
 class GroupCommit(Grouping[Change, User | ApiKey]):
-    """The asynchronous face of a repository's write side."""
+    """The asynchronous face of a repository's write side.
+
+    Args:
+        repository: where changes are applied.
+        told: of each batch that is durable, in the thread that works.
+        max_waiting: see `Grouping`.
+        patience: see `Grouping`.
+    """
 
     def __init__(
-        self, repository: UserRepository, *, max_waiting: int = MAX_WAITING, patience: float = PATIENCE
+        self,
+        repository: UserRepository,
+        *,
+        told: Callable[[Sequence[Change], Sequence[Outcome]], None] = lambda _changes, _outcomes: None,
+        max_waiting: int = MAX_WAITING,
+        patience: float = PATIENCE,
     ) -> None:
         def work(changes: Sequence[Change], commit_by: float) -> list[Outcome]:
-            return repository.apply(changes, commit_by=commit_by)
+            outcomes = repository.apply(changes, commit_by=commit_by)
+            told(changes, outcomes)
+            return outcomes
 
         super().__init__(work, max_waiting=max_waiting, patience=patience)
 

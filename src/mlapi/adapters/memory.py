@@ -7,9 +7,13 @@ import hmac
 import secrets
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 
+import attrs
+
+from mlapi.domain.audit import AuditEntry, AuditId, DailyCount, audit_entry
 from mlapi.domain.changes import (
     AddApiKey,
     ApiKeyChange,
@@ -32,6 +36,46 @@ from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey, can
 from mlapi.domain.ports import Clock
 
 
+class InMemoryAuditTrail:
+    """An `AuditTrail` that only forgets."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._entries: list[AuditEntry] = []
+        self._last_id = 0
+
+    def write(self, entry: AuditEntry) -> None:
+        with self._lock:
+            self._last_id += 1
+            self._entries.append(attrs.evolve(entry, id=AuditId(self._last_id)))
+
+    def page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
+        with self._lock:
+            return [
+                entry
+                for entry in reversed(self._entries)
+                if (after is None or entry.id < after) and user_id in {None, entry.user_id}
+            ][:limit]
+
+    def per_day(self, *, since: datetime) -> list[DailyCount]:
+        with self._lock:
+            counts = Counter(
+                (entry.at.astimezone(UTC).date(), entry.action)
+                for entry in self._entries
+                if entry.at >= since and entry.outcome == "done"
+            )
+        return [DailyCount(day, action, count) for (day, action), count in sorted(counts.items())]
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        with self._lock:
+            old = sorted(
+                (entry for entry in self._entries if entry.at < before), key=lambda entry: (entry.at, entry.id)
+            )[:limit]
+            gone = {entry.id for entry in old}
+            self._entries = [entry for entry in self._entries if entry.id not in gone]
+            return len(gone)
+
+
 class InMemoryUserRepository:
     """A `UserRepository` that only forgets. Safe to share between threads."""
 
@@ -43,15 +87,13 @@ class InMemoryUserRepository:
         self._ids: dict[UsernameKey, UserId] = {}
         self._api_keys: dict[ApiKeyId, ApiKey] = {}
         self._last_id = 0
+        self.audit = InMemoryAuditTrail()
 
     def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
         with self._lock:
             if commit_by is not None and time.monotonic() > commit_by:
                 raise RepositoryUnavailableError("too late to commit")
-            return [
-                self._apply(change) if isinstance(change, UserChange) else self._apply_to_api_keys(change)
-                for change in changes
-            ]
+            return [self._apply(change) for change in changes]
 
     def get(self, user_id: UserId) -> User:
         with self._lock:
@@ -64,6 +106,9 @@ class InMemoryUserRepository:
         with self._lock:
             user_id = self._ids.get(key)
             return None if user_id is None else self._users[user_id]
+
+    def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
+        return [self.find(key) for key in keys]
 
     def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         with self._lock:  # ids are handed out in rising order, and a dict keeps the order of its insertions
@@ -98,7 +143,13 @@ class InMemoryUserRepository:
         key = self._api_keys.get(subject)
         return None if key is None else ApiKeyHolder(key, self._users[key.user_id])
 
-    def _apply(self, change: UserChange) -> Outcome:
+    def _apply(self, change: Change) -> Outcome:
+        outcome = self._apply_to_users(change) if isinstance(change, UserChange) else self._apply_to_api_keys(change)
+        if (entry := audit_entry(change, outcome)) is not None:
+            self.audit.write(entry)
+        return outcome
+
+    def _apply_to_users(self, change: UserChange) -> Outcome:
         if isinstance(change, Register):
             if (holder := self._ids.get(change.username_key)) is not None:
                 return UserExistsError(holder)

@@ -1,7 +1,7 @@
 """Every change to the users is a value: it says all that it will do, so applying it decides nothing by chance.
 
 A change carries its time and its random part. The same changes in the same order leave the same users in every
-repository, one by one or in one batch.
+repository, one by one or in one batch. And it says by whom it is asked for, which the audit trail keeps.
 """
 
 import random
@@ -24,8 +24,14 @@ from mlapi.domain.model import (
     UsernameKey,
     canonical_username,
     email_problem,
+    has_hidden,
+    text_problem,
     to_utc,
+    utc_now,
 )
+
+ACTOR_MAX = 200
+"""Characters of `Cause.actor` and `Cause.request_id`."""
 
 
 def new_token_epoch() -> str:
@@ -33,9 +39,38 @@ def new_token_epoch() -> str:
     return f"{random.getrandbits(64):016x}"  # which seeds itself anew in a forked process
 
 
+@attrs.frozen
+class Cause:
+    """Who asks for a change, and in which request.
+
+    ``actor`` is a role, an id or the name of a program, never a user's name or address: the audit trail outlives him.
+
+    Raises:
+        ValueError: if one of them is empty, longer than `ACTOR_MAX`, or holds control or invisible characters.
+    """
+
+    actor: str = attrs.field(default="library")
+    request_id: str | None = None
+
+    @actor.validator
+    def _check(self, _attribute: object, actor: str) -> None:
+        for text in (actor,) if self.request_id is None else (actor, self.request_id):
+            if text_problem(text, ACTOR_MAX) is not None or has_hidden(text):
+                raise ValueError(f"an actor and a request id are 1 to {ACTOR_MAX} characters, none of them hidden")
+
+    @classmethod
+    def of_user(cls, user_id: UserId, request_id: str | None = None) -> "Cause":
+        """Return a user himself as the one who asks."""
+        return cls(f"user {user_id}", request_id)
+
+
+UNKNOWN = Cause()
+"""Of changes that a program makes without saying more."""
+
+
 @attrs.frozen(kw_only=True)
 class Register:
-    """A new user, enabled.
+    """A new user, let in unless ``enabled`` says otherwise.
 
     Raises:
         InvalidFieldsError: for the first of username and email that breaks a rule of `mlapi.domain.model`.
@@ -45,8 +80,10 @@ class Register:
     username: str
     password: EncryptedPassword
     email: str = attrs.field(repr=False)
+    enabled: bool = True
     at: datetime = attrs.field(converter=to_utc)
     token_epoch: str = attrs.field(factory=new_token_epoch, repr=False)
+    by: Cause = UNKNOWN
     username_key: UsernameKey = attrs.field(init=False, repr=False)
 
     @username_key.default
@@ -63,7 +100,7 @@ class Register:
             username=self.username,
             password=self.password,
             email=self.email,
-            enabled=True,
+            enabled=self.enabled,
             created_datetime=self.at,
             updated_datetime=self.at,
             token_epoch=self.token_epoch,
@@ -82,6 +119,7 @@ class SetEnabled:
     enabled: bool
     at: datetime = attrs.field(converter=to_utc)
     token_epoch: str = attrs.field(factory=new_token_epoch, repr=False)
+    by: Cause = UNKNOWN
 
     def applied_to(self, user: User) -> User:
         epoch = user.token_epoch if user.enabled == self.enabled else self.token_epoch
@@ -95,6 +133,7 @@ class EndTokens:
     user_id: UserId
     at: datetime = attrs.field(converter=to_utc)
     token_epoch: str = attrs.field(factory=new_token_epoch, repr=False)
+    by: Cause = UNKNOWN
 
     def applied_to(self, user: User) -> User:
         return attrs.evolve(user, updated_datetime=self.at, token_epoch=self.token_epoch)
@@ -113,6 +152,7 @@ class ChangePassword:
     replacing: EncryptedPassword | None
     at: datetime = attrs.field(converter=to_utc)
     token_epoch: str = attrs.field(factory=new_token_epoch, repr=False)
+    by: Cause = UNKNOWN
 
     def applied_to(self, user: User) -> "User | PasswordChangedError":
         if user.password == self.password:
@@ -142,6 +182,8 @@ class Remove:
     """Remove a user for good, with his API keys. The id is never given to anybody else."""
 
     user_id: UserId
+    at: datetime = attrs.field(factory=utc_now, converter=to_utc)
+    by: Cause = UNKNOWN
 
 
 @attrs.frozen(kw_only=True)
@@ -149,6 +191,7 @@ class AddApiKey:
     """A new API key of a user."""
 
     key: ApiKey
+    by: Cause = UNKNOWN
 
     @property
     def user_id(self) -> UserId:
@@ -158,6 +201,8 @@ class AddApiKey:
 @attrs.frozen(kw_only=True)
 class RemoveApiKey:
     key_id: ApiKeyId
+    at: datetime = attrs.field(factory=utc_now, converter=to_utc)
+    by: Cause = UNKNOWN
 
 
 @attrs.frozen(kw_only=True)

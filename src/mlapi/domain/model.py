@@ -16,6 +16,8 @@ UserId = NewType("UserId", int)
 UsernameKey = NewType("UsernameKey", str)
 """A username in its canonical form, made by `canonical_username` alone. Unique: one person, one key."""
 
+USER_ID_MAX = 2**63 - 1
+"""What a signed 64-bit integer holds. A greater id is an id too, that nobody can have."""
 USERNAME_MAX = 254
 """Characters, as typed and in canonical form. As long as an e-mail address, which many use for a name."""
 EMAIL_MAX = 254

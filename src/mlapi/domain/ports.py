@@ -4,9 +4,35 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol
 
+from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.changes import Change, Outcome
 from mlapi.domain.credentials import ApiKey, Holder, IssuedToken, Subject, TokenClaims
 from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey
+
+
+class AuditTrail(Protocol):
+    """The entries of all changes that were applied, which `UserRepository.apply` writes.
+
+    Every method raises `RepositoryUnavailableError` while they cannot be reached.
+    """
+
+    def page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
+        """Return at most ``limit`` entries, the newest first.
+
+        Args:
+            after: the id of the last entry of the page before; None for the newest.
+            limit: of entries.
+            user_id: only those about this user, whether he is still there or not; None for all.
+        """
+        ...
+
+    def per_day(self, *, since: datetime) -> list[DailyCount]:
+        """Return how often each action was done on each day (in UTC) from a time on, by day and action; no zeros."""
+        ...
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        """Forget at most ``limit`` entries of before a time, the oldest first, and return how many these were."""
+        ...
 
 
 class UserRepository(Protocol):
@@ -14,6 +40,8 @@ class UserRepository(Protocol):
 
     def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
         """Apply the changes in order, all in one durable transaction, and return an outcome for each.
+
+        In the same transaction the `audit` gets an entry for each that has one (`mlapi.domain.audit.audit_entry`).
 
         A refused change leaves its neighbours alone. When this returns, all of it survives a crash; when it raises,
         none of it was applied (but for a connection lost while the database was committing, which leaves that open).
@@ -35,6 +63,10 @@ class UserRepository(Protocol):
 
     def find(self, key: UsernameKey) -> User | None:
         """Return the user whose canonical username is ``key``, or None."""
+        ...
+
+    def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
+        """Return what `find` would for each key. They are in any order, none or many times."""
         ...
 
     def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
@@ -76,6 +108,11 @@ class UserRepository(Protocol):
         Raises:
             UserNotFoundError: if no user has this id.
         """
+        ...
+
+    @property
+    def audit(self) -> AuditTrail:
+        """What was done to these users."""
         ...
 
     def check(self) -> None:

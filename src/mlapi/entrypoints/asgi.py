@@ -21,6 +21,8 @@ class Endpoint:
 
     def __init__(self, function: Callable[[Request], Awaitable[wire.Answer]]) -> None:
         self._function = function
+        self.name = function.__name__
+        """In the metrics."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
@@ -41,39 +43,28 @@ class ByMethod:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         method = scope["method"]
-        await self._endpoints["GET" if method == "HEAD" else method](scope, receive, send)
-
-
-class NothingSecretLogged:
-    """Keeps from the server what it must not write into its access log: credentials in a path, and any query.
-
-    It logs the scope that it gave us, so the application gets a copy and the server's own is changed.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            path = scope["path"]
-            shown = wire.without_credentials(path)
-            if shown != path or scope["query_string"]:
-                own, scope = scope, dict(scope)
-                own["path"], own["query_string"] = shown, b""
-                own.pop("raw_path", None)
-        await self._app(scope, receive, send)
+        scope["endpoint"] = endpoint = self._endpoints["GET" if method == "HEAD" else method]
+        await endpoint(scope, receive, send)
 
 
 class ManagersOnly:
-    """Refuses before routing whoever may not go on to a path, by ``app.state.management``."""
+    """Refuses before routing whoever may not go on to a path, by ``app.state.management``.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: what is guarded.
+        but: a path that decides about its callers itself, and all below it.
+    """
+
+    def __init__(self, app: ASGIApp, *, but: str | None = None) -> None:
         self._app = app
+        self._but = but
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
+            caller = Caller.of_asgi(scope)
             try:
-                scope["app"].state.management.check(Caller.of_asgi(scope))
+                if self._but is None or not f"{caller.path}/".startswith(f"{self._but}/"):
+                    scope["app"].state.management.check(caller)
             except MlapiError as error:
                 await send_answer(wire.refused(error), send)
                 return

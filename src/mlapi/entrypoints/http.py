@@ -12,11 +12,13 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
+from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp
 
 from mlapi.access import Access
 from mlapi.bootstrap import in_memory_access
-from mlapi.domain.changes import Remove, RemoveApiKey
+from mlapi.domain.changes import Cause
 from mlapi.domain.credentials import ApiKeyId, looks_like_api_key
 from mlapi.domain.errors import (
     InvalidTokenError,
@@ -30,12 +32,17 @@ from mlapi.entrypoints.asgi import (
     ByMethod,
     Endpoint,
     ManagersOnly,
-    NothingSecretLogged,
     OneLineStartupRefusal,
     fail,
     refuse_http,
 )
+from mlapi.entrypoints.console import PATH as CONSOLE_PATH
+from mlapi.entrypoints.console import console_routes
+from mlapi.entrypoints.documentation import documentation_routes
+from mlapi.entrypoints.logs import REQUEST_ID
 from mlapi.entrypoints.management import REGISTRATION_PATH, Management, Network
+from mlapi.entrypoints.metrics import CONTENT_TYPE
+from mlapi.entrypoints.observation import Observed
 from mlapi.entrypoints.serving import Serving, configured, given, serve
 from mlapi.service import Users
 
@@ -60,7 +67,7 @@ def create_app(
         trusted_proxies: whose ``X-Forwarded-For`` is believed.
         token_in_path: whether ``GET /token_status/<token>`` is served, for clients that know no other.
     """
-    app = Starlette(
+    app = _Application(
         routes=[
             Route("/toggle-user-permission/{user_id}/{permission}", Endpoint(toggle_user_permission), methods=["PUT"]),
             Route(REGISTRATION_PATH, Endpoint(register_user), methods=["POST"]),
@@ -81,10 +88,14 @@ def create_app(
                 methods=["GET", "POST"],
             ),
             Route("/keys/{key_id}", Endpoint(remove_api_key), methods=["DELETE"]),
+            Route("/audit", Endpoint(audit), methods=["GET"]),
+            Route("/metrics", show_metrics, methods=["GET"]),
             Route("/health/live", Endpoint(live), methods=["GET"]),
             Route("/health/ready", Endpoint(ready), methods=["GET"]),
+            *documentation_routes(),
+            *console_routes(),
         ],
-        middleware=[Middleware(OneLineStartupRefusal), Middleware(NothingSecretLogged), Middleware(ManagersOnly)],
+        middleware=[Middleware(OneLineStartupRefusal), Middleware(ManagersOnly, but=CONSOLE_PATH)],
         exception_handlers={HTTPException: refuse_http, Exception: fail},
         lifespan=configured if users is None else given,
     )
@@ -96,6 +107,12 @@ def create_app(
     return app
 
 
+class _Application(Starlette):
+    def build_middleware_stack(self) -> ASGIApp:
+        """Put ours around Starlette's own handling of errors, whose answers are observed too."""
+        return Observed(super().build_middleware_stack())
+
+
 # --- endpoints: parse, one call, answer
 
 
@@ -103,8 +120,9 @@ async def register_user(request: Request) -> wire.Answer:
     serving = _serving(request)
     wire.check_content(request.scope["headers"])
     body = wire.registration(await wire.read_body(request.stream()))
+    users = serving.acting("anyone") if _management(request).registration_open else _acting(request)
     change = await serving.hash(
-        serving.users.prepare_registration, username=body.username, password=body.password, email=body.email
+        users.prepare_registration, username=body.username, password=body.password, email=body.email
     )
     return wire.registered(await serving.changes.apply(change))
 
@@ -113,14 +131,14 @@ async def toggle_user_permission(request: Request) -> wire.Answer:
     serving = _serving(request)
     user_id = wire.user_id(request.path_params["user_id"])
     enabled = wire.permission(request.path_params["permission"])
-    change = serving.users.prepare_set_enabled(user_id=user_id, enabled=enabled)
+    change = _acting(request).prepare_set_enabled(user_id=user_id, enabled=enabled)
     return wire.permission_updated(await serving.changes.apply(change))
 
 
 async def remove_user(request: Request) -> wire.Answer:
     serving = _serving(request)
     user_id = wire.user_id(request.path_params["user_id"])
-    return wire.removed(await serving.changes.apply(Remove(user_id=user_id)))
+    return wire.removed(await serving.changes.apply(_acting(request).prepare_remove(user_id=user_id)))
 
 
 async def token(request: Request) -> wire.Answer:
@@ -179,14 +197,15 @@ async def change_password(request: Request) -> wire.Answer:
     body = await _body(request, wire.ChangePassword)
     serving.users.check_password(body.new, field="new")
     proven = await serving.prove(user.username, body.current, request)
-    change = await serving.hash(serving.access.log_ins.prepare_change, proven, body.new)
+    change = await serving.hash(serving.access.log_ins.prepare_change, proven, body.new, request_id=REQUEST_ID.get())
     return wire.password_changed(await serving.changes.apply(change))
 
 
 async def end_own_tokens(request: Request) -> wire.Answer:
     serving = _serving(request)
     user = await _user_with_token(request)
-    return wire.tokens_ended(await serving.changes.apply(serving.users.prepare_end_tokens(user_id=user.id)))
+    users = serving.users.acting(Cause.of_user(user.id, REQUEST_ID.get()))
+    return wire.tokens_ended(await serving.changes.apply(users.prepare_end_tokens(user_id=user.id)))
 
 
 async def set_password(request: Request) -> wire.Answer:
@@ -194,21 +213,21 @@ async def set_password(request: Request) -> wire.Answer:
     user_id = wire.user_id(request.path_params["user_id"])
     body = await _body(request, wire.SetPassword)
     serving.users.check_password(body.password)
-    change = await serving.hash(serving.users.prepare_password, user_id=user_id, password=body.password)
+    change = await serving.hash(_acting(request).prepare_password, user_id=user_id, password=body.password)
     return wire.password_changed(await serving.changes.apply(change))
 
 
 async def end_tokens(request: Request) -> wire.Answer:
     serving = _serving(request)
     user_id = wire.user_id(request.path_params["user_id"])
-    return wire.tokens_ended(await serving.changes.apply(serving.users.prepare_end_tokens(user_id=user_id)))
+    return wire.tokens_ended(await serving.changes.apply(_acting(request).prepare_end_tokens(user_id=user_id)))
 
 
 async def add_api_key(request: Request) -> wire.Answer:
     serving = _serving(request)
     user_id = wire.user_id(request.path_params["user_id"])
     body = await _body(request, wire.AddApiKey)
-    change, secret = serving.users.prepare_api_key(user_id=user_id, name=body.name, expires=body.expires_at)
+    change, secret = _acting(request).prepare_api_key(user_id=user_id, name=body.name, expires=body.expires_at)
     return wire.api_key_added(await serving.changes.apply(change), secret)
 
 
@@ -220,7 +239,20 @@ async def api_keys(request: Request) -> wire.Answer:
 
 async def remove_api_key(request: Request) -> wire.Answer:
     key_id = ApiKeyId(request.path_params["key_id"])
-    return wire.api_key_removed(await _serving(request).changes.apply(RemoveApiKey(key_id=key_id)))
+    return wire.api_key_removed(await _serving(request).changes.apply(_acting(request).prepare_remove_api_key(key_id)))
+
+
+async def audit(request: Request) -> wire.Answer:
+    serving = _serving(request)
+    query = wire.audit_query(request.scope["query_string"])
+    page = await serving.reading.run(
+        serving.users.audit_page, after=query.after, limit=query.limit + 1, user_id=query.user_id
+    )
+    return wire.audit_page(page[: query.limit], more=len(page) > query.limit)
+
+
+async def show_metrics(request: Request) -> Response:
+    return Response(_serving(request).metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
 
 
 async def live(_request: Request) -> wire.Answer:
@@ -241,6 +273,16 @@ async def ready(request: Request) -> wire.Answer:
 def _serving(request: Request) -> Serving:
     serving: Serving = request.scope["app"].state.serving
     return serving
+
+
+def _management(request: Request) -> Management:
+    management: Management = request.scope["app"].state.management
+    return management
+
+
+def _acting(request: Request) -> Users:
+    """Return the users for a manager."""
+    return _serving(request).acting(_management(request).actor)
 
 
 async def _body(request: Request, shape: type[T]) -> T:

@@ -27,8 +27,11 @@ OPEN_PATHS = frozenset(
     {"/health/live", "/health/ready", "/token", "/token_status", "/users/me", "/users/me/password", "/users/me/tokens"}
 )
 """Not for managers: open to all, or to whoever shows there that he is a user. So is what `TOKEN_IN_PATH` begins."""
+METRICS_PATH = "/metrics"
 REGISTRATION_PATH = "/register-user"
 """Open to all unless registration is closed."""
+DOCS_PATH, DESCRIPTION_PATH = "/docs", "/openapi.json"
+"""The first with all that is below it. Open to all where the docs are."""
 
 # What proxies add: the request may come from anywhere. Most are X-Forwarded-* or of the same make.
 _PROXY_HEADER = re.compile(
@@ -59,6 +62,7 @@ class Caller:
     """Address at our end. Under WSGI it may be a name, which is no address: local mode is then closed."""
     http_version: str
     headers: Headers = attrs.field(repr=False)
+    scheme: str = "http"
 
     @classmethod
     def of_asgi(cls, scope: Mapping[str, Any]) -> "Caller":
@@ -70,6 +74,7 @@ class Caller:
             server=(scope.get("server") or ("",))[0],
             http_version=scope["http_version"],
             headers=scope["headers"],
+            scheme=scope.get("scheme", "http"),
         )
 
     @classmethod
@@ -81,7 +86,31 @@ class Caller:
             server=environ.get("SERVER_NAME", ""),
             http_version=environ["SERVER_PROTOCOL"].removeprefix("HTTP/"),
             headers=wsgi_headers(environ),
+            scheme=environ.get("wsgi.url_scheme", "http"),
         )
+
+    @property
+    def origin(self) -> bytes:
+        """The origin that our own pages have for this caller; empty unless there is exactly one ``Host``."""
+        hosts = self._values(b"host")
+        return b"%s://%s" % (self.scheme.encode(), hosts[0]) if len(hosts) == 1 else b""
+
+    @property
+    def comes_from_our_page(self) -> bool:
+        """Whether a browser says that a page of our own origin has sent this, as it does of every form and script.
+
+        ``Sec-Fetch-Site`` decides where it is sent: no page can set it, and it holds too where a proxy has changed
+        scheme or host. Browsers leave it out of plain HTTP to another machine, and send ``Origin`` there.
+        """
+        sites = self._values(b"sec-fetch-site")
+        return sites == [b"same-origin"] if sites else [self.origin] == self._values(b"origin") != [b""]
+
+    def _values(self, name: bytes) -> list[bytes]:
+        return [value for header, value in self.headers if header == name]
+
+    def is_trusted(self, proxies: Sequence[Network]) -> bool:
+        """Whether the other end of the connection is one of these proxies."""
+        return _is_among(self.client, proxies)
 
     def address(self, trusted: Sequence[Network] = ()) -> str:
         """Return the address that the request comes from, as far as it can be known.
@@ -98,7 +127,7 @@ class Caller:
             for entry in value.split(b",")
         ]
         was_replaced = bool(self.client) and any(self.client in entry for entry in forwarded)
-        is_trusted = _is_among(self.client, trusted)
+        is_trusted = self.is_trusted(trusted)
         if not was_replaced and not is_trusted:
             return self.client
         passed, nearest = [], self.client if is_trusted else _UNKNOWN
@@ -129,6 +158,8 @@ class Management:
     _token_digest: bytes | None = attrs.field(alias="admin_token", default=None, converter=_digest, repr=False)
     local: bool = True
     registration_open: bool = True
+    docs_open: bool = False
+    metrics_open: bool = False
 
     @classmethod
     def of(cls, settings: Settings) -> "Management":
@@ -136,6 +167,8 @@ class Management:
             admin_token=settings.secrets.admin_token,
             local=settings.management.local and not settings.is_production,
             registration_open=settings.registration.open,
+            docs_open=not settings.is_production,
+            metrics_open=settings.metrics.open,
         )
 
     @property
@@ -143,6 +176,11 @@ class Management:
         if self._token_digest is not None:
             return "token"
         return "local" if self.local else "locked"
+
+    @property
+    def actor(self) -> str:
+        """Who a manager is, as far as it can be known: the name that the audit trail has for him."""
+        return "admin" if self.mode == "token" else "local"
 
     def __str__(self) -> str:
         who = {
@@ -162,14 +200,50 @@ class Management:
         """
         if caller.path in OPEN_PATHS or (caller.path == REGISTRATION_PATH and self.registration_open):
             return
+        if caller.path == METRICS_PATH and self.metrics_open:
+            return
         if caller.path.startswith(TOKEN_IN_PATH):
+            return
+        if self.docs_open and f"{caller.path}/".startswith((f"{DOCS_PATH}/", f"{DESCRIPTION_PATH}/")):
             return
         if self._token_digest is not None:
             if not _carries(caller, self._token_digest):
                 raise AdminTokenRequiredError
-        elif not self.local:
+        else:
+            self._check_without_token(caller)
+
+    def check_page(self, caller: Caller) -> None:
+        """Return if a page of ours may be shown to the caller, and be used by him; in token mode once he has logged in.
+
+        Where no token is set that is whoever is on this machine, as for `check`, but in a browser too: it may name our
+        own origin, and no other. That it was our page that sent a form is for `Caller.comes_from_our_page` to say.
+
+        Raises:
+            ManagementRefusedError: naming the setting.
+        """
+        if self._token_digest is None:
+            ours = (b"origin", caller.origin)
+            self._check_without_token(
+                attrs.evolve(caller, headers=[header for header in caller.headers if tuple(header) != ours])
+            )
+
+    def admits(self, token: str) -> bool:
+        """Whether this is the admin token, found out in constant time. Where none is set, nothing is."""
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        return self._token_digest is not None and hmac.compare_digest(digest, self._token_digest)
+
+    @property
+    def session_key(self) -> bytes:
+        """What sessions of managers are signed with: of one admin token every process has the same, of another another.
+
+        Where none is set nobody logs in, and this is no secret.
+        """
+        return hmac.digest(self._token_digest or b"", b"mlapi session key", hashlib.sha256)
+
+    def _check_without_token(self, caller: Caller) -> None:
+        if not self.local:
             raise ManagementRefusedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)")
-        elif not _is_of_this_machine(caller):
+        if not _is_of_this_machine(caller):
             raise ManagementRefusedError(
                 "Management is open to programs on this machine only, and not through a proxy or a web page: to manage"
                 " from elsewhere, set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"

@@ -15,11 +15,14 @@ from starlette.requests import Request
 
 from mlapi import __version__
 from mlapi.access import Access, AsyncGuard, LogIn, Proven
-from mlapi.bootstrap import GroupCommit, async_guard, group_commit, open_service
+from mlapi.bootstrap import GroupCommit, async_guard, audit_retention, group_commit, open_service
 from mlapi.config import load_settings
+from mlapi.domain.changes import Cause
 from mlapi.domain.errors import TooManyAttemptsError
 from mlapi.domain.model import folded
+from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
 from mlapi.entrypoints.management import Caller, Management, Network
+from mlapi.entrypoints.metrics import Metrics
 from mlapi.entrypoints.threads import Threads, cores
 from mlapi.service import Users
 
@@ -53,6 +56,7 @@ class Serving:
     """Its own: it must not wait for a database."""
     reading: Threads
     """For the questions of log-ins and managers."""
+    metrics: Metrics
     trusted_proxies: Sequence[Network]
     token_in_path: bool
     _opened: ExitStack
@@ -63,18 +67,23 @@ class Serving:
     def of(
         cls, users: Users, access: Access, *, trusted_proxies: Sequence[Network] = (), token_in_path: bool = True
     ) -> "Serving":
-        opened = ExitStack()
+        opened, metrics = ExitStack(), Metrics()
         return cls(
             users=users,
             access=access,
             guard=opened.enter_context(async_guard(access.guard)),
-            changes=group_commit(users),
+            changes=group_commit(users, told=metrics.changes),
             hashing=Threads(cores(), queue=HASHING_QUEUE, patience=HASHING_PATIENCE),
             reading=Threads(READING_THREADS, queue=1_000, patience=READING_PATIENCE),
+            metrics=metrics,
             trusted_proxies=trusted_proxies,
             token_in_path=token_in_path,
             opened=opened,
         )
+
+    def acting(self, actor: str) -> Users:
+        """Return the users for somebody who asks for a change in the request that is being answered."""
+        return self.users.acting(Cause(actor, REQUEST_ID.get()))
 
     async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call what runs the cipher."""
@@ -122,8 +131,9 @@ class Serving:
 @asynccontextmanager
 async def configured(app: Starlette) -> AsyncIterator[None]:
     """The life of an application that reads the configuration."""
-    _log_to_stderr()
-    with open_service(load_settings()) as opened:
+    settings = load_settings()
+    log_to_stderr(settings.log_format)
+    with open_service(settings) as opened, audit_retention(opened):
         settings = opened.settings
         management = Management.of(settings)
         serving = Serving.of(
@@ -162,13 +172,3 @@ def _settle_garbage_collection() -> None:
 def serve(app: Starlette, serving: Serving, management: Management) -> None:
     app.state.management = management
     app.state.serving = serving
-
-
-def _log_to_stderr() -> None:
-    """Show our lines beside uvicorn's, which sets up no logger but its own; unless the host shows them already."""
-    logging.getLogger("uvicorn.asgi").setLevel(logging.DEBUG)  # at its level TRACE it shows every path as it came
-    if not _logger.hasHandlers():
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)s:     %(message)s"))
-        _logger.addHandler(handler)
-        _logger.setLevel(logging.INFO)

@@ -1,1 +1,58 @@
-"""What tests need: fakes that keep the contracts, and the contracts as suites for adapters of your own."""
+"""What tests need: fakes that keep the contracts, and the contracts as suites for adapters of your own.
+
+The fakes need nothing but mlapi. The suites need pytest, and that of HTTP needs httpx2 (``pip install
+'mlapi[testing]'``), so they are loaded when they are asked for. Fixtures are in `mlapi.testing.fixtures`.
+"""
+
+import importlib
+import sys
+from typing import TYPE_CHECKING
+
+from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
+from mlapi.testing.fakes import AwayRepository, SettableClock, Visitor, visitor
+
+__all__ = [
+    "AttemptLimiterContract",
+    "AwayRepository",
+    "HttpContract",
+    "InMemoryTokens",
+    "InMemoryUserRepository",
+    "PasswordCipherContract",
+    "PlainCipher",
+    "SettableClock",
+    "TokenIssuerContract",
+    "UnlimitedAttempts",
+    "UserRepositoryContract",
+    "Visitor",
+    "visitor",
+]
+
+_SUITES = {
+    "AttemptLimiterContract": "mlapi.testing.attempts",
+    "HttpContract": "mlapi.testing.http",
+    "PasswordCipherContract": "mlapi.testing.cipher",
+    "TokenIssuerContract": "mlapi.testing.tokens",
+    "UserRepositoryContract": "mlapi.testing.repository",
+}
+
+if (pytest := sys.modules.get("pytest")) is not None:  # tests are run: what fails shall show what it compared
+    pytest.register_assert_rewrite(*_SUITES.values())
+
+if TYPE_CHECKING:
+    from mlapi.testing.attempts import AttemptLimiterContract
+    from mlapi.testing.cipher import PasswordCipherContract
+    from mlapi.testing.http import HttpContract
+    from mlapi.testing.repository import UserRepositoryContract
+    from mlapi.testing.tokens import TokenIssuerContract
+else:
+
+    def __getattr__(name: str) -> type:
+        if name not in _SUITES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        try:
+            return getattr(importlib.import_module(_SUITES[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name not in {"pytest", "httpx2"}:
+                raise
+            needed = f"{name} needs {error.name}, which is not installed: pip install 'mlapi[testing]'"
+            raise ModuleNotFoundError(needed, name=error.name) from error

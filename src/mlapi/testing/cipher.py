@@ -30,6 +30,17 @@ class PasswordCipherContract:
     def test_only_the_end_of_a_long_password_tells_it_apart(self, cipher: PasswordCipher) -> None:
         assert not cipher.matches("x" * 1023 + "y", cipher.encrypt("x" * 1024))
 
+    @pytest.mark.parametrize(
+        ("password", "other"),
+        [("é", "e\u0301"), ("ａ", "a"), ("Straße", "Strasse"), ("ﬁ", "fi"), (" secret", "secret"), ("a\0b", "a\0c")],
+        ids=["composed", "full width", "folded", "ligature", "space", "after a NUL"],
+    )
+    def test_a_password_is_taken_to_the_letter(self, cipher: PasswordCipher, password: str, other: str) -> None:
+        encrypted = cipher.encrypt(password)
+
+        assert cipher.matches(password, encrypted)
+        assert not cipher.matches(other, encrypted)
+
     def test_equal_passwords_give_different_values(self, cipher: PasswordCipher) -> None:
         assert cipher.encrypt("secret") != cipher.encrypt("secret")
 
@@ -52,6 +63,12 @@ class PasswordCipherContract:
     ) -> None:
         assert cipher.renewed(EncryptedPassword(damage)) is None
         assert all(record.levelno <= logging.WARNING for record in caplog.records)
+
+    @pytest.mark.parametrize("damage", DAMAGE)
+    def test_whether_a_value_that_cannot_be_read_needs_an_upgrade_may_be_asked(
+        self, cipher: PasswordCipher, damage: str
+    ) -> None:
+        assert cipher.needs_upgrade(EncryptedPassword(damage)) in {True, False}
 
     @pytest.mark.parametrize("password", ["secret", "", "\ud800", "a value for when there is none to compare with"])
     def test_no_password_matches_where_there_is_no_value(

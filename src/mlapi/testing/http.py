@@ -1,25 +1,14 @@
 """What our HTTP says, whatever framework carries it. A subclass gives `client`: it serves the users it is given."""
 
 import json
-from collections.abc import Sequence
 
 import httpx2
 import pytest
 
-from mlapi import (
-    ApiKey,
-    Change,
-    Holder,
-    Outcome,
-    RepositoryUnavailableError,
-    Subject,
-    User,
-    UserId,
-    UsernameKey,
-    Users,
-)
+from mlapi import User, UserId, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.management import Management
+from mlapi.testing.fakes import AwayRepository
 
 ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
 CANARY = "c4n4ry-p4ssw0rd"
@@ -99,36 +88,6 @@ WRONG_TYPES = [
 ]
 
 
-class AwayRepository:
-    """A repository whose database is away."""
-
-    is_local = False
-
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
-        raise RepositoryUnavailableError("away")
-
-    def get(self, user_id: UserId) -> User:
-        raise RepositoryUnavailableError("away")
-
-    def find(self, key: UsernameKey) -> User | None:
-        raise RepositoryUnavailableError("away")
-
-    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        raise RepositoryUnavailableError("away")
-
-    def count(self) -> int:
-        raise RepositoryUnavailableError("away")
-
-    def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:
-        raise RepositoryUnavailableError("away")
-
-    def api_keys(self, user_id: UserId) -> list[ApiKey]:
-        raise RepositoryUnavailableError("away")
-
-    def check(self) -> None:
-        raise RepositoryUnavailableError("away")
-
-
 def content(response: httpx2.Response) -> tuple[int, object]:
     assert response.headers["content-type"] == "application/json"
     return response.status_code, response.json()
@@ -137,7 +96,7 @@ def content(response: httpx2.Response) -> tuple[int, object]:
 class HttpContract:
     def client(self, users: Users, management: Management) -> httpx2.Client:
         """Return a client on 127.0.0.1 of the framework under test."""
-        raise NotImplementedError
+        raise NotImplementedError("a subclass of the suite gives a client of the framework under test")
 
     @pytest.fixture
     def users(self) -> Users:
@@ -374,6 +333,17 @@ class HttpContract:
         assert [answer.status_code for answer in answers] == [403] * 4
         assert "secrets.admin_token" in answers[0].json()["message"]
         assert self.stored(users) == before
+
+    @pytest.mark.parametrize("origin", ["https://example.com", "http://127.0.0.1:8001", "null"])
+    def test_no_other_origin_is_let_read_an_answer(self, http: httpx2.Client, origin: str) -> None:
+        asked = {"origin": origin, "access-control-request-method": "POST"}
+
+        preflight = http.options("/register-user", headers=asked)
+        answer = http.post("/register-user", json=ADA, headers={"origin": origin})
+
+        granted = [name for name in (*preflight.headers, *answer.headers) if name.lower().startswith("access-control-")]
+        assert granted == []
+        assert preflight.status_code == 405
 
     def test_registration_is_open_to_all_in_local_mode(self, http: httpx2.Client) -> None:
         response = http.post("/register-user", json=ADA, headers={"host": "example.com", "x-forwarded-for": "8.8.8.8"})

@@ -1,7 +1,9 @@
 """What every `UserRepository` must do. A subclass gives the fixture ``repository``: an empty one for each test."""
 
 import time
-from datetime import UTC, datetime, timedelta, timezone
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, date, datetime, timedelta, timezone
+from typing import Any
 
 import attrs
 import pytest
@@ -12,8 +14,12 @@ from mlapi import (
     ApiKeyHolder,
     ApiKeyId,
     ApiKeyNotFoundError,
+    AuditEntry,
+    AuditId,
+    Cause,
     Change,
     ChangePassword,
+    DailyCount,
     EncryptedPassword,
     EndTokens,
     Outcome,
@@ -33,10 +39,12 @@ from mlapi import (
     UserRepository,
     canonical_username,
 )
+from mlapi.domain.audit import UNWRITTEN, Action
 
 NOON = datetime(2026, 11, 24, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)
 SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
+HOUR_AND_A_HALF = timedelta(minutes=90)
 NOBODY = UserId(2**62)
 IMPOSSIBLE = [UserId(0), UserId(-1), NOBODY, UserId(2**63), UserId(10**20)]
 STORED, ANOTHER = EncryptedPassword("stored"), EncryptedPassword("another")
@@ -366,6 +374,17 @@ class UserRepositoryContract:
         assert found == user
         assert repository.find(canonical_username("strase")) is None
 
+    def test_many_names_are_found_at_once_in_whatever_order(self, repository: UserRepository) -> None:
+        changes = [registration(f"user{number}") for number in range(1100)]
+        users = repository.apply(changes)
+        keys = [change.username_key for change in changes]
+        nobody = canonical_username("nobody")
+
+        found = repository.find_many([nobody, *reversed(keys), nobody, *keys])
+
+        assert found == [None, *reversed(users), None, *users]
+        assert repository.find_many([]) == []
+
     def test_pages_follow_each_other_by_id(self, repository: UserRepository) -> None:
         users = [registered(repository, f"user{number}") for number in range(5)]
 
@@ -375,6 +394,37 @@ class UserRepositoryContract:
 
         assert [first, second, third] == [users[:2], users[2:4], users[4:]]
         assert repository.page(after=third[-1].id, limit=2) == []
+
+    def test_a_change_does_not_move_a_user_to_another_page(self, repository: UserRepository) -> None:
+        ada, bob, eve = [registered(repository, name) for name in ("ada", "bob", "eve")]
+
+        disabled, enabled = repository.apply(
+            [
+                SetEnabled(user_id=ada.id, enabled=False, at=LATER),
+                SetEnabled(user_id=ada.id, enabled=True, at=LATER),
+            ]
+        )
+
+        assert disabled != enabled
+        assert repository.page(after=UserId(0), limit=2) == [enabled, bob]
+        assert repository.page(after=bob.id, limit=2) == [eve]
+
+    @pytest.mark.parametrize(
+        "wanted", [{"enabled": False}, {"containing": "even"}, {"enabled": False, "containing": "n"}]
+    )
+    def test_a_page_is_full_while_there_are_more_of_those_it_is_of(
+        self, repository: UserRepository, wanted: dict[str, Any]
+    ) -> None:
+        people = [registered(repository, f"{'odd' if number % 2 else 'even'}-{number}") for number in range(8)]
+        apply = [SetEnabled(user_id=user.id, enabled=False, at=LATER) for user in people[::2]]
+        evens = repository.apply(apply)
+
+        pages, last = [], UserId(0)
+        while page := repository.page(after=last, limit=3, **wanted):
+            pages.append(page)
+            last = page[-1].id
+
+        assert pages == [evens[:3], evens[3:]]
 
     def test_what_it_hands_out_is_not_what_it_keeps(self, repository: UserRepository) -> None:
         ada = registered(repository)
@@ -390,6 +440,113 @@ class UserRepositoryContract:
         assert repository.page(after=UserId(0), limit=10) == []
         (user,) = repository.apply([registration("ada")], commit_by=time.monotonic() + 60)
         assert repository.page(after=UserId(0), limit=10) == [user]
+
+    def test_of_a_batch_that_is_too_late_nothing_is_applied(self, repository: UserRepository) -> None:
+        ada, bob = registered(repository, "ada"), registered(repository, "bob")
+        key = with_api_key(repository, ada, 1)
+        changes: list[Change] = [
+            registration("eve"),
+            SetEnabled(user_id=ada.id, enabled=False, at=LATER),
+            Remove(user_id=bob.id),
+            RecordApiKeyUse(key_id=key.id, at=LATER),
+            AddApiKey(key=api_key(ada.id, 2)),
+            Remove(user_id=NOBODY),
+        ]
+        entries = repository.audit.page(limit=10)
+
+        with pytest.raises(RepositoryUnavailableError):
+            repository.apply(changes, commit_by=time.monotonic() - 1)
+
+        assert repository.page(after=UserId(0), limit=10) == [ada, bob]
+        assert repository.api_keys(ada.id) == [key]
+        assert repository.audit.page(limit=10) == entries
+        assert repository.apply([registration("eve")], commit_by=time.monotonic() + 60) == [
+            repository.find(canonical_username("eve"))
+        ]
+
+    def test_every_way_to_read_sees_the_last_change(self, repository: UserRepository) -> None:
+        ada, bob = registered(repository, "ada"), registered(repository, "bob")
+        key = with_api_key(repository, ada)
+
+        def seen() -> list[object]:
+            return [
+                repository.get(ada.id),
+                repository.find(canonical_username("ada")),
+                repository.find_many([canonical_username("ada")]),
+                repository.page(after=UserId(0), limit=10),
+                repository.page(after=UserId(0), limit=10, enabled=False),
+                repository.holders([ada.id, key.id]),
+                repository.api_keys(ada.id),
+                repository.count(),
+            ]
+
+        before = seen()
+        disabled, used, _ = repository.apply(
+            [
+                SetEnabled(user_id=ada.id, enabled=False, at=LATER),
+                RecordApiKeyUse(key_id=key.id, at=LATER),
+                Remove(user_id=bob.id),
+            ]
+        )
+
+        assert isinstance(disabled, User)
+        assert isinstance(used, ApiKey)
+        assert before == [ada, ada, [ada], [ada, bob], [], [ada, ApiKeyHolder(key, ada)], [key], 2]
+        assert seen() == [
+            disabled,
+            disabled,
+            [disabled],
+            [disabled],
+            [disabled],
+            [disabled, ApiKeyHolder(used, disabled)],
+            [used],
+            1,
+        ]
+
+    def test_texts_of_any_characters_and_the_longest_are_stored_whole(self, repository: UserRepository) -> None:
+        odd = EncryptedPassword("a'b\"c\\d\ne\r\u2028f\x85%s{}\t🔑")
+        people = [
+            registration('o\'Brien "Ø" \\ {0} %s; --', password=odd, email="o'brien+{0}%s@example.com"),
+            registration(
+                "🔑" * 254, password=EncryptedPassword("é" * 8192), email="a" * 64 + "@" + "b." * 90 + "example"
+            ),
+        ]
+
+        users = repository.apply(people)
+        keys = [api_key(user.id, user.id, name="🗝'\"\\%" * 20) for user in users if isinstance(user, User)]
+        repository.apply([AddApiKey(key=key) for key in keys])
+
+        assert users == [change.as_user(key.user_id) for change, key in zip(people, keys, strict=True)]
+        assert [repository.find(change.username_key) for change in people] == users
+        assert [repository.api_keys(key.user_id) for key in keys] == [[key] for key in keys]
+
+    def test_a_thousand_changes_are_one_batch(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        names = [f"user{number}" for number in range(500)]
+
+        people = repository.apply([registration(name) for name in names])
+        outcomes = repository.apply(
+            [SetEnabled(user_id=user.id, enabled=False, at=LATER) for user in people if isinstance(user, User)]
+            + [SetEnabled(user_id=ada.id, enabled=number % 2 == 1, at=NOON) for number in range(500)]
+        )
+
+        assert repository.page(after=ada.id, limit=1000) == outcomes[:500]
+        assert [(user.username, user.enabled) for user in repository.page(after=ada.id, limit=1000)] == [
+            (name, False) for name in names
+        ]
+        assert repository.get(ada.id) == outcomes[-1]
+        assert repository.get(ada.id).enabled
+
+    def test_of_those_who_ask_for_one_name_at_once_one_gets_it(self, repository: UserRepository) -> None:
+        def ask(number: int) -> Outcome:
+            return apply_one(repository, registration("ada" if number % 2 else "ADA"))
+
+        with ThreadPoolExecutor(8) as pool:
+            outcomes = list(pool.map(ask, range(16)))
+
+        (ada,) = repository.page(after=UserId(0), limit=10)
+        assert outcomes.count(ada) == 1
+        assert refusals(outcomes) == [UserExistsError(ada.id)] * 15
 
     def test_it_says_that_it_could_take_a_change(self, repository: UserRepository) -> None:
         repository.check()
@@ -654,3 +811,156 @@ class UserRepositoryContract:
         registered(repository)
 
         assert repository.page(after=UserId(10**30), limit=10) == []
+
+    # --- the audit trail
+
+    def test_every_change_leaves_an_entry_the_newest_first(self, repository: UserRepository) -> None:
+        by = Cause("admin", "request-7")
+        ada = apply_one(repository, registration(by=by))
+        assert isinstance(ada, User)
+        key = api_key(ada.id, created_datetime=LATER)
+        changes: list[Change] = [
+            SetEnabled(user_id=ada.id, enabled=False, at=LATER, by=by),
+            SetEnabled(user_id=ada.id, enabled=True, at=LATER, by=by),
+            EndTokens(user_id=ada.id, at=LATER, by=by),
+            ChangePassword(user_id=ada.id, password=ANOTHER, replacing=None, at=LATER, by=by),
+            AddApiKey(key=key, by=by),
+            RemoveApiKey(key_id=key.id, at=LATER, by=by),
+            Remove(user_id=ada.id, at=LATER, by=by),
+        ]
+        repository.apply(changes)
+
+        entries = repository.audit.page(limit=10)
+        expected: list[tuple[Action, ApiKeyId | None]] = [
+            ("register", None),
+            ("disable", None),
+            ("enable", None),
+            ("end_tokens", None),
+            ("set_password", None),
+            ("add_api_key", key.id),
+            ("remove_api_key", key.id),
+            ("remove", None),
+        ]
+        assert [attrs.evolve(entry, id=UNWRITTEN) for entry in reversed(entries)] == [
+            AuditEntry(
+                at=NOON if action == "register" else LATER,
+                actor="admin",
+                action=action,
+                user_id=ada.id,
+                api_key_id=key_id,
+                outcome="done",
+                request_id="request-7",
+            )
+            for action, key_id in expected
+        ]
+        assert [entry.id for entry in entries] == sorted({entry.id for entry in entries}, reverse=True)
+
+    def test_a_refused_change_leaves_an_entry_that_says_why(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        replacing = EncryptedPassword("not the stored one")
+        repository.apply(
+            [
+                registration("ADA"),
+                ChangePassword(user_id=ada.id, password=ANOTHER, replacing=replacing, at=LATER),
+                Remove(user_id=NOBODY, at=LATER),
+                AddApiKey(key=api_key(NOBODY)),
+                RemoveApiKey(key_id=NO_KEY, at=LATER),
+            ]
+        )
+
+        entries = repository.audit.page(limit=5)
+        assert [(entry.action, entry.outcome, entry.user_id, entry.api_key_id) for entry in reversed(entries)] == [
+            ("register", "user_exists", ada.id, None),
+            ("set_password", "password_changed", ada.id, None),
+            ("remove", "user_not_found", NOBODY, None),
+            ("add_api_key", "user_not_found", NOBODY, None),
+            ("remove_api_key", "api_key_not_found", None, None),
+        ]
+        assert {(entry.actor, entry.request_id) for entry in entries} == {("library", None)}
+
+    def test_an_id_that_no_database_can_hold_is_told_as_nobodys(self, repository: UserRepository) -> None:
+        repository.apply([SetEnabled(user_id=user_id, enabled=True, at=NOON) for user_id in IMPOSSIBLE])
+
+        told = [entry.user_id for entry in repository.audit.page(limit=10)]
+        assert told == [user_id if user_id == NOBODY else None for user_id in reversed(IMPOSSIBLE)]
+
+    def test_what_changes_nothing_of_anybody_leaves_no_entry(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        key = with_api_key(repository, ada)
+        before = repository.audit.page(limit=10)
+
+        repository.apply(
+            [
+                Reencrypt(user_id=ada.id, password=ANOTHER, replacing=STORED),
+                RecordApiKeyUse(key_id=key.id, at=LATER),
+            ]
+        )
+
+        assert repository.audit.page(limit=10) == before
+
+    def test_entries_come_in_pages_and_about_one_user(self, repository: UserRepository) -> None:
+        ada, bob = registered(repository, "ada"), registered(repository, "bob")
+        apply_one(repository, Remove(user_id=ada.id, at=LATER))
+        audit = repository.audit
+
+        everything = audit.page(limit=10)
+        first = audit.page(limit=2)
+        second = audit.page(limit=2, after=first[-1].id)
+        assert [(entry.action, entry.user_id) for entry in everything] == [
+            ("remove", ada.id),
+            ("register", bob.id),
+            ("register", ada.id),
+        ]
+        assert first + second == everything
+        assert audit.page(limit=10, user_id=ada.id) == [everything[0], everything[2]]
+        assert audit.page(limit=10, user_id=ada.id, after=everything[0].id) == [everything[2]]
+        assert audit.page(limit=10, after=everything[-1].id) == []
+
+    def test_no_entry_is_about_an_id_that_nobody_can_have_and_all_come_after_the_largest(
+        self, repository: UserRepository
+    ) -> None:
+        registered(repository)
+
+        assert [repository.audit.page(limit=10, user_id=user_id) for user_id in IMPOSSIBLE] == [[]] * len(IMPOSSIBLE)
+        assert len(repository.audit.page(limit=10, after=AuditId(10**30))) == 1
+        assert repository.audit.page(limit=10, after=AuditId(0)) == []
+
+    def test_entries_are_counted_by_day_in_utc(self, repository: UserRepository) -> None:
+        late = datetime(2026, 11, 23, 23, 30, tzinfo=UTC)
+        in_tokyo = (late + HOUR_AND_A_HALF).astimezone(timezone(timedelta(hours=9)))
+        repository.apply(
+            [
+                registration("ada", at=late),
+                registration("ADA", at=late),
+                registration("bob", at=in_tokyo),
+                registration("eve", at=late - timedelta(days=1)),
+                SetEnabled(user_id=NOBODY, enabled=True, at=late),
+            ]
+        )
+        (ada,) = [user for user in repository.page(after=UserId(0), limit=1) if user.username == "ada"]
+        repository.apply([SetEnabled(user_id=ada.id, enabled=False, at=late)])
+
+        assert repository.audit.per_day(since=late) == [
+            DailyCount(date(2026, 11, 23), "disable", 1),
+            DailyCount(date(2026, 11, 23), "register", 1),
+            DailyCount(date(2026, 11, 24), "register", 1),
+        ]
+
+    def test_old_entries_are_forgotten_the_oldest_first(self, repository: UserRepository) -> None:
+        for number in (3, 1, 2, 4):
+            apply_one(repository, registration(f"user {number}", at=NOON + number * SECOND))
+
+        purged = [repository.audit.purge(before=NOON + 4 * SECOND, limit=2) for _ in range(3)]
+
+        assert purged == [2, 1, 0]
+        assert [entry.at for entry in repository.audit.page(limit=10)] == [NOON + 4 * SECOND]
+
+    def test_an_id_of_an_entry_is_never_given_twice(self, repository: UserRepository) -> None:
+        registered(repository)
+        (entry,) = repository.audit.page(limit=10)
+        repository.audit.purge(before=LATER, limit=10)
+
+        apply_one(repository, registration("bob"))
+
+        (next_entry,) = repository.audit.page(limit=10)
+        assert next_entry.id > entry.id

@@ -6,16 +6,18 @@ valid for an hour by ``clock``.
 
 import base64
 import hmac
+import re
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import attrs
 import pytest
 
 from mlapi import EncryptedPassword, InvalidTokenError, IssuedToken, TokenClaims, TokenIssuer, User, UserId
 from mlapi.domain.credentials import looks_like_api_key
+from mlapi.testing.fakes import SettableClock
 
-NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
+NOON = SettableClock().now
 HOUR = timedelta(hours=1)
 MOMENT = timedelta(microseconds=1)
 ADA = User(
@@ -46,16 +48,6 @@ JUNK = [
     "mlapi_",
     "=" * 44,
 ]
-
-
-class SettableClock:
-    """A clock that stands still until it is set."""
-
-    def __init__(self) -> None:
-        self.now = NOON
-
-    def __call__(self) -> datetime:
-        return self.now
 
 
 def is_refused(tokens: TokenIssuer, token: str) -> bool:
@@ -100,6 +92,19 @@ class TokenIssuerContract:
             user_id=user.id, token_epoch=ADA.token_epoch, expires_at=NOON + HOUR, token_id=claims.token_id
         )
         assert claims.expires_at.utcoffset() == timedelta(0)
+
+    def test_a_token_says_the_epoch_in_which_it_was_made(self, tokens: TokenIssuer) -> None:
+        epochs = ["0123456789abcdef", "fedcba9876543210"]
+
+        issued = [tokens.issue(attrs.evolve(ADA, token_epoch=epoch)) for epoch in epochs]
+
+        assert [tokens.verify(shown.token).token_epoch for shown in issued] == epochs
+
+    def test_a_token_fits_into_a_header(self, tokens: TokenIssuer) -> None:
+        token = tokens.issue(ADA).token
+
+        assert re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", token)  # b64token: RFC 6750, 2.1
+        assert len(token) < 4096
 
     def test_it_says_the_same_each_time(self, tokens: TokenIssuer) -> None:
         token = tokens.issue(ADA).token

@@ -42,7 +42,7 @@ from sqlalchemy.exc import ArgumentError
 
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.segments import Segment, segments
-from mlapi.adapters.sql.tables import api_keys, users
+from mlapi.adapters.sql.tables import api_keys, audit, users
 from mlapi.domain.changes import (
     AddApiKey,
     ApiKeyChange,
@@ -167,11 +167,14 @@ def is_passing(error: BaseException | None) -> bool:
 
 
 def apply(connection: "psycopg.Connection", changes: Sequence[Change]) -> list[Outcome]:
-    """Apply the changes in the transaction that begins with this, as if one by one in order."""
+    """Apply the changes in the transaction that begins with this, as if one by one in order; write the audit trail."""
     outcomes: dict[int, Outcome] = {}
     for segment in segments(changes):
         _apply(connection, segment, outcomes)
-    return [outcomes[place] for place in range(len(changes))]
+    in_order = [outcomes[place] for place in range(len(changes))]
+    if rows := statements.audit_rows(changes, in_order):
+        _sent(connection, _INSERT_AUDIT, rows)
+    return in_order
 
 
 def holders(connection: "psycopg.Connection", subjects: Sequence[Subject]) -> list[Holder | None]:
@@ -235,7 +238,7 @@ def _compiled_register() -> str:
     texts = [column(name, String) for name in ("username", "password", "email", "username_key", "epoch")]
     # Ids are taken in the order of the batch, before its rows are put into the order of their names.
     sequence = select(func.pg_get_serial_sequence(literal_column("'users'"), literal_column("'id'"))).scalar_subquery()
-    given = _given(*texts, column("at", _TIME), also=[func.nextval(sequence).label("id")])
+    given = _given(*texts, column("enabled", Boolean), column("at", _TIME), also=[func.nextval(sequence).label("id")])
     columns = {"id": given.c.id, **statements.new_values(given.c.__getitem__)}
     statement = (
         insert(users)
@@ -277,6 +280,11 @@ def _compiled_add_api_key() -> str:
     return statements.compiled(statement, _DIALECT)
 
 
+def _compiled_insert_audit() -> str:
+    given = _given(*[column(each.name, each.type) for each in statements.AUDIT_COLUMNS])
+    return statements.compiled(insert(audit).from_select(list(given.c.keys()), select(given)), _DIALECT)
+
+
 def _compiled_holders(*columns: ColumnElement[Any]) -> str:
     """Select by an array of what the first of the columns is compared with."""
     ids = bindparam("ids", type_=ARRAY(columns[0].type))
@@ -310,15 +318,19 @@ _RECORD_USE = _compiled_update(
     api_keys, statements.use_values, statements.API_KEY_COLUMNS, _KEY_ID, _AT, column("unless_since", _TIME)
 )
 _REMOVE_API_KEY = _compiled_remove(api_keys, _KEY_ID, statements.API_KEY_COLUMNS)
+_INSERT_AUDIT = _compiled_insert_audit()
 _BY_IDS = _compiled_holders(*statements.COLUMNS).encode()
 _API_KEY_HOLDERS = _compiled_holders(*statements.API_KEY_COLUMNS, *statements.COLUMNS).encode()
 
 
 def _execute(connection: "psycopg.Connection", statement: str, rows: Sequence[Mapping[str, object]]) -> list[Any]:
-    if not rows:
-        return []
-    parameters = {"rows": msgspec.json.encode(rows).decode()}
-    return connection.execute(statement.encode(), parameters).fetchall()
+    return _sent(connection, statement, rows).fetchall() if rows else []
+
+
+def _sent(
+    connection: "psycopg.Connection", statement: str, rows: Sequence[Mapping[str, object]]
+) -> "psycopg.Cursor[Any]":
+    return connection.execute(statement.encode(), {"rows": msgspec.json.encode(rows).decode()})
 
 
 def _update(connection: "psycopg.Connection", updates: dict[int, UserUpdate], outcomes: dict[int, Outcome]) -> None:

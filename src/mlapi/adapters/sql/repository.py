@@ -3,19 +3,26 @@
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
-from sqlalchemy import bindparam, func, or_, select
+from sqlalchemy import Connection, bindparam, func, or_, select
 
+from mlapi.adapters.sql.audit import SqlAuditTrail
 from mlapi.adapters.sql.database import Database
-from mlapi.adapters.sql.statements import API_KEY_COLUMNS, COLUMNS, LARGEST_ID, api_key_of, can_exist, user_of
+from mlapi.adapters.sql.statements import API_KEY_COLUMNS, COLUMNS, api_key_of, can_exist, user_of
 from mlapi.adapters.sql.tables import api_keys, users
 from mlapi.domain.changes import Change, Outcome
 from mlapi.domain.credentials import ApiKey, Holder, Subject
 from mlapi.domain.errors import RepositoryUnavailableError, UserNotFoundError
-from mlapi.domain.model import User, UserId, UsernameKey
+from mlapi.domain.model import USER_ID_MAX, User, UserId, UsernameKey
 
 _SELECT = select(*COLUMNS).where(users.c.id == bindparam("by_id"))
 _SELECT_BY_KEY = select(*COLUMNS).where(users.c.username_key == bindparam("by_key"))
+_SELECT_BY_KEYS = select(users.c.username_key, *COLUMNS).where(
+    users.c.username_key.in_(bindparam("by_keys", expanding=True))
+)
+_KEYS = 1_000
+"""Keys in one statement. PostgreSQL takes 65,535 parameters, SQLite 32,766; more than this make it no faster."""
 
 _COUNT = select(func.count()).select_from(users)
 _SELECT_API_KEYS = (
@@ -38,6 +45,7 @@ class SqlUserRepository:
         self._database = database
         self._before_first_use = before_first_use
         self._opening = threading.Lock()
+        self.audit = SqlAuditTrail(database, self.open)
 
     def open(self) -> None:
         """Prepare the database unless that is done. Every other method begins with this.
@@ -77,9 +85,19 @@ class SqlUserRepository:
         row = self._database.read(lambda connection: connection.execute(_SELECT_BY_KEY, {"by_key": key}).one_or_none())
         return None if row is None else user_of(*row)
 
+    def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
+        self.open()
+        batches = [{"by_keys": keys[begin : begin + _KEYS]} for begin in range(0, len(keys), _KEYS)]
+
+        def rows(connection: Connection) -> list[Any]:
+            return [row for batch in batches for row in connection.execute(_SELECT_BY_KEYS, batch)]
+
+        found = {key: user_of(*row) for key, *row in self._database.read(rows)}
+        return [found.get(key) for key in keys]
+
     def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         self.open()
-        if after > LARGEST_ID:
+        if after > USER_ID_MAX:
             return []
         page = select(*COLUMNS).where(users.c.id > after).order_by(users.c.id).limit(limit)
         if enabled is not None:

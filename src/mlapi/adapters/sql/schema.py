@@ -6,17 +6,18 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.origin import is_origins
 from mlapi.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest revision. Held here as well as in the files, for alembic takes 0.4 s to import; a test compares them."""
 VERSION_TABLE = "mlapi_alembic_version"
 """Our own: the origin's ``alembic_version`` may be in the same database and stays as it is."""
 
-_ADVISORY_LOCK = 0x6D6C617069  # "mlapi" in ASCII
+ADVISORY_LOCK = 0x6D6C617069  # "mlapi" in ASCII
 
 
 def prepare_schema(database: Database, *, may_upgrade: bool) -> None:
@@ -44,13 +45,13 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
         ConfigurationError: if it is newer than this mlapi, or has tables that are not ours.
         RepositoryUnavailableError: if the database is away.
     """
-    from alembic import command  # noqa: PLC0415 - takes 0.4 s, and not while others wait for the lock
+    import alembic.command  # noqa: F401, PLC0415 - takes 0.4 s, and not while others wait for the lock
 
     with database.writing() as connection:  # on SQLite this is the lock already
         _lock(connection)
         before = current_revision(connection)
         _refuse_strange(connection, before)
-        command.upgrade(_alembic(connection), revision)
+        migrate(connection, revision)
         return before, current_revision(connection)
 
 
@@ -61,6 +62,20 @@ def downgrade(database: Database, revision: str) -> None:
     with database.writing() as connection:
         _lock(connection)
         command.downgrade(_alembic(connection), revision)
+
+
+def migrate(connection: Connection, revision: str) -> None:
+    """Bring the schema up to a revision in the transaction that has begun."""
+    from alembic import command  # noqa: PLC0415 - takes 0.4 s
+
+    command.upgrade(_alembic(connection), revision)
+
+
+def stamp(connection: Connection, revision: str) -> None:
+    """Say that the schema is at a revision, in the transaction that has begun."""
+    from alembic import command  # noqa: PLC0415 - takes 0.4 s
+
+    command.stamp(_alembic(connection), revision)
 
 
 def current_revision(connection: Connection) -> str | None:
@@ -75,11 +90,16 @@ def _lock(connection: Connection) -> None:
         # However long the other process or a large table takes.
         connection.execute(text("SET LOCAL lock_timeout = 0"))
         connection.execute(text("SET LOCAL statement_timeout = 0"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _ADVISORY_LOCK})
+        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
 
 
 def _refuse_strange(connection: Connection, revision: str | None) -> None:
     if revision is None:
+        if is_origins(connection):
+            raise ConfigurationError(
+                "the database has the table `users` of the application that mlapi takes the place of: run"
+                " `mlapi db adopt` to keep its users, or point database.url at an empty database"
+            )
         if inspect(connection).has_table("users"):
             raise ConfigurationError(
                 "the database has a table `users` that mlapi did not make: point database.url at an empty database"

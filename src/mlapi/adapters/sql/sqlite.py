@@ -17,7 +17,7 @@ from sqlalchemy.dialects.sqlite import insert
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from mlapi.adapters.sql import statements
-from mlapi.adapters.sql.tables import api_keys, users
+from mlapi.adapters.sql.tables import api_keys, audit, users
 from mlapi.domain.changes import (
     AddApiKey,
     ApiKeyChange,
@@ -76,6 +76,9 @@ _RECORD_USE = statements.compiled(
     _DIALECT,
 )
 _REMOVE_API_KEY = statements.compiled(delete(api_keys).where(_OF_KEY).returning(*statements.API_KEY_COLUMNS), _DIALECT)
+_INSERT_AUDIT = statements.compiled(
+    insert(audit).values(**{column.name: bindparam(column.name) for column in statements.AUDIT_COLUMNS}), _DIALECT
+)
 _HOLDER_OF_KEY = select(*statements.API_KEY_COLUMNS, *statements.COLUMNS).join_from(api_keys, users)
 _API_KEY_HOLDER = statements.compiled(_HOLDER_OF_KEY.where(_OF_KEY), _DIALECT)
 _API_KEY_HOLDERS = statements.compiled(_HOLDER_OF_KEY.where(api_keys.c.id.in_(_GIVEN)), _DIALECT)
@@ -148,11 +151,13 @@ def is_passing(_error: BaseException | None) -> bool:
 
 
 def apply(connection: sqlite3.Connection, changes: Sequence[Change]) -> list[Outcome]:
-    """Apply the changes in order in the transaction that has begun."""
-    return [
+    """Apply the changes in order in the transaction that has begun, and write what was done into the audit trail."""
+    outcomes = [
         _apply(connection, change) if isinstance(change, UserChange) else _apply_to_api_keys(connection, change)
         for change in changes
     ]
+    connection.executemany(_INSERT_AUDIT, map(_bound, statements.audit_rows(changes, outcomes)))
+    return outcomes
 
 
 def holders(connection: sqlite3.Connection, subjects: Sequence[Subject]) -> list[Holder | None]:

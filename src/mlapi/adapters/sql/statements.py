@@ -8,10 +8,12 @@ from datetime import datetime
 from typing import Any
 
 import attrs
-from sqlalchemy import ClauseElement, ColumnElement, Dialect, bindparam, case, delete, func, or_, select, true
+from sqlalchemy import ClauseElement, ColumnElement, Dialect, bindparam, case, delete, func, or_, select
 
-from mlapi.adapters.sql.tables import api_keys, users
+from mlapi.adapters.sql.tables import api_keys, audit, users
+from mlapi.domain.audit import audit_entry
 from mlapi.domain.changes import (
+    Change,
     ChangePassword,
     EndTokens,
     Outcome,
@@ -23,12 +25,10 @@ from mlapi.domain.changes import (
 )
 from mlapi.domain.credentials import ApiKey, ApiKeyHolder, ApiKeyId, Holder, Subject
 from mlapi.domain.errors import PasswordChangedError
-from mlapi.domain.model import EncryptedPassword, User, UserId
+from mlapi.domain.model import USER_ID_MAX, EncryptedPassword, User, UserId
 
 REMEMBERED = 10_000
 """Rows whose users or API keys are kept, about a kilobyte each."""
-
-LARGEST_ID = 2**63 - 1  # a signed 64-bit integer, in SQLite as in PostgreSQL
 
 COLUMNS = (
     users.c.id,
@@ -53,6 +53,18 @@ API_KEY_COLUMNS = (
 )
 """Of a row that becomes a `mlapi.domain.credentials.ApiKey`, in this order."""
 
+AUDIT_COLUMNS = (
+    audit.c.at,
+    audit.c.actor,
+    audit.c.action,
+    audit.c.user_id,
+    audit.c.api_key_id,
+    audit.c.outcome,
+    audit.c.request_id,
+)
+"""Of a row that becomes a `mlapi.domain.audit.AuditEntry`, and are named as its fields."""
+_AUDITED = tuple(column.name for column in AUDIT_COLUMNS)
+
 HOLDER = select(users.c.id).where(users.c.username_key == bindparam("username_key"))
 REMOVE = delete(users).where(users.c.id == bindparam("id")).returning(*COLUMNS)
 
@@ -63,7 +75,7 @@ def new_values(source: Callable[[str], ColumnElement[Any]]) -> dict[str, ColumnE
         "username": source("username"),
         "password": source("password"),
         "email": source("email"),
-        "enabled": true(),
+        "enabled": source("enabled"),
         "created_datetime": source("at"),
         "updated_datetime": source("at"),
         "username_key": source("username_key"),
@@ -142,17 +154,24 @@ def api_key_row(key: ApiKey) -> dict[str, Any]:
     return attrs.asdict(key)
 
 
+def audit_rows(changes: Sequence[Change], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+    """Return the values of `AUDIT_COLUMNS` for each change that the audit trail tells of."""
+    entries = map(audit_entry, changes, outcomes)
+    return [{name: getattr(entry, name) for name in _AUDITED} for entry in entries if entry is not None]
+
+
 def compiled(statement: ClauseElement, dialect: Dialect) -> str:
     """Return the SQL, with named parameters as the dialect writes them."""
     return str(statement.compile(dialect=dialect))
 
 
-def values_of(change: Register) -> dict[str, str]:
+def values_of(change: Register) -> dict[str, str | bool]:
     """Return the values of a new user but for the time, which each driver wants in its own form."""
     return {
         "username": change.username,
         "password": change.password.value,
         "email": change.email,
+        "enabled": change.enabled,
         "username_key": change.username_key,
         "epoch": change.token_epoch,
     }
@@ -176,7 +195,7 @@ def holders_of(
 
 def can_exist(user_id: UserId) -> bool:
     """Whether a database can hold the id at all; drivers raise for one that it cannot."""
-    return 0 < user_id <= LARGEST_ID
+    return 0 < user_id <= USER_ID_MAX
 
 
 def can_be_stored(key_id: str) -> bool:

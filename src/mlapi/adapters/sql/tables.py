@@ -71,6 +71,20 @@ attempts = Table(
     Column("expires_at", Double, nullable=False, index=True),  # seconds since 1970
 )
 
+audit = Table(
+    "mlapi_audit",
+    metadata,
+    Column("id", BigInteger().with_variant(Integer(), "sqlite"), Identity(), primary_key=True),
+    Column("at", UtcDateTime, nullable=False, index=True),
+    Column("actor", String, nullable=False),
+    Column("action", String, nullable=False),
+    Column("user_id", BigInteger, index=True),  # no foreign key: an entry outlives its user
+    Column("api_key_id", String),
+    Column("outcome", String, nullable=False),
+    Column("request_id", String),
+    sqlite_autoincrement=True,
+)
+
 key_check = Table(
     "mlapi_key_check",
     metadata,

@@ -1,8 +1,10 @@
 """How the commands talk: for people and for programs, and what is refused in one line."""
 
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import IO, Any
+from typing import IO, Any, NoReturn
 
 import click
 import msgspec
@@ -20,6 +22,42 @@ class Refused(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"mlapi: {self.message}", file=file, err=file is None)
+
+
+class OneLineGroup(click.Group):
+    """Commands whose every error is one line on standard error and an exit code.
+
+    Click's own are three lines and a usage; 2 is for what was typed wrongly, 1 for what the system refuses.
+    """
+
+    def main(self, *args: Any, **options: Any) -> NoReturn:
+        options["standalone_mode"] = False
+        try:
+            code: object = super().main(*args, **options)
+        except Refused as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            sys.exit(error.exit_code)
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx is not None else "mlapi"
+            _end(f"{error.format_message().rstrip('.').replace(chr(10), ' ')}; see `{path} --help`", error.exit_code)
+        except click.ClickException as error:
+            _end(error.format_message(), error.exit_code)
+        except click.Abort:
+            _end("interrupted", 130)  # as shells tell of SIGINT
+        except BrokenPipeError:  # whoever reads has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would tell of it again
+            sys.exit(1)
+        except OSError as error:
+            _end(f"{error.filename or 'the output'}: {error.strerror}", 1)
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _end(line: str, code: int) -> NoReturn:
+    click.echo(f"mlapi: {line}", err=True)
+    sys.exit(code)
 
 
 @contextmanager

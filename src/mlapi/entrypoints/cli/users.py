@@ -5,11 +5,10 @@ from collections.abc import Callable
 
 import click
 
-from mlapi.bootstrap import open_users
-from mlapi.config import load_settings
 from mlapi.domain.model import User
 from mlapi.entrypoints import wire
-from mlapi.entrypoints.cli.output import Refused, in_one_line, json_option, show
+from mlapi.entrypoints.cli.acting import opened_users
+from mlapi.entrypoints.cli.output import Refused, json_option, show
 from mlapi.service import Users
 
 _PAGE = 500
@@ -32,7 +31,7 @@ def about_one(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each user.")
 def users_list(*, enabled: bool | None, containing: str, as_json: bool) -> None:
     """List the users by rising id."""
-    with in_one_line(), open_users(load_settings()) as opened:
+    with opened_users() as opened:
         for user in opened.every_user(batch=_PAGE, enabled=enabled, containing=containing):
             _show(user, as_json=as_json)
 
@@ -41,7 +40,7 @@ def users_list(*, enabled: bool | None, containing: str, as_json: bool) -> None:
 @about_one
 def users_show(user: str, *, by_id: bool, as_json: bool) -> None:
     """Show one user."""
-    with in_one_line(), open_users(load_settings()) as opened:
+    with opened_users() as opened:
         _show(_found(opened, user, by_id=by_id), as_json=as_json)
 
 
@@ -52,7 +51,7 @@ def users_show(user: str, *, by_id: bool, as_json: bool) -> None:
 def users_add(username: str, email: str, *, as_json: bool) -> None:
     """Register a user. The password is asked for, or read from standard input."""
     password = _password()
-    with in_one_line(), open_users(load_settings()) as opened:
+    with opened_users() as opened:
         _show(opened.register(username=username, password=password, email=email), as_json=as_json)
 
 
@@ -74,7 +73,7 @@ def users_disable(user: str, *, by_id: bool, as_json: bool) -> None:
 @about_one
 def users_remove(user: str, *, by_id: bool, as_json: bool) -> None:
     """Remove a user for good, with his API keys."""
-    with in_one_line(), open_users(load_settings()) as opened:
+    with opened_users() as opened:
         _show(opened.remove(user_id=_found(opened, user, by_id=by_id).id), as_json=as_json)
 
 
@@ -83,13 +82,13 @@ def users_remove(user: str, *, by_id: bool, as_json: bool) -> None:
 def users_set_password(user: str, *, by_id: bool, as_json: bool) -> None:
     """Give a user another password, which ends his tokens. It is asked for, or read from standard input."""
     password = _password()
-    with in_one_line(), open_users(load_settings()) as opened:
+    with opened_users() as opened:
         user_id = _found(opened, user, by_id=by_id).id
         _show(opened.set_password(user_id=user_id, password=password), as_json=as_json)
 
 
 def _set_enabled(user: str, *, by_id: bool, as_json: bool, enabled: bool) -> None:
-    with in_one_line(), open_users(load_settings()) as opened:
+    with opened_users() as opened:
         user_id = _found(opened, user, by_id=by_id).id
         _show(opened.set_enabled(user_id=user_id, enabled=enabled), as_json=as_json)
 

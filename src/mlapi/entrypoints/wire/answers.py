@@ -1,15 +1,19 @@
 """What is answered to what: one function for each thing that was done, one table for all that is refused."""
 
 from collections.abc import Sequence
+from datetime import datetime
 from http import HTTPStatus
+from typing import Annotated, Literal
 
 import attrs
 import msgspec
 
+from mlapi.domain.audit import Action, AuditEntry, Result
 from mlapi.domain.credentials import ApiKey, IssuedToken
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     ConfigurationError,
+    FieldProblem,
     InvalidCredentialsError,
     InvalidFieldsError,
     InvalidTokenError,
@@ -34,34 +38,140 @@ _NOT_STORED = (("Cache-Control", "no-store"),)  # RFC 6749, 5.1: of an answer wi
 _ASK_FOR_TOKEN = ("WWW-Authenticate", "Bearer")  # RFC 9110, 11.6.1: of every 401
 
 
+# Numbers and texts are only described here: what is sent is not checked.
+_ID = msgspec.Meta(ge=1, description="Never given twice.", examples=[1], extra_json_schema={"format": "int64"})
+UserNumber = Annotated[int, _ID]
+Time = Annotated[datetime, msgspec.Meta(tz=True)]
+KeyNumber = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$", examples=["0123456789abcdef"])]
+Next = Annotated[int | None, msgspec.Meta(description="The `after` of the next page; null on the last one.")]
+
+
+class Sent(msgspec.Struct, frozen=True):
+    """What an answer says, in the order in which it says it. Never shown: there may be a token in it."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(...)"
+
+
+class Message(Sent, frozen=True):
+    """What was done, or why it was not."""
+
+    message: str
+
+
+class UserMessage(Message, frozen=True):
+    """What was done, or why it was not, and the user whom it is about."""
+
+    user_id: UserNumber
+
+
+class InvalidInput(Message, frozen=True):
+    """Every field at fault, with what it must be. No value is repeated."""
+
+    errors: Sequence[FieldProblem]
+
+
+class Token(Sent, frozen=True):
+    """What lets its user in, until it ends or he is shut out."""
+
+    token: str
+    token_type: Literal["bearer"]
+    expires_in: Annotated[int, msgspec.Meta(ge=1, description="Seconds.")]
+
+
+class ShownUser(Sent, frozen=True):
+    """A user, without a trace of his password. Times are in UTC."""
+
+    user_id: UserNumber
+    username: str
+    email: str
+    enabled: bool
+    created_datetime: Time
+    updated_datetime: Time
+
+
+class UsersPage(Sent, frozen=True):
+    """Users by rising id."""
+
+    users: list[ShownUser]
+    next: Next
+
+
+class ShownApiKey(Sent, frozen=True):
+    """An API key, without what its bearer sends. Times are in UTC."""
+
+    key_id: KeyNumber
+    name: str
+    created_at: Time
+    expires_at: Time | None
+    last_used_at: Annotated[Time | None, msgspec.Meta(description="To the minute.")]
+
+
+class ApiKeys(Sent, frozen=True):
+    """The API keys of a user, the oldest first."""
+
+    keys: list[ShownApiKey]
+
+
+class NewApiKey(Sent, frozen=True):
+    """A new API key, with what its bearer sends: shown here and never again."""
+
+    message: str
+    key: Annotated[str, msgspec.Meta(pattern="^mlapi_[0-9a-f]{16}_[0-9a-f]{64}$")]
+    key_id: KeyNumber
+    name: str
+    created_at: Time
+    expires_at: Time | None
+    last_used_at: Time | None
+
+
+class ShownAuditEntry(Sent, frozen=True):
+    """One change, made or refused; who made it, and in which request. The time is in UTC."""
+
+    audit_id: Annotated[int, msgspec.Meta(ge=1)]
+    at: Time
+    actor: str
+    action: Action
+    user_id: Annotated[UserNumber | None, msgspec.Meta(description="Null where nobody can have been meant.")]
+    key_id: KeyNumber | None
+    outcome: Result
+    request_id: str | None
+
+
+class AuditPage(Sent, frozen=True):
+    """What was done, the newest first."""
+
+    entries: list[ShownAuditEntry]
+    next: Next
+
+
 @attrs.frozen
 class Answer:
     """An answer to send: its body is JSON."""
 
     status: HTTPStatus
-    body: bytes
+    body: bytes = attrs.field(repr=False)
     headers: tuple[tuple[str, str], ...] = ()
 
 
 def registered(user: User) -> Answer:
-    return _answer(HTTPStatus.CREATED, "User created successfully", user_id=user.id)
+    return _answer(HTTPStatus.CREATED, UserMessage("User created successfully", user.id))
 
 
 def permission_updated(user: User) -> Answer:
-    return _answer(HTTPStatus.OK, "User permission updated successfully", user_id=user.id)
+    return _answer(HTTPStatus.OK, UserMessage("User permission updated successfully", user.id))
 
 
 def removed(_user: User) -> Answer:
-    return _answer(HTTPStatus.OK, "User deleted successfully")
+    return _answer(HTTPStatus.OK, Message("User deleted successfully"))
 
 
 def token_issued(issued: IssuedToken) -> Answer:
-    body = {"token": issued.token, "token_type": "bearer", "expires_in": issued.expires_in}
-    return Answer(HTTPStatus.OK, msgspec.json.encode(body), _NOT_STORED)
+    return _answer(HTTPStatus.OK, Token(issued.token, "bearer", issued.expires_in), _NOT_STORED)
 
 
 def token_valid(_user: User) -> Answer:
-    return _answer(HTTPStatus.OK, "Token is valid")
+    return _answer(HTTPStatus.OK, Message("Token is valid"))
 
 
 def password_changed(_user: User) -> Answer:
@@ -69,38 +179,45 @@ def password_changed(_user: User) -> Answer:
 
 
 def tokens_ended(user: User) -> Answer:
-    return _answer(HTTPStatus.OK, "Tokens ended successfully", user_id=user.id)
+    return _answer(HTTPStatus.OK, UserMessage("Tokens ended successfully", user.id))
 
 
 def api_key_added(key: ApiKey, secret: str) -> Answer:
     """The only answer that ever shows what the bearer of a key sends."""
-    body = {"message": "Key created successfully", "key": secret, **_shown(key)}
-    return Answer(HTTPStatus.CREATED, msgspec.json.encode(body), _NOT_STORED)
+    shown = msgspec.structs.asdict(_shown(key))
+    return _answer(HTTPStatus.CREATED, NewApiKey("Key created successfully", secret, **shown), _NOT_STORED)
 
 
 def api_keys(keys: Sequence[ApiKey]) -> Answer:
-    return _shown_answer({"keys": [_shown(key) for key in keys]})
+    return _answer(HTTPStatus.OK, ApiKeys([_shown(key) for key in keys]), _NOT_STORED)
 
 
 def api_key_removed(_key: ApiKey) -> Answer:
-    return _answer(HTTPStatus.OK, "Key deleted successfully")
+    return _answer(HTTPStatus.OK, Message("Key deleted successfully"))
 
 
 def users_page(page: Sequence[User], *, more: bool) -> Answer:
     """Answer with users, and the id after which the next page begins, or null for the last one."""
-    return _shown_answer({"users": [shown_user(user) for user in page], "next": page[-1].id if more else None})
+    shown = UsersPage([shown_user(user) for user in page], page[-1].id if more else None)
+    return _answer(HTTPStatus.OK, shown, _NOT_STORED)
 
 
 def user(found: User) -> Answer:
-    return _shown_answer(shown_user(found))
+    return _answer(HTTPStatus.OK, shown_user(found), _NOT_STORED)
+
+
+def audit_page(entries: Sequence[AuditEntry], *, more: bool) -> Answer:
+    """Answer with entries, and the id after which the next page begins, or null for the last one."""
+    shown = AuditPage([_shown_entry(entry) for entry in entries], entries[-1].id if more else None)
+    return _answer(HTTPStatus.OK, shown, _NOT_STORED)
 
 
 def alive() -> Answer:
-    return _answer(HTTPStatus.OK, "Alive")
+    return _answer(HTTPStatus.OK, Message("Alive"))
 
 
 def ready() -> Answer:
-    return _answer(HTTPStatus.OK, "Ready")
+    return _answer(HTTPStatus.OK, Message("Ready"))
 
 
 STATUS_OF: dict[type[MlapiError], HTTPStatus] = {
@@ -143,49 +260,61 @@ def refused(error: MlapiError) -> Answer:
     """Return the answer to whatever our code raises on purpose."""
     status = STATUS_OF[type(error)]
     headers: list[tuple[str, str]] = [_ASK_FOR_TOKEN] if status == HTTPStatus.UNAUTHORIZED else []
-    more: dict[str, object] = {}
+    message = _MESSAGE_OF.get(type(error)) or str(error)
+    body = Message(message)
     match error:
         case InvalidFieldsError(problems=problems):
-            more["errors"] = [{"field": problem.field, "message": problem.message} for problem in problems]
+            body = InvalidInput(message, problems)
         case UserExistsError(user_id=holder):
-            more["user_id"] = holder
+            body = UserMessage(message, holder)
         case RepositoryUnavailableError(retry_after=seconds) | TooManyAttemptsError(retry_after=seconds):
             headers.append(("Retry-After", str(seconds)))
         case ConfigurationError():  # a database that came after the start, and is not the right one
             headers.append(("Retry-After", "10"))
-    return _answer(status, _MESSAGE_OF.get(type(error)) or str(error), headers=headers, **more)
+    return _answer(status, body, tuple(headers))
 
 
 def failed(status: int, headers: Sequence[tuple[str, str]] = ()) -> Answer:
     """Return the answer to what a framework refuses by itself: no such path, no such method, an error of ours."""
-    return _answer(HTTPStatus(status), HTTPStatus(status).phrase, headers=headers)
+    return _answer(HTTPStatus(status), Message(HTTPStatus(status).phrase), tuple(headers))
 
 
-def _answer(status: HTTPStatus, message: str, *, headers: Sequence[tuple[str, str]] = (), **more: object) -> Answer:
-    return Answer(status, msgspec.json.encode({"message": message, **more}), tuple(headers))
+def shown_user(user: User) -> ShownUser:
+    return ShownUser(
+        user_id=user.id,
+        username=user.username,
+        email=user.email,
+        enabled=user.enabled,
+        created_datetime=user.created_datetime,
+        updated_datetime=user.updated_datetime,
+    )
 
 
-def _shown_answer(body: dict[str, object]) -> Answer:
-    """Answer with what is somebody's, and for nobody's cache."""
-    return Answer(HTTPStatus.OK, msgspec.json.encode(body), _NOT_STORED)
+_encode = msgspec.json.Encoder().encode
 
 
-def shown_user(user: User) -> dict[str, object]:
-    return {
-        "user_id": user.id,
-        "username": user.username,
-        "email": user.email,
-        "enabled": user.enabled,
-        "created_datetime": user.created_datetime,
-        "updated_datetime": user.updated_datetime,
-    }
+def _answer(status: HTTPStatus, body: Sent, headers: tuple[tuple[str, str], ...] = ()) -> Answer:
+    return Answer(status, _encode(body), headers)
 
 
-def _shown(key: ApiKey) -> dict[str, object]:
-    return {
-        "key_id": key.id,
-        "name": key.name,
-        "created_at": key.created_datetime,
-        "expires_at": key.expires_datetime,
-        "last_used_at": key.last_used_datetime,
-    }
+def _shown(key: ApiKey) -> ShownApiKey:
+    return ShownApiKey(
+        key_id=key.id,
+        name=key.name,
+        created_at=key.created_datetime,
+        expires_at=key.expires_datetime,
+        last_used_at=key.last_used_datetime,
+    )
+
+
+def _shown_entry(entry: AuditEntry) -> ShownAuditEntry:
+    return ShownAuditEntry(
+        audit_id=entry.id,
+        at=entry.at,
+        actor=entry.actor,
+        action=entry.action,
+        user_id=entry.user_id,
+        key_id=entry.api_key_id,
+        outcome=entry.outcome,
+        request_id=entry.request_id,
+    )

@@ -5,14 +5,16 @@ import re
 from collections.abc import AsyncIterable, Callable, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 from urllib.parse import parse_qsl
 
 import attrs
 import msgspec
 
+from mlapi.domain.audit import AuditId
+from mlapi.domain.credentials import API_KEY_NAME_MAX
 from mlapi.domain.errors import FieldProblem, InvalidFieldsError, InvalidTokenError, MlapiError
-from mlapi.domain.model import USERNAME_MAX, UserId, has_hidden
+from mlapi.domain.model import EMAIL_MAX, PASSWORD_MAX, USERNAME_MAX, UserId, has_hidden
 
 BODY_MAX = 16 * 1024
 """Bytes of a request body. Three fields at their longest take less than half of it in UTF-8."""
@@ -26,6 +28,63 @@ Headers = Sequence[tuple[bytes, bytes]]
 T = TypeVar("T")
 
 
+def _described(what: str, example: str, **schema: object) -> msgspec.Meta:
+    """Tell the description about a field. It is the core that checks, and names every field at fault at once."""
+    return msgspec.Meta(description=what, examples=[example], extra_json_schema=schema)
+
+
+Username = Annotated[
+    str,
+    _described(
+        "Without control, invisible or unassigned characters, and without white space at its ends. "
+        "Compared by NFKC and without case: `Ada` and `ADA` are one user.",
+        "ada",
+        format="username",
+        minLength=1,
+        maxLength=USERNAME_MAX,
+    ),
+]
+Password = Annotated[
+    str,
+    _described(
+        "Taken as it is. In production it has a least length, and the most common ones are refused.",
+        "difference engine",
+        format="password",
+        minLength=1,
+        maxLength=PASSWORD_MAX,
+    ),
+]
+Email = Annotated[
+    str,
+    _described(
+        "Checked for its form; users may share one.",
+        "ada@example.com",
+        format="idn-email",
+        minLength=3,
+        maxLength=EMAIL_MAX,
+    ),
+]
+ApiKeyName = Annotated[
+    str,
+    _described(
+        "What it is for. Without control or invisible characters, and not of white space alone.",
+        "nightly job",
+        format="visible-text",
+        minLength=1,
+        maxLength=API_KEY_NAME_MAX,
+    ),
+]
+# What is compared may be anything: it is right or wrong.
+KnownUsername = Annotated[str, _described("In whatever case or spelling.", "ada")]
+KnownPassword = Annotated[str, _described("As it was set.", "difference engine")]
+Expiry = Annotated[
+    datetime | None,
+    _described(
+        "When it ends: in the future, and with a zone. Null for never.", "2030-01-31T12:00:00Z", format="date-time"
+    ),
+]
+
+
 class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a request says. Never shown: there may be a password in it."""
 
@@ -36,36 +95,36 @@ class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class RegisterUser(Body, frozen=True, forbid_unknown_fields=True):
     """The body of ``POST /register-user``."""
 
-    username: str
-    password: str
-    email: str
+    username: Username
+    password: Password
+    email: Email
 
 
 class LogIn(Body, frozen=True, forbid_unknown_fields=True):
     """The body of ``POST /token``."""
 
-    username: str
-    password: str
+    username: KnownUsername
+    password: KnownPassword
 
 
 class ChangePassword(Body, frozen=True, forbid_unknown_fields=True):
     """The body of ``PUT /users/me/password``."""
 
-    current: str
-    new: str
+    current: KnownPassword
+    new: Password
 
 
 class SetPassword(Body, frozen=True, forbid_unknown_fields=True):
     """The body of ``PUT /users/<id>/password``."""
 
-    password: str
+    password: Password
 
 
 class AddApiKey(Body, frozen=True, forbid_unknown_fields=True):
     """The body of ``POST /users/<id>/keys``."""
 
-    name: str
-    expires_at: datetime | None = None
+    name: ApiKeyName
+    expires_at: Expiry = None
 
 
 class RequestError(MlapiError):
@@ -206,6 +265,8 @@ def user_id(text: str) -> UserId:
 
 
 _BEFORE_ALL = UserId(0)
+PAGE_DEFAULT, PAGE_MAX = 100, 500
+"""Users or entries of a page."""
 
 
 @attrs.frozen(kw_only=True)
@@ -214,8 +275,17 @@ class UsersQuery:
 
     enabled: bool | None = None
     containing: str = attrs.field(default="", repr=False)
-    limit: int = 100
+    limit: int = PAGE_DEFAULT
     after: UserId = _BEFORE_ALL
+
+
+@attrs.frozen(kw_only=True)
+class AuditQuery:
+    """The query of ``GET /audit``."""
+
+    user_id: UserId | None = None
+    limit: int = PAGE_DEFAULT
+    after: AuditId | None = None
 
 
 def users_query(query: bytes) -> UsersQuery:
@@ -224,27 +294,26 @@ def users_query(query: bytes) -> UsersQuery:
     Raises:
         InvalidFieldsError: naming every parameter at fault.
     """
-    given: dict[str, list[str]] = {}
-    try:
-        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
-    except ValueError:  # not UTF-8, or too many
-        raise InvalidFieldsError((FieldProblem("query", "must be a few parameters in UTF-8"),)) from None
-    for name, value in pairs:
-        given.setdefault(name, []).append(value)
-    problems: list[tuple[str, str | None]] = [
-        (name, _QUERY[name](values[0]) if len(values) == 1 else "must be given once")
-        for name, values in given.items()
-        if name in _QUERY
-    ]
-    if given.keys() - _QUERY.keys():
-        problems.append(("query", f"must hold {', '.join(_QUERY)} and nothing else"))
-    InvalidFieldsError.raise_for(problems)
-    one = {name: values[0] for name, values in given.items()}
+    given = _parameters(query, USERS_PARAMETERS)
     return UsersQuery(
-        enabled=permission(one["enabled"]) if "enabled" in one else None,
-        containing=one.get("q", ""),
-        limit=int(one.get("limit", "100")),
-        after=user_id(one.get("after", "0")),
+        enabled=permission(given["enabled"]) if "enabled" in given else None,
+        containing=given.get("q", ""),
+        limit=int(given.get("limit", PAGE_DEFAULT)),
+        after=user_id(given.get("after", "0")),
+    )
+
+
+def audit_query(query: bytes) -> AuditQuery:
+    """Return which entries of the audit trail a query asks for.
+
+    Raises:
+        InvalidFieldsError: naming every parameter at fault.
+    """
+    given = _parameters(query, AUDIT_PARAMETERS)
+    return AuditQuery(
+        user_id=user_id(given["user_id"]) if "user_id" in given else None,
+        limit=int(given.get("limit", PAGE_DEFAULT)),
+        after=AuditId(user_id(given["after"])) if "after" in given else None,
     )
 
 
@@ -322,7 +391,7 @@ def _field_problems(value: object, shape: type[Any]) -> list[FieldProblem]:
         try:
             msgspec.convert(value[name], field.type)
         except msgspec.ValidationError:
-            problems.append(FieldProblem(name, f"must be {_NAMES[field.type]}"))
+            problems.append(FieldProblem(name, f"must be {_NAMES[_bare(field.type)]}"))
     unknown = len(value.keys() - fields.keys())
     if unknown:
         # Not by name, which may be anything: the password, if a client has swapped key and value.
@@ -330,15 +399,40 @@ def _field_problems(value: object, shape: type[Any]) -> list[FieldProblem]:
     return problems
 
 
+def _bare(kind: Any) -> object:  # noqa: ANN401 - any type
+    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+
+
 _NAMES: dict[object, str] = {str: "a string", datetime | None: "a time as in 2030-01-31T12:00:00Z, or null"}
 
 
-_PAGE_MAX = 500
+def _parameters(query: bytes, known: Mapping[str, Callable[[str], str | None]]) -> dict[str, str]:
+    """Return the parameters of a query.
+
+    Raises:
+        InvalidFieldsError: naming every one that is unknown, stands twice, or of which ``known`` tells what is wrong.
+    """
+    given: dict[str, list[str]] = {}
+    try:
+        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
+    except ValueError:  # not UTF-8, or too many
+        raise InvalidFieldsError((FieldProblem("query", "must be a few parameters in UTF-8"),)) from None
+    for name, value in pairs:
+        given.setdefault(name, []).append(value)
+    problems: list[tuple[str, str | None]] = [
+        (name, known[name](values[0]) if len(values) == 1 else "must be given once")
+        for name, values in given.items()
+        if name in known
+    ]
+    if given.keys() - known.keys():
+        problems.append(("query", f"must hold {', '.join(known)} and nothing else"))
+    InvalidFieldsError.raise_for(problems)
+    return {name: values[0] for name, values in given.items()}
 
 
 def _page_size_problem(text: str) -> str | None:
-    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(_PAGE_MAX))
-    return None if is_number and 0 < int(text) <= _PAGE_MAX else f"must be from 1 to {_PAGE_MAX}"
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(PAGE_MAX))
+    return None if is_number and 0 < int(text) <= PAGE_MAX else f"must be from 1 to {PAGE_MAX}"
 
 
 def _search_problem(text: str) -> str | None:
@@ -347,9 +441,18 @@ def _search_problem(text: str) -> str | None:
     return "must hold no control or invisible characters" if has_hidden(text) else None
 
 
-_QUERY: dict[str, Callable[[str], str | None]] = {
+def _id_problem(text: str) -> str | None:
+    return None if text.isascii() and text.isdigit() else "must be ASCII digits"
+
+
+USERS_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "enabled": lambda text: None if text in {"0", "1"} else "must be 0 or 1",
     "q": _search_problem,
     "limit": _page_size_problem,
-    "after": lambda text: None if text.isascii() and text.isdigit() else "must be ASCII digits",
+    "after": _id_problem,
+}
+AUDIT_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
+    "user_id": _id_problem,
+    "limit": _page_size_problem,
+    "after": _id_problem,
 }

@@ -1,8 +1,12 @@
 """The two password ciphers, both on cryptography's Fernet and one list of keys: the first writes, all of them read.
 
-A stored value is either ``<fernet token>``, the origin's, whose plaintext is password + salt, or
-``<fernet token>|argon2id``, whose plaintext is an argon2id hash, with the id of the salt before it. The tag stands
-outside the token, so that no password can pass for a hash. Both ciphers read both kinds.
+A stored value is one of three, and both ciphers read them all:
+
+- ``<fernet token>``, the origin's, whose plaintext is password + salt;
+- ``<fernet token>|argon2id``, whose plaintext is an argon2id hash, with the id of the salt before it;
+- ``<fernet token>|foreign``, whose plaintext is a hash that another system has made without our salt.
+
+The tag stands outside the token, so that no password can pass for a hash.
 """
 
 import hashlib
@@ -15,9 +19,11 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
+from mlapi.adapters.fernet import foreign
+from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.model import EncryptedPassword
 
-_HASHED = "|argon2id"
+_HASHED, _FOREIGN = "|argon2id", "|foreign"
 # Cost: OWASP Password Storage Cheat Sheet, argon2id with 19 MiB, two passes, one lane. Lengths of salt and hash in
 # bytes: RFC 9106, 4.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, salt_len=16, hash_len=32)
@@ -42,6 +48,25 @@ class _OfKeysAndSalts:
         """Whether only a salt after the first makes it known again."""
         return self._secret.needs_older_salt(encrypted)
 
+    def adopted_hash(self, text: object) -> EncryptedPassword:
+        """Return what to store for a hash that another system has made: argon2 or bcrypt, without our salt.
+
+        Raises:
+            InvalidFieldsError: for the field ``password_hash``, if it is neither, or too costly to check at a log-in.
+        """
+        InvalidFieldsError.raise_for([("password_hash", foreign.hash_problem(text))])
+        return EncryptedPassword(self._secret.seal(str(text)) + _FOREIGN)
+
+    def adopted_value(self, value: object) -> EncryptedPassword:
+        """Return a stored password that the origin or mlapi has made with these keys and salts, under the newest key.
+
+        Raises:
+            InvalidFieldsError: for the field ``stored_password``, if it was made with others, or is damaged.
+        """
+        InvalidFieldsError.raise_for([("stored_password", self._secret.value_problem(value))])
+        encrypted = EncryptedPassword(str(value))
+        return self.renewed(encrypted) or encrypted  # nothing looks again whether an older key is in use
+
 
 class FernetCipher(_OfKeysAndSalts):
     """The origin's scheme to the letter, ``Fernet(password + salt)``: whoever holds the key reads every password.
@@ -53,26 +78,34 @@ class FernetCipher(_OfKeysAndSalts):
         salts: the first is appended to every password, all are known again.
     """
 
-    is_costly = False
+    def __init__(self, keys: Sequence[str], *salts: str) -> None:
+        super().__init__(keys, *salts)
+        self._has_met_hash = False
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether there are hashes among the stored values, as far as is known: those take 20 ms to a second."""
+        return self._has_met_hash
 
     def encrypt(self, password: str) -> EncryptedPassword:
         return EncryptedPassword(self._secret.seal(password + self._secret.salts[0]))
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
-        token, hashed = _untagged(self._decoy if encrypted is None else encrypted)
+        token, tag = _untagged(self._decoy if encrypted is None else encrypted)
         plaintext = self._secret.open(token)
         if plaintext is None:
             return False
-        compare = self._secret.hash_matches if hashed else self._secret.is_origins
-        return compare(password, plaintext) and encrypted is not None
+        if tag:
+            self._has_met_hash = True
+        return self._secret.is_made_of(password, plaintext, tag) and encrypted is not None
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Whether an older key or salt is in it. A hash of the other cipher is never turned back into this scheme."""
-        token, hashed = _untagged(encrypted)
+        """Whether an older key or salt is in it. A hash, whosever, is never turned into what can be read back."""
+        token, tag = _untagged(encrypted)
         plaintext = self._secret.open(token)
         if plaintext is None:
             return False
-        return self._secret.is_of_older_key(token) or not (hashed or plaintext.endswith(self._secret.salts[0]))
+        return self._secret.is_of_older_key(token) or not (tag or plaintext.endswith(self._secret.salts[0]))
 
     @cached_property
     def _decoy(self) -> EncryptedPassword:
@@ -101,21 +134,22 @@ class HashingFernetCipher(_OfKeysAndSalts):
         return EncryptedPassword(self._secret.seal(self._secret.hashed(password)) + _HASHED)
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
-        token, hashed = _untagged(self._decoy if encrypted is None else encrypted)
+        token, tag = _untagged(self._decoy if encrypted is None else encrypted)
         plaintext = self._secret.open(token)
-        if plaintext is not None and hashed:
+        if plaintext is not None and tag == _HASHED:
             return self._secret.hash_matches(password, plaintext) and encrypted is not None
-        # The cost of a hash all the same: that a value is old or damaged must not show in the time of an answer.
+        # The cost of a hash all the same: that a value is old or damaged must not show in the time of an answer. One
+        # from elsewhere costs what it costs there besides, for right and wrong passwords alike.
         self._secret.hash_matches(password, self._decoy_hash)
-        return plaintext is not None and self._secret.is_origins(password, plaintext)
+        return plaintext is not None and self._secret.is_made_of(password, plaintext, tag)
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Whether the origin's scheme, an older key or salt, or other argon2id parameters made it."""
-        token, hashed = _untagged(encrypted)
+        """Whether another scheme or system, an older key or salt, or other parameters of argon2id made it."""
+        token, tag = _untagged(encrypted)
         plaintext = self._secret.open(token)
         if plaintext is None:
             return False
-        return not hashed or self._secret.is_of_older_key(token) or self._secret.is_of_older_make(plaintext)
+        return tag != _HASHED or self._secret.is_of_older_key(token) or self._secret.is_of_older_make(plaintext)
 
 
 def key_fingerprint(key: str, salt: str) -> str:
@@ -139,11 +173,33 @@ class _Secret:
 
     def open(self, token: str) -> str | None:
         """Return the plaintext, or None and one log line if no key opens it."""
+        plaintext = self._opened(token)
+        if plaintext is None:
+            _logger.warning("a stored password cannot be read: wrong key or damaged value; it matches nothing")
+        return plaintext
+
+    def _opened(self, token: str) -> str | None:
         try:
             return self._fernet.decrypt(token.encode()).decode()
         except (InvalidToken, ValueError):  # ValueError: characters or bytes that no key of ours has written
-            _logger.warning("a stored password cannot be read: wrong key or damaged value; it matches nothing")
             return None
+
+    def value_problem(self, value: object) -> str | None:
+        """What is wrong with a stored value that somebody brings along, or None."""
+        if not isinstance(value, str):
+            return "must be a string"
+        token, tag = _untagged(EncryptedPassword(value))
+        plaintext = self._opened(token)
+        if plaintext is None:
+            return "cannot be read with secrets.key: it was made with another key, or is damaged"
+        if tag == _FOREIGN:
+            return foreign.hash_problem(plaintext)
+        is_of_known_salt = (
+            plaintext.partition("$")[0] in self._salt_of_id
+            if tag == _HASHED
+            else any(plaintext.endswith(salt) for salt in self.salts)
+        )
+        return None if is_of_known_salt else "was made with a salt that is not in secrets.salt"
 
     def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
         token, _ = _untagged(encrypted)
@@ -154,12 +210,12 @@ class _Secret:
         )
 
     def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
-        token, hashed = _untagged(encrypted)
+        token, tag = _untagged(encrypted)
         plaintext = self.open(token)
-        if plaintext is None:
+        if plaintext is None or tag == _FOREIGN:
             return False
         newest = self.salts[0]
-        if hashed:
+        if tag == _HASHED:
             return self._salt_of_id.get(plaintext.partition("$")[0]) != newest
         return not plaintext.endswith(newest)
 
@@ -172,7 +228,18 @@ class _Secret:
             return True
         return False
 
-    def is_origins(self, password: str, plaintext: str) -> bool:
+    def is_made_of(self, password: str, plaintext: str, tag: str) -> bool:
+        """Whether the plaintext of a stored value with that tag, or with none, was made of a password."""
+        if tag == _HASHED:
+            return self.hash_matches(password, plaintext)
+        if tag != _FOREIGN:
+            return self._is_origins(password, plaintext)
+        if foreign.hash_problem(plaintext) is not None:
+            _logger.warning("a stored password holds no hash that can be checked; it matches nothing")
+            return False
+        return foreign.is_made_of(_encoded(password), plaintext)
+
+    def _is_origins(self, password: str, plaintext: str) -> bool:
         plain, given = plaintext.encode(), _encoded(password)
         return any([hmac.compare_digest(plain, given + salt.encode()) for salt in self.salts])  # noqa: C419 - all of them
 
@@ -199,9 +266,12 @@ def _encoded(password: str) -> bytes:
     return password.encode("utf-8", "surrogatepass")  # a lone surrogate is no password, but asking is no error
 
 
-def _untagged(encrypted: EncryptedPassword) -> tuple[str, bool]:
-    token = encrypted.value.removesuffix(_HASHED)
-    return token, token != encrypted.value
+def _untagged(encrypted: EncryptedPassword) -> tuple[str, str]:
+    """Return the Fernet token of a stored value and the tag behind it, which is empty for the origin's."""
+    for tag in (_HASHED, _FOREIGN):
+        if encrypted.value.endswith(tag):
+            return encrypted.value.removesuffix(tag), tag
+    return encrypted.value, ""
 
 
 def _peppered(password: str, salt: str) -> bytes:

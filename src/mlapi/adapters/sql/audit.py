@@ -1,0 +1,63 @@
+"""The audit trail in a table: read and purged here, written with each batch by `sqlite` and `postgresql`."""
+
+from collections.abc import Callable
+from datetime import datetime
+
+from sqlalchemy import Date, bindparam, delete, func, select, type_coerce
+
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.statements import AUDIT_COLUMNS, can_exist
+from mlapi.adapters.sql.tables import audit
+from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
+from mlapi.domain.model import USER_ID_MAX, UserId
+
+_DAY = type_coerce(func.date(audit.c.at), Date)
+_PER_DAY = (
+    select(_DAY, audit.c.action, func.count())
+    .where(audit.c.at >= bindparam("since"), audit.c.outcome == "done")
+    .group_by(_DAY, audit.c.action)
+    .order_by(_DAY, audit.c.action)
+)
+_OLDEST = (
+    select(audit.c.id)
+    .where(audit.c.at < bindparam("before"))
+    .order_by(audit.c.at, audit.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)  # another process purges too
+)
+_PURGE = delete(audit).where(audit.c.id.in_(_OLDEST))
+
+
+class SqlAuditTrail:
+    """An `AuditTrail` in SQLite or PostgreSQL.
+
+    Args:
+        database: where.
+        open_database: called before each use, see `SqlUserRepository.open`.
+    """
+
+    def __init__(self, database: Database, open_database: Callable[[], None]) -> None:
+        self._database = database
+        self._open = open_database
+
+    def page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
+        self._open()
+        page = select(audit.c.id, *AUDIT_COLUMNS).order_by(audit.c.id.desc()).limit(limit)
+        if after is not None:
+            page = page.where(audit.c.id < min(after, USER_ID_MAX))
+        if user_id is not None:
+            if not can_exist(user_id):
+                return []
+            page = page.where(audit.c.user_id == user_id)
+        rows = self._database.read(lambda connection: connection.execute(page).mappings().all())
+        return [AuditEntry(**row) for row in rows]  # columns are named as fields
+
+    def per_day(self, *, since: datetime) -> list[DailyCount]:
+        self._open()
+        rows = self._database.read(lambda connection: connection.execute(_PER_DAY, {"since": since}).all())
+        return [DailyCount(*row) for row in rows]
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        self._open()
+        with self._database.writing() as connection:
+            return connection.execute(_PURGE, {"before": before, "most": limit}).rowcount

@@ -1,0 +1,196 @@
+"""``mlapi doctor``: what is wrong with this installation, and what to do about it. Changes and makes nothing."""
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+import attrs
+import click
+
+from mlapi.adapters.sql import HEAD, sqlite_file
+from mlapi.bootstrap import DatabaseCheck, check_database, open_database, secrets_file
+from mlapi.config import Settings, completed, load_settings
+from mlapi.domain.errors import ConfigurationError, MlapiError
+from mlapi.domain.model import utc_now
+from mlapi.entrypoints.cli.database import problems_of
+from mlapi.entrypoints.cli.output import EXIT_REFUSED, json_option, show
+from mlapi.entrypoints.management import Management
+
+DRIFT = timedelta(seconds=30)
+"""Between two clocks, beyond which tokens of one machine would be refused or outlive their hour on another."""
+ROOM = 1024**3
+"""Bytes that should be free beside an SQLite file: its write-ahead log can grow as large as the changes of a backup."""
+
+State = Literal["ok", "warning", "problem"]
+
+_logger = logging.getLogger("mlapi")
+
+
+@attrs.frozen
+class Check:
+    """One thing that was looked at. The message says what is so, and what to do unless it is well."""
+
+    about: str
+    state: State
+    message: str
+
+
+@click.command("doctor")
+@json_option
+def doctor(*, as_json: bool) -> None:
+    """Look at configuration, secrets, management, database, schema, key and clock: what is wrong, and what to do.
+
+    Exits with 3 if there is a problem. A warning is for you to weigh.
+    """
+    checks = list(examined())
+    state: State = max((check.state for check in checks), key=_STATES.index)
+    lines = [f"{check.state:<8} {check.about:<14} {check.message}" for check in checks]
+    show("\n".join(lines), {"state": state, "checks": [attrs.asdict(check) for check in checks]}, as_json=as_json)
+    if state == "problem":
+        raise click.exceptions.Exit(EXIT_REFUSED)
+
+
+_STATES: list[State] = ["ok", "warning", "problem"]
+
+
+def examined() -> Iterator[Check]:
+    """Yield what is found; what depends on something that is wrong is left out."""
+    file = Path(os.environ.get("MLAPI_CONFIG") or "config.yml")
+    with _warnings() as warnings:
+        try:
+            settings = load_settings()
+        except ConfigurationError as error:
+            yield Check("configuration", "problem", str(error))
+            return
+    where = str(file) if file.exists() else "no config.yml"
+    yield Check("configuration", "ok", f"{where} and the environment; profile {settings.profile}")
+    for warning in warnings:
+        yield Check("configuration", "warning", warning)
+    yield from _secrets(settings)
+    yield from _access(settings)
+    yield from _database(settings)
+
+
+def _secrets(settings: Settings) -> Iterator[Check]:
+    try:
+        with open_database(settings) as database:
+            file = secrets_file(database)
+        known = completed(settings, file)
+    except ConfigurationError as error:
+        unmade = not settings.is_production and not settings.secrets.key
+        if unmade and not file.exists():
+            yield Check("secrets", "ok", f"none yet: the first start makes them in {file}")
+        else:
+            yield Check("secrets", "problem", str(error))
+        return
+    given = "the configuration" if settings.secrets.key else str(file)
+    yield Check("secrets", "ok", f"key and salt from {given}, closed to others; {len(known.secrets.key)} keys")
+
+
+def _access(settings: Settings) -> Iterator[Check]:
+    management = Management.of(settings)
+    yield Check("management", "ok", str(management).removeprefix("management: "))
+    if management.mode == "local":
+        yield Check(
+            "management",
+            "warning",
+            "behind a reverse proxy, set secrets.admin_token: `mlapi admin-token new`",
+        )
+    if settings.is_production and not settings.http.trusted_proxies:
+        yield Check(
+            "proxies",
+            "warning",
+            "none is trusted: behind a proxy, name it in http.trusted_proxies, or all clients are one address",
+        )
+    if settings.passwords.scheme == "fernet":
+        yield Check(
+            "passwords",
+            "warning",
+            "passwords.scheme is fernet: whoever holds the key can read every password; leave it out for argon2id",
+        )
+    if settings.metrics.open:
+        yield Check("metrics", "warning", "metrics.open: whoever reaches the port reads how often what was done")
+
+
+def _database(settings: Settings) -> Iterator[Check]:
+    try:
+        with open_database(settings) as database:
+            file = sqlite_file(database.engine.url)
+        if file is not None and not file.exists():
+            yield from _folder(file)
+            return
+        check = check_database(settings)
+    except MlapiError as error:
+        yield Check("database", "problem", f"{error}; is database.url right, and does it run?")
+        return
+    found = check.found
+    kind = "PostgreSQL" if file is None else str(file)
+    problems = list(problems_of(check))
+    for problem in problems:
+        yield Check("database", "problem", problem)
+    if not problems:
+        yield Check("database", "ok", f"{kind}: {found.users} users, schema at revision {HEAD}, and the key fits")
+    if file is not None:
+        yield from _folder(file)
+    yield from _clock(check)
+
+
+def _folder(file: Path) -> Iterator[Check]:
+    folder = file.parent
+    if not file.exists():
+        yield Check("database", "ok", f"none yet: the first start makes {file}")
+    if not os.access(folder, os.W_OK | os.X_OK) or (file.exists() and not os.access(file, os.W_OK)):
+        yield Check(
+            "database", "problem", f"{file} or its folder cannot be written to: give both to the account that serves"
+        )
+    free = shutil.disk_usage(folder).free
+    state: State = "ok" if free >= ROOM else "warning"
+    yield Check(
+        "disk", state, f"{free / 1024**3:.1f} GiB free in {folder}; there should be {ROOM / 1024**3:.0f} or more"
+    )
+
+
+def _clock(check: DatabaseCheck) -> Iterator[Check]:
+    now = utc_now()
+    apart = abs(now - check.found.clock) if check.found.clock is not None else timedelta()
+    latest = check.found.latest_change
+    if apart > DRIFT:
+        yield Check(
+            "clock",
+            "problem",
+            f"this machine's clock and the database's are {apart.total_seconds():.0f} s apart: set both by NTP",
+        )
+    elif latest is not None and latest > now + DRIFT:
+        yield Check(
+            "clock", "problem", f"the newest change is of {_shown(latest)}, and now it is {_shown(now)}: set the clock"
+        )
+    else:
+        yield Check("clock", "ok", f"{_shown(now)}")
+
+
+def _shown(instant: datetime) -> str:
+    return instant.isoformat(" ", "seconds").replace("+00:00", " UTC")
+
+
+@contextmanager
+def _warnings() -> Iterator[list[str]]:
+    """Gather what is warned of meanwhile, instead of showing it."""
+    gathered: list[str] = []
+
+    class Gathering(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            gathered.append(record.getMessage())
+
+    handler, propagated = Gathering(), _logger.propagate
+    _logger.addHandler(handler)
+    _logger.propagate = False
+    try:
+        yield gathered
+    finally:
+        _logger.removeHandler(handler)
+        _logger.propagate = propagated

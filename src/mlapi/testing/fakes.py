@@ -1,0 +1,97 @@
+"""Fakes that only a test wants: time that stands still, a database that is away, and somebody who shows a token."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import attrs
+
+from mlapi.access import Access
+from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
+from mlapi.domain.changes import Change, Outcome
+from mlapi.domain.credentials import ApiKey, Holder, Subject
+from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.model import User, UserId, UsernameKey, to_utc
+
+
+@attrs.define(eq=False)
+class SettableClock:
+    """A `Clock` that stands still until ``now`` is set, to an aware time.
+
+    >>> from datetime import timedelta
+    >>> clock = SettableClock()
+    >>> clock.now += timedelta(minutes=5)
+    >>> clock().isoformat()
+    '2026-11-24T12:05:00+00:00'
+    """
+
+    now: datetime = attrs.field(default=datetime(2026, 11, 24, 12, tzinfo=UTC), converter=to_utc)
+
+    def __call__(self) -> datetime:
+        return self.now
+
+
+class AwayAuditTrail:
+    """An `AuditTrail` whose database is away."""
+
+    def page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
+        raise RepositoryUnavailableError("away")
+
+    def per_day(self, *, since: datetime) -> list[DailyCount]:
+        raise RepositoryUnavailableError("away")
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        raise RepositoryUnavailableError("away")
+
+
+class AwayRepository:
+    """A `UserRepository` whose database is away: every method raises `RepositoryUnavailableError`."""
+
+    is_local = False
+    audit = AwayAuditTrail()
+
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+        raise RepositoryUnavailableError("away")
+
+    def get(self, user_id: UserId) -> User:
+        raise RepositoryUnavailableError("away")
+
+    def find(self, key: UsernameKey) -> User | None:
+        raise RepositoryUnavailableError("away")
+
+    def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
+        raise RepositoryUnavailableError("away")
+
+    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        raise RepositoryUnavailableError("away")
+
+    def count(self) -> int:
+        raise RepositoryUnavailableError("away")
+
+    def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:
+        raise RepositoryUnavailableError("away")
+
+    def api_keys(self, user_id: UserId) -> list[ApiKey]:
+        raise RepositoryUnavailableError("away")
+
+    def check(self) -> None:
+        raise RepositoryUnavailableError("away")
+
+
+@attrs.frozen
+class Visitor:
+    """Somebody who shows a token at the door, whether it lets him in or not."""
+
+    user: User
+    token: str = attrs.field(repr=False)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request of his carries."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+def visitor(access: Access, username: str) -> Visitor:
+    """Register a user and log him in."""
+    users = access.log_ins.users
+    user = users.register(username=username, password=f"password of {username}", email=f"{username}@example.com")
+    return Visitor(user, access.log_ins.log_in(username=username, password=f"password of {username}").token)

@@ -1,0 +1,291 @@
+"""Hashes that other systems have made: both ciphers check them, no log-in is held up by them, and they age out."""
+
+import time
+
+import bcrypt
+import pytest
+from argon2 import PasswordHasher, Type
+from cryptography.fernet import Fernet
+
+from mlapi import EncryptedPassword, FieldProblem, InvalidFieldsError
+from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
+from tests.conftest import KEY, OLDER_KEY, SALT
+
+LONG = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789chars after 72 are ignored"
+# Of the reference implementation of argon2 (test.c), of crypt_blowfish (wrapper.c), and of PHP's manual.
+PUBLISHED = {
+    "argon2i": ("password", "$argon2i$v=19$m=256,t=2,p=1$c29tZXNhbHQ$iekCn0Y3spW+sCcFanM2xBT63UP2sghkUoHLIUpWRS8"),
+    "argon2id": ("password", "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4"),
+    "argon2, 1.0": ("password", "$argon2i$m=256,t=2,p=1$c29tZXNhbHQ$/U3YPXYsSb3q9XxHvc0MLxur+GP960kN9j7emXX8zwY"),
+    "bcrypt": ("U*U*", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.VGOzA784oUp/Z0DY336zx7pLYAy0lwK"),
+    "bcrypt, empty": ("", "$2a$05$CCCCCCCCCCCCCCCCCCCCC.7uG0VCzI2bS7j6ymqJi9CdcdxiRTWNy"),
+    "bcrypt, long": (LONG, "$2a$05$abcdefghijklmnopqrstuu5s2v8.iXieOjg/.AySBTTZIIVFJeBui"),
+    "bcrypt, PHP": ("rasmuslerdorf", "$2y$10$.vGA1O9wmRjrwAVXD98HNOgsNpDczlqm3Jq7KnEd1rVAGv3Fykk1a"),
+}
+published = pytest.mark.parametrize(("password", "text"), PUBLISHED.values(), ids=PUBLISHED.keys())
+SALT_AND_TAG = "c2FsdHNhbHQ$hgQjBnBPoNjKVsH+gWUyeA"
+BCRYPT = "abcdefghijklmnopqrstuuPp7HPfoAs8I2dCQCQ/fW7zEJv8I8C8e"
+
+Kind = type[FernetCipher] | type[HashingFernetCipher]
+each_kind = pytest.mark.parametrize("kind", [FernetCipher, HashingFernetCipher])
+
+
+def bcrypted(password: bytes) -> str:
+    return bcrypt.hashpw(password, bcrypt.gensalt(4)).decode()
+
+
+@each_kind
+@published
+def test_a_published_hash_is_checked(kind: Kind, password: str, text: str) -> None:
+    cipher = kind([KEY], SALT)
+
+    stored = cipher.adopted_hash(text)
+
+    assert cipher.matches(password, stored)
+    assert not cipher.matches(f"x{password}", stored)
+    assert not cipher.matches(text, stored)
+
+
+def test_argon2d_is_checked() -> None:
+    cipher = FernetCipher([KEY], SALT)
+
+    stored = cipher.adopted_hash(PasswordHasher(1, 16, 2, type=Type.D).hash("secret"))
+
+    assert [cipher.matches(password, stored) for password in ("secret", "Secret")] == [True, False]
+
+
+def test_a_hash_from_elsewhere_is_encrypted_and_tagged() -> None:
+    _, text = PUBLISHED["bcrypt"]
+
+    stored = HashingFernetCipher([KEY], SALT).adopted_hash(text)
+
+    token, _, tag = stored.value.partition("|")
+    assert (Fernet(KEY).decrypt(token.encode()).decode(), tag) == (text, "foreign")
+
+
+def test_bcrypt_looks_at_72_bytes_also_where_these_end_in_a_character() -> None:
+    cipher = FernetCipher([KEY], SALT)
+    password = "x" * 71 + "é"
+
+    stored = cipher.adopted_hash(bcrypted(password.encode()[:72]))
+
+    assert cipher.matches(password, stored)
+    assert cipher.matches(password + "more", stored)
+    assert not cipher.matches("x" * 71, stored)
+
+
+@pytest.mark.parametrize("password", ["a\0a", "a\0", "\0", "\ud800"])
+def test_a_password_that_nobody_typed_matches_no_bcrypt_hash(password: str) -> None:
+    """One that holds a NUL, or is no Unicode. To bcrypt ``a`` and ``a``, NUL, ``a`` are one."""
+    cipher = FernetCipher([KEY], SALT)
+
+    assert not cipher.matches(password, cipher.adopted_hash(bcrypted(b"a")))
+    assert not cipher.matches(password, cipher.adopted_hash(bcrypted(b"a\0a")))
+
+
+@published
+def test_the_default_upgrades_it_at_the_next_log_in(password: str, text: str) -> None:
+    cipher = HashingFernetCipher([KEY], SALT)
+    stored = cipher.adopted_hash(text)
+
+    assert cipher.needs_upgrade(stored)
+    assert not cipher.needs_upgrade(cipher.encrypt(password))
+
+
+def test_the_reversible_scheme_never_takes_a_hash_back() -> None:
+    _, text = PUBLISHED["bcrypt"]
+    older, cipher = FernetCipher([OLDER_KEY], SALT), FernetCipher([KEY, OLDER_KEY], SALT)
+
+    assert not cipher.needs_upgrade(cipher.adopted_hash(text))
+    assert cipher.needs_upgrade(older.adopted_hash(text))
+
+
+def test_the_reversible_scheme_is_costly_once_it_has_met_a_hash() -> None:
+    """Or the event loop would wait for it."""
+    cipher = FernetCipher([KEY], SALT)
+    cheap, hashed = cipher.encrypt("secret"), cipher.adopted_hash(bcrypted(b"secret"))
+
+    cipher.matches("secret", cheap)
+    before = cipher.is_costly
+    cipher.matches("secret", hashed)
+
+    assert (before, cipher.is_costly) == (False, True)
+
+
+@each_kind
+def test_a_key_turns_over_under_it_and_no_salt_does(kind: Kind) -> None:
+    password, text = PUBLISHED["argon2id"]
+    stored = kind([OLDER_KEY], "another salt").adopted_hash(text)
+    cipher = kind([KEY, OLDER_KEY], SALT)
+
+    renewed = cipher.renewed(stored)
+
+    assert renewed is not None
+    assert renewed.value.endswith("|foreign")
+    assert cipher.renewed(renewed) is None
+    assert kind([KEY], SALT).matches(password, renewed)
+    assert not cipher.needs_older_salt(stored)
+    assert cipher.is_readable(stored)
+    assert not kind([KEY], SALT).is_readable(stored)
+
+
+@each_kind
+@pytest.mark.parametrize("tag", ["", "|argon2id"])
+def test_what_is_tagged_otherwise_matches_nothing(kind: Kind, tag: str) -> None:
+    password, text = PUBLISHED["argon2id"]
+    cipher = kind([KEY], SALT)
+
+    stored = EncryptedPassword(cipher.adopted_hash(text).value.replace("|foreign", tag))
+
+    assert not cipher.matches(password, stored)
+    assert not cipher.matches(text, stored)
+
+
+@each_kind
+def test_a_tagged_value_that_holds_no_such_hash_matches_nothing(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    """The password of a user of the origin's scheme may be a hash, and ends in the salt."""
+    cipher = kind([KEY], SALT)
+    _, text = PUBLISHED["bcrypt"]
+    stored = EncryptedPassword(FernetCipher([KEY], SALT).encrypt(text).value + "|foreign")
+
+    assert not cipher.matches("U*U*", stored)
+    assert caplog.messages == ["a stored password holds no hash that can be checked; it matches nothing"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "must be a string"),
+        ("", "must not be empty"),
+        ("$argon2id$" + "x" * 300, "must be at most 256 characters"),
+        ("$argon2id$\ud800", "must be valid Unicode, without lone surrogates"),
+        (
+            f"$argon2id$v=19$m=262145,t=1,p=1${SALT_AND_TAG}",
+            "must have, for argon2, a memory (m) of at most 262144 KiB",
+        ),
+        (f"$argon2id$v=19$m=8,t=21,p=1${SALT_AND_TAG}", "must have, for argon2, a time (t) of at most 20"),
+        (f"$argon2id$v=19$m=800,t=1,p=17${SALT_AND_TAG}", "must have, for argon2, a parallelism (p) of at most 16"),
+        (
+            f"$argon2id$v=19$m=262144,t=5,p=1${SALT_AND_TAG}",
+            "must have, for argon2, memory times time (m x t) of at most 1048576 KiB",
+        ),
+        (
+            f"$argon2id$v=19$m=15,t=1,p=2${SALT_AND_TAG}",
+            "must have, for argon2, a memory (m) of at least 8 KiB for each lane (p)",
+        ),
+        (
+            "$argon2i$m=8,t=1,p=1$c2Fs$hgQjBnBPoNjKVsH+gWUyeA",
+            "must have, for argon2, a salt of at least 8 bytes, in base64",
+        ),
+        (
+            "$argon2i$m=8,t=1,p=1$c2FsdHNhbHR$hgQjBnBPoNjKVsH+gWUyeA",
+            "must have, for argon2, a salt of at least 8 bytes, in base64",
+        ),
+        (
+            "$argon2d$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$8qybeA",
+            "must have, for argon2, a hash of at least 16 bytes, in base64",
+        ),
+        (
+            "$argon2d$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$8qybe",
+            "must have, for argon2, a hash of at least 16 bytes, in base64",
+        ),
+        (f"$2b$16${BCRYPT}", "must have a bcrypt cost of 4 to 15"),
+        (f"$2b$03${BCRYPT}", "must have a bcrypt cost of 4 to 15"),
+    ],
+)
+def test_a_hash_that_no_log_in_can_afford_is_refused(text: object, message: str) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        FernetCipher([KEY], SALT).adopted_hash(text)
+
+    assert refusal.value.problems == (FieldProblem("password_hash", message),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "secret",
+        "5f4dcc3b5aa765d61d8327deb882cf99",
+        "$1$salt$qJH7.N4xYta3aEG/dfqo/0",
+        f"$2x$04${BCRYPT}",
+        f"$2b$04${BCRYPT}\n",
+        f"$2b$04${BCRYPT}x",
+        f"$2b$04${BCRYPT[:21]}v{BCRYPT[22:]}",
+        f"$2b$04${BCRYPT[:-1]}f",
+        f"$2b$٠٤${BCRYPT}",
+        f"$argon2$v=19$m=8,t=1,p=1${SALT_AND_TAG}",
+        f"$argon2id$v=18$m=8,t=1,p=1${SALT_AND_TAG}",
+        f"$argon2id$v=19$m=08,t=1,p=1${SALT_AND_TAG}",
+        f"$argon2id$v=19$t=1,m=8,p=1${SALT_AND_TAG}",
+        f"$argon2id$v=19$m=8,t=1,p=1,keyid=x${SALT_AND_TAG}",
+        f"argon2$argon2id$v=19$m=8,t=1,p=1${SALT_AND_TAG}",
+    ],
+)
+def test_what_is_no_hash_of_these_is_refused_and_not_repeated(text: str) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        FernetCipher([KEY], SALT).adopted_hash(text)
+
+    assert refusal.value.problems == (
+        FieldProblem(
+            "password_hash",
+            "must be a hash of argon2 ($argon2id$..., $argon2i$..., $argon2d$...) or bcrypt"
+            " ($2a$..., $2b$..., $2y$...)",
+        ),
+    )
+
+
+@each_kind
+@pytest.mark.parametrize("made_by", [FernetCipher, HashingFernetCipher])
+def test_values_of_the_same_secrets_are_taken_as_they_are(kind: Kind, made_by: Kind) -> None:
+    stored = made_by([KEY], SALT).encrypt("secret")
+    foreign = made_by([KEY], SALT).adopted_hash(bcrypted(b"secret"))
+
+    assert [kind([KEY], SALT).adopted_value(value.value) for value in (stored, foreign)] == [stored, foreign]
+
+
+@each_kind
+def test_values_of_an_older_key_are_taken_under_the_newest(kind: Kind) -> None:
+    """Or the older key could be pruned, and they be lost."""
+    stored = kind([OLDER_KEY], SALT).encrypt("secret")
+
+    taken = kind([KEY, OLDER_KEY], SALT).adopted_value(stored.value)
+
+    assert kind([KEY], SALT).matches("secret", taken)
+
+
+@each_kind
+@pytest.mark.parametrize("made_by", [FernetCipher, HashingFernetCipher])
+def test_values_of_other_secrets_are_refused(kind: Kind, made_by: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    cipher = kind([KEY], SALT)
+    of_another_key = "cannot be read with secrets.key: it was made with another key, or is damaged"
+    refused = {
+        made_by([OLDER_KEY], SALT).encrypt("secret").value: of_another_key,
+        made_by([KEY], "another salt").encrypt("secret").value: "was made with a salt that is not in secrets.salt",
+        "damaged": of_another_key,
+        "\ud800": of_another_key,
+        FernetCipher([KEY], SALT).encrypt("x").value + "|foreign": None,
+    }
+
+    for value, message in refused.items():
+        with pytest.raises(InvalidFieldsError) as refusal:
+            cipher.adopted_value(value)
+        (problem,) = refusal.value.problems
+        assert problem.field == "stored_password"
+        assert message is None or problem.message == message
+    with pytest.raises(InvalidFieldsError, match="stored_password must be a string"):
+        cipher.adopted_value(7)
+    assert caplog.records == []
+
+
+def test_the_default_spends_a_hash_of_its_own_on_it_whatever_it_costs_there() -> None:
+    """A cheap hash must not tell by the time of an answer; a costly one does, until the next log-in of its user."""
+    cipher = HashingFernetCipher([KEY], SALT)
+    values = [cipher.encrypt("secret"), cipher.adopted_hash(bcrypted(b"secret")), None]
+
+    def cost(password: str, value: EncryptedPassword | None) -> float:
+        begin = time.process_time()
+        for _ in range(3):
+            cipher.matches(password, value)
+        return time.process_time() - begin
+
+    costs = [cost(password, value) for value in values for password in ("secret", "another")]
+    assert min(costs) > max(costs) / 10

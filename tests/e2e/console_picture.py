@@ -1,0 +1,134 @@
+"""Takes the picture of the console in the README: ``python -m tests.e2e.console_picture``, which needs Chromium.
+
+With a folder as its argument it puts pictures of every page there instead: light, dark, and as wide as a telephone.
+"""
+
+import random
+import sys
+import tempfile
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal
+
+from playwright.sync_api import Browser, ViewportSize
+
+from mlapi import UserId, Users
+from mlapi.adapters.memory import PlainCipher
+from mlapi.bootstrap import open_users
+from mlapi.config import load_settings
+from tests.e2e.browser import running_browser
+from tests.e2e.server import ROOT, Server
+
+PICTURE = ROOT / "docs" / "console.png"
+PEOPLE = (
+    ("ada.lovelace", "ada@analytical.example"),
+    ("alan.turing", "turing@bletchley.example"),
+    ("grace.hopper", "grace@navy.example"),
+    ("katherine.johnson", "kj@langley.example"),
+    ("edsger.dijkstra", "edsger@eindhoven.example"),
+    ("barbara.liskov", "liskov@mit.example"),
+    ("claude.shannon", "claude@bell-labs.example"),
+    ("radia.perlman", "radia@sun.example"),
+    ("karen.spärck-jones", "ksj@cam.example"),
+    ("tony.hoare", "tony@oxford.example"),
+    ("frances.allen", "fran@ibm.example"),
+    ("nightly-batch", "ml-platform@example.com"),
+)
+SHUT_OUT = ("edsger.dijkstra", "tony.hoare")
+DAYS = 30
+LOOKS: tuple[tuple[str, int, Literal["light", "dark"]], ...] = (
+    ("light", 1280, "light"),
+    ("dark", 1280, "dark"),
+    ("phone", 320, "light"),
+    ("phone-dark", 320, "dark"),
+)
+
+
+def fill(folder: Path) -> None:
+    """Make the database of a service in a folder: people who stayed, and others who came and went lately."""
+    chance = random.Random(7)  # so that it is the same picture but for its dates
+    now = at = datetime.now(UTC).replace(hour=9, minute=30)
+    url = f"sqlite:///{folder}/mlapi.db"
+    with open_users(load_settings(environ={"MLAPI_DATABASE__URL": url})) as opened:
+        users = Users(opened.repository, PlainCipher(), clock=lambda: at)
+        people = list(PEOPLE)
+        leaving: dict[int, list[UserId]] = {}
+        """By the day on which they are removed."""
+        for day in range(DAYS):
+            at = now - timedelta(days=DAYS - 1 - day)
+            for number in range(min((DAYS - 1 - day) // 2, chance.randint(0, 3) + day // 6)):
+                guest = f"guest-{day}-{number}"
+                made = users.register(username=guest, password="-", email=f"{guest}@example.com")
+                leaving.setdefault(min(day + chance.randint(1, 9), DAYS - 1), []).append(made.id)
+            for name, email in people[: day % 2] if day < DAYS - 2 else people:
+                users.register(username=name, password="-", email=email)
+                people = people[1:]
+            for user_id in leaving.pop(day, []):
+                users.remove(user_id=user_id)
+        for name in SHUT_OUT:
+            users.set_enabled(user_id=_id(users, name), enabled=False)
+        users.add_api_key(user_id=_id(users, "nightly-batch"), name="nightly scoring job")
+        users.add_api_key(user_id=_id(users, "nightly-batch"), name="backfill", expires=now + timedelta(days=90))
+
+
+def take_picture(browser: Browser, base: str, file: Path) -> None:
+    context = browser.new_context(viewport=ViewportSize(width=1280, height=800))
+    page = context.new_page()
+    page.goto(f"{base}/console")
+    page.screenshot(path=file, full_page=True)
+    context.close()
+
+
+def take_all(browser: Browser, base: str, folder: Path) -> None:
+    for name, width, scheme in LOOKS:
+        context = browser.new_context(viewport=ViewportSize(width=width, height=800), color_scheme=scheme)
+        page = context.new_page()
+        page.goto(f"{base}/console")
+        address = page.get_by_role("link", name="nightly-batch").get_attribute("href")
+        for title, path in {
+            "users": "/console",
+            "none": "/console?q=nobody",
+            "add": "/console/users/new",
+            "user": address,
+            "remove": f"{address}/remove",
+            "activity": "/console/activity",
+        }.items():
+            page.goto(f"{base}{path}")
+            page.screenshot(path=folder / f"{title}-{name}.png", full_page=True)
+        page.goto(f"{base}/console/users/new")
+        page.get_by_label("Username").fill("ada.lovelace ")
+        page.get_by_label("E-mail address").fill("ada")
+        page.get_by_label("Password").fill(" ")
+        page.get_by_role("button", name="Add user").click()
+        page.screenshot(path=folder / f"wrong-{name}.png", full_page=True)
+        page.goto(f"{base}{address}")
+        page.get_by_label("Name of a new key").fill("weekly report")
+        page.get_by_role("button", name="Add key").click()
+        page.screenshot(path=folder / f"key-{name}.png", full_page=True)
+        page.goto(f"{base}/console")
+        page.get_by_role("button", name="Disable").first.click()
+        page.wait_for_selector("#status:not(:empty)")
+        page.screenshot(path=folder / f"said-{name}.png", full_page=True)
+        page.get_by_role("button", name="Enable ").first.click()
+        context.close()
+
+
+def _id(users: Users, name: str) -> UserId:
+    user = users.find(name)
+    assert user is not None
+    return user.id
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        fill(folder)
+        with Server(folder) as server, running_browser() as browser:
+            if len(sys.argv) > 1:
+                take_all(browser, server.base, Path(sys.argv[1]))
+            else:
+                take_picture(browser, server.base, PICTURE)
+
+
+if __name__ == "__main__":
+    main()

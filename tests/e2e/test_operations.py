@@ -1,0 +1,151 @@
+"""``mlapi serve`` and what its operators see: log lines without secrets, metrics of all workers, strict headers."""
+
+import json
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from mlapi.secret_files import new_key
+from tests.e2e.server import Serve, Server
+
+PASSWORD = "c4n4ry-p4ssw0rd"
+SALT = "c4n4ry-s4lt-of-the-house"
+ADMIN_TOKEN = "c4n4ry-4dm1n-t0k3n-0123456789"
+ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+ADA = {"username": "ada", "password": PASSWORD, "email": "c4n4ry@example.com"}
+
+
+def production(folder: Path) -> dict[str, str]:
+    return {
+        "MLAPI_PROFILE": "production",
+        "MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db",
+        "MLAPI_SECRETS__KEY": new_key(),
+        "MLAPI_SECRETS__SALT": SALT,
+        "MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN,
+        "MLAPI_PASSWORDS__SCHEME": "fernet",
+    }
+
+
+def lines_of(log: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in log.splitlines()]
+
+
+def use_everything(server: Server) -> list[str]:
+    """Show every kind of secret to a server, rightly and wrongly; return those that it made itself."""
+    base = server.base
+    requests.post(f"{base}/register-user", json=ADA, timeout=10)
+    requests.post(f"{base}/register-user?password={PASSWORD}", json={**ADA, "password": [PASSWORD]}, timeout=10)
+    requests.post(f"{base}/register-user", data=f'{{"password": "{PASSWORD}"', timeout=10)
+    requests.post(f"{base}/token", json={"username": "ada", "password": PASSWORD + "x"}, timeout=10)
+    token = requests.post(f"{base}/token", json={"username": "ada", "password": PASSWORD}, timeout=10).json()["token"]
+    user_id = requests.get(f"{base}/users", headers=ADMIN, timeout=10).json()["users"][0]["user_id"]
+    made = requests.post(f"{base}/users/{user_id}/keys", json={"name": "laptop"}, headers=ADMIN, timeout=10).json()
+    for secret in (token, made["key"]):
+        requests.get(f"{base}/token_status/{secret}", timeout=10)
+        requests.get(f"{base}/nowhere/{secret}?key={secret}", timeout=10)
+        requests.get(f"{base}/token_status", headers={"Authorization": f"Bearer {secret}"}, timeout=10)
+    requests.get(f"{base}/users", headers={"Authorization": f"Bearer {ADMIN_TOKEN}x"}, timeout=10)
+    requests.post(f"{base}/console/log-in", data={"token": ADMIN_TOKEN}, timeout=10)
+    requests.get(f"{base}/audit?user_id={PASSWORD}", headers=ADMIN, timeout=10)
+    return [token, made["key"]]
+
+
+@pytest.mark.parametrize("kind", [Serve, Server], ids=["mlapi serve", "uvicorn"])
+def test_every_line_in_production_is_json_and_none_holds_a_secret(tmp_path: Path, kind: type[Server]) -> None:
+    environ = production(tmp_path)
+    with kind(tmp_path, environ) as server:
+        made = use_everything(server)
+        answer = requests.put(f"{server.base}/toggle-user-permission/1/0", headers=ADMIN, timeout=10)
+    log = server.log
+
+    lines = [line for line in log.splitlines() if line.startswith("{")]
+    plain = [line for line in log.splitlines() if not line.startswith("{")]
+    assert kind is Server or plain == []  # uvicorn alone has written some before it asked us
+    assert all(line.startswith("INFO:") for line in plain)
+    accessed = [line for line in lines_of("\n".join(lines)) if line["logger"] == "uvicorn.access"]
+    assert accessed[-1] | {"time": "", "client": "", "message": ""} == {
+        "time": "",
+        "level": "info",
+        "logger": "uvicorn.access",
+        "message": "",
+        "request_id": answer.headers["x-request-id"],
+        "client": "",
+        "method": "PUT",
+        "path": "/toggle-user-permission/1/0",
+        "status": 200,
+    }
+    for secret in (PASSWORD, SALT, ADMIN_TOKEN, environ["MLAPI_SECRETS__KEY"], ADA["email"], *made):
+        assert secret not in log
+
+
+def test_any_worker_tells_the_metrics_of_all(tmp_path: Path) -> None:
+    with Serve(tmp_path, {}, "--workers", "2") as server:
+        for _ in range(40):
+            requests.get(f"{server.base}/users/7", timeout=10)  # each on a connection of its own
+        seen = {metric(server, "show_user", "404") for _ in range(10)}
+        workers = set(re.findall(r"Started server process \[(\d+)\]", server.log))
+
+    assert seen == {40.0}
+    assert len(workers) == 2
+
+
+def metric(server: Server, endpoint: str, status: str) -> float:
+    text = requests.get(f"{server.base}/metrics", timeout=10).text
+    (found,) = re.findall(rf'mlapi_requests_total{{endpoint="{endpoint}",method="GET",status="{status}"}} (.*)', text)
+    return float(found)
+
+
+def test_it_says_neither_what_it_is_nor_its_version(tmp_path: Path) -> None:
+    with Serve(tmp_path) as server:
+        raw = server.raw(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        broken = server.raw(b"NONSENSE\r\n\r\n")
+
+    assert b"200 OK" in raw
+    assert b"x-content-type-options: nosniff" in raw
+    for answer in (raw, broken):
+        assert b"server:" not in answer.lower()
+        assert b"uvicorn" not in answer.lower()
+
+
+def test_a_request_under_way_is_answered_before_it_ends(tmp_path: Path) -> None:
+    with Serve(tmp_path) as server, socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+        body = json.dumps(ADA).encode()
+        head = "POST /register-user HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+        connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
+        time.sleep(0.3)
+        assert server._process is not None
+        server._process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        connection.sendall(body[10:])
+        answer = connection.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 201 ")
+
+
+@pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["one process", "two workers"])
+def test_a_refused_start_is_one_line_and_exit_code_3(tmp_path: Path, options: tuple[str, ...]) -> None:
+    server = Serve(tmp_path, {"MLAPI_SECRETS__KEY": "short"}, *options)
+
+    code = server.run_until_it_ends()
+
+    assert code == 3
+    (line,) = server.log.splitlines()
+    assert line.startswith("mlapi: secrets.key is not a Fernet key")
+
+
+def test_an_address_that_is_taken_is_told_and_refused(tmp_path: Path) -> None:
+    with Serve(tmp_path) as first:
+        second = Serve(tmp_path)
+        second.port = first.port
+        code = second.run_until_it_ends()
+        log = second.log
+
+    assert code == 3
+    assert "address already in use" in log
+    assert "Traceback" not in log

@@ -1,0 +1,104 @@
+"""A page as a browser without JavaScript has it: its text, its links, and its forms to fill in and send."""
+
+from collections import Counter
+from html.parser import HTMLParser
+from urllib.parse import urljoin
+
+import attrs
+import httpx2
+
+_VOID = frozenset({"meta", "link", "input", "br", "hr"})
+
+
+@attrs.define
+class Form:
+    action: str
+    method: str
+    fields: dict[str, str] = attrs.field(factory=dict)
+    buttons: list[str] = attrs.field(factory=list)
+
+
+class Page(HTMLParser):
+    """Reads the answer that it is given, and goes on from there with the same client."""
+
+    def __init__(self, client: httpx2.Client, answer: httpx2.Response) -> None:
+        super().__init__()
+        self.client = client
+        self.answer = answer
+        self.forms: list[Form] = []
+        self.links: dict[str, str] = {}
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self._open: list[str] = []
+        self._text: list[tuple[str, str]] = []
+        self._form: Form | None = None
+        self._caught: list[str] | None = None
+        self._href = ""
+        self.feed(answer.text)
+        self.close()
+        assert self._open == [], "a tag is left open"
+
+    @property
+    def text(self) -> str:
+        """What is read, white space put together."""
+        return " ".join("".join(text for tag, text in self._text if tag not in {"title", "style"}).split())
+
+    @property
+    def ids(self) -> Counter[str]:
+        return Counter(attributes["id"] for _tag, attributes in self.tags if "id" in attributes)
+
+    def of(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    def follow(self, link: str) -> "Page":
+        return Page(self.client, self.client.get(urljoin(str(self.answer.url), self.links[link])))
+
+    def form(self, button: str) -> Form:
+        """Return the one form with a button of this name."""
+        (form,) = [form for form in self.forms if button in form.buttons]
+        return form
+
+    def send(self, button: str, **fields: str) -> "Page":
+        """Fill a form in and press its button, as a browser does."""
+        form = self.form(button)
+        assert fields.keys() <= form.fields.keys()
+        url, filled = urljoin(str(self.answer.url), form.action), {**form.fields, **fields}
+        if form.method == "get":
+            return Page(self.client, self.client.get(url, params=filled))
+        origin = f"{self.answer.url.scheme}://{self.answer.url.netloc.decode()}"
+        return Page(self.client, self.client.post(url, data=filled, headers={"origin": origin}))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = {name: value or "" for name, value in attrs}
+        assert len(given) == len(attrs), f"<{tag}> has an attribute twice"
+        self.tags.append((tag, given))
+        if tag not in _VOID:
+            self._open.append(tag)
+        if tag == "form":
+            self._form = Form(given["action"], given["method"])
+            self.forms.append(self._form)
+        elif tag in {"a", "button"}:
+            self._caught, self._href = [], given.get("href", "")
+        elif tag in {"input", "select"} and self._form is not None:
+            self._form.fields[given["name"]] = given.get("value", "")
+        elif tag == "option" and "selected" in given and self._form is not None:
+            self._form.fields[list(self._form.fields)[-1]] = given["value"]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag, f"</{tag}> closes something else"
+        if self._caught is not None and tag in {"a", "button"}:
+            name = " ".join("".join(self._caught).split())
+            if tag == "a":
+                self.links[name] = self._href
+            elif self._form is not None:
+                self._form.buttons.append(name)
+            self._caught = None
+        elif tag == "form":
+            self._form = None
+
+    def handle_data(self, data: str) -> None:
+        self._text.append((self._open[-1] if self._open else "", data))
+        if self._caught is not None:
+            self._caught.append(data)

@@ -1,0 +1,988 @@
+"""`mlapi db adopt`: a database of the origin becomes ours, whole or not at all."""
+
+import doctest
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import URL, inspect, text
+
+from mlapi import EncryptedPassword
+from mlapi.adapters.sql import Database, survey, upgrade
+from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE
+from mlapi.bootstrap import open_adoption, open_service, open_users, password_cipher
+from mlapi.config import load_settings
+from mlapi.domain.errors import ConfigurationError, InvalidCredentialsError
+from mlapi.entrypoints.cli import main
+from tests.conftest import OLDER_KEY
+from tests.origin_database import (
+    CREATE,
+    ORIGIN,
+    ROWS,
+    STORED,
+    add,
+    connected,
+    described,
+    everything,
+    execute,
+    make_origin,
+    row,
+)
+from tests.postgres_server import PostgresServer
+
+only_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+only_postgresql = pytest.mark.parametrize("url", ["postgres"], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the service, with its settings in the environment."""
+    monkeypatch.chdir(tmp_path)
+    for name, value in environment(url).items():
+        monkeypatch.setenv(name, value)
+    return tmp_path
+
+
+def environment(url: URL) -> dict[str, str]:
+    return {
+        "MLAPI_DATABASE__URL": url.render_as_string(hide_password=False),
+        "MLAPI_SECRETS__KEY": ORIGIN["key"],
+        "MLAPI_SECRETS__SALT": ORIGIN["salt"],
+        "MLAPI_PASSWORDS__SCHEME": "fernet",  # cheap
+    }
+
+
+def adopt(*options: str) -> Result:
+    return CliRunner().invoke(main, ["db", "adopt", *options])
+
+
+def adopt_all(*options: str) -> Result:
+    result = adopt("--rename-duplicates", "--rename-invalid", "--lock-passwordless", *options)
+    assert (result.exit_code, result.stderr) == (0, "")
+    return result
+
+
+def content(url: URL) -> list[dict[str, Any]]:
+    with connected(url) as connection:
+        return [dict(each) for each in connection.execute(text("SELECT * FROM users ORDER BY id")).mappings()]
+
+
+def names(url: URL) -> dict[int, tuple[str, str]]:
+    return {each["id"]: (each["username"], each["username_key"]) for each in content(url)}
+
+
+def test_every_user_of_the_origin_logs_in_afterwards(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_origin(url)
+    monkeypatch.delenv("MLAPI_PASSWORDS__SCHEME")
+
+    result = adopt()
+
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout.splitlines()[-1] == f"adopted 10 users; schema: revision {HEAD}"
+    assert [each["password"] for each in content(url)] == [each["password"] for each in ROWS]
+    with open_service(load_settings()) as service:
+        for each in ORIGIN["rows"]:
+            enabled = service.users.set_enabled(user_id=each["id"], enabled=True)
+            service.access.log_ins.log_in(username=each["username"].upper(), password=each["plaintext"])
+            assert enabled.username == each["username"]
+            with pytest.raises(InvalidCredentialsError):
+                service.access.log_ins.log_in(username=each["username"], password=each["plaintext"] + ORIGIN["salt"])
+        stored = [user.password.value for user in service.users.every_user()]
+    assert all(value.endswith("|argon2id") for value in stored)
+
+
+def test_every_row_id_and_time_is_kept(url: URL) -> None:
+    make_origin(url)
+
+    adopt_all()
+
+    with open_users(load_settings()) as users:
+        found = [
+            (
+                user.id,
+                user.username,
+                user.password.value,
+                user.email,
+                user.enabled,
+                user.created_datetime.isoformat(),
+                user.updated_datetime.isoformat(),
+            )
+            for user in users.every_user()
+        ]
+        epochs = {user.token_epoch for user in users.every_user()}
+    assert found == [
+        (
+            each["id"],
+            each["username"],
+            each["password"],
+            each["email"],
+            each["enabled"] is not False,
+            f"{each['created_datetime']}+00:00",
+            f"{each['updated_datetime']}+00:00",
+        )
+        for each in ROWS
+    ]
+    assert len(epochs) == len(ROWS)
+    assert {len(epoch) for epoch in epochs} == {16}
+
+
+@pytest.fixture
+def another_url(url: URL, request: pytest.FixtureRequest) -> Iterator[URL]:
+    """An empty database of the same kind."""
+    if url.get_backend_name() == "sqlite":
+        yield url.set(database=f"{url.database}.other")
+    else:
+        with request.getfixturevalue("postgres").new_database() as another:
+            yield another
+
+
+def test_the_schema_is_that_of_a_fresh_database(url: URL, another_url: URL) -> None:
+    with Database(another_url) as fresh:
+        upgrade(fresh)
+    make_origin(url)
+
+    adopt_all()
+
+    with connected(another_url) as connection:
+        expected = described(connection)
+    with connected(url) as connection:
+        adopted = described(connection)
+        assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "f03cfd316fe4"
+        assert connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}")) == HEAD
+    del adopted["alembic_version"]
+    for name in ("table alembic_version", "index sqlite_autoindex_alembic_version_1"):
+        adopted.pop(name, None)
+    assert adopted == expected
+
+
+def registered_id() -> int:
+    with open_users(load_settings()) as users:
+        return users.register(username="somebody new", password="p", email="a@example.com").id
+
+
+def test_an_empty_table_begins_with_the_first_id(url: URL) -> None:
+    make_origin(url, [])
+
+    assert adopt().stdout == f"users: 0\nadopted 0 users; schema: revision {HEAD}\n"
+    assert registered_id() == 1
+
+
+def test_the_ids_of_those_who_are_removed_are_not_given_again(url: URL) -> None:
+    make_origin(url, [row(5, "ada"), row(7, "bob")])
+
+    adopt()
+    with open_users(load_settings()) as users:
+        for user in list(users.every_user()):
+            users.remove(user_id=user.id)
+
+    assert registered_id() == 8
+
+
+@only_postgresql
+@pytest.mark.parametrize("owner", ["users.id", "NONE"])
+def test_ids_go_on_after_the_last_of_the_sequence_whoever_owns_it(url: URL, owner: str) -> None:
+    make_origin(url, [row(5, "ada")])
+    execute(url, f"ALTER SEQUENCE users_id_seq OWNED BY {owner}", "SELECT setval('users_id_seq', 9)")
+
+    adopt()
+
+    assert registered_id() == 10
+
+
+@only_postgresql
+@pytest.mark.parametrize("default", ["ADD GENERATED ALWAYS AS IDENTITY (START 9)", "SET DEFAULT 1", "DROP DEFAULT"])
+def test_ids_that_are_numbered_otherwise_are_numbered_as_ours(url: URL, default: str) -> None:
+    make_origin(url, [row(5, "ada")])
+    execute(url, "ALTER TABLE users ALTER id DROP DEFAULT", "DROP SEQUENCE users_id_seq")
+    execute(url, f"ALTER TABLE users ALTER id {default}")
+
+    result = adopt()
+
+    assert (result.exit_code, registered_id()) == (0, 6)
+
+
+@only_sqlite
+def test_sqlite_goes_on_after_the_largest_id_that_it_knows_of(url: URL) -> None:
+    create = CREATE["sqlite"].replace("NOT NULL", "PRIMARY KEY AUTOINCREMENT")
+    execute(url, create.replace(", PRIMARY KEY (id)", ", enabled BOOLEAN"))
+    with connected(url) as connection:
+        add(connection, [row(41, "ada")])
+        connection.exec_driver_sql("DELETE FROM users")
+
+    adopt()
+
+    assert registered_id() == 42
+
+
+def test_what_is_missing_and_harmless_is_filled_in(url: URL) -> None:
+    later = "2023-05-06 07:08:09.000010"
+    nothing = {"email": None, "enabled": None, "created_datetime": None, "updated_datetime": None}
+    rows = [
+        row(1, "ada", created_datetime=None, updated_datetime=later),
+        row(2, "bob", created_datetime=later, updated_datetime=None),
+        row(3, "cyd", **nothing),
+        row(4, "dan", email="nonsense"),
+    ]
+    make_origin(url, rows)
+
+    result = adopt()
+
+    assert result.exit_code == 0
+    with open_users(load_settings()) as users:
+        ada, bob, cyd, dan = users.every_user()
+    assert ada.created_datetime == ada.updated_datetime == bob.created_datetime == bob.updated_datetime
+    assert ada.created_datetime.isoformat(" ") == f"{later}+00:00"
+    assert (cyd.email, cyd.enabled, dan.email) == ("", True, "nonsense")
+    assert cyd.created_datetime == cyd.updated_datetime > ada.created_datetime
+    assert result.stdout.splitlines() == [
+        "users: 4",
+        "e-mail addresses that nobody may register with: 1; kept as they are",
+        "       4 'dan' must look like name@example.com",
+        "no e-mail address: 1; becomes empty",
+        "       3 'cyd'",
+        "neither enabled nor disabled: 1; becomes enabled",
+        "       3 'cyd'",
+        "no created_datetime: 2; becomes that of updated_datetime, or of this adoption",
+        "       1 'ada'",
+        "       3 'cyd'",
+        "no updated_datetime: 2; becomes that of created_datetime, or of this adoption",
+        "       2 'bob'",
+        "       3 'cyd'",
+        f"adopted 4 users; schema: revision {HEAD}",
+    ]
+
+
+DECISIONS = [
+    row(1, "alice"),
+    row(2, "ALICE"),
+    row(3, "José"),
+    row(4, "Jose\u0301"),
+    row(5, None),
+    row(6, ""),
+    row(7, " x\x1b[2J"),
+    row(8, "x" * 255),
+    row(9, "bob", password=None),
+    row(10, "cyd", password=""),
+]
+
+
+def test_what_must_be_decided_is_reported_and_nothing_is_changed(url: URL) -> None:
+    make_origin(url, DECISIONS)
+    before = everything(url)
+
+    result = adopt()
+
+    assert everything(url) == before
+    assert result.exit_code == 3
+    assert result.stdout.splitlines() == [
+        "users: 10",
+        (
+            "names that several users have, whatever the case or spelling: 4; the first keeps it, the others get their"
+            " id appended (--rename-duplicates)"
+        ),
+        "       1 'alice' keeps it",
+        "       2 'ALICE' -> 'ALICE-2'",
+        "       3 'José' keeps it",
+        "       4 'Jose\u0301' -> 'Jose\u0301-4'",
+        "names that nobody may have: 4; replaced (--rename-invalid)",
+        "       5 None is missing -> 'user-5'",
+        "       6 '' must not be empty -> 'user-6'",
+        "       7 ' x\\x1b[2J' must hold no control, invisible or unassigned characters -> 'user-7'",
+        f"       8 '{'x' * 59}... must be at most 254 characters -> 'user-8'",
+        (
+            "no password: 2; kept; nobody can log in as these until they are given one: mlapi users set-password"
+            " (--lock-passwordless)"
+        ),
+        "       9 'bob'",
+        "      10 'cyd'",
+    ]
+    assert result.stderr == (
+        "mlapi: nothing was changed: decide with --rename-duplicates --rename-invalid --lock-passwordless\n"
+    )
+
+
+@pytest.mark.parametrize("option", ["--rename-duplicates", "--rename-invalid", "--lock-passwordless"])
+def test_one_decision_is_not_the_others(url: URL, option: str) -> None:
+    make_origin(url, DECISIONS)
+
+    result = adopt(option)
+
+    assert result.exit_code == 3
+    assert option not in result.stderr
+
+
+def test_what_is_decided_is_done(url: URL) -> None:
+    make_origin(url, DECISIONS)
+
+    adopt_all()
+
+    assert names(url) == {
+        1: ("alice", "alice"),
+        2: ("ALICE-2", "alice-2"),
+        3: ("José", "josé"),
+        4: ("Jose\u0301-4", "josé-4"),
+        5: ("user-5", "user-5"),
+        6: ("user-6", "user-6"),
+        7: ("user-7", "user-7"),
+        8: ("user-8", "user-8"),
+        9: ("bob", "bob"),
+        10: ("cyd", "cyd"),
+    }
+
+
+def test_a_user_without_a_password_is_let_in_when_he_is_given_one(url: URL) -> None:
+    make_origin(url, [row(9, "bob", password=None)])
+    adopt_all()
+
+    with open_service(load_settings()) as service:
+        users, log_ins = service.users, service.access.log_ins
+        for guess in ("", "None"):
+            with pytest.raises(InvalidCredentialsError):
+                log_ins.log_in(username="bob", password=guess)
+        (bob,) = users.every_user()
+        users.set_password(user_id=bob.id, password="a new one")
+        issued = log_ins.log_in(username="bob", password="a new one")
+
+    assert password_cipher(load_settings()).is_readable(bob.password)  # or the key could not be turned over
+    assert issued.token
+
+
+def test_a_new_name_is_never_one_that_somebody_has(url: URL) -> None:
+    make_origin(
+        url,
+        [
+            row(1, "alice"),
+            row(2, "Alice"),
+            row(3, "ALICE-2"),
+            row(4, "alice-2-2"),
+            row(5, None),
+            row(6, "User-5"),
+            row(7, "x-11"),
+            row(11, "x-11"),
+            row(12, "\N{LATIN SMALL LETTER SHARP S}" * 127),
+            row(13, "s" * 254),
+            row(14, "ſ" * 254),
+            row(15, "ẞ" * 127),
+        ],
+    )
+
+    adopt_all()
+
+    assert {user_id: name for user_id, (name, _) in names(url).items()} == {
+        1: "alice",
+        2: "Alice-2-3",
+        3: "ALICE-2",
+        4: "alice-2-2",
+        5: "user-5-2",
+        6: "User-5",
+        7: "x-11",
+        11: "x-11-11",
+        12: "ß" * 127,
+        13: "s" * 251 + "-13",
+        14: "ſ" * 251 + "-14",
+        15: "ẞ" * 125 + "-15",
+    }
+
+
+def test_two_new_names_that_would_be_one_are_two(url: URL) -> None:
+    make_origin(url, [row(1, "x-5"), row(2, "X-5"), row(3, "x"), row(5, "X")])
+
+    adopt_all()
+
+    assert {user_id: name for user_id, (name, _) in names(url).items()} == {1: "x-5", 2: "X-5-2", 3: "x", 5: "X-5-3"}
+
+
+def test_the_report_shows_twenty_of_each_and_the_json_all(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "BATCH", 7)
+    make_origin(url, [row(number, "ädä", enabled=None) for number in range(1, 46)])
+
+    text_report = adopt("--dry-run").stdout.splitlines()
+    json_report = [json.loads(line) for line in adopt("--dry-run", "--json").stdout.splitlines()]
+
+    assert len(text_report) == 1 + 2 * 22
+    assert text_report[22] == "         ... and 25 more, which --json shows"
+    assert len(json_report) == 45 + 45 + 1
+    assert json_report[1] == {
+        "finding": "duplicate_names",
+        "user_id": 2,
+        "username": "ädä",
+        "becomes": "ädä-2",
+        "first_user_id": 1,
+    }
+    assert json_report[-1] == {
+        "adopted": False,
+        "revision": None,
+        "users": 45,
+        "findings": {"duplicate_names": 45, "missing_flags": 45},
+        "extra_columns": [],
+        "references": [],
+        "hindrances": [],
+        "undecided": ["--rename-duplicates"],
+    }
+
+
+def test_users_of_one_name_are_together_and_others_by_id(url: URL) -> None:
+    flags = {2: None, 4: None, 5: None}
+    rows = enumerate(["ada", "bob", "Bob", "Ada", "cyd"], start=1)
+    make_origin(url, [row(number, name, enabled=flags.get(number, True)) for number, name in rows])
+
+    lines = [json.loads(line) for line in adopt("--json").stdout.splitlines()[:-1]]
+
+    assert [(line["finding"], line["user_id"]) for line in lines] == [
+        *(("duplicate_names", user_id) for user_id in (1, 4, 2, 3)),
+        *(("missing_flags", user_id) for user_id in (2, 4, 5)),
+    ]
+
+
+def test_a_dry_run_changes_nothing_and_tells_whether_it_would_do(url: URL) -> None:
+    make_origin(url, [row(1, "ada"), row(2, "ADA")])
+    before = everything(url)
+
+    undecided, decided = adopt("--dry-run"), adopt("--dry-run", "--rename-duplicates")
+
+    assert everything(url) == before
+    assert (undecided.exit_code, decided.exit_code) == (3, 0)
+    assert decided.stdout.splitlines()[-1] == "nothing was changed"
+
+
+def test_the_json_of_an_adoption_ends_with_its_result(url: URL) -> None:
+    make_origin(url, [row(1, None), row(2, "\x1b", email="nonsense")])
+
+    lines = [json.loads(line) for line in adopt_all("--json").stdout.splitlines()]
+
+    assert lines == [
+        {
+            "finding": "invalid_names",
+            "user_id": 1,
+            "username": None,
+            "becomes": "user-1",
+            "problem": "is missing",
+        },
+        {
+            "finding": "invalid_names",
+            "user_id": 2,
+            "username": "\x1b",
+            "becomes": "user-2",
+            "problem": "must hold no control, invisible or unassigned characters",
+        },
+        {
+            "finding": "invalid_emails",
+            "user_id": 2,
+            "username": "\x1b",
+            "becomes": "user-2",
+            "problem": "must look like name@example.com",
+        },
+        {
+            "adopted": True,
+            "revision": HEAD,
+            "users": 2,
+            "findings": {"invalid_names": 2, "invalid_emails": 1},
+            "extra_columns": [],
+            "references": [],
+            "hindrances": [],
+            "undecided": [],
+        },
+    ]
+
+
+@pytest.mark.parametrize(("setting", "value"), [("KEY", OLDER_KEY), ("SALT", "another salt")])
+def test_secrets_that_do_not_fit_are_refused(
+    url: URL, setting: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_origin(url)
+    before = everything(url)
+    monkeypatch.setenv(f"MLAPI_SECRETS__{setting}", value)
+
+    result = adopt()
+
+    assert everything(url) == before
+    assert (result.exit_code, caplog.messages) == (3, [])
+    assert result.stdout.splitlines()[1].startswith("stored passwords that the configured secrets do not fit: 10; give")
+    assert result.stderr == (
+        "mlapi: nothing was changed: stored passwords that the configured secrets do not fit: give secrets.key and"
+        " secrets.salt those of this database, or lists with them\n"
+    )
+
+
+def test_single_passwords_that_cannot_be_read_are_reported_and_kept(url: URL) -> None:
+    make_origin(url, [row(1, "ada"), row(2, "bob", password="damaged"), row(3, "cyd")])
+
+    result = adopt()
+
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[1:3] == [
+        "stored passwords that the configured secrets do not fit: 1; kept as they are; nobody can log in with these",
+        "       2 'bob' cannot be read with secrets.key: it was made with another key, or is damaged",
+    ]
+    assert content(url)[1]["password"] == "damaged"
+
+
+def test_a_key_that_is_needed_is_not_taken_for_an_older_one(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_origin(url)
+    monkeypatch.delenv("MLAPI_SECRETS__KEY")
+    monkeypatch.delenv("MLAPI_SECRETS__SALT")
+    Path("secrets.yml").write_text(f"key: [{OLDER_KEY}, {ORIGIN['key']}]\nsalt: ['{ORIGIN['salt']}']\n")
+    Path("secrets.yml").chmod(0o600)
+    adopt_all()
+
+    pruned = CliRunner().invoke(main, ["keys", "prune"])
+
+    assert pruned.stdout.startswith("left keys and salts: passwords may be stored under an older key")
+    assert ORIGIN["key"] in Path("secrets.yml").read_text()
+
+
+def test_missing_secrets_are_not_made(url: URL, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_origin(url)
+    monkeypatch.delenv("MLAPI_SECRETS__KEY")
+
+    result = adopt()
+
+    assert result.exit_code == 3
+    assert result.stderr.startswith("mlapi: secrets.key is missing: set it in config.yml")
+    assert not (folder / "secrets.yml").exists()
+
+
+def test_times_are_those_of_a_zone(url: URL) -> None:
+    at = {
+        1: ("2022-01-02 14:04:26.751085", "2022-01-02T12:04:26.751085+00:00"),
+        2: ("2022-07-02 14:04:26", "2022-07-02T11:04:26+00:00"),
+        3: ("2022-03-27 03:30:00", "2022-03-27T01:30:00+00:00"),  # never shown by the clocks
+        4: ("2022-10-30 03:30:00", "2022-10-30T01:30:00+00:00"),  # shown twice
+    }
+    make_origin(url, [row(each, f"user{each}", created_datetime=stored) for each, (stored, _) in at.items()])
+
+    adopt_all("--timezone", "Europe/Vilnius")
+
+    with open_users(load_settings()) as users:
+        found = {user.id: user.created_datetime.isoformat() for user in users.every_user()}
+    assert found == {each: instant for each, (_, instant) in at.items()}
+
+
+@pytest.mark.parametrize("zone", ["Europe", "Nowhere/Land", "../UTC", "\x1b"])
+def test_an_unknown_zone_is_refused(url: URL, zone: str) -> None:
+    make_origin(url)
+
+    result = adopt("--timezone", zone)
+
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr == f"mlapi: there is no time zone {zone!r}: give an IANA name, as Europe/Vilnius\n"
+
+
+def test_the_second_time_there_is_nothing_to_do(url: URL) -> None:
+    make_origin(url)
+    adopt_all()
+    before = content(url)
+
+    result = adopt()
+
+    assert content(url) == before
+    line = f"nothing to do: the database is mlapi's already, at revision {HEAD}\n"
+    assert (result.exit_code, result.stdout) == (0, line)
+    assert json.loads(adopt("--json").stdout) == {"adopted": False, "revision": HEAD}
+
+
+@pytest.mark.parametrize(
+    ("statements", "line"),
+    [
+        ([], "the database has no table `users` to adopt; `mlapi db upgrade` makes an empty one"),
+        (
+            ["CREATE TABLE users (id INTEGER PRIMARY KEY, username VARCHAR, password VARCHAR, token_epoch VARCHAR)"],
+            (
+                "the table `users` is neither the origin's nor ours (it has no column 'email', no column 'enabled',"
+                " no column 'created_datetime', no column 'updated_datetime', a column 'token_epoch'): see that"
+                " database.url names the database you mean"
+            ),
+        ),
+    ],
+)
+def test_what_is_not_the_origins_is_refused(url: URL, statements: list[str], line: str) -> None:
+    execute(url, "CREATE TABLE other (id INTEGER PRIMARY KEY)", *statements)
+    before = everything(url)
+
+    result = adopt()
+
+    assert everything(url) == before
+    assert (result.exit_code, result.stdout, result.stderr) == (3, "", f"mlapi: {line}\n")
+
+
+@only_sqlite
+def test_a_file_that_is_not_there_is_not_made(folder: Path) -> None:
+    result = adopt()
+
+    line = f"there is no database '{folder}/mlapi.db': see that database.url names the one you mean"
+    assert (result.exit_code, result.stderr) == (3, f"mlapi: {line}\n")
+    assert list(folder.iterdir()) == []
+
+
+def test_a_start_on_a_database_of_the_origin_names_the_command(url: URL) -> None:
+    make_origin(url)
+
+    with pytest.raises(ConfigurationError, match="run `mlapi db adopt` to keep its users"), open_users(load_settings()):
+        pass
+
+
+def test_columns_of_somebody_else_are_kept(url: URL) -> None:
+    make_origin(url, [])
+    execute(
+        url,
+        'ALTER TABLE users ADD COLUMN "full name: x" VARCHAR',
+        "ALTER TABLE users ADD COLUMN plan VARCHAR(19) NOT NULL DEFAULT 'it''s: free'",
+    )
+    with connected(url) as connection:
+        add(connection, [row(1, "ada", plan="paid"), row(2, "bob")])
+    execute(url, "UPDATE users SET \"full name: x\" = 'Ada' WHERE id = 1")
+
+    result = adopt_all()
+    registered = registered_id()
+
+    assert result.stdout.splitlines()[1:3] == [
+        "column 'full name: x': kept; mlapi does not fill it",
+        "column 'plan': kept; mlapi does not fill it",
+    ]
+    assert registered == 3
+    assert [(each["full name: x"], each["plan"]) for each in content(url)] == [
+        ("Ada", "paid"),
+        (None, "it's: free"),
+        (None, "it's: free"),
+    ]
+
+
+def test_what_refers_to_users_still_does(url: URL) -> None:
+    make_origin(url, [row(1, "ada"), row(2, "Ädä", password=None)])
+    execute(
+        url,
+        "CREATE TABLE orders (id INTEGER PRIMARY KEY,"
+        " user_id INTEGER REFERENCES users (id) ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED)",
+        "INSERT INTO orders VALUES (1, 1), (2, 2), (3, 2)",
+    )
+    with connected(url) as connection:
+        before = inspect(connection).get_foreign_keys("orders")
+
+    result = adopt_all()
+
+    assert result.stdout.splitlines()[1] == (
+        "table 'orders' refers to users: kept; whom it refers to cannot be removed, unless it says so"
+    )
+    with connected(url) as connection:
+        assert inspect(connection).get_foreign_keys("orders") == before
+        assert connection.scalar(text("SELECT count(*) FROM orders")) == 3
+    with open_users(load_settings()) as users:
+        users.remove(user_id=next(users.every_user()).id)
+    with connected(url) as connection:
+        assert connection.scalars(text("SELECT id FROM orders ORDER BY id")).all() == [2, 3]
+
+
+def test_a_plain_index_is_kept(url: URL) -> None:
+    make_origin(url)
+    execute(url, "CREATE INDEX by_email ON users (email)")
+
+    adopt_all()
+
+    with connected(url) as connection:
+        indexes = {each["name"]: each["column_names"] for each in inspect(connection).get_indexes("users")}
+    assert indexes == {"by_email": ["email"], "uq_users_username_key": ["username_key"]}
+
+
+@only_sqlite
+def test_a_view_is_kept_on_sqlite(url: URL) -> None:
+    make_origin(url)
+    execute(url, "CREATE VIEW people AS SELECT id, username FROM users", "CREATE VIEW broken AS SELECT 1 FROM nowhere")
+
+    adopt_all()
+
+    with connected(url) as connection:
+        assert connection.scalar(text("SELECT count(*) FROM people")) == len(ROWS)
+
+
+HINDRANCES_OF_SQLITE = {
+    "CREATE TABLE users (id BIGINT, username, password, email, enabled, created_datetime, updated_datetime)": (
+        "column 'id' must be INTEGER, or SQLite does not number rows by it"
+    ),
+    "ALTER TABLE users ADD COLUMN code VARCHAR COLLATE NOCASE CHECK (code <> 'CONFLICT')": (
+        "CHECK in its CREATE TABLE would be lost: make it without; COLLATE in its CREATE TABLE would be lost: make it"
+        " without; the primary key must be id"
+    ),
+    "ALTER TABLE users ADD COLUMN plan VARCHAR NOT NULL": (
+        "column 'plan', which mlapi does not fill, needs a default or must allow NULL"
+    ),
+    "CREATE TRIGGER noted AFTER INSERT ON users BEGIN SELECT 1; END": "trigger 'noted' must be dropped",
+    "CREATE UNIQUE INDEX one_address ON users (email)": "unique index 'one_address' must be dropped",
+    "ALTER TABLE users ADD COLUMN team INTEGER REFERENCES teams (id)": "foreign key 'team' must be dropped",
+    "ALTER TABLE users ADD COLUMN twice INTEGER AS (2 * id)": "generated column 'twice' must be dropped",
+}
+HINDRANCES_OF_POSTGRESQL = {
+    "ALTER TABLE users ALTER created_datetime TYPE timestamptz": (
+        "column 'created_datetime' is TIMESTAMP, which the origin's is not"
+    ),
+    "ALTER TABLE users ALTER enabled TYPE integer USING 1": "column 'enabled' is INTEGER, which the origin's is not",
+    "ALTER TABLE users DROP CONSTRAINT users_pkey": "the primary key must be id",
+    "ALTER TABLE users ADD COLUMN plan integer NOT NULL": (
+        "column 'plan', which mlapi does not fill, needs a default or must allow NULL"
+    ),
+    "CREATE TRIGGER noted BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION nothing()": (
+        "trigger 'noted' must be dropped"
+    ),
+    "CREATE RULE nothing AS ON DELETE TO users DO INSTEAD NOTHING": "rule 'nothing' must be dropped",
+    "CREATE VIEW people AS SELECT id, username FROM users": "view 'people' must be dropped",
+    "ALTER TABLE users ENABLE ROW LEVEL SECURITY": "row security of 'users' must be dropped",
+    "CREATE UNIQUE INDEX one_address ON users (email)": "unique index 'one_address' must be dropped",
+    "ALTER TABLE users ADD CONSTRAINT named CHECK (username <> '')": "constraint 'named' must be dropped",
+    "ALTER TABLE users ADD COLUMN twice INTEGER GENERATED ALWAYS AS (2 * id) STORED": (
+        "generated column 'twice' must be dropped"
+    ),
+    "CREATE TABLE more () INHERITS (users)": "inheritance of 'more' must be dropped",
+}
+
+
+def test_all_that_would_be_lost_or_hinder_is_named(url: URL) -> None:
+    make_origin(url, [])
+    if url.get_backend_name() == "sqlite":
+        execute(url, "DROP TABLE users")
+        hindrances = HINDRANCES_OF_SQLITE
+    else:
+        function = "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"
+        execute(url, function)
+        hindrances = HINDRANCES_OF_POSTGRESQL
+    execute(url, *hindrances)
+    before = everything(url)
+
+    result = adopt()
+
+    assert everything(url) == before
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr.startswith("mlapi: the table `users` cannot be adopted as it is: ")
+    assert sorted(result.stderr.strip().partition(" as it is: ")[2].split("; ")) == sorted(
+        one for line in hindrances.values() for one in line.split("; ")
+    )
+
+
+@only_sqlite
+def test_a_check_that_sqlalchemy_made_for_the_flag_is_no_hindrance(url: URL) -> None:
+    check = ", enabled BOOLEAN, CHECK (enabled IN (0, 1)), PRIMARY KEY (id))"
+    execute(url, CREATE["sqlite"].replace(", PRIMARY KEY (id))", check))
+    with connected(url) as connection:
+        add(connection, ROWS)
+
+    adopt_all()
+
+
+@only_sqlite
+def test_values_that_are_of_no_type_of_ours_are_refused(url: URL) -> None:
+    rows = [
+        row(0, "zero"),
+        row(1, "ada", password=b"x"),
+        row(2, "bob", email=b"x"),
+        row(3, "cyd", enabled="perhaps"),
+        row(4, b"dan"),
+        row(5, "eve", created_datetime="yesterday"),
+        row(6, "flo", updated_datetime=5),
+    ]
+    make_origin(url, rows)
+    execute(url, "UPDATE users SET email = CAST(x'ff' AS TEXT) WHERE id = 4")
+    before = everything(url)
+
+    result = adopt("--rename-invalid")
+    as_json = [json.loads(line) for line in adopt("--json").stdout.splitlines()]
+
+    assert everything(url) == before
+    assert result.stdout.splitlines()[1:9] == [
+        "times that cannot be read: 2; set them to NULL or to a time first",
+        "       5 'eve'",
+        "       6 'flo'",
+        (
+            "ids below 1, or a password, an e-mail or a flag that is none: 5; set them to NULL or to a value of the"
+            " column's type first"
+        ),
+        "       0 'zero'",
+        "       1 'ada'",
+        "       2 'bob'",
+        "       3 'cyd'",
+    ]
+    assert result.stderr == (
+        "mlapi: nothing was changed: times that cannot be read: set them to NULL or to a time first; ids below 1, or a"
+        " password, an e-mail or a flag that is none: set them to NULL or to a value of the column's type first\n"
+    )
+    assert [each["username"] for each in as_json if each.get("finding") == "invalid_names"] == ["b'dan'"]
+
+
+@only_sqlite
+def test_a_time_with_its_zone_is_that_time(url: URL) -> None:
+    make_origin(url, [row(1, "ada", created_datetime="2022-01-02 14:00:00+02:00")])
+
+    adopt_all("--timezone", "Europe/Vilnius")
+
+    assert content(url)[0]["created_datetime"] == "2022-01-02 12:00:00.000000"
+
+
+@only_postgresql
+def test_a_time_that_python_does_not_know_is_refused(url: URL) -> None:
+    make_origin(url, [row(1, "ada", created_datetime="infinity")])
+
+    result = adopt()
+
+    assert result.stdout.splitlines()[1].startswith("times that cannot be read: 1")
+    assert result.exit_code == 3
+
+
+@only_sqlite
+@pytest.mark.parametrize("lock", ["BEGIN IMMEDIATE", "BEGIN"])
+def test_a_file_that_is_in_use_is_left_alone(url: URL, lock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_origin(url)
+    monkeypatch.setattr(Database.__init__, "__kwdefaults__", {"wait": 0.2, "connections": 2})
+    other = sqlite3.connect(str(url.database), isolation_level=None)
+    other.execute(lock)
+    other.execute("SELECT * FROM users").fetchone()
+
+    result = adopt()
+    other.close()
+
+    in_use = "mlapi: this cannot be served now: something else uses the database: stop it, then run this again\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (3, "", in_use)
+    assert adopt().exit_code == 0
+
+
+@only_postgresql
+def test_a_table_that_is_in_use_is_left_alone(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_origin(url)
+    monkeypatch.setattr(Database.__init__, "__kwdefaults__", {"wait": 0.2, "connections": 2})
+    with connected(url) as other:
+        other.exec_driver_sql("SELECT * FROM users")
+        result = adopt()
+
+    in_use = "mlapi: this cannot be served now: something else uses the database: stop it, then run this again\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (3, "", in_use)
+    assert adopt().exit_code == 0
+
+
+@only_sqlite
+def test_a_file_that_is_no_database_is_told_in_one_line(folder: Path) -> None:
+    (folder / "mlapi.db").write_text("no database " * 100)
+
+    result = adopt()
+
+    line = "mlapi: this cannot be served now: DatabaseError: file is not a database\n"
+    assert (result.exit_code, result.stderr) == (3, line)
+
+
+@contextmanager
+def adopting(folder: Path, url: URL) -> Iterator["subprocess.Popen[bytes]"]:
+    """The command in a process of its own."""
+    script = "from mlapi.entrypoints.cli import main; main(['db', 'adopt'])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        cwd=folder,
+        env={**os.environ, **environment(url)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(30)
+
+
+def until(condition: Any) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+
+
+@only_sqlite
+def test_a_kill_in_the_middle_leaves_sqlite_as_it_was(url: URL, folder: Path) -> None:
+    make_origin(url, [row(number, f"user{number}") for number in range(1, 3_001)])
+    before = content(url)
+    journal = Path(f"{url.database}-journal")
+
+    with adopting(folder, url) as process:
+        until(lambda: journal.exists() and journal.stat().st_size > 0)
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+
+    assert journal.stat().st_size > 0
+    assert CliRunner().invoke(main, ["db", "check", "--json"]).exit_code == 3
+    assert content(url) == before
+    assert adopt().exit_code == 0
+
+
+@only_postgresql
+def test_a_kill_in_the_middle_leaves_postgresql_as_it_was(url: URL, folder: Path, postgres: PostgresServer) -> None:
+    make_origin(url)
+    execute(url, "CREATE TABLE orders (user_id INTEGER REFERENCES users (id))")
+    before = everything(url)
+    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%ALTER id TYPE bigint%'"
+
+    with connected(url) as other, adopting(folder, url) as process:
+        other.exec_driver_sql("SELECT * FROM orders")  # whose lock hinders the other table's id from being altered
+        until(lambda: postgres.execute(waiting))
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(30) == -signal.SIGKILL
+
+    assert everything(url) == before
+    assert adopt().exit_code == 0
+
+
+def test_an_error_in_the_middle_leaves_everything_as_it_was(url: URL) -> None:
+    make_origin(url)
+    execute(url, "CREATE TABLE mlapi_audit (id INTEGER PRIMARY KEY)")  # which a later migration makes
+    before = everything(url)
+
+    result = adopt()
+
+    assert everything(url) == before
+    assert result.exit_code == 3
+    assert "mlapi_audit" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+@only_postgresql
+def test_the_origins_own_settings_are_enough(url: URL, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_origin(url)
+    for name in ("MLAPI_DATABASE__URL", "MLAPI_SECRETS__KEY", "MLAPI_SECRETS__SALT"):
+        monkeypatch.delenv(name)
+    settings = {
+        "secrets": {"key": ORIGIN["key"], "salt": ORIGIN["salt"]},
+        "connection": {
+            "username": url.username,
+            "password": url.password,
+            "host": url.host,
+            "port": url.port,
+            "database": url.database,
+        },
+    }
+    (folder / "config.yml").write_text(json.dumps(settings))  # which is YAML too
+    (folder / "config.yml").chmod(0o600)
+
+    assert adopt().exit_code == 0
+
+
+def test_a_library_may_look_and_leave(url: URL) -> None:
+    make_origin(url, [row(1, "ada"), row(2, "ADA")])
+    before = content(url)
+
+    with open_adoption(load_settings()) as adoption:
+        undecided = adoption.undecided([])
+
+    assert undecided == ["rename_duplicates"]
+    assert content(url) == before
+    assert EncryptedPassword(STORED).value not in repr(adoption.survey.findings)
+
+
+@only_sqlite
+def test_the_page_does_what_it_shows(url: URL) -> None:
+    page = Path(__file__).parents[2] / "docs" / "adopting.md"
+
+    failed, tried = doctest.testfile(str(page), module_relative=False, encoding="utf-8")
+
+    assert (failed, tried) == (0, 9)

@@ -1,0 +1,454 @@
+"""Each contract is seen to fail: an adapter with one fault is caught by the test that is about it."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import attrs
+import httpx2
+import pytest
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlapi import (
+    AuditEntry,
+    Change,
+    EncryptedPassword,
+    Holder,
+    InvalidTokenError,
+    IssuedToken,
+    Outcome,
+    Refusal,
+    Register,
+    Subject,
+    TokenClaims,
+    TooManyAttemptsError,
+    User,
+    UserId,
+    UsernameKey,
+    Users,
+)
+from mlapi.adapters.memory import InMemoryAuditTrail
+from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.management import Caller, Management
+from mlapi.testing import (
+    AttemptLimiterContract,
+    HttpContract,
+    InMemoryTokens,
+    InMemoryUserRepository,
+    PasswordCipherContract,
+    PlainCipher,
+    TokenIssuerContract,
+    UnlimitedAttempts,
+    UserRepositoryContract,
+)
+from tests.contract.test_http import asgi_client
+
+pytest_plugins = ["pytester"]
+
+
+@pytest.fixture(autouse=True)
+def plain_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which starts in half the time."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+
+
+# --- users
+
+
+class ReusingIds(InMemoryUserRepository):
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+        outcomes = super().apply(changes, commit_by=commit_by)
+        self._last_id = max(self._users, default=0)
+        return outcomes
+
+
+class KnowingCase(InMemoryUserRepository):
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+        return super().apply([self._as_typed(change) for change in changes], commit_by=commit_by)
+
+    def _as_typed(self, change: Change) -> Change:
+        if isinstance(change, Register):
+            object.__setattr__(change, "username_key", UsernameKey(change.username))
+        return change
+
+
+class StoppingAtARefusal(InMemoryUserRepository):
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for change in changes:
+            outcomes += super().apply([change], commit_by=commit_by)
+            if isinstance(outcomes[-1], Refusal):
+                break
+        return outcomes
+
+
+class RegisteringFirst(InMemoryUserRepository):
+    """Applies a batch kind by kind."""
+
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+        order = sorted(range(len(changes)), key=lambda number: not isinstance(changes[number], Register))
+        outcomes = super().apply([changes[number] for number in order], commit_by=commit_by)
+        return [outcome for _, outcome in sorted(zip(order, outcomes, strict=True), key=lambda pair: pair[0])]
+
+
+class CachingUsers(InMemoryUserRepository):
+    """Hands out a user as it has read him first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._read: dict[UserId, User] = {}
+
+    def get(self, user_id: UserId) -> User:
+        return self._read.setdefault(user_id, super().get(user_id))
+
+
+class CachingHolders(InMemoryUserRepository):
+    def __init__(self) -> None:
+        super().__init__()
+        self._asked: dict[Subject, Holder | None] = {}
+
+    def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:
+        return [self._asked.setdefault(subject, super().holders([subject])[0]) for subject in subjects]
+
+
+class TakingItsTime(InMemoryUserRepository):
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+        return super().apply(changes)
+
+
+class TooLateToUndo(InMemoryUserRepository):
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+        super().apply(changes[:-1])
+        return super().apply(changes, commit_by=commit_by)
+
+
+class SkippingAtTheLimit(InMemoryUserRepository):
+    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        return super().page(after=after, limit=limit - 1, enabled=enabled, containing=containing)
+
+
+class BeginningWithTheLast(InMemoryUserRepository):
+    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        return super().page(after=UserId(after - 1), limit=limit, enabled=enabled, containing=containing)
+
+
+class SiftingAPage(InMemoryUserRepository):
+    """Cuts the page first, and sifts it then."""
+
+    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        sifted = super().page(after=after, limit=10**6, enabled=enabled, containing=containing)
+        return [user for user in super().page(after=after, limit=limit) if user in sifted]
+
+
+class ReorderingUsers(InMemoryUserRepository):
+    """Puts whoever is changed at the end."""
+
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+        outcomes = super().apply(changes, commit_by=commit_by)
+        for user in outcomes:
+            if isinstance(user, User) and user.id in self._users:
+                self._users[user.id] = self._users.pop(user.id)
+        return outcomes
+
+
+class CuttingTexts(InMemoryUserRepository):
+    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+        return super().apply([self._cut(change) for change in changes], commit_by=commit_by)
+
+    def _cut(self, change: Change) -> Change:
+        if isinstance(change, Register):
+            return attrs.evolve(change, password=EncryptedPassword(change.password.value[:255]))
+        return change
+
+
+class TellingOfNoRefusal(InMemoryUserRepository):
+    """Its audit trail knows what was done alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.audit = DoneThings()
+
+
+class DoneThings(InMemoryAuditTrail):
+    def write(self, entry: AuditEntry) -> None:
+        if entry.outcome == "done":
+            super().write(entry)
+
+
+# --- passwords
+
+
+class CuttingAt72Bytes(PlainCipher):
+    def encrypt(self, password: str) -> EncryptedPassword:
+        return super().encrypt(self._cut(password))
+
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        return super().matches(self._cut(password), encrypted)
+
+    def _cut(self, password: str) -> str:
+        return password.encode("utf-8", "surrogatepass")[:72].decode("utf-8", "ignore")
+
+
+class IgnoringCase(PlainCipher):
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        return encrypted is not None and super().matches(password.lower(), EncryptedPassword(encrypted.value.lower()))
+
+
+class Normalising(PlainCipher):
+    def encrypt(self, password: str) -> EncryptedPassword:
+        return super().encrypt(unicodedata.normalize("NFC", password))
+
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        return super().matches(unicodedata.normalize("NFC", password), encrypted)
+
+
+class WithoutSalt(PlainCipher):
+    def encrypt(self, password: str) -> EncryptedPassword:
+        return EncryptedPassword(f"plain:00000000:{password}")
+
+
+class RaisingOnDamage(PlainCipher):
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        if encrypted is not None and not encrypted.value.startswith("plain:"):
+            raise ValueError("not a hash of ours")
+        return super().matches(password, encrypted)
+
+
+class LettingInWhereThereIsNoPassword(PlainCipher):
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        return (encrypted is None and not password) or super().matches(password, encrypted)
+
+
+# --- tokens
+
+
+class NeverEnding(InMemoryTokens):
+    def verify(self, token: str) -> TokenClaims:
+        if token not in self._issued:
+            raise InvalidTokenError
+        return self._issued[token]
+
+
+class GoodAtItsEnd(InMemoryTokens):
+    def verify(self, token: str) -> TokenClaims:
+        claims = self._issued.get(token)
+        return super().verify(token) if claims is None or claims.expires_at != self._clock() else claims
+
+
+class TrimmingTokens(InMemoryTokens):
+    def verify(self, token: str) -> TokenClaims:
+        return super().verify(token.strip())
+
+
+class OneForAll(InMemoryTokens):
+    """Takes the tokens of every issuer, as issuers with one key and no audience do."""
+
+    shared: dict[str, TokenClaims] = {}  # noqa: RUF012 - that is the fault
+
+    def __init__(self, *, clock: Callable[[], object]) -> None:
+        super().__init__(clock=clock)  # type: ignore[arg-type]  # a SettableClock
+        self._issued = self.shared
+
+
+class WithOneEpoch(InMemoryTokens):
+    def issue(self, user: User) -> IssuedToken:
+        return super().issue(attrs.evolve(user, token_epoch="0123456789abcdef"))
+
+
+class CountingInMinutes(InMemoryTokens):
+    def issue(self, user: User) -> IssuedToken:
+        return attrs.evolve(super().issue(user), expires_in=self._lifetime // timedelta(minutes=1))
+
+
+# --- attempts
+
+
+class Counting(UnlimitedAttempts):
+    """Counts attempts under whatever `key` makes of name and address, and forgets the right ones."""
+
+    most = 3
+
+    def __init__(self) -> None:
+        self.counts: Counter[object] = Counter()
+        self.known: set[tuple[str, str]] = set()
+
+    def key(self, username: str, address: str) -> object:
+        return username, address
+
+    def count(self, username: str, address: str) -> bool:
+        if (username, address) in self.known:
+            return True
+        self.counts[self.key(username, address)] += 1
+        if self.counts[self.key(username, address)] > self.most:
+            raise TooManyAttemptsError(60)
+        return False
+
+    def forgive(self, username: str, address: str, *, was_known: bool) -> None:
+        self.counts[self.key(username, address)] -= not was_known
+        self.known.add((username, address))
+
+
+class LettingOneMoreThrough(Counting):
+    most = 4
+
+
+class CountingNamesAlone(Counting):
+    def key(self, username: str, address: str) -> object:
+        return username
+
+
+class KnowingNoAddress(Counting):
+    def forgive(self, username: str, address: str, *, was_known: bool) -> None:
+        self.counts[self.key(username, address)] -= 1
+
+
+# --- HTTP
+
+
+class LettingEverybodyManage(Management):
+    def check(self, caller: Caller) -> None:
+        pass
+
+
+def letting_everybody_manage(users: Users, management: Management) -> ASGIApp:
+    return create_app(users, LettingEverybodyManage())
+
+
+def taking_any_content_type(users: Users, management: Management) -> ASGIApp:
+    app = create_app(users, management)
+
+    async def taking(scope: Scope, receive: Receive, send: Send) -> None:
+        others = [header for header in scope["headers"] if header[0] != b"content-type"]
+        await app({**scope, "headers": [*others, (b"content-type", b"application/json")]}, receive, send)
+
+    return taking
+
+
+def granting_origins(users: Users, management: Management) -> ASGIApp:
+    app = create_app(users, management)
+
+    async def granting(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_granted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"access-control-allow-origin", b"*"))
+            await send(message)
+
+        await app(scope, receive, send_granted)
+
+    return granting
+
+
+def failing_while_it_is_away(users: Users, management: Management) -> ASGIApp:
+    app = create_app(users, management)
+
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_failure(message: Message) -> None:
+            if message.get("status") == 503:
+                message["status"] = 500
+            await send(message)
+
+        await app(scope, receive, send_failure)
+
+    return failing
+
+
+def client_of(app: Callable[[Users, Management], ASGIApp], users: Users, management: Management) -> httpx2.Client:
+    return asgi_client(app(users, management))
+
+
+# --- and what catches them
+
+GIVEN_BY = {
+    UserRepositoryContract: """
+    @pytest.fixture
+    def repository(self):
+        return faulty()
+""",
+    PasswordCipherContract: """
+    @pytest.fixture
+    def cipher(self):
+        return faulty()
+""",
+    TokenIssuerContract: """
+    @pytest.fixture
+    def tokens(self, clock):
+        return faulty(clock=clock)
+
+    @pytest.fixture
+    def others(self, clock):
+        return faulty(clock=clock)
+""",
+    AttemptLimiterContract: """
+    @pytest.fixture
+    def attempts(self):
+        return faulty()
+""",
+    HttpContract: """
+    def client(self, users, management):
+        return client_of(faulty, users, management)
+""",
+}
+INNER = """
+import pytest
+
+from mlapi.testing import {suite}
+from tests.integration.test_contracts_can_fail import client_of, {fault} as faulty
+
+
+class TestFaulty({suite}):
+{body}
+"""
+CAUGHT_BY: list[tuple[type[object], Callable[..., object], str]] = [
+    (UserRepositoryContract, ReusingIds, "test_the_name_of_a_removed_user_is_free_and_his_id_is_not"),
+    (UserRepositoryContract, KnowingCase, "test_a_name_that_exists_is_refused_with_its_holder"),
+    (UserRepositoryContract, StoppingAtARefusal, "test_a_refused_change_leaves_its_neighbours_alone"),
+    (UserRepositoryContract, RegisteringFirst, "test_a_batch_is_applied_in_order"),
+    (UserRepositoryContract, CachingUsers, "test_every_way_to_read_sees_the_last_change"),
+    (UserRepositoryContract, CachingHolders, "test_holders_are_seen_as_the_last_change_left_them"),
+    (UserRepositoryContract, TakingItsTime, "test_what_could_only_be_committed_too_late_is_undone"),
+    (UserRepositoryContract, TooLateToUndo, "test_of_a_batch_that_is_too_late_nothing_is_applied"),
+    (UserRepositoryContract, SkippingAtTheLimit, "test_pages_follow_each_other_by_id"),
+    (UserRepositoryContract, BeginningWithTheLast, "test_pages_follow_each_other_by_id"),
+    (UserRepositoryContract, SiftingAPage, "test_a_page_is_full_while_there_are_more_of_those_it_is_of"),
+    (UserRepositoryContract, ReorderingUsers, "test_a_change_does_not_move_a_user_to_another_page"),
+    (UserRepositoryContract, CuttingTexts, "test_texts_of_any_characters_and_the_longest_are_stored_whole"),
+    (UserRepositoryContract, TellingOfNoRefusal, "test_a_refused_change_leaves_an_entry_that_says_why"),
+    (PasswordCipherContract, CuttingAt72Bytes, "test_only_the_end_of_a_long_password_tells_it_apart"),
+    (PasswordCipherContract, IgnoringCase, "test_another_password_does_not"),
+    (PasswordCipherContract, Normalising, "test_a_password_is_taken_to_the_letter"),
+    (PasswordCipherContract, WithoutSalt, "test_equal_passwords_give_different_values"),
+    (PasswordCipherContract, RaisingOnDamage, "test_a_value_that_cannot_be_read_matches_nothing"),
+    (
+        PasswordCipherContract,
+        LettingInWhereThereIsNoPassword,
+        "test_no_password_matches_where_there_is_no_value",
+    ),
+    (TokenIssuerContract, NeverEnding, "test_a_token_that_is_over_is_refused_at_first_sight"),
+    (TokenIssuerContract, GoodAtItsEnd, "test_a_token_is_good_to_the_last_moment_and_not_at_its_end"),
+    (TokenIssuerContract, TrimmingTokens, "test_a_token_is_to_be_shown_to_the_letter"),
+    (TokenIssuerContract, OneForAll, "test_another_issuer_refuses_it"),
+    (TokenIssuerContract, WithOneEpoch, "test_a_token_says_the_epoch_in_which_it_was_made"),
+    (TokenIssuerContract, CountingInMinutes, "test_a_token_says_whose_it_is_and_when_it_ends"),
+    (AttemptLimiterContract, LettingOneMoreThrough, "test_attempts_are_let_through_up_to_the_limit"),
+    (AttemptLimiterContract, CountingNamesAlone, "test_another_name_and_another_address_are_let_through"),
+    (AttemptLimiterContract, KnowingNoAddress, "test_an_address_is_known_once_the_name_was_logged_in_from_there"),
+    (HttpContract, letting_everybody_manage, "test_local_mode_refuses_what_may_come_from_elsewhere"),
+    (HttpContract, taking_any_content_type, "test_another_content_type_is_refused"),
+    (HttpContract, granting_origins, "test_no_other_origin_is_let_read_an_answer"),
+    (HttpContract, failing_while_it_is_away, "test_what_needs_the_database_says_when_to_come_again"),
+]
+
+
+@pytest.mark.parametrize(("suite", "fault", "test"), CAUGHT_BY, ids=[fault.__name__ for _, fault, _ in CAUGHT_BY])
+def test_a_fault_is_caught(
+    pytester: pytest.Pytester, suite: type[object], fault: Callable[..., object], test: str
+) -> None:
+    pytester.makepyfile(INNER.format(suite=suite.__name__, fault=fault.__name__, body=GIVEN_BY[suite]))
+
+    run = pytester.inline_run("-k", test, "-p", "no:unraisableexception")
+
+    _, _, failed = run.listoutcomes()
+    assert {(report.when, *report.nodeid.partition("[")[0].split("::")[1:]) for report in failed} == {
+        ("call", "TestFaulty", test)
+    }

@@ -1,0 +1,213 @@
+"""`mlapi db check`: what it says of each kind of database, and that it changes nothing."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import URL
+
+from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE
+from mlapi.bootstrap import check_database, open_users
+from mlapi.config import load_settings
+from mlapi.domain.model import utc_now
+from mlapi.entrypoints.cli import main
+from tests.conftest import KEY, OLDER_KEY, SALT
+from tests.origin_database import ORIGIN, everything, execute, make_origin
+
+only_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+
+WELL = [
+    "users table: mlapi's",
+    f"schema: revision {HEAD}, the newest is {HEAD}",
+    "users: 2",
+    "problem: none",
+]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of the service, with its settings in the environment."""
+    monkeypatch.chdir(tmp_path)
+    use(monkeypatch, url=url.render_as_string(hide_password=False), key=KEY, salt=SALT)
+    monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", "fernet")
+    return tmp_path
+
+
+def use(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
+    for name, value in settings.items():
+        section = "DATABASE" if name == "url" else "SECRETS"
+        monkeypatch.setenv(f"MLAPI_{section}__{name.upper()}", value)
+
+
+@pytest.fixture
+def two_users(url: URL) -> None:
+    with open_users(load_settings()) as users:
+        for name in ("ada", "José"):
+            users.register(username=name, password="p", email="a@example.com")
+
+
+def check(*options: str) -> Result:
+    return CliRunner().invoke(main, ["db", "check", *options])
+
+
+def problems() -> list[str]:
+    result = check("--json")
+    found: dict[str, Any] = json.loads(result.stdout)
+    assert result.exit_code == (3 if found["problems"] else 0)
+    lines: list[str] = found["problems"]
+    return lines
+
+
+@pytest.mark.usefixtures("two_users")
+def test_all_is_well_with_a_database_of_ours(url: URL) -> None:
+    before = everything(url)
+
+    result, as_json = check(), check("--json")
+
+    assert everything(url) == before
+    assert (result.exit_code, result.stdout.splitlines()) == (0, WELL)
+    assert json.loads(as_json.stdout) == {
+        "kind": "mlapi",
+        "revision": HEAD,
+        "newest_revision": HEAD,
+        "users": 2,
+        "misnamed": [],
+        "problems": [],
+    }
+
+
+@pytest.mark.usefixtures("two_users")
+def test_a_check_beside_the_open_database_is_well(url: URL) -> None:
+    with open_users(load_settings()) as users:
+        users.register(username="bob", password="p", email="a@example.com")
+        result = check()
+
+    assert result.stdout.splitlines() == [*WELL[:2], "users: 3", "problem: none"]
+
+
+@pytest.mark.usefixtures("two_users")
+def test_the_clock_of_a_server_and_the_latest_change_are_known(url: URL) -> None:
+    found = check_database(load_settings()).found
+
+    assert found.latest_change is not None
+    assert timedelta() <= utc_now() - found.latest_change < timedelta(minutes=5)
+    if url.get_backend_name() == "sqlite":
+        assert found.clock is None
+    else:
+        assert found.clock is not None
+        assert abs(utc_now() - found.clock) < timedelta(minutes=5)
+
+
+@only_sqlite
+def test_a_file_that_is_not_there_is_not_made(folder: Path) -> None:
+    result = check()
+
+    line = f"there is no database '{folder}/mlapi.db': see that database.url names the one you mean"
+    assert (result.exit_code, result.stdout, result.stderr) == (3, "", f"mlapi: {line}\n")
+    assert list(folder.iterdir()) == []
+
+
+def test_an_empty_database_needs_an_upgrade(url: URL) -> None:
+    execute(url, "CREATE TABLE other (id INTEGER PRIMARY KEY)")
+
+    result = check()
+
+    assert (result.exit_code, result.stderr) == (3, "")
+    assert result.stdout.splitlines() == [
+        "users table: none",
+        f"schema: revision none, the newest is {HEAD}",
+        "users: 0",
+        "problem: the schema is behind: run `mlapi db upgrade`",
+    ]
+
+
+def test_a_database_of_the_origin_is_to_be_adopted(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_origin(url)
+    before = everything(url)
+
+    with_others = check()
+    monkeypatch.delenv("MLAPI_SECRETS__KEY")
+    without = problems()
+
+    assert everything(url) == before
+    assert with_others.stdout.splitlines() == [
+        "users table: of the application that mlapi takes the place of",
+        f"schema: revision none, the newest is {HEAD}",
+        "users: 10",
+        "problem: the users are not adopted: run `mlapi db adopt`",
+        "problem: secrets.key and secrets.salt do not fit 10 of 10 stored passwords",
+    ]
+    assert without[1].startswith("secrets.key is missing: ")
+    assert not Path("secrets.yml").exists()
+
+
+def test_an_adopted_database_is_well(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, key=ORIGIN["key"], salt=ORIGIN["salt"])
+    make_origin(url)
+    before = problems()
+    CliRunner().invoke(main, ["db", "adopt"])
+
+    assert before == ["the users are not adopted: run `mlapi db adopt`"]
+    assert problems() == []
+
+
+def test_a_table_of_somebody_else_is_told(url: URL) -> None:
+    execute(url, "CREATE TABLE users (id INTEGER PRIMARY KEY)")
+
+    assert problems() == ["the table `users` is none that mlapi knows: point database.url at another database"]
+
+
+@pytest.mark.usefixtures("two_users")
+@pytest.mark.parametrize(
+    ("revision", "problem"),
+    [
+        ("0001", "the schema is behind: run `mlapi db upgrade`"),
+        ("9999", "the schema is of a newer mlapi: upgrade mlapi"),
+    ],
+)
+def test_a_schema_that_is_not_ours_is_told(url: URL, revision: str, problem: str) -> None:
+    execute(url, f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'")
+
+    assert problems() == [problem]
+
+
+@pytest.mark.usefixtures("two_users")
+def test_another_key_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, key=OLDER_KEY)
+
+    assert problems() == [
+        "secrets.key or secrets.salt is not the one that this database's passwords were encrypted with"
+    ]
+
+
+@pytest.mark.usefixtures("two_users")
+def test_users_who_cannot_be_found_by_their_name_are_told(url: URL) -> None:
+    execute(url, "UPDATE users SET username_key = username WHERE id = 2")
+
+    assert problems() == ["users who are not found by their name, as its stored form is another: 1, ids 2"]
+
+
+@only_sqlite
+@pytest.mark.usefixtures("two_users")
+def test_damage_is_told(url: URL) -> None:
+    execute(
+        url,
+        "PRAGMA writable_schema = ON",
+        "UPDATE sqlite_master SET rootpage = (SELECT rootpage FROM sqlite_master WHERE name = 'mlapi_audit')"
+        " WHERE name = 'ix_mlapi_audit_at'",
+    )
+
+    assert any(problem.startswith("the file is damaged: ") for problem in problems())
+
+
+@only_sqlite
+def test_a_file_that_is_no_database_is_told_in_one_line(folder: Path) -> None:
+    (folder / "mlapi.db").write_text("no database " * 100)
+
+    result = check()
+
+    line = "mlapi: this cannot be served now: DatabaseError: file is not a database\n"
+    assert (result.exit_code, result.stderr) == (3, line)

@@ -1,0 +1,273 @@
+"""What `mlapi.testing` gives to others: names, fakes, fixtures, and suites that say what is missing."""
+
+import importlib
+import inspect
+import re
+import sys
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+import mlapi.testing
+from mlapi import (
+    Access,
+    AuditTrail,
+    Clock,
+    Guard,
+    InvalidTokenError,
+    PasswordCipher,
+    RepositoryUnavailableError,
+    TokenIssuer,
+    UserDisabledError,
+    UserRepository,
+    Users,
+)
+from mlapi.entrypoints.guard import GuardMiddleware
+from mlapi.entrypoints.management import Management
+from mlapi.testing import (
+    AwayRepository,
+    InMemoryTokens,
+    InMemoryUserRepository,
+    PlainCipher,
+    SettableClock,
+    Visitor,
+    visitor,
+)
+
+pytest_plugins = ["pytester", "mlapi.testing.fixtures"]
+
+ROOT = Path(__file__).parents[2]
+HOUR = timedelta(hours=1)
+SUITES = {
+    "AttemptLimiterContract": "attempts",
+    "HttpContract": "http",
+    "PasswordCipherContract": "cipher",
+    "TokenIssuerContract": "tokens",
+    "UserRepositoryContract": "repository",
+}
+
+# --- names
+
+
+def test_public_names_are_sorted_and_there() -> None:
+    assert sorted(mlapi.testing.__all__) == mlapi.testing.__all__
+    assert [name for name in mlapi.testing.__all__ if not hasattr(mlapi.testing, name)] == []
+
+
+@pytest.mark.parametrize(("name", "module"), SUITES.items())
+def test_a_suite_is_the_one_of_its_module(name: str, module: str) -> None:
+    suite = getattr(mlapi.testing, name)
+
+    assert (suite.__module__, suite.__name__) == (f"mlapi.testing.{module}", name)
+
+
+def test_the_suite_of_http_asks_for_a_client() -> None:
+    users = Users(InMemoryUserRepository(), PlainCipher())
+
+    with pytest.raises(NotImplementedError, match="a subclass of the suite gives a client"):
+        mlapi.testing.HttpContract().client(users, Management())
+
+
+def test_another_name_is_refused_as_of_any_module() -> None:
+    with pytest.raises(AttributeError, match=r"^module 'mlapi\.testing' has no attribute 'Mock'$"):
+        _ = mlapi.testing.Mock  # type: ignore[attr-defined]  # that is what is tried
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [*((name, "pytest") for name in SUITES), ("HttpContract", "httpx2")],
+)
+def test_a_suite_says_what_it_needs(name: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, f"mlapi.testing.{SUITES[name]}", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+
+    with pytest.raises(ModuleNotFoundError) as refusal:
+        getattr(mlapi.testing, name)
+
+    sentence = f"{name} needs {missing}, which is not installed: pip install 'mlapi[testing]'"
+    assert (str(refusal.value), refusal.value.name) == (sentence, missing)
+
+
+def test_what_else_a_suite_does_not_find_is_no_matter_of_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "mlapi.testing.http", raising=False)
+    monkeypatch.setitem(sys.modules, "mlapi.entrypoints.management", None)
+
+    with pytest.raises(ModuleNotFoundError, match=r"^import of mlapi\.entrypoints\.management halted"):
+        _ = mlapi.testing.HttpContract
+
+
+def test_the_fakes_are_there_where_pytest_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "pytest")
+
+    again = importlib.reload(mlapi.testing)
+
+    assert again.InMemoryUserRepository is InMemoryUserRepository
+
+
+def test_a_suite_that_fails_shows_what_it_compared(pytester: pytest.Pytester) -> None:
+    pytester.makepyfile("""
+        import pytest
+        from mlapi import EncryptedPassword
+        from mlapi.testing import PasswordCipherContract, PlainCipher
+
+        class Saltless(PlainCipher):
+            def encrypt(self, password):
+                return EncryptedPassword("plain::" + password)
+
+        class TestSaltless(PasswordCipherContract):
+            @pytest.fixture
+            def cipher(self):
+                return Saltless()
+    """)
+
+    run = pytester.runpytest("-k", "equal_passwords")
+
+    run.stdout.re_match_lines([r"E +AssertionError: assert EncryptedPassword\(\) != EncryptedPassword\(\)"])
+
+
+# --- fakes
+
+
+def test_the_fakes_answer_the_ports() -> None:
+    repository: UserRepository = AwayRepository()
+    trail: AuditTrail = repository.audit
+    clock: Clock = SettableClock()
+    cipher: PasswordCipher = PlainCipher()
+    tokens: TokenIssuer = InMemoryTokens(clock=clock)
+
+    assert None not in {repository, trail, clock, cipher, tokens}
+
+
+@pytest.mark.parametrize(("port", "away"), [(UserRepository, AwayRepository()), (AuditTrail, AwayRepository.audit)])
+def test_every_method_of_what_is_away_raises(port: type, away: object) -> None:
+    methods = [name for name, _ in inspect.getmembers(port, inspect.isfunction) if not name.startswith("_")]
+    raised = []
+
+    for name in methods:
+        method = getattr(away, name)
+        parameters = inspect.signature(method).parameters.values()
+        required = [parameter for parameter in parameters if parameter.default is parameter.empty]
+        with pytest.raises(RepositoryUnavailableError) as refusal:
+            method(
+                *(1 for parameter in required if parameter.kind is not parameter.KEYWORD_ONLY),
+                **{parameter.name: 1 for parameter in required if parameter.kind is parameter.KEYWORD_ONLY},
+            )
+        raised.append(refusal.value)
+
+    assert raised == [RepositoryUnavailableError("away")] * len(methods)
+    assert methods
+
+
+def test_a_clock_tells_the_time_it_was_set_to_in_utc() -> None:
+    clock = SettableClock(datetime.fromisoformat("2030-01-31T12:00:00+02:00"))
+    told = [clock()]
+
+    clock.now += HOUR
+    told.append(clock())
+
+    assert [time.isoformat() for time in told] == ["2030-01-31T10:00:00+00:00", "2030-01-31T11:00:00+00:00"]
+
+
+def test_a_clock_takes_no_time_without_its_zone() -> None:
+    clock = SettableClock()
+
+    with pytest.raises(ValueError, match="give an aware datetime"):
+        clock.now = datetime(2030, 1, 31)  # noqa: DTZ001 - that is what is tried
+
+
+# --- fixtures
+
+
+async def whoami(request: Request) -> JSONResponse:
+    return JSONResponse(request.user.username)
+
+
+APP = Starlette(routes=[Route("/", whoami)])
+
+
+def test_users_are_none_at_first_and_tell_the_time_of_the_clock(mlapi_users: Users, mlapi_clock: SettableClock) -> None:
+    before = mlapi_users.page()
+
+    ada = mlapi_users.register(username="ada", password="x", email="ada@example.com")
+
+    assert before == []
+    assert mlapi_users.page() == [ada]
+    assert ada.created_datetime == mlapi_clock.now
+
+
+def test_who_is_let_in_is_a_user_whom_the_guard_knows(
+    mlapi_guard: Guard, mlapi_let_in: Visitor, mlapi_users: Users
+) -> None:
+    assert mlapi_guard.check(mlapi_let_in.token) == mlapi_let_in.user == mlapi_users.find("let-in")
+
+
+def test_who_is_shut_out_is_a_user_with_a_token(
+    mlapi_guard: Guard, mlapi_shut_out: Visitor, mlapi_users: Users
+) -> None:
+    with pytest.raises(UserDisabledError) as refusal:
+        mlapi_guard.check(mlapi_shut_out.token)
+
+    assert refusal.value == UserDisabledError(mlapi_shut_out.user.id)
+    assert mlapi_shut_out.user == mlapi_users.find("shut-out")
+
+
+def test_an_application_behind_the_guard_lets_in_the_one_alone(
+    mlapi_guard: Guard, mlapi_let_in: Visitor, mlapi_shut_out: Visitor, mlapi_clock: SettableClock
+) -> None:
+    client = TestClient(GuardMiddleware(APP, mlapi_guard))
+
+    answers = [client.get("/", headers=headers) for headers in (mlapi_let_in.headers, mlapi_shut_out.headers, {})]
+    mlapi_clock.now += HOUR
+    late = client.get("/", headers=mlapi_let_in.headers)
+
+    assert [answer.status_code for answer in (*answers, late)] == [200, 403, 401, 401]
+    assert answers[0].json() == "let-in"
+
+
+def test_an_api_key_ends_by_the_clock_too(
+    mlapi_guard: Guard, mlapi_let_in: Visitor, mlapi_users: Users, mlapi_clock: SettableClock
+) -> None:
+    _, secret = mlapi_users.add_api_key(
+        user_id=mlapi_let_in.user.id, name="nightly job", expires=mlapi_clock.now + 2 * HOUR
+    )
+
+    seen = mlapi_guard.check(secret)
+    mlapi_clock.now += 2 * HOUR
+
+    assert seen == mlapi_let_in.user
+    with pytest.raises(InvalidTokenError):
+        mlapi_guard.check(secret)
+
+
+def test_there_may_be_more_visitors(mlapi_access: Access) -> None:
+    grace, alan = visitor(mlapi_access, "grace"), visitor(mlapi_access, "alan")
+
+    assert [mlapi_access.guard.check(one.token) for one in (grace, alan)] == [grace.user, alan.user]
+    assert grace.headers == {"Authorization": f"Bearer {grace.token}"}
+
+
+def test_no_repr_shows_the_token_of_a_visitor(mlapi_let_in: Visitor) -> None:
+    assert mlapi_let_in.token not in f"{mlapi_let_in!r} {mlapi_let_in}"
+
+
+# --- docs/adapters.md
+
+
+def test_the_test_files_that_the_documentation_shows_pass(pytester: pytest.Pytester) -> None:
+    page = (ROOT / "docs" / "adapters.md").read_text("utf-8")
+    files = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for name, text in files:
+        (pytester.path / name).write_text(text, "utf-8")
+
+    run = pytester.inline_run()
+
+    passed, skipped, failed = run.listoutcomes()
+    assert [name for name, _ in files] == ["conftest.py", "test_application.py", "test_adapter.py"]
+    assert (skipped, failed) == ([], [])
+    assert len(passed) > 70

@@ -1,0 +1,640 @@
+"""Many users from a file and into one: what is stored, what is refused, how that is told, and nobody lost or twice."""
+
+import io
+import json
+import os
+import pty
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime
+from pathlib import Path
+
+import attrs
+import bcrypt
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import URL
+
+from mlapi import Cause, User, Users
+from mlapi.adapters import rotation
+from mlapi.adapters.fernet import FernetCipher
+from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
+from mlapi.adapters.sql import Database
+from mlapi.bootstrap import open_service, open_users
+from mlapi.config import load_settings
+from mlapi.domain.errors import FieldProblem
+from mlapi.entrypoints.cli import main, user_import
+from mlapi.entrypoints.cli.acting import os_user
+from mlapi.entrypoints.cli.user_files import Row
+from mlapi.entrypoints.cli.user_import import Summary, UserImport
+from mlapi.secret_files import change_secrets_file, new_key, read_yaml
+from tests.conftest import KEY, SALT
+
+CANARY = "c4n4ry"
+HEADER = "username,email,password\n"
+ADA = "ada,ada@example.com,difference engine\n"
+BOB = "bob,bob@example.com,battery\n"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", "fernet")
+    monkeypatch.setattr(user_import, "BATCH", 3)
+    return tmp_path
+
+
+def mlapi(*arguments: str, given: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(main, ["users", *arguments], input=given)
+
+
+def imported(text: str | bytes, *options: str, name: str = "users.csv") -> Result:
+    Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    return mlapi("import", name, *options)
+
+
+def everybody() -> list[User]:
+    with open_users(load_settings()) as users:
+        return list(users.every_user())
+
+
+def names() -> list[str]:
+    return [user.username for user in everybody()]
+
+
+def refusals(name: str = "users.csv.rejects.jsonl") -> list[tuple[int, str | None, str, str]]:
+    lines = [json.loads(line) for line in Path(name).read_text("utf-8").splitlines()]
+    return [(line["line"], line["username"], line["field"], line["message"]) for line in lines]
+
+
+def logs_in(username: str, password: str) -> bool:
+    with open_service(load_settings()) as service:
+        found = service.users.find(username)
+        return found is not None and service.users.cipher.matches(password, found.password)
+
+
+@pytest.mark.parametrize("scheme", ["fernet", "argon2id"])
+def test_users_of_a_file_can_log_in(url: URL, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAPI_DATABASE__URL", url.render_as_string(hide_password=False))
+    monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", scheme)
+    monkeypatch.setattr(user_import, "COSTLY_BATCH", 1)
+    people = [f"user{number}" for number in range(7)]
+
+    result = imported(HEADER + "".join(f"{name},{name}@example.com,password of {name}\n" for name in people))
+
+    assert (result.exit_code, result.stdout) == (0, "imported 7, already there 0, refused 0\n")
+    assert [(user.username, user.email, user.enabled) for user in everybody()] == [
+        (name, f"{name}@example.com", True) for name in people
+    ]
+    assert logs_in("user6", "password of user6")
+    assert not Path("users.csv.rejects.jsonl").exists()
+
+
+@pytest.mark.parametrize("scheme", ["fernet", "argon2id"])
+def test_what_is_there_already_is_known_by_name_and_address(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", scheme)
+    imported(HEADER + ADA + BOB)
+    before = everybody()
+
+    again = imported(HEADER + BOB + "ADA,ada@example.com,another\nBob,b@example.com,x\n" + "eve,e@example.com,x\n" * 2)
+
+    assert (again.exit_code, again.stdout) == (
+        4,
+        "imported 1, already there 3, refused 1, see users.csv.rejects.jsonl\n",
+    )
+    taken = "belongs to another user, with another e-mail address"
+    assert refusals() == [(4, "Bob", "username", taken)]
+    assert everybody()[:2] == before
+    assert names() == ["ada", "bob", "eve"]
+
+
+def test_what_a_line_says_beyond_that_is_kept() -> None:
+    result = imported(
+        '{"username": "ada", "email": "a@example.com", "password": "x", "enabled": false}\n\n'
+        '{"username": "bob", "email": "b@example.com", "password": "\\"x\\n",'
+        ' "created_datetime": "2024-02-29T12:00:00+02:00"}\n'
+        '{"username": "cyd", "email": "c@example.com", "password": "x", "enabled": 1, "created_datetime": null}\n',
+        name="users.jsonl",
+    )
+
+    ada, bob, cyd = everybody()
+    assert (result.exit_code, result.stdout) == (0, "imported 3, already there 0, refused 0\n")
+    assert [user.enabled for user in (ada, bob, cyd)] == [False, True, True]
+    assert bob.created_datetime.isoformat() == bob.updated_datetime.isoformat() == "2024-02-29T10:00:00+00:00"
+    assert cyd.created_datetime >= ada.created_datetime > bob.created_datetime
+    assert logs_in("bob", '"x\n')
+
+
+def test_the_audit_trail_tells_who_imported_and_nothing_of_who_was_there() -> None:
+    for _ in range(2):
+        imported(HEADER + ADA)
+
+    with open_users(load_settings()) as users:
+        entries = users.repository.audit.page(limit=9)
+    assert [(entry.actor, entry.action, entry.outcome) for entry in entries] == [
+        (f"import by {os_user()}", "register", "done")
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["fernet", "argon2id"])
+def test_hashes_from_elsewhere_let_their_users_in(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", scheme)
+    hashed = bcrypt.hashpw(b"battery", bcrypt.gensalt(4)).decode()
+
+    result = imported(f"username,email,password_hash\nbob,bob@example.com,{hashed}\neve,e@example.com,{CANARY}\n")
+
+    assert result.exit_code == 4
+    assert [line[:3] for line in refusals()] == [(3, "eve", "password_hash")]
+    assert logs_in("bob", "battery")
+    assert not logs_in("bob", "another")
+
+
+def test_a_hash_from_elsewhere_gives_way_to_one_of_the_whole_password_at_the_next_log_in(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", "argon2id")
+    password = "é" * 40
+    hashed = bcrypt.hashpw(password.encode()[:72], bcrypt.gensalt(4)).decode()
+    imported(f"username,email,password_hash\nbob,bob@example.com,{hashed}\n")
+
+    with open_service(load_settings()) as service:
+        service.access.log_ins.log_in(username="bob", password=password)
+
+    (bob,) = everybody()
+    assert bob.password.value.endswith("|argon2id")
+    assert [logs_in("bob", given) for given in (password, "é" * 36)] == [True, False]
+
+
+def test_stored_passwords_of_the_same_secrets_are_taken_and_others_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
+    monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
+    ours, another = (FernetCipher([KEY], salt).encrypt("battery").value for salt in (SALT, "another"))
+
+    result = imported(f"username,email,stored_password\nbob,bob@example.com,{ours}\neve,eve@example.com,{another}\n")
+
+    assert result.exit_code == 4
+    assert refusals() == [(3, "eve", "stored_password", "was made with a salt that is not in secrets.salt")]
+    assert [user.password.value for user in everybody()] == [ours]
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+@pytest.mark.parametrize("scheme", ["fernet", "argon2id"])
+def test_every_line_is_checked_as_a_registration_is(
+    scheme: str, options: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", scheme)
+    monkeypatch.setenv("MLAPI_PASSWORDS__MIN_LENGTH", "7")
+    lines = [
+        f" ada,ada@example.com,{CANARY}!,,",
+        f"nul\0,ada@example.com,{CANARY}!,,",
+        f"bob,nonsense,{CANARY},maybe,yesterday",
+        f"cyd,cyd@example.com,{CANARY}!,TRUE,2026-01-31T12:00:00",
+        f"cyd,cyd@example.com,{CANARY}!,,0001-01-01T00:00:00+14:00",
+        "dan,dan@example.com,battery,0,2026-01-31",
+    ]
+
+    result = imported("username,email,password,enabled,created_datetime\n" + "\n".join(lines), *options)
+
+    no_time = "must be ISO 8601 with its zone: 2026-01-31T12:00:00Z"
+    assert result.exit_code == 4
+    assert refusals() == [
+        (2, " ada", "username", "must not begin or end with white space"),
+        (3, "nul\0", "username", "must hold no control, invisible or unassigned characters"),
+        (4, "bob", "email", "must look like name@example.com"),
+        (4, "bob", "enabled", "must be 1, 0, true or false"),
+        (4, "bob", "created_datetime", no_time),
+        (4, "bob", "password", "must be at least 7 characters"),
+        (5, "cyd", "created_datetime", no_time),
+        (6, "cyd", "created_datetime", no_time),
+        (7, "dan", "created_datetime", no_time),
+    ]
+    assert CANARY not in result.output + Path("users.csv.rejects.jsonl").read_text("utf-8")
+    assert names() == []
+
+
+def test_a_dry_run_stores_nothing_and_tells_what_would_be() -> None:
+    imported(HEADER + ADA)
+
+    result = imported(HEADER + ADA + BOB + "ADA,a@example.com,x\n", "--dry-run")
+
+    assert (result.exit_code, result.stdout) == (
+        4,
+        "imported 1, already there 1, refused 1 (a dry run: nothing is stored), see users.csv.rejects.jsonl\n",
+    )
+    assert names() == ["ada"]
+
+
+TOO_LONG = b"x" * 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (TOO_LONG, "must be shorter than 65536 bytes"),
+        (b"caf\xe9,e@example.com,x", "must be UTF-8"),
+        (b'"eve,e@example.com,x', "must be CSV, with every quote ended in it"),
+        (b'"eve"x,e@example.com,x', "must be CSV, with every quote ended in it"),
+        (b"eve,e@example.com", "must have 3 cells, as the first line has, and has 2"),
+        (b"eve,e@example.com,x,y", "must have 3 cells, as the first line has, and has 4"),
+    ],
+    ids=["long", "latin", "open quote", "text after a quote", "cell missing", "cell too many"],
+)
+def test_a_line_that_is_none_is_refused_and_no_other(line: bytes, message: str) -> None:
+    text = (
+        b"\xef\xbb\xbf" + HEADER.encode() + line + b"\n" + ADA.encode() + b'"bo,b",b@example.com,"a ""b"", c"\r\n\r\n'
+    )
+
+    result = imported(text)
+
+    assert (result.exit_code, refusals()) == (4, [(2, None, "line", message)])
+    assert names() == ["ada", "bo,b"]
+    assert logs_in("bo,b", 'a "b", c')
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("[" * 60_000, "must be a JSON object, with every key once"),
+        ("[]", "must be a JSON object, with every key once"),
+        ("{", "must be a JSON object, with every key once"),
+        (
+            '{"username": "\\ud800", "email": "e@example.com", "password": "x"}',
+            "must be a JSON object, with every key once",
+        ),
+        (
+            '{"username": "eve", "username": "x", "email": "e@example.com", "password": "x"}',
+            "must be a JSON object, with every key once",
+        ),
+        ('{"username": "eve", "password": "x"}', "must have a key email"),
+        (
+            '{"username": "eve", "email": "e@example.com"}',
+            "must have exactly one of password, password_hash, stored_password",
+        ),
+        (
+            '{"username": "eve", "email": "e@example.com", "password": "x", "phone": 1, "$c4n4ry": 1}',
+            "must have no unknown columns: phone, (no plain word): --ignore-columns lets them pass",
+        ),
+        ("\xe9".join(["x"] * 40_000), "must be shorter than 65536 bytes"),
+    ],
+    ids=["brackets", "list", "broken", "surrogate", "key twice", "no e-mail", "no password", "unknown", "long"],
+)
+def test_a_json_line_that_is_none_is_refused_and_no_other(line: str, message: str) -> None:
+    result = imported(
+        f'{line}\n{{"username": "\\"a\\"", "email": "a@example.com", "password": "x"}}\n', name="users.jsonl"
+    )
+
+    assert (result.exit_code, refusals("users.jsonl.rejects.jsonl")) == (4, [(1, None, "line", message)])
+    assert names() == ['"a"']
+
+
+def test_json_values_of_other_types_are_named_by_their_fields() -> None:
+    imported(
+        '{"username": 7, "email": null, "password": ["x"], "enabled": 1.0, "created_datetime": []}\n',
+        name="users.jsonl",
+    )
+
+    assert refusals("users.jsonl.rejects.jsonl") == [
+        (1, None, "username", "must be a string"),
+        (1, None, "email", "must be a string"),
+        (1, None, "enabled", "must be 1, 0, true or false"),
+        (1, None, "created_datetime", "must be ISO 8601 with its zone: 2026-01-31T12:00:00Z"),
+        (1, None, "password", "must be a string"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ("", "the file is empty"),
+        (f"ada,ada@example.com,{CANARY}", "the first line must name columns, in UTF-8: username, email and one of"),
+        ("\xff\xfe".encode("latin-1"), "the first line must name columns, in UTF-8"),
+        ("username,email,password,email", "the first line names a column twice"),
+        ("username,password", "the first line names no column email"),
+        ("username,email", "the first line must have exactly one of password, password_hash, stored_password"),
+        ("username,email,password,password_hash", "the first line must have exactly one of password, password_hash"),
+        (
+            "username,email,password,phone,+",
+            "the first line names unknown columns: phone, (no plain word): --ignore-co",
+        ),
+    ],
+)
+def test_a_file_that_is_none_of_users_is_told_in_one_line(header: str | bytes, line: str) -> None:
+    result = imported((header if isinstance(header, bytes) else header.encode()) + b"\n" * bool(header))
+
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert f"mlapi: {line}" in result.stderr
+    assert CANARY not in result.stderr
+
+
+def test_the_file_that_the_documentation_shows_is_imported() -> None:
+    page = Path(__file__).parents[2] / "docs" / "importing.md"
+    (shown,) = re.findall(r"```\n(username,.*?)```", page.read_text("utf-8"), re.DOTALL)
+
+    result = imported(shown)
+
+    assert (result.exit_code, result.stdout) == (0, "imported 2, already there 0, refused 0\n")
+    assert logs_in("bob", 'a, "b"')
+
+
+def test_a_file_without_users_imports_none() -> None:
+    result = imported(HEADER)
+
+    assert (result.exit_code, result.stdout) == (0, "imported 0, already there 0, refused 0\n")
+
+
+@pytest.mark.parametrize("name", ["users.csv", "users.jsonl"])
+def test_columns_that_mean_nothing_may_be_let_pass(name: str) -> None:
+    text = {
+        "users.csv": "phone,username,email,password\n1,ada,ada@example.com,x\n",
+        "users.jsonl": '{"phone": 1, "username": "ada", "email": "ada@example.com", "password": "x"}\n',
+    }
+
+    result = imported(text[name], "--ignore-columns", name=name)
+
+    assert (result.exit_code, names()) == (0, ["ada"])
+
+
+def test_standard_input_and_output_need_a_format() -> None:
+    refused = mlapi("import", "-", given=HEADER + ADA)
+    result = mlapi("import", "-", "--format", "csv", "--json", given=HEADER + ADA + "eve,e,x\n")
+    exported = mlapi("export", "-", "--format", "csv")
+
+    assert (refused.exit_code, "give --format csv or --format jsonl" in refused.stderr) == (2, True)
+    assert (result.exit_code, json.loads(result.stdout)) == (
+        4,
+        {"imported": 1, "already_there": 0, "refused": 1, "rejects": "import.rejects.jsonl"},
+    )
+    assert refusals("import.rejects.jsonl")[0][:2] == (3, "eve")
+    assert exported.stdout.splitlines()[0] == "user_id,username,email,enabled,created_datetime,updated_datetime"
+    assert exported.stdout.splitlines()[1].startswith("1,ada,ada@example.com,true,20")
+
+
+def test_refusals_of_an_import_before_are_forgotten() -> None:
+    imported(HEADER + "eve,e,x\n")
+    mode = stat.S_IMODE(Path("users.csv.rejects.jsonl").stat().st_mode)
+
+    result = imported(HEADER + ADA)
+
+    assert (mode, result.exit_code, refusals()) == (0o600, 0, [])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["import", "folder.csv"], "folder.csv cannot be read: Is a directory"),
+        (["import", "nowhere.csv"], "nowhere.csv cannot be read: No such file or directory"),
+        (["import", "users.csv", "--rejects", "users.csv"], "users.csv is what is read: give --rejects another name"),
+        (["import", "users.csv", "--rejects", "folder.csv"], "folder.csv cannot be written: Is a directory"),
+        (["import", "users.csv", "--rejects", "no/where"], "no/where cannot be written: No such file or directory"),
+        (["import", "users.csv", "--rejects", "/dev/full"], "/dev/full cannot be written: No space left on device"),
+        (["export", "users.csv"], "users.csv is there already: --force replaces it"),
+        (["export", "folder.csv", "--force"], "folder.csv is no regular file: write - and redirect the output"),
+        (["export", "/dev/null", "--format", "csv", "--force"], "/dev/null is no regular file"),
+        (["export", "no/where.csv"], "where.csv cannot be written: No such file or directory"),
+    ],
+)
+def test_files_that_cannot_be_used_are_told_in_one_line(folder: Path, arguments: list[str], line: str) -> None:
+    (folder / "folder.csv").mkdir()
+    (folder / "users.csv").write_text(HEADER + "eve,e,x\n")
+
+    result = mlapi(*arguments)
+
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert line in result.stderr
+    assert (folder / "users.csv").read_text() == HEADER + "eve,e,x\n"
+    assert not [path for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_locked_database_stops_the_import_which_goes_on_when_it_is_run_again(
+    open_database: Callable[[URL], Database], sqlite_url: URL
+) -> None:
+    imported(HEADER + ADA)
+
+    with open_database(sqlite_url).writing():
+        stopped = imported(HEADER + ADA + BOB)
+    result = mlapi("import", "users.csv")
+
+    assert stopped.exit_code == 3
+    assert "database is locked; imported 0, already there 0, refused 0: run it again, and it goes on" in stopped.stderr
+    assert (result.exit_code, result.stdout) == (0, "imported 1, already there 1, refused 0\n")
+
+
+@pytest.mark.parametrize("name", ["users.csv", "users.jsonl"])
+def test_what_is_exported_comes_back_with_the_same_secrets(
+    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    imported(
+        "username,email,password,enabled\n" + "=1+1,a@example.com,x,0\n" + '"a,""b",b@example.com,x,1\n', name="a.csv"
+    )
+    before = everybody()
+    exported = mlapi("export", name, "--with-stored-passwords")
+    (folder / "elsewhere").mkdir()
+    (folder / "secrets.yml").rename(folder / "elsewhere" / "secrets.yml")
+    monkeypatch.chdir(folder / "elsewhere")
+
+    result = mlapi("import", f"../{name}")
+
+    assert (exported.exit_code, exported.stdout) == (0, "exported 2\n")
+    assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
+    assert (result.exit_code, result.stdout) == (0, "imported 2, already there 0, refused 0\n")
+    assert [attrs.evolve(user, token_epoch="") for user in everybody()] == [
+        attrs.evolve(user, token_epoch="") for user in before
+    ]
+    assert before[0].username == "=1+1"
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ([], ["ada", "bob"]),
+        (["--enabled"], ["ada"]),
+        (["--disabled"], ["bob"]),
+        (["--containing", "ADA"], ["ada"]),
+    ],
+)
+def test_users_are_chosen_for_an_export_and_their_passwords_are_not_in_it(
+    options: list[str], expected: list[str]
+) -> None:
+    imported(HEADER + ADA + BOB)
+    CliRunner().invoke(main, ["users", "disable", "bob"])
+    Path("users.jsonl").write_text("of before")
+
+    result = mlapi("export", "users.jsonl", "--force", *options)
+
+    written = [json.loads(line) for line in Path("users.jsonl").read_text("utf-8").splitlines()]
+    ada = everybody()[0]
+    assert result.stdout == f"exported {len(expected)}\n"
+    assert [user["username"] for user in written] == expected
+    assert {key for user in written for key in user} == {
+        "user_id",
+        "username",
+        "email",
+        "enabled",
+        "created_datetime",
+        "updated_datetime",
+    }
+    assert expected != ["ada"] or datetime.fromisoformat(written[0]["created_datetime"]) == ada.created_datetime
+
+
+def test_an_export_of_a_link_replaces_what_it_points_at(folder: Path) -> None:
+    imported(HEADER + ADA)
+    (folder / "real.csv").write_text("of before")
+    (folder / "link.csv").symlink_to("real.csv")
+
+    mlapi("export", "link.csv", "--force")
+
+    assert (folder / "link.csv").is_symlink()
+    assert "ada@example.com" in (folder / "real.csv").read_text()
+
+
+class Refusals:
+    """Writes nothing."""
+
+    def __init__(self, at_flush: Callable[[], None] = lambda: None) -> None:
+        self.flush = at_flush
+
+    def write(self, row: Row, problems: Iterable[FieldProblem]) -> None:
+        raise AssertionError((row, problems))
+
+
+def test_a_batch_that_took_long_is_stored_under_the_key_that_is_newest_then(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever turns a key over counts on what was encrypted with the former one to be stored within seconds."""
+    monkeypatch.setattr(rotation, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(user_import, "COMMIT_WITHIN", 1.0)
+
+    def rows() -> Iterator[Row]:
+        for number in range(6):
+            if number == 5:  # the first three are encrypted, and are stored when the others are
+                change_secrets_file(folder / "secrets.yml", lambda tree: {**tree, "key": [new_key(), tree["key"]]})
+                time.sleep(0.51)
+            values = {"username": f"user{number}", "email": "a@example.com", "password": "battery"}
+            yield Row(number, number, values)
+
+    with open_users(load_settings()) as users:
+        importing = UserImport(users, FernetCipher([KEY], SALT), Refusals(), by=Cause())
+        ends = list(importing.run(rows()))
+        stored = [user.password for user in users.every_user()]
+
+    secrets = read_yaml(folder / "secrets.yml")
+    alone = FernetCipher([secrets["key"][0]], secrets["salt"])
+    assert ends == [2, 5]
+    assert importing.summary == Summary(imported=6)
+    assert [alone.matches("battery", value) for value in stored] == [True] * 6
+
+
+class InterruptedInput(io.BytesIO):
+    """Ctrl-C where it would end."""
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        line = super().readline(size)
+        if not line:
+            raise KeyboardInterrupt
+        return line
+
+
+def test_an_interrupted_import_says_how_far_it_came() -> None:
+    given = InterruptedInput(HEADER.encode() + b"".join(b"user%d,a@example.com,x\n" % number for number in range(7)))
+
+    result = CliRunner().invoke(main, ["users", "import", "-", "--format", "csv"], input=given)
+
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert "mlapi: interrupted; imported 3, already there 0, refused 0: run it again, and it goes on" in result.stderr
+    assert names() == ["user0", "user1", "user2"]
+
+
+def test_an_interruption_waits_until_the_batch_is_counted() -> None:
+    values = {"username": "ada", "email": "a@example.com", "password": "battery"}
+    interrupting = Refusals(lambda: signal.raise_signal(signal.SIGINT))
+    users = Users(InMemoryUserRepository(), PlainCipher())
+    importing = UserImport(users, FernetCipher([KEY], SALT), interrupting, by=Cause())
+
+    with pytest.raises(KeyboardInterrupt):
+        list(importing.run([Row(1, 1, values)]))
+
+    assert (importing.summary, users.repository.count()) == (Summary(imported=1), 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+class Command:
+    """``mlapi users import -`` in a process of its own, which reads what it is given here."""
+
+    def __init__(self, url: URL, errors: int = subprocess.PIPE) -> None:
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "from mlapi.entrypoints.cli import main; main()",
+                "users",
+                "import",
+                "-",
+                "--format=csv",
+            ],
+            env={"MLAPI_DATABASE__URL": url.render_as_string(hide_password=False), "MLAPI_PASSWORDS__SCHEME": "fernet"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        )
+
+    def give(self, text: str) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(text.encode())
+        self._process.stdin.flush()
+
+    def stop(self, how: signal.Signals) -> tuple[int, str]:
+        self._process.send_signal(how)
+        _, errors = self._process.communicate(timeout=30)
+        return self._process.returncode, errors.decode()
+
+
+@pytest.mark.parametrize(
+    ("database", "how"), [("sqlite", signal.SIGINT), ("sqlite", signal.SIGKILL), ("postgres", signal.SIGKILL)]
+)
+def test_of_an_import_that_was_ended_in_the_middle_nobody_is_lost_and_nobody_twice(
+    database: str, how: signal.Signals, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    url = request.getfixturevalue(f"{database}_url")
+    monkeypatch.setenv("MLAPI_DATABASE__URL", url.render_as_string(hide_password=False))
+    monkeypatch.setattr(user_import, "BATCH", 2_000)
+    people = [f"user{number}" for number in range(6_500)]
+    text = HEADER + "".join(f"{name},{name}@example.com,x\n" for name in people)
+    command = Command(url)
+    command.give(text[: len(text) * 3 // 4])
+    with open_users(load_settings()) as users:
+        deadline = time.monotonic() + 30
+        while (stored := users.repository.count()) < 2_000 and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+    code, errors = command.stop(how)
+    with open_users(load_settings()) as users:
+        there = users.repository.count()
+    result = imported(text)
+
+    assert stored >= 2_000
+    assert there % 2_000 == 0
+    assert code == (130 if how is signal.SIGINT else -signal.SIGKILL)
+    interrupted = f"mlapi: interrupted; imported {there}, already there 0, refused 0: run it again, and it goes on\n"
+    assert (interrupted in errors) == (how is signal.SIGINT)
+    assert (result.exit_code, result.stdout) == (0, f"imported {6_500 - there}, already there {there}, refused 0\n")
+    assert sorted(names()) == sorted(people)
+
+
+def test_a_terminal_shows_how_far_it_is(folder: Path, sqlite_url: URL) -> None:
+    (folder / "users.csv").write_text(HEADER + ADA)
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-c", "from mlapi.entrypoints.cli import main; main()", "users", "import", "users.csv"]
+
+    ended = subprocess.run(command, stderr=theirs, stdout=subprocess.PIPE, check=True)
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+
+    assert ended.stdout == b"imported 1, already there 0, refused 0\n"
+    assert "importing" in shown
+    assert "100%" in shown
