@@ -56,7 +56,7 @@ class CountedTransactions:
         return self._transaction()
 
 
-class AttemptLimiterContract:
+class FixedWindowContract:
     def test_one_name_from_one_address_is_let_through_up_to_the_limit(self, transaction: Transaction) -> None:
         limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=3))
 

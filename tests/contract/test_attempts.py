@@ -21,7 +21,7 @@ from tests.contract.attempts_contract import (
     ELSEWHERE,
     HOME,
     WINDOW,
-    AttemptLimiterContract,
+    FixedWindowContract,
     Transaction,
     are_let_through,
     limits_of,
@@ -59,7 +59,7 @@ def rows_of(database: Database) -> list[tuple[str, int, float]]:
     return [(key, count, until) for key, count, until in rows]
 
 
-class TestFixedWindowAttemptLimiterInMemory(AttemptLimiterContract):
+class TestFixedWindowAttemptLimiterInMemory(FixedWindowContract):
     @pytest.fixture
     def transaction(self) -> Transaction:
         storage = MemoryStorage()
@@ -75,7 +75,7 @@ class TestFixedWindowAttemptLimiterInMemory(AttemptLimiterContract):
         assert are_let_through(limiter, ("bob", other)) == [not together]
 
 
-class TestFixedWindowAttemptLimiterInADatabase(AttemptLimiterContract):
+class TestFixedWindowAttemptLimiterInADatabase(FixedWindowContract):
     @pytest.fixture
     def transaction(self, database: Database) -> Transaction:
         return SqlAttempts(database).transaction

@@ -1,8 +1,16 @@
 """The command line: every command, and what it says of wrong input, in one line and without a traceback."""
 
+import errno
 import json
+import logging
+import os
+import pwd
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner, Result
 
@@ -10,6 +18,9 @@ from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli import main
 from mlapi.entrypoints.cli import users as cli
+from mlapi.entrypoints.cli.output import OneLineGroup
+from mlapi.entrypoints.cli.serve import log_config
+from mlapi.entrypoints.logs import Format, JsonFormatter, TextFormatter
 
 PASSWORD = "difference engine"
 CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
@@ -185,3 +196,186 @@ def test_what_is_new_is_new_each_time_and_fits_its_setting(command: list[str], m
     else:
         monkeypatch.setenv("MLAPI_SECRETS__ADMIN_TOKEN", first)
     load_settings()
+
+
+# --- all commands
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "line"),
+    [
+        (["frob"], 2, "mlapi: No such command 'frob'; see `mlapi --help`"),
+        (["--frob"], 2, "mlapi: No such option '--frob'; see `mlapi --help`"),
+        (["users", "show"], 2, "mlapi: Missing argument 'USER'; see `mlapi users show --help`"),
+        (["keys", "new", "7"], 2, "mlapi: Got unexpected extra argument (7); see `mlapi keys new --help`"),
+        (
+            ["serve", "--port", "99999"],
+            2,
+            "mlapi: Invalid value for '--port': 99999 is not in the range 0<=x<=65535; see `mlapi serve --help`",
+        ),
+        (
+            ["completion", "cmd"],
+            2,
+            "mlapi: Invalid value for '{bash|zsh|fish}': 'cmd' is not one of 'bash', 'zsh', 'fish'; see `mlapi completion --help`",  # noqa: E501 - one line
+        ),
+    ],
+)
+def test_what_is_typed_wrongly_is_told_in_one_line(arguments: list[str], code: int, line: str) -> None:
+    result = mlapi(*arguments)
+
+    assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"{line}\n")
+
+
+def test_a_group_without_a_command_shows_its_commands() -> None:
+    result = mlapi("users")
+
+    assert result.exit_code == 2
+    assert "set-password" in result.stderr
+
+
+class Failing(click.Command):
+    """A command that meets an error."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__("fail")
+        self._error = error
+
+    def invoke(self, ctx: click.Context) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "mlapi: interrupted"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "mlapi: the output: No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "users.csv"), 1, "mlapi: users.csv: Permission denied"),
+        (click.ClickException("frob"), 1, "mlapi: frob"),
+        (click.UsageError("frob"), 2, "mlapi: frob; see `mlapi --help`"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(error: BaseException, code: int, line: str) -> None:
+    group = OneLineGroup(commands=[Failing(error)])
+
+    result = CliRunner().invoke(group, ["fail"], prog_name="mlapi")
+
+    assert (result.exit_code, result.stderr.strip()) == (code, line)
+
+
+def test_whoever_has_read_enough_is_told_nothing() -> None:
+    command = [sys.executable, "-c", "from mlapi.entrypoints.cli import main; main(['completion', 'bash'])"]
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, check=False)
+    os.close(writer)
+
+    assert (process.returncode, process.stderr) == (1, b"")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_is_told_how_to_complete_our_commands(shell: str) -> None:
+    result = mlapi("completion", shell)
+
+    assert result.exit_code == 0
+    assert f"_MLAPI_COMPLETE={shell}_complete" in result.stdout
+
+
+def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    if isinstance(command, click.Group):
+        for name, inner in command.commands.items():
+            yield from commands(inner, (*path, name))
+    else:
+        yield path, command
+
+
+def test_every_command_prints_json_where_a_program_may_read_it() -> None:
+    without = {
+        " ".join(path)
+        for path, command in commands(main)
+        if not any("--json" in parameter.opts for parameter in command.params)
+    }
+
+    assert without == {"serve", "completion", "users export"}  # of which the last writes it with --format jsonl
+
+
+def test_every_command_says_what_it_does() -> None:
+    for path, _ in commands(main):
+        assert mlapi(*path, "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (["keys", "new"], {"key"}),
+        (["admin-token", "new"], {"admin_token"}),
+        (["db", "upgrade"], {"before", "after"}),
+        (["keys", "prune"], {"left"}),
+        (["keys", "rotate", "--tokens"], {"added"}),
+        (["keys", "rotate", "--salt"], {"added"}),
+    ],
+)
+def test_json_is_one_object(command: list[str], expected: set[str]) -> None:
+    added("ada")
+
+    result = mlapi(*command, "--json")
+
+    assert result.exit_code == 0
+    assert set(json.loads(result.stdout)) == expected
+
+
+def test_what_a_command_changes_is_told_of_whoever_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    added("ada")
+    monkeypatch.setattr("os.getuid", lambda: 12345)
+    mlapi("users", "disable", "ada")
+
+    with open_users(load_settings()) as users:
+        nobody, somebody = users.audit_page()
+
+    assert nobody.actor == "command line of 12345"
+    assert somebody.actor == f"command line of {pwd.getpwuid(os.geteuid()).pw_name}"
+
+
+# --- serve
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_uvicorn_is_run_with_our_settings(workers: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+
+    def run(app: str, **options: object) -> None:
+        given.update(options, app=app, counts_together="PROMETHEUS_MULTIPROC_DIR" in os.environ)
+
+    monkeypatch.setattr("uvicorn.run", run)
+    monkeypatch.setitem(os.environ, "PROMETHEUS_MULTIPROC_DIR", "")  # to be put back afterwards
+    del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+
+    result = mlapi("serve", "--workers", str(workers), "--no-access-log")
+
+    assert result.exit_code == 0
+    assert given | {"log_config": None} == {
+        "app": "mlapi.entrypoints.http:app",
+        "host": "127.0.0.1",
+        "port": 8001,
+        "workers": workers,
+        "lifespan": "on",
+        "access_log": False,
+        "log_config": None,
+        "server_header": False,
+        "proxy_headers": False,
+        "timeout_keep_alive": 5,
+        "timeout_graceful_shutdown": 15,
+        "counts_together": workers > 1,
+    }
+    assert (folder / "mlapi.db").exists() == (workers > 1)  # one process has opened it before many would
+
+
+@pytest.mark.parametrize(("form", "kind"), [("text", TextFormatter), ("json", JsonFormatter)])
+def test_the_servers_lines_are_written_our_way(form: Format, kind: type[logging.Formatter]) -> None:
+    config = log_config(form)
+
+    assert config["formatters"]["ours"]["()"] == f"{kind.__module__}.{kind.__name__}"
+    assert {name for name, logger in config["loggers"].items() if logger["handlers"] == ["stderr"]} == {
+        "uvicorn",
+        "uvicorn.access",
+        "mlapi",
+    }

@@ -74,7 +74,10 @@ def test_a_registration_cannot_be_made_of_bad_fields(username: str, email: str, 
 
 
 def test_a_registration_shows_no_password_email_or_epoch() -> None:
-    assert repr(REGISTER) == f"Register(username='Ada', password=EncryptedPassword(), enabled=True, at={NOON!r}, {BY})"
+    assert (
+        repr(REGISTER)
+        == f"Register(username='Ada', password=EncryptedPassword(), enabled=True, at={NOON!r}, created=None, {BY})"
+    )
 
 
 def test_setting_a_flag_does_not_show_the_epoch() -> None:

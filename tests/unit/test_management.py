@@ -105,7 +105,9 @@ def test_nothing_shows_the_token() -> None:
 def test_a_caller_does_not_show_his_headers() -> None:
     caller = with_headers(LOCAL, ("authorization", f"Bearer {TOKEN}"))
 
-    assert repr(caller) == ("Caller(path='/remove-user/1', client='127.0.0.1', server='127.0.0.1', http_version='1.1')")
+    assert repr(caller) == (
+        "Caller(path='/remove-user/1', client='127.0.0.1', server='127.0.0.1', http_version='1.1', scheme='http')"
+    )
 
 
 # --- which paths

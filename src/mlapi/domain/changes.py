@@ -72,6 +72,8 @@ UNKNOWN = Cause()
 class Register:
     """A new user, let in unless ``enabled`` says otherwise.
 
+    ``created`` is when he was registered elsewhere, for one who is taken over; None is ``at``.
+
     Raises:
         InvalidFieldsError: for the first of username and email that breaks a rule of `mlapi.domain.model`.
             `mlapi.service.Users` names them all.
@@ -82,6 +84,7 @@ class Register:
     email: str = attrs.field(repr=False)
     enabled: bool = True
     at: datetime = attrs.field(converter=to_utc)
+    created: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
     token_epoch: str = attrs.field(factory=new_token_epoch, repr=False)
     by: Cause = UNKNOWN
     username_key: UsernameKey = attrs.field(init=False, repr=False)
@@ -101,7 +104,7 @@ class Register:
             password=self.password,
             email=self.email,
             enabled=self.enabled,
-            created_datetime=self.at,
+            created_datetime=self.created or self.at,
             updated_datetime=self.at,
             token_epoch=self.token_epoch,
         )

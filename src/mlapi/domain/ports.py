@@ -1,4 +1,7 @@
-"""What the core asks of the world. The docstrings are the contracts; ``tests/contract`` holds every adapter to them."""
+"""What the core asks of the world. The docstrings are the contracts, and `mlapi.testing` holds every adapter to them.
+
+The service calls all of them from several threads at once.
+"""
 
 from collections.abc import Sequence
 from datetime import datetime

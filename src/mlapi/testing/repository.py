@@ -812,6 +812,16 @@ class UserRepositoryContract:
 
         assert repository.page(after=UserId(10**30), limit=10) == []
 
+    def test_a_user_who_is_taken_over_keeps_when_he_was_registered(self, repository: UserRepository) -> None:
+        change = registration(enabled=False, at=LATER, created=NOON)
+
+        ada = apply_one(repository, change)
+
+        assert isinstance(ada, User)
+        assert ada == repository.get(ada.id) == change.as_user(ada.id)
+        assert (ada.enabled, ada.created_datetime, ada.updated_datetime) == (False, NOON, LATER)
+        assert [entry.at for entry in repository.audit.page(limit=10)] == [LATER]
+
     # --- the audit trail
 
     def test_every_change_leaves_an_entry_the_newest_first(self, repository: UserRepository) -> None:

@@ -238,7 +238,13 @@ def _compiled_register() -> str:
     texts = [column(name, String) for name in ("username", "password", "email", "username_key", "epoch")]
     # Ids are taken in the order of the batch, before its rows are put into the order of their names.
     sequence = select(func.pg_get_serial_sequence(literal_column("'users'"), literal_column("'id'"))).scalar_subquery()
-    given = _given(*texts, column("enabled", Boolean), column("at", _TIME), also=[func.nextval(sequence).label("id")])
+    given = _given(
+        *texts,
+        column("enabled", Boolean),
+        column("at", _TIME),
+        column("created", _TIME),
+        also=[func.nextval(sequence).label("id")],
+    )
     columns = {"id": given.c.id, **statements.new_values(given.c.__getitem__)}
     statement = (
         insert(users)
@@ -396,7 +402,9 @@ def _register(connection: "psycopg.Connection", registers: dict[int, Register], 
     for _ in range(_REGISTER_ATTEMPTS):
         if not open_:
             return
-        rows = [{**statements.values_of(change), "at": change.at} for change in open_.values()]
+        rows = [
+            {**statements.values_of(change), "at": change.at, "created": change.created} for change in open_.values()
+        ]
         new = {key: user_id for user_id, key in _execute(connection, _REGISTER, rows)}
         refused = [{"username_key": change.username_key} for change in open_.values() if change.username_key not in new]
         holders = {key: user_id for user_id, key in _execute(connection, _NAMES, refused)}

@@ -208,7 +208,8 @@ def _apply_to_api_keys(connection: sqlite3.Connection, change: ApiKeyChange) -> 
 
 
 def _register(connection: sqlite3.Connection, change: Register) -> Outcome:
-    values = {**statements.values_of(change), "at": _text(change.at)}
+    created = None if change.created is None else _text(change.created)
+    values = {**statements.values_of(change), "at": _text(change.at), "created": created}
     row = _one(connection, _INSERT, values)
     if row is not None:
         return change.as_user(UserId(row[0]))

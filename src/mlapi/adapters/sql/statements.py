@@ -70,13 +70,13 @@ REMOVE = delete(users).where(users.c.id == bindparam("id")).returning(*COLUMNS)
 
 
 def new_values(source: Callable[[str], ColumnElement[Any]]) -> dict[str, ColumnElement[Any]]:
-    """Return what each column of a new user gets; the source gives what `values_of` names, and ``at``."""
+    """Return what each column of a new user gets; the source gives what `values_of` names, ``at`` and ``created``."""
     return {
         "username": source("username"),
         "password": source("password"),
         "email": source("email"),
         "enabled": source("enabled"),
-        "created_datetime": source("at"),
+        "created_datetime": func.coalesce(source("created"), source("at")),
         "updated_datetime": source("at"),
         "username_key": source("username_key"),
         "token_epoch": source("epoch"),
@@ -166,7 +166,7 @@ def compiled(statement: ClauseElement, dialect: Dialect) -> str:
 
 
 def values_of(change: Register) -> dict[str, str | bool]:
-    """Return the values of a new user but for the time, which each driver wants in its own form."""
+    """Return the values of a new user but for the times, which each driver wants in its own form."""
     return {
         "username": change.username,
         "password": change.password.value,

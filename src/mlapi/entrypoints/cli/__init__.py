@@ -3,19 +3,19 @@
 import click
 
 from mlapi import __version__
-from mlapi.entrypoints.cli.completion import completion
+from mlapi.entrypoints.cli.completion import completion_command
 from mlapi.entrypoints.cli.database import database_commands
-from mlapi.entrypoints.cli.doctor import doctor
+from mlapi.entrypoints.cli.doctor import doctor_command
 from mlapi.entrypoints.cli.keys import admin_token_commands, key_commands
 from mlapi.entrypoints.cli.output import OneLineGroup
-from mlapi.entrypoints.cli.serve import serve
+from mlapi.entrypoints.cli.serve import serve_command
 from mlapi.entrypoints.cli.transfer import users_export, users_import
 from mlapi.entrypoints.cli.users import user_commands
 
 __all__ = ["main"]
 
 
-@click.group(cls=OneLineGroup)
+@click.group("mlapi", cls=OneLineGroup)
 @click.version_option(__version__)
 def main() -> None:
     """The users of a machine-learning API."""
@@ -24,5 +24,13 @@ def main() -> None:
 for _command in (users_import, users_export):
     user_commands.add_command(_command)
 
-for _command in (serve, user_commands, key_commands, admin_token_commands, database_commands, doctor, completion):
+for _command in (
+    serve_command,
+    user_commands,
+    key_commands,
+    admin_token_commands,
+    database_commands,
+    doctor_command,
+    completion_command,
+):
     main.add_command(_command)

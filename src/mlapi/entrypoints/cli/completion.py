@@ -7,7 +7,7 @@ from click.shell_completion import get_completion_class
 @click.command("completion")
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
-def completion(context: click.Context, shell: str) -> None:
+def completion_command(context: click.Context, shell: str) -> None:
     """Print what makes SHELL complete our commands: eval "$(mlapi completion bash)"."""
     kind = get_completion_class(shell)
     assert kind is not None  # noqa: S101 - click knows these three

@@ -15,7 +15,7 @@ import click
 from mlapi.adapters.sql import HEAD, sqlite_file
 from mlapi.bootstrap import DatabaseCheck, check_database, open_database, secrets_file
 from mlapi.config import Settings, completed, load_settings
-from mlapi.domain.errors import ConfigurationError, MlapiError
+from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.model import utc_now
 from mlapi.entrypoints.cli.database import problems_of
 from mlapi.entrypoints.cli.output import EXIT_REFUSED, json_option, show
@@ -42,7 +42,7 @@ class Check:
 
 @click.command("doctor")
 @json_option
-def doctor(*, as_json: bool) -> None:
+def doctor_command(*, as_json: bool) -> None:
     """Look at configuration, secrets, management, database, schema, key and clock: what is wrong, and what to do.
 
     Exits with 3 if there is a problem. A warning is for you to weigh.
@@ -60,36 +60,36 @@ _STATES: list[State] = ["ok", "warning", "problem"]
 
 def examined() -> Iterator[Check]:
     """Yield what is found; what depends on something that is wrong is left out."""
-    file = Path(os.environ.get("MLAPI_CONFIG") or "config.yml")
+    config = Path(os.environ.get("MLAPI_CONFIG") or "config.yml")
     with _warnings() as warnings:
         try:
             settings = load_settings()
         except ConfigurationError as error:
             yield Check("configuration", "problem", str(error))
             return
-    where = str(file) if file.exists() else "no config.yml"
+    where = str(config) if config.exists() else "no config.yml"
     yield Check("configuration", "ok", f"{where} and the environment; profile {settings.profile}")
     for warning in warnings:
         yield Check("configuration", "warning", warning)
-    yield from _secrets(settings)
-    yield from _access(settings)
-    yield from _database(settings)
-
-
-def _secrets(settings: Settings) -> Iterator[Check]:
     try:
         with open_database(settings) as database:
-            file = secrets_file(database)
-        known = completed(settings, file)
+            secrets, file = secrets_file(database), sqlite_file(database.engine.url)
     except ConfigurationError as error:
-        unmade = not settings.is_production and not settings.secrets.key
-        if unmade and not file.exists():
-            yield Check("secrets", "ok", f"none yet: the first start makes them in {file}")
-        else:
-            yield Check("secrets", "problem", str(error))
+        yield Check("database", "problem", str(error))
         return
-    given = "the configuration" if settings.secrets.key else str(file)
-    yield Check("secrets", "ok", f"key and salt from {given}, closed to others; {len(known.secrets.key)} keys")
+    known = settings
+    try:
+        known = completed(settings, secrets)
+    except ConfigurationError as error:
+        if settings.is_production or settings.secrets.key or secrets.exists():
+            yield Check("secrets", "problem", str(error))
+        else:
+            yield Check("secrets", "ok", f"none yet: the first start makes them in {secrets}")
+    else:
+        given = "the configuration" if settings.secrets.key else str(secrets)
+        yield Check("secrets", "ok", f"key and salt are given by {given}")
+    yield from _access(known)
+    yield from _database(settings, file, has_secrets=known is not settings)
 
 
 def _access(settings: Settings) -> Iterator[Check]:
@@ -117,26 +117,28 @@ def _access(settings: Settings) -> Iterator[Check]:
         yield Check("metrics", "warning", "metrics.open: whoever reaches the port reads how often what was done")
 
 
-def _database(settings: Settings) -> Iterator[Check]:
-    try:
-        with open_database(settings) as database:
-            file = sqlite_file(database.engine.url)
-        if file is not None and not file.exists():
-            yield from _folder(file)
+def _database(settings: Settings, file: Path | None, *, has_secrets: bool) -> Iterator[Check]:
+    if file is not None:
+        yield from _folder(file)
+        if not file.exists():
             return
+    try:
         check = check_database(settings)
-    except MlapiError as error:
-        yield Check("database", "problem", f"{error}; is database.url right, and does it run?")
+    except ConfigurationError as error:
+        yield Check("database", "problem", str(error))
         return
-    found = check.found
-    kind = "PostgreSQL" if file is None else str(file)
+    except RepositoryUnavailableError as error:
+        yield Check("database", "problem", f"{error.reason}; does it run, and is database.url right?")
+        return
+    if not has_secrets:
+        check = attrs.evolve(check, key_problem=None)  # that they are missing is told above
     problems = list(problems_of(check))
     for problem in problems:
         yield Check("database", "problem", problem)
     if not problems:
-        yield Check("database", "ok", f"{kind}: {found.users} users, schema at revision {HEAD}, and the key fits")
-    if file is not None:
-        yield from _folder(file)
+        fits = ", the key fits" if has_secrets else ""
+        kind = "PostgreSQL" if file is None else str(file)
+        yield Check("database", "ok", f"{kind}: users {check.found.users}, schema at revision {HEAD}{fits}")
     yield from _clock(check)
 
 

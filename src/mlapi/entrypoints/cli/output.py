@@ -30,7 +30,7 @@ class OneLineGroup(click.Group):
     Click's own are three lines and a usage; 2 is for what was typed wrongly, 1 for what the system refuses.
     """
 
-    def main(self, *args: Any, **options: Any) -> NoReturn:
+    def main(self, *args: Any, **options: Any) -> NoReturn:  # noqa: ANN401 - its base's
         options["standalone_mode"] = False
         try:
             code: object = super().main(*args, **options)

@@ -26,7 +26,7 @@ APP = "mlapi.entrypoints.http:app"
 @click.option("--port", default=8001, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes.")
 @click.option("--access-log/--no-access-log", default=True, show_default=True, help="A line for each request.")
-def serve(*, host: str, port: int, workers: int, access_log: bool) -> None:
+def serve_command(*, host: str, port: int, workers: int, access_log: bool) -> None:
     """Serve the users over HTTP.
 
     Reads config.yml and the environment as every command does. Refuses to start, with one line and exit code 3, where

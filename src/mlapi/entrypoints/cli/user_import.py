@@ -77,7 +77,7 @@ class _Candidate:
     username: str
     email: str
     enabled: bool
-    at: datetime
+    created: datetime
     password: str | None = attrs.field(repr=False)
     stored: EncryptedPassword | None
 
@@ -88,7 +88,13 @@ class _Candidate:
     def encrypted_by(self, users: Users, by: Cause) -> Register:
         stored = self.stored or users.cipher.encrypt(self.password or "")
         return Register(
-            username=self.username, password=stored, email=self.email, enabled=self.enabled, at=self.at, by=by
+            username=self.username,
+            password=stored,
+            email=self.email,
+            enabled=self.enabled,
+            at=utc_now(),
+            created=self.created,
+            by=by,
         )
 
 
@@ -201,12 +207,15 @@ class UserImport:
         username, email = values.get("username"), values.get("email")
         flag = values.get("enabled")
         enabled = _FLAGS.get("" if flag is None else str(flag).lower())
-        at = _instant(values.get("created_datetime"))
+        created = _instant(values.get("created_datetime"))
         problems = [
             ("username", username_problem(username)),
             ("email", email_problem(email)),
             ("enabled", None if enabled is not None else "must be 1, 0, true or false"),
-            ("created_datetime", None if at is not None else "must be ISO 8601 with its zone: 2026-01-31T12:00:00Z"),
+            (
+                "created_datetime",
+                None if created is not None else "must be ISO 8601 with its zone: 2026-01-31T12:00:00Z",
+            ),
         ]
         password = stored = None
         try:
@@ -224,7 +233,7 @@ class UserImport:
             username=str(username),
             email=str(email),
             enabled=enabled is True,
-            at=at or utc_now(),
+            created=created or utc_now(),
             password=password,
             stored=stored,
         )

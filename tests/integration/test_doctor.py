@@ -1,0 +1,210 @@
+"""The doctor finds what is wrong, says what to do, and changes nothing."""
+
+import json
+import shutil
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from click.testing import CliRunner, Result
+from sqlalchemy import URL, text, update
+
+from mlapi.adapters.sql import Database, database_url
+from mlapi.adapters.sql.schema import downgrade
+from mlapi.adapters.sql.tables import users as users_table
+from mlapi.bootstrap import open_users
+from mlapi.config import load_settings
+from mlapi.domain.model import utc_now
+from mlapi.entrypoints.cli import main
+from tests.conftest import KEY, OLDER_KEY, SALT
+
+SECRETS = {"MLAPI_SECRETS__KEY": KEY, "MLAPI_SECRETS__SALT": SALT}
+PRODUCTION = {
+    **SECRETS,
+    "MLAPI_PROFILE": "production",
+    "MLAPI_SECRETS__ADMIN_TOKEN": "c4n4ry-admin-token",
+    "MLAPI_HTTP__TRUSTED_PROXIES": "10.0.0.1",
+}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def doctor(*options: str) -> Result:
+    return CliRunner().invoke(main, ["doctor", *options])
+
+
+def found(state: str) -> list[tuple[str, str]]:
+    checks = json.loads(doctor("--json").stdout)["checks"]
+    return [(check["about"], check["message"]) for check in checks if check["state"] == state]
+
+
+def filled(monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
+    for name, value in (environ or SECRETS).items():
+        monkeypatch.setenv(name, value)
+    with open_users(load_settings()) as users:
+        users.register(username="ada", password="difference engine", email="ada@example.com")
+
+
+def test_an_empty_folder_is_well_and_stays_empty(folder: Path) -> None:
+    result = doctor()
+
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["ok", "ok", "ok", "warning", "ok", "ok"]
+    assert f"none yet: the first start makes {folder}/mlapi.db" in result.stdout
+    assert list(folder.iterdir()) == []
+
+
+def test_a_service_that_runs_is_well(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(monkeypatch, **PRODUCTION)
+
+    result = doctor("--json")
+
+    checks = json.loads(result.stdout)
+    assert (result.exit_code, checks["state"]) == (0, "ok")
+    assert ("database", f"{folder}/mlapi.db: users 1, schema at revision 0003, the key fits") in found("ok")
+    assert "c4n4ry" not in result.output
+
+
+def test_a_postgresql_is_well(postgres_database: Database, postgres_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = postgres_url.render_as_string(hide_password=False)
+    for name, value in {**SECRETS, "MLAPI_DATABASE__URL": url}.items():
+        monkeypatch.setenv(name, value)
+
+    assert found("problem") == []
+    assert ("database", "PostgreSQL: users 0, schema at revision 0003, the key fits") in found("ok")
+
+
+@pytest.mark.parametrize(
+    ("environ", "about", "message"),
+    [
+        ({"MLAPI_FROB__X": "1"}, "configuration", "MLAPI_FROB__X: frob is not a setting"),
+        ({"MLAPI_DATABASE__URL": "mysql://u:c4n4ry@h/d"}, "database", "database.url names mysql"),
+        ({"MLAPI_DATABASE__URL": "postgresql://u:c4n4ry@127.0.0.1:1/d"}, "database", "does it run, and is"),
+        ({"MLAPI_SECRETS__KEY": OLDER_KEY}, "database", "secrets.key or secrets.salt is not the one"),
+        ({"MLAPI_PROFILE": "production"}, "secrets", "secrets.admin_token is missing"),
+    ],
+)
+def test_what_is_wrong_is_a_problem(
+    environ: dict[str, str], about: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(monkeypatch)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    result = doctor()
+    assert result.exit_code == 3
+    assert [name for name, _ in found("problem")] == [about]
+    assert message in found("problem")[0][1]
+    assert "c4n4ry" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("environ", "about"),
+    [
+        ({"MLAPI_HTTP__TRUSTED_PROXIES": ""}, "proxies"),
+        ({"MLAPI_PASSWORDS__SCHEME": "fernet"}, "passwords"),
+        ({"MLAPI_METRICS__OPEN": "true"}, "metrics"),
+        ({"MLAPI_FROB": "1"}, "configuration"),
+    ],
+)
+def test_what_is_to_be_weighed_is_a_warning(
+    environ: dict[str, str], about: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(monkeypatch, **PRODUCTION)
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+
+    assert doctor().exit_code == 0
+    assert [name for name, _ in found("warning")] == [about]
+
+
+def test_a_secrets_file_that_others_may_read_is_told_once(folder: Path) -> None:
+    with open_users(load_settings()):
+        pass
+    (folder / "secrets.yml").chmod(0o644)
+
+    problems = found("problem")
+
+    assert problems[0] == (
+        "secrets",
+        f"{folder}/secrets.yml holds secrets and others may read it: run `chmod 600 {folder}/secrets.yml`",
+    )
+    assert len(problems) == 1
+
+
+def test_a_file_of_secrets_is_named(folder: Path) -> None:
+    with open_users(load_settings()):
+        pass
+
+    assert ("secrets", f"key and salt are given by {folder}/secrets.yml") in found("ok")
+
+
+def test_a_schema_that_is_behind_is_told(
+    postgres_database: Database, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    downgrade(postgres_database, "0001")
+    url = postgres_url.render_as_string(hide_password=False)
+    for name, value in {**SECRETS, "MLAPI_DATABASE__URL": url}.items():
+        monkeypatch.setenv(name, value)
+
+    assert found("problem") == [("database", "the schema is behind: run `mlapi db upgrade`")]
+
+
+def test_a_database_of_the_future_says_that_the_clock_was_set_back(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    filled(monkeypatch)
+    with Database(database_url(f"sqlite:///{folder}/mlapi.db")) as database, database.writing() as connection:
+        connection.execute(update(users_table).values(updated_datetime=datetime.now(UTC) + timedelta(days=1)))
+
+    ((about, message),) = found("problem")
+
+    assert about == "clock"
+    assert message.endswith("set the clock")
+
+
+def test_clocks_that_are_apart_are_told(
+    postgres_database: Database, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    machines = utc_now
+
+    url = postgres_url.render_as_string(hide_password=False)
+    for name, value in {**SECRETS, "MLAPI_DATABASE__URL": url}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("mlapi.entrypoints.cli.doctor.utc_now", lambda: machines() - timedelta(hours=1))
+
+    ((about, message),) = found("problem")
+
+    assert about == "clock"
+    assert message.startswith("this machine's clock and the database's are 3600 s apart: set both by NTP")
+
+
+def test_a_folder_that_cannot_be_written_to_is_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled(monkeypatch)
+    monkeypatch.setattr("os.access", lambda *_arguments, **_options: False)  # as root may write anywhere
+
+    assert [message for _, message in found("problem")] == [
+        f"{folder}/mlapi.db or its folder cannot be written to: give both to the account that serves"
+    ]
+
+
+def test_a_disk_that_is_nearly_full_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=300 * 1024**2))
+
+    assert [message[:12] for about, message in found("warning") if about == "disk"] == ["0.3 GiB free"]
+
+
+def test_somebody_elses_table_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    with Database(database_url(f"sqlite:///{folder}/mlapi.db")) as database, database.writing() as connection:
+        connection.execute(text("CREATE TABLE users (frob TEXT)"))
+
+    assert found("problem") == [
+        ("database", "the table `users` is none that mlapi knows: point database.url at another database")
+    ]
