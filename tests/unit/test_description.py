@@ -18,7 +18,7 @@ from mlapi.entrypoints.console import PATH as CONSOLE_PATH
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.management import DESCRIPTION_PATH, DOCS_PATH, METRICS_PATH, OPEN_PATHS, REGISTRATION_PATH
 from mlapi.entrypoints.wire.description import ANYBODY, ANYBODY_IF_OPEN, MANAGERS, OPERATIONS, Operation, openapi
-from mlapi.entrypoints.wire.requests import AUDIT_PARAMETERS, USERS_PARAMETERS
+from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS
 
 DOCUMENT: dict[str, Any] = json.loads(openapi())
 PAGES = (CONSOLE_PATH, DOCS_PATH, DESCRIPTION_PATH)

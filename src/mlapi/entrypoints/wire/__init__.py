@@ -22,12 +22,12 @@ from mlapi.entrypoints.wire.answers import (
     user,
     users_page,
 )
+from mlapi.entrypoints.wire.queries import AuditQuery, UsersQuery, audit_query, users_query
 from mlapi.entrypoints.wire.requests import (
     BODY_MAX,
     TOKEN_IN_PATH,
     AddApiKey,
     AdminTokenRequiredError,
-    AuditQuery,
     Body,
     BodyTooLargeError,
     ChangePassword,
@@ -39,8 +39,6 @@ from mlapi.entrypoints.wire.requests import (
     SetPassword,
     UnreadableBodyError,
     UnsupportedMediaTypeError,
-    UsersQuery,
-    audit_query,
     authorization,
     bearer,
     check_content,
@@ -49,7 +47,6 @@ from mlapi.entrypoints.wire.requests import (
     read_body,
     registration,
     user_id,
-    users_query,
     without_credentials,
     wsgi_headers,
 )

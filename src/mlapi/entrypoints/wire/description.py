@@ -36,12 +36,9 @@ from mlapi.domain.errors import (
 from mlapi.domain.model import USERNAME_MAX, EncryptedPassword, User, UserId
 from mlapi.entrypoints.wire import answers
 from mlapi.entrypoints.wire.answers import Answer, Message, Sent, UserMessage, failed, refused
+from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, PAGE_DEFAULT, PAGE_MAX, USERS_PARAMETERS
 from mlapi.entrypoints.wire.requests import (
-    AUDIT_PARAMETERS,
-    PAGE_DEFAULT,
-    PAGE_MAX,
     TOKEN_IN_PATH,
-    USERS_PARAMETERS,
     AddApiKey,
     AdminTokenRequiredError,
     Body,
