@@ -88,24 +88,30 @@ def audit_entry(change: Change, outcome: Outcome) -> AuditEntry | None:
 
     That is what the service does for itself: to note that a key was used, to store a password under a newer key.
     """
-    if isinstance(change, RecordApiKeyUse | Reencrypt):
+    action = action_of(change)
+    if action is None or isinstance(change, RecordApiKeyUse | Reencrypt):  # those have none: said again for the types
         return None
     key = outcome if isinstance(outcome, ApiKey) else None
     return AuditEntry(
         at=change.key.created_datetime if isinstance(change, AddApiKey) else change.at,
         actor=change.by.actor,
-        action=_action_of(change),
+        action=action,
         user_id=_user_id_of(outcome),
         api_key_id=None if key is None else key.id,
-        outcome=_RESULT_OF[type(outcome)],
+        outcome=result_of(outcome),
         request_id=change.by.request_id,
     )
 
 
-def _action_of(change: Change) -> Action:
+def action_of(change: Change) -> Action | None:
+    """Return what a change does; None for what has no entry."""
     if isinstance(change, SetEnabled):
         return "enable" if change.enabled else "disable"
-    return _ACTION_OF[type(change)]
+    return _ACTION_OF.get(type(change))
+
+
+def result_of(outcome: Outcome) -> Result:
+    return _RESULT_OF[type(outcome)]
 
 
 def _user_id_of(outcome: Outcome) -> UserId | None:

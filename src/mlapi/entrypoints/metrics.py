@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from mlapi import __version__
-from mlapi.domain.audit import audit_entry
+from mlapi.domain.audit import action_of, result_of
 from mlapi.domain.changes import Change, Outcome
 from mlapi.domain.errors import ConfigurationError
 
@@ -74,10 +74,10 @@ class Metrics:
 
     def changes(self, changes: Sequence[Change], outcomes: Sequence[Outcome]) -> None:
         """Count a batch that is durable."""
-        entries = map(audit_entry, changes, outcomes)
-        counts = Multiset((entry.action, entry.outcome) for entry in entries if entry is not None)
-        for (action, outcome), count in counts.items():
-            self._changes.labels(action, outcome).inc(count)
+        counts = Multiset(zip(map(action_of, changes), map(result_of, outcomes), strict=True))
+        for (action, result), count in counts.items():
+            if action is not None:
+                self._changes.labels(action, result).inc(count)
 
     def exposition(self) -> bytes:
         """Return all counts in Prometheus' text format, of every process."""

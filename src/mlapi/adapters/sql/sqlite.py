@@ -156,7 +156,8 @@ def apply(connection: sqlite3.Connection, changes: Sequence[Change]) -> list[Out
         _apply(connection, change) if isinstance(change, UserChange) else _apply_to_api_keys(connection, change)
         for change in changes
     ]
-    connection.executemany(_INSERT_AUDIT, map(_bound, statements.audit_rows(changes, outcomes)))
+    entries = statements.audit_rows(changes, outcomes)
+    connection.executemany(_INSERT_AUDIT, [{**entry, "at": _text(entry["at"])} for entry in entries])
     return outcomes
 
 

@@ -63,7 +63,6 @@ AUDIT_COLUMNS = (
     audit.c.request_id,
 )
 """Of a row that becomes a `mlapi.domain.audit.AuditEntry`, and are named as its fields."""
-_AUDITED = tuple(column.name for column in AUDIT_COLUMNS)
 
 HOLDER = select(users.c.id).where(users.c.username_key == bindparam("username_key"))
 REMOVE = delete(users).where(users.c.id == bindparam("id")).returning(*COLUMNS)
@@ -157,7 +156,19 @@ def api_key_row(key: ApiKey) -> dict[str, Any]:
 def audit_rows(changes: Sequence[Change], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return the values of `AUDIT_COLUMNS` for each change that the audit trail tells of."""
     entries = map(audit_entry, changes, outcomes)
-    return [{name: getattr(entry, name) for name in _AUDITED} for entry in entries if entry is not None]
+    return [
+        {
+            "at": entry.at,
+            "actor": entry.actor,
+            "action": entry.action,
+            "user_id": entry.user_id,
+            "api_key_id": entry.api_key_id,
+            "outcome": entry.outcome,
+            "request_id": entry.request_id,
+        }
+        for entry in entries
+        if entry is not None
+    ]
 
 
 def compiled(statement: ClauseElement, dialect: Dialect) -> str:
