@@ -19,20 +19,22 @@ from starlette.types import Message
 from mlapi import AuditEntry, User, UserId, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.bootstrap import in_memory_access
+from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.model import PasswordPolicy
 from mlapi.entrypoints.console import PATH
 from mlapi.entrypoints.console.gate import Gate
 from mlapi.entrypoints.console.sessions import LIFETIME, Sessions
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.management import Management
-from mlapi.testing import ADMIN_TOKEN, AwayRepository
+from mlapi.testing import AwayRepository
+from mlapi.testing.http import ADMIN_TOKEN
 from tests.contract.test_http import BASE, asgi_client
 from tests.integration.html_page import Page
 
 TOKEN = Management(admin_token=ADMIN_TOKEN)
 LOCKED = Management(local=False)
 PASSWORD = "difference engine"
-HOSTILE = "\"'><script>alert(1)</script>&{{7*7}}"
+HOSTILE = "\"'><script>alert(1)</script>&{{'tpl'.upper()}}"
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
     " form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
@@ -237,10 +239,10 @@ def test_right_tokens_are_not_counted(users: Users) -> None:
 
 def test_a_session_holds_in_every_process_and_ends_with_the_token(users: Users, by_token: TestClient) -> None:
     logged_in(by_token)
-    cookies = dict(by_token.cookies)
+    headers = {"cookie": f"__Secure-mlapi_session={by_token.cookies['__Secure-mlapi_session']}"}
 
-    here = stranger(create_app(users, TOKEN)).get(PATH, cookies=cookies)
-    after = stranger(create_app(users, Management(admin_token="another"))).get(PATH, cookies=cookies)
+    here = stranger(create_app(users, TOKEN)).get(PATH, headers=headers)
+    after = stranger(create_app(users, Management(admin_token="another"))).get(PATH, headers=headers)
 
     assert (here.status_code, after.status_code) == (200, 303)
 
@@ -250,7 +252,7 @@ def test_a_session_is_over_after_eight_hours(users: Users, by_token: TestClient)
     _session, over = Sessions(TOKEN.session_key, lambda: now - LIFETIME).begin()
     _session, open_yet = Sessions(TOKEN.session_key, lambda: now - LIFETIME + 60).begin()
 
-    answers = [by_token.get(PATH, cookies={"__Secure-mlapi_session": value}) for value in (over, open_yet)]
+    answers = [by_token.get(PATH, headers={"cookie": f"__Secure-mlapi_session={value}"}) for value in (over, open_yet)]
 
     assert [answer.status_code for answer in answers] == [303, 200]
 
@@ -445,7 +447,7 @@ def test_users_are_searched_and_filtered(local: TestClient, users: Users) -> Non
 
 @pytest.mark.parametrize("query", ["?enabled=2", "?after=x", "?q=%00", f"?q={'a' * 300}", "/activity?user_id=x"])
 def test_an_address_that_says_nothing_sensible_is_told(local: TestClient, query: str) -> None:
-    page = show(local, query if query.startswith("/") else query)
+    page = show(local, query)
 
     assert page.answer.status_code == 422
     assert "Not understood" in page.text
@@ -717,7 +719,7 @@ def test_a_sentence_is_said_once(local: TestClient, ada: User) -> None:
 
 
 def test_a_sentence_that_we_have_not_sealed_is_not_said(local: TestClient) -> None:
-    answer = local.get(PATH, cookies={"mlapi_said": "aGFja2Vk.0"})
+    answer = local.get(PATH, headers={"cookie": "mlapi_said=aGFja2Vk.0"})
 
     assert outcome(Page(local, answer)) == (200, "")
 
@@ -733,7 +735,7 @@ def test_activity_is_shown_from_the_newest_in_pages(local: TestClient, users: Us
     older = page.follow("Older")
 
     assert "Disabled User 60 library" in page.text
-    assert (page.text.count("User "), older.text.count("User ")) == (51, 12)
+    assert (page.text.count("User "), older.text.count("User ")) == (50, 11)
     assert "Newest" in older.links
     assert older.follow("Newest").text == page.text
 
@@ -818,7 +820,7 @@ def test_names_are_text_and_never_html(full: list[Page]) -> None:
     for page in full:
         assert {tag for tag, _ in page.tags}.isdisjoint({"b", "i", "img", "iframe", "style"})
         assert len(page.of("script")) == 1
-        assert "49" not in page.text
+        assert "TPL" not in page.text
 
 
 def test_no_page_holds_a_script_a_style_or_an_address_of_another_host(full: list[Page]) -> None:
@@ -954,12 +956,12 @@ def test_while_the_users_are_away_the_page_says_so(caplog: pytest.LogCaptureFixt
 
 
 class UnusableRepository(AwayRepository):
-    def page(self, **_asked: object) -> list[User]:  # type: ignore[override]  # whatever it is asked
+    def page(self, **_asked: object) -> list[User]:
         raise ConfigurationError("secret details for the log")
 
 
 class BrokenRepository(AwayRepository):
-    def page(self, **_asked: object) -> list[User]:  # type: ignore[override]  # whatever it is asked
+    def page(self, **_asked: object) -> list[User]:
         raise ZeroDivisionError("a fault of ours")
 
 
