@@ -251,6 +251,8 @@ class Failing(click.Command):
         (OSError(errno.ENOSPC, "No space left on device"), 1, "mlapi: the output: No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "users.csv"), 1, "mlapi: users.csv: Permission denied"),
         (click.ClickException("frob"), 1, "mlapi: frob"),
+        (BrokenPipeError(), 1, ""),
+        (ValueError("embedded null byte"), 1, "mlapi: an argument or the input cannot be used as it is (ValueError)"),
         (click.UsageError("frob"), 2, "mlapi: frob; see `mlapi --help`"),
     ],
 )
@@ -379,3 +381,23 @@ def test_the_servers_lines_are_written_our_way(form: Format, kind: type[logging.
         "uvicorn.access",
         "mlapi",
     }
+
+
+def test_a_stream_that_is_closed_is_an_empty_one(folder: Path) -> None:
+    mlapi_command = Path(sys.executable).with_name("mlapi")
+    script = f"{mlapi_command} users add ada ada@example.com <&- ; {mlapi_command} keys new >&-"
+
+    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+
+    assert done.returncode == 0
+    assert done.stderr.splitlines()[-1] == "mlapi: password must not be empty"
+    assert "Traceback" not in done.stderr
+
+
+def test_metrics_that_cannot_be_written_refuse_many_workers_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/no/such/folder")
+
+    result = mlapi("serve", "--workers", "2")
+
+    assert result.exit_code == 3
+    assert "PROMETHEUS_MULTIPROC_DIR must name a folder" in result.stderr

@@ -18,6 +18,7 @@ from mlapi.config import load_settings
 from mlapi.domain.model import utc_now
 from mlapi.entrypoints.cli import main
 from tests.conftest import KEY, OLDER_KEY, SALT
+from tests.postgres_server import PostgresServer
 
 SECRETS = {"MLAPI_SECRETS__KEY": KEY, "MLAPI_SECRETS__SALT": SALT}
 PRODUCTION = {
@@ -208,3 +209,17 @@ def test_somebody_elses_table_is_told(folder: Path, monkeypatch: pytest.MonkeyPa
     assert found("problem") == [
         ("database", "the table `users` is none that mlapi knows: point database.url at another database")
     ]
+
+
+def test_a_database_that_cannot_hold_every_name_is_told(
+    postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    postgres.execute("CREATE DATABASE of_doctor TEMPLATE template0 ENCODING 'LATIN1'")
+    url = postgres.url("of_doctor").render_as_string(hide_password=False)
+    for name, value in {**SECRETS, "MLAPI_DATABASE__URL": url}.items():
+        monkeypatch.setenv(name, value)
+
+    ((about, message),) = found("problem")
+
+    assert about == "database"
+    assert message.startswith("the database's encoding is LATIN1")

@@ -480,7 +480,7 @@ def test_users_are_chosen_for_an_export_and_their_passwords_are_not_in_it(
 ) -> None:
     imported(HEADER + ADA + BOB)
     CliRunner().invoke(main, ["users", "disable", "bob"])
-    Path("users.jsonl").write_text("of before")
+    Path("users.jsonl").write_text("username of before")
 
     result = mlapi("export", "users.jsonl", "--force", *options)
 
@@ -501,7 +501,7 @@ def test_users_are_chosen_for_an_export_and_their_passwords_are_not_in_it(
 
 def test_an_export_of_a_link_replaces_what_it_points_at(folder: Path) -> None:
     imported(HEADER + ADA)
-    (folder / "real.csv").write_text("of before")
+    (folder / "real.csv").write_text("username of before")
     (folder / "link.csv").symlink_to("real.csv")
 
     mlapi("export", "link.csv", "--force")
@@ -656,3 +656,15 @@ def test_a_terminal_shows_how_far_it_is(folder: Path, sqlite_url: URL) -> None:
     assert ended.stdout == b"imported 1, already there 0, refused 0\n"
     assert "importing" in shown
     assert "100%" in shown
+
+
+@pytest.mark.parametrize("file", ["mlapi.db", "secrets.yml"])
+def test_neither_a_report_nor_an_export_replaces_a_database_or_a_key(folder: Path, file: str) -> None:
+    imported("username,email,password\nada,ada@example.com,x\n")
+    before = (folder / file).read_bytes()
+    (folder / "bad.csv").write_text("username,email,password\n,bad,x\n")
+
+    report, export = mlapi("import", "bad.csv", "--rejects", file), mlapi("export", file, "--format", "csv", "--force")
+
+    assert (report.exit_code, export.exit_code) == (3, 3)
+    assert (folder / file).read_bytes() == before

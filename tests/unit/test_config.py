@@ -929,6 +929,8 @@ def test_a_bad_token_key_of_the_secrets_file_is_refused(tmp_path: Path) -> None:
         ("connection: {username: a, password: p, database: d, port: 65536}", "connection.port must be from 1 to 65535"),
         ("passwords: {min_length: 0}", "passwords.min_length must be from 1 to 1024"),
         ("passwords: {min_length: 1025}", "passwords.min_length must be from 1 to 1024"),
+        ("audit: {days: -1}", "audit.days must be from 1 to 36500, or 0 for ever"),
+        ("audit: {days: 36501}", "audit.days must be from 1 to 36500, or 0 for ever"),
         ("tokens: {minutes: 0}", "tokens.minutes must be from 1 to 1440"),
         ("tokens: {minutes: -1}", "tokens.minutes must be from 1 to 1440"),
         ("tokens: {minutes: 1441}", "tokens.minutes must be from 1 to 1440"),

@@ -54,6 +54,8 @@ class RejectsFile:
             read = _status_of(besides)
             if read is not None and os.path.samestat(path.stat(), read):
                 raise Refused(f"{path} is what is read: give --rejects another name")
+            if not _is_replaceable(path, b'"line"'):
+                raise Refused(f"{path} is no report of refused lines: give --rejects another name")
             self._open()
 
     def write(self, row: Row, problems: Iterable[FieldProblem]) -> None:
@@ -104,6 +106,8 @@ def opened_output(file: Path, *, force: bool) -> Iterator[TextIO]:
         raise Refused(f"{file} is no regular file: write - and redirect the output")
     if file.exists() and not force:
         raise Refused(f"{file} is there already: --force replaces it")
+    if file.exists() and not _is_replaceable(file, b"username"):
+        raise Refused(f"{file} is no export, so not even --force replaces it: give another name")
     file = file.resolve()  # or a link would be replaced, and not what it points at
     draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     with _refusing(f"{file} cannot be written"):
@@ -119,6 +123,15 @@ def opened_output(file: Path, *, force: bool) -> Iterator[TextIO]:
                 os.link(draft, file)  # unlike a rename, this never replaces what has come meanwhile
         finally:
             draft.unlink(missing_ok=True)
+
+
+def _is_replaceable(file: Path, word: bytes) -> bool:
+    """Whether nothing is lost but what was written by such a command before: a database or a key would be for ever."""
+    if not file.is_file():
+        return True  # a device, say, which keeps nothing
+    with _refusing(f"{file} cannot be read"), file.open("rb") as stream:
+        first = stream.readline(1000)
+    return not first or word in first
 
 
 def _status_of(stream: BinaryIO) -> os.stat_result | None:

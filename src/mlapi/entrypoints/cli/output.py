@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any, NoReturn
 
 import click
@@ -32,6 +32,8 @@ class OneLineGroup(click.Group):
 
     def main(self, *args: Any, **options: Any) -> NoReturn:  # noqa: ANN401 - its base's
         options["standalone_mode"] = False
+        sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - it was closed by the caller
+        sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - as above
         try:
             code: object = super().main(*args, **options)
         except Refused as error:
@@ -48,10 +50,13 @@ class OneLineGroup(click.Group):
         except click.Abort:
             _end("interrupted", 130)  # as shells tell of SIGINT
         except BrokenPipeError:  # whoever reads has seen enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush would tell of it again
+            with suppress(OSError):  # it is no file of the system: a test's
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush tells of it again
             sys.exit(1)
         except OSError as error:
             _end(f"{error.filename or 'the output'}: {error.strerror}", 1)
+        except (ValueError, RuntimeError) as error:  # text that is not UTF-8, a NUL in a path, links in a circle
+            _end(f"an argument or the input cannot be used as it is ({type(error).__name__})", 1)
         sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -11,7 +12,7 @@ from mlapi.bootstrap import open_service
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli.output import in_one_line
 from mlapi.entrypoints.logs import Format
-from mlapi.entrypoints.metrics import FOLDER
+from mlapi.entrypoints.metrics import FOLDER, Metrics
 
 IDLE = 5
 """Seconds that a connection may be kept without a request."""
@@ -37,12 +38,13 @@ def serve_command(*, host: str, port: int, workers: int, access_log: bool) -> No
         if workers > 1:
             # One process finds out alone what is wrong: uvicorn's workers would be started over and over.
             with open_service(settings):
-                pass
+                Metrics()
     import uvicorn  # noqa: PLC0415 - the other commands do without
 
-    with tempfile.TemporaryDirectory(prefix="mlapi-metrics-") as folder:
-        if workers > 1:
-            os.environ.setdefault(FOLDER, folder)  # inherited: each worker counts there, any of them tells all
+    with ExitStack() as opened:
+        if workers > 1 and FOLDER not in os.environ:
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="mlapi-metrics-"))
+            os.environ[FOLDER] = folder  # inherited: each worker counts there, any of them tells all
         uvicorn.run(
             APP,
             host=host,
