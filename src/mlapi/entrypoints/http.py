@@ -9,6 +9,7 @@ from http import HTTPStatus
 from typing import TypeVar
 
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
@@ -252,7 +253,9 @@ async def audit(request: Request) -> wire.Answer:
 
 
 async def show_metrics(request: Request) -> Response:
-    return Response(_serving(request).metrics.exposition(), headers={"Content-Type": CONTENT_TYPE})
+    # In a thread: with many workers it reads a file of each.
+    exposition = await run_in_threadpool(_serving(request).metrics.exposition)
+    return Response(exposition, headers={"Content-Type": CONTENT_TYPE})
 
 
 async def live(_request: Request) -> wire.Answer:

@@ -44,6 +44,7 @@ _PROXY_HEADER = re.compile(
 # Names that every client sends: looked at first, as the pattern above costs some.
 _HARMLESS = frozenset({b"user-agent", b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type"})
 _UNKNOWN = "unknown"
+_DOCS = (f"{DOCS_PATH}/", f"{DESCRIPTION_PATH}/")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -204,10 +205,11 @@ class Management:
             return
         if caller.path.startswith(TOKEN_IN_PATH):
             return
-        if self.docs_open and f"{caller.path}/".startswith((f"{DOCS_PATH}/", f"{DESCRIPTION_PATH}/")):
+        if self.docs_open and f"{caller.path}/".startswith(_DOCS):
             return
         if self._token_digest is not None:
-            if not _carries(caller, self._token_digest):
+            scheme, token = authorization(caller.headers)
+            if not self._is_admin_token(token) or scheme != b"bearer":
                 raise AdminTokenRequiredError
         else:
             self._check_without_token(caller)
@@ -229,8 +231,12 @@ class Management:
 
     def admits(self, token: str) -> bool:
         """Whether this is the admin token, found out in constant time. Where none is set, nothing is."""
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        return self._token_digest is not None and hmac.compare_digest(digest, self._token_digest)
+        return self._is_admin_token(token.encode("utf-8", "surrogatepass"))
+
+    def _is_admin_token(self, token: bytes) -> bool:
+        return self._token_digest is not None and hmac.compare_digest(
+            hashlib.sha256(token).digest(), self._token_digest
+        )
 
     @property
     def session_key(self) -> bytes:
@@ -248,11 +254,6 @@ class Management:
                 "Management is open to programs on this machine only, and not through a proxy or a web page: to manage"
                 " from elsewhere, set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
             )
-
-
-def _carries(caller: Caller, digest: bytes) -> bool:
-    scheme, token = authorization(caller.headers)
-    return hmac.compare_digest(hashlib.sha256(token).digest(), digest) and scheme == b"bearer"
 
 
 def _is_of_this_machine(caller: Caller) -> bool:

@@ -77,7 +77,7 @@ class _Candidate:
     username: str
     email: str
     enabled: bool
-    created: datetime
+    created: datetime | None
     password: str | None = attrs.field(repr=False)
     stored: EncryptedPassword | None
 
@@ -233,7 +233,7 @@ class UserImport:
             username=str(username),
             email=str(email),
             enabled=enabled is True,
-            created=created or utc_now(),
+            created=created,
             password=password,
             stored=stored,
         )
