@@ -4,7 +4,7 @@ PORT ?= 8001
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help run test check fmt install bench lock clean
+.PHONY: help run test torture check fmt install bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -15,6 +15,9 @@ run: .venv/runtime ## serve on http://127.0.0.1:8001 (PORT=... for another)
 
 test: check ## all checks and all tests, with full branch coverage
 	$(PYTEST) -n 2 --cov --cov-report=term
+
+torture: .venv/dev ## the tests of faults with the counts of RELIABILITY.md, one after the other; takes half an hour
+	$(PYTEST) tests/torture --torture
 
 check: .venv/dev ## format, lint, types, import contracts
 	$(BIN)/ruff format --check .
