@@ -86,6 +86,9 @@ def test_every_line_in_production_is_json_and_none_holds_a_secret(tmp_path: Path
 
 def test_any_worker_tells_the_metrics_of_all(tmp_path: Path) -> None:
     with Serve(tmp_path, {}, "--workers", "2") as server:
+        deadline = time.monotonic() + 20
+        while server.log.count("Application startup complete") < 2 and time.monotonic() < deadline:
+            time.sleep(0.05)
         for _ in range(40):
             requests.get(f"{server.base}/users/7", timeout=10)  # each on a connection of its own
         seen = {metric(server, "show_user", "404") for _ in range(10)}

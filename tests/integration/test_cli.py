@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import pwd
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,8 +20,7 @@ from mlapi.config import load_settings
 from mlapi.entrypoints.cli import main
 from mlapi.entrypoints.cli import users as cli
 from mlapi.entrypoints.cli.output import OneLineGroup
-from mlapi.entrypoints.cli.serve import log_config
-from mlapi.entrypoints.logs import Format, JsonFormatter, TextFormatter
+from mlapi.entrypoints.logs import Format, JsonFormatter, TextFormatter, log_config
 
 PASSWORD = "difference engine"
 CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
@@ -340,42 +340,54 @@ def test_what_a_command_changes_is_told_of_whoever_runs_it(monkeypatch: pytest.M
 # --- serve
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_uvicorn_is_run_with_our_settings(workers: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: dict[str, object] = {}
+def test_serving_is_left_to_a_smaller_program_on_the_socket_that_listens(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run: list[str] = []
 
-    def run(app: str, **options: object) -> None:
-        given.update(options, app=app, counts_together="PROMETHEUS_MULTIPROC_DIR" in os.environ)
+    def execv(_program: str, arguments: list[str]) -> None:
+        run.extend(arguments)
+        with socket.socket(fileno=json.loads(arguments[-1])["listening"]) as listening:
+            assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            assert listening.get_inheritable()
 
-    monkeypatch.setattr("uvicorn.run", run)
-    monkeypatch.setitem(os.environ, "PROMETHEUS_MULTIPROC_DIR", "")  # to be put back afterwards
-    del os.environ["PROMETHEUS_MULTIPROC_DIR"]
+    monkeypatch.setattr("os.execv", execv)
 
-    result = mlapi("serve", "--workers", str(workers), "--no-access-log")
+    result = mlapi("serve", "--port", "0", "--workers", "3", "--connections", "50", "--no-access-log")
 
-    assert result.exit_code == 0
-    assert given | {"log_config": None} == {
-        "app": "mlapi.entrypoints.http:app",
-        "host": "127.0.0.1",
-        "port": 8001,
-        "workers": workers,
-        "lifespan": "on",
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert run[:-1] == [sys.executable, "-P", "-m", "mlapi.entrypoints.server.supervisor"]
+    assert json.loads(run[-1]) | {"listening": 0} == {
+        "listening": 0,
+        "workers": 3,
+        "connections": 50,
         "access_log": False,
-        "log_config": None,
-        "server_header": False,
-        "proxy_headers": False,
-        "timeout_keep_alive": 5,
-        "timeout_graceful_shutdown": 15,
-        "counts_together": workers > 1,
+        "log_format": "text",
     }
-    assert (folder / "mlapi.db").exists() == (workers > 1)  # one process has opened it before many would
+    assert not (folder / "mlapi.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("192.0.2.1", "cannot assign requested address"),  # RFC 5737: for documentation, nobody's
+        ("x" * 300, "this is no address"),
+        ("nowhere.invalid", ""),  # RFC 6761: never a name. Each system says so in its own words
+    ],
+)
+def test_an_address_that_cannot_be_had_is_refused(host: str, reason: str) -> None:
+    result = mlapi("serve", "--host", host, "--port", "0")
+
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"mlapi: cannot listen at {host} port 0: {reason}")
+    assert result.stderr.endswith("; see --host and --port\n")
 
 
 @pytest.mark.parametrize(("form", "kind"), [("text", TextFormatter), ("json", JsonFormatter)])
 def test_the_servers_lines_are_written_our_way(form: Format, kind: type[logging.Formatter]) -> None:
     config = log_config(form)
 
-    assert config["formatters"]["ours"]["()"] == f"{kind.__module__}.{kind.__name__}"
+    assert config["formatters"]["ours"]["()"] is kind
     assert {name for name, logger in config["loggers"].items() if logger["handlers"] == ["stderr"]} == {
         "uvicorn",
         "uvicorn.access",
@@ -392,12 +404,3 @@ def test_a_stream_that_is_closed_is_an_empty_one(folder: Path) -> None:
     assert done.returncode == 0
     assert done.stderr.splitlines()[-1] == "mlapi: password must not be empty"
     assert "Traceback" not in done.stderr
-
-
-def test_metrics_that_cannot_be_written_refuse_many_workers_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/no/such/folder")
-
-    result = mlapi("serve", "--workers", "2")
-
-    assert result.exit_code == 3
-    assert "PROMETHEUS_MULTIPROC_DIR must name a folder" in result.stderr

@@ -4,7 +4,7 @@ import json
 import logging
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("REQUEST_ID", default=None)
 """Of the request that is being answered; None outside of one."""
@@ -48,6 +48,19 @@ class TextFormatter(logging.Formatter):
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its base's
         request_id = REQUEST_ID.get()
         return super().formatMessage(record) + (f" [{request_id}]" if request_id else "")
+
+
+def log_config(form: Format) -> dict[str, Any]:
+    """Return a configuration of `logging` for a server whose every line is ours, from the first on."""
+    formatter = {"json": JsonFormatter, "text": TextFormatter}[form]
+    one = {"handlers": ["stderr"], "level": "INFO", "propagate": False}
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"ours": {"()": formatter}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "ours"}},
+        "loggers": {"uvicorn": one, "uvicorn.access": one, "mlapi": one},
+    }
 
 
 def log_to_stderr(form: Format) -> None:

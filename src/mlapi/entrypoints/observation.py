@@ -13,12 +13,15 @@ from mlapi.entrypoints.management import Caller, Network
 
 HEADERS = (
     (b"cache-control", b"no-store"),
-    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"content-security-policy", b"default-src 'none'; base-uri 'none'; frame-ancestors 'none'"),
     (b"cross-origin-resource-policy", b"same-origin"),
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
 """Of every answer that does not say otherwise, whatever its status (OWASP Secure Headers Project)."""
+
+CLIENT_CLOSED_REQUEST = 499
+"""In the metrics, of what ended without an answer as nobody waited for it any more: nginx's number."""
 
 _NAMES = frozenset(name for name, _ in HEADERS)
 _ID = re.compile(rb"[A-Za-z0-9._~+/=-]{1,64}")
@@ -41,7 +44,7 @@ class Observed:
         serving = scope["app"].state.serving
         request_id = _given_id(scope, serving.trusted_proxies) or f"{random.getrandbits(64):016x}"
         token = REQUEST_ID.set(request_id)
-        status = 500  # of what ends without an answer
+        status = CLIENT_CLOSED_REQUEST
         begun = time.perf_counter()
 
         async def send_with_headers(message: Message) -> None:
@@ -56,6 +59,9 @@ class Observed:
 
         try:
             await self._app(scope, receive, send_with_headers)
+        except BaseException:
+            status = 500
+            raise
         finally:
             serving.metrics.request(_name_of(scope), scope["method"], status, time.perf_counter() - begun)
             REQUEST_ID.reset(token)
