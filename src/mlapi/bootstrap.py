@@ -41,7 +41,7 @@ from mlapi.adapters.sql import (
     sqlite_file,
     upgrade,
 )
-from mlapi.config import PASSWORD_MIN, SecretSettings, Settings, completed
+from mlapi.config import CONTEXT_WORDS, PASSWORD_MIN, SecretSettings, Settings, completed
 from mlapi.domain.changes import Change, Outcome
 from mlapi.domain.errors import ConfigurationError, InvalidFieldsError, RepositoryUnavailableError
 from mlapi.domain.model import PasswordPolicy
@@ -350,5 +350,9 @@ def _tokens(settings: Settings) -> TokenIssuer:
 def _password_policy(settings: Settings) -> PasswordPolicy:
     least = settings.passwords.min_length
     if settings.is_production:
-        return PasswordPolicy(min_length=PASSWORD_MIN if least is None else least, common=load_common_passwords())
+        return PasswordPolicy(
+            min_length=PASSWORD_MIN if least is None else least,
+            common=load_common_passwords(),
+            words=CONTEXT_WORDS,
+        )
     return PasswordPolicy(min_length=1 if least is None else least)

@@ -26,6 +26,11 @@ ADMIN_TOKEN_MIN = 16
 """Characters of an admin token in production: 96 bits if it is random base64."""
 PASSWORD_MIN = 8
 """Characters of a password in production: OWASP ASVS 5.0, 6.2.1, which recommends 15 (``passwords.min_length: 15``)."""
+CONTEXT_WORDS = frozenset(
+    {"admin", "administrator", "api", "console", "guard", "key", "login", "manager", "mlapi", "model", "password"}
+    | {"secret", "service", "token", "user", "username"}
+)
+"""What names this service and its roles: no password in production is made of these, digits and signs alone."""
 TOKEN_MINUTES_MAX = 24 * 60
 """A day. A token cannot be taken back from a thief who is not noticed; that it ends is what is left."""
 
@@ -113,7 +118,7 @@ class LogInSettings:
 @attrs.frozen(kw_only=True)
 class HttpSettings:
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses and networks of proxies whose ``X-Forwarded-For`` is believed."""
+    """Addresses and networks of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are believed."""
 
     @property
     def trusted_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:

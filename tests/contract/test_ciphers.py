@@ -1,5 +1,6 @@
 """Every cipher we ship keeps the contract; what each promises beyond it stands below."""
 
+import base64
 import hashlib
 import hmac
 import json
@@ -182,6 +183,23 @@ def test_a_wrong_key_matches_nothing_and_upgrades_nothing(kind: Kind, caplog: py
     assert not cipher.needs_upgrade(stored)
     assert not cipher.needs_older_salt(stored)
     assert cipher.renewed(stored) is None
+
+
+@each_kind
+def test_a_value_of_which_any_bit_was_turned_over_is_opened_by_no_key(kind: Kind) -> None:
+    cipher = kind([KEY], SALT)
+    token, bar, tag = cipher.encrypt("secret").value.partition("|")
+    content = base64.urlsafe_b64decode(token)
+
+    turned = [
+        bytes(byte ^ (1 << bit if at == place else 0) for at, byte in enumerate(content))
+        for place in range(len(content))
+        for bit in (0, 7)
+    ]
+
+    values = [EncryptedPassword(base64.urlsafe_b64encode(one).decode("ascii") + bar + tag) for one in turned]
+    assert [value for value in values if cipher.is_readable(value)] == []
+    assert cipher.is_readable(EncryptedPassword(token + bar + tag))
 
 
 @each_kind

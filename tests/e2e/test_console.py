@@ -205,6 +205,31 @@ def test_the_list_is_searched_while_one_types(local: Server, visit: Visit) -> No
     expect(page.get_by_label("State")).to_have_value("0")
 
 
+def kept(page: Page) -> list[object]:
+    return list(page.evaluate("[localStorage.length, Object.entries(sessionStorage), document.cookie]"))
+
+
+def test_the_browser_keeps_the_address_of_the_page_alone_and_nothing_after_the_log_out(
+    by_token: Server, visit: Visit
+) -> None:
+    user_id = registered(by_token, "kept nowhere")
+    page = visit(by_token)
+    log_in(page)
+
+    page.get_by_label("Name or e-mail address").press_sequentially("nowhere")
+    page.get_by_role("button", name="Disable kept nowhere").click()
+    expect(page.locator("#status")).to_have_text("kept nowhere is disabled.")
+    page.goto(f"{by_token.base}/console/users/{user_id}")
+
+    assert kept(page) == [0, [["htmx-current-path-for-history", f"/console/users/{user_id}"]], ""]
+    page.get_by_role("button", name="Log out").click()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Log in")
+    assert kept(page) == [0, [["htmx-current-path-for-history", "/console/log-in"]], ""]
+    page.go_back()
+    expect(page.get_by_role("heading", level=1)).to_have_text("Log in")
+    assert page.get_by_text("kept nowhere").count() == 0
+
+
 @pytest.mark.parametrize("with_script", [True, False], ids=["with JavaScript", "without"])
 def test_names_that_would_be_html_are_shown_as_text(local: Server, visit: Visit, with_script: bool) -> None:
     name = f"{SCRIPT} {IMAGE} {with_script}"

@@ -13,7 +13,7 @@ from sqlalchemy import URL
 
 from mlapi import ConfigurationError, InvalidFieldsError, RepositoryUnavailableError
 from mlapi.adapters.sql.schema import HEAD
-from mlapi.bootstrap import open_database, open_users
+from mlapi.bootstrap import open_database, open_service, open_users
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli import main
 from tests.conftest import KEY, OLDER_KEY, SALT
@@ -47,6 +47,12 @@ def test_a_first_start_makes_database_and_secrets_side_by_side(folder: Path, cap
     made = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert made == {"mlapi.db": 0o600, "secrets.yml": 0o600}
     assert f"made a new key and salt in {folder}/secrets.yml" in caplog.text
+
+
+def test_a_first_start_has_no_user_and_no_admin_token(folder: Path) -> None:
+    with open_service(load_settings()) as opened:
+        assert opened.users.page() == []
+        assert opened.settings.secrets.admin_token is None
 
 
 def test_a_second_start_finds_the_same_users_and_secrets(folder: Path) -> None:
@@ -142,7 +148,7 @@ def test_production_asks_for_the_schema_to_be_brought_up_by_hand(url: URL, caplo
 
 def test_production_refuses_short_and_common_passwords() -> None:
     with open_users(load_settings(environ=PRODUCTION)) as users:
-        for password in ["short", "Password1", "iloveyou"]:
+        for password in ["short", "Password1", "iloveyou", "mlapi-Admin.2026"]:
             with pytest.raises(InvalidFieldsError):
                 users.register(username="ada", password=password, email="ada@example.com")
 

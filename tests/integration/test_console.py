@@ -19,11 +19,12 @@ from starlette.types import Message
 from mlapi import AuditEntry, User, UserId, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.bootstrap import in_memory_access
+from mlapi.config import HttpSettings
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.model import PasswordPolicy
 from mlapi.entrypoints.console import PATH
 from mlapi.entrypoints.console.gate import Gate
-from mlapi.entrypoints.console.sessions import LIFETIME, Sessions
+from mlapi.entrypoints.console.sessions import IDLE, LIFETIME, Sessions
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.management import Management
 from mlapi.testing import AwayRepository
@@ -196,9 +197,56 @@ def test_a_session_is_a_cookie_of_the_console_alone(users: Users, scheme: str, n
     origin = {"origin": f"{scheme}://api.example.com"}
     answer = client.post(f"{PATH}/log-in", data={"token": ADMIN_TOKEN}, headers=origin)
 
-    cookie = re.sub(r"=\d+\.[0-9a-f]{32}\.[0-9a-f]{64};", "=VALUE;", answer.headers["set-cookie"])
+    cookie = re.sub(r"=\d+\.\d+\.[0-9a-f]{32}\.[0-9a-f]{64};", "=VALUE;", answer.headers["set-cookie"])
     assert (answer.status_code, answer.headers["location"]) == (303, PATH)
     assert cookie == f"{name}_session=VALUE; Path={PATH}; Max-Age={LIFETIME}; HttpOnly; SameSite=Strict{secure}"
+
+
+def test_behind_a_trusted_proxy_that_ends_tls_the_cookie_is_for_https_alone(users: Users) -> None:
+    trusted = HttpSettings(trusted_proxies=("203.0.113.9",)).trusted_networks
+    headers = {"x-forwarded-proto": "https", "sec-fetch-site": "same-origin"}
+
+    answers = [
+        stranger(create_app(users, TOKEN, trusted_proxies=proxies), "http://api.example.com").post(
+            f"{PATH}/log-in", data={"token": ADMIN_TOKEN}, headers=headers
+        )
+        for proxies in (trusted, ())
+    ]
+
+    by_proxy, by_stranger = (answer.headers["set-cookie"] for answer in answers)
+    assert (by_proxy.startswith("__Secure-mlapi_session="), by_proxy.endswith("; Secure")) == (True, True)
+    assert (by_stranger.startswith("mlapi_session="), by_stranger.endswith("; Secure")) == (True, False)
+
+
+def test_every_page_has_a_log_out_and_none_shows_what_is_typed_as_a_secret(by_token: TestClient, ada: User) -> None:
+    log_in = show(by_token)
+    logged_in(by_token)
+    paths = ["", "/activity", "/users/new", f"/users/{ada.id}", f"/users/{ada.id}/remove", "/none"]
+    pages = [show(by_token, path) for path in paths]
+
+    secrets = [
+        field for page in [log_in, *pages] for field in page.of("input") if field["name"] in {"token", "password"}
+    ]
+
+    assert [page.form("Log out").action for page in pages] == [f"{PATH}/log-out"] * len(paths)
+    assert [(field["type"], field["autocomplete"]) for field in secrets] == [
+        ("password", "current-password"),
+        ("password", "new-password"),
+        ("password", "new-password"),
+    ]
+    assert [
+        name for field in secrets for name in field if name.startswith("on") or name in {"maxlength", "pattern"}
+    ] == []
+
+
+def test_a_right_token_is_logged_without_itself(by_token: TestClient, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mlapi")
+
+    logged_in(by_token)
+
+    assert [record.getMessage() for record in caplog.records if record.name == "mlapi"] == [
+        "console: log-in from 203.0.113.9"
+    ]
 
 
 def test_a_wrong_token_is_told_and_logged_without_itself(
@@ -249,12 +297,30 @@ def test_a_session_holds_in_every_process_and_ends_with_the_token(users: Users, 
 
 def test_a_session_is_over_after_eight_hours(users: Users, by_token: TestClient) -> None:
     now = datetime.now(UTC).timestamp()
-    _session, over = Sessions(TOKEN.session_key, lambda: now - LIFETIME).begin()
-    _session, open_yet = Sessions(TOKEN.session_key, lambda: now - LIFETIME + 60).begin()
+    begun, _cookie = Sessions(TOKEN.session_key, lambda: now - LIFETIME).begin()
+    begun_later, _cookie = Sessions(TOKEN.session_key, lambda: now - LIFETIME + 60).begin()
+    over = Sessions(TOKEN.session_key, lambda: now - 60).prolonged(begun) or ""
+    open_yet = Sessions(TOKEN.session_key, lambda: now - 60).prolonged(begun_later) or ""
 
     answers = [by_token.get(PATH, headers={"cookie": f"__Secure-mlapi_session={value}"}) for value in (over, open_yet)]
 
     assert [answer.status_code for answer in answers] == [303, 200]
+
+
+def test_a_session_that_is_not_used_for_an_hour_is_over_and_a_page_prolongs_it(
+    users: Users, by_token: TestClient
+) -> None:
+    now = datetime.now(UTC).timestamp()
+    begun = [now - age for age in (IDLE, IDLE - 60, 0)]
+    left = [Sessions(TOKEN.session_key, iter([moment]).__next__).begin()[1] for moment in begun]
+
+    answers = [by_token.get(PATH, headers={"cookie": f"__Secure-mlapi_session={value}"}) for value in left]
+
+    assert [answer.status_code for answer in answers] == [303, 200, 200]
+    prolonged = answers[1].cookies["__Secure-mlapi_session"]
+    assert prolonged.split(".")[0] == left[1].split(".")[0]
+    assert int(prolonged.split(".")[1]) >= int(now)
+    assert [list(answer.cookies) for answer in (answers[0], answers[2])] == [[], []]
 
 
 def test_who_logs_out_is_led_to_the_log_in(by_token: TestClient) -> None:
@@ -886,7 +952,7 @@ def test_files_are_kept_for_good_under_an_address_that_changes_with_them(local: 
     assert {answer.headers["cache-control"] for answer in answers} == {"public, max-age=31536000, immutable"}
     assert [answer.headers["content-type"] for answer in answers] == [
         "text/css; charset=utf-8",
-        "image/svg+xml",
+        "image/svg+xml; charset=utf-8",
         "text/javascript; charset=utf-8",
     ]
     assert "set-cookie" not in answers[0].headers

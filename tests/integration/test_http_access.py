@@ -2,15 +2,19 @@
 
 import asyncio
 import json
+import logging
+import re
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import httpx2
 import pytest
+from starlette.applications import Starlette
+from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from mlapi import Access, ApiKey, EncryptedPassword, Guard, LogIns, Reencrypt, User, Users
+from mlapi import Access, ApiKey, EncryptedPassword, Guard, InvalidFieldsError, LogIns, Reencrypt, User, Users
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
 from mlapi.bootstrap import in_memory_access
 from mlapi.domain.model import PasswordPolicy
@@ -137,6 +141,30 @@ def test_a_disabled_user_is_told_so_after_the_right_password_alone(
 
     assert answers == [(403, {"message": "User is disabled"}), INVALID_CREDENTIALS]
     assert len(cipher.compared) == 2
+
+
+def test_every_log_in_is_a_line_in_the_log_that_says_whose_and_from_where_but_not_what_was_typed(
+    http: TestClient, ada: User, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "mlapi")
+
+    for username, password in [("ada", PASSWORD), ("ada", "c4n4ry"), ("c4n4ry", "x"), ("c4n4ry\r\nlog-in", "x")]:
+        log_in(http, username, password)
+
+    assert [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "mlapi"] == [
+        ("INFO", f"log-in from 127.0.0.1: the right password of user {ada.id}"),
+        ("WARNING", f"log-in from 127.0.0.1: a wrong password of user {ada.id}"),
+        ("WARNING", "log-in from 127.0.0.1: a name that nobody has"),
+        ("WARNING", "log-in from 127.0.0.1: a name that nobody has"),
+    ]
+
+
+def test_a_log_in_that_is_one_too_many_is_a_line_in_the_log(users: Users, caplog: pytest.LogCaptureFixture) -> None:
+    with asgi_client(create_app(users, access=in_memory_access(users))) as http:
+        answers = [log_in(http, "nobody", "x").status_code for _ in range(21)]
+
+    assert answers == [401] * 20 + [429]
+    assert caplog.messages[-1] == "log-in from 127.0.0.1: too many attempts"
 
 
 def test_an_old_value_is_upgraded_at_a_good_log_in_and_ends_no_token(
@@ -630,3 +658,43 @@ def test_users_are_read_by_managers_alone(users: Users, access: Access, ada: Use
     shown_by = [{}, bearer(token(http)), bearer(ADMIN_TOKEN)]
 
     assert [http.get(path, headers=headers).status_code for headers in shown_by] == [401, 401, 200]
+
+
+# --- what is asked for by GET
+
+
+def test_nothing_that_is_asked_for_by_get_changes_anything(http: TestClient, users: Users, ada: User) -> None:
+    users.add_api_key(user_id=ada.id, name="job")
+    before = [users.page(), users.api_keys(ada.id), users.audit_page()]
+    app = http.app
+    assert isinstance(app, Starlette)
+    paths = [re.sub(r"{[\w:]+}", "1", route.path) for route in app.routes if isinstance(route, Route)]
+
+    answers = {path: http.get(path, headers=bearer(token(http))).status_code for path in paths}
+
+    assert answers["/users/1"] == answers["/users/1/keys"] == answers["/audit"] == 200
+    assert answers["/remove-user/1"] == answers["/toggle-user-permission/1/1"] == answers["/users/1/tokens"] == 405
+    assert [users.page(), users.api_keys(ada.id), users.audit_page()] == before
+
+
+@pytest.mark.parametrize(
+    "extra", [{"id": 1}, {"enabled": False}, {"user_id": 7}, {"token_epoch": "0"}, {"is_admin": 1}]
+)
+def test_a_field_that_is_not_asked_for_is_refused(http: TestClient, users: Users, extra: dict[str, object]) -> None:
+    body = {"username": "mallory", "password": PASSWORD, "email": "mallory@example.com", **extra}
+
+    answer = http.post("/register-user", json=body)
+
+    assert (answer.status_code, list(answer.json())) == (422, ["message", "errors"])
+    assert users.page() == []
+
+
+def test_a_name_of_any_characters_is_one_value_in_json(http: TestClient, users: Users) -> None:
+    name = 'ada", "enabled": false, "x": "</script>\u2028\\'
+    users.register(username="ada", password=PASSWORD, email="ada@example.com")
+    with pytest.raises(InvalidFieldsError):
+        users.register(username=name, password=PASSWORD, email="ada@example.com")  # for the separator of lines
+
+    user = users.register(username=name.replace("\u2028", ""), password=PASSWORD, email="'\"@example.com")
+
+    assert content(http.get(f"/users/{user.id}")) == (200, shown(user))

@@ -202,6 +202,12 @@ def is_let_in(guard: Guard, credential: str) -> bool:
 # --- log-ins
 
 
+def test_a_password_is_good_for_as_long_as_nobody_changes_it(log_ins: LogIns, ada: User, clock: SettableClock) -> None:
+    clock.now += timedelta(days=10 * 365)
+
+    assert log_ins.log_in(username="ada", password=PASSWORD, address=HOME).expires_in == 3600
+
+
 @pytest.mark.parametrize("spelling", ["Ada", "ada", "ADA", "ａｄａ"])
 def test_the_right_password_gets_a_token(
     log_ins: LogIns, guard: Guard, ada: User, journal: list[tuple[object, ...]], spelling: str

@@ -7,7 +7,7 @@ import pytest
 
 from mlapi.domain.audit import DailyCount
 from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Day, chart, first_moment
-from mlapi.entrypoints.console.sessions import LIFETIME, Sessions
+from mlapi.entrypoints.console.sessions import IDLE, LIFETIME, Session, Sessions
 from mlapi.entrypoints.management import Caller, Management
 from mlapi.entrypoints.wire import ManagementRefusedError
 from tests.unit.test_management import BY_MACHINE, BY_TOKEN, LOCAL, LOCKED, STRANGER, TOKEN, with_headers
@@ -33,13 +33,47 @@ def test_no_two_sessions_are_the_same() -> None:
     assert sessions().begin() != sessions().begin()
 
 
+def used_until(end: int) -> str:
+    """The cookie of a session that has been used every half hour until then."""
+    session, cookie = sessions().begin()
+    for now in range(NOW, NOW + end + 1, 1800):
+        cookie = sessions(now=now).prolonged(session) or cookie
+        found = sessions(now=now).find(cookie)
+        assert found is not None
+        session = found
+    return cookie
+
+
 @pytest.mark.parametrize(
-    ("passed", "is_known"), [(-61, False), (-60, True), (0, True), (LIFETIME - 1, True), (LIFETIME, False)]
+    ("passed", "is_known"), [(-61, False), (-60, True), (0, True), (IDLE - 1, True), (IDLE, False)]
 )
-def test_a_session_ends_by_the_clock(passed: int, is_known: bool) -> None:
+def test_a_session_that_is_not_used_ends_by_the_clock(passed: int, is_known: bool) -> None:
     _session, cookie = sessions().begin()
 
     assert (sessions(now=NOW + passed).find(cookie) is not None) == is_known
+
+
+@pytest.mark.parametrize(("passed", "is_known"), [(LIFETIME - 1, True), (LIFETIME, False)])
+def test_a_session_ends_by_the_clock_however_much_it_is_used(passed: int, is_known: bool) -> None:
+    cookie = used_until(LIFETIME - 1800)
+
+    assert (sessions(now=NOW + passed).find(cookie) is not None) == is_known
+
+
+def test_a_session_is_prolonged_once_a_minute_and_stays_the_same() -> None:
+    session, _cookie = sessions().begin()
+
+    prolonged = sessions(now=NOW + 60).prolonged(session)
+
+    assert sessions(now=NOW + 59).prolonged(session) is None
+    assert prolonged is not None
+    assert sessions(now=NOW + 60).find(prolonged) == attrs.evolve(session, used=NOW + 60)
+
+
+def test_a_session_says_what_its_cookie_says() -> None:
+    session, _cookie = sessions().begin()
+
+    assert session == Session(session.id, session.csrf_token, NOW, NOW)
 
 
 def test_another_admin_token_ends_every_session() -> None:
@@ -51,19 +85,22 @@ def test_another_admin_token_ends_every_session() -> None:
 
 def test_a_session_that_was_changed_is_none() -> None:
     _session, cookie = sessions().begin()
-    issued, session_id, signature = cookie.split(".")
+    issued, used, session_id, signature = cookie.split(".")
     changed = [
         "",
         "x",
-        f"{int(issued) + 1}.{session_id}.{signature}",
-        f"0{issued}.{session_id}.{signature}",
-        f"{issued}.{'0' * 32}.{signature}",
-        f"{issued}.{session_id}.{'0' * 64}",
-        f"{issued}.{session_id}.{signature[:-1]}",
+        f"{int(issued) + 1}.{used}.{session_id}.{signature}",
+        f"{issued}.{int(used) + 1}.{session_id}.{signature}",
+        f"0{issued}.{used}.{session_id}.{signature}",
+        f"{issued}.0{used}.{session_id}.{signature}",
+        f"{issued}.{used}.{'0' * 32}.{signature}",
+        f"{issued}.{used}.{session_id}.{'0' * 64}",
+        f"{issued}.{used}.{session_id}.{signature[:-1]}",
+        f"{issued}.{session_id}.{signature}",
         f"{cookie}.",
         f"{cookie}\n",
-        f"{'9' * 13}.{session_id}.{signature}",
-        f"٣.{session_id}.{signature}",
+        f"{'9' * 13}.{used}.{session_id}.{signature}",
+        f"٣.{used}.{session_id}.{signature}",
     ]
 
     assert [sessions().find(value) for value in changed] == [None] * len(changed)

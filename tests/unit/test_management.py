@@ -646,3 +646,21 @@ def test_nobody_behind_a_trusted_proxy_hides_by_naming_it(entry: str) -> None:
 
 def test_a_client_without_address_is_not_believed() -> None:
     assert forwarded(attrs.evolve(STRANGER, client=""), "9.9.9.9", "9.9.9.9:80").address(TRUSTED) == ""
+
+
+# --- which scheme his browser has
+
+
+@pytest.mark.parametrize("told", [[], ["http"], ["HTTPS"], ["https, http"], ["https", "https"], ["ftp"]])
+def test_a_scheme_that_a_trusted_proxy_does_not_plainly_say_is_that_of_the_connection(told: list[str]) -> None:
+    caller = with_headers(PROXY, *(("x-forwarded-proto", value) for value in told))
+
+    assert caller.behind(TRUSTED) == caller
+
+
+def test_a_trusted_proxy_tells_the_scheme_and_nobody_else() -> None:
+    by_proxy, by_stranger = (with_headers(caller, ("x-forwarded-proto", "https")) for caller in (PROXY, STRANGER))
+
+    assert by_proxy.behind(TRUSTED) == attrs.evolve(by_proxy, scheme="https")
+    assert by_stranger.behind(TRUSTED) == by_stranger
+    assert by_proxy.behind([]) == by_proxy

@@ -408,8 +408,24 @@ def test_the_shipped_common_passwords_are_ten_thousand_and_no_line_of_the_licenc
     assert {password for password in common if password.startswith("# ") or not password.strip()} == set()
 
 
-def test_a_policy_does_not_show_its_list() -> None:
-    assert repr(PasswordPolicy(common=frozenset({"letmein!"}))) == "PasswordPolicy(min_length=1)"
+@pytest.mark.parametrize("password", ["acme", "ACME", "Acme-2026!", "acme&admin", "7 acme admin7", "administrator"])
+def test_a_password_of_names_of_the_service_alone_is_refused(password: str) -> None:
+    policy = PasswordPolicy(words=frozenset({"acme", "admin", "administrator"}))
+
+    assert policy.problem(password) == "must not be made of names of this service alone"
+
+
+@pytest.mark.parametrize("password", ["acme and i", "12345678", "----", "acm", "\U0001f600"])
+def test_a_password_of_anything_else_will_do(password: str) -> None:
+    policy = PasswordPolicy(words=frozenset({"acme", "admin", "administrator"}))
+
+    assert policy.problem(password) is None
+
+
+def test_a_policy_does_not_show_its_lists() -> None:
+    policy = PasswordPolicy(common=frozenset({"letmein!"}), words=frozenset({"acme"}))
+
+    assert repr(policy) == "PasswordPolicy(min_length=1)"
 
 
 # --- the user

@@ -150,6 +150,9 @@ class PasswordPolicy:
     min_length: int = 1
     common: frozenset[str] = attrs.field(default=frozenset(), repr=False)
     """Refused whatever their case; held case-folded."""
+    words: frozenset[str] = attrs.field(default=frozenset(), repr=False)
+    """Names of the service and its roles, case-folded: a password of their letters alone is refused, whatever stands
+    between and around them (OWASP ASVS 5.0, 6.2.11)."""
 
     def problem(self, password: object) -> str | None:
         """What is wrong with a password, or None."""
@@ -160,7 +163,16 @@ class PasswordPolicy:
             return f"must be at least {self.min_length} characters"
         if password.casefold() in self.common:
             return "must not be one of the most common passwords"
+        if self._is_made_of_words(password):
+            return "must not be made of names of this service alone"
         return None
+
+    def _is_made_of_words(self, password: str) -> bool:
+        letters = "".join(filter(str.isalpha, password.casefold()))
+        rest = letters
+        for word in sorted(self.words, key=len, reverse=True):
+            rest = rest.replace(word, "")
+        return bool(letters) and not rest
 
 
 def _is_domain_label(label: str) -> bool:

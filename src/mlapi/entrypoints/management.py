@@ -109,6 +109,14 @@ class Caller:
     def _values(self, name: bytes) -> list[bytes]:
         return [value for header, value in self.headers if header == name]
 
+    def behind(self, trusted: Sequence[Network]) -> "Caller":
+        """Return the caller with the scheme that his browser has, as far as it can be known.
+
+        That is what a trusted proxy says in ``X-Forwarded-Proto``: it ends TLS, and asks us in plain HTTP.
+        """
+        is_encrypted = self._values(b"x-forwarded-proto") == [b"https"] and self.is_trusted(trusted)
+        return attrs.evolve(self, scheme="https") if is_encrypted else self
+
     def is_trusted(self, proxies: Sequence[Network]) -> bool:
         """Whether the other end of the connection is one of these proxies."""
         return _is_among(self.client, proxies)

@@ -18,7 +18,7 @@ from mlapi.access import Access, AsyncGuard, LogIn, Proven
 from mlapi.bootstrap import GroupCommit, async_guard, audit_retention, group_commit, open_service
 from mlapi.config import load_settings
 from mlapi.domain.changes import Cause
-from mlapi.domain.errors import TooManyAttemptsError
+from mlapi.domain.errors import InvalidCredentialsError, TooManyAttemptsError
 from mlapi.domain.model import folded
 from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
 from mlapi.entrypoints.management import Caller, Management, Network
@@ -92,14 +92,27 @@ class Serving:
         return function(*args, **kwargs)  # a thread would cost more than it saves
 
     async def prove(self, username: str, password: str, request: Request) -> Proven:
-        """Count an attempt to log in; if the password is right, take it back and return it."""
+        """Count an attempt to log in; if the password is right, take it back and return it.
+
+        What came of it is logged, but not the name: it may be a password, typed into the wrong field.
+        """
         address = Caller.of_asgi(request.scope).address(self.trusted_proxies)
         log_ins, name = self.access.log_ins, folded(username)
-        attempt = await self._begin(name, username, address)
+        try:
+            attempt = await self._begin(name, username, address)
+        except TooManyAttemptsError:
+            _logger.warning("log-in from %s: too many attempts", address)
+            raise
         self._proving[name] += 1
         try:
             proven = await self.hash(log_ins.compare, attempt, password)
             await self.reading.run(log_ins.conclude, proven)
+        except InvalidCredentialsError:
+            what = "a name that nobody has" if attempt.user is None else f"a wrong password of user {attempt.user.id}"
+            _logger.warning("log-in from %s: %s", address, what)
+            raise
+        else:
+            _logger.info("log-in from %s: the right password of user %d", address, proven.user.id)
             return proven
         finally:
             self._proving[name] -= 1

@@ -13,7 +13,7 @@ from mlapi.entrypoints.documentation import Document
 ASSETS_PATH = "/static/"
 _SOURCES = {
     "console.css": ("console/static/console.css", "text/css"),
-    "icon.svg": ("console/static/icon.svg", "image/svg+xml"),
+    "icon.svg": ("console/static/icon.svg", "image/svg+xml; charset=utf-8"),
     "htmx.min.js": ("static/htmx/htmx.min.js", "text/javascript"),
 }
 

@@ -49,7 +49,8 @@ class Gate:
 
         request = Request(scope, receive)
         sessions = Sessions(request.app.state.management.session_key)
-        visit = Visit(request=request, caller=Caller.of_asgi(scope), sessions=sessions)
+        caller = Caller.of_asgi(scope).behind(request.app.state.serving.trusted_proxies)
+        visit = Visit(request=request, caller=caller, sessions=sessions)
         try:
             response = await self._answer(visit)
         except ClientDisconnect:
@@ -72,6 +73,8 @@ class Gate:
             if session is None and path != LOG_IN:
                 return redirect(visit, LOG_IN)
             visit = attrs.evolve(visit, session=session)
+            if visit.is_safe and session is not None and cookie is None:  # what changes something leads to such a page
+                cookie = visit.sessions.prolonged(session)
             if not visit.is_safe:
                 visit = await _with_form(visit)
             response = await self._routed(visit)

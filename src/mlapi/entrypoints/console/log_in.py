@@ -43,6 +43,7 @@ class LogIn:
             _logger.warning("console: a wrong admin token from %s", address)
             return page(visit, "log_in.html", HTTPStatus.UNAUTHORIZED, problem="This is not the admin token.")
         self._attempts.forgive(_ADMIN, address, was_known=was_known)
+        _logger.info("console: log-in from %s", address)
         _session, cookie = visit.sessions.begin()
         return with_session(redirect(visit), visit, cookie, LIFETIME)
 

@@ -2,6 +2,7 @@
 
 A session is not kept anywhere. Its cookie is signed, so every process knows it again; to log out deletes the cookie in
 the browser, and whoever has copied it before may use it until its time is over or there is another admin token.
+Its time is over eight hours after the log-in, and an hour after the last page that was asked for.
 """
 
 import base64
@@ -16,10 +17,14 @@ import attrs
 
 LIFETIME = 8 * 3600
 """Seconds from the log-in to the end of a session."""
+IDLE = 3600
+"""Seconds after which a session ends that is not used: NIST SP 800-63B-4, 2.2.3."""
+_PROLONGED_EVERY = 60
+"""Seconds: more often would be a cookie with each page."""
 SAID_FOR = 60
 """Seconds for which a sentence waits for its page."""
 _SKEW = 60  # seconds by which the clock of another process may be ahead
-_SESSION = re.compile(r"([0-9]{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})")
+_SESSION = re.compile(r"([0-9]{1,12})\.([0-9]{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})")
 
 
 @attrs.frozen
@@ -28,6 +33,9 @@ class Session:
 
     id: str = attrs.field(repr=False)
     csrf_token: str = attrs.field(repr=False)
+    issued: int = attrs.field(repr=False)
+    used: int = attrs.field(repr=False)
+    """Seconds since 1970, as its cookie has them."""
 
 
 @attrs.frozen
@@ -45,19 +53,27 @@ class Sessions:
 
     def begin(self) -> tuple[Session, str]:
         """Return a new session, and what its cookie holds."""
-        session_id, issued = secrets.token_hex(16), str(int(self._clock()))
-        return self._session(session_id), f"{issued}.{session_id}.{self._signature('session', issued, session_id)}"
+        now = int(self._clock())
+        session = self._session(secrets.token_hex(16), issued=now, used=now)
+        return session, self._cookie(session)
+
+    def prolonged(self, session: Session) -> str | None:
+        """Return what the cookie of a session in use holds from now on; None if that can wait."""
+        now = int(self._clock())
+        return None if now - session.used < _PROLONGED_EVERY else self._cookie(attrs.evolve(session, used=now))
 
     def find(self, cookie: str) -> Session | None:
         """Return the session of a cookie, or None if it is not ours or its time is over."""
         match = _SESSION.fullmatch(cookie)
         if match is None:
             return None
-        issued, session_id, signature = match.groups()
-        if not hmac.compare_digest(self._signature("session", issued, session_id), signature):
+        issued, used, session_id, _signature = match.groups()
+        session = self._session(session_id, issued=int(issued), used=int(used))
+        if not hmac.compare_digest(self._cookie(session), cookie):
             return None
-        is_current = -_SKEW <= self._clock() - int(issued) < LIFETIME
-        return self._session(session_id) if is_current else None
+        now = self._clock()
+        is_current = -_SKEW <= now - session.issued < LIFETIME and -_SKEW <= now - session.used < IDLE
+        return session if is_current else None
 
     def sealed(self, text: str) -> str:
         """Return a text as a cookie may hold it, so that `opened` takes it from nobody else."""
@@ -71,8 +87,12 @@ class Sessions:
             return ""
         return base64.urlsafe_b64decode(encoded).decode("utf-8")
 
-    def _session(self, session_id: str) -> Session:
-        return Session(session_id, self._signature("csrf", session_id))
+    def _session(self, session_id: str, *, issued: int, used: int) -> Session:
+        return Session(session_id, self._signature("csrf", session_id), issued, used)
+
+    def _cookie(self, session: Session) -> str:
+        signed = f"{session.issued}.{session.used}.{session.id}"
+        return f"{signed}.{self._signature('session', signed)}"
 
     def _signature(self, *parts: str) -> str:
         return hmac.new(self._key, ".".join(parts).encode("ascii"), hashlib.sha256).hexdigest()

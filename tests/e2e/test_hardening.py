@@ -1,0 +1,189 @@
+"""What a server in production shows to whoever looks for what it should not show, and what the log has of him."""
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+
+from mlapi.secret_files import new_key
+from tests.e2e.server import Serve, Server
+
+ADMIN_TOKEN = "an-admin-token-of-32-characters-"
+ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """In production behind a proxy on this machine, in a folder with what lies about in one."""
+    folder = tmp_path_factory.mktemp("production")
+    (folder / ".git").mkdir()
+    (folder / ".git" / "config").write_text("[core]")
+    (folder / "config.yml").write_text("profile: production\nhttp: {trusted_proxies: [127.0.0.1]}\n")
+    environ = {
+        "MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db",
+        "MLAPI_SECRETS__KEY": new_key(),
+        "MLAPI_SECRETS__SALT": "a salt of this test",
+        "MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN,
+    }
+    with Serve(folder, environ) as server:
+        requests.post(f"{server.base}/register-user", json=ADA, timeout=10)
+        yield server
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("/.git/config", "/.git/", "/.svn/entries", "/config.yml", "/mlapi.db", "/mlapi.db-wal", "/secrets.yml"),
+        *("/", "/docs/", "/console/static/", "/console/static/../../config.yml", "/static/", "/console/templates/"),
+        *("/..%2f..%2fetc/passwd", "/%2e%2e/config.yml", "//config.yml", "/console/static/x/..%2f..%2fgate.py"),
+        *("/debug", "/trace", "/actuator", "/.env", "/server-status"),
+    ],
+)
+def test_no_file_and_no_list_of_files_is_served(server: Server, path: str) -> None:
+    head = f"Host: localhost\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\nConnection: close\r\n\r\n"
+
+    answer = server.raw(f"GET {path} HTTP/1.1\r\n{head}".encode())
+
+    assert (status(answer), b"[core]" in answer) in {(404, False), (303, False)}
+    if status(answer) == 303:  # the console leads whoever is not logged in to its log-in
+        assert b"location: /console/log-in" in answer.lower()
+
+
+@pytest.mark.parametrize("method", ["TRACE", "TRACK", "CONNECT", "PROPFIND"])
+@pytest.mark.parametrize("target", ["/token", "/health/live", "/console", "/users"])
+def test_no_method_sends_a_request_back(server: Server, method: str, target: str) -> None:
+    head = f"Host: localhost\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\nX-Canary: c4n4ry\r\nConnection: close\r\n\r\n"
+
+    answer = server.raw(f"{method} {target} HTTP/1.1\r\n{head}".encode())
+
+    assert status(answer) in {303, 400, 403, 405}
+    assert b"c4n4ry" not in answer
+    assert ADMIN_TOKEN.encode() not in answer
+
+
+def test_every_answer_says_what_it_is_and_in_which_characters(server: Server) -> None:
+    log_in = requests.get(f"{server.base}/console/log-in", timeout=10)
+    files = re.findall(r'(?:href|src)="(/console/static/[^"]+)"', log_in.text)
+    docs = requests.get(f"{server.base}/docs", headers=ADMIN, timeout=10)
+    files += [f"/{name}" for name in re.findall(r'(?:href|src)="(docs/[^"]+)"', docs.text)]
+    paths = ["/health/live", "/users", "/users/none", "/nowhere", "/openapi.json", "/metrics", *files]
+    answers = [log_in, docs, *(requests.get(server.base + path, headers=ADMIN, timeout=10) for path in paths)]
+
+    kinds = {(answer.headers["content-type"], answer.headers["x-content-type-options"]) for answer in answers}
+
+    assert len(files) == 6
+    assert kinds == {
+        ("application/json", "nosniff"),  # which is UTF-8 by its definition: RFC 8259, 8.1
+        ("image/svg+xml; charset=utf-8", "nosniff"),
+        ("text/css; charset=utf-8", "nosniff"),
+        ("text/html; charset=utf-8", "nosniff"),
+        ("text/javascript; charset=utf-8", "nosniff"),
+        ("text/plain; version=0.0.4; charset=utf-8", "nosniff"),
+    }
+
+
+def test_no_call_of_a_program_is_led_anywhere_else(server: Server) -> None:
+    paths = ["/token", "/token/", "/users", "/users/", "/register-user/", "/health/live/", "//users", "/users/me"]
+    spoken = {"X-Forwarded-Proto": "http", "X-Forwarded-Host": "elsewhere.example", "Host": "elsewhere.example"}
+
+    answers = [
+        requests.request(method, server.base + path, headers={**ADMIN, **spoken}, timeout=10, allow_redirects=False)
+        for path in paths
+        for method in ("GET", "POST", "DELETE")
+    ]
+
+    assert [answer.headers["location"] for answer in answers if "location" in answer.headers] == []
+    assert {answer.status_code // 100 for answer in answers} == {2, 4}
+
+
+def test_a_token_in_a_path_is_not_looked_at_and_not_logged(server: Server) -> None:
+    log_in = {"username": ADA["username"], "password": ADA["password"]}
+    token = requests.post(f"{server.base}/token", json=log_in, timeout=10).json()["token"]
+
+    in_path = requests.get(f"{server.base}/token_status/{token}", timeout=10)
+    in_query = requests.get(f"{server.base}/token_status?token={token}", timeout=10)
+    in_header = requests.get(f"{server.base}/token_status", headers={"Authorization": f"Bearer {token}"}, timeout=10)
+
+    assert (in_path.status_code, in_query.status_code, in_header.status_code) == (404, 401, 200)
+    assert accessed(server, in_header.headers["x-request-id"])
+    assert token not in server.log
+
+
+def test_a_trusted_proxy_that_ends_tls_gets_a_cookie_for_https_alone(server: Server) -> None:
+    told = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9", "Sec-Fetch-Site": "same-origin"}
+
+    answer = requests.post(
+        f"{server.base}/console/log-in",
+        data={"token": ADMIN_TOKEN},
+        headers=told,
+        timeout=10,
+        allow_redirects=False,
+    )
+
+    assert answer.status_code == 303
+    assert re.fullmatch(
+        r"__Secure-mlapi_session=[\w.]+; Path=/console; Max-Age=28800; HttpOnly; SameSite=Strict; Secure",
+        answer.headers["set-cookie"],
+    )
+
+
+def accessed(server: Server, request_id: str) -> list[dict[str, Any]]:
+    """Return what the log has of a request."""
+    until = time.monotonic() + 10
+    while request_id not in server.log and time.monotonic() < until:
+        time.sleep(0.02)
+    lines = [json.loads(line) for line in server.log.splitlines()]
+    return [line for line in lines if line.get("request_id") == request_id]
+
+
+def test_what_is_refused_is_in_the_log_with_where_it_came_from(server: Server) -> None:
+    base, url = server.base, f"{server.base}/register-user"
+    wrong = {"username": "ada", "password": "wrong"}
+    answers = [
+        requests.get(f"{base}/users", timeout=10),
+        requests.get(f"{base}/token_status", headers={"Authorization": "Bearer forged"}, timeout=10),
+        requests.post(f"{base}/token", json=wrong, timeout=10),
+        requests.post(f"{base}/console/log-in", data={"token": ADMIN_TOKEN}, timeout=10),  # no page of ours sent it
+        requests.post(url, data="{", headers={"Content-Type": "application/json"}, timeout=10),
+        requests.post(url, data="x" * 20_000, headers={"Content-Type": "application/json"}, timeout=10),
+        requests.post(url, data="{}", headers={"Content-Type": "text/plain"}, timeout=10),
+        requests.post(url, json={"username": "x"}, timeout=10),
+        *(requests.post(f"{base}/token", json={**wrong, "username": "bob"}, timeout=10) for _ in range(21)),
+    ]
+
+    assert [answer.status_code for answer in answers[:8]] == [401, 401, 401, 403, 400, 413, 415, 422]
+    assert answers[-1].status_code == 429
+    for answer in [*answers[:8], answers[-1]]:
+        lines = accessed(server, answer.headers["x-request-id"])
+        (line,) = [line for line in lines if line["logger"] == "uvicorn.access"]
+        asked = {name: line[name] for name in ("method", "path", "status")}
+        assert asked == {
+            "method": answer.request.method,
+            "path": (answer.request.url or "").removeprefix(base),
+            "status": answer.status_code,
+        }
+        assert line["client"].startswith("127.0.0.1:")
+        assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line["time"])
+    told = [line["message"] for line in accessed(server, answers[2].headers["x-request-id"])]
+    assert "log-in from 127.0.0.1: a wrong password of user 1" in told
+
+
+def test_the_log_is_one_line_for_each_thing_whatever_was_sent(server: Server) -> None:
+    odd = "/nowhere%0d%0a%7b%22level%22:%20%22critical%22%7d%1b[31m"
+
+    answer = requests.get(server.base + odd, headers={**ADMIN, "X-Request-Id": "a b\t{}"}, timeout=10)
+
+    assert answer.status_code == 404
+    (line,) = accessed(server, answer.headers["x-request-id"])
+    assert line["level"] == "info"
+    assert {json.loads(one).get("level") for one in server.log.splitlines()} <= {"info", "warning"}
+    assert "\x1b" not in server.log
