@@ -884,6 +884,14 @@ REFUSALS: list[tuple[MlapiError, Answer]] = [
         ),
     ),
     (
+        RepositoryUnavailableError("the connection was lost while committing", may_be_done=True),
+        Answer(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            b'{"message":"Service unavailable, try again: this may have been done already"}',
+            (("Retry-After", "1"),),
+        ),
+    ),
+    (
         ConfigurationError("the database is somebody else's"),
         Answer(
             HTTPStatus.SERVICE_UNAVAILABLE,

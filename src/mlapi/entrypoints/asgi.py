@@ -71,6 +71,34 @@ class ManagersOnly:
         await self._app(scope, receive, send)
 
 
+class CertainLengthOnly:
+    """Refuses a request whose end may be elsewhere for a proxy, and closes the connection after it.
+
+    It closes it too after any other that asks for an upgrade or a tunnel: what comes behind it, httptools reads amiss.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["method"] == "CONNECT" or wire.may_be_uncertain(scope["headers"])):
+            if not wire.length_is_certain(scope["headers"]):
+                await send_answer(wire.uncertain_length(), send)
+                return
+            if scope["method"] == "CONNECT" or wire.asks_for_upgrade(scope["headers"]):
+                send = _closing(send)
+        await self._app(scope, receive, send)
+
+
+def _closing(send: Send) -> Send:
+    async def send_as_the_last(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        await send(message)
+
+    return send_as_the_last
+
+
 class OneLineStartupRefusal:
     """Tells the server of a `ConfigurationError` in one line, where Starlette would send a traceback."""
 

@@ -31,6 +31,7 @@ from mlapi.domain.model import User
 from mlapi.entrypoints import wire
 from mlapi.entrypoints.asgi import (
     ByMethod,
+    CertainLengthOnly,
     Endpoint,
     ManagersOnly,
     OneLineStartupRefusal,
@@ -96,7 +97,11 @@ def create_app(
             *documentation_routes(),
             *console_routes(),
         ],
-        middleware=[Middleware(OneLineStartupRefusal), Middleware(ManagersOnly, but=CONSOLE_PATH)],
+        middleware=[
+            Middleware(OneLineStartupRefusal),
+            Middleware(CertainLengthOnly),
+            Middleware(ManagersOnly, but=CONSOLE_PATH),
+        ],
         exception_handlers={HTTPException: refuse_http, Exception: fail},
         lifespan=configured if users is None else given,
     )

@@ -254,6 +254,7 @@ _MESSAGE_OF: dict[type[MlapiError], str] = {
     ConfigurationError: "Service unavailable, see its log",
 }
 """What is said of errors of the core. Those of a request say themselves what is wrong with it."""
+_MAY_BE_DONE = "Service unavailable, try again: this may have been done already"
 
 
 def refused(error: MlapiError) -> Answer:
@@ -269,6 +270,8 @@ def refused(error: MlapiError) -> Answer:
             body = UserMessage(message, holder)
         case RepositoryUnavailableError(retry_after=seconds) | TooManyAttemptsError(retry_after=seconds):
             headers.append(("Retry-After", str(seconds)))
+            if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
+                body = Message(_MAY_BE_DONE)
         case ConfigurationError():  # a database that came after the start, and is not the right one
             headers.append(("Retry-After", "10"))
     return _answer(status, body, tuple(headers))
@@ -288,6 +291,12 @@ def shown_user(user: User) -> ShownUser:
         created_datetime=user.created_datetime,
         updated_datetime=user.updated_datetime,
     )
+
+
+def uncertain_length() -> Answer:
+    """Refuse a request whose end may be elsewhere, as the last one on its connection."""
+    message = "Where the body ends is not certain: send it with one Content-Length and without Upgrade"
+    return _answer(HTTPStatus.BAD_REQUEST, Message(message), (("Connection", "close"),))
 
 
 _encode = msgspec.json.Encoder().encode

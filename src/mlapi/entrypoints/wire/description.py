@@ -160,7 +160,10 @@ _REFUSALS: tuple[tuple[MlapiError, str], ...] = (
     (InvalidTokenError(), "The token or API key lets nobody in: forged, over, ended, or its user was removed."),
     (UserDisabledError(1), "The user is shut out."),
     (TooManyAttemptsError(30), "Too many attempts to log in."),
-    (RepositoryUnavailableError("away"), "The database is away, or too much waits."),
+    (
+        RepositoryUnavailableError("away"),
+        "The database is away, or too much waits. `message` says if this may be done.",
+    ),
     (ConfigurationError(""), "The database is not the one that the service was configured for."),
     (UnreadableBodyError("it is not UTF-8"), "The body is not strict JSON in UTF-8."),
     (BodyTooLargeError(), "The body is larger than that."),

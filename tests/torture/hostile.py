@@ -1,0 +1,489 @@
+"""Requests as nobody well-meaning sends them: made of what ours look like, then damaged, from a seed."""
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+from urllib.parse import quote_from_bytes, unquote
+
+import attrs
+
+CANARY = "c4n4ry"
+"""In every secret that a request holds: it must be in no answer and in no log."""
+PASSWORD = f"{CANARY} difference engine"
+
+# Characters that have made trouble somewhere, by what is odd about them.
+ALPHABETS: Sequence[str] = (
+    "abcXYZ019 .-_@",
+    "\0\x01\x08\t\n\r\x1b\x7f\x80\x85\x9f",  # controls
+    "\u00a0\u1680\u2000\u2028\u2029\u202f\u205f\u3000\ufeff",  # white space, and what looks like it
+    "\u200b\u200c\u200d\u2060\u2061\u180e\u034f\u115f\u3164\uffa0\u2800\u00ad",  # invisible
+    "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u061c",  # bidi
+    "\u0300\u0301\u0308\u0327\u0345\u0323\u20dd\u0e33\u3099\u309a\u1ab0",  # combining
+    "\ufdfa\ufdfb\u3300\u33a5\ufb03\u00bd\u2121\u1f6e\u0344\u2474",  # grow when normalised
+    "ßẞİıŉΐſKÅϒςΣµǰ\u1e9e\u0130\u1fb3\u03f4",  # fold to others, or to several
+    "가각\u1100\u1161\u11a8\u11c3\u3131",  # Hangul, whole and in parts
+    "ａＡ１＠．\uff00\uffe0",  # full width
+    "аеорсухАВЕ",  # Cyrillic that looks Latin
+    "١٢٣۱۲०১๑𝟘𝟙²①",  # digits of others
+    "\ue000\uf8ff\ufdd0\ufffe\uffff\U0001fffe\U0010ffff\U000f0000\U000e0001\U000e0100\ufe0f",  # private, none, tags
+    "😀👩\u200d👩\u200d👧🇱🇹\U0001f3fb",  # sequences
+    "𐐀𐐨𝕬𝖆𠀀𪛟\U00016e40\U0001e900",  # other planes
+    "\"'\\/`<>&;%{}[]()$#!?*+=|~^",  # syntax of others
+    "\ud800\udbff\udc00\udfff",  # lone surrogates
+)
+LENGTHS = (0, 1, 1, 1, 2, 3, 7, 20, 64, 65, 99, 100, 101, 253, 254, 255, 1_023, 1_024, 1_025, 5_000)
+STRINGS: Sequence[str] = (
+    "",
+    " ",
+    "null",
+    "undefined",
+    "NaN",
+    "0",
+    "-1",
+    "' OR 1=1 --",
+    "'; DROP TABLE users; --",
+    "{{7*7}}",
+    "${jndi:ldap://127.0.0.1/a}",
+    "%s%n%x",
+    "%00",
+    "%",
+    "_",
+    "\\",
+    "<script>alert(1)</script>",
+    "../../etc/passwd",
+    "ada\r\nSet-Cookie: a=b",
+    "a" * 254,
+    "ﷺ" * 14,
+    "ﷺ" * 15,
+    "ada",
+    "ADA",
+    "ａｄａ",
+    "a\u0301" * 127,
+    "\u0301" * 254,
+    "ada@example.com",
+    "a@b",
+    "@",
+    "a@b@c.d",
+    "a" * 64 + "@" + "b" * 63 + ".cd",
+    "admin",
+    "http://[::1]:80",
+)
+NUMBERS = (
+    "0",
+    "-0",
+    "1",
+    "-1",
+    "1e999",
+    "-1E+999",
+    "1e-999",
+    "0.1",
+    "9" * 4_000,
+    "9" * 5_000,
+    "1E400",
+    "00",
+    "0x1",
+    "1.",
+)
+IDS = ("0", "00001", "-1", "+1", "1.0", "1e3", "0x1", " 1", "1 ", "1\0", "¹", "１", "١", "9" * 18, "9" * 19, "9" * 20)
+SEGMENTS = (
+    "..",
+    ".",
+    "",
+    "%2e%2e",
+    "%2f",
+    "%2F..",
+    "%00",
+    "%",
+    "%zz",
+    "%ff%fe",
+    "%C0%AE",
+    "%ED%A0%80",
+    ";a=b",
+    "me",
+    "%25",
+)
+PATHS = (
+    "/register-user",
+    "/toggle-user-permission/{id}/{flag}",
+    "/remove-user/{id}",
+    "/token",
+    "/token_status",
+    "/token_status/{credential}",
+    "/users",
+    "/users/me",
+    "/users/{id}",
+    "/users/me/password",
+    "/users/me/tokens",
+    "/users/{id}/password",
+    "/users/{id}/tokens",
+    "/users/{id}/keys",
+    "/keys/{key}",
+    "/audit",
+    "/metrics",
+    "/health/live",
+    "/openapi.json",
+    "/docs",
+    "/docs/{text}",
+    "/console",
+    "/console/",
+    "/console/log-in",
+    "/console/log-out",
+    "/console/activity",
+    "/console/users/new",
+    "/console/users/{id}",
+    "/console/users/{id}/enabled",
+    "/console/users/{id}/password",
+    "/console/users/{id}/tokens",
+    "/console/users/{id}/remove",
+    "/console/users/{id}/keys",
+    "/console/users/{id}/keys/{key}/remove",
+    "/console/static/{text}/{text}",
+    "/{text}",
+)
+METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE")
+METHOD_OF = {
+    "register": "POST",
+    "toggle": "PUT",
+    "remove": "DELETE",
+    "token": "POST",
+    "keys": "POST",
+    "password": "PUT",
+}
+PARAMETERS = ("enabled", "q", "limit", "after", "user_id", "x", "", "__proto__")
+NO_JSON = ("NaN", "Infinity", "-Infinity", "nul", "'a'", '"\\x41"', '"\\ud800"', '"\t"', "")
+SHOWN = ("username", "email", "name", "expires_at")
+FIELDS = ("username", "password", "email", "current", "new", "name", "expires_at")
+TYPES = (
+    "application/json",
+    "application/json",
+    "application/json",
+    "application/json; charset=utf-8",
+    "application/json;charset=utf-16",
+    "APPLICATION/JSON",
+    "application/x-www-form-urlencoded",
+    "text/plain",
+    "multipart/form-data; boundary=x",
+    "",
+    "application/json,application/json",
+)
+TIMES = (
+    "2030-01-31T12:00:00Z",
+    "9999-12-31T23:59:59-23:59",
+    "0001-01-01T00:00:00+23:59",
+    "2030-13-01",
+    "2030-01-31",
+    "T",
+    "",
+)
+
+
+@attrs.frozen
+class Request:
+    method: str
+    target: str
+    """As on the wire: in ASCII."""
+    headers: Sequence[tuple[bytes, bytes]]
+    body: bytes
+
+    def on_the_wire(self) -> bytes:
+        framed = (*self.headers, (b"content-length", b"%d" % len(self.body)), (b"connection", b"close"))
+        head = b"".join(b"%s: %s\r\n" % header for header in framed)
+        return f"{self.method} {self.target} HTTP/1.1\r\n".encode() + head + b"\r\n" + self.body
+
+    def scope(self, app: object) -> dict[str, Any]:
+        """Return what uvicorn makes of it."""
+        path, _, query = self.target.partition("?")
+        return {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": "1.1",
+            "method": self.method,
+            "scheme": "http",
+            "path": unquote(path),
+            "raw_path": path.encode("ascii"),
+            "query_string": query.encode("ascii"),
+            "root_path": "",
+            "headers": [*self.headers, (b"content-length", b"%d" % len(self.body))],
+            "client": ("127.0.0.1", 50_000),
+            "server": ("127.0.0.1", 8_001),
+            "state": {},
+            "app": app,
+        }
+
+
+@attrs.frozen(kw_only=True)
+class Known:
+    """What an attacker may have seen: ids and credentials that are good, to begin from."""
+
+    user_ids: Sequence[int]
+    credentials: Sequence[str]
+    """Of users: tokens and API keys."""
+    key_ids: Sequence[str]
+    admin_token: str
+    cookie: str
+    csrf_token: str
+
+
+class Attacker:
+    """Makes one request after another, all from one seed."""
+
+    def __init__(self, seed: str, known: Known) -> None:
+        self._chance = random.Random(seed)
+        self._known = known
+
+    def request(self) -> Request:
+        chance = self._chance
+        template = chance.choice(PATHS)
+        target = self._filled(template)
+        if chance.random() < 0.1:
+            target = self._damaged_path(target)
+        if chance.random() < 0.35 or template in {"/users", "/audit"}:
+            target += "?" + self._query()
+        is_console = template.startswith("/console")
+        body, content_type = self._form() if is_console and chance.random() < 0.9 else self._json()
+        return Request(self._method(template), target, self._headers(content_type, is_console=is_console), body)
+
+    def text(self, longest: int = 5_000) -> str:
+        chance = self._chance
+        if chance.random() < 0.3:
+            return chance.choice(STRINGS)[:longest]
+        size = min(chance.choice(LENGTHS), longest)
+        if size > 100 and chance.random() < 0.7:
+            return (
+                (self.text(7) or "a") * size
+                if chance.random() < 0.2
+                else chance.choice(chance.choice(ALPHABETS)) * size
+            )
+        if chance.random() < 0.15:
+            return "".join(chr(chance.randrange(0x110000)) for _ in range(min(size, 100)))
+        alphabets = chance.choices(ALPHABETS, k=chance.choice([1, 1, 2, 4]))
+        return "".join(chance.choice(chance.choice(alphabets)) for _ in range(size))
+
+    def name(self) -> str:
+        """Return what may be a name: without lone surrogates, most of them possible."""
+        chance = self._chance
+        parts = [self.text(chance.choice([1, 2, 5, 20])) for _ in range(chance.choice([1, 2, 3]))]
+        return "".join(character for character in "".join(parts) if not "\ud800" <= character <= "\udfff")
+
+    # --- where to
+
+    def _method(self, template: str) -> str:
+        if self._chance.random() < 0.15:
+            return self._chance.choice(METHODS)
+        if template.startswith("/console"):
+            return self._chance.choice(["GET", "POST", "POST"])
+        return next((method for word, method in METHOD_OF.items() if word in template), "GET")
+
+    def _filled(self, template: str) -> str:
+        chance = self._chance
+        makers: dict[str, Callable[[], str]] = {
+            "{id}": lambda: str(chance.choice(self._known.user_ids)) if chance.random() < 0.5 else chance.choice(IDS),
+            "{flag}": lambda: chance.choice(["0", "1", "0", "1", "2", "01", "true", "１", ""]),
+            "{credential}": self._credential,
+            "{key}": lambda: chance.choice(self._known.key_ids) if chance.random() < 0.3 else self.text(300),
+            "{text}": lambda: self.text(2_000),
+        }
+        for placeholder, made in makers.items():
+            while placeholder in template:
+                template = template.replace(placeholder, self._quoted(made()), 1)
+        return template
+
+    def _quoted(self, text: str) -> str:
+        data = text.encode("utf-8", "surrogatepass")
+        quoted = quote_from_bytes(data, safe="" if self._chance.random() < 0.9 else "/:@")
+        return quoted if self._chance.random() < 0.97 else quoted + self._chance.choice(SEGMENTS)
+
+    def _damaged_path(self, path: str) -> str:
+        chance = self._chance
+        segments = path.split("/")
+        for _ in range(chance.choice([1, 1, 3])):
+            segments.insert(chance.randrange(1, len(segments) + 1), chance.choice(SEGMENTS))
+        damaged = "/".join(segments)
+        return chance.choice(
+            [damaged, damaged + "/", damaged.upper(), damaged.replace("/", "//"), damaged + "a" * 20_000]
+        )
+
+    def _query(self) -> str:
+        chance = self._chance
+        pairs = []
+        for _ in range(chance.choice([0, 1, 1, 2, 3, 30])):
+            name = chance.choice(PARAMETERS)
+            value = chance.choice([*IDS, "0", "1", "10", "500", "501"]) if chance.random() < 0.6 else self.text(300)
+            pairs.append(name + chance.choice(["=", "=", "=", ""]) + self._quoted(value))
+        return chance.choice(["&", "&", "&", ";"]).join(pairs)
+
+    # --- what with
+
+    def _credential(self) -> str:
+        chance, known = self._chance, self._known
+        credential = chance.choice([*known.credentials, known.admin_token, CANARY])
+        match chance.randrange(8):
+            case 0 | 1 | 2:
+                return credential
+            case 3:
+                place = chance.randrange(len(credential))
+                return credential[:place] + chance.choice("aA0_-.=+/ \t") + credential[place + 1 :]
+            case 4:
+                return credential[: chance.randrange(len(credential))]
+            case 5:
+                return credential + chance.choice([".", "=", "A", " ", "\t", "a" * 5_000, credential])
+            case 6:
+                return ".".join(chance.sample(credential.split("."), k=credential.count(".") + 1))
+            case _:
+                return CANARY + self.text(200)
+
+    def _headers(self, content_type: str | None, *, is_console: bool) -> list[tuple[bytes, bytes]]:
+        chance, known = self._chance, self._known
+        headers = [(b"host", b"127.0.0.1:8001")]
+        if content_type is not None:
+            headers.append((b"content-type", content_type.encode()))
+        if chance.random() < 0.75:
+            credential = known.admin_token if chance.random() < 0.6 else self._credential()
+            scheme = (
+                "Bearer "
+                if chance.random() < 0.9
+                else chance.choice(["bearer ", "Bearer", "Basic ", "Bearer  ", "", "\t"])
+            )
+            headers.append((b"authorization", (scheme + credential).encode("utf-8", "surrogatepass")))
+        if is_console or chance.random() < 0.05:
+            cookie = known.cookie if chance.random() < 0.8 else self._damaged(known.cookie.encode()).decode("latin-1")
+            headers.append((b"cookie", cookie.encode("latin-1")))
+            headers.append((b"sec-fetch-site", chance.choice([b"same-origin"] * 5 + [b"cross-site", b"none", b"\xff"])))
+        while chance.random() < 0.25:
+            name = chance.choice(
+                (
+                    *(b"authorization", b"cookie", b"host", b"content-type", b"content-length", b"x-forwarded-for"),
+                    *(b"forwarded", b"origin", b"hx-request", b"accept", b"if-none-match", b"x-request-id", b"range"),
+                    *(b"sec-fetch-site", b"upgrade", b"accept-encoding", b"referer", b"x-http-method-override"),
+                )
+            )
+            value = self.text(chance.choice([5, 50, 5_000])).encode("utf-8", "surrogatepass")
+            headers.append((name, value.translate(None, b"\0\r\n").strip()))
+        chance.shuffle(headers)
+        return headers
+
+    # --- bodies
+
+    def _json(self) -> tuple[bytes, str | None]:
+        chance = self._chance
+        tree = {
+            name: self._value(name)
+            for name in chance.choice([FIELDS[:3], FIELDS[:2], FIELDS[3:5], FIELDS[1:2], FIELDS[5:]])
+        }
+        if chance.random() < 0.2:
+            tree.pop(chance.choice(list(tree)))
+        if chance.random() < 0.15:
+            tree[self.text(20)] = self._any(3)
+        text = self._written(tree if chance.random() < 0.93 else self._any(4))
+        encoding = chance.choice(["utf-8"] * 20 + ["utf-16", "utf-16-le", "utf-32", "utf-8-sig", "utf-7", "latin-1"])
+        try:
+            body = text.encode(
+                encoding, "surrogatepass" if encoding.startswith("utf-") and encoding != "utf-7" else "replace"
+            )
+        except UnicodeError:
+            body = text.encode("utf-8", "replace")
+        if chance.random() < 0.25:
+            body = self._damaged(body.replace(CANARY.encode(), b"secret"))  # which may end in a name
+        content_type = chance.choice(TYPES) if chance.random() < 0.3 else TYPES[0]
+        return body, None if chance.random() < 0.02 else content_type
+
+    def _value(self, name: str) -> object:
+        chance = self._chance
+        if chance.random() < 0.2:
+            return self._any(3, is_secret=name not in SHOWN)
+        if name in {"password", "current", "new"}:
+            return chance.choice([PASSWORD, PASSWORD, CANARY + self.text(1_100)])
+        if name == "email" and chance.random() < 0.7:
+            return chance.choice(["ada@example.com", self.text(70) + "@example.com", "a@" + self.text(70)])
+        if name == "expires_at" and chance.random() < 0.7:
+            return chance.choice(TIMES)
+        return self.text()
+
+    def _any(self, depth: int, *, is_secret: bool = True) -> object:
+        """Return what is rarely expected. Not a secret is what will be shown again: a name, say."""
+        chance = self._chance
+        made: object
+        match chance.randrange(9 if depth else 6):
+            case 0 | 1:
+                made = (CANARY if is_secret else "") + self.text(300)
+            case 2:
+                made = chance.choice([None, True, False])
+            case 3:
+                made = chance.choice([0, -1, 2**63, 2**64, 10**30, 1.5, -0.0])
+            case 4:
+                made = Literal(chance.choice(NUMBERS))
+            case 5:
+                made = Literal(chance.choice(NO_JSON))
+            case 6:
+                made = [self._any(depth - 1) for _ in range(chance.randrange(4))]
+            case 7:
+                made = {self.text(20): self._any(depth - 1) for _ in range(chance.randrange(4))}
+            case _:
+                opened, closed = chance.choice([("[", "]"), ('{"a":', "}")])
+                times = chance.choice([2, 50, 1_000, 3_000])
+                made = Literal(opened * times + "1" + closed * times)
+        return made
+
+    def _written(self, value: object) -> str:
+        chance = self._chance
+        is_ascii = chance.random() < 0.4
+        pairs_twice = chance.random() < 0.05
+
+        def write(value: object) -> str:
+            if isinstance(value, Literal):
+                return value.text
+            if isinstance(value, dict):
+                items = list(value.items())
+                if pairs_twice and items:
+                    items.insert(chance.randrange(len(items) + 1), chance.choice(items))
+                return "{" + ",".join(f"{write(name)}:{write(inner)}" for name, inner in items) + "}"
+            if isinstance(value, list):
+                return "[" + ", ".join(map(write, value)) + "]"
+            if isinstance(value, str) and chance.random() < 0.05:
+                return (
+                    '"' + "".join(f"\\u{ord(character):04x}" for character in value if ord(character) < 0x10000) + '"'
+                )
+            return json.dumps(value, ensure_ascii=is_ascii)
+
+        space = chance.choice(["", "", "", " ", "\n\t\r ", "\u00a0", "\0"])
+        return space + write(value) + space
+
+    def _form(self) -> tuple[bytes, str]:
+        chance = self._chance
+        pairs = [("csrf_token", self._known.csrf_token if chance.random() < 0.85 else self.text(70))]
+        for name in chance.sample((*FIELDS, "token", "enabled"), k=chance.randrange(6)):
+            value = self._value(name)
+            pairs.append((name, value if isinstance(value, str) else self.text(300)))
+        if chance.random() < 0.05:
+            pairs.append(chance.choice(pairs))
+        body = "&".join(f"{name}={self._quoted(value)}" for name, value in pairs).encode("ascii")
+        if chance.random() < 0.15:
+            body = self._damaged(body.replace(CANARY.encode(), b"secret"))  # which may end in a name
+        return body, "application/x-www-form-urlencoded" if chance.random() < 0.95 else chance.choice(TYPES)
+
+    def _damaged(self, data: bytes) -> bytes:
+        chance, damaged = self._chance, bytearray(data)
+        for _ in range(chance.choice([1, 1, 2, 8])):
+            place = chance.randrange(len(damaged) + 1)
+            match chance.randrange(5):
+                case 0:
+                    damaged[place : place + 1] = bytes([chance.randrange(256)])
+                case 1:
+                    del damaged[place : place + chance.randrange(1, 9)]
+                case 2:
+                    damaged[place:place] = chance.choice(
+                        (b"\0", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5", b"\xef\xbb\xbf", b'"')
+                    )
+                case 3:
+                    damaged[place:place] = damaged[place : place + chance.randrange(1, 40)]
+                case _:
+                    damaged = damaged[:place]
+        return bytes(damaged)
+
+
+@attrs.frozen
+class Literal:
+    """What stands in a body as it is, whether it is JSON or not."""
+
+    text: str
