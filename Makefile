@@ -4,7 +4,7 @@ PORT ?= 8001
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: help run test torture check fmt install bench lock clean
+.PHONY: help run test torture failover check fmt install bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## these lines
@@ -19,11 +19,15 @@ test: check ## all checks and all tests, with full branch coverage
 torture: .venv/dev ## the tests of faults with the counts of RELIABILITY.md, one after the other; takes half an hour
 	$(PYTEST) tests/torture --torture
 
-check: .venv/dev ## format, lint, types, import contracts
+failover: .venv/dev .venv/failover/installed ## kill primaries of PostgreSQL under Patroni and etcd, on this machine; takes 6 minutes
+	$(PYTEST) tests/failover --torture
+
+check: .venv/dev ## format, lint, types, import contracts, known weaknesses of what we depend on
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.dependency_audit requirements.lock
 
 fmt: .venv/dev ## format and mend what can be mended
 	$(BIN)/ruff format .
@@ -38,10 +42,13 @@ lock: .venv/dev ## resolve the two lock files anew (needs uv on the path)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--extra postgres --group build --upgrade pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-		--extra postgres --group build --group dev --group browser -c requirements.lock --upgrade pyproject.toml -o requirements-dev.lock
+		--extra postgres --group build --group dev --group browser -c requirements.lock --upgrade pyproject.toml -o requirements-dev.lock \
+		--no-emit-package pip # the environment has its own
 
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--upgrade bench/peers/requirements.in -o bench/peers/requirements.lock
+	for name in build-requirements requirements; do uv pip compile -q --universal --python-version 3.11 --generate-hashes \
+		--no-emit-index-url --no-header --no-annotate --upgrade tests/failover/$$name.in -o tests/failover/$$name.lock || exit 1; done
 
 clean: ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
@@ -64,4 +71,12 @@ clean: ## remove the virtual environment and caches
 	$(PYTHON) -m venv .venv/peers
 	.venv/peers/bin/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: \
 		-r bench/peers/requirements.lock
+	@touch $@
+
+.venv/failover/installed: .venv/bin/python tests/failover/build-requirements.lock tests/failover/requirements.lock
+	$(PYTHON) -m venv .venv/failover
+	.venv/failover/bin/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: \
+		-r tests/failover/build-requirements.lock
+	.venv/failover/bin/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: \
+		--no-binary python-etcd,ydiff --no-build-isolation -r tests/failover/requirements.lock
 	@touch $@

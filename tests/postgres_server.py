@@ -73,13 +73,18 @@ class PostgresServer:
             self._process = None
 
     def signal_all(self, which: signal.Signals) -> None:
-        """To the server and every session: SIGSTOP is a server that hangs, its connections open."""
+        """To the server and every session: SIGSTOP is a server that hangs, its connections open. SIGKILL ends all."""
         assert self._process is not None
-        os.killpg(self._process.pid, which)
+        os.killpg(self._process.pid, signal.SIGSTOP)  # it begins no session while they are counted
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        os.killpg(self._process.pid, which)
         for child in children:  # each session leads a group of its own
             with suppress(ProcessLookupError):
                 os.kill(int(child), which)
+        if which is signal.SIGKILL:
+            self.stop(which)
+            while not all(map(_has_ended, children)):  # the next server refuses while one is left
+                time.sleep(0.001)
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
         with self.connect(database) as connection:
@@ -167,6 +172,13 @@ def running_postgres(*, durable: bool = False, prefix: Sequence[str] = ()) -> It
             yield server
         finally:
             server.stop()
+
+
+def _has_ended(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
 
 
 def _free_port() -> int:

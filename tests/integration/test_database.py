@@ -132,8 +132,8 @@ def test_sqlite_is_durable_and_private(sqlite_url: URL, open_database: Open) -> 
             for name in ("journal_mode", "synchronous", "foreign_keys", "busy_timeout")
         }
 
-    full = 2
-    assert settings == {"journal_mode": "wal", "synchronous": full, "foreign_keys": 1, "busy_timeout": 2000}
+    extra = 3
+    assert settings == {"journal_mode": "wal", "synchronous": extra, "foreign_keys": 1, "busy_timeout": 2000}
     assert stat.S_IMODE(Path(str(sqlite_url.database)).stat().st_mode) == 0o600
 
 

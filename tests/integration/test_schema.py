@@ -177,7 +177,9 @@ def test_a_lock_that_sqlite_does_not_wait_for_is_waited_for() -> None:
     def hindered(statement: str) -> None:
         asked.append(statement)
         if len(asked) < 3:
-            raise sqlite3.OperationalError("database is locked")
+            error = sqlite3.OperationalError("database is locked")
+            error.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise error
 
     sqlite._write_ahead(hindered, time.monotonic() + 10)
 

@@ -35,6 +35,8 @@ _QUIET_TURNS = 16
 _LONGEST = 0.005
 """Seconds after which the next batch is handed over although changes still come."""
 
+_TOO_LATE = RepositoryUnavailableError("no answer of the database in time")
+
 _logger = logging.getLogger("mlapi")
 
 Q = TypeVar("Q")
@@ -68,6 +70,8 @@ class Grouping(Generic[Q, A]):
         patience: seconds before one that waits is answered as unavailable.
     """
 
+    _too_late = _TOO_LATE
+
     def __init__(
         self,
         work: Callable[[Sequence[Q], float], Sequence[A | Exception]],
@@ -100,7 +104,8 @@ class Grouping(Generic[Q, A]):
         loop = asyncio.get_running_loop()
         gathering = self._loops.get(loop)
         if gathering is None:
-            self._loops[loop] = gathering = _Gathering(loop, self._hand_over, self._replace_writer, self._patience)
+            gathering = _Gathering(loop, self._hand_over, self._replace_writer, self._patience, self._too_late)
+            self._loops[loop] = gathering
         waiting = _Waiting(wanted, loop.create_future())
         gathering.add(waiting)
         answer: A = await waiting.answer
@@ -164,6 +169,9 @@ class GroupCommit(Grouping[Change, User | ApiKey]):
         max_waiting: see `Grouping`.
         patience: see `Grouping`.
     """
+
+    # A commit can hang: while a standby is away for which it waits, say. It is made when that comes back.
+    _too_late = attrs.evolve(_TOO_LATE, may_be_done=True)
 
     def __init__(
         self,
@@ -258,11 +266,13 @@ class _Gathering:
         hand_over: Callable[["_Gathering", _Batch], None],
         replace_writer: Callable[[], None],
         patience: float,
+        too_late: RepositoryUnavailableError,
     ) -> None:
         self.loop = loop
         self._hand_over = hand_over
         self._replace_writer = replace_writer
         self._patience = patience
+        self._too_late = too_late
         self._next: _Batch | None = None
         self._on_their_way = False
         self._decided = False
@@ -318,7 +328,7 @@ class _Gathering:
     def _give_up(self, batch: _Batch) -> None:
         for waiting in batch.waiting:
             if not waiting.answer.done():
-                waiting.answer.set_exception(RepositoryUnavailableError("no answer of the database in time"))
+                waiting.answer.set_exception(copy(self._too_late))
         batch.given_up = True  # it is on its way: what comes after it has more patience left, and goes now
         self._on_their_way = False
         self._replace_writer()

@@ -124,10 +124,15 @@ class TooManyAttemptsError(MlapiError):
 
 @attrs.frozen
 class RepositoryUnavailableError(MlapiError):
-    """The database is away, locked, full or read-only, or too much waits. Passes; ``retry_after`` is in seconds."""
+    """The database is away, locked, full or read-only, or too much waits. Passes; ``retry_after`` is in seconds.
+
+    ``may_be_done`` is True where nobody knows whether a change was made: it went away while it was committing. Ask for
+    the same again then.
+    """
 
     reason: str
     retry_after: int = 1
+    may_be_done: bool = False
 
     def __str__(self) -> str:
         return f"this cannot be served now: {self.reason}"

@@ -47,7 +47,8 @@ class UserRepository(Protocol):
         In the same transaction the `audit` gets an entry for each that has one (`mlapi.domain.audit.audit_entry`).
 
         A refused change leaves its neighbours alone. When this returns, all of it survives a crash; when it raises,
-        none of it was applied (but for a connection lost while the database was committing, which leaves that open).
+        none of it was applied (but for a connection lost while the database was committing, which leaves that open: the
+        error says ``may_be_done``).
 
         Args:
             changes: in their order.

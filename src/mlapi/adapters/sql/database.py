@@ -4,14 +4,14 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection, Table, make_url
 from sqlalchemy.dialects import postgresql as postgresql_dialect
 from sqlalchemy.dialects import sqlite as sqlite_dialect
-from sqlalchemy.exc import ArgumentError, DBAPIError
+from sqlalchemy.exc import ArgumentError, DBAPIError, MultipleResultsFound, NoResultFound
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from mlapi.adapters.sql import postgresql, sqlite
@@ -33,6 +33,9 @@ lock one after the other, the second must fail before whoever waits for it gives
 CONNECTIONS = 8
 """As many threads as ask the database at once."""
 _ATTEMPTS = 4
+_UNREADABLE = (ValueError, TypeError, MultipleResultsFound, NoResultFound)
+"""What a damaged SQLite file leads to beside SQLite's own errors: text that is no time, say, or one name twice."""
+_ASK_THE_DOCTOR = "`mlapi doctor` looks at it"
 
 T = TypeVar("T")
 
@@ -87,8 +90,10 @@ class _Dialect(Protocol):
     def autocommitting(self, connection: Any) -> AbstractContextManager[None]: ...  # noqa: ANN401 - as below
     def begin(self, connection: Any) -> None: ...  # noqa: ANN401 - each has its driver's own
     def apply(self, connection: Any, changes: Sequence[Change]) -> list[Outcome]: ...  # noqa: ANN401 - as above
+    def commit(self, connection: Any) -> None: ...  # noqa: ANN401 - as above
     def check(self, connection: Any) -> None: ...  # noqa: ANN401 - as above
     def is_passing(self, error: BaseException | None) -> bool: ...
+    def leave_others(self, engine: Engine) -> None: ...
 
 
 class Database:
@@ -118,8 +123,9 @@ class Database:
         self._waiting_for_nobody: list[PoolProxiedConnection] = []
         """Connections for `read_at_once` that nobody uses: as many as ever read at the same time."""
         # SQLite has one writer at a time, and lets the waiting ones race for the next turn: under load some starve. So
-        # the threads of this process queue here, in order.
-        self._writers = threading.BoundedSemaphore(1 if self.is_sqlite else connections)
+        # the threads of this process queue here, in order. On PostgreSQL a commit can hang for as long as a standby is
+        # away: half of the connections are for reading, which goes on.
+        self._writers = threading.BoundedSemaphore(1 if self.is_sqlite else max(1, connections // 2))
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
@@ -180,7 +186,7 @@ class Database:
             result = work(pooled.dbapi_connection)
         except BaseException as error:
             pooled.close()
-            if isinstance(error, self._driver_error):
+            if isinstance(error, (self._driver_error, *_UNREADABLE)):
                 raise _unavailable(error) from error
             raise
         self._waiting_for_nobody.append(pooled)
@@ -205,7 +211,8 @@ class Database:
             with _invalidated_by_errors(pooled):
                 if commit_by is not None and time.monotonic() > commit_by:
                     raise RepositoryUnavailableError("too late to commit")
-                pooled.commit()  # not repeated: if this fails, it may have been done all the same
+                # Not repeated: if this fails, it may have been done all the same.
+                self.dialect.commit(pooled.driver_connection)
             pooled.close()
             return result
 
@@ -249,6 +256,7 @@ class Database:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         if not self._writers.acquire(timeout=self.wait):
+            self._leave_others()
             raise RepositoryUnavailableError("the database is busy: no turn to write")
         try:
             yield
@@ -263,8 +271,18 @@ class Database:
             raise _unavailable(error.orig) from error
         except self._driver_error as error:
             raise _unavailable(error) from error
+        except _UNREADABLE as error:
+            if not self.is_sqlite:
+                raise
+            raise _unavailable(error) from error
         except PoolTimeoutError as error:
+            self._leave_others()
             raise RepositoryUnavailableError("the database is busy: no free connection") from error
+
+    def _leave_others(self) -> None:
+        """Where all connections are taken: free those that wait for a server which is not the primary any more."""
+        with suppress(DBAPIError, self._driver_error):  # no primary yet
+            self.dialect.leave_others(self.engine)
 
     def _repeating(self, attempt: Callable[[], T]) -> T:
         """Call an attempt again, at once, while it fails for a reason that a new one does not meet."""
@@ -290,5 +308,9 @@ def _invalidated_by_errors(pooled: PoolProxiedConnection) -> Iterator[None]:
 
 
 def _unavailable(cause: BaseException | None) -> RepositoryUnavailableError:
+    if isinstance(cause, _UNREADABLE):  # whose words may show a value, and that may be anything
+        return RepositoryUnavailableError(f"the file holds what cannot be read; {_ASK_THE_DOCTOR}")
     first_line = str(cause).strip().partition("\n")[0]
-    return RepositoryUnavailableError(f"{type(cause).__name__}: {first_line}")
+    code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the primary one
+    advice = f"; {_ASK_THE_DOCTOR}" if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB} else ""
+    return RepositoryUnavailableError(f"{type(cause).__name__}: {first_line}{advice}")

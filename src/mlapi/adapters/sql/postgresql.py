@@ -3,11 +3,14 @@
 Rows travel as one JSON parameter, which costs the client half of what as many arrays do.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import starmap
+from socket import SHUT_RDWR, socket
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary, WeakSet
 
 import msgspec
 from sqlalchemy import (
@@ -71,7 +74,18 @@ from mlapi.domain.model import User, UserId
 if TYPE_CHECKING:
     import psycopg
 
-__all__ = ["apply", "autocommitting", "begin", "check", "holders", "insert", "is_passing", "make_engine"]
+__all__ = [
+    "apply",
+    "autocommitting",
+    "begin",
+    "check",
+    "commit",
+    "holders",
+    "insert",
+    "is_passing",
+    "leave_others",
+    "make_engine",
+]
 
 # SQLSTATEs (PostgreSQL 18, appendix A) that a new attempt may not meet.
 _SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY = "40001", "40P01", "25006"
@@ -110,8 +124,11 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
     except (ProgrammingError, ArgumentError):
         raise ConfigurationError("database.url holds an option that PostgreSQL does not know") from None
 
+    opened = _OPENED[engine] = WeakSet()
+
     @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy's own look at the server
     def _configure(connection: DBAPIConnection, _record: object) -> None:
+        opened.add(connection)  # type: ignore[arg-type]  # psycopg's
         # In a statement and not in the start-up packet, which poolers refuse. Acknowledged means on disk: a server that
         # does not wait for its disk is told to; one that waits for more (standbys) is left alone.
         cursor = connection.cursor()
@@ -136,8 +153,64 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
     return engine
 
 
+_OPENED: "WeakKeyDictionary[Engine, WeakSet[psycopg.Connection]]" = WeakKeyDictionary()
+"""The connections of each engine that may be open."""
+
+
+def leave_others(engine: Engine) -> None:
+    """Break connections to servers other than the one that a new connection finds.
+
+    For when all are taken: an old primary that hangs, and whose system does not, would keep them for ever.
+    """
+    from psycopg import Error  # noqa: PLC0415 - an extra
+
+    others = list(_OPENED[engine])
+    pool = engine.pool.recreate()
+    pooled = pool.connect()
+    here = _address(pooled.driver_connection)
+    pooled.close()
+    pool.dispose()
+    for other in others:
+        with suppress(Error, OSError):  # closed meanwhile
+            address = _address(other)
+            with socket(fileno=os.dup(other.fileno())) as its_socket:
+                if address != here and its_socket.getpeername()[:2] == address:
+                    its_socket.shutdown(SHUT_RDWR)  # whoever waits for it is told that it is lost
+
+
+def _address(connection: Any) -> tuple[str, int]:  # noqa: ANN401 - psycopg's, as the pool gives it
+    return connection.info.hostaddr, connection.info.port
+
+
 def begin(_connection: "psycopg.Connection") -> None:
     """Psycopg begins with the first statement."""
+
+
+def commit(connection: "psycopg.Connection") -> None:
+    """Commit, and say so if nobody knows whether that was done.
+
+    Raises:
+        RepositoryUnavailableError: with ``may_be_done``, if the connection was lost before the answer came, or somebody
+            has cancelled the wait for a standby: then it is committed here alone, and PostgreSQL only warns.
+    """
+    from psycopg import Error  # noqa: PLC0415 - an extra
+
+    said: list[str | None] = []
+
+    def listen(notice: "psycopg.errors.Diagnostic") -> None:
+        said.append(notice.severity_nonlocalized)  # which it has no longer afterwards
+
+    connection.add_notice_handler(listen)
+    try:
+        connection.commit()
+    except Error as error:
+        if _is_lost(error):
+            raise RepositoryUnavailableError("the connection was lost while committing", may_be_done=True) from error
+        raise
+    finally:
+        connection.remove_notice_handler(listen)
+    if "WARNING" in said:
+        raise RepositoryUnavailableError("the wait for a standby was cancelled while committing", may_be_done=True)
 
 
 @contextmanager
@@ -157,13 +230,20 @@ def check(connection: "psycopg.Connection") -> None:
 
 def is_passing(error: BaseException | None) -> bool:
     """Whether a new attempt on a new connection may not meet the error."""
-    from psycopg import Error, OperationalError  # noqa: PLC0415 - an extra
+    from psycopg import Error  # noqa: PLC0415 - an extra
 
-    if isinstance(error, Error) and error.sqlstate is not None:
-        # Class 57: an administrator or a crash has ended the session. Not 57014, a statement that took too long.
-        ended = error.sqlstate.startswith("57P")
-        return ended or error.sqlstate in {_SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY}
-    return isinstance(error, OperationalError)  # the connection is lost, without a word from the server
+    passing = {_SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY}
+    return isinstance(error, Error) and (_is_lost(error) or error.sqlstate in passing)
+
+
+def _is_lost(error: "psycopg.Error") -> bool:
+    """Whether an error is of a connection that is lost."""
+    from psycopg import OperationalError  # noqa: PLC0415 - an extra
+
+    if error.sqlstate is None:
+        return isinstance(error, OperationalError)  # without a word from the server
+    # Class 57: an administrator or a crash has ended the session. Not 57014, a statement that took too long.
+    return error.sqlstate.startswith("57P")
 
 
 def apply(connection: "psycopg.Connection", changes: Sequence[Change]) -> list[Outcome]:

