@@ -7,7 +7,7 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +78,29 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def _read_text(file: Path, name: str) -> str:
+    """Return the content of a regular file that is durable by then.
+
+    Whoever has just made or changed it may not have come to that yet, and what is encrypted with a key from it must not
+    outlive the key.
+    """
     try:
-        return file.read_text("utf-8")
+        with open(file, encoding="utf-8", opener=_open_at_once) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise ConfigurationError(f"{name} is no regular file: put a copy of its content there")
+            text = stream.read()
+            with suppress(OSError):  # of a folder that is closed to us, or a file system without it
+                os.fsync(stream.fileno())
+                _fsync_folder(file.resolve().parent)
+            return text
     except OSError as error:
         raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
         raise ConfigurationError(f"{name} is not UTF-8") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Wait for nobody: to open a FIFO waits for whoever writes to it, and may be for ever."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def make_secrets_file(file: Path) -> None:
@@ -114,9 +131,7 @@ def change_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str,
     try:
         tree = read_yaml(file)
         status = file.stat()
-        with _draft(file, change(tree)) as draft:
-            os.chown(draft, status.st_uid, status.st_gid)
-            draft.chmod(stat.S_IMODE(status.st_mode))
+        with _draft(file, change(tree), like=status) as draft:
             draft.replace(file)
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be changed: {error.strerror}") from None
@@ -158,8 +173,11 @@ def file_signature(file: Path) -> tuple[int, int, int] | None:
 
 
 @contextmanager
-def _draft(file: Path, tree: dict[str, Any]) -> Iterator[Path]:
-    """A durable file beside another one, with a tree in it, that nobody else may read; gone afterwards."""
+def _draft(file: Path, tree: dict[str, Any], *, like: os.stat_result | None = None) -> Iterator[Path]:
+    """A durable file beside another one, with a tree in it; gone afterwards.
+
+    Nobody else may read it, or with ``like`` whoever may by those owner and mode.
+    """
     draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
     descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
     try:
@@ -167,7 +185,10 @@ def _draft(file: Path, tree: dict[str, Any]) -> Iterator[Path]:
             stream.write("# Made by mlapi. Keep a copy: without it no stored password can be checked again.\n")
             yaml.safe_dump(tree, stream, sort_keys=False)
             stream.flush()
-            os.fsync(stream.fileno())
+            if like is not None:
+                os.fchown(descriptor, like.st_uid, like.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+            os.fsync(descriptor)
         yield draft
     finally:
         draft.unlink(missing_ok=True)

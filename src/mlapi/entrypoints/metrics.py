@@ -4,9 +4,11 @@ Where several processes serve one port, each writes into the folder that ``PROME
 them answers for all; ``mlapi serve`` sees to that.
 """
 
+import logging
 import os
 from collections import Counter as Multiset
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlapi import __version__
@@ -15,13 +17,15 @@ from mlapi.domain.changes import Change, Outcome
 from mlapi.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
-    from prometheus_client import Counter, Histogram
+    from prometheus_client import Counter, Histogram, Metric
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus, "Exposition formats", text-based format
 
 # Seconds. A toggle takes a millisecond, a hash 20 to 50; at 10 a client has been told to come again.
 _BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_logger = logging.getLogger("mlapi")
+
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
 
 
@@ -38,12 +42,11 @@ class Metrics:
             raise ConfigurationError(f"{FOLDER} must name a folder that this process can write to, or be unset")
         # Takes 25 ms, and looks at the environment for that folder.
         import prometheus_client as prometheus  # noqa: PLC0415 - as said
-        from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 - as said
 
         self._shown = counted = prometheus.CollectorRegistry()
         if folder is not None:
             counted = prometheus.CollectorRegistry()
-            MultiProcessCollector(self._shown, folder)  # type: ignore[no-untyped-call]  # of prometheus_client
+            self._shown.register(_OfAllProcesses(Path(folder)))
         self._requests = prometheus.Counter(
             "mlapi_requests", "Requests that were answered.", ["endpoint", "method", "status"], registry=counted
         )
@@ -84,3 +87,33 @@ class Metrics:
         from prometheus_client import generate_latest  # noqa: PLC0415 - imported already
 
         return generate_latest(self._shown)
+
+
+class _OfAllProcesses:
+    """Collects from the files of all processes. One that is cut short, or not begun yet, does not hide the others."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def collect(self) -> Iterable["Metric"]:
+        files = sorted(self._folder.glob("*.db"))
+        try:
+            return _merged(files)
+        except Exception:  # noqa: BLE001 - of whatever is in one of them
+            return _merged([file for file in files if _is_readable(file)])
+
+
+def _is_readable(file: Path) -> bool:
+    try:
+        _merged([file])
+    except Exception as error:  # noqa: BLE001 - as above
+        _logger.warning("the counts in %s are left out, they cannot be read: %s", file, type(error).__name__)
+        return False
+    return True
+
+
+def _merged(files: Iterable[Path]) -> Iterable["Metric"]:
+    from prometheus_client.multiprocess import MultiProcessCollector  # noqa: PLC0415 - imported already
+
+    metrics: Iterable[Metric] = MultiProcessCollector.merge(map(str, files))  # type: ignore[no-untyped-call]  # of prometheus_client
+    return metrics

@@ -25,6 +25,8 @@ DRIFT = timedelta(seconds=30)
 """Between two clocks, beyond which tokens of one machine would be refused or outlive their hour on another."""
 ROOM = 1024**3
 """Bytes that should be free beside an SQLite file: its write-ahead log can grow as large as the changes of a backup."""
+FULL = 1024**2
+"""Bytes below which a change may find no room: a page of the log for each of the pages that it writes."""
 
 State = Literal["ok", "warning", "problem"]
 
@@ -128,7 +130,12 @@ def _database(settings: Settings, file: Path | None, *, has_secrets: bool) -> It
         yield Check("database", "problem", str(error))
         return
     except RepositoryUnavailableError as error:
-        yield Check("database", "problem", f"{error.reason}; does it run, and is database.url right?")
+        what_to_do = (
+            "does it run, and is database.url right?"
+            if file is None
+            else f"if it is damaged, put back a copy of {file.name}, and remove {file.name}-wal and {file.name}-shm"
+        )
+        yield Check("database", "problem", f"{error.reason}; {what_to_do}")
         return
     if not has_secrets:
         check = attrs.evolve(check, key_problem=None)  # that they are missing is told above
@@ -146,14 +153,19 @@ def _folder(file: Path) -> Iterator[Check]:
     folder = file.parent
     if not file.exists():
         yield Check("database", "ok", f"none yet: the first start makes {file}")
-    if not os.access(folder, os.W_OK | os.X_OK) or (file.exists() and not os.access(file, os.W_OK)):
+    # The log and its index too: a command that another account has run may have left them.
+    files = [Path(f"{file}{end}") for end in ("", "-wal", "-shm")]
+    if not os.access(folder, os.W_OK | os.X_OK) or any(
+        part.exists() and not os.access(part, os.W_OK) for part in files
+    ):
         yield Check(
             "database", "problem", f"{file} or its folder cannot be written to: give both to the account that serves"
         )
     free = shutil.disk_usage(folder).free
-    state: State = "ok" if free >= ROOM else "warning"
+    state: State = "ok" if free >= ROOM else "warning" if free >= FULL else "problem"
+    full = "nothing can be changed until there is more: " if state == "problem" else ""
     yield Check(
-        "disk", state, f"{free / 1024**3:.1f} GiB free in {folder}; there should be {ROOM / 1024**3:.0f} or more"
+        "disk", state, f"{full}{free / 1024**3:.1f} GiB free in {folder}; there should be {ROOM / 1024**3:.0f} or more"
     )
 
 
