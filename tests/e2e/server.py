@@ -77,10 +77,9 @@ class Server:
     def is_running(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def peak_memory_mib(self) -> float:
-        """The most that has been resident so far."""
-        assert self._process is not None
-        (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self._process.pid}/status").read_text())
+    def peak_memory_mib(self, pid: int | None = None) -> float:
+        """The most that has been resident so far, of the server or a process of its."""
+        (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid or self.pid}/status").read_text())
         return int(line) / 1024
 
     @property

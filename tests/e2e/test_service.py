@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -157,86 +156,6 @@ def test_two_workers_that_start_at_once_make_one_schema_and_one_pair_of_secrets(
 
 
 # --- crashes and faults
-
-
-def test_nothing_acknowledged_is_lost_when_the_server_is_killed(serve: Serve, environ: dict[str, str]) -> None:
-    environ = {**environ, "MLAPI_PASSWORDS__SCHEME": "fernet"}
-    acknowledged: dict[str, int] = {}
-    sent = 0
-
-    for round_number in range(20):
-        server = serve(environ)
-        stop = threading.Event()
-
-        def keep_registering(worker: int, server: Server = server, stop: threading.Event = stop) -> None:
-            nonlocal sent
-            number = 0
-            while not stop.is_set():
-                name = f"user-{round_number}-{worker}-{number}"  # noqa: B023 - joined before the next round
-                number += 1
-                try:
-                    response = register(server, name)
-                except requests.RequestException:  # cut off by the kill, so not acknowledged
-                    return
-                if response.status_code == 201:
-                    acknowledged[name] = response.json()["user_id"]
-
-        clients = [threading.Thread(target=keep_registering, args=(worker,)) for worker in range(4)]
-        for client in clients:
-            client.start()
-        time.sleep(0.2)
-        server.stop(signal.SIGKILL)
-        stop.set()
-        for client in clients:
-            client.join()
-
-    table = table_of(environ)
-    stored = dict(zip(table["username"], table["id"], strict=True))
-    assert len(acknowledged) > 200
-    assert {name: stored.get(name) for name in acknowledged} == acknowledged
-    assert table["username_key"].is_unique
-
-
-def test_a_restarted_postgresql_is_found_again_under_load(
-    serve: Serve, postgres: PostgresServer, postgres_url: URL
-) -> None:
-    environ = {"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)}
-    server = serve({**environ, "MLAPI_PASSWORDS__SCHEME": "fernet"})
-    acknowledged: list[str] = []
-    statuses: list[int] = []
-    stop = threading.Event()
-
-    def keep_registering(worker: int) -> None:
-        number = 0
-        while not stop.is_set():
-            number += 1
-            name = f"user-{worker}-{number}"
-            begin = time.monotonic()
-            response = register(server, name)
-            assert time.monotonic() - begin < 10
-            statuses.append(response.status_code)
-            if response.status_code == 201:
-                acknowledged.append(name)
-            else:
-                assert response.headers["retry-after"]
-                time.sleep(0.05)
-
-    with ThreadPoolExecutor(4) as pool:
-        clients = [pool.submit(keep_registering, worker) for worker in range(4)]
-        time.sleep(0.5)
-        postgres.stop(signal.SIGQUIT)
-        time.sleep(0.5)
-        assert requests.get(f"{server.base}/health/ready", timeout=10).status_code == 503
-        assert requests.get(f"{server.base}/health/live", timeout=10).status_code == 200
-        postgres.start()
-        time.sleep(1)
-        stop.set()
-        for client in clients:
-            client.result()
-
-    assert set(statuses) == {201, 503}
-    assert statuses[-1] == 201
-    assert set(acknowledged) <= set(table_of(environ)["username"])
 
 
 def test_a_postgresql_that_hangs_is_answered_for_within_ten_seconds_and_recovers(

@@ -48,8 +48,8 @@ class Deadlines:
 
     head: float = 10.0
     body: float = 15.0
-    answer: float = 15.0
-    """More than any of ours takes: what is over is a client that does not read it."""
+    answer: float = 12.0
+    """More than any of ours takes, which is 10: what is over is a client that does not read it."""
     closing: float = 5.0
 
     @property
@@ -151,7 +151,7 @@ class Connection(HttpToolsProtocol):
             self.seen, self.since = seen, now
             return
         deadline = deadlines.of(phase)
-        if deadline is None or now - self.since < deadline - INTERVAL:
+        if deadline is None or now - self.since < deadline - 2 * INTERVAL:  # it began up to one before it was seen
             return
         if phase is Phase.BODY or (phase is Phase.HEAD and self.head_size):
             self.refuse(HTTPStatus.REQUEST_TIMEOUT)
