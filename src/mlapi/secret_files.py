@@ -4,8 +4,10 @@ import base64
 import fcntl
 import logging
 import os
+import re
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,6 +19,9 @@ from mlapi.domain.errors import ConfigurationError
 
 KEY_BYTES = 32
 """Bytes of a Fernet key: 16 to sign and 16 to encrypt (Fernet specification, "Key Format")."""
+_DRAFT = re.compile(r"[0-9a-f]{16}")
+_ABANDONED = 60.0
+"""Seconds after which whoever has begun to write a file is gone."""
 
 _logger = logging.getLogger("mlapi")
 
@@ -130,6 +135,7 @@ def change_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str,
     file = file.resolve()  # or a link would be replaced, and what it points at keep the old ones
     try:
         tree = read_yaml(file)
+        _remove_abandoned_drafts(file)
         status = file.stat()
         with _draft(file, change(tree), like=status) as draft:
             draft.replace(file)
@@ -193,6 +199,16 @@ def _draft(file: Path, tree: dict[str, Any], *, like: os.stat_result | None = No
     finally:
         draft.unlink(missing_ok=True)
     _fsync_folder(file.parent)
+
+
+def _remove_abandoned_drafts(file: Path) -> None:
+    """Remove what commands that were killed have left: there are keys in it."""
+    for path in file.parent.iterdir():
+        name, _, random = path.name.rpartition(".")
+        is_draft = name == f".{file.name}" and _DRAFT.fullmatch(random) is not None
+        # Whoever makes a first file holds no lock, and is done with its draft long before that.
+        if is_draft and time.time() - path.lstat().st_mtime > _ABANDONED:
+            path.unlink(missing_ok=True)
 
 
 def _fsync_folder(folder: Path) -> None:

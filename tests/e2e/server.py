@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -89,14 +90,12 @@ class Server:
     def raw(self, request: bytes, host: str = "127.0.0.1") -> bytes:
         """Send bytes as they are; return all that comes back until the server closes or is silent for a second."""
         with socket.create_connection((host, self.port), timeout=10) as connection:
-            connection.sendall(request)
-            connection.settimeout(1)
             received = b""
-            try:
+            with suppress(TimeoutError, ConnectionResetError, BrokenPipeError):  # it has closed before it read all
+                connection.sendall(request)
+                connection.settimeout(1)
                 while chunk := connection.recv(65536):
                     received += chunk
-            except TimeoutError:
-                pass
             return received
 
     def __enter__(self) -> Self:

@@ -340,31 +340,52 @@ def test_what_a_command_changes_is_told_of_whoever_runs_it(monkeypatch: pytest.M
 # --- serve
 
 
-def test_serving_is_left_to_a_smaller_program_on_the_socket_that_listens(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("workers", ["1", "3"])
+def test_serving_is_left_to_a_smaller_program_with_a_socket_for_each_worker(
+    workers: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run: list[str] = []
+    listens: list[bool] = []
+    addresses: set[object] = set()
 
     def execv(_program: str, arguments: list[str]) -> None:
         run.extend(arguments)
-        with socket.socket(fileno=json.loads(arguments[-1])["listening"]) as listening:
-            assert listening.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            assert listening.get_inheritable()
+        for number, place in enumerate(json.loads(arguments[-1])["places"]):
+            with socket.socket(fileno=place) as bound:
+                listens.append(bool(bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)))
+                addresses.add(bound.getsockname())
+                assert bound.get_inheritable(), number
 
     monkeypatch.setattr("os.execv", execv)
 
-    result = mlapi("serve", "--port", "0", "--workers", "3", "--connections", "50", "--no-access-log")
+    result = mlapi("serve", "--port", "0", "--workers", workers, "--connections", "50", "--no-access-log")
 
     assert (result.exit_code, result.stderr) == (0, "")
     assert run[:-1] == [sys.executable, "-P", "-m", "mlapi.entrypoints.server.supervisor"]
-    assert json.loads(run[-1]) | {"listening": 0} == {
-        "listening": 0,
-        "workers": 3,
+    assert listens == [True, *[False] * (int(workers) - 1)]  # until there is somebody who takes what comes
+    assert len(addresses) == 1
+    assert json.loads(run[-1]) | {"places": []} == {
+        "places": [],
         "connections": 50,
         "access_log": False,
         "log_format": "text",
     }
     assert not (folder / "mlapi.db").exists()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_an_address_of_the_other_kind_can_be_had(workers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    addresses: list[object] = []
+
+    def execv(_program: str, arguments: list[str]) -> None:
+        for place in json.loads(arguments[-1])["places"]:
+            with socket.socket(fileno=place) as bound:
+                addresses.append(bound.getsockname()[0])
+
+    monkeypatch.setattr("os.execv", execv)
+
+    assert mlapi("serve", "--host", "::1", "--port", "0", "--workers", workers).exit_code == 0
+    assert set(addresses) == {"::1"}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from mlapi.entrypoints.server import worker
 from mlapi.entrypoints.server.connections import HEAD_SIZE, SURPLUS, Deadlines
 from mlapi.entrypoints.server.worker import Arguments, Server, config, connections_within_limits
 
-SHORT = Deadlines(head=1.0, body=1.5, answer=1.0, closing=1.0)
+SHORT = Deadlines(head=1.0, body=2.5, answer=1.0, closing=1.0)
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = (
     b"POST /register-user HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
@@ -35,19 +35,16 @@ class Running:
     def __init__(self, app: ASGIApp, connections: int = 100, supervised: int | None = None) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.address = self._listening.getsockname()
-        self.signs_of_life = 0
+        self.news: list[bytes] = []
         self.server = Server(
-            config(app), connections=connections, deadlines=SHORT, alive=self._count, supervised=supervised
+            config(app), connections=connections, deadlines=SHORT, alive=self.news.append, supervised=supervised
         )
         self._thread = threading.Thread(target=self.server.run, args=([self._listening],))
-
-    def _count(self) -> None:
-        self.signs_of_life += 1
 
     def __enter__(self) -> Self:
         self._thread.start()
         deadline = time.monotonic() + 10
-        while not self.signs_of_life and time.monotonic() < deadline:
+        while not self.news and time.monotonic() < deadline:
             time.sleep(0.01)
         return self
 
@@ -308,6 +305,19 @@ def test_what_comes_on_an_open_connection_while_it_drains_is_answered_and_the_la
         assert b"\r\nconnection: close\r\n" in answer
     with pytest.raises(ConnectionRefusedError):
         running.connect()
+
+
+def test_the_supervisor_is_told_of_it_and_no_longer_that_it_serves(running: Running) -> None:
+    connection = running.connect(LIVE)
+    one_answer(connection)
+
+    running.drain()
+
+    time.sleep(1.2)
+    assert running.is_running
+    assert running.news[-1] == b"-"
+    assert set(running.news[:-1]) == {b"."}
+    connection.close()
 
 
 def test_a_request_that_has_begun_is_answered_while_it_drains(running: Running) -> None:

@@ -294,26 +294,54 @@ def test_a_name_that_comes_and_goes_too_fast_is_answered_all_the_same(
 def test_a_deadlock_is_dissolved_and_both_batches_applied(
     postgres_database: Database, postgres_url: URL, open_database: Open
 ) -> None:
-    """Each holds a row and asks for the other's, in two segments of a batch, where order cannot help."""
-    ada, bob = (
-        registered(SqlUserRepository(postgres_database), "ada"),
-        registered(SqlUserRepository(postgres_database), "bob"),
-    )
+    """Each has a name and asks for the other's, in two segments of a batch, where order cannot help."""
     meet = threading.Barrier(2)
 
-    def apply(first: UserId, second: UserId) -> list[Outcome]:
+    def apply(first: str, second: str) -> list[Outcome]:
         def wait_for_the_other(_statement: str) -> None:
             with suppress(threading.BrokenBarrierError):
                 meet.wait(2)
 
         repository = tamper(open_database(postgres_url), wait_for_the_other)
         order = [first, first, second]  # the same one twice: the second segment asks for the other
-        return repository.apply([SetEnabled(user_id=user_id, enabled=False, at=LATER) for user_id in order])
+        return repository.apply([registration(name) for name in order])
 
     with ThreadPoolExecutor(2) as pool:
-        outcomes = [f.result(30) for f in [pool.submit(apply, ada.id, bob.id), pool.submit(apply, bob.id, ada.id)]]
+        outcomes = [f.result(30) for f in [pool.submit(apply, "ada", "bob"), pool.submit(apply, "bob", "ada")]]
 
-    assert [refusals(batch) for batch in outcomes] == [[], []]
+    users = {
+        name: SqlUserRepository(postgres_database).find(registration(name).username_key) for name in ("ada", "bob")
+    }
+    assert None not in users.values()
+    assert sorted(len(refusals(batch)) for batch in outcomes) == [
+        1,
+        3,
+    ]  # who came first has both, and asked for one twice
+
+
+def test_batches_about_the_same_users_in_any_order_wait_for_each_other_and_not_in_a_circle(
+    postgres_database: Database, postgres_url: URL, open_database: Open
+) -> None:
+    ids = [registered(SqlUserRepository(postgres_database), name).id for name in ("ada", "bob")]
+    meet = threading.Barrier(2)
+
+    def statements_of(first: UserId, second: UserId) -> int:
+        asked: list[str] = []
+
+        def wait_for_the_other(statement: str) -> None:
+            asked.append(statement)
+            with suppress(threading.BrokenBarrierError):
+                meet.wait(0.5)
+
+        changes = [SetEnabled(user_id=user_id, enabled=False, at=LATER) for user_id in (first, first, second)]
+        repository = tamper(open_database(postgres_url), wait_for_the_other)
+        assert refusals(repository.apply(changes)) == []
+        return len(asked)
+
+    with ThreadPoolExecutor(2) as pool:
+        counts = [f.result(30) for f in [pool.submit(statements_of, *ids), pool.submit(statements_of, *reversed(ids))]]
+
+    assert counts == [4, 4]  # the locks, two segments, the audit trail: nothing was begun again
 
 
 def test_many_batches_of_many_processes_do_not_hinder_each_other(url: URL, open_database: Open) -> None:
@@ -470,7 +498,10 @@ def test_a_postgresql_that_goes_comes_back_by_itself_with_all_that_was_acknowled
     repository = SqlUserRepository(database)
     ada = registered(repository)
 
-    postgres.stop(how)
+    if how is signal.SIGKILL:
+        postgres.signal_all(how)  # the sessions too: they outlive their parent for a moment
+    else:
+        postgres.stop(how)
     try:
         with pytest.raises(RepositoryUnavailableError):
             repository.apply([registration("bob")])

@@ -14,12 +14,13 @@ from pathlib import Path
 import pytest
 import requests
 
+from mlapi.entrypoints.cli.serve import bound_sockets
 from mlapi.entrypoints.server import supervisor
 from mlapi.entrypoints.server.supervisor import Patience, Supervisor, supervise
 
 WORKER = """
-import os, select, signal, sys, time
-folder, supervised, alive = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+import os, select, signal, socket, sys, time
+folder, listening, supervised, alive = sys.argv[1], *map(int, sys.argv[2:])
 mood = open(folder + "/mood").read()
 with open(folder + "/pids", "a") as pids:
     pids.write(f"{os.getpid()} ")
@@ -29,12 +30,17 @@ if mood == "never ready":
     time.sleep(60)
 drains = []
 signal.signal(signal.SIGTERM, lambda *_: drains.append(1))
+place = socket.socket(fileno=listening)
+place.listen()
 os.write(alive, b".")
 while not select.select([supervised], [], [], 0.05)[0]:
-    if mood != "silent":
+    if drains:
+        os.write(alive, b"-")
+        place.close()
+        if mood != "busy":
+            break
+    elif mood != "silent":
         os.write(alive, b".")
-    if drains and mood != "busy":
-        break
 """
 """Drains at once, unless it is busy."""
 
@@ -45,13 +51,14 @@ class Supervised:
     def __init__(self, folder: Path, wanted: int, patience: Patience) -> None:
         self.folder = folder
         self.mood("obedient")
-        self.listening = socket.create_server(("127.0.0.1", 0))
-        self.supervisor = Supervisor(self.listening, wanted, self._command, patience)
+        self.places = bound_sockets("127.0.0.1", 0, wanted)
+        self.supervisor = Supervisor(self.places, self._command, patience)
         self.code: int | None = None
         self._thread = threading.Thread(target=self._run)
 
-    def _command(self, supervised: int, alive: int) -> list[str]:
-        return [sys.executable, "-I", "-S", "-c", WORKER, str(self.folder), str(supervised), str(alive)]
+    def _command(self, listening: int, supervised: int, alive: int) -> list[str]:
+        descriptors = [str(descriptor) for descriptor in (listening, supervised, alive)]
+        return [sys.executable, "-I", "-c", WORKER, str(self.folder), *descriptors]
 
     def _run(self) -> None:
         self.code = self.supervisor.run()
@@ -124,7 +131,7 @@ def test_it_starts_as_many_as_wanted_and_ends_all(supervised: Begin) -> None:
 
     assert code == 0
     assert one.running == []
-    assert one.listening.fileno() == -1
+    assert [place.fileno() for place in one.places] == [-1, -1, -1]
 
 
 def test_one_that_dies_is_replaced(supervised: Begin) -> None:
@@ -182,6 +189,49 @@ def test_the_place_of_one_that_died_is_tried_to_fill_again_and_again(supervised:
     one.mood("obedient")
 
     eventually(lambda: len(one.running) == 2)
+
+
+def listen(place: socket.socket) -> bool:
+    return bool(place.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def test_nobody_is_brought_to_a_place_whose_worker_is_gone(supervised: Begin) -> None:
+    one = supervised(2)
+    eventually(lambda: all(map(listen, one.places)))
+    one.mood("exit3")
+
+    os.kill(one.pids[0], signal.SIGKILL)
+
+    eventually(lambda: len(one.pids) == 3)
+    assert list(map(listen, one.places)) == [False, True]
+    one.mood("obedient")
+    eventually(lambda: all(map(listen, one.places)))
+
+
+def test_the_place_of_the_only_worker_is_kept_for_the_next(supervised: Begin) -> None:
+    one = supervised(1)
+    eventually(lambda: len(one.running) == 1)
+    one.mood("exit3")
+
+    os.kill(one.pids[0], signal.SIGKILL)
+
+    eventually(lambda: len(one.pids) == 2)
+    with socket.create_connection(one.places[0].getsockname(), timeout=5):
+        one.mood("obedient")
+        eventually(lambda: len(one.running) == 1)
+
+
+def test_one_that_drains_although_nobody_asked_is_replaced_at_once(supervised: Begin) -> None:
+    one = supervised(2, mood="busy")
+    eventually(lambda: len(one.running) == 2)
+    time.sleep(0.3)
+    leaving = one.pids[0]
+
+    os.kill(leaving, signal.SIGTERM)
+
+    eventually(lambda: len(one.pids) == 3)
+    assert leaving in one.running
+    eventually(lambda: all(map(listen, one.places)))
 
 
 @pytest.mark.parametrize(("how", "code"), [("exit3", 3), ("exit0", 1)])
@@ -278,8 +328,8 @@ def test_real_workers_serve_on_the_socket_that_it_was_given(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    listening = socket.create_server(("127.0.0.1", 0))
-    base = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    places = bound_sockets("127.0.0.1", 0, workers)
+    base = f"http://127.0.0.1:{places[0].getsockname()[1]}"
     answers: list[int] = []
 
     def client() -> None:
@@ -288,7 +338,7 @@ def test_real_workers_serve_on_the_socket_that_it_was_given(
 
     thread = threading.Thread(target=client)
     thread.start()
-    code = supervise(listening.detach(), workers=workers, connections=100, access_log=False, log_format="text")
+    code = supervise([place.detach() for place in places], connections=100, access_log=False, log_format="text")
     thread.join()
 
     assert code == 0

@@ -313,6 +313,22 @@ def test_a_change_is_given_what_is_in_the_file_and_leaves_what_it_returns(tmp_pa
     assert list(tmp_path.iterdir()) == [file]
 
 
+def test_a_change_removes_what_commands_that_were_killed_have_left(tmp_path: Path) -> None:
+    file = written(tmp_path, "salt: a\n")
+    abandoned, begun, other = (
+        tmp_path / name for name in (".secret.0123456789abcdef", f".secret.{'0' * 16}", ".secret.copy")
+    )
+    for path in (abandoned, begun, other):
+        path.write_text("salt: b\n")
+    an_hour_ago = time.time() - 3600
+    os.utime(abandoned, (an_hour_ago, an_hour_ago))
+    os.utime(other, (an_hour_ago, an_hour_ago))
+
+    change_secrets_file(file, unchanged)
+
+    assert sorted(tmp_path.iterdir()) == sorted([file, begun, other])
+
+
 def test_a_changed_file_says_what_it_is(tmp_path: Path) -> None:
     file = written(tmp_path, "salt: a\nkey: b\n")
 

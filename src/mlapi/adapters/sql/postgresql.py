@@ -249,7 +249,10 @@ def _is_lost(error: "psycopg.Error") -> bool:
 def apply(connection: "psycopg.Connection", changes: Sequence[Change]) -> list[Outcome]:
     """Apply the changes in the transaction that begins with this, as if one by one in order; write the audit trail."""
     outcomes: dict[int, Outcome] = {}
-    for segment in segments(changes):
+    parts = list(segments(changes))
+    if len(parts) > 1 or (parts[0].removes and (parts[0].updates or parts[0].api_keys)):
+        _lock_users(connection, changes)
+    for segment in parts:
         _apply(connection, segment, outcomes)
     in_order = [outcomes[place] for place in range(len(changes))]
     if rows := statements.audit_rows(changes, in_order):
@@ -269,6 +272,15 @@ def holders(connection: "psycopg.Connection", subjects: Sequence[Subject]) -> li
 # Who is asked for is asked for again, and his row is as it was.
 _known_user = lru_cache(statements.REMEMBERED)(statements.user_of)
 _known_api_key_holder = lru_cache(statements.REMEMBERED)(statements.api_key_holder_of)
+
+
+def _lock_users(connection: "psycopg.Connection", changes: Sequence[Change]) -> None:
+    """Lock all whom a batch is about in the order of their ids, where its statements would lock some after others.
+
+    Of two batches that wait for each other one is ended by the server, which takes a second (``deadlock_timeout``).
+    """
+    ids = {change.user_id for change in changes if isinstance(change, UserUpdate | Remove | AddApiKey)}
+    connection.execute(_LOCK_USERS, {"ids": [user_id for user_id in ids if statements.can_exist(user_id)]})
 
 
 def _apply(connection: "psycopg.Connection", segment: Segment, outcomes: dict[int, Outcome]) -> None:
@@ -366,6 +378,12 @@ def _compiled_add_api_key() -> str:
     return statements.compiled(statement, _DIALECT)
 
 
+def _compiled_lock_users() -> str:
+    ids = bindparam("ids", type_=ARRAY(BigInteger))
+    statement = select(users.c.id).where(users.c.id == any_(ids)).order_by(users.c.id).with_for_update()
+    return statements.compiled(statement, _DIALECT)
+
+
 def _compiled_insert_audit() -> str:
     given = _given(*[column(each.name, each.type) for each in statements.AUDIT_COLUMNS])
     return statements.compiled(insert(audit).from_select(list(given.c.keys()), select(given)), _DIALECT)
@@ -398,6 +416,7 @@ _SET_PASSWORD = _compiled_update(
 )
 _REGISTER = _compiled_register()
 _NAMES = _compiled_names()
+_LOCK_USERS = _compiled_lock_users().encode()
 _REMOVE = _compiled_remove(users, _ID, statements.COLUMNS)
 _ADD_API_KEY = _compiled_add_api_key()
 _RECORD_USE = _compiled_update(

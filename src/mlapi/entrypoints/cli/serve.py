@@ -4,6 +4,7 @@ import json
 import os
 import socket
 import sys
+from typing import Any
 
 import click
 
@@ -30,11 +31,11 @@ def serve_command(*, host: str, port: int, workers: int, connections: int, acces
     """
     with in_one_line():
         settings = load_settings()
-    listening = listening_socket(host, port)
-    listening.set_inheritable(True)
+    places = bound_sockets(host, port, workers)
+    for place in places:
+        place.set_inheritable(True)
     arguments = {
-        "listening": listening.detach(),
-        "workers": workers,
+        "places": [place.detach() for place in places],
         "connections": connections,
         "access_log": access_log,
         "log_format": settings.log_format,
@@ -44,19 +45,45 @@ def serve_command(*, host: str, port: int, workers: int, connections: int, acces
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, json.dumps(arguments)])  # noqa: S606 - our own module
 
 
-def listening_socket(host: str, port: int) -> socket.socket:
-    """Return a socket that listens there.
+def bound_sockets(host: str, port: int, number: int) -> list[socket.socket]:
+    """Return so many sockets that are bound to one address, of which the first listens.
 
     Raises:
         Refused: if that cannot be had.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        return socket.create_server(address[:2], family=family, backlog=BACKLOG)
+        first = _bound(
+            family, address[:2], is_shared=False
+        )  # an address that another server has, shared or not, is taken
+        if number == 1:
+            first.listen(BACKLOG)
+            return [first]
+        address = first.getsockname()[:2]
+        first.close()
+        sockets = [_bound(family, address, is_shared=True) for _ in range(number)]
+        sockets[0].listen(BACKLOG)
     except socket.gaierror as error:  # which has numbers of its own
         reason = str(error.args[1])
     except OSError as error:
         reason = os.strerror(error.errno or 0)
     except UnicodeError:
         reason = "this is no address"
+    else:
+        return sockets
     raise Refused(f"cannot listen at {host} port {port}: {reason.lower()}; see --host and --port")
+
+
+def _bound(family: socket.AddressFamily, address: tuple[Any, ...], *, is_shared: bool) -> socket.socket:
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        if family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        bound.bind(address)
+    except BaseException:
+        bound.close()
+        raise
+    return bound

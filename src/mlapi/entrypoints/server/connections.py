@@ -151,7 +151,8 @@ class Connection(HttpToolsProtocol):
             self.seen, self.since = seen, now
             return
         deadline = deadlines.of(phase)
-        if deadline is None or now - self.since < deadline - 2 * INTERVAL:  # it began up to one before it was seen
+        # It began up to an interval before it was seen, the next look is one later, and a crowd takes its time.
+        if deadline is None or now - self.since < deadline - 3 * INTERVAL:
             return
         if phase is Phase.BODY or (phase is Phase.HEAD and self.head_size):
             self.refuse(HTTPStatus.REQUEST_TIMEOUT)

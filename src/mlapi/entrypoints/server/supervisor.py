@@ -1,5 +1,8 @@
 """The parent of ``mlapi serve``: it holds the port and sees to its workers; it reads no request and opens no database.
 
+Each worker has a place: a socket of its own, bound to the same address; the system spreads connections evenly among
+them. (On one socket for all, a crowd that comes at once is taken by whoever wakes first, and stays with him.)
+
 SIGHUP replaces each worker by a new one, with the code and the configuration as they are then: the port stays open, and
 no request is cut. SIGTERM drains and ends. SIGINT too, but does not wait for connections without a request, and the
 second one waits for nothing.
@@ -16,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import attrs
 
@@ -27,8 +31,9 @@ LOOK = 1.0
 """Seconds between two looks at the workers."""
 METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
-Command = Callable[[int, int], Sequence[str]]
-"""Returns what starts a worker, for two file descriptors: one whose end it watches, one that it writes to."""
+Command = Callable[[int, int, int], Sequence[str]]
+"""Returns what starts a worker, for three file descriptors: the socket on which it shall listen, one whose end it
+watches, and one to which it writes ``.`` while it serves and ``-`` when it drains."""
 
 
 @attrs.frozen(kw_only=True)
@@ -48,17 +53,20 @@ class Patience:
 class _Worker:
     """A process that starts, serves or drains."""
 
-    def __init__(self, command: Command, listening: int, patience: Patience) -> None:
+    def __init__(self, command: Command, place: socket.socket, patience: Patience) -> None:
         self._supervision: int | None
         supervised, self._supervision = os.pipe()
         self.news, alive = os.pipe()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
-                command(supervised, alive), pass_fds=(listening, supervised, alive), stdin=subprocess.DEVNULL
+                command(place.fileno(), supervised, alive),
+                pass_fds=(place.fileno(), supervised, alive),
+                stdin=subprocess.DEVNULL,
             )
         finally:
             os.close(supervised)
             os.close(alive)
+        self.place = place
         self.pid = self._process.pid
         self.serves = False
         self.drains = False
@@ -68,15 +76,19 @@ class _Worker:
         self._left = patience.start
         """Seconds; counted down by looks, so that a machine that was asleep blames nobody."""
 
-    def says_that_it_lives(self) -> None:
+    def says_that_it_serves(self) -> None:
         self.serves = True
         if not self.drains:
             self._left = self._patience.silence
 
+    def says_that_it_drains(self) -> None:
+        if not self.drains:
+            self.drains = True
+            self._left = self._patience.drain
+
     def drain(self) -> None:
         """Let it answer what it has been asked and will be on connections that are open."""
-        self.drains = True
-        self._left = self._patience.drain
+        self.says_that_it_drains()
         self._process.terminate()
 
     def hurry(self) -> None:
@@ -101,20 +113,16 @@ class _Worker:
 
 
 class Supervisor:
-    """Sees to it that so many workers serve a socket, until it is asked to end.
+    """Sees to it that each place has a worker, until it is asked to end.
 
     Args:
-        listening: the socket, bound and listening. It is closed when this ends.
-        wanted: how many workers.
-        command: what starts one.
-        patience: with them.
+        places: sockets that are bound to one address. They are closed when this ends.
+        command: what starts a worker.
+        patience: with workers.
     """
 
-    def __init__(
-        self, listening: socket.socket, wanted: int, command: Command, patience: Patience | None = None
-    ) -> None:
-        self._listening = listening
-        self._wanted = wanted
+    def __init__(self, places: Sequence[socket.socket], command: Command, patience: Patience | None = None) -> None:
+        self._places = places
         self._command = command
         self._patience = patience or Patience()
         self._workers: list[_Worker] = []
@@ -167,32 +175,48 @@ class Supervisor:
     def _end(self, code: int) -> None:
         if self._code is None:
             self._code = code
-            self._listening.close()  # the first: whoever comes now is refused, and not kept waiting
+            for place in self._places:
+                place.close()  # before the workers do: whoever comes now is refused, and not kept waiting
             for worker in self._workers:
                 worker.drain()
 
     def _start_what_is_missing(self) -> None:
         """Start one worker at a time: the first makes what all of them need, or finds out what is wrong."""
-        lasting = [worker for worker in self._workers if not worker.is_old and not worker.drains]
+        held = [worker.place for worker in self._workers if not worker.is_old and not worker.drains]
+        free = [place for place in self._places if place not in held]
         is_starting = any(not worker.serves for worker in self._workers)
         has_to_wait = self._code is not None or is_starting or time.monotonic() < self._not_before
-        if len(lasting) < self._wanted and not has_to_wait:
-            worker = _Worker(self._command, self._listening.fileno(), self._patience)
+        if free and not has_to_wait:
+            worker = _Worker(self._command, free[0], self._patience)
             self._workers.append(worker)
             self._selector.register(worker.news, selectors.EVENT_READ, worker)
 
     def _hear(self, worker: _Worker) -> None:
-        if not os.read(worker.news, 1000):
+        news = os.read(worker.news, 1000)
+        if not news:
             self._selector.unregister(worker.news)
             self._workers.remove(worker)
             self._see_to_the_end_of(worker, worker.bury())
-            return
-        worker.says_that_it_lives()
-        self._has_served = True
-        serving = [worker for worker in self._workers if worker.serves and not worker.drains]
-        old = [worker for worker in serving if worker.is_old]
-        for superfluous in old[: max(0, len(serving) - self._wanted)]:
-            superfluous.drain()
+        elif b"-" in news:
+            worker.says_that_it_drains()
+        else:
+            worker.says_that_it_serves()
+            self._has_served = True
+            for other in self._workers:
+                if other is not worker and other.place is worker.place and not other.drains:
+                    other.drain()
+        if self._code is None:
+            self._turn_away_from(worker.place)
+
+    def _turn_away_from(self, place: socket.socket) -> None:
+        """Let the system bring nobody to a place without a worker that serves, if another has one.
+
+        Whoever waits there is refused. The next worker listens there again.
+        """
+        serving = [worker.place for worker in self._workers if worker.serves and not worker.drains]
+        if serving and place not in serving:
+            with suppress(OSError):  # nobody listens there
+                place.shutdown(socket.SHUT_RD)
 
     def _see_to_the_end_of(self, worker: _Worker, code: int) -> None:
         if self._code is not None or worker.drains:
@@ -214,30 +238,29 @@ class Supervisor:
                 worker.kill()
 
 
-def supervise(listening: int, *, workers: int, connections: int, access_log: bool, log_format: Format) -> int:
+def supervise(places: Sequence[int], *, connections: int, access_log: bool, log_format: Format) -> int:
     """Serve until a signal ends that; return the exit code.
 
     Args:
-        listening: the file descriptor of a socket that is bound and listens.
-        workers: processes.
+        places: the file descriptors of sockets that are bound to one address, one for each worker.
         connections: at most, to each of them.
         access_log: whether they write a line for each request.
         log_format: of this process. Each worker reads the configuration for itself.
     """
     logging.config.dictConfig(log_config(log_format))
 
-    def command(supervised: int, alive: int) -> list[str]:
+    def command(listening: int, supervised: int, alive: int) -> list[str]:
         arguments = {"listening": listening, "supervised": supervised, "alive": alive, "connections": connections}
         module = "mlapi.entrypoints.server.worker"
         return [sys.executable, "-P", "-m", module, json.dumps(arguments | {"access_log": access_log})]
 
     with tempfile.TemporaryDirectory(prefix="mlapi-metrics-") as folder:
-        if workers > 1:
+        if len(places) > 1:
             os.environ.setdefault(METRICS_FOLDER, folder)  # each counts there, any of them tells all
-        opened = socket.socket(fileno=listening)
-        address, port, *_ = opened.getsockname()
+        sockets = [socket.socket(fileno=place) for place in places]
+        address, port, *_ = sockets[0].getsockname()
         _logger.info("listening at http://%s:%d", f"[{address}]" if ":" in address else address, port)
-        supervisor = Supervisor(opened, workers, command)
+        supervisor = Supervisor(sockets, command)
         for signal_number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
             signal.signal(signal_number, lambda number, _: supervisor.ask(number))
         return supervisor.run()

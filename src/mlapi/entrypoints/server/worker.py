@@ -1,7 +1,7 @@
 """A worker of ``mlapi serve``: uvicorn on the port that the supervisor holds.
 
-It tells the supervisor that it lives, by a byte from time to time, the first when it is ready; and it drains when the
-supervisor asks or is gone.
+It tells the supervisor that it serves, by a byte from time to time, the first when it is ready; and by another that it
+drains, which it does when it is asked to, or the supervisor is gone.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ class Server(uvicorn.Server):
         config: uvicorn's.
         connections: at most.
         deadlines: of each connection.
-        alive: called when it serves, and twice a second from then on.
+        alive: called with ``.`` when it serves, and twice a second from then on, and with ``-`` when it drains.
         supervised: a file descriptor; when it ends, connections without a request are not waited for.
     """
 
@@ -59,7 +59,7 @@ class Server(uvicorn.Server):
         *,
         connections: int = CONNECTIONS,
         deadlines: Deadlines | None = None,
-        alive: Callable[[], None] = lambda: None,
+        alive: Callable[[bytes], None] = lambda _: None,
         supervised: int | None = None,
     ) -> None:
         super().__init__(config)
@@ -77,6 +77,7 @@ class Server(uvicorn.Server):
         self._looking = loop.create_task(self._look())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._alive(b"-")
         # What comes on a connection that is open is answered, and is the last that comes on it.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         await super().shutdown(sockets)
@@ -96,7 +97,8 @@ class Server(uvicorn.Server):
     async def _look(self) -> None:
         loop = asyncio.get_running_loop()
         while True:
-            self._alive()
+            if not self.should_exit:
+                self._alive(b".")
             now = loop.time()
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, Connection)  # noqa: S101 - `config` says so
@@ -145,9 +147,9 @@ def main(arguments: Arguments) -> None:
         sys.stderr.write(f"mlapi: {error}\n")
         sys.exit(STARTUP_FAILURE)
 
-    def tell() -> None:
+    def tell(news: bytes) -> None:
         with suppress(BlockingIOError, BrokenPipeError):
-            os.write(arguments.alive, b".")
+            os.write(arguments.alive, news)
 
     os.set_blocking(arguments.alive, False)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is the supervisor's, wherever else it arrives

@@ -47,7 +47,6 @@ Password = Annotated[
     _described(
         "Taken as it is. In production it has a least length; common ones, and names of this service, are refused.",
         "difference engine",
-        format="password",
         minLength=1,
         maxLength=PASSWORD_MAX,
     ),
