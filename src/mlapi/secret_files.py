@@ -95,7 +95,7 @@ def _read_text(file: Path, name: str) -> str:
             text = stream.read()
             with suppress(OSError):  # of a folder that is closed to us, or a file system without it
                 os.fsync(stream.fileno())
-                _fsync_folder(file.resolve().parent)
+                fsync_folder(file.resolve().parent)
             return text
     except OSError as error:
         raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from None
@@ -198,7 +198,7 @@ def _draft(file: Path, tree: dict[str, Any], *, like: os.stat_result | None = No
         yield draft
     finally:
         draft.unlink(missing_ok=True)
-    _fsync_folder(file.parent)
+    fsync_folder(file.parent)
 
 
 def _remove_abandoned_drafts(file: Path) -> None:
@@ -211,7 +211,7 @@ def _remove_abandoned_drafts(file: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _fsync_folder(folder: Path) -> None:
+def fsync_folder(folder: Path) -> None:
     """Make the name of a new file durable: users may be, a moment later, who are lost without it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -211,3 +211,17 @@ def test_a_file_that_is_no_database_is_told_in_one_line(folder: Path) -> None:
 
     line = "mlapi: this cannot be served now: DatabaseError: file is not a database\n"
     assert (result.exit_code, result.stderr) == (3, line)
+
+
+@only_sqlite
+@pytest.mark.usefixtures("two_users")
+def test_text_that_is_none_is_told_and_not_shown(url: URL) -> None:
+    execute(url, "UPDATE users SET username_key = CAST(x'63616e617279ff' AS TEXT) WHERE id = 1")
+
+    result = check()
+
+    assert result.exit_code == 3
+    assert result.stderr.splitlines()[-1].startswith("mlapi: ")
+    assert "damaged" in result.stderr
+    assert "canary" not in result.stderr
+    assert "Traceback" not in result.stderr

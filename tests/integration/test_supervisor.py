@@ -157,6 +157,7 @@ def test_a_restart_replaces_each_when_its_successor_serves(supervised: Begin) ->
     while set(one.running) & set(before) and time.monotonic() < deadline:
         least = min(least, len(one.running))
     assert least == 2
+    assert len(one.pids) == 4  # no successor was turned away by whom it was to replace
     eventually(lambda: len(one.running) == 2)
     assert not set(one.running) & set(before)
     assert one.code is None

@@ -415,11 +415,14 @@ def test_a_file_that_is_damaged_is_refused_and_told_until_a_copy_is_back(
     assert kept.items() <= stored(tmp_path).items()
 
 
-def test_a_value_that_is_none_of_its_kind_is_unavailable_and_not_shown(sqlite_database: Database) -> None:
+@pytest.mark.parametrize(
+    "damage", ["created_datetime = 'c4n4ry'", "email = CAST(x'63346e347279ff' AS TEXT)"], ids=["no time", "no UTF-8"]
+)
+def test_a_value_that_is_none_of_its_kind_is_unavailable_and_not_shown(damage: str, sqlite_database: Database) -> None:
     repository = SqlUserRepository(sqlite_database)
     user = Users(repository, PlainCipher()).register(**body("ada"))
     with sqlite_database.writing() as connection:
-        connection.exec_driver_sql("UPDATE users SET created_datetime = 'c4n4ry'")
+        connection.exec_driver_sql(f"UPDATE users SET {damage}")
     repository.holders([UserId(user.id + 1)])  # opens what reads at once
 
     for read in (

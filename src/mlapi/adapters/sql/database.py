@@ -35,6 +35,8 @@ CONNECTIONS = 8
 _ATTEMPTS = 4
 _UNREADABLE = (ValueError, TypeError, MultipleResultsFound, NoResultFound)
 """What a damaged SQLite file leads to beside SQLite's own errors: text that is no time, say, or one name twice."""
+UNDECODABLE = "Could not decode to UTF-8"
+"""How sqlite3 begins to tell of text that is none, before it shows it."""
 _ASK_THE_DOCTOR = "`mlapi doctor` looks at it"
 
 T = TypeVar("T")
@@ -308,7 +310,9 @@ def _invalidated_by_errors(pooled: PoolProxiedConnection) -> Iterator[None]:
 
 
 def _unavailable(cause: BaseException | None) -> RepositoryUnavailableError:
-    if isinstance(cause, _UNREADABLE):  # whose words may show a value, and that may be anything
+    if isinstance(cause, _UNREADABLE) or str(cause).startswith(
+        UNDECODABLE
+    ):  # whose words may show a value, and that may be anything
         return RepositoryUnavailableError(
             f"the file holds what cannot be read ({type(cause).__name__}); {_ASK_THE_DOCTOR}"
         )

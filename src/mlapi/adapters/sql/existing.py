@@ -11,7 +11,7 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 
-from mlapi.adapters.sql.database import Database, sqlite_file
+from mlapi.adapters.sql.database import UNDECODABLE, Database, sqlite_file
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
 Purpose = Literal["read", "plan", "change"]
@@ -59,7 +59,7 @@ def _engine(file: Path, wait: float, purpose: Purpose) -> Engine:
         cursor = connection.cursor()
         for setting in (
             f"query_only = {'ON' if purpose == 'read' else 'OFF'}",
-            "synchronous = FULL",
+            "synchronous = EXTRA",  # the origin has no write-ahead log
             "foreign_keys = OFF",  # or to drop a table deletes its rows first, with all that refers to them
             "legacy_alter_table = ON",  # or to rename one renames it in whatever refers to it
         ):
@@ -82,6 +82,8 @@ def _translating() -> Iterator[None]:
         busy = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
         if busy or getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
             reason = "something else uses the database: stop it, then run this again"
+        elif str(cause).startswith(UNDECODABLE):
+            reason = "the file is damaged: there is text in it that is no UTF-8"
         else:
             reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
         raise RepositoryUnavailableError(reason) from error

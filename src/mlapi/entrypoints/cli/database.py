@@ -172,4 +172,4 @@ def problems_of(check: DatabaseCheck) -> Iterator[str]:
         some = ", ".join(map(str, found.misnamed[:_SHOWN]))
         yield f"users who are not found by their name, as its stored form is another: {len(found.misnamed)}, ids {some}"
     for damage in found.damage:
-        yield f"the file is damaged: {damage}; put back a copy"
+        yield f"the file is damaged: {damage}; put a copy in its place, without -wal and -shm"

@@ -16,6 +16,7 @@ from mlapi.domain.errors import FieldProblem
 from mlapi.domain.model import USERNAME_MAX
 from mlapi.entrypoints.cli.output import Refused
 from mlapi.entrypoints.cli.user_files import Row
+from mlapi.secret_files import fsync_folder
 
 STDIO = Path("-")
 """Standard input or output."""
@@ -121,6 +122,7 @@ def opened_output(file: Path, *, force: bool) -> Iterator[TextIO]:
                 draft.replace(file)
             else:
                 os.link(draft, file)  # unlike a rename, this never replaces what has come meanwhile
+            fsync_folder(file.parent)  # it may be the only copy
         finally:
             draft.unlink(missing_ok=True)
 

@@ -203,7 +203,7 @@ class Supervisor:
             worker.says_that_it_serves()
             self._has_served = True
             for other in self._workers:
-                if other is not worker and other.place is worker.place and not other.drains:
+                if other.is_old and not other.drains and not worker.is_old and other.place is worker.place:
                     other.drain()
         if self._code is None:
             self._turn_away_from(worker.place)
