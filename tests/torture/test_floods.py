@@ -125,7 +125,7 @@ def test_slow_silent_and_deaf_connections_hinder_nobody_and_are_closed_in_time(
         f" the worker took {memory:.0f} MiB at most"
     )
     assert held > 0.9 * wanted
-    assert closed < 16  # a second for the system to hand them over, when other tests run beside this
+    assert closed < times(17, 15)  # beside other tests the system takes its time to hand them over
     assert set(toggling.statuses) == {200}
     assert toggling.p99 < times(1_000, 100)
     assert "Traceback" not in server.log
