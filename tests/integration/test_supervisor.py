@@ -35,7 +35,8 @@ place.listen()
 os.write(alive, b".")
 while not select.select([supervised], [], [], 0.05)[0]:
     if drains:
-        os.write(alive, b"-")
+        os.write(alive, b"-" if len(drains) == 1 else b".")  # what it says later was under way
+        drains.append(1)
         place.close()
         if mood != "busy":
             break
