@@ -126,6 +126,11 @@ class Server:
 class Serve(Server):
     """``mlapi serve`` instead of uvicorn; the options are its own."""
 
+    @property
+    def workers(self) -> set[int]:
+        """The processes of its workers, whether they serve yet or drain."""
+        return {int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()}
+
     def _command(self) -> list[str]:
         mlapi = Path(sys.executable).with_name("mlapi")
         return [str(mlapi), "serve", "--port", str(self.port), *self.options]

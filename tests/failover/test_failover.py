@@ -1,21 +1,17 @@
 """Primaries of the cluster in deploy/ are killed under load: another takes over, and nothing acknowledged is lost."""
 
-import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 import requests
 
 from mlapi.adapters.sql import database_url
-from tests.conftest import KEY, SALT
-from tests.e2e.server import Serve
+from tests.conftest import FIGURE, KEY, SALT
 from tests.failover.cluster import Cluster, until
 from tests.torture.clients import new_user, stored_users
-from tests.torture.conftest import FIGURE
-from tests.torture.patient_clients import ANSWERED_WITHIN, load
+from tests.torture.patient_clients import ANSWERED_WITHIN, load, serving
 
 CLIENTS = 6
 ROUNDS = 4
@@ -23,19 +19,7 @@ PROMOTED_WITHIN = 40.0
 """Seconds in which there must be another primary. Most of it is `ttl` in deploy/patroni.yml."""
 
 
-@contextmanager
-def serving(cluster: Cluster, folder: Path) -> Iterator[Serve]:
-    environ = {
-        "MLAPI_DATABASE__URL": cluster.url(),
-        "MLAPI_SECRETS__KEY": KEY,
-        "MLAPI_SECRETS__SALT": SALT,
-        "MLAPI_PASSWORDS__SCHEME": "fernet",  # what is tried is the database, not the hash
-    }
-    server = Serve(folder, environ, "--no-access-log")
-    try:
-        yield server.start()
-    finally:
-        server.stop(signal.SIGKILL)
+SECRETS = {"MLAPI_SECRETS__KEY": KEY, "MLAPI_SECRETS__SALT": SALT}
 
 
 def stored(cluster: Cluster, prefix: str) -> dict[str, tuple[int, bool]]:
@@ -48,7 +32,7 @@ def test_the_service_follows_a_failover_and_nothing_acknowledged_is_lost(
 ) -> None:
     rounds, pauses = [], []
 
-    with serving(cluster, tmp_path) as server:
+    with serving(database_url(cluster.url()), tmp_path, **SECRETS) as server:
         for number in range(ROUNDS):
             name = f"round {number} "
             primary = cluster.primary()
@@ -84,7 +68,7 @@ def test_a_service_that_starts_while_there_is_no_primary_works_when_there_is_one
     primary = cluster.primary()
     primary.kill()
     try:
-        with serving(cluster, tmp_path) as server:
+        with serving(database_url(cluster.url()), tmp_path, **SECRETS) as server:
             begin = time.monotonic()
             refused = requests.post(f"{server.base}/register-user", json=new_user("early"), timeout=15)
             assert (refused.status_code, "Retry-After" in refused.headers) == (503, True)
@@ -106,7 +90,7 @@ def test_with_no_standby_left_nothing_is_acknowledged_and_what_waited_is_done_wh
 ) -> None:
     primary = cluster.primary()
     standbys = [node for node in cluster.nodes if node is not primary]
-    with serving(cluster, tmp_path) as server:
+    with serving(database_url(cluster.url()), tmp_path, **SECRETS) as server:
         assert requests.post(f"{server.base}/register-user", json=new_user("before"), timeout=15).status_code == 201
         for node in standbys:
             node.kill()

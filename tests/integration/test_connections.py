@@ -1,7 +1,6 @@
 """A worker of ``mlapi serve``: deadlines and bounds of its connections, and how it drains."""
 
 import json
-import logging
 import os
 import resource
 import signal
@@ -360,19 +359,7 @@ def test_ctrl_c_is_left_to_the_supervisor(running: Running) -> None:
 # --- the process
 
 
-@pytest.fixture
-def _as_it_was() -> Iterator[None]:
-    """Put back what a process of its own sets for itself."""
-    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.access", "uvicorn.error", "mlapi")]
-    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
-    handler = signal.getsignal(signal.SIGHUP)
-    yield
-    signal.signal(signal.SIGHUP, handler)
-    for logger, (handlers, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers[:], logger.level, logger.propagate = handlers, level, propagate
-
-
-@pytest.mark.usefixtures("_as_it_was")
+@pytest.mark.usefixtures("process_as_it_was")
 def test_a_worker_says_that_it_lives_and_ends_with_its_supervisor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -217,7 +217,13 @@ def test_a_client_that_leaves_while_sending_is_no_fault_of_ours() -> None:
     async def disconnect() -> Message:
         return {"type": "http.disconnect"}
 
-    asyncio.run(app(scope, disconnect, _ignore))
+    async def nobody_is_there(_message: Message) -> None:
+        raise AssertionError("nobody is there to be answered")
+
+    asyncio.run(app(scope, disconnect, nobody_is_there))
+
+    counted = app.state.serving.metrics.exposition().decode()
+    assert 'mlapi_requests_total{endpoint="register_user",method="POST",status="499"} 1.0' in counted
 
 
 def test_health_answers_while_hashing_takes_its_time() -> None:

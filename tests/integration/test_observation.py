@@ -1,6 +1,5 @@
 """What is the same for every request: an id, strict headers, counts and log lines; and the audit trail over HTTP."""
 
-import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -11,7 +10,6 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
-from starlette.types import Message, Scope
 
 from mlapi import ConfigurationError, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
@@ -93,31 +91,6 @@ def test_so_has_an_answer_about_a_fault_of_ours_and_one_of_a_database_that_is_aw
     for answer in (fault, away):
         assert {name: answer.headers.get(name) for name in STRICT} == STRICT
         assert len(answer.headers["x-request-id"]) == 16
-
-
-def test_a_client_who_goes_before_his_answer_is_counted_as_no_fault_of_ours(users: Users) -> None:
-    app = create_app(users)
-    scope: Scope = {
-        "type": "http",
-        "method": "POST",
-        "path": "/register-user",
-        "http_version": "1.1",
-        "headers": [(b"content-type", b"application/json"), (b"host", b"localhost")],
-        "query_string": b"",
-        "client": ("127.0.0.1", 5),
-        "server": ("127.0.0.1", 8001),
-    }
-
-    async def disconnect() -> Message:
-        return {"type": "http.disconnect"}
-
-    async def ignore(_message: Message) -> None:
-        raise AssertionError("nobody is there to be answered")
-
-    asyncio.run(app(scope, disconnect, ignore))
-
-    counted = app.state.serving.metrics.exposition().decode()
-    assert 'mlapi_requests_total{endpoint="register_user",method="POST",status="499"} 1.0' in counted
 
 
 def test_an_id_is_taken_from_a_trusted_proxy_and_nobody_else(users: Users) -> None:

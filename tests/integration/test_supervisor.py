@@ -1,6 +1,5 @@
 """The parent of ``mlapi serve`` and its workers, most of which are small programs here, and obey a file."""
 
-import logging
 import os
 import signal
 import socket
@@ -307,24 +306,7 @@ def test_what_is_asked_while_it_ends_does_not_begin_anything(supervised: Begin) 
     assert len(one.pids) == 2
 
 
-@pytest.fixture
-def _as_it_was() -> Iterator[None]:
-    """Put back what a process of its own sets for itself."""
-    loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.access", "mlapi")]
-    before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
-    signals = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
-    handlers = [signal.getsignal(number) for number in signals]
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
-    yield
-    for number, handler in zip(signals, handlers, strict=True):
-        signal.signal(number, handler)
-    for logger, (handling, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers[:], logger.level, logger.propagate = handling, level, propagate
-    if folder is None:
-        os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)
-
-
-@pytest.mark.usefixtures("_as_it_was")
+@pytest.mark.usefixtures("process_as_it_was")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_real_workers_serve_on_the_socket_that_it_was_given(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
+from tests.conftest import FIGURE
 from tests.postgres_server import PostgresServer, running_postgres
-
-FIGURE = "figure"
-"""The property of a report that `pytest_terminal_summary` in tests/conftest.py shows."""
 
 
 @pytest.fixture

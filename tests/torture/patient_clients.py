@@ -2,15 +2,19 @@
 
 import json
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from itertools import pairwise
+from pathlib import Path
 
 import attrs
+from sqlalchemy import URL
 
+from tests.e2e.server import Serve
 from tests.torture.clients import new_user
 
 ANSWERED_WITHIN = 10.0
@@ -163,3 +167,15 @@ def load(port: int, clients: int, prefix: str) -> Iterator[Load]:
         stop.set()
         for thread in threads:
             thread.join()
+
+
+@contextmanager
+def serving(url: URL, folder: Path, **environ: str) -> Iterator[Serve]:
+    """Run the service on a database, with the cheap scheme: what is tried is the database, not the hash."""
+    text = url.render_as_string(hide_password=False)
+    own = {"MLAPI_DATABASE__URL": text, "MLAPI_PASSWORDS__SCHEME": "fernet"}
+    server = Serve(folder, own | environ, "--no-access-log")
+    try:
+        yield server.start()
+    finally:
+        server.stop(signal.SIGKILL)

@@ -1,7 +1,6 @@
 """Floods: clients that are slow, silent or never read; more registrations than cores, more connections than files."""
 
 import http.client
-import json
 import math
 import os
 import resource
@@ -20,23 +19,9 @@ from typing import Self
 import pytest
 
 from tests.e2e.server import ROOT, Serve
+from tests.torture.clients import ask, new_user
 
-ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
 CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
-
-
-def request(
-    connection: http.client.HTTPConnection, method: str, path: str, body: object = None
-) -> tuple[int, dict[str, object]]:
-    text = None if body is None else json.dumps(body)
-    connection.request(method, path, text, {} if text is None else {"Content-Type": "application/json"})
-    response = connection.getresponse()
-    return response.status, json.loads(response.read())
-
-
-def worker_of(server: Serve) -> int:
-    (worker,) = Path(f"/proc/{server.pid}/task/{server.pid}/children").read_text().split()
-    return int(worker)
 
 
 def files_of(pid: int) -> int:
@@ -55,10 +40,10 @@ class Toggling:
 
     def _toggle(self, number: int) -> None:
         connection = http.client.HTTPConnection("127.0.0.1", self._server.port, timeout=30)
-        _, created = request(connection, "POST", "/register-user", {**ADA, "username": f"toggled{number}"})
+        _, created = ask(connection, "POST", "/register-user", new_user(f"toggled{number}"))
         while not self._stop.is_set():
             begun = time.perf_counter()
-            status, _ = request(connection, "PUT", f"/toggle-user-permission/{created['user_id']}/0")
+            status, _ = ask(connection, "PUT", f"/toggle-user-permission/{created['user_id']}/0")
             self.seconds.append(time.perf_counter() - begun)
             self.statuses[status] += 1
         connection.close()
@@ -107,7 +92,7 @@ def test_slow_silent_and_deaf_connections_hinder_nobody_and_are_closed_in_time(
     wanted = 4 * each
     if resource.getrlimit(resource.RLIMIT_NOFILE)[1] < wanted + 200:
         pytest.skip(f"the system lets a process have no {wanted:,} files: raise its hard limit (ulimit -Hn)")
-    worker = worker_of(server)
+    (worker,) = server.workers
     with Toggling(server) as toggling:
         before = files_of(worker)
         with flood(server, silent=each, slow_head=each, slow_body=each, never_reading=each):
@@ -129,7 +114,7 @@ def test_slow_silent_and_deaf_connections_hinder_nobody_and_are_closed_in_time(
     assert set(toggling.statuses) == {200}
     assert toggling.p99 < times(1_000, 100)
     assert "Traceback" not in server.log
-    assert worker_of(server) == worker
+    assert server.workers == {worker}
 
 
 def test_many_registrations_at_once_leave_memory_and_toggles_bounded(
@@ -137,14 +122,13 @@ def test_many_registrations_at_once_leave_memory_and_toggles_bounded(
 ) -> None:
     parallel, each = times(100, 500), times(1, 4)
     with Serve(tmp_path, {}, "--no-access-log") as server, Toggling(server, clients=2) as toggling:
-        worker = worker_of(server)
+        (worker,) = server.workers
         before = server.peak_memory_mib(worker)
 
         def register(number: int) -> Counter[int]:
             connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
             statuses = Counter(
-                request(connection, "POST", "/register-user", {**ADA, "username": f"u{number}-{turn}"})[0]
-                for turn in range(each)
+                ask(connection, "POST", "/register-user", new_user(f"u{number}-{turn}"))[0] for turn in range(each)
             )
             connection.close()
             return statuses
@@ -167,16 +151,16 @@ def test_many_registrations_at_once_leave_memory_and_toggles_bounded(
 def test_a_worker_that_has_no_files_left_answers_whom_it_knows_and_recovers(
     server: Serve, tell: Callable[[str], None]
 ) -> None:
-    worker = worker_of(server)
+    (worker,) = server.workers
     known = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-    _, created = request(known, "POST", "/register-user", ADA)
+    _, created = ask(known, "POST", "/register-user", new_user("ada"))
     limit = files_of(worker) + 20
     resource.prlimit(worker, resource.RLIMIT_NOFILE, (limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
 
     held = [socket.create_connection(("127.0.0.1", server.port), timeout=5) for _ in range(200)]
     time.sleep(1)
     full = files_of(worker)
-    toggled, _ = request(known, "PUT", f"/toggle-user-permission/{created['user_id']}/0")
+    toggled, _ = ask(known, "PUT", f"/toggle-user-permission/{created['user_id']}/0")
     for connection in held:
         connection.close()
     freed = time.monotonic()
@@ -184,7 +168,7 @@ def test_a_worker_that_has_no_files_left_answers_whom_it_knows_and_recovers(
     while status != 200 and time.monotonic() - freed < 10:
         try:
             anew = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
-            status, _ = request(anew, "GET", "/health/ready")
+            status, _ = ask(anew, "GET", "/health/ready")
         except (OSError, http.client.HTTPException):
             time.sleep(0.05)
         anew.close()
@@ -198,5 +182,5 @@ def test_a_worker_that_has_no_files_left_answers_whom_it_knows_and_recovers(
     assert full >= limit - 2
     assert toggled == 200
     assert recovered < 2
-    assert worker_of(server) == worker
+    assert server.workers == {worker}
     assert "Traceback" not in server.log

@@ -25,7 +25,7 @@ from mlapi.testing.repository import registration
 from tests.e2e.server import Serve
 from tests.postgres_server import PostgresServer, running_postgres
 from tests.torture.clients import new_user, stored_users
-from tests.torture.patient_clients import ANSWERED_WITHIN, Load, load
+from tests.torture.patient_clients import ANSWERED_WITHIN, Load, load, serving
 
 CLIENTS = 6
 BACK_WITHIN = 2.0
@@ -34,19 +34,6 @@ MAY_BE_DONE = "Service unavailable, try again: this may have been done already"
 
 Times = Callable[[int, int], int]
 Tell = Callable[[str], None]
-
-
-@contextmanager
-def serving(url: URL, folder: Path) -> Iterator[Serve]:
-    environ = {
-        "MLAPI_DATABASE__URL": url.render_as_string(hide_password=False),
-        "MLAPI_PASSWORDS__SCHEME": "fernet",  # what is tried is the database, not the hash
-    }
-    server = Serve(folder, environ, "--no-access-log")
-    try:
-        yield server.start()
-    finally:
-        server.stop(signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.server import Serve
+from tests.torture.clients import ask, new_user
 
 CLIENTS = 8
 
@@ -53,12 +54,6 @@ class Client(threading.Thread):
             connection.close()
 
 
-def workers_of(server: Serve) -> set[int]:
-    """Return the processes of the workers, whether they serve yet or drain."""
-    parent = server.pid
-    return {int(pid) for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split()}
-
-
 @pytest.mark.parametrize("workers", [1, 2])
 def test_no_request_is_cut_by_restarts_under_load(
     workers: int, tmp_path: Path, times: Callable[[int, int], int], tell: Callable[[str], None]
@@ -77,7 +72,7 @@ def test_no_request_is_cut_by_restarts_under_load(
         for _ in range(restarts):
             before = settled(server, workers)
             os.kill(server.pid, signal.SIGHUP)
-            while workers_of(server) & before and time.monotonic() < deadline:
+            while server.workers & before and time.monotonic() < deadline:
                 time.sleep(0.05)
             assert not settled(server, workers) & before
         while sum(client.statuses.total() for client in clients) < least and time.monotonic() < deadline:
@@ -104,7 +99,7 @@ def settled(server: Serve, wanted: int) -> set[int]:
     """Return the workers once there are as many as wanted, and all of them serve."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
-        workers = workers_of(server)
+        workers = server.workers
         log = server.log
         started = log.count("Application startup complete")
         if len(workers) == wanted and started == log.count("Started server process"):
@@ -115,9 +110,8 @@ def settled(server: Serve, wanted: int) -> set[int]:
 
 def register(server: Serve, number: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
-    body = f'{{"username": "u{number}", "password": "difference engine", "email": "u@example.com"}}'
-    connection.request("POST", "/register-user", body, {"Content-Type": "application/json"})
-    assert connection.getresponse().status == 201
+    status, _ = ask(connection, "POST", "/register-user", new_user(f"u{number}"))
+    assert status == 201
     connection.close()
 
 
@@ -165,7 +159,7 @@ def test_a_restart_takes_up_the_configuration_as_it_is_then(tmp_path: Path) -> N
         (tmp_path / "config.yml").write_text("registration: {open: false}\nmanagement: {local: false}\n")
         before = settled(server, 1)
         os.kill(server.pid, signal.SIGHUP)
-        while workers_of(server) & before:
+        while server.workers & before:
             time.sleep(0.05)
 
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
@@ -186,5 +180,5 @@ def test_a_restart_with_a_configuration_that_is_refused_leaves_all_as_it_is(tmp_
         while "could not start" not in server.log and time.monotonic() < deadline:
             time.sleep(0.05)
         register(server, 1)
-        assert workers_of(server) == before
+        assert server.workers == before
         assert "regisration" in server.log

@@ -310,13 +310,11 @@ def _invalidated_by_errors(pooled: PoolProxiedConnection) -> Iterator[None]:
 
 
 def _unavailable(cause: BaseException | None) -> RepositoryUnavailableError:
-    if isinstance(cause, _UNREADABLE) or str(cause).startswith(
-        UNDECODABLE
-    ):  # whose words may show a value, and that may be anything
-        return RepositoryUnavailableError(
-            f"the file holds what cannot be read ({type(cause).__name__}); {_ASK_THE_DOCTOR}"
-        )
+    kind = type(cause).__name__
+    # Of these the words may show a value, and that may be anything.
+    if isinstance(cause, _UNREADABLE) or str(cause).startswith(UNDECODABLE):
+        return RepositoryUnavailableError(f"the file holds what cannot be read ({kind}); {_ASK_THE_DOCTOR}")
     first_line = str(cause).strip().partition("\n")[0]
     code = getattr(cause, "sqlite_errorcode", 0) & 0xFF  # the primary one
     advice = f"; {_ASK_THE_DOCTOR}" if code in {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB} else ""
-    return RepositoryUnavailableError(f"{type(cause).__name__}: {first_line}{advice}")
+    return RepositoryUnavailableError(f"{kind}: {first_line}{advice}")

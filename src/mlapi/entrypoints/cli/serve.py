@@ -53,9 +53,8 @@ def bound_sockets(host: str, port: int, number: int) -> list[socket.socket]:
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        first = _bound(
-            family, address[:2], is_shared=False
-        )  # an address that another server has, shared or not, is taken
+        # Not shared at first: an address that another server has, shared or not, is taken.
+        first = _bound(family, address[:2], is_shared=False)
         if number == 1:
             first.listen(BACKLOG)
             return [first]

@@ -18,8 +18,6 @@ from mlapi.entrypoints.observation import HEADERS
 
 IDLE = 5
 """Seconds that a connection may be kept without a request."""
-CONNECTIONS = 10_000
-"""To one worker. Each takes some 10 KiB and a file descriptor."""
 HEAD_SIZE = 64 * 1024
 """Bytes of a request's line and headers, as h11 has it."""
 SURPLUS = 50

@@ -24,12 +24,12 @@ from contextlib import suppress
 import attrs
 
 from mlapi.entrypoints.logs import Format, log_config
+from mlapi.entrypoints.metrics import FOLDER
 
 _logger = logging.getLogger("mlapi")
 
 LOOK = 1.0
 """Seconds between two looks at the workers."""
-METRICS_FOLDER = "PROMETHEUS_MULTIPROC_DIR"
 
 Command = Callable[[int, int, int], Sequence[str]]
 """Returns what starts a worker, for three file descriptors: the socket on which it shall listen, one whose end it
@@ -256,7 +256,7 @@ def supervise(places: Sequence[int], *, connections: int, access_log: bool, log_
 
     with tempfile.TemporaryDirectory(prefix="mlapi-metrics-") as folder:
         if len(places) > 1:
-            os.environ.setdefault(METRICS_FOLDER, folder)  # each counts there, any of them tells all
+            os.environ.setdefault(FOLDER, folder)  # each counts there, any of them tells all
         sockets = [socket.socket(fileno=place) for place in places]
         address, port, *_ = sockets[0].getsockname()
         _logger.info("listening at http://%s:%d", f"[{address}]" if ":" in address else address, port)

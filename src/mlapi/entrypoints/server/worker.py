@@ -23,7 +23,7 @@ from uvicorn.config import STARTUP_FAILURE
 from mlapi.config import load_settings
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.logs import log_config
-from mlapi.entrypoints.server.connections import CONNECTIONS, IDLE, INTERVAL, Connection, Deadlines, State
+from mlapi.entrypoints.server.connections import IDLE, INTERVAL, Connection, Deadlines, State
 
 APP = "mlapi.entrypoints.http:app"
 SPARE = 100
@@ -57,7 +57,7 @@ class Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         *,
-        connections: int = CONNECTIONS,
+        connections: int,
         deadlines: Deadlines | None = None,
         alive: Callable[[bytes], None] = lambda _: None,
         supervised: int | None = None,
