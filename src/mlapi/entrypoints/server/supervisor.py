@@ -196,26 +196,28 @@ class Supervisor:
         if not news:
             self._selector.unregister(worker.news)
             self._workers.remove(worker)
+            if not worker.drains:
+                self._turn_away_from(worker.place)
             self._see_to_the_end_of(worker, worker.bury())
         elif b"-" in news:
             worker.says_that_it_drains()
+            self._turn_away_from(worker.place)
         else:
             worker.says_that_it_serves()
             self._has_served = True
             for other in self._workers:
                 if other.is_old and not other.drains and not worker.is_old and other.place is worker.place:
                     other.drain()
-        if self._code is None:
-            self._turn_away_from(worker.place)
 
     def _turn_away_from(self, place: socket.socket) -> None:
-        """Let the system bring nobody to a place without a worker that serves, if another has one.
+        """Let the system bring nobody to a place whose worker has just left it, if another place has one that serves.
 
-        Whoever waits there is refused. The next worker listens there again.
+        Whoever waits there is refused. The next worker listens there again, and may have begun to by the time that one
+        which drains has ended: so this is done once, when it leaves.
         """
         serving = [worker.place for worker in self._workers if worker.serves and not worker.drains]
         if serving and place not in serving:
-            with suppress(OSError):  # nobody listens there
+            with suppress(OSError):  # nobody listens there, or all are closed
                 place.shutdown(socket.SHUT_RD)
 
     def _see_to_the_end_of(self, worker: _Worker, code: int) -> None:
