@@ -7,7 +7,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -18,10 +18,11 @@ from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.server import worker
-from mlapi.entrypoints.server.connections import HEAD_SIZE, SURPLUS, Deadlines
+from mlapi.entrypoints.server.connections import HEAD_SIZE, SURPLUS, Connection, Deadlines, Phase
 from mlapi.entrypoints.server.worker import Arguments, Server, config, connections_within_limits
 
 SHORT = Deadlines(head=1.0, body=2.5, answer=1.0, closing=1.0)
+PATIENT = Deadlines()
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = (
     b"POST /register-user HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
@@ -31,20 +32,20 @@ POST = (
 class Running:
     """A server in a thread of its own."""
 
-    def __init__(self, app: ASGIApp, connections: int = 100, supervised: int | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, connections: int = 100, supervised: int | None = None, deadlines: Deadlines = SHORT
+    ) -> None:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.address = self._listening.getsockname()
         self.news: list[bytes] = []
         self.server = Server(
-            config(app), connections=connections, deadlines=SHORT, alive=self.news.append, supervised=supervised
+            config(app), connections=connections, deadlines=deadlines, alive=self.news.append, supervised=supervised
         )
         self._thread = threading.Thread(target=self.server.run, args=([self._listening],))
 
     def __enter__(self) -> Self:
         self._thread.start()
-        deadline = time.monotonic() + 10
-        while not self.news and time.monotonic() < deadline:
-            time.sleep(0.01)
+        within(10, lambda: bool(self.news))
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -56,6 +57,18 @@ class Running:
     def drain(self) -> None:
         self.server.handle_exit(signal.SIGTERM, None)
 
+    def wait_for(self, *phases: Phase) -> None:
+        """Wait until it has exactly these connections: what was sent is there, but may not have been read yet."""
+        within(5, lambda: self._phases == sorted(phase.name for phase in phases))
+
+    def wait_for_draining(self) -> None:
+        within(5, lambda: self.news[-1] == b"-")
+
+    @property
+    def _phases(self) -> list[str]:
+        connections = [one for one in list(self.server.server_state.connections) if isinstance(one, Connection)]
+        return sorted(one.phase.name for one in connections if getattr(one, "transport", None))  # it comes a line later
+
     @property
     def is_running(self) -> bool:
         return self._thread.is_alive()
@@ -66,6 +79,13 @@ class Running:
         return connection
 
 
+def within(seconds: float, happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def app() -> ASGIApp:
     return create_app(Users(InMemoryUserRepository(), PlainCipher()))
@@ -74,6 +94,12 @@ def app() -> ASGIApp:
 @pytest.fixture
 def running(app: ASGIApp) -> Iterator[Running]:
     with Running(app) as running:
+        yield running
+
+
+@pytest.fixture
+def patient(app: ASGIApp) -> Iterator[Running]:
+    with Running(app, deadlines=PATIENT) as running:
         yield running
 
 
@@ -218,13 +244,13 @@ def test_who_does_not_read_his_answer_is_cut_off(pieces: int, more: bytes, most:
 
 
 def test_one_connection_too_many_is_told_to_come_again(app: ASGIApp) -> None:
-    with Running(app, connections=2) as running:
+    with Running(app, connections=2, deadlines=PATIENT) as running:
         held = [running.connect(), running.connect()]
-        time.sleep(0.1)
+        running.wait_for(Phase.HEAD, Phase.HEAD)
 
         refused = all_of(running.connect(LIVE))
         held.pop().close()
-        time.sleep(0.1)
+        running.wait_for(Phase.HEAD)
         last = running.connect(LIVE)
         taken = one_answer(last)
         last.close()
@@ -236,9 +262,9 @@ def test_one_connection_too_many_is_told_to_come_again(app: ASGIApp) -> None:
 
 
 def test_far_too_many_are_not_even_told(app: ASGIApp) -> None:
-    with Running(app, connections=1) as running:
+    with Running(app, connections=1, deadlines=PATIENT) as running:
         held = [running.connect() for _ in range(1 + SURPLUS)]
-        time.sleep(0.2)
+        running.wait_for(*[Phase.HEAD] * len(held))
 
         assert all_of(running.connect()) == b""
         for connection in held:
@@ -261,8 +287,8 @@ def test_a_head_of_any_size_is_not_taken(running: Running) -> None:
     connection.close()
 
 
-def test_a_head_that_is_too_large_is_answered(running: Running) -> None:
-    connection = running.connect(b"GET /health/live HTTP/1.1\r\nX-Filler: " + b"x" * (HEAD_SIZE - 1_000))
+def test_a_head_that_is_too_large_is_answered(patient: Running) -> None:
+    connection = patient.connect(b"GET /health/live HTTP/1.1\r\nX-Filler: " + b"x" * (HEAD_SIZE - 1_000))
     time.sleep(0.1)
 
     connection.sendall(b"x" * 2_000)
@@ -270,8 +296,8 @@ def test_a_head_that_is_too_large_is_answered(running: Running) -> None:
     assert all_of(connection).startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
 
 
-def test_many_requests_on_one_connection_are_no_large_head(running: Running) -> None:
-    connection = running.connect()
+def test_many_requests_on_one_connection_are_no_large_head(patient: Running) -> None:
+    connection = patient.connect()
     answers = []
 
     for _ in range(3):
@@ -289,11 +315,12 @@ def test_many_requests_on_one_connection_are_no_large_head(running: Running) -> 
 # --- draining
 
 
-def test_what_comes_on_an_open_connection_while_it_drains_is_answered_and_the_last(running: Running) -> None:
-    used, fresh = running.connect(LIVE), running.connect()
+def test_what_comes_on_an_open_connection_while_it_drains_is_answered_and_the_last(patient: Running) -> None:
+    used, fresh = patient.connect(LIVE), patient.connect()
     one_answer(used)
-    running.drain()
-    time.sleep(0.3)
+    patient.wait_for(Phase.IDLE, Phase.HEAD)
+    patient.drain()
+    patient.wait_for_draining()
 
     used.sendall(LIVE)
     fresh.sendall(LIVE)
@@ -303,28 +330,29 @@ def test_what_comes_on_an_open_connection_while_it_drains_is_answered_and_the_la
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert b"\r\nconnection: close\r\n" in answer
     with pytest.raises(ConnectionRefusedError):
-        running.connect()
+        patient.connect()
 
 
-def test_the_supervisor_is_told_of_it_and_no_longer_that_it_serves(running: Running) -> None:
-    connection = running.connect(LIVE)
+def test_the_supervisor_is_told_of_it_and_no_longer_that_it_serves(patient: Running) -> None:
+    connection = patient.connect(LIVE)
     one_answer(connection)
 
-    running.drain()
+    patient.drain()
+    patient.wait_for_draining()
 
     time.sleep(1.2)
-    assert running.is_running
-    assert running.news[-1] == b"-"
-    assert set(running.news[:-1]) == {b"."}
+    assert patient.is_running
+    assert patient.news[-1] == b"-"
+    assert set(patient.news[:-1]) == {b"."}
     connection.close()
 
 
-def test_a_request_that_has_begun_is_answered_while_it_drains(running: Running) -> None:
+def test_a_request_that_has_begun_is_answered_while_it_drains(patient: Running) -> None:
     body = b'{"username": "ada", "password": "difference engine", "email": "ada@example.com"}'
-    connection = running.connect(POST.replace(b"100", b"%d" % len(body)) + body[:10])
-    time.sleep(0.1)
-    running.drain()
-    time.sleep(0.3)
+    connection = patient.connect(POST.replace(b"100", b"%d" % len(body)) + body[:10])
+    patient.wait_for(Phase.BODY)
+    patient.drain()
+    patient.wait_for_draining()
 
     connection.sendall(body[10:])
 
@@ -335,9 +363,10 @@ def test_a_request_that_has_begun_is_answered_while_it_drains(running: Running) 
 
 def test_a_worker_whose_supervisor_is_gone_waits_for_nothing_but_requests_under_way(app: ASGIApp) -> None:
     supervised, supervision = os.pipe()
-    with Running(app, supervised=supervised) as running:
+    with Running(app, supervised=supervised, deadlines=Deadlines(body=2.5)) as running:
         idle, silent, busy = running.connect(LIVE), running.connect(), running.connect(POST + b'{"user')
         one_answer(idle)
+        running.wait_for(Phase.IDLE, Phase.HEAD, Phase.BODY)
         begun = time.monotonic()
 
         os.close(supervision)

@@ -122,13 +122,13 @@ def test_who_asks_for_it_looks_at_once_and_for_all(rarely: None, caplog: pytest.
 
 
 def test_the_secrets_are_looked_at_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(rotation, "LOOK_EVERY", 0.5)
     secrets = Secrets("one")
     current = Current(secrets.words, secrets.signature)
     secrets.keys = ["two"]
     before = current.get()
 
-    time.sleep(0.25)
+    time.sleep(0.55)
 
     assert (before, current.get()) == ("one", "two")
 
@@ -300,14 +300,14 @@ def test_a_good_token_has_nothing_looked_at(rarely: None) -> None:
 
 
 def test_a_key_that_was_taken_away_ends_its_tokens_also_those_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "LOOK_EVERY", 0.2)
+    monkeypatch.setattr(rotation, "LOOK_EVERY", 0.5)
     secrets = Secrets(KEY, OLDER_KEY)
     tokens = RotatingTokens(Current(secrets.tokens, secrets.signature))
     older, newer = issuer_of([OLDER_KEY]).issue(ADA).token, tokens.issue(ADA).token
     before = [is_refused(tokens, token) for token in (older, newer)]
 
     secrets.keys = [KEY]
-    time.sleep(0.25)
+    time.sleep(0.55)
 
     assert before == [False, False]
     assert [is_refused(tokens, token) for token in (older, newer)] == [True, False]

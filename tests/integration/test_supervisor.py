@@ -93,6 +93,11 @@ def is_running(pid: int) -> bool:
     return False
 
 
+def listen(place: socket.socket) -> bool:
+    """Return whether a worker serves there; it obeys signals from then on."""
+    return bool(place.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
 def eventually(is_so: Callable[[], bool], seconds: float = 10) -> None:
     deadline = time.monotonic() + seconds
     while not is_so():
@@ -192,10 +197,6 @@ def test_the_place_of_one_that_died_is_tried_to_fill_again_and_again(supervised:
     eventually(lambda: len(one.running) == 2)
 
 
-def listen(place: socket.socket) -> bool:
-    return bool(place.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-
-
 def test_nobody_is_brought_to_a_place_whose_worker_is_gone(supervised: Begin) -> None:
     one = supervised(2)
     eventually(lambda: all(map(listen, one.places)))
@@ -224,8 +225,7 @@ def test_the_place_of_the_only_worker_is_kept_for_the_next(supervised: Begin) ->
 
 def test_one_that_drains_although_nobody_asked_is_replaced_at_once(supervised: Begin) -> None:
     one = supervised(2, mood="busy")
-    eventually(lambda: len(one.running) == 2)
-    time.sleep(0.3)
+    eventually(lambda: all(map(listen, one.places)))
     leaving = one.pids[0]
 
     os.kill(leaving, signal.SIGTERM)
@@ -258,8 +258,7 @@ def test_one_that_hangs_is_ended_and_replaced(supervised: Begin, mood: str) -> N
 
 def test_one_that_does_not_end_in_its_time_is_ended(supervised: Begin) -> None:
     one = supervised(1, mood="busy", patience=Patience(drain=0.3))
-    eventually(lambda: len(one.running) == 1)
-    time.sleep(0.3)
+    eventually(lambda: all(map(listen, one.places)))
 
     begun = time.monotonic()
     one.end()
@@ -270,8 +269,7 @@ def test_one_that_does_not_end_in_its_time_is_ended(supervised: Begin) -> None:
 
 def test_whoever_presses_ctrl_c_does_not_wait_for_those_who_are_silent(supervised: Begin) -> None:
     one = supervised(mood="busy")
-    eventually(lambda: len(one.running) == 2)
-    time.sleep(0.3)
+    eventually(lambda: all(map(listen, one.places)))
 
     begun = time.monotonic()
     one.end(signal.SIGINT)
@@ -281,8 +279,7 @@ def test_whoever_presses_ctrl_c_does_not_wait_for_those_who_are_silent(supervise
 
 def test_the_second_ctrl_c_waits_for_nothing(supervised: Begin) -> None:
     one = supervised(mood="busy")
-    eventually(lambda: len(one.running) == 2)
-    time.sleep(0.3)
+    eventually(lambda: all(map(listen, one.places)))
     for pid in one.running:
         os.kill(pid, signal.SIGSTOP)
     one.supervisor.ask(signal.SIGINT)
@@ -296,8 +293,7 @@ def test_the_second_ctrl_c_waits_for_nothing(supervised: Begin) -> None:
 
 def test_what_is_asked_while_it_ends_does_not_begin_anything(supervised: Begin) -> None:
     one = supervised(mood="busy")
-    eventually(lambda: len(one.running) == 2)
-    time.sleep(0.3)
+    eventually(lambda: all(map(listen, one.places)))
     one.supervisor.ask(signal.SIGTERM)
 
     one.supervisor.ask(signal.SIGHUP)
