@@ -87,12 +87,15 @@ class Server:
     def log(self) -> str:
         return self._log.read_text("utf-8", "replace")
 
-    def raw(self, request: bytes, host: str = "127.0.0.1") -> bytes:
+    def raw(self, request: bytes, host: str = "127.0.0.1", then: bytes = b"") -> bytes:
         """Send bytes as they are; return all that comes back until the server closes or is silent for a second."""
         with socket.create_connection((host, self.port), timeout=10) as connection:
             received = b""
             with suppress(TimeoutError, ConnectionResetError, BrokenPipeError):  # it has closed before it read all
                 connection.sendall(request)
+                if then:
+                    time.sleep(0.2)
+                    connection.sendall(then)
                 connection.settimeout(1)
                 while chunk := connection.recv(65536):
                     received += chunk

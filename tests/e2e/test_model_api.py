@@ -140,6 +140,25 @@ def test_what_is_no_flower_is_told_so(service: str, model: str) -> None:
     assert answers == [422] * 3
 
 
+@pytest.mark.parametrize("parser", ["httptools", "h11"])
+def test_no_request_is_found_in_the_body_of_another(service: str, folder: Path, parser: str) -> None:
+    head = b"POST /health HTTP/1.1\r\nHost: localhost\r\n"
+    hidden = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    upgrade = head + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(hidden)
+    two_lengths = head + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+
+    with Server(folder, None, "--http", parser, app="examples.model_api.starlette_app:app") as server:
+        answers = [
+            answer
+            for one in (upgrade, two_lengths)
+            for answer in (server.raw(one + hidden), server.raw(one, then=hidden))
+        ]
+        lives = requests.get(f"{server.base}/health", timeout=10).status_code
+
+    assert [(answer[:12], answer.count(b"HTTP/1.1 ")) for answer in answers] == [(b"HTTP/1.1 400", 1)] * 4
+    assert lives == 200
+
+
 def test_every_route_of_the_models_is_guarded() -> None:
     assert_all_routes_guarded(starlette_app.app, exempt=["/health"])
     with pytest.raises(AssertionError, match="GET /health"):

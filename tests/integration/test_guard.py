@@ -107,6 +107,18 @@ def answer(response: httpx2.Response) -> tuple[int, object]:
 # --- the middleware
 
 
+@pytest.mark.parametrize("path", ["/whoami", "/health", "/docs/a"])
+def test_a_request_whose_end_is_uncertain_goes_no_further_on_any_path(
+    http: TestClient, tokens: TokenIssuer, ada: User, path: str
+) -> None:
+    headers = {**bearer(tokens.issue(ada).token), "connection": "upgrade", "upgrade": "h2c"}
+
+    response = http.request("GET", path, headers=headers, content=b"GET /whoami HTTP/1.1")
+
+    assert (response.status_code, response.headers["connection"]) == (400, "close")
+    assert http.get(path, headers=headers).headers["connection"] == "close"
+
+
 def test_who_is_let_in_is_known_to_the_endpoint(http: TestClient, tokens: TokenIssuer, ada: User) -> None:
     response = http.get("/whoami", headers=bearer(tokens.issue(ada).token))
 

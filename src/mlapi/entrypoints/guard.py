@@ -19,7 +19,7 @@ from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
 from mlapi.entrypoints import wire
-from mlapi.entrypoints.asgi import OneLineStartupRefusal, respond, send_answer
+from mlapi.entrypoints.asgi import CertainLengthOnly, OneLineStartupRefusal, respond, send_answer
 
 _UPWARD = re.compile(r"(^|[/\\])\.\.?($|[/\\])|\\")
 
@@ -29,7 +29,8 @@ _LET_IN = AuthCredentials(["authenticated"])
 class GuardMiddleware:
     """Lets nobody through to an ASGI application but users, and tells it who they are in ``request.user``.
 
-    Every path is closed that is not exempt by name, so a route that is added later is closed. So are WebSockets.
+    Every path is closed that is not exempt by name, so a route that is added later is closed. So are WebSockets. A
+    request whose end may be elsewhere for a proxy is refused on every path: what hides in it has not been let through.
 
     Args:
         app: what is guarded.
@@ -46,11 +47,12 @@ class GuardMiddleware:
         self._exempt = frozenset(name for name in names if not name.endswith("/*"))
         self._exempt_below = tuple(name.removesuffix("*") for name in names if name.endswith("/*"))
         self._lifespan = OneLineStartupRefusal(self._live)
+        self._guarded = CertainLengthOnly(self._let_in)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
-            return
+        await (self._lifespan if scope["type"] == "lifespan" else self._guarded)(scope, receive, send)
+
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._is_exempt(scope):
             try:
                 credential = wire.bearer(scope["headers"])
