@@ -9,12 +9,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.abc import MetaPathFinder
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 
+from mlapi import __main__ as program
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli import main
@@ -272,6 +274,38 @@ def test_whoever_has_read_enough_is_told_nothing() -> None:
     os.close(writer)
 
     assert (process.returncode, process.stderr) == (1, b"")
+
+
+class Interrupted(MetaPathFinder):
+    """Ctrl-C comes while the command line is loaded."""
+
+    def find_spec(self, fullname: str, _path: object, _target: object = None) -> None:
+        if fullname == "mlapi.entrypoints.cli":
+            raise KeyboardInterrupt
+
+
+def test_ctrl_c_is_one_line_from_the_beginning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    monkeypatch.delitem(sys.modules, "mlapi.entrypoints.cli")
+
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+
+    assert (ended.value.code, capsys.readouterr().err) == (130, "mlapi: interrupted\n")
+
+
+def test_the_program_is_a_module_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    programs = [str(Path(sys.executable).with_name("mlapi"))], [sys.executable, "-m", "mlapi"]
+
+    by_script, by_module = (
+        subprocess.run([*program, "--help"], capture_output=True, text=True, check=True).stdout for program in programs
+    )
+
+    assert by_script.startswith("Usage: mlapi [OPTIONS] COMMAND")
+    assert by_module == by_script
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
