@@ -17,6 +17,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlapi import __main__ as program
+from mlapi import __version__
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli import main
@@ -294,6 +295,15 @@ def test_ctrl_c_is_one_line_from_the_beginning(
         program.main()
 
     assert (ended.value.code, capsys.readouterr().err) == (130, "mlapi: interrupted\n")
+
+
+def test_the_program_tells_its_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["mlapi", "--version"])
+
+    with pytest.raises(SystemExit) as ended:
+        program.main()
+
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"mlapi, version {__version__}\n")
 
 
 def test_the_program_is_a_module_too(monkeypatch: pytest.MonkeyPatch) -> None:
