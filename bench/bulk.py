@@ -3,11 +3,11 @@
 import time
 from pathlib import Path
 
-from mlapi import LogIn, Proven
+from mlapi import LogIn, VerifiedLogin
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
-from mlapi.domain.changes import Change, Register
-from mlapi.domain.model import UserId, utc_now
+from mlapi.domain.commands import Command, Register
+from mlapi.domain.users import UserId, utc_now
 
 BATCH = 1_000
 
@@ -24,7 +24,7 @@ def register(environ: dict[str, str], count: int, *, passwords: bool = False) ->
     with open_users(load_settings(environ=environ)) as users:
         shared = users.cipher.encrypt("correct horse battery")
 
-        def change(number: int) -> Change:
+        def command(number: int) -> Command:
             name = f"seed-{number}"
             if passwords:
                 email = f"{name}@example.com"
@@ -33,21 +33,21 @@ def register(environ: dict[str, str], count: int, *, passwords: bool = False) ->
 
         begin = time.perf_counter()
         for first in range(0, count, BATCH):
-            users.repository.apply([change(number) for number in range(first, min(count, first + BATCH))])
+            users.repository.apply([command(number) for number in range(first, min(count, first + BATCH))])
         return time.perf_counter() - begin
 
 
 def let_in(environ: dict[str, str], count: int, folder: Path) -> None:
     """Write tokens and API keys of the first so many users into files of a folder, one in each line."""
     with open_service(load_settings(environ=environ)) as opened:
-        users, log_ins = opened.users, opened.access.log_ins
-        first = users.repository.page(after=UserId(0), limit=count)
-        proven = [
-            Proven(attempt=LogIn(username=user.username, address="", user=user), user=user, upgrade=None)
+        users, authenticator = opened.users, opened.access.authenticator
+        first = users.repository.list_page(after=UserId(0), limit=count)
+        verified = [
+            VerifiedLogin(attempt=LogIn(username=user.username, address="", user=user), user=user, upgrade=None)
             for user in first
         ]
-        tokens = [log_ins.issue(one).token for one in proven]
+        tokens = [authenticator.issue(one).token for one in verified]
         keys = [users.prepare_api_key(user_id=user.id, name="bench", expires=None) for user in first]
-        users.repository.apply([change for change, _ in keys])
+        users.repository.apply([command for command, _ in keys])
     (folder / "tokens").write_text("\n".join(tokens))
     (folder / "keys").write_text("\n".join(secret for _, secret in keys))

@@ -70,7 +70,7 @@ def workers(kind: str, new_url: Callable[[Path], str], folder: Path, postgres: P
         figures, notes = [], []
         service = Serve(kept, environ_of(url, "fernet"), *options)
         hashing = Serve(kept, environ_of(url, "argon2id"), *options)
-        log_ins = Serve(guarded, environ_of(guarded_url, "fernet"), *options)
+        authenticator = Serve(guarded, environ_of(guarded_url, "fernet"), *options)
         model = Server(guarded, environ_of(guarded_url, "fernet"), *options, app="bench.guarded:app")
         register = ("register", "{name}")
         log_in = ("log_in", str(USERS))
@@ -78,7 +78,7 @@ def workers(kind: str, new_url: Callable[[Path], str], folder: Path, postgres: P
         by_token, by_key = (("guard", str(guarded / file)) for file in ("tokens", "keys"))
         for name, server, loads, at_once in (
             ("service", service, (toggle, register), 64),
-            ("service, log-ins", log_ins, (log_in,), 64),
+            ("service, log-ins", authenticator, (log_in,), 64),
             ("service, argon2id", hashing, (register,), 16),
             ("guarded application", model, (by_token, by_key), 64),
         ):

@@ -9,16 +9,16 @@ from mlapi import MlapiError, Users
 from mlapi.bootstrap import open_service
 from mlapi.config import load_settings
 from mlapi.entrypoints import wire
-from mlapi.entrypoints.asgi import ManagersOnly, refuse, refuse_http, respond
-from mlapi.entrypoints.management import Management
+from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.http.middleware import RequireAdmin, refuse, refuse_http, respond
 
 
-def create_app(users: Users, management: Management) -> FastAPI:
+def create_app(users: Users, management: AdminPolicy) -> FastAPI:
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(MlapiError, refuse)
     app.add_exception_handler(HTTPException, refuse_http)
     app.state.management = management
-    app.add_middleware(ManagersOnly)
+    app.add_middleware(RequireAdmin)
 
     @app.post("/register-user")
     async def register(request: Request) -> Response:
@@ -41,4 +41,4 @@ def create_app(users: Users, management: Management) -> FastAPI:
 
 if __name__ == "__main__":
     with open_service(load_settings()) as opened:
-        uvicorn.run(create_app(opened.users, Management.of(opened.settings)), port=8001)
+        uvicorn.run(create_app(opened.users, AdminPolicy.of(opened.settings)), port=8001)

@@ -8,13 +8,14 @@ from mlapi import MlapiError, Users
 from mlapi.bootstrap import open_service
 from mlapi.config import load_settings
 from mlapi.entrypoints import wire
-from mlapi.entrypoints.management import Caller, Management
+from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.wire.client import Client
 
 
-def create_app(users: Users, management: Management) -> Flask:
+def create_app(users: Users, management: AdminPolicy) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
-    app.before_request(lambda: management.check(Caller.of_wsgi(request.environ)))
+    app.before_request(lambda: management.check(Client.from_wsgi(request.environ)))
     app.register_error_handler(MlapiError, lambda error: _respond(wire.refused(error)))
 
     @app.errorhandler(HTTPException)
@@ -39,10 +40,10 @@ def create_app(users: Users, management: Management) -> Flask:
     return app
 
 
-def _respond(answer: wire.Answer) -> Response:
+def _respond(answer: wire.Response) -> Response:
     return Response(answer.body, answer.status, answer.headers, content_type="application/json")
 
 
 if __name__ == "__main__":
     with open_service(load_settings()) as opened:
-        create_app(opened.users, Management.of(opened.settings)).run(port=8001)
+        create_app(opened.users, AdminPolicy.of(opened.settings)).run(port=8001)

@@ -13,7 +13,7 @@ from mlapi import MlapiError, User
 from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
 from mlapi.entrypoints import wire
-from mlapi.entrypoints.asgi import refuse
+from mlapi.entrypoints.http.middleware import refuse
 
 
 @asynccontextmanager

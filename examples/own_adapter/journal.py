@@ -23,9 +23,9 @@ from typing import Any, get_args
 import attrs
 import msgspec
 
-from mlapi import Change, ConfigurationError, Outcome, RepositoryUnavailableError
+from mlapi import Command, ConfigurationError, Outcome, RepositoryUnavailableError
 from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryUserRepository
-from mlapi.domain.model import to_utc
+from mlapi.domain.users import to_utc
 
 
 @attrs.frozen(kw_only=True)
@@ -36,7 +36,7 @@ class Purge:
     limit: int
 
 
-Entry = Change | Purge
+Entry = Command | Purge
 KINDS = {kind.__name__: kind for kind in get_args(Entry)}
 
 
@@ -134,9 +134,9 @@ class JournaledUserRepository(InMemoryUserRepository):
             else:
                 super().apply([entry])
 
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
-        with self._journal.kept(changes, commit_by):
-            return super().apply(changes)
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        with self._journal.kept(commands, commit_by):
+            return super().apply(commands)
 
     def check(self) -> None:
         self._journal.check()

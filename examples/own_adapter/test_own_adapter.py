@@ -35,9 +35,9 @@ def path(tmp_path: Path) -> Path:
 def everything(path: Path) -> tuple[list[User], list[ApiKey], list[AuditEntry]]:
     with closing(Journal(path)) as journal:
         repository = JournaledUserRepository(journal)
-        users = Users(repository, PlainCipher()).page()
-        keys = [key for user in users for key in repository.api_keys(user.id)]
-        return users, keys, repository.audit.page(limit=100)
+        users = Users(repository, PlainCipher()).list_page()
+        keys = [key for user in users for key in repository.list_api_keys(user.id)]
+        return users, keys, repository.audit.list_page(limit=100)
 
 
 @contextmanager
@@ -81,9 +81,9 @@ def test_a_damaged_line_is_named(path: Path, damage: bytes) -> None:
 def test_what_was_purged_does_not_come_back(path: Path) -> None:
     with closing(Journal(path)) as journal:
         trail = JournaledUserRepository(journal).audit
-        (_, _, oldest) = trail.page(limit=3)
+        (_, _, oldest) = trail.list_page(limit=3)
         purged = trail.purge(before=oldest.at + timedelta(days=1), limit=2)
-        left = trail.page(limit=3)
+        left = trail.list_page(limit=3)
 
     assert (purged, len(left)) == (2, 1)
     assert everything(path)[-1] == left

@@ -3,28 +3,30 @@
 Importing this reads no file, opens no database and loads neither SQLAlchemy, Starlette nor cryptography.
 """
 
-from mlapi.access import Access, AsyncGuard, Guard, LogIn, LogIns, Proven
+from mlapi.application.authentication import Access, Authenticator, LoginAttempt, VerifiedLogin
+from mlapi.application.guard import AsyncGuard, Guard
+from mlapi.application.users import Users
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
-from mlapi.domain.changes import (
+from mlapi.domain.commands import (
+    Actor,
     AddApiKey,
-    Cause,
-    Change,
     ChangePassword,
+    Command,
     EndTokens,
     Outcome,
     RecordApiKeyUse,
     Reencrypt,
-    Refusal,
     Register,
+    Rejection,
     Remove,
     RemoveApiKey,
     SetEnabled,
 )
-from mlapi.domain.credentials import ApiKey, ApiKeyHolder, ApiKeyId, Holder, IssuedToken, Subject, TokenClaims
+from mlapi.domain.credentials import ApiKey, ApiKeyId, ApiKeyPrincipal, IssuedToken, Principal, PrincipalId, TokenClaims
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     ConfigurationError,
-    FieldProblem,
+    FieldError,
     InvalidCredentialsError,
     InvalidFieldsError,
     InvalidTokenError,
@@ -36,64 +38,56 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.model import (
-    EncryptedPassword,
-    PasswordPolicy,
-    User,
-    UserId,
-    UsernameKey,
-    canonical_username,
-)
-from mlapi.domain.ports import AttemptLimiter, AuditTrail, Clock, KeyUses, PasswordCipher, TokenIssuer, UserRepository
-from mlapi.service import Users
+from mlapi.domain.ports import AttemptLimiter, AuditTrail, Clock, KeyUsage, PasswordCipher, TokenIssuer, UserRepository
+from mlapi.domain.rules import PasswordPolicy, canonical_username
+from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Access",
+    "Actor",
     "AddApiKey",
     "ApiKey",
-    "ApiKeyHolder",
     "ApiKeyId",
     "ApiKeyNotFoundError",
+    "ApiKeyPrincipal",
     "AsyncGuard",
     "AttemptLimiter",
     "AuditEntry",
     "AuditId",
     "AuditTrail",
-    "Cause",
-    "Change",
+    "Authenticator",
     "ChangePassword",
     "Clock",
+    "Command",
     "ConfigurationError",
     "DailyCount",
     "EncryptedPassword",
     "EndTokens",
-    "FieldProblem",
+    "FieldError",
     "Guard",
-    "Holder",
     "InvalidCredentialsError",
     "InvalidFieldsError",
     "InvalidTokenError",
     "IssuedToken",
-    "KeyUses",
-    "LogIn",
-    "LogIns",
+    "KeyUsage",
+    "LoginAttempt",
     "MlapiError",
     "Outcome",
     "PasswordChangedError",
     "PasswordCipher",
     "PasswordPolicy",
-    "Proven",
+    "Principal",
+    "PrincipalId",
     "RecordApiKeyUse",
     "Reencrypt",
-    "Refusal",
     "Register",
+    "Rejection",
     "Remove",
     "RemoveApiKey",
     "RepositoryUnavailableError",
     "SetEnabled",
-    "Subject",
     "TokenClaims",
     "TokenIssuer",
     "TooManyAttemptsError",
@@ -105,5 +99,6 @@ __all__ = [
     "UserRepository",
     "UsernameKey",
     "Users",
+    "VerifiedLogin",
     "canonical_username",
 ]

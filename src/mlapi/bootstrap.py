@@ -15,16 +15,11 @@ from zoneinfo import ZoneInfo
 import attrs
 from limits.storage import MemoryStorage
 
-from mlapi.access import Access, AsyncGuard, Guard, LogIns
 from mlapi.adapters.common_passwords import load_common_passwords
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
-from mlapi.adapters.grouping import GroupCommit, GroupLookUp
 from mlapi.adapters.jwt import JwtTokenIssuer
-from mlapi.adapters.key_uses import BackgroundKeyUses
 from mlapi.adapters.limits import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.adapters.memory import InMemoryTokens
-from mlapi.adapters.retention import BackgroundRetention
-from mlapi.adapters.rotation import Current, RotatingCipher, RotatingTokens
 from mlapi.adapters.sql import (
     Adoption,
     Database,
@@ -41,19 +36,25 @@ from mlapi.adapters.sql import (
     sqlite_file,
     upgrade,
 )
+from mlapi.application.audit_retention import AuditRetention
+from mlapi.application.authentication import Access, Authenticator
+from mlapi.application.batching import CommandBatcher, PrincipalLookup
+from mlapi.application.guard import AsyncGuard, Guard
+from mlapi.application.key_reload import Current, ReloadingCipher, ReloadingTokens
+from mlapi.application.key_usage import BackgroundKeyUsage
+from mlapi.application.users import Users
 from mlapi.config import CONTEXT_WORDS, PASSWORD_MIN, SecretSettings, Settings, completed
-from mlapi.domain.changes import Change, Outcome
+from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.errors import ConfigurationError, InvalidFieldsError, RepositoryUnavailableError
-from mlapi.domain.model import PasswordPolicy
 from mlapi.domain.ports import AttemptLimiter, TokenIssuer
+from mlapi.domain.rules import PasswordPolicy
 from mlapi.secret_files import file_signature, make_secrets_file
-from mlapi.service import Users
 
 __all__ = [
     "AttemptLimits",
+    "CommandBatcher",
     "DatabaseCheck",
-    "GroupCommit",
-    "Opened",
+    "Service",
     "async_guard",
     "audit_retention",
     "check_database",
@@ -75,7 +76,7 @@ _logger = logging.getLogger("mlapi")
 
 
 @attrs.frozen(kw_only=True)
-class Opened:
+class Service:
     """What there is while a database is open."""
 
     users: Users
@@ -117,7 +118,7 @@ def open_guard(settings: Settings) -> Iterator[Guard]:
 
 
 @contextmanager
-def open_service(settings: Settings) -> Iterator[Opened]:
+def open_service(settings: Settings) -> Iterator[Service]:
     """Yield the users with all that the service does with them. Makes and raises as `open_users` does."""
     with open_database(settings) as database:
         file = secrets_file(database)
@@ -133,24 +134,26 @@ def open_service(settings: Settings) -> Iterator[Opened]:
                 " cannot be read back"
             )
         signature = partial(file_signature, file)
-        cipher = RotatingCipher(Current(lambda: password_cipher(completed(settings, file)), signature))
-        tokens = RotatingTokens(Current(lambda: _tokens(completed(settings, file)), signature))
+        cipher = ReloadingCipher(Current(lambda: password_cipher(completed(settings, file)), signature))
+        tokens = ReloadingTokens(Current(lambda: _tokens(completed(settings, file)), signature))
         users = Users(repository, cipher, password_policy=_password_policy(settings))
         counts, limits = SqlAttempts(database), AttemptLimits(**attrs.asdict(settings.logins))
         attempts = FixedWindowAttemptLimiter(counts.transaction, limits, reading=counts.reading)
-        key_uses = BackgroundKeyUses(repository)
-        access = Access(log_ins=LogIns(users, tokens, attempts), guard=Guard(repository, tokens, key_uses=key_uses))
+        key_usage = BackgroundKeyUsage(repository)
+        access = Access(
+            authenticator=Authenticator(users, tokens, attempts), guard=Guard(repository, tokens, key_usage=key_usage)
+        )
         try:
-            yield Opened(users=users, access=access, settings=with_secrets)
+            yield Service(users=users, access=access, settings=with_secrets)
         finally:
-            key_uses.close()
+            key_usage.close()
 
 
 def in_memory_access(users: Users) -> Access:
     """Return log-ins and a guard for users that are given, with tokens that end with this process."""
     tokens = InMemoryTokens()
-    log_ins = LogIns(users, tokens, in_memory_attempts(AttemptLimits()))
-    return Access(log_ins=log_ins, guard=Guard(users.repository, tokens))
+    authenticator = Authenticator(users, tokens, in_memory_attempts(AttemptLimits()))
+    return Access(authenticator=authenticator, guard=Guard(users.repository, tokens))
 
 
 def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:
@@ -159,18 +162,18 @@ def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:
     return FixedWindowAttemptLimiter(lambda: nullcontext(storage), limits)
 
 
-def group_commit(users: Users, told: Callable[[Sequence[Change], Sequence[Outcome]], None]) -> GroupCommit:
+def group_commit(users: Users, told: Callable[[Sequence[Command], Sequence[Outcome]], None]) -> CommandBatcher:
     """Return what applies the changes of many concurrent requests together, and tells of each batch that is durable."""
-    return GroupCommit(users.repository, told=told)
+    return CommandBatcher(users.repository, told=told)
 
 
 @contextmanager
-def audit_retention(opened: Opened) -> Iterator[None]:
+def audit_retention(opened: Service) -> Iterator[None]:
     """Remove what is older than ``audit.days`` from the audit trail meanwhile."""
     if opened.settings.audit.days == 0:
         yield
         return
-    retention = BackgroundRetention(opened.users.repository.audit, timedelta(days=opened.settings.audit.days))
+    retention = AuditRetention(opened.users.repository.audit, timedelta(days=opened.settings.audit.days))
     try:
         yield
     finally:
@@ -180,7 +183,7 @@ def audit_retention(opened: Opened) -> Iterator[None]:
 @contextmanager
 def async_guard(guard: Guard) -> Iterator[AsyncGuard]:
     """Yield the guard's asynchronous face: requests that come at once ask the database together."""
-    look_up = GroupLookUp(guard.repository)
+    look_up = PrincipalLookup(guard.repository)
     try:
         yield AsyncGuard(guard, look_up.holder)
     finally:
@@ -232,7 +235,7 @@ def open_adoption(settings: Settings, *, timezone: str | None = None, is_planned
             yield Adoption(
                 connection,
                 zone=zone,
-                password_problem=partial(_password_problem, cipher),
+                find_password_error=partial(_password_problem, cipher),
                 # Of what nobody knows. It can be read as any other can: when the key turns over, all must.
                 locked=cipher.encrypt(secrets.token_urlsafe()),
                 # The last: while it is that of a key which is not the first, `mlapi keys prune` keeps all of them.
@@ -260,9 +263,9 @@ def check_database(settings: Settings) -> DatabaseCheck:
             settings = completed(settings, secrets_file(database))
         except ConfigurationError as error:
             with opened(database, "read") as connection:
-                return DatabaseCheck(found=inspected(connection, password_problem=None), key_problem=str(error))
+                return DatabaseCheck(found=inspected(connection, find_password_error=None), key_problem=str(error))
         with opened(database, "read") as connection:
-            found = inspected(connection, password_problem=partial(_password_problem, password_cipher(settings)))
+            found = inspected(connection, find_password_error=partial(_password_problem, password_cipher(settings)))
     problem = None
     if found.unreadable:
         problem = f"secrets.key and secrets.salt do not fit {found.unreadable} of {found.sampled} stored passwords"
@@ -282,7 +285,7 @@ def _password_problem(cipher: FernetCipher | HashingFernetCipher, value: str) ->
     try:
         cipher.adopted_value(value)
     except InvalidFieldsError as error:
-        return error.problems[0].message
+        return error.errors[0].message
     return None
 
 

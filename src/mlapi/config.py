@@ -19,7 +19,7 @@ import attrs
 import msgspec
 
 from mlapi.domain.errors import ConfigurationError
-from mlapi.domain.model import PASSWORD_MAX
+from mlapi.domain.rules import PASSWORD_MAX
 from mlapi.secret_files import KEY_BYTES, open_to_others, read_value, read_yaml
 
 ADMIN_TOKEN_MIN = 16
@@ -106,7 +106,7 @@ class TokenSettings:
 
 
 @attrs.frozen(kw_only=True)
-class LogInSettings:
+class LoginSettings:
     """How many attempts are let through in a minute. Those that were right do not count."""
 
     per_address: int = 200
@@ -162,7 +162,7 @@ class Settings:
     secrets: SecretSettings = SecretSettings()
     passwords: PasswordSettings = PasswordSettings()
     tokens: TokenSettings = TokenSettings()
-    logins: LogInSettings = LogInSettings()
+    logins: LoginSettings = LoginSettings()
     http: HttpSettings = HttpSettings()
     registration: RegistrationSettings = RegistrationSettings()
     management: ManagementSettings = ManagementSettings()
@@ -341,7 +341,7 @@ def _check_access(settings: Settings) -> None:
         value = getattr(settings.tokens, name)
         if not 0 < len(value) <= TOKEN_NAME_MAX or not (value.isascii() and value.isprintable()):
             raise ConfigurationError(f"tokens.{name} must be 1 to {TOKEN_NAME_MAX} printable ASCII characters")
-    for field in attrs.fields(LogInSettings):
+    for field in attrs.fields(LoginSettings):
         if getattr(settings.logins, field.name) < 1:
             raise ConfigurationError(f"logins.{field.name} must be 1 or more")
     try:

@@ -41,7 +41,7 @@ def are_let_through(limiter: AttemptLimiter, *attempts: tuple[str, str]) -> list
 def log_in(limiter: AttemptLimiter, username: str = "ada", address: str = HOME) -> None:
     """An attempt with the right password."""
     was_known = limiter.count(username, address)
-    limiter.forgive(username, address, was_known=was_known)
+    limiter.record_success(username, address, was_known=was_known)
 
 
 class CountedTransactions:
@@ -190,7 +190,7 @@ class FixedWindowContract:
         limiter.count("ada", HOME)
         time.sleep(1.05)
 
-        limiter.forgive("ada", HOME, was_known=False)
+        limiter.record_success("ada", HOME, was_known=False)
 
         assert are_let_through(limiter, ("bob", HOME), ("bob", HOME), ("bob", HOME)) == [True, True, False]
 
@@ -199,7 +199,7 @@ class FixedWindowContract:
         known = [limiter.count("ada", HOME) for _ in range(3)]
 
         for was_known in known:
-            limiter.forgive("ada", HOME, was_known=was_known)
+            limiter.record_success("ada", HOME, was_known=was_known)
 
         assert known == [False] * 3
         assert limiter.count("ada", HOME)
@@ -209,7 +209,7 @@ class FixedWindowContract:
         limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=2))
         refused = are_let_through(limiter, *[("ada", HOME)] * 3)
 
-        limiter.forgive("ada", HOME, was_known=False)
+        limiter.record_success("ada", HOME, was_known=False)
 
         assert refused == [True, True, False]
         assert are_let_through(limiter, ("ada", HOME)) == [True]

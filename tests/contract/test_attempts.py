@@ -334,7 +334,7 @@ def test_without_its_table_nothing_is_counted_and_nobody_let_through(database: D
     with database.writing() as connection:
         connection.execute(text("DROP TABLE mlapi_attempts"))
 
-    for call in (limiter.count, partial(limiter.forgive, was_known=False)):
+    for call in (limiter.count, partial(limiter.record_success, was_known=False)):
         with pytest.raises(RepositoryUnavailableError, match="mlapi_attempts"):
             call("ada", HOME)
 
@@ -345,7 +345,7 @@ def test_without_its_server_nothing_is_counted_and_nobody_let_through(
     database = open_database(postgres_url.set(port=1))
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits_of())
 
-    for call in (limiter.count, partial(limiter.forgive, was_known=False)):
+    for call in (limiter.count, partial(limiter.record_success, was_known=False)):
         with pytest.raises(RepositoryUnavailableError):
             call("ada", HOME)
 

@@ -17,7 +17,7 @@ from cryptography.fernet import Fernet
 from mlapi import EncryptedPassword, PasswordCipher
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
 from mlapi.adapters.memory import PlainCipher
-from mlapi.adapters.rotation import Current, RotatingCipher
+from mlapi.application.key_reload import Current, ReloadingCipher
 from mlapi.testing import PasswordCipherContract
 from tests.conftest import KEY, OLDER_KEY, SALT
 
@@ -78,7 +78,7 @@ class TestHashingFernetCipherOfSeveralSecrets(PasswordCipherContract):
 class TestRotatingCipher(PasswordCipherContract):
     @pytest.fixture
     def cipher(self) -> PasswordCipher:
-        return RotatingCipher(Current(lambda: FernetCipher([KEY], SALT), lambda: "the same"))
+        return ReloadingCipher(Current(lambda: FernetCipher([KEY], SALT), lambda: "the same"))
 
 
 def test_only_the_default_is_costly() -> None:
@@ -182,7 +182,7 @@ def test_a_wrong_key_matches_nothing_and_upgrades_nothing(kind: Kind, caplog: py
     assert caplog.messages == [UNREADABLE]
     assert not cipher.needs_upgrade(stored)
     assert not cipher.needs_older_salt(stored)
-    assert cipher.renewed(stored) is None
+    assert cipher.reencrypt(stored) is None
 
 
 @each_kind
@@ -282,36 +282,36 @@ def test_a_value_of_an_older_key_is_renewed_without_its_password(
     stored = made_by(older_keys, OLDER_SALT).encrypt("secret")
     cipher = kind([newest, *older_keys], SALT, OLDER_SALT)
 
-    renewed = cipher.renewed(stored)
+    reencrypt = cipher.reencrypt(stored)
 
-    assert renewed is not None
-    assert renewed != stored
-    assert cipher.renewed(renewed) is None
-    assert renewed.value.partition("|")[1:] == stored.value.partition("|")[1:]
+    assert reencrypt is not None
+    assert reencrypt != stored
+    assert cipher.reencrypt(reencrypt) is None
+    assert reencrypt.value.partition("|")[1:] == stored.value.partition("|")[1:]
     for later in (cipher, kind([newest], OLDER_SALT)):
-        assert later.matches("secret", renewed)
-        assert not later.matches("secrets", renewed)
-    assert cipher.needs_older_salt(renewed)
-    assert not made_by([newest], OLDER_SALT).needs_upgrade(renewed)
+        assert later.matches("secret", reencrypt)
+        assert not later.matches("secrets", reencrypt)
+    assert cipher.needs_older_salt(reencrypt)
+    assert not made_by([newest], OLDER_SALT).needs_upgrade(reencrypt)
 
 
 @each_kind
 def test_what_is_renewed_is_the_same_to_the_letter(kind: Kind) -> None:
     stored = kind([OLDER_KEY], SALT).encrypt("secret")
 
-    renewed = kind([KEY, OLDER_KEY], SALT).renewed(stored)
+    reencrypt = kind([KEY, OLDER_KEY], SALT).reencrypt(stored)
 
-    assert renewed is not None
+    assert reencrypt is not None
     token = stored.value.partition("|")[0].encode()
-    assert plaintext_of(renewed) == Fernet(OLDER_KEY).decrypt(token).decode()
+    assert plaintext_of(reencrypt) == Fernet(OLDER_KEY).decrypt(token).decode()
 
 
 @pytest.mark.parametrize(("password", "stored"), ROWS)
 def test_the_origins_values_are_renewed_too(password: str, stored: EncryptedPassword) -> None:
-    renewed = HashingFernetCipher([KEY, ORIGIN["key"]], ORIGIN["salt"]).renewed(stored)
+    reencrypt = HashingFernetCipher([KEY, ORIGIN["key"]], ORIGIN["salt"]).reencrypt(stored)
 
-    assert renewed is not None
-    assert FernetCipher([KEY], ORIGIN["salt"]).matches(password, renewed)
+    assert reencrypt is not None
+    assert FernetCipher([KEY], ORIGIN["salt"]).matches(password, reencrypt)
 
 
 def test_a_plaintext_that_is_no_text_matches_nothing(caplog: pytest.LogCaptureFixture) -> None:

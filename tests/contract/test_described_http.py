@@ -8,9 +8,9 @@ import httpx2
 from openapi_schema_validator import OAS31Validator
 
 from mlapi import Users
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.management import Management
-from mlapi.entrypoints.wire.description import OPERATIONS, openapi
+from mlapi.entrypoints.wire.openapi import OPERATIONS, openapi
 from mlapi.testing import HttpContract
 from tests.contract.test_http import asgi_client
 
@@ -19,7 +19,7 @@ PATHS = {path: re.compile(re.sub(r"{\w+}", "[^/]+", path)) for path in dict.from
 
 
 class TestDescribed(HttpContract):
-    def client(self, users: Users, management: Management) -> httpx2.Client:
+    def client(self, users: Users, management: AdminPolicy) -> httpx2.Client:
         client = asgi_client(create_app(users, management))
         client.event_hooks = {"response": [assert_described]}
         return client

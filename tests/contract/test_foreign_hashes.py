@@ -7,7 +7,7 @@ import pytest
 from argon2 import PasswordHasher, Type
 from cryptography.fernet import Fernet
 
-from mlapi import EncryptedPassword, FieldProblem, InvalidFieldsError
+from mlapi import EncryptedPassword, FieldError, InvalidFieldsError
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
 from tests.conftest import KEY, OLDER_KEY, SALT
 
@@ -118,12 +118,12 @@ def test_a_key_turns_over_under_it_and_no_salt_does(kind: Kind) -> None:
     stored = kind([OLDER_KEY], "another salt").adopted_hash(text)
     cipher = kind([KEY, OLDER_KEY], SALT)
 
-    renewed = cipher.renewed(stored)
+    reencrypt = cipher.reencrypt(stored)
 
-    assert renewed is not None
-    assert renewed.value.endswith("|foreign")
-    assert cipher.renewed(renewed) is None
-    assert kind([KEY], SALT).matches(password, renewed)
+    assert reencrypt is not None
+    assert reencrypt.value.endswith("|foreign")
+    assert cipher.reencrypt(reencrypt) is None
+    assert kind([KEY], SALT).matches(password, reencrypt)
     assert not cipher.needs_older_salt(stored)
     assert cipher.is_readable(stored)
     assert not kind([KEY], SALT).is_readable(stored)
@@ -197,7 +197,7 @@ def test_a_hash_that_no_log_in_can_afford_is_refused(text: object, message: str)
     with pytest.raises(InvalidFieldsError) as refusal:
         FernetCipher([KEY], SALT).adopted_hash(text)
 
-    assert refusal.value.problems == (FieldProblem("password_hash", message),)
+    assert refusal.value.errors == (FieldError("password_hash", message),)
 
 
 @pytest.mark.parametrize(
@@ -224,8 +224,8 @@ def test_what_is_no_hash_of_these_is_refused_and_not_repeated(text: str) -> None
     with pytest.raises(InvalidFieldsError) as refusal:
         FernetCipher([KEY], SALT).adopted_hash(text)
 
-    assert refusal.value.problems == (
-        FieldProblem(
+    assert refusal.value.errors == (
+        FieldError(
             "password_hash",
             "must be a hash of argon2 ($argon2id$..., $argon2i$..., $argon2d$...) or bcrypt"
             " ($2a$..., $2b$..., $2y$...)",
@@ -268,7 +268,7 @@ def test_values_of_other_secrets_are_refused(kind: Kind, made_by: Kind, caplog: 
     for value, message in refused.items():
         with pytest.raises(InvalidFieldsError) as refusal:
             cipher.adopted_value(value)
-        (problem,) = refusal.value.problems
+        (problem,) = refusal.value.errors
         assert problem.field == "stored_password"
         assert message is None or problem.message == message
     with pytest.raises(InvalidFieldsError, match="stored_password must be a string"):

@@ -12,8 +12,8 @@ from starlette.types import ASGIApp
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from mlapi import Users
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.management import Management
 from mlapi.testing import HttpContract
 
 BASE = "http://127.0.0.1:8001"
@@ -24,12 +24,12 @@ def asgi_client(app: ASGIApp) -> TestClient:
 
 
 class TestStarlette(HttpContract):
-    def client(self, users: Users, management: Management) -> httpx2.Client:
+    def client(self, users: Users, management: AdminPolicy) -> httpx2.Client:
         return asgi_client(create_app(users, management))
 
 
 class TestFastAPI(HttpContract):
-    def client(self, users: Users, management: Management) -> httpx2.Client:
+    def client(self, users: Users, management: AdminPolicy) -> httpx2.Client:
         return asgi_client(fastapi_app.create_app(users, management))
 
 
@@ -42,7 +42,7 @@ class TestFlask(HttpContract):
         with self.opened:
             yield
 
-    def client(self, users: Users, management: Management) -> httpx2.Client:
+    def client(self, users: Users, management: AdminPolicy) -> httpx2.Client:
         app = flask_app.create_app(users, management)
         server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})

@@ -6,19 +6,19 @@ from typing import Any
 import schemathesis
 from hypothesis import strategies as st
 
-from mlapi.domain.model import has_hidden, username_problem
+from mlapi.domain.rules import find_username_error, has_invisible
 
 OWN_ID = "1"
 """Of the user who logs in: were he removed, nothing that is asked of his own account would get through."""
 
-_visible = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"])).filter(lambda text: not has_hidden(text))
+_visible = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"])).filter(lambda text: not has_invisible(text))
 # Lengths at which rules change are asked for, and would hardly ever come by chance.
 _sized = st.tuples(_visible, st.sampled_from([None, None, 1, 2, 99, 100, 101, 253, 254, 255])).map(
     lambda drawn: drawn[0] if drawn[1] is None else (drawn[0] * drawn[1])[: drawn[1]]
 )
 
 schemathesis.openapi.format("visible-text", _sized.filter(lambda text: not text or bool(text.strip())))
-schemathesis.openapi.format("username", _sized.map(str.strip).filter(lambda name: username_problem(name) is None))
+schemathesis.openapi.format("username", _sized.map(str.strip).filter(lambda name: find_username_error(name) is None))
 schemathesis.openapi.format(
     "date-time",
     st.datetimes(datetime.now() + timedelta(days=1), datetime(9999, 12, 30), timezones=st.just(UTC)).map(  # noqa: DTZ001, DTZ005

@@ -71,11 +71,11 @@ def by_token(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-Visit = Callable[..., Page]
+ConsoleRequest = Callable[..., Page]
 
 
 @pytest.fixture
-def visit(browser: Browser) -> Iterator[Visit]:
+def visit(browser: Browser) -> Iterator[ConsoleRequest]:
     """Open the console of a server in a new context; all are watched until the test ends."""
     opened: list[tuple[Server, Watch]] = []
     contexts = []
@@ -125,7 +125,7 @@ def tab_to(page: Page, name: str) -> None:
     raise AssertionError(f"{name} cannot be reached with the tabulator")
 
 
-def test_the_admin_token_opens_and_the_log_out_closes(by_token: Server, visit: Visit) -> None:
+def test_the_admin_token_opens_and_the_log_out_closes(by_token: Server, visit: ConsoleRequest) -> None:
     page = visit(by_token)
     log_in(page)
     expect(page.get_by_role("heading", level=1)).to_have_text("Users")
@@ -137,7 +137,7 @@ def test_the_admin_token_opens_and_the_log_out_closes(by_token: Server, visit: V
     expect(page.get_by_role("heading", level=1)).to_have_text("Log in")
 
 
-def test_a_wrong_token_is_told(by_token: Server, visit: Visit) -> None:
+def test_a_wrong_token_is_told(by_token: Server, visit: ConsoleRequest) -> None:
     page = visit(by_token)
 
     log_in(page, "wrong")
@@ -149,7 +149,7 @@ def test_a_wrong_token_is_told(by_token: Server, visit: Visit) -> None:
 
 @pytest.mark.parametrize("mode", ["local", "by_token"])
 def test_a_switch_is_made_by_keyboard_alone_and_keeps_the_focus(
-    request: pytest.FixtureRequest, visit: Visit, mode: str
+    request: pytest.FixtureRequest, visit: ConsoleRequest, mode: str
 ) -> None:
     server: Server = request.getfixturevalue(mode)
     user_id = registered(server, "keyboard")
@@ -172,7 +172,7 @@ def test_a_switch_is_made_by_keyboard_alone_and_keeps_the_focus(
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
-def test_a_user_is_removed_only_if_the_question_is_answered(local: Server, visit: Visit) -> None:
+def test_a_user_is_removed_only_if_the_question_is_answered(local: Server, visit: ConsoleRequest) -> None:
     user_id = registered(local, "leaving")
     page = visit(local)
 
@@ -188,7 +188,7 @@ def test_a_user_is_removed_only_if_the_question_is_answered(local: Server, visit
     assert (kept, gone) == (200, 404)
 
 
-def test_the_list_is_searched_while_one_types(local: Server, visit: Visit) -> None:
+def test_the_list_is_searched_while_one_types(local: Server, visit: ConsoleRequest) -> None:
     registered(local, "searched for")
     registered(local, "not wanted")
     page = visit(local)
@@ -210,7 +210,7 @@ def kept(page: Page) -> list[object]:
 
 
 def test_the_browser_keeps_the_address_of_the_page_alone_and_nothing_after_the_log_out(
-    by_token: Server, visit: Visit
+    by_token: Server, visit: ConsoleRequest
 ) -> None:
     user_id = registered(by_token, "kept nowhere")
     page = visit(by_token)
@@ -231,7 +231,7 @@ def test_the_browser_keeps_the_address_of_the_page_alone_and_nothing_after_the_l
 
 
 @pytest.mark.parametrize("with_script", [True, False], ids=["with JavaScript", "without"])
-def test_names_that_would_be_html_are_shown_as_text(local: Server, visit: Visit, with_script: bool) -> None:
+def test_names_that_would_be_html_are_shown_as_text(local: Server, visit: ConsoleRequest, with_script: bool) -> None:
     name = f"{SCRIPT} {IMAGE} {with_script}"
     page = visit(local, "/users/new", java_script_enabled=with_script)
 
@@ -252,7 +252,7 @@ def test_names_that_would_be_html_are_shown_as_text(local: Server, visit: Visit,
     assert page.locator("main img, main script").count() == 0
 
 
-def test_all_of_it_works_without_javascript(by_token: Server, visit: Visit) -> None:
+def test_all_of_it_works_without_javascript(by_token: Server, visit: ConsoleRequest) -> None:
     page = visit(by_token, java_script_enabled=False)
     log_in(page)
     page.get_by_role("link", name="Add user").click()
@@ -274,7 +274,7 @@ def test_all_of_it_works_without_javascript(by_token: Server, visit: Visit) -> N
     expect(page.get_by_label("Name or e-mail address")).to_have_value("plain")
 
 
-def test_a_key_is_shown_once(local: Server, visit: Visit) -> None:
+def test_a_key_is_shown_once(local: Server, visit: ConsoleRequest) -> None:
     page = visit(local, f"/users/{registered(local, 'machine')}")
 
     page.get_by_label("Name of a new key").fill("nightly job")
@@ -288,7 +288,7 @@ def test_a_key_is_shown_once(local: Server, visit: Visit) -> None:
     assert secret not in page.content()
 
 
-def test_no_page_scrolls_sideways_on_a_phone(local: Server, visit: Visit) -> None:
+def test_no_page_scrolls_sideways_on_a_phone(local: Server, visit: ConsoleRequest) -> None:
     user_id = registered(local, "W" * 200, f"{'w' * 60}@{'example' * 8}.com")
     requests.post(f"{local.base}/users/{user_id}/keys", json={"name": "k" * 100}, timeout=15)
     page = visit(local, viewport=PHONE)
@@ -302,7 +302,7 @@ def test_no_page_scrolls_sideways_on_a_phone(local: Server, visit: Visit) -> Non
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_light_and_dark(local: Server, visit: Visit, scheme: str) -> None:
+def test_text_stands_out_in_light_and_dark(local: Server, visit: ConsoleRequest, scheme: str) -> None:
     user_id = registered(local, f"contrast in {scheme}")
     page = visit(local, color_scheme=scheme)
     page.get_by_role("button", name=f"Disable contrast in {scheme}").click()
@@ -319,7 +319,7 @@ def test_text_stands_out_in_light_and_dark(local: Server, visit: Visit, scheme: 
     assert (ground == "rgb(17, 22, 21)") == (scheme == "dark")
 
 
-def test_nothing_moves_for_whoever_wants_no_motion(local: Server, visit: Visit) -> None:
+def test_nothing_moves_for_whoever_wants_no_motion(local: Server, visit: ConsoleRequest) -> None:
     page = visit(local, "/users/new", reduced_motion="reduce")
 
     durations = page.evaluate(

@@ -13,7 +13,7 @@ from werkzeug.serving import make_server
 
 from mlapi.bootstrap import open_guard, open_users
 from mlapi.config import load_settings
-from mlapi.entrypoints.guarded_routes import assert_all_routes_guarded
+from mlapi.testing.guarded_routes import assert_all_routes_guarded
 from tests.contract.test_http import Quiet
 from tests.e2e.server import Server
 
@@ -49,7 +49,7 @@ def model(request: pytest.FixtureRequest, service: str, folder: Path) -> Iterato
 def nobody(service: str, folder: Path) -> None:
     """The users of the tests before this one are gone."""
     with open_users(load_settings(environ={"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"})) as users:
-        for user in users.every_user():
+        for user in users.iterate_users():
             users.remove(user_id=user.id)
 
 

@@ -18,14 +18,15 @@ from click.testing import CliRunner, Result
 from sqlalchemy import URL, inspect, text
 
 from mlapi import EncryptedPassword
-from mlapi.adapters.sql import Database, survey, upgrade
+from mlapi.adapters.sql import Database, upgrade
+from mlapi.adapters.sql.adoption import survey
 from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE
 from mlapi.bootstrap import open_adoption, open_service, open_users, password_cipher
 from mlapi.config import load_settings
 from mlapi.domain.errors import ConfigurationError, InvalidCredentialsError
 from mlapi.entrypoints.cli import main
 from tests.conftest import OLDER_KEY
-from tests.origin_database import (
+from tests.legacy_database import (
     CREATE,
     ORIGIN,
     ROWS,
@@ -93,11 +94,13 @@ def test_every_user_of_the_origin_logs_in_afterwards(url: URL, monkeypatch: pyte
     with open_service(load_settings()) as service:
         for each in ORIGIN["rows"]:
             enabled = service.users.set_enabled(user_id=each["id"], enabled=True)
-            service.access.log_ins.log_in(username=each["username"].upper(), password=each["plaintext"])
+            service.access.authenticator.log_in(username=each["username"].upper(), password=each["plaintext"])
             assert enabled.username == each["username"]
             with pytest.raises(InvalidCredentialsError):
-                service.access.log_ins.log_in(username=each["username"], password=each["plaintext"] + ORIGIN["salt"])
-        stored = [user.password.value for user in service.users.every_user()]
+                service.access.authenticator.log_in(
+                    username=each["username"], password=each["plaintext"] + ORIGIN["salt"]
+                )
+        stored = [user.password.value for user in service.users.iterate_users()]
     assert all(value.endswith("|argon2id") for value in stored)
 
 
@@ -117,9 +120,9 @@ def test_every_row_id_and_time_is_kept(url: URL) -> None:
                 user.created_datetime.isoformat(),
                 user.updated_datetime.isoformat(),
             )
-            for user in users.every_user()
+            for user in users.iterate_users()
         ]
-        epochs = {user.token_epoch for user in users.every_user()}
+        epochs = {user.token_epoch for user in users.iterate_users()}
     assert found == [
         (
             each["id"],
@@ -182,7 +185,7 @@ def test_the_ids_of_those_who_are_removed_are_not_given_again(url: URL) -> None:
 
     adopt()
     with open_users(load_settings()) as users:
-        for user in list(users.every_user()):
+        for user in list(users.iterate_users()):
             users.remove(user_id=user.id)
 
     assert registered_id() == 8
@@ -239,7 +242,7 @@ def test_what_is_missing_and_harmless_is_filled_in(url: URL) -> None:
 
     assert result.exit_code == 0
     with open_users(load_settings()) as users:
-        ada, bob, cyd, dan = users.every_user()
+        ada, bob, cyd, dan = users.iterate_users()
     assert ada.created_datetime == ada.updated_datetime == bob.created_datetime == bob.updated_datetime
     assert ada.created_datetime.isoformat(" ") == f"{later}+00:00"
     assert (cyd.email, cyd.enabled, dan.email) == ("", True, "nonsense")
@@ -345,13 +348,13 @@ def test_a_user_without_a_password_is_let_in_when_he_is_given_one(url: URL) -> N
     adopt_all()
 
     with open_service(load_settings()) as service:
-        users, log_ins = service.users, service.access.log_ins
+        users, authenticator = service.users, service.access.authenticator
         for guess in ("", "None"):
             with pytest.raises(InvalidCredentialsError):
-                log_ins.log_in(username="bob", password=guess)
-        (bob,) = users.every_user()
+                authenticator.log_in(username="bob", password=guess)
+        (bob,) = users.iterate_users()
         users.set_password(user_id=bob.id, password="a new one")
-        issued = log_ins.log_in(username="bob", password="a new one")
+        issued = authenticator.log_in(username="bob", password="a new one")
 
     assert password_cipher(load_settings()).is_readable(bob.password)  # or the key could not be turned over
     assert issued.token
@@ -564,7 +567,7 @@ def test_times_are_those_of_a_zone(url: URL) -> None:
     adopt_all("--timezone", "Europe/Vilnius")
 
     with open_users(load_settings()) as users:
-        found = {user.id: user.created_datetime.isoformat() for user in users.every_user()}
+        found = {user.id: user.created_datetime.isoformat() for user in users.iterate_users()}
     assert found == {each: instant for each, (_, instant) in at.items()}
 
 
@@ -677,7 +680,7 @@ def test_what_refers_to_users_still_does(url: URL) -> None:
         assert inspect(connection).get_foreign_keys("orders") == before
         assert connection.scalar(text("SELECT count(*) FROM orders")) == 3
     with open_users(load_settings()) as users:
-        users.remove(user_id=next(users.every_user()).id)
+        users.remove(user_id=next(users.iterate_users()).id)
     with connected(url) as connection:
         assert connection.scalars(text("SELECT id FROM orders ORDER BY id")).all() == [2, 3]
 

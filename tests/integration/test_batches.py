@@ -13,22 +13,22 @@ from sqlalchemy import URL, delete
 from mlapi import (
     AddApiKey,
     ApiKey,
-    ApiKeyHolder,
     ApiKeyId,
     ApiKeyNotFoundError,
-    Change,
+    ApiKeyPrincipal,
     ChangePassword,
+    Command,
     EncryptedPassword,
     EndTokens,
-    Holder,
     Outcome,
+    Principal,
+    PrincipalId,
     RecordApiKeyUse,
     Reencrypt,
     Register,
     Remove,
     RemoveApiKey,
     SetEnabled,
-    Subject,
     User,
     UserId,
     UserRepository,
@@ -57,12 +57,12 @@ removes = st.tuples(st.just("remove"), who)
 added_keys = st.tuples(st.just("add key"), who, st.booleans())
 used_keys = st.tuples(st.just("use key"), which, st.sampled_from([-90, 0, 57, 58, 59, 60, 61]))
 removed_keys = st.tuples(st.just("remove key"), which)
-changes = registers | toggles | endings | passwords | better | removes | added_keys | used_keys | removed_keys
+commands = registers | toggles | endings | passwords | better | removes | added_keys | used_keys | removed_keys
 BEFORE: list[tuple[object, ...]] = [
     *(("register", name) for name in ("eve", "kay", "liz")),
     *(("add key", number, number == 0) for number in (0, 0, 1)),
 ]
-batches = st.lists(st.lists(changes, min_size=1, max_size=12), min_size=1, max_size=4)
+batches = st.lists(st.lists(commands, min_size=1, max_size=12), min_size=1, max_size=4)
 
 
 class Replay:
@@ -79,29 +79,29 @@ class Replay:
             self.apply([symbolic], one_by_one=True)
 
     def apply(self, batch: list[tuple[object, ...]], *, one_by_one: bool) -> list[object]:
-        changes = [self._change(*symbolic) for symbolic in batch]
-        batches = [[change] for change in changes] if one_by_one else [changes]
-        outcomes = [outcome for changes in batches for outcome in self._repository.apply(changes)]
-        for change, outcome in zip(changes, outcomes, strict=True):
-            if isinstance(change, Register) and isinstance(outcome, User):
+        commands = [self._change(*symbolic) for symbolic in batch]
+        batches = [[command] for command in commands] if one_by_one else [commands]
+        outcomes = [outcome for commands in batches for outcome in self._repository.apply(commands)]
+        for command, outcome in zip(commands, outcomes, strict=True):
+            if isinstance(command, Register) and isinstance(outcome, User):
                 self._ids.append(outcome.id)
         return [self._symbolic(outcome) for outcome in outcomes]
 
     def content(self) -> dict[str, object]:
-        users = self._repository.page(after=UserId(0), limit=1000)
-        subjects: list[Subject] = [*(self._id(number) for number in range(10)), *(_key_id(n) for n in range(10))]
+        users = self._repository.list_page(after=UserId(0), limit=1000)
+        subjects: list[PrincipalId] = [*(self._id(number) for number in range(10)), *(_key_id(n) for n in range(10))]
         return {
             "count": self._repository.count(),
             "users": [self._symbolic(user) for user in users],
-            "API keys": [[self._symbolic(key) for key in self._repository.api_keys(user.id)] for user in users],
+            "API keys": [[self._symbolic(key) for key in self._repository.list_api_keys(user.id)] for user in users],
             "audit": [
                 attrs.evolve(entry, id=UNWRITTEN, user_id=entry.user_id and UserId(self._who(entry.user_id)))
-                for entry in self._repository.audit.page(limit=1000)
+                for entry in self._repository.audit.list_page(limit=1000)
             ],
-            "holders": [self._symbolic_holder(holder) for holder in self._repository.holders(subjects)],
+            "holders": [self._symbolic_holder(holder) for holder in self._repository.find_principals(subjects)],
         }
 
-    def _change(self, kind: object, *values: object) -> Change:  # noqa: PLR0911 - one for each kind
+    def _change(self, kind: object, *values: object) -> Command:  # noqa: PLR0911 - one for each kind
         self._clock += timedelta(seconds=1)
         epoch = f"epoch at {self._clock}"
         match kind, *values:
@@ -175,8 +175,8 @@ class Replay:
             return outcome
         return type(outcome)(self._who(outcome.user_id))
 
-    def _symbolic_holder(self, holder: Holder | None) -> object:
-        if isinstance(holder, ApiKeyHolder):
+    def _symbolic_holder(self, holder: Principal | None) -> object:
+        if isinstance(holder, ApiKeyPrincipal):
             return self._symbolic(holder.key), self._symbolic(holder.user)
         return None if holder is None else self._symbolic(holder)
 

@@ -51,7 +51,7 @@ def test_a_first_start_makes_database_and_secrets_side_by_side(folder: Path, cap
 
 def test_a_first_start_has_no_user_and_no_admin_token(folder: Path) -> None:
     with open_service(load_settings()) as opened:
-        assert opened.users.page() == []
+        assert opened.users.list_page() == []
         assert opened.settings.secrets.admin_token is None
 
 

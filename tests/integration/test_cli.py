@@ -375,7 +375,7 @@ def test_what_a_command_changes_is_told_of_whoever_runs_it(monkeypatch: pytest.M
     mlapi("users", "disable", "ada")
 
     with open_users(load_settings()) as users:
-        nobody, somebody = users.audit_page()
+        nobody, somebody = users.list_audit_page()
 
     assert nobody.actor == "command line of 12345"
     assert somebody.actor == f"command line of {pwd.getpwuid(os.geteuid()).pw_name}"

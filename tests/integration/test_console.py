@@ -21,19 +21,19 @@ from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.bootstrap import in_memory_access
 from mlapi.config import HttpSettings
 from mlapi.domain.errors import ConfigurationError
-from mlapi.domain.model import PasswordPolicy
+from mlapi.domain.rules import PasswordPolicy
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import PATH
-from mlapi.entrypoints.console.gate import Gate
+from mlapi.entrypoints.console.app import ConsoleApp
 from mlapi.entrypoints.console.sessions import IDLE, LIFETIME, Sessions
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.management import Management
-from mlapi.testing import AwayRepository
+from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADMIN_TOKEN
 from tests.contract.test_http import BASE, asgi_client
 from tests.integration.html_page import Page
 
-TOKEN = Management(admin_token=ADMIN_TOKEN)
-LOCKED = Management(local=False)
+TOKEN = AdminPolicy(admin_token=ADMIN_TOKEN)
+LOCKED = AdminPolicy(local=False)
 PASSWORD = "difference engine"
 HOSTILE = "\"'><script>alert(1)</script>&{{'tpl'.upper()}}"
 POLICY = (
@@ -94,22 +94,24 @@ def outcome(page: Page) -> tuple[int, str]:
 
 
 def trail(users: Users) -> list[tuple[str, str, int | None]]:
-    return [(entry.actor, entry.action, entry.user_id) for entry in reversed(users.audit_page())]
+    return [(entry.actor, entry.action, entry.user_id) for entry in reversed(users.list_audit_page())]
 
 
 def everything(users: Users) -> list[object]:
     found: list[object] = []
-    for user in users.page():
-        found += [user, *users.api_keys(user.id)]
+    for user in users.list_page():
+        found += [user, *users.list_api_keys(user.id)]
     return found
 
 
 # --- who may come in
 
 
-def gate_of(app: Starlette) -> Gate:
-    (gate,) = {route.endpoint for route in app.routes if isinstance(route, Route) and isinstance(route.endpoint, Gate)}
-    assert isinstance(gate, Gate)
+def gate_of(app: Starlette) -> ConsoleApp:
+    (gate,) = {
+        route.endpoint for route in app.routes if isinstance(route, Route) and isinstance(route.endpoint, ConsoleApp)
+    }
+    assert isinstance(gate, ConsoleApp)
     return gate
 
 
@@ -151,12 +153,12 @@ def test_every_route_leads_a_stranger_to_the_log_in(users: Users, ada: User) -> 
 @pytest.mark.parametrize(
     ("management", "told"),
     [
-        pytest.param(Management(), "this machine only", id="local"),
+        pytest.param(AdminPolicy(), "this machine only", id="local"),
         pytest.param(LOCKED, "secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)", id="locked"),
     ],
 )
 def test_without_a_token_every_route_is_closed_to_a_stranger(
-    users: Users, ada: User, management: Management, told: str
+    users: Users, ada: User, management: AdminPolicy, told: str
 ) -> None:
     app = create_app(users, management)
     client = stranger(app)
@@ -290,7 +292,7 @@ def test_a_session_holds_in_every_process_and_ends_with_the_token(users: Users, 
     headers = {"cookie": f"__Secure-mlapi_session={by_token.cookies['__Secure-mlapi_session']}"}
 
     here = stranger(create_app(users, TOKEN)).get(PATH, headers=headers)
-    after = stranger(create_app(users, Management(admin_token="another"))).get(PATH, headers=headers)
+    after = stranger(create_app(users, AdminPolicy(admin_token="another"))).get(PATH, headers=headers)
 
     assert (here.status_code, after.status_code) == (200, 303)
 
@@ -344,7 +346,7 @@ def test_there_is_no_log_in_on_this_machine(local: TestClient) -> None:
 
 def test_an_api_key_or_a_token_of_a_user_is_no_session(users: Users, ada: User) -> None:
     access = in_memory_access(users)
-    token = access.log_ins.log_in(username="ada", password=PASSWORD).token
+    token = access.authenticator.log_in(username="ada", password=PASSWORD).token
     client = stranger(create_app(users, TOKEN, access))
 
     answers = [
@@ -385,7 +387,7 @@ def test_a_form_that_another_page_sends_changes_nothing(
 
     assert answer.status_code == 403
     assert "Forms of the console are taken from its own pages only" in answer.text
-    assert users.page() == [ada]
+    assert users.list_page() == [ada]
 
 
 def test_a_form_of_another_session_changes_nothing(users: Users, ada: User) -> None:
@@ -403,7 +405,7 @@ def test_a_form_of_another_session_changes_nothing(users: Users, ada: User) -> N
 
     assert [answer.status_code for answer in answers] == [403] * 3
     assert "This form is of a session that is over" in answers[0].text
-    assert users.page() == [ada]
+    assert users.list_page() == [ada]
 
 
 def test_on_this_machine_too_a_form_needs_the_cookie_that_came_with_it(
@@ -415,7 +417,7 @@ def test_on_this_machine_too_a_form_needs_the_cookie_that_came_with_it(
     answer = local.post(form.action, data=form.fields, headers=ORIGIN)
 
     assert answer.status_code == 403
-    assert users.page() == [ada]
+    assert users.list_page() == [ada]
 
 
 @pytest.mark.parametrize(
@@ -435,7 +437,7 @@ def test_on_this_machine_no_other_page_and_no_proxy_is_let_through(
     answer = local.post(form.action, data=form.fields, headers=headers)
 
     assert answer.status_code == 403
-    assert users.page() == [ada]
+    assert users.list_page() == [ada]
 
 
 @pytest.mark.parametrize(
@@ -564,7 +566,7 @@ def test_each_change_is_told_of_its_request(local: TestClient, users: Users, ada
 
     answer = local.post(form.action, data=form.fields, headers=ORIGIN, follow_redirects=False)
 
-    assert users.audit_page(limit=1)[0].request_id == answer.headers["x-request-id"]
+    assert users.list_audit_page(limit=1)[0].request_id == answer.headers["x-request-id"]
 
 
 def test_fields_at_fault_are_named_and_kept_but_for_the_password(local: TestClient, users: Users) -> None:
@@ -578,7 +580,7 @@ def test_fields_at_fault_are_named_and_kept_but_for_the_password(local: TestClie
     assert (fields["username"], fields["email"], fields["password"]) == (" ada", "ada", "")
     assert "c4" not in re.sub(r'value="[0-9a-f]{64}"|/static/\w+', "", page.answer.text)
     assert [field["id"] for field in page.of("input") if "autofocus" in field] == ["username"]
-    assert users.page() == []
+    assert users.list_page() == []
 
 
 def test_fields_that_are_missing_are_empty(local: TestClient, users: Users) -> None:
@@ -664,7 +666,7 @@ def test_tokens_are_ended(local: TestClient, users: Users, ada: User) -> None:
 
 def test_a_user_is_removed_after_a_question(local: TestClient, users: Users, ada: User) -> None:
     question = show(local).follow("ada").follow("Remove user")
-    before = users.page()
+    before = users.list_page()
 
     kept = question.follow("Cancel")
     page = question.send("Remove user")
@@ -672,14 +674,14 @@ def test_a_user_is_removed_after_a_question(local: TestClient, users: Users, ada
     assert (question.answer.status_code, before, kept.answer.url.path) == (200, [ada], f"{PATH}/users/1")
     assert "Remove ada?" in question.text
     assert outcome(page) == (200, "ada is removed.")
-    assert (page.answer.url.path, users.page()) == (PATH, [])
+    assert (page.answer.url.path, users.list_page()) == (PATH, [])
 
 
 def test_an_api_key_is_shown_once(local: TestClient, users: Users, ada: User) -> None:
     page = show(local, "/users/1").send("Add key", name="nightly job", expires_at="2999-12-31")
 
     (secret,) = [field["value"] for field in page.of("input") if field.get("id") == "secret"]
-    (key,) = users.api_keys(ada.id)
+    (key,) = users.list_api_keys(ada.id)
     assert page.answer.status_code == 201
     assert in_memory_access(users).guard.check(secret) == ada
     assert (key.name, key.expires_datetime) == ("nightly job", datetime(2999, 12, 31, 23, 59, 59, tzinfo=UTC))
@@ -691,7 +693,7 @@ def test_an_api_key_is_shown_once(local: TestClient, users: Users, ada: User) ->
 def test_a_key_may_last_for_ever(local: TestClient, users: Users, ada: User) -> None:
     show(local, "/users/1").send("Add key", name="job")
 
-    assert [key.expires_datetime for key in users.api_keys(ada.id)] == [None]
+    assert [key.expires_datetime for key in users.list_api_keys(ada.id)] == [None]
 
 
 @pytest.mark.parametrize(
@@ -710,19 +712,19 @@ def test_a_key_that_cannot_be_is_told_at_its_fields(
     assert page.answer.status_code == 422
     assert f"Last day in UTC (optional) {told}" in page.text
     assert page.form("Add key").fields["name"] == "job"
-    assert users.api_keys(ada.id) == []
+    assert users.list_api_keys(ada.id) == []
 
 
 def test_a_key_is_removed_after_a_question(local: TestClient, users: Users, ada: User) -> None:
     key, _secret = users.add_api_key(user_id=ada.id, name="job")
 
     question = show(local, "/users/1").follow("Remove the key job")
-    before = users.api_keys(ada.id)
+    before = users.list_api_keys(ada.id)
     page = question.send("Remove key")
 
     assert before == [key]
     assert outcome(page) == (200, "The key job is removed.")
-    assert users.api_keys(ada.id) == []
+    assert users.list_api_keys(ada.id) == []
     assert trail(users)[-1] == ("console", "remove_api_key", 1)
 
 
@@ -847,7 +849,7 @@ def test_a_user_of_before_the_audit_trail_has_no_activity(local: TestClient, use
 def test_entries_can_be_told_apart_by_their_request(local: TestClient, users: Users, ada: User) -> None:
     show(local, "/users/1").send("End tokens")
 
-    (entry,) = [entry for entry in users.audit_page() if entry.action == "end_tokens"]
+    (entry,) = [entry for entry in users.list_audit_page() if entry.action == "end_tokens"]
     assert isinstance(entry, AuditEntry)
     assert f"request {entry.request_id}" in show(local, "/activity").text
 
@@ -1008,7 +1010,7 @@ def test_a_root_that_would_name_a_host_does_not(users: Users) -> None:
 
 
 def test_while_the_users_are_away_the_page_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    with asgi_client(create_app(Users(AwayRepository(), PlainCipher()))) as client:
+    with asgi_client(create_app(Users(UnavailableRepository(), PlainCipher()))) as client:
         page = show(client)
         form = show(client, "/users/new").send("Add user", username="ada", email="a@example.com", password="x")
 
@@ -1021,13 +1023,13 @@ def test_while_the_users_are_away_the_page_says_so(caplog: pytest.LogCaptureFixt
     ]
 
 
-class UnusableRepository(AwayRepository):
-    def page(self, **_asked: object) -> list[User]:
+class UnusableRepository(UnavailableRepository):
+    def list_page(self, **_asked: object) -> list[User]:
         raise ConfigurationError("secret details for the log")
 
 
-class BrokenRepository(AwayRepository):
-    def page(self, **_asked: object) -> list[User]:
+class BrokenRepository(UnavailableRepository):
+    def list_page(self, **_asked: object) -> list[User]:
         raise ZeroDivisionError("a fault of ours")
 
 

@@ -12,15 +12,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi import (
     AuditEntry,
-    Change,
+    Command,
     EncryptedPassword,
-    Holder,
     InvalidTokenError,
     IssuedToken,
     Outcome,
-    Refusal,
+    Principal,
+    PrincipalId,
     Register,
-    Subject,
+    Rejection,
     TokenClaims,
     TooManyAttemptsError,
     User,
@@ -29,8 +29,9 @@ from mlapi import (
     Users,
 )
 from mlapi.adapters.memory import InMemoryAuditTrail
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.management import Caller, Management
+from mlapi.entrypoints.wire.client import Client
 from mlapi.testing import (
     AttemptLimiterContract,
     HttpContract,
@@ -57,28 +58,28 @@ def plain_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class ReusingIds(InMemoryUserRepository):
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
-        outcomes = super().apply(changes, commit_by=commit_by)
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        outcomes = super().apply(commands, commit_by=commit_by)
         self._last_id = max(self._users, default=0)
         return outcomes
 
 
 class KnowingCase(InMemoryUserRepository):
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
-        return super().apply([self._as_typed(change) for change in changes], commit_by=commit_by)
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        return super().apply([self._as_typed(command) for command in commands], commit_by=commit_by)
 
-    def _as_typed(self, change: Change) -> Change:
-        if isinstance(change, Register):
-            object.__setattr__(change, "username_key", UsernameKey(change.username))
-        return change
+    def _as_typed(self, command: Command) -> Command:
+        if isinstance(command, Register):
+            object.__setattr__(command, "username_key", UsernameKey(command.username))
+        return command
 
 
 class StoppingAtARefusal(InMemoryUserRepository):
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         outcomes: list[Outcome] = []
-        for change in changes:
-            outcomes += super().apply([change], commit_by=commit_by)
-            if isinstance(outcomes[-1], Refusal):
+        for command in commands:
+            outcomes += super().apply([command], commit_by=commit_by)
+            if isinstance(outcomes[-1], Rejection):
                 break
         return outcomes
 
@@ -86,9 +87,9 @@ class StoppingAtARefusal(InMemoryUserRepository):
 class RegisteringFirst(InMemoryUserRepository):
     """Applies a batch kind by kind."""
 
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
-        order = sorted(range(len(changes)), key=lambda number: not isinstance(changes[number], Register))
-        outcomes = super().apply([changes[number] for number in order], commit_by=commit_by)
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        order = sorted(range(len(commands)), key=lambda number: not isinstance(commands[number], Register))
+        outcomes = super().apply([commands[number] for number in order], commit_by=commit_by)
         return [outcome for _, outcome in sorted(zip(order, outcomes, strict=True), key=lambda pair: pair[0])]
 
 
@@ -106,46 +107,46 @@ class CachingUsers(InMemoryUserRepository):
 class CachingHolders(InMemoryUserRepository):
     def __init__(self) -> None:
         super().__init__()
-        self._asked: dict[Subject, Holder | None] = {}
+        self._asked: dict[PrincipalId, Principal | None] = {}
 
-    def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:
-        return [self._asked.setdefault(subject, super().holders([subject])[0]) for subject in subjects]
+    def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:
+        return [self._asked.setdefault(subject, super().find_principals([subject])[0]) for subject in subjects]
 
 
 class TakingItsTime(InMemoryUserRepository):
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
-        return super().apply(changes)
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        return super().apply(commands)
 
 
 class TooLateToUndo(InMemoryUserRepository):
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
-        super().apply(changes[:-1])
-        return super().apply(changes, commit_by=commit_by)
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        super().apply(commands[:-1])
+        return super().apply(commands, commit_by=commit_by)
 
 
 class SkippingAtTheLimit(InMemoryUserRepository):
-    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        return super().page(after=after, limit=limit - 1, enabled=enabled, containing=containing)
+    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        return super().list_page(after=after, limit=limit - 1, enabled=enabled, containing=containing)
 
 
 class BeginningWithTheLast(InMemoryUserRepository):
-    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        return super().page(after=UserId(after - 1), limit=limit, enabled=enabled, containing=containing)
+    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        return super().list_page(after=UserId(after - 1), limit=limit, enabled=enabled, containing=containing)
 
 
 class SiftingAPage(InMemoryUserRepository):
     """Cuts the page first, and sifts it then."""
 
-    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        sifted = super().page(after=after, limit=10**6, enabled=enabled, containing=containing)
-        return [user for user in super().page(after=after, limit=limit) if user in sifted]
+    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        sifted = super().list_page(after=after, limit=10**6, enabled=enabled, containing=containing)
+        return [user for user in super().list_page(after=after, limit=limit) if user in sifted]
 
 
 class ReorderingUsers(InMemoryUserRepository):
     """Puts whoever is changed at the end."""
 
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
-        outcomes = super().apply(changes, commit_by=commit_by)
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        outcomes = super().apply(commands, commit_by=commit_by)
         for user in outcomes:
             if isinstance(user, User) and user.id in self._users:
                 self._users[user.id] = self._users.pop(user.id)
@@ -153,13 +154,13 @@ class ReorderingUsers(InMemoryUserRepository):
 
 
 class CuttingTexts(InMemoryUserRepository):
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
-        return super().apply([self._cut(change) for change in changes], commit_by=commit_by)
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        return super().apply([self._cut(command) for command in commands], commit_by=commit_by)
 
-    def _cut(self, change: Change) -> Change:
-        if isinstance(change, Register):
-            return attrs.evolve(change, password=EncryptedPassword(change.password.value[:255]))
-        return change
+    def _cut(self, command: Command) -> Command:
+        if isinstance(command, Register):
+            return attrs.evolve(command, password=EncryptedPassword(command.password.value[:255]))
+        return command
 
 
 class TellingOfNoRefusal(InMemoryUserRepository):
@@ -284,7 +285,7 @@ class Counting(UnlimitedAttempts):
             raise TooManyAttemptsError(60)
         return False
 
-    def forgive(self, username: str, address: str, *, was_known: bool) -> None:
+    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
         self.counts[self.key(username, address)] -= not was_known
         self.known.add((username, address))
 
@@ -299,23 +300,23 @@ class CountingNamesAlone(Counting):
 
 
 class KnowingNoAddress(Counting):
-    def forgive(self, username: str, address: str, *, was_known: bool) -> None:
+    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
         self.counts[self.key(username, address)] -= 1
 
 
 # --- HTTP
 
 
-class LettingEverybodyManage(Management):
-    def check(self, caller: Caller) -> None:
+class LettingEverybodyManage(AdminPolicy):
+    def check(self, caller: Client) -> None:
         pass
 
 
-def letting_everybody_manage(users: Users, management: Management) -> ASGIApp:
+def letting_everybody_manage(users: Users, management: AdminPolicy) -> ASGIApp:
     return create_app(users, LettingEverybodyManage())
 
 
-def taking_any_content_type(users: Users, management: Management) -> ASGIApp:
+def taking_any_content_type(users: Users, management: AdminPolicy) -> ASGIApp:
     app = create_app(users, management)
 
     async def taking(scope: Scope, receive: Receive, send: Send) -> None:
@@ -325,7 +326,7 @@ def taking_any_content_type(users: Users, management: Management) -> ASGIApp:
     return taking
 
 
-def granting_origins(users: Users, management: Management) -> ASGIApp:
+def granting_origins(users: Users, management: AdminPolicy) -> ASGIApp:
     app = create_app(users, management)
 
     async def granting(scope: Scope, receive: Receive, send: Send) -> None:
@@ -339,7 +340,7 @@ def granting_origins(users: Users, management: Management) -> ASGIApp:
     return granting
 
 
-def failing_while_it_is_away(users: Users, management: Management) -> ASGIApp:
+def failing_while_it_is_away(users: Users, management: AdminPolicy) -> ASGIApp:
     app = create_app(users, management)
 
     async def failing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -353,7 +354,7 @@ def failing_while_it_is_away(users: Users, management: Management) -> ASGIApp:
     return failing
 
 
-def client_of(app: Callable[[Users, Management], ASGIApp], users: Users, management: Management) -> httpx2.Client:
+def client_of(app: Callable[[Users, AdminPolicy], ASGIApp], users: Users, management: AdminPolicy) -> httpx2.Client:
     return asgi_client(app(users, management))
 
 

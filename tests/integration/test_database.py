@@ -16,8 +16,8 @@ import pytest
 from sqlalchemy import URL, event, literal, select, text
 
 from mlapi import (
-    ApiKeyHolder,
-    Change,
+    ApiKeyPrincipal,
+    Command,
     ConfigurationError,
     Outcome,
     Remove,
@@ -208,8 +208,8 @@ def tamper(database: Database, before: Callable[[str], str | None]) -> SqlUserRe
         def __getattr__(self, name: str) -> Any:
             return getattr(real, name)
 
-        def apply(self, connection: Any, changes: Sequence[Change]) -> list[Outcome]:
-            return real.apply(Tampered(connection, before), changes)
+        def apply(self, connection: Any, commands: Sequence[Command]) -> list[Outcome]:
+            return real.apply(Tampered(connection, before), commands)
 
     database.dialect = Dialect()
     return SqlUserRepository(database)
@@ -221,14 +221,14 @@ def test_nobody_sees_a_batch_before_it_is_whole(database: Database, open_databas
     seen: list[list[User]] = []
 
     def look(_statement: str) -> None:
-        seen.append(onlooker.page(after=UserId(0), limit=10))
+        seen.append(onlooker.list_page(after=UserId(0), limit=10))
 
     repository = tamper(database, look)
     repository.apply([registration("bob"), SetEnabled(user_id=ada.id, enabled=False, at=LATER), registration("eve")])
 
     assert len(seen) >= 2
     assert all(users == [ada] for users in seen)
-    assert [user.enabled for user in onlooker.page(after=UserId(0), limit=10)] == [False, True, True]
+    assert [user.enabled for user in onlooker.list_page(after=UserId(0), limit=10)] == [False, True, True]
 
 
 def test_a_batch_that_fails_half_way_leaves_nothing_and_the_next_one_works(database: Database) -> None:
@@ -244,7 +244,7 @@ def test_a_batch_that_fails_half_way_leaves_nothing_and_the_next_one_works(datab
     with pytest.raises(RepositoryUnavailableError, match="nothing"):
         repository.apply(batch)
 
-    assert repository.page(after=UserId(0), limit=10) == []
+    assert repository.list_page(after=UserId(0), limit=10) == []
     assert len(refusals(repository.apply(batch))) == 1
 
 
@@ -333,9 +333,9 @@ def test_batches_about_the_same_users_in_any_order_wait_for_each_other_and_not_i
             with suppress(threading.BrokenBarrierError):
                 meet.wait(0.5)
 
-        changes = [SetEnabled(user_id=user_id, enabled=False, at=LATER) for user_id in (first, first, second)]
+        commands = [SetEnabled(user_id=user_id, enabled=False, at=LATER) for user_id in (first, first, second)]
         repository = tamper(open_database(postgres_url), wait_for_the_other)
-        assert refusals(repository.apply(changes)) == []
+        assert refusals(repository.apply(commands)) == []
         return len(asked)
 
     with ThreadPoolExecutor(2) as pool:
@@ -352,8 +352,8 @@ def test_many_batches_of_many_processes_do_not_hinder_each_other(url: URL, open_
 
     def toggle(number: int) -> int:
         shuffled = sorted(ids, key=lambda user_id: (user_id * 7919 + number * 104729) % 31)
-        changes = [SetEnabled(user_id=user_id, enabled=bool(number % 2), at=LATER) for user_id in shuffled]
-        return len(refusals(repositories[number % 4].apply(changes)))
+        commands = [SetEnabled(user_id=user_id, enabled=bool(number % 2), at=LATER) for user_id in shuffled]
+        return len(refusals(repositories[number % 4].apply(commands)))
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(toggle, range(80))) == 0
@@ -369,7 +369,7 @@ def test_threads_and_databases_that_race_for_a_name_make_one_user(url: URL, open
 
     (user,) = (outcome for outcome in outcomes if isinstance(outcome, User))
     assert refusals(outcomes) == [UserExistsError(user.id)] * 63
-    assert repositories[0].page(after=UserId(0), limit=10) == [user]
+    assert repositories[0].list_page(after=UserId(0), limit=10) == [user]
 
 
 # --- faults, and that they end
@@ -452,7 +452,7 @@ def test_a_full_disk_is_unavailable_and_loses_nothing(sqlite_database: Database)
     with pytest.raises(RepositoryUnavailableError, match="full"):
         repository.apply([registration(f"more{number}" + "x" * 200) for number in range(200)])
 
-    assert repository.page(after=UserId(0), limit=100) == users
+    assert repository.list_page(after=UserId(0), limit=100) == users
     full.close()
 
 
@@ -531,7 +531,7 @@ def test_a_database_is_prepared_once_and_again_only_if_that_failed(sqlite_url: U
     with pytest.raises(RepositoryUnavailableError):
         repository.check()
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: repository.page(after=UserId(0), limit=1), range(8)))
+        list(pool.map(lambda _: repository.list_page(after=UserId(0), limit=1), range(8)))
 
     assert calls == ["prepare", "prepare"]
 
@@ -565,14 +565,14 @@ def open_files() -> int:
 
 def test_what_cannot_be_read_at_once_leaves_no_connection_open(sqlite_database: Database) -> None:
     repository = SqlUserRepository(sqlite_database)
-    repository.holders([UserId(1)])
+    repository.find_principals([UserId(1)])
     with sqlite_database.writing() as connection:
         connection.execute(text("ALTER TABLE users RENAME TO gone"))
     before = open_files()
 
     for _ in range(20):
         with pytest.raises(RepositoryUnavailableError):
-            repository.holders([UserId(1)], at_once=True)
+            repository.find_principals([UserId(1)], at_once=True)
 
     assert open_files() <= before
 
@@ -585,7 +585,7 @@ def test_a_fault_of_ours_while_reading_at_once_leaves_none_either(sqlite_databas
     before = open_files()
 
     with pytest.raises(ZeroDivisionError):
-        sqlite_database.read_at_once(fail)
+        sqlite_database.read_nowait(fail)
 
     assert open_files() < before
 
@@ -593,8 +593,8 @@ def test_a_fault_of_ours_while_reading_at_once_leaves_none_either(sqlite_databas
 # --- another file in the place of an SQLite database
 
 
-def replaced(url: URL, by: Path) -> None:
-    by.replace(str(url.database))
+def replaced(url: URL, actor: Path) -> None:
+    actor.replace(str(url.database))
     for suffix in ("-wal", "-shm"):
         Path(f"{url.database}{suffix}").unlink(missing_ok=True)
 
@@ -612,16 +612,16 @@ def test_a_file_that_was_replaced_is_seen_by_whoever_reads_or_writes_next(
 ) -> None:
     repository = SqlUserRepository(sqlite_database)
     ada = registered(repository)
-    repository.holders([ada.id])
+    repository.find_principals([ada.id])
     backup = copied(sqlite_url, tmp_path / "backup.db")
     repository.apply([SetEnabled(user_id=ada.id, enabled=False, at=LATER)])
 
-    replaced(sqlite_url, by=backup)
+    replaced(sqlite_url, actor=backup)
 
     with pytest.raises(RepositoryUnavailableError, match="the database file was removed or replaced"):
-        repository.holders([ada.id], at_once=True)
-    assert repository.holders([ada.id]) == [ada]
-    assert repository.holders([ada.id], at_once=True) == [ada]
+        repository.find_principals([ada.id], at_once=True)
+    assert repository.find_principals([ada.id]) == [ada]
+    assert repository.find_principals([ada.id], at_once=True) == [ada]
 
 
 def test_nothing_is_acknowledged_that_is_written_to_a_file_that_was_removed(
@@ -652,8 +652,8 @@ def test_a_time_at_the_end_of_all_times_comes_back_whatever_the_zone_of_the_serv
 
     key = with_api_key(repository, user, expires_datetime=datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC))
 
-    assert repository.api_keys(user.id) == [key]
-    assert repository.holders([key.id]) == [ApiKeyHolder(key, user)]
+    assert repository.list_api_keys(user.id) == [key]
+    assert repository.find_principals([key.id]) == [ApiKeyPrincipal(key, user)]
 
 
 # --- the key check

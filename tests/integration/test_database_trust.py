@@ -60,7 +60,7 @@ def test_an_account_that_may_read_and_write_rows_is_enough(
     with open_service(load_settings(environ=environ)) as opened:
         users, access = opened.users, opened.access
         ada = users.register(username="ada", password="difference engine", email="ada@example.com")
-        token = access.log_ins.log_in(username="ada", password="difference engine", address="192.0.2.1").token
+        token = access.authenticator.log_in(username="ada", password="difference engine", address="192.0.2.1").token
         key, shown = users.add_api_key(user_id=ada.id, name="job")
         admitted = [access.guard.check(credential).id for credential in (token, shown)]
         users.set_password(user_id=ada.id, password="analytical engine")
@@ -70,7 +70,7 @@ def test_an_account_that_may_read_and_write_rows_is_enough(
         users.remove(user_id=ada.id)
 
         assert admitted == [ada.id, ada.id]
-        assert [entry.action for entry in reversed(users.audit_page())] == [
+        assert [entry.action for entry in reversed(users.list_audit_page())] == [
             *("register", "add_api_key", "set_password", "remove_api_key", "remove"),
         ]
     own = with_few_rights.set(drivername="postgresql").render_as_string(hide_password=False)

@@ -12,10 +12,10 @@ from sqlalchemy import URL
 from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE
 from mlapi.bootstrap import check_database, open_users
 from mlapi.config import load_settings
-from mlapi.domain.model import utc_now
+from mlapi.domain.users import utc_now
 from mlapi.entrypoints.cli import main
 from tests.conftest import KEY, OLDER_KEY, SALT
-from tests.origin_database import ORIGIN, everything, execute, make_origin
+from tests.legacy_database import ORIGIN, everything, execute, make_origin
 
 only_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 

@@ -15,7 +15,7 @@ from mlapi.adapters.sql.schema import downgrade
 from mlapi.adapters.sql.tables import users as users_table
 from mlapi.bootstrap import open_users
 from mlapi.config import load_settings
-from mlapi.domain.model import utc_now
+from mlapi.domain.users import utc_now
 from mlapi.entrypoints.cli import main
 from tests.conftest import KEY, OLDER_KEY, SALT
 from tests.postgres_server import PostgresServer

@@ -25,11 +25,11 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mlapi import (
     Guard,
-    Holder,
     InvalidTokenError,
+    Principal,
+    PrincipalId,
     RepositoryUnavailableError,
     SetEnabled,
-    Subject,
     TokenIssuer,
     User,
     UserDisabledError,
@@ -40,10 +40,10 @@ from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainC
 from mlapi.adapters.sql import Database, SqlUserRepository
 from mlapi.bootstrap import async_guard, open_service
 from mlapi.config import load_settings
-from mlapi.domain.model import utc_now
+from mlapi.domain.users import utc_now
 from mlapi.entrypoints.guard import GuardBackend, GuardMiddleware, refuse_credential
-from mlapi.entrypoints.guarded_routes import assert_all_routes_guarded
-from mlapi.testing import AwayRepository
+from mlapi.testing import UnavailableRepository
+from mlapi.testing.guarded_routes import assert_all_routes_guarded
 from mlapi.testing.repository import registered
 
 
@@ -237,7 +237,7 @@ def test_a_request_of_an_unknown_kind_is_closed(users: Users, tokens: TokenIssue
 
 
 def test_while_the_users_cannot_be_asked_nobody_is_let_in(tokens: TokenIssuer, ada: User) -> None:
-    guard = Guard(AwayRepository(), tokens)
+    guard = Guard(UnavailableRepository(), tokens)
     http = TestClient(GuardMiddleware(Starlette(routes=ROUTES), guard, exempt=["/health"]))
 
     response = http.get("/whoami", headers=bearer(tokens.issue(ada).token))
@@ -452,10 +452,10 @@ def test_who_asks_no_more_is_answered_no_more(tokens: InMemoryTokens) -> None:
     class Away(InMemoryUserRepository):
         away = False
 
-        def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:
+        def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:
             if self.away:
                 raise RepositoryUnavailableError("away")
-            return super().holders(subjects, at_once=at_once)
+            return super().find_principals(subjects, at_once=at_once)
 
     repository = Away()
     token = tokens.issue(registered(repository)).token
@@ -483,7 +483,7 @@ def test_a_database_that_is_not_ready_is_made_ready_first(database: Database) ->
     made_ready = []
     repository = SqlUserRepository(database, before_first_use=lambda: made_ready.append(True))
 
-    assert repository.holders([UserId(1)]) == repository.holders([UserId(1)]) == [None]
+    assert repository.find_principals([UserId(1)]) == repository.find_principals([UserId(1)]) == [None]
     assert made_ready == [True]
 
 

@@ -15,14 +15,15 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 from starlette.websockets import WebSocketDisconnect
 
-from mlapi import Change, EncryptedPassword, Outcome, RepositoryUnavailableError, UserId, Users
-from mlapi.adapters.grouping import GroupCommit
+from mlapi import Command, EncryptedPassword, Outcome, RepositoryUnavailableError, UserId, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
-from mlapi.entrypoints import asgi, serving
+from mlapi.application.batching import CommandBatcher
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.management import Management
-from mlapi.entrypoints.threads import Threads
-from mlapi.testing import AwayRepository
+from mlapi.entrypoints.http import middleware as asgi
+from mlapi.entrypoints.http import runtime as serving
+from mlapi.entrypoints.http.thread_pool import BoundedThreadPool
+from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADA, content
 from mlapi.testing.repository import registered
 from tests.contract.test_http import asgi_client
@@ -57,13 +58,13 @@ class HangingRepository(InMemoryUserRepository):
         self.go_on = threading.Event()
         self.go_on.set()
 
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         self.go_on.wait(10)
-        return super().apply(changes, commit_by=commit_by)
+        return super().apply(commands, commit_by=commit_by)
 
 
-class BrokenRepository(AwayRepository):
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+class BrokenRepository(UnavailableRepository):
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         raise ZeroDivisionError("a fault of ours")
 
 
@@ -109,7 +110,7 @@ def test_a_fault_after_the_start_is_passed_on() -> None:
         async def fail(_scope: Scope, _receive: object, _send: object) -> None:
             raise ZeroDivisionError
 
-        await asgi.OneLineStartupRefusal(fail)({"type": "lifespan"}, _startup, _ignore)
+        await asgi.StartupErrorMiddleware(fail)({"type": "lifespan"}, _startup, _ignore)
 
     with pytest.raises(ZeroDivisionError):
         asyncio.run(run())
@@ -159,7 +160,7 @@ def test_an_application_with_users_reads_and_makes_nothing(folder: Path) -> None
 
 def test_health_is_open_to_all_and_knows_the_database() -> None:
     elsewhere = {"host": "example.com", "x-forwarded-for": "8.8.8.8"}
-    client = asgi_client(create_app(Users(AwayRepository(), PlainCipher()), Management(local=False)))
+    client = asgi_client(create_app(Users(UnavailableRepository(), PlainCipher()), AdminPolicy(local=False)))
 
     live, ready = client.get("/health/live", headers=elsewhere), client.get("/health/ready", headers=elsewhere)
 
@@ -169,7 +170,7 @@ def test_health_is_open_to_all_and_knows_the_database() -> None:
 
 
 def test_an_unavailable_database_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    asgi_client(create_app(Users(AwayRepository(), PlainCipher()))).delete("/remove-user/1")
+    asgi_client(create_app(Users(UnavailableRepository(), PlainCipher()))).delete("/remove-user/1")
 
     assert caplog.messages == ["DELETE /remove-user/1: this cannot be served now: away"]
 
@@ -251,7 +252,7 @@ def test_who_waits_too_long_is_told_and_what_had_not_reached_its_commit_is_never
     repository = HangingRepository()
     users = [registered(repository, name) for name in ("ada", "bob", "eve")]
     app = create_app(Users(repository, PlainCipher()))
-    app.state.serving = attrs.evolve(app.state.serving, changes=GroupCommit(repository, patience=0.1))
+    app.state.serving = attrs.evolve(app.state.serving, commands=CommandBatcher(repository, patience=0.1))
     repository.go_on.clear()
 
     async def run() -> list[httpx2.Response]:
@@ -268,12 +269,12 @@ def test_who_waits_too_long_is_told_and_what_had_not_reached_its_commit_is_never
     may_be_done = "Service unavailable, try again: this may have been done already"
     assert [content(answer) for answer in late] == [(503, {"message": may_be_done})] * 3
     assert last.status_code == 404
-    assert repository.page(after=UserId(0), limit=9) == users
+    assert repository.list_page(after=UserId(0), limit=9) == users
 
 
 def test_passwords_that_wait_too_long_for_their_hash_are_told_and_never_hashed() -> None:
     cipher = SlowCipher()
-    threads = Threads(1, queue=10, patience=0.1)
+    threads = BoundedThreadPool(1, queue=10, patience=0.1)
 
     async def run() -> list[object]:
         late = await asyncio.gather(*[threads.run(cipher.encrypt, name) for name in "abc"], return_exceptions=True)
@@ -290,7 +291,7 @@ def test_passwords_that_wait_too_long_for_their_hash_are_told_and_never_hashed()
 
 def test_more_passwords_than_may_wait_are_refused_at_once() -> None:
     cipher = SlowCipher()
-    threads = Threads(1, queue=2, patience=10)
+    threads = BoundedThreadPool(1, queue=2, patience=10)
 
     async def run() -> list[object]:
         calls = [asyncio.create_task(threads.run(cipher.encrypt, name)) for name in "abcde"]

@@ -14,13 +14,13 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from mlapi import Access, ApiKey, EncryptedPassword, Guard, InvalidFieldsError, LogIns, Reencrypt, User, Users
+from mlapi import Access, ApiKey, Authenticator, EncryptedPassword, Guard, InvalidFieldsError, Reencrypt, User, Users
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
 from mlapi.bootstrap import in_memory_access
-from mlapi.domain.model import PasswordPolicy
+from mlapi.domain.rules import PasswordPolicy
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.management import Management
-from mlapi.testing import AwayRepository
+from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADMIN_TOKEN, UNREADABLE, WRONG_TYPES, content
 from tests.contract.test_http import BASE, asgi_client
 
@@ -61,7 +61,9 @@ def users(cipher: CountingCipher) -> Users:
 @pytest.fixture
 def access(users: Users) -> Access:
     tokens = InMemoryTokens()
-    return Access(log_ins=LogIns(users, tokens, UnlimitedAttempts()), guard=Guard(users.repository, tokens))
+    return Access(
+        authenticator=Authenticator(users, tokens, UnlimitedAttempts()), guard=Guard(users.repository, tokens)
+    )
 
 
 @pytest.fixture
@@ -242,7 +244,7 @@ def test_other_methods_are_refused_with_those_there_are(http: TestClient) -> Non
 
 
 def test_while_the_users_are_away_log_ins_are_unavailable(access: Access) -> None:
-    users = Users(AwayRepository(), PlainCipher())
+    users = Users(UnavailableRepository(), PlainCipher())
     http = asgi_client(create_app(users))
 
     answers = [log_in(http), http.get("/users/1/keys")]
@@ -298,7 +300,7 @@ def test_many_who_log_in_at_once_from_a_new_address_are_let_in_if_they_are_right
 
 
 def test_the_token_may_be_in_the_path_where_that_is_allowed(users: Users, access: Access, ada: User) -> None:
-    issued = access.log_ins.log_in(username="ada", password=PASSWORD).token
+    issued = access.authenticator.log_in(username="ada", password=PASSWORD).token
     allowed = asgi_client(create_app(users, access=access))
     not_allowed = asgi_client(create_app(users, access=access, token_in_path=False))
 
@@ -416,7 +418,7 @@ def test_a_key_is_shown_once_and_lets_in_until_it_is_removed(http: TestClient, u
 
     assert made.status_code == 201
     shown = made.json()
-    (key,) = users.api_keys(ada.id)
+    (key,) = users.list_api_keys(ada.id)
     in_list = {
         "key_id": key.id,
         "name": "nightly job",
@@ -440,7 +442,7 @@ def test_a_key_may_have_an_end(http: TestClient, users: Users, ada: User) -> Non
     made = http.post(f"/users/{ada.id}/keys", json={"name": "job", "expires_at": "2099-01-31T12:00:00+02:00"})
 
     assert made.json()["expires_at"] == "2099-01-31T10:00:00Z"
-    (key,) = users.api_keys(ada.id)
+    (key,) = users.list_api_keys(ada.id)
     assert key.expires_datetime == datetime(2099, 1, 31, 10, tzinfo=UTC)
 
 
@@ -476,7 +478,7 @@ def test_a_key_that_cannot_be_is_told_why(users: Users, ada: User, body: object,
 
     errors = [{"field": field, "message": message}]
     assert content(response) == (422, {"message": "Invalid input", "errors": errors})
-    assert users.api_keys(ada.id) == []
+    assert users.list_api_keys(ada.id) == []
 
 
 def test_a_key_works_only_while_its_user_does(http: TestClient, users: Users, ada: User) -> None:
@@ -535,13 +537,13 @@ def test_an_id_is_ascii_digits_here_too(http: TestClient, method: str, path: str
 def test_what_is_for_managers_takes_no_users_token(
     users: Users, access: Access, ada: User, method: str, path: str
 ) -> None:
-    http = asgi_client(create_app(users, Management(admin_token=ADMIN_TOKEN), access))
+    http = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN), access))
     issued = token(http)
 
     answers = [http.request(method, path, headers=headers).status_code for headers in ({}, bearer(issued))]
 
     assert answers == [401, 401]
-    assert isinstance(users.api_keys(ada.id), list)
+    assert isinstance(users.list_api_keys(ada.id), list)
     assert users.get(ada.id) == ada
 
 
@@ -653,7 +655,7 @@ def test_one_user_is_read_by_id_and_by_his_own_token(http: TestClient, users: Us
 
 @pytest.mark.parametrize("path", ["/users", "/users/1"])
 def test_users_are_read_by_managers_alone(users: Users, access: Access, ada: User, path: str) -> None:
-    http = asgi_client(create_app(users, Management(admin_token=ADMIN_TOKEN), access))
+    http = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN), access))
 
     shown_by = [{}, bearer(token(http)), bearer(ADMIN_TOKEN)]
 
@@ -665,7 +667,7 @@ def test_users_are_read_by_managers_alone(users: Users, access: Access, ada: Use
 
 def test_nothing_that_is_asked_for_by_get_changes_anything(http: TestClient, users: Users, ada: User) -> None:
     users.add_api_key(user_id=ada.id, name="job")
-    before = [users.page(), users.api_keys(ada.id), users.audit_page()]
+    before = [users.list_page(), users.list_api_keys(ada.id), users.list_audit_page()]
     app = http.app
     assert isinstance(app, Starlette)
     paths = [re.sub(r"{[\w:]+}", "1", route.path) for route in app.routes if isinstance(route, Route)]
@@ -674,7 +676,7 @@ def test_nothing_that_is_asked_for_by_get_changes_anything(http: TestClient, use
 
     assert answers["/users/1"] == answers["/users/1/keys"] == answers["/audit"] == 200
     assert answers["/remove-user/1"] == answers["/toggle-user-permission/1/1"] == answers["/users/1/tokens"] == 405
-    assert [users.page(), users.api_keys(ada.id), users.audit_page()] == before
+    assert [users.list_page(), users.list_api_keys(ada.id), users.list_audit_page()] == before
 
 
 @pytest.mark.parametrize(
@@ -686,7 +688,7 @@ def test_a_field_that_is_not_asked_for_is_refused(http: TestClient, users: Users
     answer = http.post("/register-user", json=body)
 
     assert (answer.status_code, list(answer.json())) == (422, ["message", "errors"])
-    assert users.page() == []
+    assert users.list_page() == []
 
 
 def test_a_name_of_any_characters_is_one_value_in_json(http: TestClient, users: Users) -> None:

@@ -7,12 +7,13 @@ from click.testing import CliRunner, Result
 from sqlalchemy import URL
 
 from mlapi import ConfigurationError, EncryptedPassword, Reencrypt, Users
-from mlapi.adapters import rotation
 from mlapi.adapters.fernet import HashingFernetCipher
+from mlapi.application import key_reload as rotation
+from mlapi.application import key_rotation
+from mlapi.application.key_rotation import open_key_rotation
 from mlapi.bootstrap import open_service
 from mlapi.config import Settings, load_settings
-from mlapi.entrypoints.cli import key_rotation, main
-from mlapi.entrypoints.cli.key_rotation import open_key_rotation
+from mlapi.entrypoints.cli import main
 from mlapi.secret_files import read_yaml
 from tests.conftest import KEY, OLDER_KEY, SALT
 
@@ -46,7 +47,7 @@ def register(users: Users, count: int) -> None:
 
 
 def stored(users: Users) -> list[str]:
-    return [user.password.value for user in users.every_user()]
+    return [user.password.value for user in users.iterate_users()]
 
 
 def secrets(folder: Path, name: str) -> list[str]:
@@ -60,7 +61,7 @@ def test_a_new_key_is_first_and_every_password_is_under_it(folder: Path, setting
         before = stored(opened.users)
         result = mlapi("keys", "rotate")
         after = stored(opened.users)
-        issued = opened.access.log_ins.log_in(username="user3", password="password 3")
+        issued = opened.access.authenticator.log_in(username="user3", password="password 3")
 
     assert result.exit_code == 0
     assert result.stdout == "every password is stored under the newest key; 7 were under an older one\n"
@@ -70,10 +71,10 @@ def test_a_new_key_is_first_and_every_password_is_under_it(folder: Path, setting
     assert issued.expires_in == 3600
     alone = HashingFernetCipher([newest], salt)
     with open_service(settings) as opened:
-        assert all(alone.renewed(user.password) is None for user in opened.users.every_user())
+        assert all(alone.reencrypt(user.password) is None for user in opened.users.iterate_users())
         assert all(
-            HashingFernetCipher([newest, older], salt).renewed(user.password) is None
-            for user in opened.users.every_user()
+            HashingFernetCipher([newest, older], salt).reencrypt(user.password) is None
+            for user in opened.users.iterate_users()
         )
 
 
@@ -122,7 +123,7 @@ def test_a_key_that_comes_while_another_is_turned_over_is_turned_over_too(folder
             turning._add("key", secrets(folder, "key"), KEY)
             list(progress)
         alone = HashingFernetCipher([KEY], *secrets(folder, "salt"))
-        assert all(alone.renewed(user.password) is None for user in opened.users.every_user())
+        assert all(alone.reencrypt(user.password) is None for user in opened.users.iterate_users())
     assert mlapi("keys", "prune").stdout == "pruned\n"
     assert secrets(folder, "key") == [KEY]
 
@@ -145,7 +146,7 @@ def test_while_one_command_is_at_work_another_is_refused(folder: Path, settings:
 def test_a_password_that_no_key_opens_leaves_the_rotation_unfinished(folder: Path, settings: Settings) -> None:
     with open_service(settings) as opened:
         register(opened.users, 2)
-        (first, _) = opened.users.page()
+        (first, _) = opened.users.list_page()
         lost = EncryptedPassword("gAAAAA")
         opened.users.apply(Reencrypt(user_id=first.id, password=lost, replacing=first.password))
 
@@ -168,9 +169,9 @@ def test_a_salt_enters_a_password_at_the_next_log_in_and_is_left_until_then(fold
         older = secrets(folder, "salt")
         rotated = mlapi("keys", "rotate", "--salt")
         both = secrets(folder, "salt")
-        opened.access.log_ins.log_in(username="user0", password="password 0")
+        opened.access.authenticator.log_in(username="user0", password="password 0")
         left = mlapi("keys", "prune")
-        opened.access.log_ins.log_in(username="user1", password="password 1")
+        opened.access.authenticator.log_in(username="user1", password="password 1")
         pruned = mlapi("keys", "prune")
 
     assert rotated.stdout == "added a salt; it enters a user's password at his next log-in\n"
@@ -179,17 +180,17 @@ def test_a_salt_enters_a_password_at_the_next_log_in_and_is_left_until_then(fold
     assert pruned.stdout == "pruned\n"
     assert secrets(folder, "salt") == both[:1]
     with open_service(settings) as opened:
-        assert opened.access.log_ins.log_in(username="user1", password="password 1").expires_in == 3600
+        assert opened.access.authenticator.log_in(username="user1", password="password 1").expires_in == 3600
 
 
 def test_a_new_token_key_signs_and_the_former_verifies_until_it_is_pruned(folder: Path, settings: Settings) -> None:
     with open_service(settings) as opened:
         register(opened.users, 1)
-        former = opened.access.log_ins.log_in(username="user0", password="password 0").token
+        former = opened.access.authenticator.log_in(username="user0", password="password 0").token
         result = mlapi("keys", "rotate", "--tokens")
     with open_service(settings) as opened:
         guard = opened.access.guard
-        newer = opened.access.log_ins.log_in(username="user0", password="password 0").token
+        newer = opened.access.authenticator.log_in(username="user0", password="password 0").token
         names = [guard.check(token).username for token in (former, newer)]
         mlapi("keys", "prune")
     with open_service(settings) as opened, pytest.raises(Exception, match="lets nobody in"):
@@ -231,7 +232,7 @@ def test_a_key_that_was_put_first_by_hand_is_taken_as_the_new_one(
     assert result.stdout == "every password is stored under the newest key; 3 were under an older one\n"
     monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
     with open_service(load_settings()) as opened:
-        assert opened.access.log_ins.log_in(username="user0", password="password 0").expires_in == 3600
+        assert opened.access.authenticator.log_in(username="user0", password="password 0").expires_in == 3600
 
 
 def test_a_file_that_cannot_be_written_leaves_everything_as_it_was(

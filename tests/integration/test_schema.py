@@ -64,9 +64,9 @@ def test_users_survive_the_way_up_and_down_and_what_only_the_newer_schema_can_ho
     downgrade(empty, "0001")
     upgrade(empty)
 
-    assert repository.page(after=UserId(0), limit=10) == [ada]
-    assert repository.api_keys(ada.id) == []
-    assert repository.audit.page(limit=10) == []
+    assert repository.list_page(after=UserId(0), limit=10) == [ada]
+    assert repository.list_api_keys(ada.id) == []
+    assert repository.audit.list_page(limit=10) == []
     empty.close()
 
 

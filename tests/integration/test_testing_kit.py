@@ -28,15 +28,15 @@ from mlapi import (
     UserRepository,
     Users,
 )
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.guard import GuardMiddleware
-from mlapi.entrypoints.management import Management
 from mlapi.testing import (
-    AwayRepository,
     InMemoryTokens,
     InMemoryUserRepository,
+    LoggedInUser,
     PlainCipher,
     SettableClock,
-    Visitor,
+    UnavailableRepository,
     visitor,
 )
 
@@ -71,7 +71,7 @@ def test_the_suite_of_http_asks_for_a_client() -> None:
     users = Users(InMemoryUserRepository(), PlainCipher())
 
     with pytest.raises(NotImplementedError, match="a subclass of the suite gives a client"):
-        mlapi.testing.HttpContract().client(users, Management())
+        mlapi.testing.HttpContract().client(users, AdminPolicy())
 
 
 def test_another_name_is_refused_as_of_any_module() -> None:
@@ -96,7 +96,7 @@ def test_a_suite_says_what_it_needs(name: str, missing: str, monkeypatch: pytest
 
 def test_what_else_a_suite_does_not_find_is_no_matter_of_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mlapi.testing.http", raising=False)
-    monkeypatch.setitem(sys.modules, "mlapi.entrypoints.management", None)
+    monkeypatch.setitem(sys.modules, "mlapi.entrypoints.admin", None)
 
     with pytest.raises(ModuleNotFoundError, match=r"^import of mlapi\.entrypoints\.management halted"):
         _ = mlapi.testing.HttpContract
@@ -135,7 +135,7 @@ def test_a_suite_that_fails_shows_what_it_compared(pytester: pytest.Pytester) ->
 
 
 def test_the_fakes_answer_the_ports() -> None:
-    repository: UserRepository = AwayRepository()
+    repository: UserRepository = UnavailableRepository()
     trail: AuditTrail = repository.audit
     clock: Clock = SettableClock()
     cipher: PasswordCipher = PlainCipher()
@@ -144,7 +144,9 @@ def test_the_fakes_answer_the_ports() -> None:
     assert None not in {repository, trail, clock, cipher, tokens}
 
 
-@pytest.mark.parametrize(("port", "away"), [(UserRepository, AwayRepository()), (AuditTrail, AwayRepository.audit)])
+@pytest.mark.parametrize(
+    ("port", "away"), [(UserRepository, UnavailableRepository()), (AuditTrail, UnavailableRepository.audit)]
+)
 def test_every_method_of_what_is_away_raises(port: type, away: object) -> None:
     methods = [name for name, _ in inspect.getmembers(port, inspect.isfunction) if not name.startswith("_")]
     raised = []
@@ -192,23 +194,23 @@ APP = Starlette(routes=[Route("/", whoami)])
 
 
 def test_users_are_none_at_first_and_tell_the_time_of_the_clock(mlapi_users: Users, mlapi_clock: SettableClock) -> None:
-    before = mlapi_users.page()
+    before = mlapi_users.list_page()
 
     ada = mlapi_users.register(username="ada", password="x", email="ada@example.com")
 
     assert before == []
-    assert mlapi_users.page() == [ada]
+    assert mlapi_users.list_page() == [ada]
     assert ada.created_datetime == mlapi_clock.now
 
 
 def test_who_is_let_in_is_a_user_whom_the_guard_knows(
-    mlapi_guard: Guard, mlapi_let_in: Visitor, mlapi_users: Users
+    mlapi_guard: Guard, mlapi_let_in: LoggedInUser, mlapi_users: Users
 ) -> None:
     assert mlapi_guard.check(mlapi_let_in.token) == mlapi_let_in.user == mlapi_users.find("let-in")
 
 
 def test_who_is_shut_out_is_a_user_with_a_token(
-    mlapi_guard: Guard, mlapi_shut_out: Visitor, mlapi_users: Users
+    mlapi_guard: Guard, mlapi_shut_out: LoggedInUser, mlapi_users: Users
 ) -> None:
     with pytest.raises(UserDisabledError) as refusal:
         mlapi_guard.check(mlapi_shut_out.token)
@@ -218,7 +220,7 @@ def test_who_is_shut_out_is_a_user_with_a_token(
 
 
 def test_an_application_behind_the_guard_lets_in_the_one_alone(
-    mlapi_guard: Guard, mlapi_let_in: Visitor, mlapi_shut_out: Visitor, mlapi_clock: SettableClock
+    mlapi_guard: Guard, mlapi_let_in: LoggedInUser, mlapi_shut_out: LoggedInUser, mlapi_clock: SettableClock
 ) -> None:
     client = TestClient(GuardMiddleware(APP, mlapi_guard))
 
@@ -231,7 +233,7 @@ def test_an_application_behind_the_guard_lets_in_the_one_alone(
 
 
 def test_an_api_key_ends_by_the_clock_too(
-    mlapi_guard: Guard, mlapi_let_in: Visitor, mlapi_users: Users, mlapi_clock: SettableClock
+    mlapi_guard: Guard, mlapi_let_in: LoggedInUser, mlapi_users: Users, mlapi_clock: SettableClock
 ) -> None:
     _, secret = mlapi_users.add_api_key(
         user_id=mlapi_let_in.user.id, name="nightly job", expires=mlapi_clock.now + 2 * HOUR
@@ -252,7 +254,7 @@ def test_there_may_be_more_visitors(mlapi_access: Access) -> None:
     assert grace.headers == {"Authorization": f"Bearer {grace.token}"}
 
 
-def test_no_repr_shows_the_token_of_a_visitor(mlapi_let_in: Visitor) -> None:
+def test_no_repr_shows_the_token_of_a_visitor(mlapi_let_in: LoggedInUser) -> None:
     assert mlapi_let_in.token not in f"{mlapi_let_in!r} {mlapi_let_in}"
 
 

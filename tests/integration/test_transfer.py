@@ -20,18 +20,18 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import URL
 
-from mlapi import Cause, User, Users
-from mlapi.adapters import rotation
+from mlapi import Actor, User, Users
 from mlapi.adapters.fernet import FernetCipher
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.adapters.sql import Database
+from mlapi.application import key_reload as rotation
+from mlapi.application import user_import
+from mlapi.application.user_import import Row, Summary, UserImport
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
-from mlapi.domain.errors import FieldProblem
-from mlapi.entrypoints.cli import main, user_import
-from mlapi.entrypoints.cli.acting import os_user
-from mlapi.entrypoints.cli.user_files import Row
-from mlapi.entrypoints.cli.user_import import Summary, UserImport
+from mlapi.domain.errors import FieldError
+from mlapi.entrypoints.cli import main
+from mlapi.entrypoints.cli.service import os_user
 from mlapi.secret_files import change_secrets_file, new_key, read_yaml
 from tests.conftest import KEY, SALT
 
@@ -44,7 +44,7 @@ BOB = "bob,bob@example.com,battery\n"
 def told_at(action: str, user: User) -> datetime:
     """When the audit trail says that it was done to him."""
     with open_users(load_settings()) as users:
-        (entry,) = [entry for entry in users.audit_page(user_id=user.id) if entry.action == action]
+        (entry,) = [entry for entry in users.list_audit_page(user_id=user.id) if entry.action == action]
     return entry.at
 
 
@@ -75,7 +75,7 @@ def imported(text: str | bytes, *options: str, name: str = "users.csv") -> Resul
 
 def everybody() -> list[User]:
     with open_users(load_settings()) as users:
-        return list(users.every_user())
+        return list(users.iterate_users())
 
 
 def names() -> list[str]:
@@ -151,7 +151,7 @@ def test_the_audit_trail_tells_who_imported_and_nothing_of_who_was_there() -> No
         imported(HEADER + ADA)
 
     with open_users(load_settings()) as users:
-        entries = users.repository.audit.page(limit=9)
+        entries = users.repository.audit.list_page(limit=9)
     assert [(entry.actor, entry.action, entry.outcome) for entry in entries] == [
         (f"import by {os_user()}", "register", "done")
     ]
@@ -179,7 +179,7 @@ def test_a_hash_from_elsewhere_gives_way_to_one_of_the_whole_password_at_the_nex
     imported(f"username,email,password_hash\nbob,bob@example.com,{hashed}\n")
 
     with open_service(load_settings()) as service:
-        service.access.log_ins.log_in(username="bob", password=password)
+        service.access.authenticator.log_in(username="bob", password=password)
 
     (bob,) = everybody()
     assert bob.password.value.endswith("|argon2id")
@@ -516,7 +516,7 @@ class Refusals:
     def __init__(self, at_flush: Callable[[], None] = lambda: None) -> None:
         self.flush = at_flush
 
-    def write(self, row: Row, problems: Iterable[FieldProblem]) -> None:
+    def write(self, row: Row, problems: Iterable[FieldError]) -> None:
         raise AssertionError((row, problems))
 
 
@@ -536,9 +536,9 @@ def test_a_batch_that_took_long_is_stored_under_the_key_that_is_newest_then(
             yield Row(number, number, values)
 
     with open_users(load_settings()) as users:
-        importing = UserImport(users, FernetCipher([KEY], SALT), Refusals(), by=Cause())
+        importing = UserImport(users, FernetCipher([KEY], SALT), Refusals(), actor=Actor())
         ends = list(importing.run(rows()))
-        stored = [user.password for user in users.every_user()]
+        stored = [user.password for user in users.iterate_users()]
 
     secrets = read_yaml(folder / "secrets.yml")
     alone = FernetCipher([secrets["key"][0]], secrets["salt"])
@@ -571,7 +571,7 @@ def test_an_interruption_waits_until_the_batch_is_counted() -> None:
     values = {"username": "ada", "email": "a@example.com", "password": "battery"}
     interrupting = Refusals(lambda: signal.raise_signal(signal.SIGINT))
     users = Users(InMemoryUserRepository(), PlainCipher())
-    importing = UserImport(users, FernetCipher([KEY], SALT), interrupting, by=Cause())
+    importing = UserImport(users, FernetCipher([KEY], SALT), interrupting, actor=Actor())
 
     with pytest.raises(KeyboardInterrupt):
         list(importing.run([Row(1, 1, values)]))

@@ -41,8 +41,9 @@ def run(
 
 
 def _run(folder: Path, environ: dict[str, str], arguments: tuple[str, ...], at: int | None, under_way: float) -> None:
-    from mlapi.adapters import rotation  # noqa: PLC0415 - as below
-    from mlapi.entrypoints.cli import key_rotation, main  # noqa: PLC0415 - in the process that is killed alone
+    from mlapi.application import key_reload as rotation  # noqa: PLC0415 - as below
+    from mlapi.application import key_rotation  # noqa: PLC0415 - in the process that is killed alone
+    from mlapi.entrypoints.cli import main  # noqa: PLC0415 - in the process that is killed alone
 
     os.chdir(folder)
     for name in [name for name in os.environ if name.startswith("MLAPI_")]:

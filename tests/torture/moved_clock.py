@@ -1,6 +1,6 @@
 """The application by a clock that is ahead of the world's by what a file says, for ``uvicorn --app-dir``.
 
-All of ours tells the time by `mlapi.domain.model.utc_now` and, where seconds are counted, by `time.time`. What measures
+All of ours tells the time by `mlapi.domain.users.utc_now` and, where seconds are counted, by `time.time`. What measures
 how long something takes goes by `time.monotonic`, which no clock moves.
 """
 
@@ -27,10 +27,10 @@ class MovedDatetime(datetime):
 
 time.time = moved  # before anything of ours takes it for a default
 
-from mlapi.domain import model  # noqa: E402 - see above
+from mlapi.domain import users as model  # noqa: E402 - see above
 
 vars(model)["datetime"] = MovedDatetime  # the one place that asks it for the time
 
-from mlapi.entrypoints.http import app  # noqa: E402 - see above
+from mlapi.entrypoints.http.application import app  # noqa: E402 - see above
 
 __all__ = ["app"]

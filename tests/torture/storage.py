@@ -527,7 +527,7 @@ SWITCH = "fault"
 
 def faulty_app() -> Starlette:
     """The service on a disk that can be at fault: ``uvicorn --factory``."""
-    from mlapi.entrypoints.http import create_app  # noqa: PLC0415 - the layer is beneath first
+    from mlapi.entrypoints.http.application import create_app  # noqa: PLC0415 - the layer is beneath first
 
     UnderSqlite(Faults(Path.cwd() / SWITCH)).__enter__()
     return create_app()

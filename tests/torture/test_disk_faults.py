@@ -26,15 +26,15 @@ from click.testing import CliRunner
 from sqlalchemy import URL
 
 from mlapi.adapters.sql import Database, SqlUserRepository, database_url, sqlite
+from mlapi.application.users import Users
 from mlapi.bootstrap import open_users
 from mlapi.config import DatabaseSettings, PasswordSettings, Settings
-from mlapi.domain.changes import SetEnabled
+from mlapi.domain.commands import SetEnabled
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
-from mlapi.domain.model import UserId, utc_now
+from mlapi.domain.users import UserId, utc_now
 from mlapi.entrypoints.cli import main
-from mlapi.entrypoints.metrics import Metrics
+from mlapi.entrypoints.http.metrics import Metrics
 from mlapi.secret_files import read_value
-from mlapi.service import Users
 from mlapi.testing import PlainCipher
 from tests.e2e.server import Server
 from tests.torture import storage
@@ -217,7 +217,7 @@ def told(what: str, seen: Outage) -> str:
 
 @needs_layer
 @pytest.mark.parametrize(
-    ("fault", "changes"),
+    ("fault", "commands"),
     [("full", {503}), ("read-only", {503}), ("fsync", {503}), ("read", {200, 201, 503}), ("hanging", {503})],
 )
 def test_a_disk_at_fault_refuses_changes_and_is_back_by_itself(
@@ -259,10 +259,10 @@ sys.stdin.read()
 def test_a_lock_that_another_process_holds_refuses_changes_and_not_who_reads(
     server: Server, times: Callable[[int, int], int], tell: Callable[[str], None]
 ) -> None:
-    holders: list[subprocess.Popen[str]] = []
+    find_principals: list[subprocess.Popen[str]] = []
 
     def begin() -> None:
-        holders.append(
+        find_principals.append(
             subprocess.Popen(
                 [sys.executable, "-c", HOLD, str(server.folder / "mlapi.db")],
                 stdin=subprocess.PIPE,
@@ -270,10 +270,10 @@ def test_a_lock_that_another_process_holds_refuses_changes_and_not_who_reads(
                 text=True,
             )
         )
-        assert holders[0].stdout is not None
-        assert holders[0].stdout.readline() == "locked\n"
+        assert find_principals[0].stdout is not None
+        assert find_principals[0].stdout.readline() == "locked\n"
 
-    seen = outage(server, begin, lambda: holders.pop().communicate(), times(3, 6))
+    seen = outage(server, begin, lambda: find_principals.pop().communicate(), times(3, 6))
 
     tell(told("a lock that another process holds", seen))
     assert seen.change <= {503}
@@ -423,12 +423,12 @@ def test_a_value_that_is_none_of_its_kind_is_unavailable_and_not_shown(damage: s
     user = Users(repository, PlainCipher()).register(**body("ada"))
     with sqlite_database.writing() as connection:
         connection.exec_driver_sql(f"UPDATE users SET {damage}")
-    repository.holders([UserId(user.id + 1)])  # opens what reads at once
+    repository.find_principals([UserId(user.id + 1)])  # opens what reads at once
 
     for read in (
         lambda: repository.get(user.id),
-        lambda: repository.holders([user.id]),
-        lambda: repository.holders([user.id], at_once=True),
+        lambda: repository.find_principals([user.id]),
+        lambda: repository.find_principals([user.id], at_once=True),
         lambda: repository.apply([SetEnabled(user_id=user.id, enabled=True, at=utc_now())]),
     ):
         with pytest.raises(RepositoryUnavailableError, match="holds what cannot be read") as caught:
@@ -511,7 +511,7 @@ def test_counts_that_are_cut_short_are_left_out(
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     (tmp_path / "counter_1.db").write_bytes(b"")  # as one is for a moment that another process begins
     (tmp_path / "histogram_2.db").write_bytes((1000).to_bytes(8, "little"))
-    another = "from mlapi.entrypoints.metrics import Metrics; Metrics().request('live', 'GET', 200, 0.1)"
+    another = "from mlapi.entrypoints.http.metrics import Metrics; Metrics().request('live', 'GET', 200, 0.1)"
     subprocess.run([sys.executable, "-c", another], check=True)
 
     shown = Metrics().exposition()

@@ -22,19 +22,21 @@ from sqlalchemy import URL
 from starlette.types import Message
 
 from mlapi import EncryptedPassword, InvalidFieldsError, Register, User, UserExistsError, Users
-from mlapi.access import Access, Guard, LogIns
 from mlapi.adapters.fernet import FernetCipher
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import InMemoryUserRepository, UnlimitedAttempts
 from mlapi.adapters.sql import Database, SqlUserRepository
-from mlapi.domain.model import canonical_username, folded, utc_now
+from mlapi.application.authentication import Access, Authenticator
+from mlapi.application.guard import Guard
 from mlapi.domain.ports import UserRepository
+from mlapi.domain.rules import canonical_username, fold
+from mlapi.domain.users import utc_now
+from mlapi.entrypoints.admin import OPEN_PATHS, AdminPolicy
 from mlapi.entrypoints.console.sessions import Sessions
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.management import OPEN_PATHS, Management
 from tests.conftest import KEY, SALT
 from tests.e2e.server import Serve, Server
-from tests.e2e.test_description import asked_by_schemathesis
+from tests.e2e.test_openapi import asked_by_schemathesis
 from tests.postgres_server import PostgresServer
 from tests.torture.hostile import CANARY, PASSWORD, Attacker, Known, Request
 
@@ -54,9 +56,14 @@ class Target:
     def __init__(self, repository: UserRepository, rows: Callable[[], object]) -> None:
         self.users = Users(repository, FernetCipher([KEY], SALT))
         self.tokens = JwtTokenIssuer([b"k" * 32], lifetime=timedelta(hours=1), issuer="mlapi", audience="mlapi")
-        log_ins, guard = LogIns(self.users, self.tokens, UnlimitedAttempts()), Guard(repository, self.tokens)
-        self.modes = Management(admin_token=ADMIN_TOKEN, docs_open=True), Management(docs_open=True)
-        self.apps = [create_app(self.users, mode, Access(log_ins=log_ins, guard=guard)) for mode in self.modes]
+        authenticator, guard = (
+            Authenticator(self.users, self.tokens, UnlimitedAttempts()),
+            Guard(repository, self.tokens),
+        )
+        self.modes = AdminPolicy(admin_token=ADMIN_TOKEN, docs_open=True), AdminPolicy(docs_open=True)
+        self.apps = [
+            create_app(self.users, mode, Access(authenticator=authenticator, guard=guard)) for mode in self.modes
+        ]
         self.user_ids: list[int] = []
         self.key_ids: list[str] = []
         self.credentials: list[str] = []
@@ -65,7 +72,7 @@ class Target:
         self._read = rows
         self.restore()
 
-    def known(self, mode: Management) -> Known:
+    def known(self, mode: AdminPolicy) -> Known:
         session, cookie = Sessions(mode.session_key).begin()
         return Known(
             user_ids=self.user_ids,
@@ -79,7 +86,7 @@ class Target:
     def restore(self) -> None:
         """See to it that there is somebody to attack, and not too many; remember the rows."""
         users = self.users
-        victims, others = (everybody := list(users.every_user()))[:VICTIMS], everybody[VICTIMS:]
+        victims, others = (everybody := list(users.iterate_users()))[:VICTIMS], everybody[VICTIMS:]
         for other in others if len(everybody) > CROWD else []:
             users.remove(user_id=other.id)
         while len(victims) < VICTIMS:
@@ -89,7 +96,7 @@ class Target:
         for victim in victims:
             if not victim.enabled:
                 users.set_enabled(user_id=victim.id, enabled=True)
-            own = [key.id for key in users.api_keys(victim.id) if key.id in self._shown]
+            own = [key.id for key in users.list_api_keys(victim.id) if key.id in self._shown]
             if not own:
                 key, shown = users.add_api_key(user_id=victim.id, name="job")
                 self._shown[key.id] = shown
@@ -172,8 +179,8 @@ def memory_target() -> Iterator[Target]:
     repository = InMemoryUserRepository()
 
     def rows() -> object:
-        users = repository.page(after=0, limit=1_000)  # type: ignore[arg-type]  # before all
-        return [(user, [(key.id, key.name, key.digest) for key in repository.api_keys(user.id)]) for user in users]
+        users = repository.list_page(after=0, limit=1_000)  # type: ignore[arg-type]  # before all
+        return [(user, [(key.id, key.name, key.digest) for key in repository.list_api_keys(user.id)]) for user in users]
 
     with closing(Target(repository, rows)) as target:
         yield target
@@ -340,7 +347,7 @@ def known_of(server: Server) -> Known:
         user_ids.append(user_id)
         key_ids.append(key["key_id"])
         credentials.append(key["key"])
-    session, cookie = Sessions(Management(admin_token=ADMIN_TOKEN).session_key).begin()
+    session, cookie = Sessions(AdminPolicy(admin_token=ADMIN_TOKEN).session_key).begin()
     return Known(
         user_ids=user_ids,
         credentials=credentials,
@@ -365,7 +372,7 @@ def test_the_server_keeps_what_the_description_promises_however_often_it_is_aske
 ) -> None:
     examples = times(0, 100)
     if not examples:
-        pytest.skip("the short form is tests/e2e/test_description.py")
+        pytest.skip("the short form is tests/e2e/test_openapi.py")
 
     found = asked_by_schemathesis(url, tmp_path, examples)
 
@@ -390,8 +397,8 @@ def names(seed: str, many: int) -> Iterator[str]:
 def test_the_canonical_form_of_any_character_is_its_own() -> None:
     for number in range(0x110000):
         character = chr(number)
-        once = folded(character)
-        assert folded(once) == once, hex(number)
+        once = fold(character)
+        assert fold(once) == once, hex(number)
 
 
 def test_the_canonical_form_of_a_name_is_its_own(times: Callable[[int, int], int], tell: Callable[[str], None]) -> None:
@@ -404,8 +411,8 @@ def test_the_canonical_form_of_a_name_is_its_own(times: Callable[[int, int], int
 
 
 def is_stable(name: str) -> bool:
-    key = folded(name)
-    return key == folded(key) and key == folded(unicodedata.normalize("NFD", name)) == folded(
+    key = fold(name)
+    return key == fold(key) and key == fold(unicodedata.normalize("NFD", name)) == fold(
         unicodedata.normalize("NFKD", name)
     )
 
@@ -457,7 +464,7 @@ def spellings_of(name: str) -> list[str]:
     """Return other ways to type a name that anybody can have, which mean the same user."""
     forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD", "NFKC", "NFKD")]
     spellings = []
-    for form in {name, folded(name), *forms}:
+    for form in {name, fold(name), *forms}:
         try:
             canonical_username(form)
         except InvalidFieldsError:  # too long, say

@@ -20,7 +20,7 @@ from sqlalchemy import URL
 
 from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
 from mlapi.domain.errors import RepositoryUnavailableError, UserExistsError
-from mlapi.domain.model import canonical_username
+from mlapi.domain.rules import canonical_username
 from mlapi.testing.repository import registration
 from tests.e2e.server import Serve
 from tests.postgres_server import PostgresServer, running_postgres

@@ -22,14 +22,14 @@ from sqlalchemy import Pool, event, text
 
 from mlapi.adapters.fernet import FernetCipher
 from mlapi.adapters.sql import HEAD, Database, database_url, upgrade
+from mlapi.application.users import Users
 from mlapi.bootstrap import group_commit, open_service
 from mlapi.config import DatabaseSettings, PasswordSettings, Settings
-from mlapi.domain.changes import Change
+from mlapi.domain.commands import Command
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import RepositoryUnavailableError
-from mlapi.domain.model import EncryptedPassword, User
+from mlapi.domain.users import EncryptedPassword, User
 from mlapi.secret_files import change_secrets_file, make_secrets_file, new_key, read_yaml
-from mlapi.service import Users
 from tests.torture import storage
 
 pytestmark = pytest.mark.skipif(storage.missing() is not None, reason=f"NO POWER LOSS IS TRIED: {storage.missing()}")
@@ -78,7 +78,7 @@ class Client:
         """Return what there must be after so many changes, and what there may be if the next one is under way."""
         return self.history[done], self.history[min(done + 1, len(self.history) - 1)]
 
-    async def work(self, users: Users, apply: Callable[[Change], Any], prefix: str, rounds: int) -> None:
+    async def work(self, users: Users, apply: Callable[[Command], Any], prefix: str, rounds: int) -> None:
         for number in range(rounds):
             name = f"{prefix}-{self.number}-{number}"
             body = {"username": name, "password": "difference engine", "email": f"{name}@example.com"}
@@ -265,7 +265,8 @@ def started(folder: Path) -> None:
     with open_service(settings_of(folder)) as opened:
         cipher = opened.users.cipher
         assert all(
-            any(cipher.matches(password, user.password) for password in PASSWORDS) for user in opened.users.every_user()
+            any(cipher.matches(password, user.password) for password in PASSWORDS)
+            for user in opened.users.iterate_users()
         )
         ada = opened.users.register(username="ada", password="difference engine", email="ada@example.com")
         assert opened.users.find("ADA") == ada
@@ -288,7 +289,7 @@ def after_power_losses(
     simulated = storage.Disk(disk.events)
     for place in places(disk, count, chance):
         simulated.run(place)
-        done = Counter({mark.client: mark.changes for mark in simulated.marks})
+        done = Counter({mark.client: mark.commands for mark in simulated.marks})
         known = [client.known(done[client.number]) for client in clients]
         problems = lost(folder, simulated.after_power_loss(chance), known, max(0, done.total() + before))
         if problems:

@@ -20,11 +20,11 @@ from cryptography.fernet import Fernet
 from sqlalchemy import URL
 
 from mlapi import EncryptedPassword, InvalidCredentialsError, Reencrypt, Users
-from mlapi.bootstrap import Opened, open_service
+from mlapi.bootstrap import Service, open_service
 from mlapi.config import load_settings
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli import main
 from mlapi.entrypoints.console.sessions import Sessions
-from mlapi.entrypoints.management import Management
 from mlapi.secret_files import read_yaml
 from tests.conftest import KEY, OLDER_KEY, SALT
 from tests.e2e.server import Server
@@ -53,7 +53,7 @@ def environ(url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[s
 
 
 @contextmanager
-def opened() -> Iterator[Opened]:
+def opened() -> Iterator[Service]:
     with open_service(load_settings()) as found:
         yield found
 
@@ -63,12 +63,12 @@ def register(users: Users) -> None:
         users.register(username=name, password=password, email="ada@example.com")
 
 
-def let_in(found: Opened, passwords: dict[str, str] = PASSWORDS) -> set[str]:
+def let_in(found: Service, passwords: dict[str, str] = PASSWORDS) -> set[str]:
     """Return who can log in."""
     able = set()
     for name, password in passwords.items():
         try:
-            found.access.log_ins.log_in(username=name, password=password, address=name)
+            found.access.authenticator.log_in(username=name, password=password, address=name)
         except InvalidCredentialsError:
             continue
         able.add(name)
@@ -110,7 +110,7 @@ def test_no_command_does_anything_with_a_wrong_secret(
     monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
     with opened() as found:
         register(found.users)
-        before = list(found.users.every_user())
+        before = list(found.users.iterate_users())
     monkeypatch.setenv(f"MLAPI_SECRETS__{wrong.upper()}", {"key": OLDER_KEY, "salt": "another salt"}[wrong])
 
     result = CliRunner().invoke(main, command)
@@ -122,7 +122,7 @@ def test_no_command_does_anything_with_a_wrong_secret(
     monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
     monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
     with opened() as found:
-        assert list(found.users.every_user()) == before
+        assert list(found.users.iterate_users()) == before
 
 
 # --- damaged passwords
@@ -196,7 +196,7 @@ def test_a_damaged_password_lets_nobody_in_and_disturbs_nobody_else(
             lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
             assert (able, len(lines)) == (set(), 1), value
             assert "c4n4ry" not in caplog.text
-            assert cipher.renewed(EncryptedPassword(value)) is None, value
+            assert cipher.reencrypt(EncryptedPassword(value)) is None, value
         assert let_in(found) == set(PASSWORDS) - {"user0"}
 
     tell(f"damaged passwords, {scheme}: {many} let nobody in, with one line in the log each, and disturbed nobody else")
@@ -205,7 +205,7 @@ def test_a_damaged_password_lets_nobody_in_and_disturbs_nobody_else(
 def test_a_damaged_password_is_told_and_keeps_the_older_key(environ: dict[str, str], tmp_path: Path) -> None:
     with opened() as found:
         register(found.users)
-        user = next(found.users.every_user())
+        user = next(found.users.iterate_users())
         broken = EncryptedPassword(user.password.value[:-9])
         found.users.apply(Reencrypt(user_id=user.id, password=broken, replacing=user.password))
 
@@ -248,7 +248,7 @@ def test_a_rotation_killed_at_any_step_locks_nobody_out_and_is_ended_by_the_next
         for each in before:
             assert run(tmp_path, environ, each) == 0
         with opened() as found:
-            token = found.access.log_ins.log_in(username="user0", password=PASSWORDS["user0"]).token
+            token = found.access.authenticator.log_in(username="user0", password=PASSWORDS["user0"]).token
         code = run(tmp_path, environ, command, at=step)
         with opened() as found:
             assert let_in(found) == set(PASSWORDS), step
@@ -398,7 +398,7 @@ ADMIN_TOKEN = "c4n4ry-admin-token"
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
 
-class Visitor:
+class LoggedInUser:
     """Whoever asks a server, with all its answers counted."""
 
     def __init__(self, server: Server) -> None:
@@ -440,7 +440,7 @@ class Visitor:
 @contextmanager
 def load(server: Server, users: Sequence[str]) -> Iterator[Counter[int]]:
     """Log in, come in, be shut out and let in again, over and over, meanwhile."""
-    visitor, done = Visitor(server), threading.Event()
+    visitor, done = LoggedInUser(server), threading.Event()
     ids = {name: visitor.registered(name) for name in users}
 
     def go_round(name: str) -> None:
@@ -469,12 +469,12 @@ def test_a_clock_that_is_moved_lets_nobody_in_for_longer_and_breaks_nothing(
     moved: tuple[Server, Callable[[float], None]], url: URL, tell: Callable[[str], None]
 ) -> None:
     server, move = moved
-    visitor = Visitor(server)
+    visitor = LoggedInUser(server)
     ada = visitor.registered("ada")
     now = datetime.now(UTC)
     token = visitor.token("ada")
     short, long = (visitor.key(ada, expires=now + timedelta(minutes=minutes)) for minutes in (30, 90))
-    _session, cookie = Sessions(Management(admin_token=ADMIN_TOKEN).session_key).begin()
+    _session, cookie = Sessions(AdminPolicy(admin_token=ADMIN_TOKEN).session_key).begin()
     guesses = [visitor.ask("POST", "/token", body={"username": "eve", "password": "guess"}) for _ in range(21)]
     seen: dict[str, list[int]] = {}
 
@@ -530,7 +530,7 @@ def test_a_clock_that_is_set_back_prolongs_what_it_counts_by_no_more_than_that(
     moved: tuple[Server, Callable[[float], None]],
 ) -> None:
     server, move = moved
-    visitor = Visitor(server)
+    visitor = LoggedInUser(server)
     move(HOUR)
     for _ in range(20):
         visitor.ask("POST", "/token", body={"username": "eve", "password": "guess"})

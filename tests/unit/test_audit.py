@@ -6,22 +6,22 @@ from typing import get_args
 import pytest
 
 from mlapi import (
+    Actor,
     AddApiKey,
     ApiKey,
     ApiKeyId,
     ApiKeyNotFoundError,
     AuditEntry,
-    Cause,
-    Change,
     ChangePassword,
+    Command,
     EncryptedPassword,
     EndTokens,
     Outcome,
     PasswordChangedError,
     RecordApiKeyUse,
     Reencrypt,
-    Refusal,
     Register,
+    Rejection,
     Remove,
     RemoveApiKey,
     SetEnabled,
@@ -39,7 +39,7 @@ ADA = UserId(7)
 STORED = EncryptedPassword("stored")
 KEY = ApiKey(id=ApiKeyId("0" * 16), user_id=ADA, name="laptop", digest="digest", created_datetime=NOON)
 REGISTER = Register(username="ada", password=STORED, email="ada@example.com", at=NOON)
-CHANGES: list[Change] = [
+CHANGES: list[Command] = [
     REGISTER,
     SetEnabled(user_id=ADA, enabled=True, at=NOON),
     SetEnabled(user_id=ADA, enabled=False, at=NOON),
@@ -49,11 +49,11 @@ CHANGES: list[Change] = [
     AddApiKey(key=KEY),
     RemoveApiKey(key_id=KEY.id, at=NOON),
 ]
-BOOKKEEPING: list[Change] = [
+BOOKKEEPING: list[Command] = [
     Reencrypt(user_id=ADA, password=STORED, replacing=STORED),
     RecordApiKeyUse(key_id=KEY.id, at=NOON),
 ]
-REFUSALS: list[Refusal] = [
+REFUSALS: list[Rejection] = [
     UserExistsError(7),
     UserNotFoundError(7),
     PasswordChangedError(7),
@@ -62,23 +62,23 @@ REFUSALS: list[Refusal] = [
 
 
 def test_these_are_all_changes_and_all_refusals_there_are() -> None:
-    assert {type(change) for change in CHANGES + BOOKKEEPING} == set(get_args(Change))
-    assert {type(refusal) for refusal in REFUSALS} == set(get_args(Refusal))
+    assert {type(command) for command in CHANGES + BOOKKEEPING} == set(get_args(Command))
+    assert {type(refusal) for refusal in REFUSALS} == set(get_args(Rejection))
 
 
-@pytest.mark.parametrize("change", CHANGES, ids=lambda change: type(change).__name__)
+@pytest.mark.parametrize("command", CHANGES, ids=lambda command: type(command).__name__)
 @pytest.mark.parametrize("outcome", [REGISTER.as_user(ADA), KEY, *REFUSALS], ids=lambda outcome: type(outcome).__name__)
-def test_every_change_with_every_outcome_has_an_entry_at_its_time(change: Change, outcome: Outcome) -> None:
-    entry = audit_entry(change, outcome)
+def test_every_change_with_every_outcome_has_an_entry_at_its_time(command: Command, outcome: Outcome) -> None:
+    entry = audit_entry(command, outcome)
 
     assert entry is not None
     assert entry.at == NOON
     assert (entry.outcome == "done") == isinstance(outcome, User | ApiKey)
 
 
-@pytest.mark.parametrize("change", BOOKKEEPING, ids=lambda change: type(change).__name__)
-def test_bookkeeping_has_none(change: Change) -> None:
-    assert audit_entry(change, REGISTER.as_user(ADA)) is None
+@pytest.mark.parametrize("command", BOOKKEEPING, ids=lambda command: type(command).__name__)
+def test_bookkeeping_has_none(command: Command) -> None:
+    assert audit_entry(command, REGISTER.as_user(ADA)) is None
 
 
 def test_an_entry_holds_nothing_of_a_user_but_his_id() -> None:
@@ -96,21 +96,21 @@ def test_an_entry_holds_nothing_of_a_user_but_his_id() -> None:
 
 
 def test_what_is_done_through_users_of_somebody_is_told_of_him() -> None:
-    users = Users(InMemoryUserRepository(), PlainCipher(), by=Cause("nightly job"))
+    users = Users(InMemoryUserRepository(), PlainCipher(), actor=Actor("nightly job"))
     ada = users.register(username="ada", password="difference engine", email="ada@example.com")
 
-    acting = users.acting(Cause("admin", "request-7"))
-    acting.set_enabled(user_id=ada.id, enabled=False)
-    acting.set_password(user_id=ada.id, password="analytical engine")
-    acting.end_tokens(user_id=ada.id)
-    key, _ = acting.add_api_key(user_id=ada.id, name="laptop")
-    acting.remove_api_key(key.id)
-    acting.remove(user_id=ada.id)
+    as_actor = users.as_actor(Actor("admin", "request-7"))
+    as_actor.set_enabled(user_id=ada.id, enabled=False)
+    as_actor.set_password(user_id=ada.id, password="analytical engine")
+    as_actor.end_tokens(user_id=ada.id)
+    key, _ = as_actor.add_api_key(user_id=ada.id, name="laptop")
+    as_actor.remove_api_key(key.id)
+    as_actor.remove(user_id=ada.id)
 
-    told = [(entry.actor, entry.request_id, entry.action) for entry in reversed(users.audit_page())]
+    told = [(entry.actor, entry.request_id, entry.action) for entry in reversed(users.list_audit_page())]
     assert told[0] == ("nightly job", None, "register")
     assert told[1:] == [
         ("admin", "request-7", action)
         for action in ("disable", "set_password", "end_tokens", "add_api_key", "remove_api_key", "remove")
     ]
-    assert [count.count for count in users.activity(NOON.replace(year=2020))] == [1] * 7
+    assert [count.count for count in users.count_actions_per_day(NOON.replace(year=2020))] == [1] * 7

@@ -14,7 +14,7 @@ from mlapi.config import (
     ConnectionSettings,
     DatabaseSettings,
     HttpSettings,
-    LogInSettings,
+    LoginSettings,
     ManagementSettings,
     PasswordSettings,
     RegistrationSettings,
@@ -79,7 +79,7 @@ def test_everything_has_a_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         secrets=SecretSettings(key=(), salt=(), token_key=(), admin_token=None),
         passwords=PasswordSettings(scheme="argon2id", min_length=None),
         tokens=TokenSettings(minutes=60, issuer="mlapi", audience="mlapi"),
-        logins=LogInSettings(per_address=200, per_name=200, per_name_and_address=20),
+        logins=LoginSettings(per_address=200, per_name=200, per_name_and_address=20),
         http=HttpSettings(trusted_proxies=()),
         registration=RegistrationSettings(open=True),
         management=ManagementSettings(local=True),
@@ -150,7 +150,7 @@ def test_every_key_can_be_set_in_the_file(tmp_path: Path) -> None:
         secrets=ALL_SECRETS,
         passwords=PasswordSettings(scheme="fernet", min_length=15),
         tokens=TokenSettings(minutes=5, issuer="users.example", audience="models.example"),
-        logins=LogInSettings(per_address=3, per_name=4, per_name_and_address=5),
+        logins=LoginSettings(per_address=3, per_name=4, per_name_and_address=5),
         http=HttpSettings(trusted_proxies=("10.0.0.0/8",)),
         registration=RegistrationSettings(open=False),
         management=ManagementSettings(local=False),
@@ -184,7 +184,7 @@ def test_every_key_can_be_set_in_the_environment(tmp_path: Path) -> None:
         secrets=ALL_SECRETS,
         passwords=PasswordSettings(scheme="fernet", min_length=15),
         tokens=TokenSettings(minutes=5, issuer="users.example", audience="models.example"),
-        logins=LogInSettings(per_address=3, per_name=4, per_name_and_address=5),
+        logins=LoginSettings(per_address=3, per_name=4, per_name_and_address=5),
         http=HttpSettings(trusted_proxies=("10.0.0.0/8",)),
         registration=RegistrationSettings(open=False),
         management=ManagementSettings(local=False),
@@ -952,7 +952,7 @@ def test_a_token_may_last_from_a_minute_to_a_day(tmp_path: Path, minutes: int) -
 def test_one_attempt_a_minute_is_enough_for_a_log_in(tmp_path: Path) -> None:
     content = "logins: {per_address: 1, per_name: 1, per_name_and_address: 1}"
 
-    assert load(tmp_path, content).logins == LogInSettings(per_address=1, per_name=1, per_name_and_address=1)
+    assert load(tmp_path, content).logins == LoginSettings(per_address=1, per_name=1, per_name_and_address=1)
 
 
 @pytest.mark.parametrize("value", ["", "x" * 201, "é", '"a\\nb"', '"a\\0"'])
@@ -1113,7 +1113,7 @@ def test_settings_show_no_secret() -> None:
         " connection=ConnectionSettings(username='mlapi', host='localhost', port=5432, database='users'),"
         " secrets=SecretSettings(), passwords=PasswordSettings(scheme='argon2id', min_length=None),"
         " tokens=TokenSettings(minutes=60, issuer='mlapi', audience='mlapi'),"
-        " logins=LogInSettings(per_address=200, per_name=200, per_name_and_address=20),"
+        " logins=LoginSettings(per_address=200, per_name=200, per_name_and_address=20),"
         " http=HttpSettings(trusted_proxies=()),"
         " registration=RegistrationSettings(open=True), management=ManagementSettings(local=True),"
         " audit=AuditSettings(days=365), logging=LoggingSettings(format=None), metrics=MetricsSettings(open=False))"

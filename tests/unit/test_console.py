@@ -6,11 +6,12 @@ import attrs
 import pytest
 
 from mlapi.domain.audit import DailyCount
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Day, chart, first_moment
 from mlapi.entrypoints.console.sessions import IDLE, LIFETIME, Session, Sessions
-from mlapi.entrypoints.management import Caller, Management
 from mlapi.entrypoints.wire import ManagementRefusedError
-from tests.unit.test_management import BY_MACHINE, BY_TOKEN, LOCAL, LOCKED, STRANGER, TOKEN, with_headers
+from mlapi.entrypoints.wire.client import Client
+from tests.unit.test_admin import BY_MACHINE, BY_TOKEN, LOCAL, LOCKED, STRANGER, TOKEN, with_headers
 
 NOW = 1_800_000_000
 KEY = BY_TOKEN.session_key
@@ -79,7 +80,7 @@ def test_a_session_says_what_its_cookie_says() -> None:
 def test_another_admin_token_ends_every_session() -> None:
     _session, cookie = sessions().begin()
 
-    assert sessions(key=Management(admin_token="another").session_key).find(cookie) is None
+    assert sessions(key=AdminPolicy(admin_token="another").session_key).find(cookie) is None
     assert sessions(key=BY_MACHINE.session_key).find(cookie) is None
 
 
@@ -139,12 +140,12 @@ def test_nothing_shows_what_a_session_is_made_of() -> None:
 
 
 @pytest.mark.parametrize("caller", [LOCAL, STRANGER])
-def test_in_token_mode_the_page_decides_by_its_sessions(caller: Caller) -> None:
+def test_in_token_mode_the_page_decides_by_its_sessions(caller: Client) -> None:
     BY_TOKEN.check_page(caller)
 
 
 @pytest.mark.parametrize("caller", [LOCAL, STRANGER])
-def test_a_locked_page_names_the_setting(caller: Caller) -> None:
+def test_a_locked_page_names_the_setting(caller: Client) -> None:
     with pytest.raises(ManagementRefusedError, match=r"set secrets\.admin_token"):
         LOCKED.check_page(caller)
 
@@ -172,7 +173,7 @@ def test_a_page_may_be_used_on_this_machine_also_by_a_browser() -> None:
         with_headers(attrs.evolve(LOCAL, headers=[]), ("origin", "")),
     ],
 )
-def test_a_page_is_closed_to_what_may_come_from_elsewhere(caller: Caller) -> None:
+def test_a_page_is_closed_to_what_may_come_from_elsewhere(caller: Client) -> None:
     with pytest.raises(ManagementRefusedError):
         BY_MACHINE.check_page(caller)
 
@@ -204,14 +205,14 @@ def test_what_a_browser_says_of_our_page_is_believed(headers: list[tuple[str, st
         attrs.evolve(with_headers(LOCAL, ("origin", "http://localhost:8001")), scheme="https"),
     ],
 )
-def test_what_no_browser_says_of_our_page_is_not(caller: Caller) -> None:
+def test_what_no_browser_says_of_our_page_is_not(caller: Client) -> None:
     assert not caller.comes_from_our_page
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 def test_the_scheme_is_that_of_the_connection(scheme: str) -> None:
-    asgi = Caller.of_asgi({"path": "/", "http_version": "1.1", "headers": [], "scheme": scheme})
-    wsgi = Caller.of_wsgi({"SERVER_PROTOCOL": "HTTP/1.1", "wsgi.url_scheme": scheme})
+    asgi = Client.from_asgi({"path": "/", "http_version": "1.1", "headers": [], "scheme": scheme})
+    wsgi = Client.from_wsgi({"SERVER_PROTOCOL": "HTTP/1.1", "wsgi.url_scheme": scheme})
 
     assert (asgi.scheme, wsgi.scheme) == (scheme, scheme)
 

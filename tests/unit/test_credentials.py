@@ -9,14 +9,14 @@ import pytest
 
 from mlapi import (
     ApiKey,
-    ApiKeyHolder,
     ApiKeyId,
+    ApiKeyPrincipal,
     EncryptedPassword,
-    FieldProblem,
-    Holder,
+    FieldError,
     InvalidFieldsError,
     InvalidTokenError,
     IssuedToken,
+    Principal,
     TokenClaims,
     User,
     UserDisabledError,
@@ -25,14 +25,14 @@ from mlapi import (
 from mlapi.domain.credentials import (
     API_KEY_NAME_MAX,
     USE_RECORDED_EVERY,
-    Claim,
-    ShownApiKey,
+    ParsedCredential,
+    PresentedApiKey,
     admit,
     check_api_key_fields,
     looks_like_api_key,
     new_api_key,
-    shown_api_key,
-    subject_of,
+    parse_api_key,
+    principal_id_of,
 )
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -56,15 +56,15 @@ DISABLED = attrs.evolve(ADA, enabled=False, token_epoch="a-later-epoch")
 CLAIMS = TokenClaims(user_id=ADA.id, token_epoch="the-epoch", expires_at=LATER, token_id="one")
 KEY = ApiKey(id=ApiKeyId(ID), user_id=ADA.id, name="laptop", digest=DIGEST, created_datetime=NOON)
 ENDING = attrs.evolve(KEY, expires_datetime=LATER)
-SHOWN = ShownApiKey(ApiKeyId(ID), DIGEST)
-OTHER = ShownApiKey(ApiKeyId(ID), hashlib.sha256(b"another").hexdigest())
+SHOWN = PresentedApiKey(ApiKeyId(ID), DIGEST)
+OTHER = PresentedApiKey(ApiKeyId(ID), hashlib.sha256(b"another").hexdigest())
 
 
 # --- the form of API keys
 
 
 def test_an_api_key_shows_its_id_and_the_digest_of_the_whole() -> None:
-    assert shown_api_key(CREDENTIAL) == SHOWN
+    assert parse_api_key(CREDENTIAL) == SHOWN
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_an_api_key_shows_its_id_and_the_digest_of_the_whole() -> None:
 )
 def test_any_other_form_is_refused(credential: str) -> None:
     with pytest.raises(InvalidTokenError) as refusal:
-        shown_api_key(credential)
+        parse_api_key(credential)
 
     assert refusal.value == InvalidTokenError()
 
@@ -108,7 +108,7 @@ def test_any_other_form_is_refused(credential: str) -> None:
 def test_new_api_keys_have_the_form_and_differ() -> None:
     credentials = [new_api_key() for _ in range(100)]
 
-    shown = [shown_api_key(credential) for credential in credentials]
+    shown = [parse_api_key(credential) for credential in credentials]
 
     assert all(re.fullmatch("mlapi_[0-9a-f]{16}_[0-9a-f]{64}", credential) for credential in credentials)
     assert len({each.id for each in shown}) == len({each.digest for each in shown}) == 100
@@ -121,25 +121,25 @@ def test_what_begins_like_an_api_key_is_taken_for_one() -> None:
 
 
 def test_a_claim_is_about_a_user_or_an_api_key() -> None:
-    assert [subject_of(CLAIMS), subject_of(SHOWN)] == [UserId(7), ApiKeyId(ID)]
+    assert [principal_id_of(CLAIMS), principal_id_of(SHOWN)] == [UserId(7), ApiKeyId(ID)]
 
 
 # --- who is let in
 
-ADMITTED: dict[str, tuple[Claim, Holder, User]] = {
+ADMITTED: dict[str, tuple[ParsedCredential, Principal, User]] = {
     "token": (CLAIMS, ADA, ADA),
     "token to its last moment": (attrs.evolve(CLAIMS, expires_at=NOON + MOMENT), ADA, ADA),
-    "key": (SHOWN, ApiKeyHolder(KEY, ADA), ADA),
-    "key that ends later": (SHOWN, ApiKeyHolder(ENDING, ADA), ADA),
+    "key": (SHOWN, ApiKeyPrincipal(KEY, ADA), ADA),
+    "key that ends later": (SHOWN, ApiKeyPrincipal(ENDING, ADA), ADA),
     "key of a user with another epoch": (
         SHOWN,
-        ApiKeyHolder(KEY, attrs.evolve(ADA, token_epoch="x")),
+        ApiKeyPrincipal(KEY, attrs.evolve(ADA, token_epoch="x")),
         attrs.evolve(ADA, token_epoch="x"),
     ),
 }
-REFUSED: dict[str, tuple[Claim, Holder | None, datetime, Exception]] = {
+REFUSED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exception]] = {
     "token of nobody": (CLAIMS, None, NOON, InvalidTokenError()),
-    "token, and a key is found": (CLAIMS, ApiKeyHolder(KEY, ADA), NOON, InvalidTokenError()),
+    "token, and a key is found": (CLAIMS, ApiKeyPrincipal(KEY, ADA), NOON, InvalidTokenError()),
     "token at its end": (CLAIMS, ADA, LATER, InvalidTokenError()),
     "token after its end": (CLAIMS, ADA, LATER + MOMENT, InvalidTokenError()),
     "token at its end, disabled": (CLAIMS, DISABLED, LATER, InvalidTokenError()),
@@ -148,24 +148,26 @@ REFUSED: dict[str, tuple[Claim, Holder | None, datetime, Exception]] = {
     "token of a former epoch": (CLAIMS, attrs.evolve(ADA, token_epoch="x"), NOON, InvalidTokenError()),
     "key of nobody": (SHOWN, None, NOON, InvalidTokenError()),
     "key, and a user is found": (SHOWN, ADA, NOON, InvalidTokenError()),
-    "key with another secret": (OTHER, ApiKeyHolder(KEY, ADA), NOON, InvalidTokenError()),
-    "key with another secret, disabled": (OTHER, ApiKeyHolder(KEY, DISABLED), NOON, InvalidTokenError()),
-    "key without a secret": (ShownApiKey(KEY.id, ""), ApiKeyHolder(KEY, ADA), NOON, InvalidTokenError()),
-    "key at its end": (SHOWN, ApiKeyHolder(ENDING, ADA), LATER, InvalidTokenError()),
-    "key at its end, disabled": (SHOWN, ApiKeyHolder(ENDING, DISABLED), LATER, InvalidTokenError()),
-    "key, disabled": (SHOWN, ApiKeyHolder(KEY, DISABLED), NOON, UserDisabledError(7)),
+    "key with another secret": (OTHER, ApiKeyPrincipal(KEY, ADA), NOON, InvalidTokenError()),
+    "key with another secret, disabled": (OTHER, ApiKeyPrincipal(KEY, DISABLED), NOON, InvalidTokenError()),
+    "key without a secret": (PresentedApiKey(KEY.id, ""), ApiKeyPrincipal(KEY, ADA), NOON, InvalidTokenError()),
+    "key at its end": (SHOWN, ApiKeyPrincipal(ENDING, ADA), LATER, InvalidTokenError()),
+    "key at its end, disabled": (SHOWN, ApiKeyPrincipal(ENDING, DISABLED), LATER, InvalidTokenError()),
+    "key, disabled": (SHOWN, ApiKeyPrincipal(KEY, DISABLED), NOON, UserDisabledError(7)),
 }
 
 
-@pytest.mark.parametrize(("claim", "holder", "user"), ADMITTED.values(), ids=ADMITTED.keys())
-def test_who_is_let_in_is_the_user_as_he_is(claim: Claim, holder: Holder, user: User) -> None:
-    assert admit(claim, holder, NOON) == user
+@pytest.mark.parametrize(("claim", "principal", "user"), ADMITTED.values(), ids=ADMITTED.keys())
+def test_who_is_let_in_is_the_user_as_he_is(claim: ParsedCredential, principal: Principal, user: User) -> None:
+    assert admit(claim, principal, NOON) == user
 
 
-@pytest.mark.parametrize(("claim", "holder", "at", "error"), REFUSED.values(), ids=REFUSED.keys())
-def test_everybody_else_is_refused(claim: Claim, holder: Holder | None, at: datetime, error: Exception) -> None:
+@pytest.mark.parametrize(("claim", "principal", "at", "error"), REFUSED.values(), ids=REFUSED.keys())
+def test_everybody_else_is_refused(
+    claim: ParsedCredential, principal: Principal | None, at: datetime, error: Exception
+) -> None:
     with pytest.raises(type(error)) as refusal:
-        admit(claim, holder, at)
+        admit(claim, principal, at)
 
     assert refusal.value == error
 
@@ -174,7 +176,7 @@ def test_everybody_else_is_refused(claim: Claim, holder: Holder | None, at: date
 
 
 def test_no_repr_shows_what_lets_in() -> None:
-    shown = f"{CLAIMS!r} {SHOWN!r} {KEY!r} {ApiKeyHolder(KEY, ADA)!r} {IssuedToken('eyJhbGci', 3600)!r}"
+    shown = f"{CLAIMS!r} {SHOWN!r} {KEY!r} {ApiKeyPrincipal(KEY, ADA)!r} {IssuedToken('eyJhbGci', 3600)!r}"
 
     assert [secret in shown for secret in (DIGEST, ADA.token_epoch, "eyJhbGci", "stored")] == [False] * 4
     assert repr(IssuedToken("eyJhbGci", 3600)) == "IssuedToken(expires_in=3600)"
@@ -244,7 +246,7 @@ def test_another_name_is_refused(name: object, message: str) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         check_api_key_fields(name=name, expires=None, now=NOON)
 
-    assert refusal.value.problems == (FieldProblem("name", message),)
+    assert refusal.value.errors == (FieldError("name", message),)
 
 
 @pytest.mark.parametrize(
@@ -279,11 +281,11 @@ def test_another_end_is_refused(expires: datetime, message: str) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         check_api_key_fields(name="laptop", expires=expires, now=NOON)
 
-    assert refusal.value.problems == (FieldProblem("expires_at", message),)
+    assert refusal.value.errors == (FieldError("expires_at", message),)
 
 
 def test_every_field_of_an_api_key_at_fault_is_named_at_once() -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         check_api_key_fields(name="", expires=NOON, now=NOON)
 
-    assert refusal.value.problems == (FieldProblem("name", EMPTY), FieldProblem("expires_at", PAST))
+    assert refusal.value.errors == (FieldError("name", EMPTY), FieldError("expires_at", PAST))

@@ -8,7 +8,7 @@ import pytest
 from mlapi import (
     ApiKeyNotFoundError,
     ConfigurationError,
-    FieldProblem,
+    FieldError,
     InvalidCredentialsError,
     InvalidFieldsError,
     InvalidTokenError,
@@ -57,6 +57,6 @@ def test_an_error_may_be_copied_and_sent_to_another_process(error: MlapiError) -
 
 
 def test_an_error_says_all_that_is_wrong_in_one_line() -> None:
-    error = InvalidFieldsError((FieldProblem("username", "is missing"), FieldProblem("email", "must be a string")))
+    error = InvalidFieldsError((FieldError("username", "is missing"), FieldError("email", "must be a string")))
 
     assert str(error) == "username is missing; email must be a string"

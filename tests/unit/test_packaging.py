@@ -69,7 +69,7 @@ def test_the_fakes_need_neither_pytest_nor_anything_heavy(tmp_path: Path) -> Non
 
 
 def test_importing_the_application_reads_no_configuration_and_writes_nothing(tmp_path: Path) -> None:
-    code = "from mlapi.entrypoints.http import app; print(callable(app))"
+    code = "from mlapi.entrypoints.http.application import app; print(callable(app))"
 
     assert printed_by(code, tmp_path, MLAPI_CONFIG="/nowhere.yml", MLAPI_NONSENSE__KEY="x") == ["True"]
     assert list(tmp_path.iterdir()) == []

@@ -138,7 +138,7 @@ def test_hashes_are_sha_256() -> None:
 
 
 def test_what_nobody_shall_guess_is_not_made_by_a_generator_that_can_be_foretold() -> None:
-    assert importing("random", "numpy") == {"entrypoints/observation.py"}  # the ids of requests
+    assert importing("random", "numpy") == {"entrypoints/http/request_context.py"}  # the ids of requests
 
 
 def test_log_lines_go_to_standard_error_and_to_no_file_or_host_of_our_choice() -> None:

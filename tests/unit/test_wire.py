@@ -21,7 +21,7 @@ from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     ConfigurationError,
-    FieldProblem,
+    FieldError,
     InvalidCredentialsError,
     InvalidFieldsError,
     InvalidTokenError,
@@ -33,23 +33,23 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.model import EncryptedPassword, User, UserId
+from mlapi.domain.users import EncryptedPassword, User, UserId
 from mlapi.entrypoints import wire
 from mlapi.entrypoints.wire import (
     STATUS_OF,
-    AddApiKey,
+    AddApiKeyRequest,
     AdminTokenRequiredError,
-    Answer,
     AuditQuery,
-    Body,
     BodyTooLargeError,
-    ChangePassword,
+    ChangePasswordRequest,
     Headers,
-    LogIn,
+    LoginRequest,
     ManagementRefusedError,
-    RegisterUser,
+    RegisterRequest,
+    RequestBody,
     RequestError,
-    SetPassword,
+    Response,
+    SetPasswordRequest,
     UnreadableBodyError,
     UnsupportedMediaTypeError,
     UsersQuery,
@@ -87,7 +87,7 @@ ENTRY = AuditEntry(
     request_id="request-7",
 )
 GOOD_BODY = b'{"username": "test", "password": "test", "email": "test@testmail.com"}'
-NOTHING_ELSE = FieldProblem("body", "must hold username, password, email and nothing else")
+NOTHING_ELSE = FieldError("body", "must hold username, password, email and nothing else")
 
 
 # --- content type and length
@@ -211,43 +211,47 @@ def test_a_body_is_not_read_on_after_the_limit() -> None:
 @pytest.mark.parametrize(
     ("body", "decoded"),
     [
-        pytest.param(GOOD_BODY, RegisterUser("test", "test", "test@testmail.com"), id="as requests sends it"),
+        pytest.param(GOOD_BODY, RegisterRequest("test", "test", "test@testmail.com"), id="as requests sends it"),
         pytest.param(
             b' {"email":"e",\n"password":"p",\t"username":"u"} ',
-            RegisterUser("u", "p", "e"),
+            RegisterRequest("u", "p", "e"),
             id="order and white space",
         ),
         pytest.param(
             '{"username": "Ада", "password": "\U0001f600", "email": "é"}'.encode(),
-            RegisterUser("Ада", "\U0001f600", "é"),
+            RegisterRequest("Ада", "\U0001f600", "é"),
             id="UTF-8",
         ),
         pytest.param(
             rb'{"username": "\u0410", "password": "\ud83d\ude00", "email": "\u0000"}',
-            RegisterUser("\u0410", "\U0001f600", "\x00"),
+            RegisterRequest("\u0410", "\U0001f600", "\x00"),
             id="escapes, a pair of surrogates among them",
         ),
         pytest.param(
-            rb'{"username": "\\ud800", "password": "", "email": ""}', RegisterUser("\\ud800", "", ""), id="a backslash"
+            rb'{"username": "\\ud800", "password": "", "email": ""}',
+            RegisterRequest("\\ud800", "", ""),
+            id="a backslash",
         ),
         pytest.param(
-            rb'{"\u0075sername": "u", "password": "p", "email": "e"}', RegisterUser("u", "p", "e"), id="escape in a key"
+            rb'{"\u0075sername": "u", "password": "p", "email": "e"}',
+            RegisterRequest("u", "p", "e"),
+            id="escape in a key",
         ),
     ],
 )
-def test_a_good_body_is_decoded(body: bytes, decoded: RegisterUser) -> None:
-    assert wire.decode(body, RegisterUser) == decoded
+def test_a_good_body_is_decoded(body: bytes, decoded: RegisterRequest) -> None:
+    assert wire.decode(body, RegisterRequest) == decoded
 
 
 def test_a_body_at_the_limit_is_decoded() -> None:
     body = GOOD_BODY.ljust(16384)
 
-    assert wire.decode(body, RegisterUser) == RegisterUser("test", "test", "test@testmail.com")
+    assert wire.decode(body, RegisterRequest) == RegisterRequest("test", "test", "test@testmail.com")
 
 
 def test_a_body_over_the_limit_is_not_decoded() -> None:
     with pytest.raises(BodyTooLargeError):
-        wire.decode(GOOD_BODY.ljust(16385), RegisterUser)
+        wire.decode(GOOD_BODY.ljust(16385), RegisterRequest)
 
 
 def test_three_fields_at_their_longest_fit() -> None:
@@ -256,7 +260,7 @@ def test_three_fields_at_their_longest_fit() -> None:
     fields = {"username": letter * 254, "password": letter * 1024, "email": email}
     body = json.dumps(fields, ensure_ascii=False).encode()
 
-    assert wire.decode(body, RegisterUser) == RegisterUser(**fields)
+    assert wire.decode(body, RegisterRequest) == RegisterRequest(**fields)
 
 
 SURROGATE = "it holds a lone surrogate"
@@ -294,7 +298,7 @@ CONSTANT = "NaN and Infinity are not JSON"
 )
 def test_a_body_that_is_no_json_is_refused_with_its_reason(body: bytes, reason: str) -> None:
     with pytest.raises(UnreadableBodyError) as refusal:
-        wire.decode(body, RegisterUser)
+        wire.decode(body, RegisterRequest)
 
     assert str(refusal.value) == f"The body is not valid JSON: {reason}"
 
@@ -304,23 +308,23 @@ def test_a_body_that_is_no_json_is_refused_with_its_reason(body: bytes, reason: 
 )
 def test_a_body_that_is_no_json_in_a_way_that_pythons_tell_differently_is_refused(body: bytes) -> None:
     with pytest.raises(UnreadableBodyError):
-        wire.decode(body, RegisterUser)
+        wire.decode(body, RegisterRequest)
 
 
 def test_a_body_that_is_nested_deeply_and_closed_is_refused() -> None:
     with pytest.raises((UnreadableBodyError, InvalidFieldsError)):
-        wire.decode(b"[" * 8192 + b"]" * 8192, RegisterUser)
+        wire.decode(b"[" * 8192 + b"]" * 8192, RegisterRequest)
 
 
-def missing(*names: str) -> tuple[FieldProblem, ...]:
-    return tuple(FieldProblem(name, "is missing") for name in names)
+def missing(*names: str) -> tuple[FieldError, ...]:
+    return tuple(FieldError(name, "is missing") for name in names)
 
 
-def no_string(*names: str) -> tuple[FieldProblem, ...]:
-    return tuple(FieldProblem(name, "must be a string") for name in names)
+def no_string(*names: str) -> tuple[FieldError, ...]:
+    return tuple(FieldError(name, "must be a string") for name in names)
 
 
-NO_OBJECT = (FieldProblem("body", "must be an object"),)
+NO_OBJECT = (FieldError("body", "must be an object"),)
 
 
 @pytest.mark.parametrize(
@@ -355,11 +359,11 @@ NO_OBJECT = (FieldProblem("body", "must be an object"),)
         ),
     ],
 )
-def test_every_field_at_fault_is_named_at_once(body: bytes, problems: tuple[FieldProblem, ...]) -> None:
+def test_every_field_at_fault_is_named_at_once(body: bytes, problems: tuple[FieldError, ...]) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
-        wire.decode(body, RegisterUser)
+        wire.decode(body, RegisterRequest)
 
-    assert refusal.value.problems == problems
+    assert refusal.value.errors == problems
 
 
 @pytest.mark.parametrize(
@@ -378,34 +382,38 @@ def test_every_field_at_fault_is_named_at_once(body: bytes, problems: tuple[Fiel
 )
 def test_no_answer_shows_a_password_of_a_bad_body(body: bytes) -> None:
     with pytest.raises(MlapiError) as refusal:
-        wire.decode(body, RegisterUser)
+        wire.decode(body, RegisterRequest)
 
     assert b"CANARY" not in wire.refused(refusal.value).body
     assert "CANARY" not in str(refusal.value)
 
 
 def test_a_decoded_body_shows_nothing() -> None:
-    body = wire.decode(GOOD_BODY, RegisterUser)
+    body = wire.decode(GOOD_BODY, RegisterRequest)
 
-    assert repr(body) == "RegisterUser(...)"
-    assert f"{body} {body!s}" == "RegisterUser(...) RegisterUser(...)"
+    assert repr(body) == "RegisterRequest(...)"
+    assert f"{body} {body!s}" == "RegisterRequest(...) RegisterRequest(...)"
 
 
 @pytest.mark.parametrize(
     ("body", "decoded", "shown"),
     [
-        pytest.param(b'{"username": "ada", "password": "CANARY"}', LogIn("ada", "CANARY"), "LogIn(...)", id="log-in"),
+        pytest.param(
+            b'{"username": "ada", "password": "CANARY"}', LoginRequest("ada", "CANARY"), "LoginRequest(...)", id="log-in"
+        ),
         pytest.param(
             b'{"current": "CANARY", "new": "CANARY2"}',
-            ChangePassword("CANARY", "CANARY2"),
-            "ChangePassword(...)",
+            ChangePasswordRequest("CANARY", "CANARY2"),
+            "ChangePasswordRequest(...)",
             id="change of a password",
         ),
-        pytest.param(b'{"password": "CANARY"}', SetPassword("CANARY"), "SetPassword(...)", id="another password"),
-        pytest.param(b'{"name": "CANARY"}', AddApiKey("CANARY", None), "AddApiKey(...)", id="API key"),
+        pytest.param(
+            b'{"password": "CANARY"}', SetPasswordRequest("CANARY"), "SetPasswordRequest(...)", id="another password"
+        ),
+        pytest.param(b'{"name": "CANARY"}', AddApiKeyRequest("CANARY", None), "AddApiKeyRequest(...)", id="API key"),
     ],
 )
-def test_each_body_is_decoded_and_shows_nothing(body: bytes, decoded: Body, shown: str) -> None:
+def test_each_body_is_decoded_and_shows_nothing(body: bytes, decoded: RequestBody, shown: str) -> None:
     found = wire.decode(body, type(decoded))
 
     assert found == decoded
@@ -414,10 +422,10 @@ def test_each_body_is_decoded_and_shows_nothing(body: bytes, decoded: Body, show
 
 @pytest.mark.parametrize(
     ("shape", "names"),
-    [(LogIn, "username, password"), (ChangePassword, "current, new"), (SetPassword, "password")],
+    [(LoginRequest, "username, password"), (ChangePasswordRequest, "current, new"), (SetPasswordRequest, "password")],
     ids=["log-in", "change of a password", "another password"],
 )
-def test_each_body_names_every_field_at_fault(shape: type[Body], names: str) -> None:
+def test_each_body_names_every_field_at_fault(shape: type[RequestBody], names: str) -> None:
     fields = names.split(", ")
 
     with pytest.raises(InvalidFieldsError) as nothing:
@@ -425,10 +433,10 @@ def test_each_body_names_every_field_at_fault(shape: type[Body], names: str) -> 
     with pytest.raises(InvalidFieldsError) as wrong:
         wire.decode(json.dumps({**dict.fromkeys(fields, 5), "other": 5}).encode(), shape)
 
-    assert nothing.value.problems == missing(*fields)
-    assert wrong.value.problems == (
+    assert nothing.value.errors == missing(*fields)
+    assert wrong.value.errors == (
         *no_string(*fields),
-        FieldProblem("body", f"must hold {names} and nothing else"),
+        FieldError("body", f"must hold {names} and nothing else"),
     )
 
 
@@ -453,14 +461,14 @@ def test_each_body_names_every_field_at_fault(shape: type[Body], names: str) -> 
 def test_an_api_key_may_have_its_end(text: str, expires: datetime | None) -> None:
     body = f'{{"name": "laptop", "expires_at": {text}}}'.encode()
 
-    assert wire.decode(body, AddApiKey) == AddApiKey("laptop", expires)
+    assert wire.decode(body, AddApiKeyRequest) == AddApiKeyRequest("laptop", expires)
 
 
 def test_an_api_key_may_be_asked_for_without_its_end() -> None:
-    assert wire.decode(b'{"name": "laptop"}', AddApiKey) == AddApiKey("laptop", None)
+    assert wire.decode(b'{"name": "laptop"}', AddApiKeyRequest) == AddApiKeyRequest("laptop", None)
 
 
-NO_TIME = FieldProblem("expires_at", "must be a time as in 2030-01-31T12:00:00Z, or null")
+NO_TIME = FieldError("expires_at", "must be a time as in 2030-01-31T12:00:00Z, or null")
 
 
 @pytest.mark.parametrize(
@@ -473,9 +481,9 @@ NO_TIME = FieldProblem("expires_at", "must be a time as in 2030-01-31T12:00:00Z,
 )
 def test_what_is_no_time_is_no_end_of_an_api_key(text: str) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
-        wire.decode(f'{{"name": "laptop", "expires_at": {text}}}'.encode(), AddApiKey)
+        wire.decode(f'{{"name": "laptop", "expires_at": {text}}}'.encode(), AddApiKeyRequest)
 
-    assert refusal.value.problems == (NO_TIME,)
+    assert refusal.value.errors == (NO_TIME,)
 
 
 @pytest.mark.parametrize(
@@ -485,16 +493,16 @@ def test_what_is_no_time_is_no_end_of_an_api_key(text: str) -> None:
         pytest.param(b'{"name": null, "expires_at": 5}', (*no_string("name"), NO_TIME), id="other types"),
         pytest.param(
             b'{"name": "laptop", "expires": null}',
-            (FieldProblem("body", "must hold name, expires_at and nothing else"),),
+            (FieldError("body", "must hold name, expires_at and nothing else"),),
             id="one too many",
         ),
     ],
 )
-def test_every_field_at_fault_of_an_api_key_is_named(body: bytes, problems: tuple[FieldProblem, ...]) -> None:
+def test_every_field_at_fault_of_an_api_key_is_named(body: bytes, problems: tuple[FieldError, ...]) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
-        wire.decode(body, AddApiKey)
+        wire.decode(body, AddApiKeyRequest)
 
-    assert refusal.value.problems == problems
+    assert refusal.value.errors == problems
 
 
 @given(
@@ -509,9 +517,9 @@ def test_every_field_at_fault_of_an_api_key_is_named(body: bytes, problems: tupl
             )
         ),
     ).map(lambda value: json.dumps(value).encode()),
-    st.sampled_from([RegisterUser, LogIn, ChangePassword, SetPassword, AddApiKey]),
+    st.sampled_from([RegisterRequest, LoginRequest, ChangePasswordRequest, SetPasswordRequest, AddApiKeyRequest]),
 )
-def test_any_body_is_decoded_or_refused(body: bytes, shape: type[Body]) -> None:
+def test_any_body_is_decoded_or_refused(body: bytes, shape: type[RequestBody]) -> None:
     try:
         decoded = wire.decode(body, shape)
     except MlapiError as error:
@@ -665,7 +673,7 @@ def test_what_is_not_ascii_digits_is_no_id(text: str) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         wire.user_id(text)
 
-    assert refusal.value.problems == (FieldProblem("user_id", "must be ASCII digits"),)
+    assert refusal.value.errors == (FieldError("user_id", "must be ASCII digits"),)
 
 
 @given(st.text() | st.text("0123456789") | st.from_regex(r"\A\d+\Z"))
@@ -695,7 +703,7 @@ def test_what_is_not_0_or_1_is_no_permission(text: str) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         wire.permission(text)
 
-    assert refusal.value.problems == (FieldProblem("permission", "must be 0 or 1"),)
+    assert refusal.value.errors == (FieldError("permission", "must be 0 or 1"),)
 
 
 # --- queries
@@ -718,9 +726,9 @@ def test_every_parameter_at_fault_is_named_at_once(read: Callable[[bytes], objec
     with pytest.raises(InvalidFieldsError) as refusal:
         read(b"limit=501&after=-1&after=1&x=CANARY")
 
-    (limit, after, rest) = refusal.value.problems
-    assert limit == FieldProblem("limit", "must be from 1 to 500")
-    assert after == FieldProblem("after", "must be given once")
+    (limit, after, rest) = refusal.value.errors
+    assert limit == FieldError("limit", "must be from 1 to 500")
+    assert after == FieldError("after", "must be given once")
     assert (rest.field, rest.message.startswith("must hold "), "CANARY" in rest.message) == ("query", True, False)
 
 
@@ -730,7 +738,7 @@ def test_a_query_that_cannot_be_read_is_refused(read: Callable[[bytes], object],
     with pytest.raises(InvalidFieldsError) as refusal:
         read(query)
 
-    assert refusal.value.problems == (FieldProblem("query", "must be a few parameters in UTF-8"),)
+    assert refusal.value.errors == (FieldError("query", "must be a few parameters in UTF-8"),)
 
 
 @pytest.mark.parametrize("query", [b"user_id=x", b"user_id=", b"user_id=%C2%B9", b"user_id=-1"])
@@ -738,7 +746,7 @@ def test_what_is_no_id_is_no_user_of_the_audit_trail(query: bytes) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         wire.audit_query(query)
 
-    assert refusal.value.problems == (FieldProblem("user_id", "must be ASCII digits"),)
+    assert refusal.value.errors == (FieldError("user_id", "must be ASCII digits"),)
 
 
 # --- answers
@@ -769,12 +777,12 @@ def test_what_is_no_id_is_no_user_of_the_audit_trail(query: bytes) -> None:
         pytest.param(wire.failed(500), 500, b'{"message":"Internal Server Error"}', id="an error of ours"),
     ],
 )
-def test_what_is_done_is_answered(answer: Answer, status: int, body: bytes) -> None:
-    assert answer == Answer(HTTPStatus(status), body)
+def test_what_is_done_is_answered(answer: Response, status: int, body: bytes) -> None:
+    assert answer == Response(HTTPStatus(status), body)
 
 
 def test_an_answer_with_a_token_is_not_stored() -> None:
-    assert wire.token_issued(IssuedToken("the.token", 3600)) == Answer(
+    assert wire.token_issued(IssuedToken("the.token", 3600)) == Response(
         HTTPStatus.OK,
         b'{"token":"the.token","token_type":"bearer","expires_in":3600}',
         (("Cache-Control", "no-store"),),
@@ -782,7 +790,7 @@ def test_an_answer_with_a_token_is_not_stored() -> None:
 
 
 def test_an_answer_with_an_api_key_is_not_stored_and_shows_no_digest() -> None:
-    assert wire.api_key_added(attrs.evolve(KEY, last_used_datetime=None), SECRET) == Answer(
+    assert wire.api_key_added(attrs.evolve(KEY, last_used_datetime=None), SECRET) == Response(
         HTTPStatus.CREATED,
         f'{{"message":"Key created successfully","key":"{SECRET}","key_id":"0123456789abcdef","name":"laptop",'
         '"created_at":"2026-03-01T12:00:00Z","expires_at":"2026-03-02T12:00:00Z","last_used_at":null}'.encode(),
@@ -832,44 +840,44 @@ def test_an_answer_with_an_api_key_is_not_stored_and_shows_no_digest() -> None:
         pytest.param(wire.audit_page([], more=False), b'{"entries":[],"next":null}', id="no entries"),
     ],
 )
-def test_what_is_somebodys_is_for_nobodys_cache(answer: Answer, body: bytes) -> None:
-    assert answer == Answer(HTTPStatus.OK, body, (("Cache-Control", "no-store"),))
+def test_what_is_somebodys_is_for_nobodys_cache(answer: Response, body: bytes) -> None:
+    assert answer == Response(HTTPStatus.OK, body, (("Cache-Control", "no-store"),))
 
 
 def test_a_framework_may_add_headers_to_what_it_refuses() -> None:
     answer = wire.failed(405, [("Allow", "POST")])
 
-    assert answer == Answer(HTTPStatus.METHOD_NOT_ALLOWED, b'{"message":"Method Not Allowed"}', (("Allow", "POST"),))
+    assert answer == Response(HTTPStatus.METHOD_NOT_ALLOWED, b'{"message":"Method Not Allowed"}', (("Allow", "POST"),))
 
 
-REFUSALS: list[tuple[MlapiError, Answer]] = [
+REFUSALS: list[tuple[MlapiError, Response]] = [
     (
-        InvalidFieldsError((FieldProblem("username", "must not be empty"), FieldProblem("email", "is missing"))),
-        Answer(
+        InvalidFieldsError((FieldError("username", "must not be empty"), FieldError("email", "is missing"))),
+        Response(
             HTTPStatus.UNPROCESSABLE_ENTITY,
             b'{"message":"Invalid input","errors":[{"field":"username","message":"must not be empty"},'
             b'{"field":"email","message":"is missing"}]}',
         ),
     ),
-    (UserExistsError(7), Answer(HTTPStatus.CONFLICT, b'{"message":"User already exists","user_id":7}')),
-    (UserNotFoundError(7), Answer(HTTPStatus.NOT_FOUND, b'{"message":"User not found"}')),
+    (UserExistsError(7), Response(HTTPStatus.CONFLICT, b'{"message":"User already exists","user_id":7}')),
+    (UserNotFoundError(7), Response(HTTPStatus.NOT_FOUND, b'{"message":"User not found"}')),
     (
         PasswordChangedError(7),
-        Answer(HTTPStatus.CONFLICT, b'{"message":"The password was changed meanwhile, log in again"}'),
+        Response(HTTPStatus.CONFLICT, b'{"message":"The password was changed meanwhile, log in again"}'),
     ),
-    (ApiKeyNotFoundError("0123456789abcdef"), Answer(HTTPStatus.NOT_FOUND, b'{"message":"Key not found"}')),
+    (ApiKeyNotFoundError("0123456789abcdef"), Response(HTTPStatus.NOT_FOUND, b'{"message":"Key not found"}')),
     (
         InvalidCredentialsError(),
-        Answer(HTTPStatus.UNAUTHORIZED, b'{"message":"Invalid credentials"}', (("WWW-Authenticate", "Bearer"),)),
+        Response(HTTPStatus.UNAUTHORIZED, b'{"message":"Invalid credentials"}', (("WWW-Authenticate", "Bearer"),)),
     ),
     (
         InvalidTokenError(),
-        Answer(HTTPStatus.UNAUTHORIZED, b'{"message":"Invalid token"}', (("WWW-Authenticate", "Bearer"),)),
+        Response(HTTPStatus.UNAUTHORIZED, b'{"message":"Invalid token"}', (("WWW-Authenticate", "Bearer"),)),
     ),
-    (UserDisabledError(7), Answer(HTTPStatus.FORBIDDEN, b'{"message":"User is disabled"}')),
+    (UserDisabledError(7), Response(HTTPStatus.FORBIDDEN, b'{"message":"User is disabled"}')),
     (
         TooManyAttemptsError(30),
-        Answer(
+        Response(
             HTTPStatus.TOO_MANY_REQUESTS,
             b'{"message":"Too many attempts, try again later"}',
             (("Retry-After", "30"),),
@@ -877,7 +885,7 @@ REFUSALS: list[tuple[MlapiError, Answer]] = [
     ),
     (
         RepositoryUnavailableError("the disk is full", retry_after=3),
-        Answer(
+        Response(
             HTTPStatus.SERVICE_UNAVAILABLE,
             b'{"message":"Service unavailable, try again"}',
             (("Retry-After", "3"),),
@@ -885,7 +893,7 @@ REFUSALS: list[tuple[MlapiError, Answer]] = [
     ),
     (
         RepositoryUnavailableError("the connection was lost while committing", may_be_done=True),
-        Answer(
+        Response(
             HTTPStatus.SERVICE_UNAVAILABLE,
             b'{"message":"Service unavailable, try again: this may have been done already"}',
             (("Retry-After", "1"),),
@@ -893,7 +901,7 @@ REFUSALS: list[tuple[MlapiError, Answer]] = [
     ),
     (
         ConfigurationError("the database is somebody else's"),
-        Answer(
+        Response(
             HTTPStatus.SERVICE_UNAVAILABLE,
             b'{"message":"Service unavailable, see its log"}',
             (("Retry-After", "10"),),
@@ -901,22 +909,22 @@ REFUSALS: list[tuple[MlapiError, Answer]] = [
     ),
     (
         UnreadableBodyError("it is not UTF-8"),
-        Answer(HTTPStatus.BAD_REQUEST, b'{"message":"The body is not valid JSON: it is not UTF-8"}'),
+        Response(HTTPStatus.BAD_REQUEST, b'{"message":"The body is not valid JSON: it is not UTF-8"}'),
     ),
     (
         BodyTooLargeError(),
-        Answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b'{"message":"The body is larger than 16384 bytes"}'),
+        Response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b'{"message":"The body is larger than 16384 bytes"}'),
     ),
     (
         UnsupportedMediaTypeError(),
-        Answer(
+        Response(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             b'{"message":"The Content-Type must be application/json, in UTF-8"}',
         ),
     ),
     (
         AdminTokenRequiredError(),
-        Answer(
+        Response(
             HTTPStatus.UNAUTHORIZED,
             b'{"message":"This needs the admin token: send exactly one header Authorization: Bearer <admin token>"}',
             (("WWW-Authenticate", "Bearer"),),
@@ -924,13 +932,13 @@ REFUSALS: list[tuple[MlapiError, Answer]] = [
     ),
     (
         ManagementRefusedError("Management is locked"),
-        Answer(HTTPStatus.FORBIDDEN, b'{"message":"Management is locked"}'),
+        Response(HTTPStatus.FORBIDDEN, b'{"message":"Management is locked"}'),
     ),
 ]
 
 
 @pytest.mark.parametrize(("error", "answer"), REFUSALS, ids=[type(error).__name__ for error, _ in REFUSALS])
-def test_what_is_refused_is_answered(error: MlapiError, answer: Answer) -> None:
+def test_what_is_refused_is_answered(error: MlapiError, answer: Response) -> None:
     assert wire.refused(error) == answer
 
 
@@ -958,17 +966,17 @@ def test_the_tree_of_errors_names_each_of_them() -> None:
 
 @given(st.binary(max_size=200) | st.from_regex(rb'\\{("[a-z"\\\\ :,]{0,9}"[:,} ]{0,2}){0,8}\\}?', fullmatch=True))
 def test_the_short_way_to_a_registration_says_what_the_long_one_says(body: bytes) -> None:
-    assert outcome_of(lambda: wire.registration(body)) == outcome_of(lambda: wire.decode(body, RegisterUser))
+    assert outcome_of(lambda: wire.registration(body)) == outcome_of(lambda: wire.decode(body, RegisterRequest))
 
 
 @given(st.lists(st.sampled_from(["username", "password", "email", "id"]), max_size=5), st.text(max_size=3))
 def test_the_short_way_takes_no_key_twice(keys: list[str], value: str) -> None:
     body = ("{" + ", ".join(f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key in keys) + "}").encode()
 
-    assert outcome_of(lambda: wire.registration(body)) == outcome_of(lambda: wire.decode(body, RegisterUser))
+    assert outcome_of(lambda: wire.registration(body)) == outcome_of(lambda: wire.decode(body, RegisterRequest))
 
 
-def outcome_of(decode: Callable[[], RegisterUser]) -> RegisterUser | MlapiError:
+def outcome_of(decode: Callable[[], RegisterRequest]) -> RegisterRequest | MlapiError:
     try:
         return decode()
     except MlapiError as error:

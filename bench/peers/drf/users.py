@@ -25,7 +25,7 @@ class PermissionSerializer(serializers.ModelSerializer):
         fields = ("is_active",)
 
 
-class RegisterUser(generics.CreateAPIView):
+class RegisterRequest(generics.CreateAPIView):
     serializer_class = RegisterUserSerializer
 
     def create(self, request: Request) -> Response:
@@ -63,7 +63,7 @@ class Live(APIView):
 
 
 urlpatterns = [
-    path("register-user", RegisterUser.as_view()),
+    path("register-user", RegisterRequest.as_view()),
     path("toggle-user-permission/<int:pk>/<int:permission>", ToggleUserPermission.as_view()),
     path("remove-user/<int:pk>", RemoveUser.as_view()),
     path("health/live", Live.as_view()),

@@ -17,8 +17,8 @@ import jwt
 
 from mlapi.domain.credentials import IssuedToken, TokenClaims
 from mlapi.domain.errors import InvalidTokenError
-from mlapi.domain.model import User, UserId, utc_now
 from mlapi.domain.ports import Clock
+from mlapi.domain.users import User, UserId, utc_now
 
 ALGORITHM = "HS256"
 _FORM = re.compile(r"([\w-]{1,200})\.[\w-]{1,2000}\.[\w-]{43}", re.ASCII)

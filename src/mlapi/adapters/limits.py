@@ -82,7 +82,7 @@ class FixedWindowAttemptLimiter:
             self._refuse(storage, next((count for count in counts if not limiter.hit(count[0], *count[1])), None))
         return len(counts) == 1
 
-    def forgive(self, username: str, address: str, *, was_known: bool) -> None:
+    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
         name, site = _digest(username), _digest(_site(address))
         per_pair = self._per_pair.key_for(name, site)
         with self._transaction() as storage:

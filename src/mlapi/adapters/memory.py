@@ -14,17 +14,17 @@ from datetime import UTC, datetime, timedelta
 import attrs
 
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount, audit_entry
-from mlapi.domain.changes import (
+from mlapi.domain.commands import (
     AddApiKey,
-    ApiKeyChange,
-    Change,
+    ApiKeyCommand,
+    Command,
     Outcome,
     RecordApiKeyUse,
     Register,
     Remove,
-    UserChange,
+    UserCommand,
 )
-from mlapi.domain.credentials import ApiKey, ApiKeyHolder, ApiKeyId, Holder, IssuedToken, Subject, TokenClaims
+from mlapi.domain.credentials import ApiKey, ApiKeyId, ApiKeyPrincipal, IssuedToken, Principal, PrincipalId, TokenClaims
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     InvalidTokenError,
@@ -32,8 +32,9 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey, canonical_username, folded, utc_now
 from mlapi.domain.ports import Clock
+from mlapi.domain.rules import canonical_username, fold
+from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, utc_now
 
 
 class InMemoryAuditTrail:
@@ -49,7 +50,7 @@ class InMemoryAuditTrail:
             self._last_id += 1
             self._entries.append(attrs.evolve(entry, id=AuditId(self._last_id)))
 
-    def page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
+    def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
         with self._lock:
             return [
                 entry
@@ -57,7 +58,7 @@ class InMemoryAuditTrail:
                 if (after is None or entry.id < after) and user_id in {None, entry.user_id}
             ][:limit]
 
-    def per_day(self, *, since: datetime) -> list[DailyCount]:
+    def count_per_day(self, *, since: datetime) -> list[DailyCount]:
         with self._lock:
             counts = Counter(
                 (entry.at.astimezone(UTC).date(), entry.action)
@@ -89,11 +90,11 @@ class InMemoryUserRepository:
         self._last_id = 0
         self.audit = InMemoryAuditTrail()
 
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         with self._lock:
             if commit_by is not None and time.monotonic() > commit_by:
                 raise RepositoryUnavailableError("too late to commit")
-            return [self._apply(change) for change in changes]
+            return [self._apply(command) for command in commands]
 
     def get(self, user_id: UserId) -> User:
         with self._lock:
@@ -110,25 +111,25 @@ class InMemoryUserRepository:
     def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
         return [self.find(key) for key in keys]
 
-    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         with self._lock:  # ids are handed out in rising order, and a dict keeps the order of its insertions
             return [
                 user
                 for user in self._users.values()
                 if user.id > after
                 and enabled in {None, user.enabled}
-                and (containing in folded(user.username) or containing in user.email.lower())
+                and (containing in fold(user.username) or containing in user.email.lower())
             ][:limit]
 
     def count(self) -> int:
         with self._lock:
             return len(self._users)
 
-    def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:  # noqa: ARG002 - the port's
+    def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:  # noqa: ARG002 - the port's
         with self._lock:
             return [self._holder(subject) for subject in subjects]
 
-    def api_keys(self, user_id: UserId) -> list[ApiKey]:
+    def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
         self.get(user_id)
         with self._lock:
             found = [key for key in self._api_keys.values() if key.user_id == user_id]
@@ -137,49 +138,51 @@ class InMemoryUserRepository:
     def check(self) -> None:
         """Memory is always there."""
 
-    def _holder(self, subject: Subject) -> Holder | None:
+    def _holder(self, subject: PrincipalId) -> Principal | None:
         if isinstance(subject, int):
             return self._users.get(subject)
         key = self._api_keys.get(subject)
-        return None if key is None else ApiKeyHolder(key, self._users[key.user_id])
+        return None if key is None else ApiKeyPrincipal(key, self._users[key.user_id])
 
-    def _apply(self, change: Change) -> Outcome:
-        outcome = self._apply_to_users(change) if isinstance(change, UserChange) else self._apply_to_api_keys(change)
-        if (entry := audit_entry(change, outcome)) is not None:
+    def _apply(self, command: Command) -> Outcome:
+        outcome = (
+            self._apply_to_users(command) if isinstance(command, UserCommand) else self._apply_to_api_keys(command)
+        )
+        if (entry := audit_entry(command, outcome)) is not None:
             self.audit.write(entry)
         return outcome
 
-    def _apply_to_users(self, change: UserChange) -> Outcome:
-        if isinstance(change, Register):
-            if (holder := self._ids.get(change.username_key)) is not None:
+    def _apply_to_users(self, command: UserCommand) -> Outcome:
+        if isinstance(command, Register):
+            if (holder := self._ids.get(command.username_key)) is not None:
                 return UserExistsError(holder)
             self._last_id += 1
-            user = change.as_user(UserId(self._last_id))
-            self._ids[change.username_key] = user.id
+            user = command.as_user(UserId(self._last_id))
+            self._ids[command.username_key] = user.id
             self._users[user.id] = user
             return user
-        if (stored := self._users.get(change.user_id)) is None:
-            return UserNotFoundError(change.user_id)
-        if isinstance(change, Remove):
+        if (stored := self._users.get(command.user_id)) is None:
+            return UserNotFoundError(command.user_id)
+        if isinstance(command, Remove):
             del self._ids[canonical_username(stored.username)]
             for key in [key for key in self._api_keys.values() if key.user_id == stored.id]:
                 del self._api_keys[key.id]
             return self._users.pop(stored.id)
-        changed = change.applied_to(stored)
+        changed = command.apply_to(stored)
         if isinstance(changed, User):
             self._users[stored.id] = changed
         return changed
 
-    def _apply_to_api_keys(self, change: ApiKeyChange) -> Outcome:
-        if isinstance(change, AddApiKey):
-            if change.user_id not in self._users:
-                return UserNotFoundError(change.user_id)
-            self._api_keys[change.key.id] = change.key
-            return change.key
-        if (key := self._api_keys.get(change.key_id)) is None:
-            return ApiKeyNotFoundError(change.key_id)
-        if isinstance(change, RecordApiKeyUse):
-            self._api_keys[key.id] = change.applied_to(key)
+    def _apply_to_api_keys(self, command: ApiKeyCommand) -> Outcome:
+        if isinstance(command, AddApiKey):
+            if command.user_id not in self._users:
+                return UserNotFoundError(command.user_id)
+            self._api_keys[command.key.id] = command.key
+            return command.key
+        if (key := self._api_keys.get(command.key_id)) is None:
+            return ApiKeyNotFoundError(command.key_id)
+        if isinstance(command, RecordApiKeyUse):
+            self._api_keys[key.id] = command.apply_to(key)
             return self._api_keys[key.id]
         return self._api_keys.pop(key.id)
 
@@ -203,7 +206,7 @@ class PlainCipher:
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
         return not encrypted.value.startswith("plain:")
 
-    def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:  # noqa: ARG002 - the port's
+    def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:  # noqa: ARG002 - the port's
         return None  # there is no key
 
 
@@ -243,7 +246,7 @@ class UnlimitedAttempts:
     def count(self, username: str, address: str) -> bool:  # noqa: ARG002 - the port's
         return True
 
-    def forgive(self, username: str, address: str, *, was_known: bool) -> None:
+    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
         pass
 
 

@@ -8,10 +8,10 @@ from typing import Literal, NewType
 
 import attrs
 
-from mlapi.domain.changes import (
+from mlapi.domain.commands import (
     AddApiKey,
-    Change,
     ChangePassword,
+    Command,
     EndTokens,
     Outcome,
     RecordApiKeyUse,
@@ -28,7 +28,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.model import USER_ID_MAX, User, UserId, to_utc
+from mlapi.domain.users import USER_ID_MAX, User, UserId, to_utc
 
 AuditId = NewType("AuditId", int)
 """Rising, about in the order in which entries were written."""
@@ -39,7 +39,7 @@ Action = Literal[
 ]
 Result = Literal["done", "user_exists", "user_not_found", "password_changed", "api_key_not_found"]
 
-_ACTION_OF: dict[type[Change], Action] = {
+_ACTION_OF: dict[type[Command], Action] = {
     Register: "register",
     EndTokens: "end_tokens",
     ChangePassword: "set_password",
@@ -83,31 +83,31 @@ class DailyCount:
     count: int
 
 
-def audit_entry(change: Change, outcome: Outcome) -> AuditEntry | None:
+def audit_entry(command: Command, outcome: Outcome) -> AuditEntry | None:
     """Return the entry of a change, or None for what is no change to anybody.
 
     That is what the service does for itself: to note that a key was used, to store a password under a newer key.
     """
-    action = action_of(change)
-    if action is None or isinstance(change, RecordApiKeyUse | Reencrypt):  # those have none: said again for the types
+    action = action_of(command)
+    if action is None or isinstance(command, RecordApiKeyUse | Reencrypt):  # those have none: said again for the types
         return None
     key = outcome if isinstance(outcome, ApiKey) else None
     return AuditEntry(
-        at=change.key.created_datetime if isinstance(change, AddApiKey) else change.at,
-        actor=change.by.actor,
+        at=command.key.created_datetime if isinstance(command, AddApiKey) else command.at,
+        actor=command.actor.name,
         action=action,
         user_id=_user_id_of(outcome),
         api_key_id=None if key is None else key.id,
         outcome=result_of(outcome),
-        request_id=change.by.request_id,
+        request_id=command.actor.request_id,
     )
 
 
-def action_of(change: Change) -> Action | None:
+def action_of(command: Command) -> Action | None:
     """Return what a change does; None for what has no entry."""
-    if isinstance(change, SetEnabled):
-        return "enable" if change.enabled else "disable"
-    return _ACTION_OF.get(type(change))
+    if isinstance(command, SetEnabled):
+        return "enable" if command.enabled else "disable"
+    return _ACTION_OF.get(type(command))
 
 
 def result_of(outcome: Outcome) -> Result:

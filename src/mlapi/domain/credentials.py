@@ -14,7 +14,8 @@ from typing import NewType
 import attrs
 
 from mlapi.domain.errors import InvalidFieldsError, InvalidTokenError, UserDisabledError
-from mlapi.domain.model import User, UserId, has_hidden, text_problem, to_utc
+from mlapi.domain.rules import find_text_error, has_invisible
+from mlapi.domain.users import User, UserId, to_utc
 
 ApiKeyId = NewType("ApiKeyId", str)
 
@@ -47,7 +48,7 @@ class IssuedToken:
 
 
 @attrs.frozen
-class ShownApiKey:
+class PresentedApiKey:
     """An API key as a request shows it: whose secret it is, is not known yet."""
 
     id: ApiKeyId
@@ -58,7 +59,7 @@ class ShownApiKey:
 class ApiKey:
     """An API key as stored: the SHA-256 of what its bearer sends, never that itself.
 
-    ``last_used_datetime`` is behind by up to `USE_RECORDED_EVERY`.
+    ``last_used_datetime`` is behind actor up to `USE_RECORDED_EVERY`.
     """
 
     id: ApiKeyId
@@ -71,24 +72,24 @@ class ApiKey:
 
 
 @attrs.frozen
-class ApiKeyHolder:
+class ApiKeyPrincipal:
     """An API key with the user whose it is."""
 
     key: ApiKey
     user: User
 
 
-Subject = UserId | ApiKeyId
+PrincipalId = UserId | ApiKeyId
 """Whom a credential is about: what the users are asked for before `admit` can decide."""
-Claim = TokenClaims | ShownApiKey
-Holder = User | ApiKeyHolder
+ParsedCredential = TokenClaims | PresentedApiKey
+Principal = User | ApiKeyPrincipal
 
 
-def subject_of(claim: Claim) -> Subject:
+def principal_id_of(claim: ParsedCredential) -> PrincipalId:
     return claim.user_id if isinstance(claim, TokenClaims) else claim.id
 
 
-def admit(claim: Claim, holder: Holder | None, at: datetime) -> User:
+def admit(claim: ParsedCredential, holder: Principal | None, at: datetime) -> User:
     """Return the user whom a credential lets in at a time, given the users as they are then.
 
     Raises:
@@ -103,7 +104,7 @@ def admit(claim: Claim, holder: Holder | None, at: datetime) -> User:
         if claim.token_epoch != holder.token_epoch:
             raise InvalidTokenError
         return holder
-    if not isinstance(holder, ApiKeyHolder) or not hmac.compare_digest(claim.digest, holder.key.digest):
+    if not isinstance(holder, ApiKeyPrincipal) or not hmac.compare_digest(claim.digest, holder.key.digest):
         raise InvalidTokenError
     if holder.key.expires_datetime is not None and holder.key.expires_datetime <= at:
         raise InvalidTokenError
@@ -122,7 +123,7 @@ def looks_like_api_key(credential: str) -> bool:
     return credential.startswith("mlapi_")
 
 
-def shown_api_key(credential: str) -> ShownApiKey:
+def parse_api_key(credential: str) -> PresentedApiKey:
     """Return what an API key shows.
 
     Raises:
@@ -131,7 +132,7 @@ def shown_api_key(credential: str) -> ShownApiKey:
     match = _API_KEY.fullmatch(credential)
     if match is None:
         raise InvalidTokenError
-    return ShownApiKey(ApiKeyId(match[1]), hashlib.sha256(credential.encode("ascii")).hexdigest())
+    return PresentedApiKey(ApiKeyId(match[1]), hashlib.sha256(credential.encode("ascii")).hexdigest())
 
 
 def check_api_key_fields(*, name: object, expires: datetime | None, now: datetime) -> None:
@@ -140,9 +141,9 @@ def check_api_key_fields(*, name: object, expires: datetime | None, now: datetim
 
 
 def _name_problem(name: object) -> str | None:
-    problem = text_problem(name, API_KEY_NAME_MAX)
+    problem = find_text_error(name, API_KEY_NAME_MAX)
     if problem is None and isinstance(name, str):
-        if has_hidden(name):
+        if has_invisible(name):
             return "must hold no control or invisible characters"
         if not name.strip():
             return "must not be empty"

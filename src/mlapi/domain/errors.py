@@ -30,7 +30,7 @@ class MlapiError(Exception):
 
 
 @attrs.frozen
-class FieldProblem:
+class FieldError:
     """One field at fault. The message says what it must be and never repeats its value."""
 
     field: str
@@ -39,10 +39,10 @@ class FieldProblem:
 
 @attrs.frozen
 class InvalidFieldsError(MlapiError):
-    problems: tuple[FieldProblem, ...]
+    errors: tuple[FieldError, ...]
 
     def __str__(self) -> str:
-        return "; ".join(f"{problem.field} {problem.message}" for problem in self.problems)
+        return "; ".join(f"{error.field} {error.message}" for error in self.errors)
 
     @classmethod
     def raise_for(cls, problems: Iterable[tuple[str, str | None]]) -> None:
@@ -51,7 +51,7 @@ class InvalidFieldsError(MlapiError):
         Raises:
             InvalidFieldsError: if there is any.
         """
-        found = tuple(FieldProblem(field, message) for field, message in problems if message is not None)
+        found = tuple(FieldError(field, message) for field, message in problems if message is not None)
         if found:
             raise cls(found)
 

@@ -8,9 +8,9 @@ from datetime import datetime
 from typing import Protocol
 
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
-from mlapi.domain.changes import Change, Outcome
-from mlapi.domain.credentials import ApiKey, Holder, IssuedToken, Subject, TokenClaims
-from mlapi.domain.model import EncryptedPassword, User, UserId, UsernameKey
+from mlapi.domain.commands import Command, Outcome
+from mlapi.domain.credentials import ApiKey, IssuedToken, Principal, PrincipalId, TokenClaims
+from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey
 
 
 class AuditTrail(Protocol):
@@ -19,7 +19,7 @@ class AuditTrail(Protocol):
     Every method raises `RepositoryUnavailableError` while they cannot be reached.
     """
 
-    def page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
+    def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
         """Return at most ``limit`` entries, the newest first.
 
         Args:
@@ -29,7 +29,7 @@ class AuditTrail(Protocol):
         """
         ...
 
-    def per_day(self, *, since: datetime) -> list[DailyCount]:
+    def count_per_day(self, *, since: datetime) -> list[DailyCount]:
         """Return how often each action was done on each day (in UTC) from a time on, by day and action; no zeros."""
         ...
 
@@ -41,7 +41,7 @@ class AuditTrail(Protocol):
 class UserRepository(Protocol):
     """Where the users are kept. Every method raises `RepositoryUnavailableError` while they cannot be reached."""
 
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         """Apply the changes in order, all in one durable transaction, and return an outcome for each.
 
         In the same transaction the `audit` gets an entry for each that has one (`mlapi.domain.audit.audit_entry`).
@@ -73,7 +73,7 @@ class UserRepository(Protocol):
         """Return what `find` would for each key. They are in any order, none or many times."""
         ...
 
-    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         """Return at most ``limit`` users with an id above ``after``, by rising id (a keyset page; begin with 0).
 
         Args:
@@ -81,7 +81,7 @@ class UserRepository(Protocol):
             limit: of users.
             enabled: only those with this flag; None for all.
             containing: only those whose canonical username or e-mail address contains this text, which is canonical
-                itself (`mlapi.domain.model.folded`). Case does not count in addresses, at least in ASCII.
+                itself (`mlapi.domain.users.fold`). Case does not count in addresses, at least in ASCII.
         """
         ...
 
@@ -91,10 +91,10 @@ class UserRepository(Protocol):
 
     @property
     def is_local(self) -> bool:
-        """Whether `holders` is answered in microseconds, by no other machine: an event loop may wait for that."""
+        """Whether `find_principals` takes microseconds, so that an event loop may wait for it."""
         ...
 
-    def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:
+    def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:
         """Return for each subject who stands behind it, or None for nobody.
 
         For a `UserId` that is the user, for an `ApiKeyId` the key with its user. What was acknowledged before the call,
@@ -106,7 +106,7 @@ class UserRepository(Protocol):
         """
         ...
 
-    def api_keys(self, user_id: UserId) -> list[ApiKey]:
+    def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
         """Return the API keys of a user, the oldest first.
 
         Raises:
@@ -147,7 +147,7 @@ class PasswordCipher(Protocol):
         """Whether `encrypt` would now make a better value: a newer scheme, key, salt or cost."""
         ...
 
-    def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
+    def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
         """Return the same under the newest key, which takes no password; None if it is so already or is unreadable."""
         ...
 
@@ -185,7 +185,7 @@ class AttemptLimiter(Protocol):
         """
         ...
 
-    def forgive(self, username: str, address: str, *, was_known: bool) -> None:
+    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
         """Take back a counted attempt that was right, and remember that this name comes from this address.
 
         ``was_known`` is what `count` has returned for it.
@@ -193,7 +193,7 @@ class AttemptLimiter(Protocol):
         ...
 
 
-class KeyUses(Protocol):
+class KeyUsage(Protocol):
     """Where the uses of API keys are noted."""
 
     def __call__(self, key: ApiKey, at: datetime) -> None:

@@ -1,7 +1,7 @@
-"""The guard in front of somebody else's application: only users who are enabled now come through.
+"""The guard in front of an application: only users who are enabled now get through.
 
-Two faces of one `mlapi.access.Guard`: `GuardMiddleware` closes a whole application, `GuardBackend` is for Starlette's
-own ``AuthenticationMiddleware``. Whether an application is closed, `mlapi.entrypoints.guarded_routes` tells its tests.
+`GuardMiddleware` guards a whole application. `GuardBackend` is for Starlette's own ``AuthenticationMiddleware``. Test
+that every route is guarded with `mlapi.testing.guarded_routes`.
 """
 
 import re
@@ -14,12 +14,12 @@ from starlette.requests import HTTPConnection
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mlapi.access import AsyncGuard, Guard
+from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
 from mlapi.entrypoints import wire
-from mlapi.entrypoints.asgi import CertainLengthOnly, OneLineStartupRefusal, respond, send_answer
+from mlapi.entrypoints.http.middleware import RejectAmbiguousFraming, StartupErrorMiddleware, respond, send_answer
 
 _UPWARD = re.compile(r"(^|[/\\])\.\.?($|[/\\])|\\")
 
@@ -46,8 +46,8 @@ class GuardMiddleware:
         names = list(exempt)
         self._exempt = frozenset(name for name in names if not name.endswith("/*"))
         self._exempt_below = tuple(name.removesuffix("*") for name in names if name.endswith("/*"))
-        self._lifespan = OneLineStartupRefusal(self._live)
-        self._guarded = CertainLengthOnly(self._let_in)
+        self._lifespan = StartupErrorMiddleware(self._live)
+        self._guarded = RejectAmbiguousFraming(self._let_in)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await (self._lifespan if scope["type"] == "lifespan" else self._guarded)(scope, receive, send)
@@ -122,7 +122,7 @@ def refuse_credential(_conn: HTTPConnection, error: AuthenticationError) -> Resp
     return respond(wire.refused(error.cause))
 
 
-async def _refuse(answer: wire.Answer, scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse(answer: wire.Response, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         await send_answer(answer, send)
     else:  # a WebSocket that is closed before it is accepted is a 403 to its client: ASGI specification

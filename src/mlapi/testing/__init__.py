@@ -9,21 +9,21 @@ import sys
 from typing import TYPE_CHECKING
 
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
-from mlapi.testing.fakes import AwayRepository, SettableClock, Visitor, visitor
+from mlapi.testing.fakes import LoggedInUser, SettableClock, UnavailableRepository, visitor
 
 __all__ = [
     "AttemptLimiterContract",
-    "AwayRepository",
     "HttpContract",
     "InMemoryTokens",
     "InMemoryUserRepository",
+    "LoggedInUser",
     "PasswordCipherContract",
     "PlainCipher",
     "SettableClock",
     "TokenIssuerContract",
+    "UnavailableRepository",
     "UnlimitedAttempts",
     "UserRepositoryContract",
-    "Visitor",
     "visitor",
 ]
 

@@ -48,7 +48,7 @@ class PasswordCipherContract:
         assert not cipher.needs_upgrade(cipher.encrypt("secret"))
 
     def test_a_new_value_is_under_the_newest_key(self, cipher: PasswordCipher) -> None:
-        assert cipher.renewed(cipher.encrypt("secret")) is None
+        assert cipher.reencrypt(cipher.encrypt("secret")) is None
 
     @pytest.mark.parametrize("damage", DAMAGE)
     def test_a_value_that_cannot_be_read_matches_nothing(
@@ -61,7 +61,7 @@ class PasswordCipherContract:
     def test_a_value_that_cannot_be_read_cannot_be_renewed(
         self, cipher: PasswordCipher, damage: str, caplog: pytest.LogCaptureFixture
     ) -> None:
-        assert cipher.renewed(EncryptedPassword(damage)) is None
+        assert cipher.reencrypt(EncryptedPassword(damage)) is None
         assert all(record.levelno <= logging.WARNING for record in caplog.records)
 
     @pytest.mark.parametrize("damage", DAMAGE)

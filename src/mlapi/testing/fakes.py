@@ -5,12 +5,12 @@ from datetime import UTC, datetime
 
 import attrs
 
-from mlapi.access import Access
+from mlapi.application.authentication import Access
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
-from mlapi.domain.changes import Change, Outcome
-from mlapi.domain.credentials import ApiKey, Holder, Subject
+from mlapi.domain.commands import Command, Outcome
+from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
-from mlapi.domain.model import User, UserId, UsernameKey, to_utc
+from mlapi.domain.users import User, UserId, UsernameKey, to_utc
 
 
 @attrs.define(eq=False)
@@ -30,26 +30,26 @@ class SettableClock:
         return self.now
 
 
-class AwayAuditTrail:
+class UnavailableAuditTrail:
     """An `AuditTrail` whose database is away."""
 
-    def page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
+    def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
         raise RepositoryUnavailableError("away")
 
-    def per_day(self, *, since: datetime) -> list[DailyCount]:
+    def count_per_day(self, *, since: datetime) -> list[DailyCount]:
         raise RepositoryUnavailableError("away")
 
     def purge(self, *, before: datetime, limit: int) -> int:
         raise RepositoryUnavailableError("away")
 
 
-class AwayRepository:
+class UnavailableRepository:
     """A `UserRepository` whose database is away: every method raises `RepositoryUnavailableError`."""
 
     is_local = False
-    audit = AwayAuditTrail()
+    audit = UnavailableAuditTrail()
 
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         raise RepositoryUnavailableError("away")
 
     def get(self, user_id: UserId) -> User:
@@ -61,16 +61,16 @@ class AwayRepository:
     def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
         raise RepositoryUnavailableError("away")
 
-    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         raise RepositoryUnavailableError("away")
 
     def count(self) -> int:
         raise RepositoryUnavailableError("away")
 
-    def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:
+    def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:
         raise RepositoryUnavailableError("away")
 
-    def api_keys(self, user_id: UserId) -> list[ApiKey]:
+    def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
         raise RepositoryUnavailableError("away")
 
     def check(self) -> None:
@@ -78,7 +78,7 @@ class AwayRepository:
 
 
 @attrs.frozen
-class Visitor:
+class LoggedInUser:
     """Somebody who shows a token at the door, whether it lets him in or not."""
 
     user: User
@@ -90,8 +90,8 @@ class Visitor:
         return {"Authorization": f"Bearer {self.token}"}
 
 
-def visitor(access: Access, username: str) -> Visitor:
+def visitor(access: Access, username: str) -> LoggedInUser:
     """Register a user and log him in."""
-    users = access.log_ins.users
+    users = access.authenticator.users
     user = users.register(username=username, password=f"password of {username}", email=f"{username}@example.com")
-    return Visitor(user, access.log_ins.log_in(username=username, password=f"password of {username}").token)
+    return LoggedInUser(user, access.authenticator.log_in(username=username, password=f"password of {username}").token)

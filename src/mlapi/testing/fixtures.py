@@ -7,10 +7,11 @@ All of them are of one test, know the same users, in memory, and tell the time b
 
 import pytest
 
-from mlapi.access import Access, Guard, LogIns
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
-from mlapi.service import Users
-from mlapi.testing.fakes import SettableClock, Visitor, visitor
+from mlapi.application.authentication import Access, Authenticator
+from mlapi.application.guard import Guard
+from mlapi.application.users import Users
+from mlapi.testing.fakes import LoggedInUser, SettableClock, visitor
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def mlapi_access(mlapi_users: Users, mlapi_clock: SettableClock) -> Access:
     """Log-ins, as often as one likes, and the guard. Tokens last for an hour."""
     tokens = InMemoryTokens(clock=mlapi_clock)
     return Access(
-        log_ins=LogIns(mlapi_users, tokens, UnlimitedAttempts()),
+        authenticator=Authenticator(mlapi_users, tokens, UnlimitedAttempts()),
         guard=Guard(mlapi_users.repository, tokens, clock=mlapi_clock),
     )
 
@@ -42,14 +43,14 @@ def mlapi_guard(mlapi_access: Access) -> Guard:
 
 
 @pytest.fixture
-def mlapi_let_in(mlapi_access: Access) -> Visitor:
+def mlapi_let_in(mlapi_access: Access) -> LoggedInUser:
     """Somebody whom the guard lets in."""
     return visitor(mlapi_access, "let-in")
 
 
 @pytest.fixture
-def mlapi_shut_out(mlapi_access: Access) -> Visitor:
+def mlapi_shut_out(mlapi_access: Access) -> LoggedInUser:
     """Somebody whom the guard shuts out: he has got a token, and was disabled since."""
     shut_out = visitor(mlapi_access, "shut-out")
-    user = mlapi_access.log_ins.users.set_enabled(user_id=shut_out.user.id, enabled=False)
-    return Visitor(user, shut_out.token)
+    user = mlapi_access.authenticator.users.set_enabled(user_id=shut_out.user.id, enabled=False)
+    return LoggedInUser(user, shut_out.token)

@@ -7,8 +7,8 @@ import pytest
 
 from mlapi import User, UserId, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
-from mlapi.entrypoints.management import Management
-from mlapi.testing.fakes import AwayRepository
+from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.testing.fakes import UnavailableRepository
 
 ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
 CANARY = "c4n4ry-p4ssw0rd"
@@ -94,7 +94,7 @@ def content(response: httpx2.Response) -> tuple[int, object]:
 
 
 class HttpContract:
-    def client(self, users: Users, management: Management) -> httpx2.Client:
+    def client(self, users: Users, management: AdminPolicy) -> httpx2.Client:
         """Return a client on 127.0.0.1 of the framework under test."""
         raise NotImplementedError("a subclass of the suite gives a client of the framework under test")
 
@@ -104,11 +104,11 @@ class HttpContract:
 
     @pytest.fixture
     def http(self, users: Users) -> httpx2.Client:
-        return self.client(users, Management())
+        return self.client(users, AdminPolicy())
 
     @staticmethod
     def stored(users: Users) -> list[User]:
-        return users.repository.page(after=UserId(0), limit=1000)
+        return users.repository.list_page(after=UserId(0), limit=1000)
 
     # --- the three endpoints
 
@@ -288,7 +288,7 @@ class HttpContract:
     # --- the database is away
 
     def test_what_needs_the_database_says_when_to_come_again(self) -> None:
-        http = self.client(Users(AwayRepository(), PlainCipher()), Management())
+        http = self.client(Users(UnavailableRepository(), PlainCipher()), AdminPolicy())
 
         answers = [
             http.post("/register-user", json=ADA),
@@ -352,7 +352,7 @@ class HttpContract:
 
     @pytest.mark.parametrize("credential", [None, "", "Bearer", "Bearer wrong", ADMIN_TOKEN, f"Basic {ADMIN_TOKEN}"])
     def test_token_mode_refuses_all_others_even_from_this_machine(self, users: Users, credential: str | None) -> None:
-        http = self.client(users, Management(admin_token=ADMIN_TOKEN))
+        http = self.client(users, AdminPolicy(admin_token=ADMIN_TOKEN))
         http.post("/register-user", json=ADA)
         before = self.stored(users)
         headers = {} if credential is None else {"authorization": credential}
@@ -366,7 +366,7 @@ class HttpContract:
         assert self.stored(users) == before
 
     def test_token_mode_takes_the_token_from_anywhere(self, users: Users) -> None:
-        http = self.client(users, Management(admin_token=ADMIN_TOKEN))
+        http = self.client(users, AdminPolicy(admin_token=ADMIN_TOKEN))
         http.post("/register-user", json=ADA)
         headers = {"authorization": f"Bearer {ADMIN_TOKEN}", "host": "example.com", "x-forwarded-for": "8.8.8.8"}
 
@@ -376,7 +376,7 @@ class HttpContract:
         assert not self.stored(users)[0].enabled
 
     def test_locked_mode_names_the_setting_that_opens_it(self, users: Users) -> None:
-        http = self.client(users, Management(local=False))
+        http = self.client(users, AdminPolicy(local=False))
 
         response = http.delete("/remove-user/1")
 
@@ -384,7 +384,7 @@ class HttpContract:
         assert content(response) == (403, {"message": message})
 
     def test_closed_registration_asks_for_the_admin_token(self, users: Users) -> None:
-        http = self.client(users, Management(admin_token=ADMIN_TOKEN, registration_open=False))
+        http = self.client(users, AdminPolicy(admin_token=ADMIN_TOKEN, registration_open=False))
 
         refused = http.post("/register-user", json=ADA)
         taken = http.post("/register-user", json=ADA, headers={"authorization": f"Bearer {ADMIN_TOKEN}"})

@@ -9,21 +9,22 @@ import attrs
 import pytest
 
 from mlapi import (
+    Actor,
     AddApiKey,
     ApiKey,
-    ApiKeyHolder,
     ApiKeyId,
     ApiKeyNotFoundError,
+    ApiKeyPrincipal,
     AuditEntry,
     AuditId,
-    Cause,
-    Change,
     ChangePassword,
+    Command,
     DailyCount,
     EncryptedPassword,
     EndTokens,
     Outcome,
     PasswordChangedError,
+    PrincipalId,
     RecordApiKeyUse,
     Reencrypt,
     Register,
@@ -31,7 +32,6 @@ from mlapi import (
     RemoveApiKey,
     RepositoryUnavailableError,
     SetEnabled,
-    Subject,
     User,
     UserExistsError,
     UserId,
@@ -61,8 +61,8 @@ def api_key(user_id: UserId, number: int = 0, **fields: object) -> ApiKey:
     return ApiKey(id=ApiKeyId(f"{number:016x}"), user_id=user_id, **given)  # type: ignore[arg-type]  # as a test gives them
 
 
-def apply_one(repository: UserRepository, change: Change) -> Outcome:
-    (outcome,) = repository.apply([change])
+def apply_one(repository: UserRepository, command: Command) -> Outcome:
+    (outcome,) = repository.apply([command])
     return outcome
 
 
@@ -84,12 +84,12 @@ def refusals(outcomes: list[Outcome]) -> list[Outcome]:
 
 class UserRepositoryContract:
     def test_a_registered_user_is_stored_whole(self, repository: UserRepository) -> None:
-        change = registration("Ada Łovelace", email="Ada@Example.com")
+        command = registration("Ada Łovelace", email="Ada@Example.com")
 
-        user = apply_one(repository, change)
+        user = apply_one(repository, command)
 
         assert isinstance(user, User)
-        assert user == change.as_user(user.id)
+        assert user == command.as_user(user.id)
         assert repository.get(user.id) == user
 
     def test_times_come_back_aware_and_in_utc(self, repository: UserRepository) -> None:
@@ -108,7 +108,7 @@ class UserRepositoryContract:
         outcomes = repository.apply([registration("ADA"), registration("ａda")])
 
         assert refusals(outcomes) == [UserExistsError(ada.id)] * 2
-        assert repository.page(after=UserId(0), limit=10) == [ada]
+        assert repository.list_page(after=UserId(0), limit=10) == [ada]
 
     def test_two_users_may_share_an_address(self, repository: UserRepository) -> None:
         outcomes = repository.apply([registration("ada"), registration("charles")])
@@ -117,13 +117,13 @@ class UserRepositoryContract:
 
     def test_disabling_turns_the_flag_the_time_and_the_epoch(self, repository: UserRepository) -> None:
         ada = registered(repository)
-        change = SetEnabled(user_id=ada.id, enabled=False, at=LATER)
+        command = SetEnabled(user_id=ada.id, enabled=False, at=LATER)
 
-        outcome = apply_one(repository, change)
+        outcome = apply_one(repository, command)
 
-        assert outcome == change.applied_to(ada)
+        assert outcome == command.apply_to(ada)
         assert repository.get(ada.id) == outcome
-        assert outcome == attrs.evolve(ada, enabled=False, updated_datetime=LATER, token_epoch=change.token_epoch)
+        assert outcome == attrs.evolve(ada, enabled=False, updated_datetime=LATER, token_epoch=command.token_epoch)
 
     def test_enabling_who_is_enabled_moves_the_time_alone(self, repository: UserRepository) -> None:
         ada = registered(repository)
@@ -153,11 +153,11 @@ class UserRepositoryContract:
     ) -> None:
         ada = apply_one(repository, SetEnabled(user_id=registered(repository).id, enabled=enabled, at=NOON))
         assert isinstance(ada, User)
-        change = EndTokens(user_id=ada.id, at=LATER)
+        command = EndTokens(user_id=ada.id, at=LATER)
 
-        outcome = apply_one(repository, change)
+        outcome = apply_one(repository, command)
 
-        assert outcome == attrs.evolve(ada, updated_datetime=LATER, token_epoch=change.token_epoch)
+        assert outcome == attrs.evolve(ada, updated_datetime=LATER, token_epoch=command.token_epoch)
         assert repository.get(ada.id) == outcome
 
     @pytest.mark.parametrize("replacing", [None, STORED], ids=["whatever it was", "the stored one"])
@@ -165,11 +165,11 @@ class UserRepositoryContract:
         self, repository: UserRepository, replacing: EncryptedPassword | None
     ) -> None:
         ada = registered(repository)
-        change = ChangePassword(user_id=ada.id, password=ANOTHER, replacing=replacing, at=LATER)
+        command = ChangePassword(user_id=ada.id, password=ANOTHER, replacing=replacing, at=LATER)
 
-        outcome = apply_one(repository, change)
+        outcome = apply_one(repository, command)
 
-        assert outcome == attrs.evolve(ada, password=ANOTHER, updated_datetime=LATER, token_epoch=change.token_epoch)
+        assert outcome == attrs.evolve(ada, password=ANOTHER, updated_datetime=LATER, token_epoch=command.token_epoch)
         assert repository.get(ada.id) == outcome
 
     def test_a_password_that_has_changed_meanwhile_is_not_replaced(self, repository: UserRepository) -> None:
@@ -190,7 +190,7 @@ class UserRepositoryContract:
 
         outcomes = repository.apply([first, second])
 
-        changed = first.applied_to(ada)
+        changed = first.apply_to(ada)
         assert outcomes == [changed, PasswordChangedError(ada.id)]
         assert repository.get(ada.id) == changed
 
@@ -224,7 +224,7 @@ class UserRepositoryContract:
         )
 
         assert outcomes == [attrs.evolve(user, password=password) for user, password in zip(users, better, strict=True)]
-        assert repository.page(after=UserId(0), limit=10) == outcomes
+        assert repository.list_page(after=UserId(0), limit=10) == outcomes
 
     def test_a_removed_user_is_returned_and_gone(self, repository: UserRepository) -> None:
         ada = registered(repository)
@@ -233,7 +233,7 @@ class UserRepositoryContract:
 
         assert outcome == ada
         assert repository.find(canonical_username("ada")) is None
-        assert repository.page(after=UserId(0), limit=10) == []
+        assert repository.list_page(after=UserId(0), limit=10) == []
 
     def test_the_name_of_a_removed_user_is_free_and_his_id_is_not(self, repository: UserRepository) -> None:
         ada = registered(repository)
@@ -244,7 +244,7 @@ class UserRepositoryContract:
         assert again.id > ada.id
 
     def test_an_id_that_nobody_has_is_not_found(self, repository: UserRepository) -> None:
-        def changes(user_id: UserId) -> list[Change]:
+        def commands(user_id: UserId) -> list[Command]:
             return [
                 Remove(user_id=user_id),
                 SetEnabled(user_id=user_id, enabled=True, at=NOON),
@@ -255,11 +255,11 @@ class UserRepositoryContract:
                 AddApiKey(key=api_key(user_id)),
             ]
 
-        outcomes = repository.apply([change for user_id in IMPOSSIBLE for change in changes(user_id)])
+        outcomes = repository.apply([command for user_id in IMPOSSIBLE for command in commands(user_id)])
 
         assert outcomes == [UserNotFoundError(user_id) for user_id in IMPOSSIBLE for _ in range(7)]
         for user_id in IMPOSSIBLE:
-            for read in (repository.get, repository.api_keys):
+            for read in (repository.get, repository.list_api_keys):
                 with pytest.raises(UserNotFoundError) as refusal:
                     read(user_id)
                 assert refusal.value == UserNotFoundError(user_id)
@@ -276,7 +276,7 @@ class UserRepositoryContract:
             ]
         )
 
-        names = [user.username for user in repository.page(after=UserId(0), limit=10)]
+        names = [user.username for user in repository.list_page(after=UserId(0), limit=10)]
         assert names == ["ada", "charles", "grace"]
         assert [isinstance(outcome, User) for outcome in outcomes] == [True, False, True, False, False, True]
 
@@ -320,8 +320,8 @@ class UserRepositoryContract:
             ]
         )
 
-        ended = ending.applied_to(ada)
-        changed = changing.applied_to(ended)
+        ended = ending.apply_to(ada)
+        changed = changing.apply_to(ended)
         used = attrs.evolve(old, last_used_datetime=LATER)
         assert isinstance(changed, User)
         better = attrs.evolve(changed, password=EncryptedPassword("better"))
@@ -348,7 +348,7 @@ class UserRepositoryContract:
         assert too_early == UserNotFoundError(guessed)
         assert isinstance(bob, User)
         assert bob.id == guessed
-        assert ended == late.applied_to(bob)
+        assert ended == late.apply_to(bob)
         assert repository.get(guessed) == ended
 
     def test_an_api_key_for_the_next_id_is_too_early_before_it_is_given(self, repository: UserRepository) -> None:
@@ -361,7 +361,7 @@ class UserRepositoryContract:
         assert isinstance(bob, User)
         assert bob.id == guessed
         assert added == late
-        assert repository.api_keys(guessed) == [late]
+        assert repository.list_api_keys(guessed) == [late]
 
     def test_no_changes_have_no_outcomes(self, repository: UserRepository) -> None:
         assert repository.apply([]) == []
@@ -375,9 +375,9 @@ class UserRepositoryContract:
         assert repository.find(canonical_username("strase")) is None
 
     def test_many_names_are_found_at_once_in_whatever_order(self, repository: UserRepository) -> None:
-        changes = [registration(f"user{number}") for number in range(1100)]
-        users = repository.apply(changes)
-        keys = [change.username_key for change in changes]
+        commands = [registration(f"user{number}") for number in range(1100)]
+        users = repository.apply(commands)
+        keys = [command.username_key for command in commands]
         nobody = canonical_username("nobody")
 
         found = repository.find_many([nobody, *reversed(keys), nobody, *keys])
@@ -388,12 +388,12 @@ class UserRepositoryContract:
     def test_pages_follow_each_other_by_id(self, repository: UserRepository) -> None:
         users = [registered(repository, f"user{number}") for number in range(5)]
 
-        first = repository.page(after=UserId(0), limit=2)
-        second = repository.page(after=first[-1].id, limit=2)
-        third = repository.page(after=second[-1].id, limit=2)
+        first = repository.list_page(after=UserId(0), limit=2)
+        second = repository.list_page(after=first[-1].id, limit=2)
+        third = repository.list_page(after=second[-1].id, limit=2)
 
         assert [first, second, third] == [users[:2], users[2:4], users[4:]]
-        assert repository.page(after=third[-1].id, limit=2) == []
+        assert repository.list_page(after=third[-1].id, limit=2) == []
 
     def test_a_change_does_not_move_a_user_to_another_page(self, repository: UserRepository) -> None:
         ada, bob, eve = [registered(repository, name) for name in ("ada", "bob", "eve")]
@@ -406,8 +406,8 @@ class UserRepositoryContract:
         )
 
         assert disabled != enabled
-        assert repository.page(after=UserId(0), limit=2) == [enabled, bob]
-        assert repository.page(after=bob.id, limit=2) == [eve]
+        assert repository.list_page(after=UserId(0), limit=2) == [enabled, bob]
+        assert repository.list_page(after=bob.id, limit=2) == [eve]
 
     @pytest.mark.parametrize(
         "wanted", [{"enabled": False}, {"containing": "even"}, {"enabled": False, "containing": "n"}]
@@ -420,7 +420,7 @@ class UserRepositoryContract:
         evens = repository.apply(apply)
 
         pages, last = [], UserId(0)
-        while page := repository.page(after=last, limit=3, **wanted):
+        while page := repository.list_page(after=last, limit=3, **wanted):
             pages.append(page)
             last = page[-1].id
 
@@ -437,14 +437,14 @@ class UserRepositoryContract:
         with pytest.raises(RepositoryUnavailableError, match="too late to commit"):
             repository.apply([registration("ada")], commit_by=time.monotonic() - 1)
 
-        assert repository.page(after=UserId(0), limit=10) == []
+        assert repository.list_page(after=UserId(0), limit=10) == []
         (user,) = repository.apply([registration("ada")], commit_by=time.monotonic() + 60)
-        assert repository.page(after=UserId(0), limit=10) == [user]
+        assert repository.list_page(after=UserId(0), limit=10) == [user]
 
     def test_of_a_batch_that_is_too_late_nothing_is_applied(self, repository: UserRepository) -> None:
         ada, bob = registered(repository, "ada"), registered(repository, "bob")
         key = with_api_key(repository, ada, 1)
-        changes: list[Change] = [
+        commands: list[Command] = [
             registration("eve"),
             SetEnabled(user_id=ada.id, enabled=False, at=LATER),
             Remove(user_id=bob.id),
@@ -452,14 +452,14 @@ class UserRepositoryContract:
             AddApiKey(key=api_key(ada.id, 2)),
             Remove(user_id=NOBODY),
         ]
-        entries = repository.audit.page(limit=10)
+        entries = repository.audit.list_page(limit=10)
 
         with pytest.raises(RepositoryUnavailableError):
-            repository.apply(changes, commit_by=time.monotonic() - 1)
+            repository.apply(commands, commit_by=time.monotonic() - 1)
 
-        assert repository.page(after=UserId(0), limit=10) == [ada, bob]
-        assert repository.api_keys(ada.id) == [key]
-        assert repository.audit.page(limit=10) == entries
+        assert repository.list_page(after=UserId(0), limit=10) == [ada, bob]
+        assert repository.list_api_keys(ada.id) == [key]
+        assert repository.audit.list_page(limit=10) == entries
         assert repository.apply([registration("eve")], commit_by=time.monotonic() + 60) == [
             repository.find(canonical_username("eve"))
         ]
@@ -473,10 +473,10 @@ class UserRepositoryContract:
                 repository.get(ada.id),
                 repository.find(canonical_username("ada")),
                 repository.find_many([canonical_username("ada")]),
-                repository.page(after=UserId(0), limit=10),
-                repository.page(after=UserId(0), limit=10, enabled=False),
-                repository.holders([ada.id, key.id]),
-                repository.api_keys(ada.id),
+                repository.list_page(after=UserId(0), limit=10),
+                repository.list_page(after=UserId(0), limit=10, enabled=False),
+                repository.find_principals([ada.id, key.id]),
+                repository.list_api_keys(ada.id),
                 repository.count(),
             ]
 
@@ -491,14 +491,14 @@ class UserRepositoryContract:
 
         assert isinstance(disabled, User)
         assert isinstance(used, ApiKey)
-        assert before == [ada, ada, [ada], [ada, bob], [], [ada, ApiKeyHolder(key, ada)], [key], 2]
+        assert before == [ada, ada, [ada], [ada, bob], [], [ada, ApiKeyPrincipal(key, ada)], [key], 2]
         assert seen() == [
             disabled,
             disabled,
             [disabled],
             [disabled],
             [disabled],
-            [disabled, ApiKeyHolder(used, disabled)],
+            [disabled, ApiKeyPrincipal(used, disabled)],
             [used],
             1,
         ]
@@ -516,9 +516,9 @@ class UserRepositoryContract:
         keys = [api_key(user.id, user.id, name="🗝'\"\\%" * 20) for user in users if isinstance(user, User)]
         repository.apply([AddApiKey(key=key) for key in keys])
 
-        assert users == [change.as_user(key.user_id) for change, key in zip(people, keys, strict=True)]
-        assert [repository.find(change.username_key) for change in people] == users
-        assert [repository.api_keys(key.user_id) for key in keys] == [[key] for key in keys]
+        assert users == [command.as_user(key.user_id) for command, key in zip(people, keys, strict=True)]
+        assert [repository.find(command.username_key) for command in people] == users
+        assert [repository.list_api_keys(key.user_id) for key in keys] == [[key] for key in keys]
 
     def test_a_thousand_changes_are_one_batch(self, repository: UserRepository) -> None:
         ada = registered(repository)
@@ -530,8 +530,8 @@ class UserRepositoryContract:
             + [SetEnabled(user_id=ada.id, enabled=number % 2 == 1, at=NOON) for number in range(500)]
         )
 
-        assert repository.page(after=ada.id, limit=1000) == outcomes[:500]
-        assert [(user.username, user.enabled) for user in repository.page(after=ada.id, limit=1000)] == [
+        assert repository.list_page(after=ada.id, limit=1000) == outcomes[:500]
+        assert [(user.username, user.enabled) for user in repository.list_page(after=ada.id, limit=1000)] == [
             (name, False) for name in names
         ]
         assert repository.get(ada.id) == outcomes[-1]
@@ -544,7 +544,7 @@ class UserRepositoryContract:
         with ThreadPoolExecutor(8) as pool:
             outcomes = list(pool.map(ask, range(16)))
 
-        (ada,) = repository.page(after=UserId(0), limit=10)
+        (ada,) = repository.list_page(after=UserId(0), limit=10)
         assert outcomes.count(ada) == 1
         assert refusals(outcomes) == [UserExistsError(ada.id)] * 15
 
@@ -577,14 +577,14 @@ class UserRepositoryContract:
         outcome = apply_one(repository, AddApiKey(key=key))
 
         assert outcome == key
-        assert repository.api_keys(ada.id) == [key]
-        assert repository.holders([key.id]) == [ApiKeyHolder(key, ada)]
+        assert repository.list_api_keys(ada.id) == [key]
+        assert repository.find_principals([key.id]) == [ApiKeyPrincipal(key, ada)]
 
     def test_an_api_key_without_end_and_use_is_stored_so(self, repository: UserRepository) -> None:
         ada = registered(repository)
         key = with_api_key(repository, ada)
 
-        (stored,) = repository.api_keys(ada.id)
+        (stored,) = repository.list_api_keys(ada.id)
 
         assert (stored.expires_datetime, stored.last_used_datetime) == (None, None)
         assert stored == key
@@ -600,7 +600,7 @@ class UserRepositoryContract:
             last_used_datetime=(NOON + SECOND).astimezone(elsewhere),
         )
 
-        (stored,) = repository.api_keys(ada.id)
+        (stored,) = repository.list_api_keys(ada.id)
 
         times = [stored.created_datetime, stored.expires_datetime, stored.last_used_datetime]
         assert times == [NOON, LATER, NOON + SECOND]
@@ -610,7 +610,7 @@ class UserRepositoryContract:
         ada = registered(repository)
         key = with_api_key(repository, ada, expires_datetime=datetime.max.replace(tzinfo=UTC))
 
-        assert repository.api_keys(ada.id) == [key]
+        assert repository.list_api_keys(ada.id) == [key]
 
     def test_a_new_api_key_changes_nothing_of_its_user(self, repository: UserRepository) -> None:
         ada = registered(repository)
@@ -625,7 +625,7 @@ class UserRepositoryContract:
 
         key = with_api_key(repository, ada)
 
-        assert repository.holders([key.id]) == [ApiKeyHolder(key, ada)]
+        assert repository.find_principals([key.id]) == [ApiKeyPrincipal(key, ada)]
 
     def test_a_refused_api_key_leaves_its_neighbours_alone(self, repository: UserRepository) -> None:
         ada = registered(repository)
@@ -634,7 +634,7 @@ class UserRepositoryContract:
         outcomes = repository.apply([AddApiKey(key=key) for key in (first, api_key(NOBODY, 2), last)])
 
         assert outcomes == [first, UserNotFoundError(NOBODY), last]
-        assert repository.api_keys(ada.id) == [first, last]
+        assert repository.list_api_keys(ada.id) == [first, last]
 
     def test_a_removed_api_key_is_returned_and_gone(self, repository: UserRepository) -> None:
         ada = registered(repository)
@@ -643,8 +643,8 @@ class UserRepositoryContract:
         outcome = apply_one(repository, RemoveApiKey(key_id=removed.id))
 
         assert outcome == removed
-        assert repository.api_keys(ada.id) == [kept]
-        assert repository.holders([removed.id, kept.id]) == [None, ApiKeyHolder(kept, ada)]
+        assert repository.list_api_keys(ada.id) == [kept]
+        assert repository.find_principals([removed.id, kept.id]) == [None, ApiKeyPrincipal(kept, ada)]
         assert repository.get(ada.id) == ada
 
     def test_an_api_key_that_is_not_there_is_not_found(self, repository: UserRepository) -> None:
@@ -656,7 +656,7 @@ class UserRepositoryContract:
         outcomes += repository.apply([RecordApiKeyUse(key_id=key_id, at=LATER) for key_id in ids])
 
         assert outcomes == [ApiKeyNotFoundError(key_id) for key_id in ids] * 2
-        assert repository.api_keys(ada.id) == [key]
+        assert repository.list_api_keys(ada.id) == [key]
 
     @pytest.mark.parametrize(
         ("last", "at", "recorded"),
@@ -679,7 +679,7 @@ class UserRepositoryContract:
         outcome = apply_one(repository, RecordApiKeyUse(key_id=key.id, at=at))
 
         assert outcome == attrs.evolve(key, last_used_datetime=recorded)
-        assert repository.api_keys(ada.id) == [outcome, other]
+        assert repository.list_api_keys(ada.id) == [outcome, other]
         assert repository.get(ada.id) == ada
 
     def test_uses_of_many_api_keys_are_recorded_at_once(self, repository: UserRepository) -> None:
@@ -690,7 +690,7 @@ class UserRepositoryContract:
 
         used = [attrs.evolve(key, last_used_datetime=LATER) for key in keys]
         assert outcomes == used[::-1]
-        assert repository.api_keys(ada.id) == used
+        assert repository.list_api_keys(ada.id) == used
 
     def test_the_api_keys_of_a_removed_user_go_with_him(self, repository: UserRepository) -> None:
         ada, bob = registered(repository, "ada"), registered(repository, "bob")
@@ -699,7 +699,11 @@ class UserRepositoryContract:
 
         repository.apply([Remove(user_id=ada.id)])
 
-        assert repository.holders([*(key.id for key in gone), kept.id]) == [None, None, ApiKeyHolder(kept, bob)]
+        assert repository.find_principals([*(key.id for key in gone), kept.id]) == [
+            None,
+            None,
+            ApiKeyPrincipal(kept, bob),
+        ]
         outcomes = repository.apply([RemoveApiKey(key_id=key.id) for key in gone])
         assert outcomes == [ApiKeyNotFoundError(key.id) for key in gone]
 
@@ -710,7 +714,7 @@ class UserRepositoryContract:
         same_time = [with_api_key(repository, ada, number, created_datetime=NOON + SECOND) for number in (12, 10, 3)]
         oldest = with_api_key(repository, ada, 9)
 
-        found = [repository.api_keys(user.id) for user in (ada, bob, eve)]
+        found = [repository.list_api_keys(user.id) for user in (ada, bob, eve)]
 
         assert found == [[oldest, *reversed(same_time), youngest], [hers], []]
 
@@ -720,37 +724,37 @@ class UserRepositoryContract:
         ada, bob = registered(repository, "ada"), registered(repository, "bob")
         hers, his = with_api_key(repository, ada, 1), with_api_key(repository, bob, 2)
 
-        holders = repository.holders([bob.id, his.id, NOBODY, hers.id, NO_KEY, ada.id, bob.id, hers.id])
+        find_principals = repository.find_principals([bob.id, his.id, NOBODY, hers.id, NO_KEY, ada.id, bob.id, hers.id])
 
-        of_hers = ApiKeyHolder(hers, ada)
-        assert holders == [bob, ApiKeyHolder(his, bob), None, of_hers, None, ada, bob, of_hers]
+        of_hers = ApiKeyPrincipal(hers, ada)
+        assert find_principals == [bob, ApiKeyPrincipal(his, bob), None, of_hers, None, ada, bob, of_hers]
 
     def test_what_nobody_can_have_has_no_holder(self, repository: UserRepository) -> None:
         ada = registered(repository)
-        subjects: list[Subject] = [*IMPOSSIBLE, ApiKeyId(""), ApiKeyId(str(ada.id)), ApiKeyId("ada"), NO_KEY]
+        subjects: list[PrincipalId] = [*IMPOSSIBLE, ApiKeyId(""), ApiKeyId(str(ada.id)), ApiKeyId("ada"), NO_KEY]
 
-        assert repository.holders(subjects) == [None] * len(subjects)
+        assert repository.find_principals(subjects) == [None] * len(subjects)
 
     def test_nobody_asked_for_is_nobody_found(self, repository: UserRepository) -> None:
-        assert repository.holders([]) == []
+        assert repository.find_principals([]) == []
 
     @pytest.mark.parametrize("at_once", [False, True], ids=["waiting", "at once"])
     def test_holders_are_seen_as_the_last_change_left_them(self, repository: UserRepository, at_once: bool) -> None:
         at_once = at_once and repository.is_local
         ada = registered(repository)
         key = with_api_key(repository, ada)
-        repository.holders([ada.id])  # opened
-        seen = [repository.holders([ada.id, key.id], at_once=at_once)]
+        repository.find_principals([ada.id])  # opened
+        seen = [repository.find_principals([ada.id, key.id], at_once=at_once)]
 
         disabled = apply_one(repository, SetEnabled(user_id=ada.id, enabled=False, at=LATER))
         used = apply_one(repository, RecordApiKeyUse(key_id=key.id, at=LATER))
-        seen.append(repository.holders([ada.id, key.id], at_once=at_once))
+        seen.append(repository.find_principals([ada.id, key.id], at_once=at_once))
         repository.apply([RemoveApiKey(key_id=key.id)])
-        seen.append(repository.holders([ada.id, key.id], at_once=at_once))
+        seen.append(repository.find_principals([ada.id, key.id], at_once=at_once))
 
         assert isinstance(disabled, User)
         assert isinstance(used, ApiKey)
-        assert seen == [[ada, ApiKeyHolder(key, ada)], [disabled, ApiKeyHolder(used, disabled)], [disabled, None]]
+        assert seen == [[ada, ApiKeyPrincipal(key, ada)], [disabled, ApiKeyPrincipal(used, disabled)], [disabled, None]]
 
     def test_an_id_that_no_database_can_hold_is_no_api_key(self, repository: UserRepository) -> None:
         ada = registered(repository)
@@ -767,22 +771,24 @@ class UserRepositoryContract:
         )
 
         assert outcomes[1:-1] == [ApiKeyNotFoundError(key_id) for key_id in ids * 2]
-        assert repository.holders(ids) == [None] * len(ids)
+        assert repository.find_principals(ids) == [None] * len(ids)
         assert repository.get(ada.id).enabled is False
 
     def test_a_change_of_password_that_was_made_already_is_made_once(self, repository: UserRepository) -> None:
         ada = registered(repository)
-        change = ChangePassword(user_id=ada.id, password=EncryptedPassword("another"), replacing=ada.password, at=LATER)
+        command = ChangePassword(
+            user_id=ada.id, password=EncryptedPassword("another"), replacing=ada.password, at=LATER
+        )
 
-        first, second = repository.apply([change]), repository.apply([change])
+        first, second = repository.apply([command]), repository.apply([command])
 
-        assert first == second == [change.applied_to(ada)]
+        assert first == second == [command.apply_to(ada)]
 
     def test_a_page_may_be_of_those_who_are_let_in_or_shut_out(self, repository: UserRepository) -> None:
         ada, bob = registered(repository, "ada"), registered(repository, "bob")
         shut_out = apply_one(repository, SetEnabled(user_id=bob.id, enabled=False, at=LATER))
 
-        pages = [repository.page(after=UserId(0), limit=10, enabled=enabled) for enabled in (True, False, None)]
+        pages = [repository.list_page(after=UserId(0), limit=10, enabled=enabled) for enabled in (True, False, None)]
 
         assert pages == [[ada], [shut_out], [ada, shut_out]]
 
@@ -805,42 +811,44 @@ class UserRepositoryContract:
         apply = [registration(name, email=f"User{number}@Example.com") for number, name in enumerate(names)]
         people = repository.apply(apply)
 
-        assert repository.page(after=UserId(0), limit=10, containing=text) == [people[number] for number in expected]
+        assert repository.list_page(after=UserId(0), limit=10, containing=text) == [
+            people[number] for number in expected
+        ]
 
     def test_no_user_comes_after_the_largest_id(self, repository: UserRepository) -> None:
         registered(repository)
 
-        assert repository.page(after=UserId(10**30), limit=10) == []
+        assert repository.list_page(after=UserId(10**30), limit=10) == []
 
     def test_a_user_who_is_taken_over_keeps_when_he_was_registered(self, repository: UserRepository) -> None:
-        change = registration(enabled=False, at=LATER, created=NOON)
+        command = registration(enabled=False, at=LATER, created=NOON)
 
-        ada = apply_one(repository, change)
+        ada = apply_one(repository, command)
 
         assert isinstance(ada, User)
-        assert ada == repository.get(ada.id) == change.as_user(ada.id)
+        assert ada == repository.get(ada.id) == command.as_user(ada.id)
         assert (ada.enabled, ada.created_datetime, ada.updated_datetime) == (False, NOON, LATER)
-        assert [entry.at for entry in repository.audit.page(limit=10)] == [LATER]
+        assert [entry.at for entry in repository.audit.list_page(limit=10)] == [LATER]
 
     # --- the audit trail
 
     def test_every_change_leaves_an_entry_the_newest_first(self, repository: UserRepository) -> None:
-        by = Cause("admin", "request-7")
-        ada = apply_one(repository, registration(by=by))
+        actor = Actor("admin", "request-7")
+        ada = apply_one(repository, registration(actor=actor))
         assert isinstance(ada, User)
         key = api_key(ada.id, created_datetime=LATER)
-        changes: list[Change] = [
-            SetEnabled(user_id=ada.id, enabled=False, at=LATER, by=by),
-            SetEnabled(user_id=ada.id, enabled=True, at=LATER, by=by),
-            EndTokens(user_id=ada.id, at=LATER, by=by),
-            ChangePassword(user_id=ada.id, password=ANOTHER, replacing=None, at=LATER, by=by),
-            AddApiKey(key=key, by=by),
-            RemoveApiKey(key_id=key.id, at=LATER, by=by),
-            Remove(user_id=ada.id, at=LATER, by=by),
+        commands: list[Command] = [
+            SetEnabled(user_id=ada.id, enabled=False, at=LATER, actor=actor),
+            SetEnabled(user_id=ada.id, enabled=True, at=LATER, actor=actor),
+            EndTokens(user_id=ada.id, at=LATER, actor=actor),
+            ChangePassword(user_id=ada.id, password=ANOTHER, replacing=None, at=LATER, actor=actor),
+            AddApiKey(key=key, actor=actor),
+            RemoveApiKey(key_id=key.id, at=LATER, actor=actor),
+            Remove(user_id=ada.id, at=LATER, actor=actor),
         ]
-        repository.apply(changes)
+        repository.apply(commands)
 
-        entries = repository.audit.page(limit=10)
+        entries = repository.audit.list_page(limit=10)
         expected: list[tuple[Action, ApiKeyId | None]] = [
             ("register", None),
             ("disable", None),
@@ -878,7 +886,7 @@ class UserRepositoryContract:
             ]
         )
 
-        entries = repository.audit.page(limit=5)
+        entries = repository.audit.list_page(limit=5)
         assert [(entry.action, entry.outcome, entry.user_id, entry.api_key_id) for entry in reversed(entries)] == [
             ("register", "user_exists", ada.id, None),
             ("set_password", "password_changed", ada.id, None),
@@ -891,13 +899,13 @@ class UserRepositoryContract:
     def test_an_id_that_no_database_can_hold_is_told_as_nobodys(self, repository: UserRepository) -> None:
         repository.apply([SetEnabled(user_id=user_id, enabled=True, at=NOON) for user_id in IMPOSSIBLE])
 
-        told = [entry.user_id for entry in repository.audit.page(limit=10)]
+        told = [entry.user_id for entry in repository.audit.list_page(limit=10)]
         assert told == [user_id if user_id == NOBODY else None for user_id in reversed(IMPOSSIBLE)]
 
     def test_what_changes_nothing_of_anybody_leaves_no_entry(self, repository: UserRepository) -> None:
         ada = registered(repository)
         key = with_api_key(repository, ada)
-        before = repository.audit.page(limit=10)
+        before = repository.audit.list_page(limit=10)
 
         repository.apply(
             [
@@ -906,34 +914,36 @@ class UserRepositoryContract:
             ]
         )
 
-        assert repository.audit.page(limit=10) == before
+        assert repository.audit.list_page(limit=10) == before
 
     def test_entries_come_in_pages_and_about_one_user(self, repository: UserRepository) -> None:
         ada, bob = registered(repository, "ada"), registered(repository, "bob")
         apply_one(repository, Remove(user_id=ada.id, at=LATER))
         audit = repository.audit
 
-        everything = audit.page(limit=10)
-        first = audit.page(limit=2)
-        second = audit.page(limit=2, after=first[-1].id)
+        everything = audit.list_page(limit=10)
+        first = audit.list_page(limit=2)
+        second = audit.list_page(limit=2, after=first[-1].id)
         assert [(entry.action, entry.user_id) for entry in everything] == [
             ("remove", ada.id),
             ("register", bob.id),
             ("register", ada.id),
         ]
         assert first + second == everything
-        assert audit.page(limit=10, user_id=ada.id) == [everything[0], everything[2]]
-        assert audit.page(limit=10, user_id=ada.id, after=everything[0].id) == [everything[2]]
-        assert audit.page(limit=10, after=everything[-1].id) == []
+        assert audit.list_page(limit=10, user_id=ada.id) == [everything[0], everything[2]]
+        assert audit.list_page(limit=10, user_id=ada.id, after=everything[0].id) == [everything[2]]
+        assert audit.list_page(limit=10, after=everything[-1].id) == []
 
     def test_no_entry_is_about_an_id_that_nobody_can_have_and_all_come_after_the_largest(
         self, repository: UserRepository
     ) -> None:
         registered(repository)
 
-        assert [repository.audit.page(limit=10, user_id=user_id) for user_id in IMPOSSIBLE] == [[]] * len(IMPOSSIBLE)
-        assert len(repository.audit.page(limit=10, after=AuditId(10**30))) == 1
-        assert repository.audit.page(limit=10, after=AuditId(0)) == []
+        assert [repository.audit.list_page(limit=10, user_id=user_id) for user_id in IMPOSSIBLE] == [[]] * len(
+            IMPOSSIBLE
+        )
+        assert len(repository.audit.list_page(limit=10, after=AuditId(10**30))) == 1
+        assert repository.audit.list_page(limit=10, after=AuditId(0)) == []
 
     def test_entries_are_counted_by_day_in_utc(self, repository: UserRepository) -> None:
         late = datetime(2026, 11, 23, 23, 30, tzinfo=UTC)
@@ -947,10 +957,10 @@ class UserRepositoryContract:
                 SetEnabled(user_id=NOBODY, enabled=True, at=late),
             ]
         )
-        (ada,) = [user for user in repository.page(after=UserId(0), limit=1) if user.username == "ada"]
+        (ada,) = [user for user in repository.list_page(after=UserId(0), limit=1) if user.username == "ada"]
         repository.apply([SetEnabled(user_id=ada.id, enabled=False, at=late)])
 
-        assert repository.audit.per_day(since=late) == [
+        assert repository.audit.count_per_day(since=late) == [
             DailyCount(date(2026, 11, 23), "disable", 1),
             DailyCount(date(2026, 11, 23), "register", 1),
             DailyCount(date(2026, 11, 24), "register", 1),
@@ -963,14 +973,14 @@ class UserRepositoryContract:
         purged = [repository.audit.purge(before=NOON + 4 * SECOND, limit=2) for _ in range(3)]
 
         assert purged == [2, 1, 0]
-        assert [entry.at for entry in repository.audit.page(limit=10)] == [NOON + 4 * SECOND]
+        assert [entry.at for entry in repository.audit.list_page(limit=10)] == [NOON + 4 * SECOND]
 
     def test_an_id_of_an_entry_is_never_given_twice(self, repository: UserRepository) -> None:
         registered(repository)
-        (entry,) = repository.audit.page(limit=10)
+        (entry,) = repository.audit.list_page(limit=10)
         repository.audit.purge(before=LATER, limit=10)
 
         apply_one(repository, registration("bob"))
 
-        (next_entry,) = repository.audit.page(limit=10)
+        (next_entry,) = repository.audit.list_page(limit=10)
         assert next_entry.id > entry.id

@@ -21,7 +21,7 @@ from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
 from mlapi.adapters.fernet import foreign
 from mlapi.domain.errors import InvalidFieldsError
-from mlapi.domain.model import EncryptedPassword
+from mlapi.domain.users import EncryptedPassword
 
 _HASHED, _FOREIGN = "|argon2id", "|foreign"
 # Cost: OWASP Password Storage Cheat Sheet, argon2id with 19 MiB, two passes, one lane. Lengths of salt and hash in
@@ -37,8 +37,8 @@ class _OfKeysAndSalts:
     def __init__(self, keys: Sequence[str], *salts: str) -> None:
         self._secret = _Secret(keys, salts)
 
-    def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
-        return self._secret.renewed(encrypted)
+    def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
+        return self._secret.reencrypt(encrypted)
 
     def is_readable(self, encrypted: EncryptedPassword) -> bool:
         """Whether one of the keys opens it."""
@@ -54,7 +54,7 @@ class _OfKeysAndSalts:
         Raises:
             InvalidFieldsError: for the field ``password_hash``, if it is neither, or too costly to check at a log-in.
         """
-        InvalidFieldsError.raise_for([("password_hash", foreign.hash_problem(text))])
+        InvalidFieldsError.raise_for([("password_hash", foreign.find_hash_error(text))])
         return EncryptedPassword(self._secret.seal(str(text)) + _FOREIGN)
 
     def adopted_value(self, value: object) -> EncryptedPassword:
@@ -63,9 +63,9 @@ class _OfKeysAndSalts:
         Raises:
             InvalidFieldsError: for the field ``stored_password``, if it was made with others, or is damaged.
         """
-        InvalidFieldsError.raise_for([("stored_password", self._secret.value_problem(value))])
+        InvalidFieldsError.raise_for([("stored_password", self._secret.find_value_error(value))])
         encrypted = EncryptedPassword(str(value))
-        return self.renewed(encrypted) or encrypted  # nothing looks again whether an older key is in use
+        return self.reencrypt(encrypted) or encrypted  # nothing looks again whether an older key is in use
 
 
 class FernetCipher(_OfKeysAndSalts):
@@ -184,7 +184,7 @@ class _Secret:
         except (InvalidToken, ValueError):  # ValueError: characters or bytes that no key of ours has written
             return None
 
-    def value_problem(self, value: object) -> str | None:
+    def find_value_error(self, value: object) -> str | None:
         """What is wrong with a stored value that somebody brings along, or None."""
         if not isinstance(value, str):
             return "must be a string"
@@ -193,7 +193,7 @@ class _Secret:
         if plaintext is None:
             return "cannot be read with secrets.key: it was made with another key, or is damaged"
         if tag == _FOREIGN:
-            return foreign.hash_problem(plaintext)
+            return foreign.find_hash_error(plaintext)
         is_of_known_salt = (
             plaintext.partition("$")[0] in self._salt_of_id
             if tag == _HASHED
@@ -201,7 +201,7 @@ class _Secret:
         )
         return None if is_of_known_salt else "was made with a salt that is not in secrets.salt"
 
-    def renewed(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
+    def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
         token, _ = _untagged(encrypted)
         if not self.is_of_older_key(token):
             return None
@@ -234,7 +234,7 @@ class _Secret:
             return self.hash_matches(password, plaintext)
         if tag != _FOREIGN:
             return self._is_origins(password, plaintext)
-        if foreign.hash_problem(plaintext) is not None:
+        if foreign.find_hash_error(plaintext) is not None:
             _logger.warning("a stored password holds no hash that can be checked; it matches nothing")
             return False
         return foreign.is_made_of(_encoded(password), plaintext)

@@ -11,7 +11,7 @@ import re
 from argon2.exceptions import VerificationError
 from argon2.low_level import Type, verify_secret
 
-from mlapi.domain.model import text_problem
+from mlapi.domain.rules import find_text_error
 
 TEXT_MAX = 256
 """Characters of a hash. Longer ones have a salt or a tag beyond the 64 bytes that anybody uses."""
@@ -39,9 +39,9 @@ _ARGON2 = re.compile(
 _BCRYPT = re.compile(r"\$2[aby]\$(?P<cost>\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26]", re.ASCII)
 
 
-def hash_problem(text: object) -> str | None:
+def find_hash_error(text: object) -> str | None:
     """What is wrong with a hash from elsewhere, or None if `is_made_of` can check it. Never repeats it."""
-    problem = text_problem(text, TEXT_MAX)
+    problem = find_text_error(text, TEXT_MAX)
     if problem is not None or not isinstance(text, str):
         return problem
     if (argon2 := _ARGON2.fullmatch(text)) is not None:
@@ -54,7 +54,7 @@ def hash_problem(text: object) -> str | None:
 
 
 def is_made_of(password: bytes, text: str) -> bool:
-    """Whether a hash without `hash_problem` was made of a password in UTF-8."""
+    """Whether a hash without `find_hash_error` was made of a password in UTF-8."""
     if text.startswith("$2"):
         return _is_bcrypt_of(password, text)
     try:

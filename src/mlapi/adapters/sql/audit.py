@@ -9,7 +9,7 @@ from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.statements import AUDIT_COLUMNS, can_exist
 from mlapi.adapters.sql.tables import audit
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
-from mlapi.domain.model import USER_ID_MAX, UserId
+from mlapi.domain.users import USER_ID_MAX, UserId
 
 _DAY = type_coerce(func.date(audit.c.at), Date)
 _PER_DAY = (
@@ -40,7 +40,7 @@ class SqlAuditTrail:
         self._database = database
         self._open = open_database
 
-    def page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
+    def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
         self._open()
         page = select(audit.c.id, *AUDIT_COLUMNS).order_by(audit.c.id.desc()).limit(limit)
         if after is not None:
@@ -52,7 +52,7 @@ class SqlAuditTrail:
         rows = self._database.read(lambda connection: connection.execute(page).mappings().all())
         return [AuditEntry(**row) for row in rows]  # columns are named as fields
 
-    def per_day(self, *, since: datetime) -> list[DailyCount]:
+    def count_per_day(self, *, since: datetime) -> list[DailyCount]:
         self._open()
         rows = self._database.read(lambda connection: connection.execute(_PER_DAY, {"since": since}).all())
         return [DailyCount(*row) for row in rows]

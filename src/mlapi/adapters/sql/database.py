@@ -15,8 +15,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, MultipleResultsFound, NoRe
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from mlapi.adapters.sql import postgresql, sqlite
-from mlapi.domain.changes import Change, Outcome
-from mlapi.domain.credentials import Holder, Subject
+from mlapi.domain.commands import Command, Outcome
+from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
 _EXAMPLES = "write sqlite:///mlapi.db or postgresql://user:password@host:5432/database"
@@ -88,14 +88,14 @@ class _Dialect(Protocol):
 
     def make_engine(self, url: URL, wait: float, connections: int) -> Engine: ...
     def insert(self, table: Table) -> sqlite_dialect.Insert | postgresql_dialect.Insert: ...
-    def holders(self, connection: Any, subjects: Sequence[Subject]) -> list[Holder | None]: ...  # noqa: ANN401 - as below
+    def find_principals(self, connection: Any, subjects: Sequence[PrincipalId]) -> list[Principal | None]: ...  # noqa: ANN401 - as below
     def autocommitting(self, connection: Any) -> AbstractContextManager[None]: ...  # noqa: ANN401 - as below
     def begin(self, connection: Any) -> None: ...  # noqa: ANN401 - each has its driver's own
-    def apply(self, connection: Any, changes: Sequence[Change]) -> list[Outcome]: ...  # noqa: ANN401 - as above
+    def apply(self, connection: Any, commands: Sequence[Command]) -> list[Outcome]: ...  # noqa: ANN401 - as above
     def commit(self, connection: Any) -> None: ...  # noqa: ANN401 - as above
     def check(self, connection: Any) -> None: ...  # noqa: ANN401 - as above
-    def is_passing(self, error: BaseException | None) -> bool: ...
-    def leave_others(self, engine: Engine) -> None: ...
+    def is_transient(self, error: BaseException | None) -> bool: ...
+    def drop_stale_connections(self, engine: Engine) -> None: ...
 
 
 class Database:
@@ -122,8 +122,8 @@ class Database:
         self._file = sqlite_file(url)
         self._identity: tuple[int, int] | None = None
         """Device and number of the file that is open."""
-        self._waiting_for_nobody: list[PoolProxiedConnection] = []
-        """Connections for `read_at_once` that nobody uses: as many as ever read at the same time."""
+        self._nonblocking: list[PoolProxiedConnection] = []
+        """Connections for `read_nowait` that nobody uses: as many as ever read at the same time."""
         # SQLite has one writer at a time, and lets the waiting ones race for the next turn: under load some starve. So
         # the threads of this process queue here, in order. On PostgreSQL a commit can hang for as long as a standby is
         # away: half of the connections are for reading, which goes on.
@@ -169,11 +169,11 @@ class Database:
         self._refuse_another_file()
         with self._translating():
             result = self._repeating(attempt)
-            if self.is_sqlite and not self._waiting_for_nobody:
-                self._waiting_for_nobody.append(self._new_waiting_for_nobody())
+            if self.is_sqlite and not self._nonblocking:
+                self._nonblocking.append(self._new_nonblocking())
         return result
 
-    def read_at_once(self, work: Callable[[Any], T]) -> T:
+    def read_nowait(self, work: Callable[[Any], T]) -> T:
         """Return what ``work`` reads of SQLite, with a connection that waits for no lock, and raises instead.
 
         Readers of its write-ahead log wait for nobody but whoever has the whole database for himself. Where there is no
@@ -181,7 +181,7 @@ class Database:
         """
         self._refuse_another_file()
         try:
-            pooled = self._waiting_for_nobody.pop()
+            pooled = self._nonblocking.pop()
         except IndexError:
             raise RepositoryUnavailableError("no connection that waits for nobody") from None
         try:
@@ -191,7 +191,7 @@ class Database:
             if isinstance(error, (self._driver_error, *_UNREADABLE)):
                 raise _unavailable(error) from error
             raise
-        self._waiting_for_nobody.append(pooled)
+        self._nonblocking.append(pooled)
         return result
 
     def write_batch(self, work: Callable[[Any], T], *, commit_by: float | None = None) -> T:
@@ -219,16 +219,16 @@ class Database:
             return result
 
     def close(self) -> None:
-        while self._waiting_for_nobody:
-            self._waiting_for_nobody.pop().close()
+        while self._nonblocking:
+            self._nonblocking.pop().close()
         self.engine.dispose()
 
-    def _new_waiting_for_nobody(self) -> PoolProxiedConnection:
+    def _new_nonblocking(self) -> PoolProxiedConnection:
         pooled: PoolProxiedConnection = self.engine.raw_connection()
         connection = pooled.driver_connection
         assert isinstance(connection, sqlite3.Connection)  # noqa: S101 - `is_sqlite` says so
         pooled.detach()  # its place in the pool is free again
-        sqlite.wait_for_nobody(connection)
+        sqlite.disable_waiting(connection)
         return pooled
 
     def __enter__(self) -> Self:
@@ -258,7 +258,7 @@ class Database:
     @contextmanager
     def _turn(self) -> Iterator[None]:
         if not self._writers.acquire(timeout=self.wait):
-            self._leave_others()
+            self._drop_stale_connections()
             raise RepositoryUnavailableError("the database is busy: no turn to write")
         try:
             yield
@@ -278,13 +278,13 @@ class Database:
                 raise
             raise _unavailable(error) from error
         except PoolTimeoutError as error:
-            self._leave_others()
+            self._drop_stale_connections()
             raise RepositoryUnavailableError("the database is busy: no free connection") from error
 
-    def _leave_others(self) -> None:
+    def _drop_stale_connections(self) -> None:
         """Where all connections are taken: free those that wait for a server which is not the primary any more."""
         with suppress(DBAPIError, self._driver_error):  # no primary yet
-            self.dialect.leave_others(self.engine)
+            self.dialect.drop_stale_connections(self.engine)
 
     def _repeating(self, attempt: Callable[[], T]) -> T:
         """Call an attempt again, at once, while it fails for a reason that a new one does not meet."""
@@ -293,7 +293,7 @@ class Database:
                 return attempt()
             except (DBAPIError, self._driver_error) as error:
                 cause = error.orig if isinstance(error, DBAPIError) else error
-                if not self.dialect.is_passing(cause):
+                if not self.dialect.is_transient(cause):
                     raise
                 self.engine.dispose()  # the other connections that wait in the pool are no better
         return attempt()

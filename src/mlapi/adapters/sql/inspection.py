@@ -7,12 +7,12 @@ from typing import Literal
 import attrs
 from sqlalchemy import Connection, func, inspect, select
 
-from mlapi.adapters.sql.findings import users as origins_users
-from mlapi.adapters.sql.origin import is_origins
+from mlapi.adapters.sql.adoption.findings import users as legacy_users
+from mlapi.adapters.sql.adoption.legacy_table import is_legacy
+from mlapi.adapters.sql.adoption.survey import BATCH
 from mlapi.adapters.sql.schema import current_revision
-from mlapi.adapters.sql.survey import BATCH
 from mlapi.adapters.sql.tables import key_check, users
-from mlapi.domain.model import folded
+from mlapi.domain.rules import fold
 
 _SAMPLE = 100  # passwords, read to see whether a key fits those of the origin
 _REPORTED = 20  # lines of damage that SQLite tells of
@@ -42,23 +42,23 @@ class Inspection:
     """Of a user of ours, aware; None without any."""
 
 
-def inspected(connection: Connection, *, password_problem: Callable[[str], str | None] | None) -> Inspection:
+def inspected(connection: Connection, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:
     """Look at a database in a transaction that reads.
 
     Args:
-        connection: in a transaction of `mlapi.adapters.sql.existing.opened`.
+        connection: in a transaction of `mlapi.adapters.sql.adoption.connection.opened`.
         password_problem: what is wrong with a stored password, or None; None without the secrets to tell.
     """
     revision = current_revision(connection)
     kind = _kind(connection, revision)
-    sample = _sample(connection) if kind == "origin" and password_problem is not None else []
+    sample = _sample(connection) if kind == "origin" and find_password_error is not None else []
     return Inspection(
         kind=kind,
         revision=revision,
         fingerprint=connection.scalar(select(key_check.c.value)) if kind == "mlapi" else None,
         users=_count(connection) if kind in {"mlapi", "origin"} else 0,
         misnamed=_misnamed(connection) if kind == "mlapi" else (),
-        unreadable=sum(password_problem is not None and password_problem(value) is not None for value in sample),
+        unreadable=sum(find_password_error is not None and find_password_error(value) is not None for value in sample),
         sampled=len(sample),
         damage=_damage(connection),
         clock=None if connection.dialect.name == "sqlite" else connection.scalar(select(func.clock_timestamp())),
@@ -69,7 +69,7 @@ def inspected(connection: Connection, *, password_problem: Callable[[str], str |
 def _kind(connection: Connection, revision: str | None) -> Kind:
     if revision is not None:
         return "mlapi"
-    if is_origins(connection):
+    if is_legacy(connection):
         return "origin"
     return "other" if inspect(connection).has_table("users") else "empty"
 
@@ -79,14 +79,14 @@ def _count(connection: Connection) -> int:
 
 
 def _sample(connection: Connection) -> list[str]:
-    password = origins_users.c.password
+    password = legacy_users.c.password
     return list(connection.scalars(select(password).where(password != "").limit(_SAMPLE)))
 
 
 def _misnamed(connection: Connection) -> tuple[int, ...]:
     query = select(users.c.id, users.c.username, users.c.username_key).order_by(users.c.id)
     rows = connection.execute(query, execution_options={"stream_results": True, "yield_per": BATCH})
-    return tuple(user_id for user_id, username, key in rows if folded(username) != key)
+    return tuple(user_id for user_id, username, key in rows if fold(username) != key)
 
 
 def _damage(connection: Connection) -> tuple[str, ...]:

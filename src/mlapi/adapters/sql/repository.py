@@ -11,10 +11,10 @@ from mlapi.adapters.sql.audit import SqlAuditTrail
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.statements import API_KEY_COLUMNS, COLUMNS, api_key_of, can_exist, user_of
 from mlapi.adapters.sql.tables import api_keys, users
-from mlapi.domain.changes import Change, Outcome
-from mlapi.domain.credentials import ApiKey, Holder, Subject
+from mlapi.domain.commands import Command, Outcome
+from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError, UserNotFoundError
-from mlapi.domain.model import USER_ID_MAX, User, UserId, UsernameKey
+from mlapi.domain.users import USER_ID_MAX, User, UserId, UsernameKey
 
 _SELECT = select(*COLUMNS).where(users.c.id == bindparam("by_id"))
 _SELECT_BY_KEY = select(*COLUMNS).where(users.c.username_key == bindparam("by_key"))
@@ -65,12 +65,12 @@ class SqlUserRepository:
         finally:
             self._opening.release()
 
-    def apply(self, changes: Sequence[Change], *, commit_by: float | None = None) -> list[Outcome]:
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         self.open()
-        if not changes:
+        if not commands:
             return []
         dialect = self._database.dialect
-        return self._database.write_batch(lambda connection: dialect.apply(connection, changes), commit_by=commit_by)
+        return self._database.write_batch(lambda connection: dialect.apply(connection, commands), commit_by=commit_by)
 
     def get(self, user_id: UserId) -> User:
         self.open()
@@ -95,7 +95,7 @@ class SqlUserRepository:
         found = {key: user_of(*row) for key, *row in self._database.read(rows)}
         return [found.get(key) for key in keys]
 
-    def page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         self.open()
         if after > USER_ID_MAX:
             return []
@@ -120,12 +120,12 @@ class SqlUserRepository:
     def is_local(self) -> bool:
         return self._database.is_sqlite
 
-    def holders(self, subjects: Sequence[Subject], *, at_once: bool = False) -> list[Holder | None]:
+    def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:
         self.open()
-        read = self._database.read_at_once if at_once else self._database.read_batch
-        return read(partial(self._database.dialect.holders, subjects=subjects))
+        read = self._database.read_nowait if at_once else self._database.read_batch
+        return read(partial(self._database.dialect.find_principals, subjects=subjects))
 
-    def api_keys(self, user_id: UserId) -> list[ApiKey]:
+    def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
         self.get(user_id)
         rows = self._database.read(lambda connection: connection.execute(_SELECT_API_KEYS, {"by_id": user_id}).all())
         return [api_key_of(*row) for row in rows]

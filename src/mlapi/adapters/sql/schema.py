@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
+from mlapi.adapters.sql.adoption.legacy_table import is_legacy
 from mlapi.adapters.sql.database import Database
-from mlapi.adapters.sql.origin import is_origins
 from mlapi.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _lock(connection: Connection) -> None:
 
 def _refuse_strange(connection: Connection, revision: str | None) -> None:
     if revision is None:
-        if is_origins(connection):
+        if is_legacy(connection):
             raise ConfigurationError(
                 "the database has the table `users` of the application that mlapi takes the place of: run"
                 " `mlapi db adopt` to keep its users, or point database.url at an empty database"

@@ -12,9 +12,9 @@ from sqlalchemy import ClauseElement, ColumnElement, Dialect, bindparam, case, d
 
 from mlapi.adapters.sql.tables import api_keys, audit, users
 from mlapi.domain.audit import audit_entry
-from mlapi.domain.changes import (
-    Change,
+from mlapi.domain.commands import (
     ChangePassword,
+    Command,
     EndTokens,
     Outcome,
     RecordApiKeyUse,
@@ -23,9 +23,9 @@ from mlapi.domain.changes import (
     SetEnabled,
     UserUpdate,
 )
-from mlapi.domain.credentials import ApiKey, ApiKeyHolder, ApiKeyId, Holder, Subject
+from mlapi.domain.credentials import ApiKey, ApiKeyId, ApiKeyPrincipal, Principal, PrincipalId
 from mlapi.domain.errors import PasswordChangedError
-from mlapi.domain.model import USER_ID_MAX, EncryptedPassword, User, UserId
+from mlapi.domain.users import USER_ID_MAX, EncryptedPassword, User, UserId
 
 REMEMBERED = 10_000
 """Rows whose users or API keys are kept, about a kilobyte each."""
@@ -40,7 +40,7 @@ COLUMNS = (
     users.c.updated_datetime,
     users.c.token_epoch,
 )
-"""Of a row that becomes a `mlapi.domain.model.User`, in this order."""
+"""Of a row that becomes a `mlapi.domain.users.User`, in this order."""
 
 API_KEY_COLUMNS = (
     api_keys.c.id,
@@ -95,10 +95,10 @@ def flag_values(source: Callable[[str], ColumnElement[Any]]) -> dict[str, Column
     }
 
 
-def flag_row(change: SetEnabled | EndTokens) -> dict[str, Any]:
+def flag_row(command: SetEnabled | EndTokens) -> dict[str, Any]:
     """Return the parameters of a statement with `flag_values`."""
-    flag = change.enabled if isinstance(change, SetEnabled) else None
-    return {"id": change.user_id, "flag": flag, "at": change.at, "epoch": change.token_epoch}
+    flag = command.enabled if isinstance(command, SetEnabled) else None
+    return {"id": command.user_id, "flag": flag, "at": command.at, "epoch": command.token_epoch}
 
 
 def password_values(source: Callable[[str], ColumnElement[Any]]) -> dict[str, ColumnElement[Any]]:
@@ -119,20 +119,20 @@ def password_values(source: Callable[[str], ColumnElement[Any]]) -> dict[str, Co
     }
 
 
-def password_row(change: ChangePassword | Reencrypt) -> dict[str, Any]:
+def password_row(command: ChangePassword | Reencrypt) -> dict[str, Any]:
     """Return the parameters of a statement with `password_values`."""
     return {
-        "id": change.user_id,
-        "password": change.password.value,
-        "replacing": None if change.replacing is None else change.replacing.value,
-        "at": change.at if isinstance(change, ChangePassword) else None,
-        "epoch": change.token_epoch if isinstance(change, ChangePassword) else None,
+        "id": command.user_id,
+        "password": command.password.value,
+        "replacing": None if command.replacing is None else command.replacing.value,
+        "at": command.at if isinstance(command, ChangePassword) else None,
+        "epoch": command.token_epoch if isinstance(command, ChangePassword) else None,
     }
 
 
-def updated(change: UserUpdate, user: User) -> Outcome:
+def updated(command: UserUpdate, user: User) -> Outcome:
     """Return the outcome of an update that has left the user so."""
-    if isinstance(change, ChangePassword) and user.password != change.password:
+    if isinstance(command, ChangePassword) and user.password != command.password:
         return PasswordChangedError(user.id)
     return user
 
@@ -143,9 +143,9 @@ def use_values(source: Callable[[str], ColumnElement[Any]]) -> dict[str, ColumnE
     return {"last_used_datetime": case((last > source("unless_since"), last), else_=source("at"))}
 
 
-def use_row(change: RecordApiKeyUse) -> dict[str, Any]:
+def use_row(command: RecordApiKeyUse) -> dict[str, Any]:
     """Return the parameters of a statement with `use_values`."""
-    return {"id": change.key_id, "at": change.at, "unless_since": change.unless_since}
+    return {"id": command.key_id, "at": command.at, "unless_since": command.unless_since}
 
 
 def api_key_row(key: ApiKey) -> dict[str, Any]:
@@ -153,9 +153,9 @@ def api_key_row(key: ApiKey) -> dict[str, Any]:
     return attrs.asdict(key)
 
 
-def audit_rows(changes: Sequence[Change], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
+def audit_rows(commands: Sequence[Command], outcomes: Sequence[Outcome]) -> list[dict[str, Any]]:
     """Return the values of `AUDIT_COLUMNS` for each change that the audit trail tells of."""
-    entries = map(audit_entry, changes, outcomes)
+    entries = map(audit_entry, commands, outcomes)
     return [
         {
             "at": entry.at,
@@ -176,27 +176,27 @@ def compiled(statement: ClauseElement, dialect: Dialect) -> str:
     return str(statement.compile(dialect=dialect))
 
 
-def values_of(change: Register) -> dict[str, str | bool]:
+def values_of(command: Register) -> dict[str, str | bool]:
     """Return the values of a new user but for the times, which each driver wants in its own form."""
     return {
-        "username": change.username,
-        "password": change.password.value,
-        "email": change.email,
-        "enabled": change.enabled,
-        "username_key": change.username_key,
-        "epoch": change.token_epoch,
+        "username": command.username,
+        "password": command.password.value,
+        "email": command.email,
+        "enabled": command.enabled,
+        "username_key": command.username_key,
+        "epoch": command.token_epoch,
     }
 
 
 def holders_of(
-    subjects: Sequence[Subject],
+    subjects: Sequence[PrincipalId],
     users_of: Callable[[list[UserId]], Iterable[User]],
-    api_keys_of: Callable[[list[ApiKeyId]], Iterable[ApiKeyHolder]],
-) -> list[Holder | None]:
+    api_keys_of: Callable[[list[ApiKeyId]], Iterable[ApiKeyPrincipal]],
+) -> list[Principal | None]:
     """Return who stands behind each subject, given what reads users and API keys by their ids."""
     ids = [UserId(subject) for subject in subjects if isinstance(subject, int) and can_exist(UserId(subject))]
     key_ids = [ApiKeyId(subject) for subject in subjects if isinstance(subject, str) and can_be_stored(subject)]
-    found: dict[Subject, Holder] = {}
+    found: dict[PrincipalId, Principal] = {}
     if ids:
         found.update((user.id, user) for user in users_of(ids))
     if key_ids:
@@ -258,7 +258,7 @@ def api_key_of(  # noqa: PLR0917 - as many as the columns of a row
     )
 
 
-def api_key_holder_of(*row: Any) -> ApiKeyHolder:  # noqa: ANN401 - of two tables
+def api_key_holder_of(*row: Any) -> ApiKeyPrincipal:  # noqa: ANN401 - of two tables
     """Return the API key and its user of a row of `API_KEY_COLUMNS` and `COLUMNS`."""
     width = len(API_KEY_COLUMNS)
-    return ApiKeyHolder(api_key_of(*row[:width]), user_of(*row[width:]))
+    return ApiKeyPrincipal(api_key_of(*row[:width]), user_of(*row[width:]))

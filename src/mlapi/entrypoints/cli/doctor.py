@@ -16,10 +16,10 @@ from mlapi.adapters.sql import HEAD, sqlite_file
 from mlapi.bootstrap import DatabaseCheck, check_database, open_database, secrets_file
 from mlapi.config import Settings, completed, load_settings
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
-from mlapi.domain.model import utc_now
+from mlapi.domain.users import utc_now
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli.database import problems_of
 from mlapi.entrypoints.cli.output import EXIT_REFUSED, json_option, show
-from mlapi.entrypoints.management import Management
 
 DRIFT = timedelta(seconds=30)
 """Between two clocks, beyond which tokens of one machine would be refused or outlive their hour on another."""
@@ -95,7 +95,7 @@ def examined() -> Iterator[Check]:
 
 
 def _access(settings: Settings) -> Iterator[Check]:
-    management = Management.of(settings)
+    management = AdminPolicy.of(settings)
     yield Check("management", "ok", str(management).removeprefix("management: "))
     if management.mode == "local":
         yield Check(

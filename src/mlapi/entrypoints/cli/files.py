@@ -12,10 +12,10 @@ from typing import BinaryIO, TextIO
 
 import msgspec
 
-from mlapi.domain.errors import FieldProblem
-from mlapi.domain.model import USERNAME_MAX
+from mlapi.application.user_import import Row
+from mlapi.domain.errors import FieldError
+from mlapi.domain.rules import USERNAME_MAX
 from mlapi.entrypoints.cli.output import Refused
-from mlapi.entrypoints.cli.user_files import Row
 from mlapi.secret_files import fsync_folder
 
 STDIO = Path("-")
@@ -59,7 +59,7 @@ class RejectsFile:
                 raise Refused(f"{path} is no report of refused lines: give --rejects another name")
             self._open()
 
-    def write(self, row: Row, problems: Iterable[FieldProblem]) -> None:
+    def write(self, row: Row, problems: Iterable[FieldError]) -> None:
         username = row.values.get("username")
         shown = username[:USERNAME_MAX] if isinstance(username, str) else None
         for problem in problems:

@@ -5,8 +5,8 @@ import sys
 
 import click
 
+from mlapi.application.key_rotation import KeyRotation, open_key_rotation
 from mlapi.config import load_settings
-from mlapi.entrypoints.cli.key_rotation import KeyRotation, open_key_rotation
 from mlapi.entrypoints.cli.output import in_one_line, json_option, show
 from mlapi.secret_files import new_key
 

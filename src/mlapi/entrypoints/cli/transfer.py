@@ -11,17 +11,17 @@ import attrs
 import click
 
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
-from mlapi.adapters.rotation import Current
+from mlapi.application.key_reload import Current
+from mlapi.application.user_import import Row, UserImport
 from mlapi.bootstrap import open_database, open_users, password_cipher, secrets_file
 from mlapi.config import Settings, completed, load_settings
-from mlapi.domain.changes import Cause
+from mlapi.domain.commands import Actor
 from mlapi.domain.errors import MlapiError
-from mlapi.domain.model import EncryptedPassword
-from mlapi.entrypoints.cli.acting import os_user
+from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.cli.files import STDIO, RejectsFile, opened_input, opened_output, size_of
 from mlapi.entrypoints.cli.output import Refused, in_one_line, json_option, show
-from mlapi.entrypoints.cli.user_files import FileFormat, Row, read_rows, write_users
-from mlapi.entrypoints.cli.user_import import UserImport
+from mlapi.entrypoints.cli.service import os_user
+from mlapi.entrypoints.cli.user_files import FileFormat, read_rows, write_users
 from mlapi.secret_files import file_signature
 
 EXIT_SOME_REFUSED = 4
@@ -72,9 +72,9 @@ def users_import(
     file_format = file_format or _format_of(file)
     path = rejects or (Path() if file == STDIO else file.parent) / f"{_name_of(file)}.rejects.jsonl"
     with in_one_line(), opened_input(file) as stream, closing(RejectsFile(path, besides=stream)) as rejected:
-        settings, by = load_settings(), Cause(f"import by {os_user()}")
+        settings, actor = load_settings(), Actor(f"import by {os_user()}")
         with open_users(settings) as users:
-            importing = UserImport(users, _Adoption(settings), rejected, by=by, dry_run=dry_run)
+            importing = UserImport(users, _Adoption(settings), rejected, actor=actor, dry_run=dry_run)
             rows = read_rows(stream, file_format, ignore_columns=ignore_columns)
             _run(importing, rows, size=size_of(stream))
     summary = importing.summary
@@ -137,7 +137,7 @@ def users_export(
     """
     file_format = file_format or _format_of(file)
     with in_one_line(), opened_output(file, force=force) as stream, open_users(load_settings()) as users:
-        chosen = users.every_user(batch=_PAGE, enabled=enabled, containing=containing)
+        chosen = users.iterate_users(batch=_PAGE, enabled=enabled, containing=containing)
         with _progress("exporting", users.repository.count()) as bar:
             for _ in write_users(stream, file_format, chosen, passwords=with_stored_passwords):
                 bar.update(1)

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import BinaryIO, Literal, TextIO
 
-import attrs
 import msgspec
 
-from mlapi.domain.errors import FieldProblem
-from mlapi.domain.model import User
+from mlapi.application.user_import import Row
+from mlapi.domain.errors import FieldError
+from mlapi.domain.users import User
 from mlapi.entrypoints.cli.output import Refused
 
 LINE_MAX = 64 * 1024
@@ -31,20 +31,6 @@ _ONE_PASSWORD = f"must have exactly {_ONE_OF}"
 _WORD = re.compile(r"[A-Za-z][\w .-]{0,40}", re.ASCII)
 
 FileFormat = Literal["csv", "jsonl"]
-
-
-@attrs.frozen
-class Row:
-    """A line of a file of users.
-
-    ``number`` counts from 1, ``end`` is the offset in bytes of what follows it, ``values`` has what is said, by column.
-    """
-
-    number: int
-    end: int
-    values: Mapping[str, object] = attrs.field(factory=dict, repr=False)
-    problem: FieldProblem | None = None
-    """What is wrong with the line as a whole; there are no values then."""
 
 
 def read_rows(stream: BinaryIO, file_format: FileFormat, *, ignore_columns: bool = False) -> Iterator[Row]:
@@ -169,7 +155,7 @@ def _shown(names: list[str]) -> str:
 
 
 def _refused(row: Row, message: str) -> Row:
-    return Row(row.number, row.end, problem=FieldProblem("line", message))
+    return Row(row.number, row.end, problem=FieldError("line", message))
 
 
 def write_users(stream: TextIO, file_format: FileFormat, users: Iterable[User], *, passwords: bool) -> Iterator[None]:

@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import click
 
-from mlapi.domain.model import User
+from mlapi.application.users import Users
+from mlapi.domain.users import User
 from mlapi.entrypoints import wire
-from mlapi.entrypoints.cli.acting import opened_users
 from mlapi.entrypoints.cli.output import Refused, json_option, show
-from mlapi.service import Users
+from mlapi.entrypoints.cli.service import opened_users
 
 _PAGE = 500
 
@@ -32,7 +32,7 @@ def about_one(command: Callable[..., None]) -> Callable[..., None]:
 def users_list(*, enabled: bool | None, containing: str, as_json: bool) -> None:
     """List the users by rising id."""
     with opened_users() as opened:
-        for user in opened.every_user(batch=_PAGE, enabled=enabled, containing=containing):
+        for user in opened.iterate_users(batch=_PAGE, enabled=enabled, containing=containing):
             _show(user, as_json=as_json)
 
 

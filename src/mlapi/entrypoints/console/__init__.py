@@ -3,7 +3,7 @@
 It works without JavaScript; where there is some, htmx spares a few page loads.
 """
 
+from mlapi.entrypoints.console.request import PATH
 from mlapi.entrypoints.console.routes import console_routes
-from mlapi.entrypoints.console.visit import PATH
 
 __all__ = ["PATH", "console_routes"]

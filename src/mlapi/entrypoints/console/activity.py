@@ -5,24 +5,24 @@ from urllib.parse import urlencode
 from starlette.responses import Response
 
 from mlapi.entrypoints import wire
-from mlapi.entrypoints.console.pages import page
-from mlapi.entrypoints.console.visit import Visit
+from mlapi.entrypoints.console.pages import render_page
+from mlapi.entrypoints.console.request import ConsoleRequest
 
 PAGE = 50
 """Entries."""
 
 
-async def show_activity(visit: Visit) -> Response:
+async def show_activity(visit: ConsoleRequest) -> Response:
     query = wire.audit_query(urlencode({**visit.given("user_id", "after"), "limit": PAGE}).encode("ascii"))
     found = await visit.serving.reading.run(
-        visit.serving.users.audit_page,
+        visit.serving.users.list_audit_page,
         after=query.after,
         limit=query.limit + 1,  # one more tells whether there is more
         user_id=query.user_id,
     )
     entries, more = found[: query.limit], len(found) > query.limit
     about = visit.given("user_id")
-    return page(
+    return render_page(
         visit,
         "activity.html",
         entries=entries,

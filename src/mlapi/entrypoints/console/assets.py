@@ -7,8 +7,8 @@ from importlib.resources import files
 
 from starlette.responses import Response
 
-from mlapi.entrypoints.console.visit import Visit
-from mlapi.entrypoints.documentation import Document
+from mlapi.entrypoints.console.request import ConsoleRequest
+from mlapi.entrypoints.http.docs import Document
 
 ASSETS_PATH = "/static/"
 _SOURCES = {
@@ -23,7 +23,7 @@ def asset_path(name: str) -> str:
     return f"{ASSETS_PATH}{_assets()[name].digest}/{name}"
 
 
-async def show_asset(visit: Visit) -> Response:
+async def show_asset(visit: ConsoleRequest) -> Response:
     asset = _assets().get(visit.request.path_params["name"])
     if asset is None or asset.digest != visit.request.path_params["digest"]:
         return Response(status_code=HTTPStatus.NOT_FOUND)

@@ -14,17 +14,22 @@ from mlapi.domain.errors import (
     RepositoryUnavailableError,
     UserNotFoundError,
 )
-from mlapi.entrypoints.asgi import refusal
 from mlapi.entrypoints.console.assets import asset_path
+from mlapi.entrypoints.console.request import ConsoleRequest
 from mlapi.entrypoints.console.sessions import SAID_FOR
-from mlapi.entrypoints.console.visit import Visit
+from mlapi.entrypoints.http.middleware import refusal
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
 
-def page(
-    visit: Visit, template: str, status: int = 200, *, headers: Iterable[tuple[str, str]] = (), **context: object
+def render_page(
+    visit: ConsoleRequest,
+    template: str,
+    status: int = 200,
+    *,
+    headers: Iterable[tuple[str, str]] = (),
+    **context: object,
 ) -> Response:
     """Return a page, with what the one before had to say."""
     said = visit.cookie("said")
@@ -46,7 +51,7 @@ def page(
     return response
 
 
-def redirect(visit: Visit, path: str = "", *, said: str = "") -> Response:
+def redirect(visit: ConsoleRequest, path: str = "", *, said: str = "") -> Response:
     """Lead to another page of the console by GET; that page will say ``said``.
 
     The address names no host: the one that the client has sent may be anybody's.
@@ -59,7 +64,7 @@ def redirect(visit: Visit, path: str = "", *, said: str = "") -> Response:
     return response
 
 
-def refused(visit: Visit, error: MlapiError) -> Response:
+def refused(visit: ConsoleRequest, error: MlapiError) -> Response:
     """Return the page of whatever our code raises on purpose and no form shows by its field."""
     answer = refusal(visit.request, error)
     match error:
@@ -79,12 +84,12 @@ def refused(visit: Visit, error: MlapiError) -> Response:
     return problem(visit, answer.status, text, headers=headers)
 
 
-def problem(visit: Visit, status: int, text: str, *, headers: Iterable[tuple[str, str]] = ()) -> Response:
+def problem(visit: ConsoleRequest, status: int, text: str, *, headers: Iterable[tuple[str, str]] = ()) -> Response:
     title = _TITLES.get(status, HTTPStatus(status).phrase.capitalize())
-    return page(visit, "problem.html", status, headers=headers, title=title, text=text)
+    return render_page(visit, "problem.html", status, headers=headers, title=title, text=text)
 
 
-def set_cookie(response: Response, visit: Visit, name: str, value: str, lifetime: int) -> None:
+def set_cookie(response: Response, visit: ConsoleRequest, name: str, value: str, lifetime: int) -> None:
     """Give the browser a cookie for the console alone, for so many seconds; 0 takes it away."""
     secure = "; Secure" if visit.caller.scheme == "https" else ""
     response.headers.append(

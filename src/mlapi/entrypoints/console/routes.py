@@ -4,23 +4,23 @@ from starlette.routing import Route
 
 from mlapi.entrypoints.console import users
 from mlapi.entrypoints.console.activity import show_activity
+from mlapi.entrypoints.console.app import ConsoleApp
 from mlapi.entrypoints.console.assets import ASSETS_PATH, show_asset
-from mlapi.entrypoints.console.gate import Gate
 from mlapi.entrypoints.console.keys import add_key, remove_key
-from mlapi.entrypoints.console.log_in import LogIn, log_out
+from mlapi.entrypoints.console.login import LoginPage, log_out
 from mlapi.entrypoints.console.pages import LOG_IN
-from mlapi.entrypoints.console.visit import PATH
+from mlapi.entrypoints.console.request import PATH
 
 _BOTH = ["GET", "POST"]
 
 
 def console_routes() -> list[Route]:
-    """Return what puts a console into an application: two routes, and behind both the `Gate`."""
-    gate = Gate(
+    """Return what puts a console into an application: two routes, and behind both the `ConsoleApp`."""
+    gate = ConsoleApp(
         [
             Route(PATH, users.show_users, methods=["GET"]),
             Route(f"{PATH}/", users.lead_to_users, methods=["GET"]),
-            Route(f"{PATH}{LOG_IN}", LogIn(), methods=_BOTH),
+            Route(f"{PATH}{LOG_IN}", LoginPage(), methods=_BOTH),
             Route(f"{PATH}/log-out", log_out, methods=["POST"]),
             Route(f"{PATH}/activity", show_activity, methods=["GET"]),
             Route(f"{PATH}/users/new", users.add_user, methods=_BOTH),

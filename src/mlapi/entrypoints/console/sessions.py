@@ -43,7 +43,7 @@ class Sessions:
     """Makes sessions and knows its own again.
 
     Args:
-        key: what is signed with. Where it is no secret (`Management.session_key`) the cookie only has to agree with
+        key: what is signed with. Where it is no secret (`AdminPolicy.session_key`) the cookie only has to agree with
             the form: a double submit.
         clock: seconds since 1970.
     """

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from mlapi.entrypoints import wire
-from mlapi.entrypoints.observation import HEADERS
+from mlapi.entrypoints.http.request_context import HEADERS
 
 IDLE = 5
 """Seconds that a connection may be kept without a request."""

@@ -23,8 +23,8 @@ from contextlib import suppress
 
 import attrs
 
+from mlapi.entrypoints.http.metrics import FOLDER
 from mlapi.entrypoints.logs import Format, log_config
-from mlapi.entrypoints.metrics import FOLDER
 
 _logger = logging.getLogger("mlapi")
 

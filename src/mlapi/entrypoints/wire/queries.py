@@ -6,8 +6,9 @@ from urllib.parse import parse_qsl
 import attrs
 
 from mlapi.domain.audit import AuditId
-from mlapi.domain.errors import FieldProblem, InvalidFieldsError
-from mlapi.domain.model import USERNAME_MAX, UserId, has_hidden
+from mlapi.domain.errors import FieldError, InvalidFieldsError
+from mlapi.domain.rules import USERNAME_MAX, has_invisible
+from mlapi.domain.users import UserId
 from mlapi.entrypoints.wire.requests import permission, user_id
 
 _BEFORE_ALL = UserId(0)
@@ -73,7 +74,7 @@ def _parameters(query: bytes, known: Mapping[str, Callable[[str], str | None]]) 
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
     except ValueError:  # not UTF-8, or too many
-        raise InvalidFieldsError((FieldProblem("query", "must be a few parameters in UTF-8"),)) from None
+        raise InvalidFieldsError((FieldError("query", "must be a few parameters in UTF-8"),)) from None
     for name, value in pairs:
         given.setdefault(name, []).append(value)
     problems: list[tuple[str, str | None]] = [
@@ -95,7 +96,7 @@ def _page_size_problem(text: str) -> str | None:
 def _search_problem(text: str) -> str | None:
     if len(text) > USERNAME_MAX:
         return f"must be at most {USERNAME_MAX} characters"
-    return "must hold no control or invisible characters" if has_hidden(text) else None
+    return "must hold no control or invisible characters" if has_invisible(text) else None
 
 
 def _id_problem(text: str) -> str | None:

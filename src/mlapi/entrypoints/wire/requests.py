@@ -11,8 +11,9 @@ import attrs
 import msgspec
 
 from mlapi.domain.credentials import API_KEY_NAME_MAX
-from mlapi.domain.errors import FieldProblem, InvalidFieldsError, InvalidTokenError, MlapiError
-from mlapi.domain.model import EMAIL_MAX, PASSWORD_MAX, USERNAME_MAX, UserId
+from mlapi.domain.errors import FieldError, InvalidFieldsError, InvalidTokenError, MlapiError
+from mlapi.domain.rules import EMAIL_MAX, PASSWORD_MAX, USERNAME_MAX
+from mlapi.domain.users import UserId
 
 BODY_MAX = 16 * 1024
 """Bytes of a request body. Three fields at their longest take less than half of it in UTF-8."""
@@ -82,14 +83,14 @@ Expiry = Annotated[
 ]
 
 
-class Body(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class RequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """What a request says. Never shown: there may be a password in it."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(...)"
 
 
-class RegisterUser(Body, frozen=True, forbid_unknown_fields=True):
+class RegisterRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
     """The body of ``POST /register-user``."""
 
     username: Username
@@ -97,27 +98,27 @@ class RegisterUser(Body, frozen=True, forbid_unknown_fields=True):
     email: Email
 
 
-class LogIn(Body, frozen=True, forbid_unknown_fields=True):
+class LoginRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
     """The body of ``POST /token``."""
 
     username: KnownUsername
     password: KnownPassword
 
 
-class ChangePassword(Body, frozen=True, forbid_unknown_fields=True):
+class ChangePasswordRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
     """The body of ``PUT /users/me/password``."""
 
     current: KnownPassword
     new: Password
 
 
-class SetPassword(Body, frozen=True, forbid_unknown_fields=True):
+class SetPasswordRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
     """The body of ``PUT /users/<id>/password``."""
 
     password: Password
 
 
-class AddApiKey(Body, frozen=True, forbid_unknown_fields=True):
+class AddApiKeyRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
     """The body of ``POST /users/<id>/keys``."""
 
     name: ApiKeyName
@@ -233,14 +234,14 @@ async def read_body(chunks: AsyncIterable[bytes]) -> bytes:
     return bytes(body)
 
 
-def registration(body: bytes) -> RegisterUser:
+def registration(body: bytes) -> RegisterRequest:
     """Return what a body asks to register. Raises as `decode` does."""
     if len(body) <= BODY_MAX and b"\\" not in body and body.count(b'"') == _QUOTES:
         # Three keys and three values in quotes, none of them escaped: there is no room for a key that stands twice,
         # which is all that msgspec would let pass and `decode` would not. Most bodies are such.
         with suppress(msgspec.DecodeError, UnicodeDecodeError):
             return _REGISTER_USER.decode(body)
-    return decode(body, RegisterUser)
+    return decode(body, RegisterRequest)
 
 
 def decode(body: bytes, shape: type[T]) -> T:
@@ -286,7 +287,7 @@ def user_id(text: str) -> UserId:
         InvalidFieldsError: unless it is ASCII digits.
     """
     if not (text.isascii() and text.isdigit()):
-        raise InvalidFieldsError((FieldProblem("user_id", "must be ASCII digits"),))
+        raise InvalidFieldsError((FieldError("user_id", "must be ASCII digits"),))
     digits = text.lstrip("0") or "0"
     return UserId(int(digits) if len(digits) <= _DIGITS_MAX else 10**_DIGITS_MAX)
 
@@ -327,12 +328,12 @@ def permission(text: str) -> bool:
         InvalidFieldsError: unless it is ``0`` or ``1``.
     """
     if text not in {"0", "1"}:
-        raise InvalidFieldsError((FieldProblem("permission", "must be 0 or 1"),))
+        raise InvalidFieldsError((FieldError("permission", "must be 0 or 1"),))
     return text == "1"
 
 
 _JSON = re.compile(rb'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE)
-_REGISTER_USER = msgspec.json.Decoder(RegisterUser)
+_REGISTER_USER = msgspec.json.Decoder(RegisterRequest)
 _CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # RFC 3875, 4.1: without the prefix of the others
 _FRAMING = frozenset({b"transfer-encoding", b"upgrade"})
 _LEFT_OUT = "left-out"
@@ -352,25 +353,25 @@ def _refuse_constant(_name: str) -> NoReturn:
     raise UnreadableBodyError("NaN and Infinity are not JSON")
 
 
-def _field_problems(value: object, shape: type[Any]) -> list[FieldProblem]:
+def _field_problems(value: object, shape: type[Any]) -> list[FieldError]:
     """Name every field at fault, where msgspec names the first."""
     if not isinstance(value, dict):
-        return [FieldProblem("body", "must be an object")]
+        return [FieldError("body", "must be an object")]
     problems = []
     fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
     for name, field in fields.items():
         if name not in value:
             if field.required:
-                problems.append(FieldProblem(name, "is missing"))
+                problems.append(FieldError(name, "is missing"))
             continue
         try:
             msgspec.convert(value[name], field.type)
         except msgspec.ValidationError:
-            problems.append(FieldProblem(name, f"must be {_NAMES[_bare(field.type)]}"))
+            problems.append(FieldError(name, f"must be {_NAMES[_bare(field.type)]}"))
     unknown = len(value.keys() - fields.keys())
     if unknown:
         # Not by name, which may be anything: the password, if a client has swapped key and value.
-        problems.append(FieldProblem("body", f"must hold {', '.join(fields)} and nothing else"))
+        problems.append(FieldError("body", f"must hold {', '.join(fields)} and nothing else"))
     return problems
 
 

@@ -1,0 +1,1 @@
+"""Take over the database of the legacy application."""

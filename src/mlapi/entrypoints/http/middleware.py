@@ -1,0 +1,168 @@
+"""Our HTTP as ASGI, and what stands around an application: for `http`, `guard` and applications on Starlette."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlapi.domain.errors import ConfigurationError, MlapiError, RepositoryUnavailableError
+from mlapi.entrypoints import wire
+from mlapi.entrypoints.wire.client import Client
+
+_logger = logging.getLogger("mlapi")
+
+
+class Endpoint:
+    """An endpoint as an ASGI application: a function from a request to an answer, or to an error that refuses it."""
+
+    def __init__(self, function: Callable[[Request], Awaitable[wire.Response]]) -> None:
+        self._function = function
+        self.name = function.__name__
+        """In the metrics."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive)
+        try:
+            answer = await self._function(request)
+        except MlapiError as error:
+            answer = refusal(request, error)
+        except ClientDisconnect:
+            return
+        await send_answer(answer, send)
+
+
+class MethodDispatch:
+    """One path with several methods, which as several routes would each refuse the other's."""
+
+    def __init__(self, **endpoints: Endpoint) -> None:
+        self._endpoints = endpoints
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        method = scope["method"]
+        scope["endpoint"] = endpoint = self._endpoints["GET" if method == "HEAD" else method]
+        await endpoint(scope, receive, send)
+
+
+class RequireAdmin:
+    """Refuses before routing whoever may not go on to a path, by ``app.state.management``.
+
+    Args:
+        app: what is guarded.
+        but: a path that decides about its callers itself, and all below it.
+    """
+
+    def __init__(self, app: ASGIApp, *, but: str | None = None) -> None:
+        self._app = app
+        self._but = but
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            caller = Client.from_asgi(scope)
+            try:
+                if self._but is None or not f"{caller.path}/".startswith(f"{self._but}/"):
+                    scope["app"].state.management.check(caller)
+            except MlapiError as error:
+                await send_answer(wire.refused(error), send)
+                return
+        await self._app(scope, receive, send)
+
+
+class RejectAmbiguousFraming:
+    """Refuses a request whose end may be elsewhere for a proxy, and closes the connection after it.
+
+    It closes it too after any other that asks for an upgrade or a tunnel: what comes behind it, httptools reads amiss.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["method"] == "CONNECT" or wire.may_be_uncertain(scope["headers"])):
+            if not wire.length_is_certain(scope["headers"]):
+                await send_answer(wire.uncertain_length(), send)
+                return
+            if scope["method"] == "CONNECT" or wire.asks_for_upgrade(scope["headers"]):
+                send = _closing(send)
+        await self._app(scope, receive, send)
+
+
+def _closing(send: Send) -> Send:
+    async def send_as_the_last(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            message["headers"] = [*message["headers"], (b"connection", b"close")]
+        await send(message)
+
+    return send_as_the_last
+
+
+class StartupErrorMiddleware:
+    """Tells the server of a `ConfigurationError` in one line, where Starlette would send a traceback."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "lifespan":
+            await self._app(scope, receive, send)
+            return
+
+        failure: Message | None = None
+
+        async def hold_back_failure(message: Message) -> None:
+            nonlocal failure
+            if message["type"] == "lifespan.startup.failed":
+                failure = message
+            else:
+                await send(message)
+
+        try:
+            await self._app(scope, receive, hold_back_failure)
+        except ConfigurationError as error:
+            await send({"type": "lifespan.startup.failed", "message": f"mlapi: {error}"})
+        except BaseException:
+            if failure is not None:
+                await send(failure)
+            raise
+
+
+async def send_answer(answer: wire.Response, send: Send) -> None:
+    about_body = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer.body))]
+    headers = [
+        *(about_body if answer.body else []),
+        *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers),
+    ]
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def refusal(request: Request, error: MlapiError) -> wire.Response:
+    if isinstance(error, RepositoryUnavailableError | ConfigurationError):
+        _logger.warning("%s %s: %s", request.method, wire.without_credentials(request.url.path), error)
+    return wire.refused(error)
+
+
+# --- for applications of other frameworks that are built on Starlette
+
+
+def respond(answer: wire.Response) -> Response:
+    return Response(answer.body, answer.status, dict(answer.headers), media_type="application/json")
+
+
+async def refuse(request: Request, error: Exception) -> Response:
+    """Exception handler for `MlapiError`."""
+    assert isinstance(error, MlapiError)  # noqa: S101 - it is registered for no other
+    return respond(refusal(request, error))
+
+
+async def refuse_http(_request: Request, error: Exception) -> Response:
+    """Exception handler for Starlette's ``HTTPException``: no such path, no such method."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for no other
+    return respond(wire.failed(error.status_code, tuple((error.headers or {}).items())))
+
+
+async def fail(_request: Request, _error: Exception) -> Response:
+    return respond(wire.failed(HTTPStatus.INTERNAL_SERVER_ERROR))

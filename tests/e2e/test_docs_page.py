@@ -1,0 +1,30 @@
+"""Swagger UI in a real browser: it shows every operation and tries one, and its policy refuses it nothing."""
+
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from mlapi.entrypoints.wire.openapi import OPERATIONS
+from tests.e2e.browser import Watch, chromium, running_browser
+from tests.e2e.server import Server
+
+
+@pytest.mark.skipif(chromium() is None, reason="no Chromium on the path: apt-get install chromium")
+def test_the_page_shows_and_tries_what_is_described(tmp_path: Path) -> None:
+    with Server(tmp_path) as server, running_browser() as browser, browser.new_context() as context:
+        watch = Watch(context)
+        page = context.new_page()
+        page.goto(f"{server.base}/docs")
+        page.locator(".opblock").first.wait_for()
+        register = page.locator("[id$='-registerUser']")
+        register.locator(".opblock-summary-control").click()
+        register.locator("button.execute").click()
+        answer = register.locator(".live-responses-table .response")
+        answer.wait_for()
+
+        assert page.locator(".opblock").count() == len(OPERATIONS)
+        assert answer.locator(".response-col_status").inner_text().startswith("201")
+        assert "User created successfully" in answer.inner_text()
+        assert watch.hosts == {urlsplit(server.base).netloc}
+        assert watch.complaints == []

@@ -1,0 +1,107 @@
+"""Old entries of the audit trail go by themselves, and nothing else does."""
+
+import logging
+import threading
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from mlapi import AuditTrail, RepositoryUnavailableError, Users
+from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryUserRepository, PlainCipher
+from mlapi.application import audit_retention as retention
+from mlapi.application.audit_retention import AuditRetention
+from mlapi.bootstrap import Service, audit_retention, in_memory_access
+from mlapi.config import AuditSettings, Settings
+from mlapi.testing.fakes import UnavailableAuditTrail
+from mlapi.testing.repository import LATER, NOON, registration
+
+DAY = timedelta(days=1)
+
+
+class Watched:
+    """A trail that tells when it was purged so many times."""
+
+    def __init__(self, trail: AuditTrail, purges: int) -> None:
+        self._trail = trail
+        self._left = purges
+        self.purged: list[int] = []
+        self.done = threading.Event()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._trail, name)
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        self.purged.append(0)
+        self._left -= 1
+        if self._left <= 0:
+            self.done.set()
+        self.purged[-1] = self._trail.purge(before=before, limit=limit)
+        return self.purged[-1]
+
+
+def filled() -> InMemoryUserRepository:
+    repository = InMemoryUserRepository()
+    repository.apply([registration(f"old {number}", at=NOON - DAY) for number in range(5)])
+    repository.apply([registration("new", at=NOON)])
+    return repository
+
+
+def test_what_is_older_than_is_kept_goes_a_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "AT_ONCE", 2)
+    monkeypatch.setattr(retention, "PAUSE", 0.001)
+    repository = filled()
+    trail = Watched(repository.audit, purges=3)
+
+    background = AuditRetention(trail, DAY, every=0.01, clock=lambda: LATER)  # type: ignore[arg-type]  # it is one
+    assert trail.done.wait(10)
+    background.close()
+
+    assert trail.purged[:3] == [2, 2, 1]
+    assert [entry.at for entry in repository.audit.list_page(limit=10)] == [NOON]
+    assert repository.count() == 6
+
+
+def test_it_ends_in_the_middle_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "AT_ONCE", 1)
+    monkeypatch.setattr(retention, "PAUSE", 60.0)
+    trail = Watched(filled().audit, purges=1)
+
+    background = AuditRetention(trail, DAY, every=0.001, clock=lambda: LATER)  # type: ignore[arg-type]  # it is one
+    assert trail.done.wait(10)
+    background.close()
+
+    assert trail.purged == [1]
+
+
+def test_a_database_that_is_away_is_told_in_one_line_and_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+    trail = Watched(UnavailableAuditTrail(), purges=2)
+
+    with caplog.at_level(logging.WARNING, "mlapi"):
+        background = AuditRetention(trail, DAY, every=0.001)  # type: ignore[arg-type]  # it is one
+        assert trail.done.wait(10)
+        background.close()
+
+    line = f"old entries of the audit trail could not be removed: {RepositoryUnavailableError('away')}"
+    assert {record.getMessage() for record in caplog.records} == {line}
+
+
+@pytest.mark.parametrize(("days", "left"), [(1, 0), (0, 1)], ids=["a day", "for ever"])
+def test_the_setting_says_how_long(days: int, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(retention, "EVERY", 0.001)
+    repository = InMemoryUserRepository()
+    repository.apply([registration(at=datetime(2020, 1, 1, tzinfo=UTC))])
+    trail = Watched(repository.audit, purges=2)
+    repository.audit = trail  # type: ignore[assignment]  # it is one
+    users = Users(repository, PlainCipher())
+    opened = Service(users=users, access=in_memory_access(users), settings=Settings(audit=AuditSettings(days=days)))
+
+    with audit_retention(opened):
+        assert trail.done.wait(10 if days else 0.1) == bool(days)
+
+    assert len(repository.audit.list_page(limit=10)) == left
+
+
+def test_a_trail_in_memory_is_a_trail() -> None:
+    trail: AuditTrail = InMemoryAuditTrail()
+
+    assert trail.list_page(limit=1) == []

@@ -1,0 +1,448 @@
+"""Many concurrent changes are one durable transaction, over any repository."""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mlapi import (
+    Command,
+    ConfigurationError,
+    Outcome,
+    Remove,
+    RepositoryUnavailableError,
+    SetEnabled,
+    User,
+    UserExistsError,
+    UserId,
+    UserNotFoundError,
+    UserRepository,
+    canonical_username,
+)
+from mlapi.adapters.memory import InMemoryUserRepository
+from mlapi.adapters.sql import Database, SqlUserRepository
+from mlapi.application.batching import CommandBatcher
+from mlapi.domain.commands import UserCommand
+from mlapi.testing.repository import LATER, registered, registration
+
+
+class Recording(InMemoryUserRepository):
+    """A repository that keeps the batches it was given, and can be made to wait or to fail."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[Command]] = []
+        self.go_on = threading.Event()
+        self.go_on.set()
+        self.poison: Command | None = None
+        self.away = False
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        self.batches.append(list(commands))
+        self.go_on.wait(10)
+        if self.away:
+            raise RepositoryUnavailableError("away", retry_after=7)
+        if self.poison in commands:
+            raise ZeroDivisionError("a fault of ours")
+        return super().apply(commands, commit_by=commit_by)
+
+
+async def outcomes(commits: CommandBatcher, commands: Sequence[UserCommand]) -> list[User | BaseException]:
+    return await asyncio.gather(*[commits.apply(command) for command in commands], return_exceptions=True)
+
+
+def test_what_comes_in_one_turn_of_the_loop_is_one_batch_in_its_order() -> None:
+    repository = Recording()
+    commands = [registration(f"user{number}") for number in range(50)]
+
+    async def run() -> list[User | BaseException]:
+        commits = CommandBatcher(repository)
+        users = await outcomes(commits, commands)
+        commits.close()
+        return users
+
+    users = asyncio.run(run())
+
+    assert repository.batches == [commands]
+    assert users == [command.as_user(UserId(number)) for number, command in enumerate(commands, start=1)]
+
+
+def test_what_comes_while_a_batch_is_on_its_way_is_the_next_one() -> None:
+    repository = Recording()
+    repository.go_on.clear()
+
+    async def run() -> None:
+        commits = CommandBatcher(repository)
+        first = asyncio.create_task(commits.apply(registration("first")))
+        await asyncio.sleep(0.02)
+        rest = [asyncio.create_task(commits.apply(registration(f"user{number}"))) for number in range(20)]
+        await asyncio.sleep(0.02)
+        repository.go_on.set()
+        await asyncio.gather(first, *rest)
+        commits.close()
+
+    asyncio.run(run())
+
+    assert [len(batch) for batch in repository.batches] == [1, 20]
+
+
+def test_those_who_come_back_at_once_go_together() -> None:
+    repository = Recording()
+
+    async def client(commits: CommandBatcher, number: int) -> None:
+        for _ in range(10):
+            user = await commits.apply(registration(f"user{number}"))
+            await commits.apply(Remove(user_id=user.id))
+
+    async def run() -> None:
+        commits = CommandBatcher(repository)
+        await asyncio.gather(*[client(commits, number) for number in range(16)])
+        commits.close()
+
+    asyncio.run(run())
+
+    assert [len(batch) for batch in repository.batches] == [16] * 20
+
+
+def test_who_does_not_come_back_is_not_waited_for() -> None:
+    repository = Recording()
+
+    async def run() -> None:
+        commits = CommandBatcher(repository)
+        await outcomes(commits, [registration(f"user{number}") for number in range(16)])
+        for number in range(5):
+            await asyncio.wait_for(commits.apply(registration(f"lone{number}")), timeout=5)
+        commits.close()
+
+    asyncio.run(run())
+
+    assert [len(batch) for batch in repository.batches] == [16, 1, 1, 1, 1, 1]
+
+
+def test_changes_that_keep_coming_do_not_hold_a_batch_back() -> None:
+    repository = Recording()
+
+    async def run() -> None:
+        commits = CommandBatcher(repository)
+        await outcomes(commits, [registration("a"), registration("b")])
+        tasks = []
+        for number in range(400):  # one in nearly every turn of the loop
+            tasks.append(asyncio.create_task(commits.apply(registration(f"user{number}"))))
+            await asyncio.sleep(0)
+        await asyncio.gather(*tasks)
+        commits.close()
+
+    asyncio.run(run())
+
+    assert sum(len(batch) for batch in repository.batches) == 402
+
+
+def test_each_is_told_his_own_outcome() -> None:
+    repository = Recording()
+
+    async def run() -> list[User | BaseException]:
+        commits = CommandBatcher(repository)
+        told = await outcomes(commits, [registration("ada"), registration("ADA"), Remove(user_id=UserId(9))])
+        commits.close()
+        return told
+
+    ada, taken, missing = asyncio.run(run())
+
+    assert isinstance(ada, User)
+    assert (taken, missing) == (UserExistsError(ada.id), UserNotFoundError(9))
+
+
+def test_no_answer_leaves_before_the_commit(database: Database) -> None:
+    """Seen from a second connection whenever one of them is answered: all of its batch is there, or none."""
+    onlooker = SqlUserRepository(Database(database.engine.url))
+
+    async def run() -> list[int]:
+        commits = CommandBatcher(SqlUserRepository(database))
+
+        async def register(number: int) -> int:
+            user = await commits.apply(registration(f"user{number}"))
+            found = await asyncio.to_thread(onlooker.list_page, after=UserId(0), limit=100)
+            assert user in found
+            return len(found)
+
+        seen = await asyncio.gather(*[register(number) for number in range(40)])
+        commits.close()
+        return list(seen)
+
+    seen = asyncio.run(run())
+    onlooker._database.close()
+
+    assert set(seen) == {40}
+
+
+def test_a_cancelled_change_is_not_made_and_its_neighbours_are() -> None:
+    repository = Recording()
+
+    async def run() -> None:
+        commits = CommandBatcher(repository)
+        tasks = [asyncio.create_task(commits.apply(registration(name))) for name in ("ada", "bob", "eve")]
+        await asyncio.sleep(0)
+        tasks[1].cancel()
+        told = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in told] == [User, asyncio.CancelledError, User]
+        commits.close()
+
+    asyncio.run(run())
+
+    assert [user.username for user in repository.list_page(after=UserId(0), limit=9)] == ["ada", "eve"]
+
+
+def test_a_change_that_is_cancelled_on_its_way_is_made_and_hurts_nobody() -> None:
+    repository = Recording()
+    repository.go_on.clear()
+
+    async def run() -> None:
+        commits = CommandBatcher(repository)
+        tasks = [asyncio.create_task(commits.apply(registration(name))) for name in ("ada", "bob")]
+        await asyncio.sleep(0.02)
+        tasks[0].cancel()
+        repository.go_on.set()
+        told = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in told] == [asyncio.CancelledError, User]
+        commits.close()
+
+    asyncio.run(run())
+
+    assert len(repository.list_page(after=UserId(0), limit=9)) == 2
+
+
+def test_a_batch_that_fails_fails_its_own_changes_and_the_next_one_works() -> None:
+    repository = Recording()
+    repository.away = True
+
+    async def run() -> tuple[list[User | BaseException], User]:
+        commits = CommandBatcher(repository)
+        failed = await outcomes(commits, [registration("ada"), registration("bob")])
+        repository.away = False
+        return failed, await commits.apply(registration("ada"))
+
+    failed, ada = asyncio.run(run())
+
+    assert failed == [RepositoryUnavailableError("away", retry_after=7)] * 2
+    assert failed[0] is not failed[1]
+    assert ada.username == "ada"
+
+
+def test_a_change_at_fault_does_not_take_its_neighbours_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    repository = Recording()
+    commands = [registration("ada"), registration("bob"), registration("eve")]
+    repository.poison = commands[1]
+
+    async def run() -> list[User | BaseException]:
+        commits = CommandBatcher(repository)
+        told = await outcomes(commits, commands)
+        commits.close()
+        return told
+
+    told = asyncio.run(run())
+
+    assert [type(outcome) for outcome in told] == [User, ZeroDivisionError, User]
+    assert [record.levelno for record in caplog.records] == [logging.ERROR]
+
+
+def test_more_than_may_wait_are_refused_at_once_and_room_comes_back() -> None:
+    repository = Recording()
+
+    async def run() -> tuple[list[User | BaseException], list[User | BaseException]]:
+        commits = CommandBatcher(repository, max_waiting=3)
+        told = await outcomes(commits, [registration(f"user{number}") for number in range(5)])
+        again = await outcomes(commits, [registration(f"more{number}") for number in range(3)])
+        commits.close()
+        return told, again
+
+    told, again = asyncio.run(run())
+
+    assert told[3:] == [RepositoryUnavailableError("too many requests wait already")] * 2
+    assert all(isinstance(outcome, User) for outcome in told[:3] + again)
+
+
+def test_what_waits_too_long_is_told_and_not_made_and_the_count_stays_right() -> None:
+    repository = Recording()
+    repository.go_on.clear()
+
+    async def run() -> list[User | BaseException]:
+        commits = CommandBatcher(repository, max_waiting=4, patience=0.1)
+        stuck = asyncio.create_task(commits.apply(registration("stuck")))
+        await asyncio.sleep(0.02)
+        gone = asyncio.create_task(commits.apply(registration("gone")))
+        await asyncio.sleep(0)
+        gone.cancel()
+        late = await outcomes(commits, [registration("late"), registration("later")])
+        assert late == [RepositoryUnavailableError("no answer of the database in time", may_be_done=True)] * 2
+        assert await outcomes(commits, [registration("none")]) == [
+            RepositoryUnavailableError("too many requests wait already")
+        ]
+        with pytest.raises(RepositoryUnavailableError):
+            await stuck
+        repository.go_on.set()
+        for _ in range(100):
+            await asyncio.sleep(0.01)
+        told = await outcomes(commits, [registration(f"user{number}") for number in range(4)])
+        commits.close()
+        return told
+
+    told = asyncio.run(run())
+
+    assert [type(outcome) for outcome in told] == [User] * 4
+    names = [user.username for user in repository.list_page(after=UserId(0), limit=9)]
+    assert names == ["user0", "user1", "user2", "user3"]
+
+
+def test_a_writer_that_hangs_is_replaced_and_what_it_held_is_not_made_later() -> None:
+    repository = Recording()
+    repository.go_on.clear()
+
+    async def run() -> tuple[User | BaseException, User]:
+        commits = CommandBatcher(repository, patience=0.2)
+        (stuck,) = await outcomes(commits, [registration("stuck")])
+        repository.go_on.set()  # for whoever comes now; the first still has to wake
+        other = await commits.apply(registration("other"))
+        await asyncio.sleep(0.05)
+        commits.close()
+        return stuck, other
+
+    stuck, other = asyncio.run(run())
+
+    assert stuck == RepositoryUnavailableError("no answer of the database in time", may_be_done=True)
+    assert repository.list_page(after=UserId(0), limit=9) == [other]
+
+
+def test_a_server_that_hangs_does_not_hold_up_what_comes_after() -> None:
+    hanging, free = threading.Event(), Recording()
+
+    class HangsOnce(Recording):
+        def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+            if not self.batches:
+                self.batches.append(list(commands))
+                hanging.wait(10)
+            return free.apply(commands, commit_by=commit_by)
+
+    async def run() -> list[User | BaseException]:
+        commits = CommandBatcher(HangsOnce(), patience=0.2)
+        first = await outcomes(commits, [registration("stuck")])
+        rest = [await commits.apply(registration(f"user{number}")) for number in range(3)]
+        hanging.set()
+        commits.close()
+        return first + rest
+
+    stuck, *rest = asyncio.run(run())
+
+    assert isinstance(stuck, RepositoryUnavailableError)
+    assert [type(outcome) for outcome in rest] == [User] * 3
+
+
+def test_a_refusal_of_the_whole_batch_is_told_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+    class Wrong(Recording):
+        def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+            raise ConfigurationError("another key")
+
+    told = asyncio.run(outcomes(CommandBatcher(Wrong()), [registration("ada"), registration("bob")]))
+
+    assert told == [ConfigurationError("another key")] * 2
+    assert caplog.records == []
+
+
+def test_closing_applies_what_was_handed_over() -> None:
+    repository = Recording()
+    repository.go_on.clear()
+
+    async def run() -> None:
+        commits = CommandBatcher(repository)
+        task = asyncio.create_task(commits.apply(registration("ada")))
+        await asyncio.sleep(0.02)
+        repository.go_on.set()
+        commits.close()
+        assert repository.find(canonical_username("ada")) is not None
+        await task
+
+    asyncio.run(run())
+
+
+def test_closing_what_was_never_used_is_nothing() -> None:
+    CommandBatcher(Recording()).close()
+
+
+def test_a_loop_that_is_gone_does_not_stop_the_writer() -> None:
+    repository = Recording()
+    repository.go_on.clear()
+    commits = CommandBatcher(repository)
+
+    async def leave() -> None:
+        task = asyncio.create_task(commits.apply(registration("ada")))
+        await asyncio.sleep(0.02)
+        task.cancel()
+
+    asyncio.run(leave())
+    repository.go_on.set()
+    bob = asyncio.run(commits.apply(registration("bob")))
+    commits.close()
+
+    assert bob.username == "bob"
+    assert repository.find(canonical_username("ada")) is not None
+
+
+def test_loops_of_several_threads_share_one_writer(database: Database) -> None:
+    commits = CommandBatcher(SqlUserRepository(database))
+
+    def loop_of_its_own(thread: int) -> int:
+        commands = [registration(f"user{number}") for number in range(thread, thread + 30)]
+        told = asyncio.run(outcomes(commits, commands))
+        return sum(isinstance(outcome, User) for outcome in told)
+
+    with ThreadPoolExecutor(4) as pool:
+        created = sum(pool.map(loop_of_its_own, range(0, 40, 10)))
+    commits.close()
+
+    assert created == 60
+    assert len(SqlUserRepository(database).list_page(after=UserId(0), limit=100)) == 60
+
+
+names = st.sampled_from(["ada", "ADA", "bob", "Straße", "STRASSE"])
+one = st.tuples(st.just("register"), names) | st.tuples(st.just("toggle"), st.integers(1, 3))
+submissions = st.lists(one, max_size=30)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(sequence=submissions)
+def test_concurrent_submission_equals_one_by_one(database: Database, sequence: list[tuple[str, str | int]]) -> None:
+    """In the order of submission: as a loop hands its changes over in the order in which they came."""
+    real, reference = SqlUserRepository(database), InMemoryUserRepository()
+    for user in real.list_page(after=UserId(0), limit=100):
+        real.apply([Remove(user_id=user.id)])
+    olds = [registered(real, f"old{number}") for number in range(3)]
+    reference_ids = [registered(reference, f"old{number}").id for number in range(3)]
+
+    def commands(ids: Sequence[UserId]) -> list[UserCommand]:
+        return [
+            registration(value, token_epoch="epoch")
+            if isinstance(value, str)
+            else SetEnabled(user_id=ids[value - 1], enabled=number % 2 == 0, at=LATER, token_epoch=str(number))
+            for number, (_, value) in enumerate(sequence)
+        ]
+
+    async def submit() -> list[User | BaseException]:
+        commits = CommandBatcher(real)
+        told = await outcomes(commits, commands([user.id for user in olds]))
+        commits.close()
+        return told
+
+    told = asyncio.run(submit())
+    expected = [outcome for command in commands(reference_ids) for outcome in reference.apply([command])]
+
+    assert [type(outcome) for outcome in told] == [type(outcome) for outcome in expected]
+    assert rows(real) == rows(reference)
+
+
+def rows(repository: UserRepository) -> list[tuple[object, ...]]:
+    users = repository.list_page(after=UserId(0), limit=100)
+    return [(user.username, user.enabled, user.updated_datetime) for user in users]

@@ -1,0 +1,342 @@
+"""Ciphers and tokens follow the secrets while the service runs."""
+
+import base64
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from cryptography.fernet import Fernet
+
+from mlapi import ConfigurationError, EncryptedPassword, InvalidTokenError, PasswordCipher, TokenIssuer
+from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
+from mlapi.adapters.jwt import JwtTokenIssuer
+from mlapi.adapters.memory import PlainCipher
+from mlapi.application import key_reload as rotation
+from mlapi.application.key_reload import Current, ReloadingCipher, ReloadingTokens
+from mlapi.secret_files import file_signature
+from mlapi.testing import SettableClock
+from mlapi.testing.tokens import ADA, HOUR, is_refused
+from tests.conftest import KEY, OLDER_KEY, SALT
+
+T = TypeVar("T")
+
+RENEWED = "the secrets have changed; the new ones are used"
+KEPT = "the secrets have changed and cannot be used, the former ones are: secrets.key is no key"
+
+
+class Secrets:
+    """The keys there are, newest first. What is made of them is made anew when they change."""
+
+    def __init__(self, *keys: str) -> None:
+        self.keys = list(keys)
+        self.looks = 0
+        self.makes = 0
+
+    def signature(self) -> tuple[str, ...]:
+        self.looks += 1
+        return tuple(self.keys)
+
+    def words(self) -> str:
+        return self._made(" ".join)
+
+    def cipher(self) -> PasswordCipher:
+        return self._made(lambda keys: FernetCipher(keys, SALT))
+
+    def tokens(self) -> TokenIssuer:
+        return self._made(issuer_of)
+
+    def _made(self, make: Callable[[list[str]], T]) -> T:
+        self.makes += 1
+        if "wrong" in self.keys:
+            raise ConfigurationError("secrets.key is no key")
+        return make(self.keys)
+
+
+def issuer_of(keys: list[str]) -> TokenIssuer:
+    return JwtTokenIssuer(
+        [base64.urlsafe_b64decode(key) for key in keys],
+        lifetime=HOUR,
+        issuer="mlapi",
+        audience="mlapi",
+        clock=SettableClock(),
+    )
+
+
+@pytest.fixture
+def rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody looks at the secrets but who has a reason to."""
+    monkeypatch.setattr(rotation, "LOOK_EVERY", 1000.0)
+
+
+@pytest.fixture
+def always(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The secrets are looked at, at every use."""
+    monkeypatch.setattr(rotation, "LOOK_EVERY", -1.0)
+
+
+def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
+    return [(record.levelno, record.message) for record in caplog.records]
+
+
+# --- what is current
+
+
+def test_what_is_made_of_secrets_that_stay_is_made_once(always: None) -> None:
+    secrets = Secrets("one")
+    current = Current(secrets.words, secrets.signature)
+
+    found = [current.get(at_once=at_once) for at_once in (False, True) * 5]
+
+    assert found == ["one"] * 10
+    assert (secrets.makes, secrets.looks) == (1, 11)
+
+
+def test_between_two_looks_the_secrets_are_left_alone(rarely: None) -> None:
+    secrets = Secrets("one")
+    current = Current(secrets.words, secrets.signature)
+    secrets.keys = ["two"]
+
+    found = [current.get() for _ in range(10)]
+
+    assert found == ["one"] * 10
+    assert secrets.looks == 1
+
+
+def test_who_asks_for_it_looks_at_once_and_for_all(rarely: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="mlapi")
+    secrets = Secrets("one")
+    current = Current(secrets.words, secrets.signature)
+    secrets.keys = ["two", "one"]
+
+    found = [current.get(), current.get(at_once=True), current.get(), current.get(at_once=True)]
+
+    assert found == ["one", "two one", "two one", "two one"]
+    assert secrets.makes == 2
+    assert lines(caplog) == [(logging.INFO, RENEWED)]
+
+
+def test_the_secrets_are_looked_at_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotation, "LOOK_EVERY", 0.5)
+    secrets = Secrets("one")
+    current = Current(secrets.words, secrets.signature)
+    secrets.keys = ["two"]
+    before = current.get()
+
+    time.sleep(0.55)
+
+    assert (before, current.get()) == ("one", "two")
+
+
+def test_that_is_done_every_second() -> None:
+    assert rotation.LOOK_EVERY == 1.0
+
+
+def test_secrets_that_are_at_fault_leave_the_former_ones(always: None, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger="mlapi")
+    secrets = Secrets("one")
+    current = Current(secrets.words, secrets.signature)
+    found = []
+
+    for keys in (["wrong"], ["wrong"], ["wrong", "one"], ["two", "one"]):
+        secrets.keys = keys
+        found += [current.get(), current.get(at_once=True)]
+
+    assert found == ["one"] * 6 + ["two one"] * 2
+    assert secrets.makes == 4
+    assert lines(caplog) == [(logging.WARNING, KEPT), (logging.WARNING, KEPT), (logging.INFO, RENEWED)]
+
+
+def test_secrets_that_are_at_fault_from_the_start_are_refused() -> None:
+    secrets = Secrets("wrong")
+
+    with pytest.raises(ConfigurationError) as refusal:
+        Current(secrets.words, secrets.signature)
+
+    assert refusal.value == ConfigurationError("secrets.key is no key")
+
+
+def test_threads_that_look_at_once_make_it_once(rarely: None) -> None:
+    secrets = Secrets("one")
+    made = threading.Event()
+
+    def make_slowly() -> str:
+        made.wait(0.05)
+        return secrets.words()
+
+    current = Current(make_slowly, secrets.signature)
+    secrets.keys = ["two"]
+
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(lambda _: current.get(at_once=True), range(8)))
+
+    assert found == ["two"] * 8
+    assert secrets.makes == 2
+
+
+# --- passwords
+
+
+def test_a_password_under_a_key_that_has_just_come_matches_at_once(rarely: None) -> None:
+    secrets = Secrets(OLDER_KEY)
+    cipher = ReloadingCipher(Current(secrets.cipher, secrets.signature))
+    older = cipher.encrypt("secret")
+    newer = FernetCipher([KEY], SALT).encrypt("secret")
+
+    secrets.keys = [KEY, OLDER_KEY]
+
+    assert [cipher.matches("secret", stored) for stored in (older, newer)] == [True, True]
+    assert [cipher.needs_upgrade(stored) for stored in (older, newer)] == [True, False]
+    reencrypt = cipher.reencrypt(older)
+    assert reencrypt is not None
+    assert FernetCipher([KEY], SALT).matches("secret", reencrypt)
+    assert FernetCipher([KEY], SALT).matches("secret", cipher.encrypt("secret"))
+
+
+def test_a_wrong_password_has_the_secrets_looked_at_and_is_compared_once(rarely: None) -> None:
+    secrets = Secrets(KEY)
+    cipher = CountedCipher()
+    rotating = ReloadingCipher(Current(lambda: cipher, secrets.signature))
+    stored = rotating.encrypt("secret")
+
+    answers = [
+        rotating.matches("another", stored),
+        rotating.matches("secret", None),
+        rotating.matches("secret", stored),
+    ]
+
+    assert answers == [False, False, True]
+    assert (cipher.comparisons, secrets.looks) == (3, 3)
+
+
+class CountedCipher(PlainCipher):
+    comparisons = 0
+
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        self.comparisons += 1
+        return super().matches(password, encrypted)
+
+
+def test_a_wrong_password_is_wrong_under_new_keys_too(rarely: None) -> None:
+    secrets = Secrets(OLDER_KEY)
+    cipher = ReloadingCipher(Current(secrets.cipher, secrets.signature))
+    stored = cipher.encrypt("secret")
+
+    secrets.keys = [KEY, OLDER_KEY]
+
+    assert not cipher.matches("another", stored)
+    assert not cipher.matches("another", None)
+
+
+def test_a_key_that_was_taken_away_reads_no_more_passwords(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    secrets = Secrets(KEY, OLDER_KEY)
+    cipher = ReloadingCipher(Current(secrets.cipher, secrets.signature))
+    older = FernetCipher([OLDER_KEY], SALT).encrypt("secret")
+    assert cipher.matches("secret", older)
+
+    secrets.keys = [KEY]
+    monkeypatch.setattr(rotation, "LOOK_EVERY", -1.0)
+    assert not cipher.matches("", None)  # so that it looks
+
+    assert not cipher.matches("secret", older)
+    assert logging.WARNING in {record.levelno for record in caplog.records}
+
+
+@pytest.mark.parametrize(("kind", "is_costly"), [(FernetCipher, False), (HashingFernetCipher, True)])
+def test_what_it_costs_is_what_the_current_one_costs(
+    kind: Callable[[list[str], str], PasswordCipher], is_costly: bool
+) -> None:
+    cipher = ReloadingCipher(Current(lambda: kind([KEY], SALT), lambda: "the same"))
+
+    assert cipher.is_costly is is_costly
+
+
+# --- tokens
+
+
+def test_a_token_of_a_key_that_has_just_come_is_good_at_once(rarely: None) -> None:
+    secrets = Secrets(OLDER_KEY)
+    tokens = ReloadingTokens(Current(secrets.tokens, secrets.signature))
+    older, newer = tokens.issue(ADA).token, issuer_of([KEY]).issue(ADA).token
+    before = [is_refused(tokens, token) for token in (older, newer)]
+
+    secrets.keys = [KEY, OLDER_KEY]
+
+    assert before == [False, True]
+    assert [is_refused(tokens, token) for token in (newer, older)] == [False, False]
+    assert not is_refused(issuer_of([KEY]), tokens.issue(ADA).token)
+
+
+def test_a_forged_token_has_the_secrets_looked_at_and_is_refused(rarely: None) -> None:
+    secrets = Secrets(OLDER_KEY)
+    tokens = ReloadingTokens(Current(secrets.tokens, secrets.signature))
+    forged = issuer_of([Fernet.generate_key().decode()]).issue(ADA).token
+    unchanged = is_refused(tokens, forged)
+
+    secrets.keys = [KEY, OLDER_KEY]
+
+    assert unchanged
+    with pytest.raises(InvalidTokenError):
+        tokens.verify(forged)
+    assert (secrets.makes, secrets.looks) == (2, 3)
+
+
+def test_a_good_token_has_nothing_looked_at(rarely: None) -> None:
+    secrets = Secrets(KEY)
+    tokens = ReloadingTokens(Current(secrets.tokens, secrets.signature))
+    token = tokens.issue(ADA).token
+
+    claims = [tokens.verify(token) for _ in range(10)]
+
+    assert claims == [claims[0]] * 10
+    assert secrets.looks == 1
+
+
+def test_a_key_that_was_taken_away_ends_its_tokens_also_those_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(rotation, "LOOK_EVERY", 0.5)
+    secrets = Secrets(KEY, OLDER_KEY)
+    tokens = ReloadingTokens(Current(secrets.tokens, secrets.signature))
+    older, newer = issuer_of([OLDER_KEY]).issue(ADA).token, tokens.issue(ADA).token
+    before = [is_refused(tokens, token) for token in (older, newer)]
+
+    secrets.keys = [KEY]
+    time.sleep(0.55)
+
+    assert before == [False, False]
+    assert [is_refused(tokens, token) for token in (older, newer)] == [True, False]
+
+
+def test_tokens_stay_good_while_the_secrets_are_at_fault(always: None, caplog: pytest.LogCaptureFixture) -> None:
+    secrets = Secrets(KEY)
+    tokens = ReloadingTokens(Current(secrets.tokens, secrets.signature))
+    token = tokens.issue(ADA).token
+
+    secrets.keys = ["wrong"]
+
+    assert not is_refused(tokens, token)
+    assert not is_refused(issuer_of([KEY]), tokens.issue(ADA).token)
+    assert lines(caplog) == [(logging.WARNING, KEPT)]
+
+
+# --- a file of secrets
+
+
+def test_a_file_that_is_replaced_is_noticed_at_the_first_refusal(tmp_path: Path, rarely: None) -> None:
+    file = tmp_path / "keys"
+    file.write_text(OLDER_KEY)
+    tokens = ReloadingTokens(Current(lambda: issuer_of(file.read_text().split()), lambda: file_signature(file)))
+    newer = issuer_of([KEY]).issue(ADA).token
+    before = is_refused(tokens, newer)
+
+    (tmp_path / "new").write_text(f"{KEY}\n{OLDER_KEY}\n")
+    os.replace(tmp_path / "new", file)  # noqa: PTH105 - as whoever writes it does
+
+    assert before
+    assert not is_refused(tokens, newer)

@@ -1,0 +1,281 @@
+"""The last uses of API keys are written in the background, and no request waits for that or fails by it."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+
+import attrs
+import pytest
+
+from mlapi import ApiKey, Command, Guard, Outcome, RecordApiKeyUse, RemoveApiKey, RepositoryUnavailableError, Users
+from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
+from mlapi.adapters.sql import Database, SqlUserRepository
+from mlapi.application import key_usage
+from mlapi.application.key_usage import BackgroundKeyUsage
+from mlapi.testing.repository import MINUTE, NOON, SECOND, registered, with_api_key
+
+AT_ONCE, MUCH_LATER = 0.01, 1000.0
+
+
+class RecordingRepository(InMemoryUserRepository):
+    """Keeps the batches that it was given, and can be away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.batches: list[list[Command]] = []
+        self.away = False
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        if self.away:
+            raise RepositoryUnavailableError("away")
+        outcomes = super().apply(commands, commit_by=commit_by)
+        self.batches.append(list(commands))
+        return outcomes
+
+    @property
+    def uses(self) -> list[list[RecordApiKeyUse]]:
+        """The batches of uses, each in the order of the keys."""
+        batches = [[command for command in batch if isinstance(command, RecordApiKeyUse)] for batch in self.batches]
+        return [sorted(batch, key=lambda command: command.key_id) for batch in batches if batch]
+
+
+@pytest.fixture
+def repository() -> RecordingRepository:
+    return RecordingRepository()
+
+
+@pytest.fixture
+def keys(repository: RecordingRepository) -> list[ApiKey]:
+    ada = registered(repository)
+    return [with_api_key(repository, ada, number) for number in range(3)]
+
+
+@contextmanager
+def noting(repository: InMemoryUserRepository, gathered_for: float = MUCH_LATER) -> Iterator[BackgroundKeyUsage]:
+    uses = BackgroundKeyUsage(repository, gathered_for=gathered_for)
+    try:
+        yield uses
+    finally:
+        uses.close()
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 10
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
+
+
+def test_a_use_is_written_in_the_background_after_a_while(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+    with noting(repository, AT_ONCE) as uses:
+        uses(keys[0], NOON)
+
+        assert eventually(lambda: repository.uses != [])
+
+    assert repository.uses == [[RecordApiKeyUse(key_id=keys[0].id, at=NOON)]]
+    assert repository.list_api_keys(keys[0].user_id)[0] == attrs.evolve(keys[0], last_used_datetime=NOON)
+
+
+def test_what_is_used_in_one_while_is_written_together(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+    with noting(repository) as uses:
+        for key in [*keys, *keys]:
+            uses(key, NOON)
+        before = repository.uses
+
+    assert before == []
+    assert repository.uses == [[RecordApiKeyUse(key_id=key.id, at=NOON) for key in keys]]
+
+
+def test_of_several_uses_in_one_while_the_last_is_written(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+    with noting(repository) as uses:
+        uses(keys[0], NOON)
+        uses(keys[0], NOON + SECOND)
+
+    assert repository.uses == [[RecordApiKeyUse(key_id=keys[0].id, at=NOON + SECOND)]]
+
+
+def test_a_key_is_written_once_a_minute_however_often_it_is_used(
+    repository: RecordingRepository, keys: list[ApiKey]
+) -> None:
+    with noting(repository, AT_ONCE) as uses:
+        uses(keys[0], NOON)
+        assert eventually(lambda: repository.uses != [])
+        for _ in range(100):
+            uses(keys[0], NOON + MINUTE)  # a guard asks as often, as long as it reads the row as it was before
+        uses(keys[1], NOON + MINUTE)
+
+    assert repository.uses == [
+        [RecordApiKeyUse(key_id=keys[0].id, at=NOON)],
+        [RecordApiKeyUse(key_id=keys[1].id, at=NOON + MINUTE)],
+    ]
+
+
+def test_after_that_it_is_written_again_and_who_is_not_used_is_forgotten(
+    repository: RecordingRepository, keys: list[ApiKey], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(key_usage, "USE_RECORDED_EVERY", timedelta(milliseconds=50))
+    with noting(repository) as uses:
+        for number in range(3):
+            uses(keys[0], NOON + number * MINUTE)
+            if number == 0:
+                uses(keys[1], NOON)
+            uses.close()
+            time.sleep(0.06)
+
+        assert list(uses._written) == [keys[0].id]
+
+    assert [[command.at for command in batch] for batch in repository.uses] == [
+        [NOON, NOON],
+        [NOON + MINUTE],
+        [NOON + 2 * MINUTE],
+    ]
+
+
+def test_a_close_writes_what_is_left_and_a_second_one_nothing(
+    repository: RecordingRepository, keys: list[ApiKey]
+) -> None:
+    uses = BackgroundKeyUsage(repository, gathered_for=MUCH_LATER)
+    uses(keys[0], NOON)
+
+    uses.close()
+    batches = len(repository.batches)
+    uses.close()
+
+    assert repository.uses == [[RecordApiKeyUse(key_id=keys[0].id, at=NOON)]]
+    assert len(repository.batches) == batches
+
+
+def test_without_a_use_nothing_is_written(repository: RecordingRepository) -> None:
+    BackgroundKeyUsage(repository).close()
+
+    assert repository.batches == []
+
+
+def test_uses_are_gathered_for_a_second_unless_told_otherwise(
+    repository: RecordingRepository, keys: list[ApiKey]
+) -> None:
+    uses = BackgroundKeyUsage(repository)
+    uses(keys[0], NOON)
+
+    timer = uses._timer
+    uses.close()
+
+    assert timer is not None
+    assert (timer.interval, timer.daemon) == (1.0, True)
+
+
+def test_a_failure_is_a_line_in_the_log_and_the_next_use_is_written(
+    repository: RecordingRepository, keys: list[ApiKey], caplog: pytest.LogCaptureFixture
+) -> None:
+    repository.away = True
+    with noting(repository, AT_ONCE) as uses:
+        uses(keys[0], NOON)
+        uses(keys[1], NOON)
+        assert eventually(lambda: caplog.records != [])
+        repository.away = False
+        uses(keys[2], NOON)
+
+    assert [(record.levelno, record.message) for record in caplog.records] == [
+        (
+            logging.WARNING,
+            "the last uses of 2 API keys could not be written: this cannot be served now: away",
+        )
+    ]
+    assert repository.uses == [[RecordApiKeyUse(key_id=keys[2].id, at=NOON)]]
+
+
+def test_a_key_that_was_removed_meanwhile_leaves_its_neighbours_alone(
+    repository: RecordingRepository, keys: list[ApiKey], caplog: pytest.LogCaptureFixture
+) -> None:
+    with noting(repository) as uses:
+        for key in keys:
+            uses(key, NOON)
+        repository.apply([RemoveApiKey(key_id=keys[1].id)])
+
+    used = [attrs.evolve(key, last_used_datetime=NOON) for key in (keys[0], keys[2])]
+    assert repository.list_api_keys(keys[0].user_id) == used
+    assert caplog.records == []
+
+
+def test_threads_may_note_uses_at_once(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+    with noting(repository, AT_ONCE) as uses, ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda number: uses(keys[number % 3], NOON), range(300)))
+
+    written = [command for batch in repository.uses for command in batch]
+    assert sorted(written, key=lambda command: command.key_id) == [
+        RecordApiKeyUse(key_id=key.id, at=NOON) for key in keys
+    ]
+
+
+def test_a_use_during_a_write_is_written_after_it(keys: list[ApiKey], repository: RecordingRepository) -> None:
+    writing, go_on = threading.Event(), threading.Event()
+
+    class Slow(RecordingRepository):
+        def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+            writing.set()
+            go_on.wait(10)
+            return repository.apply(commands, commit_by=commit_by)
+
+    with noting(Slow(), AT_ONCE) as uses:
+        uses(keys[0], NOON)
+        assert writing.wait(10)
+        uses(keys[1], NOON)
+        go_on.set()
+
+    assert eventually(lambda: len(repository.uses) == 2)
+    assert sorted(command.key_id for batch in repository.uses for command in batch) == [keys[0].id, keys[1].id]
+
+
+def test_a_guard_lets_in_before_the_use_is_written(repository: RecordingRepository) -> None:
+    users = Users(repository, PlainCipher())
+    ada = registered(repository)
+    key, secret = users.add_api_key(user_id=ada.id, name="job")
+
+    with noting(repository) as uses:
+        guard = Guard(repository, InMemoryTokens(), key_usage=uses)
+        let_in = [guard.check(secret) for _ in range(5)]
+        before = users.list_api_keys(ada.id)
+
+    (after,) = users.list_api_keys(ada.id)
+    assert let_in == [ada] * 5
+    assert before == [key]
+    assert after.last_used_datetime is not None
+    assert after == attrs.evolve(key, last_used_datetime=after.last_used_datetime)
+    assert len(repository.uses) == 1
+
+
+def test_uses_reach_a_database(database: Database) -> None:
+    repository = SqlUserRepository(database)
+    ada = registered(repository)
+    keys = [with_api_key(repository, ada, number) for number in range(3)]
+    uses = BackgroundKeyUsage(repository, gathered_for=AT_ONCE)
+
+    for key in keys:
+        uses(key, NOON)
+
+    assert eventually(lambda: None not in [key.last_used_datetime for key in repository.list_api_keys(ada.id)])
+    uses.close()
+    assert repository.list_api_keys(ada.id) == [attrs.evolve(key, last_used_datetime=NOON) for key in keys]
+
+
+def test_closing_waits_for_what_is_being_written(keys: list[ApiKey]) -> None:
+    class Slow(RecordingRepository):
+        def __init__(self) -> None:
+            super().__init__()
+            self.begun = threading.Event()
+
+        def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+            self.begun.set()
+            time.sleep(0.2)
+            return super().apply(commands, commit_by=commit_by)
+
+    repository = Slow()
+    with noting(repository, AT_ONCE) as uses:
+        uses(keys[0], NOON)
+        repository.begun.wait(10)
+
+    assert repository.uses == [[RecordApiKeyUse(key_id=keys[0].id, at=NOON)]]

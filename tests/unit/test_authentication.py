@@ -1,0 +1,1009 @@
+"""Who is let in: log-ins, the guard in both of its faces, and what ends tokens and keys; on users in memory."""
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta, timezone
+
+import attrs
+import pytest
+
+from mlapi import (
+    Actor,
+    AddApiKey,
+    ApiKey,
+    ApiKeyId,
+    ApiKeyNotFoundError,
+    Authenticator,
+    ChangePassword,
+    Command,
+    EncryptedPassword,
+    EndTokens,
+    FieldError,
+    Guard,
+    InvalidCredentialsError,
+    InvalidFieldsError,
+    InvalidTokenError,
+    IssuedToken,
+    LoginAttempt,
+    MlapiError,
+    Outcome,
+    PasswordChangedError,
+    PasswordPolicy,
+    Principal,
+    PrincipalId,
+    RecordApiKeyUse,
+    Reencrypt,
+    RepositoryUnavailableError,
+    TooManyAttemptsError,
+    User,
+    UserDisabledError,
+    UserId,
+    UsernameKey,
+    UserNotFoundError,
+    Users,
+    VerifiedLogin,
+)
+from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
+from mlapi.bootstrap import async_guard
+from mlapi.testing import SettableClock
+from mlapi.testing.tokens import HOUR, MOMENT, NOON
+
+SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
+PASSWORD, NEW_PASSWORD = "difference engine", "analytical engine"
+HOME = "192.0.2.1"
+NOBODY = UserId(99)
+
+
+class AgeingCipher(PlainCipher):
+    """Counts its runs, and knows an older form of stored passwords too: ``old:`` and the password."""
+
+    def __init__(self) -> None:
+        self.compared_with: list[EncryptedPassword | None] = []
+        self.encryptions = 0
+        self.meanwhile: Callable[[], object] | None = None
+        """What happens during the next encryption: somebody else works on the users too."""
+
+    def encrypt(self, password: str) -> EncryptedPassword:
+        self.encryptions += 1
+        meanwhile, self.meanwhile = self.meanwhile, None
+        if meanwhile is not None:
+            meanwhile()
+        return super().encrypt(password)
+
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        self.compared_with.append(encrypted)
+        return encrypted == EncryptedPassword(f"old:{password}") or super().matches(password, encrypted)
+
+    def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
+        scheme, _, password = encrypted.value.partition(":")
+        return super().encrypt(password) if scheme == "old" else None
+
+
+class JournaledRepository(InMemoryUserRepository):
+    """Writes down what it is asked, and can be away."""
+
+    is_local = True
+
+    def __init__(self, journal: list[tuple[object, ...]]) -> None:
+        super().__init__()
+        self._journal = journal
+        self.away = False
+        self.locked = False
+        """Whether it would have to wait for a lock."""
+
+    def find(self, key: UsernameKey) -> User | None:
+        self._be_asked("find", key)
+        return super().find(key)
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        self._be_asked("apply", *[type(command) for command in commands])
+        return super().apply(commands, commit_by=commit_by)
+
+    def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:
+        if at_once and self.locked:
+            raise RepositoryUnavailableError("locked")
+        self._be_asked("holders", *subjects)
+        return super().find_principals(subjects, at_once=at_once)
+
+    def _be_asked(self, *what: object) -> None:
+        self._journal.append(what)
+        if self.away:
+            raise RepositoryUnavailableError("away")
+
+
+class JournaledAttempts(UnlimitedAttempts):
+    """Writes down what it is told, and lets through until it is told to refuse."""
+
+    def __init__(self, journal: list[tuple[object, ...]]) -> None:
+        self._journal = journal
+        self.refusal: MlapiError | None = None
+
+    def count(self, username: str, address: str) -> bool:
+        self._journal.append(("count", username, address))
+        if self.refusal is not None:
+            raise self.refusal
+        return False
+
+    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
+        self._journal.append(("forgive", username, address))
+
+
+@pytest.fixture
+def journal() -> list[tuple[object, ...]]:
+    """What the repository and the counts were asked, in order."""
+    return []
+
+
+@pytest.fixture
+def clock() -> SettableClock:
+    return SettableClock()
+
+
+@pytest.fixture
+def cipher() -> AgeingCipher:
+    return AgeingCipher()
+
+
+@pytest.fixture
+def repository(journal: list[tuple[object, ...]]) -> JournaledRepository:
+    return JournaledRepository(journal)
+
+
+@pytest.fixture
+def users(repository: JournaledRepository, cipher: AgeingCipher, clock: SettableClock) -> Users:
+    return Users(repository, cipher, clock=clock, password_policy=PasswordPolicy(min_length=8))
+
+
+@pytest.fixture
+def tokens(clock: SettableClock) -> InMemoryTokens:
+    return InMemoryTokens(clock=clock)
+
+
+@pytest.fixture
+def attempts(journal: list[tuple[object, ...]]) -> JournaledAttempts:
+    return JournaledAttempts(journal)
+
+
+@pytest.fixture
+def authenticator(users: Users, tokens: InMemoryTokens, attempts: JournaledAttempts) -> Authenticator:
+    return Authenticator(users, tokens, attempts)
+
+
+@pytest.fixture
+def guard(repository: JournaledRepository, tokens: InMemoryTokens, clock: SettableClock) -> Guard:
+    return Guard(repository, tokens, clock=clock)
+
+
+@pytest.fixture
+def ada(users: Users, cipher: AgeingCipher, journal: list[tuple[object, ...]]) -> User:
+    user = users.register(username="Ada", password=PASSWORD, email="ada@example.com")
+    cipher.encryptions = 0
+    journal.clear()
+    return user
+
+
+def with_old_password(users: Users, user: User) -> User:
+    """The same user, as if his password had been stored long ago."""
+    return users.apply(
+        Reencrypt(user_id=user.id, password=EncryptedPassword(f"old:{PASSWORD}"), replacing=user.password)
+    )
+
+
+def is_let_in(guard: Guard, credential: str) -> bool:
+    try:
+        guard.check(credential)
+    except InvalidTokenError:
+        return False
+    return True
+
+
+# --- log-ins
+
+
+def test_a_password_is_good_for_as_long_as_nobody_changes_it(
+    authenticator: Authenticator, ada: User, clock: SettableClock
+) -> None:
+    clock.now += timedelta(days=10 * 365)
+
+    assert authenticator.log_in(username="ada", password=PASSWORD, address=HOME).expires_in == 3600
+
+
+@pytest.mark.parametrize("spelling", ["Ada", "ada", "ADA", "ａｄａ"])
+def test_the_right_password_gets_a_token(
+    authenticator: Authenticator, guard: Guard, ada: User, journal: list[tuple[object, ...]], spelling: str
+) -> None:
+    issued = authenticator.log_in(username=spelling, password=PASSWORD, address=HOME)
+
+    assert issued == IssuedToken(issued.token, 3600)
+    assert journal == [("count", "ada", HOME), ("find", "ada"), ("forgive", "ada", HOME)]
+    assert guard.check(issued.token) == ada
+
+
+@pytest.mark.parametrize(
+    "password", ["", "Difference engine", PASSWORD + " ", PASSWORD[:-1], f"old:{PASSWORD}", "\ud800", "\0", "x" * 10**6]
+)
+def test_a_wrong_password_gets_none(
+    authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]], password: str
+) -> None:
+    with pytest.raises(InvalidCredentialsError) as refusal:
+        authenticator.log_in(username="ada", password=password, address=HOME)
+
+    assert refusal.value == InvalidCredentialsError()
+    assert journal == [("count", "ada", HOME), ("find", "ada")]
+
+
+def test_a_name_that_nobody_has_is_refused_alike(
+    authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]]
+) -> None:
+    with pytest.raises(InvalidCredentialsError) as refusal:
+        authenticator.log_in(username="Bob", password=PASSWORD, address=HOME)
+
+    assert refusal.value == InvalidCredentialsError()
+    assert journal == [("count", "bob", HOME), ("find", "bob")]
+
+
+@pytest.mark.parametrize("name", ["", " ada", "ada\0", "a\u200bda", "\ud800", "a" * 255])
+def test_a_name_that_nobody_can_have_is_counted_as_it_stands_and_refused_alike(
+    authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]], name: str
+) -> None:
+    with pytest.raises(InvalidCredentialsError) as refusal:
+        authenticator.log_in(username=name, password=PASSWORD, address=HOME)
+
+    assert refusal.value == InvalidCredentialsError()
+    assert journal == [("count", name, HOME)]
+
+
+def test_without_an_address_it_is_counted_under_none(
+    authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]]
+) -> None:
+    authenticator.log_in(username="ada", password=PASSWORD)
+
+    assert journal == [("count", "ada", ""), ("find", "ada"), ("forgive", "ada", "")]
+
+
+def test_who_is_disabled_is_told_so_with_the_right_password(
+    authenticator: Authenticator, users: Users, ada: User, journal: list[tuple[object, ...]]
+) -> None:
+    users.set_enabled(user_id=ada.id, enabled=False)
+    journal.clear()
+
+    with pytest.raises(UserDisabledError) as refusal:
+        authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
+
+    assert refusal.value == UserDisabledError(ada.id)
+    assert journal == [("count", "ada", HOME), ("find", "ada"), ("forgive", "ada", HOME)]
+
+
+def test_who_is_disabled_is_not_told_so_with_a_wrong_one(authenticator: Authenticator, users: Users, ada: User) -> None:
+    users.set_enabled(user_id=ada.id, enabled=False)
+
+    with pytest.raises(InvalidCredentialsError):
+        authenticator.log_in(username="ada", password="another", address=HOME)
+
+
+@pytest.mark.parametrize("enabled", [True, False], ids=["enabled", "disabled"])
+@pytest.mark.parametrize(
+    ("name", "password"),
+    [
+        pytest.param("ada", PASSWORD, id="right"),
+        pytest.param("ada", "another", id="wrong"),
+        pytest.param("bob", PASSWORD, id="nobody"),
+        pytest.param("", PASSWORD, id="impossible"),
+    ],
+)
+def test_the_cipher_runs_once_whatever_comes_of_it(
+    authenticator: Authenticator, ada: User, name: str, password: str, enabled: bool
+) -> None:
+    authenticator.users.set_enabled(user_id=ada.id, enabled=enabled)
+
+    with suppress(InvalidCredentialsError, UserDisabledError):
+        authenticator.log_in(username=name, password=password, address=HOME)
+
+    cipher = authenticator.users.cipher
+    assert isinstance(cipher, AgeingCipher)
+    assert cipher.compared_with == [ada.password if name == "ada" else None]
+    assert cipher.encryptions == 0
+
+
+@pytest.mark.usefixtures("ada")
+@pytest.mark.parametrize("refusal", [TooManyAttemptsError(7), RepositoryUnavailableError("away")], ids=repr)
+def test_what_is_not_let_through_is_neither_looked_up_nor_compared(
+    authenticator: Authenticator,
+    attempts: JournaledAttempts,
+    cipher: AgeingCipher,
+    journal: list[tuple[object, ...]],
+    refusal: MlapiError,
+) -> None:
+    attempts.refusal = refusal
+
+    with pytest.raises(type(refusal)) as refused:
+        authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
+
+    assert refused.value == refusal
+    assert journal == [("count", "ada", HOME)]
+    assert cipher.compared_with == []
+
+
+def test_while_the_users_are_away_nobody_logs_in(
+    authenticator: Authenticator, ada: User, repository: JournaledRepository, cipher: AgeingCipher
+) -> None:
+    repository.away = True
+
+    with pytest.raises(RepositoryUnavailableError):
+        authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
+
+    assert cipher.compared_with == []
+
+
+# --- a password that is stored in an older form
+
+
+def test_a_good_log_in_stores_it_better_and_changes_nothing_else(
+    authenticator: Authenticator, users: Users, guard: Guard, ada: User, cipher: AgeingCipher
+) -> None:
+    old = with_old_password(users, ada)
+    before = authenticator.issue(
+        VerifiedLogin(attempt=LoginAttempt(username="ada", address=HOME, user=old), user=old, upgrade=None)
+    )
+
+    authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
+
+    stored = users.get(ada.id)
+    assert not cipher.needs_upgrade(stored.password)
+    assert cipher.matches(PASSWORD, stored.password)
+    assert stored == attrs.evolve(ada, password=stored.password)
+    assert guard.check(before.token) == stored
+
+
+def test_a_bad_log_in_stores_nothing(authenticator: Authenticator, users: Users, ada: User) -> None:
+    old = with_old_password(users, ada)
+
+    with pytest.raises(InvalidCredentialsError):
+        authenticator.log_in(username="ada", password="another", address=HOME)
+
+    assert users.get(ada.id) == old
+
+
+def test_who_is_disabled_has_it_stored_better_too(authenticator: Authenticator, users: Users, ada: User) -> None:
+    with_old_password(users, ada)
+    users.set_enabled(user_id=ada.id, enabled=False)
+
+    with pytest.raises(UserDisabledError):
+        authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
+
+    assert not users.cipher.needs_upgrade(users.get(ada.id).password)
+
+
+def test_who_is_removed_meanwhile_gets_a_token_that_lets_nobody_in(
+    authenticator: Authenticator, users: Users, guard: Guard, ada: User, cipher: AgeingCipher
+) -> None:
+    with_old_password(users, ada)
+    cipher.meanwhile = lambda: users.remove(user_id=ada.id)
+
+    issued = authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
+
+    assert not is_let_in(guard, issued.token)
+
+
+def test_a_password_that_cannot_be_stored_now_is_stored_at_the_next_log_in(
+    authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher, repository: JournaledRepository
+) -> None:
+    old = with_old_password(users, ada)
+
+    def go_away() -> None:
+        repository.away = True
+
+    cipher.meanwhile = go_away
+    authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
+    repository.away = False
+    not_stored = users.get(ada.id)
+    authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
+
+    assert not_stored == old
+    assert not cipher.needs_upgrade(users.get(ada.id).password)
+
+
+def test_a_password_that_is_changed_meanwhile_stays_changed(
+    authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher
+) -> None:
+    with_old_password(users, ada)
+    cipher.meanwhile = lambda: users.set_password(user_id=ada.id, password=NEW_PASSWORD)
+
+    authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
+
+    assert cipher.matches(NEW_PASSWORD, users.get(ada.id).password)
+
+
+# --- a log-in in its parts
+
+
+def test_an_attempt_that_was_counted_holds_its_user(authenticator: Authenticator, ada: User) -> None:
+    found = [authenticator.begin(username=name, address=HOME) for name in ("ADA", "Bob", " ")]
+
+    assert found == [
+        LoginAttempt(username="ada", address=HOME, user=ada),
+        LoginAttempt(username="bob", address=HOME, user=None),
+        LoginAttempt(username=" ", address=HOME, user=None),
+    ]
+
+
+def test_an_attempt_that_was_right_holds_how_to_store_the_password_better(
+    authenticator: Authenticator, users: Users, ada: User
+) -> None:
+    attempt = authenticator.begin(username="ada", address=HOME)
+    verified = authenticator.compare(attempt, PASSWORD)
+    old = with_old_password(users, ada)
+    old_attempt = authenticator.begin(username="ada", address=HOME)
+    old_proven = authenticator.compare(old_attempt, PASSWORD)
+
+    assert verified == VerifiedLogin(attempt=attempt, user=ada, upgrade=None)
+    assert old_proven.upgrade is not None
+    assert old_proven == VerifiedLogin(
+        attempt=old_attempt,
+        user=old,
+        upgrade=Reencrypt(user_id=ada.id, password=old_proven.upgrade.password, replacing=old.password),
+    )
+    assert PASSWORD not in f"{old_attempt!r} {old_proven!r}"
+
+
+def test_only_the_last_step_takes_the_attempt_back(
+    authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]]
+) -> None:
+    verified = authenticator.compare(authenticator.begin(username="ADA", address=HOME), PASSWORD)
+    before = list(journal)
+
+    authenticator.conclude(verified)
+
+    assert before == [("count", "ada", HOME), ("find", "ada")]
+    assert journal == [*before, ("forgive", "ada", HOME)]
+
+
+# --- another password, by the user himself
+
+
+def test_who_knows_his_password_gives_himself_another(
+    authenticator: Authenticator, guard: Guard, ada: User, clock: SettableClock, journal: list[tuple[object, ...]]
+) -> None:
+    users = authenticator.users
+    token = authenticator.log_in(username="ada", password=PASSWORD, address=HOME).token
+    journal.clear()
+    clock.now += MINUTE
+
+    changed = authenticator.change_password(user=ada, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
+
+    assert journal == [("count", "ada", HOME), ("find", "ada"), ("apply", ChangePassword), ("forgive", "ada", HOME)]
+    assert changed == attrs.evolve(
+        ada, password=changed.password, token_epoch=changed.token_epoch, updated_datetime=NOON + MINUTE
+    )
+    assert users.get(ada.id) == changed
+    assert users.cipher.matches(NEW_PASSWORD, changed.password)
+    assert not is_let_in(guard, token)
+    assert is_let_in(guard, authenticator.log_in(username="ada", password=NEW_PASSWORD).token)
+    with pytest.raises(InvalidCredentialsError):
+        authenticator.log_in(username="ada", password=PASSWORD)
+
+
+def test_one_that_breaks_the_policy_is_refused_before_anything_is_counted_or_compared(
+    authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher, journal: list[tuple[object, ...]]
+) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        authenticator.change_password(user=ada, current="another", new="short", address=HOME)
+
+    assert refusal.value.errors == (FieldError("new", "must be at least 8 characters"),)
+    assert (journal, cipher.compared_with, cipher.encryptions) == ([], [], 0)
+    assert users.get(ada.id) == ada
+
+
+def test_a_wrong_current_password_changes_nothing_and_counts(
+    authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher, journal: list[tuple[object, ...]]
+) -> None:
+    with pytest.raises(InvalidCredentialsError):
+        authenticator.change_password(user=ada, current="another", new=NEW_PASSWORD, address=HOME)
+
+    assert journal == [("count", "ada", HOME), ("find", "ada")]
+    assert cipher.encryptions == 0
+    assert users.get(ada.id) == ada
+
+
+def test_guessing_the_current_password_is_slow_too(
+    authenticator: Authenticator, users: Users, ada: User, attempts: JournaledAttempts, cipher: AgeingCipher
+) -> None:
+    attempts.refusal = TooManyAttemptsError(7)
+
+    with pytest.raises(TooManyAttemptsError) as refusal:
+        authenticator.change_password(user=ada, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
+
+    assert refusal.value == TooManyAttemptsError(7)
+    assert cipher.compared_with == []
+    assert users.get(ada.id) == ada
+
+
+def test_a_password_that_a_manager_has_set_meanwhile_is_not_replaced(
+    authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher, journal: list[tuple[object, ...]]
+) -> None:
+    cipher.meanwhile = lambda: users.set_password(user_id=ada.id, password="a manager's choice")
+
+    with pytest.raises(PasswordChangedError) as refusal:
+        authenticator.change_password(user=ada, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
+
+    assert refusal.value == PasswordChangedError(ada.id)
+    assert cipher.matches("a manager's choice", users.get(ada.id).password)
+    assert ("forgive", "ada", HOME) not in journal
+
+
+def test_who_is_removed_meanwhile_is_not_found(
+    authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher
+) -> None:
+    cipher.meanwhile = lambda: users.remove(user_id=ada.id)
+
+    with pytest.raises(UserNotFoundError):
+        authenticator.change_password(user=ada, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
+
+
+def test_a_password_in_an_older_form_can_be_changed(authenticator: Authenticator, users: Users, ada: User) -> None:
+    old = with_old_password(users, ada)
+
+    authenticator.change_password(user=old, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
+
+    assert users.cipher.matches(NEW_PASSWORD, users.get(ada.id).password)
+
+
+def test_preparing_another_password_stores_nothing(authenticator: Authenticator, users: Users, ada: User) -> None:
+    verified = authenticator.compare(authenticator.begin(username="ada", address=HOME), PASSWORD)
+
+    command = authenticator.prepare_password_change(verified, NEW_PASSWORD)
+
+    assert command == ChangePassword(
+        user_id=ada.id,
+        password=command.password,
+        replacing=ada.password,
+        at=NOON,
+        token_epoch=command.token_epoch,
+        actor=Actor.from_user_id(ada.id),
+    )
+    assert users.get(ada.id) == ada
+    with pytest.raises(InvalidFieldsError) as refusal:
+        authenticator.prepare_password_change(verified, "short")
+    assert refusal.value.errors == (FieldError("new", "must be at least 8 characters"),)
+
+
+# --- the guard, in each of its faces
+
+Check = Callable[[str], User]
+
+
+@pytest.fixture(params=["guard", "asynchronous", "asynchronous, of another machine", "asynchronous, with a lock held"])
+def check(request: pytest.FixtureRequest, repository: JournaledRepository, guard: Guard) -> Iterator[Check]:
+    if request.param == "guard":
+        yield guard.check
+        return
+    repository.is_local = request.param != "asynchronous, of another machine"
+    repository.locked = request.param == "asynchronous, with a lock held"
+    with async_guard(guard) as asynchronous:
+        yield lambda credential: asyncio.run(asynchronous.check(credential))
+
+
+def outcomes(check: Check, *credentials: str) -> list[User | MlapiError]:
+    """Return for each the user whom it lets in, or the error that refuses it."""
+
+    def outcome(credential: str) -> User | MlapiError:
+        try:
+            return check(credential)
+        except MlapiError as error:
+            return error
+
+    return [outcome(credential) for credential in credentials]
+
+
+@pytest.fixture
+def token(tokens: InMemoryTokens, ada: User) -> str:
+    return tokens.issue(ada).token
+
+
+@pytest.fixture
+def key(users: Users, ada: User, journal: list[tuple[object, ...]]) -> str:
+    _, credential = users.add_api_key(user_id=ada.id, name="job")
+    journal.clear()
+    return credential
+
+
+@pytest.fixture
+def shown(token: str, key: str) -> tuple[str, str]:
+    """A token and an API key of one user."""
+    return token, key
+
+
+def test_a_token_and_an_api_key_let_their_user_in(check: Check, ada: User, token: str, key: str) -> None:
+    assert outcomes(check, token, key, token) == [ada, ada, ada]
+
+
+def test_who_is_let_in_is_the_user_as_he_is_now(check: Check, users: Users, ada: User, token: str, key: str) -> None:
+    again = users.set_enabled(user_id=ada.id, enabled=True)
+    better = with_old_password(users, again)
+
+    assert outcomes(check, token, key) == [better, better]
+
+
+def test_each_is_let_in_as_himself(check: Check, users: Users, tokens: InMemoryTokens, ada: User, key: str) -> None:
+    bob = users.register(username="bob", password=PASSWORD, email="bob@example.com")
+    _, his_key = users.add_api_key(user_id=bob.id, name="job")
+
+    assert outcomes(check, tokens.issue(bob).token, key, his_key, tokens.issue(ada).token) == [bob, ada, bob, ada]
+
+
+@pytest.mark.parametrize(
+    "credential",
+    ["", " ", "nonsense", "a.b.c", "mlapi_", "mlapi_nonsense", f"mlapi_{'0' * 16}_{'0' * 63}", "é", "\ud800"],
+)
+def test_what_is_no_credential_is_refused_and_nobody_is_asked(
+    check: Check, ada: User, journal: list[tuple[object, ...]], credential: str
+) -> None:
+    assert outcomes(check, credential) == [InvalidTokenError()]
+    assert journal == []
+
+
+def test_a_forged_credential_is_refused(check: Check, users: Users, token: str, key: str) -> None:
+    _, another = users.add_api_key(user_id=UserId(1), name="another")
+    _, key_id, secret = key.split("_")
+    forged = [
+        token[:-1],
+        token + "x",
+        f"mlapi_{'0' * 16}_{secret}",
+        f"mlapi_{key_id}_{secret[::-1]}",
+        f"mlapi_{key_id}_{another.split('_')[2]}",
+        f"mlapi_{key_id}_{'0' * 64}",
+        key.upper(),
+        key + "0",
+    ]
+
+    assert outcomes(check, *forged) == [InvalidTokenError()] * len(forged)
+
+
+def test_who_is_disabled_is_told_so_by_both(check: Check, users: Users, ada: User, token: str, key: str) -> None:
+    users.set_enabled(user_id=ada.id, enabled=False)
+
+    assert outcomes(check, token, key) == [UserDisabledError(ada.id)] * 2
+
+
+def test_enabling_again_brings_back_the_key_and_not_the_token(
+    check: Check, users: Users, tokens: InMemoryTokens, ada: User, shown: tuple[str, str]
+) -> None:
+    users.set_enabled(user_id=ada.id, enabled=False)
+    enabled = users.set_enabled(user_id=ada.id, enabled=True)
+
+    assert outcomes(check, *shown, tokens.issue(enabled).token) == [InvalidTokenError(), enabled, enabled]
+
+
+def test_enabling_who_is_enabled_ends_nothing(check: Check, users: Users, ada: User, token: str, key: str) -> None:
+    enabled = users.set_enabled(user_id=ada.id, enabled=True)
+
+    assert outcomes(check, token, key) == [enabled, enabled]
+
+
+def test_who_is_removed_is_nobody_also_if_his_name_comes_again(
+    check: Check, users: Users, ada: User, token: str, key: str
+) -> None:
+    users.remove(user_id=ada.id)
+    before = outcomes(check, token, key)
+    users.register(username="ada", password=PASSWORD, email="ada@example.com")
+
+    assert before == outcomes(check, token, key) == [InvalidTokenError()] * 2
+
+
+def test_another_password_ends_tokens_and_leaves_keys(
+    check: Check, users: Users, tokens: InMemoryTokens, ada: User, shown: tuple[str, str]
+) -> None:
+    changed = users.set_password(user_id=ada.id, password=NEW_PASSWORD)
+
+    assert outcomes(check, *shown, tokens.issue(changed).token) == [InvalidTokenError(), changed, changed]
+
+
+def test_ending_tokens_ends_those_there_are_and_leaves_keys(
+    check: Check, users: Users, tokens: InMemoryTokens, ada: User, shown: tuple[str, str]
+) -> None:
+    ended = users.end_tokens(user_id=ada.id)
+
+    assert outcomes(check, *shown, tokens.issue(ended).token) == [InvalidTokenError(), ended, ended]
+
+
+def test_a_key_that_was_removed_lets_nobody_in(check: Check, users: Users, ada: User, token: str, key: str) -> None:
+    users.remove_api_key(ApiKeyId(key.split("_")[1]))
+
+    assert outcomes(check, token, key) == [ada, InvalidTokenError()]
+
+
+def test_a_token_and_a_key_end_at_their_time(
+    check: Check, users: Users, ada: User, token: str, clock: SettableClock
+) -> None:
+    _, ending = users.add_api_key(user_id=ada.id, name="for an hour", expires=NOON + HOUR)
+    clock.now = NOON + HOUR - MOMENT
+    before = outcomes(check, token, ending)
+
+    clock.now = NOON + HOUR
+
+    assert before == [ada, ada]
+    assert outcomes(check, token, ending) == [InvalidTokenError()] * 2
+
+
+def test_a_key_that_ends_shows_that_before_the_user_is_looked_at(
+    check: Check, users: Users, ada: User, clock: SettableClock
+) -> None:
+    _, ending = users.add_api_key(user_id=ada.id, name="for an hour", expires=NOON + HOUR)
+    users.set_enabled(user_id=ada.id, enabled=False)
+    before = outcomes(check, ending)
+
+    clock.now = NOON + HOUR
+
+    assert (before, outcomes(check, ending)) == ([UserDisabledError(ada.id)], [InvalidTokenError()])
+
+
+def test_while_the_users_cannot_be_asked_nobody_is_let_in(
+    check: Check, repository: JournaledRepository, token: str, key: str
+) -> None:
+    repository.away = True
+
+    assert outcomes(check, token, key, "nonsense") == [
+        RepositoryUnavailableError("away"),
+        RepositoryUnavailableError("away"),
+        InvalidTokenError(),
+    ]
+
+
+def test_a_guard_with_a_clock_of_its_own_ends_a_token_by_that(
+    repository: JournaledRepository, tokens: InMemoryTokens, token: str
+) -> None:
+    guard = Guard(repository, tokens, clock=lambda: NOON + HOUR)
+
+    assert outcomes(guard.check, token) == [InvalidTokenError()]
+
+
+def test_the_clock_of_a_guard_is_the_worlds_unless_another_is_given(users: Users, ada: User, key: str) -> None:
+    before = datetime.now(UTC)
+
+    Guard(users.repository, InMemoryTokens()).check(key)
+
+    (used,) = users.list_api_keys(ada.id)
+    assert used.last_used_datetime is not None
+    assert before <= used.last_used_datetime <= datetime.now(UTC)
+
+
+# --- the last use of an API key
+
+
+def test_the_use_of_a_key_is_recorded_once_a_minute(
+    check: Check, users: Users, ada: User, key: str, clock: SettableClock
+) -> None:
+    recorded = []
+    for after in (timedelta(0), SECOND, MINUTE - MOMENT, MINUTE, MINUTE + SECOND, 3 * MINUTE):
+        clock.now = NOON + after
+        check(key)
+        (used,) = users.list_api_keys(ada.id)
+        recorded.append(used.last_used_datetime)
+
+    assert recorded == [NOON, NOON, NOON, NOON + MINUTE, NOON + MINUTE, NOON + 3 * MINUTE]
+
+
+def test_a_use_within_the_minute_writes_nothing(
+    check: Check, key: str, clock: SettableClock, journal: list[tuple[object, ...]]
+) -> None:
+    key_id = key.split("_")[1]
+    check(key)
+    clock.now += MINUTE - MOMENT
+    check(key)
+
+    assert journal == [("holders", key_id), ("apply", RecordApiKeyUse), ("holders", key_id)]
+
+
+def test_a_token_is_checked_without_a_write(
+    check: Check, ada: User, token: str, journal: list[tuple[object, ...]]
+) -> None:
+    check(token)
+
+    assert journal == [("holders", ada.id)]
+
+
+def test_what_is_refused_is_no_use(check: Check, users: Users, ada: User, key: str, clock: SettableClock) -> None:
+    wrong = key[:-1] + ("0" if key[-1] != "0" else "1")
+    added, ending = users.add_api_key(user_id=ada.id, name="for a minute", expires=NOON + MINUTE)
+    clock.now += MINUTE
+    outcomes(check, wrong, ending)
+    users.set_enabled(user_id=ada.id, enabled=False)
+
+    outcomes(check, key)
+
+    assert [used.last_used_datetime for used in users.list_api_keys(ada.id)] == [None, None]
+    assert added in users.list_api_keys(ada.id)
+
+
+def test_uses_are_told_to_whoever_is_given_for_it(
+    users: Users, tokens: InMemoryTokens, clock: SettableClock, ada: User, key: str
+) -> None:
+    told: list[tuple[ApiKey, datetime]] = []
+    guard = Guard(users.repository, tokens, clock=clock, key_usage=lambda key, at: told.append((key, at)))
+    (stored,) = users.list_api_keys(ada.id)
+
+    guard.check(key)
+    clock.now += SECOND
+    guard.check(key)
+
+    assert told == [(stored, NOON), (stored, NOON + SECOND)]
+    assert users.list_api_keys(ada.id) == [stored]
+
+
+# --- what managers do
+
+
+def test_a_manager_sets_a_password(users: Users, ada: User, clock: SettableClock, cipher: AgeingCipher) -> None:
+    clock.now += MINUTE
+
+    changed = users.set_password(user_id=ada.id, password=NEW_PASSWORD)
+
+    assert changed == attrs.evolve(
+        ada, password=changed.password, token_epoch=changed.token_epoch, updated_datetime=NOON + MINUTE
+    )
+    assert changed.token_epoch != ada.token_epoch
+    assert users.get(ada.id) == changed
+    assert [cipher.matches(password, changed.password) for password in (PASSWORD, NEW_PASSWORD)] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("password", "message"),
+    [
+        ("short", "must be at least 8 characters"),
+        ("", "must not be empty"),
+        ("x" * 1025, "must be at most 1024 characters"),
+        ("\ud800" * 8, "must be valid Unicode, without lone surrogates"),
+        (None, "must be a string"),
+    ],
+    ids=["short", "empty", "long", "surrogates", "none"],
+)
+def test_a_password_that_breaks_the_policy_is_not_set(
+    users: Users, ada: User, cipher: AgeingCipher, password: str, message: str
+) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        users.set_password(user_id=ada.id, password=password)
+
+    assert refusal.value.errors == (FieldError("password", message),)
+    assert cipher.encryptions == 0
+    assert users.get(ada.id) == ada
+
+
+def test_a_manager_ends_tokens(users: Users, ada: User, clock: SettableClock) -> None:
+    clock.now += MINUTE
+
+    ended = [users.end_tokens(user_id=ada.id) for _ in range(2)]
+
+    assert ended == [attrs.evolve(ada, token_epoch=each.token_epoch, updated_datetime=NOON + MINUTE) for each in ended]
+    assert len({ada.token_epoch, *[each.token_epoch for each in ended]}) == 3
+    assert users.get(ada.id) == ended[1]
+
+
+def test_what_is_done_to_nobody_is_refused(users: Users, ada: User) -> None:
+    calls: list[Callable[[], object]] = [
+        lambda: users.set_password(user_id=NOBODY, password=NEW_PASSWORD),
+        lambda: users.end_tokens(user_id=NOBODY),
+        lambda: users.add_api_key(user_id=NOBODY, name="job"),
+        lambda: users.list_api_keys(NOBODY),
+    ]
+
+    for call in calls:
+        with pytest.raises(UserNotFoundError) as refusal:
+            call()
+        assert refusal.value == UserNotFoundError(NOBODY)
+
+
+def test_preparing_changes_stores_nothing(users: Users, ada: User) -> None:
+    password = users.prepare_password(user_id=ada.id, password=NEW_PASSWORD)
+    ending = users.prepare_end_tokens(user_id=ada.id)
+    adding, secret = users.prepare_api_key(user_id=ada.id, name="job", expires=None)
+
+    assert password == ChangePassword(
+        user_id=ada.id, password=password.password, replacing=None, at=NOON, token_epoch=password.token_epoch
+    )
+    assert ending == EndTokens(user_id=ada.id, at=NOON, token_epoch=ending.token_epoch)
+    assert adding == AddApiKey(
+        key=ApiKey(
+            id=ApiKeyId(secret.split("_")[1]),
+            user_id=ada.id,
+            name="job",
+            digest=hashlib.sha256(secret.encode()).hexdigest(),
+            created_datetime=NOON,
+        )
+    )
+    assert (users.get(ada.id), users.list_api_keys(ada.id)) == (ada, [])
+
+
+def test_a_new_api_key_is_given_once_and_stored_as_its_digest(users: Users, ada: User) -> None:
+    ends = (NOON + HOUR).astimezone(timezone(timedelta(hours=-5)))
+
+    key, secret = users.add_api_key(user_id=ada.id, name="CI", expires=ends)
+
+    assert key == ApiKey(
+        id=ApiKeyId(secret.split("_")[1]),
+        user_id=ada.id,
+        name="CI",
+        digest=hashlib.sha256(secret.encode()).hexdigest(),
+        created_datetime=NOON,
+        expires_datetime=NOON + HOUR,
+        last_used_datetime=None,
+    )
+    assert users.list_api_keys(ada.id) == [key]
+    assert secret not in repr(key)
+    assert secret.split("_")[2] not in f"{attrs.asdict(key)}"
+
+
+def test_an_api_key_at_fault_is_refused_with_every_field_named(users: Users, ada: User) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        users.add_api_key(user_id=ada.id, name="a\0", expires=datetime(9999, 12, 31, 23, tzinfo=timezone(-HOUR)))
+
+    assert refusal.value.errors == (
+        FieldError("name", "must hold no control or invisible characters"),
+        FieldError("expires_at", "must be of the years 1 to 9999 in UTC"),
+    )
+    assert users.list_api_keys(ada.id) == []
+
+
+def test_api_keys_are_listed_the_oldest_first(users: Users, ada: User, clock: SettableClock) -> None:
+    bob = users.register(username="bob", password=PASSWORD, email="bob@example.com")
+    added = []
+    for name in ("one", "two", "two"):
+        added.append(users.add_api_key(user_id=ada.id, name=name)[0])
+        users.add_api_key(user_id=bob.id, name=name)
+        clock.now += SECOND
+
+    assert users.list_api_keys(ada.id) == added
+
+
+def test_a_key_that_is_removed_is_given_back_as_it_was_and_is_gone(users: Users, ada: User) -> None:
+    keys = [users.add_api_key(user_id=ada.id, name=name)[0] for name in ("one", "two")]
+
+    removed = users.remove_api_key(keys[0].id)
+
+    assert removed == keys[0]
+    assert users.list_api_keys(ada.id) == [keys[1]]
+    with pytest.raises(ApiKeyNotFoundError) as refusal:
+        users.remove_api_key(keys[0].id)
+    assert refusal.value == ApiKeyNotFoundError(keys[0].id)
+
+
+# --- storing every password under the newest key
+
+
+def test_every_password_is_stored_anew_a_batch_at_a_time(
+    users: Users, ada: User, cipher: AgeingCipher, journal: list[tuple[object, ...]]
+) -> None:
+    others = [users.register(username=f"user{n}", password=PASSWORD, email="a@example.com") for n in range(4)]
+    old = [with_old_password(users, user) for user in (ada, others[1])]
+    journal.clear()
+
+    done = list(users.reencrypt(batch=2))
+    again = list(users.reencrypt(batch=3))
+
+    stored = list(users.iterate_users())
+    assert (done, again) == ([(2, 1), (2, 1), (1, 0)], [(3, 0), (2, 0)])
+    assert [what for what in journal if what != ("apply",)] == [("apply", Reencrypt)] * 2
+    assert [attrs.evolve(user, password=old[0].password) for user in stored] == [
+        attrs.evolve(user, password=old[0].password) for user in (ada, *others)
+    ]
+    assert [cipher.needs_upgrade(user.password) for user in stored] == [False] * 5
+    assert all(cipher.matches(PASSWORD, user.password) for user in stored)
+
+
+def test_without_users_there_is_nothing_to_store_anew(users: Users) -> None:
+    assert list(users.reencrypt()) == []
+
+
+def test_a_password_that_changes_meanwhile_is_not_overwritten(
+    users: Users, ada: User, repository: JournaledRepository, cipher: AgeingCipher
+) -> None:
+    with_old_password(users, ada)
+    page = repository.list_page(after=UserId(0), limit=10)
+    changed = users.set_password(user_id=ada.id, password=NEW_PASSWORD)
+    reencrypt = cipher.reencrypt(page[0].password)
+    assert reencrypt is not None
+
+    outcome = users.apply(Reencrypt(user_id=ada.id, password=reencrypt, replacing=page[0].password))
+
+    assert outcome == users.get(ada.id) == changed

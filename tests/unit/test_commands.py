@@ -1,0 +1,242 @@
+"""Changes say all that they will do."""
+
+from datetime import UTC, datetime, timedelta, timezone
+
+import attrs
+import pytest
+
+from mlapi.domain.commands import (
+    UNKNOWN_ACTOR,
+    Actor,
+    AddApiKey,
+    ChangePassword,
+    EndTokens,
+    RecordApiKeyUse,
+    Reencrypt,
+    Register,
+    Remove,
+    RemoveApiKey,
+    SetEnabled,
+    new_token_epoch,
+)
+from mlapi.domain.credentials import ApiKey, ApiKeyId
+from mlapi.domain.errors import FieldError, InvalidFieldsError, PasswordChangedError
+from mlapi.domain.users import EncryptedPassword, User, UserId
+
+BY = f"actor={UNKNOWN_ACTOR!r}"
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+LATER = NOON + timedelta(hours=1)
+STORED = EncryptedPassword("stored-password")
+ANOTHER = EncryptedPassword("another-password")
+
+REGISTER = Register(username="Ada", password=STORED, email="ada@example.com", at=NOON, token_epoch="first-epoch")
+ADA = User(
+    id=UserId(7),
+    username="Ada",
+    password=STORED,
+    email="ada@example.com",
+    enabled=True,
+    created_datetime=NOON,
+    updated_datetime=NOON,
+    token_epoch="first-epoch",
+)
+CHANGE = ChangePassword(user_id=ADA.id, password=ANOTHER, replacing=STORED, at=LATER, token_epoch="next-epoch")
+KEY = ApiKey(id=ApiKeyId("0123456789abcdef"), user_id=ADA.id, name="laptop", digest="digest", created_datetime=NOON)
+
+
+def test_a_registration_becomes_an_enabled_user() -> None:
+    assert REGISTER.as_user(UserId(7)) == ADA
+
+
+def test_a_registration_carries_the_key_of_its_name() -> None:
+    assert REGISTER.username_key == "ada"
+
+
+@pytest.mark.parametrize(
+    ("username", "email", "problem"),
+    [
+        pytest.param("", "ada@example.com", FieldError("username", "must not be empty"), id="empty name"),
+        pytest.param(
+            "ada ",
+            "ada@example.com",
+            FieldError("username", "must not begin or end with white space"),
+            id="name with a space after it",
+        ),
+        pytest.param("ada", "", FieldError("email", "must not be empty"), id="empty e-mail"),
+        pytest.param("ada", "ada", FieldError("email", "must look like name@example.com"), id="e-mail without @"),
+    ],
+)
+def test_a_registration_cannot_be_made_of_bad_fields(username: str, email: str, problem: FieldError) -> None:
+    with pytest.raises(InvalidFieldsError) as refusal:
+        Register(username=username, password=STORED, email=email, at=NOON)
+
+    assert refusal.value.errors == (problem,)
+
+
+def test_a_registration_shows_no_password_email_or_epoch() -> None:
+    assert (
+        repr(REGISTER)
+        == f"Register(username='Ada', password=EncryptedPassword(), enabled=True, at={NOON!r}, created=None, {BY})"
+    )
+
+
+def test_setting_a_flag_does_not_show_the_epoch() -> None:
+    command = SetEnabled(user_id=UserId(7), enabled=False, at=NOON, token_epoch="next-epoch")
+
+    assert repr(command) == f"SetEnabled(user_id=7, enabled=False, at={NOON!r}, {BY})"
+
+
+def test_no_other_change_shows_a_password_an_epoch_or_a_digest() -> None:
+    ending = EndTokens(user_id=UserId(7), at=NOON, token_epoch="next-epoch")
+    better = Reencrypt(user_id=UserId(7), password=ANOTHER, replacing=STORED)
+
+    assert repr(ending) == f"EndTokens(user_id=7, at={NOON!r}, {BY})"
+    assert repr(CHANGE) == (
+        f"ChangePassword(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword(), at={LATER!r}, {BY})"
+    )
+    assert repr(better) == "Reencrypt(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword())"
+    assert repr(AddApiKey(key=KEY)) == (
+        "AddApiKey(key=ApiKey(id='0123456789abcdef', user_id=7, name='laptop',"
+        f" created_datetime={NOON!r}, expires_datetime=None, last_used_datetime=None), {BY})"
+    )
+
+
+def test_two_registrations_have_two_epochs() -> None:
+    one = Register(username="ada", password=STORED, email="ada@example.com", at=NOON)
+    other = Register(username="ada", password=STORED, email="ada@example.com", at=NOON)
+
+    assert one.token_epoch != other.token_epoch
+
+
+def test_two_changes_that_end_tokens_have_two_epochs() -> None:
+    commands: list[EndTokens | SetEnabled | ChangePassword] = [
+        *(EndTokens(user_id=ADA.id, at=NOON) for _ in range(2)),
+        *(SetEnabled(user_id=ADA.id, enabled=False, at=NOON) for _ in range(2)),
+        *(ChangePassword(user_id=ADA.id, password=ANOTHER, replacing=None, at=NOON) for _ in range(2)),
+    ]
+
+    assert len({command.token_epoch for command in commands}) == len(commands)
+
+
+def test_an_epoch_is_64_bits_in_hex() -> None:
+    epoch = new_token_epoch()
+
+    assert len(bytes.fromhex(epoch)) == 8
+
+
+def test_the_times_of_changes_become_utc() -> None:
+    in_tokyo = datetime(2026, 3, 1, 21, tzinfo=timezone(timedelta(hours=9)))
+
+    assert attrs.evolve(REGISTER, at=in_tokyo) == REGISTER
+    assert SetEnabled(user_id=UserId(7), enabled=True, at=in_tokyo).at.tzinfo is UTC
+    assert EndTokens(user_id=UserId(7), at=in_tokyo).at.tzinfo is UTC
+    assert attrs.evolve(CHANGE, at=in_tokyo) == attrs.evolve(CHANGE, at=NOON)
+    assert RecordApiKeyUse(key_id=KEY.id, at=in_tokyo) == RecordApiKeyUse(key_id=KEY.id, at=NOON)
+
+
+def test_a_change_without_a_time_zone_is_refused() -> None:
+    naive = datetime(2026, 3, 1, 12)  # noqa: DTZ001 - that is what is tested
+
+    with pytest.raises(ValueError, match="a time without its zone"):
+        SetEnabled(user_id=UserId(7), enabled=True, at=naive)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [pytest.param(True, False, id="disabled"), pytest.param(False, True, id="enabled")],
+)
+def test_the_epoch_turns_when_the_flag_turns(before: bool, after: bool) -> None:
+    user = attrs.evolve(ADA, enabled=before)
+    command = SetEnabled(user_id=user.id, enabled=after, at=LATER, token_epoch="next-epoch")
+
+    assert command.apply_to(user) == attrs.evolve(user, enabled=after, updated_datetime=LATER, token_epoch="next-epoch")
+
+
+@pytest.mark.parametrize("flag", [True, False], ids=["enabled", "disabled"])
+def test_setting_what_is_set_moves_the_time_and_nothing_else(flag: bool) -> None:
+    user = attrs.evolve(ADA, enabled=flag)
+    command = SetEnabled(user_id=user.id, enabled=flag, at=LATER, token_epoch="next-epoch")
+
+    assert command.apply_to(user) == attrs.evolve(user, updated_datetime=LATER)
+
+
+@pytest.mark.parametrize("flag", [True, False], ids=["enabled", "disabled"])
+def test_ending_tokens_turns_the_epoch_and_leaves_the_flag(flag: bool) -> None:
+    user = attrs.evolve(ADA, enabled=flag)
+    command = EndTokens(user_id=user.id, at=LATER, token_epoch="next-epoch")
+
+    assert command.apply_to(user) == attrs.evolve(user, updated_datetime=LATER, token_epoch="next-epoch")
+
+
+@pytest.mark.parametrize("replacing", [None, STORED], ids=["whatever it was", "the stored one"])
+def test_another_password_turns_the_epoch(replacing: EncryptedPassword | None) -> None:
+    changed = attrs.evolve(CHANGE, replacing=replacing).apply_to(ADA)
+
+    assert changed == attrs.evolve(ADA, password=ANOTHER, updated_datetime=LATER, token_epoch="next-epoch")
+
+
+def test_a_password_that_is_not_the_stored_one_any_more_is_not_replaced() -> None:
+    user = attrs.evolve(ADA, password=EncryptedPassword("of a manager"))
+
+    assert CHANGE.apply_to(user) == PasswordChangedError(ADA.id)
+
+
+def test_a_password_that_is_stored_better_is_all_that_changes() -> None:
+    command = Reencrypt(user_id=ADA.id, password=ANOTHER, replacing=STORED)
+
+    assert command.apply_to(ADA) == attrs.evolve(ADA, password=ANOTHER)
+
+
+def test_a_password_that_has_changed_meanwhile_is_not_stored_better() -> None:
+    user = attrs.evolve(ADA, password=EncryptedPassword("a new one"))
+    command = Reencrypt(user_id=ADA.id, password=ANOTHER, replacing=STORED)
+
+    assert command.apply_to(user) == user
+
+
+def test_a_new_api_key_is_about_its_user() -> None:
+    assert AddApiKey(key=KEY).user_id == ADA.id
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param(None, LATER, id="never before"),
+        pytest.param(LATER - timedelta(minutes=1), LATER, id="a minute ago"),
+        pytest.param(LATER - timedelta(seconds=59.999999), LATER - timedelta(seconds=59.999999), id="just now"),
+        pytest.param(LATER, LATER, id="at the same time"),
+        pytest.param(LATER + timedelta(hours=1), LATER + timedelta(hours=1), id="later, by another clock"),
+    ],
+)
+def test_a_use_is_recorded_once_a_minute(before: datetime | None, after: datetime) -> None:
+    key = attrs.evolve(KEY, last_used_datetime=before)
+
+    assert RecordApiKeyUse(key_id=KEY.id, at=LATER).apply_to(key) == attrs.evolve(KEY, last_used_datetime=after)
+
+
+def test_changes_of_api_keys_are_equal_when_they_say_the_same() -> None:
+    assert RemoveApiKey(key_id=KEY.id, at=NOON) == RemoveApiKey(key_id=ApiKeyId("0123456789abcdef"), at=NOON)
+    assert AddApiKey(key=KEY) == AddApiKey(key=attrs.evolve(KEY))
+    assert AddApiKey(key=KEY) != AddApiKey(key=attrs.evolve(KEY, digest="another"))
+
+
+def test_a_change_does_not_change() -> None:
+    command = Remove(user_id=UserId(7), at=NOON)
+
+    with pytest.raises(attrs.exceptions.FrozenInstanceError):
+        command.user_id = UserId(8)  # type: ignore[misc]  # to be refused
+
+    assert command == Remove(user_id=UserId(7), at=NOON)
+
+
+@pytest.mark.parametrize("text", ["", "a" * 201, "a\nb", "\ud800", "a\u202eb"])
+def test_a_cause_is_a_short_line_of_text(text: str) -> None:
+    for fields in ({"name": text}, {"name": "admin", "request_id": text}):
+        with pytest.raises(ValueError, match="1 to 200 characters"):
+            Actor(**fields)
+
+
+def test_a_user_may_be_registered_shut_out() -> None:
+    user = attrs.evolve(REGISTER, enabled=False).as_user(UserId(7))
+
+    assert user == attrs.evolve(REGISTER.as_user(UserId(7)), enabled=False)
