@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from sqlalchemy import URL, Connection, NullPool, create_engine, inspect, text
 
 # Made for tests, as the origin's application writes; the key is used nowhere else.
-ORIGIN: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "origin_users.json").read_text("utf-8"))
+ORIGIN: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "legacy_users.json").read_text("utf-8"))
 ROWS: list[dict[str, Any]] = [
     {name: value for name, value in row.items() if name != "plaintext"} for row in ORIGIN["rows"]
 ]

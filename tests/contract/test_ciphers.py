@@ -22,7 +22,7 @@ from mlapi.testing import PasswordCipherContract
 from tests.conftest import KEY, OLDER_KEY, SALT
 
 # Rows as the origin's application writes them, with the key and salt they were written with.
-ORIGIN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "origin_users.json").read_text("utf-8"))
+ORIGIN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "legacy_users.json").read_text("utf-8"))
 ROWS = [
     pytest.param(row["plaintext"], EncryptedPassword(row["password"]), id=row["username"]) for row in ORIGIN["rows"]
 ]

@@ -399,7 +399,10 @@ def test_a_decoded_body_shows_nothing() -> None:
     ("body", "decoded", "shown"),
     [
         pytest.param(
-            b'{"username": "ada", "password": "CANARY"}', LoginRequest("ada", "CANARY"), "LoginRequest(...)", id="log-in"
+            b'{"username": "ada", "password": "CANARY"}',
+            LoginRequest("ada", "CANARY"),
+            "LoginRequest(...)",
+            id="log-in",
         ),
         pytest.param(
             b'{"current": "CANARY", "new": "CANARY2"}',

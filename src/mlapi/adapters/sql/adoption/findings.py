@@ -100,14 +100,14 @@ def all_findings(
 
     created, updated = users.c.created_datetime, users.c.updated_datetime
     has_none = func.coalesce(users.c.password, "") == ""
-    unreadable = count(notes.c.find_password_error.is_not(None))
+    unreadable = count(notes.c.password_problem.is_not(None))
     are_wrong = unreadable > _TOO_MANY * count(not_(has_none))
     yield finding(
         "unreadable_passwords",
         "stored passwords that the configured secrets do not fit",
         _GIVE_SECRETS if are_wrong else "kept as they are; nobody can log in with these",
-        notes.c.find_password_error.is_not(None),
-        detail=notes.c.find_password_error,
+        notes.c.password_problem.is_not(None),
+        detail=notes.c.password_problem,
         is_hindrance=are_wrong,
     )
     yield finding(
@@ -151,8 +151,8 @@ def all_findings(
         "invalid_emails",
         "e-mail addresses that nobody may register with",
         "kept as they are",
-        notes.c.find_email_error.is_not(None),
-        detail=notes.c.find_email_error,
+        notes.c.email_problem.is_not(None),
+        detail=notes.c.email_problem,
     )
     yield finding("missing_emails", "no e-mail address", "becomes empty", users.c.email.is_(None))
     no_flag = users.c.enabled.is_(None)
