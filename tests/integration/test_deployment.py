@@ -18,7 +18,7 @@ SECRETS = {
 
 
 def test_the_configuration_is_read_with_the_secrets_in_the_files_that_the_unit_names(tmp_path: Path) -> None:
-    unit = (DEPLOY / "mlapi.application.users").read_text("utf-8")
+    unit = (DEPLOY / "mlapi.service").read_text("utf-8")
     environ = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit, re.MULTILINE))
     credentials = re.findall(r"^LoadCredential=(\w+):", unit, re.MULTILINE)
     url = "postgresql://mlapi@/mlapi?host=db1:5432&host=db2:5432&target_session_attrs=read-write"
@@ -37,9 +37,7 @@ def test_the_configuration_is_read_with_the_secrets_in_the_files_that_the_unit_n
 
 
 def test_the_unit_starts_the_service_with_options_that_it_has() -> None:
-    (command,) = re.findall(
-        r"^ExecStart=\S+/mlapi (.*)$", (DEPLOY / "mlapi.application.users").read_text("utf-8"), re.MULTILINE
-    )
+    (command,) = re.findall(r"^ExecStart=\S+/mlapi (.*)$", (DEPLOY / "mlapi.service").read_text("utf-8"), re.MULTILINE)
 
     told = CliRunner().invoke(main, [*command.split(), "--help"])
 

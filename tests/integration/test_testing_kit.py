@@ -98,7 +98,7 @@ def test_what_else_a_suite_does_not_find_is_no_matter_of_pip(monkeypatch: pytest
     monkeypatch.delitem(sys.modules, "mlapi.testing.http", raising=False)
     monkeypatch.setitem(sys.modules, "mlapi.entrypoints.admin", None)
 
-    with pytest.raises(ModuleNotFoundError, match=r"^import of mlapi\.entrypoints\.management halted"):
+    with pytest.raises(ModuleNotFoundError, match=r"^import of mlapi\.entrypoints\.admin halted"):
         _ = mlapi.testing.HttpContract
 
 
