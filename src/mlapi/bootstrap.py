@@ -25,6 +25,7 @@ from mlapi.adapters.sql import (
     Database,
     Inspection,
     SqlAttempts,
+    SqliteUserRepository,
     SqlUserRepository,
     check_key,
     connection_url,
@@ -123,7 +124,8 @@ def open_service(settings: Settings) -> Iterator[Service]:
     with open_database(settings) as database:
         file = secrets_file(database)
         with_secrets = _with_secrets(settings, database, file)
-        repository = SqlUserRepository(database, before_first_use=lambda: _prepare(database, settings))
+        kind = SqliteUserRepository if database.is_sqlite else SqlUserRepository
+        repository = kind(database, before_first_use=lambda: _prepare(database, settings))
         try:
             repository.open()
         except RepositoryUnavailableError as error:

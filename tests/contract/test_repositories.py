@@ -4,7 +4,7 @@ import pytest
 
 from mlapi import UserRepository
 from mlapi.adapters.memory import InMemoryUserRepository
-from mlapi.adapters.sql import Database, SqlUserRepository
+from mlapi.adapters.sql import Database, SqliteUserRepository, SqlUserRepository
 from mlapi.testing import UserRepositoryContract
 
 
@@ -17,4 +17,4 @@ class TestInMemoryUserRepository(UserRepositoryContract):
 class TestSqlUserRepository(UserRepositoryContract):
     @pytest.fixture
     def repository(self, database: Database) -> UserRepository:
-        return SqlUserRepository(database)
+        return SqliteUserRepository(database) if database.is_sqlite else SqlUserRepository(database)

@@ -109,8 +109,8 @@ class CachingHolders(InMemoryUserRepository):
         super().__init__()
         self._asked: dict[PrincipalId, Principal | None] = {}
 
-    def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:
-        return [self._asked.setdefault(subject, super().find_principals([subject])[0]) for subject in subjects]
+    def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        return [self._asked.setdefault(one, super().find_principals([one])[0]) for one in ids]
 
 
 class TakingItsTime(InMemoryUserRepository):

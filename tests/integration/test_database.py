@@ -27,7 +27,15 @@ from mlapi import (
     UserExistsError,
     UserId,
 )
-from mlapi.adapters.sql import Database, SqlUserRepository, check_key, connection_url, database_url, upgrade
+from mlapi.adapters.sql import (
+    Database,
+    SqliteUserRepository,
+    SqlUserRepository,
+    check_key,
+    connection_url,
+    database_url,
+    upgrade,
+)
 from mlapi.adapters.sql.tables import UtcDateTime
 from mlapi.testing.repository import (
     LATER,
@@ -564,7 +572,7 @@ def open_files() -> int:
 
 
 def test_what_cannot_be_read_at_once_leaves_no_connection_open(sqlite_database: Database) -> None:
-    repository = SqlUserRepository(sqlite_database)
+    repository = SqliteUserRepository(sqlite_database)
     repository.find_principals([UserId(1)])
     with sqlite_database.writing() as connection:
         connection.execute(text("ALTER TABLE users RENAME TO gone"))
@@ -572,7 +580,7 @@ def test_what_cannot_be_read_at_once_leaves_no_connection_open(sqlite_database: 
 
     for _ in range(20):
         with pytest.raises(RepositoryUnavailableError):
-            repository.find_principals([UserId(1)], at_once=True)
+            repository.find_principals_nowait([UserId(1)])
 
     assert open_files() <= before
 
@@ -610,7 +618,7 @@ def copied(url: URL, to: Path) -> Path:
 def test_a_file_that_was_replaced_is_seen_by_whoever_reads_or_writes_next(
     sqlite_database: Database, sqlite_url: URL, tmp_path: Path
 ) -> None:
-    repository = SqlUserRepository(sqlite_database)
+    repository = SqliteUserRepository(sqlite_database)
     ada = registered(repository)
     repository.find_principals([ada.id])
     backup = copied(sqlite_url, tmp_path / "backup.db")
@@ -619,9 +627,9 @@ def test_a_file_that_was_replaced_is_seen_by_whoever_reads_or_writes_next(
     replaced(sqlite_url, actor=backup)
 
     with pytest.raises(RepositoryUnavailableError, match="the database file was removed or replaced"):
-        repository.find_principals([ada.id], at_once=True)
+        repository.find_principals_nowait([ada.id])
     assert repository.find_principals([ada.id]) == [ada]
-    assert repository.find_principals([ada.id], at_once=True) == [ada]
+    assert repository.find_principals_nowait([ada.id]) == [ada]
 
 
 def test_nothing_is_acknowledged_that_is_written_to_a_file_that_was_removed(

@@ -37,7 +37,7 @@ from mlapi import (
     Users,
 )
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
-from mlapi.adapters.sql import Database, SqlUserRepository
+from mlapi.adapters.sql import Database, SqliteUserRepository, SqlUserRepository
 from mlapi.bootstrap import async_guard, open_service
 from mlapi.config import load_settings
 from mlapi.domain.users import utc_now
@@ -406,7 +406,8 @@ def test_an_application_without_routes_is_no_application() -> None:
 
 @pytest.fixture
 def guard_of(database: Database) -> Callable[[TokenIssuer], Guard]:
-    return lambda tokens: Guard(SqlUserRepository(database), tokens)
+    kind = SqliteUserRepository if database.is_sqlite else SqlUserRepository
+    return lambda tokens: Guard(kind(database), tokens)
 
 
 def test_each_call_sees_what_was_acknowledged_before_it(
@@ -452,10 +453,10 @@ def test_who_asks_no_more_is_answered_no_more(tokens: InMemoryTokens) -> None:
     class Away(InMemoryUserRepository):
         away = False
 
-        def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:
+        def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
             if self.away:
                 raise RepositoryUnavailableError("away")
-            return super().find_principals(subjects, at_once=at_once)
+            return super().find_principals(ids)
 
     repository = Away()
     token = tokens.issue(registered(repository)).token
@@ -490,7 +491,7 @@ def test_a_database_that_is_not_ready_is_made_ready_first(database: Database) ->
 def test_a_database_that_somebody_keeps_for_himself_does_not_hold_up_the_loop(
     sqlite_database: Database, sqlite_url: URL, tokens: InMemoryTokens
 ) -> None:
-    guard = Guard(SqlUserRepository(sqlite_database), tokens)
+    guard = Guard(SqliteUserRepository(sqlite_database), tokens)
     ada = registered(guard.repository)
     token = tokens.issue(ada).token
     turns = []

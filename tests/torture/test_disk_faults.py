@@ -25,7 +25,7 @@ import requests
 from click.testing import CliRunner
 from sqlalchemy import URL
 
-from mlapi.adapters.sql import Database, SqlUserRepository, database_url, sqlite
+from mlapi.adapters.sql import Database, SqliteUserRepository, database_url, sqlite
 from mlapi.application.users import Users
 from mlapi.bootstrap import open_users
 from mlapi.config import DatabaseSettings, PasswordSettings, Settings
@@ -419,7 +419,7 @@ def test_a_file_that_is_damaged_is_refused_and_told_until_a_copy_is_back(
     "damage", ["created_datetime = 'c4n4ry'", "email = CAST(x'63346e347279ff' AS TEXT)"], ids=["no time", "no UTF-8"]
 )
 def test_a_value_that_is_none_of_its_kind_is_unavailable_and_not_shown(damage: str, sqlite_database: Database) -> None:
-    repository = SqlUserRepository(sqlite_database)
+    repository = SqliteUserRepository(sqlite_database)
     user = Users(repository, PlainCipher()).register(**body("ada"))
     with sqlite_database.writing() as connection:
         connection.exec_driver_sql(f"UPDATE users SET {damage}")
@@ -428,7 +428,7 @@ def test_a_value_that_is_none_of_its_kind_is_unavailable_and_not_shown(damage: s
     for read in (
         lambda: repository.get(user.id),
         lambda: repository.find_principals([user.id]),
-        lambda: repository.find_principals([user.id], at_once=True),
+        lambda: repository.find_principals_nowait([user.id]),
         lambda: repository.apply([SetEnabled(user_id=user.id, enabled=True, at=utc_now())]),
     ):
         with pytest.raises(RepositoryUnavailableError, match="holds what cannot be read") as caught:

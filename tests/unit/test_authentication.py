@@ -42,12 +42,13 @@ from mlapi import (
     UserId,
     UsernameKey,
     UserNotFoundError,
+    UserRepository,
     Users,
     VerifiedLogin,
 )
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
 from mlapi.bootstrap import async_guard
-from mlapi.testing import SettableClock
+from mlapi.testing import SettableClock, UnavailableRepository
 from mlapi.testing.tokens import HOUR, MOMENT, NOON
 
 SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
@@ -84,8 +85,6 @@ class AgeingCipher(PlainCipher):
 class JournaledRepository(InMemoryUserRepository):
     """Writes down what it is asked, and can be away."""
 
-    is_local = True
-
     def __init__(self, journal: list[tuple[object, ...]]) -> None:
         super().__init__()
         self._journal = journal
@@ -101,16 +100,32 @@ class JournaledRepository(InMemoryUserRepository):
         self._be_asked("apply", *[type(command) for command in commands])
         return super().apply(commands, commit_by=commit_by)
 
-    def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:
-        if at_once and self.locked:
+    def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        self._be_asked("holders", *ids)
+        return super().find_principals(ids)
+
+    def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        if self.locked:
             raise RepositoryUnavailableError("locked")
-        self._be_asked("holders", *subjects)
-        return super().find_principals(subjects, at_once=at_once)
+        return super().find_principals_nowait(ids)
 
     def _be_asked(self, *what: object) -> None:
         self._journal.append(what)
         if self.away:
             raise RepositoryUnavailableError("away")
+
+
+class RemoteRepository(UnavailableRepository):
+    """Offer no nonblocking lookup, like a repository on another machine."""
+
+    def __init__(self, repository: UserRepository) -> None:
+        self._repository = repository
+
+    def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        return self._repository.find_principals(ids)
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        return self._repository.apply(commands, commit_by=commit_by)
 
 
 class JournaledAttempts(UnlimitedAttempts):
@@ -579,7 +594,8 @@ def check(request: pytest.FixtureRequest, repository: JournaledRepository, guard
     if request.param == "guard":
         yield guard.check
         return
-    repository.is_local = request.param != "asynchronous, of another machine"
+    if request.param == "asynchronous, of another machine":
+        guard.repository = RemoteRepository(repository)
     repository.locked = request.param == "asynchronous, with a lock held"
     with async_guard(guard) as asynchronous:
         yield lambda credential: asyncio.run(asynchronous.check(credential))

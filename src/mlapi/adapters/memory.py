@@ -80,8 +80,6 @@ class InMemoryAuditTrail:
 class InMemoryUserRepository:
     """A `UserRepository` that only forgets. Safe to share between threads."""
 
-    is_local = True
-
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._users: dict[UserId, User] = {}
@@ -125,9 +123,12 @@ class InMemoryUserRepository:
         with self._lock:
             return len(self._users)
 
-    def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:  # noqa: ARG002 - the port's
+    def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         with self._lock:
-            return [self._holder(subject) for subject in subjects]
+            return [self._principal(principal_id) for principal_id in ids]
+
+    def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        return self.find_principals(ids)
 
     def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
         self.get(user_id)
@@ -138,10 +139,10 @@ class InMemoryUserRepository:
     def check(self) -> None:
         """Memory is always there."""
 
-    def _holder(self, subject: PrincipalId) -> Principal | None:
-        if isinstance(subject, int):
-            return self._users.get(subject)
-        key = self._api_keys.get(subject)
+    def _principal(self, principal_id: PrincipalId) -> Principal | None:
+        if isinstance(principal_id, int):
+            return self._users.get(principal_id)
+        key = self._api_keys.get(principal_id)
         return None if key is None else ApiKeyPrincipal(key, self._users[key.user_id])
 
     def _apply(self, command: Command) -> Outcome:

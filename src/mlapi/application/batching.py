@@ -22,7 +22,7 @@ import attrs
 from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, UserCommand
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
-from mlapi.domain.ports import UserRepository
+from mlapi.domain.ports import NonblockingLookup, UserRepository
 from mlapi.domain.users import User
 
 MAX_WAITING = 10_000
@@ -210,10 +210,9 @@ class PrincipalLookup:
     """
 
     def __init__(self, repository: UserRepository, *, patience: float = PATIENCE) -> None:
-        self._repository = repository
-        self._is_local = repository.is_local
+        self._nonblocking = repository if isinstance(repository, NonblockingLookup) else None
         self._in_thread = Batcher[PrincipalId, Principal | None](
-            lambda subjects, _: repository.find_principals(subjects), patience=patience
+            lambda ids, _: repository.find_principals(ids), patience=patience
         )
         self._turns: dict[asyncio.AbstractEventLoop, list[tuple[PrincipalId, asyncio.Future[Principal | None]]]] = {}
 
@@ -223,9 +222,9 @@ class PrincipalLookup:
         Raises:
             RepositoryUnavailableError: as `Batcher.answer` and the repository do.
         """
-        if self._is_local:
+        if self._nonblocking is not None:
             try:
-                return await self._at_once(subject)
+                return await self._find_nowait(subject, self._nonblocking)
             except RepositoryUnavailableError:
                 pass  # so it is waited for
         return await self._in_thread.answer(subject)
@@ -233,26 +232,26 @@ class PrincipalLookup:
     def close(self) -> None:
         self._in_thread.close()
 
-    def _at_once(self, subject: PrincipalId) -> "asyncio.Future[Principal | None]":
+    def _find_nowait(self, subject: PrincipalId, repository: NonblockingLookup) -> "asyncio.Future[Principal | None]":
         loop = asyncio.get_running_loop()
         turn = self._turns.get(loop)
         if turn is None:
             self._turns[loop] = turn = []
-            loop.call_soon(self._ask, loop)
+            loop.call_soon(self._ask, loop, repository)
         answer = loop.create_future()
         turn.append((subject, answer))
         return answer
 
-    def _ask(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _ask(self, loop: asyncio.AbstractEventLoop, repository: NonblockingLookup) -> None:
         turn = self._turns.pop(loop)
         try:
-            find_principals = self._repository.find_principals([subject for subject, _ in turn], at_once=True)
+            principals = repository.find_principals_nowait([subject for subject, _ in turn])
         except Exception as error:  # noqa: BLE001 - it is theirs who wait
             for _, answer in turn:
                 if not answer.done():
                     answer.set_exception(copy(error))
             return
-        for (_, answer), holder in zip(turn, find_principals, strict=True):
+        for (_, answer), holder in zip(turn, principals, strict=True):
             if not answer.done():  # cancelled meanwhile
                 answer.set_result(holder)
 

@@ -12,7 +12,7 @@ from typing import Generic, TypeVar
 
 from mlapi.domain.credentials import IssuedToken, TokenClaims
 from mlapi.domain.errors import ConfigurationError, InvalidTokenError
-from mlapi.domain.ports import PasswordCipher, TokenIssuer
+from mlapi.domain.ports import PasswordCipher, TokenIssuer, is_costly
 from mlapi.domain.users import EncryptedPassword, User
 
 LOOK_EVERY = 1.0
@@ -67,7 +67,7 @@ class ReloadingCipher:
 
     @property
     def is_costly(self) -> bool:
-        return self._current.get().is_costly
+        return is_costly(self._current.get())
 
     def encrypt(self, password: str) -> EncryptedPassword:
         return self._current.get().encrypt(password)

@@ -18,6 +18,7 @@ from mlapi.application.users import Users
 from mlapi.domain.commands import Actor, Register
 from mlapi.domain.credentials import Principal
 from mlapi.domain.errors import FieldError, InvalidFieldsError, UserExistsError
+from mlapi.domain.ports import is_costly
 from mlapi.domain.rules import canonical_username, find_email_error, find_username_error
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, to_utc, utc_now
 from mlapi.entrypoints.http.thread_pool import cores
@@ -138,7 +139,7 @@ class UserImport:
         self._rejects = rejects
         self._by = actor
         self._dry_run = dry_run
-        self._is_hashing = users.cipher.is_costly and not dry_run
+        self._is_hashing = is_costly(users.cipher) and not dry_run
 
     def run(self, rows: Iterable[Row]) -> Generator[int, None, None]:
         """Take the rows in their order; yield the offset in bytes of what follows, after each batch that is done.

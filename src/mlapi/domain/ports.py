@@ -5,7 +5,7 @@ The service calls all of them from several threads at once.
 
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
@@ -89,20 +89,14 @@ class UserRepository(Protocol):
         """Return how many users there are."""
         ...
 
-    @property
-    def is_local(self) -> bool:
-        """Whether `find_principals` takes microseconds, so that an event loop may wait for it."""
-        ...
+    def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        """Return the principal with each id, or None where there is none.
 
-    def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:
-        """Return for each subject who stands behind it, or None for nobody.
-
-        For a `UserId` that is the user, for an `ApiKeyId` the key with its user. What was acknowledged before the call,
-        by whichever process, is seen.
+        The principal of a `UserId` is the user; that of an `ApiKeyId` is the key together with its user. The result
+        reflects every change that any process acknowledged before the call.
 
         Args:
-            subjects: in any order, none or many times.
-            at_once: of a local repository, raise where it would have to wait: for a lock, or to be opened first.
+            ids: in any order, with or without duplicates; may be empty.
         """
         ...
 
@@ -124,13 +118,30 @@ class UserRepository(Protocol):
         ...
 
 
-class PasswordCipher(Protocol):
-    """Makes stored passwords and compares with them. Has no ``decrypt``: nobody needs one."""
+@runtime_checkable
+class NonblockingLookup(Protocol):
+    """An optional capability of a `UserRepository`: look principals up on an event loop, without a thread.
 
-    @property
-    def is_costly(self) -> bool:
-        """Whether `encrypt` and `matches` take milliseconds: such work belongs into threads of its own."""
+    Offer it only if a lookup takes microseconds, as in memory or in a local file. A repository without this method is
+    called from a thread instead.
+    """
+
+    def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        """Return what `UserRepository.find_principals` would, without waiting.
+
+        Raises:
+            RepositoryUnavailableError: if the lookup would have to wait, for a lock or for a connection to open. The
+                caller then retries with `find_principals` in a thread.
+        """
         ...
+
+
+class PasswordCipher(Protocol):
+    """Encrypt passwords for storage, and compare passwords with stored ones. There is no ``decrypt``.
+
+    Optional: an attribute ``is_costly`` that is False says that `encrypt` and `matches` take microseconds, so callers
+    need no separate thread. See `is_costly`.
+    """
 
     def encrypt(self, password: str) -> EncryptedPassword:
         """Return what to store. Equal passwords give different values."""
@@ -150,6 +161,11 @@ class PasswordCipher(Protocol):
     def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
         """Return the same under the newest key, which takes no password; None if it is so already or is unreadable."""
         ...
+
+
+def is_costly(cipher: PasswordCipher) -> bool:
+    """Return whether the cipher takes milliseconds, so that it must run in a thread. True unless it says otherwise."""
+    return bool(getattr(cipher, "is_costly", True))
 
 
 class TokenIssuer(Protocol):

@@ -46,7 +46,6 @@ class UnavailableAuditTrail:
 class UnavailableRepository:
     """A `UserRepository` whose database is away: every method raises `RepositoryUnavailableError`."""
 
-    is_local = False
     audit = UnavailableAuditTrail()
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
@@ -67,7 +66,7 @@ class UnavailableRepository:
     def count(self) -> int:
         raise RepositoryUnavailableError("away")
 
-    def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:
+    def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         raise RepositoryUnavailableError("away")
 
     def list_api_keys(self, user_id: UserId) -> list[ApiKey]:

@@ -7,7 +7,7 @@ from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database, connection_url, database_url, sqlite_file
 from mlapi.adapters.sql.inspection import Inspection, inspected
 from mlapi.adapters.sql.key_check import check_key, own_fingerprint, set_own_fingerprint
-from mlapi.adapters.sql.repository import SqlUserRepository
+from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.schema import HEAD, prepare_schema, upgrade
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Inspection",
     "SqlAttempts",
     "SqlUserRepository",
+    "SqliteUserRepository",
     "check_key",
     "connection_url",
     "database_url",

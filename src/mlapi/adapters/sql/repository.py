@@ -116,14 +116,9 @@ class SqlUserRepository:
         self.open()
         return self._database.read(lambda connection: connection.scalar(_COUNT) or 0)
 
-    @property
-    def is_local(self) -> bool:
-        return self._database.is_sqlite
-
-    def find_principals(self, subjects: Sequence[PrincipalId], *, at_once: bool = False) -> list[Principal | None]:
+    def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         self.open()
-        read = self._database.read_nowait if at_once else self._database.read_batch
-        return read(partial(self._database.dialect.find_principals, subjects=subjects))
+        return self._database.read_batch(partial(self._database.dialect.find_principals, subjects=ids))
 
     def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
         self.get(user_id)
@@ -133,3 +128,11 @@ class SqlUserRepository:
     def check(self) -> None:
         self.open()
         self._database.write_batch(self._database.dialect.check)
+
+
+class SqliteUserRepository(SqlUserRepository):
+    """A `UserRepository` in SQLite, which is fast enough to be read on an event loop: it is a `NonblockingLookup`."""
+
+    def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        self.open()
+        return self._database.read_nowait(partial(self._database.dialect.find_principals, subjects=ids))

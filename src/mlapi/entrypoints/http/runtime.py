@@ -21,6 +21,7 @@ from mlapi.bootstrap import CommandBatcher, async_guard, audit_retention, group_
 from mlapi.config import load_settings
 from mlapi.domain.commands import Actor
 from mlapi.domain.errors import InvalidCredentialsError, TooManyAttemptsError
+from mlapi.domain.ports import is_costly
 from mlapi.domain.rules import fold
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.metrics import Metrics
@@ -89,7 +90,7 @@ class Runtime:
 
     async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call what runs the cipher."""
-        if self.users.cipher.is_costly:
+        if is_costly(self.users.cipher):
             return await self.hashing.run(function, *args, **kwargs)
         return function(*args, **kwargs)  # a thread would cost more than it saves
 
