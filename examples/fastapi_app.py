@@ -8,9 +8,9 @@ from starlette.exceptions import HTTPException
 from mlapi import MlapiError, Users
 from mlapi.bootstrap import open_service
 from mlapi.config import load_settings
-from mlapi.entrypoints import wire
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.middleware import RequireAdmin, refuse, refuse_http, respond
+from mlapi.entrypoints.wire import requests, responses
 
 
 def create_app(users: Users, management: AdminPolicy) -> FastAPI:
@@ -22,19 +22,19 @@ def create_app(users: Users, management: AdminPolicy) -> FastAPI:
 
     @app.post("/register-user")
     async def register(request: Request) -> Response:
-        wire.check_content(request.scope["headers"])
-        body = wire.registration(await wire.read_body(request.stream()))
+        requests.check_content(request.scope["headers"])
+        body = requests.registration(await requests.read_body(request.stream()))
         user = await run_in_threadpool(users.register, username=body.username, password=body.password, email=body.email)
-        return respond(wire.registered(user))
+        return respond(responses.registered(user))
 
     @app.put("/toggle-user-permission/{user_id}/{permission}")
     def toggle(user_id: str, permission: str) -> Response:
-        number, enabled = wire.user_id(user_id), wire.permission(permission)
-        return respond(wire.permission_updated(users.set_enabled(user_id=number, enabled=enabled)))
+        number, enabled = requests.user_id(user_id), requests.permission(permission)
+        return respond(responses.permission_updated(users.set_enabled(user_id=number, enabled=enabled)))
 
     @app.delete("/remove-user/{user_id}")
     def remove(user_id: str) -> Response:
-        return respond(wire.removed(users.remove(user_id=wire.user_id(user_id))))
+        return respond(responses.removed(users.remove(user_id=requests.user_id(user_id))))
 
     return app
 

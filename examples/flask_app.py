@@ -7,8 +7,8 @@ from werkzeug.exceptions import HTTPException
 from mlapi import MlapiError, Users
 from mlapi.bootstrap import open_service
 from mlapi.config import load_settings
-from mlapi.entrypoints import wire
 from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.wire import requests, responses
 from mlapi.entrypoints.wire.client import Client
 
 
@@ -16,31 +16,33 @@ def create_app(users: Users, management: AdminPolicy) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.before_request(lambda: management.check(Client.from_wsgi(request.environ)))
-    app.register_error_handler(MlapiError, lambda error: _respond(wire.refused(error)))
+    app.register_error_handler(MlapiError, lambda error: _respond(responses.refused(error)))
 
     @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Response:
-        return _respond(wire.failed(error.code or 500, [pair for pair in error.get_headers() if pair[0] == "Allow"]))
+        return _respond(
+            responses.failed(error.code or 500, [pair for pair in error.get_headers() if pair[0] == "Allow"])
+        )
 
     @app.post("/register-user", provide_automatic_options=False)
     def register() -> Response:
-        wire.check_content(wire.wsgi_headers(request.environ))
-        body = wire.registration(request.stream.read(wire.BODY_MAX + 1))
-        return _respond(wire.registered(users.register(**msgspec.structs.asdict(body))))
+        requests.check_content(requests.wsgi_headers(request.environ))
+        body = requests.registration(request.stream.read(requests.BODY_MAX + 1))
+        return _respond(responses.registered(users.register(**msgspec.structs.asdict(body))))
 
     @app.put("/toggle-user-permission/<user_id>/<permission>", provide_automatic_options=False)
     def toggle(user_id: str, permission: str) -> Response:
-        number, enabled = wire.user_id(user_id), wire.permission(permission)
-        return _respond(wire.permission_updated(users.set_enabled(user_id=number, enabled=enabled)))
+        number, enabled = requests.user_id(user_id), requests.permission(permission)
+        return _respond(responses.permission_updated(users.set_enabled(user_id=number, enabled=enabled)))
 
     @app.delete("/remove-user/<user_id>", provide_automatic_options=False)
     def remove(user_id: str) -> Response:
-        return _respond(wire.removed(users.remove(user_id=wire.user_id(user_id))))
+        return _respond(responses.removed(users.remove(user_id=requests.user_id(user_id))))
 
     return app
 
 
-def _respond(answer: wire.Response) -> Response:
+def _respond(answer: responses.Response) -> Response:
     return Response(answer.body, answer.status, answer.headers, content_type="application/json")
 
 

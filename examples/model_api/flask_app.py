@@ -10,7 +10,7 @@ from flask import Flask, Response, g, request
 from mlapi import Guard, MlapiError
 from mlapi.bootstrap import open_guard
 from mlapi.config import load_settings
-from mlapi.entrypoints import wire
+from mlapi.entrypoints.wire import requests, responses
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,7 +22,7 @@ def guarded(guard: Guard) -> Callable[[Callable[P, T]], Callable[P, T]]:
     def decorate(view: Callable[P, T]) -> Callable[P, T]:
         @wraps(view)
         def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-            g.user = guard.check(wire.bearer(wire.wsgi_headers(request.environ)))
+            g.user = guard.check(requests.bearer(requests.wsgi_headers(request.environ)))
             return view(*args, **kwargs)
 
         return checked
@@ -35,7 +35,7 @@ def create_app(guard: Guard) -> Flask:
 
     @app.errorhandler(MlapiError)
     def refuse(error: MlapiError) -> Response:
-        answer = wire.refused(error)
+        answer = responses.refused(error)
         return Response(answer.body, answer.status, answer.headers, content_type="application/json")
 
     @app.errorhandler(ValueError)

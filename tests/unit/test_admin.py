@@ -10,8 +10,8 @@ import pytest
 from mlapi.config import ManagementSettings, RegistrationSettings, SecretSettings, Settings
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.wire import AdminTokenRequiredError, ManagementRefusedError
 from mlapi.entrypoints.wire.client import Client, Network
+from mlapi.entrypoints.wire.requests import AdminTokenRequiredError, ManagementRefusedError
 
 TOKEN = "an-admin-token-of-32-characters."
 HOST = ("host", "localhost:8001")

@@ -9,8 +9,8 @@ from mlapi.domain.audit import DailyCount
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Day, chart, first_moment
 from mlapi.entrypoints.console.sessions import IDLE, LIFETIME, Session, Sessions
-from mlapi.entrypoints.wire import ManagementRefusedError
 from mlapi.entrypoints.wire.client import Client
+from mlapi.entrypoints.wire.requests import ManagementRefusedError
 from tests.unit.test_admin import BY_MACHINE, BY_TOKEN, LOCAL, LOCKED, STRANGER, TOKEN, with_headers
 
 NOW = 1_800_000_000

@@ -13,10 +13,10 @@ from starlette.routing import Route
 
 from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
-from mlapi.entrypoints import wire
 from mlapi.entrypoints.admin import DESCRIPTION_PATH, DOCS_PATH, METRICS_PATH, OPEN_PATHS, REGISTRATION_PATH
 from mlapi.entrypoints.console import PATH as CONSOLE_PATH
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.wire import requests, responses
 from mlapi.entrypoints.wire.openapi import ANYBODY, ANYBODY_IF_OPEN, MANAGERS, OPERATIONS, Operation, openapi
 from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS
 
@@ -90,16 +90,16 @@ def test_who_may_call_is_who_management_lets_through() -> None:
     others = {operation.path for operation in OPERATIONS} - if_open - for_managers
 
     assert if_open == {REGISTRATION_PATH, METRICS_PATH}
-    assert others == {*OPEN_PATHS, wire.TOKEN_IN_PATH + "{token}"}
+    assert others == {*OPEN_PATHS, requests.TOKEN_IN_PATH + "{token}"}
 
 
 def test_every_error_ends_some_operation() -> None:
-    assert {error for operation in OPERATIONS for error in operation.all_refusals} == set(wire.STATUS_OF)
+    assert {error for operation in OPERATIONS for error in operation.all_refusals} == set(responses.STATUS_OF)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=named)
 def test_every_status_of_an_error_is_described(operation: Operation) -> None:
-    statuses = {wire.STATUS_OF[error].value for error in operation.all_refusals}
+    statuses = {responses.STATUS_OF[error].value for error in operation.all_refusals}
 
     expected = {*statuses, operation.done.status.value, 405, *([404] if operation.may_be_closed else [])}
     assert set(described(operation)["responses"]) == {str(status) for status in expected}
@@ -190,7 +190,7 @@ def test_a_body_of_examples_is_taken(operation: Operation) -> None:
     fields = DOCUMENT["components"]["schemas"][operation.body.__name__]["properties"]
 
     body = {name: field["examples"][0] for name, field in fields.items()}
-    assert isinstance(wire.decode(json.dumps(body).encode(), operation.body), operation.body)
+    assert isinstance(requests.decode(json.dumps(body).encode(), operation.body), operation.body)
 
 
 def test_the_example_of_a_registration_is_registered() -> None:

@@ -34,12 +34,11 @@ from mlapi.domain.errors import (
     UserNotFoundError,
 )
 from mlapi.domain.users import EncryptedPassword, User, UserId
-from mlapi.entrypoints import wire
-from mlapi.entrypoints.wire import (
-    STATUS_OF,
+from mlapi.entrypoints.wire import queries, requests, responses
+from mlapi.entrypoints.wire.queries import AuditQuery, UsersQuery
+from mlapi.entrypoints.wire.requests import (
     AddApiKeyRequest,
     AdminTokenRequiredError,
-    AuditQuery,
     BodyTooLargeError,
     ChangePasswordRequest,
     Headers,
@@ -48,12 +47,11 @@ from mlapi.entrypoints.wire import (
     RegisterRequest,
     RequestBody,
     RequestError,
-    Response,
     SetPasswordRequest,
     UnreadableBodyError,
     UnsupportedMediaTypeError,
-    UsersQuery,
 )
+from mlapi.entrypoints.wire.responses import STATUS_OF, Response
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ADA = User(
@@ -113,7 +111,7 @@ def sent(types: list[str], lengths: list[str] | None = None) -> Headers:
     ],
 )
 def test_json_in_utf8_may_be_sent(content_type: str) -> None:
-    wire.check_content(sent([content_type]))
+    requests.check_content(sent([content_type]))
 
 
 @pytest.mark.parametrize(
@@ -138,7 +136,7 @@ def test_json_in_utf8_may_be_sent(content_type: str) -> None:
 )
 def test_other_content_is_refused(content_types: list[str]) -> None:
     with pytest.raises(UnsupportedMediaTypeError):
-        wire.check_content(sent(content_types))
+        requests.check_content(sent(content_types))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +145,7 @@ def test_other_content_is_refused(content_types: list[str]) -> None:
     ids=["none", "zero", "limit", "empty", "word", "negative", "exponent", "superscript digit"],
 )
 def test_a_length_within_the_limit_or_none_at_all_is_for_the_body_to_show(lengths: list[str]) -> None:
-    wire.check_content(sent(["application/json"], lengths))
+    requests.check_content(sent(["application/json"], lengths))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +155,7 @@ def test_a_length_within_the_limit_or_none_at_all_is_for_the_body_to_show(length
 )
 def test_a_length_beyond_the_limit_is_refused(lengths: list[str]) -> None:
     with pytest.raises(BodyTooLargeError):
-        wire.check_content(sent(["application/json"], lengths))
+        requests.check_content(sent(["application/json"], lengths))
 
 
 # --- reading a body
@@ -168,7 +166,7 @@ def read_all(chunks: Iterable[bytes]) -> bytes:
         for chunk in chunks:
             yield chunk
 
-    return asyncio.run(wire.read_body(stream()))
+    return asyncio.run(requests.read_body(stream()))
 
 
 @pytest.mark.parametrize(
@@ -240,18 +238,18 @@ def test_a_body_is_not_read_on_after_the_limit() -> None:
     ],
 )
 def test_a_good_body_is_decoded(body: bytes, decoded: RegisterRequest) -> None:
-    assert wire.decode(body, RegisterRequest) == decoded
+    assert requests.decode(body, RegisterRequest) == decoded
 
 
 def test_a_body_at_the_limit_is_decoded() -> None:
     body = GOOD_BODY.ljust(16384)
 
-    assert wire.decode(body, RegisterRequest) == RegisterRequest("test", "test", "test@testmail.com")
+    assert requests.decode(body, RegisterRequest) == RegisterRequest("test", "test", "test@testmail.com")
 
 
 def test_a_body_over_the_limit_is_not_decoded() -> None:
     with pytest.raises(BodyTooLargeError):
-        wire.decode(GOOD_BODY.ljust(16385), RegisterRequest)
+        requests.decode(GOOD_BODY.ljust(16385), RegisterRequest)
 
 
 def test_three_fields_at_their_longest_fit() -> None:
@@ -260,7 +258,7 @@ def test_three_fields_at_their_longest_fit() -> None:
     fields = {"username": letter * 254, "password": letter * 1024, "email": email}
     body = json.dumps(fields, ensure_ascii=False).encode()
 
-    assert wire.decode(body, RegisterRequest) == RegisterRequest(**fields)
+    assert requests.decode(body, RegisterRequest) == RegisterRequest(**fields)
 
 
 SURROGATE = "it holds a lone surrogate"
@@ -298,7 +296,7 @@ CONSTANT = "NaN and Infinity are not JSON"
 )
 def test_a_body_that_is_no_json_is_refused_with_its_reason(body: bytes, reason: str) -> None:
     with pytest.raises(UnreadableBodyError) as refusal:
-        wire.decode(body, RegisterRequest)
+        requests.decode(body, RegisterRequest)
 
     assert str(refusal.value) == f"The body is not valid JSON: {reason}"
 
@@ -308,12 +306,12 @@ def test_a_body_that_is_no_json_is_refused_with_its_reason(body: bytes, reason: 
 )
 def test_a_body_that_is_no_json_in_a_way_that_pythons_tell_differently_is_refused(body: bytes) -> None:
     with pytest.raises(UnreadableBodyError):
-        wire.decode(body, RegisterRequest)
+        requests.decode(body, RegisterRequest)
 
 
 def test_a_body_that_is_nested_deeply_and_closed_is_refused() -> None:
     with pytest.raises((UnreadableBodyError, InvalidFieldsError)):
-        wire.decode(b"[" * 8192 + b"]" * 8192, RegisterRequest)
+        requests.decode(b"[" * 8192 + b"]" * 8192, RegisterRequest)
 
 
 def missing(*names: str) -> tuple[FieldError, ...]:
@@ -361,7 +359,7 @@ NO_OBJECT = (FieldError("body", "must be an object"),)
 )
 def test_every_field_at_fault_is_named_at_once(body: bytes, problems: tuple[FieldError, ...]) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
-        wire.decode(body, RegisterRequest)
+        requests.decode(body, RegisterRequest)
 
     assert refusal.value.errors == problems
 
@@ -382,14 +380,14 @@ def test_every_field_at_fault_is_named_at_once(body: bytes, problems: tuple[Fiel
 )
 def test_no_answer_shows_a_password_of_a_bad_body(body: bytes) -> None:
     with pytest.raises(MlapiError) as refusal:
-        wire.decode(body, RegisterRequest)
+        requests.decode(body, RegisterRequest)
 
-    assert b"CANARY" not in wire.refused(refusal.value).body
+    assert b"CANARY" not in responses.refused(refusal.value).body
     assert "CANARY" not in str(refusal.value)
 
 
 def test_a_decoded_body_shows_nothing() -> None:
-    body = wire.decode(GOOD_BODY, RegisterRequest)
+    body = requests.decode(GOOD_BODY, RegisterRequest)
 
     assert repr(body) == "RegisterRequest(...)"
     assert f"{body} {body!s}" == "RegisterRequest(...) RegisterRequest(...)"
@@ -417,7 +415,7 @@ def test_a_decoded_body_shows_nothing() -> None:
     ],
 )
 def test_each_body_is_decoded_and_shows_nothing(body: bytes, decoded: RequestBody, shown: str) -> None:
-    found = wire.decode(body, type(decoded))
+    found = requests.decode(body, type(decoded))
 
     assert found == decoded
     assert repr(found) == f"{found}" == shown
@@ -432,9 +430,9 @@ def test_each_body_names_every_field_at_fault(shape: type[RequestBody], names: s
     fields = names.split(", ")
 
     with pytest.raises(InvalidFieldsError) as nothing:
-        wire.decode(b"{}", shape)
+        requests.decode(b"{}", shape)
     with pytest.raises(InvalidFieldsError) as wrong:
-        wire.decode(json.dumps({**dict.fromkeys(fields, 5), "other": 5}).encode(), shape)
+        requests.decode(json.dumps({**dict.fromkeys(fields, 5), "other": 5}).encode(), shape)
 
     assert nothing.value.errors == missing(*fields)
     assert wrong.value.errors == (
@@ -464,11 +462,11 @@ def test_each_body_names_every_field_at_fault(shape: type[RequestBody], names: s
 def test_an_api_key_may_have_its_end(text: str, expires: datetime | None) -> None:
     body = f'{{"name": "laptop", "expires_at": {text}}}'.encode()
 
-    assert wire.decode(body, AddApiKeyRequest) == AddApiKeyRequest("laptop", expires)
+    assert requests.decode(body, AddApiKeyRequest) == AddApiKeyRequest("laptop", expires)
 
 
 def test_an_api_key_may_be_asked_for_without_its_end() -> None:
-    assert wire.decode(b'{"name": "laptop"}', AddApiKeyRequest) == AddApiKeyRequest("laptop", None)
+    assert requests.decode(b'{"name": "laptop"}', AddApiKeyRequest) == AddApiKeyRequest("laptop", None)
 
 
 NO_TIME = FieldError("expires_at", "must be a time as in 2030-01-31T12:00:00Z, or null")
@@ -484,7 +482,7 @@ NO_TIME = FieldError("expires_at", "must be a time as in 2030-01-31T12:00:00Z, o
 )
 def test_what_is_no_time_is_no_end_of_an_api_key(text: str) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
-        wire.decode(f'{{"name": "laptop", "expires_at": {text}}}'.encode(), AddApiKeyRequest)
+        requests.decode(f'{{"name": "laptop", "expires_at": {text}}}'.encode(), AddApiKeyRequest)
 
     assert refusal.value.errors == (NO_TIME,)
 
@@ -503,7 +501,7 @@ def test_what_is_no_time_is_no_end_of_an_api_key(text: str) -> None:
 )
 def test_every_field_at_fault_of_an_api_key_is_named(body: bytes, problems: tuple[FieldError, ...]) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
-        wire.decode(body, AddApiKeyRequest)
+        requests.decode(body, AddApiKeyRequest)
 
     assert refusal.value.errors == problems
 
@@ -524,9 +522,9 @@ def test_every_field_at_fault_of_an_api_key_is_named(body: bytes, problems: tupl
 )
 def test_any_body_is_decoded_or_refused(body: bytes, shape: type[RequestBody]) -> None:
     try:
-        decoded = wire.decode(body, shape)
+        decoded = requests.decode(body, shape)
     except MlapiError as error:
-        assert wire.refused(error).status in {400, 413, 422}  # noqa: PT017 - refused, or decoded
+        assert responses.refused(error).status in {400, 413, 422}  # noqa: PT017 - refused, or decoded
     else:
         assert isinstance(decoded, shape)
 
@@ -545,7 +543,7 @@ def test_any_body_is_decoded_or_refused(body: bytes, shape: type[RequestBody]) -
     ],
 )
 def test_a_credential_is_what_a_bearer_shows(value: bytes, credential: str) -> None:
-    assert wire.bearer([(b"host", b"localhost"), (b"authorization", value), (b"accept", b"*/*")]) == credential
+    assert requests.bearer([(b"host", b"localhost"), (b"authorization", value), (b"accept", b"*/*")]) == credential
 
 
 @pytest.mark.parametrize(
@@ -569,18 +567,18 @@ def test_a_credential_is_what_a_bearer_shows(value: bytes, credential: str) -> N
 )
 def test_what_shows_no_credential_or_two_is_refused(values: list[bytes]) -> None:
     with pytest.raises(InvalidTokenError):
-        wire.bearer([(b"host", b"localhost"), *((b"authorization", value) for value in values)])
+        requests.bearer([(b"host", b"localhost"), *((b"authorization", value) for value in values)])
 
 
 def test_a_credential_elsewhere_than_in_its_header_is_none() -> None:
     with pytest.raises(InvalidTokenError):
-        wire.bearer([(b"x-authorization", b"Bearer abc"), (b"cookie", b"authorization=Bearer abc")])
+        requests.bearer([(b"x-authorization", b"Bearer abc"), (b"cookie", b"authorization=Bearer abc")])
 
 
 @given(st.lists(st.binary(max_size=20) | st.binary(max_size=9).map(b"Bearer ".__add__), max_size=2))
 def test_any_header_shows_a_credential_or_is_refused(values: list[bytes]) -> None:
     try:
-        shown = wire.bearer([(b"authorization", value) for value in values])
+        shown = requests.bearer([(b"authorization", value) for value in values])
     except InvalidTokenError:
         return
     (value,) = values
@@ -596,7 +594,7 @@ def test_any_header_shows_a_credential_or_is_refused(values: list[bytes]) -> Non
     ],
 )
 def test_a_path_without_credentials_is_logged_as_it_is(path: str) -> None:
-    assert wire.without_credentials(path) == path
+    assert requests.without_credentials(path) == path
 
 
 @pytest.mark.parametrize(
@@ -621,7 +619,7 @@ def test_a_path_without_credentials_is_logged_as_it_is(path: str) -> None:
     ],
 )
 def test_a_path_with_credentials_is_logged_without_them(path: str, shown: str) -> None:
-    assert wire.without_credentials(path) == shown
+    assert requests.without_credentials(path) == shown
 
 
 # --- what stands in paths
@@ -642,12 +640,12 @@ def test_a_path_with_credentials_is_logged_without_them(path: str, shown: str) -
     ids=["one", "zero", "leading zeros", "zeros", "last of 64 bits", "one more", "19 digits", "5000 zeros"],
 )
 def test_an_id_is_ascii_digits(text: str, user_id: int) -> None:
-    assert wire.user_id(text) == user_id
+    assert requests.user_id(text) == user_id
 
 
 @pytest.mark.parametrize("digits", [20, 21, 5000])
 def test_an_id_that_no_database_can_hold_is_one_that_nobody_has(digits: int) -> None:
-    assert wire.user_id("9" * digits) > 2**63 - 1
+    assert requests.user_id("9" * digits) > 2**63 - 1
 
 
 @pytest.mark.parametrize(
@@ -674,7 +672,7 @@ def test_an_id_that_no_database_can_hold_is_one_that_nobody_has(digits: int) -> 
 )
 def test_what_is_not_ascii_digits_is_no_id(text: str) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
-        wire.user_id(text)
+        requests.user_id(text)
 
     assert refusal.value.errors == (FieldError("user_id", "must be ASCII digits"),)
 
@@ -682,7 +680,7 @@ def test_what_is_not_ascii_digits_is_no_id(text: str) -> None:
 @given(st.text() | st.text("0123456789") | st.from_regex(r"\A\d+\Z"))
 def test_any_text_is_an_id_or_refused(text: str) -> None:
     try:
-        user_id = wire.user_id(text)
+        user_id = requests.user_id(text)
     except MlapiError as error:
         assert isinstance(error, InvalidFieldsError)  # noqa: PT017 - refused, or an id
     else:
@@ -691,7 +689,7 @@ def test_any_text_is_an_id_or_refused(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "enabled"), [("1", True), ("0", False)])
 def test_a_permission_is_0_or_1(text: str, enabled: bool) -> None:
-    assert wire.permission(text) is enabled
+    assert requests.permission(text) is enabled
 
 
 @pytest.mark.parametrize(
@@ -704,7 +702,7 @@ def test_a_permission_is_0_or_1(text: str, enabled: bool) -> None:
 )
 def test_what_is_not_0_or_1_is_no_permission(text: str) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
-        wire.permission(text)
+        requests.permission(text)
 
     assert refusal.value.errors == (FieldError("permission", "must be 0 or 1"),)
 
@@ -713,18 +711,18 @@ def test_what_is_not_0_or_1_is_no_permission(text: str) -> None:
 
 
 def test_a_query_of_users_says_which() -> None:
-    assert wire.users_query(b"") == UsersQuery(enabled=None, containing="", limit=100, after=UserId(0))
-    assert wire.users_query(b"enabled=0&q=%C3%89va&limit=500&after=7") == UsersQuery(
+    assert queries.users_query(b"") == UsersQuery(enabled=None, containing="", limit=100, after=UserId(0))
+    assert queries.users_query(b"enabled=0&q=%C3%89va&limit=500&after=7") == UsersQuery(
         enabled=False, containing="Éva", limit=500, after=UserId(7)
     )
 
 
 def test_a_query_of_the_audit_trail_says_which() -> None:
-    assert wire.audit_query(b"") == AuditQuery(user_id=None, limit=100, after=None)
-    assert wire.audit_query(b"user_id=7&limit=1&after=0") == AuditQuery(user_id=UserId(7), limit=1, after=AuditId(0))
+    assert queries.audit_query(b"") == AuditQuery(user_id=None, limit=100, after=None)
+    assert queries.audit_query(b"user_id=7&limit=1&after=0") == AuditQuery(user_id=UserId(7), limit=1, after=AuditId(0))
 
 
-@pytest.mark.parametrize("read", [wire.users_query, wire.audit_query])
+@pytest.mark.parametrize("read", [queries.users_query, queries.audit_query])
 def test_every_parameter_at_fault_is_named_at_once(read: Callable[[bytes], object]) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         read(b"limit=501&after=-1&after=1&x=CANARY")
@@ -735,7 +733,7 @@ def test_every_parameter_at_fault_is_named_at_once(read: Callable[[bytes], objec
     assert (rest.field, rest.message.startswith("must hold "), "CANARY" in rest.message) == ("query", True, False)
 
 
-@pytest.mark.parametrize("read", [wire.users_query, wire.audit_query])
+@pytest.mark.parametrize("read", [queries.users_query, queries.audit_query])
 @pytest.mark.parametrize("query", [b"q=%FF", b"q=\xe9", b"&".join([b"limit=1"] * 21)])
 def test_a_query_that_cannot_be_read_is_refused(read: Callable[[bytes], object], query: bytes) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
@@ -747,7 +745,7 @@ def test_a_query_that_cannot_be_read_is_refused(read: Callable[[bytes], object],
 @pytest.mark.parametrize("query", [b"user_id=x", b"user_id=", b"user_id=%C2%B9", b"user_id=-1"])
 def test_what_is_no_id_is_no_user_of_the_audit_trail(query: bytes) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
-        wire.audit_query(query)
+        queries.audit_query(query)
 
     assert refusal.value.errors == (FieldError("user_id", "must be ASCII digits"),)
 
@@ -759,25 +757,27 @@ def test_what_is_no_id_is_no_user_of_the_audit_trail(query: bytes) -> None:
     ("answer", "status", "body"),
     [
         pytest.param(
-            wire.registered(ADA), 201, b'{"message":"User created successfully","user_id":7}', id="registered"
+            responses.registered(ADA), 201, b'{"message":"User created successfully","user_id":7}', id="registered"
         ),
         pytest.param(
-            wire.permission_updated(ADA),
+            responses.permission_updated(ADA),
             200,
             b'{"message":"User permission updated successfully","user_id":7}',
             id="permission updated",
         ),
-        pytest.param(wire.removed(ADA), 200, b'{"message":"User deleted successfully"}', id="removed"),
-        pytest.param(wire.token_valid(ADA), 200, b'{"message":"Token is valid"}', id="token valid"),
-        pytest.param(wire.password_changed(ADA), 204, b"", id="password changed"),
+        pytest.param(responses.removed(ADA), 200, b'{"message":"User deleted successfully"}', id="removed"),
+        pytest.param(responses.token_valid(ADA), 200, b'{"message":"Token is valid"}', id="token valid"),
+        pytest.param(responses.password_changed(ADA), 204, b"", id="password changed"),
         pytest.param(
-            wire.tokens_ended(ADA), 200, b'{"message":"Tokens ended successfully","user_id":7}', id="tokens ended"
+            responses.tokens_ended(ADA), 200, b'{"message":"Tokens ended successfully","user_id":7}', id="tokens ended"
         ),
-        pytest.param(wire.api_key_removed(KEY), 200, b'{"message":"Key deleted successfully"}', id="API key removed"),
-        pytest.param(wire.alive(), 200, b'{"message":"Alive"}', id="alive"),
-        pytest.param(wire.ready(), 200, b'{"message":"Ready"}', id="ready"),
-        pytest.param(wire.failed(404), 404, b'{"message":"Not Found"}', id="no such path"),
-        pytest.param(wire.failed(500), 500, b'{"message":"Internal Server Error"}', id="an error of ours"),
+        pytest.param(
+            responses.api_key_removed(KEY), 200, b'{"message":"Key deleted successfully"}', id="API key removed"
+        ),
+        pytest.param(responses.alive(), 200, b'{"message":"Alive"}', id="alive"),
+        pytest.param(responses.ready(), 200, b'{"message":"Ready"}', id="ready"),
+        pytest.param(responses.failed(404), 404, b'{"message":"Not Found"}', id="no such path"),
+        pytest.param(responses.failed(500), 500, b'{"message":"Internal Server Error"}', id="an error of ours"),
     ],
 )
 def test_what_is_done_is_answered(answer: Response, status: int, body: bytes) -> None:
@@ -785,7 +785,7 @@ def test_what_is_done_is_answered(answer: Response, status: int, body: bytes) ->
 
 
 def test_an_answer_with_a_token_is_not_stored() -> None:
-    assert wire.token_issued(IssuedToken("the.token", 3600)) == Response(
+    assert responses.token_issued(IssuedToken("the.token", 3600)) == Response(
         HTTPStatus.OK,
         b'{"token":"the.token","token_type":"bearer","expires_in":3600}',
         (("Cache-Control", "no-store"),),
@@ -793,7 +793,7 @@ def test_an_answer_with_a_token_is_not_stored() -> None:
 
 
 def test_an_answer_with_an_api_key_is_not_stored_and_shows_no_digest() -> None:
-    assert wire.api_key_added(attrs.evolve(KEY, last_used_datetime=None), SECRET) == Response(
+    assert responses.api_key_added(attrs.evolve(KEY, last_used_datetime=None), SECRET) == Response(
         HTTPStatus.CREATED,
         f'{{"message":"Key created successfully","key":"{SECRET}","key_id":"0123456789abcdef","name":"laptop",'
         '"created_at":"2026-03-01T12:00:00Z","expires_at":"2026-03-02T12:00:00Z","last_used_at":null}'.encode(),
@@ -805,29 +805,29 @@ def test_an_answer_with_an_api_key_is_not_stored_and_shows_no_digest() -> None:
     ("answer", "body"),
     [
         pytest.param(
-            wire.api_keys([KEY, attrs.evolve(KEY, name="é", expires_datetime=None, last_used_datetime=None)]),
+            responses.api_keys([KEY, attrs.evolve(KEY, name="é", expires_datetime=None, last_used_datetime=None)]),
             b'{"keys":[{"key_id":"0123456789abcdef","name":"laptop","created_at":"2026-03-01T12:00:00Z",'
             b'"expires_at":"2026-03-02T12:00:00Z","last_used_at":"2026-03-01T12:00:00.000001Z"},'
             b'{"key_id":"0123456789abcdef","name":"\xc3\xa9","created_at":"2026-03-01T12:00:00Z",'
             b'"expires_at":null,"last_used_at":null}]}',
             id="API keys",
         ),
-        pytest.param(wire.api_keys([]), b'{"keys":[]}', id="no API keys"),
-        pytest.param(wire.users_page([], more=False), b'{"users":[],"next":null}', id="no users"),
+        pytest.param(responses.api_keys([]), b'{"keys":[]}', id="no API keys"),
+        pytest.param(responses.users_page([], more=False), b'{"users":[],"next":null}', id="no users"),
         pytest.param(
-            wire.users_page([ADA], more=True),
+            responses.users_page([ADA], more=True),
             b'{"users":[{"user_id":7,"username":"ada","email":"ada@example.com","enabled":true,'
             b'"created_datetime":"2026-03-01T12:00:00Z","updated_datetime":"2026-03-01T12:00:00Z"}],"next":7}',
             id="a page of users",
         ),
         pytest.param(
-            wire.user(ADA),
+            responses.user(ADA),
             b'{"user_id":7,"username":"ada","email":"ada@example.com","enabled":true,'
             b'"created_datetime":"2026-03-01T12:00:00Z","updated_datetime":"2026-03-01T12:00:00Z"}',
             id="user",
         ),
         pytest.param(
-            wire.audit_page([attrs.evolve(ENTRY, id=AuditId(10)), ENTRY], more=True),
+            responses.audit_page([attrs.evolve(ENTRY, id=AuditId(10)), ENTRY], more=True),
             b'{"entries":[{"audit_id":10,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
             b'"user_id":7,"key_id":"0123456789abcdef","outcome":"done","request_id":"request-7"},'
             b'{"audit_id":9,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
@@ -835,12 +835,12 @@ def test_an_answer_with_an_api_key_is_not_stored_and_shows_no_digest() -> None:
             id="a page of the audit trail",
         ),
         pytest.param(
-            wire.audit_page([attrs.evolve(ENTRY, user_id=None, api_key_id=None, request_id=None)], more=False),
+            responses.audit_page([attrs.evolve(ENTRY, user_id=None, api_key_id=None, request_id=None)], more=False),
             b'{"entries":[{"audit_id":9,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
             b'"user_id":null,"key_id":null,"outcome":"done","request_id":null}],"next":null}',
             id="the last page of the audit trail",
         ),
-        pytest.param(wire.audit_page([], more=False), b'{"entries":[],"next":null}', id="no entries"),
+        pytest.param(responses.audit_page([], more=False), b'{"entries":[],"next":null}', id="no entries"),
     ],
 )
 def test_what_is_somebodys_is_for_nobodys_cache(answer: Response, body: bytes) -> None:
@@ -848,7 +848,7 @@ def test_what_is_somebodys_is_for_nobodys_cache(answer: Response, body: bytes) -
 
 
 def test_a_framework_may_add_headers_to_what_it_refuses() -> None:
-    answer = wire.failed(405, [("Allow", "POST")])
+    answer = responses.failed(405, [("Allow", "POST")])
 
     assert answer == Response(HTTPStatus.METHOD_NOT_ALLOWED, b'{"message":"Method Not Allowed"}', (("Allow", "POST"),))
 
@@ -942,7 +942,7 @@ REFUSALS: list[tuple[MlapiError, Response]] = [
 
 @pytest.mark.parametrize(("error", "answer"), REFUSALS, ids=[type(error).__name__ for error, _ in REFUSALS])
 def test_what_is_refused_is_answered(error: MlapiError, answer: Response) -> None:
-    assert wire.refused(error) == answer
+    assert responses.refused(error) == answer
 
 
 def subclasses(error: type[MlapiError]) -> set[type[MlapiError]]:
@@ -969,14 +969,14 @@ def test_the_tree_of_errors_names_each_of_them() -> None:
 
 @given(st.binary(max_size=200) | st.from_regex(rb'\\{("[a-z"\\\\ :,]{0,9}"[:,} ]{0,2}){0,8}\\}?', fullmatch=True))
 def test_the_short_way_to_a_registration_says_what_the_long_one_says(body: bytes) -> None:
-    assert outcome_of(lambda: wire.registration(body)) == outcome_of(lambda: wire.decode(body, RegisterRequest))
+    assert outcome_of(lambda: requests.registration(body)) == outcome_of(lambda: requests.decode(body, RegisterRequest))
 
 
 @given(st.lists(st.sampled_from(["username", "password", "email", "id"]), max_size=5), st.text(max_size=3))
 def test_the_short_way_takes_no_key_twice(keys: list[str], value: str) -> None:
     body = ("{" + ", ".join(f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key in keys) + "}").encode()
 
-    assert outcome_of(lambda: wire.registration(body)) == outcome_of(lambda: wire.decode(body, RegisterRequest))
+    assert outcome_of(lambda: requests.registration(body)) == outcome_of(lambda: requests.decode(body, RegisterRequest))
 
 
 def outcome_of(decode: Callable[[], RegisterRequest]) -> RegisterRequest | MlapiError:

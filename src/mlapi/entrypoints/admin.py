@@ -12,13 +12,13 @@ from typing import Literal
 import attrs
 
 from mlapi.config import Settings
-from mlapi.entrypoints.wire import (
+from mlapi.entrypoints.wire.client import Client, parse_address
+from mlapi.entrypoints.wire.requests import (
     TOKEN_IN_PATH,
     AdminTokenRequiredError,
     ManagementRefusedError,
     authorization,
 )
-from mlapi.entrypoints.wire.client import Client, parse_address
 
 OPEN_PATHS = frozenset(
     {"/health/live", "/health/ready", "/token", "/token_status", "/users/me", "/users/me/password", "/users/me/tokens"}

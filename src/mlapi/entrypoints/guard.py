@@ -18,8 +18,8 @@ from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
-from mlapi.entrypoints import wire
 from mlapi.entrypoints.http.middleware import RejectAmbiguousFraming, StartupErrorMiddleware, respond, send_answer
+from mlapi.entrypoints.wire import requests, responses
 
 _UPWARD = re.compile(r"(^|[/\\])\.\.?($|[/\\])|\\")
 
@@ -55,10 +55,10 @@ class GuardMiddleware:
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._is_exempt(scope):
             try:
-                credential = wire.bearer(scope["headers"])
+                credential = requests.bearer(scope["headers"])
                 scope["user"] = await (self._async_guard or self._open()).check(credential)
             except MlapiError as error:
-                await _refuse(wire.refused(error), scope, receive, send)
+                await _refuse(responses.refused(error), scope, receive, send)
                 return
             scope["auth"] = _LET_IN
         await self.app(scope, receive, send)
@@ -111,7 +111,7 @@ class GuardBackend(AuthenticationBackend):
         if "authorization" not in conn.headers:
             return None
         try:
-            return _LET_IN, await self._guard.check(wire.bearer(conn.scope["headers"]))
+            return _LET_IN, await self._guard.check(requests.bearer(conn.scope["headers"]))
         except MlapiError as error:
             raise GuardError(error) from None
 
@@ -119,10 +119,10 @@ class GuardBackend(AuthenticationBackend):
 def refuse_credential(_conn: HTTPConnection, error: AuthenticationError) -> Response:
     """Answer as the guard does: ``on_error`` of ``AuthenticationMiddleware``."""
     assert isinstance(error, GuardError)  # noqa: S101 - `GuardBackend` raises no other
-    return respond(wire.refused(error.cause))
+    return respond(responses.refused(error.cause))
 
 
-async def _refuse(answer: wire.Response, scope: Scope, receive: Receive, send: Send) -> None:
+async def _refuse(answer: responses.Response, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         await send_answer(answer, send)
     else:  # a WebSocket that is closed before it is accepted is a 403 to its client: ASGI specification

@@ -4,16 +4,16 @@ from urllib.parse import urlencode
 
 from starlette.responses import Response
 
-from mlapi.entrypoints import wire
 from mlapi.entrypoints.console.pages import render_page
 from mlapi.entrypoints.console.request import ConsoleRequest
+from mlapi.entrypoints.wire import queries
 
 PAGE = 50
 """Entries."""
 
 
 async def show_activity(visit: ConsoleRequest) -> Response:
-    query = wire.audit_query(urlencode({**visit.given("user_id", "after"), "limit": PAGE}).encode("ascii"))
+    query = queries.audit_query(urlencode({**visit.given("user_id", "after"), "limit": PAGE}).encode("ascii"))
     found = await visit.serving.reading.run(
         visit.serving.users.list_audit_page,
         after=query.after,

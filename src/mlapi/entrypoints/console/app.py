@@ -17,8 +17,8 @@ from mlapi.entrypoints.console.login import with_session
 from mlapi.entrypoints.console.pages import HEADERS, LOG_IN, problem, redirect, refused
 from mlapi.entrypoints.console.request import PATH, ConsoleRequest, read_form
 from mlapi.entrypoints.console.sessions import LIFETIME, Sessions
-from mlapi.entrypoints.wire import ManagementRefusedError
 from mlapi.entrypoints.wire.client import Client
+from mlapi.entrypoints.wire.requests import ManagementRefusedError
 
 
 class ConsoleApp:

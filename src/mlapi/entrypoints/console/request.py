@@ -8,10 +8,10 @@ from starlette.requests import Request
 
 from mlapi.application.users import Users
 from mlapi.domain.errors import FieldError, InvalidFieldsError
-from mlapi.entrypoints import wire
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.sessions import Session, Sessions
 from mlapi.entrypoints.http.runtime import Runtime
+from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.client import Client
 
 PATH = "/console"
@@ -82,7 +82,7 @@ async def read_form(request: Request) -> dict[str, str]:
         BodyTooLargeError: if it is too large.
     """
     content_type, _, _ = request.headers.get("content-type", "").partition(";")
-    body = await wire.read_body(request.stream())
+    body = await requests.read_body(request.stream())
     try:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_MAX)
     except ValueError:

@@ -11,10 +11,10 @@ from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import InvalidFieldsError, UserExistsError
 from mlapi.domain.rules import USERNAME_MAX
 from mlapi.domain.users import User, UserId, utc_now
-from mlapi.entrypoints import wire
 from mlapi.entrypoints.console.chart import Chart, chart, first_moment
 from mlapi.entrypoints.console.pages import redirect, render_page
 from mlapi.entrypoints.console.request import ConsoleRequest
+from mlapi.entrypoints.wire import queries, requests
 
 PAGE = 25
 """Users of a page of the list."""
@@ -26,7 +26,7 @@ _LIST = ("q", "enabled", "after")  # parameters of the list
 async def show_users(visit: ConsoleRequest) -> Response:
     """Show a page of the list, and above it what has happened lately."""
     given = visit.given(*_LIST)
-    query = wire.users_query(urlencode({**given, "limit": PAGE}).encode("ascii"))
+    query = queries.users_query(urlencode({**given, "limit": PAGE}).encode("ascii"))
 
     def read() -> tuple[list[User], int, Chart | None]:
         users = visit.serving.users
@@ -92,7 +92,7 @@ async def set_enabled(visit: ConsoleRequest) -> Response:
     user_id = user_id_of(visit)
     if visit.is_safe:
         return redirect(visit, f"/users/{user_id}")
-    enabled = wire.permission(visit.form.get("enabled", ""))
+    enabled = requests.permission(visit.form.get("enabled", ""))
     command = visit.users.prepare_set_enabled(user_id=user_id, enabled=enabled)
     user = await visit.serving.commands.apply(command)
     said = f"{user.username} is {'enabled' if enabled else 'disabled'}."
@@ -168,7 +168,7 @@ async def user_page(
 
 
 def user_id_of(visit: ConsoleRequest) -> UserId:
-    return wire.user_id(visit.request.path_params["user_id"])
+    return requests.user_id(visit.request.path_params["user_id"])
 
 
 def problems_of(error: InvalidFieldsError) -> dict[str, str]:

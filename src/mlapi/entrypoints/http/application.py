@@ -29,7 +29,6 @@ from mlapi.domain.errors import (
     UserNotFoundError,
 )
 from mlapi.domain.users import User
-from mlapi.entrypoints import wire
 from mlapi.entrypoints.admin import REGISTRATION_PATH, AdminPolicy
 from mlapi.entrypoints.console import PATH as CONSOLE_PATH
 from mlapi.entrypoints.console import console_routes
@@ -47,6 +46,7 @@ from mlapi.entrypoints.http.middleware import (
 from mlapi.entrypoints.http.request_context import RequestContextMiddleware
 from mlapi.entrypoints.http.runtime import Runtime, configured, given, serve
 from mlapi.entrypoints.logs import REQUEST_ID
+from mlapi.entrypoints.wire import queries, requests, responses
 from mlapi.entrypoints.wire.client import Network
 
 T = TypeVar("T")
@@ -77,7 +77,7 @@ def create_app(
             Route("/remove-user/{user_id}", Endpoint(remove_user), methods=["DELETE"]),
             Route("/token", Endpoint(token), methods=["POST"]),
             Route("/token_status", Endpoint(token_status), methods=["GET"]),
-            Route(wire.TOKEN_IN_PATH + "{token:path}", Endpoint(token_status_of_path), methods=["GET"]),
+            Route(requests.TOKEN_IN_PATH + "{token:path}", Endpoint(token_status_of_path), methods=["GET"]),
             Route("/users", Endpoint(list_users), methods=["GET"]),
             Route("/users/me", Endpoint(show_own_user), methods=["GET"]),
             Route("/users/{user_id}", Endpoint(show_user), methods=["GET"]),
@@ -123,61 +123,61 @@ class _Application(Starlette):
 # --- endpoints: parse, one call, answer
 
 
-async def register_user(request: Request) -> wire.Response:
+async def register_user(request: Request) -> responses.Response:
     serving = _serving(request)
-    wire.check_content(request.scope["headers"])
-    body = wire.registration(await wire.read_body(request.stream()))
+    requests.check_content(request.scope["headers"])
+    body = requests.registration(await requests.read_body(request.stream()))
     users = serving.as_actor("anyone") if _management(request).registration_open else _acting(request)
     command = await serving.hash(
         users.prepare_registration, username=body.username, password=body.password, email=body.email
     )
-    return wire.registered(await serving.commands.apply(command))
+    return responses.registered(await serving.commands.apply(command))
 
 
-async def toggle_user_permission(request: Request) -> wire.Response:
+async def toggle_user_permission(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = wire.user_id(request.path_params["user_id"])
-    enabled = wire.permission(request.path_params["permission"])
+    user_id = requests.user_id(request.path_params["user_id"])
+    enabled = requests.permission(request.path_params["permission"])
     command = _acting(request).prepare_set_enabled(user_id=user_id, enabled=enabled)
-    return wire.permission_updated(await serving.commands.apply(command))
+    return responses.permission_updated(await serving.commands.apply(command))
 
 
-async def remove_user(request: Request) -> wire.Response:
+async def remove_user(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = wire.user_id(request.path_params["user_id"])
-    return wire.removed(await serving.commands.apply(_acting(request).prepare_remove(user_id=user_id)))
+    user_id = requests.user_id(request.path_params["user_id"])
+    return responses.removed(await serving.commands.apply(_acting(request).prepare_remove(user_id=user_id)))
 
 
-async def token(request: Request) -> wire.Response:
+async def token(request: Request) -> responses.Response:
     serving = _serving(request)
-    body = await _body(request, wire.LoginRequest)
+    body = await _body(request, requests.LoginRequest)
     verified = await serving.prove(body.username, body.password, request)
     if verified.upgrade is not None:
         with suppress(UserNotFoundError, RepositoryUnavailableError):  # then at the next log-in
             await serving.commands.apply(verified.upgrade)
-    return wire.token_issued(serving.access.authenticator.issue(verified))
+    return responses.token_issued(serving.access.authenticator.issue(verified))
 
 
-async def token_status(request: Request) -> wire.Response:
-    return await _status_of(request, wire.bearer(request.scope["headers"]))
+async def token_status(request: Request) -> responses.Response:
+    return await _status_of(request, requests.bearer(request.scope["headers"]))
 
 
-async def token_status_of_path(request: Request) -> wire.Response:
+async def token_status_of_path(request: Request) -> responses.Response:
     if not _serving(request).token_in_path:
         raise HTTPException(HTTPStatus.NOT_FOUND)
     return await _status_of(request, request.path_params["token"])
 
 
-async def _status_of(request: Request, credential: str) -> wire.Response:
+async def _status_of(request: Request, credential: str) -> responses.Response:
     try:
-        return wire.token_valid(await _serving(request).guard.check(credential))
+        return responses.token_valid(await _serving(request).guard.check(credential))
     except UserDisabledError:
         raise InvalidTokenError from None
 
 
-async def list_users(request: Request) -> wire.Response:
+async def list_users(request: Request) -> responses.Response:
     serving = _serving(request)
-    query = wire.users_query(request.scope["query_string"])
+    query = queries.users_query(request.scope["query_string"])
     page = await serving.reading.run(
         serving.users.list_page,
         after=query.after,
@@ -185,79 +185,81 @@ async def list_users(request: Request) -> wire.Response:
         enabled=query.enabled,
         containing=query.containing,
     )
-    return wire.users_page(page[: query.limit], more=len(page) > query.limit)
+    return responses.users_page(page[: query.limit], more=len(page) > query.limit)
 
 
-async def show_user(request: Request) -> wire.Response:
+async def show_user(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = wire.user_id(request.path_params["user_id"])
-    return wire.user(await serving.reading.run(serving.users.get, user_id))
+    user_id = requests.user_id(request.path_params["user_id"])
+    return responses.user(await serving.reading.run(serving.users.get, user_id))
 
 
-async def show_own_user(request: Request) -> wire.Response:
-    return wire.user(await _serving(request).guard.check(wire.bearer(request.scope["headers"])))
+async def show_own_user(request: Request) -> responses.Response:
+    return responses.user(await _serving(request).guard.check(requests.bearer(request.scope["headers"])))
 
 
-async def change_password(request: Request) -> wire.Response:
+async def change_password(request: Request) -> responses.Response:
     serving = _serving(request)
     user = await _user_with_token(request)
-    body = await _body(request, wire.ChangePasswordRequest)
+    body = await _body(request, requests.ChangePasswordRequest)
     serving.users.check_password(body.new, field="new")
     verified = await serving.prove(user.username, body.current, request)
     command = await serving.hash(
         serving.access.authenticator.prepare_password_change, verified, body.new, request_id=REQUEST_ID.get()
     )
-    return wire.password_changed(await serving.commands.apply(command))
+    return responses.password_changed(await serving.commands.apply(command))
 
 
-async def end_own_tokens(request: Request) -> wire.Response:
+async def end_own_tokens(request: Request) -> responses.Response:
     serving = _serving(request)
     user = await _user_with_token(request)
     users = serving.users.as_actor(Actor.from_user_id(user.id, REQUEST_ID.get()))
-    return wire.tokens_ended(await serving.commands.apply(users.prepare_end_tokens(user_id=user.id)))
+    return responses.tokens_ended(await serving.commands.apply(users.prepare_end_tokens(user_id=user.id)))
 
 
-async def set_password(request: Request) -> wire.Response:
+async def set_password(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = wire.user_id(request.path_params["user_id"])
-    body = await _body(request, wire.SetPasswordRequest)
+    user_id = requests.user_id(request.path_params["user_id"])
+    body = await _body(request, requests.SetPasswordRequest)
     serving.users.check_password(body.password)
     command = await serving.hash(_acting(request).prepare_password, user_id=user_id, password=body.password)
-    return wire.password_changed(await serving.commands.apply(command))
+    return responses.password_changed(await serving.commands.apply(command))
 
 
-async def end_tokens(request: Request) -> wire.Response:
+async def end_tokens(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = wire.user_id(request.path_params["user_id"])
-    return wire.tokens_ended(await serving.commands.apply(_acting(request).prepare_end_tokens(user_id=user_id)))
+    user_id = requests.user_id(request.path_params["user_id"])
+    return responses.tokens_ended(await serving.commands.apply(_acting(request).prepare_end_tokens(user_id=user_id)))
 
 
-async def add_api_key(request: Request) -> wire.Response:
+async def add_api_key(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = wire.user_id(request.path_params["user_id"])
-    body = await _body(request, wire.AddApiKeyRequest)
+    user_id = requests.user_id(request.path_params["user_id"])
+    body = await _body(request, requests.AddApiKeyRequest)
     command, secret = _acting(request).prepare_api_key(user_id=user_id, name=body.name, expires=body.expires_at)
-    return wire.api_key_added(await serving.commands.apply(command), secret)
+    return responses.api_key_added(await serving.commands.apply(command), secret)
 
 
-async def api_keys(request: Request) -> wire.Response:
+async def api_keys(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = wire.user_id(request.path_params["user_id"])
-    return wire.api_keys(await serving.reading.run(serving.users.list_api_keys, user_id))
+    user_id = requests.user_id(request.path_params["user_id"])
+    return responses.api_keys(await serving.reading.run(serving.users.list_api_keys, user_id))
 
 
-async def remove_api_key(request: Request) -> wire.Response:
+async def remove_api_key(request: Request) -> responses.Response:
     key_id = ApiKeyId(request.path_params["key_id"])
-    return wire.api_key_removed(await _serving(request).commands.apply(_acting(request).prepare_remove_api_key(key_id)))
+    return responses.api_key_removed(
+        await _serving(request).commands.apply(_acting(request).prepare_remove_api_key(key_id))
+    )
 
 
-async def audit(request: Request) -> wire.Response:
+async def audit(request: Request) -> responses.Response:
     serving = _serving(request)
-    query = wire.audit_query(request.scope["query_string"])
+    query = queries.audit_query(request.scope["query_string"])
     page = await serving.reading.run(
         serving.users.list_audit_page, after=query.after, limit=query.limit + 1, user_id=query.user_id
     )
-    return wire.audit_page(page[: query.limit], more=len(page) > query.limit)
+    return responses.audit_page(page[: query.limit], more=len(page) > query.limit)
 
 
 async def show_metrics(request: Request) -> Response:
@@ -266,16 +268,16 @@ async def show_metrics(request: Request) -> Response:
     return Response(exposition, headers={"Content-Type": CONTENT_TYPE})
 
 
-async def live(_request: Request) -> wire.Response:
+async def live(_request: Request) -> responses.Response:
     """Whether this process answers. Asks nothing of the database: a restart would not bring that back."""
-    return wire.alive()
+    return responses.alive()
 
 
-async def ready(request: Request) -> wire.Response:
+async def ready(request: Request) -> responses.Response:
     """Whether the database takes a transaction that writes."""
     serving = _serving(request)
     await serving.reading.run(serving.users.repository.check)
-    return wire.ready()
+    return responses.ready()
 
 
 # --- what they share
@@ -297,13 +299,13 @@ def _acting(request: Request) -> Users:
 
 
 async def _body(request: Request, shape: type[T]) -> T:
-    wire.check_content(request.scope["headers"])
-    return wire.decode(await wire.read_body(request.stream()), shape)
+    requests.check_content(request.scope["headers"])
+    return requests.decode(await requests.read_body(request.stream()), shape)
 
 
 async def _user_with_token(request: Request) -> User:
     """Return the user who has logged in. An API key is for the model, and not to take its user over with."""
-    credential = wire.bearer(request.scope["headers"])
+    credential = requests.bearer(request.scope["headers"])
     if looks_like_api_key(credential):
         raise InvalidTokenError
     return await _serving(request).guard.check(credential)

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi.domain.errors import ConfigurationError, MlapiError, RepositoryUnavailableError
-from mlapi.entrypoints import wire
+from mlapi.entrypoints.wire import requests, responses
 from mlapi.entrypoints.wire.client import Client
 
 _logger = logging.getLogger("mlapi")
@@ -19,7 +19,7 @@ _logger = logging.getLogger("mlapi")
 class Endpoint:
     """An endpoint as an ASGI application: a function from a request to an answer, or to an error that refuses it."""
 
-    def __init__(self, function: Callable[[Request], Awaitable[wire.Response]]) -> None:
+    def __init__(self, function: Callable[[Request], Awaitable[responses.Response]]) -> None:
         self._function = function
         self.name = function.__name__
         """In the metrics."""
@@ -66,7 +66,7 @@ class RequireAdmin:
                 if self._but is None or not f"{caller.path}/".startswith(f"{self._but}/"):
                     scope["app"].state.management.check(caller)
             except MlapiError as error:
-                await send_answer(wire.refused(error), send)
+                await send_answer(responses.refused(error), send)
                 return
         await self._app(scope, receive, send)
 
@@ -81,11 +81,11 @@ class RejectAmbiguousFraming:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (scope["method"] == "CONNECT" or wire.may_be_uncertain(scope["headers"])):
-            if not wire.length_is_certain(scope["headers"]):
-                await send_answer(wire.uncertain_length(), send)
+        if scope["type"] == "http" and (scope["method"] == "CONNECT" or requests.may_be_uncertain(scope["headers"])):
+            if not requests.length_is_certain(scope["headers"]):
+                await send_answer(responses.uncertain_length(), send)
                 return
-            if scope["method"] == "CONNECT" or wire.asks_for_upgrade(scope["headers"]):
+            if scope["method"] == "CONNECT" or requests.asks_for_upgrade(scope["headers"]):
                 send = _closing(send)
         await self._app(scope, receive, send)
 
@@ -129,7 +129,7 @@ class StartupErrorMiddleware:
             raise
 
 
-async def send_answer(answer: wire.Response, send: Send) -> None:
+async def send_answer(answer: responses.Response, send: Send) -> None:
     about_body = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer.body))]
     headers = [
         *(about_body if answer.body else []),
@@ -139,16 +139,16 @@ async def send_answer(answer: wire.Response, send: Send) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
-def refusal(request: Request, error: MlapiError) -> wire.Response:
+def refusal(request: Request, error: MlapiError) -> responses.Response:
     if isinstance(error, RepositoryUnavailableError | ConfigurationError):
-        _logger.warning("%s %s: %s", request.method, wire.without_credentials(request.url.path), error)
-    return wire.refused(error)
+        _logger.warning("%s %s: %s", request.method, requests.without_credentials(request.url.path), error)
+    return responses.refused(error)
 
 
 # --- for applications of other frameworks that are built on Starlette
 
 
-def respond(answer: wire.Response) -> Response:
+def respond(answer: responses.Response) -> Response:
     return Response(answer.body, answer.status, dict(answer.headers), media_type="application/json")
 
 
@@ -161,8 +161,8 @@ async def refuse(request: Request, error: Exception) -> Response:
 async def refuse_http(_request: Request, error: Exception) -> Response:
     """Exception handler for Starlette's ``HTTPException``: no such path, no such method."""
     assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for no other
-    return respond(wire.failed(error.status_code, tuple((error.headers or {}).items())))
+    return respond(responses.failed(error.status_code, tuple((error.headers or {}).items())))
 
 
 async def fail(_request: Request, _error: Exception) -> Response:
-    return respond(wire.failed(HTTPStatus.INTERNAL_SERVER_ERROR))
+    return respond(responses.failed(HTTPStatus.INTERNAL_SERVER_ERROR))

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlapi.entrypoints import wire
 from mlapi.entrypoints.logs import REQUEST_ID
+from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.client import Client, Network
 
 HEADERS = (
@@ -73,7 +73,7 @@ def _hidden_from_the_log(scope: Scope) -> Scope:
     It logs the scope that it gave us: credentials in a path, and any query.
     """
     path = scope["path"]
-    shown = wire.without_credentials(path)
+    shown = requests.without_credentials(path)
     if shown == path and not scope["query_string"]:
         return scope
     own, scope = scope, dict(scope)

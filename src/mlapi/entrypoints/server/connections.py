@@ -13,8 +13,8 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from mlapi.entrypoints import wire
 from mlapi.entrypoints.http.request_context import HEADERS
+from mlapi.entrypoints.wire import responses
 
 IDLE = 5
 """Seconds that a connection may be kept without a request."""
@@ -161,7 +161,7 @@ class Connection(HttpToolsProtocol):
 
     def refuse(self, status: HTTPStatus, *headers: tuple[str, str]) -> None:
         """Answer instead of the application, and close."""
-        answer = wire.failed(status, headers)
+        answer = responses.failed(status, headers)
         more = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
         lines = [
             (b"content-type", b"application/json"),

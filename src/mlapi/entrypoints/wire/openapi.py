@@ -35,7 +35,7 @@ from mlapi.domain.errors import (
 )
 from mlapi.domain.rules import USERNAME_MAX
 from mlapi.domain.users import EncryptedPassword, User, UserId
-from mlapi.entrypoints.wire import responses as answers
+from mlapi.entrypoints.wire import responses
 from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, PAGE_DEFAULT, PAGE_MAX, USERS_PARAMETERS
 from mlapi.entrypoints.wire.requests import (
     TOKEN_IN_PATH,
@@ -177,7 +177,7 @@ _REFUSALS: tuple[tuple[MlapiError, str], ...] = (
 )
 _SAMPLES = {type(error): (error, sentence) for error, sentence in _REFUSALS}
 _SHAPES: dict[type[MlapiError], type[ResponseBody]] = {
-    InvalidFieldsError: answers.InvalidInput,
+    InvalidFieldsError: responses.InvalidInput,
     UserExistsError: UserMessage,
 }
 
@@ -195,7 +195,7 @@ OPERATIONS = (
         tag=_USERS,
         callers=ANYBODY_IF_OPEN,
         body=RegisterRequest,
-        done=answers.registered(_ADA),
+        done=responses.registered(_ADA),
         shape=UserMessage,
         refusals=(UserExistsError,),
     ),
@@ -206,7 +206,7 @@ OPERATIONS = (
         summary="Let a user in, or shut him out by his next request",
         tag=_USERS,
         callers=MANAGERS,
-        done=answers.permission_updated(_ADA),
+        done=responses.permission_updated(_ADA),
         shape=UserMessage,
         refusals=(UserNotFoundError,),
     ),
@@ -217,7 +217,7 @@ OPERATIONS = (
         summary="Remove a user for good, with his API keys",
         tag=_USERS,
         callers=MANAGERS,
-        done=answers.removed(_ADA),
+        done=responses.removed(_ADA),
         shape=Message,
         refusals=(UserNotFoundError,),
     ),
@@ -229,8 +229,8 @@ OPERATIONS = (
         tag=_USERS,
         callers=MANAGERS,
         query=tuple(USERS_PARAMETERS),
-        done=answers.users_page([_ADA], more=False),
-        shape=answers.UsersPage,
+        done=responses.users_page([_ADA], more=False),
+        shape=responses.UsersPage,
     ),
     Operation(
         method="GET",
@@ -239,8 +239,8 @@ OPERATIONS = (
         summary="Show a user",
         tag=_USERS,
         callers=MANAGERS,
-        done=answers.user(_ADA),
-        shape=answers.UserResponse,
+        done=responses.user(_ADA),
+        shape=responses.UserResponse,
         refusals=(UserNotFoundError,),
     ),
     Operation(
@@ -251,7 +251,7 @@ OPERATIONS = (
         tag=_USERS,
         callers=MANAGERS,
         body=SetPasswordRequest,
-        done=answers.password_changed(_ADA),
+        done=responses.password_changed(_ADA),
         shape=None,
         refusals=(UserNotFoundError,),
     ),
@@ -262,7 +262,7 @@ OPERATIONS = (
         summary="End every token of a user; his API keys stay",
         tag=_USERS,
         callers=MANAGERS,
-        done=answers.tokens_ended(_ADA),
+        done=responses.tokens_ended(_ADA),
         shape=UserMessage,
         refusals=(UserNotFoundError,),
     ),
@@ -273,8 +273,8 @@ OPERATIONS = (
         summary="List the API keys of a user, the oldest first",
         tag=_USERS,
         callers=MANAGERS,
-        done=answers.api_keys([_KEY]),
-        shape=answers.ApiKeys,
+        done=responses.api_keys([_KEY]),
+        shape=responses.ApiKeys,
         refusals=(UserNotFoundError,),
     ),
     Operation(
@@ -285,8 +285,8 @@ OPERATIONS = (
         tag=_USERS,
         callers=MANAGERS,
         body=AddApiKeyRequest,
-        done=answers.api_key_added(_KEY, _SECRET),
-        shape=answers.NewApiKeyResponse,
+        done=responses.api_key_added(_KEY, _SECRET),
+        shape=responses.NewApiKeyResponse,
         refusals=(UserNotFoundError,),
     ),
     Operation(
@@ -296,7 +296,7 @@ OPERATIONS = (
         summary="Remove an API key",
         tag=_USERS,
         callers=MANAGERS,
-        done=answers.api_key_removed(_KEY),
+        done=responses.api_key_removed(_KEY),
         shape=Message,
         refusals=(ApiKeyNotFoundError,),
     ),
@@ -308,8 +308,8 @@ OPERATIONS = (
         tag=_ACCESS,
         callers=ANYBODY,
         body=LoginRequest,
-        done=answers.token_issued(IssuedToken("eyJ...", 3600)),
-        shape=answers.Token,
+        done=responses.token_issued(IssuedToken("eyJ...", 3600)),
+        shape=responses.Token,
         refusals=(InvalidCredentialsError, UserDisabledError, TooManyAttemptsError),
     ),
     Operation(
@@ -319,7 +319,7 @@ OPERATIONS = (
         summary="Tell whether a token or an API key lets its user in now",
         tag=_ACCESS,
         callers=attrs.evolve(USERS, refusals=(InvalidTokenError,)),
-        done=answers.token_valid(_ADA),
+        done=responses.token_valid(_ADA),
         shape=Message,
     ),
     Operation(
@@ -329,7 +329,7 @@ OPERATIONS = (
         summary="The same, for clients that know no other way: paths are logged on their way. Not in production",
         tag=_ACCESS,
         callers=ANYBODY,
-        done=answers.token_valid(_ADA),
+        done=responses.token_valid(_ADA),
         shape=Message,
         refusals=(InvalidTokenError,),
         may_be_closed=True,
@@ -342,8 +342,8 @@ OPERATIONS = (
         summary="Show the user whose token or API key this is",
         tag=_OWN,
         callers=USERS,
-        done=answers.user(_ADA),
-        shape=answers.UserResponse,
+        done=responses.user(_ADA),
+        shape=responses.UserResponse,
     ),
     Operation(
         method="PUT",
@@ -353,7 +353,7 @@ OPERATIONS = (
         tag=_OWN,
         callers=USERS_WITH_TOKEN,
         body=ChangePasswordRequest,
-        done=answers.password_changed(_ADA),
+        done=responses.password_changed(_ADA),
         shape=None,
         refusals=(InvalidCredentialsError, UserNotFoundError, PasswordChangedError, TooManyAttemptsError),
     ),
@@ -364,7 +364,7 @@ OPERATIONS = (
         summary="End all of one's tokens; API keys stay",
         tag=_OWN,
         callers=USERS_WITH_TOKEN,
-        done=answers.tokens_ended(_ADA),
+        done=responses.tokens_ended(_ADA),
         shape=UserMessage,
         refusals=(UserNotFoundError,),
     ),
@@ -376,8 +376,8 @@ OPERATIONS = (
         tag=_STATE,
         callers=MANAGERS,
         query=tuple(AUDIT_PARAMETERS),
-        done=answers.audit_page([_ENTRY], more=False),
-        shape=answers.AuditPage,
+        done=responses.audit_page([_ENTRY], more=False),
+        shape=responses.AuditPage,
     ),
     Operation(
         method="GET",
@@ -398,7 +398,7 @@ OPERATIONS = (
         summary="Tell whether the process answers",
         tag=_STATE,
         callers=ANYBODY,
-        done=answers.alive(),
+        done=responses.alive(),
         shape=Message,
         needs_database=False,
     ),
@@ -409,7 +409,7 @@ OPERATIONS = (
         summary="Tell whether the database takes transactions that write",
         tag=_STATE,
         callers=ANYBODY,
-        done=answers.ready(),
+        done=responses.ready(),
         shape=Message,
     ),
 )
@@ -481,7 +481,7 @@ def openapi() -> bytes:
     """Return the description as JSON: an OpenAPI 3.1 document. Its URLs are relative to where it is served."""
     shapes = [operation.shape for operation in OPERATIONS] + [operation.body for operation in OPERATIONS]
     (*_, schemas) = msgspec.json.schema_components(
-        [*dict.fromkeys(shape for shape in shapes if shape is not None), answers.InvalidInput],
+        [*dict.fromkeys(shape for shape in shapes if shape is not None), responses.InvalidInput],
         ref_template="#/components/schemas/{name}",
     )
     document = {
@@ -548,7 +548,7 @@ def _responses(operation: Operation) -> Iterator[tuple[str, Schema]]:
     )
     by_status: dict[HTTPStatus, list[type[MlapiError]]] = {}
     for error in operation.all_refusals:
-        by_status.setdefault(answers.STATUS_OF[error], []).append(error)
+        by_status.setdefault(responses.STATUS_OF[error], []).append(error)
     for status, errors in by_status.items():
         examples = {error.__name__.removesuffix("Error"): refused(_SAMPLES[error][0]) for error in errors}
         (shape,) = {_SHAPES.get(error, Message) for error in errors}
