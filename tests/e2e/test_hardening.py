@@ -174,7 +174,7 @@ def test_what_is_refused_is_in_the_log_with_where_it_came_from(server: Server) -
         assert line["client"].startswith("127.0.0.1:")
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line["time"])
     told = [line["message"] for line in accessed(server, answers[2].headers["x-request-id"])]
-    assert "log-in from 127.0.0.1: a wrong password of user 1" in told
+    assert "log-in from 127.0.0.1: wrong password for user 1" in told
 
 
 def test_the_log_is_one_line_for_each_thing_whatever_was_sent(server: Server) -> None:

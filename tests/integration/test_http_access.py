@@ -154,10 +154,10 @@ def test_every_log_in_is_a_line_in_the_log_that_says_whose_and_from_where_but_no
         log_in(http, username, password)
 
     assert [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "mlapi"] == [
-        ("INFO", f"log-in from 127.0.0.1: the right password of user {ada.id}"),
-        ("WARNING", f"log-in from 127.0.0.1: a wrong password of user {ada.id}"),
-        ("WARNING", "log-in from 127.0.0.1: a name that nobody has"),
-        ("WARNING", "log-in from 127.0.0.1: a name that nobody has"),
+        ("INFO", f"log-in from 127.0.0.1: correct password for user {ada.id}"),
+        ("WARNING", f"log-in from 127.0.0.1: wrong password for user {ada.id}"),
+        ("WARNING", "log-in from 127.0.0.1: unknown username"),
+        ("WARNING", "log-in from 127.0.0.1: unknown username"),
     ]
 
 

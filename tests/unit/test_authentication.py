@@ -47,6 +47,7 @@ from mlapi import (
     VerifiedLogin,
 )
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
+from mlapi.application.authentication import run_inline
 from mlapi.bootstrap import async_guard
 from mlapi.testing import SettableClock, UnavailableRepository
 from mlapi.testing.tokens import HOUR, MOMENT, NOON
@@ -359,7 +360,7 @@ def test_a_good_log_in_stores_it_better_and_changes_nothing_else(
     authenticator: Authenticator, users: Users, guard: Guard, ada: User, cipher: AgeingCipher
 ) -> None:
     old = with_old_password(users, ada)
-    before = authenticator.issue(
+    before = authenticator.issue_token(
         VerifiedLogin(attempt=LoginAttempt(username="ada", address=HOME, user=old), user=old, upgrade=None)
     )
 
@@ -435,7 +436,7 @@ def test_a_password_that_is_changed_meanwhile_stays_changed(
 
 
 def test_an_attempt_that_was_counted_holds_its_user(authenticator: Authenticator, ada: User) -> None:
-    found = [authenticator.begin(username=name, address=HOME) for name in ("ADA", "Bob", " ")]
+    found = [authenticator.start(username=name, address=HOME) for name in ("ADA", "Bob", " ")]
 
     assert found == [
         LoginAttempt(username="ada", address=HOME, user=ada),
@@ -447,11 +448,11 @@ def test_an_attempt_that_was_counted_holds_its_user(authenticator: Authenticator
 def test_an_attempt_that_was_right_holds_how_to_store_the_password_better(
     authenticator: Authenticator, users: Users, ada: User
 ) -> None:
-    attempt = authenticator.begin(username="ada", address=HOME)
-    verified = authenticator.compare(attempt, PASSWORD)
+    attempt = authenticator.start(username="ada", address=HOME)
+    verified = authenticator.verify(attempt, PASSWORD)
     old = with_old_password(users, ada)
-    old_attempt = authenticator.begin(username="ada", address=HOME)
-    old_proven = authenticator.compare(old_attempt, PASSWORD)
+    old_attempt = authenticator.start(username="ada", address=HOME)
+    old_proven = authenticator.verify(old_attempt, PASSWORD)
 
     assert verified == VerifiedLogin(attempt=attempt, user=ada, upgrade=None)
     assert old_proven.upgrade is not None
@@ -466,13 +467,18 @@ def test_an_attempt_that_was_right_holds_how_to_store_the_password_better(
 def test_only_the_last_step_takes_the_attempt_back(
     authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]]
 ) -> None:
-    verified = authenticator.compare(authenticator.begin(username="ADA", address=HOME), PASSWORD)
+    verified = authenticator.verify(authenticator.start(username="ADA", address=HOME), PASSWORD)
     before = list(journal)
 
-    authenticator.conclude(verified)
+    authenticator.finish(verified)
 
     assert before == [("count", "ada", HOME), ("find", "ada")]
     assert journal == [*before, ("forgive", "ada", HOME)]
+
+
+def test_a_flow_that_waits_cannot_run_inline() -> None:
+    with pytest.raises(RuntimeError, match="must not wait"):
+        run_inline(asyncio.sleep(0))
 
 
 # --- another password, by the user himself
@@ -488,7 +494,7 @@ def test_who_knows_his_password_gives_himself_another(
 
     changed = authenticator.change_password(user=ada, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
 
-    assert journal == [("count", "ada", HOME), ("find", "ada"), ("apply", ChangePassword), ("forgive", "ada", HOME)]
+    assert journal == [("count", "ada", HOME), ("find", "ada"), ("forgive", "ada", HOME), ("apply", ChangePassword)]
     assert changed == attrs.evolve(
         ada, password=changed.password, token_epoch=changed.token_epoch, updated_datetime=NOON + MINUTE
     )
@@ -545,7 +551,7 @@ def test_a_password_that_a_manager_has_set_meanwhile_is_not_replaced(
 
     assert refusal.value == PasswordChangedError(ada.id)
     assert cipher.matches("a manager's choice", users.get(ada.id).password)
-    assert ("forgive", "ada", HOME) not in journal
+    assert ("forgive", "ada", HOME) in journal
 
 
 def test_who_is_removed_meanwhile_is_not_found(
@@ -566,7 +572,7 @@ def test_a_password_in_an_older_form_can_be_changed(authenticator: Authenticator
 
 
 def test_preparing_another_password_stores_nothing(authenticator: Authenticator, users: Users, ada: User) -> None:
-    verified = authenticator.compare(authenticator.begin(username="ada", address=HOME), PASSWORD)
+    verified = authenticator.verify(authenticator.start(username="ada", address=HOME), PASSWORD)
 
     command = authenticator.prepare_password_change(verified, NEW_PASSWORD)
 

@@ -1,24 +1,28 @@
-"""Log-ins with a name and a password.
+"""Log-in with username and password, and the password change that users make themselves.
 
-A log-in has steps, because an asynchronous caller runs them in different places: `Authenticator.begin` waits for the
-database, `Authenticator.compare` takes processor time, `Authenticator.conclude` waits for the database again.
+Both are written once, in `LoginFlow`. Its steps either wait for the database or use processor time, so an `Executor`
+decides where each one runs: inline for `Authenticator`, in thread pools for `AsyncAuthenticator`.
 """
 
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
-from typing import final
+from typing import ParamSpec, Protocol, TypeVar, final
 
 import attrs
 
 from mlapi.application.guard import Guard
 from mlapi.application.users import Users
-from mlapi.domain.commands import Actor, ChangePassword, Reencrypt
-from mlapi.domain.credentials import (
-    IssuedToken,
-)
+from mlapi.domain.commands import Actor, ChangePassword, Reencrypt, UserCommand
+from mlapi.domain.credentials import IssuedToken
 from mlapi.domain.errors import (
     InvalidCredentialsError,
     InvalidFieldsError,
     RepositoryUnavailableError,
+    TooManyAttemptsError,
     UserDisabledError,
     UserNotFoundError,
 )
@@ -26,94 +30,182 @@ from mlapi.domain.ports import AttemptLimiter, TokenIssuer
 from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import User
 
+BURST_WAIT_SECONDS = 3.0
+BURST_POLL_SECONDS = 0.05
+MAX_CONCURRENT_LOGINS = 200
+"""With more log-ins than this in progress, none waits for another."""
+
+_logger = logging.getLogger("mlapi")
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 @attrs.frozen(kw_only=True)
 class LoginAttempt:
-    """An attempt that was counted: the user of that name, if there is one, and where it comes from."""
+    """A counted attempt to log in.
+
+    ``user`` is None if the username is unknown. ``address_is_known`` says whether the user has logged in from this
+    address before.
+    """
 
     username: str
     address: str
     user: User | None
     address_is_known: bool = False
-    """Whether the name was logged in from there before."""
 
 
 @attrs.frozen(kw_only=True)
 class VerifiedLogin:
-    """An attempt with the right password."""
+    """An attempt with the right password. ``upgrade`` stores the password in the current form, if it needs that."""
 
     attempt: LoginAttempt
     user: User
     upgrade: Reencrypt | None
-    """What stores the password better, if it can be."""
+
+
+class Executor(Protocol):
+    """Run the steps of a flow, each kind where it belongs."""
+
+    async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that waits for the database."""
+        ...
+
+    async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that runs the password cipher."""
+        ...
+
+    async def apply(self, command: UserCommand) -> User:
+        """Apply a command durably. Raises as `Users.apply` does."""
+        ...
+
+
+class InlineExecutor:
+    """An `Executor` that runs every step in the calling thread."""
+
+    def __init__(self, users: Users) -> None:
+        self._users = users
+
+    async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return function(*args, **kwargs)
+
+    async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return function(*args, **kwargs)
+
+    async def apply(self, command: UserCommand) -> User:
+        return self._users.apply(command)
+
+
+def run_inline(flow: Coroutine[object, object, T]) -> T:
+    """Return the result of a coroutine that never suspends, without an event loop."""
+    try:
+        flow.send(None)
+    except StopIteration as finished:
+        result: T = finished.value
+        return result
+    raise RuntimeError("a flow that runs inline must not wait for an event loop")
+
+
+class LoginFlow:
+    """Log-in and password change, step by step.
+
+    Args:
+        authenticator: provides the steps.
+        executor: runs them.
+    """
+
+    def __init__(self, authenticator: "Authenticator", executor: Executor) -> None:
+        self._authenticator = authenticator
+        self._executor = executor
+
+    async def log_in(self, *, username: str, password: str, address: str) -> IssuedToken:
+        """Return a token. See `Authenticator.log_in`."""
+        verified = await self._authenticate(username, password, address)
+        if verified.upgrade is not None:
+            with suppress(UserNotFoundError, RepositoryUnavailableError):  # the next log-in tries again
+                await self._executor.apply(verified.upgrade)
+        return self._authenticator.issue_token(verified)
+
+    async def change_password(
+        self, *, user: User, current: str, new: str, address: str, request_id: str | None = None
+    ) -> User:
+        """Replace a user's password. See `Authenticator.change_password`."""
+        authenticator = self._authenticator
+        authenticator.users.check_password(new, field="new")
+        verified = await self._authenticate(user.username, current, address)
+        command = await self._executor.hash(authenticator.prepare_password_change, verified, new, request_id=request_id)
+        return await self._executor.apply(command)
+
+    async def _authenticate(self, username: str, password: str, address: str) -> VerifiedLogin:
+        return await self._verify(await self._start(username, address), password)
+
+    async def _start(self, username: str, address: str) -> LoginAttempt:
+        return await self._executor.query(self._authenticator.start, username=username, address=address)
+
+    async def _verify(self, attempt: LoginAttempt, password: str) -> VerifiedLogin:
+        verified = await self._executor.hash(self._authenticator.verify, attempt, password)
+        await self._executor.query(self._authenticator.finish, verified)
+        return verified
 
 
 @final
 class Authenticator:
-    """Log-ins with a name and a password.
+    """Log users in, and let them change their password.
 
     Args:
         users: who may log in.
-        tokens: what they get.
-        attempts: keeps guessing slow.
+        tokens: issues the tokens.
+        attempts: limits how often passwords can be guessed.
     """
 
     def __init__(self, users: Users, tokens: TokenIssuer, attempts: AttemptLimiter) -> None:
         self.users = users
         self._tokens = tokens
         self._attempts = attempts
+        self._flow = LoginFlow(self, InlineExecutor(users))
 
     def log_in(self, *, username: str, password: str, address: str = "") -> IssuedToken:
         """Return a token for a user with the right password.
 
         Args:
-            username: in whatever case or spelling.
+            username: in any case or spelling that has the same canonical form.
             password: as typed.
-            address: where the attempt comes from.
+            address: of the client, to limit attempts by.
 
         Raises:
-            InvalidCredentialsError: for a name that nobody has, and for a wrong password.
-            UserDisabledError: for the right password of a user who is shut out.
-            TooManyAttemptsError: if there were too many, right or wrong.
-            RepositoryUnavailableError: if the database is away.
+            InvalidCredentialsError: if the username is unknown or the password is wrong.
+            UserDisabledError: if the password is right but the user is disabled.
+            TooManyAttemptsError: if the limit is reached, whether the password is right or not.
+            RepositoryUnavailableError: if the database is unavailable.
         """
-        verified = self.compare(self.begin(username=username, address=address), password)
-        if verified.upgrade is not None:
-            with suppress(UserNotFoundError, RepositoryUnavailableError):  # then at the next log-in
-                self.users.apply(verified.upgrade)
-        self.conclude(verified)
-        return self.issue(verified)
+        return run_inline(self._flow.log_in(username=username, password=password, address=address))
 
     def change_password(self, *, user: User, current: str, new: str, address: str = "") -> User:
-        """Give a user another password, which ends all of his tokens. For the user himself, who knows the current one.
+        """Replace a user's password after checking the current one, and revoke all of the user's tokens.
 
         Raises:
-            InvalidFieldsError: if the new one breaks the policy.
+            InvalidFieldsError: if the new password breaks the policy.
             InvalidCredentialsError, TooManyAttemptsError, RepositoryUnavailableError: as `log_in` does.
-            PasswordChangedError: if another one was set meanwhile.
+            PasswordChangedError: if the password was changed concurrently.
+            UserNotFoundError: if the user was removed concurrently.
         """
-        self.users.check_password(new, field="new")
-        verified = self.compare(self.begin(username=user.username, address=address), current)
-        changed = self.users.apply(self.prepare_password_change(verified, new))
-        self.conclude(verified)
-        return changed
+        return run_inline(self._flow.change_password(user=user, current=current, new=new, address=address))
 
-    def begin(self, *, username: str, address: str) -> LoginAttempt:
-        """Count the attempt, and look the user up.
+    def start(self, *, username: str, address: str) -> LoginAttempt:
+        """Count the attempt, then look the user up. Waits for the database.
 
         Raises:
             TooManyAttemptsError, RepositoryUnavailableError: as `log_in` does.
         """
-        try:
-            counted: str = canonical_username(username)
-        except InvalidFieldsError:
-            counted = username  # nobody's: counted all the same
+        counted = _counted_username(username)
         is_known = self._attempts.count(counted, address)
         user = self.users.find(username)
         return LoginAttempt(username=counted, address=address, user=user, address_is_known=is_known)
 
-    def compare(self, attempt: LoginAttempt, password: str) -> VerifiedLogin:
-        """Compare the password: one run of the cipher whatever comes of it, and one more if the stored one is old.
+    def verify(self, attempt: LoginAttempt, password: str) -> VerifiedLogin:
+        """Compare the password. Runs the cipher once for every attempt, so that its duration reveals nothing.
+
+        A right password that is stored in an outdated form is also encrypted again.
 
         Raises:
             InvalidCredentialsError: as `log_in` does.
@@ -127,33 +219,90 @@ class Authenticator:
             upgrade = Reencrypt(user_id=user.id, password=cipher.encrypt(password), replacing=user.password)
         return VerifiedLogin(attempt=attempt, user=user, upgrade=upgrade)
 
-    def prepare_password_change(
-        self, verified: VerifiedLogin, new: str, *, request_id: str | None = None
-    ) -> ChangePassword:
-        """Check and encrypt the new password: as much processor time as a registration.
-
-        Raises:
-            InvalidFieldsError: if it breaks the policy.
-        """
-        return self.users.as_actor(Actor.from_user_id(verified.user.id, request_id)).prepare_password(
-            user_id=verified.user.id, password=new, replacing=verified.user.password, field="new"
-        )
-
-    def conclude(self, verified: VerifiedLogin) -> None:
-        """Take the attempt back from the counts, as it was right."""
+    def finish(self, verified: VerifiedLogin) -> None:
+        """Take the attempt back from the count, because its password was right. Waits for the database."""
         attempt = verified.attempt
         self._attempts.record_success(attempt.username, attempt.address, was_known=attempt.address_is_known)
 
-    def issue(self, verified: VerifiedLogin) -> IssuedToken:
-        """Return the token. Raises `UserDisabledError` for a user who is shut out."""
+    def issue_token(self, verified: VerifiedLogin) -> IssuedToken:
+        """Return a token, or raise `UserDisabledError` if the user is disabled."""
         if not verified.user.enabled:
             raise UserDisabledError(verified.user.id)
         return self._tokens.issue(verified.user)
 
+    def prepare_password_change(
+        self, verified: VerifiedLogin, new: str, *, request_id: str | None = None
+    ) -> ChangePassword:
+        """Check and encrypt the new password. Takes as much processor time as a registration.
+
+        Raises:
+            InvalidFieldsError: if the new password breaks the policy.
+        """
+        user = verified.user
+        return self.users.as_actor(Actor.from_user_id(user.id, request_id)).prepare_password(
+            user_id=user.id, password=new, replacing=user.password, field="new"
+        )
+
+
+@final
+class AsyncAuthenticator(LoginFlow):
+    """The asynchronous face of an `Authenticator`, for one event loop. It logs attempts and waits for bursts.
+
+    A client may start many workers that all log in at the same time from an address that is new. When they reach the
+    limit, the next attempt waits for those in progress: if their password is right, they are taken back.
+
+    Log lines contain the address and the user's id, but never the username, as it may be a password typed into the
+    wrong field.
+    """
+
+    def __init__(self, authenticator: Authenticator, executor: Executor) -> None:
+        super().__init__(authenticator, executor)
+        self._in_progress: Counter[str] = Counter()
+        """For each username, how many attempts are being verified."""
+
+    async def _start(self, username: str, address: str) -> LoginAttempt:
+        deadline = time.monotonic() + BURST_WAIT_SECONDS
+        while True:
+            try:
+                return await super()._start(username, address)
+            except TooManyAttemptsError:
+                if not self._is_burst(username) or time.monotonic() > deadline:
+                    _logger.warning("log-in from %s: too many attempts", address)
+                    raise
+            await asyncio.sleep(BURST_POLL_SECONDS)
+
+    async def _verify(self, attempt: LoginAttempt, password: str) -> VerifiedLogin:
+        self._in_progress[attempt.username] += 1
+        try:
+            verified = await super()._verify(attempt, password)
+        except InvalidCredentialsError:
+            reason = "unknown username" if attempt.user is None else f"wrong password for user {attempt.user.id}"
+            _logger.warning("log-in from %s: %s", attempt.address, reason)
+            raise
+        else:
+            _logger.info("log-in from %s: correct password for user %d", attempt.address, verified.user.id)
+            return verified
+        finally:
+            self._in_progress[attempt.username] -= 1
+            if not self._in_progress[attempt.username]:
+                del self._in_progress[attempt.username]
+
+    def _is_burst(self, username: str) -> bool:
+        is_in_progress = _counted_username(username) in self._in_progress
+        return is_in_progress and self._in_progress.total() <= MAX_CONCURRENT_LOGINS
+
+
+def _counted_username(username: str) -> str:
+    """Return the name to count an attempt by: the canonical form, or the name as typed if no user can have it."""
+    try:
+        return canonical_username(username)
+    except InvalidFieldsError:
+        return username
+
 
 @attrs.frozen(kw_only=True)
 class Access:
-    """Both ways in: log-ins for people, and the guard for whoever shows what he got there."""
+    """What an application needs to let users in: log-in by password, and the guard for tokens and API keys."""
 
     authenticator: Authenticator
     guard: Guard

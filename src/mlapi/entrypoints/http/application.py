@@ -4,7 +4,6 @@ Importing this builds routes and no more. Configuration is read and the database
 """
 
 from collections.abc import Sequence
-from contextlib import suppress
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -24,9 +23,7 @@ from mlapi.domain.commands import Actor
 from mlapi.domain.credentials import ApiKeyId, looks_like_api_key
 from mlapi.domain.errors import (
     InvalidTokenError,
-    RepositoryUnavailableError,
     UserDisabledError,
-    UserNotFoundError,
 )
 from mlapi.domain.users import User
 from mlapi.entrypoints.admin import REGISTRATION_PATH, AdminPolicy
@@ -151,11 +148,10 @@ async def remove_user(request: Request) -> responses.Response:
 async def token(request: Request) -> responses.Response:
     serving = _serving(request)
     body = await _body(request, requests.LoginRequest)
-    verified = await serving.prove(body.username, body.password, request)
-    if verified.upgrade is not None:
-        with suppress(UserNotFoundError, RepositoryUnavailableError):  # then at the next log-in
-            await serving.commands.apply(verified.upgrade)
-    return responses.token_issued(serving.access.authenticator.issue(verified))
+    issued = await serving.authenticator.log_in(
+        username=body.username, password=body.password, address=serving.address_of(request)
+    )
+    return responses.token_issued(issued)
 
 
 async def token_status(request: Request) -> responses.Response:
@@ -202,12 +198,14 @@ async def change_password(request: Request) -> responses.Response:
     serving = _serving(request)
     user = await _user_with_token(request)
     body = await _body(request, requests.ChangePasswordRequest)
-    serving.users.check_password(body.new, field="new")
-    verified = await serving.prove(user.username, body.current, request)
-    command = await serving.hash(
-        serving.access.authenticator.prepare_password_change, verified, body.new, request_id=REQUEST_ID.get()
+    changed = await serving.authenticator.change_password(
+        user=user,
+        current=body.current,
+        new=body.new,
+        address=serving.address_of(request),
+        request_id=REQUEST_ID.get(),
     )
-    return responses.password_changed(await serving.commands.apply(command))
+    return responses.password_changed(changed)
 
 
 async def end_own_tokens(request: Request) -> responses.Response:

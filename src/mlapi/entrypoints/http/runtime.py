@@ -1,10 +1,7 @@
 """What the endpoints of one application run on, and its life: from the configuration to the last answer."""
 
-import asyncio
 import gc
 import logging
-import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from typing import ParamSpec, TypeVar
@@ -14,15 +11,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 
 from mlapi import __version__
-from mlapi.application.authentication import Access, LoginAttempt, VerifiedLogin
+from mlapi.application.authentication import Access, AsyncAuthenticator
 from mlapi.application.guard import AsyncGuard
 from mlapi.application.users import Users
 from mlapi.bootstrap import CommandBatcher, async_guard, audit_retention, group_commit, open_service
 from mlapi.config import load_settings
-from mlapi.domain.commands import Actor
-from mlapi.domain.errors import InvalidCredentialsError, TooManyAttemptsError
-from mlapi.domain.ports import is_costly
-from mlapi.domain.rules import fold
+from mlapi.domain.commands import Actor, UserCommand
+from mlapi.domain.ports import PasswordCipher, is_costly
+from mlapi.domain.users import User
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.metrics import Metrics
 from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, cores
@@ -33,10 +29,6 @@ HASHING_PATIENCE = 4.0
 """Seconds that a password may wait for its hash. With those for the commit a client has his answer within 10."""
 HASHING_QUEUE = 64
 """Passwords that may wait for each hashing thread: at 20 to 50 ms each, as many as are done in that time."""
-BURST = 200
-"""Attempts that are being compared, beyond which nobody waits how they end."""
-BURST_PATIENCE = 3.0
-"""Seconds."""
 READING_THREADS = 4
 READING_PATIENCE = 9.0
 """Seconds that a question to the database may take."""
@@ -48,36 +40,63 @@ T = TypeVar("T")
 
 
 @attrs.frozen
+class PoolExecutor:
+    """An `Executor` for an event loop: hashing and database calls run in separate thread pools, commands in batches."""
+
+    cipher: PasswordCipher
+    commands: CommandBatcher
+    hashing: BoundedThreadPool
+    reading: BoundedThreadPool
+
+    async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return await self.reading.run(function, *args, **kwargs)
+
+    async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        if is_costly(self.cipher):
+            return await self.hashing.run(function, *args, **kwargs)
+        return function(*args, **kwargs)  # a thread would take longer than the call
+
+    async def apply(self, command: UserCommand) -> User:
+        return await self.commands.apply(command)
+
+
+@attrs.frozen
 class Runtime:
     """What the endpoints of one application use."""
 
     users: Users
-    access: Access
+    authenticator: AsyncAuthenticator
     guard: AsyncGuard
     commands: CommandBatcher
     hashing: BoundedThreadPool
     """Its own: it must not wait for a database."""
     reading: BoundedThreadPool
     """For the questions of log-ins and managers."""
+    executor: PoolExecutor
     metrics: Metrics
     trusted_proxies: Sequence[Network]
     token_in_path: bool
     _opened: ExitStack
-    _proving: Counter[str] = attrs.field(factory=Counter)
-    """How many attempts of each name are being compared."""
 
     @classmethod
     def of(
         cls, users: Users, access: Access, *, trusted_proxies: Sequence[Network] = (), token_in_path: bool = True
     ) -> "Runtime":
         opened, metrics = ExitStack(), Metrics()
-        return cls(
-            users=users,
-            access=access,
-            guard=opened.enter_context(async_guard(access.guard)),
+        executor = PoolExecutor(
+            cipher=users.cipher,
             commands=group_commit(users, told=metrics.commands),
             hashing=BoundedThreadPool(cores(), queue=HASHING_QUEUE, patience=HASHING_PATIENCE),
             reading=BoundedThreadPool(READING_THREADS, queue=1_000, patience=READING_PATIENCE),
+        )
+        return cls(
+            users=users,
+            authenticator=AsyncAuthenticator(access.authenticator, executor),
+            guard=opened.enter_context(async_guard(access.guard)),
+            commands=executor.commands,
+            hashing=executor.hashing,
+            reading=executor.reading,
+            executor=executor,
             metrics=metrics,
             trusted_proxies=trusted_proxies,
             token_in_path=token_in_path,
@@ -89,53 +108,12 @@ class Runtime:
         return self.users.as_actor(Actor(actor, REQUEST_ID.get()))
 
     async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call what runs the cipher."""
-        if is_costly(self.users.cipher):
-            return await self.hashing.run(function, *args, **kwargs)
-        return function(*args, **kwargs)  # a thread would cost more than it saves
+        """Call a function that runs the password cipher."""
+        return await self.executor.hash(function, *args, **kwargs)
 
-    async def prove(self, username: str, password: str, request: Request) -> VerifiedLogin:
-        """Count an attempt to log in; if the password is right, take it back and return it.
-
-        What came of it is logged, but not the name: it may be a password, typed into the wrong field.
-        """
-        address = Client.from_asgi(request.scope).address(self.trusted_proxies)
-        authenticator, name = self.access.authenticator, fold(username)
-        try:
-            attempt = await self._begin(name, username, address)
-        except TooManyAttemptsError:
-            _logger.warning("log-in from %s: too many attempts", address)
-            raise
-        self._proving[name] += 1
-        try:
-            verified = await self.hash(authenticator.compare, attempt, password)
-            await self.reading.run(authenticator.conclude, verified)
-        except InvalidCredentialsError:
-            what = "a name that nobody has" if attempt.user is None else f"a wrong password of user {attempt.user.id}"
-            _logger.warning("log-in from %s: %s", address, what)
-            raise
-        else:
-            _logger.info("log-in from %s: the right password of user %d", address, verified.user.id)
-            return verified
-        finally:
-            self._proving[name] -= 1
-            if not self._proving[name]:
-                del self._proving[name]
-
-    async def _begin(self, name: str, username: str, address: str) -> LoginAttempt:
-        """Count an attempt. One too many waits how those of the same name end that are being compared.
-
-        If one of them is right, so are the others likely: many workers of one client that start at the same time.
-        """
-        until = time.monotonic() + BURST_PATIENCE
-        while True:
-            try:
-                return await self.reading.run(self.access.authenticator.begin, username=username, address=address)
-            except TooManyAttemptsError:
-                is_alone = name not in self._proving or self._proving.total() > BURST
-                if is_alone or time.monotonic() > until:
-                    raise
-            await asyncio.sleep(0.05)
+    def address_of(self, request: Request) -> str:
+        """Return the address of the client, as a trusted proxy reports it."""
+        return Client.from_asgi(request.scope).address(self.trusted_proxies)
 
     def close(self) -> None:
         self.hashing.close()
