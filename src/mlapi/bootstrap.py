@@ -4,38 +4,32 @@ import base64
 import hashlib
 import hmac
 import logging
+import re
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import attrs
-from limits.storage import MemoryStorage
 
 from mlapi.adapters.common_passwords import load_common_passwords
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
 from mlapi.adapters.jwt import JwtTokenIssuer
-from mlapi.adapters.limits import AttemptLimits, FixedWindowAttemptLimiter
-from mlapi.adapters.memory import InMemoryTokens
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryStorage, InMemoryTokens
 from mlapi.adapters.sql import (
     Adoption,
     Database,
-    Inspection,
     SqlAttempts,
     SqliteUserRepository,
+    SqlStorage,
     SqlUserRepository,
-    check_key,
     connection_url,
     database_url,
-    inspected,
     opened,
-    own_fingerprint,
-    prepare_schema,
     sqlite_file,
-    upgrade,
 )
 from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.authentication import Access, Authenticator
@@ -43,11 +37,14 @@ from mlapi.application.batching import CommandBatcher, PrincipalLookup
 from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.application.key_reload import Current, ReloadingCipher, ReloadingTokens
 from mlapi.application.key_usage import BackgroundKeyUsage
+from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.application.preparation import check_key
 from mlapi.application.users import Users
 from mlapi.config import CONTEXT_WORDS, PASSWORD_MIN, SecretSettings, Settings, completed
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.errors import ConfigurationError, InvalidFieldsError, RepositoryUnavailableError
-from mlapi.domain.ports import AttemptLimiter, TokenIssuer
+from mlapi.domain.inspection import Inspection
+from mlapi.domain.ports import AttemptLimiter, Storage, TokenIssuer
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.secret_files import file_signature, make_secrets_file
 
@@ -66,14 +63,63 @@ __all__ = [
     "open_database",
     "open_guard",
     "open_service",
+    "open_storage",
     "open_users",
     "password_cipher",
+    "register_storage",
     "secrets_file",
     "token_keys",
     "upgrade_database",
 ]
 
 _logger = logging.getLogger("mlapi")
+
+_DEFAULT_URL = "sqlite:///mlapi.db"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+_storages: dict[str, Callable[[str], Storage]] = {
+    "memory": InMemoryStorage.from_url,
+    "postgres": SqlStorage.from_url,
+    "postgresql": SqlStorage.from_url,
+    "postgresql+psycopg": SqlStorage.from_url,
+    "sqlite": SqlStorage.from_url,
+    "sqlite+pysqlite": SqlStorage.from_url,
+}
+
+
+def register_storage(scheme: str, from_url: Callable[[str], Storage]) -> None:
+    """Let ``database.url`` name another kind of storage. Call this before the service is started.
+
+    >>> register_storage("archive", InMemoryStorage.from_url)  # database.url: archive://...
+
+    Args:
+        scheme: what stands before ``://`` in the URL, in lower case.
+        from_url: makes a storage from the whole URL, as `mlapi.domain.ports.Storage` describes.
+    """
+    _storages[scheme] = from_url
+
+
+def open_storage(settings: Settings) -> Storage:
+    """Return the storage that the settings name. It connects when it is used; close it afterwards.
+
+    Raises:
+        ConfigurationError: if the settings name no storage that mlapi can use.
+    """
+    if settings.connection is not None:
+        return SqlStorage(Database(connection_url(**attrs.asdict(settings.connection))))
+    url = settings.database.url or _DEFAULT_URL
+    scheme = _SCHEME.match(url)
+    if scheme is None:
+        return SqlStorage.from_url(url)  # which explains what is wrong with it
+    try:
+        from_url = _storages[scheme[1].lower()]
+    except KeyError:
+        known = ", ".join(sorted(_storages))
+        raise ConfigurationError(
+            f"database.url names {scheme[1]}, which mlapi does not run on: write sqlite:///mlapi.db or"
+            f" postgresql://user:password@host:5432/database (known: {known})"
+        ) from None
+    return from_url(url)
 
 
 @attrs.frozen(kw_only=True)
@@ -139,8 +185,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
         cipher = ReloadingCipher(Current(lambda: password_cipher(completed(settings, file)), signature))
         tokens = ReloadingTokens(Current(lambda: _tokens(completed(settings, file)), signature))
         users = Users(repository, cipher, password_policy=_password_policy(settings))
-        counts, limits = SqlAttempts(database), AttemptLimits(**attrs.asdict(settings.logins))
-        attempts = FixedWindowAttemptLimiter(counts.transaction, limits, reading=counts.reading)
+        attempts = FixedWindowAttemptLimiter(SqlAttempts(database), AttemptLimits(**attrs.asdict(settings.logins)))
         key_usage = BackgroundKeyUsage(repository)
         access = Access(
             authenticator=Authenticator(users, tokens, attempts), guard=Guard(repository, tokens, key_usage=key_usage)
@@ -160,8 +205,7 @@ def in_memory_access(users: Users) -> Access:
 
 def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:
     """Return what makes guessing slow, and counts for this process alone."""
-    storage = MemoryStorage()
-    return FixedWindowAttemptLimiter(lambda: nullcontext(storage), limits)
+    return FixedWindowAttemptLimiter(InMemoryAttempts(), limits)
 
 
 def group_commit(users: Users, told: Callable[[Sequence[Command], Sequence[Outcome]], None]) -> CommandBatcher:
@@ -210,8 +254,8 @@ def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
         ConfigurationError: if the database is not one of ours.
         RepositoryUnavailableError: if it is away.
     """
-    with open_database(settings) as database:
-        return upgrade(database)
+    with closing(open_storage(settings)) as storage:
+        return storage.upgrade()
 
 
 @contextmanager
@@ -261,13 +305,12 @@ def check_database(settings: Settings) -> DatabaseCheck:
         RepositoryUnavailableError: if it is away.
     """
     with open_database(settings) as database:
+        storage = SqlStorage(database)
         try:
             settings = completed(settings, secrets_file(database))
         except ConfigurationError as error:
-            with opened(database, "read") as connection:
-                return DatabaseCheck(found=inspected(connection, find_password_error=None), key_problem=str(error))
-        with opened(database, "read") as connection:
-            found = inspected(connection, find_password_error=partial(_password_problem, password_cipher(settings)))
+            return DatabaseCheck(found=storage.inspect(find_password_error=None), key_problem=str(error))
+        found = storage.inspect(find_password_error=partial(_password_problem, password_cipher(settings)))
     problem = None
     if found.unreadable:
         problem = f"secrets.key and secrets.salt do not fit {found.unreadable} of {found.sampled} stored passwords"
@@ -312,15 +355,16 @@ def _with_secrets(settings: Settings, database: Database, file: Path) -> Setting
 
 def _has_key(database: Database) -> bool:
     try:
-        return own_fingerprint(database) is not None
+        return SqlStorage(database).find_fingerprint() is not None
     except RepositoryUnavailableError:
         return False  # to be found out when it comes: `check_key` refuses a wrong one
 
 
 def _prepare(database: Database, settings: Settings) -> None:
     settings = completed(settings, secrets_file(database))
-    prepare_schema(database, may_upgrade=database.is_sqlite or not settings.is_production)
-    check_key(database, _fingerprints(settings))
+    storage = SqlStorage(database)
+    storage.prepare(may_upgrade=bool(storage.files) or not settings.is_production)
+    check_key(storage, _fingerprints(settings))
 
 
 def _fingerprints(settings: Settings) -> list[str]:

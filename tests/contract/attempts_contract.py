@@ -1,19 +1,16 @@
-"""What the `AttemptLimiter` must do over any storage. A subclass gives the fixture ``transaction``: of an empty one.
+"""What the `AttemptLimiter` must do over any storage. A subclass provides the fixture ``counts``, which are empty.
 
 Time is the machine's, and the windows that have to pass are a second long.
 """
 
 import time
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 
 import pytest
-from limits.storage import Storage
 
 from mlapi import AttemptLimiter, TooManyAttemptsError
-from mlapi.adapters.limits import AttemptLimits, FixedWindowAttemptLimiter
-
-Transaction = Callable[[], AbstractContextManager[Storage]]
+from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.domain.ports import AttemptCountReader, AttemptCounts, AttemptCountWriter
 
 HOME, ELSEWHERE = "192.0.2.1", "198.51.100.7"
 WINDOW = 60
@@ -44,21 +41,25 @@ def log_in(limiter: AttemptLimiter, username: str = "ada", address: str = HOME) 
     limiter.record_success(username, address, was_known=was_known)
 
 
-class CountedTransactions:
-    """Counts how often the storage is asked for."""
+class CountedCalls:
+    """Counts how often the storage is used."""
 
-    def __init__(self, transaction: Transaction) -> None:
+    def __init__(self, counts: AttemptCounts) -> None:
         self.times = 0
-        self._transaction = transaction
+        self._counts = counts
 
-    def __call__(self) -> AbstractContextManager[Storage]:
+    def transaction(self) -> AbstractContextManager[AttemptCountWriter]:
         self.times += 1
-        return self._transaction()
+        return self._counts.transaction()
+
+    def reading(self) -> AbstractContextManager[AttemptCountReader]:
+        self.times += 1
+        return self._counts.reading()
 
 
 class FixedWindowContract:
-    def test_one_name_from_one_address_is_let_through_up_to_the_limit(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=3))
+    def test_one_name_from_one_address_is_let_through_up_to_the_limit(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=3))
 
         answers = [attempt(limiter) for _ in range(6)]
 
@@ -66,8 +67,8 @@ class FixedWindowContract:
         assert all(0 < seconds <= WINDOW for seconds in answers[3:])
         assert are_let_through(limiter, ("ada", ELSEWHERE), ("bob", HOME)) == [True, True]
 
-    def test_one_address_is_let_through_up_to_the_limit_whatever_the_name(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_address=3))
+    def test_one_address_is_let_through_up_to_the_limit_whatever_the_name(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=3))
 
         answers = [attempt(limiter, f"user{number}") for number in range(6)]
 
@@ -75,8 +76,8 @@ class FixedWindowContract:
         assert all(0 < seconds <= WINDOW for seconds in answers[3:])
         assert are_let_through(limiter, ("user5", ELSEWHERE)) == [True]
 
-    def test_one_name_is_let_through_up_to_the_limit_whatever_the_address(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name=3))
+    def test_one_name_is_let_through_up_to_the_limit_whatever_the_address(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=3))
 
         answers = [attempt(limiter, "ada", f"192.0.2.{number}") for number in range(6)]
 
@@ -84,8 +85,8 @@ class FixedWindowContract:
         assert all(0 < seconds <= WINDOW for seconds in answers[3:])
         assert are_let_through(limiter, ("bob", "192.0.2.5")) == [True]
 
-    def test_the_limits_are_those_of_the_settings_unless_others_are_given(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, AttemptLimits())
+    def test_the_limits_are_those_of_the_settings_unless_others_are_given(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, AttemptLimits())
 
         answers = [attempt(limiter) for _ in range(21)]
 
@@ -93,8 +94,8 @@ class FixedWindowContract:
         assert answers[:20] == [LET_THROUGH] * 20
         assert 0 < answers[20] <= WINDOW
 
-    def test_what_is_refused_says_when_to_come_again_in_whole_seconds(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_address=1), window=1)
+    def test_what_is_refused_says_when_to_come_again_in_whole_seconds(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=1), window_seconds=1)
         limiter.count("ada", HOME)
 
         with pytest.raises(TooManyAttemptsError) as refusal:
@@ -103,8 +104,8 @@ class FixedWindowContract:
         assert refusal.value == TooManyAttemptsError(1)
         assert str(refusal.value) == "too many attempts: come again in 1 seconds"
 
-    def test_when_the_window_is_over_it_is_let_in_again(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=1), window=1)
+    def test_when_the_window_is_over_it_is_let_in_again(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=1), window_seconds=1)
         before = are_let_through(limiter, ("ada", HOME), ("ada", HOME))
 
         time.sleep(1.05)
@@ -112,16 +113,16 @@ class FixedWindowContract:
         assert before == [True, False]
         assert are_let_through(limiter, ("ada", HOME), ("ada", HOME)) == [True, False]
 
-    def test_addresses_of_one_network_of_ipv6_count_together(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_address=1))
+    def test_addresses_of_one_network_of_ipv6_count_together(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=1))
         limiter.count("ada", "2001:db8:1:2::1")
 
         answers = are_let_through(limiter, ("bob", "2001:db8:1:2:ffff::9"), ("bob", "2001:db8:1:3::1"))
 
         assert answers == [False, True]
 
-    def test_a_right_attempt_is_taken_back_from_every_count(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_address=2, per_name=2))
+    def test_a_right_attempt_is_taken_back_from_every_count(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=2, per_name=2))
 
         log_in(limiter)
         log_in(limiter, "bob", ELSEWHERE)
@@ -130,34 +131,34 @@ class FixedWindowContract:
         of_the_name = are_let_through(limiter, *[("bob", f"203.0.113.{number}") for number in range(3)])
         assert of_the_address == of_the_name == [True, True, False]
 
-    def test_a_wrong_attempt_before_the_right_one_still_counts(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name=2))
+    def test_a_wrong_attempt_before_the_right_one_still_counts(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=2))
         limiter.count("ada", HOME)
 
         log_in(limiter)
 
         assert are_let_through(limiter, ("ada", ELSEWHERE), ("ada", ELSEWHERE)) == [True, False]
 
-    def test_where_the_name_has_come_from_before_only_the_address_is_limited(self, transaction: Transaction) -> None:
+    def test_where_the_name_has_come_from_before_only_the_address_is_limited(self, counts: AttemptCounts) -> None:
         limits = limits_of(per_address=6, per_name=1, per_name_and_address=1)
-        limiter = FixedWindowAttemptLimiter(transaction, limits)
+        limiter = FixedWindowAttemptLimiter(counts, limits)
         log_in(limiter)
 
         answers = are_let_through(limiter, *[("ada", HOME)] * 7)
 
         assert answers == [True] * 6 + [False]
 
-    def test_who_logs_in_again_and_again_is_never_refused(self, transaction: Transaction) -> None:
+    def test_who_logs_in_again_and_again_is_never_refused(self, counts: AttemptCounts) -> None:
         limits = limits_of(per_address=2, per_name=2, per_name_and_address=2)
-        limiter = FixedWindowAttemptLimiter(transaction, limits)
+        limiter = FixedWindowAttemptLimiter(counts, limits)
 
         for _ in range(10):
             log_in(limiter)
 
         assert are_let_through(limiter, ("ada", HOME), ("ada", HOME), ("ada", HOME)) == [True, True, False]
 
-    def test_an_attacker_elsewhere_does_not_shut_the_owner_out(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name=5, per_name_and_address=3))
+    def test_an_attacker_elsewhere_does_not_shut_the_owner_out(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=5, per_name_and_address=3))
         log_in(limiter)
         guesses = are_let_through(limiter, *[("ada", f"203.0.113.{number % 3}") for number in range(20)])
 
@@ -167,8 +168,8 @@ class FixedWindowContract:
         assert owner == [True]
         assert are_let_through(limiter, ("ada", ELSEWHERE)) == [False]
 
-    def test_log_ins_of_the_owner_give_an_attacker_no_further_guess(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name=3))
+    def test_log_ins_of_the_owner_give_an_attacker_no_further_guess(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=3))
         log_in(limiter)
         guesses = [are_let_through(limiter, ("ada", ELSEWHERE))]
 
@@ -178,15 +179,15 @@ class FixedWindowContract:
 
         assert guesses == [[True], [True], [True], [False]]
 
-    def test_to_have_come_from_an_address_is_of_one_name(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=1))
+    def test_to_have_come_from_an_address_is_of_one_name(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=1))
         log_in(limiter)
 
         assert are_let_through(limiter, ("bob", HOME), ("bob", HOME)) == [True, False]
         assert are_let_through(limiter, ("ada", ELSEWHERE), ("ada", ELSEWHERE)) == [True, False]
 
-    def test_taking_back_in_a_later_window_takes_nothing_from_that(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_address=2), window=1)
+    def test_taking_back_in_a_later_window_takes_nothing_from_that(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=2), window_seconds=1)
         limiter.count("ada", HOME)
         time.sleep(1.05)
 
@@ -194,8 +195,8 @@ class FixedWindowContract:
 
         assert are_let_through(limiter, ("bob", HOME), ("bob", HOME), ("bob", HOME)) == [True, True, False]
 
-    def test_log_ins_that_run_at_once_from_a_new_address_leave_no_count_behind(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=3, per_name=3))
+    def test_log_ins_that_run_at_once_from_a_new_address_leave_no_count_behind(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=3, per_name=3))
         known = [limiter.count("ada", HOME) for _ in range(3)]
 
         for was_known in known:
@@ -205,8 +206,8 @@ class FixedWindowContract:
         assert limiter.count("ada", HOME)
         assert are_let_through(limiter, *[("ada", ELSEWHERE)] * 4) == [True, True, True, False]
 
-    def test_a_right_attempt_lets_the_next_through_that_was_refused_meanwhile(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=2))
+    def test_a_right_attempt_lets_the_next_through_that_was_refused_meanwhile(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=2))
         refused = are_let_through(limiter, *[("ada", HOME)] * 3)
 
         limiter.record_success("ada", HOME, was_known=False)
@@ -214,8 +215,8 @@ class FixedWindowContract:
         assert refused == [True, True, False]
         assert are_let_through(limiter, ("ada", HOME)) == [True]
 
-    def test_what_is_refused_is_not_counted_for_anything_else(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name=1, per_address=2))
+    def test_what_is_refused_is_not_counted_for_anything_else(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=1, per_address=2))
         limiter.count("ada", ELSEWHERE)
 
         refused = are_let_through(limiter, *[("ada", HOME)] * 5)
@@ -223,17 +224,17 @@ class FixedWindowContract:
         assert refused == [False] * 5
         assert are_let_through(limiter, ("bob", HOME), ("eve", HOME), ("eve", HOME)) == [True, True, False]
 
-    def test_two_limiters_share_their_counts(self, transaction: Transaction) -> None:
+    def test_two_limiters_share_their_counts(self, counts: AttemptCounts) -> None:
         limits = limits_of(per_name_and_address=4)
-        one, two = FixedWindowAttemptLimiter(transaction, limits), FixedWindowAttemptLimiter(transaction, limits)
+        one, two = FixedWindowAttemptLimiter(counts, limits), FixedWindowAttemptLimiter(counts, limits)
 
         answers = [attempt(limiter) == LET_THROUGH for limiter in (one, two, one, two, one, two)]
 
         assert answers == [True] * 4 + [False] * 2
 
-    def test_two_limiters_know_the_same_addresses(self, transaction: Transaction) -> None:
+    def test_two_limiters_know_the_same_addresses(self, counts: AttemptCounts) -> None:
         limits = limits_of(per_name_and_address=1)
-        one, two = FixedWindowAttemptLimiter(transaction, limits), FixedWindowAttemptLimiter(transaction, limits)
+        one, two = FixedWindowAttemptLimiter(counts, limits), FixedWindowAttemptLimiter(counts, limits)
 
         log_in(one)
 
@@ -243,9 +244,9 @@ class FixedWindowContract:
         "limits", [limits_of(per_address=2), limits_of(per_name_and_address=2)], ids=["address", "name and address"]
     )
     def test_a_flood_of_what_is_refused_does_not_reach_the_storage(
-        self, transaction: Transaction, limits: AttemptLimits
+        self, counts: AttemptCounts, limits: AttemptLimits
     ) -> None:
-        counted = CountedTransactions(transaction)
+        counted = CountedCalls(counts)
         limiter = FixedWindowAttemptLimiter(counted, limits)
 
         answers = [attempt(limiter) == LET_THROUGH for _ in range(50)]
@@ -254,19 +255,19 @@ class FixedWindowContract:
         assert counted.times == 2 * 2 + 1  # each that is let through is looked at and counted, the third looked at
 
     def test_what_is_remembered_to_be_refused_is_bounded_and_right_beyond_that(
-        self, transaction: Transaction, monkeypatch: pytest.MonkeyPatch
+        self, counts: AttemptCounts, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("mlapi.adapters.limits._REMEMBERED", 5)
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=1))
+        monkeypatch.setattr("mlapi.application.login_throttle._MAX_CACHED_REJECTIONS", 5)
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=1))
         names = [f"user{number}" for number in range(12)]
 
         answers = [are_let_through(limiter, *[(name, HOME) for name in names]) for _ in range(3)]
 
         assert answers == [[True] * 12, [False] * 12, [False] * 12]
-        assert len(limiter._refused) <= 5
+        assert len(limiter._rejected_until) <= 5
 
-    def test_names_and_addresses_may_be_anything(self, transaction: Transaction) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_name_and_address=1))
+    def test_names_and_addresses_may_be_anything(self, counts: AttemptCounts) -> None:
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=1))
         texts = ["", "a", "é", "a/b", "\0", "\ud800", "x" * 10_000, "' OR 1=1 --", "%"]
         pairs = [(username, address) for username in texts for address in texts]
 

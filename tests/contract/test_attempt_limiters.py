@@ -1,13 +1,11 @@
 """Every limiter of attempts we ship keeps the contract; what ours promises beyond it stands in ``test_attempts``."""
 
-from contextlib import nullcontext
-
 import pytest
-from limits.storage import MemoryStorage
 
 from mlapi import AttemptLimiter
-from mlapi.adapters.limits import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.adapters.memory import InMemoryAttempts
 from mlapi.adapters.sql import Database, SqlAttempts
+from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.testing import AttemptLimiterContract
 
 LIMITS = AttemptLimits(per_name_and_address=3)
@@ -16,12 +14,10 @@ LIMITS = AttemptLimits(per_name_and_address=3)
 class TestFixedWindowAttemptLimiterInMemory(AttemptLimiterContract):
     @pytest.fixture
     def attempts(self) -> AttemptLimiter:
-        storage = MemoryStorage()
-        return FixedWindowAttemptLimiter(lambda: nullcontext(storage), LIMITS)
+        return FixedWindowAttemptLimiter(InMemoryAttempts(), LIMITS)
 
 
 class TestFixedWindowAttemptLimiterInADatabase(AttemptLimiterContract):
     @pytest.fixture
     def attempts(self, sqlite_database: Database) -> AttemptLimiter:
-        counts = SqlAttempts(sqlite_database)
-        return FixedWindowAttemptLimiter(counts.transaction, LIMITS, reading=counts.reading)
+        return FixedWindowAttemptLimiter(SqlAttempts(sqlite_database), LIMITS)

@@ -4,25 +4,24 @@ import re
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, nullcontext
+from contextlib import closing
 from functools import partial
 
 import pytest
-from limits import RateLimitItemPerSecond
-from limits.storage import MemoryStorage
-from limits.strategies import FixedWindowRateLimiter
 from sqlalchemy import URL, select, text
 
 from mlapi import RepositoryUnavailableError, TooManyAttemptsError
-from mlapi.adapters.limits import KNOWN_FOR, AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.adapters.memory import InMemoryAttempts
 from mlapi.adapters.sql import Database, SqlAttempts, upgrade
 from mlapi.adapters.sql.tables import attempts
+from mlapi.application.login_throttle import KNOWN_ADDRESS_SECONDS, AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.domain.attempts import WindowCount
+from mlapi.domain.ports import AttemptCounts
 from tests.contract.attempts_contract import (
     ELSEWHERE,
     HOME,
     WINDOW,
     FixedWindowContract,
-    Transaction,
     are_let_through,
     limits_of,
     log_in,
@@ -61,15 +60,14 @@ def rows_of(database: Database) -> list[tuple[str, int, float]]:
 
 class TestFixedWindowAttemptLimiterInMemory(FixedWindowContract):
     @pytest.fixture
-    def transaction(self) -> Transaction:
-        storage = MemoryStorage()
-        return lambda: nullcontext(storage)
+    def counts(self) -> AttemptCounts:
+        return InMemoryAttempts()
 
     @pytest.mark.parametrize(("one", "other", "together"), SITES.values(), ids=SITES.keys())
     def test_addresses_of_one_customer_count_together(
-        self, transaction: Transaction, one: str, other: str, together: bool
+        self, counts: AttemptCounts, one: str, other: str, together: bool
     ) -> None:
-        limiter = FixedWindowAttemptLimiter(transaction, limits_of(per_address=1))
+        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=1))
         limiter.count("ada", one)
 
         assert are_let_through(limiter, ("bob", other)) == [not together]
@@ -77,8 +75,8 @@ class TestFixedWindowAttemptLimiterInMemory(FixedWindowContract):
 
 class TestFixedWindowAttemptLimiterInADatabase(FixedWindowContract):
     @pytest.fixture
-    def transaction(self, database: Database) -> Transaction:
-        return SqlAttempts(database).transaction
+    def counts(self, database: Database) -> AttemptCounts:
+        return SqlAttempts(database)
 
 
 # --- several processes
@@ -88,7 +86,7 @@ def test_two_workers_share_their_counts(url: URL, open_database: Callable[[URL],
     databases = [open_database(url), open_database(url)]
     upgrade(databases[0])
     limits = limits_of(per_name_and_address=4)
-    workers = [FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits) for database in databases]
+    workers = [FixedWindowAttemptLimiter(SqlAttempts(database), limits) for database in databases]
 
     answers = [are_let_through(worker, ("ada", HOME)) for worker in workers * 3]
 
@@ -106,7 +104,7 @@ def test_two_workers_share_their_counts(url: URL, open_database: Callable[[URL],
 def test_threads_that_count_the_same_let_exactly_the_limit_through(
     database: Database, limits: AttemptLimits, username: str, address: str
 ) -> None:
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits)
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits)
 
     def count(number: int) -> bool:
         (answer,) = are_let_through(limiter, (username.format(number), address.format(number)))
@@ -119,7 +117,7 @@ def test_threads_that_count_the_same_let_exactly_the_limit_through(
 
 
 def test_threads_that_log_in_at_once_leave_no_counts(database: Database) -> None:
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
     log_in(limiter)
 
     with ThreadPoolExecutor(8) as pool:
@@ -132,7 +130,7 @@ def test_threads_that_log_in_at_once_leave_no_counts(database: Database) -> None
 
 
 def test_the_table_shows_neither_names_nor_addresses(database: Database) -> None:
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
     limiter.count("ada", ELSEWHERE)
     log_in(limiter, "ada", HOME)
 
@@ -146,7 +144,7 @@ def test_the_table_shows_neither_names_nor_addresses(database: Database) -> None
 
 def test_a_window_begins_with_its_first_attempt_and_is_not_prolonged(database: Database) -> None:
     clock = SettableSeconds()
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock).transaction, limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of())
 
     limiter.count("ada", HOME)
     clock.now += WINDOW - 1
@@ -161,30 +159,28 @@ def test_a_window_begins_with_its_first_attempt_and_is_not_prolonged(database: D
 
 def test_an_address_is_known_for_thirty_days_and_no_longer(database: Database) -> None:
     clock = SettableSeconds()
-    limiter = FixedWindowAttemptLimiter(
-        SqlAttempts(database, clock=clock).transaction, limits_of(per_name_and_address=1)
-    )
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of(per_name_and_address=1))
     log_in(limiter)
 
-    clock.now += KNOWN_FOR - 1
+    clock.now += KNOWN_ADDRESS_SECONDS - 1
     known = are_let_through(limiter, *[("ada", HOME)] * 3)
     clock.now += 1
     unknown = are_let_through(limiter, *[("ada", HOME)] * 3)
 
-    assert KNOWN_FOR == 30 * 24 * 60 * 60
+    assert KNOWN_ADDRESS_SECONDS == 30 * 24 * 60 * 60
     assert (known, unknown) == ([True] * 3, [True, False, False])
 
 
 def test_a_right_attempt_leaves_counts_of_nothing(database: Database) -> None:
     clock = SettableSeconds()
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock).transaction, limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of())
 
     log_in(limiter)
 
     kinds = [(key.partition("/")[0], count, until) for key, count, until in rows_of(database)]
     assert kinds == [
         ("address", 0, START + WINDOW),
-        ("known", 1, START + KNOWN_FOR),
+        ("known", 1, START + KNOWN_ADDRESS_SECONDS),
         ("name", 0, START + WINDOW),
         ("pair", 0, START + WINDOW),
     ]
@@ -192,7 +188,7 @@ def test_a_right_attempt_leaves_counts_of_nothing(database: Database) -> None:
 
 def test_what_has_expired_is_purged_within_ten_seconds_or_so(database: Database) -> None:
     clock = SettableSeconds()
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock).transaction, limits_of(), window=1)
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of(), window_seconds=1)
     log_in(limiter, "ada")
     limiter.count("bob", ELSEWHERE)
 
@@ -224,7 +220,7 @@ def test_a_purge_takes_all_that_has_expired_a_thousand_rows_at_a_time(database: 
 def test_a_purge_has_an_end_also_where_more_has_expired(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlapi.adapters.sql.attempts._PURGES", 2)
+    monkeypatch.setattr("mlapi.adapters.sql.attempts._MAX_PURGE_BATCHES", 2)
     clock = SettableSeconds()
     counts = SqlAttempts(sqlite_database, clock=clock)
     with sqlite_database.writing() as connection:
@@ -240,7 +236,7 @@ def test_a_purge_has_an_end_also_where_more_has_expired(
 
 def test_what_is_refused_writes_nothing(database: Database) -> None:
     counts = SqlAttempts(database, clock=SettableSeconds())
-    limiter = FixedWindowAttemptLimiter(counts.transaction, limits_of(per_name=1), reading=counts.reading)
+    limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=1))
     limiter.count("ada", HOME)
     before = rows_of(database)
 
@@ -254,7 +250,7 @@ def test_what_is_refused_writes_nothing(database: Database) -> None:
 def test_what_is_undone_was_not_counted(database: Database) -> None:
     def count_and_fail() -> None:
         with SqlAttempts(database).transaction() as storage:
-            storage.incr("one", WINDOW)
+            storage.add("one", window_seconds=WINDOW)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -277,60 +273,42 @@ def test_only_these_transactions_do_not_wait_for_the_disk(postgres_database: Dat
 # --- the storage, by itself
 
 
-def test_a_storage_counts_reads_and_forgets(database: Database) -> None:
+def test_counts_are_read_within_the_transaction(database: Database) -> None:
     clock = SettableSeconds()
 
-    with SqlAttempts(database, clock=clock).transaction() as storage:
-        counted = [storage.incr("one", 10), storage.incr("one", 99, 5), storage.incr("two", 20)]
-        read = [(storage.get(key), storage.get_expiry(key)) for key in ("one", "two", "three")]
-        storage.clear("one")
-        storage.clear("three")
-        cleared = [storage.get(key) for key in ("one", "two")]
-        reset = [storage.reset(), storage.reset()]
+    with SqlAttempts(database, clock=clock).transaction() as counts:
+        added = [counts.add(key, window_seconds=seconds) for key, seconds in (("one", 10), ("one", 99), ("two", 20))]
+        read = [counts.get(key) for key in ("one", "two", "three")]
 
-        assert counted == [1, 6, 1]
-        assert read == [(6, START + 10), (1, START + 20), (0, START)]
-        assert cleared == [0, 1]
-        assert reset == [1, 0]
-        assert storage.check() is True
-        assert storage.base_exceptions == ()
+    assert added == [1, 2, 1]
+    assert read == [WindowCount(2, START + 10), WindowCount(1, START + 20), WindowCount(0, START)]
 
 
-def test_a_count_is_never_below_nothing(database: Database) -> None:
+def test_a_count_never_drops_below_zero(database: Database) -> None:
     clock = SettableSeconds()
-    counts = SqlAttempts(database, clock=clock)
+    attempt_counts = SqlAttempts(database, clock=clock)
 
-    with counts.transaction() as storage:
-        down = [storage.incr("one", 10, -1), storage.incr("one", 10, 2), storage.incr("one", 10, -5)]
-        storage.incr("two", 10, 3)
+    with attempt_counts.transaction() as counts:
+        counts.subtract("one")
+        counts.add("one", window_seconds=10)
+        counts.subtract("one")
+        counts.subtract("one")
+        counts.add("two", window_seconds=10)
+        now = counts.get("one")
     clock.now += 10
-    with counts.transaction() as storage:
-        later = [storage.get("two"), storage.incr("two", 10, -1), storage.incr("two", 10)]
+    with attempt_counts.transaction() as counts:
+        counts.subtract("two")
+        later = [counts.get("two").count, counts.add("two", window_seconds=10)]
 
-    assert down == [0, 2, 0]
-    assert later == [0, 0, 1]
-
-
-def test_the_librarys_own_strategy_works_on_it(database: Database) -> None:
-    clock = SettableSeconds()
-    item = RateLimitItemPerSecond(2, 10)
-
-    with SqlAttempts(database, clock=clock).transaction() as storage:
-        limiter = FixedWindowRateLimiter(storage)
-        hits = [limiter.hit(item, "ada") for _ in range(3)]
-        stats = limiter.get_window_stats(item, "ada")
-        limiter.clear(item, "ada")
-
-        assert hits == [True, True, False]
-        assert stats == (START + 10, 0)
-        assert limiter.test(item, "ada")
+    assert now == WindowCount(0, START + 10)
+    assert later == [0, 1]
 
 
 # --- a database that is away
 
 
 def test_without_its_table_nothing_is_counted_and_nobody_let_through(database: Database) -> None:
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
     with database.writing() as connection:
         connection.execute(text("DROP TABLE mlapi_attempts"))
 
@@ -343,7 +321,7 @@ def test_without_its_server_nothing_is_counted_and_nobody_let_through(
     postgres_url: URL, open_database: Callable[[URL], Database]
 ) -> None:
     database = open_database(postgres_url.set(port=1))
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
 
     for call in (limiter.count, partial(limiter.record_success, was_known=False)):
         with pytest.raises(RepositoryUnavailableError):
@@ -355,7 +333,7 @@ def test_while_somebody_else_keeps_writing_nobody_is_let_through(sqlite_database
         Database(sqlite_url, wait=0.05) as database,
         closing(sqlite3.connect(str(sqlite_url.database), isolation_level=None)) as keeper,
     ):
-        limiter = FixedWindowAttemptLimiter(SqlAttempts(database).transaction, limits_of())
+        limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
         keeper.execute("BEGIN IMMEDIATE")
 
         with pytest.raises(RepositoryUnavailableError, match="locked"):
@@ -367,7 +345,7 @@ def test_while_somebody_else_keeps_writing_nobody_is_let_through(sqlite_database
 
 def test_a_purge_that_fails_lets_nobody_through_and_is_not_the_end(database: Database) -> None:
     clock = SettableSeconds()
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock).transaction, limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of())
     with database.writing() as connection:
         connection.execute(text("ALTER TABLE mlapi_attempts RENAME TO away"))
     clock.now += WINDOW

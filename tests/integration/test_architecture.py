@@ -21,7 +21,7 @@ BROKEN_BY = [
     ("the domain and the application import no database", "application/authentication.py", "import jwt"),
     ("only bootstrap imports adapters", "entrypoints/cli/doctor.py", "import mlapi.adapters.memory"),
     ("no adapter imports another", "adapters/fernet/ciphers.py", "import mlapi.adapters.sql"),
-    ("no adapter imports another", "adapters/limits.py", "import mlapi.adapters.jwt"),
+    ("no adapter imports another", "adapters/memory.py", "import mlapi.adapters.jwt"),
     ("the wire format is independent", "entrypoints/wire/responses.py", "import starlette"),
     ("only the SQL adapter imports SQLAlchemy", "entrypoints/cli/users.py", "import sqlalchemy"),
 ]

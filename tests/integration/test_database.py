@@ -31,7 +31,6 @@ from mlapi.adapters.sql import (
     Database,
     SqliteUserRepository,
     SqlUserRepository,
-    check_key,
     connection_url,
     database_url,
     upgrade,
@@ -662,31 +661,3 @@ def test_a_time_at_the_end_of_all_times_comes_back_whatever_the_zone_of_the_serv
 
     assert repository.list_api_keys(user.id) == [key]
     assert repository.find_principals([key.id]) == [ApiKeyPrincipal(key, user)]
-
-
-# --- the key check
-
-
-def test_the_first_key_is_remembered_and_another_refused(database: Database) -> None:
-    check_key(database, ["first", "older"])
-
-    check_key(database, ["first"])
-    check_key(database, ["newer", "first"])
-    with pytest.raises(ConfigurationError, match="not the one that this database's passwords were encrypted with"):
-        check_key(database, ["older"])
-
-
-def test_processes_that_bring_a_first_key_at_once_agree_on_one(database: Database, open_database: Open) -> None:
-    rivals = [open_database(database.engine.url) for _ in range(8)]
-
-    def bring(number: int) -> bool:
-        try:
-            check_key(rivals[number], [f"key {number}"])
-        except ConfigurationError:
-            return False
-        return True
-
-    with ThreadPoolExecutor(8) as pool:
-        accepted = list(pool.map(bring, range(8)))
-
-    assert accepted.count(True) == 1

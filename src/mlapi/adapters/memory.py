@@ -4,15 +4,20 @@ They pass the same contract suites as the real ones. All is forgotten with the o
 """
 
 import hmac
+import logging
 import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Self
 
 import attrs
 
+from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount, audit_entry
 from mlapi.domain.commands import (
     AddApiKey,
@@ -27,14 +32,22 @@ from mlapi.domain.commands import (
 from mlapi.domain.credentials import ApiKey, ApiKeyId, ApiKeyPrincipal, IssuedToken, Principal, PrincipalId, TokenClaims
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
+    ConfigurationError,
     InvalidTokenError,
     RepositoryUnavailableError,
     UserExistsError,
     UserNotFoundError,
 )
+from mlapi.domain.inspection import Inspection
 from mlapi.domain.ports import Clock
 from mlapi.domain.rules import canonical_username, fold
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, utc_now
+
+_URL = "memory://"
+_REVISION = "1"
+_PURGE_INTERVAL_SECONDS = 10.0
+
+_logger = logging.getLogger("mlapi")
 
 
 class InMemoryAuditTrail:
@@ -186,6 +199,117 @@ class InMemoryUserRepository:
             self._api_keys[key.id] = command.apply_to(key)
             return self._api_keys[key.id]
         return self._api_keys.pop(key.id)
+
+
+class InMemoryAttempts:
+    """`AttemptCounts` for one process.
+
+    Args:
+        clock: returns seconds since 1970.
+    """
+
+    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._writing = threading.Lock()
+        self._counts: dict[str, WindowCount] = {}
+        self._purged_at = clock()
+
+    @contextmanager
+    def transaction(self) -> Iterator["InMemoryAttemptCounts"]:
+        with self._writing:
+            changes = InMemoryAttemptCounts(self._counts, self._clock())
+            yield changes
+            self._counts.update(changes.changed)
+            self._purge()
+
+    @contextmanager
+    def reading(self) -> Iterator["InMemoryAttemptCounts"]:
+        yield InMemoryAttemptCounts(self._counts, self._clock())
+
+    def _purge(self) -> None:
+        now = self._clock()
+        if now - self._purged_at >= _PURGE_INTERVAL_SECONDS:
+            self._purged_at = now
+            self._counts = {key: count for key, count in self._counts.items() if count.ends_at > now}
+
+
+class InMemoryAttemptCounts:
+    """An `AttemptCountWriter` that collects its changes, and a reader."""
+
+    def __init__(self, counts: Mapping[str, WindowCount], now: float) -> None:
+        self.changed: dict[str, WindowCount] = {}
+        self._counts = counts
+        self._now = now
+
+    def get(self, key: str) -> WindowCount:
+        found = self.changed.get(key) or self._counts.get(key)
+        return WindowCount(0, self._now) if found is None or found.ends_at <= self._now else found
+
+    def add(self, key: str, *, window_seconds: float) -> int:
+        found = self.get(key)
+        ends_at = found.ends_at if found.ends_at > self._now else self._now + window_seconds
+        self.changed[key] = WindowCount(found.count + 1, ends_at)
+        return found.count + 1
+
+    def subtract(self, key: str) -> None:
+        found = self.get(key)
+        if found.count > 0:
+            self.changed[key] = attrs.evolve(found, count=found.count - 1)
+
+
+class InMemoryStorage:
+    """A `Storage` for one process, which forgets everything when it ends: for demos and tests."""
+
+    files: tuple[Path, ...] = ()
+    secrets_folder: Path | None = None
+
+    def __init__(self) -> None:
+        self.users = InMemoryUserRepository()
+        self.attempts = InMemoryAttempts()
+        self._lock = threading.Lock()
+        self._fingerprint: str | None = None
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Return a new, empty storage.
+
+        Raises:
+            ConfigurationError: unless the URL is ``memory://``.
+        """
+        if url != _URL:
+            raise ConfigurationError("database.url for users in memory must be memory:// and nothing more")
+        return cls()
+
+    def find_fingerprint(self) -> str | None:
+        return self._fingerprint
+
+    def store_fingerprint(self, fingerprint: str) -> str:
+        with self._lock:
+            if self._fingerprint is None:
+                self._fingerprint = fingerprint
+            return self._fingerprint
+
+    def replace_fingerprint(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+
+    def prepare(self, *, may_upgrade: bool) -> None:  # noqa: ARG002 - the port's
+        _logger.warning("database.url is memory://: all users are lost when this process ends")
+
+    def upgrade(self) -> tuple[str | None, str]:
+        return _REVISION, _REVISION
+
+    def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:  # noqa: ARG002 - the port's
+        users = self.users.list_page(after=UserId(0), limit=self.users.count())
+        return Inspection(
+            revision=_REVISION,
+            newest_revision=_REVISION,
+            fingerprint=self._fingerprint,
+            users=len(users),
+            latest_change=max((user.updated_datetime for user in users), default=None),
+        )
+
+    def close(self) -> None:
+        """Do nothing: there is nothing to release."""
 
 
 class PlainCipher:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import attrs
 
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
-from mlapi.adapters.sql import Database, own_fingerprint, set_own_fingerprint
+from mlapi.adapters.sql import Database, SqlStorage
 from mlapi.application.users import Users
 from mlapi.bootstrap import open_database, open_service, password_cipher, secrets_file, token_keys
 from mlapi.config import SecretSettings, Settings, completed
@@ -161,16 +161,16 @@ class KeyRotation:
 
     def _is_unfinished(self) -> bool:
         """Whether passwords may be stored under a key that is not the first."""
-        own, secrets = own_fingerprint(self._database), self._secrets
+        own, secrets = SqlStorage(self._database).find_fingerprint(), self._secrets
         return own is not None and own not in {key_fingerprint(secrets.key[0], salt) for salt in secrets.salt}
 
     def _salt_of_own(self) -> str:
-        own, secrets = own_fingerprint(self._database), self._secrets
+        own, secrets = SqlStorage(self._database).find_fingerprint(), self._secrets
         return next(salt for salt in secrets.salt for key in secrets.key if key_fingerprint(key, salt) == own)
 
     def _know_by(self, key: str, salt: str) -> None:
         """Let the database be known by a key and a salt, from the next start on."""
-        set_own_fingerprint(self._database, key_fingerprint(key, salt))
+        SqlStorage(self._database).replace_fingerprint(key_fingerprint(key, salt))
 
     def _refuse_unreadable(self) -> None:
         cipher = self._cipher()

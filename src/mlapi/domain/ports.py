@@ -3,13 +3,17 @@
 The service calls all of them from several threads at once.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
+from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, IssuedToken, Principal, PrincipalId, TokenClaims
+from mlapi.domain.inspection import Inspection
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey
 
 
@@ -220,4 +224,163 @@ class KeyUsage(Protocol):
 class Clock(Protocol):
     def __call__(self) -> datetime:
         """Return the time now, aware."""
+        ...
+
+
+class AttemptCountReader(Protocol):
+    """Reads the counts of log-in attempts as they are at one moment."""
+
+    def get(self, key: str) -> WindowCount:
+        """Return the count for a key and the end of its window.
+
+        The count is 0 if nothing was added or the window has ended; the end is then the present time.
+        """
+        ...
+
+
+class AttemptCountWriter(AttemptCountReader, Protocol):
+    """Reads and changes the counts of log-in attempts within a transaction. Reads see the transaction's own changes."""
+
+    def add(self, key: str, *, window_seconds: float) -> int:
+        """Add one attempt and return the new count.
+
+        The first attempt opens a window of ``window_seconds``. Later attempts do not extend it. After it has ended the
+        next attempt opens a new one and is counted as 1.
+        """
+        ...
+
+    def subtract(self, key: str) -> None:
+        """Subtract one attempt, unless the count is 0 or its window has ended."""
+        ...
+
+
+class AttemptCounts(Protocol):
+    """Stores how many log-in attempts were made in fixed windows of time.
+
+    Keys are printable ASCII of at most 200 characters and contain neither usernames nor addresses. Counts must be
+    shared by all processes that share the users. Delete expired counts from time to time, or the storage grows with
+    every attack.
+
+    Both context managers raise `RepositoryUnavailableError` if the counts cannot be reached.
+    """
+
+    def transaction(self) -> AbstractContextManager[AttemptCountWriter]:
+        """Open a transaction; commit it at the end of the ``with`` block, or undo it if an exception leaves the block.
+
+        Concurrent transactions must not lose each other's changes. The caller changes keys in the same order in every
+        process, so an implementation that locks keys as they change cannot deadlock. Durability is not required: a
+        crash may lose the latest counts.
+        """
+        ...
+
+    def reading(self) -> AbstractContextManager[AttemptCountReader]:
+        """Open a read-only view that writes nothing and does not wait for writers.
+
+        Rejected attempts only read, so a flood of guesses causes no writes.
+        """
+        ...
+
+
+class Storage(Protocol):
+    """A database for everything the service keeps: users, audit trail, log-in attempts, and the key fingerprint.
+
+    `mlapi.bootstrap.register_storage` maps a URL scheme to a function that makes a storage from the URL. That function
+    must not connect: a database that is unavailable must not prevent the service from starting. It raises
+    `ConfigurationError` for a URL that it cannot use, without repeating the URL, which may contain a password.
+
+    Everything that was applied is still there after the storage was closed and opened again. (The storage in memory is
+    the exception, and logs a warning.)
+
+    Every method except `close` raises `RepositoryUnavailableError` while the database is unavailable.
+
+    A storage may offer more than this, to be faster; see `NonblockingLookup`. An author can ignore that.
+    """
+
+    @property
+    def users(self) -> UserRepository:
+        """The users and, as its ``audit``, the audit trail. Used only after `prepare` has returned."""
+        ...
+
+    @property
+    def attempts(self) -> AttemptCounts:
+        """The counts of log-in attempts."""
+        ...
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The local files that hold the database, the main file first; empty if there are none.
+
+        They may not exist yet. ``mlapi doctor`` checks that they can be written and that their disk has room. A storage
+        in local files may always upgrade its schema at start; otherwise ``profile: production`` requires ``mlapi db
+        upgrade``.
+        """
+        ...
+
+    @property
+    def secrets_folder(self) -> Path | None:
+        """The folder for the generated ``secrets.yml``; None to keep generated secrets in memory.
+
+        The secrets must last exactly as long as the passwords that they encrypt.
+        """
+        ...
+
+    def find_fingerprint(self) -> str | None:
+        """Return the fingerprint of the key that encrypts the passwords; None if there is none, or no schema yet.
+
+        The service refuses to start with a key that has another fingerprint.
+        """
+        ...
+
+    def store_fingerprint(self, fingerprint: str) -> str:
+        """Store the fingerprint unless there is one already, and return the one that is stored now.
+
+        If several processes do this at the same time, the first one wins and all get the same result.
+        """
+        ...
+
+    def replace_fingerprint(self, fingerprint: str) -> None:
+        """Replace the stored fingerprint: all passwords are now encrypted with another key."""
+        ...
+
+    def prepare(self, *, may_upgrade: bool) -> None:
+        """Make the database ready for this version of mlapi: create the schema or upgrade an older one.
+
+        Does nothing if the schema is up to date. Several processes may call this at the same time. Called again after
+        it raised.
+
+        Args:
+            may_upgrade: if False, raise instead of changing the schema.
+
+        Raises:
+            ConfigurationError: if the schema must change and ``may_upgrade`` is False, if it belongs to a newer version
+                of mlapi, or if the data is not mlapi's.
+        """
+        ...
+
+    def upgrade(self) -> tuple[str | None, str]:
+        """Create or upgrade the schema like `prepare`; return the revisions before (None without schema) and after.
+
+        Revisions sort as strings. A storage whose format never changed can return a constant.
+
+        Raises:
+            ConfigurationError: if the schema belongs to a newer version of mlapi, or the data is not mlapi's.
+        """
+        ...
+
+    def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:
+        """Report the state of the database without creating or changing anything.
+
+        Works before `prepare`: an empty database is reported with ``revision`` None.
+
+        Args:
+            find_password_error: returns why a password stored by the legacy app cannot be used, or None if it can; None
+                without secrets. A storage that cannot contain the legacy app's table ignores it.
+
+        Raises:
+            ConfigurationError: if the database does not exist.
+        """
+        ...
+
+    def close(self) -> None:
+        """Release all connections and files. May be called more than once; nothing else is called afterwards."""
         ...

@@ -76,7 +76,7 @@ def db_check(*, as_json: bool) -> None:
         check = check_database(load_settings())
     found, problems = check.found, list(problems_of(check))
     facts = {
-        "kind": found.kind,
+        "kind": "origin" if found.kind == "legacy" else found.kind,
         "revision": found.revision,
         "newest_revision": HEAD,
         "users": found.users,
@@ -101,7 +101,7 @@ _OPTIONS: dict[Choice, str] = {
 }
 _OWNERS = {
     "mlapi": "mlapi's",
-    "origin": "of the application that mlapi takes the place of",
+    "legacy": "of the application that mlapi takes the place of",
     "other": "somebody else's",
     "empty": "none",
 }
@@ -158,7 +158,7 @@ def _refusal(hindrances: list[str], undecided: list[Choice]) -> str | None:
 def problems_of(check: DatabaseCheck) -> Iterator[str]:
     """Yield what is not well with a database, each with what to do."""
     found = check.found
-    if found.kind == "origin":
+    if found.kind == "legacy":
         yield "the users are not adopted: run `mlapi db adopt`"
     elif found.kind == "other":
         yield "the table `users` is none that mlapi knows: point database.url at another database"

@@ -1,0 +1,72 @@
+"""A storage in SQLite or PostgreSQL."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Self
+
+from mlapi.adapters.sql.adoption.connection import opened
+from mlapi.adapters.sql.attempts import SqlAttempts
+from mlapi.adapters.sql.database import Database, database_url, sqlite_file
+from mlapi.adapters.sql.inspection import inspect_database
+from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, store_fingerprint
+from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
+from mlapi.adapters.sql.schema import HEAD, prepare_schema, upgrade
+from mlapi.domain.inspection import Inspection
+
+
+class SqlStorage:
+    """A `Storage` in SQLite or PostgreSQL.
+
+    Args:
+        database: closed together with the storage.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+        self.users = SqliteUserRepository(database) if database.is_sqlite else SqlUserRepository(database)
+        self.attempts = SqlAttempts(database)
+        self._file = sqlite_file(database.engine.url)
+
+    @classmethod
+    def from_url(cls, url: str) -> Self:
+        """Return the storage in the database with this URL. Connects when it is used.
+
+        Raises:
+            ConfigurationError: if mlapi cannot use the URL, or psycopg is needed and not installed.
+        """
+        return cls(Database(database_url(url)))
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The SQLite file, its write-ahead log, and the index of the log; empty on PostgreSQL."""
+        if self._file is None:
+            return ()
+        return (self._file, *(self._file.with_name(f"{self._file.name}{ending}") for ending in ("-wal", "-shm")))
+
+    @property
+    def secrets_folder(self) -> Path:
+        """The folder of the SQLite file; the current folder on PostgreSQL."""
+        return Path.cwd() if self._file is None else self._file.parent
+
+    def find_fingerprint(self) -> str | None:
+        return find_fingerprint(self.database)
+
+    def store_fingerprint(self, fingerprint: str) -> str:
+        return store_fingerprint(self.database, fingerprint)
+
+    def replace_fingerprint(self, fingerprint: str) -> None:
+        replace_fingerprint(self.database, fingerprint)
+
+    def prepare(self, *, may_upgrade: bool) -> None:
+        prepare_schema(self.database, may_upgrade=may_upgrade)
+
+    def upgrade(self) -> tuple[str | None, str]:
+        before, _ = upgrade(self.database)
+        return before, HEAD
+
+    def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:
+        with opened(self.database, "read") as connection:
+            return inspect_database(connection, find_password_error=find_password_error)
+
+    def close(self) -> None:
+        self.database.close()

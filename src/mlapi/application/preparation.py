@@ -1,0 +1,157 @@
+"""Prepares a storage before its first use, also when the database is unavailable at start."""
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import datetime
+
+from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
+from mlapi.domain.commands import Command, Outcome
+from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
+from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
+from mlapi.domain.ports import AuditTrail, NonblockingLookup, Storage, UserRepository
+from mlapi.domain.users import User, UserId, UsernameKey
+
+WAIT_SECONDS = 2.0
+
+
+def check_key(storage: Storage, fingerprints: Sequence[str]) -> None:
+    """Check that the passwords in a storage are encrypted with one of the configured keys.
+
+    A storage without a fingerprint takes the first one.
+
+    Args:
+        storage: one that was prepared.
+        fingerprints: of every combination of configured key and salt, the newest first.
+
+    Raises:
+        ConfigurationError: if the storage belongs to another key.
+        RepositoryUnavailableError: if the database is unavailable.
+    """
+    stored = storage.find_fingerprint()
+    if stored is None:
+        stored = storage.store_fingerprint(fingerprints[0])
+    if stored not in fingerprints:
+        raise ConfigurationError(
+            "secrets.key or secrets.salt is not the one that this database's passwords were encrypted with:"
+            " give it those, or point database.url at another database"
+        )
+
+
+class Preparation:
+    """Something to do once before the first use of a repository, and to try again if it failed.
+
+    Args:
+        action: raises `ConfigurationError` or `RepositoryUnavailableError` if it could not be done.
+    """
+
+    def __init__(self, action: Callable[[], None]) -> None:
+        self._action: Callable[[], None] | None = action
+        self._running = threading.Lock()
+
+    @property
+    def is_done(self) -> bool:
+        return self._action is None
+
+    def ensure(self) -> None:
+        """Run the action unless that has succeeded before. One thread at a time runs it; the others wait.
+
+        Raises:
+            ConfigurationError: if the action does.
+            RepositoryUnavailableError: if the action does, or takes longer than `WAIT_SECONDS` in another thread.
+        """
+        if self._action is None:
+            return
+        if not self._running.acquire(timeout=WAIT_SECONDS):
+            raise RepositoryUnavailableError("the database is being opened")
+        try:
+            if self._action is not None:
+                self._action()
+                self._action = None
+        finally:
+            self._running.release()
+
+
+def prepare_on_first_use(repository: UserRepository, preparation: Preparation) -> UserRepository:
+    """Return the repository, made to run the preparation before each call until it has succeeded.
+
+    For a database that is unavailable at start: calls raise `RepositoryUnavailableError` until it is available.
+    """
+    if preparation.is_done:
+        return repository
+    if isinstance(repository, NonblockingLookup):
+        return NonblockingPreparedRepository(repository, repository, preparation)
+    return PreparedRepository(repository, preparation)
+
+
+class PreparedRepository:
+    """A `UserRepository` that runs a `Preparation` before each call until that has succeeded."""
+
+    def __init__(self, repository: UserRepository, preparation: Preparation) -> None:
+        self._repository = repository
+        self._preparation = preparation
+        self.audit = PreparedAuditTrail(repository, preparation)
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        return self._prepared().apply(commands, commit_by=commit_by)
+
+    def get(self, user_id: UserId) -> User:
+        return self._prepared().get(user_id)
+
+    def find(self, key: UsernameKey) -> User | None:
+        return self._prepared().find(key)
+
+    def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
+        return self._prepared().find_many(keys)
+
+    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        return self._prepared().list_page(after=after, limit=limit, enabled=enabled, containing=containing)
+
+    def count(self) -> int:
+        return self._prepared().count()
+
+    def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        return self._prepared().find_principals(ids)
+
+    def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
+        return self._prepared().list_api_keys(user_id)
+
+    def check(self) -> None:
+        self._prepared().check()
+
+    def _prepared(self) -> UserRepository:
+        self._preparation.ensure()
+        return self._repository
+
+
+class NonblockingPreparedRepository(PreparedRepository):
+    """A `PreparedRepository` that is a `NonblockingLookup` too."""
+
+    def __init__(self, repository: UserRepository, lookup: NonblockingLookup, preparation: Preparation) -> None:
+        super().__init__(repository, preparation)
+        self._lookup = lookup
+
+    def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        if not self._preparation.is_done:
+            raise RepositoryUnavailableError("the database is not prepared yet")
+        return self._lookup.find_principals_nowait(ids)
+
+
+class PreparedAuditTrail:
+    """The audit trail of a `PreparedRepository`."""
+
+    def __init__(self, repository: UserRepository, preparation: Preparation) -> None:
+        self._repository = repository
+        self._preparation = preparation
+
+    def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
+        return self._prepared().list_page(after=after, limit=limit, user_id=user_id)
+
+    def count_per_day(self, *, since: datetime) -> list[DailyCount]:
+        return self._prepared().count_per_day(since=since)
+
+    def purge(self, *, before: datetime, limit: int) -> int:
+        return self._prepared().purge(before=before, limit=limit)
+
+    def _prepared(self) -> AuditTrail:
+        self._preparation.ensure()
+        return self._repository.audit

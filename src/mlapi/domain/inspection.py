@@ -1,0 +1,36 @@
+"""The state of a database, as `Storage.inspect` reports it to ``mlapi doctor`` and ``mlapi db check``."""
+
+from datetime import datetime
+from typing import Literal
+
+import attrs
+
+Kind = Literal["mlapi", "legacy", "other", "empty"]
+"""Who made the ``users`` table: mlapi, the legacy app, or another program; ``empty`` if there is no such table."""
+
+
+@attrs.frozen(kw_only=True)
+class Inspection:
+    """What an inspection found. The defaults describe a healthy database without users."""
+
+    kind: Kind = "mlapi"
+    revision: str | None
+    """The schema revision of the database; None if it has no mlapi schema."""
+    newest_revision: str
+    """The schema revision that this version of mlapi needs. Revisions sort as strings."""
+    fingerprint: str | None = None
+    """The fingerprint of the key that encrypts the passwords; None before the first start."""
+    users: int = 0
+    """Number of users."""
+    misnamed: tuple[int, ...] = ()
+    """Ids of the users whose stored canonical username is wrong, so that a look-up by name does not find them."""
+    unreadable: int = 0
+    """Number of sampled legacy passwords that the secrets cannot decrypt."""
+    sampled: int = 0
+    """Number of legacy passwords that were tried."""
+    damage: tuple[str, ...] = ()
+    """Descriptions of damage to the file."""
+    clock: datetime | None = None
+    """The database server's time, aware; None if the database has no clock of its own."""
+    latest_change: datetime | None = None
+    """The newest ``updated_datetime`` of any user, aware; None without users."""

@@ -1,0 +1,143 @@
+"""A storage is prepared before its first use, and the key that encrypts its passwords is checked."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from sqlalchemy import URL
+
+from mlapi import ConfigurationError, RepositoryUnavailableError
+from mlapi.adapters.memory import InMemoryStorage, InMemoryUserRepository
+from mlapi.adapters.sql import Database, SqlStorage
+from mlapi.application.preparation import Preparation, PreparedRepository, check_key, prepare_on_first_use
+from mlapi.domain.ports import NonblockingLookup
+from mlapi.testing.repository import registered
+
+Open = Callable[[URL], Database]
+
+
+def test_first_key_is_remembered_and_others_are_refused(database: Database) -> None:
+    storage = SqlStorage(database)
+    check_key(storage, ["first", "older"])
+
+    check_key(storage, ["first"])
+    check_key(storage, ["newer", "first"])
+    with pytest.raises(ConfigurationError, match="not the one that this database's passwords were encrypted with"):
+        check_key(storage, ["older"])
+
+
+def test_processes_that_bring_a_first_key_agree_on_one(database: Database, open_database: Open) -> None:
+    rivals = [SqlStorage(open_database(database.engine.url)) for _ in range(8)]
+
+    def is_accepted(number: int) -> bool:
+        try:
+            check_key(rivals[number], [f"key {number}"])
+        except ConfigurationError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        accepted = list(pool.map(is_accepted, range(8)))
+
+    assert accepted.count(True) == 1
+
+
+# --- a database that is unavailable at start
+
+
+class FailingAtFirst:
+    """An action that fails until its third run."""
+
+    def __init__(self) -> None:
+        self.runs = 0
+
+    def __call__(self) -> None:
+        self.runs += 1
+        if self.runs < 3:
+            raise RepositoryUnavailableError("not started yet")
+
+
+def test_preparation_is_retried_until_it_succeeds() -> None:
+    action = FailingAtFirst()
+    preparation = Preparation(action)
+
+    for _ in range(2):
+        with pytest.raises(RepositoryUnavailableError, match="not started yet"):
+            preparation.ensure()
+    before = preparation.is_done
+    for _ in range(3):
+        preparation.ensure()
+
+    assert (before, preparation.is_done, action.runs) == (False, True, 3)
+
+
+def test_threads_run_a_preparation_once() -> None:
+    runs: list[int] = []
+    started, released = threading.Event(), threading.Event()
+
+    def action() -> None:
+        runs.append(1)
+        started.set()
+        released.wait(10)
+
+    preparation = Preparation(action)
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(preparation.ensure) for _ in range(4)]
+        started.wait(10)
+        released.set()
+        for future in waiting:
+            future.result()
+
+    assert len(runs) == 1
+
+
+def test_threads_wait_two_seconds_for_a_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlapi.application.preparation.WAIT_SECONDS", 0.01)
+    started, released = threading.Event(), threading.Event()
+
+    def action() -> None:
+        started.set()
+        released.wait(10)
+
+    preparation = Preparation(action)
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(preparation.ensure)
+        started.wait(10)
+        with pytest.raises(RepositoryUnavailableError, match="the database is being opened"):
+            preparation.ensure()
+        released.set()
+        running.result()
+
+
+def test_prepared_repository_is_returned_as_it_is() -> None:
+    repository, preparation = InMemoryStorage().users, Preparation(lambda: None)
+    preparation.ensure()
+
+    assert prepare_on_first_use(repository, preparation) is repository
+
+
+def test_repository_is_prepared_before_its_first_use() -> None:
+    inner = InMemoryUserRepository()
+    ada = registered(inner)
+    repository = prepare_on_first_use(inner, Preparation(FailingAtFirst()))
+    assert isinstance(repository, NonblockingLookup)
+
+    with pytest.raises(RepositoryUnavailableError, match="not prepared yet"):
+        repository.find_principals_nowait([ada.id])
+    with pytest.raises(RepositoryUnavailableError, match="not started yet"):
+        repository.audit.list_page(limit=1)
+    with pytest.raises(RepositoryUnavailableError, match="not started yet"):
+        repository.get(ada.id)
+
+    assert repository.get(ada.id) == ada
+    assert repository.find_principals_nowait([ada.id]) == [ada]
+
+
+def test_repository_that_waits_for_its_database_still_does() -> None:
+    inner = PreparedRepository(InMemoryUserRepository(), Preparation(lambda: None))
+
+    repository = prepare_on_first_use(inner, Preparation(lambda: None))
+
+    assert not isinstance(repository, NonblockingLookup)
+    assert repository.count() == 0
