@@ -158,7 +158,7 @@ def open_guard(settings: Settings) -> Iterator[Guard]:
     >>> with open_guard(load_settings()) as guard:
     ...     guard.check("a token or an API key")
     Traceback (most recent call last):
-    mlapi.domain.errors.InvalidTokenError: a token or an API key that lets nobody in
+    mlapi.domain.errors.InvalidTokenError: invalid, expired or revoked token or API key
     """
     with open_service(settings) as opened:
         yield opened.access.guard

@@ -102,7 +102,7 @@ class FixedWindowContract:
             limiter.count("bob", HOME)
 
         assert refusal.value == TooManyAttemptsError(1)
-        assert str(refusal.value) == "too many attempts: come again in 1 seconds"
+        assert str(refusal.value) == "too many log-in attempts: retry in 1 seconds"
 
     def test_when_the_window_is_over_it_is_let_in_again(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=1), window_seconds=1)

@@ -849,7 +849,7 @@ def test_a_file_that_is_in_use_is_left_alone(url: URL, lock: str, monkeypatch: p
     result = adopt()
     other.close()
 
-    in_use = "mlapi: this cannot be served now: something else uses the database: stop it, then run this again\n"
+    in_use = "mlapi: the database is unavailable: something else uses the database: stop it, then run this again\n"
     assert (result.exit_code, result.stdout, result.stderr) == (3, "", in_use)
     assert adopt().exit_code == 0
 
@@ -862,7 +862,7 @@ def test_a_table_that_is_in_use_is_left_alone(url: URL, monkeypatch: pytest.Monk
         other.exec_driver_sql("SELECT * FROM users")
         result = adopt()
 
-    in_use = "mlapi: this cannot be served now: something else uses the database: stop it, then run this again\n"
+    in_use = "mlapi: the database is unavailable: something else uses the database: stop it, then run this again\n"
     assert (result.exit_code, result.stdout, result.stderr) == (3, "", in_use)
     assert adopt().exit_code == 0
 
@@ -873,7 +873,7 @@ def test_a_file_that_is_no_database_is_told_in_one_line(folder: Path) -> None:
 
     result = adopt()
 
-    line = "mlapi: this cannot be served now: DatabaseError: file is not a database\n"
+    line = "mlapi: the database is unavailable: DatabaseError: file is not a database\n"
     assert (result.exit_code, result.stderr) == (3, line)
 
 

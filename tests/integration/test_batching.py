@@ -16,6 +16,7 @@ from mlapi import (
     Outcome,
     Remove,
     RepositoryUnavailableError,
+    ServiceUnavailableError,
     SetEnabled,
     User,
     UserExistsError,
@@ -262,7 +263,7 @@ def test_more_than_may_wait_are_refused_at_once_and_room_comes_back() -> None:
 
     told, again = asyncio.run(run())
 
-    assert told[3:] == [RepositoryUnavailableError("too many requests wait already")] * 2
+    assert told[3:] == [ServiceUnavailableError("too many requests are waiting")] * 2
     assert all(isinstance(outcome, User) for outcome in told[:3] + again)
 
 
@@ -278,9 +279,9 @@ def test_what_waits_too_long_is_told_and_not_made_and_the_count_stays_right() ->
         await asyncio.sleep(0)
         gone.cancel()
         late = await outcomes(commits, [registration("late"), registration("later")])
-        assert late == [RepositoryUnavailableError("no answer of the database in time", may_be_done=True)] * 2
+        assert late == [RepositoryUnavailableError("the database did not answer in time", may_be_done=True)] * 2
         assert await outcomes(commits, [registration("none")]) == [
-            RepositoryUnavailableError("too many requests wait already")
+            ServiceUnavailableError("too many requests are waiting")
         ]
         with pytest.raises(RepositoryUnavailableError):
             await stuck
@@ -313,7 +314,7 @@ def test_a_writer_that_hangs_is_replaced_and_what_it_held_is_not_made_later() ->
 
     stuck, other = asyncio.run(run())
 
-    assert stuck == RepositoryUnavailableError("no answer of the database in time", may_be_done=True)
+    assert stuck == RepositoryUnavailableError("the database did not answer in time", may_be_done=True)
     assert repository.list_page(after=UserId(0), limit=9) == [other]
 
 

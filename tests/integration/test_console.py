@@ -1018,8 +1018,8 @@ def test_while_the_users_are_away_the_page_says_so(caplog: pytest.LogCaptureFixt
     assert page.answer.headers["retry-after"] == "1"
     assert "The users cannot be reached now." in page.text
     assert caplog.messages == [
-        "GET /console: this cannot be served now: away",
-        "POST /console/users/new: this cannot be served now: away",
+        "GET /console: the database is unavailable: away",
+        "POST /console/users/new: the database is unavailable: away",
     ]
 
 

@@ -209,7 +209,7 @@ def test_a_file_that_is_no_database_is_told_in_one_line(folder: Path) -> None:
 
     result = check()
 
-    line = "mlapi: this cannot be served now: DatabaseError: file is not a database\n"
+    line = "mlapi: the database is unavailable: DatabaseError: file is not a database\n"
     assert (result.exit_code, result.stderr) == (3, line)
 
 

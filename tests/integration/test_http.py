@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 from starlette.websockets import WebSocketDisconnect
 
-from mlapi import Command, EncryptedPassword, Outcome, RepositoryUnavailableError, UserId, Users
+from mlapi import Command, EncryptedPassword, Outcome, ServiceUnavailableError, UserId, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.application.batching import CommandBatcher
 from mlapi.entrypoints.admin import AdminPolicy
@@ -172,7 +172,7 @@ def test_health_is_open_to_all_and_knows_the_database() -> None:
 def test_an_unavailable_database_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     asgi_client(create_app(Users(UnavailableRepository(), PlainCipher()))).delete("/remove-user/1")
 
-    assert caplog.messages == ["DELETE /remove-user/1: this cannot be served now: away"]
+    assert caplog.messages == ["DELETE /remove-user/1: the database is unavailable: away"]
 
 
 def test_a_fault_of_ours_is_answered_in_json_and_shows_nothing() -> None:
@@ -285,7 +285,7 @@ def test_passwords_that_wait_too_long_for_their_hash_are_told_and_never_hashed()
     late = asyncio.run(run())
     threads.close()
 
-    assert late == [RepositoryUnavailableError("no answer within 0.1 seconds")] * 3
+    assert late == [ServiceUnavailableError("no result within 0.1 seconds")] * 3
     assert cipher.asked == ["a", "d"]
 
 
@@ -302,5 +302,5 @@ def test_more_passwords_than_may_wait_are_refused_at_once() -> None:
     results = asyncio.run(run())
     threads.close()
 
-    assert results[3:] == [RepositoryUnavailableError("too many requests wait already")] * 2
+    assert results[3:] == [ServiceUnavailableError("too many requests are waiting")] * 2
     assert cipher.asked == ["a", "b", "c"]

@@ -182,7 +182,7 @@ def test_a_failure_is_a_line_in_the_log_and_the_next_use_is_written(
     assert [(record.levelno, record.message) for record in caplog.records] == [
         (
             logging.WARNING,
-            "the last uses of 2 API keys could not be written: this cannot be served now: away",
+            "the last uses of 2 API keys could not be written: the database is unavailable: away",
         )
     ]
     assert repository.uses == [[RecordApiKeyUse(key_id=keys[2].id, at=NOON)]]

@@ -15,6 +15,7 @@ from mlapi import (
     MlapiError,
     PasswordChangedError,
     RepositoryUnavailableError,
+    ServiceUnavailableError,
     TooManyAttemptsError,
     UserDisabledError,
     UserExistsError,
@@ -24,13 +25,14 @@ from mlapi import (
 LINES: list[tuple[MlapiError, str]] = [
     (UserExistsError(7), "user 7 already has this username"),
     (UserNotFoundError(7), "there is no user 7"),
-    (PasswordChangedError(7), "the password of user 7 has changed meanwhile"),
+    (PasswordChangedError(7), "the password of user 7 was changed concurrently"),
     (ApiKeyNotFoundError("0123456789abcdef"), "there is no such API key"),
-    (InvalidCredentialsError(), "no such user, or not his password"),
-    (InvalidTokenError(), "a token or an API key that lets nobody in"),
-    (UserDisabledError(7), "user 7 is shut out"),
-    (TooManyAttemptsError(30), "too many attempts: come again in 30 seconds"),
-    (RepositoryUnavailableError("away"), "this cannot be served now: away"),
+    (InvalidCredentialsError(), "unknown username or wrong password"),
+    (InvalidTokenError(), "invalid, expired or revoked token or API key"),
+    (UserDisabledError(7), "user 7 is disabled"),
+    (TooManyAttemptsError(30), "too many log-in attempts: retry in 30 seconds"),
+    (ServiceUnavailableError("too many requests"), "the service is unavailable: too many requests"),
+    (RepositoryUnavailableError("away"), "the database is unavailable: away"),
     (ConfigurationError("mend this"), "mend this"),
 ]
 

@@ -28,6 +28,7 @@ from mlapi.domain.errors import (
     MlapiError,
     PasswordChangedError,
     RepositoryUnavailableError,
+    ServiceUnavailableError,
     TooManyAttemptsError,
     UserDisabledError,
     UserExistsError,
@@ -887,6 +888,14 @@ REFUSALS: list[tuple[MlapiError, Response]] = [
         ),
     ),
     (
+        ServiceUnavailableError("too many requests are waiting"),
+        Response(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            b'{"message":"Service unavailable, try again"}',
+            (("Retry-After", "1"),),
+        ),
+    ),
+    (
         RepositoryUnavailableError("the disk is full", retry_after=3),
         Response(
             HTTPStatus.SERVICE_UNAVAILABLE,
@@ -960,7 +969,7 @@ def test_every_error_that_is_raised_has_its_status_and_its_answer() -> None:
 
 
 def test_the_tree_of_errors_names_each_of_them() -> None:
-    named = re.findall(r"^[├└]── (\w+)  ", errors.__doc__ or "", re.MULTILINE)
+    named = re.findall(r"[├└]── (\w+)  ", errors.__doc__ or "", re.MULTILINE)
 
     assert sorted(named) == sorted(
         error.__name__ for error in subclasses(MlapiError) - {MlapiError} if error.__module__ == errors.__name__

@@ -21,7 +21,7 @@ from mlapi.domain.credentials import IssuedToken
 from mlapi.domain.errors import (
     InvalidCredentialsError,
     InvalidFieldsError,
-    RepositoryUnavailableError,
+    ServiceUnavailableError,
     TooManyAttemptsError,
     UserDisabledError,
     UserNotFoundError,
@@ -122,7 +122,7 @@ class LoginFlow:
         """Return a token. See `Authenticator.log_in`."""
         verified = await self._authenticate(username, password, address)
         if verified.upgrade is not None:
-            with suppress(UserNotFoundError, RepositoryUnavailableError):  # the next log-in tries again
+            with suppress(UserNotFoundError, ServiceUnavailableError):  # the next log-in tries again
                 await self._executor.apply(verified.upgrade)
         return self._authenticator.issue_token(verified)
 

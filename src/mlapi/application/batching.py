@@ -21,7 +21,7 @@ import attrs
 
 from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, UserCommand
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
-from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
+from mlapi.domain.errors import MlapiError, RepositoryUnavailableError, ServiceUnavailableError
 from mlapi.domain.ports import NonblockingLookup, UserRepository
 from mlapi.domain.users import User
 
@@ -35,7 +35,7 @@ _QUIET_TURNS = 16
 _LONGEST = 0.005
 """Seconds after which the next batch is handed over although changes still come."""
 
-_TOO_LATE = RepositoryUnavailableError("no answer of the database in time")
+_TOO_LATE = RepositoryUnavailableError("the database did not answer in time")
 
 _logger = logging.getLogger("mlapi")
 
@@ -99,7 +99,7 @@ class Batcher(Generic[Q, A]):
         """
         with self._lock:
             if self._waiting >= self._max_waiting:
-                raise RepositoryUnavailableError("too many requests wait already")
+                raise ServiceUnavailableError("too many requests are waiting")
             self._waiting += 1
         loop = asyncio.get_running_loop()
         gathering = self._loops.get(loop)

@@ -1,17 +1,18 @@
-"""What mlapi refuses, and why. Errors carry data; what HTTP makes of them is said in ``entrypoints.wire``.
+"""The errors that mlapi raises. They carry data; `mlapi.entrypoints.wire` turns them into HTTP responses.
 
 MlapiError
-├── InvalidFieldsError            fields that break a rule, each named
-├── UserExistsError               the canonical username is taken
-├── UserNotFoundError             no user has this id
-├── PasswordChangedError          somebody else has set the password meanwhile
-├── ApiKeyNotFoundError           no API key has this id
-├── InvalidCredentialsError       no such user, or not his password
-├── InvalidTokenError             a token or an API key that lets nobody in (any more)
-├── UserDisabledError             the credentials are right, and the user is shut out
-├── TooManyAttemptsError          guessing is slow: come again later
-├── RepositoryUnavailableError    this cannot be served now; try again
-└── ConfigurationError            what an operator must mend before a start
+├── InvalidFieldsError               one or more fields break a rule
+├── UserExistsError                  the username is taken
+├── UserNotFoundError                no user has this id
+├── PasswordChangedError             the password was changed concurrently
+├── ApiKeyNotFoundError              no API key has this id
+├── InvalidCredentialsError          unknown username or wrong password
+├── InvalidTokenError                invalid, expired or revoked token or API key
+├── UserDisabledError                right credentials of a disabled user
+├── TooManyAttemptsError             the limit of log-in attempts is reached
+├── ServiceUnavailableError          the service is overloaded; retry later
+│   └── RepositoryUnavailableError   the database is unavailable; retry later
+└── ConfigurationError               the operator must fix the configuration
 """
 
 from collections.abc import Iterable
@@ -20,7 +21,7 @@ import attrs
 
 
 class MlapiError(Exception):
-    """Whatever mlapi raises on purpose. Never raised itself. Equal to another of its class with the same data."""
+    """Base class, never raised itself. Two errors are equal if they have the same class and data."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MlapiError) and type(other) is type(self) and self.args == other.args
@@ -31,7 +32,7 @@ class MlapiError(Exception):
 
 @attrs.frozen
 class FieldError:
-    """One field at fault. The message says what it must be and never repeats its value."""
+    """What is wrong with one field. The message says what the field must be, and never contains its value."""
 
     field: str
     message: str
@@ -45,20 +46,23 @@ class InvalidFieldsError(MlapiError):
         return "; ".join(f"{error.field} {error.message}" for error in self.errors)
 
     @classmethod
-    def raise_for(cls, problems: Iterable[tuple[str, str | None]]) -> None:
-        """Raise once, for all of the (field, message) pairs that have a message.
+    def raise_for(cls, checks: Iterable[tuple[str, str | None]]) -> None:
+        """Raise one error for all checks that failed.
+
+        Args:
+            checks: pairs of a field and a message, which is None if the field is valid.
 
         Raises:
-            InvalidFieldsError: if there is any.
+            InvalidFieldsError: if any message is not None.
         """
-        found = tuple(FieldError(field, message) for field, message in problems if message is not None)
-        if found:
-            raise cls(found)
+        errors = tuple(FieldError(field, message) for field, message in checks if message is not None)
+        if errors:
+            raise cls(errors)
 
 
 @attrs.frozen
 class UserExistsError(MlapiError):
-    """The unique index has decided: ``user_id`` holds the name."""
+    """The unique index rejected the username, which belongs to the user ``user_id``."""
 
     user_id: int
 
@@ -79,7 +83,7 @@ class PasswordChangedError(MlapiError):
     user_id: int
 
     def __str__(self) -> str:
-        return f"the password of user {self.user_id} has changed meanwhile"
+        return f"the password of user {self.user_id} was changed concurrently"
 
 
 @attrs.frozen
@@ -91,17 +95,17 @@ class ApiKeyNotFoundError(MlapiError):
 
 
 class InvalidCredentialsError(MlapiError):
-    """Says no more: who asks must not learn which users there are."""
+    """Carries no data: a client must not learn which usernames exist."""
 
     def __str__(self) -> str:
-        return "no such user, or not his password"
+        return "unknown username or wrong password"
 
 
 class InvalidTokenError(MlapiError):
-    """Says no more: who forges must not learn how far he came."""
+    """Carries no data: an attacker must not learn which check failed."""
 
     def __str__(self) -> str:
-        return "a token or an API key that lets nobody in"
+        return "invalid, expired or revoked token or API key"
 
 
 @attrs.frozen
@@ -109,7 +113,7 @@ class UserDisabledError(MlapiError):
     user_id: int
 
     def __str__(self) -> str:
-        return f"user {self.user_id} is shut out"
+        return f"user {self.user_id} is disabled"
 
 
 @attrs.frozen
@@ -119,28 +123,37 @@ class TooManyAttemptsError(MlapiError):
     retry_after: int
 
     def __str__(self) -> str:
-        return f"too many attempts: come again in {self.retry_after} seconds"
+        return f"too many log-in attempts: retry in {self.retry_after} seconds"
 
 
 @attrs.frozen
-class RepositoryUnavailableError(MlapiError):
-    """The database is away, locked, full or read-only, or too much waits. Passes; ``retry_after`` is in seconds.
-
-    ``may_be_done`` is True where nobody knows whether a change was made: it went away while it was committing. Ask for
-    the same again then.
-    """
+class ServiceUnavailableError(MlapiError):
+    """The request cannot be served now: a queue is full, or a call took too long. ``retry_after`` is in seconds."""
 
     reason: str
     retry_after: int = 1
+
+    def __str__(self) -> str:
+        return f"the service is unavailable: {self.reason}"
+
+
+@attrs.frozen
+class RepositoryUnavailableError(ServiceUnavailableError):
+    """The database is unreachable, locked, full or read-only.
+
+    ``may_be_done`` is True if the connection was lost during a commit, so that the change may be stored or not. Retry
+    the same change then.
+    """
+
     may_be_done: bool = False
 
     def __str__(self) -> str:
-        return f"this cannot be served now: {self.reason}"
+        return f"the database is unavailable: {self.reason}"
 
 
 @attrs.frozen
 class ConfigurationError(MlapiError):
-    """One line for the operator: what is wrong, and what to do. Holds no secret."""
+    """One line for the operator: what is wrong, then what to do. Contains no secret."""
 
     message: str
 

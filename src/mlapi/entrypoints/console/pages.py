@@ -11,7 +11,7 @@ from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     ConfigurationError,
     MlapiError,
-    RepositoryUnavailableError,
+    ServiceUnavailableError,
     UserNotFoundError,
 )
 from mlapi.entrypoints.console.assets import asset_path
@@ -72,7 +72,7 @@ def refused(visit: ConsoleRequest, error: MlapiError) -> Response:
             text = f"There is no user {user_id}, or no longer."
         case ApiKeyNotFoundError():
             text = "This user has no such API key, or no longer."
-        case RepositoryUnavailableError():
+        case ServiceUnavailableError():
             text = (
                 "The users cannot be reached now. Try again in a moment; then look whether your last change was made."
             )

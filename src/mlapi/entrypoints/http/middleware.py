@@ -9,7 +9,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlapi.domain.errors import ConfigurationError, MlapiError, RepositoryUnavailableError
+from mlapi.domain.errors import ConfigurationError, MlapiError, ServiceUnavailableError
 from mlapi.entrypoints.wire import requests, responses
 from mlapi.entrypoints.wire.client import Client
 
@@ -140,7 +140,7 @@ async def send_answer(answer: responses.Response, send: Send) -> None:
 
 
 def refusal(request: Request, error: MlapiError) -> responses.Response:
-    if isinstance(error, RepositoryUnavailableError | ConfigurationError):
+    if isinstance(error, ServiceUnavailableError | ConfigurationError):
         _logger.warning("%s %s: %s", request.method, requests.without_credentials(request.url.path), error)
     return responses.refused(error)
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
-from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.errors import ServiceUnavailableError
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -35,17 +35,17 @@ class BoundedThreadPool:
         goes on, and keeps its thread until it ends.
 
         Raises:
-            RepositoryUnavailableError: if the queue is full, or the call has waited too long.
+            ServiceUnavailableError: if the queue is full, or the call has waited too long.
         """
         if self._running >= self._most:
-            raise RepositoryUnavailableError("too many requests wait already")
+            raise ServiceUnavailableError("too many requests are waiting")
         self._running += 1
         call = self._executor.submit(partial(function, *args, **kwargs))
         call.add_done_callback(self._done)
         try:
             return await asyncio.wait_for(asyncio.wrap_future(call), self._patience)
         except TimeoutError:
-            raise RepositoryUnavailableError(f"no answer within {self._patience:g} seconds") from None
+            raise ServiceUnavailableError(f"no result within {self._patience:g} seconds") from None
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)

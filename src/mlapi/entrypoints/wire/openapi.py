@@ -28,6 +28,7 @@ from mlapi.domain.errors import (
     MlapiError,
     PasswordChangedError,
     RepositoryUnavailableError,
+    ServiceUnavailableError,
     TooManyAttemptsError,
     UserDisabledError,
     UserExistsError,
@@ -74,7 +75,7 @@ USERS = Callers(({"userToken": []}, {"apiKey": []}), _BY_GUARD)
 USERS_WITH_TOKEN = Callers(({"userToken": []},), _BY_GUARD)
 
 _BY_BODY = (UnreadableBodyError, BodyTooLargeError, UnsupportedMediaTypeError, InvalidFieldsError)
-_BY_DATABASE = (RepositoryUnavailableError, ConfigurationError)
+_BY_DATABASE = (ServiceUnavailableError, RepositoryUnavailableError, ConfigurationError)
 
 
 @attrs.frozen(kw_only=True)
@@ -161,9 +162,10 @@ _REFUSALS: tuple[tuple[MlapiError, str], ...] = (
     (InvalidTokenError(), "The token or API key lets nobody in: forged, over, ended, or its user was removed."),
     (UserDisabledError(1), "The user is shut out."),
     (TooManyAttemptsError(30), "Too many attempts to log in."),
+    (ServiceUnavailableError("overloaded"), "Too many requests are waiting."),
     (
-        RepositoryUnavailableError("away"),
-        "The database is away, or too much waits. `message` says if this may be done.",
+        RepositoryUnavailableError("unreachable"),
+        "The database is unavailable. `message` says if the change may have been stored.",
     ),
     (ConfigurationError(""), "The database is not the one that the service was configured for."),
     (UnreadableBodyError("it is not UTF-8"), "The body is not strict JSON in UTF-8."),

@@ -20,6 +20,7 @@ from mlapi.domain.errors import (
     MlapiError,
     PasswordChangedError,
     RepositoryUnavailableError,
+    ServiceUnavailableError,
     TooManyAttemptsError,
     UserDisabledError,
     UserExistsError,
@@ -230,6 +231,7 @@ STATUS_OF: dict[type[MlapiError], HTTPStatus] = {
     InvalidTokenError: HTTPStatus.UNAUTHORIZED,
     UserDisabledError: HTTPStatus.FORBIDDEN,
     TooManyAttemptsError: HTTPStatus.TOO_MANY_REQUESTS,
+    ServiceUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     RepositoryUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
     ConfigurationError: HTTPStatus.SERVICE_UNAVAILABLE,
     UnreadableBodyError: HTTPStatus.BAD_REQUEST,
@@ -250,6 +252,7 @@ _MESSAGE_OF: dict[type[MlapiError], str] = {
     InvalidTokenError: "Invalid token",
     UserDisabledError: "User is disabled",
     TooManyAttemptsError: "Too many attempts, try again later",
+    ServiceUnavailableError: "Service unavailable, try again",
     RepositoryUnavailableError: "Service unavailable, try again",
     ConfigurationError: "Service unavailable, see its log",
 }
@@ -268,7 +271,7 @@ def refused(error: MlapiError) -> Response:
             body = InvalidInput(message, problems)
         case UserExistsError(user_id=holder):
             body = UserMessage(message, holder)
-        case RepositoryUnavailableError(retry_after=seconds) | TooManyAttemptsError(retry_after=seconds):
+        case ServiceUnavailableError(retry_after=seconds) | TooManyAttemptsError(retry_after=seconds):
             headers.append(("Retry-After", str(seconds)))
             if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
                 body = Message(_MAY_BE_DONE)
