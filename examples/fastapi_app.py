@@ -11,6 +11,7 @@ from mlapi.config import load_settings
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.middleware import RequireAdmin, refuse, refuse_http, respond
 from mlapi.entrypoints.wire import requests, responses
+from mlapi.entrypoints.wire.headers import validate_content_headers
 
 
 def create_app(users: Users, management: AdminPolicy) -> FastAPI:
@@ -22,19 +23,19 @@ def create_app(users: Users, management: AdminPolicy) -> FastAPI:
 
     @app.post("/register-user")
     async def register(request: Request) -> Response:
-        requests.check_content(request.scope["headers"])
-        body = requests.registration(await requests.read_body(request.stream()))
+        validate_content_headers(request.scope["headers"])
+        body = requests.decode(await requests.read_body(request.stream()), requests.RegisterRequest)
         user = await run_in_threadpool(users.register, username=body.username, password=body.password, email=body.email)
-        return respond(responses.registered(user))
+        return respond(responses.user_registered(user))
 
     @app.put("/toggle-user-permission/{user_id}/{permission}")
     def toggle(user_id: str, permission: str) -> Response:
-        number, enabled = requests.user_id(user_id), requests.permission(permission)
+        number, enabled = requests.parse_user_id(user_id), requests.parse_permission(permission)
         return respond(responses.permission_updated(users.set_enabled(user_id=number, enabled=enabled)))
 
     @app.delete("/remove-user/{user_id}")
     def remove(user_id: str) -> Response:
-        return respond(responses.removed(users.remove(user_id=requests.user_id(user_id))))
+        return respond(responses.user_removed(users.remove(user_id=requests.parse_user_id(user_id))))
 
     return app
 

@@ -10,34 +10,37 @@ from mlapi.config import load_settings
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.wire import requests, responses
 from mlapi.entrypoints.wire.client import Client
+from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES
+from mlapi.entrypoints.wire.headers import validate_content_headers, wsgi_headers
+from mlapi.entrypoints.wire.responses import error_response, http_error_response
 
 
 def create_app(users: Users, management: AdminPolicy) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
     app.before_request(lambda: management.check(Client.from_wsgi(request.environ)))
-    app.register_error_handler(MlapiError, lambda error: _respond(responses.refused(error)))
+    app.register_error_handler(MlapiError, lambda error: _respond(error_response(error)))
 
     @app.errorhandler(HTTPException)
     def refuse(error: HTTPException) -> Response:
         return _respond(
-            responses.failed(error.code or 500, [pair for pair in error.get_headers() if pair[0] == "Allow"])
+            http_error_response(error.code or 500, [pair for pair in error.get_headers() if pair[0] == "Allow"])
         )
 
     @app.post("/register-user", provide_automatic_options=False)
     def register() -> Response:
-        requests.check_content(requests.wsgi_headers(request.environ))
-        body = requests.registration(request.stream.read(requests.BODY_MAX + 1))
-        return _respond(responses.registered(users.register(**msgspec.structs.asdict(body))))
+        validate_content_headers(wsgi_headers(request.environ))
+        body = requests.decode(request.stream.read(MAX_BODY_BYTES + 1), requests.RegisterRequest)
+        return _respond(responses.user_registered(users.register(**msgspec.structs.asdict(body))))
 
     @app.put("/toggle-user-permission/<user_id>/<permission>", provide_automatic_options=False)
     def toggle(user_id: str, permission: str) -> Response:
-        number, enabled = requests.user_id(user_id), requests.permission(permission)
+        number, enabled = requests.parse_user_id(user_id), requests.parse_permission(permission)
         return _respond(responses.permission_updated(users.set_enabled(user_id=number, enabled=enabled)))
 
     @app.delete("/remove-user/<user_id>", provide_automatic_options=False)
     def remove(user_id: str) -> Response:
-        return _respond(responses.removed(users.remove(user_id=requests.user_id(user_id))))
+        return _respond(responses.user_removed(users.remove(user_id=requests.parse_user_id(user_id))))
 
     return app
 

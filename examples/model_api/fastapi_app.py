@@ -13,7 +13,7 @@ from mlapi import MlapiError, User
 from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
 from mlapi.entrypoints.http.middleware import refuse
-from mlapi.entrypoints.wire import requests
+from mlapi.entrypoints.wire.headers import get_bearer_credential
 
 
 @asynccontextmanager
@@ -23,7 +23,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def current_user(request: Request) -> User:
-    user: User = await request.app.state.guard.check(requests.bearer(request.scope["headers"]))
+    user: User = await request.app.state.guard.check(get_bearer_credential(request.scope["headers"]))
     return user
 
 

@@ -10,7 +10,8 @@ from flask import Flask, Response, g, request
 from mlapi import Guard, MlapiError
 from mlapi.bootstrap import open_guard
 from mlapi.config import load_settings
-from mlapi.entrypoints.wire import requests, responses
+from mlapi.entrypoints.wire.headers import get_bearer_credential, wsgi_headers
+from mlapi.entrypoints.wire.responses import error_response
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -22,7 +23,7 @@ def guarded(guard: Guard) -> Callable[[Callable[P, T]], Callable[P, T]]:
     def decorate(view: Callable[P, T]) -> Callable[P, T]:
         @wraps(view)
         def checked(*args: P.args, **kwargs: P.kwargs) -> T:
-            g.user = guard.check(requests.bearer(requests.wsgi_headers(request.environ)))
+            g.user = guard.check(get_bearer_credential(wsgi_headers(request.environ)))
             return view(*args, **kwargs)
 
         return checked
@@ -35,7 +36,7 @@ def create_app(guard: Guard) -> Flask:
 
     @app.errorhandler(MlapiError)
     def refuse(error: MlapiError) -> Response:
-        answer = responses.refused(error)
+        answer = error_response(error)
         return Response(answer.body, answer.status, answer.headers, content_type="application/json")
 
     @app.errorhandler(ValueError)

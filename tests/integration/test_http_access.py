@@ -468,7 +468,7 @@ def test_a_key_may_have_an_end(http: TestClient, users: Users, ada: User) -> Non
             "expires_at",
             "must be of the years 1 to 9999 in UTC",
         ),
-        ({"name": "x", "scope": "all"}, "body", "must hold name, expires_at and nothing else"),
+        ({"name": "x", "scope": "all"}, "body", "must contain only name, expires_at"),
     ],
 )
 def test_a_key_that_cannot_be_is_told_why(users: Users, ada: User, body: object, field: str, message: str) -> None:

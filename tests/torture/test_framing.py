@@ -18,8 +18,8 @@ from starlette.testclient import TestClient
 from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.wire.requests import length_is_certain
-from mlapi.entrypoints.wire.responses import uncertain_length
+from mlapi.entrypoints.wire.headers import has_ambiguous_framing
+from mlapi.entrypoints.wire.responses import ambiguous_framing
 from tests.contract.test_http import asgi_client
 from tests.e2e.server import Serve, Server
 
@@ -406,7 +406,7 @@ def test_a_body_beside_an_upgrade_is_refused_with_what_to_do(server: Server) -> 
     answered = asked(server, post(b"Connection: Upgrade", b"Upgrade: h2c", length(len(body)), body=body))
 
     assert (answered.statuses, answered.closed) == ([400], True)
-    assert uncertain_length().body in answered.text
+    assert ambiguous_framing().body in answered.text
     assert "upgraded" not in users(server).values()
 
 
@@ -515,7 +515,7 @@ def test_a_request_whose_end_is_uncertain_reaches_no_endpoint() -> None:
 
     assert answer.status_code == 201  # one header tells where it ends
     assert (upgraded.status_code, upgraded.headers["connection"]) == (400, "close")
-    assert upgraded.content == uncertain_length().body
+    assert upgraded.content == ambiguous_framing().body
     assert http.get("/users").json()["users"] == []
 
 
@@ -561,4 +561,4 @@ LENGTH_CASES: list[tuple[list[tuple[bytes, bytes]], bool]] = [
 def test_the_end_of_a_request_is_certain_where_one_header_tells_it(
     headers: list[tuple[bytes, bytes]], is_certain: bool
 ) -> None:
-    assert length_is_certain(headers) == is_certain
+    assert has_ambiguous_framing(headers) is not is_certain

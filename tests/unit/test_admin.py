@@ -11,7 +11,7 @@ from mlapi.config import ManagementSettings, RegistrationSettings, SecretSetting
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.wire.client import Client, Network
-from mlapi.entrypoints.wire.requests import AdminTokenRequiredError, ManagementRefusedError
+from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
 
 TOKEN = "an-admin-token-of-32-characters."
 HOST = ("host", "localhost:8001")
@@ -168,9 +168,9 @@ def test_every_other_path_is_closed_to_a_stranger(path: str) -> None:
 
     with pytest.raises(AdminTokenRequiredError):
         BY_TOKEN.check(stranger)
-    with pytest.raises(ManagementRefusedError):
+    with pytest.raises(AdminAccessDeniedError):
         BY_MACHINE.check(stranger)
-    with pytest.raises(ManagementRefusedError):
+    with pytest.raises(AdminAccessDeniedError):
         LOCKED.check(stranger)
 
 
@@ -178,8 +178,8 @@ def test_every_other_path_is_closed_to_a_stranger(path: str) -> None:
     ("management", "refusal"),
     [
         pytest.param(AdminPolicy(admin_token=TOKEN, registration_open=False), AdminTokenRequiredError, id="token"),
-        pytest.param(AdminPolicy(registration_open=False), ManagementRefusedError, id="local"),
-        pytest.param(AdminPolicy(local=False, registration_open=False), ManagementRefusedError, id="locked"),
+        pytest.param(AdminPolicy(registration_open=False), AdminAccessDeniedError, id="local"),
+        pytest.param(AdminPolicy(local=False, registration_open=False), AdminAccessDeniedError, id="locked"),
     ],
 )
 def test_closed_registration_is_closed_to_a_stranger(management: AdminPolicy, refusal: type[MlapiError]) -> None:
@@ -368,14 +368,14 @@ NO_LOCAL_HOSTS = [
     ],
 )
 def test_one_fact_that_may_come_from_elsewhere_is_enough_to_refuse(caller: Client) -> None:
-    with pytest.raises(ManagementRefusedError) as refusal:
+    with pytest.raises(AdminAccessDeniedError) as refusal:
         BY_MACHINE.check(caller)
 
     assert str(refusal.value) == LOCAL_REASON
 
 
 def test_local_mode_asks_for_no_token_and_takes_none() -> None:
-    with pytest.raises(ManagementRefusedError):
+    with pytest.raises(AdminAccessDeniedError):
         BY_MACHINE.check(with_headers(STRANGER, ("authorization", f"Bearer {TOKEN}")))
 
 
@@ -388,7 +388,7 @@ def test_local_mode_asks_for_no_token_and_takes_none() -> None:
     ids=["local", "stranger", "with a token"],
 )
 def test_locked_is_locked_and_names_the_setting(caller: Client) -> None:
-    with pytest.raises(ManagementRefusedError) as refusal:
+    with pytest.raises(AdminAccessDeniedError) as refusal:
         LOCKED.check(caller)
 
     assert str(refusal.value) == LOCKED_REASON
@@ -449,14 +449,14 @@ def test_an_asgi_caller_of_unknown_addresses_is_not_of_this_machine(scope: Mappi
     caller = Client.from_asgi(full)
 
     assert caller == attrs.evolve(LOCAL, client="", server="")
-    with pytest.raises(ManagementRefusedError):
+    with pytest.raises(AdminAccessDeniedError):
         BY_MACHINE.check(caller)
 
 
 def test_an_asgi_caller_on_a_socket_file_is_not_of_this_machine() -> None:
     caller = Client.from_asgi(asgi(client=None, server=("/run/mlapi.sock", None)))
 
-    with pytest.raises(ManagementRefusedError):
+    with pytest.raises(AdminAccessDeniedError):
         BY_MACHINE.check(caller)
 
 
@@ -493,7 +493,7 @@ def test_headers_of_a_wsgi_caller_have_their_names_back() -> None:
 def test_a_wsgi_caller_through_a_proxy_is_not_of_this_machine() -> None:
     caller = Client.from_wsgi(wsgi(HTTP_X_FORWARDED_FOR=""))
 
-    with pytest.raises(ManagementRefusedError):
+    with pytest.raises(AdminAccessDeniedError):
         BY_MACHINE.check(caller)
 
 
@@ -501,7 +501,7 @@ def test_a_wsgi_caller_of_unknown_addresses_is_not_of_this_machine() -> None:
     caller = Client.from_wsgi({"SERVER_PROTOCOL": "HTTP/1.1", "HTTP_HOST": "localhost:8001"})
 
     assert caller == Client(path="", client="", server="", http_version="1.1", headers=sent(HOST))
-    with pytest.raises(ManagementRefusedError):
+    with pytest.raises(AdminAccessDeniedError):
         BY_MACHINE.check(caller)
 
 

@@ -10,7 +10,7 @@ from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Day, chart, first_moment
 from mlapi.entrypoints.console.sessions import IDLE, LIFETIME, Session, Sessions
 from mlapi.entrypoints.wire.client import Client
-from mlapi.entrypoints.wire.requests import ManagementRefusedError
+from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
 from tests.unit.test_admin import BY_MACHINE, BY_TOKEN, LOCAL, LOCKED, STRANGER, TOKEN, with_headers
 
 NOW = 1_800_000_000
@@ -146,7 +146,7 @@ def test_in_token_mode_the_page_decides_by_its_sessions(caller: Client) -> None:
 
 @pytest.mark.parametrize("caller", [LOCAL, STRANGER])
 def test_a_locked_page_names_the_setting(caller: Client) -> None:
-    with pytest.raises(ManagementRefusedError, match=r"set secrets\.admin_token"):
+    with pytest.raises(AdminAccessDeniedError, match=r"set secrets\.admin_token"):
         LOCKED.check_page(caller)
 
 
@@ -174,7 +174,7 @@ def test_a_page_may_be_used_on_this_machine_also_by_a_browser() -> None:
     ],
 )
 def test_a_page_is_closed_to_what_may_come_from_elsewhere(caller: Client) -> None:
-    with pytest.raises(ManagementRefusedError):
+    with pytest.raises(AdminAccessDeniedError):
         BY_MACHINE.check_page(caller)
 
 

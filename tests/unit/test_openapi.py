@@ -90,16 +90,16 @@ def test_who_may_call_is_who_management_lets_through() -> None:
     others = {operation.path for operation in OPERATIONS} - if_open - for_managers
 
     assert if_open == {REGISTRATION_PATH, METRICS_PATH}
-    assert others == {*OPEN_PATHS, requests.TOKEN_IN_PATH + "{token}"}
+    assert others == {*OPEN_PATHS, requests.TOKEN_PATH_PREFIX + "{token}"}
 
 
 def test_every_error_ends_some_operation() -> None:
-    assert {error for operation in OPERATIONS for error in operation.all_refusals} == set(responses.STATUS_OF)
+    assert {error for operation in OPERATIONS for error in operation.all_refusals} == set(responses.STATUS_BY_ERROR)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=named)
 def test_every_status_of_an_error_is_described(operation: Operation) -> None:
-    statuses = {responses.STATUS_OF[error].value for error in operation.all_refusals}
+    statuses = {responses.STATUS_BY_ERROR[error].value for error in operation.all_refusals}
 
     expected = {*statuses, operation.done.status.value, 405, *([404] if operation.may_be_closed else [])}
     assert set(described(operation)["responses"]) == {str(status) for status in expected}

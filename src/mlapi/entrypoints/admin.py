@@ -13,17 +13,14 @@ import attrs
 
 from mlapi.config import Settings
 from mlapi.entrypoints.wire.client import Client, parse_address
-from mlapi.entrypoints.wire.requests import (
-    TOKEN_IN_PATH,
-    AdminTokenRequiredError,
-    ManagementRefusedError,
-    authorization,
-)
+from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
+from mlapi.entrypoints.wire.headers import parse_authorization
+from mlapi.entrypoints.wire.requests import TOKEN_PATH_PREFIX
 
 OPEN_PATHS = frozenset(
     {"/health/live", "/health/ready", "/token", "/token_status", "/users/me", "/users/me/password", "/users/me/tokens"}
 )
-"""Not for managers: open to all, or to whoever shows there that he is a user. So is what `TOKEN_IN_PATH` begins."""
+"""Not for managers: open to all, or to whoever shows there that he is a user. So is what `TOKEN_PATH_PREFIX` begins."""
 METRICS_PATH = "/metrics"
 REGISTRATION_PATH = "/register-user"
 """Open to all unless registration is closed."""
@@ -99,18 +96,18 @@ class AdminPolicy:
 
         Raises:
             AdminTokenRequiredError: in token mode.
-            ManagementRefusedError: in the other modes, naming the setting.
+            AdminAccessDeniedError: in the other modes, naming the setting.
         """
         if caller.path in OPEN_PATHS or (caller.path == REGISTRATION_PATH and self.registration_open):
             return
         if caller.path == METRICS_PATH and self.metrics_open:
             return
-        if caller.path.startswith(TOKEN_IN_PATH):
+        if caller.path.startswith(TOKEN_PATH_PREFIX):
             return
         if self.docs_open and f"{caller.path}/".startswith(_DOCS):
             return
         if self._token_digest is not None:
-            scheme, token = authorization(caller.headers)
+            scheme, token = parse_authorization(caller.headers)
             if not self._is_admin_token(token) or scheme != b"bearer":
                 raise AdminTokenRequiredError
         else:
@@ -123,7 +120,7 @@ class AdminPolicy:
         own origin, and no other. That it was our page that sent a form is for `Client.comes_from_our_page` to say.
 
         Raises:
-            ManagementRefusedError: naming the setting.
+            AdminAccessDeniedError: naming the setting.
         """
         if self._token_digest is None:
             ours = (b"origin", caller.origin)
@@ -150,9 +147,9 @@ class AdminPolicy:
 
     def _check_without_token(self, caller: Client) -> None:
         if not self.local:
-            raise ManagementRefusedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)")
+            raise AdminAccessDeniedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)")
         if not _is_of_this_machine(caller):
-            raise ManagementRefusedError(
+            raise AdminAccessDeniedError(
                 "Management is open to programs on this machine only, and not through a proxy or a web page: to manage"
                 " from elsewhere, set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
             )

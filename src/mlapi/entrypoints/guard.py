@@ -19,7 +19,9 @@ from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
 from mlapi.entrypoints.http.middleware import RejectAmbiguousFraming, StartupErrorMiddleware, respond, send_answer
-from mlapi.entrypoints.wire import requests, responses
+from mlapi.entrypoints.wire import responses
+from mlapi.entrypoints.wire.headers import get_bearer_credential
+from mlapi.entrypoints.wire.responses import error_response
 
 _UPWARD = re.compile(r"(^|[/\\])\.\.?($|[/\\])|\\")
 
@@ -55,10 +57,10 @@ class GuardMiddleware:
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._is_exempt(scope):
             try:
-                credential = requests.bearer(scope["headers"])
+                credential = get_bearer_credential(scope["headers"])
                 scope["user"] = await (self._async_guard or self._open()).check(credential)
             except MlapiError as error:
-                await _refuse(responses.refused(error), scope, receive, send)
+                await _refuse(error_response(error), scope, receive, send)
                 return
             scope["auth"] = _LET_IN
         await self.app(scope, receive, send)
@@ -111,7 +113,7 @@ class GuardBackend(AuthenticationBackend):
         if "authorization" not in conn.headers:
             return None
         try:
-            return _LET_IN, await self._guard.check(requests.bearer(conn.scope["headers"]))
+            return _LET_IN, await self._guard.check(get_bearer_credential(conn.scope["headers"]))
         except MlapiError as error:
             raise GuardError(error) from None
 
@@ -119,7 +121,7 @@ class GuardBackend(AuthenticationBackend):
 def refuse_credential(_conn: HTTPConnection, error: AuthenticationError) -> Response:
     """Answer as the guard does: ``on_error`` of ``AuthenticationMiddleware``."""
     assert isinstance(error, GuardError)  # noqa: S101 - `GuardBackend` raises no other
-    return respond(responses.refused(error.cause))
+    return respond(error_response(error.cause))
 
 
 async def _refuse(answer: responses.Response, scope: Scope, receive: Receive, send: Send) -> None:

@@ -95,7 +95,7 @@ def _set_enabled(user: str, *, by_id: bool, as_json: bool, enabled: bool) -> Non
 
 def _found(opened: Users, user: str, *, by_id: bool) -> User:
     if by_id:
-        return opened.get(requests.user_id(user))
+        return opened.get(requests.parse_user_id(user))
     found = opened.find(user)
     if found is None:
         raise Refused(f"there is no user {user!r}")
@@ -105,7 +105,7 @@ def _found(opened: Users, user: str, *, by_id: bool) -> User:
 def _show(user: User, *, as_json: bool) -> None:
     state = "enabled" if user.enabled else "disabled"
     line = f"{user.id:>8}  {state:8}  {user.username}  <{user.email}>"
-    show(line, responses.shown_user(user), as_json=as_json)
+    show(line, responses.UserResponse.from_user(user), as_json=as_json)
 
 
 def _password() -> str:

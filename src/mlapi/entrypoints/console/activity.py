@@ -13,7 +13,7 @@ PAGE = 50
 
 
 async def show_activity(visit: ConsoleRequest) -> Response:
-    query = queries.audit_query(urlencode({**visit.given("user_id", "after"), "limit": PAGE}).encode("ascii"))
+    query = queries.parse_audit_query(urlencode({**visit.given("user_id", "after"), "limit": PAGE}).encode("ascii"))
     found = await visit.serving.reading.run(
         visit.serving.users.list_audit_page,
         after=query.after,

@@ -18,7 +18,7 @@ from mlapi.entrypoints.console.pages import HEADERS, LOG_IN, problem, redirect, 
 from mlapi.entrypoints.console.request import PATH, ConsoleRequest, read_form
 from mlapi.entrypoints.console.sessions import LIFETIME, Sessions
 from mlapi.entrypoints.wire.client import Client
-from mlapi.entrypoints.wire.requests import ManagementRefusedError
+from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
 
 
 class ConsoleApp:
@@ -101,16 +101,16 @@ async def _with_form(visit: ConsoleRequest) -> ConsoleRequest:
     """Return the visit with its form.
 
     Raises:
-        ManagementRefusedError: unless a page of ours has sent it, made for the session.
+        AdminAccessDeniedError: unless a page of ours has sent it, made for the session.
         InvalidFieldsError, BodyTooLargeError: if it cannot be read.
     """
     if not visit.caller.comes_from_our_page:
-        raise ManagementRefusedError("Forms of the console are taken from its own pages only, in a browser")
+        raise AdminAccessDeniedError("Forms of the console are taken from its own pages only, in a browser")
     form = await read_form(visit.request)
     if visit.session is not None:
         given, expected = form.get("csrf_token", ""), visit.session.csrf_token
         if not hmac.compare_digest(given.encode("utf-8"), expected.encode("ascii")):
-            raise ManagementRefusedError(
+            raise AdminAccessDeniedError(
                 "This form is of a session that is over: go back, reload the page, and try again"
             )
     return attrs.evolve(visit, form=form)

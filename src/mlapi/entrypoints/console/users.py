@@ -26,7 +26,7 @@ _LIST = ("q", "enabled", "after")  # parameters of the list
 async def show_users(visit: ConsoleRequest) -> Response:
     """Show a page of the list, and above it what has happened lately."""
     given = visit.given(*_LIST)
-    query = queries.users_query(urlencode({**given, "limit": PAGE}).encode("ascii"))
+    query = queries.parse_users_query(urlencode({**given, "limit": PAGE}).encode("ascii"))
 
     def read() -> tuple[list[User], int, Chart | None]:
         users = visit.serving.users
@@ -92,7 +92,7 @@ async def set_enabled(visit: ConsoleRequest) -> Response:
     user_id = user_id_of(visit)
     if visit.is_safe:
         return redirect(visit, f"/users/{user_id}")
-    enabled = requests.permission(visit.form.get("enabled", ""))
+    enabled = requests.parse_permission(visit.form.get("enabled", ""))
     command = visit.users.prepare_set_enabled(user_id=user_id, enabled=enabled)
     user = await visit.serving.commands.apply(command)
     said = f"{user.username} is {'enabled' if enabled else 'disabled'}."
@@ -168,7 +168,7 @@ async def user_page(
 
 
 def user_id_of(visit: ConsoleRequest) -> UserId:
-    return requests.user_id(visit.request.path_params["user_id"])
+    return requests.parse_user_id(visit.request.path_params["user_id"])
 
 
 def problems_of(error: InvalidFieldsError) -> dict[str, str]:

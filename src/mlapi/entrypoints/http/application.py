@@ -45,6 +45,7 @@ from mlapi.entrypoints.http.runtime import Runtime, configured, given, serve
 from mlapi.entrypoints.logs import REQUEST_ID
 from mlapi.entrypoints.wire import queries, requests, responses
 from mlapi.entrypoints.wire.client import Network
+from mlapi.entrypoints.wire.headers import get_bearer_credential, validate_content_headers
 
 T = TypeVar("T")
 
@@ -74,7 +75,7 @@ def create_app(
             Route("/remove-user/{user_id}", Endpoint(remove_user), methods=["DELETE"]),
             Route("/token", Endpoint(token), methods=["POST"]),
             Route("/token_status", Endpoint(token_status), methods=["GET"]),
-            Route(requests.TOKEN_IN_PATH + "{token:path}", Endpoint(token_status_of_path), methods=["GET"]),
+            Route(requests.TOKEN_PATH_PREFIX + "{token:path}", Endpoint(token_status_of_path), methods=["GET"]),
             Route("/users", Endpoint(list_users), methods=["GET"]),
             Route("/users/me", Endpoint(show_own_user), methods=["GET"]),
             Route("/users/{user_id}", Endpoint(show_user), methods=["GET"]),
@@ -122,27 +123,27 @@ class _Application(Starlette):
 
 async def register_user(request: Request) -> responses.Response:
     serving = _serving(request)
-    requests.check_content(request.scope["headers"])
-    body = requests.registration(await requests.read_body(request.stream()))
+    validate_content_headers(request.scope["headers"])
+    body = requests.decode(await requests.read_body(request.stream()), requests.RegisterRequest)
     users = serving.as_actor("anyone") if _management(request).registration_open else _acting(request)
     command = await serving.hash(
         users.prepare_registration, username=body.username, password=body.password, email=body.email
     )
-    return responses.registered(await serving.commands.apply(command))
+    return responses.user_registered(await serving.commands.apply(command))
 
 
 async def toggle_user_permission(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = requests.user_id(request.path_params["user_id"])
-    enabled = requests.permission(request.path_params["permission"])
+    user_id = requests.parse_user_id(request.path_params["user_id"])
+    enabled = requests.parse_permission(request.path_params["permission"])
     command = _acting(request).prepare_set_enabled(user_id=user_id, enabled=enabled)
     return responses.permission_updated(await serving.commands.apply(command))
 
 
 async def remove_user(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = requests.user_id(request.path_params["user_id"])
-    return responses.removed(await serving.commands.apply(_acting(request).prepare_remove(user_id=user_id)))
+    user_id = requests.parse_user_id(request.path_params["user_id"])
+    return responses.user_removed(await serving.commands.apply(_acting(request).prepare_remove(user_id=user_id)))
 
 
 async def token(request: Request) -> responses.Response:
@@ -155,7 +156,7 @@ async def token(request: Request) -> responses.Response:
 
 
 async def token_status(request: Request) -> responses.Response:
-    return await _status_of(request, requests.bearer(request.scope["headers"]))
+    return await _status_of(request, get_bearer_credential(request.scope["headers"]))
 
 
 async def token_status_of_path(request: Request) -> responses.Response:
@@ -173,7 +174,7 @@ async def _status_of(request: Request, credential: str) -> responses.Response:
 
 async def list_users(request: Request) -> responses.Response:
     serving = _serving(request)
-    query = queries.users_query(request.scope["query_string"])
+    query = queries.parse_users_query(request.scope["query_string"])
     page = await serving.reading.run(
         serving.users.list_page,
         after=query.after,
@@ -186,12 +187,12 @@ async def list_users(request: Request) -> responses.Response:
 
 async def show_user(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = requests.user_id(request.path_params["user_id"])
+    user_id = requests.parse_user_id(request.path_params["user_id"])
     return responses.user(await serving.reading.run(serving.users.get, user_id))
 
 
 async def show_own_user(request: Request) -> responses.Response:
-    return responses.user(await _serving(request).guard.check(requests.bearer(request.scope["headers"])))
+    return responses.user(await _serving(request).guard.check(get_bearer_credential(request.scope["headers"])))
 
 
 async def change_password(request: Request) -> responses.Response:
@@ -217,7 +218,7 @@ async def end_own_tokens(request: Request) -> responses.Response:
 
 async def set_password(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = requests.user_id(request.path_params["user_id"])
+    user_id = requests.parse_user_id(request.path_params["user_id"])
     body = await _body(request, requests.SetPasswordRequest)
     serving.users.check_password(body.password)
     command = await serving.hash(_acting(request).prepare_password, user_id=user_id, password=body.password)
@@ -226,13 +227,13 @@ async def set_password(request: Request) -> responses.Response:
 
 async def end_tokens(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = requests.user_id(request.path_params["user_id"])
+    user_id = requests.parse_user_id(request.path_params["user_id"])
     return responses.tokens_ended(await serving.commands.apply(_acting(request).prepare_end_tokens(user_id=user_id)))
 
 
 async def add_api_key(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = requests.user_id(request.path_params["user_id"])
+    user_id = requests.parse_user_id(request.path_params["user_id"])
     body = await _body(request, requests.AddApiKeyRequest)
     command, secret = _acting(request).prepare_api_key(user_id=user_id, name=body.name, expires=body.expires_at)
     return responses.api_key_added(await serving.commands.apply(command), secret)
@@ -240,7 +241,7 @@ async def add_api_key(request: Request) -> responses.Response:
 
 async def api_keys(request: Request) -> responses.Response:
     serving = _serving(request)
-    user_id = requests.user_id(request.path_params["user_id"])
+    user_id = requests.parse_user_id(request.path_params["user_id"])
     return responses.api_keys(await serving.reading.run(serving.users.list_api_keys, user_id))
 
 
@@ -253,7 +254,7 @@ async def remove_api_key(request: Request) -> responses.Response:
 
 async def audit(request: Request) -> responses.Response:
     serving = _serving(request)
-    query = queries.audit_query(request.scope["query_string"])
+    query = queries.parse_audit_query(request.scope["query_string"])
     page = await serving.reading.run(
         serving.users.list_audit_page, after=query.after, limit=query.limit + 1, user_id=query.user_id
     )
@@ -297,13 +298,13 @@ def _acting(request: Request) -> Users:
 
 
 async def _body(request: Request, shape: type[T]) -> T:
-    requests.check_content(request.scope["headers"])
+    validate_content_headers(request.scope["headers"])
     return requests.decode(await requests.read_body(request.stream()), shape)
 
 
 async def _user_with_token(request: Request) -> User:
     """Return the user who has logged in. An API key is for the model, and not to take its user over with."""
-    credential = requests.bearer(request.scope["headers"])
+    credential = get_bearer_credential(request.scope["headers"])
     if looks_like_api_key(credential):
         raise InvalidTokenError
     return await _serving(request).guard.check(credential)

@@ -12,6 +12,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlapi.domain.errors import ConfigurationError, MlapiError, ServiceUnavailableError
 from mlapi.entrypoints.wire import requests, responses
 from mlapi.entrypoints.wire.client import Client
+from mlapi.entrypoints.wire.headers import has_ambiguous_framing, has_framing_header, requests_upgrade
+from mlapi.entrypoints.wire.responses import error_response, http_error_response
 
 _logger = logging.getLogger("mlapi")
 
@@ -66,7 +68,7 @@ class RequireAdmin:
                 if self._but is None or not f"{caller.path}/".startswith(f"{self._but}/"):
                     scope["app"].state.management.check(caller)
             except MlapiError as error:
-                await send_answer(responses.refused(error), send)
+                await send_answer(error_response(error), send)
                 return
         await self._app(scope, receive, send)
 
@@ -81,11 +83,11 @@ class RejectAmbiguousFraming:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and (scope["method"] == "CONNECT" or requests.may_be_uncertain(scope["headers"])):
-            if not requests.length_is_certain(scope["headers"]):
-                await send_answer(responses.uncertain_length(), send)
+        if scope["type"] == "http" and (scope["method"] == "CONNECT" or has_framing_header(scope["headers"])):
+            if has_ambiguous_framing(scope["headers"]):
+                await send_answer(responses.ambiguous_framing(), send)
                 return
-            if scope["method"] == "CONNECT" or requests.asks_for_upgrade(scope["headers"]):
+            if scope["method"] == "CONNECT" or requests_upgrade(scope["headers"]):
                 send = _closing(send)
         await self._app(scope, receive, send)
 
@@ -141,8 +143,8 @@ async def send_answer(answer: responses.Response, send: Send) -> None:
 
 def refusal(request: Request, error: MlapiError) -> responses.Response:
     if isinstance(error, ServiceUnavailableError | ConfigurationError):
-        _logger.warning("%s %s: %s", request.method, requests.without_credentials(request.url.path), error)
-    return responses.refused(error)
+        _logger.warning("%s %s: %s", request.method, requests.redact_credentials(request.url.path), error)
+    return error_response(error)
 
 
 # --- for applications of other frameworks that are built on Starlette
@@ -161,8 +163,8 @@ async def refuse(request: Request, error: Exception) -> Response:
 async def refuse_http(_request: Request, error: Exception) -> Response:
     """Exception handler for Starlette's ``HTTPException``: no such path, no such method."""
     assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for no other
-    return respond(responses.failed(error.status_code, tuple((error.headers or {}).items())))
+    return respond(http_error_response(error.status_code, tuple((error.headers or {}).items())))
 
 
 async def fail(_request: Request, _error: Exception) -> Response:
-    return respond(responses.failed(HTTPStatus.INTERNAL_SERVER_ERROR))
+    return respond(http_error_response(HTTPStatus.INTERNAL_SERVER_ERROR))

@@ -73,7 +73,7 @@ def _hidden_from_the_log(scope: Scope) -> Scope:
     It logs the scope that it gave us: credentials in a path, and any query.
     """
     path = scope["path"]
-    shown = requests.without_credentials(path)
+    shown = requests.redact_credentials(path)
     if shown == path and not scope["query_string"]:
         return scope
     own, scope = scope, dict(scope)

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from mlapi.entrypoints.http.request_context import HEADERS
-from mlapi.entrypoints.wire import responses
+from mlapi.entrypoints.wire.responses import http_error_response
 
 IDLE = 5
 """Seconds that a connection may be kept without a request."""
@@ -161,7 +161,7 @@ class Connection(HttpToolsProtocol):
 
     def refuse(self, status: HTTPStatus, *headers: tuple[str, str]) -> None:
         """Answer instead of the application, and close."""
-        answer = responses.failed(status, headers)
+        answer = http_error_response(status, headers)
         more = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
         lines = [
             (b"content-type", b"application/json"),

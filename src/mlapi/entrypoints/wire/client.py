@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from mlapi.entrypoints.wire.requests import Headers, wsgi_headers
+from mlapi.entrypoints.wire.headers import Headers, wsgi_headers
 
 _UNKNOWN = "unknown"
 

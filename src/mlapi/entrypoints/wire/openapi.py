@@ -37,22 +37,31 @@ from mlapi.domain.errors import (
 from mlapi.domain.rules import USERNAME_MAX
 from mlapi.domain.users import EncryptedPassword, User, UserId
 from mlapi.entrypoints.wire import responses
-from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, PAGE_DEFAULT, PAGE_MAX, USERS_PARAMETERS
-from mlapi.entrypoints.wire.requests import (
-    TOKEN_IN_PATH,
-    AddApiKeyRequest,
+from mlapi.entrypoints.wire.errors import (
+    AdminAccessDeniedError,
     AdminTokenRequiredError,
     BodyTooLargeError,
-    ChangePasswordRequest,
-    LoginRequest,
-    ManagementRefusedError,
-    RegisterRequest,
-    RequestBody,
-    SetPasswordRequest,
     UnreadableBodyError,
     UnsupportedMediaTypeError,
 )
-from mlapi.entrypoints.wire.responses import Message, Response, ResponseBody, UserMessage, failed, refused
+from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, USERS_PARAMETERS
+from mlapi.entrypoints.wire.requests import (
+    TOKEN_PATH_PREFIX,
+    AddApiKeyRequest,
+    ChangePasswordRequest,
+    LoginRequest,
+    RegisterRequest,
+    RequestBody,
+    SetPasswordRequest,
+)
+from mlapi.entrypoints.wire.responses import (
+    Message,
+    Response,
+    ResponseBody,
+    UserMessage,
+    error_response,
+    http_error_response,
+)
 
 Schema = dict[str, Any]
 """JSON Schema 2020-12, or another part of an OpenAPI document."""
@@ -66,7 +75,7 @@ class Callers:
     refusals: tuple[type[MlapiError], ...] = ()
 
 
-_BY_MANAGEMENT = (AdminTokenRequiredError, ManagementRefusedError)
+_BY_MANAGEMENT = (AdminTokenRequiredError, AdminAccessDeniedError)
 _BY_GUARD = (InvalidTokenError, UserDisabledError)
 ANYBODY = Callers()
 ANYBODY_IF_OPEN = Callers(({}, {"adminToken": []}), _BY_MANAGEMENT)
@@ -173,7 +182,7 @@ _REFUSALS: tuple[tuple[MlapiError, str], ...] = (
     (UnsupportedMediaTypeError(), "The body is something else than `application/json`."),
     (AdminTokenRequiredError(), "This is for managers, and an admin token is set."),
     (
-        ManagementRefusedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"),
+        AdminAccessDeniedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"),
         "This is for managers, no admin token is set, and the caller may be no program on this machine.",
     ),
 )
@@ -197,7 +206,7 @@ OPERATIONS = (
         tag=_USERS,
         callers=ANYBODY_IF_OPEN,
         body=RegisterRequest,
-        done=responses.registered(_ADA),
+        done=responses.user_registered(_ADA),
         shape=UserMessage,
         refusals=(UserExistsError,),
     ),
@@ -219,7 +228,7 @@ OPERATIONS = (
         summary="Remove a user for good, with his API keys",
         tag=_USERS,
         callers=MANAGERS,
-        done=responses.removed(_ADA),
+        done=responses.user_removed(_ADA),
         shape=Message,
         refusals=(UserNotFoundError,),
     ),
@@ -326,7 +335,7 @@ OPERATIONS = (
     ),
     Operation(
         method="GET",
-        path=TOKEN_IN_PATH + "{token}",
+        path=TOKEN_PATH_PREFIX + "{token}",
         name="checkTokenInPath",
         summary="The same, for clients that know no other way: paths are logged on their way. Not in production",
         tag=_ACCESS,
@@ -439,7 +448,7 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
     "user_id": {"description": "Only what is about this user, whether he is still there or not.", "schema": _ID},
     "limit": {
         "description": "Of the page.",
-        "schema": {"type": "integer", "minimum": 1, "maximum": PAGE_MAX, "default": PAGE_DEFAULT},
+        "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE, "default": DEFAULT_PAGE_SIZE},
     },
     "after": {"description": "The `next` of the page before; none for the first page.", "schema": _ID},
 }
@@ -550,9 +559,9 @@ def _responses(operation: Operation) -> Iterator[tuple[str, Schema]]:
     )
     by_status: dict[HTTPStatus, list[type[MlapiError]]] = {}
     for error in operation.all_refusals:
-        by_status.setdefault(responses.STATUS_OF[error], []).append(error)
+        by_status.setdefault(responses.STATUS_BY_ERROR[error], []).append(error)
     for status, errors in by_status.items():
-        examples = {error.__name__.removesuffix("Error"): refused(_SAMPLES[error][0]) for error in errors}
+        examples = {error.__name__.removesuffix("Error"): error_response(_SAMPLES[error][0]) for error in errors}
         (shape,) = {_SHAPES.get(error, Message) for error in errors}
         yield (
             str(status.value),
@@ -562,10 +571,10 @@ def _responses(operation: Operation) -> Iterator[tuple[str, Schema]]:
                 "content": _json(shape, examples),
             },
         )
-    other_method = failed(HTTPStatus.METHOD_NOT_ALLOWED, [("Allow", operation.method)])
+    other_method = http_error_response(HTTPStatus.METHOD_NOT_ALLOWED, [("Allow", operation.method)])
     yield _failure(other_method, "The path has other methods.")
     if operation.may_be_closed:
-        yield _failure(failed(HTTPStatus.NOT_FOUND), "The service runs without this.")
+        yield _failure(http_error_response(HTTPStatus.NOT_FOUND), "The service runs without this.")
 
 
 def _failure(answer: Response, sentence: str) -> tuple[str, Schema]:

@@ -1,4 +1,4 @@
-"""What the queries of the two lists say: which users, which entries of the audit trail, and how many at a time."""
+"""Query parameters of the lists of users and audit entries."""
 
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl
@@ -9,11 +9,11 @@ from mlapi.domain.audit import AuditId
 from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.domain.rules import USERNAME_MAX, has_invisible
 from mlapi.domain.users import UserId
-from mlapi.entrypoints.wire.requests import permission, user_id
+from mlapi.entrypoints.wire.requests import parse_permission, parse_user_id
 
-_BEFORE_ALL = UserId(0)
-PAGE_DEFAULT, PAGE_MAX = 100, 500
-"""Users or entries of a page."""
+_BEFORE_FIRST_USER = UserId(0)
+DEFAULT_PAGE_SIZE = 100
+MAX_PAGE_SIZE = 500
 
 
 @attrs.frozen(kw_only=True)
@@ -22,8 +22,8 @@ class UsersQuery:
 
     enabled: bool | None = None
     containing: str = attrs.field(default="", repr=False)
-    limit: int = PAGE_DEFAULT
-    after: UserId = _BEFORE_ALL
+    limit: int = DEFAULT_PAGE_SIZE
+    after: UserId = _BEFORE_FIRST_USER
 
 
 @attrs.frozen(kw_only=True)
@@ -31,86 +31,90 @@ class AuditQuery:
     """The query of ``GET /audit``."""
 
     user_id: UserId | None = None
-    limit: int = PAGE_DEFAULT
+    limit: int = DEFAULT_PAGE_SIZE
     after: AuditId | None = None
 
 
-def users_query(query: bytes) -> UsersQuery:
-    """Return which users a query asks for.
+def parse_users_query(query: bytes) -> UsersQuery:
+    """Parse the query string of ``GET /users``.
 
     Raises:
-        InvalidFieldsError: naming every parameter at fault.
+        InvalidFieldsError: naming every invalid parameter.
     """
-    given = _parameters(query, USERS_PARAMETERS)
+    values = _parse(query, USERS_PARAMETERS)
     return UsersQuery(
-        enabled=permission(given["enabled"]) if "enabled" in given else None,
-        containing=given.get("q", ""),
-        limit=int(given.get("limit", PAGE_DEFAULT)),
-        after=user_id(given.get("after", "0")),
+        enabled=parse_permission(values["enabled"]) if "enabled" in values else None,
+        containing=values.get("q", ""),
+        limit=int(values.get("limit", DEFAULT_PAGE_SIZE)),
+        after=parse_user_id(values.get("after", "0")),
     )
 
 
-def audit_query(query: bytes) -> AuditQuery:
-    """Return which entries of the audit trail a query asks for.
+def parse_audit_query(query: bytes) -> AuditQuery:
+    """Parse the query string of ``GET /audit``.
 
     Raises:
-        InvalidFieldsError: naming every parameter at fault.
+        InvalidFieldsError: naming every invalid parameter.
     """
-    given = _parameters(query, AUDIT_PARAMETERS)
+    values = _parse(query, AUDIT_PARAMETERS)
     return AuditQuery(
-        user_id=user_id(given["user_id"]) if "user_id" in given else None,
-        limit=int(given.get("limit", PAGE_DEFAULT)),
-        after=AuditId(user_id(given["after"])) if "after" in given else None,
+        user_id=parse_user_id(values["user_id"]) if "user_id" in values else None,
+        limit=int(values.get("limit", DEFAULT_PAGE_SIZE)),
+        after=AuditId(parse_user_id(values["after"])) if "after" in values else None,
     )
 
 
-def _parameters(query: bytes, known: Mapping[str, Callable[[str], str | None]]) -> dict[str, str]:
-    """Return the parameters of a query.
+def _parse(query: bytes, parameters: Mapping[str, Callable[[str], str | None]]) -> dict[str, str]:
+    """Return the values of the parameters.
+
+    Args:
+        query: the query string.
+        parameters: for each known parameter, a function that returns the error in a value, or None.
 
     Raises:
-        InvalidFieldsError: naming every one that is unknown, stands twice, or of which ``known`` tells what is wrong.
+        InvalidFieldsError: naming every parameter that is unknown, repeated or invalid.
     """
-    given: dict[str, list[str]] = {}
+    values: dict[str, list[str]] = {}
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
     except ValueError:  # not UTF-8, or too many
-        raise InvalidFieldsError((FieldError("query", "must be a few parameters in UTF-8"),)) from None
+        raise InvalidFieldsError((FieldError("query", "must be at most 20 parameters in UTF-8"),)) from None
     for name, value in pairs:
-        given.setdefault(name, []).append(value)
-    problems: list[tuple[str, str | None]] = [
-        (name, known[name](values[0]) if len(values) == 1 else "must be given once")
-        for name, values in given.items()
-        if name in known
+        values.setdefault(name, []).append(value)
+    errors: list[tuple[str, str | None]] = [
+        (name, parameters[name](found[0]) if len(found) == 1 else "must be given once")
+        for name, found in values.items()
+        if name in parameters
     ]
-    if given.keys() - known.keys():
-        problems.append(("query", f"must hold {', '.join(known)} and nothing else"))
-    InvalidFieldsError.raise_for(problems)
-    return {name: values[0] for name, values in given.items()}
+    if values.keys() - parameters.keys():
+        errors.append(("query", f"must contain only {', '.join(parameters)}"))
+    InvalidFieldsError.raise_for(errors)
+    return {name: found[0] for name, found in values.items()}
 
 
-def _page_size_problem(text: str) -> str | None:
-    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(PAGE_MAX))
-    return None if is_number and 0 < int(text) <= PAGE_MAX else f"must be from 1 to {PAGE_MAX}"
+def _find_page_size_error(text: str) -> str | None:
+    is_number = text.isascii() and text.isdigit() and len(text) <= len(str(MAX_PAGE_SIZE))
+    return None if is_number and 0 < int(text) <= MAX_PAGE_SIZE else f"must be from 1 to {MAX_PAGE_SIZE}"
 
 
-def _search_problem(text: str) -> str | None:
+def _find_search_error(text: str) -> str | None:
     if len(text) > USERNAME_MAX:
         return f"must be at most {USERNAME_MAX} characters"
-    return "must hold no control or invisible characters" if has_invisible(text) else None
+    return "must not contain control or invisible characters" if has_invisible(text) else None
 
 
-def _id_problem(text: str) -> str | None:
+def _find_id_error(text: str) -> str | None:
     return None if text.isascii() and text.isdigit() else "must be ASCII digits"
 
 
 USERS_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "enabled": lambda text: None if text in {"0", "1"} else "must be 0 or 1",
-    "q": _search_problem,
-    "limit": _page_size_problem,
-    "after": _id_problem,
+    "q": _find_search_error,
+    "limit": _find_page_size_error,
+    "after": _find_id_error,
 }
 AUDIT_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
-    "user_id": _id_problem,
-    "limit": _page_size_problem,
-    "after": _id_problem,
+    "user_id": _find_id_error,
+    "limit": _find_page_size_error,
+    "after": _find_id_error,
 }

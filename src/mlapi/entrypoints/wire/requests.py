@@ -1,42 +1,35 @@
-"""What requests say: bodies, paths, queries and headers, and what can be wrong with them before the core is asked."""
+"""Request bodies and path parameters: what they may contain, and how they are decoded."""
 
 import json
 import re
-from collections.abc import AsyncIterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterable
 from datetime import datetime
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
-import attrs
 import msgspec
 
 from mlapi.domain.credentials import API_KEY_NAME_MAX
-from mlapi.domain.errors import FieldError, InvalidFieldsError, InvalidTokenError, MlapiError
+from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.domain.rules import EMAIL_MAX, PASSWORD_MAX, USERNAME_MAX
 from mlapi.domain.users import UserId
+from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES, BodyTooLargeError, UnreadableBodyError
 
-BODY_MAX = 16 * 1024
-"""Bytes of a request body. Three fields at their longest take less than half of it in UTF-8."""
-
-TOKEN_IN_PATH = "/token_status/"  # noqa: S105 - a path
-"""What begins so goes on with a token."""
-
-Headers = Sequence[tuple[bytes, bytes]]
-"""As ASGI has them: names in lower case, each as often as it was sent."""
+TOKEN_PATH_PREFIX = "/token_status/"  # noqa: S105 - a path
+"""Paths that start with this contain a token."""
 
 T = TypeVar("T")
 
 
-def _described(what: str, example: str, **schema: object) -> msgspec.Meta:
-    """Tell the description about a field. It is the core that checks, and names every field at fault at once."""
-    return msgspec.Meta(description=what, examples=[example], extra_json_schema=schema)
+def _field(description: str, example: str, **schema: object) -> msgspec.Meta:
+    """Describe a field for OpenAPI only. The domain validates values and reports all invalid fields at once."""
+    return msgspec.Meta(description=description, examples=[example], extra_json_schema=schema)
 
 
 Username = Annotated[
     str,
-    _described(
-        "Without control, invisible or unassigned characters, and without white space at its ends. "
-        "Compared by NFKC and without case: `Ada` and `ADA` are one user.",
+    _field(
+        "No control, invisible or unassigned characters, and no leading or trailing white space. "
+        "Usernames are compared case-insensitively after NFKC normalization: `Ada` and `ADA` are the same user.",
         "ada",
         format="username",
         minLength=1,
@@ -45,8 +38,9 @@ Username = Annotated[
 ]
 Password = Annotated[
     str,
-    _described(
-        "Taken as it is. In production it has a least length; common ones, and names of this service, are refused.",
+    _field(
+        "Stored exactly as sent, without normalization or truncation. The production profile sets a minimum length and"
+        " rejects common passwords and the name of this service.",
         "difference engine",
         minLength=1,
         maxLength=PASSWORD_MAX,
@@ -54,8 +48,8 @@ Password = Annotated[
 ]
 Email = Annotated[
     str,
-    _described(
-        "Checked for its form; users may share one.",
+    _field(
+        "Only the format is checked. Several users may share an address.",
         "ada@example.com",
         format="idn-email",
         minLength=3,
@@ -64,27 +58,29 @@ Email = Annotated[
 ]
 ApiKeyName = Annotated[
     str,
-    _described(
-        "What it is for. Without control or invisible characters, and not of white space alone.",
+    _field(
+        "A name that tells what the key is used for. No control or invisible characters, and not only white space.",
         "nightly job",
         format="visible-text",
         minLength=1,
         maxLength=API_KEY_NAME_MAX,
     ),
 ]
-# What is compared may be anything: it is right or wrong.
-KnownUsername = Annotated[str, _described("In whatever case or spelling.", "ada")]
-KnownPassword = Annotated[str, _described("As it was set.", "difference engine")]
+# Credentials to compare have no constraints: any other value simply does not match.
+KnownUsername = Annotated[str, _field("Matched case-insensitively, after NFKC normalization.", "ada")]
+KnownPassword = Annotated[str, _field("The current password.", "difference engine")]
 Expiry = Annotated[
     datetime | None,
-    _described(
-        "When it ends: in the future, and with a zone. Null for never.", "2030-01-31T12:00:00Z", format="date-time"
+    _field(
+        "Expiry time, in the future and with a time zone. Null: the key does not expire.",
+        "2030-01-31T12:00:00Z",
+        format="date-time",
     ),
 ]
 
 
 class RequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What a request says. Never shown: there may be a password in it."""
+    """The JSON body of a request. Its repr omits the values, because they include passwords."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(...)"
@@ -125,147 +121,44 @@ class AddApiKeyRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
     expires_at: Expiry = None
 
 
-class RequestError(MlapiError):
-    """A request that cannot be understood. Never raised itself."""
-
-
-@attrs.frozen
-class UnreadableBodyError(RequestError):
-    reason: str
-
-    def __str__(self) -> str:
-        return f"The body is not valid JSON: {self.reason}"
-
-
-class BodyTooLargeError(RequestError):
-    def __str__(self) -> str:
-        return f"The body is larger than {BODY_MAX} bytes"
-
-
-class UnsupportedMediaTypeError(RequestError):
-    def __str__(self) -> str:
-        return "The Content-Type must be application/json, in UTF-8"
-
-
-class AdminTokenRequiredError(RequestError):
-    """Management in token mode, without the right token."""
-
-    def __str__(self) -> str:
-        return "This needs the admin token: send exactly one header Authorization: Bearer <admin token>"
-
-
-@attrs.frozen
-class ManagementRefusedError(RequestError):
-    """Management in another mode. The reason names the setting that would open it."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return self.reason
-
-
-def check_content(headers: Headers) -> None:
-    """Refuse a body by its headers, before it is read.
+async def read_body(chunks: AsyncIterable[bytes]) -> bytes:
+    """Return the whole body.
 
     Raises:
-        UnsupportedMediaTypeError: unless there is one Content-Type, application/json, in UTF-8 if it says so.
-        BodyTooLargeError: if it announces more than `BODY_MAX` bytes.
+        BodyTooLargeError: as soon as more than `MAX_BODY_BYTES` bytes have arrived.
     """
-    types = lengths = 0
-    for name, value in headers:
-        if name == b"content-type":
-            types += 1
-            if value != b"application/json" and not _JSON.fullmatch(value.strip()):
-                raise UnsupportedMediaTypeError
-        elif name == b"content-length" and value.isdigit():
-            lengths = max(lengths, BODY_MAX + 1 if len(value) > _DIGITS_MAX else int(value))
-    if types != 1:
-        raise UnsupportedMediaTypeError
-    if lengths > BODY_MAX:
-        raise BodyTooLargeError
-
-
-def may_be_uncertain(headers: Headers) -> bool:
-    """Whether a request has a header that leaves more to ask than its length. Nearly none has, so this comes first."""
-    for name, _ in headers:  # noqa: SIM110 - a third of the time
-        if name in _FRAMING:
-            return True
-    return False
-
-
-def length_is_certain(headers: Headers) -> bool:
-    """Whether every server and proxy finds the end of a request where every other does (RFC 9112, 6.3 and 11.2).
-
-    Else what one of them takes for the body of a request is another request to the next, that nobody has let through.
-    Two are known: h11 goes on with a connection on which a length came both ways, and httptools takes no body where an
-    upgrade is asked for, but what comes for it for the next request.
-    """
-    names = {name for name, _ in headers}
-    if b"transfer-encoding" in names and b"content-length" in names:
-        return False
-    if b"upgrade" not in names or not asks_for_upgrade(headers):
-        return True
-    lengths = [value.strip() for name, value in headers if name == b"content-length"]
-    return b"transfer-encoding" not in names and all(length == b"0" for length in lengths)
-
-
-def asks_for_upgrade(headers: Headers) -> bool:
-    """Whether another protocol is asked for (RFC 9110, 7.8), which is never spoken here."""
-    connection = b",".join(value for name, value in headers if name == b"connection")
-    return b"upgrade" in connection.lower() and any(name == b"upgrade" for name, _ in headers)
-
-
-def wsgi_headers(environ: Mapping[str, Any]) -> Headers:
-    """Return the headers of a WSGI environ. It has joined what was sent twice, which then is no valid value."""
-    names = {name: name.removeprefix("HTTP_") for name in environ if name.startswith("HTTP_") or name in _CGI_HEADERS}
-    return [
-        (name.replace("_", "-").lower().encode("latin-1"), environ[key].encode("latin-1"))
-        for key, name in names.items()
-    ]
-
-
-async def read_body(chunks: AsyncIterable[bytes]) -> bytes:
-    """Return the whole body, or raise `BodyTooLargeError` as soon as it is more than `BODY_MAX` bytes."""
     body = bytearray()
     async for chunk in chunks:
         body += chunk
-        if len(body) > BODY_MAX:
+        if len(body) > MAX_BODY_BYTES:
             raise BodyTooLargeError
     return bytes(body)
 
 
-def registration(body: bytes) -> RegisterRequest:
-    """Return what a body asks to register. Raises as `decode` does."""
-    if len(body) <= BODY_MAX and b"\\" not in body and body.count(b'"') == _QUOTES:
-        # Three keys and three values in quotes, none of them escaped: there is no room for a key that stands twice,
-        # which is all that msgspec would let pass and `decode` would not. Most bodies are such.
-        with suppress(msgspec.DecodeError, UnicodeDecodeError):
-            return _REGISTER_USER.decode(body)
-    return decode(body, RegisterRequest)
+def decode(body: bytes, body_type: type[T]) -> T:
+    """Decode a request body.
 
-
-def decode(body: bytes, shape: type[T]) -> T:
-    """Return a request struct of a body.
-
-    Stricter than JSON needs to be, as what it means must not depend on who reads it: no duplicate keys, no NaN, no lone
-    surrogates.
+    Stricter than JSON requires, so that every JSON parser reads the same values: duplicate keys, NaN and lone
+    surrogates are rejected.
 
     Raises:
-        BodyTooLargeError: if it is more than `BODY_MAX` bytes.
-        UnreadableBodyError: if it is not such JSON.
-        InvalidFieldsError: naming every field that is missing, unknown or of another type.
+        BodyTooLargeError: if it is longer than `MAX_BODY_BYTES`.
+        UnreadableBodyError: if it is not strict JSON.
+        InvalidFieldsError: naming every field that is missing, unknown or of the wrong type.
     """
-    if len(body) > BODY_MAX:
+    if len(body) > MAX_BODY_BYTES:
         raise BodyTooLargeError
     try:
         text = body.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-        if "\\u" in text:  # only an escape can have made a lone surrogate
+        if text.startswith("\ufeff"):
+            raise UnreadableBodyError("it starts with a byte order mark")
+        value = _DECODER.decode(text)
+        if "\\u" in text:  # only an escape sequence can produce a lone surrogate
             json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeDecodeError:
         raise UnreadableBodyError("it is not UTF-8") from None
     except UnicodeEncodeError:
-        raise UnreadableBodyError("it holds a lone surrogate") from None
+        raise UnreadableBodyError("it contains a lone surrogate") from None
     except json.JSONDecodeError as error:
         raise UnreadableBodyError(
             f"{error.msg.removesuffix(' at')} at line {error.lineno}, column {error.colno}"
@@ -273,15 +166,17 @@ def decode(body: bytes, shape: type[T]) -> T:
     except RecursionError:
         raise UnreadableBodyError("it is nested too deeply") from None
     except ValueError:  # an integer of thousands of digits
-        raise UnreadableBodyError("it holds a number that is too long") from None
+        raise UnreadableBodyError("it contains a number that is too long") from None
     try:
-        return msgspec.convert(value, shape)
+        return msgspec.convert(value, body_type)
     except msgspec.ValidationError:
-        raise InvalidFieldsError(tuple(_field_problems(value, shape))) from None
+        raise InvalidFieldsError(tuple(_find_field_errors(value, body_type))) from None
 
 
-def user_id(text: str) -> UserId:
-    """Return the id in a path. One that no database can hold is still an id, that nobody has.
+def parse_user_id(text: str) -> UserId:
+    """Return the user id in a path.
+
+    An id that is too large for the database is valid here; no user has it.
 
     Raises:
         InvalidFieldsError: unless it is ASCII digits.
@@ -289,40 +184,11 @@ def user_id(text: str) -> UserId:
     if not (text.isascii() and text.isdigit()):
         raise InvalidFieldsError((FieldError("user_id", "must be ASCII digits"),))
     digits = text.lstrip("0") or "0"
-    return UserId(int(digits) if len(digits) <= _DIGITS_MAX else 10**_DIGITS_MAX)
+    return UserId(int(digits) if len(digits) <= _MAX_ID_DIGITS else 10**_MAX_ID_DIGITS)
 
 
-def bearer(headers: Headers) -> str:
-    """Return the token or the API key that a request shows (RFC 6750, 2.1).
-
-    Raises:
-        InvalidTokenError: unless there is exactly one header Authorization, of the scheme Bearer.
-    """
-    scheme, credential = authorization(headers)
-    if scheme != b"bearer" or not credential or not credential.isascii():
-        raise InvalidTokenError
-    return credential.decode("ascii")
-
-
-def authorization(headers: Headers) -> tuple[bytes, bytes]:
-    """Return the scheme, in lower case, and the credential of the one header Authorization; of several nothing."""
-    values = [value for name, value in headers if name == b"authorization"]
-    if len(values) != 1:
-        return b"", b""
-    scheme, _, credential = values[0].strip(b" \t").partition(b" ")  # white space around is not of it: RFC 9110, 5.5
-    return scheme.lower(), credential
-
-
-def without_credentials(path: str) -> str:
-    """Return a path as it may be written into a log: tokens and API keys in it are left out."""
-    if TOKEN_IN_PATH not in path and "eyJ" not in path and "mlapi_" not in path:
-        return path
-    head, separator, _ = path.partition(TOKEN_IN_PATH)
-    return _CREDENTIAL.sub(_LEFT_OUT, head) + (f"{separator}{_LEFT_OUT}" if separator else "")
-
-
-def permission(text: str) -> bool:
-    """Return the flag in a path.
+def parse_permission(text: str) -> bool:
+    """Return the permission in a path.
 
     Raises:
         InvalidFieldsError: unless it is ``0`` or ``1``.
@@ -332,51 +198,55 @@ def permission(text: str) -> bool:
     return text == "1"
 
 
-_JSON = re.compile(rb'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE)
-_REGISTER_USER = msgspec.json.Decoder(RegisterRequest)
-_CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # RFC 3875, 4.1: without the prefix of the others
-_FRAMING = frozenset({b"transfer-encoding", b"upgrade"})
-_LEFT_OUT = "left-out"
-_CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi_[0-9a-f][^/]*")
-_QUOTES = 12  # of three keys and three values
-_DIGITS_MAX = 19  # of a signed 64-bit integer
+def redact_credentials(path: str) -> str:
+    """Return a path for the log, without the tokens and API keys in it."""
+    if TOKEN_PATH_PREFIX not in path and "eyJ" not in path and "mlapi_" not in path:
+        return path
+    head, separator, _ = path.partition(TOKEN_PATH_PREFIX)
+    return _CREDENTIAL.sub(_REDACTED, head) + (f"{separator}{_REDACTED}" if separator else "")
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _reject_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
-        raise UnreadableBodyError("it has a key twice")
+        raise UnreadableBodyError("it contains a duplicate key")
     return value
 
 
-def _refuse_constant(_name: str) -> NoReturn:
+def _reject_constant(_name: str) -> NoReturn:
     raise UnreadableBodyError("NaN and Infinity are not JSON")
 
 
-def _field_problems(value: object, shape: type[Any]) -> list[FieldError]:
-    """Name every field at fault, where msgspec names the first."""
+# One decoder for all bodies: json.loads() would create one for every call.
+_DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
+_CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi_[0-9a-f][^/]*")
+_REDACTED = "redacted"
+_MAX_ID_DIGITS = 19  # as many as a signed 64-bit integer has
+
+
+def _find_field_errors(value: object, body_type: type[Any]) -> list[FieldError]:
+    """Return the errors of all fields. msgspec reports only the first one."""
     if not isinstance(value, dict):
         return [FieldError("body", "must be an object")]
-    problems = []
-    fields = {field.encode_name: field for field in msgspec.structs.fields(shape)}
+    errors = []
+    fields = {field.encode_name: field for field in msgspec.structs.fields(body_type)}
     for name, field in fields.items():
         if name not in value:
             if field.required:
-                problems.append(FieldError(name, "is missing"))
+                errors.append(FieldError(name, "is missing"))
             continue
         try:
             msgspec.convert(value[name], field.type)
         except msgspec.ValidationError:
-            problems.append(FieldError(name, f"must be {_NAMES[_bare(field.type)]}"))
-    unknown = len(value.keys() - fields.keys())
-    if unknown:
-        # Not by name, which may be anything: the password, if a client has swapped key and value.
-        problems.append(FieldError("body", f"must hold {', '.join(fields)} and nothing else"))
-    return problems
+            errors.append(FieldError(name, f"must be {_TYPE_NAMES[_without_annotation(field.type)]}"))
+    if value.keys() - fields.keys():
+        # Unknown keys are not repeated: a client that swaps keys and values sends the password as a key.
+        errors.append(FieldError("body", f"must contain only {', '.join(fields)}"))
+    return errors
 
 
-def _bare(kind: Any) -> object:  # noqa: ANN401 - any type
-    return get_args(kind)[0] if get_origin(kind) is Annotated else kind
+def _without_annotation(annotation: Any) -> object:  # noqa: ANN401 - any type
+    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-_NAMES: dict[object, str] = {str: "a string", datetime | None: "a time as in 2030-01-31T12:00:00Z, or null"}
+_TYPE_NAMES: dict[object, str] = {str: "a string", datetime | None: "a time as in 2030-01-31T12:00:00Z, or null"}

@@ -1,9 +1,9 @@
-"""What is answered to what: one function for each thing that was done, one table for all that is refused."""
+"""Responses: one function for each success, and one table that maps errors to statuses."""
 
 from collections.abc import Sequence
 from datetime import datetime
 from http import HTTPStatus
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import attrs
 import msgspec
@@ -27,61 +27,62 @@ from mlapi.domain.errors import (
     UserNotFoundError,
 )
 from mlapi.domain.users import User
-from mlapi.entrypoints.wire.requests import (
+from mlapi.entrypoints.wire.errors import (
+    AdminAccessDeniedError,
     AdminTokenRequiredError,
     BodyTooLargeError,
-    ManagementRefusedError,
     UnreadableBodyError,
     UnsupportedMediaTypeError,
 )
 
-_NOT_STORED = (("Cache-Control", "no-store"),)  # RFC 6749, 5.1: of an answer with a credential in it
-_ASK_FOR_TOKEN = ("WWW-Authenticate", "Bearer")  # RFC 9110, 11.6.1: of every 401
+_NO_STORE = (("Cache-Control", "no-store"),)  # responses with credentials or personal data: RFC 6749, 5.1
+_BEARER_CHALLENGE = ("WWW-Authenticate", "Bearer")  # every 401 has one: RFC 9110, 11.6.1
 
-
-# Numbers and texts are only described here: what is sent is not checked.
-_ID = msgspec.Meta(ge=1, description="Never given twice.", examples=[1], extra_json_schema={"format": "int64"})
+# Constraints of response fields only document them: msgspec does not check values that it encodes.
+_ID = msgspec.Meta(ge=1, description="Never reused.", examples=[1], extra_json_schema={"format": "int64"})
 UserNumber = Annotated[int, _ID]
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 KeyNumber = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$", examples=["0123456789abcdef"])]
-Next = Annotated[int | None, msgspec.Meta(description="The `after` of the next page; null on the last one.")]
+Next = Annotated[
+    int | None, msgspec.Meta(description="Value of `after` for the next page. Null if this is the last page.")
+]
 
 
 class ResponseBody(msgspec.Struct, frozen=True):
-    """What an answer says, in the order in which it says it. Never shown: there may be a token in it."""
+    """The JSON body of a response, with its keys in order. Its repr omits the values, because they include tokens."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(...)"
 
 
 class Message(ResponseBody, frozen=True):
-    """What was done, or why it was not."""
+    """The result, or the reason for the error."""
 
     message: str
 
 
 class UserMessage(Message, frozen=True):
-    """What was done, or why it was not, and the user whom it is about."""
+    """The result, or the reason for the error, and the id of the user."""
 
     user_id: UserNumber
 
 
 class InvalidInput(Message, frozen=True):
-    """Every field at fault, with what it must be. No value is repeated."""
+    """Every invalid field, with the rule that it breaks. Values are not repeated."""
 
     errors: Sequence[FieldError]
 
 
 class Token(ResponseBody, frozen=True):
-    """What lets its user in, until it ends or he is shut out."""
+    """A token. It is valid until it expires, is revoked, or its user is disabled."""
 
     token: str
     token_type: Literal["bearer"]
-    expires_in: Annotated[int, msgspec.Meta(ge=1, description="Seconds.")]
+    expires_in: Annotated[int, msgspec.Meta(ge=1, description="Lifetime in seconds.")]
 
 
 class UserResponse(ResponseBody, frozen=True):
-    """A user, without a trace of his password. Times are in UTC."""
+    """A user. Times are in UTC; the password is never returned."""
 
     user_id: UserNumber
     username: str
@@ -90,32 +91,53 @@ class UserResponse(ResponseBody, frozen=True):
     created_datetime: Time
     updated_datetime: Time
 
+    @classmethod
+    def from_user(cls, user: User) -> Self:
+        return cls(
+            user_id=user.id,
+            username=user.username,
+            email=user.email,
+            enabled=user.enabled,
+            created_datetime=user.created_datetime,
+            updated_datetime=user.updated_datetime,
+        )
+
 
 class UsersPage(ResponseBody, frozen=True):
-    """Users by rising id."""
+    """A page of users, in ascending order of id."""
 
     users: list[UserResponse]
     next: Next
 
 
 class ApiKeyResponse(ResponseBody, frozen=True):
-    """An API key, without what its bearer sends. Times are in UTC."""
+    """An API key, without its secret. Times are in UTC."""
 
     key_id: KeyNumber
     name: str
     created_at: Time
     expires_at: Time | None
-    last_used_at: Annotated[Time | None, msgspec.Meta(description="To the minute.")]
+    last_used_at: Annotated[Time | None, msgspec.Meta(description="Rounded to the minute.")]
+
+    @classmethod
+    def from_api_key(cls, key: ApiKey) -> Self:
+        return cls(
+            key_id=key.id,
+            name=key.name,
+            created_at=key.created_datetime,
+            expires_at=key.expires_datetime,
+            last_used_at=key.last_used_datetime,
+        )
 
 
 class ApiKeys(ResponseBody, frozen=True):
-    """The API keys of a user, the oldest first."""
+    """The API keys of a user, oldest first."""
 
     keys: list[ApiKeyResponse]
 
 
 class NewApiKeyResponse(ResponseBody, frozen=True):
-    """A new API key, with what its bearer sends: shown here and never again."""
+    """A new API key. `key` is the secret that clients send; it is returned only here."""
 
     message: str
     key: Annotated[str, msgspec.Meta(pattern="^mlapi_[0-9a-f]{16}_[0-9a-f]{64}$")]
@@ -127,20 +149,33 @@ class NewApiKeyResponse(ResponseBody, frozen=True):
 
 
 class AuditEntryResponse(ResponseBody, frozen=True):
-    """One change, made or refused; who made it, and in which request. The time is in UTC."""
+    """One change, applied or rejected, with its actor and request id. The time is in UTC."""
 
     audit_id: Annotated[int, msgspec.Meta(ge=1)]
     at: Time
     actor: str
     action: Action
-    user_id: Annotated[UserNumber | None, msgspec.Meta(description="Null where nobody can have been meant.")]
+    user_id: Annotated[UserNumber | None, msgspec.Meta(description="Null if the change concerned no existing user.")]
     key_id: KeyNumber | None
     outcome: Result
     request_id: str | None
 
+    @classmethod
+    def from_entry(cls, entry: AuditEntry) -> Self:
+        return cls(
+            audit_id=entry.id,
+            at=entry.at,
+            actor=entry.actor,
+            action=entry.action,
+            user_id=entry.user_id,
+            key_id=entry.api_key_id,
+            outcome=entry.outcome,
+            request_id=entry.request_id,
+        )
+
 
 class AuditPage(ResponseBody, frozen=True):
-    """What was done, the newest first."""
+    """A page of audit entries, newest first."""
 
     entries: list[AuditEntryResponse]
     next: Next
@@ -148,31 +183,34 @@ class AuditPage(ResponseBody, frozen=True):
 
 @attrs.frozen
 class Response:
-    """An answer to send: its body is JSON."""
+    """A response to send. The body is JSON, or empty."""
 
     status: HTTPStatus
     body: bytes = attrs.field(repr=False)
     headers: tuple[tuple[str, str], ...] = ()
 
 
-def registered(user: User) -> Response:
-    return _answer(HTTPStatus.CREATED, UserMessage("User created successfully", user.id))
+# --- successes
+
+
+def user_registered(user: User) -> Response:
+    return _response(HTTPStatus.CREATED, UserMessage("User created successfully", user.id))
 
 
 def permission_updated(user: User) -> Response:
-    return _answer(HTTPStatus.OK, UserMessage("User permission updated successfully", user.id))
+    return _response(HTTPStatus.OK, UserMessage("User permission updated successfully", user.id))
 
 
-def removed(_user: User) -> Response:
-    return _answer(HTTPStatus.OK, Message("User deleted successfully"))
+def user_removed(_user: User) -> Response:
+    return _response(HTTPStatus.OK, Message("User deleted successfully"))
 
 
 def token_issued(issued: IssuedToken) -> Response:
-    return _answer(HTTPStatus.OK, Token(issued.token, "bearer", issued.expires_in), _NOT_STORED)
+    return _response(HTTPStatus.OK, Token(issued.token, "bearer", issued.expires_in), _NO_STORE)
 
 
 def token_valid(_user: User) -> Response:
-    return _answer(HTTPStatus.OK, Message("Token is valid"))
+    return _response(HTTPStatus.OK, Message("Token is valid"))
 
 
 def password_changed(_user: User) -> Response:
@@ -180,48 +218,50 @@ def password_changed(_user: User) -> Response:
 
 
 def tokens_ended(user: User) -> Response:
-    return _answer(HTTPStatus.OK, UserMessage("Tokens ended successfully", user.id))
+    return _response(HTTPStatus.OK, UserMessage("Tokens ended successfully", user.id))
 
 
 def api_key_added(key: ApiKey, secret: str) -> Response:
-    """The only answer that ever shows what the bearer of a key sends."""
-    shown = msgspec.structs.asdict(_shown(key))
-    return _answer(HTTPStatus.CREATED, NewApiKeyResponse("Key created successfully", secret, **shown), _NOT_STORED)
+    """Return the only response that ever contains the secret of an API key."""
+    fields = msgspec.structs.asdict(ApiKeyResponse.from_api_key(key))
+    return _response(HTTPStatus.CREATED, NewApiKeyResponse("Key created successfully", secret, **fields), _NO_STORE)
 
 
 def api_keys(keys: Sequence[ApiKey]) -> Response:
-    return _answer(HTTPStatus.OK, ApiKeys([_shown(key) for key in keys]), _NOT_STORED)
+    return _response(HTTPStatus.OK, ApiKeys([ApiKeyResponse.from_api_key(key) for key in keys]), _NO_STORE)
 
 
 def api_key_removed(_key: ApiKey) -> Response:
-    return _answer(HTTPStatus.OK, Message("Key deleted successfully"))
-
-
-def users_page(page: Sequence[User], *, more: bool) -> Response:
-    """Answer with users, and the id after which the next page begins, or null for the last one."""
-    shown = UsersPage([shown_user(user) for user in page], page[-1].id if more else None)
-    return _answer(HTTPStatus.OK, shown, _NOT_STORED)
+    return _response(HTTPStatus.OK, Message("Key deleted successfully"))
 
 
 def user(found: User) -> Response:
-    return _answer(HTTPStatus.OK, shown_user(found), _NOT_STORED)
+    return _response(HTTPStatus.OK, UserResponse.from_user(found), _NO_STORE)
 
 
-def audit_page(entries: Sequence[AuditEntry], *, more: bool) -> Response:
-    """Answer with entries, and the id after which the next page begins, or null for the last one."""
-    shown = AuditPage([_shown_entry(entry) for entry in entries], entries[-1].id if more else None)
-    return _answer(HTTPStatus.OK, shown, _NOT_STORED)
+def users_page(page: Sequence[User], *, more: bool) -> Response:
+    """Return a page of users. If there are more, ``next`` is the id of the last one."""
+    body = UsersPage([UserResponse.from_user(user) for user in page], page[-1].id if more else None)
+    return _response(HTTPStatus.OK, body, _NO_STORE)
+
+
+def audit_page(page: Sequence[AuditEntry], *, more: bool) -> Response:
+    """Return a page of audit entries. If there are more, ``next`` is the id of the last one."""
+    body = AuditPage([AuditEntryResponse.from_entry(entry) for entry in page], page[-1].id if more else None)
+    return _response(HTTPStatus.OK, body, _NO_STORE)
 
 
 def alive() -> Response:
-    return _answer(HTTPStatus.OK, Message("Alive"))
+    return _response(HTTPStatus.OK, Message("Alive"))
 
 
 def ready() -> Response:
-    return _answer(HTTPStatus.OK, Message("Ready"))
+    return _response(HTTPStatus.OK, Message("Ready"))
 
 
-STATUS_OF: dict[type[MlapiError], HTTPStatus] = {
+# --- errors
+
+STATUS_BY_ERROR: dict[type[MlapiError], HTTPStatus] = {
     InvalidFieldsError: HTTPStatus.UNPROCESSABLE_ENTITY,
     UserExistsError: HTTPStatus.CONFLICT,
     UserNotFoundError: HTTPStatus.NOT_FOUND,
@@ -238,11 +278,11 @@ STATUS_OF: dict[type[MlapiError], HTTPStatus] = {
     BodyTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
     UnsupportedMediaTypeError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
     AdminTokenRequiredError: HTTPStatus.UNAUTHORIZED,
-    ManagementRefusedError: HTTPStatus.FORBIDDEN,
+    AdminAccessDeniedError: HTTPStatus.FORBIDDEN,
 }
-"""The one table from what is raised to what is answered. Total: a test walks every subclass of `MlapiError`."""
+"""The status for each error. A test checks that it has every subclass of `MlapiError`."""
 
-_MESSAGE_OF: dict[type[MlapiError], str] = {
+_MESSAGE_BY_ERROR: dict[type[MlapiError], str] = {
     InvalidFieldsError: "Invalid input",
     UserExistsError: "User already exists",
     UserNotFoundError: "User not found",
@@ -256,77 +296,44 @@ _MESSAGE_OF: dict[type[MlapiError], str] = {
     RepositoryUnavailableError: "Service unavailable, try again",
     ConfigurationError: "Service unavailable, see its log",
 }
-"""What is said of errors of the core. Those of a request say themselves what is wrong with it."""
-_MAY_BE_DONE = "Service unavailable, try again: this may have been done already"
+"""Messages for domain errors, whose own texts are for the log. Request errors explain themselves to the client."""
+_OUTCOME_UNKNOWN = "Service unavailable, try again: this may have been done already"
+_CONFIGURATION_RETRY_SECONDS = "10"
 
 
-def refused(error: MlapiError) -> Response:
-    """Return the answer to whatever our code raises on purpose."""
-    status = STATUS_OF[type(error)]
-    headers: list[tuple[str, str]] = [_ASK_FOR_TOKEN] if status == HTTPStatus.UNAUTHORIZED else []
-    message = _MESSAGE_OF.get(type(error)) or str(error)
+def error_response(error: MlapiError) -> Response:
+    """Return the response for an error that mlapi raised."""
+    status = STATUS_BY_ERROR[type(error)]
+    headers: list[tuple[str, str]] = [_BEARER_CHALLENGE] if status == HTTPStatus.UNAUTHORIZED else []
+    message = _MESSAGE_BY_ERROR.get(type(error)) or str(error)
     body = Message(message)
     match error:
-        case InvalidFieldsError(errors=problems):
-            body = InvalidInput(message, problems)
-        case UserExistsError(user_id=holder):
-            body = UserMessage(message, holder)
+        case InvalidFieldsError(errors=errors):
+            body = InvalidInput(message, errors)
+        case UserExistsError(user_id=user_id):
+            body = UserMessage(message, user_id)
         case ServiceUnavailableError(retry_after=seconds) | TooManyAttemptsError(retry_after=seconds):
             headers.append(("Retry-After", str(seconds)))
             if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
-                body = Message(_MAY_BE_DONE)
-        case ConfigurationError():  # a database that came after the start, and is not the right one
-            headers.append(("Retry-After", "10"))
-    return _answer(status, body, tuple(headers))
+                body = Message(_OUTCOME_UNKNOWN)
+        case ConfigurationError():  # the database was replaced by another one after the start
+            headers.append(("Retry-After", _CONFIGURATION_RETRY_SECONDS))
+    return _response(status, body, tuple(headers))
 
 
-def failed(status: int, headers: Sequence[tuple[str, str]] = ()) -> Response:
-    """Return the answer to what a framework refuses by itself: no such path, no such method, an error of ours."""
-    return _answer(HTTPStatus(status), Message(HTTPStatus(status).phrase), tuple(headers))
+def http_error_response(status: int, headers: Sequence[tuple[str, str]] = ()) -> Response:
+    """Return the response for an error of the framework: unknown path, wrong method, or an unhandled exception."""
+    return _response(HTTPStatus(status), Message(HTTPStatus(status).phrase), tuple(headers))
 
 
-def shown_user(user: User) -> UserResponse:
-    return UserResponse(
-        user_id=user.id,
-        username=user.username,
-        email=user.email,
-        enabled=user.enabled,
-        created_datetime=user.created_datetime,
-        updated_datetime=user.updated_datetime,
-    )
-
-
-def uncertain_length() -> Response:
-    """Refuse a request whose end may be elsewhere, as the last one on its connection."""
-    message = "Where the body ends is not certain: send it with one Content-Length and without Upgrade"
-    return _answer(HTTPStatus.BAD_REQUEST, Message(message), (("Connection", "close"),))
+def ambiguous_framing() -> Response:
+    """Return the response for a request with ambiguous framing, after which the connection is closed."""
+    message = "The end of the body is ambiguous: send exactly one Content-Length, and no Upgrade"
+    return _response(HTTPStatus.BAD_REQUEST, Message(message), (("Connection", "close"),))
 
 
 _encode = msgspec.json.Encoder().encode
 
 
-def _answer(status: HTTPStatus, body: ResponseBody, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+def _response(status: HTTPStatus, body: ResponseBody, headers: tuple[tuple[str, str], ...] = ()) -> Response:
     return Response(status, _encode(body), headers)
-
-
-def _shown(key: ApiKey) -> ApiKeyResponse:
-    return ApiKeyResponse(
-        key_id=key.id,
-        name=key.name,
-        created_at=key.created_datetime,
-        expires_at=key.expires_datetime,
-        last_used_at=key.last_used_datetime,
-    )
-
-
-def _shown_entry(entry: AuditEntry) -> AuditEntryResponse:
-    return AuditEntryResponse(
-        audit_id=entry.id,
-        at=entry.at,
-        actor=entry.actor,
-        action=entry.action,
-        user_id=entry.user_id,
-        key_id=entry.api_key_id,
-        outcome=entry.outcome,
-        request_id=entry.request_id,
-    )

@@ -1,0 +1,109 @@
+"""Request headers: content type and length, message framing, and credentials."""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mlapi.domain.errors import InvalidTokenError
+from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES, BodyTooLargeError, UnsupportedMediaTypeError
+
+Headers = Sequence[tuple[bytes, bytes]]
+"""Headers as in ASGI: lower-case names, with one pair for each header line."""
+
+_JSON = re.compile(rb'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE)
+_CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # without the HTTP_ prefix: RFC 3875, 4.1
+_FRAMING_HEADERS = frozenset({b"transfer-encoding", b"upgrade"})
+_MAX_LENGTH_DIGITS = 19  # as many as a signed 64-bit integer has
+
+
+def wsgi_headers(environ: Mapping[str, Any]) -> Headers:
+    """Return the headers of a WSGI environ.
+
+    WSGI servers join repeated headers with commas. No header that is validated here accepts such a value.
+    """
+    names = {name: name.removeprefix("HTTP_") for name in environ if name.startswith("HTTP_") or name in _CGI_HEADERS}
+    return [
+        (name.replace("_", "-").lower().encode("latin-1"), environ[key].encode("latin-1"))
+        for key, name in names.items()
+    ]
+
+
+def validate_content_headers(headers: Headers) -> None:
+    """Reject a body by its headers, before it is read.
+
+    Raises:
+        UnsupportedMediaTypeError: unless there is exactly one Content-Type, application/json, with UTF-8 as charset if
+            it has one.
+        BodyTooLargeError: if Content-Length exceeds `MAX_BODY_BYTES`.
+    """
+    content_types = content_length = 0
+    for name, value in headers:
+        if name == b"content-type":
+            content_types += 1
+            if value != b"application/json" and not _JSON.fullmatch(value.strip()):
+                raise UnsupportedMediaTypeError
+        elif name == b"content-length" and value.isdigit():
+            length = MAX_BODY_BYTES + 1 if len(value) > _MAX_LENGTH_DIGITS else int(value)
+            content_length = max(content_length, length)
+    if content_types != 1:
+        raise UnsupportedMediaTypeError
+    if content_length > MAX_BODY_BYTES:
+        raise BodyTooLargeError
+
+
+def has_framing_header(headers: Headers) -> bool:
+    """Return whether a header other than Content-Length affects framing.
+
+    Very few requests have such a header, so this quick check runs before `has_ambiguous_framing`.
+    """
+    for name, _ in headers:  # noqa: SIM110 - three times as fast as any()
+        if name in _FRAMING_HEADERS:
+            return True
+    return False
+
+
+def has_ambiguous_framing(headers: Headers) -> bool:
+    """Return whether servers and proxies may disagree on where the request ends (RFC 9112, 6.3 and 11.2).
+
+    If they do, one of them takes a part of the body for another request, which bypasses the checks of the other
+    (request smuggling). Two such cases are known. h11 keeps a connection open after a request that had both
+    Transfer-Encoding and Content-Length. httptools reads no body after an Upgrade header and parses the body as the
+    next request.
+    """
+    names = {name for name, _ in headers}
+    if b"transfer-encoding" in names and b"content-length" in names:
+        return True
+    if b"upgrade" not in names or not requests_upgrade(headers):
+        return False
+    lengths = [value.strip() for name, value in headers if name == b"content-length"]
+    return b"transfer-encoding" in names or any(length != b"0" for length in lengths)
+
+
+def requests_upgrade(headers: Headers) -> bool:
+    """Return whether the client asks for another protocol (RFC 9110, 7.8). The service never switches to one."""
+    connection = b",".join(value for name, value in headers if name == b"connection")
+    return b"upgrade" in connection.lower() and any(name == b"upgrade" for name, _ in headers)
+
+
+def get_bearer_credential(headers: Headers) -> str:
+    """Return the token or API key of a request (RFC 6750, 2.1).
+
+    Raises:
+        InvalidTokenError: unless there is exactly one Authorization header, with the scheme Bearer.
+    """
+    scheme, credential = parse_authorization(headers)
+    if scheme != b"bearer" or not credential or not credential.isascii():
+        raise InvalidTokenError
+    return credential.decode("ascii")
+
+
+def parse_authorization(headers: Headers) -> tuple[bytes, bytes]:
+    """Return the lower-case scheme and the credential of the Authorization header.
+
+    Both are empty if the header is missing or repeated.
+    """
+    values = [value for name, value in headers if name == b"authorization"]
+    if len(values) != 1:
+        return b"", b""
+    scheme, _, credential = values[0].strip(b" \t").partition(b" ")  # surrounding white space: RFC 9110, 5.5
+    return scheme.lower(), credential
