@@ -48,6 +48,7 @@ SUITES = {
     "AttemptLimiterContract": "attempts",
     "HttpContract": "http",
     "PasswordCipherContract": "cipher",
+    "StorageContract": "storage",
     "TokenIssuerContract": "tokens",
     "UserRepositoryContract": "repository",
 }

@@ -285,7 +285,7 @@ class Storage(Protocol):
     """A database for everything the service keeps: users, audit trail, log-in attempts, and the key fingerprint.
 
     `mlapi.bootstrap.register_storage` maps a URL scheme to a function that makes a storage from the URL. That function
-    must not connect: a database that is unavailable must not prevent the service from starting. It raises
+    creates no file and does not connect: the service must start even if the database is unavailable. It raises
     `ConfigurationError` for a URL that it cannot use, without repeating the URL, which may contain a password.
 
     Everything that was applied is still there after the storage was closed and opened again. (The storage in memory is
@@ -308,24 +308,26 @@ class Storage(Protocol):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The local files that hold the database, the main file first; empty if there are none.
+        """The absolute paths of the local files that hold the database, the main file first; empty if there are none.
 
-        They may not exist yet. ``mlapi doctor`` checks that they can be written and that their disk has room. A storage
-        in local files may always upgrade its schema at start; otherwise ``profile: production`` requires ``mlapi db
-        upgrade``.
+        `prepare` creates the main file. Their folder exists. ``mlapi doctor`` checks that they can be written and that
+        their disk has room. A storage in local files may always upgrade its schema at start; any other needs ``mlapi db
+        upgrade`` in ``profile: production``.
         """
         ...
 
     @property
     def secrets_folder(self) -> Path | None:
-        """The folder for the generated ``secrets.yml``; None to keep generated secrets in memory.
+        """The absolute path of the folder for the generated ``secrets.yml``, which exists; None to keep them in memory.
 
         The secrets must last exactly as long as the passwords that they encrypt.
         """
         ...
 
     def find_fingerprint(self) -> str | None:
-        """Return the fingerprint of the key that encrypts the passwords; None if there is none, or no schema yet.
+        """Return the fingerprint of the key that encrypts the passwords; None if there is none.
+
+        May be called before `prepare`; there is none then, unless the database was prepared earlier.
 
         The service refuses to start with a key that has another fingerprint.
         """
@@ -360,7 +362,8 @@ class Storage(Protocol):
     def upgrade(self) -> tuple[str | None, str]:
         """Create or upgrade the schema like `prepare`; return the revisions before (None without schema) and after.
 
-        Revisions sort as strings. A storage whose format never changed can return a constant.
+        They are equal if the schema was up to date. Revisions sort as strings. A storage whose format never changed can
+        return a constant.
 
         Raises:
             ConfigurationError: if the schema belongs to a newer version of mlapi, or the data is not mlapi's.
@@ -370,7 +373,7 @@ class Storage(Protocol):
     def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:
         """Report the state of the database without creating or changing anything.
 
-        Works before `prepare`: an empty database is reported with ``revision`` None.
+        May be called before `prepare`. It creates no file.
 
         Args:
             find_password_error: returns why a password stored by the legacy app cannot be used, or None if it can; None

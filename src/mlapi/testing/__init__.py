@@ -8,18 +8,26 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
-from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
+from mlapi.adapters.memory import (
+    InMemoryStorage,
+    InMemoryTokens,
+    InMemoryUserRepository,
+    PlainCipher,
+    UnlimitedAttempts,
+)
 from mlapi.testing.fakes import LoggedInUser, SettableClock, UnavailableRepository, visitor
 
 __all__ = [
     "AttemptLimiterContract",
     "HttpContract",
+    "InMemoryStorage",
     "InMemoryTokens",
     "InMemoryUserRepository",
     "LoggedInUser",
     "PasswordCipherContract",
     "PlainCipher",
     "SettableClock",
+    "StorageContract",
     "TokenIssuerContract",
     "UnavailableRepository",
     "UnlimitedAttempts",
@@ -31,6 +39,7 @@ _SUITES = {
     "AttemptLimiterContract": "mlapi.testing.attempts",
     "HttpContract": "mlapi.testing.http",
     "PasswordCipherContract": "mlapi.testing.cipher",
+    "StorageContract": "mlapi.testing.storage",
     "TokenIssuerContract": "mlapi.testing.tokens",
     "UserRepositoryContract": "mlapi.testing.repository",
 }
@@ -43,6 +52,7 @@ if TYPE_CHECKING:
     from mlapi.testing.cipher import PasswordCipherContract
     from mlapi.testing.http import HttpContract
     from mlapi.testing.repository import UserRepositoryContract
+    from mlapi.testing.storage import StorageContract
     from mlapi.testing.tokens import TokenIssuerContract
 else:
 

@@ -1,0 +1,299 @@
+"""The contract of `Storage`, as a test suite for a backend of your own.
+
+A subclass provides the fixture ``open_storage``, a function that opens one and the same new, empty storage each time:
+
+    class TestMyStorage(StorageContract):
+        @pytest.fixture
+        def open_storage(self, tmp_path):
+            return lambda: MyStorage(tmp_path / "users")
+
+It runs the contracts of `UserRepository` and `AttemptLimiter` too, on the users and the attempt counts of the storage.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
+
+import pytest
+
+from mlapi import (
+    AttemptLimiter,
+    ConfigurationError,
+    Remove,
+    SetEnabled,
+    UserId,
+    UserRepository,
+)
+from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.domain.attempts import WindowCount
+from mlapi.domain.inspection import Inspection
+from mlapi.domain.ports import Storage
+from mlapi.testing.attempts import AT_MOST, AttemptLimiterContract
+from mlapi.testing.repository import LATER, NOON, UserRepositoryContract, registered, with_api_key
+
+OpenStorage = Callable[[], Storage]
+
+LONG_SECONDS = 60.0
+SHORT_SECONDS = 0.05
+
+
+class StorageContract(UserRepositoryContract, AttemptLimiterContract):
+    forgets = False
+    """Set this to True for a storage that loses everything when it is closed; mlapi's own in memory does."""
+
+    @pytest.fixture
+    def storage(self, open_storage: OpenStorage) -> Iterator[Storage]:
+        storage = open_storage()
+        storage.prepare(may_upgrade=True)
+        yield storage
+        storage.close()
+
+    @pytest.fixture
+    def repository(self, storage: Storage) -> UserRepository:
+        return storage.users
+
+    @pytest.fixture
+    def attempts(self, storage: Storage) -> AttemptLimiter:
+        return FixedWindowAttemptLimiter(storage.attempts, AttemptLimits(per_name_and_address=AT_MOST))
+
+    # --- closing and opening again
+
+    def test_reopened_storage_contains_everything(self, open_storage: OpenStorage) -> None:
+        if self.forgets:
+            pytest.skip("this storage forgets everything when it is closed")
+        storage = open_storage()
+        storage.prepare(may_upgrade=True)
+        ada, bob = registered(storage.users, "ada"), registered(storage.users, "bob")
+        key = with_api_key(storage.users, ada)
+        (disabled, _) = storage.users.apply(
+            [SetEnabled(user_id=ada.id, enabled=False, at=LATER), Remove(user_id=bob.id, at=LATER)]
+        )
+        storage.store_fingerprint("a fingerprint")
+        entries = storage.users.audit.list_page(limit=10)
+        storage.close()
+
+        again = open_storage()
+        again.prepare(may_upgrade=False)
+
+        assert again.users.list_page(after=UserId(0), limit=10) == [disabled]
+        assert again.users.list_api_keys(ada.id) == [key]
+        assert again.users.audit.list_page(limit=10) == entries
+        assert again.find_fingerprint() == "a fingerprint"
+        assert registered(again.users, "eve").id > bob.id
+        again.close()
+
+    def test_storage_can_be_closed_twice(self, open_storage: OpenStorage) -> None:
+        storage = open_storage()
+        storage.prepare(may_upgrade=True)
+
+        storage.close()
+
+        storage.close()
+
+    # --- files
+
+    def test_paths_are_absolute_and_in_existing_folders(self, storage: Storage) -> None:
+        folders = [file.parent for file in storage.files]
+        if storage.secrets_folder is not None:
+            folders.append(storage.secrets_folder)
+
+        assert [folder for folder in folders if not (folder.is_absolute() and folder.is_dir())] == []
+
+    def test_main_file_exists_once_prepared(self, storage: Storage) -> None:
+        assert all(file.exists() for file in storage.files[:1])
+
+    def test_opening_and_inspecting_create_no_file(self, open_storage: OpenStorage) -> None:
+        storage = open_storage()
+        try:
+            found = storage.inspect(find_password_error=None)
+        except ConfigurationError:
+            found = None
+
+        assert [file for file in storage.files if file.exists()] == []
+        assert found is None or found.users == 0
+        storage.close()
+
+    # --- the key fingerprint
+
+    def test_new_storage_has_no_fingerprint(self, storage: Storage) -> None:
+        assert storage.find_fingerprint() is None
+
+    def test_fingerprint_can_be_asked_before_preparation(self, open_storage: OpenStorage) -> None:
+        storage = open_storage()
+
+        assert storage.find_fingerprint() is None
+        storage.close()
+
+    def test_first_fingerprint_stays(self, storage: Storage) -> None:
+        stored = [storage.store_fingerprint(fingerprint) for fingerprint in ("first", "second")]
+
+        assert stored == ["first", "first"]
+        assert storage.find_fingerprint() == "first"
+
+    def test_fingerprint_can_be_replaced(self, storage: Storage) -> None:
+        storage.store_fingerprint("first")
+
+        storage.replace_fingerprint("second")
+
+        assert storage.find_fingerprint() == storage.store_fingerprint("third") == "second"
+
+    def test_threads_agree_on_the_first_fingerprint(self, storage: Storage) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            stored = set(pool.map(storage.store_fingerprint, [f"fingerprint {number}" for number in range(8)]))
+
+        assert stored == {storage.find_fingerprint()}
+
+    # --- preparing, upgrading and inspecting
+
+    def test_preparing_again_changes_nothing(self, storage: Storage) -> None:
+        ada = registered(storage.users)
+
+        storage.prepare(may_upgrade=True)
+        storage.prepare(may_upgrade=False)
+
+        assert storage.users.list_page(after=UserId(0), limit=10) == [ada]
+
+    def test_schema_does_not_change_without_permission(self, open_storage: OpenStorage) -> None:
+        storage = open_storage()
+        try:
+            storage.prepare(may_upgrade=False)
+        except ConfigurationError:
+            must_change = True
+        else:
+            must_change = False
+
+        before, after = storage.upgrade()
+
+        assert (before != after) == must_change
+        storage.close()
+
+    def test_upgrade_of_a_current_schema_changes_nothing(self, storage: Storage) -> None:
+        ada = registered(storage.users)
+
+        before, after = storage.upgrade()
+
+        assert before == after
+        assert storage.users.list_page(after=UserId(0), limit=10) == [ada]
+
+    def test_inspection_of_a_storage_without_users(self, storage: Storage) -> None:
+        found = storage.inspect(find_password_error=None)
+
+        revision, _ = storage.upgrade()
+        assert found == Inspection(
+            kind="mlapi", revision=revision, newest_revision=revision or "", users=0, clock=found.clock
+        )
+
+    def test_inspection_counts_users_and_finds_the_latest_change(self, storage: Storage) -> None:
+        ada, _ = registered(storage.users, "ada"), registered(storage.users, "bob")
+        before = storage.inspect(find_password_error=None)
+        storage.store_fingerprint("a fingerprint")
+        storage.users.apply([SetEnabled(user_id=ada.id, enabled=False, at=LATER)])
+
+        after = storage.inspect(find_password_error=lambda _: "unreadable")
+
+        assert (before.users, before.fingerprint, before.latest_change) == (2, None, NOON)
+        assert (after.users, after.fingerprint, after.latest_change) == (2, "a fingerprint", LATER)
+        assert (after.misnamed, after.unreadable, after.damage) == ((), 0, ())
+
+    def test_inspected_times_are_aware(self, storage: Storage) -> None:
+        registered(storage.users)
+
+        found = storage.inspect(find_password_error=None)
+
+        times = [time for time in (found.clock, found.latest_change) if time is not None]
+        assert [time.utcoffset() for time in times] == [timedelta(0)] * len(times)
+
+    # --- counts of log-in attempts
+
+    def test_attempts_are_counted_by_key(self, storage: Storage) -> None:
+        with storage.attempts.transaction() as counts:
+            added = [counts.add(key, window_seconds=LONG_SECONDS) for key in ("one", "two", "one")]
+            within = [counts.get(key).count for key in ("one", "two", "three")]
+        with storage.attempts.reading() as counts_read:
+            afterwards = [counts_read.get(key).count for key in ("one", "two", "three")]
+
+        assert added == [1, 1, 2]
+        assert within == afterwards == [2, 1, 0]
+
+    def test_subtracting_stops_at_zero(self, storage: Storage) -> None:
+        with storage.attempts.transaction() as counts:
+            counts.subtract("one")
+            counts.add("one", window_seconds=LONG_SECONDS)
+            counts.subtract("one")
+            counts.subtract("one")
+
+        with storage.attempts.transaction() as counts:
+            assert counts.get("one").count == 0
+            assert counts.add("one", window_seconds=LONG_SECONDS) == 1
+
+    def test_window_begins_with_its_first_attempt(self, storage: Storage) -> None:
+        begun = time.time()
+        with storage.attempts.transaction() as counts:
+            counts.add("one", window_seconds=LONG_SECONDS)
+            first = counts.get("one")
+            counts.add("one", window_seconds=2 * LONG_SECONDS)
+            counts.subtract("one")
+
+        with storage.attempts.reading() as counts_read:
+            later = counts_read.get("one")
+
+        assert later == first == WindowCount(1, later.ends_at)
+        assert begun + LONG_SECONDS <= later.ends_at <= time.time() + LONG_SECONDS
+
+    def test_count_ends_with_its_window(self, storage: Storage) -> None:
+        with storage.attempts.transaction() as counts:
+            for key in ("one", "two"):
+                counts.add(key, window_seconds=SHORT_SECONDS)
+                counts.add(key, window_seconds=SHORT_SECONDS)
+        time.sleep(2 * SHORT_SECONDS)
+
+        with storage.attempts.reading() as counts_read:
+            ended = counts_read.get("one")
+        with storage.attempts.transaction() as counts:
+            counts.subtract("two")
+            again = [counts.add(key, window_seconds=LONG_SECONDS) for key in ("one", "two")]
+
+        assert ended.count == 0
+        assert ended.ends_at <= time.time()
+        assert again == [1, 1]
+
+    def test_failed_transaction_counts_nothing(self, storage: Storage) -> None:
+        with storage.attempts.transaction() as counts:
+            counts.add("one", window_seconds=LONG_SECONDS)
+
+        with pytest.raises(ZeroDivisionError), storage.attempts.transaction() as counts:
+            counts.add("one", window_seconds=LONG_SECONDS)
+            counts.add("two", window_seconds=LONG_SECONDS)
+            raise ZeroDivisionError
+
+        with storage.attempts.reading() as counts_read:
+            assert [counts_read.get(key).count for key in ("one", "two")] == [1, 0]
+
+    def test_readers_do_not_wait_for_writers(self, storage: Storage) -> None:
+        seen = []
+
+        def read() -> None:
+            with storage.attempts.reading() as counts:
+                seen.append(counts.get("one").count)
+
+        with storage.attempts.transaction() as counts:
+            counts.add("one", window_seconds=LONG_SECONDS)
+            reader = threading.Thread(target=read)
+            reader.start()
+            reader.join(10)
+
+        assert seen == [0]
+
+    def test_concurrent_attempts_are_all_counted(self, storage: Storage) -> None:
+        def add(_: int) -> None:
+            with storage.attempts.transaction() as counts:
+                counts.add("one", window_seconds=LONG_SECONDS)
+                counts.add("two", window_seconds=LONG_SECONDS)
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(add, range(40)))
+
+        with storage.attempts.reading() as counts_read:
+            assert [counts_read.get(key).count for key in ("one", "two")] == [40, 40]

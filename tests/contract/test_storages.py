@@ -1,0 +1,33 @@
+"""The contract of `Storage`, for every storage that mlapi ships."""
+
+from collections.abc import Callable
+
+import pytest
+from sqlalchemy import URL
+
+from mlapi import UserRepository
+from mlapi.adapters.memory import InMemoryStorage, InMemoryUserRepository
+from mlapi.adapters.sql import Database, SqlStorage
+from mlapi.application.preparation import Preparation, prepare_on_first_use
+from mlapi.domain.ports import Storage
+from mlapi.testing import StorageContract, UserRepositoryContract
+
+
+class TestInMemoryStorage(StorageContract):
+    forgets = True
+
+    @pytest.fixture
+    def open_storage(self) -> Callable[[], Storage]:
+        return InMemoryStorage
+
+
+class TestSqlStorage(StorageContract):
+    @pytest.fixture
+    def open_storage(self, url: URL) -> Callable[[], Storage]:
+        return lambda: SqlStorage(Database(url))
+
+
+class TestPreparedRepository(UserRepositoryContract):
+    @pytest.fixture
+    def repository(self) -> UserRepository:
+        return prepare_on_first_use(InMemoryUserRepository(), Preparation(lambda: None))
