@@ -9,16 +9,16 @@ from mlapi import MlapiError, Users
 from mlapi.bootstrap import open_service
 from mlapi.config import load_settings
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.http.middleware import RequireAdmin, refuse, refuse_http, respond
+from mlapi.entrypoints.http.middleware import RequireAdmin, handle_error, handle_http_exception, starlette_response
 from mlapi.entrypoints.wire import requests, responses
 from mlapi.entrypoints.wire.headers import validate_content_headers
 
 
 def create_app(users: Users, management: AdminPolicy) -> FastAPI:
     app = FastAPI(openapi_url=None, redirect_slashes=False)
-    app.add_exception_handler(MlapiError, refuse)
-    app.add_exception_handler(HTTPException, refuse_http)
-    app.state.management = management
+    app.add_exception_handler(MlapiError, handle_error)
+    app.add_exception_handler(HTTPException, handle_http_exception)
+    app.state.admin_policy = management
     app.add_middleware(RequireAdmin)
 
     @app.post("/register-user")
@@ -26,20 +26,20 @@ def create_app(users: Users, management: AdminPolicy) -> FastAPI:
         validate_content_headers(request.scope["headers"])
         body = requests.decode(await requests.read_body(request.stream()), requests.RegisterRequest)
         user = await run_in_threadpool(users.register, username=body.username, password=body.password, email=body.email)
-        return respond(responses.user_registered(user))
+        return starlette_response(responses.user_registered(user))
 
     @app.put("/toggle-user-permission/{user_id}/{permission}")
     def toggle(user_id: str, permission: str) -> Response:
         number, enabled = requests.parse_user_id(user_id), requests.parse_permission(permission)
-        return respond(responses.permission_updated(users.set_enabled(user_id=number, enabled=enabled)))
+        return starlette_response(responses.permission_updated(users.set_enabled(user_id=number, enabled=enabled)))
 
     @app.delete("/remove-user/{user_id}")
     def remove(user_id: str) -> Response:
-        return respond(responses.user_removed(users.remove(user_id=requests.parse_user_id(user_id))))
+        return starlette_response(responses.user_removed(users.remove(user_id=requests.parse_user_id(user_id))))
 
     return app
 
 
 if __name__ == "__main__":
     with open_service(load_settings()) as opened:
-        uvicorn.run(create_app(opened.users, AdminPolicy.of(opened.settings)), port=8001)
+        uvicorn.run(create_app(opened.users, AdminPolicy.from_settings(opened.settings)), port=8001)

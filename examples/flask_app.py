@@ -51,4 +51,4 @@ def _respond(answer: responses.Response) -> Response:
 
 if __name__ == "__main__":
     with open_service(load_settings()) as opened:
-        create_app(opened.users, AdminPolicy.of(opened.settings)).run(port=8001)
+        create_app(opened.users, AdminPolicy.from_settings(opened.settings)).run(port=8001)

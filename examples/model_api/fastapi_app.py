@@ -12,7 +12,7 @@ from pydantic import BaseModel, FiniteFloat
 from mlapi import MlapiError, User
 from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
-from mlapi.entrypoints.http.middleware import refuse
+from mlapi.entrypoints.http.middleware import handle_error
 from mlapi.entrypoints.wire.headers import get_bearer_credential
 
 
@@ -36,7 +36,7 @@ class Flower(BaseModel):
 
 # No docs: FastAPI serves them beside the dependencies, so they would be open.
 app = FastAPI(lifespan=lifespan, dependencies=[Depends(current_user)], openapi_url=None)
-app.add_exception_handler(MlapiError, refuse)
+app.add_exception_handler(MlapiError, handle_error)
 
 
 @app.post("/predict")

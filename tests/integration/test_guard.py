@@ -41,7 +41,7 @@ from mlapi.adapters.sql import Database, SqliteUserRepository, SqlUserRepository
 from mlapi.bootstrap import async_guard, open_service
 from mlapi.config import load_settings
 from mlapi.domain.users import utc_now
-from mlapi.entrypoints.guard import GuardBackend, GuardMiddleware, refuse_credential
+from mlapi.entrypoints.guard import GuardBackend, GuardMiddleware, handle_guard_error
 from mlapi.testing import UnavailableRepository
 from mlapi.testing.guarded_routes import assert_all_routes_guarded
 from mlapi.testing.repository import registered
@@ -307,7 +307,7 @@ async def anybody(request: Request) -> JSONResponse:
 @contextmanager
 def with_backend(users: Users, tokens: TokenIssuer) -> Iterator[TestClient]:
     with async_guard(Guard(users.repository, tokens)) as guard:
-        authentication = Middleware(AuthenticationMiddleware, backend=GuardBackend(guard), on_error=refuse_credential)
+        authentication = Middleware(AuthenticationMiddleware, backend=GuardBackend(guard), on_error=handle_guard_error)
         routes = [Route("/members", members), Route("/anybody", anybody)]
         yield TestClient(Starlette(routes=routes, middleware=[authentication]))
 

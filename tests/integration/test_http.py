@@ -223,7 +223,7 @@ def test_a_client_that_leaves_while_sending_is_no_fault_of_ours() -> None:
 
     asyncio.run(app(scope, disconnect, nobody_is_there))
 
-    counted = app.state.serving.metrics.exposition().decode()
+    counted = app.state.runtime.metrics.exposition().decode()
     assert 'mlapi_requests_total{endpoint="register_user",method="POST",status="499"} 1.0' in counted
 
 
@@ -252,7 +252,7 @@ def test_who_waits_too_long_is_told_and_what_had_not_reached_its_commit_is_never
     repository = HangingRepository()
     users = [registered(repository, name) for name in ("ada", "bob", "eve")]
     app = create_app(Users(repository, PlainCipher()))
-    app.state.serving = attrs.evolve(app.state.serving, commands=CommandBatcher(repository, patience=0.1))
+    app.state.runtime = attrs.evolve(app.state.runtime, commands=CommandBatcher(repository, patience=0.1))
     repository.go_on.clear()
 
     async def run() -> list[httpx2.Response]:

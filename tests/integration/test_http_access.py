@@ -293,7 +293,7 @@ def test_many_who_log_in_at_once_from_a_new_address_are_let_in_if_they_are_right
 
     assert set(answers) == expected
     assert answers.count(401) in {0, 20}
-    app.state.serving.close()
+    app.state.runtime.close()
 
 
 # --- token status

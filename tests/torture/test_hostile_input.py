@@ -114,7 +114,7 @@ class Target:
 
     def close(self) -> None:
         for app in self.apps:
-            app.state.serving.close()
+            app.state.runtime.close()
 
 
 @attrs.frozen

@@ -56,20 +56,20 @@ def with_headers(caller: Client, *headers: tuple[str, str]) -> Client:
     ],
 )
 def test_the_settings_decide_the_mode(settings: Settings, mode: str) -> None:
-    assert AdminPolicy.of(settings).mode == mode
+    assert AdminPolicy.from_settings(settings).mode == mode
 
 
 @pytest.mark.parametrize("is_open", [True, False], ids=["open", "closed"])
 def test_the_settings_decide_whether_registration_is_open(is_open: bool) -> None:
-    management = AdminPolicy.of(Settings(registration=RegistrationSettings(open=is_open)))
+    management = AdminPolicy.from_settings(Settings(registration=RegistrationSettings(open=is_open)))
 
     assert management == AdminPolicy(registration_open=is_open, docs_open=True)
 
 
 def test_the_settings_token_is_the_one_that_is_checked() -> None:
     by_token = AdminPolicy(admin_token=TOKEN, docs_open=True)
-    assert AdminPolicy.of(Settings(secrets=SecretSettings(admin_token=TOKEN))) == by_token
-    assert AdminPolicy.of(Settings(secrets=SecretSettings(admin_token="another"))) != BY_TOKEN
+    assert AdminPolicy.from_settings(Settings(secrets=SecretSettings(admin_token=TOKEN))) == by_token
+    assert AdminPolicy.from_settings(Settings(secrets=SecretSettings(admin_token="another"))) != BY_TOKEN
 
 
 @pytest.mark.parametrize(
@@ -202,8 +202,8 @@ def test_all_else_is_open_where_registration_is_closed(path: str) -> None:
 
 
 def test_the_docs_are_open_to_all_but_in_production() -> None:
-    assert AdminPolicy.of(Settings()).docs_open
-    assert not AdminPolicy.of(Settings(profile="production")).docs_open
+    assert AdminPolicy.from_settings(Settings()).docs_open
+    assert not AdminPolicy.from_settings(Settings(profile="production")).docs_open
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/x/swagger-ui.css", "/openapi.json"])
@@ -525,17 +525,17 @@ def forwarded(caller: Client, *values: str) -> Client:
 def test_an_address_that_nothing_is_said_of_is_that_of_the_connection(client: str, trusted: Sequence[Network]) -> None:
     caller = with_headers(attrs.evolve(STRANGER, client=client), ("forwarded", "for=192.0.2.1"))
 
-    assert caller.address(trusted) == client
+    assert caller.resolve_address(trusted) == client
 
 
 @pytest.mark.parametrize("values", [["192.0.2.1"], ["192.0.2.1", "192.0.2.2, nonsense"], [""], ["192.0.2.1:80"]])
 def test_nobody_is_believed_where_no_proxy_is_trusted(values: list[str]) -> None:
-    assert forwarded(STRANGER, *values).address() == "203.0.113.9"
+    assert forwarded(STRANGER, *values).resolve_address() == "203.0.113.9"
 
 
 @pytest.mark.parametrize("values", [["192.0.2.1"], ["192.0.2.1, 10.0.0.2"], ["nonsense"]])
 def test_who_is_no_trusted_proxy_is_not_believed(values: list[str]) -> None:
-    assert forwarded(STRANGER, *values).address(TRUSTED) == "203.0.113.9"
+    assert forwarded(STRANGER, *values).resolve_address(TRUSTED) == "203.0.113.9"
 
 
 @pytest.mark.parametrize(
@@ -552,18 +552,18 @@ def test_who_is_no_trusted_proxy_is_not_believed(values: list[str]) -> None:
     ],
 )
 def test_a_client_that_the_server_has_replaced_is_unknown(client: str, values: list[str]) -> None:
-    assert forwarded(attrs.evolve(STRANGER, client=client), *values).address() == "unknown"
+    assert forwarded(attrs.evolve(STRANGER, client=client), *values).resolve_address() == "unknown"
 
 
 def test_a_replaced_client_is_looked_up_where_proxies_are_trusted() -> None:
     caller = attrs.evolve(STRANGER, client="203.0.113.9")
 
-    assert forwarded(caller, "203.0.113.9").address(TRUSTED) == "203.0.113.9"
-    assert forwarded(caller, "192.0.2.1, 203.0.113.9, 10.0.0.2").address(TRUSTED) == "203.0.113.9"
+    assert forwarded(caller, "203.0.113.9").resolve_address(TRUSTED) == "203.0.113.9"
+    assert forwarded(caller, "192.0.2.1, 203.0.113.9, 10.0.0.2").resolve_address(TRUSTED) == "203.0.113.9"
 
 
 def test_a_client_that_was_replaced_by_no_address_is_unknown_also_where_proxies_are_trusted() -> None:
-    assert forwarded(attrs.evolve(STRANGER, client="nonsense"), "nonsense").address(TRUSTED) == "unknown"
+    assert forwarded(attrs.evolve(STRANGER, client="nonsense"), "nonsense").resolve_address(TRUSTED) == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -597,20 +597,20 @@ def test_a_client_that_was_replaced_by_no_address_is_unknown_also_where_proxies_
 def test_a_trusted_proxy_tells_the_address_of_its_client(proxy: str, values: list[str], address: str) -> None:
     caller = forwarded(attrs.evolve(PROXY, client=proxy), *values)
 
-    assert caller.address(TRUSTED) == (proxy if address == "10.0.0.1" else address)
+    assert caller.resolve_address(TRUSTED) == (proxy if address == "10.0.0.1" else address)
 
 
 def test_a_trusted_proxy_in_front_of_a_wsgi_server_is_believed_too() -> None:
     caller = Client.from_wsgi(wsgi(REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR="192.0.2.1, 203.0.113.9,10.0.0.2"))
 
-    assert caller.address(TRUSTED) == "203.0.113.9"
+    assert caller.resolve_address(TRUSTED) == "203.0.113.9"
 
 
 @pytest.mark.parametrize("values", [["203.0.113.9, 9.9.9.9"], ["203.0.113.9", "9.9.9.9"], ["9.9.9.9, 203.0.113.9, x"]])
 def test_who_comes_directly_gains_nothing_by_naming_his_own_address(values: list[str]) -> None:
     caller = forwarded(attrs.evolve(STRANGER, client="203.0.113.9"), *values)
 
-    assert caller.address(TRUSTED) == "unknown"
+    assert caller.resolve_address(TRUSTED) == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -624,29 +624,29 @@ def test_who_comes_directly_gains_nothing_by_naming_his_own_address(values: list
     ],
 )
 def test_whatever_a_server_makes_of_an_entry_is_nobodys_address(client: str, entry: str) -> None:
-    assert forwarded(attrs.evolve(STRANGER, client=client), entry).address() == "unknown"
+    assert forwarded(attrs.evolve(STRANGER, client=client), entry).resolve_address() == "unknown"
 
 
 @pytest.mark.parametrize("entry", ["[2001:db8::1]", "[2001:db8::1]:443", "2001:db8::1"])
 def test_an_entry_may_be_in_brackets(entry: str) -> None:
-    assert forwarded(PROXY, entry).address(TRUSTED) == "2001:db8::1"
+    assert forwarded(PROXY, entry).resolve_address(TRUSTED) == "2001:db8::1"
 
 
 def test_what_the_server_has_chosen_is_gone_beyond_where_it_is_a_trusted_proxy_too() -> None:
     caller = forwarded(attrs.evolve(STRANGER, client="10.0.0.7"), "198.51.100.4, 10.0.0.7")
 
-    assert caller.address(TRUSTED) == "198.51.100.4"
+    assert caller.resolve_address(TRUSTED) == "198.51.100.4"
 
 
 @pytest.mark.parametrize("entry", ["10.0.0.7, 203.0.113.5", "210.0.0.77, 203.0.113.5", "203.0.113.5"])
 def test_nobody_behind_a_trusted_proxy_hides_by_naming_it(entry: str) -> None:
     caller = forwarded(attrs.evolve(STRANGER, client="10.0.0.7"), entry)
 
-    assert caller.address(TRUSTED) == "203.0.113.5"
+    assert caller.resolve_address(TRUSTED) == "203.0.113.5"
 
 
 def test_a_client_without_address_is_not_believed() -> None:
-    assert forwarded(attrs.evolve(STRANGER, client=""), "9.9.9.9", "9.9.9.9:80").address(TRUSTED) == ""
+    assert forwarded(attrs.evolve(STRANGER, client=""), "9.9.9.9", "9.9.9.9:80").resolve_address(TRUSTED) == ""
 
 
 # --- which scheme his browser has
@@ -656,12 +656,12 @@ def test_a_client_without_address_is_not_believed() -> None:
 def test_a_scheme_that_a_trusted_proxy_does_not_plainly_say_is_that_of_the_connection(told: list[str]) -> None:
     caller = with_headers(PROXY, *(("x-forwarded-proto", value) for value in told))
 
-    assert caller.behind(TRUSTED) == caller
+    assert caller.with_forwarded_scheme(TRUSTED) == caller
 
 
 def test_a_trusted_proxy_tells_the_scheme_and_nobody_else() -> None:
     by_proxy, by_stranger = (with_headers(caller, ("x-forwarded-proto", "https")) for caller in (PROXY, STRANGER))
 
-    assert by_proxy.behind(TRUSTED) == attrs.evolve(by_proxy, scheme="https")
-    assert by_stranger.behind(TRUSTED) == by_stranger
-    assert by_proxy.behind([]) == by_proxy
+    assert by_proxy.with_forwarded_scheme(TRUSTED) == attrs.evolve(by_proxy, scheme="https")
+    assert by_stranger.with_forwarded_scheme(TRUSTED) == by_stranger
+    assert by_proxy.with_forwarded_scheme([]) == by_proxy

@@ -187,7 +187,7 @@ def test_a_page_is_closed_to_what_may_come_from_elsewhere(caller: Client) -> Non
     ],
 )
 def test_what_a_browser_says_of_our_page_is_believed(headers: list[tuple[str, str]]) -> None:
-    assert with_headers(LOCAL, *headers).comes_from_our_page
+    assert with_headers(LOCAL, *headers).is_same_origin
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_what_a_browser_says_of_our_page_is_believed(headers: list[tuple[str, st
     ],
 )
 def test_what_no_browser_says_of_our_page_is_not(caller: Client) -> None:
-    assert not caller.comes_from_our_page
+    assert not caller.is_same_origin
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
@@ -218,9 +218,11 @@ def test_the_scheme_is_that_of_the_connection(scheme: str) -> None:
 
 
 def test_the_admin_token_is_admitted_and_nothing_else() -> None:
-    assert BY_TOKEN.admits(TOKEN)
-    assert not any(BY_TOKEN.admits(other) for other in ["", TOKEN[:-1], f"{TOKEN} ", TOKEN.upper(), "é", "\ud800"])
-    assert not any(closed.admits(token) for closed in [BY_MACHINE, LOCKED] for token in ["", TOKEN])
+    assert BY_TOKEN.is_admin_token(TOKEN)
+    assert not any(
+        BY_TOKEN.is_admin_token(other) for other in ["", TOKEN[:-1], f"{TOKEN} ", TOKEN.upper(), "é", "\ud800"]
+    )
+    assert not any(closed.is_admin_token(token) for closed in [BY_MACHINE, LOCKED] for token in ["", TOKEN])
 
 
 # --- the chart

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
-from mlapi.entrypoints.admin import DESCRIPTION_PATH, DOCS_PATH, METRICS_PATH, OPEN_PATHS, REGISTRATION_PATH
+from mlapi.entrypoints.admin import DOCS_PATH, METRICS_PATH, OPEN_PATHS, OPENAPI_PATH, REGISTRATION_PATH
 from mlapi.entrypoints.console import PATH as CONSOLE_PATH
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.wire import requests, responses
@@ -21,7 +21,7 @@ from mlapi.entrypoints.wire.openapi import ANYBODY, ANYBODY_IF_OPEN, MANAGERS, O
 from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS
 
 DOCUMENT: dict[str, Any] = json.loads(openapi())
-PAGES = (CONSOLE_PATH, DOCS_PATH, DESCRIPTION_PATH)
+PAGES = (CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH)
 """For people, or what describes the others: not described."""
 
 

@@ -24,7 +24,7 @@ OPEN_PATHS = frozenset(
 METRICS_PATH = "/metrics"
 REGISTRATION_PATH = "/register-user"
 """Open to all unless registration is closed."""
-DOCS_PATH, DESCRIPTION_PATH = "/docs", "/openapi.json"
+DOCS_PATH, OPENAPI_PATH = "/docs", "/openapi.json"
 """The first with all that is below it. Open to all where the docs are."""
 
 # What proxies add: the request may come from anywhere. Most are X-Forwarded-* or of the same make.
@@ -37,7 +37,7 @@ _PROXY_HEADER = re.compile(
 )
 # Names that every client sends: looked at first, as the pattern above costs some.
 _HARMLESS = frozenset({b"user-agent", b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type"})
-_DOCS = (f"{DOCS_PATH}/", f"{DESCRIPTION_PATH}/")
+_DOCS = (f"{DOCS_PATH}/", f"{OPENAPI_PATH}/")
 
 
 _LOCAL_HOST = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
@@ -62,7 +62,7 @@ class AdminPolicy:
     metrics_open: bool = False
 
     @classmethod
-    def of(cls, settings: Settings) -> "AdminPolicy":
+    def from_settings(cls, settings: Settings) -> "AdminPolicy":
         return cls(
             admin_token=settings.secrets.admin_token,
             local=settings.management.local and not settings.is_production,
@@ -108,7 +108,7 @@ class AdminPolicy:
             return
         if self._token_digest is not None:
             scheme, token = parse_authorization(caller.headers)
-            if not self._is_admin_token(token) or scheme != b"bearer":
+            if not self._matches(token) or scheme != b"bearer":
                 raise AdminTokenRequiredError
         else:
             self._check_without_token(caller)
@@ -117,7 +117,7 @@ class AdminPolicy:
         """Return if a page of ours may be shown to the caller, and be used by him; in token mode once he has logged in.
 
         Where no token is set that is whoever is on this machine, as for `check`, but in a browser too: it may name our
-        own origin, and no other. That it was our page that sent a form is for `Client.comes_from_our_page` to say.
+        own origin, and no other. That it was our page that sent a form is for `Client.is_same_origin` to say.
 
         Raises:
             AdminAccessDeniedError: naming the setting.
@@ -128,11 +128,11 @@ class AdminPolicy:
                 attrs.evolve(caller, headers=[header for header in caller.headers if tuple(header) != ours])
             )
 
-    def admits(self, token: str) -> bool:
+    def is_admin_token(self, token: str) -> bool:
         """Whether this is the admin token, found out in constant time. Where none is set, nothing is."""
-        return self._is_admin_token(token.encode("utf-8", "surrogatepass"))
+        return self._matches(token.encode("utf-8", "surrogatepass"))
 
-    def _is_admin_token(self, token: bytes) -> bool:
+    def _matches(self, token: bytes) -> bool:
         return self._token_digest is not None and hmac.compare_digest(
             hashlib.sha256(token).digest(), self._token_digest
         )

@@ -18,7 +18,12 @@ from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
-from mlapi.entrypoints.http.middleware import RejectAmbiguousFraming, StartupErrorMiddleware, respond, send_answer
+from mlapi.entrypoints.http.middleware import (
+    RejectAmbiguousFraming,
+    StartupErrorMiddleware,
+    send_response,
+    starlette_response,
+)
 from mlapi.entrypoints.wire import responses
 from mlapi.entrypoints.wire.headers import get_bearer_credential
 from mlapi.entrypoints.wire.responses import error_response
@@ -99,7 +104,7 @@ class GuardError(AuthenticationError):
 class GuardBackend(AuthenticationBackend):
     """The guard as a backend of Starlette: who shows nothing is let through as nobody, for ``@requires`` to decide.
 
-    >>> Middleware(AuthenticationMiddleware, backend=GuardBackend(guard), on_error=refuse_credential)  # doctest: +SKIP
+    >>> Middleware(AuthenticationMiddleware, backend=GuardBackend(guard), on_error=handle_guard_error)  # doctest: +SKIP
 
     Args:
         guard: that decides.
@@ -118,15 +123,15 @@ class GuardBackend(AuthenticationBackend):
             raise GuardError(error) from None
 
 
-def refuse_credential(_conn: HTTPConnection, error: AuthenticationError) -> Response:
+def handle_guard_error(_conn: HTTPConnection, error: AuthenticationError) -> Response:
     """Answer as the guard does: ``on_error`` of ``AuthenticationMiddleware``."""
     assert isinstance(error, GuardError)  # noqa: S101 - `GuardBackend` raises no other
-    return respond(error_response(error.cause))
+    return starlette_response(error_response(error.cause))
 
 
 async def _refuse(answer: responses.Response, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        await send_answer(answer, send)
+        await send_response(answer, send)
     else:  # a WebSocket that is closed before it is accepted is a 403 to its client: ASGI specification
         await receive()
         await send({"type": "websocket.close", "code": 1008, "reason": "Invalid token"})  # RFC 6455, 7.4.1

@@ -95,7 +95,7 @@ def examined() -> Iterator[Check]:
 
 
 def _access(settings: Settings) -> Iterator[Check]:
-    management = AdminPolicy.of(settings)
+    management = AdminPolicy.from_settings(settings)
     yield Check("management", "ok", str(management).removeprefix("management: "))
     if management.mode == "local":
         yield Check(

@@ -48,8 +48,8 @@ class ConsoleApp:
             await send(message)
 
         request = Request(scope, receive)
-        sessions = Sessions(request.app.state.management.session_key)
-        caller = Client.from_asgi(scope).behind(request.app.state.serving.trusted_proxies)
+        sessions = Sessions(request.app.state.admin_policy.session_key)
+        caller = Client.from_asgi(scope).with_forwarded_scheme(request.app.state.runtime.trusted_proxies)
         visit = ConsoleRequest(request=request, caller=caller, sessions=sessions)
         try:
             response = await self._answer(visit)
@@ -104,7 +104,7 @@ async def _with_form(visit: ConsoleRequest) -> ConsoleRequest:
         AdminAccessDeniedError: unless a page of ours has sent it, made for the session.
         InvalidFieldsError, BodyTooLargeError: if it cannot be read.
     """
-    if not visit.caller.comes_from_our_page:
+    if not visit.caller.is_same_origin:
         raise AdminAccessDeniedError("Forms of the console are taken from its own pages only, in a browser")
     form = await read_form(visit.request)
     if visit.session is not None:

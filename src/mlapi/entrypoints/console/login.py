@@ -32,14 +32,14 @@ class LoginPage:
             return redirect(visit)
         if visit.is_safe:
             return render_page(visit, "log_in.html", problem=None)
-        address = visit.caller.address(visit.serving.trusted_proxies)
+        address = visit.caller.resolve_address(visit.serving.trusted_proxies)
         try:
             was_known = self._attempts.count(_ADMIN, address)
         except TooManyAttemptsError as error:
             text = f"Too many wrong tokens from this address. Try again in {error.retry_after} seconds."
             headers = [("Retry-After", str(error.retry_after))]
             return render_page(visit, "log_in.html", HTTPStatus.TOO_MANY_REQUESTS, headers=headers, problem=text)
-        if not visit.management.admits(visit.form.get("token", "")):
+        if not visit.management.is_admin_token(visit.form.get("token", "")):
             _logger.warning("console: a wrong admin token from %s", address)
             return render_page(visit, "log_in.html", HTTPStatus.UNAUTHORIZED, problem="This is not the admin token.")
         self._attempts.record_success(_ADMIN, address, was_known=was_known)

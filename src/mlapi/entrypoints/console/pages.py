@@ -17,7 +17,7 @@ from mlapi.domain.errors import (
 from mlapi.entrypoints.console.assets import asset_path
 from mlapi.entrypoints.console.request import ConsoleRequest
 from mlapi.entrypoints.console.sessions import SAID_FOR
-from mlapi.entrypoints.http.middleware import refusal
+from mlapi.entrypoints.http.middleware import logged_error_response
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -66,7 +66,7 @@ def redirect(visit: ConsoleRequest, path: str = "", *, said: str = "") -> Respon
 
 def refused(visit: ConsoleRequest, error: MlapiError) -> Response:
     """Return the page of whatever our code raises on purpose and no form shows by its field."""
-    answer = refusal(visit.request, error)
+    answer = logged_error_response(visit.request, error)
     match error:
         case UserNotFoundError(user_id=user_id):
             text = f"There is no user {user_id}, or no longer."

@@ -38,12 +38,12 @@ class ConsoleRequest:
 
     @property
     def management(self) -> AdminPolicy:
-        management: AdminPolicy = self.request.app.state.management
+        management: AdminPolicy = self.request.app.state.admin_policy
         return management
 
     @property
     def serving(self) -> Runtime:
-        serving: Runtime = self.request.app.state.serving
+        serving: Runtime = self.request.app.state.runtime
         return serving
 
     @property

@@ -37,8 +37,8 @@ from mlapi.entrypoints.http.middleware import (
     RejectAmbiguousFraming,
     RequireAdmin,
     StartupErrorMiddleware,
-    fail,
-    refuse_http,
+    handle_http_exception,
+    handle_server_error,
 )
 from mlapi.entrypoints.http.request_context import RequestContextMiddleware
 from mlapi.entrypoints.http.runtime import Runtime, configured, given, serve
@@ -99,15 +99,15 @@ def create_app(
         middleware=[
             Middleware(StartupErrorMiddleware),
             Middleware(RejectAmbiguousFraming),
-            Middleware(RequireAdmin, but=CONSOLE_PATH),
+            Middleware(RequireAdmin, exclude=CONSOLE_PATH),
         ],
-        exception_handlers={HTTPException: refuse_http, Exception: fail},
+        exception_handlers={HTTPException: handle_http_exception, Exception: handle_server_error},
         lifespan=configured if users is None else given,
     )
     app.router.redirect_slashes = False  # a redirect would name a host that the client has chosen
     if users is not None:
         access = in_memory_access(users) if access is None else access
-        serving = Runtime.of(users, access, trusted_proxies=trusted_proxies, token_in_path=token_in_path)
+        serving = Runtime.from_users(users, access, trusted_proxies=trusted_proxies, token_in_path=token_in_path)
         serve(app, serving, management or AdminPolicy())
     return app
 
@@ -283,12 +283,12 @@ async def ready(request: Request) -> responses.Response:
 
 
 def _serving(request: Request) -> Runtime:
-    serving: Runtime = request.scope["app"].state.serving
+    serving: Runtime = request.scope["app"].state.runtime
     return serving
 
 
 def _management(request: Request) -> AdminPolicy:
-    management: AdminPolicy = request.scope["app"].state.management
+    management: AdminPolicy = request.scope["app"].state.admin_policy
     return management
 
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mlapi.entrypoints.admin import DESCRIPTION_PATH, DOCS_PATH
+from mlapi.entrypoints.admin import DOCS_PATH, OPENAPI_PATH
 from mlapi.entrypoints.wire import openapi as description
 
 # Swagger UI sets styles by script, which needs no permission, and has pictures in its style sheet.
@@ -57,7 +57,7 @@ class Document:
 def documentation_routes() -> list[Route]:
     """Return the routes of a service. They describe it, so they are not described themselves."""
     return [
-        Route(DESCRIPTION_PATH, show_description, methods=["GET"]),
+        Route(OPENAPI_PATH, show_description, methods=["GET"]),
         Route(DOCS_PATH, show_page, methods=["GET"]),
         Route(f"{DOCS_PATH}/{{digest}}/{{name}}", show_asset, methods=["GET"]),
     ]

@@ -31,10 +31,10 @@ class Endpoint:
         try:
             answer = await self._function(request)
         except MlapiError as error:
-            answer = refusal(request, error)
+            answer = logged_error_response(request, error)
         except ClientDisconnect:
             return
-        await send_answer(answer, send)
+        await send_response(answer, send)
 
 
 class MethodDispatch:
@@ -50,25 +50,25 @@ class MethodDispatch:
 
 
 class RequireAdmin:
-    """Refuses before routing whoever may not go on to a path, by ``app.state.management``.
+    """Refuses before routing whoever may not go on to a path, by ``app.state.admin_policy``.
 
     Args:
         app: what is guarded.
-        but: a path that decides about its callers itself, and all below it.
+        exclude: a path that decides about its callers itself, and all below it.
     """
 
-    def __init__(self, app: ASGIApp, *, but: str | None = None) -> None:
+    def __init__(self, app: ASGIApp, *, exclude: str | None = None) -> None:
         self._app = app
-        self._but = but
+        self._exclude = exclude
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             caller = Client.from_asgi(scope)
             try:
-                if self._but is None or not f"{caller.path}/".startswith(f"{self._but}/"):
-                    scope["app"].state.management.check(caller)
+                if self._exclude is None or not f"{caller.path}/".startswith(f"{self._exclude}/"):
+                    scope["app"].state.admin_policy.check(caller)
             except MlapiError as error:
-                await send_answer(error_response(error), send)
+                await send_response(error_response(error), send)
                 return
         await self._app(scope, receive, send)
 
@@ -85,7 +85,7 @@ class RejectAmbiguousFraming:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["method"] == "CONNECT" or has_framing_header(scope["headers"])):
             if has_ambiguous_framing(scope["headers"]):
-                await send_answer(responses.ambiguous_framing(), send)
+                await send_response(responses.ambiguous_framing(), send)
                 return
             if scope["method"] == "CONNECT" or requests_upgrade(scope["headers"]):
                 send = _closing(send)
@@ -131,7 +131,7 @@ class StartupErrorMiddleware:
             raise
 
 
-async def send_answer(answer: responses.Response, send: Send) -> None:
+async def send_response(answer: responses.Response, send: Send) -> None:
     about_body = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer.body))]
     headers = [
         *(about_body if answer.body else []),
@@ -141,7 +141,7 @@ async def send_answer(answer: responses.Response, send: Send) -> None:
     await send({"type": "http.response.body", "body": answer.body})
 
 
-def refusal(request: Request, error: MlapiError) -> responses.Response:
+def logged_error_response(request: Request, error: MlapiError) -> responses.Response:
     if isinstance(error, ServiceUnavailableError | ConfigurationError):
         _logger.warning("%s %s: %s", request.method, requests.redact_credentials(request.url.path), error)
     return error_response(error)
@@ -150,21 +150,21 @@ def refusal(request: Request, error: MlapiError) -> responses.Response:
 # --- for applications of other frameworks that are built on Starlette
 
 
-def respond(answer: responses.Response) -> Response:
+def starlette_response(answer: responses.Response) -> Response:
     return Response(answer.body, answer.status, dict(answer.headers), media_type="application/json")
 
 
-async def refuse(request: Request, error: Exception) -> Response:
+async def handle_error(request: Request, error: Exception) -> Response:
     """Exception handler for `MlapiError`."""
     assert isinstance(error, MlapiError)  # noqa: S101 - it is registered for no other
-    return respond(refusal(request, error))
+    return starlette_response(logged_error_response(request, error))
 
 
-async def refuse_http(_request: Request, error: Exception) -> Response:
+async def handle_http_exception(_request: Request, error: Exception) -> Response:
     """Exception handler for Starlette's ``HTTPException``: no such path, no such method."""
     assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for no other
-    return respond(http_error_response(error.status_code, tuple((error.headers or {}).items())))
+    return starlette_response(http_error_response(error.status_code, tuple((error.headers or {}).items())))
 
 
-async def fail(_request: Request, _error: Exception) -> Response:
-    return respond(http_error_response(HTTPStatus.INTERNAL_SERVER_ERROR))
+async def handle_server_error(_request: Request, _error: Exception) -> Response:
+    return starlette_response(http_error_response(HTTPStatus.INTERNAL_SERVER_ERROR))

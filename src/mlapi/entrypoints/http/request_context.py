@@ -41,7 +41,7 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send)
             return
         scope = _hidden_from_the_log(scope)
-        serving = scope["app"].state.serving
+        serving = scope["app"].state.runtime
         request_id = _given_id(scope, serving.trusted_proxies) or f"{random.getrandbits(64):016x}"
         token = REQUEST_ID.set(request_id)
         status = CLIENT_CLOSED_REQUEST
@@ -83,7 +83,7 @@ def _hidden_from_the_log(scope: Scope) -> Scope:
 
 
 def _given_id(scope: Scope, trusted: Sequence[Network]) -> str | None:
-    if not trusted or not Client.from_asgi(scope).is_trusted(trusted):
+    if not trusted or not Client.from_asgi(scope).is_trusted_proxy(trusted):
         return None
     given = [value for name, value in scope["headers"] if name == b"x-request-id"]
     return given[0].decode("ascii") if len(given) == 1 and _ID.fullmatch(given[0]) else None

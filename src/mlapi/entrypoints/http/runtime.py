@@ -25,12 +25,12 @@ from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, cores
 from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
 from mlapi.entrypoints.wire.client import Client, Network
 
-HASHING_PATIENCE = 4.0
+HASHING_TIMEOUT_SECONDS = 4.0
 """Seconds that a password may wait for its hash. With those for the commit a client has his answer within 10."""
-HASHING_QUEUE = 64
+MAX_QUEUED_PER_HASHING_THREAD = 64
 """Passwords that may wait for each hashing thread: at 20 to 50 ms each, as many as are done in that time."""
 READING_THREADS = 4
-READING_PATIENCE = 9.0
+READING_TIMEOUT_SECONDS = 9.0
 """Seconds that a question to the database may take."""
 
 _logger = logging.getLogger("mlapi")
@@ -79,15 +79,15 @@ class Runtime:
     _opened: ExitStack
 
     @classmethod
-    def of(
+    def from_users(
         cls, users: Users, access: Access, *, trusted_proxies: Sequence[Network] = (), token_in_path: bool = True
     ) -> "Runtime":
         opened, metrics = ExitStack(), Metrics()
         executor = PoolExecutor(
             cipher=users.cipher,
             commands=group_commit(users, told=metrics.commands),
-            hashing=BoundedThreadPool(cores(), queue=HASHING_QUEUE, patience=HASHING_PATIENCE),
-            reading=BoundedThreadPool(READING_THREADS, queue=1_000, patience=READING_PATIENCE),
+            hashing=BoundedThreadPool(cores(), queue=MAX_QUEUED_PER_HASHING_THREAD, patience=HASHING_TIMEOUT_SECONDS),
+            reading=BoundedThreadPool(READING_THREADS, queue=1_000, patience=READING_TIMEOUT_SECONDS),
         )
         return cls(
             users=users,
@@ -113,7 +113,7 @@ class Runtime:
 
     def address_of(self, request: Request) -> str:
         """Return the address of the client, as a trusted proxy reports it."""
-        return Client.from_asgi(request.scope).address(self.trusted_proxies)
+        return Client.from_asgi(request.scope).resolve_address(self.trusted_proxies)
 
     def close(self) -> None:
         self.hashing.close()
@@ -129,8 +129,8 @@ async def configured(app: Starlette) -> AsyncIterator[None]:
     log_to_stderr(settings.log_format)
     with open_service(settings) as opened, audit_retention(opened):
         settings = opened.settings
-        management = AdminPolicy.of(settings)
-        serving = Runtime.of(
+        management = AdminPolicy.from_settings(settings)
+        serving = Runtime.from_users(
             opened.users,
             opened.access,
             trusted_proxies=settings.http.trusted_networks,
@@ -150,7 +150,7 @@ async def given(app: Starlette) -> AsyncIterator[None]:
     try:
         yield
     finally:
-        app.state.serving.close()
+        app.state.runtime.close()
 
 
 def _settle_garbage_collection() -> None:
@@ -164,5 +164,5 @@ def _settle_garbage_collection() -> None:
 
 
 def serve(app: Starlette, serving: Runtime, management: AdminPolicy) -> None:
-    app.state.management = management
-    app.state.serving = serving
+    app.state.admin_policy = management
+    app.state.runtime = serving

@@ -60,7 +60,7 @@ class Client:
         return b"%s://%s" % (self.scheme.encode(), hosts[0]) if len(hosts) == 1 else b""
 
     @property
-    def comes_from_our_page(self) -> bool:
+    def is_same_origin(self) -> bool:
         """Whether a browser says that a page of our own origin has sent this, as it does of every form and script.
 
         ``Sec-Fetch-Site`` decides where it is sent: no page can set it, and it holds too where a proxy has changed
@@ -72,19 +72,19 @@ class Client:
     def _values(self, name: bytes) -> list[bytes]:
         return [value for header, value in self.headers if header == name]
 
-    def behind(self, trusted: Sequence[Network]) -> "Client":
+    def with_forwarded_scheme(self, trusted: Sequence[Network]) -> "Client":
         """Return the caller with the scheme that his browser has, as far as it can be known.
 
         That is what a trusted proxy says in ``X-Forwarded-Proto``: it ends TLS, and asks us in plain HTTP.
         """
-        is_encrypted = self._values(b"x-forwarded-proto") == [b"https"] and self.is_trusted(trusted)
+        is_encrypted = self._values(b"x-forwarded-proto") == [b"https"] and self.is_trusted_proxy(trusted)
         return attrs.evolve(self, scheme="https") if is_encrypted else self
 
-    def is_trusted(self, proxies: Sequence[Network]) -> bool:
+    def is_trusted_proxy(self, proxies: Sequence[Network]) -> bool:
         """Whether the other end of the connection is one of these proxies."""
-        return _is_among(self.client, proxies)
+        return _is_in_any(self.client, proxies)
 
-    def address(self, trusted: Sequence[Network] = ()) -> str:
+    def resolve_address(self, trusted: Sequence[Network] = ()) -> str:
         """Return the address that the request comes from, as far as it can be known.
 
         ``X-Forwarded-For`` is believed from trusted proxies alone; its addresses are gone through from the last, which
@@ -99,23 +99,23 @@ class Client:
             for entry in value.split(b",")
         ]
         was_replaced = bool(self.client) and any(self.client in entry for entry in forwarded)
-        is_trusted = self.is_trusted(trusted)
-        if not was_replaced and not is_trusted:
+        is_trusted_proxy = self.is_trusted_proxy(trusted)
+        if not was_replaced and not is_trusted_proxy:
             return self.client
-        passed, nearest = [], self.client if is_trusted else _UNKNOWN
+        passed, nearest = [], self.client if is_trusted_proxy else _UNKNOWN
         for entry in reversed(forwarded if trusted else []):
             address = _address_in(entry)
             if address is None:
                 break
             nearest = str(address)
             passed.append(address)
-            if not _is_among(nearest, trusted):
+            if not _is_in_any(nearest, trusted):
                 break
         # What the server has chosen is among those that were passed, or it was chosen by nobody whom we trust.
-        return nearest if is_trusted or parse_address(self.client) in passed else _UNKNOWN
+        return nearest if is_trusted_proxy or parse_address(self.client) in passed else _UNKNOWN
 
 
-def _is_among(address: str, networks: Sequence[Network]) -> bool:
+def _is_in_any(address: str, networks: Sequence[Network]) -> bool:
     parsed = parse_address(address)
     return parsed is not None and any(parsed in network for network in networks)
 
