@@ -14,7 +14,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.e2e.server import Serve, Server
+from tests.e2e.server import MlapiServer, Server
 from tests.postgres_server import PostgresServer, running_postgres
 from tests.torture.test_workers import workers_of
 
@@ -68,9 +68,9 @@ def workers(kind: str, new_url: Callable[[Path], str], folder: Path, postgres: P
     for count in WORKERS:
         options = ["--workers", str(count), "--no-access-log"]
         figures, notes = [], []
-        service = Serve(kept, environ_of(url, "fernet"), *options)
-        hashing = Serve(kept, environ_of(url, "argon2id"), *options)
-        authenticator = Serve(guarded, environ_of(guarded_url, "fernet"), *options)
+        service = MlapiServer(kept, environ_of(url, "fernet"), *options)
+        hashing = MlapiServer(kept, environ_of(url, "argon2id"), *options)
+        authenticator = MlapiServer(guarded, environ_of(guarded_url, "fernet"), *options)
         model = Server(guarded, environ_of(guarded_url, "fernet"), *options, app="bench.guarded:app")
         register = ("register", "{name}")
         log_in = ("log_in", str(USERS))

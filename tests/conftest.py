@@ -1,4 +1,4 @@
-"""What tests of every kind share. Each xdist worker has a PostgreSQL server of its own, so a test may stop it."""
+"""Fixtures for all tests. Each xdist worker has its own PostgreSQL server, so a test may stop it."""
 
 import logging
 import os
@@ -16,24 +16,24 @@ from tests.postgres_server import PostgresServer, running_postgres
 KEY = "Vq3n0hYyYc1cZk8Yw1m0x3m2lC1Tq0g1mJX0cM3r7aQ="  # for tests only
 OLDER_KEY = "oB7QbT0r2kq3lYQ0m9w9fB0c8m2d4h3e5i6g7k8n9p0="
 SALT = "a salt for tests"
-FIGURE = "figure"
-"""The property of a test's report that tells what it has counted."""
+SUMMARY_PROPERTY = "summary"
+"""User property of a test report that holds a line for the end of the run."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--torture", action="store_true", help="try the faults of tests/torture as often as RELIABILITY.md"
+        "--torture", action="store_true", help="run tests/torture with the counts that RELIABILITY.md publishes"
     )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Show what the tests of tests/torture have counted."""
+    """Print the results that the tests of tests/torture recorded."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
-    figures = [value for report in reports for name, value in report.user_properties if name == FIGURE]
-    if figures:
-        terminalreporter.section("what was counted")
-        for figure in figures:
-            terminalreporter.write_line(figure)
+    lines = [value for report in reports for name, value in report.user_properties if name == SUMMARY_PROPERTY]
+    if lines:
+        terminalreporter.section("counted results")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
@@ -55,19 +55,19 @@ def postgres_url(postgres: PostgresServer) -> Iterator[URL]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def url(request: pytest.FixtureRequest) -> URL:
-    """The URL of an empty database, once for each kind."""
-    found: URL = request.getfixturevalue(f"{request.param}_url")
-    return found
+    """Return the URL of an empty database, once for SQLite and once for PostgreSQL."""
+    database_url: URL = request.getfixturevalue(f"{request.param}_url")
+    return database_url
 
 
 @pytest.fixture
 def open_database() -> Iterator[Callable[[URL], Database]]:
-    """Open as many as a test needs; all are closed after it."""
-    with ExitStack() as opened:
+    """Return a function that opens a database, which is closed after the test."""
+    with ExitStack() as stack:
 
         def open_one(url: URL) -> Database:
             database = Database(url)
-            opened.callback(database.close)
+            stack.callback(database.close)
             return database
 
         yield open_one
@@ -75,7 +75,7 @@ def open_database() -> Iterator[Callable[[URL], Database]]:
 
 @pytest.fixture
 def database(url: URL, open_database: Callable[[URL], Database]) -> Database:
-    """A database of each kind at the newest schema, without users."""
+    """Return a database with the newest schema and no users, once for SQLite and once for PostgreSQL."""
     return _upgraded(open_database(url))
 
 
@@ -95,16 +95,16 @@ def _upgraded(database: Database) -> Database:
 
 
 @pytest.fixture
-def process_as_it_was() -> Iterator[None]:
-    """Put back what a server sets for itself in a process of its own: loggers, signals, where metrics are."""
+def restore_process_state() -> Iterator[None]:
+    """Undo what a server changes in its process: loggers, signal handlers and the metrics directory."""
     loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.access", "uvicorn.error", "mlapi")]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}
-    folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
+    metrics_directory = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    for logger, (handling, level, propagate) in zip(loggers, before, strict=True):
-        logger.handlers[:], logger.level, logger.propagate = handling, level, propagate
-    if folder is None:
+    for logger, (logger_handlers, level, propagate) in zip(loggers, before, strict=True):
+        logger.handlers[:], logger.level, logger.propagate = logger_handlers, level, propagate
+    if metrics_directory is None:
         os.environ.pop("PROMETHEUS_MULTIPROC_DIR", None)

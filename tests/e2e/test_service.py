@@ -32,7 +32,7 @@ def environ(url: URL) -> dict[str, str]:
 
 
 @pytest.fixture
-def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     """Start servers in the test's folder; what still runs after the test is stopped."""
     started: list[Server] = []
 
@@ -45,7 +45,7 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
         server.stop(signal.SIGKILL if server.is_running else signal.SIGTERM)
 
 
-Serve = Callable[..., Server]
+StartServer = Callable[..., Server]
 
 
 def answer(response: requests.Response) -> tuple[int, object]:
@@ -59,8 +59,8 @@ def register(server: Server, username: str = "ada", **more: str) -> requests.Res
 # --- the flow
 
 
-def test_the_flow_runs_on_a_fresh_start_with_nothing_configured(serve: Serve, tmp_path: Path) -> None:
-    base = serve().base
+def test_the_flow_runs_on_a_fresh_start_with_nothing_configured(start_server: StartServer, tmp_path: Path) -> None:
+    base = start_server().base
     body = {"username": "test", "password": "test", "email": "test@testmail.com"}
 
     created = requests.post(f"{base}/register-user", json=body, timeout=10)
@@ -98,8 +98,8 @@ def table_of(environ: dict[str, str]) -> pd.DataFrame:
         database.close()
 
 
-def test_pandas_reads_the_table_on_both_databases(serve: Serve, environ: dict[str, str]) -> None:
-    server = serve(environ)
+def test_pandas_reads_the_table_on_both_databases(start_server: StartServer, environ: dict[str, str]) -> None:
+    server = start_server(environ)
     register(server)
 
     table = table_of(environ)
@@ -108,19 +108,21 @@ def test_pandas_reads_the_table_on_both_databases(serve: Serve, environ: dict[st
     assert pd.api.types.is_datetime64_any_dtype(table["created_datetime"])
 
 
-def test_it_serves_from_a_folder_with_the_configuration_of_the_repository(serve: Serve, tmp_path: Path) -> None:
+def test_it_serves_from_a_folder_with_the_configuration_of_the_repository(
+    start_server: StartServer, tmp_path: Path
+) -> None:
     repository = Path(__file__).parents[2]
     (tmp_path / "config.yml").write_text((repository / "config.yml").read_text("utf-8"), "utf-8")
 
-    assert register(serve()).status_code == 201
+    assert register(start_server()).status_code == 201
 
 
-def test_users_outlive_the_server(serve: Serve, environ: dict[str, str]) -> None:
-    server = serve(environ)
+def test_users_outlive_the_server(start_server: StartServer, environ: dict[str, str]) -> None:
+    server = start_server(environ)
     user_id = register(server).json()["user_id"]
     server.stop()
 
-    again = register(serve(environ))
+    again = register(start_server(environ))
 
     assert answer(again) == (409, {"message": "User already exists", "user_id": user_id})
 
@@ -128,8 +130,10 @@ def test_users_outlive_the_server(serve: Serve, environ: dict[str, str]) -> None
 # --- several workers
 
 
-def test_two_workers_and_many_clients_that_race_for_a_name_make_one_user(serve: Serve, environ: dict[str, str]) -> None:
-    server = serve({**environ, "MLAPI_PASSWORDS__SCHEME": "fernet"}, "--workers", "2")
+def test_two_workers_and_many_clients_that_race_for_a_name_make_one_user(
+    start_server: StartServer, environ: dict[str, str]
+) -> None:
+    server = start_server({**environ, "MLAPI_PASSWORDS__SCHEME": "fernet"}, "--workers", "2")
 
     with ThreadPoolExecutor(64) as pool:
         answers = list(pool.map(lambda _: register(server), range(64)))
@@ -143,8 +147,10 @@ def test_two_workers_and_many_clients_that_race_for_a_name_make_one_user(serve: 
     assert table_of(environ)["id"].tolist() == [user_id]
 
 
-def test_two_workers_that_start_at_once_make_one_schema_and_one_pair_of_secrets(serve: Serve, tmp_path: Path) -> None:
-    server = serve(None, "--workers", "2")
+def test_two_workers_that_start_at_once_make_one_schema_and_one_pair_of_secrets(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    server = start_server(None, "--workers", "2")
 
     answers = [register(server, f"user{number}").status_code for number in range(20)]
 
@@ -159,10 +165,10 @@ def test_two_workers_that_start_at_once_make_one_schema_and_one_pair_of_secrets(
 
 
 def test_a_postgresql_that_hangs_is_answered_for_within_ten_seconds_and_recovers(
-    serve: Serve, postgres: PostgresServer, postgres_url: URL
+    start_server: StartServer, postgres: PostgresServer, postgres_url: URL
 ) -> None:
     environ = {"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)}
-    server = serve(environ)
+    server = start_server(environ)
     user_id = register(server).json()["user_id"]
 
     def toggle(_number: int) -> tuple[float, int]:
@@ -186,9 +192,9 @@ def test_a_postgresql_that_hangs_is_answered_for_within_ten_seconds_and_recovers
 
 
 def test_a_server_can_be_stopped_while_its_postgresql_hangs(
-    serve: Serve, postgres: PostgresServer, postgres_url: URL
+    start_server: StartServer, postgres: PostgresServer, postgres_url: URL
 ) -> None:
-    server = serve({"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)})
+    server = start_server({"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)})
     assert register(server).status_code == 201
 
     postgres.signal_all(signal.SIGSTOP)
@@ -201,8 +207,8 @@ def test_a_server_can_be_stopped_while_its_postgresql_hangs(
         postgres.signal_all(signal.SIGCONT)
 
 
-def test_many_registrations_at_once_take_no_more_memory_than_the_hashing_threads(serve: Serve) -> None:
-    server = serve()
+def test_many_registrations_at_once_take_no_more_memory_than_the_hashing_threads(start_server: StartServer) -> None:
+    server = start_server()
     assert register(server).status_code == 201
     before = server.peak_memory_mib()
 
@@ -253,14 +259,14 @@ def local_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 @pytest.mark.parametrize("headers", FORGED.values(), ids=FORGED.keys())
 @pytest.mark.parametrize("method_and_path", ["DELETE /remove-user/1", "PUT /toggle-user-permission/1/0"])
 def test_a_forged_local_request_changes_nothing(local_server: Server, headers: list[str], method_and_path: str) -> None:
-    received = local_server.raw(request_bytes(*method_and_path.split(), *headers))
+    received = local_server.send_raw(request_bytes(*method_and_path.split(), *headers))
 
     assert received.startswith((b"HTTP/1.1 403 ", b"HTTP/1.1 400 "))
     assert table_of({"MLAPI_DATABASE__URL": f"sqlite:///{local_server.folder}/mlapi.db"})["enabled"].tolist() == [True]
 
 
 def test_http_1_0_may_not_manage(local_server: Server) -> None:
-    received = local_server.raw(request_bytes("DELETE", "/remove-user/1", "Host: localhost", version="1.0"))
+    received = local_server.send_raw(request_bytes("DELETE", "/remove-user/1", "Host: localhost", version="1.0"))
 
     assert received.startswith((b"HTTP/1.1 403 ", b"HTTP/1.0 403 "))
 
@@ -270,7 +276,7 @@ def test_a_connection_from_another_address_of_this_machine_may_not_manage(local_
     if address is None:
         pytest.fail("this machine has no address but loopback: the rule could not be tried with a real connection")
 
-    received = local_server.raw(request_bytes("DELETE", "/remove-user/1", "Host: localhost"), host=address)
+    received = local_server.send_raw(request_bytes("DELETE", "/remove-user/1", "Host: localhost"), host=address)
 
     assert received.startswith(b"HTTP/1.1 403 ")
 
@@ -286,20 +292,20 @@ def own_address() -> str | None:
         return None if address.startswith("127.") else address
 
 
-def test_production_takes_the_admin_token_alone(serve: Serve, sqlite_url: URL) -> None:
+def test_production_takes_the_admin_token_alone(start_server: StartServer, sqlite_url: URL) -> None:
     environ = {
         **SECRETS,
         "MLAPI_PROFILE": "production",
         "MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN,
         "MLAPI_REGISTRATION__OPEN": "false",
     }
-    server = serve(environ)
+    server = start_server(environ)
     bearer = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
     refused = register(server)
     created = requests.post(f"{server.base}/register-user", json=ADA, headers=bearer, timeout=10)
     unauthorised = requests.delete(f"{server.base}/remove-user/1", timeout=10)
-    twice = server.raw(
+    twice = server.send_raw(
         request_bytes("DELETE", "/remove-user/1", "Host: x", *[f"Authorization: Bearer {ADMIN_TOKEN}"] * 2)
     )
     removed = requests.delete(f"{server.base}/remove-user/1", headers=bearer, timeout=10)
@@ -316,7 +322,7 @@ def test_production_takes_the_admin_token_alone(serve: Serve, sqlite_url: URL) -
 def refusal_of(folder: Path, environ: dict[str, str], *options: str) -> str:
     server = Server(folder, environ, *options)
 
-    assert server.run_until_it_ends() == 3
+    assert server.run_until_exit() == 3
     assert "Traceback" not in server.log
     (line,) = [line for line in server.log.splitlines() if "mlapi: " in line]
     return line
@@ -349,8 +355,8 @@ def test_a_start_is_refused_in_one_line(tmp_path: Path, environ: dict[str, str],
     assert not (tmp_path / "mlapi.db").exists()
 
 
-def test_a_start_with_secrets_that_others_may_read_is_refused(serve: Serve, tmp_path: Path) -> None:
-    serve().stop()
+def test_a_start_with_secrets_that_others_may_read_is_refused(start_server: StartServer, tmp_path: Path) -> None:
+    start_server().stop()
     (tmp_path / "server.log").unlink()
     (tmp_path / "secrets.yml").chmod(0o644)
 
@@ -361,8 +367,10 @@ def test_a_start_with_secrets_that_others_may_read_is_refused(serve: Serve, tmp_
     )
 
 
-def test_a_start_with_another_key_is_refused(serve: Serve, tmp_path: Path, environ: dict[str, str]) -> None:
-    serve({**environ, **SECRETS}).stop()
+def test_a_start_with_another_key_is_refused(
+    start_server: StartServer, tmp_path: Path, environ: dict[str, str]
+) -> None:
+    start_server({**environ, **SECRETS}).stop()
     (tmp_path / "server.log").unlink()
 
     line = refusal_of(tmp_path, {**environ, **SECRETS, "MLAPI_SECRETS__KEY": OLDER_KEY})
@@ -383,9 +391,9 @@ def test_production_on_a_server_database_without_schema_is_refused(tmp_path: Pat
 # --- no secret anywhere
 
 
-def test_no_secret_is_in_any_answer_or_log(serve: Serve, tmp_path: Path) -> None:
+def test_no_secret_is_in_any_answer_or_log(start_server: StartServer, tmp_path: Path) -> None:
     environ = {**SECRETS, "MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN}
-    server = serve(environ, "--log-level", "trace")
+    server = start_server(environ, "--log-level", "trace")
     bearer = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
     json_type = {"Content-Type": "application/json"}
 

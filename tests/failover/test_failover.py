@@ -8,7 +8,7 @@ from statistics import median
 import requests
 
 from mlapi.adapters.sql import database_url
-from tests.conftest import FIGURE, KEY, SALT
+from tests.conftest import KEY, SALT, SUMMARY_PROPERTY
 from tests.failover.cluster import Cluster, until
 from tests.torture.clients import new_user, stored_users
 from tests.torture.patient_clients import ANSWERED_WITHIN, load, serving
@@ -53,7 +53,7 @@ def test_the_service_follows_a_failover_and_nothing_acknowledged_is_lost(
 
     answers = sum(len(clients.answers) for clients in rounds)
     record_property(
-        FIGURE,
+        SUMMARY_PROPERTY,
         f"PostgreSQL under Patroni: {ROUNDS} primaries killed under {CLIENTS} clients: {answers:,} requests,"
         f" {sum(clients.refused for clients in rounds):,} answered 503, 0 of {len(everything):,} users lost or twice;"
         f" no change was made for {median(pauses):.1f} s, {max(pauses):.1f} s at most; the slowest answer took"

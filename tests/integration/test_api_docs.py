@@ -21,7 +21,7 @@ import mlapi.bootstrap
 import mlapi.testing.fakes
 from mlapi.config import Settings
 from mlapi.entrypoints.cli import main
-from tests.e2e.server import Serve, Server
+from tests.e2e.server import MlapiServer, Server
 
 ROOT = Path(__file__).parents[2]
 PAGES = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/*.md"))]
@@ -155,7 +155,7 @@ def test_the_way_into_production_is_as_it_is_written(folder: Path) -> None:
     assert "problem" not in done.stdout
 
     settings = dict(line.split("=", 1) for line in done.stdout.splitlines() if line.startswith("MLAPI_"))
-    with Serve(folder, settings) as server:
+    with MlapiServer(folder, settings) as server:
         assert requests.get(f"{server.base}/health/ready", timeout=10).status_code == 200
         assert requests.get(f"{server.base}/users", timeout=10).status_code == 401
 

@@ -388,7 +388,7 @@ def test_ctrl_c_is_left_to_the_supervisor(running: Running) -> None:
 # --- the process
 
 
-@pytest.mark.usefixtures("process_as_it_was")
+@pytest.mark.usefixtures("restore_process_state")
 def test_a_worker_says_that_it_lives_and_ends_with_its_supervisor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

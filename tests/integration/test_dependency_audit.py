@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from tests.dependency_audit import audit, verdict
-from tests.e2e.server import free_port
+from tests.postgres_server import free_port
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ["requirements.lock", "requirements-dev.lock", "bench/peers/requirements.lock"]

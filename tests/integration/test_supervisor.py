@@ -302,7 +302,7 @@ def test_what_is_asked_while_it_ends_does_not_begin_anything(supervised: Begin) 
     assert len(one.pids) == 2
 
 
-@pytest.mark.usefixtures("process_as_it_was")
+@pytest.mark.usefixtures("restore_process_state")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_real_workers_serve_on_the_socket_that_it_was_given(
     workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

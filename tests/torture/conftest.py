@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from tests.conftest import FIGURE
+from tests.conftest import SUMMARY_PROPERTY
 from tests.postgres_server import PostgresServer, running_postgres
 
 
@@ -23,7 +23,7 @@ def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
 @pytest.fixture
 def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
     """Tell a figure: one sentence that says what was done how often, and what came of it."""
-    return lambda sentence: record_property(FIGURE, sentence)
+    return lambda sentence: record_property(SUMMARY_PROPERTY, sentence)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import attrs
 from sqlalchemy import URL
 
-from tests.e2e.server import Serve
+from tests.e2e.server import MlapiServer
 from tests.torture.clients import new_user
 
 ANSWERED_WITHIN = 10.0
@@ -170,11 +170,11 @@ def load(port: int, clients: int, prefix: str) -> Iterator[Load]:
 
 
 @contextmanager
-def serving(url: URL, folder: Path, **environ: str) -> Iterator[Serve]:
+def serving(url: URL, folder: Path, **environ: str) -> Iterator[MlapiServer]:
     """Run the service on a database, with the cheap scheme: what is tried is the database, not the hash."""
     text = url.render_as_string(hide_password=False)
     own = {"MLAPI_DATABASE__URL": text, "MLAPI_PASSWORDS__SCHEME": "fernet"}
-    server = Serve(folder, own | environ, "--no-access-log")
+    server = MlapiServer(folder, own | environ, "--no-access-log")
     try:
         yield server.start()
     finally:

@@ -217,18 +217,18 @@ def told(what: str, seen: Outage) -> str:
 
 @needs_layer
 @pytest.mark.parametrize(
-    ("fault", "commands"),
+    ("fault", "statuses"),
     [("full", {503}), ("read-only", {503}), ("fsync", {503}), ("read", {200, 201, 503}), ("hanging", {503})],
 )
 def test_a_disk_at_fault_refuses_changes_and_is_back_by_itself(
-    fault: str, changes: set[int], server: Server, times: Callable[[int, int], int], tell: Callable[[str], None]
+    fault: str, statuses: set[int], server: Server, times: Callable[[int, int], int], tell: Callable[[str], None]
 ) -> None:
     switch = server.folder / storage.SWITCH
 
     seen = outage(server, lambda: written(switch, fault), switch.unlink, times(1, 30) / 2)
 
     tell(told(f"errors of {fault}" if fault in {"fsync", "read"} else f"a disk that is {fault}", seen))
-    assert seen.change <= changes
+    assert seen.change <= statuses
     assert seen.guard <= ({200, 503} if fault == "read" else {200})  # what is read anew, and what is remembered
     assert seen.guard
     assert seen.ready <= ({200} if fault == "full" else {200, 503})
@@ -259,10 +259,10 @@ sys.stdin.read()
 def test_a_lock_that_another_process_holds_refuses_changes_and_not_who_reads(
     server: Server, times: Callable[[int, int], int], tell: Callable[[str], None]
 ) -> None:
-    find_principals: list[subprocess.Popen[str]] = []
+    holders: list[subprocess.Popen[str]] = []
 
     def begin() -> None:
-        find_principals.append(
+        holders.append(
             subprocess.Popen(
                 [sys.executable, "-c", HOLD, str(server.folder / "mlapi.db")],
                 stdin=subprocess.PIPE,
@@ -270,10 +270,10 @@ def test_a_lock_that_another_process_holds_refuses_changes_and_not_who_reads(
                 text=True,
             )
         )
-        assert find_principals[0].stdout is not None
-        assert find_principals[0].stdout.readline() == "locked\n"
+        assert holders[0].stdout is not None
+        assert holders[0].stdout.readline() == "locked\n"
 
-    seen = outage(server, begin, lambda: find_principals.pop().communicate(), times(3, 6))
+    seen = outage(server, begin, lambda: holders.pop().communicate(), times(3, 6))
 
     tell(told("a lock that another process holds", seen))
     assert seen.change <= {503}

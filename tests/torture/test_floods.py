@@ -18,7 +18,7 @@ from typing import Self
 
 import pytest
 
-from tests.e2e.server import ROOT, Serve
+from tests.e2e.server import ROOT, MlapiServer
 from tests.torture.clients import ask, new_user
 
 CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
@@ -31,7 +31,7 @@ def files_of(pid: int) -> int:
 class Toggling:
     """Clients that toggle one user each while something else happens, and how long that takes them."""
 
-    def __init__(self, server: Serve, clients: int = 4) -> None:
+    def __init__(self, server: MlapiServer, clients: int = 4) -> None:
         self._server = server
         self._stop = threading.Event()
         self.seconds: list[float] = []
@@ -66,7 +66,7 @@ class Toggling:
 
 
 @contextmanager
-def flood(server: Serve, **counts: int) -> Iterator[None]:
+def flood(server: MlapiServer, **counts: int) -> Iterator[None]:
     """Hold so many connections of each kind meanwhile."""
     arguments = [word for kind, count in counts.items() for word in (kind.replace("_", "-"), str(count))]
     command = [sys.executable, "-m", "tests.torture.flood", str(server.port), *arguments]
@@ -80,13 +80,13 @@ def flood(server: Serve, **counts: int) -> Iterator[None]:
 
 
 @pytest.fixture
-def server(tmp_path: Path) -> Iterator[Serve]:
-    with Serve(tmp_path, CHEAP, "--no-access-log") as server:
+def server(tmp_path: Path) -> Iterator[MlapiServer]:
+    with MlapiServer(tmp_path, CHEAP, "--no-access-log") as server:
         yield server
 
 
 def test_slow_silent_and_deaf_connections_hinder_nobody_and_are_closed_in_time(
-    server: Serve, times: Callable[[int, int], int], tell: Callable[[str], None]
+    server: MlapiServer, times: Callable[[int, int], int], tell: Callable[[str], None]
 ) -> None:
     each = times(75, 2_000)
     wanted = 4 * each
@@ -121,7 +121,7 @@ def test_many_registrations_at_once_leave_memory_and_toggles_bounded(
     tmp_path: Path, times: Callable[[int, int], int], tell: Callable[[str], None]
 ) -> None:
     parallel, each = times(100, 500), times(1, 4)
-    with Serve(tmp_path, {}, "--no-access-log") as server, Toggling(server, clients=2) as toggling:
+    with MlapiServer(tmp_path, {}, "--no-access-log") as server, Toggling(server, clients=2) as toggling:
         (worker,) = server.workers
         before = server.peak_memory_mib(worker)
 
@@ -149,7 +149,7 @@ def test_many_registrations_at_once_leave_memory_and_toggles_bounded(
 
 
 def test_a_worker_that_has_no_files_left_answers_whom_it_knows_and_recovers(
-    server: Serve, tell: Callable[[str], None]
+    server: MlapiServer, tell: Callable[[str], None]
 ) -> None:
     (worker,) = server.workers
     known = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)

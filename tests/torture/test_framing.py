@@ -21,7 +21,7 @@ from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.wire.headers import has_ambiguous_framing
 from mlapi.entrypoints.wire.responses import ambiguous_framing
 from tests.contract.test_http import asgi_client
-from tests.e2e.server import Serve, Server
+from tests.e2e.server import MlapiServer, Server
 
 QUIET = 0.3
 """Seconds after which a server that keeps a connection open has said all."""
@@ -248,7 +248,7 @@ class Answered:
 SERVERS: dict[str, tuple[type[Server], tuple[str, ...]]] = {
     "uvicorn, httptools": (Server, ("--http", "httptools")),
     "uvicorn, h11": (Server, ("--http", "h11")),
-    "mlapi serve": (Serve, ()),
+    "mlapi serve": (MlapiServer, ()),
 }
 
 

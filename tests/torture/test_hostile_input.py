@@ -35,7 +35,7 @@ from mlapi.entrypoints.admin import OPEN_PATHS, AdminPolicy
 from mlapi.entrypoints.console.sessions import Sessions
 from mlapi.entrypoints.http import create_app
 from tests.conftest import KEY, SALT
-from tests.e2e.server import Serve, Server
+from tests.e2e.server import MlapiServer, Server
 from tests.e2e.test_openapi import asked_by_schemathesis
 from tests.postgres_server import PostgresServer
 from tests.torture.hostile import CANARY, PASSWORD, Attacker, Known, Request
@@ -295,7 +295,7 @@ def shown(hostile: Request) -> str | None:
 
 @pytest.mark.parametrize(
     ("kind", "options"),
-    [(Server, ("--http", "httptools")), (Server, ("--http", "h11")), (Serve, ())],
+    [(Server, ("--http", "httptools")), (Server, ("--http", "h11")), (MlapiServer, ())],
     ids=["uvicorn, httptools", "uvicorn, h11", "mlapi serve"],
 )
 def test_no_request_is_too_much_for_a_server(
@@ -362,7 +362,7 @@ def answered(server: Server, attack: Sequence[Request]) -> list[int]:
     """Send each on a connection of its own; 0 stands for one that was closed without an answer."""
     statuses = []
     for hostile in attack:
-        text = server.raw(hostile.on_the_wire())
+        text = server.send_raw(hostile.on_the_wire())
         statuses.append(int(text[9:12]) if text.startswith(b"HTTP/1.1 ") else 0)
     return statuses
 

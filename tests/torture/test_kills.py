@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
-from tests.e2e.server import Serve
+from tests.e2e.server import MlapiServer
 from tests.postgres_server import PostgresServer
 from tests.torture.clients import Client, ask, known_actions, known_users, stored_users, told_actions
 
@@ -23,16 +23,16 @@ READY_WITHIN = 2.0
 """Seconds."""
 
 
-def server_on(url: URL, folder: Path, workers: int) -> Serve:
+def server_on(url: URL, folder: Path, workers: int) -> MlapiServer:
     environ = {
         "MLAPI_DATABASE__URL": url.render_as_string(hide_password=False),
         "MLAPI_PASSWORDS__SCHEME": "fernet",  # what is tried is the database, not the hash
         "TMPDIR": str(folder),  # who is killed leaves its metrics behind
     }
-    return Serve(folder, environ, "--workers", str(workers), "--no-access-log")
+    return MlapiServer(folder, environ, "--workers", str(workers), "--no-access-log")
 
 
-def wait_until_ready(server: Serve) -> None:
+def wait_until_ready(server: MlapiServer) -> None:
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         connection = HTTPConnection("127.0.0.1", server.port, timeout=10)

@@ -22,7 +22,7 @@ from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
 from mlapi.domain.errors import RepositoryUnavailableError, UserExistsError
 from mlapi.domain.rules import canonical_username
 from mlapi.testing.repository import registration
-from tests.e2e.server import Serve
+from tests.e2e.server import MlapiServer
 from tests.postgres_server import PostgresServer, running_postgres
 from tests.torture.clients import new_user, stored_users
 from tests.torture.patient_clients import ANSWERED_WITHIN, Load, load, serving
@@ -37,14 +37,14 @@ Tell = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
-def service(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[URL, Serve]]:
+def service(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[URL, MlapiServer]]:
     """One service that suffers all of the faults without a restart, and its database."""
     with postgres.new_database() as url, serving(url, tmp_path_factory.mktemp("service")) as server:
         yield url, server
 
 
 @pytest.fixture
-def url(service: tuple[URL, Serve]) -> URL:
+def url(service: tuple[URL, MlapiServer]) -> URL:
     return service[0]
 
 
@@ -68,7 +68,7 @@ def small_disk() -> Iterator[Path]:
 class Suffering:
     """A service under load that suffers a fault some times, with a look at what became of it."""
 
-    def __init__(self, url: URL, server: Serve, tell: Tell) -> None:
+    def __init__(self, url: URL, server: MlapiServer, tell: Tell) -> None:
         self._url = url
         self._server = server
         self._tell = tell
@@ -98,14 +98,14 @@ class Suffering:
 
 
 @pytest.fixture
-def suffer(service: tuple[URL, Serve], tell: Tell) -> Suffering:
+def suffer(service: tuple[URL, MlapiServer], tell: Tell) -> Suffering:
     return Suffering(*service, tell)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
 def test_a_restarted_server_is_found_again(
     postgres: PostgresServer,
-    service: tuple[URL, Serve],
+    service: tuple[URL, MlapiServer],
     suffer: Suffering,
     times: Times,
     how: signal.Signals,

@@ -289,7 +289,7 @@ def after_power_losses(
     simulated = storage.Disk(disk.events)
     for place in places(disk, count, chance):
         simulated.run(place)
-        done = Counter({mark.client: mark.commands for mark in simulated.marks})
+        done = Counter({mark.client: mark.changes for mark in simulated.marks})
         known = [client.known(done[client.number]) for client in clients]
         problems = lost(folder, simulated.after_power_loss(chance), known, max(0, done.total() + before))
         if problems:

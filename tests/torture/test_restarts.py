@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.server import Serve
+from tests.e2e.server import MlapiServer
 from tests.torture.clients import ask, new_user
 
 CLIENTS = 8
@@ -61,7 +61,7 @@ def test_no_request_is_cut_by_restarts_under_load(
     restarts, least = times(2, 20), times(1_000, 30_000)
     environ = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
     stop = threading.Event()
-    with Serve(tmp_path, environ, "--workers", str(workers), "--no-access-log") as server:
+    with MlapiServer(tmp_path, environ, "--workers", str(workers), "--no-access-log") as server:
         for number in range(CLIENTS):
             register(server, number)
         clients = [Client(server.port, number, stop) for number in range(CLIENTS)]
@@ -95,7 +95,7 @@ def test_no_request_is_cut_by_restarts_under_load(
     assert "Traceback" not in server.log
 
 
-def settled(server: Serve, wanted: int) -> set[int]:
+def settled(server: MlapiServer, wanted: int) -> set[int]:
     """Return the workers once there are as many as wanted, and all of them serve."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
@@ -108,7 +108,7 @@ def settled(server: Serve, wanted: int) -> set[int]:
     raise AssertionError(f"there are not {wanted} workers:\n{server.log[-2000:]}")
 
 
-def register(server: Serve, number: int) -> None:
+def register(server: MlapiServer, number: int) -> None:
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
     status, _ = ask(connection, "POST", "/register-user", new_user(f"u{number}"))
     assert status == 201
@@ -117,7 +117,7 @@ def register(server: Serve, number: int) -> None:
 
 def test_a_stop_under_load_answers_what_was_taken_and_refuses_the_rest(tmp_path: Path) -> None:
     stop = threading.Event()
-    with Serve(tmp_path, {"MLAPI_PASSWORDS__SCHEME": "fernet"}, "--workers", "2", "--no-access-log") as server:
+    with MlapiServer(tmp_path, {"MLAPI_PASSWORDS__SCHEME": "fernet"}, "--workers", "2", "--no-access-log") as server:
         for number in range(CLIENTS):
             register(server, number)
         clients = [Client(server.port, number, stop) for number in range(CLIENTS)]
@@ -141,7 +141,7 @@ def test_a_stop_under_load_answers_what_was_taken_and_refuses_the_rest(tmp_path:
 
 
 def test_workers_end_with_the_parent_that_was_killed(tmp_path: Path) -> None:
-    with Serve(tmp_path, {}, "--workers", "2") as server:
+    with MlapiServer(tmp_path, {}, "--workers", "2") as server:
         workers = settled(server, 2)
 
         os.kill(server.pid, signal.SIGKILL)
@@ -154,7 +154,7 @@ def test_workers_end_with_the_parent_that_was_killed(tmp_path: Path) -> None:
 
 def test_a_restart_takes_up_the_configuration_as_it_is_then(tmp_path: Path) -> None:
     (tmp_path / "config.yml").write_text("registration: {open: true}\n")
-    with Serve(tmp_path) as server:
+    with MlapiServer(tmp_path) as server:
         register(server, 1)
         (tmp_path / "config.yml").write_text("registration: {open: false}\nmanagement: {local: false}\n")
         before = settled(server, 1)
@@ -170,7 +170,7 @@ def test_a_restart_takes_up_the_configuration_as_it_is_then(tmp_path: Path) -> N
 
 
 def test_a_restart_with_a_configuration_that_is_refused_leaves_all_as_it_is(tmp_path: Path) -> None:
-    with Serve(tmp_path) as server:
+    with MlapiServer(tmp_path) as server:
         (tmp_path / "config.yml").write_text("regisration: {open: false}\n")
         before = settled(server, 1)
 

@@ -13,7 +13,7 @@ from sqlalchemy import URL, text
 
 from mlapi.adapters.sql import Database
 from tests.conftest import KEY, SALT
-from tests.e2e.server import Serve, Server
+from tests.e2e.server import MlapiServer, Server
 from tests.torture.clients import PASSWORD, TIMEOUT, ask, new_user, received, send, stored_users
 
 MODEL_WORKERS = 2
@@ -216,7 +216,7 @@ def watched(
     options = ["--no-access-log", "--workers"]
     kept = ["--timeout-keep-alive", "60"]
     model = Server(folder, environ, *options, str(MODEL_WORKERS), *kept, app="tests.torture.model:app")
-    servers = [Serve(folder, environ, *options, str(workers)) for _ in range(services)]
+    servers = [MlapiServer(folder, environ, *options, str(workers)) for _ in range(services)]
     with ExitStack() as opened, ThreadPoolExecutor(WATCHERS + CROWD) as pool:
         for started in [pool.submit(server.start) for server in (model, *servers)]:
             opened.callback(started.result().stop)

@@ -1,0 +1,11 @@
+"""``mlapi`` with a key rotation that waits 4 seconds for requests in flight instead of 10.
+
+Usage: ``python -m tests.e2e.fast_rotation keys rotate``. The test server answers every request well within that time.
+"""
+
+from mlapi.application import key_rotation
+from mlapi.entrypoints.cli import main
+
+if __name__ == "__main__":
+    key_rotation.UNDER_WAY = 4.0
+    main(prog_name="mlapi")
