@@ -1,4 +1,4 @@
-"""Chromium without a window, of the system's packages: found, started, and watched for what no page of ours may do."""
+"""Find and start a headless Chromium, and record the hosts it contacts and the errors it reports."""
 
 import os
 import shutil
@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Request, sync_playwright
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-MISSING = "no Chromium on the path, so the console was tried in no browser: apt-get install chromium"
+MISSING = "Chromium is not installed, so the browser tests were skipped: apt-get install chromium"
 _FLAGS = (
     "--disable-background-networking",
     "--disable-component-update",
@@ -21,7 +21,7 @@ _FLAGS = (
 
 
 def chromium() -> str | None:
-    """Return the path of a Chromium, or None if there is none."""
+    """Return the path of the installed Chromium, or None."""
     return next((path for path in map(shutil.which, NAMES) if path is not None), None)
 
 
@@ -29,7 +29,7 @@ def chromium() -> str | None:
 def running_browser() -> Iterator[Browser]:
     path = chromium()
     assert path is not None, MISSING
-    sandbox = ["--no-sandbox"] if os.getuid() == 0 else []  # which Chromium refuses to have as root
+    sandbox = ["--no-sandbox"] if os.getuid() == 0 else []  # Chromium has no sandbox for root
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=[*_FLAGS, *sandbox])
         try:
@@ -39,7 +39,7 @@ def running_browser() -> Iterator[Browser]:
 
 
 class Watch:
-    """What the pages of a context have asked for, and what the browser has complained of: scripts, styles, policies."""
+    """Record the hosts that the pages of a browser context contact, and the errors and warnings in its console."""
 
     def __init__(self, context: BrowserContext) -> None:
         self.hosts: set[str] = set()

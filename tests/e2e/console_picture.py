@@ -1,6 +1,6 @@
-"""Takes the picture of the console in the README: ``python -m tests.e2e.console_picture``, which needs Chromium.
+"""Take the screenshot of the console in the README: ``python -m tests.e2e.console_picture``. It needs Chromium.
 
-With a folder as its argument it puts pictures of every page there instead: light, dark, and as wide as a telephone.
+With a folder as argument, take screenshots of every page instead: in light and dark, on a desktop and on a phone.
 """
 
 import random
@@ -20,7 +20,7 @@ from tests.e2e.browser import running_browser
 from tests.e2e.server import ROOT, Server
 
 PICTURE = ROOT / "docs" / "console.png"
-PEOPLE = (
+USERS = (
     ("ada.lovelace", "ada@analytical.example"),
     ("alan.turing", "turing@bletchley.example"),
     ("grace.hopper", "grace@navy.example"),
@@ -34,7 +34,7 @@ PEOPLE = (
     ("frances.allen", "fran@ibm.example"),
     ("nightly-batch", "ml-platform@example.com"),
 )
-SHUT_OUT = ("edsger.dijkstra", "tony.hoare")
+DISABLED = ("edsger.dijkstra", "tony.hoare")
 DAYS = 30
 LOOKS: tuple[tuple[str, int, Literal["light", "dark"]], ...] = (
     ("light", 1280, "light"),
@@ -45,27 +45,27 @@ LOOKS: tuple[tuple[str, int, Literal["light", "dark"]], ...] = (
 
 
 def fill(folder: Path) -> None:
-    """Make the database of a service in a folder: people who stayed, and others who came and went lately."""
-    chance = random.Random(7)  # so that it is the same picture but for its dates
+    """Create a database with the demo users, and with guests who were added and removed during the last month."""
+    chance = random.Random(7)  # a fixed seed makes the same picture every time, except for the dates
     now = at = datetime.now(UTC).replace(hour=9, minute=30)
     url = f"sqlite:///{folder}/mlapi.db"
-    with open_users(load_settings(environ={"MLAPI_DATABASE__URL": url})) as opened:
-        users = Users(opened.repository, PlainCipher(), clock=lambda: at)
-        people = list(PEOPLE)
+    with open_users(load_settings(environ={"MLAPI_DATABASE__URL": url})) as service:
+        users = Users(service.repository, PlainCipher(), clock=lambda: at)
+        remaining = list(USERS)
         leaving: dict[int, list[UserId]] = {}
-        """By the day on which they are removed."""
+        """The guests to remove, by day."""
         for day in range(DAYS):
             at = now - timedelta(days=DAYS - 1 - day)
             for number in range(min((DAYS - 1 - day) // 2, chance.randint(0, 3) + day // 6)):
                 guest = f"guest-{day}-{number}"
                 made = users.register(username=guest, password="-", email=f"{guest}@example.com")
                 leaving.setdefault(min(day + chance.randint(1, 9), DAYS - 1), []).append(made.id)
-            for name, email in people[: day % 2] if day < DAYS - 2 else people:
+            for name, email in remaining[: day % 2] if day < DAYS - 2 else remaining:
                 users.register(username=name, password="-", email=email)
-                people = people[1:]
+                remaining = remaining[1:]
             for user_id in leaving.pop(day, []):
                 users.remove(user_id=user_id)
-        for name in SHUT_OUT:
+        for name in DISABLED:
             users.set_enabled(user_id=_id(users, name), enabled=False)
         users.add_api_key(user_id=_id(users, "nightly-batch"), name="nightly scoring job")
         users.add_api_key(user_id=_id(users, "nightly-batch"), name="backfill", expires=now + timedelta(days=90))
@@ -97,18 +97,18 @@ def take_all(browser: Browser, base: str, folder: Path) -> None:
             page.screenshot(path=folder / f"{title}-{name}.png", full_page=True)
         page.goto(f"{base}/console/users/new")
         page.get_by_label("Username").fill("ada.lovelace ")
-        page.get_by_label("E-mail address").fill("ada")
+        page.get_by_label("Email address").fill("ada")
         page.get_by_label("Password").fill(" ")
         page.get_by_role("button", name="Add user").click()
-        page.screenshot(path=folder / f"wrong-{name}.png", full_page=True)
+        page.screenshot(path=folder / f"errors-{name}.png", full_page=True)
         page.goto(f"{base}{address}")
-        page.get_by_label("Name of a new key").fill("weekly report")
-        page.get_by_role("button", name="Add key").click()
+        page.get_by_label("Name of the new key").fill("weekly report")
+        page.get_by_role("button", name="Add API key").click()
         page.screenshot(path=folder / f"key-{name}.png", full_page=True)
         page.goto(f"{base}/console")
         page.get_by_role("button", name="Disable").first.click()
         page.wait_for_selector("#status:not(:empty)")
-        page.screenshot(path=folder / f"said-{name}.png", full_page=True)
+        page.screenshot(path=folder / f"flash-{name}.png", full_page=True)
         page.get_by_role("button", name="Enable ").first.click()
         context.close()
 

@@ -1,4 +1,4 @@
-"""Swagger UI in a real browser: it shows every operation and tries one, and its policy refuses it nothing."""
+"""Swagger UI in a headless browser: it lists every operation and executes one within its content security policy."""
 
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -11,7 +11,7 @@ from tests.e2e.server import Server
 
 
 @pytest.mark.skipif(chromium() is None, reason="no Chromium on the path: apt-get install chromium")
-def test_the_page_shows_and_tries_what_is_described(tmp_path: Path) -> None:
+def test_docs_page_lists_all_operations_and_executes_one(tmp_path: Path) -> None:
     with Server(tmp_path) as server, running_browser() as browser, browser.new_context() as context:
         watch = Watch(context)
         page = context.new_page()
@@ -20,11 +20,11 @@ def test_the_page_shows_and_tries_what_is_described(tmp_path: Path) -> None:
         register = page.locator("[id$='-registerUser']")
         register.locator(".opblock-summary-control").click()
         register.locator("button.execute").click()
-        answer = register.locator(".live-responses-table .response")
-        answer.wait_for()
+        response = register.locator(".live-responses-table .response")
+        response.wait_for()
 
         assert page.locator(".opblock").count() == len(OPERATIONS)
-        assert answer.locator(".response-col_status").inner_text().startswith("201")
-        assert "User created successfully" in answer.inner_text()
+        assert response.locator(".response-col_status").inner_text().startswith("201")
+        assert "User created successfully" in response.inner_text()
         assert watch.hosts == {urlsplit(server.base).netloc}
         assert watch.complaints == []

@@ -19,12 +19,12 @@ class Form:
 
 
 class Page(HTMLParser):
-    """Reads the answer that it is given, and goes on from there with the same client."""
+    """Reads the response that it is given, and goes on from there with the same client."""
 
-    def __init__(self, client: httpx2.Client, answer: httpx2.Response) -> None:
+    def __init__(self, client: httpx2.Client, response: httpx2.Response) -> None:
         super().__init__()
         self.client = client
-        self.answer = answer
+        self.response = response
         self.forms: list[Form] = []
         self.links: dict[str, str] = {}
         self.tags: list[tuple[str, dict[str, str]]] = []
@@ -33,7 +33,7 @@ class Page(HTMLParser):
         self._form: Form | None = None
         self._caught: list[str] | None = None
         self._href = ""
-        self.feed(answer.text)
+        self.feed(response.text)
         self.close()
         assert self._open == [], "a tag is left open"
 
@@ -50,7 +50,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
     def follow(self, link: str) -> "Page":
-        return Page(self.client, self.client.get(urljoin(str(self.answer.url), self.links[link])))
+        return Page(self.client, self.client.get(urljoin(str(self.response.url), self.links[link])))
 
     def form(self, button: str) -> Form:
         """Return the one form with a button of this name."""
@@ -61,10 +61,10 @@ class Page(HTMLParser):
         """Fill a form in and press its button, as a browser does."""
         form = self.form(button)
         assert fields.keys() <= form.fields.keys()
-        url, filled = urljoin(str(self.answer.url), form.action), {**form.fields, **fields}
+        url, filled = urljoin(str(self.response.url), form.action), {**form.fields, **fields}
         if form.method == "get":
             return Page(self.client, self.client.get(url, params=filled))
-        origin = f"{self.answer.url.scheme}://{self.answer.url.netloc.decode()}"
+        origin = f"{self.response.url.scheme}://{self.response.url.netloc.decode()}"
         return Page(self.client, self.client.post(url, data=filled, headers={"origin": origin}))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:

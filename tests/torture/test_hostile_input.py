@@ -73,7 +73,7 @@ class Target:
         self.restore()
 
     def known(self, mode: AdminPolicy) -> Known:
-        session, cookie = Sessions(mode.session_key).begin()
+        session, cookie = Sessions(mode.session_key).create()
         return Known(
             user_ids=self.user_ids,
             credentials=self.credentials,
@@ -347,7 +347,7 @@ def known_of(server: Server) -> Known:
         user_ids.append(user_id)
         key_ids.append(key["key_id"])
         credentials.append(key["key"])
-    session, cookie = Sessions(AdminPolicy(admin_token=ADMIN_TOKEN).session_key).begin()
+    session, cookie = Sessions(AdminPolicy(admin_token=ADMIN_TOKEN).session_key).create()
     return Known(
         user_ids=user_ids,
         credentials=credentials,

@@ -474,7 +474,7 @@ def test_a_clock_that_is_moved_lets_nobody_in_for_longer_and_breaks_nothing(
     now = datetime.now(UTC)
     token = visitor.token("ada")
     short, long = (visitor.key(ada, expires=now + timedelta(minutes=minutes)) for minutes in (30, 90))
-    _session, cookie = Sessions(AdminPolicy(admin_token=ADMIN_TOKEN).session_key).begin()
+    _session, cookie = Sessions(AdminPolicy(admin_token=ADMIN_TOKEN).session_key).create()
     guesses = [visitor.ask("POST", "/token", body={"username": "eve", "password": "guess"}) for _ in range(21)]
     seen: dict[str, list[int]] = {}
 

@@ -1,14 +1,16 @@
-"""What the console is built of: sessions, who may see a page, and the heights of bars."""
+"""The parts of the console: sessions, access to pages, and the chart."""
 
+import json
 from datetime import UTC, date, datetime, timedelta, timezone
 
 import attrs
 import pytest
+from itsdangerous.encoding import base64_decode, base64_encode
 
 from mlapi.domain.audit import DailyCount
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Day, chart, first_moment
-from mlapi.entrypoints.console.sessions import IDLE, LIFETIME, Session, Sessions
+from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Day, chart_start, make_chart
+from mlapi.entrypoints.console.sessions import FLASH_SECONDS, IDLE_SECONDS, LIFETIME_SECONDS, Session, Sessions
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
 from tests.unit.test_admin import BY_MACHINE, BY_TOKEN, LOCAL, LOCKED, STRANGER, TOKEN, with_headers
@@ -24,133 +26,164 @@ def sessions(*, key: bytes = KEY, now: float = NOW) -> Sessions:
 # --- sessions
 
 
-def test_a_session_is_known_again_by_every_process_with_the_key() -> None:
-    session, cookie = sessions().begin()
+def test_every_process_with_the_key_accepts_a_session() -> None:
+    session, cookie = sessions().create()
 
-    assert sessions(now=NOW + 60).find(cookie) == session
+    assert sessions(now=NOW + 60).load(cookie) == session
 
 
 def test_no_two_sessions_are_the_same() -> None:
-    assert sessions().begin() != sessions().begin()
+    assert sessions().create() != sessions().create()
 
 
-def used_until(end: int) -> str:
-    """The cookie of a session that has been used every half hour until then."""
-    session, cookie = sessions().begin()
+def cookie_used_until(end: int) -> str:
+    """Return the cookie of a session that has been used every half hour until then."""
+    session, cookie = sessions().create()
     for now in range(NOW, NOW + end + 1, 1800):
-        cookie = sessions(now=now).prolonged(session) or cookie
-        found = sessions(now=now).find(cookie)
-        assert found is not None
-        session = found
+        cookie = sessions(now=now).renew(session) or cookie
+        loaded = sessions(now=now).load(cookie)
+        assert loaded is not None
+        session = loaded
     return cookie
 
 
 @pytest.mark.parametrize(
-    ("passed", "is_known"), [(-61, False), (-60, True), (0, True), (IDLE - 1, True), (IDLE, False)]
+    ("seconds", "is_valid"),
+    [(-61, False), (-60, True), (0, True), (IDLE_SECONDS - 1, True), (IDLE_SECONDS, False)],
 )
-def test_a_session_that_is_not_used_ends_by_the_clock(passed: int, is_known: bool) -> None:
-    _session, cookie = sessions().begin()
+def test_unused_session_expires_after_the_idle_timeout(seconds: int, is_valid: bool) -> None:
+    _session, cookie = sessions().create()
 
-    assert (sessions(now=NOW + passed).find(cookie) is not None) == is_known
-
-
-@pytest.mark.parametrize(("passed", "is_known"), [(LIFETIME - 1, True), (LIFETIME, False)])
-def test_a_session_ends_by_the_clock_however_much_it_is_used(passed: int, is_known: bool) -> None:
-    cookie = used_until(LIFETIME - 1800)
-
-    assert (sessions(now=NOW + passed).find(cookie) is not None) == is_known
+    assert (sessions(now=NOW + seconds).load(cookie) is not None) == is_valid
 
 
-def test_a_session_is_prolonged_once_a_minute_and_stays_the_same() -> None:
-    session, _cookie = sessions().begin()
+@pytest.mark.parametrize(("seconds", "is_valid"), [(LIFETIME_SECONDS - 1, True), (LIFETIME_SECONDS, False)])
+def test_session_in_use_expires_after_its_lifetime(seconds: int, is_valid: bool) -> None:
+    cookie = cookie_used_until(LIFETIME_SECONDS - 1800)
 
-    prolonged = sessions(now=NOW + 60).prolonged(session)
-
-    assert sessions(now=NOW + 59).prolonged(session) is None
-    assert prolonged is not None
-    assert sessions(now=NOW + 60).find(prolonged) == attrs.evolve(session, used=NOW + 60)
+    assert (sessions(now=NOW + seconds).load(cookie) is not None) == is_valid
 
 
-def test_a_session_says_what_its_cookie_says() -> None:
-    session, _cookie = sessions().begin()
+def test_session_is_renewed_at_most_once_a_minute() -> None:
+    session, _cookie = sessions().create()
+
+    renewed = sessions(now=NOW + 60).renew(session)
+
+    assert sessions(now=NOW + 59).renew(session) is None
+    assert renewed is not None
+    assert sessions(now=NOW + 60).load(renewed) == attrs.evolve(session, last_used_at=NOW + 60)
+
+
+def test_new_session_starts_now() -> None:
+    session, _cookie = sessions().create()
 
     assert session == Session(session.id, session.csrf_token, NOW, NOW)
 
 
-def test_another_admin_token_ends_every_session() -> None:
-    _session, cookie = sessions().begin()
+def test_a_new_admin_token_invalidates_every_session() -> None:
+    _session, cookie = sessions().create()
 
-    assert sessions(key=AdminPolicy(admin_token="another").session_key).find(cookie) is None
-    assert sessions(key=BY_MACHINE.session_key).find(cookie) is None
+    assert sessions(key=AdminPolicy(admin_token="another").session_key).load(cookie) is None
+    assert sessions(key=BY_MACHINE.session_key).load(cookie) is None
 
 
-def test_a_session_that_was_changed_is_none() -> None:
-    _session, cookie = sessions().begin()
-    issued, used, session_id, signature = cookie.split(".")
+def encoded(content: bytes) -> str:
+    """Return content as itsdangerous encodes each part of a signed value."""
+    return base64_encode(content).decode("ascii")
+
+
+def test_changed_session_cookie_is_rejected() -> None:
+    session, cookie = sessions().create()
+    payload, timestamp, signature = cookie.split(".")
+    later = encoded((NOW + 1).to_bytes(4))
+    other_session = encoded(json.dumps(["0" * 32, NOW]).encode())
+    started_later = encoded(json.dumps([session.id, NOW + 1]).encode())
+    same_bytes = signature[:-1] + chr(ord(signature[-1]) + 1)  # base64 ignores the last two bits
     changed = [
         "",
         "x",
-        f"{int(issued) + 1}.{used}.{session_id}.{signature}",
-        f"{issued}.{int(used) + 1}.{session_id}.{signature}",
-        f"0{issued}.{used}.{session_id}.{signature}",
-        f"{issued}.0{used}.{session_id}.{signature}",
-        f"{issued}.{used}.{'0' * 32}.{signature}",
-        f"{issued}.{used}.{session_id}.{'0' * 64}",
-        f"{issued}.{used}.{session_id}.{signature[:-1]}",
-        f"{issued}.{session_id}.{signature}",
+        ".",
+        "..",
+        f"{other_session}.{timestamp}.{signature}",
+        f"{started_later}.{timestamp}.{signature}",
+        f"{payload}.{later}.{signature}",
+        f"{payload}.{encoded(bytes(20))}.{signature}",
+        f"{payload}.{encoded(b'x' * 20)}.{signature}",
+        f"A{payload}.{timestamp}.{signature}",
+        f"{payload}.A{timestamp}.{signature}",
+        f"{payload}.{timestamp}.{encoded(bytes(32))}",
+        f"{payload}.{timestamp}.{signature[:-1]}",
+        f"{payload}.{timestamp}.{same_bytes}",
+        f"{payload}.{timestamp}.é{signature}",
+        f"{payload}.{signature}",
+        f"{payload}.{timestamp}",
+        payload,
         f"{cookie}.",
         f"{cookie}\n",
-        f"{'9' * 13}.{used}.{session_id}.{signature}",
-        f"٣.{used}.{session_id}.{signature}",
+        f"{cookie}=",
+        f".{cookie}",
+        f"é{cookie}",
+        f"٣.{timestamp}.{signature}",
     ]
 
-    assert [sessions().find(value) for value in changed] == [None] * len(changed)
+    assert base64_decode(same_bytes) == base64_decode(signature)
+    assert {value: sessions().load(value) for value in changed} == dict.fromkeys(changed)
 
 
-def test_a_signature_of_one_kind_is_none_of_another() -> None:
-    session, cookie = sessions().begin()
+def test_signatures_of_one_kind_are_rejected_as_another() -> None:
+    session, cookie = sessions().create()
 
     assert session.csrf_token not in {cookie, cookie.rpartition(".")[2]}
-    assert sessions().opened(cookie) == ""
-    assert sessions().find(sessions().sealed(cookie)) is None
+    assert sessions().unsign(cookie) == ""
+    assert sessions().load(sessions().sign(cookie)) is None
 
 
-@pytest.mark.parametrize("text", ["", "ada is enabled.", "<b>Ада</b>; Path=/\r\n"])
-def test_a_sealed_text_is_opened_again_and_fits_into_a_cookie(text: str) -> None:
-    sealed = sessions().sealed(text)
+@pytest.mark.parametrize("text", ["", "ada is enabled.", "<b>Ада</b>; Path=/\r\n", "x" * 300])
+def test_signed_flash_message_fits_into_a_cookie(text: str) -> None:
+    signed = sessions().sign(text)
 
-    assert sessions().opened(sealed) == text
-    assert sealed.isascii()
-    assert set(sealed).isdisjoint(' ",;\\\r\n')
-
-
-@pytest.mark.parametrize("sealed", ["", "x", "eA==.0", "é.é", f"eA==.{'0' * 64}"])
-def test_a_text_that_somebody_else_has_sealed_says_nothing(sealed: str) -> None:
-    assert sessions().opened(sealed) == ""
+    assert sessions().unsign(signed) == text
+    assert signed.isascii()
+    assert set(signed).isdisjoint(' ",;\\\r\n')
 
 
-def test_nothing_shows_what_a_session_is_made_of() -> None:
-    session, _cookie = sessions().begin()
+@pytest.mark.parametrize("signed", ["", "x", "eA==.0", "é.é", f"eA==.{'0' * 64}", f"IngI.aw1FMw.{'0' * 43}"])
+def test_flash_message_with_a_wrong_signature_is_ignored(signed: str) -> None:
+    assert sessions().unsign(signed) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-61, ""), (-60, "hello"), (FLASH_SECONDS - 1, "hello"), (FLASH_SECONDS, "")],
+)
+def test_flash_message_expires_after_a_minute(seconds: int, text: str) -> None:
+    signed = sessions().sign("hello")
+
+    assert sessions(now=NOW + seconds).unsign(signed) == text
+
+
+def test_repr_of_a_session_hides_its_secrets() -> None:
+    session, _cookie = sessions().create()
 
     assert repr(session) == "Session()"
     assert "key" not in repr(sessions())
 
 
-# --- who may see a page of ours
+# --- access to pages
 
 
 @pytest.mark.parametrize("caller", [LOCAL, STRANGER])
-def test_in_token_mode_the_page_decides_by_its_sessions(caller: Client) -> None:
+def test_in_token_mode_check_page_accepts_every_client(caller: Client) -> None:
     BY_TOKEN.check_page(caller)
 
 
 @pytest.mark.parametrize("caller", [LOCAL, STRANGER])
-def test_a_locked_page_names_the_setting(caller: Client) -> None:
+def test_rejection_in_locked_mode_names_the_setting(caller: Client) -> None:
     with pytest.raises(AdminAccessDeniedError, match=r"set secrets\.admin_token"):
         LOCKED.check_page(caller)
 
 
-def test_a_page_may_be_used_on_this_machine_also_by_a_browser() -> None:
+def test_local_mode_accepts_a_browser_on_this_machine() -> None:
     BY_MACHINE.check_page(LOCAL)
     BY_MACHINE.check_page(with_headers(LOCAL, ("origin", "http://localhost:8001"), ("sec-fetch-site", "same-origin")))
     BY_MACHINE.check_page(with_headers(LOCAL, ("sec-fetch-site", "none")))
@@ -173,7 +206,7 @@ def test_a_page_may_be_used_on_this_machine_also_by_a_browser() -> None:
         with_headers(attrs.evolve(LOCAL, headers=[]), ("origin", "")),
     ],
 )
-def test_a_page_is_closed_to_what_may_come_from_elsewhere(caller: Client) -> None:
+def test_local_mode_rejects_requests_from_elsewhere(caller: Client) -> None:
     with pytest.raises(AdminAccessDeniedError):
         BY_MACHINE.check_page(caller)
 
@@ -186,7 +219,7 @@ def test_a_page_is_closed_to_what_may_come_from_elsewhere(caller: Client) -> Non
         [("sec-fetch-site", "same-origin"), ("origin", "https://localhost")],
     ],
 )
-def test_what_a_browser_says_of_our_page_is_believed(headers: list[tuple[str, str]]) -> None:
+def test_request_from_a_console_page_is_recognized(headers: list[tuple[str, str]]) -> None:
     assert with_headers(LOCAL, *headers).is_same_origin
 
 
@@ -205,19 +238,19 @@ def test_what_a_browser_says_of_our_page_is_believed(headers: list[tuple[str, st
         attrs.evolve(with_headers(LOCAL, ("origin", "http://localhost:8001")), scheme="https"),
     ],
 )
-def test_what_no_browser_says_of_our_page_is_not(caller: Client) -> None:
+def test_other_requests_do_not_count_as_from_the_console(caller: Client) -> None:
     assert not caller.is_same_origin
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_the_scheme_is_that_of_the_connection(scheme: str) -> None:
+def test_client_scheme_is_the_scheme_of_the_connection(scheme: str) -> None:
     asgi = Client.from_asgi({"path": "/", "http_version": "1.1", "headers": [], "scheme": scheme})
     wsgi = Client.from_wsgi({"SERVER_PROTOCOL": "HTTP/1.1", "wsgi.url_scheme": scheme})
 
     assert (asgi.scheme, wsgi.scheme) == (scheme, scheme)
 
 
-def test_the_admin_token_is_admitted_and_nothing_else() -> None:
+def test_only_the_admin_token_is_accepted() -> None:
     assert BY_TOKEN.is_admin_token(TOKEN)
     assert not any(
         BY_TOKEN.is_admin_token(other) for other in ["", TOKEN[:-1], f"{TOKEN} ", TOKEN.upper(), "é", "\ud800"]
@@ -231,13 +264,13 @@ TODAY = date(2026, 11, 24)
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
-def test_a_chart_begins_with_the_first_moment_of_its_first_day_in_utc() -> None:
+def test_chart_starts_at_midnight_utc_of_its_first_day() -> None:
     just_after = datetime(2026, 11, 25, 0, 30, tzinfo=timezone(timedelta(hours=1)))
 
-    assert first_moment(NOON) == first_moment(just_after) == datetime(2026, 10, 26, tzinfo=UTC)
+    assert chart_start(NOON) == chart_start(just_after) == datetime(2026, 10, 26, tzinfo=UTC)
 
 
-def test_registrations_stand_on_the_line_and_removals_hang_from_it() -> None:
+def test_registrations_are_above_the_baseline_removals_below() -> None:
     counts = [
         DailyCount(TODAY, "register", 6),
         DailyCount(TODAY, "remove", 2),
@@ -245,23 +278,23 @@ def test_registrations_stand_on_the_line_and_removals_hang_from_it() -> None:
         DailyCount(TODAY - timedelta(days=1), "register", 3),
     ]
 
-    drawn = chart(counts, NOON)
+    chart = make_chart(counts, NOON)
 
-    assert (len(drawn.days), drawn.registered, drawn.removed, drawn.baseline) == (DAYS, 9, 2, 72)
-    assert drawn.days[-3:] == [
+    assert (len(chart.days), chart.registered, chart.removed, chart.baseline) == (DAYS, 9, 2, 72)
+    assert chart.days[-3:] == [
         Day(day=TODAY - timedelta(days=2), registered=0, removed=0, x=543, up=0, down=0),
         Day(day=TODAY - timedelta(days=1), registered=3, removed=0, x=563, up=36, down=0),
         Day(day=TODAY, registered=6, removed=2, x=583, up=72, down=24),
     ]
 
 
-def test_one_of_thousands_is_seen() -> None:
+def test_smallest_bar_stays_visible() -> None:
     counts = [DailyCount(TODAY, "register", 100_000), DailyCount(TODAY - timedelta(days=1), "register", 1)]
 
-    assert [day.up for day in chart(counts, NOON).days[-2:]] == [2, HEIGHT]
+    assert [day.up for day in make_chart(counts, NOON).days[-2:]] == [2, HEIGHT]
 
 
-def test_a_chart_of_nothing_is_a_line_at_the_bottom() -> None:
-    drawn = chart([], NOON)
+def test_empty_chart_has_its_baseline_at_the_bottom() -> None:
+    chart = make_chart([], NOON)
 
-    assert (drawn.registered, drawn.removed, drawn.baseline) == (0, 0, HEIGHT)
+    assert (chart.registered, chart.removed, chart.baseline) == (0, 0, HEIGHT)

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.admin import DOCS_PATH, METRICS_PATH, OPEN_PATHS, OPENAPI_PATH, REGISTRATION_PATH
-from mlapi.entrypoints.console import PATH as CONSOLE_PATH
+from mlapi.entrypoints.console import CONSOLE_PATH
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.wire import requests, responses
 from mlapi.entrypoints.wire.openapi import ANYBODY, ANYBODY_IF_OPEN, MANAGERS, OPERATIONS, Operation, openapi

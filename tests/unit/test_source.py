@@ -13,7 +13,7 @@ TREES = {
     if path.relative_to(PACKAGE).parts[0] != "testing"
 }
 
-CRYPTOGRAPHY = {"argon2", "bcrypt", "cryptography", "hashlib", "hmac", "jwt", "secrets", "ssl"}
+CRYPTOGRAPHY = {"argon2", "bcrypt", "cryptography", "hashlib", "hmac", "itsdangerous", "jwt", "secrets", "ssl"}
 
 
 def imported(tree: ast.Module) -> Iterator[str]:

@@ -1,9 +1,9 @@
-"""The console at ``/console``: the people's page. It shows the users and changes them, through the same use cases.
+"""The web console at ``/console``, where managers list, add, disable and remove users.
 
-It works without JavaScript; where there is some, htmx spares a few page loads.
+It works without JavaScript. With JavaScript, htmx replaces parts of a page instead of loading it again.
 """
 
-from mlapi.entrypoints.console.request import PATH
+from mlapi.entrypoints.console.request import CONSOLE_PATH
 from mlapi.entrypoints.console.routes import console_routes
 
-__all__ = ["PATH", "console_routes"]
+__all__ = ["CONSOLE_PATH", "console_routes"]

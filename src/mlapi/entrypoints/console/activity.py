@@ -1,4 +1,4 @@
-"""The page of what was done, by whom and when."""
+"""The activity page: the audit trail, newest entries first."""
 
 from urllib.parse import urlencode
 
@@ -8,25 +8,25 @@ from mlapi.entrypoints.console.pages import render_page
 from mlapi.entrypoints.console.request import ConsoleRequest
 from mlapi.entrypoints.wire import queries
 
-PAGE = 50
-"""Entries."""
+ENTRIES_PER_PAGE = 50
 
 
-async def show_activity(visit: ConsoleRequest) -> Response:
-    query = queries.parse_audit_query(urlencode({**visit.given("user_id", "after"), "limit": PAGE}).encode("ascii"))
-    found = await visit.serving.reading.run(
-        visit.serving.users.list_audit_page,
+async def show_activity(request: ConsoleRequest) -> Response:
+    parameters = request.query_parameters("user_id", "after")
+    query = queries.parse_audit_query(urlencode({**parameters, "limit": ENTRIES_PER_PAGE}).encode("ascii"))
+    found = await request.runtime.reading.run(
+        request.runtime.users.list_audit_page,
         after=query.after,
-        limit=query.limit + 1,  # one more tells whether there is more
+        limit=query.limit + 1,  # one extra entry shows whether there is a next page
         user_id=query.user_id,
     )
-    entries, more = found[: query.limit], len(found) > query.limit
-    about = visit.given("user_id")
+    entries, has_more = found[: query.limit], len(found) > query.limit
+    user_filter = request.query_parameters("user_id")
     return render_page(
-        visit,
+        request,
         "activity.html",
         entries=entries,
         user_id=query.user_id,
-        first=urlencode(about) if query.after is not None else None,
-        following=urlencode({**about, "after": entries[-1].id}) if more else None,
+        first_page=urlencode(user_filter) if query.after is not None else None,
+        next_page=urlencode({**user_filter, "after": entries[-1].id}) if has_more else None,
     )

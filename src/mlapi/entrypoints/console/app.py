@@ -1,4 +1,4 @@
-"""The one door of the console: decides about every request to it before that is routed or its body is read."""
+"""The console as an ASGI application: access control, CSRF protection and routing for every request."""
 
 import hmac
 from collections.abc import Sequence
@@ -13,28 +13,30 @@ from starlette.types import Message, Receive, Scope, Send
 
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.console.assets import ASSETS_PATH
-from mlapi.entrypoints.console.login import with_session
-from mlapi.entrypoints.console.pages import HEADERS, LOG_IN, problem, redirect, refused
-from mlapi.entrypoints.console.request import PATH, ConsoleRequest, read_form
-from mlapi.entrypoints.console.sessions import LIFETIME, Sessions
+from mlapi.entrypoints.console.login import set_session_cookie
+from mlapi.entrypoints.console.pages import HEADERS, LOGIN_PATH, error_page, handle_error, redirect
+from mlapi.entrypoints.console.request import CONSOLE_PATH, ConsoleRequest, read_form
+from mlapi.entrypoints.console.sessions import LIFETIME_SECONDS, Sessions
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
 
 
 class ConsoleApp:
-    """The console as an ASGI application. Open to a stranger are the log-in and the files of its look, and no more.
+    """The ASGI application that serves every path of the console.
 
-    In token mode he is led to the log-in from everywhere else. In local mode nobody logs in, and a session is there
-    for its forms alone. In locked mode every answer is a refusal.
+    Access depends on the admin mode. In token mode, only the login page and the static files are public; every other
+    page redirects to the login. In local mode there is no login, and a session only protects the forms. In locked mode
+    every request is rejected.
 
-    Whatever is not GET must be sent by a page of ours, as the browser says, with the ``csrf_token`` of its session.
+    A request that changes something must come from a page of the console, as its browser confirms, and must contain
+    the ``csrf_token`` of the session.
 
     Args:
-        routes: whose endpoints are functions from a `ConsoleRequest` to a response.
+        routes: the pages. Their endpoints are functions from a `ConsoleRequest` to a response.
     """
 
     name = "console"
-    """In the metrics."""
+    """The route name in the metrics."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self.routes = routes
@@ -47,70 +49,73 @@ class ConsoleApp:
                     headers.setdefault(name, value)
             await send(message)
 
-        request = Request(scope, receive)
-        sessions = Sessions(request.app.state.admin_policy.session_key)
-        caller = Client.from_asgi(scope).with_forwarded_scheme(request.app.state.runtime.trusted_proxies)
-        visit = ConsoleRequest(request=request, caller=caller, sessions=sessions)
+        http_request = Request(scope, receive)
+        state = http_request.app.state
+        request = ConsoleRequest(
+            http_request=http_request,
+            client=Client.from_asgi(scope).with_forwarded_scheme(state.runtime.trusted_proxies),
+            sessions=Sessions(state.admin_policy.session_key),
+        )
         try:
-            response = await self._answer(visit)
+            response = await self._respond(request)
         except ClientDisconnect:
             return
         except Exception:
-            fault = problem(visit, HTTPStatus.INTERNAL_SERVER_ERROR, "Something is wrong here. The log says what.")
-            await fault(scope, receive, send_with_headers)
+            text = "An internal error occurred. See the server log for details."
+            internal_error = error_page(request, HTTPStatus.INTERNAL_SERVER_ERROR, text)
+            await internal_error(scope, receive, send_with_headers)
             raise
         await response(scope, receive, send_with_headers)
 
-    async def _answer(self, visit: ConsoleRequest) -> Response:
+    async def _respond(self, request: ConsoleRequest) -> Response:
         try:
-            path = visit.caller.path.removeprefix(PATH)
-            if path.startswith(ASSETS_PATH) and visit.is_safe:
-                return await self._routed(visit)
-            visit.management.check_page(visit.caller)
-            session, cookie = visit.sessions.find(visit.cookie("session")), None
-            if session is None and visit.management.mode != "token":
-                session, cookie = visit.sessions.begin()
-            if session is None and path != LOG_IN:
-                return redirect(visit, LOG_IN)
-            visit = attrs.evolve(visit, session=session)
-            if visit.is_safe and session is not None and cookie is None:  # what changes something leads to such a page
-                cookie = visit.sessions.prolonged(session)
-            if not visit.is_safe:
-                visit = await _with_form(visit)
-            response = await self._routed(visit)
+            path = request.client.path.removeprefix(CONSOLE_PATH)
+            if path.startswith(ASSETS_PATH) and request.is_safe:
+                return await self._route(request)
+            request.admin_policy.check_page(request.client)
+            session, cookie = request.sessions.load(request.session_cookie), None
+            if session is None and request.admin_policy.mode != "token":
+                session, cookie = request.sessions.create()
+            if session is None and path != LOGIN_PATH:
+                return redirect(request, LOGIN_PATH)
+            request = attrs.evolve(request, session=session)
+            # Only page views renew the session: every form redirects to a page, and the logout must delete the cookie.
+            if request.is_safe and session is not None and cookie is None:
+                cookie = request.sessions.renew(session)
+            if not request.is_safe:
+                request = await _with_form(request)
+            response = await self._route(request)
         except MlapiError as error:
-            return refused(visit, error)
-        return response if cookie is None else with_session(response, visit, cookie, LIFETIME)
+            return handle_error(request, error)
+        return response if cookie is None else set_session_cookie(response, request, cookie, LIFETIME_SECONDS)
 
-    async def _routed(self, visit: ConsoleRequest) -> Response:
-        scope = visit.request.scope
+    async def _route(self, request: ConsoleRequest) -> Response:
+        scope = request.http_request.scope
         for route in self.routes:
             match, found = route.matches(scope)
             if match is Match.FULL:
                 scope["path_params"] = found["path_params"]
-                response: Response = await route.endpoint(visit)
+                response: Response = await route.endpoint(request)
                 return response
             if match is Match.PARTIAL:
                 allowed = ", ".join(sorted(route.methods or ()))
-                text = f"This address takes {allowed} only."
-                return problem(visit, HTTPStatus.METHOD_NOT_ALLOWED, text, headers=[("Allow", allowed)])
-        return problem(visit, HTTPStatus.NOT_FOUND, "The console has no such page.")
+                text = f"This page accepts only these methods: {allowed}."
+                return error_page(request, HTTPStatus.METHOD_NOT_ALLOWED, text, headers=[("Allow", allowed)])
+        return error_page(request, HTTPStatus.NOT_FOUND, "The console has no page at this address.")
 
 
-async def _with_form(visit: ConsoleRequest) -> ConsoleRequest:
-    """Return the visit with its form.
+async def _with_form(request: ConsoleRequest) -> ConsoleRequest:
+    """Return the request with its form.
 
     Raises:
-        AdminAccessDeniedError: unless a page of ours has sent it, made for the session.
-        InvalidFieldsError, BodyTooLargeError: if it cannot be read.
+        AdminAccessDeniedError: if the form was not sent by a page of the console, or was made for another session.
+        InvalidFieldsError, BodyTooLargeError: if the form cannot be read.
     """
-    if not visit.caller.is_same_origin:
-        raise AdminAccessDeniedError("Forms of the console are taken from its own pages only, in a browser")
-    form = await read_form(visit.request)
-    if visit.session is not None:
-        given, expected = form.get("csrf_token", ""), visit.session.csrf_token
+    if not request.client.is_same_origin:
+        raise AdminAccessDeniedError("The console accepts forms only from its own pages, opened in a browser")
+    form = await read_form(request.http_request)
+    if request.session is not None:
+        given, expected = form.get("csrf_token", ""), request.session.csrf_token
         if not hmac.compare_digest(given.encode("utf-8"), expected.encode("ascii")):
-            raise AdminAccessDeniedError(
-                "This form is of a session that is over: go back, reload the page, and try again"
-            )
-    return attrs.evolve(visit, form=form)
+            raise AdminAccessDeniedError("The session of this form has ended: go back, reload the page and try again")
+    return attrs.evolve(request, form=form)

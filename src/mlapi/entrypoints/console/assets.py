@@ -1,4 +1,7 @@
-"""Files of the console that never change under their address, which holds their digest."""
+"""The static files of the console.
+
+Their URLs contain a digest of the content, so browsers can cache them indefinitely.
+"""
 
 from collections.abc import Mapping
 from functools import cache
@@ -19,15 +22,15 @@ _SOURCES = {
 
 
 def asset_path(name: str) -> str:
-    """Return the path of a file below that of the console."""
+    """Return the path of a file, relative to the path of the console."""
     return f"{ASSETS_PATH}{_assets()[name].digest}/{name}"
 
 
-async def show_asset(visit: ConsoleRequest) -> Response:
-    asset = _assets().get(visit.request.path_params["name"])
-    if asset is None or asset.digest != visit.request.path_params["digest"]:
+async def show_asset(request: ConsoleRequest) -> Response:
+    asset = _assets().get(request.http_request.path_params["name"])
+    if asset is None or asset.digest != request.http_request.path_params["digest"]:
         return Response(status_code=HTTPStatus.NOT_FOUND)
-    return asset.response(visit.request, cache_control="public, max-age=31536000, immutable")
+    return asset.response(request.http_request, cache_control="public, max-age=31536000, immutable")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Registrations and removals per day as bars, for a small inline SVG and its text."""
+"""The bar chart of registrations and removals per day, as coordinates for an inline SVG."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -8,31 +8,33 @@ import attrs
 from mlapi.domain.audit import DailyCount
 
 DAYS = 30
-"""Today in UTC is the last of them."""
+"""The number of days in the chart. The last one is today in UTC."""
 WIDTH, HEIGHT = 600, 96
-"""Of the drawing, in its own units."""
-_SLOT = WIDTH // DAYS
-_BAR = 14  # of a slot
-_LEAST = 2  # so that one of thousands is seen
+"""The size of the drawing in SVG units."""
+_SLOT_WIDTH = WIDTH // DAYS
+_BAR_WIDTH = 14
+_MIN_BAR_HEIGHT = 2  # keeps a count of 1 visible beside a count in the thousands
 
 
 @attrs.frozen(kw_only=True)
 class Day:
-    """A day with its two bars: registrations stand on the base line, removals hang from it."""
+    """One day of the chart: its registrations are drawn above the baseline, its removals below."""
 
     day: date
     registered: int
     removed: int
     x: int
     up: int
+    """The height of the bar above the baseline."""
     down: int
+    """The height of the bar below the baseline."""
 
 
 @attrs.frozen(kw_only=True)
 class Chart:
     days: Sequence[Day]
     baseline: int
-    """From the top."""
+    """The distance of the baseline from the top."""
 
     @property
     def registered(self) -> int:
@@ -43,34 +45,39 @@ class Chart:
         return sum(day.removed for day in self.days)
 
 
-def first_moment(now: datetime) -> datetime:
-    """Return when the first day of a chart begins."""
+def chart_start(now: datetime) -> datetime:
+    """Return the start of the first day in the chart."""
     return datetime.combine(now.astimezone(UTC).date() - timedelta(days=DAYS - 1), time(), UTC)
 
 
-def chart(counts: Sequence[DailyCount], now: datetime) -> Chart:
-    """Return the chart of the days up to now, of what has been counted since `first_moment`."""
+def make_chart(counts: Sequence[DailyCount], now: datetime) -> Chart:
+    """Return the chart that ends today.
+
+    Args:
+        counts: the audited actions per day since `chart_start`.
+        now: the current time.
+    """
     count_of = {(count.day, count.action): count.count for count in counts}
-    first = first_moment(now).date()
+    first = chart_start(now).date()
     days = [first + timedelta(days=number) for number in range(DAYS)]
     registered = [count_of.get((day, "register"), 0) for day in days]
     removed = [count_of.get((day, "remove"), 0) for day in days]
-    unit = HEIGHT / max(1, max(registered) + max(removed))
+    scale = HEIGHT / max(1, max(registered) + max(removed))
     return Chart(
-        baseline=round(HEIGHT - max(removed) * unit),
+        baseline=round(HEIGHT - max(removed) * scale),
         days=[
             Day(
                 day=day,
                 registered=registrations,
                 removed=removals,
-                x=number * _SLOT + (_SLOT - _BAR) // 2,
-                up=_height(registrations, unit),
-                down=_height(removals, unit),
+                x=number * _SLOT_WIDTH + (_SLOT_WIDTH - _BAR_WIDTH) // 2,
+                up=_bar_height(registrations, scale),
+                down=_bar_height(removals, scale),
             )
             for number, (day, registrations, removals) in enumerate(zip(days, registered, removed, strict=True))
         ],
     )
 
 
-def _height(count: int, unit: float) -> int:
-    return max(_LEAST, round(count * unit)) if count else 0
+def _bar_height(count: int, scale: float) -> int:
+    return max(_MIN_BAR_HEIGHT, round(count * scale)) if count else 0

@@ -1,4 +1,4 @@
-"""The log-in of token mode: whoever types the admin token gets a session."""
+"""Log in to the console with the admin token, and log out."""
 
 import logging
 from functools import cached_property
@@ -9,51 +9,52 @@ from starlette.responses import Response
 from mlapi.bootstrap import AttemptLimits, in_memory_attempts
 from mlapi.domain.errors import TooManyAttemptsError
 from mlapi.domain.ports import AttemptLimiter
-from mlapi.entrypoints.console.pages import LOG_IN, redirect, render_page, set_cookie
-from mlapi.entrypoints.console.request import ConsoleRequest
-from mlapi.entrypoints.console.sessions import LIFETIME
+from mlapi.entrypoints.console.pages import LOGIN_PATH, redirect, render_page, set_cookie
+from mlapi.entrypoints.console.request import SESSION_COOKIE, ConsoleRequest
+from mlapi.entrypoints.console.sessions import LIFETIME_SECONDS
 
-GUESSES = 10
-"""Wrong admin tokens that one address may try in a minute (of IPv6: one /64), in each process."""
-_ADMIN = "the admin token"  # stands for a name, as there is but one
+MAX_WRONG_TOKENS_PER_MINUTE = 10
+"""The limit for one IPv4 address or one IPv6 /64 network, in each process."""
+_ADMIN = "the admin token"  # the limiter counts attempts by user name, and there is only one admin token
 
 _logger = logging.getLogger("mlapi")
 
 
 class LoginPage:
-    """The page on which the admin token is typed."""
+    """The page that asks for the admin token and starts a session."""
 
     @cached_property
     def _attempts(self) -> AttemptLimiter:
-        return in_memory_attempts(AttemptLimits(per_address=GUESSES))  # begins a thread, which no import does
+        """Create the limiter when it is first used, because it starts a thread."""
+        return in_memory_attempts(AttemptLimits(per_address=MAX_WRONG_TOKENS_PER_MINUTE))
 
-    async def __call__(self, visit: ConsoleRequest) -> Response:
-        if visit.management.mode != "token" or visit.session is not None:
-            return redirect(visit)
-        if visit.is_safe:
-            return render_page(visit, "log_in.html", problem=None)
-        address = visit.caller.resolve_address(visit.serving.trusted_proxies)
+    async def __call__(self, request: ConsoleRequest) -> Response:
+        if request.admin_policy.mode != "token" or request.session is not None:
+            return redirect(request)
+        if request.is_safe:
+            return render_page(request, "login.html", error=None)
+        address = request.client.resolve_address(request.runtime.trusted_proxies)
         try:
             was_known = self._attempts.count(_ADMIN, address)
         except TooManyAttemptsError as error:
             text = f"Too many wrong tokens from this address. Try again in {error.retry_after} seconds."
             headers = [("Retry-After", str(error.retry_after))]
-            return render_page(visit, "log_in.html", HTTPStatus.TOO_MANY_REQUESTS, headers=headers, problem=text)
-        if not visit.management.is_admin_token(visit.form.get("token", "")):
-            _logger.warning("console: a wrong admin token from %s", address)
-            return render_page(visit, "log_in.html", HTTPStatus.UNAUTHORIZED, problem="This is not the admin token.")
+            return render_page(request, "login.html", HTTPStatus.TOO_MANY_REQUESTS, headers=headers, error=text)
+        if not request.admin_policy.is_admin_token(request.form.get("token", "")):
+            _logger.warning("console: wrong admin token from %s", address)
+            return render_page(request, "login.html", HTTPStatus.UNAUTHORIZED, error="The admin token is wrong.")
         self._attempts.record_success(_ADMIN, address, was_known=was_known)
-        _logger.info("console: log-in from %s", address)
-        _session, cookie = visit.sessions.begin()
-        return with_session(redirect(visit), visit, cookie, LIFETIME)
+        _logger.info("console: login from %s", address)
+        _session, cookie = request.sessions.create()
+        return set_session_cookie(redirect(request), request, cookie, LIFETIME_SECONDS)
 
 
-async def log_out(visit: ConsoleRequest) -> Response:
-    """Delete the cookie, which is all there is of a session."""
-    return with_session(redirect(visit, LOG_IN, said="You are logged out."), visit, "", 0)
+async def log_out(request: ConsoleRequest) -> Response:
+    """Delete the session cookie. The server keeps no session that it could end."""
+    return set_session_cookie(redirect(request, LOGIN_PATH, flash="You have logged out."), request, "", 0)
 
 
-def with_session(response: Response, visit: ConsoleRequest, cookie: str, lifetime: int) -> Response:
-    """Give the browser the cookie of a session, for so many seconds; 0 takes it away."""
-    set_cookie(response, visit, "session", cookie, lifetime)
+def set_session_cookie(response: Response, request: ConsoleRequest, value: str, max_age_seconds: int) -> Response:
+    """Set the session cookie. A maximum age of 0 deletes it."""
+    set_cookie(response, request, SESSION_COOKIE, value, max_age_seconds)
     return response

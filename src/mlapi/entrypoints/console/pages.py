@@ -1,4 +1,4 @@
-"""Answers of the console: its pages, redirects and refusals."""
+"""Responses of the console: pages, redirects and error pages."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -15,8 +15,8 @@ from mlapi.domain.errors import (
     UserNotFoundError,
 )
 from mlapi.entrypoints.console.assets import asset_path
-from mlapi.entrypoints.console.request import ConsoleRequest
-from mlapi.entrypoints.console.sessions import SAID_FOR
+from mlapi.entrypoints.console.request import FLASH_COOKIE, ConsoleRequest
+from mlapi.entrypoints.console.sessions import FLASH_SECONDS
 from mlapi.entrypoints.http.middleware import logged_error_response
 
 if TYPE_CHECKING:
@@ -24,81 +24,80 @@ if TYPE_CHECKING:
 
 
 def render_page(
-    visit: ConsoleRequest,
+    request: ConsoleRequest,
     template: str,
     status: int = 200,
     *,
     headers: Iterable[tuple[str, str]] = (),
     **context: object,
 ) -> Response:
-    """Return a page, with what the one before had to say."""
-    said = visit.cookie("said")
+    """Render a template, with the flash message of the previous page if there is one."""
+    flash_cookie = request.cookie(FLASH_COOKIE)
     text = (
         _templates()
         .get_template(template)
         .render(
-            base=visit.base,
-            asset=lambda name: visit.base + asset_path(name),
-            session=visit.session,
-            mode=visit.management.mode,
-            said=visit.sessions.opened(said),
+            base=request.base,
+            asset=lambda name: request.base + asset_path(name),
+            session=request.session,
+            mode=request.admin_policy.mode,
+            flash=request.sessions.unsign(flash_cookie),
             **context,
         )
     )
     response = Response(text, status, dict(headers), media_type="text/html; charset=utf-8")
-    if said:
-        set_cookie(response, visit, "said", "", 0)
+    if flash_cookie:
+        set_cookie(response, request, FLASH_COOKIE, "", 0)
     return response
 
 
-def redirect(visit: ConsoleRequest, path: str = "", *, said: str = "") -> Response:
-    """Lead to another page of the console by GET; that page will say ``said``.
+def redirect(request: ConsoleRequest, path: str = "", *, flash: str = "") -> Response:
+    """Redirect to another page of the console, which shows the flash message.
 
-    The address names no host: the one that the client has sent may be anybody's.
+    The location has no host, because the Host header of the request may be forged.
     """
-    if visit.is_partial and path == LOG_IN:  # a part of the page cannot become the log-in
-        return Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Redirect": visit.base + path})
-    response = Response(status_code=HTTPStatus.SEE_OTHER, headers={"Location": visit.base + path})
-    if said:
-        set_cookie(response, visit, "said", visit.sessions.sealed(said), SAID_FOR)
+    if request.is_partial and path == LOGIN_PATH:  # htmx would show the login inside the page
+        return Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Redirect": request.base + path})
+    response = Response(status_code=HTTPStatus.SEE_OTHER, headers={"Location": request.base + path})
+    if flash:
+        set_cookie(response, request, FLASH_COOKIE, request.sessions.sign(flash), FLASH_SECONDS)
     return response
 
 
-def refused(visit: ConsoleRequest, error: MlapiError) -> Response:
-    """Return the page of whatever our code raises on purpose and no form shows by its field."""
-    answer = logged_error_response(visit.request, error)
+def handle_error(request: ConsoleRequest, error: MlapiError) -> Response:
+    """Return the error page for an error that is not shown beside a form field."""
+    api_response = logged_error_response(request.http_request, error)
     match error:
         case UserNotFoundError(user_id=user_id):
-            text = f"There is no user {user_id}, or no longer."
+            text = f"User {user_id} does not exist or was removed."
         case ApiKeyNotFoundError():
-            text = "This user has no such API key, or no longer."
+            text = "This API key does not exist or was removed."
         case ServiceUnavailableError():
-            text = (
-                "The users cannot be reached now. Try again in a moment; then look whether your last change was made."
-            )
+            text = "The service is unavailable. Try again in a moment, and check whether your last change was saved."
         case ConfigurationError():
-            text = "The service cannot use its database. Its log says what to do."
+            text = "The service cannot use its database. See the server log for details."
         case _:
             text = f"{str(error)[:1].upper()}{str(error)[1:]}."
-    headers = [(name, value) for name, value in answer.headers if name in {"Retry-After", "Allow"}]
-    return problem(visit, answer.status, text, headers=headers)
+    headers = [(name, value) for name, value in api_response.headers if name in {"Retry-After", "Allow"}]
+    return error_page(request, api_response.status, text, headers=headers)
 
 
-def problem(visit: ConsoleRequest, status: int, text: str, *, headers: Iterable[tuple[str, str]] = ()) -> Response:
+def error_page(request: ConsoleRequest, status: int, text: str, *, headers: Iterable[tuple[str, str]] = ()) -> Response:
     title = _TITLES.get(status, HTTPStatus(status).phrase.capitalize())
-    return render_page(visit, "problem.html", status, headers=headers, title=title, text=text)
+    return render_page(request, "error.html", status, headers=headers, title=title, text=text)
 
 
-def set_cookie(response: Response, visit: ConsoleRequest, name: str, value: str, lifetime: int) -> None:
-    """Give the browser a cookie for the console alone, for so many seconds; 0 takes it away."""
-    secure = "; Secure" if visit.caller.scheme == "https" else ""
+def set_cookie(response: Response, request: ConsoleRequest, name: str, value: str, max_age_seconds: int) -> None:
+    """Set a cookie that is sent to the console only. A maximum age of 0 deletes it."""
+    secure = "; Secure" if request.client.scheme == "https" else ""
     response.headers.append(
         "Set-Cookie",
-        f"{visit.cookie_name(name)}={value}; Path={visit.base}; Max-Age={lifetime}; HttpOnly; SameSite=Strict{secure}",
+        f"{request.cookie_name(name)}={value}; Path={request.base}; Max-Age={max_age_seconds}"
+        f"; HttpOnly; SameSite=Strict{secure}",
     )
 
 
-LOG_IN = "/log-in"
+LOGIN_PATH = "/log-in"
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
@@ -106,25 +105,25 @@ HEADERS: Mapping[str, str] = {
     ),
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    # Not no-referrer: with that a browser says `Origin: null` of our own forms.
+    # With no-referrer, browsers would send "Origin: null" with the console's own forms.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Of every answer, unless it has its own."""
+"""Default headers of every response. A response may set its own value."""
 
 _TITLES: Mapping[int, str] = {
-    HTTPStatus.FORBIDDEN: "Closed",
+    HTTPStatus.FORBIDDEN: "Access denied",
     HTTPStatus.NOT_FOUND: "Not found",
-    HTTPStatus.UNPROCESSABLE_ENTITY: "Not understood",
-    HTTPStatus.SERVICE_UNAVAILABLE: "Away for a moment",
-    HTTPStatus.INTERNAL_SERVER_ERROR: "A fault of ours",
+    HTTPStatus.UNPROCESSABLE_ENTITY: "Invalid request",
+    HTTPStatus.SERVICE_UNAVAILABLE: "Temporarily unavailable",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "Internal error",
 }
 
 
 @cache
 def _templates() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - 40 ms, for whoever opens a page
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - takes 40 ms, so import it when used
 
     return Environment(
         loader=PackageLoader("mlapi.entrypoints.console"),

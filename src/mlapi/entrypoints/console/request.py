@@ -1,4 +1,4 @@
-"""One request to the console, as its views get it."""
+"""A request to the console, as its pages receive it."""
 
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, quote
@@ -14,79 +14,93 @@ from mlapi.entrypoints.http.runtime import Runtime
 from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.client import Client
 
-PATH = "/console"
-"""Where the console is, below where the application is mounted."""
-_FORM = "application/x-www-form-urlencoded"
-_FIELDS_MAX = 20
+CONSOLE_PATH = "/console"
+"""The path of the console, relative to the mount point of the application."""
+SESSION_COOKIE = "session"
+FLASH_COOKIE = "said"
+_FORM_TYPE = "application/x-www-form-urlencoded"
+_MAX_FIELDS = 20
 
 
 @attrs.frozen(kw_only=True)
 class ConsoleRequest:
-    """A request with what it is answered from. ``form`` has every field once, ``session`` is None at the log-in."""
+    """A request with the session, the form and the services that a page needs."""
 
-    request: Request
-    caller: Client
+    http_request: Request
+    client: Client
     sessions: Sessions
     session: Session | None = None
+    """None on the login page."""
     form: Mapping[str, str] = attrs.field(factory=dict, repr=False)
+    """The values of the form by field name. A form that repeats a field is rejected."""
 
     @property
     def base(self) -> str:
-        """The path of the console as the browser has it, quoted; it begins with one slash, so it names no host."""
-        root: str = self.request.scope.get("root_path", "")
-        return "/" + quote((root + PATH).lstrip("/"))
+        """The quoted path of the console as the browser sees it.
+
+        It starts with exactly one slash: browsers read a location that starts with two slashes as a host name.
+        """
+        root: str = self.http_request.scope.get("root_path", "")
+        return "/" + quote((root + CONSOLE_PATH).lstrip("/"))
 
     @property
-    def management(self) -> AdminPolicy:
-        management: AdminPolicy = self.request.app.state.admin_policy
-        return management
+    def admin_policy(self) -> AdminPolicy:
+        policy: AdminPolicy = self.http_request.app.state.admin_policy
+        return policy
 
     @property
-    def serving(self) -> Runtime:
-        serving: Runtime = self.request.app.state.runtime
-        return serving
+    def runtime(self) -> Runtime:
+        runtime: Runtime = self.http_request.app.state.runtime
+        return runtime
 
     @property
     def users(self) -> Users:
-        """Whose changes are told of the console in the audit trail."""
-        return self.serving.as_actor("console")
+        """The user service, which names the console as the actor in the audit trail."""
+        return self.runtime.as_actor("console")
 
     @property
     def is_safe(self) -> bool:
-        """Whether it only reads (RFC 9110, 9.2.1)."""
-        return self.request.method in {"GET", "HEAD"}
+        """Whether the method is safe (RFC 9110, 9.2.1): the request only reads."""
+        return self.http_request.method in {"GET", "HEAD"}
 
     @property
     def is_partial(self) -> bool:
-        """Whether htmx asks, and will take a part of the page."""
-        return self.request.headers.get("hx-request") == "true"
+        """Whether htmx sent the request and uses only a part of the page."""
+        return self.http_request.headers.get("hx-request") == "true"
 
-    def given(self, *names: str) -> dict[str, str]:
-        """Return those parameters of the query that say something."""
-        query = self.request.query_params
+    @property
+    def session_cookie(self) -> str:
+        return self.cookie(SESSION_COOKIE)
+
+    def query_parameters(self, *names: str) -> dict[str, str]:
+        """Return the query parameters with these names that are not empty."""
+        query = self.http_request.query_params
         return {name: query[name] for name in names if query.get(name)}
 
     def cookie(self, name: str) -> str:
-        return self.request.cookies.get(self.cookie_name(name), "")
+        return self.http_request.cookies.get(self.cookie_name(name), "")
 
     def cookie_name(self, name: str) -> str:
-        """Browsers let only HTTPS set a name with this prefix: nobody on the way can give us a session of his."""
-        return f"__Secure-mlapi_{name}" if self.caller.scheme == "https" else f"mlapi_{name}"
+        """Return the full name of a cookie.
+
+        Browsers accept the ``__Secure-`` prefix only over HTTPS, so an attacker on the network cannot plant a session.
+        """
+        return f"__Secure-mlapi_{name}" if self.client.scheme == "https" else f"mlapi_{name}"
 
 
 async def read_form(request: Request) -> dict[str, str]:
     """Return the fields of a form.
 
     Raises:
-        InvalidFieldsError: unless it is URL-encoded UTF-8 with a few fields, each of them once.
-        BodyTooLargeError: if it is too large.
+        InvalidFieldsError: if the body is not URL-encoded UTF-8, repeats a field or has too many fields.
+        BodyTooLargeError: if the body is too large.
     """
     content_type, _, _ = request.headers.get("content-type", "").partition(";")
     body = await requests.read_body(request.stream())
     try:
-        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS_MAX)
+        pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
     except ValueError:
         pairs = []
-    if not pairs or len(dict(pairs)) != len(pairs) or content_type.strip().lower() != _FORM:
-        raise InvalidFieldsError((FieldError("form", f"must be {_FORM} in UTF-8, with each field once"),))
+    if not pairs or len(dict(pairs)) != len(pairs) or content_type.strip().lower() != _FORM_TYPE:
+        raise InvalidFieldsError((FieldError("form", f"must be {_FORM_TYPE} in UTF-8 and must not repeat a field"),))
     return dict(pairs)

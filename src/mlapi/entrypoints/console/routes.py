@@ -1,4 +1,4 @@
-"""Every path of the console, with what answers there."""
+"""The paths of the console and the pages that serve them."""
 
 from starlette.routing import Route
 
@@ -8,33 +8,34 @@ from mlapi.entrypoints.console.app import ConsoleApp
 from mlapi.entrypoints.console.assets import ASSETS_PATH, show_asset
 from mlapi.entrypoints.console.keys import add_key, remove_key
 from mlapi.entrypoints.console.login import LoginPage, log_out
-from mlapi.entrypoints.console.pages import LOG_IN
-from mlapi.entrypoints.console.request import PATH
+from mlapi.entrypoints.console.pages import LOGIN_PATH
+from mlapi.entrypoints.console.request import CONSOLE_PATH
 
-_BOTH = ["GET", "POST"]
+_GET_AND_POST = ["GET", "POST"]
 
 
 def console_routes() -> list[Route]:
-    """Return what puts a console into an application: two routes, and behind both the `ConsoleApp`."""
-    gate = ConsoleApp(
+    """Return the routes that add the console to an application. Both lead to the `ConsoleApp`."""
+    user = f"{CONSOLE_PATH}/users/{{user_id}}"
+    app = ConsoleApp(
         [
-            Route(PATH, users.show_users, methods=["GET"]),
-            Route(f"{PATH}/", users.lead_to_users, methods=["GET"]),
-            Route(f"{PATH}{LOG_IN}", LoginPage(), methods=_BOTH),
-            Route(f"{PATH}/log-out", log_out, methods=["POST"]),
-            Route(f"{PATH}/activity", show_activity, methods=["GET"]),
-            Route(f"{PATH}/users/new", users.add_user, methods=_BOTH),
-            Route(f"{PATH}/users/{{user_id}}", users.show_user, methods=["GET"]),
-            Route(f"{PATH}/users/{{user_id}}/enabled", users.set_enabled, methods=_BOTH),
-            Route(f"{PATH}/users/{{user_id}}/password", users.set_password, methods=_BOTH),
-            Route(f"{PATH}/users/{{user_id}}/tokens", users.end_tokens, methods=_BOTH),
-            Route(f"{PATH}/users/{{user_id}}/remove", users.remove_user, methods=_BOTH),
-            Route(f"{PATH}/users/{{user_id}}/keys", add_key, methods=_BOTH),
-            Route(f"{PATH}/users/{{user_id}}/keys/{{key_id}}/remove", remove_key, methods=_BOTH),
-            Route(f"{PATH}{ASSETS_PATH}{{digest}}/{{name}}", show_asset, methods=["GET"]),
+            Route(CONSOLE_PATH, users.show_users, methods=["GET"]),
+            Route(f"{CONSOLE_PATH}/", users.redirect_to_users, methods=["GET"]),
+            Route(f"{CONSOLE_PATH}{LOGIN_PATH}", LoginPage(), methods=_GET_AND_POST),
+            Route(f"{CONSOLE_PATH}/log-out", log_out, methods=["POST"]),
+            Route(f"{CONSOLE_PATH}/activity", show_activity, methods=["GET"]),
+            Route(f"{CONSOLE_PATH}/users/new", users.add_user, methods=_GET_AND_POST),
+            Route(user, users.show_user, methods=["GET"]),
+            Route(f"{user}/enabled", users.set_enabled, methods=_GET_AND_POST),
+            Route(f"{user}/password", users.set_password, methods=_GET_AND_POST),
+            Route(f"{user}/tokens", users.revoke_tokens, methods=_GET_AND_POST),
+            Route(f"{user}/remove", users.remove_user, methods=_GET_AND_POST),
+            Route(f"{user}/keys", add_key, methods=_GET_AND_POST),
+            Route(f"{user}/keys/{{key_id}}/remove", remove_key, methods=_GET_AND_POST),
+            Route(f"{CONSOLE_PATH}{ASSETS_PATH}{{digest}}/{{name}}", show_asset, methods=["GET"]),
         ]
     )
     return [
-        Route(PATH, gate, include_in_schema=False),
-        Route(f"{PATH}/{{path:path}}", gate, include_in_schema=False),
+        Route(CONSOLE_PATH, app, include_in_schema=False),
+        Route(f"{CONSOLE_PATH}/{{path:path}}", app, include_in_schema=False),
     ]

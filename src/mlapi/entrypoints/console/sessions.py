@@ -1,98 +1,121 @@
-"""What the console's cookies hold: who has logged in and since when, and one sentence for the next page.
+"""Sessions and flash messages of the console, kept in signed cookies.
 
-A session is not kept anywhere. Its cookie is signed, so every process knows it again; to log out deletes the cookie in
-the browser, and whoever has copied it before may use it until its time is over or there is another admin token.
-Its time is over eight hours after the log-in, and an hour after the last page that was asked for.
+The server stores no session, so every process can check the cookie. Logging out deletes the cookie from the browser;
+a copy of it stays valid until the session expires or the admin token changes. A session expires eight hours after the
+login, or one hour after the last page view.
 """
 
-import base64
 import hashlib
 import hmac
-import re
 import secrets
 import time
 from collections.abc import Callable
+from typing import Any
 
 import attrs
+from itsdangerous import BadData, Signer, TimestampSigner, URLSafeTimedSerializer
 
-LIFETIME = 8 * 3600
-"""Seconds from the log-in to the end of a session."""
-IDLE = 3600
-"""Seconds after which a session ends that is not used: NIST SP 800-63B-4, 2.2.3."""
-_PROLONGED_EVERY = 60
-"""Seconds: more often would be a cookie with each page."""
-SAID_FOR = 60
-"""Seconds for which a sentence waits for its page."""
-_SKEW = 60  # seconds by which the clock of another process may be ahead
-_SESSION = re.compile(r"([0-9]{1,12})\.([0-9]{1,12})\.([0-9a-f]{32})\.([0-9a-f]{64})")
+LIFETIME_SECONDS = 8 * 3600
+"""Maximum age of a session, however often it is used."""
+IDLE_SECONDS = 3600
+"""An unused session expires after this time: NIST SP 800-63B-4, 2.2.3."""
+FLASH_SECONDS = 60
+"""A flash message that no page has shown expires after this time."""
+_RENEWAL_SECONDS = 60  # the interval between two renewals, so that most responses set no cookie
+_CLOCK_SKEW_SECONDS = 60  # the clock of another process may be ahead by this much
 
 
 @attrs.frozen
 class Session:
-    """A session by its random id; ``csrf_token`` is what shows that a form was made for it."""
+    """A session of the console. Times are Unix timestamps in seconds."""
 
     id: str = attrs.field(repr=False)
     csrf_token: str = attrs.field(repr=False)
-    issued: int = attrs.field(repr=False)
-    used: int = attrs.field(repr=False)
-    """Seconds since 1970, as its cookie has them."""
+    """Every form carries this token, which proves that the form was made for this session."""
+    started_at: int = attrs.field(repr=False)
+    last_used_at: int = attrs.field(repr=False)
 
 
-@attrs.frozen
 class Sessions:
-    """Makes sessions and knows its own again.
+    """Create, renew and verify session cookies and signed flash messages.
 
     Args:
-        key: what is signed with. Where it is no secret (`AdminPolicy.session_key`) the cookie only has to agree with
-            the form: a double submit.
-        clock: seconds since 1970.
+        key: the signing key. In local mode it is not a secret (see `AdminPolicy.session_key`); the cookie then only has
+            to match the form, which is the double-submit defence against CSRF.
+        clock: returns the current Unix timestamp.
     """
 
-    _key: bytes = attrs.field(repr=False)
-    _clock: Callable[[], float] = time.time
+    def __init__(self, key: bytes, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._sessions = _serializer(key, "mlapi console session", clock)
+        self._flashes = _serializer(key, "mlapi console flash", clock)
+        self._csrf = Signer(key, b"mlapi console csrf", key_derivation="hmac", digest_method=hashlib.sha256)
 
-    def begin(self) -> tuple[Session, str]:
-        """Return a new session, and what its cookie holds."""
+    def create(self) -> tuple[Session, str]:
+        """Return a new session and the value of its cookie."""
         now = int(self._clock())
-        session = self._session(secrets.token_hex(16), issued=now, used=now)
+        session = self._session(secrets.token_hex(16), started_at=now, last_used_at=now)
         return session, self._cookie(session)
 
-    def prolonged(self, session: Session) -> str | None:
-        """Return what the cookie of a session in use holds from now on; None if that can wait."""
-        now = int(self._clock())
-        return None if now - session.used < _PROLONGED_EVERY else self._cookie(attrs.evolve(session, used=now))
+    def renew(self, session: Session) -> str | None:
+        """Return a new cookie value that restarts the idle timeout, or None if the last renewal is recent."""
+        return None if self._clock() - session.last_used_at < _RENEWAL_SECONDS else self._cookie(session)
 
-    def find(self, cookie: str) -> Session | None:
-        """Return the session of a cookie, or None if it is not ours or its time is over."""
-        match = _SESSION.fullmatch(cookie)
-        if match is None:
+    def load(self, cookie: str) -> Session | None:
+        """Return the session of a cookie, or None if the cookie is invalid or has expired."""
+        signed = self._loads(self._sessions, cookie, IDLE_SECONDS)
+        if signed is None:
             return None
-        issued, used, session_id, _signature = match.groups()
-        session = self._session(session_id, issued=int(issued), used=int(used))
-        if not hmac.compare_digest(self._cookie(session), cookie):
+        (session_id, started_at), last_used_at = signed
+        if not self._is_current(started_at, LIFETIME_SECONDS):
             return None
-        now = self._clock()
-        is_current = -_SKEW <= now - session.issued < LIFETIME and -_SKEW <= now - session.used < IDLE
-        return session if is_current else None
+        return self._session(session_id, started_at=started_at, last_used_at=last_used_at)
 
-    def sealed(self, text: str) -> str:
-        """Return a text as a cookie may hold it, so that `opened` takes it from nobody else."""
-        encoded = base64.urlsafe_b64encode(text.encode("utf-8")).decode("ascii")
-        return f"{encoded}.{self._signature('text', encoded)}"
+    def sign(self, text: str) -> str:
+        """Return a flash message as a cookie value. Read it again with `unsign`."""
+        return str(self._flashes.dumps(text))
 
-    def opened(self, sealed: str) -> str:
-        """Return the text that was sealed; nothing if it was not by us."""
-        encoded, _, signature = sealed.partition(".")
-        if not sealed.isascii() or not hmac.compare_digest(self._signature("text", encoded), signature):
-            return ""
-        return base64.urlsafe_b64decode(encoded).decode("utf-8")
+    def unsign(self, cookie: str) -> str:
+        """Return the flash message in a cookie value, or an empty text if it is invalid or has expired."""
+        signed = self._loads(self._flashes, cookie, FLASH_SECONDS)
+        return "" if signed is None else str(signed[0])
 
-    def _session(self, session_id: str, *, issued: int, used: int) -> Session:
-        return Session(session_id, self._signature("csrf", session_id), issued, used)
+    def _session(self, session_id: str, *, started_at: int, last_used_at: int) -> Session:
+        csrf_token = self._csrf.get_signature(session_id).decode("ascii")
+        return Session(session_id, csrf_token, started_at, last_used_at)
 
     def _cookie(self, session: Session) -> str:
-        signed = f"{session.issued}.{session.used}.{session.id}"
-        return f"{signed}.{self._signature('session', signed)}"
+        return str(self._sessions.dumps((session.id, session.started_at)))
 
-    def _signature(self, *parts: str) -> str:
-        return hmac.new(self._key, ".".join(parts).encode("ascii"), hashlib.sha256).hexdigest()
+    def _loads(self, serializer: URLSafeTimedSerializer, value: str, max_age_seconds: int) -> tuple[Any, int] | None:
+        """Return the signed object and the time of its signature, or None if it cannot be trusted."""
+        try:
+            signed, signed_at = serializer.loads(value, return_timestamp=True)
+        except BadData:
+            return None
+        timestamp = int(signed_at.timestamp())
+        return (signed, timestamp) if self._is_current(timestamp, max_age_seconds) else None
+
+    def _is_current(self, timestamp: int, max_age_seconds: int) -> bool:
+        """Check an age here, because ``max_age`` of itsdangerous does not tolerate clock skew."""
+        return -_CLOCK_SKEW_SECONDS <= self._clock() - timestamp < max_age_seconds
+
+
+class _StrictSigner(TimestampSigner):
+    """A `TimestampSigner` with a replaceable clock that accepts only one spelling of each signature."""
+
+    def __init__(self, secret_key: list[bytes], salt: bytes, clock: Callable[[], float]) -> None:
+        super().__init__(secret_key, salt=salt, key_derivation="hmac", digest_method=hashlib.sha256)
+        self._clock = clock
+
+    def get_timestamp(self) -> int:
+        return int(self._clock())
+
+    def verify_signature(self, value: str | bytes, sig: str | bytes) -> bool:
+        """Compare signatures as text: decoding base64 ignores unknown characters and the last unused bits."""
+        given = sig if isinstance(sig, bytes) else sig.encode("utf-8")
+        return hmac.compare_digest(self.get_signature(value), given)
+
+
+def _serializer(key: bytes, salt: str, clock: Callable[[], float]) -> URLSafeTimedSerializer:
+    return URLSafeTimedSerializer(key, salt.encode("ascii"), signer=_StrictSigner, signer_kwargs={"clock": clock})

@@ -1,4 +1,4 @@
-"""The pages about users: the list, each of them, and the forms that change them."""
+"""The list of users, the page of one user, and the forms that change users."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -11,165 +11,173 @@ from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import InvalidFieldsError, UserExistsError
 from mlapi.domain.rules import USERNAME_MAX
 from mlapi.domain.users import User, UserId, utc_now
-from mlapi.entrypoints.console.chart import Chart, chart, first_moment
+from mlapi.entrypoints.console.chart import Chart, chart_start, make_chart
 from mlapi.entrypoints.console.pages import redirect, render_page
 from mlapi.entrypoints.console.request import ConsoleRequest
 from mlapi.entrypoints.wire import queries, requests
 
-PAGE = 25
-"""Users of a page of the list."""
-RECENT = 10
-"""Entries of the audit trail on the page of a user."""
-_LIST = ("q", "enabled", "after")  # parameters of the list
+USERS_PER_PAGE = 25
+RECENT_ENTRIES = 10
+"""The number of audit entries on the page of a user."""
+_LIST_PARAMETERS = ("q", "enabled", "after")
 
 
-async def show_users(visit: ConsoleRequest) -> Response:
-    """Show a page of the list, and above it what has happened lately."""
-    given = visit.given(*_LIST)
-    query = queries.parse_users_query(urlencode({**given, "limit": PAGE}).encode("ascii"))
+async def show_users(request: ConsoleRequest) -> Response:
+    """Show one page of the user list, below the chart of recent registrations and removals."""
+    parameters = request.query_parameters(*_LIST_PARAMETERS)
+    query = queries.parse_users_query(urlencode({**parameters, "limit": USERS_PER_PAGE}).encode("ascii"))
 
     def read() -> tuple[list[User], int, Chart | None]:
-        users = visit.serving.users
+        users = request.runtime.users
         found = users.list_page(
             after=query.after,
-            limit=query.limit + 1,  # one more tells whether there is more
+            limit=query.limit + 1,  # one extra user shows whether there is a next page
             enabled=query.enabled,
             containing=query.containing,
         )
-        if visit.is_partial:  # which takes the list alone
+        if request.is_partial:  # htmx replaces only the list
             return found, 0, None
         now = utc_now()
-        return found, users.repository.count(), chart(users.count_actions_per_day(first_moment(now)), now)
+        return found, users.repository.count(), make_chart(users.count_actions_per_day(chart_start(now)), now)
 
-    found, total, drawn = await visit.serving.reading.run(read)
-    shown, more = found[: query.limit], len(found) > query.limit
-    following = urlencode({**given, "after": shown[-1].id}) if more else None
-    first = urlencode({name: value for name, value in given.items() if name != "after"})
+    found, total, chart = await request.runtime.reading.run(read)
+    shown, has_more = found[: query.limit], len(found) > query.limit
+    search = urlencode({name: value for name, value in parameters.items() if name != "after"})
     return render_page(
-        visit,
+        request,
         "users.html",
         users=shown,
-        given=given,
-        listed=urlencode(given),
-        first=first if query.after else None,
-        following=following,
+        parameters=parameters,
+        list_query=urlencode(parameters),
+        first_page=search if query.after else None,
+        next_page=urlencode({**parameters, "after": shown[-1].id}) if has_more else None,
         total=total,
-        chart=drawn,
-        longest=USERNAME_MAX,
+        chart=chart,
+        search_max_length=USERNAME_MAX,
     )
 
 
-async def lead_to_users(visit: ConsoleRequest) -> Response:
-    return redirect(visit)
+async def redirect_to_users(request: ConsoleRequest) -> Response:
+    return redirect(request)
 
 
-async def add_user(visit: ConsoleRequest) -> Response:
-    if visit.is_safe:
-        return render_page(visit, "add_user.html", form={}, problems={})
-    form, users = visit.form, visit.users
+async def add_user(request: ConsoleRequest) -> Response:
+    if request.is_safe:
+        return render_page(request, "add_user.html", form={}, errors={})
+    form, users = request.form, request.users
     try:
-        command = await visit.serving.hash(
+        command = await request.runtime.hash(
             users.prepare_registration,
             username=form.get("username", ""),
             password=form.get("password", ""),
             email=form.get("email", ""),
         )
-        user = await visit.serving.commands.apply(command)
+        user = await request.runtime.commands.apply(command)
     except InvalidFieldsError as error:
-        status, problems = HTTPStatus.UNPROCESSABLE_ENTITY, problems_of(error)
+        status, errors = HTTPStatus.UNPROCESSABLE_ENTITY, errors_by_field(error)
     except UserExistsError as error:
-        status, problems = HTTPStatus.CONFLICT, {"username": f"is taken by user {error.user_id}"}
+        status, errors = HTTPStatus.CONFLICT, {"username": f"is already taken by user {error.user_id}"}
     else:
-        return redirect(visit, f"/users/{user.id}", said=f"{user.username} is registered.")
-    return render_page(visit, "add_user.html", status, form=form, problems=problems)
+        return redirect(request, f"/users/{user.id}", flash=f"User {user.username} was added.")
+    return render_page(request, "add_user.html", status, form=form, errors=errors)
 
 
-async def show_user(visit: ConsoleRequest) -> Response:
-    return await user_page(visit, user_id_of(visit))
+async def show_user(request: ConsoleRequest) -> Response:
+    return await user_page(request, user_id_in_path(request))
 
 
-async def set_enabled(visit: ConsoleRequest) -> Response:
-    user_id = user_id_of(visit)
-    if visit.is_safe:
-        return redirect(visit, f"/users/{user_id}")
-    enabled = requests.parse_permission(visit.form.get("enabled", ""))
-    command = visit.users.prepare_set_enabled(user_id=user_id, enabled=enabled)
-    user = await visit.serving.commands.apply(command)
-    said = f"{user.username} is {'enabled' if enabled else 'disabled'}."
-    if "list" not in visit.form:
-        return redirect(visit, f"/users/{user_id}", said=said)
-    query = urlencode([(name, value) for name, value in parse_qsl(visit.form["list"]) if name in _LIST])
-    return redirect(visit, f"?{query}" if query else "", said=said)
+async def set_enabled(request: ConsoleRequest) -> Response:
+    """Enable or disable a user, then return to the page of the user or to the list that had the button."""
+    user_id = user_id_in_path(request)
+    if request.is_safe:
+        return redirect(request, f"/users/{user_id}")
+    enabled = requests.parse_permission(request.form.get("enabled", ""))
+    command = request.users.prepare_set_enabled(user_id=user_id, enabled=enabled)
+    user = await request.runtime.commands.apply(command)
+    flash = f"User {user.username} is now {'enabled' if enabled else 'disabled'}."
+    if "list" not in request.form:
+        return redirect(request, f"/users/{user_id}", flash=flash)
+    query = urlencode([(name, value) for name, value in parse_qsl(request.form["list"]) if name in _LIST_PARAMETERS])
+    return redirect(request, f"?{query}" if query else "", flash=flash)
 
 
-async def set_password(visit: ConsoleRequest) -> Response:
-    user_id = user_id_of(visit)
-    if visit.is_safe:
-        return redirect(visit, f"/users/{user_id}")
+async def set_password(request: ConsoleRequest) -> Response:
+    user_id = user_id_in_path(request)
+    if request.is_safe:
+        return redirect(request, f"/users/{user_id}")
     try:
-        password = visit.form.get("password", "")
-        command = await visit.serving.hash(visit.users.prepare_password, user_id=user_id, password=password)
+        password = request.form.get("password", "")
+        command = await request.runtime.hash(request.users.prepare_password, user_id=user_id, password=password)
     except InvalidFieldsError as error:
-        return await user_page(visit, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, problems=problems_of(error))
-    user = await visit.serving.commands.apply(command)
-    return redirect(visit, f"/users/{user_id}", said=f"{user.username} has another password, and no token any more.")
+        return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))
+    user = await request.runtime.commands.apply(command)
+    flash = f"Password changed. All tokens of {user.username} were revoked."
+    return redirect(request, f"/users/{user_id}", flash=flash)
 
 
-async def end_tokens(visit: ConsoleRequest) -> Response:
-    user_id = user_id_of(visit)
-    if visit.is_safe:
-        return redirect(visit, f"/users/{user_id}")
-    user = await visit.serving.commands.apply(visit.users.prepare_end_tokens(user_id=user_id))
-    return redirect(visit, f"/users/{user_id}", said=f"Every token of {user.username} has ended.")
+async def revoke_tokens(request: ConsoleRequest) -> Response:
+    user_id = user_id_in_path(request)
+    if request.is_safe:
+        return redirect(request, f"/users/{user_id}")
+    user = await request.runtime.commands.apply(request.users.prepare_end_tokens(user_id=user_id))
+    return redirect(request, f"/users/{user_id}", flash=f"All tokens of {user.username} were revoked.")
 
 
-async def remove_user(visit: ConsoleRequest) -> Response:
-    """Ask first, then do it."""
-    user_id = user_id_of(visit)
-    if visit.is_safe:
-        user = await visit.serving.reading.run(visit.serving.users.get, user_id)
-        return render_page(visit, "remove_user.html", user=user)
-    user = await visit.serving.commands.apply(visit.users.prepare_remove(user_id=user_id))
-    return redirect(visit, said=f"{user.username} is removed.")
+async def remove_user(request: ConsoleRequest) -> Response:
+    """Remove a user, after a page that asks for confirmation."""
+    user_id = user_id_in_path(request)
+    if request.is_safe:
+        user = await request.runtime.reading.run(request.runtime.users.get, user_id)
+        return render_page(request, "remove_user.html", user=user)
+    user = await request.runtime.commands.apply(request.users.prepare_remove(user_id=user_id))
+    return redirect(request, flash=f"User {user.username} was removed.")
 
 
 async def user_page(
-    visit: ConsoleRequest,
+    request: ConsoleRequest,
     user_id: UserId,
     status: int = HTTPStatus.OK,
     *,
-    problems: Mapping[str, str] | None = None,
+    errors: Mapping[str, str] | None = None,
     secret: str | None = None,
 ) -> Response:
-    """Return the page of a user, with what is wrong with one of its forms, or with a new key that is shown once.
+    """Return the page of a user.
+
+    Args:
+        request: the request.
+        user_id: the id of the user.
+        status: the status of the response.
+        errors: what is wrong with the form that was sent, by field name.
+        secret: a new API key, which is shown only in this response.
 
     Raises:
         UserNotFoundError: if no user has this id.
-        RepositoryUnavailableError: if the database is away.
+        ServiceUnavailableError: if the database is unavailable.
     """
 
     def read() -> tuple[User, list[ApiKey], list[AuditEntry]]:
-        users = visit.serving.users
-        return users.get(user_id), users.list_api_keys(user_id), users.list_audit_page(limit=RECENT, user_id=user_id)
+        users = request.runtime.users
+        user, keys = users.get(user_id), users.list_api_keys(user_id)
+        return user, keys, users.list_audit_page(limit=RECENT_ENTRIES, user_id=user_id)
 
-    user, keys, entries = await visit.serving.reading.run(read)
+    user, keys, entries = await request.runtime.reading.run(read)
     return render_page(
-        visit,
+        request,
         "user.html",
         status,
         user=user,
         keys=keys,
         entries=entries,
-        form={} if problems is None else visit.form,
-        problems=problems or {},
+        form={} if errors is None else request.form,
+        errors=errors or {},
         secret=secret,
         now=utc_now(),
     )
 
 
-def user_id_of(visit: ConsoleRequest) -> UserId:
-    return requests.parse_user_id(visit.request.path_params["user_id"])
+def user_id_in_path(request: ConsoleRequest) -> UserId:
+    return requests.parse_user_id(request.http_request.path_params["user_id"])
 
 
-def problems_of(error: InvalidFieldsError) -> dict[str, str]:
-    return {problem.field: problem.message for problem in error.errors}
+def errors_by_field(error: InvalidFieldsError) -> dict[str, str]:
+    return {field_error.field: field_error.message for field_error in error.errors}

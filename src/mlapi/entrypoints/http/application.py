@@ -27,8 +27,7 @@ from mlapi.domain.errors import (
 )
 from mlapi.domain.users import User
 from mlapi.entrypoints.admin import REGISTRATION_PATH, AdminPolicy
-from mlapi.entrypoints.console import PATH as CONSOLE_PATH
-from mlapi.entrypoints.console import console_routes
+from mlapi.entrypoints.console import CONSOLE_PATH, console_routes
 from mlapi.entrypoints.http.docs import documentation_routes
 from mlapi.entrypoints.http.metrics import CONTENT_TYPE
 from mlapi.entrypoints.http.middleware import (
