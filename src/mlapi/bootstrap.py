@@ -170,7 +170,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
     with open_database(settings) as database:
         file = secrets_file(database)
         with_secrets = _with_secrets(settings, database, file)
-        kind = SqliteUserRepository if database.is_sqlite else SqlUserRepository
+        kind = SqliteUserRepository if database.dialect.supports_nowait else SqlUserRepository
         repository = kind(database, before_first_use=lambda: _prepare(database, settings))
         try:
             repository.open()

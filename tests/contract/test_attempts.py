@@ -330,7 +330,7 @@ def test_without_its_server_nothing_is_counted_and_nobody_let_through(
 
 def test_while_somebody_else_keeps_writing_nobody_is_let_through(sqlite_database: Database, sqlite_url: URL) -> None:
     with (
-        Database(sqlite_url, wait=0.05) as database,
+        Database(sqlite_url, timeout_seconds=0.05) as database,
         closing(sqlite3.connect(str(sqlite_url.database), isolation_level=None)) as keeper,
     ):
         limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())

@@ -71,7 +71,7 @@ def test_a_url_of_ours_gets_the_driver_that_we_use(text: str, driver: str) -> No
         ("", "cannot be read"),
         ("mlapi.db", "cannot be read"),
         ("postgresql://u:hunter2@h:port/d", "cannot be read"),
-        ("mysql://u:hunter2@h/d", "names mysql, which mlapi does not run on"),
+        ("mysql://u:hunter2@h/d", "names mysql, which mlapi does not support"),
         ("postgresql+asyncpg://u:hunter2@h/d", "names postgresql+asyncpg"),
         ("sqlite://", "must be three slashes and the path of a file"),
         ("sqlite:///:memory:", "must be three slashes"),
@@ -82,7 +82,7 @@ def test_a_url_of_ours_gets_the_driver_that_we_use(text: str, driver: str) -> No
         (f"sqlite:////{'a' * 300}/mlapi.db", "there is no folder"),
         ("sqlite:////tmp/a\0b/mlapi.db", "there is no folder"),
         (f"postgresql://u@{'a' * 70}.x/d", "cannot be read"),
-        ("postgresql://u:hunter2@h:0/d", "0 is no port"),
+        ("postgresql://u:hunter2@h:0/d", "0 is not a valid port"),
     ],
 )
 def test_another_url_is_refused_and_not_repeated(text: str, reason: str) -> None:
@@ -294,7 +294,7 @@ def test_a_name_that_comes_and_goes_too_fast_is_answered_all_the_same(
             assert holder is not None
             rival.apply([Remove(user_id=holder.id)])
 
-    with pytest.raises(RepositoryUnavailableError, match="too fast"):
+    with pytest.raises(RepositoryUnavailableError, match="faster than its user can be found"):
         tamper(postgres_database, come_and_go).apply([registration()])
 
 
@@ -395,7 +395,7 @@ def writing_elsewhere(url: URL) -> Iterator[sqlite3.Connection]:
 
 def test_a_locked_sqlite_database_is_unavailable_until_it_is_let_go(sqlite_database: Database, sqlite_url: URL) -> None:
     ada = registered(SqlUserRepository(sqlite_database))
-    database = Database(sqlite_url, wait=0.2)
+    database = Database(sqlite_url, timeout_seconds=0.2)
     repository = SqlUserRepository(database)
 
     with writing_elsewhere(sqlite_url):
@@ -410,7 +410,7 @@ def test_a_locked_sqlite_database_is_unavailable_until_it_is_let_go(sqlite_datab
 
 
 def test_threads_that_get_no_turn_to_write_are_told(sqlite_database: Database, sqlite_url: URL) -> None:
-    database = Database(sqlite_url, wait=0.2)
+    database = Database(sqlite_url, timeout_seconds=0.2)
     repository = SqlUserRepository(database)
     inside, leave = threading.Event(), threading.Event()
 
@@ -422,7 +422,7 @@ def test_threads_that_get_no_turn_to_write_are_told(sqlite_database: Database, s
     holder = threading.Thread(target=hold)
     holder.start()
     inside.wait(10)
-    with pytest.raises(RepositoryUnavailableError, match="no turn to write"):
+    with pytest.raises(RepositoryUnavailableError, match="too many threads are writing"):
         repository.apply([registration()])
     leave.set()
     holder.join()
@@ -432,7 +432,7 @@ def test_threads_that_get_no_turn_to_write_are_told(sqlite_database: Database, s
 
 
 def test_more_readers_than_connections_are_told(sqlite_url: URL) -> None:
-    database = Database(sqlite_url, wait=0.1, connections=1)
+    database = Database(sqlite_url, timeout_seconds=0.1, max_connections=1)
 
     with database.reading(), pytest.raises(RepositoryUnavailableError, match="no free connection"), database.reading():
         pass
@@ -550,7 +550,7 @@ def test_who_waits_too_long_for_the_opening_is_told(sqlite_url: URL) -> None:
         inside.set()
         leave.wait(10)
 
-    database = Database(sqlite_url, wait=0.1)
+    database = Database(sqlite_url, timeout_seconds=0.1)
     repository = SqlUserRepository(database, before_first_use=prepare)
     opening = threading.Thread(target=repository.open)
     opening.start()

@@ -177,7 +177,7 @@ def ask(server: TlsServer, **options: str) -> None:
     """Ask a database something; nothing comes of it, as the server tells nothing."""
     query = "&".join(f"{name}={value}" for name, value in options.items())
     url = database_url(f"postgresql://ada:c4n4ry@localhost:{server.port}/mlapi?hostaddr=127.0.0.1&{query}")
-    with Database(url, wait=2) as database, pytest.raises(RepositoryUnavailableError):
+    with Database(url, timeout_seconds=2) as database, pytest.raises(RepositoryUnavailableError):
         database.read(lambda connection: connection.exec_driver_sql("SELECT 1"))
 
 
@@ -188,7 +188,7 @@ def test_a_connection_that_must_be_encrypted_is_never_made_in_plain(
         url = postgres_url.update_query_dict(
             {"sslmode": mode, "sslrootcert": "system" if mode == "verify-full" else ""}
         )
-        with Database(url, wait=2) as database, pytest.raises(RepositoryUnavailableError) as refusal:
+        with Database(url, timeout_seconds=2) as database, pytest.raises(RepositoryUnavailableError) as refusal:
             database.read(lambda connection: connection.exec_driver_sql("SELECT 1"))
 
         assert "SSL" in str(refusal.value.__cause__)
@@ -215,7 +215,7 @@ def test_a_server_of_another_name_is_told_nothing(tmp_path: Path, serving: Calla
     url = database_url(
         f"postgresql://ada:c4n4ry@127.0.0.1:{server.port}/mlapi?sslmode=verify-full&sslrootcert={ours.certificate}"
     )
-    with Database(url, wait=2) as database, pytest.raises(RepositoryUnavailableError):
+    with Database(url, timeout_seconds=2) as database, pytest.raises(RepositoryUnavailableError):
         database.read(lambda connection: connection.exec_driver_sql("SELECT 1"))
 
     assert b"".join(server.told) == b""

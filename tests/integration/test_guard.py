@@ -406,7 +406,7 @@ def test_an_application_without_routes_is_no_application() -> None:
 
 @pytest.fixture
 def guard_of(database: Database) -> Callable[[TokenIssuer], Guard]:
-    kind = SqliteUserRepository if database.is_sqlite else SqlUserRepository
+    kind = SqliteUserRepository if database.dialect.supports_nowait else SqlUserRepository
     return lambda tokens: Guard(kind(database), tokens)
 
 

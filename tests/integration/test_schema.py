@@ -14,9 +14,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, inspect, text
 
 from mlapi import ConfigurationError, RepositoryUnavailableError, UserId
-from mlapi.adapters.sql import Database, SqlUserRepository, prepare_schema, sqlite, upgrade
+from mlapi.adapters.sql import Database, SqlUserRepository, prepare_schema, upgrade
 from mlapi.adapters.sql import schema as schema_module
 from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE, current_revision, downgrade
+from mlapi.adapters.sql.sqlite.engine import enable_write_ahead_log
 from mlapi.adapters.sql.tables import metadata
 from mlapi.testing.repository import registered, with_api_key
 
@@ -166,7 +167,10 @@ def test_a_file_that_is_not_let_go_is_unavailable(sqlite_url: URL) -> None:
     other = sqlite3.connect(str(sqlite_url.database), isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
 
-    with Database(sqlite_url, wait=0.1) as database, pytest.raises(RepositoryUnavailableError, match="locked"):
+    with (
+        Database(sqlite_url, timeout_seconds=0.1) as database,
+        pytest.raises(RepositoryUnavailableError, match="locked"),
+    ):
         upgrade(database)
     other.close()
 
@@ -181,7 +185,7 @@ def test_a_lock_that_sqlite_does_not_wait_for_is_waited_for() -> None:
             error.sqlite_errorcode = sqlite3.SQLITE_BUSY
             raise error
 
-    sqlite._write_ahead(hindered, time.monotonic() + 10)
+    enable_write_ahead_log(hindered, deadline=time.monotonic() + 10)
 
     assert asked == ["PRAGMA journal_mode = WAL"] * 3
 

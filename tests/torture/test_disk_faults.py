@@ -25,7 +25,8 @@ import requests
 from click.testing import CliRunner
 from sqlalchemy import URL
 
-from mlapi.adapters.sql import Database, SqliteUserRepository, database_url, sqlite
+from mlapi.adapters.sql import Database, SqliteUserRepository, database_url
+from mlapi.adapters.sql.sqlite.engine import enable_write_ahead_log
 from mlapi.application.users import Users
 from mlapi.bootstrap import open_users
 from mlapi.config import DatabaseSettings, PasswordSettings, Settings
@@ -431,7 +432,7 @@ def test_a_value_that_is_none_of_its_kind_is_unavailable_and_not_shown(damage: s
         lambda: repository.find_principals_nowait([user.id]),
         lambda: repository.apply([SetEnabled(user_id=user.id, enabled=True, at=utc_now())]),
     ):
-        with pytest.raises(RepositoryUnavailableError, match="holds what cannot be read") as caught:
+        with pytest.raises(RepositoryUnavailableError, match="contains unreadable data") as caught:
             read()
         assert "c4n4ry" not in str(caught.value)
 
@@ -439,7 +440,7 @@ def test_a_value_that_is_none_of_its_kind_is_unavailable_and_not_shown(damage: s
 def test_a_fault_of_ours_is_no_damage_of_a_server() -> None:
     database = Database(database_url("postgresql://host/database"))
 
-    with pytest.raises(ValueError, match="ours"), database._translating():
+    with pytest.raises(ValueError, match="ours"), database._translating_errors():
         raise ValueError("ours")
     database.close()
 
@@ -486,7 +487,7 @@ def test_a_disk_that_cannot_be_written_is_told_at_once() -> None:
 
     begin = time.monotonic()
     with pytest.raises(sqlite3.OperationalError):
-        sqlite._write_ahead(refused, begin + 10)
+        enable_write_ahead_log(refused, deadline=begin + 10)
 
     assert time.monotonic() - begin < 1
 

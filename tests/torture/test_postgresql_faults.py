@@ -321,7 +321,7 @@ def test_a_commit_whose_wait_for_a_standby_is_ended_is_not_acknowledged(
 def test_users_are_read_while_every_commit_waits_for_a_standby(
     postgres: PostgresServer, postgres_database: Database, postgres_url: URL
 ) -> None:
-    with Database(postgres_url, wait=0.1, connections=2) as database:
+    with Database(postgres_url, timeout_seconds=0.1, max_connections=2) as database:
         repository = SqlUserRepository(database)
         (ada,) = repository.apply([registration("ada")])
 
@@ -334,7 +334,7 @@ def test_users_are_read_while_every_commit_waits_for_a_standby(
             postgres.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
 
         assert found == ada
-        assert refusals == [RepositoryUnavailableError("the database is busy: no turn to write")] * 3
+        assert refusals == [RepositoryUnavailableError("the database is busy: too many threads are writing")] * 3
 
 
 # --- a primary that hangs while another takes its place
@@ -352,7 +352,9 @@ def test_connections_to_a_primary_that_hangs_are_left_when_there_is_another(post
             "target_session_attrs": "read-write",
             "connect_timeout": "2",
         }
-        database = Database(hanging.url("moved").set(host=None, port=None, query=query), wait=0.2, connections=2)
+        database = Database(
+            hanging.url("moved").set(host=None, port=None, query=query), timeout_seconds=0.2, max_connections=2
+        )
         repository = SqlUserRepository(databases.enter_context(database))
         idle = [database.engine.raw_connection() for _ in range(2)]
         for connection in idle:
@@ -370,7 +372,7 @@ def test_connections_to_a_primary_that_hangs_are_left_when_there_is_another(post
             finally:
                 hanging.signal_all(signal.SIGCONT)
 
-        assert refused == RepositoryUnavailableError("the database is busy: no turn to write")
+        assert refused == RepositoryUnavailableError("the database is busy: too many threads are writing")
         assert stuck == RepositoryUnavailableError("too late to commit")
         assert stored_users(postgres.url("moved")) == {"eve": (eve.id, True)}  # type: ignore[union-attr]  # registered
 

@@ -106,7 +106,7 @@ def test_no_value_of_a_request_is_written_into_a_statement() -> None:
 
     assert outside == set()
     # Settings, numbers and names of tables that are ours, for which SQL has no parameters.
-    assert written_into == {"setting", "wait * 1000", "VERSION_TABLE", "_REPORTED", "notes.name"}
+    assert written_into == {"setting", "timeout_seconds * 1000", "VERSION_TABLE", "_MAX_DAMAGE_LINES", "notes.name"}
 
 
 def test_templates_are_files_of_ours() -> None:

@@ -87,6 +87,14 @@ class Register:
     def _check_form(self, _attribute: object, email: str) -> None:
         InvalidFieldsError.raise_for([("email", find_email_error(email))])
 
+    @property
+    def created_datetime(self) -> datetime:
+        return self.created or self.at
+
+    @property
+    def updated_datetime(self) -> datetime:
+        return self.at
+
     def as_user(self, user_id: UserId) -> User:
         return User(
             id=user_id,
@@ -94,8 +102,8 @@ class Register:
             password=self.password,
             email=self.email,
             enabled=self.enabled,
-            created_datetime=self.created or self.at,
-            updated_datetime=self.at,
+            created_datetime=self.created_datetime,
+            updated_datetime=self.updated_datetime,
             token_epoch=self.token_epoch,
         )
 

@@ -4,10 +4,11 @@ from mlapi.adapters.sql.adoption.connection import opened
 from mlapi.adapters.sql.adoption.findings import Choice, Finding, Found
 from mlapi.adapters.sql.adoption.migrate import Adoption
 from mlapi.adapters.sql.attempts import SqlAttempts
-from mlapi.adapters.sql.database import Database, connection_url, database_url, sqlite_file
+from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.schema import HEAD, prepare_schema, upgrade
 from mlapi.adapters.sql.storage import SqlStorage
+from mlapi.adapters.sql.urls import connection_url, database_url, sqlite_file
 
 __all__ = [
     "HEAD",

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, case, delete, select, text, update
+from sqlalchemy import Connection, bindparam, case, delete, select, update
 
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.tables import attempts
@@ -40,9 +40,7 @@ class SqlAttempts:
     def transaction(self) -> Iterator["SqlAttemptCounts"]:
         self._purge()
         with self._database.writing() as connection:
-            if not self._database.is_sqlite:
-                # Faster, and a crash only forgets a few guesses.
-                connection.execute(text("SET LOCAL synchronous_commit = off"))
+            self._database.dialect.allow_async_commit(connection)  # faster, and a crash only forgets a few guesses
             yield SqlAttemptCounts(self._database, connection, self._clock())
 
     @contextmanager

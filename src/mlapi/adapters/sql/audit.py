@@ -1,4 +1,4 @@
-"""The audit trail in a table: read and purged here, written with each batch by `sqlite` and `postgresql`."""
+"""The audit trail in a table. It is read and purged here; the dialects write it together with each batch."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -6,13 +6,14 @@ from datetime import datetime
 from sqlalchemy import Date, bindparam, delete, func, select, type_coerce
 
 from mlapi.adapters.sql.database import Database
-from mlapi.adapters.sql.statements import AUDIT_COLUMNS, can_exist
+from mlapi.adapters.sql.rows import AUDIT_COLUMNS, read_audit_entry
+from mlapi.adapters.sql.statements import is_storable_user_id
 from mlapi.adapters.sql.tables import audit
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.users import USER_ID_MAX, UserId
 
 _DAY = type_coerce(func.date(audit.c.at), Date)
-_PER_DAY = (
+_COUNT_PER_DAY = (
     select(_DAY, audit.c.action, func.count())
     .where(audit.c.at >= bindparam("since"), audit.c.outcome == "done")
     .group_by(_DAY, audit.c.action)
@@ -22,8 +23,8 @@ _OLDEST = (
     select(audit.c.id)
     .where(audit.c.at < bindparam("before"))
     .order_by(audit.c.at, audit.c.id)
-    .limit(bindparam("most"))
-    .with_for_update(skip_locked=True)  # another process purges too
+    .limit(bindparam("limit"))
+    .with_for_update(skip_locked=True)  # another process may be purging too
 )
 _PURGE = delete(audit).where(audit.c.id.in_(_OLDEST))
 
@@ -32,7 +33,7 @@ class SqlAuditTrail:
     """An `AuditTrail` in SQLite or PostgreSQL.
 
     Args:
-        database: where.
+        database: contains the table.
         open_database: called before each use, see `SqlUserRepository.open`.
     """
 
@@ -42,22 +43,22 @@ class SqlAuditTrail:
 
     def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
         self._open()
-        page = select(audit.c.id, *AUDIT_COLUMNS).order_by(audit.c.id.desc()).limit(limit)
+        page = select(*AUDIT_COLUMNS).order_by(audit.c.id.desc()).limit(limit)
         if after is not None:
             page = page.where(audit.c.id < min(after, USER_ID_MAX))
         if user_id is not None:
-            if not can_exist(user_id):
+            if not is_storable_user_id(user_id):
                 return []
             page = page.where(audit.c.user_id == user_id)
-        rows = self._database.read(lambda connection: connection.execute(page).mappings().all())
-        return [AuditEntry(**row) for row in rows]  # columns are named as fields
+        rows = self._database.read(lambda connection: connection.execute(page).all())
+        return [read_audit_entry(row) for row in rows]
 
     def count_per_day(self, *, since: datetime) -> list[DailyCount]:
         self._open()
-        rows = self._database.read(lambda connection: connection.execute(_PER_DAY, {"since": since}).all())
+        rows = self._database.read(lambda connection: connection.execute(_COUNT_PER_DAY, {"since": since}).all())
         return [DailyCount(*row) for row in rows]
 
     def purge(self, *, before: datetime, limit: int) -> int:
         self._open()
         with self._database.writing() as connection:
-            return connection.execute(_PURGE, {"before": before, "most": limit}).rowcount
+            return connection.execute(_PURGE, {"before": before, "limit": limit}).rowcount

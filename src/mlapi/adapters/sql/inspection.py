@@ -7,17 +7,18 @@ from sqlalchemy import Connection, func, inspect, select
 from mlapi.adapters.sql.adoption.findings import users as legacy_users
 from mlapi.adapters.sql.adoption.legacy_table import is_legacy
 from mlapi.adapters.sql.adoption.survey import BATCH
+from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.schema import HEAD, current_revision
 from mlapi.adapters.sql.tables import key_check, users
 from mlapi.domain.inspection import Inspection, Kind
 from mlapi.domain.rules import fold
 
 _MAX_SAMPLED_PASSWORDS = 100
-_MAX_DAMAGE_LINES = 20
 
 
 def inspect_database(connection: Connection, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:
     """Inspect a database as `Storage.inspect` does, in a transaction that reads."""
+    dialect = dialect_for(connection.dialect.name)
     revision = current_revision(connection)
     kind = _kind(connection, revision)
     sample = _sample(connection) if kind == "legacy" and find_password_error is not None else []
@@ -30,8 +31,8 @@ def inspect_database(connection: Connection, *, find_password_error: Callable[[s
         misnamed=_misnamed(connection) if kind == "mlapi" else (),
         unreadable=sum(find_password_error is not None and find_password_error(value) is not None for value in sample),
         sampled=len(sample),
-        damage=_damage(connection),
-        clock=None if connection.dialect.name == "sqlite" else connection.scalar(select(func.clock_timestamp())),
+        damage=tuple(dialect.find_damage(connection)),
+        clock=dialect.server_time(connection),
         latest_change=connection.scalar(select(func.max(users.c.updated_datetime))) if kind == "mlapi" else None,
     )
 
@@ -57,10 +58,3 @@ def _misnamed(connection: Connection) -> tuple[int, ...]:
     query = select(users.c.id, users.c.username, users.c.username_key).order_by(users.c.id)
     rows = connection.execute(query, execution_options={"stream_results": True, "yield_per": BATCH})
     return tuple(user_id for user_id, username, key in rows if fold(username) != key)
-
-
-def _damage(connection: Connection) -> tuple[str, ...]:
-    if connection.dialect.name != "sqlite":
-        return ()
-    lines = connection.exec_driver_sql(f"PRAGMA quick_check({_MAX_DAMAGE_LINES})").scalars()
-    return tuple(line for line in lines if line != "ok")

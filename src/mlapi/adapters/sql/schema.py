@@ -17,8 +17,6 @@ HEAD = "0003"
 VERSION_TABLE = "mlapi_alembic_version"
 """Our own: the origin's ``alembic_version`` may be in the same database and stays as it is."""
 
-ADVISORY_LOCK = 0x6D6C617069  # "mlapi" in ASCII
-
 
 def prepare_schema(database: Database, *, may_upgrade: bool) -> None:
     """Return when the database is at `HEAD`, having brought it there if that is allowed.
@@ -48,7 +46,7 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
     import alembic.command  # noqa: F401, PLC0415 - takes 0.4 s, and not while others wait for the lock
 
     with database.writing() as connection:  # on SQLite this is the lock already
-        _lock(connection)
+        _lock(database, connection)
         before = current_revision(connection)
         _refuse_strange(connection, before)
         migrate(connection, revision)
@@ -60,7 +58,7 @@ def downgrade(database: Database, revision: str) -> None:
     from alembic import command  # noqa: PLC0415 - takes 0.4 s
 
     with database.writing() as connection:
-        _lock(connection)
+        _lock(database, connection)
         command.downgrade(_alembic(connection), revision)
 
 
@@ -85,12 +83,9 @@ def current_revision(connection: Connection) -> str | None:
     return revision
 
 
-def _lock(connection: Connection) -> None:
-    if connection.dialect.name == "postgresql":
-        # However long the other process or a large table takes.
-        connection.execute(text("SET LOCAL lock_timeout = 0"))
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
-        connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+def _lock(database: Database, connection: Connection) -> None:
+    database.dialect.disable_timeouts(connection)  # another process, or a large table, may take long
+    database.dialect.lock_schema(connection)
 
 
 def _refuse_strange(connection: Connection, revision: str | None) -> None:

@@ -6,11 +6,12 @@ from typing import Self
 
 from mlapi.adapters.sql.adoption.connection import opened
 from mlapi.adapters.sql.attempts import SqlAttempts
-from mlapi.adapters.sql.database import Database, database_url, sqlite_file
+from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.inspection import inspect_database
 from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, store_fingerprint
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.schema import HEAD, prepare_schema, upgrade
+from mlapi.adapters.sql.urls import database_url, sqlite_file
 from mlapi.domain.inspection import Inspection
 
 
@@ -23,7 +24,7 @@ class SqlStorage:
 
     def __init__(self, database: Database) -> None:
         self.database = database
-        self.users = SqliteUserRepository(database) if database.is_sqlite else SqlUserRepository(database)
+        self.users = SqliteUserRepository(database) if database.dialect.supports_nowait else SqlUserRepository(database)
         self.attempts = SqlAttempts(database)
         self._file = sqlite_file(database.engine.url)
 

@@ -1,4 +1,4 @@
-"""The tables as the code sees them. How they come to be is told by the migrations, one by one."""
+"""The tables of the newest schema revision. The migrations create them step by step."""
 
 from datetime import UTC, datetime
 
@@ -21,15 +21,15 @@ from sqlalchemy import (
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """Aware UTC in Python. ``timestamptz`` in PostgreSQL; in SQLite, which has no zones, UTC without one."""
+    """An aware time in UTC. PostgreSQL stores a ``timestamptz``, SQLite the time without its zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
 
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - its base's
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - overridden
         return value and value.astimezone(UTC)
 
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - its base's
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002 - overridden
         return value and (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
 
 
@@ -48,7 +48,7 @@ users = Table(
     Column("username_key", String, nullable=False),
     Column("token_epoch", String, nullable=False),
     Index("uq_users_username_key", "username_key", unique=True),
-    sqlite_autoincrement=True,  # or SQLite gives the id of the last removed user to the next one
+    sqlite_autoincrement=True,  # without it, SQLite reuses the id of the last user after their removal
 )
 
 api_keys = Table(
@@ -78,7 +78,7 @@ audit = Table(
     Column("at", UtcDateTime, nullable=False, index=True),
     Column("actor", String, nullable=False),
     Column("action", String, nullable=False),
-    Column("user_id", BigInteger, index=True),  # no foreign key: an entry outlives its user
+    Column("user_id", BigInteger, index=True),  # no foreign key: entries outlive their user
     Column("api_key_id", String),
     Column("outcome", String, nullable=False),
     Column("request_id", String),

@@ -11,7 +11,9 @@ from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 
-from mlapi.adapters.sql.database import UNDECODABLE, Database, sqlite_file
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.sqlite.dialect import UNDECODABLE
+from mlapi.adapters.sql.urls import sqlite_file
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
 Purpose = Literal["read", "plan", "change"]
@@ -43,7 +45,7 @@ def opened(database: Database, purpose: Purpose) -> Iterator[Connection]:
         return
     if not file.exists():
         raise ConfigurationError(f"there is no database {str(file)!r}: see that database.url names the one you mean")
-    with _translating(), _engine(file, database.wait, purpose).connect() as connection, connection.begin():
+    with _translating(), _engine(file, database.timeout_seconds, purpose).connect() as connection, connection.begin():
         yield connection
 
 

@@ -9,12 +9,13 @@ from datetime import UTC, datetime
 from typing import final
 from zoneinfo import ZoneInfo
 
-from sqlalchemy import Connection, func, insert, inspect, select
+from sqlalchemy import Connection, insert, inspect
 
 from mlapi.adapters.sql.adoption.findings import Choice
 from mlapi.adapters.sql.adoption.legacy_table import COLUMNS, OURS, LegacyTable, is_legacy, legacy_table
 from mlapi.adapters.sql.adoption.survey import Survey
-from mlapi.adapters.sql.schema import ADVISORY_LOCK, current_revision, migrate, stamp
+from mlapi.adapters.sql.dialect import dialect_for
+from mlapi.adapters.sql.schema import current_revision, migrate, stamp
 from mlapi.adapters.sql.tables import key_check
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.users import EncryptedPassword
@@ -103,8 +104,8 @@ class Adoption:
         self._locked = locked.value
         self._fingerprint = fingerprint
         self._is_sqlite = connection.dialect.name == "sqlite"
-        if not self._is_sqlite and not is_planned:
-            connection.execute(select(func.pg_advisory_xact_lock(ADVISORY_LOCK)))
+        if not is_planned:
+            dialect_for(connection.dialect.name).lock_schema(connection)
         self.revision = current_revision(connection)
         """Of a database that is ours already; then there is no survey."""
         if self.revision is not None:

@@ -1,4 +1,4 @@
-"""Which changes of a batch may be applied together, a kind at a time, and leave what they leave one by one. No SQL."""
+"""Split a batch into segments that can be applied one kind of command at a time. No SQL here."""
 
 from collections.abc import Iterator, Sequence
 
@@ -11,50 +11,50 @@ from mlapi.domain.users import UserId, UsernameKey
 
 @attrs.define
 class Segment:
-    """Changes by their places in a batch, to be applied by kind: updates, registrations, API keys, removals.
+    """Commands by their position in the batch. Apply them by kind: updates, registrations, API keys, removals.
 
-    Every user, every name and every API key is in it once at most. A removal may free a name and takes keys with it, so
-    that neither registrations nor changes of keys follow it.
+    The result is the same as applying them in order, because each user, name and API key occurs at most once. A removal
+    may free a name, and it deletes the user's API keys, so neither registrations nor API key commands follow one.
     """
 
     updates: dict[int, UserUpdate] = attrs.field(factory=dict)
-    registers: dict[int, Register] = attrs.field(factory=dict)
+    registrations: dict[int, Register] = attrs.field(factory=dict)
     api_keys: dict[int, ApiKeyCommand] = attrs.field(factory=dict)
-    removes: dict[int, Remove] = attrs.field(factory=dict)
-    _seen: set[UserId | UsernameKey | tuple[ApiKeyId]] = attrs.field(factory=set)
+    removals: dict[int, Remove] = attrs.field(factory=dict)
+    _targets: set[UserId | UsernameKey | tuple[ApiKeyId]] = attrs.field(factory=set)
 
-    def takes(self, place: int, command: Command) -> bool:
-        """Add a change if it may be in this segment."""
-        about = _about(command)
-        if not about.isdisjoint(self._seen) or (self.removes and isinstance(command, Register | ApiKeyCommand)):
+    def try_add(self, position: int, command: Command) -> bool:
+        """Add a command and return True, or return False if it belongs into the next segment."""
+        target = _target(command)
+        if target in self._targets or (self.removals and isinstance(command, Register | ApiKeyCommand)):
             return False
-        self._seen |= about
+        self._targets.add(target)
         if isinstance(command, Register):
-            self.registers[place] = command
+            self.registrations[position] = command
         elif isinstance(command, ApiKeyCommand):
-            self.api_keys[place] = command
+            self.api_keys[position] = command
         elif isinstance(command, Remove):
-            self.removes[place] = command
+            self.removals[position] = command
         else:
-            self.updates[place] = command
+            self.updates[position] = command
         return True
 
 
-def segments(commands: Sequence[Command]) -> Iterator[Segment]:
-    """Cut a batch into segments; applied one after the other they leave what the batch leaves."""
+def split_batch(commands: Sequence[Command]) -> Iterator[Segment]:
+    """Split a batch into segments. Applied one after the other, they have the effect of the batch."""
     segment = Segment()
-    for place, command in enumerate(commands):
-        if not segment.takes(place, command):
+    for position, command in enumerate(commands):
+        if not segment.try_add(position, command):
             yield segment
             segment = Segment()
-            segment.takes(place, command)
+            segment.try_add(position, command)
     yield segment
 
 
-def _about(command: Command) -> set[UserId | UsernameKey | tuple[ApiKeyId]]:
-    """Return whom a change is about. A key's id is a tuple, as it could be somebody's name."""
+def _target(command: Command) -> UserId | UsernameKey | tuple[ApiKeyId]:
+    """Return what a command is about. The id of an API key is in a tuple, because it might equal a username."""
     if isinstance(command, Register):
-        return {command.username_key}
+        return command.username_key
     if isinstance(command, AddApiKey):
-        return {(command.key.id,)}
-    return {(command.key_id,)} if isinstance(command, ApiKeyCommand) else {command.user_id}
+        return (command.key.id,)
+    return (command.key_id,) if isinstance(command, ApiKeyCommand) else command.user_id

@@ -1,0 +1,101 @@
+"""Implement `mlapi.adapters.sql.dialect.Dialect` for PostgreSQL."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import datetime
+from typing import TYPE_CHECKING, Final
+from weakref import WeakSet
+
+from sqlalchemy import URL, Connection, Engine, Table, func, select, text
+from sqlalchemy.dialects.postgresql import Insert, insert
+
+from mlapi.adapters.sql.errors import error_summary
+from mlapi.adapters.sql.postgresql import engine, executor
+from mlapi.domain.commands import Command, Outcome
+from mlapi.domain.credentials import Principal, PrincipalId
+from mlapi.domain.errors import RepositoryUnavailableError
+
+if TYPE_CHECKING:
+    import psycopg
+
+_SCHEMA_LOCK = 0x6D6C617069  # "mlapi" in ASCII
+
+
+class PostgresqlDialect:
+    """PostgreSQL as this package uses it. Each `mlapi.adapters.sql.database.Database` has its own."""
+
+    supports_nowait: Final = False
+    write_options: Final[Mapping[str, str]] = {}
+    data_errors: Final[tuple[type[Exception], ...]] = ()
+
+    def __init__(self) -> None:
+        self._connections: WeakSet[psycopg.Connection] = WeakSet()
+
+    def create_engine(self, url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
+        return engine.create(
+            url, timeout_seconds=timeout_seconds, max_connections=max_connections, connections=self._connections
+        )
+
+    def max_writers(self, max_connections: int) -> int:
+        # A commit can hang for as long as a synchronous standby is unavailable. Half of the connections stay free for
+        # reading, which works all the while.
+        return max(1, max_connections // 2)
+
+    def insert(self, table: Table) -> Insert:
+        return insert(table)
+
+    def is_transient(self, error: BaseException | None) -> bool:
+        return engine.is_transient(error)
+
+    def describe_error(self, error: BaseException | None) -> str:
+        return error_summary(error)
+
+    def drop_stale_connections(self, engine_: Engine) -> None:
+        engine.drop_stale_connections(engine_, self._connections)
+
+    def begin(self, connection: "psycopg.Connection") -> None:
+        """Do nothing: psycopg begins a transaction with the first statement."""
+
+    def commit(self, connection: "psycopg.Connection") -> None:
+        engine.commit(connection)
+
+    @contextmanager
+    def autocommit(self, connection: "psycopg.Connection") -> Iterator[None]:
+        """Run each statement in a transaction of its own. This saves the round trips of BEGIN and COMMIT."""
+        connection.autocommit = True
+        yield
+        connection.autocommit = False
+
+    def set_nowait(self, connection: "psycopg.Connection") -> None:
+        raise NotImplementedError
+
+    def apply(self, connection: "psycopg.Connection", commands: Sequence[Command]) -> list[Outcome]:
+        return executor.apply(connection, commands)
+
+    def find_principals(self, connection: "psycopg.Connection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        return executor.find_principals(connection, ids)
+
+    def check_writable(self, connection: "psycopg.Connection") -> None:
+        """Raise `RepositoryUnavailableError` unless the server accepts writes: a standby answers, too."""
+        (read_only,) = connection.execute("SELECT current_setting('transaction_read_only') = 'on'").fetchone() or (
+            True,
+        )
+        if read_only:
+            raise RepositoryUnavailableError("the database is read-only")
+
+    def disable_timeouts(self, connection: Connection) -> None:
+        connection.execute(text("SET LOCAL lock_timeout = 0"))
+        connection.execute(text("SET LOCAL statement_timeout = 0"))
+
+    def lock_schema(self, connection: Connection) -> None:
+        connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+
+    def allow_async_commit(self, connection: Connection) -> None:
+        connection.execute(text("SET LOCAL synchronous_commit = off"))
+
+    def server_time(self, connection: Connection) -> datetime:
+        now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
+        return now
+
+    def find_damage(self, connection: Connection) -> list[str]:  # noqa: ARG002 - part of the protocol
+        return []

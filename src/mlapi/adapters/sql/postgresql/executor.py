@@ -1,0 +1,186 @@
+"""Apply commands to PostgreSQL in sets, and find principals."""
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mlapi.adapters.sql import rows, statements
+from mlapi.adapters.sql.postgresql import statements as sql
+from mlapi.adapters.sql.postgresql.batches import Segment, split_batch
+from mlapi.adapters.sql.rows import Row
+from mlapi.domain.commands import (
+    AddApiKey,
+    ApiKeyCommand,
+    Command,
+    Outcome,
+    RecordApiKeyUse,
+    Register,
+    Remove,
+    RemoveApiKey,
+    UserUpdate,
+)
+from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
+from mlapi.domain.errors import (
+    ApiKeyNotFoundError,
+    RepositoryUnavailableError,
+    UserExistsError,
+    UserNotFoundError,
+)
+from mlapi.domain.users import User, UserId
+
+if TYPE_CHECKING:
+    import psycopg
+
+_MAX_REGISTER_ATTEMPTS = 5
+
+Outcomes = dict[int, Outcome]
+"""By the position of the command in the batch."""
+
+
+def apply(connection: "psycopg.Connection", commands: Sequence[Command]) -> list[Outcome]:
+    """Apply commands as if one by one, in order, in the current transaction; write the audit entries."""
+    outcomes: Outcomes = {}
+    segments = list(split_batch(commands))
+    if len(segments) > 1 or (segments[0].removals and (segments[0].updates or segments[0].api_keys)):
+        _lock_users(connection, commands)
+    for segment in segments:
+        _apply_segment(connection, segment, outcomes)
+    in_order = [outcomes[position] for position in range(len(commands))]
+    if entries := statements.audit_entries(commands, in_order):
+        _execute(connection, sql.INSERT_AUDIT, entries)
+    return in_order
+
+
+def find_principals(connection: "psycopg.Connection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
+    """Return the principal with each id, or None. Each statement sees everything that was committed before it."""
+    return statements.find_principals(
+        ids,
+        lambda user_ids: map(_cached_user, connection.execute(sql.USERS_BY_IDS, {"ids": user_ids}).fetchall()),
+        lambda key_ids: map(
+            _cached_principal, connection.execute(sql.PRINCIPALS_BY_KEY_IDS, {"ids": key_ids}).fetchall()
+        ),
+    )
+
+
+# The same rows are looked up repeatedly, so cache the parsed objects.
+_cached_user = lru_cache(statements.MAX_CACHED_ROWS)(rows.read_user)
+_cached_principal = lru_cache(statements.MAX_CACHED_ROWS)(rows.read_api_key_principal)
+
+
+def _lock_users(connection: "psycopg.Connection", commands: Sequence[Command]) -> None:
+    """Lock all users of a batch in the order of their ids, if several of its statements lock users.
+
+    Otherwise two batches could wait for each other. The server ends such a deadlock only after its
+    ``deadlock_timeout`` of a second.
+    """
+    ids = {command.user_id for command in commands if isinstance(command, UserUpdate | Remove | AddApiKey)}
+    storable = [user_id for user_id in ids if statements.is_storable_user_id(user_id)]
+    connection.execute(sql.LOCK_USERS, {"ids": storable})
+
+
+def _apply_segment(connection: "psycopg.Connection", segment: Segment, outcomes: Outcomes) -> None:
+    _update(connection, segment.updates, outcomes)
+    _register(connection, segment.registrations, outcomes)
+    # An update may have guessed the id of a user registered earlier in this segment; apply it again.
+    registered = {
+        outcome.id: position for position in segment.registrations if isinstance(outcome := outcomes[position], User)
+    }
+    too_early = {
+        position: command
+        for position, command in segment.updates.items()
+        if registered.get(command.user_id, position) < position
+    }
+    _update(connection, too_early, outcomes)
+    _apply_to_api_keys(connection, segment.api_keys, registered, outcomes)
+    _remove(connection, segment.removals, outcomes)
+
+
+def _update(connection: "psycopg.Connection", updates: Mapping[int, UserUpdate], outcomes: Outcomes) -> None:
+    parameters: dict[bytes, list[dict[str, Any]]] = {statement: [] for statement in sql.UPDATE_USER.values()}
+    for command in updates.values():
+        if statements.is_storable_user_id(command.user_id):
+            parameters[sql.UPDATE_USER[type(command)]].append(statements.update_row(command))
+    users: dict[UserId, User] = {}
+    for statement, its_rows in parameters.items():  # always in the same order, for the locks
+        users |= _fetch_users(connection, statement, its_rows)
+    for position, command in updates.items():
+        user = users.get(command.user_id)
+        outcomes[position] = (
+            UserNotFoundError(command.user_id) if user is None else statements.update_outcome(command, user)
+        )
+
+
+def _remove(connection: "psycopg.Connection", removals: Mapping[int, Remove], outcomes: Outcomes) -> None:
+    ids = [command.user_id for command in removals.values() if statements.is_storable_user_id(command.user_id)]
+    users = _fetch_users(connection, sql.REMOVE_USER, [{"id": user_id} for user_id in ids])
+    for position, command in removals.items():
+        outcomes[position] = users.get(command.user_id) or UserNotFoundError(command.user_id)
+
+
+def _register(connection: "psycopg.Connection", registrations: Mapping[int, Register], outcomes: Outcomes) -> None:
+    # The unique index decides. Another process may remove the user with a taken name before we ask for their id: then
+    # the name is free, and we try again.
+    pending = registrations
+    for _ in range(_MAX_REGISTER_ATTEMPTS):
+        if not pending:
+            return
+        new_rows = [rows.new_user_row(command) for command in pending.values()]
+        new_ids = {key: user_id for user_id, key in _fetch(connection, sql.REGISTER, new_rows)}
+        taken = [{"username_key": row["username_key"]} for row in new_rows if row["username_key"] not in new_ids]
+        existing_ids = {key: user_id for user_id, key in _fetch(connection, sql.IDS_BY_USERNAME_KEY, taken)}
+        for position, command in pending.items():
+            if command.username_key in new_ids:
+                outcomes[position] = command.as_user(new_ids[command.username_key])
+            elif command.username_key in existing_ids:
+                outcomes[position] = UserExistsError(existing_ids[command.username_key])
+        pending = {position: command for position, command in pending.items() if position not in outcomes}
+    raise RepositoryUnavailableError("a username is registered and removed faster than its user can be found")
+
+
+def _apply_to_api_keys(
+    connection: "psycopg.Connection",
+    commands: Mapping[int, ApiKeyCommand],
+    registered: Mapping[UserId, int],
+    outcomes: Outcomes,
+) -> None:
+    """Apply the API key commands of a segment, given the positions at which it registered users."""
+    added: list[ApiKey] = []
+    used: list[dict[str, Any]] = []
+    removed: list[dict[str, Any]] = []
+    for position, command in commands.items():
+        if isinstance(command, AddApiKey):
+            if (
+                statements.is_storable_user_id(command.user_id)
+                and registered.get(command.user_id, position) <= position
+            ):
+                added.append(command.key)
+        elif statements.is_storable_key_id(command.key_id):
+            if isinstance(command, RecordApiKeyUse):
+                used.append(statements.usage_row(command))
+            elif isinstance(command, RemoveApiKey):
+                removed.append({"id": command.key_id})
+    added_ids = {key_id for (key_id,) in _fetch(connection, sql.ADD_API_KEY, added)}
+    found = [*_fetch(connection, sql.RECORD_USE, used), *_fetch(connection, sql.REMOVE_API_KEY, removed)]
+    keys = {key.id: key for key in map(rows.read_api_key, found)}
+    for position, command in commands.items():
+        if isinstance(command, AddApiKey):
+            outcomes[position] = command.key if command.key.id in added_ids else UserNotFoundError(command.user_id)
+        else:
+            outcomes[position] = keys.get(command.key_id) or ApiKeyNotFoundError(command.key_id)
+
+
+def _fetch_users(
+    connection: "psycopg.Connection", statement: bytes, parameters: Sequence[Mapping[str, object]]
+) -> dict[UserId, User]:
+    return {user.id: user for user in map(rows.read_user, _fetch(connection, statement, parameters))}
+
+
+def _fetch(connection: "psycopg.Connection", statement: bytes, parameters: Sequence[object]) -> list[Row]:
+    return _execute(connection, statement, parameters).fetchall() if parameters else []
+
+
+def _execute(connection: "psycopg.Connection", statement: bytes, parameters: Sequence[object]) -> "psycopg.Cursor[Any]":
+    """Execute a statement with its rows: mappings, or entities with a field for each column."""
+    return connection.execute(statement, {"rows": msgspec.json.encode(parameters).decode()})

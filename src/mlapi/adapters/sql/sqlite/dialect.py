@@ -1,0 +1,93 @@
+"""Implement `mlapi.adapters.sql.dialect.Dialect` for SQLite."""
+
+import sqlite3
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Final
+
+from sqlalchemy import URL, Connection, Engine, Table
+from sqlalchemy.dialects.sqlite import Insert, insert
+from sqlalchemy.exc import MultipleResultsFound, NoResultFound
+
+from mlapi.adapters.sql.errors import error_summary
+from mlapi.adapters.sql.sqlite import engine, executor
+from mlapi.domain.commands import Command, Outcome
+from mlapi.domain.credentials import Principal, PrincipalId
+
+UNDECODABLE = "Could not decode to UTF-8"
+"""How sqlite3's message for invalid text begins. The text itself follows."""
+
+_MAX_DAMAGE_LINES = 20
+_CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+class SqliteDialect:
+    """SQLite as this package uses it: a write-ahead log, explicit transactions, a lock before every write."""
+
+    supports_nowait: Final = True  # readers of the write-ahead log do not wait for the writer
+    # A transaction that reads first and asks for the write lock later can be refused at once.
+    write_options: Final[Mapping[str, str]] = {engine.BEGIN_OPTION: "BEGIN IMMEDIATE"}
+    # In a damaged file a time may be invalid text, or a unique name may occur twice.
+    data_errors: Final[tuple[type[Exception], ...]] = (ValueError, TypeError, MultipleResultsFound, NoResultFound)
+
+    def create_engine(self, url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
+        return engine.create(url, timeout_seconds=timeout_seconds, max_connections=max_connections)
+
+    def max_writers(self, max_connections: int) -> int:  # noqa: ARG002 - part of the protocol
+        # SQLite lets waiting writers race for the lock, and some starve under load. The threads of this process queue
+        # for it instead.
+        return 1
+
+    def insert(self, table: Table) -> Insert:
+        return insert(table)
+
+    def is_transient(self, error: BaseException | None) -> bool:  # noqa: ARG002 - part of the protocol
+        return False  # SQLite has waited for its lock already
+
+    def describe_error(self, error: BaseException | None) -> str:
+        # The messages of these errors may contain stored values.
+        if isinstance(error, self.data_errors) or str(error).startswith(UNDECODABLE):
+            return f"the database file contains unreadable data ({type(error).__name__}); run `mlapi doctor`"
+        is_corrupt = isinstance(error, sqlite3.Error) and engine.primary_code(error) in _CORRUPTION_CODES
+        return error_summary(error) + ("; run `mlapi doctor`" if is_corrupt else "")
+
+    def drop_stale_connections(self, engine: Engine) -> None:
+        """Do nothing: there is no server."""
+
+    def begin(self, connection: sqlite3.Connection) -> None:
+        connection.execute("BEGIN IMMEDIATE")
+
+    def commit(self, connection: sqlite3.Connection) -> None:
+        connection.commit()
+
+    def autocommit(self, connection: sqlite3.Connection) -> AbstractContextManager[None]:  # noqa: ARG002 - as above
+        return nullcontext()  # connections of `engine.create` begin no transaction by themselves
+
+    def set_nowait(self, connection: sqlite3.Connection) -> None:
+        connection.execute("PRAGMA busy_timeout = 0")
+
+    def apply(self, connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
+        return executor.apply(connection, commands)
+
+    def find_principals(self, connection: sqlite3.Connection, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        return executor.find_principals(connection, ids)
+
+    def check_writable(self, connection: sqlite3.Connection) -> None:
+        # `begin` holds the write lock. Reading the users shows that the file is not a new, empty one.
+        connection.execute("SELECT 1 FROM users LIMIT 1").fetchall()
+
+    def disable_timeouts(self, connection: Connection) -> None:
+        """Do nothing: statements have no timeout, and a transaction that writes has its only lock."""
+
+    def lock_schema(self, connection: Connection) -> None:
+        """Do nothing: a transaction that writes holds the lock of the whole file."""
+
+    def allow_async_commit(self, connection: Connection) -> None:
+        """Do nothing: the setting belongs to the connection, not to a transaction."""
+
+    def server_time(self, connection: Connection) -> None:
+        """Return None: there is no server."""
+
+    def find_damage(self, connection: Connection) -> list[str]:
+        lines = connection.exec_driver_sql(f"PRAGMA quick_check({_MAX_DAMAGE_LINES})").scalars()
+        return [line for line in lines if line != "ok"]

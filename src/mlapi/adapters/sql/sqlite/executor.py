@@ -1,0 +1,129 @@
+"""Apply commands to SQLite one by one, and find principals."""
+
+import sqlite3
+from collections.abc import Sequence
+from datetime import datetime
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+from sqlalchemy import Boolean, Column
+
+from mlapi.adapters.sql import rows, statements
+from mlapi.adapters.sql.rows import Decoder, Row
+from mlapi.adapters.sql.sqlite import statements as sql
+from mlapi.adapters.sql.tables import UtcDateTime, api_keys, users
+from mlapi.domain.commands import (
+    AddApiKey,
+    ApiKeyCommand,
+    Command,
+    Outcome,
+    RecordApiKeyUse,
+    Register,
+    Remove,
+    UserCommand,
+)
+from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
+from mlapi.domain.errors import ApiKeyNotFoundError, UserExistsError, UserNotFoundError
+from mlapi.domain.users import User, UserId
+
+
+def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
+    """Apply commands in order in the current transaction, and write the audit entries."""
+    outcomes = [
+        _apply_to_user(connection, command)
+        if isinstance(command, UserCommand)
+        else _apply_to_api_key(connection, command)
+        for command in commands
+    ]
+    entries = statements.audit_entries(commands, outcomes)
+    connection.executemany(sql.INSERT_AUDIT, [_encode_times(rows.audit_row(entry)) for entry in entries])
+    return outcomes
+
+
+def find_principals(connection: sqlite3.Connection, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+    """Return the principal with each id, or None. Each statement sees everything that was committed before it."""
+    return statements.find_principals(
+        ids,
+        lambda user_ids: map(_cached_user, _select(connection, sql.USER_BY_ID, sql.USERS_BY_IDS, user_ids)),
+        lambda key_ids: map(
+            _cached_principal, _select(connection, sql.PRINCIPAL_BY_KEY_ID, sql.PRINCIPALS_BY_KEY_IDS, key_ids)
+        ),
+    )
+
+
+def _select(
+    connection: sqlite3.Connection, by_id: str, by_ids: str, ids: Sequence[UserId] | Sequence[str]
+) -> list[Row]:
+    if len(ids) == 1:
+        return connection.execute(by_id, {"id": ids[0]}).fetchall()
+    return connection.execute(by_ids, {"ids": msgspec.json.encode(ids).decode()}).fetchall()
+
+
+def _apply_to_user(connection: sqlite3.Connection, command: UserCommand) -> Outcome:
+    if isinstance(command, Register):
+        return _register(connection, command)
+    if not statements.is_storable_user_id(command.user_id):
+        return UserNotFoundError(command.user_id)
+    if isinstance(command, Remove):
+        row = _fetch_one(connection, sql.REMOVE_USER, {"id": command.user_id})
+        return UserNotFoundError(command.user_id) if row is None else _read_user(row)
+    row = _fetch_one(connection, sql.UPDATE_USER[type(command)], _encode_times(statements.update_row(command)))
+    if row is None:
+        return UserNotFoundError(command.user_id)
+    return statements.update_outcome(command, _read_user(row))
+
+
+def _apply_to_api_key(connection: sqlite3.Connection, command: ApiKeyCommand) -> Outcome:
+    if isinstance(command, AddApiKey):
+        if not statements.is_storable_user_id(command.user_id):
+            return UserNotFoundError(command.user_id)
+        row = _fetch_one(connection, sql.INSERT_API_KEY, _encode_times(rows.api_key_row(command.key)))
+        return UserNotFoundError(command.user_id) if row is None else command.key
+    if not statements.is_storable_key_id(command.key_id):
+        return ApiKeyNotFoundError(command.key_id)
+    if isinstance(command, RecordApiKeyUse):
+        row = _fetch_one(connection, sql.RECORD_USE, _encode_times(statements.usage_row(command)))
+    else:
+        row = _fetch_one(connection, sql.REMOVE_API_KEY, {"id": command.key_id})
+    return ApiKeyNotFoundError(command.key_id) if row is None else _read_api_key(row)
+
+
+def _register(connection: sqlite3.Connection, command: Register) -> Outcome:
+    row = _fetch_one(connection, sql.INSERT_USER, _encode_times(rows.new_user_row(command)))
+    if row is not None:
+        return command.as_user(UserId(row[0]))
+    # This transaction has the only write lock, so the user with this name is still there.
+    ((user_id,),) = connection.execute(sql.ID_BY_USERNAME_KEY, {"username_key": command.username_key}).fetchall()
+    return UserExistsError(user_id)
+
+
+def _fetch_one(connection: sqlite3.Connection, statement: str, parameters: dict[str, Any]) -> Row | None:
+    found = connection.execute(statement, parameters).fetchall()  # all: an unfinished statement blocks the commit
+    return found[0] if found else None
+
+
+def _encode_times(row: dict[str, Any]) -> dict[str, Any]:
+    """Replace the times of a row with SQLAlchemy's text for SQLite: UTC, with microseconds and without a zone."""
+    for name, value in row.items():
+        if isinstance(value, datetime):
+            row[name] = value.isoformat(" ", "microseconds")[:26]
+    return row
+
+
+def _decode_time(text: str) -> datetime:
+    return datetime.fromisoformat(f"{text}+00:00")
+
+
+def _decoder(column: Column[Any]) -> Decoder | None:
+    if isinstance(column.type, UtcDateTime):
+        return _decode_time
+    return bool if isinstance(column.type, Boolean) else None
+
+
+_read_user = rows.row_reader(User, users, _decoder)
+_read_api_key = rows.row_reader(ApiKey, api_keys, _decoder)
+
+# The same rows are looked up repeatedly, so cache the parsed objects.
+_cached_user = lru_cache(statements.MAX_CACHED_ROWS)(_read_user)
+_cached_principal = lru_cache(statements.MAX_CACHED_ROWS)(rows.principal_reader(_read_api_key, _read_user))

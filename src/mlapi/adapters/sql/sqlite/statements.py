@@ -1,0 +1,60 @@
+"""The text of the statements that `mlapi.adapters.sql.sqlite.executor` executes."""
+
+from sqlalchemy import ClauseElement, bindparam, delete, func, select, update
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.dialects.sqlite import insert
+
+from mlapi.adapters.sql import statements
+from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, inserted_columns
+from mlapi.adapters.sql.statements import USER_UPDATES, Update
+from mlapi.adapters.sql.tables import api_keys, audit, users
+
+_DIALECT = sqlite.dialect(paramstyle="named")
+
+
+def _compile(statement: ClauseElement) -> str:
+    return statements.compile_statement(statement, _DIALECT)
+
+
+def _compile_update(template: Update) -> str:
+    statement = update(template.table).where(template.table.c.id == bindparam("id"))
+    returned = USER_COLUMNS if template.table is users else API_KEY_COLUMNS
+    return _compile(statement.values(**template.new_values(bindparam)).returning(*returned))
+
+
+_IDS = select(func.json_each(bindparam("ids")).table_valued("value").c.value)
+_SELECT_USERS = select(*USER_COLUMNS)
+_SELECT_PRINCIPALS = select(*API_KEY_COLUMNS, *USER_COLUMNS).join_from(api_keys, users)
+_WITH_ID = users.c.id == bindparam("id")
+_WITH_KEY_ID = api_keys.c.id == bindparam("id")
+
+INSERT_USER = _compile(
+    insert(users)
+    .values({column.name: bindparam(column.name) for column in inserted_columns(users)})
+    .on_conflict_do_nothing(index_elements=["username_key"])
+    .returning(users.c.id)
+)
+ID_BY_USERNAME_KEY = _compile(select(users.c.id).where(users.c.username_key == bindparam("username_key")))
+UPDATE_USER = {command: _compile_update(template) for command, template in USER_UPDATES.items()}
+REMOVE_USER = _compile(delete(users).where(_WITH_ID).returning(*USER_COLUMNS))
+USER_BY_ID = _compile(_SELECT_USERS.where(_WITH_ID))
+USERS_BY_IDS = _compile(_SELECT_USERS.where(users.c.id.in_(_IDS)))
+
+INSERT_API_KEY = _compile(
+    insert(api_keys)
+    .from_select(
+        [column.name for column in inserted_columns(api_keys)],
+        select(*[bindparam(column.name) for column in inserted_columns(api_keys)]).where(
+            select(users.c.id).where(users.c.id == bindparam("user_id")).exists()
+        ),
+    )
+    .returning(api_keys.c.id)
+)
+RECORD_USE = _compile_update(statements.RECORD_USE)
+REMOVE_API_KEY = _compile(delete(api_keys).where(_WITH_KEY_ID).returning(*API_KEY_COLUMNS))
+PRINCIPAL_BY_KEY_ID = _compile(_SELECT_PRINCIPALS.where(_WITH_KEY_ID))
+PRINCIPALS_BY_KEY_IDS = _compile(_SELECT_PRINCIPALS.where(api_keys.c.id.in_(_IDS)))
+
+INSERT_AUDIT = _compile(
+    insert(audit).values({column.name: bindparam(column.name) for column in inserted_columns(audit)})
+)

@@ -1,0 +1,63 @@
+"""Parse and build database URLs."""
+
+from pathlib import Path
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+from mlapi.domain.errors import ConfigurationError
+
+_EXAMPLES = "write sqlite:///mlapi.db or postgresql://user:password@host:5432/database"
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+
+
+def database_url(text: str) -> URL:
+    """Parse the URL of a database and select the driver that mlapi uses for it.
+
+    Raises:
+        ConfigurationError: if the URL is invalid or names an unsupported database. The message never repeats the URL,
+            because it may contain a password.
+    """
+    try:
+        url = make_url(text)
+        (url.host or "").encode("idna")  # the address look-up does the same later
+    except (ArgumentError, ValueError):
+        raise ConfigurationError(f"database.url cannot be read: {_EXAMPLES}") from None
+    if url.drivername not in _DRIVERS:
+        raise ConfigurationError(f"database.url names {url.drivername}, which mlapi does not support: {_EXAMPLES}")
+    url = url.set(drivername=_DRIVERS[url.drivername])
+    if url.drivername == "sqlite":
+        _check_sqlite_path(url)
+    elif url.port == 0:
+        raise ConfigurationError(f"database.url: 0 is not a valid port: {_EXAMPLES}")
+    return url
+
+
+def connection_url(*, username: str, password: str, host: str, port: int, database: str) -> URL:
+    """Build the URL of a PostgreSQL database from its parts, which may contain any characters."""
+    return URL.create(_DRIVERS["postgresql"], username, password, host, port, database)
+
+
+def sqlite_file(url: URL) -> Path | None:
+    """Return the absolute path of an SQLite database, or None for a server."""
+    return Path(url.database or "").absolute() if url.drivername == "sqlite" else None
+
+
+def _check_sqlite_path(url: URL) -> None:
+    if url.host or url.query or not url.database or url.database == ":memory:":
+        raise ConfigurationError(
+            "database.url for SQLite must be three slashes and the path of a file, and nothing else: sqlite:///mlapi.db"
+        )
+    path = Path(url.database).absolute()
+    try:
+        is_usable = path.parent.is_dir() and not path.is_dir()
+    except (OSError, ValueError):  # the path is too long, contains a NUL or cannot be accessed
+        is_usable = False
+    if not is_usable:
+        raise ConfigurationError(f"database.url: there is no folder for {url.database!r}; create it first")
