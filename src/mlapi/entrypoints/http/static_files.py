@@ -1,0 +1,75 @@
+"""Static files of this package, served with an ETag or under a URL that contains their digest.
+
+They need no other host and work below any path, because pages refer to them by relative URLs.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from http import HTTPStatus
+from importlib.resources import files
+
+import attrs
+from starlette.requests import Request
+from starlette.responses import Response
+
+IMMUTABLE = "public, max-age=31536000, immutable"  # one year: the digest in the URL changes with the content
+REVALIDATE = "no-cache"  # clients may store the file, but must revalidate it by its ETag: RFC 9111, 5.2.2.4
+_DIGEST_LENGTH = 32
+
+
+@attrs.frozen
+class StaticFile:
+    """The content of a file, with its media type and the first half of its SHA-256 as digest."""
+
+    content: bytes = attrs.field(repr=False)
+    media_type: str
+    digest: str = attrs.field(init=False)
+
+    @digest.default
+    def _digest_of_content(self) -> str:
+        return hashlib.sha256(self.content).hexdigest()[:_DIGEST_LENGTH]
+
+    def response(self, request: Request, **headers: str) -> Response:
+        """Return the file, or 304 if the client has this version (RFC 9110, 13.1.2).
+
+        Args:
+            request: the request, with its If-None-Match header.
+            headers: further response headers, with underscores for hyphens.
+        """
+        etag = f'"{self.digest}"'
+        all_headers = {"etag": etag, **{name.replace("_", "-"): value for name, value in headers.items()}}
+        known = {tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")}
+        if not known.isdisjoint({etag, "*"}):
+            return Response(status_code=HTTPStatus.NOT_MODIFIED, headers=all_headers)
+        return Response(self.content, headers=all_headers, media_type=self.media_type)
+
+
+class StaticFiles:
+    """Files under URLs of the form ``<digest>/<name>``, which caches may keep.
+
+    Args:
+        sources: for each name, the path of the file below ``mlapi/entrypoints`` and its media type.
+    """
+
+    def __init__(self, sources: Mapping[str, tuple[str, str]]) -> None:
+        self._sources = sources
+
+    def url(self, name: str) -> str:
+        """Return the URL of a file, relative to where the files are served."""
+        return f"{self._files[name].digest}/{name}"
+
+    def response(self, request: Request) -> Response:
+        """Return the file for the path parameters ``digest`` and ``name``, or 404 for other versions and files."""
+        file = self._files.get(request.path_params["name"])
+        if file is None or file.digest != request.path_params["digest"]:
+            return Response(status_code=HTTPStatus.NOT_FOUND)
+        return file.response(request, cache_control=IMMUTABLE)
+
+    @cached_property
+    def _files(self) -> Mapping[str, StaticFile]:
+        folder = files("mlapi.entrypoints")
+        return {
+            name: StaticFile(folder.joinpath(path).read_bytes(), media_type)
+            for name, (path, media_type) in self._sources.items()
+        }
