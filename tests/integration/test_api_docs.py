@@ -15,7 +15,7 @@ import click
 import pytest
 import requests
 
-import mlapi.application.authentication
+import mlapi.application.guard
 import mlapi.application.users
 import mlapi.bootstrap
 import mlapi.testing.fakes
@@ -52,7 +52,7 @@ def test_the_guides_have_examples_that_run() -> None:
         "README.md",
         "docs/embed.md",
         "docs/guard.md",
-        "docs/adapters.md",
+        "docs/testing.md",
     }
 
 
@@ -65,7 +65,7 @@ def test_the_documentation_does_what_it_shows(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [mlapi.application.users, mlapi.application.authentication, mlapi.bootstrap, mlapi.testing.fakes]
+    "module", [mlapi.application.users, mlapi.application.guard, mlapi.bootstrap, mlapi.testing.fakes]
 )
 def test_docstrings_do_what_they_show(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)
@@ -74,17 +74,19 @@ def test_docstrings_do_what_they_show(module: ModuleType) -> None:
     assert failed == 0
 
 
-# Those of other pages are pieces: docs/access.md shows three lines of README's, docs/adapters.md files of tests, which
-# tests/integration/test_testing_kit.py runs.
-@pytest.mark.parametrize("place", [0, 1])
-def test_the_python_of_the_readme_runs(place: int, folder: Path) -> None:
-    block = [block for block in blocks(Path("README.md"), "python") if not block.startswith(">>>")][place]
+# The Python of other pages is not complete. tests/integration/test_testing_kit.py runs the test files of testing.md
+# and adapters.md.
+@pytest.mark.parametrize(
+    ("page", "actions"), [("docs/getting-started.md", ["remove", "disable", "register"]), ("README.md", [])]
+)
+def test_python_of_the_first_pages_runs(page: str, actions: list[str], folder: Path) -> None:
+    (block,) = [block for block in blocks(Path(page), "python") if not block.startswith(">>>")]
 
     with Server(folder) as server:
-        exec(compile(block.replace(BASE, server.base), "README.md", "exec"), {"predict": None})
-        users = requests.get(f"{server.base}/audit", timeout=10).json()["entries"]
+        exec(compile(block.replace(BASE, server.base), page, "exec"), {"predict": None})
+        entries = requests.get(f"{server.base}/audit", timeout=10).json()["entries"]
 
-    assert [entry["action"] for entry in users] == [["remove", "disable", "register"], []][place]
+    assert [entry["action"] for entry in entries] == actions
 
 
 def commands_and_answers(block: str) -> Iterator[tuple[str, str]]:
@@ -167,8 +169,11 @@ def test_every_link_to_a_file_of_ours_leads_somewhere(page: Path) -> None:
     assert [link for link in links if not (ROOT / page.parent / link).exists()] == []
 
 
-def test_every_page_is_named_by_the_readme() -> None:
-    assert [str(page) for page in PAGES[1:] if f"({page})" not in text_of(Path("README.md"))] == []
+def test_table_of_contents_links_every_page() -> None:
+    pages = [page.name for page in PAGES[1:] if page.name != "README.md"]
+
+    assert [page for page in pages if f"({page})" not in text_of(Path("docs/README.md"))] == []
+    assert "(docs/README.md)" in text_of(Path("README.md"))
 
 
 def test_every_setting_is_documented_with_its_default() -> None:

@@ -259,12 +259,12 @@ def test_no_repr_shows_the_token_of_a_visitor(mlapi_let_in: LoggedInUser) -> Non
     assert mlapi_let_in.token not in f"{mlapi_let_in!r} {mlapi_let_in}"
 
 
-# --- docs/adapters.md
+# --- docs/testing.md and docs/adapters.md
 
 
 def test_the_test_files_that_the_documentation_shows_pass(pytester: pytest.Pytester) -> None:
-    page = (ROOT / "docs" / "adapters.md").read_text("utf-8")
-    files = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    pages = "".join((ROOT / "docs" / page).read_text("utf-8") for page in ("testing.md", "adapters.md"))
+    files = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", pages, re.MULTILINE | re.DOTALL)
     for name, text in files:
         (pytester.path / name).write_text(text, "utf-8")
 

@@ -29,6 +29,7 @@ from mlapi.domain.users import User, utc_now
 class Guard:
     """Tells whom a token or an API key lets in, as the users are at that moment.
 
+    >>> from mlapi import Users
     >>> from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
     >>> users, tokens = Users(InMemoryUserRepository(), PlainCipher()), InMemoryTokens()
     >>> guard = Guard(users.repository, tokens)
