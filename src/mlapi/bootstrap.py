@@ -35,7 +35,7 @@ from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.batching import CommandBatcher, PrincipalLookup
 from mlapi.application.guard import AsyncGuard, Guard
-from mlapi.application.key_reload import Current, ReloadingCipher, ReloadingTokens
+from mlapi.application.key_reload import Reloader, ReloadingCipher, ReloadingTokens
 from mlapi.application.key_usage import BackgroundKeyUsage
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.application.preparation import check_key
@@ -182,8 +182,8 @@ def open_service(settings: Settings) -> Iterator[Service]:
                 " cannot be read back"
             )
         signature = partial(file_signature, file)
-        cipher = ReloadingCipher(Current(lambda: password_cipher(completed(settings, file)), signature))
-        tokens = ReloadingTokens(Current(lambda: _tokens(completed(settings, file)), signature))
+        cipher = ReloadingCipher(Reloader(lambda: password_cipher(completed(settings, file)), signature))
+        tokens = ReloadingTokens(Reloader(lambda: _tokens(completed(settings, file)), signature))
         users = Users(repository, cipher, password_policy=_password_policy(settings))
         attempts = FixedWindowAttemptLimiter(SqlAttempts(database), AttemptLimits(**attrs.asdict(settings.logins)))
         key_usage = BackgroundKeyUsage(repository)

@@ -19,7 +19,7 @@ import attrs
 import msgspec
 
 from mlapi.domain.errors import ConfigurationError
-from mlapi.domain.rules import PASSWORD_MAX
+from mlapi.domain.rules import PASSWORD_MAX_CHARS
 from mlapi.secret_files import KEY_BYTES, open_to_others, read_value, read_yaml
 
 ADMIN_TOKEN_MIN = 16
@@ -321,8 +321,8 @@ def _check_values(settings: Settings, source: str) -> None:
         raise ConfigurationError("database.url and connection are both set: keep one")
     if settings.connection is not None and not 0 < settings.connection.port < 2**16:
         raise ConfigurationError("connection.port must be from 1 to 65535")
-    if settings.passwords.min_length is not None and not 0 < settings.passwords.min_length <= PASSWORD_MAX:
-        raise ConfigurationError(f"passwords.min_length must be from 1 to {PASSWORD_MAX}")
+    if settings.passwords.min_length is not None and not 0 < settings.passwords.min_length <= PASSWORD_MAX_CHARS:
+        raise ConfigurationError(f"passwords.min_length must be from 1 to {PASSWORD_MAX_CHARS}")
     given = settings.secrets
     if "" in given.salt:
         raise ConfigurationError(f"{source}secrets.salt must not be empty")

@@ -17,7 +17,7 @@ from cryptography.fernet import Fernet
 from mlapi import EncryptedPassword, PasswordCipher
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
 from mlapi.adapters.memory import PlainCipher
-from mlapi.application.key_reload import Current, ReloadingCipher
+from mlapi.application.key_reload import Reloader, ReloadingCipher
 from mlapi.domain.ports import is_costly
 from mlapi.testing import PasswordCipherContract
 from tests.conftest import KEY, OLDER_KEY, SALT
@@ -79,7 +79,7 @@ class TestHashingFernetCipherOfSeveralSecrets(PasswordCipherContract):
 class TestRotatingCipher(PasswordCipherContract):
     @pytest.fixture
     def cipher(self) -> PasswordCipher:
-        return ReloadingCipher(Current(lambda: FernetCipher([KEY], SALT), lambda: "the same"))
+        return ReloadingCipher(Reloader(lambda: FernetCipher([KEY], SALT), lambda: "the same"))
 
 
 def test_only_the_default_is_costly() -> None:

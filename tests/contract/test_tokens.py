@@ -17,7 +17,7 @@ import mlapi.adapters.jwt
 from mlapi import Clock, TokenClaims, TokenIssuer, UserId
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import InMemoryTokens
-from mlapi.application.key_reload import Current, ReloadingTokens
+from mlapi.application.key_reload import Reloader, ReloadingTokens
 from mlapi.testing import SettableClock, TokenIssuerContract
 from mlapi.testing.tokens import ADA, HOUR, NOON, decoded, encoded, is_refused, signed
 from tests.conftest import KEY, OLDER_KEY
@@ -83,11 +83,11 @@ class TestJwtTokenIssuerOfSeveralKeys(TokenIssuerContract):
 class TestRotatingTokens(TokenIssuerContract):
     @pytest.fixture
     def tokens(self, clock: SettableClock) -> TokenIssuer:
-        return ReloadingTokens(Current(lambda: issuer_of([NEW], clock), lambda: "the same"))
+        return ReloadingTokens(Reloader(lambda: issuer_of([NEW], clock), lambda: "the same"))
 
     @pytest.fixture
     def others(self, clock: SettableClock) -> TokenIssuer:
-        return ReloadingTokens(Current(lambda: issuer_of([OLD], clock), lambda: "the same"))
+        return ReloadingTokens(Reloader(lambda: issuer_of([OLD], clock), lambda: "the same"))
 
 
 # --- what is in them

@@ -37,7 +37,7 @@ from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
 from mlapi.adapters.sql.tables import audit as audit_table
 from mlapi.adapters.sql.tables import users as users_table
-from mlapi.domain.audit import UNWRITTEN
+from mlapi.domain.audit import UNSAVED_ID
 from mlapi.testing.repository import NOON
 
 NOBODY = 10**6
@@ -95,7 +95,7 @@ class Replay:
             "users": [self._symbolic(user) for user in users],
             "API keys": [[self._symbolic(key) for key in self._repository.list_api_keys(user.id)] for user in users],
             "audit": [
-                attrs.evolve(entry, id=UNWRITTEN, user_id=entry.user_id and UserId(self._who(entry.user_id)))
+                attrs.evolve(entry, id=UNSAVED_ID, user_id=entry.user_id and UserId(self._who(entry.user_id)))
                 for entry in self._repository.audit.list_page(limit=1000)
             ],
             "holders": [self._symbolic_holder(holder) for holder in self._repository.find_principals(subjects)],

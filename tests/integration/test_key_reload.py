@@ -18,7 +18,7 @@ from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import PlainCipher
 from mlapi.application import key_reload as rotation
-from mlapi.application.key_reload import Current, ReloadingCipher, ReloadingTokens
+from mlapi.application.key_reload import Reloader, ReloadingCipher, ReloadingTokens
 from mlapi.domain.ports import is_costly
 from mlapi.secret_files import file_signature
 from mlapi.testing import SettableClock
@@ -72,13 +72,13 @@ def issuer_of(keys: list[str]) -> TokenIssuer:
 @pytest.fixture
 def rarely(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nobody looks at the secrets but who has a reason to."""
-    monkeypatch.setattr(rotation, "LOOK_EVERY", 1000.0)
+    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 1000.0)
 
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
     """The secrets are looked at, at every use."""
-    monkeypatch.setattr(rotation, "LOOK_EVERY", -1.0)
+    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", -1.0)
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
@@ -90,7 +90,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
 
 def test_what_is_made_of_secrets_that_stay_is_made_once(always: None) -> None:
     secrets = Secrets("one")
-    current = Current(secrets.words, secrets.signature)
+    current = Reloader(secrets.words, secrets.signature)
 
     found = [current.get(at_once=at_once) for at_once in (False, True) * 5]
 
@@ -100,7 +100,7 @@ def test_what_is_made_of_secrets_that_stay_is_made_once(always: None) -> None:
 
 def test_between_two_looks_the_secrets_are_left_alone(rarely: None) -> None:
     secrets = Secrets("one")
-    current = Current(secrets.words, secrets.signature)
+    current = Reloader(secrets.words, secrets.signature)
     secrets.keys = ["two"]
 
     found = [current.get() for _ in range(10)]
@@ -112,7 +112,7 @@ def test_between_two_looks_the_secrets_are_left_alone(rarely: None) -> None:
 def test_who_asks_for_it_looks_at_once_and_for_all(rarely: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mlapi")
     secrets = Secrets("one")
-    current = Current(secrets.words, secrets.signature)
+    current = Reloader(secrets.words, secrets.signature)
     secrets.keys = ["two", "one"]
 
     found = [current.get(), current.get(at_once=True), current.get(), current.get(at_once=True)]
@@ -123,9 +123,9 @@ def test_who_asks_for_it_looks_at_once_and_for_all(rarely: None, caplog: pytest.
 
 
 def test_the_secrets_are_looked_at_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "LOOK_EVERY", 0.5)
+    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 0.5)
     secrets = Secrets("one")
-    current = Current(secrets.words, secrets.signature)
+    current = Reloader(secrets.words, secrets.signature)
     secrets.keys = ["two"]
     before = current.get()
 
@@ -135,13 +135,13 @@ def test_the_secrets_are_looked_at_again_after_a_while(monkeypatch: pytest.Monke
 
 
 def test_that_is_done_every_second() -> None:
-    assert rotation.LOOK_EVERY == 1.0
+    assert rotation.RELOAD_CHECK_SECONDS == 1.0
 
 
 def test_secrets_that_are_at_fault_leave_the_former_ones(always: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mlapi")
     secrets = Secrets("one")
-    current = Current(secrets.words, secrets.signature)
+    current = Reloader(secrets.words, secrets.signature)
     found = []
 
     for keys in (["wrong"], ["wrong"], ["wrong", "one"], ["two", "one"]):
@@ -157,7 +157,7 @@ def test_secrets_that_are_at_fault_from_the_start_are_refused() -> None:
     secrets = Secrets("wrong")
 
     with pytest.raises(ConfigurationError) as refusal:
-        Current(secrets.words, secrets.signature)
+        Reloader(secrets.words, secrets.signature)
 
     assert refusal.value == ConfigurationError("secrets.key is no key")
 
@@ -170,7 +170,7 @@ def test_threads_that_look_at_once_make_it_once(rarely: None) -> None:
         made.wait(0.05)
         return secrets.words()
 
-    current = Current(make_slowly, secrets.signature)
+    current = Reloader(make_slowly, secrets.signature)
     secrets.keys = ["two"]
 
     with ThreadPoolExecutor(8) as pool:
@@ -185,7 +185,7 @@ def test_threads_that_look_at_once_make_it_once(rarely: None) -> None:
 
 def test_a_password_under_a_key_that_has_just_come_matches_at_once(rarely: None) -> None:
     secrets = Secrets(OLDER_KEY)
-    cipher = ReloadingCipher(Current(secrets.cipher, secrets.signature))
+    cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
     older = cipher.encrypt("secret")
     newer = FernetCipher([KEY], SALT).encrypt("secret")
 
@@ -202,7 +202,7 @@ def test_a_password_under_a_key_that_has_just_come_matches_at_once(rarely: None)
 def test_a_wrong_password_has_the_secrets_looked_at_and_is_compared_once(rarely: None) -> None:
     secrets = Secrets(KEY)
     cipher = CountedCipher()
-    rotating = ReloadingCipher(Current(lambda: cipher, secrets.signature))
+    rotating = ReloadingCipher(Reloader(lambda: cipher, secrets.signature))
     stored = rotating.encrypt("secret")
 
     answers = [
@@ -225,7 +225,7 @@ class CountedCipher(PlainCipher):
 
 def test_a_wrong_password_is_wrong_under_new_keys_too(rarely: None) -> None:
     secrets = Secrets(OLDER_KEY)
-    cipher = ReloadingCipher(Current(secrets.cipher, secrets.signature))
+    cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
     stored = cipher.encrypt("secret")
 
     secrets.keys = [KEY, OLDER_KEY]
@@ -238,12 +238,12 @@ def test_a_key_that_was_taken_away_reads_no_more_passwords(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     secrets = Secrets(KEY, OLDER_KEY)
-    cipher = ReloadingCipher(Current(secrets.cipher, secrets.signature))
+    cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
     older = FernetCipher([OLDER_KEY], SALT).encrypt("secret")
     assert cipher.matches("secret", older)
 
     secrets.keys = [KEY]
-    monkeypatch.setattr(rotation, "LOOK_EVERY", -1.0)
+    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", -1.0)
     assert not cipher.matches("", None)  # so that it looks
 
     assert not cipher.matches("secret", older)
@@ -254,7 +254,7 @@ def test_a_key_that_was_taken_away_reads_no_more_passwords(
 def test_what_it_costs_is_what_the_current_one_costs(
     kind: Callable[[list[str], str], PasswordCipher], expected: bool
 ) -> None:
-    cipher = ReloadingCipher(Current(lambda: kind([KEY], SALT), lambda: "the same"))
+    cipher = ReloadingCipher(Reloader(lambda: kind([KEY], SALT), lambda: "the same"))
 
     assert is_costly(cipher) is expected
 
@@ -264,7 +264,7 @@ def test_what_it_costs_is_what_the_current_one_costs(
 
 def test_a_token_of_a_key_that_has_just_come_is_good_at_once(rarely: None) -> None:
     secrets = Secrets(OLDER_KEY)
-    tokens = ReloadingTokens(Current(secrets.tokens, secrets.signature))
+    tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     older, newer = tokens.issue(ADA).token, issuer_of([KEY]).issue(ADA).token
     before = [is_refused(tokens, token) for token in (older, newer)]
 
@@ -277,7 +277,7 @@ def test_a_token_of_a_key_that_has_just_come_is_good_at_once(rarely: None) -> No
 
 def test_a_forged_token_has_the_secrets_looked_at_and_is_refused(rarely: None) -> None:
     secrets = Secrets(OLDER_KEY)
-    tokens = ReloadingTokens(Current(secrets.tokens, secrets.signature))
+    tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     forged = issuer_of([Fernet.generate_key().decode()]).issue(ADA).token
     unchanged = is_refused(tokens, forged)
 
@@ -291,7 +291,7 @@ def test_a_forged_token_has_the_secrets_looked_at_and_is_refused(rarely: None) -
 
 def test_a_good_token_has_nothing_looked_at(rarely: None) -> None:
     secrets = Secrets(KEY)
-    tokens = ReloadingTokens(Current(secrets.tokens, secrets.signature))
+    tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     token = tokens.issue(ADA).token
 
     claims = [tokens.verify(token) for _ in range(10)]
@@ -301,9 +301,9 @@ def test_a_good_token_has_nothing_looked_at(rarely: None) -> None:
 
 
 def test_a_key_that_was_taken_away_ends_its_tokens_also_those_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "LOOK_EVERY", 0.5)
+    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 0.5)
     secrets = Secrets(KEY, OLDER_KEY)
-    tokens = ReloadingTokens(Current(secrets.tokens, secrets.signature))
+    tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     older, newer = issuer_of([OLDER_KEY]).issue(ADA).token, tokens.issue(ADA).token
     before = [is_refused(tokens, token) for token in (older, newer)]
 
@@ -316,7 +316,7 @@ def test_a_key_that_was_taken_away_ends_its_tokens_also_those_seen_before(monkey
 
 def test_tokens_stay_good_while_the_secrets_are_at_fault(always: None, caplog: pytest.LogCaptureFixture) -> None:
     secrets = Secrets(KEY)
-    tokens = ReloadingTokens(Current(secrets.tokens, secrets.signature))
+    tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     token = tokens.issue(ADA).token
 
     secrets.keys = ["wrong"]
@@ -332,7 +332,7 @@ def test_tokens_stay_good_while_the_secrets_are_at_fault(always: None, caplog: p
 def test_a_file_that_is_replaced_is_noticed_at_the_first_refusal(tmp_path: Path, rarely: None) -> None:
     file = tmp_path / "keys"
     file.write_text(OLDER_KEY)
-    tokens = ReloadingTokens(Current(lambda: issuer_of(file.read_text().split()), lambda: file_signature(file)))
+    tokens = ReloadingTokens(Reloader(lambda: issuer_of(file.read_text().split()), lambda: file_signature(file)))
     newer = issuer_of([KEY]).issue(ADA).token
     before = is_refused(tokens, newer)
 

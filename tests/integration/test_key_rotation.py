@@ -28,7 +28,7 @@ def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(key_rotation, "UNDER_WAY", 0.2)
     monkeypatch.setattr(key_rotation, "_SEEN", 0.05)
-    monkeypatch.setattr(rotation, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 0.0)
     return tmp_path
 
 

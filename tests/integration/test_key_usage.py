@@ -117,7 +117,7 @@ def test_a_key_is_written_once_a_minute_however_often_it_is_used(
 def test_after_that_it_is_written_again_and_who_is_not_used_is_forgotten(
     repository: RecordingRepository, keys: list[ApiKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_usage, "USE_RECORDED_EVERY", timedelta(milliseconds=50))
+    monkeypatch.setattr(key_usage, "USE_RECORDING_INTERVAL", timedelta(milliseconds=50))
     with noting(repository) as uses:
         for number in range(3):
             uses(keys[0], NOON + number * MINUTE)

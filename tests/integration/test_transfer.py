@@ -524,7 +524,7 @@ def test_a_batch_that_took_long_is_stored_under_the_key_that_is_newest_then(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whoever turns a key over counts on what was encrypted with the former one to be stored within seconds."""
-    monkeypatch.setattr(rotation, "LOOK_EVERY", 0.0)
+    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 0.0)
     monkeypatch.setattr(user_import, "COMMIT_WITHIN", 1.0)
 
     def rows() -> Iterator[Row]:

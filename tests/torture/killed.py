@@ -53,7 +53,7 @@ def _run(folder: Path, environ: dict[str, str], arguments: tuple[str, ...], at: 
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
     key_rotation.UNDER_WAY, key_rotation._SEEN = under_way, under_way / 5
-    rotation.LOOK_EVERY = under_way / 10
+    rotation.RELOAD_CHECK_SECONDS = under_way / 10
     if at is not None:
         sys.setprofile(_killer(at))
     main(arguments, prog_name="mlapi")

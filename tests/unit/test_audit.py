@@ -32,7 +32,7 @@ from mlapi import (
     Users,
 )
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
-from mlapi.domain.audit import audit_entry
+from mlapi.domain.audit import make_audit_entry
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 ADA = UserId(7)
@@ -69,7 +69,7 @@ def test_these_are_all_changes_and_all_refusals_there_are() -> None:
 @pytest.mark.parametrize("command", CHANGES, ids=lambda command: type(command).__name__)
 @pytest.mark.parametrize("outcome", [REGISTER.as_user(ADA), KEY, *REFUSALS], ids=lambda outcome: type(outcome).__name__)
 def test_every_change_with_every_outcome_has_an_entry_at_its_time(command: Command, outcome: Outcome) -> None:
-    entry = audit_entry(command, outcome)
+    entry = make_audit_entry(command, outcome)
 
     assert entry is not None
     assert entry.at == NOON
@@ -78,11 +78,11 @@ def test_every_change_with_every_outcome_has_an_entry_at_its_time(command: Comma
 
 @pytest.mark.parametrize("command", BOOKKEEPING, ids=lambda command: type(command).__name__)
 def test_bookkeeping_has_none(command: Command) -> None:
-    assert audit_entry(command, REGISTER.as_user(ADA)) is None
+    assert make_audit_entry(command, REGISTER.as_user(ADA)) is None
 
 
 def test_an_entry_holds_nothing_of_a_user_but_his_id() -> None:
-    entry = audit_entry(REGISTER, REGISTER.as_user(ADA))
+    entry = make_audit_entry(REGISTER, REGISTER.as_user(ADA))
 
     assert entry == AuditEntry(
         at=NOON,

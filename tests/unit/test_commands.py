@@ -17,7 +17,7 @@ from mlapi.domain.commands import (
     Remove,
     RemoveApiKey,
     SetEnabled,
-    new_token_epoch,
+    generate_token_epoch,
 )
 from mlapi.domain.credentials import ApiKey, ApiKeyId
 from mlapi.domain.errors import FieldError, InvalidFieldsError, PasswordChangedError
@@ -119,7 +119,7 @@ def test_two_changes_that_end_tokens_have_two_epochs() -> None:
 
 
 def test_an_epoch_is_64_bits_in_hex() -> None:
-    epoch = new_token_epoch()
+    epoch = generate_token_epoch()
 
     assert len(bytes.fromhex(epoch)) == 8
 

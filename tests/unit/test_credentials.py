@@ -23,16 +23,16 @@ from mlapi import (
     UserId,
 )
 from mlapi.domain.credentials import (
-    API_KEY_NAME_MAX,
-    USE_RECORDED_EVERY,
+    API_KEY_NAME_MAX_CHARS,
+    USE_RECORDING_INTERVAL,
     ParsedCredential,
     PresentedApiKey,
-    admit,
+    authenticate,
     check_api_key_fields,
+    generate_api_key,
+    get_principal_id,
     looks_like_api_key,
-    new_api_key,
     parse_api_key,
-    principal_id_of,
 )
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -106,7 +106,7 @@ def test_any_other_form_is_refused(credential: str) -> None:
 
 
 def test_new_api_keys_have_the_form_and_differ() -> None:
-    credentials = [new_api_key() for _ in range(100)]
+    credentials = [generate_api_key() for _ in range(100)]
 
     shown = [parse_api_key(credential) for credential in credentials]
 
@@ -121,7 +121,7 @@ def test_what_begins_like_an_api_key_is_taken_for_one() -> None:
 
 
 def test_a_claim_is_about_a_user_or_an_api_key() -> None:
-    assert [principal_id_of(CLAIMS), principal_id_of(SHOWN)] == [UserId(7), ApiKeyId(ID)]
+    assert [get_principal_id(CLAIMS), get_principal_id(SHOWN)] == [UserId(7), ApiKeyId(ID)]
 
 
 # --- who is let in
@@ -159,7 +159,7 @@ REFUSED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exception
 
 @pytest.mark.parametrize(("claim", "principal", "user"), ADMITTED.values(), ids=ADMITTED.keys())
 def test_who_is_let_in_is_the_user_as_he_is(claim: ParsedCredential, principal: Principal, user: User) -> None:
-    assert admit(claim, principal, NOON) == user
+    assert authenticate(claim, principal, NOON) == user
 
 
 @pytest.mark.parametrize(("claim", "principal", "at", "error"), REFUSED.values(), ids=REFUSED.keys())
@@ -167,7 +167,7 @@ def test_everybody_else_is_refused(
     claim: ParsedCredential, principal: Principal | None, at: datetime, error: Exception
 ) -> None:
     with pytest.raises(type(error)) as refusal:
-        admit(claim, principal, at)
+        authenticate(claim, principal, at)
 
     assert refusal.value == error
 
@@ -198,7 +198,7 @@ def test_an_api_key_takes_no_time_without_its_zone(field: str) -> None:
 
 
 def test_a_use_is_known_to_the_minute() -> None:
-    assert timedelta(minutes=1) == USE_RECORDED_EVERY
+    assert timedelta(minutes=1) == USE_RECORDING_INTERVAL
 
 
 # --- the fields of a new API key
@@ -210,7 +210,7 @@ FAR = "must be of the years 1 to 9999 in UTC"
 
 
 @pytest.mark.parametrize(
-    "name", ["a", "CI on the build machine", "Łódź 🚀", " padded ", "x" * API_KEY_NAME_MAX, "ا" * 100]
+    "name", ["a", "CI on the build machine", "Łódź 🚀", " padded ", "x" * API_KEY_NAME_MAX_CHARS, "ا" * 100]
 )
 def test_a_name_of_an_api_key_may_be_what_its_owner_reads(name: str) -> None:
     check_api_key_fields(name=name, expires=None, now=NOON)

@@ -18,7 +18,7 @@ from typing import Self
 import attrs
 
 from mlapi.domain.attempts import WindowCount
-from mlapi.domain.audit import AuditEntry, AuditId, DailyCount, audit_entry
+from mlapi.domain.audit import AuditEntry, AuditId, DailyCount, make_audit_entry
 from mlapi.domain.commands import (
     AddApiKey,
     ApiKeyCommand,
@@ -162,7 +162,7 @@ class InMemoryUserRepository:
         outcome = (
             self._apply_to_users(command) if isinstance(command, UserCommand) else self._apply_to_api_keys(command)
         )
-        if (entry := audit_entry(command, outcome)) is not None:
+        if (entry := make_audit_entry(command, outcome)) is not None:
             self.audit.write(entry)
         return outcome
 

@@ -7,16 +7,16 @@ from typing import final
 
 from mlapi.domain.commands import RecordApiKeyUse
 from mlapi.domain.credentials import (
-    USE_RECORDED_EVERY,
+    USE_RECORDING_INTERVAL,
     ApiKey,
     ApiKeyPrincipal,
     ParsedCredential,
     Principal,
     PrincipalId,
-    admit,
+    authenticate,
+    get_principal_id,
     looks_like_api_key,
     parse_api_key,
-    principal_id_of,
 )
 from mlapi.domain.errors import (
     RepositoryUnavailableError,
@@ -65,23 +65,23 @@ class Guard:
             UserDisabledError: if its user is shut out.
             RepositoryUnavailableError: if the users cannot be asked; nobody is let in then.
         """
-        claim = self.claim_of(credential)
-        (holder,) = self.repository.find_principals([principal_id_of(claim)])
-        return self.admit(claim, holder)
+        claim = self.parse_credential(credential)
+        (holder,) = self.repository.find_principals([get_principal_id(claim)])
+        return self.authenticate(claim, holder)
 
-    def claim_of(self, credential: str) -> ParsedCredential:
+    def parse_credential(self, credential: str) -> ParsedCredential:
         """Return what a credential says, without asking the users. Raises `InvalidTokenError`."""
         if looks_like_api_key(credential):
             return parse_api_key(credential)
         return self._tokens.verify(credential)
 
-    def admit(self, claim: ParsedCredential, holder: Principal | None) -> User:
+    def authenticate(self, claim: ParsedCredential, holder: Principal | None) -> User:
         """Return the user, given who stands behind the claim. Raises as `check` does."""
         now = self._clock()
-        user = admit(claim, holder, now)
+        user = authenticate(claim, holder, now)
         if isinstance(holder, ApiKeyPrincipal):
             last = holder.key.last_used_datetime
-            if last is None or now - last >= USE_RECORDED_EVERY:
+            if last is None or now - last >= USE_RECORDING_INTERVAL:
                 self._key_uses(holder.key, now)
         return user
 
@@ -105,5 +105,5 @@ class AsyncGuard:
 
     async def check(self, credential: str) -> User:
         """Return the user whom a token or an API key lets in now. Raises as `Guard.check` does."""
-        claim = self._guard.claim_of(credential)
-        return self._guard.admit(claim, await self._look_up(principal_id_of(claim)))
+        claim = self._guard.parse_credential(credential)
+        return self._guard.authenticate(claim, await self._look_up(get_principal_id(claim)))

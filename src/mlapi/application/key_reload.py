@@ -15,7 +15,7 @@ from mlapi.domain.errors import ConfigurationError, InvalidTokenError
 from mlapi.domain.ports import PasswordCipher, TokenIssuer, is_costly
 from mlapi.domain.users import EncryptedPassword, User
 
-LOOK_EVERY = 1.0
+RELOAD_CHECK_SECONDS = 1.0
 """Seconds after which the secrets are looked at again, at the next use."""
 
 _logger = logging.getLogger("mlapi")
@@ -23,7 +23,7 @@ _logger = logging.getLogger("mlapi")
 T = TypeVar("T")
 
 
-class Current(Generic[T]):
+class Reloader(Generic[T]):
     """What is made of the secrets, made anew when they have changed.
 
     Args:
@@ -36,14 +36,14 @@ class Current(Generic[T]):
         self._signature = signature
         self._made_of = signature()
         self._current = make()
-        self._look_at = time.monotonic() + LOOK_EVERY
+        self._look_at = time.monotonic() + RELOAD_CHECK_SECONDS
         self._lock = threading.Lock()
 
     def get(self, *, at_once: bool = False) -> T:
         """Return the current one; ``at_once`` looks at the secrets however short ago that was done."""
         if at_once or time.monotonic() > self._look_at:
             with self._lock:
-                self._look_at = time.monotonic() + LOOK_EVERY
+                self._look_at = time.monotonic() + RELOAD_CHECK_SECONDS
                 signature = self._signature()
                 if signature != self._made_of:
                     self._made_of = signature
@@ -62,7 +62,7 @@ class Current(Generic[T]):
 class ReloadingCipher:
     """A `PasswordCipher` that is always the current one."""
 
-    def __init__(self, current: Current[PasswordCipher]) -> None:
+    def __init__(self, current: Reloader[PasswordCipher]) -> None:
         self._current = current
 
     @property
@@ -89,7 +89,7 @@ class ReloadingCipher:
 class ReloadingTokens:
     """A `TokenIssuer` that is always the current one."""
 
-    def __init__(self, current: Current[TokenIssuer]) -> None:
+    def __init__(self, current: Reloader[TokenIssuer]) -> None:
         self._current = current
 
     def issue(self, user: User) -> IssuedToken:

@@ -6,7 +6,7 @@ import time
 from datetime import datetime
 
 from mlapi.domain.commands import RecordApiKeyUse
-from mlapi.domain.credentials import USE_RECORDED_EVERY, ApiKey, ApiKeyId
+from mlapi.domain.credentials import USE_RECORDING_INTERVAL, ApiKey, ApiKeyId
 from mlapi.domain.errors import MlapiError
 from mlapi.domain.ports import UserRepository
 
@@ -36,7 +36,7 @@ class BackgroundKeyUsage:
 
     def __call__(self, key: ApiKey, at: datetime) -> None:
         with self._lock:
-            if time.monotonic() - self._written.get(key.id, float("-inf")) < USE_RECORDED_EVERY.total_seconds():
+            if time.monotonic() - self._written.get(key.id, float("-inf")) < USE_RECORDING_INTERVAL.total_seconds():
                 return
             self._noted[key.id] = at
             if self._timer is None:
@@ -63,7 +63,7 @@ class BackgroundKeyUsage:
             self._written = {
                 key_id: when
                 for key_id, when in self._written.items()
-                if now - when < USE_RECORDED_EVERY.total_seconds()
+                if now - when < USE_RECORDING_INTERVAL.total_seconds()
             } | dict.fromkeys(noted, now)
         if not noted:
             return

@@ -137,7 +137,7 @@ class UserImport:
         self._users = users
         self._adopting = adopting
         self._rejects = rejects
-        self._by = actor
+        self._actor = actor
         self._dry_run = dry_run
         self._is_hashing = is_costly(users.cipher) and not dry_run
 
@@ -190,7 +190,7 @@ class UserImport:
                 return one
             if (holder := found[one]) is not None:
                 return UserExistsError(holder.id)
-            return one if self._dry_run else one.encrypted_by(self._users, self._by)
+            return one if self._dry_run else one.encrypted_by(self._users, self._actor)
 
         # argon2 lets other threads run meanwhile; what is cheap would only wait for them.
         in_order = pool.map(prepared, checked) if any(map(self._is_costly, rows)) else list(map(prepared, checked))

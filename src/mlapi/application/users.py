@@ -25,7 +25,7 @@ from mlapi.domain.commands import (
     SetEnabled,
     UserCommand,
 )
-from mlapi.domain.credentials import ApiKey, ApiKeyId, check_api_key_fields, new_api_key, parse_api_key
+from mlapi.domain.credentials import ApiKey, ApiKeyId, check_api_key_fields, generate_api_key, parse_api_key
 from mlapi.domain.errors import InvalidFieldsError, MlapiError
 from mlapi.domain.ports import Clock, PasswordCipher, UserRepository
 from mlapi.domain.rules import PasswordPolicy, canonical_username, find_email_error, find_username_error, fold
@@ -56,7 +56,7 @@ class Users:
         self.cipher = cipher
         self._clock = clock
         self._password_policy = password_policy
-        self._by = actor
+        self._actor = actor
 
     def as_actor(self, actor: Actor) -> "Users":
         """Return the same users for somebody else: what is done through these is told of him in the audit trail."""
@@ -222,19 +222,19 @@ class Users:
             ],
         )
         encrypted = self.cipher.encrypt(password)
-        return Register(username=username, password=encrypted, email=email, at=self._clock(), actor=self._by)
+        return Register(username=username, password=encrypted, email=email, at=self._clock(), actor=self._actor)
 
     def prepare_set_enabled(self, *, user_id: UserId, enabled: bool) -> SetEnabled:
-        return SetEnabled(user_id=user_id, enabled=enabled, at=self._clock(), actor=self._by)
+        return SetEnabled(user_id=user_id, enabled=enabled, at=self._clock(), actor=self._actor)
 
     def prepare_end_tokens(self, *, user_id: UserId) -> EndTokens:
-        return EndTokens(user_id=user_id, at=self._clock(), actor=self._by)
+        return EndTokens(user_id=user_id, at=self._clock(), actor=self._actor)
 
     def prepare_remove(self, *, user_id: UserId) -> Remove:
-        return Remove(user_id=user_id, at=self._clock(), actor=self._by)
+        return Remove(user_id=user_id, at=self._clock(), actor=self._actor)
 
     def prepare_remove_api_key(self, key_id: ApiKeyId) -> RemoveApiKey:
-        return RemoveApiKey(key_id=key_id, at=self._clock(), actor=self._by)
+        return RemoveApiKey(key_id=key_id, at=self._clock(), actor=self._actor)
 
     def check_password(self, password: str, *, field: str = "password") -> None:
         """Raise InvalidFieldsError if a password breaks the policy, under the name of the field it came in."""
@@ -256,7 +256,7 @@ class Users:
         self.check_password(password, field=field)
         encrypted = self.cipher.encrypt(password)
         return ChangePassword(
-            user_id=user_id, password=encrypted, replacing=replacing, at=self._clock(), actor=self._by
+            user_id=user_id, password=encrypted, replacing=replacing, at=self._clock(), actor=self._actor
         )
 
     def prepare_api_key(self, *, user_id: UserId, name: str, expires: datetime | None) -> tuple[AddApiKey, str]:
@@ -267,7 +267,7 @@ class Users:
         """
         now = self._clock()
         check_api_key_fields(name=name, expires=expires, now=now)
-        secret = new_api_key()
+        secret = generate_api_key()
         shown = parse_api_key(secret)
         key = ApiKey(
             id=shown.id,
@@ -277,7 +277,7 @@ class Users:
             created_datetime=now,
             expires_datetime=expires,
         )
-        return AddApiKey(key=key, actor=self._by), secret
+        return AddApiKey(key=key, actor=self._actor), secret
 
     def reencrypt(self, *, batch: int = 500) -> Iterator[tuple[int, int]]:
         """Store every password under the newest key, in one durable transaction for each batch. Safe to repeat.

@@ -32,7 +32,7 @@ from mlapi.domain.users import USER_ID_MAX, User, UserId, to_utc
 
 AuditId = NewType("AuditId", int)
 """Rising, about in the order in which entries were written."""
-UNWRITTEN = AuditId(0)
+UNSAVED_ID = AuditId(0)
 
 Action = Literal[
     "register", "enable", "disable", "end_tokens", "set_password", "remove", "add_api_key", "remove_api_key"
@@ -64,7 +64,7 @@ class AuditEntry:
     ``user_id`` is None where nobody can have been meant; ``api_key_id`` is that of a key that was there.
     """
 
-    id: AuditId = UNWRITTEN
+    id: AuditId = UNSAVED_ID
     at: datetime = attrs.field(converter=to_utc)
     actor: str
     action: Action
@@ -83,12 +83,12 @@ class DailyCount:
     count: int
 
 
-def audit_entry(command: Command, outcome: Outcome) -> AuditEntry | None:
+def make_audit_entry(command: Command, outcome: Outcome) -> AuditEntry | None:
     """Return the entry of a change, or None for what is no change to anybody.
 
     That is what the service does for itself: to note that a key was used, to store a password under a newer key.
     """
-    action = action_of(command)
+    action = get_action(command)
     if action is None or isinstance(command, RecordApiKeyUse | Reencrypt):  # those have none: said again for the types
         return None
     key = outcome if isinstance(outcome, ApiKey) else None
@@ -98,19 +98,19 @@ def audit_entry(command: Command, outcome: Outcome) -> AuditEntry | None:
         action=action,
         user_id=_user_id_of(outcome),
         api_key_id=None if key is None else key.id,
-        outcome=result_of(outcome),
+        outcome=get_result(outcome),
         request_id=command.actor.request_id,
     )
 
 
-def action_of(command: Command) -> Action | None:
+def get_action(command: Command) -> Action | None:
     """Return what a change does; None for what has no entry."""
     if isinstance(command, SetEnabled):
         return "enable" if command.enabled else "disable"
     return _ACTION_OF.get(type(command))
 
 
-def result_of(outcome: Outcome) -> Result:
+def get_result(outcome: Outcome) -> Result:
     return _RESULT_OF[type(outcome)]
 
 

@@ -9,7 +9,7 @@ from datetime import datetime
 
 import attrs
 
-from mlapi.domain.credentials import USE_RECORDED_EVERY, ApiKey, ApiKeyId
+from mlapi.domain.credentials import USE_RECORDING_INTERVAL, ApiKey, ApiKeyId
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     InvalidFieldsError,
@@ -20,11 +20,11 @@ from mlapi.domain.errors import (
 from mlapi.domain.rules import canonical_username, find_email_error, find_text_error, has_invisible
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, to_utc, utc_now
 
-ACTOR_MAX = 200
+ACTOR_MAX_CHARS = 200
 """Characters of `Actor.name` and `Actor.request_id`."""
 
 
-def new_token_epoch() -> str:
+def generate_token_epoch() -> str:
     """64 random bits as hex, which nobody guesses: a stolen key alone signs no token that lets anybody in."""
     return secrets.token_hex(8)
 
@@ -36,7 +36,7 @@ class Actor:
     ``name`` is a role, an id or the name of a program, never a user's name or address: the audit trail outlives him.
 
     Raises:
-        ValueError: if one of them is empty, longer than `ACTOR_MAX`, or holds control or invisible characters.
+        ValueError: if one of them is empty, longer than `ACTOR_MAX_CHARS`, or holds control or invisible characters.
     """
 
     name: str = attrs.field(default="library")
@@ -45,8 +45,10 @@ class Actor:
     @name.validator
     def _check(self, _attribute: object, name: str) -> None:
         for text in (name,) if self.request_id is None else (name, self.request_id):
-            if find_text_error(text, ACTOR_MAX) is not None or has_invisible(text):
-                raise ValueError(f"an actor and a request id are 1 to {ACTOR_MAX} characters, none of them hidden")
+            if find_text_error(text, ACTOR_MAX_CHARS) is not None or has_invisible(text):
+                raise ValueError(
+                    f"an actor and a request id are 1 to {ACTOR_MAX_CHARS} characters, none of them hidden"
+                )
 
     @classmethod
     def from_user_id(cls, user_id: UserId, request_id: str | None = None) -> "Actor":
@@ -75,7 +77,7 @@ class Register:
     enabled: bool = True
     at: datetime = attrs.field(converter=to_utc)
     created: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
-    token_epoch: str = attrs.field(factory=new_token_epoch, repr=False)
+    token_epoch: str = attrs.field(factory=generate_token_epoch, repr=False)
     actor: Actor = UNKNOWN_ACTOR
     username_key: UsernameKey = attrs.field(init=False, repr=False)
 
@@ -119,7 +121,7 @@ class SetEnabled:
     user_id: UserId
     enabled: bool
     at: datetime = attrs.field(converter=to_utc)
-    token_epoch: str = attrs.field(factory=new_token_epoch, repr=False)
+    token_epoch: str = attrs.field(factory=generate_token_epoch, repr=False)
     actor: Actor = UNKNOWN_ACTOR
 
     def apply_to(self, user: User) -> User:
@@ -133,7 +135,7 @@ class EndTokens:
 
     user_id: UserId
     at: datetime = attrs.field(converter=to_utc)
-    token_epoch: str = attrs.field(factory=new_token_epoch, repr=False)
+    token_epoch: str = attrs.field(factory=generate_token_epoch, repr=False)
     actor: Actor = UNKNOWN_ACTOR
 
     def apply_to(self, user: User) -> User:
@@ -152,7 +154,7 @@ class ChangePassword:
     password: EncryptedPassword
     replacing: EncryptedPassword | None
     at: datetime = attrs.field(converter=to_utc)
-    token_epoch: str = attrs.field(factory=new_token_epoch, repr=False)
+    token_epoch: str = attrs.field(factory=generate_token_epoch, repr=False)
     actor: Actor = UNKNOWN_ACTOR
 
     def apply_to(self, user: User) -> "User | PasswordChangedError":
@@ -208,18 +210,18 @@ class RemoveApiKey:
 
 @attrs.frozen(kw_only=True)
 class RecordApiKeyUse:
-    """When a key was used last; does nothing within `USE_RECORDED_EVERY` after the last record."""
+    """When a key was used last; does nothing within `USE_RECORDING_INTERVAL` after the last record."""
 
     key_id: ApiKeyId
     at: datetime = attrs.field(converter=to_utc)
 
     @property
-    def unless_since(self) -> datetime:
+    def recent_since(self) -> datetime:
         """A use that was recorded after this is recent enough."""
-        return self.at - USE_RECORDED_EVERY
+        return self.at - USE_RECORDING_INTERVAL
 
     def apply_to(self, key: ApiKey) -> ApiKey:
-        if key.last_used_datetime is not None and key.last_used_datetime > self.unless_since:
+        if key.last_used_datetime is not None and key.last_used_datetime > self.recent_since:
             return key
         return attrs.evolve(key, last_used_datetime=self.at)
 

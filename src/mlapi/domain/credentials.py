@@ -19,9 +19,9 @@ from mlapi.domain.users import User, UserId, to_utc
 
 ApiKeyId = NewType("ApiKeyId", str)
 
-API_KEY_NAME_MAX = 100
+API_KEY_NAME_MAX_CHARS = 100
 """Characters."""
-USE_RECORDED_EVERY = timedelta(minutes=1)
+USE_RECORDING_INTERVAL = timedelta(minutes=1)
 """An API key's last use is known to the minute: more often would be a write for each request."""
 
 # Id: 64 bits, to be told apart. Secret: 256 bits, which nobody guesses, so that a fast hash is enough to keep it.
@@ -80,16 +80,16 @@ class ApiKeyPrincipal:
 
 
 PrincipalId = UserId | ApiKeyId
-"""Whom a credential is about: what the users are asked for before `admit` can decide."""
+"""Whom a credential is about: what the users are asked for before `authenticate` can decide."""
 ParsedCredential = TokenClaims | PresentedApiKey
 Principal = User | ApiKeyPrincipal
 
 
-def principal_id_of(claim: ParsedCredential) -> PrincipalId:
+def get_principal_id(claim: ParsedCredential) -> PrincipalId:
     return claim.user_id if isinstance(claim, TokenClaims) else claim.id
 
 
-def admit(claim: ParsedCredential, holder: Principal | None, at: datetime) -> User:
+def authenticate(claim: ParsedCredential, holder: Principal | None, at: datetime) -> User:
     """Return the user whom a credential lets in at a time, given the users as they are then.
 
     Raises:
@@ -113,7 +113,7 @@ def admit(claim: ParsedCredential, holder: Principal | None, at: datetime) -> Us
     return holder.user
 
 
-def new_api_key() -> str:
+def generate_api_key() -> str:
     """Return a new API key as its bearer will send it: ``mlapi_<id>_<secret>``, both in hex."""
     return f"mlapi_{secrets.token_hex(_ID_BYTES)}_{secrets.token_hex(_SECRET_BYTES)}"
 
@@ -141,7 +141,7 @@ def check_api_key_fields(*, name: object, expires: datetime | None, now: datetim
 
 
 def _name_problem(name: object) -> str | None:
-    problem = find_text_error(name, API_KEY_NAME_MAX)
+    problem = find_text_error(name, API_KEY_NAME_MAX_CHARS)
     if problem is None and isinstance(name, str):
         if has_invisible(name):
             return "must hold no control or invisible characters"

@@ -48,7 +48,7 @@ class UserRepository(Protocol):
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         """Apply the changes in order, all in one durable transaction, and return an outcome for each.
 
-        In the same transaction the `audit` gets an entry for each that has one (`mlapi.domain.audit.audit_entry`).
+        In the same transaction the `audit` gets an entry for each that has one (`mlapi.domain.audit.make_audit_entry`).
 
         A refused change leaves its neighbours alone. When this returns, all of it survives a crash; when it raises,
         none of it was applied (but for a connection lost while the database was committing, which leaves that open: the
@@ -180,7 +180,7 @@ class TokenIssuer(Protocol):
         ...
 
     def verify(self, token: str) -> TokenClaims:
-        """Return what a token says. Asks no users: whether it lets anybody in is for `mlapi.domain.credentials.admit`.
+        """Return what a token says. Asks no users: whether it lets anybody in is for `mlapi.domain.credentials.authenticate`.
 
         Raises:
             InvalidTokenError: if this issuer has not made it to the letter, or its time is over.

@@ -11,16 +11,16 @@ import attrs
 from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.users import UsernameKey
 
-USERNAME_MAX = 254
+USERNAME_MAX_CHARS = 254
 """Characters, as typed and in canonical form. As long as an e-mail address, which many use for a name."""
 
-EMAIL_MAX = 254
+EMAIL_MAX_CHARS = 254
 """Characters. RFC 5321, 4.5.3.1.3 allows a path of 256 octets, two of which are its angle brackets."""
 
-EMAIL_LOCAL_MAX = 64
+EMAIL_LOCAL_MAX_CHARS = 64
 """Characters before the ``@``. RFC 5321, 4.5.3.1.1."""
 
-PASSWORD_MAX = 1024
+PASSWORD_MAX_CHARS = 1024
 """Characters. Far beyond any real one, and bounds what one request can make us hash."""
 
 # Default_Ignorable_Code_Point (Unicode 16.0, DerivedCoreProperties.txt) outside category Cf, and the empty braille
@@ -54,7 +54,7 @@ def fold(text: str) -> str:
 
 def find_username_error(username: object) -> str | None:
     """What is wrong with a username, or None."""
-    problem = find_text_error(username, USERNAME_MAX)
+    problem = find_text_error(username, USERNAME_MAX_CHARS)
     if problem is not None or not isinstance(username, str):
         return problem
     if has_invisible(username):
@@ -63,16 +63,16 @@ def find_username_error(username: object) -> str | None:
     # Some characters become a space and a mark when normalised, so both forms are looked at.
     if username != username.strip() or key != key.strip():
         return "must not begin or end with white space"
-    if len(key) > USERNAME_MAX:
-        return f"must be at most {USERNAME_MAX} characters when normalised"
+    if len(key) > USERNAME_MAX_CHARS:
+        return f"must be at most {USERNAME_MAX_CHARS} characters when normalised"
     return None
 
 
 def find_email_error(email: object) -> str | None:
     """What is wrong with an e-mail address, or None. Form only: whether it exists is for a message to find out."""
-    if isinstance(email, str) and len(email) <= EMAIL_MAX and _PLAIN_EMAIL.fullmatch(email):
+    if isinstance(email, str) and len(email) <= EMAIL_MAX_CHARS and _PLAIN_EMAIL.fullmatch(email):
         return None
-    problem = find_text_error(email, EMAIL_MAX)
+    problem = find_text_error(email, EMAIL_MAX_CHARS)
     if problem is not None or not isinstance(email, str):
         return problem
     if has_invisible(email) or any(character.isspace() for character in email):
@@ -81,8 +81,8 @@ def find_email_error(email: object) -> str | None:
     labels = domain.split(".")
     if not at or not local or "@" in local or not all(_is_domain_label(label) for label in labels):
         return "must look like name@example.com"
-    if len(local) > EMAIL_LOCAL_MAX:
-        return f"must have at most {EMAIL_LOCAL_MAX} characters before the @"
+    if len(local) > EMAIL_LOCAL_MAX_CHARS:
+        return f"must have at most {EMAIL_LOCAL_MAX_CHARS} characters before the @"
     return None
 
 
@@ -102,7 +102,7 @@ class PasswordPolicy:
 
     def find_error(self, password: object) -> str | None:
         """What is wrong with a password, or None."""
-        problem = find_text_error(password, PASSWORD_MAX)
+        problem = find_text_error(password, PASSWORD_MAX_CHARS)
         if problem is not None or not isinstance(password, str):
             return problem
         if len(password) < self.min_length:

@@ -39,7 +39,7 @@ from mlapi import (
     UserRepository,
     canonical_username,
 )
-from mlapi.domain.audit import UNWRITTEN, Action
+from mlapi.domain.audit import UNSAVED_ID, Action
 from mlapi.domain.ports import NonblockingLookup
 
 NOON = datetime(2026, 11, 24, 12, 0, 0, 123456, tzinfo=UTC)
@@ -862,7 +862,7 @@ class UserRepositoryContract:
             ("remove_api_key", key.id),
             ("remove", None),
         ]
-        assert [attrs.evolve(entry, id=UNWRITTEN) for entry in reversed(entries)] == [
+        assert [attrs.evolve(entry, id=UNSAVED_ID) for entry in reversed(entries)] == [
             AuditEntry(
                 at=NOON if action == "register" else LATER,
                 actor="admin",

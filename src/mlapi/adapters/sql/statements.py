@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.types import TypeEngine
 
 from mlapi.adapters.sql.tables import UtcDateTime, api_keys, users
-from mlapi.domain.audit import AuditEntry, audit_entry
+from mlapi.domain.audit import AuditEntry, make_audit_entry
 from mlapi.domain.commands import (
     ChangePassword,
     Command,
@@ -135,7 +135,7 @@ def update_row(command: UserUpdate) -> dict[str, Any]:
 
 def usage_row(command: RecordApiKeyUse) -> dict[str, Any]:
     """Return the parameters of `RECORD_USE`."""
-    return {"id": command.key_id, "at": command.at, "unless_since": command.unless_since}
+    return {"id": command.key_id, "at": command.at, "unless_since": command.recent_since}
 
 
 def update_outcome(command: UserUpdate, user: User) -> Outcome:
@@ -147,7 +147,7 @@ def update_outcome(command: UserUpdate, user: User) -> Outcome:
 
 def audit_entries(commands: Sequence[Command], outcomes: Sequence[Outcome]) -> list[AuditEntry]:
     """Return the audit entries of the commands that have one."""
-    entries = map(audit_entry, commands, outcomes)
+    entries = map(make_audit_entry, commands, outcomes)
     return [entry for entry in entries if entry is not None]
 
 

@@ -14,7 +14,7 @@ import msgspec
 
 from mlapi.application.user_import import Row
 from mlapi.domain.errors import FieldError
-from mlapi.domain.rules import USERNAME_MAX
+from mlapi.domain.rules import USERNAME_MAX_CHARS
 from mlapi.entrypoints.cli.output import Refused
 from mlapi.secret_files import fsync_folder
 
@@ -61,7 +61,7 @@ class RejectsFile:
 
     def write(self, row: Row, problems: Iterable[FieldError]) -> None:
         username = row.values.get("username")
-        shown = username[:USERNAME_MAX] if isinstance(username, str) else None
+        shown = username[:USERNAME_MAX_CHARS] if isinstance(username, str) else None
         for problem in problems:
             value = {"line": row.number, "username": shown, "field": problem.field, "message": problem.message}
             self._lines.append(msgspec.json.encode(value) + b"\n")

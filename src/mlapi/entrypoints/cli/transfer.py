@@ -11,7 +11,7 @@ import attrs
 import click
 
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
-from mlapi.application.key_reload import Current
+from mlapi.application.key_reload import Reloader
 from mlapi.application.user_import import Row, UserImport
 from mlapi.bootstrap import open_database, open_users, password_cipher, secrets_file
 from mlapi.config import Settings, completed, load_settings
@@ -107,7 +107,7 @@ class _Adoption:
         def make() -> FernetCipher | HashingFernetCipher:
             return password_cipher(completed(settings, file))
 
-        self._current = Current(make, partial(file_signature, file))
+        self._current = Reloader(make, partial(file_signature, file))
 
     def adopted_hash(self, text: object) -> EncryptedPassword:
         return self._current.get().adopted_hash(text)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlapi import __version__
-from mlapi.domain.audit import action_of, result_of
+from mlapi.domain.audit import get_action, get_result
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.errors import ConfigurationError
 
@@ -77,7 +77,7 @@ class Metrics:
 
     def commands(self, commands: Sequence[Command], outcomes: Sequence[Outcome]) -> None:
         """Count a batch that is durable."""
-        counts = Multiset(zip(map(action_of, commands), map(result_of, outcomes), strict=True))
+        counts = Multiset(zip(map(get_action, commands), map(get_result, outcomes), strict=True))
         for (action, result), count in counts.items():
             if action is not None:
                 self._changes.labels(action, result).inc(count)

@@ -34,7 +34,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.rules import USERNAME_MAX
+from mlapi.domain.rules import USERNAME_MAX_CHARS
 from mlapi.domain.users import EncryptedPassword, User, UserId
 from mlapi.entrypoints.wire import responses
 from mlapi.entrypoints.wire.errors import (
@@ -443,7 +443,7 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
     },
     "q": {
         "description": "Only those with this in their name or e-mail address, in whatever case or spelling.",
-        "schema": {"type": "string", "format": "visible-text", "maxLength": USERNAME_MAX},
+        "schema": {"type": "string", "format": "visible-text", "maxLength": USERNAME_MAX_CHARS},
     },
     "user_id": {"description": "Only what is about this user, whether he is still there or not.", "schema": _ID},
     "limit": {

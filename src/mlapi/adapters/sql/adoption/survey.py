@@ -25,7 +25,7 @@ from sqlalchemy import (
 from sqlalchemy.dialects import postgresql, sqlite
 
 from mlapi.adapters.sql.adoption.findings import Finding, Found, all_findings, noted, notes, users
-from mlapi.domain.rules import USERNAME_MAX, find_email_error, find_username_error, fold
+from mlapi.domain.rules import USERNAME_MAX_CHARS, find_email_error, find_username_error, fold
 
 BATCH = 5000
 """Rows that are held at a time."""
@@ -180,7 +180,7 @@ def _is_text(value: object) -> bool:
 def _new_name(user_id: int, username: str, problem: str | None, attempt: int) -> str:
     """Return a name like the one that cannot stay, with the id; at later attempts with their number too."""
     ending = f"-{user_id}" if attempt == 1 else f"-{user_id}-{attempt}"
-    stem = "user" if problem is not None else username[: USERNAME_MAX - len(ending)]
+    stem = "user" if problem is not None else username[: USERNAME_MAX_CHARS - len(ending)]
     while find_username_error(stem + ending) is not None:  # too long in canonical form
         stem = stem[:-1]
     return stem + ending
