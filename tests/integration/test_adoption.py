@@ -300,7 +300,7 @@ def test_what_must_be_decided_is_reported_and_nothing_is_changed(url: URL) -> No
         "names that nobody may have: 4; replaced (--rename-invalid)",
         "       5 None is missing -> 'user-5'",
         "       6 '' must not be empty -> 'user-6'",
-        "       7 ' x\\x1b[2J' must hold no control, invisible or unassigned characters -> 'user-7'",
+        "       7 ' x\\x1b[2J' must not contain control, invisible or unassigned characters -> 'user-7'",
         f"       8 '{'x' * 59}... must be at most 254 characters -> 'user-8'",
         (
             "no password: 2; kept; nobody can log in as these until they are given one: mlapi users set-password"
@@ -476,7 +476,7 @@ def test_the_json_of_an_adoption_ends_with_its_result(url: URL) -> None:
             "user_id": 2,
             "username": "\x1b",
             "becomes": "user-2",
-            "problem": "must hold no control, invisible or unassigned characters",
+            "problem": "must not contain control, invisible or unassigned characters",
         },
         {
             "finding": "invalid_emails",

@@ -220,7 +220,7 @@ def test_every_line_is_checked_as_a_registration_is(
     assert result.exit_code == 4
     assert refusals() == [
         (2, " ada", "username", "must not begin or end with white space"),
-        (3, "nul\0", "username", "must hold no control, invisible or unassigned characters"),
+        (3, "nul\0", "username", "must not contain control, invisible or unassigned characters"),
         (4, "bob", "email", "must look like name@example.com"),
         (4, "bob", "enabled", "must be 1, 0, true or false"),
         (4, "bob", "created_datetime", no_time),

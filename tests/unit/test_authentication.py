@@ -961,8 +961,8 @@ def test_an_api_key_at_fault_is_refused_with_every_field_named(users: Users, ada
         users.add_api_key(user_id=ada.id, name="a\0", expires=datetime(9999, 12, 31, 23, tzinfo=timezone(-HOUR)))
 
     assert refusal.value.errors == (
-        FieldError("name", "must hold no control or invisible characters"),
-        FieldError("expires_at", "must be of the years 1 to 9999 in UTC"),
+        FieldError("name", "must not contain control or invisible characters"),
+        FieldError("expires_at", "must be between the years 1 and 9999 in UTC"),
     )
     assert users.list_api_keys(ada.id) == []
 

@@ -193,7 +193,7 @@ def test_the_times_of_an_api_key_are_kept_in_utc() -> None:
 
 @pytest.mark.parametrize("field", ["created_datetime", "expires_datetime", "last_used_datetime"])
 def test_an_api_key_takes_no_time_without_its_zone(field: str) -> None:
-    with pytest.raises(ValueError, match="without its zone"):
+    with pytest.raises(ValueError, match="has no time zone"):
         attrs.evolve(KEY, **{field: NOON.replace(tzinfo=None)})  # type: ignore[arg-type]  # one of its times
 
 
@@ -203,10 +203,10 @@ def test_a_use_is_known_to_the_minute() -> None:
 
 # --- the fields of a new API key
 
-EMPTY, HIDDEN = "must not be empty", "must hold no control or invisible characters"
+EMPTY, HIDDEN = "must not be empty", "must not contain control or invisible characters"
 SURROGATES, LONG = "must be valid Unicode, without lone surrogates", "must be at most 100 characters"
-PAST, NAIVE = "must be in the future", "must have a zone, as in 2030-01-31T12:00:00Z"
-FAR = "must be of the years 1 to 9999 in UTC"
+PAST, NAIVE = "must be in the future", "must have a time zone, as in 2030-01-31T12:00:00Z"
+FAR = "must be between the years 1 and 9999 in UTC"
 
 
 @pytest.mark.parametrize(

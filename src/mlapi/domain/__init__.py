@@ -1,4 +1,5 @@
-"""The whole rule of the product: what a user is, what may change, what is refused.
+"""The rules of mlapi: the user, the commands that change users, and the checks that reject commands and credentials.
 
-Standard library and attrs only. Read in this order: model, credentials, changes, audit, ports, errors.
+Uses only the standard library and attrs. Read the modules in this order: ``users``, ``rules``, ``commands``,
+``credentials``, ``audit``, ``errors``, ``ports``.
 """

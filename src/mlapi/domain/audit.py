@@ -1,6 +1,7 @@
-"""What was done to whom, when and by whom: an entry for each change, written in the transaction that makes it.
+"""The audit trail: who changed which user, how and when.
 
-An entry outlives its user and holds nothing of him but the id.
+Each entry is written in the same transaction as the change. Entries outlive their user, so they contain the user's id
+but no personal data.
 """
 
 from datetime import date, datetime
@@ -31,7 +32,7 @@ from mlapi.domain.errors import (
 from mlapi.domain.users import USER_ID_MAX, User, UserId, to_utc
 
 AuditId = NewType("AuditId", int)
-"""Rising, about in the order in which entries were written."""
+"""The id of an entry. Later entries have larger ids, apart from entries written at about the same time."""
 UNSAVED_ID = AuditId(0)
 
 Action = Literal[
@@ -39,7 +40,7 @@ Action = Literal[
 ]
 Result = Literal["done", "user_exists", "user_not_found", "password_changed", "api_key_not_found"]
 
-_ACTION_OF: dict[type[Command], Action] = {
+_ACTIONS: dict[type[Command], Action] = {
     Register: "register",
     EndTokens: "end_tokens",
     ChangePassword: "set_password",
@@ -47,7 +48,7 @@ _ACTION_OF: dict[type[Command], Action] = {
     AddApiKey: "add_api_key",
     RemoveApiKey: "remove_api_key",
 }
-_RESULT_OF: dict[type[Outcome], Result] = {
+_RESULTS: dict[type[Outcome], Result] = {
     User: "done",
     ApiKey: "done",
     UserExistsError: "user_exists",
@@ -59,9 +60,10 @@ _RESULT_OF: dict[type[Outcome], Result] = {
 
 @attrs.frozen(kw_only=True)
 class AuditEntry:
-    """One change, made or refused.
+    """One command, applied or rejected.
 
-    ``user_id`` is None where nobody can have been meant; ``api_key_id`` is that of a key that was there.
+    ``user_id`` can be None: the command named an id that no user can have, or an unknown API key.
+    ``api_key_id`` is set only if an API key was added or removed.
     """
 
     id: AuditId = UNSAVED_ID
@@ -76,7 +78,7 @@ class AuditEntry:
 
 @attrs.frozen
 class DailyCount:
-    """How often something was done on a day, in UTC."""
+    """How often an action succeeded on one day in UTC."""
 
     day: date
     action: Action
@@ -84,37 +86,37 @@ class DailyCount:
 
 
 def make_audit_entry(command: Command, outcome: Outcome) -> AuditEntry | None:
-    """Return the entry of a change, or None for what is no change to anybody.
+    """Return the audit entry for an applied or rejected command.
 
-    That is what the service does for itself: to note that a key was used, to store a password under a newer key.
+    Return None for commands that the service issues itself: recording the use of an API key, and encrypting a stored
+    password again.
     """
     action = get_action(command)
-    if action is None or isinstance(command, RecordApiKeyUse | Reencrypt):  # those have none: said again for the types
+    if action is None or isinstance(command, RecordApiKeyUse | Reencrypt):  # mypy needs the second test
         return None
-    key = outcome if isinstance(outcome, ApiKey) else None
     return AuditEntry(
         at=command.key.created_datetime if isinstance(command, AddApiKey) else command.at,
         actor=command.actor.name,
         action=action,
-        user_id=_user_id_of(outcome),
-        api_key_id=None if key is None else key.id,
+        user_id=_get_user_id(outcome),
+        api_key_id=outcome.id if isinstance(outcome, ApiKey) else None,
         outcome=get_result(outcome),
         request_id=command.actor.request_id,
     )
 
 
 def get_action(command: Command) -> Action | None:
-    """Return what a change does; None for what has no entry."""
+    """Return the name of a command's action, or None if it is not audited."""
     if isinstance(command, SetEnabled):
         return "enable" if command.enabled else "disable"
-    return _ACTION_OF.get(type(command))
+    return _ACTIONS.get(type(command))
 
 
 def get_result(outcome: Outcome) -> Result:
-    return _RESULT_OF[type(outcome)]
+    return _RESULTS[type(outcome)]
 
 
-def _user_id_of(outcome: Outcome) -> UserId | None:
+def _get_user_id(outcome: Outcome) -> UserId | None:
     if isinstance(outcome, User):
         return outcome.id
     if isinstance(outcome, ApiKey):

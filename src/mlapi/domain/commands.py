@@ -1,7 +1,7 @@
-"""Every change to the users is a value: it says all that it will do, so applying it decides nothing by chance.
+"""Commands: values that describe a change to the users completely.
 
-A change carries its time and its random part. The same changes in the same order leave the same users in every
-repository, one by one or in one batch. And it says by whom it is asked for, which the audit trail keeps.
+A command contains its time, its random values and the actor who asked for it. The same commands in the same order
+therefore give the same result in every repository, in one batch or in many.
 """
 
 import secrets
@@ -21,22 +21,24 @@ from mlapi.domain.rules import canonical_username, find_email_error, find_text_e
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, to_utc, utc_now
 
 ACTOR_MAX_CHARS = 200
-"""Characters of `Actor.name` and `Actor.request_id`."""
+_TOKEN_EPOCH_BYTES = 8
 
 
 def generate_token_epoch() -> str:
-    """64 random bits as hex, which nobody guesses: a stolen key alone signs no token that lets anybody in."""
-    return secrets.token_hex(8)
+    """Return 64 random bits in hex, so that a stolen signing key alone is not enough to forge a token."""
+    return secrets.token_hex(_TOKEN_EPOCH_BYTES)
 
 
 @attrs.frozen
 class Actor:
-    """Who asks for a change, and in which request.
+    """The person or program that asked for a change, and the id of the request.
 
-    ``name`` is a role, an id or the name of a program, never a user's name or address: the audit trail outlives him.
+    ``name`` is a role, an id or the name of a program. It is never a username or an e-mail address, because audit
+    entries outlive their user.
 
     Raises:
-        ValueError: if one of them is empty, longer than `ACTOR_MAX_CHARS`, or holds control or invisible characters.
+        ValueError: if ``name`` or ``request_id`` is empty, longer than `ACTOR_MAX_CHARS`, or contains control or
+            invisible characters.
     """
 
     name: str = attrs.field(default="library")
@@ -46,29 +48,26 @@ class Actor:
     def _check(self, _attribute: object, name: str) -> None:
         for text in (name,) if self.request_id is None else (name, self.request_id):
             if find_text_error(text, ACTOR_MAX_CHARS) is not None or has_invisible(text):
-                raise ValueError(
-                    f"an actor and a request id are 1 to {ACTOR_MAX_CHARS} characters, none of them hidden"
-                )
+                raise ValueError(f"actor names and request ids must be 1 to {ACTOR_MAX_CHARS} visible characters")
 
     @classmethod
     def from_user_id(cls, user_id: UserId, request_id: str | None = None) -> "Actor":
-        """Return a user himself as the one who asks."""
+        """Return the actor for changes that users make to their own account."""
         return cls(f"user {user_id}", request_id)
 
 
 UNKNOWN_ACTOR = Actor()
-"""Of changes that a program makes without saying more."""
 
 
 @attrs.frozen(kw_only=True)
 class Register:
-    """A new user, let in unless ``enabled`` says otherwise.
+    """Register a new user.
 
-    ``created`` is when he was registered elsewhere, for one who is taken over; None is ``at``.
+    ``created`` keeps the original registration time of an imported user; None means ``at``.
 
     Raises:
-        InvalidFieldsError: for the first of username and email that breaks a rule of `mlapi.domain.users`.
-            `mlapi.application.users.Users` names them all.
+        InvalidFieldsError: if the username or the e-mail address breaks a rule, for the first of them.
+            `mlapi.application.users.Users` reports all of them.
     """
 
     username: str
@@ -112,10 +111,10 @@ class Register:
 
 @attrs.frozen(kw_only=True)
 class SetEnabled:
-    """Let a user in, or shut him out. Setting what is set already moves ``updated_datetime`` and nothing else.
+    """Enable or disable a user. Always sets ``updated_datetime``.
 
-    The epoch turns over only when the flag does: a nightly job that enables everybody who has paid must not end the
-    tokens of those who were enabled all along.
+    The token epoch is replaced only if the flag changes: a nightly job that enables every paying user must not revoke
+    the tokens of users who were enabled already.
     """
 
     user_id: UserId
@@ -131,7 +130,7 @@ class SetEnabled:
 
 @attrs.frozen(kw_only=True)
 class EndTokens:
-    """End every token that a user has been given so far. His API keys stay."""
+    """Revoke all tokens of a user. API keys stay valid."""
 
     user_id: UserId
     at: datetime = attrs.field(converter=to_utc)
@@ -144,10 +143,11 @@ class EndTokens:
 
 @attrs.frozen(kw_only=True)
 class ChangePassword:
-    """Another password, which ends every token.
+    """Replace a user's password and revoke all tokens.
 
-    ``replacing`` is the stored password that whoever asks has proved to know: if it is not the user's any more, this is
-    refused, as a manager may have set another one just because the old one is known to a thief. None asks nothing.
+    ``replacing`` is the stored password that the user proved to know. The command is rejected if another one is stored
+    by now: a manager may have replaced a stolen password, and the thief must not be able to replace it again. None
+    skips this check.
     """
 
     user_id: UserId
@@ -159,7 +159,7 @@ class ChangePassword:
 
     def apply_to(self, user: User) -> "User | PasswordChangedError":
         if user.password == self.password:
-            return user  # this very change was applied before
+            return user  # the same command was applied before
         if self.replacing not in {None, user.password}:
             return PasswordChangedError(user.id)
         return attrs.evolve(user, password=self.password, updated_datetime=self.at, token_epoch=self.token_epoch)
@@ -167,9 +167,10 @@ class ChangePassword:
 
 @attrs.frozen(kw_only=True)
 class Reencrypt:
-    """The same password, stored better: a newer scheme or key. Nothing of the user is seen to change.
+    """Store the same password with a newer scheme or key. Changes nothing else about the user.
 
-    Does nothing if the stored password is not ``replacing`` any more; that is no error, as there is no hurry.
+    Does nothing if another password than ``replacing`` is stored by now. This is not an error: a password that needs
+    an upgrade is upgraded at the next log-in.
     """
 
     user_id: UserId
@@ -182,7 +183,7 @@ class Reencrypt:
 
 @attrs.frozen(kw_only=True)
 class Remove:
-    """Remove a user for good, with his API keys. The id is never given to anybody else."""
+    """Remove a user and the user's API keys. The id is never used again."""
 
     user_id: UserId
     at: datetime = attrs.field(factory=utc_now, converter=to_utc)
@@ -191,7 +192,7 @@ class Remove:
 
 @attrs.frozen(kw_only=True)
 class AddApiKey:
-    """A new API key of a user."""
+    """Add an API key to a user."""
 
     key: ApiKey
     actor: Actor = UNKNOWN_ACTOR
@@ -203,6 +204,8 @@ class AddApiKey:
 
 @attrs.frozen(kw_only=True)
 class RemoveApiKey:
+    """Remove an API key."""
+
     key_id: ApiKeyId
     at: datetime = attrs.field(factory=utc_now, converter=to_utc)
     actor: Actor = UNKNOWN_ACTOR
@@ -210,14 +213,14 @@ class RemoveApiKey:
 
 @attrs.frozen(kw_only=True)
 class RecordApiKeyUse:
-    """When a key was used last; does nothing within `USE_RECORDING_INTERVAL` after the last record."""
+    """Record when an API key was last used. Does nothing within `USE_RECORDING_INTERVAL` of the last record."""
 
     key_id: ApiKeyId
     at: datetime = attrs.field(converter=to_utc)
 
     @property
     def recent_since(self) -> datetime:
-        """A use that was recorded after this is recent enough."""
+        """A use recorded after this time is recent enough, and is kept."""
         return self.at - USE_RECORDING_INTERVAL
 
     def apply_to(self, key: ApiKey) -> ApiKey:
@@ -227,10 +230,10 @@ class RecordApiKeyUse:
 
 
 UserUpdate = SetEnabled | EndTokens | ChangePassword | Reencrypt
-"""What changes a user who is there; ``apply_to`` says into what."""
+"""Commands that modify an existing user; ``apply_to`` returns the modified user."""
 UserCommand = Register | UserUpdate | Remove
 ApiKeyCommand = AddApiKey | RemoveApiKey | RecordApiKeyUse
 Command = UserCommand | ApiKeyCommand
 Rejection = UserExistsError | UserNotFoundError | PasswordChangedError | ApiKeyNotFoundError
 Outcome = User | ApiKey | Rejection
-"""The user or the key as the change left it (for removals: as it was), or the error that refuses this change alone."""
+"""The user or API key after the command (before it, for removals), or the error that rejects the command."""

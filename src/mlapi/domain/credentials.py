@@ -1,7 +1,7 @@
-"""What a request shows to be let in, a token or an API key, and the one rule that decides whether it is.
+"""Credentials: the tokens and API keys that clients present, and the rule that accepts or rejects them.
 
-A token says who, and which epoch of him; an API key says its id and proves its secret. Neither says whether the user
-may come in *now*: that is asked of the users each time.
+A token contains a user id and a token epoch; an API key contains its own id and a secret. Neither says whether the user
+is enabled *now*, so `authenticate` also needs the current principal.
 """
 
 import hashlib
@@ -20,18 +20,17 @@ from mlapi.domain.users import User, UserId, to_utc
 ApiKeyId = NewType("ApiKeyId", str)
 
 API_KEY_NAME_MAX_CHARS = 100
-"""Characters."""
 USE_RECORDING_INTERVAL = timedelta(minutes=1)
-"""An API key's last use is known to the minute: more often would be a write for each request."""
+"""The resolution of an API key's last use. Recording every use would cost a write for each request."""
 
-# Id: 64 bits, to be told apart. Secret: 256 bits, which nobody guesses, so that a fast hash is enough to keep it.
-_ID_BYTES, _SECRET_BYTES = 8, 32
+_ID_BYTES = 8
+_SECRET_BYTES = 32  # too many bits to guess, so a fast hash is enough to store it
 _API_KEY = re.compile(r"mlapi_([0-9a-f]{16})_[0-9a-f]{64}")
 
 
 @attrs.frozen(kw_only=True)
 class TokenClaims:
-    """What a token says, once its signature has been verified."""
+    """The contents of a token, after its signature was verified."""
 
     user_id: UserId
     token_epoch: str = attrs.field(repr=False)
@@ -41,7 +40,7 @@ class TokenClaims:
 
 @attrs.frozen
 class IssuedToken:
-    """A token as its bearer gets it; ``expires_in`` is in seconds."""
+    """A new token, as the client receives it. ``expires_in`` is in seconds."""
 
     token: str = attrs.field(repr=False)
     expires_in: int
@@ -49,7 +48,7 @@ class IssuedToken:
 
 @attrs.frozen
 class PresentedApiKey:
-    """An API key as a request shows it: whose secret it is, is not known yet."""
+    """An API key from a request, not yet compared with a stored one. ``digest`` is the SHA-256 of the whole key."""
 
     id: ApiKeyId
     digest: str = attrs.field(repr=False)
@@ -57,9 +56,9 @@ class PresentedApiKey:
 
 @attrs.frozen(kw_only=True)
 class ApiKey:
-    """An API key as stored: the SHA-256 of what its bearer sends, never that itself.
+    """A stored API key. Only the SHA-256 of the key is stored, never the key itself.
 
-    ``last_used_datetime`` is behind actor up to `USE_RECORDED_EVERY`.
+    ``last_used_datetime`` may be up to `USE_RECORDING_INTERVAL` too early.
     """
 
     id: ApiKeyId
@@ -73,61 +72,66 @@ class ApiKey:
 
 @attrs.frozen
 class ApiKeyPrincipal:
-    """An API key with the user whose it is."""
+    """A stored API key together with its user."""
 
     key: ApiKey
     user: User
 
 
-PrincipalId = UserId | ApiKeyId
-"""Whom a credential is about: what the users are asked for before `authenticate` can decide."""
 ParsedCredential = TokenClaims | PresentedApiKey
+PrincipalId = UserId | ApiKeyId
 Principal = User | ApiKeyPrincipal
+"""The stored counterpart of a credential: the user of a token, or the API key with its user."""
 
 
-def get_principal_id(claim: ParsedCredential) -> PrincipalId:
-    return claim.user_id if isinstance(claim, TokenClaims) else claim.id
+def get_principal_id(credential: ParsedCredential) -> PrincipalId:
+    return credential.user_id if isinstance(credential, TokenClaims) else credential.id
 
 
-def authenticate(claim: ParsedCredential, holder: Principal | None, at: datetime) -> User:
-    """Return the user whom a credential lets in at a time, given the users as they are then.
+def authenticate(credential: ParsedCredential, principal: Principal | None, at: datetime) -> User:
+    """Return the authenticated user.
+
+    Args:
+        credential: from the request.
+        principal: the one currently stored under `get_principal_id`; None if it does not exist.
+        at: the current time.
 
     Raises:
-        UserDisabledError: if it is genuine, and the user is shut out.
-        InvalidTokenError: if nobody has it, its time is over, or it was ended.
+        UserDisabledError: if the credential is valid but the user is disabled.
+        InvalidTokenError: if the credential is unknown, forged, expired or revoked.
     """
-    if isinstance(claim, TokenClaims):
-        if not isinstance(holder, User) or claim.expires_at <= at:
+    if isinstance(credential, TokenClaims):
+        if not isinstance(principal, User) or credential.expires_at <= at:
             raise InvalidTokenError
-        if not holder.enabled:
-            raise UserDisabledError(holder.id)
-        if claim.token_epoch != holder.token_epoch:
+        if not principal.enabled:
+            raise UserDisabledError(principal.id)
+        if credential.token_epoch != principal.token_epoch:
             raise InvalidTokenError
-        return holder
-    if not isinstance(holder, ApiKeyPrincipal) or not hmac.compare_digest(claim.digest, holder.key.digest):
+        return principal
+    if not isinstance(principal, ApiKeyPrincipal) or not hmac.compare_digest(credential.digest, principal.key.digest):
         raise InvalidTokenError
-    if holder.key.expires_datetime is not None and holder.key.expires_datetime <= at:
+    if principal.key.expires_datetime is not None and principal.key.expires_datetime <= at:
         raise InvalidTokenError
-    if not holder.user.enabled:
-        raise UserDisabledError(holder.user.id)
-    return holder.user
+    if not principal.user.enabled:
+        raise UserDisabledError(principal.user.id)
+    return principal.user
 
 
 def generate_api_key() -> str:
-    """Return a new API key as its bearer will send it: ``mlapi_<id>_<secret>``, both in hex."""
+    """Return a new API key in the form that clients send: ``mlapi_<id>_<secret>``, both in hex."""
     return f"mlapi_{secrets.token_hex(_ID_BYTES)}_{secrets.token_hex(_SECRET_BYTES)}"
 
 
 def looks_like_api_key(credential: str) -> bool:
-    """Whether this was meant to be an API key: no token begins so."""
+    """Return whether a credential is an API key, valid or not. Tokens never start like one."""
     return credential.startswith("mlapi_")
 
 
 def parse_api_key(credential: str) -> PresentedApiKey:
-    """Return what an API key shows.
+    """Return the id and the digest of an API key.
 
     Raises:
-        InvalidTokenError: if it is none of ours by its form.
+        InvalidTokenError: if the text does not have the form of an API key.
     """
     match = _API_KEY.fullmatch(credential)
     if match is None:
@@ -136,26 +140,26 @@ def parse_api_key(credential: str) -> PresentedApiKey:
 
 
 def check_api_key_fields(*, name: object, expires: datetime | None, now: datetime) -> None:
-    """Raise InvalidFieldsError naming each field of a new API key that breaks a rule."""
-    InvalidFieldsError.raise_for([("name", _name_problem(name)), ("expires_at", _expiry_problem(expires, now))])
+    """Raise `InvalidFieldsError` for all fields of a new API key that break a rule."""
+    InvalidFieldsError.raise_for([("name", _find_name_error(name)), ("expires_at", _find_expiry_error(expires, now))])
 
 
-def _name_problem(name: object) -> str | None:
-    problem = find_text_error(name, API_KEY_NAME_MAX_CHARS)
-    if problem is None and isinstance(name, str):
+def _find_name_error(name: object) -> str | None:
+    error = find_text_error(name, API_KEY_NAME_MAX_CHARS)
+    if error is None and isinstance(name, str):
         if has_invisible(name):
-            return "must hold no control or invisible characters"
+            return "must not contain control or invisible characters"
         if not name.strip():
             return "must not be empty"
-    return problem
+    return error
 
 
-def _expiry_problem(expires: datetime | None, now: datetime) -> str | None:
+def _find_expiry_error(expires: datetime | None, now: datetime) -> str | None:
     if expires is None:
         return None
     try:
         return None if to_utc(expires) > now else "must be in the future"
     except ValueError:
-        return "must have a zone, as in 2030-01-31T12:00:00Z"
+        return "must have a time zone, as in 2030-01-31T12:00:00Z"
     except OverflowError:
-        return "must be of the years 1 to 9999 in UTC"
+        return "must be between the years 1 and 9999 in UTC"

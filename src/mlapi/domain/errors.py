@@ -32,7 +32,7 @@ class MlapiError(Exception):
 
 @attrs.frozen
 class FieldError:
-    """What is wrong with one field. The message says what the field must be, and never contains its value."""
+    """An invalid field. The message states the rule, and never contains the value."""
 
     field: str
     message: str
@@ -50,7 +50,7 @@ class InvalidFieldsError(MlapiError):
         """Raise one error for all checks that failed.
 
         Args:
-            checks: pairs of a field and a message, which is None if the field is valid.
+            checks: pairs of a field and a message. The message of a valid field is None.
 
         Raises:
             InvalidFieldsError: if any message is not None.
@@ -153,7 +153,7 @@ class RepositoryUnavailableError(ServiceUnavailableError):
 
 @attrs.frozen
 class ConfigurationError(MlapiError):
-    """One line for the operator: what is wrong, then what to do. Contains no secret."""
+    """One line for the operator: the problem, then the fix. Contains no secret."""
 
     message: str
 

@@ -1,6 +1,6 @@
-"""What the core asks of the world. The docstrings are the contracts, and `mlapi.testing` holds every adapter to them.
+"""The interfaces between the core and its adapters. The docstrings are the contracts that every adapter must keep.
 
-The service calls all of them from several threads at once.
+The contract suites in `mlapi.testing` check them. The service calls every method from several threads concurrently.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,51 +18,65 @@ from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey
 
 
 class AuditTrail(Protocol):
-    """The entries of all changes that were applied, which `UserRepository.apply` writes.
+    """Reads and purges the audit entries that `UserRepository.apply` writes.
 
-    Every method raises `RepositoryUnavailableError` while they cannot be reached.
+    Entry ids rise and are never reused. Every method raises `RepositoryUnavailableError` while the database is
+    unavailable.
     """
 
     def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
-        """Return at most ``limit`` entries, the newest first.
+        """Return a page of entries, the newest (highest id) first.
 
         Args:
-            after: the id of the last entry of the page before; None for the newest.
-            limit: of entries.
-            user_id: only those about this user, whether he is still there or not; None for all.
+            after: the last id of the previous page; None for the first page. May be larger than any id.
+            limit: the largest number of entries to return.
+            user_id: return only entries about this user, who may have been removed. None returns all entries.
         """
         ...
 
     def count_per_day(self, *, since: datetime) -> list[DailyCount]:
-        """Return how often each action was done on each day (in UTC) from a time on, by day and action; no zeros."""
+        """Count the successful actions of each day in UTC, starting with entries written at ``since``.
+
+        The result is sorted by day, then by action name. Rejected commands are not counted. A day and action
+        without entries has no `DailyCount`.
+        """
         ...
 
     def purge(self, *, before: datetime, limit: int) -> int:
-        """Forget at most ``limit`` entries of before a time, the oldest first, and return how many these were."""
+        """Delete at most ``limit`` entries older than ``before``, the oldest first. Return how many were deleted."""
         ...
 
 
 class UserRepository(Protocol):
-    """Where the users are kept. Every method raises `RepositoryUnavailableError` while they cannot be reached."""
+    """Stores users, their API keys and the audit trail.
+
+    Every method raises `RepositoryUnavailableError` while the database is unavailable. Callers may pass ids
+    of any size and content: treat an id that the database cannot store like one that does not exist. Times are returned
+    in UTC.
+    """
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
-        """Apply the changes in order, all in one durable transaction, and return an outcome for each.
+        """Apply the commands in order, in one durable transaction, and return one outcome for each.
 
-        In the same transaction the `audit` gets an entry for each that has one (`mlapi.domain.audit.make_audit_entry`).
+        - An update stores the result of the command's ``apply_to``. A new user gets an id that was never used before.
+        - A rejected command does not affect the others. Its outcome is an error, which is returned, not raised.
+        - A command sees the effects of those before it: it can update a user registered earlier in the batch.
+        - Removing a user also removes the user's API keys.
+        - The audit entries that `mlapi.domain.audit.make_audit_entry` returns are written too.
 
-        A refused change leaves its neighbours alone. When this returns, all of it survives a crash; when it raises,
-        none of it was applied (but for a connection lost while the database was committing, which leaves that open: the
-        error says ``may_be_done``).
+        Once this returns, everything survives a crash. If it raises, nothing was applied. The exception is a connection
+        lost during the commit: the error's ``may_be_done`` is then True.
 
         Args:
-            changes: in their order.
-            commit_by: a time of `time.monotonic`. What could only be committed later is undone, and raises: whoever
-                asked has been told that it was not done, and may have asked for something else since.
+            commands: may be empty.
+            commit_by: a deadline, in the time of `time.monotonic`. If the commit would start later, roll back and raise
+                `RepositoryUnavailableError("too late to commit")`. The client has already received an
+                error and may have sent another command.
         """
         ...
 
     def get(self, user_id: UserId) -> User:
-        """Return the user.
+        """Return the user with this id.
 
         Raises:
             UserNotFoundError: if no user has this id.
@@ -70,33 +84,37 @@ class UserRepository(Protocol):
         ...
 
     def find(self, key: UsernameKey) -> User | None:
-        """Return the user whose canonical username is ``key``, or None."""
+        """Return the user with this canonical username, or None."""
         ...
 
     def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
-        """Return what `find` would for each key. They are in any order, none or many times."""
+        """Return what `find` returns for each key.
+
+        Args:
+            keys: in any order, with or without duplicates; may be empty.
+        """
         ...
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        """Return at most ``limit`` users with an id above ``after``, by rising id (a keyset page; begin with 0).
+        """Return a page of users, sorted by id.
 
         Args:
-            after: the last id of the page before.
-            limit: of users.
-            enabled: only those with this flag; None for all.
-            containing: only those whose canonical username or e-mail address contains this text, which is canonical
-                itself (`mlapi.domain.users.fold`). Case does not count in addresses, at least in ASCII.
+            after: the last id of the previous page; 0 for the first page.
+            limit: the largest number of users to return. Fewer are returned only on the last page.
+            enabled: return only users with this flag; None returns all.
+            containing: return only users with this text in the canonical username or e-mail address. The text is
+                in canonical form (`mlapi.domain.rules.fold`). Ignore case in addresses, at least of ASCII letters.
         """
         ...
 
     def count(self) -> int:
-        """Return how many users there are."""
+        """Return the number of users."""
         ...
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-        """Return the principal with each id, or None where there is none.
+        """Return the principal with each id, or None if it does not exist.
 
-        The principal of a `UserId` is the user; that of an `ApiKeyId` is the key together with its user. The result
+        For a `UserId` this is the user, for an `ApiKeyId` the key together with its user. The result
         reflects every change that any process acknowledged before the call.
 
         Args:
@@ -105,7 +123,7 @@ class UserRepository(Protocol):
         ...
 
     def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
-        """Return the API keys of a user, the oldest first.
+        """Return the API keys of a user, sorted by creation time. Keys created at the same time are sorted by id.
 
         Raises:
             UserNotFoundError: if no user has this id.
@@ -114,11 +132,11 @@ class UserRepository(Protocol):
 
     @property
     def audit(self) -> AuditTrail:
-        """What was done to these users."""
+        """The audit trail of these users."""
         ...
 
     def check(self) -> None:
-        """Return if a transaction that writes can begin now; raise `RepositoryUnavailableError` if not."""
+        """Raise `RepositoryUnavailableError` if the database cannot start a writing transaction now."""
         ...
 
 
@@ -141,89 +159,102 @@ class NonblockingLookup(Protocol):
 
 
 class PasswordCipher(Protocol):
-    """Encrypt passwords for storage, and compare passwords with stored ones. There is no ``decrypt``.
+    """Encrypts passwords for storage, and compares passwords with stored ones. Passwords are never decrypted.
 
-    Optional: an attribute ``is_costly`` that is False says that `encrypt` and `matches` take microseconds, so callers
-    need no separate thread. See `is_costly`.
+    Passwords are compared exactly, without normalisation or truncation. An optional attribute ``is_costly`` that is
+    False says that `encrypt` and `matches` take microseconds, so that callers need no separate thread.
     """
 
     def encrypt(self, password: str) -> EncryptedPassword:
-        """Return what to store. Equal passwords give different values."""
+        """Return the value to store. Equal passwords give different values."""
         ...
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
-        """Whether ``encrypted`` was made of ``password``, at the same cost for yes, no, and None: nobody's password.
+        """Return whether ``encrypted`` was made from ``password``.
 
-        A value that cannot be read (wrong key, damage) matches nothing; it is logged, and nothing is raised.
+        Takes the same time whether it matches or not, also for None, which stands for an unknown user and never
+        matches. A value that cannot be decrypted (another key, damage) matches nothing. It may be logged as a warning
+        but raises no error.
         """
         ...
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Whether `encrypt` would now make a better value: a newer scheme, key, salt or cost."""
+        """Return whether `encrypt` would use a newer scheme, key, salt or cost. Raises no error for damaged values."""
         ...
 
     def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
-        """Return the same under the newest key, which takes no password; None if it is so already or is unreadable."""
+        """Encrypt the same password with the newest key, without knowing the password.
+
+        Return None if the value already uses the newest key or cannot be decrypted.
+        """
         ...
 
 
 def is_costly(cipher: PasswordCipher) -> bool:
-    """Return whether the cipher takes milliseconds, so that it must run in a thread. True unless it says otherwise."""
+    """Return whether the cipher takes milliseconds and must run in a thread. True unless the cipher says otherwise."""
     return bool(getattr(cipher, "is_costly", True))
 
 
 class TokenIssuer(Protocol):
-    """Makes tokens and knows its own again."""
+    """Issues tokens and verifies them."""
 
     def issue(self, user: User) -> IssuedToken:
-        """Return a new token that carries the user's id and token epoch."""
+        """Return a new token with the user's id and token epoch, and a unique token id.
+
+        The token fits into a header as ``Bearer`` credentials (RFC 6750, 2.1) and does not start like an API key.
+        """
         ...
 
     def verify(self, token: str) -> TokenClaims:
-        """Return what a token says. Asks no users: whether it lets anybody in is for `mlapi.domain.credentials.authenticate`.
+        """Return the claims of a token. The caller then checks them against the user with `authenticate`.
 
         Raises:
-            InvalidTokenError: if this issuer has not made it to the letter, or its time is over.
+            InvalidTokenError: if the token is expired, or if any character differs from the token that was issued.
+                A token expires exactly at its ``expires_at``.
         """
         ...
 
 
 class AttemptLimiter(Protocol):
-    """Makes guessing slow. Raises `RepositoryUnavailableError` where it cannot count."""
+    """Limits how fast passwords can be guessed. Raises `RepositoryUnavailableError` if it cannot count."""
 
     def count(self, username: str, address: str) -> bool:
-        """Count one attempt to log in, before anything else is done about it; return whether the address is known.
+        """Count an attempt to log in. This is the first step of every log-in.
 
-        It is if the name was logged in from there before. Then the attempt is counted for the address alone.
+        Return whether the user has logged in from this address before. Attempts from such a known address count for
+        the address alone, so that attempts from elsewhere cannot lock the user out.
 
         Args:
-            username: in whatever form the attempts shall be counted by; nobody needs to have it.
-            address: where the attempt comes from.
+            username: any text; usually a canonical username. Need not exist.
+            address: any text that identifies the client.
 
         Raises:
-            TooManyAttemptsError: if there were too many.
+            TooManyAttemptsError: if a limit is reached. Its ``retry_after`` is a whole number of seconds.
         """
         ...
 
     def record_success(self, username: str, address: str, *, was_known: bool) -> None:
-        """Take back a counted attempt that was right, and remember that this name comes from this address.
+        """Take back an attempt because its password was right, and remember the address as known to this user.
 
-        ``was_known`` is what `count` has returned for it.
+        Args:
+            username: as given to `count`.
+            address: as given to `count`.
+            was_known: what `count` returned.
         """
         ...
 
 
 class KeyUsage(Protocol):
-    """Where the uses of API keys are noted."""
+    """Records when API keys are used."""
 
     def __call__(self, key: ApiKey, at: datetime) -> None:
-        """Note that a key was used, without a wait for the database."""
+        """Record one use. Returns immediately, without waiting for the database."""
         ...
 
 
 class Clock(Protocol):
     def __call__(self) -> datetime:
-        """Return the time now, aware."""
+        """Return the current time, with a time zone."""
         ...
 
 

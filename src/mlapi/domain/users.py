@@ -1,7 +1,4 @@
-"""The user, and the rules that a new user's fields must meet.
-
-The rules bind whoever registers, not rows that are already stored: a database older than a rule stays readable.
-"""
+"""The user entity and its identifiers."""
 
 from datetime import UTC, datetime
 from typing import NewType
@@ -10,10 +7,10 @@ import attrs
 
 UserId = NewType("UserId", int)
 UsernameKey = NewType("UsernameKey", str)
-"""A username in its canonical form, made by `canonical_username` alone. Unique: one person, one key."""
+"""A username in canonical form, which is unique. Only `mlapi.domain.rules.canonical_username` makes one."""
 
 USER_ID_MAX = 2**63 - 1
-"""What a signed 64-bit integer holds. A greater id is an id too, that nobody can have."""
+"""The largest signed 64-bit integer. Larger ids are valid, but no user has one."""
 
 
 def utc_now() -> datetime:
@@ -21,26 +18,31 @@ def utc_now() -> datetime:
 
 
 def to_utc(instant: datetime) -> datetime:
-    """Return the same instant in UTC. Raises ValueError for a time without its zone."""
+    """Return the same instant in UTC.
+
+    Raises:
+        ValueError: if the time has no time zone.
+    """
     if instant.tzinfo is UTC:
         return instant
     if instant.tzinfo is None:
-        raise ValueError("a time without its zone: give an aware datetime")
+        raise ValueError("the time has no time zone: use an aware datetime")
     return instant.astimezone(UTC)
 
 
 @attrs.frozen
 class EncryptedPassword:
-    """What a `PasswordCipher` has made of a password, as it is stored."""
+    """A stored password, as a `PasswordCipher` encrypted it."""
 
     value: str = attrs.field(repr=False)
 
 
 @attrs.frozen(kw_only=True)
 class User:
-    """One user as stored. Times are aware and in UTC.
+    """A stored user. All times are in UTC.
 
-    ``token_epoch`` is a random value that every token of this user carries; whoever changes it ends them all.
+    Every token carries the ``token_epoch`` its user had when it was issued. The epoch is random; replacing it revokes
+    all tokens of the user.
     """
 
     id: UserId
@@ -54,15 +56,15 @@ class User:
 
     @property
     def is_authenticated(self) -> bool:
-        """True, as in a request a `User` is who was let in. Django, Starlette and Flask-Login ask by this name."""
+        """Always True: ``request.user`` is a `User` only after authentication. Django and Starlette use this name."""
         return True
 
     @property
     def display_name(self) -> str:
-        """Starlette's name for the username."""
+        """The username, under the name that Starlette uses."""
         return self.username
 
     @property
     def identity(self) -> str:
-        """Starlette's name for the id, as text."""
+        """The id as text, under the name that Starlette uses."""
         return str(self.id)
