@@ -208,9 +208,9 @@ def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:
     return FixedWindowAttemptLimiter(InMemoryAttempts(), limits)
 
 
-def group_commit(users: Users, told: Callable[[Sequence[Command], Sequence[Outcome]], None]) -> CommandBatcher:
+def group_commit(users: Users, on_committed: Callable[[Sequence[Command], Sequence[Outcome]], None]) -> CommandBatcher:
     """Return what applies the changes of many concurrent requests together, and tells of each batch that is durable."""
-    return CommandBatcher(users.repository, told=told)
+    return CommandBatcher(users.repository, on_committed=on_committed)
 
 
 @contextmanager
@@ -231,7 +231,7 @@ def async_guard(guard: Guard) -> Iterator[AsyncGuard]:
     """Yield the guard's asynchronous face: requests that come at once ask the database together."""
     look_up = PrincipalLookup(guard.repository)
     try:
-        yield AsyncGuard(guard, look_up.holder)
+        yield AsyncGuard(guard, look_up.find)
     finally:
         look_up.close()
 

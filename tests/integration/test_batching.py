@@ -272,7 +272,7 @@ def test_what_waits_too_long_is_told_and_not_made_and_the_count_stays_right() ->
     repository.go_on.clear()
 
     async def run() -> list[User | BaseException]:
-        commits = CommandBatcher(repository, max_waiting=4, patience=0.1)
+        commits = CommandBatcher(repository, max_waiting=4, timeout_seconds=0.1)
         stuck = asyncio.create_task(commits.apply(registration("stuck")))
         await asyncio.sleep(0.02)
         gone = asyncio.create_task(commits.apply(registration("gone")))
@@ -304,7 +304,7 @@ def test_a_writer_that_hangs_is_replaced_and_what_it_held_is_not_made_later() ->
     repository.go_on.clear()
 
     async def run() -> tuple[User | BaseException, User]:
-        commits = CommandBatcher(repository, patience=0.2)
+        commits = CommandBatcher(repository, timeout_seconds=0.2)
         (stuck,) = await outcomes(commits, [registration("stuck")])
         repository.go_on.set()  # for whoever comes now; the first still has to wake
         other = await commits.apply(registration("other"))
@@ -329,7 +329,7 @@ def test_a_server_that_hangs_does_not_hold_up_what_comes_after() -> None:
             return free.apply(commands, commit_by=commit_by)
 
     async def run() -> list[User | BaseException]:
-        commits = CommandBatcher(HangsOnce(), patience=0.2)
+        commits = CommandBatcher(HangsOnce(), timeout_seconds=0.2)
         first = await outcomes(commits, [registration("stuck")])
         rest = [await commits.apply(registration(f"user{number}")) for number in range(3)]
         hanging.set()

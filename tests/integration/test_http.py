@@ -252,7 +252,7 @@ def test_who_waits_too_long_is_told_and_what_had_not_reached_its_commit_is_never
     repository = HangingRepository()
     users = [registered(repository, name) for name in ("ada", "bob", "eve")]
     app = create_app(Users(repository, PlainCipher()))
-    app.state.runtime = attrs.evolve(app.state.runtime, commands=CommandBatcher(repository, patience=0.1))
+    app.state.runtime = attrs.evolve(app.state.runtime, commands=CommandBatcher(repository, timeout_seconds=0.1))
     repository.go_on.clear()
 
     async def run() -> list[httpx2.Response]:

@@ -45,8 +45,8 @@ T = TypeVar("T")
 class LoginAttempt:
     """A counted attempt to log in.
 
-    ``user`` is None if the username is unknown. ``address_is_known`` says whether the user has logged in from this
-    address before.
+    ``user`` is the stored user, or None for an unknown username. ``address_is_known`` says whether the user has logged
+    in from this address before.
     """
 
     username: str
@@ -302,7 +302,7 @@ def _counted_username(username: str) -> str:
 
 @attrs.frozen(kw_only=True)
 class Access:
-    """What an application needs to let users in: log-in by password, and the guard for tokens and API keys."""
+    """The two ways to authenticate: log-in by password, and the guard for tokens and API keys."""
 
     authenticator: Authenticator
     guard: Guard

@@ -1,9 +1,11 @@
-"""Many concurrent requests, one transaction: what waits together is committed together, and asked together.
+"""Batching: commands of concurrent requests share one commit, and their lookups share one query.
 
-A commit costs a wait for the disk however much is in it, and a question a round trip. So each event loop gathers what
-its requests want, a single thread is handed that as one batch, and no answer leaves before the batch is done. Whoever
-has his answer often comes back at once; so after a batch the loop waits for those, some 100 us, before it hands over
-the next. Knows no SQL: it works over any `UserRepository`.
+A commit waits for the disk no matter how many commands it contains, and a query costs one round trip. Therefore
+each event loop collects requests in a `_LoopQueue`, and a single writer thread executes them as a batch. Results are
+delivered only after the commit of the whole batch.
+
+Clients usually send their next request right after a response. After each batch the loop therefore waits about 100 us
+for these follow-ups, so that they share a commit again.
 """
 
 import asyncio
@@ -26,309 +28,320 @@ from mlapi.domain.ports import NonblockingLookup, UserRepository
 from mlapi.domain.users import User
 
 MAX_WAITING = 10_000
-"""Changes. At some 10,000 a second the last of them waits a second; each holds about a kilobyte."""
-PATIENCE = 5.0
-"""Seconds that a change may wait for its commit before whoever asked is told to come again."""
+"""Requests. At 10,000 a second the last one waits a second. Each takes about a kilobyte of memory."""
+TIMEOUT_SECONDS = 5.0
 
-_QUIET_TURNS = 16
-"""Turns of the loop in a row without a new change, some 100 us, after which those that came back are taken for all."""
-_LONGEST = 0.005
-"""Seconds after which the next batch is handed over although changes still come."""
+_MAX_IDLE_TURNS = 16
+"""After this many turns of the loop without a new request, about 100 us, stop waiting for follow-ups."""
+_MAX_WAIT_SECONDS = 0.005
+"""Start the next batch after this time even if follow-ups still arrive."""
 
-_TOO_LATE = RepositoryUnavailableError("the database did not answer in time")
+_TIMED_OUT = RepositoryUnavailableError("the database did not answer in time")
 
 _logger = logging.getLogger("mlapi")
 
 Q = TypeVar("Q")
-A = TypeVar("A")
+R = TypeVar("R")
 
 
 @attrs.define(eq=False)
 class _Request:
-    wanted: Any
-    answer: "asyncio.Future[Any]"
+    """A waiting request. The writer thread sets ``result``; the event loop copies it to ``future``."""
+
+    query: Any
+    future: "asyncio.Future[Any]"
     result: Any = attrs.field(init=False)
-    """Left by the thread that works, to be given in the loop's own; an exception is raised there."""
 
 
 @attrs.define(eq=False)
 class _Batch:
-    by: float
-    """Time of `time.monotonic` at which whoever still waits is told that it was not done."""
-    waiting: list[_Request] = attrs.field(factory=list)
-    patience: asyncio.TimerHandle = attrs.field(init=False)
-    given_up: bool = False
+    """Requests that are executed together. ``deadline`` is in the time of `time.monotonic`."""
+
+    deadline: float
+    requests: list[_Request] = attrs.field(factory=list)
+    timer: asyncio.TimerHandle = attrs.field(init=False)
+    timed_out: bool = False
 
 
-class Batcher(Generic[Q, A]):
-    """An asynchronous face of what takes many at once.
+class Batcher(Generic[Q, R]):
+    """Executes the requests of concurrent coroutines in batches, in one writer thread.
 
     Args:
-        work: given a batch, returns for each of it an answer, or an error to raise. Done in one thread. Takes too a
-            time of `time.monotonic`, after which nobody waits for it any more.
-        max_waiting: how many may wait for that thread before further ones are refused.
-        patience: seconds before one that waits is answered as unavailable.
+        execute: called in the writer thread with a batch and its deadline in the time of `time.monotonic`. Returns a
+            result for each request, or an exception to raise there.
+        max_waiting: how many requests may wait before further ones are rejected.
+        timeout_seconds: how long a request may wait.
     """
 
-    _too_late = _TOO_LATE
+    _timeout_error = _TIMED_OUT
 
     def __init__(
         self,
-        work: Callable[[Sequence[Q], float], Sequence[A | Exception]],
+        execute: Callable[[Sequence[Q], float], Sequence[R | Exception]],
         *,
         max_waiting: int = MAX_WAITING,
-        patience: float = PATIENCE,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
-        self._work = work
+        self._execute = execute
         self._max_waiting = max_waiting
-        self._patience = patience
-        self._lock = threading.Lock()  # loops in several threads may share this
+        self._timeout_seconds = timeout_seconds
+        self._lock = threading.Lock()  # event loops in several threads may share this batcher
         self._waiting = 0
-        self._loops: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopQueue] = WeakKeyDictionary()
-        self._handed_over: SimpleQueue[tuple[_LoopQueue, _Batch] | None] = SimpleQueue()
+        self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopQueue] = WeakKeyDictionary()
+        self._submitted: SimpleQueue[tuple[_LoopQueue, _Batch] | None] = SimpleQueue()
         self._writer: threading.Thread | None = None
 
-    async def answer(self, wanted: Q) -> A:
-        """Return the answer, once its batch is done.
+    async def submit(self, query: Q) -> R:
+        """Return the result after the whole batch was executed.
 
-        If this is cancelled, what has not reached the thread that works is not done; its neighbours are in any case.
+        Cancelling this coroutine drops the request if its batch was not started yet. The other requests of the batch
+        are not affected.
 
         Raises:
-            RepositoryUnavailableError: if too many wait already, or this has waited too long (what has reached the
-                thread may still be done then).
+            ServiceUnavailableError: if too many requests are waiting.
+            RepositoryUnavailableError: if the request has waited too long. It may still be executed if its batch has
+                started.
         """
         with self._lock:
             if self._waiting >= self._max_waiting:
                 raise ServiceUnavailableError("too many requests are waiting")
             self._waiting += 1
         loop = asyncio.get_running_loop()
-        gathering = self._loops.get(loop)
-        if gathering is None:
-            gathering = _LoopQueue(loop, self._hand_over, self._replace_writer, self._patience, self._too_late)
-            self._loops[loop] = gathering
-        waiting = _Request(wanted, loop.create_future())
-        gathering.add(waiting)
-        answer: A = await waiting.answer
-        return answer
+        queue = self._queues.get(loop)
+        if queue is None:
+            queue = _LoopQueue(
+                loop, self._start_batch, self._replace_writer, self._timeout_seconds, self._timeout_error
+            )
+            self._queues[loop] = queue
+        request = _Request(query, loop.create_future())
+        queue.add(request)
+        result: R = await request.future
+        return result
 
     def close(self) -> None:
-        """Return when all that was handed over is done, or has had its time. Nothing may come afterwards."""
+        """Return when all started batches are done or have timed out. Nothing may be submitted afterwards."""
         if self._writer is not None:
-            self._handed_over.put(None)
-            self._writer.join(self._patience)
+            self._submitted.put(None)
+            self._writer.join(self._timeout_seconds)
 
-    def _hand_over(self, gathering: "_LoopQueue", batch: _Batch) -> None:
+    def _start_batch(self, queue: "_LoopQueue", batch: _Batch) -> None:
         with self._lock:
             if self._writer is None:
                 self._start_writer()
-        self._handed_over.put((gathering, batch))
+        self._submitted.put((queue, batch))
 
     def _start_writer(self) -> None:
         self._writer = threading.Thread(target=self._write, name="mlapi-group", daemon=True)
         self._writer.start()
 
     def _replace_writer(self) -> None:
-        """Go on with another thread, and so another connection, where one waits for a server that says nothing."""
+        """Continue with a new thread, and so with another connection, while the old one waits for a hanging server."""
         with self._lock:
             self._start_writer()
 
     def _write(self) -> None:
-        while (handed_over := self._handed_over.get()) is not None:
-            gathering, batch = handed_over
-            wanted = [waiting for waiting in batch.waiting if not waiting.answer.done()]
-            results = self._results([waiting.wanted for waiting in wanted], batch.by)
-            for waiting, result in zip(wanted, results, strict=True):
-                waiting.result = result
+        while (submitted := self._submitted.get()) is not None:
+            queue, batch = submitted
+            requests = [request for request in batch.requests if not request.future.done()]
+            results = self._get_results([request.query for request in requests], batch.deadline)
+            for request, result in zip(requests, results, strict=True):
+                request.result = result
             with self._lock:
-                self._waiting -= len(batch.waiting)
-            with suppress(RuntimeError):  # the loop is closed: nobody waits there any more
-                gathering.loop.call_soon_threadsafe(gathering.answer, batch)
+                self._waiting -= len(batch.requests)
+            with suppress(RuntimeError):  # the loop is closed, so no coroutine waits for the results
+                queue.loop.call_soon_threadsafe(queue.deliver, batch)
             with self._lock:
                 if threading.current_thread() is not self._writer:
-                    return  # this took so long that another goes on
+                    return  # this thread was replaced while it waited
 
-    def _results(self, wanted: Sequence[Q], by: float) -> Sequence[A | Exception]:
+    def _get_results(self, queries: Sequence[Q], deadline: float) -> Sequence[R | Exception]:
         try:
-            return self._work(wanted, by)
+            return self._execute(queries, deadline)
         except MlapiError as error:
-            return [copy(error) for _ in wanted]  # one each: whoever raises it adds to its traceback
+            return [copy(error) for _ in queries]  # one copy each: raising an exception modifies its traceback
         except Exception as error:
-            if len(wanted) == 1:
-                _logger.exception("what a request wants could not be done")
+            if len(queries) == 1:
+                _logger.exception("a request failed unexpectedly")
                 return [error]
-            # One of them is at fault, and none was done: each is tried alone, so that the others are.
-            return [result for one in wanted for result in self._results([one], by)]
+            # One request is at fault and nothing was applied: execute each alone, so that only that one fails.
+            return [result for query in queries for result in self._get_results([query], deadline)]
 
 
 class CommandBatcher(Batcher[Command, User | ApiKey]):
-    """The asynchronous face of a repository's write side.
+    """The asynchronous face of the write side of a repository: commands of concurrent requests share a commit.
 
     Args:
-        repository: where changes are applied.
-        told: of each batch that is durable, in the thread that works.
+        repository: applies the commands.
+        on_committed: called in the writer thread with the commands and outcomes of each committed batch.
         max_waiting: see `Batcher`.
-        patience: see `Batcher`.
+        timeout_seconds: see `Batcher`.
     """
 
-    # A commit can hang: while a standby is away for which it waits, say. It is made when that comes back.
-    _too_late = attrs.evolve(_TOO_LATE, may_be_done=True)
+    # A commit that hangs, for example because a standby is unavailable, may still be completed later.
+    _timeout_error = attrs.evolve(_TIMED_OUT, may_be_done=True)
 
     def __init__(
         self,
         repository: UserRepository,
         *,
-        told: Callable[[Sequence[Command], Sequence[Outcome]], None] = lambda _changes, _outcomes: None,
+        on_committed: Callable[[Sequence[Command], Sequence[Outcome]], None] = lambda _commands, _outcomes: None,
         max_waiting: int = MAX_WAITING,
-        patience: float = PATIENCE,
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
-        def work(commands: Sequence[Command], commit_by: float) -> list[Outcome]:
+        def execute(commands: Sequence[Command], commit_by: float) -> list[Outcome]:
             outcomes = repository.apply(commands, commit_by=commit_by)
-            told(commands, outcomes)
+            on_committed(commands, outcomes)
             return outcomes
 
-        super().__init__(work, max_waiting=max_waiting, patience=patience)
+        super().__init__(execute, max_waiting=max_waiting, timeout_seconds=timeout_seconds)
 
     @overload
     async def apply(self, command: UserCommand) -> User: ...
     @overload
     async def apply(self, command: ApiKeyCommand) -> ApiKey: ...
     async def apply(self, command: Command) -> User | ApiKey:
-        """Return the user or the API key as the change left it, once that is durable.
+        """Return the user or API key after the command, once the change is durable.
 
         Raises:
-            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError: as the change is refused.
-            RepositoryUnavailableError: as `answer` and the repository do.
+            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError: if the command is rejected.
+            ServiceUnavailableError, RepositoryUnavailableError: as `submit` and the repository do.
         """
-        return await self.answer(command)
+        return await self.submit(command)
 
 
 class PrincipalLookup:
-    """The asynchronous face of a repository's `find_principals`: those who ask at once share a question.
+    """The asynchronous face of `UserRepository.find_principals`: concurrent lookups share a query.
 
-    A local repository is asked in the loop's own thread, once for all that came in one turn of the loop: a thread would
-    cost more than the question. Where it would have to wait, that is done in a thread, as with any other.
+    A repository that offers `NonblockingLookup` is called on the event loop, once for all lookups of one turn of the
+    loop, because switching threads would take longer than the query. If that would have to wait, and for any other
+    repository, the lookup runs in a thread.
     """
 
-    def __init__(self, repository: UserRepository, *, patience: float = PATIENCE) -> None:
+    def __init__(self, repository: UserRepository, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
         self._nonblocking = repository if isinstance(repository, NonblockingLookup) else None
-        self._in_thread = Batcher[PrincipalId, Principal | None](
-            lambda ids, _: repository.find_principals(ids), patience=patience
+        self._batcher = Batcher[PrincipalId, Principal | None](
+            lambda ids, _: repository.find_principals(ids), timeout_seconds=timeout_seconds
         )
         self._turns: dict[asyncio.AbstractEventLoop, list[tuple[PrincipalId, asyncio.Future[Principal | None]]]] = {}
 
-    async def holder(self, subject: PrincipalId) -> Principal | None:
-        """Return who stands behind a subject, as the users are after this was called.
+    async def find(self, principal_id: PrincipalId) -> Principal | None:
+        """Return the principal, no older than this call, or None if it does not exist.
 
         Raises:
-            RepositoryUnavailableError: as `Batcher.answer` and the repository do.
+            ServiceUnavailableError, RepositoryUnavailableError: as `Batcher.submit` and the repository do.
         """
         if self._nonblocking is not None:
             try:
-                return await self._find_nowait(subject, self._nonblocking)
+                return await self._find_nowait(principal_id, self._nonblocking)
             except RepositoryUnavailableError:
-                pass  # so it is waited for
-        return await self._in_thread.answer(subject)
+                pass  # the lookup would have to wait, so use the thread
+        return await self._batcher.submit(principal_id)
 
     def close(self) -> None:
-        self._in_thread.close()
+        self._batcher.close()
 
-    def _find_nowait(self, subject: PrincipalId, repository: NonblockingLookup) -> "asyncio.Future[Principal | None]":
+    def _find_nowait(
+        self, principal_id: PrincipalId, repository: NonblockingLookup
+    ) -> "asyncio.Future[Principal | None]":
         loop = asyncio.get_running_loop()
         turn = self._turns.get(loop)
         if turn is None:
             self._turns[loop] = turn = []
-            loop.call_soon(self._ask, loop, repository)
-        answer = loop.create_future()
-        turn.append((subject, answer))
-        return answer
+            loop.call_soon(self._query, loop, repository)
+        future = loop.create_future()
+        turn.append((principal_id, future))
+        return future
 
-    def _ask(self, loop: asyncio.AbstractEventLoop, repository: NonblockingLookup) -> None:
+    def _query(self, loop: asyncio.AbstractEventLoop, repository: NonblockingLookup) -> None:
         turn = self._turns.pop(loop)
         try:
-            principals = repository.find_principals_nowait([subject for subject, _ in turn])
-        except Exception as error:  # noqa: BLE001 - it is theirs who wait
-            for _, answer in turn:
-                if not answer.done():
-                    answer.set_exception(copy(error))
+            principals = repository.find_principals_nowait([principal_id for principal_id, _ in turn])
+        except Exception as error:  # noqa: BLE001 - each waiting coroutine raises it
+            for _, future in turn:
+                if not future.done():
+                    future.set_exception(copy(error))
             return
-        for (_, answer), holder in zip(turn, principals, strict=True):
-            if not answer.done():  # cancelled meanwhile
-                answer.set_result(holder)
+        for (_, future), principal in zip(turn, principals, strict=True):
+            if not future.done():  # it may have been cancelled
+                future.set_result(principal)
 
 
 class _LoopQueue:
-    """What the requests of one event loop want: what is handed over, and what comes meanwhile. Lives in its thread."""
+    """Collects the requests of one event loop into batches, and executes one batch at a time.
+
+    All methods run in the thread of the loop.
+    """
 
     def __init__(
         self,
         loop: asyncio.AbstractEventLoop,
-        hand_over: Callable[["_LoopQueue", _Batch], None],
+        start_batch: Callable[["_LoopQueue", _Batch], None],
         replace_writer: Callable[[], None],
-        patience: float,
-        too_late: RepositoryUnavailableError,
+        timeout_seconds: float,
+        timeout_error: RepositoryUnavailableError,
     ) -> None:
         self.loop = loop
-        self._hand_over = hand_over
+        self._start_batch = start_batch
         self._replace_writer = replace_writer
-        self._patience = patience
-        self._too_late = too_late
+        self._timeout_seconds = timeout_seconds
+        self._timeout_error = timeout_error
         self._next: _Batch | None = None
-        self._in_flight = False
-        self._decided = False
-        """When the next batch goes is seen to already."""
+        self._in_flight = False  # a batch is being executed
+        self._scheduled = False  # a callback that starts the next batch is scheduled
 
-    def add(self, waiting: _Request) -> None:
+    def add(self, request: _Request) -> None:
+        """Add a request to the next batch, and start that if none is in flight."""
         if self._next is None:
-            self._next = _Batch(time.monotonic() + self._patience)
-            self._next.patience = self.loop.call_later(self._patience, self._give_up, self._next)
-        self._next.waiting.append(waiting)
-        if not self._in_flight and not self._decided:
-            self._decided = True
-            self.loop.call_soon(self._send)  # after all that this turn of the loop has to read
+            self._next = _Batch(time.monotonic() + self._timeout_seconds)
+            self._next.timer = self.loop.call_later(self._timeout_seconds, self._time_out, self._next)
+        self._next.requests.append(request)
+        if not self._in_flight and not self._scheduled:
+            self._scheduled = True
+            self.loop.call_soon(self._start_next)  # after this turn of the loop has read all requests
 
-    def answer(self, batch: _Batch) -> None:
-        """Give the answers of a batch and see to the next one."""
-        if batch.given_up:
+    def deliver(self, batch: _Batch) -> None:
+        """Give each coroutine its result, then schedule the next batch."""
+        if batch.timed_out:
             return
-        batch.patience.cancel()
-        for waiting in batch.waiting:
-            if waiting.answer.done():
-                continue  # cancelled or given up meanwhile
-            if isinstance(waiting.result, Exception):
-                waiting.answer.set_exception(waiting.result)
+        batch.timer.cancel()
+        for request in batch.requests:
+            if request.future.done():
+                continue  # cancelled
+            if isinstance(request.result, Exception):
+                request.future.set_exception(request.result)
             else:
-                waiting.answer.set_result(waiting.result)
+                request.future.set_result(request.result)
         self._in_flight = False
-        self._decided = True
-        if len(batch.waiting) == 1:
-            self._send()
-        else:  # the answers leave in the next turn, before this
-            self.loop.call_soon(self._wait_for_follow_ups, len(batch.waiting) + self._gathered, time.monotonic())
+        self._scheduled = True
+        if len(batch.requests) == 1:
+            self._start_next()
+        else:  # the responses are sent in the next turn of the loop, before this callback
+            self.loop.call_soon(self._wait_for_follow_ups, len(batch.requests) + self._collected, time.monotonic())
 
     @property
-    def _gathered(self) -> int:
-        return 0 if self._next is None else len(self._next.waiting)
+    def _collected(self) -> int:
+        return 0 if self._next is None else len(self._next.requests)
 
-    def _wait_for_follow_ups(self, all_of_them: int, began: float, seen: int = 0, quiet: int = 0) -> None:
-        gathered = self._gathered
-        quiet = quiet + 1 if gathered == seen else 0
-        if gathered >= all_of_them or quiet > _QUIET_TURNS or time.monotonic() - began > _LONGEST:
-            self._send()
+    def _wait_for_follow_ups(self, expected: int, began: float, before: int = 0, idle_turns: int = 0) -> None:
+        collected = self._collected
+        idle_turns = idle_turns + 1 if collected == before else 0
+        if collected >= expected or idle_turns > _MAX_IDLE_TURNS or time.monotonic() - began > _MAX_WAIT_SECONDS:
+            self._start_next()
         else:
-            self.loop.call_soon(self._wait_for_follow_ups, all_of_them, began, gathered, quiet)
+            self.loop.call_soon(self._wait_for_follow_ups, expected, began, collected, idle_turns)
 
-    def _send(self) -> None:
-        self._decided = False
+    def _start_next(self) -> None:
+        self._scheduled = False
         batch, self._next = self._next, None
         if batch is not None:
             self._in_flight = True
-            self._hand_over(self, batch)
+            self._start_batch(self, batch)
 
-    def _give_up(self, batch: _Batch) -> None:
-        for waiting in batch.waiting:
-            if not waiting.answer.done():
-                waiting.answer.set_exception(copy(self._too_late))
-        batch.given_up = True  # it is on its way: what comes after it has more patience left, and goes now
+    def _time_out(self, batch: _Batch) -> None:
+        for request in batch.requests:
+            if not request.future.done():
+                request.future.set_exception(copy(self._timeout_error))
+        batch.timed_out = True  # it is still being executed; the next batch starts without waiting for it
         self._in_flight = False
         self._replace_writer()
-        self._send()
+        self._start_next()

@@ -85,7 +85,7 @@ class Runtime:
         opened, metrics = ExitStack(), Metrics()
         executor = PoolExecutor(
             cipher=users.cipher,
-            commands=group_commit(users, told=metrics.commands),
+            commands=group_commit(users, on_committed=metrics.commands),
             hashing=BoundedThreadPool(cores(), queue=MAX_QUEUED_PER_HASHING_THREAD, patience=HASHING_TIMEOUT_SECONDS),
             reading=BoundedThreadPool(READING_THREADS, queue=1_000, patience=READING_TIMEOUT_SECONDS),
         )
