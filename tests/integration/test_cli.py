@@ -394,7 +394,7 @@ def test_serving_is_left_to_a_smaller_program_with_a_socket_for_each_worker(
 
     def execv(_program: str, arguments: list[str]) -> None:
         run.extend(arguments)
-        for number, place in enumerate(json.loads(arguments[-1])["places"]):
+        for number, place in enumerate(json.loads(arguments[-1])["listeners"]):
             with socket.socket(fileno=place) as bound:
                 listens.append(bool(bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)))
                 addresses.add(bound.getsockname())
@@ -408,8 +408,8 @@ def test_serving_is_left_to_a_smaller_program_with_a_socket_for_each_worker(
     assert run[:-1] == [sys.executable, "-P", "-m", "mlapi.entrypoints.server.supervisor"]
     assert listens == [True, *[False] * (int(workers) - 1)]  # until there is somebody who takes what comes
     assert len(addresses) == 1
-    assert json.loads(run[-1]) | {"places": []} == {
-        "places": [],
+    assert json.loads(run[-1]) | {"listeners": []} == {
+        "listeners": [],
         "connections": 50,
         "access_log": False,
         "log_format": "text",
@@ -422,7 +422,7 @@ def test_an_address_of_the_other_kind_can_be_had(workers: str, monkeypatch: pyte
     addresses: list[object] = []
 
     def execv(_program: str, arguments: list[str]) -> None:
-        for place in json.loads(arguments[-1])["places"]:
+        for place in json.loads(arguments[-1])["listeners"]:
             with socket.socket(fileno=place) as bound:
                 addresses.append(bound.getsockname()[0])
 

@@ -1,4 +1,4 @@
-"""A worker of ``mlapi serve``: deadlines and bounds of its connections, and how it drains."""
+"""A worker of ``mlapi serve``: the deadlines and limits of its connections, and draining."""
 
 import json
 import os
@@ -18,11 +18,11 @@ from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.server import worker
-from mlapi.entrypoints.server.connections import HEAD_SIZE, SURPLUS, Connection, Deadlines, Phase
-from mlapi.entrypoints.server.worker import Arguments, Server, config, connections_within_limits
+from mlapi.entrypoints.server.connections import MAX_HEAD_BYTES, MAX_SURPLUS_CONNECTIONS, Connection, Deadlines, Phase
+from mlapi.entrypoints.server.worker import Arguments, Server, config, limit_connections
 
-SHORT = Deadlines(head=1.0, body=2.5, answer=1.0, closing=1.0)
-PATIENT = Deadlines()
+SHORT_DEADLINES = Deadlines(head_seconds=1.0, body_seconds=2.5, response_seconds=1.0, closing_seconds=1.0)
+DEFAULT_DEADLINES = Deadlines()
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 POST = (
     b"POST /register-user HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n"
@@ -30,26 +30,34 @@ POST = (
 
 
 class Running:
-    """A server in a thread of its own."""
+    """A server in its own thread."""
 
     def __init__(
-        self, app: ASGIApp, connections: int = 100, supervised: int | None = None, deadlines: Deadlines = SHORT
+        self,
+        app: ASGIApp,
+        connections: int = 100,
+        supervisor_fd: int | None = None,
+        deadlines: Deadlines = SHORT_DEADLINES,
     ) -> None:
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.address = self._listening.getsockname()
-        self.news: list[bytes] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = self._listener.getsockname()
+        self.reports: list[bytes] = []
         self.server = Server(
-            config(app), connections=connections, deadlines=deadlines, alive=self.news.append, supervised=supervised
+            config(app),
+            connections=connections,
+            deadlines=deadlines,
+            report=self.reports.append,
+            supervisor_fd=supervisor_fd,
         )
-        self._thread = threading.Thread(target=self.server.run, args=([self._listening],))
+        self._thread = threading.Thread(target=self.server.run, args=([self._listener],))
 
     def __enter__(self) -> Self:
         self._thread.start()
-        within(10, lambda: bool(self.news))
+        wait_until(lambda: bool(self.reports), timeout_seconds=10)
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self.server.server_state.is_hurried = True
+        self.server.server_state.drain_now = True
         self.drain()
         self._thread.join(20)
         assert not self._thread.is_alive()
@@ -58,16 +66,21 @@ class Running:
         self.server.handle_exit(signal.SIGTERM, None)
 
     def wait_for(self, *phases: Phase) -> None:
-        """Wait until it has exactly these connections: what was sent is there, but may not have been read yet."""
-        within(5, lambda: self._phases == sorted(phase.name for phase in phases))
+        """Wait until the connections of the server are in exactly these phases, in any order."""
+        wait_until(lambda: self._phases == sorted(phase.name for phase in phases))
 
     def wait_for_draining(self) -> None:
-        within(5, lambda: self.news[-1] == b"-")
+        wait_until(lambda: self.reports[-1] == b"-")
 
     @property
     def _phases(self) -> list[str]:
-        connections = [one for one in list(self.server.server_state.connections) if isinstance(one, Connection)]
-        return sorted(one.phase.name for one in connections if getattr(one, "transport", None))  # it comes a line later
+        connections = [
+            connection
+            for connection in list(self.server.server_state.connections)
+            if isinstance(connection, Connection)
+        ]
+        # Uvicorn registers a connection one statement before it sets its transport.
+        return sorted(connection.phase.name for connection in connections if getattr(connection, "transport", None))
 
     @property
     def is_running(self) -> bool:
@@ -79,9 +92,9 @@ class Running:
         return connection
 
 
-def within(seconds: float, happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + seconds
-    while not happened():
+def wait_until(condition: Callable[[], bool], timeout_seconds: float = 5) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
 
@@ -99,12 +112,12 @@ def running(app: ASGIApp) -> Iterator[Running]:
 
 @pytest.fixture
 def patient(app: ASGIApp) -> Iterator[Running]:
-    with Running(app, deadlines=PATIENT) as running:
+    with Running(app, deadlines=DEFAULT_DEADLINES) as running:
         yield running
 
 
-def all_of(connection: socket.socket) -> bytes:
-    """Return what comes until the server closes."""
+def read_all(connection: socket.socket) -> bytes:
+    """Read until the server closes the connection."""
     received = b""
     with connection:
         while chunk := connection.recv(1 << 16):
@@ -112,7 +125,7 @@ def all_of(connection: socket.socket) -> bytes:
     return received
 
 
-def one_answer(connection: socket.socket) -> bytes:
+def read_response(connection: socket.socket) -> bytes:
     received = b""
     while b'"message"' not in received:
         chunk = connection.recv(1 << 16)
@@ -125,40 +138,40 @@ def one_answer(connection: socket.socket) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("sent", "least", "most", "answer"),
+    ("sent", "min_seconds", "max_seconds", "expected"),
     [
         (b"", 0.5, 1.0, b""),
         (b"GET /health/live HT", 0.5, 1.0, b"HTTP/1.1 408 Request Timeout\r\n"),
         (LIVE[:-2], 0.5, 1.0, b"HTTP/1.1 408 Request Timeout\r\n"),
         (POST + b'{"user', 1.0, 1.5, b"HTTP/1.1 408 Request Timeout\r\n"),
     ],
-    ids=["nothing", "half a line", "half a head", "half a body"],
+    ids=["no data", "incomplete request line", "incomplete headers", "incomplete body"],
 )
-def test_what_does_not_arrive_in_time_is_not_waited_for(
-    running: Running, sent: bytes, least: float, most: float, answer: bytes
+def test_incomplete_request_times_out(
+    running: Running, sent: bytes, min_seconds: float, max_seconds: float, expected: bytes
 ) -> None:
-    begun = time.monotonic()
+    started_at = time.monotonic()
 
-    received = all_of(running.connect(sent))
+    received = read_all(running.connect(sent))
 
-    assert least - 0.1 < time.monotonic() - begun < most + 1
-    assert received.partition(b"date")[0].partition(b"content")[0] == answer
-    if answer:
+    assert min_seconds - 0.1 < time.monotonic() - started_at < max_seconds + 1
+    assert received.partition(b"date")[0].partition(b"content")[0] == expected
+    if expected:
         head, _, body = received.partition(b"\r\n\r\n")
         assert json.loads(body) == {"message": "Request Timeout"}
         assert b"x-content-type-options: nosniff" in head
 
 
-def test_neither_is_the_second_half_of_a_second_request(running: Running) -> None:
+def test_incomplete_second_request_times_out(running: Running) -> None:
     connection = running.connect(LIVE)
-    one_answer(connection)
+    read_response(connection)
     connection.sendall(LIVE[:20])
 
-    assert all_of(connection).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
+    assert read_all(connection).startswith(b"HTTP/1.1 408 Request Timeout\r\n")
 
 
-async def hasty(scope: Scope, receive: Receive, send: Send) -> None:
-    """Begins its answer before it has read the request."""
+async def early_responder(scope: Scope, receive: Receive, send: Send) -> None:
+    """Start the response before reading the request body."""
     if scope["type"] == "http":
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
     while (message := await receive())["type"] not in {"http.disconnect", "lifespan.shutdown"}:
@@ -168,41 +181,44 @@ async def hasty(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def test_an_answer_that_has_begun_is_not_followed_by_another() -> None:
-    with Running(hasty) as running:
-        received = all_of(running.connect(POST + b"half"))
+def test_started_response_is_not_followed_by_an_error() -> None:
+    with Running(early_responder) as running:
+        received = read_all(running.connect(POST + b"half"))
 
     assert received.startswith(b"HTTP/1.1 200 OK\r\n")
     assert b"408" not in received
 
 
-@pytest.mark.parametrize("begun_with", [b"G", POST], ids=["head", "body"])
-def test_a_byte_from_time_to_time_gains_no_time(running: Running, begun_with: bytes) -> None:
-    connection = running.connect(begun_with)
-    begun = time.monotonic()
+@pytest.mark.parametrize("first_bytes", [b"G", POST], ids=["head", "body"])
+def test_sending_slowly_does_not_extend_a_deadline(running: Running, first_bytes: bytes) -> None:
+    connection = running.connect(first_bytes)
+    started_at = time.monotonic()
 
     try:
-        while time.monotonic() - begun < 10:
+        while time.monotonic() - started_at < 10:
             connection.sendall(b"E")
             time.sleep(0.1)
     except OSError:
         pass
 
-    assert time.monotonic() - begun < 3
+    assert time.monotonic() - started_at < 3
     connection.close()
 
 
-def test_a_connection_is_kept_five_seconds_without_a_request(running: Running) -> None:
+def test_idle_connection_is_closed_after_five_seconds(running: Running) -> None:
     connection = running.connect(LIVE)
-    one_answer(connection)
-    begun = time.monotonic()
+    read_response(connection)
+    started_at = time.monotonic()
 
-    assert all_of(connection) == b""
-    assert 4.5 < time.monotonic() - begun < 7
+    assert read_all(connection) == b""
+    assert 4.5 < time.monotonic() - started_at < 7
 
 
-class Large:
-    """Answers with more than the system keeps for a client who does not read: in many pieces, or in one."""
+class LargeResponse:
+    """An application whose response does not fit into the buffers of the operating system.
+
+    It sends the response in the given number of pieces.
+    """
 
     def __init__(self, pieces: int) -> None:
         self._piece = bytes(60_000_000 // pieces)
@@ -221,133 +237,133 @@ class Large:
 
 
 @pytest.mark.parametrize(
-    ("pieces", "more", "most"),
+    ("pieces", "headers", "max_seconds"),
     [(1_000, b"", 1.5), (1, b"", 2), (1, b"Connection: close\r\n", 1.5)],
-    ids=["more is to come", "the next request is waited for", "it would close"],
+    ids=["while sending", "while idle", "while closing"],
 )
-def test_who_does_not_read_his_answer_is_cut_off(pieces: int, more: bytes, most: float) -> None:
-    with Running(Large(pieces)) as running:
+def test_client_that_does_not_read_is_disconnected(pieces: int, headers: bytes, max_seconds: float) -> None:
+    with Running(LargeResponse(pieces)) as running:
         running.server.config.timeout_keep_alive = 1
-        connection = running.connect(b"GET / HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % more)
-        begun = time.monotonic()
+        connection = running.connect(b"GET / HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % headers)
+        started_at = time.monotonic()
         while not running.server.server_state.total_requests and pieces == 1:
             time.sleep(0.01)
 
-        while running.server.server_state.connections and time.monotonic() - begun < 15:
+        while running.server.server_state.connections and time.monotonic() - started_at < 15:
             time.sleep(0.05)
 
-        assert time.monotonic() - begun < most + 1
-        assert len(all_of(connection)) < 60_000_000
+        assert time.monotonic() - started_at < max_seconds + 1
+        assert len(read_all(connection)) < 60_000_000
 
 
-# --- bounds
+# --- limits
 
 
-def test_one_connection_too_many_is_told_to_come_again(app: ASGIApp) -> None:
-    with Running(app, connections=2, deadlines=PATIENT) as running:
+def test_connection_above_the_maximum_gets_503(app: ASGIApp) -> None:
+    with Running(app, connections=2, deadlines=DEFAULT_DEADLINES) as running:
         held = [running.connect(), running.connect()]
         running.wait_for(Phase.HEAD, Phase.HEAD)
 
-        refused = all_of(running.connect(LIVE))
+        rejected = read_all(running.connect(LIVE))
         held.pop().close()
         running.wait_for(Phase.HEAD)
         last = running.connect(LIVE)
-        taken = one_answer(last)
+        accepted = read_response(last)
         last.close()
 
-        assert refused.startswith(b"HTTP/1.1 503 ")
-        assert b"\r\nretry-after: 5\r\n" in refused
-        assert taken.startswith(b"HTTP/1.1 200 ")
+        assert rejected.startswith(b"HTTP/1.1 503 ")
+        assert b"\r\nretry-after: 5\r\n" in rejected
+        assert accepted.startswith(b"HTTP/1.1 200 ")
         held.pop().close()
 
 
-def test_far_too_many_are_not_even_told(app: ASGIApp) -> None:
-    with Running(app, connections=1, deadlines=PATIENT) as running:
-        held = [running.connect() for _ in range(1 + SURPLUS)]
+def test_connection_far_above_the_maximum_is_closed(app: ASGIApp) -> None:
+    with Running(app, connections=1, deadlines=DEFAULT_DEADLINES) as running:
+        held = [running.connect() for _ in range(1 + MAX_SURPLUS_CONNECTIONS)]
         running.wait_for(*[Phase.HEAD] * len(held))
 
-        assert all_of(running.connect()) == b""
+        assert read_all(running.connect()) == b""
         for connection in held:
             connection.close()
 
 
-def test_a_head_of_any_size_is_not_taken(running: Running) -> None:
+def test_endless_request_headers_are_cut_off(running: Running) -> None:
     connection = running.connect(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n")
 
     sent = 0
     try:
-        while sent < 10 * HEAD_SIZE:
+        while sent < 10 * MAX_HEAD_BYTES:
             connection.sendall(b"X-Filler: %s\r\n" % (b"x" * 1000))
             sent += 1000
             time.sleep(0.001)
-    except OSError:  # reset or broken pipe: what was sent is not read
+    except OSError:  # the server has closed the connection
         pass
 
-    assert sent < 2 * HEAD_SIZE
+    assert sent < 2 * MAX_HEAD_BYTES
     connection.close()
 
 
-def test_a_head_that_is_too_large_is_answered(patient: Running) -> None:
-    connection = patient.connect(b"GET /health/live HTTP/1.1\r\nX-Filler: " + b"x" * (HEAD_SIZE - 1_000))
+def test_request_headers_that_are_too_large_get_431(patient: Running) -> None:
+    connection = patient.connect(b"GET /health/live HTTP/1.1\r\nX-Filler: " + b"x" * (MAX_HEAD_BYTES - 1_000))
     time.sleep(0.1)
 
     connection.sendall(b"x" * 2_000)
 
-    assert all_of(connection).startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+    assert read_all(connection).startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
 
 
-def test_many_requests_on_one_connection_are_no_large_head(patient: Running) -> None:
+def test_header_limit_applies_to_each_request(patient: Running) -> None:
     connection = patient.connect()
-    answers = []
+    responses = []
 
     for _ in range(3):
         connection.sendall(
-            b"GET /health/live HTTP/1.1\r\nX-Filler: %s\r\n" % bytes(HEAD_SIZE // 2).hex().encode()[:40_000]
+            b"GET /health/live HTTP/1.1\r\nX-Filler: %s\r\n" % bytes(MAX_HEAD_BYTES // 2).hex().encode()[:40_000]
         )
         time.sleep(0.05)
         connection.sendall(b"Host: localhost\r\n\r\n")
-        answers.append(one_answer(connection)[:15])
+        responses.append(read_response(connection)[:15])
 
-    assert answers == [b"HTTP/1.1 200 OK"] * 3
+    assert responses == [b"HTTP/1.1 200 OK"] * 3
     connection.close()
 
 
 # --- draining
 
 
-def test_what_comes_on_an_open_connection_while_it_drains_is_answered_and_the_last(patient: Running) -> None:
+def test_draining_worker_serves_a_last_request_per_connection(patient: Running) -> None:
     used, fresh = patient.connect(LIVE), patient.connect()
-    one_answer(used)
+    read_response(used)
     patient.wait_for(Phase.IDLE, Phase.HEAD)
     patient.drain()
     patient.wait_for_draining()
 
     used.sendall(LIVE)
     fresh.sendall(LIVE)
-    answers = all_of(used), all_of(fresh)
+    responses = read_all(used), read_all(fresh)
 
-    for answer in answers:
-        assert answer.startswith(b"HTTP/1.1 200 ")
-        assert b"\r\nconnection: close\r\n" in answer
+    for response in responses:
+        assert response.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nconnection: close\r\n" in response
     with pytest.raises(ConnectionRefusedError):
         patient.connect()
 
 
-def test_the_supervisor_is_told_of_it_and_no_longer_that_it_serves(patient: Running) -> None:
+def test_draining_is_reported_to_the_supervisor(patient: Running) -> None:
     connection = patient.connect(LIVE)
-    one_answer(connection)
+    read_response(connection)
 
     patient.drain()
     patient.wait_for_draining()
 
     time.sleep(1.2)
     assert patient.is_running
-    assert patient.news[-1] == b"-"
-    assert set(patient.news[:-1]) == {b"."}
+    assert patient.reports[-1] == b"-"
+    assert set(patient.reports[:-1]) == {b"."}
     connection.close()
 
 
-def test_a_request_that_has_begun_is_answered_while_it_drains(patient: Running) -> None:
+def test_request_in_progress_is_served_while_draining(patient: Running) -> None:
     body = b'{"username": "ada", "password": "difference engine", "email": "ada@example.com"}'
     connection = patient.connect(POST.replace(b"100", b"%d" % len(body)) + body[:10])
     patient.wait_for(Phase.BODY)
@@ -356,107 +372,109 @@ def test_a_request_that_has_begun_is_answered_while_it_drains(patient: Running) 
 
     connection.sendall(body[10:])
 
-    answer = all_of(connection)
-    assert answer.startswith(b"HTTP/1.1 201 ")
-    assert b"\r\nconnection: close\r\n" in answer
+    response = read_all(connection)
+    assert response.startswith(b"HTTP/1.1 201 ")
+    assert b"\r\nconnection: close\r\n" in response
 
 
-def test_a_worker_whose_supervisor_is_gone_waits_for_nothing_but_requests_under_way(app: ASGIApp) -> None:
-    supervised, supervision = os.pipe()
-    with Running(app, supervised=supervised, deadlines=Deadlines(body=2.5)) as running:
+def test_worker_without_supervisor_closes_idle_connections(app: ASGIApp) -> None:
+    supervisor_fd, supervisor_pipe = os.pipe()
+    with Running(app, supervisor_fd=supervisor_fd, deadlines=Deadlines(body_seconds=2.5)) as running:
         idle, silent, busy = running.connect(LIVE), running.connect(), running.connect(POST + b'{"user')
-        one_answer(idle)
+        read_response(idle)
         running.wait_for(Phase.IDLE, Phase.HEAD, Phase.BODY)
-        begun = time.monotonic()
+        started_at = time.monotonic()
 
-        os.close(supervision)
+        os.close(supervisor_pipe)
 
-        assert (all_of(idle), all_of(silent)) == (b"", b"")
-        assert time.monotonic() - begun < 0.9
-        assert all_of(busy).startswith(b"HTTP/1.1 408 ")
-    os.close(supervised)
+        assert (read_all(idle), read_all(silent)) == (b"", b"")
+        assert time.monotonic() - started_at < 0.9
+        assert read_all(busy).startswith(b"HTTP/1.1 408 ")
+    os.close(supervisor_fd)
 
 
-def test_ctrl_c_is_left_to_the_supervisor(running: Running) -> None:
+def test_worker_ignores_sigint(running: Running) -> None:
     running.server.handle_exit(signal.SIGINT, None)
     time.sleep(0.3)
 
     with running.connect(LIVE) as connection:
-        assert one_answer(connection).startswith(b"HTTP/1.1 200 ")
+        assert read_response(connection).startswith(b"HTTP/1.1 200 ")
 
 
 # --- the process
 
 
 @pytest.mark.usefixtures("restore_process_state")
-def test_a_worker_says_that_it_lives_and_ends_with_its_supervisor(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_reports_and_exits_with_its_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    listening = socket.create_server(("127.0.0.1", 0))
-    supervised, supervision = os.pipe()
-    news, alive = os.pipe()
-    heard: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+    supervisor_fd, supervisor_pipe = os.pipe()
+    status_pipe, status_fd = os.pipe()
+    received: list[bytes] = []
 
     def supervise() -> None:
-        with socket.create_connection(listening.getsockname(), timeout=30) as connection:
+        with socket.create_connection(listener.getsockname(), timeout=30) as connection:
             connection.sendall(LIVE)
-            heard.append(one_answer(connection))
-        heard.append(os.read(news, 1))
-        os.close(news)  # nobody reads any more: that is no fault of the worker's
+            received.append(read_response(connection))
+        received.append(os.read(status_pipe, 1))
+        os.close(status_pipe)  # the worker has to ignore the broken pipe
         time.sleep(1)
-        os.close(supervision)
+        os.close(supervisor_pipe)
 
     client = threading.Thread(target=supervise)
     client.start()
     worker.main(
         Arguments(
-            listening=os.dup(listening.fileno()), supervised=supervised, alive=alive, connections=10, access_log=True
+            listener_fd=os.dup(listener.fileno()),
+            supervisor_fd=supervisor_fd,
+            status_fd=status_fd,
+            connections=10,
+            access_log=True,
         )
     )
     client.join()
 
-    assert heard[0].startswith(b"HTTP/1.1 200 ")
-    assert heard[1] == b"."
-    for descriptor in (supervised, alive):
+    assert received[0].startswith(b"HTTP/1.1 200 ")
+    assert received[1] == b"."
+    for descriptor in (supervisor_fd, status_fd):
         os.close(descriptor)
-    listening.close()
+    listener.close()
 
 
-def test_a_worker_refuses_settings_that_cannot_be_used_in_one_line(
+def test_invalid_settings_are_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLAPI_PROFILE", "holiday")
 
-    with pytest.raises(SystemExit) as ended:
-        worker.main(Arguments(listening=0, supervised=0, alive=0, connections=1, access_log=True))
+    with pytest.raises(SystemExit) as exit_info:
+        worker.main(Arguments(listener_fd=0, supervisor_fd=0, status_fd=0, connections=1, access_log=True))
 
-    assert ended.value.code == 3
+    assert exit_info.value.code == 3
     assert capsys.readouterr().err.startswith("mlapi: profile: ")
 
 
-def test_connections_are_no_more_than_the_system_allows(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[int, int]] = []
+def test_maximum_of_connections_fits_the_open_file_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    requested: list[tuple[int, int]] = []
     limits = (256, 4096)
     monkeypatch.setattr(resource, "getrlimit", lambda _which: limits)
-    monkeypatch.setattr(resource, "setrlimit", lambda _which, wanted: asked.append(wanted))
+    monkeypatch.setattr(resource, "setrlimit", lambda _which, wanted: requested.append(wanted))
 
-    assert connections_within_limits(10_000) == 4096 - 100
-    assert connections_within_limits(1_000) == 1_000
-    assert asked == [(4096, 4096)] * 2
+    assert limit_connections(10_000) == 4096 - 100
+    assert limit_connections(1_000) == 1_000
+    assert requested == [(4096, 4096)] * 2
 
     limits = (50, 50)
-    assert connections_within_limits(10_000) == 1
+    assert limit_connections(10_000) == 1
     limits = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-    assert connections_within_limits(10_000) == 10_000
+    assert limit_connections(10_000) == 10_000
 
 
-def test_where_the_system_refuses_more_it_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_to_raise_the_open_file_limit_is_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_which: int, _wanted: tuple[int, int]) -> None:
         raise ValueError
 
     monkeypatch.setattr(resource, "getrlimit", lambda _which: (256, 4096))
     monkeypatch.setattr(resource, "setrlimit", refuse)
 
-    assert connections_within_limits(10_000) == 156
+    assert limit_connections(10_000) == 156

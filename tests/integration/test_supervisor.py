@@ -1,4 +1,4 @@
-"""The parent of ``mlapi serve`` and its workers, most of which are small programs here, and obey a file."""
+"""The supervisor of ``mlapi serve``. Most tests replace the workers by a small script that a file controls."""
 
 import os
 import signal
@@ -15,49 +15,49 @@ import requests
 
 from mlapi.entrypoints.cli.serve import bound_sockets
 from mlapi.entrypoints.server import supervisor
-from mlapi.entrypoints.server.supervisor import Patience, Supervisor, supervise
+from mlapi.entrypoints.server.supervisor import Supervisor, Timeouts, supervise
 
 WORKER = """
 import os, select, signal, socket, sys, time
-folder, listening, supervised, alive = sys.argv[1], *map(int, sys.argv[2:])
-mood = open(folder + "/mood").read()
+folder, listener_fd, supervisor_fd, status_fd = sys.argv[1], *map(int, sys.argv[2:])
+behavior = open(folder + "/behavior").read()
 with open(folder + "/pids", "a") as pids:
     pids.write(f"{os.getpid()} ")
-if mood.startswith("exit"):
-    sys.exit(int(mood[4:]))
-if mood == "never ready":
+if behavior.startswith("exit"):
+    sys.exit(int(behavior[4:]))
+if behavior == "never ready":
     time.sleep(60)
 drains = []
 signal.signal(signal.SIGTERM, lambda *_: drains.append(1))
-place = socket.socket(fileno=listening)
-place.listen()
-os.write(alive, b".")
-while not select.select([supervised], [], [], 0.05)[0]:
+listener = socket.socket(fileno=listener_fd)
+listener.listen()
+os.write(status_fd, b".")
+while not select.select([supervisor_fd], [], [], 0.05)[0]:
     if drains:
-        os.write(alive, b"-" if len(drains) == 1 else b".")  # what it says later was under way
+        os.write(status_fd, b"-" if len(drains) == 1 else b".")  # a "." may still arrive after the "-"
         drains.append(1)
-        place.close()
-        if mood != "busy":
+        listener.close()
+        if behavior != "busy":
             break
-    elif mood != "silent":
-        os.write(alive, b".")
+    elif behavior != "silent":
+        os.write(status_fd, b".")
 """
-"""Drains at once, unless it is busy."""
+"""A worker that exits as soon as it drains, unless its behavior is ``busy``."""
 
 
 class Supervised:
-    """A supervisor in a thread, of workers that are as the file ``mood`` says when they start."""
+    """A supervisor in a thread. Its workers read their behavior from a file when they start."""
 
-    def __init__(self, folder: Path, wanted: int, patience: Patience) -> None:
+    def __init__(self, folder: Path, workers: int, timeouts: Timeouts) -> None:
         self.folder = folder
-        self.mood("obedient")
-        self.places = bound_sockets("127.0.0.1", 0, wanted)
-        self.supervisor = Supervisor(self.places, self._command, patience)
+        self.set_behavior("normal")
+        self.listeners = bound_sockets("127.0.0.1", 0, workers)
+        self.supervisor = Supervisor(self.listeners, self._command, timeouts)
         self.code: int | None = None
         self._thread = threading.Thread(target=self._run)
 
-    def _command(self, listening: int, supervised: int, alive: int) -> list[str]:
-        descriptors = [str(descriptor) for descriptor in (listening, supervised, alive)]
+    def _command(self, listener_fd: int, supervisor_fd: int, status_fd: int) -> list[str]:
+        descriptors = [str(descriptor) for descriptor in (listener_fd, supervisor_fd, status_fd)]
         return [sys.executable, "-I", "-c", WORKER, str(self.folder), *descriptors]
 
     def _run(self) -> None:
@@ -66,12 +66,12 @@ class Supervised:
     def start(self) -> None:
         self._thread.start()
 
-    def mood(self, mood: str) -> None:
-        (self.folder / "mood").write_text(mood)
+    def set_behavior(self, behavior: str) -> None:
+        (self.folder / "behavior").write_text(behavior)
 
     @property
     def pids(self) -> list[int]:
-        """Of all workers so far, in order."""
+        """The process ids of all workers so far, in the order of their start."""
         file = self.folder / "pids"
         return [int(pid) for pid in file.read_text().split()] if file.exists() else []
 
@@ -79,9 +79,9 @@ class Supervised:
     def running(self) -> list[int]:
         return [pid for pid in self.pids if is_running(pid)]
 
-    def end(self, how: int = signal.SIGTERM) -> int | None:
+    def stop(self, signal_number: int = signal.SIGTERM) -> int | None:
         if self._thread.is_alive():
-            self.supervisor.ask(how)
+            self.supervisor.send_signal(signal_number)
         self._thread.join(20)
         assert not self._thread.is_alive()
         return self.code
@@ -93,236 +93,239 @@ def is_running(pid: int) -> bool:
     return False
 
 
-def listen(place: socket.socket) -> bool:
-    """Return whether a worker serves there; it obeys signals from then on."""
-    return bool(place.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+def is_listening(listener: socket.socket) -> bool:
+    """Return whether a worker listens on the socket. From then on it handles signals."""
+    return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
-def eventually(is_so: Callable[[], bool], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < deadline, "it did not come so"
+def wait_until(condition: Callable[[], bool], timeout_seconds: float = 10) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.02)
 
 
 @pytest.fixture
-def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Supervised]]:
-    monkeypatch.setattr(supervisor, "LOOK", 0.1)
-    begun: list[Supervised] = []
+def start_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Supervised]]:
+    """Return a function that starts a supervisor."""
+    monkeypatch.setattr(supervisor, "CHECK_INTERVAL_SECONDS", 0.1)
+    started: list[Supervised] = []
 
-    def begin(wanted: int = 2, mood: str = "obedient", patience: Patience | None = None) -> Supervised:
-        one = Supervised(tmp_path, wanted, patience or Patience(failure=0.1))
-        one.mood(mood)
-        one.start()
-        begun.append(one)
-        return one
+    def start(workers: int = 2, behavior: str = "normal", timeouts: Timeouts | None = None) -> Supervised:
+        service = Supervised(tmp_path, workers, timeouts or Timeouts(retry_seconds=0.1))
+        service.set_behavior(behavior)
+        service.start()
+        started.append(service)
+        return service
 
-    yield begin
-    for one in begun:
-        for pid in one.running:
+    yield start
+    for service in started:
+        for pid in service.running:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
-        one.end(signal.SIGINT)
+        service.stop(signal.SIGINT)
 
 
-Begin = Callable[..., Supervised]
+StartService = Callable[..., Supervised]
 
 
-def test_it_starts_as_many_as_wanted_and_ends_all(supervised: Begin) -> None:
-    one = supervised(3)
-    eventually(lambda: len(one.running) == 3)
+def test_sigterm_ends_all_workers(start_service: StartService) -> None:
+    service = start_service(3)
+    wait_until(lambda: len(service.running) == 3)
 
-    code = one.end()
+    code = service.stop()
 
     assert code == 0
-    assert one.running == []
-    assert [place.fileno() for place in one.places] == [-1, -1, -1]
+    assert service.running == []
+    assert [listener.fileno() for listener in service.listeners] == [-1, -1, -1]
 
 
-def test_one_that_dies_is_replaced(supervised: Begin) -> None:
-    one = supervised()
-    eventually(lambda: len(one.running) == 2)
-    victim = one.pids[0]
+def test_killed_worker_is_replaced(start_service: StartService) -> None:
+    service = start_service()
+    wait_until(lambda: len(service.running) == 2)
+    victim = service.pids[0]
 
     os.kill(victim, signal.SIGKILL)
 
-    eventually(lambda: len(one.running) == 2 and len(one.pids) == 3)
-    assert victim not in one.running
+    wait_until(lambda: len(service.running) == 2 and len(service.pids) == 3)
+    assert victim not in service.running
 
 
-def test_a_restart_replaces_each_when_its_successor_serves(supervised: Begin) -> None:
-    one = supervised()
-    eventually(lambda: len(one.running) == 2)
-    before = one.pids
+def test_restart_drains_a_worker_once_its_successor_serves(start_service: StartService) -> None:
+    service = start_service()
+    wait_until(lambda: len(service.running) == 2)
+    before = service.pids
 
-    one.supervisor.ask(signal.SIGHUP)
+    service.supervisor.send_signal(signal.SIGHUP)
 
-    least = 2
+    min_running = 2
     deadline = time.monotonic() + 10
-    while set(one.running) & set(before) and time.monotonic() < deadline:
-        least = min(least, len(one.running))
-    assert least == 2
-    assert len(one.pids) == 4  # no successor was turned away by whom it was to replace
-    eventually(lambda: len(one.running) == 2)
-    assert not set(one.running) & set(before)
-    assert one.code is None
+    while set(service.running) & set(before) and time.monotonic() < deadline:
+        min_running = min(min_running, len(service.running))
+    assert min_running == 2
+    assert len(service.pids) == 4  # every successor started at the first attempt
+    wait_until(lambda: len(service.running) == 2)
+    assert not set(service.running) & set(before)
+    assert service.code is None
 
 
-def test_a_restart_whose_first_worker_cannot_start_is_given_up(
-    supervised: Begin, caplog: pytest.LogCaptureFixture
+def test_restart_is_abandoned_if_a_new_worker_cannot_start(
+    start_service: StartService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    one = supervised()
-    eventually(lambda: len(one.running) == 2)
-    before = one.pids
-    one.mood("exit3")
+    service = start_service()
+    wait_until(lambda: len(service.running) == 2)
+    before = service.pids
+    service.set_behavior("exit3")
 
-    one.supervisor.ask(signal.SIGHUP)
+    service.supervisor.send_signal(signal.SIGHUP)
 
-    eventually(lambda: len(one.pids) == 3)
+    wait_until(lambda: len(service.pids) == 3)
     time.sleep(0.5)
-    assert one.running == before
-    assert len(one.pids) == 3
-    assert "a new worker could not start (3): those that serve go on" in caplog.messages
+    assert service.running == before
+    assert len(service.pids) == 3
+    assert "a new worker could not start (exit code 3); the current workers keep serving" in caplog.messages
 
 
-def test_the_place_of_one_that_died_is_tried_to_fill_again_and_again(supervised: Begin) -> None:
-    one = supervised()
-    eventually(lambda: len(one.running) == 2)
-    one.mood("exit3")
-    os.kill(one.pids[0], signal.SIGKILL)
-    eventually(lambda: len(one.pids) >= 5)
+def test_start_of_a_replacement_is_retried(start_service: StartService) -> None:
+    service = start_service()
+    wait_until(lambda: len(service.running) == 2)
+    service.set_behavior("exit3")
+    os.kill(service.pids[0], signal.SIGKILL)
+    wait_until(lambda: len(service.pids) >= 5)
 
-    one.mood("obedient")
+    service.set_behavior("normal")
 
-    eventually(lambda: len(one.running) == 2)
-
-
-def test_nobody_is_brought_to_a_place_whose_worker_is_gone(supervised: Begin) -> None:
-    one = supervised(2)
-    eventually(lambda: all(map(listen, one.places)))
-    one.mood("exit3")
-
-    os.kill(one.pids[0], signal.SIGKILL)
-
-    eventually(lambda: len(one.pids) == 3)
-    assert list(map(listen, one.places)) == [False, True]
-    one.mood("obedient")
-    eventually(lambda: all(map(listen, one.places)))
+    wait_until(lambda: len(service.running) == 2)
 
 
-def test_the_place_of_the_only_worker_is_kept_for_the_next(supervised: Begin) -> None:
-    one = supervised(1)
-    eventually(lambda: len(one.running) == 1)
-    one.mood("exit3")
+def test_listener_of_a_killed_worker_stops_listening(start_service: StartService) -> None:
+    service = start_service(2)
+    wait_until(lambda: all(map(is_listening, service.listeners)))
+    service.set_behavior("exit3")
 
-    os.kill(one.pids[0], signal.SIGKILL)
+    os.kill(service.pids[0], signal.SIGKILL)
 
-    eventually(lambda: len(one.pids) == 2)
-    with socket.create_connection(one.places[0].getsockname(), timeout=5):
-        one.mood("obedient")
-        eventually(lambda: len(one.running) == 1)
+    wait_until(lambda: len(service.pids) == 3)
+    assert list(map(is_listening, service.listeners)) == [False, True]
+    service.set_behavior("normal")
+    wait_until(lambda: all(map(is_listening, service.listeners)))
 
 
-def test_one_that_drains_although_nobody_asked_is_replaced_at_once(supervised: Begin) -> None:
-    one = supervised(2, mood="busy")
-    eventually(lambda: all(map(listen, one.places)))
-    leaving = one.pids[0]
+def test_only_listener_keeps_its_backlog_for_the_next_worker(start_service: StartService) -> None:
+    service = start_service(1)
+    wait_until(lambda: len(service.running) == 1)
+    service.set_behavior("exit3")
+
+    os.kill(service.pids[0], signal.SIGKILL)
+
+    wait_until(lambda: len(service.pids) == 2)
+    with socket.create_connection(service.listeners[0].getsockname(), timeout=5):
+        service.set_behavior("normal")
+        wait_until(lambda: len(service.running) == 1)
+
+
+def test_worker_that_drains_by_itself_is_replaced_at_once(start_service: StartService) -> None:
+    service = start_service(2, behavior="busy")
+    wait_until(lambda: all(map(is_listening, service.listeners)))
+    leaving = service.pids[0]
 
     os.kill(leaving, signal.SIGTERM)
 
-    eventually(lambda: len(one.pids) == 3)
-    assert leaving in one.running
-    eventually(lambda: all(map(listen, one.places)))
+    wait_until(lambda: len(service.pids) == 3)
+    assert leaving in service.running
+    wait_until(lambda: all(map(is_listening, service.listeners)))
 
 
-@pytest.mark.parametrize(("how", "code"), [("exit3", 3), ("exit0", 1)])
-def test_a_first_start_that_is_refused_ends_it_after_one_try(supervised: Begin, how: str, code: int) -> None:
-    one = supervised(mood=how)
+@pytest.mark.parametrize(("behavior", "code"), [("exit3", 3), ("exit0", 1)])
+def test_supervisor_exits_if_the_first_worker_cannot_start(
+    start_service: StartService, behavior: str, code: int
+) -> None:
+    service = start_service(behavior=behavior)
 
-    eventually(lambda: one.code is not None)
-    assert one.code == code
-    assert len(one.pids) == 1
-
-
-@pytest.mark.parametrize("mood", ["silent", "never ready"])
-def test_one_that_hangs_is_ended_and_replaced(supervised: Begin, mood: str) -> None:
-    one = supervised(1, patience=Patience(start=3, silence=3, failure=0.1))
-    eventually(lambda: len(one.running) == 1)
-    one.mood(mood)
-    os.kill(one.pids[0], signal.SIGKILL)
-    eventually(lambda: len(one.pids) == 2)
-    one.mood("obedient")
-
-    eventually(lambda: len(one.pids) == 3 and one.running == one.pids[2:])
+    wait_until(lambda: service.code is not None)
+    assert service.code == code
+    assert len(service.pids) == 1
 
 
-def test_one_that_does_not_end_in_its_time_is_ended(supervised: Begin) -> None:
-    one = supervised(1, mood="busy", patience=Patience(drain=0.3))
-    eventually(lambda: all(map(listen, one.places)))
+@pytest.mark.parametrize("behavior", ["silent", "never ready"])
+def test_unresponsive_worker_is_killed_and_replaced(start_service: StartService, behavior: str) -> None:
+    service = start_service(1, timeouts=Timeouts(start_seconds=3, silence_seconds=3, retry_seconds=0.1))
+    wait_until(lambda: len(service.running) == 1)
+    service.set_behavior(behavior)
+    os.kill(service.pids[0], signal.SIGKILL)
+    wait_until(lambda: len(service.pids) == 2)
+    service.set_behavior("normal")
 
-    begun = time.monotonic()
-    one.end()
-
-    assert time.monotonic() - begun < 5
-    assert one.running == []
-
-
-def test_whoever_presses_ctrl_c_does_not_wait_for_those_who_are_silent(supervised: Begin) -> None:
-    one = supervised(mood="busy")
-    eventually(lambda: all(map(listen, one.places)))
-
-    begun = time.monotonic()
-    one.end(signal.SIGINT)
-
-    assert time.monotonic() - begun < 3
+    wait_until(lambda: len(service.pids) == 3 and service.running == service.pids[2:])
 
 
-def test_the_second_ctrl_c_waits_for_nothing(supervised: Begin) -> None:
-    one = supervised(mood="busy")
-    eventually(lambda: all(map(listen, one.places)))
-    for pid in one.running:
+def test_worker_that_drains_too_long_is_killed(start_service: StartService) -> None:
+    service = start_service(1, behavior="busy", timeouts=Timeouts(drain_seconds=0.3))
+    wait_until(lambda: all(map(is_listening, service.listeners)))
+
+    started_at = time.monotonic()
+    service.stop()
+
+    assert time.monotonic() - started_at < 5
+    assert service.running == []
+
+
+def test_sigint_does_not_wait_for_idle_connections(start_service: StartService) -> None:
+    service = start_service(behavior="busy")
+    wait_until(lambda: all(map(is_listening, service.listeners)))
+
+    started_at = time.monotonic()
+    service.stop(signal.SIGINT)
+
+    assert time.monotonic() - started_at < 3
+
+
+def test_second_sigint_kills_the_workers(start_service: StartService) -> None:
+    service = start_service(behavior="busy")
+    wait_until(lambda: all(map(is_listening, service.listeners)))
+    for pid in service.running:
         os.kill(pid, signal.SIGSTOP)
-    one.supervisor.ask(signal.SIGINT)
+    service.supervisor.send_signal(signal.SIGINT)
     time.sleep(0.3)
-    assert len(one.running) == 2
+    assert len(service.running) == 2
 
-    one.end(signal.SIGINT)
+    service.stop(signal.SIGINT)
 
-    assert one.running == []
+    assert service.running == []
 
 
-def test_what_is_asked_while_it_ends_does_not_begin_anything(supervised: Begin) -> None:
-    one = supervised(mood="busy")
-    eventually(lambda: all(map(listen, one.places)))
-    one.supervisor.ask(signal.SIGTERM)
+def test_sighup_during_shutdown_starts_no_worker(start_service: StartService) -> None:
+    service = start_service(behavior="busy")
+    wait_until(lambda: all(map(is_listening, service.listeners)))
+    service.supervisor.send_signal(signal.SIGTERM)
 
-    one.supervisor.ask(signal.SIGHUP)
+    service.supervisor.send_signal(signal.SIGHUP)
 
     time.sleep(0.5)
-    assert len(one.pids) == 2
+    assert len(service.pids) == 2
 
 
 @pytest.mark.usefixtures("restore_process_state")
 @pytest.mark.parametrize("workers", [1, 2])
-def test_real_workers_serve_on_the_socket_that_it_was_given(
-    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_real_workers_serve_on_the_given_sockets(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    places = bound_sockets("127.0.0.1", 0, workers)
-    base = f"http://127.0.0.1:{places[0].getsockname()[1]}"
-    answers: list[int] = []
+    listeners = bound_sockets("127.0.0.1", 0, workers)
+    base = f"http://127.0.0.1:{listeners[0].getsockname()[1]}"
+    statuses: list[int] = []
 
     def client() -> None:
-        answers.append(requests.get(f"{base}/health/ready", timeout=30).status_code)
+        statuses.append(requests.get(f"{base}/health/ready", timeout=30).status_code)
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=client)
     thread.start()
-    code = supervise([place.detach() for place in places], connections=100, access_log=False, log_format="text")
+    code = supervise(
+        [listener.detach() for listener in listeners], connections=100, access_log=False, log_format="text"
+    )
     thread.join()
 
     assert code == 0
-    assert answers == [200]
+    assert statuses == [200]
     assert ("PROMETHEUS_MULTIPROC_DIR" in os.environ) == (workers > 1)
     with pytest.raises(requests.ConnectionError):
         requests.get(base, timeout=5)

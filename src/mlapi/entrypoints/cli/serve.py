@@ -35,7 +35,7 @@ def serve_command(*, host: str, port: int, workers: int, connections: int, acces
     for place in places:
         place.set_inheritable(True)
     arguments = {
-        "places": [place.detach() for place in places],
+        "listeners": [place.detach() for place in places],
         "connections": connections,
         "access_log": access_log,
         "log_format": settings.log_format,

@@ -1,1 +1,1 @@
-"""The processes of ``mlapi serve``: `supervisor` holds the port, `worker` serves it, `connections` bounds who calls."""
+"""The processes of ``mlapi serve``: a supervisor that holds the port, and workers that handle requests."""

@@ -1,6 +1,6 @@
-"""Connections to a worker: each has its deadlines, and there is a bound to how many.
+"""Client connections of a worker: their deadlines and their maximum number.
 
-What a client has done so far is read off uvicorn's own state twice a second, so that a request costs nothing for it.
+A periodic check reads the state of each connection from uvicorn's own objects, so requests pay nothing for deadlines.
 """
 
 import asyncio
@@ -16,71 +16,72 @@ from uvicorn.server import ServerState
 from mlapi.entrypoints.http.request_context import HEADERS
 from mlapi.entrypoints.wire.responses import http_error_response
 
-IDLE = 5
-"""Seconds that a connection may be kept without a request."""
-HEAD_SIZE = 64 * 1024
-"""Bytes of a request's line and headers, as h11 has it."""
-SURPLUS = 50
-"""Connections beyond the bound that are answered, and not just cut off."""
-INTERVAL = 0.5
-"""Seconds between two looks at all connections: 8,000 of them take some 5 ms."""
+IDLE_SECONDS = 5
+"""How long a connection stays open between two requests."""
+MAX_HEAD_BYTES = 64 * 1024
+"""The limit for the request line and headers together. h11 has the same limit."""
+MAX_SURPLUS_CONNECTIONS = 50
+"""How many connections above the maximum get a 503 response. Further ones are closed without a response."""
+CHECK_INTERVAL_SECONDS = 0.5
+"""The interval between two checks of all deadlines. A check of 8,000 connections takes about 5 ms."""
 
 
 class Phase(Enum):
-    """What a connection waits for."""
+    """What a connection is waiting for."""
 
     HEAD = auto()
-    """A request's head; or nothing has come at all."""
+    """The request line and headers. A new connection starts in this phase."""
     BODY = auto()
-    ANSWER = auto()
-    """Ours, or that the client takes it."""
+    RESPONSE = auto()
+    """The application to respond, or the client to read the response."""
     IDLE = auto()
-    """The next request. Uvicorn's own deadline."""
+    """The next request. Uvicorn enforces the deadline of this phase."""
     CLOSING = auto()
-    """That the client takes the rest."""
+    """The client to read the rest of the last response."""
 
 
 @attrs.frozen(kw_only=True)
 class Deadlines:
-    """Seconds that a connection may be in a phase, from its first byte to its last: a slow client gains no time."""
+    """The maximum duration of each phase. It runs from the start of the phase, so sending slowly does not extend it."""
 
-    head: float = 10.0
-    body: float = 15.0
-    answer: float = 12.0
-    """More than any of ours takes, which is 10: what is over is a client that does not read it."""
-    closing: float = 5.0
+    head_seconds: float = 10.0
+    body_seconds: float = 15.0
+    response_seconds: float = 12.0
+    """The application responds within 10 seconds. When this is exceeded, the client is not reading the response."""
+    closing_seconds: float = 5.0
 
     @property
-    def longest(self) -> float:
-        """Seconds that a request may take from its first byte to its answer's last."""
-        return self.head + self.body + self.answer
+    def max_request_seconds(self) -> float:
+        """The maximum time from the first byte of a request to the last byte of its response."""
+        return self.head_seconds + self.body_seconds + self.response_seconds
 
-    def of(self, phase: Phase) -> float | None:
+    def for_phase(self, phase: Phase) -> float | None:
+        """Return the deadline of a phase in seconds, or None if this module does not enforce one."""
         return {
-            Phase.HEAD: self.head,
-            Phase.BODY: self.body,
-            Phase.ANSWER: self.answer,
-            Phase.CLOSING: self.closing,
+            Phase.HEAD: self.head_seconds,
+            Phase.BODY: self.body_seconds,
+            Phase.RESPONSE: self.response_seconds,
+            Phase.CLOSING: self.closing_seconds,
         }.get(phase)
 
 
 class State(ServerState):
-    """What the connections of a worker share."""
+    """State that the connections of a worker share."""
 
-    def __init__(self, bound: int) -> None:
+    def __init__(self, max_connections: int) -> None:
         super().__init__()
-        self.bound = bound
-        self.is_hurried = False
-        """Whether connections without a request are closed at once when the worker drains."""
+        self.max_connections = max_connections
+        self.drain_now = False
+        """Whether draining closes connections without a request at once."""
 
 
 class Connection(HttpToolsProtocol):
-    """A connection to a worker."""
+    """A client connection with deadlines and size limits."""
 
     server_state: State
     transport: asyncio.Transport
-    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # its base begins with None too
-    """The last request whose head is complete, and its answer."""
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None at first in the base class too
+    """The latest request whose headers are complete, with its response."""
 
     def __init__(
         self,
@@ -91,10 +92,11 @@ class Connection(HttpToolsProtocol):
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
         self.is_surplus = False
-        self.head_size = 0
-        self.seen: tuple[Phase, RequestResponseCycle | None] | None = None
-        self.since = 0.0
-        """When it was seen so for the first time."""
+        self.head_bytes = 0
+        self.last_seen: tuple[Phase, RequestResponseCycle | None] | None = None
+        """The phase and request at the last check."""
+        self.seen_since = 0.0
+        """The loop time of the first check that saw this phase and request."""
 
     @property
     def phase(self) -> Phase:
@@ -104,73 +106,75 @@ class Connection(HttpToolsProtocol):
             return Phase.IDLE
         if self.cycle is None or self.cycle.response_complete:
             return Phase.HEAD
-        return Phase.BODY if self.cycle.more_body else Phase.ANSWER
+        return Phase.BODY if self.cycle.more_body else Phase.RESPONSE
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # its base's
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
         super().connection_made(transport)
-        surplus = len(self.connections) - self.server_state.bound
+        surplus = len(self.connections) - self.server_state.max_connections
         self.is_surplus = surplus > 0
-        if surplus > SURPLUS:
+        if surplus > MAX_SURPLUS_CONNECTIONS:
             transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        if self.is_surplus:  # what the client has sent must be read, or he does not get to read the answer
-            self.refuse(HTTPStatus.SERVICE_UNAVAILABLE, ("Retry-After", str(IDLE)))
+        if self.is_surplus:
+            # Respond only once data has arrived: closing with unread data resets the connection, and the client would
+            # lose the response.
+            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, ("Retry-After", str(IDLE_SECONDS)))
             return
         super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:  # the head is not complete, or this is it no more
-            self.head_size += len(data)
-            if self.head_size > HEAD_SIZE and not self.transport.is_closing():
-                self.refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        if self.cycle is None or self.cycle.response_complete:  # the headers of the next request are incomplete
+            self.head_bytes += len(data)
+            if self.head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
+                self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         else:
-            self.head_size = 0
+            self.head_bytes = 0
 
     def shutdown(self) -> None:
-        """Answer the request under way, or the one that may be on its way, and close then.
+        """Close the connection after its current or next request.
 
-        A client sends what he sends on a connection that was open when he looked. So one without a request is left to
-        its deadlines, and what comes on it is answered, unless there is no time for that.
+        A client that still sees the connection open may already have sent its next request, which must be served. So a
+        connection without a request stays open until its deadline, unless the worker has to drain now.
         """
-        if self.phase in {Phase.HEAD, Phase.IDLE} and not self.server_state.is_hurried:
+        if self.phase in {Phase.HEAD, Phase.IDLE} and not self.server_state.drain_now:
             return
         super().shutdown()
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():
-            self.transport.abort()  # who has not read the last answer for so long does not read
+            self.transport.abort()  # the client has not read the last response
         else:
             super().timeout_keep_alive_handler()
 
-    def look(self, now: float, deadlines: Deadlines) -> None:
-        """End it if it will be over its deadline at the next look."""
+    def enforce_deadline(self, now: float, deadlines: Deadlines) -> None:
+        """End the connection if its phase would exceed its deadline before the next check."""
         phase = self.phase
         seen = phase, self.cycle
-        if seen != self.seen:
-            self.seen, self.since = seen, now
+        if seen != self.last_seen:
+            self.last_seen, self.seen_since = seen, now
             return
-        deadline = deadlines.of(phase)
-        # It began up to an interval before it was seen, the next look is one later, and a crowd takes its time.
-        if deadline is None or now - self.since < deadline - 3 * INTERVAL:
+        deadline = deadlines.for_phase(phase)
+        # Allow for three intervals: the phase may have started one interval before it was first seen, the next check is
+        # one interval away, and checking many connections takes time.
+        if deadline is None or now - self.seen_since < deadline - 3 * CHECK_INTERVAL_SECONDS:
             return
-        if phase is Phase.BODY or (phase is Phase.HEAD and self.head_size):
-            self.refuse(HTTPStatus.REQUEST_TIMEOUT)
+        if phase is Phase.BODY or (phase is Phase.HEAD and self.head_bytes):
+            self.send_error(HTTPStatus.REQUEST_TIMEOUT)
         elif phase is Phase.HEAD:
             self.transport.close()
         else:
             self.transport.abort()
 
-    def refuse(self, status: HTTPStatus, *headers: tuple[str, str]) -> None:
-        """Answer instead of the application, and close."""
-        answer = http_error_response(status, headers)
-        more = [(name.lower().encode(), value.encode()) for name, value in answer.headers]
+    def send_error(self, status: HTTPStatus, *headers: tuple[str, str]) -> None:
+        """Send an error response in place of the application, and close the connection."""
+        response = http_error_response(status, headers)
         lines = [
             (b"content-type", b"application/json"),
-            (b"content-length", b"%d" % len(answer.body)),
+            (b"content-length", b"%d" % len(response.body)),
             (b"connection", b"close"),
-            *more,
+            *[(name.lower().encode(), value.encode()) for name, value in response.headers],
             *HEADERS,
         ]
         if self.cycle is None or self.cycle.response_complete or not self.cycle.response_started:
             head = b"".join(b"%s: %s\r\n" % line for line in lines)
-            self.transport.write(STATUS_LINE[status] + head + b"\r\n" + answer.body)
+            self.transport.write(STATUS_LINE[status] + head + b"\r\n" + response.body)
         self.transport.close()

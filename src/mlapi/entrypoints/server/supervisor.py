@@ -1,11 +1,15 @@
-"""The parent of ``mlapi serve``: it holds the port and sees to its workers; it reads no request and opens no database.
+"""The parent process of ``mlapi serve``: it holds the port and starts, watches and restarts the workers.
 
-Each worker has a place: a socket of its own, bound to the same address; the system spreads connections evenly among
-them. (On one socket for all, a crowd that comes at once is taken by whoever wakes first, and stays with him.)
+It reads no requests and opens no database.
 
-SIGHUP replaces each worker by a new one, with the code and the configuration as they are then: the port stays open, and
-no request is cut. SIGTERM drains and ends. SIGINT too, but does not wait for connections without a request, and the
-second one waits for nothing.
+Each worker has a listener of its own: a socket that is bound to the same address as the others. The kernel spreads new
+connections evenly over the listeners. With a single shared socket, a burst of connections would be accepted by the
+worker that wakes first, and would stay with it.
+
+- SIGHUP replaces each worker by a new one, which loads the current code and configuration. The port stays open and no
+  request is lost.
+- SIGTERM drains the workers and exits.
+- SIGINT also drains, but closes connections without a request at once. A second SIGINT kills the workers.
 """
 
 import json
@@ -20,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from enum import Enum
 
 import attrs
 
@@ -28,243 +33,274 @@ from mlapi.entrypoints.logs import Format, log_config
 
 _logger = logging.getLogger("mlapi")
 
-LOOK = 1.0
-"""Seconds between two looks at the workers."""
+CHECK_INTERVAL_SECONDS = 1.0
+"""The interval between two checks for workers that have timed out."""
 
 Command = Callable[[int, int, int], Sequence[str]]
-"""Returns what starts a worker, for three file descriptors: the socket on which it shall listen, one whose end it
-watches, and one to which it writes ``.`` while it serves and ``-`` when it drains."""
+"""Returns the command line of a worker. Its arguments are file descriptors that the worker inherits:
+
+1. the listener;
+2. a pipe to read: when it is closed, the supervisor has exited or the worker has to drain now;
+3. a pipe to write: the worker sends ``.`` while it is serving and ``-`` when it starts to drain.
+"""
 
 
 @attrs.frozen(kw_only=True)
-class Patience:
-    """Seconds."""
+class Timeouts:
+    """How long the supervisor waits for a worker."""
 
-    start: float = 300.0
-    """That a worker may take to serve, which includes bringing a large SQLite database to a new schema."""
-    silence: float = 30.0
-    """That a worker may serve without saying that it lives."""
-    drain: float = 45.0
-    """That a worker has to end: more than its connections have."""
-    failure: float = 1.0
-    """Before another start, where a worker could not."""
+    start_seconds: float = 300.0
+    """From the start to the first sign of serving. This includes upgrading the schema of a large SQLite database."""
+    silence_seconds: float = 30.0
+    """Between two signs of a serving worker."""
+    drain_seconds: float = 45.0
+    """From the start of draining to the exit. This is more than the deadlines of its connections add up to."""
+    retry_seconds: float = 1.0
+    """Before another attempt, after a worker failed to start."""
+
+
+class WorkerState(Enum):
+    STARTING = "starting"
+    SERVING = "serving"
+    DRAINING = "draining"
 
 
 class _Worker:
-    """A process that starts, serves or drains."""
+    """A worker process and its pipes."""
 
-    def __init__(self, command: Command, place: socket.socket, patience: Patience) -> None:
-        self._supervision: int | None
-        supervised, self._supervision = os.pipe()
-        self.news, alive = os.pipe()
+    def __init__(self, command: Command, listener: socket.socket, timeouts: Timeouts) -> None:
+        self._supervisor_pipe: int | None
+        supervisor_fd, self._supervisor_pipe = os.pipe()
+        self.status_pipe, status_fd = os.pipe()
         try:
             self._process = subprocess.Popen(  # noqa: S603 - our own module
-                command(place.fileno(), supervised, alive),
-                pass_fds=(place.fileno(), supervised, alive),
+                command(listener.fileno(), supervisor_fd, status_fd),
+                pass_fds=(listener.fileno(), supervisor_fd, status_fd),
                 stdin=subprocess.DEVNULL,
             )
         finally:
-            os.close(supervised)
-            os.close(alive)
-        self.place = place
+            os.close(supervisor_fd)
+            os.close(status_fd)
+        self.listener = listener
         self.pid = self._process.pid
-        self.serves = False
-        self.drains = False
-        self.is_old = False
-        """Whether another shall take its place."""
-        self._patience = patience
-        self._left = patience.start
-        """Seconds; counted down by looks, so that a machine that was asleep blames nobody."""
+        self.state = WorkerState.STARTING
+        self.is_outdated = False
+        """Whether a restart has been requested that replaces this worker."""
+        self._timeouts = timeouts
+        self._seconds_left = timeouts.start_seconds
+        """Counted down by the checks and not by a clock, so that the sleep of a suspended machine does not count."""
 
-    def says_that_it_serves(self) -> None:
-        self.serves = True
-        if not self.drains:
-            self._left = self._patience.silence
+    def mark_serving(self) -> None:
+        if self.state is not WorkerState.DRAINING:
+            self.state = WorkerState.SERVING
+            self._seconds_left = self._timeouts.silence_seconds
 
-    def says_that_it_drains(self) -> None:
-        if not self.drains:
-            self.drains = True
-            self._left = self._patience.drain
+    def mark_draining(self) -> None:
+        if self.state is not WorkerState.DRAINING:
+            self.state = WorkerState.DRAINING
+            self._seconds_left = self._timeouts.drain_seconds
 
     def drain(self) -> None:
-        """Let it answer what it has been asked and will be on connections that are open."""
-        self.says_that_it_drains()
+        """Let the worker finish its requests, including those that still arrive on open connections."""
+        self.mark_draining()
         self._process.terminate()
 
-    def hurry(self) -> None:
-        """Let it answer what it has been asked."""
-        if self._supervision is not None:
-            os.close(self._supervision)
-            self._supervision = None
+    def drain_now(self) -> None:
+        """Let the worker finish the requests it has already received."""
+        if self._supervisor_pipe is not None:
+            os.close(self._supervisor_pipe)
+            self._supervisor_pipe = None
 
     def kill(self) -> None:
         self._process.kill()
 
-    def hangs(self) -> bool:
-        """Return whether it has had its time. To be asked at each look."""
-        self._left -= LOOK
-        return self._left < 0
+    def timed_out(self) -> bool:
+        """Return whether the time for the current state is over. Call this once per check."""
+        self._seconds_left -= CHECK_INTERVAL_SECONDS
+        return self._seconds_left < 0
 
-    def bury(self) -> int:
-        """Return the exit code of what has ended."""
-        self.hurry()
-        os.close(self.news)
+    def reap(self) -> int:
+        """Release the resources of an exited worker and return its exit code."""
+        self.drain_now()
+        os.close(self.status_pipe)
         return self._process.wait()
 
 
 class Supervisor:
-    """Sees to it that each place has a worker, until it is asked to end.
+    """Keep one worker running for each listener until a signal ends the service.
 
     Args:
-        places: sockets that are bound to one address. They are closed when this ends.
-        command: what starts a worker.
-        patience: with workers.
+        listeners: sockets that are bound to one address. The supervisor closes them when it shuts down.
+        command: returns the command line of a worker.
+        timeouts: how long to wait for a worker.
     """
 
-    def __init__(self, places: Sequence[socket.socket], command: Command, patience: Patience | None = None) -> None:
-        self._places = places
+    def __init__(self, listeners: Sequence[socket.socket], command: Command, timeouts: Timeouts | None = None) -> None:
+        self._listeners = listeners
         self._command = command
-        self._patience = patience or Patience()
+        self._timeouts = timeouts or Timeouts()
         self._workers: list[_Worker] = []
         self._has_served = False
-        self._not_before = 0.0
-        """When a worker may be started."""
-        self._code: int | None = None
-        """With which this ends, once that is decided."""
-        self._asked, self._ask = os.pipe()
+        """Whether any worker has ever started successfully."""
+        self._next_start_at = 0.0
+        """The monotonic time before which no worker is started."""
+        self._exit_code: int | None = None
+        """None until the service shuts down."""
+        self._signals, self._signal_pipe = os.pipe()
         self._selector = selectors.DefaultSelector()
-        self._selector.register(self._asked, selectors.EVENT_READ)
+        self._selector.register(self._signals, selectors.EVENT_READ)
 
-    def ask(self, signal_number: int) -> None:
-        """Do what SIGHUP, SIGTERM or SIGINT asks for. For handlers of signals, and for threads."""
-        os.write(self._ask, bytes([signal_number]))
+    def send_signal(self, signal_number: int) -> None:
+        """Queue SIGHUP, SIGTERM or SIGINT. Safe to call from signal handlers and from other threads."""
+        os.write(self._signal_pipe, bytes([signal_number]))
 
     def run(self) -> int:
-        """Return the exit code when all workers have ended: not 0 if the first one refused to start."""
-        next_look = time.monotonic() + LOOK
-        while self._code is None or self._workers:
-            self._start_what_is_missing()
-            for key, _ in self._selector.select(LOOK):
-                if key.fd == self._asked:
-                    for signal_number in os.read(self._asked, 100):
-                        self._obey(signal_number)
-                else:
-                    self._hear(key.data)
-            if time.monotonic() > next_look:
-                next_look = time.monotonic() + LOOK
-                self._end_what_hangs()
-        self._selector.close()
-        os.close(self._asked)
-        os.close(self._ask)
-        return self._code
+        """Run until all workers have exited.
 
-    def _obey(self, signal_number: int) -> None:
+        Returns:
+            The exit code: 0 after a signal, or not 0 if the first worker failed to start.
+        """
+        next_check = time.monotonic() + CHECK_INTERVAL_SECONDS
+        while self._exit_code is None or self._workers:
+            self._start_missing_worker()
+            for key, _ in self._selector.select(CHECK_INTERVAL_SECONDS):
+                if key.fd == self._signals:
+                    for signal_number in os.read(self._signals, 100):
+                        self._handle_signal(signal_number)
+                else:
+                    self._read_status(key.data)
+            if time.monotonic() > next_check:
+                next_check = time.monotonic() + CHECK_INTERVAL_SECONDS
+                self._kill_timed_out_workers()
+        self._selector.close()
+        os.close(self._signals)
+        os.close(self._signal_pipe)
+        return self._exit_code
+
+    def _handle_signal(self, signal_number: int) -> None:
         if signal_number == signal.SIGHUP:
-            _logger.info("restarting: each worker ends when another has taken its place")
+            _logger.info("restarting: each worker is replaced by a new one")
             for worker in self._workers:
-                worker.is_old = True
+                worker.is_outdated = True
             return
-        is_repeated = self._code is not None
-        self._end(0)
+        is_repeated = self._exit_code is not None
+        self._shut_down(0)
         if signal_number == signal.SIGINT:
             for worker in self._workers:
-                worker.hurry()
+                worker.drain_now()
                 if is_repeated:
                     worker.kill()
 
-    def _end(self, code: int) -> None:
-        if self._code is None:
-            self._code = code
-            for place in self._places:
-                place.close()  # before the workers do: whoever comes now is refused, and not kept waiting
+    def _shut_down(self, exit_code: int) -> None:
+        if self._exit_code is None:
+            self._exit_code = exit_code
+            # Close the listeners before the workers do, so that new clients are refused instead of waiting in vain.
+            for listener in self._listeners:
+                listener.close()
             for worker in self._workers:
                 worker.drain()
 
-    def _start_what_is_missing(self) -> None:
-        """Start one worker at a time: the first makes what all of them need, or finds out what is wrong."""
-        held = [worker.place for worker in self._workers if not worker.is_old and not worker.drains]
-        free = [place for place in self._places if place not in held]
-        is_starting = any(not worker.serves for worker in self._workers)
-        has_to_wait = self._code is not None or is_starting or time.monotonic() < self._not_before
-        if free and not has_to_wait:
-            worker = _Worker(self._command, free[0], self._patience)
-            self._workers.append(worker)
-            self._selector.register(worker.news, selectors.EVENT_READ, worker)
+    def _start_missing_worker(self) -> None:
+        """Start at most one worker at a time.
 
-    def _hear(self, worker: _Worker) -> None:
-        news = os.read(worker.news, 1000)
-        if not news:
-            self._selector.unregister(worker.news)
-            self._workers.remove(worker)
-            if not worker.drains:
-                self._turn_away_from(worker.place)
-            self._see_to_the_end_of(worker, worker.bury())
-        elif b"-" in news:
-            worker.says_that_it_drains()
-            self._turn_away_from(worker.place)
-        else:
-            worker.says_that_it_serves()
-            self._has_served = True
-            for other in self._workers:
-                if other.is_old and not other.drains and not worker.is_old and other.place is worker.place:
-                    other.drain()
-
-    def _turn_away_from(self, place: socket.socket) -> None:
-        """Let the system bring nobody to a place whose worker has just left it, if another place has one that serves.
-
-        Whoever waits there is refused. The next worker listens there again, and may have begun to by the time that one
-        which drains has ended: so this is done once, when it leaves.
+        The first one creates what all of them need, such as secrets and tables, or finds the configuration error.
         """
-        serving = [worker.place for worker in self._workers if worker.serves and not worker.drains]
-        if serving and place not in serving:
-            with suppress(OSError):  # nobody listens there, or all are closed
-                place.shutdown(socket.SHUT_RD)
+        used = [
+            worker.listener
+            for worker in self._workers
+            if not worker.is_outdated and worker.state is not WorkerState.DRAINING
+        ]
+        free = [listener for listener in self._listeners if listener not in used]
+        is_starting = any(worker.state is WorkerState.STARTING for worker in self._workers)
+        must_wait = self._exit_code is not None or is_starting or time.monotonic() < self._next_start_at
+        if free and not must_wait:
+            worker = _Worker(self._command, free[0], self._timeouts)
+            self._workers.append(worker)
+            self._selector.register(worker.status_pipe, selectors.EVENT_READ, worker)
 
-    def _see_to_the_end_of(self, worker: _Worker, code: int) -> None:
-        if self._code is not None or worker.drains:
-            return
-        if worker.serves:
-            _logger.warning("worker %d has ended with %d; another is started", worker.pid, code)
-        elif self._has_served:
-            _logger.error("a new worker could not start (%d): those that serve go on", code)
-            self._not_before = time.monotonic() + self._patience.failure
-            for other in self._workers:
-                other.is_old = False
+    def _read_status(self, worker: _Worker) -> None:
+        status = os.read(worker.status_pipe, 1000)
+        if not status:
+            self._selector.unregister(worker.status_pipe)
+            self._workers.remove(worker)
+            if worker.state is not WorkerState.DRAINING:
+                self._close_backlog(worker.listener)
+            self._handle_exit(worker, worker.reap())
+        elif b"-" in status:
+            worker.mark_draining()
+            self._close_backlog(worker.listener)
         else:
-            self._end(code if code > 0 else 1)
+            worker.mark_serving()
+            self._has_served = True
+            if not worker.is_outdated:
+                self._drain_predecessors(worker)
 
-    def _end_what_hangs(self) -> None:
+    def _drain_predecessors(self, worker: _Worker) -> None:
+        for other in self._workers:
+            if other.is_outdated and other.state is not WorkerState.DRAINING and other.listener is worker.listener:
+                other.drain()
+
+    def _close_backlog(self, listener: socket.socket) -> None:
+        """Stop listening on the socket of a worker that has just left, if another worker is serving.
+
+        The kernel then gives new connections to the other listeners, and resets those that wait in this backlog. Do
+        this only when a worker leaves: its successor listens on the same socket, perhaps before the worker exits.
+        """
+        serving = [worker.listener for worker in self._workers if worker.state is WorkerState.SERVING]
+        if serving and listener not in serving:
+            with suppress(OSError):  # the socket is not listening, or is closed
+                listener.shutdown(socket.SHUT_RD)
+
+    def _handle_exit(self, worker: _Worker, exit_code: int) -> None:
+        if self._exit_code is not None or worker.state is WorkerState.DRAINING:
+            return
+        if worker.state is WorkerState.SERVING:
+            _logger.warning("worker %d exited with code %d; starting another", worker.pid, exit_code)
+        elif self._has_served:
+            _logger.error("a new worker could not start (exit code %d); the current workers keep serving", exit_code)
+            self._next_start_at = time.monotonic() + self._timeouts.retry_seconds
+            for other in self._workers:
+                other.is_outdated = False
+        else:
+            self._shut_down(exit_code if exit_code > 0 else 1)
+
+    def _kill_timed_out_workers(self) -> None:
         for worker in self._workers:
-            if worker.hangs():
-                _logger.error("worker %d hangs and is ended", worker.pid)
+            if worker.timed_out():
+                _logger.error("worker %d timed out while %s; killing it", worker.pid, worker.state.value)
                 worker.kill()
 
 
-def supervise(places: Sequence[int], *, connections: int, access_log: bool, log_format: Format) -> int:
-    """Serve until a signal ends that; return the exit code.
+def supervise(listeners: Sequence[int], *, connections: int, access_log: bool, log_format: Format) -> int:
+    """Serve until a signal ends the service, and return the exit code.
 
     Args:
-        places: the file descriptors of sockets that are bound to one address, one for each worker.
-        connections: at most, to each of them.
-        access_log: whether they write a line for each request.
-        log_format: of this process. Each worker reads the configuration for itself.
+        listeners: the file descriptors of sockets that are bound to one address, one for each worker.
+        connections: the maximum number of connections of each worker.
+        access_log: whether the workers log each request.
+        log_format: the log format of the supervisor. Each worker reads the configuration itself.
     """
     logging.config.dictConfig(log_config(log_format))
 
-    def command(listening: int, supervised: int, alive: int) -> list[str]:
-        arguments = {"listening": listening, "supervised": supervised, "alive": alive, "connections": connections}
-        module = "mlapi.entrypoints.server.worker"
-        return [sys.executable, "-P", "-m", module, json.dumps(arguments | {"access_log": access_log})]
+    def command(listener_fd: int, supervisor_fd: int, status_fd: int) -> list[str]:
+        arguments = {
+            "listener_fd": listener_fd,
+            "supervisor_fd": supervisor_fd,
+            "status_fd": status_fd,
+            "connections": connections,
+            "access_log": access_log,
+        }
+        return [sys.executable, "-P", "-m", "mlapi.entrypoints.server.worker", json.dumps(arguments)]
 
     with tempfile.TemporaryDirectory(prefix="mlapi-metrics-") as folder:
-        if len(places) > 1:
-            os.environ.setdefault(FOLDER, folder)  # each counts there, any of them tells all
-        sockets = [socket.socket(fileno=place) for place in places]
+        if len(listeners) > 1:
+            os.environ.setdefault(FOLDER, folder)  # workers share their metrics here, and any of them reports the sum
+        sockets = [socket.socket(fileno=listener) for listener in listeners]
         address, port, *_ = sockets[0].getsockname()
         _logger.info("listening at http://%s:%d", f"[{address}]" if ":" in address else address, port)
         supervisor = Supervisor(sockets, command)
         for signal_number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
-            signal.signal(signal_number, lambda number, _: supervisor.ask(number))
+            signal.signal(signal_number, lambda number, _: supervisor.send_signal(number))
         return supervisor.run()
 
 

@@ -1,7 +1,7 @@
-"""A worker of ``mlapi serve``: uvicorn on the port that the supervisor holds.
+"""A worker process of ``mlapi serve``: uvicorn on a listener of the supervisor.
 
-It tells the supervisor that it serves, by a byte from time to time, the first when it is ready; and by another that it
-drains, which it does when it is asked to, or the supervisor is gone.
+The worker reports to the supervisor through a pipe: ``.`` when it is ready and regularly while it serves, ``-`` when
+it starts to drain. It drains on SIGTERM, and when the supervisor exits or closes the other pipe.
 """
 
 import asyncio
@@ -23,34 +23,35 @@ from uvicorn.config import STARTUP_FAILURE
 from mlapi.config import load_settings
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.logs import log_config
-from mlapi.entrypoints.server.connections import IDLE, INTERVAL, Connection, Deadlines, State
+from mlapi.entrypoints.server.connections import CHECK_INTERVAL_SECONDS, IDLE_SECONDS, Connection, Deadlines, State
 
 APP = "mlapi.entrypoints.http:app"
-SPARE = 100
-"""File descriptors for what is not a connection: databases, files, the log."""
+RESERVED_FILES = 100
+"""File descriptors that are kept for databases, files and the log."""
 
 
 class Arguments(msgspec.Struct, kw_only=True, frozen=True):
-    """What the supervisor tells a worker, as JSON. The three are file descriptors that are inherited."""
+    """The arguments of a worker, as JSON. File descriptors are inherited from the supervisor."""
 
-    listening: int
-    supervised: int
-    """Its end is that of the supervisor, or of his patience."""
-    alive: int
-    """Written to."""
+    listener_fd: int
+    supervisor_fd: int
+    """A pipe to read. When it is closed, the worker drains now."""
+    status_fd: int
+    """A pipe to write status reports to."""
     connections: int
     access_log: bool
 
 
 class Server(uvicorn.Server):
-    """Uvicorn with deadlines for its connections, which drains so that no request is cut.
+    """A uvicorn server with deadlines for its connections, which drains without losing a request.
 
     Args:
-        config: uvicorn's.
-        connections: at most.
-        deadlines: of each connection.
-        alive: called with ``.`` when it serves, and twice a second from then on, and with ``-`` when it drains.
-        supervised: a file descriptor; when it ends, connections without a request are not waited for.
+        config: the configuration of uvicorn.
+        connections: the maximum number of connections.
+        deadlines: the deadlines of each connection.
+        report: called with ``.`` when the server is ready and at each check while it serves, and with ``-`` when it
+            starts to drain.
+        supervisor_fd: a pipe. When it is closed, the server drains now: it closes connections without a request.
     """
 
     def __init__(
@@ -59,57 +60,58 @@ class Server(uvicorn.Server):
         *,
         connections: int,
         deadlines: Deadlines | None = None,
-        alive: Callable[[bytes], None] = lambda _: None,
-        supervised: int | None = None,
+        report: Callable[[bytes], None] = lambda _: None,
+        supervisor_fd: int | None = None,
     ) -> None:
         super().__init__(config)
         self.server_state: State = State(connections)
         self._deadlines = deadlines or Deadlines()
-        self._alive = alive
-        self._supervised = supervised
-        self._looking: asyncio.Task[None] | None = None
+        self._report = report
+        self._supervisor_fd = supervisor_fd
+        self._check_task: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
         loop = asyncio.get_running_loop()
-        if self._supervised is not None:
-            loop.add_reader(self._supervised, self._hurry, self._supervised)
-        self._looking = loop.create_task(self._look())
+        if self._supervisor_fd is not None:
+            loop.add_reader(self._supervisor_fd, self._drain_now, self._supervisor_fd)
+        self._check_task = loop.create_task(self._check_connections())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._alive(b"-")
-        # What comes on a connection that is open is answered, and is the last that comes on it.
+        self._report(b"-")
+        # Requests on open connections are still served. Tell the client that each is the last one on its connection.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         await super().shutdown(sockets)
 
-    def _hurry(self, supervised: int) -> None:
-        """Drain, and close what has no request under way at once."""
-        asyncio.get_running_loop().remove_reader(supervised)
-        self.server_state.is_hurried = self.should_exit = True
+    def _drain_now(self, supervisor_fd: int) -> None:
+        """Drain, and close connections without a request at once."""
+        asyncio.get_running_loop().remove_reader(supervisor_fd)
+        self.server_state.drain_now = self.should_exit = True
         for connection in list(self.server_state.connections):
             connection.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain; but Ctrl-C reaches every process of a terminal, and it is the supervisor that decides."""
+        """Drain on SIGTERM. Ignore SIGINT: Ctrl-C reaches every process, and the supervisor handles it."""
         if sig != signal.SIGINT:
             super().handle_exit(sig, frame)
 
-    async def _look(self) -> None:
+    async def _check_connections(self) -> None:
+        """Enforce the deadlines and report to the supervisor, at regular intervals."""
         loop = asyncio.get_running_loop()
         while True:
             if not self.should_exit:
-                self._alive(b".")
+                self._report(b".")
             now = loop.time()
             for connection in list(self.server_state.connections):
-                assert isinstance(connection, Connection)  # noqa: S101 - `config` says so
-                connection.look(now, self._deadlines)
-            await asyncio.sleep(INTERVAL)
+                assert isinstance(connection, Connection)  # noqa: S101 - set as the protocol class in `config`
+                connection.enforce_deadline(now, self._deadlines)
+            await asyncio.sleep(CHECK_INTERVAL_SECONDS)
 
 
 def config(
     app: str | ASGIApp = APP, *, access_log: bool = True, logging: dict[str, Any] | None = None
 ) -> uvicorn.Config:
-    """Return uvicorn's configuration for this service."""
+    """Return the configuration of uvicorn for this service."""
     return uvicorn.Config(
         app,
         http=Connection,
@@ -118,28 +120,28 @@ def config(
         access_log=access_log,
         log_config=logging,
         server_header=False,
-        proxy_headers=False,  # whom to believe says http.trusted_proxies, and nobody else is
-        timeout_keep_alive=IDLE,
-        # A request that has begun is answered or over its deadlines by then: nothing is cut off.
-        timeout_graceful_shutdown=round(Deadlines().longest),
+        proxy_headers=False,  # mlapi reads them itself, and only from http.trusted_proxies
+        timeout_keep_alive=IDLE_SECONDS,
+        # By then every request has been served or has exceeded its deadlines, so this timeout cuts off none.
+        timeout_graceful_shutdown=round(Deadlines().max_request_seconds),
     )
 
 
-def connections_within_limits(wanted: int) -> int:
-    """Return how many connections the system lets this process have, having asked for as many as it may."""
+def limit_connections(wanted: int) -> int:
+    """Raise the limit of open files as far as allowed, and return how many connections fit into it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with suppress(ValueError, OSError):  # then it is as it was: macOS allows less than it says
+        with suppress(ValueError, OSError):  # macOS allows less than the hard limit that it reports
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
-    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - SPARE))
+    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - RESERVED_FILES))
 
 
 def main(arguments: Arguments) -> None:
-    """Serve until the supervisor asks to drain.
+    """Serve until the supervisor asks the worker to drain.
 
     Raises:
-        SystemExit: 3 if the application refuses to start.
+        SystemExit: with code 3 if the application cannot start.
     """
     try:
         logging = log_config(load_settings().log_format)
@@ -147,19 +149,19 @@ def main(arguments: Arguments) -> None:
         sys.stderr.write(f"mlapi: {error}\n")
         sys.exit(STARTUP_FAILURE)
 
-    def tell(news: bytes) -> None:
+    def report(status: bytes) -> None:
         with suppress(BlockingIOError, BrokenPipeError):
-            os.write(arguments.alive, news)
+            os.write(arguments.status_fd, status)
 
-    os.set_blocking(arguments.alive, False)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # it is the supervisor's, wherever else it arrives
+    os.set_blocking(arguments.status_fd, False)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # only the supervisor handles it, but it may reach the whole group
     server = Server(
         config(access_log=arguments.access_log, logging=logging),
-        connections=connections_within_limits(arguments.connections),
-        alive=tell,
-        supervised=arguments.supervised,
+        connections=limit_connections(arguments.connections),
+        report=report,
+        supervisor_fd=arguments.supervisor_fd,
     )
-    server.run([socket.socket(fileno=arguments.listening)])
+    server.run([socket.socket(fileno=arguments.listener_fd)])
 
 
 if __name__ == "__main__":
