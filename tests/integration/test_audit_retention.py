@@ -47,12 +47,12 @@ def filled() -> InMemoryUserRepository:
 
 
 def test_what_is_older_than_is_kept_goes_a_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "AT_ONCE", 2)
-    monkeypatch.setattr(retention, "PAUSE", 0.001)
+    monkeypatch.setattr(retention, "BATCH_SIZE", 2)
+    monkeypatch.setattr(retention, "PAUSE_SECONDS", 0.001)
     repository = filled()
     trail = Watched(repository.audit, purges=3)
 
-    background = AuditRetention(trail, DAY, every=0.01, clock=lambda: LATER)  # type: ignore[arg-type]  # it is one
+    background = AuditRetention(trail, DAY, interval_seconds=0.01, clock=lambda: LATER)  # type: ignore[arg-type]  # it is one
     assert trail.done.wait(10)
     background.close()
 
@@ -62,11 +62,11 @@ def test_what_is_older_than_is_kept_goes_a_little_at_a_time(monkeypatch: pytest.
 
 
 def test_it_ends_in_the_middle_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "AT_ONCE", 1)
-    monkeypatch.setattr(retention, "PAUSE", 60.0)
+    monkeypatch.setattr(retention, "BATCH_SIZE", 1)
+    monkeypatch.setattr(retention, "PAUSE_SECONDS", 60.0)
     trail = Watched(filled().audit, purges=1)
 
-    background = AuditRetention(trail, DAY, every=0.001, clock=lambda: LATER)  # type: ignore[arg-type]  # it is one
+    background = AuditRetention(trail, DAY, interval_seconds=0.001, clock=lambda: LATER)  # type: ignore[arg-type]  # it is one
     assert trail.done.wait(10)
     background.close()
 
@@ -77,17 +77,17 @@ def test_a_database_that_is_away_is_told_in_one_line_and_asked_again(caplog: pyt
     trail = Watched(UnavailableAuditTrail(), purges=2)
 
     with caplog.at_level(logging.WARNING, "mlapi"):
-        background = AuditRetention(trail, DAY, every=0.001)  # type: ignore[arg-type]  # it is one
+        background = AuditRetention(trail, DAY, interval_seconds=0.001)  # type: ignore[arg-type]  # it is one
         assert trail.done.wait(10)
         background.close()
 
-    line = f"old entries of the audit trail could not be removed: {RepositoryUnavailableError('away')}"
+    line = f"cannot delete old audit entries: {RepositoryUnavailableError('away')}"
     assert {record.getMessage() for record in caplog.records} == {line}
 
 
 @pytest.mark.parametrize(("days", "left"), [(1, 0), (0, 1)], ids=["a day", "for ever"])
 def test_the_setting_says_how_long(days: int, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "EVERY", 0.001)
+    monkeypatch.setattr(retention, "INTERVAL_SECONDS", 0.001)
     repository = InMemoryUserRepository()
     repository.apply([registration(at=datetime(2020, 1, 1, tzinfo=UTC))])
     trail = Watched(repository.audit, purges=2)

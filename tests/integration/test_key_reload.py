@@ -27,8 +27,8 @@ from tests.conftest import KEY, OLDER_KEY, SALT
 
 T = TypeVar("T")
 
-RENEWED = "the secrets have changed; the new ones are used"
-KEPT = "the secrets have changed and cannot be used, the former ones are: secrets.key is no key"
+RENEWED = "the secrets changed and were reloaded"
+KEPT = "the secrets changed but cannot be used, keeping the previous ones: secrets.key is no key"
 
 
 class Secrets:
@@ -92,7 +92,7 @@ def test_what_is_made_of_secrets_that_stay_is_made_once(always: None) -> None:
     secrets = Secrets("one")
     current = Reloader(secrets.words, secrets.signature)
 
-    found = [current.get(at_once=at_once) for at_once in (False, True) * 5]
+    found = [current.get(check_now=check_now) for check_now in (False, True) * 5]
 
     assert found == ["one"] * 10
     assert (secrets.makes, secrets.looks) == (1, 11)
@@ -115,7 +115,7 @@ def test_who_asks_for_it_looks_at_once_and_for_all(rarely: None, caplog: pytest.
     current = Reloader(secrets.words, secrets.signature)
     secrets.keys = ["two", "one"]
 
-    found = [current.get(), current.get(at_once=True), current.get(), current.get(at_once=True)]
+    found = [current.get(), current.get(check_now=True), current.get(), current.get(check_now=True)]
 
     assert found == ["one", "two one", "two one", "two one"]
     assert secrets.makes == 2
@@ -146,7 +146,7 @@ def test_secrets_that_are_at_fault_leave_the_former_ones(always: None, caplog: p
 
     for keys in (["wrong"], ["wrong"], ["wrong", "one"], ["two", "one"]):
         secrets.keys = keys
-        found += [current.get(), current.get(at_once=True)]
+        found += [current.get(), current.get(check_now=True)]
 
     assert found == ["one"] * 6 + ["two one"] * 2
     assert secrets.makes == 4
@@ -174,7 +174,7 @@ def test_threads_that_look_at_once_make_it_once(rarely: None) -> None:
     secrets.keys = ["two"]
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: current.get(at_once=True), range(8)))
+        found = list(pool.map(lambda _: current.get(check_now=True), range(8)))
 
     assert found == ["two"] * 8
     assert secrets.makes == 2

@@ -55,8 +55,8 @@ def keys(repository: RecordingRepository) -> list[ApiKey]:
 
 
 @contextmanager
-def noting(repository: InMemoryUserRepository, gathered_for: float = MUCH_LATER) -> Iterator[BackgroundKeyUsage]:
-    uses = BackgroundKeyUsage(repository, gathered_for=gathered_for)
+def noting(repository: InMemoryUserRepository, interval_seconds: float = MUCH_LATER) -> Iterator[BackgroundKeyUsage]:
+    uses = BackgroundKeyUsage(repository, interval_seconds=interval_seconds)
     try:
         yield uses
     finally:
@@ -126,7 +126,7 @@ def test_after_that_it_is_written_again_and_who_is_not_used_is_forgotten(
             uses.close()
             time.sleep(0.06)
 
-        assert list(uses._written) == [keys[0].id]
+        assert list(uses._written_at) == [keys[0].id]
 
     assert [[command.at for command in batch] for batch in repository.uses] == [
         [NOON, NOON],
@@ -138,7 +138,7 @@ def test_after_that_it_is_written_again_and_who_is_not_used_is_forgotten(
 def test_a_close_writes_what_is_left_and_a_second_one_nothing(
     repository: RecordingRepository, keys: list[ApiKey]
 ) -> None:
-    uses = BackgroundKeyUsage(repository, gathered_for=MUCH_LATER)
+    uses = BackgroundKeyUsage(repository, interval_seconds=MUCH_LATER)
     uses(keys[0], NOON)
 
     uses.close()
@@ -182,7 +182,7 @@ def test_a_failure_is_a_line_in_the_log_and_the_next_use_is_written(
     assert [(record.levelno, record.message) for record in caplog.records] == [
         (
             logging.WARNING,
-            "the last uses of 2 API keys could not be written: the database is unavailable: away",
+            "cannot record the last use of 2 API keys: the database is unavailable: away",
         )
     ]
     assert repository.uses == [[RecordApiKeyUse(key_id=keys[2].id, at=NOON)]]
@@ -252,7 +252,7 @@ def test_uses_reach_a_database(database: Database) -> None:
     repository = SqlUserRepository(database)
     ada = registered(repository)
     keys = [with_api_key(repository, ada, number) for number in range(3)]
-    uses = BackgroundKeyUsage(repository, gathered_for=AT_ONCE)
+    uses = BackgroundKeyUsage(repository, interval_seconds=AT_ONCE)
 
     for key in keys:
         uses(key, NOON)

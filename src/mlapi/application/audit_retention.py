@@ -1,4 +1,4 @@
-"""The audit trail is kept for so long and no longer: what is older goes in the background, a little at a time."""
+"""Deletes old audit entries in the background, a few at a time."""
 
 import logging
 import threading
@@ -8,51 +8,51 @@ from mlapi.domain.errors import MlapiError
 from mlapi.domain.ports import AuditTrail, Clock
 from mlapi.domain.users import utc_now
 
-EVERY = 600.0
-"""Seconds between two looks, and before the first: a start has enough to do."""
-AT_ONCE = 1000
-"""Entries of one transaction, some 10 ms."""
-PAUSE = 0.1
-"""Seconds between two of those, for whoever else writes."""
+INTERVAL_SECONDS = 600.0
+"""The first purge also waits this long, so that it does not slow down the start."""
+BATCH_SIZE = 1000
+"""Entries in one transaction, which takes about 10 ms."""
+PAUSE_SECONDS = 0.1
+"""Between two transactions, so that other writers are not blocked."""
 
 _logger = logging.getLogger("mlapi")
 
 
 class AuditRetention:
-    """Purges an audit trail from the time it is made until it is closed.
+    """Purges an audit trail in a background thread until it is closed.
 
     Args:
-        trail: what is purged.
-        kept: how long an entry is kept.
-        every: seconds, see `EVERY`.
-        clock: by which entries grow old.
+        trail: the audit trail to purge.
+        max_age: delete entries that are older.
+        interval_seconds: the time between two purges; by default `INTERVAL_SECONDS`.
+        clock: the time to compare the age with.
     """
 
     def __init__(
-        self, trail: AuditTrail, kept: timedelta, *, every: float | None = None, clock: Clock = utc_now
+        self, trail: AuditTrail, max_age: timedelta, *, interval_seconds: float | None = None, clock: Clock = utc_now
     ) -> None:
         self._trail = trail
-        self._kept = kept
-        self._every = EVERY if every is None else every
+        self._max_age = max_age
+        self._interval_seconds = INTERVAL_SECONDS if interval_seconds is None else interval_seconds
         self._clock = clock
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlapi-retention", daemon=True)
         self._thread.start()
 
     def close(self) -> None:
-        """Return when the transaction that is under way has ended."""
+        """Stop, and return when the current transaction has ended."""
         self._closing.set()
         self._thread.join()
 
     def _run(self) -> None:
-        while not self._closing.wait(self._every):
+        while not self._closing.wait(self._interval_seconds):
             try:
                 self._purge()
             except MlapiError as error:
-                _logger.warning("old entries of the audit trail could not be removed: %s", error)
+                _logger.warning("cannot delete old audit entries: %s", error)
 
     def _purge(self) -> None:
-        before = self._clock() - self._kept
-        while self._trail.purge(before=before, limit=AT_ONCE) == AT_ONCE:
-            if self._closing.wait(PAUSE):
+        before = self._clock() - self._max_age
+        while self._trail.purge(before=before, limit=BATCH_SIZE) == BATCH_SIZE:
+            if self._closing.wait(PAUSE_SECONDS):
                 return

@@ -1,4 +1,4 @@
-"""The guard: authenticates tokens and API keys against the current state of the users."""
+"""The guard authenticates tokens and API keys against the current state of the users."""
 
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -18,16 +18,14 @@ from mlapi.domain.credentials import (
     looks_like_api_key,
     parse_api_key,
 )
-from mlapi.domain.errors import (
-    RepositoryUnavailableError,
-)
+from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.ports import Clock, KeyUsage, TokenIssuer, UserRepository
 from mlapi.domain.users import User, utc_now
 
 
 @final
 class Guard:
-    """Tells whom a token or an API key lets in, as the users are at that moment.
+    """Authenticates tokens and API keys. Disabling or removing a user takes effect at the next check.
 
     >>> from mlapi import Users
     >>> from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
@@ -38,10 +36,10 @@ class Guard:
     'ada'
 
     Args:
-        repository: the users, asked at every call.
-        tokens: knows the tokens.
-        clock: by which API keys end.
-        key_uses: where the use of an API key is noted; by default it is written at once.
+        repository: looked up at every check.
+        tokens: verifies the tokens.
+        clock: decides when API keys expire.
+        key_usage: records the uses of API keys; by default they are written immediately.
     """
 
     def __init__(
@@ -55,38 +53,38 @@ class Guard:
         self.repository = repository
         self._tokens = tokens
         self._clock = clock
-        self._key_uses = self._write_use if key_usage is None else key_usage
+        self._key_usage = self._record_use if key_usage is None else key_usage
 
     def check(self, credential: str) -> User:
-        """Return the user whom a token or an API key lets in now.
+        """Return the enabled user of a token or API key.
 
         Raises:
-            InvalidTokenError: if it lets nobody in: forged, over, ended, of a removed user.
-            UserDisabledError: if its user is shut out.
-            RepositoryUnavailableError: if the users cannot be asked; nobody is let in then.
+            InvalidTokenError: if the credential is invalid, expired or revoked, or its user was removed.
+            UserDisabledError: if the credential is valid but the user is disabled.
+            RepositoryUnavailableError: if the database is unavailable. No credential is accepted then.
         """
-        claim = self.parse_credential(credential)
-        (holder,) = self.repository.find_principals([get_principal_id(claim)])
-        return self.authenticate(claim, holder)
+        parsed = self.parse_credential(credential)
+        (principal,) = self.repository.find_principals([get_principal_id(parsed)])
+        return self.authenticate(parsed, principal)
 
     def parse_credential(self, credential: str) -> ParsedCredential:
-        """Return what a credential says, without asking the users. Raises `InvalidTokenError`."""
+        """Parse a token or API key without looking up its user. Raises `InvalidTokenError`."""
         if looks_like_api_key(credential):
             return parse_api_key(credential)
         return self._tokens.verify(credential)
 
-    def authenticate(self, claim: ParsedCredential, holder: Principal | None) -> User:
-        """Return the user, given who stands behind the claim. Raises as `check` does."""
+    def authenticate(self, credential: ParsedCredential, principal: Principal | None) -> User:
+        """Return the user, given the current principal of the credential. Raises as `check` does."""
         now = self._clock()
-        user = authenticate(claim, holder, now)
-        if isinstance(holder, ApiKeyPrincipal):
-            last = holder.key.last_used_datetime
-            if last is None or now - last >= USE_RECORDING_INTERVAL:
-                self._key_uses(holder.key, now)
+        user = authenticate(credential, principal, now)
+        if isinstance(principal, ApiKeyPrincipal):
+            last_used = principal.key.last_used_datetime
+            if last_used is None or now - last_used >= USE_RECORDING_INTERVAL:
+                self._key_usage(principal.key, now)
         return user
 
-    def _write_use(self, key: ApiKey, at: datetime) -> None:
-        with suppress(RepositoryUnavailableError):  # a database that can only be read lets in all the same
+    def _record_use(self, key: ApiKey, at: datetime) -> None:
+        with suppress(RepositoryUnavailableError):  # a read-only database still authenticates
             self.repository.apply([RecordApiKeyUse(key_id=key.id, at=at)])
 
 
@@ -95,8 +93,8 @@ class AsyncGuard:
     """The asynchronous face of a `Guard`.
 
     Args:
-        guard: that decides.
-        look_up: asks the users for one subject; concurrent calls may share a round trip.
+        guard: decides about the credentials.
+        look_up: finds the principal with an id; concurrent calls may share a query.
     """
 
     def __init__(self, guard: Guard, look_up: Callable[[PrincipalId], Awaitable[Principal | None]]) -> None:
@@ -104,6 +102,6 @@ class AsyncGuard:
         self._look_up = look_up
 
     async def check(self, credential: str) -> User:
-        """Return the user whom a token or an API key lets in now. Raises as `Guard.check` does."""
-        claim = self._guard.parse_credential(credential)
-        return self._guard.authenticate(claim, await self._look_up(get_principal_id(claim)))
+        """Return the enabled user of a token or API key. Raises as `Guard.check` does."""
+        parsed = self._guard.parse_credential(credential)
+        return self._guard.authenticate(parsed, await self._look_up(get_principal_id(parsed)))

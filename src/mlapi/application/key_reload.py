@@ -1,7 +1,8 @@
-"""Ciphers and tokens that follow the secrets while the service runs: a new key is known before it is met.
+"""Ciphers and token issuers that follow the secrets while the service runs.
 
-Whoever turns a key over writes it down first and uses it afterwards. So before a password or a token is refused, the
-secrets are looked at again; and in any case now and then, so that a key that was taken away ends.
+During a rotation, a new key is first written to the secrets file and then used. A password or token that does not match
+is therefore checked again with freshly loaded secrets before it is rejected. The secrets are also checked regularly, so
+that removed keys stop working.
 """
 
 import logging
@@ -16,7 +17,6 @@ from mlapi.domain.ports import PasswordCipher, TokenIssuer, is_costly
 from mlapi.domain.users import EncryptedPassword, User
 
 RELOAD_CHECK_SECONDS = 1.0
-"""Seconds after which the secrets are looked at again, at the next use."""
 
 _logger = logging.getLogger("mlapi")
 
@@ -24,83 +24,87 @@ T = TypeVar("T")
 
 
 class Reloader(Generic[T]):
-    """What is made of the secrets, made anew when they have changed.
+    """Holds a value made from the secrets, and makes it again when they have changed.
 
     Args:
-        make: raises `ConfigurationError` for secrets that are at fault; the former ones are used then.
-        signature: tells whether the secrets have changed.
+        make: makes the value. If it raises `ConfigurationError`, the previous value stays in use.
+        signature: returns a value that changes when the secrets change.
     """
 
     def __init__(self, make: Callable[[], T], signature: Callable[[], object]) -> None:
         self._make = make
         self._signature = signature
-        self._made_of = signature()
-        self._current = make()
-        self._look_at = time.monotonic() + RELOAD_CHECK_SECONDS
+        self._loaded_signature = signature()
+        self._value = make()
+        self._next_check = time.monotonic() + RELOAD_CHECK_SECONDS
         self._lock = threading.Lock()
 
-    def get(self, *, at_once: bool = False) -> T:
-        """Return the current one; ``at_once`` looks at the secrets however short ago that was done."""
-        if at_once or time.monotonic() > self._look_at:
-            with self._lock:
-                self._look_at = time.monotonic() + RELOAD_CHECK_SECONDS
-                signature = self._signature()
-                if signature != self._made_of:
-                    self._made_of = signature
-                    self._renew()
-        return self._current
+    def get(self, *, check_now: bool = False) -> T:
+        """Return the current value.
 
-    def _renew(self) -> None:
+        Args:
+            check_now: check the secrets even if they were checked within the last `RELOAD_CHECK_SECONDS`.
+        """
+        if check_now or time.monotonic() > self._next_check:
+            with self._lock:
+                self._next_check = time.monotonic() + RELOAD_CHECK_SECONDS
+                signature = self._signature()
+                if signature != self._loaded_signature:
+                    self._loaded_signature = signature
+                    self._reload()
+        return self._value
+
+    def _reload(self) -> None:
         try:
-            self._current = self._make()
+            self._value = self._make()
         except ConfigurationError as error:
-            _logger.warning("the secrets have changed and cannot be used, the former ones are: %s", error)
+            _logger.warning("the secrets changed but cannot be used, keeping the previous ones: %s", error)
         else:
-            _logger.info("the secrets have changed; the new ones are used")
+            _logger.info("the secrets changed and were reloaded")
 
 
 class ReloadingCipher:
-    """A `PasswordCipher` that is always the current one."""
+    """A `PasswordCipher` that always uses the current secrets."""
 
-    def __init__(self, current: Reloader[PasswordCipher]) -> None:
-        self._current = current
+    def __init__(self, reloader: Reloader[PasswordCipher]) -> None:
+        self._reloader = reloader
 
     @property
     def is_costly(self) -> bool:
-        return is_costly(self._current.get())
+        return is_costly(self._reloader.get())
 
     def encrypt(self, password: str) -> EncryptedPassword:
-        return self._current.get().encrypt(password)
+        return self._reloader.get().encrypt(password)
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
-        cipher = self._current.get()
+        cipher = self._reloader.get()
         if cipher.matches(password, encrypted):
             return True
-        newer = self._current.get(at_once=True)
+        newer = self._reloader.get(check_now=True)
         return newer is not cipher and newer.matches(password, encrypted)
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        return self._current.get().needs_upgrade(encrypted)
+        return self._reloader.get().needs_upgrade(encrypted)
 
     def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
-        return self._current.get().reencrypt(encrypted)
+        return self._reloader.get().reencrypt(encrypted)
 
 
 class ReloadingTokens:
-    """A `TokenIssuer` that is always the current one."""
+    """A `TokenIssuer` that always uses the current secrets."""
 
-    def __init__(self, current: Reloader[TokenIssuer]) -> None:
-        self._current = current
+    def __init__(self, reloader: Reloader[TokenIssuer]) -> None:
+        self._reloader = reloader
 
     def issue(self, user: User) -> IssuedToken:
-        return self._current.get().issue(user)
+        return self._reloader.get().issue(user)
 
     def verify(self, token: str) -> TokenClaims:
-        issuer = self._current.get()
+        issuer = self._reloader.get()
         try:
             return issuer.verify(token)
         except InvalidTokenError:
-            newer = self._current.get(at_once=True)
+            newer = self._reloader.get(check_now=True)
             if newer is issuer:
                 raise
         return newer.verify(token)

@@ -1,4 +1,4 @@
-"""The last uses of API keys, written in the background: no request waits for that, and none fails by it."""
+"""Records the last uses of API keys in the background, so that no request waits or fails because of a write."""
 
 import logging
 import threading
@@ -10,64 +10,64 @@ from mlapi.domain.credentials import USE_RECORDING_INTERVAL, ApiKey, ApiKeyId
 from mlapi.domain.errors import MlapiError
 from mlapi.domain.ports import UserRepository
 
-GATHERED_FOR = 1.0
-"""Seconds for which uses are gathered before they are written together."""
+INTERVAL_SECONDS = 1.0
 
 _logger = logging.getLogger("mlapi")
 
 
 class BackgroundKeyUsage:
-    """A `KeyUsage` over a repository.
+    """A `KeyUsage` that collects uses and writes them to a repository in one batch.
 
     Args:
-        repository: where they are written.
-        gathered_for: seconds, see `GATHERED_FOR`.
+        repository: stores the uses.
+        interval_seconds: how long to collect uses before writing them.
     """
 
-    def __init__(self, repository: UserRepository, *, gathered_for: float = GATHERED_FOR) -> None:
+    def __init__(self, repository: UserRepository, *, interval_seconds: float = INTERVAL_SECONDS) -> None:
         self._repository = repository
-        self._gathered_for = gathered_for
+        self._interval_seconds = interval_seconds
         self._lock = threading.Lock()
-        self._writing = threading.Lock()
-        self._noted: dict[ApiKeyId, datetime] = {}
-        self._written: dict[ApiKeyId, float] = {}
-        """When, by `time.monotonic`: the row may be read for some time without its new last use."""
+        self._write_lock = threading.Lock()
+        self._collected: dict[ApiKeyId, datetime] = {}
+        # When each key was last written, by `time.monotonic`. Readers may still see the older row for a while.
+        self._written_at: dict[ApiKeyId, float] = {}
         self._timer: threading.Timer | None = None
 
     def __call__(self, key: ApiKey, at: datetime) -> None:
         with self._lock:
-            if time.monotonic() - self._written.get(key.id, float("-inf")) < USE_RECORDING_INTERVAL.total_seconds():
+            if self._is_recent(self._written_at.get(key.id, float("-inf")), time.monotonic()):
                 return
-            self._noted[key.id] = at
+            self._collected[key.id] = at
             if self._timer is None:
-                self._timer = threading.Timer(self._gathered_for, self._write)
+                self._timer = threading.Timer(self._interval_seconds, self._write)
                 self._timer.daemon = True
                 self._timer.start()
 
     def close(self) -> None:
-        """Write what is left, and return when it is written."""
+        """Write the collected uses, and return when they are stored."""
         with self._lock:
             if self._timer is not None:
                 self._timer.cancel()
         self._write()
 
     def _write(self) -> None:
-        with self._writing:
-            self._write_noted()
+        with self._write_lock:
+            self._write_collected()
 
-    def _write_noted(self) -> None:
+    def _write_collected(self) -> None:
         with self._lock:
             self._timer = None
-            noted, self._noted = self._noted, {}
+            collected, self._collected = self._collected, {}
             now = time.monotonic()
-            self._written = {
-                key_id: when
-                for key_id, when in self._written.items()
-                if now - when < USE_RECORDING_INTERVAL.total_seconds()
-            } | dict.fromkeys(noted, now)
-        if not noted:
+            recent = {key_id: then for key_id, then in self._written_at.items() if self._is_recent(then, now)}
+            self._written_at = recent | dict.fromkeys(collected, now)
+        if not collected:
             return
         try:
-            self._repository.apply([RecordApiKeyUse(key_id=key_id, at=at) for key_id, at in noted.items()])
+            self._repository.apply([RecordApiKeyUse(key_id=key_id, at=at) for key_id, at in collected.items()])
         except MlapiError as error:
-            _logger.warning("the last uses of %d API keys could not be written: %s", len(noted), error)
+            _logger.warning("cannot record the last use of %d API keys: %s", len(collected), error)
+
+    @staticmethod
+    def _is_recent(then: float, now: float) -> bool:
+        return now - then < USE_RECORDING_INTERVAL.total_seconds()
