@@ -1,8 +1,8 @@
-"""The use cases. Plain functions of a repository, a cipher and a clock; the same for HTTP, scripts and workers.
+"""The use cases for managing users, shared by the HTTP service, scripts and workers.
 
-A registration is split where time passes: `Users.prepare_registration` costs processor time and touches no database,
-`Users.apply` waits for the database and costs no processor time. An asynchronous caller gives the first to a thread and
-the change to a queue (`mlapi.application.batching`).
+Each change has two steps: ``prepare_*`` checks the input and makes a command, and `Users.apply` stores it. Preparing
+may take processor time to encrypt a password; applying waits for the database. An asynchronous caller therefore
+prepares in a thread, and passes the command to `mlapi.application.batching`.
 """
 
 from collections.abc import Iterator
@@ -36,6 +36,13 @@ from mlapi.domain.users import EncryptedPassword, User, UserId, utc_now
 class Users:
     """The users of one database.
 
+    Args:
+        repository: stores the users.
+        cipher: encrypts their passwords.
+        clock: gives the time of each change.
+        password_policy: checks new passwords.
+        actor: who makes the changes, for the audit trail.
+
     >>> from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
     >>> users = Users(InMemoryUserRepository(), PlainCipher())
     >>> ada = users.register(username="ada", password="difference engine", email="ada@example.com")
@@ -59,7 +66,7 @@ class Users:
         self._actor = actor
 
     def as_actor(self, actor: Actor) -> "Users":
-        """Return the same users for somebody else: what is done through these is told of him in the audit trail."""
+        """Return the same users with another actor, which the audit trail records for their changes."""
         return Users(
             self.repository, self.cipher, clock=self._clock, password_policy=self._password_policy, actor=actor
         )
@@ -68,151 +75,151 @@ class Users:
         """Register a new, enabled user.
 
         Raises:
-            InvalidFieldsError: naming every field at fault.
-            UserExistsError: if somebody has the username, in whatever case or spelling.
-            RepositoryUnavailableError: if the database is away.
+            InvalidFieldsError: naming every invalid field.
+            UserExistsError: if the username is taken, in any case or spelling with the same canonical form.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         return self.apply(self.prepare_registration(username=username, password=password, email=email))
 
     def set_enabled(self, *, user_id: UserId, enabled: bool) -> User:
-        """Let a user in or shut him out; safe to repeat.
+        """Enable or disable a user. Safe to repeat.
 
         Raises:
             UserNotFoundError: if no user has this id.
-            RepositoryUnavailableError: if the database is away.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         return self.apply(self.prepare_set_enabled(user_id=user_id, enabled=enabled))
 
     def remove(self, *, user_id: UserId) -> User:
-        """Remove a user and return him as he was.
+        """Remove a user, and return the last state.
 
         Raises:
             UserNotFoundError: if no user has this id.
-            RepositoryUnavailableError: if the database is away.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         return self.apply(self.prepare_remove(user_id=user_id))
 
     def set_password(self, *, user_id: UserId, password: str) -> User:
-        """Give a user another password, which ends all of his tokens. For managers: the current one is not asked for.
+        """Replace a user's password without the current one, and revoke all of the user's tokens. For managers.
 
         Raises:
-            InvalidFieldsError: if it breaks the policy.
+            InvalidFieldsError: if the password breaks the policy.
             UserNotFoundError: if no user has this id.
-            RepositoryUnavailableError: if the database is away.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         return self.apply(self.prepare_password(user_id=user_id, password=password))
 
     def end_tokens(self, *, user_id: UserId) -> User:
-        """End every token of a user. His API keys stay; he may log in again.
+        """Revoke all tokens of a user. API keys stay valid, and the user can log in again.
 
         Raises:
             UserNotFoundError: if no user has this id.
-            RepositoryUnavailableError: if the database is away.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         return self.apply(self.prepare_end_tokens(user_id=user_id))
 
     def add_api_key(self, *, user_id: UserId, name: str, expires: datetime | None = None) -> tuple[ApiKey, str]:
-        """Make an API key for a user. Return it, and what its bearer sends, which can be had now and never again.
+        """Add an API key. Return the stored key and the secret that clients send, which cannot be shown again later.
 
         Args:
-            user_id: whose it is.
-            name: what it is for, so that it is known in a list.
-            expires: when it ends, aware; None for never.
+            user_id: the owner of the key.
+            name: a label to recognise the key by in a list.
+            expires: a time with a time zone; None for a key that does not expire.
 
         Raises:
-            InvalidFieldsError: naming every field at fault.
+            InvalidFieldsError: naming every invalid field.
             UserNotFoundError: if no user has this id.
-            RepositoryUnavailableError: if the database is away.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         command, secret = self.prepare_api_key(user_id=user_id, name=name, expires=expires)
         return self.apply(command), secret
 
     def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
-        """Return the API keys of a user, the oldest first.
+        """Return the API keys of a user, sorted by creation time.
 
         Raises:
             UserNotFoundError: if no user has this id.
-            RepositoryUnavailableError: if the database is away.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         return self.repository.list_api_keys(user_id)
 
     def remove_api_key(self, key_id: ApiKeyId) -> ApiKey:
-        """Remove an API key and return it as it was.
+        """Remove an API key, and return its last state.
 
         Raises:
-            ApiKeyNotFoundError: if there is none of this id.
-            RepositoryUnavailableError: if the database is away.
+            ApiKeyNotFoundError: if no API key has this id.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         return self.apply(self.prepare_remove_api_key(key_id))
 
     def get(self, user_id: UserId) -> User:
-        """Return a user.
+        """Return the user with this id.
 
         Raises:
             UserNotFoundError: if no user has this id.
-            RepositoryUnavailableError: if the database is away.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         return self.repository.get(user_id)
 
     def find(self, username: str) -> User | None:
-        """Return the user of that name, in whatever case or spelling, or None."""
+        """Return the user with this name, in any case or spelling with the same canonical form, or None."""
         try:
             key = canonical_username(username)
         except InvalidFieldsError:
-            return None  # nobody can have such a name
+            return None  # no user can have this name
         return self.repository.find(key)
 
     def list_page(
         self, *, after: UserId | None = None, limit: int = 100, enabled: bool | None = None, containing: str = ""
     ) -> list[User]:
-        """Return users by rising id, a page at a time.
+        """Return a page of users, sorted by id.
 
         Args:
-            after: the last id of the page before; None for the first page.
-            limit: of users.
-            enabled: only those with this flag; None for all.
-            containing: only those with this text in their name or e-mail address, in whatever case or spelling.
+            after: the last id of the previous page; None for the first page.
+            limit: the largest number of users to return.
+            enabled: return only users with this flag; None returns all.
+            containing: return only users with this text in the username or e-mail address, ignoring case.
 
         Raises:
-            RepositoryUnavailableError: if the database is away.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         return self.repository.list_page(
             after=after or UserId(0), limit=limit, enabled=enabled, containing=fold(containing)
         )
 
     def iterate_users(self, *, batch: int = 500, enabled: bool | None = None, containing: str = "") -> Iterator[User]:
-        """Yield every user that `page` would, by rising id, read a batch at a time."""
+        """Yield all users that match, sorted by id. Reads ``batch`` users at a time."""
         for page in self._pages(batch, enabled=enabled, containing=containing):
             yield from page
 
     def list_audit_page(
         self, *, after: AuditId | None = None, limit: int = 100, user_id: UserId | None = None
     ) -> list[AuditEntry]:
-        """Return what was done, the newest first, a page at a time.
+        """Return a page of audit entries, the newest first.
 
         Args:
-            after: the id of the last entry of the page before; None for the first page.
-            limit: of entries.
-            user_id: only what is about this user, whether he is still there or not; None for all.
+            after: the last id of the previous page; None for the first page.
+            limit: the largest number of entries to return.
+            user_id: return only entries about this user, who may have been removed. None returns all entries.
 
         Raises:
-            RepositoryUnavailableError: if the database is away.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         return self.repository.audit.list_page(after=after, limit=limit, user_id=user_id)
 
     def count_actions_per_day(self, since: datetime) -> list[DailyCount]:
-        """Return how often each action was done on each day (in UTC) from an aware time on.
+        """Count the successful actions of each day in UTC, starting with entries written at ``since``.
 
         Raises:
-            RepositoryUnavailableError: if the database is away.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         return self.repository.audit.count_per_day(since=since)
 
     def prepare_registration(self, *, username: str, password: str, email: str) -> Register:
-        """Check the fields and encrypt the password: up to some 50 ms of processor time.
+        """Check the fields and encrypt the password. Takes up to 50 ms of processor time.
 
         Raises:
-            InvalidFieldsError: naming every field at fault.
+            InvalidFieldsError: naming every invalid field.
         """
         InvalidFieldsError.raise_for(
             [
@@ -237,7 +244,7 @@ class Users:
         return RemoveApiKey(key_id=key_id, at=self._clock(), actor=self._actor)
 
     def check_password(self, password: str, *, field: str = "password") -> None:
-        """Raise InvalidFieldsError if a password breaks the policy, under the name of the field it came in."""
+        """Raise `InvalidFieldsError` for ``field`` if a password breaks the policy."""
         InvalidFieldsError.raise_for([(field, self._password_policy.find_error(password))])
 
     def prepare_password(
@@ -248,10 +255,16 @@ class Users:
         replacing: EncryptedPassword | None = None,
         field: str = "password",
     ) -> ChangePassword:
-        """Check a new password and encrypt it: up to some 50 ms of processor time.
+        """Check a new password and encrypt it. Takes up to 50 ms of processor time.
+
+        Args:
+            user_id: the user who gets the password.
+            password: the new one.
+            replacing: the stored password that must still be current; see `ChangePassword`.
+            field: the name of the input field, for the error.
 
         Raises:
-            InvalidFieldsError: if it breaks the policy, under the name of the field it came in.
+            InvalidFieldsError: if the password breaks the policy.
         """
         self.check_password(password, field=field)
         encrypted = self.cipher.encrypt(password)
@@ -260,39 +273,39 @@ class Users:
         )
 
     def prepare_api_key(self, *, user_id: UserId, name: str, expires: datetime | None) -> tuple[AddApiKey, str]:
-        """Return a new API key as a change, and what its bearer sends.
+        """Return a command that adds a new API key, and the secret that clients send.
 
         Raises:
-            InvalidFieldsError: naming every field at fault.
+            InvalidFieldsError: naming every invalid field.
         """
         now = self._clock()
         check_api_key_fields(name=name, expires=expires, now=now)
         secret = generate_api_key()
-        shown = parse_api_key(secret)
+        presented = parse_api_key(secret)
         key = ApiKey(
-            id=shown.id,
+            id=presented.id,
             user_id=user_id,
             name=name,
-            digest=shown.digest,
+            digest=presented.digest,
             created_datetime=now,
             expires_datetime=expires,
         )
         return AddApiKey(key=key, actor=self._actor), secret
 
     def reencrypt(self, *, batch: int = 500) -> Iterator[tuple[int, int]]:
-        """Store every password under the newest key, in one durable transaction for each batch. Safe to repeat.
+        """Encrypt all passwords with the newest key, in one durable transaction per batch. Safe to repeat.
 
         Yields:
-            for each batch, of how many users it was, and how many passwords of theirs were under an older key.
+            For each batch, the number of its users, and how many of their passwords were encrypted again.
 
         Raises:
-            RepositoryUnavailableError: if the database is away; what is done is done.
+            RepositoryUnavailableError: if the database is unavailable; passwords encrypted so far stay so.
         """
         for page in self._pages(batch):
-            reencrypt = ((user, self.cipher.reencrypt(user.password)) for user in page)
+            reencrypted = ((user, self.cipher.reencrypt(user.password)) for user in page)
             commands = [
                 Reencrypt(user_id=user.id, password=password, replacing=user.password)
-                for user, password in reencrypt
+                for user, password in reencrypted
                 if password is not None
             ]
             self.repository.apply(commands)
@@ -303,11 +316,11 @@ class Users:
     @overload
     def apply(self, command: ApiKeyCommand) -> ApiKey: ...
     def apply(self, command: Command) -> User | ApiKey:
-        """Apply one change durably.
+        """Apply one command durably. Return the user or API key after it (before it, for removals).
 
         Raises:
-            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError: as the change is refused.
-            RepositoryUnavailableError: if the database is away.
+            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError: if the command is rejected.
+            RepositoryUnavailableError: if the database is unavailable.
         """
         (outcome,) = self.repository.apply([command])
         if isinstance(outcome, MlapiError):
