@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from mlapi import LogIn, VerifiedLogin
+from mlapi.application.authentication import LoginAttempt, VerifiedLogin
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.domain.commands import Command, Register
@@ -43,10 +43,10 @@ def let_in(environ: dict[str, str], count: int, folder: Path) -> None:
         users, authenticator = opened.users, opened.access.authenticator
         first = users.repository.list_page(after=UserId(0), limit=count)
         verified = [
-            VerifiedLogin(attempt=LogIn(username=user.username, address="", user=user), user=user, upgrade=None)
+            VerifiedLogin(attempt=LoginAttempt(username=user.username, address="", user=user), user=user, upgrade=None)
             for user in first
         ]
-        tokens = [authenticator.issue(one).token for one in verified]
+        tokens = [authenticator.issue_token(one).token for one in verified]
         keys = [users.prepare_api_key(user_id=user.id, name="bench", expires=None) for user in first]
         users.repository.apply([command for command, _ in keys])
     (folder / "tokens").write_text("\n".join(tokens))

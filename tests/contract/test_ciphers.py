@@ -14,11 +14,12 @@ import pytest
 from argon2 import PasswordHasher
 from cryptography.fernet import Fernet
 
-from mlapi import EncryptedPassword, PasswordCipher
+from mlapi import PasswordCipher
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
 from mlapi.adapters.memory import PlainCipher
 from mlapi.application.key_reload import Reloader, ReloadingCipher
 from mlapi.domain.ports import is_costly
+from mlapi.domain.users import EncryptedPassword
 from mlapi.testing import PasswordCipherContract
 from tests.conftest import KEY, OLDER_KEY, SALT
 

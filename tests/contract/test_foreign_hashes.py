@@ -7,8 +7,10 @@ import pytest
 from argon2 import PasswordHasher, Type
 from cryptography.fernet import Fernet
 
-from mlapi import EncryptedPassword, FieldError, InvalidFieldsError
+from mlapi import InvalidFieldsError
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
+from mlapi.domain.errors import FieldError
+from mlapi.domain.users import EncryptedPassword
 from tests.conftest import KEY, OLDER_KEY, SALT
 
 LONG = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789chars after 72 are ignored"

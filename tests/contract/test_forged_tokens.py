@@ -25,8 +25,9 @@ from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mlapi import InvalidTokenError, TokenClaims, UserId
+from mlapi import InvalidTokenError, UserId
 from mlapi.adapters.jwt import JwtTokenIssuer
+from mlapi.domain.credentials import TokenClaims
 from mlapi.testing import SettableClock
 from mlapi.testing.tokens import ADA, HOUR, NOON, decoded, encoded, is_refused, signed
 from tests.conftest import KEY, OLDER_KEY

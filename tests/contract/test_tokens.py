@@ -14,10 +14,11 @@ from typing import Any
 import pytest
 
 import mlapi.adapters.jwt
-from mlapi import Clock, TokenClaims, TokenIssuer, UserId
+from mlapi import Clock, TokenIssuer, UserId
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import InMemoryTokens
 from mlapi.application.key_reload import Reloader, ReloadingTokens
+from mlapi.domain.credentials import TokenClaims
 from mlapi.testing import SettableClock, TokenIssuerContract
 from mlapi.testing.tokens import ADA, HOUR, NOON, decoded, encoded, is_refused, signed
 from tests.conftest import KEY, OLDER_KEY

@@ -17,13 +17,13 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import URL, inspect, text
 
-from mlapi import EncryptedPassword
 from mlapi.adapters.sql import Database, upgrade
 from mlapi.adapters.sql.adoption import survey
 from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE
 from mlapi.bootstrap import open_adoption, open_service, open_users, password_cipher
 from mlapi.config import load_settings
 from mlapi.domain.errors import ConfigurationError, InvalidCredentialsError
+from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.cli import main
 from tests.conftest import OLDER_KEY
 from tests.legacy_database import (

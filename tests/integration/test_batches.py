@@ -10,34 +10,25 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL, delete
 
-from mlapi import (
+from mlapi import ApiKey, ApiKeyId, ApiKeyNotFoundError, Command, Outcome, User, UserId, UserRepository
+from mlapi.adapters.memory import InMemoryUserRepository
+from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
+from mlapi.adapters.sql.tables import audit as audit_table
+from mlapi.adapters.sql.tables import users as users_table
+from mlapi.domain.audit import UNSAVED_ID
+from mlapi.domain.commands import (
     AddApiKey,
-    ApiKey,
-    ApiKeyId,
-    ApiKeyNotFoundError,
-    ApiKeyPrincipal,
     ChangePassword,
-    Command,
-    EncryptedPassword,
     EndTokens,
-    Outcome,
-    Principal,
-    PrincipalId,
     RecordApiKeyUse,
     Reencrypt,
     Register,
     Remove,
     RemoveApiKey,
     SetEnabled,
-    User,
-    UserId,
-    UserRepository,
 )
-from mlapi.adapters.memory import InMemoryUserRepository
-from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
-from mlapi.adapters.sql.tables import audit as audit_table
-from mlapi.adapters.sql.tables import users as users_table
-from mlapi.domain.audit import UNSAVED_ID
+from mlapi.domain.credentials import ApiKeyPrincipal, Principal, PrincipalId
+from mlapi.domain.users import EncryptedPassword
 from mlapi.testing.repository import NOON
 
 NOBODY = 10**6

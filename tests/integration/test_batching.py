@@ -14,21 +14,19 @@ from mlapi import (
     Command,
     ConfigurationError,
     Outcome,
-    Remove,
     RepositoryUnavailableError,
     ServiceUnavailableError,
-    SetEnabled,
     User,
     UserExistsError,
     UserId,
     UserNotFoundError,
     UserRepository,
-    canonical_username,
 )
 from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.adapters.sql import Database, SqlUserRepository
 from mlapi.application.batching import CommandBatcher
-from mlapi.domain.commands import UserCommand
+from mlapi.domain.commands import Remove, SetEnabled, UserCommand
+from mlapi.domain.rules import canonical_username
 from mlapi.testing.repository import LATER, registered, registration
 
 

@@ -13,22 +13,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlapi import (
     AuditEntry,
     Command,
-    EncryptedPassword,
     InvalidTokenError,
     IssuedToken,
     Outcome,
-    Principal,
-    PrincipalId,
-    Register,
-    Rejection,
-    TokenClaims,
     TooManyAttemptsError,
     User,
     UserId,
-    UsernameKey,
     Users,
 )
 from mlapi.adapters.memory import InMemoryAuditTrail
+from mlapi.domain.commands import Register, Rejection
+from mlapi.domain.credentials import Principal, PrincipalId, TokenClaims
+from mlapi.domain.users import EncryptedPassword, UsernameKey
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.wire.client import Client

@@ -15,18 +15,7 @@ from typing import Any
 import pytest
 from sqlalchemy import URL, event, literal, select, text
 
-from mlapi import (
-    ApiKeyPrincipal,
-    Command,
-    ConfigurationError,
-    Outcome,
-    Remove,
-    RepositoryUnavailableError,
-    SetEnabled,
-    User,
-    UserExistsError,
-    UserId,
-)
+from mlapi import Command, ConfigurationError, Outcome, RepositoryUnavailableError, User, UserExistsError, UserId
 from mlapi.adapters.sql import (
     Database,
     SqliteUserRepository,
@@ -36,6 +25,8 @@ from mlapi.adapters.sql import (
     upgrade,
 )
 from mlapi.adapters.sql.tables import UtcDateTime
+from mlapi.domain.commands import Remove, SetEnabled
+from mlapi.domain.credentials import ApiKeyPrincipal
 from mlapi.testing.repository import (
     LATER,
     apply_one,

@@ -26,10 +26,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from mlapi import (
     Guard,
     InvalidTokenError,
-    Principal,
-    PrincipalId,
     RepositoryUnavailableError,
-    SetEnabled,
     TokenIssuer,
     User,
     UserDisabledError,
@@ -40,6 +37,8 @@ from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainC
 from mlapi.adapters.sql import Database, SqliteUserRepository, SqlUserRepository
 from mlapi.bootstrap import async_guard, open_service
 from mlapi.config import load_settings
+from mlapi.domain.commands import SetEnabled
+from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.guard import GuardBackend, GuardMiddleware, handle_guard_error
 from mlapi.testing import UnavailableRepository

@@ -15,9 +15,10 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 from starlette.websockets import WebSocketDisconnect
 
-from mlapi import Command, EncryptedPassword, Outcome, ServiceUnavailableError, UserId, Users
+from mlapi import Command, Outcome, ServiceUnavailableError, UserId, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.application.batching import CommandBatcher
+from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http import middleware as asgi

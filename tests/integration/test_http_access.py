@@ -14,10 +14,12 @@ from starlette.applications import Starlette
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from mlapi import Access, ApiKey, Authenticator, EncryptedPassword, Guard, InvalidFieldsError, Reencrypt, User, Users
+from mlapi import Access, ApiKey, Authenticator, Guard, InvalidFieldsError, User, Users
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
 from mlapi.bootstrap import in_memory_access
+from mlapi.domain.commands import Reencrypt
 from mlapi.domain.rules import PasswordPolicy
+from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.testing import UnavailableRepository

@@ -13,13 +13,14 @@ from typing import TypeVar
 import pytest
 from cryptography.fernet import Fernet
 
-from mlapi import ConfigurationError, EncryptedPassword, InvalidTokenError, PasswordCipher, TokenIssuer
+from mlapi import ConfigurationError, InvalidTokenError, PasswordCipher, TokenIssuer
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import PlainCipher
 from mlapi.application import key_reload as rotation
 from mlapi.application.key_reload import Reloader, ReloadingCipher, ReloadingTokens
 from mlapi.domain.ports import is_costly
+from mlapi.domain.users import EncryptedPassword
 from mlapi.secret_files import file_signature
 from mlapi.testing import SettableClock
 from mlapi.testing.tokens import ADA, HOUR, is_refused

@@ -6,13 +6,15 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import URL
 
-from mlapi import ConfigurationError, EncryptedPassword, Reencrypt, Users
+from mlapi import ConfigurationError, Users
 from mlapi.adapters.fernet import HashingFernetCipher
 from mlapi.application import key_reload as rotation
 from mlapi.application import key_rotation
 from mlapi.application.key_rotation import open_key_rotation
 from mlapi.bootstrap import open_service
 from mlapi.config import Settings, load_settings
+from mlapi.domain.commands import Reencrypt
+from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.cli import main
 from mlapi.secret_files import read_yaml
 from tests.conftest import KEY, OLDER_KEY, SALT

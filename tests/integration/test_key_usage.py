@@ -11,11 +11,12 @@ from datetime import timedelta
 import attrs
 import pytest
 
-from mlapi import ApiKey, Command, Guard, Outcome, RecordApiKeyUse, RemoveApiKey, RepositoryUnavailableError, Users
+from mlapi import ApiKey, Command, Guard, Outcome, RepositoryUnavailableError, Users
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
 from mlapi.adapters.sql import Database, SqlUserRepository
 from mlapi.application import key_usage
 from mlapi.application.key_usage import BackgroundKeyUsage
+from mlapi.domain.commands import RecordApiKeyUse, RemoveApiKey
 from mlapi.testing.repository import MINUTE, NOON, SECOND, registered, with_api_key
 
 AT_ONCE, MUCH_LATER = 0.01, 1000.0

@@ -21,16 +21,17 @@ import requests
 from sqlalchemy import URL
 from starlette.types import Message
 
-from mlapi import EncryptedPassword, InvalidFieldsError, Register, User, UserExistsError, Users
+from mlapi import InvalidFieldsError, User, UserExistsError, Users
 from mlapi.adapters.fernet import FernetCipher
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import InMemoryUserRepository, UnlimitedAttempts
 from mlapi.adapters.sql import Database, SqlUserRepository
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.guard import Guard
+from mlapi.domain.commands import Register
 from mlapi.domain.ports import UserRepository
 from mlapi.domain.rules import canonical_username, fold
-from mlapi.domain.users import utc_now
+from mlapi.domain.users import EncryptedPassword, utc_now
 from mlapi.entrypoints.admin import OPEN_PATHS, AdminPolicy
 from mlapi.entrypoints.console.sessions import Sessions
 from mlapi.entrypoints.http import create_app

@@ -19,9 +19,11 @@ from click.testing import CliRunner
 from cryptography.fernet import Fernet
 from sqlalchemy import URL
 
-from mlapi import EncryptedPassword, InvalidCredentialsError, Reencrypt, Users
+from mlapi import InvalidCredentialsError, Users
 from mlapi.bootstrap import Service, open_service
 from mlapi.config import load_settings
+from mlapi.domain.commands import Reencrypt
+from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli import main
 from mlapi.entrypoints.console.sessions import Sessions

@@ -7,24 +7,13 @@ import pytest
 
 from mlapi import (
     Actor,
-    AddApiKey,
     ApiKey,
     ApiKeyId,
     ApiKeyNotFoundError,
     AuditEntry,
-    ChangePassword,
     Command,
-    EncryptedPassword,
-    EndTokens,
     Outcome,
     PasswordChangedError,
-    RecordApiKeyUse,
-    Reencrypt,
-    Register,
-    Rejection,
-    Remove,
-    RemoveApiKey,
-    SetEnabled,
     User,
     UserExistsError,
     UserId,
@@ -33,6 +22,19 @@ from mlapi import (
 )
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.domain.audit import make_audit_entry
+from mlapi.domain.commands import (
+    AddApiKey,
+    ChangePassword,
+    EndTokens,
+    RecordApiKeyUse,
+    Reencrypt,
+    Register,
+    Rejection,
+    Remove,
+    RemoveApiKey,
+    SetEnabled,
+)
+from mlapi.domain.users import EncryptedPassword
 
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 ADA = UserId(7)

@@ -11,44 +11,36 @@ import pytest
 
 from mlapi import (
     Actor,
-    AddApiKey,
     ApiKey,
     ApiKeyId,
     ApiKeyNotFoundError,
     Authenticator,
-    ChangePassword,
     Command,
-    EncryptedPassword,
-    EndTokens,
-    FieldError,
     Guard,
     InvalidCredentialsError,
     InvalidFieldsError,
     InvalidTokenError,
     IssuedToken,
-    LoginAttempt,
     MlapiError,
     Outcome,
     PasswordChangedError,
     PasswordPolicy,
-    Principal,
-    PrincipalId,
-    RecordApiKeyUse,
-    Reencrypt,
     RepositoryUnavailableError,
     TooManyAttemptsError,
     User,
     UserDisabledError,
     UserId,
-    UsernameKey,
     UserNotFoundError,
     UserRepository,
     Users,
-    VerifiedLogin,
 )
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
-from mlapi.application.authentication import run_inline
+from mlapi.application.authentication import LoginAttempt, VerifiedLogin, run_inline
 from mlapi.bootstrap import async_guard
+from mlapi.domain.commands import AddApiKey, ChangePassword, EndTokens, RecordApiKeyUse, Reencrypt
+from mlapi.domain.credentials import Principal, PrincipalId
+from mlapi.domain.errors import FieldError
+from mlapi.domain.users import EncryptedPassword, UsernameKey
 from mlapi.testing import SettableClock, UnavailableRepository
 from mlapi.testing.tokens import HOUR, MOMENT, NOON
 

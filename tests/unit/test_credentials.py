@@ -7,26 +7,15 @@ from datetime import UTC, datetime, timedelta, timezone
 import attrs
 import pytest
 
-from mlapi import (
-    ApiKey,
-    ApiKeyId,
-    ApiKeyPrincipal,
-    EncryptedPassword,
-    FieldError,
-    InvalidFieldsError,
-    InvalidTokenError,
-    IssuedToken,
-    Principal,
-    TokenClaims,
-    User,
-    UserDisabledError,
-    UserId,
-)
+from mlapi import ApiKey, ApiKeyId, InvalidFieldsError, InvalidTokenError, IssuedToken, User, UserDisabledError, UserId
 from mlapi.domain.credentials import (
     API_KEY_NAME_MAX_CHARS,
     USE_RECORDING_INTERVAL,
+    ApiKeyPrincipal,
     ParsedCredential,
     PresentedApiKey,
+    Principal,
+    TokenClaims,
     authenticate,
     check_api_key_fields,
     generate_api_key,
@@ -34,6 +23,8 @@ from mlapi.domain.credentials import (
     looks_like_api_key,
     parse_api_key,
 )
+from mlapi.domain.errors import FieldError
+from mlapi.domain.users import EncryptedPassword
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)

@@ -8,7 +8,6 @@ import pytest
 from mlapi import (
     ApiKeyNotFoundError,
     ConfigurationError,
-    FieldError,
     InvalidCredentialsError,
     InvalidFieldsError,
     InvalidTokenError,
@@ -21,6 +20,7 @@ from mlapi import (
     UserExistsError,
     UserNotFoundError,
 )
+from mlapi.domain.errors import FieldError
 
 LINES: list[tuple[MlapiError, str]] = [
     (UserExistsError(7), "user 7 already has this username"),

@@ -4,7 +4,8 @@ import logging
 
 import pytest
 
-from mlapi import EncryptedPassword, PasswordCipher
+from mlapi import PasswordCipher
+from mlapi.domain.users import EncryptedPassword
 
 PASSWORDS = {
     "short": "x",

@@ -10,37 +10,36 @@ import pytest
 
 from mlapi import (
     Actor,
-    AddApiKey,
     ApiKey,
     ApiKeyId,
     ApiKeyNotFoundError,
-    ApiKeyPrincipal,
     AuditEntry,
-    AuditId,
-    ChangePassword,
     Command,
-    DailyCount,
-    EncryptedPassword,
-    EndTokens,
     Outcome,
     PasswordChangedError,
-    PrincipalId,
-    RecordApiKeyUse,
-    Reencrypt,
-    Register,
-    Remove,
-    RemoveApiKey,
     RepositoryUnavailableError,
-    SetEnabled,
     User,
     UserExistsError,
     UserId,
     UserNotFoundError,
     UserRepository,
-    canonical_username,
 )
-from mlapi.domain.audit import UNSAVED_ID, Action
+from mlapi.domain.audit import UNSAVED_ID, Action, AuditId, DailyCount
+from mlapi.domain.commands import (
+    AddApiKey,
+    ChangePassword,
+    EndTokens,
+    RecordApiKeyUse,
+    Reencrypt,
+    Register,
+    Remove,
+    RemoveApiKey,
+    SetEnabled,
+)
+from mlapi.domain.credentials import ApiKeyPrincipal, PrincipalId
 from mlapi.domain.ports import NonblockingLookup
+from mlapi.domain.rules import canonical_username
+from mlapi.domain.users import EncryptedPassword
 
 NOON = datetime(2026, 11, 24, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)

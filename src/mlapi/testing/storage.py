@@ -18,16 +18,10 @@ from datetime import timedelta
 
 import pytest
 
-from mlapi import (
-    AttemptLimiter,
-    ConfigurationError,
-    Remove,
-    SetEnabled,
-    UserId,
-    UserRepository,
-)
+from mlapi import AttemptLimiter, ConfigurationError, UserId, UserRepository
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.domain.attempts import WindowCount
+from mlapi.domain.commands import Remove, SetEnabled
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.ports import Storage
 from mlapi.testing.attempts import AT_MOST, AttemptLimiterContract

@@ -13,8 +13,9 @@ from datetime import timedelta
 import attrs
 import pytest
 
-from mlapi import EncryptedPassword, InvalidTokenError, IssuedToken, TokenClaims, TokenIssuer, User, UserId
-from mlapi.domain.credentials import looks_like_api_key
+from mlapi import InvalidTokenError, IssuedToken, TokenIssuer, User, UserId
+from mlapi.domain.credentials import TokenClaims, looks_like_api_key
+from mlapi.domain.users import EncryptedPassword
 from mlapi.testing.fakes import SettableClock
 
 NOON = SettableClock().now
