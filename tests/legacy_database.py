@@ -1,4 +1,4 @@
-"""Databases as the origin's application leaves them, and looks at a database that are none of ours."""
+"""Creates databases like those of the legacy app, and reads databases without mlapi's code."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -8,10 +8,10 @@ from typing import Any, TypeAlias
 
 from sqlalchemy import URL, Connection, NullPool, create_engine, inspect, text
 
-# Made for tests, as the origin's application writes; the key is used nowhere else.
-ORIGIN: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "legacy_users.json").read_text("utf-8"))
+# Created for tests in the legacy app's format; the key is used nowhere else.
+LEGACY: dict[str, Any] = json.loads((Path(__file__).parent / "data" / "legacy_users.json").read_text("utf-8"))
 ROWS: list[dict[str, Any]] = [
-    {name: value for name, value in row.items() if name != "plaintext"} for row in ORIGIN["rows"]
+    {name: value for name, value in row.items() if name != "plaintext"} for row in LEGACY["rows"]
 ]
 STORED: str = ROWS[0]["password"]
 AT = "2022-01-02 14:04:26.751085"
@@ -31,7 +31,7 @@ Row: TypeAlias = Mapping[str, Any]
 
 @contextmanager
 def connected(url: URL) -> Iterator[Connection]:
-    """A connection that is none of ours, in a transaction."""
+    """Open a transaction without mlapi's code."""
     engine = create_engine(url, poolclass=NullPool)
     with engine.begin() as connection:
         yield connection
@@ -56,8 +56,8 @@ def row(user_id: int, username: str | bytes | None, **other: Any) -> dict[str, A
     }
 
 
-def make_origin(url: URL, rows: Sequence[Row] = ROWS) -> None:
-    """A database as the origin's two migrations and its application leave it."""
+def create_legacy_database(url: URL, rows: Sequence[Row] = ROWS) -> None:
+    """Create a database like one that the legacy app's two migrations created and that it has used."""
     kind = url.get_backend_name()
     with connected(url) as connection:
         for statement in (
@@ -82,7 +82,7 @@ def add(connection: Connection, rows: Sequence[Row]) -> None:
 
 
 def everything(url: URL) -> object:
-    """All that a database holds: of SQLite its bytes."""
+    """Return the contents of a database: the bytes of an SQLite file, or the schema and rows of PostgreSQL."""
     if url.database is not None and url.get_backend_name() == "sqlite":
         file = Path(url.database)
         return [(each.name, each.read_bytes()) for each in sorted(file.parent.glob(f"{file.name}*"))]
@@ -93,7 +93,7 @@ def everything(url: URL) -> object:
 
 
 def described(connection: Connection) -> dict[str, Any]:
-    """The schema, object by object. Columns by name: PostgreSQL adds new ones at the end."""
+    """Return the schema, object by object. Columns are compared by name, because PostgreSQL appends new ones."""
     found = inspect(connection)
     schema: dict[str, Any] = {
         table: {

@@ -20,7 +20,6 @@ from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerp
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryStorage, InMemoryTokens
 from mlapi.adapters.sql import (
-    Adoption,
     Database,
     SqlAttempts,
     SqliteUserRepository,
@@ -28,9 +27,10 @@ from mlapi.adapters.sql import (
     SqlUserRepository,
     connection_url,
     database_url,
-    opened,
+    open_existing,
     sqlite_file,
 )
+from mlapi.adapters.sql.adoption import Adoption
 from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.batching import CommandBatcher, PrincipalLookup
@@ -277,7 +277,7 @@ def open_adoption(settings: Settings, *, timezone: str | None = None, is_planned
     with open_database(settings) as database:
         settings = completed(settings, secrets_file(database))
         cipher = password_cipher(settings)
-        with opened(database, "plan" if is_planned else "change") as connection:
+        with open_existing(database, "plan" if is_planned else "change") as connection:
             yield Adoption(
                 connection,
                 zone=zone,

@@ -1,4 +1,4 @@
-"""`mlapi db adopt`: a database of the origin becomes ours, whole or not at all."""
+"""Tests of `mlapi db adopt`, which adopts the legacy app's database completely or not at all."""
 
 import doctest
 import json
@@ -28,15 +28,15 @@ from mlapi.entrypoints.cli import main
 from tests.conftest import OLDER_KEY
 from tests.legacy_database import (
     CREATE,
-    ORIGIN,
+    LEGACY,
     ROWS,
     STORED,
     add,
     connected,
+    create_legacy_database,
     described,
     everything,
     execute,
-    make_origin,
     row,
 )
 from tests.postgres_server import PostgresServer
@@ -47,7 +47,7 @@ only_postgresql = pytest.mark.parametrize("url", ["postgres"], indirect=True)
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the service, with its settings in the environment."""
+    """Run in an empty folder, with the settings in the environment."""
     monkeypatch.chdir(tmp_path)
     for name, value in environment(url).items():
         monkeypatch.setenv(name, value)
@@ -57,8 +57,8 @@ def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
 def environment(url: URL) -> dict[str, str]:
     return {
         "MLAPI_DATABASE__URL": url.render_as_string(hide_password=False),
-        "MLAPI_SECRETS__KEY": ORIGIN["key"],
-        "MLAPI_SECRETS__SALT": ORIGIN["salt"],
+        "MLAPI_SECRETS__KEY": LEGACY["key"],
+        "MLAPI_SECRETS__SALT": LEGACY["salt"],
         "MLAPI_PASSWORDS__SCHEME": "fernet",  # cheap
     }
 
@@ -82,8 +82,8 @@ def names(url: URL) -> dict[int, tuple[str, str]]:
     return {each["id"]: (each["username"], each["username_key"]) for each in content(url)}
 
 
-def test_every_user_of_the_origin_logs_in_afterwards(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_origin(url)
+def test_every_legacy_user_can_log_in_after_adoption(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_legacy_database(url)
     monkeypatch.delenv("MLAPI_PASSWORDS__SCHEME")
 
     result = adopt()
@@ -92,20 +92,20 @@ def test_every_user_of_the_origin_logs_in_afterwards(url: URL, monkeypatch: pyte
     assert result.stdout.splitlines()[-1] == f"adopted 10 users; schema: revision {HEAD}"
     assert [each["password"] for each in content(url)] == [each["password"] for each in ROWS]
     with open_service(load_settings()) as service:
-        for each in ORIGIN["rows"]:
+        for each in LEGACY["rows"]:
             enabled = service.users.set_enabled(user_id=each["id"], enabled=True)
             service.access.authenticator.log_in(username=each["username"].upper(), password=each["plaintext"])
             assert enabled.username == each["username"]
             with pytest.raises(InvalidCredentialsError):
                 service.access.authenticator.log_in(
-                    username=each["username"], password=each["plaintext"] + ORIGIN["salt"]
+                    username=each["username"], password=each["plaintext"] + LEGACY["salt"]
                 )
         stored = [user.password.value for user in service.users.iterate_users()]
     assert all(value.endswith("|argon2id") for value in stored)
 
 
-def test_every_row_id_and_time_is_kept(url: URL) -> None:
-    make_origin(url)
+def test_rows_ids_and_times_are_kept(url: URL) -> None:
+    create_legacy_database(url)
 
     adopt_all()
 
@@ -149,10 +149,10 @@ def another_url(url: URL, request: pytest.FixtureRequest) -> Iterator[URL]:
             yield another
 
 
-def test_the_schema_is_that_of_a_fresh_database(url: URL, another_url: URL) -> None:
+def test_adopted_schema_equals_that_of_a_new_database(url: URL, another_url: URL) -> None:
     with Database(another_url) as fresh:
         upgrade(fresh)
-    make_origin(url)
+    create_legacy_database(url)
 
     adopt_all()
 
@@ -170,18 +170,18 @@ def test_the_schema_is_that_of_a_fresh_database(url: URL, another_url: URL) -> N
 
 def registered_id() -> int:
     with open_users(load_settings()) as users:
-        return users.register(username="somebody new", password="p", email="a@example.com").id
+        return users.register(username="a new user", password="p", email="a@example.com").id
 
 
-def test_an_empty_table_begins_with_the_first_id(url: URL) -> None:
-    make_origin(url, [])
+def test_empty_table_starts_with_id_1(url: URL) -> None:
+    create_legacy_database(url, [])
 
     assert adopt().stdout == f"users: 0\nadopted 0 users; schema: revision {HEAD}\n"
     assert registered_id() == 1
 
 
-def test_the_ids_of_those_who_are_removed_are_not_given_again(url: URL) -> None:
-    make_origin(url, [row(5, "ada"), row(7, "bob")])
+def test_ids_of_removed_users_are_not_reused(url: URL) -> None:
+    create_legacy_database(url, [row(5, "ada"), row(7, "bob")])
 
     adopt()
     with open_users(load_settings()) as users:
@@ -193,8 +193,8 @@ def test_the_ids_of_those_who_are_removed_are_not_given_again(url: URL) -> None:
 
 @only_postgresql
 @pytest.mark.parametrize("owner", ["users.id", "NONE"])
-def test_ids_go_on_after_the_last_of_the_sequence_whoever_owns_it(url: URL, owner: str) -> None:
-    make_origin(url, [row(5, "ada")])
+def test_ids_continue_after_the_sequence(url: URL, owner: str) -> None:
+    create_legacy_database(url, [row(5, "ada")])
     execute(url, f"ALTER SEQUENCE users_id_seq OWNED BY {owner}", "SELECT setval('users_id_seq', 9)")
 
     adopt()
@@ -204,8 +204,8 @@ def test_ids_go_on_after_the_last_of_the_sequence_whoever_owns_it(url: URL, owne
 
 @only_postgresql
 @pytest.mark.parametrize("default", ["ADD GENERATED ALWAYS AS IDENTITY (START 9)", "SET DEFAULT 1", "DROP DEFAULT"])
-def test_ids_that_are_numbered_otherwise_are_numbered_as_ours(url: URL, default: str) -> None:
-    make_origin(url, [row(5, "ada")])
+def test_ids_without_a_sequence_get_an_identity(url: URL, default: str) -> None:
+    create_legacy_database(url, [row(5, "ada")])
     execute(url, "ALTER TABLE users ALTER id DROP DEFAULT", "DROP SEQUENCE users_id_seq")
     execute(url, f"ALTER TABLE users ALTER id {default}")
 
@@ -215,7 +215,7 @@ def test_ids_that_are_numbered_otherwise_are_numbered_as_ours(url: URL, default:
 
 
 @only_sqlite
-def test_sqlite_goes_on_after_the_largest_id_that_it_knows_of(url: URL) -> None:
+def test_ids_continue_after_sqlites_largest_id(url: URL) -> None:
     create = CREATE["sqlite"].replace("NOT NULL", "PRIMARY KEY AUTOINCREMENT")
     execute(url, create.replace(", PRIMARY KEY (id)", ", enabled BOOLEAN"))
     with connected(url) as connection:
@@ -227,7 +227,7 @@ def test_sqlite_goes_on_after_the_largest_id_that_it_knows_of(url: URL) -> None:
     assert registered_id() == 42
 
 
-def test_what_is_missing_and_harmless_is_filled_in(url: URL) -> None:
+def test_missing_values_get_defaults(url: URL) -> None:
     later = "2023-05-06 07:08:09.000010"
     nothing = {"email": None, "enabled": None, "created_datetime": None, "updated_datetime": None}
     rows = [
@@ -236,7 +236,7 @@ def test_what_is_missing_and_harmless_is_filled_in(url: URL) -> None:
         row(3, "cyd", **nothing),
         row(4, "dan", email="nonsense"),
     ]
-    make_origin(url, rows)
+    create_legacy_database(url, rows)
 
     result = adopt()
 
@@ -249,16 +249,16 @@ def test_what_is_missing_and_harmless_is_filled_in(url: URL) -> None:
     assert cyd.created_datetime == cyd.updated_datetime > ada.created_datetime
     assert result.stdout.splitlines() == [
         "users: 4",
-        "e-mail addresses that nobody may register with: 1; kept as they are",
+        "e-mail addresses that cannot be used to register: 1; kept as they are",
         "       4 'dan' must look like name@example.com",
         "no e-mail address: 1; becomes empty",
         "       3 'cyd'",
         "neither enabled nor disabled: 1; becomes enabled",
         "       3 'cyd'",
-        "no created_datetime: 2; becomes that of updated_datetime, or of this adoption",
+        "no created_datetime: 2; set to updated_datetime, or to the time of this adoption",
         "       1 'ada'",
         "       3 'cyd'",
-        "no updated_datetime: 2; becomes that of created_datetime, or of this adoption",
+        "no updated_datetime: 2; set to created_datetime, or to the time of this adoption",
         "       2 'bob'",
         "       3 'cyd'",
         f"adopted 4 users; schema: revision {HEAD}",
@@ -279,8 +279,8 @@ DECISIONS = [
 ]
 
 
-def test_what_must_be_decided_is_reported_and_nothing_is_changed(url: URL) -> None:
-    make_origin(url, DECISIONS)
+def test_undecided_findings_are_reported_and_change_nothing(url: URL) -> None:
+    create_legacy_database(url, DECISIONS)
     before = everything(url)
 
     result = adopt()
@@ -290,20 +290,20 @@ def test_what_must_be_decided_is_reported_and_nothing_is_changed(url: URL) -> No
     assert result.stdout.splitlines() == [
         "users: 10",
         (
-            "names that several users have, whatever the case or spelling: 4; the first keeps it, the others get their"
-            " id appended (--rename-duplicates)"
+            "usernames that are equal except for case or spelling: 4; the first user keeps the name, the others get"
+            " their id appended (--rename-duplicates)"
         ),
         "       1 'alice' keeps it",
         "       2 'ALICE' -> 'ALICE-2'",
         "       3 'José' keeps it",
         "       4 'Jose\u0301' -> 'Jose\u0301-4'",
-        "names that nobody may have: 4; replaced (--rename-invalid)",
+        "invalid usernames: 4; replaced (--rename-invalid)",
         "       5 None is missing -> 'user-5'",
         "       6 '' must not be empty -> 'user-6'",
         "       7 ' x\\x1b[2J' must not contain control, invisible or unassigned characters -> 'user-7'",
         f"       8 '{'x' * 59}... must be at most 254 characters -> 'user-8'",
         (
-            "no password: 2; kept; nobody can log in as these until they are given one: mlapi users set-password"
+            "no password: 2; kept; these users cannot log in until you run mlapi users set-password"
             " (--lock-passwordless)"
         ),
         "       9 'bob'",
@@ -315,8 +315,8 @@ def test_what_must_be_decided_is_reported_and_nothing_is_changed(url: URL) -> No
 
 
 @pytest.mark.parametrize("option", ["--rename-duplicates", "--rename-invalid", "--lock-passwordless"])
-def test_one_decision_is_not_the_others(url: URL, option: str) -> None:
-    make_origin(url, DECISIONS)
+def test_each_option_decides_one_finding(url: URL, option: str) -> None:
+    create_legacy_database(url, DECISIONS)
 
     result = adopt(option)
 
@@ -324,8 +324,8 @@ def test_one_decision_is_not_the_others(url: URL, option: str) -> None:
     assert option not in result.stderr
 
 
-def test_what_is_decided_is_done(url: URL) -> None:
-    make_origin(url, DECISIONS)
+def test_decided_findings_are_carried_out(url: URL) -> None:
+    create_legacy_database(url, DECISIONS)
 
     adopt_all()
 
@@ -343,8 +343,8 @@ def test_what_is_decided_is_done(url: URL) -> None:
     }
 
 
-def test_a_user_without_a_password_is_let_in_when_he_is_given_one(url: URL) -> None:
-    make_origin(url, [row(9, "bob", password=None)])
+def test_user_without_password_can_log_in_once_it_is_set(url: URL) -> None:
+    create_legacy_database(url, [row(9, "bob", password=None)])
     adopt_all()
 
     with open_service(load_settings()) as service:
@@ -356,12 +356,12 @@ def test_a_user_without_a_password_is_let_in_when_he_is_given_one(url: URL) -> N
         users.set_password(user_id=bob.id, password="a new one")
         issued = authenticator.log_in(username="bob", password="a new one")
 
-    assert password_cipher(load_settings()).is_readable(bob.password)  # or the key could not be turned over
+    assert password_cipher(load_settings()).is_readable(bob.password)  # otherwise the key could not be rotated
     assert issued.token
 
 
-def test_a_new_name_is_never_one_that_somebody_has(url: URL) -> None:
-    make_origin(
+def test_new_name_is_never_taken(url: URL) -> None:
+    create_legacy_database(
         url,
         [
             row(1, "alice"),
@@ -397,17 +397,17 @@ def test_a_new_name_is_never_one_that_somebody_has(url: URL) -> None:
     }
 
 
-def test_two_new_names_that_would_be_one_are_two(url: URL) -> None:
-    make_origin(url, [row(1, "x-5"), row(2, "X-5"), row(3, "x"), row(5, "X")])
+def test_new_names_differ_from_each_other(url: URL) -> None:
+    create_legacy_database(url, [row(1, "x-5"), row(2, "X-5"), row(3, "x"), row(5, "X")])
 
     adopt_all()
 
     assert {user_id: name for user_id, (name, _) in names(url).items()} == {1: "x-5", 2: "X-5-2", 3: "x", 5: "X-5-3"}
 
 
-def test_the_report_shows_twenty_of_each_and_the_json_all(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "BATCH", 7)
-    make_origin(url, [row(number, "ädä", enabled=None) for number in range(1, 46)])
+def test_report_shows_twenty_users_each_and_json_all(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(survey, "BATCH_ROWS", 7)
+    create_legacy_database(url, [row(number, "ädä", enabled=None) for number in range(1, 46)])
 
     text_report = adopt("--dry-run").stdout.splitlines()
     json_report = [json.loads(line) for line in adopt("--dry-run", "--json").stdout.splitlines()]
@@ -434,10 +434,10 @@ def test_the_report_shows_twenty_of_each_and_the_json_all(url: URL, monkeypatch:
     }
 
 
-def test_users_of_one_name_are_together_and_others_by_id(url: URL) -> None:
+def test_duplicates_are_grouped_and_others_sorted_by_id(url: URL) -> None:
     flags = {2: None, 4: None, 5: None}
     rows = enumerate(["ada", "bob", "Bob", "Ada", "cyd"], start=1)
-    make_origin(url, [row(number, name, enabled=flags.get(number, True)) for number, name in rows])
+    create_legacy_database(url, [row(number, name, enabled=flags.get(number, True)) for number, name in rows])
 
     lines = [json.loads(line) for line in adopt("--json").stdout.splitlines()[:-1]]
 
@@ -447,8 +447,8 @@ def test_users_of_one_name_are_together_and_others_by_id(url: URL) -> None:
     ]
 
 
-def test_a_dry_run_changes_nothing_and_tells_whether_it_would_do(url: URL) -> None:
-    make_origin(url, [row(1, "ada"), row(2, "ADA")])
+def test_dry_run_changes_nothing_and_reports_success(url: URL) -> None:
+    create_legacy_database(url, [row(1, "ada"), row(2, "ADA")])
     before = everything(url)
 
     undecided, decided = adopt("--dry-run"), adopt("--dry-run", "--rename-duplicates")
@@ -458,8 +458,8 @@ def test_a_dry_run_changes_nothing_and_tells_whether_it_would_do(url: URL) -> No
     assert decided.stdout.splitlines()[-1] == "nothing was changed"
 
 
-def test_the_json_of_an_adoption_ends_with_its_result(url: URL) -> None:
-    make_origin(url, [row(1, None), row(2, "\x1b", email="nonsense")])
+def test_json_report_ends_with_the_result(url: URL) -> None:
+    create_legacy_database(url, [row(1, None), row(2, "\x1b", email="nonsense")])
 
     lines = [json.loads(line) for line in adopt_all("--json").stdout.splitlines()]
 
@@ -499,10 +499,10 @@ def test_the_json_of_an_adoption_ends_with_its_result(url: URL) -> None:
 
 
 @pytest.mark.parametrize(("setting", "value"), [("KEY", OLDER_KEY), ("SALT", "another salt")])
-def test_secrets_that_do_not_fit_are_refused(
+def test_wrong_secrets_are_refused(
     url: URL, setting: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    make_origin(url)
+    create_legacy_database(url)
     before = everything(url)
     monkeypatch.setenv(f"MLAPI_SECRETS__{setting}", value)
 
@@ -510,42 +510,44 @@ def test_secrets_that_do_not_fit_are_refused(
 
     assert everything(url) == before
     assert (result.exit_code, caplog.messages) == (3, [])
-    assert result.stdout.splitlines()[1].startswith("stored passwords that the configured secrets do not fit: 10; give")
+    assert result.stdout.splitlines()[1].startswith(
+        "stored passwords that the configured secrets cannot decrypt: 10; set"
+    )
     assert result.stderr == (
-        "mlapi: nothing was changed: stored passwords that the configured secrets do not fit: give secrets.key and"
-        " secrets.salt those of this database, or lists with them\n"
+        "mlapi: nothing was changed: stored passwords that the configured secrets cannot decrypt: set secrets.key and"
+        " secrets.salt to those of the legacy app, or to lists that include them\n"
     )
 
 
-def test_single_passwords_that_cannot_be_read_are_reported_and_kept(url: URL) -> None:
-    make_origin(url, [row(1, "ada"), row(2, "bob", password="damaged"), row(3, "cyd")])
+def test_unreadable_passwords_are_reported_and_kept(url: URL) -> None:
+    create_legacy_database(url, [row(1, "ada"), row(2, "bob", password="damaged"), row(3, "cyd")])
 
     result = adopt()
 
     assert result.exit_code == 0
     assert result.stdout.splitlines()[1:3] == [
-        "stored passwords that the configured secrets do not fit: 1; kept as they are; nobody can log in with these",
+        "stored passwords that the configured secrets cannot decrypt: 1; kept; these users cannot log in",
         "       2 'bob' cannot be read with secrets.key: it was made with another key, or is damaged",
     ]
     assert content(url)[1]["password"] == "damaged"
 
 
-def test_a_key_that_is_needed_is_not_taken_for_an_older_one(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_origin(url)
+def test_prune_keeps_a_key_that_adopted_passwords_need(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_legacy_database(url)
     monkeypatch.delenv("MLAPI_SECRETS__KEY")
     monkeypatch.delenv("MLAPI_SECRETS__SALT")
-    Path("secrets.yml").write_text(f"key: [{OLDER_KEY}, {ORIGIN['key']}]\nsalt: ['{ORIGIN['salt']}']\n")
+    Path("secrets.yml").write_text(f"key: [{OLDER_KEY}, {LEGACY['key']}]\nsalt: ['{LEGACY['salt']}']\n")
     Path("secrets.yml").chmod(0o600)
     adopt_all()
 
     pruned = CliRunner().invoke(main, ["keys", "prune"])
 
     assert pruned.stdout.startswith("left keys and salts: passwords may be stored under an older key")
-    assert ORIGIN["key"] in Path("secrets.yml").read_text()
+    assert LEGACY["key"] in Path("secrets.yml").read_text()
 
 
-def test_missing_secrets_are_not_made(url: URL, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_origin(url)
+def test_missing_secrets_are_not_created(url: URL, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_legacy_database(url)
     monkeypatch.delenv("MLAPI_SECRETS__KEY")
 
     result = adopt()
@@ -555,14 +557,14 @@ def test_missing_secrets_are_not_made(url: URL, folder: Path, monkeypatch: pytes
     assert not (folder / "secrets.yml").exists()
 
 
-def test_times_are_those_of_a_zone(url: URL) -> None:
+def test_times_are_converted_from_a_time_zone(url: URL) -> None:
     at = {
         1: ("2022-01-02 14:04:26.751085", "2022-01-02T12:04:26.751085+00:00"),
         2: ("2022-07-02 14:04:26", "2022-07-02T11:04:26+00:00"),
-        3: ("2022-03-27 03:30:00", "2022-03-27T01:30:00+00:00"),  # never shown by the clocks
-        4: ("2022-10-30 03:30:00", "2022-10-30T01:30:00+00:00"),  # shown twice
+        3: ("2022-03-27 03:30:00", "2022-03-27T01:30:00+00:00"),  # a local time that never occurred
+        4: ("2022-10-30 03:30:00", "2022-10-30T01:30:00+00:00"),  # a local time that occurred twice
     }
-    make_origin(url, [row(each, f"user{each}", created_datetime=stored) for each, (stored, _) in at.items()])
+    create_legacy_database(url, [row(each, f"user{each}", created_datetime=stored) for each, (stored, _) in at.items()])
 
     adopt_all("--timezone", "Europe/Vilnius")
 
@@ -572,8 +574,8 @@ def test_times_are_those_of_a_zone(url: URL) -> None:
 
 
 @pytest.mark.parametrize("zone", ["Europe", "Nowhere/Land", "../UTC", "\x1b"])
-def test_an_unknown_zone_is_refused(url: URL, zone: str) -> None:
-    make_origin(url)
+def test_unknown_time_zone_is_refused(url: URL, zone: str) -> None:
+    create_legacy_database(url)
 
     result = adopt("--timezone", zone)
 
@@ -581,8 +583,8 @@ def test_an_unknown_zone_is_refused(url: URL, zone: str) -> None:
     assert result.stderr == f"mlapi: there is no time zone {zone!r}: give an IANA name, as Europe/Vilnius\n"
 
 
-def test_the_second_time_there_is_nothing_to_do(url: URL) -> None:
-    make_origin(url)
+def test_second_adoption_does_nothing(url: URL) -> None:
+    create_legacy_database(url)
     adopt_all()
     before = content(url)
 
@@ -597,18 +599,18 @@ def test_the_second_time_there_is_nothing_to_do(url: URL) -> None:
 @pytest.mark.parametrize(
     ("statements", "line"),
     [
-        ([], "the database has no table `users` to adopt; `mlapi db upgrade` makes an empty one"),
+        ([], "the database has no table `users` to adopt; `mlapi db upgrade` creates an empty one"),
         (
             ["CREATE TABLE users (id INTEGER PRIMARY KEY, username VARCHAR, password VARCHAR, token_epoch VARCHAR)"],
             (
-                "the table `users` is neither the origin's nor ours (it has no column 'email', no column 'enabled',"
-                " no column 'created_datetime', no column 'updated_datetime', a column 'token_epoch'): see that"
-                " database.url names the database you mean"
+                "the table `users` is neither the legacy app's nor mlapi's (it has no column 'email', no column"
+                " 'enabled', no column 'created_datetime', no column 'updated_datetime', a column 'token_epoch'): check"
+                " database.url"
             ),
         ),
     ],
 )
-def test_what_is_not_the_origins_is_refused(url: URL, statements: list[str], line: str) -> None:
+def test_other_tables_are_refused(url: URL, statements: list[str], line: str) -> None:
     execute(url, "CREATE TABLE other (id INTEGER PRIMARY KEY)", *statements)
     before = everything(url)
 
@@ -619,23 +621,23 @@ def test_what_is_not_the_origins_is_refused(url: URL, statements: list[str], lin
 
 
 @only_sqlite
-def test_a_file_that_is_not_there_is_not_made(folder: Path) -> None:
+def test_missing_file_is_not_created(folder: Path) -> None:
     result = adopt()
 
-    line = f"there is no database '{folder}/mlapi.db': see that database.url names the one you mean"
+    line = f"there is no database '{folder}/mlapi.db': check database.url"
     assert (result.exit_code, result.stderr) == (3, f"mlapi: {line}\n")
     assert list(folder.iterdir()) == []
 
 
-def test_a_start_on_a_database_of_the_origin_names_the_command(url: URL) -> None:
-    make_origin(url)
+def test_service_on_a_legacy_database_names_the_command(url: URL) -> None:
+    create_legacy_database(url)
 
     with pytest.raises(ConfigurationError, match="run `mlapi db adopt` to keep its users"), open_users(load_settings()):
         pass
 
 
-def test_columns_of_somebody_else_are_kept(url: URL) -> None:
-    make_origin(url, [])
+def test_extra_columns_are_kept(url: URL) -> None:
+    create_legacy_database(url, [])
     execute(
         url,
         'ALTER TABLE users ADD COLUMN "full name: x" VARCHAR',
@@ -660,8 +662,8 @@ def test_columns_of_somebody_else_are_kept(url: URL) -> None:
     ]
 
 
-def test_what_refers_to_users_still_does(url: URL) -> None:
-    make_origin(url, [row(1, "ada"), row(2, "Ädä", password=None)])
+def test_foreign_keys_to_users_are_kept(url: URL) -> None:
+    create_legacy_database(url, [row(1, "ada"), row(2, "Ädä", password=None)])
     execute(
         url,
         "CREATE TABLE orders (id INTEGER PRIMARY KEY,"
@@ -685,8 +687,8 @@ def test_what_refers_to_users_still_does(url: URL) -> None:
         assert connection.scalars(text("SELECT id FROM orders ORDER BY id")).all() == [2, 3]
 
 
-def test_a_plain_index_is_kept(url: URL) -> None:
-    make_origin(url)
+def test_plain_index_is_kept(url: URL) -> None:
+    create_legacy_database(url)
     execute(url, "CREATE INDEX by_email ON users (email)")
 
     adopt_all()
@@ -697,8 +699,8 @@ def test_a_plain_index_is_kept(url: URL) -> None:
 
 
 @only_sqlite
-def test_a_view_is_kept_on_sqlite(url: URL) -> None:
-    make_origin(url)
+def test_view_is_kept_on_sqlite(url: URL) -> None:
+    create_legacy_database(url)
     execute(url, "CREATE VIEW people AS SELECT id, username FROM users", "CREATE VIEW broken AS SELECT 1 FROM nowhere")
 
     adopt_all()
@@ -707,30 +709,32 @@ def test_a_view_is_kept_on_sqlite(url: URL) -> None:
         assert connection.scalar(text("SELECT count(*) FROM people")) == len(ROWS)
 
 
-HINDRANCES_OF_SQLITE = {
+SQLITE_OBSTACLES = {
     "CREATE TABLE users (id BIGINT, username, password, email, enabled, created_datetime, updated_datetime)": (
-        "column 'id' must be INTEGER, or SQLite does not number rows by it"
+        "column 'id' must have the type INTEGER, otherwise SQLite does not generate ids"
     ),
     "ALTER TABLE users ADD COLUMN code VARCHAR COLLATE NOCASE CHECK (code <> 'CONFLICT')": (
-        "CHECK in its CREATE TABLE would be lost: make it without; COLLATE in its CREATE TABLE would be lost: make it"
-        " without; the primary key must be id"
+        "CHECK in its CREATE TABLE statement would be lost: recreate the table without it; COLLATE in its CREATE TABLE"
+        " statement would be lost: recreate the table without it; the primary key must be id"
     ),
     "ALTER TABLE users ADD COLUMN plan VARCHAR NOT NULL": (
-        "column 'plan', which mlapi does not fill, needs a default or must allow NULL"
+        "column 'plan' needs a default or must allow NULL, because mlapi does not fill it"
     ),
     "CREATE TRIGGER noted AFTER INSERT ON users BEGIN SELECT 1; END": "trigger 'noted' must be dropped",
     "CREATE UNIQUE INDEX one_address ON users (email)": "unique index 'one_address' must be dropped",
     "ALTER TABLE users ADD COLUMN team INTEGER REFERENCES teams (id)": "foreign key 'team' must be dropped",
     "ALTER TABLE users ADD COLUMN twice INTEGER AS (2 * id)": "generated column 'twice' must be dropped",
 }
-HINDRANCES_OF_POSTGRESQL = {
+POSTGRESQL_OBSTACLES = {
     "ALTER TABLE users ALTER created_datetime TYPE timestamptz": (
-        "column 'created_datetime' is TIMESTAMP, which the origin's is not"
+        "column 'created_datetime' has the type TIMESTAMP, which differs from the legacy app's"
     ),
-    "ALTER TABLE users ALTER enabled TYPE integer USING 1": "column 'enabled' is INTEGER, which the origin's is not",
+    "ALTER TABLE users ALTER enabled TYPE integer USING 1": (
+        "column 'enabled' has the type INTEGER, which differs from the legacy app's"
+    ),
     "ALTER TABLE users DROP CONSTRAINT users_pkey": "the primary key must be id",
     "ALTER TABLE users ADD COLUMN plan integer NOT NULL": (
-        "column 'plan', which mlapi does not fill, needs a default or must allow NULL"
+        "column 'plan' needs a default or must allow NULL, because mlapi does not fill it"
     ),
     "CREATE TRIGGER noted BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION nothing()": (
         "trigger 'noted' must be dropped"
@@ -747,16 +751,16 @@ HINDRANCES_OF_POSTGRESQL = {
 }
 
 
-def test_all_that_would_be_lost_or_hinder_is_named(url: URL) -> None:
-    make_origin(url, [])
+def test_every_obstacle_is_named(url: URL) -> None:
+    create_legacy_database(url, [])
     if url.get_backend_name() == "sqlite":
         execute(url, "DROP TABLE users")
-        hindrances = HINDRANCES_OF_SQLITE
+        obstacles = SQLITE_OBSTACLES
     else:
         function = "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END'"
         execute(url, function)
-        hindrances = HINDRANCES_OF_POSTGRESQL
-    execute(url, *hindrances)
+        obstacles = POSTGRESQL_OBSTACLES
+    execute(url, *obstacles)
     before = everything(url)
 
     result = adopt()
@@ -765,12 +769,12 @@ def test_all_that_would_be_lost_or_hinder_is_named(url: URL) -> None:
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.startswith("mlapi: the table `users` cannot be adopted as it is: ")
     assert sorted(result.stderr.strip().partition(" as it is: ")[2].split("; ")) == sorted(
-        one for line in hindrances.values() for one in line.split("; ")
+        one for line in obstacles.values() for one in line.split("; ")
     )
 
 
 @only_sqlite
-def test_a_check_that_sqlalchemy_made_for_the_flag_is_no_hindrance(url: URL) -> None:
+def test_check_that_sqlalchemy_adds_is_no_obstacle(url: URL) -> None:
     check = ", enabled BOOLEAN, CHECK (enabled IN (0, 1)), PRIMARY KEY (id))"
     execute(url, CREATE["sqlite"].replace(", PRIMARY KEY (id))", check))
     with connected(url) as connection:
@@ -780,7 +784,7 @@ def test_a_check_that_sqlalchemy_made_for_the_flag_is_no_hindrance(url: URL) -> 
 
 
 @only_sqlite
-def test_values_that_are_of_no_type_of_ours_are_refused(url: URL) -> None:
+def test_values_of_the_wrong_type_are_refused(url: URL) -> None:
     rows = [
         row(0, "zero"),
         row(1, "ada", password=b"x"),
@@ -790,7 +794,7 @@ def test_values_that_are_of_no_type_of_ours_are_refused(url: URL) -> None:
         row(5, "eve", created_datetime="yesterday"),
         row(6, "flo", updated_datetime=5),
     ]
-    make_origin(url, rows)
+    create_legacy_database(url, rows)
     execute(url, "UPDATE users SET email = CAST(x'ff' AS TEXT) WHERE id = 4")
     before = everything(url)
 
@@ -799,12 +803,12 @@ def test_values_that_are_of_no_type_of_ours_are_refused(url: URL) -> None:
 
     assert everything(url) == before
     assert result.stdout.splitlines()[1:9] == [
-        "times that cannot be read: 2; set them to NULL or to a time first",
+        "invalid times: 2; set them to NULL or to a valid time first",
         "       5 'eve'",
         "       6 'flo'",
         (
-            "ids below 1, or a password, an e-mail or a flag that is none: 5; set them to NULL or to a value of the"
-            " column's type first"
+            "ids below 1, or values of the wrong type in password, email or enabled: 5; set them to NULL or to a value"
+            " of the column's type first"
         ),
         "       0 'zero'",
         "       1 'ada'",
@@ -812,15 +816,15 @@ def test_values_that_are_of_no_type_of_ours_are_refused(url: URL) -> None:
         "       3 'cyd'",
     ]
     assert result.stderr == (
-        "mlapi: nothing was changed: times that cannot be read: set them to NULL or to a time first; ids below 1, or a"
-        " password, an e-mail or a flag that is none: set them to NULL or to a value of the column's type first\n"
+        "mlapi: nothing was changed: invalid times: set them to NULL or to a valid time first; ids below 1, or values"
+        " of the wrong type in password, email or enabled: set them to NULL or to a value of the column's type first\n"
     )
     assert [each["username"] for each in as_json if each.get("finding") == "invalid_names"] == ["b'dan'"]
 
 
 @only_sqlite
-def test_a_time_with_its_zone_is_that_time(url: URL) -> None:
-    make_origin(url, [row(1, "ada", created_datetime="2022-01-02 14:00:00+02:00")])
+def test_stored_time_zone_wins_over_the_option(url: URL) -> None:
+    create_legacy_database(url, [row(1, "ada", created_datetime="2022-01-02 14:00:00+02:00")])
 
     adopt_all("--timezone", "Europe/Vilnius")
 
@@ -828,20 +832,20 @@ def test_a_time_with_its_zone_is_that_time(url: URL) -> None:
 
 
 @only_postgresql
-def test_a_time_that_python_does_not_know_is_refused(url: URL) -> None:
-    make_origin(url, [row(1, "ada", created_datetime="infinity")])
+def test_time_outside_pythons_range_is_refused(url: URL) -> None:
+    create_legacy_database(url, [row(1, "ada", created_datetime="infinity")])
 
     result = adopt()
 
-    assert result.stdout.splitlines()[1].startswith("times that cannot be read: 1")
+    assert result.stdout.splitlines()[1].startswith("invalid times: 1")
     assert result.exit_code == 3
 
 
 @only_sqlite
 @pytest.mark.parametrize("lock", ["BEGIN IMMEDIATE", "BEGIN"])
-def test_a_file_that_is_in_use_is_left_alone(url: URL, lock: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_origin(url)
-    monkeypatch.setattr(Database.__init__, "__kwdefaults__", {"wait": 0.2, "connections": 2})
+def test_file_in_use_is_not_adopted(url: URL, lock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_legacy_database(url)
+    monkeypatch.setattr(Database.__init__, "__kwdefaults__", {"timeout_seconds": 0.2, "max_connections": 2})
     other = sqlite3.connect(str(url.database), isolation_level=None)
     other.execute(lock)
     other.execute("SELECT * FROM users").fetchone()
@@ -849,26 +853,26 @@ def test_a_file_that_is_in_use_is_left_alone(url: URL, lock: str, monkeypatch: p
     result = adopt()
     other.close()
 
-    in_use = "mlapi: the database is unavailable: something else uses the database: stop it, then run this again\n"
+    in_use = "mlapi: the database is unavailable: another program is using the database: stop it, then run this again\n"
     assert (result.exit_code, result.stdout, result.stderr) == (3, "", in_use)
     assert adopt().exit_code == 0
 
 
 @only_postgresql
-def test_a_table_that_is_in_use_is_left_alone(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_origin(url)
-    monkeypatch.setattr(Database.__init__, "__kwdefaults__", {"wait": 0.2, "connections": 2})
+def test_table_in_use_is_not_adopted(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_legacy_database(url)
+    monkeypatch.setattr(Database.__init__, "__kwdefaults__", {"timeout_seconds": 0.2, "max_connections": 2})
     with connected(url) as other:
         other.exec_driver_sql("SELECT * FROM users")
         result = adopt()
 
-    in_use = "mlapi: the database is unavailable: something else uses the database: stop it, then run this again\n"
+    in_use = "mlapi: the database is unavailable: another program is using the database: stop it, then run this again\n"
     assert (result.exit_code, result.stdout, result.stderr) == (3, "", in_use)
     assert adopt().exit_code == 0
 
 
 @only_sqlite
-def test_a_file_that_is_no_database_is_told_in_one_line(folder: Path) -> None:
+def test_file_that_is_no_database_is_reported_in_one_line(folder: Path) -> None:
     (folder / "mlapi.db").write_text("no database " * 100)
 
     result = adopt()
@@ -879,7 +883,7 @@ def test_a_file_that_is_no_database_is_told_in_one_line(folder: Path) -> None:
 
 @contextmanager
 def adopting(folder: Path, url: URL) -> Iterator["subprocess.Popen[bytes]"]:
-    """The command in a process of its own."""
+    """Run the command in another process."""
     script = "from mlapi.entrypoints.cli import main; main(['db', 'adopt'])"
     process = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -903,8 +907,8 @@ def until(condition: Any) -> None:
 
 
 @only_sqlite
-def test_a_kill_in_the_middle_leaves_sqlite_as_it_was(url: URL, folder: Path) -> None:
-    make_origin(url, [row(number, f"user{number}") for number in range(1, 3_001)])
+def test_killed_adoption_leaves_sqlite_unchanged(url: URL, folder: Path) -> None:
+    create_legacy_database(url, [row(number, f"user{number}") for number in range(1, 3_001)])
     before = content(url)
     journal = Path(f"{url.database}-journal")
 
@@ -920,14 +924,14 @@ def test_a_kill_in_the_middle_leaves_sqlite_as_it_was(url: URL, folder: Path) ->
 
 
 @only_postgresql
-def test_a_kill_in_the_middle_leaves_postgresql_as_it_was(url: URL, folder: Path, postgres: PostgresServer) -> None:
-    make_origin(url)
+def test_killed_adoption_leaves_postgresql_unchanged(url: URL, folder: Path, postgres: PostgresServer) -> None:
+    create_legacy_database(url)
     execute(url, "CREATE TABLE orders (user_id INTEGER REFERENCES users (id))")
     before = everything(url)
     waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%ALTER id TYPE bigint%'"
 
     with connected(url) as other, adopting(folder, url) as process:
-        other.exec_driver_sql("SELECT * FROM orders")  # whose lock hinders the other table's id from being altered
+        other.exec_driver_sql("SELECT * FROM orders")  # this lock prevents ALTER TABLE users ALTER id
         until(lambda: postgres.execute(waiting))
         process.send_signal(signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL
@@ -936,9 +940,9 @@ def test_a_kill_in_the_middle_leaves_postgresql_as_it_was(url: URL, folder: Path
     assert adopt().exit_code == 0
 
 
-def test_an_error_in_the_middle_leaves_everything_as_it_was(url: URL) -> None:
-    make_origin(url)
-    execute(url, "CREATE TABLE mlapi_audit (id INTEGER PRIMARY KEY)")  # which a later migration makes
+def test_failed_adoption_changes_nothing(url: URL) -> None:
+    create_legacy_database(url)
+    execute(url, "CREATE TABLE mlapi_audit (id INTEGER PRIMARY KEY)")  # a later migration creates it
     before = everything(url)
 
     result = adopt()
@@ -950,12 +954,12 @@ def test_an_error_in_the_middle_leaves_everything_as_it_was(url: URL) -> None:
 
 
 @only_postgresql
-def test_the_origins_own_settings_are_enough(url: URL, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_origin(url)
+def test_settings_of_the_legacy_app_suffice(url: URL, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_legacy_database(url)
     for name in ("MLAPI_DATABASE__URL", "MLAPI_SECRETS__KEY", "MLAPI_SECRETS__SALT"):
         monkeypatch.delenv(name)
     settings = {
-        "secrets": {"key": ORIGIN["key"], "salt": ORIGIN["salt"]},
+        "secrets": {"key": LEGACY["key"], "salt": LEGACY["salt"]},
         "connection": {
             "username": url.username,
             "password": url.password,
@@ -964,14 +968,14 @@ def test_the_origins_own_settings_are_enough(url: URL, folder: Path, monkeypatch
             "database": url.database,
         },
     }
-    (folder / "config.yml").write_text(json.dumps(settings))  # which is YAML too
+    (folder / "config.yml").write_text(json.dumps(settings))  # JSON is valid YAML
     (folder / "config.yml").chmod(0o600)
 
     assert adopt().exit_code == 0
 
 
-def test_a_library_may_look_and_leave(url: URL) -> None:
-    make_origin(url, [row(1, "ada"), row(2, "ADA")])
+def test_library_can_inspect_a_plan_without_adopting(url: URL) -> None:
+    create_legacy_database(url, [row(1, "ada"), row(2, "ADA")])
     before = content(url)
 
     with open_adoption(load_settings()) as adoption:
@@ -983,7 +987,7 @@ def test_a_library_may_look_and_leave(url: URL) -> None:
 
 
 @only_sqlite
-def test_the_page_does_what_it_shows(url: URL) -> None:
+def test_examples_of_the_documentation_page_work(url: URL) -> None:
     page = Path(__file__).parents[2] / "docs" / "adopting.md"
 
     failed, tried = doctest.testfile(str(page), module_relative=False, encoding="utf-8")

@@ -23,6 +23,11 @@ BROKEN_BY = [
     ("no adapter imports another", "adapters/fernet/ciphers.py", "import mlapi.adapters.sql"),
     ("no adapter imports another", "adapters/memory.py", "import mlapi.adapters.jwt"),
     ("the wire format is independent", "entrypoints/wire/responses.py", "import starlette"),
+    (
+        "nothing but bootstrap imports the adoption",
+        "adapters/sql/schema.py",
+        "import mlapi.adapters.sql.adoption.survey",
+    ),
     ("only the SQL adapter imports SQLAlchemy", "entrypoints/cli/users.py", "import sqlalchemy"),
 ]
 

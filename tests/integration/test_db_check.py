@@ -1,4 +1,4 @@
-"""`mlapi db check`: what it says of each kind of database, and that it changes nothing."""
+"""Tests of `mlapi db check`: its report on each kind of database, and that it changes nothing."""
 
 import json
 from datetime import timedelta
@@ -15,11 +15,11 @@ from mlapi.config import load_settings
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.cli import main
 from tests.conftest import KEY, OLDER_KEY, SALT
-from tests.legacy_database import ORIGIN, everything, execute, make_origin
+from tests.legacy_database import LEGACY, create_legacy_database, everything, execute
 
 only_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 
-WELL = [
+HEALTHY = [
     "users table: mlapi's",
     f"schema: revision {HEAD}, the newest is {HEAD}",
     "users: 2",
@@ -29,7 +29,7 @@ WELL = [
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the service, with its settings in the environment."""
+    """Run in an empty folder, with the settings in the environment."""
     monkeypatch.chdir(tmp_path)
     use(monkeypatch, url=url.render_as_string(hide_password=False), key=KEY, salt=SALT)
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", "fernet")
@@ -62,13 +62,13 @@ def problems() -> list[str]:
 
 
 @pytest.mark.usefixtures("two_users")
-def test_all_is_well_with_a_database_of_ours(url: URL) -> None:
+def test_healthy_database_has_no_problems(url: URL) -> None:
     before = everything(url)
 
     result, as_json = check(), check("--json")
 
     assert everything(url) == before
-    assert (result.exit_code, result.stdout.splitlines()) == (0, WELL)
+    assert (result.exit_code, result.stdout.splitlines()) == (0, HEALTHY)
     assert json.loads(as_json.stdout) == {
         "kind": "mlapi",
         "revision": HEAD,
@@ -80,16 +80,16 @@ def test_all_is_well_with_a_database_of_ours(url: URL) -> None:
 
 
 @pytest.mark.usefixtures("two_users")
-def test_a_check_beside_the_open_database_is_well(url: URL) -> None:
+def test_open_database_can_be_checked(url: URL) -> None:
     with open_users(load_settings()) as users:
         users.register(username="bob", password="p", email="a@example.com")
         result = check()
 
-    assert result.stdout.splitlines() == [*WELL[:2], "users: 3", "problem: none"]
+    assert result.stdout.splitlines() == [*HEALTHY[:2], "users: 3", "problem: none"]
 
 
 @pytest.mark.usefixtures("two_users")
-def test_the_clock_of_a_server_and_the_latest_change_are_known(url: URL) -> None:
+def test_server_clock_and_latest_change_are_reported(url: URL) -> None:
     found = check_database(load_settings()).found
 
     assert found.latest_change is not None
@@ -102,15 +102,15 @@ def test_the_clock_of_a_server_and_the_latest_change_are_known(url: URL) -> None
 
 
 @only_sqlite
-def test_a_file_that_is_not_there_is_not_made(folder: Path) -> None:
+def test_missing_file_is_not_created(folder: Path) -> None:
     result = check()
 
-    line = f"there is no database '{folder}/mlapi.db': see that database.url names the one you mean"
+    line = f"there is no database '{folder}/mlapi.db': check database.url"
     assert (result.exit_code, result.stdout, result.stderr) == (3, "", f"mlapi: {line}\n")
     assert list(folder.iterdir()) == []
 
 
-def test_an_empty_database_needs_an_upgrade(url: URL) -> None:
+def test_empty_database_needs_an_upgrade(url: URL) -> None:
     execute(url, "CREATE TABLE other (id INTEGER PRIMARY KEY)")
 
     result = check()
@@ -124,8 +124,8 @@ def test_an_empty_database_needs_an_upgrade(url: URL) -> None:
     ]
 
 
-def test_a_database_of_the_origin_is_to_be_adopted(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    make_origin(url)
+def test_legacy_database_needs_adoption(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_legacy_database(url)
     before = everything(url)
 
     with_others = check()
@@ -144,9 +144,9 @@ def test_a_database_of_the_origin_is_to_be_adopted(url: URL, monkeypatch: pytest
     assert not Path("secrets.yml").exists()
 
 
-def test_an_adopted_database_is_well(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, key=ORIGIN["key"], salt=ORIGIN["salt"])
-    make_origin(url)
+def test_adopted_database_has_no_problems(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, key=LEGACY["key"], salt=LEGACY["salt"])
+    create_legacy_database(url)
     before = problems()
     CliRunner().invoke(main, ["db", "adopt"])
 
@@ -154,7 +154,7 @@ def test_an_adopted_database_is_well(url: URL, monkeypatch: pytest.MonkeyPatch) 
     assert problems() == []
 
 
-def test_a_table_of_somebody_else_is_told(url: URL) -> None:
+def test_other_users_table_is_reported(url: URL) -> None:
     execute(url, "CREATE TABLE users (id INTEGER PRIMARY KEY)")
 
     assert problems() == ["the table `users` is none that mlapi knows: point database.url at another database"]
@@ -168,14 +168,14 @@ def test_a_table_of_somebody_else_is_told(url: URL) -> None:
         ("9999", "the schema is of a newer mlapi: upgrade mlapi"),
     ],
 )
-def test_a_schema_that_is_not_ours_is_told(url: URL, revision: str, problem: str) -> None:
+def test_other_schema_revision_is_reported(url: URL, revision: str, problem: str) -> None:
     execute(url, f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'")
 
     assert problems() == [problem]
 
 
 @pytest.mark.usefixtures("two_users")
-def test_another_key_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_key_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, key=OLDER_KEY)
 
     assert problems() == [
@@ -184,7 +184,7 @@ def test_another_key_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("two_users")
-def test_users_who_cannot_be_found_by_their_name_are_told(url: URL) -> None:
+def test_misnamed_users_are_reported(url: URL) -> None:
     execute(url, "UPDATE users SET username_key = username WHERE id = 2")
 
     assert problems() == ["users who are not found by their name, as its stored form is another: 1, ids 2"]
@@ -192,7 +192,7 @@ def test_users_who_cannot_be_found_by_their_name_are_told(url: URL) -> None:
 
 @only_sqlite
 @pytest.mark.usefixtures("two_users")
-def test_damage_is_told(url: URL) -> None:
+def test_damage_is_reported(url: URL) -> None:
     execute(
         url,
         "PRAGMA writable_schema = ON",
@@ -204,7 +204,7 @@ def test_damage_is_told(url: URL) -> None:
 
 
 @only_sqlite
-def test_a_file_that_is_no_database_is_told_in_one_line(folder: Path) -> None:
+def test_file_that_is_no_database_is_reported_in_one_line(folder: Path) -> None:
     (folder / "mlapi.db").write_text("no database " * 100)
 
     result = check()
@@ -215,7 +215,7 @@ def test_a_file_that_is_no_database_is_told_in_one_line(folder: Path) -> None:
 
 @only_sqlite
 @pytest.mark.usefixtures("two_users")
-def test_text_that_is_none_is_told_and_not_shown(url: URL) -> None:
+def test_invalid_text_is_reported_but_not_shown(url: URL) -> None:
     execute(url, "UPDATE users SET username_key = CAST(x'63616e617279ff' AS TEXT) WHERE id = 1")
 
     result = check()

@@ -1,4 +1,4 @@
-"""The schema: every revision up and down, one process at a time, and what is not ours is left alone."""
+"""Tests of the schema: upgrades and downgrades, concurrent upgrades, and tables of other programs."""
 
 import sqlite3
 import subprocess
@@ -40,11 +40,11 @@ def revision_of(database: Database) -> str | None:
         return current_revision(connection)
 
 
-def test_the_newest_revision_in_the_code_is_the_newest_in_the_files() -> None:
-    assert MIGRATIONS.get_current_head() == HEAD
+def test_revisions_are_those_that_alembic_finds() -> None:
+    assert (list(schema_module.REVISIONS), MIGRATIONS.get_current_head()) == (REVISIONS, HEAD)
 
 
-def test_every_revision_goes_up_and_down(empty: Database) -> None:
+def test_every_revision_can_be_upgraded_and_downgraded(empty: Database) -> None:
     for revision in REVISIONS:
         upgrade(empty, revision)
         assert revision_of(empty) == revision
@@ -57,7 +57,7 @@ def test_every_revision_goes_up_and_down(empty: Database) -> None:
     empty.close()
 
 
-def test_users_survive_the_way_up_and_down_and_what_only_the_newer_schema_can_hold_is_gone(empty: Database) -> None:
+def test_users_survive_a_downgrade_and_an_upgrade(empty: Database) -> None:
     upgrade(empty)
     repository = SqlUserRepository(empty)
     ada = registered(repository)
@@ -71,7 +71,7 @@ def test_users_survive_the_way_up_and_down_and_what_only_the_newer_schema_can_ho
     empty.close()
 
 
-def test_the_migrations_make_the_tables_that_the_code_sees(database: Database) -> None:
+def test_migrations_create_the_tables_of_the_code(database: Database) -> None:
     with database.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "version_table": VERSION_TABLE})
         differences = compare_metadata(context, metadata)
@@ -79,7 +79,7 @@ def test_the_migrations_make_the_tables_that_the_code_sees(database: Database) -
     assert differences == []
 
 
-def test_an_upgrade_of_the_newest_does_nothing(database: Database) -> None:
+def test_upgrade_of_a_current_schema_does_nothing(database: Database) -> None:
     assert upgrade(database) == (HEAD, HEAD)
 
 
@@ -94,14 +94,14 @@ def test_ids_are_autoincremented_on_sqlite(sqlite_url: URL) -> None:
     assert "AUTOINCREMENT" in sql
 
 
-def test_a_start_brings_the_schema_up_where_it_may(empty: Database) -> None:
+def test_start_upgrades_the_schema_where_allowed(empty: Database) -> None:
     prepare_schema(empty, may_upgrade=True)
 
     assert revision_of(empty) == HEAD
     empty.close()
 
 
-def test_a_start_that_may_not_upgrade_names_the_command(empty: Database) -> None:
+def test_start_without_permission_names_the_command(empty: Database) -> None:
     with pytest.raises(ConfigurationError) as refusal:
         prepare_schema(empty, may_upgrade=False)
 
@@ -112,7 +112,7 @@ def test_a_start_that_may_not_upgrade_names_the_command(empty: Database) -> None
     empty.close()
 
 
-def test_a_schema_of_a_newer_mlapi_is_refused(database: Database) -> None:
+def test_schema_of_a_newer_mlapi_is_refused(database: Database) -> None:
     with database.writing() as connection:
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
 
@@ -120,30 +120,30 @@ def test_a_schema_of_a_newer_mlapi_is_refused(database: Database) -> None:
         prepare_schema(database, may_upgrade=True)
 
 
-def test_a_users_table_that_is_not_ours_is_left_alone(empty: Database) -> None:
+def test_other_users_table_is_not_changed(empty: Database) -> None:
     with empty.writing() as connection:
         connection.execute(text("CREATE TABLE users (id INTEGER PRIMARY KEY, username VARCHAR)"))
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR)"))
 
-    with pytest.raises(ConfigurationError, match="a table `users` that mlapi did not make"):
+    with pytest.raises(ConfigurationError, match="a table `users` that mlapi did not create"):
         prepare_schema(empty, may_upgrade=True)
 
     assert tables_of(empty) == {"users", "alembic_version"}
     empty.close()
 
 
-def test_a_failed_upgrade_leaves_nothing_behind(empty: Database) -> None:
+def test_failed_upgrade_changes_nothing(empty: Database) -> None:
     with empty.writing() as connection:
         connection.execute(text("CREATE TABLE mlapi_key_check (id INTEGER PRIMARY KEY)"))
 
-    with pytest.raises(Exception, match="mlapi_key_check"):  # the first revision makes it after the users
+    with pytest.raises(Exception, match="mlapi_key_check"):  # the first revision creates it after the users
         upgrade(empty)
 
     assert tables_of(empty) == {"mlapi_key_check"}
     empty.close()
 
 
-def test_threads_that_upgrade_at_once_do_not_collide(url: URL) -> None:
+def test_threads_can_upgrade_concurrently(url: URL) -> None:
     databases = [Database(url) for _ in range(4)]
 
     with ThreadPoolExecutor(4) as pool:
@@ -154,7 +154,7 @@ def test_threads_that_upgrade_at_once_do_not_collide(url: URL) -> None:
         database.close()
 
 
-def test_a_file_that_another_process_is_about_to_make_is_waited_for(sqlite_url: URL) -> None:
+def test_upgrade_waits_for_a_locked_file(sqlite_url: URL) -> None:
     other = sqlite3.connect(str(sqlite_url.database), isolation_level=None, check_same_thread=False)
     other.execute("BEGIN EXCLUSIVE")
     threading.Timer(0.3, other.close).start()
@@ -163,7 +163,7 @@ def test_a_file_that_another_process_is_about_to_make_is_waited_for(sqlite_url: 
         assert upgrade(database) == (None, HEAD)
 
 
-def test_a_file_that_is_not_let_go_is_unavailable(sqlite_url: URL) -> None:
+def test_file_that_stays_locked_is_unavailable(sqlite_url: URL) -> None:
     other = sqlite3.connect(str(sqlite_url.database), isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
 
@@ -175,7 +175,7 @@ def test_a_file_that_is_not_let_go_is_unavailable(sqlite_url: URL) -> None:
     other.close()
 
 
-def test_a_lock_that_sqlite_does_not_wait_for_is_waited_for() -> None:
+def test_lock_that_sqlite_does_not_wait_for_is_retried() -> None:
     asked: list[str] = []
 
     def hindered(statement: str) -> None:
@@ -190,7 +190,7 @@ def test_a_lock_that_sqlite_does_not_wait_for_is_waited_for() -> None:
     assert asked == ["PRAGMA journal_mode = WAL"] * 3
 
 
-def test_processes_that_upgrade_at_once_do_not_collide(url: URL) -> None:
+def test_processes_can_upgrade_concurrently(url: URL) -> None:
     script = (
         "import sys; from mlapi.adapters.sql import Database, database_url, prepare_schema;"
         "prepare_schema(Database(database_url(sys.argv[1])), may_upgrade=True)"

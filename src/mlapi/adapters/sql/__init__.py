@@ -1,10 +1,8 @@
-"""The users in SQLite or PostgreSQL, through SQLAlchemy Core."""
+"""Storage in SQLite or PostgreSQL, through SQLAlchemy Core."""
 
-from mlapi.adapters.sql.adoption.connection import opened
-from mlapi.adapters.sql.adoption.findings import Choice, Finding, Found
-from mlapi.adapters.sql.adoption.migrate import Adoption
 from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.existing import open_existing
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.schema import HEAD, prepare_schema, upgrade
 from mlapi.adapters.sql.storage import SqlStorage
@@ -12,18 +10,14 @@ from mlapi.adapters.sql.urls import connection_url, database_url, sqlite_file
 
 __all__ = [
     "HEAD",
-    "Adoption",
-    "Choice",
     "Database",
-    "Finding",
-    "Found",
     "SqlAttempts",
     "SqlStorage",
     "SqlUserRepository",
     "SqliteUserRepository",
     "connection_url",
     "database_url",
-    "opened",
+    "open_existing",
     "prepare_schema",
     "sqlite_file",
     "upgrade",

@@ -4,16 +4,15 @@ from collections.abc import Callable
 
 from sqlalchemy import Connection, func, inspect, select
 
-from mlapi.adapters.sql.adoption.findings import users as legacy_users
-from mlapi.adapters.sql.adoption.legacy_table import is_legacy
-from mlapi.adapters.sql.adoption.survey import BATCH
 from mlapi.adapters.sql.dialect import dialect_for
+from mlapi.adapters.sql.legacy import is_legacy, legacy_users
 from mlapi.adapters.sql.schema import HEAD, current_revision
 from mlapi.adapters.sql.tables import key_check, users
 from mlapi.domain.inspection import Inspection, Kind
 from mlapi.domain.rules import fold
 
 _MAX_SAMPLED_PASSWORDS = 100
+_BATCH_ROWS = 5000
 
 
 def inspect_database(connection: Connection, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:
@@ -56,5 +55,5 @@ def _sample(connection: Connection) -> list[str]:
 
 def _misnamed(connection: Connection) -> tuple[int, ...]:
     query = select(users.c.id, users.c.username, users.c.username_key).order_by(users.c.id)
-    rows = connection.execute(query, execution_options={"stream_results": True, "yield_per": BATCH})
+    rows = connection.execute(query, execution_options={"stream_results": True, "yield_per": _BATCH_ROWS})
     return tuple(user_id for user_id, username, key in rows if fold(username) != key)

@@ -1,29 +1,35 @@
-"""The schema: which revision the database is at, and how it gets to ours."""
+"""The schema of the database: its revision, and upgrades by alembic.
+
+Alembic takes 0.4 seconds to import, so it is imported only when the schema must change.
+"""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
 
-from mlapi.adapters.sql.adoption.legacy_table import is_legacy
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.legacy import is_legacy
 from mlapi.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0003"
-"""The newest revision. Held here as well as in the files, for alembic takes 0.4 s to import; a test compares them."""
+_MIGRATIONS = Path(__file__).with_name("migrations")
+REVISIONS = tuple(sorted(path.name.partition("_")[0] for path in _MIGRATIONS.glob("versions/[0-9]*_*.py")))
+"""All revisions, the oldest first: each file is named after its revision."""
+HEAD = REVISIONS[-1]
 VERSION_TABLE = "mlapi_alembic_version"
-"""Our own: the origin's ``alembic_version`` may be in the same database and stays as it is."""
+"""Not alembic's default name, because the legacy app's ``alembic_version`` may be in the same database."""
 
 
 def prepare_schema(database: Database, *, may_upgrade: bool) -> None:
-    """Return when the database is at `HEAD`, having brought it there if that is allowed.
+    """Upgrade the schema to `HEAD` unless it is there already.
 
     Raises:
-        ConfigurationError: if it may not be upgraded here, is newer than this mlapi, or has tables that are not ours.
-        RepositoryUnavailableError: if the database is away.
+        ConfigurationError: if it must change and ``may_upgrade`` is False, if it belongs to a newer mlapi, or if the
+            database contains another program's ``users`` table.
+        RepositoryUnavailableError: if the database is unavailable.
     """
     with database.reading() as connection:
         revision = current_revision(connection)
@@ -37,49 +43,51 @@ def prepare_schema(database: Database, *, may_upgrade: bool) -> None:
 
 
 def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str | None]:
-    """Bring the schema to a revision in one transaction, one process at a time. Return the revisions before and after.
+    """Upgrade the schema in one transaction, one process at a time. Return the revisions before and after.
 
     Raises:
-        ConfigurationError: if it is newer than this mlapi, or has tables that are not ours.
-        RepositoryUnavailableError: if the database is away.
+        ConfigurationError: if the schema belongs to a newer mlapi, or the database contains another program's ``users``
+            table.
+        RepositoryUnavailableError: if the database is unavailable.
     """
-    import alembic.command  # noqa: F401, PLC0415 - takes 0.4 s, and not while others wait for the lock
+    import alembic.command  # noqa: F401, PLC0415 - slow, so import it before other processes have to wait for the lock
 
-    with database.writing() as connection:  # on SQLite this is the lock already
+    with database.writing() as connection:  # on SQLite, this locks the schema already
         _lock(database, connection)
         before = current_revision(connection)
-        _refuse_strange(connection, before)
+        _check_ownership(connection, before)
         migrate(connection, revision)
         return before, current_revision(connection)
 
 
 def downgrade(database: Database, revision: str) -> None:
-    """Take the schema back to a revision, ``base`` for none of it. What only the newer one can hold is lost."""
-    from alembic import command  # noqa: PLC0415 - takes 0.4 s
+    """Downgrade the schema to a revision, or remove it (``base``). Data that the older schema cannot hold is lost."""
+    from alembic import command  # noqa: PLC0415 - slow
 
     with database.writing() as connection:
         _lock(database, connection)
-        command.downgrade(_alembic(connection), revision)
+        command.downgrade(_alembic_config(connection), revision)
 
 
 def migrate(connection: Connection, revision: str) -> None:
-    """Bring the schema up to a revision in the transaction that has begun."""
-    from alembic import command  # noqa: PLC0415 - takes 0.4 s
+    """Upgrade the schema to a revision in the current transaction."""
+    from alembic import command  # noqa: PLC0415 - slow
 
-    command.upgrade(_alembic(connection), revision)
+    command.upgrade(_alembic_config(connection), revision)
 
 
 def stamp(connection: Connection, revision: str) -> None:
-    """Say that the schema is at a revision, in the transaction that has begun."""
-    from alembic import command  # noqa: PLC0415 - takes 0.4 s
+    """Record that the schema is at a revision, in the current transaction, without running migrations."""
+    from alembic import command  # noqa: PLC0415 - slow
 
-    command.stamp(_alembic(connection), revision)
+    command.stamp(_alembic_config(connection), revision)
 
 
 def current_revision(connection: Connection) -> str | None:
+    """Return the revision of the schema, or None if the database has no mlapi schema."""
     if not inspect(connection).has_table(VERSION_TABLE):
         return None
-    revision: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608 - our name
+    revision: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608 - a constant
     return revision
 
 
@@ -88,30 +96,27 @@ def _lock(database: Database, connection: Connection) -> None:
     database.dialect.lock_schema(connection)
 
 
-def _refuse_strange(connection: Connection, revision: str | None) -> None:
+def _check_ownership(connection: Connection, revision: str | None) -> None:
+    """Raise `ConfigurationError` unless this version of mlapi can upgrade the database."""
     if revision is None:
         if is_legacy(connection):
             raise ConfigurationError(
-                "the database has the table `users` of the application that mlapi takes the place of: run"
-                " `mlapi db adopt` to keep its users, or point database.url at an empty database"
+                "the database has the table `users` of the legacy app: run `mlapi db adopt` to keep its users, or point"
+                " database.url at an empty database"
             )
         if inspect(connection).has_table("users"):
             raise ConfigurationError(
-                "the database has a table `users` that mlapi did not make: point database.url at an empty database"
+                "the database has a table `users` that mlapi did not create: point database.url at an empty database"
             )
-        return
-    from alembic.script import ScriptDirectory  # noqa: PLC0415 - takes 0.4 s
-
-    known = {script.revision for script in ScriptDirectory.from_config(_alembic(connection)).walk_revisions()}
-    if revision not in known:
+    elif revision not in REVISIONS:
         raise ConfigurationError(
             f"the database's schema is at revision {revision}, which this version of mlapi does not know: upgrade mlapi"
         )
 
 
-def _alembic(connection: Connection) -> "Config":
-    from alembic.config import Config  # noqa: PLC0415 - takes 0.4 s
+def _alembic_config(connection: Connection) -> "Config":
+    from alembic.config import Config  # noqa: PLC0415 - slow
 
     config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(Path(__file__).with_name("migrations")).replace("%", "%%"))
+    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
     return config

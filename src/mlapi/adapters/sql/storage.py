@@ -4,9 +4,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Self
 
-from mlapi.adapters.sql.adoption.connection import opened
 from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.existing import open_existing
 from mlapi.adapters.sql.inspection import inspect_database
 from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, store_fingerprint
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
@@ -66,7 +66,7 @@ class SqlStorage:
         return before, HEAD
 
     def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:
-        with opened(self.database, "read") as connection:
+        with open_existing(self.database, "read") as connection:
             return inspect_database(connection, find_password_error=find_password_error)
 
     def close(self) -> None:

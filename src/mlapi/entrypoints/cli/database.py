@@ -4,7 +4,8 @@ from collections.abc import Iterator
 
 import click
 
-from mlapi.adapters.sql import HEAD, Adoption, Choice, Finding, Found
+from mlapi.adapters.sql import HEAD
+from mlapi.adapters.sql.adoption import Adoption, Choice, Finding, Found
 from mlapi.bootstrap import DatabaseCheck, check_database, open_adoption, upgrade_database
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli.output import EXIT_REFUSED, Refused, in_one_line, json_option, show
@@ -53,10 +54,10 @@ def db_adopt(*, timezone: str | None, dry_run: bool, as_json: bool, **choices: b
             "findings": {finding.kind: finding.users for finding in adoption.survey.findings},
             "extra_columns": adoption.table.extra_columns,
             "references": adoption.table.references,
-            "hindrances": adoption.hindrances,
+            "hindrances": adoption.obstacles,
             "undecided": [_OPTIONS[choice] for choice in undecided],
         }
-        refused = _refusal(adoption.hindrances, undecided)
+        refused = _refusal(adoption.obstacles, undecided)
         if refused is None and not dry_run:
             revision = adoption.carry_out()
     if refused is None:

@@ -1,4 +1,4 @@
-"""What can be found in the origin's ``users`` table, and what becomes of it: a query for each, and words."""
+"""What a survey of a legacy ``users`` table can find: a query for each finding, and what adoption does about it."""
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -10,154 +10,150 @@ from sqlalchemy import (
     Boolean,
     Column,
     ColumnElement,
-    DateTime,
     Integer,
     MetaData,
     String,
     Table,
-    column,
     func,
     not_,
     null,
     or_,
-    table,
 )
+
+from mlapi.adapters.sql.legacy import legacy_users
 
 Choice = Literal["rename_duplicates", "rename_invalid", "lock_passwordless"]
-"""What an operator has to allow, as users will notice."""
+"""What an operator must allow, because users will notice it."""
 
-_TOO_MANY = 0.5  # the share of passwords that cannot be checked beyond which the secrets are taken for the wrong ones
-_GIVE_SECRETS = "give secrets.key and secrets.salt those of this database, or lists with them"
+_MAX_UNREADABLE_SHARE = 0.5  # of all passwords; beyond it, the configured secrets are certainly wrong
 
-users = table(
-    "users",
-    column("id", BigInteger),
-    column("username", String),
-    column("password", String),
-    column("email", String),
-    column("enabled"),
-    column("created_datetime", DateTime),
-    column("updated_datetime", DateTime),
-)
 notes = Table(
     "mlapi_adoption",
     MetaData(),
     Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=False),
-    Column("key", String),  # the canonical name, where the database cannot make it by itself
-    Column("name_problem", String),
-    Column("password_problem", String),
-    Column("email_problem", String),
+    Column("key", String),  # the canonical username, where the database cannot compute it
+    Column("name_error", String),
+    Column("password_error", String),
+    Column("email_error", String),
     Column("is_unfit", Boolean),
-    Column("first_id", BigInteger),  # of those who have the same name, if there are any
+    Column("first_id", BigInteger),  # the first user with the same canonical username, if there are several
     Column("new_username", String),
     Column("new_key", String),
     prefixes=["TEMPORARY"],
     postgresql_on_commit="DROP",
 )
-noted = users.outerjoin(notes, notes.c.id == users.c.id)
+"""Notes about the users that need attention. Most users have none."""
+noted_users = legacy_users.outerjoin(notes, notes.c.id == legacy_users.c.id)
 
 
 @attrs.frozen(kw_only=True)
 class Found:
-    """One user of whom something is found. Of a password it holds no more than what is wrong with it."""
+    """One user that a finding is about. Never contains a password, only what is wrong with it."""
 
     user_id: int
     username: object
-    """Text, or None; bytes where SQLite has been given such."""
+    """Text or None; bytes if the SQLite column contains a blob."""
     detail: int | str | None
-    """What is wrong; of duplicate names, the id of the first who has it."""
+    """What is wrong; for duplicate names, the id of the first user with the name."""
     becomes: str | None
-    """The new name."""
+    """The new username."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Finding:
-    """Something that is found of some users."""
+    """Something that is true of some users."""
 
     kind: str
     title: str
     effect: str
-    """What becomes of it, or what is to be done first."""
+    """What adoption does about it, or what the operator must do first."""
     users: int
+    """Number of users."""
     choice: Choice | None = None
-    is_hindrance: bool = False
+    is_obstacle: bool = False
+    """Whether the table cannot be adopted until this is fixed."""
     where: ColumnElement[bool] = attrs.field(repr=False)
     detail: ColumnElement[Any] = attrs.field(factory=null, repr=False)
 
 
 def all_findings(
-    count: Callable[[ColumnElement[bool]], int], is_no_time: Callable[[ColumnElement[datetime]], ColumnElement[bool]]
+    count: Callable[[ColumnElement[bool]], int],
+    is_invalid_time: Callable[[ColumnElement[datetime]], ColumnElement[bool]],
 ) -> Iterator[Finding]:
-    """Yield all that can be found, be it of nobody: what hinders first, then what has to be decided.
+    """Yield every possible finding, obstacles first, then those that need a choice. ``users`` may be 0.
 
     Args:
-        count: the users of whom something is true, in a query of `noted`.
-        is_no_time: whether a stored time is none and not NULL either.
+        count: returns the number of users for which a condition is true, in a query of `noted_users`.
+        is_invalid_time: returns the condition that a stored time is neither valid nor NULL.
     """
 
     def finding(kind: str, title: str, effect: str, where: ColumnElement[bool], **more: Any) -> Finding:  # noqa: ANN401 - as Finding takes it
         return Finding(kind=kind, title=title, effect=effect, users=count(where), where=where, **more)
 
-    created, updated = users.c.created_datetime, users.c.updated_datetime
-    has_none = func.coalesce(users.c.password, "") == ""
-    unreadable = count(notes.c.password_problem.is_not(None))
-    are_wrong = unreadable > _TOO_MANY * count(not_(has_none))
+    users = legacy_users.c
+    has_no_password = func.coalesce(users.password, "") == ""
+    unreadable = count(notes.c.password_error.is_not(None))
+    are_secrets_wrong = unreadable > _MAX_UNREADABLE_SHARE * count(not_(has_no_password))
     yield finding(
         "unreadable_passwords",
-        "stored passwords that the configured secrets do not fit",
-        _GIVE_SECRETS if are_wrong else "kept as they are; nobody can log in with these",
-        notes.c.password_problem.is_not(None),
-        detail=notes.c.password_problem,
-        is_hindrance=are_wrong,
+        "stored passwords that the configured secrets cannot decrypt",
+        "set secrets.key and secrets.salt to those of the legacy app, or to lists that include them"
+        if are_secrets_wrong
+        else "kept; these users cannot log in",
+        notes.c.password_error.is_not(None),
+        detail=notes.c.password_error,
+        is_obstacle=are_secrets_wrong,
     )
     yield finding(
         "unreadable_times",
-        "times that cannot be read",
-        "set them to NULL or to a time first",
-        or_(is_no_time(created), is_no_time(updated)),
-        is_hindrance=True,
+        "invalid times",
+        "set them to NULL or to a valid time first",
+        or_(is_invalid_time(users.created_datetime), is_invalid_time(users.updated_datetime)),
+        is_obstacle=True,
     )
     yield finding(
         "unfit_values",
-        "ids below 1, or a password, an e-mail or a flag that is none",
+        "ids below 1, or values of the wrong type in password, email or enabled",
         "set them to NULL or to a value of the column's type first",
         notes.c.is_unfit,
-        is_hindrance=True,
+        is_obstacle=True,
     )
     yield finding(
         "duplicate_names",
-        "names that several users have, whatever the case or spelling",
-        "the first keeps it, the others get their id appended",
+        "usernames that are equal except for case or spelling",
+        "the first user keeps the name, the others get their id appended",
         notes.c.first_id.is_not(None),
         detail=notes.c.first_id,
         choice="rename_duplicates",
     )
     yield finding(
         "invalid_names",
-        "names that nobody may have",
+        "invalid usernames",
         "replaced",
-        notes.c.name_problem.is_not(None),
-        detail=notes.c.name_problem,
+        notes.c.name_error.is_not(None),
+        detail=notes.c.name_error,
         choice="rename_invalid",
     )
     yield finding(
         "missing_passwords",
         "no password",
-        "kept; nobody can log in as these until they are given one: mlapi users set-password",
-        has_none,
+        "kept; these users cannot log in until you run mlapi users set-password",
+        has_no_password,
         choice="lock_passwordless",
     )
     yield finding(
         "invalid_emails",
-        "e-mail addresses that nobody may register with",
+        "e-mail addresses that cannot be used to register",
         "kept as they are",
-        notes.c.email_problem.is_not(None),
-        detail=notes.c.email_problem,
+        notes.c.email_error.is_not(None),
+        detail=notes.c.email_error,
     )
-    yield finding("missing_emails", "no e-mail address", "becomes empty", users.c.email.is_(None))
-    no_flag = users.c.enabled.is_(None)
-    yield finding("missing_flags", "neither enabled nor disabled", "becomes enabled", no_flag)
-    for missing, other in ((created, "updated_datetime"), (updated, "created_datetime")):
+    yield finding("missing_emails", "no e-mail address", "becomes empty", users.email.is_(None))
+    yield finding("missing_flags", "neither enabled nor disabled", "becomes enabled", users.enabled.is_(None))
+    for missing, other in (
+        (users.created_datetime, "updated_datetime"),
+        (users.updated_datetime, "created_datetime"),
+    ):
         name = missing.name.removesuffix("_datetime")
-        effect = f"becomes that of {other}, or of this adoption"
+        effect = f"set to {other}, or to the time of this adoption"
         yield finding(f"missing_{name}", f"no {missing.name}", effect, missing.is_(None))

@@ -1,8 +1,4 @@
-"""The origin's ``users`` table: how it is known, and whether it can be adopted as it is, its rows apart.
-
-The origin is the application that mlapi takes the place of. Its own ``alembic_version`` is not looked at: the columns
-tell, however the table came to be.
-"""
+"""Checks whether the structure of a legacy ``users`` table allows adoption. The rows are another matter."""
 
 import re
 from collections.abc import Iterator
@@ -13,6 +9,8 @@ from sqlalchemy import Boolean, Connection, DateTime, Integer, String, inspect, 
 from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.types import TypeEngine
 
+from mlapi.adapters.sql.legacy import LEGACY_COLUMNS
+
 _TYPES: dict[str, type[TypeEngine[Any]]] = {
     "id": Integer,
     "username": String,
@@ -22,17 +20,15 @@ _TYPES: dict[str, type[TypeEngine[Any]]] = {
     "created_datetime": DateTime,
     "updated_datetime": DateTime,
 }
-COLUMNS = tuple(_TYPES)
-OURS = {"username_key", "token_epoch"}
 
-# What would be lost, or would refuse what the service writes afterwards.
-_SQLITE_HINDRANCES = text("""
+# Objects that adoption would lose, or that would reject what the service writes later.
+_SQLITE_OBSTACLES = text("""
     SELECT 'trigger', name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'users' COLLATE NOCASE
     UNION ALL SELECT 'unique index', name FROM pragma_index_list('users') WHERE "unique" AND origin <> 'pk'
     UNION ALL SELECT 'foreign key', "from" FROM pragma_foreign_key_list('users')
     UNION ALL SELECT 'generated column', name FROM pragma_table_xinfo('users') WHERE hidden > 1
 """)
-_POSTGRESQL_HINDRANCES = text("""
+_POSTGRESQL_OBSTACLES = text("""
     SELECT 'trigger', tgname::text FROM pg_trigger WHERE tgrelid = 'users'::regclass AND NOT tgisinternal
     UNION ALL SELECT DISTINCT CASE WHEN ev_class = 'users'::regclass THEN 'rule' ELSE 'view' END,
         CASE WHEN ev_class = 'users'::regclass THEN rulename::text ELSE ev_class::regclass::text END
@@ -51,64 +47,56 @@ _POSTGRESQL_HINDRANCES = text("""
 _POSTGRESQL_REFERENCES = text(
     "SELECT conrelid::regclass::text FROM pg_constraint WHERE contype = 'f' AND confrelid = 'users'::regclass"
 )
-# What SQLite tells of nowhere but in the table's text, where comments and quoted words do not count. SQLAlchemy up to
-# 1.3 wrote a check for every Boolean.
-_NO_CODE = re.compile(
+# SQLite shows some clauses only in the text of the CREATE TABLE statement. Comments and quoted words are skipped, and
+# so is the check that SQLAlchemy before 1.4 wrote for each Boolean column.
+_SKIPPED = re.compile(
     r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^]]*\]|CHECK \(enabled IN \(0, 1\)\)", re.DOTALL
 )
-_UNTOLD = re.compile(r"\b(CHECK|COLLATE|CONFLICT)\b", re.IGNORECASE)
+_UNSUPPORTED_CLAUSE = re.compile(r"\b(CHECK|COLLATE|CONFLICT)\b", re.IGNORECASE)
 
 
 @attrs.frozen(kw_only=True)
 class LegacyTable:
+    """The structure of a legacy ``users`` table."""
+
     extra_columns: tuple[str, ...]
-    """Of somebody else; they are kept."""
+    """Columns that the legacy app does not have. Adoption keeps them."""
     references: tuple[str, ...]
-    """Tables whose foreign keys point to it; they are kept."""
-    hindrances: tuple[str, ...]
-    """Why it cannot be adopted as it is, each with what to do."""
+    """Tables with foreign keys to this table. Adoption keeps them."""
+    obstacles: tuple[str, ...]
+    """Why the table cannot be adopted as it is, each with what to do."""
 
 
-def is_legacy(connection: Connection) -> bool:
-    """Whether there is a ``users`` table with the origin's columns and without ours."""
-    found = inspect(connection)
-    if not found.has_table("users"):
-        return False
-    names = {column["name"] for column in found.get_columns("users")}
-    return names >= set(COLUMNS) and not names & OURS
-
-
-def legacy_table(connection: Connection) -> LegacyTable:
-    """Describe a table that `is_legacy`."""
+def inspect_legacy_table(connection: Connection) -> LegacyTable:
+    """Describe a table for which `mlapi.adapters.sql.legacy.is_legacy` is true."""
     is_sqlite = connection.dialect.name == "sqlite"
     found = inspect(connection)
     columns = found.get_columns("users")
     if is_sqlite:
-        hindrances = list(_of_sqlite(connection))
-        foreign_keys = found.get_multi_foreign_keys()
+        obstacles = list(_sqlite_obstacles(connection))
         references = {
             table
-            for (_, table), keys in foreign_keys.items()
+            for (_, table), keys in found.get_multi_foreign_keys().items()
             for key in keys
             if key["referred_table"].lower() == "users"
         }
     else:
-        hindrances = list(_wrong_types(columns))
+        obstacles = list(_wrong_types(columns))
         references = set(connection.scalars(_POSTGRESQL_REFERENCES))
     if found.get_pk_constraint("users")["constrained_columns"] != ["id"]:
-        hindrances.append("the primary key must be id")
-    extra = [column for column in columns if column["name"] not in COLUMNS]
-    hindrances += [
-        f"column {column['name']!r}, which mlapi does not fill, needs a default or must allow NULL"
+        obstacles.append("the primary key must be id")
+    extra = [column for column in columns if column["name"] not in LEGACY_COLUMNS]
+    obstacles += [
+        f"column {column['name']!r} needs a default or must allow NULL, because mlapi does not fill it"
         for column in extra
         if not column["nullable"] and column["default"] is None and "identity" not in column
     ]
-    catalog = connection.execute(_SQLITE_HINDRANCES if is_sqlite else _POSTGRESQL_HINDRANCES)
-    hindrances += [f"{kind} {name!r} must be dropped" for kind, name in catalog]
+    objects = connection.execute(_SQLITE_OBSTACLES if is_sqlite else _POSTGRESQL_OBSTACLES)
+    obstacles += [f"{kind} {name!r} must be dropped" for kind, name in objects]
     return LegacyTable(
         extra_columns=tuple(column["name"] for column in extra),
         references=tuple(sorted(references)),
-        hindrances=tuple(hindrances),
+        obstacles=tuple(obstacles),
     )
 
 
@@ -116,13 +104,13 @@ def _wrong_types(columns: list[ReflectedColumn]) -> Iterator[str]:
     for column in columns:
         expected, found = _TYPES.get(column["name"]), column["type"]
         if expected is not None and (not isinstance(found, expected) or getattr(found, "timezone", False)):
-            yield f"column {column['name']!r} is {found}, which the origin's is not"
+            yield f"column {column['name']!r} has the type {found}, which differs from the legacy app's"
 
 
-def _of_sqlite(connection: Connection) -> Iterator[str]:
-    (declared,) = connection.scalars(text("SELECT type FROM pragma_table_info('users') WHERE name = 'id'"))
-    if declared.upper() != "INTEGER":
-        yield "column 'id' must be INTEGER, or SQLite does not number rows by it"
+def _sqlite_obstacles(connection: Connection) -> Iterator[str]:
+    (id_type,) = connection.scalars(text("SELECT type FROM pragma_table_info('users') WHERE name = 'id'"))
+    if id_type.upper() != "INTEGER":
+        yield "column 'id' must have the type INTEGER, otherwise SQLite does not generate ids"
     written = connection.scalar(text("SELECT sql FROM sqlite_master WHERE name = 'users' COLLATE NOCASE"))
-    for word in sorted({found.upper() for found in _UNTOLD.findall(_NO_CODE.sub("", written))}):
-        yield f"{word} in its CREATE TABLE would be lost: make it without"
+    for clause in sorted({found.upper() for found in _UNSUPPORTED_CLAUSE.findall(_SKIPPED.sub("", written))}):
+        yield f"{clause} in its CREATE TABLE statement would be lost: recreate the table without it"

@@ -1,7 +1,7 @@
-"""The origin's ``users`` table becomes ours, in one transaction: every row, id, time and stored password is kept.
+"""Turns a legacy ``users`` table into mlapi's, in one transaction. Keeps all rows, ids, times and stored passwords.
 
-On SQLite the rows move into a table that the first migration makes; on PostgreSQL the table is altered where it is, so
-that what refers to it (foreign keys, grants) stays with it. Later migrations follow as in any upgrade.
+On SQLite, the rows are copied into the table that the first migration creates. On PostgreSQL, the table is altered, so
+that foreign keys and grants that refer to it stay valid. Later migrations follow as in any upgrade.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,30 +12,31 @@ from zoneinfo import ZoneInfo
 from sqlalchemy import Connection, insert, inspect
 
 from mlapi.adapters.sql.adoption.findings import Choice
-from mlapi.adapters.sql.adoption.legacy_table import COLUMNS, OURS, LegacyTable, is_legacy, legacy_table
+from mlapi.adapters.sql.adoption.legacy_table import LegacyTable, inspect_legacy_table
 from mlapi.adapters.sql.adoption.survey import Survey
 from mlapi.adapters.sql.dialect import dialect_for
+from mlapi.adapters.sql.legacy import ADDED_COLUMNS, LEGACY_COLUMNS, is_legacy
 from mlapi.adapters.sql.schema import current_revision, migrate, stamp
 from mlapi.adapters.sql.tables import key_check
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.users import EncryptedPassword
 
-_FIRST = "0001"  # the migration that makes the table as it is made here
+_FIRST_REVISION = "0001"  # the schema that this module creates
 
 _MOVE = """
     INSERT INTO users ({columns}, username_key, token_epoch)
-    SELECT origin.id, coalesce(note.new_username, origin.username), coalesce(nullif(origin.password, ''), :locked),
-        coalesce(origin.email, ''), coalesce(origin.enabled, 1),
-        coalesce(mlapi_utc(origin.created_datetime), mlapi_utc(origin.updated_datetime), :now),
-        coalesce(mlapi_utc(origin.updated_datetime), mlapi_utc(origin.created_datetime), :now),
-        {extra} coalesce(note.new_key, note."key", lower(origin.username)), lower(hex(randomblob(8)))
-    FROM mlapi_origin_users AS origin LEFT JOIN mlapi_adoption AS note ON note.id = origin.id ORDER BY origin.id
+    SELECT legacy.id, coalesce(note.new_username, legacy.username), coalesce(nullif(legacy.password, ''), :locked),
+        coalesce(legacy.email, ''), coalesce(legacy.enabled, 1),
+        coalesce(mlapi_utc(legacy.created_datetime), mlapi_utc(legacy.updated_datetime), :now),
+        coalesce(mlapi_utc(legacy.updated_datetime), mlapi_utc(legacy.created_datetime), :now),
+        {extra} coalesce(note.new_key, note."key", lower(legacy.username)), lower(hex(randomblob(8)))
+    FROM mlapi_legacy_users AS legacy LEFT JOIN mlapi_adoption AS note ON note.id = legacy.id ORDER BY legacy.id
 """
 _INDEXES = """
     SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'users' COLLATE NOCASE AND sql <> ''
 """
-# One statement, as each of its kind writes all of the table anew. Times are in the zone of the transaction. Of a random
-# UUID the first twelve hexadecimal digits and the last four are random (RFC 9562, 5.4).
+# One statement, because each ALTER TABLE that changes a type rewrites the whole table. Times are in the transaction's
+# time zone. The first 12 and the last 4 hexadecimal digits of a version 4 UUID are random (RFC 9562, section 5.4).
 _ALTER = """
     ALTER TABLE users
         ALTER id TYPE bigint,
@@ -63,7 +64,7 @@ _FINISH = """
         ALTER enabled SET NOT NULL, ALTER created_datetime SET NOT NULL, ALTER updated_datetime SET NOT NULL,
         ALTER username_key SET NOT NULL, ALTER token_epoch SET NOT NULL
 """
-# Of a SERIAL or an identity, or the sequence that the default names, whoever owns it.
+# The sequence of a SERIAL or identity column, or else the one that the default names, which the column may not own.
 _SEQUENCE = """
     SELECT coalesce(pg_get_serial_sequence('users', 'id'), (
         SELECT refobjid::regclass::text FROM pg_depend JOIN pg_attrdef ON pg_attrdef.oid = objid
@@ -76,18 +77,20 @@ _SEQUENCE = """
 
 @final
 class Adoption:
-    """What would become of an origin's table; `carry_out` does it. Made in a transaction that sees all and ends it.
+    """A plan for adopting a legacy table, and its execution.
+
+    Create it in a transaction that sees all rows; commit the transaction after `carry_out`.
 
     Args:
-        connection: in a transaction of `mlapi.adapters.sql.adoption.connection.opened`.
-        zone: of the times in the table; None for UTC.
-        password_problem: what is wrong with a stored password, or None.
-        locked: stored for those who have no password: nobody knows what it was made of.
-        fingerprint: of the key, as the database will know it.
-        is_planned: if it shall not be carried out, so that nobody needs to be kept away.
+        connection: in a transaction of `mlapi.adapters.sql.existing.open_existing`.
+        zone: the time zone of the times in the table; None for UTC.
+        find_password_error: returns why a stored password cannot be used, or None if it can.
+        locked: the stored password for users without one; no password matches it.
+        fingerprint: of the key that encrypts the passwords, to be stored in the database.
+        is_planned: True for a plan that is not carried out; then other programs can use the table meanwhile.
 
     Raises:
-        ConfigurationError: if the table is not the origin's, or has what cannot be adopted.
+        ConfigurationError: if the table is not the legacy app's, or its structure cannot be adopted.
     """
 
     def __init__(
@@ -107,30 +110,28 @@ class Adoption:
         if not is_planned:
             dialect_for(connection.dialect.name).lock_schema(connection)
         self.revision = current_revision(connection)
-        """Of a database that is ours already; then there is no survey."""
+        """The schema revision if the database is mlapi's already; then there is nothing to adopt and no survey."""
         if self.revision is not None:
             return
         _require_legacy_table(connection)
         if not self._is_sqlite and not is_planned:
             connection.exec_driver_sql("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
-        self.table: LegacyTable = legacy_table(connection)
-        if self.table.hindrances:
-            raise ConfigurationError(
-                f"the table `users` cannot be adopted as it is: {'; '.join(self.table.hindrances)}"
-            )
+        self.table: LegacyTable = inspect_legacy_table(connection)
+        if self.table.obstacles:
+            raise ConfigurationError(f"the table `users` cannot be adopted as it is: {'; '.join(self.table.obstacles)}")
         self.survey = Survey(connection, zone=zone, find_password_error=find_password_error)
 
     @property
-    def hindrances(self) -> list[str]:
-        """What must be mended in the table or in the configuration first."""
-        return [f"{each.title}: {each.effect}" for each in self.survey.findings if each.is_hindrance]
+    def obstacles(self) -> list[str]:
+        """What must be fixed in the table or in the configuration before adoption."""
+        return [f"{each.title}: {each.effect}" for each in self.survey.findings if each.is_obstacle]
 
     def undecided(self, choices: Sequence[Choice]) -> list[Choice]:
-        """What an operator has to allow beyond what is allowed by these."""
+        """Return the choices that the operator must allow in addition to these."""
         return [each.choice for each in self.survey.findings if each.choice is not None and each.choice not in choices]
 
     def carry_out(self) -> str | None:
-        """Make the table ours and bring the schema to the newest revision; return that."""
+        """Adopt the table, upgrade the schema to the newest revision, and return that revision."""
         if self._is_sqlite:
             self._move()
         else:
@@ -140,31 +141,34 @@ class Adoption:
         return current_revision(self._connection)
 
     def _move(self) -> None:
-        """Rows into a new table on SQLite, which cannot alter one as far as this."""
+        """Copy the rows into a new table, because SQLite cannot alter columns like this."""
         run = self._connection.exec_driver_sql
         kept = run(_INDEXES).all()
         columns = run("SELECT name, type, \"notnull\", dflt_value FROM pragma_table_info('users')").all()
-        largest = self._largest_id_ever()
-        run("ALTER TABLE users RENAME TO mlapi_origin_users")
-        migrate(self._connection, _FIRST)
+        largest = self._largest_id()
+        run("ALTER TABLE users RENAME TO mlapi_legacy_users")
+        migrate(self._connection, _FIRST_REVISION)
         ours = run(_INDEXES).all()
-        for index in ours:  # to be made of all rows at once, which is faster
+        for index in ours:  # creating an index after inserting the rows is faster
             run(f"DROP INDEX {index.name}")
         quote = self._connection.dialect.identifier_preparer.quote_identifier
-        extra = [(quote(name), *definition) for name, *definition in columns if name not in COLUMNS]
+        extra = [(quote(name), *definition) for name, *definition in columns if name not in LEGACY_COLUMNS]
         for name, kind, is_required, default in extra:
             clauses = " NOT NULL" * is_required + (f" DEFAULT ({default})" if default else "")
             run(f"ALTER TABLE users ADD COLUMN {name} {kind}{clauses}")
         names = [name for name, *_ in extra]
-        move = _MOVE.format(columns=", ".join([*COLUMNS, *names]), extra="".join(f"origin.{name}, " for name in names))
+        move = _MOVE.format(
+            columns=", ".join([*LEGACY_COLUMNS, *names]), extra="".join(f"legacy.{name}, " for name in names)
+        )
         run(move, {"locked": self._locked, "now": datetime.now(UTC).isoformat(" ", "microseconds")[:26]})
-        run("DROP TABLE mlapi_origin_users")
+        run("DROP TABLE mlapi_legacy_users")
         for index in (*ours, *kept):
             run(index.sql)
         run("DELETE FROM sqlite_sequence WHERE name = 'users'")
         run("INSERT INTO sqlite_sequence (name, seq) VALUES ('users', ?)", (largest,))
 
-    def _largest_id_ever(self) -> int:
+    def _largest_id(self) -> int:
+        """Return the largest id that was ever assigned, so that no id is used again."""
         run = self._connection.exec_driver_sql
         given: list[int | None] = [run("SELECT max(id) FROM users").scalar()]
         if run("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").first() is not None:
@@ -172,7 +176,7 @@ class Adoption:
         return max(found or 0 for found in given)
 
     def _alter(self) -> None:
-        """Alter the table where it is, on PostgreSQL."""
+        """Alter the table in place, on PostgreSQL."""
         run = self._connection.exec_driver_sql
         sequence, is_owned, is_identity = run(_SEQUENCE).one()
         largest = run("SELECT coalesce(max(id), 0) FROM users").scalar_one()
@@ -191,18 +195,18 @@ class Adoption:
             run("SELECT setval(pg_get_serial_sequence('users', 'id'), %(largest)s)", {"largest": largest})
         run("CREATE UNIQUE INDEX uq_users_username_key ON users (username_key)")
         run("CREATE TABLE mlapi_key_check (id integer PRIMARY KEY, value varchar NOT NULL)")
-        stamp(self._connection, _FIRST)
+        stamp(self._connection, _FIRST_REVISION)
 
 
 def _require_legacy_table(connection: Connection) -> None:
     found = inspect(connection)
     if not found.has_table("users"):
-        raise ConfigurationError("the database has no table `users` to adopt; `mlapi db upgrade` makes an empty one")
+        raise ConfigurationError("the database has no table `users` to adopt; `mlapi db upgrade` creates an empty one")
     if not is_legacy(connection):
         names = {column["name"] for column in found.get_columns("users")}
-        missing = [f"no column {name!r}" for name in COLUMNS if name not in names]
-        ours = [f"a column {name!r}" for name in sorted(names & OURS)]
+        missing = [f"no column {name!r}" for name in LEGACY_COLUMNS if name not in names]
+        added = [f"a column {name!r}" for name in sorted(names & ADDED_COLUMNS)]
         raise ConfigurationError(
-            f"the table `users` is neither the origin's nor ours (it has {', '.join([*missing, *ours])}): see that"
-            " database.url names the database you mean"
+            f"the table `users` is neither the legacy app's nor mlapi's (it has {', '.join([*missing, *added])}): check"
+            " database.url"
         )

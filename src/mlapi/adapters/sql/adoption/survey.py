@@ -1,7 +1,8 @@
-"""What is in the origin's ``users`` table that is not as ours must be, and what becomes of it.
+"""Surveys the rows of a legacy ``users`` table, and chooses new usernames where they are needed.
 
-Rows are streamed through Python once, for canonical names, e-mail addresses and the key. What is wrong with one stands
-in a temporary table; duplicates, NULLs and counts are found by the database. So memory does not grow with the rows.
+Every row is read once, to compute canonical usernames and to check e-mail addresses and passwords. What is wrong with a
+user is noted in a temporary table. The database finds duplicates, NULLs and counts. So memory use does not grow with
+the number of users.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,26 +23,27 @@ from sqlalchemy import (
     select,
     update,
 )
-from sqlalchemy.dialects import postgresql, sqlite
 
-from mlapi.adapters.sql.adoption.findings import Finding, Found, all_findings, noted, notes, users
+from mlapi.adapters.sql.adoption.findings import Finding, Found, all_findings, noted_users, notes
+from mlapi.adapters.sql.dialect import dialect_for
+from mlapi.adapters.sql.legacy import legacy_users
 from mlapi.domain.rules import USERNAME_MAX_CHARS, find_email_error, find_username_error, fold
 
-BATCH = 5000
-"""Rows that are held at a time."""
-_EARLIEST, _LATEST = datetime(1, 1, 2), datetime(9999, 12, 30)  # noqa: DTZ001 - as stored; a day of room for any zone
+BATCH_ROWS = 5000
+# As stored, without a time zone. A day of margin, so that every time zone can represent them.
+_EARLIEST, _LATEST = datetime(1, 1, 2), datetime(9999, 12, 30)  # noqa: DTZ001
 
-_to_rename = or_(notes.c.name_problem.is_not(None), notes.c.first_id != notes.c.id)
+_needs_new_name = or_(notes.c.name_error.is_not(None), notes.c.first_id != notes.c.id)
 
 
 @final
 class Survey:
-    """Every row looked at, each once.
+    """What is wrong with the rows of a legacy table.
 
     Args:
         connection: in a transaction in which the rows do not change.
-        zone: of the times; None for UTC.
-        password_problem: what is wrong with a stored password, or None.
+        zone: the time zone of the stored times; None for UTC.
+        find_password_error: returns why a stored password cannot be used, or None if it can.
     """
 
     def __init__(
@@ -49,7 +51,7 @@ class Survey:
     ) -> None:
         self._connection = connection
         self._is_sqlite = connection.dialect.name == "sqlite"
-        self._password_problem = find_password_error
+        self._find_password_error = find_password_error
         if self._is_sqlite:
             driver: Any = connection.connection.driver_connection
             driver.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
@@ -59,18 +61,18 @@ class Survey:
         notes.create(connection)
         self._note_rows()
         self._note_duplicates()
-        self._name_anew()
-        self.users: int = connection.scalar(select(func.count()).select_from(users)) or 0
-        self.findings = [finding for finding in all_findings(self._count, self._is_no_time) if finding.users]
+        self._assign_new_names()
+        self.users: int = connection.scalar(select(func.count()).select_from(legacy_users)) or 0
+        self.findings = [finding for finding in all_findings(self._count, self._is_invalid_time) if finding.users]
 
     def rows(self, finding: Finding, limit: int | None = None) -> Iterator[Found]:
-        """Yield those of whom it is found, by rising id, and those of one name together."""
+        """Yield the users of a finding by ascending id, with duplicates of one name together."""
         group = [notes.c.first_id] if finding.choice == "rename_duplicates" else []
         query = (
-            select(users.c.id, users.c.username, finding.detail, notes.c.new_username)
-            .select_from(noted)
+            select(legacy_users.c.id, legacy_users.c.username, finding.detail, notes.c.new_username)
+            .select_from(noted_users)
             .where(finding.where)
-            .order_by(*group, users.c.id)
+            .order_by(*group, legacy_users.c.id)
             .limit(limit)
         )
         for batch in self._batches(query):
@@ -78,12 +80,18 @@ class Survey:
                 yield Found(user_id=user_id, username=username, detail=detail, becomes=becomes)
 
     def _canonical(self) -> ColumnElement[str]:
-        """The canonical form of a name as it is, in a query of `noted`."""
-        name: ColumnElement[Any] = users.c.username if self._is_sqlite else collate(users.c.username, "C")
-        return func.coalesce(notes.c.key, func.lower(name))  # of ASCII, which is all that is not noted
+        """Return the canonical form of the present username, for a query of `noted_users`."""
+        name: ColumnElement[Any] = legacy_users.c.username if self._is_sqlite else collate(legacy_users.c.username, "C")
+        return func.coalesce(notes.c.key, func.lower(name))  # names without a noted key are ASCII
 
     def _note_rows(self) -> None:
-        query = select(users.c.id, users.c.username, users.c.password, users.c.email, users.c.enabled)
+        query = select(
+            legacy_users.c.id,
+            legacy_users.c.username,
+            legacy_users.c.password,
+            legacy_users.c.email,
+            legacy_users.c.enabled,
+        )
         for batch in self._batches(query):
             found = [note for row in batch if (note := self._note(*row)) is not None]
             if found:
@@ -96,52 +104,53 @@ class Survey:
     ) -> dict[str, object] | None:
         note = {
             "key": fold(username) if isinstance(username, str) and not username.isascii() else None,
-            "name_problem": "is missing" if username is None else find_username_error(username),
-            "password_problem": self._password_problem(password) if password and isinstance(password, str) else None,
-            "email_problem": None if email is None else find_email_error(email),
+            "name_error": "is missing" if username is None else find_username_error(username),
+            "password_error": self._find_password_error(password) if password and isinstance(password, str) else None,
+            "email_error": None if email is None else find_email_error(email),
             "is_unfit": user_id < 1 or enabled not in {None, 0, 1} or not _is_text(password) or not _is_text(email),
         }
-        if note["name_problem"] is not None:
+        if note["name_error"] is not None:
             note["key"] = None
         return {"id": user_id, **note} if any(note.values()) else None
 
     def _note_duplicates(self) -> None:
         named = (
-            select(users.c.id, self._canonical().label("key")).select_from(noted).where(notes.c.name_problem.is_(None))
+            select(legacy_users.c.id, self._canonical().label("key"))
+            .select_from(noted_users)
+            .where(notes.c.name_error.is_(None))
         ).subquery()
-        of_one_name = select(
+        by_name = select(
             named.c.id,
             func.min(named.c.id).over(partition_by=named.c.key).label("first_id"),
             func.count().over(partition_by=named.c.key).label("number"),
         ).subquery()
-        make = sqlite.insert if self._is_sqlite else postgresql.insert
-        several = select(of_one_name.c.id, of_one_name.c.first_id).where(of_one_name.c.number > 1)
-        statement = make(notes).from_select(["id", "first_id"], several)
+        several = select(by_name.c.id, by_name.c.first_id).where(by_name.c.number > 1)
+        statement = dialect_for(self._connection.dialect.name).insert(notes).from_select(["id", "first_id"], several)
         self._connection.execute(
             statement.on_conflict_do_update(index_elements=["id"], set_={"first_id": statement.excluded.first_id})
         )
 
-    def _name_anew(self) -> None:
-        """Give a new name to everybody who needs one, and another to those for whom that is taken, until none is."""
-        taken = select(self._canonical()).select_from(noted).where(notes.c.name_problem.is_(None))
-        place = func.row_number().over(partition_by=notes.c.new_key, order_by=notes.c.id).label("place")
-        placed = select(notes.c.id, place).where(notes.c.new_key.is_not(None)).subquery()
-        later = select(placed.c.id).where(placed.c.place > 1)
-        give_back = update(notes).values(new_username=None, new_key=None)
+    def _assign_new_names(self) -> None:
+        """Choose new usernames until all are unique: a chosen name may be taken, or chosen for two users."""
+        taken = select(self._canonical()).select_from(noted_users).where(notes.c.name_error.is_(None))
+        position = func.row_number().over(partition_by=notes.c.new_key, order_by=notes.c.id).label("position")
+        ranked = select(notes.c.id, position).where(notes.c.new_key.is_not(None)).subquery()
+        later = select(ranked.c.id).where(ranked.c.position > 1)
+        reset = update(notes).values(new_username=None, new_key=None)
         attempt = 1
-        while self._name_once(attempt):
+        while self._assign_names_once(attempt):
             attempt += 1
-            self._connection.execute(give_back.where(notes.c.new_key.in_(taken)))
-            self._connection.execute(give_back.where(notes.c.id.in_(later)))
+            self._connection.execute(reset.where(notes.c.new_key.in_(taken)))
+            self._connection.execute(reset.where(notes.c.id.in_(later)))
 
-    def _name_once(self, attempt: int) -> bool:
-        """Name those who need one and have none. Return whether there was anybody."""
-        nameless = (
-            select(users.c.id, users.c.username, notes.c.name_problem)
-            .select_from(noted)
-            .where(_to_rename, notes.c.new_username.is_(None), users.c.id > bindparam("after"))
-            .order_by(users.c.id)
-            .limit(BATCH)
+    def _assign_names_once(self, attempt: int) -> bool:
+        """Choose a name for each user that needs one and has none. Return whether there was such a user."""
+        to_rename = (
+            select(legacy_users.c.id, legacy_users.c.username, notes.c.name_error)
+            .select_from(noted_users)
+            .where(_needs_new_name, notes.c.new_username.is_(None), legacy_users.c.id > bindparam("after"))
+            .order_by(legacy_users.c.id)
+            .limit(BATCH_ROWS)
         )
         name = (
             update(notes)
@@ -149,7 +158,7 @@ class Survey:
             .values(new_username=bindparam("name"), new_key=bindparam("its_key"))
         )
         last, was_any = -(2**63), False
-        while batch := self._connection.execute(nameless, {"after": last}).all():
+        while batch := self._connection.execute(to_rename, {"after": last}).all():
             names = [(row.id, _new_name(*row, attempt)) for row in batch]
             self._connection.execute(
                 name, [{"of": user_id, "name": new, "its_key": fold(new)} for user_id, new in names]
@@ -158,38 +167,38 @@ class Survey:
         return was_any
 
     def _count(self, where: ColumnElement[bool]) -> int:
-        return self._connection.scalar(select(func.count()).select_from(noted).where(where)) or 0
+        return self._connection.scalar(select(func.count()).select_from(noted_users).where(where)) or 0
 
-    def _is_no_time(self, stored: ColumnElement[datetime]) -> ColumnElement[bool]:
+    def _is_invalid_time(self, stored: ColumnElement[datetime]) -> ColumnElement[bool]:
         if self._is_sqlite:
             return stored.is_not(None) & func.mlapi_utc(stored).is_(None)
-        return not_(stored.between(literal(_EARLIEST), literal(_LATEST)))  # which NULL is neither
+        return not_(stored.between(literal(_EARLIEST), literal(_LATEST)))  # NULL is neither inside nor outside
 
     def _batches(self, query: Select[Any]) -> Iterator[Any]:
-        options = {"stream_results": True, "yield_per": BATCH}
+        options = {"stream_results": True, "yield_per": BATCH_ROWS}
         return self._connection.execute(query, execution_options=options).partitions()
 
 
 def _is_text(value: object) -> bool:
-    """Whether it is text that can be stored, or None."""
+    """Return whether the value is text without surrogates, or None."""
     if not isinstance(value, str):
         return value is None
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _new_name(user_id: int, username: str, problem: str | None, attempt: int) -> str:
-    """Return a name like the one that cannot stay, with the id; at later attempts with their number too."""
+    """Return a username made from the present one and the id; later attempts append their number too."""
     ending = f"-{user_id}" if attempt == 1 else f"-{user_id}-{attempt}"
     stem = "user" if problem is not None else username[: USERNAME_MAX_CHARS - len(ending)]
-    while find_username_error(stem + ending) is not None:  # too long in canonical form
+    while find_username_error(stem + ending) is not None:  # the canonical form is too long
         stem = stem[:-1]
     return stem + ending
 
 
 def _utc(stored: object, zone: tzinfo) -> str | None:
-    """Return a time of SQLite's as SQLAlchemy stores it in UTC; None for what is no time.
+    """Return a time from SQLite in UTC, formatted as SQLAlchemy stores it; None if it is invalid.
 
-    Of a local time that the clocks showed twice, or never, the later one is taken, as PostgreSQL does.
+    For a local time that occurred twice or never, return the later instant, as PostgreSQL does.
     """
     try:
         instant = datetime.fromisoformat(stored) if isinstance(stored, str) else None

@@ -1,4 +1,4 @@
-"""Run by alembic, in the transaction that `mlapi.adapters.sql.schema` has begun and will end."""
+"""Run by alembic, in a transaction that `mlapi.adapters.sql.schema` begins and ends."""
 
 from alembic import context
 
@@ -9,7 +9,7 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
     version_table=VERSION_TABLE,
-    render_as_batch=True,  # SQLite alters a table by copying it
+    render_as_batch=True,  # SQLite cannot alter most things, so alembic copies the table
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -1,4 +1,4 @@
-"""The users, and the check of the key that their passwords are encrypted with."""
+"""Create the users, and the fingerprint of the key that encrypts their passwords."""
 
 import sqlalchemy as sa
 from alembic import op

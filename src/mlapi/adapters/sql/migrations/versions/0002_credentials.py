@@ -1,4 +1,4 @@
-"""API keys, and the counts of attempts to log in."""
+"""Create API keys, and the counts of log-in attempts."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""A database as it is found: opened so that nothing is made, and nothing is changed but what is asked for."""
+"""Opens an existing database without creating it, and without changing anything that was not asked for."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -17,42 +17,45 @@ from mlapi.adapters.sql.urls import sqlite_file
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
 Purpose = Literal["read", "plan", "change"]
-"""To plan needs temporary tables, which a server refuses to whoever only reads; to change needs the whole file."""
+"""``plan`` allows temporary tables, which a PostgreSQL read-only transaction does not. ``change`` locks a file."""
 
 _LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL 18, appendix A
 _BEGIN = {"read": "BEGIN", "plan": "BEGIN", "change": "BEGIN EXCLUSIVE"}
 
 
 @contextmanager
-def opened(database: Database, purpose: Purpose) -> Iterator[Connection]:
-    """A transaction in a database that is there, however long its statements take; undone if this is left by an error.
+def open_existing(database: Database, purpose: Purpose) -> Iterator[Connection]:
+    """Open a transaction in a database that exists, with statements of unlimited duration.
 
-    An SQLite file keeps its journal mode, and foreign keys are not looked after: a table can be made anew.
+    The transaction is committed at the end of the block, or undone if the block raises. An SQLite file keeps its
+    journal mode, and foreign keys are not enforced, so that a table can be replaced.
 
     Raises:
         ConfigurationError: if there is no such file.
-        RepositoryUnavailableError: if it is away, locked or not to be read.
+        RepositoryUnavailableError: if the database is unavailable, locked or unreadable.
     """
     file = sqlite_file(database.engine.url)
     if file is None:
-        with database.writing() as connection, _translating():
+        with database.writing() as connection, _translating_errors():
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-            if purpose != "change":  # every statement sees the same rows
+            if purpose != "change":  # all statements must see the same rows
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             if purpose == "read":
                 connection.exec_driver_sql("SET TRANSACTION READ ONLY")
             yield connection
         return
     if not file.exists():
-        raise ConfigurationError(f"there is no database {str(file)!r}: see that database.url names the one you mean")
-    with _translating(), _engine(file, database.timeout_seconds, purpose).connect() as connection, connection.begin():
+        raise ConfigurationError(f"there is no database {str(file)!r}: check database.url")
+    engine = _create_engine(file, database.timeout_seconds, purpose)
+    with _translating_errors(), engine.connect() as connection, connection.begin():
         yield connection
 
 
-def _engine(file: Path, wait: float, purpose: Purpose) -> Engine:
+def _create_engine(file: Path, timeout_seconds: float, purpose: Purpose) -> Engine:
     def connect() -> sqlite3.Connection:
-        # Not for reading alone: whoever comes after a crash has to undo first what was under way.
-        return sqlite3.connect(f"file:{quote(str(file))}?mode=rw", uri=True, timeout=wait, isolation_level=None)
+        # Not mode=ro: after a crash, the first connection must be able to roll back the unfinished transaction.
+        uri = f"file:{quote(str(file))}?mode=rw"
+        return sqlite3.connect(uri, uri=True, timeout=timeout_seconds, isolation_level=None)
 
     engine = create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True)
 
@@ -61,9 +64,9 @@ def _engine(file: Path, wait: float, purpose: Purpose) -> Engine:
         cursor = connection.cursor()
         for setting in (
             f"query_only = {'ON' if purpose == 'read' else 'OFF'}",
-            "synchronous = EXTRA",  # the origin has no write-ahead log
-            "foreign_keys = OFF",  # or to drop a table deletes its rows first, with all that refers to them
-            "legacy_alter_table = ON",  # or to rename one renames it in whatever refers to it
+            "synchronous = EXTRA",  # the legacy app does not use a write-ahead log
+            "foreign_keys = OFF",  # otherwise dropping a table deletes rows of other tables that refer to it
+            "legacy_alter_table = ON",  # otherwise renaming a table changes the foreign keys that refer to it
         ):
             cursor.execute(f"PRAGMA {setting}")
         cursor.close()
@@ -76,16 +79,16 @@ def _engine(file: Path, wait: float, purpose: Purpose) -> Engine:
 
 
 @contextmanager
-def _translating() -> Iterator[None]:
+def _translating_errors() -> Iterator[None]:
     try:
         yield
     except DBAPIError as error:
         cause = error.orig
-        busy = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
-        if busy or getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
-            reason = "something else uses the database: stop it, then run this again"
+        is_busy = getattr(cause, "sqlite_errorcode", None) == sqlite3.SQLITE_BUSY
+        if is_busy or getattr(cause, "sqlstate", None) == _LOCK_NOT_AVAILABLE:
+            reason = "another program is using the database: stop it, then run this again"
         elif str(cause).startswith(UNDECODABLE):
-            reason = "the file is damaged: there is text in it that is no UTF-8"
+            reason = "the file is damaged: it contains text that is not UTF-8"
         else:
             reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
         raise RepositoryUnavailableError(reason) from error
