@@ -1,4 +1,4 @@
-"""A page as a browser without JavaScript has it: its text, its links, and its forms to fill in and send."""
+"""Read HTML pages like a browser without JavaScript: their text, links and forms."""
 
 from collections import Counter
 from html.parser import HTMLParser
@@ -19,7 +19,7 @@ class Form:
 
 
 class Page(HTMLParser):
-    """Reads the response that it is given, and goes on from there with the same client."""
+    """A parsed page. It follows links and sends forms with the client that loaded it."""
 
     def __init__(self, client: httpx2.Client, response: httpx2.Response) -> None:
         super().__init__()
@@ -31,15 +31,15 @@ class Page(HTMLParser):
         self._open: list[str] = []
         self._text: list[tuple[str, str]] = []
         self._form: Form | None = None
-        self._caught: list[str] | None = None
+        self._label_parts: list[str] | None = None
         self._href = ""
         self.feed(response.text)
         self.close()
-        assert self._open == [], "a tag is left open"
+        assert self._open == [], "an element is not closed"
 
     @property
     def text(self) -> str:
-        """What is read, white space put together."""
+        """The visible text, with white space collapsed."""
         return " ".join("".join(text for tag, text in self._text if tag not in {"title", "style"}).split())
 
     @property
@@ -53,12 +53,12 @@ class Page(HTMLParser):
         return Page(self.client, self.client.get(urljoin(str(self.response.url), self.links[link])))
 
     def form(self, button: str) -> Form:
-        """Return the one form with a button of this name."""
+        """Return the only form that has a button with this text."""
         (form,) = [form for form in self.forms if button in form.buttons]
         return form
 
     def send(self, button: str, **fields: str) -> "Page":
-        """Fill a form in and press its button, as a browser does."""
+        """Fill in a form and press its button."""
         form = self.form(button)
         assert fields.keys() <= form.fields.keys()
         url, filled = urljoin(str(self.response.url), form.action), {**form.fields, **fields}
@@ -68,37 +68,37 @@ class Page(HTMLParser):
         return Page(self.client, self.client.post(url, data=filled, headers={"origin": origin}))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = {name: value or "" for name, value in attrs}
-        assert len(given) == len(attrs), f"<{tag}> has an attribute twice"
-        self.tags.append((tag, given))
+        attributes = {name: value or "" for name, value in attrs}
+        assert len(attributes) == len(attrs), f"<{tag}> repeats an attribute"
+        self.tags.append((tag, attributes))
         if tag not in _VOID:
             self._open.append(tag)
         if tag == "form":
-            self._form = Form(given["action"], given["method"])
+            self._form = Form(attributes["action"], attributes["method"])
             self.forms.append(self._form)
         elif tag in {"a", "button"}:
-            self._caught, self._href = [], given.get("href", "")
+            self._label_parts, self._href = [], attributes.get("href", "")
         elif tag in {"input", "select"} and self._form is not None:
-            self._form.fields[given["name"]] = given.get("value", "")
-        elif tag == "option" and "selected" in given and self._form is not None:
-            self._form.fields[list(self._form.fields)[-1]] = given["value"]
+            self._form.fields[attributes["name"]] = attributes.get("value", "")
+        elif tag == "option" and "selected" in attributes and self._form is not None:
+            self._form.fields[list(self._form.fields)[-1]] = attributes["value"]
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, {name: value or "" for name, value in attrs}))
 
     def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag, f"</{tag}> closes something else"
-        if self._caught is not None and tag in {"a", "button"}:
-            name = " ".join("".join(self._caught).split())
+        assert self._open.pop() == tag, f"</{tag}> does not match the open element"
+        if self._label_parts is not None and tag in {"a", "button"}:
+            name = " ".join("".join(self._label_parts).split())
             if tag == "a":
                 self.links[name] = self._href
             elif self._form is not None:
                 self._form.buttons.append(name)
-            self._caught = None
+            self._label_parts = None
         elif tag == "form":
             self._form = None
 
     def handle_data(self, data: str) -> None:
         self._text.append((self._open[-1] if self._open else "", data))
-        if self._caught is not None:
-            self._caught.append(data)
+        if self._label_parts is not None:
+            self._label_parts.append(data)

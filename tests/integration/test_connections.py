@@ -215,7 +215,7 @@ def test_idle_connection_is_closed_after_five_seconds(running: Running) -> None:
 
 
 class LargeResponse:
-    """An application whose response does not fit into the buffers of the operating system.
+    """An application with a response that does not fit into the buffers of the operating system.
 
     It sends the response in the given number of pieces.
     """

@@ -129,7 +129,7 @@ def start_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[C
 StartService = Callable[..., Supervised]
 
 
-def test_sigterm_ends_all_workers(start_service: StartService) -> None:
+def test_sigterm_stops_every_worker(start_service: StartService) -> None:
     service = start_service(3)
     wait_until(lambda: len(service.running) == 3)
 
@@ -224,7 +224,7 @@ def test_only_listener_keeps_its_backlog_for_the_next_worker(start_service: Star
         wait_until(lambda: len(service.running) == 1)
 
 
-def test_worker_that_drains_by_itself_is_replaced_at_once(start_service: StartService) -> None:
+def test_worker_that_drains_by_itself_is_replaced(start_service: StartService) -> None:
     service = start_service(2, behavior="busy")
     wait_until(lambda: all(map(is_listening, service.listeners)))
     leaving = service.pids[0]

@@ -25,7 +25,7 @@ class ConsoleApp:
     """The ASGI application that serves every path of the console.
 
     Access depends on the admin mode. In token mode, only the login page and the static files are public; every other
-    page redirects to the login. In local mode there is no login, and a session only protects the forms. In locked mode
+    page redirects to the login. Local mode needs no login; its sessions only protect the forms. In locked mode
     every request is rejected.
 
     A request that changes something must come from a page of the console, as its browser confirms, and must contain

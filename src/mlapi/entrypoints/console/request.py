@@ -60,12 +60,12 @@ class ConsoleRequest:
 
     @property
     def is_safe(self) -> bool:
-        """Whether the method is safe (RFC 9110, 9.2.1): the request only reads."""
+        """True if the method is safe (RFC 9110, 9.2.1), so the request changes nothing."""
         return self.http_request.method in {"GET", "HEAD"}
 
     @property
     def is_partial(self) -> bool:
-        """Whether htmx sent the request and uses only a part of the page."""
+        """True if htmx sent the request. It uses only a part of the page."""
         return self.http_request.headers.get("hx-request") == "true"
 
     @property

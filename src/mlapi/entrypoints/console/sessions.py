@@ -16,7 +16,7 @@ import attrs
 from itsdangerous import BadData, Signer, TimestampSigner, URLSafeTimedSerializer
 
 LIFETIME_SECONDS = 8 * 3600
-"""Maximum age of a session, however often it is used."""
+"""The maximum age of a session, even one in use."""
 IDLE_SECONDS = 3600
 """An unused session expires after this time: NIST SP 800-63B-4, 2.2.3."""
 FLASH_SECONDS = 60

@@ -147,7 +147,7 @@ async def user_page(
         request: the request.
         user_id: the id of the user.
         status: the status of the response.
-        errors: what is wrong with the form that was sent, by field name.
+        errors: the error messages for the form, by field name.
         secret: a new API key, which is shown only in this response.
 
     Raises:

@@ -27,7 +27,7 @@ CHECK_INTERVAL_SECONDS = 0.5
 
 
 class Phase(Enum):
-    """What a connection is waiting for."""
+    """The state of a connection, named after the data or event that it waits for."""
 
     HEAD = auto()
     """The request line and headers. A new connection starts in this phase."""
@@ -72,7 +72,7 @@ class State(ServerState):
         super().__init__()
         self.max_connections = max_connections
         self.drain_now = False
-        """Whether draining closes connections without a request at once."""
+        """True if draining closes connections without a request immediately."""
 
 
 class Connection(HttpToolsProtocol):
@@ -81,7 +81,7 @@ class Connection(HttpToolsProtocol):
     server_state: State
     transport: asyncio.Transport
     cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None at first in the base class too
-    """The latest request whose headers are complete, with its response."""
+    """The latest request with complete headers, and its response."""
 
     def __init__(
         self,
@@ -132,8 +132,8 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection after its current or next request.
 
-        A client that still sees the connection open may already have sent its next request, which must be served. So a
-        connection without a request stays open until its deadline, unless the worker has to drain now.
+        A client that still sees the connection open may already have sent its next request, which must be served. A
+        connection without a request therefore stays open until its deadline, unless the worker has to drain now.
         """
         if self.phase in {Phase.HEAD, Phase.IDLE} and not self.server_state.drain_now:
             return

@@ -2,14 +2,14 @@
 
 It reads no requests and opens no database.
 
-Each worker has a listener of its own: a socket that is bound to the same address as the others. The kernel spreads new
+Each worker has its own listener, a socket that is bound to the same address as the others. The kernel spreads new
 connections evenly over the listeners. With a single shared socket, a burst of connections would be accepted by the
 worker that wakes first, and would stay with it.
 
 - SIGHUP replaces each worker by a new one, which loads the current code and configuration. The port stays open and no
   request is lost.
 - SIGTERM drains the workers and exits.
-- SIGINT also drains, but closes connections without a request at once. A second SIGINT kills the workers.
+- SIGINT also drains, but closes connections without a request immediately. A second SIGINT kills the workers.
 """
 
 import json
@@ -85,7 +85,7 @@ class _Worker:
         self.pid = self._process.pid
         self.state = WorkerState.STARTING
         self.is_outdated = False
-        """Whether a restart has been requested that replaces this worker."""
+        """True after a restart was requested, which replaces this worker."""
         self._timeouts = timeouts
         self._seconds_left = timeouts.start_seconds
         """Counted down by the checks and not by a clock, so that the sleep of a suspended machine does not count."""
@@ -101,7 +101,7 @@ class _Worker:
             self._seconds_left = self._timeouts.drain_seconds
 
     def drain(self) -> None:
-        """Let the worker finish its requests, including those that still arrive on open connections."""
+        """Let the worker finish its requests, including new ones on open connections."""
         self.mark_draining()
         self._process.terminate()
 
@@ -115,7 +115,7 @@ class _Worker:
         self._process.kill()
 
     def timed_out(self) -> bool:
-        """Return whether the time for the current state is over. Call this once per check."""
+        """Return True if the time for the current state has run out. Call this once per check."""
         self._seconds_left -= CHECK_INTERVAL_SECONDS
         return self._seconds_left < 0
 
@@ -141,7 +141,7 @@ class Supervisor:
         self._timeouts = timeouts or Timeouts()
         self._workers: list[_Worker] = []
         self._has_served = False
-        """Whether any worker has ever started successfully."""
+        """True once any worker has started successfully."""
         self._next_start_at = 0.0
         """The monotonic time before which no worker is started."""
         self._exit_code: int | None = None
@@ -243,8 +243,8 @@ class Supervisor:
     def _close_backlog(self, listener: socket.socket) -> None:
         """Stop listening on the socket of a worker that has just left, if another worker is serving.
 
-        The kernel then gives new connections to the other listeners, and resets those that wait in this backlog. Do
-        this only when a worker leaves: its successor listens on the same socket, perhaps before the worker exits.
+        The kernel then gives new connections to the other listeners, and resets connections that wait in this backlog.
+        Do this only when a worker leaves: its successor listens on the same socket, perhaps before the worker exits.
         """
         serving = [worker.listener for worker in self._workers if worker.state is WorkerState.SERVING]
         if serving and listener not in serving:

@@ -84,7 +84,7 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
     def _drain_now(self, supervisor_fd: int) -> None:
-        """Drain, and close connections without a request at once."""
+        """Drain, and close connections without a request immediately."""
         asyncio.get_running_loop().remove_reader(supervisor_fd)
         self.server_state.drain_now = self.should_exit = True
         for connection in list(self.server_state.connections):
@@ -128,7 +128,7 @@ def config(
 
 
 def limit_connections(wanted: int) -> int:
-    """Raise the limit of open files as far as allowed, and return how many connections fit into it."""
+    """Raise the limit of open files to the allowed maximum, and return the number of connections that fit."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(ValueError, OSError):  # macOS allows less than the hard limit that it reports
