@@ -10,6 +10,7 @@ from mlapi.adapters.sql import rows, statements
 from mlapi.adapters.sql.postgresql import statements as sql
 from mlapi.adapters.sql.postgresql.batches import Segment, split_batch
 from mlapi.adapters.sql.rows import Row
+from mlapi.adapters.sql.tables import users
 from mlapi.domain.commands import (
     AddApiKey,
     ApiKeyCommand,
@@ -64,6 +65,8 @@ def find_principals(connection: "psycopg.Connection", ids: Sequence[PrincipalId]
     )
 
 
+_user_row = rows.row_writer(Register, users)
+
 # The same rows are looked up repeatedly, so cache the parsed objects.
 _cached_user = lru_cache(statements.MAX_CACHED_ROWS)(rows.read_user)
 _cached_principal = lru_cache(statements.MAX_CACHED_ROWS)(rows.read_api_key_principal)
@@ -102,11 +105,11 @@ def _update(connection: "psycopg.Connection", updates: Mapping[int, UserUpdate],
     for command in updates.values():
         if statements.is_storable_user_id(command.user_id):
             parameters[sql.UPDATE_USER[type(command)]].append(statements.update_row(command))
-    users: dict[UserId, User] = {}
+    updated: dict[UserId, User] = {}
     for statement, its_rows in parameters.items():  # always in the same order, for the locks
-        users |= _fetch_users(connection, statement, its_rows)
+        updated |= _fetch_users(connection, statement, its_rows)
     for position, command in updates.items():
-        user = users.get(command.user_id)
+        user = updated.get(command.user_id)
         outcomes[position] = (
             UserNotFoundError(command.user_id) if user is None else statements.update_outcome(command, user)
         )
@@ -114,9 +117,9 @@ def _update(connection: "psycopg.Connection", updates: Mapping[int, UserUpdate],
 
 def _remove(connection: "psycopg.Connection", removals: Mapping[int, Remove], outcomes: Outcomes) -> None:
     ids = [command.user_id for command in removals.values() if statements.is_storable_user_id(command.user_id)]
-    users = _fetch_users(connection, sql.REMOVE_USER, [{"id": user_id} for user_id in ids])
+    removed = _fetch_users(connection, sql.REMOVE_USER, [{"id": user_id} for user_id in ids])
     for position, command in removals.items():
-        outcomes[position] = users.get(command.user_id) or UserNotFoundError(command.user_id)
+        outcomes[position] = removed.get(command.user_id) or UserNotFoundError(command.user_id)
 
 
 def _register(connection: "psycopg.Connection", registrations: Mapping[int, Register], outcomes: Outcomes) -> None:
@@ -126,7 +129,7 @@ def _register(connection: "psycopg.Connection", registrations: Mapping[int, Regi
     for _ in range(_MAX_REGISTER_ATTEMPTS):
         if not pending:
             return
-        new_rows = [rows.new_user_row(command) for command in pending.values()]
+        new_rows = [_user_row(command) for command in pending.values()]
         new_ids = {key: user_id for user_id, key in _fetch(connection, sql.REGISTER, new_rows)}
         taken = [{"username_key": row["username_key"]} for row in new_rows if row["username_key"] not in new_ids]
         existing_ids = {key: user_id for user_id, key in _fetch(connection, sql.IDS_BY_USERNAME_KEY, taken)}

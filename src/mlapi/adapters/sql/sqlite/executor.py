@@ -10,9 +10,10 @@ import msgspec
 from sqlalchemy import Boolean, Column
 
 from mlapi.adapters.sql import rows, statements
-from mlapi.adapters.sql.rows import Decoder, Row
+from mlapi.adapters.sql.rows import Convert, Row
 from mlapi.adapters.sql.sqlite import statements as sql
-from mlapi.adapters.sql.tables import UtcDateTime, api_keys, users
+from mlapi.adapters.sql.tables import UtcDateTime, api_keys, audit, users
+from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import (
     AddApiKey,
     ApiKeyCommand,
@@ -37,7 +38,7 @@ def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[O
         for command in commands
     ]
     entries = statements.audit_entries(commands, outcomes)
-    connection.executemany(sql.INSERT_AUDIT, [_encode_times(rows.audit_row(entry)) for entry in entries])
+    connection.executemany(sql.INSERT_AUDIT, [_audit_row(entry) for entry in entries])
     return outcomes
 
 
@@ -78,7 +79,7 @@ def _apply_to_api_key(connection: sqlite3.Connection, command: ApiKeyCommand) ->
     if isinstance(command, AddApiKey):
         if not statements.is_storable_user_id(command.user_id):
             return UserNotFoundError(command.user_id)
-        row = _fetch_one(connection, sql.INSERT_API_KEY, _encode_times(rows.api_key_row(command.key)))
+        row = _fetch_one(connection, sql.INSERT_API_KEY, _api_key_row(command.key))
         return UserNotFoundError(command.user_id) if row is None else command.key
     if not statements.is_storable_key_id(command.key_id):
         return ApiKeyNotFoundError(command.key_id)
@@ -90,7 +91,7 @@ def _apply_to_api_key(connection: sqlite3.Connection, command: ApiKeyCommand) ->
 
 
 def _register(connection: sqlite3.Connection, command: Register) -> Outcome:
-    row = _fetch_one(connection, sql.INSERT_USER, _encode_times(rows.new_user_row(command)))
+    row = _fetch_one(connection, sql.INSERT_USER, _user_row(command))
     if row is not None:
         return command.as_user(UserId(row[0]))
     # This transaction has the only write lock, so the user with this name is still there.
@@ -103,26 +104,37 @@ def _fetch_one(connection: sqlite3.Connection, statement: str, parameters: dict[
     return found[0] if found else None
 
 
-def _encode_times(row: dict[str, Any]) -> dict[str, Any]:
-    """Replace the times of a row with SQLAlchemy's text for SQLite: UTC, with microseconds and without a zone."""
-    for name, value in row.items():
+def _encode_times(parameters: dict[str, Any]) -> dict[str, Any]:
+    for name, value in parameters.items():
         if isinstance(value, datetime):
-            row[name] = value.isoformat(" ", "microseconds")[:26]
-    return row
+            parameters[name] = _encode_time(value)
+    return parameters
+
+
+def _encode_time(time: datetime) -> str:
+    """Return SQLAlchemy's text for SQLite: UTC, with microseconds and without a zone."""
+    return time.isoformat(" ", "microseconds")[:26]
 
 
 def _decode_time(text: str) -> datetime:
     return datetime.fromisoformat(f"{text}+00:00")
 
 
-def _decoder(column: Column[Any]) -> Decoder | None:
+def _encoder_of(column: Column[Any]) -> Convert | None:
+    return _encode_time if isinstance(column.type, UtcDateTime) else None
+
+
+def _decoder_of(column: Column[Any]) -> Convert | None:
     if isinstance(column.type, UtcDateTime):
         return _decode_time
     return bool if isinstance(column.type, Boolean) else None
 
 
-_read_user = rows.row_reader(User, users, _decoder)
-_read_api_key = rows.row_reader(ApiKey, api_keys, _decoder)
+_read_user = rows.row_reader(User, users, _decoder_of)
+_read_api_key = rows.row_reader(ApiKey, api_keys, _decoder_of)
+_user_row = rows.row_writer(Register, users, _encoder_of)
+_api_key_row = rows.row_writer(ApiKey, api_keys, _encoder_of)
+_audit_row = rows.row_writer(AuditEntry, audit, _encoder_of)
 
 # The same rows are looked up repeatedly, so cache the parsed objects.
 _cached_user = lru_cache(statements.MAX_CACHED_ROWS)(_read_user)

@@ -1,0 +1,85 @@
+"""Rows are derived from the fields of an entity and the columns of its table."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import attrs
+from sqlalchemy import Column, Identity, Integer, MetaData, String, Table
+
+from mlapi.adapters.sql.rows import USER_COLUMNS, entity_columns, inserted_columns, row_reader, row_writer
+from mlapi.adapters.sql.tables import UtcDateTime, users
+from mlapi.domain.commands import Register
+from mlapi.domain.users import EncryptedPassword, User
+
+NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
+
+
+@attrs.frozen(kw_only=True)
+class Account:
+    id: int
+    secret: EncryptedPassword
+    paid_until: datetime | None = None
+
+
+accounts = Table(
+    "accounts",
+    MetaData(),
+    Column("paid_until", UtcDateTime),
+    Column("id", Integer, Identity(), primary_key=True),
+    Column("secret", String, nullable=False),
+    Column("note", String),
+)
+
+
+def as_text(column: Column[Any]) -> Any:
+    return datetime.isoformat if isinstance(column.type, UtcDateTime) else None
+
+
+def from_text(column: Column[Any]) -> Any:
+    return datetime.fromisoformat if isinstance(column.type, UtcDateTime) else None
+
+
+def test_columns_are_in_the_order_of_the_fields() -> None:
+    assert [column.name for column in entity_columns(Account, accounts)] == ["id", "secret", "paid_until"]
+
+
+def test_row_becomes_an_entity_with_wrapped_values() -> None:
+    read = row_reader(Account, accounts)
+
+    assert read((1, "stored", NOON)) == Account(id=1, secret=EncryptedPassword("stored"), paid_until=NOON)
+
+
+def test_values_are_decoded_except_null() -> None:
+    read = row_reader(Account, accounts, from_text)
+
+    assert read((1, "stored", NOON.isoformat())).paid_until == NOON
+    assert read((1, "stored", None)).paid_until is None
+
+
+def test_row_has_every_column_that_is_not_generated() -> None:
+    @attrs.frozen(kw_only=True)
+    class NewAccount:
+        secret: EncryptedPassword
+        paid_until: datetime | None
+
+        @property
+        def note(self) -> str:
+            return "computed"
+
+    write = row_writer(NewAccount, accounts, as_text)
+    secret = EncryptedPassword("stored")
+
+    assert write(NewAccount(secret=secret, paid_until=NOON)) == {
+        "paid_until": NOON.isoformat(),
+        "secret": "stored",
+        "note": "computed",
+    }
+    assert write(NewAccount(secret=secret, paid_until=None))["paid_until"] is None
+
+
+def test_registered_user_is_the_user_that_is_read() -> None:
+    command = Register(username="Ada", password=EncryptedPassword("stored"), email="ada@example.com", at=NOON)
+    row = {"id": 7, **row_writer(Register, users)(command)}
+
+    assert set(row) == {"id", *(column.name for column in inserted_columns(users))}
+    assert row_reader(User, users)([row[column.name] for column in USER_COLUMNS]) == command.as_user(row["id"])
