@@ -10,12 +10,15 @@ from openapi_schema_validator import OAS31Validator
 from mlapi import Users
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.wire.openapi import OPERATIONS, openapi
+from mlapi.entrypoints.wire.openapi import openapi
+from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.testing import HttpContract
 from tests.contract.test_http import asgi_client
 
 DOCUMENT: dict[str, Any] = json.loads(openapi())
-PATHS = {path: re.compile(re.sub(r"{\w+}", "[^/]+", path)) for path in dict.fromkeys(one.path for one in OPERATIONS)}
+PATHS = {
+    path: re.compile(re.sub(r"{\w+}", "[^/]+", path)) for path in dict.fromkeys(one.openapi_path for one in OPERATIONS)
+}
 
 
 class TestDescribed(HttpContract):

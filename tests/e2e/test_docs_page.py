@@ -5,7 +5,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from mlapi.entrypoints.wire.openapi import OPERATIONS
+from mlapi.entrypoints.wire.operations import OPERATIONS
 from tests.e2e.browser import Watch, chromium, running_browser
 from tests.e2e.server import Server
 

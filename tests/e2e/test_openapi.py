@@ -15,7 +15,7 @@ from pathlib import Path
 import requests
 from sqlalchemy import URL
 
-from mlapi.entrypoints.wire.openapi import OPERATIONS
+from mlapi.entrypoints.wire.operations import OPERATIONS
 from tests.e2e.server import ROOT, Server
 
 ADMIN_TOKEN = "an-admin-token-for-tests"

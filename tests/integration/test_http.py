@@ -275,7 +275,7 @@ def test_who_waits_too_long_is_told_and_what_had_not_reached_its_commit_is_never
 
 def test_passwords_that_wait_too_long_for_their_hash_are_told_and_never_hashed() -> None:
     cipher = SlowCipher()
-    threads = BoundedThreadPool(1, queue=10, patience=0.1)
+    threads = BoundedThreadPool(1, max_queued_per_thread=10, timeout_seconds=0.1)
 
     async def run() -> list[object]:
         late = await asyncio.gather(*[threads.run(cipher.encrypt, name) for name in "abc"], return_exceptions=True)
@@ -292,7 +292,7 @@ def test_passwords_that_wait_too_long_for_their_hash_are_told_and_never_hashed()
 
 def test_more_passwords_than_may_wait_are_refused_at_once() -> None:
     cipher = SlowCipher()
-    threads = BoundedThreadPool(1, queue=2, patience=10)
+    threads = BoundedThreadPool(1, max_queued_per_thread=2, timeout_seconds=10)
 
     async def run() -> list[object]:
         calls = [asyncio.create_task(threads.run(cipher.encrypt, name)) for name in "abcde"]

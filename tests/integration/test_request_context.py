@@ -269,7 +269,7 @@ def test_several_processes_answer_for_all(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_folder_for_counts_that_cannot_be_written_to_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/no/such/folder")
 
-    with pytest.raises(ConfigurationError, match="PROMETHEUS_MULTIPROC_DIR must name a folder"):
+    with pytest.raises(ConfigurationError, match="PROMETHEUS_MULTIPROC_DIR is not a folder"):
         Metrics()
 
 

@@ -512,7 +512,7 @@ def test_counts_that_are_cut_short_are_left_out(
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     (tmp_path / "counter_1.db").write_bytes(b"")  # as one is for a moment that another process begins
     (tmp_path / "histogram_2.db").write_bytes((1000).to_bytes(8, "little"))
-    another = "from mlapi.entrypoints.http.metrics import Metrics; Metrics().request('live', 'GET', 200, 0.1)"
+    another = "from mlapi.entrypoints.http.metrics import Metrics; Metrics().count_request('live', 'GET', 200, 0.1)"
     subprocess.run([sys.executable, "-c", another], check=True)
 
     shown = Metrics().exposition()

@@ -32,9 +32,10 @@ from mlapi.domain.commands import Register
 from mlapi.domain.ports import UserRepository
 from mlapi.domain.rules import canonical_username, fold
 from mlapi.domain.users import EncryptedPassword, utc_now
-from mlapi.entrypoints.admin import OPEN_PATHS, AdminPolicy
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.sessions import Sessions
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.wire.operations import OPERATIONS
 from tests.conftest import KEY, SALT
 from tests.e2e.server import MlapiServer, Server
 from tests.e2e.test_openapi import asked_by_schemathesis
@@ -48,6 +49,7 @@ CROWD = 20
 """Users, beyond which those that were registered meanwhile are removed again."""
 REFUSED = {400, 401, 403, 404, 405, 409, 413, 415, 422, 429}
 """What the documentation names. 5xx is not among them, as nothing is away."""
+OPEN_PATHS = {one.path for one in OPERATIONS if not one.callers.needs_admin and not one.path_parameters}
 OPEN = {*OPEN_PATHS, "/register-user", "/openapi.json", "/docs"}
 
 

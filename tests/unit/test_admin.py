@@ -77,19 +77,19 @@ def test_the_settings_token_is_the_one_that_is_checked() -> None:
     [
         pytest.param(
             BY_TOKEN,
-            "management: token mode, open to whoever sends the admin token; registration is open to all",
+            "management: token mode, open to clients that send the admin token; registration is open to everyone",
             id="token",
         ),
         pytest.param(
             BY_MACHINE,
-            "management: local mode, open to programs on this machine, as secrets.admin_token is not set;"
-            " registration is open to all",
+            "management: local mode, open to programs on this machine, because secrets.admin_token is not set;"
+            " registration is open to everyone",
             id="local",
         ),
         pytest.param(
             AdminPolicy(local=False, registration_open=False),
-            "management: locked mode, open to nobody, as secrets.admin_token is not set and management.local is false;"
-            " registration is for managers",
+            "management: locked mode, closed, because secrets.admin_token is not set and management.local is false;"
+            " registration is open to admins only",
             id="locked",
         ),
     ],

@@ -1,4 +1,4 @@
-"""The description of our HTTP: that it is OpenAPI, that it is whole, and that its examples are true."""
+"""The table of operations and the OpenAPI description: complete, consistent with the routes, with valid examples."""
 
 import json
 import re
@@ -9,51 +9,65 @@ import msgspec
 import pytest
 from openapi_schema_validator import OAS31Validator
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from starlette.routing import Route
+from starlette.routing import Match, Route
 
 from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
-from mlapi.entrypoints.admin import DOCS_PATH, METRICS_PATH, OPEN_PATHS, OPENAPI_PATH, REGISTRATION_PATH
+from mlapi.entrypoints.admin import DOCS_PATH, OPENAPI_PATH
 from mlapi.entrypoints.console import CONSOLE_PATH
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.wire import requests, responses
-from mlapi.entrypoints.wire.openapi import ANYBODY, ANYBODY_IF_OPEN, MANAGERS, OPERATIONS, Operation, openapi
+from mlapi.entrypoints.http.handlers import HANDLERS
+from mlapi.entrypoints.http.middleware import Endpoint
+from mlapi.entrypoints.wire import examples, requests, responses
+from mlapi.entrypoints.wire.callers import ANYONE
+from mlapi.entrypoints.wire.openapi import openapi
+from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
 from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS
 
 DOCUMENT: dict[str, Any] = json.loads(openapi())
 PAGES = (CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH)
-"""For people, or what describes the others: not described."""
+"""The routes without an operation: web pages, and the description itself."""
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
-def named(operation: Operation) -> str:
-    return operation.name
+def operation_id(operation: Operation) -> str:
+    return operation.operation_id
 
 
-def described(operation: Operation) -> dict[str, Any]:
-    found: dict[str, Any] = DOCUMENT["paths"][operation.path][operation.method.lower()]
+def description_of(operation: Operation) -> dict[str, Any]:
+    found: dict[str, Any] = DOCUMENT["paths"][operation.openapi_path][operation.method.lower()]
     return found
 
 
 def is_valid(value: object, schema: object) -> bool:
-    whole = {"allOf": [schema], "components": DOCUMENT["components"]}  # where its references lead
-    return bool(OAS31Validator(whole, format_checker=OAS31Validator.FORMAT_CHECKER).is_valid(value))
+    schema_with_references = {"allOf": [schema], "components": DOCUMENT["components"]}
+    validator = OAS31Validator(schema_with_references, format_checker=OAS31Validator.FORMAT_CHECKER)
+    return bool(validator.is_valid(value))
 
 
 def contents(operation: Operation) -> Iterator[dict[str, Any]]:
-    """Each body of an operation, asked or answered."""
-    about = described(operation)
-    for response in (*about["responses"].values(), about.get("requestBody", {})):
+    """Yield the description of every request and response body of an operation."""
+    description = description_of(operation)
+    for response in (*description["responses"].values(), description.get("requestBody", {})):
         yield from response.get("content", {}).values()
 
 
-# --- it is OpenAPI
+def operation_routes() -> list[Route]:
+    return [
+        route
+        for route in create_app().routes
+        if isinstance(route, Route) and not f"{route.path}/".startswith(tuple(f"{page}/" for page in PAGES))
+    ]
 
 
-def test_it_is_openapi() -> None:
+# --- the document is valid
+
+
+def test_document_is_valid_openapi() -> None:
     OpenAPIV31SpecValidator(DOCUMENT).validate()
 
 
-def test_nothing_is_described_that_nothing_refers_to() -> None:
+def test_every_component_is_referenced() -> None:
     text = openapi().decode()
 
     unused = [
@@ -66,52 +80,121 @@ def test_nothing_is_described_that_nothing_refers_to() -> None:
 
 
 def test_names_of_operations_are_unique() -> None:
+    assert len({operation.operation_id for operation in OPERATIONS}) == len(OPERATIONS)
     assert len({operation.name for operation in OPERATIONS}) == len(OPERATIONS)
 
 
-# --- it is whole
+# --- the table is complete
 
 
-def test_every_route_is_described_and_nothing_else() -> None:
-    routes = {
-        (method, re.sub(r":\w+}", "}", route.path))
-        for route in create_app().routes
-        if isinstance(route, Route) and not f"{route.path}/".startswith(tuple(f"{page}/" for page in PAGES))
-        for method in route.methods or ()
+def test_every_operation_has_a_handler_and_vice_versa() -> None:
+    assert set(HANDLERS) == {operation.name for operation in OPERATIONS}
+
+
+def test_every_route_has_an_operation_and_vice_versa() -> None:
+    routes = {(method, route.path) for route in operation_routes() for method in route.methods or ()}
+
+    without_head = {(method, path) for method, path in routes if method != "HEAD"}  # Starlette adds HEAD to GET
+    assert without_head == {(operation.method, operation.path) for operation in OPERATIONS}
+    described = {(method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods}
+    assert described == {(operation.method, operation.openapi_path) for operation in OPERATIONS}
+
+
+def test_only_these_operations_need_no_admin_access() -> None:
+    open_if = {operation.path: operation.callers.open_if for operation in OPERATIONS if operation.callers.open_if}
+    open_paths = {operation.path for operation in OPERATIONS if not operation.callers.needs_admin}
+
+    assert open_if == {"/register-user": "registration_open", "/metrics": "metrics_open"}
+    assert open_paths == {
+        "/health/live",
+        "/health/ready",
+        "/token",
+        "/token_status",
+        "/token_status/{token:path}",
+        "/users/me",
+        "/users/me/password",
+        "/users/me/tokens",
     }
 
-    without_head = {(method, path) for method, path in routes if method != "HEAD"}  # which each GET brings
-    assert without_head == {(operation.method, operation.path) for operation in OPERATIONS}
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=operation_id)
+def test_operations_of_a_path_agree_on_admin_access(operation: Operation) -> None:
+    """`AdminPolicy` decides by path: an open operation must not open another method of its path."""
+    same_path = [other for other in OPERATIONS if other.path == operation.path]
+
+    assert {(other.callers.needs_admin, other.callers.open_if) for other in same_path} == {
+        (operation.callers.needs_admin, operation.callers.open_if)
+    }
 
 
-def test_who_may_call_is_who_management_lets_through() -> None:
-    if_open = {operation.path for operation in OPERATIONS if operation.callers is ANYBODY_IF_OPEN}
-    for_managers = {operation.path for operation in OPERATIONS if operation.callers is MANAGERS}
-    others = {operation.path for operation in OPERATIONS} - if_open - for_managers
+@pytest.mark.parametrize("operation", [one for one in OPERATIONS if not one.callers.needs_admin], ids=operation_id)
+@pytest.mark.parametrize("method", METHODS)
+def test_open_path_never_leads_to_an_admin_operation(operation: Operation, method: str) -> None:
+    """``/users/me`` is open, and ``/users/{user_id}``, which needs admin access, also matches it."""
+    scope = {"type": "http", "method": method, "path": re.sub(r"{\w+(:path)?}", "1", operation.path), "headers": []}
 
-    assert if_open == {REGISTRATION_PATH, METRICS_PATH}
-    assert others == {*OPEN_PATHS, requests.TOKEN_PATH_PREFIX + "{token}"}
-
-
-def test_every_error_ends_some_operation() -> None:
-    assert {error for operation in OPERATIONS for error in operation.all_refusals} == set(responses.STATUS_BY_ERROR)
+    matching = [route for route in operation_routes() if route.matches(scope)[0] is Match.FULL]
+    admin_paths = {other.path for other in OPERATIONS if other.callers.needs_admin}
+    assert not matching or matching[0].path not in admin_paths
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=named)
-def test_every_status_of_an_error_is_described(operation: Operation) -> None:
-    statuses = {responses.STATUS_BY_ERROR[error].value for error in operation.all_refusals}
+def test_path_patterns_match_the_paths_of_their_operation() -> None:
+    patterns = {operation.operation_id: operation.path_pattern for operation in OPERATIONS}
 
-    expected = {*statuses, operation.done.status.value, 405, *([404] if operation.may_be_closed else [])}
-    assert set(described(operation)["responses"]) == {str(status) for status in expected}
+    assert re.fullmatch(patterns["showUser"], "/users/1")
+    assert not re.fullmatch(patterns["showUser"], "/users/1/keys")
+    assert not re.fullmatch(patterns["showUser"], "/users/")
+    assert re.fullmatch(patterns["checkTokenInPath"], "/token_status/a/b")
+    assert not re.fullmatch(patterns["checkTokenInPath"], "/token_status")
 
 
-def test_every_parameter_of_a_query_is_described() -> None:
+def test_endpoints_have_the_names_of_their_handlers() -> None:
+    """Endpoint names are labels in the metrics, which dashboards of users refer to."""
+    names = {(route.path, route.endpoint.name) for route in operation_routes() if isinstance(route.endpoint, Endpoint)}
+
+    assert names == {
+        ("/toggle-user-permission/{user_id}/{permission}", "toggle_user_permission"),
+        ("/register-user", "register_user"),
+        ("/remove-user/{user_id}", "remove_user"),
+        ("/token", "token"),
+        ("/token_status", "token_status"),
+        ("/token_status/{token:path}", "token_status_of_path"),
+        ("/users", "list_users"),
+        ("/users/me", "show_own_user"),
+        ("/users/{user_id}", "show_user"),
+        ("/users/me/password", "change_password"),
+        ("/users/me/tokens", "end_own_tokens"),
+        ("/users/{user_id}/password", "set_password"),
+        ("/users/{user_id}/tokens", "end_tokens"),
+        ("/keys/{key_id}", "remove_api_key"),
+        ("/audit", "audit"),
+        ("/metrics", "show_metrics"),
+        ("/health/live", "live"),
+        ("/health/ready", "ready"),
+    }
+
+
+def test_every_error_belongs_to_an_operation_and_has_an_example() -> None:
+    errors = {error for operation in OPERATIONS for error in operation.all_errors}
+
+    assert errors == set(responses.STATUS_BY_ERROR) == set(examples.ERRORS)
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=operation_id)
+def test_description_has_the_status_of_every_error(operation: Operation) -> None:
+    statuses = {responses.STATUS_BY_ERROR[error].value for error in operation.all_errors}
+
+    expected = {*statuses, operation.success.status.value, 405, *([404] if operation.may_be_disabled else [])}
+    assert set(description_of(operation)["responses"]) == {str(status) for status in expected}
+
+
+def test_description_has_every_query_parameter() -> None:
     queries = {operation.path: operation.query for operation in OPERATIONS if operation.query}
 
     assert queries == {"/users": tuple(USERS_PARAMETERS), "/audit": tuple(AUDIT_PARAMETERS)}
 
 
-def test_the_headers_that_a_client_needs_are_described() -> None:
+def test_description_has_the_headers_that_clients_need() -> None:
     responses = DOCUMENT["paths"]["/token"]["post"]["responses"]
 
     headers = {
@@ -125,13 +208,13 @@ def test_the_headers_that_a_client_needs_are_described() -> None:
     }
 
 
-def test_what_is_open_asks_for_no_credential() -> None:
-    asked = [described(operation)["security"] for operation in OPERATIONS if operation.callers is ANYBODY]
+def test_open_operations_need_no_credential() -> None:
+    security = [description_of(operation)["security"] for operation in OPERATIONS if operation.callers is ANYONE]
 
-    assert asked == [[]] * len(asked)
+    assert security == [[]] * len(security)
 
 
-def test_a_new_user_leads_to_what_can_be_done_with_him() -> None:
+def test_registration_links_to_operations_on_the_new_user() -> None:
     links = DOCUMENT["paths"]["/register-user"]["post"]["responses"]["201"]["links"]
 
     assert links["setPermission"] == {
@@ -140,60 +223,62 @@ def test_a_new_user_leads_to_what_can_be_done_with_him() -> None:
     }
 
 
-# --- its examples are true
+# --- the examples are valid
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=named)
-def test_every_example_keeps_its_schema(operation: Operation) -> None:
-    broken = [
+@pytest.mark.parametrize("operation", OPERATIONS, ids=operation_id)
+def test_examples_of_bodies_match_their_schema(operation: Operation) -> None:
+    invalid = [
         example
         for content in contents(operation)
         for example in content.get("examples", {}).values()
         if not is_valid(example["value"], content["schema"])
     ]
 
-    assert broken == []
+    assert invalid == []
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=named)
-def test_every_example_of_a_parameter_keeps_its_schema(operation: Operation) -> None:
-    examples = [
-        (about["example"], about["schema"]) for about in described(operation)["parameters"] if "example" in about
+@pytest.mark.parametrize("operation", OPERATIONS, ids=operation_id)
+def test_examples_of_parameters_match_their_schema(operation: Operation) -> None:
+    parameters = [
+        (parameter["example"], parameter["schema"])
+        for parameter in description_of(operation)["parameters"]
+        if "example" in parameter
     ]
 
-    assert all(is_valid(example, schema) for example, schema in examples)
+    assert all(is_valid(example, schema) for example, schema in parameters)
 
 
-@pytest.mark.parametrize("shape", DOCUMENT["components"]["schemas"].values(), ids=DOCUMENT["components"]["schemas"])
-def test_every_example_of_a_field_keeps_its_schema(shape: dict[str, Any]) -> None:
-    broken = [
+@pytest.mark.parametrize("schema", DOCUMENT["components"]["schemas"].values(), ids=DOCUMENT["components"]["schemas"])
+def test_examples_of_fields_match_their_schema(schema: dict[str, Any]) -> None:
+    invalid = [
         (name, example)
-        for name, field in shape["properties"].items()
+        for name, field in schema["properties"].items()
         for example in field.get("examples", [])
         if not is_valid(example, field)
     ]
 
-    assert broken == []
+    assert invalid == []
 
 
-@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.shape is not None], ids=named)
-def test_what_is_described_is_what_is_encoded(operation: Operation) -> None:
-    assert operation.shape is not None
+@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.response is not None], ids=operation_id)
+def test_response_type_is_the_type_of_the_response(operation: Operation) -> None:
+    assert operation.response is not None
 
-    decoded = msgspec.json.decode(operation.done.body, type=operation.shape)
-    assert msgspec.json.encode(decoded) == operation.done.body
+    decoded = msgspec.json.decode(operation.success.body, type=operation.response)
+    assert msgspec.json.encode(decoded) == operation.success.body
 
 
-@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.body is not None], ids=named)
-def test_a_body_of_examples_is_taken(operation: Operation) -> None:
-    assert operation.body is not None
-    fields = DOCUMENT["components"]["schemas"][operation.body.__name__]["properties"]
+@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.request is not None], ids=operation_id)
+def test_request_made_of_the_examples_is_accepted(operation: Operation) -> None:
+    assert operation.request is not None
+    fields = DOCUMENT["components"]["schemas"][operation.request.__name__]["properties"]
 
     body = {name: field["examples"][0] for name, field in fields.items()}
-    assert isinstance(requests.decode(json.dumps(body).encode(), operation.body), operation.body)
+    assert isinstance(requests.decode(json.dumps(body).encode(), operation.request), operation.request)
 
 
-def test_the_example_of_a_registration_is_registered() -> None:
+def test_registration_example_can_be_registered() -> None:
     fields = DOCUMENT["components"]["schemas"]["RegisterRequest"]["properties"]
     users = Users(InMemoryUserRepository(), PlainCipher())
 
@@ -201,13 +286,13 @@ def test_the_example_of_a_registration_is_registered() -> None:
     assert user.username == "ada"
 
 
-# --- nothing of it is secret
+# --- no secrets in logs and tracebacks
 
 
-@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.shape is not None], ids=named)
-def test_an_answer_shows_nothing_when_it_is_printed(operation: Operation) -> None:
-    assert operation.shape is not None
+@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.response is not None], ids=operation_id)
+def test_repr_of_responses_omits_their_content(operation: Operation) -> None:
+    assert operation.response is not None
 
-    decoded = msgspec.json.decode(operation.done.body, type=operation.shape)
-    assert repr(decoded) == f"{operation.shape.__name__}(...)"
-    assert operation.done.body.decode() not in repr(operation.done)
+    decoded = msgspec.json.decode(operation.success.body, type=operation.response)
+    assert repr(decoded) == f"{operation.response.__name__}(...)"
+    assert operation.success.body.decode() not in repr(operation.success)

@@ -1,11 +1,12 @@
-"""Who may manage users, decided from the facts of a request before any of it is routed or read.
+"""Who may manage users. `AdminPolicy` decides before a request is routed or its body read.
 
-Everything that is not open by name needs a manager, so a route that is added later begins closed.
+Every path needs admin access unless the table of operations opens it. So a new route is closed by default.
 """
 
 import hashlib
 import hmac
 import re
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Literal
 
@@ -15,19 +16,14 @@ from mlapi.config import Settings
 from mlapi.entrypoints.wire.client import Client, parse_address
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
 from mlapi.entrypoints.wire.headers import parse_authorization
-from mlapi.entrypoints.wire.requests import TOKEN_PATH_PREFIX
+from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
 
-OPEN_PATHS = frozenset(
-    {"/health/live", "/health/ready", "/token", "/token_status", "/users/me", "/users/me/password", "/users/me/tokens"}
-)
-"""Not for managers: open to all, or to whoever shows there that he is a user. So is what `TOKEN_PATH_PREFIX` begins."""
-METRICS_PATH = "/metrics"
-REGISTRATION_PATH = "/register-user"
-"""Open to all unless registration is closed."""
-DOCS_PATH, OPENAPI_PATH = "/docs", "/openapi.json"
-"""The first with all that is below it. Open to all where the docs are."""
+DOCS_PATH = "/docs"
+OPENAPI_PATH = "/openapi.json"
+# These paths, and all below them, are open if the documentation is.
+_DOCS_PREFIXES = (f"{DOCS_PATH}/", f"{OPENAPI_PATH}/")
 
-# What proxies add: the request may come from anywhere. Most are X-Forwarded-* or of the same make.
+# Headers that proxies add. A request that has one may come from another machine.
 _PROXY_HEADER = re.compile(
     rb"forwarded(-.*)?|via|(true-|fastly-|fly-|incap-)?client-ip|(wl-)?proxy-.*|(cf|cdn|ali-cdn|surrogate|incap)-.*"
     rb"|max-forwards"
@@ -35,11 +31,10 @@ _PROXY_HEADER = re.compile(
     rb"|arr-|varnish).*",
     re.DOTALL,
 )
-# Names that every client sends: looked at first, as the pattern above costs some.
-_HARMLESS = frozenset({b"user-agent", b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type"})
-_DOCS = (f"{DOCS_PATH}/", f"{OPENAPI_PATH}/")
-
-
+# Headers that every client sends. They skip the regular expression, which is slow.
+_COMMON_HEADERS = frozenset(
+    {b"user-agent", b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type"}
+)
 _LOCAL_HOST = re.compile(rb"(localhost|127\.0\.0\.1|\[::1\])(:\d{1,5})?", re.IGNORECASE)
 
 
@@ -47,19 +42,47 @@ def _digest(token: str | None) -> bytes | None:
     if token is None:
         return None
     if not token:
-        raise ValueError("an empty admin token would let everybody in: give None for no token")
+        raise ValueError("the admin token is empty: pass None for no token")
     return hashlib.sha256(token.encode("utf-8")).digest()
 
 
 @attrs.frozen(kw_only=True)
 class AdminPolicy:
-    """The mode and its check. Token mode if there is a token, else local mode if that is allowed, else locked."""
+    """Decides which requests may manage users.
+
+    The mode follows from the first two settings: ``token`` if there is an admin token, else ``local`` if that is
+    allowed, else ``locked``.
+
+    Args:
+        admin_token: the token that grants admin access.
+        local: whether programs on this machine have admin access if there is no token.
+        registration_open: whether everyone may register users.
+        docs_open: whether everyone may read the documentation.
+        metrics_open: whether everyone may read the metrics.
+    """
 
     _token_digest: bytes | None = attrs.field(alias="admin_token", default=None, converter=_digest, repr=False)
     local: bool = True
     registration_open: bool = True
     docs_open: bool = False
     metrics_open: bool = False
+    _open_paths: frozenset[str] = attrs.field(init=False, eq=False, repr=False)
+    _open_pattern: re.Pattern[str] = attrs.field(init=False, eq=False, repr=False)
+
+    @_open_paths.default
+    def _find_open_paths(self) -> frozenset[str]:
+        return frozenset(operation.path for operation in self._open_operations() if not operation.path_parameters)
+
+    @_open_pattern.default
+    def _compile_open_pattern(self) -> re.Pattern[str]:
+        patterns = [operation.path_pattern for operation in self._open_operations() if operation.path_parameters]
+        return re.compile("|".join(patterns) or "(?!)", re.DOTALL)
+
+    def _open_operations(self) -> Iterator[Operation]:
+        for operation in OPERATIONS:
+            flag = operation.callers.open_if
+            if not operation.callers.needs_admin or (flag is not None and getattr(self, flag)):
+                yield operation
 
     @classmethod
     def from_settings(cls, settings: Settings) -> "AdminPolicy":
@@ -79,57 +102,53 @@ class AdminPolicy:
 
     @property
     def actor(self) -> str:
-        """Who a manager is, as far as it can be known: the name that the audit trail has for him."""
+        """The name of an admin in the audit trail. All admins share the token, so it does not tell them apart."""
         return "admin" if self.mode == "token" else "local"
 
     def __str__(self) -> str:
-        who = {
-            "token": "whoever sends the admin token",
-            "local": "programs on this machine, as secrets.admin_token is not set",
-            "locked": "nobody, as secrets.admin_token is not set and management.local is false",
+        admins = {
+            "token": "open to clients that send the admin token",
+            "local": "open to programs on this machine, because secrets.admin_token is not set",
+            "locked": "closed, because secrets.admin_token is not set and management.local is false",
         }
-        registration = "open to all" if self.registration_open else "for managers"
-        return f"management: {self.mode} mode, open to {who[self.mode]}; registration is {registration}"
+        registration = "open to everyone" if self.registration_open else "open to admins only"
+        return f"management: {self.mode} mode, {admins[self.mode]}; registration is {registration}"
 
-    def check(self, caller: Client) -> None:
-        """Return if the caller may go on to this path.
+    def check(self, client: Client) -> None:
+        """Return if the client may call its path.
 
         Raises:
-            AdminTokenRequiredError: in token mode.
-            AdminAccessDeniedError: in the other modes, naming the setting.
+            AdminTokenRequiredError: in token mode, if the path needs admin access and the token is missing or wrong.
+            AdminAccessDeniedError: in the other modes, if the path needs admin access and the client has none.
         """
-        if caller.path in OPEN_PATHS or (caller.path == REGISTRATION_PATH and self.registration_open):
+        if client.path in self._open_paths or self._open_pattern.fullmatch(client.path):
             return
-        if caller.path == METRICS_PATH and self.metrics_open:
-            return
-        if caller.path.startswith(TOKEN_PATH_PREFIX):
-            return
-        if self.docs_open and f"{caller.path}/".startswith(_DOCS):
+        if self.docs_open and f"{client.path}/".startswith(_DOCS_PREFIXES):
             return
         if self._token_digest is not None:
-            scheme, token = parse_authorization(caller.headers)
+            scheme, token = parse_authorization(client.headers)
             if not self._matches(token) or scheme != b"bearer":
                 raise AdminTokenRequiredError
         else:
-            self._check_without_token(caller)
+            self._check_without_token(client)
 
-    def check_page(self, caller: Client) -> None:
-        """Return if a page of ours may be shown to the caller, and be used by him; in token mode once he has logged in.
+    def check_page(self, client: Client) -> None:
+        """Return if the client may see a page of the console. In token mode the page then asks for a log-in.
 
-        Where no token is set that is whoever is on this machine, as for `check`, but in a browser too: it may name our
-        own origin, and no other. That it was our page that sent a form is for `Client.is_same_origin` to say.
+        Without a token the rules are those of `check`, except that a browser may send the request, from our own origin.
+        Forms need `Client.is_same_origin` in addition.
 
         Raises:
-            AdminAccessDeniedError: naming the setting.
+            AdminAccessDeniedError: naming the setting that grants access.
         """
         if self._token_digest is None:
-            ours = (b"origin", caller.origin)
+            own_origin = (b"origin", client.origin)
             self._check_without_token(
-                attrs.evolve(caller, headers=[header for header in caller.headers if tuple(header) != ours])
+                attrs.evolve(client, headers=[header for header in client.headers if tuple(header) != own_origin])
             )
 
     def is_admin_token(self, token: str) -> bool:
-        """Whether this is the admin token, found out in constant time. Where none is set, nothing is."""
+        """Compare with the admin token, in constant time. False if there is none."""
         return self._matches(token.encode("utf-8", "surrogatepass"))
 
     def _matches(self, token: bytes) -> bool:
@@ -139,40 +158,41 @@ class AdminPolicy:
 
     @property
     def session_key(self) -> bytes:
-        """What sessions of managers are signed with: of one admin token every process has the same, of another another.
+        """Key that signs console sessions.
 
-        Where none is set nobody logs in, and this is no secret.
+        Derived from the admin token, so all processes share it and a new token invalidates every session. Without a
+        token there is no log-in, and the key is not secret.
         """
         return hmac.digest(self._token_digest or b"", b"mlapi session key", hashlib.sha256)
 
-    def _check_without_token(self, caller: Client) -> None:
+    def _check_without_token(self, client: Client) -> None:
         if not self.local:
             raise AdminAccessDeniedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)")
-        if not _is_of_this_machine(caller):
+        if not _is_local_program(client):
             raise AdminAccessDeniedError(
                 "Management is open to programs on this machine only, and not through a proxy or a web page: to manage"
                 " from elsewhere, set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
             )
 
 
-def _is_of_this_machine(caller: Client) -> bool:
-    """Whether only a program on this machine can have sent this: no proxy, no other host, no page in a browser."""
-    hosts = 0
-    for name, value in caller.headers:
+def _is_local_program(client: Client) -> bool:
+    """Return whether only a program on this machine can have sent the request: no proxy, no other host, no web page."""
+    host_headers = 0
+    for name, value in client.headers:
         if name == b"host":
-            hosts += 1
+            host_headers += 1
             if not _LOCAL_HOST.fullmatch(value):
-                return False  # a foreign name was pointed at us (DNS rebinding)
+                return False  # DNS rebinding: a foreign name points to this machine
         elif name == b"sec-fetch-site":
             if value not in {b"none", b"same-origin"}:
                 return False
-        elif name not in _HARMLESS and (name == b"origin" or _PROXY_HEADER.fullmatch(name)):
+        elif name not in _COMMON_HEADERS and (name == b"origin" or _PROXY_HEADER.fullmatch(name)):
             return False
     return (
-        hosts == 1
-        and caller.http_version == "1.1"  # HTTP/1.0 is what a proxy speaks by default
-        and _is_loopback(caller.client)
-        and _is_loopback(caller.server)
+        host_headers == 1
+        and client.http_version == "1.1"  # proxies use HTTP/1.0 by default
+        and _is_loopback(client.client)
+        and _is_loopback(client.server)
     )
 
 

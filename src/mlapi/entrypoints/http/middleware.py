@@ -1,46 +1,50 @@
-"""Our HTTP as ASGI, and what stands around an application: for `http`, `guard` and applications on Starlette."""
+"""ASGI middleware and error handlers, for the service, the guard and other Starlette applications."""
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
+from starlette import responses as starlette_responses
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi.domain.errors import ConfigurationError, MlapiError, ServiceUnavailableError
-from mlapi.entrypoints.wire import requests, responses
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.headers import has_ambiguous_framing, has_framing_header, requests_upgrade
-from mlapi.entrypoints.wire.responses import error_response, http_error_response
+from mlapi.entrypoints.wire.requests import redact_credentials
+from mlapi.entrypoints.wire.responses import Response, ambiguous_framing, error_response, http_error_response
 
 _logger = logging.getLogger("mlapi")
 
 
 class Endpoint:
-    """An endpoint as an ASGI application: a function from a request to an answer, or to an error that refuses it."""
+    """A handler as an ASGI application.
 
-    def __init__(self, function: Callable[[Request], Awaitable[responses.Response]]) -> None:
-        self._function = function
-        self.name = function.__name__
-        """In the metrics."""
+    Args:
+        handler: returns the response to a request, or raises an `MlapiError`.
+        name: name of the endpoint in the metrics.
+    """
+
+    def __init__(self, handler: Callable[[Request], Awaitable[Response]], name: str) -> None:
+        self._handler = handler
+        self.name = name
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request = Request(scope, receive)
         try:
-            answer = await self._function(request)
+            response = await self._handler(request)
         except MlapiError as error:
-            answer = logged_error_response(request, error)
+            response = logged_error_response(request, error)
         except ClientDisconnect:
             return
-        await send_response(answer, send)
+        await send_response(response, send)
 
 
 class MethodDispatch:
-    """One path with several methods, which as several routes would each refuse the other's."""
+    """Dispatches the requests of one path by their method. HEAD requests go to the endpoint for GET."""
 
-    def __init__(self, **endpoints: Endpoint) -> None:
+    def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -50,11 +54,11 @@ class MethodDispatch:
 
 
 class RequireAdmin:
-    """Refuses before routing whoever may not go on to a path, by ``app.state.admin_policy``.
+    """Rejects requests without admin access, before they are routed. ``app.state.admin_policy`` decides.
 
     Args:
-        app: what is guarded.
-        exclude: a path that decides about its callers itself, and all below it.
+        app: the application to protect.
+        exclude: a path that checks its clients itself, with all paths below it.
     """
 
     def __init__(self, app: ASGIApp, *, exclude: str | None = None) -> None:
@@ -63,10 +67,10 @@ class RequireAdmin:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
-            caller = Client.from_asgi(scope)
+            client = Client.from_asgi(scope)
             try:
-                if self._exclude is None or not f"{caller.path}/".startswith(f"{self._exclude}/"):
-                    scope["app"].state.admin_policy.check(caller)
+                if self._exclude is None or not f"{client.path}/".startswith(f"{self._exclude}/"):
+                    scope["app"].state.admin_policy.check(client)
             except MlapiError as error:
                 await send_response(error_response(error), send)
                 return
@@ -74,9 +78,9 @@ class RequireAdmin:
 
 
 class RejectAmbiguousFraming:
-    """Refuses a request whose end may be elsewhere for a proxy, and closes the connection after it.
+    """Rejects requests with ambiguous framing, and closes the connection after them.
 
-    It closes it too after any other that asks for an upgrade or a tunnel: what comes behind it, httptools reads amiss.
+    It also closes the connection after Upgrade and CONNECT requests: httptools misparses whatever follows them.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -85,24 +89,24 @@ class RejectAmbiguousFraming:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and (scope["method"] == "CONNECT" or has_framing_header(scope["headers"])):
             if has_ambiguous_framing(scope["headers"]):
-                await send_response(responses.ambiguous_framing(), send)
+                await send_response(ambiguous_framing(), send)
                 return
             if scope["method"] == "CONNECT" or requests_upgrade(scope["headers"]):
-                send = _closing(send)
+                send = _with_connection_close(send)
         await self._app(scope, receive, send)
 
 
-def _closing(send: Send) -> Send:
-    async def send_as_the_last(message: Message) -> None:
+def _with_connection_close(send: Send) -> Send:
+    async def send_with_header(message: Message) -> None:
         if message["type"] == "http.response.start":
             message["headers"] = [*message["headers"], (b"connection", b"close")]
         await send(message)
 
-    return send_as_the_last
+    return send_with_header
 
 
 class StartupErrorMiddleware:
-    """Tells the server of a `ConfigurationError` in one line, where Starlette would send a traceback."""
+    """Reports a `ConfigurationError` at startup in one line, where Starlette would send a traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -114,7 +118,7 @@ class StartupErrorMiddleware:
 
         failure: Message | None = None
 
-        async def hold_back_failure(message: Message) -> None:
+        async def send_unless_failed(message: Message) -> None:
             nonlocal failure
             if message["type"] == "lifespan.startup.failed":
                 failure = message
@@ -122,7 +126,7 @@ class StartupErrorMiddleware:
                 await send(message)
 
         try:
-            await self._app(scope, receive, hold_back_failure)
+            await self._app(scope, receive, send_unless_failed)
         except ConfigurationError as error:
             await send({"type": "lifespan.startup.failed", "message": f"mlapi: {error}"})
         except BaseException:
@@ -131,40 +135,47 @@ class StartupErrorMiddleware:
             raise
 
 
-async def send_response(answer: responses.Response, send: Send) -> None:
-    about_body = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer.body))]
-    headers = [
-        *(about_body if answer.body else []),
-        *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers),
+async def send_response(response: Response, send: Send) -> None:
+    content_headers = [
+        (b"content-type", response.media_type.encode("latin-1")),
+        (b"content-length", b"%d" % len(response.body)),
     ]
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    headers = [
+        *(content_headers if response.body else []),
+        *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers),
+    ]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    await send({"type": "http.response.body", "body": response.body})
 
 
-def logged_error_response(request: Request, error: MlapiError) -> responses.Response:
+def logged_error_response(request: Request, error: MlapiError) -> Response:
+    """Return the response for an error. Log it if the operator has to act: the response hides the details."""
     if isinstance(error, ServiceUnavailableError | ConfigurationError):
-        _logger.warning("%s %s: %s", request.method, requests.redact_credentials(request.url.path), error)
+        _logger.warning("%s %s: %s", request.method, redact_credentials(request.url.path), error)
     return error_response(error)
 
 
-# --- for applications of other frameworks that are built on Starlette
+# --- for any Starlette application
 
 
-def starlette_response(answer: responses.Response) -> Response:
-    return Response(answer.body, answer.status, dict(answer.headers), media_type="application/json")
+def starlette_response(response: Response) -> starlette_responses.Response:
+    return starlette_responses.Response(
+        response.body, response.status, dict(response.headers), media_type=response.media_type
+    )
 
 
-async def handle_error(request: Request, error: Exception) -> Response:
-    """Exception handler for `MlapiError`."""
-    assert isinstance(error, MlapiError)  # noqa: S101 - it is registered for no other
+async def handle_error(request: Request, error: Exception) -> starlette_responses.Response:
+    """Handle an `MlapiError`, as an exception handler of a Starlette application."""
+    assert isinstance(error, MlapiError)  # noqa: S101 - registered for no other exception
     return starlette_response(logged_error_response(request, error))
 
 
-async def handle_http_exception(_request: Request, error: Exception) -> Response:
-    """Exception handler for Starlette's ``HTTPException``: no such path, no such method."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - it is registered for no other
+async def handle_http_exception(_request: Request, error: Exception) -> starlette_responses.Response:
+    """Handle Starlette's ``HTTPException``: an unknown path, or a method that the path does not support."""
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for no other exception
     return starlette_response(http_error_response(error.status_code, tuple((error.headers or {}).items())))
 
 
-async def handle_server_error(_request: Request, _error: Exception) -> Response:
+async def handle_server_error(_request: Request, _error: Exception) -> starlette_responses.Response:
+    """Handle an unexpected exception. Starlette logs it."""
     return starlette_response(http_error_response(HTTPStatus.INTERNAL_SERVER_ERROR))

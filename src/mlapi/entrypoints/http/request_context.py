@@ -1,4 +1,4 @@
-"""What is the same for every request: an id, strict headers, its time in the metrics, and no secret in a log."""
+"""Every request: its id, security headers, its duration in the metrics, and no credentials in the access log."""
 
 import random
 import re
@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi.entrypoints.logs import REQUEST_ID
-from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.client import Client, Network
+from mlapi.entrypoints.wire.requests import redact_credentials
 
 HEADERS = (
     (b"cache-control", b"no-store"),
@@ -18,19 +18,19 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
-"""Of every answer that does not say otherwise, whatever its status (OWASP Secure Headers Project)."""
+"""The default headers of all responses, whatever their status (OWASP Secure Headers Project)."""
 
 CLIENT_CLOSED_REQUEST = 499
-"""In the metrics, of what ended without an answer as nobody waited for it any more: nginx's number."""
+"""Status in the metrics for a request whose client closed the connection before the response, as in nginx."""
 
-_NAMES = frozenset(name for name, _ in HEADERS)
-_ID = re.compile(rb"[A-Za-z0-9._~+/=-]{1,64}")
+_HEADER_NAMES = frozenset(name for name, _ in HEADERS)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=-]{1,64}")
 
 
 class RequestContextMiddleware:
-    """Stands around a whole application, its error handling included.
+    """Wraps a whole application, including its error handling.
 
-    A request has the id that a trusted proxy gives it in ``X-Request-Id``, or a new one: 64 random bits in hex.
+    The id of a request is the ``X-Request-Id`` that a trusted proxy sends, or else 64 random bits in hex.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -40,21 +40,21 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = _hidden_from_the_log(scope)
-        serving = scope["app"].state.runtime
-        request_id = _given_id(scope, serving.trusted_proxies) or f"{random.getrandbits(64):016x}"
+        scope = _redact_access_log(scope)
+        runtime = scope["app"].state.runtime
+        request_id = _forwarded_id(scope, runtime.trusted_proxies) or f"{random.getrandbits(64):016x}"
         token = REQUEST_ID.set(request_id)
         status = CLIENT_CLOSED_REQUEST
-        begun = time.perf_counter()
+        started = time.perf_counter()
 
         async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                own = message["headers"]
-                given = _NAMES.intersection([name for name, _ in own])
-                more = [header for header in HEADERS if header[0] not in given] if given else HEADERS
-                message["headers"] = [*own, *more, (b"x-request-id", request_id.encode())]
+                headers = message["headers"]
+                overridden = _HEADER_NAMES.intersection([name for name, _ in headers])
+                defaults = [header for header in HEADERS if header[0] not in overridden] if overridden else HEADERS
+                message["headers"] = [*headers, *defaults, (b"x-request-id", request_id.encode())]
             await send(message)
 
         try:
@@ -63,34 +63,36 @@ class RequestContextMiddleware:
             status = 500
             raise
         finally:
-            serving.metrics.request(_name_of(scope), scope["method"], status, time.perf_counter() - begun)
+            seconds = time.perf_counter() - started
+            runtime.metrics.count_request(_endpoint_name(scope), scope["method"], status, seconds)
             REQUEST_ID.reset(token)
 
 
-def _hidden_from_the_log(scope: Scope) -> Scope:
-    """Return the scope for the application; what the server must not write into its access log is taken out of its own.
+def _redact_access_log(scope: Scope) -> Scope:
+    """Return the scope for the application, and redact the server's own scope.
 
-    It logs the scope that it gave us: credentials in a path, and any query.
+    The server writes its access log from the scope that it passed in, so credentials in the path and the query are
+    removed there.
     """
     path = scope["path"]
-    shown = requests.redact_credentials(path)
-    if shown == path and not scope["query_string"]:
+    redacted = redact_credentials(path)
+    if redacted == path and not scope["query_string"]:
         return scope
-    own, scope = scope, dict(scope)
-    own["path"], own["query_string"] = shown, b""
-    own.pop("raw_path", None)
+    server_scope, scope = scope, dict(scope)
+    server_scope["path"], server_scope["query_string"] = redacted, b""
+    server_scope.pop("raw_path", None)
     return scope
 
 
-def _given_id(scope: Scope, trusted: Sequence[Network]) -> str | None:
-    if not trusted or not Client.from_asgi(scope).is_trusted_proxy(trusted):
+def _forwarded_id(scope: Scope, trusted_proxies: Sequence[Network]) -> str | None:
+    if not trusted_proxies or not Client.from_asgi(scope).is_trusted_proxy(trusted_proxies):
         return None
-    given = [value for name, value in scope["headers"] if name == b"x-request-id"]
-    return given[0].decode("ascii") if len(given) == 1 and _ID.fullmatch(given[0]) else None
+    ids = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    return ids[0].decode("ascii") if len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0]) else None
 
 
-def _name_of(scope: Scope) -> str:
-    """Return what answered: our name of the endpoint, never a path, which anybody may choose."""
+def _endpoint_name(scope: Scope) -> str:
+    """Return the name of the endpoint for the metrics. It is never a path: clients could create any number of those."""
     endpoint = scope.get("endpoint")
     if endpoint is None:
         return "none"

@@ -1,4 +1,4 @@
-"""Blocking calls from an event loop: so many threads for each kind, a bounded queue, and a limit to waiting."""
+"""Blocking calls from an event loop: thread pools with a bounded queue and a timeout."""
 
 import asyncio
 import os
@@ -14,46 +14,46 @@ T = TypeVar("T")
 
 
 class BoundedThreadPool:
-    """A fixed number of threads for one kind of blocking call; further calls queue for them in order.
+    """A fixed number of threads for one kind of blocking call. Further calls wait in a queue.
 
     Args:
-        count: of threads.
-        queue: calls that may wait for each thread.
-        patience: seconds that a call may take, its waiting included.
+        threads: number of threads.
+        max_queued_per_thread: number of calls that may wait for each thread.
+        timeout_seconds: maximum duration of a call, with the time in the queue.
     """
 
-    def __init__(self, count: int, *, queue: int, patience: float) -> None:
-        self._executor = ThreadPoolExecutor(count)
-        self._most = count * (queue + 1)
-        self._patience = patience
-        self._running = 0
+    def __init__(self, threads: int, *, max_queued_per_thread: int, timeout_seconds: float) -> None:
+        self._executor = ThreadPoolExecutor(threads)
+        self._max_calls = threads * (max_queued_per_thread + 1)
+        self._timeout_seconds = timeout_seconds
+        self._calls = 0
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Await a call made in a thread.
+        """Call a function in a thread.
 
-        If this is cancelled or has waited too long, a call that is still in the queue is not made; one that has begun
-        goes on, and keeps its thread until it ends.
+        Cancellation and timeout remove the call from the queue. A call that has started runs to its end, and keeps its
+        thread until then.
 
         Raises:
-            ServiceUnavailableError: if the queue is full, or the call has waited too long.
+            ServiceUnavailableError: if the queue is full, or the call timed out.
         """
-        if self._running >= self._most:
+        if self._calls >= self._max_calls:
             raise ServiceUnavailableError("too many requests are waiting")
-        self._running += 1
+        self._calls += 1
         call = self._executor.submit(partial(function, *args, **kwargs))
-        call.add_done_callback(self._done)
+        call.add_done_callback(self._count_down)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(call), self._patience)
+            return await asyncio.wait_for(asyncio.wrap_future(call), self._timeout_seconds)
         except TimeoutError:
-            raise ServiceUnavailableError(f"no result within {self._patience:g} seconds") from None
+            raise ServiceUnavailableError(f"no result within {self._timeout_seconds:g} seconds") from None
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
 
-    def _done(self, _call: object) -> None:
-        self._running -= 1
+    def _count_down(self, _call: object) -> None:
+        self._calls -= 1
 
 
 def cores() -> int:
-    """The cores that this process may use, which can be fewer than the machine has."""
+    """Return the number of cores that this process may use, which can be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

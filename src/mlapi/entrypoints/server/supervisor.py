@@ -28,7 +28,7 @@ from enum import Enum
 
 import attrs
 
-from mlapi.entrypoints.http.metrics import FOLDER
+from mlapi.entrypoints.http.metrics import FOLDER_VARIABLE
 from mlapi.entrypoints.logs import Format, log_config
 
 _logger = logging.getLogger("mlapi")
@@ -294,7 +294,9 @@ def supervise(listeners: Sequence[int], *, connections: int, access_log: bool, l
 
     with tempfile.TemporaryDirectory(prefix="mlapi-metrics-") as folder:
         if len(listeners) > 1:
-            os.environ.setdefault(FOLDER, folder)  # workers share their metrics here, and any of them reports the sum
+            os.environ.setdefault(
+                FOLDER_VARIABLE, folder
+            )  # workers share their metrics here, and any of them reports the sum
         sockets = [socket.socket(fileno=listener) for listener in listeners]
         address, port, *_ = sockets[0].getsockname()
         _logger.info("listening at http://%s:%d", f"[{address}]" if ":" in address else address, port)

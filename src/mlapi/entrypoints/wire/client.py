@@ -1,4 +1,4 @@
-"""The client of a request: its address and what its headers say."""
+"""The client of a request: its address, and what the headers say about where the request comes from."""
 
 import ipaddress
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,25 @@ from mlapi.entrypoints.wire.headers import Headers, wsgi_headers
 _UNKNOWN = "unknown"
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @attrs.frozen(kw_only=True)
 class Client:
-    """Where a request comes from, as its connection and its headers tell."""
+    """The client of a request, as its connection and its headers show it.
+
+    Attributes:
+        path: the path of the request, below the path at which the application is mounted.
+        client: address of the client's end of the connection, or empty if unknown.
+        server: address of our end of the connection. WSGI servers may give a name; local mode then rejects the request.
+        http_version: such as ``1.1``.
+        headers: the request headers.
+        scheme: ``http`` or ``https``.
+    """
 
     path: str
     client: str
-    """Address of the other end of the connection, empty if unknown."""
     server: str
-    """Address at our end. Under WSGI it may be a name, which is no address: local mode is then closed."""
     http_version: str
     headers: Headers = attrs.field(repr=False)
     scheme: str = "http"
@@ -43,7 +49,7 @@ class Client:
 
     @classmethod
     def from_wsgi(cls, environ: Mapping[str, Any]) -> "Client":
-        """Read a WSGI environ. It has joined what was sent twice, which then is no valid value."""
+        """Read a WSGI environ."""
         return cls(
             path=environ.get("PATH_INFO", ""),
             client=environ.get("REMOTE_ADDR", ""),
@@ -55,16 +61,16 @@ class Client:
 
     @property
     def origin(self) -> bytes:
-        """The origin that our own pages have for this caller; empty unless there is exactly one ``Host``."""
+        """The origin of our own pages in this client's browser. Empty unless there is exactly one Host header."""
         hosts = self._values(b"host")
         return b"%s://%s" % (self.scheme.encode(), hosts[0]) if len(hosts) == 1 else b""
 
     @property
     def is_same_origin(self) -> bool:
-        """Whether a browser says that a page of our own origin has sent this, as it does of every form and script.
+        """Whether a browser sent the request from a page of our own origin.
 
-        ``Sec-Fetch-Site`` decides where it is sent: no page can set it, and it holds too where a proxy has changed
-        scheme or host. Browsers leave it out of plain HTTP to another machine, and send ``Origin`` there.
+        Sec-Fetch-Site decides if it is present: pages cannot set it, and it stays right if a proxy changes the scheme
+        or the host. Browsers omit it over plain HTTP to another machine; Origin decides then.
         """
         sites = self._values(b"sec-fetch-site")
         return sites == [b"same-origin"] if sites else [self.origin] == self._values(b"origin") != [b""]
@@ -72,25 +78,27 @@ class Client:
     def _values(self, name: bytes) -> list[bytes]:
         return [value for header, value in self.headers if header == name]
 
-    def with_forwarded_scheme(self, trusted: Sequence[Network]) -> "Client":
-        """Return the caller with the scheme that his browser has, as far as it can be known.
+    def with_forwarded_scheme(self, trusted_proxies: Sequence[Network]) -> "Client":
+        """Return this client with the scheme that its browser uses.
 
-        That is what a trusted proxy says in ``X-Forwarded-Proto``: it ends TLS, and asks us in plain HTTP.
+        A trusted proxy that terminates TLS forwards requests over plain HTTP, and sends the scheme in
+        X-Forwarded-Proto.
         """
-        is_encrypted = self._values(b"x-forwarded-proto") == [b"https"] and self.is_trusted_proxy(trusted)
-        return attrs.evolve(self, scheme="https") if is_encrypted else self
+        is_https = self._values(b"x-forwarded-proto") == [b"https"] and self.is_trusted_proxy(trusted_proxies)
+        return attrs.evolve(self, scheme="https") if is_https else self
 
-    def is_trusted_proxy(self, proxies: Sequence[Network]) -> bool:
-        """Whether the other end of the connection is one of these proxies."""
-        return _is_in_any(self.client, proxies)
+    def is_trusted_proxy(self, trusted_proxies: Sequence[Network]) -> bool:
+        """Return whether the other end of the connection is a trusted proxy."""
+        return _is_in_any(self.client, trusted_proxies)
 
-    def resolve_address(self, trusted: Sequence[Network] = ()) -> str:
-        """Return the address that the request comes from, as far as it can be known.
+    def resolve_address(self, trusted_proxies: Sequence[Network] = ()) -> str:
+        """Return the address of the client behind any proxies.
 
-        ``X-Forwarded-For`` is believed from trusted proxies alone; its addresses are gone through from the last, which
-        the proxy nearest to us has added, to the first that is no trusted proxy's. A server such as uvicorn may have
-        put an address of that header in the place of its client's, for it believes whoever is on this machine. Who
-        that was cannot be known then, and ``unknown`` stands for all of them, unless proxies are trusted.
+        X-Forwarded-For counts only if a trusted proxy sent it. The client is then its last address that is no trusted
+        proxy: each proxy appends the address that it received the request from.
+
+        Servers such as uvicorn may already have replaced the address of the connection by one from that header, because
+        they trust proxies on the same machine. Unless trusted proxies confirm that address, the result is ``unknown``.
         """
         forwarded = [
             entry.strip().decode("latin-1")
@@ -98,21 +106,21 @@ class Client:
             if name == b"x-forwarded-for"
             for entry in value.split(b",")
         ]
-        was_replaced = bool(self.client) and any(self.client in entry for entry in forwarded)
-        is_trusted_proxy = self.is_trusted_proxy(trusted)
-        if not was_replaced and not is_trusted_proxy:
+        may_be_replaced = bool(self.client) and any(self.client in entry for entry in forwarded)
+        is_trusted = self.is_trusted_proxy(trusted_proxies)
+        if not may_be_replaced and not is_trusted:
             return self.client
-        passed, nearest = [], self.client if is_trusted_proxy else _UNKNOWN
-        for entry in reversed(forwarded if trusted else []):
-            address = _address_in(entry)
+        checked, nearest = [], self.client if is_trusted else _UNKNOWN
+        for entry in reversed(forwarded if trusted_proxies else []):
+            address = _parse_forwarded_address(entry)
             if address is None:
                 break
             nearest = str(address)
-            passed.append(address)
-            if not _is_in_any(nearest, trusted):
+            checked.append(address)
+            if not _is_in_any(nearest, trusted_proxies):
                 break
-        # What the server has chosen is among those that were passed, or it was chosen by nobody whom we trust.
-        return nearest if is_trusted_proxy or parse_address(self.client) in passed else _UNKNOWN
+        # An address that the server took from the header must be one that trusted proxies vouch for.
+        return nearest if is_trusted or parse_address(self.client) in checked else _UNKNOWN
 
 
 def _is_in_any(address: str, networks: Sequence[Network]) -> bool:
@@ -120,16 +128,16 @@ def _is_in_any(address: str, networks: Sequence[Network]) -> bool:
     return parsed is not None and any(parsed in network for network in networks)
 
 
-def _address_in(entry: str) -> Address | None:
-    """Return the address of an entry of ``X-Forwarded-For``, which may be in brackets and have a port."""
-    bare = entry.strip()
-    if bare.startswith("["):
-        return parse_address(bare[1:].partition("]")[0])
-    return parse_address(bare) or parse_address(bare.rpartition(":")[0])
+def _parse_forwarded_address(entry: str) -> Address | None:
+    """Return the address in an entry of X-Forwarded-For. It may be in brackets, and have a port."""
+    entry = entry.strip()
+    if entry.startswith("["):
+        return parse_address(entry[1:].partition("]")[0])
+    return parse_address(entry) or parse_address(entry.rpartition(":")[0])
 
 
 def parse_address(address: str) -> Address | None:
-    """Return an address, one of IPv4 as such also where it is mapped into IPv6."""
+    """Return the address, or None if it is invalid. IPv4 addresses mapped into IPv6 become IPv4 addresses."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

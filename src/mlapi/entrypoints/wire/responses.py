@@ -36,6 +36,7 @@ from mlapi.entrypoints.wire.errors import (
 )
 
 _NO_STORE = (("Cache-Control", "no-store"),)  # responses with credentials or personal data: RFC 6749, 5.1
+PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus, "Exposition formats", text-based format
 _BEARER_CHALLENGE = ("WWW-Authenticate", "Bearer")  # every 401 has one: RFC 9110, 11.6.1
 
 # Constraints of response fields only document them: msgspec does not check values that it encodes.
@@ -183,11 +184,12 @@ class AuditPage(ResponseBody, frozen=True):
 
 @attrs.frozen
 class Response:
-    """A response to send. The body is JSON, or empty."""
+    """A response to send. If the body is empty, there is no Content-Type."""
 
     status: HTTPStatus
     body: bytes = attrs.field(repr=False)
     headers: tuple[tuple[str, str], ...] = ()
+    media_type: str = "application/json"
 
 
 # --- successes
@@ -249,6 +251,10 @@ def audit_page(page: Sequence[AuditEntry], *, more: bool) -> Response:
     """Return a page of audit entries. If there are more, ``next`` is the id of the last one."""
     body = AuditPage([AuditEntryResponse.from_entry(entry) for entry in page], page[-1].id if more else None)
     return _response(HTTPStatus.OK, body, _NO_STORE)
+
+
+def metrics(exposition: bytes) -> Response:
+    return Response(HTTPStatus.OK, exposition, media_type=PROMETHEUS_TEXT)
 
 
 def alive() -> Response:

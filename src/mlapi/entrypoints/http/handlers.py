@@ -1,0 +1,239 @@
+"""Handlers: one function for each operation, which parses the request, calls one use case and makes the response."""
+
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from typing import TypeVar
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from mlapi.application.users import Users
+from mlapi.domain.commands import Actor
+from mlapi.domain.credentials import ApiKeyId, looks_like_api_key
+from mlapi.domain.errors import InvalidTokenError, UserDisabledError
+from mlapi.domain.users import User, UserId
+from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.http.runtime import Runtime
+from mlapi.entrypoints.logs import REQUEST_ID
+from mlapi.entrypoints.wire import queries, requests, responses
+from mlapi.entrypoints.wire.headers import get_bearer_credential, validate_content_headers
+from mlapi.entrypoints.wire.responses import Response
+
+T = TypeVar("T")
+
+Handler = Callable[[Request], Awaitable[Response]]
+HANDLERS: dict[str, Handler] = {}
+"""The handler for each operation, by `Operation.name`."""
+
+
+def handler(function: Handler) -> Handler:
+    """Register a function as the handler for the operation of the same name."""
+    HANDLERS[function.__name__] = function
+    return function
+
+
+@handler
+async def register_user(request: Request) -> Response:
+    runtime = _runtime(request)
+    body = await _decode_body(request, requests.RegisterRequest)
+    users = runtime.as_actor("anyone") if _admin_policy(request).registration_open else _users_as_admin(request)
+    command = await runtime.hash(
+        users.prepare_registration, username=body.username, password=body.password, email=body.email
+    )
+    return responses.user_registered(await runtime.commands.apply(command))
+
+
+@handler
+async def toggle_user_permission(request: Request) -> Response:
+    user_id = _user_id(request)
+    enabled = requests.parse_permission(request.path_params["permission"])
+    command = _users_as_admin(request).prepare_set_enabled(user_id=user_id, enabled=enabled)
+    return responses.permission_updated(await _runtime(request).commands.apply(command))
+
+
+@handler
+async def remove_user(request: Request) -> Response:
+    command = _users_as_admin(request).prepare_remove(user_id=_user_id(request))
+    return responses.user_removed(await _runtime(request).commands.apply(command))
+
+
+@handler
+async def token(request: Request) -> Response:
+    runtime = _runtime(request)
+    body = await _decode_body(request, requests.LoginRequest)
+    issued = await runtime.authenticator.log_in(
+        username=body.username, password=body.password, address=runtime.client_address(request)
+    )
+    return responses.token_issued(issued)
+
+
+@handler
+async def token_status(request: Request) -> Response:
+    return await _check_token(request, get_bearer_credential(request.scope["headers"]))
+
+
+@handler
+async def token_status_of_path(request: Request) -> Response:
+    if not _runtime(request).token_in_path:
+        raise HTTPException(HTTPStatus.NOT_FOUND)
+    return await _check_token(request, request.path_params["token"])
+
+
+async def _check_token(request: Request, credential: str) -> Response:
+    try:
+        return responses.token_valid(await _runtime(request).guard.check(credential))
+    except UserDisabledError:
+        raise InvalidTokenError from None
+
+
+@handler
+async def list_users(request: Request) -> Response:
+    runtime = _runtime(request)
+    query = queries.parse_users_query(request.scope["query_string"])
+    page = await runtime.reading.run(
+        runtime.users.list_page,
+        after=query.after,
+        limit=query.limit + 1,  # one more, to know whether there is another page
+        enabled=query.enabled,
+        containing=query.containing,
+    )
+    return responses.users_page(page[: query.limit], more=len(page) > query.limit)
+
+
+@handler
+async def show_user(request: Request) -> Response:
+    runtime = _runtime(request)
+    return responses.user(await runtime.reading.run(runtime.users.get, _user_id(request)))
+
+
+@handler
+async def show_own_user(request: Request) -> Response:
+    credential = get_bearer_credential(request.scope["headers"])
+    return responses.user(await _runtime(request).guard.check(credential))
+
+
+@handler
+async def change_password(request: Request) -> Response:
+    runtime = _runtime(request)
+    user = await _user_with_token(request)
+    body = await _decode_body(request, requests.ChangePasswordRequest)
+    changed = await runtime.authenticator.change_password(
+        user=user,
+        current=body.current,
+        new=body.new,
+        address=runtime.client_address(request),
+        request_id=REQUEST_ID.get(),
+    )
+    return responses.password_changed(changed)
+
+
+@handler
+async def end_own_tokens(request: Request) -> Response:
+    runtime = _runtime(request)
+    user = await _user_with_token(request)
+    users = runtime.users.as_actor(Actor.from_user_id(user.id, REQUEST_ID.get()))
+    return responses.tokens_ended(await runtime.commands.apply(users.prepare_end_tokens(user_id=user.id)))
+
+
+@handler
+async def set_password(request: Request) -> Response:
+    runtime = _runtime(request)
+    user_id = _user_id(request)
+    body = await _decode_body(request, requests.SetPasswordRequest)
+    runtime.users.check_password(body.password)
+    command = await runtime.hash(_users_as_admin(request).prepare_password, user_id=user_id, password=body.password)
+    return responses.password_changed(await runtime.commands.apply(command))
+
+
+@handler
+async def end_tokens(request: Request) -> Response:
+    command = _users_as_admin(request).prepare_end_tokens(user_id=_user_id(request))
+    return responses.tokens_ended(await _runtime(request).commands.apply(command))
+
+
+@handler
+async def add_api_key(request: Request) -> Response:
+    user_id = _user_id(request)
+    body = await _decode_body(request, requests.AddApiKeyRequest)
+    command, secret = _users_as_admin(request).prepare_api_key(user_id=user_id, name=body.name, expires=body.expires_at)
+    return responses.api_key_added(await _runtime(request).commands.apply(command), secret)
+
+
+@handler
+async def api_keys(request: Request) -> Response:
+    runtime = _runtime(request)
+    return responses.api_keys(await runtime.reading.run(runtime.users.list_api_keys, _user_id(request)))
+
+
+@handler
+async def remove_api_key(request: Request) -> Response:
+    command = _users_as_admin(request).prepare_remove_api_key(ApiKeyId(request.path_params["key_id"]))
+    return responses.api_key_removed(await _runtime(request).commands.apply(command))
+
+
+@handler
+async def audit(request: Request) -> Response:
+    runtime = _runtime(request)
+    query = queries.parse_audit_query(request.scope["query_string"])
+    page = await runtime.reading.run(
+        runtime.users.list_audit_page, after=query.after, limit=query.limit + 1, user_id=query.user_id
+    )
+    return responses.audit_page(page[: query.limit], more=len(page) > query.limit)
+
+
+@handler
+async def show_metrics(request: Request) -> Response:
+    # In a thread: with several worker processes, this reads files of each of them.
+    return responses.metrics(await run_in_threadpool(_runtime(request).metrics.exposition))
+
+
+@handler
+async def live(_request: Request) -> Response:
+    # The database is not checked: orchestrators restart processes that fail this, which would not fix the database.
+    return responses.alive()
+
+
+@handler
+async def ready(request: Request) -> Response:
+    runtime = _runtime(request)
+    await runtime.reading.run(runtime.users.repository.check)
+    return responses.ready()
+
+
+# --- helpers
+
+
+def _runtime(request: Request) -> Runtime:
+    runtime: Runtime = request.scope["app"].state.runtime
+    return runtime
+
+
+def _admin_policy(request: Request) -> AdminPolicy:
+    admin_policy: AdminPolicy = request.scope["app"].state.admin_policy
+    return admin_policy
+
+
+def _users_as_admin(request: Request) -> Users:
+    """Return the use cases, with the admin as their actor in the audit trail."""
+    return _runtime(request).as_actor(_admin_policy(request).actor)
+
+
+def _user_id(request: Request) -> UserId:
+    return requests.parse_user_id(request.path_params["user_id"])
+
+
+async def _decode_body(request: Request, body_type: type[T]) -> T:
+    validate_content_headers(request.scope["headers"])
+    return requests.decode(await requests.read_body(request.stream()), body_type)
+
+
+async def _user_with_token(request: Request) -> User:
+    """Return the user that the token belongs to.
+
+    API keys are rejected: a key that leaks from a client of the model must not be enough to take over the account.
+    """
+    credential = get_bearer_credential(request.scope["headers"])
+    if looks_like_api_key(credential):
+        raise InvalidTokenError
+    return await _runtime(request).guard.check(credential)

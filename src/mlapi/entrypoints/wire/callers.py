@@ -1,0 +1,43 @@
+"""Who may call an operation, and the errors for all others."""
+
+from typing import Any, Literal
+
+import attrs
+
+from mlapi.domain.errors import InvalidTokenError, MlapiError, UserDisabledError
+from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
+
+SecurityRequirement = dict[str, list[Any]]
+"""The name of a security scheme of the OpenAPI description. Empty: no credential is needed."""
+
+
+@attrs.frozen(kw_only=True)
+class Callers:
+    """Who may call an operation.
+
+    Attributes:
+        security: OpenAPI security requirements; the client must meet one of them. Empty for none.
+        errors: the errors for clients that meet none of them.
+        needs_admin: whether `AdminPolicy` decides.
+        open_if: the flag of `AdminPolicy` that opens the operation to everyone.
+    """
+
+    security: tuple[SecurityRequirement, ...] = ()
+    errors: tuple[type[MlapiError], ...] = ()
+    needs_admin: bool = False
+    open_if: Literal["registration_open", "metrics_open"] | None = None
+
+
+_ADMIN_ERRORS = (AdminTokenRequiredError, AdminAccessDeniedError)
+_OPTIONAL_ADMIN_TOKEN: tuple[SecurityRequirement, ...] = ({}, {"adminToken": []})
+ANYONE = Callers()
+ANYONE_IF_REGISTRATION_IS_OPEN = Callers(
+    security=_OPTIONAL_ADMIN_TOKEN, errors=_ADMIN_ERRORS, needs_admin=True, open_if="registration_open"
+)
+ANYONE_IF_METRICS_ARE_OPEN = Callers(
+    security=_OPTIONAL_ADMIN_TOKEN, errors=_ADMIN_ERRORS, needs_admin=True, open_if="metrics_open"
+)
+ADMINS = Callers(security=({"adminToken": []},), errors=_ADMIN_ERRORS, needs_admin=True)
+USERS = Callers(security=({"userToken": []}, {"apiKey": []}), errors=(InvalidTokenError, UserDisabledError))
+USERS_EVEN_DISABLED = attrs.evolve(USERS, errors=(InvalidTokenError,))
+USERS_WITH_TOKEN = attrs.evolve(USERS, security=({"userToken": []},))
