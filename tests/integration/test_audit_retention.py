@@ -13,7 +13,7 @@ from mlapi.application.audit_retention import AuditRetention
 from mlapi.bootstrap import Service, audit_retention, in_memory_access
 from mlapi.config import AuditSettings, Settings
 from mlapi.testing.fakes import UnavailableAuditTrail
-from mlapi.testing.repository import LATER, NOON, registration
+from mlapi.testing.samples import LATER, NOON, registration
 
 DAY = timedelta(days=1)
 

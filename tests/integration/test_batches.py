@@ -29,7 +29,7 @@ from mlapi.domain.commands import (
 )
 from mlapi.domain.credentials import ApiKeyPrincipal, Principal, PrincipalId
 from mlapi.domain.users import EncryptedPassword
-from mlapi.testing.repository import NOON
+from mlapi.testing.samples import NOON
 
 NOBODY = 10**6
 

@@ -27,7 +27,7 @@ from mlapi.adapters.sql import Database, SqlUserRepository
 from mlapi.application.batching import CommandBatcher
 from mlapi.domain.commands import Remove, SetEnabled, UserCommand
 from mlapi.domain.rules import canonical_username
-from mlapi.testing.repository import LATER, registered, registration
+from mlapi.testing.samples import LATER, registered, registration
 
 
 class Recording(InMemoryUserRepository):

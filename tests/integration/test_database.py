@@ -27,12 +27,12 @@ from mlapi.adapters.sql import (
 from mlapi.adapters.sql.tables import UtcDateTime
 from mlapi.domain.commands import Remove, SetEnabled
 from mlapi.domain.credentials import ApiKeyPrincipal
-from mlapi.testing.repository import (
+from mlapi.testing.samples import (
     LATER,
     apply_one,
-    refusals,
     registered,
     registration,
+    rejections,
     with_api_key,
 )
 from tests.postgres_server import PASSWORD, PostgresServer
@@ -243,7 +243,7 @@ def test_a_batch_that_fails_half_way_leaves_nothing_and_the_next_one_works(datab
         repository.apply(batch)
 
     assert repository.list_page(after=UserId(0), limit=10) == []
-    assert len(refusals(repository.apply(batch))) == 1
+    assert len(rejections(repository.apply(batch))) == 1
 
 
 def test_no_value_is_shown_when_a_statement_fails(database: Database) -> None:
@@ -311,7 +311,7 @@ def test_a_deadlock_is_dissolved_and_both_batches_applied(
         name: SqlUserRepository(postgres_database).find(registration(name).username_key) for name in ("ada", "bob")
     }
     assert None not in users.values()
-    assert sorted(len(refusals(batch)) for batch in outcomes) == [
+    assert sorted(len(rejections(batch)) for batch in outcomes) == [
         1,
         3,
     ]  # who came first has both, and asked for one twice
@@ -333,7 +333,7 @@ def test_batches_about_the_same_users_in_any_order_wait_for_each_other_and_not_i
 
         commands = [SetEnabled(user_id=user_id, enabled=False, at=LATER) for user_id in (first, first, second)]
         repository = tamper(open_database(postgres_url), wait_for_the_other)
-        assert refusals(repository.apply(commands)) == []
+        assert rejections(repository.apply(commands)) == []
         return len(asked)
 
     with ThreadPoolExecutor(2) as pool:
@@ -351,7 +351,7 @@ def test_many_batches_of_many_processes_do_not_hinder_each_other(url: URL, open_
     def toggle(number: int) -> int:
         shuffled = sorted(ids, key=lambda user_id: (user_id * 7919 + number * 104729) % 31)
         commands = [SetEnabled(user_id=user_id, enabled=bool(number % 2), at=LATER) for user_id in shuffled]
-        return len(refusals(repositories[number % 4].apply(commands)))
+        return len(rejections(repositories[number % 4].apply(commands)))
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(toggle, range(80))) == 0
@@ -366,7 +366,7 @@ def test_threads_and_databases_that_race_for_a_name_make_one_user(url: URL, open
         outcomes = list(pool.map(lambda number: apply_one(repositories[number % 2], registration()), range(64)))
 
     (user,) = (outcome for outcome in outcomes if isinstance(outcome, User))
-    assert refusals(outcomes) == [UserExistsError(user.id)] * 63
+    assert rejections(outcomes) == [UserExistsError(user.id)] * 63
     assert repositories[0].list_page(after=UserId(0), limit=10) == [user]
 
 

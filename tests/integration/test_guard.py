@@ -43,7 +43,7 @@ from mlapi.domain.users import utc_now
 from mlapi.entrypoints.guard import GuardBackend, GuardMiddleware, handle_guard_error
 from mlapi.testing import UnavailableRepository
 from mlapi.testing.guarded_routes import assert_all_routes_guarded
-from mlapi.testing.repository import registered
+from mlapi.testing.samples import registered
 
 
 async def whoami(request: Request) -> JSONResponse:

@@ -26,7 +26,7 @@ from mlapi.entrypoints.http import runtime as serving
 from mlapi.entrypoints.http.thread_pool import BoundedThreadPool
 from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADA, content
-from mlapi.testing.repository import registered
+from mlapi.testing.samples import registered
 from tests.contract.test_http import asgi_client
 
 

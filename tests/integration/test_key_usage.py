@@ -17,7 +17,7 @@ from mlapi.adapters.sql import Database, SqlUserRepository
 from mlapi.application import key_usage
 from mlapi.application.key_usage import BackgroundKeyUsage
 from mlapi.domain.commands import RecordApiKeyUse, RemoveApiKey
-from mlapi.testing.repository import MINUTE, NOON, SECOND, registered, with_api_key
+from mlapi.testing.samples import MINUTE, NOON, SECOND, registered, with_api_key
 
 AT_ONCE, MUCH_LATER = 0.01, 1000.0
 

@@ -12,7 +12,7 @@ from mlapi.adapters.memory import InMemoryStorage, InMemoryUserRepository
 from mlapi.adapters.sql import Database, SqlStorage
 from mlapi.application.preparation import Preparation, PreparedRepository, check_key, prepare_on_first_use
 from mlapi.domain.ports import NonblockingLookup
-from mlapi.testing.repository import registered
+from mlapi.testing.samples import registered
 
 Open = Callable[[URL], Database]
 

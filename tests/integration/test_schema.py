@@ -19,7 +19,7 @@ from mlapi.adapters.sql import schema as schema_module
 from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE, current_revision, downgrade
 from mlapi.adapters.sql.sqlite.engine import enable_write_ahead_log
 from mlapi.adapters.sql.tables import metadata
-from mlapi.testing.repository import registered, with_api_key
+from mlapi.testing.samples import registered, with_api_key
 
 MIGRATIONS = ScriptDirectory(schema_module.__file__.replace("schema.py", "migrations"))
 REVISIONS = [script.revision for script in reversed(list(MIGRATIONS.walk_revisions()))]

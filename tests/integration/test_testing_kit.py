@@ -1,4 +1,4 @@
-"""What `mlapi.testing` gives to others: names, fakes, fixtures, and suites that say what is missing."""
+"""Tests of `mlapi.testing`: its public names, fakes, fixtures, and error messages about missing packages."""
 
 import importlib
 import inspect
@@ -56,46 +56,47 @@ SUITES = {
 # --- names
 
 
-def test_public_names_are_sorted_and_there() -> None:
+def test_public_names_are_sorted_and_exist() -> None:
     assert sorted(mlapi.testing.__all__) == mlapi.testing.__all__
     assert [name for name in mlapi.testing.__all__ if not hasattr(mlapi.testing, name)] == []
 
 
 @pytest.mark.parametrize(("name", "module"), SUITES.items())
-def test_a_suite_is_the_one_of_its_module(name: str, module: str) -> None:
+def test_suite_is_loaded_from_its_module(name: str, module: str) -> None:
     suite = getattr(mlapi.testing, name)
 
     assert (suite.__module__, suite.__name__) == (f"mlapi.testing.{module}", name)
 
 
-def test_the_suite_of_http_asks_for_a_client() -> None:
+def test_http_suite_requires_a_client() -> None:
     users = Users(InMemoryUserRepository(), PlainCipher())
 
     with pytest.raises(NotImplementedError, match="a subclass of the suite gives a client"):
         mlapi.testing.HttpContract().client(users, AdminPolicy())
 
 
-def test_another_name_is_refused_as_of_any_module() -> None:
+def test_unknown_name_raises_attribute_error() -> None:
     with pytest.raises(AttributeError, match=r"^module 'mlapi\.testing' has no attribute 'Mock'$"):
-        _ = mlapi.testing.Mock  # type: ignore[attr-defined]  # that is what is tried
+        _ = mlapi.testing.Mock  # type: ignore[attr-defined]  # on purpose
 
 
 @pytest.mark.parametrize(
     ("name", "missing"),
     [*((name, "pytest") for name in SUITES), ("HttpContract", "httpx2")],
 )
-def test_a_suite_says_what_it_needs(name: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delitem(sys.modules, f"mlapi.testing.{SUITES[name]}", raising=False)
+def test_suite_names_a_missing_package(name: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in [module for module in sys.modules if module.startswith("mlapi.testing.")]:
+        monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, missing, None)
 
-    with pytest.raises(ModuleNotFoundError) as refusal:
+    with pytest.raises(ModuleNotFoundError) as error_info:
         getattr(mlapi.testing, name)
 
-    sentence = f"{name} needs {missing}, which is not installed: pip install 'mlapi[testing]'"
-    assert (str(refusal.value), refusal.value.name) == (sentence, missing)
+    message = f"{name} needs {missing}, which is not installed: pip install 'mlapi[testing]'"
+    assert (str(error_info.value), error_info.value.name) == (message, missing)
 
 
-def test_what_else_a_suite_does_not_find_is_no_matter_of_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_import_errors_are_not_about_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mlapi.testing.http", raising=False)
     monkeypatch.setitem(sys.modules, "mlapi.entrypoints.admin", None)
 
@@ -103,7 +104,7 @@ def test_what_else_a_suite_does_not_find_is_no_matter_of_pip(monkeypatch: pytest
         _ = mlapi.testing.HttpContract
 
 
-def test_the_fakes_are_there_where_pytest_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fakes_work_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "pytest")
 
     again = importlib.reload(mlapi.testing)
@@ -111,10 +112,10 @@ def test_the_fakes_are_there_where_pytest_is_not(monkeypatch: pytest.MonkeyPatch
     assert again.InMemoryUserRepository is InMemoryUserRepository
 
 
-def test_a_suite_that_fails_shows_what_it_compared(pytester: pytest.Pytester) -> None:
+def test_failing_suite_shows_the_compared_values(pytester: pytest.Pytester) -> None:
     pytester.makepyfile("""
         import pytest
-        from mlapi import EncryptedPassword
+        from mlapi.domain.users import EncryptedPassword
         from mlapi.testing import PasswordCipherContract, PlainCipher
 
         class Saltless(PlainCipher):
@@ -135,7 +136,7 @@ def test_a_suite_that_fails_shows_what_it_compared(pytester: pytest.Pytester) ->
 # --- fakes
 
 
-def test_the_fakes_answer_the_ports() -> None:
+def test_fakes_implement_the_ports() -> None:
     repository: UserRepository = UnavailableRepository()
     trail: AuditTrail = repository.audit
     clock: Clock = SettableClock()
@@ -146,42 +147,42 @@ def test_the_fakes_answer_the_ports() -> None:
 
 
 @pytest.mark.parametrize(
-    ("port", "away"), [(UserRepository, UnavailableRepository()), (AuditTrail, UnavailableRepository.audit)]
+    ("port", "fake"), [(UserRepository, UnavailableRepository()), (AuditTrail, UnavailableRepository.audit)]
 )
-def test_every_method_of_what_is_away_raises(port: type, away: object) -> None:
+def test_every_method_of_an_unavailable_fake_raises(port: type, fake: object) -> None:
     methods = [name for name, _ in inspect.getmembers(port, inspect.isfunction) if not name.startswith("_")]
-    raised = []
+    errors = []
 
     for name in methods:
-        method = getattr(away, name)
+        method = getattr(fake, name)
         parameters = inspect.signature(method).parameters.values()
         required = [parameter for parameter in parameters if parameter.default is parameter.empty]
-        with pytest.raises(RepositoryUnavailableError) as refusal:
+        with pytest.raises(RepositoryUnavailableError) as error_info:
             method(
                 *(1 for parameter in required if parameter.kind is not parameter.KEYWORD_ONLY),
                 **{parameter.name: 1 for parameter in required if parameter.kind is parameter.KEYWORD_ONLY},
             )
-        raised.append(refusal.value)
+        errors.append(error_info.value)
 
-    assert raised == [RepositoryUnavailableError("away")] * len(methods)
+    assert errors == [RepositoryUnavailableError("away")] * len(methods)
     assert methods
 
 
-def test_a_clock_tells_the_time_it_was_set_to_in_utc() -> None:
+def test_clock_returns_the_time_that_was_set_in_utc() -> None:
     clock = SettableClock(datetime.fromisoformat("2030-01-31T12:00:00+02:00"))
-    told = [clock()]
+    times = [clock()]
 
     clock.now += HOUR
-    told.append(clock())
+    times.append(clock())
 
-    assert [time.isoformat() for time in told] == ["2030-01-31T10:00:00+00:00", "2030-01-31T11:00:00+00:00"]
+    assert [time.isoformat() for time in times] == ["2030-01-31T10:00:00+00:00", "2030-01-31T11:00:00+00:00"]
 
 
-def test_a_clock_takes_no_time_without_its_zone() -> None:
+def test_clock_rejects_a_naive_time() -> None:
     clock = SettableClock()
 
-    with pytest.raises(ValueError, match="give an aware datetime"):
-        clock.now = datetime(2030, 1, 31)  # noqa: DTZ001 - that is what is tried
+    with pytest.raises(ValueError, match="the time has no time zone: use an aware datetime"):
+        clock.now = datetime(2030, 1, 31)  # noqa: DTZ001 - on purpose
 
 
 # --- fixtures
@@ -194,7 +195,7 @@ async def whoami(request: Request) -> JSONResponse:
 APP = Starlette(routes=[Route("/", whoami)])
 
 
-def test_users_are_none_at_first_and_tell_the_time_of_the_clock(mlapi_users: Users, mlapi_clock: SettableClock) -> None:
+def test_users_start_empty_and_use_the_clock(mlapi_users: Users, mlapi_clock: SettableClock) -> None:
     before = mlapi_users.list_page()
 
     ada = mlapi_users.register(username="ada", password="x", email="ada@example.com")
@@ -204,36 +205,36 @@ def test_users_are_none_at_first_and_tell_the_time_of_the_clock(mlapi_users: Use
     assert ada.created_datetime == mlapi_clock.now
 
 
-def test_who_is_let_in_is_a_user_whom_the_guard_knows(
+def test_enabled_user_is_accepted_by_the_guard(
     mlapi_guard: Guard, mlapi_let_in: LoggedInUser, mlapi_users: Users
 ) -> None:
     assert mlapi_guard.check(mlapi_let_in.token) == mlapi_let_in.user == mlapi_users.find("let-in")
 
 
-def test_who_is_shut_out_is_a_user_with_a_token(
+def test_disabled_user_is_rejected_by_the_guard(
     mlapi_guard: Guard, mlapi_shut_out: LoggedInUser, mlapi_users: Users
 ) -> None:
-    with pytest.raises(UserDisabledError) as refusal:
+    with pytest.raises(UserDisabledError) as error_info:
         mlapi_guard.check(mlapi_shut_out.token)
 
-    assert refusal.value == UserDisabledError(mlapi_shut_out.user.id)
+    assert error_info.value == UserDisabledError(mlapi_shut_out.user.id)
     assert mlapi_shut_out.user == mlapi_users.find("shut-out")
 
 
-def test_an_application_behind_the_guard_lets_in_the_one_alone(
+def test_guarded_app_accepts_only_the_enabled_user(
     mlapi_guard: Guard, mlapi_let_in: LoggedInUser, mlapi_shut_out: LoggedInUser, mlapi_clock: SettableClock
 ) -> None:
     client = TestClient(GuardMiddleware(APP, mlapi_guard))
 
-    answers = [client.get("/", headers=headers) for headers in (mlapi_let_in.headers, mlapi_shut_out.headers, {})]
+    responses = [client.get("/", headers=headers) for headers in (mlapi_let_in.headers, mlapi_shut_out.headers, {})]
     mlapi_clock.now += HOUR
-    late = client.get("/", headers=mlapi_let_in.headers)
+    expired = client.get("/", headers=mlapi_let_in.headers)
 
-    assert [answer.status_code for answer in (*answers, late)] == [200, 403, 401, 401]
-    assert answers[0].json() == "let-in"
+    assert [response.status_code for response in (*responses, expired)] == [200, 403, 401, 401]
+    assert responses[0].json() == "let-in"
 
 
-def test_an_api_key_ends_by_the_clock_too(
+def test_api_key_expires_by_the_clock(
     mlapi_guard: Guard, mlapi_let_in: LoggedInUser, mlapi_users: Users, mlapi_clock: SettableClock
 ) -> None:
     _, secret = mlapi_users.add_api_key(
@@ -248,21 +249,21 @@ def test_an_api_key_ends_by_the_clock_too(
         mlapi_guard.check(secret)
 
 
-def test_there_may_be_more_visitors(mlapi_access: Access) -> None:
+def test_more_users_can_be_logged_in(mlapi_access: Access) -> None:
     grace, alan = visitor(mlapi_access, "grace"), visitor(mlapi_access, "alan")
 
-    assert [mlapi_access.guard.check(one.token) for one in (grace, alan)] == [grace.user, alan.user]
+    assert [mlapi_access.guard.check(logged_in.token) for logged_in in (grace, alan)] == [grace.user, alan.user]
     assert grace.headers == {"Authorization": f"Bearer {grace.token}"}
 
 
-def test_no_repr_shows_the_token_of_a_visitor(mlapi_let_in: LoggedInUser) -> None:
+def test_repr_of_a_user_hides_the_token(mlapi_let_in: LoggedInUser) -> None:
     assert mlapi_let_in.token not in f"{mlapi_let_in!r} {mlapi_let_in}"
 
 
 # --- docs/testing.md and docs/adapters.md
 
 
-def test_the_test_files_that_the_documentation_shows_pass(pytester: pytest.Pytester) -> None:
+def test_test_files_in_the_documentation_pass(pytester: pytest.Pytester) -> None:
     pages = "".join((ROOT / "docs" / page).read_text("utf-8") for page in ("testing.md", "adapters.md"))
     files = re.findall(r"^```python\n# (\w+\.py)\n(.*?)^```$", pages, re.MULTILINE | re.DOTALL)
     for name, text in files:

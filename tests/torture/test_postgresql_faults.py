@@ -21,7 +21,7 @@ from sqlalchemy import URL
 from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
 from mlapi.domain.errors import RepositoryUnavailableError, UserExistsError
 from mlapi.domain.rules import canonical_username
-from mlapi.testing.repository import registration
+from mlapi.testing.samples import registration
 from tests.e2e.server import MlapiServer
 from tests.postgres_server import PostgresServer, running_postgres
 from tests.torture.clients import new_user, stored_users

@@ -44,8 +44,11 @@ _SUITES = {
     "UserRepositoryContract": "mlapi.testing.repository",
 }
 
-if (pytest := sys.modules.get("pytest")) is not None:  # tests are run: what fails shall show what it compared
-    pytest.register_assert_rewrite(*_SUITES.values())
+_TOPICS = ("api_keys", "audit_trail", "user_commands", "user_queries")
+"""Modules with parts of a suite."""
+
+if (pytest := sys.modules.get("pytest")) is not None:  # so that failed assertions show the compared values
+    pytest.register_assert_rewrite(*_SUITES.values(), *(f"mlapi.testing.{topic}" for topic in _TOPICS))
 
 if TYPE_CHECKING:
     from mlapi.testing.attempts import AttemptLimiterContract

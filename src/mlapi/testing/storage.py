@@ -25,7 +25,8 @@ from mlapi.domain.commands import Remove, SetEnabled
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.ports import Storage
 from mlapi.testing.attempts import AT_MOST, AttemptLimiterContract
-from mlapi.testing.repository import LATER, NOON, UserRepositoryContract, registered, with_api_key
+from mlapi.testing.repository import UserRepositoryContract
+from mlapi.testing.samples import LATER, NOON, registered, with_api_key
 
 OpenStorage = Callable[[], Storage]
 

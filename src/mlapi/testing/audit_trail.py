@@ -1,0 +1,195 @@
+"""The contract of `AuditTrail`, which reads what `UserRepository.apply` writes."""
+
+from datetime import UTC, date, datetime, timedelta, timezone
+
+import attrs
+
+from mlapi import (
+    Actor,
+    ApiKeyId,
+    AuditEntry,
+    Command,
+    User,
+    UserId,
+    UserRepository,
+)
+from mlapi.domain.audit import UNSAVED_ID, Action, AuditId, DailyCount
+from mlapi.domain.commands import (
+    AddApiKey,
+    ChangePassword,
+    EndTokens,
+    RecordApiKeyUse,
+    Reencrypt,
+    Remove,
+    RemoveApiKey,
+    SetEnabled,
+)
+from mlapi.domain.users import EncryptedPassword
+from mlapi.testing.samples import (
+    ANOTHER,
+    LATER,
+    NO_KEY,
+    NO_USER,
+    NOON,
+    SECOND,
+    STORED,
+    UNKNOWN_IDS,
+    api_key,
+    apply_one,
+    registered,
+    registration,
+    with_api_key,
+)
+
+
+class AuditTrailContract:
+    def test_every_command_writes_an_entry(self, repository: UserRepository) -> None:
+        actor = Actor("admin", "request-7")
+        ada = apply_one(repository, registration(actor=actor))
+        assert isinstance(ada, User)
+        key = api_key(ada.id, created_datetime=LATER)
+        commands: list[Command] = [
+            SetEnabled(user_id=ada.id, enabled=False, at=LATER, actor=actor),
+            SetEnabled(user_id=ada.id, enabled=True, at=LATER, actor=actor),
+            EndTokens(user_id=ada.id, at=LATER, actor=actor),
+            ChangePassword(user_id=ada.id, password=ANOTHER, replacing=None, at=LATER, actor=actor),
+            AddApiKey(key=key, actor=actor),
+            RemoveApiKey(key_id=key.id, at=LATER, actor=actor),
+            Remove(user_id=ada.id, at=LATER, actor=actor),
+        ]
+        repository.apply(commands)
+
+        entries = repository.audit.list_page(limit=10)
+        expected: list[tuple[Action, ApiKeyId | None]] = [
+            ("register", None),
+            ("disable", None),
+            ("enable", None),
+            ("end_tokens", None),
+            ("set_password", None),
+            ("add_api_key", key.id),
+            ("remove_api_key", key.id),
+            ("remove", None),
+        ]
+        assert [attrs.evolve(entry, id=UNSAVED_ID) for entry in reversed(entries)] == [
+            AuditEntry(
+                at=NOON if action == "register" else LATER,
+                actor="admin",
+                action=action,
+                user_id=ada.id,
+                api_key_id=key_id,
+                outcome="done",
+                request_id="request-7",
+            )
+            for action, key_id in expected
+        ]
+        assert [entry.id for entry in entries] == sorted({entry.id for entry in entries}, reverse=True)
+
+    def test_rejected_command_writes_its_reason(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        replacing = EncryptedPassword("not the stored one")
+        repository.apply(
+            [
+                registration("ADA"),
+                ChangePassword(user_id=ada.id, password=ANOTHER, replacing=replacing, at=LATER),
+                Remove(user_id=NO_USER, at=LATER),
+                AddApiKey(key=api_key(NO_USER)),
+                RemoveApiKey(key_id=NO_KEY, at=LATER),
+            ]
+        )
+
+        entries = repository.audit.list_page(limit=5)
+        assert [(entry.action, entry.outcome, entry.user_id, entry.api_key_id) for entry in reversed(entries)] == [
+            ("register", "user_exists", ada.id, None),
+            ("set_password", "password_changed", ada.id, None),
+            ("remove", "user_not_found", NO_USER, None),
+            ("add_api_key", "user_not_found", NO_USER, None),
+            ("remove_api_key", "api_key_not_found", None, None),
+        ]
+        assert {(entry.actor, entry.request_id) for entry in entries} == {("library", None)}
+
+    def test_unstorable_user_id_is_audited_as_none(self, repository: UserRepository) -> None:
+        repository.apply([SetEnabled(user_id=user_id, enabled=True, at=NOON) for user_id in UNKNOWN_IDS])
+
+        told = [entry.user_id for entry in repository.audit.list_page(limit=10)]
+        assert told == [user_id if user_id == NO_USER else None for user_id in reversed(UNKNOWN_IDS)]
+
+    def test_reencryption_and_key_use_write_no_entry(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+        key = with_api_key(repository, ada)
+        before = repository.audit.list_page(limit=10)
+
+        repository.apply(
+            [
+                Reencrypt(user_id=ada.id, password=ANOTHER, replacing=STORED),
+                RecordApiKeyUse(key_id=key.id, at=LATER),
+            ]
+        )
+
+        assert repository.audit.list_page(limit=10) == before
+
+    def test_entries_are_paged_and_filtered_by_user(self, repository: UserRepository) -> None:
+        ada, bob = registered(repository, "ada"), registered(repository, "bob")
+        apply_one(repository, Remove(user_id=ada.id, at=LATER))
+        audit = repository.audit
+
+        everything = audit.list_page(limit=10)
+        first = audit.list_page(limit=2)
+        second = audit.list_page(limit=2, after=first[-1].id)
+        assert [(entry.action, entry.user_id) for entry in everything] == [
+            ("remove", ada.id),
+            ("register", bob.id),
+            ("register", ada.id),
+        ]
+        assert first + second == everything
+        assert audit.list_page(limit=10, user_id=ada.id) == [everything[0], everything[2]]
+        assert audit.list_page(limit=10, user_id=ada.id, after=everything[0].id) == [everything[2]]
+        assert audit.list_page(limit=10, after=everything[-1].id) == []
+
+    def test_entries_accept_any_id(self, repository: UserRepository) -> None:
+        registered(repository)
+
+        assert [repository.audit.list_page(limit=10, user_id=user_id) for user_id in UNKNOWN_IDS] == [[]] * len(
+            UNKNOWN_IDS
+        )
+        assert len(repository.audit.list_page(limit=10, after=AuditId(10**30))) == 1
+        assert repository.audit.list_page(limit=10, after=AuditId(0)) == []
+
+    def test_entries_are_counted_by_day_in_utc(self, repository: UserRepository) -> None:
+        late = datetime(2026, 11, 23, 23, 30, tzinfo=UTC)
+        in_tokyo = (late + timedelta(minutes=90)).astimezone(timezone(timedelta(hours=9)))
+        repository.apply(
+            [
+                registration("ada", at=late),
+                registration("ADA", at=late),
+                registration("bob", at=in_tokyo),
+                registration("eve", at=late - timedelta(days=1)),
+                SetEnabled(user_id=NO_USER, enabled=True, at=late),
+            ]
+        )
+        (ada,) = [user for user in repository.list_page(after=UserId(0), limit=1) if user.username == "ada"]
+        repository.apply([SetEnabled(user_id=ada.id, enabled=False, at=late)])
+
+        assert repository.audit.count_per_day(since=late) == [
+            DailyCount(date(2026, 11, 23), "disable", 1),
+            DailyCount(date(2026, 11, 23), "register", 1),
+            DailyCount(date(2026, 11, 24), "register", 1),
+        ]
+
+    def test_oldest_entries_are_purged_first(self, repository: UserRepository) -> None:
+        for number in (3, 1, 2, 4):
+            apply_one(repository, registration(f"user {number}", at=NOON + number * SECOND))
+
+        purged = [repository.audit.purge(before=NOON + 4 * SECOND, limit=2) for _ in range(3)]
+
+        assert purged == [2, 1, 0]
+        assert [entry.at for entry in repository.audit.list_page(limit=10)] == [NOON + 4 * SECOND]
+
+    def test_entry_ids_are_never_reused(self, repository: UserRepository) -> None:
+        registered(repository)
+        (entry,) = repository.audit.list_page(limit=10)
+        repository.audit.purge(before=LATER, limit=10)
+
+        apply_one(repository, registration("bob"))
+
+        (next_entry,) = repository.audit.list_page(limit=10)
+        assert next_entry.id > entry.id

@@ -1,0 +1,176 @@
+"""The contract of `UserRepository` for reading users."""
+
+from typing import Any
+
+import attrs
+import pytest
+
+from mlapi import (
+    ApiKey,
+    User,
+    UserId,
+    UserRepository,
+)
+from mlapi.domain.commands import (
+    RecordApiKeyUse,
+    Remove,
+    SetEnabled,
+)
+from mlapi.domain.credentials import ApiKeyPrincipal
+from mlapi.domain.rules import canonical_username
+from mlapi.testing.samples import LATER, apply_one, registered, registration, with_api_key
+
+
+class UserQueryContract:
+    def test_user_is_found_by_canonical_username(self, repository: UserRepository) -> None:
+        user = registered(repository, "Straße")
+
+        found = repository.find(canonical_username("STRASSE"))
+
+        assert found == user
+        assert repository.find(canonical_username("strase")) is None
+
+    def test_many_usernames_are_found_in_any_order(self, repository: UserRepository) -> None:
+        commands = [registration(f"user{number}") for number in range(1100)]
+        users = repository.apply(commands)
+        keys = [command.username_key for command in commands]
+        nobody = canonical_username("nobody")
+
+        found = repository.find_many([nobody, *reversed(keys), nobody, *keys])
+
+        assert found == [None, *reversed(users), None, *users]
+        assert repository.find_many([]) == []
+
+    def test_pages_are_sorted_by_id(self, repository: UserRepository) -> None:
+        users = [registered(repository, f"user{number}") for number in range(5)]
+
+        first = repository.list_page(after=UserId(0), limit=2)
+        second = repository.list_page(after=first[-1].id, limit=2)
+        third = repository.list_page(after=second[-1].id, limit=2)
+
+        assert [first, second, third] == [users[:2], users[2:4], users[4:]]
+        assert repository.list_page(after=third[-1].id, limit=2) == []
+
+    def test_update_does_not_move_a_user_to_another_page(self, repository: UserRepository) -> None:
+        ada, bob, eve = [registered(repository, name) for name in ("ada", "bob", "eve")]
+
+        disabled, enabled = repository.apply(
+            [
+                SetEnabled(user_id=ada.id, enabled=False, at=LATER),
+                SetEnabled(user_id=ada.id, enabled=True, at=LATER),
+            ]
+        )
+
+        assert disabled != enabled
+        assert repository.list_page(after=UserId(0), limit=2) == [enabled, bob]
+        assert repository.list_page(after=bob.id, limit=2) == [eve]
+
+    @pytest.mark.parametrize(
+        "wanted", [{"enabled": False}, {"containing": "even"}, {"enabled": False, "containing": "n"}]
+    )
+    def test_filtered_pages_are_full(self, repository: UserRepository, wanted: dict[str, Any]) -> None:
+        people = [registered(repository, f"{'odd' if number % 2 else 'even'}-{number}") for number in range(8)]
+        apply = [SetEnabled(user_id=user.id, enabled=False, at=LATER) for user in people[::2]]
+        evens = repository.apply(apply)
+
+        pages, last = [], UserId(0)
+        while page := repository.list_page(after=last, limit=3, **wanted):
+            pages.append(page)
+            last = page[-1].id
+
+        assert pages == [evens[:3], evens[3:]]
+
+    def test_pages_can_be_filtered_by_flag(self, repository: UserRepository) -> None:
+        ada, bob = registered(repository, "ada"), registered(repository, "bob")
+        shut_out = apply_one(repository, SetEnabled(user_id=bob.id, enabled=False, at=LATER))
+
+        pages = [repository.list_page(after=UserId(0), limit=10, enabled=enabled) for enabled in (True, False, None)]
+
+        assert pages == [[ada], [shut_out], [ada, shut_out]]
+
+    @pytest.mark.parametrize(
+        ("text", "expected"),
+        [
+            ("ad", [0, 2]),
+            ("strasse", [1]),
+            ("user1@", [1]),
+            ("example", [0, 1, 2, 3]),
+            ("%", [3]),
+            ("_", [3]),
+            ("x%", []),
+        ],
+    )
+    def test_pages_can_be_filtered_by_text(self, repository: UserRepository, text: str, expected: list[int]) -> None:
+        names = ["ada", "Straße", "ADAM", "100%_"]
+        apply = [registration(name, email=f"User{number}@Example.com") for number, name in enumerate(names)]
+        people = repository.apply(apply)
+
+        assert repository.list_page(after=UserId(0), limit=10, containing=text) == [
+            people[number] for number in expected
+        ]
+
+    def test_page_after_the_largest_id_is_empty(self, repository: UserRepository) -> None:
+        registered(repository)
+
+        assert repository.list_page(after=UserId(10**30), limit=10) == []
+
+    def test_returned_user_does_not_share_state(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+
+        attrs.evolve(ada, enabled=False)
+
+        assert repository.get(ada.id).enabled is True
+
+    def test_every_read_sees_the_latest_changes(self, repository: UserRepository) -> None:
+        ada, bob = registered(repository, "ada"), registered(repository, "bob")
+        key = with_api_key(repository, ada)
+
+        def seen() -> list[object]:
+            return [
+                repository.get(ada.id),
+                repository.find(canonical_username("ada")),
+                repository.find_many([canonical_username("ada")]),
+                repository.list_page(after=UserId(0), limit=10),
+                repository.list_page(after=UserId(0), limit=10, enabled=False),
+                repository.find_principals([ada.id, key.id]),
+                repository.list_api_keys(ada.id),
+                repository.count(),
+            ]
+
+        before = seen()
+        disabled, used, _ = repository.apply(
+            [
+                SetEnabled(user_id=ada.id, enabled=False, at=LATER),
+                RecordApiKeyUse(key_id=key.id, at=LATER),
+                Remove(user_id=bob.id),
+            ]
+        )
+
+        assert isinstance(disabled, User)
+        assert isinstance(used, ApiKey)
+        assert before == [ada, ada, [ada], [ada, bob], [], [ada, ApiKeyPrincipal(key, ada)], [key], 2]
+        assert seen() == [
+            disabled,
+            disabled,
+            [disabled],
+            [disabled],
+            [disabled],
+            [disabled, ApiKeyPrincipal(used, disabled)],
+            [used],
+            1,
+        ]
+
+    def test_users_are_counted(self, repository: UserRepository) -> None:
+        counts = [repository.count()]
+        ada, _ = registered(repository, "ada"), registered(repository, "bob")
+        with_api_key(repository, ada)
+        counts.append(repository.count())
+
+        repository.apply([SetEnabled(user_id=ada.id, enabled=False, at=LATER), registration("ADA")])
+        counts.append(repository.count())
+        repository.apply([Remove(user_id=ada.id)])
+
+        assert [*counts, repository.count()] == [0, 2, 2, 1]
+
+    def test_check_passes_when_writing_is_possible(self, repository: UserRepository) -> None:
+        repository.check()
