@@ -1,4 +1,4 @@
-# `make run` serves, `make test` proves. Needs Python >= 3.11 and make; PYTHON=python3.12 names another one.
+# Needs make and Python >= 3.11. Choose another Python with PYTHON=python3.12.
 PYTHON ?= python3
 PORT ?= 8001
 BIN := .venv/bin
@@ -7,43 +7,43 @@ PYTEST := $(BIN)/python -m pytest
 .PHONY: help run test torture failover check fmt install bench lock clean
 .DEFAULT_GOAL := help
 
-help: ## these lines
+help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
 
 run: .venv/runtime ## serve on http://127.0.0.1:8001 (PORT=... for another)
 	$(BIN)/uvicorn mlapi.entrypoints.http:app --port $(PORT)
 
-test: check ## all checks and all tests, with full branch coverage
+test: check ## run all checks and all tests, with full branch coverage
 	$(PYTEST) -n 2 --cov --cov-report=term
 
-torture: .venv/dev ## the tests of faults with the counts of RELIABILITY.md, one after the other; takes half an hour
+torture: .venv/dev ## run the fault tests with the counts of RELIABILITY.md; takes half an hour
 	$(PYTEST) tests/torture --torture
 
-failover: .venv/dev .venv/failover/installed ## kill primaries of PostgreSQL under Patroni and etcd, on this machine; takes 6 minutes
+failover: .venv/dev .venv/failover/installed ## kill PostgreSQL primaries under Patroni and etcd on this machine; takes 6 minutes
 	$(PYTEST) tests/failover --torture
 
-check: .venv/dev ## format, lint, types, import contracts, known weaknesses of what we depend on
+check: .venv/dev ## check format, lint, types, import contracts and known vulnerabilities of dependencies
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m tests.dependency_audit requirements.lock
 
-fmt: .venv/dev ## format and mend what can be mended
+fmt: .venv/dev ## format, and fix lint errors where possible
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-install: .venv/dev ## everything for development into .venv
+install: .venv/dev ## install everything for development into .venv
 
-bench: .venv/dev .venv/peers/installed ## measure us, the ceiling and the peers; needs wrk, two cores, 10 GB, an hour
+bench: .venv/dev .venv/peers/installed ## measure mlapi, the ceiling and the peers; needs wrk, two cores, 10 GB and an hour
 	$(BIN)/python -m bench.run $(BENCH)
 
-lock: .venv/dev ## resolve the two lock files anew (needs uv on the path)
+lock: .venv/dev ## update the lock files (needs uv on the path)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--extra postgres --group build --upgrade pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--extra postgres --group build --group dev --group browser -c requirements.lock --upgrade pyproject.toml -o requirements-dev.lock \
-		--no-emit-package pip # the environment has its own
+		--no-emit-package pip # the virtual environment has its own pip
 
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--upgrade bench/peers/requirements.in -o bench/peers/requirements.lock
@@ -55,7 +55,7 @@ clean: ## remove the virtual environment and caches
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "mlapi needs Python >= 3.11; name one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+		|| { echo "mlapi needs Python >= 3.11. Choose one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/runtime: .venv/bin/python requirements.lock pyproject.toml

@@ -1,4 +1,4 @@
-"""argon2id alone, with the cost of our default scheme, on the cores this process may use. Prints hashes a second."""
+"""Print how many argon2id hashes per second the available cores compute, with the cost of the default scheme."""
 
 import os
 import sys
@@ -13,7 +13,7 @@ def main() -> None:
     hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1)
     end = time.perf_counter() + seconds
 
-    def hash_until_the_end(_thread: int) -> int:
+    def hash_repeatedly(_thread: int) -> int:
         count = 0
         while time.perf_counter() < end:
             hasher.hash("correct horse battery")
@@ -21,10 +21,10 @@ def main() -> None:
         return count
 
     threads = len(os.sched_getaffinity(0))
-    begin = time.perf_counter()
+    started_at = time.perf_counter()
     with ThreadPoolExecutor(threads) as pool:
-        count = sum(pool.map(hash_until_the_end, range(threads)))
-    print(count / (time.perf_counter() - begin))
+        count = sum(pool.map(hash_repeatedly, range(threads)))
+    print(count / (time.perf_counter() - started_at))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Registrations by the library, as an import does them: the same `apply`, a thousand at a time."""
+"""Register users through the library, in batches like an import, and write credentials for them."""
 
 import time
 from pathlib import Path
@@ -13,13 +13,12 @@ BATCH = 1_000
 
 
 def register(environ: dict[str, str], count: int, *, passwords: bool = False) -> float:
-    """Register so many users and return the seconds it took.
+    """Register ``count`` users and return the seconds it took.
 
     Args:
-        environ: the configuration.
-        count: of users.
-        passwords: whether each has a password of his own, checked and encrypted, as an import of plain ones has it. All
-            share one else: to fill a table for a measurement.
+        environ: environment variables that configure mlapi.
+        passwords: True to validate and encrypt a different password for each user, like an import of plain-text
+            passwords. False to give all of them the same encrypted password, to fill a table quickly.
     """
     with open_users(load_settings(environ=environ)) as users:
         shared = users.cipher.encrypt("correct horse battery")
@@ -31,22 +30,22 @@ def register(environ: dict[str, str], count: int, *, passwords: bool = False) ->
                 return users.prepare_registration(username=name, password=f"battery {number}", email=email)
             return Register(username=name, password=shared, email=f"{name}@example.com", at=utc_now())
 
-        begin = time.perf_counter()
+        started_at = time.perf_counter()
         for first in range(0, count, BATCH):
             users.repository.apply([command(number) for number in range(first, min(count, first + BATCH))])
-        return time.perf_counter() - begin
+        return time.perf_counter() - started_at
 
 
-def let_in(environ: dict[str, str], count: int, folder: Path) -> None:
-    """Write tokens and API keys of the first so many users into files of a folder, one in each line."""
-    with open_service(load_settings(environ=environ)) as opened:
-        users, authenticator = opened.users, opened.access.authenticator
+def write_credentials(environ: dict[str, str], count: int, folder: Path) -> None:
+    """Write tokens and API keys of the first ``count`` users to the files ``tokens`` and ``keys``, one on each line."""
+    with open_service(load_settings(environ=environ)) as service:
+        users, authenticator = service.users, service.access.authenticator
         first = users.repository.list_page(after=UserId(0), limit=count)
-        verified = [
+        logins = [
             VerifiedLogin(attempt=LoginAttempt(username=user.username, address="", user=user), user=user, upgrade=None)
             for user in first
         ]
-        tokens = [authenticator.issue_token(one).token for one in verified]
+        tokens = [authenticator.issue_token(login).token for login in logins]
         keys = [users.prepare_api_key(user_id=user.id, name="bench", expires=None) for user in first]
         users.repository.apply([command for command, _ in keys])
     (folder / "tokens").write_text("\n".join(tokens))

@@ -1,4 +1,4 @@
-"""The open endpoint of `bench.ceiling` behind the guard: what being let in costs, with the users asked each time."""
+"""The model of `bench.ceiling` behind the guard, to measure the cost of authenticating each request."""
 
 from starlette.applications import Starlette
 from starlette.routing import Route

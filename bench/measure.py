@@ -1,4 +1,4 @@
-"""One measurement: wrk on its own core, and what it says."""
+"""Run wrk on a separate core and parse its output."""
 
 import os
 import re
@@ -15,7 +15,7 @@ LOAD = Path(__file__).parent / "load"
 
 @dataclass
 class Figure:
-    """What one run of the load generator saw. Times in milliseconds."""
+    """The result of one run of the load generator. ``p50`` and ``p99`` are milliseconds."""
 
     per_second: float
     p50: float
@@ -24,13 +24,13 @@ class Figure:
 
 
 def load(server: Server, endpoint: str, connections: int, seconds: float) -> Figure:
-    """Load one endpoint; the run goes on where the last one on this target ended."""
+    """Load one endpoint, continuing where the previous run stopped."""
     target = server.target
     arguments = {
         "toggle": [str(target.users), str(target.toggled)],
         "register": [f"bench{time.time_ns():x}"],
         "remove": [str(target.removed + 1)],
-        "open": [str(target.folder / "tokens")],  # a request of the same length that is let in by all
+        "open": [str(target.folder / "tokens")],  # credentials of the same length, which the open model ignores
         "token": [str(target.folder / "tokens")],
         "key": [str(target.folder / "keys")],
     }[endpoint]
@@ -70,7 +70,7 @@ def load(server: Server, endpoint: str, connections: int, seconds: float) -> Fig
 
 
 def median_of(figures: list[Figure]) -> Figure:
-    """The median of each column; errors are added up, as any of them voids the row."""
+    """Return the median of each column and the sum of the errors, because any error invalidates the row."""
     return Figure(
         per_second=statistics.median(figure.per_second for figure in figures),
         p50=statistics.median(figure.p50 for figure in figures),
@@ -80,21 +80,21 @@ def median_of(figures: list[Figure]) -> Figure:
 
 
 def fsync_milliseconds(folder: Path, count: int = 200) -> float:
-    """Median time of an fdatasync after 4 KiB, in the folder where the databases are."""
+    """Return the median time of an fdatasync of 4 KiB in the folder of the databases."""
     times = []
     with (folder / "fsync").open("wb", buffering=0) as file:
         for _ in range(count):
             file.write(b"x" * 4096)
-            begin = time.perf_counter()
+            started_at = time.perf_counter()
             os.fdatasync(file.fileno())
-            times.append(time.perf_counter() - begin)
+            times.append(time.perf_counter() - started_at)
     return statistics.median(times) * 1000
 
 
 def _find(pattern: str, text: str) -> str:
     found = re.search(pattern, text, re.MULTILINE)
     if found is None:
-        raise RuntimeError(f"wrk said nothing of {pattern!r}:\n{text}")
+        raise RuntimeError(f"the output of wrk does not match {pattern!r}:\n{text}")
     return found.group(1)
 
 

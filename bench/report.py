@@ -1,4 +1,4 @@
-"""RESULTS.md and chart.svg of a run."""
+"""Write RESULTS.md and chart.svg from the results of a run."""
 
 import argparse
 import platform
@@ -8,15 +8,12 @@ import sys
 from html import escape
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from bench.measure import Figure, median_of
+from bench.results import Results
 from bench.targets import PEERS_BIN
 
-if TYPE_CHECKING:
-    from bench.run import Run
-
-REACH = {
+GOALS = {
     ("register", "sqlite"): {1: 0.25, 16: 0.42, 64: 0.50},
     ("toggle", "sqlite"): {1: 0.25, 16: 0.42, 64: 0.58},
     ("remove", "sqlite"): {1: 0.25, 16: 0.42, 64: 0.55},
@@ -24,9 +21,9 @@ REACH = {
     ("toggle", "postgresql"): {1: 0.25, 16: 0.38, 64: 0.52},
     ("remove", "postgresql"): {1: 0.25, 16: 0.40, 64: 0.52},
 }
-"""The shares of the ceiling that we set out to reach."""
-REACH_GUARD = {"sqlite": 0.80, "postgresql": 0.60}
-"""Shares of the open endpoint at 64 connections that we set out to reach."""
+"""Shares of the ceiling to reach, by number of connections."""
+GUARD_GOALS = {"sqlite": 0.80, "postgresql": 0.60}
+"""Shares of the unguarded endpoint to reach, at 64 connections."""
 PACKAGES = (
     "mlapi", "starlette", "uvicorn", "uvloop", "httptools", "msgspec", "sqlalchemy", "psycopg", "cryptography",
     "argon2-cffi",
@@ -34,47 +31,50 @@ PACKAGES = (
 PEER_PACKAGES = ("fastapi", "fastapi-users", "sqlalchemy", "aiosqlite", "django", "djangorestframework", "gunicorn")
 
 
-def write(run: "Run", arguments: argparse.Namespace, took: float) -> None:
+def write(results: Results, arguments: argparse.Namespace, duration_seconds: float) -> None:
+    """Write RESULTS.md and chart.svg into the folder ``arguments.out``."""
     figures = {
-        name: {measurement: median_of(those) for measurement, those in rows.items()}
-        for name, rows in run.figures.items()
+        name: {measurement: median_of(repeated) for measurement, repeated in rows.items()}
+        for name, rows in results.figures.items()
     }
-    (arguments.out / "RESULTS.md").write_text(_results(run, arguments, figures, took), "utf-8")
+    (arguments.out / "RESULTS.md").write_text(_results(results, arguments, figures, duration_seconds), "utf-8")
     (arguments.out / "chart.svg").write_text(_chart(figures), "utf-8")
-    print(f"written: {arguments.out}/RESULTS.md and chart.svg, after {took / 60:.0f} minutes")
+    print(f"written: {arguments.out}/RESULTS.md and chart.svg, after {duration_seconds / 60:.0f} minutes")
 
 
-def _results(run: "Run", arguments: argparse.Namespace, figures: dict[str, dict[str, Figure]], took: float) -> str:
+def _results(
+    results: Results, arguments: argparse.Namespace, figures: dict[str, dict[str, Figure]], duration_seconds: float
+) -> str:
     ceiling = figures["ceiling"]
     lines = [
         "# Results",
         "",
-        f"Written by `make bench` (`{_command()}`) in {took / 60:.0f} minutes, at"
-        f" commit {_commit()}. Medians of {len(run.other['fsync'])} rounds; a row with an error is void.",
+        f"Written by `make bench` (`{_command()}`) in {duration_seconds / 60:.0f} minutes, at commit {_commit()}."
+        f" Medians of {len(results.other['fsync'])} rounds. A row with errors is invalid.",
         "",
         f"- machine: {_processor()}, {platform.system()} {platform.release()}, Python {platform.python_version()}",
-        "- the server on one core, wrk (one thread) and PostgreSQL on the other",
-        f"- fdatasync after 4 KiB on this disk at the time: {statistics.median(run.other['fsync']):.2f} ms",
+        "- the server runs on one core; wrk (one thread) and PostgreSQL share the other",
+        f"- fdatasync of 4 KiB on this disk: {statistics.median(results.other['fsync']):.2f} ms",
         f"- {', '.join(_versions())}",
         "",
-        "The ceiling is bare Starlette on uvicorn, reading the path or the JSON body and answering JSON, without a"
-        " database. Ours runs the scheme `fernet` unless a row says otherwise. All writes are durable: WAL with"
-        " synchronous=FULL, and synchronous_commit=on.",
+        "The ceiling is bare Starlette on uvicorn: it reads the path or the JSON body and answers with JSON, without a"
+        " database. mlapi uses the cheap scheme `fernet`, unless a row names another. All writes are durable:"
+        " WAL with synchronous=FULL on SQLite, synchronous_commit=on on PostgreSQL.",
         "",
-        "![share of the ceiling](chart.svg)",
+        "![Requests per second: mlapi, its ceiling and its peers](chart.svg)",
         "",
         "## Three endpoints",
         "",
-        "| endpoint | database | connections | requests/s | share of ceiling | to reach | p50 ms | p99 ms | errors |",
+        "| endpoint | database | connections | requests/s | share of ceiling | goal | p50 ms | p99 ms | errors |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for (endpoint, kind), shares in REACH.items():
+    for (endpoint, kind), shares in GOALS.items():
         name = f"mlapi, {kind}, removing" if endpoint == "remove" else f"mlapi, {kind}"
-        for connections, to_reach in shares.items():
-            figure = figures[name][f"{endpoint} {connections}"]
-            share = figure.per_second / ceiling[f"{endpoint} {connections}"].per_second
+        for count, goal in shares.items():
+            figure = figures[name][f"{endpoint} {count}"]
+            share = figure.per_second / ceiling[f"{endpoint} {count}"].per_second
             lines.append(
-                f"| {endpoint} | {kind} | {connections} | {figure.per_second:,.0f} | {share:.2f} | {to_reach:.2f} |"
+                f"| {endpoint} | {kind} | {count} | {figure.per_second:,.0f} | {share:.2f} | {goal:.2f} |"
                 f" {figure.p50:.2f} | {figure.p99:.2f} | {figure.errors} |"
             )
     lines += [
@@ -87,7 +87,7 @@ def _results(run: "Run", arguments: argparse.Namespace, figures: dict[str, dict[
     for measurement, figure in ceiling.items():
         endpoint, connections = measurement.split()
         lines.append(f"| {endpoint} | {connections} | {figure.per_second:,.0f} | {figure.p50:.2f} | {figure.p99:.2f} |")
-    lines += _default_scheme(run, figures)
+    lines += _default_scheme(results, figures)
     lines += _peers(figures)
     lines += _guard(figures)
     lines += _growth(figures)
@@ -95,39 +95,39 @@ def _results(run: "Run", arguments: argparse.Namespace, figures: dict[str, dict[
         "",
         "## Import",
         "",
-        "Registrations by the library, a thousand to a transaction, each with a password of its own.",
+        "Registrations through the library, a thousand in each transaction, each with a different password.",
     ]
     lines += ["", "| database | seconds | registrations/s |", "|---|---|---|"]
     for kind in ("sqlite", "postgresql"):
-        (seconds,) = run.other[f"import, {kind}"]
-        lines.append(f"| {kind} | {seconds:.1f} | {arguments.imports / seconds:,.0f} |")
+        (duration,) = results.other[f"import, {kind}"]
+        lines.append(f"| {kind} | {duration:.1f} | {arguments.imports / duration:,.0f} |")
     lines += [
         "",
         "## Start and memory",
         "",
-        "| server | start to first answer, s | resident after load, MiB |",
+        "| server | start to first response, s | resident memory after load, MiB |",
         "|---|---|---|",
     ]
-    for name, resident in run.resident.items():
-        startup = f"{statistics.median(run.startup[name]):.2f}" if run.startup[name] else ""
-        lines.append(f"| {name} | {startup} | {statistics.median(resident):.0f} |")
+    for name, resident_mib in results.resident_mib.items():
+        startup = f"{statistics.median(seconds):.2f}" if (seconds := results.startup_seconds[name]) else ""
+        lines.append(f"| {name} | {startup} | {statistics.median(resident_mib):.0f} |")
     return "\n".join(lines) + "\n"
 
 
-def _default_scheme(run: "Run", figures: dict[str, dict[str, Figure]]) -> list[str]:
-    bare = statistics.median(run.other["argon2id alone"])
+def _default_scheme(results: Results, figures: dict[str, dict[str, Figure]]) -> list[str]:
+    bare = statistics.median(results.other["argon2id alone"])
     lines = [
         "",
         "## The default scheme, argon2id",
         "",
         f"argon2id alone on the server's core: {bare:.1f} hashes/s.",
         "",
-        "| database | registrations/s, 16 connections | share of argon2id alone | toggles meanwhile, p50 ms | p99 ms |",
+        "| database | registrations/s, 16 connections | share of argon2id alone | concurrent toggles, p50 | p99 ms |",
         "|---|---|---|---|---|",
     ]
     for kind in ("sqlite", "postgresql"):
         rows = figures[f"mlapi, {kind}, argon2id"]
-        register, toggle = rows["register 16"], rows["toggle 4 meanwhile"]
+        register, toggle = rows["register 16"], rows["toggle 4 concurrent"]
         share = register.per_second / bare
         lines.append(f"| {kind} | {register.per_second:.1f} | {share:.2f} | {toggle.p50:.1f} | {toggle.p99:.1f} |")
     return lines
@@ -141,10 +141,10 @@ def _peers(figures: dict[str, dict[str, Figure]]) -> list[str]:
         "",
         "## Peers, 16 connections",
         "",
-        "`cheap` takes a hash about as cheap as one Fernet encryption: what is compared is then the rest. `default` is"
-        " each one's own.",
+        "With the `cheap` hash, about as cheap as one Fernet encryption, the table compares everything except hashing."
+        " `default` is the default hash of each server.",
         "",
-        "| server | endpoint | requests/s | p50 ms | p99 ms | errors | mlapi is faster by |",
+        "| server | endpoint | requests/s | p50 ms | p99 ms | errors | mlapi is faster by a factor of |",
         "|---|---|---|---|---|---|---|",
     ]
     for name in peers:
@@ -154,8 +154,8 @@ def _peers(figures: dict[str, dict[str, Figure]]) -> list[str]:
             ours = figures[f"mlapi, {kind}"][f"{endpoint} 16"]
             if endpoint == "register" and "default" in name:
                 ours = figures[f"mlapi, {kind}, argon2id"]["register 16"]
-            void = figure.errors or not figure.per_second
-            ratio = "void" if void else f"{ours.per_second / figure.per_second:.1f}"
+            is_invalid = figure.errors or not figure.per_second
+            ratio = "invalid" if is_invalid else f"{ours.per_second / figure.per_second:.1f}"
             lines.append(
                 f"| {name} | {endpoint} | {figure.per_second:,.1f} | {figure.p50:.2f} | {figure.p99:.2f} |"
                 f" {figure.errors} | {ratio} |"
@@ -168,10 +168,10 @@ def _guard(figures: dict[str, dict[str, Figure]]) -> list[str]:
         "",
         "## The guard",
         "",
-        "An endpoint that answers a constant, open and behind the guard; a thousand users take turns, and the user is"
-        " read at every request. fastapi-users guards its own with `current_user(active=True)`.",
+        "The endpoint returns a constant. It is measured without and with the guard, which reads the user at every"
+        " request; a thousand users take turns. fastapi-users guards its endpoint with `current_user(active=True)`.",
         "",
-        "| server | credential | connections | requests/s | share of open | to reach | p50 ms | p99 ms | errors |",
+        "| server | credential | connections | requests/s | share of open | goal | p50 ms | p99 ms | errors |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     guarded = [name for name in figures if name.startswith("guard, ") or name.endswith("current_user")]
@@ -179,9 +179,9 @@ def _guard(figures: dict[str, dict[str, Figure]]) -> list[str]:
         for measurement, figure in figures[name].items():
             credential, connections = measurement.split()
             share = figure.per_second / figures["open model"][f"open {connections}"].per_second
-            to_reach = REACH_GUARD.get(name.removeprefix("guard, "), "") if connections == "64" else ""
+            goal = GUARD_GOALS.get(name.removeprefix("guard, "), "") if connections == "64" else ""
             lines.append(
-                f"| {name} | {credential} | {connections} | {figure.per_second:,.0f} | {share:.2f} | {to_reach} |"
+                f"| {name} | {credential} | {connections} | {figure.per_second:,.0f} | {share:.2f} | {goal} |"
                 f" {figure.p50:.2f} | {figure.p99:.2f} | {figure.errors} |"
             )
     return lines
@@ -192,7 +192,7 @@ def _growth(figures: dict[str, dict[str, Figure]]) -> list[str]:
         "",
         "## Growth, 64 connections",
         "",
-        "| database and users in the table | endpoint | requests/s | of that with 10,000 | p99 ms | errors |",
+        "| database and users in the table | endpoint | requests/s | share of 10,000 users | p99 ms | errors |",
         "|---|---|---|---|---|---|",
     ]
     for name in figures:
@@ -208,7 +208,7 @@ def _growth(figures: dict[str, dict[str, Figure]]) -> list[str]:
 
 
 def _chart(figures: dict[str, dict[str, Figure]]) -> str:
-    """Bars for 16 connections: the ceiling, us and the peers with a hash as cheap, on one scale."""
+    """Return bars for 16 connections on one scale: the ceiling, mlapi, and the peers with a cheap hash."""
     shown = [
         ("ceiling", "bare Starlette, no database", "#b8b8b8"),
         ("mlapi, sqlite", "mlapi on SQLite", "#1f6feb"),
@@ -221,14 +221,14 @@ def _chart(figures: dict[str, dict[str, Figure]]) -> str:
     rows = []
     y = 64
     for endpoint, title in (("register", "Registrations"), ("toggle", "Toggles")):
-        most = figures["ceiling"][f"{endpoint} 16"].per_second
-        rows.append(f'<text x="-12" y="{y}" class="title">{title} a second</text>')
+        highest = figures["ceiling"][f"{endpoint} 16"].per_second
+        rows.append(f'<text x="-12" y="{y}" class="title">{title} per second</text>')
         y += 14
         for name, label, colour in shown:
             if name not in figures:
                 continue
             rate = figures[name][f"{endpoint} 16"].per_second
-            width = max(1.0, 440 * rate / most)
+            width = max(1.0, 440 * rate / highest)
             rows.append(f'<text x="250" y="{y + 13}" class="label">{escape(label)}</text>')
             rows.append(f'<rect x="258" y="{y}" width="{width:.1f}" height="17" rx="2" fill="{colour}"/>')
             rows.append(f'<text x="{258 + width + 6:.1f}" y="{y + 13}" class="value">{rate:,.0f}</text>')
@@ -241,7 +241,7 @@ def _chart(figures: dict[str, dict[str, Figure]]) -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="-36 0 836 {y - 10}" role="img"'
-        ' aria-label="Requests a second of the ceiling, mlapi and its peers">'
+        ' aria-label="Requests per second: mlapi, its ceiling and its peers">'
         f'<style>{style}</style><rect x="-36" width="836" height="100%" fill="#ffffff"/>'
         '<text x="-12" y="32" class="head">One core, 16 connections, every write durable, equally cheap hashes</text>'
         + "".join(rows)
@@ -250,16 +250,16 @@ def _chart(figures: dict[str, dict[str, Figure]]) -> str:
 
 
 def _command() -> str:
-    """As it was called, without the folders of this machine."""
-    shown = iter(sys.argv[1:])
-    kept = [part for part in shown if not (part in {"--out", "--folder"} and next(shown, None))]
-    return " ".join(["python -m bench.run", *kept])
+    """Return the command line, without folders of this machine."""
+    arguments = iter(sys.argv[1:])
+    shown = [part for part in arguments if not (part in {"--out", "--folder"} and next(arguments, None))]
+    return " ".join(["python -m bench.run", *shown])
 
 
 def _versions() -> list[str]:
-    """Of what ran: in our environment, and in that of the peers."""
+    """Return the versions of the packages, in this environment and in the peers' environment."""
     script = "import sys; from importlib.metadata import version\nfor name in sys.argv[1:]: print(name, version(name))"
-    peers = [PEERS_BIN / "python", "-c", script, *PEER_PACKAGES]
+    peers = [str(PEERS_BIN / "python"), "-c", script, *PEER_PACKAGES]
     found = subprocess.run(peers, capture_output=True, text=True, check=False).stdout.split("\n")
     return [*(f"{name} {version(name)}" for name in PACKAGES), *(f"{line} (peers)" for line in found if line)]
 

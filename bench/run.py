@@ -1,7 +1,7 @@
 """Measure mlapi, its ceiling and its peers in one interleaved run: ``make bench``. Writes RESULTS.md and chart.svg.
 
-Rounds are outermost: in each, every server is started anew, loaded and stopped, so that a slow minute of the machine
-hits all of them. The server has one core to itself, the load generator and PostgreSQL share the other.
+Each round starts, loads and stops every server, so that a slow minute of the machine affects all of them. The server
+has one core to itself; the load generator and PostgreSQL share the other.
 """
 
 import argparse
@@ -12,7 +12,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests.postgres_server import PostgresServer, running_postgres
 
 from bench import bulk, report
 from bench.measure import Figure, fsync_milliseconds, load
+from bench.results import Results
 from bench.targets import LOAD_CORE, OPTIONS, PEERS_BIN, SERVER_CORE, UVICORN, Server, Target
 from mlapi.adapters.sql import Database, database_url
 
@@ -31,47 +31,46 @@ HERE = Path(__file__).parent
 CONNECTIONS = (1, 16, 64)
 APP_DIR = ("--app-dir", str(HERE.parent))
 CREDENTIALS = 1_000
-REMOVABLE = 600_000
-"""Users of a target that are there to be removed."""
+REMOVABLE_USERS = 600_000
+"""More than any run of the endpoint ``remove`` can delete."""
 
 
 class Run:
-    """The servers, the databases and the figures of one run."""
+    """The targets, the databases and the results of one run."""
 
-    def __init__(self, folder: Path, postgres_url: "PostgresUrl", seconds: float) -> None:
+    def __init__(self, folder: Path, new_postgres: "PostgresDatabases", seconds: float) -> None:
         self.folder = folder
-        self.new_postgres = postgres_url
+        self.new_postgres = new_postgres
         self.seconds = seconds
-        self.figures: dict[str, dict[str, list[Figure]]] = defaultdict(lambda: defaultdict(list))
-        self.startup: dict[str, list[float]] = defaultdict(list)
-        self.resident: dict[str, list[float]] = defaultdict(list)
-        self.other: dict[str, list[float]] = defaultdict(list)
+        self.results = Results()
 
     def mlapi(self, name: str, *, kind: str, users: int, scheme: str = "fernet") -> Target:
-        """Return mlapi on a database with so many users."""
+        """Return mlapi on a database with ``users`` users."""
         folder = self._folder(name)
         url = f"sqlite:///{folder}/mlapi.db" if kind == "sqlite" else self.new_postgres()
-        environ = environ_of(url, scheme)
+        environ = mlapi_environ(url, scheme)
         seconds = bulk.register(environ, users)
         print(f"{name}: {users:,} users in {seconds:.1f} s", flush=True)
         command = [*UVICORN, "mlapi.entrypoints.http:app", "--port", "{port}"]
-        return Target(name, command, folder, environ, flag_reader(url, "users", "enabled"), users=users)
+        return Target(name, command, folder, environ, make_flag_reader(url, "users", "enabled"), users=users)
 
     def guarded(self, name: str, *, kind: str) -> Target:
-        """Return a model behind the guard, and credentials of a thousand users beside it."""
+        """Return a model behind the guard, with credentials of a thousand users in its folder."""
         folder = self._folder(name)
         url = f"sqlite:///{folder}/mlapi.db" if kind == "sqlite" else self.new_postgres()
-        environ = environ_of(url, "fernet")
+        environ = mlapi_environ(url, "fernet")
         bulk.register(environ, 10_000)
-        bulk.let_in(environ, CREDENTIALS, folder)
+        bulk.write_credentials(environ, CREDENTIALS, folder)
         return Target(name, [*UVICORN, "bench.guarded:app", *APP_DIR, "--port", "{port}"], folder, environ)
 
     def open_model(self) -> Target:
+        """Return the same model without the guard."""
         folder = self._folder("open model")
         (folder / "tokens").write_text("\n".join(["x" * 300] * CREDENTIALS))
         return Target("open model", [*UVICORN, "bench.ceiling:app", *APP_DIR, "--port", "{port}"], folder)
 
     def ceiling(self) -> Target:
+        """Return bare Starlette with the three endpoints and no database."""
         command = [*UVICORN, "bench.ceiling:app", *APP_DIR, "--port", "{port}"]
         return Target("ceiling", command, self._folder("ceiling"))
 
@@ -88,25 +87,25 @@ class Run:
             check=True,
         )
         table = "user" if framework == "fastapi-users" else "auth_user"
-        return Target(name, command, folder, environ, flag_reader(url, table, "is_active"))
+        return Target(name, command, folder, environ, make_flag_reader(url, table, "is_active"))
 
     def measure(self, target: Target, endpoints: tuple[str, ...], connections: tuple[int, ...]) -> None:
         with Server(target) as server:
-            self.startup[target.name].append(server.startup)
-            load(server, endpoints[0], 16, 1)  # warm
+            self.results.startup_seconds[target.name].append(server.startup_seconds)
+            load(server, endpoints[0], 16, 1)  # warm up
             for endpoint in endpoints:
                 for count in connections:
                     figure = load(server, endpoint, count, self.seconds)
-                    self.figures[target.name][f"{endpoint} {count}"].append(figure)
+                    self.results.figures[target.name][f"{endpoint} {count}"].append(figure)
                     print(
                         f"  {target.name:34} {endpoint:8} c={count:<3} {figure.per_second:9,.0f}/s"
                         f"  p50 {figure.p50:8.2f} ms  p99 {figure.p99:8.2f} ms  errors {figure.errors}",
                         flush=True,
                     )
-            self.resident[target.name].append(server.resident_mib())
+            self.results.resident_mib[target.name].append(server.resident_mib())
 
     def measure_default_scheme(self, target: Target) -> None:
-        """Registrations with argon2id, and toggles meanwhile; against argon2id alone on the same core."""
+        """Measure registrations with argon2id, concurrent toggles, and argon2id alone on the same core."""
         script = [sys.executable, "-m", "bench.bare_argon2id", str(self.seconds)]
         bare = subprocess.run(
             ["taskset", "-c", SERVER_CORE, *script],
@@ -115,20 +114,20 @@ class Run:
             check=True,
             cwd=HERE.parent,
         )
-        self.other["argon2id alone"].append(float(bare.stdout))
+        self.results.other["argon2id alone"].append(float(bare.stdout))
         with Server(target) as server:
             alone = load(server, "register", 16, self.seconds)
-            self.figures[target.name]["register 16"].append(alone)
+            self.results.figures[target.name]["register 16"].append(alone)
             toggles: list[Figure] = []
-            beside = threading.Thread(target=lambda: toggles.append(load(server, "toggle", 4, self.seconds)))
-            beside.start()
+            concurrent = threading.Thread(target=lambda: toggles.append(load(server, "toggle", 4, self.seconds)))
+            concurrent.start()
             load(server, "register", 16, self.seconds)
-            beside.join()
-            self.figures[target.name]["toggle 4 meanwhile"].append(toggles[0])
-            self.resident[target.name].append(server.resident_mib())
+            concurrent.join()
+            self.results.figures[target.name]["toggle 4 concurrent"].append(toggles[0])
+            self.results.resident_mib[target.name].append(server.resident_mib())
             print(
                 f"  {target.name}: {alone.per_second:.1f}/s of {float(bare.stdout):.1f}/s,"
-                f" toggles meanwhile p99 {toggles[0].p99:.1f} ms",
+                f" concurrent toggles p99 {toggles[0].p99:.1f} ms",
                 flush=True,
             )
 
@@ -156,8 +155,8 @@ PEERS = {
 }  # fmt: skip
 
 
-def environ_of(url: str, scheme: str) -> dict[str, str]:
-    """Return the configuration of mlapi on a database."""
+def mlapi_environ(url: str, scheme: str) -> dict[str, str]:
+    """Return the environment that configures mlapi on a database."""
     return {
         "MLAPI_DATABASE__URL": url,
         "MLAPI_PASSWORDS__SCHEME": scheme,
@@ -166,10 +165,10 @@ def environ_of(url: str, scheme: str) -> dict[str, str]:
     }
 
 
-def flag_reader(url: str, table: str, column: str) -> Callable[[int], bool]:
-    """Return what reads a user's flag from a database."""
+def make_flag_reader(url: str, table: str, column: str) -> Callable[[int], bool]:
+    """Return a function that reads the enabled flag of a user from the database."""
     reader = Database(database_url(url))
-    statement = text(f'SELECT {column} FROM "{table}" WHERE id = :id')  # noqa: S608 - our own names
+    statement = text(f'SELECT {column} FROM "{table}" WHERE id = :id')  # noqa: S608 - the names are constants
 
     def read_flag(user_id: int) -> bool:
         with reader.reading() as connection:
@@ -178,8 +177,8 @@ def flag_reader(url: str, table: str, column: str) -> Callable[[int], bool]:
     return read_flag
 
 
-class PostgresUrl:
-    """Gives the URL of a new database at each call."""
+class PostgresDatabases:
+    """Create a new PostgreSQL database at each call, and return its URL."""
 
     def __init__(self, server: PostgresServer, stack: ExitStack) -> None:
         self._server = server
@@ -190,10 +189,12 @@ class PostgresUrl:
         return f"postgresql://{url.username}:{quote(str(url.password), safe='')}@{url.host}:{url.port}/{url.database}"
 
 
-def rounds(run: Run, arguments: argparse.Namespace) -> None:
+def measure_endpoints(run: Run, arguments: argparse.Namespace) -> None:
     ceiling = run.ceiling()
     ours = [run.mlapi(f"mlapi, {kind}", kind=kind, users=10_000) for kind in ("sqlite", "postgresql")]
-    removing = [run.mlapi(f"mlapi, {kind}, removing", kind=kind, users=REMOVABLE) for kind in ("sqlite", "postgresql")]
+    removing = [
+        run.mlapi(f"mlapi, {kind}, removing", kind=kind, users=REMOVABLE_USERS) for kind in ("sqlite", "postgresql")
+    ]
     default = [
         run.mlapi(f"mlapi, {kind}, argon2id", kind=kind, users=10_000, scheme="argon2id")
         for kind in ("sqlite", "postgresql")
@@ -206,7 +207,7 @@ def rounds(run: Run, arguments: argparse.Namespace) -> None:
     ]
     for number in range(arguments.rounds):
         print(f"round {number + 1} of {arguments.rounds}", flush=True)
-        run.other["fsync"].append(fsync_milliseconds(run.folder))
+        run.results.other["fsync"].append(fsync_milliseconds(run.folder))
         run.measure(ceiling, ("register", "toggle", "remove"), CONNECTIONS)
         for target in ours:
             run.measure(target, ("register", "toggle"), CONNECTIONS)
@@ -215,11 +216,11 @@ def rounds(run: Run, arguments: argparse.Namespace) -> None:
         for target in default:
             run.measure_default_scheme(target)
         for target in peers:
-            run.measure(target, ("toggle", "register"), (16,))  # a backlog of hashes would slow toggles down
+            run.measure(target, ("toggle", "register"), (16,))  # toggles first: queued hashes would slow them down
 
 
-def guard(run: Run, arguments: argparse.Namespace) -> None:
-    """An endpoint that is open, the same behind our guard, and behind that of fastapi-users."""
+def measure_guard(run: Run, arguments: argparse.Namespace) -> None:
+    """Measure one endpoint without a guard, behind the guard of mlapi, and behind the guard of fastapi-users."""
     open_model = run.open_model()
     ours = [run.guarded(f"guard, {kind}", kind=kind) for kind in ("sqlite", "postgresql")]
     peers = [
@@ -235,7 +236,8 @@ def guard(run: Run, arguments: argparse.Namespace) -> None:
             run.measure(target, ("token",), (16, 64))
 
 
-def growth(run: Run, arguments: argparse.Namespace) -> None:
+def measure_growth(run: Run, arguments: argparse.Namespace) -> None:
+    """Measure how rates change with the number of users in the table."""
     sizes = [
         ("sqlite", 10_000),
         ("sqlite", 1_000_000),
@@ -254,40 +256,41 @@ def growth(run: Run, arguments: argparse.Namespace) -> None:
             run.measure(target, ("register", "toggle"), (64,))
 
 
-def imports(run: Run, arguments: argparse.Namespace) -> None:
+def measure_imports(run: Run, arguments: argparse.Namespace) -> None:
+    """Measure registrations through the library."""
     for kind in ("sqlite", "postgresql"):
         folder = run.folder / f"import-{kind}"
         folder.mkdir()
         url = f"sqlite:///{folder}/mlapi.db" if kind == "sqlite" else run.new_postgres()
-        environ = environ_of(url, "fernet")
+        environ = mlapi_environ(url, "fernet")
         seconds = bulk.register(environ, arguments.imports, passwords=True)
-        run.other[f"import, {kind}"].append(seconds)
+        run.results.other[f"import, {kind}"].append(seconds)
         print(f"{arguments.imports:,} registrations on {kind}: {seconds:.1f} s", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=3, help="of each measurement")
+    parser.add_argument("--seconds", type=float, default=3, help="seconds for each measurement")
     parser.add_argument("--grow-to", type=int, default=10_000_000, help="users in the largest table")
-    parser.add_argument("--imports", type=int, default=1_000_000, help="registrations of the import")
-    parser.add_argument("--no-peers", action="store_true")
-    parser.add_argument("--folder", type=Path, help="where databases are made, on the disk to measure")
-    parser.add_argument("--out", type=Path, default=HERE, help="where RESULTS.md and chart.svg are written")
+    parser.add_argument("--imports", type=int, default=1_000_000, help="users to register in the import")
+    parser.add_argument("--no-peers", action="store_true", help="measure mlapi and the ceiling only")
+    parser.add_argument("--folder", type=Path, help="folder for the databases, on the disk to measure")
+    parser.add_argument("--out", type=Path, default=HERE, help="folder for RESULTS.md and chart.svg")
     arguments = parser.parse_args()
     for tool in ("wrk", "taskset"):
         if shutil.which(tool) is None:
             sys.exit(f"{tool} is missing: install it from your distribution (Debian: apt-get install wrk util-linux)")
-    begin = time.monotonic()
+    started_at = time.monotonic()
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=arguments.folder, prefix="mlapi-bench-")))
         postgres = stack.enter_context(running_postgres(durable=True, prefix=["taskset", "-c", LOAD_CORE]))
-        run = Run(folder, PostgresUrl(postgres, stack), arguments.seconds)
-        rounds(run, arguments)
-        guard(run, arguments)
-        imports(run, arguments)
-        growth(run, arguments)
-        report.write(run, arguments, time.monotonic() - begin)
+        run = Run(folder, PostgresDatabases(postgres, stack), arguments.seconds)
+        measure_endpoints(run, arguments)
+        measure_guard(run, arguments)
+        measure_imports(run, arguments)
+        measure_growth(run, arguments)
+        report.write(run.results, arguments, time.monotonic() - started_at)
 
 
 if __name__ == "__main__":

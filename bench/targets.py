@@ -1,4 +1,4 @@
-"""What is measured: servers in processes of their own, pinned to one core, on a port that is proved to be theirs."""
+"""Start the servers to measure, each in a process pinned to one core, and check that it owns its port."""
 
 import os
 import signal
@@ -17,22 +17,22 @@ BIN = Path(sys.executable).parent
 OPTIONS = ["--log-level", "warning", "--no-access-log"]
 UVICORN = [str(BIN / "uvicorn"), *OPTIONS]
 PEERS_BIN = BIN.parent / "peers" / "bin"
-"""Of the environment of the peers, whose SQLAlchemy is an older one."""
+"""The peers have a separate environment: fastapi-users needs an older SQLAlchemy."""
 
 
 @dataclass
 class Target:
-    """A server to measure: how to start it, in which folder and with which environment."""
+    """A server to measure: its command, folder and environment."""
 
     name: str
     command: list[str]
     folder: Path
     environ: dict[str, str] = field(default_factory=dict)
     read_flag: Callable[[int], bool] | None = None
-    """Reads a user's flag from the database, to prove that a toggle turns it."""
+    """Reads the enabled flag of a user from the database, to prove that a toggle changes it."""
     users: int = 10_000
     toggled: int = 0
-    """Toggle requests so far: where the next run goes on, so that every one of them turns a flag."""
+    """Toggle requests so far. The next run continues there, so that every toggle changes a flag."""
     removed: int = 0
 
 
@@ -43,12 +43,12 @@ class Server:
         self.target = target
         self.port = free_port()
         self.base = f"http://127.0.0.1:{self.port}"
-        self.startup = 0.0
+        self.startup_seconds = 0.0
 
     def __enter__(self) -> Self:
         log = (self.target.folder / "server.log").open("ab")
         command = [part.replace("{port}", str(self.port)) for part in self.target.command]
-        begin = time.perf_counter()
+        started_at = time.perf_counter()
         self._process = subprocess.Popen(
             ["taskset", "-c", SERVER_CORE, *command],
             cwd=self.target.folder,
@@ -66,10 +66,10 @@ class Server:
                 break
             except OSError:
                 time.sleep(0.005)
-        self.startup = time.perf_counter() - begin
+        self.startup_seconds = time.perf_counter() - started_at
         if not self._owns_its_port():
-            raise RuntimeError(f"port {self.port} is served by somebody else")
-        self._prove_that_toggles_turn_the_flag()
+            raise RuntimeError(f"another process listens on port {self.port}")
+        self._check_that_toggles_change_the_flag()
         return self
 
     def __exit__(self, *_error: object) -> None:
@@ -77,13 +77,13 @@ class Server:
         self._process.wait(30)
 
     def call(self, method: str, path: str) -> int:
-        request = urllib.request.Request(self.base + path, method=method)  # noqa: S310 - our own
+        request = urllib.request.Request(self.base + path, method=method)  # noqa: S310 - a local server
         with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
             status: int = response.status
             return status
 
     def resident_mib(self) -> float:
-        """Resident memory of all its processes."""
+        """Return the resident memory of all processes of the server."""
         kib = 0
         for pid in self._pids():
             for line in Path(f"/proc/{pid}/status").read_text().splitlines():
@@ -117,14 +117,14 @@ class Server:
                     continue
         return False
 
-    def _prove_that_toggles_turn_the_flag(self) -> None:
+    def _check_that_toggles_change_the_flag(self) -> None:
         if self.target.read_flag is None:
             return
         before = self.target.read_flag(1)
         for flag in (not before, before):
             self.call("PUT", f"/toggle-user-permission/1/{flag:d}")
             if self.target.read_flag(1) is not flag:
-                raise RuntimeError(f"{self.target.name} answers a toggle and does not make it")
+                raise RuntimeError(f"{self.target.name} answers a toggle without changing the flag")
 
 
 def clean_environ() -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""mlapi in FastAPI: the same users, the same answers. Serve it with `python examples/fastapi_app.py`."""
+"""The three endpoints in FastAPI, with the same responses as the service: `python examples/fastapi_app.py`."""
 
 import uvicorn
 from fastapi import FastAPI, Request, Response
@@ -14,11 +14,11 @@ from mlapi.entrypoints.wire import requests, responses
 from mlapi.entrypoints.wire.headers import validate_content_headers
 
 
-def create_app(users: Users, management: AdminPolicy) -> FastAPI:
+def create_app(users: Users, admin_policy: AdminPolicy) -> FastAPI:
     app = FastAPI(openapi_url=None, redirect_slashes=False)
     app.add_exception_handler(MlapiError, handle_error)
     app.add_exception_handler(HTTPException, handle_http_exception)
-    app.state.admin_policy = management
+    app.state.admin_policy = admin_policy
     app.add_middleware(RequireAdmin)
 
     @app.post("/register-user")
@@ -30,8 +30,8 @@ def create_app(users: Users, management: AdminPolicy) -> FastAPI:
 
     @app.put("/toggle-user-permission/{user_id}/{permission}")
     def toggle(user_id: str, permission: str) -> Response:
-        number, enabled = requests.parse_user_id(user_id), requests.parse_permission(permission)
-        return starlette_response(responses.permission_updated(users.set_enabled(user_id=number, enabled=enabled)))
+        parsed_id, enabled = requests.parse_user_id(user_id), requests.parse_permission(permission)
+        return starlette_response(responses.permission_updated(users.set_enabled(user_id=parsed_id, enabled=enabled)))
 
     @app.delete("/remove-user/{user_id}")
     def remove(user_id: str) -> Response:
@@ -41,5 +41,5 @@ def create_app(users: Users, management: AdminPolicy) -> FastAPI:
 
 
 if __name__ == "__main__":
-    with open_service(load_settings()) as opened:
-        uvicorn.run(create_app(opened.users, AdminPolicy.from_settings(opened.settings)), port=8001)
+    with open_service(load_settings()) as service:
+        uvicorn.run(create_app(service.users, AdminPolicy.from_settings(service.settings)), port=8001)

@@ -1,4 +1,4 @@
-"""mlapi in Flask: the same users, the same answers. Serve it with `python examples/flask_app.py`."""
+"""The three endpoints in Flask, with the same responses as the service: `python examples/flask_app.py`."""
 
 import msgspec
 from flask import Flask, Response, request
@@ -15,14 +15,14 @@ from mlapi.entrypoints.wire.headers import validate_content_headers, wsgi_header
 from mlapi.entrypoints.wire.responses import error_response, http_error_response
 
 
-def create_app(users: Users, management: AdminPolicy) -> Flask:
+def create_app(users: Users, admin_policy: AdminPolicy) -> Flask:
     app = Flask(__name__, static_folder=None)
     app.url_map.merge_slashes = False
-    app.before_request(lambda: management.check(Client.from_wsgi(request.environ)))
+    app.before_request(lambda: admin_policy.check(Client.from_wsgi(request.environ)))
     app.register_error_handler(MlapiError, lambda error: _respond(error_response(error)))
 
     @app.errorhandler(HTTPException)
-    def refuse(error: HTTPException) -> Response:
+    def handle_http_exception(error: HTTPException) -> Response:
         return _respond(
             http_error_response(error.code or 500, [pair for pair in error.get_headers() if pair[0] == "Allow"])
         )
@@ -35,8 +35,8 @@ def create_app(users: Users, management: AdminPolicy) -> Flask:
 
     @app.put("/toggle-user-permission/<user_id>/<permission>", provide_automatic_options=False)
     def toggle(user_id: str, permission: str) -> Response:
-        number, enabled = requests.parse_user_id(user_id), requests.parse_permission(permission)
-        return _respond(responses.permission_updated(users.set_enabled(user_id=number, enabled=enabled)))
+        parsed_id, enabled = requests.parse_user_id(user_id), requests.parse_permission(permission)
+        return _respond(responses.permission_updated(users.set_enabled(user_id=parsed_id, enabled=enabled)))
 
     @app.delete("/remove-user/<user_id>", provide_automatic_options=False)
     def remove(user_id: str) -> Response:
@@ -45,10 +45,10 @@ def create_app(users: Users, management: AdminPolicy) -> Flask:
     return app
 
 
-def _respond(answer: responses.Response) -> Response:
-    return Response(answer.body, answer.status, answer.headers, content_type="application/json")
+def _respond(response: responses.Response) -> Response:
+    return Response(response.body, response.status, response.headers, content_type="application/json")
 
 
 if __name__ == "__main__":
-    with open_service(load_settings()) as opened:
-        create_app(opened.users, AdminPolicy.from_settings(opened.settings)).run(port=8001)
+    with open_service(load_settings()) as service:
+        create_app(service.users, AdminPolicy.from_settings(service.settings)).run(port=8001)

@@ -1,4 +1,4 @@
--- GET /predict with one credential after the other. Argument: a file with a credential in each line.
+-- GET /predict, with one credential after the other. Argument: a file with one credential on each line.
 local requests, k = {}, 0
 
 function init(args)

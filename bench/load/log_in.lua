@@ -1,5 +1,5 @@
--- POST /token: one user after the other, each with the right password.
--- Arguments: users.
+-- POST /token with the right password, one user after the other.
+-- Argument: number of users.
 local users, k
 
 function init(args)

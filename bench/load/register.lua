@@ -1,5 +1,5 @@
--- POST /register-user: a new name and address with every request.
--- Arguments: a prefix that no other run has.
+-- POST /register-user with a new username and e-mail address in every request.
+-- Argument: a prefix that is unique to this run.
 local prefix, k
 
 function init(args)

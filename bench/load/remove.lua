@@ -1,5 +1,5 @@
--- DELETE /remove-user/<id>: one user after the other; who is gone already is an error.
--- Arguments: the first id.
+-- DELETE /remove-user/<id>, one user after the other. A user that was removed before counts as an error.
+-- Argument: the first id.
 local id
 
 function init(args)

@@ -1,5 +1,5 @@
--- PUT /toggle-user-permission/<id>/<flag>: user after user, in an order that jumps about, and every pass turns every flag.
--- Arguments: users, number of the first request.
+-- PUT /toggle-user-permission/<id>/<flag> for all users in a scattered order; every pass changes every flag.
+-- Arguments: number of users, number of the first request.
 local users, k
 
 function init(args)
@@ -7,7 +7,7 @@ function init(args)
 end
 
 function request()
-  local pass, place = math.floor(k / users), k % users
+  local pass, index = math.floor(k / users), k % users
   k = k + 1
-  return wrk.format("PUT", "/toggle-user-permission/" .. (1 + (place * 7919) % users) .. "/" .. (pass % 2))
+  return wrk.format("PUT", "/toggle-user-permission/" .. (1 + (index * 7919) % users) .. "/" .. (pass % 2))
 end

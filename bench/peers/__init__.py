@@ -1,1 +1,1 @@
-"""Other programs that do our job, for the benchmark: each keeps users the way that its framework recommends."""
+"""Comparable systems for the benchmark. Each stores users as its framework recommends."""

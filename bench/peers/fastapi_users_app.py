@@ -1,17 +1,18 @@
-"""fastapi-users on FastAPI and async SQLAlchemy: our three endpoints, each by the library's own `UserManager`.
+"""The three endpoints with fastapi-users on FastAPI and async SQLAlchemy, through the library's `UserManager`.
 
-    python fastapi_users_app.py prepare 1000     # the schema anew, users 1..1000, and tokens for them in a file
+    python fastapi_users_app.py prepare 1000     # recreates schema and users 1..1000, writes their tokens
     uvicorn fastapi_users_app:app
 
 PEER_DATABASE_URL is ``sqlite:////abs/path.db`` or ``postgresql://user:password@host:port/db``. PEER_HASH is ``default``
-(the library's argon2id) or ``cheap`` (one salted SHA-256). As in the library's documentation: the table of its
-SQLAlchemy adapter with an integer id and one field more, a session for each request, the e-mail is the unique key, what
-is taken is answered with 400. To its advantage: one dependency instead of three nested ones; an index for how it looks
-e-mails up, by ``lower(email)``, which would read the whole table otherwise; 400 instead of 500 to the later of two
-registrations that race. Bodies are ours.
+(the library's argon2id) or ``cheap`` (one salted SHA-256).
 
-There is no authentication here; ours checks in local mode that the request is from this machine. Durability is ours:
-SQLite with WAL and synchronous FULL, PostgreSQL with synchronous_commit on.
+This follows the library's documentation: the table of its SQLAlchemy adapter with an integer id and one more field, and
+a session for each request. The e-mail address is the unique key, and a duplicate is a 400. Three changes favour the
+library: one dependency instead of three nested ones; an index on ``lower(email)``, which it would otherwise look up by
+reading the whole table; 400 instead of 500 for the slower of two racing registrations. The bodies equal those of mlapi.
+
+The endpoints have no authentication, while mlapi checks that each request comes from this machine. Durability is the
+same: WAL and synchronous=FULL on SQLite, synchronous_commit=on on PostgreSQL.
 """
 
 import asyncio
@@ -36,7 +37,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class CheapPasswordHelper(PasswordHelper):
-    """About as cheap as one encryption with Fernet. Never for real passwords: nothing here verifies one."""
+    """About as cheap as one Fernet encryption. Unsuitable for real passwords: it cannot verify them."""
 
     def hash(self, password: str) -> str:
         salt = secrets.token_bytes(16)
@@ -44,14 +45,14 @@ class CheapPasswordHelper(PasswordHelper):
 
 
 def make_engine(text: str) -> AsyncEngine:
-    """Return an engine without overflow: such a connection is closed after its use, and the next one is dear."""
+    """Return an engine without overflow: overflow connections are closed after use, and reconnecting is slow."""
     url = make_url(text)
     if url.get_backend_name() != "sqlite":
         options = {"options": "-c synchronous_commit=on"}
         url = url.set(drivername="postgresql+psycopg")
         return create_async_engine(url, connect_args=options, pool_size=8, max_overflow=0)
 
-    # There is one writer at a time. More connections only wait for its lock, and from 8 on some wait in vain.
+    # SQLite has one writer at a time. More connections only wait for its lock; with 8, some time out.
     engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_size=3, max_overflow=0)
 
     @event.listens_for(engine.sync_engine, "connect")
@@ -128,8 +129,8 @@ async def remove_user(user: Annotated[User, Depends(get_user_or_404)], manager: 
     return {"message": "User deleted successfully"}
 
 
-# The library's own way to guard an endpoint: a JWT of its strategy, and the user read at each request.
-SECRET = "of this benchmark, which ends with it, and long enough"  # noqa: S105
+# The library's way to guard an endpoint: a JWT, and the user is read at each request.
+SECRET = "a key of 32 characters or more, for the benchmark only"  # noqa: S105
 backend = AuthenticationBackend(
     name="jwt",
     transport=BearerTransport(tokenUrl="token"),

@@ -1,4 +1,7 @@
-"""The model in FastAPI: `uvicorn examples.model_api.fastapi_app:app --port 8002`, in the folder of the service."""
+"""The model in FastAPI. Run it in the folder of the service.
+
+uvicorn examples.model_api.fastapi_app:app --port 8002
+"""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -34,7 +37,7 @@ class Flower(BaseModel):
     petal_width: FiniteFloat
 
 
-# No docs: FastAPI serves them beside the dependencies, so they would be open.
+# No OpenAPI pages: FastAPI would serve them without the dependency, so without the guard.
 app = FastAPI(lifespan=lifespan, dependencies=[Depends(current_user)], openapi_url=None)
 app.add_exception_handler(MlapiError, handle_error)
 

@@ -1,4 +1,7 @@
-"""The model in Flask: `python -m examples.model_api.flask_app`, in the folder of the service."""
+"""The model in Flask. Run it in the folder of the service.
+
+python -m examples.model_api.flask_app
+"""
 
 from collections.abc import Callable
 from functools import wraps
@@ -18,15 +21,15 @@ T = TypeVar("T")
 
 
 def guarded(guard: Guard) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Make a decorator that lets only users into a view, and tells it who they are in ``g.user``."""
+    """Return a decorator that authenticates the user of a view and stores the user in ``g.user``."""
 
     def decorate(view: Callable[P, T]) -> Callable[P, T]:
         @wraps(view)
-        def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        def guarded_view(*args: P.args, **kwargs: P.kwargs) -> T:
             g.user = guard.check(get_bearer_credential(wsgi_headers(request.environ)))
             return view(*args, **kwargs)
 
-        return checked
+        return guarded_view
 
     return decorate
 
@@ -35,12 +38,12 @@ def create_app(guard: Guard) -> Flask:
     app = Flask(__name__, static_folder=None)
 
     @app.errorhandler(MlapiError)
-    def refuse(error: MlapiError) -> Response:
-        answer = error_response(error)
-        return Response(answer.body, answer.status, answer.headers, content_type="application/json")
+    def handle_error(error: MlapiError) -> Response:
+        response = error_response(error)
+        return Response(response.body, response.status, response.headers, content_type="application/json")
 
     @app.errorhandler(ValueError)
-    def say_what_is_wrong(error: ValueError) -> tuple[dict[str, str], int]:
+    def handle_value_error(error: ValueError) -> tuple[dict[str, str], int]:
         return {"message": str(error)}, 422
 
     @app.post("/predict")
@@ -52,5 +55,5 @@ def create_app(guard: Guard) -> Flask:
 
 
 if __name__ == "__main__":
-    with open_guard(load_settings()) as opened:
-        create_app(opened).run(port=8002)
+    with open_guard(load_settings()) as guard:
+        create_app(guard).run(port=8002)

@@ -1,9 +1,9 @@
-"""A model of scikit-learn that tells irises apart by the lengths of their leaves. It knows nothing of users."""
+"""A scikit-learn model that classifies irises by the size of their sepals and petals. It does not know about users."""
 
 import math
 from functools import cache
 
-from sklearn.datasets import load_iris  # type: ignore[import-untyped]  # as all of scikit-learn
+from sklearn.datasets import load_iris  # type: ignore[import-untyped]  # scikit-learn has no types
 from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
 from sklearn.pipeline import Pipeline, make_pipeline  # type: ignore[import-untyped]
 from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
@@ -22,11 +22,11 @@ def species(flower: object) -> str:
     """Return setosa, versicolor or virginica for an object with the four `MEASUREMENTS`.
 
     Raises:
-        ValueError: if it is no such object.
+        ValueError: if a measurement is missing or not a finite number.
     """
-    given = flower if isinstance(flower, dict) else {}
-    measurements = [length for name in MEASUREMENTS if isinstance(length := given.get(name), int | float)]
+    fields = flower if isinstance(flower, dict) else {}
+    measurements = [length for name in MEASUREMENTS if isinstance(length := fields.get(name), int | float)]
     if len(measurements) != len(MEASUREMENTS) or not all(map(math.isfinite, measurements)):
-        raise ValueError(f"give {', '.join(MEASUREMENTS)}, each a number of centimetres")
+        raise ValueError(f"{', '.join(MEASUREMENTS)} are required, each a number of centimetres")
     (name,) = trained().predict([measurements])
     return str(name)

@@ -1,4 +1,7 @@
-"""The model in Starlette: `uvicorn examples.model_api.starlette_app:app --port 8002`, in the folder of the service."""
+"""The model in Starlette. Run it in the folder of the service.
+
+uvicorn examples.model_api.starlette_app:app --port 8002
+"""
 
 from examples.model_api.model import species
 from starlette.applications import Starlette
@@ -13,7 +16,7 @@ from mlapi.entrypoints.guard import GuardMiddleware
 async def predict(request: Request) -> JSONResponse:
     try:
         name = await run_in_threadpool(species, await request.json())
-    except ValueError as error:  # JSON that is none is one too
+    except ValueError as error:  # also raised for invalid JSON
         return JSONResponse({"message": str(error)}, 422)
     return JSONResponse({"species": name, "asked_by": request.user.username})
 

@@ -1,19 +1,18 @@
-"""Django and Django REST framework: our three endpoints, on the User of django.contrib.auth.
+"""The three endpoints with Django REST framework, on the `User` of django.contrib.auth.
 
-    python manage.py prepare 1000     # the schema, and users 1..1000 and no others
+    python manage.py prepare 1000     # creates the schema, and users 1..1000 only
     gunicorn wsgi:application --workers 1 --threads 4
 
-One process, as ours is one. Threads are what Gunicorn gives a blocking framework (its worker is then `gthread`): for
-connections that are kept alive, and for time that is spent in waiting for the disk, the database server and the hash,
-which all let other threads run. Four is the upper end of the 2-4 for each core in Gunicorn's documentation, on one
-core. Each keeps a connection to the database.
+There is one process, like for mlapi. Gunicorn serves a blocking framework with threads (its worker is then `gthread`),
+which keep connections alive and run while others wait for the disk, the database server or the hash. Gunicorn's
+documentation recommends 2 to 4 threads per core; this is the upper end. Each thread keeps a database connection.
 
 PEER_DATABASE_URL is ``sqlite:////abs/path.db`` or ``postgresql://user:password@host:port/db``. PEER_HASH is ``default``
-(Django's PBKDF2) or ``cheap`` (Django's salted MD5, meant for tests). Users are created by a `ModelSerializer` and
-`create_user`, the name is the unique key, what is taken is answered with 400 by the serializer's own validator. Beyond
-the documentation: 400 instead of 500 to the later of two registrations that race. Bodies are ours.
+(Django's PBKDF2) or ``cheap`` (Django's salted MD5, intended for tests). Users are created by a `ModelSerializer` and
+`create_user`. The username is the unique key, and the serializer's validator answers a duplicate with 400. Unlike the
+documentation, the slower of two racing registrations gets 400 instead of 500. The bodies equal those of mlapi.
 
-There is no authentication here; ours checks in local mode that the request is from this machine. No middleware, session
-or admin either: the least that Django asks for. Durability is ours: SQLite with WAL and synchronous FULL, PostgreSQL
-with synchronous_commit on.
+The endpoints have no authentication, while mlapi checks that each request comes from this machine. Middleware,
+sessions and admin are off, which is the minimum for Django. Durability is the same: WAL and synchronous=FULL on
+SQLite, synchronous_commit=on on PostgreSQL.
 """

@@ -1,4 +1,4 @@
-"""What `startproject` makes, without what an API of three endpoints has no use for."""
+"""The settings of `startproject`, reduced to the needs of an API with three endpoints."""
 
 import os
 import secrets

@@ -13,7 +13,7 @@ class RegisterUserSerializer(serializers.ModelSerializer):
     class Meta:
         model = User
         fields = ("username", "password", "email")
-        extra_kwargs = {"password": {"write_only": True}, "email": {"required": True}}  # noqa: RUF012 - as DRF has it
+        extra_kwargs = {"password": {"write_only": True}, "email": {"required": True}}  # noqa: RUF012 - DRF's convention
 
     def create(self, validated_data: dict[str, Any]) -> User:
         return User.objects.create_user(**validated_data)
