@@ -96,7 +96,7 @@ def _upgraded(database: Database) -> Database:
 
 @pytest.fixture
 def restore_process_state() -> Iterator[None]:
-    """Undo what a server changes in its process: loggers, signal handlers and the metrics directory."""
+    """Restore the loggers, signal handlers and metrics directory after a server has run in this process."""
     loggers = [logging.getLogger(name) for name in ("uvicorn", "uvicorn.access", "uvicorn.error", "mlapi")]
     before = [(logger.handlers[:], logger.level, logger.propagate) for logger in loggers]
     handlers = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)}

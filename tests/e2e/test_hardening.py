@@ -1,4 +1,4 @@
-"""What a server in production shows to whoever looks for what it should not show, and what the log has of him."""
+"""Hardening in production: files, methods and headers that a server must not expose, and its log of rejections."""
 
 import json
 import re
@@ -19,7 +19,7 @@ ADA = {"username": "ada", "password": "difference engine", "email": "ada@example
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """In production behind a proxy on this machine, in a folder with what lies about in one."""
+    """A production server behind a proxy on this machine, in a folder with files that must not be served."""
     folder = tmp_path_factory.mktemp("production")
     (folder / ".git").mkdir()
     (folder / ".git" / "config").write_text("[core]")
@@ -35,8 +35,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         yield server
 
 
-def status(answer: bytes) -> int:
-    return int(answer.split(b" ", 2)[1])
+def status_of(response: bytes) -> int:
+    return int(response.split(b" ", 2)[1])
 
 
 @pytest.mark.parametrize(
@@ -48,41 +48,43 @@ def status(answer: bytes) -> int:
         *("/debug", "/trace", "/actuator", "/.env", "/server-status"),
     ],
 )
-def test_no_file_and_no_list_of_files_is_served(server: Server, path: str) -> None:
+def test_files_and_directory_listings_are_not_served(server: Server, path: str) -> None:
     head = f"Host: localhost\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\nConnection: close\r\n\r\n"
 
-    answer = server.send_raw(f"GET {path} HTTP/1.1\r\n{head}".encode())
+    response = server.send_raw(f"GET {path} HTTP/1.1\r\n{head}".encode())
 
-    assert (status(answer), b"[core]" in answer) in {(404, False), (303, False)}
-    if status(answer) == 303:  # the console leads whoever is not logged in to its log-in
-        assert b"location: /console/log-in" in answer.lower()
+    assert (status_of(response), b"[core]" in response) in {(404, False), (303, False)}
+    if status_of(response) == 303:  # the console redirects to its log-in page
+        assert b"location: /console/log-in" in response.lower()
 
 
 @pytest.mark.parametrize("method", ["TRACE", "TRACK", "CONNECT", "PROPFIND"])
 @pytest.mark.parametrize("target", ["/token", "/health/live", "/console", "/users"])
-def test_no_method_sends_a_request_back(server: Server, method: str, target: str) -> None:
+def test_no_method_echoes_a_request(server: Server, method: str, target: str) -> None:
     head = f"Host: localhost\r\nAuthorization: Bearer {ADMIN_TOKEN}\r\nX-Canary: c4n4ry\r\nConnection: close\r\n\r\n"
 
-    answer = server.send_raw(f"{method} {target} HTTP/1.1\r\n{head}".encode())
+    response = server.send_raw(f"{method} {target} HTTP/1.1\r\n{head}".encode())
 
-    assert status(answer) in {303, 400, 403, 405}
-    assert b"c4n4ry" not in answer
-    assert ADMIN_TOKEN.encode() not in answer
+    assert status_of(response) in {303, 400, 403, 405}
+    assert b"c4n4ry" not in response
+    assert ADMIN_TOKEN.encode() not in response
 
 
-def test_every_answer_says_what_it_is_and_in_which_characters(server: Server) -> None:
+def test_every_response_has_content_type_and_nosniff(server: Server) -> None:
     log_in = requests.get(f"{server.base}/console/log-in", timeout=10)
     files = re.findall(r'(?:href|src)="(/console/static/[^"]+)"', log_in.text)
     docs = requests.get(f"{server.base}/docs", headers=ADMIN, timeout=10)
     files += [f"/{name}" for name in re.findall(r'(?:href|src)="(docs/[^"]+)"', docs.text)]
     paths = ["/health/live", "/users", "/users/none", "/nowhere", "/openapi.json", "/metrics", *files]
-    answers = [log_in, docs, *(requests.get(server.base + path, headers=ADMIN, timeout=10) for path in paths)]
+    responses = [log_in, docs, *(requests.get(server.base + path, headers=ADMIN, timeout=10) for path in paths)]
 
-    kinds = {(answer.headers["content-type"], answer.headers["x-content-type-options"]) for answer in answers}
+    content_types = {
+        (response.headers["content-type"], response.headers["x-content-type-options"]) for response in responses
+    }
 
     assert len(files) == 6
-    assert kinds == {
-        ("application/json", "nosniff"),  # which is UTF-8 by its definition: RFC 8259, 8.1
+    assert content_types == {
+        ("application/json", "nosniff"),  # always UTF-8: RFC 8259, 8.1
         ("image/svg+xml; charset=utf-8", "nosniff"),
         ("text/css; charset=utf-8", "nosniff"),
         ("text/html; charset=utf-8", "nosniff"),
@@ -91,21 +93,21 @@ def test_every_answer_says_what_it_is_and_in_which_characters(server: Server) ->
     }
 
 
-def test_no_call_of_a_program_is_led_anywhere_else(server: Server) -> None:
+def test_api_calls_are_never_redirected(server: Server) -> None:
     paths = ["/token", "/token/", "/users", "/users/", "/register-user/", "/health/live/", "//users", "/users/me"]
-    spoken = {"X-Forwarded-Proto": "http", "X-Forwarded-Host": "elsewhere.example", "Host": "elsewhere.example"}
+    forwarded = {"X-Forwarded-Proto": "http", "X-Forwarded-Host": "elsewhere.example", "Host": "elsewhere.example"}
 
-    answers = [
-        requests.request(method, server.base + path, headers={**ADMIN, **spoken}, timeout=10, allow_redirects=False)
+    responses = [
+        requests.request(method, server.base + path, headers={**ADMIN, **forwarded}, timeout=10, allow_redirects=False)
         for path in paths
         for method in ("GET", "POST", "DELETE")
     ]
 
-    assert [answer.headers["location"] for answer in answers if "location" in answer.headers] == []
-    assert {answer.status_code // 100 for answer in answers} == {2, 4}
+    assert [response.headers["location"] for response in responses if "location" in response.headers] == []
+    assert {response.status_code // 100 for response in responses} == {2, 4}
 
 
-def test_a_token_in_a_path_is_not_looked_at_and_not_logged(server: Server) -> None:
+def test_token_in_a_url_is_ignored_and_not_logged(server: Server) -> None:
     log_in = {"username": ADA["username"], "password": ADA["password"]}
     token = requests.post(f"{server.base}/token", json=log_in, timeout=10).json()["token"]
 
@@ -114,45 +116,47 @@ def test_a_token_in_a_path_is_not_looked_at_and_not_logged(server: Server) -> No
     in_header = requests.get(f"{server.base}/token_status", headers={"Authorization": f"Bearer {token}"}, timeout=10)
 
     assert (in_path.status_code, in_query.status_code, in_header.status_code) == (404, 401, 200)
-    assert accessed(server, in_header.headers["x-request-id"])
+    assert find_log_lines(server, in_header.headers["x-request-id"])
     assert token not in server.log
 
 
-def test_a_trusted_proxy_that_ends_tls_gets_a_cookie_for_https_alone(server: Server) -> None:
-    told = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9", "Sec-Fetch-Site": "same-origin"}
+def test_cookie_is_secure_behind_a_proxy_that_terminates_tls(server: Server) -> None:
+    headers = {"X-Forwarded-Proto": "https", "X-Forwarded-For": "203.0.113.9", "Sec-Fetch-Site": "same-origin"}
 
-    answer = requests.post(
+    response = requests.post(
         f"{server.base}/console/log-in",
         data={"token": ADMIN_TOKEN},
-        headers=told,
+        headers=headers,
         timeout=10,
         allow_redirects=False,
     )
 
-    assert answer.status_code == 303
+    assert response.status_code == 303
     assert re.fullmatch(
         r"__Secure-mlapi_session=[\w.]+; Path=/console; Max-Age=28800; HttpOnly; SameSite=Strict; Secure",
-        answer.headers["set-cookie"],
+        response.headers["set-cookie"],
     )
 
 
-def accessed(server: Server, request_id: str) -> list[dict[str, Any]]:
-    """Return what the log has of a request."""
-    until = time.monotonic() + 10
-    while request_id not in server.log and time.monotonic() < until:
+def find_log_lines(server: Server, request_id: str) -> list[dict[str, Any]]:
+    """Wait for the log lines of a request and return them."""
+    deadline = time.monotonic() + 30
+    while request_id not in server.log and time.monotonic() < deadline:
         time.sleep(0.02)
     lines = [json.loads(line) for line in server.log.splitlines()]
     return [line for line in lines if line.get("request_id") == request_id]
 
 
-def test_what_is_refused_is_in_the_log_with_where_it_came_from(server: Server) -> None:
+def test_rejected_requests_are_logged_with_their_source(server: Server) -> None:
     base, url = server.base, f"{server.base}/register-user"
     wrong = {"username": "ada", "password": "wrong"}
-    answers = [
+    responses = [
         requests.get(f"{base}/users", timeout=10),
         requests.get(f"{base}/token_status", headers={"Authorization": "Bearer forged"}, timeout=10),
         requests.post(f"{base}/token", json=wrong, timeout=10),
-        requests.post(f"{base}/console/log-in", data={"token": ADMIN_TOKEN}, timeout=10),  # no page of ours sent it
+        requests.post(
+            f"{base}/console/log-in", data={"token": ADMIN_TOKEN}, timeout=10
+        ),  # without the CSRF token of a page
         requests.post(url, data="{", headers={"Content-Type": "application/json"}, timeout=10),
         requests.post(url, data="x" * 20_000, headers={"Content-Type": "application/json"}, timeout=10),
         requests.post(url, data="{}", headers={"Content-Type": "text/plain"}, timeout=10),
@@ -160,30 +164,30 @@ def test_what_is_refused_is_in_the_log_with_where_it_came_from(server: Server) -
         *(requests.post(f"{base}/token", json={**wrong, "username": "bob"}, timeout=10) for _ in range(21)),
     ]
 
-    assert [answer.status_code for answer in answers[:8]] == [401, 401, 401, 403, 400, 413, 415, 422]
-    assert answers[-1].status_code == 429
-    for answer in [*answers[:8], answers[-1]]:
-        lines = accessed(server, answer.headers["x-request-id"])
+    assert [response.status_code for response in responses[:8]] == [401, 401, 401, 403, 400, 413, 415, 422]
+    assert responses[-1].status_code == 429
+    for response in [*responses[:8], responses[-1]]:
+        lines = find_log_lines(server, response.headers["x-request-id"])
         (line,) = [line for line in lines if line["logger"] == "uvicorn.access"]
-        asked = {name: line[name] for name in ("method", "path", "status")}
-        assert asked == {
-            "method": answer.request.method,
-            "path": (answer.request.url or "").removeprefix(base),
-            "status": answer.status_code,
+        logged = {name: line[name] for name in ("method", "path", "status")}
+        assert logged == {
+            "method": response.request.method,
+            "path": (response.request.url or "").removeprefix(base),
+            "status": response.status_code,
         }
         assert line["client"].startswith("127.0.0.1:")
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line["time"])
-    told = [line["message"] for line in accessed(server, answers[2].headers["x-request-id"])]
-    assert "log-in from 127.0.0.1: wrong password for user 1" in told
+    messages = [line["message"] for line in find_log_lines(server, responses[2].headers["x-request-id"])]
+    assert "log-in from 127.0.0.1: wrong password for user 1" in messages
 
 
-def test_the_log_is_one_line_for_each_thing_whatever_was_sent(server: Server) -> None:
+def test_hostile_input_cannot_forge_log_lines(server: Server) -> None:
     odd = "/nowhere%0d%0a%7b%22level%22:%20%22critical%22%7d%1b[31m"
 
-    answer = requests.get(server.base + odd, headers={**ADMIN, "X-Request-Id": "a b\t{}"}, timeout=10)
+    response = requests.get(server.base + odd, headers={**ADMIN, "X-Request-Id": "a b\t{}"}, timeout=10)
 
-    assert answer.status_code == 404
-    (line,) = accessed(server, answer.headers["x-request-id"])
+    assert response.status_code == 404
+    (line,) = find_log_lines(server, response.headers["x-request-id"])
     assert line["level"] == "info"
     assert {json.loads(one).get("level") for one in server.log.splitlines()} <= {"info", "warning"}
     assert "\x1b" not in server.log

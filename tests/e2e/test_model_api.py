@@ -1,4 +1,4 @@
-"""A model behind the guard, in a process of its own beside the service: that lets users in, this refuses the others."""
+"""Model APIs behind the guard, each in a separate process beside the service."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,10 +35,10 @@ def service(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=["starlette", "fastapi", "flask"])
 def model(request: pytest.FixtureRequest, service: str, folder: Path) -> Iterator[str]:
-    """The base URL of the model in each framework, over the database of the service."""
+    """The base URL of a model API, once for each framework. It uses the database of the service."""
     if request.param == "flask":
         environ = {"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"}
-        with open_guard(load_settings(environ=environ)) as guard, served(flask_app.create_app(guard)) as base:
+        with open_guard(load_settings(environ=environ)) as guard, serve_flask(flask_app.create_app(guard)) as base:
             yield base
     else:
         with Server(folder, app=f"examples.model_api.{request.param}_app:app") as server:
@@ -46,15 +46,15 @@ def model(request: pytest.FixtureRequest, service: str, folder: Path) -> Iterato
 
 
 @pytest.fixture(autouse=True)
-def nobody(service: str, folder: Path) -> None:
-    """The users of the tests before this one are gone."""
+def remove_users(service: str, folder: Path) -> None:
+    """Remove all users before each test."""
     with open_users(load_settings(environ={"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"})) as users:
         for user in users.iterate_users():
             users.remove(user_id=user.id)
 
 
 @contextmanager
-def served(app: Flask) -> Iterator[str]:
+def serve_flask(app: Flask) -> Iterator[str]:
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
@@ -65,107 +65,107 @@ def served(app: Flask) -> Iterator[str]:
         thread.join()
 
 
-def registered(service: str) -> int:
+def register(service: str) -> int:
     user_id: int = requests.post(f"{service}/register-user", json=ADA, timeout=10).json()["user_id"]
     return user_id
 
 
-def token(service: str) -> str:
+def log_in(service: str) -> str:
     body = {"username": "ada", "password": "difference engine"}
-    issued: str = requests.post(f"{service}/token", json=body, timeout=10).json()["token"]
-    return issued
+    token: str = requests.post(f"{service}/token", json=body, timeout=10).json()["token"]
+    return token
 
 
-def asked(model: str, credential: str | None, flower: object = SETOSA) -> tuple[int, object]:
+def predict(model: str, credential: str | None, flower: object = SETOSA) -> tuple[int, object]:
     headers = {} if credential is None else {"authorization": f"Bearer {credential}"}
     response = requests.post(f"{model}/predict", json=flower, headers=headers, timeout=10)
     return response.status_code, response.json()
 
 
-def test_who_registers_and_logs_in_is_answered_and_who_is_disabled_is_refused(service: str, model: str) -> None:
-    user_id = registered(service)
-    credential = token(service)
+def test_model_serves_enabled_and_rejects_disabled_users(service: str, model: str) -> None:
+    user_id = register(service)
+    token = log_in(service)
 
-    assert asked(model, credential) == (200, {"species": "setosa", "asked_by": "ada"})
-    assert asked(model, credential, VIRGINICA) == (200, {"species": "virginica", "asked_by": "ada"})
+    assert predict(model, token) == (200, {"species": "setosa", "asked_by": "ada"})
+    assert predict(model, token, VIRGINICA) == (200, {"species": "virginica", "asked_by": "ada"})
 
     requests.put(f"{service}/toggle-user-permission/{user_id}/0", timeout=10)
-    assert asked(model, credential) == (403, {"message": "User is disabled"})
+    assert predict(model, token) == (403, {"message": "User is disabled"})
 
     requests.put(f"{service}/toggle-user-permission/{user_id}/1", timeout=10)
-    assert asked(model, credential) == (401, {"message": "Invalid token"})
-    assert asked(model, token(service))[0] == 200
+    assert predict(model, token) == (401, {"message": "Invalid token"})
+    assert predict(model, log_in(service))[0] == 200
 
 
-def test_an_api_key_is_as_good_as_a_token_and_works_again_when_its_user_does(service: str, model: str) -> None:
-    user_id = registered(service)
-    made = requests.post(f"{service}/users/{user_id}/keys", json={"name": "batch"}, timeout=10).json()
+def test_api_key_is_rejected_while_its_user_is_disabled(service: str, model: str) -> None:
+    user_id = register(service)
+    api_key = requests.post(f"{service}/users/{user_id}/keys", json={"name": "batch"}, timeout=10).json()
 
-    before = asked(model, made["key"])
+    before = predict(model, api_key["key"])
     requests.put(f"{service}/toggle-user-permission/{user_id}/0", timeout=10)
-    shut_out = asked(model, made["key"])
+    while_disabled = predict(model, api_key["key"])
     requests.put(f"{service}/toggle-user-permission/{user_id}/1", timeout=10)
-    let_in = asked(model, made["key"])
-    requests.delete(f"{service}/keys/{made['key_id']}", timeout=10)
-    removed = asked(model, made["key"])
+    enabled_again = predict(model, api_key["key"])
+    requests.delete(f"{service}/keys/{api_key['key_id']}", timeout=10)
+    removed = predict(model, api_key["key"])
 
-    assert before == let_in == (200, {"species": "setosa", "asked_by": "ada"})
-    assert shut_out == (403, {"message": "User is disabled"})
+    assert before == enabled_again == (200, {"species": "setosa", "asked_by": "ada"})
+    assert while_disabled == (403, {"message": "User is disabled"})
     assert removed == (401, {"message": "Invalid token"})
 
 
-def test_who_shows_nothing_or_what_is_not_his_is_refused(service: str, model: str) -> None:
-    user_id = registered(service)
-    credential = token(service)
+def test_missing_and_invalid_credentials_are_rejected(service: str, model: str) -> None:
+    user_id = register(service)
+    token = log_in(service)
     requests.delete(f"{service}/remove-user/{user_id}", timeout=10)
 
-    answers = [asked(model, shown) for shown in (None, "", "nonsense", credential, credential[:-1], "mlapi_0_0")]
+    responses = [predict(model, value) for value in (None, "", "nonsense", token, token[:-1], "mlapi_0_0")]
 
-    assert answers == [(401, {"message": "Invalid token"})] * 6
+    assert responses == [(401, {"message": "Invalid token"})] * 6
 
 
-def test_a_refusal_says_how_to_be_let_in(model: str) -> None:
+def test_rejection_names_the_authentication_scheme(model: str) -> None:
     response = requests.post(f"{model}/predict", json=SETOSA, timeout=10)
 
     assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_what_is_no_flower_is_told_so(service: str, model: str) -> None:
-    registered(service)
-    credential = token(service)
+def test_invalid_input_of_the_model_is_rejected(service: str, model: str) -> None:
+    register(service)
+    token = log_in(service)
 
     flowers: list[object] = [{}, [], {**SETOSA, "petal_width": None}]
-    answers = [asked(model, credential, flower)[0] for flower in flowers]
+    responses = [predict(model, token, flower)[0] for flower in flowers]
 
-    assert answers == [422] * 3
+    assert responses == [422] * 3
 
 
 @pytest.mark.parametrize("parser", ["httptools", "h11"])
-def test_no_request_is_found_in_the_body_of_another(service: str, folder: Path, parser: str) -> None:
+def test_no_request_is_smuggled_to_the_model(service: str, folder: Path, parser: str) -> None:
     head = b"POST /health HTTP/1.1\r\nHost: localhost\r\n"
-    hidden = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
-    upgrade = head + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(hidden)
+    smuggled = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    upgrade = head + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(smuggled)
     two_lengths = head + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
 
     with Server(folder, None, "--http", parser, app="examples.model_api.starlette_app:app") as server:
-        answers = [
-            answer
-            for one in (upgrade, two_lengths)
-            for answer in (server.send_raw(one + hidden), server.send_raw(one, then=hidden))
+        responses = [
+            response
+            for request in (upgrade, two_lengths)
+            for response in (server.send_raw(request + smuggled), server.send_raw(request, then=smuggled))
         ]
-        lives = requests.get(f"{server.base}/health", timeout=10).status_code
+        status = requests.get(f"{server.base}/health", timeout=10).status_code
 
-    assert [(answer[:12], answer.count(b"HTTP/1.1 ")) for answer in answers] == [(b"HTTP/1.1 400", 1)] * 4
-    assert lives == 200
+    assert [(response[:12], response.count(b"HTTP/1.1 ")) for response in responses] == [(b"HTTP/1.1 400", 1)] * 4
+    assert status == 200
 
 
-def test_every_route_of_the_models_is_guarded() -> None:
+def test_all_routes_of_the_models_are_guarded() -> None:
     assert_all_routes_guarded(starlette_app.app, exempt=["/health"])
     with pytest.raises(AssertionError, match="GET /health"):
         assert_all_routes_guarded(starlette_app.app)
 
 
-def test_a_dependency_is_found_as_a_middleware_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guard_dependency_counts_as_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with open_guard(load_settings(environ={})) as guard:
         monkeypatch.setattr(fastapi_app.app.state, "guard", guard, raising=False)

@@ -1,4 +1,4 @@
-"""``mlapi serve`` and what its operators see: log lines without secrets, metrics of all workers, strict headers."""
+"""``mlapi serve`` for operators: log lines without secrets, metrics of all workers, no version in headers."""
 
 import json
 import re
@@ -21,7 +21,7 @@ ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 ADA = {"username": "ada", "password": PASSWORD, "email": "c4n4ry@example.com"}
 
 
-def production(folder: Path) -> dict[str, str]:
+def production_environ(folder: Path) -> dict[str, str]:
     return {
         "MLAPI_PROFILE": "production",
         "MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db",
@@ -32,12 +32,12 @@ def production(folder: Path) -> dict[str, str]:
     }
 
 
-def lines_of(log: str) -> list[dict[str, Any]]:
+def parse_log(log: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in log.splitlines()]
 
 
-def use_everything(server: Server) -> list[str]:
-    """Show every kind of secret to a server, rightly and wrongly; return those that it made itself."""
+def send_all_secrets(server: Server) -> list[str]:
+    """Send every kind of secret to a server, in valid and invalid requests; return the secrets that it generated."""
     base = server.base
     requests.post(f"{base}/register-user", json=ADA, timeout=10)
     requests.post(f"{base}/register-user?password={PASSWORD}", json={**ADA, "password": [PASSWORD]}, timeout=10)
@@ -45,78 +45,78 @@ def use_everything(server: Server) -> list[str]:
     requests.post(f"{base}/token", json={"username": "ada", "password": PASSWORD + "x"}, timeout=10)
     token = requests.post(f"{base}/token", json={"username": "ada", "password": PASSWORD}, timeout=10).json()["token"]
     user_id = requests.get(f"{base}/users", headers=ADMIN, timeout=10).json()["users"][0]["user_id"]
-    made = requests.post(f"{base}/users/{user_id}/keys", json={"name": "laptop"}, headers=ADMIN, timeout=10).json()
-    for secret in (token, made["key"]):
+    api_key = requests.post(f"{base}/users/{user_id}/keys", json={"name": "laptop"}, headers=ADMIN, timeout=10).json()
+    for secret in (token, api_key["key"]):
         requests.get(f"{base}/token_status/{secret}", timeout=10)
         requests.get(f"{base}/nowhere/{secret}?key={secret}", timeout=10)
         requests.get(f"{base}/token_status", headers={"Authorization": f"Bearer {secret}"}, timeout=10)
     requests.get(f"{base}/users", headers={"Authorization": f"Bearer {ADMIN_TOKEN}x"}, timeout=10)
     requests.post(f"{base}/console/log-in", data={"token": ADMIN_TOKEN}, timeout=10)
     requests.get(f"{base}/audit?user_id={PASSWORD}", headers=ADMIN, timeout=10)
-    return [token, made["key"]]
+    return [token, api_key["key"]]
 
 
 @pytest.mark.parametrize("kind", [MlapiServer, Server], ids=["mlapi serve", "uvicorn"])
-def test_every_line_in_production_is_json_and_none_holds_a_secret(tmp_path: Path, kind: type[Server]) -> None:
-    environ = production(tmp_path)
+def test_production_log_is_json_without_secrets(tmp_path: Path, kind: type[Server]) -> None:
+    environ = production_environ(tmp_path)
     with kind(tmp_path, environ) as server:
-        made = use_everything(server)
-        answer = requests.put(f"{server.base}/toggle-user-permission/1/0", headers=ADMIN, timeout=10)
+        generated = send_all_secrets(server)
+        response = requests.put(f"{server.base}/toggle-user-permission/1/0", headers=ADMIN, timeout=10)
     log = server.log
 
     lines = [line for line in log.splitlines() if line.startswith("{")]
     plain = [line for line in log.splitlines() if not line.startswith("{")]
-    assert kind is Server or plain == []  # uvicorn alone has written some before it asked us
+    assert kind is Server or plain == []  # uvicorn writes some lines before it loads mlapi
     assert all(line.startswith("INFO:") for line in plain)
-    accessed = [line for line in lines_of("\n".join(lines)) if line["logger"] == "uvicorn.access"]
-    assert accessed[-1] | {"time": "", "client": "", "message": ""} == {
+    access_lines = [line for line in parse_log("\n".join(lines)) if line["logger"] == "uvicorn.access"]
+    assert access_lines[-1] | {"time": "", "client": "", "message": ""} == {
         "time": "",
         "level": "info",
         "logger": "uvicorn.access",
         "message": "",
-        "request_id": answer.headers["x-request-id"],
+        "request_id": response.headers["x-request-id"],
         "client": "",
         "method": "PUT",
         "path": "/toggle-user-permission/1/0",
         "status": 200,
     }
-    for secret in (PASSWORD, SALT, ADMIN_TOKEN, environ["MLAPI_SECRETS__KEY"], ADA["email"], *made):
+    for secret in (PASSWORD, SALT, ADMIN_TOKEN, environ["MLAPI_SECRETS__KEY"], ADA["email"], *generated):
         assert secret not in log
 
 
-def test_any_worker_tells_the_metrics_of_all(tmp_path: Path) -> None:
+def test_every_worker_reports_the_metrics_of_all(tmp_path: Path) -> None:
     with MlapiServer(tmp_path, {}, "--workers", "2") as server:
         deadline = time.monotonic() + 20
         while server.log.count("Application startup complete") < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         for _ in range(40):
-            requests.get(f"{server.base}/users/7", timeout=10)  # each on a connection of its own
-        seen = {metric(server, "show_user", "404") for _ in range(10)}
+            requests.get(f"{server.base}/users/7", timeout=10)  # each on a new connection
+        counts = {read_metric(server, "show_user", "404") for _ in range(10)}
         workers = set(re.findall(r"Started server process \[(\d+)\]", server.log))
 
-    assert seen == {40.0}
+    assert counts == {40.0}
     assert len(workers) == 2
 
 
-def metric(server: Server, endpoint: str, status: str) -> float:
+def read_metric(server: Server, endpoint: str, status: str) -> float:
     text = requests.get(f"{server.base}/metrics", timeout=10).text
-    (found,) = re.findall(rf'mlapi_requests_total{{endpoint="{endpoint}",method="GET",status="{status}"}} (.*)', text)
-    return float(found)
+    (value,) = re.findall(rf'mlapi_requests_total{{endpoint="{endpoint}",method="GET",status="{status}"}} (.*)', text)
+    return float(value)
 
 
-def test_it_says_neither_what_it_is_nor_its_version(tmp_path: Path) -> None:
+def test_responses_do_not_name_the_server_software(tmp_path: Path) -> None:
     with MlapiServer(tmp_path) as server:
-        send_raw = server.send_raw(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        broken = server.send_raw(b"NONSENSE\r\n\r\n")
+        response = server.send_raw(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        bad_request = server.send_raw(b"NONSENSE\r\n\r\n")
 
-    assert b"200 OK" in send_raw
-    assert b"x-content-type-options: nosniff" in send_raw
-    for answer in (send_raw, broken):
-        assert b"server:" not in answer.lower()
-        assert b"uvicorn" not in answer.lower()
+    assert b"200 OK" in response
+    assert b"x-content-type-options: nosniff" in response
+    for received in (response, bad_request):
+        assert b"server:" not in received.lower()
+        assert b"uvicorn" not in received.lower()
 
 
-def test_a_request_under_way_is_answered_before_it_ends(tmp_path: Path) -> None:
+def test_request_in_flight_is_answered_before_shutdown(tmp_path: Path) -> None:
     with (
         MlapiServer(tmp_path) as server,
         socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection,
@@ -129,13 +129,13 @@ def test_a_request_under_way_is_answered_before_it_ends(tmp_path: Path) -> None:
         server._process.send_signal(signal.SIGTERM)
         time.sleep(0.3)
         connection.sendall(body[10:])
-        answer = connection.recv(65536)
+        response = connection.recv(65536)
 
-    assert answer.startswith(b"HTTP/1.1 201 ")
+    assert response.startswith(b"HTTP/1.1 201 ")
 
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["one process", "two workers"])
-def test_a_refused_start_is_one_line_and_exit_code_3(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_rejected_start_is_one_line_and_exit_code_3(tmp_path: Path, options: tuple[str, ...]) -> None:
     server = MlapiServer(tmp_path, {"MLAPI_SECRETS__KEY": "short"}, *options)
 
     code = server.run_until_exit()
@@ -145,7 +145,7 @@ def test_a_refused_start_is_one_line_and_exit_code_3(tmp_path: Path, options: tu
     assert line.startswith("mlapi: secrets.key is not a Fernet key")
 
 
-def test_an_address_that_is_taken_is_told_and_refused(tmp_path: Path) -> None:
+def test_start_on_a_used_address_is_rejected(tmp_path: Path) -> None:
     with MlapiServer(tmp_path) as first:
         second = MlapiServer(tmp_path)
         second.port = first.port

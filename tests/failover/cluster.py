@@ -1,4 +1,4 @@
-"""PostgreSQL as in production: etcd, and three nodes of Patroni with the configuration in deploy/, on loopback."""
+"""The production cluster on loopback: etcd and three Patroni nodes with the configuration in deploy/."""
 
 import os
 import pwd
@@ -19,20 +19,20 @@ import requests
 import yaml
 from sqlalchemy import URL
 
-from tests.postgres_server import _has_ended, free_port
+from tests.postgres_server import free_port, has_exited
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = ROOT / ".venv/failover"
 """Where `make failover` installs Patroni and etcd."""
 PASSWORD = secrets.token_hex(16)
 NODES = ("db1", "db2", "db3")
-START_TIMEOUT = 120
+START_TIMEOUT_SECONDS = 120
 
 T = TypeVar("T")
 
 
 class Node:
-    """A Patroni with its PostgreSQL."""
+    """A Patroni process and its PostgreSQL server."""
 
     def __init__(self, name: str, folder: Path, etcd_port: int) -> None:
         self.name = name
@@ -56,7 +56,7 @@ class Node:
             "pg_hba": ["host all all 127.0.0.1/32 scram-sha-256", "host replication all 127.0.0.1/32 scram-sha-256"],
         }
         configuration["postgresql"]["parameters"] = {"unix_socket_directories": ""}
-        configuration["watchdog"]["mode"] = "off"  # it would restart this machine
+        configuration["watchdog"]["mode"] = "off"  # a watchdog would restart this machine
         (self._folder / "patroni.yml").write_text(yaml.safe_dump(configuration), "utf-8")
         if os.geteuid() == 0:
             shutil.chown(self._folder, "nobody")
@@ -75,29 +75,29 @@ class Node:
             )
 
     def kill(self) -> None:
-        """End it at once, as a power cut does: Patroni, the postmaster and every process of it."""
+        """Kill Patroni, the postmaster and all its processes together, as a power cut would."""
         if self._process is None:
             return
-        doomed = [self._process.pid]
+        pids = [self._process.pid]
         with suppress(FileNotFoundError, ValueError):
             postmaster = int((self._data / "postmaster.pid").read_text().splitlines()[0])
             with suppress(FileNotFoundError):
                 children = Path(f"/proc/{postmaster}/task/{postmaster}/children").read_text().split()
-                doomed += [postmaster, *map(int, children)]
-        for process in doomed:
+                pids += [postmaster, *map(int, children)]
+        for pid in pids:
             with suppress(ProcessLookupError):
-                os.kill(process, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
         self._process.wait(30)
         self._process = None
-        until(lambda: all(_has_ended(str(process)) for process in doomed), 30, "end of what was killed")
+        wait_until(lambda: all(has_exited(str(pid)) for pid in pids), 30, "exit of the killed processes")
 
     def is_primary(self) -> bool:
-        """Whether Patroni says so: it holds the lock, and its PostgreSQL takes changes."""
-        return self._answers("/primary")
+        """Return whether this node holds the leader lock and its PostgreSQL accepts writes, according to Patroni."""
+        return self._has_role("/primary")
 
     def is_quorum_standby(self) -> bool:
-        """Whether Patroni says so: commits may wait for it, and etcd knows, so that it may be promoted."""
-        return self._answers("/quorum")
+        """Return whether commits may wait for this node and it may be promoted, according to Patroni."""
+        return self._has_role("/quorum")
 
     def connect(self, database: str = "postgres") -> "psycopg.Connection[tuple[Any, ...]]":
         return psycopg.connect(
@@ -119,7 +119,7 @@ class Node:
     def log(self) -> str:
         return (self._folder / "log").read_text("utf-8", "replace")
 
-    def _answers(self, path: str) -> bool:
+    def _has_role(self, path: str) -> bool:
         try:
             return requests.get(self._api + path, timeout=5).status_code == 200
         except requests.RequestException:
@@ -128,7 +128,7 @@ class Node:
 
 class Cluster:
     def __init__(self, folder: Path) -> None:
-        folder.chmod(0o755)  # Patroni runs as somebody else
+        folder.chmod(0o755)  # Patroni runs under another account
         self._folder = folder
         self._etcd_port = free_port()
         self._etcd: subprocess.Popen[bytes] | None = None
@@ -138,7 +138,7 @@ class Cluster:
         self._start_etcd()
         for node in self.nodes:
             node.start()
-        until(self._is_complete, START_TIMEOUT, "three nodes that replicate", self.logs)
+        wait_until(self._is_complete, START_TIMEOUT_SECONDS, "three nodes that replicate", self.logs)
         primary = self.primary()
         primary.execute(f"CREATE ROLE mlapi LOGIN PASSWORD '{PASSWORD}'")
         primary.execute("CREATE DATABASE mlapi OWNER mlapi")
@@ -151,20 +151,20 @@ class Cluster:
             self._etcd.wait(30)
 
     def url(self) -> str:
-        """As docs/failover.md gives it."""
+        """Return the database URL in the form that the documentation recommends."""
         hosts = tuple(f"127.0.0.1:{node.port}" for node in self.nodes)
         query = {"host": hosts, "target_session_attrs": "read-write", "connect_timeout": "3"}
         url = URL.create("postgresql", "mlapi", PASSWORD, None, None, "mlapi", query)
         return url.render_as_string(hide_password=False)
 
     def primary(self) -> Node:
-        return until(lambda: next(iter(self._primaries()), None), START_TIMEOUT, "a primary", self.logs)
+        return wait_until(lambda: next(iter(self._primaries()), None), START_TIMEOUT_SECONDS, "a primary", self.logs)
 
     def restore(self, *nodes: Node) -> None:
-        """Start nodes that were killed; return when they are standbys that a commit may wait for."""
+        """Start killed nodes; return when all of them are standbys that commits may wait for."""
         for node in nodes:
             node.start()
-        until(self._is_complete, START_TIMEOUT, "three nodes that replicate", self.logs)
+        wait_until(self._is_complete, START_TIMEOUT_SECONDS, "three nodes that replicate", self.logs)
 
     def logs(self) -> str:
         return "\n".join(f"--- {node.name}\n{node.log[-3000:]}" for node in self.nodes)
@@ -208,27 +208,34 @@ def running_cluster() -> Iterator[Cluster]:
             cluster.stop()
 
 
-def until(ask: Callable[[], T | None], seconds: float, what: str, say: Callable[[], str] = str) -> T:
-    """Ask until the answer is something; raise with what ``say`` has to say if it takes longer."""
-    deadline = time.monotonic() + seconds
+def wait_until(poll: Callable[[], T | None], limit_seconds: float, what: str, details: Callable[[], str] = str) -> T:
+    """Poll until the result is true and return it.
+
+    Raises:
+        TimeoutError: after ``limit_seconds``, with ``what`` and ``details()`` in the message.
+    """
+    deadline = time.monotonic() + limit_seconds
     while time.monotonic() < deadline:
-        if answer := ask():
-            return answer
+        if result := poll():
+            return result
         time.sleep(0.2)
-    raise TimeoutError(f"no {what} within {seconds:g} seconds\n{say()}")
+    raise TimeoutError(f"no {what} within {limit_seconds:g} seconds\n{details()}")
 
 
 def _unprivileged() -> list[str]:
-    """As whom Patroni runs: PostgreSQL refuses root, whose home may hold Python and the wheels."""
+    """Return the prefix that runs Patroni under another account, because PostgreSQL refuses to run as root.
+
+    The account may read root's home, where Python and the wheels may be installed.
+    """
     if os.geteuid() != 0:
         return []
     account = pwd.getpwnam("nobody")
-    may = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
-    return ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups", *may]
+    capabilities = ["--inh-caps=+dac_override", "--ambient-caps=+dac_override"]
+    return ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups", *capabilities]
 
 
 def _package(name: str) -> Path:
     spec = find_spec(name)
     if spec is None or spec.origin is None:
-        raise RuntimeError("this needs PostgreSQL: run `make install`")
+        raise RuntimeError("the failover tests need PostgreSQL: run `make install`")
     return Path(spec.origin).parent

@@ -1,4 +1,4 @@
-"""What `make failover` alone runs: it takes minutes, and wants Patroni and etcd."""
+"""Tests of the cluster in deploy/. Only `make failover` runs them: they take minutes and need Patroni and etcd."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,8 +9,8 @@ from tests.failover.cluster import Cluster, running_cluster
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    is_asked_for: bool = config.getoption("--torture")
-    return None if is_asked_for else True
+    is_requested: bool = config.getoption("--torture")
+    return None if is_requested else True
 
 
 @pytest.fixture(scope="module")

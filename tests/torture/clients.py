@@ -1,4 +1,4 @@
-"""Clients that keep books: what they were told is done, and the one request of each that may or may not be."""
+"""Clients that record which of their requests were acknowledged, to compare with the database after a fault."""
 
 import json
 import random
@@ -15,44 +15,45 @@ from mlapi.adapters.sql import Database
 from mlapi.adapters.sql.tables import audit, users
 
 PASSWORD = "correct horse battery"
-TIMEOUT = 10
-"""Seconds within which the service answers, whatever has happened to its database."""
+TIMEOUT_SECONDS = 10
+"""The service responds within this time even if its database fails."""
 
 
-def ask(
+def call(
     connection: HTTPConnection, method: str, path: str, body: object = None, *, bearer: str | None = None
 ) -> tuple[int, Any]:
-    """Return the status and the answer, once all of it is read."""
+    """Send a request and read the whole response; return its status and its decoded body."""
     send(connection, method, path, body, bearer=bearer)
-    return received(connection)
+    return receive(connection)
 
 
 def send(connection: HTTPConnection, method: str, path: str, body: object = None, *, bearer: str | None = None) -> None:
-    """Send a request whose answer `received` gives, so that several are under way at once."""
+    """Send a request. `receive` reads the response, so a test can have several requests in flight."""
     headers = {} if body is None else {"Content-Type": "application/json"}
     if bearer is not None:
         headers["Authorization"] = f"Bearer {bearer}"
     connection.request(method, path, None if body is None else json.dumps(body), headers)
 
 
-def received(connection: HTTPConnection) -> tuple[int, Any]:
+def receive(connection: HTTPConnection) -> tuple[int, Any]:
     response = connection.getresponse()
     return response.status, json.loads(response.read())
 
 
 def new_user(name: str) -> dict[str, str]:
+    """Return the body of a registration."""
     return {"username": name, "password": PASSWORD, "email": f"{name}@example.com"}
 
 
 @attrs.define(eq=False)
 class Account:
-    """A user as a client knows him."""
+    """The state of a user, according to the responses that its client received."""
 
     name: str
     user_id: int
     enabled: bool = True
-    done: list[str] = attrs.field(factory=lambda: ["register"])
-    """The actions that the audit trail must tell of him, in this order."""
+    actions: list[str] = attrs.field(factory=lambda: ["register"])
+    """Acknowledged actions. The audit trail must have exactly these, in this order."""
 
 
 @attrs.frozen
@@ -61,75 +62,74 @@ class _Request:
     name: str
     account: Account | None
 
-    def sent(self, connection: HTTPConnection) -> tuple[int, Any]:
+    def send(self, connection: HTTPConnection) -> tuple[int, Any]:
         if self.account is None:
-            return ask(connection, "POST", "/register-user", new_user(self.name))
+            return call(connection, "POST", "/register-user", new_user(self.name))
         if self.action == "remove":
-            return ask(connection, "DELETE", f"/remove-user/{self.account.user_id}")
+            return call(connection, "DELETE", f"/remove-user/{self.account.user_id}")
         flag = int(self.action == "enable")
-        return ask(connection, "PUT", f"/toggle-user-permission/{self.account.user_id}/{flag}")
+        return call(connection, "PUT", f"/toggle-user-permission/{self.account.user_id}/{flag}")
 
 
 class Client:
-    """Registers, toggles and removes users of its own, one request after the other, each turning something.
+    """Registers, toggles and removes its own users, one request after another. Every request changes something.
 
     Args:
-        name: begins the names of its users.
+        name: prefix of its usernames.
     """
 
     def __init__(self, name: str) -> None:
         self.accounts: list[Account] = []
         self.removed: list[Account] = []
         self.acknowledged = 0
-        self.slowest = 0.0
-        """Seconds to an answer."""
-        self.wrong: list[object] = []
-        """Answers that it must not get."""
-        self.cut_off = 0
-        """Requests that were sent and not answered."""
-        self._doubt: _Request | None = None
+        self.slowest_seconds = 0.0
+        self.unexpected: list[object] = []
+        """Responses with a status that the client must not receive."""
+        self.unanswered = 0
+        """Requests without a response."""
+        self._unresolved: _Request | None = None
         self._name = name
         self._named = 0
         self._random = random.Random(name)
 
     def work(self, port: int, stop: threading.Event) -> None:
-        """Send requests until one is not done, as far as it knows, or it is told to stop."""
-        connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
-        while self._doubt is None and not stop.is_set():
-            self._doubt = request = self._next()
+        """Send requests until one is not acknowledged or ``stop`` is set."""
+        connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
+        while self._unresolved is None and not stop.is_set():
+            self._unresolved = request = self._next()
             begin = time.monotonic()
             try:
-                status, answer = request.sent(connection)
+                status, body = request.send(connection)
             except (OSError, HTTPException):
-                self.cut_off += 1
+                self.unanswered += 1
                 break
-            self.slowest = max(self.slowest, time.monotonic() - begin)
+            self.slowest_seconds = max(self.slowest_seconds, time.monotonic() - begin)
             if status == 503:
                 break
             if status != (201 if request.action == "register" else 200):
-                self.wrong.append((request, status, answer))
+                self.unexpected.append((request, status, body))
                 break
-            self._doubt = None
+            self._unresolved = None
             self.acknowledged += 1
-            self._conclude(request, answer.get("user_id"))
+            self._record(request, body.get("user_id"))
         connection.close()
 
-    def settle(self, stored: dict[str, tuple[int, bool]]) -> bool:
-        """Find out whether the request that was not acknowledged is done; return whether it is."""
-        request, self._doubt = self._doubt, None
+    def resolve(self, stored: dict[str, tuple[int, bool]]) -> bool:
+        """Look up in the database whether the unacknowledged request was applied; return the result."""
+        request, self._unresolved = self._unresolved, None
         if request is None:
             return False
         user_id, enabled = stored.get(request.name, (None, None))
-        is_done = {"register": user_id is not None, "remove": user_id is None}.get(
+        is_applied = {"register": user_id is not None, "remove": user_id is None}.get(
             request.action, enabled is (request.action == "enable")
         )
-        if is_done:
-            self._conclude(request, user_id)
-        return is_done
+        if is_applied:
+            self._record(request, user_id)
+        return is_applied
 
     @property
-    def has_doubt(self) -> bool:
-        return self._doubt is not None
+    def has_unresolved_request(self) -> bool:
+        return self._unresolved is not None
 
     def _next(self) -> _Request:
         chance = self._random.random()
@@ -141,13 +141,13 @@ class Client:
             return _Request("remove", account.name, account)
         return _Request("disable" if account.enabled else "enable", account.name, account)
 
-    def _conclude(self, request: _Request, user_id: int | None) -> None:
+    def _record(self, request: _Request, user_id: int | None) -> None:
         account = request.account
         if account is None:
             assert user_id is not None
             self.accounts.append(Account(request.name, user_id))
             return
-        account.done.append(request.action)
+        account.actions.append(request.action)
         if request.action == "remove":
             self.accounts.remove(account)
             self.removed.append(account)
@@ -156,7 +156,7 @@ class Client:
 
 
 def stored_users(url: URL) -> dict[str, tuple[int, bool]]:
-    """Return id and flag of every user by his name, read past the service; no name is there twice."""
+    """Read id and flag of every user from the database, by username; fail if a name is stored twice."""
     with Database(url) as database:
         statement = select(users.c.username, users.c.username_key, users.c.id, users.c.enabled)
         rows = database.read(lambda connection: connection.execute(statement).all())
@@ -164,22 +164,22 @@ def stored_users(url: URL) -> dict[str, tuple[int, bool]]:
     return {name: (user_id, enabled) for name, _, user_id, enabled in rows}
 
 
-def told_actions(url: URL) -> dict[int, list[str]]:
-    """Return what the audit trail tells of each user, in its order."""
+def audited_actions(url: URL) -> dict[int, list[str]]:
+    """Read the actions on each user from the audit trail, in order, by user id."""
     with Database(url) as database:
         statement = select(audit.c.user_id, audit.c.action, audit.c.outcome).order_by(audit.c.id)
         rows = database.read(lambda connection: connection.execute(statement).all())
-    told: dict[int, list[str]] = {}
+    actions: dict[int, list[str]] = {}
     for user_id, action, outcome in rows:
-        told.setdefault(user_id, []).append(action if outcome == "done" else f"{action}: {outcome}")
-    return told
+        actions.setdefault(user_id, []).append(action if outcome == "done" else f"{action}: {outcome}")
+    return actions
 
 
-def known_users(clients: Iterable[Client]) -> dict[str, tuple[int, bool]]:
-    """Return what `stored_users` must be."""
+def expected_users(clients: Iterable[Client]) -> dict[str, tuple[int, bool]]:
+    """Return what `stored_users` must return."""
     return {account.name: (account.user_id, account.enabled) for client in clients for account in client.accounts}
 
 
-def known_actions(clients: Sequence[Client]) -> dict[int, list[str]]:
-    """Return what `told_actions` must be."""
-    return {account.user_id: account.done for client in clients for account in (*client.accounts, *client.removed)}
+def expected_actions(clients: Sequence[Client]) -> dict[int, list[str]]:
+    """Return what `audited_actions` must return."""
+    return {account.user_id: account.actions for client in clients for account in (*client.accounts, *client.removed)}

@@ -1,6 +1,6 @@
-"""What the tests of faults share: how often they try, and what they counted, which is told at the end of the run.
+"""Fixtures of the fault tests: number of repetitions, reported results, PostgreSQL with fsync.
 
-``make test`` runs each in a short form; ``make torture`` runs them with the counts that RELIABILITY.md publishes.
+``make test`` runs each test in a short form. ``make torture`` runs them with the counts that RELIABILITY.md publishes.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,23 +12,26 @@ from sqlalchemy import URL
 from tests.conftest import SUMMARY_PROPERTY
 from tests.postgres_server import PostgresServer, running_postgres
 
+ShortOrFull = Callable[[int, int], int]
+Report = Callable[[str], None]
+
 
 @pytest.fixture
-def times(request: pytest.FixtureRequest) -> Callable[[int, int], int]:
-    """Return how often to try: ``times(short, full)``."""
+def short_or_full(request: pytest.FixtureRequest) -> ShortOrFull:
+    """Return a function that returns its first argument in ``make test`` and its second one in ``make torture``."""
     is_full: bool = request.config.getoption("--torture")
     return lambda short, full: full if is_full else short
 
 
 @pytest.fixture
-def tell(record_property: Callable[[str, object], None]) -> Callable[[str], None]:
-    """Tell a figure: one sentence that says what was done how often, and what came of it."""
-    return lambda sentence: record_property(SUMMARY_PROPERTY, sentence)
+def report(record_property: Callable[[str, object], None]) -> Report:
+    """Return a function that adds a line to the results printed at the end of the run."""
+    return lambda line: record_property(SUMMARY_PROPERTY, line)
 
 
 @pytest.fixture(scope="module")
 def durable_postgres() -> Iterator[PostgresServer]:
-    """A server that waits for its disk: for tests that kill it."""
+    """A PostgreSQL server with fsync on, for tests that kill it."""
     with running_postgres(durable=True) as server:
         yield server
 
@@ -41,7 +44,7 @@ def durable_postgres_url(durable_postgres: PostgresServer) -> Iterator[URL]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def durable_url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
-    """The URL of an empty database that is on disk when it says so, once for each kind."""
-    name = {"sqlite": "sqlite_url", "postgres": "durable_postgres_url"}[request.param]
-    found: URL = request.getfixturevalue(name)
-    return found
+    """The URL of an empty database that calls fsync, once for SQLite and once for PostgreSQL."""
+    fixture = {"sqlite": "sqlite_url", "postgres": "durable_postgres_url"}[request.param]
+    url: URL = request.getfixturevalue(fixture)
+    return url

@@ -1,4 +1,4 @@
-"""Whatever is sent is answered as documented: no exception, nothing changed by what is refused, no secret repeated."""
+"""Hostile input: responses are as documented, rejected requests change nothing, no secret is repeated."""
 
 import asyncio
 import json
@@ -38,23 +38,26 @@ from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from tests.conftest import KEY, SALT
 from tests.e2e.server import MlapiServer, Server
-from tests.e2e.test_openapi import asked_by_schemathesis
+from tests.e2e.test_openapi import run_schemathesis
 from tests.postgres_server import PostgresServer
-from tests.torture.hostile import CANARY, PASSWORD, Attacker, Known, Request
+from tests.torture.conftest import Report, ShortOrFull
+from tests.torture.fuzzing import CANARY, PASSWORD, Fuzzer, Knowledge, Request
 
 ADMIN_TOKEN = f"{CANARY}-admin-token-for-tests"
-VICTIMS = 3
-"""Users who are always there, with a token and a key each."""
-CROWD = 20
-"""Users, beyond which those that were registered meanwhile are removed again."""
-REFUSED = {400, 401, 403, 404, 405, 409, 413, 415, 422, 429}
-"""What the documentation names. 5xx is not among them, as nothing is away."""
-OPEN_PATHS = {one.path for one in OPERATIONS if not one.callers.needs_admin and not one.path_parameters}
-OPEN = {*OPEN_PATHS, "/register-user", "/openapi.json", "/docs"}
+VICTIM_COUNT = 3
+"""Users that always exist, with a token and an API key each."""
+MAX_USERS = 20
+"""When there are more users, those that the fuzzer registered are removed."""
+REJECTED_STATUSES = {400, 401, 403, 404, 405, 409, 413, 415, 422, 429}
+"""The documented statuses, without 5xx, because nothing is unavailable in these tests."""
+OPEN_PATHS = {
+    operation.path for operation in OPERATIONS if not operation.callers.needs_admin and not operation.path_parameters
+}
+OPEN_TO_ALL_PATHS = {*OPEN_PATHS, "/register-user", "/openapi.json", "/docs"}
 
 
 class Target:
-    """The application over one repository, in token and in local mode, and what an attacker may know of it."""
+    """The application over one repository, in token and local mode, with everything that an attacker may know."""
 
     def __init__(self, repository: UserRepository, rows: Callable[[], object]) -> None:
         self.users = Users(repository, FernetCipher([KEY], SALT))
@@ -70,14 +73,14 @@ class Target:
         self.user_ids: list[int] = []
         self.key_ids: list[str] = []
         self.credentials: list[str] = []
-        self._shown: dict[str, str] = {}
-        """What is sent for an API key, by its id."""
+        self._api_keys: dict[str, str] = {}
+        """API keys by key id."""
         self._read = rows
         self.restore()
 
-    def known(self, mode: AdminPolicy) -> Known:
+    def make_knowledge(self, mode: AdminPolicy) -> Knowledge:
         session, cookie = Sessions(mode.session_key).create()
-        return Known(
+        return Knowledge(
             user_ids=self.user_ids,
             credentials=self.credentials,
             key_ids=self.key_ids,
@@ -87,29 +90,29 @@ class Target:
         )
 
     def restore(self) -> None:
-        """See to it that there is somebody to attack, and not too many; remember the rows."""
+        """Restore the victims, remove users if there are too many, and remember the rows."""
         users = self.users
-        victims, others = (everybody := list(users.iterate_users()))[:VICTIMS], everybody[VICTIMS:]
-        for other in others if len(everybody) > CROWD else []:
+        victims, others = (all_users := list(users.iterate_users()))[:VICTIM_COUNT], all_users[VICTIM_COUNT:]
+        for other in others if len(all_users) > MAX_USERS else []:
             users.remove(user_id=other.id)
-        while len(victims) < VICTIMS:
+        while len(victims) < VICTIM_COUNT:
             name = f"victim {random.getrandbits(64):x}"
             victims.append(users.register(username=name, password=PASSWORD, email="ada@example.com"))
         keys = []
         for victim in victims:
             if not victim.enabled:
                 users.set_enabled(user_id=victim.id, enabled=True)
-            own = [key.id for key in users.list_api_keys(victim.id) if key.id in self._shown]
+            own = [key.id for key in users.list_api_keys(victim.id) if key.id in self._api_keys]
             if not own:
-                key, shown = users.add_api_key(user_id=victim.id, name="job")
-                self._shown[key.id] = shown
+                key, bearer_credential = users.add_api_key(user_id=victim.id, name="job")
+                self._api_keys[key.id] = bearer_credential
                 own = [key.id]
             keys += own
         self.user_ids[:] = [victim.id for victim in victims]
         self.key_ids[:] = keys
         tokens = [self.tokens.issue(users.get(victim.id)).token for victim in victims]
-        self.credentials[:] = [*tokens, *(self._shown[key] for key in keys)]
-        users.repository.audit.purge(before=utc_now(), limit=100_000)  # or pages that show it take ever longer
+        self.credentials[:] = [*tokens, *(self._api_keys[key] for key in keys)]
+        users.repository.audit.purge(before=utc_now(), limit=100_000)  # or pages with audit entries become slower
         self.rows = self._read()
 
     def is_unchanged(self) -> bool:
@@ -121,7 +124,7 @@ class Target:
 
 
 @attrs.frozen
-class Answer:
+class Response:
     status: int
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
@@ -131,8 +134,8 @@ class Answer:
         return any(name == b"content-type" and value.startswith(b"text/html") for name, value in self.headers)
 
 
-async def answer_of(app: Any, request: Request, pieces: int) -> Answer | None:
-    """Call the application as a server does; None if it says nothing, which it may only where the client has gone."""
+async def call_app(app: Any, request: Request, pieces: int) -> Response | None:
+    """Call the application as a server does; return None if it sends nothing, which is allowed after a disconnect."""
     size = max(1, -(-len(request.body) // max(1, pieces)))
     chunks = [request.body[begin : begin + size] for begin in range(0, len(request.body), size)] or [b""]
     incoming: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
@@ -145,30 +148,30 @@ async def answer_of(app: Any, request: Request, pieces: int) -> Answer | None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await app(request.scope(app), receive, send)
+    await app(request.to_scope(app), receive, send)
     if not sent:
         assert pieces == 0
         return None
     start, *bodies = sent
-    return Answer(start["status"], start["headers"], b"".join(body["body"] for body in bodies))
+    return Response(start["status"], start["headers"], b"".join(body["body"] for body in bodies))
 
 
-class Lines(logging.Handler):
-    """Looks for secrets in what is logged."""
+class SecretDetector(logging.Handler):
+    """Collects log lines that contain a secret."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.with_secret: list[str] = []
+        self.lines: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         line = self.format(record)
         if CANARY in line:
-            self.with_secret.append(line)
+            self.lines.append(line)
 
 
 @pytest.fixture
-def lines() -> Iterator[Lines]:
-    handler, logger = Lines(), logging.getLogger("mlapi")
+def secret_detector() -> Iterator[SecretDetector]:
+    handler, logger = SecretDetector(), logging.getLogger("mlapi")
     before = logger.level
     logger.addHandler(handler)
     logger.setLevel(logging.DEBUG)
@@ -182,7 +185,7 @@ def memory_target() -> Iterator[Target]:
     repository = InMemoryUserRepository()
 
     def rows() -> object:
-        users = repository.list_page(after=0, limit=1_000)  # type: ignore[arg-type]  # before all
+        users = repository.list_page(after=0, limit=1_000)  # type: ignore[arg-type]  # an id before all others
         return [(user, [(key.id, key.name, key.digest) for key in repository.list_api_keys(user.id)]) for user in users]
 
     with closing(Target(repository, rows)) as target:
@@ -216,77 +219,77 @@ def postgres_target(postgres: PostgresServer, postgres_database: Database) -> It
             yield target
 
 
-TRIES = {"memory": (1_500, 60_000), "sqlite": (500, 30_000), "postgres": (200, 10_000)}
+REQUEST_COUNTS = {"memory": (1_500, 60_000), "sqlite": (500, 30_000), "postgres": (200, 10_000)}
 
 
-@pytest.mark.parametrize("kind", TRIES)
-def test_no_request_is_too_much(
+@pytest.mark.parametrize("kind", REQUEST_COUNTS)
+def test_fuzzed_requests_are_handled_as_documented(
     kind: str,
     request: pytest.FixtureRequest,
-    lines: Lines,
-    times: Callable[[int, int], int],
-    tell: Callable[[str], None],
+    secret_detector: SecretDetector,
+    short_or_full: ShortOrFull,
+    report: Report,
 ) -> None:
     target: Target = request.getfixturevalue(f"{kind}_target")
-    many = times(*TRIES[kind])
-    attackers = [Attacker(f"{kind} {number}", target.known(mode)) for number, mode in enumerate(target.modes)]
+    count = short_or_full(*REQUEST_COUNTS[kind])
+    fuzzers = [Fuzzer(f"{kind} {number}", target.make_knowledge(mode)) for number, mode in enumerate(target.modes)]
     chance, statuses = random.Random(kind), Counter[int]()
 
-    async def attack() -> None:
-        for number in range(many):
-            which = number % 3 // 2  # token mode twice as often
-            hostile = attackers[which].request()
-            answer = await answer_of(target.apps[which], hostile, chance.choice([0, 1, 1, 1, 1, 1, 2, 9]))
-            if answer is None:
-                assert target.is_unchanged(), hostile
+    async def send_requests() -> None:
+        for number in range(count):
+            mode = number % 3 // 2  # token mode twice as often
+            fuzzed = fuzzers[mode].request()
+            response = await call_app(target.apps[mode], fuzzed, chance.choice([0, 1, 1, 1, 1, 1, 2, 9]))
+            if response is None:
+                assert target.is_unchanged(), fuzzed
                 continue
-            statuses[answer.status] += 1
-            fault = fault_of(answer, hostile, target, is_in_token_mode=which == 0)
-            assert fault is None, (fault, hostile, answer)
-            if answer.status >= 400:
-                assert target.is_unchanged(), (hostile, answer)
-            elif hostile.method not in {"GET", "HEAD"}:
+            statuses[response.status] += 1
+            violation = find_violation(response, fuzzed, target, is_in_token_mode=mode == 0)
+            assert violation is None, (violation, fuzzed, response)
+            if response.status >= 400:
+                assert target.is_unchanged(), (fuzzed, response)
+            elif fuzzed.method not in {"GET", "HEAD"}:
                 target.restore()
 
-    asyncio.run(attack())
+    asyncio.run(send_requests())
 
-    assert lines.with_secret == []
-    refused = sum(count for status, count in statuses.items() if status >= 400)
-    assert many / 10 < refused < many  # else they do not get far enough, or are not hostile
-    tell(
-        f"hostile input, {kind}: {many} requests, of which {refused} were refused and {statuses.total() - refused} let"
-        " through; none answered by 5xx, no exception, no row changed by a refused one, no secret repeated"
+    assert secret_detector.lines == []
+    rejected = sum(count for status, count in statuses.items() if status >= 400)
+    assert count / 10 < rejected < count  # a mix of valid and invalid requests
+    report(
+        f"hostile input, {kind}: {count} requests, {rejected} rejected and {statuses.total() - rejected} accepted; 0"
+        " 5xx responses, 0 exceptions, 0 rows changed by a rejected request, 0 secrets repeated"
     )
 
 
-def fault_of(  # noqa: PLR0911 - one line for each fault
-    answer: Answer, hostile: Request, target: Target, *, is_in_token_mode: bool
+def find_violation(  # noqa: PLR0911 - one return for each rule
+    response: Response, fuzzed: Request, target: Target, *, is_in_token_mode: bool
 ) -> str | None:
-    """What is wrong with an answer, or None."""
-    path = hostile.scope(None)["path"]
-    text = answer.body + b"".join(name + value for name, value in answer.headers)
-    if answer.status >= 400 and answer.status not in REFUSED:
-        return "a status that no document names"
+    """Return the rule that a response violates, or None."""
+    path = fuzzed.to_scope(None)["path"]
+    text = response.body + b"".join(name + value for name, value in response.headers)
+    if response.status >= 400 and response.status not in REJECTED_STATUSES:
+        return "an undocumented status"
     if CANARY.encode() in text or any(credential.encode() in text for credential in target.credentials):
-        return "a secret is repeated"
-    if any(b"\r" in value or b"\n" in value for _, value in answer.headers):
-        return "a header holds the end of a line"
-    is_of_the_console = f"{path}/".startswith("/console/")
-    if answer.status >= 400 and hostile.method != "HEAD" and not is_of_the_console:
-        told = json.loads(answer.body)
-        if not told["message"] or (answer.status == 422) != ("errors" in told):
-            return "a refusal does not say what is wrong"
-    if answer.status < 300 and path in OPEN_PATHS and path.startswith("/users/me"):
-        return None if shown(hostile) in target.credentials else "let in without a credential"
-    is_open = path in OPEN or path.startswith(("/token_status/", "/docs/", "/health/")) or is_of_the_console
-    if answer.status < 300 and is_in_token_mode and not is_open and shown(hostile) != ADMIN_TOKEN:
-        return "managed without the admin token"
+        return "a secret in the response"
+    if any(b"\r" in value or b"\n" in value for _, value in response.headers):
+        return "a line break in a header"
+    is_console = f"{path}/".startswith("/console/")
+    if response.status >= 400 and fuzzed.method != "HEAD" and not is_console:
+        body = json.loads(response.body)
+        if not body["message"] or (response.status == 422) != ("errors" in body):
+            return "an error response without a reason"
+    if response.status < 300 and path in OPEN_PATHS and path.startswith("/users/me"):
+        return None if bearer_credential(fuzzed) in target.credentials else "accepted without a credential"
+    is_open = path in OPEN_TO_ALL_PATHS or path.startswith(("/token_status/", "/docs/", "/health/")) or is_console
+    if response.status < 300 and is_in_token_mode and not is_open and bearer_credential(fuzzed) != ADMIN_TOKEN:
+        return "an admin operation without the admin token"
     return None
 
 
-def shown(hostile: Request) -> str | None:
-    """Return what the one header Authorization shows as a bearer's."""
-    values = [value for name, value in hostile.headers if name == b"authorization"]
+def bearer_credential(fuzzed: Request) -> str | None:
+    """Return the bearer credential of a request with exactly one Authorization header."""
+    values = [value for name, value in fuzzed.headers if name == b"authorization"]
     if len(values) != 1:
         return None
     scheme, _, credential = values[0].strip(b" \t").decode("latin-1").partition(" ")
@@ -301,25 +304,27 @@ def shown(hostile: Request) -> str | None:
     [(Server, ("--http", "httptools")), (Server, ("--http", "h11")), (MlapiServer, ())],
     ids=["uvicorn, httptools", "uvicorn, h11", "mlapi serve"],
 )
-def test_no_request_is_too_much_for_a_server(
+def test_server_survives_fuzzed_requests(
     kind: type[Server],
     options: tuple[str, ...],
     tmp_path: Path,
-    times: Callable[[int, int], int],
-    tell: Callable[[str], None],
+    short_or_full: ShortOrFull,
+    report: Report,
 ) -> None:
     environ = {
         "MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN,
         "MLAPI_PASSWORDS__SCHEME": "fernet",
         **{f"MLAPI_LOGINS__{name}": "1000000000" for name in ("PER_ADDRESS", "PER_NAME", "PER_NAME_AND_ADDRESS")},
     }
-    many = times(40, 4_000)
+    count = short_or_full(40, 4_000)
     with kind(tmp_path, environ, *options) as server:
-        known = known_of(server)
-        attacks = [[*iter_requests(f"{kind.__name__} {options} {number}", known, many // 4)] for number in range(4)]
+        knowledge = make_knowledge(server)
+        attacks = [
+            [*iter_requests(f"{kind.__name__} {options} {number}", knowledge, count // 4)] for number in range(4)
+        ]
         with ThreadPoolExecutor(4) as pool:
             statuses = Counter(
-                status for found in pool.map(lambda each: answered(server, each), attacks) for status in found
+                status for found in pool.map(lambda each: send_all(server, each), attacks) for status in found
             )
         alive = requests.get(f"{server.base}/health/ready", timeout=10).status_code
 
@@ -327,21 +332,21 @@ def test_no_request_is_too_much_for_a_server(
     assert alive == 200
     assert CANARY not in server.log
     assert "Traceback" not in server.log
-    tell(
-        f"hostile input, {kind.__name__} {' '.join(options)}: {many} requests, none answered by 5xx, no secret in a log"
+    report(
+        f"hostile input, {kind.__name__} {' '.join(options)}: {count} requests, 0 5xx responses, 0 secrets in the log"
     )
 
 
-def iter_requests(seed: str, known: Known, many: int) -> Iterator[Request]:
-    attacker = Attacker(seed, known)
-    for _ in range(many):
-        yield attacker.request()
+def iter_requests(seed: str, knowledge: Knowledge, count: int) -> Iterator[Request]:
+    fuzzer = Fuzzer(seed, knowledge)
+    for _ in range(count):
+        yield fuzzer.request()
 
 
-def known_of(server: Server) -> Known:
+def make_knowledge(server: Server) -> Knowledge:
     admin = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
     user_ids, credentials, key_ids = [], [], []
-    for number in range(VICTIMS):
+    for number in range(VICTIM_COUNT):
         ada = {"username": f"victim {number}", "password": PASSWORD, "email": "ada@example.com"}
         user_id = requests.post(f"{server.base}/register-user", json=ada, timeout=10).json()["user_id"]
         key = requests.post(
@@ -351,7 +356,7 @@ def known_of(server: Server) -> Known:
         key_ids.append(key["key_id"])
         credentials.append(key["key"])
     session, cookie = Sessions(AdminPolicy(admin_token=ADMIN_TOKEN).session_key).create()
-    return Known(
+    return Knowledge(
         user_ids=user_ids,
         credentials=credentials,
         key_ids=key_ids,
@@ -361,56 +366,56 @@ def known_of(server: Server) -> Known:
     )
 
 
-def answered(server: Server, attack: Sequence[Request]) -> list[int]:
-    """Send each on a connection of its own; 0 stands for one that was closed without an answer."""
+def send_all(server: Server, requests_to_send: Sequence[Request]) -> list[int]:
+    """Send each request on its own connection; return the statuses, 0 for a connection closed without a response."""
     statuses = []
-    for hostile in attack:
-        text = server.send_raw(hostile.on_the_wire())
+    for fuzzed in requests_to_send:
+        text = server.send_raw(fuzzed.to_bytes())
         statuses.append(int(text[9:12]) if text.startswith(b"HTTP/1.1 ") else 0)
     return statuses
 
 
-def test_the_server_keeps_what_the_description_promises_however_often_it_is_asked(
-    url: URL, tmp_path: Path, times: Callable[[int, int], int], tell: Callable[[str], None]
+def test_server_matches_its_openapi_description_at_length(
+    url: URL, tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
-    examples = times(0, 100)
+    examples = short_or_full(0, 100)
     if not examples:
         pytest.skip("the short form is tests/e2e/test_openapi.py")
 
-    found = asked_by_schemathesis(url, tmp_path, examples)
+    result = run_schemathesis(url, tmp_path, examples)
 
-    assert found.returncode == 0, found.stdout + found.stderr
-    cases = re.search(r"(\d+) generated", found.stdout)
-    assert cases is not None, found.stdout
-    tell(
-        f"schemathesis, {url.get_backend_name()}: {cases[1]} requests, each answered as the description says,"
-        " none by 5xx"
+    assert result.returncode == 0, result.stdout + result.stderr
+    cases = re.search(r"(\d+) generated", result.stdout)
+    assert cases is not None, result.stdout
+    report(
+        f"schemathesis, {url.get_backend_name()}: {cases[1]} requests, all responses match the OpenAPI"
+        " description, 0 5xx responses"
     )
 
 
-# --- names
+# --- usernames
 
 
-def names(seed: str, many: int) -> Iterator[str]:
-    attacker = Attacker(seed, Known(user_ids=[], credentials=[], key_ids=[], admin_token="", cookie="", csrf_token=""))
-    for _ in range(many):
-        yield attacker.name()
+def generate_names(seed: str, count: int) -> Iterator[str]:
+    fuzzer = Fuzzer(seed, Knowledge(user_ids=[], credentials=[], key_ids=[], admin_token="", cookie="", csrf_token=""))
+    for _ in range(count):
+        yield fuzzer.name()
 
 
-def test_the_canonical_form_of_any_character_is_its_own() -> None:
+def test_canonical_form_of_every_character_is_stable() -> None:
     for number in range(0x110000):
         character = chr(number)
         once = fold(character)
         assert fold(once) == once, hex(number)
 
 
-def test_the_canonical_form_of_a_name_is_its_own(times: Callable[[int, int], int], tell: Callable[[str], None]) -> None:
-    many = times(5_000, 1_000_000)
+def test_canonical_form_of_names_is_stable(short_or_full: ShortOrFull, report: Report) -> None:
+    count = short_or_full(5_000, 1_000_000)
 
-    wrong = [name for name in names("canonical", many) if not is_stable(name)]
+    unstable = [name for name in generate_names("canonical", count) if not is_stable(name)]
 
-    assert wrong == []
-    tell(f"names: {many} and every single character; the canonical form of a canonical form was always itself")
+    assert unstable == []
+    report(f"usernames: {count} and every single character; the canonical form of a canonical form is always itself")
 
 
 def is_stable(name: str) -> bool:
@@ -420,57 +425,57 @@ def is_stable(name: str) -> bool:
     )
 
 
-def test_every_name_that_is_taken_is_found_and_cannot_be_taken_twice(
-    database: Database, url: URL, times: Callable[[int, int], int], tell: Callable[[str], None]
+def test_every_spelling_of_a_taken_name_finds_its_user(
+    database: Database, url: URL, short_or_full: ShortOrFull, report: Report
 ) -> None:
     repository = SqlUserRepository(database)
-    batch, batches = 250, times(1, 80)
+    batch, batches = 250, short_or_full(1, 80)
     owners: dict[str, int] = {}
     stored = EncryptedPassword("x")
 
     def registration(name: str) -> Register:
         return Register(username=name, password=stored, email="ada@example.com", at=utc_now())
 
-    attacker = names(f"{url.drivername}", batch * batches * 20)
-    refused = 0
+    fuzzer = generate_names(f"{url.drivername}", batch * batches * 20)
+    rejected = 0
     for _ in range(batches):
-        possible: list[str] = []
-        while len(possible) < batch:
-            name = next(attacker)
+        valid: list[str] = []
+        while len(valid) < batch:
+            name = next(fuzzer)
             try:
                 canonical_username(name)
             except InvalidFieldsError:
-                refused += 1
+                rejected += 1
             else:
-                possible.append(name)
-        for name, outcome in zip(possible, repository.apply([*map(registration, possible)]), strict=True):
+                valid.append(name)
+        for name, outcome in zip(valid, repository.apply([*map(registration, valid)]), strict=True):
             key = canonical_username(name)
             if isinstance(outcome, User):
                 assert (outcome.username, key in owners) == (name, False)
                 owners[key] = outcome.id
             else:
                 assert outcome == UserExistsError(owners[key])
-        spelt = [spelling for name in possible for spelling in spellings_of(name)]
-        found = repository.find_many([canonical_username(spelling) for spelling in spelt])
-        again = repository.apply([registration(spelling) for spelling in spelt])
-        assert [user and user.id for user in found] == [owners[canonical_username(spelling)] for spelling in spelt]
-        assert again == [UserExistsError(user.id) for user in found if user is not None]
+        spellings = [spelling for name in valid for spelling in make_spellings(name)]
+        users = repository.find_many([canonical_username(spelling) for spelling in spellings])
+        again = repository.apply([registration(spelling) for spelling in spellings])
+        assert [user and user.id for user in users] == [owners[canonical_username(spelling)] for spelling in spellings]
+        assert again == [UserExistsError(user.id) for user in users if user is not None]
 
     assert repository.count() == len(owners)
-    tell(
-        f"names, {url.get_backend_name()}: {batch * batches} possible ones made {len(owners)} users, each found by"
-        f" every spelling and never made twice; {refused} impossible ones were refused"
+    report(
+        f"usernames, {url.get_backend_name()}: {batch * batches} valid ones made {len(owners)} users, each found by"
+        f" every spelling and never created twice; {rejected} invalid ones were rejected"
     )
 
 
-def spellings_of(name: str) -> list[str]:
-    """Return other ways to type a name that anybody can have, which mean the same user."""
+def make_spellings(name: str) -> list[str]:
+    """Return other spellings of a name that mean the same user."""
     forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD", "NFKC", "NFKD")]
     spellings = []
     for form in {name, fold(name), *forms}:
         try:
             canonical_username(form)
-        except InvalidFieldsError:  # too long, say
+        except InvalidFieldsError:  # too long, for example
             continue
         spellings.append(form)
     return spellings

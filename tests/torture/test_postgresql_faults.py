@@ -1,4 +1,4 @@
-"""What goes wrong with PostgreSQL, under load: answered 503 in time, nothing lost, and back by itself."""
+"""PostgreSQL faults under load: the service responds with 503 in time, loses nothing and recovers without a restart."""
 
 import shutil
 import signal
@@ -25,20 +25,18 @@ from mlapi.testing.samples import registration
 from tests.e2e.server import MlapiServer
 from tests.postgres_server import PostgresServer, running_postgres
 from tests.torture.clients import new_user, stored_users
-from tests.torture.patient_clients import ANSWERED_WITHIN, Load, load, serving
+from tests.torture.conftest import Report, ShortOrFull
+from tests.torture.retrying_clients import RESPONSE_LIMIT_SECONDS, Load, load, serving
 
 CLIENTS = 6
-BACK_WITHIN = 2.0
-"""Seconds from the end of a fault to the first change that is made."""
+RECOVERY_LIMIT_SECONDS = 2.0
+"""From the end of a fault to the first successful change."""
 MAY_BE_DONE = "Service unavailable, try again: this may have been done already"
-
-Times = Callable[[int, int], int]
-Tell = Callable[[str], None]
 
 
 @pytest.fixture(scope="module")
 def service(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[URL, MlapiServer]]:
-    """One service that suffers all of the faults without a restart, and its database."""
+    """One service for all faults, never restarted, and its database."""
     with postgres.new_database() as url, serving(url, tmp_path_factory.mktemp("service")) as server:
         yield url, server
 
@@ -50,12 +48,12 @@ def url(service: tuple[URL, MlapiServer]) -> URL:
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A disk of 32 MiB with a folder that PostgreSQL may use, if the test may mount one."""
+    """A file system of 32 MiB with a folder for PostgreSQL, if the test may mount one."""
     with tempfile.TemporaryDirectory(prefix="mlapi-small-disk-") as folder:
-        Path(folder).chmod(0o755)  # PostgreSQL runs as somebody else
+        Path(folder).chmod(0o755)  # PostgreSQL runs under another account
         mount = ["mount", "-t", "tmpfs", "-o", "size=32m,mode=755", "tmpfs", folder]
         if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
-            pytest.skip("no disk was filled: that takes a root who may mount one")
+            pytest.skip("not tested on a full disk: mounting a file system needs root")
         try:
             data = Path(folder) / "data"
             data.mkdir()
@@ -65,124 +63,130 @@ def small_disk() -> Iterator[Path]:
             subprocess.run(["umount", "-l", folder], check=True)
 
 
-class Suffering:
-    """A service under load that suffers a fault some times, with a look at what became of it."""
+class FaultInjection:
+    """Injects a fault several times while clients use the service, and checks the results."""
 
-    def __init__(self, url: URL, server: MlapiServer, tell: Tell) -> None:
+    def __init__(self, url: URL, server: MlapiServer, report: Report) -> None:
         self._url = url
         self._server = server
-        self._tell = tell
+        self._report = report
 
     def __call__(self, name: str, fault: Callable[[Load], object], count: int) -> None:
-        """``fault`` begins and ends it. ``name`` says what it is."""
-        backs = []
+        """Inject a fault.
+
+        Args:
+            name: description of the fault, and prefix of the usernames.
+            fault: begins and ends the fault.
+            count: how often to inject it.
+        """
+        recovery_seconds = []
         with load(self._server.port, CLIENTS, name) as clients:
             for _ in range(count):
                 fault(clients)
-                backs.append(clients.seconds_to_success())
+                recovery_seconds.append(clients.seconds_to_success())
                 time.sleep(0.3)
 
-        assert clients.wrong == []
-        assert {answer.status for answer in clients.answers} <= {200, 201, 409, 503}
+        assert clients.errors == []
+        assert {response.status for response in clients.responses} <= {200, 201, 409, 503}
         stored = {user: value for user, value in stored_users(self._url).items() if user.startswith(name)}
         assert stored == clients.users
         assert requests.get(f"{self._server.base}/health/ready", timeout=5).status_code == 200
-        assert clients.slowest < ANSWERED_WITHIN
-        assert max(backs) < BACK_WITHIN
-        self._tell(
-            f"PostgreSQL, {name}, {count} times under {CLIENTS} clients: {len(clients.answers):,} requests,"
-            f" {clients.refused:,} answered 503, the slowest answer after {clients.slowest:.1f} s, the first success"
-            f" {max(backs):.2f} s after its end at most, 0 of {len(clients.users):,} users lost or twice,"
-            f" {clients.done_unseen} registrations found done when asked for again"
+        assert clients.slowest_seconds < RESPONSE_LIMIT_SECONDS
+        assert max(recovery_seconds) < RECOVERY_LIMIT_SECONDS
+        self._report(
+            f"PostgreSQL, {name}, {count} times under {CLIENTS} clients: {len(clients.responses):,} requests,"
+            f" {clients.unavailable:,} responses with 503, slowest response {clients.slowest_seconds:.1f} s, recovered"
+            f" after {max(recovery_seconds):.2f} s at most, 0 of {len(clients.users):,} users lost or duplicated,"
+            f" {clients.applied_despite_503} registrations applied despite a 503"
         )
 
 
 @pytest.fixture
-def suffer(service: tuple[URL, MlapiServer], tell: Tell) -> Suffering:
-    return Suffering(*service, tell)
+def inject(service: tuple[URL, MlapiServer], report: Report) -> FaultInjection:
+    return FaultInjection(*service, report)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
-def test_a_restarted_server_is_found_again(
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGQUIT], ids=["fast", "immediate"])
+def test_service_reconnects_to_a_restarted_server(
     postgres: PostgresServer,
     service: tuple[URL, MlapiServer],
-    suffer: Suffering,
-    times: Times,
-    how: signal.Signals,
+    inject: FaultInjection,
+    short_or_full: ShortOrFull,
+    signal_number: signal.Signals,
 ) -> None:
     base = service[1].base
 
     def restart(clients: Load) -> None:
-        refused = clients.refused
-        postgres.stop(how)
-        clients.wait_for(lambda: clients.refused > refused, 10, "503")
+        unavailable = clients.unavailable
+        postgres.stop(signal_number)
+        clients.wait_for(lambda: clients.unavailable > unavailable, 10, "503")
         states = [requests.get(f"{base}/health/{state}", timeout=10).status_code for state in ("live", "ready")]
         postgres.start()
         assert states == [200, 503]
 
-    suffer(f"restarted ({'fast' if how is signal.SIGINT else 'immediate'})", restart, times(1, 10))
+    inject(f"restarted ({'fast' if signal_number is signal.SIGINT else 'immediate'})", restart, short_or_full(1, 10))
 
 
-def test_sessions_that_are_terminated_are_opened_anew(
-    postgres: PostgresServer, url: URL, suffer: Suffering, times: Times
+def test_terminated_sessions_are_reopened(
+    postgres: PostgresServer, url: URL, inject: FaultInjection, short_or_full: ShortOrFull
 ) -> None:
-    ours = f"FROM pg_stat_activity WHERE datname = '{url.database}'"
+    sessions = f"FROM pg_stat_activity WHERE datname = '{url.database}'"
 
-    suffer(
+    inject(
         "all sessions terminated",
-        lambda _: postgres.execute(f"SELECT pg_terminate_backend(pid) {ours}"),
-        times(3, 100),
+        lambda _: postgres.execute(f"SELECT pg_terminate_backend(pid) {sessions}"),
+        short_or_full(3, 100),
     )
 
 
-def test_a_locked_table_is_waited_for_and_no_longer_than_said(
-    postgres: PostgresServer, url: URL, suffer: Suffering, times: Times
+def test_wait_for_a_locked_table_is_bounded(
+    postgres: PostgresServer, url: URL, inject: FaultInjection, short_or_full: ShortOrFull
 ) -> None:
-    seconds = times(3, 5)
+    seconds = short_or_full(3, 5)
 
     def lock(_: Load) -> None:
         with postgres.connect(url.database or "") as connection, connection.transaction():
             connection.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
             time.sleep(seconds)
 
-    suffer(f"the table locked for {seconds} s", lock, times(1, 3))
+    inject(f"table locked for {seconds} s", lock, short_or_full(1, 3))
 
 
-def test_a_server_whose_connections_others_have_taken_is_used_when_one_is_free(
-    postgres: PostgresServer, url: URL, suffer: Suffering, times: Times
+def test_service_recovers_when_a_connection_becomes_free(
+    postgres: PostgresServer, url: URL, inject: FaultInjection, short_or_full: ShortOrFull
 ) -> None:
-    ours = f"FROM pg_stat_activity WHERE datname = '{url.database}'"
+    sessions = f"FROM pg_stat_activity WHERE datname = '{url.database}'"
 
-    def take_all(clients: Load) -> None:
-        with ExitStack() as taken:
-            own = taken.enter_context(postgres.connect())
-            refused = clients.refused
+    def use_all_connections(clients: Load) -> None:
+        with ExitStack() as stack:
+            own = stack.enter_context(postgres.connect())
+            unavailable = clients.unavailable
 
-            def squeeze() -> bool:
+            def take_free_connections() -> bool:
                 with suppress(psycopg.OperationalError):
                     while True:
-                        taken.enter_context(postgres.connect())
-                own.execute(f"SELECT pg_terminate_backend(pid) {ours}".encode())
-                return clients.refused > refused + CLIENTS
+                        stack.enter_context(postgres.connect())
+                own.execute(f"SELECT pg_terminate_backend(pid) {sessions}".encode())
+                return clients.unavailable > unavailable + CLIENTS
 
-            clients.wait_for(squeeze, 30, "503")
+            clients.wait_for(take_free_connections, 30, "503")
 
-    suffer("no connection left", take_all, times(1, 10))
+    inject("no connection left", use_all_connections, short_or_full(1, 10))
 
 
-def test_a_server_that_is_read_only_for_a_while_is_written_to_again(
-    postgres: PostgresServer, suffer: Suffering, times: Times
+def test_service_recovers_when_the_server_is_writable_again(
+    postgres: PostgresServer, inject: FaultInjection, short_or_full: ShortOrFull
 ) -> None:
     def make_read_only(clients: Load) -> None:
         with setting(postgres, "default_transaction_read_only", "on"):
-            refused = clients.refused
-            clients.wait_for(lambda: clients.refused > refused + CLIENTS, 10, "503")
+            unavailable = clients.unavailable
+            clients.wait_for(lambda: clients.unavailable > unavailable + CLIENTS, 10, "503")
 
-    suffer("read-only", make_read_only, times(1, 10))
+    inject("read-only", make_read_only, short_or_full(1, 10))
 
 
-def test_a_server_whose_disk_is_full_is_written_to_again_when_there_is_room(
-    postgres: PostgresServer, small_disk: Path, tmp_path: Path, times: Times, tell: Tell
+def test_service_recovers_from_a_full_disk_of_the_server(
+    postgres: PostgresServer, small_disk: Path, tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
     ballast = small_disk / "ballast"
 
@@ -192,8 +196,8 @@ def test_a_server_whose_disk_is_full_is_written_to_again_when_there_is_room(
                 with suppress(OSError):
                     while True:
                         stream.write(bytes(size))
-        refused = clients.refused
-        clients.wait_for(lambda: clients.refused > refused + CLIENTS, 30, "503")
+        unavailable = clients.unavailable
+        clients.wait_for(lambda: clients.unavailable > unavailable + CLIENTS, 30, "503")
         ballast.unlink()
 
     postgres.execute(f"CREATE TABLESPACE small LOCATION '{small_disk}/data'")
@@ -201,75 +205,79 @@ def test_a_server_whose_disk_is_full_is_written_to_again_when_there_is_room(
     try:
         url = postgres.url("on_small_disk")
         with serving(url, tmp_path) as server:
-            Suffering(url, server, tell)("no room on its disk", fill, times(1, 10))
+            FaultInjection(url, server, report)("disk full", fill, short_or_full(1, 10))
     finally:
         postgres.execute("DROP DATABASE IF EXISTS on_small_disk WITH (FORCE)")
         postgres.execute("DROP TABLESPACE small")
 
 
-def test_changes_whose_commit_waits_for_a_standby_are_answered_for_and_may_be_there_later(
-    postgres: PostgresServer, suffer: Suffering, times: Times
+def test_commit_without_a_standby_is_answered_in_time(
+    postgres: PostgresServer, inject: FaultInjection, short_or_full: ShortOrFull
 ) -> None:
     def lose_standby(clients: Load) -> None:
         with setting(postgres, "synchronous_standby_names", "away"):
-            refused = clients.refused
-            clients.wait_for(lambda: clients.refused > refused + times(0, 3 * CLIENTS), 60, "503")
+            unavailable = clients.unavailable
+            clients.wait_for(lambda: clients.unavailable > unavailable + short_or_full(0, 3 * CLIENTS), 60, "503")
 
-    suffer("no standby to commit to", lose_standby, times(1, 3))
+    inject("no synchronous standby", lose_standby, short_or_full(1, 3))
 
 
-# --- what was answered 503 and is done all the same
+# --- changes that are applied despite a 503
 
 
 @pytest.fixture
-def proxy(postgres: PostgresServer) -> Iterator["CommitCutter"]:
-    with CommitCutter(postgres.port) as cutter:
-        yield cutter
+def proxy(postgres: PostgresServer) -> Iterator["CommitInterruptingProxy"]:
+    with CommitInterruptingProxy(postgres.port) as running:
+        yield running
 
 
-def test_what_was_committed_before_the_connection_broke_is_found_done_when_asked_for_again(
-    proxy: "CommitCutter", postgres_url: URL, tmp_path: Path, times: Times, tell: Tell
+def test_retry_after_a_lost_commit_response_finds_the_change(
+    proxy: "CommitInterruptingProxy", postgres_url: URL, tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
-    rounds = times(2, 50)
+    rounds = short_or_full(2, 50)
     with serving(postgres_url.set(port=proxy.port), tmp_path) as server, requests.Session() as session:
 
-        def twice(method: str, path: str, body: object = None) -> tuple[requests.Response, requests.Response]:
-            """Ask for the same with the connection cut at its commit, and again."""
-            proxy.cut_next_commit()
+        def send_twice(method: str, path: str, body: object = None) -> tuple[requests.Response, requests.Response]:
+            """Send a request while the connection breaks at the commit, then send it again."""
+            proxy.break_next_commit()
             first = session.request(method, server.base + path, json=body, timeout=15)
             return first, session.request(method, server.base + path, json=body, timeout=15)
 
         for number in range(rounds):
             name = f"user{number}"
-            cut, again = twice("POST", "/register-user", new_user(name))
+            first, second = send_twice("POST", "/register-user", new_user(name))
             user_id, _ = stored_users(postgres_url)[name]
 
-            assert (cut.status_code, cut.headers["Retry-After"], cut.json()) == (503, "1", {"message": MAY_BE_DONE})
-            assert (again.status_code, again.json()) == (409, {"message": "User already exists", "user_id": user_id})
+            assert (first.status_code, first.headers["Retry-After"], first.json()) == (
+                503,
+                "1",
+                {"message": MAY_BE_DONE},
+            )
+            assert (second.status_code, second.json()) == (409, {"message": "User already exists", "user_id": user_id})
 
-            cut, again = twice("PUT", f"/toggle-user-permission/{user_id}/0")
+            first, second = send_twice("PUT", f"/toggle-user-permission/{user_id}/0")
 
-            assert (cut.status_code, cut.json(), again.status_code) == (503, {"message": MAY_BE_DONE}, 200)
+            assert (first.status_code, first.json(), second.status_code) == (503, {"message": MAY_BE_DONE}, 200)
             assert stored_users(postgres_url) == {name: (user_id, False)}
 
-            cut, again = twice("DELETE", f"/remove-user/{user_id}")
+            first, second = send_twice("DELETE", f"/remove-user/{user_id}")
 
-            assert (cut.status_code, cut.json(), again.status_code) == (503, {"message": MAY_BE_DONE}, 404)
+            assert (first.status_code, first.json(), second.status_code) == (503, {"message": MAY_BE_DONE}, 404)
             assert stored_users(postgres_url) == {}
 
-    tell(
-        f"PostgreSQL, the connection cut between a commit and its answer, {3 * rounds} times: 503 each time, and asked"
-        " again 409 with the id (register), 200 (toggle), 404 (remove)"
+    report(
+        f"PostgreSQL, connection broken after a commit and before its confirmation, {3 * rounds} times: 503 each time;"
+        " a retry returns 409 with the id (register), 200 (toggle), 404 (remove)"
     )
 
 
-def test_a_connection_that_broke_while_committing_leaves_open_what_is_done(
-    proxy: "CommitCutter", postgres_database: Database, postgres_url: URL
+def test_connection_lost_while_committing_may_be_done(
+    proxy: "CommitInterruptingProxy", postgres_database: Database, postgres_url: URL
 ) -> None:
     with Database(postgres_url.set(port=proxy.port)) as database:
         repository = SqlUserRepository(database)
         repository.check()
-        proxy.cut_next_commit()
+        proxy.break_next_commit()
 
         with pytest.raises(RepositoryUnavailableError) as raised:
             repository.apply([registration("ada")])
@@ -280,7 +288,7 @@ def test_a_connection_that_broke_while_committing_leaves_open_what_is_done(
         assert repository.apply([registration("ada")]) == [UserExistsError(ada.id)]
 
 
-def test_a_commit_that_the_server_refuses_is_not_done(postgres_database: Database) -> None:
+def test_commit_that_the_server_rejects_is_not_applied(postgres_database: Database) -> None:
     with postgres_database.writing() as connection:
         connection.exec_driver_sql(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;"
@@ -303,22 +311,22 @@ def test_a_commit_that_the_server_refuses_is_not_done(postgres_database: Databas
         ("pg_terminate_backend", "the connection was lost while committing"),
     ],
 )
-def test_a_commit_whose_wait_for_a_standby_is_ended_is_not_acknowledged(
+def test_interrupted_wait_for_a_standby_is_not_acknowledged(
     postgres: PostgresServer, postgres_database: Database, end: str, reason: str
 ) -> None:
     repository = SqlUserRepository(postgres_database)
 
-    with setting(postgres, "synchronous_standby_names", "away"), waiting_for_standby(postgres, repository) as refusal:
+    with setting(postgres, "synchronous_standby_names", "away"), waiting_for_standby(postgres, repository) as failures:
         postgres.execute(f"SELECT {end}(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
 
-    name, error = refusal[0]
+    name, error = failures[0]
     assert error == RepositoryUnavailableError(reason, may_be_done=True)
     user = repository.find(canonical_username(name))
-    assert user is not None  # here; whether a standby has it too nobody knows
+    assert user is not None  # stored here, though possibly not on a standby
     assert repository.apply([registration(name)]) == [UserExistsError(user.id)]
 
 
-def test_users_are_read_while_every_commit_waits_for_a_standby(
+def test_users_are_readable_while_commits_wait_for_a_standby(
     postgres: PostgresServer, postgres_database: Database, postgres_url: URL
 ) -> None:
     with Database(postgres_url, timeout_seconds=0.1, max_connections=2) as database:
@@ -329,18 +337,18 @@ def test_users_are_read_while_every_commit_waits_for_a_standby(
             setting(postgres, "synchronous_standby_names", "away"),
             waiting_for_standby(postgres, repository),
         ):
-            refusals = [refusal_of(repository, "bob") for _ in range(3)]
+            errors = [catch_unavailable(repository, "bob") for _ in range(3)]
             found = repository.find(canonical_username("ada"))
             postgres.execute("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
 
         assert found == ada
-        assert refusals == [RepositoryUnavailableError("the database is busy: too many threads are writing")] * 3
+        assert errors == [RepositoryUnavailableError("the database is busy: too many threads are writing")] * 3
 
 
-# --- a primary that hangs while another takes its place
+# --- a hanging primary and its replacement
 
 
-def test_connections_to_a_primary_that_hangs_are_left_when_there_is_another(postgres: PostgresServer) -> None:
+def test_connections_to_a_hanging_primary_are_dropped(postgres: PostgresServer) -> None:
     with running_postgres() as hanging, ExitStack() as databases:
         for server in (hanging, postgres):
             server.execute("CREATE DATABASE moved")
@@ -352,35 +360,35 @@ def test_connections_to_a_primary_that_hangs_are_left_when_there_is_another(post
             "target_session_attrs": "read-write",
             "connect_timeout": "2",
         }
-        database = Database(
-            hanging.url("moved").set(host=None, port=None, query=query), timeout_seconds=0.2, max_connections=2
-        )
+        database = Database(hanging.url("moved").set(host=None, port=None, query=query), timeout_seconds=0.2, max_connections=2)
         repository = SqlUserRepository(databases.enter_context(database))
-        idle = [database.engine.raw_connection() for _ in range(2)]
-        for connection in idle:
+        idle_connections = [database.engine.raw_connection() for _ in range(2)]
+        for connection in idle_connections:
             connection.close()
 
         with ThreadPoolExecutor(1) as pool:
             hanging.signal_all(signal.SIGSTOP)
             try:
-                writing = pool.submit(refusal_of, repository, "ada", time.monotonic() + 0.1)
+                writing = pool.submit(catch_unavailable, repository, "ada", time.monotonic() + 0.1)
                 postgres.execute("ALTER DATABASE moved RESET default_transaction_read_only")
                 time.sleep(0.2)
-                refused = refusal_of(repository, "bob")
-                stuck = writing.result(10)
+                error = catch_unavailable(repository, "bob")
+                stuck_error = writing.result(10)
                 (eve,) = repository.apply([registration("eve")])
             finally:
                 hanging.signal_all(signal.SIGCONT)
 
-        assert refused == RepositoryUnavailableError("the database is busy: too many threads are writing")
-        assert stuck == RepositoryUnavailableError("too late to commit")
+        assert error == RepositoryUnavailableError("the database is busy: too many threads are writing")
+        assert stuck_error == RepositoryUnavailableError("too late to commit")
         assert stored_users(postgres.url("moved")) == {"eve": (eve.id, True)}  # type: ignore[union-attr]  # registered
 
 
-# --- the faults
+# --- fault injection
 
 
-def refusal_of(repository: SqlUserRepository, name: str, commit_by: float | None = None) -> RepositoryUnavailableError:
+def catch_unavailable(
+    repository: SqlUserRepository, name: str, commit_by: float | None = None
+) -> RepositoryUnavailableError:
     with pytest.raises(RepositoryUnavailableError) as raised:
         repository.apply([registration(name)], commit_by=commit_by)
     return raised.value
@@ -390,30 +398,33 @@ def refusal_of(repository: SqlUserRepository, name: str, commit_by: float | None
 def waiting_for_standby(
     postgres: PostgresServer, repository: SqlUserRepository
 ) -> Iterator[list[tuple[str, RepositoryUnavailableError]]]:
-    """Register users until a commit waits for a standby, which somebody must end; yield what becomes of it then."""
-    refused: list[tuple[str, RepositoryUnavailableError]] = []
+    """Register users until a commit waits for a standby; yield the list that will hold the name and the error.
+
+    The block must end the wait.
+    """
+    failures: list[tuple[str, RepositoryUnavailableError]] = []
 
     def register() -> None:
-        for number in range(1_000):  # the server needs some time to notice that it has a standby to wait for
+        for number in range(1_000):  # the server needs some time to apply the setting
             try:
                 repository.apply([registration(f"user{number}")])
             except RepositoryUnavailableError as error:
-                refused.append((f"user{number}", error))
+                failures.append((f"user{number}", error))
                 return
 
     committing = threading.Thread(target=register)
     committing.start()
-    until = time.monotonic() + 10
+    until = time.monotonic() + 30
     while not postgres.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"):
-        assert time.monotonic() < until, "no commit waits"
+        assert time.monotonic() < until, "no commit waits for a standby"
         time.sleep(0.01)
-    yield refused
+    yield failures
     committing.join(10)
 
 
 @contextmanager
 def setting(postgres: PostgresServer, name: str, value: str) -> Iterator[None]:
-    """A setting of the whole server, for sessions that are open too."""
+    """Change a setting of the whole server, including open sessions, during the block."""
     postgres.execute(f"ALTER SYSTEM SET {name} = '{value}'")
     postgres.execute("SELECT pg_reload_conf()")
     try:
@@ -423,14 +434,14 @@ def setting(postgres: PostgresServer, name: str, value: str) -> Iterator[None]:
         postgres.execute("SELECT pg_reload_conf()")
 
 
-class CommitCutter:
-    """A way to the server that can swallow the answer to a commit, and break the connection instead."""
+class CommitInterruptingProxy:
+    """A TCP proxy that can drop the response to a COMMIT and break the connection."""
 
     def __init__(self, port: int) -> None:
-        self._to = port
-        self._cut = threading.Event()
-        self._listening = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listening.getsockname()[1]
+        self._server_port = port
+        self._break = threading.Event()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
         self._threads = [threading.Thread(target=self._accept)]
 
     def __enter__(self) -> Self:
@@ -438,35 +449,37 @@ class CommitCutter:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        self._listening.shutdown(socket.SHUT_RDWR)
-        self._listening.close()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
         for thread in self._threads:
             thread.join(10)
 
-    def cut_next_commit(self) -> None:
-        self._cut.set()
+    def break_next_commit(self) -> None:
+        self._break.set()
 
     def _accept(self) -> None:
-        with suppress(OSError):  # closed
+        with suppress(OSError):  # the listener is closed
             while True:
-                client, _ = self._listening.accept()
-                server = socket.create_connection(("127.0.0.1", self._to))
-                cutting = threading.Event()
+                client, _ = self._listener.accept()
+                server = socket.create_connection(("127.0.0.1", self._server_port))
+                breaking = threading.Event()
                 for ends in ((client, server), (server, client)):
-                    self._threads.append(threading.Thread(target=self._carry, args=(*ends, cutting, ends[0] is client)))
+                    self._threads.append(
+                        threading.Thread(target=self._forward, args=(*ends, breaking, ends[0] is client))
+                    )
                     self._threads[-1].start()
 
-    def _carry(
-        self, source: socket.socket, target: socket.socket, cutting: threading.Event, is_from_client: bool
+    def _forward(
+        self, source: socket.socket, target: socket.socket, breaking: threading.Event, is_from_client: bool
     ) -> None:
         with source:
             with suppress(OSError):
-                while received := source.recv(65536):
-                    if is_from_client and self._cut.is_set() and received.startswith(b"Q") and b"COMMIT\0" in received:
-                        self._cut.clear()
-                        cutting.set()
-                    elif not is_from_client and cutting.is_set():
-                        break  # this says that it is done
-                    target.sendall(received)
+                while receive := source.recv(65536):
+                    if is_from_client and self._break.is_set() and receive.startswith(b"Q") and b"COMMIT\0" in receive:
+                        self._break.clear()
+                        breaking.set()
+                    elif not is_from_client and breaking.is_set():
+                        break  # drop the confirmation of the commit
+                    target.sendall(receive)
             with suppress(OSError):
                 target.shutdown(socket.SHUT_RDWR)

@@ -1,7 +1,7 @@
-"""Power that fails at any moment: nothing that was acknowledged is lost, whatever the disk has kept of the rest.
+"""Power loss at any moment: no acknowledged change is lost.
 
-The real code works while all that it writes and makes durable is recorded. Of that, states are made that a disk may be
-left in, at places all over the record; each is opened, and compared with what had been acknowledged by then.
+A recorder below the real code logs every write and every fsync. From this log, the tests build the states that a disk
+may have after a power loss at many points, open each one and compare it with the changes acknowledged by then.
 """
 
 import asyncio
@@ -30,32 +30,35 @@ from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.users import EncryptedPassword, User
 from mlapi.secret_files import change_secrets_file, make_secrets_file, new_key, read_yaml
-from tests.torture import storage
+from tests.torture import simulated_disk
+from tests.torture.conftest import Report, ShortOrFull
 
-pytestmark = pytest.mark.skipif(storage.missing() is not None, reason=f"NO POWER LOSS IS TRIED: {storage.missing()}")
+pytestmark = pytest.mark.skipif(
+    simulated_disk.find_obstacle() is not None, reason=f"POWER LOSS IS NOT TESTED: {simulated_disk.find_obstacle()}"
+)
 
 CLIENTS = 6
-PAGES = 40  # of the write-ahead log, after which it is written back: many times in a run
-STARTED = 40  # every so manieth state is started by the service itself
+WAL_PAGES = 40  # SQLite checkpoints a write-ahead log of this size: many times in a run
+START_EVERY = 40  # one in so many states also starts the service
 
 PASSWORDS = ("difference engine", "analytical engine")
 
 Row = tuple[Any, ...]
 Rows = dict[str, Row]
-"""Of one client: each of his users, and each API key, by its key."""
+"""Rows of one client: users by username, API keys by key id."""
 
 
-# --- what is done while it is recorded
+# --- the recorded work
 
 
-def settings_of(folder: Path) -> Settings:
+def make_settings(folder: Path) -> Settings:
     url = f"sqlite:///{folder}/mlapi.db"
     return Settings(database=DatabaseSettings(url=url), passwords=PasswordSettings(scheme="fernet"))
 
 
 @attrs.frozen
-class Acknowledged:
-    """A client knows that so many of his changes are done."""
+class Acknowledgement:
+    """A client received the acknowledgement of its first ``changes`` changes."""
 
     client: int
     changes: int
@@ -63,19 +66,19 @@ class Acknowledged:
 
 @attrs.define
 class Client:
-    """Changes one thing after the other, and keeps what there must be after each."""
+    """Makes one change after another, and keeps the expected rows after each."""
 
     number: int
-    disk: storage.Recorder
+    disk: simulated_disk.Recorder
     history: list[Rows] = attrs.field(factory=lambda: [{}])
 
-    def acknowledged(self, **rows: Row | None) -> None:
+    def record(self, **rows: Row | None) -> None:
         after = {**self.history[-1], **rows}
         self.history.append({key: row for key, row in after.items() if row is not None})
-        self.disk.mark(Acknowledged(self.number, len(self.history) - 1))
+        self.disk.mark(Acknowledgement(self.number, len(self.history) - 1))
 
-    def known(self, done: int) -> tuple[Rows, Rows]:
-        """Return what there must be after so many changes, and what there may be if the next one is under way."""
+    def expected(self, done: int) -> tuple[Rows, Rows]:
+        """Return the rows after ``done`` changes, and the rows if the next change, in flight, was applied too."""
         return self.history[done], self.history[min(done + 1, len(self.history) - 1)]
 
     async def work(self, users: Users, apply: Callable[[Command], Any], prefix: str, rounds: int) -> None:
@@ -83,49 +86,49 @@ class Client:
             name = f"{prefix}-{self.number}-{number}"
             body = {"username": name, "password": "difference engine", "email": f"{name}@example.com"}
             user = await apply(users.prepare_registration(**body))
-            self.acknowledged(**{name: row_of(user)})
+            self.record(**{name: make_row(user)})
             user = await apply(users.prepare_set_enabled(user_id=user.id, enabled=False))
-            self.acknowledged(**{name: row_of(user)})
+            self.record(**{name: make_row(user)})
             user = await apply(users.prepare_password(user_id=user.id, password="analytical engine"))
-            self.acknowledged(**{name: row_of(user)})
-            change, _ = users.prepare_api_key(user_id=user.id, name="nightly", expires=None)
-            key = await apply(change)
-            self.acknowledged(**{key.id: key_row_of(key)})
+            self.record(**{name: make_row(user)})
+            command, _ = users.prepare_api_key(user_id=user.id, name="nightly", expires=None)
+            key = await apply(command)
+            self.record(**{key.id: make_key_row(key)})
             if number % 3 == 0:
                 await apply(users.prepare_remove(user_id=user.id))
-                self.acknowledged(**{name: None, key.id: None})
+                self.record(**{name: None, key.id: None})
 
 
-def row_of(user: User) -> Row:
+def make_row(user: User) -> Row:
     updated = user.updated_datetime.isoformat(" ", "microseconds")[:26]
     return user.id, user.username, user.password.value, user.email, user.enabled, updated, user.token_epoch
 
 
-def key_row_of(key: ApiKey) -> Row:
+def make_key_row(key: ApiKey) -> Row:
     return key.id, key.user_id, key.name, key.digest
 
 
-def worked(folder: Path, disk: storage.Recorder, clients: list[Client], prefix: str, rounds: int) -> None:
-    """One life of the service, from its start to its end."""
-    with open_service(settings_of(folder)) as opened:
-        changes = group_commit(opened.users, lambda _changes, _outcomes: None)
+def run_service(folder: Path, disk: simulated_disk.Recorder, clients: list[Client], prefix: str, rounds: int) -> None:
+    """Run the service once, from start to stop, with all clients at the same time."""
+    with open_service(make_settings(folder)) as service:
+        batcher = group_commit(service.users, lambda _commands, _outcomes: None)
 
-        async def all_at_once() -> None:
+        async def run_clients() -> None:
             async with asyncio.TaskGroup() as tasks:
                 for client in clients:
-                    tasks.create_task(client.work(opened.users, changes.apply, prefix, rounds))
+                    tasks.create_task(client.work(service.users, batcher.apply, prefix, rounds))
 
-        asyncio.run(all_at_once())
-        changes.close()
+        asyncio.run(run_clients())
+        batcher.close()
 
 
-def first_start(folder: Path, disk: storage.Recorder, clients: list[Client], rounds: int) -> None:
+def first_start(folder: Path, disk: simulated_disk.Recorder, clients: list[Client], rounds: int) -> None:
     for life in range(2):
-        worked(folder, disk, clients, f"life{life}", rounds)
+        run_service(folder, disk, clients, f"life{life}", rounds)
 
 
-def older_schema(folder: Path, disk: storage.Recorder, clients: list[Client], rounds: int) -> None:
-    """A database of the first revision, whose user was acknowledged by the mlapi of then, is brought up."""
+def older_schema(folder: Path, disk: simulated_disk.Recorder, clients: list[Client], rounds: int) -> None:
+    """Upgrade a database at the first revision, with a user that an older mlapi acknowledged."""
     secrets = folder / "secrets.yml"
     make_secrets_file(secrets)
     tree = read_yaml(secrets)
@@ -142,13 +145,13 @@ def older_schema(folder: Path, disk: storage.Recorder, clients: list[Client], ro
                 ),
                 dict(zip("abcdefg", row, strict=True)),
             )
-        clients[0].acknowledged(**{row[1]: row})
-    worked(folder, disk, clients, "life0", rounds)
+        clients[0].record(**{row[1]: row})
+    run_service(folder, disk, clients, "life0", rounds)
 
 
 @contextmanager
-def at_every_use(*pragmas: str) -> Iterator[None]:
-    """Settings of SQLite beside those that our code makes."""
+def with_pragmas(*pragmas: str) -> Iterator[None]:
+    """Set additional SQLite pragmas on every connection during the block."""
 
     def configure(connection: Any, _record: object, _proxy: object) -> None:
         for pragma in pragmas:
@@ -161,50 +164,55 @@ def at_every_use(*pragmas: str) -> Iterator[None]:
         event.remove(Pool, "checkout", configure)
 
 
-Work = Callable[[Path, storage.Recorder, list[Client], int], None]
+Work = Callable[[Path, simulated_disk.Recorder, list[Client], int], None]
 
 
-def recorded(work: Work, folder: Path, rounds: int, *pragmas: str) -> tuple[storage.Recorder, list[Client]]:
+def record_disk(work: Work, folder: Path, rounds: int, *pragmas: str) -> tuple[simulated_disk.Recorder, list[Client]]:
     folder.mkdir()
-    disk = storage.Recorder(folder)
+    disk = simulated_disk.Recorder(folder)
     clients = [Client(number, disk) for number in range(CLIENTS)]
-    with at_every_use(f"wal_autocheckpoint = {PAGES}", *pragmas), disk.recording():
+    with with_pragmas(f"wal_autocheckpoint = {WAL_PAGES}", *pragmas), disk.recording():
         work(folder, disk, clients, rounds)
     return disk, clients
 
 
-# --- what is found afterwards
+# --- the states after a power loss
 
 
-def places(disk: storage.Recorder, count: int, chance: random.Random) -> list[int]:
-    """Where power fails: every third time while the first start makes its files, else anywhere."""
+def choose_crash_points(disk: simulated_disk.Recorder, count: int, chance: random.Random) -> list[int]:
+    """Return random points of the log. A third are among the first events, where the first start creates its files."""
     first, last = disk.first, len(disk.events)
     return sorted(chance.randint(first, last if number % 3 else min(last, first + 120)) for number in range(count))
 
 
-def lost(folder: Path, files: Mapping[str, bytes], known: list[tuple[Rows, Rows]], entries: int) -> list[str]:
-    """Return what is wrong with a state.
+def find_losses(
+    folder: Path, files: Mapping[str, bytes], expected: list[tuple[Rows, Rows]], audit_entries: int
+) -> list[str]:
+    """Return a description of each loss or damage in a state.
 
     Args:
-        folder: to put it in.
-        files: of the state.
-        known: for each client, what there must be, and what there may be instead: a change may be under way.
-        entries: at least so many there must be in the audit trail.
+        folder: where to write the files.
+        files: the files of the state.
+        expected: for each client, the rows that must exist, and the rows if the change in flight was applied.
+        audit_entries: minimum number of audit entries.
     """
-    put(files, folder)
-    missing = {"mlapi.db", "secrets.yml"} - files.keys()
-    if missing and (entries or any(must for must, _ in known)):
-        return [f"{name} is not there" for name in sorted(missing)]
+    write_files(files, folder)
+    find_obstacle = {"mlapi.db", "secrets.yml"} - files.keys()
+    if find_obstacle and (audit_entries or any(must for must, _ in expected)):
+        return [f"{name} does not exist" for name in sorted(find_obstacle)]
     with closing(sqlite3.connect(folder / "mlapi.db", isolation_level=None)) as connection:
         try:
-            connection.execute("PRAGMA synchronous = OFF")  # this one needs not last
+            connection.execute("PRAGMA synchronous = OFF")  # faster: nothing is written that must survive
             damage = [line for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
-            return [*damage, *differing(Stored.read(connection), known, entries, files.get("secrets.yml"))]
+            return [
+                *damage,
+                *find_differences(Stored.read(connection), expected, audit_entries, files.get("secrets.yml")),
+            ]
         except sqlite3.Error as error:
             return [str(error)]
 
 
-def put(files: Mapping[str, bytes], folder: Path) -> None:
+def write_files(files: Mapping[str, bytes], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     for name, content in files.items():
@@ -214,13 +222,12 @@ def put(files: Mapping[str, bytes], folder: Path) -> None:
 
 @attrs.define
 class Stored:
-    """What is in a database, by client."""
+    """The content of a database, by client."""
 
     rows: list[Rows] = attrs.field(factory=lambda: [{} for _ in range(CLIENTS)])
     passwords: list[str] = attrs.field(factory=list)
     names: Counter[str] = attrs.field(factory=Counter)
-    entries: int = 0
-    """Of the audit trail."""
+    audit_entries: int = 0
 
     @classmethod
     def read(cls, connection: sqlite3.Connection) -> "Stored":
@@ -236,195 +243,219 @@ class Stored:
             for row in connection.execute("SELECT id, user_id, name, digest FROM mlapi_api_keys"):
                 stored.rows[owner[row[1]]][row[0]] = row
         if "mlapi_audit" in tables:
-            ((stored.entries,),) = connection.execute("SELECT count(*) FROM mlapi_audit")
+            ((stored.audit_entries,),) = connection.execute("SELECT count(*) FROM mlapi_audit")
         return stored
 
 
 _COLUMNS = "id, username, password, email, enabled, updated_datetime, token_epoch"
 
 
-def differing(stored: Stored, known: list[tuple[Rows, Rows]], entries: int, secrets: bytes | None) -> Iterator[str]:
-    if stored.entries < entries:
-        yield f"{entries - stored.entries} entries of the audit trail are lost"
-    yield from (f"{name} is there {count} times" for name, count in stored.names.items() if count > 1)
-    for client, (must, may) in enumerate(known):
+def find_differences(
+    stored: Stored, expected: list[tuple[Rows, Rows]], audit_entries: int, secrets: bytes | None
+) -> Iterator[str]:
+    if stored.audit_entries < audit_entries:
+        yield f"{audit_entries - stored.audit_entries} audit entries are lost"
+    yield from (f"{name} exists {count} times" for name, count in stored.names.items() if count > 1)
+    for client, (must, may) in enumerate(expected):
         if stored.rows[client] not in (must, may):
-            yield f"client {client} has {len(stored.rows[client])} rows that are not his {len(must)} or {len(may)}"
+            yield f"client {client} has {len(stored.rows[client])} rows, not the expected {len(must)} or {len(may)}"
     if stored.passwords and secrets is not None:
-        cipher = cipher_of(yaml.safe_load(secrets))
+        cipher = make_cipher(yaml.safe_load(secrets))
         if not all(cipher.is_readable(EncryptedPassword(password)) for password in stored.passwords[-3:]):
-            yield "the newest passwords cannot be read"
+            yield "the newest passwords cannot be decrypted"
 
 
-def cipher_of(tree: Mapping[str, Any]) -> FernetCipher:
+def make_cipher(tree: Mapping[str, Any]) -> FernetCipher:
     return FernetCipher([tree["key"]] if isinstance(tree["key"], str) else tree["key"], tree["salt"])
 
 
-def started(folder: Path) -> None:
-    """Let the service start on what is there, and do something."""
-    with open_service(settings_of(folder)) as opened:
-        cipher = opened.users.cipher
+def start_service(folder: Path) -> None:
+    """Start the service on a state, check its passwords and register a user."""
+    with open_service(make_settings(folder)) as service:
+        cipher = service.users.cipher
         assert all(
             any(cipher.matches(password, user.password) for password in PASSWORDS)
-            for user in opened.users.iterate_users()
+            for user in service.users.iterate_users()
         )
-        ada = opened.users.register(username="ada", password="difference engine", email="ada@example.com")
-        assert opened.users.find("ADA") == ada
+        ada = service.users.register(username="ada", password="difference engine", email="ada@example.com")
+        assert service.users.find("ADA") == ada
     with closing(sqlite3.connect(folder / "mlapi.db")) as connection:
         assert connection.execute("SELECT version_num FROM mlapi_alembic_version").fetchall() == [(HEAD,)]
 
 
 @attrs.define
-class Found:
+class Results:
     states: int = 0
     starts: int = 0
-    differing: list[tuple[int, list[str]]] = attrs.field(factory=list)
+    damaged: list[tuple[int, list[str]]] = attrs.field(factory=list)
 
 
 def after_power_losses(
-    disk: storage.Recorder, clients: list[Client], folder: Path, count: int, before: int = 0, *, starts: bool = True
-) -> Found:
-    """Look at so many states. ``before``: what is in the audit trail that no client has asked for, negative if less."""
-    chance, found = random.Random(len(disk.events)), Found()
-    simulated = storage.Disk(disk.events)
-    for place in places(disk, count, chance):
-        simulated.run(place)
+    disk: simulated_disk.Recorder,
+    clients: list[Client],
+    folder: Path,
+    count: int,
+    before: int = 0,
+    *,
+    starts: bool = True,
+) -> Results:
+    """Check ``count`` states.
+
+    Args:
+        disk: the recorded events.
+        clients: with their expected rows.
+        folder: where to write the states.
+        count: number of states.
+        before: audit entries that no client caused; negative if some changes have no entry.
+        starts: whether to start the service on some of the states.
+    """
+    chance, results = random.Random(len(disk.events)), Results()
+    simulated = simulated_disk.Disk(disk.events)
+    for point in choose_crash_points(disk, count, chance):
+        simulated.run(point)
         done = Counter({mark.client: mark.changes for mark in simulated.marks})
-        known = [client.known(done[client.number]) for client in clients]
-        problems = lost(folder, simulated.after_power_loss(chance), known, max(0, done.total() + before))
-        if problems:
-            found.differing.append((place, problems))
-        elif starts and found.states % STARTED == 0:
-            started(folder)
-            found.starts += 1
-        found.states += 1
-    return found
+        expected = [client.expected(done[client.number]) for client in clients]
+        losses = find_losses(folder, simulated.after_power_loss(chance), expected, max(0, done.total() + before))
+        if losses:
+            results.damaged.append((point, losses))
+        elif starts and results.states % START_EVERY == 0:
+            start_service(folder)
+            results.starts += 1
+        results.states += 1
+    return results
 
 
 @pytest.mark.parametrize("work", [first_start, older_schema])
-def test_what_was_acknowledged_is_there_after_power_was_lost(
-    work: Work, tmp_path: Path, times: Callable[[int, int], int], tell: Callable[[str], None]
+def test_power_loss_loses_no_acknowledged_change(
+    work: Work, tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
-    disk, clients = recorded(work, tmp_path / "recorded", times(3, 12))
+    disk, clients = record_disk(work, tmp_path / "recorded", short_or_full(3, 12))
 
-    found = after_power_losses(disk, clients, tmp_path / "state", times(150, 10_000), -1 if work is older_schema else 0)
+    results = after_power_losses(
+        disk, clients, tmp_path / "state", short_or_full(150, 10_000), -1 if work is older_schema else 0
+    )
 
     kinds = Counter(type(event).__name__ for event in disk.events)
-    tell(
-        f"power lost ({work.__name__.replace('_', ' ')}, SQLite): {found.states:,} states of a disk, after"
-        f" {kinds['Written']:,} writes, {kinds['Synced']:,} syncs of files and {kinds['FolderSynced']} of the folder,"
+    report(
+        f"power loss ({work.__name__.replace('_', ' ')}, SQLite): {results.states:,} disk states from"
+        f" {kinds['Written']:,} writes, {kinds['Synced']:,} fsyncs of files and {kinds['FolderSynced']} of the folder,"
         f" with {sum(len(client.history) - 1 for client in clients):,} acknowledged changes;"
-        f" {len(found.differing)} with a loss or damage; {found.starts} started by the service"
+        f" {len(results.damaged)} with a loss or damage; the service started on {results.starts} of them"
     )
-    assert found.differing == []
+    assert results.damaged == []
 
 
-def test_a_log_that_is_not_synced_at_each_commit_is_found_to_lose_changes(
-    tmp_path: Path, tell: Callable[[str], None]
-) -> None:
-    disk, clients = recorded(first_start, tmp_path / "recorded", 3, "synchronous = NORMAL")
+def test_power_loss_without_fsync_at_commit_is_detected(tmp_path: Path, report: Report) -> None:
+    disk, clients = record_disk(first_start, tmp_path / "recorded", 3, "synchronous = NORMAL")
 
-    found = after_power_losses(disk, clients, tmp_path / "state", 100, starts=False)
+    results = after_power_losses(disk, clients, tmp_path / "state", 100, starts=False)
 
-    tell(f"the same with synchronous=NORMAL: {len(found.differing)} of {found.states} states have lost something")
-    assert len(found.differing) > 10
+    report(
+        f"power loss (first start, synchronous=NORMAL): {len(results.damaged)} of {results.states} states have a loss"
+    )
+    assert len(results.damaged) > 10
 
 
-def test_a_folder_that_is_not_synced_is_found_to_lose_the_database(tmp_path: Path) -> None:
-    disk, clients = recorded(first_start, tmp_path / "recorded", 1)
+def test_power_loss_without_folder_sync_is_detected(tmp_path: Path) -> None:
+    disk, clients = record_disk(first_start, tmp_path / "recorded", 1)
     disk.events = [
-        event if not isinstance(event, storage.FolderSynced) else storage.Marked(Acknowledged(0, 0))
+        event if not isinstance(event, simulated_disk.FolderSynced) else simulated_disk.Marked(Acknowledgement(0, 0))
         for event in disk.events
     ]
 
-    found = after_power_losses(disk, clients, tmp_path / "state", 100, starts=False)
+    results = after_power_losses(disk, clients, tmp_path / "state", 100, starts=False)
 
-    assert {"mlapi.db is not there", "secrets.yml is not there"} <= {
-        line for _, lines in found.differing for line in lines
+    assert {"mlapi.db does not exist", "secrets.yml does not exist"} <= {
+        line for _, lines in results.damaged for line in lines
     }
 
 
-def test_what_was_acknowledged_after_a_power_loss_is_there_after_the_next(
-    tmp_path: Path, times: Callable[[int, int], int], tell: Callable[[str], None]
+def test_second_power_loss_loses_no_acknowledged_change(
+    tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
-    disk, _ = recorded(first_start, tmp_path / "recorded", 2)
-    chance, found, losses = random.Random(2), Found(), times(3, 50)
+    disk, _ = record_disk(first_start, tmp_path / "recorded", 2)
+    chance, results, first_losses = random.Random(2), Results(), short_or_full(3, 50)
 
-    simulated = storage.Disk(disk.events)
-    for place in places(disk, losses, chance):
-        simulated.run(place)
-        left = simulated.after_power_loss(chance)
-        put(left, tmp_path / "looked at")
-        with closing(sqlite3.connect(tmp_path / "looked at" / "mlapi.db")) as connection:
+    simulated = simulated_disk.Disk(disk.events)
+    for point in choose_crash_points(disk, first_losses, chance):
+        simulated.run(point)
+        files = simulated.after_power_loss(chance)
+        write_files(files, tmp_path / "first state")
+        with closing(sqlite3.connect(tmp_path / "first state" / "mlapi.db")) as connection:
             stored = Stored.read(connection)
-        again = storage.Recorder(tmp_path / "again")
-        put(left, again.folder)
+        again = simulated_disk.Recorder(tmp_path / "again")
+        write_files(files, again.folder)
         clients = [Client(number, again, [rows]) for number, rows in enumerate(stored.rows)]
-        with at_every_use(f"wal_autocheckpoint = {PAGES}"), again.recording():
-            worked(again.folder, again, clients, "again", 1)
-        more = after_power_losses(again, clients, tmp_path / "state", times(15, 100), stored.entries)
-        found.states += more.states
-        found.starts += more.starts
-        found.differing += more.differing
+        with with_pragmas(f"wal_autocheckpoint = {WAL_PAGES}"), again.recording():
+            run_service(again.folder, again, clients, "again", 1)
+        more = after_power_losses(again, clients, tmp_path / "state", short_or_full(15, 100), stored.audit_entries)
+        results.states += more.states
+        results.starts += more.starts
+        results.damaged += more.damaged
 
-    tell(
-        f"power lost twice: after {losses} losses the service went on, and lost power again: {found.states:,} states,"
-        f" {len(found.differing)} with a loss or damage; {found.starts} started by the service"
+    report(
+        f"second power loss, after recovery from {first_losses} others: {results.states:,} disk states,"
+        f" {len(results.damaged)} with a loss or damage; the service started on {results.starts} of them"
     )
-    assert found.differing == []
+    assert results.damaged == []
 
 
-def test_what_was_acknowledged_after_a_sync_that_failed_is_there_after_power_was_lost(
-    tmp_path: Path, times: Callable[[int, int], int], tell: Callable[[str], None]
+def test_power_loss_after_failed_fsync_loses_no_later_change(
+    tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
-    chance, folder, refused = random.Random(4), tmp_path / "recorded", 0
+    chance, folder, failed = random.Random(4), tmp_path / "recorded", 0
     folder.mkdir()
-    disk = storage.Recorder(folder, sync_fails=lambda: chance.random() < 0.2)
+    disk = simulated_disk.Recorder(folder, sync_fails=lambda: chance.random() < 0.2)
 
-    with at_every_use(f"wal_autocheckpoint = {PAGES}"), disk.recording():
-        for life in range(times(2, 5)):
-            with open_service(settings_of(folder)) as opened:
+    with with_pragmas(f"wal_autocheckpoint = {WAL_PAGES}"), disk.recording():
+        for life in range(short_or_full(2, 5)):
+            with open_service(make_settings(folder)) as service:
                 for number in range(40):
                     name = f"life{life}-0-{number}"
                     try:
-                        user = opened.users.register(username=name, password="difference engine", email="a@example.com")
+                        user = service.users.register(
+                            username=name, password="difference engine", email="a@example.com"
+                        )
                     except RepositoryUnavailableError:
-                        refused += 1  # it may be done all the same, if power is lost before what comes next
+                        failed += 1  # the change may still be applied
                     else:
-                        disk.mark(row_of(user))
+                        disk.mark(make_row(user))
 
-    simulated, states = storage.Disk(disk.events), times(100, 3_000)
-    settled, problems, meanwhile = 0, list[str](), 0
-    for place in places(disk, states, chance):
-        simulated.run(place)
-        put(simulated.after_power_loss(chance), tmp_path / "state")
-        found = lost_rows(tmp_path / "state", simulated.marks)
-        if is_settled(disk.events[:place]):
-            settled += 1
-            problems += found
+    simulated, states = simulated_disk.Disk(disk.events), short_or_full(100, 3_000)
+    recovered_states, losses, damaged_before = 0, list[str](), 0
+    for point in choose_crash_points(disk, states, chance):
+        simulated.run(point)
+        write_files(simulated.after_power_loss(chance), tmp_path / "state")
+        found = find_lost_rows(tmp_path / "state", simulated.marks)
+        if is_recovered(disk.events[:point]):
+            recovered_states += 1
+            losses += found
         else:
-            meanwhile += bool(found)
-    tell(
-        f"syncs that fail, {refused} changes refused for it, then power lost: {settled:,} states after a change was"
-        f" acknowledged again, {len(problems)} losses; {states - settled:,} states before that, {meanwhile} with a loss"
+            damaged_before += bool(found)
+    report(
+        f"power loss after failed fsyncs, {failed} changes rejected: {recovered_states:,} states after a later change"
+        f" was acknowledged, {len(losses)} losses; {states - recovered_states:,} states before that, {damaged_before}"
+        " with a loss"
     )
-    assert refused > 0
-    assert problems == []
+    assert failed > 0
+    assert losses == []
 
 
-def is_settled(events: list[storage.Event]) -> bool:
-    """Whether something was acknowledged since a sync has failed.
+def is_recovered(events: list[simulated_disk.Event]) -> bool:
+    """Return whether a change was acknowledged since the last failed fsync.
 
-    Before that nothing helps: what the system has dropped after it failed to write is read from its memory all the
-    same, and a loss of power while SQLite writes it back can damage the file.
+    Before that, no program can help: the kernel marks the pages that it failed to write as clean, SQLite reads them
+    from memory, and a power loss during the next checkpoint can damage the file.
     """
     last = next(
-        e for e in reversed([storage.Marked(()), *events]) if isinstance(e, storage.Marked | storage.SyncFailed)
+        event
+        for event in reversed([simulated_disk.Marked(()), *events])
+        if isinstance(event, simulated_disk.Marked | simulated_disk.SyncFailed)
     )
-    return isinstance(last, storage.Marked)
+    return isinstance(last, simulated_disk.Marked)
 
 
-def lost_rows(folder: Path, rows: list[Row]) -> list[str]:
+def find_lost_rows(folder: Path, rows: list[Row]) -> list[str]:
     with closing(sqlite3.connect(folder / "mlapi.db", isolation_level=None)) as connection:
         try:
             connection.execute("PRAGMA synchronous = OFF")
@@ -435,49 +466,52 @@ def lost_rows(folder: Path, rows: list[Row]) -> list[str]:
     return [*damage, *(f"{row[1]} is lost" for row in rows if stored.get(row[1]) != row)]
 
 
-IT_IS = "in use"
+IN_USE = "in use"
 
 
-def states_at(disk: storage.Recorder, count: int) -> Iterator[dict[str, bytes]]:
-    """Yield states that power may leave that is lost when `IT_IS`."""
-    simulated = storage.Disk(disk.events)
-    simulated.run(disk.events.index(storage.Marked(IT_IS)))
+def states_at_mark(disk: simulated_disk.Recorder, count: int) -> Iterator[dict[str, bytes]]:
+    """Yield states after a power loss at the `IN_USE` mark."""
+    simulated = simulated_disk.Disk(disk.events)
+    simulated.run(disk.events.index(simulated_disk.Marked(IN_USE)))
     for number in range(count):
         yield simulated.after_power_loss(random.Random(number))
 
 
-def test_no_password_is_stored_under_a_key_that_a_power_loss_takes_away(tmp_path: Path) -> None:
-    disk = storage.Recorder(tmp_path)
+def test_new_key_is_durable_before_it_encrypts_a_password(tmp_path: Path) -> None:
+    disk = simulated_disk.Recorder(tmp_path)
     clients = [Client(number, disk) for number in range(CLIENTS)]
 
-    with disk.recording(), open_service(settings_of(tmp_path)) as opened:
+    with disk.recording(), open_service(make_settings(tmp_path)) as service:
 
-        def while_a_key_is_added() -> None:
-            """The new file has its name, which is not on the disk yet; the service looks at it."""
-            disk.before_folder_sync = lambda: None  # type: ignore[method-assign]  # once
-            assert not opened.users.cipher.matches("difference engine", EncryptedPassword("of no key"))
-            user = opened.users.register(username="life0-0-0", password="difference engine", email="a@example.com")
-            clients[0] = Client(0, disk, [{user.username: row_of(user)}])
-            disk.mark(IT_IS)
+        def before_folder_sync() -> None:
+            """Register a user after the new secrets file is in place and before its name is durable."""
+            disk.before_folder_sync = lambda: None  # type: ignore[method-assign]  # only once
+            assert not service.users.cipher.matches("difference engine", EncryptedPassword("encrypted with no key"))
+            user = service.users.register(username="life0-0-0", password="difference engine", email="a@example.com")
+            clients[0] = Client(0, disk, [{user.username: make_row(user)}])
+            disk.mark(IN_USE)
 
-        disk.before_folder_sync = while_a_key_is_added  # type: ignore[method-assign]  # for this
+        disk.before_folder_sync = before_folder_sync  # type: ignore[method-assign]  # hook of the test
         change_secrets_file(tmp_path / "secrets.yml", lambda tree: {**tree, "key": [new_key(), tree["key"]]})
 
-    problems = [lost(tmp_path / "state", files, [c.known(0) for c in clients], 0) for files in states_at(disk, 50)]
-    assert problems == [[]] * 50
+    losses = [
+        find_losses(tmp_path / "state", files, [client.expected(0) for client in clients], 0)
+        for files in states_at_mark(disk, 50)
+    ]
+    assert losses == [[]] * 50
 
 
-def test_a_secrets_file_that_another_process_has_just_made_is_durable_before_it_is_used(tmp_path: Path) -> None:
-    disk = storage.Recorder(tmp_path)
+def test_new_secrets_file_is_durable_before_it_is_used(tmp_path: Path) -> None:
+    disk = simulated_disk.Recorder(tmp_path)
     read: list[Mapping[str, Any]] = []
 
-    def while_it_is_made() -> None:
-        disk.before_folder_sync = lambda: None  # type: ignore[method-assign]  # once
+    def before_folder_sync() -> None:
+        disk.before_folder_sync = lambda: None  # type: ignore[method-assign]  # only once
         read.append(read_yaml(tmp_path / "secrets.yml"))
-        disk.mark(IT_IS)
+        disk.mark(IN_USE)
 
-    disk.before_folder_sync = while_it_is_made  # type: ignore[method-assign]  # for this
+    disk.before_folder_sync = before_folder_sync  # type: ignore[method-assign]  # hook of the test
     with disk.recording():
         make_secrets_file(tmp_path / "secrets.yml")
 
-    assert [yaml.safe_load(files["secrets.yml"]) for files in states_at(disk, 50)] == read * 50
+    assert [yaml.safe_load(files["secrets.yml"]) for files in states_at_mark(disk, 50)] == read * 50

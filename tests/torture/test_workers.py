@@ -1,9 +1,9 @@
-"""Many processes over one database: each sees at once what any other has acknowledged, and none hinders another."""
+"""Many processes share one database: each sees the changes that any other acknowledged, at its next request."""
 
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from http.client import HTTPConnection
@@ -14,79 +14,80 @@ from sqlalchemy import URL, text
 from mlapi.adapters.sql import Database
 from tests.conftest import KEY, SALT
 from tests.e2e.server import MlapiServer, Server
-from tests.torture.clients import PASSWORD, TIMEOUT, ask, new_user, received, send, stored_users
+from tests.torture.clients import PASSWORD, TIMEOUT_SECONDS, call, new_user, receive, send, stored_users
+from tests.torture.conftest import Report, ShortOrFull
 
 MODEL_WORKERS = 2
 WATCHERS = 4
-CROWD = 4
-SHARED = 20
-"""Names that the crowd fights over: few, so that batches of several workers meet on the same rows."""
+CONTENDERS = 4
+SHARED_NAMES = 20
+"""Usernames that all contenders change. Few, so that the batches of different workers lock the same rows."""
 
 
-def workers_of(server: Server) -> set[int]:
-    """Return the ids of the processes of a server."""
+def process_ids(server: Server) -> set[int]:
+    """Return the process ids of a server and its workers."""
     assert server._process is not None
-    found = set()
+    ids = set()
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(fields[2]) == server._process.pid:  # the group, which the first of them leads
-            found.add(int(stat.parent.name))
-    return found
+        if int(fields[2]) == server._process.pid:  # the process group
+            ids.add(int(stat.parent.name))
+    return ids
 
 
-def worker_behind(connection: HTTPConnection, server: Server) -> int:
-    """Return the id of the process that holds the other end of a connection, on which it has answered before."""
-    ends = f":{server.port:04X}", f":{connection.sock.getsockname()[1]:04X}"
-    for _ in range(100):  # a row may be missing while others come and go
+def find_worker(connection: HTTPConnection, server: Server) -> int:
+    """Return the id of the process that serves a connection. It must have sent a response already."""
+    ports = f":{server.port:04X}", f":{connection.sock.getsockname()[1]:04X}"
+    for _ in range(100):  # the table may miss a row while other connections open and close
         for row in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:]):
-            if (row[1][-5:], row[2][-5:]) == ends:
-                for pid in workers_of(server):
+            if (row[1][-5:], row[2][-5:]) == ports:
+                for pid in process_ids(server):
                     if f"socket:[{row[9]}]" in open_files(pid):
                         return pid
-    raise AssertionError("nobody holds the other end of the connection")
+    raise AssertionError("no process of the server has the connection open")
 
 
 def open_files(pid: int) -> Iterator[str]:
-    """Yield what the file descriptors of a process are."""
+    """Yield the targets of the file descriptors of a process."""
     for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(FileNotFoundError):  # closed meanwhile
+        with suppress(FileNotFoundError):  # it was closed in the meantime
             yield str(descriptor.readlink())
 
 
 @contextmanager
-def connections_to_each_worker(
-    servers: Sequence[Server], workers: int, *, each: int = 1
+def connect_to_each_worker(
+    servers: Sequence[Server], workers: int, *, connections_per_worker: int = 1
 ) -> Iterator[list[HTTPConnection]]:
-    """So many connections to each worker of each server."""
-    with ExitStack() as opened:
-        found: list[HTTPConnection] = []
+    """Yield the same number of connections to every worker of every server."""
+    with ExitStack() as stack:
+        connections: list[HTTPConnection] = []
         count: Counter[int] = Counter()
-        for server in [*servers] * 500:  # the system decides which worker takes a connection
-            connection = HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT)
-            opened.callback(connection.close)
-            ask(connection, "GET", "/health/live")
-            worker = worker_behind(connection, server)
-            if count[worker] < each:
+        for server in [*servers] * 500:  # the kernel chooses the worker that accepts a connection
+            connection = HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT_SECONDS)
+            stack.callback(connection.close)
+            call(connection, "GET", "/health/live")
+            worker = find_worker(connection, server)
+            if count[worker] < connections_per_worker:
                 count[worker] += 1
-                found.append(connection)
-            if len(found) == len(servers) * workers * each:
-                yield found
+                connections.append(connection)
+            if len(connections) == len(servers) * workers * connections_per_worker:
+                yield connections
                 return
-            for other in found:  # who is idle for some seconds is cut off
-                ask(other, "GET", "/health/live")
-        raise AssertionError(f"only {len(count)} of {len(servers) * workers} workers take connections")
+            for other in connections:  # the server closes idle connections after some seconds
+                call(other, "GET", "/health/live")
+        raise AssertionError(f"only {len(count)} of {len(servers) * workers} workers accept connections")
 
 
 class Watcher:
-    """Shuts a user out and lets him in, through one worker after the other, and asks every process each time.
+    """Disables and enables a user, each time through the next worker, and checks that all processes know.
 
     Args:
-        name: of its user.
-        services: a connection to each worker of the services.
-        models: a connection to each worker of the model.
+        name: username.
+        services: one connection to each worker of the services.
+        models: one connection to each worker of the model.
     """
 
     def __init__(self, name: str, services: Sequence[HTTPConnection], models: Sequence[HTTPConnection]) -> None:
@@ -95,155 +96,154 @@ class Watcher:
         self._services = services
         self._models = models
         self._turn = 0
-        _, registered = self._service("POST", "/register-user", new_user(name))
-        self._user_id = int(registered["user_id"])
-        _, made = self._service("POST", f"/users/{self._user_id}/keys", {"name": "torture"})
-        self._key = str(made["key"])
-        self._token = self._new_token()
+        _, user = self._call_next_worker("POST", "/register-user", new_user(name))
+        self._user_id = int(user["user_id"])
+        _, api_key = self._call_next_worker("POST", f"/users/{self._user_id}/keys", {"name": "torture"})
+        self._key = str(api_key["key"])
+        self._token = self._log_in()
 
-    def watch(self, times: int) -> None:
-        for number in range(times):
+    def watch(self, cycles: int) -> None:
+        for number in range(cycles):
             self._race(f"{self._name}-{number}")
-            assert self._seen_by_all(self._token, self._key) == {200}
+            assert self._statuses_from_all(self._token, self._key) == {200}
             self._set_flag(0)
-            assert self._seen_by_all(self._token, self._key) == {403}
+            assert self._statuses_from_all(self._token, self._key) == {403}
             self._set_flag(1)
-            assert self._seen_by_all(self._token) == {401}
-            assert self._seen_by_all(self._key) == {200}
-            self._token = self._new_token()
+            assert self._statuses_from_all(self._token) == {401}
+            assert self._statuses_from_all(self._key) == {200}
+            self._token = self._log_in()
 
-    def _service(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, str | int]]:
-        """Ask the worker whose turn it is."""
+    def _call_next_worker(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, str | int]]:
         self._turn += 1
-        return ask(self._services[self._turn % len(self._services)], method, path, body)
+        return call(self._services[self._turn % len(self._services)], method, path, body)
 
     def _set_flag(self, flag: int) -> None:
-        status, _ = self._service("PUT", f"/toggle-user-permission/{self._user_id}/{flag}")
+        status, _ = self._call_next_worker("PUT", f"/toggle-user-permission/{self._user_id}/{flag}")
         assert status == 200
         self.counted["toggles"] += 1
 
-    def _new_token(self) -> str:
-        status, issued = self._service("POST", "/token", {"username": self._name, "password": PASSWORD})
+    def _log_in(self) -> str:
+        status, token = self._call_next_worker("POST", "/token", {"username": self._name, "password": PASSWORD})
         assert status == 200
         self.counted["log-ins"] += 1
-        return str(issued["token"])
+        return str(token["token"])
 
-    def _seen_by_all(self, *credentials: str) -> set[int]:
-        """Show credentials to all processes at the same time; return the statuses of their answers."""
+    def _statuses_from_all(self, *credentials: str) -> set[int]:
+        """Send each credential to all processes at the same time; return the statuses."""
         statuses = set()
         for credential in credentials:
             for connection in self._models:
                 send(connection, "GET", "/predict", bearer=credential)
             for connection in self._services:
                 send(connection, "GET", "/users/me", bearer=credential)
-            statuses |= {received(connection)[0] for connection in (*self._models, *self._services)}
+            statuses |= {receive(connection)[0] for connection in (*self._models, *self._services)}
             self.counted["guarded requests"] += len(self._models) + len(self._services)
         return statuses
 
     def _race(self, name: str) -> None:
-        """Register one name by all workers of the services at the same time: one is told that it is new."""
+        """Register one name through all workers at the same time: exactly one must create it."""
         for connection in self._services:
             send(connection, "POST", "/register-user", new_user(name))
-        answers = [received(connection) for connection in self._services]
-        assert sorted(status for status, _ in answers) == [201, *[409] * (len(answers) - 1)]
-        assert len({answer["user_id"] for _, answer in answers}) == 1
+        responses = [receive(connection) for connection in self._services]
+        assert sorted(status for status, _ in responses) == [201, *[409] * (len(responses) - 1)]
+        assert len({body["user_id"] for _, body in responses}) == 1
         self.counted["races for a name"] += 1
 
 
-def fight(servers: Sequence[Server], workers: int, number: int, stop: threading.Event) -> Counter[int]:
-    """Register, toggle and remove what others register, toggle and remove too; return how often each status came."""
+def contend(servers: Sequence[Server], workers: int, number: int, stop: threading.Event) -> Counter[int]:
+    """Register, toggle and remove users that all contenders change; return how often each status was received."""
     chance = random.Random(number)
     statuses: Counter[int] = Counter()
-    ids = [0]  # nobody's
-    with connections_to_each_worker(servers, workers, each=2) as connections:
+    ids = [0]  # no user has this id
+    with connect_to_each_worker(servers, workers, connections_per_worker=2) as connections:
         while not stop.is_set():
             for connection in connections:
-                kind = chance.random()
-                if kind < 0.3:
-                    send(connection, "POST", "/register-user", new_user(f"shared{chance.randrange(SHARED)}"))
-                elif kind < 0.9:
+                choice = chance.random()
+                if choice < 0.3:
+                    send(connection, "POST", "/register-user", new_user(f"shared{chance.randrange(SHARED_NAMES)}"))
+                elif choice < 0.9:
                     send(connection, "PUT", f"/toggle-user-permission/{chance.choice(ids)}/{chance.randrange(2)}")
                 else:
                     send(connection, "DELETE", f"/remove-user/{chance.choice(ids)}")
             for connection in connections:
-                status, answer = received(connection)
+                status, body = receive(connection)
                 statuses[status] += 1
                 if status in {201, 409}:
-                    ids = [*ids[-SHARED:], answer["user_id"]]
+                    ids = [*ids[-SHARED_NAMES:], body["user_id"]]
     return statuses
 
 
 SETUPS = {"sqlite": [(1, 2), (1, 4)], "postgresql+psycopg": [(2, 2), (1, 2), (1, 4)]}
-"""Services, each as on a machine of its own, and their workers; the first alone in the short form."""
+"""Numbers of services and of workers in each. The short form runs only the first setup."""
 
 
-def test_what_one_worker_acknowledges_every_process_sees_at_its_next_request(
-    url: URL, tmp_path: Path, times: Callable[[int, int], int], tell: Callable[[str], None]
+def test_acknowledged_change_is_visible_to_every_process(
+    url: URL, tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
     setups = SETUPS[url.drivername]
-    cycles = times(6, 250)
-    for services, workers in setups[: times(1, len(setups))]:
+    cycles = short_or_full(6, 250)
+    for services, workers in setups[: short_or_full(1, len(setups))]:
         prefix = f"{services}x{workers}"
-        counted, statuses = watched(url, tmp_path, prefix, services=services, workers=workers, cycles=cycles)
+        counted, statuses = run_setup(url, tmp_path, prefix, services=services, workers=workers, cycles=cycles)
 
         assert set(statuses) <= {200, 201, 404, 409}
-        assert {name for name in stored_users(url) if name.startswith(prefix)} == {  # and no name twice
+        assert {name for name in stored_users(url) if name.startswith(prefix)} == {
             name
             for watcher in range(WATCHERS)
             for name in (f"{prefix}-{watcher}", *(f"{prefix}-{watcher}-{cycle}" for cycle in range(cycles)))
         }
-        tell(
+        report(
             f"{'SQLite' if url.drivername == 'sqlite' else 'PostgreSQL'}, {services} x {workers} workers of the service"
-            f" and {MODEL_WORKERS} of a model: {counted['toggles']:,} toggles, each seen by every process at its next"
-            f" request: {counted['guarded requests']:,} guarded requests by token and by API key, 0 stale answers;"
-            f" {counted['log-ins']:,} log-ins; {counted['races for a name']:,} races of all workers for a name, one"
-            f" user each; {statuses.total():,} changes meanwhile to {SHARED} names that all fight over, 0 answers of"
-            f" 5xx{deadlocks(url)}"
+            f" and {MODEL_WORKERS} of a model: {counted['toggles']:,} toggles, each visible to all processes at their"
+            f" next request: {counted['guarded requests']:,} guarded requests with tokens and API keys, 0 stale"
+            f" responses; {counted['log-ins']:,} log-ins; {counted['races for a name']:,} races of all workers for a"
+            f" username, one user created in each; {statuses.total():,} concurrent changes to {SHARED_NAMES} shared"
+            f" usernames, 0 5xx responses{deadlocks(url)}"
         )
 
 
-def watched(
+def run_setup(
     url: URL, folder: Path, prefix: str, *, services: int, workers: int, cycles: int
 ) -> tuple[Counter[str], Counter[int]]:
-    """Run the services and a model; return what the watchers have counted, and the statuses that the crowd got."""
+    """Run services and a model; return the counts of the watchers and the statuses that the contenders received."""
     environ = {
         "MLAPI_DATABASE__URL": url.render_as_string(hide_password=False),
-        "MLAPI_PASSWORDS__SCHEME": "fernet",  # what is tried is the database, not the hash
+        "MLAPI_PASSWORDS__SCHEME": "fernet",  # fast, to load the database more
         "MLAPI_SECRETS__KEY": KEY,
         "MLAPI_SECRETS__SALT": SALT,
         "MLAPI_LOGINS__PER_ADDRESS": "100000",
     }
     options = ["--no-access-log", "--workers"]
-    kept = ["--timeout-keep-alive", "60"]
-    model = Server(folder, environ, *options, str(MODEL_WORKERS), *kept, app="tests.torture.model:app")
+    keep_alive = ["--timeout-keep-alive", "60"]
+    model = Server(folder, environ, *options, str(MODEL_WORKERS), *keep_alive, app="tests.torture.guarded_app:app")
     servers = [MlapiServer(folder, environ, *options, str(workers)) for _ in range(services)]
-    with ExitStack() as opened, ThreadPoolExecutor(WATCHERS + CROWD) as pool:
+    with ExitStack() as stack, ThreadPoolExecutor(WATCHERS + CONTENDERS) as pool:
         for started in [pool.submit(server.start) for server in (model, *servers)]:
-            opened.callback(started.result().stop)
+            stack.callback(started.result().stop)
 
         def watch(number: int) -> Counter[str]:
             with (
-                connections_to_each_worker([model], MODEL_WORKERS) as to_models,
-                connections_to_each_worker(servers, workers) as to_services,
+                connect_to_each_worker([model], MODEL_WORKERS) as to_models,
+                connect_to_each_worker(servers, workers) as to_services,
             ):
                 watcher = Watcher(f"{prefix}-{number}", to_services, to_models)
                 watcher.watch(cycles)
             return watcher.counted
 
         stop = threading.Event()
-        fights = [pool.submit(fight, servers, workers, number, stop) for number in range(CROWD)]
+        contenders = [pool.submit(contend, servers, workers, number, stop) for number in range(CONTENDERS)]
         try:
             counted = sum(pool.map(watch, range(WATCHERS)), Counter[str]())
         finally:
             stop.set()
-        return counted, sum((fought.result() for fought in fights), Counter[int]())
+        return counted, sum((contender.result() for contender in contenders), Counter[int]())
 
 
 def deadlocks(url: URL) -> str:
-    """Tell of the batches that the server has ended because they waited for each other; ours are tried again."""
+    """Describe how many deadlocks the server resolved. mlapi applies the batch that was rolled back again."""
     if url.drivername == "sqlite":
         return ""
     statement = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     with Database(url) as database:
         count: int = database.read(lambda connection: connection.execute(statement).scalar_one())
-    return f"; {count} deadlocks so far on that database, dissolved after a second each"
+    return f"; {count} deadlocks in total on that database, each resolved after a second"

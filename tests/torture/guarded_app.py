@@ -1,4 +1,4 @@
-"""An endpoint behind the guard, to be served by several processes beside those of the service."""
+"""A model endpoint behind the guard. Tests serve it in separate processes beside the service."""
 
 from starlette.applications import Starlette
 from starlette.requests import Request

@@ -1,4 +1,4 @@
-"""Requests as nobody well-meaning sends them: made of what ours look like, then damaged, from a seed."""
+"""Generate hostile requests from a seed: valid requests of mlapi, with damaged parts."""
 
 import json
 import random
@@ -9,27 +9,27 @@ from urllib.parse import quote_from_bytes, unquote
 import attrs
 
 CANARY = "c4n4ry"
-"""In every secret that a request holds: it must be in no answer and in no log."""
+"""Part of every secret in a request. It must not appear in any response or log line."""
 PASSWORD = f"{CANARY} difference engine"
 
-# Characters that have made trouble somewhere, by what is odd about them.
+# Characters that are known to cause problems, by kind.
 ALPHABETS: Sequence[str] = (
     "abcXYZ019 .-_@",
     "\0\x01\x08\t\n\r\x1b\x7f\x80\x85\x9f",  # controls
-    "\u00a0\u1680\u2000\u2028\u2029\u202f\u205f\u3000\ufeff",  # white space, and what looks like it
+    "\u00a0\u1680\u2000\u2028\u2029\u202f\u205f\u3000\ufeff",  # white space and similar characters
     "\u200b\u200c\u200d\u2060\u2061\u180e\u034f\u115f\u3164\uffa0\u2800\u00ad",  # invisible
     "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u061c",  # bidi
     "\u0300\u0301\u0308\u0327\u0345\u0323\u20dd\u0e33\u3099\u309a\u1ab0",  # combining
-    "\ufdfa\ufdfb\u3300\u33a5\ufb03\u00bd\u2121\u1f6e\u0344\u2474",  # grow when normalised
-    "ßẞİıŉΐſKÅϒςΣµǰ\u1e9e\u0130\u1fb3\u03f4",  # fold to others, or to several
-    "가각\u1100\u1161\u11a8\u11c3\u3131",  # Hangul, whole and in parts
+    "\ufdfa\ufdfb\u3300\u33a5\ufb03\u00bd\u2121\u1f6e\u0344\u2474",  # longer when normalized
+    "ßẞİıŉΐſKÅϒςΣµǰ\u1e9e\u0130\u1fb3\u03f4",  # change or expand when case-folded
+    "가각\u1100\u1161\u11a8\u11c3\u3131",  # Hangul, composed and decomposed
     "ａＡ１＠．\uff00\uffe0",  # full width
     "аеорсухАВЕ",  # Cyrillic that looks Latin
-    "١٢٣۱۲०১๑𝟘𝟙²①",  # digits of others
-    "\ue000\uf8ff\ufdd0\ufffe\uffff\U0001fffe\U0010ffff\U000f0000\U000e0001\U000e0100\ufe0f",  # private, none, tags
+    "١٢٣۱۲०১๑𝟘𝟙²①",  # other digits
+    "\ue000\uf8ff\ufdd0\ufffe\uffff\U0001fffe\U0010ffff\U000f0000\U000e0001\U000e0100\ufe0f",  # private use, tags
     "😀👩\u200d👩\u200d👧🇱🇹\U0001f3fb",  # sequences
     "𐐀𐐨𝕬𝖆𠀀𪛟\U00016e40\U0001e900",  # other planes
-    "\"'\\/`<>&;%{}[]()$#!?*+=|~^",  # syntax of others
+    "\"'\\/`<>&;%{}[]()$#!?*+=|~^",  # syntax of other languages
     "\ud800\udbff\udc00\udfff",  # lone surrogates
 )
 LENGTHS = (0, 1, 1, 1, 2, 3, 7, 20, 64, 65, 99, 100, 101, 253, 254, 255, 1_023, 1_024, 1_025, 5_000)
@@ -142,7 +142,7 @@ PATHS = (
     "/{text}",
 )
 METHODS = ("GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH", "TRACE")
-METHOD_OF = {
+METHOD_BY_WORD = {
     "register": "POST",
     "toggle": "PUT",
     "remove": "DELETE",
@@ -151,10 +151,10 @@ METHOD_OF = {
     "password": "PUT",
 }
 PARAMETERS = ("enabled", "q", "limit", "after", "user_id", "x", "", "__proto__")
-NO_JSON = ("NaN", "Infinity", "-Infinity", "nul", "'a'", '"\\x41"', '"\\ud800"', '"\t"', "")
-SHOWN = ("username", "email", "name", "expires_at")
+INVALID_JSON = ("NaN", "Infinity", "-Infinity", "nul", "'a'", '"\\x41"', '"\\ud800"', '"\t"', "")
+PUBLIC_FIELDS = ("username", "email", "name", "expires_at")
 FIELDS = ("username", "password", "email", "current", "new", "name", "expires_at")
-TYPES = (
+CONTENT_TYPES = (
     "application/json",
     "application/json",
     "application/json",
@@ -182,17 +182,17 @@ TIMES = (
 class Request:
     method: str
     target: str
-    """As on the wire: in ASCII."""
+    """ASCII, percent-encoded."""
     headers: Sequence[tuple[bytes, bytes]]
     body: bytes
 
-    def on_the_wire(self) -> bytes:
+    def to_bytes(self) -> bytes:
         framed = (*self.headers, (b"content-length", b"%d" % len(self.body)), (b"connection", b"close"))
         head = b"".join(b"%s: %s\r\n" % header for header in framed)
         return f"{self.method} {self.target} HTTP/1.1\r\n".encode() + head + b"\r\n" + self.body
 
-    def scope(self, app: object) -> dict[str, Any]:
-        """Return what uvicorn makes of it."""
+    def to_scope(self, app: object) -> dict[str, Any]:
+        """Return the ASGI scope that uvicorn creates for this request."""
         path, _, query = self.target.partition("?")
         return {
             "type": "http",
@@ -213,31 +213,31 @@ class Request:
 
 
 @attrs.frozen(kw_only=True)
-class Known:
-    """What an attacker may have seen: ids and credentials that are good, to begin from."""
+class Knowledge:
+    """Valid ids and credentials that an attacker may know and modify."""
 
     user_ids: Sequence[int]
     credentials: Sequence[str]
-    """Of users: tokens and API keys."""
+    """Tokens and API keys of users."""
     key_ids: Sequence[str]
     admin_token: str
     cookie: str
     csrf_token: str
 
 
-class Attacker:
-    """Makes one request after another, all from one seed."""
+class Fuzzer:
+    """Generates requests from a seed."""
 
-    def __init__(self, seed: str, known: Known) -> None:
+    def __init__(self, seed: str, knowledge: Knowledge) -> None:
         self._chance = random.Random(seed)
-        self._known = known
+        self._knowledge = knowledge
 
     def request(self) -> Request:
         chance = self._chance
         template = chance.choice(PATHS)
-        target = self._filled(template)
+        target = self._fill(template)
         if chance.random() < 0.1:
-            target = self._damaged_path(target)
+            target = self._damage_path(target)
         if chance.random() < 0.35 or template in {"/users", "/audit"}:
             target += "?" + self._query()
         is_console = template.startswith("/console")
@@ -261,40 +261,42 @@ class Attacker:
         return "".join(chance.choice(chance.choice(alphabets)) for _ in range(size))
 
     def name(self) -> str:
-        """Return what may be a name: without lone surrogates, most of them possible."""
+        """Return a username without lone surrogates. Most of them are valid."""
         chance = self._chance
         parts = [self.text(chance.choice([1, 2, 5, 20])) for _ in range(chance.choice([1, 2, 3]))]
         return "".join(character for character in "".join(parts) if not "\ud800" <= character <= "\udfff")
 
-    # --- where to
+    # --- method and target
 
     def _method(self, template: str) -> str:
         if self._chance.random() < 0.15:
             return self._chance.choice(METHODS)
         if template.startswith("/console"):
             return self._chance.choice(["GET", "POST", "POST"])
-        return next((method for word, method in METHOD_OF.items() if word in template), "GET")
+        return next((method for word, method in METHOD_BY_WORD.items() if word in template), "GET")
 
-    def _filled(self, template: str) -> str:
+    def _fill(self, template: str) -> str:
         chance = self._chance
         makers: dict[str, Callable[[], str]] = {
-            "{id}": lambda: str(chance.choice(self._known.user_ids)) if chance.random() < 0.5 else chance.choice(IDS),
+            "{id}": lambda: (
+                str(chance.choice(self._knowledge.user_ids)) if chance.random() < 0.5 else chance.choice(IDS)
+            ),
             "{flag}": lambda: chance.choice(["0", "1", "0", "1", "2", "01", "true", "１", ""]),
             "{credential}": self._credential,
-            "{key}": lambda: chance.choice(self._known.key_ids) if chance.random() < 0.3 else self.text(300),
+            "{key}": lambda: chance.choice(self._knowledge.key_ids) if chance.random() < 0.3 else self.text(300),
             "{text}": lambda: self.text(2_000),
         }
-        for placeholder, made in makers.items():
+        for placeholder, make in makers.items():
             while placeholder in template:
-                template = template.replace(placeholder, self._quoted(made()), 1)
+                template = template.replace(placeholder, self._quote(make()), 1)
         return template
 
-    def _quoted(self, text: str) -> str:
+    def _quote(self, text: str) -> str:
         data = text.encode("utf-8", "surrogatepass")
         quoted = quote_from_bytes(data, safe="" if self._chance.random() < 0.9 else "/:@")
         return quoted if self._chance.random() < 0.97 else quoted + self._chance.choice(SEGMENTS)
 
-    def _damaged_path(self, path: str) -> str:
+    def _damage_path(self, path: str) -> str:
         chance = self._chance
         segments = path.split("/")
         for _ in range(chance.choice([1, 1, 3])):
@@ -310,20 +312,20 @@ class Attacker:
         for _ in range(chance.choice([0, 1, 1, 2, 3, 30])):
             name = chance.choice(PARAMETERS)
             value = chance.choice([*IDS, "0", "1", "10", "500", "501"]) if chance.random() < 0.6 else self.text(300)
-            pairs.append(name + chance.choice(["=", "=", "=", ""]) + self._quoted(value))
+            pairs.append(name + chance.choice(["=", "=", "=", ""]) + self._quote(value))
         return chance.choice(["&", "&", "&", ";"]).join(pairs)
 
-    # --- what with
+    # --- credentials and headers
 
     def _credential(self) -> str:
-        chance, known = self._chance, self._known
-        credential = chance.choice([*known.credentials, known.admin_token, CANARY])
+        chance, knowledge = self._chance, self._knowledge
+        credential = chance.choice([*knowledge.credentials, knowledge.admin_token, CANARY])
         match chance.randrange(8):
             case 0 | 1 | 2:
                 return credential
             case 3:
-                place = chance.randrange(len(credential))
-                return credential[:place] + chance.choice("aA0_-.=+/ \t") + credential[place + 1 :]
+                index = chance.randrange(len(credential))
+                return credential[:index] + chance.choice("aA0_-.=+/ \t") + credential[index + 1 :]
             case 4:
                 return credential[: chance.randrange(len(credential))]
             case 5:
@@ -334,12 +336,12 @@ class Attacker:
                 return CANARY + self.text(200)
 
     def _headers(self, content_type: str | None, *, is_console: bool) -> list[tuple[bytes, bytes]]:
-        chance, known = self._chance, self._known
+        chance, knowledge = self._chance, self._knowledge
         headers = [(b"host", b"127.0.0.1:8001")]
         if content_type is not None:
             headers.append((b"content-type", content_type.encode()))
         if chance.random() < 0.75:
-            credential = known.admin_token if chance.random() < 0.6 else self._credential()
+            credential = knowledge.admin_token if chance.random() < 0.6 else self._credential()
             scheme = (
                 "Bearer "
                 if chance.random() < 0.9
@@ -347,7 +349,9 @@ class Attacker:
             )
             headers.append((b"authorization", (scheme + credential).encode("utf-8", "surrogatepass")))
         if is_console or chance.random() < 0.05:
-            cookie = known.cookie if chance.random() < 0.8 else self._damaged(known.cookie.encode()).decode("latin-1")
+            cookie = (
+                knowledge.cookie if chance.random() < 0.8 else self._damage(knowledge.cookie.encode()).decode("latin-1")
+            )
             headers.append((b"cookie", cookie.encode("latin-1")))
             headers.append((b"sec-fetch-site", chance.choice([b"same-origin"] * 5 + [b"cross-site", b"none", b"\xff"])))
         while chance.random() < 0.25:
@@ -374,8 +378,8 @@ class Attacker:
         if chance.random() < 0.2:
             tree.pop(chance.choice(list(tree)))
         if chance.random() < 0.15:
-            tree[self.text(20)] = self._any(3)
-        text = self._written(tree if chance.random() < 0.93 else self._any(4))
+            tree[self.text(20)] = self._any_value(3)
+        text = self._write_json(tree if chance.random() < 0.93 else self._any_value(4))
         encoding = chance.choice(["utf-8"] * 20 + ["utf-16", "utf-16-le", "utf-32", "utf-8-sig", "utf-7", "latin-1"])
         try:
             body = text.encode(
@@ -384,14 +388,14 @@ class Attacker:
         except UnicodeError:
             body = text.encode("utf-8", "replace")
         if chance.random() < 0.25:
-            body = self._damaged(body.replace(CANARY.encode(), b"secret"))  # which may end in a name
-        content_type = chance.choice(TYPES) if chance.random() < 0.3 else TYPES[0]
+            body = self._damage(body.replace(CANARY.encode(), b"secret"))  # the damage may move the text to a username
+        content_type = chance.choice(CONTENT_TYPES) if chance.random() < 0.3 else CONTENT_TYPES[0]
         return body, None if chance.random() < 0.02 else content_type
 
     def _value(self, name: str) -> object:
         chance = self._chance
         if chance.random() < 0.2:
-            return self._any(3, is_secret=name not in SHOWN)
+            return self._any_value(3, is_secret=name not in PUBLIC_FIELDS)
         if name in {"password", "current", "new"}:
             return chance.choice([PASSWORD, PASSWORD, CANARY + self.text(1_100)])
         if name == "email" and chance.random() < 0.7:
@@ -400,32 +404,32 @@ class Attacker:
             return chance.choice(TIMES)
         return self.text()
 
-    def _any(self, depth: int, *, is_secret: bool = True) -> object:
-        """Return what is rarely expected. Not a secret is what will be shown again: a name, say."""
+    def _any_value(self, depth: int, *, is_secret: bool = True) -> object:
+        """Return a value of an unexpected type. ``is_secret`` is false for fields that responses may repeat."""
         chance = self._chance
-        made: object
+        value: object
         match chance.randrange(9 if depth else 6):
             case 0 | 1:
-                made = (CANARY if is_secret else "") + self.text(300)
+                value = (CANARY if is_secret else "") + self.text(300)
             case 2:
-                made = chance.choice([None, True, False])
+                value = chance.choice([None, True, False])
             case 3:
-                made = chance.choice([0, -1, 2**63, 2**64, 10**30, 1.5, -0.0])
+                value = chance.choice([0, -1, 2**63, 2**64, 10**30, 1.5, -0.0])
             case 4:
-                made = Literal(chance.choice(NUMBERS))
+                value = Literal(chance.choice(NUMBERS))
             case 5:
-                made = Literal(chance.choice(NO_JSON))
+                value = Literal(chance.choice(INVALID_JSON))
             case 6:
-                made = [self._any(depth - 1) for _ in range(chance.randrange(4))]
+                value = [self._any_value(depth - 1) for _ in range(chance.randrange(4))]
             case 7:
-                made = {self.text(20): self._any(depth - 1) for _ in range(chance.randrange(4))}
+                value = {self.text(20): self._any_value(depth - 1) for _ in range(chance.randrange(4))}
             case _:
                 opened, closed = chance.choice([("[", "]"), ('{"a":', "}")])
                 times = chance.choice([2, 50, 1_000, 3_000])
-                made = Literal(opened * times + "1" + closed * times)
-        return made
+                value = Literal(opened * times + "1" + closed * times)
+        return value
 
-    def _written(self, value: object) -> str:
+    def _write_json(self, value: object) -> str:
         chance = self._chance
         is_ascii = chance.random() < 0.4
         pairs_twice = chance.random() < 0.05
@@ -451,39 +455,39 @@ class Attacker:
 
     def _form(self) -> tuple[bytes, str]:
         chance = self._chance
-        pairs = [("csrf_token", self._known.csrf_token if chance.random() < 0.85 else self.text(70))]
+        pairs = [("csrf_token", self._knowledge.csrf_token if chance.random() < 0.85 else self.text(70))]
         for name in chance.sample((*FIELDS, "token", "enabled"), k=chance.randrange(6)):
             value = self._value(name)
             pairs.append((name, value if isinstance(value, str) else self.text(300)))
         if chance.random() < 0.05:
             pairs.append(chance.choice(pairs))
-        body = "&".join(f"{name}={self._quoted(value)}" for name, value in pairs).encode("ascii")
+        body = "&".join(f"{name}={self._quote(value)}" for name, value in pairs).encode("ascii")
         if chance.random() < 0.15:
-            body = self._damaged(body.replace(CANARY.encode(), b"secret"))  # which may end in a name
-        return body, "application/x-www-form-urlencoded" if chance.random() < 0.95 else chance.choice(TYPES)
+            body = self._damage(body.replace(CANARY.encode(), b"secret"))  # the damage may move the text to a username
+        return body, "application/x-www-form-urlencoded" if chance.random() < 0.95 else chance.choice(CONTENT_TYPES)
 
-    def _damaged(self, data: bytes) -> bytes:
+    def _damage(self, data: bytes) -> bytes:
         chance, damaged = self._chance, bytearray(data)
         for _ in range(chance.choice([1, 1, 2, 8])):
-            place = chance.randrange(len(damaged) + 1)
+            index = chance.randrange(len(damaged) + 1)
             match chance.randrange(5):
                 case 0:
-                    damaged[place : place + 1] = bytes([chance.randrange(256)])
+                    damaged[index : index + 1] = bytes([chance.randrange(256)])
                 case 1:
-                    del damaged[place : place + chance.randrange(1, 9)]
+                    del damaged[index : index + chance.randrange(1, 9)]
                 case 2:
-                    damaged[place:place] = chance.choice(
+                    damaged[index:index] = chance.choice(
                         (b"\0", b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf5", b"\xef\xbb\xbf", b'"')
                     )
                 case 3:
-                    damaged[place:place] = damaged[place : place + chance.randrange(1, 40)]
+                    damaged[index:index] = damaged[index : index + chance.randrange(1, 40)]
                 case _:
-                    damaged = damaged[:place]
+                    damaged = damaged[:index]
         return bytes(damaged)
 
 
 @attrs.frozen
 class Literal:
-    """What stands in a body as it is, whether it is JSON or not."""
+    """Text to insert into a JSON body unchanged, valid or not."""
 
     text: str

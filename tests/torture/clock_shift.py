@@ -1,0 +1,39 @@
+"""The application with a shifted clock, for ``uvicorn --app-dir``. A file holds the shift in seconds.
+
+mlapi reads the time of day from `mlapi.domain.users.utc_now` and `time.time`; both are patched here. Durations come
+from `time.monotonic`, which does not change when a clock is set.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta, tzinfo
+from pathlib import Path
+
+SHIFT_FILE = Path(os.environ["CLOCK_FILE"])
+_real_time: Callable[[], float] = time.time
+
+
+def read_shift_seconds() -> float:
+    return float(SHIFT_FILE.read_text())
+
+
+def shifted_time() -> float:
+    return _real_time() + read_shift_seconds()
+
+
+class ShiftedDatetime(datetime):
+    @classmethod
+    def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]  # drivers reject subclasses
+        return datetime.now(tz) + timedelta(seconds=read_shift_seconds())
+
+
+time.time = shifted_time  # before mlapi uses it as a default argument
+
+from mlapi.domain import users  # noqa: E402 - see above
+
+vars(users)["datetime"] = ShiftedDatetime  # the only module of mlapi that calls `datetime.now`
+
+from mlapi.entrypoints.http.application import app  # noqa: E402 - see above
+
+__all__ = ["app"]
