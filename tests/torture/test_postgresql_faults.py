@@ -360,7 +360,9 @@ def test_connections_to_a_hanging_primary_are_dropped(postgres: PostgresServer) 
             "target_session_attrs": "read-write",
             "connect_timeout": "2",
         }
-        database = Database(hanging.url("moved").set(host=None, port=None, query=query), timeout_seconds=0.2, max_connections=2)
+        database = Database(
+            hanging.url("moved").set(host=None, port=None, query=query), timeout_seconds=0.2, max_connections=2
+        )
         repository = SqlUserRepository(databases.enter_context(database))
         idle_connections = [database.engine.raw_connection() for _ in range(2)]
         for connection in idle_connections:
