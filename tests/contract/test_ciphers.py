@@ -15,11 +15,12 @@ from argon2 import PasswordHasher
 from cryptography.fernet import Fernet
 
 from mlapi import PasswordCipher
-from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
+from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
 from mlapi.adapters.memory import PlainCipher
 from mlapi.application.key_reload import Reloader, ReloadingCipher
 from mlapi.domain.ports import is_costly
 from mlapi.domain.users import EncryptedPassword
+from mlapi.secret_store import fingerprint as fingerprint_of
 from mlapi.testing import PasswordCipherContract
 from tests.conftest import KEY, OLDER_KEY, SALT
 
@@ -29,8 +30,8 @@ ROWS = [
     pytest.param(row["plaintext"], EncryptedPassword(row["password"]), id=row["username"]) for row in ORIGIN["rows"]
 ]
 OLDER_SALT = "an older salt for tests"
-UNREADABLE = "a stored password cannot be read: wrong key or damaged value; it matches nothing"
-OF_UNKNOWN_SALT = "a stored password is of a salt that is not in secrets.salt; it matches nothing"
+UNREADABLE = "cannot decrypt a stored password: wrong key or damaged value; it matches no password"
+OF_UNKNOWN_SALT = "a stored password needs a salt that is not in secrets.salt; it matches no password"
 
 Kind = type[FernetCipher] | type[HashingFernetCipher]
 each_kind = pytest.mark.parametrize("kind", [FernetCipher, HashingFernetCipher])
@@ -367,10 +368,10 @@ def test_the_published_fernet_vector_is_read() -> None:
 
 
 def test_fingerprints_tell_keys_and_salts_apart_and_nothing_else() -> None:
-    fingerprints = [key_fingerprint(key, salt) for key in (KEY, OLDER_KEY) for salt in (SALT, OLDER_SALT)]
+    fingerprints = [fingerprint_of(key, salt) for key in (KEY, OLDER_KEY) for salt in (SALT, OLDER_SALT)]
 
     assert len(set(fingerprints)) == 4
-    assert fingerprints[0] == key_fingerprint(KEY, SALT)
+    assert fingerprints[0] == fingerprint_of(KEY, SALT)
     assert all(re.fullmatch("[0-9a-f]{64}", fingerprint) for fingerprint in fingerprints)
 
 

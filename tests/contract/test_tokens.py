@@ -354,7 +354,7 @@ def test_a_token_of_another_issuer_or_for_another_audience_is_refused(other: Jwt
 
 
 def test_what_is_remembered_is_bounded_and_right_beyond_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlapi.adapters.jwt, "_REMEMBERED", 10)
+    monkeypatch.setattr(mlapi.adapters.jwt, "_MAX_CACHED_TOKENS", 10)
     clock = at_noon()
     tokens = issuer_of([NEW], clock)
     issued = [tokens.issue(ADA).token for _ in range(50)]
@@ -369,7 +369,7 @@ def test_what_is_remembered_is_bounded_and_right_beyond_that(monkeypatch: pytest
 
 
 def test_what_is_remembered_takes_some_megabytes_at_most() -> None:
-    assert mlapi.adapters.jwt._REMEMBERED == 10_000
+    assert mlapi.adapters.jwt._MAX_CACHED_TOKENS == 10_000
 
 
 def test_what_is_refused_is_not_remembered() -> None:
@@ -401,7 +401,7 @@ def test_the_longest_issuer_and_audience_make_tokens_that_are_known_again() -> N
 
 
 def test_many_threads_may_verify_more_tokens_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlapi.adapters.jwt._REMEMBERED", 2)
+    monkeypatch.setattr("mlapi.adapters.jwt._MAX_CACHED_TOKENS", 2)
     tokens = issuer_of([NEW])
     issued = [tokens.issue(ADA).token for _ in range(16)]
 

@@ -7,5 +7,5 @@ from mlapi.application import key_rotation
 from mlapi.entrypoints.cli import main
 
 if __name__ == "__main__":
-    key_rotation.UNDER_WAY = 4.0
+    key_rotation.SETTLE_SECONDS = 4.0
     main(prog_name="mlapi")

@@ -269,9 +269,9 @@ def test_no_login_fails_during_key_rotation(start_server: StartServer, tmp_path:
         for client in clients:
             client.result()
 
-    assert rotated.startswith("every password is stored under the newest key; ")
+    assert rotated.startswith("every password is encrypted with the newest key; ")
     assert valid_after_rotation == [True, True]
-    assert pruned == "left salts: 2 users have not logged in since the newest was added\npruned\n"
+    assert pruned == "kept salts: 2 users have not logged in since the newest was added\npruned\n"
     assert valid_after_pruning == [False, False]
     assert set(statuses) == {200}
     assert len(statuses) > 50

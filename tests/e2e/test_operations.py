@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import requests
 
-from mlapi.secret_files import new_key
+from mlapi.secret_store import new_key
 from tests.e2e.server import MlapiServer, Server
 
 PASSWORD = "c4n4ry-p4ssw0rd"

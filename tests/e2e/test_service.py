@@ -360,9 +360,8 @@ def test_start_with_readable_secrets_file_is_rejected(start_server: StartServer,
 
     line = run_rejected_start(tmp_path, {})
 
-    assert line.endswith(
-        f"{tmp_path}/secrets.yml holds secrets and others may read it: run `chmod 600 {tmp_path}/secrets.yml`"
-    )
+    file = tmp_path / "secrets.yml"
+    assert line.endswith(f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`")
 
 
 def test_start_with_another_key_is_rejected(start_server: StartServer, tmp_path: Path, environ: dict[str, str]) -> None:

@@ -20,7 +20,7 @@ from sqlalchemy import URL, inspect, text
 from mlapi.adapters.sql import Database, upgrade
 from mlapi.adapters.sql.adoption import survey
 from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE
-from mlapi.bootstrap import open_adoption, open_service, open_users, password_cipher
+from mlapi.bootstrap import open_adoption, open_service, open_users
 from mlapi.config import load_settings
 from mlapi.domain.errors import ConfigurationError, InvalidCredentialsError
 from mlapi.domain.users import EncryptedPassword
@@ -293,9 +293,9 @@ def test_undecided_findings_are_reported_and_change_nothing(url: URL) -> None:
             "usernames that are equal except for case or spelling: 4; the first user keeps the name, the others get"
             " their id appended (--rename-duplicates)"
         ),
-        "       1 'alice' keeps it",
+        "       1 'alice' keeps the name",
         "       2 'ALICE' -> 'ALICE-2'",
-        "       3 'José' keeps it",
+        "       3 'José' keeps the name",
         "       4 'Jose\u0301' -> 'Jose\u0301-4'",
         "invalid usernames: 4; replaced (--rename-invalid)",
         "       5 None is missing -> 'user-5'",
@@ -310,7 +310,7 @@ def test_undecided_findings_are_reported_and_change_nothing(url: URL) -> None:
         "      10 'cyd'",
     ]
     assert result.stderr == (
-        "mlapi: nothing was changed: decide with --rename-duplicates --rename-invalid --lock-passwordless\n"
+        "mlapi: nothing was changed: to proceed, add --rename-duplicates --rename-invalid --lock-passwordless\n"
     )
 
 
@@ -356,7 +356,7 @@ def test_user_without_password_can_log_in_once_it_is_set(url: URL) -> None:
         users.set_password(user_id=bob.id, password="a new one")
         issued = authenticator.log_in(username="bob", password="a new one")
 
-    assert password_cipher(load_settings()).is_readable(bob.password)  # otherwise the key could not be rotated
+    assert service.secrets.cipher().is_readable(bob.password)  # otherwise the key could not be rotated
     assert issued.token
 
 
@@ -413,7 +413,7 @@ def test_report_shows_twenty_users_each_and_json_all(url: URL, monkeypatch: pyte
     json_report = [json.loads(line) for line in adopt("--dry-run", "--json").stdout.splitlines()]
 
     assert len(text_report) == 1 + 2 * 22
-    assert text_report[22] == "         ... and 25 more, which --json shows"
+    assert text_report[22] == "         ... and 25 more; --json lists all"
     assert len(json_report) == 45 + 45 + 1
     assert json_report[1] == {
         "finding": "duplicate_names",
@@ -527,7 +527,7 @@ def test_unreadable_passwords_are_reported_and_kept(url: URL) -> None:
     assert result.exit_code == 0
     assert result.stdout.splitlines()[1:3] == [
         "stored passwords that the configured secrets cannot decrypt: 1; kept; these users cannot log in",
-        "       2 'bob' cannot be read with secrets.key: it was made with another key, or is damaged",
+        "       2 'bob' cannot be decrypted with secrets.key: it was made with another key, or is damaged",
     ]
     assert content(url)[1]["password"] == "damaged"
 
@@ -542,7 +542,7 @@ def test_prune_keeps_a_key_that_adopted_passwords_need(url: URL, monkeypatch: py
 
     pruned = CliRunner().invoke(main, ["keys", "prune"])
 
-    assert pruned.stdout.startswith("left keys and salts: passwords may be stored under an older key")
+    assert pruned.stdout.startswith("kept keys and salts: passwords may be stored under an older key")
     assert LEGACY["key"] in Path("secrets.yml").read_text()
 
 
@@ -580,7 +580,7 @@ def test_unknown_time_zone_is_refused(url: URL, zone: str) -> None:
     result = adopt("--timezone", zone)
 
     assert (result.exit_code, result.stdout) == (3, "")
-    assert result.stderr == f"mlapi: there is no time zone {zone!r}: give an IANA name, as Europe/Vilnius\n"
+    assert result.stderr == f"mlapi: unknown time zone {zone!r}: use an IANA name, such as Europe/Vilnius\n"
 
 
 def test_second_adoption_does_nothing(url: URL) -> None:
@@ -591,7 +591,7 @@ def test_second_adoption_does_nothing(url: URL) -> None:
     result = adopt()
 
     assert content(url) == before
-    line = f"nothing to do: the database is mlapi's already, at revision {HEAD}\n"
+    line = f"nothing to do: the database already belongs to mlapi, at revision {HEAD}\n"
     assert (result.exit_code, result.stdout) == (0, line)
     assert json.loads(adopt("--json").stdout) == {"adopted": False, "revision": HEAD}
 
@@ -651,8 +651,8 @@ def test_extra_columns_are_kept(url: URL) -> None:
     registered = registered_id()
 
     assert result.stdout.splitlines()[1:3] == [
-        "column 'full name: x': kept; mlapi does not fill it",
-        "column 'plan': kept; mlapi does not fill it",
+        "column 'full name: x': kept; mlapi leaves it empty for new users",
+        "column 'plan': kept; mlapi leaves it empty for new users",
     ]
     assert registered == 3
     assert [(each["full name: x"], each["plan"]) for each in content(url)] == [
@@ -676,7 +676,7 @@ def test_foreign_keys_to_users_are_kept(url: URL) -> None:
     result = adopt_all()
 
     assert result.stdout.splitlines()[1] == (
-        "table 'orders' refers to users: kept; whom it refers to cannot be removed, unless it says so"
+        "table 'orders' references users: kept; it may prevent users from being removed"
     )
     with connected(url) as connection:
         assert inspect(connection).get_foreign_keys("orders") == before

@@ -10,7 +10,7 @@ from mlapi import AuditTrail, RepositoryUnavailableError, Users
 from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryUserRepository, PlainCipher
 from mlapi.application import audit_retention as retention
 from mlapi.application.audit_retention import AuditRetention
-from mlapi.bootstrap import Service, audit_retention, in_memory_access
+from mlapi.bootstrap import audit_retention
 from mlapi.config import AuditSettings, Settings
 from mlapi.testing.fakes import UnavailableAuditTrail
 from mlapi.testing.samples import LATER, NOON, registration
@@ -92,10 +92,9 @@ def test_the_setting_says_how_long(days: int, left: int, monkeypatch: pytest.Mon
     repository.apply([registration(at=datetime(2020, 1, 1, tzinfo=UTC))])
     trail = Watched(repository.audit, purges=2)
     repository.audit = trail  # type: ignore[assignment]  # it is one
-    users = Users(repository, PlainCipher())
-    opened = Service(users=users, access=in_memory_access(users), settings=Settings(audit=AuditSettings(days=days)))
+    settings = Settings(audit=AuditSettings(days=days))
 
-    with audit_retention(opened):
+    with audit_retention(Users(repository, PlainCipher()), settings):
         assert trail.done.wait(10 if days else 0.1) == bool(days)
 
     assert len(repository.audit.list_page(limit=10)) == left

@@ -46,7 +46,7 @@ def test_a_first_start_makes_database_and_secrets_side_by_side(folder: Path, cap
 
     made = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
     assert made == {"mlapi.db": 0o600, "secrets.yml": 0o600}
-    assert f"made a new key and salt in {folder}/secrets.yml" in caplog.text
+    assert f"generated a key and a salt in {folder}/secrets.yml" in caplog.text
 
 
 def test_a_first_start_has_no_user_and_no_admin_token(folder: Path) -> None:
@@ -77,7 +77,7 @@ def test_lost_secrets_are_not_replaced_by_others(folder: Path) -> None:
     register_ada({})
     (folder / "secrets.yml").unlink()
 
-    with pytest.raises(ConfigurationError, match=r"secrets\.yml is missing, and this database's passwords"):
+    with pytest.raises(ConfigurationError, match=r"secrets\.yml is missing, and the passwords in this database"):
         register_ada({})
 
     assert not (folder / "secrets.yml").exists()
@@ -111,7 +111,7 @@ def test_the_scheme_may_change_and_a_start_warns_of_the_reversible_one(caplog: p
         assert users.cipher.matches("difference engine", ada.password)
         bob = users.register(username="bob", password="x", email="bob@example.com")
         assert "|" not in bob.password.value
-    assert "whoever holds the key can read every password" in caplog.text
+    assert "anyone with the key can decrypt every password" in caplog.text
 
 
 def test_the_connection_block_of_the_origin_connects(postgres: PostgresServer, postgres_url: URL, folder: Path) -> None:
@@ -179,9 +179,7 @@ def test_a_database_that_is_away_does_not_hinder_a_start(
 
             assert users.register(username="ada", password="x", email="ada@example.com").username == "ada"
 
-    assert [record.levelno for record in caplog.records if "starting all the same" in record.message] == [
-        logging.WARNING
-    ]
+    assert [record.levelno for record in caplog.records if "starting anyway" in record.message] == [logging.WARNING]
 
 
 def _started(postgres: PostgresServer) -> None:

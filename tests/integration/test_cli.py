@@ -90,7 +90,7 @@ def test_a_terminal_asks_for_the_password_twice_and_shows_it_never(monkeypatch: 
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("click.prompt", prompt)
 
-    assert cli._password() == PASSWORD
+    assert cli._read_password() == PASSWORD
     assert asked == [("Password", True, True)]
 
 
@@ -99,7 +99,7 @@ def listed(*options: str) -> list[str]:
 
 
 def test_users_are_listed_by_page_and_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_PAGE", 2)
+    monkeypatch.setattr(cli, "_PAGE_SIZE", 2)
     for name in ("ada", "bob", "Adam"):
         added(name)
     mlapi("users", "disable", "BOB")
@@ -251,11 +251,11 @@ class Failing(click.Command):
     ("error", "code", "line"),
     [
         (KeyboardInterrupt(), 130, "mlapi: interrupted"),
-        (OSError(errno.ENOSPC, "No space left on device"), 1, "mlapi: the output: No space left on device"),
+        (OSError(errno.ENOSPC, "No space left on device"), 1, "mlapi: output: No space left on device"),
         (PermissionError(errno.EACCES, "Permission denied", "users.csv"), 1, "mlapi: users.csv: Permission denied"),
         (click.ClickException("frob"), 1, "mlapi: frob"),
         (BrokenPipeError(), 1, ""),
-        (ValueError("embedded null byte"), 1, "mlapi: an argument or the input cannot be used as it is (ValueError)"),
+        (ValueError("embedded null byte"), 1, "mlapi: an argument or the input is invalid (ValueError)"),
         (click.UsageError("frob"), 2, "mlapi: frob; see `mlapi --help`"),
     ],
 )
@@ -436,7 +436,7 @@ def test_an_address_of_the_other_kind_can_be_had(workers: str, monkeypatch: pyte
     ("host", "reason"),
     [
         ("192.0.2.1", "cannot assign requested address"),  # RFC 5737: for documentation, nobody's
-        ("x" * 300, "this is no address"),
+        ("x" * 300, "invalid host name"),
         ("nowhere.invalid", ""),  # RFC 6761: never a name. Each system says so in its own words
     ],
 )
@@ -444,8 +444,8 @@ def test_an_address_that_cannot_be_had_is_refused(host: str, reason: str) -> Non
     result = mlapi("serve", "--host", host, "--port", "0")
 
     assert result.exit_code == 3
-    assert result.stderr.startswith(f"mlapi: cannot listen at {host} port 0: {reason}")
-    assert result.stderr.endswith("; see --host and --port\n")
+    assert result.stderr.startswith(f"mlapi: cannot listen on {host} port 0: {reason}")
+    assert result.stderr.endswith("; change --host or --port\n")
 
 
 @pytest.mark.parametrize(("form", "kind"), [("text", TextFormatter), ("json", JsonFormatter)])

@@ -20,7 +20,7 @@ from mlapi import InvalidTokenError, RepositoryUnavailableError
 from mlapi.adapters.sql import Database, database_url
 from mlapi.bootstrap import open_service, upgrade_database
 from mlapi.config import load_settings
-from mlapi.secret_files import new_key
+from mlapi.secret_store import new_key
 from tests.postgres_server import PostgresServer
 
 ROLE, ROLE_PASSWORD = "mlapi_service", "a-password-of-the-service"

@@ -21,7 +21,7 @@ only_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 
 HEALTHY = [
     "users table: mlapi's",
-    f"schema: revision {HEAD}, the newest is {HEAD}",
+    f"schema: revision {HEAD}, newest {HEAD}",
     "users: 2",
     "problem: none",
 ]
@@ -118,9 +118,9 @@ def test_empty_database_needs_an_upgrade(url: URL) -> None:
     assert (result.exit_code, result.stderr) == (3, "")
     assert result.stdout.splitlines() == [
         "users table: none",
-        f"schema: revision none, the newest is {HEAD}",
+        f"schema: revision none, newest {HEAD}",
         "users: 0",
-        "problem: the schema is behind: run `mlapi db upgrade`",
+        "problem: the schema is outdated: run `mlapi db upgrade`",
     ]
 
 
@@ -134,10 +134,10 @@ def test_legacy_database_needs_adoption(url: URL, monkeypatch: pytest.MonkeyPatc
 
     assert everything(url) == before
     assert with_others.stdout.splitlines() == [
-        "users table: of the application that mlapi takes the place of",
-        f"schema: revision none, the newest is {HEAD}",
+        "users table: the legacy app's",
+        f"schema: revision none, newest {HEAD}",
         "users: 10",
-        "problem: the users are not adopted: run `mlapi db adopt`",
+        "problem: the users of the legacy app are not adopted yet: run `mlapi db adopt`",
         "problem: secrets.key and secrets.salt do not fit 10 of 10 stored passwords",
     ]
     assert without[1].startswith("secrets.key is missing: ")
@@ -150,22 +150,22 @@ def test_adopted_database_has_no_problems(url: URL, monkeypatch: pytest.MonkeyPa
     before = problems()
     CliRunner().invoke(main, ["db", "adopt"])
 
-    assert before == ["the users are not adopted: run `mlapi db adopt`"]
+    assert before == ["the users of the legacy app are not adopted yet: run `mlapi db adopt`"]
     assert problems() == []
 
 
 def test_other_users_table_is_reported(url: URL) -> None:
     execute(url, "CREATE TABLE users (id INTEGER PRIMARY KEY)")
 
-    assert problems() == ["the table `users` is none that mlapi knows: point database.url at another database"]
+    assert problems() == ["the table `users` belongs to another program: point database.url at another database"]
 
 
 @pytest.mark.usefixtures("two_users")
 @pytest.mark.parametrize(
     ("revision", "problem"),
     [
-        ("0001", "the schema is behind: run `mlapi db upgrade`"),
-        ("9999", "the schema is of a newer mlapi: upgrade mlapi"),
+        ("0001", "the schema is outdated: run `mlapi db upgrade`"),
+        ("9999", "the schema was made by a newer version of mlapi: upgrade mlapi"),
     ],
 )
 def test_other_schema_revision_is_reported(url: URL, revision: str, problem: str) -> None:
@@ -187,7 +187,7 @@ def test_wrong_key_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_misnamed_users_are_reported(url: URL) -> None:
     execute(url, "UPDATE users SET username_key = username WHERE id = 2")
 
-    assert problems() == ["users who are not found by their name, as its stored form is another: 1, ids 2"]
+    assert problems() == ["1 users cannot be found by name, because their column username_key is wrong; ids 2"]
 
 
 @only_sqlite

@@ -56,7 +56,7 @@ def test_an_empty_folder_is_well_and_stays_empty(folder: Path) -> None:
 
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["ok", "ok", "ok", "warning", "ok", "ok"]
-    assert f"none yet: the first start makes {folder}/mlapi.db" in result.stdout
+    assert f"none yet: the first start creates {folder}/mlapi.db" in result.stdout
     assert list(folder.iterdir()) == []
 
 
@@ -77,15 +77,19 @@ def test_a_postgresql_is_well(postgres_database: Database, postgres_url: URL, mo
         monkeypatch.setenv(name, value)
 
     assert found("problem") == []
-    assert ("database", "PostgreSQL: users 0, schema at revision 0003, the key fits") in found("ok")
+    assert ("database", "users 0, schema at revision 0003, the key fits") in found("ok")
 
 
 @pytest.mark.parametrize(
     ("environ", "about", "message"),
     [
         ({"MLAPI_FROB__X": "1"}, "configuration", "MLAPI_FROB__X: frob is not a setting"),
-        ({"MLAPI_DATABASE__URL": "mysql://u:c4n4ry@h/d"}, "database", "database.url names mysql"),
-        ({"MLAPI_DATABASE__URL": "postgresql://u:c4n4ry@127.0.0.1:1/d"}, "database", "does it run, and is"),
+        ({"MLAPI_DATABASE__URL": "mysql://u:c4n4ry@h/d"}, "database", "database.url has the unsupported scheme mysql"),
+        (
+            {"MLAPI_DATABASE__URL": "postgresql://u:c4n4ry@127.0.0.1:1/d"},
+            "database",
+            "check that the server is running",
+        ),
         ({"MLAPI_SECRETS__KEY": OLDER_KEY}, "database", "secrets.key or secrets.salt is not the one"),
         ({"MLAPI_PROFILE": "production"}, "secrets", "secrets.admin_token is missing"),
     ],
@@ -133,7 +137,7 @@ def test_a_secrets_file_that_others_may_read_is_told_once(folder: Path) -> None:
 
     assert problems[0] == (
         "secrets",
-        f"{folder}/secrets.yml holds secrets and others may read it: run `chmod 600 {folder}/secrets.yml`",
+        f"{folder}/secrets.yml holds secrets, but other accounts can access it: run `chmod 600 {folder}/secrets.yml`",
     )
     assert len(problems) == 1
 
@@ -142,7 +146,7 @@ def test_a_file_of_secrets_is_named(folder: Path) -> None:
     with open_users(load_settings()):
         pass
 
-    assert ("secrets", f"key and salt are given by {folder}/secrets.yml") in found("ok")
+    assert ("secrets", f"key and salt are in {folder}/secrets.yml") in found("ok")
 
 
 def test_a_schema_that_is_behind_is_told(
@@ -153,7 +157,7 @@ def test_a_schema_that_is_behind_is_told(
     for name, value in {**SECRETS, "MLAPI_DATABASE__URL": url}.items():
         monkeypatch.setenv(name, value)
 
-    assert found("problem") == [("database", "the schema is behind: run `mlapi db upgrade`")]
+    assert found("problem") == [("database", "the schema is outdated: run `mlapi db upgrade`")]
 
 
 def test_a_database_of_the_future_says_that_the_clock_was_set_back(
@@ -182,7 +186,7 @@ def test_clocks_that_are_apart_are_told(
     ((about, message),) = found("problem")
 
     assert about == "clock"
-    assert message.startswith("this machine's clock and the database's are 3600 s apart: set both by NTP")
+    assert message.startswith("this clock and the database's differ by 3600 s: synchronize both with NTP")
 
 
 def test_a_folder_that_cannot_be_written_to_is_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +194,7 @@ def test_a_folder_that_cannot_be_written_to_is_a_problem(folder: Path, monkeypat
     monkeypatch.setattr("os.access", lambda *_arguments, **_options: False)  # as root may write anywhere
 
     assert [message for _, message in found("problem")] == [
-        f"{folder}/mlapi.db or its folder cannot be written to: give both to the account that serves"
+        f"{folder}/mlapi.db or its folder is not writable: make the account that runs the service own both"
     ]
 
 
@@ -207,7 +211,7 @@ def test_somebody_elses_table_is_told(folder: Path, monkeypatch: pytest.MonkeyPa
         connection.execute(text("CREATE TABLE users (frob TEXT)"))
 
     assert found("problem") == [
-        ("database", "the table `users` is none that mlapi knows: point database.url at another database")
+        ("database", "the table `users` belongs to another program: point database.url at another database")
     ]
 
 

@@ -21,7 +21,7 @@ from mlapi.application import key_reload as rotation
 from mlapi.application.key_reload import Reloader, ReloadingCipher, ReloadingTokens
 from mlapi.domain.ports import is_costly
 from mlapi.domain.users import EncryptedPassword
-from mlapi.secret_files import file_signature
+from mlapi.secret_store import file_signature
 from mlapi.testing import SettableClock
 from mlapi.testing.tokens import ADA, HOUR, is_refused
 from tests.conftest import KEY, OLDER_KEY, SALT

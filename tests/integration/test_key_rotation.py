@@ -10,13 +10,13 @@ from mlapi import ConfigurationError, Users
 from mlapi.adapters.fernet import HashingFernetCipher
 from mlapi.application import key_reload as rotation
 from mlapi.application import key_rotation
-from mlapi.application.key_rotation import open_key_rotation
-from mlapi.bootstrap import open_service
+from mlapi.bootstrap import open_key_rotation, open_service
 from mlapi.config import Settings, load_settings
+from mlapi.config.files import read_yaml
 from mlapi.domain.commands import Reencrypt
 from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.cli import main
-from mlapi.secret_files import read_yaml
+from mlapi.secret_store import update_secrets_file
 from tests.conftest import KEY, OLDER_KEY, SALT
 
 CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
@@ -28,8 +28,8 @@ def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name, value in {"MLAPI_DATABASE__URL": url.render_as_string(hide_password=False), **CHEAP}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(key_rotation, "UNDER_WAY", 0.2)
-    monkeypatch.setattr(key_rotation, "_SEEN", 0.05)
+    monkeypatch.setattr(key_rotation, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(key_rotation, "_RELOAD_SECONDS", 0.05)
     monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 0.0)
     return tmp_path
 
@@ -66,7 +66,7 @@ def test_a_new_key_is_first_and_every_password_is_under_it(folder: Path, setting
         issued = opened.access.authenticator.log_in(username="user3", password="password 3")
 
     assert result.exit_code == 0
-    assert result.stdout == "every password is stored under the newest key; 7 were under an older one\n"
+    assert result.stdout == "every password is encrypted with the newest key; 7 were under an older key\n"
     newest, older = secrets(folder, "key")
     (salt,) = secrets(folder, "salt")
     assert not set(before) & set(after)
@@ -111,7 +111,7 @@ def test_nothing_is_pruned_while_a_rotation_is_unfinished(folder: Path, settings
     result = mlapi("keys", "prune")
 
     assert result.stdout == (
-        "left keys and salts: passwords may be stored under an older key, run `mlapi keys rotate` first\npruned\n"
+        "kept keys and salts: passwords may be stored under an older key, run `mlapi keys rotate` first\npruned\n"
     )
     assert len(secrets(folder, "key")) == 2
 
@@ -122,7 +122,7 @@ def test_a_key_that_comes_while_another_is_turned_over_is_turned_over_too(folder
         with open_key_rotation(settings) as turning:
             progress = turning.rotate_key()
             next(progress)
-            turning._add("key", secrets(folder, "key"), KEY)
+            update_secrets_file(folder / "secrets.yml", lambda tree: {**tree, "key": [KEY, *tree["key"]]})
             list(progress)
         alone = HashingFernetCipher([KEY], *secrets(folder, "salt"))
         assert all(alone.reencrypt(user.password) is None for user in opened.users.iterate_users())
@@ -141,7 +141,7 @@ def test_while_one_command_is_at_work_another_is_refused(folder: Path, settings:
         result = mlapi("keys", *command)
 
         assert (result.exit_code, result.stdout) == (3, "")
-        assert result.stderr == f"mlapi: another command changes {folder}/secrets.yml: wait for it to end\n"
+        assert result.stderr == f"mlapi: another command is changing {folder}/secrets.yml: wait until it has finished\n"
         assert (folder / "secrets.yml").read_text() == before
 
 
@@ -159,7 +159,8 @@ def test_a_password_that_no_key_opens_leaves_the_rotation_unfinished(folder: Pat
 
     assert refused.exit_code == 3
     assert (
-        f"1 stored passwords cannot be read with any key in {folder}/secrets.yml (users {first.id})" in refused.stderr
+        f"1 stored passwords cannot be decrypted with any key in {folder}/secrets.yml (users {first.id})"
+        in refused.stderr
     )
     assert ended.exit_code == 0
     assert len(secrets(folder, "key")) == 2
@@ -176,9 +177,9 @@ def test_a_salt_enters_a_password_at_the_next_log_in_and_is_left_until_then(fold
         opened.access.authenticator.log_in(username="user1", password="password 1")
         pruned = mlapi("keys", "prune")
 
-    assert rotated.stdout == "added a salt; it enters a user's password at his next log-in\n"
+    assert rotated.stdout == "added a salt; each user's password is stored with it at their next log-in\n"
     assert both[1:] == older
-    assert left.stdout == "left salts: 1 users have not logged in since the newest was added\npruned\n"
+    assert left.stdout == "kept salts: 1 users have not logged in since the newest was added\npruned\n"
     assert pruned.stdout == "pruned\n"
     assert secrets(folder, "salt") == both[:1]
     with open_service(settings) as opened:
@@ -198,7 +199,7 @@ def test_a_new_token_key_signs_and_the_former_verifies_until_it_is_pruned(folder
     with open_service(settings) as opened, pytest.raises(Exception, match="invalid, expired or revoked"):
         opened.access.guard.check(former)
 
-    assert result.stdout == "added a token key; tokens of the former one stay valid until they end\n"
+    assert result.stdout == "added a token key; tokens signed with the former key stay valid until they expire\n"
     assert names == ["user0", "user0"]
     assert former.partition(".")[0] != newer.partition(".")[0]
     assert len(secrets(folder, "token_key")) == 1
@@ -214,7 +215,7 @@ def test_secrets_that_are_given_elsewhere_are_turned_over_there(
     result = mlapi("keys", "rotate", *options)
 
     assert result.exit_code == 3
-    assert "secrets.yml, where mlapi could change it" in result.stderr
+    assert "secrets.yml, so mlapi cannot rotate it" in result.stderr
     assert result.stderr.count("\n") == 1
     assert KEY not in result.stderr
     assert not (folder / "secrets.yml").exists()
@@ -231,7 +232,7 @@ def test_a_key_that_was_put_first_by_hand_is_taken_as_the_new_one(
 
     result = mlapi("keys", "rotate")
 
-    assert result.stdout == "every password is stored under the newest key; 3 were under an older one\n"
+    assert result.stdout == "every password is encrypted with the newest key; 3 were under an older key\n"
     monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
     with open_service(load_settings()) as opened:
         assert opened.access.authenticator.log_in(username="user0", password="password 0").expires_in == 3600

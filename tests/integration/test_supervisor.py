@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from mlapi.entrypoints.cli.serve import bound_sockets
+from mlapi.entrypoints.cli.serve import bind_listeners
 from mlapi.entrypoints.server import supervisor
 from mlapi.entrypoints.server.supervisor import Supervisor, Timeouts, supervise
 
@@ -51,7 +51,7 @@ class Supervised:
     def __init__(self, folder: Path, workers: int, timeouts: Timeouts) -> None:
         self.folder = folder
         self.set_behavior("normal")
-        self.listeners = bound_sockets("127.0.0.1", 0, workers)
+        self.listeners = bind_listeners("127.0.0.1", 0, workers)
         self.supervisor = Supervisor(self.listeners, self._command, timeouts)
         self.code: int | None = None
         self._thread = threading.Thread(target=self._run)
@@ -309,7 +309,7 @@ def test_sighup_during_shutdown_starts_no_worker(start_service: StartService) ->
 @pytest.mark.parametrize("workers", [1, 2])
 def test_real_workers_serve_on_the_given_sockets(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    listeners = bound_sockets("127.0.0.1", 0, workers)
+    listeners = bind_listeners("127.0.0.1", 0, workers)
     base = f"http://127.0.0.1:{listeners[0].getsockname()[1]}"
     statuses: list[int] = []
 

@@ -29,10 +29,11 @@ from mlapi.application import user_import
 from mlapi.application.user_import import Row, Summary, UserImport
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
+from mlapi.config.files import read_yaml
 from mlapi.domain.errors import FieldError
 from mlapi.entrypoints.cli import main
-from mlapi.entrypoints.cli.service import os_user
-from mlapi.secret_files import change_secrets_file, new_key, read_yaml
+from mlapi.entrypoints.cli.operator import account_name
+from mlapi.secret_store import new_key, update_secrets_file
 from tests.conftest import KEY, SALT
 
 CANARY = "c4n4ry"
@@ -60,7 +61,7 @@ def _interruptible() -> Iterator[None]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", "fernet")
-    monkeypatch.setattr(user_import, "BATCH", 3)
+    monkeypatch.setattr(user_import, "BATCH_ROWS", 3)
     return tmp_path
 
 
@@ -97,12 +98,12 @@ def logs_in(username: str, password: str) -> bool:
 def test_users_of_a_file_can_log_in(url: URL, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLAPI_DATABASE__URL", url.render_as_string(hide_password=False))
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", scheme)
-    monkeypatch.setattr(user_import, "COSTLY_BATCH", 1)
+    monkeypatch.setattr(user_import, "HASHES_PER_THREAD", 1)
     people = [f"user{number}" for number in range(7)]
 
     result = imported(HEADER + "".join(f"{name},{name}@example.com,password of {name}\n" for name in people))
 
-    assert (result.exit_code, result.stdout) == (0, "imported 7, already there 0, refused 0\n")
+    assert (result.exit_code, result.stdout) == (0, "imported 7, already there 0, rejected 0\n")
     assert [(user.username, user.email, user.enabled) for user in everybody()] == [
         (name, f"{name}@example.com", True) for name in people
     ]
@@ -120,9 +121,9 @@ def test_what_is_there_already_is_known_by_name_and_address(scheme: str, monkeyp
 
     assert (again.exit_code, again.stdout) == (
         4,
-        "imported 1, already there 3, refused 1, see users.csv.rejects.jsonl\n",
+        "imported 1, already there 3, rejected 1; see users.csv.rejects.jsonl\n",
     )
-    taken = "belongs to another user, with another e-mail address"
+    taken = "belongs to another user, who has another e-mail address"
     assert refusals() == [(4, "Bob", "username", taken)]
     assert everybody()[:2] == before
     assert names() == ["ada", "bob", "eve"]
@@ -138,7 +139,7 @@ def test_what_a_line_says_beyond_that_is_kept() -> None:
     )
 
     ada, bob, cyd = everybody()
-    assert (result.exit_code, result.stdout) == (0, "imported 3, already there 0, refused 0\n")
+    assert (result.exit_code, result.stdout) == (0, "imported 3, already there 0, rejected 0\n")
     assert [user.enabled for user in (ada, bob, cyd)] == [False, True, True]
     assert bob.created_datetime.isoformat() == "2024-02-29T10:00:00+00:00"
     assert bob.updated_datetime == told_at("register", bob) > bob.created_datetime
@@ -153,7 +154,7 @@ def test_the_audit_trail_tells_who_imported_and_nothing_of_who_was_there() -> No
     with open_users(load_settings()) as users:
         entries = users.repository.audit.list_page(limit=9)
     assert [(entry.actor, entry.action, entry.outcome) for entry in entries] == [
-        (f"import by {os_user()}", "register", "done")
+        (f"import by {account_name()}", "register", "done")
     ]
 
 
@@ -216,7 +217,7 @@ def test_every_line_is_checked_as_a_registration_is(
 
     result = imported("username,email,password,enabled,created_datetime\n" + "\n".join(lines), *options)
 
-    no_time = "must be ISO 8601 with its zone: 2026-01-31T12:00:00Z"
+    no_time = "must be ISO 8601 with a time zone, such as 2026-01-31T12:00:00Z"
     assert result.exit_code == 4
     assert refusals() == [
         (2, " ada", "username", "must not begin or end with white space"),
@@ -240,7 +241,7 @@ def test_a_dry_run_stores_nothing_and_tells_what_would_be() -> None:
 
     assert (result.exit_code, result.stdout) == (
         4,
-        "imported 1, already there 1, refused 1 (a dry run: nothing is stored), see users.csv.rejects.jsonl\n",
+        "imported 1, already there 1, rejected 1 (dry run: nothing was stored); see users.csv.rejects.jsonl\n",
     )
     assert names() == ["ada"]
 
@@ -253,10 +254,10 @@ TOO_LONG = b"x" * 10_000_000
     [
         (TOO_LONG, "must be shorter than 65536 bytes"),
         (b"caf\xe9,e@example.com,x", "must be UTF-8"),
-        (b'"eve,e@example.com,x', "must be CSV, with every quote ended in it"),
-        (b'"eve"x,e@example.com,x', "must be CSV, with every quote ended in it"),
-        (b"eve,e@example.com", "must have 3 cells, as the first line has, and has 2"),
-        (b"eve,e@example.com,x,y", "must have 3 cells, as the first line has, and has 4"),
+        (b'"eve,e@example.com,x', "must be CSV, with every quote closed on the same line"),
+        (b'"eve"x,e@example.com,x', "must be CSV, with every quote closed on the same line"),
+        (b"eve,e@example.com", "must have 3 cells like the header, but has 2"),
+        (b"eve,e@example.com,x,y", "must have 3 cells like the header, but has 4"),
     ],
     ids=["long", "latin", "open quote", "text after a quote", "cell missing", "cell too many"],
 )
@@ -275,16 +276,16 @@ def test_a_line_that_is_none_is_refused_and_no_other(line: bytes, message: str) 
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("[" * 60_000, "must be a JSON object, with every key once"),
-        ("[]", "must be a JSON object, with every key once"),
-        ("{", "must be a JSON object, with every key once"),
+        ("[" * 60_000, "must be a JSON object without duplicate keys"),
+        ("[]", "must be a JSON object without duplicate keys"),
+        ("{", "must be a JSON object without duplicate keys"),
         (
             '{"username": "\\ud800", "email": "e@example.com", "password": "x"}',
-            "must be a JSON object, with every key once",
+            "must be a JSON object without duplicate keys",
         ),
         (
             '{"username": "eve", "username": "x", "email": "e@example.com", "password": "x"}',
-            "must be a JSON object, with every key once",
+            "must be a JSON object without duplicate keys",
         ),
         ('{"username": "eve", "password": "x"}', "must have a key email"),
         (
@@ -293,7 +294,7 @@ def test_a_line_that_is_none_is_refused_and_no_other(line: bytes, message: str) 
         ),
         (
             '{"username": "eve", "email": "e@example.com", "password": "x", "phone": 1, "$c4n4ry": 1}',
-            "must have no unknown columns: phone, (no plain word): --ignore-columns lets them pass",
+            "has unknown columns: phone, (hidden); use --ignore-columns to ignore them",
         ),
         ("\xe9".join(["x"] * 40_000), "must be shorter than 65536 bytes"),
     ],
@@ -318,7 +319,7 @@ def test_json_values_of_other_types_are_named_by_their_fields() -> None:
         (1, None, "username", "must be a string"),
         (1, None, "email", "must be a string"),
         (1, None, "enabled", "must be 1, 0, true or false"),
-        (1, None, "created_datetime", "must be ISO 8601 with its zone: 2026-01-31T12:00:00Z"),
+        (1, None, "created_datetime", "must be ISO 8601 with a time zone, such as 2026-01-31T12:00:00Z"),
         (1, None, "password", "must be a string"),
     ]
 
@@ -327,15 +328,15 @@ def test_json_values_of_other_types_are_named_by_their_fields() -> None:
     ("header", "line"),
     [
         ("", "the file is empty"),
-        (f"ada,ada@example.com,{CANARY}", "the first line must name columns, in UTF-8: username, email and one of"),
-        ("\xff\xfe".encode("latin-1"), "the first line must name columns, in UTF-8"),
-        ("username,email,password,email", "the first line names a column twice"),
-        ("username,password", "the first line names no column email"),
-        ("username,email", "the first line must have exactly one of password, password_hash, stored_password"),
-        ("username,email,password,password_hash", "the first line must have exactly one of password, password_hash"),
+        (f"ada,ada@example.com,{CANARY}", "the first line must be a header in UTF-8 with username, email and one of"),
+        ("\xff\xfe".encode("latin-1"), "the first line must be a header in UTF-8"),
+        ("username,email,password,email", "the header contains a column twice"),
+        ("username,password", "the header has no column email"),
+        ("username,email", "the header must have exactly one of password, password_hash, stored_password"),
+        ("username,email,password,password_hash", "the header must have exactly one of password, password_hash"),
         (
             "username,email,password,phone,+",
-            "the first line names unknown columns: phone, (no plain word): --ignore-co",
+            "the header has unknown columns: phone, (hidden); use --ignore-co",
         ),
     ],
 )
@@ -353,14 +354,14 @@ def test_the_file_that_the_documentation_shows_is_imported() -> None:
 
     result = imported(shown)
 
-    assert (result.exit_code, result.stdout) == (0, "imported 2, already there 0, refused 0\n")
+    assert (result.exit_code, result.stdout) == (0, "imported 2, already there 0, rejected 0\n")
     assert logs_in("bob", 'a, "b"')
 
 
 def test_a_file_without_users_imports_none() -> None:
     result = imported(HEADER)
 
-    assert (result.exit_code, result.stdout) == (0, "imported 0, already there 0, refused 0\n")
+    assert (result.exit_code, result.stdout) == (0, "imported 0, already there 0, rejected 0\n")
 
 
 @pytest.mark.parametrize("name", ["users.csv", "users.jsonl"])
@@ -404,13 +405,16 @@ def test_refusals_of_an_import_before_are_forgotten() -> None:
     [
         (["import", "folder.csv"], "folder.csv cannot be read: Is a directory"),
         (["import", "nowhere.csv"], "nowhere.csv cannot be read: No such file or directory"),
-        (["import", "users.csv", "--rejects", "users.csv"], "users.csv is what is read: give --rejects another name"),
+        (
+            ["import", "users.csv", "--rejects", "users.csv"],
+            "users.csv is the file to import: choose another name with --rejects",
+        ),
         (["import", "users.csv", "--rejects", "folder.csv"], "folder.csv cannot be written: Is a directory"),
         (["import", "users.csv", "--rejects", "no/where"], "no/where cannot be written: No such file or directory"),
         (["import", "users.csv", "--rejects", "/dev/full"], "/dev/full cannot be written: No space left on device"),
-        (["export", "users.csv"], "users.csv is there already: --force replaces it"),
-        (["export", "folder.csv", "--force"], "folder.csv is no regular file: write - and redirect the output"),
-        (["export", "/dev/null", "--format", "csv", "--force"], "/dev/null is no regular file"),
+        (["export", "users.csv"], "users.csv exists: use --force to replace it"),
+        (["export", "folder.csv", "--force"], "folder.csv is not a regular file: write to - and redirect the output"),
+        (["export", "/dev/null", "--format", "csv", "--force"], "/dev/null is not a regular file"),
         (["export", "no/where.csv"], "where.csv cannot be written: No such file or directory"),
     ],
 )
@@ -436,8 +440,8 @@ def test_a_locked_database_stops_the_import_which_goes_on_when_it_is_run_again(
     result = mlapi("import", "users.csv")
 
     assert stopped.exit_code == 3
-    assert "database is locked; imported 0, already there 0, refused 0: run it again, and it goes on" in stopped.stderr
-    assert (result.exit_code, result.stdout) == (0, "imported 1, already there 1, refused 0\n")
+    assert "database is locked; imported 0, already there 0, rejected 0; run it again to continue" in stopped.stderr
+    assert (result.exit_code, result.stdout) == (0, "imported 1, already there 1, rejected 0\n")
 
 
 @pytest.mark.parametrize("name", ["users.csv", "users.jsonl"])
@@ -457,7 +461,7 @@ def test_what_is_exported_comes_back_with_the_same_secrets(
 
     assert (exported.exit_code, exported.stdout) == (0, "exported 2\n")
     assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
-    assert (result.exit_code, result.stdout) == (0, "imported 2, already there 0, refused 0\n")
+    assert (result.exit_code, result.stdout) == (0, "imported 2, already there 0, rejected 0\n")
     after = everybody()
     assert [attrs.evolve(user, token_epoch="") for user in after] == [
         attrs.evolve(user, token_epoch="", updated_datetime=told_at("register", there))
@@ -525,18 +529,18 @@ def test_a_batch_that_took_long_is_stored_under_the_key_that_is_newest_then(
 ) -> None:
     """Whoever turns a key over counts on what was encrypted with the former one to be stored within seconds."""
     monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 0.0)
-    monkeypatch.setattr(user_import, "COMMIT_WITHIN", 1.0)
+    monkeypatch.setattr(user_import, "COMMIT_TIMEOUT_SECONDS", 1.0)
 
     def rows() -> Iterator[Row]:
         for number in range(6):
             if number == 5:  # the first three are encrypted, and are stored when the others are
-                change_secrets_file(folder / "secrets.yml", lambda tree: {**tree, "key": [new_key(), tree["key"]]})
+                update_secrets_file(folder / "secrets.yml", lambda tree: {**tree, "key": [new_key(), tree["key"]]})
                 time.sleep(0.51)
             values = {"username": f"user{number}", "email": "a@example.com", "password": "battery"}
             yield Row(number, number, values)
 
     with open_users(load_settings()) as users:
-        importing = UserImport(users, FernetCipher([KEY], SALT), Refusals(), actor=Actor())
+        importing = UserImport(users, lambda: FernetCipher([KEY], SALT), Refusals(), actor=Actor(), threads=2)
         ends = list(importing.run(rows()))
         stored = [user.password for user in users.iterate_users()]
 
@@ -563,7 +567,7 @@ def test_an_interrupted_import_says_how_far_it_came() -> None:
     result = CliRunner().invoke(main, ["users", "import", "-", "--format", "csv"], input=given)
 
     assert (result.exit_code, result.stdout) == (130, "")
-    assert "mlapi: interrupted; imported 3, already there 0, refused 0: run it again, and it goes on" in result.stderr
+    assert "mlapi: interrupted; imported 3, already there 0, rejected 0; run it again to continue" in result.stderr
     assert names() == ["user0", "user1", "user2"]
 
 
@@ -571,7 +575,7 @@ def test_an_interruption_waits_until_the_batch_is_counted() -> None:
     values = {"username": "ada", "email": "a@example.com", "password": "battery"}
     interrupting = Refusals(lambda: signal.raise_signal(signal.SIGINT))
     users = Users(InMemoryUserRepository(), PlainCipher())
-    importing = UserImport(users, FernetCipher([KEY], SALT), interrupting, actor=Actor())
+    importing = UserImport(users, lambda: FernetCipher([KEY], SALT), interrupting, actor=Actor(), threads=2)
 
     with pytest.raises(KeyboardInterrupt):
         list(importing.run([Row(1, 1, values)]))
@@ -619,7 +623,7 @@ def test_of_an_import_that_was_ended_in_the_middle_nobody_is_lost_and_nobody_twi
 ) -> None:
     url = request.getfixturevalue(f"{database}_url")
     monkeypatch.setenv("MLAPI_DATABASE__URL", url.render_as_string(hide_password=False))
-    monkeypatch.setattr(user_import, "BATCH", 2_000)
+    monkeypatch.setattr(user_import, "BATCH_ROWS", 2_000)
     people = [f"user{number}" for number in range(6_500)]
     text = HEADER + "".join(f"{name},{name}@example.com,x\n" for name in people)
     command = Command(url)
@@ -637,7 +641,7 @@ def test_of_an_import_that_was_ended_in_the_middle_nobody_is_lost_and_nobody_twi
     assert stored >= 2_000
     assert there % 2_000 == 0
     assert code == (130 if how is signal.SIGINT else -signal.SIGKILL)
-    interrupted = f"mlapi: interrupted; imported {there}, already there 0, refused 0: run it again, and it goes on\n"
+    interrupted = f"mlapi: interrupted; imported {there}, already there 0, rejected 0; run it again to continue\n"
     assert (interrupted in errors) == (how is signal.SIGINT)
     assert (result.exit_code, result.stdout) == (0, f"imported {6_500 - there}, already there {there}, refused 0\n")
     assert sorted(names()) == sorted(people)
@@ -653,7 +657,7 @@ def test_a_terminal_shows_how_far_it_is(folder: Path, sqlite_url: URL) -> None:
     shown = os.read(ours, 10_000).decode()
     os.close(ours)
 
-    assert ended.stdout == b"imported 1, already there 0, refused 0\n"
+    assert ended.stdout == b"imported 1, already there 0, rejected 0\n"
     assert "importing" in shown
     assert "100%" in shown
 

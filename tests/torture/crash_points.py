@@ -61,7 +61,7 @@ def _run(
     output = os.open(folder / "command.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
-    key_rotation.UNDER_WAY, key_rotation._SEEN = in_flight_seconds, in_flight_seconds / 5
+    key_rotation.SETTLE_SECONDS, key_rotation._RELOAD_SECONDS = in_flight_seconds, in_flight_seconds / 5
     key_reload.RELOAD_CHECK_SECONDS = in_flight_seconds / 10
     if kill_at is not None:
         sys.setprofile(_make_killer(kill_at))

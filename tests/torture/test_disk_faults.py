@@ -30,12 +30,12 @@ from mlapi.adapters.sql.sqlite.engine import enable_write_ahead_log
 from mlapi.application.users import Users
 from mlapi.bootstrap import open_users
 from mlapi.config import DatabaseSettings, PasswordSettings, Settings
+from mlapi.config.files import read_mounted_value
 from mlapi.domain.commands import SetEnabled
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.users import UserId, utc_now
 from mlapi.entrypoints.cli import main
 from mlapi.entrypoints.http.metrics import Metrics
-from mlapi.secret_files import read_value
 from mlapi.testing import PlainCipher
 from tests.e2e.server import Server
 from tests.torture import simulated_disk
@@ -522,7 +522,7 @@ def test_fifo_is_rejected_as_secrets_file(tmp_path: Path) -> None:
     ):
         pass
     with pytest.raises(ConfigurationError, match=r"MLAPI_SECRETS__KEY_FILE: .* is no regular file"):
-        read_value(tmp_path / "secrets.yml", "MLAPI_SECRETS__KEY_FILE", is_secret=True)
+        read_mounted_value(tmp_path / "secrets.yml", "MLAPI_SECRETS__KEY_FILE", is_secret=True)
 
 
 def test_truncated_metrics_files_are_skipped(

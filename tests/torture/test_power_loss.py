@@ -22,14 +22,16 @@ from sqlalchemy import Pool, event, text
 
 from mlapi.adapters.fernet import FernetCipher
 from mlapi.adapters.sql import HEAD, Database, database_url, upgrade
+from mlapi.application.batching import CommandBatcher
 from mlapi.application.users import Users
-from mlapi.bootstrap import group_commit, open_service
+from mlapi.bootstrap import open_service
 from mlapi.config import DatabaseSettings, PasswordSettings, Settings
+from mlapi.config.files import read_yaml
 from mlapi.domain.commands import Command
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.users import EncryptedPassword, User
-from mlapi.secret_files import change_secrets_file, make_secrets_file, new_key, read_yaml
+from mlapi.secret_store import create_secrets_file, new_key, update_secrets_file
 from tests.torture import simulated_disk
 from tests.torture.conftest import Report, ShortOrFull
 
@@ -111,7 +113,7 @@ def make_key_row(key: ApiKey) -> Row:
 def run_service(folder: Path, disk: simulated_disk.Recorder, clients: list[Client], prefix: str, rounds: int) -> None:
     """Run the service once, from start to stop, with all clients at the same time."""
     with open_service(make_settings(folder)) as service:
-        batcher = group_commit(service.users, lambda _commands, _outcomes: None)
+        batcher = CommandBatcher(service.users.repository)
 
         async def run_clients() -> None:
             async with asyncio.TaskGroup() as tasks:
@@ -130,7 +132,7 @@ def first_start(folder: Path, disk: simulated_disk.Recorder, clients: list[Clien
 def older_schema(folder: Path, disk: simulated_disk.Recorder, clients: list[Client], rounds: int) -> None:
     """Upgrade a database at the first revision, with a user that an older mlapi acknowledged."""
     secrets = folder / "secrets.yml"
-    make_secrets_file(secrets)
+    create_secrets_file(secrets)
     tree = read_yaml(secrets)
     with Database(database_url(f"sqlite:///{folder}/mlapi.db")) as database:
         upgrade(database, "0001")
@@ -492,7 +494,7 @@ def test_new_key_is_durable_before_it_encrypts_a_password(tmp_path: Path) -> Non
             disk.mark(IN_USE)
 
         disk.before_folder_sync = before_folder_sync  # type: ignore[method-assign]  # hook of the test
-        change_secrets_file(tmp_path / "secrets.yml", lambda tree: {**tree, "key": [new_key(), tree["key"]]})
+        update_secrets_file(tmp_path / "secrets.yml", lambda tree: {**tree, "key": [new_key(), tree["key"]]})
 
     losses = [
         find_losses(tmp_path / "state", files, [client.expected(0) for client in clients], 0)
@@ -512,6 +514,6 @@ def test_new_secrets_file_is_durable_before_it_is_used(tmp_path: Path) -> None:
 
     disk.before_folder_sync = before_folder_sync  # type: ignore[method-assign]  # hook of the test
     with disk.recording():
-        make_secrets_file(tmp_path / "secrets.yml")
+        create_secrets_file(tmp_path / "secrets.yml")
 
     assert [yaml.safe_load(files["secrets.yml"]) for files in states_at_mark(disk, 50)] == read * 50

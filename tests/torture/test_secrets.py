@@ -22,12 +22,12 @@ from sqlalchemy import URL
 from mlapi import InvalidCredentialsError, Users
 from mlapi.bootstrap import Service, open_service
 from mlapi.config import load_settings
+from mlapi.config.files import read_yaml
 from mlapi.domain.commands import Reencrypt
 from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli import main
 from mlapi.entrypoints.console.sessions import Sessions
-from mlapi.secret_files import read_yaml
 from tests.conftest import KEY, OLDER_KEY, SALT
 from tests.e2e.server import Server
 from tests.torture.conftest import Report, ShortOrFull

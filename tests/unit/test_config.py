@@ -21,16 +21,16 @@ from mlapi.config import (
     SecretSettings,
     Settings,
     TokenSettings,
-    completed,
     load_settings,
 )
 from mlapi.domain.errors import ConfigurationError
+from tests.secret_store import with_secrets
 
 ROOT = Path(__file__).parents[2]
 
 KNOWN = (
-    "known are profile, database, connection, secrets, passwords, tokens, logins, http, registration, management,"
-    " audit, logging, metrics"
+    "the settings are profile, database, connection, secrets, passwords, tokens, logins, http, registration,"
+    " management, audit, logging, metrics"
 )
 
 
@@ -46,7 +46,7 @@ ALL_SECRETS = SecretSettings(key=(KEY,), salt=(SALT,), token_key=(TOKEN_KEY,), a
 CANARY = "CANARY"
 
 NOWHERE = Path("/nowhere/secrets.yml")
-NO_LINES = "must hold `key: value` lines"
+NO_LINES = "must contain `key: value` lines"
 
 
 def written(folder: Path, content: str | bytes, *, name: str = "config.yml", mode: int = 0o600) -> Path:
@@ -390,7 +390,7 @@ def test_a_variable_that_is_no_setting_is_named_in_the_log_without_its_value(
         (
             "mlapi",
             logging.WARNING,
-            "MLAPI_SALT is set and is no setting of mlapi; those are named MLAPI_SECTION__KEY",
+            "ignoring MLAPI_SALT: settings of mlapi are named MLAPI_SECTION__KEY",
         )
     ]
 
@@ -504,7 +504,7 @@ def test_an_unknown_key_of_the_environment_is_refused_with_its_path(
 def test_a_value_of_another_type_is_refused_with_its_path(tmp_path: Path, content: str, path: str) -> None:
     refusal = refusal_of(tmp_path, content).removeprefix("FOLDER/config.yml: ")
 
-    assert refusal.startswith((f"{path}: ", f"{path} must hold"))
+    assert refusal.startswith((f"{path}: ", f"{path} must contain"))
 
 
 @pytest.mark.parametrize(
@@ -540,10 +540,10 @@ def test_a_section_that_holds_text_cannot_be_filled_by_the_environment(tmp_path:
 @pytest.mark.parametrize(
     ("content", "refusal"),
     [
-        pytest.param("profile: [", "is not YAML in line 1", id="not YAML"),
-        pytest.param("profile: development\n\tdatabase: x\n", "is not YAML in line 2", id="tab"),
-        pytest.param("profile: !!python/object:os.system x", "is not YAML in line 1", id="Python object"),
-        pytest.param("profile: \x00", "is not YAML", id="control character"),
+        pytest.param("profile: [", "is not valid YAML (line 1)", id="not YAML"),
+        pytest.param("profile: development\n\tdatabase: x\n", "is not valid YAML (line 2)", id="tab"),
+        pytest.param("profile: !!python/object:os.system x", "is not valid YAML (line 1)", id="Python object"),
+        pytest.param("profile: \x00", "is not valid YAML", id="control character"),
         pytest.param(b"profile: \xff", "is not UTF-8", id="not UTF-8"),
         pytest.param("- profile", NO_LINES, id="list"),
         pytest.param("profile", NO_LINES, id="text"),
@@ -563,7 +563,7 @@ def test_a_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str
     ],
 )
 def test_yaml_that_python_cannot_hold_is_refused(tmp_path: Path, content: str) -> None:
-    assert refusal_of(tmp_path, content).startswith("FOLDER/config.yml is not YAML")
+    assert refusal_of(tmp_path, content).startswith("FOLDER/config.yml is not valid YAML")
 
 
 def test_a_missing_file_that_is_named_is_refused(tmp_path: Path) -> None:
@@ -585,7 +585,7 @@ def test_a_folder_in_place_of_a_file_is_refused(tmp_path: Path) -> None:
 def test_a_url_and_a_connection_are_one_too_many(tmp_path: Path) -> None:
     content = "database: {url: 'sqlite:///x.db'}\nconnection: {username: a, password: p, database: d}"
 
-    assert refusal_of(tmp_path, content) == "database.url and connection are both set: keep one"
+    assert refusal_of(tmp_path, content) == "database.url and connection are both set: remove one"
 
 
 def test_a_variable_and_its_file_are_one_too_many(tmp_path: Path) -> None:
@@ -593,7 +593,7 @@ def test_a_variable_and_its_file_are_one_too_many(tmp_path: Path) -> None:
     environ = {"MLAPI_SECRETS__SALT": SALT, "MLAPI_SECRETS__SALT_FILE": str(mounted)}
 
     assert refusal_of(tmp_path, "", environ) == (
-        "MLAPI_SECRETS__SALT_FILE and MLAPI_SECRETS__SALT are both set: keep one"
+        "MLAPI_SECRETS__SALT_FILE and MLAPI_SECRETS__SALT are both set: remove one"
     )
 
 
@@ -641,7 +641,7 @@ def test_the_command_that_a_refusal_names_makes_a_good_key(tmp_path: Path, capsy
 def test_a_bad_key_in_a_list_is_named_by_its_place(tmp_path: Path, name: str) -> None:
     refusal = refusal_of(tmp_path, f"secrets: {{{name}: [{KEY}, short]}}")
 
-    assert refusal.startswith(f"secrets.{name}, number 2 of 2, is not a Fernet key")
+    assert refusal.startswith(f"secrets.{name} (number 2 of 2) is not a Fernet key")
 
 
 @pytest.mark.parametrize(
@@ -657,14 +657,14 @@ def test_a_bad_key_in_a_list_is_named_by_its_place(tmp_path: Path, name: str) ->
 def test_a_key_that_everybody_knows_is_refused(tmp_path: Path, name: str, profile: str, key: str) -> None:
     refusal = refusal_of(tmp_path, f"profile: {profile}\nsecrets: {{{name}: {key}}}")
 
-    assert refusal.startswith(f"secrets.{name} is a published sample that everybody knows: make one with `python -c")
+    assert refusal.startswith(f"secrets.{name} is a published sample key: make one with `python -c")
 
 
 @pytest.mark.parametrize("name", ["key", "token_key"])
 def test_a_known_key_is_refused_among_the_old_ones_too(tmp_path: Path, name: str) -> None:
     refusal = refusal_of(tmp_path, f"secrets: {{{name}: [{KEY}, '{PUBLISHED_KEY}']}}")
 
-    assert refusal.startswith(f"secrets.{name}, number 2 of 2, is a published sample that everybody knows")
+    assert refusal.startswith(f"secrets.{name} (number 2 of 2) is a published sample key")
 
 
 @pytest.mark.parametrize("token", ["s", "abc-._~+/09==", TOKEN])
@@ -703,7 +703,11 @@ def test_a_file_with_secrets_that_others_may_read_is_a_warning_in_development(
     load_settings(file, {})
 
     assert caplog.record_tuples == [
-        ("mlapi", logging.WARNING, f"{file} holds secrets and others may read it: run `chmod 600 {file}`")
+        (
+            "mlapi",
+            logging.WARNING,
+            f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`",
+        )
     ]
 
 
@@ -713,7 +717,7 @@ def test_a_file_with_secrets_that_others_may_read_is_refused_in_production(tmp_p
     with pytest.raises(ConfigurationError) as refusal:
         load_settings(file, {})
 
-    assert str(refusal.value) == f"{file} holds secrets and others may read it: run `chmod 600 {file}`"
+    assert str(refusal.value) == f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
 
 
 @pytest.mark.parametrize(
@@ -747,14 +751,14 @@ def test_what_is_missing_comes_from_the_secrets_file(tmp_path: Path) -> None:
     content = f"key: {KEY}\nsalt: '{SALT}'\ntoken_key: {TOKEN_KEY}\nadmin_token: {TOKEN}\n"
     file = written(tmp_path, content, name="secrets.yml")
 
-    assert completed(Settings(), file) == Settings(secrets=ALL_SECRETS)
+    assert with_secrets(Settings(), file) == Settings(secrets=ALL_SECRETS)
 
 
 def test_what_is_given_goes_before_the_secrets_file(tmp_path: Path) -> None:
     content = f"key: {OLD_KEY}\nsalt: other\ntoken_key: {OLD_KEY}\nadmin_token: other\n"
     file = written(tmp_path, content, name="secrets.yml")
 
-    assert completed(Settings(secrets=ALL_SECRETS), file) == Settings(secrets=ALL_SECRETS)
+    assert with_secrets(Settings(secrets=ALL_SECRETS), file) == Settings(secrets=ALL_SECRETS)
 
 
 @pytest.mark.parametrize(
@@ -776,33 +780,33 @@ def test_one_secret_that_is_given_leaves_the_others_to_the_secrets_file(
     content = f"key: {KEY}\nsalt: '{SALT}'\ntoken_key: {TOKEN_KEY}\nadmin_token: {TOKEN}\n"
     file = written(tmp_path, content, name="secrets.yml")
 
-    assert completed(Settings(secrets=given), file) == Settings(secrets=all_of_them)
+    assert with_secrets(Settings(secrets=given), file) == Settings(secrets=all_of_them)
 
 
 def test_development_needs_no_admin_token() -> None:
     settings = Settings(secrets=SecretSettings(key=(KEY,), salt=(SALT,)))
 
-    assert completed(settings, NOWHERE) == settings
+    assert with_secrets(settings, NOWHERE) == settings
 
 
 def test_production_with_all_secrets_may_start() -> None:
     settings = Settings(profile="production", secrets=ALL_SECRETS)
 
-    assert completed(settings, NOWHERE) == settings
+    assert with_secrets(settings, NOWHERE) == settings
 
 
 @pytest.mark.parametrize("profile", ["development", "production"])
 def test_no_profile_needs_a_token_key(tmp_path: Path, profile: str) -> None:
     settings = attrs.evolve(load(tmp_path, f"profile: {profile}"), secrets=attrs.evolve(ALL_SECRETS, token_key=()))
 
-    assert completed(settings, NOWHERE) == settings
+    assert with_secrets(settings, NOWHERE) == settings
 
 
 def test_the_old_keys_and_salts_of_the_secrets_file_are_read_too(tmp_path: Path) -> None:
     content = f"key:\n- {KEY}\n- {OLD_KEY}\nsalt:\n- '{SALT}'\n- {OLD_SALT}\ntoken_key:\n- {TOKEN_KEY}\n- {OLD_KEY}\n"
     file = written(tmp_path, content, name="secrets.yml")
 
-    assert completed(Settings(), file).secrets == SecretSettings(
+    assert with_secrets(Settings(), file).secrets == SecretSettings(
         key=(KEY, OLD_KEY), salt=(SALT, OLD_SALT), token_key=(TOKEN_KEY, OLD_KEY)
     )
 
@@ -823,7 +827,7 @@ def test_a_missing_secret_is_refused_with_every_place_for_it(tmp_path: Path, pro
     settings = load(tmp_path, f"profile: {profile}", environ)
 
     with pytest.raises(ConfigurationError) as refusal:
-        completed(settings, NOWHERE)
+        with_secrets(settings, NOWHERE)
 
     assert str(refusal.value) == (
         f"secrets.{name} is missing: set it in config.yml, as MLAPI_SECRETS__{name.upper()}, in a file named by"
@@ -838,19 +842,19 @@ def test_production_refuses_a_sample_salt(salts: tuple[str, ...]) -> None:
     settings = Settings(profile="production", secrets=attrs.evolve(ALL_SECRETS, salt=salts))
 
     with pytest.raises(ConfigurationError) as refusal:
-        completed(settings, NOWHERE)
+        with_secrets(settings, NOWHERE)
 
-    assert str(refusal.value) == "secrets.salt is a sample that everybody knows: give it random characters"
+    assert str(refusal.value) == "secrets.salt is a well-known sample: replace it with random characters"
 
 
 def test_production_refuses_a_short_admin_token() -> None:
     settings = Settings(profile="production", secrets=attrs.evolve(ALL_SECRETS, admin_token="x" * 15))
 
     with pytest.raises(ConfigurationError) as refusal:
-        completed(settings, NOWHERE)
+        with_secrets(settings, NOWHERE)
 
     assert str(refusal.value) == (
-        "secrets.admin_token must be at least 16 characters in production: make one with"
+        "secrets.admin_token must have at least 16 characters in production: make one with"
         " `python -c 'import secrets; print(secrets.token_urlsafe())'`"
     )
 
@@ -858,14 +862,14 @@ def test_production_refuses_a_short_admin_token() -> None:
 def test_production_takes_an_admin_token_of_16_characters() -> None:
     settings = Settings(profile="production", secrets=attrs.evolve(ALL_SECRETS, admin_token="x" * 16))
 
-    assert completed(settings, NOWHERE) == settings
+    assert with_secrets(settings, NOWHERE) == settings
 
 
 def test_production_refuses_to_let_short_passwords_in() -> None:
     settings = Settings(profile="production", secrets=ALL_SECRETS, passwords=PasswordSettings(min_length=7))
 
     with pytest.raises(ConfigurationError) as refusal:
-        completed(settings, NOWHERE)
+        with_secrets(settings, NOWHERE)
 
     assert str(refusal.value) == "passwords.min_length must be at least 8 in production"
 
@@ -873,7 +877,7 @@ def test_production_refuses_to_let_short_passwords_in() -> None:
 def test_production_takes_a_min_length_of_8() -> None:
     settings = Settings(profile="production", secrets=ALL_SECRETS, passwords=PasswordSettings(min_length=8))
 
-    assert completed(settings, NOWHERE) == settings
+    assert with_secrets(settings, NOWHERE) == settings
 
 
 def test_development_takes_what_production_refuses() -> None:
@@ -882,7 +886,7 @@ def test_development_takes_what_production_refuses() -> None:
         passwords=PasswordSettings(min_length=1),
     )
 
-    assert completed(settings, NOWHERE) == settings
+    assert with_secrets(settings, NOWHERE) == settings
 
 
 @pytest.mark.parametrize("profile", ["development", "production"])
@@ -890,16 +894,16 @@ def test_a_secrets_file_that_others_may_read_is_refused(tmp_path: Path, profile:
     file = written(tmp_path, f"key: {KEY}\nsalt: {SALT}\n", name="secrets.yml", mode=0o644)
 
     with pytest.raises(ConfigurationError) as refusal:
-        completed(load(tmp_path, f"profile: {profile}"), file)
+        with_secrets(load(tmp_path, f"profile: {profile}"), file)
 
-    assert str(refusal.value) == f"{file} holds secrets and others may read it: run `chmod 600 {file}`"
+    assert str(refusal.value) == f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
 
 
 def test_an_unknown_key_of_the_secrets_file_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path, f"keys: {KEY}\n", name="secrets.yml")
 
     with pytest.raises(ConfigurationError) as refusal:
-        completed(Settings(), file)
+        with_secrets(Settings(), file)
 
     assert str(refusal.value) == f"{file}: secrets.keys is not a setting; did you mean secrets.key?"
 
@@ -908,7 +912,7 @@ def test_a_bad_key_of_the_secrets_file_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path, "key: short\n", name="secrets.yml")
 
     with pytest.raises(ConfigurationError) as refusal:
-        completed(Settings(), file)
+        with_secrets(Settings(), file)
 
     assert str(refusal.value).startswith(f"{file}: secrets.key is not a Fernet key")
 
@@ -917,9 +921,9 @@ def test_a_bad_token_key_of_the_secrets_file_is_refused(tmp_path: Path) -> None:
     file = written(tmp_path, f"key: {KEY}\nsalt: x\ntoken_key: [{TOKEN_KEY}, short]\n", name="secrets.yml")
 
     with pytest.raises(ConfigurationError) as refusal:
-        completed(Settings(), file)
+        with_secrets(Settings(), file)
 
-    assert str(refusal.value).startswith(f"{file}: secrets.token_key, number 2 of 2, is not a Fernet key")
+    assert str(refusal.value).startswith(f"{file}: secrets.token_key (number 2 of 2) is not a Fernet key")
 
 
 @pytest.mark.parametrize(
@@ -929,8 +933,8 @@ def test_a_bad_token_key_of_the_secrets_file_is_refused(tmp_path: Path) -> None:
         ("connection: {username: a, password: p, database: d, port: 65536}", "connection.port must be from 1 to 65535"),
         ("passwords: {min_length: 0}", "passwords.min_length must be from 1 to 1024"),
         ("passwords: {min_length: 1025}", "passwords.min_length must be from 1 to 1024"),
-        ("audit: {days: -1}", "audit.days must be from 1 to 36500, or 0 for ever"),
-        ("audit: {days: 36501}", "audit.days must be from 1 to 36500, or 0 for ever"),
+        ("audit: {days: -1}", "audit.days must be from 1 to 36500, or 0 to keep audit entries indefinitely"),
+        ("audit: {days: 36501}", "audit.days must be from 1 to 36500, or 0 to keep audit entries indefinitely"),
         ("tokens: {minutes: 0}", "tokens.minutes must be from 1 to 1440"),
         ("tokens: {minutes: -1}", "tokens.minutes must be from 1 to 1440"),
         ("tokens: {minutes: 1441}", "tokens.minutes must be from 1 to 1440"),
@@ -978,7 +982,7 @@ def test_a_token_without_plain_issuer_or_audience_is_refused(tmp_path: Path, nam
 )
 def test_proxies_that_are_no_addresses_are_refused(tmp_path: Path, proxies: str) -> None:
     assert refusal_of(tmp_path, f"http:\n  trusted_proxies: {proxies}") == (
-        "http.trusted_proxies must be IP addresses or networks, as 10.0.0.0/8"
+        "http.trusted_proxies must be IP addresses or networks, for example 10.0.0.0/8"
     )
 
 
@@ -1071,7 +1075,7 @@ def test_no_refusal_shows_what_is_in_the_secrets_file(tmp_path: Path, content: s
     file = written(tmp_path, content, name="secrets.yml", mode=mode)
 
     with pytest.raises(ConfigurationError) as refusal:
-        completed(Settings(), file)
+        with_secrets(Settings(), file)
 
     assert CANARY not in str(refusal.value)
 
@@ -1096,7 +1100,7 @@ def test_no_refusal_shows_what_is_in_the_secrets_file(tmp_path: Path, content: s
 )
 def test_no_refusal_of_production_shows_a_secret(settings: Settings) -> None:
     with pytest.raises(ConfigurationError) as refusal:
-        completed(attrs.evolve(settings, profile="production"), NOWHERE)
+        with_secrets(attrs.evolve(settings, profile="production"), NOWHERE)
 
     assert CANARY not in str(refusal.value)
 

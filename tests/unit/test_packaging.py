@@ -90,4 +90,4 @@ def test_no_file_of_the_repository_holds_a_key() -> None:
         for key in FERNET_KEY.findall(file.read_bytes())
     }
 
-    assert held <= {("src/mlapi/config.py", PUBLISHED_KEY)}
+    assert held <= {("src/mlapi/config/validation.py", PUBLISHED_KEY)}

@@ -17,23 +17,22 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mlapi.config import SecretSettings, Settings, completed
+from mlapi.config import SecretSettings, Settings
+from mlapi.config.files import find_permission_error, read_mounted_value, read_yaml
 from mlapi.domain.errors import ConfigurationError
-from mlapi.secret_files import (
-    change_secrets_file,
+from mlapi.secret_store import (
+    create_secrets_file,
     file_signature,
-    locked_secrets_file,
-    make_secrets_file,
+    lock_secrets_file,
     new_key,
     new_salt,
-    open_to_others,
-    read_value,
-    read_yaml,
+    update_secrets_file,
 )
+from tests.secret_store import with_secrets
 
 resource = pytest.importorskip("resource", reason="limits of a process are POSIX's")
 
-NO_LINES = "must hold `key: value` lines"
+NO_LINES = "must contain `key: value` lines"
 
 
 def written(folder: Path, content: str | bytes, mode: int = 0o600) -> Path:
@@ -61,19 +60,21 @@ def written(folder: Path, content: str | bytes, mode: int = 0o600) -> Path:
     ids=oct,
 )
 def test_a_file_is_open_when_others_may_read_or_write_it(tmp_path: Path, mode: int, is_open: bool) -> None:
-    assert (open_to_others(written(tmp_path, "secret", mode)) is not None) is is_open
+    assert (find_permission_error(written(tmp_path, "secret", mode)) is not None) is is_open
 
 
 def test_a_file_that_is_open_to_others_is_told_with_what_to_do(tmp_path: Path) -> None:
     file = written(tmp_path, "secret", 0o644)
 
-    assert open_to_others(file) == f"{file} holds secrets and others may read it: run `chmod 600 {file}`"
+    assert (
+        find_permission_error(file) == f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
+    )
 
 
 def test_a_value_that_is_no_secret_may_be_read_by_others(tmp_path: Path) -> None:
     file = written(tmp_path, "fernet", 0o644)
 
-    assert read_value(file, "MLAPI_PASSWORDS__SCHEME_FILE", is_secret=False) == "fernet"
+    assert read_mounted_value(file, "MLAPI_PASSWORDS__SCHEME_FILE", is_secret=False) == "fernet"
 
 
 def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
@@ -82,7 +83,7 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refusal:
         read_yaml(file)
 
-    assert str(refusal.value) == f"{file} is ambiguous, a key stands twice in line 1"
+    assert str(refusal.value) == f"{file} contains the same key twice (line 1)"
 
 
 # --- mounted secrets
@@ -102,19 +103,19 @@ def test_a_key_that_stands_twice_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_a_secret_is_read_without_its_last_line_ends(tmp_path: Path, content: str, secret: str) -> None:
-    assert read_value(written(tmp_path, content), "MLAPI_SECRETS__SALT_FILE", is_secret=True) == secret
+    assert read_mounted_value(written(tmp_path, content), "MLAPI_SECRETS__SALT_FILE", is_secret=True) == secret
 
 
 def test_a_secret_is_read_through_a_link(tmp_path: Path) -> None:
     link = tmp_path / "link"  # as Kubernetes mounts its secrets
     link.symlink_to(written(tmp_path, "secret"))
 
-    assert read_value(link, "MLAPI_SECRETS__SALT_FILE", is_secret=True) == "secret"
+    assert read_mounted_value(link, "MLAPI_SECRETS__SALT_FILE", is_secret=True) == "secret"
 
 
 def test_a_missing_secret_is_refused_with_its_setting(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as refusal:
-        read_value(tmp_path / "missing", "MLAPI_SECRETS__SALT_FILE", is_secret=True)
+        read_mounted_value(tmp_path / "missing", "MLAPI_SECRETS__SALT_FILE", is_secret=True)
 
     assert str(refusal.value) == (
         f"MLAPI_SECRETS__SALT_FILE: {tmp_path}/missing cannot be read: No such file or directory"
@@ -128,7 +129,7 @@ def test_a_folder_in_place_of_a_secret_is_refused_as_what_it_is(tmp_path: Path, 
     folder.chmod(mode)
 
     with pytest.raises(ConfigurationError) as refusal:
-        read_value(folder, "MLAPI_SECRETS__SALT_FILE", is_secret=True)
+        read_mounted_value(folder, "MLAPI_SECRETS__SALT_FILE", is_secret=True)
 
     assert str(refusal.value) == f"MLAPI_SECRETS__SALT_FILE: {folder} cannot be read: Is a directory"
 
@@ -137,7 +138,7 @@ def test_a_secret_that_is_not_utf8_is_refused_with_its_setting(tmp_path: Path) -
     file = written(tmp_path, b"secret\xff")
 
     with pytest.raises(ConfigurationError) as refusal:
-        read_value(file, "MLAPI_SECRETS__SALT_FILE", is_secret=True)
+        read_mounted_value(file, "MLAPI_SECRETS__SALT_FILE", is_secret=True)
 
     assert str(refusal.value) == f"MLAPI_SECRETS__SALT_FILE: {file} is not UTF-8"
 
@@ -146,10 +147,10 @@ def test_a_secret_that_others_may_read_is_refused_with_its_setting(tmp_path: Pat
     file = written(tmp_path, "secret", 0o644)
 
     with pytest.raises(ConfigurationError) as refusal:
-        read_value(file, "MLAPI_SECRETS__SALT_FILE", is_secret=True)
+        read_mounted_value(file, "MLAPI_SECRETS__SALT_FILE", is_secret=True)
 
     assert str(refusal.value) == (
-        f"MLAPI_SECRETS__SALT_FILE: {file} holds secrets and others may read it: run `chmod 600 {file}`"
+        f"MLAPI_SECRETS__SALT_FILE: {file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
     )
 
 
@@ -169,11 +170,11 @@ def test_an_empty_file_is_an_empty_mapping(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "refusal"),
     [
-        pytest.param("key: secret\nsalt: 'secret", "is not YAML in line 2", id="open quote"),
-        pytest.param("key: secret\x00", "is not YAML", id="NUL, which YAML refuses without a line"),
+        pytest.param("key: secret\nsalt: 'secret", "is not valid YAML (line 2)", id="open quote"),
+        pytest.param("key: secret\x00", "is not valid YAML", id="NUL, which YAML refuses without a line"),
         pytest.param(b"secret\xff", "is not UTF-8", id="not UTF-8"),
-        pytest.param("secret", "must hold `key: value` lines", id="text"),
-        pytest.param("[secret]", "must hold `key: value` lines", id="list"),
+        pytest.param("secret", "must contain `key: value` lines", id="text"),
+        pytest.param("[secret]", "must contain `key: value` lines", id="list"),
     ],
 )
 def test_what_is_no_mapping_is_refused_without_its_content(tmp_path: Path, content: str | bytes, refusal: str) -> None:
@@ -197,31 +198,31 @@ def test_a_folder_is_no_yaml_file(tmp_path: Path) -> None:
 
 def test_a_made_file_completes_the_settings(tmp_path: Path) -> None:
     file = tmp_path / "secrets.yml"
-    make_secrets_file(file)
+    create_secrets_file(file)
     made = read_yaml(file)
 
-    assert completed(Settings(), file).secrets == SecretSettings(key=(made["key"],), salt=(made["salt"],))
+    assert with_secrets(Settings(), file).secrets == SecretSettings(key=(made["key"],), salt=(made["salt"],))
 
 
 def test_a_made_file_is_for_its_owner_alone(tmp_path: Path) -> None:
     file = tmp_path / "secrets.yml"
-    make_secrets_file(file)
+    create_secrets_file(file)
 
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
 
 
 def test_a_made_file_says_what_it_is(tmp_path: Path) -> None:
     file = tmp_path / "secrets.yml"
-    make_secrets_file(file)
+    create_secrets_file(file)
 
     assert file.read_text().splitlines()[0] == (
-        "# Made by mlapi. Keep a copy: without it no stored password can be checked again."
+        "# Made by mlapi. Keep a copy: without it, no stored password can be verified."
     )
 
 
 def test_two_made_files_hold_two_secrets(tmp_path: Path) -> None:
-    make_secrets_file(tmp_path / "one.yml")
-    make_secrets_file(tmp_path / "other.yml")
+    create_secrets_file(tmp_path / "one.yml")
+    create_secrets_file(tmp_path / "other.yml")
     one, other = read_yaml(tmp_path / "one.yml"), read_yaml(tmp_path / "other.yml")
 
     assert one["key"] != other["key"]
@@ -230,16 +231,16 @@ def test_two_made_files_hold_two_secrets(tmp_path: Path) -> None:
 
 def test_a_made_file_is_named_in_the_log_without_its_content(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = tmp_path / "secrets.yml"
-    make_secrets_file(file)
+    create_secrets_file(file)
 
     assert caplog.record_tuples == [
-        ("mlapi", logging.WARNING, f"made a new key and salt in {file}; keep a copy of it with the database")
+        ("mlapi", logging.WARNING, f"generated a key and a salt in {file}; back it up together with the database")
     ]
 
 
 def test_a_file_that_is_there_already_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file = written(tmp_path, "key: mine\n")
-    make_secrets_file(file)
+    create_secrets_file(file)
 
     assert file.read_text() == "key: mine\n"
     assert list(tmp_path.iterdir()) == [file]
@@ -254,7 +255,7 @@ def test_of_eight_that_start_at_once_one_makes_the_file_and_all_read_it(
 
     def start(_: int) -> str:
         starts.wait()
-        make_secrets_file(file)
+        create_secrets_file(file)
         return file.read_text()
 
     with ThreadPoolExecutor(8) as threads:
@@ -269,9 +270,9 @@ def test_a_folder_that_is_not_there_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "missing" / "secrets.yml"
 
     with pytest.raises(ConfigurationError) as refusal:
-        make_secrets_file(file)
+        create_secrets_file(file)
 
-    assert str(refusal.value) == f"{file} cannot be made: No such file or directory"
+    assert str(refusal.value) == f"{file} cannot be created: No such file or directory"
 
 
 @pytest.fixture
@@ -287,9 +288,9 @@ def test_a_full_disk_leaves_no_draft_behind(tmp_path: Path, request: pytest.Fixt
     request.getfixturevalue("full_disk")
 
     with pytest.raises(ConfigurationError) as refusal:
-        make_secrets_file(file)
+        create_secrets_file(file)
 
-    assert str(refusal.value) == f"{file} cannot be made: File too large"
+    assert str(refusal.value) == f"{file} cannot be created: File too large"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -307,7 +308,7 @@ def with_salt(tree: dict[str, Any]) -> dict[str, Any]:
 def test_a_change_is_given_what_is_in_the_file_and_leaves_what_it_returns(tmp_path: Path) -> None:
     file = written(tmp_path, "key: [a, b]\nsalt: c\n")
 
-    change_secrets_file(file, lambda tree: {"was": tree, "key": ["d", *tree["key"]]})
+    update_secrets_file(file, lambda tree: {"was": tree, "key": ["d", *tree["key"]]})
 
     assert read_yaml(file) == {"was": {"key": ["a", "b"], "salt": "c"}, "key": ["d", "a", "b"]}
     assert list(tmp_path.iterdir()) == [file]
@@ -324,7 +325,7 @@ def test_a_change_removes_what_commands_that_were_killed_have_left(tmp_path: Pat
     os.utime(abandoned, (an_hour_ago, an_hour_ago))
     os.utime(other, (an_hour_ago, an_hour_ago))
 
-    change_secrets_file(file, unchanged)
+    update_secrets_file(file, unchanged)
 
     assert sorted(tmp_path.iterdir()) == sorted([file, begun, other])
 
@@ -332,10 +333,10 @@ def test_a_change_removes_what_commands_that_were_killed_have_left(tmp_path: Pat
 def test_a_changed_file_says_what_it_is(tmp_path: Path) -> None:
     file = written(tmp_path, "salt: a\nkey: b\n")
 
-    change_secrets_file(file, unchanged)
+    update_secrets_file(file, unchanged)
 
     assert file.read_text() == (
-        "# Made by mlapi. Keep a copy: without it no stored password can be checked again.\nsalt: a\nkey: b\n"
+        "# Made by mlapi. Keep a copy: without it, no stored password can be verified.\nsalt: a\nkey: b\n"
     )
 
 
@@ -344,7 +345,7 @@ def test_a_changed_file_says_what_it_is(tmp_path: Path) -> None:
 def test_any_text_is_written_as_it_is(tmp_path: Path, one: str, several: list[str]) -> None:
     file = written(tmp_path, "")
 
-    change_secrets_file(file, lambda _: {"salt": one, "key": several})
+    update_secrets_file(file, lambda _: {"salt": one, "key": several})
 
     assert read_yaml(file) == {"salt": one, "key": several}
 
@@ -353,7 +354,7 @@ def test_any_text_is_written_as_it_is(tmp_path: Path, one: str, several: list[st
 def test_a_changed_file_keeps_its_mode(tmp_path: Path, mode: int) -> None:
     file = written(tmp_path, "salt: a\n", mode)
 
-    change_secrets_file(file, with_salt)
+    update_secrets_file(file, with_salt)
 
     assert stat.S_IMODE(file.stat().st_mode) == mode
     assert read_yaml(file) == {"salt": "another"}
@@ -364,7 +365,7 @@ def test_a_changed_file_keeps_its_owner_and_group(tmp_path: Path) -> None:
     file = written(tmp_path, "salt: a\n", 0o640)
     os.chown(file, 1234, 5678)
 
-    change_secrets_file(file, with_salt)
+    update_secrets_file(file, with_salt)
 
     status = file.stat()
     assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (1234, 5678, 0o640)
@@ -378,7 +379,7 @@ def test_a_change_that_cannot_be_written_leaves_the_file_as_it_was(
     request.getfixturevalue("full_disk")
 
     with pytest.raises(ConfigurationError) as refusal:
-        change_secrets_file(file, with_salt)
+        update_secrets_file(file, with_salt)
 
     assert str(refusal.value) == f"{file} cannot be changed: File too large"
     assert file.read_text() == "salt: a\n"
@@ -392,17 +393,17 @@ def test_a_change_that_is_refused_leaves_the_file_as_it_was_and_others_their_tur
         raise ConfigurationError("not this one")
 
     with pytest.raises(ConfigurationError, match="not this one"):
-        change_secrets_file(file, refuse)
+        update_secrets_file(file, refuse)
 
     assert file.read_text() == "salt: a\n"
     assert list(tmp_path.iterdir()) == [file]
-    change_secrets_file(file, with_salt)
+    update_secrets_file(file, with_salt)
     assert read_yaml(file) == {"salt": "another"}
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(None, "cannot be read: No such file or directory"), ("[", "is not YAML in line 1"), ("text", NO_LINES)],
+    [(None, "cannot be read: No such file or directory"), ("[", "is not valid YAML (line 1)"), ("text", NO_LINES)],
     ids=["missing", "not YAML", "text"],
 )
 def test_a_file_that_cannot_be_read_is_not_changed(tmp_path: Path, content: str | None, reason: str) -> None:
@@ -410,7 +411,7 @@ def test_a_file_that_cannot_be_read_is_not_changed(tmp_path: Path, content: str 
     before = [(path, path.read_text()) for path in tmp_path.iterdir()]
 
     with pytest.raises(ConfigurationError) as refusal:
-        change_secrets_file(file, unchanged)
+        update_secrets_file(file, unchanged)
 
     assert str(refusal.value) == f"{file} {reason}"
     assert [(path, path.read_text()) for path in tmp_path.iterdir()] == before
@@ -420,7 +421,7 @@ def test_a_file_in_a_folder_that_is_not_there_is_not_changed(tmp_path: Path) -> 
     file = tmp_path / "missing" / "secrets.yml"
 
     with pytest.raises(ConfigurationError) as refusal:
-        change_secrets_file(file, unchanged)
+        update_secrets_file(file, unchanged)
 
     assert str(refusal.value) == f"{file} cannot be read: No such file or directory"
 
@@ -429,8 +430,8 @@ def changed_in_turn(file: Path, change: Callable[[dict[str, Any]], dict[str, Any
     """Change a file when nobody else does, and return its keys."""
     while True:
         try:
-            with locked_secrets_file(file):
-                change_secrets_file(file, change)
+            with lock_secrets_file(file):
+                update_secrets_file(file, change)
                 keys: list[int] = read_yaml(file)["key"]
                 return keys
         except ConfigurationError:
@@ -482,7 +483,7 @@ def test_a_new_key_and_a_new_salt_are_good_for_the_settings(tmp_path: Path) -> N
     key, token_key, salt = new_key(), new_key(), new_salt()
     file = written(tmp_path, f"key: {key}\ntoken_key: {token_key}\nsalt: {salt}\n")
 
-    assert completed(Settings(), file).secrets == SecretSettings(key=(key,), salt=(salt,), token_key=(token_key,))
+    assert with_secrets(Settings(), file).secrets == SecretSettings(key=(key,), salt=(salt,), token_key=(token_key,))
 
 
 def test_no_two_new_keys_or_salts_are_equal() -> None:
@@ -509,7 +510,7 @@ def test_a_change_of_a_file_changes_its_signature_whatever_it_says(tmp_path: Pat
     signatures = [file_signature(file)]
 
     for _ in range(5):
-        change_secrets_file(file, unchanged)
+        update_secrets_file(file, unchanged)
         signatures.append(file_signature(file))
 
     assert all(before != after for before, after in pairwise(signatures))
@@ -539,7 +540,7 @@ def test_of_a_link_it_is_the_target_that_is_changed(tmp_path: Path) -> None:
     link = tmp_path / "link.yml"
     link.symlink_to(target)
 
-    change_secrets_file(link, lambda tree: {**tree, "salt": "y"})
+    update_secrets_file(link, lambda tree: {**tree, "salt": "y"})
 
     assert link.is_symlink()
     assert read_yaml(target) == {"key": "x", "salt": "y"}

@@ -51,8 +51,8 @@ def test_nothing_is_read_that_makes_objects_of_the_senders_choice() -> None:
     assert (
         importing("pickle", "marshal", "shelve", "dill", "jsonpickle", "xml", "lxml", "defusedxml", "tomllib") == set()
     )
-    assert importing("yaml") == {"secret_files.py"}
-    assert re.findall(r"yaml\.(\w*[lL]oad\w*|\w*Loader)", (PACKAGE / "secret_files.py").read_text("utf-8")) == [
+    assert importing("yaml") == {"config/files.py", "secret_store.py"}
+    assert re.findall(r"yaml\.(\w*[lL]oad\w*|\w*Loader)", (PACKAGE / "config" / "files.py").read_text("utf-8")) == [
         "load",
         "SafeLoader",
     ]

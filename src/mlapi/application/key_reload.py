@@ -20,10 +20,10 @@ RELOAD_CHECK_SECONDS = 1.0
 
 _logger = logging.getLogger("mlapi")
 
-T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 
-class Reloader(Generic[T]):
+class Reloader(Generic[T_co]):
     """Holds a value made from the secrets, and makes it again when they have changed.
 
     Args:
@@ -31,7 +31,7 @@ class Reloader(Generic[T]):
         signature: returns a value that changes when the secrets change.
     """
 
-    def __init__(self, make: Callable[[], T], signature: Callable[[], object]) -> None:
+    def __init__(self, make: Callable[[], T_co], signature: Callable[[], object]) -> None:
         self._make = make
         self._signature = signature
         self._loaded_signature = signature()
@@ -39,7 +39,7 @@ class Reloader(Generic[T]):
         self._next_check = time.monotonic() + RELOAD_CHECK_SECONDS
         self._lock = threading.Lock()
 
-    def get(self, *, check_now: bool = False) -> T:
+    def get(self, *, check_now: bool = False) -> T_co:
         """Return the current value.
 
         Args:

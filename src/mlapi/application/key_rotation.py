@@ -1,186 +1,172 @@
-"""Keys and salts turn over while the service runs: what ``mlapi keys`` does.
+"""Rotate keys and salts while the service runs: the use cases behind ``mlapi keys``.
 
-Running processes look at the secrets file again before they refuse anything, and every second in any case. So a new key
-is written there first and used afterwards, and an older one is taken out when nothing needs it.
+Running processes reload the secrets file before they reject a password or token, and once a second in any case. A new
+key is therefore written to the file first and used afterwards. An older key is removed when nothing needs it.
 """
 
 import time
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, Literal
+from collections.abc import Collection, Generator, Iterator, Sequence
+from typing import Literal, Protocol
 
 import attrs
 
-from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher, key_fingerprint
-from mlapi.adapters.sql import Database, SqlStorage
 from mlapi.application.users import Users
-from mlapi.bootstrap import open_database, open_service, password_cipher, secrets_file, token_keys
-from mlapi.config import SecretSettings, Settings, completed
 from mlapi.domain.errors import ConfigurationError
-from mlapi.secret_files import change_secrets_file, locked_secrets_file, new_key, new_salt
+from mlapi.domain.ports import Storage
+from mlapi.domain.users import EncryptedPassword
 
-UNDER_WAY = 10.0
-"""Seconds after which nothing is stored any more that was encrypted with an older key: one until the new key is seen,
-and nine that a request can take."""
-_SEEN = 1.5  # seconds after which every process that is asked for anything uses the new key
+SETTLE_SECONDS = 10.0
+"""Time after which no request stores a password under the former key: 1 s to reload, 9 s for a request to finish."""
+_RELOAD_SECONDS = 1.5
+"""Time after which every process uses the new key for new requests."""
+_MAX_SHOWN_IDS = 10
 
-Kind = Literal["key", "token_key", "salt"]
+SecretKind = Literal["key", "token_key", "salt"]
+
+
+class StoredPasswordReader(Protocol):
+    """The part of a cipher that reports which secrets a stored password needs."""
+
+    def is_readable(self, encrypted: EncryptedPassword) -> bool:
+        """Whether one of the keys decrypts it."""
+
+    def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
+        """Whether it was made with a salt other than the newest."""
+
+
+class RotatableSecrets(Protocol):
+    """The secrets of a database. Methods that read them raise `ConfigurationError` if they are invalid."""
+
+    @property
+    def location(self) -> str:
+        """The file that contains the secrets, for messages."""
+
+    def fingerprints(self) -> Sequence[Sequence[str]]:
+        """Return a row for each key, with a fingerprint for each salt. Newest first."""
+
+    def cipher(self) -> StoredPasswordReader:
+        """Return a cipher that knows all keys and salts."""
+
+    def add(self, kind: SecretKind) -> None:
+        """Generate a secret and make it the newest. Raises `ConfigurationError` if it is set elsewhere."""
+
+    def prune(self, kinds: Collection[SecretKind]) -> None:
+        """Remove every secret of these kinds except the newest."""
 
 
 @attrs.frozen(kw_only=True)
 class Progress:
-    """How far a pass over the users is: seen of how many; and of the last batch, how many were under an older key."""
+    """The progress of one pass over all users, reported after each batch."""
 
     seen: int
     users: int
     changed: int
-
-
-@contextmanager
-def open_key_rotation(settings: Settings) -> Iterator["KeyRotation"]:
-    """Yield what turns over the keys of the database in the settings; one at a time on this machine.
-
-    Raises:
-        ConfigurationError: as `mlapi.bootstrap.open_users` does, or if another one is at work.
-    """
-    with open_database(settings) as database:
-        file = secrets_file(database)
-        with locked_secrets_file(file), open_service(settings) as opened:
-            yield KeyRotation(settings, database, opened.users, file)
+    """Passwords of this batch that were under an older key."""
 
 
 class KeyRotation:
-    """The secrets of one database, for whoever turns them over.
+    """Rotates the secrets of one database. The caller holds the lock of the secrets file.
 
     Args:
-        settings: as they were given, without what the file holds.
-        database: that is encrypted with them.
-        users: in it.
-        file: where they are.
+        users: the users of the database.
+        secrets: the secrets that encrypt their passwords.
+        storage: stores the fingerprint of the current key.
     """
 
-    def __init__(self, settings: Settings, database: Database, users: Users, file: Path) -> None:
-        self._given = settings
-        self._database = database
+    def __init__(self, users: Users, secrets: RotatableSecrets, storage: Storage) -> None:
         self._users = users
-        self._file = file
+        self._secrets = secrets
+        self._storage = storage
 
     def rotate_key(self) -> Iterator[Progress]:
-        """Add a new first key, and store every password under it; or go on with what was begun before.
+        """Add a key and re-encrypt every password with it, or resume an interrupted rotation.
 
-        The key is there when this returns. The iterator ends when a whole pass has found no password under an older
-        key, and no request can store one any more.
+        The new key is in the file when this returns. The iterator ends after a pass that found no password under an
+        older key, once no running request can store one.
 
         Raises:
-            ConfigurationError: if the key is not in the secrets file, and must be turned over where it is.
-            RepositoryUnavailableError: if the database is away. What is done is done: run it again.
+            ConfigurationError: if the key is not in the secrets file, so it must be rotated where it is set.
+            RepositoryUnavailableError: if the database is unavailable. Completed batches are kept: run it again.
         """
         if not self._is_unfinished():
-            self._add("key", self._secrets.key, new_key())
+            self._secrets.add("key")
         return self._passes()
 
+    def rotate_token_key(self) -> None:
+        """Add a token key. Tokens signed with the former keys stay valid until they expire.
+
+        Raises:
+            ConfigurationError: if the key is not in the secrets file, so it must be rotated where it is set.
+        """
+        self._secrets.add("token_key")
+
+    def rotate_salt(self) -> None:
+        """Add a salt. A user's password gets it at their next log-in, when the password is known.
+
+        Raises:
+            ConfigurationError: if the salt is not in the secrets file, so it must be rotated where it is set.
+        """
+        self._secrets.add("salt")
+
+    def prune(self) -> list[str]:
+        """Remove unused secrets from the file. Return which ones are kept, and why.
+
+        Former token keys are always removed: tokens that were signed with them become invalid.
+        """
+        kept: list[str] = []
+        kinds: set[SecretKind] = {"token_key"}
+        if self._is_unfinished():
+            kept.append("keys and salts: passwords may be stored under an older key, run `mlapi keys rotate` first")
+        else:
+            kinds.add("key")
+            cipher = self._secrets.cipher()
+            waiting = sum(cipher.needs_older_salt(user.password) for user in self._users.iterate_users())
+            if waiting:
+                kept.append(f"salts: {waiting} users have not logged in since the newest was added")
+            else:
+                kinds.add("salt")
+                self._storage.replace_fingerprint(self._secrets.fingerprints()[0][0])
+        self._secrets.prune(kinds)
+        return kept
+
     def _passes(self) -> Iterator[Progress]:
-        begun = time.monotonic()
-        time.sleep(_SEEN)
+        started = time.monotonic()
+        time.sleep(_RELOAD_SECONDS)
         while True:
-            newest, is_last = self._secrets.key[0], time.monotonic() - begun >= UNDER_WAY
+            newest, is_last = self._secrets.fingerprints()[0], time.monotonic() - started >= SETTLE_SECONDS
             changed = yield from self._pass()
-            if changed or newest != self._secrets.key[0]:
+            if changed or newest != self._secrets.fingerprints()[0]:
                 continue
             if is_last:
                 break
-            time.sleep(max(0.0, begun + UNDER_WAY - time.monotonic()))
-        self._refuse_unreadable()
-        self._know_by(self._secrets.key[0], self._salt_of_own())
-
-    def rotate_token_key(self) -> None:
-        """Add a new first token key. Tokens that were signed with the former ones stay valid until they end.
-
-        Raises:
-            ConfigurationError: if the key is not in the secrets file, and must be turned over where it is.
-        """
-        self._add("token_key", token_keys(attrs.evolve(self._given, secrets=self._secrets)), new_key())
-
-    def rotate_salt(self) -> None:
-        """Add a new first salt. A user's turns over when his password is known: at his next log-in.
-
-        Raises:
-            ConfigurationError: if the salt is not in the secrets file, and must be turned over where it is.
-        """
-        self._add("salt", self._secrets.salt, new_salt())
-
-    def prune(self) -> list[str]:
-        """Take out of the file what nothing needs any more. Return what must stay, and why.
-
-        Token keys but for the first go in any case: tokens that were signed with them end.
-        """
-        secrets, stay = self._secrets, []
-        kinds: set[Kind] = {"token_key"}
-        if self._is_unfinished():
-            stay.append("keys and salts: passwords may be stored under an older key, run `mlapi keys rotate` first")
-        else:
-            kinds.add("key")
-            cipher = self._cipher()
-            waiting = sum(cipher.needs_older_salt(user.password) for user in self._users.iterate_users())
-            if waiting:
-                stay.append(f"salts: {waiting} users have not logged in since the newest was added")
-            else:
-                kinds.add("salt")
-                self._know_by(secrets.key[0], secrets.salt[0])
-        kept = {kind: known[0] for kind in kinds if (known := getattr(secrets, kind))}
-
-        def pruned(tree: dict[str, Any]) -> dict[str, Any]:
-            return {
-                name: kept[name] if name in kept and isinstance(value, list) else value for name, value in tree.items()
-            }
-
-        change_secrets_file(self._file, pruned)
-        return stay
-
-    @property
-    def _secrets(self) -> SecretSettings:
-        """As they are now."""
-        return completed(self._given, self._file).secrets
+            time.sleep(max(0.0, started + SETTLE_SECONDS - time.monotonic()))
+        self._reject_unreadable()
+        self._record_newest_key()
 
     def _pass(self) -> Generator[Progress, None, int]:
         total, seen, changed = self._users.repository.count(), 0, 0
-        for in_batch, changed_in_batch in self._users.reencrypt():
-            seen, changed = seen + in_batch, changed + changed_in_batch
+        for batch_size, changed_in_batch in self._users.reencrypt():
+            seen, changed = seen + batch_size, changed + changed_in_batch
             yield Progress(seen=seen, users=max(total, seen), changed=changed_in_batch)
         return changed
 
-    def _add(self, kind: Kind, known: Sequence[str], new: str) -> None:
-        if getattr(self._given.secrets, kind) or not self._file.exists():
-            raise ConfigurationError(
-                f"secrets.{kind} is not in {self._file}, where mlapi could change it: where it is, put a new one after"
-                " the others and restart every process, then put it first and restart them again; for keys of"
-                " passwords, run `mlapi keys rotate` afterwards"
-            )
-        change_secrets_file(self._file, lambda tree: {**tree, kind: [new, *known]})
-
     def _is_unfinished(self) -> bool:
-        """Whether passwords may be stored under a key that is not the first."""
-        own, secrets = SqlStorage(self._database).find_fingerprint(), self._secrets
-        return own is not None and own not in {key_fingerprint(secrets.key[0], salt) for salt in secrets.salt}
+        """Whether passwords may be stored under a key other than the newest."""
+        recorded = self._storage.find_fingerprint()
+        return recorded is not None and recorded not in self._secrets.fingerprints()[0]
 
-    def _salt_of_own(self) -> str:
-        own, secrets = SqlStorage(self._database).find_fingerprint(), self._secrets
-        return next(salt for salt in secrets.salt for key in secrets.key if key_fingerprint(key, salt) == own)
+    def _record_newest_key(self) -> None:
+        """Store the fingerprint of the newest key, with the salt that the recorded fingerprint has."""
+        recorded, fingerprints = self._storage.find_fingerprint(), self._secrets.fingerprints()
+        salt_index = next(row.index(recorded) for row in fingerprints if recorded in row)
+        self._storage.replace_fingerprint(fingerprints[0][salt_index])
 
-    def _know_by(self, key: str, salt: str) -> None:
-        """Let the database be known by a key and a salt, from the next start on."""
-        SqlStorage(self._database).replace_fingerprint(key_fingerprint(key, salt))
-
-    def _refuse_unreadable(self) -> None:
-        cipher = self._cipher()
+    def _reject_unreadable(self) -> None:
+        cipher = self._secrets.cipher()
         unreadable = [user.id for user in self._users.iterate_users() if not cipher.is_readable(user.password)]
         if unreadable:
-            some = ", ".join(map(str, unreadable[:10]))
+            shown = ", ".join(map(str, unreadable[:_MAX_SHOWN_IDS]))
             raise ConfigurationError(
-                f"{len(unreadable)} stored passwords cannot be read with any key in {self._file} (users {some}): put"
-                " the key back that is missing, or give these users new passwords; then run this again"
+                f"{len(unreadable)} stored passwords cannot be decrypted with any key in {self._secrets.location}"
+                f" (users {shown}): restore the missing key, or set new passwords for these users; then run this again"
             )
-
-    def _cipher(self) -> FernetCipher | HashingFernetCipher:
-        return password_cipher(attrs.evolve(self._given, secrets=self._secrets))

@@ -1,5 +1,5 @@
-"""The password ciphers on cryptography's Fernet."""
+"""Password ciphers that use Fernet from the package cryptography."""
 
-from mlapi.adapters.fernet.ciphers import FernetCipher, HashingFernetCipher, key_fingerprint
+from mlapi.adapters.fernet.ciphers import FernetCipher, HashingFernetCipher
 
-__all__ = ["FernetCipher", "HashingFernetCipher", "key_fingerprint"]
+__all__ = ["FernetCipher", "HashingFernetCipher"]

@@ -1,4 +1,4 @@
-"""The command line: ``mlapi``. Errors are one line and an exit code, never a traceback."""
+"""The command line ``mlapi``. Every error is one line and an exit code, never a traceback."""
 
 import click
 
@@ -18,7 +18,7 @@ __all__ = ["main"]
 @click.group("mlapi", cls=OneLineGroup)
 @click.version_option(__version__)
 def main() -> None:
-    """The users of a machine-learning API."""
+    """Manage the users of a machine-learning API."""
 
 
 for _command in (users_import, users_export):

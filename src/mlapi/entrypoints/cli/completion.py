@@ -1,4 +1,4 @@
-"""``mlapi completion``: the shell completes our commands, options and their values."""
+"""``mlapi completion``: tab completion for the shell."""
 
 import click
 from click.shell_completion import get_completion_class
@@ -8,7 +8,7 @@ from click.shell_completion import get_completion_class
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion_command(context: click.Context, shell: str) -> None:
-    """Print what makes SHELL complete our commands: eval "$(mlapi completion bash)"."""
-    kind = get_completion_class(shell)
-    assert kind is not None  # noqa: S101 - click knows these three
-    click.echo(kind(context.find_root().command, {}, "mlapi", "_MLAPI_COMPLETE").source())
+    """Print the completion script for SHELL. To enable it in bash: eval "$(mlapi completion bash)"."""
+    script_class = get_completion_class(shell)
+    assert script_class is not None  # noqa: S101 - click supports these three
+    click.echo(script_class(context.find_root().command, {}, "mlapi", "_MLAPI_COMPLETE").source())

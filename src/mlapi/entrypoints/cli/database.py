@@ -1,51 +1,73 @@
-"""``mlapi db``: the schema of the configured database, and whether all is well with it."""
+"""``mlapi db``: upgrade, check and adopt the configured database."""
 
 from collections.abc import Iterator
 
 import click
 
-from mlapi.adapters.sql import HEAD
-from mlapi.adapters.sql.adoption import Adoption, Choice, Finding, Found
-from mlapi.bootstrap import DatabaseCheck, check_database, open_adoption, upgrade_database
+from mlapi.bootstrap import (
+    Adoption,
+    Choice,
+    DatabaseCheck,
+    Finding,
+    Found,
+    check_database,
+    open_adoption,
+    upgrade_database,
+)
 from mlapi.config import load_settings
-from mlapi.entrypoints.cli.output import EXIT_REFUSED, Refused, in_one_line, json_option, show
+from mlapi.entrypoints.cli.output import EXIT_ERROR, CommandError, command_errors, json_option, show
 
-_SHOWN = 20  # users of each finding
-_NAME_SHOWN = 60  # characters
+_MAX_SHOWN_USERS = 20
+_MAX_SHOWN_NAME_LENGTH = 60
+_OPTIONS: dict[Choice, str] = {
+    "rename_duplicates": "--rename-duplicates",
+    "rename_invalid": "--rename-invalid",
+    "lock_passwordless": "--lock-passwordless",
+}
+_OWNERS = {
+    "mlapi": "mlapi's",
+    "legacy": "the legacy app's",
+    "other": "another program's",
+    "empty": "none",
+}
 
 
 @click.group("db")
 def database_commands() -> None:
-    """The database of the configuration."""
+    """Manage the configured database."""
 
 
 @database_commands.command("upgrade")
 @json_option
 def db_upgrade(*, as_json: bool) -> None:
-    """Bring the schema to the newest revision."""
-    with in_one_line():
+    """Upgrade the schema to the newest revision."""
+    with command_errors():
         before, after = upgrade_database(load_settings())
     show(f"schema: {before or 'none'} -> {after}", {"before": before, "after": after}, as_json=as_json)
 
 
 @database_commands.command("adopt")
-@click.option("--rename-duplicates", is_flag=True, help="Of users with one name, all but the first get name-<id>.")
-@click.option("--rename-invalid", is_flag=True, help="Users with a name that nobody may have get user-<id>.")
-@click.option("--lock-passwordless", is_flag=True, help="Keep users without a password, whom nobody can log in as.")
-@click.option("--timezone", metavar="ZONE", help="The IANA zone that times are stored in; without it, UTC.")
-@click.option("--dry-run", is_flag=True, help="Report, and change nothing.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each user of a finding, and a last one.")
+@click.option(
+    "--rename-duplicates", is_flag=True, help="If several users have one name, rename all but the first to name-<id>."
+)
+@click.option("--rename-invalid", is_flag=True, help="Rename users with an invalid name to user-<id>.")
+@click.option("--lock-passwordless", is_flag=True, help="Keep users without a password; nobody can log in as them.")
+@click.option("--timezone", metavar="ZONE", help="IANA time zone of the stored times. Default: UTC.")
+@click.option("--dry-run", is_flag=True, help="Report without changing anything.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: a line per user with a finding, then a summary.")
 def db_adopt(*, timezone: str | None, dry_run: bool, as_json: bool, **choices: bool) -> None:
-    """Take over the users table of the application that mlapi takes the place of.
+    """Take over the users table of the legacy app, the application that mlapi replaces.
 
-    Reports what it finds. If something has to be decided first, it names the options that do, and changes nothing.
-    Every user, id, time and stored password is kept. Stop that application before, and keep a copy of its database.
+    Stop the legacy app and back up its database first. The command reports its findings. If a finding needs a decision,
+    it names the options and changes nothing. Every user, id, time and stored password is kept.
     """
     chosen = [choice for choice in _OPTIONS if choices[choice]]
-    with in_one_line(), open_adoption(load_settings(), timezone=timezone, is_planned=dry_run) as adoption:
+    with command_errors(), open_adoption(load_settings(), timezone=timezone, is_planned=dry_run) as adoption:
         if (revision := adoption.revision) is not None:
             result = {"adopted": False, "revision": revision}
-            show(f"nothing to do: the database is mlapi's already, at revision {revision}", result, as_json=as_json)
+            show(
+                f"nothing to do: the database already belongs to mlapi, at revision {revision}", result, as_json=as_json
+            )
             return
         _report(adoption, as_json=as_json)
         undecided = adoption.undecided(chosen)
@@ -57,55 +79,42 @@ def db_adopt(*, timezone: str | None, dry_run: bool, as_json: bool, **choices: b
             "hindrances": adoption.obstacles,
             "undecided": [_OPTIONS[choice] for choice in undecided],
         }
-        refused = _refusal(adoption.obstacles, undecided)
-        if refused is None and not dry_run:
+        obstacle = _find_obstacle(adoption.obstacles, undecided)
+        if obstacle is None and not dry_run:
             revision = adoption.carry_out()
-    if refused is None:
+    if obstacle is None:
         done = f"adopted {summary['users']} users; schema: revision {revision}" if revision else "nothing was changed"
         show(done, {"adopted": revision is not None, "revision": revision, **summary}, as_json=as_json)
         return
     if as_json:
         show("", {"adopted": False, "revision": None, **summary}, as_json=True)
-    raise Refused(refused)
+    raise CommandError(obstacle)
 
 
 @database_commands.command("check")
 @json_option
 def db_check(*, as_json: bool) -> None:
-    """Look whether all is well with the database; change nothing. Exits with 3 if it is not."""
-    with in_one_line():
+    """Check the database without changing anything. Exits with code 3 if there is a problem."""
+    with command_errors():
         check = check_database(load_settings())
-    found, problems = check.found, list(problems_of(check))
+    found, problems = check.found, list(find_problems(check))
     facts = {
         "kind": "origin" if found.kind == "legacy" else found.kind,
         "revision": found.revision,
-        "newest_revision": HEAD,
+        "newest_revision": found.newest_revision,
         "users": found.users,
         "misnamed": found.misnamed,
         "problems": problems,
     }
     lines = [
         f"users table: {_OWNERS[found.kind]}",
-        f"schema: revision {found.revision or 'none'}, the newest is {HEAD}",
+        f"schema: revision {found.revision or 'none'}, newest {found.newest_revision}",
         f"users: {found.users}",
         *(f"problem: {problem}" for problem in problems or ["none"]),
     ]
     show("\n".join(lines), facts, as_json=as_json)
     if problems:
-        raise click.exceptions.Exit(EXIT_REFUSED)
-
-
-_OPTIONS: dict[Choice, str] = {
-    "rename_duplicates": "--rename-duplicates",
-    "rename_invalid": "--rename-invalid",
-    "lock_passwordless": "--lock-passwordless",
-}
-_OWNERS = {
-    "mlapi": "mlapi's",
-    "legacy": "of the application that mlapi takes the place of",
-    "other": "somebody else's",
-    "empty": "none",
-}
+        raise click.exceptions.Exit(EXIT_ERROR)
 
 
 def _report(adoption: Adoption, *, as_json: bool) -> None:
@@ -117,60 +126,63 @@ def _report(adoption: Adoption, *, as_json: bool) -> None:
         return
     click.echo(f"users: {survey.users}")
     for column in adoption.table.extra_columns:
-        click.echo(f"column {column!r}: kept; mlapi does not fill it")
+        click.echo(f"column {column!r}: kept; mlapi leaves it empty for new users")
     for table in adoption.table.references:
-        click.echo(f"table {table!r} refers to users: kept; whom it refers to cannot be removed, unless it says so")
+        click.echo(f"table {table!r} references users: kept; it may prevent users from being removed")
     for finding in survey.findings:
         option = "" if finding.choice is None else f" ({_OPTIONS[finding.choice]})"
         click.echo(f"{finding.title}: {finding.users}; {finding.effect}{option}")
-        for found in survey.rows(finding, _SHOWN):
+        for found in survey.rows(finding, _MAX_SHOWN_USERS):
             click.echo(_as_line(finding, found))
-        if finding.users > _SHOWN:
-            click.echo(f"         ... and {finding.users - _SHOWN} more, which --json shows")
+        if finding.users > _MAX_SHOWN_USERS:
+            click.echo(f"         ... and {finding.users - _MAX_SHOWN_USERS} more; --json lists all")
 
 
 def _as_line(finding: Finding, found: Found) -> str:
-    shown = repr(found.username)  # escapes whatever a terminal would act upon
-    shown = shown if len(shown) <= _NAME_SHOWN else f"{shown[:_NAME_SHOWN]}..."
+    shown = repr(found.username)  # escapes control characters of the terminal
+    shown = shown if len(shown) <= _MAX_SHOWN_NAME_LENGTH else f"{shown[:_MAX_SHOWN_NAME_LENGTH]}..."
     detail = f" {found.detail}" if isinstance(found.detail, str) else ""
     if finding.choice in {"rename_duplicates", "rename_invalid"}:
-        detail += " keeps it" if found.becomes is None else f" -> {found.becomes!r}"
+        detail += " keeps the name" if found.becomes is None else f" -> {found.becomes!r}"
     return f"{found.user_id:>8} {shown}{detail}"
 
 
 def _as_json(finding: Finding, found: Found) -> dict[str, object]:
     name = found.username
     if name is not None:
-        name = str(name).encode("utf-8", "backslashreplace").decode()  # bytes, and text that is not Unicode
+        name = str(name).encode("utf-8", "backslashreplace").decode()  # SQLite may return bytes or invalid Unicode
     line = {"finding": finding.kind, "user_id": found.user_id, "username": name, "becomes": found.becomes}
     if finding.kind == "duplicate_names":
         return {**line, "first_user_id": found.detail}
     return line if found.detail is None else {**line, "problem": found.detail}
 
 
-def _refusal(hindrances: list[str], undecided: list[Choice]) -> str | None:
-    if hindrances:
-        return f"nothing was changed: {'; '.join(hindrances)}"
+def _find_obstacle(obstacles: list[str], undecided: list[Choice]) -> str | None:
+    if obstacles:
+        return f"nothing was changed: {'; '.join(obstacles)}"
     if undecided:
-        return f"nothing was changed: decide with {' '.join(_OPTIONS[choice] for choice in undecided)}"
+        return f"nothing was changed: to proceed, add {' '.join(_OPTIONS[choice] for choice in undecided)}"
     return None
 
 
-def problems_of(check: DatabaseCheck) -> Iterator[str]:
-    """Yield what is not well with a database, each with what to do."""
+def find_problems(check: DatabaseCheck) -> Iterator[str]:
+    """Yield each problem of a database with its solution."""
     found = check.found
     if found.kind == "legacy":
-        yield "the users are not adopted: run `mlapi db adopt`"
+        yield "the users of the legacy app are not adopted yet: run `mlapi db adopt`"
     elif found.kind == "other":
-        yield "the table `users` is none that mlapi knows: point database.url at another database"
-    elif found.revision is None or found.revision < HEAD:
-        yield "the schema is behind: run `mlapi db upgrade`"
-    elif found.revision > HEAD:
-        yield "the schema is of a newer mlapi: upgrade mlapi"
-    if check.key_problem is not None:
-        yield check.key_problem
+        yield "the table `users` belongs to another program: point database.url at another database"
+    elif found.revision is None or found.revision < found.newest_revision:
+        yield "the schema is outdated: run `mlapi db upgrade`"
+    elif found.revision > found.newest_revision:
+        yield "the schema was made by a newer version of mlapi: upgrade mlapi"
+    if check.key_error is not None:
+        yield check.key_error
     if found.misnamed:
-        some = ", ".join(map(str, found.misnamed[:_SHOWN]))
-        yield f"users who are not found by their name, as its stored form is another: {len(found.misnamed)}, ids {some}"
+        shown = ", ".join(map(str, found.misnamed[:_MAX_SHOWN_USERS]))
+        yield (
+            f"{len(found.misnamed)} users cannot be found by name, because their column username_key is wrong; ids"
+            f" {shown}"
+        )
     for damage in found.damage:
-        yield f"the file is damaged: {damage}; put a copy in its place, without -wal and -shm"
+        yield f"the file is damaged: {damage}; replace it with a backup, and delete its -wal and -shm files"

@@ -1,90 +1,99 @@
-"""The files that ``mlapi users import`` and ``export`` read and write. What is wrong with one is told in one line."""
+"""The files that ``mlapi users import`` and ``export`` read and write."""
 
 import io
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
 import msgspec
 
 from mlapi.application.user_import import Row
+from mlapi.atomic_files import atomic_write
 from mlapi.domain.errors import FieldError
 from mlapi.domain.rules import USERNAME_MAX_CHARS
-from mlapi.entrypoints.cli.output import Refused
-from mlapi.secret_files import fsync_folder
+from mlapi.entrypoints.cli.output import CommandError
 
 STDIO = Path("-")
 """Standard input or output."""
+_MAX_FIRST_LINE_BYTES = 1000
 
 
 @contextmanager
-def opened_input(file: Path) -> Iterator[BinaryIO]:
+def open_input(file: Path) -> Iterator[BinaryIO]:
+    """Yield a file or standard input, in binary mode.
+
+    Raises:
+        CommandError: if it cannot be read.
+    """
     if file == STDIO:
         yield sys.stdin.buffer
         return
-    with _refusing(f"{file} cannot be read"), file.open("rb") as stream:
+    with _file_errors(f"{file} cannot be read"), file.open("rb") as stream:
         yield stream
 
 
 def size_of(stream: BinaryIO) -> int | None:
-    """Return how many bytes it has, or None for one that has no end yet: a pipe."""
+    """Return the size in bytes, or None for a pipe."""
     status = _status_of(stream)
     return status.st_size if status is not None and stat.S_ISREG(status.st_mode) else None
 
 
 class RejectsFile:
-    """What is wrong with the lines that were refused, as JSON lines. A password or a hash is never in it.
+    """A `RejectReport` in JSON lines. It never contains passwords or hashes.
 
-    Made at the first of them, closed to other users; emptied at once if it is there from an import before.
+    The file is created with the first rejected row, readable only by this account. A file from an earlier import is
+    emptied immediately.
 
     Args:
-        path: of it.
-        besides: what is read, which must not be the same file.
+        path: the file.
+        source: the stream being imported, which must not be the same file.
     """
 
-    def __init__(self, path: Path, *, besides: BinaryIO) -> None:
+    def __init__(self, path: Path, *, source: BinaryIO) -> None:
         self._path = path
         self._descriptor: int | None = None
         self._lines: list[bytes] = []
         if path.exists():
-            read = _status_of(besides)
-            if read is not None and os.path.samestat(path.stat(), read):
-                raise Refused(f"{path} is what is read: give --rejects another name")
+            source_status = _status_of(source)
+            if source_status is not None and os.path.samestat(path.stat(), source_status):
+                raise CommandError(f"{path} is the file to import: choose another name with --rejects")
             if not _is_replaceable(path, b'"line"'):
-                raise Refused(f"{path} is no report of refused lines: give --rejects another name")
+                raise CommandError(f"{path} is not a report of rejected rows: choose another name with --rejects")
             self._open()
 
-    def write(self, row: Row, problems: Iterable[FieldError]) -> None:
+    def write(self, row: Row, errors: Iterable[FieldError]) -> None:
         username = row.values.get("username")
         shown = username[:USERNAME_MAX_CHARS] if isinstance(username, str) else None
-        for problem in problems:
-            value = {"line": row.number, "username": shown, "field": problem.field, "message": problem.message}
+        for error in errors:
+            value = {"line": row.number, "username": shown, "field": error.field, "message": error.message}
             self._lines.append(msgspec.json.encode(value) + b"\n")
 
     def flush(self) -> None:
-        """Write what was not written yet.
+        """Write buffered lines to the file.
 
         Raises:
-            Refused: if that fails.
+            CommandError: if that fails.
         """
         if not self._lines:
             return
         descriptor = self._open() if self._descriptor is None else self._descriptor
-        waiting = memoryview(b"".join(self._lines))
+        remaining = memoryview(b"".join(self._lines))
         self._lines = []
-        with _refusing(f"{self._path} cannot be written", "; --rejects names another file"):
-            while waiting:
-                waiting = waiting[os.write(descriptor, waiting) :]
+        with self._write_errors():
+            while remaining:
+                remaining = remaining[os.write(descriptor, remaining) :]
 
     def _open(self) -> int:
-        with _refusing(f"{self._path} cannot be written", "; --rejects names another file"):
+        with self._write_errors():
             self._descriptor = os.open(self._path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
         return self._descriptor
+
+    def _write_errors(self) -> AbstractContextManager[None]:
+        return _file_errors(f"{self._path} cannot be written", "; choose another file with --rejects")
 
     def close(self) -> None:
         if self._descriptor is not None:
@@ -92,61 +101,52 @@ class RejectsFile:
 
 
 @contextmanager
-def opened_output(file: Path, *, force: bool) -> Iterator[TextIO]:
-    """Yield a text file in UTF-8. It has its name when this is left without an error: whole, and closed to others.
+def open_output(file: Path, *, force: bool) -> Iterator[TextIO]:
+    """Yield a UTF-8 stream. A file appears, complete, when the block ends without an error; only we can read it.
+
+    Args:
+        file: where to write; ``-`` for standard output.
+        force: replace an existing export.
 
     Raises:
-        Refused: if there is one already and ``force`` does not replace it, or if it cannot be written.
+        CommandError: if the file exists and may not be replaced, or if it cannot be written.
     """
     if file == STDIO:
         stream = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="")
         yield stream
-        stream.detach()  # flushed, and standard output still open
+        stream.detach()  # flushes, and leaves standard output open
         return
     if file.exists() and not file.is_file():
-        raise Refused(f"{file} is no regular file: write - and redirect the output")
+        raise CommandError(f"{file} is not a regular file: write to - and redirect the output")
     if file.exists() and not force:
-        raise Refused(f"{file} is there already: --force replaces it")
+        raise CommandError(f"{file} exists: use --force to replace it")
     if file.exists() and not _is_replaceable(file, b"username"):
-        raise Refused(f"{file} is no export, so not even --force replaces it: give another name")
-    file = file.resolve()  # or a link would be replaced, and not what it points at
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-    with _refusing(f"{file} cannot be written"):
-        descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
-        try:
-            with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
-                yield stream
-                stream.flush()
-                os.fsync(descriptor)
-            if force:
-                draft.replace(file)
-            else:
-                os.link(draft, file)  # unlike a rename, this never replaces what has come meanwhile
-            fsync_folder(file.parent)  # it may be the only copy
-        finally:
-            draft.unlink(missing_ok=True)
+        raise CommandError(f"{file} is not an export, so --force does not replace it: choose another name")
+    file = file.resolve()  # replace the target of a symbolic link, not the link
+    with _file_errors(f"{file} cannot be written"), atomic_write(file, replace=force) as output:
+        yield output
 
 
 def _is_replaceable(file: Path, word: bytes) -> bool:
-    """Whether nothing is lost but what was written by such a command before: a database or a key would be for ever."""
+    """Whether the file was written by the same command: replacing a database or a key would destroy it."""
     if not file.is_file():
-        return True  # a device, say, which keeps nothing
-    with _refusing(f"{file} cannot be read"), file.open("rb") as stream:
-        first = stream.readline(1000)
-    return not first or word in first
+        return True  # a device has no content to lose
+    with _file_errors(f"{file} cannot be read"), file.open("rb") as stream:
+        first_line = stream.readline(_MAX_FIRST_LINE_BYTES)
+    return not first_line or word in first_line
 
 
 def _status_of(stream: BinaryIO) -> os.stat_result | None:
     try:
         return os.fstat(stream.fileno())
-    except OSError:  # no file of the system: a test's
+    except OSError:  # in tests, the stream is not a file
         return None
 
 
 @contextmanager
-def _refusing(what: str, remedy: str = "") -> Iterator[None]:
-    """Tell what the system refuses in one line."""
+def _file_errors(message: str, solution: str = "") -> Iterator[None]:
+    """Convert errors of the operating system to `CommandError`."""
     try:
         yield
     except OSError as error:
-        raise Refused(f"{what}: {error.strerror}{remedy}") from None
+        raise CommandError(f"{message}: {error.strerror}{solution}") from None

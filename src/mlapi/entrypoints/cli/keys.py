@@ -1,60 +1,60 @@
-"""``mlapi keys`` and ``mlapi admin-token``: new secrets, and keys that turn over while the service runs."""
+"""``mlapi keys`` and ``mlapi admin-token``: generate secrets, and rotate keys while the service runs."""
 
-import secrets
 import sys
 
 import click
 
-from mlapi.application.key_rotation import KeyRotation, open_key_rotation
+from mlapi.application.key_rotation import KeyRotation
+from mlapi.bootstrap import open_key_rotation
 from mlapi.config import load_settings
-from mlapi.entrypoints.cli.output import in_one_line, json_option, show
-from mlapi.secret_files import new_key
+from mlapi.entrypoints.cli.output import command_errors, json_option, show
+from mlapi.secret_store import new_admin_token, new_key
 
 
 @click.group("keys")
 def key_commands() -> None:
-    """The keys that passwords are encrypted and tokens are signed with."""
+    """Manage the keys that encrypt passwords and sign tokens."""
 
 
 @key_commands.command("new")
 @json_option
 def keys_new(*, as_json: bool) -> None:
-    """Print a new key, for secrets.key or secrets.token_key."""
+    """Print a new key for secrets.key or secrets.token_key."""
     key = new_key()
     show(key, {"key": key}, as_json=as_json)
 
 
 @key_commands.command("rotate")
-@click.option("--tokens", "kind", flag_value="tokens", help="A new key for tokens instead.")
-@click.option("--salt", "kind", flag_value="salt", help="A new salt for passwords instead.")
+@click.option("--tokens", "kind", flag_value="tokens", help="Rotate the key that signs tokens instead.")
+@click.option("--salt", "kind", flag_value="salt", help="Rotate the salt of passwords instead.")
 @json_option
 def keys_rotate(kind: str | None, *, as_json: bool) -> None:
-    """Turn a key over while the service runs.
+    """Rotate the key that encrypts passwords while the service runs.
 
-    Adds a new key for passwords and stores every password under it. Nobody has to log in for that. Interrupted, it goes
-    on when it is run again.
+    Adds a new key and re-encrypts every password with it. Users need not log in. If the command is interrupted, run it
+    again to continue.
     """
-    with in_one_line(), open_key_rotation(load_settings()) as rotation:
+    with command_errors(), open_key_rotation(load_settings()) as rotation:
         if kind == "tokens":
             rotation.rotate_token_key()
-            line = "added a token key; tokens of the former one stay valid until they end"
+            line = "added a token key; tokens signed with the former key stay valid until they expire"
             show(line, {"added": "token_key"}, as_json=as_json)
         elif kind == "salt":
             rotation.rotate_salt()
-            line = "added a salt; it enters a user's password at his next log-in"
+            line = "added a salt; each user's password is stored with it at their next log-in"
             show(line, {"added": "salt"}, as_json=as_json)
         else:
             changed = _reencrypt(rotation)
-            line = f"every password is stored under the newest key; {changed} were under an older one"
+            line = f"every password is encrypted with the newest key; {changed} were under an older key"
             show(line, {"added": "key", "changed": changed}, as_json=as_json)
 
 
 def _reencrypt(rotation: KeyRotation) -> int:
     changed = 0
     passes = rotation.rotate_key()
-    with click.progressbar(length=1, label="passwords under the new key", file=sys.stderr) as bar:
+    with click.progressbar(length=1, label="re-encrypting passwords", file=sys.stderr) as bar:
         for progress in passes:
-            bar.length, bar.pos = progress.users, progress.seen  # which begins anew with each pass
+            bar.length, bar.pos = progress.users, progress.seen  # starts again with each pass
             bar.update(0)
             changed += progress.changed
     return changed
@@ -63,21 +63,21 @@ def _reencrypt(rotation: KeyRotation) -> int:
 @key_commands.command("prune")
 @json_option
 def keys_prune(*, as_json: bool) -> None:
-    """Take keys and salts out of the secrets file that nothing needs any more."""
-    with in_one_line(), open_key_rotation(load_settings()) as rotation:
-        left = rotation.prune()
-    lines = [*(f"left {reason}" for reason in left), "pruned"]
-    show("\n".join(lines), {"left": left}, as_json=as_json)
+    """Remove keys and salts that are no longer needed from the secrets file."""
+    with command_errors(), open_key_rotation(load_settings()) as rotation:
+        kept = rotation.prune()
+    lines = [*(f"kept {reason}" for reason in kept), "pruned"]
+    show("\n".join(lines), {"left": kept}, as_json=as_json)
 
 
 @click.group("admin-token")
 def admin_token_commands() -> None:
-    """The token of whoever may manage."""
+    """Manage the token that authenticates managers."""
 
 
 @admin_token_commands.command("new")
 @json_option
 def admin_token_new(*, as_json: bool) -> None:
-    """Print a new admin token. Give it to the service as secrets.admin_token."""
-    token = secrets.token_urlsafe(32)
+    """Print a new admin token. To use it, set secrets.admin_token."""
+    token = new_admin_token()
     show(token, {"admin_token": token}, as_json=as_json)

@@ -1,4 +1,4 @@
-"""How the commands talk: for people and for programs, and what is refused in one line."""
+"""Output and errors of the commands, as text or as JSON."""
 
 import os
 import sys
@@ -11,32 +11,35 @@ import msgspec
 
 from mlapi.domain.errors import MlapiError
 
-EXIT_REFUSED = 3
-"""As uvicorn exits when the application refuses to start."""
+EXIT_ERROR = 3
+"""The exit code of uvicorn when the application fails to start."""
+EXIT_INTERRUPTED = 130
+"""The exit code of shells for SIGINT: 128 + 2."""
 
 
-class Refused(click.ClickException):
-    """What mlapi refuses: one line."""
+class CommandError(click.ClickException):
+    """An error that ends a command with one line on standard error."""
 
-    exit_code = EXIT_REFUSED
+    exit_code = EXIT_ERROR
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"mlapi: {self.message}", file=file, err=file is None)
 
 
 class OneLineGroup(click.Group):
-    """Commands whose every error is one line on standard error and an exit code.
+    """A command group that prints every error as one line on standard error.
 
-    Click's own are three lines and a usage; 2 is for what was typed wrongly, 1 for what the system refuses.
+    click itself prints three lines. The exit code is 2 for wrong usage and 1 for errors of the operating system.
     """
 
-    def main(self, *args: Any, **options: Any) -> NoReturn:  # noqa: ANN401 - its base's
+    def main(self, *args: Any, **options: Any) -> NoReturn:  # noqa: ANN401 - inherited signature
         options["standalone_mode"] = False
-        sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - it was closed by the caller
+        # Python sets a stream to None if the caller has closed it.
+        sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - open until the process ends
         sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - as above
         try:
             code: object = super().main(*args, **options)
-        except Refused as error:
+        except CommandError as error:
             error.show()
             sys.exit(error.exit_code)
         except click.exceptions.NoArgsIsHelpError as error:
@@ -44,41 +47,42 @@ class OneLineGroup(click.Group):
             sys.exit(error.exit_code)
         except click.UsageError as error:
             path = error.ctx.command_path if error.ctx is not None else "mlapi"
-            _end(f"{error.format_message().rstrip('.').replace(chr(10), ' ')}; see `{path} --help`", error.exit_code)
+            _exit(f"{error.format_message().rstrip('.').replace(chr(10), ' ')}; see `{path} --help`", error.exit_code)
         except click.ClickException as error:
-            _end(error.format_message(), error.exit_code)
+            _exit(error.format_message(), error.exit_code)
         except click.Abort:
-            _end("interrupted", 130)  # as shells tell of SIGINT
-        except BrokenPipeError:  # whoever reads has seen enough
-            with suppress(OSError):  # it is no file of the system: a test's
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the last flush tells of it again
+            _exit("interrupted", EXIT_INTERRUPTED)
+        except BrokenPipeError:  # the reader of a pipe has closed it
+            with suppress(OSError):  # in tests, standard output is not a file
+                # Discard buffered output, or flushing it at exit would raise again.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
-            _end(f"{error.filename or 'the output'}: {error.strerror}", 1)
-        except (ValueError, RuntimeError) as error:  # text that is not UTF-8, a NUL in a path, links in a circle
-            _end(f"an argument or the input cannot be used as it is ({type(error).__name__})", 1)
+            _exit(f"{error.filename or 'output'}: {error.strerror}", 1)
+        except (ValueError, RuntimeError) as error:  # not UTF-8, a NUL in a path, a loop of symbolic links
+            _exit(f"an argument or the input is invalid ({type(error).__name__})", 1)
         sys.exit(code if isinstance(code, int) else 0)
 
 
-def _end(line: str, code: int) -> NoReturn:
-    click.echo(f"mlapi: {line}", err=True)
+def _exit(message: str, code: int) -> NoReturn:
+    click.echo(f"mlapi: {message}", err=True)
     sys.exit(code)
 
 
 @contextmanager
-def in_one_line() -> Iterator[None]:
-    """Tell of what our code refuses in one line, and exit with `EXIT_REFUSED`."""
+def command_errors() -> Iterator[None]:
+    """Convert errors of mlapi to `CommandError`."""
     try:
         yield
     except MlapiError as error:
-        raise Refused(str(error)) from None
+        raise CommandError(str(error)) from None
 
 
 def json_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the option ``--json``, as its argument ``as_json``."""
+    """Add the option ``--json``, passed to the command as ``as_json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
 def show(text: str, value: object, *, as_json: bool) -> None:
-    """Print a line for people, or the same as JSON for programs."""
+    """Print ``text``, or ``value`` as JSON."""
     click.echo(msgspec.json.encode(value) if as_json else text)

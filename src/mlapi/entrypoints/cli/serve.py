@@ -1,4 +1,4 @@
-"""``mlapi serve``: uvicorn with the settings that this service wants."""
+"""``mlapi serve``: run the service on uvicorn."""
 
 import json
 import os
@@ -9,80 +9,80 @@ from typing import Any
 import click
 
 from mlapi.config import load_settings
-from mlapi.entrypoints.cli.output import Refused, in_one_line
+from mlapi.entrypoints.cli.output import CommandError, command_errors
 
 BACKLOG = 2048
-"""Connections that the system keeps until a worker takes them."""
+"""Connections that the kernel queues until a worker accepts them."""
 
 
 @click.command("serve")
-@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen at; 0.0.0.0 for all.")
-@click.option("--port", default=8001, show_default=True, type=click.IntRange(0, 65535))
-@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes that serve.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option("--port", default=8001, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Worker processes.")
 @click.option(
-    "--connections", default=10_000, show_default=True, type=click.IntRange(1), help="At most, to each of them."
+    "--connections", default=10_000, show_default=True, type=click.IntRange(1), help="Connections per worker, at most."
 )
-@click.option("--access-log/--no-access-log", default=True, show_default=True, help="A line for each request.")
+@click.option("--access-log/--no-access-log", default=True, show_default=True, help="Log every request.")
 def serve_command(*, host: str, port: int, workers: int, connections: int, access_log: bool) -> None:
-    """Serve the users over HTTP.
+    """Serve the API over HTTP.
 
-    Reads config.yml and the environment as every command does. Refuses to start, with exit code 3, where something must
-    be mended first. SIGHUP restarts it without cutting a request; SIGTERM and Ctrl-C answer what is under way and end.
+    Exits with code 3 if the settings, the secrets or the database must be fixed first. SIGHUP restarts the workers
+    without interrupting requests. SIGTERM and Ctrl-C finish running requests, then stop.
     """
-    with in_one_line():
+    with command_errors():
         settings = load_settings()
-    places = bound_sockets(host, port, workers)
-    for place in places:
-        place.set_inheritable(True)
+    listeners = bind_listeners(host, port, workers)
+    for listener in listeners:
+        listener.set_inheritable(True)
     arguments = {
-        "listeners": [place.detach() for place in places],
+        "listeners": [listener.detach() for listener in listeners],
         "connections": connections,
         "access_log": access_log,
         "log_format": settings.log_format,
     }
-    # In the place of this process: all that this command line has imported would stay in memory as long as it serves.
+    # Replace this process: otherwise the modules of the command line would occupy memory while the service runs.
     module = "mlapi.entrypoints.server.supervisor"
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, json.dumps(arguments)])  # noqa: S606 - our own module
 
 
-def bound_sockets(host: str, port: int, number: int) -> list[socket.socket]:
-    """Return so many sockets that are bound to one address, of which the first listens.
+def bind_listeners(host: str, port: int, count: int) -> list[socket.socket]:
+    """Return sockets that are bound to one address. Only the first one listens.
 
     Raises:
-        Refused: if that cannot be had.
+        CommandError: if the address is invalid or in use.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # Not shared at first: an address that another server has, shared or not, is taken.
-        first = _bound(family, address[:2], is_shared=False)
-        if number == 1:
+        # Bind without SO_REUSEPORT first. Otherwise, another server on the same address would not be detected.
+        first = _bind(family, address[:2], reuse_port=False)
+        if count == 1:
             first.listen(BACKLOG)
             return [first]
         address = first.getsockname()[:2]
         first.close()
-        sockets = [_bound(family, address, is_shared=True) for _ in range(number)]
-        sockets[0].listen(BACKLOG)
-    except socket.gaierror as error:  # which has numbers of its own
+        listeners = [_bind(family, address, reuse_port=True) for _ in range(count)]
+        listeners[0].listen(BACKLOG)
+    except socket.gaierror as error:  # its numbers are not errno values
         reason = str(error.args[1])
     except OSError as error:
         reason = os.strerror(error.errno or 0)
     except UnicodeError:
-        reason = "this is no address"
+        reason = "invalid host name"
     else:
-        return sockets
-    raise Refused(f"cannot listen at {host} port {port}: {reason.lower()}; see --host and --port")
+        return listeners
+    raise CommandError(f"cannot listen on {host} port {port}: {reason.lower()}; change --host or --port")
 
 
-def _bound(family: socket.AddressFamily, address: tuple[Any, ...], *, is_shared: bool) -> socket.socket:
-    bound = socket.socket(family, socket.SOCK_STREAM)
+def _bind(family: socket.AddressFamily, address: tuple[Any, ...], *, reuse_port: bool) -> socket.socket:
+    listener = socket.socket(family, socket.SOCK_STREAM)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if is_shared:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if reuse_port:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if family == socket.AF_INET6:
-            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        bound.bind(address)
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listener.bind(address)
     except BaseException:
-        bound.close()
+        listener.close()
         raise
-    return bound
+    return listener

@@ -1,6 +1,6 @@
-"""Files of users, as CSV or JSON lines: read line by line, whatever is in them, and written.
+"""Read and write users as CSV or JSON lines, one user per line.
 
-A line is a user, in CSV too: where a quote does not end, or a line is none at all, that line is refused and no other.
+Quoted CSV cells cannot contain line breaks. An unclosed quote or a malformed line therefore invalidates only that line.
 """
 
 import csv
@@ -16,54 +16,54 @@ import msgspec
 from mlapi.application.user_import import Row
 from mlapi.domain.errors import FieldError
 from mlapi.domain.users import User
-from mlapi.entrypoints.cli.output import Refused
+from mlapi.entrypoints.cli.output import CommandError
 
-LINE_MAX = 64 * 1024
-"""Bytes of a line. A user whose fields are all at their longest takes less, in escapes too."""
+MAX_LINE_BYTES = 64 * 1024
+"""More than a user whose fields all have their maximum length, even with every character escaped."""
 
 PASSWORD_COLUMNS = ("password", "password_hash", "stored_password")
 _REQUIRED = {"username", "email"}
-_UNUSED = {"user_id", "updated_datetime"}  # in every export; a new user gets his own
+_UNUSED = {"user_id", "updated_datetime"}  # exports have these columns; an import sets new values
 _KNOWN = {*_REQUIRED, *PASSWORD_COLUMNS, "enabled", "created_datetime", *_UNUSED}
 _EXPORTED = ("user_id", "username", "email", "enabled", "created_datetime", "updated_datetime")
-_ONE_OF = f"one of {', '.join(PASSWORD_COLUMNS)}"
-_ONE_PASSWORD = f"must have exactly {_ONE_OF}"
-_WORD = re.compile(r"[A-Za-z][\w .-]{0,40}", re.ASCII)
+_PASSWORD_CHOICES = f"one of {', '.join(PASSWORD_COLUMNS)}"
+_PASSWORD_ERROR = f"must have exactly {_PASSWORD_CHOICES}"
+_PLAIN_NAME = re.compile(r"[A-Za-z][\w .-]{0,40}", re.ASCII)
 
 FileFormat = Literal["csv", "jsonl"]
 
 
 def read_rows(stream: BinaryIO, file_format: FileFormat, *, ignore_columns: bool = False) -> Iterator[Row]:
-    """Yield a row for each line that is not empty; the first line of CSV names the columns.
+    """Yield a row for each line that is not empty. The first line of CSV is a header.
 
     Args:
         stream: UTF-8, with or without a byte order mark; lines end in LF or CRLF.
-        file_format: of the stream.
-        ignore_columns: whether columns that mean nothing here are let pass.
+        file_format: the format of the stream.
+        ignore_columns: whether to ignore unknown columns.
 
     Raises:
-        Refused: if the file as a whole is none of users.
+        CommandError: if the header is invalid or missing.
     """
-    lines = _lines(stream)
+    lines = _read_lines(stream)
     read = _csv_rows if file_format == "csv" else _json_rows
     return read(lines, ignore_columns=ignore_columns)
 
 
-def _lines(stream: BinaryIO) -> Iterator[tuple[str, Row]]:
-    """Yield the text of each line that is not empty, and its row as far as it is known."""
+def _read_lines(stream: BinaryIO) -> Iterator[tuple[str, Row]]:
+    """Yield the text of each line that is not empty, and a row without values or with an error."""
     number = end = 0
-    while line := stream.readline(LINE_MAX):
+    while line := stream.readline(MAX_LINE_BYTES):
         number, end = number + 1, end + len(line)
-        if len(line) == LINE_MAX and not line.endswith(b"\n"):
-            while (rest := stream.readline(LINE_MAX)) and not rest.endswith(b"\n"):
+        if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
+            while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
                 end += len(rest)
             end += len(rest)
-            yield "", _refused(Row(number, end), f"must be shorter than {LINE_MAX} bytes")
+            yield "", _invalid(Row(number, end), f"must be shorter than {MAX_LINE_BYTES} bytes")
             continue
         try:
             text = (line.removeprefix(BOM_UTF8) if number == 1 else line).decode("utf-8")
         except UnicodeDecodeError:
-            yield "", _refused(Row(number, end), "must be UTF-8")
+            yield "", _invalid(Row(number, end), "must be UTF-8")
             continue
         if text := text.removesuffix("\n").removesuffix("\r"):
             yield text, Row(number, end)
@@ -72,20 +72,22 @@ def _lines(stream: BinaryIO) -> Iterator[tuple[str, Row]]:
 def _csv_rows(lines: Iterator[tuple[str, Row]], *, ignore_columns: bool) -> Iterator[Row]:
     columns: list[str] | None = None
     for text, row in lines:
-        cells = None if row.problem is not None else _cells(text)
+        cells = None if row.error is not None else _split_cells(text)
         if columns is None:
-            columns = _checked_columns(cells or [], ignore_columns=ignore_columns)
+            columns = _parse_header(cells or [], ignore_columns=ignore_columns)
         elif cells is None:
-            yield row if row.problem is not None else _refused(row, "must be CSV, with every quote ended in it")
+            yield (
+                row if row.error is not None else _invalid(row, "must be CSV, with every quote closed on the same line")
+            )
         elif len(cells) != len(columns):
-            yield _refused(row, f"must have {len(columns)} cells, as the first line has, and has {len(cells)}")
+            yield _invalid(row, f"must have {len(columns)} cells like the header, but has {len(cells)}")
         else:
             yield Row(row.number, row.end, dict(zip(columns, cells, strict=True)))
     if columns is None:
-        raise Refused("the file is empty")
+        raise CommandError("the file is empty")
 
 
-def _cells(line: str) -> list[str] | None:
+def _split_cells(line: str) -> list[str] | None:
     if '"' not in line:
         return line.split(",")
     try:
@@ -94,81 +96,82 @@ def _cells(line: str) -> list[str] | None:
         return None
 
 
-def _checked_columns(columns: list[str], *, ignore_columns: bool) -> list[str]:
-    if not columns or set(columns).isdisjoint(_KNOWN):  # then it is not shown: it may be the first user
-        raise Refused(f"the first line must name columns, in UTF-8: username, email and {_ONE_OF}")
+def _parse_header(columns: list[str], *, ignore_columns: bool) -> list[str]:
+    if not columns or set(columns).isdisjoint(_KNOWN):  # do not show it: it may be the first user
+        raise CommandError(f"the first line must be a header in UTF-8 with username, email and {_PASSWORD_CHOICES}")
     if len(set(columns)) != len(columns):
-        raise Refused("the first line names a column twice")
+        raise CommandError("the header contains a column twice")
     if missing := sorted(_REQUIRED - set(columns)):
-        raise Refused(f"the first line names no column {missing[0]}")
+        raise CommandError(f"the header has no column {missing[0]}")
     if len(set(PASSWORD_COLUMNS) & set(columns)) != 1:
-        raise Refused(f"the first line {_ONE_PASSWORD}")
+        raise CommandError(f"the header {_PASSWORD_ERROR}")
     unknown = [column for column in columns if column not in _KNOWN]
     if unknown and not ignore_columns:
-        raise Refused(f"the first line names {_shown(unknown)}: --ignore-columns lets them pass")
+        raise CommandError(f"the header has {_describe_unknown(unknown)}; use --ignore-columns to ignore them")
     return columns
 
 
 def _json_rows(lines: Iterator[tuple[str, Row]], *, ignore_columns: bool) -> Iterator[Row]:
     for text, row in lines:
-        if row.problem is not None:
+        if row.error is not None:
             yield row
             continue
         try:
-            values = _object(text)
-        except (msgspec.DecodeError, ValueError, RecursionError):  # msgspec's own, a key twice, a thousand brackets
-            yield _refused(row, "must be a JSON object, with every key once")
+            values = _parse_object(text)
+        except (msgspec.DecodeError, ValueError, RecursionError):  # DecodeError is not a ValueError; deep nesting
+            yield _invalid(row, "must be a JSON object without duplicate keys")
             continue
-        if problem := _keys_problem(values, ignore_columns=ignore_columns):
-            yield _refused(row, problem)
+        if error := _find_key_error(values, ignore_columns=ignore_columns):
+            yield _invalid(row, error)
         else:
             yield Row(row.number, row.end, values)
 
 
-def _object(text: str) -> dict[str, object]:
+def _parse_object(text: str) -> dict[str, object]:
     values = msgspec.json.decode(text, type=dict[str, object])
     strings = len(values) + sum(isinstance(value, str) for value in values.values())
-    if text.count('"') != 2 * strings:  # an escaped quote, or a key twice, of which msgspec takes the last
-        json.loads(text, object_pairs_hook=_unique)
+    if text.count('"') != 2 * strings:
+        # There is an escaped quote or a duplicate key, which msgspec accepts. Parse again to find out.
+        json.loads(text, object_pairs_hook=_reject_duplicates)
     return values
 
 
-def _unique(pairs: list[tuple[str, object]]) -> None:
+def _reject_duplicates(pairs: list[tuple[str, object]]) -> None:
     if len(dict(pairs)) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("duplicate key")
 
 
-def _keys_problem(values: Mapping[str, object], *, ignore_columns: bool) -> str | None:
+def _find_key_error(values: Mapping[str, object], *, ignore_columns: bool) -> str | None:
     if missing := sorted(_REQUIRED - values.keys()):
         return f"must have a key {missing[0]}"
     if len(values.keys() & set(PASSWORD_COLUMNS)) != 1:
-        return _ONE_PASSWORD
+        return _PASSWORD_ERROR
     if not ignore_columns and (unknown := [key for key in values if key not in _KNOWN]):
-        return f"must have no {_shown(unknown)}: --ignore-columns lets them pass"
+        return f"has {_describe_unknown(unknown)}; use --ignore-columns to ignore them"
     return None
 
 
-def _shown(names: list[str]) -> str:
-    """Names that are no plain words are not repeated: of a line out of place, they may be a password."""
-    words = [name if _WORD.fullmatch(name) else "(no plain word)" for name in names]
-    return f"unknown columns: {', '.join(words)}"
+def _describe_unknown(names: list[str]) -> str:
+    """Return a list of unknown columns. A name that is not plain is hidden: it may be a misplaced password."""
+    shown = [name if _PLAIN_NAME.fullmatch(name) else "(hidden)" for name in names]
+    return f"unknown columns: {', '.join(shown)}"
 
 
-def _refused(row: Row, message: str) -> Row:
-    return Row(row.number, row.end, problem=FieldError("line", message))
+def _invalid(row: Row, message: str) -> Row:
+    return Row(row.number, row.end, error=FieldError("line", message))
 
 
 def write_users(stream: TextIO, file_format: FileFormat, users: Iterable[User], *, passwords: bool) -> Iterator[None]:
-    """Write users, a line for each, and yield after each of them.
+    """Write a line per user, and yield after each.
 
-    Cells are written as they are. One that begins with ``=``, ``+``, ``-`` or ``@``, which a spreadsheet would take for
-    a formula, is somebody's name.
+    Cells are not escaped for spreadsheets, even if they start with ``=``, ``+``, ``-`` or ``@``: an import must read
+    the same values.
 
     Args:
-        stream: a text file that does not translate line ends.
-        file_format: to write.
-        users: whom.
-        passwords: whether with their stored passwords.
+        stream: a text stream that does not translate line ends.
+        file_format: the format to write.
+        users: the users to write.
+        passwords: whether to include stored passwords.
     """
     writer = csv.writer(stream, lineterminator="\n")
     if file_format == "csv":
@@ -185,13 +188,13 @@ def write_users(stream: TextIO, file_format: FileFormat, users: Iterable[User], 
         if passwords:
             values["stored_password"] = user.password.value
         if file_format == "csv":
-            writer.writerow(map(_cell, values.values()))
+            writer.writerow(map(_format_cell, values.values()))
         else:
             stream.write(f"{msgspec.json.encode(values).decode()}\n")
         yield
 
 
-def _cell(value: object) -> object:
+def _format_cell(value: object) -> object:
     if isinstance(value, bool):
         return str(value).lower()
     return value.isoformat() if isinstance(value, datetime) else value

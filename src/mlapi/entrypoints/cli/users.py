@@ -1,4 +1,4 @@
-"""``mlapi users``: who they are, and who is let in."""
+"""``mlapi users``: list, register, enable, disable and remove users."""
 
 import sys
 from collections.abc import Callable
@@ -7,41 +7,50 @@ import click
 
 from mlapi.application.users import Users
 from mlapi.domain.users import User
-from mlapi.entrypoints.cli.output import Refused, json_option, show
-from mlapi.entrypoints.cli.service import opened_users
+from mlapi.entrypoints.cli.operator import open_users_as_operator
+from mlapi.entrypoints.cli.output import CommandError, json_option, show
 from mlapi.entrypoints.wire import requests, responses
 
-_PAGE = 500
+_PAGE_SIZE = 500
 
 
 @click.group("users")
 def user_commands() -> None:
-    """The users of the database: who they are, and who is let in."""
+    """Manage the users of the configured database."""
 
 
-def about_one(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the argument that names a user, and the ways to print him."""
-    command = click.option("--id", "by_id", is_flag=True, help="USER is an id and no name.")(json_option(command))
+def user_argument(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the argument USER and the options ``--id`` and ``--json``."""
+    command = click.option("--id", "by_id", is_flag=True, help="USER is an id, not a name.")(json_option(command))
     return click.argument("user")(command)
 
 
+def filter_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that select users."""
+    command = click.option(
+        "--containing", default="", metavar="TEXT", help="Only users whose name or e-mail has TEXT."
+    )(command)
+    return click.option("--enabled/--disabled", default=None, help="Only enabled users, or only disabled ones.")(
+        command
+    )
+
+
 @user_commands.command("list")
-@click.option("--enabled/--disabled", default=None, help="Only those who are let in, or shut out.")
-@click.option("--containing", default="", metavar="TEXT", help="Only those with it in their name or e-mail address.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, a line for each user.")
+@filter_options
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line per user.")
 def users_list(*, enabled: bool | None, containing: str, as_json: bool) -> None:
-    """List the users by rising id."""
-    with opened_users() as opened:
-        for user in opened.iterate_users(batch=_PAGE, enabled=enabled, containing=containing):
+    """List users, ordered by id."""
+    with open_users_as_operator() as users:
+        for user in users.iterate_users(batch=_PAGE_SIZE, enabled=enabled, containing=containing):
             _show(user, as_json=as_json)
 
 
 @user_commands.command("show")
-@about_one
+@user_argument
 def users_show(user: str, *, by_id: bool, as_json: bool) -> None:
     """Show one user."""
-    with opened_users() as opened:
-        _show(_found(opened, user, by_id=by_id), as_json=as_json)
+    with open_users_as_operator() as users:
+        _show(_find(users, user, by_id=by_id), as_json=as_json)
 
 
 @user_commands.command("add")
@@ -49,56 +58,56 @@ def users_show(user: str, *, by_id: bool, as_json: bool) -> None:
 @click.argument("email")
 @json_option
 def users_add(username: str, email: str, *, as_json: bool) -> None:
-    """Register a user. The password is asked for, or read from standard input."""
-    password = _password()
-    with opened_users() as opened:
-        _show(opened.register(username=username, password=password, email=email), as_json=as_json)
+    """Register a user. Prompts for the password, or reads it from standard input."""
+    password = _read_password()
+    with open_users_as_operator() as users:
+        _show(users.register(username=username, password=password, email=email), as_json=as_json)
 
 
 @user_commands.command("enable")
-@about_one
+@user_argument
 def users_enable(user: str, *, by_id: bool, as_json: bool) -> None:
-    """Let a user in."""
+    """Enable a user."""
     _set_enabled(user, by_id=by_id, as_json=as_json, enabled=True)
 
 
 @user_commands.command("disable")
-@about_one
+@user_argument
 def users_disable(user: str, *, by_id: bool, as_json: bool) -> None:
-    """Shut a user out, by his next request."""
+    """Disable a user. Their next request is rejected."""
     _set_enabled(user, by_id=by_id, as_json=as_json, enabled=False)
 
 
 @user_commands.command("remove")
-@about_one
+@user_argument
 def users_remove(user: str, *, by_id: bool, as_json: bool) -> None:
-    """Remove a user for good, with his API keys."""
-    with opened_users() as opened:
-        _show(opened.remove(user_id=_found(opened, user, by_id=by_id).id), as_json=as_json)
+    """Remove a user and their API keys permanently."""
+    with open_users_as_operator() as users:
+        _show(users.remove(user_id=_find(users, user, by_id=by_id).id), as_json=as_json)
 
 
 @user_commands.command("set-password")
-@about_one
+@user_argument
 def users_set_password(user: str, *, by_id: bool, as_json: bool) -> None:
-    """Give a user another password, which ends his tokens. It is asked for, or read from standard input."""
-    password = _password()
-    with opened_users() as opened:
-        user_id = _found(opened, user, by_id=by_id).id
-        _show(opened.set_password(user_id=user_id, password=password), as_json=as_json)
+    """Change a user's password and revoke their tokens. Prompts for it, or reads it from standard input."""
+    password = _read_password()
+    with open_users_as_operator() as users:
+        user_id = _find(users, user, by_id=by_id).id
+        _show(users.set_password(user_id=user_id, password=password), as_json=as_json)
 
 
 def _set_enabled(user: str, *, by_id: bool, as_json: bool, enabled: bool) -> None:
-    with opened_users() as opened:
-        user_id = _found(opened, user, by_id=by_id).id
-        _show(opened.set_enabled(user_id=user_id, enabled=enabled), as_json=as_json)
+    with open_users_as_operator() as users:
+        user_id = _find(users, user, by_id=by_id).id
+        _show(users.set_enabled(user_id=user_id, enabled=enabled), as_json=as_json)
 
 
-def _found(opened: Users, user: str, *, by_id: bool) -> User:
+def _find(users: Users, user: str, *, by_id: bool) -> User:
     if by_id:
-        return opened.get(requests.parse_user_id(user))
-    found = opened.find(user)
+        return users.get(requests.parse_user_id(user))
+    found = users.find(user)
     if found is None:
-        raise Refused(f"there is no user {user!r}")
+        raise CommandError(f"there is no user {user!r}")
     return found
 
 
@@ -108,8 +117,8 @@ def _show(user: User, *, as_json: bool) -> None:
     show(line, responses.UserResponse.from_user(user), as_json=as_json)
 
 
-def _password() -> str:
-    """Return a password from the terminal, or the first line of standard input; never from the arguments."""
+def _read_password() -> str:
+    """Return a password from the terminal, or the first line of standard input. Other users can see arguments."""
     if sys.stdin.isatty():
         password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
         return password

@@ -12,9 +12,10 @@ from starlette.requests import Request
 
 from mlapi import __version__
 from mlapi.application.authentication import Access, AsyncAuthenticator
+from mlapi.application.batching import CommandBatcher
 from mlapi.application.guard import AsyncGuard
 from mlapi.application.users import Users
-from mlapi.bootstrap import CommandBatcher, async_guard, audit_retention, group_commit, open_service
+from mlapi.bootstrap import async_guard, audit_retention, open_service
 from mlapi.config import load_settings
 from mlapi.domain.commands import Actor, UserCommand
 from mlapi.domain.ports import PasswordCipher, is_costly
@@ -95,7 +96,7 @@ class Runtime:
         resources, metrics = ExitStack(), Metrics()
         executor = PoolExecutor(
             cipher=users.cipher,
-            commands=group_commit(users, on_committed=metrics.count_commands),
+            commands=CommandBatcher(users.repository, on_committed=metrics.count_commands),
             hashing=BoundedThreadPool(
                 cores(), max_queued_per_thread=MAX_QUEUED_PER_HASHING_THREAD, timeout_seconds=HASHING_TIMEOUT_SECONDS
             ),
@@ -143,7 +144,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
     """Run an application that reads the configuration: open the service at startup, close it at shutdown."""
     settings = load_settings()
     log_to_stderr(settings.log_format)
-    with open_service(settings) as service, audit_retention(service):
+    with open_service(settings) as service, audit_retention(service.users, service.settings):
         settings = service.settings
         admin_policy = AdminPolicy.from_settings(settings)
         runtime = Runtime.from_users(

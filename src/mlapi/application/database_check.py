@@ -1,0 +1,56 @@
+"""Check a database and its secrets without changing either."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import attrs
+
+from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.inspection import Inspection
+from mlapi.domain.ports import Storage
+
+
+class StoredPasswordChecker(Protocol):
+    """The part of a cipher that checks stored passwords without knowing them."""
+
+    def find_stored_error(self, value: object) -> str | None:
+        """Return why a stored password cannot be used, or None."""
+
+
+class CheckableSecrets(Protocol):
+    """The secrets of a database. Both methods raise `ConfigurationError` if they are invalid."""
+
+    def cipher(self) -> StoredPasswordChecker:
+        """Return a cipher that knows all keys and salts."""
+
+    def fingerprints(self) -> Sequence[Sequence[str]]:
+        """Return a row for each key, with a fingerprint for each salt."""
+
+
+@attrs.frozen(kw_only=True)
+class DatabaseCheck:
+    """The result of a check."""
+
+    found: Inspection
+    key_error: str | None
+    """Why the secrets do not fit this database, or None."""
+
+
+def check_storage(storage: Storage, secrets: CheckableSecrets) -> DatabaseCheck:
+    """Inspect a database, and compare its passwords with the secrets.
+
+    Raises:
+        ConfigurationError: if the database does not exist.
+        RepositoryUnavailableError: if it is unavailable.
+    """
+    try:
+        cipher, fingerprints = secrets.cipher(), secrets.fingerprints()
+    except ConfigurationError as error:
+        return DatabaseCheck(found=storage.inspect(find_password_error=None), key_error=str(error))
+    found = storage.inspect(find_password_error=cipher.find_stored_error)
+    key_error = None
+    if found.unreadable:
+        key_error = f"secrets.key and secrets.salt do not fit {found.unreadable} of {found.sampled} stored passwords"
+    elif found.fingerprint is not None and not any(found.fingerprint in row for row in fingerprints):
+        key_error = "secrets.key or secrets.salt is not the one that this database's passwords were encrypted with"
+    return DatabaseCheck(found=found, key_error=key_error)

@@ -1,0 +1,68 @@
+"""Write files atomically: a reader sees the old content or the new, and a crash leaves one of the two."""
+
+import os
+import re
+import secrets
+import stat
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+ABANDONED_DRAFT_SECONDS = 60.0
+"""Age of a draft whose writer must have been killed: writing one takes milliseconds."""
+_DRAFT_SUFFIX = re.compile(r"[0-9a-f]{16}")
+
+
+@contextmanager
+def atomic_write(file: Path, *, replace: bool, like: os.stat_result | None = None) -> Iterator[TextIO]:
+    """Yield a UTF-8 stream; when the block ends without an error, its content becomes ``file``, durably.
+
+    The content is written to a draft in the same folder, which is removed in any case.
+
+    Args:
+        file: path of the result. Resolve symbolic links first: a link would be replaced, not its target.
+        replace: whether to replace an existing file.
+        like: give the file this owner, group and mode; without it, only the current account can read the file.
+
+    Raises:
+        FileExistsError: if the file exists and ``replace`` is false.
+        OSError: if the file cannot be written.
+    """
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
+            yield stream
+            stream.flush()
+            if like is not None:
+                os.fchown(descriptor, like.st_uid, like.st_gid)
+                os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+            os.fsync(descriptor)
+        if replace:
+            draft.replace(file)
+        else:
+            os.link(draft, file)  # unlike rename, link fails if another process has created the file
+    finally:
+        draft.unlink(missing_ok=True)
+    fsync_folder(file.parent)
+
+
+def remove_abandoned_drafts(file: Path) -> None:
+    """Remove drafts of ``file`` that killed processes left behind: they hold the same secrets as the file."""
+    for path in file.parent.iterdir():
+        name, _, suffix = path.name.rpartition(".")
+        is_draft = name == f".{file.name}" and _DRAFT_SUFFIX.fullmatch(suffix) is not None
+        # Another process may be creating the file right now without holding a lock, so keep recent drafts.
+        if is_draft and time.time() - path.lstat().st_mtime > ABANDONED_DRAFT_SECONDS:
+            path.unlink(missing_ok=True)
+
+
+def fsync_folder(folder: Path) -> None:
+    """Flush a folder to disk, so that a new file in it keeps its name after a crash."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

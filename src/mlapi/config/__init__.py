@@ -1,0 +1,47 @@
+"""Configuration: the settings, read from ``config.yml``, environment variables and mounted files, and validated."""
+
+from mlapi.config.loading import load_settings
+from mlapi.config.settings import (
+    CONTEXT_WORDS,
+    MAX_AUDIT_DAYS,
+    MAX_TOKEN_MINUTES,
+    MAX_TOKEN_NAME_CHARS,
+    MIN_ADMIN_TOKEN_CHARS,
+    MIN_PASSWORD_CHARS,
+    AuditSettings,
+    ConnectionSettings,
+    DatabaseSettings,
+    HttpSettings,
+    LoggingSettings,
+    LoginSettings,
+    ManagementSettings,
+    MetricsSettings,
+    PasswordSettings,
+    RegistrationSettings,
+    SecretSettings,
+    Settings,
+    TokenSettings,
+)
+
+__all__ = [
+    "CONTEXT_WORDS",
+    "MAX_AUDIT_DAYS",
+    "MAX_TOKEN_MINUTES",
+    "MAX_TOKEN_NAME_CHARS",
+    "MIN_ADMIN_TOKEN_CHARS",
+    "MIN_PASSWORD_CHARS",
+    "AuditSettings",
+    "ConnectionSettings",
+    "DatabaseSettings",
+    "HttpSettings",
+    "LoggingSettings",
+    "LoginSettings",
+    "ManagementSettings",
+    "MetricsSettings",
+    "PasswordSettings",
+    "RegistrationSettings",
+    "SecretSettings",
+    "Settings",
+    "TokenSettings",
+    "load_settings",
+]

@@ -1,0 +1,101 @@
+"""Read configuration files, mounted secrets and YAML."""
+
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from mlapi.atomic_files import fsync_folder
+from mlapi.domain.errors import ConfigurationError
+
+
+def find_permission_error(file: Path) -> str | None:
+    """Return an error message if accounts other than owner and group can read or write a secret, or None."""
+    if file.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
+        return f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
+    return None
+
+
+def read_mounted_value(file: Path, setting: str, *, is_secret: bool) -> str:
+    """Return the content of a mounted file without trailing line ends.
+
+    Args:
+        file: path of the file.
+        setting: the variable that names the file, for error messages.
+        is_secret: whether to reject a file that other accounts can read.
+
+    Raises:
+        ConfigurationError: if the file cannot be read, or if it is a secret with open permissions.
+    """
+    value = _read_text(file, f"{setting}: {file}").rstrip("\r\n")
+    if is_secret and (error := find_permission_error(file)) is not None:
+        raise ConfigurationError(f"{setting}: {error}")
+    return value
+
+
+def read_yaml(file: Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file; an empty file is an empty mapping.
+
+    Raises:
+        ConfigurationError: if the file cannot be read or is not a mapping. The message never shows its content.
+    """
+    try:
+        tree = yaml.load(_read_text(file, str(file)), _StrictLoader)  # noqa: S506 - a SafeLoader
+    except yaml.YAMLError as error:
+        # PyYAML's own message quotes the line, which may hold a secret.
+        mark = getattr(error, "problem_mark", None)
+        line = f" (line {mark.line + 1})" if mark is not None else ""
+        reason = str(error) if isinstance(error, _DuplicateKeyError) else "is not valid YAML"
+        raise ConfigurationError(f"{file} {reason}{line}") from None
+    except (ValueError, RecursionError):  # a month 13, a number of thousands of digits, a thousand brackets
+        raise ConfigurationError(f"{file} is not valid YAML") from None
+    if tree is None:
+        return {}
+    if not isinstance(tree, dict):
+        raise ConfigurationError(f"{file} must contain `key: value` lines")
+    return tree
+
+
+class _DuplicateKeyError(yaml.YAMLError):
+    def __init__(self, mark: yaml.Mark) -> None:
+        super().__init__("contains the same key twice")
+        self.problem_mark = mark
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """A SafeLoader that rejects duplicate keys."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - inherited signature
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) != len(node.value):
+            raise _DuplicateKeyError(node.start_mark)
+        return mapping
+
+
+def _read_text(file: Path, name: str) -> str:
+    """Return the content of a regular file, after flushing it to disk.
+
+    The process that wrote the file may not have flushed it yet. If a crash lost a key after passwords were encrypted
+    with it, those passwords would be unrecoverable.
+    """
+    try:
+        with open(file, encoding="utf-8", opener=_open_nonblocking) as stream:
+            if not stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+                raise ConfigurationError(f"{name} is not a regular file: replace it with a copy of its content")
+            text = stream.read()
+            with suppress(OSError):  # the folder may be unreadable, or the file system may not support fsync
+                os.fsync(stream.fileno())
+                fsync_folder(file.resolve().parent)
+            return text
+    except OSError as error:
+        raise ConfigurationError(f"{name} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigurationError(f"{name} is not UTF-8") from None
+
+
+def _open_nonblocking(path: str, flags: int) -> int:
+    """Open a file with O_NONBLOCK: opening a FIFO would otherwise block until a process writes to it."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -1,0 +1,123 @@
+"""Check the values of settings. Error messages name the setting and never show its value."""
+
+import base64
+import binascii
+import re
+
+import attrs
+
+from mlapi.config.settings import (
+    MAX_AUDIT_DAYS,
+    MAX_TOKEN_MINUTES,
+    MAX_TOKEN_NAME_CHARS,
+    MIN_ADMIN_TOKEN_CHARS,
+    MIN_PASSWORD_CHARS,
+    LoginSettings,
+    PasswordSettings,
+    SecretSettings,
+    Settings,
+    TokenSettings,
+)
+from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.rules import PASSWORD_MAX_CHARS
+
+KEY_BYTES = 32
+"""Size of a Fernet key: 16 bytes to sign and 16 to encrypt (Fernet specification, "Key Format")."""
+_BEARER_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, 2.1
+# The key of the Fernet specification's test vectors, which tutorials copy.
+_PUBLISHED_KEYS = frozenset({"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="})
+_SAMPLE_SALTS = frozenset({"changeme", "change-me", "secret", "salt", "password", "admin", "token", "example"})
+_MAKE_A_KEY = "make one with `python -c 'import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())'`"
+
+
+def validate_values(settings: Settings, prefix: str = "") -> None:
+    """Check the values of settings that were read from one source.
+
+    Args:
+        settings: with the values.
+        prefix: prepended to error messages about secrets.
+
+    Raises:
+        ConfigurationError: for the first invalid value.
+    """
+    _validate_tokens(settings.tokens)
+    _validate_logins(settings.logins)
+    try:
+        settings.http.trusted_networks  # noqa: B018 - parses them
+    except ValueError:
+        raise ConfigurationError(
+            "http.trusted_proxies must be IP addresses or networks, for example 10.0.0.0/8"
+        ) from None
+    if not 0 <= settings.audit.days <= MAX_AUDIT_DAYS:
+        raise ConfigurationError(
+            f"audit.days must be from 1 to {MAX_AUDIT_DAYS}, or 0 to keep audit entries indefinitely"
+        )
+    if settings.connection is not None and settings.database.url is not None:
+        raise ConfigurationError("database.url and connection are both set: remove one")
+    if settings.connection is not None and not 0 < settings.connection.port < 2**16:
+        raise ConfigurationError("connection.port must be from 1 to 65535")
+    if settings.passwords.min_length is not None and not 0 < settings.passwords.min_length <= PASSWORD_MAX_CHARS:
+        raise ConfigurationError(f"passwords.min_length must be from 1 to {PASSWORD_MAX_CHARS}")
+    _validate_secrets(settings.secrets, prefix)
+
+
+def validate_for_production(secrets: SecretSettings, passwords: PasswordSettings) -> None:
+    """Check the requirements of the production profile.
+
+    Raises:
+        ConfigurationError: if a secret is weak or short passwords are allowed.
+    """
+    if any(salt.casefold() in _SAMPLE_SALTS for salt in secrets.salt):
+        raise ConfigurationError("secrets.salt is a well-known sample: replace it with random characters")
+    if secrets.admin_token is not None and len(secrets.admin_token) < MIN_ADMIN_TOKEN_CHARS:
+        raise ConfigurationError(
+            f"secrets.admin_token must have at least {MIN_ADMIN_TOKEN_CHARS} characters in production: make one with"
+            " `python -c 'import secrets; print(secrets.token_urlsafe())'`"
+        )
+    if passwords.min_length is not None and passwords.min_length < MIN_PASSWORD_CHARS:
+        raise ConfigurationError(f"passwords.min_length must be at least {MIN_PASSWORD_CHARS} in production")
+
+
+def _validate_tokens(tokens: TokenSettings) -> None:
+    if not 0 < tokens.minutes <= MAX_TOKEN_MINUTES:
+        raise ConfigurationError(f"tokens.minutes must be from 1 to {MAX_TOKEN_MINUTES}")
+    for name in ("issuer", "audience"):
+        value = getattr(tokens, name)
+        if not 0 < len(value) <= MAX_TOKEN_NAME_CHARS or not (value.isascii() and value.isprintable()):
+            raise ConfigurationError(f"tokens.{name} must be 1 to {MAX_TOKEN_NAME_CHARS} printable ASCII characters")
+
+
+def _validate_logins(logins: LoginSettings) -> None:
+    for field in attrs.fields(LoginSettings):
+        if getattr(logins, field.name) < 1:
+            raise ConfigurationError(f"logins.{field.name} must be 1 or more")
+
+
+def _validate_secrets(secrets: SecretSettings, prefix: str) -> None:
+    if "" in secrets.salt:
+        raise ConfigurationError(f"{prefix}secrets.salt must not be empty")
+    _validate_keys(f"{prefix}secrets.key", secrets.key)
+    _validate_keys(f"{prefix}secrets.token_key", secrets.token_key)
+    if secrets.admin_token is not None and not _BEARER_TOKEN.fullmatch(secrets.admin_token):
+        raise ConfigurationError(
+            f"{prefix}secrets.admin_token must consist of letters, digits and - . _ ~ + / (RFC 6750)"
+        )
+
+
+def _validate_keys(name: str, keys: tuple[str, ...]) -> None:
+    for number, key in enumerate(keys, start=1):
+        label = name if len(keys) == 1 else f"{name} (number {number} of {len(keys)})"
+        if not _is_key(key):
+            raise ConfigurationError(
+                f"{label} is not a Fernet key, {KEY_BYTES} bytes in URL-safe base64 (44 characters): {_MAKE_A_KEY}"
+            )
+        if key in _PUBLISHED_KEYS or len(set(base64.urlsafe_b64decode(key))) == 1:
+            raise ConfigurationError(f"{label} is a published sample key: {_MAKE_A_KEY}")
+
+
+def _is_key(key: str) -> bool:
+    try:
+        decoded = base64.urlsafe_b64decode(key)
+    except (binascii.Error, ValueError):
+        return False
+    return len(decoded) == KEY_BYTES and base64.urlsafe_b64encode(decoded).decode("ascii") == key

@@ -1,0 +1,306 @@
+"""The secrets of a database: keys, salts and the admin token.
+
+`SecretStore` reads them from the settings and a secrets file, follows changes of that file while the service runs, and
+makes ciphers, token issuers and key fingerprints from them.
+"""
+
+import base64
+import fcntl
+import hashlib
+import hmac
+import logging
+import os
+import secrets
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import attrs
+import yaml
+
+from mlapi.application.key_reload import Reloader
+from mlapi.application.key_rotation import SecretKind
+from mlapi.atomic_files import atomic_write, remove_abandoned_drafts
+from mlapi.config import SecretSettings, Settings
+from mlapi.config.files import find_permission_error, read_yaml
+from mlapi.config.parsing import parse_secrets
+from mlapi.config.validation import KEY_BYTES, validate_for_production
+from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.ports import PasswordCipher, TokenIssuer
+
+_HEADER = "# Made by mlapi. Keep a copy: without it, no stored password can be verified.\n"
+
+_logger = logging.getLogger("mlapi")
+
+Cipher = TypeVar("Cipher", bound=PasswordCipher)
+
+
+class SecretStore(Generic[Cipher]):
+    """The current secrets of one database. A secret in the settings takes precedence over the file.
+
+    Args:
+        settings: the settings as loaded.
+        file: the secrets file, which need not exist; None keeps generated secrets in memory.
+        make_cipher: makes a password cipher from keys and salts, newest first.
+        make_tokens: makes a token issuer from token keys, newest first.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        file: Path | None,
+        *,
+        make_cipher: Callable[[Sequence[str], Sequence[str]], Cipher],
+        make_tokens: Callable[[Sequence[bytes]], TokenIssuer],
+    ) -> None:
+        self._settings = settings
+        self._file = file
+        self._make_cipher = make_cipher
+        self._make_tokens = make_tokens
+        self._generated = SecretSettings()
+
+    @property
+    def location(self) -> str:
+        """Where generated secrets are stored, for messages."""
+        return "memory" if self._file is None else str(self._file)
+
+    @property
+    def exists(self) -> bool:
+        """Whether secrets have been generated."""
+        return bool(self._generated.key) if self._file is None else self._file.exists()
+
+    def create_missing(self, *, is_database_in_use: Callable[[], bool]) -> None:
+        """Generate the first key and salt, in development, if neither settings nor file contain any.
+
+        Args:
+            is_database_in_use: whether passwords in the database are already encrypted.
+
+        Raises:
+            ConfigurationError: if the database needs the secrets of a lost file, or if the file cannot be written.
+        """
+        configured = self._settings.secrets
+        has_configured = configured.key or configured.salt or configured.token_key
+        if has_configured or self._settings.is_production or self.exists:
+            return
+        if self._file is None:
+            self._generated = SecretSettings(key=(new_key(),), salt=(new_salt(),))
+            return
+        if is_database_in_use():
+            raise ConfigurationError(
+                f"{self._file} is missing, and the passwords in this database were encrypted with the key in it:"
+                " restore the file, or point database.url at another database"
+            )
+        create_secrets_file(self._file)
+
+    def load(self) -> SecretSettings:
+        """Return the secrets as they are now.
+
+        Raises:
+            ConfigurationError: if the file is invalid or other accounts can read it, or if a secret is missing.
+        """
+        configured, stored = self._settings.secrets, self._read_file()
+        current = SecretSettings(
+            key=configured.key or stored.key,
+            salt=configured.salt or stored.salt,
+            token_key=configured.token_key or stored.token_key,
+            admin_token=stored.admin_token if configured.admin_token is None else configured.admin_token,
+        )
+        self._validate(current)
+        return current
+
+    def with_secrets(self) -> Settings:
+        """Return the settings, completed with the secrets as they are now. Raises as `load` does."""
+        return attrs.evolve(self._settings, secrets=self.load())
+
+    def fingerprints(self) -> list[list[str]]:
+        """Return a row for each key, with a fingerprint for each salt. Newest first. Raises as `load` does."""
+        current = self.load()
+        return [[fingerprint(key, salt) for salt in current.salt] for key in current.key]
+
+    def cipher(self) -> Cipher:
+        """Return a cipher with the secrets as they are now. Raises as `load` does."""
+        current = self.load()
+        return self._make_cipher(current.key, current.salt)
+
+    def tokens(self) -> TokenIssuer:
+        """Return a token issuer with the secrets as they are now. Raises as `load` does."""
+        return self._make_tokens([base64.urlsafe_b64decode(key) for key in _token_keys(self.load())])
+
+    @cached_property
+    def current_cipher(self) -> Reloader[Cipher]:
+        """A cipher that is made again when the file changes."""
+        return Reloader(self.cipher, self._signature)
+
+    @cached_property
+    def current_tokens(self) -> Reloader[TokenIssuer]:
+        """A token issuer that is made again when the file changes."""
+        return Reloader(self.tokens, self._signature)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Keep other commands from changing the file.
+
+        Raises:
+            ConfigurationError: if another command holds the lock.
+        """
+        if self._file is None:
+            yield
+            return
+        with lock_secrets_file(self._file):
+            yield
+
+    def add(self, kind: SecretKind) -> None:
+        """Generate a secret and put it first in the file. Hold the lock.
+
+        Raises:
+            ConfigurationError: if the secrets of this kind are not in the file, or if the file cannot be changed.
+        """
+        current = self.load()
+        if getattr(self._settings.secrets, kind) or self._file is None or not self._file.exists():
+            raise ConfigurationError(
+                f"secrets.{kind} is not in {self.location}, so mlapi cannot rotate it. Rotate it where it is set: add a"
+                " new one after the others and restart every process, then move it to the front and restart them"
+                " again. For secrets.key, run `mlapi keys rotate` afterwards"
+            )
+        former = _token_keys(current) if kind == "token_key" else getattr(current, kind)
+        new = new_salt() if kind == "salt" else new_key()
+        update_secrets_file(self._file, lambda tree: {**tree, kind: [new, *former]})
+
+    def prune(self, kinds: Collection[SecretKind]) -> None:
+        """Remove every secret of these kinds except the newest from the file. Hold the lock.
+
+        Raises:
+            ConfigurationError: if the file cannot be changed.
+        """
+        current = self.load()
+        newest = {kind: values[0] for kind in kinds if (values := getattr(current, kind))}
+
+        def pruned(tree: dict[str, Any]) -> dict[str, Any]:
+            return {
+                name: newest[name] if name in newest and isinstance(value, list) else value
+                for name, value in tree.items()
+            }
+
+        if self._file is not None:
+            update_secrets_file(self._file, pruned)
+
+    def _read_file(self) -> SecretSettings:
+        if self._file is None or not self._file.exists():
+            return self._generated
+        if (error := find_permission_error(self._file)) is not None:
+            raise ConfigurationError(error)
+        return parse_secrets(read_yaml(self._file), str(self._file))
+
+    def _validate(self, current: SecretSettings) -> None:
+        required: dict[str, object] = {"key": current.key, "salt": current.salt}
+        if self._settings.is_production:
+            required["admin_token"] = current.admin_token
+        for name, value in required.items():
+            if not value:
+                variable = f"MLAPI_SECRETS__{name.upper()}"
+                in_file = "" if self._file is None else f", or in {self._file}"
+                raise ConfigurationError(
+                    f"secrets.{name} is missing: set it in config.yml, as {variable}, in a file named by"
+                    f" {variable}_FILE{in_file}"
+                )
+        if self._settings.is_production:
+            validate_for_production(current, self._settings.passwords)
+
+    def _signature(self) -> tuple[int, int, int] | None:
+        return None if self._file is None else file_signature(self._file)
+
+
+def fingerprint(key: str, salt: str) -> str:
+    """Return a hex digest by which a database recognizes its key and salt. It reveals neither."""
+    return hmac.digest(key.encode(), b"mlapi key check\0" + salt.encode(), hashlib.sha256).hex()
+
+
+def new_key() -> str:
+    """Return a new Fernet or token key."""
+    return base64.urlsafe_b64encode(secrets.token_bytes(KEY_BYTES)).decode("ascii")
+
+
+def new_salt() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def new_admin_token() -> str:
+    return secrets.token_urlsafe(32)
+
+
+def create_secrets_file(file: Path) -> None:
+    """Generate a key and a salt. If several processes start together, one creates the file and all of them use it.
+
+    Raises:
+        ConfigurationError: if the file cannot be written.
+    """
+    try:
+        _write(file, {"key": new_key(), "salt": new_salt()}, replace=False)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be created: {error.strerror}") from None
+    _logger.warning("generated a key and a salt in %s; back it up together with the database", file)
+
+
+def update_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Replace the content of a secrets file atomically. Hold its lock.
+
+    Owner, group and mode are kept, so that the service can still read the file if another account runs the command.
+
+    Args:
+        file: the secrets file.
+        change: takes the content and returns the new one.
+
+    Raises:
+        ConfigurationError: if the file cannot be read or written.
+    """
+    file = file.resolve()  # replace the target of a symbolic link, not the link
+    try:
+        tree = read_yaml(file)
+        remove_abandoned_drafts(file)
+        _write(file, change(tree), replace=True, like=file.stat())
+    except OSError as error:
+        raise ConfigurationError(f"{file} cannot be changed: {error.strerror}") from None
+
+
+@contextmanager
+def lock_secrets_file(file: Path) -> Iterator[None]:
+    """Keep other commands from changing a secrets file. The lock is on its folder, because the file is replaced.
+
+    Raises:
+        ConfigurationError: if another process holds the lock.
+    """
+    descriptor = os.open(file.resolve().parent, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise ConfigurationError(f"another command is changing {file}: wait until it has finished") from None
+    finally:
+        os.close(descriptor)
+
+
+def file_signature(file: Path) -> tuple[int, int, int] | None:
+    """Return a value that changes whenever the file is written or replaced; None if the file does not exist."""
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_size, status.st_ino
+
+
+def _token_keys(current: SecretSettings) -> Sequence[str]:
+    """Return the keys that sign tokens: the configured ones, or keys derived from the password keys."""
+    return current.token_key or [
+        base64.urlsafe_b64encode(hmac.digest(key.encode(), b"mlapi token key", hashlib.sha256)).decode("ascii")
+        for key in current.key
+    ]
+
+
+def _write(file: Path, tree: dict[str, Any], *, replace: bool, like: os.stat_result | None = None) -> None:
+    with atomic_write(file, replace=replace, like=like) as stream:
+        stream.write(_HEADER)
+        yaml.safe_dump(tree, stream, sort_keys=False)
