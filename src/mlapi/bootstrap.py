@@ -7,7 +7,6 @@ from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from secrets import token_urlsafe
 from zoneinfo import ZoneInfo
 
 import attrs
@@ -35,7 +34,7 @@ from mlapi.domain.commands import Actor
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.ports import AttemptLimiter, Storage, TokenIssuer
 from mlapi.domain.rules import PasswordPolicy
-from mlapi.secret_store import SecretStore
+from mlapi.secret_store import SecretStore, new_password
 
 __all__ = [
     "Adoption",
@@ -317,7 +316,7 @@ def open_adoption(settings: Settings, *, timezone: str | None = None, is_planned
                 zone=zone,
                 find_password_error=cipher.find_stored_error,
                 # An unknown password, so that the value can be re-encrypted like any other when the key is rotated.
-                locked=cipher.encrypt(token_urlsafe()),
+                locked=cipher.encrypt(new_password()),
                 # The oldest. Until `mlapi keys rotate` has replaced it, `mlapi keys prune` keeps all keys.
                 fingerprint=secrets.fingerprints()[-1][-1],
                 is_planned=is_planned,

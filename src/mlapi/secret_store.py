@@ -230,6 +230,11 @@ def new_admin_token() -> str:
     return secrets.token_urlsafe(32)
 
 
+def new_password() -> str:
+    """Return a password that nobody knows, to lock an account."""
+    return secrets.token_urlsafe(32)
+
+
 def create_secrets_file(file: Path) -> None:
     """Generate a key and a salt. If several processes start together, one creates the file and all of them use it.
 

@@ -381,7 +381,7 @@ def test_standard_input_and_output_need_a_format() -> None:
     result = mlapi("import", "-", "--format", "csv", "--json", given=HEADER + ADA + "eve,e,x\n")
     exported = mlapi("export", "-", "--format", "csv")
 
-    assert (refused.exit_code, "give --format csv or --format jsonl" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "the file name does not end csv or --format jsonl" in refused.stderr) == (2, True)
     assert (result.exit_code, json.loads(result.stdout)) == (
         4,
         {"imported": 1, "already_there": 0, "refused": 1, "rejects": "import.rejects.jsonl"},
@@ -643,7 +643,7 @@ def test_of_an_import_that_was_ended_in_the_middle_nobody_is_lost_and_nobody_twi
     assert code == (130 if how is signal.SIGINT else -signal.SIGKILL)
     interrupted = f"mlapi: interrupted; imported {there}, already there 0, rejected 0; run it again to continue\n"
     assert (interrupted in errors) == (how is signal.SIGINT)
-    assert (result.exit_code, result.stdout) == (0, f"imported {6_500 - there}, already there {there}, refused 0\n")
+    assert (result.exit_code, result.stdout) == (0, f"imported {6_500 - there}, already there {there}, rejected 0\n")
     assert sorted(names()) == sorted(people)
 
 
