@@ -332,7 +332,7 @@ REJECTED_STARTS: dict[str, tuple[dict[str, str], str]] = {
     "bad URL": ({"MLAPI_DATABASE__URL": f"postgres//{CANARY}@"}, "database.url cannot be read"),
     "bad port": ({"MLAPI_DATABASE__URL": f"postgresql://u:{CANARY}@h:x/d"}, "database.url cannot be read"),
     "another database": ({"MLAPI_DATABASE__URL": f"oracle://u:{CANARY}@h/d"}, "names oracle"),
-    "no folder": ({"MLAPI_DATABASE__URL": "sqlite:////no/such/mlapi.db"}, "there is no folder"),
+    "no folder": ({"MLAPI_DATABASE__URL": "sqlite:////no/such/mlapi.db"}, "must be a file in an existing folder"),
     "short key": ({**SECRETS, "MLAPI_SECRETS__KEY": CANARY}, "secrets.key is not a Fernet key"),
     "no key file": ({"MLAPI_SECRETS__KEY_FILE": "/no/such/file"}, "cannot be read"),
     "no salt": ({"MLAPI_SECRETS__KEY": KEY}, "secrets.salt is missing"),

@@ -18,7 +18,7 @@ TIMEOUT_SECONDS = 2.0
 """How long to wait for a connection, for a lock, and for a free connection of the pool: each. A batch that waits for a
 second such timeout must fail before its clients give up."""
 MAX_CONNECTIONS = 8
-"""As many as there are threads that use the database at the same time."""
+"""One for each thread of the service that uses the database."""
 _MAX_ATTEMPTS = 4
 
 T = TypeVar("T")
@@ -212,12 +212,12 @@ class Database:
         return RepositoryUnavailableError(self.dialect.describe_error(error))
 
     def _drop_stale_connections(self) -> None:
-        """When all connections are in use, free those that wait for a server which is no longer the primary."""
-        with suppress(DBAPIError, self._driver_error):  # there is no primary yet
+        """Free connections that wait for a former primary, after the pool has run out."""
+        with suppress(DBAPIError, self._driver_error):  # no primary is available yet
             self.dialect.drop_stale_connections(self.engine)
 
     def _retrying(self, attempt: Callable[[], T]) -> T:
-        """Call ``attempt``, again at once after a transient error, and return its result."""
+        """Call ``attempt`` and return its result. Retry immediately after a transient error."""
         for _ in range(_MAX_ATTEMPTS - 1):
             try:
                 return attempt()

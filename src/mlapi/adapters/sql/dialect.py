@@ -21,7 +21,7 @@ class Dialect(Protocol[DriverConnectionT_contra]):
 
     @property
     def supports_nowait(self) -> bool:
-        """Whether a connection can read without waiting for locks, in microseconds. See `set_nowait`."""
+        """True if connections can read in microseconds, without waiting for locks. See `set_nowait`."""
         ...
 
     @property
@@ -35,7 +35,7 @@ class Dialect(Protocol[DriverConnectionT_contra]):
         ...
 
     def create_engine(self, url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
-        """Create an engine whose connections are durable and wait for locks no longer than the timeout.
+        """Create an engine. Its connections are durable and wait for locks no longer than the timeout.
 
         Raises:
             ConfigurationError: if the driver is not installed or the URL has an unknown option.
@@ -53,15 +53,15 @@ class Dialect(Protocol[DriverConnectionT_contra]):
     # --- errors
 
     def is_transient(self, error: BaseException | None) -> bool:
-        """Whether a retry on a new connection may succeed."""
+        """Return True if a retry on a new connection may succeed."""
         ...
 
     def describe_error(self, error: BaseException | None) -> str:
-        """Describe a driver's error or one of `data_errors` in one line, without stored values."""
+        """Describe a driver's error, or an error from `data_errors`, in one line without stored values."""
         ...
 
     def drop_stale_connections(self, engine: Engine) -> None:
-        """Break connections that wait for a server which is no longer the primary."""
+        """Break connections that wait for a former primary."""
         ...
 
     # --- the driver's connection, for batches
@@ -79,7 +79,7 @@ class Dialect(Protocol[DriverConnectionT_contra]):
         ...
 
     def autocommit(self, connection: DriverConnectionT_contra) -> AbstractContextManager[None]:
-        """Run each statement in a transaction of its own."""
+        """Run each statement in a separate transaction."""
         ...
 
     def set_nowait(self, connection: DriverConnectionT_contra) -> None:

@@ -39,8 +39,8 @@ def row_reader(
     """Return a function that converts a row of `entity_columns` into an entity.
 
     Args:
-        entity: an attrs class. A field whose type is an attrs class itself, such as `EncryptedPassword`, wraps the
-            value of its column.
+        entity: an attrs class. If the type of a field is an attrs class too, such as `EncryptedPassword`, it wraps the
+            value of the column.
         table: has a column for each field.
         decoder_of: for the values as the driver returns them.
     """

@@ -168,12 +168,12 @@ def find_principals(
 
 
 def is_storable_user_id(user_id: UserId) -> bool:
-    """Whether a user can have this id. Drivers raise errors for integers that do not fit the column."""
+    """Return False for ids that no user can have. Drivers raise errors for integers that do not fit the column."""
     return 0 < user_id <= USER_ID_MAX
 
 
 def is_storable_key_id(key_id: str) -> bool:
-    """Whether an API key can have this id: ours are ASCII, and PostgreSQL rejects NUL."""
+    """Return False for ids that no API key can have. Ours are ASCII, and PostgreSQL rejects NUL."""
     return key_id.isascii() and "\0" not in key_id
 
 

@@ -60,4 +60,6 @@ def _check_sqlite_path(url: URL) -> None:
     except (OSError, ValueError):  # the path is too long, contains a NUL or cannot be accessed
         is_usable = False
     if not is_usable:
-        raise ConfigurationError(f"database.url: there is no folder for {url.database!r}; create it first")
+        raise ConfigurationError(
+            f"database.url: {url.database!r} must be a file in an existing folder: create the folder first"
+        )

@@ -52,7 +52,7 @@ def split_batch(commands: Sequence[Command]) -> Iterator[Segment]:
 
 
 def _target(command: Command) -> UserId | UsernameKey | tuple[ApiKeyId]:
-    """Return what a command is about. The id of an API key is in a tuple, because it might equal a username."""
+    """Return the key of the row that a command changes: in a tuple for an API key, whose id might equal a username."""
     if isinstance(command, Register):
         return command.username_key
     if isinstance(command, AddApiKey):

@@ -61,7 +61,7 @@ class PostgresqlDialect:
 
     @contextmanager
     def autocommit(self, connection: "psycopg.Connection") -> Iterator[None]:
-        """Run each statement in a transaction of its own. This saves the round trips of BEGIN and COMMIT."""
+        """Run each statement in a separate transaction. This saves the round trips of BEGIN and COMMIT."""
         connection.autocommit = True
         yield
         connection.autocommit = False

@@ -99,10 +99,10 @@ def _configure_session(connection: DBAPIConnection, timeout_seconds: float) -> N
 
 
 def drop_stale_connections(engine: Engine, connections: "WeakSet[psycopg.Connection]") -> None:
-    """Break the connections to any server but the one that a new connection reaches.
+    """Open a new connection and break those to any other server.
 
-    Needed when all connections are in use. An old primary whose process hangs, on a system that still answers, would
-    hold them indefinitely.
+    Call this when all connections are in use. A former primary can hold them indefinitely if its process hangs while
+    its operating system still responds.
     """
     from psycopg import Error  # noqa: PLC0415 - an optional dependency
 
@@ -125,7 +125,7 @@ def _server_address(connection: Any) -> tuple[str, int]:  # noqa: ANN401 - SQLAl
 
 
 def commit(connection: "psycopg.Connection") -> None:
-    """Commit, and report a commit whose outcome is unknown.
+    """Commit, and report an unknown outcome.
 
     Raises:
         RepositoryUnavailableError: with ``may_be_done``, if the connection was lost before the server responded. Also
@@ -153,7 +153,7 @@ def commit(connection: "psycopg.Connection") -> None:
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Whether a retry on a new connection may succeed."""
+    """Return True if a retry on a new connection may succeed."""
     from psycopg import Error  # noqa: PLC0415 - an optional dependency
 
     return isinstance(error, Error) and (_is_connection_lost(error) or error.sqlstate in _RETRYABLE_STATES)

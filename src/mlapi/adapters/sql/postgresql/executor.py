@@ -148,7 +148,7 @@ def _apply_to_api_keys(
     registered: Mapping[UserId, int],
     outcomes: Outcomes,
 ) -> None:
-    """Apply the API key commands of a segment, given the positions at which it registered users."""
+    """Apply the API key commands of a segment, given the positions of the users it registered."""
     added: list[ApiKey] = []
     used: list[dict[str, Any]] = []
     removed: list[dict[str, Any]] = []

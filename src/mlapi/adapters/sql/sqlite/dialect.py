@@ -25,7 +25,7 @@ class SqliteDialect:
     """SQLite as this package uses it: a write-ahead log, explicit transactions, a lock before every write."""
 
     supports_nowait: Final = True  # readers of the write-ahead log do not wait for the writer
-    # A transaction that reads first and asks for the write lock later can be refused at once.
+    # Take the write lock first: SQLite does not give it to a transaction that has read an older state of the file.
     write_options: Final[Mapping[str, str]] = {engine.BEGIN_OPTION: "BEGIN IMMEDIATE"}
     # In a damaged file a time may be invalid text, or a unique name may occur twice.
     data_errors: Final[tuple[type[Exception], ...]] = (ValueError, TypeError, MultipleResultsFound, NoResultFound)
@@ -52,7 +52,7 @@ class SqliteDialect:
         return error_summary(error) + ("; run `mlapi doctor`" if is_corrupt else "")
 
     def drop_stale_connections(self, engine: Engine) -> None:
-        """Do nothing: there is no server."""
+        """Do nothing: SQLite has no server."""
 
     def begin(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
@@ -86,7 +86,7 @@ class SqliteDialect:
         """Do nothing: the setting belongs to the connection, not to a transaction."""
 
     def server_time(self, connection: Connection) -> None:
-        """Return None: there is no server."""
+        """Return None: SQLite has no server."""
 
     def find_damage(self, connection: Connection) -> list[str]:
         lines = connection.exec_driver_sql(f"PRAGMA quick_check({_MAX_DAMAGE_LINES})").scalars()

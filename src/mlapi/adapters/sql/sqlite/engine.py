@@ -68,8 +68,8 @@ def enable_write_ahead_log(connect_and_execute: Callable[[str], object], *, dead
     """Turn on the write-ahead log. Retry while another process does the same: SQLite does not wait for it.
 
     Args:
-        connect_and_execute: runs a statement on a new connection each time. A connection whose attempt failed to
-            commit considers the log enabled, and uses the rollback journal from then on.
+        connect_and_execute: runs a statement on a new connection each time. If the commit fails on a
+            connection, SQLite considers its log enabled but keeps using the rollback journal.
         deadline: a time of `time.monotonic` after which nothing is retried.
     """
     while True:
