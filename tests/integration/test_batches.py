@@ -207,7 +207,7 @@ def kinds(
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres"])
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sequence=batches)
-def test_a_batch_equals_its_changes_one_by_one(
+def test_batch_has_the_effect_of_its_commands_one_by_one(
     kinds: dict[str, Callable[[], UserRepository]], kind: str, sequence: list[list[tuple[object, ...]]]
 ) -> None:
     reference, subject = Replay(InMemoryUserRepository()), Replay(kinds[kind]())

@@ -52,7 +52,7 @@ Open = Callable[[URL], Database]
         ("postgresql+psycopg://u@/d?host=h1:1&host=h2:2&target_session_attrs=read-write", "postgresql+psycopg"),
     ],
 )
-def test_a_url_of_ours_gets_the_driver_that_we_use(text: str, driver: str) -> None:
+def test_supported_url_gets_our_driver(text: str, driver: str) -> None:
     assert database_url(text).drivername == driver
 
 
@@ -76,7 +76,7 @@ def test_a_url_of_ours_gets_the_driver_that_we_use(text: str, driver: str) -> No
         ("postgresql://u:hunter2@h:0/d", "0 is not a valid port"),
     ],
 )
-def test_another_url_is_refused_and_not_repeated(text: str, reason: str) -> None:
+def test_invalid_url_is_rejected_without_repeating_it(text: str, reason: str) -> None:
     with pytest.raises(ConfigurationError) as refusal:
         database_url(text)
 
@@ -85,13 +85,13 @@ def test_another_url_is_refused_and_not_repeated(text: str, reason: str) -> None
 
 
 @pytest.mark.parametrize("options", ["sslmod=require", "host=a:x&host=b:1"])
-def test_an_option_that_postgresql_does_not_know_is_refused(options: str) -> None:
+def test_unknown_postgresql_option_is_rejected(options: str) -> None:
     with pytest.raises(ConfigurationError, match="an option that PostgreSQL does not know"):
         Database(database_url(f"postgresql://u:p@/d?{options}"))
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
-def test_a_database_that_cannot_hold_every_name_is_refused(
+def test_database_with_another_encoding_than_utf_8_is_rejected(
     postgres: PostgresServer, open_database: Open, encoding: str
 ) -> None:
     name = f"in_{encoding.lower()}"
@@ -101,14 +101,14 @@ def test_a_database_that_cannot_hold_every_name_is_refused(
         upgrade(open_database(postgres.url(name)))
 
 
-def test_a_missing_driver_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_names_the_missing_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
 
     with pytest.raises(ConfigurationError, match=r"PostgreSQL needs psycopg: pip install 'psycopg\[binary\]'"):
         Database(database_url("postgresql://u:p@h/d"))
 
 
-def test_parts_of_any_characters_make_a_url_that_connects(postgres: PostgresServer, open_database: Open) -> None:
+def test_connection_url_works_with_special_characters(postgres: PostgresServer, open_database: Open) -> None:
     assert set("@/:%? ") <= set(PASSWORD)
     database = open_database(
         connection_url(username="mlapi", password=PASSWORD, host="127.0.0.1", port=postgres.port, database="postgres")
@@ -135,7 +135,7 @@ def test_sqlite_is_durable_and_private(sqlite_url: URL, open_database: Open) -> 
     assert stat.S_IMODE(Path(str(sqlite_url.database)).stat().st_mode) == 0o600
 
 
-def test_a_database_file_that_exists_keeps_its_mode(sqlite_url: URL, open_database: Open) -> None:
+def test_existing_database_file_keeps_its_mode(sqlite_url: URL, open_database: Open) -> None:
     file = Path(str(sqlite_url.database))
     file.touch(0o640)
     mode = stat.S_IMODE(file.stat().st_mode)
@@ -145,7 +145,7 @@ def test_a_database_file_that_exists_keeps_its_mode(sqlite_url: URL, open_databa
     assert stat.S_IMODE(file.stat().st_mode) == mode
 
 
-def test_postgresql_waits_for_its_disk_even_where_it_is_told_not_to(
+def test_postgresql_commits_to_disk_whatever_the_server_default(
     postgres: PostgresServer, postgres_url: URL, open_database: Open
 ) -> None:
     postgres.execute(f"ALTER DATABASE {postgres_url.database} SET synchronous_commit = off")
@@ -160,7 +160,7 @@ def test_postgresql_waits_for_its_disk_even_where_it_is_told_not_to(
     assert settings == ["on", "2s", "4s"]
 
 
-def test_postgresql_that_waits_for_standbys_is_left_alone(
+def test_postgresql_keeps_waiting_for_standbys(
     postgres: PostgresServer, postgres_url: URL, open_database: Open
 ) -> None:
     postgres.execute(f"ALTER DATABASE {postgres_url.database} SET synchronous_commit = remote_apply")
@@ -170,7 +170,7 @@ def test_postgresql_that_waits_for_standbys_is_left_alone(
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "remote_apply"
 
 
-def test_a_time_goes_through_core_and_comes_back_aware(database: Database) -> None:
+def test_time_comes_back_aware_and_in_utc(database: Database) -> None:
     elsewhere = LATER.astimezone(timezone(timedelta(hours=-8)))
 
     with database.reading() as connection:
@@ -213,7 +213,7 @@ def tamper(database: Database, before: Callable[[str], str | None]) -> SqlUserRe
     return SqlUserRepository(database)
 
 
-def test_nobody_sees_a_batch_before_it_is_whole(database: Database, open_database: Open) -> None:
+def test_batch_is_invisible_until_it_is_complete(database: Database, open_database: Open) -> None:
     onlooker = SqlUserRepository(open_database(database.engine.url))
     ada = registered(SqlUserRepository(database), "ada")
     seen: list[list[User]] = []
@@ -229,7 +229,7 @@ def test_nobody_sees_a_batch_before_it_is_whole(database: Database, open_databas
     assert [user.enabled for user in onlooker.list_page(after=UserId(0), limit=10)] == [False, True, True]
 
 
-def test_a_batch_that_fails_half_way_leaves_nothing_and_the_next_one_works(database: Database) -> None:
+def test_batch_that_fails_half_way_is_rolled_back(database: Database) -> None:
     inserts: list[str] = []
 
     def break_the_second_insert(statement: str) -> str | None:
@@ -246,7 +246,7 @@ def test_a_batch_that_fails_half_way_leaves_nothing_and_the_next_one_works(datab
     assert len(rejections(repository.apply(batch))) == 1
 
 
-def test_no_value_is_shown_when_a_statement_fails(database: Database) -> None:
+def test_error_of_a_statement_contains_no_values(database: Database) -> None:
     repository = tamper(database, lambda statement: statement.replace("INTO users", "INTO nothing"))
 
     with pytest.raises(RepositoryUnavailableError) as failure:
@@ -255,7 +255,7 @@ def test_no_value_is_shown_when_a_statement_fails(database: Database) -> None:
     assert "canary" not in f"{failure.value} {failure.value!r} {failure.value.__cause__}"
 
 
-def test_a_name_that_is_removed_while_we_ask_who_holds_it_is_free(
+def test_name_freed_during_registration_can_be_registered(
     postgres_database: Database, postgres_url: URL, open_database: Open
 ) -> None:
     rival = SqlUserRepository(open_database(postgres_url))
@@ -271,7 +271,7 @@ def test_a_name_that_is_removed_while_we_ask_who_holds_it_is_free(
     assert again.id > ada.id
 
 
-def test_a_name_that_comes_and_goes_too_fast_is_answered_all_the_same(
+def test_name_that_keeps_changing_hands_raises_an_error(
     postgres_database: Database, postgres_url: URL, open_database: Open
 ) -> None:
     rival = SqlUserRepository(open_database(postgres_url))
@@ -289,7 +289,7 @@ def test_a_name_that_comes_and_goes_too_fast_is_answered_all_the_same(
         tamper(postgres_database, come_and_go).apply([registration()])
 
 
-def test_a_deadlock_is_dissolved_and_both_batches_applied(
+def test_deadlocked_batches_are_both_applied(
     postgres_database: Database, postgres_url: URL, open_database: Open
 ) -> None:
     """Each has a name and asks for the other's, in two segments of a batch, where order cannot help."""
@@ -317,7 +317,7 @@ def test_a_deadlock_is_dissolved_and_both_batches_applied(
     ]  # who came first has both, and asked for one twice
 
 
-def test_batches_about_the_same_users_in_any_order_wait_for_each_other_and_not_in_a_circle(
+def test_batches_with_the_same_users_do_not_deadlock(
     postgres_database: Database, postgres_url: URL, open_database: Open
 ) -> None:
     ids = [registered(SqlUserRepository(postgres_database), name).id for name in ("ada", "bob")]
@@ -342,7 +342,7 @@ def test_batches_about_the_same_users_in_any_order_wait_for_each_other_and_not_i
     assert counts == [4, 4]  # the locks, two segments, the audit trail: nothing was begun again
 
 
-def test_many_batches_of_many_processes_do_not_hinder_each_other(url: URL, open_database: Open) -> None:
+def test_concurrent_batches_of_several_databases_all_succeed(url: URL, open_database: Open) -> None:
     databases = [open_database(url) for _ in range(4)]
     upgrade(databases[0])
     repositories = [SqlUserRepository(database) for database in databases]
@@ -357,7 +357,7 @@ def test_many_batches_of_many_processes_do_not_hinder_each_other(url: URL, open_
         assert sum(pool.map(toggle, range(80))) == 0
 
 
-def test_threads_and_databases_that_race_for_a_name_make_one_user(url: URL, open_database: Open) -> None:
+def test_concurrent_registrations_of_a_name_make_one_user(url: URL, open_database: Open) -> None:
     databases = [open_database(url), open_database(url)]
     upgrade(databases[0])
     repositories = [SqlUserRepository(database) for database in databases]
@@ -384,7 +384,7 @@ def writing_elsewhere(url: URL) -> Iterator[sqlite3.Connection]:
         other.close()
 
 
-def test_a_locked_sqlite_database_is_unavailable_until_it_is_let_go(sqlite_database: Database, sqlite_url: URL) -> None:
+def test_locked_sqlite_database_is_unavailable_until_unlocked(sqlite_database: Database, sqlite_url: URL) -> None:
     ada = registered(SqlUserRepository(sqlite_database))
     database = Database(sqlite_url, timeout_seconds=0.2)
     repository = SqlUserRepository(database)
@@ -400,7 +400,7 @@ def test_a_locked_sqlite_database_is_unavailable_until_it_is_let_go(sqlite_datab
     database.close()
 
 
-def test_threads_that_get_no_turn_to_write_are_told(sqlite_database: Database, sqlite_url: URL) -> None:
+def test_writer_without_a_write_slot_gets_an_error(sqlite_database: Database, sqlite_url: URL) -> None:
     database = Database(sqlite_url, timeout_seconds=0.2)
     repository = SqlUserRepository(database)
     inside, leave = threading.Event(), threading.Event()
@@ -422,7 +422,7 @@ def test_threads_that_get_no_turn_to_write_are_told(sqlite_database: Database, s
     database.close()
 
 
-def test_more_readers_than_connections_are_told(sqlite_url: URL) -> None:
+def test_reader_without_a_free_connection_gets_an_error(sqlite_url: URL) -> None:
     database = Database(sqlite_url, timeout_seconds=0.1, max_connections=1)
 
     with database.reading(), pytest.raises(RepositoryUnavailableError, match="no free connection"), database.reading():
@@ -430,7 +430,7 @@ def test_more_readers_than_connections_are_told(sqlite_url: URL) -> None:
     database.close()
 
 
-def test_a_damaged_sqlite_file_is_unavailable(sqlite_url: URL, open_database: Open) -> None:
+def test_damaged_sqlite_file_is_unavailable(sqlite_url: URL, open_database: Open) -> None:
     Path(str(sqlite_url.database)).write_bytes(b"this is no database, and long enough to be looked at" * 100)
     repository = SqlUserRepository(open_database(sqlite_url))
 
@@ -438,7 +438,7 @@ def test_a_damaged_sqlite_file_is_unavailable(sqlite_url: URL, open_database: Op
         repository.check()
 
 
-def test_a_full_disk_is_unavailable_and_loses_nothing(sqlite_database: Database) -> None:
+def test_full_disk_is_unavailable_and_loses_nothing(sqlite_database: Database) -> None:
     users = [registered(SqlUserRepository(sqlite_database), f"user{number}") for number in range(10)]
     full = Database(sqlite_database.engine.url)
 
@@ -454,7 +454,7 @@ def test_a_full_disk_is_unavailable_and_loses_nothing(sqlite_database: Database)
     full.close()
 
 
-def test_a_read_only_postgresql_is_unavailable_until_it_is_not(
+def test_read_only_postgresql_is_unavailable_until_writable(
     postgres: PostgresServer, postgres_database: Database
 ) -> None:
     repository = SqlUserRepository(postgres_database)
@@ -472,7 +472,7 @@ def test_a_read_only_postgresql_is_unavailable_until_it_is_not(
     assert isinstance(apply_one(repository, registration()), User)
 
 
-def test_a_locked_postgresql_table_is_unavailable_until_it_is_let_go(
+def test_locked_postgresql_table_is_unavailable_until_unlocked(
     postgres: PostgresServer, postgres_url: URL, open_database: Open
 ) -> None:
     database = open_database(postgres_url)
@@ -488,7 +488,7 @@ def test_a_locked_postgresql_table_is_unavailable_until_it_is_let_go(
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
-def test_a_postgresql_that_goes_comes_back_by_itself_with_all_that_was_acknowledged(
+def test_restarted_postgresql_has_all_acknowledged_changes(
     postgres: PostgresServer, postgres_url: URL, how: signal.Signals, open_database: Open
 ) -> None:
     database = open_database(postgres_url)
@@ -515,7 +515,7 @@ def test_a_postgresql_that_goes_comes_back_by_itself_with_all_that_was_acknowled
 # --- before the first use
 
 
-def test_a_database_is_prepared_once_and_again_only_if_that_failed(sqlite_url: URL, open_database: Open) -> None:
+def test_failed_preparation_is_retried_until_it_succeeds(sqlite_url: URL, open_database: Open) -> None:
     database = open_database(sqlite_url)
     calls: list[str] = []
 
@@ -534,7 +534,7 @@ def test_a_database_is_prepared_once_and_again_only_if_that_failed(sqlite_url: U
     assert calls == ["prepare", "prepare"]
 
 
-def test_who_waits_too_long_for_the_opening_is_told(sqlite_url: URL) -> None:
+def test_call_during_a_long_preparation_gets_an_error(sqlite_url: URL) -> None:
     inside, leave = threading.Event(), threading.Event()
 
     def prepare() -> None:
@@ -561,7 +561,7 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_what_cannot_be_read_at_once_leaves_no_connection_open(sqlite_database: Database) -> None:
+def test_failed_nowait_read_leaves_no_connection_open(sqlite_database: Database) -> None:
     repository = SqliteUserRepository(sqlite_database)
     repository.find_principals([UserId(1)])
     with sqlite_database.writing() as connection:
@@ -575,7 +575,7 @@ def test_what_cannot_be_read_at_once_leaves_no_connection_open(sqlite_database: 
     assert open_files() <= before
 
 
-def test_a_fault_of_ours_while_reading_at_once_leaves_none_either(sqlite_database: Database) -> None:
+def test_bug_in_a_nowait_read_leaves_no_connection_open(sqlite_database: Database) -> None:
     def fail(_connection: object) -> None:
         raise ZeroDivisionError
 
@@ -605,7 +605,7 @@ def copied(url: URL, to: Path) -> Path:
     return to
 
 
-def test_a_file_that_was_replaced_is_seen_by_whoever_reads_or_writes_next(
+def test_replaced_database_file_is_noticed_at_the_next_use(
     sqlite_database: Database, sqlite_url: URL, tmp_path: Path
 ) -> None:
     repository = SqliteUserRepository(sqlite_database)
@@ -622,9 +622,7 @@ def test_a_file_that_was_replaced_is_seen_by_whoever_reads_or_writes_next(
     assert repository.find_principals_nowait([ada.id]) == [ada]
 
 
-def test_nothing_is_acknowledged_that_is_written_to_a_file_that_was_removed(
-    sqlite_database: Database, sqlite_url: URL
-) -> None:
+def test_write_to_a_removed_database_file_raises_an_error(sqlite_database: Database, sqlite_url: URL) -> None:
     repository = SqlUserRepository(sqlite_database)
     registered(repository)
     Path(str(sqlite_url.database)).unlink()
@@ -639,7 +637,7 @@ def test_nothing_is_acknowledged_that_is_written_to_a_file_that_was_removed(
 # --- the zone of the server
 
 
-def test_a_time_at_the_end_of_all_times_comes_back_whatever_the_zone_of_the_server(
+def test_latest_time_survives_any_time_zone_of_the_server(
     postgres: PostgresServer, postgres_url: URL, open_database: Open
 ) -> None:
     postgres.execute(f"ALTER DATABASE {postgres_url.database} SET TimeZone = 'Asia/Tokyo'")

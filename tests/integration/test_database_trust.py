@@ -46,7 +46,7 @@ def with_few_rights(postgres: PostgresServer, postgres_url: URL) -> Iterator[URL
     postgres.execute(f"DROP ROLE {ROLE}")
 
 
-def test_an_account_that_may_read_and_write_rows_is_enough(
+def test_account_that_may_read_and_write_rows_is_sufficient(
     with_few_rights: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -181,9 +181,7 @@ def ask(server: TlsServer, **options: str) -> None:
         database.read(lambda connection: connection.exec_driver_sql("SELECT 1"))
 
 
-def test_a_connection_that_must_be_encrypted_is_never_made_in_plain(
-    postgres: PostgresServer, postgres_url: URL
-) -> None:
+def test_required_encryption_is_never_skipped(postgres: PostgresServer, postgres_url: URL) -> None:
     for mode in ("require", "verify-ca", "verify-full"):
         url = postgres_url.update_query_dict(
             {"sslmode": mode, "sslrootcert": "system" if mode == "verify-full" else ""}
@@ -194,7 +192,7 @@ def test_a_connection_that_must_be_encrypted_is_never_made_in_plain(
         assert "SSL" in str(refusal.value.__cause__)
 
 
-def test_a_server_is_told_nothing_before_its_certificate_is_known_to_be_of_the_authority_that_is_named(
+def test_server_with_an_untrusted_certificate_receives_nothing(
     tmp_path: Path, serving: Callable[[Path], TlsServer]
 ) -> None:
     ours, another = authority(tmp_path, "ours"), authority(tmp_path, "another")
@@ -208,7 +206,7 @@ def test_a_server_is_told_nothing_before_its_certificate_is_known_to_be_of_the_a
     assert genuine.told
 
 
-def test_a_server_of_another_name_is_told_nothing(tmp_path: Path, serving: Callable[[Path], TlsServer]) -> None:
+def test_server_with_another_name_receives_nothing(tmp_path: Path, serving: Callable[[Path], TlsServer]) -> None:
     ours = authority(tmp_path, "ours")
     server = serving(ours.chain)
 
