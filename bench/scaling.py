@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.e2e.server import MlapiServer, Server
 from tests.postgres_server import PostgresServer, running_postgres
-from tests.torture.test_workers import workers_of
+from tests.torture.test_workers import process_ids
 
 from bench import bulk
 from bench.measure import LOAD
@@ -30,7 +30,7 @@ USERS = 100_000
 def resident_mib(server: Server) -> list[float]:
     """Return the proportional memory (PSS) of each process, which divides shared memory among the processes."""
     found = []
-    for pid in workers_of(server):
+    for pid in process_ids(server):
         (kib,) = re.findall(r"^Pss:\s+(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
         found.append(int(kib) / 1024)
     return sorted(found)
