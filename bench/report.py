@@ -259,9 +259,11 @@ def _command() -> str:
 def _versions() -> list[str]:
     """Return the versions of the packages, in this environment and in the peers' environment."""
     script = "import sys; from importlib.metadata import version\nfor name in sys.argv[1:]: print(name, version(name))"
-    peers = [str(PEERS_BIN / "python"), "-c", script, *PEER_PACKAGES]
-    found = subprocess.run(peers, capture_output=True, text=True, check=False).stdout.split("\n")
-    return [*(f"{name} {version(name)}" for name in PACKAGES), *(f"{line} (peers)" for line in found if line)]
+    output = ""
+    if PEERS_BIN.exists():  # absent with --no-peers
+        command = [str(PEERS_BIN / "python"), "-c", script, *PEER_PACKAGES]
+        output = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return [*(f"{name} {version(name)}" for name in PACKAGES), *(f"{line} (peers)" for line in output.splitlines())]
 
 
 def _commit() -> str:
