@@ -29,7 +29,7 @@ POST = (
 )
 
 
-class Running:
+class ServerThread:
     """A server in its own thread."""
 
     def __init__(
@@ -105,14 +105,16 @@ def app() -> ASGIApp:
 
 
 @pytest.fixture
-def running(app: ASGIApp) -> Iterator[Running]:
-    with Running(app) as running:
+def strict_server(app: ASGIApp) -> Iterator[ServerThread]:
+    """A server with short deadlines."""
+    with ServerThread(app) as running:
         yield running
 
 
 @pytest.fixture
-def patient(app: ASGIApp) -> Iterator[Running]:
-    with Running(app, deadlines=DEFAULT_DEADLINES) as running:
+def server(app: ASGIApp) -> Iterator[ServerThread]:
+    """A server with the default deadlines."""
+    with ServerThread(app, deadlines=DEFAULT_DEADLINES) as running:
         yield running
 
 
@@ -148,11 +150,11 @@ def read_response(connection: socket.socket) -> bytes:
     ids=["no data", "incomplete request line", "incomplete headers", "incomplete body"],
 )
 def test_incomplete_request_times_out(
-    running: Running, sent: bytes, min_seconds: float, max_seconds: float, expected: bytes
+    strict_server: ServerThread, sent: bytes, min_seconds: float, max_seconds: float, expected: bytes
 ) -> None:
     started_at = time.monotonic()
 
-    received = read_all(running.connect(sent))
+    received = read_all(strict_server.connect(sent))
 
     assert min_seconds - 0.1 < time.monotonic() - started_at < max_seconds + 1
     assert received.partition(b"date")[0].partition(b"content")[0] == expected
@@ -162,8 +164,8 @@ def test_incomplete_request_times_out(
         assert b"x-content-type-options: nosniff" in head
 
 
-def test_incomplete_second_request_times_out(running: Running) -> None:
-    connection = running.connect(LIVE)
+def test_incomplete_second_request_times_out(strict_server: ServerThread) -> None:
+    connection = strict_server.connect(LIVE)
     read_response(connection)
     connection.sendall(LIVE[:20])
 
@@ -182,7 +184,7 @@ async def early_responder(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 def test_started_response_is_not_followed_by_an_error() -> None:
-    with Running(early_responder) as running:
+    with ServerThread(early_responder) as running:
         received = read_all(running.connect(POST + b"half"))
 
     assert received.startswith(b"HTTP/1.1 200 OK\r\n")
@@ -190,8 +192,8 @@ def test_started_response_is_not_followed_by_an_error() -> None:
 
 
 @pytest.mark.parametrize("first_bytes", [b"G", POST], ids=["head", "body"])
-def test_sending_slowly_does_not_extend_a_deadline(running: Running, first_bytes: bytes) -> None:
-    connection = running.connect(first_bytes)
+def test_sending_slowly_does_not_extend_a_deadline(strict_server: ServerThread, first_bytes: bytes) -> None:
+    connection = strict_server.connect(first_bytes)
     started_at = time.monotonic()
 
     try:
@@ -205,8 +207,8 @@ def test_sending_slowly_does_not_extend_a_deadline(running: Running, first_bytes
     connection.close()
 
 
-def test_idle_connection_is_closed_after_five_seconds(running: Running) -> None:
-    connection = running.connect(LIVE)
+def test_idle_connection_is_closed_after_five_seconds(strict_server: ServerThread) -> None:
+    connection = strict_server.connect(LIVE)
     read_response(connection)
     started_at = time.monotonic()
 
@@ -242,7 +244,7 @@ class LargeResponse:
     ids=["while sending", "while idle", "while closing"],
 )
 def test_client_that_does_not_read_is_disconnected(pieces: int, headers: bytes, max_seconds: float) -> None:
-    with Running(LargeResponse(pieces)) as running:
+    with ServerThread(LargeResponse(pieces)) as running:
         running.server.config.timeout_keep_alive = 1
         connection = running.connect(b"GET / HTTP/1.1\r\nHost: localhost\r\n%s\r\n" % headers)
         started_at = time.monotonic()
@@ -260,7 +262,7 @@ def test_client_that_does_not_read_is_disconnected(pieces: int, headers: bytes, 
 
 
 def test_connection_above_the_maximum_gets_503(app: ASGIApp) -> None:
-    with Running(app, connections=2, deadlines=DEFAULT_DEADLINES) as running:
+    with ServerThread(app, connections=2, deadlines=DEFAULT_DEADLINES) as running:
         held = [running.connect(), running.connect()]
         running.wait_for(Phase.HEAD, Phase.HEAD)
 
@@ -278,7 +280,7 @@ def test_connection_above_the_maximum_gets_503(app: ASGIApp) -> None:
 
 
 def test_connection_far_above_the_maximum_is_closed(app: ASGIApp) -> None:
-    with Running(app, connections=1, deadlines=DEFAULT_DEADLINES) as running:
+    with ServerThread(app, connections=1, deadlines=DEFAULT_DEADLINES) as running:
         held = [running.connect() for _ in range(1 + MAX_SURPLUS_CONNECTIONS)]
         running.wait_for(*[Phase.HEAD] * len(held))
 
@@ -287,8 +289,8 @@ def test_connection_far_above_the_maximum_is_closed(app: ASGIApp) -> None:
             connection.close()
 
 
-def test_endless_request_headers_are_cut_off(running: Running) -> None:
-    connection = running.connect(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n")
+def test_endless_request_headers_are_cut_off(strict_server: ServerThread) -> None:
+    connection = strict_server.connect(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n")
 
     sent = 0
     try:
@@ -303,8 +305,8 @@ def test_endless_request_headers_are_cut_off(running: Running) -> None:
     connection.close()
 
 
-def test_request_headers_that_are_too_large_get_431(patient: Running) -> None:
-    connection = patient.connect(b"GET /health/live HTTP/1.1\r\nX-Filler: " + b"x" * (MAX_HEAD_BYTES - 1_000))
+def test_request_headers_that_are_too_large_get_431(server: ServerThread) -> None:
+    connection = server.connect(b"GET /health/live HTTP/1.1\r\nX-Filler: " + b"x" * (MAX_HEAD_BYTES - 1_000))
     time.sleep(0.1)
 
     connection.sendall(b"x" * 2_000)
@@ -312,8 +314,8 @@ def test_request_headers_that_are_too_large_get_431(patient: Running) -> None:
     assert read_all(connection).startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
 
 
-def test_header_limit_applies_to_each_request(patient: Running) -> None:
-    connection = patient.connect()
+def test_header_limit_applies_to_each_request(server: ServerThread) -> None:
+    connection = server.connect()
     responses = []
 
     for _ in range(3):
@@ -331,12 +333,12 @@ def test_header_limit_applies_to_each_request(patient: Running) -> None:
 # --- draining
 
 
-def test_draining_worker_serves_a_last_request_per_connection(patient: Running) -> None:
-    used, fresh = patient.connect(LIVE), patient.connect()
+def test_draining_worker_serves_a_last_request_per_connection(server: ServerThread) -> None:
+    used, fresh = server.connect(LIVE), server.connect()
     read_response(used)
-    patient.wait_for(Phase.IDLE, Phase.HEAD)
-    patient.drain()
-    patient.wait_for_draining()
+    server.wait_for(Phase.IDLE, Phase.HEAD)
+    server.drain()
+    server.wait_for_draining()
 
     used.sendall(LIVE)
     fresh.sendall(LIVE)
@@ -346,29 +348,29 @@ def test_draining_worker_serves_a_last_request_per_connection(patient: Running) 
         assert response.startswith(b"HTTP/1.1 200 ")
         assert b"\r\nconnection: close\r\n" in response
     with pytest.raises(ConnectionRefusedError):
-        patient.connect()
+        server.connect()
 
 
-def test_draining_is_reported_to_the_supervisor(patient: Running) -> None:
-    connection = patient.connect(LIVE)
+def test_draining_is_reported_to_the_supervisor(server: ServerThread) -> None:
+    connection = server.connect(LIVE)
     read_response(connection)
 
-    patient.drain()
-    patient.wait_for_draining()
+    server.drain()
+    server.wait_for_draining()
 
     time.sleep(1.2)
-    assert patient.is_running
-    assert patient.reports[-1] == b"-"
-    assert set(patient.reports[:-1]) == {b"."}
+    assert server.is_running
+    assert server.reports[-1] == b"-"
+    assert set(server.reports[:-1]) == {b"."}
     connection.close()
 
 
-def test_request_in_progress_is_served_while_draining(patient: Running) -> None:
+def test_request_in_progress_is_served_while_draining(server: ServerThread) -> None:
     body = b'{"username": "ada", "password": "difference engine", "email": "ada@example.com"}'
-    connection = patient.connect(POST.replace(b"100", b"%d" % len(body)) + body[:10])
-    patient.wait_for(Phase.BODY)
-    patient.drain()
-    patient.wait_for_draining()
+    connection = server.connect(POST.replace(b"100", b"%d" % len(body)) + body[:10])
+    server.wait_for(Phase.BODY)
+    server.drain()
+    server.wait_for_draining()
 
     connection.sendall(body[10:])
 
@@ -379,7 +381,7 @@ def test_request_in_progress_is_served_while_draining(patient: Running) -> None:
 
 def test_worker_without_supervisor_closes_idle_connections(app: ASGIApp) -> None:
     supervisor_fd, supervisor_pipe = os.pipe()
-    with Running(app, supervisor_fd=supervisor_fd, deadlines=Deadlines(body_seconds=2.5)) as running:
+    with ServerThread(app, supervisor_fd=supervisor_fd, deadlines=Deadlines(body_seconds=2.5)) as running:
         idle, silent, busy = running.connect(LIVE), running.connect(), running.connect(POST + b'{"user')
         read_response(idle)
         running.wait_for(Phase.IDLE, Phase.HEAD, Phase.BODY)
@@ -393,11 +395,11 @@ def test_worker_without_supervisor_closes_idle_connections(app: ASGIApp) -> None
     os.close(supervisor_fd)
 
 
-def test_worker_ignores_sigint(running: Running) -> None:
-    running.server.handle_exit(signal.SIGINT, None)
+def test_worker_ignores_sigint(strict_server: ServerThread) -> None:
+    strict_server.server.handle_exit(signal.SIGINT, None)
     time.sleep(0.3)
 
-    with running.connect(LIVE) as connection:
+    with strict_server.connect(LIVE) as connection:
         assert read_response(connection).startswith(b"HTTP/1.1 200 ")
 
 

@@ -931,7 +931,7 @@ def test_names_are_escaped_in_every_page(all_pages: list[Page]) -> None:
 
 def test_pages_have_no_inline_script_style_or_foreign_url(all_pages: list[Page]) -> None:
     for page in all_pages:
-        attributes = [(name, value) for _tag, given in page.tags for name, value in given.items()]
+        attributes = [(name, value) for _tag, tag_attributes in page.tags for name, value in tag_attributes.items()]
         assert [name for name, _ in attributes if name.startswith("on") or name == "style"] == []
         assert [value for name, value in attributes if name in {"src", "href", "action"} and value[:2] == "//"] == []
         assert [value for name, value in attributes if name in {"src", "href", "action"} and value[:1] != "/"] in (
@@ -1029,7 +1029,12 @@ def test_console_works_when_mounted_under_a_path(users: Users, ada: User) -> Non
     assert page.response.url.path == "/my accounts/console"
     assert status_and_flash(toggled) == (200, "User ada is now disabled.")
     assert client.get(page.of("script")[0]["src"]).status_code == 200
-    paths = {value for _tag, given in page.tags for name, value in given.items() if name in {"href", "action", "src"}}
+    paths = {
+        value
+        for _tag, tag_attributes in page.tags
+        for name, value in tag_attributes.items()
+        if name in {"href", "action", "src"}
+    }
     assert {path for path in paths if not path.startswith("/my%20accounts/console")} == {"#main"}
     assert "Path=/my%20accounts/console;" in page.response.headers.get("set-cookie", "") or page.response.history
 
