@@ -1,15 +1,15 @@
-"""The program ``mlapi``, which is ``python -m mlapi`` too."""
+"""The program ``mlapi``, also available as ``python -m mlapi``."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line. To load it takes a third of a second, in which Ctrl-C is one line as well."""
+    """Run the command line. Ctrl-C prints one line, even while the program is still loading."""
     try:
-        from mlapi.entrypoints.cli import main as run  # noqa: PLC0415 - see above
+        from mlapi.entrypoints.cli import main as run  # noqa: PLC0415 - loading takes a third of a second
     except KeyboardInterrupt:
         sys.stderr.write("mlapi: interrupted\n")
-        sys.exit(130)  # as shells tell of SIGINT
+        sys.exit(130)  # the exit code of shells for SIGINT
     run(prog_name="mlapi")
 
 

@@ -1,4 +1,4 @@
-"""Write files atomically: a reader sees the old content or the new, and a crash leaves one of the two."""
+"""Write files atomically: a reader sees either the old or the new content, also after a crash."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 ABANDONED_DRAFT_SECONDS = 60.0
-"""Age of a draft whose writer must have been killed: writing one takes milliseconds."""
+"""After this time, the process that wrote a draft must have been killed: writing takes milliseconds."""
 _DRAFT_SUFFIX = re.compile(r"[0-9a-f]{16}")
 
 

@@ -68,7 +68,7 @@ class SecretStore(Generic[Cipher]):
 
     @property
     def exists(self) -> bool:
-        """Whether secrets have been generated."""
+        """True if secrets have been generated."""
         return bool(self._generated.key) if self._file is None else self._file.exists()
 
     def create_missing(self, *, is_database_in_use: Callable[[], bool]) -> None:
@@ -95,7 +95,7 @@ class SecretStore(Generic[Cipher]):
         create_secrets_file(self._file)
 
     def load(self) -> SecretSettings:
-        """Return the secrets as they are now.
+        """Return the current secrets.
 
         Raises:
             ConfigurationError: if the file is invalid or other accounts can read it, or if a secret is missing.
@@ -111,7 +111,7 @@ class SecretStore(Generic[Cipher]):
         return current
 
     def with_secrets(self) -> Settings:
-        """Return the settings, completed with the secrets as they are now. Raises as `load` does."""
+        """Return the settings together with the current secrets. Raises as `load` does."""
         return attrs.evolve(self._settings, secrets=self.load())
 
     def fingerprints(self) -> list[list[str]]:
@@ -120,12 +120,12 @@ class SecretStore(Generic[Cipher]):
         return [[fingerprint(key, salt) for salt in current.salt] for key in current.key]
 
     def cipher(self) -> Cipher:
-        """Return a cipher with the secrets as they are now. Raises as `load` does."""
+        """Return a cipher with the current secrets. Raises as `load` does."""
         current = self.load()
         return self._make_cipher(current.key, current.salt)
 
     def tokens(self) -> TokenIssuer:
-        """Return a token issuer with the secrets as they are now. Raises as `load` does."""
+        """Return a token issuer with the current secrets. Raises as `load` does."""
         return self._make_tokens([base64.urlsafe_b64decode(key) for key in _token_keys(self.load())])
 
     @cached_property
@@ -213,7 +213,7 @@ class SecretStore(Generic[Cipher]):
 
 
 def fingerprint(key: str, salt: str) -> str:
-    """Return a hex digest by which a database recognizes its key and salt. It reveals neither."""
+    """Return a hex digest that identifies a key and a salt without revealing them."""
     return hmac.digest(key.encode(), b"mlapi key check\0" + salt.encode(), hashlib.sha256).hex()
 
 
@@ -231,7 +231,7 @@ def new_admin_token() -> str:
 
 
 def new_password() -> str:
-    """Return a password that nobody knows, to lock an account."""
+    """Return a random password, to lock an account."""
     return secrets.token_urlsafe(32)
 
 

@@ -17,7 +17,8 @@ import requests
 
 import mlapi.application.guard
 import mlapi.application.users
-import mlapi.bootstrap
+import mlapi.bootstrap.service
+import mlapi.bootstrap.storages
 import mlapi.testing.fakes
 from mlapi.config import Settings
 from mlapi.entrypoints.cli import main
@@ -65,7 +66,14 @@ def test_the_documentation_does_what_it_shows(page: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [mlapi.application.users, mlapi.application.guard, mlapi.bootstrap, mlapi.testing.fakes]
+    "module",
+    [
+        mlapi.application.users,
+        mlapi.application.guard,
+        mlapi.bootstrap.service,
+        mlapi.bootstrap.storages,
+        mlapi.testing.fakes,
+    ],
 )
 def test_docstrings_do_what_they_show(module: ModuleType) -> None:
     failed, tried = doctest.testmod(module)

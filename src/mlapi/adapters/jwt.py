@@ -1,7 +1,7 @@
 """Tokens as JSON Web Tokens (RFC 7519), signed with HMAC-SHA256 only, using PyJWT.
 
 There is a list of keys: the first signs, all of them verify. The header names the key by ``kid``, which is derived from
-the key. A token is rejected before any decoding unless its header is byte for byte one that we write. This rules out
+the key. A token is rejected before any decoding unless its header equals one of our own headers. This rules out
 other algorithms, embedded and remote keys, and critical extensions.
 """
 
@@ -25,7 +25,7 @@ _TOKEN = re.compile(r"([\w-]{1,200})\.[\w-]{1,2000}\.[\w-]{43}", re.ASCII)
 _REQUIRED_CLAIMS = ["exp", "iat", "sub", "iss", "aud", "jti", "epoch"]
 _USER_ID = re.compile(r"[1-9][0-9]{0,18}")
 _MAX_CLOCK_SKEW = timedelta(minutes=1)
-"""How far the clock of another machine that issues tokens may be ahead of ours."""
+"""How far the clock of another server may be ahead of this one."""
 _MAX_CACHED_TOKENS = 10_000
 """About 500 bytes each."""
 

@@ -28,10 +28,10 @@ class StoredPasswordReader(Protocol):
     """The part of a cipher that reports which secrets a stored password needs."""
 
     def is_readable(self, encrypted: EncryptedPassword) -> bool:
-        """Whether one of the keys decrypts it."""
+        """Return whether one of the keys decrypts it."""
 
     def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
-        """Whether it was made with a salt other than the newest."""
+        """Return whether it was made with a salt other than the newest."""
 
 
 class RotatableSecrets(Protocol):
@@ -101,7 +101,7 @@ class KeyRotation:
         self._secrets.add("token_key")
 
     def rotate_salt(self) -> None:
-        """Add a salt. A user's password gets it at their next log-in, when the password is known.
+        """Add a salt. Each user's password is stored with it at their next log-in.
 
         Raises:
             ConfigurationError: if the salt is not in the secrets file, so it must be rotated where it is set.
@@ -151,7 +151,7 @@ class KeyRotation:
         return changed
 
     def _is_unfinished(self) -> bool:
-        """Whether passwords may be stored under a key other than the newest."""
+        """Return whether passwords may be stored under a key other than the newest."""
         recorded = self._storage.find_fingerprint()
         return recorded is not None and recorded not in self._secrets.fingerprints()[0]
 

@@ -1,7 +1,7 @@
 """Register many users from a file. Each row is checked like a registration; rows are stored in durable batches.
 
-An import keeps no state. A row whose user exists already is recognized by name and e-mail address, so an interrupted
-import resumes when it is run again.
+An import keeps no state. It recognizes existing users by name and e-mail address, so an interrupted import can simply
+be run again.
 """
 
 import signal
@@ -27,7 +27,7 @@ BATCH_ROWS = 2_000
 HASHES_PER_THREAD = 25
 """Passwords that each thread hashes for one transaction: about half a second."""
 COMMIT_TIMEOUT_SECONDS = 8.0
-"""Time after encryption in which a password is stored or not at all. Key rotation waits longer than that:
+"""A password is stored within this time after its encryption, or not at all. Key rotation waits longer than that:
 `mlapi.application.key_rotation.SETTLE_SECONDS`."""
 
 _FLAGS = {"1": True, "true": True, "0": False, "false": False, "": True}
@@ -79,7 +79,7 @@ class Summary:
 
 @attrs.frozen(kw_only=True, eq=False)
 class _Candidate:
-    """A valid row. It has either a password that is still to be encrypted, or one that is encrypted already."""
+    """A valid row. Its password is either plain or already encrypted."""
 
     username: str
     email: str
@@ -105,14 +105,14 @@ class _Candidate:
 
 
 _Prepared = Register | _Candidate | UserExistsError | InvalidFieldsError
-"""A row that is to be stored, is valid (in a dry run), has a name that is taken, or is invalid."""
+"""A command to store the row; in a dry run, the valid row; or the reason why it is not stored."""
 
 
 @attrs.frozen
 class _Batch:
     rows: list[Row]
     started: float
-    """Monotonic time at which encryption started."""
+    """The monotonic time when encryption started."""
     prepared: Iterable[_Prepared]
     """One item for each row."""
     existing: dict[int, Principal | None]
@@ -125,7 +125,7 @@ class UserImport:
 
     Args:
         users: the users of the database.
-        importer: returns the current importer of hashes; called for each row, because keys can be rotated meanwhile.
+        importer: returns the current importer of hashes. Called for each row: keys can be rotated during an import.
         rejects: records the rejected rows.
         actor: named in the audit trail.
         threads: how many threads hash passwords.
@@ -281,7 +281,7 @@ class UserImport:
         return batch.rows[-1].end
 
     def _existing(self, batch: _Batch, user_ids: list[int]) -> dict[int, Principal | None]:
-        """Return the users with these ids, including those that were registered since the batch was prepared."""
+        """Return the users with these ids, including users registered since the batch was prepared."""
         missing = [UserId(user_id) for user_id in user_ids if user_id not in batch.existing]
         if not missing:
             return batch.existing

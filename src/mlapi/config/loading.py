@@ -27,7 +27,7 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
     """Return the settings from a file and the environment. Every setting has a default.
 
     Args:
-        path: the file. By default the one that MLAPI_CONFIG names, or ``config.yml`` if it exists.
+        path: the file; by default MLAPI_CONFIG, or ``config.yml`` if that file exists.
         environ: the environment variables.
 
     Raises:

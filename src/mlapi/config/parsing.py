@@ -11,8 +11,8 @@ from mlapi.config.settings import ConnectionSettings, SecretSettings, Settings
 from mlapi.config.validation import validate_values
 from mlapi.domain.errors import ConfigurationError
 
-# (section, key, is_split): lists that may also be written as one string. Those that cannot contain spaces or commas
-# are split at them.
+# (section, key, is_split): lists that may also be written as one string. Salts can contain spaces and commas, so they
+# are not split.
 _LIST_SETTINGS = [
     ("secrets", "key", True),
     ("secrets", "token_key", True),
@@ -53,7 +53,7 @@ def validate_keys(tree: dict[Any, Any], source: str) -> dict[Any, Any]:
 
 
 def parse_settings(tree: dict[str, Any], prefix: str = "") -> Settings:
-    """Return the settings in a tree whose keys are valid.
+    """Return the settings in a tree after `validate_keys` has accepted it.
 
     Args:
         tree: sections with their keys and values.

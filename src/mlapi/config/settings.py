@@ -68,14 +68,14 @@ class LoginSettings:
 
     per_address: int = 200
     per_name: int = 200
-    """Over all addresses, except those from which the user has logged in before."""
+    """From all addresses together. Addresses where the user has logged in before do not count."""
     per_name_and_address: int = 20
 
 
 @attrs.frozen(kw_only=True)
 class HttpSettings:
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses and networks of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` are trusted."""
+    """Addresses and networks of proxies. Their ``X-Forwarded-For`` and ``X-Forwarded-Proto`` headers are trusted."""
 
     @property
     def trusted_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
@@ -90,7 +90,7 @@ class RegistrationSettings:
 @attrs.frozen(kw_only=True)
 class ManagementSettings:
     local: bool = True
-    """In development without an admin token: whether programs on this machine may manage users."""
+    """In development without an admin token, True allows programs on this machine to manage users."""
 
 
 @attrs.frozen(kw_only=True)
@@ -108,7 +108,7 @@ class LoggingSettings:
 @attrs.frozen(kw_only=True)
 class MetricsSettings:
     open: bool = False
-    """Whether ``/metrics`` is public. If not, it requires a manager."""
+    """True makes ``/metrics`` public; otherwise, only managers can read it."""
 
 
 @attrs.frozen(kw_only=True)

@@ -27,7 +27,7 @@ _ARGON2ID, _IMPORTED = "|argon2id", "|foreign"
 # Cost: OWASP Password Storage Cheat Sheet, argon2id with 19 MiB, two passes, one lane. Lengths of salt and hash in
 # bytes: RFC 9106, 4.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, salt_len=16, hash_len=32)
-_DECOY = "compared with if there is no stored password"
+_DECOY = "stands in for a missing password"
 
 _logger = logging.getLogger("mlapi")
 
@@ -42,11 +42,11 @@ class _KeyedCipher:
         return self._keys.reencrypt(encrypted)
 
     def is_readable(self, encrypted: EncryptedPassword) -> bool:
-        """Whether one of the keys decrypts it."""
+        """Return whether one of the keys decrypts it."""
         return self._keys.decrypt(_split_tag(encrypted)[0]) is not None
 
     def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
-        """Whether it was made with a salt other than the first."""
+        """Return whether it was made with a salt other than the first."""
         return self._keys.needs_older_salt(encrypted)
 
     def find_stored_error(self, value: object) -> str | None:
@@ -90,7 +90,7 @@ class FernetCipher(_KeyedCipher):
 
     @property
     def is_costly(self) -> bool:
-        """Whether a stored hash has been verified: verifying one takes 20 ms to a second."""
+        """True once a stored hash has been verified, which takes 20 ms to a second."""
         return self._has_verified_hash
 
     def encrypt(self, password: str) -> EncryptedPassword:
@@ -106,7 +106,7 @@ class FernetCipher(_KeyedCipher):
         return self._keys.verify(password, plaintext, tag) and encrypted is not None
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Whether it has an older key or salt. Hashes are kept: they are safer than a reversible value."""
+        """Return whether it has an older key or salt. Hashes are kept: they are safer than a reversible value."""
         token, tag = _split_tag(encrypted)
         plaintext = self._keys.decrypt(token)
         if plaintext is None:
@@ -151,7 +151,7 @@ class HashingFernetCipher(_KeyedCipher):
         return plaintext is not None and self._keys.verify(password, plaintext, tag)
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Whether it has another scheme, an older key or salt, or other argon2id parameters."""
+        """Return whether it has another scheme, an older key or salt, or other argon2id parameters."""
         token, tag = _split_tag(encrypted)
         plaintext = self._keys.decrypt(token)
         if plaintext is None:
@@ -231,7 +231,7 @@ class _KeyRing:
         return False
 
     def verify(self, password: str, plaintext: str, tag: str) -> bool:
-        """Whether a decrypted value with this tag was made from the password."""
+        """Return whether a decrypted value with this tag was made from the password."""
         if tag == _ARGON2ID:
             return self.verify_argon2id(password, plaintext)
         if tag != _IMPORTED:
@@ -243,7 +243,7 @@ class _KeyRing:
 
     def _verify_legacy(self, password: str, plaintext: str) -> bool:
         expected, given = plaintext.encode(), _encode(password)
-        # Compare with every salt, so that the time does not depend on which one matches.
+        # Compare with every salt: the response time must not reveal which salt matches.
         return any([hmac.compare_digest(expected, given + salt.encode()) for salt in self.salts])  # noqa: C419
 
     def hash(self, password: str) -> str:

@@ -51,7 +51,7 @@ def db_upgrade(*, as_json: bool) -> None:
     "--rename-duplicates", is_flag=True, help="If several users have one name, rename all but the first to name-<id>."
 )
 @click.option("--rename-invalid", is_flag=True, help="Rename users with an invalid name to user-<id>.")
-@click.option("--lock-passwordless", is_flag=True, help="Keep users without a password; nobody can log in as them.")
+@click.option("--lock-passwordless", is_flag=True, help="Keep users without a password; they cannot log in.")
 @click.option("--timezone", metavar="ZONE", help="IANA time zone of the stored times. Default: UTC.")
 @click.option("--dry-run", is_flag=True, help="Report without changing anything.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: a line per user with a finding, then a summary.")

@@ -128,7 +128,7 @@ def open_output(file: Path, *, force: bool) -> Iterator[TextIO]:
 
 
 def _is_replaceable(file: Path, word: bytes) -> bool:
-    """Whether the file was written by the same command: replacing a database or a key would destroy it."""
+    """Return whether the same command wrote the file. Replacing a database or a key would destroy it."""
     if not file.is_file():
         return True  # a device has no content to lose
     with _file_errors(f"{file} cannot be read"), file.open("rb") as stream:

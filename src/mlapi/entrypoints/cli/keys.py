@@ -63,7 +63,7 @@ def _reencrypt(rotation: KeyRotation) -> int:
 @key_commands.command("prune")
 @json_option
 def keys_prune(*, as_json: bool) -> None:
-    """Remove keys and salts that are no longer needed from the secrets file."""
+    """Remove unused keys and salts from the secrets file."""
     with command_errors(), open_key_rotation(load_settings()) as rotation:
         kept = rotation.prune()
     lines = [*(f"kept {reason}" for reason in kept), "pruned"]

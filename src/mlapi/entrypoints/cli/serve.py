@@ -20,7 +20,7 @@ BACKLOG = 2048
 @click.option("--port", default=8001, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Worker processes.")
 @click.option(
-    "--connections", default=10_000, show_default=True, type=click.IntRange(1), help="Connections per worker, at most."
+    "--connections", default=10_000, show_default=True, type=click.IntRange(1), help="Maximum connections per worker."
 )
 @click.option("--access-log/--no-access-log", default=True, show_default=True, help="Log every request.")
 def serve_command(*, host: str, port: int, workers: int, connections: int, access_log: bool) -> None:

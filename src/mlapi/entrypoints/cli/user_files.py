@@ -19,7 +19,7 @@ from mlapi.domain.users import User
 from mlapi.entrypoints.cli.output import CommandError
 
 MAX_LINE_BYTES = 64 * 1024
-"""More than a user whose fields all have their maximum length, even with every character escaped."""
+"""Enough for the maximum length of every field, even with every character escaped."""
 
 PASSWORD_COLUMNS = ("password", "password_hash", "stored_password")
 _REQUIRED = {"username", "email"}

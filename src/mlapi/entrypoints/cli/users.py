@@ -28,7 +28,7 @@ def user_argument(command: Callable[..., None]) -> Callable[..., None]:
 def filter_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add the options that select users."""
     command = click.option(
-        "--containing", default="", metavar="TEXT", help="Only users whose name or e-mail has TEXT."
+        "--containing", default="", metavar="TEXT", help="Only users with TEXT in their name or e-mail address."
     )(command)
     return click.option("--enabled/--disabled", default=None, help="Only enabled users, or only disabled ones.")(
         command

@@ -1,0 +1,52 @@
+"""Compose the service from settings. Only this package imports adapters."""
+
+from mlapi.adapters.sql.adoption import Adoption, Choice, Finding, Found
+from mlapi.application.database_check import DatabaseCheck
+from mlapi.application.login_throttle import AttemptLimits
+from mlapi.bootstrap.maintenance import (
+    check_database,
+    locate_data,
+    open_adoption,
+    open_key_rotation,
+    open_user_import,
+    upgrade_database,
+)
+from mlapi.bootstrap.secrets import open_secrets
+from mlapi.bootstrap.service import (
+    Service,
+    async_guard,
+    audit_retention,
+    in_memory_access,
+    in_memory_attempts,
+    open_guard,
+    open_service,
+    open_users,
+)
+from mlapi.bootstrap.storages import open_database, open_storage, register_storage
+
+__all__ = [
+    "Adoption",
+    "AttemptLimits",
+    "Choice",
+    "DatabaseCheck",
+    "Finding",
+    "Found",
+    "Service",
+    "async_guard",
+    "audit_retention",
+    "check_database",
+    "in_memory_access",
+    "in_memory_attempts",
+    "locate_data",
+    "open_adoption",
+    "open_database",
+    "open_guard",
+    "open_key_rotation",
+    "open_secrets",
+    "open_service",
+    "open_storage",
+    "open_user_import",
+    "open_users",
+    "register_storage",
+    "upgrade_database",
+]

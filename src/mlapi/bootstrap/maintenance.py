@@ -1,0 +1,102 @@
+"""Compose the tasks of an operator: rotate keys, import users, and upgrade, check and adopt a database."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from zoneinfo import ZoneInfo
+
+from mlapi.adapters.sql import SqlStorage, open_existing
+from mlapi.adapters.sql.adoption import Adoption
+from mlapi.application.database_check import DatabaseCheck, check_storage
+from mlapi.application.key_rotation import KeyRotation
+from mlapi.application.user_import import RejectReport, UserImport
+from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
+from mlapi.bootstrap.service import open_service
+from mlapi.bootstrap.storages import open_database, open_storage
+from mlapi.config import Settings
+from mlapi.domain.commands import Actor
+from mlapi.domain.errors import ConfigurationError
+from mlapi.secret_store import SecretStore, new_password
+
+
+@contextmanager
+def open_key_rotation(settings: Settings) -> Iterator[KeyRotation]:
+    """Yield the rotation of the configured secrets. Only one at a time can be open on a machine.
+
+    Raises:
+        ConfigurationError: as `open_users` does, or if another rotation is open.
+    """
+    with open_service(settings) as service, service.secrets.lock():
+        yield KeyRotation(service.users, service.secrets, service.storage)
+
+
+@contextmanager
+def open_user_import(
+    settings: Settings, rejects: RejectReport, *, actor: Actor, threads: int, dry_run: bool = False
+) -> Iterator[UserImport]:
+    """Yield an import of users; see `UserImport` for the arguments. Creates and raises as `open_users` does."""
+    with open_service(settings) as service:
+        importer = service.secrets.current_cipher.get
+        yield UserImport(service.users, importer, rejects, actor=actor, threads=threads, dry_run=dry_run)
+
+
+def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
+    """Upgrade the schema to the newest revision; return the revisions before and after.
+
+    Raises:
+        ConfigurationError: if the database does not belong to mlapi.
+        RepositoryUnavailableError: if it is unavailable.
+    """
+    with closing(open_storage(settings)) as storage:
+        return storage.upgrade()
+
+
+def check_database(settings: Settings) -> DatabaseCheck:
+    """Inspect the configured database and its secrets. Raises as `check_storage` does."""
+    with closing(open_storage(settings)) as storage:
+        return check_storage(storage, open_secrets(settings, storage))
+
+
+def locate_data(settings: Settings) -> tuple[tuple[Path, ...], SecretStore[StoredPasswordCipher]]:
+    """Return the files of the configured database (none for a server), and its secrets. Raises as `open_storage`."""
+    with closing(open_storage(settings)) as storage:
+        return storage.files, open_secrets(settings, storage)
+
+
+@contextmanager
+def open_adoption(settings: Settings, *, timezone: str | None = None, is_planned: bool = False) -> Iterator[Adoption]:
+    """Yield a plan to adopt the legacy app's table, which can be executed. Other writers are locked out until the end.
+
+    An exception in the block rolls everything back. Nothing that is missing is created.
+
+    Args:
+        settings: including the legacy app's key and salt.
+        timezone: IANA time zone of the times that the legacy app wrote; None means UTC.
+        is_planned: only plan, without a lock.
+
+    Raises:
+        ConfigurationError: if the database does not exist, is not the legacy app's, or cannot be adopted yet.
+        RepositoryUnavailableError: if it is unavailable or in use by another program.
+    """
+    zone = None if timezone is None else _time_zone(timezone)
+    with open_database(settings) as database:
+        secrets = open_secrets(settings, SqlStorage(database))
+        cipher = secrets.cipher()
+        with open_existing(database, "plan" if is_planned else "change") as connection:
+            yield Adoption(
+                connection,
+                zone=zone,
+                find_password_error=cipher.find_stored_error,
+                # An unknown password, so that the value can be re-encrypted like any other when the key is rotated.
+                locked=cipher.encrypt(new_password()),
+                # The oldest. Until `mlapi keys rotate` has replaced it, `mlapi keys prune` keeps all keys.
+                fingerprint=secrets.fingerprints()[-1][-1],
+                is_planned=is_planned,
+            )
+
+
+def _time_zone(name: str) -> ZoneInfo:
+    try:
+        return ZoneInfo(name)
+    except (KeyError, ValueError, OSError):  # unknown, malformed, or the name of a folder of zones
+        raise ConfigurationError(f"unknown time zone {name!r}: use an IANA name, such as Europe/Vilnius") from None

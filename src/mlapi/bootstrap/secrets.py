@@ -1,0 +1,38 @@
+"""Make the secrets of a storage, with the ciphers and tokens that the settings select."""
+
+from collections.abc import Sequence
+from datetime import timedelta
+from functools import partial
+
+from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
+from mlapi.adapters.jwt import JwtTokenIssuer
+from mlapi.config import Settings
+from mlapi.domain.ports import Storage, TokenIssuer
+from mlapi.secret_store import SecretStore
+
+StoredPasswordCipher = FernetCipher | HashingFernetCipher
+
+
+def open_secrets(settings: Settings, storage: Storage) -> SecretStore[StoredPasswordCipher]:
+    """Return the secrets that encrypt the passwords in a storage."""
+    folder = storage.secrets_folder
+    return SecretStore(
+        settings,
+        None if folder is None else folder / "secrets.yml",
+        make_cipher=partial(_make_cipher, settings),
+        make_tokens=partial(_make_tokens, settings),
+    )
+
+
+def _make_cipher(settings: Settings, keys: Sequence[str], salts: Sequence[str]) -> StoredPasswordCipher:
+    kind = FernetCipher if settings.passwords.scheme == "fernet" else HashingFernetCipher
+    return kind(keys, *salts)
+
+
+def _make_tokens(settings: Settings, keys: Sequence[bytes]) -> TokenIssuer:
+    return JwtTokenIssuer(
+        keys,
+        lifetime=timedelta(minutes=settings.tokens.minutes),
+        issuer=settings.tokens.issuer,
+        audience=settings.tokens.audience,
+    )

@@ -1,0 +1,164 @@
+"""Compose users, authentication and guard from settings."""
+
+import logging
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import timedelta
+from functools import partial
+
+import attrs
+
+from mlapi.adapters.common_passwords import load_common_passwords
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens
+from mlapi.application.audit_retention import AuditRetention
+from mlapi.application.authentication import Access, Authenticator
+from mlapi.application.batching import PrincipalLookup
+from mlapi.application.guard import AsyncGuard, Guard
+from mlapi.application.key_reload import ReloadingCipher, ReloadingTokens
+from mlapi.application.key_usage import BackgroundKeyUsage
+from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.application.preparation import Preparation, check_key, prepare_on_first_use
+from mlapi.application.users import Users
+from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
+from mlapi.bootstrap.storages import open_storage
+from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
+from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.ports import AttemptLimiter, Storage
+from mlapi.domain.rules import PasswordPolicy
+from mlapi.secret_store import SecretStore
+
+_logger = logging.getLogger("mlapi")
+
+
+@attrs.frozen(kw_only=True)
+class Service:
+    """The objects that an open service consists of."""
+
+    users: Users
+    access: Access
+    settings: Settings
+    """Including the secrets that were found or generated."""
+    storage: Storage
+    secrets: SecretStore[StoredPasswordCipher]
+
+
+@contextmanager
+def open_service(settings: Settings) -> Iterator[Service]:
+    """Yield users, authentication and guard, composed from the settings. Creates and raises as `open_users` does."""
+    with closing(open_storage(settings)) as storage:
+        secrets = open_secrets(settings, storage)
+        secrets.create_missing(is_database_in_use=partial(_has_fingerprint, storage))
+        settings = secrets.with_secrets()
+        preparation = Preparation(partial(_prepare, storage, settings, secrets))
+        try:
+            preparation.ensure()
+        except RepositoryUnavailableError as error:
+            _logger.warning("%s; starting anyway", error)
+        if settings.passwords.scheme == "fernet":
+            _logger.warning(
+                "passwords.scheme is fernet: anyone with the key can decrypt every password; remove the setting to use"
+                " argon2id"
+            )
+        repository = prepare_on_first_use(storage.users, preparation)
+        cipher, tokens = ReloadingCipher(secrets.current_cipher), ReloadingTokens(secrets.current_tokens)
+        users = Users(repository, cipher, password_policy=_password_policy(settings))
+        attempts = FixedWindowAttemptLimiter(storage.attempts, AttemptLimits(**attrs.asdict(settings.logins)))
+        key_usage = BackgroundKeyUsage(repository)
+        access = Access(
+            authenticator=Authenticator(users, tokens, attempts), guard=Guard(repository, tokens, key_usage=key_usage)
+        )
+        try:
+            yield Service(users=users, access=access, settings=settings, storage=storage, secrets=secrets)
+        finally:
+            key_usage.close()
+
+
+@contextmanager
+def open_users(settings: Settings) -> Iterator[Users]:
+    """Yield the users of the configured database; close it afterwards.
+
+    In development, a missing schema, key and salt are created. The database may be unavailable: calls then raise
+    `RepositoryUnavailableError` until it is available again.
+
+    >>> from mlapi.config import load_settings
+    >>> with open_users(load_settings()) as users:
+    ...     users.find("nobody")
+
+    Raises:
+        ConfigurationError: if the settings, the secrets or the database must be fixed first.
+    """
+    with open_service(settings) as service:
+        yield service.users
+
+
+@contextmanager
+def open_guard(settings: Settings) -> Iterator[Guard]:
+    """Yield the guard for the users of the configured database. Creates and raises as `open_users` does.
+
+    >>> from mlapi.config import load_settings
+    >>> with open_guard(load_settings()) as guard:
+    ...     guard.check("a token or an API key")
+    Traceback (most recent call last):
+    mlapi.domain.errors.InvalidTokenError: invalid, expired or revoked token or API key
+    """
+    with open_service(settings) as service:
+        yield service.access.guard
+
+
+@contextmanager
+def async_guard(guard: Guard) -> Iterator[AsyncGuard]:
+    """Yield an asynchronous guard. It looks up the users of concurrent requests with one query."""
+    look_up = PrincipalLookup(guard.repository)
+    try:
+        yield AsyncGuard(guard, look_up.find)
+    finally:
+        look_up.close()
+
+
+@contextmanager
+def audit_retention(users: Users, settings: Settings) -> Iterator[None]:
+    """Delete audit entries older than ``audit.days`` in the background until the block ends."""
+    if settings.audit.days == 0:
+        yield
+        return
+    retention = AuditRetention(users.repository.audit, timedelta(days=settings.audit.days))
+    try:
+        yield
+    finally:
+        retention.close()
+
+
+def in_memory_access(users: Users) -> Access:
+    """Return authentication and a guard for existing users. They keep tokens and attempt counts in memory."""
+    tokens = InMemoryTokens()
+    authenticator = Authenticator(users, tokens, in_memory_attempts(AttemptLimits()))
+    return Access(authenticator=authenticator, guard=Guard(users.repository, tokens))
+
+
+def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:
+    """Return a limiter of log-in attempts that counts for this process only."""
+    return FixedWindowAttemptLimiter(InMemoryAttempts(), limits)
+
+
+def _has_fingerprint(storage: Storage) -> bool:
+    try:
+        return storage.find_fingerprint() is not None
+    except RepositoryUnavailableError:
+        return False  # if it has one, `check_key` rejects a new key as soon as the database is available
+
+
+def _prepare(storage: Storage, settings: Settings, secrets: SecretStore[StoredPasswordCipher]) -> None:
+    fingerprints = [fingerprint for row in secrets.fingerprints() for fingerprint in row]
+    storage.prepare(may_upgrade=bool(storage.files) or not settings.is_production)
+    check_key(storage, fingerprints)
+
+
+def _password_policy(settings: Settings) -> PasswordPolicy:
+    min_length = settings.passwords.min_length
+    if settings.is_production:
+        return PasswordPolicy(
+            min_length=MIN_PASSWORD_CHARS if min_length is None else min_length,
+            common=load_common_passwords(),
+            words=CONTEXT_WORDS,
+        )
+    return PasswordPolicy(min_length=1 if min_length is None else min_length)

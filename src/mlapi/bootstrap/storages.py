@@ -1,0 +1,70 @@
+"""Select the storage that ``database.url`` names."""
+
+import re
+from collections.abc import Callable
+
+import attrs
+
+from mlapi.adapters.memory import InMemoryStorage
+from mlapi.adapters.sql import Database, SqlStorage, connection_url
+from mlapi.config import Settings
+from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.ports import Storage
+
+_DEFAULT_URL = "sqlite:///mlapi.db"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+_storages: dict[str, Callable[[str], Storage]] = {
+    "memory": InMemoryStorage.from_url,
+    "postgres": SqlStorage.from_url,
+    "postgresql": SqlStorage.from_url,
+    "postgresql+psycopg": SqlStorage.from_url,
+    "sqlite": SqlStorage.from_url,
+    "sqlite+pysqlite": SqlStorage.from_url,
+}
+
+
+def register_storage(scheme: str, from_url: Callable[[str], Storage]) -> None:
+    """Support another scheme in ``database.url``. Call this before the service starts.
+
+    >>> register_storage("archive", InMemoryStorage.from_url)  # database.url: archive://...
+
+    Args:
+        scheme: the part of the URL before ``://``, in lower case.
+        from_url: makes a storage from the whole URL, as `mlapi.domain.ports.Storage` describes.
+    """
+    _storages[scheme] = from_url
+
+
+def open_storage(settings: Settings) -> Storage:
+    """Return the configured storage. It connects on first use; close it afterwards.
+
+    Raises:
+        ConfigurationError: if ``database.url`` is invalid or its scheme is not supported.
+    """
+    if settings.connection is not None:
+        return SqlStorage(Database(connection_url(**attrs.asdict(settings.connection))))
+    url = settings.database.url or _DEFAULT_URL
+    scheme = _SCHEME.match(url)
+    if scheme is None:
+        return SqlStorage.from_url(url)  # raises an error with the reason
+    from_url = _storages.get(scheme[1].lower())
+    if from_url is None:
+        known = ", ".join(sorted(_storages))
+        raise ConfigurationError(
+            f"database.url has the unsupported scheme {scheme[1]}: write sqlite:///mlapi.db or"
+            f" postgresql://user:password@host:5432/database (supported: {known})"
+        )
+    return from_url(url)
+
+
+def open_database(settings: Settings) -> Database:
+    """Return the configured SQL database; its ``engine`` gives direct access to the tables. Connects on first use.
+
+    Raises:
+        ConfigurationError: as `open_storage` does, or if the storage is not an SQL database.
+    """
+    storage = open_storage(settings)
+    if not isinstance(storage, SqlStorage):
+        raise ConfigurationError("database.url must name an SQLite or PostgreSQL database for this")
+    return storage.database
