@@ -13,7 +13,7 @@ from werkzeug.serving import make_server
 
 from mlapi.bootstrap import open_guard, open_users
 from mlapi.config import load_settings
-from mlapi.testing.guarded_routes import assert_all_routes_guarded
+from mlapi.testing import assert_all_routes_guarded
 from tests.contract.test_http import Quiet
 from tests.e2e.server import Server
 

@@ -452,7 +452,7 @@ def test_an_address_that_cannot_be_had_is_refused(host: str, reason: str) -> Non
 def test_the_servers_lines_are_written_our_way(form: Format, kind: type[logging.Formatter]) -> None:
     config = log_config(form)
 
-    assert config["formatters"]["ours"]["()"] is kind
+    assert config["formatters"]["mlapi"]["()"] is kind
     assert {name for name, logger in config["loggers"].items() if logger["handlers"] == ["stderr"]} == {
         "uvicorn",
         "uvicorn.access",

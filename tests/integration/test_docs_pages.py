@@ -189,6 +189,6 @@ def test_the_licence_and_the_notice_come_with_them() -> None:
 
 
 def test_the_description_names_no_host() -> None:
-    assert json.loads(openapi())["servers"] == [{"url": ".", "description": "Where this description is."}]
+    assert json.loads(openapi())["servers"] == [{"url": ".", "description": "The server of this description."}]
     assert b"http:" not in openapi()
     assert b"https:" not in openapi()

@@ -1,1 +1,1 @@
-"""Where the world comes in: HTTP and the command line. ``wire`` and ``management`` know no web framework."""
+"""Entry points: HTTP service, guard, console and command line. ``wire`` and ``admin`` need no web framework."""

@@ -1,6 +1,6 @@
-"""Who may manage users. `AdminPolicy` decides before a request is routed or its body read.
+"""The policy for admin access. It is checked before a request is routed or its body read.
 
-Every path needs admin access unless the table of operations opens it. So a new route is closed by default.
+Every path needs admin access unless the table of operations opens it, so new routes are closed by default.
 """
 
 import hashlib
@@ -55,7 +55,7 @@ class AdminPolicy:
 
     Args:
         admin_token: the token that grants admin access.
-        local: whether programs on this machine have admin access if there is no token.
+        local: whether programs on this machine have admin access without a token.
         registration_open: whether everyone may register users.
         docs_open: whether everyone may read the documentation.
         metrics_open: whether everyone may read the metrics.
@@ -133,10 +133,10 @@ class AdminPolicy:
             self._check_without_token(client)
 
     def check_page(self, client: Client) -> None:
-        """Return if the client may see a page of the console. In token mode the page then asks for a log-in.
+        """Return if the client may see a page of the console. In token mode, the page asks for a login.
 
-        Without a token the rules are those of `check`, except that a browser may send the request, from our own origin.
-        Forms need `Client.is_same_origin` in addition.
+        If no token is configured, this checks the same as `check`, but accepts requests that a browser sends from the
+        service's own pages. For forms, check `Client.is_same_origin` too.
 
         Raises:
             AdminAccessDeniedError: naming the setting that grants access.
@@ -148,7 +148,7 @@ class AdminPolicy:
             )
 
     def is_admin_token(self, token: str) -> bool:
-        """Compare with the admin token, in constant time. False if there is none."""
+        """Compare with the admin token, in constant time. False if none is configured."""
         return self._matches(token.encode("utf-8", "surrogatepass"))
 
     def _matches(self, token: bytes) -> bool:
@@ -160,8 +160,8 @@ class AdminPolicy:
     def session_key(self) -> bytes:
         """Key that signs console sessions.
 
-        Derived from the admin token, so all processes share it and a new token invalidates every session. Without a
-        token there is no log-in, and the key is not secret.
+        Derived from the admin token, so all processes share it and a new token invalidates every session. It is not
+        secret in the other modes, which have no login.
         """
         return hmac.digest(self._token_digest or b"", b"mlapi session key", hashlib.sha256)
 

@@ -1,7 +1,7 @@
-"""The guard in front of an application: only users who are enabled now get through.
+"""ASGI guards for a model's API: only requests of enabled users pass.
 
-`GuardMiddleware` guards a whole application. `GuardBackend` is for Starlette's own ``AuthenticationMiddleware``. Test
-that every route is guarded with `mlapi.testing.guarded_routes`.
+`GuardMiddleware` protects a whole application. `GuardBackend` plugs into Starlette's ``AuthenticationMiddleware``.
+Test your routes with `mlapi.testing.assert_all_routes_guarded`.
 """
 
 import re
@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from typing import Any
 
+from starlette import responses as starlette_responses
 from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError
 from starlette.requests import HTTPConnection
-from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mlapi.application.guard import AsyncGuard, Guard
@@ -24,77 +24,79 @@ from mlapi.entrypoints.http.middleware import (
     send_response,
     starlette_response,
 )
-from mlapi.entrypoints.wire import responses
 from mlapi.entrypoints.wire.headers import get_bearer_credential
-from mlapi.entrypoints.wire.responses import error_response
+from mlapi.entrypoints.wire.responses import Response, error_response
 
-_UPWARD = re.compile(r"(^|[/\\])\.\.?($|[/\\])|\\")
-
-_LET_IN = AuthCredentials(["authenticated"])
+_PARENT_SEGMENT = re.compile(r"(^|[/\\])\.\.?($|[/\\])|\\")
+_AUTHENTICATED = AuthCredentials(["authenticated"])
+_POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 
 
 class GuardMiddleware:
-    """Lets nobody through to an ASGI application but users, and tells it who they are in ``request.user``.
+    """Passes only requests of enabled users to an ASGI application, with the user in ``request.user``.
 
-    Every path is closed that is not exempt by name, so a route that is added later is closed. So are WebSockets. A
-    request whose end may be elsewhere for a proxy is refused on every path: what hides in it has not been let through.
+    All paths and WebSockets are guarded unless they are exempt, so new routes are guarded from the start. Requests with
+    ambiguous framing are rejected on every path, exempt ones included: a request smuggled inside one would bypass the
+    guard.
 
     Args:
-        app: what is guarded.
-        guard: that decides. Without it, the configuration is read when the application starts.
-        exempt: paths that are open to all: ``/health``, or ``/docs/*`` for all that is below.
+        app: the application to guard.
+        guard: checks the credentials. If None, it is opened from the configuration when the application starts.
+        exempt: the paths that need no credential, such as ``/health``, or ``/docs/*`` for all paths below ``/docs``.
     """
 
     def __init__(self, app: ASGIApp, guard: Guard | None = None, *, exempt: Iterable[str] = ()) -> None:
         self.app = app
         self._guard = guard
         self._async_guard: AsyncGuard | None = None
-        self._opened = ExitStack()
-        names = list(exempt)
-        self._exempt = frozenset(name for name in names if not name.endswith("/*"))
-        self._exempt_below = tuple(name.removesuffix("*") for name in names if name.endswith("/*"))
-        self._lifespan = StartupErrorMiddleware(self._live)
-        self._guarded = RejectAmbiguousFraming(self._let_in)
+        self._resources = ExitStack()
+        exempt_paths = list(exempt)
+        self._exempt_paths = frozenset(path for path in exempt_paths if not path.endswith("/*"))
+        self._exempt_prefixes = tuple(path.removesuffix("*") for path in exempt_paths if path.endswith("/*"))
+        self._handle_lifespan = StartupErrorMiddleware(self._run_lifespan)
+        self._handle_request = RejectAmbiguousFraming(self._authenticate)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await (self._lifespan if scope["type"] == "lifespan" else self._guarded)(scope, receive, send)
+        handle = self._handle_lifespan if scope["type"] == "lifespan" else self._handle_request
+        await handle(scope, receive, send)
 
-    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _authenticate(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._is_exempt(scope):
             try:
                 credential = get_bearer_credential(scope["headers"])
-                scope["user"] = await (self._async_guard or self._open()).check(credential)
+                scope["user"] = await (self._async_guard or self._open_async_guard()).check(credential)
             except MlapiError as error:
-                await _refuse(error_response(error), scope, receive, send)
+                await _reject(error_response(error), scope, receive, send)
                 return
-            scope["auth"] = _LET_IN
+            scope["auth"] = _AUTHENTICATED
         await self.app(scope, receive, send)
 
-    async def _live(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with self._opened:
-            guard = self._guard or self._opened.enter_context(open_guard(load_settings()))
-            self._async_guard = self._opened.enter_context(async_guard(guard))
+    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with self._resources:
+            guard = self._guard or self._resources.enter_context(open_guard(load_settings()))
+            self._async_guard = self._resources.enter_context(async_guard(guard))
             await self.app(scope, receive, send)
         self._async_guard = None
 
-    def _open(self) -> AsyncGuard:
+    def _open_async_guard(self) -> AsyncGuard:
+        """Open the guard at the first request, if the lifespan does not run: that of mounted applications does not."""
         if self._guard is None:
-            raise RepositoryUnavailableError("the server runs no lifespan, in which the guard would be opened")
-        self._async_guard = self._opened.enter_context(async_guard(self._guard))
+            raise RepositoryUnavailableError("the server does not run the lifespan, which opens the guard")
+        self._async_guard = self._resources.enter_context(async_guard(self._guard))
         return self._async_guard
 
     def _is_exempt(self, scope: Scope) -> bool:
         path, root = scope["path"], scope.get("root_path", "")
         if root and path.startswith(f"{root}/"):
             path = path.removeprefix(root)
-        if path in self._exempt:
+        if path in self._exempt_paths:
             return True
-        # What goes up again is not below: the application may follow it.
-        return path.startswith(self._exempt_below) and not _UPWARD.search(path)
+        # Paths with ".." are not exempt: the application may resolve them to a path outside the prefix.
+        return path.startswith(self._exempt_prefixes) and not _PARENT_SEGMENT.search(path)
 
 
 class GuardError(AuthenticationError):
-    """What Starlette's ``AuthenticationMiddleware`` hands to ``on_error``, with what refused the request."""
+    """The error that `GuardBackend` raises. ``cause`` is the error of the guard."""
 
     def __init__(self, cause: MlapiError) -> None:
         super().__init__(str(cause))
@@ -102,36 +104,42 @@ class GuardError(AuthenticationError):
 
 
 class GuardBackend(AuthenticationBackend):
-    """The guard as a backend of Starlette: who shows nothing is let through as nobody, for ``@requires`` to decide.
+    """The guard as a backend for Starlette's ``AuthenticationMiddleware``.
+
+    Requests without a credential pass as unauthenticated, for ``@requires`` to decide.
 
     >>> Middleware(AuthenticationMiddleware, backend=GuardBackend(guard), on_error=handle_guard_error)  # doctest: +SKIP
 
     Args:
-        guard: that decides.
+        guard: checks the credentials.
     """
 
     def __init__(self, guard: AsyncGuard) -> None:
         self._guard = guard
 
     async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, Any] | None:
-        """Return the user, or None for a request without credential. Raises `GuardError` for one that is refused."""
+        """Return the user, or None if the request has no credential.
+
+        Raises:
+            GuardError: if the guard rejects the credential.
+        """
         if "authorization" not in conn.headers:
             return None
         try:
-            return _LET_IN, await self._guard.check(get_bearer_credential(conn.scope["headers"]))
+            return _AUTHENTICATED, await self._guard.check(get_bearer_credential(conn.scope["headers"]))
         except MlapiError as error:
             raise GuardError(error) from None
 
 
-def handle_guard_error(_conn: HTTPConnection, error: AuthenticationError) -> Response:
-    """Answer as the guard does: ``on_error`` of ``AuthenticationMiddleware``."""
-    assert isinstance(error, GuardError)  # noqa: S101 - `GuardBackend` raises no other
+def handle_guard_error(_conn: HTTPConnection, error: AuthenticationError) -> starlette_responses.Response:
+    """Respond as `GuardMiddleware` does: the ``on_error`` of ``AuthenticationMiddleware``."""
+    assert isinstance(error, GuardError)  # noqa: S101 - the only error of `GuardBackend`
     return starlette_response(error_response(error.cause))
 
 
-async def _refuse(answer: responses.Response, scope: Scope, receive: Receive, send: Send) -> None:
+async def _reject(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
-        await send_response(answer, send)
-    else:  # a WebSocket that is closed before it is accepted is a 403 to its client: ASGI specification
+        await send_response(response, send)
+    else:  # closing a WebSocket before it is accepted gives its client a 403: ASGI specification
         await receive()
-        await send({"type": "websocket.close", "code": 1008, "reason": "Invalid token"})  # RFC 6455, 7.4.1
+        await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": "Invalid token"})

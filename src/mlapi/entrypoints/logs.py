@@ -1,4 +1,4 @@
-"""Log lines: plain ones for people, JSON for machines, each with the id of the request that it belongs to."""
+"""Log lines, as plain text or as JSON, each with the id of its request."""
 
 import json
 import logging
@@ -7,20 +7,20 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("REQUEST_ID", default=None)
-"""Of the request that is being answered; None outside of one."""
+"""The id of the current request, or None outside of requests."""
 
 Format = Literal["text", "json"]
 
-_ACCESS = ("client", "method", "path", "version", "status")
-_UVICORN = ("uvicorn", "uvicorn.error", "uvicorn.access")
+_ACCESS_LOG_FIELDS = ("client", "method", "path", "version", "status")
+_UVICORN_LOGGERS = ("uvicorn", "uvicorn.error", "uvicorn.access")
 
 _logger = logging.getLogger("mlapi")
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time (RFC 3339, UTC), level, logger, message, and what else there is to say.
+    """Formats a record as one line of JSON: time (RFC 3339, UTC), level, logger, message, request id and exception.
 
-    Of uvicorn's access log the parts are told apart: client, method, path, status.
+    Lines of uvicorn's access log also have the fields client, method, path and status.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -32,7 +32,7 @@ class JsonFormatter(logging.Formatter):
             "request_id": REQUEST_ID.get(),
         }
         if record.name == "uvicorn.access" and isinstance(record.args, tuple):
-            line |= dict(zip(_ACCESS, record.args, strict=False))
+            line |= dict(zip(_ACCESS_LOG_FIELDS, record.args, strict=False))
             line.pop("version", None)
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
@@ -40,41 +40,41 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """As uvicorn writes its lines, with the request's id at the end."""
+    """Formats lines as uvicorn does, followed by the request id."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s:     %(message)s")
 
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - its base's
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - overrides logging.Formatter
         request_id = REQUEST_ID.get()
         return super().formatMessage(record) + (f" [{request_id}]" if request_id else "")
 
 
-def log_config(form: Format) -> dict[str, Any]:
-    """Return a configuration of `logging` for a server whose every line is ours, from the first on."""
-    formatter = {"json": JsonFormatter, "text": TextFormatter}[form]
-    one = {"handlers": ["stderr"], "level": "INFO", "propagate": False}
+def log_config(log_format: Format) -> dict[str, Any]:
+    """Return a configuration for `logging.config.dictConfig` that formats the lines of mlapi and uvicorn."""
+    formatter = {"json": JsonFormatter, "text": TextFormatter}[log_format]
+    logger = {"handlers": ["stderr"], "level": "INFO", "propagate": False}
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"ours": {"()": formatter}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "ours"}},
-        "loggers": {"uvicorn": one, "uvicorn.access": one, "mlapi": one},
+        "formatters": {"mlapi": {"()": formatter}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "mlapi"}},
+        "loggers": {"uvicorn": logger, "uvicorn.access": logger, "mlapi": logger},
     }
 
 
-def log_to_stderr(form: Format) -> None:
-    """Show our lines beside uvicorn's, which sets up no logger but its own; unless the host shows them already.
+def log_to_stderr(log_format: Format) -> None:
+    """Log to stderr, unless the host application has configured the logger of mlapi already.
 
-    JSON is for uvicorn's lines too, from here on.
+    uvicorn configures only its own loggers. With JSON, their lines are formatted as JSON from here on, too.
     """
-    logging.getLogger("uvicorn.asgi").setLevel(logging.DEBUG)  # at its level TRACE it shows every path as it came
-    formatter = JsonFormatter() if form == "json" else TextFormatter()
+    logging.getLogger("uvicorn.asgi").setLevel(logging.DEBUG)  # at level TRACE it would log paths with credentials
+    formatter = JsonFormatter() if log_format == "json" else TextFormatter()
     if not _logger.hasHandlers():
         _logger.addHandler(logging.StreamHandler())
         _logger.setLevel(logging.INFO)
     handlers = list(_logger.handlers)
-    if form == "json":
-        handlers += [handler for name in _UVICORN for handler in logging.getLogger(name).handlers]
+    if log_format == "json":
+        handlers += [handler for name in _UVICORN_LOGGERS for handler in logging.getLogger(name).handlers]
     for handler in handlers:
         handler.setFormatter(formatter)

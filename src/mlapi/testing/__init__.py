@@ -1,7 +1,7 @@
-"""What tests need: fakes that keep the contracts, and the contracts as suites for adapters of your own.
+"""Test support: fakes for unit tests, contract suites for your own adapters, and a check that all routes are guarded.
 
-The fakes need nothing but mlapi. The suites need pytest, and that of HTTP needs httpx2 (``pip install
-'mlapi[testing]'``), so they are loaded when they are asked for. Fixtures are in `mlapi.testing.fixtures`.
+The fakes need only mlapi. The contract suites need pytest, and `HttpContract` also httpx2 (``pip install
+'mlapi[testing]'``), so they are imported on first use. Fixtures are in `mlapi.testing.fixtures`.
 """
 
 import importlib
@@ -32,6 +32,7 @@ __all__ = [
     "UnavailableRepository",
     "UnlimitedAttempts",
     "UserRepositoryContract",
+    "assert_all_routes_guarded",
     "visitor",
 ]
 
@@ -43,6 +44,7 @@ _SUITES = {
     "TokenIssuerContract": "mlapi.testing.tokens",
     "UserRepositoryContract": "mlapi.testing.repository",
 }
+_MODULES = {**_SUITES, "assert_all_routes_guarded": "mlapi.testing.guarded_routes"}
 
 _TOPICS = ("api_keys", "audit_trail", "user_commands", "user_queries")
 """Modules with parts of a suite."""
@@ -53,17 +55,18 @@ if (pytest := sys.modules.get("pytest")) is not None:  # so that failed assertio
 if TYPE_CHECKING:
     from mlapi.testing.attempts import AttemptLimiterContract
     from mlapi.testing.cipher import PasswordCipherContract
+    from mlapi.testing.guarded_routes import assert_all_routes_guarded
     from mlapi.testing.http import HttpContract
     from mlapi.testing.repository import UserRepositoryContract
     from mlapi.testing.storage import StorageContract
     from mlapi.testing.tokens import TokenIssuerContract
 else:
 
-    def __getattr__(name: str) -> type:
-        if name not in _SUITES:
+    def __getattr__(name: str) -> object:
+        if name not in _MODULES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         try:
-            return getattr(importlib.import_module(_SUITES[name]), name)
+            return getattr(importlib.import_module(_MODULES[name]), name)
         except ModuleNotFoundError as error:
             if error.name not in {"pytest", "httpx2"}:
                 raise

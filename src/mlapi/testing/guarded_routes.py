@@ -1,4 +1,4 @@
-"""For the tests of whoever has an application to guard: is each of its routes closed."""
+"""A check for the tests of your own application: every route rejects requests without a credential."""
 
 import asyncio
 import re
@@ -12,32 +12,37 @@ from starlette.types import ASGIApp, Message
 
 _PARAMETER = re.compile(r"{\w+(:\w+)?}")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_PATIENCE = 5  # seconds for an endpoint that was reached
+_TIMEOUT_SECONDS = 5  # limits endpoints that are open and do not return
 
 
 class Probe(NamedTuple):
-    kind: str
+    """A request without a credential."""
+
+    scope_type: str
     method: str
     path: str
     host: str
 
 
 def assert_all_routes_guarded(app: ASGIApp, *, exempt: Iterable[str] = ()) -> None:
-    """Ask every route of an application, without a credential; each must refuse with 401 before its endpoint is run.
+    """Call every route of an application without a credential, and fail unless each responds with 401.
 
     Args:
-        app: on Starlette: FastAPI, say, or one of them in `GuardMiddleware`. Its lifespan is not run.
-        exempt: paths, as their routes have them, that are meant to be open.
+        app: an application on Starlette, such as FastAPI, possibly wrapped in `GuardMiddleware`. Its lifespan does not
+            run.
+        exempt: the paths that are open on purpose, written as in their routes.
 
     Raises:
-        AssertionError: naming every route that is open.
+        AssertionError: naming every open route.
     """
-    meant_to_be_open = set(exempt)
+    exempt_paths = set(exempt)
     probes = [probe for route in _routes(app) for probe in _probes(route)]
-    assert probes, "the application has no routes: was the right one given?"
-    found = [probe for template, probe in probes if template not in meant_to_be_open and not _is_refused(app, probe)]
-    named = ", ".join(f"{probe.method} {probe.path}" for probe in found)
-    assert not found, f"open to whoever has no credential: {named}"
+    assert probes, "the application has no routes: check that it is the right one"
+    open_routes = [
+        probe for route_path, probe in probes if route_path not in exempt_paths and not _is_rejected(app, probe)
+    ]
+    names = ", ".join(f"{probe.method} {probe.path}" for probe in open_routes)
+    assert not open_routes, f"open without a credential: {names}"
 
 
 def _routes(app: Any) -> list[BaseRoute]:
@@ -48,45 +53,45 @@ def _routes(app: Any) -> list[BaseRoute]:
 
 
 def _probes(route: BaseRoute, prefix: str = "", host: str = "localhost") -> Iterator[tuple[str, Probe]]:
-    """Yield for each way to ask a route its path as it was written, and the probe."""
+    """Yield the declared path of a route and a probe, for each of its methods."""
     if isinstance(route, Host):
         for inner in route.routes:
             yield from _probes(inner, prefix, _PARAMETER.sub("any", route.host))
     elif isinstance(route, Mount):
         for inner in route.routes:
             yield from _probes(inner, prefix + route.path, host)
-        if not route.routes:  # files, say
-            yield prefix + route.path, Probe("http", "GET", _filled(f"{prefix}{route.path}/probe"), host)
+        if not route.routes:  # StaticFiles, for example
+            yield prefix + route.path, Probe("http", "GET", _fill_parameters(f"{prefix}{route.path}/probe"), host)
     elif isinstance(route, WebSocketRoute):
-        yield prefix + route.path, Probe("websocket", "WebSocket", _filled(prefix + route.path), host)
+        yield prefix + route.path, Probe("websocket", "WebSocket", _fill_parameters(prefix + route.path), host)
     elif isinstance(route, Route):
         for method in sorted(route.methods or _METHODS):
-            yield prefix + route.path, Probe("http", method, _filled(prefix + route.path), host)
+            yield prefix + route.path, Probe("http", method, _fill_parameters(prefix + route.path), host)
     else:
-        raise AssertionError(  # noqa: TRY004 - a test that fails
-            f"{type(route).__name__} is no kind of route that can be asked"
+        raise AssertionError(  # noqa: TRY004 - fails the test
+            f"cannot check a route of type {type(route).__name__}: only the route classes of Starlette are supported"
         )
 
 
-def _filled(path: str) -> str:
+def _fill_parameters(path: str) -> str:
     return _PARAMETER.sub(lambda match: str(uuid.UUID(int=1)) if match[1] == ":uuid" else "1", path)
 
 
-def _is_refused(app: ASGIApp, probe: Probe) -> bool:
+def _is_rejected(app: ASGIApp, probe: Probe) -> bool:
     first: Message = {}
 
     async def receive() -> Message:
-        return {"type": "http.request", "body": b""} if probe.kind == "http" else {"type": "websocket.connect"}
+        return {"type": "http.request", "body": b""} if probe.scope_type == "http" else {"type": "websocket.connect"}
 
     async def send(message: Message) -> None:
         first.update(message if not first else {})
 
     scope = {
-        "type": probe.kind,
+        "type": probe.scope_type,
         "asgi": {"version": "3.0"},
         "http_version": "1.1",
         "method": probe.method,
-        "scheme": "http" if probe.kind == "http" else "ws",
+        "scheme": "http" if probe.scope_type == "http" else "ws",
         "path": probe.path,
         "raw_path": probe.path.encode(),
         "root_path": "",
@@ -97,7 +102,7 @@ def _is_refused(app: ASGIApp, probe: Probe) -> bool:
         "subprotocols": [],
     }
     try:
-        asyncio.run(asyncio.wait_for(app(scope, receive, send), _PATIENCE))
-    except Exception:  # noqa: BLE001 - it came so far as to fail
+        asyncio.run(asyncio.wait_for(app(scope, receive, send), _TIMEOUT_SECONDS))
+    except Exception:  # noqa: BLE001 - the endpoint ran, and failed
         return False
     return first.get("status") == HTTPStatus.UNAUTHORIZED or first.get("type") == "websocket.close"

@@ -1,6 +1,6 @@
-"""HTTP through Starlette: ``uvicorn mlapi.entrypoints.http:app --port 8001``.
+"""The HTTP service, on Starlette: ``uvicorn mlapi.entrypoints.http:app --port 8001``.
 
-Importing this package loads nothing: the guard uses the middleware without the service.
+The application is imported on first use, because the guard needs only the middleware of this package.
 """
 
 from typing import TYPE_CHECKING
@@ -14,6 +14,6 @@ __all__ = ["app", "create_app"]
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mlapi.entrypoints.http import application  # noqa: PLC0415 - see above
+    from mlapi.entrypoints.http import application  # noqa: PLC0415 - imported on first use
 
     return getattr(application, name)

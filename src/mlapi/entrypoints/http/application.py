@@ -48,7 +48,7 @@ def create_app(
             reads the configuration at its start, opens the database, and ignores the other arguments.
         admin_policy: who may manage users. By default, programs on this machine.
         access: how users log in. By default, with tokens that are valid until the process ends.
-        trusted_proxies: the proxies whose ``X-Forwarded-For`` header is trusted.
+        trusted_proxies: proxies that may set ``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Request-Id``.
         token_in_path: whether to serve ``GET /token_status/<token>``, for clients that cannot send headers.
     """
     if users is None:

@@ -184,7 +184,7 @@ async def audit(request: Request) -> Response:
 
 @handler
 async def show_metrics(request: Request) -> Response:
-    # In a thread: with several worker processes, this reads files of each of them.
+    # In a thread, because it reads the metrics files of all worker processes.
     return responses.metrics(await run_in_threadpool(_runtime(request).metrics.exposition))
 
 

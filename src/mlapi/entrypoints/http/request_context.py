@@ -21,7 +21,7 @@ HEADERS = (
 """The default headers of all responses, whatever their status (OWASP Secure Headers Project)."""
 
 CLIENT_CLOSED_REQUEST = 499
-"""Status in the metrics for a request whose client closed the connection before the response, as in nginx."""
+"""Status in the metrics if the client disconnects before the response. nginx uses the same number."""
 
 _HEADER_NAMES = frozenset(name for name, _ in HEADERS)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=-]{1,64}")

@@ -27,7 +27,7 @@ from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
 from mlapi.entrypoints.wire.client import Client, Network
 
 HASHING_TIMEOUT_SECONDS = 4.0  # together with the timeout of the commit, a client has a response within 10 seconds
-MAX_QUEUED_PER_HASHING_THREAD = 64  # as many as one thread hashes within the timeout, at 20 to 50 ms each
+MAX_QUEUED_PER_HASHING_THREAD = 64  # one thread hashes about this many within the timeout, at 20 to 50 ms each
 READING_THREADS = 4
 READING_TIMEOUT_SECONDS = 9.0
 _MAX_QUEUED_PER_READING_THREAD = 1_000
@@ -73,7 +73,7 @@ class Runtime:
         reading: the thread pool for database reads.
         executor: runs hashing, reads and commands in the above.
         metrics: the metrics of this process.
-        trusted_proxies: the proxies whose headers are trusted.
+        trusted_proxies: proxies that may set the address, scheme and request id.
         token_in_path: whether ``GET /token_status/<token>`` is served.
     """
 

@@ -19,7 +19,7 @@ class Client:
     """The client of a request, as its connection and its headers show it.
 
     Attributes:
-        path: the path of the request, below the path at which the application is mounted.
+        path: the path of the request, relative to the mount point of the application.
         client: address of the client's end of the connection, or empty if unknown.
         server: address of our end of the connection. WSGI servers may give a name; local mode then rejects the request.
         http_version: such as ``1.1``.
@@ -61,13 +61,13 @@ class Client:
 
     @property
     def origin(self) -> bytes:
-        """The origin of our own pages in this client's browser. Empty unless there is exactly one Host header."""
+        """Origin of the service's own pages, as the client's browser sees it. Empty unless Host is unique."""
         hosts = self._values(b"host")
         return b"%s://%s" % (self.scheme.encode(), hosts[0]) if len(hosts) == 1 else b""
 
     @property
     def is_same_origin(self) -> bool:
-        """Whether a browser sent the request from a page of our own origin.
+        """True if a browser sent the request from one of the service's own pages.
 
         Sec-Fetch-Site decides if it is present: pages cannot set it, and it stays right if a proxy changes the scheme
         or the host. Browsers omit it over plain HTTP to another machine; Origin decides then.
@@ -94,8 +94,8 @@ class Client:
     def resolve_address(self, trusted_proxies: Sequence[Network] = ()) -> str:
         """Return the address of the client behind any proxies.
 
-        X-Forwarded-For counts only if a trusted proxy sent it. The client is then its last address that is no trusted
-        proxy: each proxy appends the address that it received the request from.
+        X-Forwarded-For counts only if a trusted proxy sent it. Each proxy appends the address from which it received
+        the request, so the client is the last address that does not belong to a trusted proxy.
 
         Servers such as uvicorn may already have replaced the address of the connection by one from that header, because
         they trust proxies on the same machine. Unless trusted proxies confirm that address, the result is ``unknown``.
@@ -119,7 +119,7 @@ class Client:
             checked.append(address)
             if not _is_in_any(nearest, trusted_proxies):
                 break
-        # An address that the server took from the header must be one that trusted proxies vouch for.
+        # If the server took the address from the header, trusted proxies must have vouched for it.
         return nearest if is_trusted or parse_address(self.client) in checked else _UNKNOWN
 
 

@@ -1,4 +1,4 @@
-"""Example values, from which the examples of the OpenAPI description are made."""
+"""Example values for the OpenAPI description."""
 
 from datetime import UTC, datetime
 
@@ -65,9 +65,9 @@ _ERRORS: tuple[tuple[MlapiError, str], ...] = (
         UserExistsError(1),
         "The username is taken, possibly in another case or spelling. `user_id` is the id of that user.",
     ),
-    (UserNotFoundError(2), "There is no user with this id."),
+    (UserNotFoundError(2), "The user does not exist."),
     (PasswordChangedError(1), "The password was changed by another request in the meantime."),
-    (ApiKeyNotFoundError(""), "There is no API key with this id."),
+    (ApiKeyNotFoundError(""), "The API key does not exist."),
     (InvalidCredentialsError(), "The user does not exist, or the password is wrong."),
     (InvalidTokenError(), "The token or API key is forged, expired or revoked, or its user was removed."),
     (UserDisabledError(1), "The user is disabled."),
@@ -77,7 +77,7 @@ _ERRORS: tuple[tuple[MlapiError, str], ...] = (
         RepositoryUnavailableError("unavailable"),
         "The database is unavailable. `message` says if the change may have been applied nevertheless.",
     ),
-    (ConfigurationError(""), "The database is not the one that the service was configured for."),
+    (ConfigurationError(""), "The service is connected to another database than configured."),
     (UnreadableBodyError("it is not UTF-8"), "The body is not strict JSON in UTF-8."),
     (BodyTooLargeError(), "The body is too large."),
     (UnsupportedMediaTypeError(), "The Content-Type is not `application/json`."),

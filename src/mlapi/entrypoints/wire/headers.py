@@ -13,7 +13,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 _JSON = re.compile(rb'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE)
 _CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # without the HTTP_ prefix: RFC 3875, 4.1
 _FRAMING_HEADERS = frozenset({b"transfer-encoding", b"upgrade"})
-_MAX_LENGTH_DIGITS = 19  # as many as a signed 64-bit integer has
+_MAX_LENGTH_DIGITS = 19  # digits of a signed 64-bit integer
 
 
 def wsgi_headers(environ: Mapping[str, Any]) -> Headers:
@@ -65,8 +65,8 @@ def has_framing_header(headers: Headers) -> bool:
 def has_ambiguous_framing(headers: Headers) -> bool:
     """Return whether servers and proxies may disagree on where the request ends (RFC 9112, 6.3 and 11.2).
 
-    If they do, one of them takes a part of the body for another request, which bypasses the checks of the other
-    (request smuggling). Two such cases are known. h11 keeps a connection open after a request that had both
+    An attacker can then hide a second request in the body of the first, past the checks of a proxy (request smuggling).
+    Two such cases are known. h11 keeps a connection open after a request that had both
     Transfer-Encoding and Content-Length. httptools reads no body after an Upgrade header and parses the body as the
     next request.
     """

@@ -51,7 +51,7 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
         "schema": {"type": "integer", "enum": [0, 1]},
     },
     "q": {
-        "description": "Only list users whose username or e-mail address contains this text, in any case or spelling.",
+        "description": "Only list users with this text in their username or e-mail address, ignoring case.",
         "schema": {"type": "string", "format": "visible-text", "maxLength": USERNAME_MAX_CHARS},
     },
     "user_id": {"description": "Only list changes to this user, who may have been removed since.", "schema": _ID},
@@ -97,7 +97,7 @@ _DESCRIPTION = (
     "Manages the users of a machine-learning API: registers, authenticates, enables and disables them. "
     "A disabled user is rejected from the next request on, including with tokens issued before.\n\n"
     "Request and response bodies are JSON in UTF-8. Request bodies may have at most 16 KiB. Invalid input changes"
-    " nothing, and the response says what is wrong."
+    " nothing, and the response lists the errors."
 )
 _RESPONSE_TYPES: Mapping[type[MlapiError], type[ResponseBody]] = {
     InvalidFieldsError: InvalidInput,

@@ -57,10 +57,10 @@ class Operation:
 
     Attributes:
         method: the HTTP method.
-        path: the path, with ``{name}`` for a parameter and ``{name:path}`` for one that may contain slashes.
+        path: the path, with parameters as ``{name}``, or ``{name:path}`` if they may contain slashes.
         name: name of the handler, and of the endpoint in the metrics.
         operation_id: name of the operation in the OpenAPI description.
-        summary: what the operation does, in the imperative.
+        summary: one sentence for API users, in the imperative.
         tag: the group of the operation in the OpenAPI description.
         callers: who may call it.
         request: the body of the request, if it has one.
@@ -122,7 +122,7 @@ class Operation:
 
 _USERS, _OWN_ACCOUNT, _ACCESS, _STATE = "Users", "Own account", "Access", "State"
 
-# The order is that of the routes: the first one whose path and method match is used.
+# Routes have the same order, and the first match wins: /users/me comes before /users/{user_id}.
 OPERATIONS = (
     Operation(
         method="PUT",

@@ -1,4 +1,4 @@
-"""Request bodies and path parameters: what they may contain, and how they are decoded."""
+"""Request bodies and path parameters: their types, and functions that decode them."""
 
 import json
 import re
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def _field(description: str, example: str, **schema: object) -> msgspec.Meta:
-    """Describe a field for OpenAPI only. The domain validates values and reports all invalid fields at once."""
+    """Describe a field for OpenAPI only. The domain validates the values, and reports all invalid fields together."""
     return msgspec.Meta(description=description, examples=[example], extra_json_schema=schema)
 
 
@@ -59,7 +59,7 @@ Email = Annotated[
 ApiKeyName = Annotated[
     str,
     _field(
-        "A name that tells what the key is used for. No control or invisible characters, and not only white space.",
+        "The purpose of the key. No control or invisible characters, and not only white space.",
         "nightly job",
         format="visible-text",
         minLength=1,
@@ -221,7 +221,7 @@ def _reject_constant(_name: str) -> NoReturn:
 _DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
 _CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi_[0-9a-f][^/]*")
 _REDACTED = "redacted"
-_MAX_ID_DIGITS = 19  # as many as a signed 64-bit integer has
+_MAX_ID_DIGITS = 19  # digits of a signed 64-bit integer
 
 
 def _find_field_errors(value: object, body_type: type[Any]) -> list[FieldError]:

@@ -184,7 +184,7 @@ class AuditPage(ResponseBody, frozen=True):
 
 @attrs.frozen
 class Response:
-    """A response to send. If the body is empty, there is no Content-Type."""
+    """A response to send. Empty bodies have no Content-Type."""
 
     status: HTTPStatus
     body: bytes = attrs.field(repr=False)
@@ -302,7 +302,7 @@ _MESSAGE_BY_ERROR: dict[type[MlapiError], str] = {
     RepositoryUnavailableError: "Service unavailable, try again",
     ConfigurationError: "Service unavailable, see its log",
 }
-"""Messages for domain errors, whose own texts are for the log. Request errors explain themselves to the client."""
+"""Messages for domain errors; their own texts are for the log. The text of a request error is its message."""
 _OUTCOME_UNKNOWN = "Service unavailable, try again: this may have been done already"
 _CONFIGURATION_RETRY_SECONDS = "10"
 
