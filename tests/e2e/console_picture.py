@@ -19,7 +19,7 @@ from mlapi.config import load_settings
 from tests.e2e.browser import running_browser
 from tests.e2e.server import ROOT, Server
 
-PICTURE = ROOT / "docs" / "console.png"
+SCREENSHOT = ROOT / "docs" / "console.png"
 USERS = (
     ("ada.lovelace", "ada@analytical.example"),
     ("alan.turing", "turing@bletchley.example"),
@@ -36,7 +36,7 @@ USERS = (
 )
 DISABLED = ("edsger.dijkstra", "tony.hoare")
 DAYS = 30
-LOOKS: tuple[tuple[str, int, Literal["light", "dark"]], ...] = (
+VARIANTS: tuple[tuple[str, int, Literal["light", "dark"]], ...] = (
     ("light", 1280, "light"),
     ("dark", 1280, "dark"),
     ("phone", 320, "light"),
@@ -44,26 +44,25 @@ LOOKS: tuple[tuple[str, int, Literal["light", "dark"]], ...] = (
 )
 
 
-def fill(folder: Path) -> None:
+def create_database(folder: Path) -> None:
     """Create a database with the demo users, and with guests who were added and removed during the last month."""
-    chance = random.Random(7)  # a fixed seed makes the same picture every time, except for the dates
+    rng = random.Random(7)  # a fixed seed makes the same picture every time, except for the dates
     now = at = datetime.now(UTC).replace(hour=9, minute=30)
     url = f"sqlite:///{folder}/mlapi.db"
     with open_users(load_settings(environ={"MLAPI_DATABASE__URL": url})) as service:
         users = Users(service.repository, PlainCipher(), clock=lambda: at)
         remaining = list(USERS)
-        leaving: dict[int, list[UserId]] = {}
-        """The guests to remove, by day."""
+        removals: dict[int, list[UserId]] = {}  # the guests to remove, by day
         for day in range(DAYS):
             at = now - timedelta(days=DAYS - 1 - day)
-            for number in range(min((DAYS - 1 - day) // 2, chance.randint(0, 3) + day // 6)):
+            for number in range(min((DAYS - 1 - day) // 2, rng.randint(0, 3) + day // 6)):
                 guest = f"guest-{day}-{number}"
-                made = users.register(username=guest, password="-", email=f"{guest}@example.com")
-                leaving.setdefault(min(day + chance.randint(1, 9), DAYS - 1), []).append(made.id)
+                guest_user = users.register(username=guest, password="-", email=f"{guest}@example.com")
+                removals.setdefault(min(day + rng.randint(1, 9), DAYS - 1), []).append(guest_user.id)
             for name, email in remaining[: day % 2] if day < DAYS - 2 else remaining:
                 users.register(username=name, password="-", email=email)
                 remaining = remaining[1:]
-            for user_id in leaving.pop(day, []):
+            for user_id in removals.pop(day, []):
                 users.remove(user_id=user_id)
         for name in DISABLED:
             users.set_enabled(user_id=_id(users, name), enabled=False)
@@ -71,7 +70,7 @@ def fill(folder: Path) -> None:
         users.add_api_key(user_id=_id(users, "nightly-batch"), name="backfill", expires=now + timedelta(days=90))
 
 
-def take_picture(browser: Browser, base: str, file: Path) -> None:
+def take_screenshot(browser: Browser, base: str, file: Path) -> None:
     context = browser.new_context(viewport=ViewportSize(width=1280, height=800))
     page = context.new_page()
     page.goto(f"{base}/console")
@@ -79,18 +78,18 @@ def take_picture(browser: Browser, base: str, file: Path) -> None:
     context.close()
 
 
-def take_all(browser: Browser, base: str, folder: Path) -> None:
-    for name, width, scheme in LOOKS:
+def take_all_screenshots(browser: Browser, base: str, folder: Path) -> None:
+    for name, width, scheme in VARIANTS:
         context = browser.new_context(viewport=ViewportSize(width=width, height=800), color_scheme=scheme)
         page = context.new_page()
         page.goto(f"{base}/console")
-        address = page.get_by_role("link", name="nightly-batch").get_attribute("href")
+        user_path = page.get_by_role("link", name="nightly-batch").get_attribute("href")
         for title, path in {
             "users": "/console",
-            "none": "/console?q=nobody",
+            "no-match": "/console?q=nobody",
             "add": "/console/users/new",
-            "user": address,
-            "remove": f"{address}/remove",
+            "user": user_path,
+            "remove": f"{user_path}/remove",
             "activity": "/console/activity",
         }.items():
             page.goto(f"{base}{path}")
@@ -101,7 +100,7 @@ def take_all(browser: Browser, base: str, folder: Path) -> None:
         page.get_by_label("Password").fill(" ")
         page.get_by_role("button", name="Add user").click()
         page.screenshot(path=folder / f"errors-{name}.png", full_page=True)
-        page.goto(f"{base}{address}")
+        page.goto(f"{base}{user_path}")
         page.get_by_label("Name of the new key").fill("weekly report")
         page.get_by_role("button", name="Add API key").click()
         page.screenshot(path=folder / f"key-{name}.png", full_page=True)
@@ -120,14 +119,14 @@ def _id(users: Users, name: str) -> UserId:
 
 
 def main() -> None:
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
-        fill(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        create_database(folder)
         with Server(folder) as server, running_browser() as browser:
             if len(sys.argv) > 1:
-                take_all(browser, server.base, Path(sys.argv[1]))
+                take_all_screenshots(browser, server.base, Path(sys.argv[1]))
             else:
-                take_picture(browser, server.base, PICTURE)
+                take_screenshot(browser, server.base, SCREENSHOT)
 
 
 if __name__ == "__main__":

@@ -824,8 +824,18 @@ def test_flash_message_is_shown_once(local: TestClient, ada: User) -> None:
     assert status_and_flash(open_page(local)) == (200, "")
 
 
-def test_forged_flash_message_is_not_shown(local: TestClient) -> None:
-    response = local.get(CONSOLE_PATH, headers={"cookie": "mlapi_said=aGFja2Vk.0"})
+@pytest.mark.parametrize(
+    "cookie",
+    [
+        "aGFja2Vk.0",
+        "é",
+        Sessions(b"another key").sign("forged"),
+        Sessions(AdminPolicy().session_key, lambda: 0.0).sign("expired"),
+        Sessions(AdminPolicy().session_key).sign("tampered")[:-1],
+    ],
+)
+def test_invalid_flash_message_is_not_shown(local: TestClient, cookie: str) -> None:
+    response = local.get(CONSOLE_PATH, headers={b"cookie": f"mlapi_said={cookie}".encode()})
 
     assert status_and_flash(Page(local, response)) == (200, "")
 
