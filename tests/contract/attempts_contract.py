@@ -266,7 +266,7 @@ class FixedWindowContract:
         assert answers == [[True] * 12, [False] * 12, [False] * 12]
         assert len(limiter._rejected_until) <= 5
 
-    def test_names_and_addresses_may_be_anything(self, counts: AttemptCounts) -> None:
+    def test_names_and_addresses_may_be_any_text(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=1))
         texts = ["", "a", "é", "a/b", "\0", "\ud800", "x" * 10_000, "' OR 1=1 --", "%"]
         pairs = [(username, address) for username in texts for address in texts]

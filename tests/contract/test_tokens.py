@@ -20,7 +20,7 @@ from mlapi.adapters.memory import InMemoryTokens
 from mlapi.application.key_reload import Reloader, ReloadingTokens
 from mlapi.domain.credentials import TokenClaims
 from mlapi.testing import SettableClock, TokenIssuerContract
-from mlapi.testing.tokens import ADA, HOUR, NOON, decoded, encoded, is_refused, signed
+from mlapi.testing.tokens import ADA, HOUR, NOON, decode_part, encode_part, is_rejected, sign_parts
 from tests.conftest import KEY, OLDER_KEY
 
 NEW, OLD = base64.urlsafe_b64decode(KEY), base64.urlsafe_b64decode(OLDER_KEY)
@@ -48,7 +48,7 @@ def issuer_of(
 
 def parts_of(token: str) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     header, payload, signature = token.split(".")
-    return json.loads(decoded(header)), json.loads(decoded(payload)), decoded(signature)
+    return json.loads(decode_part(header)), json.loads(decode_part(payload)), decode_part(signature)
 
 
 class TestInMemoryTokens(TokenIssuerContract):
@@ -175,7 +175,7 @@ def test_the_first_key_signs_and_all_of_them_verify() -> None:
     old, both, new = issuer_of([OLD]), issuer_of([NEW, OLD]), issuer_of([NEW])
     older, newer = old.issue(ADA).token, both.issue(ADA).token
 
-    refused = [[is_refused(tokens, token) for token in (older, newer)] for tokens in (old, both, new)]
+    refused = [[is_rejected(tokens, token) for token in (older, newer)] for tokens in (old, both, new)]
 
     assert refused == [[False, True], [False, False], [True, False]]
 
@@ -183,8 +183,8 @@ def test_the_first_key_signs_and_all_of_them_verify() -> None:
 def test_a_key_that_is_taken_out_ends_its_tokens() -> None:
     token = issuer_of([OLD]).issue(ADA).token
 
-    assert not is_refused(issuer_of([NEW, OLD]), token)
-    assert is_refused(issuer_of([NEW]), token)
+    assert not is_rejected(issuer_of([NEW, OLD]), token)
+    assert is_rejected(issuer_of([NEW]), token)
 
 
 def test_a_key_under_the_id_of_another_is_refused() -> None:
@@ -192,10 +192,10 @@ def test_a_key_under_the_id_of_another_is_refused() -> None:
     header, payload, _ = tokens.issue(ADA).token.split(".")
     other_header = issuer_of([OLD]).issue(ADA).token.split(".")[0]
 
-    crossed = [signed(header, payload, OLD), signed(other_header, payload, NEW)]
+    crossed = [sign_parts(header, payload, OLD), sign_parts(other_header, payload, NEW)]
 
-    assert [is_refused(tokens, token) for token in crossed] == [True, True]
-    assert not is_refused(tokens, signed(header, payload, NEW))
+    assert [is_rejected(tokens, token) for token in crossed] == [True, True]
+    assert not is_rejected(tokens, sign_parts(header, payload, NEW))
 
 
 # --- claims, under the right key and header
@@ -270,7 +270,7 @@ WRONG: dict[str, list[object]] = {
 
 
 def with_claims(claims: object) -> str:
-    return signed(HEADER, encoded(json.dumps(claims)), NEW)
+    return sign_parts(HEADER, encode_part(json.dumps(claims)), NEW)
 
 
 def test_claims_as_we_write_them_are_accepted() -> None:
@@ -283,9 +283,9 @@ def test_claims_as_we_write_them_are_accepted() -> None:
 def test_each_claim_must_be_there(name: str) -> None:
     without = {other: value for other, value in CLAIMS.items() if other != name}
 
-    assert is_refused(TOKENS, with_claims(without))
-    assert is_refused(TOKENS, with_claims({**CLAIMS, name: None}))
-    assert is_refused(TOKENS, with_claims({**without, name.upper(): CLAIMS[name]}))
+    assert is_rejected(TOKENS, with_claims(without))
+    assert is_rejected(TOKENS, with_claims({**CLAIMS, name: None}))
+    assert is_rejected(TOKENS, with_claims({**without, name.upper(): CLAIMS[name]}))
 
 
 @pytest.mark.parametrize(
@@ -293,14 +293,14 @@ def test_each_claim_must_be_there(name: str) -> None:
     [pytest.param(name, value, id=f"{name} {value!r:.30}") for name, values in WRONG.items() for value in values],
 )
 def test_a_claim_of_another_value_or_type_is_refused(name: str, value: object) -> None:
-    assert is_refused(TOKENS, with_claims({**CLAIMS, name: value}))
+    assert is_rejected(TOKENS, with_claims({**CLAIMS, name: value}))
 
 
 @pytest.mark.parametrize(
     "value", [float("nan"), float("inf"), "", "2026-11-24", [1], {"a": 1}, 10**12, 10**30], ids=repr
 )
 def test_a_start_that_is_no_time_or_far_ahead_is_refused(value: object) -> None:
-    assert is_refused(TOKENS, with_claims({**CLAIMS, "nbf": value}))
+    assert is_rejected(TOKENS, with_claims({**CLAIMS, "nbf": value}))
 
 
 @pytest.mark.parametrize(
@@ -315,14 +315,14 @@ def test_a_start_that_is_no_time_or_far_ahead_is_refused(value: object) -> None:
     ids=lambda payload: repr(payload[:20]),
 )
 def test_a_payload_that_is_no_object_of_claims_is_refused(payload: bytes) -> None:
-    assert is_refused(TOKENS, signed(HEADER, encoded(payload), NEW))
+    assert is_rejected(TOKENS, sign_parts(HEADER, encode_part(payload), NEW))
 
 
 def test_a_clock_that_is_a_minute_before_ours_is_put_up_with_and_no_more() -> None:
     tokens = issuer_of([NEW])
 
     refused = [
-        is_refused(tokens, issuer_of([NEW], at_noon(after=ahead)).issue(ADA).token)
+        is_rejected(tokens, issuer_of([NEW], at_noon(after=ahead)).issue(ADA).token)
         for ahead in (-MINUTE, SECOND, MINUTE, MINUTE + SECOND, HOUR)
     ]
 
@@ -333,11 +333,11 @@ def test_a_token_that_came_too_early_is_good_when_its_time_has_come() -> None:
     clock = at_noon()
     tokens = issuer_of([NEW], clock)
     token = issuer_of([NEW], at_noon(after=10 * MINUTE)).issue(ADA).token
-    assert is_refused(tokens, token)
+    assert is_rejected(tokens, token)
 
     clock.now += 10 * MINUTE
 
-    assert not is_refused(tokens, token)
+    assert not is_rejected(tokens, token)
 
 
 @pytest.mark.parametrize(
@@ -346,8 +346,8 @@ def test_a_token_that_came_too_early_is_good_when_its_time_has_come() -> None:
     ids=["issuer", "audience"],
 )
 def test_a_token_of_another_issuer_or_for_another_audience_is_refused(other: JwtTokenIssuer) -> None:
-    assert is_refused(TOKENS, other.issue(ADA).token)
-    assert is_refused(other, TOKENS.issue(ADA).token)
+    assert is_rejected(TOKENS, other.issue(ADA).token)
+    assert is_rejected(other, TOKENS.issue(ADA).token)
 
 
 # --- what was verified before
@@ -365,7 +365,7 @@ def test_what_is_remembered_is_bounded_and_right_beyond_that(monkeypatch: pytest
 
     assert remembered == 10
     assert twice == [[parts_of(token)[1]["jti"] for token in issued]] * 2
-    assert [is_refused(tokens, token) for token in issued] == [True] * 50
+    assert [is_rejected(tokens, token) for token in issued] == [True] * 50
 
 
 def test_what_is_remembered_takes_some_megabytes_at_most() -> None:
@@ -376,7 +376,7 @@ def test_what_is_refused_is_not_remembered() -> None:
     tokens = issuer_of([NEW])
     token = tokens.issue(ADA).token
 
-    refused = [is_refused(tokens, f"{token[:-5]}{number:05}") for number in range(100)]
+    refused = [is_rejected(tokens, f"{token[:-5]}{number:05}") for number in range(100)]
 
     assert refused == [True] * 100
     assert tokens._verified == {}
@@ -390,7 +390,7 @@ def test_a_token_that_is_over_is_forgotten() -> None:
 
     clock.now += HOUR
 
-    assert is_refused(tokens, token)
+    assert is_rejected(tokens, token)
     assert tokens._verified == {}
 
 

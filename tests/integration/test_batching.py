@@ -45,7 +45,7 @@ class Recording(InMemoryUserRepository):
         self.batches.append(list(commands))
         self.go_on.wait(10)
         if self.away:
-            raise RepositoryUnavailableError("away", retry_after=7)
+            raise RepositoryUnavailableError("simulated outage", retry_after=7)
         if self.poison in commands:
             raise ZeroDivisionError("a fault of ours")
         return super().apply(commands, commit_by=commit_by)
@@ -227,7 +227,7 @@ def test_a_batch_that_fails_fails_its_own_changes_and_the_next_one_works() -> No
 
     failed, ada = asyncio.run(run())
 
-    assert failed == [RepositoryUnavailableError("away", retry_after=7)] * 2
+    assert failed == [RepositoryUnavailableError("simulated outage", retry_after=7)] * 2
     assert failed[0] is not failed[1]
     assert ada.username == "ada"
 

@@ -1071,8 +1071,8 @@ def test_unavailable_database_is_reported_with_503(caplog: pytest.LogCaptureFixt
     assert page.response.headers["retry-after"] == "1"
     assert "The service is unavailable." in page.text
     assert caplog.messages == [
-        "GET /console: the database is unavailable: away",
-        "POST /console/users/new: the database is unavailable: away",
+        "GET /console: the database is unavailable: simulated outage",
+        "POST /console/users/new: the database is unavailable: simulated outage",
     ]
 
 

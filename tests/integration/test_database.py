@@ -522,7 +522,7 @@ def test_failed_preparation_is_retried_until_it_succeeds(sqlite_url: URL, open_d
     def prepare() -> None:
         calls.append("prepare")
         if len(calls) == 1:
-            raise RepositoryUnavailableError("away")
+            raise RepositoryUnavailableError("simulated outage")
         upgrade(database)
 
     repository = SqlUserRepository(database, before_first_use=prepare)

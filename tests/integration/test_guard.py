@@ -453,7 +453,7 @@ def test_who_asks_no_more_is_answered_no_more(tokens: InMemoryTokens) -> None:
 
         def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
             if self.away:
-                raise RepositoryUnavailableError("away")
+                raise RepositoryUnavailableError("simulated outage")
             return super().find_principals(ids)
 
     repository = Away()

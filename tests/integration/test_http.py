@@ -173,7 +173,7 @@ def test_health_is_open_to_all_and_knows_the_database() -> None:
 def test_an_unavailable_database_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     asgi_client(create_app(Users(UnavailableRepository(), PlainCipher()))).delete("/remove-user/1")
 
-    assert caplog.messages == ["DELETE /remove-user/1: the database is unavailable: away"]
+    assert caplog.messages == ["DELETE /remove-user/1: the database is unavailable: simulated outage"]
 
 
 def test_a_fault_of_ours_is_answered_in_json_and_shows_nothing() -> None:

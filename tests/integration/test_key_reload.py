@@ -23,7 +23,7 @@ from mlapi.domain.ports import is_costly
 from mlapi.domain.users import EncryptedPassword
 from mlapi.secret_store import file_signature
 from mlapi.testing import SettableClock
-from mlapi.testing.tokens import ADA, HOUR, is_refused
+from mlapi.testing.tokens import ADA, HOUR, is_rejected
 from tests.conftest import KEY, OLDER_KEY, SALT
 
 T = TypeVar("T")
@@ -267,20 +267,20 @@ def test_a_token_of_a_key_that_has_just_come_is_good_at_once(rarely: None) -> No
     secrets = Secrets(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     older, newer = tokens.issue(ADA).token, issuer_of([KEY]).issue(ADA).token
-    before = [is_refused(tokens, token) for token in (older, newer)]
+    before = [is_rejected(tokens, token) for token in (older, newer)]
 
     secrets.keys = [KEY, OLDER_KEY]
 
     assert before == [False, True]
-    assert [is_refused(tokens, token) for token in (newer, older)] == [False, False]
-    assert not is_refused(issuer_of([KEY]), tokens.issue(ADA).token)
+    assert [is_rejected(tokens, token) for token in (newer, older)] == [False, False]
+    assert not is_rejected(issuer_of([KEY]), tokens.issue(ADA).token)
 
 
 def test_a_forged_token_has_the_secrets_looked_at_and_is_refused(rarely: None) -> None:
     secrets = Secrets(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     forged = issuer_of([Fernet.generate_key().decode()]).issue(ADA).token
-    unchanged = is_refused(tokens, forged)
+    unchanged = is_rejected(tokens, forged)
 
     secrets.keys = [KEY, OLDER_KEY]
 
@@ -306,13 +306,13 @@ def test_a_key_that_was_taken_away_ends_its_tokens_also_those_seen_before(monkey
     secrets = Secrets(KEY, OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     older, newer = issuer_of([OLDER_KEY]).issue(ADA).token, tokens.issue(ADA).token
-    before = [is_refused(tokens, token) for token in (older, newer)]
+    before = [is_rejected(tokens, token) for token in (older, newer)]
 
     secrets.keys = [KEY]
     time.sleep(0.55)
 
     assert before == [False, False]
-    assert [is_refused(tokens, token) for token in (older, newer)] == [True, False]
+    assert [is_rejected(tokens, token) for token in (older, newer)] == [True, False]
 
 
 def test_tokens_stay_good_while_the_secrets_are_at_fault(always: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -322,8 +322,8 @@ def test_tokens_stay_good_while_the_secrets_are_at_fault(always: None, caplog: p
 
     secrets.keys = ["wrong"]
 
-    assert not is_refused(tokens, token)
-    assert not is_refused(issuer_of([KEY]), tokens.issue(ADA).token)
+    assert not is_rejected(tokens, token)
+    assert not is_rejected(issuer_of([KEY]), tokens.issue(ADA).token)
     assert lines(caplog) == [(logging.WARNING, KEPT)]
 
 
@@ -335,10 +335,10 @@ def test_a_file_that_is_replaced_is_noticed_at_the_first_refusal(tmp_path: Path,
     file.write_text(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(lambda: issuer_of(file.read_text().split()), lambda: file_signature(file)))
     newer = issuer_of([KEY]).issue(ADA).token
-    before = is_refused(tokens, newer)
+    before = is_rejected(tokens, newer)
 
     (tmp_path / "new").write_text(f"{KEY}\n{OLDER_KEY}\n")
     os.replace(tmp_path / "new", file)  # noqa: PTH105 - as whoever writes it does
 
     assert before
-    assert not is_refused(tokens, newer)
+    assert not is_rejected(tokens, newer)

@@ -32,7 +32,7 @@ class RecordingRepository(InMemoryUserRepository):
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         if self.away:
-            raise RepositoryUnavailableError("away")
+            raise RepositoryUnavailableError("simulated outage")
         outcomes = super().apply(commands, commit_by=commit_by)
         self.batches.append(list(commands))
         return outcomes
@@ -183,7 +183,7 @@ def test_a_failure_is_a_line_in_the_log_and_the_next_use_is_written(
     assert [(record.levelno, record.message) for record in caplog.records] == [
         (
             logging.WARNING,
-            "cannot record the last use of 2 API keys: the database is unavailable: away",
+            "cannot record the last use of 2 API keys: the database is unavailable: simulated outage",
         )
     ]
     assert repository.uses == [[RecordApiKeyUse(key_id=keys[2].id, at=NOON)]]

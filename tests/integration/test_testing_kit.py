@@ -37,7 +37,7 @@ from mlapi.testing import (
     PlainCipher,
     SettableClock,
     UnavailableRepository,
-    visitor,
+    register_and_log_in,
 )
 
 pytest_plugins = ["pytester", "mlapi.testing.fixtures"]
@@ -164,7 +164,7 @@ def test_every_method_of_an_unavailable_fake_raises(port: type, fake: object) ->
             )
         errors.append(error_info.value)
 
-    assert errors == [RepositoryUnavailableError("away")] * len(methods)
+    assert errors == [RepositoryUnavailableError("simulated outage")] * len(methods)
     assert methods
 
 
@@ -206,58 +206,59 @@ def test_users_start_empty_and_use_the_clock(mlapi_users: Users, mlapi_clock: Se
 
 
 def test_enabled_user_is_accepted_by_the_guard(
-    mlapi_guard: Guard, mlapi_let_in: LoggedInUser, mlapi_users: Users
+    mlapi_guard: Guard, mlapi_enabled_user: LoggedInUser, mlapi_users: Users
 ) -> None:
-    assert mlapi_guard.check(mlapi_let_in.token) == mlapi_let_in.user == mlapi_users.find("let-in")
+    assert mlapi_guard.check(mlapi_enabled_user.token) == mlapi_enabled_user.user == mlapi_users.find("enabled-user")
 
 
 def test_disabled_user_is_rejected_by_the_guard(
-    mlapi_guard: Guard, mlapi_shut_out: LoggedInUser, mlapi_users: Users
+    mlapi_guard: Guard, mlapi_disabled_user: LoggedInUser, mlapi_users: Users
 ) -> None:
     with pytest.raises(UserDisabledError) as error_info:
-        mlapi_guard.check(mlapi_shut_out.token)
+        mlapi_guard.check(mlapi_disabled_user.token)
 
-    assert error_info.value == UserDisabledError(mlapi_shut_out.user.id)
-    assert mlapi_shut_out.user == mlapi_users.find("shut-out")
+    assert error_info.value == UserDisabledError(mlapi_disabled_user.user.id)
+    assert mlapi_disabled_user.user == mlapi_users.find("disabled-user")
 
 
 def test_guarded_app_accepts_only_the_enabled_user(
-    mlapi_guard: Guard, mlapi_let_in: LoggedInUser, mlapi_shut_out: LoggedInUser, mlapi_clock: SettableClock
+    mlapi_guard: Guard, mlapi_enabled_user: LoggedInUser, mlapi_disabled_user: LoggedInUser, mlapi_clock: SettableClock
 ) -> None:
     client = TestClient(GuardMiddleware(APP, mlapi_guard))
 
-    responses = [client.get("/", headers=headers) for headers in (mlapi_let_in.headers, mlapi_shut_out.headers, {})]
+    all_headers: list[dict[str, str]] = [mlapi_enabled_user.headers, mlapi_disabled_user.headers, {}]
+    responses = [client.get("/", headers=headers) for headers in all_headers]
     mlapi_clock.now += HOUR
-    expired = client.get("/", headers=mlapi_let_in.headers)
+    expired = client.get("/", headers=mlapi_enabled_user.headers)
 
     assert [response.status_code for response in (*responses, expired)] == [200, 403, 401, 401]
-    assert responses[0].json() == "let-in"
+    assert responses[0].json() == "enabled-user"
 
 
 def test_api_key_expires_by_the_clock(
-    mlapi_guard: Guard, mlapi_let_in: LoggedInUser, mlapi_users: Users, mlapi_clock: SettableClock
+    mlapi_guard: Guard, mlapi_enabled_user: LoggedInUser, mlapi_users: Users, mlapi_clock: SettableClock
 ) -> None:
     _, secret = mlapi_users.add_api_key(
-        user_id=mlapi_let_in.user.id, name="nightly job", expires=mlapi_clock.now + 2 * HOUR
+        user_id=mlapi_enabled_user.user.id, name="nightly job", expires=mlapi_clock.now + 2 * HOUR
     )
 
     seen = mlapi_guard.check(secret)
     mlapi_clock.now += 2 * HOUR
 
-    assert seen == mlapi_let_in.user
+    assert seen == mlapi_enabled_user.user
     with pytest.raises(InvalidTokenError):
         mlapi_guard.check(secret)
 
 
 def test_more_users_can_be_logged_in(mlapi_access: Access) -> None:
-    grace, alan = visitor(mlapi_access, "grace"), visitor(mlapi_access, "alan")
+    grace, alan = register_and_log_in(mlapi_access, "grace"), register_and_log_in(mlapi_access, "alan")
 
     assert [mlapi_access.guard.check(logged_in.token) for logged_in in (grace, alan)] == [grace.user, alan.user]
     assert grace.headers == {"Authorization": f"Bearer {grace.token}"}
 
 
-def test_repr_of_a_user_hides_the_token(mlapi_let_in: LoggedInUser) -> None:
-    assert mlapi_let_in.token not in f"{mlapi_let_in!r} {mlapi_let_in}"
+def test_repr_of_a_user_hides_the_token(mlapi_enabled_user: LoggedInUser) -> None:
+    assert mlapi_enabled_user.token not in f"{mlapi_enabled_user!r} {mlapi_enabled_user}"
 
 
 # --- docs/testing.md and docs/adapters.md

@@ -42,7 +42,7 @@ from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import FieldError
 from mlapi.domain.users import EncryptedPassword, UsernameKey
 from mlapi.testing import SettableClock, UnavailableRepository
-from mlapi.testing.tokens import HOUR, MOMENT, NOON
+from mlapi.testing.tokens import HOUR, MICROSECOND, NOON
 
 SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 PASSWORD, NEW_PASSWORD = "difference engine", "analytical engine"
@@ -105,7 +105,7 @@ class JournaledRepository(InMemoryUserRepository):
     def _be_asked(self, *what: object) -> None:
         self._journal.append(what)
         if self.away:
-            raise RepositoryUnavailableError("away")
+            raise RepositoryUnavailableError("simulated outage")
 
 
 class RemoteRepository(UnavailableRepository):
@@ -316,7 +316,7 @@ def test_the_cipher_runs_once_whatever_comes_of_it(
 
 
 @pytest.mark.usefixtures("ada")
-@pytest.mark.parametrize("refusal", [TooManyAttemptsError(7), RepositoryUnavailableError("away")], ids=repr)
+@pytest.mark.parametrize("refusal", [TooManyAttemptsError(7), RepositoryUnavailableError("simulated outage")], ids=repr)
 def test_what_is_not_let_through_is_neither_looked_up_nor_compared(
     authenticator: Authenticator,
     attempts: JournaledAttempts,
@@ -732,7 +732,7 @@ def test_a_token_and_a_key_end_at_their_time(
     check: Check, users: Users, ada: User, token: str, clock: SettableClock
 ) -> None:
     _, ending = users.add_api_key(user_id=ada.id, name="for an hour", expires=NOON + HOUR)
-    clock.now = NOON + HOUR - MOMENT
+    clock.now = NOON + HOUR - MICROSECOND
     before = outcomes(check, token, ending)
 
     clock.now = NOON + HOUR
@@ -759,8 +759,8 @@ def test_while_the_users_cannot_be_asked_nobody_is_let_in(
     repository.away = True
 
     assert outcomes(check, token, key, "nonsense") == [
-        RepositoryUnavailableError("away"),
-        RepositoryUnavailableError("away"),
+        RepositoryUnavailableError("simulated outage"),
+        RepositoryUnavailableError("simulated outage"),
         InvalidTokenError(),
     ]
 
@@ -790,7 +790,7 @@ def test_the_use_of_a_key_is_recorded_once_a_minute(
     check: Check, users: Users, ada: User, key: str, clock: SettableClock
 ) -> None:
     recorded = []
-    for after in (timedelta(0), SECOND, MINUTE - MOMENT, MINUTE, MINUTE + SECOND, 3 * MINUTE):
+    for after in (timedelta(0), SECOND, MINUTE - MICROSECOND, MINUTE, MINUTE + SECOND, 3 * MINUTE):
         clock.now = NOON + after
         check(key)
         (used,) = users.list_api_keys(ada.id)
@@ -804,7 +804,7 @@ def test_a_use_within_the_minute_writes_nothing(
 ) -> None:
     key_id = key.split("_")[1]
     check(key)
-    clock.now += MINUTE - MOMENT
+    clock.now += MINUTE - MICROSECOND
     check(key)
 
     assert journal == [("holders", key_id), ("apply", RecordApiKeyUse), ("holders", key_id)]

@@ -28,7 +28,7 @@ from mlapi.domain.users import EncryptedPassword
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)
-MOMENT = timedelta(microseconds=1)
+MICROSECOND = timedelta(microseconds=1)
 ID, SECRET = "0123456789abcdef", "f" * 64
 CREDENTIAL = f"mlapi_{ID}_{SECRET}"
 DIGEST = hashlib.sha256(CREDENTIAL.encode()).hexdigest()
@@ -119,7 +119,7 @@ def test_a_claim_is_about_a_user_or_an_api_key() -> None:
 
 ADMITTED: dict[str, tuple[ParsedCredential, Principal, User]] = {
     "token": (CLAIMS, ADA, ADA),
-    "token to its last moment": (attrs.evolve(CLAIMS, expires_at=NOON + MOMENT), ADA, ADA),
+    "token to its last moment": (attrs.evolve(CLAIMS, expires_at=NOON + MICROSECOND), ADA, ADA),
     "key": (SHOWN, ApiKeyPrincipal(KEY, ADA), ADA),
     "key that ends later": (SHOWN, ApiKeyPrincipal(ENDING, ADA), ADA),
     "key of a user with another epoch": (
@@ -132,7 +132,7 @@ REFUSED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exception
     "token of nobody": (CLAIMS, None, NOON, InvalidTokenError()),
     "token, and a key is found": (CLAIMS, ApiKeyPrincipal(KEY, ADA), NOON, InvalidTokenError()),
     "token at its end": (CLAIMS, ADA, LATER, InvalidTokenError()),
-    "token after its end": (CLAIMS, ADA, LATER + MOMENT, InvalidTokenError()),
+    "token after its end": (CLAIMS, ADA, LATER + MICROSECOND, InvalidTokenError()),
     "token at its end, disabled": (CLAIMS, DISABLED, LATER, InvalidTokenError()),
     "token, disabled since": (CLAIMS, DISABLED, NOON, UserDisabledError(7)),
     "token, disabled, of the same epoch": (CLAIMS, attrs.evolve(ADA, enabled=False), NOON, UserDisabledError(7)),
@@ -243,8 +243,8 @@ def test_another_name_is_refused(name: object, message: str) -> None:
 @pytest.mark.parametrize(
     "expires",
     [
-        NOON + MOMENT,
-        (NOON + MOMENT).astimezone(timezone(timedelta(hours=14))),
+        NOON + MICROSECOND,
+        (NOON + MICROSECOND).astimezone(timezone(timedelta(hours=14))),
         datetime(9999, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC),
         datetime(9999, 12, 31, 23, 59, tzinfo=timezone(timedelta(hours=14))),
     ],
@@ -258,7 +258,7 @@ def test_an_api_key_may_end_at_any_time_to_come(expires: datetime) -> None:
     ("expires", "message"),
     [
         (NOON, PAST),
-        (NOON - MOMENT, PAST),
+        (NOON - MICROSECOND, PAST),
         (NOON.astimezone(timezone(timedelta(hours=14))), PAST),
         (datetime(1970, 1, 1, tzinfo=UTC), PAST),
         (LATER.replace(tzinfo=None), NAIVE),

@@ -32,7 +32,7 @@ LINES: list[tuple[MlapiError, str]] = [
     (UserDisabledError(7), "user 7 is disabled"),
     (TooManyAttemptsError(30), "too many log-in attempts: retry in 30 seconds"),
     (ServiceUnavailableError("too many requests"), "the service is unavailable: too many requests"),
-    (RepositoryUnavailableError("away"), "the database is unavailable: away"),
+    (RepositoryUnavailableError("simulated outage"), "the database is unavailable: simulated outage"),
     (ConfigurationError("mend this"), "mend this"),
 ]
 

@@ -15,7 +15,7 @@ from mlapi.adapters.memory import (
     PlainCipher,
     UnlimitedAttempts,
 )
-from mlapi.testing.fakes import LoggedInUser, SettableClock, UnavailableRepository, visitor
+from mlapi.testing.fakes import LoggedInUser, SettableClock, UnavailableRepository, register_and_log_in
 
 __all__ = [
     "AttemptLimiterContract",

@@ -1,4 +1,4 @@
-"""Fakes that only a test wants: time that stands still, a database that is away, and somebody who shows a token."""
+"""Fakes for tests: a clock that stands still, an unavailable database, and a user with a token."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,7 +15,7 @@ from mlapi.domain.users import User, UserId, UsernameKey, to_utc
 
 @attrs.define(eq=False)
 class SettableClock:
-    """A `Clock` that stands still until ``now`` is set, to an aware time.
+    """A `Clock` that stands still until ``now`` is set to another time, which needs a time zone.
 
     >>> from datetime import timedelta
     >>> clock = SettableClock()
@@ -31,66 +31,66 @@ class SettableClock:
 
 
 class UnavailableAuditTrail:
-    """An `AuditTrail` whose database is away."""
+    """An `AuditTrail` that always raises `RepositoryUnavailableError`."""
 
     def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
-        raise RepositoryUnavailableError("away")
+        raise RepositoryUnavailableError("simulated outage")
 
     def count_per_day(self, *, since: datetime) -> list[DailyCount]:
-        raise RepositoryUnavailableError("away")
+        raise RepositoryUnavailableError("simulated outage")
 
     def purge(self, *, before: datetime, limit: int) -> int:
-        raise RepositoryUnavailableError("away")
+        raise RepositoryUnavailableError("simulated outage")
 
 
 class UnavailableRepository:
-    """A `UserRepository` whose database is away: every method raises `RepositoryUnavailableError`."""
+    """A `UserRepository` that always raises `RepositoryUnavailableError`."""
 
     audit = UnavailableAuditTrail()
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
-        raise RepositoryUnavailableError("away")
+        raise RepositoryUnavailableError("simulated outage")
 
     def get(self, user_id: UserId) -> User:
-        raise RepositoryUnavailableError("away")
+        raise RepositoryUnavailableError("simulated outage")
 
     def find(self, key: UsernameKey) -> User | None:
-        raise RepositoryUnavailableError("away")
+        raise RepositoryUnavailableError("simulated outage")
 
     def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
-        raise RepositoryUnavailableError("away")
+        raise RepositoryUnavailableError("simulated outage")
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        raise RepositoryUnavailableError("away")
+        raise RepositoryUnavailableError("simulated outage")
 
     def count(self) -> int:
-        raise RepositoryUnavailableError("away")
+        raise RepositoryUnavailableError("simulated outage")
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-        raise RepositoryUnavailableError("away")
+        raise RepositoryUnavailableError("simulated outage")
 
     def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
-        raise RepositoryUnavailableError("away")
+        raise RepositoryUnavailableError("simulated outage")
 
     def check(self) -> None:
-        raise RepositoryUnavailableError("away")
+        raise RepositoryUnavailableError("simulated outage")
 
 
 @attrs.frozen
 class LoggedInUser:
-    """Somebody who shows a token at the door, whether it lets him in or not."""
+    """A user with a token, which may be valid or not."""
 
     user: User
     token: str = attrs.field(repr=False)
 
     @property
     def headers(self) -> dict[str, str]:
-        """What a request of his carries."""
+        """The headers that authenticate a request with this token."""
         return {"Authorization": f"Bearer {self.token}"}
 
 
-def visitor(access: Access, username: str) -> LoggedInUser:
-    """Register a user and log him in."""
+def register_and_log_in(access: Access, username: str) -> LoggedInUser:
+    """Register a user with this name and return it with a token."""
     users = access.authenticator.users
     user = users.register(username=username, password=f"password of {username}", email=f"{username}@example.com")
     return LoggedInUser(user, access.authenticator.log_in(username=username, password=f"password of {username}").token)

@@ -1,8 +1,10 @@
-"""Fixtures for whoever uses mlapi: name them once, in the ``conftest.py`` at the root of your tests.
+"""Pytest fixtures for applications that use mlapi.
+
+Enable them in the ``conftest.py`` at the root of your tests:
 
     pytest_plugins = ["mlapi.testing.fixtures"]
 
-All of them are of one test, know the same users, in memory, and tell the time by one clock that stands still.
+Within a test, all fixtures share the same users, in memory, and the same clock, which stands still.
 """
 
 import pytest
@@ -11,24 +13,24 @@ from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainC
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.guard import Guard
 from mlapi.application.users import Users
-from mlapi.testing.fakes import LoggedInUser, SettableClock, visitor
+from mlapi.testing.fakes import LoggedInUser, SettableClock, register_and_log_in
 
 
 @pytest.fixture
 def mlapi_clock() -> SettableClock:
-    """The time for all of it; set ``now`` to let time pass."""
+    """The clock of all other fixtures. Set ``now`` to move the time."""
     return SettableClock()
 
 
 @pytest.fixture
 def mlapi_users(mlapi_clock: SettableClock) -> Users:
-    """Users in memory, nobody at first: for code that calls `mlapi.Users`."""
+    """Users in memory, without any user at first."""
     return Users(InMemoryUserRepository(), PlainCipher(), clock=mlapi_clock)
 
 
 @pytest.fixture
 def mlapi_access(mlapi_users: Users, mlapi_clock: SettableClock) -> Access:
-    """Log-ins, as often as one likes, and the guard. Tokens last for an hour."""
+    """Log-in without a limit of attempts, and the guard. Tokens expire after an hour."""
     tokens = InMemoryTokens(clock=mlapi_clock)
     return Access(
         authenticator=Authenticator(mlapi_users, tokens, UnlimitedAttempts()),
@@ -38,19 +40,19 @@ def mlapi_access(mlapi_users: Users, mlapi_clock: SettableClock) -> Access:
 
 @pytest.fixture
 def mlapi_guard(mlapi_access: Access) -> Guard:
-    """The guard of ``mlapi_users``: for an application that lets in nobody else."""
+    """The guard for ``mlapi_users``, to pass to the application under test."""
     return mlapi_access.guard
 
 
 @pytest.fixture
-def mlapi_let_in(mlapi_access: Access) -> LoggedInUser:
-    """Somebody whom the guard lets in."""
-    return visitor(mlapi_access, "let-in")
+def mlapi_enabled_user(mlapi_access: Access) -> LoggedInUser:
+    """An enabled user with a valid token."""
+    return register_and_log_in(mlapi_access, "enabled-user")
 
 
 @pytest.fixture
-def mlapi_shut_out(mlapi_access: Access) -> LoggedInUser:
-    """Somebody whom the guard shuts out: he has got a token, and was disabled since."""
-    shut_out = visitor(mlapi_access, "shut-out")
-    user = mlapi_access.authenticator.users.set_enabled(user_id=shut_out.user.id, enabled=False)
-    return LoggedInUser(user, shut_out.token)
+def mlapi_disabled_user(mlapi_access: Access) -> LoggedInUser:
+    """A user who got a token and was disabled afterwards."""
+    logged_in = register_and_log_in(mlapi_access, "disabled-user")
+    user = mlapi_access.authenticator.users.set_enabled(user_id=logged_in.user.id, enabled=False)
+    return LoggedInUser(user, logged_in.token)

@@ -24,7 +24,7 @@ from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Remove, SetEnabled
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.ports import Storage
-from mlapi.testing.attempts import AT_MOST, AttemptLimiterContract
+from mlapi.testing.attempts import ATTEMPT_LIMIT, AttemptLimiterContract
 from mlapi.testing.repository import UserRepositoryContract
 from mlapi.testing.samples import LATER, NOON, registered, with_api_key
 
@@ -51,7 +51,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
 
     @pytest.fixture
     def attempts(self, storage: Storage) -> AttemptLimiter:
-        return FixedWindowAttemptLimiter(storage.attempts, AttemptLimits(per_name_and_address=AT_MOST))
+        return FixedWindowAttemptLimiter(storage.attempts, AttemptLimits(per_name_and_address=ATTEMPT_LIMIT))
 
     # --- closing and opening again
 
