@@ -33,7 +33,7 @@ __all__ = [
     "UnlimitedAttempts",
     "UserRepositoryContract",
     "assert_all_routes_guarded",
-    "visitor",
+    "register_and_log_in",
 ]
 
 _SUITES = {
