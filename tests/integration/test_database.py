@@ -1,4 +1,4 @@
-"""Databases: which URLs, what each kind is set to, and what their faults look like from the core."""
+"""Databases: their URLs, settings and transactions, and the errors that the core sees."""
 
 import signal
 import sqlite3
@@ -37,7 +37,7 @@ from mlapi.testing.samples import (
 )
 from tests.postgres_server import PASSWORD, PostgresServer
 
-Open = Callable[[URL], Database]
+OpenDatabase = Callable[[URL], Database]
 
 # --- URLs
 
@@ -77,11 +77,11 @@ def test_supported_url_gets_our_driver(text: str, driver: str) -> None:
     ],
 )
 def test_invalid_url_is_rejected_without_repeating_it(text: str, reason: str) -> None:
-    with pytest.raises(ConfigurationError) as refusal:
+    with pytest.raises(ConfigurationError) as caught:
         database_url(text)
 
-    assert reason in str(refusal.value)
-    assert "hunter2" not in str(refusal.value)
+    assert reason in str(caught.value)
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("options", ["sslmod=require", "host=a:x&host=b:1"])
@@ -92,7 +92,7 @@ def test_unknown_postgresql_option_is_rejected(options: str) -> None:
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
 def test_database_with_another_encoding_than_utf_8_is_rejected(
-    postgres: PostgresServer, open_database: Open, encoding: str
+    postgres: PostgresServer, open_database: OpenDatabase, encoding: str
 ) -> None:
     name = f"in_{encoding.lower()}"
     postgres.execute(f"CREATE DATABASE {name} TEMPLATE template0 ENCODING '{encoding}'")
@@ -108,7 +108,7 @@ def test_error_names_the_missing_driver(monkeypatch: pytest.MonkeyPatch) -> None
         Database(database_url("postgresql://u:p@h/d"))
 
 
-def test_connection_url_works_with_special_characters(postgres: PostgresServer, open_database: Open) -> None:
+def test_connection_url_works_with_special_characters(postgres: PostgresServer, open_database: OpenDatabase) -> None:
     assert set("@/:%? ") <= set(PASSWORD)
     database = open_database(
         connection_url(username="mlapi", password=PASSWORD, host="127.0.0.1", port=postgres.port, database="postgres")
@@ -121,7 +121,7 @@ def test_connection_url_works_with_special_characters(postgres: PostgresServer, 
 # --- settings
 
 
-def test_sqlite_is_durable_and_private(sqlite_url: URL, open_database: Open) -> None:
+def test_sqlite_is_durable_and_private(sqlite_url: URL, open_database: OpenDatabase) -> None:
     database = open_database(sqlite_url)
 
     with database.reading() as connection:
@@ -135,7 +135,7 @@ def test_sqlite_is_durable_and_private(sqlite_url: URL, open_database: Open) -> 
     assert stat.S_IMODE(Path(str(sqlite_url.database)).stat().st_mode) == 0o600
 
 
-def test_existing_database_file_keeps_its_mode(sqlite_url: URL, open_database: Open) -> None:
+def test_existing_database_file_keeps_its_mode(sqlite_url: URL, open_database: OpenDatabase) -> None:
     file = Path(str(sqlite_url.database))
     file.touch(0o640)
     mode = stat.S_IMODE(file.stat().st_mode)
@@ -145,8 +145,8 @@ def test_existing_database_file_keeps_its_mode(sqlite_url: URL, open_database: O
     assert stat.S_IMODE(file.stat().st_mode) == mode
 
 
-def test_postgresql_commits_to_disk_whatever_the_server_default(
-    postgres: PostgresServer, postgres_url: URL, open_database: Open
+def test_postgresql_commits_to_disk_despite_server_defaults(
+    postgres: PostgresServer, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     postgres.execute(f"ALTER DATABASE {postgres_url.database} SET synchronous_commit = off")
     database = open_database(postgres_url)
@@ -161,7 +161,7 @@ def test_postgresql_commits_to_disk_whatever_the_server_default(
 
 
 def test_postgresql_keeps_waiting_for_standbys(
-    postgres: PostgresServer, postgres_url: URL, open_database: Open
+    postgres: PostgresServer, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     postgres.execute(f"ALTER DATABASE {postgres_url.database} SET synchronous_commit = remote_apply")
     database = open_database(postgres_url)
@@ -170,11 +170,11 @@ def test_postgresql_keeps_waiting_for_standbys(
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "remote_apply"
 
 
-def test_time_comes_back_aware_and_in_utc(database: Database) -> None:
-    elsewhere = LATER.astimezone(timezone(timedelta(hours=-8)))
+def test_stored_time_is_aware_and_in_utc(database: Database) -> None:
+    in_another_zone = LATER.astimezone(timezone(timedelta(hours=-8)))
 
     with database.reading() as connection:
-        stored = connection.execute(select(literal(elsewhere, UtcDateTime))).scalar_one()
+        stored = connection.execute(select(literal(in_another_zone, UtcDateTime))).scalar_one()
 
     assert (stored, stored.tzinfo) == (LATER, UTC)
 
@@ -182,51 +182,51 @@ def test_time_comes_back_aware_and_in_utc(database: Database) -> None:
 # --- transactions
 
 
-class Tampered:
-    """A driver's connection that lets a test act before each statement, or change it."""
+class InterceptedConnection:
+    """A driver's connection that calls a hook before each statement. The hook may return another statement."""
 
-    def __init__(self, connection: Any, before: Callable[[str], str | None]) -> None:
+    def __init__(self, connection: Any, hook: Callable[[str], str | None]) -> None:
         self._connection = connection
-        self._before = before
+        self._hook = hook
 
     def execute(self, statement: Any, *parameters: Any) -> Any:
         text = statement.decode() if isinstance(statement, bytes) else statement
-        changed = self._before(text) or text
+        changed = self._hook(text) or text
         return self._connection.execute(changed.encode() if isinstance(statement, bytes) else changed, *parameters)
 
     def executemany(self, statement: str, rows: Any) -> Any:
-        return self._connection.executemany(self._before(statement) or statement, rows)
+        return self._connection.executemany(self._hook(statement) or statement, rows)
 
 
-def tamper(database: Database, before: Callable[[str], str | None]) -> SqlUserRepository:
-    """Return a repository whose batches run on tampered connections."""
-    real = database.dialect
+def intercepted(database: Database, hook: Callable[[str], str | None]) -> SqlUserRepository:
+    """Return a repository that calls the hook before each statement of a batch."""
+    dialect = database.dialect
 
-    class Dialect:
+    class InterceptingDialect:
         def __getattr__(self, name: str) -> Any:
-            return getattr(real, name)
+            return getattr(dialect, name)
 
         def apply(self, connection: Any, commands: Sequence[Command]) -> list[Outcome]:
-            return real.apply(Tampered(connection, before), commands)
+            return dialect.apply(InterceptedConnection(connection, hook), commands)
 
-    database.dialect = Dialect()
+    database.dialect = InterceptingDialect()
     return SqlUserRepository(database)
 
 
-def test_batch_is_invisible_until_it_is_complete(database: Database, open_database: Open) -> None:
-    onlooker = SqlUserRepository(open_database(database.engine.url))
+def test_batch_is_invisible_until_it_is_complete(database: Database, open_database: OpenDatabase) -> None:
+    observer = SqlUserRepository(open_database(database.engine.url))
     ada = registered(SqlUserRepository(database), "ada")
     seen: list[list[User]] = []
 
-    def look(_statement: str) -> None:
-        seen.append(onlooker.list_page(after=UserId(0), limit=10))
+    def observe(_statement: str) -> None:
+        seen.append(observer.list_page(after=UserId(0), limit=10))
 
-    repository = tamper(database, look)
+    repository = intercepted(database, observe)
     repository.apply([registration("bob"), SetEnabled(user_id=ada.id, enabled=False, at=LATER), registration("eve")])
 
     assert len(seen) >= 2
     assert all(users == [ada] for users in seen)
-    assert [user.enabled for user in onlooker.list_page(after=UserId(0), limit=10)] == [False, True, True]
+    assert [user.enabled for user in observer.list_page(after=UserId(0), limit=10)] == [False, True, True]
 
 
 def test_batch_that_fails_half_way_is_rolled_back(database: Database) -> None:
@@ -237,7 +237,7 @@ def test_batch_that_fails_half_way_is_rolled_back(database: Database) -> None:
             inserts.append(statement)
         return statement.replace("INTO users", "INTO nothing") if len(inserts) == 2 else None
 
-    repository = tamper(database, break_the_second_insert)
+    repository = intercepted(database, break_the_second_insert)
     batch = [registration("ada"), registration("ADA"), registration("bob")]
     with pytest.raises(RepositoryUnavailableError, match="nothing"):
         repository.apply(batch)
@@ -247,62 +247,61 @@ def test_batch_that_fails_half_way_is_rolled_back(database: Database) -> None:
 
 
 def test_error_of_a_statement_contains_no_values(database: Database) -> None:
-    repository = tamper(database, lambda statement: statement.replace("INTO users", "INTO nothing"))
+    repository = intercepted(database, lambda statement: statement.replace("INTO users", "INTO nothing"))
 
-    with pytest.raises(RepositoryUnavailableError) as failure:
+    with pytest.raises(RepositoryUnavailableError) as caught:
         repository.apply([registration("ada-the-canary", email="canary@example.com")])
 
-    assert "canary" not in f"{failure.value} {failure.value!r} {failure.value.__cause__}"
+    assert "canary" not in f"{caught.value} {caught.value!r} {caught.value.__cause__}"
 
 
 def test_name_freed_during_registration_can_be_registered(
-    postgres_database: Database, postgres_url: URL, open_database: Open
+    postgres_database: Database, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     rival = SqlUserRepository(open_database(postgres_url))
     ada = registered(rival)
 
-    def remove_once(statement: str) -> None:
-        if not statement.startswith("WITH") or "INSERT" in statement:
-            return
-        rival.apply([Remove(user_id=ada.id)])
+    def remove_before_the_id_is_selected(statement: str) -> None:
+        if statement.startswith("WITH") and "INSERT" not in statement:
+            rival.apply([Remove(user_id=ada.id)])
 
-    again = registered(tamper(postgres_database, remove_once))
+    new_ada = registered(intercepted(postgres_database, remove_before_the_id_is_selected))
 
-    assert again.id > ada.id
+    assert new_ada.id > ada.id
 
 
 def test_name_that_keeps_changing_hands_raises_an_error(
-    postgres_database: Database, postgres_url: URL, open_database: Open
+    postgres_database: Database, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     rival = SqlUserRepository(open_database(postgres_url))
 
-    def come_and_go(statement: str) -> None:
-        holder = rival.find(registration().username_key)
+    def register_or_remove(statement: str) -> None:
+        user = rival.find(registration().username_key)
         if "INSERT" in statement:
-            assert holder is None
+            assert user is None
             registered(rival)
         else:
-            assert holder is not None
-            rival.apply([Remove(user_id=holder.id)])
+            assert user is not None
+            rival.apply([Remove(user_id=user.id)])
 
     with pytest.raises(RepositoryUnavailableError, match="faster than its user can be found"):
-        tamper(postgres_database, come_and_go).apply([registration()])
+        intercepted(postgres_database, register_or_remove).apply([registration()])
 
 
 def test_deadlocked_batches_are_both_applied(
-    postgres_database: Database, postgres_url: URL, open_database: Open
+    postgres_database: Database, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
-    """Each has a name and asks for the other's, in two segments of a batch, where order cannot help."""
-    meet = threading.Barrier(2)
+    """Each batch registers a name and then, in its second segment, the name that the other batch has registered."""
+    barrier = threading.Barrier(2)
 
     def apply(first: str, second: str) -> list[Outcome]:
         def wait_for_the_other(_statement: str) -> None:
             with suppress(threading.BrokenBarrierError):
-                meet.wait(2)
+                barrier.wait(2)
 
-        repository = tamper(open_database(postgres_url), wait_for_the_other)
-        order = [first, first, second]  # the same one twice: the second segment asks for the other
-        return repository.apply([registration(name) for name in order])
+        repository = intercepted(open_database(postgres_url), wait_for_the_other)
+        names = [first, first, second]  # a repeated name begins a second segment
+        return repository.apply([registration(name) for name in names])
 
     with ThreadPoolExecutor(2) as pool:
         outcomes = [f.result(30) for f in [pool.submit(apply, "ada", "bob"), pool.submit(apply, "bob", "ada")]]
@@ -311,38 +310,39 @@ def test_deadlocked_batches_are_both_applied(
         name: SqlUserRepository(postgres_database).find(registration(name).username_key) for name in ("ada", "bob")
     }
     assert None not in users.values()
-    assert sorted(len(rejections(batch)) for batch in outcomes) == [
-        1,
-        3,
-    ]  # who came first has both, and asked for one twice
+    # One batch registers both names and is rejected for the repeated one. All names of the other batch are taken.
+    assert sorted(len(rejections(batch)) for batch in outcomes) == [1, 3]
 
 
 def test_batches_with_the_same_users_do_not_deadlock(
-    postgres_database: Database, postgres_url: URL, open_database: Open
+    postgres_database: Database, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     ids = [registered(SqlUserRepository(postgres_database), name).id for name in ("ada", "bob")]
-    meet = threading.Barrier(2)
+    barrier = threading.Barrier(2)
 
-    def statements_of(first: UserId, second: UserId) -> int:
-        asked: list[str] = []
+    def count_statements(first: UserId, second: UserId) -> int:
+        executed: list[str] = []
 
         def wait_for_the_other(statement: str) -> None:
-            asked.append(statement)
+            executed.append(statement)
             with suppress(threading.BrokenBarrierError):
-                meet.wait(0.5)
+                barrier.wait(0.5)
 
         commands = [SetEnabled(user_id=user_id, enabled=False, at=LATER) for user_id in (first, first, second)]
-        repository = tamper(open_database(postgres_url), wait_for_the_other)
+        repository = intercepted(open_database(postgres_url), wait_for_the_other)
         assert rejections(repository.apply(commands)) == []
-        return len(asked)
+        return len(executed)
 
     with ThreadPoolExecutor(2) as pool:
-        counts = [f.result(30) for f in [pool.submit(statements_of, *ids), pool.submit(statements_of, *reversed(ids))]]
+        counts = [
+            f.result(30) for f in [pool.submit(count_statements, *ids), pool.submit(count_statements, *reversed(ids))]
+        ]
 
-    assert counts == [4, 4]  # the locks, two segments, the audit trail: nothing was begun again
+    # Each batch takes its locks, updates in two segments and writes the audit trail. Both succeed at the first attempt.
+    assert counts == [4, 4]
 
 
-def test_concurrent_batches_of_several_databases_all_succeed(url: URL, open_database: Open) -> None:
+def test_concurrent_batches_of_several_databases_all_succeed(url: URL, open_database: OpenDatabase) -> None:
     databases = [open_database(url) for _ in range(4)]
     upgrade(databases[0])
     repositories = [SqlUserRepository(database) for database in databases]
@@ -357,7 +357,7 @@ def test_concurrent_batches_of_several_databases_all_succeed(url: URL, open_data
         assert sum(pool.map(toggle, range(80))) == 0
 
 
-def test_concurrent_registrations_of_a_name_make_one_user(url: URL, open_database: Open) -> None:
+def test_concurrent_registrations_of_a_name_make_one_user(url: URL, open_database: OpenDatabase) -> None:
     databases = [open_database(url), open_database(url)]
     upgrade(databases[0])
     repositories = [SqlUserRepository(database) for database in databases]
@@ -370,15 +370,16 @@ def test_concurrent_registrations_of_a_name_make_one_user(url: URL, open_databas
     assert repositories[0].list_page(after=UserId(0), limit=10) == [user]
 
 
-# --- faults, and that they end
+# --- faults and recovery
 
 
 @contextmanager
-def writing_elsewhere(url: URL) -> Iterator[sqlite3.Connection]:
+def write_lock(url: URL) -> Iterator[None]:
+    """Hold the write lock of an SQLite database, as another process would."""
     other = sqlite3.connect(str(url.database), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     try:
-        yield other
+        yield
     finally:
         other.rollback()
         other.close()
@@ -389,7 +390,7 @@ def test_locked_sqlite_database_is_unavailable_until_unlocked(sqlite_database: D
     database = Database(sqlite_url, timeout_seconds=0.2)
     repository = SqlUserRepository(database)
 
-    with writing_elsewhere(sqlite_url):
+    with write_lock(sqlite_url):
         with pytest.raises(RepositoryUnavailableError, match="database is locked"):
             repository.apply([registration("bob")])
         with pytest.raises(RepositoryUnavailableError, match="database is locked"):
@@ -403,20 +404,20 @@ def test_locked_sqlite_database_is_unavailable_until_unlocked(sqlite_database: D
 def test_writer_without_a_write_slot_gets_an_error(sqlite_database: Database, sqlite_url: URL) -> None:
     database = Database(sqlite_url, timeout_seconds=0.2)
     repository = SqlUserRepository(database)
-    inside, leave = threading.Event(), threading.Event()
+    writing, released = threading.Event(), threading.Event()
 
-    def hold() -> None:
+    def write() -> None:
         with database.writing():
-            inside.set()
-            leave.wait(10)
+            writing.set()
+            released.wait(10)
 
-    holder = threading.Thread(target=hold)
-    holder.start()
-    inside.wait(10)
+    writer = threading.Thread(target=write)
+    writer.start()
+    writing.wait(10)
     with pytest.raises(RepositoryUnavailableError, match="too many threads are writing"):
         repository.apply([registration()])
-    leave.set()
-    holder.join()
+    released.set()
+    writer.join()
 
     assert isinstance(apply_one(repository, registration()), User)
     database.close()
@@ -430,8 +431,8 @@ def test_reader_without_a_free_connection_gets_an_error(sqlite_url: URL) -> None
     database.close()
 
 
-def test_damaged_sqlite_file_is_unavailable(sqlite_url: URL, open_database: Open) -> None:
-    Path(str(sqlite_url.database)).write_bytes(b"this is no database, and long enough to be looked at" * 100)
+def test_damaged_sqlite_file_is_unavailable(sqlite_url: URL, open_database: OpenDatabase) -> None:
+    Path(str(sqlite_url.database)).write_bytes(b"this is not a database, but long enough to be read as one" * 100)
     repository = SqlUserRepository(open_database(sqlite_url))
 
     with pytest.raises(RepositoryUnavailableError, match="file is not a database"):
@@ -440,18 +441,18 @@ def test_damaged_sqlite_file_is_unavailable(sqlite_url: URL, open_database: Open
 
 def test_full_disk_is_unavailable_and_loses_nothing(sqlite_database: Database) -> None:
     users = [registered(SqlUserRepository(sqlite_database), f"user{number}") for number in range(10)]
-    full = Database(sqlite_database.engine.url)
+    full_database = Database(sqlite_database.engine.url)
 
-    @event.listens_for(full.engine, "connect")
-    def fill(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA max_page_count = 1")  # gives SQLITE_FULL, as a full disk does
+    @event.listens_for(full_database.engine, "connect")
+    def limit_size(connection: sqlite3.Connection, _record: object) -> None:
+        connection.execute("PRAGMA max_page_count = 1")  # raises SQLITE_FULL, as a full disk does
 
-    repository = SqlUserRepository(full)
+    repository = SqlUserRepository(full_database)
     with pytest.raises(RepositoryUnavailableError, match="full"):
         repository.apply([registration(f"more{number}" + "x" * 200) for number in range(200)])
 
     assert repository.list_page(after=UserId(0), limit=100) == users
-    full.close()
+    full_database.close()
 
 
 def test_read_only_postgresql_is_unavailable_until_writable(
@@ -461,7 +462,7 @@ def test_read_only_postgresql_is_unavailable_until_writable(
     name = postgres_database.engine.url.database
     postgres.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = on")
 
-    postgres_database.close()  # its sessions were opened before
+    postgres_database.close()  # new sessions read the new default
 
     with pytest.raises(RepositoryUnavailableError, match="read-only transaction"):
         repository.apply([registration()])
@@ -473,7 +474,7 @@ def test_read_only_postgresql_is_unavailable_until_writable(
 
 
 def test_locked_postgresql_table_is_unavailable_until_unlocked(
-    postgres: PostgresServer, postgres_url: URL, open_database: Open
+    postgres: PostgresServer, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     database = open_database(postgres_url)
     upgrade(database)
@@ -487,19 +488,19 @@ def test_locked_postgresql_table_is_unavailable_until_unlocked(
     assert isinstance(apply_one(repository, registration()), User)
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
+@pytest.mark.parametrize("stop_signal", [signal.SIGINT, signal.SIGQUIT, signal.SIGKILL])
 def test_restarted_postgresql_has_all_acknowledged_changes(
-    postgres: PostgresServer, postgres_url: URL, how: signal.Signals, open_database: Open
+    postgres: PostgresServer, postgres_url: URL, stop_signal: signal.Signals, open_database: OpenDatabase
 ) -> None:
     database = open_database(postgres_url)
     upgrade(database)
     repository = SqlUserRepository(database)
     ada = registered(repository)
 
-    if how is signal.SIGKILL:
-        postgres.signal_all(how)  # the sessions too: they outlive their parent for a moment
+    if stop_signal is signal.SIGKILL:
+        postgres.signal_all(stop_signal)  # also the sessions, which briefly outlive their parent process
     else:
-        postgres.stop(how)
+        postgres.stop(stop_signal)
     try:
         with pytest.raises(RepositoryUnavailableError):
             repository.apply([registration("bob")])
@@ -512,52 +513,10 @@ def test_restarted_postgresql_has_all_acknowledged_changes(
     assert isinstance(apply_one(repository, registration("bob")), User)
 
 
-# --- before the first use
+# --- reads that do not wait
 
 
-def test_failed_preparation_is_retried_until_it_succeeds(sqlite_url: URL, open_database: Open) -> None:
-    database = open_database(sqlite_url)
-    calls: list[str] = []
-
-    def prepare() -> None:
-        calls.append("prepare")
-        if len(calls) == 1:
-            raise RepositoryUnavailableError("simulated outage")
-        upgrade(database)
-
-    repository = SqlUserRepository(database, before_first_use=prepare)
-    with pytest.raises(RepositoryUnavailableError):
-        repository.check()
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda _: repository.list_page(after=UserId(0), limit=1), range(8)))
-
-    assert calls == ["prepare", "prepare"]
-
-
-def test_call_during_a_long_preparation_gets_an_error(sqlite_url: URL) -> None:
-    inside, leave = threading.Event(), threading.Event()
-
-    def prepare() -> None:
-        inside.set()
-        leave.wait(10)
-
-    database = Database(sqlite_url, timeout_seconds=0.1)
-    repository = SqlUserRepository(database, before_first_use=prepare)
-    opening = threading.Thread(target=repository.open)
-    opening.start()
-    inside.wait(10)
-
-    with pytest.raises(RepositoryUnavailableError, match="being opened"):
-        repository.get(UserId(1))
-    leave.set()
-    opening.join()
-    database.close()
-
-
-# --- who asks at once
-
-
-def open_files() -> int:
+def count_open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
@@ -566,13 +525,13 @@ def test_failed_nowait_read_leaves_no_connection_open(sqlite_database: Database)
     repository.find_principals([UserId(1)])
     with sqlite_database.writing() as connection:
         connection.execute(text("ALTER TABLE users RENAME TO gone"))
-    before = open_files()
+    before = count_open_files()
 
     for _ in range(20):
         with pytest.raises(RepositoryUnavailableError):
             repository.find_principals_nowait([UserId(1)])
 
-    assert open_files() <= before
+    assert count_open_files() <= before
 
 
 def test_bug_in_a_nowait_read_leaves_no_connection_open(sqlite_database: Database) -> None:
@@ -580,29 +539,28 @@ def test_bug_in_a_nowait_read_leaves_no_connection_open(sqlite_database: Databas
         raise ZeroDivisionError
 
     sqlite_database.read_batch(lambda connection: connection.execute("SELECT 1").fetchall())
-    before = open_files()
+    before = count_open_files()
 
     with pytest.raises(ZeroDivisionError):
         sqlite_database.read_nowait(fail)
 
-    assert open_files() < before
+    assert count_open_files() < before
 
 
-# --- another file in the place of an SQLite database
+# --- a replaced SQLite file
 
 
-def replaced(url: URL, actor: Path) -> None:
-    actor.replace(str(url.database))
+def replace_database(url: URL, backup: Path) -> None:
+    backup.replace(str(url.database))
     for suffix in ("-wal", "-shm"):
         Path(f"{url.database}{suffix}").unlink(missing_ok=True)
 
 
-def copied(url: URL, to: Path) -> Path:
-    source, target = sqlite3.connect(str(url.database)), sqlite3.connect(to)
+def back_up_database(url: URL, backup: Path) -> None:
+    source, target = sqlite3.connect(str(url.database)), sqlite3.connect(backup)
     source.backup(target)
     source.close()
     target.close()
-    return to
 
 
 def test_replaced_database_file_is_noticed_at_the_next_use(
@@ -611,10 +569,11 @@ def test_replaced_database_file_is_noticed_at_the_next_use(
     repository = SqliteUserRepository(sqlite_database)
     ada = registered(repository)
     repository.find_principals([ada.id])
-    backup = copied(sqlite_url, tmp_path / "backup.db")
+    backup = tmp_path / "backup.db"
+    back_up_database(sqlite_url, backup)
     repository.apply([SetEnabled(user_id=ada.id, enabled=False, at=LATER)])
 
-    replaced(sqlite_url, actor=backup)
+    replace_database(sqlite_url, backup)
 
     with pytest.raises(RepositoryUnavailableError, match="the database file was removed or replaced"):
         repository.find_principals_nowait([ada.id])
@@ -634,11 +593,11 @@ def test_write_to_a_removed_database_file_raises_an_error(sqlite_database: Datab
             repository.check() if number == 0 else repository.get(UserId(1))
 
 
-# --- the zone of the server
+# --- the time zone of the server
 
 
 def test_latest_time_survives_any_time_zone_of_the_server(
-    postgres: PostgresServer, postgres_url: URL, open_database: Open
+    postgres: PostgresServer, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     postgres.execute(f"ALTER DATABASE {postgres_url.database} SET TimeZone = 'Asia/Tokyo'")
     database = open_database(postgres_url)

@@ -35,6 +35,7 @@ from mlapi import (
 )
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
 from mlapi.adapters.sql import Database, SqliteUserRepository, SqlUserRepository
+from mlapi.application.preparation import Preparation, prepare_on_first_use
 from mlapi.bootstrap import async_guard, open_service
 from mlapi.config import load_settings
 from mlapi.domain.commands import SetEnabled
@@ -480,7 +481,7 @@ def test_who_asks_no_more_is_answered_no_more(tokens: InMemoryTokens) -> None:
 
 def test_a_database_that_is_not_ready_is_made_ready_first(database: Database) -> None:
     made_ready = []
-    repository = SqlUserRepository(database, before_first_use=lambda: made_ready.append(True))
+    repository = prepare_on_first_use(SqlUserRepository(database), Preparation(lambda: made_ready.append(True)))
 
     assert repository.find_principals([UserId(1)]) == repository.find_principals([UserId(1)]) == [None]
     assert made_ready == [True]

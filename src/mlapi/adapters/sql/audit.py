@@ -1,6 +1,5 @@
 """The audit trail in a table. It is read and purged here; the dialects write it together with each batch."""
 
-from collections.abc import Callable
 from datetime import datetime
 
 from sqlalchemy import Date, bindparam, delete, func, select, type_coerce
@@ -34,15 +33,12 @@ class SqlAuditTrail:
 
     Args:
         database: contains the table.
-        open_database: called before each use, see `SqlUserRepository.open`.
     """
 
-    def __init__(self, database: Database, open_database: Callable[[], None]) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._open = open_database
 
     def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
-        self._open()
         page = select(*AUDIT_COLUMNS).order_by(audit.c.id.desc()).limit(limit)
         if after is not None:
             page = page.where(audit.c.id < min(after, USER_ID_MAX))
@@ -54,11 +50,9 @@ class SqlAuditTrail:
         return [read_audit_entry(row) for row in rows]
 
     def count_per_day(self, *, since: datetime) -> list[DailyCount]:
-        self._open()
         rows = self._database.read(lambda connection: connection.execute(_COUNT_PER_DAY, {"since": since}).all())
         return [DailyCount(*row) for row in rows]
 
     def purge(self, *, before: datetime, limit: int) -> int:
-        self._open()
         with self._database.writing() as connection:
             return connection.execute(_PURGE, {"before": before, "limit": limit}).rowcount

@@ -1,7 +1,6 @@
 """The users in SQLite or PostgreSQL."""
 
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from mlapi.adapters.sql.statements import is_storable_user_id
 from mlapi.adapters.sql.tables import api_keys, users
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
-from mlapi.domain.errors import RepositoryUnavailableError, UserNotFoundError
+from mlapi.domain.errors import UserNotFoundError
 from mlapi.domain.users import USER_ID_MAX, User, UserId, UsernameKey
 
 _SELECT = select(*USER_COLUMNS).where(users.c.id == bindparam("by_id"))
@@ -38,43 +37,19 @@ class SqlUserRepository:
 
     Args:
         database: contains the tables.
-        before_first_use: prepares the database. It is called before the first transaction, and again before the next
-            one if it raised an error: the database may have been unavailable.
     """
 
-    def __init__(self, database: Database, *, before_first_use: Callable[[], None] | None = None) -> None:
+    def __init__(self, database: Database) -> None:
         self._database = database
-        self._before_first_use = before_first_use
-        self._opening = threading.Lock()
-        self.audit = SqlAuditTrail(database, self.open)
-
-    def open(self) -> None:
-        """Prepare the database, once. Every other method calls this first.
-
-        Raises:
-            ConfigurationError: if ``before_first_use`` raises it.
-            RepositoryUnavailableError: if the database is unavailable.
-        """
-        if self._before_first_use is None:
-            return
-        if not self._opening.acquire(timeout=self._database.timeout_seconds):
-            raise RepositoryUnavailableError("the database is being opened")
-        try:
-            if self._before_first_use is not None:
-                self._before_first_use()
-                self._before_first_use = None
-        finally:
-            self._opening.release()
+        self.audit = SqlAuditTrail(database)
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
-        self.open()
         if not commands:
             return []
         dialect = self._database.dialect
         return self._database.write_batch(lambda connection: dialect.apply(connection, commands), commit_by=commit_by)
 
     def get(self, user_id: UserId) -> User:
-        self.open()
         if is_storable_user_id(user_id):
             row = self._database.read(lambda connection: connection.execute(_SELECT, {"by_id": user_id}).one_or_none())
             if row is not None:
@@ -82,12 +57,10 @@ class SqlUserRepository:
         raise UserNotFoundError(user_id)
 
     def find(self, key: UsernameKey) -> User | None:
-        self.open()
         row = self._database.read(lambda connection: connection.execute(_SELECT_BY_KEY, {"by_key": key}).one_or_none())
         return None if row is None else read_user(row)
 
     def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
-        self.open()
         starts = range(0, len(keys), _MAX_KEYS_PER_STATEMENT)
         parameters = [{"by_keys": keys[start : start + _MAX_KEYS_PER_STATEMENT]} for start in starts]
 
@@ -98,7 +71,6 @@ class SqlUserRepository:
         return [found.get(key) for key in keys]
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        self.open()
         if after > USER_ID_MAX:
             return []
         page = select(*USER_COLUMNS).where(users.c.id > after).order_by(users.c.id).limit(limit)
@@ -114,11 +86,9 @@ class SqlUserRepository:
         return [read_user(row) for row in self._database.read(lambda connection: connection.execute(page).all())]
 
     def count(self) -> int:
-        self.open()
         return self._database.read(lambda connection: connection.scalar(_COUNT) or 0)
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-        self.open()
         return self._database.read_batch(partial(self._database.dialect.find_principals, ids=ids))
 
     def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
@@ -127,7 +97,6 @@ class SqlUserRepository:
         return [read_api_key(row) for row in rows]
 
     def check(self) -> None:
-        self.open()
         self._database.write_batch(self._database.dialect.check_writable)
 
 
@@ -135,5 +104,4 @@ class SqliteUserRepository(SqlUserRepository):
     """A `UserRepository` in SQLite, which is fast enough to be read on an event loop: it is a `NonblockingLookup`."""
 
     def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-        self.open()
         return self._database.read_nowait(partial(self._database.dialect.find_principals, ids=ids))
