@@ -55,7 +55,7 @@ from mlapi.entrypoints.wire.requests import (
     RequestBody,
     SetPasswordRequest,
 )
-from mlapi.entrypoints.wire.responses import STATUS_BY_ERROR, Response, error_response, http_error_response
+from mlapi.entrypoints.wire.responses import ERRORS, Response, error_response, http_error_response
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ADA = User(
@@ -977,8 +977,10 @@ def test_every_error_that_is_raised_has_its_status_and_its_answer() -> None:
 
     raised = subclasses(MlapiError) - {MlapiError, RequestError}
 
-    assert set(STATUS_BY_ERROR) == raised
-    assert {type(error): answer.status for error, answer in REFUSALS} == STATUS_BY_ERROR
+    assert set(ERRORS) == raised
+    assert {type(error): answer.status for error, answer in REFUSALS} == {
+        error: entry.status for error, entry in ERRORS.items()
+    }
 
 
 def test_the_tree_of_errors_names_each_of_them() -> None:

@@ -13,7 +13,7 @@ from typing import NewType
 
 import attrs
 
-from mlapi.domain.errors import InvalidFieldsError, InvalidTokenError, UserDisabledError
+from mlapi.domain.errors import InvalidFieldsError, InvalidTokenError, MlapiError, UserDisabledError
 from mlapi.domain.rules import find_text_error, has_invisible
 from mlapi.domain.users import User, UserId, to_utc
 
@@ -86,6 +86,10 @@ Principal = User | ApiKeyPrincipal
 
 def get_principal_id(credential: ParsedCredential) -> PrincipalId:
     return credential.user_id if isinstance(credential, TokenClaims) else credential.id
+
+
+AUTHENTICATION_ERRORS: tuple[type[MlapiError], ...] = (InvalidTokenError, UserDisabledError)
+"""The errors of `authenticate`."""
 
 
 def authenticate(credential: ParsedCredential, principal: Principal | None, at: datetime) -> User:

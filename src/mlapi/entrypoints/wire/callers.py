@@ -4,7 +4,8 @@ from typing import Any, Literal
 
 import attrs
 
-from mlapi.domain.errors import InvalidTokenError, MlapiError, UserDisabledError
+from mlapi.domain.credentials import AUTHENTICATION_ERRORS
+from mlapi.domain.errors import InvalidTokenError, MlapiError
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
 
 SecurityRequirement = dict[str, list[Any]]
@@ -38,6 +39,6 @@ ANYONE_IF_METRICS_ARE_OPEN = Callers(
     security=_OPTIONAL_ADMIN_TOKEN, errors=_ADMIN_ERRORS, needs_admin=True, open_if="metrics_open"
 )
 ADMINS = Callers(security=({"adminToken": []},), errors=_ADMIN_ERRORS, needs_admin=True)
-USERS = Callers(security=({"userToken": []}, {"apiKey": []}), errors=(InvalidTokenError, UserDisabledError))
+USERS = Callers(security=({"userToken": []}, {"apiKey": []}), errors=AUTHENTICATION_ERRORS)
 USERS_EVEN_DISABLED = attrs.evolve(USERS, errors=(InvalidTokenError,))
 USERS_WITH_TOKEN = attrs.evolve(USERS, security=({"userToken": []},))

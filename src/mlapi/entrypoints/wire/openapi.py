@@ -18,7 +18,7 @@ from mlapi.entrypoints.wire import examples
 from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
 from mlapi.entrypoints.wire.queries import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from mlapi.entrypoints.wire.responses import (
-    STATUS_BY_ERROR,
+    ERRORS,
     InvalidInput,
     Message,
     Response,
@@ -163,16 +163,16 @@ def _describe_responses(operation: Operation) -> Iterator[tuple[str, Schema]]:
     yield _describe_success(operation)
     by_status: dict[HTTPStatus, list[type[MlapiError]]] = {}
     for error in operation.all_errors:
-        by_status.setdefault(STATUS_BY_ERROR[error], []).append(error)
+        by_status.setdefault(ERRORS[error].status, []).append(error)
     for status, errors in by_status.items():
         error_responses = {
-            error.__name__.removesuffix("Error"): error_response(examples.ERRORS[error][0]) for error in errors
+            error.__name__.removesuffix("Error"): error_response(ERRORS[error].example) for error in errors
         }
         (response_type,) = {_RESPONSE_TYPES.get(error, Message) for error in errors}
         yield (
             str(status.value),
             {
-                "description": " ".join(examples.ERRORS[error][1] for error in errors),
+                "description": " ".join(ERRORS[error].description for error in errors),
                 "headers": _header_references(error_responses.values()),
                 "content": _json_content(response_type, error_responses),
             },

@@ -267,51 +267,102 @@ def ready() -> Response:
 
 # --- errors
 
-STATUS_BY_ERROR: dict[type[MlapiError], HTTPStatus] = {
-    InvalidFieldsError: HTTPStatus.UNPROCESSABLE_ENTITY,
-    UserExistsError: HTTPStatus.CONFLICT,
-    UserNotFoundError: HTTPStatus.NOT_FOUND,
-    PasswordChangedError: HTTPStatus.CONFLICT,
-    ApiKeyNotFoundError: HTTPStatus.NOT_FOUND,
-    InvalidCredentialsError: HTTPStatus.UNAUTHORIZED,
-    InvalidTokenError: HTTPStatus.UNAUTHORIZED,
-    UserDisabledError: HTTPStatus.FORBIDDEN,
-    TooManyAttemptsError: HTTPStatus.TOO_MANY_REQUESTS,
-    ServiceUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
-    RepositoryUnavailableError: HTTPStatus.SERVICE_UNAVAILABLE,
-    ConfigurationError: HTTPStatus.SERVICE_UNAVAILABLE,
-    UnreadableBodyError: HTTPStatus.BAD_REQUEST,
-    BodyTooLargeError: HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-    UnsupportedMediaTypeError: HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
-    AdminTokenRequiredError: HTTPStatus.UNAUTHORIZED,
-    AdminAccessDeniedError: HTTPStatus.FORBIDDEN,
-}
-"""The status for each error. A test checks that it has every subclass of `MlapiError`."""
 
-_MESSAGE_BY_ERROR: dict[type[MlapiError], str] = {
-    InvalidFieldsError: "Invalid input",
-    UserExistsError: "User already exists",
-    UserNotFoundError: "User not found",
-    PasswordChangedError: "The password was changed meanwhile, log in again",
-    ApiKeyNotFoundError: "Key not found",
-    InvalidCredentialsError: "Invalid credentials",
-    InvalidTokenError: "Invalid token",
-    UserDisabledError: "User is disabled",
-    TooManyAttemptsError: "Too many attempts, try again later",
-    ServiceUnavailableError: "Service unavailable, try again",
-    RepositoryUnavailableError: "Service unavailable, try again",
-    ConfigurationError: "Service unavailable, see its log",
-}
-"""Messages for domain errors; their own texts are for the log. The text of a request error is its message."""
+@attrs.frozen
+class ErrorEntry:
+    """The response for a class of errors. ``example`` and ``description`` are for the OpenAPI description.
+
+    ``message`` is None for errors of a request, whose own text explains them to the client.
+    """
+
+    example: MlapiError
+    status: HTTPStatus
+    message: str | None
+    description: str
+
+
+_ENTRIES = (
+    ErrorEntry(
+        InvalidFieldsError((FieldError("username", "is missing"),)),
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Invalid input",
+        "One or more fields or parameters are invalid. `errors` lists all of them, without repeating their values.",
+    ),
+    ErrorEntry(
+        UserExistsError(1),
+        HTTPStatus.CONFLICT,
+        "User already exists",
+        "The username is taken, possibly in another case or spelling. `user_id` is the id of that user.",
+    ),
+    ErrorEntry(UserNotFoundError(2), HTTPStatus.NOT_FOUND, "User not found", "The user does not exist."),
+    ErrorEntry(
+        PasswordChangedError(1),
+        HTTPStatus.CONFLICT,
+        "The password was changed meanwhile, log in again",
+        "The password was changed by another request in the meantime.",
+    ),
+    ErrorEntry(ApiKeyNotFoundError(""), HTTPStatus.NOT_FOUND, "Key not found", "The API key does not exist."),
+    ErrorEntry(
+        InvalidCredentialsError(), HTTPStatus.UNAUTHORIZED, "Invalid credentials", "Unknown user or wrong password."
+    ),
+    ErrorEntry(
+        InvalidTokenError(),
+        HTTPStatus.UNAUTHORIZED,
+        "Invalid token",
+        "The token or API key is forged, expired or revoked, or its user was removed.",
+    ),
+    ErrorEntry(UserDisabledError(1), HTTPStatus.FORBIDDEN, "User is disabled", "The user is disabled."),
+    ErrorEntry(
+        TooManyAttemptsError(30),
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "Too many attempts, try again later",
+        "Too many login attempts. Wait for as long as `Retry-After` says.",
+    ),
+    ErrorEntry(
+        ServiceUnavailableError("overloaded"),
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Service unavailable, try again",
+        "Too many requests are waiting.",
+    ),
+    ErrorEntry(
+        RepositoryUnavailableError("unavailable"),
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Service unavailable, try again",
+        "The database is unavailable. `message` says if the change may have been applied nevertheless.",
+    ),
+    ErrorEntry(
+        ConfigurationError(""),
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Service unavailable, see its log",
+        "The service is connected to another database than configured.",
+    ),
+    ErrorEntry(
+        UnreadableBodyError("it is not UTF-8"), HTTPStatus.BAD_REQUEST, None, "The body is not strict JSON in UTF-8."
+    ),
+    ErrorEntry(BodyTooLargeError(), HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None, "The body is too large."),
+    ErrorEntry(
+        UnsupportedMediaTypeError(), HTTPStatus.UNSUPPORTED_MEDIA_TYPE, None, "The body is not `application/json`."
+    ),
+    ErrorEntry(AdminTokenRequiredError(), HTTPStatus.UNAUTHORIZED, None, "This operation needs the admin token."),
+    ErrorEntry(
+        AdminAccessDeniedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"),
+        HTTPStatus.FORBIDDEN,
+        None,
+        "No admin token is configured, so only programs on the same machine may manage users, or none at all.",
+    ),
+)
+ERRORS: dict[type[MlapiError], ErrorEntry] = {type(entry.example): entry for entry in _ENTRIES}
+"""To add an error, add an entry here. A test checks that it has every subclass of `MlapiError`."""
 _OUTCOME_UNKNOWN = "Service unavailable, try again: this may have been done already"
 _CONFIGURATION_RETRY_SECONDS = "10"
 
 
 def error_response(error: MlapiError) -> Response:
     """Return the response for an error that mlapi raised."""
-    status = STATUS_BY_ERROR[type(error)]
+    entry = ERRORS[type(error)]
+    status = entry.status
     headers: list[tuple[str, str]] = [_BEARER_CHALLENGE] if status == HTTPStatus.UNAUTHORIZED else []
-    message = _MESSAGE_BY_ERROR.get(type(error)) or str(error)
+    message = entry.message or str(error)
     body = Message(message)
     match error:
         case InvalidFieldsError(errors=errors):
