@@ -1,7 +1,7 @@
-"""Audits a lock for known weaknesses: ``python -m tests.dependency_audit requirements.lock``, for ``make check``.
+"""Audit a lock file for known vulnerabilities: ``python -m tests.dependency_audit requirements.lock``.
 
-It exits with 1 where a version that the lock pins has one, or the lock cannot be read. Where the advisories cannot be
-had it says so loudly and exits with 0: what needs no network shall not fail for want of one.
+Exits with 1 if a pinned version has a known vulnerability or the lock file is invalid. If the advisories cannot be
+downloaded, it prints a warning and exits with 0, so that ``make check`` works without a network.
 """
 
 import json
@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 15.0
-"""Seconds for the answers about all packages together; they take two where the advisories are at hand."""
+TIMEOUT_SECONDS = 15.0
+"""For the advisories of all packages. They usually take two seconds."""
 
 _PIP_AUDIT = [sys.executable, "-m", "pip_audit", "--require-hashes", "--disable-pip", "--progress-spinner", "off"]
 
 
-def audit(lock: Path, *options: str, patience: float = PATIENCE) -> tuple[int, str]:
+def audit(lock: Path, *options: str, timeout_seconds: float = TIMEOUT_SECONDS) -> tuple[int, str]:
     """Return the exit code and what to tell.
 
     Args:
@@ -27,46 +27,46 @@ def audit(lock: Path, *options: str, patience: float = PATIENCE) -> tuple[int, s
     """
     command = [*_PIP_AUDIT, "--timeout", "5", "--requirement", str(lock), *options]
     try:
-        asked = _run([*command, "--format", "json"], patience)
-        found = json.loads(asked.stdout)["dependencies"]
+        report = _run([*command, "--format", "json"], timeout_seconds)
+        packages = json.loads(report.stdout)["dependencies"]
     except subprocess.TimeoutExpired:
-        return 0, _not_audited(lock, f"no answer within {patience:g} seconds")
-    except ValueError:  # there is no report
-        read = _run([*command, "--dry-run"])  # asks nobody
-        if read.returncode:
-            return 1, f"{lock.name} cannot be audited: {read.stderr.strip()}"
-        return 0, _not_audited(lock, (asked.stderr.strip().splitlines() or ["no reason was given"])[-1])
-    return verdict(lock, found)
+        return 0, _not_audited(lock, f"no response within {timeout_seconds:g} seconds")
+    except ValueError:  # no JSON report
+        dry_run = _run([*command, "--dry-run"])  # sends no requests
+        if dry_run.returncode:
+            return 1, f"{lock.name} cannot be audited: {dry_run.stderr.strip()}"
+        return 0, _not_audited(lock, (report.stderr.strip().splitlines() or ["no reason was given"])[-1])
+    return judge(lock, packages)
 
 
-def verdict(lock: Path, found: Sequence[dict[str, Any]]) -> tuple[int, str]:
-    """Judge the ``dependencies`` of pip-audit's report."""
-    weak = [
-        f"{package['name']} {package['version']}: {weakness['id']},"
-        f" mended in {', '.join(weakness['fix_versions']) or 'no version yet'}"
-        for package in found
-        for weakness in package.get("vulns", [])
+def judge(lock: Path, packages: Sequence[dict[str, Any]]) -> tuple[int, str]:
+    """Return the exit code and the message for the ``dependencies`` of a report of pip-audit."""
+    vulnerable = [
+        f"{package['name']} {package['version']}: {vulnerability['id']},"
+        f" fixed in {', '.join(vulnerability['fix_versions']) or 'no version yet'}"
+        for package in packages
+        for vulnerability in package.get("vulns", [])
     ]
-    unknown = [package["name"] for package in found if "skip_reason" in package]
-    audited = len(found) - len(unknown)
-    if weak:
-        return 1, "\n".join([f"{lock.name}: known weaknesses", *weak])
+    unknown = [package["name"] for package in packages if "skip_reason" in package]
+    audited = len(packages) - len(unknown)
+    if vulnerable:
+        return 1, "\n".join([f"{lock.name}: known vulnerabilities", *vulnerable])
     if not audited:
-        return 0, _not_audited(lock, "what answered in the place of the advisory service knows none of its packages")
-    rest = f"; not audited, as the advisory service does not know them: {', '.join(unknown)}" if unknown else ""
-    return 0, f"{lock.name}: no known weakness in {audited} packages{rest}"
+        return 0, _not_audited(lock, "the advisory service knows none of its packages")
+    rest = f"; not audited, unknown to the advisory service: {', '.join(unknown)}" if unknown else ""
+    return 0, f"{lock.name}: no known vulnerabilities in {audited} packages{rest}"
 
 
-def _run(command: Sequence[str], patience: float | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=patience)
+def _run(command: Sequence[str], timeout_seconds: float | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=timeout_seconds)
 
 
 def _not_audited(lock: Path, reason: str) -> str:
     bar = "!" * 78
-    return f"{bar}\n{lock.name} WAS NOT AUDITED for known weaknesses: {reason}\n{bar}"
+    return f"{bar}\n{lock.name} WAS NOT AUDITED for known vulnerabilities: {reason}\n{bar}"
 
 
 if __name__ == "__main__":
-    code, told = audit(Path(sys.argv[1]), *sys.argv[2:])
-    sys.stderr.write(f"{told}\n")
+    code, message = audit(Path(sys.argv[1]), *sys.argv[2:])
+    sys.stderr.write(f"{message}\n")
     sys.exit(code)

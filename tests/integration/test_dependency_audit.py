@@ -1,4 +1,4 @@
-"""The locks are whole, and what is known to be weak in them fails `make check`, where it can be known."""
+"""Lock files are complete, and `make check` fails for a version with a known vulnerability."""
 
 import json
 import re
@@ -11,14 +11,14 @@ from typing import Any
 
 import pytest
 
-from tests.dependency_audit import audit, verdict
+from tests.dependency_audit import audit, judge
 from tests.postgres_server import free_port
 
 ROOT = Path(__file__).parents[2]
 LOCKS = ["requirements.lock", "requirements-dev.lock", "bench/peers/requirements.lock"]
-WEAK = {
+VULNERABILITY = {
     "id": "PYSEC-0000-1",
-    "summary": "lets everybody in",
+    "summary": "authentication bypass",
     "affected": [
         {
             "package": {"name": "weak", "ecosystem": "PyPI"},
@@ -35,20 +35,20 @@ def lock(tmp_path: Path) -> Path:
     return file
 
 
-Service = Callable[[dict[str, list[Any]]], tuple[str, ...]]
+StartService = Callable[[dict[str, list[Any]]], tuple[str, ...]]
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
-    """Start an advisory service that knows what is weak by package; return the options that ask it."""
+def service(tmp_path: Path) -> Iterator[StartService]:
+    """Return a function that starts an advisory service and returns the options of pip-audit for it."""
     servers: list[ThreadingHTTPServer] = []
 
-    def start(known: dict[str, list[Any]]) -> tuple[str, ...]:
-        class Advisories(BaseHTTPRequestHandler):
+    def start(advisories: dict[str, list[Any]]) -> tuple[str, ...]:
+        class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                found = known.get(asked["package"]["name"])
-                body = json.dumps({"vulns": found} if found else {}).encode()
+                request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                vulnerabilities = advisories.get(request["package"]["name"])
+                body = json.dumps({"vulns": vulnerabilities} if vulnerabilities else {}).encode()
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
@@ -57,9 +57,9 @@ def service(tmp_path: Path) -> Iterator[Service]:
             def log_message(self, *_: object) -> None:
                 pass
 
-        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Advisories))
+        servers.append(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
         threading.Thread(target=servers[-1].serve_forever, daemon=True).start()
-        return asking(servers[-1].server_port, tmp_path)
+        return options_for(servers[-1].server_port, tmp_path)
 
     yield start
     for server in servers:
@@ -67,88 +67,90 @@ def service(tmp_path: Path) -> Iterator[Service]:
         server.server_close()
 
 
-def asking(port: int, folder: Path) -> tuple[str, ...]:
+def options_for(port: int, folder: Path) -> tuple[str, ...]:
     url = f"http://127.0.0.1:{port}/"
     return ("--vulnerability-service", "osv", "--osv-url", url, "--cache-dir", str(folder / "cache"))
 
 
-def test_a_known_weakness_fails_and_is_named_with_the_version_that_mends_it(lock: Path, service: Service) -> None:
-    assert audit(lock, *service({"weak": [WEAK]})) == (
+def test_vulnerability_fails_and_names_the_fixed_version(lock: Path, service: StartService) -> None:
+    assert audit(lock, *service({"weak": [VULNERABILITY]})) == (
         1,
-        "a.lock: known weaknesses\nweak 1.2: PYSEC-0000-1, mended in 1.2.1",
+        "a.lock: known vulnerabilities\nweak 1.2: PYSEC-0000-1, fixed in 1.2.1",
     )
 
 
-def test_a_lock_without_known_weaknesses_passes(lock: Path, service: Service) -> None:
-    assert audit(lock, *service({})) == (0, "a.lock: no known weakness in 2 packages")
+def test_lock_without_vulnerabilities_passes(lock: Path, service: StartService) -> None:
+    assert audit(lock, *service({})) == (0, "a.lock: no known vulnerabilities in 2 packages")
 
 
-def test_advisories_that_cannot_be_had_pass_and_are_told_loudly(lock: Path, tmp_path: Path) -> None:
-    code, told = audit(lock, *asking(free_port(), tmp_path))
-
-    assert code == 0
-    assert "a.lock WAS NOT AUDITED for known weaknesses: " in told
-    assert told.startswith("!" * 78)
-
-
-def test_advisories_that_do_not_come_are_not_waited_for(lock: Path, tmp_path: Path) -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as silent:  # it accepts, and nobody answers
-        code, told = audit(lock, *asking(silent.server_port, tmp_path), patience=0.5)
+def test_unreachable_advisories_pass_with_a_warning(lock: Path, tmp_path: Path) -> None:
+    code, message = audit(lock, *options_for(free_port(), tmp_path))
 
     assert code == 0
-    assert "a.lock WAS NOT AUDITED for known weaknesses: no answer within 0.5 seconds" in told
+    assert "a.lock WAS NOT AUDITED for known vulnerabilities: " in message
+    assert message.startswith("!" * 78)
 
 
-def test_a_service_that_knows_no_package_has_audited_nothing() -> None:
-    code, told = verdict(Path("a.lock"), [{"name": name, "skip_reason": "not found"} for name in ("sound", "weak")])
+def test_silent_advisory_service_times_out(lock: Path, tmp_path: Path) -> None:
+    with ThreadingHTTPServer(
+        ("127.0.0.1", 0), BaseHTTPRequestHandler
+    ) as silent:  # it accepts connections and never responds
+        code, message = audit(lock, *options_for(silent.server_port, tmp_path), timeout_seconds=0.5)
 
     assert code == 0
-    assert "a.lock WAS NOT AUDITED for known weaknesses" in told
+    assert "a.lock WAS NOT AUDITED for known vulnerabilities: no response within 0.5 seconds" in message
 
 
-def test_a_package_that_the_service_does_not_know_is_named() -> None:
-    found: list[dict[str, Any]] = [
+def test_audit_without_any_known_package_warns() -> None:
+    code, message = judge(Path("a.lock"), [{"name": name, "skip_reason": "not found"} for name in ("sound", "weak")])
+
+    assert code == 0
+    assert "a.lock WAS NOT AUDITED for known vulnerabilities" in message
+
+
+def test_packages_unknown_to_the_service_are_listed() -> None:
+    packages: list[dict[str, Any]] = [
         {"name": "sound", "version": "3.1", "vulns": []},
         {"name": "own", "skip_reason": "not found"},
     ]
 
-    assert verdict(Path("a.lock"), found) == (
+    assert judge(Path("a.lock"), packages) == (
         0,
-        "a.lock: no known weakness in 1 packages; not audited, as the advisory service does not know them: own",
+        "a.lock: no known vulnerabilities in 1 packages; not audited, unknown to the advisory service: own",
     )
 
 
-def test_a_weakness_that_nobody_has_mended_yet_fails_too() -> None:
-    found: list[dict[str, Any]] = [
+def test_vulnerability_without_a_fix_fails() -> None:
+    packages: list[dict[str, Any]] = [
         {"name": "weak", "version": "1.2", "vulns": [{"id": "PYSEC-0000-1", "fix_versions": []}]}
     ]
 
-    assert verdict(Path("a.lock"), found) == (
+    assert judge(Path("a.lock"), packages) == (
         1,
-        "a.lock: known weaknesses\nweak 1.2: PYSEC-0000-1, mended in no version yet",
+        "a.lock: known vulnerabilities\nweak 1.2: PYSEC-0000-1, fixed in no version yet",
     )
 
 
-def test_a_lock_without_hashes_fails(tmp_path: Path) -> None:
+def test_lock_without_hashes_fails(tmp_path: Path) -> None:
     lock = tmp_path / "a.lock"
     lock.write_text("sound==3.1\n")
 
-    code, told = audit(lock)
+    code, message = audit(lock)
 
     assert code == 1
-    assert told.startswith("a.lock cannot be audited: ")
+    assert message.startswith("a.lock cannot be audited: ")
 
 
-def test_make_check_audits_what_we_install() -> None:
-    planned = subprocess.run(
+def test_make_check_audits_the_installed_versions() -> None:
+    commands = subprocess.run(
         ["make", "--dry-run", "check"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout
 
-    assert ".venv/bin/python -m tests.dependency_audit requirements.lock\n" in planned
+    assert ".venv/bin/python -m tests.dependency_audit requirements.lock\n" in commands
 
 
 @pytest.mark.parametrize("name", LOCKS)
-def test_a_lock_pins_every_package_with_hashes_and_names_no_index(name: str) -> None:
+def test_lock_files_pin_hashes_and_name_no_index(name: str) -> None:
     text = (ROOT / name).read_text("utf-8")
     entries = re.split(r"\n(?=\S)", text.strip())
 

@@ -1,4 +1,4 @@
-"""What is in deploy/ is read by what it is for."""
+"""The files in deploy/ are valid for the programs that read them."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ SECRETS = {
 }
 
 
-def test_the_configuration_is_read_with_the_secrets_in_the_files_that_the_unit_names(tmp_path: Path) -> None:
+def test_systemd_unit_loads_configuration_and_secrets(tmp_path: Path) -> None:
     unit = (DEPLOY / "mlapi.service").read_text("utf-8")
     environ = dict(re.findall(r"^Environment=(\w+)=(.*)$", unit, re.MULTILINE))
     credentials = re.findall(r"^LoadCredential=(\w+):", unit, re.MULTILINE)
@@ -36,16 +36,16 @@ def test_the_configuration_is_read_with_the_secrets_in_the_files_that_the_unit_n
     assert (settings.secrets.key, settings.secrets.salt) == ((SECRETS["key"],), (SECRETS["salt"],))
 
 
-def test_the_unit_starts_the_service_with_options_that_it_has() -> None:
+def test_systemd_unit_uses_valid_command_line_options() -> None:
     (command,) = re.findall(r"^ExecStart=\S+/mlapi (.*)$", (DEPLOY / "mlapi.service").read_text("utf-8"), re.MULTILINE)
 
-    told = CliRunner().invoke(main, [*command.split(), "--help"])
+    result = CliRunner().invoke(main, [*command.split(), "--help"])
 
-    assert told.exit_code == 0
+    assert result.exit_code == 0
 
 
-def test_the_cluster_waits_no_longer_than_its_rule_allows() -> None:
+def test_patroni_timeouts_are_consistent() -> None:
     dcs = yaml.safe_load((DEPLOY / "patroni.yml").read_text("utf-8"))["bootstrap"]["dcs"]
 
-    assert dcs["loop_wait"] + 2 * dcs["retry_timeout"] <= dcs["ttl"]  # or Patroni would take other values
+    assert dcs["loop_wait"] + 2 * dcs["retry_timeout"] <= dcs["ttl"]  # Patroni changes the values otherwise
     assert (dcs["synchronous_mode"], dcs["synchronous_node_count"]) == ("quorum", 1)

@@ -1,4 +1,4 @@
-"""The description and Swagger UI as they are served: whole, of this package alone, and to whom."""
+"""The OpenAPI description and Swagger UI: complete, without requests to other hosts, with access control."""
 
 import hashlib
 import json
@@ -36,21 +36,21 @@ def users() -> Users:
 
 @pytest.fixture(params=["", "/accounts"], ids=["alone", "mounted"])
 def base(request: pytest.FixtureRequest) -> str:
-    """Where the service is."""
+    """The base URL of the service."""
     path: str = request.param
     return BASE + path
 
 
 @pytest.fixture
 def http(users: Users, base: str) -> TestClient:
-    """A stranger, where the docs are open."""
+    """A client without credentials of a service with open docs."""
     app = create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN, docs_open=True))
     path = base.removeprefix(BASE)
     return asgi_client(Starlette(routes=[Mount(path, app)]) if path else app)
 
 
 class Page(HTMLParser):
-    """What a page asks for, and its scripts and styles that stand in it."""
+    """The URLs that a page loads, and its inline scripts and styles."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -65,130 +65,130 @@ class Page(HTMLParser):
 
 
 def assets(http: TestClient, base: str) -> Iterator[str]:
-    """The URLs of what the page asks for, as a browser makes them."""
+    """Yield the absolute URLs of the files that the page loads."""
     for url in Page(http.get(f"{base}/docs").text).urls:
         if not url.startswith("data:"):
             yield urljoin(f"{base}/docs", url)
 
 
-# --- what is served
+# --- content
 
 
-def test_the_description_is_served_as_it_is(http: TestClient, base: str) -> None:
-    answer = http.get(f"{base}/openapi.json")
+def test_openapi_description_is_served_unchanged(http: TestClient, base: str) -> None:
+    response = http.get(f"{base}/openapi.json")
 
-    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
-    assert answer.content == openapi()
-    assert answer.headers["cache-control"] == "no-cache"
+    assert (response.status_code, response.headers["content-type"]) == (200, "application/json")
+    assert response.content == openapi()
+    assert response.headers["cache-control"] == "no-cache"
 
 
-def test_the_page_asks_for_three_files_that_are_there(http: TestClient, base: str) -> None:
-    answers = [http.get(url) for url in assets(http, base)]
+def test_docs_page_loads_three_existing_files(http: TestClient, base: str) -> None:
+    responses = [http.get(url) for url in assets(http, base)]
 
-    assert [(answer.status_code, answer.headers["content-type"]) for answer in answers] == [
+    assert [(response.status_code, response.headers["content-type"]) for response in responses] == [
         (200, "text/css; charset=utf-8"),
         (200, "text/javascript; charset=utf-8"),
         (200, "text/javascript; charset=utf-8"),
     ]
-    assert answers[0].content == VENDORED.joinpath("swagger-ui.css").read_bytes()
-    assert answers[1].content == VENDORED.joinpath("swagger-ui-bundle.js").read_bytes()
+    assert responses[0].content == VENDORED.joinpath("swagger-ui.css").read_bytes()
+    assert responses[1].content == VENDORED.joinpath("swagger-ui-bundle.js").read_bytes()
 
 
-def test_the_page_allows_nothing_but_its_own_files(http: TestClient, base: str) -> None:
-    answer = http.get(f"{base}/docs")
+def test_docs_page_has_a_strict_content_security_policy(http: TestClient, base: str) -> None:
+    response = http.get(f"{base}/docs")
 
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    assert set(answer.headers["content-security-policy"].split("; ")) == POLICY
-    assert Page(answer.text).inline == []
+    assert response.headers["content-type"] == "text/html; charset=utf-8"
+    assert set(response.headers["content-security-policy"].split("; ")) == POLICY
+    assert Page(response.text).inline == []
 
 
-def test_no_file_of_ours_names_another_host(http: TestClient, base: str) -> None:
+def test_docs_page_and_script_name_no_other_host(http: TestClient, base: str) -> None:
     script = http.get(list(assets(http, base))[-1]).text
 
     assert re.findall(r"https?:|//\w", http.get(f"{base}/docs").text + script) == []
     assert "validatorUrl: null" in script
 
 
-def test_what_is_served_elsewhere_is_not_found(http: TestClient, base: str) -> None:
+def test_unknown_docs_paths_are_not_found(http: TestClient, base: str) -> None:
     paths = ["/docs/", "/docs/x", "/docs/x/docs.js", "/openapi.json/", "/docs/x/..%2fVENDORED.toml"]
 
     assert [http.get(base + path).status_code for path in paths] == [404] * len(paths)
 
 
-# --- how it is kept
+# --- caching
 
 
-def test_a_file_is_kept_for_good_as_its_url_names_its_content(http: TestClient, base: str) -> None:
+def test_files_with_a_digest_in_their_url_are_immutable(http: TestClient, base: str) -> None:
     for url in assets(http, base):
-        answer = http.get(url)
+        response = http.get(url)
 
-        digest = hashlib.sha256(answer.content).hexdigest()[:32]
+        digest = hashlib.sha256(response.content).hexdigest()[:32]
         assert digest in url
-        assert answer.headers["etag"] == f'"{digest}"'
-        assert answer.headers["cache-control"] == "public, max-age=31536000, immutable"
+        assert response.headers["etag"] == f'"{digest}"'
+        assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
 
 
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json"])
-def test_who_has_it_already_is_told_so(http: TestClient, base: str, path: str) -> None:
+def test_matching_etag_returns_304(http: TestClient, base: str, path: str) -> None:
     etag = http.get(base + path).headers["etag"]
 
-    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
-        answer = http.get(base + path, headers={"If-None-Match": known})
-        assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+    for etag_header in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        response = http.get(base + path, headers={"If-None-Match": etag_header})
+        assert (response.status_code, response.content, response.headers["etag"]) == (304, b"", etag)
     assert http.get(base + path, headers={"If-None-Match": '"other"'}).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json"])
-def test_it_can_be_asked_for_its_headers_alone(http: TestClient, base: str, path: str) -> None:
-    asked, got = http.head(base + path), http.get(base + path)
+def test_docs_answer_head_requests(http: TestClient, base: str, path: str) -> None:
+    head, get = http.head(base + path), http.get(base + path)
 
-    assert asked.status_code == got.status_code == 200
-    assert asked.headers["etag"] == got.headers["etag"]
-
-
-def test_another_method_is_refused(http: TestClient, base: str) -> None:
-    answer = http.post(f"{base}/docs")
-
-    assert answer.status_code == 405
-    assert set(answer.headers["allow"].split(", ")) == {"GET", "HEAD"}
+    assert head.status_code == get.status_code == 200
+    assert head.headers["etag"] == get.headers["etag"]
 
 
-# --- to whom
+def test_docs_reject_other_methods(http: TestClient, base: str) -> None:
+    response = http.post(f"{base}/docs")
+
+    assert response.status_code == 405
+    assert set(response.headers["allow"].split(", ")) == {"GET", "HEAD"}
+
+
+# --- access
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/x/docs.js", "/openapi.json"])
-def test_where_the_docs_are_closed_they_are_for_managers(users: Users, path: str) -> None:
+def test_closed_docs_require_the_admin_token(users: Users, path: str) -> None:
     http = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN)))
 
-    stranger = http.get(path)
-    manager = http.get(path, headers={"Authorization": f"Bearer {ADMIN_TOKEN}"})
+    anonymous = http.get(path)
+    admin = http.get(path, headers={"Authorization": f"Bearer {ADMIN_TOKEN}"})
 
-    assert stranger.status_code == 401
-    assert stranger.headers["content-type"] == "application/json"
-    assert manager.status_code == (404 if "/x/" in path else 200)
-
-
-# --- what is kept of others
+    assert anonymous.status_code == 401
+    assert anonymous.headers["content-type"] == "application/json"
+    assert admin.status_code == (404 if "/x/" in path else 200)
 
 
-def test_the_vendored_files_are_those_that_were_published() -> None:
+# --- vendored files
+
+
+def test_vendored_files_match_their_published_digests() -> None:
     vendored = tomllib.loads(VENDORED.joinpath("VENDORED.toml").read_text("utf-8"))
 
-    there = {
+    digests = {
         file.name: hashlib.sha256(file.read_bytes()).hexdigest()
         for file in VENDORED.iterdir()
         if file.name != "VENDORED.toml"
     }
-    assert there == vendored["sha256"]
+    assert digests == vendored["sha256"]
     assert vendored["version"] in vendored["source"]
 
 
-def test_the_licence_and_the_notice_come_with_them() -> None:
+def test_vendored_files_include_licence_and_notice() -> None:
     assert "Apache License" in VENDORED.joinpath("LICENSE").read_text("utf-8")
     assert "SmartBear" in VENDORED.joinpath("NOTICE").read_text("utf-8")
 
 
-def test_the_description_names_no_host() -> None:
+def test_openapi_description_names_no_host() -> None:
     assert json.loads(openapi())["servers"] == [{"url": ".", "description": "The server of this description."}]
     assert b"http:" not in openapi()
     assert b"https:" not in openapi()

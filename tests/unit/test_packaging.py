@@ -1,4 +1,4 @@
-"""What is installed: names, side effects, types, and no secret."""
+"""The installed package: public names, import side effects, types, no secrets."""
 
 import importlib.metadata
 import importlib.resources
@@ -13,13 +13,13 @@ import pytest
 import mlapi
 
 ROOT = Path(__file__).parents[2]
-# A Fernet key by its looks: 32 bytes in URL-safe base64.
+# The format of a Fernet key: 32 bytes in URL-safe base64.
 FERNET_KEY = re.compile(rb"(?<![\w+/=-])[\w-]{43}=(?![\w+/=])")
-PUBLISHED_KEY = b"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="  # of the Fernet specification's test vectors
+PUBLISHED_KEY = b"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="  # from the test vectors of the Fernet specification
 
 
-def printed_by(code: str, folder: Path, **environ: str) -> list[str]:
-    """Run it in a Python of its own, in a folder that is not on its path; return the lines that it prints."""
+def run_python(code: str, folder: Path, **environ: str) -> list[str]:
+    """Run code in a new Python process, outside the import path; return the lines that it prints."""
     run = subprocess.run(
         [sys.executable, "-I", "-c", code], cwd=folder, env=environ, capture_output=True, text=True, check=False
     )
@@ -31,63 +31,63 @@ def test_public_names_are_sorted() -> None:
     assert sorted(mlapi.__all__) == mlapi.__all__
 
 
-def test_public_names_are_there() -> None:
+def test_public_names_exist() -> None:
     assert [name for name in mlapi.__all__ if not hasattr(mlapi, name)] == []
 
 
-def test_every_name_of_ours_that_the_package_holds_is_public() -> None:
-    ours = [
+def test_names_imported_into_the_package_are_public() -> None:
+    own_names = [
         name
         for name, value in vars(mlapi).items()
         if not name.startswith("_") and getattr(value, "__module__", "").startswith("mlapi.")
     ]
 
-    assert set(ours) <= set(mlapi.__all__)
+    assert set(own_names) <= set(mlapi.__all__)
 
 
-def test_the_version_is_the_one_that_is_installed() -> None:
+def test_version_matches_the_installed_package() -> None:
     assert mlapi.__version__ == importlib.metadata.version("mlapi")
 
 
-def test_the_package_says_that_it_is_typed() -> None:
+def test_package_is_marked_as_typed() -> None:
     assert importlib.resources.files("mlapi").joinpath("py.typed").is_file()
 
 
-def test_importing_mlapi_loads_nothing_heavy_and_writes_nothing(tmp_path: Path) -> None:
+def test_import_is_light_and_writes_nothing(tmp_path: Path) -> None:
     heavy = "alembic argon2 click cryptography jwt limits msgspec psycopg sqlalchemy starlette uvicorn yaml"
     code = f"import sys, mlapi; print(sorted(sys.modules.keys() & set('{heavy}'.split())))"
 
-    assert printed_by(code, tmp_path) == ["[]"]
+    assert run_python(code, tmp_path) == ["[]"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_fakes_need_neither_pytest_nor_anything_heavy(tmp_path: Path) -> None:
+def test_fakes_import_neither_pytest_nor_heavy_libraries(tmp_path: Path) -> None:
     heavy = "alembic argon2 click cryptography httpx2 jwt limits msgspec pytest sqlalchemy starlette uvicorn yaml"
     code = f"import sys, mlapi.testing; print(sorted(sys.modules.keys() & set('{heavy}'.split())))"
 
-    assert printed_by(code, tmp_path) == ["[]"]
+    assert run_python(code, tmp_path) == ["[]"]
 
 
-def test_importing_the_application_reads_no_configuration_and_writes_nothing(tmp_path: Path) -> None:
+def test_import_of_the_application_has_no_side_effects(tmp_path: Path) -> None:
     code = "from mlapi.entrypoints.http.application import app; print(callable(app))"
 
-    assert printed_by(code, tmp_path, MLAPI_CONFIG="/nowhere.yml", MLAPI_NONSENSE__KEY="x") == ["True"]
+    assert run_python(code, tmp_path, MLAPI_CONFIG="/nowhere.yml", MLAPI_NONSENSE__KEY="x") == ["True"]
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_file_of_the_repository_holds_a_key() -> None:
+def test_repository_contains_no_key() -> None:
     git = shutil.which("git")
     if git is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
-    listed = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    others = (b"tests/", b"src/mlapi/entrypoints/static/swagger-ui/")  # whose names in a bundle look like keys
-    files = [ROOT / name.decode() for name in listed.split(b"\0") if name and not name.startswith(others)]
+    output = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
+    excluded = (b"tests/", b"src/mlapi/entrypoints/static/swagger-ui/")  # names in the bundle look like keys
+    files = [ROOT / name.decode() for name in output.split(b"\0") if name and not name.startswith(excluded)]
 
-    held = {
+    keys = {
         (str(file.relative_to(ROOT)), key)
         for file in files
         if file.is_file()
         for key in FERNET_KEY.findall(file.read_bytes())
     }
 
-    assert held <= {("src/mlapi/config/validation.py", PUBLISHED_KEY)}
+    assert keys <= {("src/mlapi/config/validation.py", PUBLISHED_KEY)}
