@@ -1,0 +1,145 @@
+"""Request headers: content type and length, and the credential."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mlapi.domain.errors import (
+    InvalidTokenError,
+)
+from mlapi.entrypoints.wire.errors import (
+    BodyTooLargeError,
+    UnsupportedMediaTypeError,
+)
+from mlapi.entrypoints.wire.headers import Headers, get_bearer_credential, validate_content_headers
+
+SECRET = f"mlapi_0123456789abcdef_{'0' * 64}"
+
+
+# --- content type and length
+
+
+def headers(types: list[str], lengths: list[str] | None = None) -> Headers:
+    """Return request headers with these content types and lengths."""
+    return [
+        (b"host", b"localhost"),
+        *((b"content-type", value.encode()) for value in types),
+        *((b"content-length", value.encode()) for value in lengths or []),
+    ]
+
+
+@pytest.mark.parametrize(
+    "content_type",
+    [
+        "application/json",
+        "Application/JSON; charset=UTF-8",
+        'application/json;charset="utf-8"',
+        "application/json ; charset=utf-8",
+        " application/json ",
+    ],
+)
+def test_json_in_utf8_is_accepted(content_type: str) -> None:
+    validate_content_headers(headers([content_type]))
+
+
+@pytest.mark.parametrize(
+    "content_types",
+    [
+        pytest.param([], id="none"),
+        pytest.param([""], id="empty"),
+        pytest.param(["application/json", "application/json"], id="two"),
+        pytest.param(["application/json, text/plain"], id="two in one"),
+        pytest.param(["text/plain"], id="text, which web pages may send cross-origin"),
+        pytest.param(["application/x-www-form-urlencoded"], id="form"),
+        pytest.param(["multipart/form-data; boundary=x"], id="multipart form"),
+        pytest.param(["text/json"], id="text/json"),
+        pytest.param(["application/jsonp"], id="jsonp"),
+        pytest.param(["application/problem+json"], id="other JSON"),
+        pytest.param(["application/json; charset=latin-1"], id="latin-1"),
+        pytest.param(["application/json; charset=utf-16"], id="utf-16"),
+        pytest.param(["application/json; charset=utf-8; charset=latin-1"], id="two charsets"),
+        pytest.param(["application/json; boundary=x"], id="other parameter"),
+        pytest.param(["application/j\u017fon"], id="long s"),
+    ],
+)
+def test_other_content_types_are_rejected(content_types: list[str]) -> None:
+    with pytest.raises(UnsupportedMediaTypeError):
+        validate_content_headers(headers(content_types))
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [[], ["0"], ["16384"], [""], ["many"], ["-1"], ["1e9"], ["\u00b2"]],
+    ids=["none", "zero", "limit", "empty", "word", "negative", "exponent", "superscript digit"],
+)
+def test_content_length_up_to_the_limit_is_accepted(lengths: list[str]) -> None:
+    validate_content_headers(headers(["application/json"], lengths))
+
+
+@pytest.mark.parametrize(
+    "lengths",
+    [["16385"], ["9" * 19], ["9" * 5000], ["5", "16385"]],
+    ids=["one more", "19 digits", "5000 digits", "second of two"],
+)
+def test_content_length_over_the_limit_is_rejected(lengths: list[str]) -> None:
+    with pytest.raises(BodyTooLargeError):
+        validate_content_headers(headers(["application/json"], lengths))
+
+
+# --- credentials
+
+
+@pytest.mark.parametrize(
+    ("value", "credential"),
+    [
+        (b"Bearer abc.def-_~+/9==", "abc.def-_~+/9=="),
+        (b"bearer abc", "abc"),
+        (b"BEARER abc", "abc"),
+        (b" \tBearer abc \t", "abc"),
+        (f"Bearer {SECRET}".encode(), SECRET),
+    ],
+)
+def test_bearer_credential_is_returned(value: bytes, credential: str) -> None:
+    assert (
+        get_bearer_credential([(b"host", b"localhost"), (b"authorization", value), (b"accept", b"*/*")]) == credential
+    )
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param([], id="none"),
+        pytest.param([b""], id="empty"),
+        pytest.param([b"abc"], id="no scheme"),
+        pytest.param([b"Bearer"], id="no credential"),
+        pytest.param([b"Bearer "], id="empty credential"),
+        pytest.param([b" abc"], id="empty scheme"),
+        pytest.param([b"Basic abc"], id="another scheme"),
+        pytest.param([b"Bearerabc"], id="no space"),
+        pytest.param([b"Bearer\tabc"], id="tab"),
+        pytest.param([b"Bearer \xc3\xa4"], id="not ASCII"),
+        pytest.param([b"B\xe4arer abc"], id="scheme that is not ASCII"),
+        pytest.param([b"Bearer abc", b"Bearer abc"], id="twice"),
+        pytest.param([b"Bearer abc", b""], id="and an empty one"),
+        pytest.param([b"Basic abc", b"Bearer abc"], id="after another scheme"),
+    ],
+)
+def test_missing_or_repeated_credential_is_rejected(values: list[bytes]) -> None:
+    with pytest.raises(InvalidTokenError):
+        get_bearer_credential([(b"host", b"localhost"), *((b"authorization", value) for value in values)])
+
+
+def test_credential_in_another_header_is_rejected() -> None:
+    with pytest.raises(InvalidTokenError):
+        get_bearer_credential([(b"x-authorization", b"Bearer abc"), (b"cookie", b"authorization=Bearer abc")])
+
+
+@given(st.lists(st.binary(max_size=20) | st.binary(max_size=9).map(b"Bearer ".__add__), max_size=2))
+def test_any_header_has_a_credential_or_is_rejected(values: list[bytes]) -> None:
+    try:
+        credential = get_bearer_credential([(b"authorization", value) for value in values])
+    except InvalidTokenError:
+        return
+    (value,) = values
+    assert value.strip(b" \t")[7:] == credential.encode()
+    assert credential

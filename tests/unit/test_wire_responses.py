@@ -1,0 +1,304 @@
+"""Responses: the exact status, body and headers of every success and error."""
+
+import importlib
+import pkgutil
+import re
+from datetime import UTC, datetime, timedelta
+from http import HTTPStatus
+
+import attrs
+import pytest
+
+import mlapi
+from mlapi.domain import errors
+from mlapi.domain.audit import AuditEntry, AuditId
+from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
+from mlapi.domain.errors import (
+    ApiKeyNotFoundError,
+    ConfigurationError,
+    FieldError,
+    InvalidCredentialsError,
+    InvalidFieldsError,
+    InvalidTokenError,
+    MlapiError,
+    PasswordChangedError,
+    RepositoryUnavailableError,
+    ServiceUnavailableError,
+    TooManyAttemptsError,
+    UserDisabledError,
+    UserExistsError,
+    UserNotFoundError,
+)
+from mlapi.domain.users import EncryptedPassword, User, UserId
+from mlapi.entrypoints.wire import responses
+from mlapi.entrypoints.wire.errors import (
+    AdminAccessDeniedError,
+    AdminTokenRequiredError,
+    BodyTooLargeError,
+    RequestError,
+    UnreadableBodyError,
+    UnsupportedMediaTypeError,
+)
+from mlapi.entrypoints.wire.responses import ERRORS, Response, error_response, http_error_response
+
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+ADA = User(
+    id=UserId(7),
+    username="ada",
+    password=EncryptedPassword("stored-password"),
+    email="ada@example.com",
+    enabled=True,
+    created_datetime=NOON,
+    updated_datetime=NOON,
+    token_epoch="the-epoch",
+)
+SECRET = f"mlapi_0123456789abcdef_{'0' * 64}"
+KEY = ApiKey(
+    id=ApiKeyId("0123456789abcdef"),
+    user_id=ADA.id,
+    name="laptop",
+    digest="the-digest",
+    created_datetime=NOON,
+    expires_datetime=NOON + timedelta(days=1),
+    last_used_datetime=NOON + timedelta(microseconds=1),
+)
+ENTRY = AuditEntry(
+    id=AuditId(9),
+    at=NOON,
+    actor="admin",
+    action="add_api_key",
+    user_id=ADA.id,
+    api_key_id=KEY.id,
+    outcome="done",
+    request_id="request-7",
+)
+
+# --- successes
+
+
+@pytest.mark.parametrize(
+    ("response", "status", "body"),
+    [
+        pytest.param(
+            responses.user_registered(ADA), 201, b'{"message":"User created successfully","user_id":7}', id="registered"
+        ),
+        pytest.param(
+            responses.permission_updated(ADA),
+            200,
+            b'{"message":"User permission updated successfully","user_id":7}',
+            id="permission updated",
+        ),
+        pytest.param(responses.user_removed(ADA), 200, b'{"message":"User deleted successfully"}', id="removed"),
+        pytest.param(responses.token_valid(ADA), 200, b'{"message":"Token is valid"}', id="token valid"),
+        pytest.param(responses.password_changed(ADA), 204, b"", id="password changed"),
+        pytest.param(
+            responses.tokens_ended(ADA), 200, b'{"message":"Tokens ended successfully","user_id":7}', id="tokens ended"
+        ),
+        pytest.param(
+            responses.api_key_removed(KEY), 200, b'{"message":"Key deleted successfully"}', id="API key removed"
+        ),
+        pytest.param(responses.alive(), 200, b'{"message":"Alive"}', id="alive"),
+        pytest.param(responses.ready(), 200, b'{"message":"Ready"}', id="ready"),
+        pytest.param(http_error_response(404), 404, b'{"message":"Not Found"}', id="unknown path"),
+        pytest.param(http_error_response(500), 500, b'{"message":"Internal Server Error"}', id="server error"),
+    ],
+)
+def test_success_responses(response: Response, status: int, body: bytes) -> None:
+    assert response == Response(HTTPStatus(status), body)
+
+
+def test_response_with_a_token_is_not_cacheable() -> None:
+    assert responses.token_issued(IssuedToken("the.token", 3600)) == Response(
+        HTTPStatus.OK,
+        b'{"token":"the.token","token_type":"bearer","expires_in":3600}',
+        (("Cache-Control", "no-store"),),
+    )
+
+
+def test_response_with_an_api_key_is_not_cacheable() -> None:
+    assert responses.api_key_added(attrs.evolve(KEY, last_used_datetime=None), SECRET) == Response(
+        HTTPStatus.CREATED,
+        f'{{"message":"Key created successfully","key":"{SECRET}","key_id":"0123456789abcdef","name":"laptop",'
+        '"created_at":"2026-03-01T12:00:00Z","expires_at":"2026-03-02T12:00:00Z","last_used_at":null}'.encode(),
+        (("Cache-Control", "no-store"),),
+    )
+
+
+@pytest.mark.parametrize(
+    ("response", "body"),
+    [
+        pytest.param(
+            responses.api_keys([KEY, attrs.evolve(KEY, name="é", expires_datetime=None, last_used_datetime=None)]),
+            b'{"keys":[{"key_id":"0123456789abcdef","name":"laptop","created_at":"2026-03-01T12:00:00Z",'
+            b'"expires_at":"2026-03-02T12:00:00Z","last_used_at":"2026-03-01T12:00:00.000001Z"},'
+            b'{"key_id":"0123456789abcdef","name":"\xc3\xa9","created_at":"2026-03-01T12:00:00Z",'
+            b'"expires_at":null,"last_used_at":null}]}',
+            id="API keys",
+        ),
+        pytest.param(responses.api_keys([]), b'{"keys":[]}', id="no API keys"),
+        pytest.param(responses.users_page([], more=False), b'{"users":[],"next":null}', id="no users"),
+        pytest.param(
+            responses.users_page([ADA], more=True),
+            b'{"users":[{"user_id":7,"username":"ada","email":"ada@example.com","enabled":true,'
+            b'"created_datetime":"2026-03-01T12:00:00Z","updated_datetime":"2026-03-01T12:00:00Z"}],"next":7}',
+            id="a page of users",
+        ),
+        pytest.param(
+            responses.user(ADA),
+            b'{"user_id":7,"username":"ada","email":"ada@example.com","enabled":true,'
+            b'"created_datetime":"2026-03-01T12:00:00Z","updated_datetime":"2026-03-01T12:00:00Z"}',
+            id="user",
+        ),
+        pytest.param(
+            responses.audit_page([attrs.evolve(ENTRY, id=AuditId(10)), ENTRY], more=True),
+            b'{"entries":[{"audit_id":10,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
+            b'"user_id":7,"key_id":"0123456789abcdef","outcome":"done","request_id":"request-7"},'
+            b'{"audit_id":9,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
+            b'"user_id":7,"key_id":"0123456789abcdef","outcome":"done","request_id":"request-7"}],"next":9}',
+            id="a page of the audit trail",
+        ),
+        pytest.param(
+            responses.audit_page([attrs.evolve(ENTRY, user_id=None, api_key_id=None, request_id=None)], more=False),
+            b'{"entries":[{"audit_id":9,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
+            b'"user_id":null,"key_id":null,"outcome":"done","request_id":null}],"next":null}',
+            id="the last page of the audit trail",
+        ),
+        pytest.param(responses.audit_page([], more=False), b'{"entries":[],"next":null}', id="no entries"),
+    ],
+)
+def test_responses_about_users_are_not_cacheable(response: Response, body: bytes) -> None:
+    assert response == Response(HTTPStatus.OK, body, (("Cache-Control", "no-store"),))
+
+
+def test_http_error_response_has_the_given_headers() -> None:
+    response = http_error_response(405, [("Allow", "POST")])
+
+    assert response == Response(
+        HTTPStatus.METHOD_NOT_ALLOWED, b'{"message":"Method Not Allowed"}', (("Allow", "POST"),)
+    )
+
+
+ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
+    (
+        InvalidFieldsError((FieldError("username", "must not be empty"), FieldError("email", "is missing"))),
+        Response(
+            HTTPStatus.UNPROCESSABLE_ENTITY,
+            b'{"message":"Invalid input","errors":[{"field":"username","message":"must not be empty"},'
+            b'{"field":"email","message":"is missing"}]}',
+        ),
+    ),
+    (UserExistsError(7), Response(HTTPStatus.CONFLICT, b'{"message":"User already exists","user_id":7}')),
+    (UserNotFoundError(7), Response(HTTPStatus.NOT_FOUND, b'{"message":"User not found"}')),
+    (
+        PasswordChangedError(7),
+        Response(HTTPStatus.CONFLICT, b'{"message":"The password was changed meanwhile, log in again"}'),
+    ),
+    (ApiKeyNotFoundError("0123456789abcdef"), Response(HTTPStatus.NOT_FOUND, b'{"message":"Key not found"}')),
+    (
+        InvalidCredentialsError(),
+        Response(HTTPStatus.UNAUTHORIZED, b'{"message":"Invalid credentials"}', (("WWW-Authenticate", "Bearer"),)),
+    ),
+    (
+        InvalidTokenError(),
+        Response(HTTPStatus.UNAUTHORIZED, b'{"message":"Invalid token"}', (("WWW-Authenticate", "Bearer"),)),
+    ),
+    (UserDisabledError(7), Response(HTTPStatus.FORBIDDEN, b'{"message":"User is disabled"}')),
+    (
+        TooManyAttemptsError(30),
+        Response(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            b'{"message":"Too many attempts, try again later"}',
+            (("Retry-After", "30"),),
+        ),
+    ),
+    (
+        ServiceUnavailableError("too many requests are waiting"),
+        Response(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            b'{"message":"Service unavailable, try again"}',
+            (("Retry-After", "1"),),
+        ),
+    ),
+    (
+        RepositoryUnavailableError("the disk is full", retry_after=3),
+        Response(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            b'{"message":"Service unavailable, try again"}',
+            (("Retry-After", "3"),),
+        ),
+    ),
+    (
+        RepositoryUnavailableError("the connection was lost while committing", may_be_done=True),
+        Response(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            b'{"message":"Service unavailable, try again: this may have been done already"}',
+            (("Retry-After", "1"),),
+        ),
+    ),
+    (
+        ConfigurationError("this is another database"),
+        Response(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            b'{"message":"Service unavailable, see its log"}',
+            (("Retry-After", "10"),),
+        ),
+    ),
+    (
+        UnreadableBodyError("it is not UTF-8"),
+        Response(HTTPStatus.BAD_REQUEST, b'{"message":"The body is not valid JSON: it is not UTF-8"}'),
+    ),
+    (
+        BodyTooLargeError(),
+        Response(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b'{"message":"The body is larger than 16384 bytes"}'),
+    ),
+    (
+        UnsupportedMediaTypeError(),
+        Response(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            b'{"message":"The Content-Type must be application/json, in UTF-8"}',
+        ),
+    ),
+    (
+        AdminTokenRequiredError(),
+        Response(
+            HTTPStatus.UNAUTHORIZED,
+            b'{"message":"This needs the admin token: send exactly one header Authorization: Bearer <admin token>"}',
+            (("WWW-Authenticate", "Bearer"),),
+        ),
+    ),
+    (
+        AdminAccessDeniedError("Management is locked"),
+        Response(HTTPStatus.FORBIDDEN, b'{"message":"Management is locked"}'),
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("error", "response"), ERROR_RESPONSES, ids=[type(error).__name__ for error, _ in ERROR_RESPONSES]
+)
+def test_error_responses(error: MlapiError, response: Response) -> None:
+    assert error_response(error) == response
+
+
+def subclasses(error: type[MlapiError]) -> set[type[MlapiError]]:
+    return {error}.union(*(subclasses(subclass) for subclass in error.__subclasses__()))
+
+
+def test_every_error_has_a_status_and_is_tested() -> None:
+    for module in pkgutil.walk_packages(mlapi.__path__, "mlapi."):
+        importlib.import_module(module.name)  # so that all subclasses are defined
+
+    raised = subclasses(MlapiError) - {MlapiError, RequestError}
+
+    assert set(ERRORS) == raised
+    assert {type(error): response.status for error, response in ERROR_RESPONSES} == {
+        error: entry.status for error, entry in ERRORS.items()
+    }
+
+
+def test_docstring_of_errors_lists_all_of_them() -> None:
+    named = re.findall(r"[├└]── (\w+)  ", errors.__doc__ or "", re.MULTILINE)
+
+    assert sorted(named) == sorted(
+        error.__name__ for error in subclasses(MlapiError) - {MlapiError} if error.__module__ == errors.__name__
+    )
