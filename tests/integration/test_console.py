@@ -833,6 +833,7 @@ def test_flash_message_is_shown_once(local: TestClient, ada: User) -> None:
         Sessions(AdminPolicy().session_key, lambda: 0.0).sign("expired"),
         Sessions(AdminPolicy().session_key).sign("tampered")[:-1],
     ],
+    ids=["malformed", "not ASCII", "another key", "expired", "truncated"],
 )
 def test_invalid_flash_message_is_not_shown(local: TestClient, cookie: str) -> None:
     response = local.get(CONSOLE_PATH, headers={b"cookie": f"mlapi_said={cookie}".encode()})

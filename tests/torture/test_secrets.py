@@ -218,7 +218,7 @@ def test_damaged_password_is_reported_and_keeps_the_older_key(environ: dict[str,
     pruned = run(tmp_path, environ, ["keys", "prune"])
 
     assert (rotated, pruned) == (3, 0)
-    assert "1 stored passwords cannot be read with any key" in (tmp_path / "command.log").read_text()
+    assert "1 stored passwords cannot be decrypted with any key" in (tmp_path / "command.log").read_text()
     assert len(read_secrets(tmp_path, "key")) == 2
     with open_current_service() as service:
         assert find_able_users(service) == set(PASSWORDS) - {"user0"}
