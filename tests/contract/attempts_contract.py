@@ -58,7 +58,7 @@ class CountedCalls:
 
 
 class FixedWindowContract:
-    def test_one_name_from_one_address_is_let_through_up_to_the_limit(self, counts: AttemptCounts) -> None:
+    def test_one_name_from_one_address_is_limited(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=3))
 
         answers = [attempt(limiter) for _ in range(6)]
@@ -67,7 +67,7 @@ class FixedWindowContract:
         assert all(0 < seconds <= WINDOW for seconds in answers[3:])
         assert are_let_through(limiter, ("ada", ELSEWHERE), ("bob", HOME)) == [True, True]
 
-    def test_one_address_is_let_through_up_to_the_limit_whatever_the_name(self, counts: AttemptCounts) -> None:
+    def test_one_address_is_limited_for_all_names(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=3))
 
         answers = [attempt(limiter, f"user{number}") for number in range(6)]
@@ -76,7 +76,7 @@ class FixedWindowContract:
         assert all(0 < seconds <= WINDOW for seconds in answers[3:])
         assert are_let_through(limiter, ("user5", ELSEWHERE)) == [True]
 
-    def test_one_name_is_let_through_up_to_the_limit_whatever_the_address(self, counts: AttemptCounts) -> None:
+    def test_one_name_is_limited_for_all_addresses(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=3))
 
         answers = [attempt(limiter, "ada", f"192.0.2.{number}") for number in range(6)]
@@ -85,7 +85,7 @@ class FixedWindowContract:
         assert all(0 < seconds <= WINDOW for seconds in answers[3:])
         assert are_let_through(limiter, ("bob", "192.0.2.5")) == [True]
 
-    def test_the_limits_are_those_of_the_settings_unless_others_are_given(self, counts: AttemptCounts) -> None:
+    def test_default_limits(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, AttemptLimits())
 
         answers = [attempt(limiter) for _ in range(21)]
@@ -94,7 +94,7 @@ class FixedWindowContract:
         assert answers[:20] == [LET_THROUGH] * 20
         assert 0 < answers[20] <= WINDOW
 
-    def test_what_is_refused_says_when_to_come_again_in_whole_seconds(self, counts: AttemptCounts) -> None:
+    def test_rejection_gives_whole_seconds_to_wait(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=1), window_seconds=1)
         limiter.count("ada", HOME)
 
@@ -104,7 +104,7 @@ class FixedWindowContract:
         assert refusal.value == TooManyAttemptsError(1)
         assert str(refusal.value) == "too many log-in attempts: retry in 1 seconds"
 
-    def test_when_the_window_is_over_it_is_let_in_again(self, counts: AttemptCounts) -> None:
+    def test_attempts_are_allowed_again_after_the_window(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=1), window_seconds=1)
         before = are_let_through(limiter, ("ada", HOME), ("ada", HOME))
 
@@ -113,7 +113,7 @@ class FixedWindowContract:
         assert before == [True, False]
         assert are_let_through(limiter, ("ada", HOME), ("ada", HOME)) == [True, False]
 
-    def test_addresses_of_one_network_of_ipv6_count_together(self, counts: AttemptCounts) -> None:
+    def test_addresses_of_one_ipv6_network_count_together(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=1))
         limiter.count("ada", "2001:db8:1:2::1")
 
@@ -121,7 +121,7 @@ class FixedWindowContract:
 
         assert answers == [False, True]
 
-    def test_a_right_attempt_is_taken_back_from_every_count(self, counts: AttemptCounts) -> None:
+    def test_success_is_taken_back_from_every_count(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=2, per_name=2))
 
         log_in(limiter)
@@ -131,7 +131,7 @@ class FixedWindowContract:
         of_the_name = are_let_through(limiter, *[("bob", f"203.0.113.{number}") for number in range(3)])
         assert of_the_address == of_the_name == [True, True, False]
 
-    def test_a_wrong_attempt_before_the_right_one_still_counts(self, counts: AttemptCounts) -> None:
+    def test_failure_before_a_success_still_counts(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=2))
         limiter.count("ada", HOME)
 
@@ -139,7 +139,7 @@ class FixedWindowContract:
 
         assert are_let_through(limiter, ("ada", ELSEWHERE), ("ada", ELSEWHERE)) == [True, False]
 
-    def test_where_the_name_has_come_from_before_only_the_address_is_limited(self, counts: AttemptCounts) -> None:
+    def test_known_address_is_limited_only_as_an_address(self, counts: AttemptCounts) -> None:
         limits = limits_of(per_address=6, per_name=1, per_name_and_address=1)
         limiter = FixedWindowAttemptLimiter(counts, limits)
         log_in(limiter)
@@ -148,7 +148,7 @@ class FixedWindowContract:
 
         assert answers == [True] * 6 + [False]
 
-    def test_who_logs_in_again_and_again_is_never_refused(self, counts: AttemptCounts) -> None:
+    def test_repeated_successes_are_never_limited(self, counts: AttemptCounts) -> None:
         limits = limits_of(per_address=2, per_name=2, per_name_and_address=2)
         limiter = FixedWindowAttemptLimiter(counts, limits)
 
@@ -157,7 +157,7 @@ class FixedWindowContract:
 
         assert are_let_through(limiter, ("ada", HOME), ("ada", HOME), ("ada", HOME)) == [True, True, False]
 
-    def test_an_attacker_elsewhere_does_not_shut_the_owner_out(self, counts: AttemptCounts) -> None:
+    def test_attacker_elsewhere_does_not_lock_the_owner_out(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=5, per_name_and_address=3))
         log_in(limiter)
         guesses = are_let_through(limiter, *[("ada", f"203.0.113.{number % 3}") for number in range(20)])
@@ -168,7 +168,7 @@ class FixedWindowContract:
         assert owner == [True]
         assert are_let_through(limiter, ("ada", ELSEWHERE)) == [False]
 
-    def test_log_ins_of_the_owner_give_an_attacker_no_further_guess(self, counts: AttemptCounts) -> None:
+    def test_owner_log_ins_give_an_attacker_no_extra_guess(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=3))
         log_in(limiter)
         guesses = [are_let_through(limiter, ("ada", ELSEWHERE))]
@@ -179,14 +179,14 @@ class FixedWindowContract:
 
         assert guesses == [[True], [True], [True], [False]]
 
-    def test_to_have_come_from_an_address_is_of_one_name(self, counts: AttemptCounts) -> None:
+    def test_known_addresses_belong_to_one_name(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=1))
         log_in(limiter)
 
         assert are_let_through(limiter, ("bob", HOME), ("bob", HOME)) == [True, False]
         assert are_let_through(limiter, ("ada", ELSEWHERE), ("ada", ELSEWHERE)) == [True, False]
 
-    def test_taking_back_in_a_later_window_takes_nothing_from_that(self, counts: AttemptCounts) -> None:
+    def test_late_success_does_not_reduce_the_next_window(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=2), window_seconds=1)
         limiter.count("ada", HOME)
         time.sleep(1.05)
@@ -195,7 +195,7 @@ class FixedWindowContract:
 
         assert are_let_through(limiter, ("bob", HOME), ("bob", HOME), ("bob", HOME)) == [True, True, False]
 
-    def test_log_ins_that_run_at_once_from_a_new_address_leave_no_count_behind(self, counts: AttemptCounts) -> None:
+    def test_concurrent_successes_leave_no_counts(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=3, per_name=3))
         known = [limiter.count("ada", HOME) for _ in range(3)]
 
@@ -206,7 +206,7 @@ class FixedWindowContract:
         assert limiter.count("ada", HOME)
         assert are_let_through(limiter, *[("ada", ELSEWHERE)] * 4) == [True, True, True, False]
 
-    def test_a_right_attempt_lets_the_next_through_that_was_refused_meanwhile(self, counts: AttemptCounts) -> None:
+    def test_success_makes_room_for_a_rejected_attempt(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=2))
         refused = are_let_through(limiter, *[("ada", HOME)] * 3)
 
@@ -215,7 +215,7 @@ class FixedWindowContract:
         assert refused == [True, True, False]
         assert are_let_through(limiter, ("ada", HOME)) == [True]
 
-    def test_what_is_refused_is_not_counted_for_anything_else(self, counts: AttemptCounts) -> None:
+    def test_rejected_attempt_is_not_counted_elsewhere(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=1, per_address=2))
         limiter.count("ada", ELSEWHERE)
 
@@ -224,7 +224,7 @@ class FixedWindowContract:
         assert refused == [False] * 5
         assert are_let_through(limiter, ("bob", HOME), ("eve", HOME), ("eve", HOME)) == [True, True, False]
 
-    def test_two_limiters_share_their_counts(self, counts: AttemptCounts) -> None:
+    def test_limiters_share_their_counts(self, counts: AttemptCounts) -> None:
         limits = limits_of(per_name_and_address=4)
         one, two = FixedWindowAttemptLimiter(counts, limits), FixedWindowAttemptLimiter(counts, limits)
 
@@ -232,7 +232,7 @@ class FixedWindowContract:
 
         assert answers == [True] * 4 + [False] * 2
 
-    def test_two_limiters_know_the_same_addresses(self, counts: AttemptCounts) -> None:
+    def test_limiters_share_known_addresses(self, counts: AttemptCounts) -> None:
         limits = limits_of(per_name_and_address=1)
         one, two = FixedWindowAttemptLimiter(counts, limits), FixedWindowAttemptLimiter(counts, limits)
 
@@ -243,9 +243,7 @@ class FixedWindowContract:
     @pytest.mark.parametrize(
         "limits", [limits_of(per_address=2), limits_of(per_name_and_address=2)], ids=["address", "name and address"]
     )
-    def test_a_flood_of_what_is_refused_does_not_reach_the_storage(
-        self, counts: AttemptCounts, limits: AttemptLimits
-    ) -> None:
+    def test_flood_of_rejections_does_not_reach_the_storage(self, counts: AttemptCounts, limits: AttemptLimits) -> None:
         counted = CountedCalls(counts)
         limiter = FixedWindowAttemptLimiter(counted, limits)
 
@@ -254,9 +252,7 @@ class FixedWindowContract:
         assert answers == [True] * 2 + [False] * 48
         assert counted.times == 2 * 2 + 1  # each that is let through is looked at and counted, the third looked at
 
-    def test_what_is_remembered_to_be_refused_is_bounded_and_right_beyond_that(
-        self, counts: AttemptCounts, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_cache_of_rejections_is_bounded(self, counts: AttemptCounts, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("mlapi.application.login_throttle._MAX_CACHED_REJECTIONS", 5)
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=1))
         names = [f"user{number}" for number in range(12)]

@@ -82,7 +82,7 @@ class TestFixedWindowAttemptLimiterInADatabase(FixedWindowContract):
 # --- several processes
 
 
-def test_two_workers_share_their_counts(url: URL, open_database: Callable[[URL], Database]) -> None:
+def test_workers_share_their_counts(url: URL, open_database: Callable[[URL], Database]) -> None:
     databases = [open_database(url), open_database(url)]
     upgrade(databases[0])
     limits = limits_of(per_name_and_address=4)
@@ -101,7 +101,7 @@ def test_two_workers_share_their_counts(url: URL, open_database: Callable[[URL],
         pytest.param(limits_of(per_name_and_address=10), "ada", HOME, id="name and address"),
     ],
 )
-def test_threads_that_count_the_same_let_exactly_the_limit_through(
+def test_threads_allow_exactly_the_limit(
     database: Database, limits: AttemptLimits, username: str, address: str
 ) -> None:
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits)
@@ -116,7 +116,7 @@ def test_threads_that_count_the_same_let_exactly_the_limit_through(
     assert sum(answers) == 10
 
 
-def test_threads_that_log_in_at_once_leave_no_counts(database: Database) -> None:
+def test_concurrent_log_ins_leave_no_counts(database: Database) -> None:
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
     log_in(limiter)
 
@@ -129,7 +129,7 @@ def test_threads_that_log_in_at_once_leave_no_counts(database: Database) -> None
 # --- the table
 
 
-def test_the_table_shows_neither_names_nor_addresses(database: Database) -> None:
+def test_table_contains_no_names_or_addresses(database: Database) -> None:
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
     limiter.count("ada", ELSEWHERE)
     log_in(limiter, "ada", HOME)
@@ -142,7 +142,7 @@ def test_the_table_shows_neither_names_nor_addresses(database: Database) -> None
     assert len(keys) == 6
 
 
-def test_a_window_begins_with_its_first_attempt_and_is_not_prolonged(database: Database) -> None:
+def test_window_starts_with_the_first_attempt(database: Database) -> None:
     clock = SettableSeconds()
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of())
 
@@ -157,7 +157,7 @@ def test_a_window_begins_with_its_first_attempt_and_is_not_prolonged(database: D
     assert {(count, until) for _, count, until in rows_of(database)} == {(1, START + 2 * WINDOW)}
 
 
-def test_an_address_is_known_for_thirty_days_and_no_longer(database: Database) -> None:
+def test_address_is_known_for_thirty_days(database: Database) -> None:
     clock = SettableSeconds()
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of(per_name_and_address=1))
     log_in(limiter)
@@ -171,7 +171,7 @@ def test_an_address_is_known_for_thirty_days_and_no_longer(database: Database) -
     assert (known, unknown) == ([True] * 3, [True, False, False])
 
 
-def test_a_right_attempt_leaves_counts_of_nothing(database: Database) -> None:
+def test_success_leaves_counts_of_zero(database: Database) -> None:
     clock = SettableSeconds()
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of())
 
@@ -186,7 +186,7 @@ def test_a_right_attempt_leaves_counts_of_nothing(database: Database) -> None:
     ]
 
 
-def test_what_has_expired_is_purged_within_ten_seconds_or_so(database: Database) -> None:
+def test_expired_counts_are_purged_within_ten_seconds(database: Database) -> None:
     clock = SettableSeconds()
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of(), window_seconds=1)
     log_in(limiter, "ada")
@@ -202,7 +202,7 @@ def test_what_has_expired_is_purged_within_ten_seconds_or_so(database: Database)
     assert [key.partition("/")[0] for key, _, _ in rows_of(database)] == ["address", "known", "name", "pair"]
 
 
-def test_a_purge_takes_all_that_has_expired_a_thousand_rows_at_a_time(database: Database) -> None:
+def test_purge_deletes_a_thousand_rows_at_a_time(database: Database) -> None:
     clock = SettableSeconds()
     counts = SqlAttempts(database, clock=clock)
     with database.writing() as connection:
@@ -217,9 +217,7 @@ def test_a_purge_takes_all_that_has_expired_a_thousand_rows_at_a_time(database: 
     assert rows_of(database) == [("new", 1, START + WINDOW)]
 
 
-def test_a_purge_has_an_end_also_where_more_has_expired(
-    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_purge_stops_even_if_more_rows_expired(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlapi.adapters.sql.attempts._MAX_PURGE_BATCHES", 2)
     clock = SettableSeconds()
     counts = SqlAttempts(sqlite_database, clock=clock)
@@ -234,7 +232,7 @@ def test_a_purge_has_an_end_also_where_more_has_expired(
     assert len(rows_of(sqlite_database)) == 500
 
 
-def test_what_is_refused_writes_nothing(database: Database) -> None:
+def test_rejected_attempt_writes_nothing(database: Database) -> None:
     counts = SqlAttempts(database, clock=SettableSeconds())
     limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=1))
     limiter.count("ada", HOME)
@@ -247,7 +245,7 @@ def test_what_is_refused_writes_nothing(database: Database) -> None:
     assert rows_of(database) == before
 
 
-def test_what_is_undone_was_not_counted(database: Database) -> None:
+def test_rolled_back_attempt_is_not_counted(database: Database) -> None:
     def count_and_fail() -> None:
         with SqlAttempts(database).transaction() as storage:
             storage.add("one", window_seconds=WINDOW)
@@ -259,7 +257,7 @@ def test_what_is_undone_was_not_counted(database: Database) -> None:
     assert rows_of(database) == []
 
 
-def test_only_these_transactions_do_not_wait_for_the_disk(postgres_database: Database) -> None:
+def test_only_count_transactions_skip_the_disk_sync(postgres_database: Database) -> None:
     show = text("SHOW synchronous_commit")
 
     with SqlAttempts(postgres_database).transaction() as storage:
@@ -284,7 +282,7 @@ def test_counts_are_read_within_the_transaction(database: Database) -> None:
     assert read == [WindowCount(2, START + 10), WindowCount(1, START + 20), WindowCount(0, START)]
 
 
-def test_a_count_never_drops_below_zero(database: Database) -> None:
+def test_count_never_drops_below_zero(database: Database) -> None:
     clock = SettableSeconds()
     attempt_counts = SqlAttempts(database, clock=clock)
 
@@ -307,7 +305,7 @@ def test_a_count_never_drops_below_zero(database: Database) -> None:
 # --- a database that is away
 
 
-def test_without_its_table_nothing_is_counted_and_nobody_let_through(database: Database) -> None:
+def test_missing_table_allows_no_attempts(database: Database) -> None:
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
     with database.writing() as connection:
         connection.execute(text("DROP TABLE mlapi_attempts"))
@@ -317,9 +315,7 @@ def test_without_its_table_nothing_is_counted_and_nobody_let_through(database: D
             call("ada", HOME)
 
 
-def test_without_its_server_nothing_is_counted_and_nobody_let_through(
-    postgres_url: URL, open_database: Callable[[URL], Database]
-) -> None:
+def test_unavailable_server_allows_no_attempts(postgres_url: URL, open_database: Callable[[URL], Database]) -> None:
     database = open_database(postgres_url.set(port=1))
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
 
@@ -328,7 +324,7 @@ def test_without_its_server_nothing_is_counted_and_nobody_let_through(
             call("ada", HOME)
 
 
-def test_while_somebody_else_keeps_writing_nobody_is_let_through(sqlite_database: Database, sqlite_url: URL) -> None:
+def test_locked_database_allows_no_attempts(sqlite_database: Database, sqlite_url: URL) -> None:
     with (
         Database(sqlite_url, timeout_seconds=0.05) as database,
         closing(sqlite3.connect(str(sqlite_url.database), isolation_level=None)) as keeper,
@@ -343,7 +339,7 @@ def test_while_somebody_else_keeps_writing_nobody_is_let_through(sqlite_database
         assert are_let_through(limiter, ("ada", HOME)) == [True]
 
 
-def test_a_purge_that_fails_lets_nobody_through_and_is_not_the_end(database: Database) -> None:
+def test_failed_purge_rejects_and_is_repeated(database: Database) -> None:
     clock = SettableSeconds()
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of())
     with database.writing() as connection:

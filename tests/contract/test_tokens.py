@@ -94,7 +94,7 @@ class TestRotatingTokens(TokenIssuerContract):
 # --- what is in them
 
 
-def test_a_token_holds_exactly_what_is_promised() -> None:
+def test_token_contains_exactly_the_documented_claims() -> None:
     tokens = issuer_of([NEW])
 
     header, payload, signature = parts_of(tokens.issue(ADA).token)
@@ -114,7 +114,7 @@ def test_a_token_holds_exactly_what_is_promised() -> None:
     assert len(signature) == 32
 
 
-def test_the_claims_are_those_of_the_token() -> None:
+def test_verify_returns_the_claims_of_the_token() -> None:
     tokens = issuer_of([NEW])
     token = tokens.issue(ADA).token
     _, payload, _ = parts_of(token)
@@ -126,7 +126,7 @@ def test_the_claims_are_those_of_the_token() -> None:
     )
 
 
-def test_times_are_whole_seconds_and_the_rest_of_one_is_not_added() -> None:
+def test_times_are_rounded_down_to_seconds() -> None:
     tokens = issuer_of([NEW], at_noon(after=timedelta(microseconds=999_999)), lifetime=24 * HOUR)
 
     issued = tokens.issue(ADA)
@@ -136,7 +136,7 @@ def test_times_are_whole_seconds_and_the_rest_of_one_is_not_added() -> None:
     assert tokens.verify(issued.token).expires_at == NOON + 24 * HOUR
 
 
-def test_the_id_of_a_key_is_its_own_and_tells_nothing_of_it() -> None:
+def test_key_id_is_unique_and_does_not_reveal_the_key() -> None:
     ids = [parts_of(issuer_of([key]).issue(ADA).token)[0]["kid"] for key in (NEW, OLD, NEW)]
 
     assert ids[0] == ids[2] != ids[1]
@@ -144,7 +144,7 @@ def test_the_id_of_a_key_is_its_own_and_tells_nothing_of_it() -> None:
 
 
 @pytest.mark.parametrize("zone", ["UTC0", "EAST-14", "WEST12"])
-def test_a_token_is_an_hour_long_wherever_the_machine_stands(zone: str) -> None:
+def test_lifetime_does_not_depend_on_the_time_zone(zone: str) -> None:
     program = """
 import time
 from datetime import UTC, datetime, timedelta
@@ -171,7 +171,7 @@ print(time.timezone // 3600, payload["exp"] - payload["iat"], now_valid)
 # --- keys
 
 
-def test_the_first_key_signs_and_all_of_them_verify() -> None:
+def test_first_key_signs_and_all_keys_verify() -> None:
     old, both, new = issuer_of([OLD]), issuer_of([NEW, OLD]), issuer_of([NEW])
     older, newer = old.issue(ADA).token, both.issue(ADA).token
 
@@ -180,14 +180,14 @@ def test_the_first_key_signs_and_all_of_them_verify() -> None:
     assert refused == [[False, True], [False, False], [True, False]]
 
 
-def test_a_key_that_is_taken_out_ends_its_tokens() -> None:
+def test_removed_key_invalidates_its_tokens() -> None:
     token = issuer_of([OLD]).issue(ADA).token
 
     assert not is_rejected(issuer_of([NEW, OLD]), token)
     assert is_rejected(issuer_of([NEW]), token)
 
 
-def test_a_key_under_the_id_of_another_is_refused() -> None:
+def test_signature_must_match_the_key_id() -> None:
     tokens = issuer_of([NEW, OLD])
     header, payload, _ = tokens.issue(ADA).token.split(".")
     other_header = issuer_of([OLD]).issue(ADA).token.split(".")[0]
@@ -273,14 +273,14 @@ def with_claims(claims: object) -> str:
     return sign_parts(HEADER, encode_part(json.dumps(claims)), NEW)
 
 
-def test_claims_as_we_write_them_are_accepted() -> None:
+def test_documented_claims_are_accepted() -> None:
     assert TOKENS.verify(with_claims(CLAIMS)) == TokenClaims(
         user_id=UserId(7), token_epoch=ADA.token_epoch, expires_at=NOON + HOUR, token_id="0" * 32
     )
 
 
 @pytest.mark.parametrize("name", CLAIMS)
-def test_each_claim_must_be_there(name: str) -> None:
+def test_every_claim_is_required(name: str) -> None:
     without = {other: value for other, value in CLAIMS.items() if other != name}
 
     assert is_rejected(TOKENS, with_claims(without))
@@ -292,14 +292,14 @@ def test_each_claim_must_be_there(name: str) -> None:
     ("name", "value"),
     [pytest.param(name, value, id=f"{name} {value!r:.30}") for name, values in WRONG.items() for value in values],
 )
-def test_a_claim_of_another_value_or_type_is_refused(name: str, value: object) -> None:
+def test_invalid_claims_are_rejected(name: str, value: object) -> None:
     assert is_rejected(TOKENS, with_claims({**CLAIMS, name: value}))
 
 
 @pytest.mark.parametrize(
     "value", [float("nan"), float("inf"), "", "2026-11-24", [1], {"a": 1}, 10**12, 10**30], ids=repr
 )
-def test_a_start_that_is_no_time_or_far_ahead_is_refused(value: object) -> None:
+def test_invalid_start_times_are_rejected(value: object) -> None:
     assert is_rejected(TOKENS, with_claims({**CLAIMS, "nbf": value}))
 
 
@@ -314,11 +314,11 @@ def test_a_start_that_is_no_time_or_far_ahead_is_refused(value: object) -> None:
     ],
     ids=lambda payload: repr(payload[:20]),
 )
-def test_a_payload_that_is_no_object_of_claims_is_refused(payload: bytes) -> None:
+def test_payload_that_is_no_object_is_rejected(payload: bytes) -> None:
     assert is_rejected(TOKENS, sign_parts(HEADER, encode_part(payload), NEW))
 
 
-def test_a_clock_that_is_a_minute_before_ours_is_put_up_with_and_no_more() -> None:
+def test_clock_skew_of_one_minute_is_accepted() -> None:
     tokens = issuer_of([NEW])
 
     refused = [
@@ -329,7 +329,7 @@ def test_a_clock_that_is_a_minute_before_ours_is_put_up_with_and_no_more() -> No
     assert refused == [False, False, False, True, True]
 
 
-def test_a_token_that_came_too_early_is_good_when_its_time_has_come() -> None:
+def test_early_token_becomes_valid_at_its_start_time() -> None:
     clock = at_noon()
     tokens = issuer_of([NEW], clock)
     token = issuer_of([NEW], at_noon(after=10 * MINUTE)).issue(ADA).token
@@ -345,7 +345,7 @@ def test_a_token_that_came_too_early_is_good_when_its_time_has_come() -> None:
     [issuer_of([NEW], issuer="https://ml.example.org"), issuer_of([NEW], audience="datasets")],
     ids=["issuer", "audience"],
 )
-def test_a_token_of_another_issuer_or_for_another_audience_is_refused(other: JwtTokenIssuer) -> None:
+def test_other_issuer_or_audience_is_rejected(other: JwtTokenIssuer) -> None:
     assert is_rejected(TOKENS, other.issue(ADA).token)
     assert is_rejected(other, TOKENS.issue(ADA).token)
 
@@ -353,7 +353,7 @@ def test_a_token_of_another_issuer_or_for_another_audience_is_refused(other: Jwt
 # --- what was verified before
 
 
-def test_what_is_remembered_is_bounded_and_right_beyond_that(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cache_of_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlapi.adapters.jwt, "_MAX_CACHED_TOKENS", 10)
     clock = at_noon()
     tokens = issuer_of([NEW], clock)
@@ -368,11 +368,11 @@ def test_what_is_remembered_is_bounded_and_right_beyond_that(monkeypatch: pytest
     assert [is_rejected(tokens, token) for token in issued] == [True] * 50
 
 
-def test_what_is_remembered_takes_some_megabytes_at_most() -> None:
+def test_cache_of_tokens_takes_a_few_megabytes() -> None:
     assert mlapi.adapters.jwt._MAX_CACHED_TOKENS == 10_000
 
 
-def test_what_is_refused_is_not_remembered() -> None:
+def test_rejected_tokens_are_not_cached() -> None:
     tokens = issuer_of([NEW])
     token = tokens.issue(ADA).token
 
@@ -382,7 +382,7 @@ def test_what_is_refused_is_not_remembered() -> None:
     assert tokens._verified == {}
 
 
-def test_a_token_that_is_over_is_forgotten() -> None:
+def test_expired_token_is_removed_from_the_cache() -> None:
     clock = at_noon()
     tokens = issuer_of([NEW], clock)
     token = tokens.issue(ADA).token
@@ -394,13 +394,13 @@ def test_a_token_that_is_over_is_forgotten() -> None:
     assert tokens._verified == {}
 
 
-def test_the_longest_issuer_and_audience_make_tokens_that_are_known_again() -> None:
+def test_longest_issuer_and_audience_are_accepted() -> None:
     tokens = issuer_of([NEW], issuer='"' * 200, audience="\\" * 200)
 
     assert tokens.verify(tokens.issue(ADA).token).user_id == ADA.id
 
 
-def test_many_threads_may_verify_more_tokens_than_are_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_may_verify_more_tokens_than_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlapi.adapters.jwt._MAX_CACHED_TOKENS", 2)
     tokens = issuer_of([NEW])
     issued = [tokens.issue(ADA).token for _ in range(16)]

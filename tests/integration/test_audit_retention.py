@@ -46,7 +46,7 @@ def filled() -> InMemoryUserRepository:
     return repository
 
 
-def test_what_is_older_than_is_kept_goes_a_little_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_entries_are_deleted_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "BATCH_SIZE", 2)
     monkeypatch.setattr(retention, "PAUSE_SECONDS", 0.001)
     repository = filled()
@@ -61,7 +61,7 @@ def test_what_is_older_than_is_kept_goes_a_little_at_a_time(monkeypatch: pytest.
     assert repository.count() == 6
 
 
-def test_it_ends_in_the_middle_when_it_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_interrupts_a_purge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "BATCH_SIZE", 1)
     monkeypatch.setattr(retention, "PAUSE_SECONDS", 60.0)
     trail = Watched(filled().audit, purges=1)
@@ -73,7 +73,7 @@ def test_it_ends_in_the_middle_when_it_is_closed(monkeypatch: pytest.MonkeyPatch
     assert trail.purged == [1]
 
 
-def test_a_database_that_is_away_is_told_in_one_line_and_asked_again(caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_purge_is_logged_and_repeated(caplog: pytest.LogCaptureFixture) -> None:
     trail = Watched(UnavailableAuditTrail(), purges=2)
 
     with caplog.at_level(logging.WARNING, "mlapi"):
@@ -86,7 +86,7 @@ def test_a_database_that_is_away_is_told_in_one_line_and_asked_again(caplog: pyt
 
 
 @pytest.mark.parametrize(("days", "left"), [(1, 0), (0, 1)], ids=["a day", "for ever"])
-def test_the_setting_says_how_long(days: int, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_setting_determines_the_maximum_age(days: int, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "INTERVAL_SECONDS", 0.001)
     repository = InMemoryUserRepository()
     repository.apply([registration(at=datetime(2020, 1, 1, tzinfo=UTC))])
@@ -100,7 +100,7 @@ def test_the_setting_says_how_long(days: int, left: int, monkeypatch: pytest.Mon
     assert len(repository.audit.list_page(limit=10)) == left
 
 
-def test_a_trail_in_memory_is_a_trail() -> None:
+def test_in_memory_audit_trail_keeps_the_contract() -> None:
     trail: AuditTrail = InMemoryAuditTrail()
 
     assert trail.list_page(limit=1) == []

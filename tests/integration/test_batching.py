@@ -55,7 +55,7 @@ async def outcomes(commits: CommandBatcher, commands: Sequence[UserCommand]) -> 
     return await asyncio.gather(*[commits.apply(command) for command in commands], return_exceptions=True)
 
 
-def test_what_comes_in_one_turn_of_the_loop_is_one_batch_in_its_order() -> None:
+def test_commands_of_one_loop_turn_are_one_ordered_batch() -> None:
     repository = Recording()
     commands = [registration(f"user{number}") for number in range(50)]
 
@@ -71,7 +71,7 @@ def test_what_comes_in_one_turn_of_the_loop_is_one_batch_in_its_order() -> None:
     assert users == [command.as_user(UserId(number)) for number, command in enumerate(commands, start=1)]
 
 
-def test_what_comes_while_a_batch_is_on_its_way_is_the_next_one() -> None:
+def test_commands_during_a_batch_form_the_next_batch() -> None:
     repository = Recording()
     repository.go_on.clear()
 
@@ -90,7 +90,7 @@ def test_what_comes_while_a_batch_is_on_its_way_is_the_next_one() -> None:
     assert [len(batch) for batch in repository.batches] == [1, 20]
 
 
-def test_those_who_come_back_at_once_go_together() -> None:
+def test_immediate_follow_ups_share_a_batch() -> None:
     repository = Recording()
 
     async def client(commits: CommandBatcher, number: int) -> None:
@@ -108,7 +108,7 @@ def test_those_who_come_back_at_once_go_together() -> None:
     assert [len(batch) for batch in repository.batches] == [16] * 20
 
 
-def test_who_does_not_come_back_is_not_waited_for() -> None:
+def test_batch_does_not_wait_for_clients_that_have_left() -> None:
     repository = Recording()
 
     async def run() -> None:
@@ -123,7 +123,7 @@ def test_who_does_not_come_back_is_not_waited_for() -> None:
     assert [len(batch) for batch in repository.batches] == [16, 1, 1, 1, 1, 1]
 
 
-def test_changes_that_keep_coming_do_not_hold_a_batch_back() -> None:
+def test_steady_arrivals_do_not_delay_a_batch() -> None:
     repository = Recording()
 
     async def run() -> None:
@@ -141,7 +141,7 @@ def test_changes_that_keep_coming_do_not_hold_a_batch_back() -> None:
     assert sum(len(batch) for batch in repository.batches) == 402
 
 
-def test_each_is_told_his_own_outcome() -> None:
+def test_each_caller_gets_its_own_outcome() -> None:
     repository = Recording()
 
     async def run() -> list[User | BaseException]:
@@ -156,7 +156,7 @@ def test_each_is_told_his_own_outcome() -> None:
     assert (taken, missing) == (UserExistsError(ada.id), UserNotFoundError(9))
 
 
-def test_no_answer_leaves_before_the_commit(database: Database) -> None:
+def test_results_are_delivered_after_the_commit(database: Database) -> None:
     """Seen from a second connection whenever one of them is answered: all of its batch is there, or none."""
     onlooker = SqlUserRepository(Database(database.engine.url))
 
@@ -179,7 +179,7 @@ def test_no_answer_leaves_before_the_commit(database: Database) -> None:
     assert set(seen) == {40}
 
 
-def test_a_cancelled_change_is_not_made_and_its_neighbours_are() -> None:
+def test_cancelled_command_is_dropped_from_its_batch() -> None:
     repository = Recording()
 
     async def run() -> None:
@@ -196,7 +196,7 @@ def test_a_cancelled_change_is_not_made_and_its_neighbours_are() -> None:
     assert [user.username for user in repository.list_page(after=UserId(0), limit=9)] == ["ada", "eve"]
 
 
-def test_a_change_that_is_cancelled_on_its_way_is_made_and_hurts_nobody() -> None:
+def test_command_cancelled_in_flight_is_still_applied() -> None:
     repository = Recording()
     repository.go_on.clear()
 
@@ -215,7 +215,7 @@ def test_a_change_that_is_cancelled_on_its_way_is_made_and_hurts_nobody() -> Non
     assert len(repository.list_page(after=UserId(0), limit=9)) == 2
 
 
-def test_a_batch_that_fails_fails_its_own_changes_and_the_next_one_works() -> None:
+def test_next_batch_works_after_a_failed_one() -> None:
     repository = Recording()
     repository.away = True
 
@@ -232,7 +232,7 @@ def test_a_batch_that_fails_fails_its_own_changes_and_the_next_one_works() -> No
     assert ada.username == "ada"
 
 
-def test_a_change_at_fault_does_not_take_its_neighbours_with_it(caplog: pytest.LogCaptureFixture) -> None:
+def test_faulty_command_does_not_fail_its_batch(caplog: pytest.LogCaptureFixture) -> None:
     repository = Recording()
     commands = [registration("ada"), registration("bob"), registration("eve")]
     repository.poison = commands[1]
@@ -249,7 +249,7 @@ def test_a_change_at_fault_does_not_take_its_neighbours_with_it(caplog: pytest.L
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
-def test_more_than_may_wait_are_refused_at_once_and_room_comes_back() -> None:
+def test_commands_beyond_the_limit_are_rejected() -> None:
     repository = Recording()
 
     async def run() -> tuple[list[User | BaseException], list[User | BaseException]]:
@@ -265,7 +265,7 @@ def test_more_than_may_wait_are_refused_at_once_and_room_comes_back() -> None:
     assert all(isinstance(outcome, User) for outcome in told[:3] + again)
 
 
-def test_what_waits_too_long_is_told_and_not_made_and_the_count_stays_right() -> None:
+def test_command_that_times_out_is_not_applied() -> None:
     repository = Recording()
     repository.go_on.clear()
 
@@ -297,7 +297,7 @@ def test_what_waits_too_long_is_told_and_not_made_and_the_count_stays_right() ->
     assert names == ["user0", "user1", "user2", "user3"]
 
 
-def test_a_writer_that_hangs_is_replaced_and_what_it_held_is_not_made_later() -> None:
+def test_commands_of_a_replaced_writer_are_not_applied() -> None:
     repository = Recording()
     repository.go_on.clear()
 
@@ -316,7 +316,7 @@ def test_a_writer_that_hangs_is_replaced_and_what_it_held_is_not_made_later() ->
     assert repository.list_page(after=UserId(0), limit=9) == [other]
 
 
-def test_a_server_that_hangs_does_not_hold_up_what_comes_after() -> None:
+def test_hanging_server_does_not_block_later_batches() -> None:
     hanging, free = threading.Event(), Recording()
 
     class HangsOnce(Recording):
@@ -340,7 +340,7 @@ def test_a_server_that_hangs_does_not_hold_up_what_comes_after() -> None:
     assert [type(outcome) for outcome in rest] == [User] * 3
 
 
-def test_a_refusal_of_the_whole_batch_is_told_without_a_traceback(caplog: pytest.LogCaptureFixture) -> None:
+def test_expected_batch_error_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
     class Wrong(Recording):
         def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
             raise ConfigurationError("another key")
@@ -351,7 +351,7 @@ def test_a_refusal_of_the_whole_batch_is_told_without_a_traceback(caplog: pytest
     assert caplog.records == []
 
 
-def test_closing_applies_what_was_handed_over() -> None:
+def test_close_applies_started_batches() -> None:
     repository = Recording()
     repository.go_on.clear()
 
@@ -367,11 +367,11 @@ def test_closing_applies_what_was_handed_over() -> None:
     asyncio.run(run())
 
 
-def test_closing_what_was_never_used_is_nothing() -> None:
+def test_close_without_use_does_nothing() -> None:
     CommandBatcher(Recording()).close()
 
 
-def test_a_loop_that_is_gone_does_not_stop_the_writer() -> None:
+def test_closed_loop_does_not_stop_the_writer() -> None:
     repository = Recording()
     repository.go_on.clear()
     commits = CommandBatcher(repository)
@@ -390,7 +390,7 @@ def test_a_loop_that_is_gone_does_not_stop_the_writer() -> None:
     assert repository.find(canonical_username("ada")) is not None
 
 
-def test_loops_of_several_threads_share_one_writer(database: Database) -> None:
+def test_loops_in_several_threads_share_a_writer(database: Database) -> None:
     commits = CommandBatcher(SqlUserRepository(database))
 
     def loop_of_its_own(thread: int) -> int:
@@ -413,7 +413,9 @@ submissions = st.lists(one, max_size=30)
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sequence=submissions)
-def test_concurrent_submission_equals_one_by_one(database: Database, sequence: list[tuple[str, str | int]]) -> None:
+def test_batches_give_the_same_result_as_single_commands(
+    database: Database, sequence: list[tuple[str, str | int]]
+) -> None:
     """In the order of submission: as a loop hands its changes over in the order in which they came."""
     real, reference = SqlUserRepository(database), InMemoryUserRepository()
     for user in real.list_page(after=UserId(0), limit=100):

@@ -235,7 +235,7 @@ def test_a_request_of_an_unknown_kind_is_closed(users: Users, tokens: TokenIssue
     assert reached == []
 
 
-def test_while_the_users_cannot_be_asked_nobody_is_let_in(tokens: TokenIssuer, ada: User) -> None:
+def test_guard_rejects_while_the_database_is_unavailable(tokens: TokenIssuer, ada: User) -> None:
     guard = Guard(UnavailableRepository(), tokens)
     http = TestClient(GuardMiddleware(Starlette(routes=ROUTES), guard, exempt=["/health"]))
 

@@ -89,7 +89,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
 # --- what is current
 
 
-def test_what_is_made_of_secrets_that_stay_is_made_once(always: None) -> None:
+def test_unchanged_secrets_are_loaded_once(always: None) -> None:
     secrets = Secrets("one")
     current = Reloader(secrets.words, secrets.signature)
 
@@ -99,7 +99,7 @@ def test_what_is_made_of_secrets_that_stay_is_made_once(always: None) -> None:
     assert (secrets.makes, secrets.looks) == (1, 11)
 
 
-def test_between_two_looks_the_secrets_are_left_alone(rarely: None) -> None:
+def test_secrets_are_not_checked_within_the_interval(rarely: None) -> None:
     secrets = Secrets("one")
     current = Reloader(secrets.words, secrets.signature)
     secrets.keys = ["two"]
@@ -110,7 +110,7 @@ def test_between_two_looks_the_secrets_are_left_alone(rarely: None) -> None:
     assert secrets.looks == 1
 
 
-def test_who_asks_for_it_looks_at_once_and_for_all(rarely: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_check_now_reloads_for_every_caller(rarely: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mlapi")
     secrets = Secrets("one")
     current = Reloader(secrets.words, secrets.signature)
@@ -123,7 +123,7 @@ def test_who_asks_for_it_looks_at_once_and_for_all(rarely: None, caplog: pytest.
     assert lines(caplog) == [(logging.INFO, RENEWED)]
 
 
-def test_the_secrets_are_looked_at_again_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_checked_again_after_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 0.5)
     secrets = Secrets("one")
     current = Reloader(secrets.words, secrets.signature)
@@ -135,11 +135,11 @@ def test_the_secrets_are_looked_at_again_after_a_while(monkeypatch: pytest.Monke
     assert (before, current.get()) == ("one", "two")
 
 
-def test_that_is_done_every_second() -> None:
+def test_interval_is_one_second() -> None:
     assert rotation.RELOAD_CHECK_SECONDS == 1.0
 
 
-def test_secrets_that_are_at_fault_leave_the_former_ones(always: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_secrets_keep_the_previous_ones(always: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mlapi")
     secrets = Secrets("one")
     current = Reloader(secrets.words, secrets.signature)
@@ -154,7 +154,7 @@ def test_secrets_that_are_at_fault_leave_the_former_ones(always: None, caplog: p
     assert lines(caplog) == [(logging.WARNING, KEPT), (logging.WARNING, KEPT), (logging.INFO, RENEWED)]
 
 
-def test_secrets_that_are_at_fault_from_the_start_are_refused() -> None:
+def test_invalid_secrets_are_rejected_at_start() -> None:
     secrets = Secrets("wrong")
 
     with pytest.raises(ConfigurationError) as refusal:
@@ -163,7 +163,7 @@ def test_secrets_that_are_at_fault_from_the_start_are_refused() -> None:
     assert refusal.value == ConfigurationError("secrets.key is no key")
 
 
-def test_threads_that_look_at_once_make_it_once(rarely: None) -> None:
+def test_concurrent_checks_reload_once(rarely: None) -> None:
     secrets = Secrets("one")
     made = threading.Event()
 
@@ -184,7 +184,7 @@ def test_threads_that_look_at_once_make_it_once(rarely: None) -> None:
 # --- passwords
 
 
-def test_a_password_under_a_key_that_has_just_come_matches_at_once(rarely: None) -> None:
+def test_password_encrypted_with_a_new_key_matches(rarely: None) -> None:
     secrets = Secrets(OLDER_KEY)
     cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
     older = cipher.encrypt("secret")
@@ -200,7 +200,7 @@ def test_a_password_under_a_key_that_has_just_come_matches_at_once(rarely: None)
     assert FernetCipher([KEY], SALT).matches("secret", cipher.encrypt("secret"))
 
 
-def test_a_wrong_password_has_the_secrets_looked_at_and_is_compared_once(rarely: None) -> None:
+def test_wrong_password_is_compared_once(rarely: None) -> None:
     secrets = Secrets(KEY)
     cipher = CountedCipher()
     rotating = ReloadingCipher(Reloader(lambda: cipher, secrets.signature))
@@ -224,7 +224,7 @@ class CountedCipher(PlainCipher):
         return super().matches(password, encrypted)
 
 
-def test_a_wrong_password_is_wrong_under_new_keys_too(rarely: None) -> None:
+def test_wrong_password_does_not_match_after_a_reload(rarely: None) -> None:
     secrets = Secrets(OLDER_KEY)
     cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
     stored = cipher.encrypt("secret")
@@ -235,9 +235,7 @@ def test_a_wrong_password_is_wrong_under_new_keys_too(rarely: None) -> None:
     assert not cipher.matches("another", None)
 
 
-def test_a_key_that_was_taken_away_reads_no_more_passwords(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_removed_key_decrypts_no_passwords(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     secrets = Secrets(KEY, OLDER_KEY)
     cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
     older = FernetCipher([OLDER_KEY], SALT).encrypt("secret")
@@ -252,9 +250,7 @@ def test_a_key_that_was_taken_away_reads_no_more_passwords(
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(FernetCipher, False), (HashingFernetCipher, True)])
-def test_what_it_costs_is_what_the_current_one_costs(
-    kind: Callable[[list[str], str], PasswordCipher], expected: bool
-) -> None:
+def test_cost_is_that_of_the_current_cipher(kind: Callable[[list[str], str], PasswordCipher], expected: bool) -> None:
     cipher = ReloadingCipher(Reloader(lambda: kind([KEY], SALT), lambda: "the same"))
 
     assert is_costly(cipher) is expected
@@ -263,7 +259,7 @@ def test_what_it_costs_is_what_the_current_one_costs(
 # --- tokens
 
 
-def test_a_token_of_a_key_that_has_just_come_is_good_at_once(rarely: None) -> None:
+def test_token_signed_with_a_new_key_is_valid(rarely: None) -> None:
     secrets = Secrets(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     older, newer = tokens.issue(ADA).token, issuer_of([KEY]).issue(ADA).token
@@ -276,7 +272,7 @@ def test_a_token_of_a_key_that_has_just_come_is_good_at_once(rarely: None) -> No
     assert not is_rejected(issuer_of([KEY]), tokens.issue(ADA).token)
 
 
-def test_a_forged_token_has_the_secrets_looked_at_and_is_refused(rarely: None) -> None:
+def test_forged_token_triggers_a_check_and_is_rejected(rarely: None) -> None:
     secrets = Secrets(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     forged = issuer_of([Fernet.generate_key().decode()]).issue(ADA).token
@@ -290,7 +286,7 @@ def test_a_forged_token_has_the_secrets_looked_at_and_is_refused(rarely: None) -
     assert (secrets.makes, secrets.looks) == (2, 3)
 
 
-def test_a_good_token_has_nothing_looked_at(rarely: None) -> None:
+def test_valid_token_triggers_no_check(rarely: None) -> None:
     secrets = Secrets(KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     token = tokens.issue(ADA).token
@@ -301,7 +297,7 @@ def test_a_good_token_has_nothing_looked_at(rarely: None) -> None:
     assert secrets.looks == 1
 
 
-def test_a_key_that_was_taken_away_ends_its_tokens_also_those_seen_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_removing_a_key_revokes_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 0.5)
     secrets = Secrets(KEY, OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
@@ -315,7 +311,7 @@ def test_a_key_that_was_taken_away_ends_its_tokens_also_those_seen_before(monkey
     assert [is_rejected(tokens, token) for token in (older, newer)] == [True, False]
 
 
-def test_tokens_stay_good_while_the_secrets_are_at_fault(always: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_tokens_stay_valid_while_the_secrets_are_invalid(always: None, caplog: pytest.LogCaptureFixture) -> None:
     secrets = Secrets(KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     token = tokens.issue(ADA).token
@@ -330,7 +326,7 @@ def test_tokens_stay_good_while_the_secrets_are_at_fault(always: None, caplog: p
 # --- a file of secrets
 
 
-def test_a_file_that_is_replaced_is_noticed_at_the_first_refusal(tmp_path: Path, rarely: None) -> None:
+def test_replaced_file_is_noticed_at_the_first_rejection(tmp_path: Path, rarely: None) -> None:
     file = tmp_path / "keys"
     file.write_text(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(lambda: issuer_of(file.read_text().split()), lambda: file_signature(file)))

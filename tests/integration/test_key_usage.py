@@ -71,7 +71,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def test_a_use_is_written_in_the_background_after_a_while(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+def test_use_is_written_in_the_background(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with noting(repository, AT_ONCE) as uses:
         uses(keys[0], NOON)
 
@@ -81,7 +81,7 @@ def test_a_use_is_written_in_the_background_after_a_while(repository: RecordingR
     assert repository.list_api_keys(keys[0].user_id)[0] == attrs.evolve(keys[0], last_used_datetime=NOON)
 
 
-def test_what_is_used_in_one_while_is_written_together(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+def test_uses_within_an_interval_are_written_together(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with noting(repository) as uses:
         for key in [*keys, *keys]:
             uses(key, NOON)
@@ -91,7 +91,7 @@ def test_what_is_used_in_one_while_is_written_together(repository: RecordingRepo
     assert repository.uses == [[RecordApiKeyUse(key_id=key.id, at=NOON) for key in keys]]
 
 
-def test_of_several_uses_in_one_while_the_last_is_written(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+def test_last_use_within_an_interval_is_written(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with noting(repository) as uses:
         uses(keys[0], NOON)
         uses(keys[0], NOON + SECOND)
@@ -99,9 +99,7 @@ def test_of_several_uses_in_one_while_the_last_is_written(repository: RecordingR
     assert repository.uses == [[RecordApiKeyUse(key_id=keys[0].id, at=NOON + SECOND)]]
 
 
-def test_a_key_is_written_once_a_minute_however_often_it_is_used(
-    repository: RecordingRepository, keys: list[ApiKey]
-) -> None:
+def test_key_is_written_once_a_minute(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with noting(repository, AT_ONCE) as uses:
         uses(keys[0], NOON)
         assert eventually(lambda: repository.uses != [])
@@ -115,7 +113,7 @@ def test_a_key_is_written_once_a_minute_however_often_it_is_used(
     ]
 
 
-def test_after_that_it_is_written_again_and_who_is_not_used_is_forgotten(
+def test_key_is_written_again_after_a_minute(
     repository: RecordingRepository, keys: list[ApiKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_usage, "USE_RECORDING_INTERVAL", timedelta(milliseconds=50))
@@ -136,9 +134,7 @@ def test_after_that_it_is_written_again_and_who_is_not_used_is_forgotten(
     ]
 
 
-def test_a_close_writes_what_is_left_and_a_second_one_nothing(
-    repository: RecordingRepository, keys: list[ApiKey]
-) -> None:
+def test_close_writes_collected_uses_once(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     uses = BackgroundKeyUsage(repository, interval_seconds=MUCH_LATER)
     uses(keys[0], NOON)
 
@@ -150,15 +146,13 @@ def test_a_close_writes_what_is_left_and_a_second_one_nothing(
     assert len(repository.batches) == batches
 
 
-def test_without_a_use_nothing_is_written(repository: RecordingRepository) -> None:
+def test_nothing_is_written_without_a_use(repository: RecordingRepository) -> None:
     BackgroundKeyUsage(repository).close()
 
     assert repository.batches == []
 
 
-def test_uses_are_gathered_for_a_second_unless_told_otherwise(
-    repository: RecordingRepository, keys: list[ApiKey]
-) -> None:
+def test_default_interval_is_one_second(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     uses = BackgroundKeyUsage(repository)
     uses(keys[0], NOON)
 
@@ -169,7 +163,7 @@ def test_uses_are_gathered_for_a_second_unless_told_otherwise(
     assert (timer.interval, timer.daemon) == (1.0, True)
 
 
-def test_a_failure_is_a_line_in_the_log_and_the_next_use_is_written(
+def test_failed_write_is_logged_and_the_next_one_works(
     repository: RecordingRepository, keys: list[ApiKey], caplog: pytest.LogCaptureFixture
 ) -> None:
     repository.away = True
@@ -189,7 +183,7 @@ def test_a_failure_is_a_line_in_the_log_and_the_next_use_is_written(
     assert repository.uses == [[RecordApiKeyUse(key_id=keys[2].id, at=NOON)]]
 
 
-def test_a_key_that_was_removed_meanwhile_leaves_its_neighbours_alone(
+def test_removed_key_does_not_affect_others(
     repository: RecordingRepository, keys: list[ApiKey], caplog: pytest.LogCaptureFixture
 ) -> None:
     with noting(repository) as uses:
@@ -202,7 +196,7 @@ def test_a_key_that_was_removed_meanwhile_leaves_its_neighbours_alone(
     assert caplog.records == []
 
 
-def test_threads_may_note_uses_at_once(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+def test_threads_may_record_uses_concurrently(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with noting(repository, AT_ONCE) as uses, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: uses(keys[number % 3], NOON), range(300)))
 
@@ -212,7 +206,7 @@ def test_threads_may_note_uses_at_once(repository: RecordingRepository, keys: li
     ]
 
 
-def test_a_use_during_a_write_is_written_after_it(keys: list[ApiKey], repository: RecordingRepository) -> None:
+def test_use_during_a_write_is_written_afterwards(keys: list[ApiKey], repository: RecordingRepository) -> None:
     writing, go_on = threading.Event(), threading.Event()
 
     class Slow(RecordingRepository):
@@ -231,7 +225,7 @@ def test_a_use_during_a_write_is_written_after_it(keys: list[ApiKey], repository
     assert sorted(command.key_id for batch in repository.uses for command in batch) == [keys[0].id, keys[1].id]
 
 
-def test_a_guard_lets_in_before_the_use_is_written(repository: RecordingRepository) -> None:
+def test_guard_does_not_wait_for_the_write(repository: RecordingRepository) -> None:
     users = Users(repository, PlainCipher())
     ada = registered(repository)
     key, secret = users.add_api_key(user_id=ada.id, name="job")
@@ -249,7 +243,7 @@ def test_a_guard_lets_in_before_the_use_is_written(repository: RecordingReposito
     assert len(repository.uses) == 1
 
 
-def test_uses_reach_a_database(database: Database) -> None:
+def test_uses_are_stored_in_a_database(database: Database) -> None:
     repository = SqlUserRepository(database)
     ada = registered(repository)
     keys = [with_api_key(repository, ada, number) for number in range(3)]
@@ -263,7 +257,7 @@ def test_uses_reach_a_database(database: Database) -> None:
     assert repository.list_api_keys(ada.id) == [attrs.evolve(key, last_used_datetime=NOON) for key in keys]
 
 
-def test_closing_waits_for_what_is_being_written(keys: list[ApiKey]) -> None:
+def test_close_waits_for_the_current_write(keys: list[ApiKey]) -> None:
     class Slow(RecordingRepository):
         def __init__(self) -> None:
             super().__init__()

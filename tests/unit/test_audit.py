@@ -63,14 +63,14 @@ REFUSALS: list[Rejection] = [
 ]
 
 
-def test_these_are_all_changes_and_all_refusals_there_are() -> None:
+def test_all_commands_and_rejections_are_covered_here() -> None:
     assert {type(command) for command in CHANGES + BOOKKEEPING} == set(get_args(Command))
     assert {type(refusal) for refusal in REFUSALS} == set(get_args(Rejection))
 
 
 @pytest.mark.parametrize("command", CHANGES, ids=lambda command: type(command).__name__)
 @pytest.mark.parametrize("outcome", [REGISTER.as_user(ADA), KEY, *REFUSALS], ids=lambda outcome: type(outcome).__name__)
-def test_every_change_with_every_outcome_has_an_entry_at_its_time(command: Command, outcome: Outcome) -> None:
+def test_every_command_and_outcome_makes_an_entry(command: Command, outcome: Outcome) -> None:
     entry = make_audit_entry(command, outcome)
 
     assert entry is not None
@@ -79,11 +79,11 @@ def test_every_change_with_every_outcome_has_an_entry_at_its_time(command: Comma
 
 
 @pytest.mark.parametrize("command", BOOKKEEPING, ids=lambda command: type(command).__name__)
-def test_bookkeeping_has_none(command: Command) -> None:
+def test_internal_commands_make_no_entry(command: Command) -> None:
     assert make_audit_entry(command, REGISTER.as_user(ADA)) is None
 
 
-def test_an_entry_holds_nothing_of_a_user_but_his_id() -> None:
+def test_entry_contains_no_personal_data() -> None:
     entry = make_audit_entry(REGISTER, REGISTER.as_user(ADA))
 
     assert entry == AuditEntry(
@@ -97,7 +97,7 @@ def test_an_entry_holds_nothing_of_a_user_but_his_id() -> None:
     )
 
 
-def test_what_is_done_through_users_of_somebody_is_told_of_him() -> None:
+def test_entries_name_the_actor() -> None:
     users = Users(InMemoryUserRepository(), PlainCipher(), actor=Actor("nightly job"))
     ada = users.register(username="ada", password="difference engine", email="ada@example.com")
 

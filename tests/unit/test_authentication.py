@@ -210,16 +210,14 @@ def is_let_in(guard: Guard, credential: str) -> bool:
 # --- log-ins
 
 
-def test_a_password_is_good_for_as_long_as_nobody_changes_it(
-    authenticator: Authenticator, ada: User, clock: SettableClock
-) -> None:
+def test_passwords_do_not_expire(authenticator: Authenticator, ada: User, clock: SettableClock) -> None:
     clock.now += timedelta(days=10 * 365)
 
     assert authenticator.log_in(username="ada", password=PASSWORD, address=HOME).expires_in == 3600
 
 
 @pytest.mark.parametrize("spelling", ["Ada", "ada", "ADA", "ａｄａ"])
-def test_the_right_password_gets_a_token(
+def test_right_password_gets_a_token(
     authenticator: Authenticator, guard: Guard, ada: User, journal: list[tuple[object, ...]], spelling: str
 ) -> None:
     issued = authenticator.log_in(username=spelling, password=PASSWORD, address=HOME)
@@ -232,7 +230,7 @@ def test_the_right_password_gets_a_token(
 @pytest.mark.parametrize(
     "password", ["", "Difference engine", PASSWORD + " ", PASSWORD[:-1], f"old:{PASSWORD}", "\ud800", "\0", "x" * 10**6]
 )
-def test_a_wrong_password_gets_none(
+def test_wrong_password_gets_no_token(
     authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]], password: str
 ) -> None:
     with pytest.raises(InvalidCredentialsError) as refusal:
@@ -242,7 +240,7 @@ def test_a_wrong_password_gets_none(
     assert journal == [("count", "ada", HOME), ("find", "ada")]
 
 
-def test_a_name_that_nobody_has_is_refused_alike(
+def test_unknown_username_is_rejected_like_a_wrong_password(
     authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]]
 ) -> None:
     with pytest.raises(InvalidCredentialsError) as refusal:
@@ -253,7 +251,7 @@ def test_a_name_that_nobody_has_is_refused_alike(
 
 
 @pytest.mark.parametrize("name", ["", " ada", "ada\0", "a\u200bda", "\ud800", "a" * 255])
-def test_a_name_that_nobody_can_have_is_counted_as_it_stands_and_refused_alike(
+def test_invalid_username_is_counted_as_typed_and_rejected(
     authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]], name: str
 ) -> None:
     with pytest.raises(InvalidCredentialsError) as refusal:
@@ -263,7 +261,7 @@ def test_a_name_that_nobody_can_have_is_counted_as_it_stands_and_refused_alike(
     assert journal == [("count", name, HOME)]
 
 
-def test_without_an_address_it_is_counted_under_none(
+def test_attempt_without_an_address_is_counted(
     authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]]
 ) -> None:
     authenticator.log_in(username="ada", password=PASSWORD)
@@ -271,7 +269,7 @@ def test_without_an_address_it_is_counted_under_none(
     assert journal == [("count", "ada", ""), ("find", "ada"), ("forgive", "ada", "")]
 
 
-def test_who_is_disabled_is_told_so_with_the_right_password(
+def test_disabled_user_with_the_right_password_is_told(
     authenticator: Authenticator, users: Users, ada: User, journal: list[tuple[object, ...]]
 ) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
@@ -284,7 +282,7 @@ def test_who_is_disabled_is_told_so_with_the_right_password(
     assert journal == [("count", "ada", HOME), ("find", "ada"), ("forgive", "ada", HOME)]
 
 
-def test_who_is_disabled_is_not_told_so_with_a_wrong_one(authenticator: Authenticator, users: Users, ada: User) -> None:
+def test_disabled_user_with_a_wrong_password_is_not_told(authenticator: Authenticator, users: Users, ada: User) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
 
     with pytest.raises(InvalidCredentialsError):
@@ -301,7 +299,7 @@ def test_who_is_disabled_is_not_told_so_with_a_wrong_one(authenticator: Authenti
         pytest.param("", PASSWORD, id="impossible"),
     ],
 )
-def test_the_cipher_runs_once_whatever_comes_of_it(
+def test_cipher_runs_once_for_every_attempt(
     authenticator: Authenticator, ada: User, name: str, password: str, enabled: bool
 ) -> None:
     authenticator.users.set_enabled(user_id=ada.id, enabled=enabled)
@@ -317,7 +315,7 @@ def test_the_cipher_runs_once_whatever_comes_of_it(
 
 @pytest.mark.usefixtures("ada")
 @pytest.mark.parametrize("refusal", [TooManyAttemptsError(7), RepositoryUnavailableError("simulated outage")], ids=repr)
-def test_what_is_not_let_through_is_neither_looked_up_nor_compared(
+def test_limited_attempt_is_not_looked_up_or_compared(
     authenticator: Authenticator,
     attempts: JournaledAttempts,
     cipher: AgeingCipher,
@@ -334,7 +332,7 @@ def test_what_is_not_let_through_is_neither_looked_up_nor_compared(
     assert cipher.compared_with == []
 
 
-def test_while_the_users_are_away_nobody_logs_in(
+def test_log_in_fails_while_the_database_is_unavailable(
     authenticator: Authenticator, ada: User, repository: JournaledRepository, cipher: AgeingCipher
 ) -> None:
     repository.away = True
@@ -348,7 +346,7 @@ def test_while_the_users_are_away_nobody_logs_in(
 # --- a password that is stored in an older form
 
 
-def test_a_good_log_in_stores_it_better_and_changes_nothing_else(
+def test_log_in_upgrades_the_stored_password_only(
     authenticator: Authenticator, users: Users, guard: Guard, ada: User, cipher: AgeingCipher
 ) -> None:
     old = with_old_password(users, ada)
@@ -365,7 +363,7 @@ def test_a_good_log_in_stores_it_better_and_changes_nothing_else(
     assert guard.check(before.token) == stored
 
 
-def test_a_bad_log_in_stores_nothing(authenticator: Authenticator, users: Users, ada: User) -> None:
+def test_failed_log_in_stores_nothing(authenticator: Authenticator, users: Users, ada: User) -> None:
     old = with_old_password(users, ada)
 
     with pytest.raises(InvalidCredentialsError):
@@ -374,7 +372,7 @@ def test_a_bad_log_in_stores_nothing(authenticator: Authenticator, users: Users,
     assert users.get(ada.id) == old
 
 
-def test_who_is_disabled_has_it_stored_better_too(authenticator: Authenticator, users: Users, ada: User) -> None:
+def test_log_in_of_a_disabled_user_upgrades_the_password(authenticator: Authenticator, users: Users, ada: User) -> None:
     with_old_password(users, ada)
     users.set_enabled(user_id=ada.id, enabled=False)
 
@@ -384,7 +382,7 @@ def test_who_is_disabled_has_it_stored_better_too(authenticator: Authenticator, 
     assert not users.cipher.needs_upgrade(users.get(ada.id).password)
 
 
-def test_who_is_removed_meanwhile_gets_a_token_that_lets_nobody_in(
+def test_user_removed_during_log_in_gets_an_invalid_token(
     authenticator: Authenticator, users: Users, guard: Guard, ada: User, cipher: AgeingCipher
 ) -> None:
     with_old_password(users, ada)
@@ -395,7 +393,7 @@ def test_who_is_removed_meanwhile_gets_a_token_that_lets_nobody_in(
     assert not is_let_in(guard, issued.token)
 
 
-def test_a_password_that_cannot_be_stored_now_is_stored_at_the_next_log_in(
+def test_failed_upgrade_is_repeated_at_the_next_log_in(
     authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher, repository: JournaledRepository
 ) -> None:
     old = with_old_password(users, ada)
@@ -413,7 +411,7 @@ def test_a_password_that_cannot_be_stored_now_is_stored_at_the_next_log_in(
     assert not cipher.needs_upgrade(users.get(ada.id).password)
 
 
-def test_a_password_that_is_changed_meanwhile_stays_changed(
+def test_upgrade_keeps_a_concurrently_changed_password(
     authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher
 ) -> None:
     with_old_password(users, ada)
@@ -427,7 +425,7 @@ def test_a_password_that_is_changed_meanwhile_stays_changed(
 # --- a log-in in its parts
 
 
-def test_an_attempt_that_was_counted_holds_its_user(authenticator: Authenticator, ada: User) -> None:
+def test_started_attempt_contains_its_user(authenticator: Authenticator, ada: User) -> None:
     found = [authenticator.start(username=name, address=HOME) for name in ("ADA", "Bob", " ")]
 
     assert found == [
@@ -437,9 +435,7 @@ def test_an_attempt_that_was_counted_holds_its_user(authenticator: Authenticator
     ]
 
 
-def test_an_attempt_that_was_right_holds_how_to_store_the_password_better(
-    authenticator: Authenticator, users: Users, ada: User
-) -> None:
+def test_verified_login_contains_the_password_upgrade(authenticator: Authenticator, users: Users, ada: User) -> None:
     attempt = authenticator.start(username="ada", address=HOME)
     verified = authenticator.verify(attempt, PASSWORD)
     old = with_old_password(users, ada)
@@ -456,7 +452,7 @@ def test_an_attempt_that_was_right_holds_how_to_store_the_password_better(
     assert PASSWORD not in f"{old_attempt!r} {old_proven!r}"
 
 
-def test_only_the_last_step_takes_the_attempt_back(
+def test_only_finish_takes_the_attempt_back(
     authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]]
 ) -> None:
     verified = authenticator.verify(authenticator.start(username="ADA", address=HOME), PASSWORD)
@@ -468,7 +464,7 @@ def test_only_the_last_step_takes_the_attempt_back(
     assert journal == [*before, ("forgive", "ada", HOME)]
 
 
-def test_a_flow_that_waits_cannot_run_inline() -> None:
+def test_flow_that_waits_cannot_run_inline() -> None:
     with pytest.raises(RuntimeError, match="must not wait"):
         run_inline(asyncio.sleep(0))
 
@@ -476,7 +472,7 @@ def test_a_flow_that_waits_cannot_run_inline() -> None:
 # --- another password, by the user himself
 
 
-def test_who_knows_his_password_gives_himself_another(
+def test_user_changes_the_password_with_the_current_one(
     authenticator: Authenticator, guard: Guard, ada: User, clock: SettableClock, journal: list[tuple[object, ...]]
 ) -> None:
     users = authenticator.users
@@ -498,7 +494,7 @@ def test_who_knows_his_password_gives_himself_another(
         authenticator.log_in(username="ada", password=PASSWORD)
 
 
-def test_one_that_breaks_the_policy_is_refused_before_anything_is_counted_or_compared(
+def test_policy_is_checked_before_the_current_password(
     authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher, journal: list[tuple[object, ...]]
 ) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
@@ -509,7 +505,7 @@ def test_one_that_breaks_the_policy_is_refused_before_anything_is_counted_or_com
     assert users.get(ada.id) == ada
 
 
-def test_a_wrong_current_password_changes_nothing_and_counts(
+def test_wrong_current_password_counts_and_changes_nothing(
     authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher, journal: list[tuple[object, ...]]
 ) -> None:
     with pytest.raises(InvalidCredentialsError):
@@ -520,7 +516,7 @@ def test_a_wrong_current_password_changes_nothing_and_counts(
     assert users.get(ada.id) == ada
 
 
-def test_guessing_the_current_password_is_slow_too(
+def test_guessing_the_current_password_is_limited(
     authenticator: Authenticator, users: Users, ada: User, attempts: JournaledAttempts, cipher: AgeingCipher
 ) -> None:
     attempts.refusal = TooManyAttemptsError(7)
@@ -533,7 +529,7 @@ def test_guessing_the_current_password_is_slow_too(
     assert users.get(ada.id) == ada
 
 
-def test_a_password_that_a_manager_has_set_meanwhile_is_not_replaced(
+def test_password_set_concurrently_is_not_replaced(
     authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher, journal: list[tuple[object, ...]]
 ) -> None:
     cipher.meanwhile = lambda: users.set_password(user_id=ada.id, password="a manager's choice")
@@ -546,7 +542,7 @@ def test_a_password_that_a_manager_has_set_meanwhile_is_not_replaced(
     assert ("forgive", "ada", HOME) in journal
 
 
-def test_who_is_removed_meanwhile_is_not_found(
+def test_password_change_of_a_removed_user_is_rejected(
     authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher
 ) -> None:
     cipher.meanwhile = lambda: users.remove(user_id=ada.id)
@@ -555,7 +551,7 @@ def test_who_is_removed_meanwhile_is_not_found(
         authenticator.change_password(user=ada, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
 
 
-def test_a_password_in_an_older_form_can_be_changed(authenticator: Authenticator, users: Users, ada: User) -> None:
+def test_outdated_stored_password_can_be_changed(authenticator: Authenticator, users: Users, ada: User) -> None:
     old = with_old_password(users, ada)
 
     authenticator.change_password(user=old, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
@@ -563,7 +559,7 @@ def test_a_password_in_an_older_form_can_be_changed(authenticator: Authenticator
     assert users.cipher.matches(NEW_PASSWORD, users.get(ada.id).password)
 
 
-def test_preparing_another_password_stores_nothing(authenticator: Authenticator, users: Users, ada: User) -> None:
+def test_preparing_a_password_change_stores_nothing(authenticator: Authenticator, users: Users, ada: User) -> None:
     verified = authenticator.verify(authenticator.start(username="ada", address=HOME), PASSWORD)
 
     command = authenticator.prepare_password_change(verified, NEW_PASSWORD)
@@ -629,18 +625,22 @@ def shown(token: str, key: str) -> tuple[str, str]:
     return token, key
 
 
-def test_a_token_and_an_api_key_let_their_user_in(check: Check, ada: User, token: str, key: str) -> None:
+def test_token_and_api_key_authenticate_their_user(check: Check, ada: User, token: str, key: str) -> None:
     assert outcomes(check, token, key, token) == [ada, ada, ada]
 
 
-def test_who_is_let_in_is_the_user_as_he_is_now(check: Check, users: Users, ada: User, token: str, key: str) -> None:
+def test_guard_returns_the_current_state_of_the_user(
+    check: Check, users: Users, ada: User, token: str, key: str
+) -> None:
     again = users.set_enabled(user_id=ada.id, enabled=True)
     better = with_old_password(users, again)
 
     assert outcomes(check, token, key) == [better, better]
 
 
-def test_each_is_let_in_as_himself(check: Check, users: Users, tokens: InMemoryTokens, ada: User, key: str) -> None:
+def test_credentials_authenticate_their_own_user(
+    check: Check, users: Users, tokens: InMemoryTokens, ada: User, key: str
+) -> None:
     bob = users.register(username="bob", password=PASSWORD, email="bob@example.com")
     _, his_key = users.add_api_key(user_id=bob.id, name="job")
 
@@ -651,14 +651,14 @@ def test_each_is_let_in_as_himself(check: Check, users: Users, tokens: InMemoryT
     "credential",
     ["", " ", "nonsense", "a.b.c", "mlapi_", "mlapi_nonsense", f"mlapi_{'0' * 16}_{'0' * 63}", "é", "\ud800"],
 )
-def test_what_is_no_credential_is_refused_and_nobody_is_asked(
+def test_malformed_credential_is_rejected_without_a_lookup(
     check: Check, ada: User, journal: list[tuple[object, ...]], credential: str
 ) -> None:
     assert outcomes(check, credential) == [InvalidTokenError()]
     assert journal == []
 
 
-def test_a_forged_credential_is_refused(check: Check, users: Users, token: str, key: str) -> None:
+def test_forged_credential_is_rejected(check: Check, users: Users, token: str, key: str) -> None:
     _, another = users.add_api_key(user_id=UserId(1), name="another")
     _, key_id, secret = key.split("_")
     forged = [
@@ -675,13 +675,15 @@ def test_a_forged_credential_is_refused(check: Check, users: Users, token: str, 
     assert outcomes(check, *forged) == [InvalidTokenError()] * len(forged)
 
 
-def test_who_is_disabled_is_told_so_by_both(check: Check, users: Users, ada: User, token: str, key: str) -> None:
+def test_disabled_user_is_rejected_with_token_and_api_key(
+    check: Check, users: Users, ada: User, token: str, key: str
+) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
 
     assert outcomes(check, token, key) == [UserDisabledError(ada.id)] * 2
 
 
-def test_enabling_again_brings_back_the_key_and_not_the_token(
+def test_enabling_again_restores_api_keys_but_not_tokens(
     check: Check, users: Users, tokens: InMemoryTokens, ada: User, shown: tuple[str, str]
 ) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
@@ -690,13 +692,13 @@ def test_enabling_again_brings_back_the_key_and_not_the_token(
     assert outcomes(check, *shown, tokens.issue(enabled).token) == [InvalidTokenError(), enabled, enabled]
 
 
-def test_enabling_who_is_enabled_ends_nothing(check: Check, users: Users, ada: User, token: str, key: str) -> None:
+def test_enabling_an_enabled_user_revokes_nothing(check: Check, users: Users, ada: User, token: str, key: str) -> None:
     enabled = users.set_enabled(user_id=ada.id, enabled=True)
 
     assert outcomes(check, token, key) == [enabled, enabled]
 
 
-def test_who_is_removed_is_nobody_also_if_his_name_comes_again(
+def test_removed_user_is_rejected_even_if_the_name_returns(
     check: Check, users: Users, ada: User, token: str, key: str
 ) -> None:
     users.remove(user_id=ada.id)
@@ -706,7 +708,7 @@ def test_who_is_removed_is_nobody_also_if_his_name_comes_again(
     assert before == outcomes(check, token, key) == [InvalidTokenError()] * 2
 
 
-def test_another_password_ends_tokens_and_leaves_keys(
+def test_password_change_revokes_tokens_but_not_api_keys(
     check: Check, users: Users, tokens: InMemoryTokens, ada: User, shown: tuple[str, str]
 ) -> None:
     changed = users.set_password(user_id=ada.id, password=NEW_PASSWORD)
@@ -714,7 +716,7 @@ def test_another_password_ends_tokens_and_leaves_keys(
     assert outcomes(check, *shown, tokens.issue(changed).token) == [InvalidTokenError(), changed, changed]
 
 
-def test_ending_tokens_ends_those_there_are_and_leaves_keys(
+def test_end_tokens_revokes_tokens_but_not_api_keys(
     check: Check, users: Users, tokens: InMemoryTokens, ada: User, shown: tuple[str, str]
 ) -> None:
     ended = users.end_tokens(user_id=ada.id)
@@ -722,15 +724,13 @@ def test_ending_tokens_ends_those_there_are_and_leaves_keys(
     assert outcomes(check, *shown, tokens.issue(ended).token) == [InvalidTokenError(), ended, ended]
 
 
-def test_a_key_that_was_removed_lets_nobody_in(check: Check, users: Users, ada: User, token: str, key: str) -> None:
+def test_removed_api_key_is_rejected(check: Check, users: Users, ada: User, token: str, key: str) -> None:
     users.remove_api_key(ApiKeyId(key.split("_")[1]))
 
     assert outcomes(check, token, key) == [ada, InvalidTokenError()]
 
 
-def test_a_token_and_a_key_end_at_their_time(
-    check: Check, users: Users, ada: User, token: str, clock: SettableClock
-) -> None:
+def test_token_and_api_key_expire(check: Check, users: Users, ada: User, token: str, clock: SettableClock) -> None:
     _, ending = users.add_api_key(user_id=ada.id, name="for an hour", expires=NOON + HOUR)
     clock.now = NOON + HOUR - MICROSECOND
     before = outcomes(check, token, ending)
@@ -741,7 +741,7 @@ def test_a_token_and_a_key_end_at_their_time(
     assert outcomes(check, token, ending) == [InvalidTokenError()] * 2
 
 
-def test_a_key_that_ends_shows_that_before_the_user_is_looked_at(
+def test_expired_api_key_of_a_disabled_user_is_invalid(
     check: Check, users: Users, ada: User, clock: SettableClock
 ) -> None:
     _, ending = users.add_api_key(user_id=ada.id, name="for an hour", expires=NOON + HOUR)
@@ -753,7 +753,7 @@ def test_a_key_that_ends_shows_that_before_the_user_is_looked_at(
     assert (before, outcomes(check, ending)) == ([UserDisabledError(ada.id)], [InvalidTokenError()])
 
 
-def test_while_the_users_cannot_be_asked_nobody_is_let_in(
+def test_guard_rejects_while_the_database_is_unavailable(
     check: Check, repository: JournaledRepository, token: str, key: str
 ) -> None:
     repository.away = True
@@ -765,7 +765,7 @@ def test_while_the_users_cannot_be_asked_nobody_is_let_in(
     ]
 
 
-def test_a_guard_with_a_clock_of_its_own_ends_a_token_by_that(
+def test_guard_expires_tokens_by_its_own_clock(
     repository: JournaledRepository, tokens: InMemoryTokens, token: str
 ) -> None:
     guard = Guard(repository, tokens, clock=lambda: NOON + HOUR)
@@ -773,7 +773,7 @@ def test_a_guard_with_a_clock_of_its_own_ends_a_token_by_that(
     assert outcomes(guard.check, token) == [InvalidTokenError()]
 
 
-def test_the_clock_of_a_guard_is_the_worlds_unless_another_is_given(users: Users, ada: User, key: str) -> None:
+def test_guard_uses_the_system_clock_by_default(users: Users, ada: User, key: str) -> None:
     before = datetime.now(UTC)
 
     Guard(users.repository, InMemoryTokens()).check(key)
@@ -786,7 +786,7 @@ def test_the_clock_of_a_guard_is_the_worlds_unless_another_is_given(users: Users
 # --- the last use of an API key
 
 
-def test_the_use_of_a_key_is_recorded_once_a_minute(
+def test_api_key_use_is_recorded_once_a_minute(
     check: Check, users: Users, ada: User, key: str, clock: SettableClock
 ) -> None:
     recorded = []
@@ -799,7 +799,7 @@ def test_the_use_of_a_key_is_recorded_once_a_minute(
     assert recorded == [NOON, NOON, NOON, NOON + MINUTE, NOON + MINUTE, NOON + 3 * MINUTE]
 
 
-def test_a_use_within_the_minute_writes_nothing(
+def test_second_use_within_a_minute_writes_nothing(
     check: Check, key: str, clock: SettableClock, journal: list[tuple[object, ...]]
 ) -> None:
     key_id = key.split("_")[1]
@@ -810,7 +810,7 @@ def test_a_use_within_the_minute_writes_nothing(
     assert journal == [("holders", key_id), ("apply", RecordApiKeyUse), ("holders", key_id)]
 
 
-def test_a_token_is_checked_without_a_write(
+def test_checking_a_token_writes_nothing(
     check: Check, ada: User, token: str, journal: list[tuple[object, ...]]
 ) -> None:
     check(token)
@@ -818,7 +818,9 @@ def test_a_token_is_checked_without_a_write(
     assert journal == [("holders", ada.id)]
 
 
-def test_what_is_refused_is_no_use(check: Check, users: Users, ada: User, key: str, clock: SettableClock) -> None:
+def test_rejected_api_key_is_not_recorded_as_used(
+    check: Check, users: Users, ada: User, key: str, clock: SettableClock
+) -> None:
     wrong = key[:-1] + ("0" if key[-1] != "0" else "1")
     added, ending = users.add_api_key(user_id=ada.id, name="for a minute", expires=NOON + MINUTE)
     clock.now += MINUTE
@@ -831,7 +833,7 @@ def test_what_is_refused_is_no_use(check: Check, users: Users, ada: User, key: s
     assert added in users.list_api_keys(ada.id)
 
 
-def test_uses_are_told_to_whoever_is_given_for_it(
+def test_uses_are_passed_to_the_given_recorder(
     users: Users, tokens: InMemoryTokens, clock: SettableClock, ada: User, key: str
 ) -> None:
     told: list[tuple[ApiKey, datetime]] = []
@@ -849,7 +851,7 @@ def test_uses_are_told_to_whoever_is_given_for_it(
 # --- what managers do
 
 
-def test_a_manager_sets_a_password(users: Users, ada: User, clock: SettableClock, cipher: AgeingCipher) -> None:
+def test_manager_sets_a_password(users: Users, ada: User, clock: SettableClock, cipher: AgeingCipher) -> None:
     clock.now += MINUTE
 
     changed = users.set_password(user_id=ada.id, password=NEW_PASSWORD)
@@ -873,7 +875,7 @@ def test_a_manager_sets_a_password(users: Users, ada: User, clock: SettableClock
     ],
     ids=["short", "empty", "long", "surrogates", "none"],
 )
-def test_a_password_that_breaks_the_policy_is_not_set(
+def test_manager_cannot_set_a_password_against_the_policy(
     users: Users, ada: User, cipher: AgeingCipher, password: str, message: str
 ) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
@@ -884,7 +886,7 @@ def test_a_password_that_breaks_the_policy_is_not_set(
     assert users.get(ada.id) == ada
 
 
-def test_a_manager_ends_tokens(users: Users, ada: User, clock: SettableClock) -> None:
+def test_manager_ends_tokens(users: Users, ada: User, clock: SettableClock) -> None:
     clock.now += MINUTE
 
     ended = [users.end_tokens(user_id=ada.id) for _ in range(2)]
@@ -894,7 +896,7 @@ def test_a_manager_ends_tokens(users: Users, ada: User, clock: SettableClock) ->
     assert users.get(ada.id) == ended[1]
 
 
-def test_what_is_done_to_nobody_is_refused(users: Users, ada: User) -> None:
+def test_changes_to_unknown_ids_are_rejected(users: Users, ada: User) -> None:
     calls: list[Callable[[], object]] = [
         lambda: users.set_password(user_id=NOBODY, password=NEW_PASSWORD),
         lambda: users.end_tokens(user_id=NOBODY),
@@ -908,7 +910,7 @@ def test_what_is_done_to_nobody_is_refused(users: Users, ada: User) -> None:
         assert refusal.value == UserNotFoundError(NOBODY)
 
 
-def test_preparing_changes_stores_nothing(users: Users, ada: User) -> None:
+def test_preparing_commands_stores_nothing(users: Users, ada: User) -> None:
     password = users.prepare_password(user_id=ada.id, password=NEW_PASSWORD)
     ending = users.prepare_end_tokens(user_id=ada.id)
     adding, secret = users.prepare_api_key(user_id=ada.id, name="job", expires=None)
@@ -929,7 +931,7 @@ def test_preparing_changes_stores_nothing(users: Users, ada: User) -> None:
     assert (users.get(ada.id), users.list_api_keys(ada.id)) == (ada, [])
 
 
-def test_a_new_api_key_is_given_once_and_stored_as_its_digest(users: Users, ada: User) -> None:
+def test_new_api_key_is_stored_as_its_digest(users: Users, ada: User) -> None:
     ends = (NOON + HOUR).astimezone(timezone(timedelta(hours=-5)))
 
     key, secret = users.add_api_key(user_id=ada.id, name="CI", expires=ends)
@@ -948,7 +950,7 @@ def test_a_new_api_key_is_given_once_and_stored_as_its_digest(users: Users, ada:
     assert secret.split("_")[2] not in f"{attrs.asdict(key)}"
 
 
-def test_an_api_key_at_fault_is_refused_with_every_field_named(users: Users, ada: User) -> None:
+def test_invalid_api_key_error_names_every_field(users: Users, ada: User) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         users.add_api_key(user_id=ada.id, name="a\0", expires=datetime(9999, 12, 31, 23, tzinfo=timezone(-HOUR)))
 
@@ -959,7 +961,7 @@ def test_an_api_key_at_fault_is_refused_with_every_field_named(users: Users, ada
     assert users.list_api_keys(ada.id) == []
 
 
-def test_api_keys_are_listed_the_oldest_first(users: Users, ada: User, clock: SettableClock) -> None:
+def test_api_keys_are_listed_by_creation_time(users: Users, ada: User, clock: SettableClock) -> None:
     bob = users.register(username="bob", password=PASSWORD, email="bob@example.com")
     added = []
     for name in ("one", "two", "two"):
@@ -970,7 +972,7 @@ def test_api_keys_are_listed_the_oldest_first(users: Users, ada: User, clock: Se
     assert users.list_api_keys(ada.id) == added
 
 
-def test_a_key_that_is_removed_is_given_back_as_it_was_and_is_gone(users: Users, ada: User) -> None:
+def test_removing_an_api_key_returns_it(users: Users, ada: User) -> None:
     keys = [users.add_api_key(user_id=ada.id, name=name)[0] for name in ("one", "two")]
 
     removed = users.remove_api_key(keys[0].id)
@@ -985,7 +987,7 @@ def test_a_key_that_is_removed_is_given_back_as_it_was_and_is_gone(users: Users,
 # --- storing every password under the newest key
 
 
-def test_every_password_is_stored_anew_a_batch_at_a_time(
+def test_reencrypt_updates_all_passwords_in_batches(
     users: Users, ada: User, cipher: AgeingCipher, journal: list[tuple[object, ...]]
 ) -> None:
     others = [users.register(username=f"user{n}", password=PASSWORD, email="a@example.com") for n in range(4)]
@@ -1005,11 +1007,11 @@ def test_every_password_is_stored_anew_a_batch_at_a_time(
     assert all(cipher.matches(PASSWORD, user.password) for user in stored)
 
 
-def test_without_users_there_is_nothing_to_store_anew(users: Users) -> None:
+def test_reencrypt_without_users_does_nothing(users: Users) -> None:
     assert list(users.reencrypt()) == []
 
 
-def test_a_password_that_changes_meanwhile_is_not_overwritten(
+def test_reencrypt_keeps_concurrently_changed_passwords(
     users: Users, ada: User, repository: JournaledRepository, cipher: AgeingCipher
 ) -> None:
     with_old_password(users, ada)

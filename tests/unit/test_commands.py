@@ -44,11 +44,11 @@ CHANGE = ChangePassword(user_id=ADA.id, password=ANOTHER, replacing=STORED, at=L
 KEY = ApiKey(id=ApiKeyId("0123456789abcdef"), user_id=ADA.id, name="laptop", digest="digest", created_datetime=NOON)
 
 
-def test_a_registration_becomes_an_enabled_user() -> None:
+def test_registered_user_is_enabled() -> None:
     assert REGISTER.as_user(UserId(7)) == ADA
 
 
-def test_a_registration_carries_the_key_of_its_name() -> None:
+def test_registration_contains_the_canonical_username() -> None:
     assert REGISTER.username_key == "ada"
 
 
@@ -66,27 +66,27 @@ def test_a_registration_carries_the_key_of_its_name() -> None:
         pytest.param("ada", "ada", FieldError("email", "must look like name@example.com"), id="e-mail without @"),
     ],
 )
-def test_a_registration_cannot_be_made_of_bad_fields(username: str, email: str, problem: FieldError) -> None:
+def test_registration_with_invalid_fields_is_rejected(username: str, email: str, problem: FieldError) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         Register(username=username, password=STORED, email=email, at=NOON)
 
     assert refusal.value.errors == (problem,)
 
 
-def test_a_registration_shows_no_password_email_or_epoch() -> None:
+def test_repr_of_a_registration_hides_personal_data() -> None:
     assert (
         repr(REGISTER)
         == f"Register(username='Ada', password=EncryptedPassword(), enabled=True, at={NOON!r}, created=None, {BY})"
     )
 
 
-def test_setting_a_flag_does_not_show_the_epoch() -> None:
+def test_repr_of_set_enabled_hides_the_epoch() -> None:
     command = SetEnabled(user_id=UserId(7), enabled=False, at=NOON, token_epoch="next-epoch")
 
     assert repr(command) == f"SetEnabled(user_id=7, enabled=False, at={NOON!r}, {BY})"
 
 
-def test_no_other_change_shows_a_password_an_epoch_or_a_digest() -> None:
+def test_repr_of_other_commands_hides_secrets() -> None:
     ending = EndTokens(user_id=UserId(7), at=NOON, token_epoch="next-epoch")
     better = Reencrypt(user_id=UserId(7), password=ANOTHER, replacing=STORED)
 
@@ -101,14 +101,14 @@ def test_no_other_change_shows_a_password_an_epoch_or_a_digest() -> None:
     )
 
 
-def test_two_registrations_have_two_epochs() -> None:
+def test_registrations_have_different_epochs() -> None:
     one = Register(username="ada", password=STORED, email="ada@example.com", at=NOON)
     other = Register(username="ada", password=STORED, email="ada@example.com", at=NOON)
 
     assert one.token_epoch != other.token_epoch
 
 
-def test_two_changes_that_end_tokens_have_two_epochs() -> None:
+def test_commands_that_revoke_tokens_have_different_epochs() -> None:
     commands: list[EndTokens | SetEnabled | ChangePassword] = [
         *(EndTokens(user_id=ADA.id, at=NOON) for _ in range(2)),
         *(SetEnabled(user_id=ADA.id, enabled=False, at=NOON) for _ in range(2)),
@@ -118,13 +118,13 @@ def test_two_changes_that_end_tokens_have_two_epochs() -> None:
     assert len({command.token_epoch for command in commands}) == len(commands)
 
 
-def test_an_epoch_is_64_bits_in_hex() -> None:
+def test_epoch_is_64_bits_in_hex() -> None:
     epoch = generate_token_epoch()
 
     assert len(bytes.fromhex(epoch)) == 8
 
 
-def test_the_times_of_changes_become_utc() -> None:
+def test_times_of_commands_are_converted_to_utc() -> None:
     in_tokyo = datetime(2026, 3, 1, 21, tzinfo=timezone(timedelta(hours=9)))
 
     assert attrs.evolve(REGISTER, at=in_tokyo) == REGISTER
@@ -134,7 +134,7 @@ def test_the_times_of_changes_become_utc() -> None:
     assert RecordApiKeyUse(key_id=KEY.id, at=in_tokyo) == RecordApiKeyUse(key_id=KEY.id, at=NOON)
 
 
-def test_a_change_without_a_time_zone_is_refused() -> None:
+def test_command_with_a_naive_time_is_rejected() -> None:
     naive = datetime(2026, 3, 1, 12)  # noqa: DTZ001 - that is what is tested
 
     with pytest.raises(ValueError, match="the time has no time zone"):
@@ -145,7 +145,7 @@ def test_a_change_without_a_time_zone_is_refused() -> None:
     ("before", "after"),
     [pytest.param(True, False, id="disabled"), pytest.param(False, True, id="enabled")],
 )
-def test_the_epoch_turns_when_the_flag_turns(before: bool, after: bool) -> None:
+def test_changing_the_flag_replaces_the_epoch(before: bool, after: bool) -> None:
     user = attrs.evolve(ADA, enabled=before)
     command = SetEnabled(user_id=user.id, enabled=after, at=LATER, token_epoch="next-epoch")
 
@@ -153,7 +153,7 @@ def test_the_epoch_turns_when_the_flag_turns(before: bool, after: bool) -> None:
 
 
 @pytest.mark.parametrize("flag", [True, False], ids=["enabled", "disabled"])
-def test_setting_what_is_set_moves_the_time_and_nothing_else(flag: bool) -> None:
+def test_setting_the_same_flag_changes_only_the_time(flag: bool) -> None:
     user = attrs.evolve(ADA, enabled=flag)
     command = SetEnabled(user_id=user.id, enabled=flag, at=LATER, token_epoch="next-epoch")
 
@@ -161,7 +161,7 @@ def test_setting_what_is_set_moves_the_time_and_nothing_else(flag: bool) -> None
 
 
 @pytest.mark.parametrize("flag", [True, False], ids=["enabled", "disabled"])
-def test_ending_tokens_turns_the_epoch_and_leaves_the_flag(flag: bool) -> None:
+def test_ending_tokens_replaces_the_epoch_only(flag: bool) -> None:
     user = attrs.evolve(ADA, enabled=flag)
     command = EndTokens(user_id=user.id, at=LATER, token_epoch="next-epoch")
 
@@ -169,32 +169,32 @@ def test_ending_tokens_turns_the_epoch_and_leaves_the_flag(flag: bool) -> None:
 
 
 @pytest.mark.parametrize("replacing", [None, STORED], ids=["whatever it was", "the stored one"])
-def test_another_password_turns_the_epoch(replacing: EncryptedPassword | None) -> None:
+def test_changing_the_password_replaces_the_epoch(replacing: EncryptedPassword | None) -> None:
     changed = attrs.evolve(CHANGE, replacing=replacing).apply_to(ADA)
 
     assert changed == attrs.evolve(ADA, password=ANOTHER, updated_datetime=LATER, token_epoch="next-epoch")
 
 
-def test_a_password_that_is_not_the_stored_one_any_more_is_not_replaced() -> None:
+def test_change_of_an_outdated_password_is_rejected() -> None:
     user = attrs.evolve(ADA, password=EncryptedPassword("of a manager"))
 
     assert CHANGE.apply_to(user) == PasswordChangedError(ADA.id)
 
 
-def test_a_password_that_is_stored_better_is_all_that_changes() -> None:
+def test_reencrypting_changes_only_the_stored_password() -> None:
     command = Reencrypt(user_id=ADA.id, password=ANOTHER, replacing=STORED)
 
     assert command.apply_to(ADA) == attrs.evolve(ADA, password=ANOTHER)
 
 
-def test_a_password_that_has_changed_meanwhile_is_not_stored_better() -> None:
+def test_reencrypting_an_outdated_password_does_nothing() -> None:
     user = attrs.evolve(ADA, password=EncryptedPassword("a new one"))
     command = Reencrypt(user_id=ADA.id, password=ANOTHER, replacing=STORED)
 
     assert command.apply_to(user) == user
 
 
-def test_a_new_api_key_is_about_its_user() -> None:
+def test_add_api_key_has_the_user_id_of_its_key() -> None:
     assert AddApiKey(key=KEY).user_id == ADA.id
 
 
@@ -208,19 +208,19 @@ def test_a_new_api_key_is_about_its_user() -> None:
         pytest.param(LATER + timedelta(hours=1), LATER + timedelta(hours=1), id="later, by another clock"),
     ],
 )
-def test_a_use_is_recorded_once_a_minute(before: datetime | None, after: datetime) -> None:
+def test_use_is_recorded_once_a_minute(before: datetime | None, after: datetime) -> None:
     key = attrs.evolve(KEY, last_used_datetime=before)
 
     assert RecordApiKeyUse(key_id=KEY.id, at=LATER).apply_to(key) == attrs.evolve(KEY, last_used_datetime=after)
 
 
-def test_changes_of_api_keys_are_equal_when_they_say_the_same() -> None:
+def test_equal_api_key_commands_compare_equal() -> None:
     assert RemoveApiKey(key_id=KEY.id, at=NOON) == RemoveApiKey(key_id=ApiKeyId("0123456789abcdef"), at=NOON)
     assert AddApiKey(key=KEY) == AddApiKey(key=attrs.evolve(KEY))
     assert AddApiKey(key=KEY) != AddApiKey(key=attrs.evolve(KEY, digest="another"))
 
 
-def test_a_change_does_not_change() -> None:
+def test_commands_are_immutable() -> None:
     command = Remove(user_id=UserId(7), at=NOON)
 
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
@@ -230,13 +230,13 @@ def test_a_change_does_not_change() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "a" * 201, "a\nb", "\ud800", "a\u202eb"])
-def test_a_cause_is_a_short_line_of_text(text: str) -> None:
+def test_actor_with_an_invalid_name_is_rejected(text: str) -> None:
     for fields in ({"name": text}, {"name": "admin", "request_id": text}):
         with pytest.raises(ValueError, match="1 to 200 visible characters"):
             Actor(**fields)
 
 
-def test_a_user_may_be_registered_shut_out() -> None:
+def test_user_may_be_registered_disabled() -> None:
     user = attrs.evolve(REGISTER, enabled=False).as_user(UserId(7))
 
     assert user == attrs.evolve(REGISTER.as_user(UserId(7)), enabled=False)

@@ -54,7 +54,7 @@ OTHER = PresentedApiKey(ApiKeyId(ID), hashlib.sha256(b"another").hexdigest())
 # --- the form of API keys
 
 
-def test_an_api_key_shows_its_id_and_the_digest_of_the_whole() -> None:
+def test_parsing_an_api_key_gives_its_id_and_digest() -> None:
     assert parse_api_key(CREDENTIAL) == SHOWN
 
 
@@ -89,14 +89,14 @@ def test_an_api_key_shows_its_id_and_the_digest_of_the_whole() -> None:
     ],
     ids=lambda credential: repr(credential[:30]),
 )
-def test_any_other_form_is_refused(credential: str) -> None:
+def test_malformed_api_key_is_rejected(credential: str) -> None:
     with pytest.raises(InvalidTokenError) as refusal:
         parse_api_key(credential)
 
     assert refusal.value == InvalidTokenError()
 
 
-def test_new_api_keys_have_the_form_and_differ() -> None:
+def test_generated_api_keys_are_valid_and_unique() -> None:
     credentials = [generate_api_key() for _ in range(100)]
 
     shown = [parse_api_key(credential) for credential in credentials]
@@ -105,13 +105,13 @@ def test_new_api_keys_have_the_form_and_differ() -> None:
     assert len({each.id for each in shown}) == len({each.digest for each in shown}) == 100
 
 
-def test_what_begins_like_an_api_key_is_taken_for_one() -> None:
+def test_api_keys_are_recognised_by_their_prefix() -> None:
     shown = [CREDENTIAL, "mlapi_", "mlapi_x", "MLAPI_x", " mlapi_x", "mlapi", "", "eyJhbGciOiJIUzI1NiJ9"]
 
     assert [looks_like_api_key(credential) for credential in shown] == [True] * 3 + [False] * 5
 
 
-def test_a_claim_is_about_a_user_or_an_api_key() -> None:
+def test_principal_id_is_a_user_id_or_an_api_key_id() -> None:
     assert [get_principal_id(CLAIMS), get_principal_id(SHOWN)] == [UserId(7), ApiKeyId(ID)]
 
 
@@ -149,12 +149,12 @@ REFUSED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exception
 
 
 @pytest.mark.parametrize(("claim", "principal", "user"), ADMITTED.values(), ids=ADMITTED.keys())
-def test_who_is_let_in_is_the_user_as_he_is(claim: ParsedCredential, principal: Principal, user: User) -> None:
+def test_authenticate_returns_the_current_user(claim: ParsedCredential, principal: Principal, user: User) -> None:
     assert authenticate(claim, principal, NOON) == user
 
 
 @pytest.mark.parametrize(("claim", "principal", "at", "error"), REFUSED.values(), ids=REFUSED.keys())
-def test_everybody_else_is_refused(
+def test_other_credentials_are_rejected(
     claim: ParsedCredential, principal: Principal | None, at: datetime, error: Exception
 ) -> None:
     with pytest.raises(type(error)) as refusal:
@@ -166,14 +166,14 @@ def test_everybody_else_is_refused(
 # --- what they show
 
 
-def test_no_repr_shows_what_lets_in() -> None:
+def test_repr_hides_secrets() -> None:
     shown = f"{CLAIMS!r} {SHOWN!r} {KEY!r} {ApiKeyPrincipal(KEY, ADA)!r} {IssuedToken('eyJhbGci', 3600)!r}"
 
     assert [secret in shown for secret in (DIGEST, ADA.token_epoch, "eyJhbGci", "stored")] == [False] * 4
     assert repr(IssuedToken("eyJhbGci", 3600)) == "IssuedToken(expires_in=3600)"
 
 
-def test_the_times_of_an_api_key_are_kept_in_utc() -> None:
+def test_times_of_an_api_key_are_converted_to_utc() -> None:
     elsewhere = LATER.astimezone(timezone(timedelta(hours=-7)))
 
     key = attrs.evolve(KEY, created_datetime=elsewhere, expires_datetime=elsewhere, last_used_datetime=elsewhere)
@@ -183,12 +183,12 @@ def test_the_times_of_an_api_key_are_kept_in_utc() -> None:
 
 
 @pytest.mark.parametrize("field", ["created_datetime", "expires_datetime", "last_used_datetime"])
-def test_an_api_key_takes_no_time_without_its_zone(field: str) -> None:
+def test_api_key_with_a_naive_time_is_rejected(field: str) -> None:
     with pytest.raises(ValueError, match="has no time zone"):
         attrs.evolve(KEY, **{field: NOON.replace(tzinfo=None)})  # type: ignore[arg-type]  # one of its times
 
 
-def test_a_use_is_known_to_the_minute() -> None:
+def test_uses_are_recorded_to_the_minute() -> None:
     assert timedelta(minutes=1) == USE_RECORDING_INTERVAL
 
 
@@ -203,7 +203,7 @@ FAR = "must be between the years 1 and 9999 in UTC"
 @pytest.mark.parametrize(
     "name", ["a", "CI on the build machine", "Łódź 🚀", " padded ", "x" * API_KEY_NAME_MAX_CHARS, "ا" * 100]
 )
-def test_a_name_of_an_api_key_may_be_what_its_owner_reads(name: str) -> None:
+def test_readable_api_key_names_are_accepted(name: str) -> None:
     check_api_key_fields(name=name, expires=None, now=NOON)
 
 
@@ -233,7 +233,7 @@ def test_a_name_of_an_api_key_may_be_what_its_owner_reads(name: str) -> None:
         (["laptop"], "must be a string"),
     ],
 )
-def test_another_name_is_refused(name: object, message: str) -> None:
+def test_invalid_api_key_names_are_rejected(name: object, message: str) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         check_api_key_fields(name=name, expires=None, now=NOON)
 
@@ -250,7 +250,7 @@ def test_another_name_is_refused(name: object, message: str) -> None:
     ],
     ids=str,
 )
-def test_an_api_key_may_end_at_any_time_to_come(expires: datetime) -> None:
+def test_api_key_may_expire_at_any_future_time(expires: datetime) -> None:
     check_api_key_fields(name="laptop", expires=expires, now=NOON)
 
 
@@ -268,14 +268,14 @@ def test_an_api_key_may_end_at_any_time_to_come(expires: datetime) -> None:
     ],
     ids=str,
 )
-def test_another_end_is_refused(expires: datetime, message: str) -> None:
+def test_invalid_expiry_times_are_rejected(expires: datetime, message: str) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         check_api_key_fields(name="laptop", expires=expires, now=NOON)
 
     assert refusal.value.errors == (FieldError("expires_at", message),)
 
 
-def test_every_field_of_an_api_key_at_fault_is_named_at_once() -> None:
+def test_error_names_every_invalid_api_key_field() -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         check_api_key_fields(name="", expires=NOON, now=NOON)
 

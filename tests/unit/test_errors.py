@@ -37,28 +37,28 @@ LINES: list[tuple[MlapiError, str]] = [
 ]
 
 
-def test_errors_of_one_class_with_the_same_data_are_equal() -> None:
+def test_errors_with_equal_class_and_data_are_equal() -> None:
     assert UserExistsError(1) == UserExistsError(1)
     assert {UserExistsError(1), UserExistsError(1)} == {UserExistsError(1)}
 
 
-def test_errors_of_another_class_or_with_other_data_are_not() -> None:
+def test_errors_with_other_class_or_data_are_not_equal() -> None:
     assert UserExistsError(1) not in (UserExistsError(2), UserNotFoundError(1), KeyError(1))
     assert InvalidTokenError() == InvalidTokenError()
     assert InvalidTokenError() not in (InvalidCredentialsError(), MlapiError())
 
 
 @pytest.mark.parametrize(("error", "line"), LINES, ids=[type(error).__name__ for error, _ in LINES])
-def test_an_error_says_itself_in_one_line(error: MlapiError, line: str) -> None:
+def test_error_message_is_one_line(error: MlapiError, line: str) -> None:
     assert str(error) == line
 
 
 @pytest.mark.parametrize("error", [error for error, _ in LINES], ids=[type(error).__name__ for error, _ in LINES])
-def test_an_error_may_be_copied_and_sent_to_another_process(error: MlapiError) -> None:
+def test_errors_can_be_copied_and_pickled(error: MlapiError) -> None:
     assert copy.copy(error) == pickle.loads(pickle.dumps(error)) == error
 
 
-def test_an_error_says_all_that_is_wrong_in_one_line() -> None:
+def test_message_of_invalid_fields_names_all_of_them() -> None:
     error = InvalidFieldsError((FieldError("username", "is missing"), FieldError("email", "must be a string")))
 
     assert str(error) == "username is missing; email must be a string"

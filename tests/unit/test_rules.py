@@ -67,7 +67,7 @@ names = st.text(
         pytest.param("user\u2460", "user1", id="circled digit"),
     ],
 )
-def test_two_spellings_of_one_name_have_one_key(one: str, other: str) -> None:
+def test_equivalent_spellings_have_the_same_key(one: str, other: str) -> None:
     assert canonical_username(one) == canonical_username(other)
 
 
@@ -80,7 +80,7 @@ def test_two_spellings_of_one_name_have_one_key(one: str, other: str) -> None:
         pytest.param("ada lovelace", "adalovelace", id="space inside"),
     ],
 )
-def test_two_names_have_two_keys(one: str, other: str) -> None:
+def test_different_names_have_different_keys(one: str, other: str) -> None:
     assert canonical_username(one) != canonical_username(other)
 
 
@@ -93,12 +93,12 @@ def test_two_names_have_two_keys(one: str, other: str) -> None:
         pytest.param("\u0390", "\u0390", id="a Greek one"),
     ],
 )
-def test_a_key_is_case_folded_and_normalised(name: str, key: str) -> None:
+def test_key_is_case_folded_and_normalised(name: str, key: str) -> None:
     assert canonical_username(name) == key
 
 
 @given(names)
-def test_the_key_of_a_key_is_itself(name: str) -> None:
+def test_canonical_form_is_idempotent(name: str) -> None:
     assume(find_username_error(name) is None)
     key = canonical_username(name)
 
@@ -106,7 +106,7 @@ def test_the_key_of_a_key_is_itself(name: str) -> None:
 
 
 @given(names, st.sampled_from(NORMAL_FORMS))
-def test_the_key_does_not_depend_on_the_normal_form_that_was_typed(name: str, form: NormalForm) -> None:
+def test_key_does_not_depend_on_the_typed_normal_form(name: str, form: NormalForm) -> None:
     assume(find_username_error(name) is None)
     normalised = unicodedata.normalize(form, name)
 
@@ -114,14 +114,14 @@ def test_the_key_does_not_depend_on_the_normal_form_that_was_typed(name: str, fo
 
 
 @given(st.text(string.ascii_letters + string.digits + string.punctuation, min_size=1))
-def test_case_never_matters_in_ascii_names(name: str) -> None:
+def test_ascii_case_is_ignored(name: str) -> None:
     assume(find_username_error(name) is None)
 
     assert canonical_username(name.upper()) == canonical_username(name.lower()) == canonical_username(name)
 
 
 @given(st.text(st.characters(exclude_categories=[]), max_size=300))
-def test_any_text_is_a_name_or_refused_with_a_reason_that_stands_alone(name: str) -> None:
+def test_any_text_is_accepted_or_rejected_with_a_reason(name: str) -> None:
     problem = find_username_error(name)
 
     assert problem in {
@@ -149,7 +149,7 @@ def test_any_text_is_a_name_or_refused_with_a_reason_that_stands_alone(name: str
         pytest.param("\ufdfa" * 14, id="252 characters when normalised"),
     ],
 )
-def test_a_good_name_has_no_problem(name: str) -> None:
+def test_valid_usernames_are_accepted(name: str) -> None:
     assert find_username_error(name) is None
 
 
@@ -187,7 +187,7 @@ def test_a_good_name_has_no_problem(name: str) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["ad{}a", "{}ada", "ada{}"], ids=["inside", "first", "last"])
-def test_a_name_holds_nothing_that_cannot_be_seen(name: str, hidden: str) -> None:
+def test_invisible_characters_in_usernames_are_rejected(name: str, hidden: str) -> None:
     assert find_username_error(name.format(hidden)) == HIDDEN
 
 
@@ -204,7 +204,7 @@ def test_a_name_holds_nothing_that_cannot_be_seen(name: str, hidden: str) -> Non
         pytest.param("\u00b4ada", id="an acute accent, which becomes a space and a mark"),
     ],
 )
-def test_a_name_does_not_begin_or_end_with_white_space(name: str) -> None:
+def test_outer_white_space_in_usernames_is_rejected(name: str) -> None:
     assert find_username_error(name) == SURROUNDED
 
 
@@ -226,15 +226,15 @@ def test_a_name_does_not_begin_or_end_with_white_space(name: str) -> None:
         pytest.param(["ada"], NO_STRING, id="list"),
     ],
 )
-def test_a_bad_name_is_refused_with_its_reason(name: object, problem: str) -> None:
+def test_invalid_username_is_rejected_with_a_reason(name: object, problem: str) -> None:
     assert find_username_error(name) == problem
 
 
-def test_a_name_that_shrinks_when_normalised_is_measured_as_it_was_typed() -> None:
+def test_length_of_the_typed_username_is_limited() -> None:
     assert find_username_error("e\u0301" * 128) == TOO_LONG
 
 
-def test_an_impossible_name_has_no_key() -> None:
+def test_invalid_username_has_no_key() -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         canonical_username("ada\u200b")
 
@@ -262,7 +262,7 @@ def test_an_impossible_name_has_no_key() -> None:
         f"{'a' * 64}@{'b' * 63}.{'c' * 63}.{'d' * 61}",
     ],
 )
-def test_a_good_email_has_no_problem(email: str) -> None:
+def test_valid_email_addresses_are_accepted(email: str) -> None:
     assert find_email_error(email) is None
 
 
@@ -273,7 +273,7 @@ def test_a_good_email_has_no_problem(email: str) -> None:
         pytest.param("ada@mu\u0308nchen.example", id="an umlaut typed as NFD"),
     ],
 )
-def test_the_letters_of_a_domain_may_carry_combining_marks(email: str) -> None:
+def test_email_domains_may_contain_combining_marks(email: str) -> None:
     assert find_email_error(email) is None
 
 
@@ -302,7 +302,7 @@ def test_the_letters_of_a_domain_may_carry_combining_marks(email: str) -> None:
         f"ada@{'a' * 64}.example",
     ],
 )
-def test_what_does_not_look_like_an_email_is_refused(email: str) -> None:
+def test_text_that_is_no_email_address_is_rejected(email: str) -> None:
     assert find_email_error(email) == NO_EMAIL
 
 
@@ -326,7 +326,7 @@ def test_what_does_not_look_like_an_email_is_refused(email: str) -> None:
         pytest.param(f"{'a' * 64}@{'b' * 63}.{'c' * 63}.{'d' * 62}", TOO_LONG, id="255 characters"),
     ],
 )
-def test_a_bad_email_is_refused_with_its_reason(email: object, problem: str) -> None:
+def test_invalid_email_is_rejected_with_a_reason(email: object, problem: str) -> None:
     assert find_email_error(email) == problem
 
 
@@ -345,7 +345,7 @@ def test_a_bad_email_is_refused_with_its_reason(email: object, problem: str) -> 
         pytest.param("password", id="the most common one"),
     ],
 )
-def test_any_password_will_do_by_default(password: str) -> None:
+def test_default_policy_accepts_any_password(password: str) -> None:
     assert PasswordPolicy().find_error(password) is None
 
 
@@ -361,11 +361,11 @@ def test_any_password_will_do_by_default(password: str) -> None:
         pytest.param({"password": "password"}, NO_STRING, id="dict"),
     ],
 )
-def test_a_bad_password_is_refused_with_its_reason(password: object, problem: str) -> None:
+def test_invalid_password_is_rejected_with_a_reason(password: object, problem: str) -> None:
     assert PasswordPolicy().find_error(password) == problem
 
 
-def test_a_password_is_as_long_as_its_characters_not_its_bytes() -> None:
+def test_password_length_counts_characters_not_bytes() -> None:
     policy = PasswordPolicy(min_length=8)
 
     assert policy.find_error("\U0001f600" * 7) == "must be at least 8 characters"
@@ -373,25 +373,25 @@ def test_a_password_is_as_long_as_its_characters_not_its_bytes() -> None:
 
 
 @pytest.mark.parametrize("password", ["letmein!", "LETMEIN!", "LetMeIn!"])
-def test_a_common_password_is_refused_in_any_case(password: str) -> None:
+def test_common_password_is_rejected_in_any_case(password: str) -> None:
     policy = PasswordPolicy(common=frozenset({"letmein!"}))
 
     assert policy.find_error(password) == "must not be one of the most common passwords"
 
 
-def test_a_password_that_is_not_common_will_do() -> None:
+def test_uncommon_password_is_accepted() -> None:
     policy = PasswordPolicy(min_length=8, common=frozenset({"letmein!"}))
 
     assert policy.find_error("letmein!?") is None
 
 
-def test_the_shipped_common_passwords_are_held_as_the_policy_compares_them() -> None:
+def test_shipped_common_passwords_are_case_folded() -> None:
     common = load_common_passwords()
 
     assert {password for password in common if password != password.casefold() or len(password) < 8} == set()
 
 
-def test_the_shipped_common_passwords_are_ten_thousand_and_no_line_of_the_licence() -> None:
+def test_shipped_list_contains_ten_thousand_passwords() -> None:
     common = load_common_passwords()
 
     assert len(common) == 10_000
@@ -400,20 +400,20 @@ def test_the_shipped_common_passwords_are_ten_thousand_and_no_line_of_the_licenc
 
 
 @pytest.mark.parametrize("password", ["acme", "ACME", "Acme-2026!", "acme&admin", "7 acme admin7", "administrator"])
-def test_a_password_of_names_of_the_service_alone_is_refused(password: str) -> None:
+def test_password_made_only_of_service_names_is_rejected(password: str) -> None:
     policy = PasswordPolicy(words=frozenset({"acme", "admin", "administrator"}))
 
     assert policy.find_error(password) == "must not consist only of names of this service"
 
 
 @pytest.mark.parametrize("password", ["acme and i", "12345678", "----", "acm", "\U0001f600"])
-def test_a_password_of_anything_else_will_do(password: str) -> None:
+def test_password_with_other_letters_is_accepted(password: str) -> None:
     policy = PasswordPolicy(words=frozenset({"acme", "admin", "administrator"}))
 
     assert policy.find_error(password) is None
 
 
-def test_a_policy_does_not_show_its_lists() -> None:
+def test_repr_of_a_policy_hides_its_lists() -> None:
     policy = PasswordPolicy(common=frozenset({"letmein!"}), words=frozenset({"acme"}))
 
     assert repr(policy) == "PasswordPolicy(min_length=1)"
@@ -422,25 +422,25 @@ def test_a_policy_does_not_show_its_lists() -> None:
 # --- the user
 
 
-def test_a_user_shows_no_password_email_or_epoch() -> None:
+def test_repr_of_a_user_hides_personal_data() -> None:
     assert repr(ADA) == (
         f"User(id=7, username='ada', enabled=True, created_datetime={NOON!r}, updated_datetime={NOON!r})"
     )
     assert str(ADA) == repr(ADA)
 
 
-def test_an_encrypted_password_shows_nothing() -> None:
+def test_repr_of_an_encrypted_password_hides_it() -> None:
     assert repr(EncryptedPassword("stored-password")) == "EncryptedPassword()"
 
 
-def test_a_user_does_not_change() -> None:
+def test_users_are_immutable() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
         ADA.enabled = False  # type: ignore[misc]  # to be refused
 
     assert ADA.enabled
 
 
-def test_an_encrypted_password_does_not_change() -> None:
+def test_encrypted_passwords_are_immutable() -> None:
     password = EncryptedPassword("stored-password")
 
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
@@ -449,7 +449,7 @@ def test_an_encrypted_password_does_not_change() -> None:
     assert password == EncryptedPassword("stored-password")
 
 
-def test_times_of_other_zones_become_utc() -> None:
+def test_times_of_a_user_are_converted_to_utc() -> None:
     in_tokyo = datetime(2026, 3, 1, 21, tzinfo=timezone(timedelta(hours=9)))
     user = attrs.evolve(ADA, created_datetime=in_tokyo, updated_datetime=in_tokyo)
 
@@ -458,21 +458,21 @@ def test_times_of_other_zones_become_utc() -> None:
     assert user.updated_datetime.tzinfo is UTC
 
 
-def test_a_time_of_creation_without_its_zone_is_refused() -> None:
+def test_naive_creation_time_is_rejected() -> None:
     with pytest.raises(ValueError, match="the time has no time zone"):
         attrs.evolve(ADA, created_datetime=NAIVE)
 
 
-def test_a_time_of_update_without_its_zone_is_refused() -> None:
+def test_naive_update_time_is_rejected() -> None:
     with pytest.raises(ValueError, match="the time has no time zone"):
         attrs.evolve(ADA, updated_datetime=NAIVE)
 
 
-def test_utc_stays_as_it_is() -> None:
+def test_utc_times_are_kept() -> None:
     assert to_utc(NOON) == NOON
 
 
-def test_now_is_aware_and_now() -> None:
+def test_utc_now_returns_the_current_time() -> None:
     before = datetime.now(UTC)
     now = utc_now()
 

@@ -39,7 +39,7 @@ def register(users: Users, username: str = "ada") -> User:
 # --- register
 
 
-def test_registering_gives_the_stored_user(users: Users) -> None:
+def test_register_returns_the_stored_user(users: Users) -> None:
     ada = register(users, "Ada")
 
     assert ada == User(
@@ -55,21 +55,21 @@ def test_registering_gives_the_stored_user(users: Users) -> None:
     assert users.get(ada.id) == ada
 
 
-def test_the_password_is_stored_as_the_cipher_made_it(users: Users) -> None:
+def test_password_is_stored_encrypted(users: Users) -> None:
     ada = register(users)
 
     assert ada.password != EncryptedPassword("difference engine")
     assert users.cipher.matches("difference engine", ada.password)
 
 
-def test_a_password_is_neither_normalised_nor_cut(users: Users) -> None:
+def test_password_is_not_normalised_or_truncated(users: Users) -> None:
     password = " e\u0301\x00" + "x" * 1000 + " "
     ada = users.register(username="ada", password=password, email="ada@example.com")
 
     assert users.cipher.matches(password, ada.password)
 
 
-def test_a_taken_name_is_refused_with_the_id_of_its_holder(users: Users) -> None:
+def test_taken_username_is_rejected_with_its_user_id(users: Users) -> None:
     ada = register(users, "ada")
 
     with pytest.raises(UserExistsError) as refusal:
@@ -79,7 +79,7 @@ def test_a_taken_name_is_refused_with_the_id_of_its_holder(users: Users) -> None
     assert str(refusal.value) == "user 1 already has this username"
 
 
-def test_a_refused_registration_leaves_the_holder_as_he_was(users: Users) -> None:
+def test_rejected_registration_keeps_the_existing_user(users: Users) -> None:
     ada = register(users, "ada")
 
     with pytest.raises(UserExistsError):
@@ -88,13 +88,13 @@ def test_a_refused_registration_leaves_the_holder_as_he_was(users: Users) -> Non
     assert users.get(ada.id) == ada
 
 
-def test_one_email_may_belong_to_two_users(users: Users) -> None:
+def test_email_addresses_need_not_be_unique(users: Users) -> None:
     ada, bob = register(users, "ada"), register(users, "bob")
 
     assert ada.email == bob.email
 
 
-def test_every_field_at_fault_is_named_at_once(users: Users) -> None:
+def test_error_names_every_invalid_field(users: Users) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         users.register(username="", password="", email="ada")
 
@@ -108,7 +108,7 @@ def test_every_field_at_fault_is_named_at_once(users: Users) -> None:
     )
 
 
-def test_fields_of_other_types_are_refused(users: Users) -> None:
+def test_fields_of_other_types_are_rejected(users: Users) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
         users.register(username=None, password=12345678, email=b"ada@example.com")  # type: ignore[arg-type]  # to be refused
 
@@ -119,7 +119,7 @@ def test_fields_of_other_types_are_refused(users: Users) -> None:
     )
 
 
-def test_the_password_policy_is_asked() -> None:
+def test_password_policy_is_applied() -> None:
     policy = PasswordPolicy(min_length=8, common=frozenset({"password"}))
     users = Users(InMemoryUserRepository(), PlainCipher(), password_policy=policy)
 
@@ -129,7 +129,7 @@ def test_the_password_policy_is_asked() -> None:
     assert refusal.value.errors == (FieldError("password", "must not be one of the most common passwords"),)
 
 
-def test_nothing_is_stored_of_a_registration_at_fault(users: Users) -> None:
+def test_invalid_registration_stores_nothing(users: Users) -> None:
     with pytest.raises(InvalidFieldsError):
         users.register(username="ada", password="", email="ada@example.com")
 
@@ -149,7 +149,7 @@ def test_preparing_a_registration_stores_nothing(users: Users) -> None:
     assert users.find("ada") is None
 
 
-def test_the_clock_is_the_worlds_unless_another_is_given() -> None:
+def test_system_clock_is_the_default() -> None:
     users = Users(InMemoryUserRepository(), PlainCipher())
     before = datetime.now(UTC)
     ada = register(users)
@@ -160,7 +160,7 @@ def test_the_clock_is_the_worlds_unless_another_is_given() -> None:
 # --- set_enabled
 
 
-def test_disabling_turns_the_flag_the_time_and_the_epoch(users: Users) -> None:
+def test_disabling_sets_flag_time_and_epoch(users: Users) -> None:
     ada = register(users)
     disabled = users.set_enabled(user_id=ada.id, enabled=False)
 
@@ -171,7 +171,7 @@ def test_disabling_turns_the_flag_the_time_and_the_epoch(users: Users) -> None:
     assert users.get(ada.id) == disabled
 
 
-def test_enabling_again_does_not_bring_the_first_epoch_back(users: Users) -> None:
+def test_enabling_again_does_not_restore_the_epoch(users: Users) -> None:
     ada = register(users)
     disabled = users.set_enabled(user_id=ada.id, enabled=False)
     enabled = users.set_enabled(user_id=ada.id, enabled=True)
@@ -179,14 +179,14 @@ def test_enabling_again_does_not_bring_the_first_epoch_back(users: Users) -> Non
     assert len({ada.token_epoch, disabled.token_epoch, enabled.token_epoch}) == 3
 
 
-def test_enabling_who_is_enabled_keeps_his_epoch(users: Users) -> None:
+def test_enabling_an_enabled_user_keeps_the_epoch(users: Users) -> None:
     ada = register(users)
     again = users.set_enabled(user_id=ada.id, enabled=True)
 
     assert again == attrs.evolve(ada, updated_datetime=NOON + timedelta(hours=1))
 
 
-def test_preparing_a_flag_changes_nothing(users: Users) -> None:
+def test_preparing_set_enabled_stores_nothing(users: Users) -> None:
     ada = register(users)
     command = users.prepare_set_enabled(user_id=ada.id, enabled=False)
 
@@ -196,7 +196,7 @@ def test_preparing_a_flag_changes_nothing(users: Users) -> None:
     assert users.get(ada.id) == ada
 
 
-def test_setting_the_flag_of_nobody_is_refused(users: Users) -> None:
+def test_enabling_an_unknown_user_is_rejected(users: Users) -> None:
     with pytest.raises(UserNotFoundError) as refusal:
         users.set_enabled(user_id=UserId(7), enabled=True)
 
@@ -207,13 +207,13 @@ def test_setting_the_flag_of_nobody_is_refused(users: Users) -> None:
 # --- remove
 
 
-def test_removing_gives_the_user_as_he_was(users: Users) -> None:
+def test_remove_returns_the_user(users: Users) -> None:
     ada = register(users)
 
     assert users.remove(user_id=ada.id) == ada
 
 
-def test_who_is_removed_is_gone(users: Users) -> None:
+def test_removed_user_is_gone(users: Users) -> None:
     ada = register(users)
     users.remove(user_id=ada.id)
 
@@ -222,7 +222,7 @@ def test_who_is_removed_is_gone(users: Users) -> None:
         users.get(ada.id)
 
 
-def test_removing_twice_is_refused(users: Users) -> None:
+def test_removing_twice_is_rejected(users: Users) -> None:
     ada = register(users)
     users.remove(user_id=ada.id)
 
@@ -232,7 +232,7 @@ def test_removing_twice_is_refused(users: Users) -> None:
     assert refusal.value.user_id == ada.id
 
 
-def test_a_freed_name_gets_a_new_id(users: Users) -> None:
+def test_reused_username_gets_a_new_id(users: Users) -> None:
     first = register(users)
     users.remove(user_id=first.id)
 
@@ -243,7 +243,7 @@ def test_a_freed_name_gets_a_new_id(users: Users) -> None:
 
 
 @pytest.mark.parametrize("user_id", [0, -1, 7, 10**20])
-def test_getting_nobody_is_refused(users: Users, user_id: int) -> None:
+def test_getting_an_unknown_user_is_rejected(users: Users, user_id: int) -> None:
     with pytest.raises(UserNotFoundError) as refusal:
         users.get(UserId(user_id))
 
@@ -251,13 +251,13 @@ def test_getting_nobody_is_refused(users: Users, user_id: int) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["Élodie", "éLODIE", "E\u0301lodie", "\uff25\u0301LODIE"])
-def test_a_user_is_found_in_any_spelling(users: Users, spelling: str) -> None:
+def test_user_is_found_in_any_spelling(users: Users, spelling: str) -> None:
     elodie = register(users, "Élodie")
 
     assert users.find(spelling) == elodie
 
 
-def test_a_name_that_nobody_has_finds_nobody(users: Users) -> None:
+def test_unknown_username_is_not_found(users: Users) -> None:
     register(users, "ada")
 
     assert users.find("bob") is None
@@ -268,7 +268,7 @@ def test_a_name_that_nobody_has_finds_nobody(users: Users) -> None:
     ["", " ada", "ada\x00", "ada\u200b", "ada\ud800", "a" * 255],
     ids=["empty", "space before", "NUL", "zero-width space", "lone surrogate", "too long"],
 )
-def test_a_name_that_nobody_can_have_finds_nobody(users: Users, name: str) -> None:
+def test_invalid_username_is_not_found(users: Users, name: str) -> None:
     register(users, "ada")
 
     assert users.find(name) is None
@@ -277,7 +277,7 @@ def test_a_name_that_nobody_can_have_finds_nobody(users: Users, name: str) -> No
 # --- users in memory, beyond what the use cases need
 
 
-def test_a_batch_has_an_outcome_for_each_change() -> None:
+def test_batch_has_an_outcome_for_each_command() -> None:
     repository = InMemoryUserRepository()
     ada = Register(username="ada", password=EncryptedPassword("x"), email="ada@example.com", at=NOON)
     outcomes = repository.apply([ada, ada, Remove(user_id=UserId(9))])
@@ -286,7 +286,7 @@ def test_a_batch_has_an_outcome_for_each_change() -> None:
     assert [repr(outcome) for outcome in outcomes[1:]] == ["UserExistsError(user_id=1)", "UserNotFoundError(user_id=9)"]
 
 
-def test_a_page_begins_after_an_id_and_ends_at_its_limit(users: Users) -> None:
+def test_page_starts_after_an_id_and_ends_at_its_limit(users: Users) -> None:
     ada, bob, eve, _ = (register(users, name) for name in ("ada", "bob", "eve", "mallory"))
 
     assert users.repository.list_page(after=UserId(0), limit=2) == [ada, bob]
@@ -294,7 +294,7 @@ def test_a_page_begins_after_an_id_and_ends_at_its_limit(users: Users) -> None:
     assert users.repository.list_page(after=UserId(4), limit=2) == []
 
 
-def test_memory_is_always_there(users: Users) -> None:
+def test_memory_is_always_available(users: Users) -> None:
     users.repository.check()
 
 
@@ -308,11 +308,11 @@ def test_equal_passwords_are_stored_as_different_values() -> None:
     "stored",
     ["plain:0a1b2c3d:other", "plain:0a1b2c3d:", "difference engine", "other:0a1b2c3d:difference engine", ""],
 )
-def test_a_value_that_is_not_of_the_password_matches_nothing(stored: str) -> None:
+def test_foreign_value_matches_no_password(stored: str) -> None:
     assert not PlainCipher().matches("difference engine", EncryptedPassword(stored))
 
 
-def test_a_value_of_another_cipher_wants_an_upgrade() -> None:
+def test_value_of_another_cipher_needs_an_upgrade() -> None:
     cipher = PlainCipher()
 
     assert cipher.needs_upgrade(EncryptedPassword("gAAAA"))
