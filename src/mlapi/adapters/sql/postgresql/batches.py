@@ -29,14 +29,14 @@ class Segment:
         if target in self._targets or (self.removals and isinstance(command, Register | ApiKeyCommand)):
             return False
         self._targets.add(target)
-        if isinstance(command, Register):
+        if isinstance(command, UserUpdate):
+            self.updates[position] = command
+        elif isinstance(command, Register):
             self.registrations[position] = command
-        elif isinstance(command, ApiKeyCommand):
-            self.api_keys[position] = command
         elif isinstance(command, Remove):
             self.removals[position] = command
         else:
-            self.updates[position] = command
+            self.api_keys[position] = command
         return True
 
 
@@ -53,8 +53,10 @@ def split_batch(commands: Sequence[Command]) -> Iterator[Segment]:
 
 def _target(command: Command) -> UserId | UsernameKey | tuple[ApiKeyId]:
     """Return the key of the row that a command changes: in a tuple for an API key, whose id might equal a username."""
+    if isinstance(command, UserUpdate):
+        return command.user_id
     if isinstance(command, Register):
         return command.username_key
-    if isinstance(command, AddApiKey):
-        return (command.key.id,)
-    return (command.key_id,) if isinstance(command, ApiKeyCommand) else command.user_id
+    if isinstance(command, Remove):
+        return command.user_id
+    return (command.key.id,) if isinstance(command, AddApiKey) else (command.key_id,)
