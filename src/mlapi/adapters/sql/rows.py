@@ -28,9 +28,9 @@ def entity_columns(entity: type[attrs.AttrsInstance], table: Table) -> tuple[Col
     return tuple(table.c[field.name] for field in attrs.fields(entity))
 
 
-def inserted_columns(table: Table) -> tuple[Column[Any], ...]:
-    """Return the columns that the database does not generate."""
-    return tuple(column for column in table.c if column.identity is None)
+def inserted_columns(source: type[attrs.AttrsInstance], table: Table) -> tuple[Column[Any], ...]:
+    """Return the columns that ``source`` has an attribute for. The database fills the others: ids and defaults."""
+    return tuple(column for column in table.c if column.identity is None and _has_attribute(source, column.name))
 
 
 def row_reader(
@@ -65,11 +65,11 @@ def row_writer(
     """Return a function that converts an object into a row of `inserted_columns`, by column name.
 
     Args:
-        source: an attrs class with an attribute for each of these columns. Wrapped values are unwrapped.
+        source: an attrs class. Wrapped values are unwrapped.
         table: to insert into.
         encoder_of: for the values as the driver expects them.
     """
-    names = tuple(str(column.name) for column in inserted_columns(table))  # SQLAlchemy's subclass of str is slow
+    names = tuple(str(column.name) for column in inserted_columns(source, table))  # its str subclass is slow
     encoders = [(name, encode) for name in names if (encode := encoder_of(table.c[name])) is not None]
     fields = attrs.fields_dict(source)
     attributes = attrgetter(*(_attribute(fields.get(name), name) for name in names))
@@ -91,6 +91,10 @@ def principal_reader(
     """Return a function that converts a row of `API_KEY_COLUMNS` and `USER_COLUMNS` into a principal."""
     width = len(API_KEY_COLUMNS)
     return lambda row: ApiKeyPrincipal(read_api_key(row[:width]), read_user(row[width:]))
+
+
+def _has_attribute(source: type[attrs.AttrsInstance], name: str) -> bool:
+    return name in attrs.fields_dict(source) or hasattr(source, name)
 
 
 def _is_wrapped(field: "attrs.Attribute[Any] | None") -> bool:

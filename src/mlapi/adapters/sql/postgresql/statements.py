@@ -35,6 +35,9 @@ from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
 from mlapi.adapters.sql.tables import api_keys, audit, users
+from mlapi.domain.audit import AuditEntry
+from mlapi.domain.commands import Register
+from mlapi.domain.credentials import ApiKey
 
 _DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # of SQLAlchemy
 
@@ -81,7 +84,7 @@ def _compile_remove(table: Table) -> bytes:
 def _compile_register() -> bytes:
     # Take ids in the order of the batch, before the rows are sorted by name for locking.
     sequence = select(func.pg_get_serial_sequence(literal_column("'users'"), literal_column("'id'"))).scalar_subquery()
-    given = _given(*inserted_columns(users), computed=[func.nextval(sequence).label("id")])
+    given = _given(*inserted_columns(Register, users), computed=[func.nextval(sequence).label("id")])
     return _compile(
         insert(users)
         .from_select(list(given.c.keys()), select(given).order_by(given.c.username_key))
@@ -96,7 +99,7 @@ def _compile_ids_by_username_key() -> bytes:
 
 
 def _compile_add_api_key() -> bytes:
-    given = _given(*inserted_columns(api_keys))
+    given = _given(*inserted_columns(ApiKey, api_keys))
     # Lock the owners as the foreign key check will, so that none is removed before it.
     owners = (
         select(users.c.id)
@@ -119,7 +122,7 @@ def _compile_lock_users() -> bytes:
 
 
 def _compile_insert_audit() -> bytes:
-    given = _given(*inserted_columns(audit))
+    given = _given(*inserted_columns(AuditEntry, audit))
     return _compile(insert(audit).from_select(list(given.c.keys()), select(given)))
 
 

@@ -8,6 +8,9 @@ from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
 from mlapi.adapters.sql.tables import api_keys, audit, users
+from mlapi.domain.audit import AuditEntry
+from mlapi.domain.commands import Register
+from mlapi.domain.credentials import ApiKey
 
 _DIALECT = sqlite.dialect(paramstyle="named")
 
@@ -30,7 +33,7 @@ _WITH_KEY_ID = api_keys.c.id == bindparam("id")
 
 INSERT_USER = _compile(
     insert(users)
-    .values({column.name: bindparam(column.name) for column in inserted_columns(users)})
+    .values({column.name: bindparam(column.name) for column in inserted_columns(Register, users)})
     .on_conflict_do_nothing(index_elements=["username_key"])
     .returning(users.c.id)
 )
@@ -43,8 +46,8 @@ USERS_BY_IDS = _compile(_SELECT_USERS.where(users.c.id.in_(_IDS)))
 INSERT_API_KEY = _compile(
     insert(api_keys)
     .from_select(
-        [column.name for column in inserted_columns(api_keys)],
-        select(*[bindparam(column.name) for column in inserted_columns(api_keys)]).where(
+        [column.name for column in inserted_columns(ApiKey, api_keys)],
+        select(*[bindparam(column.name) for column in inserted_columns(ApiKey, api_keys)]).where(
             select(users.c.id).where(users.c.id == bindparam("user_id")).exists()
         ),
     )
@@ -56,5 +59,5 @@ PRINCIPAL_BY_KEY_ID = _compile(_SELECT_PRINCIPALS.where(_WITH_KEY_ID))
 PRINCIPALS_BY_KEY_IDS = _compile(_SELECT_PRINCIPALS.where(api_keys.c.id.in_(_IDS)))
 
 INSERT_AUDIT = _compile(
-    insert(audit).values({column.name: bindparam(column.name) for column in inserted_columns(audit)})
+    insert(audit).values({column.name: bindparam(column.name) for column in inserted_columns(AuditEntry, audit)})
 )
