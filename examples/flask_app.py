@@ -10,9 +10,9 @@ from mlapi.config import load_settings
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.wire import requests, responses
 from mlapi.entrypoints.wire.client import Client
+from mlapi.entrypoints.wire.error_responses import error_response, http_error_response
 from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES
 from mlapi.entrypoints.wire.headers import validate_content_headers, wsgi_headers
-from mlapi.entrypoints.wire.responses import error_response, http_error_response
 
 
 def create_app(users: Users, admin_policy: AdminPolicy) -> Flask:

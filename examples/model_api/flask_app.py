@@ -13,8 +13,8 @@ from flask import Flask, Response, g, request
 from mlapi import Guard, MlapiError
 from mlapi.bootstrap import open_guard
 from mlapi.config import load_settings
+from mlapi.entrypoints.wire.error_responses import error_response
 from mlapi.entrypoints.wire.headers import get_bearer_credential, wsgi_headers
-from mlapi.entrypoints.wire.responses import error_response
 
 P = ParamSpec("P")
 T = TypeVar("T")

@@ -18,8 +18,8 @@ from starlette.testclient import TestClient
 from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.wire.error_responses import ambiguous_framing
 from mlapi.entrypoints.wire.headers import has_ambiguous_framing
-from mlapi.entrypoints.wire.responses import ambiguous_framing
 from tests.contract.test_http import asgi_client
 from tests.e2e.server import MlapiServer, Server
 from tests.torture.conftest import Report, ShortOrFull

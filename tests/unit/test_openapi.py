@@ -18,8 +18,9 @@ from mlapi.entrypoints.console import CONSOLE_PATH
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http.handlers import HANDLERS
 from mlapi.entrypoints.http.middleware import Endpoint
-from mlapi.entrypoints.wire import requests, responses
+from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.callers import ANYONE
+from mlapi.entrypoints.wire.error_responses import ERRORS
 from mlapi.entrypoints.wire.openapi import openapi
 from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
 from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS
@@ -177,12 +178,12 @@ def test_endpoints_have_the_names_of_their_handlers() -> None:
 def test_every_error_belongs_to_an_operation_and_has_an_example() -> None:
     errors = {error for operation in OPERATIONS for error in operation.all_errors}
 
-    assert errors == set(responses.ERRORS)
+    assert errors == set(ERRORS)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=operation_id)
 def test_description_has_the_status_of_every_error(operation: Operation) -> None:
-    statuses = {responses.ERRORS[error].status.value for error in operation.all_errors}
+    statuses = {ERRORS[error].status.value for error in operation.all_errors}
 
     expected = {*statuses, operation.success.status.value, 405, *([404] if operation.may_be_disabled else [])}
     assert set(description_of(operation)["responses"]) == {str(status) for status in expected}

@@ -18,6 +18,7 @@ from mlapi.domain.errors import (
 )
 from mlapi.domain.users import UserId
 from mlapi.entrypoints.wire import queries, requests
+from mlapi.entrypoints.wire.error_responses import error_response
 from mlapi.entrypoints.wire.errors import (
     BodyTooLargeError,
     UnreadableBodyError,
@@ -31,7 +32,6 @@ from mlapi.entrypoints.wire.requests import (
     RequestBody,
     SetPasswordRequest,
 )
-from mlapi.entrypoints.wire.responses import error_response
 
 SECRET = f"mlapi_0123456789abcdef_{'0' * 64}"
 GOOD_BODY = b'{"username": "test", "password": "test", "email": "test@testmail.com"}'

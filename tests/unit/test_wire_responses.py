@@ -31,6 +31,7 @@ from mlapi.domain.errors import (
 )
 from mlapi.domain.users import EncryptedPassword, User, UserId
 from mlapi.entrypoints.wire import responses
+from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_error_response
 from mlapi.entrypoints.wire.errors import (
     AdminAccessDeniedError,
     AdminTokenRequiredError,
@@ -39,7 +40,7 @@ from mlapi.entrypoints.wire.errors import (
     UnreadableBodyError,
     UnsupportedMediaTypeError,
 )
-from mlapi.entrypoints.wire.responses import ERRORS, Response, error_response, http_error_response
+from mlapi.entrypoints.wire.responses import Response
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ADA = User(

@@ -24,8 +24,9 @@ from mlapi.entrypoints.http.middleware import (
     send_response,
     starlette_response,
 )
+from mlapi.entrypoints.wire.error_responses import error_response
 from mlapi.entrypoints.wire.headers import get_bearer_credential
-from mlapi.entrypoints.wire.responses import Response, error_response
+from mlapi.entrypoints.wire.responses import Response
 
 _PARENT_SEGMENT = re.compile(r"(^|[/\\])\.\.?($|[/\\])|\\")
 _AUTHENTICATED = AuthCredentials(["authenticated"])

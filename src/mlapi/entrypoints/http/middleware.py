@@ -11,9 +11,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi.domain.errors import ConfigurationError, MlapiError, ServiceUnavailableError
 from mlapi.entrypoints.wire.client import Client
+from mlapi.entrypoints.wire.error_responses import ambiguous_framing, error_response, http_error_response
 from mlapi.entrypoints.wire.headers import has_ambiguous_framing, has_framing_header, requests_upgrade
 from mlapi.entrypoints.wire.requests import redact_credentials
-from mlapi.entrypoints.wire.responses import Response, ambiguous_framing, error_response, http_error_response
+from mlapi.entrypoints.wire.responses import Response
 
 _logger = logging.getLogger("mlapi")
 

@@ -14,7 +14,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from mlapi.entrypoints.http.request_context import HEADERS
-from mlapi.entrypoints.wire.responses import http_error_response
+from mlapi.entrypoints.wire.error_responses import http_error_response
 
 IDLE_SECONDS = 5
 """How long a connection stays open between two requests."""

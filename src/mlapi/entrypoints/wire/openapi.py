@@ -15,18 +15,10 @@ from mlapi import __version__
 from mlapi.domain.errors import InvalidFieldsError, MlapiError, UserExistsError
 from mlapi.domain.rules import USERNAME_MAX_CHARS
 from mlapi.entrypoints.wire import examples
+from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_error_response
 from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
 from mlapi.entrypoints.wire.queries import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
-from mlapi.entrypoints.wire.responses import (
-    ERRORS,
-    InvalidInput,
-    Message,
-    Response,
-    ResponseBody,
-    UserMessage,
-    error_response,
-    http_error_response,
-)
+from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, ResponseBody, UserMessage
 
 Schema = dict[str, Any]
 """JSON Schema 2020-12, or another part of an OpenAPI document."""

@@ -1,4 +1,4 @@
-"""Responses: one function for each success, and one table that maps errors to statuses."""
+"""Responses: the JSON bodies, and one function for each success. For errors, see `error_responses`."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -11,33 +11,12 @@ import msgspec
 from mlapi.domain.audit import Action, AuditEntry, Result
 from mlapi.domain.credentials import ApiKey, IssuedToken
 from mlapi.domain.errors import (
-    ApiKeyNotFoundError,
-    ConfigurationError,
     FieldError,
-    InvalidCredentialsError,
-    InvalidFieldsError,
-    InvalidTokenError,
-    MlapiError,
-    PasswordChangedError,
-    RepositoryUnavailableError,
-    ServiceUnavailableError,
-    TooManyAttemptsError,
-    UserDisabledError,
-    UserExistsError,
-    UserNotFoundError,
 )
 from mlapi.domain.users import User
-from mlapi.entrypoints.wire.errors import (
-    AdminAccessDeniedError,
-    AdminTokenRequiredError,
-    BodyTooLargeError,
-    UnreadableBodyError,
-    UnsupportedMediaTypeError,
-)
 
 _NO_STORE = (("Cache-Control", "no-store"),)  # responses with credentials or personal data: RFC 6749, 5.1
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus, "Exposition formats", text-based format
-_BEARER_CHALLENGE = ("WWW-Authenticate", "Bearer")  # every 401 has one: RFC 9110, 11.6.1
 
 # Constraints of response fields only document them: msgspec does not check values that it encodes.
 _ID = msgspec.Meta(ge=1, description="Never reused.", examples=[1], extra_json_schema={"format": "int64"})
@@ -192,27 +171,35 @@ class Response:
     media_type: str = "application/json"
 
 
+_encode = msgspec.json.Encoder().encode
+
+
+def json_response(status: HTTPStatus, body: ResponseBody, headers: tuple[tuple[str, str], ...] = ()) -> Response:
+    """Return a response with this body as JSON."""
+    return Response(status, _encode(body), headers)
+
+
 # --- successes
 
 
 def user_registered(user: User) -> Response:
-    return _response(HTTPStatus.CREATED, UserMessage("User created successfully", user.id))
+    return json_response(HTTPStatus.CREATED, UserMessage("User created successfully", user.id))
 
 
 def permission_updated(user: User) -> Response:
-    return _response(HTTPStatus.OK, UserMessage("User permission updated successfully", user.id))
+    return json_response(HTTPStatus.OK, UserMessage("User permission updated successfully", user.id))
 
 
 def user_removed(_user: User) -> Response:
-    return _response(HTTPStatus.OK, Message("User deleted successfully"))
+    return json_response(HTTPStatus.OK, Message("User deleted successfully"))
 
 
 def token_issued(issued: IssuedToken) -> Response:
-    return _response(HTTPStatus.OK, Token(issued.token, "bearer", issued.expires_in), _NO_STORE)
+    return json_response(HTTPStatus.OK, Token(issued.token, "bearer", issued.expires_in), _NO_STORE)
 
 
 def token_valid(_user: User) -> Response:
-    return _response(HTTPStatus.OK, Message("Token is valid"))
+    return json_response(HTTPStatus.OK, Message("Token is valid"))
 
 
 def password_changed(_user: User) -> Response:
@@ -220,37 +207,37 @@ def password_changed(_user: User) -> Response:
 
 
 def tokens_ended(user: User) -> Response:
-    return _response(HTTPStatus.OK, UserMessage("Tokens ended successfully", user.id))
+    return json_response(HTTPStatus.OK, UserMessage("Tokens ended successfully", user.id))
 
 
 def api_key_added(key: ApiKey, secret: str) -> Response:
     """Return the only response that ever contains the secret of an API key."""
     fields = msgspec.structs.asdict(ApiKeyResponse.from_api_key(key))
-    return _response(HTTPStatus.CREATED, NewApiKeyResponse("Key created successfully", secret, **fields), _NO_STORE)
+    return json_response(HTTPStatus.CREATED, NewApiKeyResponse("Key created successfully", secret, **fields), _NO_STORE)
 
 
 def api_keys(keys: Sequence[ApiKey]) -> Response:
-    return _response(HTTPStatus.OK, ApiKeys([ApiKeyResponse.from_api_key(key) for key in keys]), _NO_STORE)
+    return json_response(HTTPStatus.OK, ApiKeys([ApiKeyResponse.from_api_key(key) for key in keys]), _NO_STORE)
 
 
 def api_key_removed(_key: ApiKey) -> Response:
-    return _response(HTTPStatus.OK, Message("Key deleted successfully"))
+    return json_response(HTTPStatus.OK, Message("Key deleted successfully"))
 
 
 def user(found: User) -> Response:
-    return _response(HTTPStatus.OK, UserResponse.from_user(found), _NO_STORE)
+    return json_response(HTTPStatus.OK, UserResponse.from_user(found), _NO_STORE)
 
 
 def users_page(page: Sequence[User], *, more: bool) -> Response:
     """Return a page of users. If there are more, ``next`` is the id of the last one."""
     body = UsersPage([UserResponse.from_user(user) for user in page], page[-1].id if more else None)
-    return _response(HTTPStatus.OK, body, _NO_STORE)
+    return json_response(HTTPStatus.OK, body, _NO_STORE)
 
 
 def audit_page(page: Sequence[AuditEntry], *, more: bool) -> Response:
     """Return a page of audit entries. If there are more, ``next`` is the id of the last one."""
     body = AuditPage([AuditEntryResponse.from_entry(entry) for entry in page], page[-1].id if more else None)
-    return _response(HTTPStatus.OK, body, _NO_STORE)
+    return json_response(HTTPStatus.OK, body, _NO_STORE)
 
 
 def metrics(exposition: bytes) -> Response:
@@ -258,139 +245,8 @@ def metrics(exposition: bytes) -> Response:
 
 
 def alive() -> Response:
-    return _response(HTTPStatus.OK, Message("Alive"))
+    return json_response(HTTPStatus.OK, Message("Alive"))
 
 
 def ready() -> Response:
-    return _response(HTTPStatus.OK, Message("Ready"))
-
-
-# --- errors
-
-
-@attrs.frozen
-class ErrorEntry:
-    """The response for a class of errors. ``example`` and ``description`` are for the OpenAPI description.
-
-    ``message`` is None for errors of a request, whose own text explains them to the client.
-    """
-
-    example: MlapiError
-    status: HTTPStatus
-    message: str | None
-    description: str
-
-
-_ENTRIES = (
-    ErrorEntry(
-        InvalidFieldsError((FieldError("username", "is missing"),)),
-        HTTPStatus.UNPROCESSABLE_ENTITY,
-        "Invalid input",
-        "One or more fields or parameters are invalid. `errors` lists all of them, without repeating their values.",
-    ),
-    ErrorEntry(
-        UserExistsError(1),
-        HTTPStatus.CONFLICT,
-        "User already exists",
-        "The username is taken, possibly in another case or spelling. `user_id` is the id of that user.",
-    ),
-    ErrorEntry(UserNotFoundError(2), HTTPStatus.NOT_FOUND, "User not found", "The user does not exist."),
-    ErrorEntry(
-        PasswordChangedError(1),
-        HTTPStatus.CONFLICT,
-        "The password was changed meanwhile, log in again",
-        "The password was changed by another request in the meantime.",
-    ),
-    ErrorEntry(ApiKeyNotFoundError(""), HTTPStatus.NOT_FOUND, "Key not found", "The API key does not exist."),
-    ErrorEntry(
-        InvalidCredentialsError(), HTTPStatus.UNAUTHORIZED, "Invalid credentials", "Unknown user or wrong password."
-    ),
-    ErrorEntry(
-        InvalidTokenError(),
-        HTTPStatus.UNAUTHORIZED,
-        "Invalid token",
-        "The token or API key is forged, expired or revoked, or its user was removed.",
-    ),
-    ErrorEntry(UserDisabledError(1), HTTPStatus.FORBIDDEN, "User is disabled", "The user is disabled."),
-    ErrorEntry(
-        TooManyAttemptsError(30),
-        HTTPStatus.TOO_MANY_REQUESTS,
-        "Too many attempts, try again later",
-        "Too many login attempts. Wait for as long as `Retry-After` says.",
-    ),
-    ErrorEntry(
-        ServiceUnavailableError("overloaded"),
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "Service unavailable, try again",
-        "Too many requests are waiting.",
-    ),
-    ErrorEntry(
-        RepositoryUnavailableError("unavailable"),
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "Service unavailable, try again",
-        "The database is unavailable. `message` says if the change may have been applied nevertheless.",
-    ),
-    ErrorEntry(
-        ConfigurationError(""),
-        HTTPStatus.SERVICE_UNAVAILABLE,
-        "Service unavailable, see its log",
-        "The service is connected to another database than configured.",
-    ),
-    ErrorEntry(
-        UnreadableBodyError("it is not UTF-8"), HTTPStatus.BAD_REQUEST, None, "The body is not strict JSON in UTF-8."
-    ),
-    ErrorEntry(BodyTooLargeError(), HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None, "The body is too large."),
-    ErrorEntry(
-        UnsupportedMediaTypeError(), HTTPStatus.UNSUPPORTED_MEDIA_TYPE, None, "The body is not `application/json`."
-    ),
-    ErrorEntry(AdminTokenRequiredError(), HTTPStatus.UNAUTHORIZED, None, "This operation needs the admin token."),
-    ErrorEntry(
-        AdminAccessDeniedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"),
-        HTTPStatus.FORBIDDEN,
-        None,
-        "No admin token is configured, so only programs on the same machine may manage users, or none at all.",
-    ),
-)
-ERRORS: dict[type[MlapiError], ErrorEntry] = {type(entry.example): entry for entry in _ENTRIES}
-"""To add an error, add an entry here. A test checks that it has every subclass of `MlapiError`."""
-_OUTCOME_UNKNOWN = "Service unavailable, try again: this may have been done already"
-_CONFIGURATION_RETRY_SECONDS = "10"
-
-
-def error_response(error: MlapiError) -> Response:
-    """Return the response for an error that mlapi raised."""
-    entry = ERRORS[type(error)]
-    status = entry.status
-    headers: list[tuple[str, str]] = [_BEARER_CHALLENGE] if status == HTTPStatus.UNAUTHORIZED else []
-    message = entry.message or str(error)
-    body = Message(message)
-    match error:
-        case InvalidFieldsError(errors=errors):
-            body = InvalidInput(message, errors)
-        case UserExistsError(user_id=user_id):
-            body = UserMessage(message, user_id)
-        case ServiceUnavailableError(retry_after=seconds) | TooManyAttemptsError(retry_after=seconds):
-            headers.append(("Retry-After", str(seconds)))
-            if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
-                body = Message(_OUTCOME_UNKNOWN)
-        case ConfigurationError():  # the database was replaced by another one after the start
-            headers.append(("Retry-After", _CONFIGURATION_RETRY_SECONDS))
-    return _response(status, body, tuple(headers))
-
-
-def http_error_response(status: int, headers: Sequence[tuple[str, str]] = ()) -> Response:
-    """Return the response for an error of the framework: unknown path, wrong method, or an unhandled exception."""
-    return _response(HTTPStatus(status), Message(HTTPStatus(status).phrase), tuple(headers))
-
-
-def ambiguous_framing() -> Response:
-    """Return the response for a request with ambiguous framing, after which the connection is closed."""
-    message = "The end of the body is ambiguous: send exactly one Content-Length, and no Upgrade"
-    return _response(HTTPStatus.BAD_REQUEST, Message(message), (("Connection", "close"),))
-
-
-_encode = msgspec.json.Encoder().encode
-
-
-def _response(status: HTTPStatus, body: ResponseBody, headers: tuple[tuple[str, str], ...] = ()) -> Response:
-    return Response(status, _encode(body), headers)
+    return json_response(HTTPStatus.OK, Message("Ready"))

@@ -1,0 +1,154 @@
+"""Error responses: one table with the status, message and description of every error."""
+
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import attrs
+
+from mlapi.domain.errors import (
+    ApiKeyNotFoundError,
+    ConfigurationError,
+    FieldError,
+    InvalidCredentialsError,
+    InvalidFieldsError,
+    InvalidTokenError,
+    MlapiError,
+    PasswordChangedError,
+    RepositoryUnavailableError,
+    ServiceUnavailableError,
+    TooManyAttemptsError,
+    UserDisabledError,
+    UserExistsError,
+    UserNotFoundError,
+)
+from mlapi.entrypoints.wire.errors import (
+    AdminAccessDeniedError,
+    AdminTokenRequiredError,
+    BodyTooLargeError,
+    UnreadableBodyError,
+    UnsupportedMediaTypeError,
+)
+from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, UserMessage, json_response
+
+_BEARER_CHALLENGE = ("WWW-Authenticate", "Bearer")  # every 401 has one: RFC 9110, 11.6.1
+
+
+@attrs.frozen
+class ErrorEntry:
+    """The response for a class of errors. ``example`` and ``description`` are for the OpenAPI description.
+
+    ``message`` is None for errors of a request, whose own text explains them to the client.
+    """
+
+    example: MlapiError
+    status: HTTPStatus
+    message: str | None
+    description: str
+
+
+_ENTRIES = (
+    ErrorEntry(
+        InvalidFieldsError((FieldError("username", "is missing"),)),
+        HTTPStatus.UNPROCESSABLE_ENTITY,
+        "Invalid input",
+        "One or more fields or parameters are invalid. `errors` lists all of them, without repeating their values.",
+    ),
+    ErrorEntry(
+        UserExistsError(1),
+        HTTPStatus.CONFLICT,
+        "User already exists",
+        "The username is taken, possibly in another case or spelling. `user_id` is the id of that user.",
+    ),
+    ErrorEntry(UserNotFoundError(2), HTTPStatus.NOT_FOUND, "User not found", "The user does not exist."),
+    ErrorEntry(
+        PasswordChangedError(1),
+        HTTPStatus.CONFLICT,
+        "The password was changed meanwhile, log in again",
+        "The password was changed by another request in the meantime.",
+    ),
+    ErrorEntry(ApiKeyNotFoundError(""), HTTPStatus.NOT_FOUND, "Key not found", "The API key does not exist."),
+    ErrorEntry(
+        InvalidCredentialsError(), HTTPStatus.UNAUTHORIZED, "Invalid credentials", "Unknown user or wrong password."
+    ),
+    ErrorEntry(
+        InvalidTokenError(),
+        HTTPStatus.UNAUTHORIZED,
+        "Invalid token",
+        "The token or API key is forged, expired or revoked, or its user was removed.",
+    ),
+    ErrorEntry(UserDisabledError(1), HTTPStatus.FORBIDDEN, "User is disabled", "The user is disabled."),
+    ErrorEntry(
+        TooManyAttemptsError(30),
+        HTTPStatus.TOO_MANY_REQUESTS,
+        "Too many attempts, try again later",
+        "Too many login attempts. Wait for as long as `Retry-After` says.",
+    ),
+    ErrorEntry(
+        ServiceUnavailableError("overloaded"),
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Service unavailable, try again",
+        "Too many requests are waiting.",
+    ),
+    ErrorEntry(
+        RepositoryUnavailableError("unavailable"),
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Service unavailable, try again",
+        "The database is unavailable. `message` says if the change may have been applied nevertheless.",
+    ),
+    ErrorEntry(
+        ConfigurationError(""),
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        "Service unavailable, see its log",
+        "The service is connected to another database than configured.",
+    ),
+    ErrorEntry(
+        UnreadableBodyError("it is not UTF-8"), HTTPStatus.BAD_REQUEST, None, "The body is not strict JSON in UTF-8."
+    ),
+    ErrorEntry(BodyTooLargeError(), HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None, "The body is too large."),
+    ErrorEntry(
+        UnsupportedMediaTypeError(), HTTPStatus.UNSUPPORTED_MEDIA_TYPE, None, "The body is not `application/json`."
+    ),
+    ErrorEntry(AdminTokenRequiredError(), HTTPStatus.UNAUTHORIZED, None, "This operation needs the admin token."),
+    ErrorEntry(
+        AdminAccessDeniedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"),
+        HTTPStatus.FORBIDDEN,
+        None,
+        "No admin token is configured, so only programs on the same machine may manage users, or none at all.",
+    ),
+)
+ERRORS: dict[type[MlapiError], ErrorEntry] = {type(entry.example): entry for entry in _ENTRIES}
+"""To add an error, add an entry here. A test checks that it has every subclass of `MlapiError`."""
+_OUTCOME_UNKNOWN = "Service unavailable, try again: this may have been done already"
+_CONFIGURATION_RETRY_SECONDS = "10"
+
+
+def error_response(error: MlapiError) -> Response:
+    """Return the response for an error that mlapi raised."""
+    entry = ERRORS[type(error)]
+    status = entry.status
+    headers: list[tuple[str, str]] = [_BEARER_CHALLENGE] if status == HTTPStatus.UNAUTHORIZED else []
+    message = entry.message or str(error)
+    body = Message(message)
+    match error:
+        case InvalidFieldsError(errors=errors):
+            body = InvalidInput(message, errors)
+        case UserExistsError(user_id=user_id):
+            body = UserMessage(message, user_id)
+        case ServiceUnavailableError(retry_after=seconds) | TooManyAttemptsError(retry_after=seconds):
+            headers.append(("Retry-After", str(seconds)))
+            if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
+                body = Message(_OUTCOME_UNKNOWN)
+        case ConfigurationError():  # the database was replaced by another one after the start
+            headers.append(("Retry-After", _CONFIGURATION_RETRY_SECONDS))
+    return json_response(status, body, tuple(headers))
+
+
+def http_error_response(status: int, headers: Sequence[tuple[str, str]] = ()) -> Response:
+    """Return the response for an error of the framework: unknown path, wrong method, or an unhandled exception."""
+    return json_response(HTTPStatus(status), Message(HTTPStatus(status).phrase), tuple(headers))
+
+
+def ambiguous_framing() -> Response:
+    """Return the response for a request with ambiguous framing, after which the connection is closed."""
+    message = "The end of the body is ambiguous: send exactly one Content-Length, and no Upgrade"
+    return json_response(HTTPStatus.BAD_REQUEST, Message(message), (("Connection", "close"),))
