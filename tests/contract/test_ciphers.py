@@ -1,4 +1,4 @@
-"""Every cipher we ship keeps the contract; what each promises beyond it stands below."""
+"""Every cipher passes the contract suite. The tests below cover what each cipher adds to it."""
 
 import base64
 import hashlib
@@ -24,14 +24,14 @@ from mlapi.secret_store import fingerprint as fingerprint_of
 from mlapi.testing import PasswordCipherContract
 from tests.conftest import KEY, OLDER_KEY, SALT
 
-# Rows as the origin's application writes them, with the key and salt they were written with.
-ORIGIN: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "legacy_users.json").read_text("utf-8"))
+# Rows that the legacy app wrote, with its key and salt.
+LEGACY: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "legacy_users.json").read_text("utf-8"))
 ROWS = [
-    pytest.param(row["plaintext"], EncryptedPassword(row["password"]), id=row["username"]) for row in ORIGIN["rows"]
+    pytest.param(row["plaintext"], EncryptedPassword(row["password"]), id=row["username"]) for row in LEGACY["rows"]
 ]
 OLDER_SALT = "an older salt for tests"
 UNREADABLE = "cannot decrypt a stored password: wrong key or damaged value; it matches no password"
-OF_UNKNOWN_SALT = "a stored password needs a salt that is not in secrets.salt; it matches no password"
+UNKNOWN_SALT = "a stored password needs a salt that is not in secrets.salt; it matches no password"
 
 Kind = type[FernetCipher] | type[HashingFernetCipher]
 each_kind = pytest.mark.parametrize("kind", [FernetCipher, HashingFernetCipher])
@@ -42,7 +42,7 @@ def plaintext_of(stored: EncryptedPassword) -> str:
 
 
 def hash_without_salt_id(password: str, salt: str) -> EncryptedPassword:
-    """A value of the default as it was while there could be but one salt."""
+    """Return a value of the hashing cipher in its first format, without a salt id."""
     hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, salt_len=16, hash_len=32)
     hashed = hasher.hash(hmac.digest(salt.encode(), password.encode(), hashlib.sha256))
     return EncryptedPassword(Fernet(KEY).encrypt(hashed.encode()).decode() + "|argon2id")
@@ -66,60 +66,60 @@ class TestHashingFernetCipher(PasswordCipherContract):
         return HashingFernetCipher([KEY], SALT)
 
 
-class TestFernetCipherOfSeveralSecrets(PasswordCipherContract):
+class TestFernetCipherOfSeveralKeysAndSalts(PasswordCipherContract):
     @pytest.fixture
     def cipher(self) -> PasswordCipher:
         return FernetCipher([KEY, OLDER_KEY], SALT, OLDER_SALT)
 
 
-class TestHashingFernetCipherOfSeveralSecrets(PasswordCipherContract):
+class TestHashingFernetCipherOfSeveralKeysAndSalts(PasswordCipherContract):
     @pytest.fixture
     def cipher(self) -> PasswordCipher:
         return HashingFernetCipher([KEY, OLDER_KEY], SALT, OLDER_SALT)
 
 
-class TestRotatingCipher(PasswordCipherContract):
+class TestReloadingCipher(PasswordCipherContract):
     @pytest.fixture
     def cipher(self) -> PasswordCipher:
-        return ReloadingCipher(Reloader(lambda: FernetCipher([KEY], SALT), lambda: "the same"))
+        return ReloadingCipher(Reloader(lambda: FernetCipher([KEY], SALT), lambda: "unchanged"))
 
 
-def test_only_the_default_is_costly() -> None:
+def test_only_the_hashing_cipher_is_costly() -> None:
     ciphers: list[PasswordCipher] = [PlainCipher(), FernetCipher([KEY], SALT), HashingFernetCipher([KEY], SALT)]
 
     assert [is_costly(cipher) for cipher in ciphers] == [False, False, True]
 
 
 @pytest.fixture(params=[FernetCipher, HashingFernetCipher])
-def origin_cipher(request: pytest.FixtureRequest) -> PasswordCipher:
-    cipher: PasswordCipher = request.param([ORIGIN["key"]], ORIGIN["salt"])
+def legacy_cipher(request: pytest.FixtureRequest) -> PasswordCipher:
+    cipher: PasswordCipher = request.param([LEGACY["key"]], LEGACY["salt"])
     return cipher
 
 
 @pytest.mark.parametrize(("password", "stored"), ROWS)
-def test_the_origins_users_log_in_with_both(
-    origin_cipher: PasswordCipher, password: str, stored: EncryptedPassword
+def test_legacy_users_can_log_in_with_both_ciphers(
+    legacy_cipher: PasswordCipher, password: str, stored: EncryptedPassword
 ) -> None:
-    assert origin_cipher.matches(password, stored)
-    assert not origin_cipher.matches(password + "x", stored)
-    assert not origin_cipher.matches(password + ORIGIN["salt"], stored)
+    assert legacy_cipher.matches(password, stored)
+    assert not legacy_cipher.matches(password + "x", stored)
+    assert not legacy_cipher.matches(password + LEGACY["salt"], stored)
 
 
 @pytest.mark.parametrize(("password", "stored"), ROWS)
-def test_the_origins_values_are_upgraded_by_the_default(password: str, stored: EncryptedPassword) -> None:
-    assert HashingFernetCipher([ORIGIN["key"]], ORIGIN["salt"]).needs_upgrade(stored)
-    assert not FernetCipher([ORIGIN["key"]], ORIGIN["salt"]).needs_upgrade(stored)
+def test_hashing_cipher_upgrades_legacy_values(password: str, stored: EncryptedPassword) -> None:
+    assert HashingFernetCipher([LEGACY["key"]], LEGACY["salt"]).needs_upgrade(stored)
+    assert not FernetCipher([LEGACY["key"]], LEGACY["salt"]).needs_upgrade(stored)
 
 
 @pytest.mark.parametrize("password", ["test", "pässwörd", "", SALT, "$argon2id$v=19$m=19456,t=2,p=1$a$b"])
-def test_the_origin_reads_what_fernet_cipher_writes(password: str) -> None:
+def test_legacy_app_can_read_values_of_fernet_cipher(password: str) -> None:
     stored = FernetCipher([KEY], SALT).encrypt(password)
 
-    # The origin's scheme: the salt is taken off the end of the plaintext.
+    # The legacy app removes the salt from the end of the plaintext.
     assert Fernet(KEY).decrypt(stored.value.encode()).decode().removesuffix(SALT) == password
 
 
-def test_the_default_stores_an_encrypted_argon2id_hash_and_no_password() -> None:
+def test_hashing_cipher_stores_an_encrypted_argon2id_hash() -> None:
     stored = HashingFernetCipher([KEY], SALT).encrypt("secret")
 
     plaintext = plaintext_of(stored)
@@ -130,14 +130,14 @@ def test_the_default_stores_an_encrypted_argon2id_hash_and_no_password() -> None
     assert SALT not in plaintext
 
 
-def test_a_hash_begins_with_the_id_of_its_salt() -> None:
+def test_hash_starts_with_its_salt_id() -> None:
     stored = [HashingFernetCipher([KEY], salt).encrypt("secret") for salt in (SALT, SALT, OLDER_SALT)]
 
     one, again, other = [plaintext_of(value)[:8] for value in stored]
     assert one == again != other
 
 
-def test_each_cipher_reads_what_the_other_wrote() -> None:
+def test_each_cipher_reads_values_of_the_other() -> None:
     reversible, hashing = FernetCipher([KEY], SALT), HashingFernetCipher([KEY], SALT)
 
     assert hashing.matches("secret", reversible.encrypt("secret"))
@@ -145,11 +145,11 @@ def test_each_cipher_reads_what_the_other_wrote() -> None:
     assert not reversible.matches("secrets", hashing.encrypt("secret"))
 
 
-def test_a_hash_is_never_turned_back_into_the_reversible_scheme() -> None:
+def test_hash_is_never_downgraded_to_the_reversible_scheme() -> None:
     assert not FernetCipher([KEY], SALT).needs_upgrade(HashingFernetCipher([KEY], SALT).encrypt("secret"))
 
 
-def test_the_plaintext_of_a_hash_is_no_password() -> None:
+def test_decrypted_hash_does_not_work_as_a_password() -> None:
     stored = HashingFernetCipher([KEY], SALT).encrypt("secret")
     token, plaintext = stored.value.partition("|")[0], plaintext_of(stored)
 
@@ -158,15 +158,15 @@ def test_the_plaintext_of_a_hash_is_no_password() -> None:
         assert not cipher.matches(plaintext, EncryptedPassword(token))
 
 
-def test_a_password_that_is_a_hash_does_not_become_one_by_a_tag() -> None:
-    hashed = PasswordHasher().hash("hers")
+def test_adding_a_tag_does_not_turn_a_password_into_a_hash() -> None:
+    hashed = PasswordHasher().hash("secret")
     stored = FernetCipher([KEY], "").encrypt(hashed)
 
-    assert not HashingFernetCipher([KEY], "").matches("hers", EncryptedPassword(stored.value + "|argon2id"))
+    assert not HashingFernetCipher([KEY], "").matches("secret", EncryptedPassword(stored.value + "|argon2id"))
 
 
 @each_kind
-def test_the_first_key_writes_and_all_of_them_read(kind: Kind) -> None:
+def test_first_key_encrypts_and_all_keys_decrypt(kind: Kind) -> None:
     old, both, new = kind([OLDER_KEY], SALT), kind([KEY, OLDER_KEY], SALT), kind([KEY], SALT)
     older = old.encrypt("secret")
 
@@ -177,7 +177,7 @@ def test_the_first_key_writes_and_all_of_them_read(kind: Kind) -> None:
 
 
 @each_kind
-def test_a_wrong_key_matches_nothing_and_upgrades_nothing(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+def test_wrong_key_matches_and_upgrades_nothing(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
     stored = kind([KEY], SALT).encrypt("secret")
     cipher = kind([OLDER_KEY], SALT)
 
@@ -189,41 +189,39 @@ def test_a_wrong_key_matches_nothing_and_upgrades_nothing(kind: Kind, caplog: py
 
 
 @each_kind
-def test_a_value_of_which_any_bit_was_turned_over_is_opened_by_no_key(kind: Kind) -> None:
+def test_value_with_a_flipped_bit_cannot_be_decrypted(kind: Kind) -> None:
     cipher = kind([KEY], SALT)
     token, bar, tag = cipher.encrypt("secret").value.partition("|")
     content = base64.urlsafe_b64decode(token)
 
-    turned = [
-        bytes(byte ^ (1 << bit if at == place else 0) for at, byte in enumerate(content))
-        for place in range(len(content))
+    flipped_contents = [
+        bytes(byte ^ (1 << bit if index == position else 0) for index, byte in enumerate(content))
+        for position in range(len(content))
         for bit in (0, 7)
     ]
 
-    values = [EncryptedPassword(base64.urlsafe_b64encode(one).decode("ascii") + bar + tag) for one in turned]
+    values = [EncryptedPassword(base64.urlsafe_b64encode(one).decode("ascii") + bar + tag) for one in flipped_contents]
     assert [value for value in values if cipher.is_readable(value)] == []
     assert cipher.is_readable(EncryptedPassword(token + bar + tag))
 
 
 @each_kind
-def test_another_salt_matches_nothing(kind: Kind) -> None:
+def test_wrong_salt_matches_nothing(kind: Kind) -> None:
     stored = kind([KEY], SALT).encrypt("secret")
 
     assert not kind([KEY], OLDER_SALT).matches("secret", stored)
 
 
 @each_kind
-def test_a_hash_of_an_unknown_salt_matches_nothing_and_is_one_line_in_the_log(
-    kind: Kind, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_unknown_salt_matches_nothing_and_logs_one_line(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
     stored = HashingFernetCipher([KEY], "unknown").encrypt("secret")
 
     assert not kind([KEY], SALT, OLDER_SALT).matches("secret", stored)
-    assert [(record.levelno, record.message) for record in caplog.records] == [(logging.WARNING, OF_UNKNOWN_SALT)]
+    assert [(record.levelno, record.message) for record in caplog.records] == [(logging.WARNING, UNKNOWN_SALT)]
 
 
 @each_kind
-def test_the_first_salt_enters_and_all_of_them_are_known_again(kind: Kind) -> None:
+def test_first_salt_is_used_and_all_salts_are_accepted(kind: Kind) -> None:
     old, both, new = kind([KEY], OLDER_SALT), kind([KEY], SALT, OLDER_SALT), kind([KEY], SALT)
     older, newer = old.encrypt("secret"), both.encrypt("secret")
 
@@ -238,7 +236,7 @@ def test_the_first_salt_enters_and_all_of_them_are_known_again(kind: Kind) -> No
 
 @each_kind
 @pytest.mark.parametrize("made_by", [FernetCipher, HashingFernetCipher])
-def test_what_only_an_older_salt_knows_again_is_told_apart(kind: Kind, made_by: Kind) -> None:
+def test_value_that_needs_an_older_salt_is_detected(kind: Kind, made_by: Kind) -> None:
     older, newer = made_by([KEY], OLDER_SALT).encrypt("secret"), made_by([KEY], SALT).encrypt("secret")
 
     both = kind([KEY], SALT, OLDER_SALT)
@@ -247,7 +245,7 @@ def test_what_only_an_older_salt_knows_again_is_told_apart(kind: Kind, made_by: 
     assert [both.matches("secret", value) for value in (older, newer)] == [True, True]
 
 
-def test_a_salt_is_taken_off_the_end_of_what_the_origin_stored_alone() -> None:
+def test_password_followed_by_the_salt_does_not_match() -> None:
     cipher = FernetCipher([KEY], SALT, OLDER_SALT)
 
     for salt in (SALT, OLDER_SALT):
@@ -257,7 +255,7 @@ def test_a_salt_is_taken_off_the_end_of_what_the_origin_stored_alone() -> None:
 
 
 @each_kind
-def test_a_hash_without_the_id_of_its_salt_is_of_the_last_one(kind: Kind) -> None:
+def test_hash_without_salt_id_uses_the_last_salt(kind: Kind) -> None:
     stored = hash_without_salt_id("secret", OLDER_SALT)
 
     assert kind([KEY], SALT, OLDER_SALT).matches("secret", stored)
@@ -266,7 +264,7 @@ def test_a_hash_without_the_id_of_its_salt_is_of_the_last_one(kind: Kind) -> Non
     assert not kind([KEY], OLDER_SALT, SALT).matches("secret", stored)
 
 
-def test_a_hash_without_the_id_of_its_salt_is_upgraded() -> None:
+def test_hash_without_salt_id_is_upgraded() -> None:
     stored = hash_without_salt_id("secret", SALT)
     cipher = HashingFernetCipher([KEY], SALT)
 
@@ -278,67 +276,65 @@ def test_a_hash_without_the_id_of_its_salt_is_upgraded() -> None:
 @each_kind
 @pytest.mark.parametrize("made_by", [FernetCipher, HashingFernetCipher])
 @pytest.mark.parametrize("older_keys", [[OLDER_KEY], [OLDER_KEY, KEY]], ids=["one key", "two keys"])
-def test_a_value_of_an_older_key_is_renewed_without_its_password(
-    kind: Kind, made_by: Kind, older_keys: list[str]
-) -> None:
+def test_value_is_reencrypted_without_its_password(kind: Kind, made_by: Kind, older_keys: list[str]) -> None:
     newest = Fernet.generate_key().decode()
     stored = made_by(older_keys, OLDER_SALT).encrypt("secret")
     cipher = kind([newest, *older_keys], SALT, OLDER_SALT)
 
-    reencrypt = cipher.reencrypt(stored)
+    reencrypted = cipher.reencrypt(stored)
 
-    assert reencrypt is not None
-    assert reencrypt != stored
-    assert cipher.reencrypt(reencrypt) is None
-    assert reencrypt.value.partition("|")[1:] == stored.value.partition("|")[1:]
+    assert reencrypted is not None
+    assert reencrypted != stored
+    assert cipher.reencrypt(reencrypted) is None
+    assert reencrypted.value.partition("|")[1:] == stored.value.partition("|")[1:]
     for later in (cipher, kind([newest], OLDER_SALT)):
-        assert later.matches("secret", reencrypt)
-        assert not later.matches("secrets", reencrypt)
-    assert cipher.needs_older_salt(reencrypt)
-    assert not made_by([newest], OLDER_SALT).needs_upgrade(reencrypt)
+        assert later.matches("secret", reencrypted)
+        assert not later.matches("secrets", reencrypted)
+    assert cipher.needs_older_salt(reencrypted)
+    assert not made_by([newest], OLDER_SALT).needs_upgrade(reencrypted)
 
 
 @each_kind
-def test_what_is_renewed_is_the_same_to_the_letter(kind: Kind) -> None:
+def test_reencryption_keeps_the_plaintext(kind: Kind) -> None:
     stored = kind([OLDER_KEY], SALT).encrypt("secret")
 
-    reencrypt = kind([KEY, OLDER_KEY], SALT).reencrypt(stored)
+    reencrypted = kind([KEY, OLDER_KEY], SALT).reencrypt(stored)
 
-    assert reencrypt is not None
+    assert reencrypted is not None
     token = stored.value.partition("|")[0].encode()
-    assert plaintext_of(reencrypt) == Fernet(OLDER_KEY).decrypt(token).decode()
+    assert plaintext_of(reencrypted) == Fernet(OLDER_KEY).decrypt(token).decode()
 
 
 @pytest.mark.parametrize(("password", "stored"), ROWS)
-def test_the_origins_values_are_renewed_too(password: str, stored: EncryptedPassword) -> None:
-    reencrypt = HashingFernetCipher([KEY, ORIGIN["key"]], ORIGIN["salt"]).reencrypt(stored)
+def test_legacy_values_are_reencrypted(password: str, stored: EncryptedPassword) -> None:
+    reencrypted = HashingFernetCipher([KEY, LEGACY["key"]], LEGACY["salt"]).reencrypt(stored)
 
-    assert reencrypt is not None
-    assert FernetCipher([KEY], ORIGIN["salt"]).matches(password, reencrypt)
+    assert reencrypted is not None
+    assert FernetCipher([KEY], LEGACY["salt"]).matches(password, reencrypted)
 
 
-def test_a_plaintext_that_is_no_text_matches_nothing(caplog: pytest.LogCaptureFixture) -> None:
+def test_plaintext_that_is_not_utf8_matches_nothing(caplog: pytest.LogCaptureFixture) -> None:
     stored = EncryptedPassword(Fernet(KEY).encrypt(b"\xff\xfe").decode())
 
     assert not FernetCipher([KEY], SALT).matches("secret", stored)
     assert [record.levelno for record in caplog.records] == [logging.WARNING]
 
 
-def test_a_hash_of_other_cost_is_upgraded() -> None:
+def test_hash_with_other_parameters_is_upgraded() -> None:
     cheaper = PasswordHasher(time_cost=1, memory_cost=8, parallelism=1).hash("x")
     stored = EncryptedPassword(Fernet(KEY).encrypt(cheaper.encode()).decode() + "|argon2id")
 
     assert HashingFernetCipher([KEY], SALT).needs_upgrade(stored)
 
 
-def test_a_tagged_value_that_holds_no_hash_matches_nothing() -> None:
+def test_value_tagged_as_hash_without_a_hash_matches_nothing() -> None:
     stored = EncryptedPassword(Fernet(KEY).encrypt(b"secret" + SALT.encode()).decode() + "|argon2id")
 
     assert not HashingFernetCipher([KEY], SALT).matches("secret", stored)
 
 
-def test_the_default_costs_the_same_for_every_kind_of_value() -> None:
-    """Or an answer's time would tell whose value is old or damaged. Without the cost the factor is some 200."""
+def test_hashing_cipher_takes_equal_time_for_every_value() -> None:
+    """Response times must not reveal old or damaged values. Without the decoy hash, the factor is about 200."""
     cipher = HashingFernetCipher([KEY], SALT)
     values = [
         cipher.encrypt("secret"),
@@ -350,24 +346,24 @@ def test_the_default_costs_the_same_for_every_kind_of_value() -> None:
     ]
 
     def cost(value: EncryptedPassword | None) -> float:
-        begin = time.process_time()
+        start = time.process_time()
         for _ in range(3):
             cipher.matches("another", value)
-        return time.process_time() - begin
+        return time.process_time() - start
 
     costs = [cost(value) for value in values]
     assert min(costs) > max(costs) / 10
 
 
-def test_the_published_fernet_vector_is_read() -> None:
-    # github.com/fernet/spec, verify.json: its token holds "hello" under its key.
+def test_published_fernet_vector_is_decrypted() -> None:
+    # github.com/fernet/spec, verify.json: the token contains "hello".
     key = "cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="
     token = "gAAAAAAdwJ6wAAECAwQFBgcICQoLDA0ODy021cpGVWKZ_eEwCGM4BLLF_5CV9dOPmrhuVUPgJobwOz7JcbmrR64jVmpU4IwqDA=="
 
     assert FernetCipher([key], "lo").matches("hel", EncryptedPassword(token))
 
 
-def test_fingerprints_tell_keys_and_salts_apart_and_nothing_else() -> None:
+def test_fingerprint_depends_on_key_and_salt() -> None:
     fingerprints = [fingerprint_of(key, salt) for key in (KEY, OLDER_KEY) for salt in (SALT, OLDER_SALT)]
 
     assert len(set(fingerprints)) == 4
@@ -376,10 +372,10 @@ def test_fingerprints_tell_keys_and_salts_apart_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize("kind", [FernetCipher, HashingFernetCipher])
-def test_what_one_of_the_keys_opens_is_readable(kind: type[FernetCipher] | type[HashingFernetCipher]) -> None:
+def test_value_is_readable_with_any_of_the_keys(kind: type[FernetCipher] | type[HashingFernetCipher]) -> None:
     stored = kind([OLDER_KEY], SALT).encrypt("secret")
 
-    answers = [kind(keys, SALT).is_readable(stored) for keys in ([OLDER_KEY], [KEY, OLDER_KEY], [KEY])]
+    results = [kind(keys, SALT).is_readable(stored) for keys in ([OLDER_KEY], [KEY, OLDER_KEY], [KEY])]
 
-    assert answers == [True, True, False]
+    assert results == [True, True, False]
     assert not kind([KEY], SALT).is_readable(EncryptedPassword("damaged"))

@@ -1,4 +1,4 @@
-"""From settings to users: what a first start makes, and what refuses one."""
+"""Composing the service from settings: what a first start creates, and which settings are rejected."""
 
 import logging
 import os
@@ -37,25 +37,25 @@ SECRETS = {"MLAPI_SECRETS__KEY": KEY, "MLAPI_SECRETS__SALT": SALT}
 PRODUCTION = {**SECRETS, "MLAPI_PROFILE": "production", "MLAPI_SECRETS__ADMIN_TOKEN": "an-admin-token-for-tests"}
 
 
-def text_of(url: URL) -> str:
+def to_text(url: URL) -> str:
     return url.render_as_string(hide_password=False)
 
 
-def test_a_first_start_makes_database_and_secrets_side_by_side(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_first_start_creates_database_and_secrets_in_one_folder(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     register_ada({})
 
-    made = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
-    assert made == {"mlapi.db": 0o600, "secrets.yml": 0o600}
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert modes == {"mlapi.db": 0o600, "secrets.yml": 0o600}
     assert f"generated a key and a salt in {folder}/secrets.yml" in caplog.text
 
 
-def test_a_first_start_has_no_user_and_no_admin_token(folder: Path) -> None:
-    with open_service(load_settings()) as opened:
-        assert opened.users.list_page() == []
-        assert opened.settings.secrets.admin_token is None
+def test_first_start_has_no_users_and_no_admin_token(folder: Path) -> None:
+    with open_service(load_settings()) as service:
+        assert service.users.list_page() == []
+        assert service.settings.secrets.admin_token is None
 
 
-def test_a_second_start_finds_the_same_users_and_secrets(folder: Path) -> None:
+def test_second_start_uses_the_same_users_and_secrets(folder: Path) -> None:
     register_ada({})
     secrets = (folder / "secrets.yml").read_text()
 
@@ -67,13 +67,13 @@ def test_a_second_start_finds_the_same_users_and_secrets(folder: Path) -> None:
     assert (folder / "secrets.yml").read_text() == secrets
 
 
-def test_secrets_that_are_given_are_not_made(folder: Path) -> None:
+def test_configured_secrets_are_not_generated(folder: Path) -> None:
     register_ada(SECRETS)
 
     assert not (folder / "secrets.yml").exists()
 
 
-def test_lost_secrets_are_not_replaced_by_others(folder: Path) -> None:
+def test_lost_secrets_are_not_regenerated(folder: Path) -> None:
     register_ada({})
     (folder / "secrets.yml").unlink()
 
@@ -83,7 +83,7 @@ def test_lost_secrets_are_not_replaced_by_others(folder: Path) -> None:
     assert not (folder / "secrets.yml").exists()
 
 
-def test_a_database_made_by_the_command_line_gets_its_secrets_at_the_first_start(folder: Path) -> None:
+def test_database_made_by_upgrade_gets_secrets_at_first_start(folder: Path) -> None:
     CliRunner().invoke(main, ["db", "upgrade"], catch_exceptions=False)
 
     register_ada({})
@@ -92,15 +92,15 @@ def test_a_database_made_by_the_command_line_gets_its_secrets_at_the_first_start
 
 
 @pytest.mark.parametrize("wrong", [{"MLAPI_SECRETS__SALT": "another"}, {"MLAPI_SECRETS__KEY": OLDER_KEY}])
-def test_another_key_or_salt_is_refused(wrong: dict[str, str], url: URL) -> None:
-    environ = {**SECRETS, "MLAPI_DATABASE__URL": text_of(url)}
+def test_wrong_key_or_salt_is_rejected(wrong: dict[str, str], url: URL) -> None:
+    environ = {**SECRETS, "MLAPI_DATABASE__URL": to_text(url)}
     register_ada(environ)
 
     with pytest.raises(ConfigurationError, match="not the one that this database's passwords were encrypted with"):
         register_ada({**environ, **wrong})
 
 
-def test_the_scheme_may_change_and_a_start_warns_of_the_reversible_one(caplog: pytest.LogCaptureFixture) -> None:
+def test_scheme_can_change_and_reversible_scheme_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     register_ada(SECRETS)
     assert "fernet" not in caplog.text
 
@@ -114,7 +114,7 @@ def test_the_scheme_may_change_and_a_start_warns_of_the_reversible_one(caplog: p
     assert "anyone with the key can decrypt every password" in caplog.text
 
 
-def test_the_connection_block_of_the_origin_connects(postgres: PostgresServer, postgres_url: URL, folder: Path) -> None:
+def test_connection_block_of_the_legacy_app_works(postgres: PostgresServer, postgres_url: URL, folder: Path) -> None:
     Path("config.yml").write_text(
         f"secrets: {{key: {KEY}, salt: {SALT}}}\n"
         f"connection: {{username: mlapi, password: '{postgres_url.password}', host: 127.0.0.1,"
@@ -127,17 +127,17 @@ def test_the_connection_block_of_the_origin_connects(postgres: PostgresServer, p
     assert postgres.execute("SELECT username FROM users", str(postgres_url.database)) == [("ada",)]
 
 
-def test_a_postgresql_without_folder_keeps_its_secrets_in_the_working_folder(folder: Path, postgres_url: URL) -> None:
-    register_ada({"MLAPI_DATABASE__URL": text_of(postgres_url)})
+def test_secrets_for_postgresql_are_in_the_working_folder(folder: Path, postgres_url: URL) -> None:
+    register_ada({"MLAPI_DATABASE__URL": to_text(postgres_url)})
 
     assert [path.name for path in folder.iterdir()] == ["secrets.yml"]
 
 
-def test_production_asks_for_the_schema_to_be_brought_up_by_hand(url: URL, caplog: pytest.LogCaptureFixture) -> None:
-    environ = {**PRODUCTION, "MLAPI_DATABASE__URL": text_of(url)}
+def test_production_requires_an_explicit_schema_upgrade(url: URL, caplog: pytest.LogCaptureFixture) -> None:
+    environ = {**PRODUCTION, "MLAPI_DATABASE__URL": to_text(url)}
 
     if url.drivername == "sqlite":
-        register_ada(environ)  # nobody else can be using a file of ours
+        register_ada(environ)  # a local file is upgraded automatically
     else:
         with pytest.raises(ConfigurationError, match="run `mlapi db upgrade`"):
             register_ada(environ)
@@ -146,7 +146,7 @@ def test_production_asks_for_the_schema_to_be_brought_up_by_hand(url: URL, caplo
         register_ada(environ)
 
 
-def test_production_refuses_short_and_common_passwords() -> None:
+def test_production_rejects_short_and_common_passwords() -> None:
     with open_users(load_settings(environ=PRODUCTION)) as users:
         for password in ["short", "Password1", "iloveyou", "mlapi-Admin.2026"]:
             with pytest.raises(InvalidFieldsError):
@@ -155,9 +155,11 @@ def test_production_refuses_short_and_common_passwords() -> None:
         users.register(username="ada", password="difference engine", email="ada@example.com")
 
 
-@pytest.mark.parametrize(("profile", "shortest"), [(SECRETS, 12), (PRODUCTION, 12)], ids=["development", "production"])
-def test_the_least_length_of_a_password_can_be_set(profile: dict[str, str], shortest: int) -> None:
-    environ = {**profile, "MLAPI_PASSWORDS__MIN_LENGTH": str(shortest)}
+@pytest.mark.parametrize(
+    ("profile", "min_length"), [(SECRETS, 12), (PRODUCTION, 12)], ids=["development", "production"]
+)
+def test_minimum_password_length_is_configurable(profile: dict[str, str], min_length: int) -> None:
+    environ = {**profile, "MLAPI_PASSWORDS__MIN_LENGTH": str(min_length)}
     with open_users(load_settings(environ=environ)) as users:
         with pytest.raises(InvalidFieldsError, match="at least 12 characters"):
             users.register(username="ada", password="x4Kp9zLw2Qv", email="ada@example.com")
@@ -165,13 +167,13 @@ def test_the_least_length_of_a_password_can_be_set(profile: dict[str, str], shor
         users.register(username="ada", password="x4Kp9zLw2Qvq", email="ada@example.com")
 
 
-def test_a_database_that_is_away_does_not_hinder_a_start(
+def test_start_succeeds_while_the_database_is_unavailable(
     postgres: PostgresServer, postgres_url: URL, caplog: pytest.LogCaptureFixture
 ) -> None:
-    environ = {"MLAPI_DATABASE__URL": text_of(postgres_url)}
+    environ = {"MLAPI_DATABASE__URL": to_text(postgres_url)}
     postgres.stop()
-    with ExitStack() as started:
-        started.callback(_started, postgres)
+    with ExitStack() as stack:
+        stack.callback(_ensure_running, postgres)
         with open_users(load_settings(environ=environ)) as users:
             with pytest.raises(RepositoryUnavailableError):
                 users.find("ada")
@@ -182,12 +184,12 @@ def test_a_database_that_is_away_does_not_hinder_a_start(
     assert [record.levelno for record in caplog.records if "starting anyway" in record.message] == [logging.WARNING]
 
 
-def _started(postgres: PostgresServer) -> None:
+def _ensure_running(postgres: PostgresServer) -> None:
     if not postgres.is_running:
         postgres.start()
 
 
-def test_an_engine_for_those_who_read_tables_is_at_hand() -> None:
+def test_open_database_gives_an_engine_for_reading_tables() -> None:
     register_ada({})
     database = open_database(load_settings(environ={}))
 
@@ -202,7 +204,7 @@ def test_an_engine_for_those_who_read_tables_is_at_hand() -> None:
 # --- the command line
 
 
-def test_the_command_line_upgrades_and_says_so() -> None:
+def test_db_upgrade_reports_both_revisions() -> None:
     first = CliRunner().invoke(main, ["db", "upgrade"], catch_exceptions=False)
     second = CliRunner().invoke(main, ["db", "upgrade"], catch_exceptions=False)
 
@@ -218,7 +220,7 @@ def test_the_command_line_upgrades_and_says_so() -> None:
         {"MLAPI_DATABASE__URL": "postgresql://u:hunter2@127.0.0.1:1/d"},
     ],
 )
-def test_the_command_line_refuses_in_one_line_with_exit_code_3(environ: dict[str, str]) -> None:
+def test_db_upgrade_errors_are_one_line_and_exit_code_3(environ: dict[str, str]) -> None:
     result = CliRunner().invoke(main, ["db", "upgrade"], env=environ, catch_exceptions=False)
 
     assert result.exit_code == 3

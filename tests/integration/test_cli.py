@@ -1,4 +1,4 @@
-"""The command line: every command, and what it says of wrong input, in one line and without a traceback."""
+"""Every command of the command line. Errors are one line, without a traceback."""
 
 import errno
 import json
@@ -21,7 +21,7 @@ from mlapi import __version__
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli import main
-from mlapi.entrypoints.cli import users as cli
+from mlapi.entrypoints.cli import users as users_command
 from mlapi.entrypoints.cli.output import OneLineGroup
 from mlapi.entrypoints.logs import Format, JsonFormatter, TextFormatter, log_config
 
@@ -37,26 +37,26 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def mlapi(*arguments: str, given: str | None = None) -> Result:
-    return CliRunner().invoke(main, arguments, input=given)
+def mlapi(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(main, arguments, input=stdin)
 
 
-def added(username: str) -> dict[str, object]:
-    result = mlapi("users", "add", username, f"{username}@example.com", "--json", given=f"{PASSWORD}\n")
+def add_user(username: str) -> dict[str, object]:
+    result = mlapi("users", "add", username, f"{username}@example.com", "--json", stdin=f"{PASSWORD}\n")
     assert (result.exit_code, result.stderr) == (0, "")
     user: dict[str, object] = json.loads(result.stdout)
     return user
 
 
-def logs_in(username: str, password: str) -> bool:
+def can_log_in(username: str, password: str) -> bool:
     with open_service(load_settings()) as service:
         found = service.users.find(username)
         assert found is not None
         return service.users.cipher.matches(password, found.password)
 
 
-def test_a_user_who_is_added_can_log_in() -> None:
-    user = added("ada")
+def test_added_user_can_log_in() -> None:
+    user = add_user("ada")
 
     assert user == {
         "user_id": 1,
@@ -66,51 +66,51 @@ def test_a_user_who_is_added_can_log_in() -> None:
         "created_datetime": user["created_datetime"],
         "updated_datetime": user["created_datetime"],
     }
-    assert logs_in("ada", PASSWORD)
+    assert can_log_in("ada", PASSWORD)
 
 
-def test_a_password_keeps_its_spaces_and_loses_its_line_end() -> None:
-    mlapi("users", "add", "ada", "ada@example.com", given="  spaces  \r\nanother line\n")
+def test_password_from_stdin_keeps_spaces_but_not_the_line_end() -> None:
+    mlapi("users", "add", "ada", "ada@example.com", stdin="  spaces  \r\nanother line\n")
 
-    assert logs_in("ada", "  spaces  ")
+    assert can_log_in("ada", "  spaces  ")
 
 
-def test_a_terminal_asks_for_the_password_twice_and_shows_it_never(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_terminal_prompts_twice_for_a_hidden_password(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal:
         @staticmethod
         def isatty() -> bool:
             return True
 
-    asked: list[tuple[str, bool, bool]] = []
+    prompts: list[tuple[str, bool, bool]] = []
 
     def prompt(text: str, *, hide_input: bool, confirmation_prompt: bool) -> str:
-        asked.append((text, hide_input, confirmation_prompt))
+        prompts.append((text, hide_input, confirmation_prompt))
         return PASSWORD
 
     monkeypatch.setattr("sys.stdin", Terminal())
     monkeypatch.setattr("click.prompt", prompt)
 
-    assert cli._read_password() == PASSWORD
-    assert asked == [("Password", True, True)]
+    assert users_command._read_password() == PASSWORD
+    assert prompts == [("Password", True, True)]
 
 
-def listed(*options: str) -> list[str]:
+def list_users(*options: str) -> list[str]:
     return mlapi("users", "list", "--json", *options).stdout.splitlines()
 
 
-def test_users_are_listed_by_page_and_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "_PAGE_SIZE", 2)
+def test_list_of_users_is_paged_and_filtered(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(users_command, "_PAGE_SIZE", 2)
     for name in ("ada", "bob", "Adam"):
-        added(name)
+        add_user(name)
     mlapi("users", "disable", "BOB")
 
-    everybody = mlapi("users", "list")
+    all_users = mlapi("users", "list")
     lists = {
-        options: [json.loads(line)["username"] for line in listed(*options)]
+        options: [json.loads(line)["username"] for line in list_users(*options)]
         for options in [(), ("--enabled",), ("--disabled",), ("--containing", "ADA"), ("--containing", "example")]
     }
 
-    assert everybody.stdout.splitlines()[1] == "       2  disabled  bob  <bob@example.com>"
+    assert all_users.stdout.splitlines()[1] == "       2  disabled  bob  <bob@example.com>"
     assert lists == {
         (): ["ada", "bob", "Adam"],
         ("--enabled",): ["ada", "Adam"],
@@ -120,35 +120,35 @@ def test_users_are_listed_by_page_and_chosen(monkeypatch: pytest.MonkeyPatch) ->
     }
 
 
-def test_a_user_is_shown_by_name_and_by_id() -> None:
-    user = added("Ada")
+def test_show_finds_a_user_by_name_and_by_id() -> None:
+    user = add_user("Ada")
 
     by_name, by_id = mlapi("users", "show", "ADA", "--json"), mlapi("users", "show", "--id", "1", "--json")
 
     assert json.loads(by_name.stdout) == json.loads(by_id.stdout) == user
 
 
-def test_a_user_is_shut_out_let_in_and_removed() -> None:
-    added("ada")
+def test_user_is_disabled_enabled_and_removed() -> None:
+    add_user("ada")
 
-    said = [mlapi("users", command, "ada").stdout for command in ("disable", "enable", "remove")]
+    lines = [mlapi("users", command, "ada").stdout for command in ("disable", "enable", "remove")]
 
-    assert [line.split()[1] for line in said] == ["disabled", "enabled", "enabled"]
+    assert [line.split()[1] for line in lines] == ["disabled", "enabled", "enabled"]
     with open_users(load_settings()) as users:
         assert users.find("ada") is None
 
 
-def test_a_new_password_replaces_the_old_one() -> None:
-    added("ada")
+def test_set_password_replaces_the_old_password() -> None:
+    add_user("ada")
 
-    result = mlapi("users", "set-password", "ada", given="analytical\n")
+    result = mlapi("users", "set-password", "ada", stdin="analytical\n")
 
     assert result.exit_code == 0
-    assert [logs_in("ada", password) for password in (PASSWORD, "analytical")] == [False, True]
+    assert [can_log_in("ada", password) for password in (PASSWORD, "analytical")] == [False, True]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "given", "line"),
+    ("arguments", "stdin", "line"),
     [
         (["users", "show", "nobody"], None, "mlapi: there is no user 'nobody'"),
         (["users", "show", "--id", "7"], None, "mlapi: there is no user 7"),
@@ -164,21 +164,21 @@ def test_a_new_password_replaces_the_old_one() -> None:
         (["users", "add", "", "a@b.cd"], "c4n4ry\n", "mlapi: username must not be empty"),
     ],
 )
-def test_wrong_input_is_told_in_one_line(arguments: list[str], given: str | None, line: str) -> None:
-    result = mlapi(*arguments, given=given)
+def test_invalid_input_is_reported_in_one_line(arguments: list[str], stdin: str | None, line: str) -> None:
+    result = mlapi(*arguments, stdin=stdin)
 
     assert (result.exit_code, result.stdout, result.stderr) == (3, "", f"{line}\n")
 
 
-def test_a_name_that_is_taken_is_told_with_its_holder() -> None:
-    added("ada")
+def test_taken_name_is_reported_with_the_existing_user() -> None:
+    add_user("ada")
 
-    result = mlapi("users", "add", "ADA", "a@b.cd", given="x\n")
+    result = mlapi("users", "add", "ADA", "a@b.cd", stdin="x\n")
 
     assert (result.exit_code, result.stderr) == (3, "mlapi: user 1 already has this username\n")
 
 
-def test_wrong_settings_are_told_in_one_line(folder: Path) -> None:
+def test_invalid_settings_are_reported_in_one_line(folder: Path) -> None:
     (folder / "config.yml").write_text("databse: {}\n")
 
     for command in (["users", "list"], ["keys", "rotate"], ["keys", "prune"], ["db", "upgrade"]):
@@ -189,7 +189,7 @@ def test_wrong_settings_are_told_in_one_line(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("command", [["keys", "new"], ["admin-token", "new"]])
-def test_what_is_new_is_new_each_time_and_fits_its_setting(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_generated_secret_is_unique_and_valid(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = mlapi(*command).stdout.strip(), mlapi(*command).stdout.strip()
 
     assert first != second
@@ -223,13 +223,13 @@ def test_what_is_new_is_new_each_time_and_fits_its_setting(command: list[str], m
         ),
     ],
 )
-def test_what_is_typed_wrongly_is_told_in_one_line(arguments: list[str], code: int, line: str) -> None:
+def test_wrong_usage_is_reported_in_one_line(arguments: list[str], code: int, line: str) -> None:
     result = mlapi(*arguments)
 
     assert (result.exit_code, result.stdout, result.stderr) == (code, "", f"{line}\n")
 
 
-def test_a_group_without_a_command_shows_its_commands() -> None:
+def test_group_without_a_command_lists_its_commands() -> None:
     result = mlapi("users")
 
     assert result.exit_code == 2
@@ -237,7 +237,7 @@ def test_a_group_without_a_command_shows_its_commands() -> None:
 
 
 class Failing(click.Command):
-    """A command that meets an error."""
+    """A command that raises an error."""
 
     def __init__(self, error: BaseException) -> None:
         super().__init__("fail")
@@ -259,7 +259,7 @@ class Failing(click.Command):
         (click.UsageError("frob"), 2, "mlapi: frob; see `mlapi --help`"),
     ],
 )
-def test_what_the_system_refuses_is_one_line(error: BaseException, code: int, line: str) -> None:
+def test_unexpected_error_is_reported_in_one_line(error: BaseException, code: int, line: str) -> None:
     group = OneLineGroup(commands=[Failing(error)])
 
     result = CliRunner().invoke(group, ["fail"], prog_name="mlapi")
@@ -267,7 +267,7 @@ def test_what_the_system_refuses_is_one_line(error: BaseException, code: int, li
     assert (result.exit_code, result.stderr.strip()) == (code, line)
 
 
-def test_whoever_has_read_enough_is_told_nothing() -> None:
+def test_closed_pipe_prints_nothing() -> None:
     command = [sys.executable, "-c", "from mlapi.entrypoints.cli import main; main(['completion', 'bash'])"]
     reader, writer = os.pipe()
     os.close(reader)
@@ -277,36 +277,36 @@ def test_whoever_has_read_enough_is_told_nothing() -> None:
     assert (process.returncode, process.stderr) == (1, b"")
 
 
-class Interrupted(MetaPathFinder):
-    """Ctrl-C comes while the command line is loaded."""
+class InterruptingFinder(MetaPathFinder):
+    """Simulates Ctrl-C while the command line is loading."""
 
     def find_spec(self, fullname: str, _path: object, _target: object = None) -> None:
         if fullname == "mlapi.entrypoints.cli":
             raise KeyboardInterrupt
 
 
-def test_ctrl_c_is_one_line_from_the_beginning(
+def test_ctrl_c_while_loading_prints_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sys, "meta_path", [Interrupted(), *sys.meta_path])
+    monkeypatch.setattr(sys, "meta_path", [InterruptingFinder(), *sys.meta_path])
     monkeypatch.delitem(sys.modules, "mlapi.entrypoints.cli")
 
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         program.main()
 
-    assert (ended.value.code, capsys.readouterr().err) == (130, "mlapi: interrupted\n")
+    assert (exit_info.value.code, capsys.readouterr().err) == (130, "mlapi: interrupted\n")
 
 
-def test_the_program_tells_its_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_version_option_prints_the_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["mlapi", "--version"])
 
-    with pytest.raises(SystemExit) as ended:
+    with pytest.raises(SystemExit) as exit_info:
         program.main()
 
-    assert (ended.value.code, capsys.readouterr().out) == (0, f"mlapi, version {__version__}\n")
+    assert (exit_info.value.code, capsys.readouterr().out) == (0, f"mlapi, version {__version__}\n")
 
 
-def test_the_program_is_a_module_too(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_is_available_as_a_module(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     programs = [str(Path(sys.executable).with_name("mlapi"))], [sys.executable, "-m", "mlapi"]
 
@@ -319,7 +319,7 @@ def test_the_program_is_a_module_too(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_a_shell_is_told_how_to_complete_our_commands(shell: str) -> None:
+def test_completion_prints_a_script_for_the_shell(shell: str) -> None:
     result = mlapi("completion", shell)
 
     assert result.exit_code == 0
@@ -334,17 +334,17 @@ def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tup
         yield path, command
 
 
-def test_every_command_prints_json_where_a_program_may_read_it() -> None:
+def test_every_command_with_output_offers_json() -> None:
     without = {
         " ".join(path)
         for path, command in commands(main)
         if not any("--json" in parameter.opts for parameter in command.params)
     }
 
-    assert without == {"serve", "completion", "users export"}  # of which the last writes it with --format jsonl
+    assert without == {"serve", "completion", "users export"}  # export writes JSON with --format jsonl
 
 
-def test_every_command_says_what_it_does() -> None:
+def test_every_command_has_help() -> None:
     for path, _ in commands(main):
         assert mlapi(*path, "--help").exit_code == 0
 
@@ -356,12 +356,12 @@ def test_every_command_says_what_it_does() -> None:
         (["admin-token", "new"], {"admin_token"}),
         (["db", "upgrade"], {"before", "after"}),
         (["keys", "prune"], {"left"}),
-        (["keys", "rotate", "--tokens"], {"added"}),
-        (["keys", "rotate", "--salt"], {"added"}),
+        (["keys", "rotate", "--tokens"], {"add_user"}),
+        (["keys", "rotate", "--salt"], {"add_user"}),
     ],
 )
-def test_json_is_one_object(command: list[str], expected: set[str]) -> None:
-    added("ada")
+def test_json_output_is_one_object(command: list[str], expected: set[str]) -> None:
+    add_user("ada")
 
     result = mlapi(*command, "--json")
 
@@ -369,34 +369,34 @@ def test_json_is_one_object(command: list[str], expected: set[str]) -> None:
     assert set(json.loads(result.stdout)) == expected
 
 
-def test_what_a_command_changes_is_told_of_whoever_runs_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    added("ada")
+def test_audit_trail_names_the_account_that_ran_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    add_user("ada")
     monkeypatch.setattr("os.getuid", lambda: 12345)
     mlapi("users", "disable", "ada")
 
     with open_users(load_settings()) as users:
-        nobody, somebody = users.list_audit_page()
+        by_number, by_name = users.list_audit_page()
 
-    assert nobody.actor == "command line of 12345"
-    assert somebody.actor == f"command line of {pwd.getpwuid(os.geteuid()).pw_name}"
+    assert by_number.actor == "command line of 12345"
+    assert by_name.actor == f"command line of {pwd.getpwuid(os.geteuid()).pw_name}"
 
 
 # --- serve
 
 
 @pytest.mark.parametrize("workers", ["1", "3"])
-def test_serving_is_left_to_a_smaller_program_with_a_socket_for_each_worker(
+def test_serve_passes_a_socket_per_worker_to_the_supervisor(
     workers: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run: list[str] = []
-    listens: list[bool] = []
+    is_listening: list[bool] = []
     addresses: set[object] = set()
 
     def execv(_program: str, arguments: list[str]) -> None:
         run.extend(arguments)
-        for number, place in enumerate(json.loads(arguments[-1])["listeners"]):
-            with socket.socket(fileno=place) as bound:
-                listens.append(bool(bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)))
+        for number, descriptor in enumerate(json.loads(arguments[-1])["listeners"]):
+            with socket.socket(fileno=descriptor) as bound:
+                is_listening.append(bool(bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)))
                 addresses.add(bound.getsockname())
                 assert bound.get_inheritable(), number
 
@@ -406,7 +406,7 @@ def test_serving_is_left_to_a_smaller_program_with_a_socket_for_each_worker(
 
     assert (result.exit_code, result.stderr) == (0, "")
     assert run[:-1] == [sys.executable, "-P", "-m", "mlapi.entrypoints.server.supervisor"]
-    assert listens == [True, *[False] * (int(workers) - 1)]  # until there is somebody who takes what comes
+    assert is_listening == [True, *[False] * (int(workers) - 1)]  # the others listen once a worker accepts connections
     assert len(addresses) == 1
     assert json.loads(run[-1]) | {"listeners": []} == {
         "listeners": [],
@@ -418,12 +418,12 @@ def test_serving_is_left_to_a_smaller_program_with_a_socket_for_each_worker(
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_an_address_of_the_other_kind_can_be_had(workers: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_serve_can_listen_on_ipv6(workers: str, monkeypatch: pytest.MonkeyPatch) -> None:
     addresses: list[object] = []
 
     def execv(_program: str, arguments: list[str]) -> None:
-        for place in json.loads(arguments[-1])["listeners"]:
-            with socket.socket(fileno=place) as bound:
+        for descriptor in json.loads(arguments[-1])["listeners"]:
+            with socket.socket(fileno=descriptor) as bound:
                 addresses.append(bound.getsockname()[0])
 
     monkeypatch.setattr("os.execv", execv)
@@ -435,12 +435,12 @@ def test_an_address_of_the_other_kind_can_be_had(workers: str, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("host", "reason"),
     [
-        ("192.0.2.1", "cannot assign requested address"),  # RFC 5737: for documentation, nobody's
+        ("192.0.2.1", "cannot assign requested address"),  # RFC 5737: reserved for documentation
         ("x" * 300, "invalid host name"),
-        ("nowhere.invalid", ""),  # RFC 6761: never a name. Each system says so in its own words
+        ("nowhere.invalid", ""),  # RFC 6761: never resolves; the message depends on the system
     ],
 )
-def test_an_address_that_cannot_be_had_is_refused(host: str, reason: str) -> None:
+def test_unavailable_address_is_reported(host: str, reason: str) -> None:
     result = mlapi("serve", "--host", host, "--port", "0")
 
     assert result.exit_code == 3
@@ -449,7 +449,7 @@ def test_an_address_that_cannot_be_had_is_refused(host: str, reason: str) -> Non
 
 
 @pytest.mark.parametrize(("form", "kind"), [("text", TextFormatter), ("json", JsonFormatter)])
-def test_the_servers_lines_are_written_our_way(form: Format, kind: type[logging.Formatter]) -> None:
+def test_uvicorn_logs_in_our_format(form: Format, kind: type[logging.Formatter]) -> None:
     config = log_config(form)
 
     assert config["formatters"]["mlapi"]["()"] is kind
@@ -460,12 +460,12 @@ def test_the_servers_lines_are_written_our_way(form: Format, kind: type[logging.
     }
 
 
-def test_a_stream_that_is_closed_is_an_empty_one(folder: Path) -> None:
+def test_closed_standard_streams_are_treated_as_empty(folder: Path) -> None:
     mlapi_command = Path(sys.executable).with_name("mlapi")
     script = f"{mlapi_command} users add ada ada@example.com <&- ; {mlapi_command} keys new >&-"
 
-    done = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False)
+    process = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False)
 
-    assert done.returncode == 0
-    assert done.stderr.splitlines()[-1] == "mlapi: password must not be empty"
-    assert "Traceback" not in done.stderr
+    assert process.returncode == 0
+    assert process.stderr.splitlines()[-1] == "mlapi: password must not be empty"
+    assert "Traceback" not in process.stderr

@@ -1,4 +1,4 @@
-"""The doctor finds what is wrong, says what to do, and changes nothing."""
+"""``mlapi doctor`` finds problems, suggests solutions and changes nothing."""
 
 import json
 import shutil
@@ -39,19 +39,19 @@ def doctor(*options: str) -> Result:
     return CliRunner().invoke(main, ["doctor", *options])
 
 
-def found(state: str) -> list[tuple[str, str]]:
+def find_checks(state: str) -> list[tuple[str, str]]:
     checks = json.loads(doctor("--json").stdout)["checks"]
     return [(check["about"], check["message"]) for check in checks if check["state"] == state]
 
 
-def filled(monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
+def set_up(monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
     for name, value in (environ or SECRETS).items():
         monkeypatch.setenv(name, value)
     with open_users(load_settings()) as users:
         users.register(username="ada", password="difference engine", email="ada@example.com")
 
 
-def test_an_empty_folder_is_well_and_stays_empty(folder: Path) -> None:
+def test_empty_folder_is_ok_and_stays_empty(folder: Path) -> None:
     result = doctor()
 
     assert result.exit_code == 0
@@ -60,24 +60,26 @@ def test_an_empty_folder_is_well_and_stays_empty(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_a_service_that_runs_is_well(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    filled(monkeypatch, **PRODUCTION)
+def test_healthy_service_is_ok(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up(monkeypatch, **PRODUCTION)
 
     result = doctor("--json")
 
     checks = json.loads(result.stdout)
     assert (result.exit_code, checks["state"]) == (0, "ok")
-    assert ("database", f"{folder}/mlapi.db: users 1, schema at revision 0003, the key fits") in found("ok")
+    assert ("database", f"{folder}/mlapi.db: users 1, schema at revision 0003, the key fits") in find_checks("ok")
     assert "c4n4ry" not in result.output
 
 
-def test_a_postgresql_is_well(postgres_database: Database, postgres_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_healthy_postgresql_is_ok(
+    postgres_database: Database, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
     url = postgres_url.render_as_string(hide_password=False)
     for name, value in {**SECRETS, "MLAPI_DATABASE__URL": url}.items():
         monkeypatch.setenv(name, value)
 
-    assert found("problem") == []
-    assert ("database", "users 0, schema at revision 0003, the key fits") in found("ok")
+    assert find_checks("problem") == []
+    assert ("database", "users 0, schema at revision 0003, the key fits") in find_checks("ok")
 
 
 @pytest.mark.parametrize(
@@ -94,17 +96,17 @@ def test_a_postgresql_is_well(postgres_database: Database, postgres_url: URL, mo
         ({"MLAPI_PROFILE": "production"}, "secrets", "secrets.admin_token is missing"),
     ],
 )
-def test_what_is_wrong_is_a_problem(
+def test_misconfiguration_is_a_problem(
     environ: dict[str, str], about: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    filled(monkeypatch)
+    set_up(monkeypatch)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
 
     result = doctor()
     assert result.exit_code == 3
-    assert [name for name, _ in found("problem")] == [about]
-    assert message in found("problem")[0][1]
+    assert [name for name, _ in find_checks("problem")] == [about]
+    assert message in find_checks("problem")[0][1]
     assert "c4n4ry" not in result.output
 
 
@@ -117,23 +119,21 @@ def test_what_is_wrong_is_a_problem(
         ({"MLAPI_FROB": "1"}, "configuration"),
     ],
 )
-def test_what_is_to_be_weighed_is_a_warning(
-    environ: dict[str, str], about: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    filled(monkeypatch, **PRODUCTION)
+def test_risky_setting_is_a_warning(environ: dict[str, str], about: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up(monkeypatch, **PRODUCTION)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
 
     assert doctor().exit_code == 0
-    assert [name for name, _ in found("warning")] == [about]
+    assert [name for name, _ in find_checks("warning")] == [about]
 
 
-def test_a_secrets_file_that_others_may_read_is_told_once(folder: Path) -> None:
+def test_world_readable_secrets_file_is_reported_once(folder: Path) -> None:
     with open_users(load_settings()):
         pass
     (folder / "secrets.yml").chmod(0o644)
 
-    problems = found("problem")
+    problems = find_checks("problem")
 
     assert problems[0] == (
         "secrets",
@@ -142,14 +142,14 @@ def test_a_secrets_file_that_others_may_read_is_told_once(folder: Path) -> None:
     assert len(problems) == 1
 
 
-def test_a_file_of_secrets_is_named(folder: Path) -> None:
+def test_secrets_file_is_named(folder: Path) -> None:
     with open_users(load_settings()):
         pass
 
-    assert ("secrets", f"key and salt are in {folder}/secrets.yml") in found("ok")
+    assert ("secrets", f"key and salt are in {folder}/secrets.yml") in find_checks("ok")
 
 
-def test_a_schema_that_is_behind_is_told(
+def test_outdated_schema_is_a_problem(
     postgres_database: Database, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     downgrade(postgres_database, "0001")
@@ -157,73 +157,71 @@ def test_a_schema_that_is_behind_is_told(
     for name, value in {**SECRETS, "MLAPI_DATABASE__URL": url}.items():
         monkeypatch.setenv(name, value)
 
-    assert found("problem") == [("database", "the schema is outdated: run `mlapi db upgrade`")]
+    assert find_checks("problem") == [("database", "the schema is outdated: run `mlapi db upgrade`")]
 
 
-def test_a_database_of_the_future_says_that_the_clock_was_set_back(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    filled(monkeypatch)
+def test_change_in_the_future_is_a_clock_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up(monkeypatch)
     with Database(database_url(f"sqlite:///{folder}/mlapi.db")) as database, database.writing() as connection:
         connection.execute(update(users_table).values(updated_datetime=datetime.now(UTC) + timedelta(days=1)))
 
-    ((about, message),) = found("problem")
+    ((about, message),) = find_checks("problem")
 
     assert about == "clock"
     assert message.endswith("set the clock")
 
 
-def test_clocks_that_are_apart_are_told(
+def test_clock_skew_is_a_problem(
     postgres_database: Database, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    machines = utc_now
+    real_clock = utc_now
 
     url = postgres_url.render_as_string(hide_password=False)
     for name, value in {**SECRETS, "MLAPI_DATABASE__URL": url}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr("mlapi.entrypoints.cli.doctor.utc_now", lambda: machines() - timedelta(hours=1))
+    monkeypatch.setattr("mlapi.entrypoints.cli.doctor.utc_now", lambda: real_clock() - timedelta(hours=1))
 
-    ((about, message),) = found("problem")
+    ((about, message),) = find_checks("problem")
 
     assert about == "clock"
     assert message.startswith("this clock and the database's differ by 3600 s: synchronize both with NTP")
 
 
-def test_a_folder_that_cannot_be_written_to_is_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    filled(monkeypatch)
-    monkeypatch.setattr("os.access", lambda *_arguments, **_options: False)  # as root may write anywhere
+def test_folder_that_is_not_writable_is_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up(monkeypatch)
+    monkeypatch.setattr("os.access", lambda *_arguments, **_options: False)  # root can write anywhere
 
-    assert [message for _, message in found("problem")] == [
+    assert [message for _, message in find_checks("problem")] == [
         f"{folder}/mlapi.db or its folder is not writable: make the account that runs the service own both"
     ]
 
 
-def test_a_disk_that_is_nearly_full_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearly_full_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=300 * 1024**2))
 
-    assert [message[:12] for about, message in found("warning") if about == "disk"] == ["0.3 GiB free"]
+    assert [message[:12] for about, message in find_checks("warning") if about == "disk"] == ["0.3 GiB free"]
 
 
-def test_somebody_elses_table_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_of_another_program_is_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     with Database(database_url(f"sqlite:///{folder}/mlapi.db")) as database, database.writing() as connection:
         connection.execute(text("CREATE TABLE users (frob TEXT)"))
 
-    assert found("problem") == [
+    assert find_checks("problem") == [
         ("database", "the table `users` belongs to another program: point database.url at another database")
     ]
 
 
-def test_a_database_that_cannot_hold_every_name_is_told(
+def test_database_encoding_other_than_utf8_is_a_problem(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    postgres.execute("CREATE DATABASE of_doctor TEMPLATE template0 ENCODING 'LATIN1'")
-    url = postgres.url("of_doctor").render_as_string(hide_password=False)
+    postgres.execute("CREATE DATABASE doctor_latin1 TEMPLATE template0 ENCODING 'LATIN1'")
+    url = postgres.url("doctor_latin1").render_as_string(hide_password=False)
     for name, value in {**SECRETS, "MLAPI_DATABASE__URL": url}.items():
         monkeypatch.setenv(name, value)
 
-    ((about, message),) = found("problem")
+    ((about, message),) = find_checks("problem")
 
     assert about == "database"
     assert message.startswith("the database's encoding is LATIN1")

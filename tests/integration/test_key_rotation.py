@@ -1,4 +1,4 @@
-"""Keys and salts turn over: what each command leaves in the file and in the database."""
+"""Rotating keys and salts: what each command leaves in the secrets file and in the database."""
 
 from pathlib import Path
 
@@ -8,8 +8,7 @@ from sqlalchemy import URL
 
 from mlapi import ConfigurationError, Users
 from mlapi.adapters.fernet import HashingFernetCipher
-from mlapi.application import key_reload as rotation
-from mlapi.application import key_rotation
+from mlapi.application import key_reload, key_rotation
 from mlapi.bootstrap import open_key_rotation, open_service
 from mlapi.config import Settings, load_settings
 from mlapi.config.files import read_yaml
@@ -24,13 +23,13 @@ CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder of the service, with its settings in the environment, where nothing is under way."""
+    """The working folder of the service. Its settings are in the environment, and rotations take no time."""
     monkeypatch.chdir(tmp_path)
     for name, value in {"MLAPI_DATABASE__URL": url.render_as_string(hide_password=False), **CHEAP}.items():
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(key_rotation, "SETTLE_SECONDS", 0.2)
     monkeypatch.setattr(key_rotation, "_RELOAD_SECONDS", 0.05)
-    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 0.0)
     return tmp_path
 
 
@@ -48,7 +47,7 @@ def register(users: Users, count: int) -> None:
         users.register(username=f"user{number}", password=f"password {number}", email="a@example.com")
 
 
-def stored(users: Users) -> list[str]:
+def stored_values(users: Users) -> list[str]:
     return [user.password.value for user in users.iterate_users()]
 
 
@@ -57,13 +56,13 @@ def secrets(folder: Path, name: str) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
-def test_a_new_key_is_first_and_every_password_is_under_it(folder: Path, settings: Settings) -> None:
-    with open_service(settings) as opened:
-        register(opened.users, 7)
-        before = stored(opened.users)
+def test_rotation_puts_every_password_under_the_new_first_key(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as service:
+        register(service.users, 7)
+        before = stored_values(service.users)
         result = mlapi("keys", "rotate")
-        after = stored(opened.users)
-        issued = opened.access.authenticator.log_in(username="user3", password="password 3")
+        after = stored_values(service.users)
+        issued = service.access.authenticator.log_in(username="user3", password="password 3")
 
     assert result.exit_code == 0
     assert result.stdout == "every password is encrypted with the newest key; 7 were under an older key\n"
@@ -71,42 +70,42 @@ def test_a_new_key_is_first_and_every_password_is_under_it(folder: Path, setting
     (salt,) = secrets(folder, "salt")
     assert not set(before) & set(after)
     assert issued.expires_in == 3600
-    alone = HashingFernetCipher([newest], salt)
-    with open_service(settings) as opened:
-        assert all(alone.reencrypt(user.password) is None for user in opened.users.iterate_users())
+    newest_cipher = HashingFernetCipher([newest], salt)
+    with open_service(settings) as service:
+        assert all(newest_cipher.reencrypt(user.password) is None for user in service.users.iterate_users())
         assert all(
             HashingFernetCipher([newest, older], salt).reencrypt(user.password) is None
-            for user in opened.users.iterate_users()
+            for user in service.users.iterate_users()
         )
 
 
-def test_what_was_begun_is_ended_without_another_key(folder: Path, settings: Settings) -> None:
-    with open_service(settings) as opened:
-        register(opened.users, 3)
-    with open_key_rotation(settings) as turning:
-        next(iter(turning.rotate_key()))  # and no further
-    begun = secrets(folder, "key")
+def test_interrupted_rotation_resumes_without_another_key(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as service:
+        register(service.users, 3)
+    with open_key_rotation(settings) as rotation:
+        next(iter(rotation.rotate_key()))  # stop after the first batch
+    interrupted = secrets(folder, "key")
 
     result = mlapi("keys", "rotate")
 
     assert result.exit_code == 0
-    assert secrets(folder, "key") == begun
+    assert secrets(folder, "key") == interrupted
     assert mlapi("keys", "prune").stdout == "pruned\n"
-    assert secrets(folder, "key") == begun[:1]
+    assert secrets(folder, "key") == interrupted[:1]
 
 
-def test_a_database_without_users_has_its_key_turned_over_too(folder: Path) -> None:
+def test_key_of_a_database_without_users_is_rotated(folder: Path) -> None:
     results = [mlapi("keys", "rotate"), mlapi("keys", "prune"), mlapi("keys", "rotate")]
 
     assert [result.exit_code for result in results] == [0, 0, 0]
     assert len(secrets(folder, "key")) == 2
 
 
-def test_nothing_is_pruned_while_a_rotation_is_unfinished(folder: Path, settings: Settings) -> None:
-    with open_service(settings) as opened:
-        register(opened.users, 1)
-    with open_key_rotation(settings) as turning:
-        next(iter(turning.rotate_key()))
+def test_unfinished_rotation_prevents_pruning(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as service:
+        register(service.users, 1)
+    with open_key_rotation(settings) as rotation:
+        next(iter(rotation.rotate_key()))
 
     result = mlapi("keys", "prune")
 
@@ -116,26 +115,26 @@ def test_nothing_is_pruned_while_a_rotation_is_unfinished(folder: Path, settings
     assert len(secrets(folder, "key")) == 2
 
 
-def test_a_key_that_comes_while_another_is_turned_over_is_turned_over_too(folder: Path, settings: Settings) -> None:
-    with open_service(settings) as opened:
-        register(opened.users, 2)
-        with open_key_rotation(settings) as turning:
-            progress = turning.rotate_key()
+def test_key_added_during_a_rotation_is_used_as_well(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as service:
+        register(service.users, 2)
+        with open_key_rotation(settings) as rotation:
+            progress = rotation.rotate_key()
             next(progress)
             update_secrets_file(folder / "secrets.yml", lambda tree: {**tree, "key": [KEY, *tree["key"]]})
             list(progress)
-        alone = HashingFernetCipher([KEY], *secrets(folder, "salt"))
-        assert all(alone.reencrypt(user.password) is None for user in opened.users.iterate_users())
+        newest_cipher = HashingFernetCipher([KEY], *secrets(folder, "salt"))
+        assert all(newest_cipher.reencrypt(user.password) is None for user in service.users.iterate_users())
     assert mlapi("keys", "prune").stdout == "pruned\n"
     assert secrets(folder, "key") == [KEY]
 
 
 @pytest.mark.parametrize("command", [["rotate"], ["rotate", "--salt"], ["rotate", "--tokens"], ["prune"]])
-def test_while_one_command_is_at_work_another_is_refused(folder: Path, settings: Settings, command: list[str]) -> None:
-    with open_service(settings) as opened:
-        register(opened.users, 1)
-    with open_key_rotation(settings) as turning:
-        next(iter(turning.rotate_key()))
+def test_second_concurrent_key_command_is_rejected(folder: Path, settings: Settings, command: list[str]) -> None:
+    with open_service(settings) as service:
+        register(service.users, 1)
+    with open_key_rotation(settings) as rotation:
+        next(iter(rotation.rotate_key()))
         before = (folder / "secrets.yml").read_text()
 
         result = mlapi("keys", *command)
@@ -145,59 +144,59 @@ def test_while_one_command_is_at_work_another_is_refused(folder: Path, settings:
         assert (folder / "secrets.yml").read_text() == before
 
 
-def test_a_password_that_no_key_opens_leaves_the_rotation_unfinished(folder: Path, settings: Settings) -> None:
-    with open_service(settings) as opened:
-        register(opened.users, 2)
-        (first, _) = opened.users.list_page()
+def test_undecryptable_password_leaves_rotation_unfinished(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as service:
+        register(service.users, 2)
+        (first, _) = service.users.list_page()
         lost = EncryptedPassword("gAAAAA")
-        opened.users.apply(Reencrypt(user_id=first.id, password=lost, replacing=first.password))
+        service.users.apply(Reencrypt(user_id=first.id, password=lost, replacing=first.password))
 
-    refused = mlapi("keys", "rotate")
-    with open_service(settings) as opened:
-        opened.users.set_password(user_id=first.id, password="another")
-    ended = mlapi("keys", "rotate")
+    failed = mlapi("keys", "rotate")
+    with open_service(settings) as service:
+        service.users.set_password(user_id=first.id, password="another")
+    repeated = mlapi("keys", "rotate")
 
-    assert refused.exit_code == 3
+    assert failed.exit_code == 3
     assert (
         f"1 stored passwords cannot be decrypted with any key in {folder}/secrets.yml (users {first.id})"
-        in refused.stderr
+        in failed.stderr
     )
-    assert ended.exit_code == 0
+    assert repeated.exit_code == 0
     assert len(secrets(folder, "key")) == 2
 
 
-def test_a_salt_enters_a_password_at_the_next_log_in_and_is_left_until_then(folder: Path, settings: Settings) -> None:
-    with open_service(settings) as opened:
-        register(opened.users, 2)
+def test_former_salt_is_kept_until_every_user_has_logged_in(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as service:
+        register(service.users, 2)
         older = secrets(folder, "salt")
         rotated = mlapi("keys", "rotate", "--salt")
         both = secrets(folder, "salt")
-        opened.access.authenticator.log_in(username="user0", password="password 0")
-        left = mlapi("keys", "prune")
-        opened.access.authenticator.log_in(username="user1", password="password 1")
+        service.access.authenticator.log_in(username="user0", password="password 0")
+        kept = mlapi("keys", "prune")
+        service.access.authenticator.log_in(username="user1", password="password 1")
         pruned = mlapi("keys", "prune")
 
     assert rotated.stdout == "added a salt; each user's password is stored with it at their next log-in\n"
     assert both[1:] == older
-    assert left.stdout == "kept salts: 1 users have not logged in since the newest was added\npruned\n"
+    assert kept.stdout == "kept salts: 1 users have not logged in since the newest was added\npruned\n"
     assert pruned.stdout == "pruned\n"
     assert secrets(folder, "salt") == both[:1]
-    with open_service(settings) as opened:
-        assert opened.access.authenticator.log_in(username="user1", password="password 1").expires_in == 3600
+    with open_service(settings) as service:
+        assert service.access.authenticator.log_in(username="user1", password="password 1").expires_in == 3600
 
 
-def test_a_new_token_key_signs_and_the_former_verifies_until_it_is_pruned(folder: Path, settings: Settings) -> None:
-    with open_service(settings) as opened:
-        register(opened.users, 1)
-        former = opened.access.authenticator.log_in(username="user0", password="password 0").token
+def test_former_token_key_verifies_until_it_is_pruned(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as service:
+        register(service.users, 1)
+        former = service.access.authenticator.log_in(username="user0", password="password 0").token
         result = mlapi("keys", "rotate", "--tokens")
-    with open_service(settings) as opened:
-        guard = opened.access.guard
-        newer = opened.access.authenticator.log_in(username="user0", password="password 0").token
+    with open_service(settings) as service:
+        guard = service.access.guard
+        newer = service.access.authenticator.log_in(username="user0", password="password 0").token
         names = [guard.check(token).username for token in (former, newer)]
         mlapi("keys", "prune")
-    with open_service(settings) as opened, pytest.raises(Exception, match="invalid, expired or revoked"):
-        opened.access.guard.check(former)
+    with open_service(settings) as service, pytest.raises(Exception, match="invalid, expired or revoked"):
+        service.access.guard.check(former)
 
     assert result.stdout == "added a token key; tokens signed with the former key stay valid until they expire\n"
     assert names == ["user0", "user0"]
@@ -206,7 +205,7 @@ def test_a_new_token_key_signs_and_the_former_verifies_until_it_is_pruned(folder
 
 
 @pytest.mark.parametrize("options", [[], ["--tokens"], ["--salt"]])
-def test_secrets_that_are_given_elsewhere_are_turned_over_there(
+def test_secrets_configured_elsewhere_are_not_rotated(
     folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
 ) -> None:
     monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
@@ -221,36 +220,34 @@ def test_secrets_that_are_given_elsewhere_are_turned_over_there(
     assert not (folder / "secrets.yml").exists()
 
 
-def test_a_key_that_was_put_first_by_hand_is_taken_as_the_new_one(
-    monkeypatch: pytest.MonkeyPatch, folder: Path
-) -> None:
+def test_key_put_first_by_hand_is_used_as_the_new_key(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("MLAPI_SECRETS__KEY", OLDER_KEY)
     monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
-    with open_service(load_settings()) as opened:
-        register(opened.users, 3)
+    with open_service(load_settings()) as service:
+        register(service.users, 3)
     monkeypatch.setenv("MLAPI_SECRETS__KEY", f"{KEY},{OLDER_KEY}")
 
     result = mlapi("keys", "rotate")
 
     assert result.stdout == "every password is encrypted with the newest key; 3 were under an older key\n"
     monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
-    with open_service(load_settings()) as opened:
-        assert opened.access.authenticator.log_in(username="user0", password="password 0").expires_in == 3600
+    with open_service(load_settings()) as service:
+        assert service.access.authenticator.log_in(username="user0", password="password 0").expires_in == 3600
 
 
-def test_a_file_that_cannot_be_written_leaves_everything_as_it_was(
+def test_failed_write_of_the_secrets_file_changes_nothing(
     folder: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with open_service(settings) as opened:
-        register(opened.users, 1)
+    with open_service(settings) as service:
+        register(service.users, 1)
     before = (folder / "secrets.yml").read_text()
 
     def fail(*_arguments: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
-    with open_key_rotation(settings) as turning, pytest.raises(ConfigurationError, match="No space left on device"):
-        list(turning.rotate_key())
+    with open_key_rotation(settings) as rotation, pytest.raises(ConfigurationError, match="No space left on device"):
+        list(rotation.rotate_key())
 
     assert (folder / "secrets.yml").read_text() == before
     assert sorted(path.suffix for path in folder.iterdir() if "secrets" in path.name) == [".yml"]

@@ -1,4 +1,4 @@
-"""Many users from a file and into one: what is stored, what is refused, how that is told, and nobody lost or twice."""
+"""``mlapi users import`` and ``export``: stored and rejected rows, reports, interruptions and resumed imports."""
 
 import io
 import json
@@ -24,8 +24,7 @@ from mlapi import Actor, User, Users
 from mlapi.adapters.fernet import FernetCipher
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.adapters.sql import Database
-from mlapi.application import key_reload as rotation
-from mlapi.application import user_import
+from mlapi.application import key_reload, user_import
 from mlapi.application.user_import import Row, Summary, UserImport
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
@@ -42,16 +41,16 @@ ADA = "ada,ada@example.com,difference engine\n"
 BOB = "bob,bob@example.com,battery\n"
 
 
-def told_at(action: str, user: User) -> datetime:
-    """When the audit trail says that it was done to him."""
+def audit_time(action: str, user: User) -> datetime:
+    """Return the time of the audit entry for an action on a user."""
     with open_users(load_settings()) as users:
         (entry,) = [entry for entry in users.list_audit_page(user_id=user.id) if entry.action == action]
     return entry.at
 
 
 @pytest.fixture(autouse=True)
-def _interruptible() -> Iterator[None]:
-    """What was started in the background of a shell is deaf to SIGINT, and so is all that it starts."""
+def _sigint_handler() -> Iterator[None]:
+    """Restore the SIGINT handler: background processes of a shell, and their children, ignore the signal."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -65,72 +64,74 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def mlapi(*arguments: str, given: str | bytes | None = None) -> Result:
-    return CliRunner().invoke(main, ["users", *arguments], input=given)
+def mlapi(*arguments: str, stdin: str | bytes | None = None) -> Result:
+    return CliRunner().invoke(main, ["users", *arguments], input=stdin)
 
 
-def imported(text: str | bytes, *options: str, name: str = "users.csv") -> Result:
+def import_text(text: str | bytes, *options: str, name: str = "users.csv") -> Result:
     Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
     return mlapi("import", name, *options)
 
 
-def everybody() -> list[User]:
+def all_users() -> list[User]:
     with open_users(load_settings()) as users:
         return list(users.iterate_users())
 
 
-def names() -> list[str]:
-    return [user.username for user in everybody()]
+def all_names() -> list[str]:
+    return [user.username for user in all_users()]
 
 
-def refusals(name: str = "users.csv.rejects.jsonl") -> list[tuple[int, str | None, str, str]]:
+def read_rejects(name: str = "users.csv.rejects.jsonl") -> list[tuple[int, str | None, str, str]]:
     lines = [json.loads(line) for line in Path(name).read_text("utf-8").splitlines()]
     return [(line["line"], line["username"], line["field"], line["message"]) for line in lines]
 
 
-def logs_in(username: str, password: str) -> bool:
+def can_log_in(username: str, password: str) -> bool:
     with open_service(load_settings()) as service:
         found = service.users.find(username)
         return found is not None and service.users.cipher.matches(password, found.password)
 
 
 @pytest.mark.parametrize("scheme", ["fernet", "argon2id"])
-def test_users_of_a_file_can_log_in(url: URL, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_imported_users_can_log_in(url: URL, scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLAPI_DATABASE__URL", url.render_as_string(hide_password=False))
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", scheme)
     monkeypatch.setattr(user_import, "HASHES_PER_THREAD", 1)
-    people = [f"user{number}" for number in range(7)]
+    usernames = [f"user{number}" for number in range(7)]
 
-    result = imported(HEADER + "".join(f"{name},{name}@example.com,password of {name}\n" for name in people))
+    result = import_text(HEADER + "".join(f"{name},{name}@example.com,password of {name}\n" for name in usernames))
 
     assert (result.exit_code, result.stdout) == (0, "imported 7, already there 0, rejected 0\n")
-    assert [(user.username, user.email, user.enabled) for user in everybody()] == [
-        (name, f"{name}@example.com", True) for name in people
+    assert [(user.username, user.email, user.enabled) for user in all_users()] == [
+        (name, f"{name}@example.com", True) for name in usernames
     ]
-    assert logs_in("user6", "password of user6")
+    assert can_log_in("user6", "password of user6")
     assert not Path("users.csv.rejects.jsonl").exists()
 
 
 @pytest.mark.parametrize("scheme", ["fernet", "argon2id"])
-def test_what_is_there_already_is_known_by_name_and_address(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_existing_users_are_recognized_by_name_and_email(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", scheme)
-    imported(HEADER + ADA + BOB)
-    before = everybody()
+    import_text(HEADER + ADA + BOB)
+    before = all_users()
 
-    again = imported(HEADER + BOB + "ADA,ada@example.com,another\nBob,b@example.com,x\n" + "eve,e@example.com,x\n" * 2)
+    again = import_text(
+        HEADER + BOB + "ADA,ada@example.com,another\nBob,b@example.com,x\n" + "eve,e@example.com,x\n" * 2
+    )
 
     assert (again.exit_code, again.stdout) == (
         4,
         "imported 1, already there 3, rejected 1; see users.csv.rejects.jsonl\n",
     )
     taken = "belongs to another user, who has another e-mail address"
-    assert refusals() == [(4, "Bob", "username", taken)]
-    assert everybody()[:2] == before
-    assert names() == ["ada", "bob", "eve"]
+    assert read_rejects() == [(4, "Bob", "username", taken)]
+    assert all_users()[:2] == before
+    assert all_names() == ["ada", "bob", "eve"]
 
 
-def test_what_a_line_says_beyond_that_is_kept() -> None:
-    result = imported(
+def test_optional_columns_are_imported() -> None:
+    result = import_text(
         '{"username": "ada", "email": "a@example.com", "password": "x", "enabled": false}\n\n'
         '{"username": "bob", "email": "b@example.com", "password": "\\"x\\n",'
         ' "created_datetime": "2024-02-29T12:00:00+02:00"}\n'
@@ -138,18 +139,18 @@ def test_what_a_line_says_beyond_that_is_kept() -> None:
         name="users.jsonl",
     )
 
-    ada, bob, cyd = everybody()
+    ada, bob, cyd = all_users()
     assert (result.exit_code, result.stdout) == (0, "imported 3, already there 0, rejected 0\n")
     assert [user.enabled for user in (ada, bob, cyd)] == [False, True, True]
     assert bob.created_datetime.isoformat() == "2024-02-29T10:00:00+00:00"
-    assert bob.updated_datetime == told_at("register", bob) > bob.created_datetime
+    assert bob.updated_datetime == audit_time("register", bob) > bob.created_datetime
     assert cyd.created_datetime >= ada.created_datetime > bob.created_datetime
-    assert logs_in("bob", '"x\n')
+    assert can_log_in("bob", '"x\n')
 
 
-def test_the_audit_trail_tells_who_imported_and_nothing_of_who_was_there() -> None:
+def test_audit_trail_names_the_importer_for_new_users_only() -> None:
     for _ in range(2):
-        imported(HEADER + ADA)
+        import_text(HEADER + ADA)
 
     with open_users(load_settings()) as users:
         entries = users.repository.audit.list_page(limit=9)
@@ -159,49 +160,51 @@ def test_the_audit_trail_tells_who_imported_and_nothing_of_who_was_there() -> No
 
 
 @pytest.mark.parametrize("scheme", ["fernet", "argon2id"])
-def test_hashes_from_elsewhere_let_their_users_in(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_users_with_imported_hashes_can_log_in(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", scheme)
     hashed = bcrypt.hashpw(b"battery", bcrypt.gensalt(4)).decode()
 
-    result = imported(f"username,email,password_hash\nbob,bob@example.com,{hashed}\neve,e@example.com,{CANARY}\n")
+    result = import_text(f"username,email,password_hash\nbob,bob@example.com,{hashed}\neve,e@example.com,{CANARY}\n")
 
     assert result.exit_code == 4
-    assert [line[:3] for line in refusals()] == [(3, "eve", "password_hash")]
-    assert logs_in("bob", "battery")
-    assert not logs_in("bob", "another")
+    assert [line[:3] for line in read_rejects()] == [(3, "eve", "password_hash")]
+    assert can_log_in("bob", "battery")
+    assert not can_log_in("bob", "another")
 
 
-def test_a_hash_from_elsewhere_gives_way_to_one_of_the_whole_password_at_the_next_log_in(
+def test_log_in_replaces_an_imported_hash(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", "argon2id")
     password = "é" * 40
     hashed = bcrypt.hashpw(password.encode()[:72], bcrypt.gensalt(4)).decode()
-    imported(f"username,email,password_hash\nbob,bob@example.com,{hashed}\n")
+    import_text(f"username,email,password_hash\nbob,bob@example.com,{hashed}\n")
 
     with open_service(load_settings()) as service:
         service.access.authenticator.log_in(username="bob", password=password)
 
-    (bob,) = everybody()
+    (bob,) = all_users()
     assert bob.password.value.endswith("|argon2id")
-    assert [logs_in("bob", given) for given in (password, "é" * 36)] == [True, False]
+    assert [can_log_in("bob", attempt) for attempt in (password, "é" * 36)] == [True, False]
 
 
-def test_stored_passwords_of_the_same_secrets_are_taken_and_others_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stored_passwords_need_the_same_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
     monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
-    ours, another = (FernetCipher([KEY], salt).encrypt("battery").value for salt in (SALT, "another"))
+    valid, invalid = (FernetCipher([KEY], salt).encrypt("battery").value for salt in (SALT, "another"))
 
-    result = imported(f"username,email,stored_password\nbob,bob@example.com,{ours}\neve,eve@example.com,{another}\n")
+    result = import_text(
+        f"username,email,stored_password\nbob,bob@example.com,{valid}\neve,eve@example.com,{invalid}\n"
+    )
 
     assert result.exit_code == 4
-    assert refusals() == [(3, "eve", "stored_password", "was made with a salt that is not in secrets.salt")]
-    assert [user.password.value for user in everybody()] == [ours]
+    assert read_rejects() == [(3, "eve", "stored_password", "was made with a salt that is not in secrets.salt")]
+    assert [user.password.value for user in all_users()] == [valid]
 
 
 @pytest.mark.parametrize("options", [[], ["--dry-run"]])
 @pytest.mark.parametrize("scheme", ["fernet", "argon2id"])
-def test_every_line_is_checked_as_a_registration_is(
+def test_every_row_is_validated_like_a_registration(
     scheme: str, options: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", scheme)
@@ -215,35 +218,35 @@ def test_every_line_is_checked_as_a_registration_is(
         "dan,dan@example.com,battery,0,2026-01-31",
     ]
 
-    result = imported("username,email,password,enabled,created_datetime\n" + "\n".join(lines), *options)
+    result = import_text("username,email,password,enabled,created_datetime\n" + "\n".join(lines), *options)
 
-    no_time = "must be ISO 8601 with a time zone, such as 2026-01-31T12:00:00Z"
+    time_error = "must be ISO 8601 with a time zone, such as 2026-01-31T12:00:00Z"
     assert result.exit_code == 4
-    assert refusals() == [
+    assert read_rejects() == [
         (2, " ada", "username", "must not begin or end with white space"),
         (3, "nul\0", "username", "must not contain control, invisible or unassigned characters"),
         (4, "bob", "email", "must look like name@example.com"),
         (4, "bob", "enabled", "must be 1, 0, true or false"),
-        (4, "bob", "created_datetime", no_time),
+        (4, "bob", "created_datetime", time_error),
         (4, "bob", "password", "must be at least 7 characters"),
-        (5, "cyd", "created_datetime", no_time),
-        (6, "cyd", "created_datetime", no_time),
-        (7, "dan", "created_datetime", no_time),
+        (5, "cyd", "created_datetime", time_error),
+        (6, "cyd", "created_datetime", time_error),
+        (7, "dan", "created_datetime", time_error),
     ]
     assert CANARY not in result.output + Path("users.csv.rejects.jsonl").read_text("utf-8")
-    assert names() == []
+    assert all_names() == []
 
 
-def test_a_dry_run_stores_nothing_and_tells_what_would_be() -> None:
-    imported(HEADER + ADA)
+def test_dry_run_reports_results_and_stores_nothing() -> None:
+    import_text(HEADER + ADA)
 
-    result = imported(HEADER + ADA + BOB + "ADA,a@example.com,x\n", "--dry-run")
+    result = import_text(HEADER + ADA + BOB + "ADA,a@example.com,x\n", "--dry-run")
 
     assert (result.exit_code, result.stdout) == (
         4,
         "imported 1, already there 1, rejected 1 (dry run: nothing was stored); see users.csv.rejects.jsonl\n",
     )
-    assert names() == ["ada"]
+    assert all_names() == ["ada"]
 
 
 TOO_LONG = b"x" * 10_000_000
@@ -261,16 +264,16 @@ TOO_LONG = b"x" * 10_000_000
     ],
     ids=["long", "latin", "open quote", "text after a quote", "cell missing", "cell too many"],
 )
-def test_a_line_that_is_none_is_refused_and_no_other(line: bytes, message: str) -> None:
+def test_malformed_csv_line_is_rejected_alone(line: bytes, message: str) -> None:
     text = (
         b"\xef\xbb\xbf" + HEADER.encode() + line + b"\n" + ADA.encode() + b'"bo,b",b@example.com,"a ""b"", c"\r\n\r\n'
     )
 
-    result = imported(text)
+    result = import_text(text)
 
-    assert (result.exit_code, refusals()) == (4, [(2, None, "line", message)])
-    assert names() == ["ada", "bo,b"]
-    assert logs_in("bo,b", 'a "b", c')
+    assert (result.exit_code, read_rejects()) == (4, [(2, None, "line", message)])
+    assert all_names() == ["ada", "bo,b"]
+    assert can_log_in("bo,b", 'a "b", c')
 
 
 @pytest.mark.parametrize(
@@ -300,22 +303,22 @@ def test_a_line_that_is_none_is_refused_and_no_other(line: bytes, message: str) 
     ],
     ids=["brackets", "list", "broken", "surrogate", "key twice", "no e-mail", "no password", "unknown", "long"],
 )
-def test_a_json_line_that_is_none_is_refused_and_no_other(line: str, message: str) -> None:
-    result = imported(
+def test_malformed_json_line_is_rejected_alone(line: str, message: str) -> None:
+    result = import_text(
         f'{line}\n{{"username": "\\"a\\"", "email": "a@example.com", "password": "x"}}\n', name="users.jsonl"
     )
 
-    assert (result.exit_code, refusals("users.jsonl.rejects.jsonl")) == (4, [(1, None, "line", message)])
-    assert names() == ['"a"']
+    assert (result.exit_code, read_rejects("users.jsonl.rejects.jsonl")) == (4, [(1, None, "line", message)])
+    assert all_names() == ['"a"']
 
 
-def test_json_values_of_other_types_are_named_by_their_fields() -> None:
-    imported(
+def test_json_values_of_wrong_types_are_reported_by_field() -> None:
+    import_text(
         '{"username": 7, "email": null, "password": ["x"], "enabled": 1.0, "created_datetime": []}\n',
         name="users.jsonl",
     )
 
-    assert refusals("users.jsonl.rejects.jsonl") == [
+    assert read_rejects("users.jsonl.rejects.jsonl") == [
         (1, None, "username", "must be a string"),
         (1, None, "email", "must be a string"),
         (1, None, "enabled", "must be 1, 0, true or false"),
@@ -340,64 +343,64 @@ def test_json_values_of_other_types_are_named_by_their_fields() -> None:
         ),
     ],
 )
-def test_a_file_that_is_none_of_users_is_told_in_one_line(header: str | bytes, line: str) -> None:
-    result = imported((header if isinstance(header, bytes) else header.encode()) + b"\n" * bool(header))
+def test_invalid_header_is_reported_in_one_line(header: str | bytes, line: str) -> None:
+    result = import_text((header if isinstance(header, bytes) else header.encode()) + b"\n" * bool(header))
 
     assert (result.exit_code, result.stdout) == (3, "")
     assert f"mlapi: {line}" in result.stderr
     assert CANARY not in result.stderr
 
 
-def test_the_file_that_the_documentation_shows_is_imported() -> None:
+def test_example_file_of_the_documentation_is_imported() -> None:
     page = Path(__file__).parents[2] / "docs" / "importing.md"
-    (shown,) = re.findall(r"```\n(username,.*?)```", page.read_text("utf-8"), re.DOTALL)
+    (example,) = re.findall(r"```\n(username,.*?)```", page.read_text("utf-8"), re.DOTALL)
 
-    result = imported(shown)
+    result = import_text(example)
 
     assert (result.exit_code, result.stdout) == (0, "imported 2, already there 0, rejected 0\n")
-    assert logs_in("bob", 'a, "b"')
+    assert can_log_in("bob", 'a, "b"')
 
 
-def test_a_file_without_users_imports_none() -> None:
-    result = imported(HEADER)
+def test_header_without_rows_imports_no_users() -> None:
+    result = import_text(HEADER)
 
     assert (result.exit_code, result.stdout) == (0, "imported 0, already there 0, rejected 0\n")
 
 
 @pytest.mark.parametrize("name", ["users.csv", "users.jsonl"])
-def test_columns_that_mean_nothing_may_be_let_pass(name: str) -> None:
+def test_unknown_columns_can_be_ignored(name: str) -> None:
     text = {
         "users.csv": "phone,username,email,password\n1,ada,ada@example.com,x\n",
         "users.jsonl": '{"phone": 1, "username": "ada", "email": "ada@example.com", "password": "x"}\n',
     }
 
-    result = imported(text[name], "--ignore-columns", name=name)
+    result = import_text(text[name], "--ignore-columns", name=name)
 
-    assert (result.exit_code, names()) == (0, ["ada"])
+    assert (result.exit_code, all_names()) == (0, ["ada"])
 
 
 def test_standard_input_and_output_need_a_format() -> None:
-    refused = mlapi("import", "-", given=HEADER + ADA)
-    result = mlapi("import", "-", "--format", "csv", "--json", given=HEADER + ADA + "eve,e,x\n")
+    failed = mlapi("import", "-", stdin=HEADER + ADA)
+    result = mlapi("import", "-", "--format", "csv", "--json", stdin=HEADER + ADA + "eve,e,x\n")
     exported = mlapi("export", "-", "--format", "csv")
 
-    assert (refused.exit_code, "the file name does not end csv or --format jsonl" in refused.stderr) == (2, True)
+    assert (failed.exit_code, "add --format csv or --format jsonl" in failed.stderr) == (2, True)
     assert (result.exit_code, json.loads(result.stdout)) == (
         4,
         {"imported": 1, "already_there": 0, "refused": 1, "rejects": "import.rejects.jsonl"},
     )
-    assert refusals("import.rejects.jsonl")[0][:2] == (3, "eve")
+    assert read_rejects("import.rejects.jsonl")[0][:2] == (3, "eve")
     assert exported.stdout.splitlines()[0] == "user_id,username,email,enabled,created_datetime,updated_datetime"
     assert exported.stdout.splitlines()[1].startswith("1,ada,ada@example.com,true,20")
 
 
-def test_refusals_of_an_import_before_are_forgotten() -> None:
-    imported(HEADER + "eve,e,x\n")
+def test_reject_report_of_an_earlier_import_is_cleared() -> None:
+    import_text(HEADER + "eve,e,x\n")
     mode = stat.S_IMODE(Path("users.csv.rejects.jsonl").stat().st_mode)
 
-    result = imported(HEADER + ADA)
+    result = import_text(HEADER + ADA)
 
-    assert (mode, result.exit_code, refusals()) == (0o600, 0, [])
+    assert (mode, result.exit_code, read_rejects()) == (0o600, 0, [])
 
 
 @pytest.mark.parametrize(
@@ -418,7 +421,7 @@ def test_refusals_of_an_import_before_are_forgotten() -> None:
         (["export", "no/where.csv"], "where.csv cannot be written: No such file or directory"),
     ],
 )
-def test_files_that_cannot_be_used_are_told_in_one_line(folder: Path, arguments: list[str], line: str) -> None:
+def test_unusable_files_are_reported_in_one_line(folder: Path, arguments: list[str], line: str) -> None:
     (folder / "folder.csv").mkdir()
     (folder / "users.csv").write_text(HEADER + "eve,e,x\n")
 
@@ -430,13 +433,13 @@ def test_files_that_cannot_be_used_are_told_in_one_line(folder: Path, arguments:
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_a_locked_database_stops_the_import_which_goes_on_when_it_is_run_again(
+def test_import_stopped_by_a_locked_database_can_be_continued(
     open_database: Callable[[URL], Database], sqlite_url: URL
 ) -> None:
-    imported(HEADER + ADA)
+    import_text(HEADER + ADA)
 
     with open_database(sqlite_url).writing():
-        stopped = imported(HEADER + ADA + BOB)
+        stopped = import_text(HEADER + ADA + BOB)
     result = mlapi("import", "users.csv")
 
     assert stopped.exit_code == 3
@@ -445,13 +448,11 @@ def test_a_locked_database_stops_the_import_which_goes_on_when_it_is_run_again(
 
 
 @pytest.mark.parametrize("name", ["users.csv", "users.jsonl"])
-def test_what_is_exported_comes_back_with_the_same_secrets(
-    folder: Path, name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    imported(
+def test_export_can_be_imported_with_the_same_secrets(folder: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import_text(
         "username,email,password,enabled\n" + "=1+1,a@example.com,x,0\n" + '"a,""b",b@example.com,x,1\n', name="a.csv"
     )
-    before = everybody()
+    before = all_users()
     exported = mlapi("export", name, "--with-stored-passwords")
     (folder / "elsewhere").mkdir()
     (folder / "secrets.yml").rename(folder / "elsewhere" / "secrets.yml")
@@ -462,10 +463,10 @@ def test_what_is_exported_comes_back_with_the_same_secrets(
     assert (exported.exit_code, exported.stdout) == (0, "exported 2\n")
     assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
     assert (result.exit_code, result.stdout) == (0, "imported 2, already there 0, rejected 0\n")
-    after = everybody()
+    after = all_users()
     assert [attrs.evolve(user, token_epoch="") for user in after] == [
-        attrs.evolve(user, token_epoch="", updated_datetime=told_at("register", there))
-        for user, there in zip(before, after, strict=True)
+        attrs.evolve(user, token_epoch="", updated_datetime=audit_time("register", imported))
+        for user, imported in zip(before, after, strict=True)
     ]
     assert before[0].username == "=1+1"
 
@@ -479,17 +480,15 @@ def test_what_is_exported_comes_back_with_the_same_secrets(
         (["--containing", "ADA"], ["ada"]),
     ],
 )
-def test_users_are_chosen_for_an_export_and_their_passwords_are_not_in_it(
-    options: list[str], expected: list[str]
-) -> None:
-    imported(HEADER + ADA + BOB)
+def test_export_is_filtered_and_omits_passwords(options: list[str], expected: list[str]) -> None:
+    import_text(HEADER + ADA + BOB)
     CliRunner().invoke(main, ["users", "disable", "bob"])
-    Path("users.jsonl").write_text("username of before")
+    Path("users.jsonl").write_text("username of an earlier export")
 
     result = mlapi("export", "users.jsonl", "--force", *options)
 
     written = [json.loads(line) for line in Path("users.jsonl").read_text("utf-8").splitlines()]
-    ada = everybody()[0]
+    ada = all_users()[0]
     assert result.stdout == f"exported {len(expected)}\n"
     assert [user["username"] for user in written] == expected
     assert {key for user in written for key in user} == {
@@ -503,9 +502,9 @@ def test_users_are_chosen_for_an_export_and_their_passwords_are_not_in_it(
     assert expected != ["ada"] or datetime.fromisoformat(written[0]["created_datetime"]) == ada.created_datetime
 
 
-def test_an_export_of_a_link_replaces_what_it_points_at(folder: Path) -> None:
-    imported(HEADER + ADA)
-    (folder / "real.csv").write_text("username of before")
+def test_export_to_a_symbolic_link_replaces_its_target(folder: Path) -> None:
+    import_text(HEADER + ADA)
+    (folder / "real.csv").write_text("username of an earlier export")
     (folder / "link.csv").symlink_to("real.csv")
 
     mlapi("export", "link.csv", "--force")
@@ -514,45 +513,43 @@ def test_an_export_of_a_link_replaces_what_it_points_at(folder: Path) -> None:
     assert "ada@example.com" in (folder / "real.csv").read_text()
 
 
-class Refusals:
-    """Writes nothing."""
+class NoRejects:
+    """A report that fails on any rejected row."""
 
-    def __init__(self, at_flush: Callable[[], None] = lambda: None) -> None:
-        self.flush = at_flush
+    def __init__(self, on_flush: Callable[[], None] = lambda: None) -> None:
+        self.flush = on_flush
 
-    def write(self, row: Row, problems: Iterable[FieldError]) -> None:
-        raise AssertionError((row, problems))
+    def write(self, row: Row, errors: Iterable[FieldError]) -> None:
+        raise AssertionError((row, errors))
 
 
-def test_a_batch_that_took_long_is_stored_under_the_key_that_is_newest_then(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Whoever turns a key over counts on what was encrypted with the former one to be stored within seconds."""
-    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 0.0)
+def test_slow_batch_is_stored_under_the_newest_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Key rotation relies on passwords under the former key being stored within seconds."""
+    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 0.0)
     monkeypatch.setattr(user_import, "COMMIT_TIMEOUT_SECONDS", 1.0)
 
     def rows() -> Iterator[Row]:
         for number in range(6):
-            if number == 5:  # the first three are encrypted, and are stored when the others are
+            if number == 5:  # the first batch is encrypted, but not stored yet
                 update_secrets_file(folder / "secrets.yml", lambda tree: {**tree, "key": [new_key(), tree["key"]]})
                 time.sleep(0.51)
             values = {"username": f"user{number}", "email": "a@example.com", "password": "battery"}
             yield Row(number, number, values)
 
     with open_users(load_settings()) as users:
-        importing = UserImport(users, lambda: FernetCipher([KEY], SALT), Refusals(), actor=Actor(), threads=2)
-        ends = list(importing.run(rows()))
+        importing = UserImport(users, lambda: FernetCipher([KEY], SALT), NoRejects(), actor=Actor(), threads=2)
+        offsets = list(importing.run(rows()))
         stored = [user.password for user in users.iterate_users()]
 
     secrets = read_yaml(folder / "secrets.yml")
-    alone = FernetCipher([secrets["key"][0]], secrets["salt"])
-    assert ends == [2, 5]
+    newest_cipher = FernetCipher([secrets["key"][0]], secrets["salt"])
+    assert offsets == [2, 5]
     assert importing.summary == Summary(imported=6)
-    assert [alone.matches("battery", value) for value in stored] == [True] * 6
+    assert [newest_cipher.matches("battery", value) for value in stored] == [True] * 6
 
 
 class InterruptedInput(io.BytesIO):
-    """Ctrl-C where it would end."""
+    """Input that ends with Ctrl-C."""
 
     def readline(self, size: int | None = -1, /) -> bytes:
         line = super().readline(size)
@@ -561,21 +558,21 @@ class InterruptedInput(io.BytesIO):
         return line
 
 
-def test_an_interrupted_import_says_how_far_it_came() -> None:
-    given = InterruptedInput(HEADER.encode() + b"".join(b"user%d,a@example.com,x\n" % number for number in range(7)))
+def test_interrupted_import_reports_its_progress() -> None:
+    stdin = InterruptedInput(HEADER.encode() + b"".join(b"user%d,a@example.com,x\n" % number for number in range(7)))
 
-    result = CliRunner().invoke(main, ["users", "import", "-", "--format", "csv"], input=given)
+    result = CliRunner().invoke(main, ["users", "import", "-", "--format", "csv"], input=stdin)
 
     assert (result.exit_code, result.stdout) == (130, "")
     assert "mlapi: interrupted; imported 3, already there 0, rejected 0; run it again to continue" in result.stderr
-    assert names() == ["user0", "user1", "user2"]
+    assert all_names() == ["user0", "user1", "user2"]
 
 
-def test_an_interruption_waits_until_the_batch_is_counted() -> None:
+def test_interrupt_waits_until_the_batch_is_counted() -> None:
     values = {"username": "ada", "email": "a@example.com", "password": "battery"}
-    interrupting = Refusals(lambda: signal.raise_signal(signal.SIGINT))
+    interrupting_report = NoRejects(lambda: signal.raise_signal(signal.SIGINT))
     users = Users(InMemoryUserRepository(), PlainCipher())
-    importing = UserImport(users, lambda: FernetCipher([KEY], SALT), interrupting, actor=Actor(), threads=2)
+    importing = UserImport(users, lambda: FernetCipher([KEY], SALT), interrupting_report, actor=Actor(), threads=2)
 
     with pytest.raises(KeyboardInterrupt):
         list(importing.run([Row(1, 1, values)]))
@@ -584,8 +581,8 @@ def test_an_interruption_waits_until_the_batch_is_counted() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-class Command:
-    """``mlapi users import -`` in a process of its own, which reads what it is given here."""
+class ImportProcess:
+    """``mlapi users import -`` in a child process."""
 
     def __init__(self, url: URL, errors: int = subprocess.PIPE) -> None:
         self._process = subprocess.Popen(
@@ -604,67 +601,72 @@ class Command:
             stderr=errors,
         )
 
-    def give(self, text: str) -> None:
+    def write(self, text: str) -> None:
         assert self._process.stdin is not None
         self._process.stdin.write(text.encode())
         self._process.stdin.flush()
 
-    def stop(self, how: signal.Signals) -> tuple[int, str]:
-        self._process.send_signal(how)
+    def stop(self, stop_signal: signal.Signals) -> tuple[int, str]:
+        self._process.send_signal(stop_signal)
         _, errors = self._process.communicate(timeout=30)
         return self._process.returncode, errors.decode()
 
 
 @pytest.mark.parametrize(
-    ("database", "how"), [("sqlite", signal.SIGINT), ("sqlite", signal.SIGKILL), ("postgres", signal.SIGKILL)]
+    ("database", "stop_signal"), [("sqlite", signal.SIGINT), ("sqlite", signal.SIGKILL), ("postgres", signal.SIGKILL)]
 )
-def test_of_an_import_that_was_ended_in_the_middle_nobody_is_lost_and_nobody_twice(
-    database: str, how: signal.Signals, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+def test_killed_import_loses_and_duplicates_no_users(
+    database: str, stop_signal: signal.Signals, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     url = request.getfixturevalue(f"{database}_url")
     monkeypatch.setenv("MLAPI_DATABASE__URL", url.render_as_string(hide_password=False))
     monkeypatch.setattr(user_import, "BATCH_ROWS", 2_000)
-    people = [f"user{number}" for number in range(6_500)]
-    text = HEADER + "".join(f"{name},{name}@example.com,x\n" for name in people)
-    command = Command(url)
-    command.give(text[: len(text) * 3 // 4])
+    usernames = [f"user{number}" for number in range(6_500)]
+    text = HEADER + "".join(f"{name},{name}@example.com,x\n" for name in usernames)
+    process = ImportProcess(url)
+    process.write(text[: len(text) * 3 // 4])
     with open_users(load_settings()) as users:
         deadline = time.monotonic() + 30
         while (stored := users.repository.count()) < 2_000 and time.monotonic() < deadline:
             time.sleep(0.05)
 
-    code, errors = command.stop(how)
+    code, errors = process.stop(stop_signal)
     with open_users(load_settings()) as users:
-        there = users.repository.count()
-    result = imported(text)
+        stored_before = users.repository.count()
+    result = import_text(text)
 
     assert stored >= 2_000
-    assert there % 2_000 == 0
-    assert code == (130 if how is signal.SIGINT else -signal.SIGKILL)
-    interrupted = f"mlapi: interrupted; imported {there}, already there 0, rejected 0; run it again to continue\n"
-    assert (interrupted in errors) == (how is signal.SIGINT)
-    assert (result.exit_code, result.stdout) == (0, f"imported {6_500 - there}, already there {there}, rejected 0\n")
-    assert sorted(names()) == sorted(people)
+    assert stored_before % 2_000 == 0
+    assert code == (130 if stop_signal is signal.SIGINT else -signal.SIGKILL)
+    interrupted = (
+        f"mlapi: interrupted; imported {stored_before}, already there 0, rejected 0; run it again to continue\n"
+    )
+    assert (interrupted in errors) == (stop_signal is signal.SIGINT)
+    assert (result.exit_code, result.stdout) == (
+        0,
+        f"imported {6_500 - stored_before}, already there {stored_before}, rejected 0\n",
+    )
+    assert sorted(all_names()) == sorted(usernames)
 
 
-def test_a_terminal_shows_how_far_it_is(folder: Path, sqlite_url: URL) -> None:
+def test_terminal_shows_a_progress_bar(folder: Path, sqlite_url: URL) -> None:
     (folder / "users.csv").write_text(HEADER + ADA)
-    ours, theirs = pty.openpty()
+    terminal, child_terminal = pty.openpty()
     command = [sys.executable, "-c", "from mlapi.entrypoints.cli import main; main()", "users", "import", "users.csv"]
 
-    ended = subprocess.run(command, stderr=theirs, stdout=subprocess.PIPE, check=True)
-    os.close(theirs)
-    shown = os.read(ours, 10_000).decode()
-    os.close(ours)
+    process = subprocess.run(command, stderr=child_terminal, stdout=subprocess.PIPE, check=True)
+    os.close(child_terminal)
+    output = os.read(terminal, 10_000).decode()
+    os.close(terminal)
 
-    assert ended.stdout == b"imported 1, already there 0, rejected 0\n"
-    assert "importing" in shown
-    assert "100%" in shown
+    assert process.stdout == b"imported 1, already there 0, rejected 0\n"
+    assert "importing" in output
+    assert "100%" in output
 
 
 @pytest.mark.parametrize("file", ["mlapi.db", "secrets.yml"])
-def test_neither_a_report_nor_an_export_replaces_a_database_or_a_key(folder: Path, file: str) -> None:
-    imported("username,email,password\nada,ada@example.com,x\n")
+def test_report_and_export_never_replace_other_files(folder: Path, file: str) -> None:
+    import_text("username,email,password\nada,ada@example.com,x\n")
     before = (folder / file).read_bytes()
     (folder / "bad.csv").write_text("username,email,password\n,bad,x\n")
 

@@ -1,4 +1,4 @@
-"""Hashes that other systems have made: both ciphers check them, no log-in is held up by them, and they age out."""
+"""Imported hashes: both ciphers verify them, costly ones are rejected, and log-ins replace them."""
 
 import time
 
@@ -14,7 +14,7 @@ from mlapi.domain.users import EncryptedPassword
 from tests.conftest import KEY, OLDER_KEY, SALT
 
 LONG = "0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789chars after 72 are ignored"
-# Of the reference implementation of argon2 (test.c), of crypt_blowfish (wrapper.c), and of PHP's manual.
+# From the tests of argon2's reference implementation (test.c) and of crypt_blowfish (wrapper.c), and PHP's manual.
 PUBLISHED = {
     "argon2i": ("password", "$argon2i$v=19$m=256,t=2,p=1$c29tZXNhbHQ$iekCn0Y3spW+sCcFanM2xBT63UP2sghkUoHLIUpWRS8"),
     "argon2id": ("password", "$argon2id$v=19$m=256,t=2,p=1$c29tZXNhbHQ$nf65EOgLrQMR/uIPnA4rEsF5h7TKyQwu9U1bMCHGi/4"),
@@ -32,13 +32,13 @@ Kind = type[FernetCipher] | type[HashingFernetCipher]
 each_kind = pytest.mark.parametrize("kind", [FernetCipher, HashingFernetCipher])
 
 
-def bcrypted(password: bytes) -> str:
+def bcrypt_hash(password: bytes) -> str:
     return bcrypt.hashpw(password, bcrypt.gensalt(4)).decode()
 
 
 @each_kind
 @published
-def test_a_published_hash_is_checked(kind: Kind, password: str, text: str) -> None:
+def test_published_hash_verifies(kind: Kind, password: str, text: str) -> None:
     cipher = kind([KEY], SALT)
 
     stored = cipher.import_hash(text)
@@ -48,7 +48,7 @@ def test_a_published_hash_is_checked(kind: Kind, password: str, text: str) -> No
     assert not cipher.matches(text, stored)
 
 
-def test_argon2d_is_checked() -> None:
+def test_argon2d_hash_verifies() -> None:
     cipher = FernetCipher([KEY], SALT)
 
     stored = cipher.import_hash(PasswordHasher(1, 16, 2, type=Type.D).hash("secret"))
@@ -56,7 +56,7 @@ def test_argon2d_is_checked() -> None:
     assert [cipher.matches(password, stored) for password in ("secret", "Secret")] == [True, False]
 
 
-def test_a_hash_from_elsewhere_is_encrypted_and_tagged() -> None:
+def test_imported_hash_is_encrypted_and_tagged() -> None:
     _, text = PUBLISHED["bcrypt"]
 
     stored = HashingFernetCipher([KEY], SALT).import_hash(text)
@@ -65,11 +65,11 @@ def test_a_hash_from_elsewhere_is_encrypted_and_tagged() -> None:
     assert (Fernet(KEY).decrypt(token.encode()).decode(), tag) == (text, "foreign")
 
 
-def test_bcrypt_looks_at_72_bytes_also_where_these_end_in_a_character() -> None:
+def test_bcrypt_truncates_within_a_character_at_72_bytes() -> None:
     cipher = FernetCipher([KEY], SALT)
     password = "x" * 71 + "é"
 
-    stored = cipher.import_hash(bcrypted(password.encode()[:72]))
+    stored = cipher.import_hash(bcrypt_hash(password.encode()[:72]))
 
     assert cipher.matches(password, stored)
     assert cipher.matches(password + "more", stored)
@@ -77,16 +77,16 @@ def test_bcrypt_looks_at_72_bytes_also_where_these_end_in_a_character() -> None:
 
 
 @pytest.mark.parametrize("password", ["a\0a", "a\0", "\0", "\ud800"])
-def test_a_password_that_nobody_typed_matches_no_bcrypt_hash(password: str) -> None:
-    """One that holds a NUL, or is no Unicode. To bcrypt ``a`` and ``a``, NUL, ``a`` are one."""
+def test_password_with_nul_matches_no_bcrypt_hash(password: str) -> None:
+    """Nor does a lone surrogate. bcrypt cannot distinguish ``a`` from ``a``, NUL, ``a``."""
     cipher = FernetCipher([KEY], SALT)
 
-    assert not cipher.matches(password, cipher.import_hash(bcrypted(b"a")))
-    assert not cipher.matches(password, cipher.import_hash(bcrypted(b"a\0a")))
+    assert not cipher.matches(password, cipher.import_hash(bcrypt_hash(b"a")))
+    assert not cipher.matches(password, cipher.import_hash(bcrypt_hash(b"a\0a")))
 
 
 @published
-def test_the_default_upgrades_it_at_the_next_log_in(password: str, text: str) -> None:
+def test_hashing_cipher_upgrades_an_imported_hash(password: str, text: str) -> None:
     cipher = HashingFernetCipher([KEY], SALT)
     stored = cipher.import_hash(text)
 
@@ -94,7 +94,7 @@ def test_the_default_upgrades_it_at_the_next_log_in(password: str, text: str) ->
     assert not cipher.needs_upgrade(cipher.encrypt(password))
 
 
-def test_the_reversible_scheme_never_takes_a_hash_back() -> None:
+def test_reversible_cipher_keeps_an_imported_hash() -> None:
     _, text = PUBLISHED["bcrypt"]
     older, cipher = FernetCipher([OLDER_KEY], SALT), FernetCipher([KEY, OLDER_KEY], SALT)
 
@@ -102,10 +102,10 @@ def test_the_reversible_scheme_never_takes_a_hash_back() -> None:
     assert cipher.needs_upgrade(older.import_hash(text))
 
 
-def test_the_reversible_scheme_is_costly_once_it_has_met_a_hash() -> None:
-    """Or the event loop would wait for it."""
+def test_reversible_cipher_is_costly_after_verifying_a_hash() -> None:
+    """The service then verifies in a thread, so that the event loop does not block."""
     cipher = FernetCipher([KEY], SALT)
-    cheap, hashed = cipher.encrypt("secret"), cipher.import_hash(bcrypted(b"secret"))
+    cheap, hashed = cipher.encrypt("secret"), cipher.import_hash(bcrypt_hash(b"secret"))
 
     cipher.matches("secret", cheap)
     before = cipher.is_costly
@@ -115,17 +115,17 @@ def test_the_reversible_scheme_is_costly_once_it_has_met_a_hash() -> None:
 
 
 @each_kind
-def test_a_key_turns_over_under_it_and_no_salt_does(kind: Kind) -> None:
+def test_imported_hash_depends_on_the_key_but_not_on_the_salt(kind: Kind) -> None:
     password, text = PUBLISHED["argon2id"]
     stored = kind([OLDER_KEY], "another salt").import_hash(text)
     cipher = kind([KEY, OLDER_KEY], SALT)
 
-    reencrypt = cipher.reencrypt(stored)
+    reencrypted = cipher.reencrypt(stored)
 
-    assert reencrypt is not None
-    assert reencrypt.value.endswith("|foreign")
-    assert cipher.reencrypt(reencrypt) is None
-    assert kind([KEY], SALT).matches(password, reencrypt)
+    assert reencrypted is not None
+    assert reencrypted.value.endswith("|foreign")
+    assert cipher.reencrypt(reencrypted) is None
+    assert kind([KEY], SALT).matches(password, reencrypted)
     assert not cipher.needs_older_salt(stored)
     assert cipher.is_readable(stored)
     assert not kind([KEY], SALT).is_readable(stored)
@@ -133,7 +133,7 @@ def test_a_key_turns_over_under_it_and_no_salt_does(kind: Kind) -> None:
 
 @each_kind
 @pytest.mark.parametrize("tag", ["", "|argon2id"])
-def test_what_is_tagged_otherwise_matches_nothing(kind: Kind, tag: str) -> None:
+def test_imported_hash_with_another_tag_matches_nothing(kind: Kind, tag: str) -> None:
     password, text = PUBLISHED["argon2id"]
     cipher = kind([KEY], SALT)
 
@@ -144,8 +144,8 @@ def test_what_is_tagged_otherwise_matches_nothing(kind: Kind, tag: str) -> None:
 
 
 @each_kind
-def test_a_tagged_value_that_holds_no_such_hash_matches_nothing(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
-    """The password of a user of the origin's scheme may be a hash, and ends in the salt."""
+def test_tagged_value_without_a_hash_matches_nothing(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+    """A user of the legacy app may have a hash as their password; the salt follows it."""
     cipher = kind([KEY], SALT)
     _, text = PUBLISHED["bcrypt"]
     stored = EncryptedPassword(FernetCipher([KEY], SALT).encrypt(text).value + "|foreign")
@@ -195,11 +195,11 @@ def test_a_tagged_value_that_holds_no_such_hash_matches_nothing(kind: Kind, capl
         (f"$2b$03${BCRYPT}", "must have a bcrypt cost of 4 to 15"),
     ],
 )
-def test_a_hash_that_no_log_in_can_afford_is_refused(text: object, message: str) -> None:
-    with pytest.raises(InvalidFieldsError) as refusal:
+def test_hash_that_is_too_costly_is_rejected(text: object, message: str) -> None:
+    with pytest.raises(InvalidFieldsError) as exc_info:
         FernetCipher([KEY], SALT).import_hash(text)
 
-    assert refusal.value.errors == (FieldError("password_hash", message),)
+    assert exc_info.value.errors == (FieldError("password_hash", message),)
 
 
 @pytest.mark.parametrize(
@@ -222,11 +222,11 @@ def test_a_hash_that_no_log_in_can_afford_is_refused(text: object, message: str)
         f"argon2$argon2id$v=19$m=8,t=1,p=1${SALT_AND_TAG}",
     ],
 )
-def test_what_is_no_hash_of_these_is_refused_and_not_repeated(text: str) -> None:
-    with pytest.raises(InvalidFieldsError) as refusal:
+def test_unsupported_hash_is_rejected_without_showing_it(text: str) -> None:
+    with pytest.raises(InvalidFieldsError) as exc_info:
         FernetCipher([KEY], SALT).import_hash(text)
 
-    assert refusal.value.errors == (
+    assert exc_info.value.errors == (
         FieldError(
             "password_hash",
             "must be an argon2 ($argon2id$..., $argon2i$..., $argon2d$...) or bcrypt ($2a$..., $2b$..., $2y$...) hash",
@@ -236,57 +236,59 @@ def test_what_is_no_hash_of_these_is_refused_and_not_repeated(text: str) -> None
 
 @each_kind
 @pytest.mark.parametrize("made_by", [FernetCipher, HashingFernetCipher])
-def test_values_of_the_same_secrets_are_taken_as_they_are(kind: Kind, made_by: Kind) -> None:
+def test_stored_value_under_the_same_secrets_is_kept(kind: Kind, made_by: Kind) -> None:
     stored = made_by([KEY], SALT).encrypt("secret")
-    foreign = made_by([KEY], SALT).import_hash(bcrypted(b"secret"))
+    imported = made_by([KEY], SALT).import_hash(bcrypt_hash(b"secret"))
 
-    assert [kind([KEY], SALT).import_stored(value.value) for value in (stored, foreign)] == [stored, foreign]
+    assert [kind([KEY], SALT).import_stored(value.value) for value in (stored, imported)] == [stored, imported]
 
 
 @each_kind
-def test_values_of_an_older_key_are_taken_under_the_newest(kind: Kind) -> None:
-    """Or the older key could be pruned, and they be lost."""
+def test_stored_value_under_an_older_key_is_reencrypted(kind: Kind) -> None:
+    """Otherwise, pruning the older key would make the password unreadable."""
     stored = kind([OLDER_KEY], SALT).encrypt("secret")
 
-    taken = kind([KEY, OLDER_KEY], SALT).import_stored(stored.value)
+    imported = kind([KEY, OLDER_KEY], SALT).import_stored(stored.value)
 
-    assert kind([KEY], SALT).matches("secret", taken)
+    assert kind([KEY], SALT).matches("secret", imported)
 
 
 @each_kind
 @pytest.mark.parametrize("made_by", [FernetCipher, HashingFernetCipher])
-def test_values_of_other_secrets_are_refused(kind: Kind, made_by: Kind, caplog: pytest.LogCaptureFixture) -> None:
+def test_stored_value_under_other_secrets_is_rejected(
+    kind: Kind, made_by: Kind, caplog: pytest.LogCaptureFixture
+) -> None:
     cipher = kind([KEY], SALT)
-    of_another_key = "cannot be decrypted with secrets.key: it was made with another key, or is damaged"
-    refused = {
-        made_by([OLDER_KEY], SALT).encrypt("secret").value: of_another_key,
+    wrong_key_error = "cannot be decrypted with secrets.key: it was made with another key, or is damaged"
+    invalid_values = {
+        made_by([OLDER_KEY], SALT).encrypt("secret").value: wrong_key_error,
         made_by([KEY], "another salt").encrypt("secret").value: "was made with a salt that is not in secrets.salt",
-        "damaged": of_another_key,
-        "\ud800": of_another_key,
+        "damaged": wrong_key_error,
+        "\ud800": wrong_key_error,
         FernetCipher([KEY], SALT).encrypt("x").value + "|foreign": None,
     }
 
-    for value, message in refused.items():
-        with pytest.raises(InvalidFieldsError) as refusal:
+    for value, message in invalid_values.items():
+        with pytest.raises(InvalidFieldsError) as exc_info:
             cipher.import_stored(value)
-        (problem,) = refusal.value.errors
-        assert problem.field == "stored_password"
-        assert message is None or problem.message == message
+        (error,) = exc_info.value.errors
+        assert error.field == "stored_password"
+        assert message is None or error.message == message
     with pytest.raises(InvalidFieldsError, match="stored_password must be a string"):
         cipher.import_stored(7)
     assert caplog.records == []
 
 
-def test_the_default_spends_a_hash_of_its_own_on_it_whatever_it_costs_there() -> None:
-    """A cheap hash must not tell by the time of an answer; a costly one does, until the next log-in of its user."""
+def test_imported_hash_costs_at_least_one_argon2id_hash() -> None:
+    """A cheap imported hash must not show in response times. A costly one does, until its user logs in."""
     cipher = HashingFernetCipher([KEY], SALT)
-    values = [cipher.encrypt("secret"), cipher.import_hash(bcrypted(b"secret")), None]
+    values = [cipher.encrypt("secret"), cipher.import_hash(bcrypt_hash(b"secret")), None]
 
     def cost(password: str, value: EncryptedPassword | None) -> float:
-        begin = time.process_time()
+        start = time.process_time()
         for _ in range(3):
             cipher.matches(password, value)
-        return time.process_time() - begin
+        return time.process_time() - start
 
     costs = [cost(password, value) for value in values for password in ("secret", "another")]
     assert min(costs) > max(costs) / 10

@@ -1,0 +1,154 @@
+"""Reading of mounted secrets and YAML files."""
+
+from pathlib import Path
+
+import pytest
+
+from mlapi.config.files import find_permission_error, read_mounted_value, read_yaml
+from mlapi.domain.errors import ConfigurationError
+from tests.sample_settings import write
+
+
+@pytest.mark.parametrize(
+    ("mode", "is_open"),
+    [
+        (0o400, False),
+        (0o600, False),
+        (0o640, False),
+        (0o660, False),
+        (0o604, True),
+        (0o602, True),
+        (0o644, True),
+        (0o666, True),
+    ],
+    ids=oct,
+)
+def test_access_by_other_accounts_is_detected(tmp_path: Path, mode: int, is_open: bool) -> None:
+    assert (find_permission_error(write(tmp_path, "secret", name="secret", mode=mode)) is not None) is is_open
+
+
+def test_permission_error_contains_the_solution(tmp_path: Path) -> None:
+    file = write(tmp_path, "secret", name="secret", mode=0o644)
+
+    assert (
+        find_permission_error(file) == f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
+    )
+
+
+def test_value_that_is_not_secret_may_be_world_readable(tmp_path: Path) -> None:
+    file = write(tmp_path, "fernet", name="secret", mode=0o644)
+
+    assert read_mounted_value(file, "MLAPI_PASSWORDS__SCHEME_FILE", is_secret=False) == "fernet"
+
+
+def test_duplicate_yaml_key_is_rejected(tmp_path: Path) -> None:
+    file = write(tmp_path, "key: a\nsalt: b\nkey: c\n", name="secret")
+
+    with pytest.raises(ConfigurationError) as exc_info:
+        read_yaml(file)
+
+    assert str(exc_info.value) == f"{file} contains the same key twice (line 1)"
+
+
+@pytest.mark.parametrize(
+    ("content", "secret"),
+    [
+        pytest.param("secret", "secret", id="no line end"),
+        pytest.param("secret\n", "secret", id="line end"),
+        pytest.param("secret\r\n", "secret", id="Windows line end"),
+        pytest.param("secret\n\n", "secret", id="two line ends"),
+        pytest.param(" secret \n", " secret ", id="spaces are kept"),
+        pytest.param("two\nlines\n", "two\nlines", id="line end inside"),
+        pytest.param("gehëim\n", "gehëim", id="beyond ASCII"),
+        pytest.param("", "", id="empty"),
+    ],
+)
+def test_secret_is_read_without_trailing_line_ends(tmp_path: Path, content: str, secret: str) -> None:
+    assert (
+        read_mounted_value(write(tmp_path, content, name="secret"), "MLAPI_SECRETS__SALT_FILE", is_secret=True)
+        == secret
+    )
+
+
+def test_secret_is_read_through_a_symbolic_link(tmp_path: Path) -> None:
+    link = tmp_path / "link"  # as Kubernetes mounts its secrets
+    link.symlink_to(write(tmp_path, "secret", name="secret"))
+
+    assert read_mounted_value(link, "MLAPI_SECRETS__SALT_FILE", is_secret=True) == "secret"
+
+
+def test_missing_file_is_rejected_with_its_setting(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as exc_info:
+        read_mounted_value(tmp_path / "missing", "MLAPI_SECRETS__SALT_FILE", is_secret=True)
+
+    assert str(exc_info.value) == (
+        f"MLAPI_SECRETS__SALT_FILE: {tmp_path}/missing cannot be read: No such file or directory"
+    )
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755], ids=oct)
+def test_folder_instead_of_a_secret_is_rejected(tmp_path: Path, mode: int) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    folder.chmod(mode)
+
+    with pytest.raises(ConfigurationError) as exc_info:
+        read_mounted_value(folder, "MLAPI_SECRETS__SALT_FILE", is_secret=True)
+
+    assert str(exc_info.value) == f"MLAPI_SECRETS__SALT_FILE: {folder} cannot be read: Is a directory"
+
+
+def test_secret_that_is_not_utf8_is_rejected_with_its_setting(tmp_path: Path) -> None:
+    file = write(tmp_path, b"secret\xff", name="secret")
+
+    with pytest.raises(ConfigurationError) as exc_info:
+        read_mounted_value(file, "MLAPI_SECRETS__SALT_FILE", is_secret=True)
+
+    assert str(exc_info.value) == f"MLAPI_SECRETS__SALT_FILE: {file} is not UTF-8"
+
+
+def test_world_readable_secret_is_rejected_with_its_setting(tmp_path: Path) -> None:
+    file = write(tmp_path, "secret", name="secret", mode=0o644)
+
+    with pytest.raises(ConfigurationError) as exc_info:
+        read_mounted_value(file, "MLAPI_SECRETS__SALT_FILE", is_secret=True)
+
+    assert str(exc_info.value) == (
+        f"MLAPI_SECRETS__SALT_FILE: {file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
+    )
+
+
+def test_yaml_mapping_is_returned_unchanged(tmp_path: Path) -> None:
+    file = write(tmp_path, "key: [a, b]\nsalt: c\n", name="secret")
+
+    assert read_yaml(file) == {"key": ["a", "b"], "salt": "c"}
+
+
+def test_empty_yaml_file_is_an_empty_mapping(tmp_path: Path) -> None:
+    assert read_yaml(write(tmp_path, "", name="secret")) == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "error"),
+    [
+        pytest.param("key: secret\nsalt: 'secret", "is not valid YAML (line 2)", id="open quote"),
+        pytest.param("key: secret\x00", "is not valid YAML", id="NUL, an error without a line"),
+        pytest.param(b"secret\xff", "is not UTF-8", id="not UTF-8"),
+        pytest.param("secret", "must contain `key: value` lines", id="text"),
+        pytest.param("[secret]", "must contain `key: value` lines", id="list"),
+    ],
+)
+def test_invalid_yaml_is_rejected_without_showing_it(tmp_path: Path, content: str | bytes, error: str) -> None:
+    file = write(tmp_path, content, name="secret")
+
+    with pytest.raises(ConfigurationError) as exc_info:
+        read_yaml(file)
+
+    assert str(exc_info.value) == f"{file} {error}"
+
+
+def test_folder_instead_of_a_yaml_file_is_rejected(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError) as exc_info:
+        read_yaml(tmp_path)
+
+    assert str(exc_info.value) == f"{tmp_path} cannot be read: Is a directory"
