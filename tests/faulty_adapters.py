@@ -1,0 +1,339 @@
+"""Adapters with one fault each, which a contract suite must find."""
+
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import attrs
+import httpx2
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mlapi import (
+    AuditEntry,
+    Command,
+    InvalidTokenError,
+    IssuedToken,
+    Outcome,
+    TooManyAttemptsError,
+    User,
+    UserId,
+    Users,
+)
+from mlapi.adapters.memory import InMemoryAuditTrail
+from mlapi.domain.commands import Register, Rejection
+from mlapi.domain.credentials import Principal, PrincipalId, TokenClaims
+from mlapi.domain.users import EncryptedPassword, UsernameKey
+from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.wire.client import Client
+from mlapi.testing import (
+    InMemoryTokens,
+    InMemoryUserRepository,
+    PlainCipher,
+    UnlimitedAttempts,
+)
+from tests.contract.test_http import asgi_client
+
+# --- users
+
+
+class ReusingIds(InMemoryUserRepository):
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        outcomes = super().apply(commands, commit_by=commit_by)
+        self._last_id = max(self._users, default=0)
+        return outcomes
+
+
+class CaseSensitive(InMemoryUserRepository):
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        return super().apply([self._keep_case(command) for command in commands], commit_by=commit_by)
+
+    def _keep_case(self, command: Command) -> Command:
+        if isinstance(command, Register):
+            object.__setattr__(command, "username_key", UsernameKey(command.username))
+        return command
+
+
+class StoppingAtARejection(InMemoryUserRepository):
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        outcomes: list[Outcome] = []
+        for command in commands:
+            outcomes += super().apply([command], commit_by=commit_by)
+            if isinstance(outcomes[-1], Rejection):
+                break
+        return outcomes
+
+
+class RegisteringFirst(InMemoryUserRepository):
+    """Applies registrations before the other commands of a batch."""
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        order = sorted(range(len(commands)), key=lambda number: not isinstance(commands[number], Register))
+        outcomes = super().apply([commands[number] for number in order], commit_by=commit_by)
+        return [outcome for _, outcome in sorted(zip(order, outcomes, strict=True), key=lambda pair: pair[0])]
+
+
+class CachingUsers(InMemoryUserRepository):
+    """Returns users as they were when they were first read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._cache: dict[UserId, User] = {}
+
+    def get(self, user_id: UserId) -> User:
+        return self._cache.setdefault(user_id, super().get(user_id))
+
+
+class CachingPrincipals(InMemoryUserRepository):
+    def __init__(self) -> None:
+        super().__init__()
+        self._cache: dict[PrincipalId, Principal | None] = {}
+
+    def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        return [self._cache.setdefault(each, super().find_principals([each])[0]) for each in ids]
+
+
+class IgnoringTheDeadline(InMemoryUserRepository):
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        return super().apply(commands)
+
+
+class ApplyingBeforeTheDeadlineCheck(InMemoryUserRepository):
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        super().apply(commands[:-1])
+        return super().apply(commands, commit_by=commit_by)
+
+
+class ShortPages(InMemoryUserRepository):
+    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        return super().list_page(after=after, limit=limit - 1, enabled=enabled, containing=containing)
+
+
+class RepeatingTheLastUser(InMemoryUserRepository):
+    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        return super().list_page(after=UserId(after - 1), limit=limit, enabled=enabled, containing=containing)
+
+
+class FilteringAfterTheLimit(InMemoryUserRepository):
+    """Applies the limit before the filter, so that pages are not full."""
+
+    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        sifted = super().list_page(after=after, limit=10**6, enabled=enabled, containing=containing)
+        return [user for user in super().list_page(after=after, limit=limit) if user in sifted]
+
+
+class ReorderingUsers(InMemoryUserRepository):
+    """Moves updated users to the end."""
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        outcomes = super().apply(commands, commit_by=commit_by)
+        for user in outcomes:
+            if isinstance(user, User) and user.id in self._users:
+                self._users[user.id] = self._users.pop(user.id)
+        return outcomes
+
+
+class TruncatingPasswords(InMemoryUserRepository):
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        return super().apply([self._truncate(command) for command in commands], commit_by=commit_by)
+
+    def _truncate(self, command: Command) -> Command:
+        if isinstance(command, Register):
+            return attrs.evolve(command, password=EncryptedPassword(command.password.value[:255]))
+        return command
+
+
+class AuditingOnlySuccess(InMemoryUserRepository):
+    """Writes no audit entries for rejected commands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.audit = SuccessesOnly()
+
+
+class SuccessesOnly(InMemoryAuditTrail):
+    def write(self, entry: AuditEntry) -> None:
+        if entry.outcome == "done":
+            super().write(entry)
+
+
+# --- passwords
+
+
+class TruncatingAt72Bytes(PlainCipher):
+    def encrypt(self, password: str) -> EncryptedPassword:
+        return super().encrypt(self._truncate(password))
+
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        return super().matches(self._truncate(password), encrypted)
+
+    def _truncate(self, password: str) -> str:
+        return password.encode("utf-8", "surrogatepass")[:72].decode("utf-8", "ignore")
+
+
+class IgnoringCase(PlainCipher):
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        return encrypted is not None and super().matches(password.lower(), EncryptedPassword(encrypted.value.lower()))
+
+
+class Normalising(PlainCipher):
+    def encrypt(self, password: str) -> EncryptedPassword:
+        return super().encrypt(unicodedata.normalize("NFC", password))
+
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        return super().matches(unicodedata.normalize("NFC", password), encrypted)
+
+
+class WithoutSalt(PlainCipher):
+    def encrypt(self, password: str) -> EncryptedPassword:
+        return EncryptedPassword(f"plain:00000000:{password}")
+
+
+class RaisingOnDamage(PlainCipher):
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        if encrypted is not None and not encrypted.value.startswith("plain:"):
+            raise ValueError("unknown format")
+        return super().matches(password, encrypted)
+
+
+class MatchingWithoutAPassword(PlainCipher):
+    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
+        return (encrypted is None and not password) or super().matches(password, encrypted)
+
+
+# --- tokens
+
+
+class NeverExpiring(InMemoryTokens):
+    def verify(self, token: str) -> TokenClaims:
+        if token not in self._issued:
+            raise InvalidTokenError
+        return self._issued[token]
+
+
+class ValidAtItsExpiry(InMemoryTokens):
+    def verify(self, token: str) -> TokenClaims:
+        claims = self._issued.get(token)
+        return super().verify(token) if claims is None or claims.expires_at != self._clock() else claims
+
+
+class TrimmingTokens(InMemoryTokens):
+    def verify(self, token: str) -> TokenClaims:
+        return super().verify(token.strip())
+
+
+class AcceptingEveryIssuer(InMemoryTokens):
+    """Accepts the tokens of every issuer, like issuers that share a key and check no audience."""
+
+    shared: dict[str, TokenClaims] = {}  # noqa: RUF012 - this is the fault
+
+    def __init__(self, *, clock: Callable[[], object]) -> None:
+        super().__init__(clock=clock)  # type: ignore[arg-type]  # a SettableClock
+        self._issued = self.shared
+
+
+class ConstantEpoch(InMemoryTokens):
+    def issue(self, user: User) -> IssuedToken:
+        return super().issue(attrs.evolve(user, token_epoch="0123456789abcdef"))
+
+
+class LifetimeInMinutes(InMemoryTokens):
+    def issue(self, user: User) -> IssuedToken:
+        return attrs.evolve(super().issue(user), expires_in=self._lifetime // timedelta(minutes=1))
+
+
+# --- attempts
+
+
+class Counting(UnlimitedAttempts):
+    """Counts attempts by `key`, and subtracts successful ones."""
+
+    most = 3
+
+    def __init__(self) -> None:
+        self.counts: Counter[object] = Counter()
+        self.known: set[tuple[str, str]] = set()
+
+    def key(self, username: str, address: str) -> object:
+        return username, address
+
+    def count(self, username: str, address: str) -> bool:
+        if (username, address) in self.known:
+            return True
+        self.counts[self.key(username, address)] += 1
+        if self.counts[self.key(username, address)] > self.most:
+            raise TooManyAttemptsError(60)
+        return False
+
+    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
+        self.counts[self.key(username, address)] -= not was_known
+        self.known.add((username, address))
+
+
+class AllowingOneMore(Counting):
+    most = 4
+
+
+class CountingOnlyNames(Counting):
+    def key(self, username: str, address: str) -> object:
+        return username
+
+
+class ForgettingAddresses(Counting):
+    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
+        self.counts[self.key(username, address)] -= 1
+
+
+# --- HTTP
+
+
+class AllowingEveryone(AdminPolicy):
+    def check(self, caller: Client) -> None:
+        pass
+
+
+def allowing_everyone_to_administer(users: Users, management: AdminPolicy) -> ASGIApp:
+    return create_app(users, AllowingEveryone())
+
+
+def accepting_any_content_type(users: Users, management: AdminPolicy) -> ASGIApp:
+    app = create_app(users, management)
+
+    async def accepting(scope: Scope, receive: Receive, send: Send) -> None:
+        others = [header for header in scope["headers"] if header[0] != b"content-type"]
+        await app({**scope, "headers": [*others, (b"content-type", b"application/json")]}, receive, send)
+
+    return accepting
+
+
+def allowing_all_origins(users: Users, management: AdminPolicy) -> ASGIApp:
+    app = create_app(users, management)
+
+    async def allowing(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_allowed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                message["headers"].append((b"access-control-allow-origin", b"*"))
+            await send(message)
+
+        await app(scope, receive, send_allowed)
+
+    return allowing
+
+
+def failing_while_unavailable(users: Users, management: AdminPolicy) -> ASGIApp:
+    app = create_app(users, management)
+
+    async def failing(scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_failure(message: Message) -> None:
+            if message.get("status") == 503:
+                message["status"] = 500
+            await send(message)
+
+        await app(scope, receive, send_failure)
+
+    return failing
+
+
+def client_of(app: Callable[[Users, AdminPolicy], ASGIApp], users: Users, management: AdminPolicy) -> httpx2.Client:
+    return asgi_client(app(users, management))
