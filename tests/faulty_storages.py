@@ -225,7 +225,7 @@ class BlockingReaders(StorageWithAttempts):
         @contextmanager
         def reading(self) -> Iterator[InMemoryAttemptCounts]:
             if not self._writing.acquire(timeout=0.01):
-                raise SystemExit  # ends the reading thread without a traceback, so that the test need not wait
+                raise RepositoryUnavailableError("locked")
             try:
                 yield self.counts_class(self._counts, time.time())
             finally:
