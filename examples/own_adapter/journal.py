@@ -1,11 +1,7 @@
-"""An adapter of one's own: users in a journal, a file with a line of JSON for each batch of changes.
+"""Users in a journal: a file with a line of JSON for each batch of commands.
 
-A change is a value that decides nothing by chance, so the changes are all that has to be kept: applied again in the
-same order they leave the same users. Reads are answered from memory.
-
-It promises what the port asks of one process: what `apply` has returned is on the disk, and a line that a crash cut
-short, which nobody was told of, is dropped. It does not promise more: one process at a time (by a lock of POSIX), all
-users in memory, and a file that only grows, in which the addresses and stored passwords of removed users remain.
+Applying a command gives the same result every time, so the commands are all that must be stored: applied again in the
+same order, they restore the same users. Reads are answered from memory.
 """
 
 import errno
@@ -14,9 +10,10 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
 from typing import Any, get_args
 
@@ -30,116 +27,146 @@ from mlapi.domain.users import to_utc
 
 @attrs.frozen(kw_only=True)
 class Purge:
-    """Entries of the audit trail are forgotten, which is to be kept like a change."""
+    """Delete old entries of the audit trail."""
 
     before: datetime = attrs.field(converter=to_utc)
     limit: int
 
 
-Entry = Command | Purge
+@attrs.frozen(kw_only=True)
+class SetFingerprint:
+    """Store the fingerprint of the key that encrypts the passwords."""
+
+    value: str
+
+
+Entry = Command | Purge | SetFingerprint
 KINDS = {kind.__name__: kind for kind in get_args(Entry)}
 
 
-class Journal:
-    """A file with a line of JSON for each batch of entries, which is made if it is missing.
+def read_entries(path: Path) -> tuple[list[Entry], int]:
+    """Return the entries of a journal and the size of its complete lines in bytes. Changes nothing.
+
+    A crash can leave an incomplete last line. It was never acknowledged, so it is skipped.
 
     Raises:
-        ConfigurationError: if another process has it open.
+        ConfigurationError: if a line is damaged.
     """
+    written = path.read_bytes()
+    complete = written[: written.rfind(b"\n") + 1]
+    entries: list[Entry] = []
+    for number, line in enumerate(complete.splitlines(), 1):
+        try:
+            entries += [_entry(KINDS[kind], values) for kind, values in json.loads(line)]
+        except (KeyError, TypeError, ValueError):
+            raise ConfigurationError(f"line {number} of {path} is damaged: restore the file from a backup") from None
+    return entries, len(complete)
+
+
+class Journal:
+    """A journal file, which one process at a time can open."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self.path = path
         self._lock = threading.Lock()
-        path.touch(0o600)
-        self._file = path.open("ab", buffering=0)
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            raise ConfigurationError(f"{path} is open in another process: stop that one first") from None
-        folder = os.open(path.parent, os.O_RDONLY)
-        os.fsync(folder)  # a file that is new is in no folder yet, after a crash
-        os.close(folder)
+        self._file: FileIO | None = None
 
-    def entries(self) -> list[Entry]:
-        """Return what was written, and drop a line that was cut short.
+    def open(self) -> list[Entry]:
+        """Open the file, which is created if it is missing, and return its entries. Truncate an incomplete line.
 
         Raises:
-            ConfigurationError: if a line is damaged.
+            ConfigurationError: if another process has the file open, or a line is damaged.
         """
-        written = self._path.read_bytes()
-        whole = written[: written.rfind(b"\n") + 1]
-        self._file.truncate(len(whole))
-        return [entry for number, line in enumerate(whole.splitlines(), 1) for entry in self._batch(number, line)]
+        self.path.touch(0o600)
+        file = self.path.open("ab", buffering=0)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            entries, size = read_entries(self.path)
+            file.truncate(size)
+        except BlockingIOError:
+            file.close()
+            raise ConfigurationError(f"{self.path} is open in another process: stop that process first") from None
+        except ConfigurationError:
+            file.close()
+            raise
+        folder = os.open(self.path.parent, os.O_RDONLY)
+        os.fsync(folder)  # or a new file could be missing after a crash
+        os.close(folder)
+        self._file = file
+        return entries
 
     @contextmanager
-    def kept(self, entries: Sequence[Entry], commit_by: float | None = None) -> Iterator[None]:
-        """Enter once they are on the disk, and let nobody else do so until what they say is done.
+    def appended(self, entries: Sequence[Entry], commit_by: float | None = None) -> Iterator[None]:
+        """Write entries to the disk, then run the ``with`` block, which applies them in memory.
 
         Raises:
-            RepositoryUnavailableError: if it is too late, or the file cannot be written, now or ever again.
+            RepositoryUnavailableError: if ``commit_by`` has passed, or the file cannot be written.
         """
         named = [[type(entry).__name__, attrs.asdict(entry)] for entry in entries]
         line = json.dumps(named, default=datetime.isoformat).encode("ascii") + b"\n"
         with self._lock:
-            self.check()
+            file = self.opened()
             if commit_by is not None and time.monotonic() > commit_by:
                 raise RepositoryUnavailableError("too late to commit")
             try:
-                self._write(line)
+                _write(file, line)
             except OSError as error:
-                self.close()  # how much of it is on the disk, only who opens it anew can see
+                # Nobody knows how much of the line is on the disk until the file is opened again.
+                self.close()
                 raise RepositoryUnavailableError(f"the journal cannot be written: {error.strerror}") from error
             yield
 
-    def check(self) -> None:
-        if self._file.closed:
+    def opened(self) -> FileIO:
+        """Return the open file; raise `RepositoryUnavailableError` if it is closed."""
+        if self._file is None or self._file.closed:
             raise RepositoryUnavailableError("the journal is closed")
+        return self._file
 
     def close(self) -> None:
-        self._file.close()
-
-    def _write(self, line: bytes) -> None:
-        if self._file.write(line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        os.fsync(self._file)
-
-    def _batch(self, number: int, line: bytes) -> list[Entry]:
-        try:
-            return [_entry(KINDS[kind], values) for kind, values in json.loads(line)]
-        except (KeyError, TypeError, ValueError):
-            raise ConfigurationError(f"line {number} of {self._path} is damaged: put a copy in its place") from None
+        if self._file is not None:
+            self._file.close()
 
 
 class JournaledAuditTrail(InMemoryAuditTrail):
+    """An `AuditTrail` that writes to a journal when entries are purged."""
+
     def __init__(self, journal: Journal) -> None:
         super().__init__()
         self._journal = journal
 
     def purge(self, *, before: datetime, limit: int) -> int:
-        with self._journal.kept([Purge(before=before, limit=limit)]):
+        with self._journal.appended([Purge(before=before, limit=limit)]):
             return super().purge(before=before, limit=limit)
 
 
 class JournaledUserRepository(InMemoryUserRepository):
-    """A `UserRepository` over a journal that is open."""
+    """A `UserRepository` that writes to a journal before it changes its users in memory."""
 
     def __init__(self, journal: Journal) -> None:
         super().__init__()
         self._journal = journal
         self.audit = JournaledAuditTrail(journal)
-        for entry in journal.entries():
+
+    def replay(self, entries: Iterable[Entry]) -> None:
+        """Apply entries that were read from the journal."""
+        for entry in entries:
             if isinstance(entry, Purge):
                 InMemoryAuditTrail.purge(self.audit, before=entry.before, limit=entry.limit)
-            else:
+            elif not isinstance(entry, SetFingerprint):
                 super().apply([entry])
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
-        with self._journal.kept(commands, commit_by):
+        with self._journal.appended(commands, commit_by):
             return super().apply(commands)
 
     def check(self) -> None:
-        self._journal.check()
+        self._journal.opened()
+
+
+def _write(file: FileIO, line: bytes) -> None:
+    if file.write(line) < len(line):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    os.fsync(file)
 
 
 def _entry(kind: type[Entry], values: dict[str, Any]) -> Entry:

@@ -1,48 +1,138 @@
-"""The contract, for an adapter of one's own: a fixture is all it takes. Below it, what this one promises beyond."""
+"""The contract for a whole backend, and what the journal promises beyond it."""
 
+import os
 import resource
-from collections.abc import Iterator
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from examples.own_adapter.journal import Journal, JournaledUserRepository
+import requests
+from examples.own_adapter.storage import JournalStorage
+from tests.e2e.server import Server
 
-from mlapi import ApiKey, AuditEntry, ConfigurationError, RepositoryUnavailableError, User, UserRepository, Users
-from mlapi.testing import PlainCipher, UserRepositoryContract
+from mlapi import ApiKey, AuditEntry, ConfigurationError, RepositoryUnavailableError, User, Users
+from mlapi.domain.ports import Storage
+from mlapi.testing import PlainCipher, StorageContract
+
+ROOT = Path(__file__).parents[2]
 
 
-class TestJournaledUserRepository(UserRepositoryContract):
+class TestJournalStorage(StorageContract):
     @pytest.fixture
-    def repository(self, tmp_path: Path) -> Iterator[UserRepository]:
-        with closing(Journal(tmp_path / "users.jsonl")) as journal:
-            yield JournaledUserRepository(journal)
+    def open_storage(self, tmp_path: Path) -> Callable[[], Storage]:
+        return lambda: JournalStorage(tmp_path / "users.jsonl")
+
+
+# --- the service on it
+
+
+@pytest.fixture
+def environ(tmp_path: Path) -> dict[str, str]:
+    return {"MLAPI_DATABASE__URL": f"journal://{tmp_path}/users.jsonl", "PYTHONPATH": str(ROOT)}
+
+
+def test_service_finds_its_users_again_after_a_restart(tmp_path: Path, environ: dict[str, str]) -> None:
+    ada, bob = ({"username": name, "password": f"password of {name}"} for name in ("ada", "bob"))
+    server = Server(tmp_path, environ, app="examples.own_adapter.app:app").start()
+    try:
+        registered = requests.post(f"{server.base}/register-user", json={**ada, "email": "ada@example.com"}, timeout=10)
+        requests.post(f"{server.base}/register-user", json={**bob, "email": "bob@example.com"}, timeout=10)
+        logged_in = requests.post(f"{server.base}/token", json=ada, timeout=10)
+        disabled = requests.put(f"{server.base}/toggle-user-permission/2/0", timeout=10)
+
+        server.stop()
+        server.start()
+
+        again = requests.post(f"{server.base}/register-user", json={**ada, "email": "ada@example.com"}, timeout=10)
+        headers = {"Authorization": f"Bearer {logged_in.json()['token']}"}
+        status = requests.get(f"{server.base}/token_status", headers=headers, timeout=10)
+        log_ins = [requests.post(f"{server.base}/token", json=user, timeout=10).status_code for user in (ada, bob)]
+    finally:
+        server.stop()
+
+    assert [response.status_code for response in (registered, logged_in, disabled)] == [201, 200, 200]
+    assert (again.status_code, again.json()["user_id"]) == (409, registered.json()["user_id"])
+    assert status.json() == {"message": "Token is valid"}
+    assert log_ins == [200, 403]
+
+
+def test_command_line_uses_the_journal(tmp_path: Path, environ: dict[str, str]) -> None:
+    def mlapi(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "examples.own_adapter.app", *arguments]
+        return subprocess.run(  # noqa: S603 - our own module
+            command, cwd=tmp_path, env={**os.environ, **environ}, capture_output=True, text=True, check=False
+        )
+
+    missing = mlapi("db", "check")
+    listed = mlapi("users", "list")
+    checked = mlapi("db", "check")
+
+    assert (missing.returncode, "there is no journal" in missing.stderr) == (3, True)
+    assert listed.returncode == 0
+    assert ("users: 0" in checked.stdout, checked.returncode) == (True, 0)
+
+
+def test_installed_package_needs_no_code_to_register(tmp_path: Path, environ: dict[str, str]) -> None:
+    package = tmp_path / "packages" / "own_adapter-1.0.dist-info"
+    package.mkdir(parents=True)
+    (package / "METADATA").write_text("Metadata-Version: 2.4\nName: own-adapter\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text(
+        "[mlapi.storages]\njournal = examples.own_adapter.storage:JournalStorage.from_url\n"
+    )
+    environ["PYTHONPATH"] += os.pathsep + str(package.parent)
+
+    server = Server(tmp_path, environ).start()
+    try:
+        response = requests.get(f"{server.base}/health/ready", timeout=10)
+    finally:
+        server.stop()
+
+    assert response.status_code == 200
+    assert (tmp_path / "users.jsonl").exists()
+
+
+@pytest.mark.parametrize("url", ["journal://", "journal:///nowhere/users.jsonl", "journal:///tmp", "other://x"])
+def test_url_without_a_file_is_refused(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="the path of a file in an existing folder"):
+        JournalStorage.from_url(url)
+
+
+# --- the journal
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Of a journal in which ada was registered and shut out, and has an API key."""
+    """A journal with the user ada, who was disabled and has an API key."""
     path = tmp_path / "users.jsonl"
-    with closing(Journal(path)) as journal:
-        users = Users(JournaledUserRepository(journal), PlainCipher())
+    with opened(path) as storage:
+        users = Users(storage.users, PlainCipher())
         ada = users.register(username="ada", password="difference engine", email="ada@example.com")
         users.set_enabled(user_id=ada.id, enabled=False)
         users.add_api_key(user_id=ada.id, name="nightly job")
     return path
 
 
-def everything(path: Path) -> tuple[list[User], list[ApiKey], list[AuditEntry]]:
-    with closing(Journal(path)) as journal:
-        repository = JournaledUserRepository(journal)
-        users = Users(repository, PlainCipher()).list_page()
-        keys = [key for user in users for key in repository.list_api_keys(user.id)]
-        return users, keys, repository.audit.list_page(limit=100)
+@contextmanager
+def opened(path: Path) -> Iterator[JournalStorage]:
+    with closing(JournalStorage(path)) as storage:
+        storage.prepare(may_upgrade=True)
+        yield storage
+
+
+def contents(path: Path) -> tuple[list[User], list[ApiKey], list[AuditEntry]]:
+    with opened(path) as storage:
+        users = Users(storage.users, PlainCipher()).list_page()
+        keys = [key for user in users for key in storage.users.list_api_keys(user.id)]
+        return users, keys, storage.users.audit.list_page(limit=100)
 
 
 @contextmanager
-def room_for(size: int) -> Iterator[None]:
-    """Let no file of this process become larger, in bytes."""
+def largest_file(size: int) -> Iterator[None]:
+    """Let this process write no file beyond a size in bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -51,63 +141,70 @@ def room_for(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
-def test_it_knows_its_users_when_it_is_opened_again(path: Path) -> None:
-    (ada,), (key,), entries = first = everything(path)
+def test_reopened_journal_has_the_same_users(path: Path) -> None:
+    (ada,), (key,), entries = first = contents(path)
 
     assert (ada.username, ada.enabled, key.name, len(entries)) == ("ada", False, "nightly job", 3)
-    assert everything(path) == first
+    assert contents(path) == first
 
 
-def test_a_line_that_a_crash_cut_short_was_never_applied(path: Path) -> None:
-    before = everything(path)
+def test_incomplete_line_was_never_applied(path: Path) -> None:
+    before = contents(path)
     with path.open("ab") as file:
         file.write(path.read_bytes().splitlines()[0][:-7])
 
-    assert everything(path) == before
+    assert contents(path) == before
     assert path.read_bytes().endswith(b"]\n")
 
 
 @pytest.mark.parametrize(
     "damage", [b"[", b'[["Invent", {}]]', b'[["Remove", {}]]', b'[["Remove", {"user_id": "x"}]]', b"7"]
 )
-def test_a_damaged_line_is_named(path: Path, damage: bytes) -> None:
+def test_damaged_line_is_named(path: Path, damage: bytes) -> None:
     with path.open("ab") as file:
         file.write(damage + b"\n")
 
     with pytest.raises(ConfigurationError, match=r"line 4 of .*users\.jsonl is damaged"):
-        everything(path)
+        contents(path)
 
 
-def test_what_was_purged_does_not_come_back(path: Path) -> None:
-    with closing(Journal(path)) as journal:
-        trail = JournaledUserRepository(journal).audit
+def test_purged_entries_do_not_come_back(path: Path) -> None:
+    with opened(path) as storage:
+        trail = storage.users.audit
         (_, _, oldest) = trail.list_page(limit=3)
         purged = trail.purge(before=oldest.at + timedelta(days=1), limit=2)
         left = trail.list_page(limit=3)
 
     assert (purged, len(left)) == (2, 1)
-    assert everything(path)[-1] == left
+    assert contents(path)[-1] == left
 
 
-def test_no_two_have_it_open(path: Path) -> None:
-    with closing(Journal(path)), pytest.raises(ConfigurationError, match="is open in another process"):
-        Journal(path)
+def test_only_one_storage_can_open_a_journal(path: Path) -> None:
+    with opened(path), pytest.raises(ConfigurationError, match="is open in another process"):
+        JournalStorage(path).prepare(may_upgrade=True)
 
 
-def test_what_finds_no_room_on_the_disk_is_not_applied(path: Path) -> None:
-    before = everything(path)
-    with closing(Journal(path)) as journal:
-        users = Users(JournaledUserRepository(journal), PlainCipher())
+def test_journal_can_be_inspected_while_it_is_open(path: Path) -> None:
+    with opened(path):
+        found = JournalStorage(path).inspect(find_password_error=None)
 
-        with room_for(path.stat().st_size + 10), pytest.raises(RepositoryUnavailableError, match="No space left"):
+    assert found.users == 1
+
+
+def test_full_disk_applies_nothing(path: Path) -> None:
+    before = contents(path)
+    with opened(path) as storage:
+        users = Users(storage.users, PlainCipher())
+
+        with largest_file(path.stat().st_size + 10), pytest.raises(RepositoryUnavailableError, match="No space left"):
             users.register(username="eve", password="x", email="eve@example.com")
 
         assert users.find("eve") is None
         with pytest.raises(RepositoryUnavailableError, match="the journal is closed"):
             users.repository.check()
 
-    assert everything(path) == before
+    assert contents(path) == before
 
 
-def test_only_its_owner_may_read_it(path: Path) -> None:
+def test_only_the_owner_may_read_the_journal(path: Path) -> None:
     assert path.stat().st_mode & 0o777 == 0o600

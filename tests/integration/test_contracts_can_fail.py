@@ -167,7 +167,9 @@ def test_fault_is_caught(
         INNER.format(suite=suite.__name__, module=fault.__module__, fault=fault.__name__, body=FIXTURES[suite])
     )
 
-    run = pytester.inline_run("-k", test, "-p", "no:unraisableexception", "-p", "no:threadexception")
+    run = pytester.inline_run(
+        "-k", test, "-p", "no:unraisableexception", "-W", "ignore::pytest.PytestUnhandledThreadExceptionWarning"
+    )
 
     _, _, failed = run.listoutcomes()
     assert {(report.when, *report.nodeid.partition("[")[0].split("::")[1:]) for report in failed} == {

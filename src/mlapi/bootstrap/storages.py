@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from importlib.metadata import entry_points
 
 import attrs
 
@@ -11,6 +12,8 @@ from mlapi.config import Settings
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.ports import Storage
 
+ENTRY_POINTS = "mlapi.storages"
+"""The group in which an installed package declares a storage, with the scheme as the name of the entry point."""
 _DEFAULT_URL = "sqlite:///mlapi.db"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -28,6 +31,12 @@ def register_storage(scheme: str, from_url: Callable[[str], Storage]) -> None:
     """Support another scheme in ``database.url``. Call this before the service starts.
 
     >>> register_storage("archive", InMemoryStorage.from_url)  # database.url: archive://...
+
+    An installed package needs no call if its ``pyproject.toml`` declares the storage. `mlapi serve` and the other
+    commands can then use it too:
+
+        [project.entry-points."mlapi.storages"]
+        archive = "archive_storage:ArchiveStorage.from_url"
 
     Args:
         scheme: the part of the URL before ``://``, in lower case.
@@ -48,7 +57,7 @@ def open_storage(settings: Settings) -> Storage:
     scheme = _SCHEME.match(url)
     if scheme is None:
         return SqlStorage.from_url(url)  # raises an error with the reason
-    from_url = _storages.get(scheme[1].lower())
+    from_url = _find_factory(scheme[1].lower())
     if from_url is None:
         known = ", ".join(sorted(_storages))
         raise ConfigurationError(
@@ -68,3 +77,13 @@ def open_database(settings: Settings) -> Database:
     if not isinstance(storage, SqlStorage):
         raise ConfigurationError("database.url must name an SQLite or PostgreSQL database for this")
     return storage.database
+
+
+def _find_factory(scheme: str) -> Callable[[str], Storage] | None:
+    """Return the function that makes a storage from a URL with this scheme."""
+    if scheme in _storages:
+        return _storages[scheme]
+    for entry_point in entry_points(group=ENTRY_POINTS, name=scheme):
+        from_url: Callable[[str], Storage] = entry_point.load()
+        return from_url
+    return None

@@ -1,0 +1,19 @@
+"""Serve mlapi on a backend of your own.
+
+    MLAPI_DATABASE__URL=journal://users.jsonl uvicorn examples.own_adapter.app:app --port 8001
+
+Run its command line with ``python -m examples.own_adapter.app users list``.
+"""
+
+from examples.own_adapter.storage import JournalStorage
+
+from mlapi.__main__ import main
+from mlapi.bootstrap import register_storage
+from mlapi.entrypoints.http import app
+
+__all__ = ["app"]
+
+register_storage("journal", JournalStorage.from_url)
+
+if __name__ == "__main__":
+    main()
