@@ -52,7 +52,7 @@ class Server:
         while time.monotonic() < deadline and self.is_running:
             try:
                 requests.get(f"{self.base}/health/live", timeout=5)
-            except requests.ConnectionError:
+            except requests.RequestException:  # also a timeout, while workers start on a busy machine
                 time.sleep(0.02)
             else:
                 return self
