@@ -13,10 +13,10 @@ from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Day, chart_start, make
 from mlapi.entrypoints.console.sessions import FLASH_SECONDS, IDLE_SECONDS, LIFETIME_SECONDS, Session, Sessions
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
-from tests.unit.test_admin import BY_MACHINE, BY_TOKEN, LOCAL, LOCKED, STRANGER, TOKEN, with_headers
+from tests.unit.test_admin import LOCAL, LOCAL_MODE, LOCKED, REMOTE, TOKEN, TOKEN_MODE, with_headers
 
 NOW = 1_800_000_000
-KEY = BY_TOKEN.session_key
+KEY = TOKEN_MODE.session_key
 
 
 def sessions(*, key: bytes = KEY, now: float = NOW) -> Sessions:
@@ -84,7 +84,7 @@ def test_a_new_admin_token_invalidates_every_session() -> None:
     _session, cookie = sessions().create()
 
     assert sessions(key=AdminPolicy(admin_token="another").session_key).load(cookie) is None
-    assert sessions(key=BY_MACHINE.session_key).load(cookie) is None
+    assert sessions(key=LOCAL_MODE.session_key).load(cookie) is None
 
 
 def encoded(content: bytes) -> str:
@@ -172,27 +172,27 @@ def test_repr_of_a_session_hides_its_secrets() -> None:
 # --- access to pages
 
 
-@pytest.mark.parametrize("caller", [LOCAL, STRANGER])
+@pytest.mark.parametrize("caller", [LOCAL, REMOTE])
 def test_in_token_mode_check_page_accepts_every_client(caller: Client) -> None:
-    BY_TOKEN.check_page(caller)
+    TOKEN_MODE.check_page(caller)
 
 
-@pytest.mark.parametrize("caller", [LOCAL, STRANGER])
+@pytest.mark.parametrize("caller", [LOCAL, REMOTE])
 def test_rejection_in_locked_mode_names_the_setting(caller: Client) -> None:
     with pytest.raises(AdminAccessDeniedError, match=r"set secrets\.admin_token"):
         LOCKED.check_page(caller)
 
 
 def test_local_mode_accepts_a_browser_on_this_machine() -> None:
-    BY_MACHINE.check_page(LOCAL)
-    BY_MACHINE.check_page(with_headers(LOCAL, ("origin", "http://localhost:8001"), ("sec-fetch-site", "same-origin")))
-    BY_MACHINE.check_page(with_headers(LOCAL, ("sec-fetch-site", "none")))
+    LOCAL_MODE.check_page(LOCAL)
+    LOCAL_MODE.check_page(with_headers(LOCAL, ("origin", "http://localhost:8001"), ("sec-fetch-site", "same-origin")))
+    LOCAL_MODE.check_page(with_headers(LOCAL, ("sec-fetch-site", "none")))
 
 
 @pytest.mark.parametrize(
     "caller",
     [
-        STRANGER,
+        REMOTE,
         with_headers(LOCAL, ("origin", "http://localhost:3000")),
         with_headers(LOCAL, ("origin", "http://127.0.0.1:8001")),
         with_headers(LOCAL, ("origin", "https://localhost:8001")),
@@ -208,7 +208,7 @@ def test_local_mode_accepts_a_browser_on_this_machine() -> None:
 )
 def test_local_mode_rejects_requests_from_elsewhere(caller: Client) -> None:
     with pytest.raises(AdminAccessDeniedError):
-        BY_MACHINE.check_page(caller)
+        LOCAL_MODE.check_page(caller)
 
 
 @pytest.mark.parametrize(
@@ -251,11 +251,11 @@ def test_client_scheme_is_the_scheme_of_the_connection(scheme: str) -> None:
 
 
 def test_only_the_admin_token_is_accepted() -> None:
-    assert BY_TOKEN.is_admin_token(TOKEN)
+    assert TOKEN_MODE.is_admin_token(TOKEN)
     assert not any(
-        BY_TOKEN.is_admin_token(other) for other in ["", TOKEN[:-1], f"{TOKEN} ", TOKEN.upper(), "é", "\ud800"]
+        TOKEN_MODE.is_admin_token(other) for other in ["", TOKEN[:-1], f"{TOKEN} ", TOKEN.upper(), "é", "\ud800"]
     )
-    assert not any(closed.is_admin_token(token) for closed in [BY_MACHINE, LOCKED] for token in ["", TOKEN])
+    assert not any(closed.is_admin_token(token) for closed in [LOCAL_MODE, LOCKED] for token in ["", TOKEN])
 
 
 # --- the chart

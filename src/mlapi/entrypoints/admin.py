@@ -191,8 +191,8 @@ def _is_local_program(client: Client) -> bool:
     return (
         host_headers == 1
         and client.http_version == "1.1"  # proxies use HTTP/1.0 by default
-        and _is_loopback(client.client)
-        and _is_loopback(client.server)
+        and _is_loopback(client.peer_address)
+        and _is_loopback(client.server_address)
     )
 
 

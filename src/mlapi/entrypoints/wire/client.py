@@ -20,16 +20,16 @@ class Client:
 
     Attributes:
         path: the path of the request, relative to the mount point of the application.
-        client: address of the client's end of the connection, or empty if unknown.
-        server: address of our end of the connection. WSGI servers may give a name; local mode then rejects the request.
+        peer_address: address of the other end of the connection, or empty if unknown. It may be a proxy.
+        server_address: address of our end of the connection. If a WSGI server gives a name, the client is not local.
         http_version: such as ``1.1``.
         headers: the request headers.
         scheme: ``http`` or ``https``.
     """
 
     path: str
-    client: str
-    server: str
+    peer_address: str
+    server_address: str
     http_version: str
     headers: Headers = attrs.field(repr=False)
     scheme: str = "http"
@@ -40,8 +40,8 @@ class Client:
         path, root = scope["path"], scope.get("root_path", "")
         return cls(
             path=path.removeprefix(root) if path.startswith(f"{root}/") else path,
-            client=(scope.get("client") or ("",))[0],
-            server=(scope.get("server") or ("",))[0],
+            peer_address=(scope.get("client") or ("",))[0],
+            server_address=(scope.get("server") or ("",))[0],
             http_version=scope["http_version"],
             headers=scope["headers"],
             scheme=scope.get("scheme", "http"),
@@ -52,8 +52,8 @@ class Client:
         """Read a WSGI environ."""
         return cls(
             path=environ.get("PATH_INFO", ""),
-            client=environ.get("REMOTE_ADDR", ""),
-            server=environ.get("SERVER_NAME", ""),
+            peer_address=environ.get("REMOTE_ADDR", ""),
+            server_address=environ.get("SERVER_NAME", ""),
             http_version=environ["SERVER_PROTOCOL"].removeprefix("HTTP/"),
             headers=wsgi_headers(environ),
             scheme=environ.get("wsgi.url_scheme", "http"),
@@ -89,7 +89,7 @@ class Client:
 
     def is_trusted_proxy(self, trusted_proxies: Sequence[Network]) -> bool:
         """Return whether the other end of the connection is a trusted proxy."""
-        return _is_in_any(self.client, trusted_proxies)
+        return _is_in_any(self.peer_address, trusted_proxies)
 
     def resolve_address(self, trusted_proxies: Sequence[Network] = ()) -> str:
         """Return the address of the client behind any proxies.
@@ -106,11 +106,11 @@ class Client:
             if name == b"x-forwarded-for"
             for entry in value.split(b",")
         ]
-        may_be_replaced = bool(self.client) and any(self.client in entry for entry in forwarded)
+        may_be_replaced = bool(self.peer_address) and any(self.peer_address in entry for entry in forwarded)
         is_trusted = self.is_trusted_proxy(trusted_proxies)
         if not may_be_replaced and not is_trusted:
-            return self.client
-        checked, nearest = [], self.client if is_trusted else _UNKNOWN
+            return self.peer_address
+        checked, nearest = [], self.peer_address if is_trusted else _UNKNOWN
         for entry in reversed(forwarded if trusted_proxies else []):
             address = _parse_forwarded_address(entry)
             if address is None:
@@ -120,7 +120,7 @@ class Client:
             if not _is_in_any(nearest, trusted_proxies):
                 break
         # If the server took the address from the header, trusted proxies must have vouched for it.
-        return nearest if is_trusted or parse_address(self.client) in checked else _UNKNOWN
+        return nearest if is_trusted or parse_address(self.peer_address) in checked else _UNKNOWN
 
 
 def _is_in_any(address: str, networks: Sequence[Network]) -> bool:
