@@ -158,7 +158,9 @@ class SecretStore(Generic[Cipher]):
             ConfigurationError: if the secrets of this kind are not in the file, or if the file cannot be changed.
         """
         current = self.load()
-        if getattr(self._settings.secrets, kind) or self._file is None or not self._file.exists():
+        if self._file is None:
+            raise ConfigurationError("this database has no secrets file, so mlapi cannot rotate its secrets")
+        if getattr(self._settings.secrets, kind) or not self._file.exists():
             raise ConfigurationError(
                 f"secrets.{kind} is not in {self.location}, so mlapi cannot rotate it. Rotate it where it is set: add a"
                 " new one after the others and restart every process, then move it to the front and restart them"

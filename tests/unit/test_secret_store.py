@@ -321,7 +321,7 @@ def test_secrets_in_memory_are_not_rotated() -> None:
     store = make_store(Settings(), None)
     store.create_missing(is_database_in_use=lambda: False)
 
-    with pytest.raises(ConfigurationError, match=r"secrets\.key is not in memory, so mlapi cannot rotate it"):
+    with pytest.raises(ConfigurationError, match="this database has no secrets file"):
         store.add("key")
 
 

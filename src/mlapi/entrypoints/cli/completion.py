@@ -8,7 +8,11 @@ from click.shell_completion import get_completion_class
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 @click.pass_context
 def completion_command(context: click.Context, shell: str) -> None:
-    """Print the completion script for SHELL. To enable it in bash: eval "$(mlapi completion bash)"."""
+    """Print the completion script for SHELL.
+
+    \b
+    In bash, enable it with: eval "$(mlapi completion bash)"
+    """  # noqa: D301 - the backspace tells click not to wrap the line
     script_class = get_completion_class(shell)
     assert script_class is not None  # noqa: S101 - click supports these three
     click.echo(script_class(context.find_root().command, {}, "mlapi", "_MLAPI_COMPLETE").source())
