@@ -1,6 +1,6 @@
-"""What the `AttemptLimiter` must do over any storage. A subclass provides the fixture ``counts``, which are empty.
+"""The behaviour of the log-in limiter with any storage. A subclass provides the fixture ``counts`` without counts.
 
-Time is the machine's, and the windows that have to pass are a second long.
+The tests use real time. Windows that must end are a second long.
 """
 
 import time
@@ -23,7 +23,7 @@ def limits_of(*, per_address: int = MANY, per_name: int = MANY, per_name_and_add
 
 
 def attempt(limiter: AttemptLimiter, username: str = "ada", address: str = HOME) -> int:
-    """Count one attempt; return 0 if it is let through, and else after how many seconds to come again."""
+    """Count an attempt. Return 0 if it is allowed, otherwise the seconds to wait."""
     try:
         limiter.count(username, address)
     except TooManyAttemptsError as refusal:
@@ -36,13 +36,13 @@ def are_let_through(limiter: AttemptLimiter, *attempts: tuple[str, str]) -> list
 
 
 def log_in(limiter: AttemptLimiter, username: str = "ada", address: str = HOME) -> None:
-    """An attempt with the right password."""
+    """Count a successful attempt."""
     was_known = limiter.count(username, address)
     limiter.record_success(username, address, was_known=was_known)
 
 
 class CountedCalls:
-    """Counts how often the storage is used."""
+    """Count the uses of the storage."""
 
     def __init__(self, counts: AttemptCounts) -> None:
         self.times = 0
@@ -250,7 +250,7 @@ class FixedWindowContract:
         answers = [attempt(limiter) == LET_THROUGH for _ in range(50)]
 
         assert answers == [True] * 2 + [False] * 48
-        assert counted.times == 2 * 2 + 1  # each that is let through is looked at and counted, the third looked at
+        assert counted.times == 2 * 2 + 1  # two uses for each allowed attempt, one for the third
 
     def test_cache_of_rejections_is_bounded(self, counts: AttemptCounts, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("mlapi.application.login_throttle._MAX_CACHED_REJECTIONS", 5)

@@ -1,4 +1,4 @@
-"""Attempts are counted alike in memory and in every database; what the table promises beyond that stands below."""
+"""Attempt counts in memory and in databases keep the same contract; further tests concern the table."""
 
 import re
 import sqlite3
@@ -43,7 +43,7 @@ START = 1_795_521_600.0
 
 
 class SettableSeconds:
-    """A clock in seconds since 1970 that stands still until it is set."""
+    """A clock in seconds since 1970 that stands still."""
 
     def __init__(self) -> None:
         self.now = START
@@ -268,7 +268,7 @@ def test_only_count_transactions_skip_the_disk_sync(postgres_database: Database)
     assert (within, afterwards) == ("off", "on")
 
 
-# --- the storage, by itself
+# --- the storage alone
 
 
 def test_counts_are_read_within_the_transaction(database: Database) -> None:
@@ -302,7 +302,7 @@ def test_count_never_drops_below_zero(database: Database) -> None:
     assert later == [0, 1]
 
 
-# --- a database that is away
+# --- an unavailable database
 
 
 def test_missing_table_allows_no_attempts(database: Database) -> None:

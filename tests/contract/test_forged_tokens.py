@@ -1,6 +1,6 @@
-"""Nobody makes a token but who has the key: published vectors, the known classes of attack, and changes at random.
+"""Tokens cannot be forged without the key: published vectors, known classes of attack, and random changes.
 
-The classes are those of RFC 8725, 2 (JSON Web Token Best Current Practices), and of the CVEs that are named.
+The classes come from RFC 8725, 2 (JSON Web Token Best Current Practices) and from the CVEs named below.
 """
 
 import base64
@@ -61,7 +61,7 @@ BASE64URL = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-
 
 
 def accepted_of(forged: list[str]) -> list[str]:
-    """Return those that are let through, of tokens none of which should be. The valid one is known from before."""
+    """Return the accepted tokens, of which there should be none. The valid token is cached already."""
     TOKENS.verify(VALID)
     return [token for token in forged if not is_rejected(TOKENS, token)]
 
@@ -90,7 +90,7 @@ def test_published_vectors_are_genuine_and_rejected(source: str, key: str, token
     algorithm = jwt.get_unverified_header(token)["alg"]
     published = VECTORS["keys"][key]
 
-    # Or a slip in copying it would have it refused.
+    # Otherwise a copying mistake could cause the rejection.
     jwt.PyJWS().decode(token, jwt.PyJWK(published, algorithm=algorithm).key, algorithms=[algorithm])
     assert is_rejected(TOKENS, token)
     if published["kty"] == "oct":
@@ -196,7 +196,7 @@ def ec_key() -> ec.EllipticCurvePrivateKey:
 
 
 def forms_of(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> Iterator[bytes]:
-    """Every way in which a public key might be at hand as bytes, to be taken for a secret."""
+    """Return all encodings of a public key that could be mistaken for an HMAC secret."""
     public = key.public_key()
     formats = serialization.PublicFormat
     for encoding in (serialization.Encoding.PEM, serialization.Encoding.DER):
@@ -249,7 +249,7 @@ def test_signature_of_a_foreign_key_pair_is_rejected(
 
 @pytest.mark.parametrize("algorithm", ["ES256", "ES384", "ES512", "HS256"])
 def test_psychic_signature_is_rejected(algorithm: str) -> None:
-    """CVE-2022-21449: r and s of zero, in both forms in which they are written."""
+    """CVE-2022-21449: r and s are zero, in both encodings."""
     headers = [header_of(alg=algorithm), header_of(alg=algorithm, kid=KEY_ID, typ="JWT")]
     signatures = [bytes(64), bytes(96), bytes(132), bytes.fromhex("3006020100020100"), bytes(32)]
 
@@ -306,7 +306,7 @@ def test_key_in_the_token_is_ignored(rsa_key: rsa.RSAPrivateKey) -> None:
     assert accepted_of(forged) == []
 
 
-# --- ids of keys that are more than ids: RFC 8725, 3.10
+# --- key ids used for injection: RFC 8725, 3.10
 
 KEY_IDS: dict[str, object] = {
     "path": "../../../../../../dev/null",
@@ -351,7 +351,7 @@ def test_header_and_signature_must_use_the_same_key() -> None:
     assert accepted_of([sign_parts(header, payload, KEY_BYTES), sign_parts(HEADER, payload, OLDER_KEY_BYTES)]) == []
 
 
-# --- the right key and a header that is not ours to the letter
+# --- the right key with another header
 
 
 def raw(header: str) -> str:
@@ -434,14 +434,14 @@ def test_text_around_a_valid_token_is_rejected() -> None:
 
 
 def other_ends(part: str) -> list[str]:
-    """Return the forms in which the bits that base64 leaves over are not zero: they decode to the same bytes."""
+    """Return variants with non-zero unused base64 bits, which decode to the same bytes."""
     ends = [part[:-1] + character for character in BASE64URL]
     return [other for other in ends if other != part and decode_part(other) == decode_part(part)]
 
 
 def test_only_canonical_base64_is_accepted() -> None:
     header, payload, signature = HEADER, PAYLOAD, SIGNATURE
-    while not other_ends(payload):  # its length goes with the user's id
+    while not other_ends(payload):  # its length depends on the user's id
         longer = attrs.evolve(ADA, id=UserId(int(f"{json.loads(decode_part(payload))['sub']}7")))
         header, payload, signature = TOKENS.issue(longer).token.split(".")
     variants = [
@@ -486,7 +486,7 @@ def test_inserted_characters_are_rejected(inserted: str) -> None:
 
 def test_other_alphabet_or_case_is_rejected() -> None:
     token = VALID
-    while not {"-", "_"} <= set(token):  # what is in it goes by chance
+    while not {"-", "_"} <= set(token):  # random contents
         token = TOKENS.issue(ADA).token
     forged = [
         token.replace("-", "+").replace("_", "/"),
@@ -529,7 +529,7 @@ def test_wrong_separators_are_rejected() -> None:
     assert accepted_of(forged) == []
 
 
-# --- changed, cut, long and mixed
+# --- changed, truncated, long and mixed tokens
 
 
 def test_any_flipped_bit_is_rejected() -> None:
@@ -611,7 +611,7 @@ def test_changed_claim_with_the_old_signature_is_rejected(claim: str, value: obj
     assert accepted_of([f"{HEADER}.{encode_part(changed)}.{SIGNATURE}"]) == []
 
 
-# --- at random
+# --- random input
 
 EDITS = st.lists(
     st.tuples(

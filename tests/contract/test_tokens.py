@@ -1,4 +1,4 @@
-"""Every issuer of tokens we ship keeps the contract; what JSON Web Tokens promise beyond it stands below."""
+"""Every token issuer keeps the contract; further tests concern JSON Web Tokens."""
 
 import base64
 import json
@@ -91,7 +91,7 @@ class TestRotatingTokens(TokenIssuerContract):
         return ReloadingTokens(Reloader(lambda: issuer_of([OLD], clock), lambda: "the same"))
 
 
-# --- what is in them
+# --- contents
 
 
 def test_token_contains_exactly_the_documented_claims() -> None:
@@ -198,7 +198,7 @@ def test_signature_must_match_the_key_id() -> None:
     assert not is_rejected(tokens, sign_parts(header, payload, NEW))
 
 
-# --- claims, under the right key and header
+# --- claims signed with the right key
 
 
 TOKENS = issuer_of([NEW])
@@ -350,7 +350,7 @@ def test_other_issuer_or_audience_is_rejected(other: JwtTokenIssuer) -> None:
     assert is_rejected(other, TOKENS.issue(ADA).token)
 
 
-# --- what was verified before
+# --- the cache of verified tokens
 
 
 def test_cache_of_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

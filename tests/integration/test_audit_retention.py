@@ -1,4 +1,4 @@
-"""Old entries of the audit trail go by themselves, and nothing else does."""
+"""Old audit entries are deleted in the background, and only those."""
 
 import logging
 import threading
@@ -19,7 +19,7 @@ DAY = timedelta(days=1)
 
 
 class Watched:
-    """A trail that tells when it was purged so many times."""
+    """Set ``done`` after a number of purges."""
 
     def __init__(self, trail: AuditTrail, purges: int) -> None:
         self._trail = trail
@@ -52,7 +52,7 @@ def test_old_entries_are_deleted_in_batches(monkeypatch: pytest.MonkeyPatch) -> 
     repository = filled()
     trail = Watched(repository.audit, purges=3)
 
-    background = AuditRetention(trail, DAY, interval_seconds=0.01, clock=lambda: LATER)  # type: ignore[arg-type]  # it is one
+    background = AuditRetention(trail, DAY, interval_seconds=0.01, clock=lambda: LATER)  # type: ignore[arg-type]  # a proxy for a trail
     assert trail.done.wait(10)
     background.close()
 
@@ -66,7 +66,7 @@ def test_close_interrupts_a_purge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "PAUSE_SECONDS", 60.0)
     trail = Watched(filled().audit, purges=1)
 
-    background = AuditRetention(trail, DAY, interval_seconds=0.001, clock=lambda: LATER)  # type: ignore[arg-type]  # it is one
+    background = AuditRetention(trail, DAY, interval_seconds=0.001, clock=lambda: LATER)  # type: ignore[arg-type]  # a proxy for a trail
     assert trail.done.wait(10)
     background.close()
 
@@ -77,7 +77,7 @@ def test_failed_purge_is_logged_and_repeated(caplog: pytest.LogCaptureFixture) -
     trail = Watched(UnavailableAuditTrail(), purges=2)
 
     with caplog.at_level(logging.WARNING, "mlapi"):
-        background = AuditRetention(trail, DAY, interval_seconds=0.001)  # type: ignore[arg-type]  # it is one
+        background = AuditRetention(trail, DAY, interval_seconds=0.001)  # type: ignore[arg-type]  # a proxy for a trail
         assert trail.done.wait(10)
         background.close()
 
@@ -91,7 +91,7 @@ def test_setting_determines_the_maximum_age(days: int, left: int, monkeypatch: p
     repository = InMemoryUserRepository()
     repository.apply([registration(at=datetime(2020, 1, 1, tzinfo=UTC))])
     trail = Watched(repository.audit, purges=2)
-    repository.audit = trail  # type: ignore[assignment]  # it is one
+    repository.audit = trail  # type: ignore[assignment]  # a proxy for a trail
     settings = Settings(audit=AuditSettings(days=days))
 
     with audit_retention(Users(repository, PlainCipher()), settings):

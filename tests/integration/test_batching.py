@@ -1,4 +1,4 @@
-"""Many concurrent changes are one durable transaction, over any repository."""
+"""Concurrent commands share a durable transaction."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ from mlapi.testing.samples import LATER, registered, registration
 
 
 class Recording(InMemoryUserRepository):
-    """A repository that keeps the batches it was given, and can be made to wait or to fail."""
+    """Record the batches, and wait or fail on demand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +130,7 @@ def test_steady_arrivals_do_not_delay_a_batch() -> None:
         commits = CommandBatcher(repository)
         await outcomes(commits, [registration("a"), registration("b")])
         tasks = []
-        for number in range(400):  # one in nearly every turn of the loop
+        for number in range(400):  # about one per turn of the loop
             tasks.append(asyncio.create_task(commits.apply(registration(f"user{number}"))))
             await asyncio.sleep(0)
         await asyncio.gather(*tasks)
@@ -157,7 +157,7 @@ def test_each_caller_gets_its_own_outcome() -> None:
 
 
 def test_results_are_delivered_after_the_commit(database: Database) -> None:
-    """Seen from a second connection whenever one of them is answered: all of its batch is there, or none."""
+    """At every result, a second connection sees the whole batch."""
     onlooker = SqlUserRepository(Database(database.engine.url))
 
     async def run() -> list[int]:
@@ -304,7 +304,7 @@ def test_commands_of_a_replaced_writer_are_not_applied() -> None:
     async def run() -> tuple[User | BaseException, User]:
         commits = CommandBatcher(repository, timeout_seconds=0.2)
         (stuck,) = await outcomes(commits, [registration("stuck")])
-        repository.go_on.set()  # for whoever comes now; the first still has to wake
+        repository.go_on.set()  # for the new writer; the old one wakes up later
         other = await commits.apply(registration("other"))
         await asyncio.sleep(0.05)
         commits.close()
@@ -416,7 +416,7 @@ submissions = st.lists(one, max_size=30)
 def test_batches_give_the_same_result_as_single_commands(
     database: Database, sequence: list[tuple[str, str | int]]
 ) -> None:
-    """In the order of submission: as a loop hands its changes over in the order in which they came."""
+    """Compare with the same commands applied singly, in the order of submission."""
     real, reference = SqlUserRepository(database), InMemoryUserRepository()
     for user in real.list_page(after=UserId(0), limit=100):
         real.apply([Remove(user_id=user.id)])

@@ -33,7 +33,7 @@ KEPT = "the secrets changed but cannot be used, keeping the previous ones: secre
 
 
 class Secrets:
-    """The keys there are, newest first. What is made of them is made anew when they change."""
+    """The current keys, the newest first. Changing them changes the signature."""
 
     def __init__(self, *keys: str) -> None:
         self.keys = list(keys)
@@ -72,13 +72,13 @@ def issuer_of(keys: list[str]) -> TokenIssuer:
 
 @pytest.fixture
 def rarely(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nobody looks at the secrets but who has a reason to."""
+    """Disable the regular checks, so that only ``check_now`` checks."""
     monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 1000.0)
 
 
 @pytest.fixture
 def always(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The secrets are looked at, at every use."""
+    """Check the secrets at every use."""
     monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", -1.0)
 
 
@@ -86,7 +86,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
     return [(record.levelno, record.message) for record in caplog.records]
 
 
-# --- what is current
+# --- the reloader
 
 
 def test_unchanged_secrets_are_loaded_once(always: None) -> None:
@@ -243,7 +243,7 @@ def test_removed_key_decrypts_no_passwords(monkeypatch: pytest.MonkeyPatch, capl
 
     secrets.keys = [KEY]
     monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", -1.0)
-    assert not cipher.matches("", None)  # so that it looks
+    assert not cipher.matches("", None)  # triggers the check
 
     assert not cipher.matches("secret", older)
     assert logging.WARNING in {record.levelno for record in caplog.records}
@@ -323,7 +323,7 @@ def test_tokens_stay_valid_while_the_secrets_are_invalid(always: None, caplog: p
     assert lines(caplog) == [(logging.WARNING, KEPT)]
 
 
-# --- a file of secrets
+# --- the secrets file
 
 
 def test_replaced_file_is_noticed_at_the_first_rejection(tmp_path: Path, rarely: None) -> None:

@@ -1,4 +1,4 @@
-"""The last uses of API keys are written in the background, and no request waits for that or fails by it."""
+"""The last uses of API keys are written in the background."""
 
 import logging
 import threading
@@ -23,7 +23,7 @@ AT_ONCE, MUCH_LATER = 0.01, 1000.0
 
 
 class RecordingRepository(InMemoryUserRepository):
-    """Keeps the batches that it was given, and can be away."""
+    """Record the batches, and simulate an outage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class RecordingRepository(InMemoryUserRepository):
 
     @property
     def uses(self) -> list[list[RecordApiKeyUse]]:
-        """The batches of uses, each in the order of the keys."""
+        """The batches of uses, each sorted by key."""
         batches = [[command for command in batch if isinstance(command, RecordApiKeyUse)] for batch in self.batches]
         return [sorted(batch, key=lambda command: command.key_id) for batch in batches if batch]
 
@@ -104,7 +104,7 @@ def test_key_is_written_once_a_minute(repository: RecordingRepository, keys: lis
         uses(keys[0], NOON)
         assert eventually(lambda: repository.uses != [])
         for _ in range(100):
-            uses(keys[0], NOON + MINUTE)  # a guard asks as often, as long as it reads the row as it was before
+            uses(keys[0], NOON + MINUTE)  # a guard calls this at every request until it reads the new row
         uses(keys[1], NOON + MINUTE)
 
     assert repository.uses == [

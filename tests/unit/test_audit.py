@@ -1,4 +1,4 @@
-"""Every change has an entry, but for those that change nothing of anybody."""
+"""Every command makes an audit entry, except the internal ones."""
 
 from datetime import UTC, datetime
 from typing import get_args

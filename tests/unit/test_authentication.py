@@ -1,4 +1,4 @@
-"""Who is let in: log-ins, the guard in both of its faces, and what ends tokens and keys; on users in memory."""
+"""Log-in, password change, and the guard in its synchronous and asynchronous form, with users in memory."""
 
 import asyncio
 import hashlib
@@ -51,13 +51,13 @@ NOBODY = UserId(99)
 
 
 class AgeingCipher(PlainCipher):
-    """Counts its runs, and knows an older form of stored passwords too: ``old:`` and the password."""
+    """Count the calls, and accept an outdated form of stored passwords: ``old:`` and the password."""
 
     def __init__(self) -> None:
         self.compared_with: list[EncryptedPassword | None] = []
         self.encryptions = 0
         self.meanwhile: Callable[[], object] | None = None
-        """What happens during the next encryption: somebody else works on the users too."""
+        """Called during the next encryption, to simulate a concurrent change."""
 
     def encrypt(self, password: str) -> EncryptedPassword:
         self.encryptions += 1
@@ -76,14 +76,13 @@ class AgeingCipher(PlainCipher):
 
 
 class JournaledRepository(InMemoryUserRepository):
-    """Writes down what it is asked, and can be away."""
+    """Record the calls, and simulate an outage or a lock."""
 
     def __init__(self, journal: list[tuple[object, ...]]) -> None:
         super().__init__()
         self._journal = journal
         self.away = False
         self.locked = False
-        """Whether it would have to wait for a lock."""
 
     def find(self, key: UsernameKey) -> User | None:
         self._be_asked("find", key)
@@ -122,7 +121,7 @@ class RemoteRepository(UnavailableRepository):
 
 
 class JournaledAttempts(UnlimitedAttempts):
-    """Writes down what it is told, and lets through until it is told to refuse."""
+    """Record the calls, and raise ``error`` if it is set."""
 
     def __init__(self, journal: list[tuple[object, ...]]) -> None:
         self._journal = journal
@@ -140,7 +139,7 @@ class JournaledAttempts(UnlimitedAttempts):
 
 @pytest.fixture
 def journal() -> list[tuple[object, ...]]:
-    """What the repository and the counts were asked, in order."""
+    """The calls of the repository and the attempt limiter, in order."""
     return []
 
 
@@ -193,7 +192,7 @@ def ada(users: Users, cipher: AgeingCipher, journal: list[tuple[object, ...]]) -
 
 
 def with_old_password(users: Users, user: User) -> User:
-    """The same user, as if his password had been stored long ago."""
+    """Store the user's password in the outdated form and return the user."""
     return users.apply(
         Reencrypt(user_id=user.id, password=EncryptedPassword(f"old:{PASSWORD}"), replacing=user.password)
     )
@@ -343,7 +342,7 @@ def test_log_in_fails_while_the_database_is_unavailable(
     assert cipher.compared_with == []
 
 
-# --- a password that is stored in an older form
+# --- passwords stored in an outdated form
 
 
 def test_log_in_upgrades_the_stored_password_only(
@@ -422,7 +421,7 @@ def test_upgrade_keeps_a_concurrently_changed_password(
     assert cipher.matches(NEW_PASSWORD, users.get(ada.id).password)
 
 
-# --- a log-in in its parts
+# --- the steps of a log-in
 
 
 def test_started_attempt_contains_its_user(authenticator: Authenticator, ada: User) -> None:
@@ -469,7 +468,7 @@ def test_flow_that_waits_cannot_run_inline() -> None:
         run_inline(asyncio.sleep(0))
 
 
-# --- another password, by the user himself
+# --- password change by the user
 
 
 def test_user_changes_the_password_with_the_current_one(
@@ -578,7 +577,7 @@ def test_preparing_a_password_change_stores_nothing(authenticator: Authenticator
     assert refusal.value.errors == (FieldError("new", "must be at least 8 characters"),)
 
 
-# --- the guard, in each of its faces
+# --- the guard, synchronous and asynchronous
 
 Check = Callable[[str], User]
 
@@ -596,7 +595,7 @@ def check(request: pytest.FixtureRequest, repository: JournaledRepository, guard
 
 
 def outcomes(check: Check, *credentials: str) -> list[User | MlapiError]:
-    """Return for each the user whom it lets in, or the error that refuses it."""
+    """Return the authenticated user or the error for each credential."""
 
     def outcome(credential: str) -> User | MlapiError:
         try:
@@ -621,7 +620,7 @@ def key(users: Users, ada: User, journal: list[tuple[object, ...]]) -> str:
 
 @pytest.fixture
 def shown(token: str, key: str) -> tuple[str, str]:
-    """A token and an API key of one user."""
+    """A token and an API key of the same user."""
     return token, key
 
 
@@ -783,7 +782,7 @@ def test_guard_uses_the_system_clock_by_default(users: Users, ada: User, key: st
     assert before <= used.last_used_datetime <= datetime.now(UTC)
 
 
-# --- the last use of an API key
+# --- recording the last use of an API key
 
 
 def test_api_key_use_is_recorded_once_a_minute(
@@ -848,7 +847,7 @@ def test_uses_are_passed_to_the_given_recorder(
     assert users.list_api_keys(ada.id) == [stored]
 
 
-# --- what managers do
+# --- changes by managers
 
 
 def test_manager_sets_a_password(users: Users, ada: User, clock: SettableClock, cipher: AgeingCipher) -> None:
@@ -984,7 +983,7 @@ def test_removing_an_api_key_returns_it(users: Users, ada: User) -> None:
     assert refusal.value == ApiKeyNotFoundError(keys[0].id)
 
 
-# --- storing every password under the newest key
+# --- encrypting all passwords with the newest key
 
 
 def test_reencrypt_updates_all_passwords_in_batches(

@@ -1,4 +1,4 @@
-"""Changes say all that they will do."""
+"""Commands describe a change completely."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -224,7 +224,7 @@ def test_commands_are_immutable() -> None:
     command = Remove(user_id=UserId(7), at=NOON)
 
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        command.user_id = UserId(8)  # type: ignore[misc]  # to be refused
+        command.user_id = UserId(8)  # type: ignore[misc]  # must raise
 
     assert command == Remove(user_id=UserId(7), at=NOON)
 

@@ -1,4 +1,4 @@
-"""What a request shows, and the rule that decides whether it lets anybody in."""
+"""Parsing credentials, and the rule that accepts or rejects them."""
 
 import hashlib
 import re
@@ -115,7 +115,7 @@ def test_principal_id_is_a_user_id_or_an_api_key_id() -> None:
     assert [get_principal_id(CLAIMS), get_principal_id(SHOWN)] == [UserId(7), ApiKeyId(ID)]
 
 
-# --- who is let in
+# --- accepted and rejected credentials
 
 ADMITTED: dict[str, tuple[ParsedCredential, Principal, User]] = {
     "token": (CLAIMS, ADA, ADA),
@@ -163,7 +163,7 @@ def test_other_credentials_are_rejected(
     assert refusal.value == error
 
 
-# --- what they show
+# --- repr
 
 
 def test_repr_hides_secrets() -> None:
@@ -185,7 +185,7 @@ def test_times_of_an_api_key_are_converted_to_utc() -> None:
 @pytest.mark.parametrize("field", ["created_datetime", "expires_datetime", "last_used_datetime"])
 def test_api_key_with_a_naive_time_is_rejected(field: str) -> None:
     with pytest.raises(ValueError, match="has no time zone"):
-        attrs.evolve(KEY, **{field: NOON.replace(tzinfo=None)})  # type: ignore[arg-type]  # one of its times
+        attrs.evolve(KEY, **{field: NOON.replace(tzinfo=None)})  # type: ignore[arg-type]  # one of the time fields
 
 
 def test_uses_are_recorded_to_the_minute() -> None:

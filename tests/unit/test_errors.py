@@ -1,4 +1,4 @@
-"""Errors are values: equal when they say the same."""
+"""Errors are values that compare by class and data."""
 
 import copy
 import pickle

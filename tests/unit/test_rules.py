@@ -1,4 +1,4 @@
-"""What a user is, and the rules that a new user's fields must meet."""
+"""The user entity, and the rules for usernames, e-mail addresses and passwords."""
 
 import string
 import unicodedata
@@ -40,7 +40,7 @@ NO_EMAIL = "must look like name@example.com"
 NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
 NORMAL_FORMS: list[NormalForm] = ["NFC", "NFD", "NFKC", "NFKD"]
 
-# Short enough for the longest normalisation there is, U+FDFA, which becomes 18 characters.
+# Normalisation lengthens a character to at most 18 (U+FDFA), so these texts stay below the limit.
 names = st.text(
     st.characters(exclude_categories=["Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"]),
     min_size=1,
@@ -435,7 +435,7 @@ def test_repr_of_an_encrypted_password_hides_it() -> None:
 
 def test_users_are_immutable() -> None:
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        ADA.enabled = False  # type: ignore[misc]  # to be refused
+        ADA.enabled = False  # type: ignore[misc]  # must raise
 
     assert ADA.enabled
 
@@ -444,7 +444,7 @@ def test_encrypted_passwords_are_immutable() -> None:
     password = EncryptedPassword("stored-password")
 
     with pytest.raises(attrs.exceptions.FrozenInstanceError):
-        password.value = "other"  # type: ignore[misc]  # to be refused
+        password.value = "other"  # type: ignore[misc]  # must raise
 
     assert password == EncryptedPassword("stored-password")
 

@@ -1,4 +1,4 @@
-"""The use cases, on users in memory."""
+"""The use cases for users, in memory."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -16,7 +16,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 class SteppingClock:
-    """A clock that goes on by an hour whenever it is read; it begins at noon."""
+    """A clock that starts at noon and advances by an hour at every call."""
 
     def __init__(self) -> None:
         self._next = NOON
@@ -110,7 +110,7 @@ def test_error_names_every_invalid_field(users: Users) -> None:
 
 def test_fields_of_other_types_are_rejected(users: Users) -> None:
     with pytest.raises(InvalidFieldsError) as refusal:
-        users.register(username=None, password=12345678, email=b"ada@example.com")  # type: ignore[arg-type]  # to be refused
+        users.register(username=None, password=12345678, email=b"ada@example.com")  # type: ignore[arg-type]  # must raise
 
     assert refusal.value.errors == (
         FieldError("username", "must be a string"),
@@ -274,7 +274,7 @@ def test_invalid_username_is_not_found(users: Users, name: str) -> None:
     assert users.find(name) is None
 
 
-# --- users in memory, beyond what the use cases need
+# --- the fakes in memory
 
 
 def test_batch_has_an_outcome_for_each_command() -> None:
