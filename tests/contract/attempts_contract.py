@@ -26,8 +26,8 @@ def attempt(limiter: AttemptLimiter, username: str = "ada", address: str = HOME)
     """Count an attempt. Return 0 if it is allowed, otherwise the seconds to wait."""
     try:
         limiter.count(username, address)
-    except TooManyAttemptsError as refusal:
-        return refusal.retry_after
+    except TooManyAttemptsError as error_info:
+        return error_info.retry_after
     return LET_THROUGH
 
 
@@ -98,11 +98,11 @@ class FixedWindowContract:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=1), window_seconds=1)
         limiter.count("ada", HOME)
 
-        with pytest.raises(TooManyAttemptsError) as refusal:
+        with pytest.raises(TooManyAttemptsError) as error_info:
             limiter.count("bob", HOME)
 
-        assert refusal.value == TooManyAttemptsError(1)
-        assert str(refusal.value) == "too many log-in attempts: retry in 1 seconds"
+        assert error_info.value == TooManyAttemptsError(1)
+        assert str(error_info.value) == "too many log-in attempts: retry in 1 seconds"
 
     def test_attempts_are_allowed_again_after_the_window(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=1), window_seconds=1)
@@ -208,20 +208,20 @@ class FixedWindowContract:
 
     def test_success_makes_room_for_a_rejected_attempt(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name_and_address=2))
-        refused = are_let_through(limiter, *[("ada", HOME)] * 3)
+        rejected = are_let_through(limiter, *[("ada", HOME)] * 3)
 
         limiter.record_success("ada", HOME, was_known=False)
 
-        assert refused == [True, True, False]
+        assert rejected == [True, True, False]
         assert are_let_through(limiter, ("ada", HOME)) == [True]
 
     def test_rejected_attempt_is_not_counted_elsewhere(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=1, per_address=2))
         limiter.count("ada", ELSEWHERE)
 
-        refused = are_let_through(limiter, *[("ada", HOME)] * 5)
+        rejected = are_let_through(limiter, *[("ada", HOME)] * 5)
 
-        assert refused == [False] * 5
+        assert rejected == [False] * 5
         assert are_let_through(limiter, ("bob", HOME), ("eve", HOME), ("eve", HOME)) == [True, True, False]
 
     def test_limiters_share_their_counts(self, counts: AttemptCounts) -> None:

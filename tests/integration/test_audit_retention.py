@@ -18,7 +18,7 @@ from mlapi.testing.samples import LATER, NOON, registration
 DAY = timedelta(days=1)
 
 
-class Watched:
+class WatchedTrail:
     """Set ``done`` after a number of purges."""
 
     def __init__(self, trail: AuditTrail, purges: int) -> None:
@@ -39,7 +39,7 @@ class Watched:
         return self.purged[-1]
 
 
-def filled() -> InMemoryUserRepository:
+def repository_with_entries() -> InMemoryUserRepository:
     repository = InMemoryUserRepository()
     repository.apply([registration(f"old {number}", at=NOON - DAY) for number in range(5)])
     repository.apply([registration("new", at=NOON)])
@@ -49,8 +49,8 @@ def filled() -> InMemoryUserRepository:
 def test_old_entries_are_deleted_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "BATCH_SIZE", 2)
     monkeypatch.setattr(retention, "PAUSE_SECONDS", 0.001)
-    repository = filled()
-    trail = Watched(repository.audit, purges=3)
+    repository = repository_with_entries()
+    trail = WatchedTrail(repository.audit, purges=3)
 
     background = AuditRetention(trail, DAY, interval_seconds=0.01, clock=lambda: LATER)  # type: ignore[arg-type]  # a proxy for a trail
     assert trail.done.wait(10)
@@ -64,7 +64,7 @@ def test_old_entries_are_deleted_in_batches(monkeypatch: pytest.MonkeyPatch) -> 
 def test_close_interrupts_a_purge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "BATCH_SIZE", 1)
     monkeypatch.setattr(retention, "PAUSE_SECONDS", 60.0)
-    trail = Watched(filled().audit, purges=1)
+    trail = WatchedTrail(repository_with_entries().audit, purges=1)
 
     background = AuditRetention(trail, DAY, interval_seconds=0.001, clock=lambda: LATER)  # type: ignore[arg-type]  # a proxy for a trail
     assert trail.done.wait(10)
@@ -74,23 +74,23 @@ def test_close_interrupts_a_purge(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_failed_purge_is_logged_and_repeated(caplog: pytest.LogCaptureFixture) -> None:
-    trail = Watched(UnavailableAuditTrail(), purges=2)
+    trail = WatchedTrail(UnavailableAuditTrail(), purges=2)
 
     with caplog.at_level(logging.WARNING, "mlapi"):
         background = AuditRetention(trail, DAY, interval_seconds=0.001)  # type: ignore[arg-type]  # a proxy for a trail
         assert trail.done.wait(10)
         background.close()
 
-    line = f"cannot delete old audit entries: {RepositoryUnavailableError('away')}"
+    line = f"cannot delete old audit entries: {RepositoryUnavailableError('simulated outage')}"
     assert {record.getMessage() for record in caplog.records} == {line}
 
 
-@pytest.mark.parametrize(("days", "left"), [(1, 0), (0, 1)], ids=["a day", "for ever"])
+@pytest.mark.parametrize(("days", "left"), [(1, 0), (0, 1)], ids=["a day", "indefinitely"])
 def test_setting_determines_the_maximum_age(days: int, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "INTERVAL_SECONDS", 0.001)
     repository = InMemoryUserRepository()
     repository.apply([registration(at=datetime(2020, 1, 1, tzinfo=UTC))])
-    trail = Watched(repository.audit, purges=2)
+    trail = WatchedTrail(repository.audit, purges=2)
     repository.audit = trail  # type: ignore[assignment]  # a proxy for a trail
     settings = Settings(audit=AuditSettings(days=days))
 

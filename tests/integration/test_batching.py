@@ -30,39 +30,39 @@ from mlapi.domain.rules import canonical_username
 from mlapi.testing.samples import LATER, registered, registration
 
 
-class Recording(InMemoryUserRepository):
+class RecordingRepository(InMemoryUserRepository):
     """Record the batches, and wait or fail on demand."""
 
     def __init__(self) -> None:
         super().__init__()
         self.batches: list[list[Command]] = []
-        self.go_on = threading.Event()
-        self.go_on.set()
-        self.poison: Command | None = None
-        self.away = False
+        self.resume = threading.Event()
+        self.resume.set()
+        self.faulty: Command | None = None
+        self.unavailable = False
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         self.batches.append(list(commands))
-        self.go_on.wait(10)
-        if self.away:
+        self.resume.wait(10)
+        if self.unavailable:
             raise RepositoryUnavailableError("simulated outage", retry_after=7)
-        if self.poison in commands:
+        if self.faulty in commands:
             raise ZeroDivisionError("a fault of ours")
         return super().apply(commands, commit_by=commit_by)
 
 
-async def outcomes(commits: CommandBatcher, commands: Sequence[UserCommand]) -> list[User | BaseException]:
-    return await asyncio.gather(*[commits.apply(command) for command in commands], return_exceptions=True)
+async def outcomes(batcher: CommandBatcher, commands: Sequence[UserCommand]) -> list[User | BaseException]:
+    return await asyncio.gather(*[batcher.apply(command) for command in commands], return_exceptions=True)
 
 
 def test_commands_of_one_loop_turn_are_one_ordered_batch() -> None:
-    repository = Recording()
+    repository = RecordingRepository()
     commands = [registration(f"user{number}") for number in range(50)]
 
     async def run() -> list[User | BaseException]:
-        commits = CommandBatcher(repository)
-        users = await outcomes(commits, commands)
-        commits.close()
+        batcher = CommandBatcher(repository)
+        users = await outcomes(batcher, commands)
+        batcher.close()
         return users
 
     users = asyncio.run(run())
@@ -72,18 +72,18 @@ def test_commands_of_one_loop_turn_are_one_ordered_batch() -> None:
 
 
 def test_commands_during_a_batch_form_the_next_batch() -> None:
-    repository = Recording()
-    repository.go_on.clear()
+    repository = RecordingRepository()
+    repository.resume.clear()
 
     async def run() -> None:
-        commits = CommandBatcher(repository)
-        first = asyncio.create_task(commits.apply(registration("first")))
+        batcher = CommandBatcher(repository)
+        first = asyncio.create_task(batcher.apply(registration("first")))
         await asyncio.sleep(0.02)
-        rest = [asyncio.create_task(commits.apply(registration(f"user{number}"))) for number in range(20)]
+        rest = [asyncio.create_task(batcher.apply(registration(f"user{number}"))) for number in range(20)]
         await asyncio.sleep(0.02)
-        repository.go_on.set()
+        repository.resume.set()
         await asyncio.gather(first, *rest)
-        commits.close()
+        batcher.close()
 
     asyncio.run(run())
 
@@ -91,17 +91,17 @@ def test_commands_during_a_batch_form_the_next_batch() -> None:
 
 
 def test_immediate_follow_ups_share_a_batch() -> None:
-    repository = Recording()
+    repository = RecordingRepository()
 
-    async def client(commits: CommandBatcher, number: int) -> None:
+    async def client(batcher: CommandBatcher, number: int) -> None:
         for _ in range(10):
-            user = await commits.apply(registration(f"user{number}"))
-            await commits.apply(Remove(user_id=user.id))
+            user = await batcher.apply(registration(f"user{number}"))
+            await batcher.apply(Remove(user_id=user.id))
 
     async def run() -> None:
-        commits = CommandBatcher(repository)
-        await asyncio.gather(*[client(commits, number) for number in range(16)])
-        commits.close()
+        batcher = CommandBatcher(repository)
+        await asyncio.gather(*[client(batcher, number) for number in range(16)])
+        batcher.close()
 
     asyncio.run(run())
 
@@ -109,14 +109,14 @@ def test_immediate_follow_ups_share_a_batch() -> None:
 
 
 def test_batch_does_not_wait_for_clients_that_have_left() -> None:
-    repository = Recording()
+    repository = RecordingRepository()
 
     async def run() -> None:
-        commits = CommandBatcher(repository)
-        await outcomes(commits, [registration(f"user{number}") for number in range(16)])
+        batcher = CommandBatcher(repository)
+        await outcomes(batcher, [registration(f"user{number}") for number in range(16)])
         for number in range(5):
-            await asyncio.wait_for(commits.apply(registration(f"lone{number}")), timeout=5)
-        commits.close()
+            await asyncio.wait_for(batcher.apply(registration(f"lone{number}")), timeout=5)
+        batcher.close()
 
     asyncio.run(run())
 
@@ -124,17 +124,17 @@ def test_batch_does_not_wait_for_clients_that_have_left() -> None:
 
 
 def test_steady_arrivals_do_not_delay_a_batch() -> None:
-    repository = Recording()
+    repository = RecordingRepository()
 
     async def run() -> None:
-        commits = CommandBatcher(repository)
-        await outcomes(commits, [registration("a"), registration("b")])
+        batcher = CommandBatcher(repository)
+        await outcomes(batcher, [registration("a"), registration("b")])
         tasks = []
         for number in range(400):  # about one per turn of the loop
-            tasks.append(asyncio.create_task(commits.apply(registration(f"user{number}"))))
+            tasks.append(asyncio.create_task(batcher.apply(registration(f"user{number}"))))
             await asyncio.sleep(0)
         await asyncio.gather(*tasks)
-        commits.close()
+        batcher.close()
 
     asyncio.run(run())
 
@@ -142,13 +142,13 @@ def test_steady_arrivals_do_not_delay_a_batch() -> None:
 
 
 def test_each_caller_gets_its_own_outcome() -> None:
-    repository = Recording()
+    repository = RecordingRepository()
 
     async def run() -> list[User | BaseException]:
-        commits = CommandBatcher(repository)
-        told = await outcomes(commits, [registration("ada"), registration("ADA"), Remove(user_id=UserId(9))])
-        commits.close()
-        return told
+        batcher = CommandBatcher(repository)
+        results = await outcomes(batcher, [registration("ada"), registration("ADA"), Remove(user_id=UserId(9))])
+        batcher.close()
+        return results
 
     ada, taken, missing = asyncio.run(run())
 
@@ -161,16 +161,16 @@ def test_results_are_delivered_after_the_commit(database: Database) -> None:
     onlooker = SqlUserRepository(Database(database.engine.url))
 
     async def run() -> list[int]:
-        commits = CommandBatcher(SqlUserRepository(database))
+        batcher = CommandBatcher(SqlUserRepository(database))
 
         async def register(number: int) -> int:
-            user = await commits.apply(registration(f"user{number}"))
+            user = await batcher.apply(registration(f"user{number}"))
             found = await asyncio.to_thread(onlooker.list_page, after=UserId(0), limit=100)
             assert user in found
             return len(found)
 
         seen = await asyncio.gather(*[register(number) for number in range(40)])
-        commits.close()
+        batcher.close()
         return list(seen)
 
     seen = asyncio.run(run())
@@ -180,16 +180,16 @@ def test_results_are_delivered_after_the_commit(database: Database) -> None:
 
 
 def test_cancelled_command_is_dropped_from_its_batch() -> None:
-    repository = Recording()
+    repository = RecordingRepository()
 
     async def run() -> None:
-        commits = CommandBatcher(repository)
-        tasks = [asyncio.create_task(commits.apply(registration(name))) for name in ("ada", "bob", "eve")]
+        batcher = CommandBatcher(repository)
+        tasks = [asyncio.create_task(batcher.apply(registration(name))) for name in ("ada", "bob", "eve")]
         await asyncio.sleep(0)
         tasks[1].cancel()
-        told = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [type(outcome) for outcome in told] == [User, asyncio.CancelledError, User]
-        commits.close()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in results] == [User, asyncio.CancelledError, User]
+        batcher.close()
 
     asyncio.run(run())
 
@@ -197,18 +197,18 @@ def test_cancelled_command_is_dropped_from_its_batch() -> None:
 
 
 def test_command_cancelled_in_flight_is_still_applied() -> None:
-    repository = Recording()
-    repository.go_on.clear()
+    repository = RecordingRepository()
+    repository.resume.clear()
 
     async def run() -> None:
-        commits = CommandBatcher(repository)
-        tasks = [asyncio.create_task(commits.apply(registration(name))) for name in ("ada", "bob")]
+        batcher = CommandBatcher(repository)
+        tasks = [asyncio.create_task(batcher.apply(registration(name))) for name in ("ada", "bob")]
         await asyncio.sleep(0.02)
         tasks[0].cancel()
-        repository.go_on.set()
-        told = await asyncio.gather(*tasks, return_exceptions=True)
-        assert [type(outcome) for outcome in told] == [asyncio.CancelledError, User]
-        commits.close()
+        repository.resume.set()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert [type(outcome) for outcome in results] == [asyncio.CancelledError, User]
+        batcher.close()
 
     asyncio.run(run())
 
@@ -216,14 +216,14 @@ def test_command_cancelled_in_flight_is_still_applied() -> None:
 
 
 def test_next_batch_works_after_a_failed_one() -> None:
-    repository = Recording()
-    repository.away = True
+    repository = RecordingRepository()
+    repository.unavailable = True
 
     async def run() -> tuple[list[User | BaseException], User]:
-        commits = CommandBatcher(repository)
-        failed = await outcomes(commits, [registration("ada"), registration("bob")])
-        repository.away = False
-        return failed, await commits.apply(registration("ada"))
+        batcher = CommandBatcher(repository)
+        failed = await outcomes(batcher, [registration("ada"), registration("bob")])
+        repository.unavailable = False
+        return failed, await batcher.apply(registration("ada"))
 
     failed, ada = asyncio.run(run())
 
@@ -233,81 +233,81 @@ def test_next_batch_works_after_a_failed_one() -> None:
 
 
 def test_faulty_command_does_not_fail_its_batch(caplog: pytest.LogCaptureFixture) -> None:
-    repository = Recording()
+    repository = RecordingRepository()
     commands = [registration("ada"), registration("bob"), registration("eve")]
-    repository.poison = commands[1]
+    repository.faulty = commands[1]
 
     async def run() -> list[User | BaseException]:
-        commits = CommandBatcher(repository)
-        told = await outcomes(commits, commands)
-        commits.close()
-        return told
+        batcher = CommandBatcher(repository)
+        results = await outcomes(batcher, commands)
+        batcher.close()
+        return results
 
-    told = asyncio.run(run())
+    results = asyncio.run(run())
 
-    assert [type(outcome) for outcome in told] == [User, ZeroDivisionError, User]
+    assert [type(outcome) for outcome in results] == [User, ZeroDivisionError, User]
     assert [record.levelno for record in caplog.records] == [logging.ERROR]
 
 
 def test_commands_beyond_the_limit_are_rejected() -> None:
-    repository = Recording()
+    repository = RecordingRepository()
 
     async def run() -> tuple[list[User | BaseException], list[User | BaseException]]:
-        commits = CommandBatcher(repository, max_waiting=3)
-        told = await outcomes(commits, [registration(f"user{number}") for number in range(5)])
-        again = await outcomes(commits, [registration(f"more{number}") for number in range(3)])
-        commits.close()
-        return told, again
+        batcher = CommandBatcher(repository, max_waiting=3)
+        results = await outcomes(batcher, [registration(f"user{number}") for number in range(5)])
+        again = await outcomes(batcher, [registration(f"more{number}") for number in range(3)])
+        batcher.close()
+        return results, again
 
-    told, again = asyncio.run(run())
+    results, again = asyncio.run(run())
 
-    assert told[3:] == [ServiceUnavailableError("too many requests are waiting")] * 2
-    assert all(isinstance(outcome, User) for outcome in told[:3] + again)
+    assert results[3:] == [ServiceUnavailableError("too many requests are waiting")] * 2
+    assert all(isinstance(outcome, User) for outcome in results[:3] + again)
 
 
 def test_command_that_times_out_is_not_applied() -> None:
-    repository = Recording()
-    repository.go_on.clear()
+    repository = RecordingRepository()
+    repository.resume.clear()
 
     async def run() -> list[User | BaseException]:
-        commits = CommandBatcher(repository, max_waiting=4, timeout_seconds=0.1)
-        stuck = asyncio.create_task(commits.apply(registration("stuck")))
+        batcher = CommandBatcher(repository, max_waiting=4, timeout_seconds=0.1)
+        stuck = asyncio.create_task(batcher.apply(registration("stuck")))
         await asyncio.sleep(0.02)
-        gone = asyncio.create_task(commits.apply(registration("gone")))
+        gone = asyncio.create_task(batcher.apply(registration("gone")))
         await asyncio.sleep(0)
         gone.cancel()
-        late = await outcomes(commits, [registration("late"), registration("later")])
+        late = await outcomes(batcher, [registration("late"), registration("later")])
         assert late == [RepositoryUnavailableError("the database did not answer in time", may_be_done=True)] * 2
-        assert await outcomes(commits, [registration("none")]) == [
+        assert await outcomes(batcher, [registration("none")]) == [
             ServiceUnavailableError("too many requests are waiting")
         ]
         with pytest.raises(RepositoryUnavailableError):
             await stuck
-        repository.go_on.set()
+        repository.resume.set()
         for _ in range(100):
             await asyncio.sleep(0.01)
-        told = await outcomes(commits, [registration(f"user{number}") for number in range(4)])
-        commits.close()
-        return told
+        results = await outcomes(batcher, [registration(f"user{number}") for number in range(4)])
+        batcher.close()
+        return results
 
-    told = asyncio.run(run())
+    results = asyncio.run(run())
 
-    assert [type(outcome) for outcome in told] == [User] * 4
+    assert [type(outcome) for outcome in results] == [User] * 4
     names = [user.username for user in repository.list_page(after=UserId(0), limit=9)]
     assert names == ["user0", "user1", "user2", "user3"]
 
 
 def test_commands_of_a_replaced_writer_are_not_applied() -> None:
-    repository = Recording()
-    repository.go_on.clear()
+    repository = RecordingRepository()
+    repository.resume.clear()
 
     async def run() -> tuple[User | BaseException, User]:
-        commits = CommandBatcher(repository, timeout_seconds=0.2)
-        (stuck,) = await outcomes(commits, [registration("stuck")])
-        repository.go_on.set()  # for the new writer; the old one wakes up later
-        other = await commits.apply(registration("other"))
+        batcher = CommandBatcher(repository, timeout_seconds=0.2)
+        (stuck,) = await outcomes(batcher, [registration("stuck")])
+        repository.resume.set()  # for the new writer; the old one wakes up later
+        other = await batcher.apply(registration("other"))
         await asyncio.sleep(0.05)
-        commits.close()
+        batcher.close()
         return stuck, other
 
     stuck, other = asyncio.run(run())
@@ -317,21 +317,21 @@ def test_commands_of_a_replaced_writer_are_not_applied() -> None:
 
 
 def test_hanging_server_does_not_block_later_batches() -> None:
-    hanging, free = threading.Event(), Recording()
+    hang, working = threading.Event(), RecordingRepository()
 
-    class HangsOnce(Recording):
+    class HangsOnce(RecordingRepository):
         def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
             if not self.batches:
                 self.batches.append(list(commands))
-                hanging.wait(10)
-            return free.apply(commands, commit_by=commit_by)
+                hang.wait(10)
+            return working.apply(commands, commit_by=commit_by)
 
     async def run() -> list[User | BaseException]:
-        commits = CommandBatcher(HangsOnce(), timeout_seconds=0.2)
-        first = await outcomes(commits, [registration("stuck")])
-        rest = [await commits.apply(registration(f"user{number}")) for number in range(3)]
-        hanging.set()
-        commits.close()
+        batcher = CommandBatcher(HangsOnce(), timeout_seconds=0.2)
+        first = await outcomes(batcher, [registration("stuck")])
+        rest = [await batcher.apply(registration(f"user{number}")) for number in range(3)]
+        hang.set()
+        batcher.close()
         return first + rest
 
     stuck, *rest = asyncio.run(run())
@@ -341,26 +341,26 @@ def test_hanging_server_does_not_block_later_batches() -> None:
 
 
 def test_expected_batch_error_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    class Wrong(Recording):
+    class Wrong(RecordingRepository):
         def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
             raise ConfigurationError("another key")
 
-    told = asyncio.run(outcomes(CommandBatcher(Wrong()), [registration("ada"), registration("bob")]))
+    results = asyncio.run(outcomes(CommandBatcher(Wrong()), [registration("ada"), registration("bob")]))
 
-    assert told == [ConfigurationError("another key")] * 2
+    assert results == [ConfigurationError("another key")] * 2
     assert caplog.records == []
 
 
 def test_close_applies_started_batches() -> None:
-    repository = Recording()
-    repository.go_on.clear()
+    repository = RecordingRepository()
+    repository.resume.clear()
 
     async def run() -> None:
-        commits = CommandBatcher(repository)
-        task = asyncio.create_task(commits.apply(registration("ada")))
+        batcher = CommandBatcher(repository)
+        task = asyncio.create_task(batcher.apply(registration("ada")))
         await asyncio.sleep(0.02)
-        repository.go_on.set()
-        commits.close()
+        repository.resume.set()
+        batcher.close()
         assert repository.find(canonical_username("ada")) is not None
         await task
 
@@ -368,47 +368,47 @@ def test_close_applies_started_batches() -> None:
 
 
 def test_close_without_use_does_nothing() -> None:
-    CommandBatcher(Recording()).close()
+    CommandBatcher(RecordingRepository()).close()
 
 
 def test_closed_loop_does_not_stop_the_writer() -> None:
-    repository = Recording()
-    repository.go_on.clear()
-    commits = CommandBatcher(repository)
+    repository = RecordingRepository()
+    repository.resume.clear()
+    batcher = CommandBatcher(repository)
 
     async def leave() -> None:
-        task = asyncio.create_task(commits.apply(registration("ada")))
+        task = asyncio.create_task(batcher.apply(registration("ada")))
         await asyncio.sleep(0.02)
         task.cancel()
 
     asyncio.run(leave())
-    repository.go_on.set()
-    bob = asyncio.run(commits.apply(registration("bob")))
-    commits.close()
+    repository.resume.set()
+    bob = asyncio.run(batcher.apply(registration("bob")))
+    batcher.close()
 
     assert bob.username == "bob"
     assert repository.find(canonical_username("ada")) is not None
 
 
 def test_loops_in_several_threads_share_a_writer(database: Database) -> None:
-    commits = CommandBatcher(SqlUserRepository(database))
+    batcher = CommandBatcher(SqlUserRepository(database))
 
     def loop_of_its_own(thread: int) -> int:
         commands = [registration(f"user{number}") for number in range(thread, thread + 30)]
-        told = asyncio.run(outcomes(commits, commands))
-        return sum(isinstance(outcome, User) for outcome in told)
+        results = asyncio.run(outcomes(batcher, commands))
+        return sum(isinstance(outcome, User) for outcome in results)
 
     with ThreadPoolExecutor(4) as pool:
         created = sum(pool.map(loop_of_its_own, range(0, 40, 10)))
-    commits.close()
+    batcher.close()
 
     assert created == 60
     assert len(SqlUserRepository(database).list_page(after=UserId(0), limit=100)) == 60
 
 
 names = st.sampled_from(["ada", "ADA", "bob", "Straße", "STRASSE"])
-one = st.tuples(st.just("register"), names) | st.tuples(st.just("toggle"), st.integers(1, 3))
-submissions = st.lists(one, max_size=30)
+operation = st.tuples(st.just("register"), names) | st.tuples(st.just("toggle"), st.integers(1, 3))
+submissions = st.lists(operation, max_size=30)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -432,15 +432,15 @@ def test_batches_give_the_same_result_as_single_commands(
         ]
 
     async def submit() -> list[User | BaseException]:
-        commits = CommandBatcher(real)
-        told = await outcomes(commits, commands([user.id for user in olds]))
-        commits.close()
-        return told
+        batcher = CommandBatcher(real)
+        results = await outcomes(batcher, commands([user.id for user in olds]))
+        batcher.close()
+        return results
 
-    told = asyncio.run(submit())
+    results = asyncio.run(submit())
     expected = [outcome for command in commands(reference_ids) for outcome in reference.apply([command])]
 
-    assert [type(outcome) for outcome in told] == [type(outcome) for outcome in expected]
+    assert [type(outcome) for outcome in results] == [type(outcome) for outcome in expected]
     assert rows(real) == rows(reference)
 
 

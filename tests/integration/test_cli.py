@@ -150,12 +150,12 @@ def test_set_password_replaces_the_old_password() -> None:
 @pytest.mark.parametrize(
     ("arguments", "stdin", "line"),
     [
-        (["users", "show", "nobody"], None, "mlapi: there is no user 'nobody'"),
-        (["users", "show", "--id", "7"], None, "mlapi: there is no user 7"),
+        (["users", "show", "nobody"], None, "mlapi: user 'nobody' does not exist"),
+        (["users", "show", "--id", "7"], None, "mlapi: user 7 does not exist"),
         (["users", "show", "--id", "x"], None, "mlapi: user_id must be ASCII digits"),
-        (["users", "disable", "nobody"], None, "mlapi: there is no user 'nobody'"),
-        (["users", "remove", "nobody\n"], None, "mlapi: there is no user 'nobody\\n'"),
-        (["users", "set-password", "nobody"], "x\n", "mlapi: there is no user 'nobody'"),
+        (["users", "disable", "nobody"], None, "mlapi: user 'nobody' does not exist"),
+        (["users", "remove", "nobody\n"], None, "mlapi: user 'nobody\\n' does not exist"),
+        (["users", "set-password", "nobody"], "x\n", "mlapi: user 'nobody' does not exist"),
         (
             ["users", "add", "ada", "nonsense"],
             "\n",

@@ -17,7 +17,7 @@ from mlapi import ConfigurationError, InvalidTokenError, PasswordCipher, TokenIs
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import PlainCipher
-from mlapi.application import key_reload as rotation
+from mlapi.application import key_reload
 from mlapi.application.key_reload import Reloader, ReloadingCipher, ReloadingTokens
 from mlapi.domain.ports import is_costly
 from mlapi.domain.users import EncryptedPassword
@@ -28,8 +28,8 @@ from tests.conftest import KEY, OLDER_KEY, SALT
 
 T = TypeVar("T")
 
-RENEWED = "the secrets changed and were reloaded"
-KEPT = "the secrets changed but cannot be used, keeping the previous ones: secrets.key is no key"
+RELOADED = "the secrets changed and were reloaded"
+KEPT_PREVIOUS = "the secrets changed but cannot be used, keeping the previous ones: secrets.key is no key"
 
 
 class Secrets:
@@ -37,24 +37,24 @@ class Secrets:
 
     def __init__(self, *keys: str) -> None:
         self.keys = list(keys)
-        self.looks = 0
-        self.makes = 0
+        self.checks = 0
+        self.loads = 0
 
     def signature(self) -> tuple[str, ...]:
-        self.looks += 1
+        self.checks += 1
         return tuple(self.keys)
 
-    def words(self) -> str:
-        return self._made(" ".join)
+    def joined_keys(self) -> str:
+        return self._make(" ".join)
 
     def cipher(self) -> PasswordCipher:
-        return self._made(lambda keys: FernetCipher(keys, SALT))
+        return self._make(lambda keys: FernetCipher(keys, SALT))
 
     def tokens(self) -> TokenIssuer:
-        return self._made(issuer_of)
+        return self._make(issuer_of)
 
-    def _made(self, make: Callable[[list[str]], T]) -> T:
-        self.makes += 1
+    def _make(self, make: Callable[[list[str]], T]) -> T:
+        self.loads += 1
         if "wrong" in self.keys:
             raise ConfigurationError("secrets.key is no key")
         return make(self.keys)
@@ -71,15 +71,15 @@ def issuer_of(keys: list[str]) -> TokenIssuer:
 
 
 @pytest.fixture
-def rarely(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_regular_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable the regular checks, so that only ``check_now`` checks."""
-    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 1000.0)
+    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 1000.0)
 
 
 @pytest.fixture
-def always(monkeypatch: pytest.MonkeyPatch) -> None:
+def checked_at_every_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check the secrets at every use."""
-    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", -1.0)
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
@@ -89,102 +89,106 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
 # --- the reloader
 
 
-def test_unchanged_secrets_are_loaded_once(always: None) -> None:
+def test_unchanged_secrets_are_loaded_once(checked_at_every_use: None) -> None:
     secrets = Secrets("one")
-    current = Reloader(secrets.words, secrets.signature)
+    reloader = Reloader(secrets.joined_keys, secrets.signature)
 
-    found = [current.get(check_now=check_now) for check_now in (False, True) * 5]
+    values = [reloader.get(check_now=check_now) for check_now in (False, True) * 5]
 
-    assert found == ["one"] * 10
-    assert (secrets.makes, secrets.looks) == (1, 11)
+    assert values == ["one"] * 10
+    assert (secrets.loads, secrets.checks) == (1, 11)
 
 
-def test_secrets_are_not_checked_within_the_interval(rarely: None) -> None:
+def test_secrets_are_not_checked_within_the_interval(without_regular_checks: None) -> None:
     secrets = Secrets("one")
-    current = Reloader(secrets.words, secrets.signature)
+    reloader = Reloader(secrets.joined_keys, secrets.signature)
     secrets.keys = ["two"]
 
-    found = [current.get() for _ in range(10)]
+    values = [reloader.get() for _ in range(10)]
 
-    assert found == ["one"] * 10
-    assert secrets.looks == 1
+    assert values == ["one"] * 10
+    assert secrets.checks == 1
 
 
-def test_check_now_reloads_for_every_caller(rarely: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_check_now_reloads_for_every_caller(without_regular_checks: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mlapi")
     secrets = Secrets("one")
-    current = Reloader(secrets.words, secrets.signature)
+    reloader = Reloader(secrets.joined_keys, secrets.signature)
     secrets.keys = ["two", "one"]
 
-    found = [current.get(), current.get(check_now=True), current.get(), current.get(check_now=True)]
+    values = [reloader.get(), reloader.get(check_now=True), reloader.get(), reloader.get(check_now=True)]
 
-    assert found == ["one", "two one", "two one", "two one"]
-    assert secrets.makes == 2
-    assert lines(caplog) == [(logging.INFO, RENEWED)]
+    assert values == ["one", "two one", "two one", "two one"]
+    assert secrets.loads == 2
+    assert lines(caplog) == [(logging.INFO, RELOADED)]
 
 
 def test_secrets_are_checked_again_after_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 0.5)
     secrets = Secrets("one")
-    current = Reloader(secrets.words, secrets.signature)
+    reloader = Reloader(secrets.joined_keys, secrets.signature)
     secrets.keys = ["two"]
-    before = current.get()
+    before = reloader.get()
 
     time.sleep(0.55)
 
-    assert (before, current.get()) == ("one", "two")
+    assert (before, reloader.get()) == ("one", "two")
 
 
 def test_interval_is_one_second() -> None:
-    assert rotation.RELOAD_CHECK_SECONDS == 1.0
+    assert key_reload.RELOAD_CHECK_SECONDS == 1.0
 
 
-def test_invalid_secrets_keep_the_previous_ones(always: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_secrets_keep_the_previous_ones(checked_at_every_use: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mlapi")
     secrets = Secrets("one")
-    current = Reloader(secrets.words, secrets.signature)
-    found = []
+    reloader = Reloader(secrets.joined_keys, secrets.signature)
+    values = []
 
     for keys in (["wrong"], ["wrong"], ["wrong", "one"], ["two", "one"]):
         secrets.keys = keys
-        found += [current.get(), current.get(check_now=True)]
+        values += [reloader.get(), reloader.get(check_now=True)]
 
-    assert found == ["one"] * 6 + ["two one"] * 2
-    assert secrets.makes == 4
-    assert lines(caplog) == [(logging.WARNING, KEPT), (logging.WARNING, KEPT), (logging.INFO, RENEWED)]
+    assert values == ["one"] * 6 + ["two one"] * 2
+    assert secrets.loads == 4
+    assert lines(caplog) == [
+        (logging.WARNING, KEPT_PREVIOUS),
+        (logging.WARNING, KEPT_PREVIOUS),
+        (logging.INFO, RELOADED),
+    ]
 
 
 def test_invalid_secrets_are_rejected_at_start() -> None:
     secrets = Secrets("wrong")
 
     with pytest.raises(ConfigurationError) as refusal:
-        Reloader(secrets.words, secrets.signature)
+        Reloader(secrets.joined_keys, secrets.signature)
 
     assert refusal.value == ConfigurationError("secrets.key is no key")
 
 
-def test_concurrent_checks_reload_once(rarely: None) -> None:
+def test_concurrent_checks_reload_once(without_regular_checks: None) -> None:
     secrets = Secrets("one")
     made = threading.Event()
 
     def make_slowly() -> str:
         made.wait(0.05)
-        return secrets.words()
+        return secrets.joined_keys()
 
-    current = Reloader(make_slowly, secrets.signature)
+    reloader = Reloader(make_slowly, secrets.signature)
     secrets.keys = ["two"]
 
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: current.get(check_now=True), range(8)))
+        values = list(pool.map(lambda _: reloader.get(check_now=True), range(8)))
 
-    assert found == ["two"] * 8
-    assert secrets.makes == 2
+    assert values == ["two"] * 8
+    assert secrets.loads == 2
 
 
 # --- passwords
 
 
-def test_password_encrypted_with_a_new_key_matches(rarely: None) -> None:
+def test_password_encrypted_with_a_new_key_matches(without_regular_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
     cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
     older = cipher.encrypt("secret")
@@ -200,7 +204,7 @@ def test_password_encrypted_with_a_new_key_matches(rarely: None) -> None:
     assert FernetCipher([KEY], SALT).matches("secret", cipher.encrypt("secret"))
 
 
-def test_wrong_password_is_compared_once(rarely: None) -> None:
+def test_wrong_password_is_compared_once(without_regular_checks: None) -> None:
     secrets = Secrets(KEY)
     cipher = CountedCipher()
     rotating = ReloadingCipher(Reloader(lambda: cipher, secrets.signature))
@@ -213,7 +217,7 @@ def test_wrong_password_is_compared_once(rarely: None) -> None:
     ]
 
     assert answers == [False, False, True]
-    assert (cipher.comparisons, secrets.looks) == (3, 3)
+    assert (cipher.comparisons, secrets.checks) == (3, 3)
 
 
 class CountedCipher(PlainCipher):
@@ -224,7 +228,7 @@ class CountedCipher(PlainCipher):
         return super().matches(password, encrypted)
 
 
-def test_wrong_password_does_not_match_after_a_reload(rarely: None) -> None:
+def test_wrong_password_does_not_match_after_a_reload(without_regular_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
     cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
     stored = cipher.encrypt("secret")
@@ -242,7 +246,7 @@ def test_removed_key_decrypts_no_passwords(monkeypatch: pytest.MonkeyPatch, capl
     assert cipher.matches("secret", older)
 
     secrets.keys = [KEY]
-    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", -1.0)
     assert not cipher.matches("", None)  # triggers the check
 
     assert not cipher.matches("secret", older)
@@ -259,7 +263,7 @@ def test_cost_is_that_of_the_current_cipher(kind: Callable[[list[str], str], Pas
 # --- tokens
 
 
-def test_token_signed_with_a_new_key_is_valid(rarely: None) -> None:
+def test_token_signed_with_a_new_key_is_valid(without_regular_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     older, newer = tokens.issue(ADA).token, issuer_of([KEY]).issue(ADA).token
@@ -272,7 +276,7 @@ def test_token_signed_with_a_new_key_is_valid(rarely: None) -> None:
     assert not is_rejected(issuer_of([KEY]), tokens.issue(ADA).token)
 
 
-def test_forged_token_triggers_a_check_and_is_rejected(rarely: None) -> None:
+def test_forged_token_triggers_a_check_and_is_rejected(without_regular_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     forged = issuer_of([Fernet.generate_key().decode()]).issue(ADA).token
@@ -283,10 +287,10 @@ def test_forged_token_triggers_a_check_and_is_rejected(rarely: None) -> None:
     assert unchanged
     with pytest.raises(InvalidTokenError):
         tokens.verify(forged)
-    assert (secrets.makes, secrets.looks) == (2, 3)
+    assert (secrets.loads, secrets.checks) == (2, 3)
 
 
-def test_valid_token_triggers_no_check(rarely: None) -> None:
+def test_valid_token_triggers_no_check(without_regular_checks: None) -> None:
     secrets = Secrets(KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     token = tokens.issue(ADA).token
@@ -294,11 +298,11 @@ def test_valid_token_triggers_no_check(rarely: None) -> None:
     claims = [tokens.verify(token) for _ in range(10)]
 
     assert claims == [claims[0]] * 10
-    assert secrets.looks == 1
+    assert secrets.checks == 1
 
 
 def test_removing_a_key_revokes_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rotation, "RELOAD_CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 0.5)
     secrets = Secrets(KEY, OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     older, newer = issuer_of([OLDER_KEY]).issue(ADA).token, tokens.issue(ADA).token
@@ -311,7 +315,9 @@ def test_removing_a_key_revokes_its_tokens(monkeypatch: pytest.MonkeyPatch) -> N
     assert [is_rejected(tokens, token) for token in (older, newer)] == [True, False]
 
 
-def test_tokens_stay_valid_while_the_secrets_are_invalid(always: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_tokens_stay_valid_while_the_secrets_are_invalid(
+    checked_at_every_use: None, caplog: pytest.LogCaptureFixture
+) -> None:
     secrets = Secrets(KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     token = tokens.issue(ADA).token
@@ -320,13 +326,13 @@ def test_tokens_stay_valid_while_the_secrets_are_invalid(always: None, caplog: p
 
     assert not is_rejected(tokens, token)
     assert not is_rejected(issuer_of([KEY]), tokens.issue(ADA).token)
-    assert lines(caplog) == [(logging.WARNING, KEPT)]
+    assert lines(caplog) == [(logging.WARNING, KEPT_PREVIOUS)]
 
 
 # --- the secrets file
 
 
-def test_replaced_file_is_noticed_at_the_first_rejection(tmp_path: Path, rarely: None) -> None:
+def test_replaced_file_is_noticed_at_the_first_rejection(tmp_path: Path, without_regular_checks: None) -> None:
     file = tmp_path / "keys"
     file.write_text(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(lambda: issuer_of(file.read_text().split()), lambda: file_signature(file)))
@@ -334,7 +340,7 @@ def test_replaced_file_is_noticed_at_the_first_rejection(tmp_path: Path, rarely:
     before = is_rejected(tokens, newer)
 
     (tmp_path / "new").write_text(f"{KEY}\n{OLDER_KEY}\n")
-    os.replace(tmp_path / "new", file)  # noqa: PTH105 - as whoever writes it does
+    os.replace(tmp_path / "new", file)  # noqa: PTH105 - as mlapi writes it
 
     assert before
     assert not is_rejected(tokens, newer)

@@ -19,7 +19,7 @@ from mlapi.application.key_usage import BackgroundKeyUsage
 from mlapi.domain.commands import RecordApiKeyUse, RemoveApiKey
 from mlapi.testing.samples import MINUTE, NOON, SECOND, registered, with_api_key
 
-AT_ONCE, MUCH_LATER = 0.01, 1000.0
+SOON, MUCH_LATER = 0.01, 1000.0
 
 
 class RecordingRepository(InMemoryUserRepository):
@@ -28,10 +28,10 @@ class RecordingRepository(InMemoryUserRepository):
     def __init__(self) -> None:
         super().__init__()
         self.batches: list[list[Command]] = []
-        self.away = False
+        self.unavailable = False
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
-        if self.away:
+        if self.unavailable:
             raise RepositoryUnavailableError("simulated outage")
         outcomes = super().apply(commands, commit_by=commit_by)
         self.batches.append(list(commands))
@@ -56,7 +56,7 @@ def keys(repository: RecordingRepository) -> list[ApiKey]:
 
 
 @contextmanager
-def noting(repository: InMemoryUserRepository, interval_seconds: float = MUCH_LATER) -> Iterator[BackgroundKeyUsage]:
+def recording(repository: InMemoryUserRepository, interval_seconds: float = MUCH_LATER) -> Iterator[BackgroundKeyUsage]:
     uses = BackgroundKeyUsage(repository, interval_seconds=interval_seconds)
     try:
         yield uses
@@ -72,7 +72,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 
 def test_use_is_written_in_the_background(repository: RecordingRepository, keys: list[ApiKey]) -> None:
-    with noting(repository, AT_ONCE) as uses:
+    with recording(repository, SOON) as uses:
         uses(keys[0], NOON)
 
         assert eventually(lambda: repository.uses != [])
@@ -82,7 +82,7 @@ def test_use_is_written_in_the_background(repository: RecordingRepository, keys:
 
 
 def test_uses_within_an_interval_are_written_together(repository: RecordingRepository, keys: list[ApiKey]) -> None:
-    with noting(repository) as uses:
+    with recording(repository) as uses:
         for key in [*keys, *keys]:
             uses(key, NOON)
         before = repository.uses
@@ -92,7 +92,7 @@ def test_uses_within_an_interval_are_written_together(repository: RecordingRepos
 
 
 def test_last_use_within_an_interval_is_written(repository: RecordingRepository, keys: list[ApiKey]) -> None:
-    with noting(repository) as uses:
+    with recording(repository) as uses:
         uses(keys[0], NOON)
         uses(keys[0], NOON + SECOND)
 
@@ -100,7 +100,7 @@ def test_last_use_within_an_interval_is_written(repository: RecordingRepository,
 
 
 def test_key_is_written_once_a_minute(repository: RecordingRepository, keys: list[ApiKey]) -> None:
-    with noting(repository, AT_ONCE) as uses:
+    with recording(repository, SOON) as uses:
         uses(keys[0], NOON)
         assert eventually(lambda: repository.uses != [])
         for _ in range(100):
@@ -117,7 +117,7 @@ def test_key_is_written_again_after_a_minute(
     repository: RecordingRepository, keys: list[ApiKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_usage, "USE_RECORDING_INTERVAL", timedelta(milliseconds=50))
-    with noting(repository) as uses:
+    with recording(repository) as uses:
         for number in range(3):
             uses(keys[0], NOON + number * MINUTE)
             if number == 0:
@@ -166,12 +166,12 @@ def test_default_interval_is_one_second(repository: RecordingRepository, keys: l
 def test_failed_write_is_logged_and_the_next_one_works(
     repository: RecordingRepository, keys: list[ApiKey], caplog: pytest.LogCaptureFixture
 ) -> None:
-    repository.away = True
-    with noting(repository, AT_ONCE) as uses:
+    repository.unavailable = True
+    with recording(repository, SOON) as uses:
         uses(keys[0], NOON)
         uses(keys[1], NOON)
         assert eventually(lambda: caplog.records != [])
-        repository.away = False
+        repository.unavailable = False
         uses(keys[2], NOON)
 
     assert [(record.levelno, record.message) for record in caplog.records] == [
@@ -186,7 +186,7 @@ def test_failed_write_is_logged_and_the_next_one_works(
 def test_removed_key_does_not_affect_others(
     repository: RecordingRepository, keys: list[ApiKey], caplog: pytest.LogCaptureFixture
 ) -> None:
-    with noting(repository) as uses:
+    with recording(repository) as uses:
         for key in keys:
             uses(key, NOON)
         repository.apply([RemoveApiKey(key_id=keys[1].id)])
@@ -197,7 +197,7 @@ def test_removed_key_does_not_affect_others(
 
 
 def test_threads_may_record_uses_concurrently(repository: RecordingRepository, keys: list[ApiKey]) -> None:
-    with noting(repository, AT_ONCE) as uses, ThreadPoolExecutor(8) as pool:
+    with recording(repository, SOON) as uses, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: uses(keys[number % 3], NOON), range(300)))
 
     written = [command for batch in repository.uses for command in batch]
@@ -215,7 +215,7 @@ def test_use_during_a_write_is_written_afterwards(keys: list[ApiKey], repository
             go_on.wait(10)
             return repository.apply(commands, commit_by=commit_by)
 
-    with noting(Slow(), AT_ONCE) as uses:
+    with recording(Slow(), SOON) as uses:
         uses(keys[0], NOON)
         assert writing.wait(10)
         uses(keys[1], NOON)
@@ -230,7 +230,7 @@ def test_guard_does_not_wait_for_the_write(repository: RecordingRepository) -> N
     ada = registered(repository)
     key, secret = users.add_api_key(user_id=ada.id, name="job")
 
-    with noting(repository) as uses:
+    with recording(repository) as uses:
         guard = Guard(repository, InMemoryTokens(), key_usage=uses)
         let_in = [guard.check(secret) for _ in range(5)]
         before = users.list_api_keys(ada.id)
@@ -247,7 +247,7 @@ def test_uses_are_stored_in_a_database(database: Database) -> None:
     repository = SqlUserRepository(database)
     ada = registered(repository)
     keys = [with_api_key(repository, ada, number) for number in range(3)]
-    uses = BackgroundKeyUsage(repository, interval_seconds=AT_ONCE)
+    uses = BackgroundKeyUsage(repository, interval_seconds=SOON)
 
     for key in keys:
         uses(key, NOON)
@@ -269,7 +269,7 @@ def test_close_waits_for_the_current_write(keys: list[ApiKey]) -> None:
             return super().apply(commands, commit_by=commit_by)
 
     repository = Slow()
-    with noting(repository, AT_ONCE) as uses:
+    with recording(repository, SOON) as uses:
         uses(keys[0], NOON)
         repository.begun.wait(10)
 

@@ -47,23 +47,23 @@ from mlapi.testing.tokens import HOUR, MICROSECOND, NOON
 SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
 PASSWORD, NEW_PASSWORD = "difference engine", "analytical engine"
 HOME = "192.0.2.1"
-NOBODY = UserId(99)
+UNKNOWN_ID = UserId(99)
 
 
-class AgeingCipher(PlainCipher):
+class UpgradingCipher(PlainCipher):
     """Count the calls, and accept an outdated form of stored passwords: ``old:`` and the password."""
 
     def __init__(self) -> None:
         self.compared_with: list[EncryptedPassword | None] = []
         self.encryptions = 0
-        self.meanwhile: Callable[[], object] | None = None
+        self.on_encrypt: Callable[[], object] | None = None
         """Called during the next encryption, to simulate a concurrent change."""
 
     def encrypt(self, password: str) -> EncryptedPassword:
         self.encryptions += 1
-        meanwhile, self.meanwhile = self.meanwhile, None
-        if meanwhile is not None:
-            meanwhile()
+        on_encrypt, self.on_encrypt = self.on_encrypt, None
+        if on_encrypt is not None:
+            on_encrypt()
         return super().encrypt(password)
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
@@ -75,25 +75,25 @@ class AgeingCipher(PlainCipher):
         return super().encrypt(password) if scheme == "old" else None
 
 
-class JournaledRepository(InMemoryUserRepository):
+class RecordingRepository(InMemoryUserRepository):
     """Record the calls, and simulate an outage or a lock."""
 
-    def __init__(self, journal: list[tuple[object, ...]]) -> None:
+    def __init__(self, calls: list[tuple[object, ...]]) -> None:
         super().__init__()
-        self._journal = journal
-        self.away = False
+        self._calls = calls
+        self.unavailable = False
         self.locked = False
 
     def find(self, key: UsernameKey) -> User | None:
-        self._be_asked("find", key)
+        self._log("find", key)
         return super().find(key)
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
-        self._be_asked("apply", *[type(command) for command in commands])
+        self._log("apply", *[type(command) for command in commands])
         return super().apply(commands, commit_by=commit_by)
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-        self._be_asked("holders", *ids)
+        self._log("find_principals", *ids)
         return super().find_principals(ids)
 
     def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
@@ -101,9 +101,9 @@ class JournaledRepository(InMemoryUserRepository):
             raise RepositoryUnavailableError("locked")
         return super().find_principals_nowait(ids)
 
-    def _be_asked(self, *what: object) -> None:
-        self._journal.append(what)
-        if self.away:
+    def _log(self, *call: object) -> None:
+        self._calls.append(call)
+        if self.unavailable:
             raise RepositoryUnavailableError("simulated outage")
 
 
@@ -120,25 +120,25 @@ class RemoteRepository(UnavailableRepository):
         return self._repository.apply(commands, commit_by=commit_by)
 
 
-class JournaledAttempts(UnlimitedAttempts):
+class RecordingAttempts(UnlimitedAttempts):
     """Record the calls, and raise ``error`` if it is set."""
 
-    def __init__(self, journal: list[tuple[object, ...]]) -> None:
-        self._journal = journal
-        self.refusal: MlapiError | None = None
+    def __init__(self, calls: list[tuple[object, ...]]) -> None:
+        self._calls = calls
+        self.error: MlapiError | None = None
 
     def count(self, username: str, address: str) -> bool:
-        self._journal.append(("count", username, address))
-        if self.refusal is not None:
-            raise self.refusal
+        self._calls.append(("count", username, address))
+        if self.error is not None:
+            raise self.error
         return False
 
     def record_success(self, username: str, address: str, *, was_known: bool) -> None:
-        self._journal.append(("forgive", username, address))
+        self._calls.append(("record_success", username, address))
 
 
 @pytest.fixture
-def journal() -> list[tuple[object, ...]]:
+def calls() -> list[tuple[object, ...]]:
     """The calls of the repository and the attempt limiter, in order."""
     return []
 
@@ -149,17 +149,17 @@ def clock() -> SettableClock:
 
 
 @pytest.fixture
-def cipher() -> AgeingCipher:
-    return AgeingCipher()
+def cipher() -> UpgradingCipher:
+    return UpgradingCipher()
 
 
 @pytest.fixture
-def repository(journal: list[tuple[object, ...]]) -> JournaledRepository:
-    return JournaledRepository(journal)
+def repository(calls: list[tuple[object, ...]]) -> RecordingRepository:
+    return RecordingRepository(calls)
 
 
 @pytest.fixture
-def users(repository: JournaledRepository, cipher: AgeingCipher, clock: SettableClock) -> Users:
+def users(repository: RecordingRepository, cipher: UpgradingCipher, clock: SettableClock) -> Users:
     return Users(repository, cipher, clock=clock, password_policy=PasswordPolicy(min_length=8))
 
 
@@ -169,36 +169,36 @@ def tokens(clock: SettableClock) -> InMemoryTokens:
 
 
 @pytest.fixture
-def attempts(journal: list[tuple[object, ...]]) -> JournaledAttempts:
-    return JournaledAttempts(journal)
+def attempts(calls: list[tuple[object, ...]]) -> RecordingAttempts:
+    return RecordingAttempts(calls)
 
 
 @pytest.fixture
-def authenticator(users: Users, tokens: InMemoryTokens, attempts: JournaledAttempts) -> Authenticator:
+def authenticator(users: Users, tokens: InMemoryTokens, attempts: RecordingAttempts) -> Authenticator:
     return Authenticator(users, tokens, attempts)
 
 
 @pytest.fixture
-def guard(repository: JournaledRepository, tokens: InMemoryTokens, clock: SettableClock) -> Guard:
+def guard(repository: RecordingRepository, tokens: InMemoryTokens, clock: SettableClock) -> Guard:
     return Guard(repository, tokens, clock=clock)
 
 
 @pytest.fixture
-def ada(users: Users, cipher: AgeingCipher, journal: list[tuple[object, ...]]) -> User:
+def ada(users: Users, cipher: UpgradingCipher, calls: list[tuple[object, ...]]) -> User:
     user = users.register(username="Ada", password=PASSWORD, email="ada@example.com")
     cipher.encryptions = 0
-    journal.clear()
+    calls.clear()
     return user
 
 
-def with_old_password(users: Users, user: User) -> User:
+def store_outdated_password(users: Users, user: User) -> User:
     """Store the user's password in the outdated form and return the user."""
     return users.apply(
         Reencrypt(user_id=user.id, password=EncryptedPassword(f"old:{PASSWORD}"), replacing=user.password)
     )
 
 
-def is_let_in(guard: Guard, credential: str) -> bool:
+def is_accepted(guard: Guard, credential: str) -> bool:
     try:
         guard.check(credential)
     except InvalidTokenError:
@@ -217,12 +217,12 @@ def test_passwords_do_not_expire(authenticator: Authenticator, ada: User, clock:
 
 @pytest.mark.parametrize("spelling", ["Ada", "ada", "ADA", "ａｄａ"])
 def test_right_password_gets_a_token(
-    authenticator: Authenticator, guard: Guard, ada: User, journal: list[tuple[object, ...]], spelling: str
+    authenticator: Authenticator, guard: Guard, ada: User, calls: list[tuple[object, ...]], spelling: str
 ) -> None:
     issued = authenticator.log_in(username=spelling, password=PASSWORD, address=HOME)
 
     assert issued == IssuedToken(issued.token, 3600)
-    assert journal == [("count", "ada", HOME), ("find", "ada"), ("forgive", "ada", HOME)]
+    assert calls == [("count", "ada", HOME), ("find", "ada"), ("record_success", "ada", HOME)]
     assert guard.check(issued.token) == ada
 
 
@@ -230,55 +230,55 @@ def test_right_password_gets_a_token(
     "password", ["", "Difference engine", PASSWORD + " ", PASSWORD[:-1], f"old:{PASSWORD}", "\ud800", "\0", "x" * 10**6]
 )
 def test_wrong_password_gets_no_token(
-    authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]], password: str
+    authenticator: Authenticator, ada: User, calls: list[tuple[object, ...]], password: str
 ) -> None:
-    with pytest.raises(InvalidCredentialsError) as refusal:
+    with pytest.raises(InvalidCredentialsError) as error_info:
         authenticator.log_in(username="ada", password=password, address=HOME)
 
-    assert refusal.value == InvalidCredentialsError()
-    assert journal == [("count", "ada", HOME), ("find", "ada")]
+    assert error_info.value == InvalidCredentialsError()
+    assert calls == [("count", "ada", HOME), ("find", "ada")]
 
 
 def test_unknown_username_is_rejected_like_a_wrong_password(
-    authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]]
+    authenticator: Authenticator, ada: User, calls: list[tuple[object, ...]]
 ) -> None:
-    with pytest.raises(InvalidCredentialsError) as refusal:
+    with pytest.raises(InvalidCredentialsError) as error_info:
         authenticator.log_in(username="Bob", password=PASSWORD, address=HOME)
 
-    assert refusal.value == InvalidCredentialsError()
-    assert journal == [("count", "bob", HOME), ("find", "bob")]
+    assert error_info.value == InvalidCredentialsError()
+    assert calls == [("count", "bob", HOME), ("find", "bob")]
 
 
 @pytest.mark.parametrize("name", ["", " ada", "ada\0", "a\u200bda", "\ud800", "a" * 255])
 def test_invalid_username_is_counted_as_typed_and_rejected(
-    authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]], name: str
+    authenticator: Authenticator, ada: User, calls: list[tuple[object, ...]], name: str
 ) -> None:
-    with pytest.raises(InvalidCredentialsError) as refusal:
+    with pytest.raises(InvalidCredentialsError) as error_info:
         authenticator.log_in(username=name, password=PASSWORD, address=HOME)
 
-    assert refusal.value == InvalidCredentialsError()
-    assert journal == [("count", name, HOME)]
+    assert error_info.value == InvalidCredentialsError()
+    assert calls == [("count", name, HOME)]
 
 
 def test_attempt_without_an_address_is_counted(
-    authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]]
+    authenticator: Authenticator, ada: User, calls: list[tuple[object, ...]]
 ) -> None:
     authenticator.log_in(username="ada", password=PASSWORD)
 
-    assert journal == [("count", "ada", ""), ("find", "ada"), ("forgive", "ada", "")]
+    assert calls == [("count", "ada", ""), ("find", "ada"), ("record_success", "ada", "")]
 
 
 def test_disabled_user_with_the_right_password_is_told(
-    authenticator: Authenticator, users: Users, ada: User, journal: list[tuple[object, ...]]
+    authenticator: Authenticator, users: Users, ada: User, calls: list[tuple[object, ...]]
 ) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
-    journal.clear()
+    calls.clear()
 
-    with pytest.raises(UserDisabledError) as refusal:
+    with pytest.raises(UserDisabledError) as error_info:
         authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
 
-    assert refusal.value == UserDisabledError(ada.id)
-    assert journal == [("count", "ada", HOME), ("find", "ada"), ("forgive", "ada", HOME)]
+    assert error_info.value == UserDisabledError(ada.id)
+    assert calls == [("count", "ada", HOME), ("find", "ada"), ("record_success", "ada", HOME)]
 
 
 def test_disabled_user_with_a_wrong_password_is_not_told(authenticator: Authenticator, users: Users, ada: User) -> None:
@@ -307,34 +307,34 @@ def test_cipher_runs_once_for_every_attempt(
         authenticator.log_in(username=name, password=password, address=HOME)
 
     cipher = authenticator.users.cipher
-    assert isinstance(cipher, AgeingCipher)
+    assert isinstance(cipher, UpgradingCipher)
     assert cipher.compared_with == [ada.password if name == "ada" else None]
     assert cipher.encryptions == 0
 
 
 @pytest.mark.usefixtures("ada")
-@pytest.mark.parametrize("refusal", [TooManyAttemptsError(7), RepositoryUnavailableError("simulated outage")], ids=repr)
+@pytest.mark.parametrize("error", [TooManyAttemptsError(7), RepositoryUnavailableError("simulated outage")], ids=repr)
 def test_limited_attempt_is_not_looked_up_or_compared(
     authenticator: Authenticator,
-    attempts: JournaledAttempts,
-    cipher: AgeingCipher,
-    journal: list[tuple[object, ...]],
-    refusal: MlapiError,
+    attempts: RecordingAttempts,
+    cipher: UpgradingCipher,
+    calls: list[tuple[object, ...]],
+    error: MlapiError,
 ) -> None:
-    attempts.refusal = refusal
+    attempts.error = error
 
-    with pytest.raises(type(refusal)) as refused:
+    with pytest.raises(type(error)) as error_info:
         authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
 
-    assert refused.value == refusal
-    assert journal == [("count", "ada", HOME)]
+    assert error_info.value == error
+    assert calls == [("count", "ada", HOME)]
     assert cipher.compared_with == []
 
 
 def test_log_in_fails_while_the_database_is_unavailable(
-    authenticator: Authenticator, ada: User, repository: JournaledRepository, cipher: AgeingCipher
+    authenticator: Authenticator, ada: User, repository: RecordingRepository, cipher: UpgradingCipher
 ) -> None:
-    repository.away = True
+    repository.unavailable = True
 
     with pytest.raises(RepositoryUnavailableError):
         authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
@@ -346,9 +346,9 @@ def test_log_in_fails_while_the_database_is_unavailable(
 
 
 def test_log_in_upgrades_the_stored_password_only(
-    authenticator: Authenticator, users: Users, guard: Guard, ada: User, cipher: AgeingCipher
+    authenticator: Authenticator, users: Users, guard: Guard, ada: User, cipher: UpgradingCipher
 ) -> None:
-    old = with_old_password(users, ada)
+    old = store_outdated_password(users, ada)
     before = authenticator.issue_token(
         VerifiedLogin(attempt=LoginAttempt(username="ada", address=HOME, user=old), user=old, upgrade=None)
     )
@@ -363,7 +363,7 @@ def test_log_in_upgrades_the_stored_password_only(
 
 
 def test_failed_log_in_stores_nothing(authenticator: Authenticator, users: Users, ada: User) -> None:
-    old = with_old_password(users, ada)
+    old = store_outdated_password(users, ada)
 
     with pytest.raises(InvalidCredentialsError):
         authenticator.log_in(username="ada", password="another", address=HOME)
@@ -372,7 +372,7 @@ def test_failed_log_in_stores_nothing(authenticator: Authenticator, users: Users
 
 
 def test_log_in_of_a_disabled_user_upgrades_the_password(authenticator: Authenticator, users: Users, ada: User) -> None:
-    with_old_password(users, ada)
+    store_outdated_password(users, ada)
     users.set_enabled(user_id=ada.id, enabled=False)
 
     with pytest.raises(UserDisabledError):
@@ -382,27 +382,27 @@ def test_log_in_of_a_disabled_user_upgrades_the_password(authenticator: Authenti
 
 
 def test_user_removed_during_log_in_gets_an_invalid_token(
-    authenticator: Authenticator, users: Users, guard: Guard, ada: User, cipher: AgeingCipher
+    authenticator: Authenticator, users: Users, guard: Guard, ada: User, cipher: UpgradingCipher
 ) -> None:
-    with_old_password(users, ada)
-    cipher.meanwhile = lambda: users.remove(user_id=ada.id)
+    store_outdated_password(users, ada)
+    cipher.on_encrypt = lambda: users.remove(user_id=ada.id)
 
     issued = authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
 
-    assert not is_let_in(guard, issued.token)
+    assert not is_accepted(guard, issued.token)
 
 
 def test_failed_upgrade_is_repeated_at_the_next_log_in(
-    authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher, repository: JournaledRepository
+    authenticator: Authenticator, users: Users, ada: User, cipher: UpgradingCipher, repository: RecordingRepository
 ) -> None:
-    old = with_old_password(users, ada)
+    old = store_outdated_password(users, ada)
 
-    def go_away() -> None:
-        repository.away = True
+    def interrupt() -> None:
+        repository.unavailable = True
 
-    cipher.meanwhile = go_away
+    cipher.on_encrypt = interrupt
     authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
-    repository.away = False
+    repository.unavailable = False
     not_stored = users.get(ada.id)
     authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
 
@@ -411,10 +411,10 @@ def test_failed_upgrade_is_repeated_at_the_next_log_in(
 
 
 def test_upgrade_keeps_a_concurrently_changed_password(
-    authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher
+    authenticator: Authenticator, users: Users, ada: User, cipher: UpgradingCipher
 ) -> None:
-    with_old_password(users, ada)
-    cipher.meanwhile = lambda: users.set_password(user_id=ada.id, password=NEW_PASSWORD)
+    store_outdated_password(users, ada)
+    cipher.on_encrypt = lambda: users.set_password(user_id=ada.id, password=NEW_PASSWORD)
 
     authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
 
@@ -437,30 +437,30 @@ def test_started_attempt_contains_its_user(authenticator: Authenticator, ada: Us
 def test_verified_login_contains_the_password_upgrade(authenticator: Authenticator, users: Users, ada: User) -> None:
     attempt = authenticator.start(username="ada", address=HOME)
     verified = authenticator.verify(attempt, PASSWORD)
-    old = with_old_password(users, ada)
+    old = store_outdated_password(users, ada)
     old_attempt = authenticator.start(username="ada", address=HOME)
-    old_proven = authenticator.verify(old_attempt, PASSWORD)
+    old_verified = authenticator.verify(old_attempt, PASSWORD)
 
     assert verified == VerifiedLogin(attempt=attempt, user=ada, upgrade=None)
-    assert old_proven.upgrade is not None
-    assert old_proven == VerifiedLogin(
+    assert old_verified.upgrade is not None
+    assert old_verified == VerifiedLogin(
         attempt=old_attempt,
         user=old,
-        upgrade=Reencrypt(user_id=ada.id, password=old_proven.upgrade.password, replacing=old.password),
+        upgrade=Reencrypt(user_id=ada.id, password=old_verified.upgrade.password, replacing=old.password),
     )
-    assert PASSWORD not in f"{old_attempt!r} {old_proven!r}"
+    assert PASSWORD not in f"{old_attempt!r} {old_verified!r}"
 
 
 def test_only_finish_takes_the_attempt_back(
-    authenticator: Authenticator, ada: User, journal: list[tuple[object, ...]]
+    authenticator: Authenticator, ada: User, calls: list[tuple[object, ...]]
 ) -> None:
     verified = authenticator.verify(authenticator.start(username="ADA", address=HOME), PASSWORD)
-    before = list(journal)
+    before = list(calls)
 
     authenticator.finish(verified)
 
     assert before == [("count", "ada", HOME), ("find", "ada")]
-    assert journal == [*before, ("forgive", "ada", HOME)]
+    assert calls == [*before, ("record_success", "ada", HOME)]
 
 
 def test_flow_that_waits_cannot_run_inline() -> None:
@@ -472,86 +472,91 @@ def test_flow_that_waits_cannot_run_inline() -> None:
 
 
 def test_user_changes_the_password_with_the_current_one(
-    authenticator: Authenticator, guard: Guard, ada: User, clock: SettableClock, journal: list[tuple[object, ...]]
+    authenticator: Authenticator, guard: Guard, ada: User, clock: SettableClock, calls: list[tuple[object, ...]]
 ) -> None:
     users = authenticator.users
     token = authenticator.log_in(username="ada", password=PASSWORD, address=HOME).token
-    journal.clear()
+    calls.clear()
     clock.now += MINUTE
 
     changed = authenticator.change_password(user=ada, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
 
-    assert journal == [("count", "ada", HOME), ("find", "ada"), ("forgive", "ada", HOME), ("apply", ChangePassword)]
+    assert calls == [
+        ("count", "ada", HOME),
+        ("find", "ada"),
+        ("record_success", "ada", HOME),
+        ("apply", ChangePassword),
+    ]
     assert changed == attrs.evolve(
         ada, password=changed.password, token_epoch=changed.token_epoch, updated_datetime=NOON + MINUTE
     )
     assert users.get(ada.id) == changed
     assert users.cipher.matches(NEW_PASSWORD, changed.password)
-    assert not is_let_in(guard, token)
-    assert is_let_in(guard, authenticator.log_in(username="ada", password=NEW_PASSWORD).token)
+    assert not is_accepted(guard, token)
+    assert is_accepted(guard, authenticator.log_in(username="ada", password=NEW_PASSWORD).token)
     with pytest.raises(InvalidCredentialsError):
         authenticator.log_in(username="ada", password=PASSWORD)
 
 
 def test_policy_is_checked_before_the_current_password(
-    authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher, journal: list[tuple[object, ...]]
+    authenticator: Authenticator, users: Users, ada: User, cipher: UpgradingCipher, calls: list[tuple[object, ...]]
 ) -> None:
-    with pytest.raises(InvalidFieldsError) as refusal:
+    with pytest.raises(InvalidFieldsError) as error_info:
         authenticator.change_password(user=ada, current="another", new="short", address=HOME)
 
-    assert refusal.value.errors == (FieldError("new", "must be at least 8 characters"),)
-    assert (journal, cipher.compared_with, cipher.encryptions) == ([], [], 0)
+    assert error_info.value.errors == (FieldError("new", "must be at least 8 characters"),)
+    assert (calls, cipher.compared_with, cipher.encryptions) == ([], [], 0)
     assert users.get(ada.id) == ada
 
 
 def test_wrong_current_password_counts_and_changes_nothing(
-    authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher, journal: list[tuple[object, ...]]
+    authenticator: Authenticator, users: Users, ada: User, cipher: UpgradingCipher, calls: list[tuple[object, ...]]
 ) -> None:
     with pytest.raises(InvalidCredentialsError):
         authenticator.change_password(user=ada, current="another", new=NEW_PASSWORD, address=HOME)
 
-    assert journal == [("count", "ada", HOME), ("find", "ada")]
+    assert calls == [("count", "ada", HOME), ("find", "ada")]
     assert cipher.encryptions == 0
     assert users.get(ada.id) == ada
 
 
 def test_guessing_the_current_password_is_limited(
-    authenticator: Authenticator, users: Users, ada: User, attempts: JournaledAttempts, cipher: AgeingCipher
+    authenticator: Authenticator, users: Users, ada: User, attempts: RecordingAttempts, cipher: UpgradingCipher
 ) -> None:
-    attempts.refusal = TooManyAttemptsError(7)
+    attempts.error = TooManyAttemptsError(7)
 
-    with pytest.raises(TooManyAttemptsError) as refusal:
+    with pytest.raises(TooManyAttemptsError) as error_info:
         authenticator.change_password(user=ada, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
 
-    assert refusal.value == TooManyAttemptsError(7)
+    assert error_info.value == TooManyAttemptsError(7)
     assert cipher.compared_with == []
     assert users.get(ada.id) == ada
 
 
 def test_password_set_concurrently_is_not_replaced(
-    authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher, journal: list[tuple[object, ...]]
+    authenticator: Authenticator, users: Users, ada: User, cipher: UpgradingCipher, calls: list[tuple[object, ...]]
 ) -> None:
-    cipher.meanwhile = lambda: users.set_password(user_id=ada.id, password="a manager's choice")
+    cipher.on_encrypt = lambda: users.set_password(user_id=ada.id, password="a manager's choice")
 
-    with pytest.raises(PasswordChangedError) as refusal:
+    with pytest.raises(PasswordChangedError) as error_info:
         authenticator.change_password(user=ada, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
 
-    assert refusal.value == PasswordChangedError(ada.id)
+    assert error_info.value == PasswordChangedError(ada.id)
     assert cipher.matches("a manager's choice", users.get(ada.id).password)
-    assert ("forgive", "ada", HOME) in journal
+    assert ("record_success", "ada", HOME) in calls
 
 
 def test_password_change_of_a_removed_user_is_rejected(
-    authenticator: Authenticator, users: Users, ada: User, cipher: AgeingCipher
+    authenticator: Authenticator, users: Users, ada: User, cipher: UpgradingCipher
 ) -> None:
-    cipher.meanwhile = lambda: users.remove(user_id=ada.id)
+    cipher.on_encrypt = lambda: users.remove(user_id=ada.id)
 
     with pytest.raises(UserNotFoundError):
         authenticator.change_password(user=ada, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
 
 
 def test_outdated_stored_password_can_be_changed(authenticator: Authenticator, users: Users, ada: User) -> None:
-    old = with_old_password(users, ada)
+    old = store_outdated_password(users, ada)
 
     authenticator.change_password(user=old, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
 
@@ -572,9 +577,9 @@ def test_preparing_a_password_change_stores_nothing(authenticator: Authenticator
         actor=Actor.from_user_id(ada.id),
     )
     assert users.get(ada.id) == ada
-    with pytest.raises(InvalidFieldsError) as refusal:
+    with pytest.raises(InvalidFieldsError) as error_info:
         authenticator.prepare_password_change(verified, "short")
-    assert refusal.value.errors == (FieldError("new", "must be at least 8 characters"),)
+    assert error_info.value.errors == (FieldError("new", "must be at least 8 characters"),)
 
 
 # --- the guard, synchronous and asynchronous
@@ -583,7 +588,7 @@ Check = Callable[[str], User]
 
 
 @pytest.fixture(params=["guard", "asynchronous", "asynchronous, of another machine", "asynchronous, with a lock held"])
-def check(request: pytest.FixtureRequest, repository: JournaledRepository, guard: Guard) -> Iterator[Check]:
+def check(request: pytest.FixtureRequest, repository: RecordingRepository, guard: Guard) -> Iterator[Check]:
     if request.param == "guard":
         yield guard.check
         return
@@ -612,14 +617,14 @@ def token(tokens: InMemoryTokens, ada: User) -> str:
 
 
 @pytest.fixture
-def key(users: Users, ada: User, journal: list[tuple[object, ...]]) -> str:
+def key(users: Users, ada: User, calls: list[tuple[object, ...]]) -> str:
     _, credential = users.add_api_key(user_id=ada.id, name="job")
-    journal.clear()
+    calls.clear()
     return credential
 
 
 @pytest.fixture
-def shown(token: str, key: str) -> tuple[str, str]:
+def both_credentials(token: str, key: str) -> tuple[str, str]:
     """A token and an API key of the same user."""
     return token, key
 
@@ -632,18 +637,18 @@ def test_guard_returns_the_current_state_of_the_user(
     check: Check, users: Users, ada: User, token: str, key: str
 ) -> None:
     again = users.set_enabled(user_id=ada.id, enabled=True)
-    better = with_old_password(users, again)
+    upgraded = store_outdated_password(users, again)
 
-    assert outcomes(check, token, key) == [better, better]
+    assert outcomes(check, token, key) == [upgraded, upgraded]
 
 
 def test_credentials_authenticate_their_own_user(
     check: Check, users: Users, tokens: InMemoryTokens, ada: User, key: str
 ) -> None:
     bob = users.register(username="bob", password=PASSWORD, email="bob@example.com")
-    _, his_key = users.add_api_key(user_id=bob.id, name="job")
+    _, bobs_key = users.add_api_key(user_id=bob.id, name="job")
 
-    assert outcomes(check, tokens.issue(bob).token, key, his_key, tokens.issue(ada).token) == [bob, ada, bob, ada]
+    assert outcomes(check, tokens.issue(bob).token, key, bobs_key, tokens.issue(ada).token) == [bob, ada, bob, ada]
 
 
 @pytest.mark.parametrize(
@@ -651,10 +656,10 @@ def test_credentials_authenticate_their_own_user(
     ["", " ", "nonsense", "a.b.c", "mlapi_", "mlapi_nonsense", f"mlapi_{'0' * 16}_{'0' * 63}", "é", "\ud800"],
 )
 def test_malformed_credential_is_rejected_without_a_lookup(
-    check: Check, ada: User, journal: list[tuple[object, ...]], credential: str
+    check: Check, ada: User, calls: list[tuple[object, ...]], credential: str
 ) -> None:
     assert outcomes(check, credential) == [InvalidTokenError()]
-    assert journal == []
+    assert calls == []
 
 
 def test_forged_credential_is_rejected(check: Check, users: Users, token: str, key: str) -> None:
@@ -683,12 +688,12 @@ def test_disabled_user_is_rejected_with_token_and_api_key(
 
 
 def test_enabling_again_restores_api_keys_but_not_tokens(
-    check: Check, users: Users, tokens: InMemoryTokens, ada: User, shown: tuple[str, str]
+    check: Check, users: Users, tokens: InMemoryTokens, ada: User, both_credentials: tuple[str, str]
 ) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
     enabled = users.set_enabled(user_id=ada.id, enabled=True)
 
-    assert outcomes(check, *shown, tokens.issue(enabled).token) == [InvalidTokenError(), enabled, enabled]
+    assert outcomes(check, *both_credentials, tokens.issue(enabled).token) == [InvalidTokenError(), enabled, enabled]
 
 
 def test_enabling_an_enabled_user_revokes_nothing(check: Check, users: Users, ada: User, token: str, key: str) -> None:
@@ -708,19 +713,19 @@ def test_removed_user_is_rejected_even_if_the_name_returns(
 
 
 def test_password_change_revokes_tokens_but_not_api_keys(
-    check: Check, users: Users, tokens: InMemoryTokens, ada: User, shown: tuple[str, str]
+    check: Check, users: Users, tokens: InMemoryTokens, ada: User, both_credentials: tuple[str, str]
 ) -> None:
     changed = users.set_password(user_id=ada.id, password=NEW_PASSWORD)
 
-    assert outcomes(check, *shown, tokens.issue(changed).token) == [InvalidTokenError(), changed, changed]
+    assert outcomes(check, *both_credentials, tokens.issue(changed).token) == [InvalidTokenError(), changed, changed]
 
 
 def test_end_tokens_revokes_tokens_but_not_api_keys(
-    check: Check, users: Users, tokens: InMemoryTokens, ada: User, shown: tuple[str, str]
+    check: Check, users: Users, tokens: InMemoryTokens, ada: User, both_credentials: tuple[str, str]
 ) -> None:
     ended = users.end_tokens(user_id=ada.id)
 
-    assert outcomes(check, *shown, tokens.issue(ended).token) == [InvalidTokenError(), ended, ended]
+    assert outcomes(check, *both_credentials, tokens.issue(ended).token) == [InvalidTokenError(), ended, ended]
 
 
 def test_removed_api_key_is_rejected(check: Check, users: Users, ada: User, token: str, key: str) -> None:
@@ -753,9 +758,9 @@ def test_expired_api_key_of_a_disabled_user_is_invalid(
 
 
 def test_guard_rejects_while_the_database_is_unavailable(
-    check: Check, repository: JournaledRepository, token: str, key: str
+    check: Check, repository: RecordingRepository, token: str, key: str
 ) -> None:
-    repository.away = True
+    repository.unavailable = True
 
     assert outcomes(check, token, key, "nonsense") == [
         RepositoryUnavailableError("simulated outage"),
@@ -765,7 +770,7 @@ def test_guard_rejects_while_the_database_is_unavailable(
 
 
 def test_guard_expires_tokens_by_its_own_clock(
-    repository: JournaledRepository, tokens: InMemoryTokens, token: str
+    repository: RecordingRepository, tokens: InMemoryTokens, token: str
 ) -> None:
     guard = Guard(repository, tokens, clock=lambda: NOON + HOUR)
 
@@ -799,22 +804,20 @@ def test_api_key_use_is_recorded_once_a_minute(
 
 
 def test_second_use_within_a_minute_writes_nothing(
-    check: Check, key: str, clock: SettableClock, journal: list[tuple[object, ...]]
+    check: Check, key: str, clock: SettableClock, calls: list[tuple[object, ...]]
 ) -> None:
     key_id = key.split("_")[1]
     check(key)
     clock.now += MINUTE - MICROSECOND
     check(key)
 
-    assert journal == [("holders", key_id), ("apply", RecordApiKeyUse), ("holders", key_id)]
+    assert calls == [("find_principals", key_id), ("apply", RecordApiKeyUse), ("find_principals", key_id)]
 
 
-def test_checking_a_token_writes_nothing(
-    check: Check, ada: User, token: str, journal: list[tuple[object, ...]]
-) -> None:
+def test_checking_a_token_writes_nothing(check: Check, ada: User, token: str, calls: list[tuple[object, ...]]) -> None:
     check(token)
 
-    assert journal == [("holders", ada.id)]
+    assert calls == [("find_principals", ada.id)]
 
 
 def test_rejected_api_key_is_not_recorded_as_used(
@@ -850,7 +853,7 @@ def test_uses_are_passed_to_the_given_recorder(
 # --- changes by managers
 
 
-def test_manager_sets_a_password(users: Users, ada: User, clock: SettableClock, cipher: AgeingCipher) -> None:
+def test_manager_sets_a_password(users: Users, ada: User, clock: SettableClock, cipher: UpgradingCipher) -> None:
     clock.now += MINUTE
 
     changed = users.set_password(user_id=ada.id, password=NEW_PASSWORD)
@@ -875,12 +878,12 @@ def test_manager_sets_a_password(users: Users, ada: User, clock: SettableClock, 
     ids=["short", "empty", "long", "surrogates", "none"],
 )
 def test_manager_cannot_set_a_password_against_the_policy(
-    users: Users, ada: User, cipher: AgeingCipher, password: str, message: str
+    users: Users, ada: User, cipher: UpgradingCipher, password: str, message: str
 ) -> None:
-    with pytest.raises(InvalidFieldsError) as refusal:
+    with pytest.raises(InvalidFieldsError) as error_info:
         users.set_password(user_id=ada.id, password=password)
 
-    assert refusal.value.errors == (FieldError("password", message),)
+    assert error_info.value.errors == (FieldError("password", message),)
     assert cipher.encryptions == 0
     assert users.get(ada.id) == ada
 
@@ -897,16 +900,16 @@ def test_manager_ends_tokens(users: Users, ada: User, clock: SettableClock) -> N
 
 def test_changes_to_unknown_ids_are_rejected(users: Users, ada: User) -> None:
     calls: list[Callable[[], object]] = [
-        lambda: users.set_password(user_id=NOBODY, password=NEW_PASSWORD),
-        lambda: users.end_tokens(user_id=NOBODY),
-        lambda: users.add_api_key(user_id=NOBODY, name="job"),
-        lambda: users.list_api_keys(NOBODY),
+        lambda: users.set_password(user_id=UNKNOWN_ID, password=NEW_PASSWORD),
+        lambda: users.end_tokens(user_id=UNKNOWN_ID),
+        lambda: users.add_api_key(user_id=UNKNOWN_ID, name="job"),
+        lambda: users.list_api_keys(UNKNOWN_ID),
     ]
 
     for call in calls:
-        with pytest.raises(UserNotFoundError) as refusal:
+        with pytest.raises(UserNotFoundError) as error_info:
             call()
-        assert refusal.value == UserNotFoundError(NOBODY)
+        assert error_info.value == UserNotFoundError(UNKNOWN_ID)
 
 
 def test_preparing_commands_stores_nothing(users: Users, ada: User) -> None:
@@ -950,10 +953,10 @@ def test_new_api_key_is_stored_as_its_digest(users: Users, ada: User) -> None:
 
 
 def test_invalid_api_key_error_names_every_field(users: Users, ada: User) -> None:
-    with pytest.raises(InvalidFieldsError) as refusal:
+    with pytest.raises(InvalidFieldsError) as error_info:
         users.add_api_key(user_id=ada.id, name="a\0", expires=datetime(9999, 12, 31, 23, tzinfo=timezone(-HOUR)))
 
-    assert refusal.value.errors == (
+    assert error_info.value.errors == (
         FieldError("name", "must not contain control or invisible characters"),
         FieldError("expires_at", "must be between the years 1 and 9999 in UTC"),
     )
@@ -978,27 +981,27 @@ def test_removing_an_api_key_returns_it(users: Users, ada: User) -> None:
 
     assert removed == keys[0]
     assert users.list_api_keys(ada.id) == [keys[1]]
-    with pytest.raises(ApiKeyNotFoundError) as refusal:
+    with pytest.raises(ApiKeyNotFoundError) as error_info:
         users.remove_api_key(keys[0].id)
-    assert refusal.value == ApiKeyNotFoundError(keys[0].id)
+    assert error_info.value == ApiKeyNotFoundError(keys[0].id)
 
 
 # --- encrypting all passwords with the newest key
 
 
 def test_reencrypt_updates_all_passwords_in_batches(
-    users: Users, ada: User, cipher: AgeingCipher, journal: list[tuple[object, ...]]
+    users: Users, ada: User, cipher: UpgradingCipher, calls: list[tuple[object, ...]]
 ) -> None:
     others = [users.register(username=f"user{n}", password=PASSWORD, email="a@example.com") for n in range(4)]
-    old = [with_old_password(users, user) for user in (ada, others[1])]
-    journal.clear()
+    old = [store_outdated_password(users, user) for user in (ada, others[1])]
+    calls.clear()
 
     done = list(users.reencrypt(batch=2))
     again = list(users.reencrypt(batch=3))
 
     stored = list(users.iterate_users())
     assert (done, again) == ([(2, 1), (2, 1), (1, 0)], [(3, 0), (2, 0)])
-    assert [what for what in journal if what != ("apply",)] == [("apply", Reencrypt)] * 2
+    assert [what for what in calls if what != ("apply",)] == [("apply", Reencrypt)] * 2
     assert [attrs.evolve(user, password=old[0].password) for user in stored] == [
         attrs.evolve(user, password=old[0].password) for user in (ada, *others)
     ]
@@ -1011,9 +1014,9 @@ def test_reencrypt_without_users_does_nothing(users: Users) -> None:
 
 
 def test_reencrypt_keeps_concurrently_changed_passwords(
-    users: Users, ada: User, repository: JournaledRepository, cipher: AgeingCipher
+    users: Users, ada: User, repository: RecordingRepository, cipher: UpgradingCipher
 ) -> None:
-    with_old_password(users, ada)
+    store_outdated_password(users, ada)
     page = repository.list_page(after=UserId(0), limit=10)
     changed = users.set_password(user_id=ada.id, password=NEW_PASSWORD)
     reencrypt = cipher.reencrypt(page[0].password)

@@ -40,7 +40,7 @@ ADA = User(
     updated_datetime=NOON,
     token_epoch="first-epoch",
 )
-CHANGE = ChangePassword(user_id=ADA.id, password=ANOTHER, replacing=STORED, at=LATER, token_epoch="next-epoch")
+COMMAND = ChangePassword(user_id=ADA.id, password=ANOTHER, replacing=STORED, at=LATER, token_epoch="next-epoch")
 KEY = ApiKey(id=ApiKeyId("0123456789abcdef"), user_id=ADA.id, name="laptop", digest="digest", created_datetime=NOON)
 
 
@@ -53,7 +53,7 @@ def test_registration_contains_the_canonical_username() -> None:
 
 
 @pytest.mark.parametrize(
-    ("username", "email", "problem"),
+    ("username", "email", "error"),
     [
         pytest.param("", "ada@example.com", FieldError("username", "must not be empty"), id="empty name"),
         pytest.param(
@@ -66,11 +66,11 @@ def test_registration_contains_the_canonical_username() -> None:
         pytest.param("ada", "ada", FieldError("email", "must look like name@example.com"), id="e-mail without @"),
     ],
 )
-def test_registration_with_invalid_fields_is_rejected(username: str, email: str, problem: FieldError) -> None:
-    with pytest.raises(InvalidFieldsError) as refusal:
+def test_registration_with_invalid_fields_is_rejected(username: str, email: str, error: FieldError) -> None:
+    with pytest.raises(InvalidFieldsError) as error_info:
         Register(username=username, password=STORED, email=email, at=NOON)
 
-    assert refusal.value.errors == (problem,)
+    assert error_info.value.errors == (error,)
 
 
 def test_repr_of_a_registration_hides_personal_data() -> None:
@@ -91,7 +91,7 @@ def test_repr_of_other_commands_hides_secrets() -> None:
     better = Reencrypt(user_id=UserId(7), password=ANOTHER, replacing=STORED)
 
     assert repr(ending) == f"EndTokens(user_id=7, at={NOON!r}, {BY})"
-    assert repr(CHANGE) == (
+    assert repr(COMMAND) == (
         f"ChangePassword(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword(), at={LATER!r}, {BY})"
     )
     assert repr(better) == "Reencrypt(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword())"
@@ -130,7 +130,7 @@ def test_times_of_commands_are_converted_to_utc() -> None:
     assert attrs.evolve(REGISTER, at=in_tokyo) == REGISTER
     assert SetEnabled(user_id=UserId(7), enabled=True, at=in_tokyo).at.tzinfo is UTC
     assert EndTokens(user_id=UserId(7), at=in_tokyo).at.tzinfo is UTC
-    assert attrs.evolve(CHANGE, at=in_tokyo) == attrs.evolve(CHANGE, at=NOON)
+    assert attrs.evolve(COMMAND, at=in_tokyo) == attrs.evolve(COMMAND, at=NOON)
     assert RecordApiKeyUse(key_id=KEY.id, at=in_tokyo) == RecordApiKeyUse(key_id=KEY.id, at=NOON)
 
 
@@ -170,7 +170,7 @@ def test_ending_tokens_replaces_the_epoch_only(flag: bool) -> None:
 
 @pytest.mark.parametrize("replacing", [None, STORED], ids=["whatever it was", "the stored one"])
 def test_changing_the_password_replaces_the_epoch(replacing: EncryptedPassword | None) -> None:
-    changed = attrs.evolve(CHANGE, replacing=replacing).apply_to(ADA)
+    changed = attrs.evolve(COMMAND, replacing=replacing).apply_to(ADA)
 
     assert changed == attrs.evolve(ADA, password=ANOTHER, updated_datetime=LATER, token_epoch="next-epoch")
 
@@ -178,7 +178,7 @@ def test_changing_the_password_replaces_the_epoch(replacing: EncryptedPassword |
 def test_change_of_an_outdated_password_is_rejected() -> None:
     user = attrs.evolve(ADA, password=EncryptedPassword("of a manager"))
 
-    assert CHANGE.apply_to(user) == PasswordChangedError(ADA.id)
+    assert COMMAND.apply_to(user) == PasswordChangedError(ADA.id)
 
 
 def test_reencrypting_changes_only_the_stored_password() -> None:

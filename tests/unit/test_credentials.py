@@ -90,25 +90,25 @@ def test_parsing_an_api_key_gives_its_id_and_digest() -> None:
     ids=lambda credential: repr(credential[:30]),
 )
 def test_malformed_api_key_is_rejected(credential: str) -> None:
-    with pytest.raises(InvalidTokenError) as refusal:
+    with pytest.raises(InvalidTokenError) as error_info:
         parse_api_key(credential)
 
-    assert refusal.value == InvalidTokenError()
+    assert error_info.value == InvalidTokenError()
 
 
 def test_generated_api_keys_are_valid_and_unique() -> None:
     credentials = [generate_api_key() for _ in range(100)]
 
-    shown = [parse_api_key(credential) for credential in credentials]
+    presented = [parse_api_key(credential) for credential in credentials]
 
     assert all(re.fullmatch("mlapi_[0-9a-f]{16}_[0-9a-f]{64}", credential) for credential in credentials)
-    assert len({each.id for each in shown}) == len({each.digest for each in shown}) == 100
+    assert len({each.id for each in presented}) == len({each.digest for each in presented}) == 100
 
 
 def test_api_keys_are_recognised_by_their_prefix() -> None:
-    shown = [CREDENTIAL, "mlapi_", "mlapi_x", "MLAPI_x", " mlapi_x", "mlapi", "", "eyJhbGciOiJIUzI1NiJ9"]
+    presented = [CREDENTIAL, "mlapi_", "mlapi_x", "MLAPI_x", " mlapi_x", "mlapi", "", "eyJhbGciOiJIUzI1NiJ9"]
 
-    assert [looks_like_api_key(credential) for credential in shown] == [True] * 3 + [False] * 5
+    assert [looks_like_api_key(credential) for credential in presented] == [True] * 3 + [False] * 5
 
 
 def test_principal_id_is_a_user_id_or_an_api_key_id() -> None:
@@ -117,7 +117,7 @@ def test_principal_id_is_a_user_id_or_an_api_key_id() -> None:
 
 # --- accepted and rejected credentials
 
-ADMITTED: dict[str, tuple[ParsedCredential, Principal, User]] = {
+ACCEPTED: dict[str, tuple[ParsedCredential, Principal, User]] = {
     "token": (CLAIMS, ADA, ADA),
     "token to its last moment": (attrs.evolve(CLAIMS, expires_at=NOON + MICROSECOND), ADA, ADA),
     "key": (SHOWN, ApiKeyPrincipal(KEY, ADA), ADA),
@@ -128,7 +128,7 @@ ADMITTED: dict[str, tuple[ParsedCredential, Principal, User]] = {
         attrs.evolve(ADA, token_epoch="x"),
     ),
 }
-REFUSED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exception]] = {
+REJECTED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exception]] = {
     "token of nobody": (CLAIMS, None, NOON, InvalidTokenError()),
     "token, and a key is found": (CLAIMS, ApiKeyPrincipal(KEY, ADA), NOON, InvalidTokenError()),
     "token at its end": (CLAIMS, ADA, LATER, InvalidTokenError()),
@@ -148,28 +148,28 @@ REFUSED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exception
 }
 
 
-@pytest.mark.parametrize(("claim", "principal", "user"), ADMITTED.values(), ids=ADMITTED.keys())
-def test_authenticate_returns_the_current_user(claim: ParsedCredential, principal: Principal, user: User) -> None:
-    assert authenticate(claim, principal, NOON) == user
+@pytest.mark.parametrize(("credential", "principal", "user"), ACCEPTED.values(), ids=ACCEPTED.keys())
+def test_authenticate_returns_the_current_user(credential: ParsedCredential, principal: Principal, user: User) -> None:
+    assert authenticate(credential, principal, NOON) == user
 
 
-@pytest.mark.parametrize(("claim", "principal", "at", "error"), REFUSED.values(), ids=REFUSED.keys())
+@pytest.mark.parametrize(("credential", "principal", "at", "error"), REJECTED.values(), ids=REJECTED.keys())
 def test_other_credentials_are_rejected(
-    claim: ParsedCredential, principal: Principal | None, at: datetime, error: Exception
+    credential: ParsedCredential, principal: Principal | None, at: datetime, error: Exception
 ) -> None:
-    with pytest.raises(type(error)) as refusal:
-        authenticate(claim, principal, at)
+    with pytest.raises(type(error)) as error_info:
+        authenticate(credential, principal, at)
 
-    assert refusal.value == error
+    assert error_info.value == error
 
 
 # --- repr
 
 
 def test_repr_hides_secrets() -> None:
-    shown = f"{CLAIMS!r} {SHOWN!r} {KEY!r} {ApiKeyPrincipal(KEY, ADA)!r} {IssuedToken('eyJhbGci', 3600)!r}"
+    presented = f"{CLAIMS!r} {SHOWN!r} {KEY!r} {ApiKeyPrincipal(KEY, ADA)!r} {IssuedToken('eyJhbGci', 3600)!r}"
 
-    assert [secret in shown for secret in (DIGEST, ADA.token_epoch, "eyJhbGci", "stored")] == [False] * 4
+    assert [secret in presented for secret in (DIGEST, ADA.token_epoch, "eyJhbGci", "stored")] == [False] * 4
     assert repr(IssuedToken("eyJhbGci", 3600)) == "IssuedToken(expires_in=3600)"
 
 
@@ -194,7 +194,7 @@ def test_uses_are_recorded_to_the_minute() -> None:
 
 # --- the fields of a new API key
 
-EMPTY, HIDDEN = "must not be empty", "must not contain control or invisible characters"
+EMPTY, INVISIBLE = "must not be empty", "must not contain control or invisible characters"
 SURROGATES, LONG = "must be valid Unicode, without lone surrogates", "must be at most 100 characters"
 PAST, NAIVE = "must be in the future", "must have a time zone, as in 2030-01-31T12:00:00Z"
 FAR = "must be between the years 1 and 9999 in UTC"
@@ -213,18 +213,18 @@ def test_readable_api_key_names_are_accepted(name: str) -> None:
         ("", EMPTY),
         (" ", EMPTY),
         ("\u3000 \xa0", EMPTY),
-        ("\t", HIDDEN),
-        ("a\nb", HIDDEN),
-        ("a\0", HIDDEN),
-        ("\x7f", HIDDEN),
-        ("a\x85", HIDDEN),
-        ("a\u200bb", HIDDEN),
-        ("a\u202eb", HIDDEN),
-        ("\ufeffa", HIDDEN),
-        ("a\ue000", HIDDEN),
-        ("a\u0378", HIDDEN),
-        ("a\u2028b", HIDDEN),
-        ("a\u115f", HIDDEN),
+        ("\t", INVISIBLE),
+        ("a\nb", INVISIBLE),
+        ("a\0", INVISIBLE),
+        ("\x7f", INVISIBLE),
+        ("a\x85", INVISIBLE),
+        ("a\u200bb", INVISIBLE),
+        ("a\u202eb", INVISIBLE),
+        ("\ufeffa", INVISIBLE),
+        ("a\ue000", INVISIBLE),
+        ("a\u0378", INVISIBLE),
+        ("a\u2028b", INVISIBLE),
+        ("a\u115f", INVISIBLE),
         ("\ud800", SURROGATES),
         ("x" * 101, LONG),
         (None, "must be a string"),
@@ -234,10 +234,10 @@ def test_readable_api_key_names_are_accepted(name: str) -> None:
     ],
 )
 def test_invalid_api_key_names_are_rejected(name: object, message: str) -> None:
-    with pytest.raises(InvalidFieldsError) as refusal:
+    with pytest.raises(InvalidFieldsError) as error_info:
         check_api_key_fields(name=name, expires=None, now=NOON)
 
-    assert refusal.value.errors == (FieldError("name", message),)
+    assert error_info.value.errors == (FieldError("name", message),)
 
 
 @pytest.mark.parametrize(
@@ -269,14 +269,14 @@ def test_api_key_may_expire_at_any_future_time(expires: datetime) -> None:
     ids=str,
 )
 def test_invalid_expiry_times_are_rejected(expires: datetime, message: str) -> None:
-    with pytest.raises(InvalidFieldsError) as refusal:
+    with pytest.raises(InvalidFieldsError) as error_info:
         check_api_key_fields(name="laptop", expires=expires, now=NOON)
 
-    assert refusal.value.errors == (FieldError("expires_at", message),)
+    assert error_info.value.errors == (FieldError("expires_at", message),)
 
 
 def test_error_names_every_invalid_api_key_field() -> None:
-    with pytest.raises(InvalidFieldsError) as refusal:
+    with pytest.raises(InvalidFieldsError) as error_info:
         check_api_key_fields(name="", expires=NOON, now=NOON)
 
-    assert refusal.value.errors == (FieldError("name", EMPTY), FieldError("expires_at", PAST))
+    assert error_info.value.errors == (FieldError("name", EMPTY), FieldError("expires_at", PAST))

@@ -24,9 +24,9 @@ from mlapi.domain.errors import FieldError
 
 LINES: list[tuple[MlapiError, str]] = [
     (UserExistsError(7), "user 7 already has this username"),
-    (UserNotFoundError(7), "there is no user 7"),
+    (UserNotFoundError(7), "user 7 does not exist"),
     (PasswordChangedError(7), "the password of user 7 was changed concurrently"),
-    (ApiKeyNotFoundError("0123456789abcdef"), "there is no such API key"),
+    (ApiKeyNotFoundError("0123456789abcdef"), "this API key does not exist"),
     (InvalidCredentialsError(), "unknown username or wrong password"),
     (InvalidTokenError(), "invalid, expired or revoked token or API key"),
     (UserDisabledError(7), "user 7 is disabled"),

@@ -75,7 +75,7 @@ class UserNotFoundError(MlapiError):
     user_id: int
 
     def __str__(self) -> str:
-        return f"there is no user {self.user_id}"
+        return f"user {self.user_id} does not exist"
 
 
 @attrs.frozen
@@ -91,7 +91,7 @@ class ApiKeyNotFoundError(MlapiError):
     key_id: str
 
     def __str__(self) -> str:
-        return "there is no such API key"
+        return "this API key does not exist"
 
 
 class InvalidCredentialsError(MlapiError):

@@ -111,7 +111,7 @@ class PasswordPolicy:
         if len(password) < self.min_length:
             return f"must be at least {self.min_length} characters"
         if password.casefold() in self.common:
-            return "must not be one of the most common passwords"
+            return "must not be a common password"
         if self._spells_only_words(password):
             return "must not consist only of names of this service"
         return None

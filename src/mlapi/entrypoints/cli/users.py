@@ -107,7 +107,7 @@ def _find(users: Users, user: str, *, by_id: bool) -> User:
         return users.get(requests.parse_user_id(user))
     found = users.find(user)
     if found is None:
-        raise CommandError(f"there is no user {user!r}")
+        raise CommandError(f"user {user!r} does not exist")
     return found
 
 
