@@ -1,4 +1,4 @@
-"""Log-ins, passwords and API keys over HTTP: what each request is answered, and what it leaves."""
+"""Logins, passwords, API keys and lists of users over HTTP: responses and effects."""
 
 import asyncio
 import json
@@ -32,13 +32,13 @@ INVALID_CREDENTIALS = (401, {"message": "Invalid credentials"})
 
 
 class CountingCipher(PlainCipher):
-    """A cipher that counts how often it was run, and calls what begins with ``old`` old."""
+    """Counts comparisons, and wants to upgrade stored values that start with ``old``."""
 
     def __init__(self) -> None:
-        self.compared: list[EncryptedPassword | None] = []
+        self.comparisons: list[EncryptedPassword | None] = []
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
-        self.compared.append(encrypted)
+        self.comparisons.append(encrypted)
         return super().matches(password, encrypted)
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
@@ -51,8 +51,8 @@ class CostlyCipher(CountingCipher):
 
 @pytest.fixture(params=[CountingCipher, CostlyCipher], ids=["cheap", "costly"])
 def cipher(request: pytest.FixtureRequest) -> CountingCipher:
-    made: CountingCipher = request.param()
-    return made
+    cipher: CountingCipher = request.param()
+    return cipher
 
 
 @pytest.fixture
@@ -99,18 +99,18 @@ def status(http: httpx2.Client, credential: str) -> tuple[int, object]:
 # --- POST /token
 
 
-def test_the_right_password_is_answered_with_a_token(http: TestClient, ada: User) -> None:
+def test_correct_password_returns_a_token(http: TestClient, ada: User) -> None:
     response = log_in(http)
 
     assert response.status_code == 200
-    answer = response.json()
-    assert answer == {"token": answer["token"], "token_type": "bearer", "expires_in": 3600}
+    body = response.json()
+    assert body == {"token": body["token"], "token_type": "bearer", "expires_in": 3600}
     assert response.headers["cache-control"] == "no-store"
-    assert status(http, answer["token"]) == (200, {"message": "Token is valid"})
+    assert status(http, body["token"]) == (200, {"message": "Token is valid"})
 
 
 @pytest.mark.parametrize("username", ["ADA", "Ada", "ａｄａ"])
-def test_the_name_is_taken_in_any_spelling(http: TestClient, ada: User, username: str) -> None:
+def test_username_is_accepted_in_any_spelling(http: TestClient, ada: User, username: str) -> None:
     assert log_in(http, username).status_code == 200
 
 
@@ -126,28 +126,28 @@ def test_the_name_is_taken_in_any_spelling(http: TestClient, ada: User, username
         ("x" * 5000, "x"),
     ],
 )
-def test_whoever_is_not_a_user_learns_nothing_more_after_one_run_of_the_cipher(
+def test_failed_logins_look_alike_and_cost_one_comparison(
     http: TestClient, cipher: CountingCipher, ada: User, username: str, password: str
 ) -> None:
     response = log_in(http, username, password)
 
     assert content(response) == INVALID_CREDENTIALS
     assert response.headers["www-authenticate"] == "Bearer"
-    assert len(cipher.compared) == 1
+    assert len(cipher.comparisons) == 1
 
 
-def test_a_disabled_user_is_told_so_after_the_right_password_alone(
+def test_disabled_user_is_told_only_with_correct_password(
     http: TestClient, users: Users, cipher: CountingCipher, ada: User
 ) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
 
-    answers = [content(log_in(http)), content(log_in(http, password="wrong"))]
+    responses = [content(log_in(http)), content(log_in(http, password="wrong"))]
 
-    assert answers == [(403, {"message": "User is disabled"}), INVALID_CREDENTIALS]
-    assert len(cipher.compared) == 2
+    assert responses == [(403, {"message": "User is disabled"}), INVALID_CREDENTIALS]
+    assert len(cipher.comparisons) == 2
 
 
-def test_every_log_in_is_a_line_in_the_log_that_says_whose_and_from_where_but_not_what_was_typed(
+def test_logins_are_logged_without_the_typed_text(
     http: TestClient, ada: User, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "mlapi")
@@ -163,40 +163,38 @@ def test_every_log_in_is_a_line_in_the_log_that_says_whose_and_from_where_but_no
     ]
 
 
-def test_a_log_in_that_is_one_too_many_is_a_line_in_the_log(users: Users, caplog: pytest.LogCaptureFixture) -> None:
+def test_too_many_logins_are_logged(users: Users, caplog: pytest.LogCaptureFixture) -> None:
     with asgi_client(create_app(users, access=in_memory_access(users))) as http:
-        answers = [log_in(http, "nobody", "x").status_code for _ in range(21)]
+        responses = [log_in(http, "nobody", "x").status_code for _ in range(21)]
 
-    assert answers == [401] * 20 + [429]
+    assert responses == [401] * 20 + [429]
     assert caplog.messages[-1] == "log-in from 127.0.0.1: too many attempts"
 
 
-def test_an_old_value_is_upgraded_at_a_good_log_in_and_ends_no_token(
-    http: TestClient, users: Users, access: Access, ada: User
-) -> None:
+def test_old_password_value_is_upgraded_at_login(http: TestClient, users: Users, access: Access, ada: User) -> None:
     old = EncryptedPassword(f"plain:old:{PASSWORD}")
     users.apply(Reencrypt(user_id=ada.id, password=old, replacing=ada.password))
-    bad = log_in(http, password="wrong")
-    stored_after_bad = users.get(ada.id).password.value
+    failed = log_in(http, password="wrong")
+    stored_after_failure = users.get(ada.id).password.value
 
     first = token(http)
     stored = users.get(ada.id).password.value
 
-    assert bad.status_code == 401
-    assert stored_after_bad == f"plain:old:{PASSWORD}"
+    assert failed.status_code == 401
+    assert stored_after_failure == f"plain:old:{PASSWORD}"
     assert not stored.startswith("plain:old:")
     assert [status(http, first)[0], log_in(http).status_code] == [200, 200]
 
 
 @pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE.keys())
-def test_a_body_that_is_no_strict_json_is_refused(http: TestClient, body: bytes) -> None:
+def test_body_that_is_not_strict_json_is_rejected(http: TestClient, body: bytes) -> None:
     response = http.post("/token", content=body, headers={"content-type": "application/json"})
 
     assert response.status_code == 400
 
 
 @pytest.mark.parametrize(
-    ("body", "at_fault"),
+    ("body", "fields"),
     [
         ({}, ["username", "password"]),
         ([], ["body"]),
@@ -205,23 +203,23 @@ def test_a_body_that_is_no_strict_json_is_refused(http: TestClient, body: bytes)
         ({"username": "ada", "password": PASSWORD, "otp": 1}, ["body"]),
     ],
 )
-def test_every_field_at_fault_is_named(http: TestClient, body: object, at_fault: list[str]) -> None:
+def test_all_invalid_fields_are_reported(http: TestClient, body: object, fields: list[str]) -> None:
     response = http.post("/token", json=body)
 
     assert response.status_code == 422
-    assert [error["field"] for error in response.json()["errors"]] == at_fault
+    assert [error["field"] for error in response.json()["errors"]] == fields
     assert PASSWORD not in response.text
 
 
 @pytest.mark.parametrize("media_type", WRONG_TYPES)
-def test_another_content_type_is_refused(http: TestClient, media_type: str) -> None:
+def test_other_content_types_are_rejected(http: TestClient, media_type: str) -> None:
     response = http.post("/token", content=b"{}", headers={"content-type": media_type})
 
     assert response.status_code == 415
 
 
-def test_other_methods_are_refused_with_those_there_are(http: TestClient) -> None:
-    answers = {
+def test_wrong_method_lists_the_allowed_ones(http: TestClient) -> None:
+    responses = {
         path: http.request(method, path).headers["allow"]
         for method, path in [
             ("GET", "/token"),
@@ -234,7 +232,7 @@ def test_other_methods_are_refused_with_those_there_are(http: TestClient) -> Non
         ]
     }
 
-    assert {path: set(allow.split(", ")) for path, allow in answers.items()} == {
+    assert {path: set(allow.split(", ")) for path, allow in responses.items()} == {
         "/token": {"POST"},
         "/token_status": {"GET", "HEAD"},
         "/users/me/password": {"PUT"},
@@ -245,86 +243,84 @@ def test_other_methods_are_refused_with_those_there_are(http: TestClient) -> Non
     }
 
 
-def test_while_the_users_are_away_log_ins_are_unavailable(access: Access) -> None:
+def test_logins_need_the_database(access: Access) -> None:
     users = Users(UnavailableRepository(), PlainCipher())
     http = asgi_client(create_app(users))
 
-    answers = [log_in(http), http.get("/users/1/keys")]
+    responses = [log_in(http), http.get("/users/1/keys")]
 
-    assert [answer.status_code for answer in answers] == [503, 503]
+    assert [response.status_code for response in responses] == [503, 503]
 
 
-def test_too_many_guesses_are_refused_in_memory_too(users: Users, ada: User) -> None:
+def test_login_attempts_are_limited_by_default(users: Users, ada: User) -> None:
     with asgi_client(create_app(users, access=in_memory_access(users))) as http:
-        answers = [log_in(http, password="wrong").status_code for _ in range(21)]
+        responses = [log_in(http, password="wrong").status_code for _ in range(21)]
         forged = http.post(
             "/token",
             json={"username": "ada", "password": PASSWORD},
             headers={"x-forwarded-for": "203.0.113.9"},
         )
 
-    assert answers == [401] * 20 + [429]
+    assert responses == [401] * 20 + [429]
     assert forged.status_code == 429
     assert 1 <= int(forged.headers["retry-after"]) <= 60
 
 
-class WaitingCipher(CostlyCipher):
-    """A cipher that takes its time."""
+class SlowCipher(CostlyCipher):
+    """Takes 10 ms for a comparison."""
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
         time.sleep(0.01)
         return super().matches(password, encrypted)
 
 
-@pytest.mark.parametrize(("password", "expected"), [(PASSWORD, {200}), ("wrong", {401, 429})], ids=["right", "wrong"])
-def test_many_who_log_in_at_once_from_a_new_address_are_let_in_if_they_are_right(
-    password: str, expected: set[int]
-) -> None:
-    users = Users(InMemoryUserRepository(), WaitingCipher())
+@pytest.mark.parametrize(("password", "expected"), [(PASSWORD, {200}), ("wrong", {401, 429})], ids=["correct", "wrong"])
+def test_concurrent_logins_with_correct_password_succeed(password: str, expected: set[int]) -> None:
+    users = Users(InMemoryUserRepository(), SlowCipher())
     users.register(username="ada", password=PASSWORD, email="ada@example.com")
     app = create_app(users)
 
-    async def log_in_at_once() -> list[int]:
+    async def log_in_concurrently() -> list[int]:
         transport = httpx2.ASGITransport(app, client=("127.0.0.1", 50000))
         async with httpx2.AsyncClient(transport=transport, base_url=BASE) as http:
             body = {"username": "ada", "password": password}
-            answers = await asyncio.gather(*[http.post("/token", json=body) for _ in range(60)])
-        return [answer.status_code for answer in answers]
+            responses = await asyncio.gather(*[http.post("/token", json=body) for _ in range(60)])
+        return [response.status_code for response in responses]
 
-    answers = asyncio.run(log_in_at_once())
+    responses = asyncio.run(log_in_concurrently())
 
-    assert set(answers) == expected
-    assert answers.count(401) in {0, 20}
+    assert set(responses) == expected
+    assert responses.count(401) in {0, 20}
     app.state.runtime.close()
 
 
 # --- token status
 
 
-def test_the_token_may_be_in_the_path_where_that_is_allowed(users: Users, access: Access, ada: User) -> None:
+def test_token_in_the_path_can_be_disabled(users: Users, access: Access, ada: User) -> None:
     issued = access.authenticator.log_in(username="ada", password=PASSWORD).token
-    allowed = asgi_client(create_app(users, access=access))
-    not_allowed = asgi_client(create_app(users, access=access, token_in_path=False))
+    enabled = asgi_client(create_app(users, access=access))
+    disabled = asgi_client(create_app(users, access=access, token_in_path=False))
 
-    answers = [content(http.get(f"/token_status/{issued}")) for http in (allowed, not_allowed)]
+    responses = [content(http.get(f"/token_status/{issued}")) for http in (enabled, disabled)]
 
-    assert answers == [(200, {"message": "Token is valid"}), (404, {"message": "Not Found"})]
-    assert content(allowed.get(f"/token_status/{issued}x")) == INVALID_TOKEN
+    assert responses == [(200, {"message": "Token is valid"}), (404, {"message": "Not Found"})]
+    assert content(enabled.get(f"/token_status/{issued}x")) == INVALID_TOKEN
 
 
-def test_nobodys_token_is_invalid_and_so_is_a_disabled_users(http: TestClient, users: Users, ada: User) -> None:
+def test_unknown_token_and_disabled_user_look_alike(http: TestClient, users: Users, ada: User) -> None:
     issued = token(http)
     users.set_enabled(user_id=ada.id, enabled=False)
 
-    answers = [content(http.get("/token_status")), status(http, issued), status(http, "nonsense")]
+    responses = [content(http.get("/token_status")), status(http, issued), status(http, "nonsense")]
 
-    assert answers == [INVALID_TOKEN] * 3
+    assert responses == [INVALID_TOKEN] * 3
 
 
 # --- passwords
 
 
-def test_a_user_changes_his_password_and_every_token_of_his_ends(http: TestClient, ada: User) -> None:
+def test_changing_a_password_revokes_all_tokens(http: TestClient, ada: User) -> None:
     first, second = token(http), token(http)
 
     response = http.put("/users/me/password", json={"current": PASSWORD, "new": "analytical"}, headers=bearer(first))
@@ -354,7 +350,7 @@ def test_a_user_changes_his_password_and_every_token_of_his_ends(http: TestClien
         ),
     ],
 )
-def test_a_password_that_may_not_be_changed_so_stays(
+def test_rejected_password_change_changes_nothing(
     http: TestClient, ada: User, current: str, new: str, expected: object
 ) -> None:
     issued = token(http)
@@ -366,23 +362,23 @@ def test_a_password_that_may_not_be_changed_so_stays(
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/users/me/password"), ("DELETE", "/users/me/tokens")])
-def test_what_is_a_users_own_takes_his_token_and_no_api_key(
+def test_own_account_needs_a_token_and_no_api_key(
     http: TestClient, users: Users, ada: User, method: str, path: str
 ) -> None:
     _, key = users.add_api_key(user_id=ada.id, name="job")
     body = json.dumps({"current": PASSWORD, "new": "analytical"})
     sent = {"content-type": "application/json"}
 
-    answers = [
+    responses = [
         content(http.request(method, path, content=body, headers={**sent, **headers}))
         for headers in ({}, bearer("nonsense"), bearer(key))
     ]
 
-    assert answers == [INVALID_TOKEN] * 3
+    assert responses == [INVALID_TOKEN] * 3
     assert users.get(ada.id) == ada
 
 
-def test_a_user_ends_his_tokens_himself(http: TestClient, ada: User) -> None:
+def test_user_revokes_their_own_tokens(http: TestClient, ada: User) -> None:
     first, second = token(http), token(http)
 
     response = http.delete("/users/me/tokens", headers=bearer(first))
@@ -392,19 +388,19 @@ def test_a_user_ends_his_tokens_himself(http: TestClient, ada: User) -> None:
     assert log_in(http).status_code == 200
 
 
-def test_a_manager_ends_a_users_tokens_and_sets_his_password(http: TestClient, ada: User) -> None:
+def test_admin_revokes_tokens_and_sets_a_password(http: TestClient, ada: User) -> None:
     first = token(http)
     ended = http.delete(f"/users/{ada.id}/tokens")
     second = token(http)
-    changed = http.put(f"/users/{ada.id}/password", json={"password": "analytical"})
+    password_set = http.put(f"/users/{ada.id}/password", json={"password": "analytical"})
 
     assert content(ended) == (200, {"message": "Tokens ended successfully", "user_id": ada.id})
-    assert (changed.status_code, changed.content) == (204, b"")
+    assert (password_set.status_code, password_set.content) == (204, b"")
     assert [status(http, issued) for issued in (first, second)] == [INVALID_TOKEN] * 2
     assert log_in(http, password="analytical").status_code == 200
 
 
-def test_a_managers_password_is_held_to_the_policy(http: TestClient, users: Users, ada: User) -> None:
+def test_password_set_by_an_admin_must_follow_the_policy(http: TestClient, users: Users, ada: User) -> None:
     response = http.put(f"/users/{ada.id}/password", json={"password": "x"})
 
     errors = [{"field": "password", "message": "must be at least 2 characters"}]
@@ -415,11 +411,11 @@ def test_a_managers_password_is_held_to_the_policy(http: TestClient, users: User
 # --- API keys
 
 
-def test_a_key_is_shown_once_and_lets_in_until_it_is_removed(http: TestClient, users: Users, ada: User) -> None:
-    made = http.post(f"/users/{ada.id}/keys", json={"name": "nightly job"})
+def test_api_key_is_shown_once_and_valid_until_removed(http: TestClient, users: Users, ada: User) -> None:
+    created = http.post(f"/users/{ada.id}/keys", json={"name": "nightly job"})
 
-    assert made.status_code == 201
-    shown = made.json()
+    assert created.status_code == 201
+    shown = created.json()
     (key,) = users.list_api_keys(ada.id)
     in_list = {
         "key_id": key.id,
@@ -430,7 +426,7 @@ def test_a_key_is_shown_once_and_lets_in_until_it_is_removed(http: TestClient, u
     }
     assert shown == {"message": "Key created successfully", "key": shown["key"], **in_list}
     assert shown["key"].startswith(f"mlapi_{key.id}_")
-    assert made.headers["cache-control"] == "no-store"
+    assert created.headers["cache-control"] == "no-store"
     listed = http.get(f"/users/{ada.id}/keys")
     assert content(listed) == (200, {"keys": [in_list]})
     assert status(http, shown["key"]) == (200, {"message": "Token is valid"})
@@ -440,10 +436,10 @@ def test_a_key_is_shown_once_and_lets_in_until_it_is_removed(http: TestClient, u
     assert status(http, shown["key"]) == INVALID_TOKEN
 
 
-def test_a_key_may_have_an_end(http: TestClient, users: Users, ada: User) -> None:
-    made = http.post(f"/users/{ada.id}/keys", json={"name": "job", "expires_at": "2099-01-31T12:00:00+02:00"})
+def test_api_key_can_expire(http: TestClient, users: Users, ada: User) -> None:
+    created = http.post(f"/users/{ada.id}/keys", json={"name": "job", "expires_at": "2099-01-31T12:00:00+02:00"})
 
-    assert made.json()["expires_at"] == "2099-01-31T10:00:00Z"
+    assert created.json()["expires_at"] == "2099-01-31T10:00:00Z"
     (key,) = users.list_api_keys(ada.id)
     assert key.expires_datetime == datetime(2099, 1, 31, 10, tzinfo=UTC)
 
@@ -473,7 +469,9 @@ def test_a_key_may_have_an_end(http: TestClient, users: Users, ada: User) -> Non
         ({"name": "x", "scope": "all"}, "body", "must contain only name, expires_at"),
     ],
 )
-def test_a_key_that_cannot_be_is_told_why(users: Users, ada: User, body: object, field: str, message: str) -> None:
+def test_invalid_api_key_request_names_the_field(
+    users: Users, ada: User, body: object, field: str, message: str
+) -> None:
     http = asgi_client(create_app(users))
 
     response = http.post(f"/users/{ada.id}/keys", json=body)
@@ -483,30 +481,30 @@ def test_a_key_that_cannot_be_is_told_why(users: Users, ada: User, body: object,
     assert users.list_api_keys(ada.id) == []
 
 
-def test_a_key_works_only_while_its_user_does(http: TestClient, users: Users, ada: User) -> None:
+def test_api_key_is_valid_only_while_its_user_is_enabled(http: TestClient, users: Users, ada: User) -> None:
     _, key = users.add_api_key(user_id=ada.id, name="job", expires=datetime.now(UTC) + timedelta(days=1))
 
     users.set_enabled(user_id=ada.id, enabled=False)
-    shut_out = status(http, key)
+    while_disabled = status(http, key)
     users.set_enabled(user_id=ada.id, enabled=True)
 
-    assert [shut_out, status(http, key)] == [INVALID_TOKEN, (200, {"message": "Token is valid"})]
+    assert [while_disabled, status(http, key)] == [INVALID_TOKEN, (200, {"message": "Token is valid"})]
 
 
 @pytest.mark.parametrize("user_id", ["2", "0", "99999999999999999999"])
-def test_what_is_of_nobody_is_not_found(http: TestClient, ada: User, user_id: str) -> None:
-    answers = [
+def test_unknown_user_is_not_found(http: TestClient, ada: User, user_id: str) -> None:
+    responses = [
         http.get(f"/users/{user_id}/keys"),
         http.post(f"/users/{user_id}/keys", json={"name": "x"}),
         http.put(f"/users/{user_id}/password", json={"password": "analytical"}),
         http.delete(f"/users/{user_id}/tokens"),
     ]
 
-    assert [content(answer) for answer in answers] == [(404, {"message": "User not found"})] * 4
+    assert [content(response) for response in responses] == [(404, {"message": "User not found"})] * 4
 
 
 @pytest.mark.parametrize("key_id", ["x", "%00", "0123456789abcdef", "é", "a" * 5000])
-def test_no_such_key_is_not_found(http: TestClient, key_id: str) -> None:
+def test_unknown_api_key_is_not_found(http: TestClient, key_id: str) -> None:
     assert content(http.delete(f"/keys/{key_id}")) == (404, {"message": "Key not found"})
 
 
@@ -519,7 +517,7 @@ def test_no_such_key_is_not_found(http: TestClient, key_id: str) -> None:
         ("DELETE", "/users/١/tokens"),
     ],
 )
-def test_an_id_is_ascii_digits_here_too(http: TestClient, method: str, path: str) -> None:
+def test_user_id_must_be_ascii_digits(http: TestClient, method: str, path: str) -> None:
     response = http.request(method, path, content=b"{}", headers={"content-type": "application/json"})
 
     errors = [{"field": "user_id", "message": "must be ASCII digits"}]
@@ -536,20 +534,18 @@ def test_an_id_is_ascii_digits_here_too(http: TestClient, method: str, path: str
         ("DELETE", "/users/1/tokens"),
     ],
 )
-def test_what_is_for_managers_takes_no_users_token(
-    users: Users, access: Access, ada: User, method: str, path: str
-) -> None:
+def test_admin_operations_reject_user_tokens(users: Users, access: Access, ada: User, method: str, path: str) -> None:
     http = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN), access))
     issued = token(http)
 
-    answers = [http.request(method, path, headers=headers).status_code for headers in ({}, bearer(issued))]
+    responses = [http.request(method, path, headers=headers).status_code for headers in ({}, bearer(issued))]
 
-    assert answers == [401, 401]
+    assert responses == [401, 401]
     assert isinstance(users.list_api_keys(ada.id), list)
     assert users.get(ada.id) == ada
 
 
-def test_a_stored_key_shows_no_secret(users: Users, ada: User) -> None:
+def test_repr_of_an_api_key_omits_the_secret(users: Users, ada: User) -> None:
     key, secret = users.add_api_key(user_id=ada.id, name="job")
 
     assert isinstance(key, ApiKey)
@@ -560,7 +556,7 @@ def test_a_stored_key_shows_no_secret(users: Users, ada: User) -> None:
 # --- reading users
 
 
-def shown(user: User) -> dict[str, object]:
+def as_json(user: User) -> dict[str, object]:
     return {
         "user_id": user.id,
         "username": user.username,
@@ -574,21 +570,21 @@ def shown(user: User) -> dict[str, object]:
 @pytest.fixture
 def people(users: Users) -> list[User]:
     names = ["ada", "Bob", "Straße", "adam", "100%_\\"]
-    found = [
+    registered = [
         users.register(username=name, password=PASSWORD, email=f"User{number}@example.com")
         for number, name in enumerate(names)
     ]
-    return [*found[:1], users.set_enabled(user_id=found[1].id, enabled=False), *found[2:]]
+    return [*registered[:1], users.set_enabled(user_id=registered[1].id, enabled=False), *registered[2:]]
 
 
-def test_users_are_read_in_pages_and_shown_without_their_passwords(http: TestClient, people: list[User]) -> None:
+def test_users_are_listed_in_pages_without_passwords(http: TestClient, people: list[User]) -> None:
     first = http.get("/users?limit=2")
     second = http.get(f"/users?limit=2&after={first.json()['next']}")
     third = http.get(f"/users?limit=2&after={second.json()['next']}")
 
-    assert content(first) == (200, {"users": [shown(user) for user in people[:2]], "next": people[1].id})
-    assert content(second) == (200, {"users": [shown(user) for user in people[2:4]], "next": people[3].id})
-    assert content(third) == (200, {"users": [shown(people[4])], "next": None})
+    assert content(first) == (200, {"users": [as_json(user) for user in people[:2]], "next": people[1].id})
+    assert content(second) == (200, {"users": [as_json(user) for user in people[2:4]], "next": people[3].id})
+    assert content(third) == (200, {"users": [as_json(people[4])], "next": None})
     assert first.headers["cache-control"] == "no-store"
 
 
@@ -609,7 +605,7 @@ def test_users_are_read_in_pages_and_shown_without_their_passwords(http: TestCli
         ("limit=500", [0, 1, 2, 3, 4]),
     ],
 )
-def test_users_are_chosen_by_flag_and_by_text(
+def test_users_are_filtered_by_state_and_text(
     http: TestClient, people: list[User], query: str, expected: list[int]
 ) -> None:
     response = http.get(f"/users?{query}")
@@ -637,68 +633,72 @@ def test_users_are_chosen_by_flag_and_by_text(
         ("&".join(f"q{number}=" for number in range(50)), "query"),
     ],
 )
-def test_a_query_that_cannot_be_is_told_why(http: TestClient, query: str, field: str) -> None:
+def test_invalid_query_names_the_parameter(http: TestClient, query: str, field: str) -> None:
     response = http.get(f"/users?{query}")
 
     assert response.status_code == 422
     assert [error["field"] for error in response.json()["errors"]] == [field]
 
 
-def test_one_user_is_read_by_id_and_by_his_own_token(http: TestClient, users: Users, ada: User) -> None:
+def test_user_is_read_by_id_and_by_their_own_token(http: TestClient, users: Users, ada: User) -> None:
     _, key = users.add_api_key(user_id=ada.id, name="job")
 
     by_id = http.get(f"/users/{ada.id}")
-    by_token, by_key = (http.get("/users/me", headers=bearer(shown)) for shown in (token(http), key))
+    by_token, by_key = (http.get("/users/me", headers=bearer(credential)) for credential in (token(http), key))
 
-    assert content(by_id) == content(by_token) == content(by_key) == (200, shown(ada))
+    assert content(by_id) == content(by_token) == content(by_key) == (200, as_json(ada))
     assert content(http.get("/users/7")) == (404, {"message": "User not found"})
     assert content(http.get("/users/me")) == INVALID_TOKEN
 
 
 @pytest.mark.parametrize("path", ["/users", "/users/1"])
-def test_users_are_read_by_managers_alone(users: Users, access: Access, ada: User, path: str) -> None:
+def test_only_admins_read_users(users: Users, access: Access, ada: User, path: str) -> None:
     http = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN), access))
 
-    shown_by = [{}, bearer(token(http)), bearer(ADMIN_TOKEN)]
+    headers = [{}, bearer(token(http)), bearer(ADMIN_TOKEN)]
 
-    assert [http.get(path, headers=headers).status_code for headers in shown_by] == [401, 401, 200]
-
-
-# --- what is asked for by GET
+    assert [http.get(path, headers=header).status_code for header in headers] == [401, 401, 200]
 
 
-def test_nothing_that_is_asked_for_by_get_changes_anything(http: TestClient, users: Users, ada: User) -> None:
+# --- GET requests, and unusual values
+
+
+def test_get_requests_change_nothing(http: TestClient, users: Users, ada: User) -> None:
     users.add_api_key(user_id=ada.id, name="job")
     before = [users.list_page(), users.list_api_keys(ada.id), users.list_audit_page()]
     app = http.app
     assert isinstance(app, Starlette)
     paths = [re.sub(r"{[\w:]+}", "1", route.path) for route in app.routes if isinstance(route, Route)]
 
-    answers = {path: http.get(path, headers=bearer(token(http))).status_code for path in paths}
+    responses = {path: http.get(path, headers=bearer(token(http))).status_code for path in paths}
 
-    assert answers["/users/1"] == answers["/users/1/keys"] == answers["/audit"] == 200
-    assert answers["/remove-user/1"] == answers["/toggle-user-permission/1/1"] == answers["/users/1/tokens"] == 405
+    assert responses["/users/1"] == responses["/users/1/keys"] == responses["/audit"] == 200
+    assert (
+        responses["/remove-user/1"] == responses["/toggle-user-permission/1/1"] == responses["/users/1/tokens"] == 405
+    )
     assert [users.list_page(), users.list_api_keys(ada.id), users.list_audit_page()] == before
 
 
 @pytest.mark.parametrize(
     "extra", [{"id": 1}, {"enabled": False}, {"user_id": 7}, {"token_epoch": "0"}, {"is_admin": 1}]
 )
-def test_a_field_that_is_not_asked_for_is_refused(http: TestClient, users: Users, extra: dict[str, object]) -> None:
+def test_unknown_fields_of_a_registration_are_rejected(
+    http: TestClient, users: Users, extra: dict[str, object]
+) -> None:
     body = {"username": "mallory", "password": PASSWORD, "email": "mallory@example.com", **extra}
 
-    answer = http.post("/register-user", json=body)
+    response = http.post("/register-user", json=body)
 
-    assert (answer.status_code, list(answer.json())) == (422, ["message", "errors"])
+    assert (response.status_code, list(response.json())) == (422, ["message", "errors"])
     assert users.list_page() == []
 
 
-def test_a_name_of_any_characters_is_one_value_in_json(http: TestClient, users: Users) -> None:
+def test_special_characters_in_names_are_escaped_in_json(http: TestClient, users: Users) -> None:
     name = 'ada", "enabled": false, "x": "</script>\u2028\\'
     users.register(username="ada", password=PASSWORD, email="ada@example.com")
     with pytest.raises(InvalidFieldsError):
-        users.register(username=name, password=PASSWORD, email="ada@example.com")  # for the separator of lines
+        users.register(username=name, password=PASSWORD, email="ada@example.com")  # U+2028 separates lines
 
     user = users.register(username=name.replace("\u2028", ""), password=PASSWORD, email="'\"@example.com")
 
-    assert content(http.get(f"/users/{user.id}")) == (200, shown(user))
+    assert content(http.get(f"/users/{user.id}")) == (200, as_json(user))

@@ -1,4 +1,4 @@
-"""What is the same for every request: an id, strict headers, counts and log lines; and the audit trail over HTTP."""
+"""Every request: its id, security headers, metrics and log lines. Also the audit trail over HTTP."""
 
 import json
 import logging
@@ -22,7 +22,7 @@ from mlapi.testing.fakes import UnavailableRepository
 from mlapi.testing.http import ADA, ADMIN_TOKEN, content
 from tests.contract.test_http import BASE, asgi_client
 
-STRICT = {
+SECURITY_HEADERS = {
     "cache-control": "no-store",
     "content-security-policy": "default-src 'none'; base-uri 'none'; frame-ancestors 'none'",
     "cross-origin-resource-policy": "same-origin",
@@ -58,7 +58,7 @@ def every_status(http: TestClient) -> Iterator[httpx2.Response]:
     yield http.post("/register-user", content=b"{", headers={"Content-Type": "application/json"})  # 400
     yield http.get("/token_status")  # 401
     yield http.post("/token", json={"username": "ada", "password": "x"})  # 403
-    yield http.get("/nowhere")  # 404
+    yield http.get("/unknown")  # 404
     yield http.get("/register-user")  # 405
     yield http.post("/register-user", content=b"x" * 20_000, headers={"Content-Type": "application/json"})  # 413
     yield http.post("/register-user", content=b"{}", headers={"Content-Type": "text/plain"})  # 415
@@ -67,13 +67,28 @@ def every_status(http: TestClient) -> Iterator[httpx2.Response]:
     yield http.head("/health/live")  # 200
 
 
-def test_every_answer_has_an_id_of_its_own_and_strict_headers(http: TestClient) -> None:
-    answers = list(every_status(http))
+def test_every_response_has_a_unique_id_and_security_headers(http: TestClient) -> None:
+    responses = list(every_status(http))
 
-    assert {answer.status_code for answer in answers} == {200, 201, 204, 400, 401, 403, 404, 405, 409, 413, 415, 422}
-    for answer in answers:
-        assert {name: answer.headers.get_list(name) for name in STRICT} == {name: [STRICT[name]] for name in STRICT}
-    assert len({answer.headers["x-request-id"] for answer in answers}) == len(answers)
+    assert {response.status_code for response in responses} == {
+        200,
+        201,
+        204,
+        400,
+        401,
+        403,
+        404,
+        405,
+        409,
+        413,
+        415,
+        422,
+    }
+    for response in responses:
+        assert {name: response.headers.get_list(name) for name in SECURITY_HEADERS} == {
+            name: [SECURITY_HEADERS[name]] for name in SECURITY_HEADERS
+        }
+    assert len({response.headers["x-request-id"] for response in responses}) == len(responses)
 
 
 class BrokenRepository(UnavailableRepository):
@@ -81,33 +96,33 @@ class BrokenRepository(UnavailableRepository):
         raise ZeroDivisionError
 
 
-def test_so_has_an_answer_about_a_fault_of_ours_and_one_of_a_database_that_is_away() -> None:
+def test_5xx_responses_have_an_id_and_security_headers() -> None:
     app = create_app(Users(BrokenRepository(), PlainCipher()))
     http = TestClient(app, base_url=BASE, client=("127.0.0.1", 50000), raise_server_exceptions=False)
 
-    fault, away = http.get("/users/1"), http.delete("/remove-user/1")
+    server_error, unavailable = http.get("/users/1"), http.delete("/remove-user/1")
 
-    assert (fault.status_code, away.status_code) == (500, 503)
-    for answer in (fault, away):
-        assert {name: answer.headers.get(name) for name in STRICT} == STRICT
-        assert len(answer.headers["x-request-id"]) == 16
+    assert (server_error.status_code, unavailable.status_code) == (500, 503)
+    for response in (server_error, unavailable):
+        assert {name: response.headers.get(name) for name in SECURITY_HEADERS} == SECURITY_HEADERS
+        assert len(response.headers["x-request-id"]) == 16
 
 
-def test_an_id_is_taken_from_a_trusted_proxy_and_nobody_else(users: Users) -> None:
+def test_only_trusted_proxies_set_the_request_id(users: Users) -> None:
     proxies = HttpSettings(trusted_proxies=("127.0.0.1",)).trusted_networks
     trusting = create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN), trusted_proxies=proxies)
-    given = {**ADMIN, "X-Request-Id": "proxy-7"}
+    forwarded = {**ADMIN, "X-Request-Id": "proxy-7"}
 
-    by_proxy = asgi_client(trusting).get("/users", headers=given)
+    from_proxy = asgi_client(trusting).get("/users", headers=forwarded)
     malformed = asgi_client(trusting).get("/users", headers={**ADMIN, "X-Request-Id": "a b"})
-    twice = asgi_client(trusting).get("/users", headers=[*given.items(), ("X-Request-Id", "proxy-8")])
-    none = asgi_client(trusting).get("/users", headers=ADMIN)
-    by_another = TestClient(trusting, base_url=BASE, client=("127.0.0.2", 1)).get("/users", headers=given)
-    untrusting = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN))).get("/users", headers=given)
+    repeated = asgi_client(trusting).get("/users", headers=[*forwarded.items(), ("X-Request-Id", "proxy-8")])
+    missing = asgi_client(trusting).get("/users", headers=ADMIN)
+    from_another_address = TestClient(trusting, base_url=BASE, client=("127.0.0.2", 1)).get("/users", headers=forwarded)
+    untrusting = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN))).get("/users", headers=forwarded)
 
-    assert by_proxy.headers["x-request-id"] == "proxy-7"
-    for answer in (malformed, twice, none, by_another, untrusting):
-        assert len(answer.headers["x-request-id"]) == 16
+    assert from_proxy.headers["x-request-id"] == "proxy-7"
+    for response in (malformed, repeated, missing, from_another_address, untrusting):
+        assert len(response.headers["x-request-id"]) == 16
 
 
 # --- the audit trail
@@ -118,8 +133,8 @@ def entries(http: TestClient, query: str = "") -> list[dict[str, Any]]:
     return found
 
 
-def test_the_audit_trail_tells_who_did_what_to_whom_in_which_request(http: TestClient) -> None:
-    answers = [
+def test_audit_trail_has_actor_action_user_and_request(http: TestClient) -> None:
+    responses = [
         http.post("/register-user", json=ADA),
         http.put("/toggle-user-permission/1/0"),
         http.post("/register-user", json=ADA),
@@ -127,13 +142,13 @@ def test_the_audit_trail_tells_who_did_what_to_whom_in_which_request(http: TestC
         http.delete("/remove-user/1"),
     ]
 
-    told = entries(http)
+    audit_entries = entries(http)
     assert [
         (entry["actor"], entry["action"], entry["user_id"], entry["outcome"], entry["request_id"])
-        for entry in reversed(told)
+        for entry in reversed(audit_entries)
     ] == [
-        (actor, action, user_id, outcome, answer.headers["x-request-id"])
-        for (actor, action, user_id, outcome), answer in zip(
+        (actor, action, user_id, outcome, response.headers["x-request-id"])
+        for (actor, action, user_id, outcome), response in zip(
             [
                 ("anyone", "register", 1, "done"),
                 ("local", "disable", 1, "done"),
@@ -141,19 +156,19 @@ def test_the_audit_trail_tells_who_did_what_to_whom_in_which_request(http: TestC
                 ("local", "remove", 2, "user_not_found"),
                 ("local", "remove", 1, "done"),
             ],
-            answers,
+            responses,
             strict=True,
         )
     ]
-    assert "ada" not in json.dumps(told)
+    assert "ada" not in json.dumps(audit_entries)
 
 
-def test_a_user_who_changes_his_own_is_told_by_his_id(http: TestClient) -> None:
+def test_users_are_actors_by_their_id_in_the_audit_trail(http: TestClient) -> None:
     http.post("/register-user", json=ADA)
     token = http.post("/token", json={"username": "ada", "password": ADA["password"]}).json()["token"]
-    his = {"Authorization": f"Bearer {token}"}
+    with_token = {"Authorization": f"Bearer {token}"}
 
-    http.put("/users/me/password", json={"current": ADA["password"], "new": "analytical"}, headers=his)
+    http.put("/users/me/password", json={"current": ADA["password"], "new": "analytical"}, headers=with_token)
     token = http.post("/token", json={"username": "ada", "password": "analytical"}).json()["token"]
     http.delete("/users/me/tokens", headers={"Authorization": f"Bearer {token}"})
 
@@ -163,7 +178,7 @@ def test_a_user_who_changes_his_own_is_told_by_his_id(http: TestClient) -> None:
     ]
 
 
-def test_a_manager_with_a_token_is_the_admin_and_closed_registration_is_his(users: Users) -> None:
+def test_client_with_the_admin_token_is_actor_admin(users: Users) -> None:
     http = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN, registration_open=False)))
     http.headers |= ADMIN
 
@@ -182,7 +197,7 @@ def test_a_manager_with_a_token_is_the_admin_and_closed_registration_is_his(user
     ]
 
 
-def test_the_audit_trail_comes_in_pages_and_about_one_user(http: TestClient) -> None:
+def test_audit_trail_has_pages_and_a_filter_by_user(http: TestClient) -> None:
     for name in ("ada", "bob", "eve"):
         http.post("/register-user", json={**ADA, "username": name})
 
@@ -195,11 +210,11 @@ def test_the_audit_trail_comes_in_pages_and_about_one_user(http: TestClient) -> 
 
 
 @pytest.mark.parametrize("query", ["?limit=0", "?limit=501", "?after=x", "?user_id=-1", "?user_id=", "?frob=1"])
-def test_a_wrong_query_of_the_audit_trail_is_told(http: TestClient, query: str) -> None:
+def test_invalid_audit_query_is_rejected(http: TestClient, query: str) -> None:
     assert http.get(f"/audit{query}").status_code == 422
 
 
-def test_the_audit_trail_is_for_managers(users: Users) -> None:
+def test_only_admins_read_the_audit_trail(users: Users) -> None:
     http = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN)))
 
     assert http.get("/audit").status_code == 401
@@ -213,26 +228,26 @@ def sample(metrics: str, name: str) -> list[str]:
     return [line for line in metrics.splitlines() if line.startswith(name)]
 
 
-def test_requests_and_changes_are_counted_without_a_name(http: TestClient) -> None:
+def test_metrics_count_requests_and_changes_without_names(http: TestClient) -> None:
     list(every_status(http))
 
-    answer = http.get("/metrics")
-    assert answer.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
-    assert set(sample(answer.text, "mlapi_changes_total")) == {
+    response = http.get("/metrics")
+    assert response.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    assert set(sample(response.text, "mlapi_changes_total")) == {
         'mlapi_changes_total{action="register",outcome="done"} 1.0',
         'mlapi_changes_total{action="register",outcome="user_exists"} 1.0',
         'mlapi_changes_total{action="disable",outcome="done"} 1.0',
         'mlapi_changes_total{action="set_password",outcome="done"} 1.0',
     }
-    assert 'mlapi_requests_total{endpoint="register_user",method="POST",status="409"} 1.0' in answer.text
-    assert 'mlapi_requests_total{endpoint="none",method="GET",status="404"} 1.0' in answer.text
-    assert 'mlapi_request_seconds_count{endpoint="toggle_user_permission"} 2.0' in answer.text
-    assert "ada" not in answer.text
+    assert 'mlapi_requests_total{endpoint="register_user",method="POST",status="409"} 1.0' in response.text
+    assert 'mlapi_requests_total{endpoint="none",method="GET",status="404"} 1.0' in response.text
+    assert 'mlapi_request_seconds_count{endpoint="toggle_user_permission"} 2.0' in response.text
+    assert "ada" not in response.text
 
 
-def test_what_strangers_choose_makes_no_new_series(http: TestClient) -> None:
+def test_unknown_methods_and_paths_create_no_metrics(http: TestClient) -> None:
     for number in range(20):
-        http.request(f"FROB{number}", f"/nowhere-{number}")
+        http.request(f"FROB{number}", f"/unknown-{number}")
 
     metrics = http.get("/metrics").text
 
@@ -243,22 +258,22 @@ def test_what_strangers_choose_makes_no_new_series(http: TestClient) -> None:
     ]
 
 
-def test_one_path_with_several_methods_is_counted_by_what_answers(http: TestClient) -> None:
+def test_metrics_tell_the_methods_of_a_path_apart(http: TestClient) -> None:
     http.get("/users/1/keys")
 
     assert 'endpoint="api_keys",method="GET",status="404"' in http.get("/metrics").text
 
 
-def test_metrics_are_for_managers_unless_they_are_open(users: Users) -> None:
+def test_metrics_need_admin_access_unless_they_are_open(users: Users) -> None:
     closed = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN)))
-    opened = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN, metrics_open=True)))
+    open_to_all = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN, metrics_open=True)))
 
-    assert [http.get("/metrics").status_code for http in (closed, opened)] == [401, 200]
+    assert [http.get("/metrics").status_code for http in (closed, open_to_all)] == [401, 200]
     assert closed.get("/metrics", headers=ADMIN).status_code == 200
 
 
-def test_several_processes_answer_for_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: Users) -> None:
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))  # that they add up, a test of the real server shows
+def test_metrics_of_several_processes_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: Users) -> None:
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))  # tests/e2e checks that they add up
     http = asgi_client(create_app(users))
 
     http.get("/health/live")
@@ -266,7 +281,7 @@ def test_several_processes_answer_for_all(tmp_path: Path, monkeypatch: pytest.Mo
     assert http.get("/metrics").status_code == 200
 
 
-def test_a_folder_for_counts_that_cannot_be_written_to_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unwritable_metrics_folder_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", "/no/such/folder")
 
     with pytest.raises(ConfigurationError, match="PROMETHEUS_MULTIPROC_DIR is not a folder"):
@@ -280,17 +295,17 @@ def record(message: str, *values: object, name: str = "mlapi", **fields: Any) ->
     return logging.LogRecord(name, logging.WARNING, "file.py", 1, message, values, fields.get("exc_info"))
 
 
-def test_a_line_of_json_says_when_how_bad_who_and_what() -> None:
+def test_json_line_has_time_level_logger_and_message() -> None:
     line = json.loads(JsonFormatter().format(record("%s users", 7)))
 
     assert line.pop("time").endswith("+00:00")
     assert line == {"level": "warning", "logger": "mlapi", "message": "7 users"}
 
 
-def test_a_line_of_json_is_one_line_with_the_request_and_the_exception() -> None:
-    failure = ZeroDivisionError()
+def test_json_line_has_the_request_id_and_the_exception() -> None:
+    error = ZeroDivisionError()
     token = REQUEST_ID.set("request-7")
-    text = JsonFormatter().format(record("a\nb", exc_info=(type(failure), failure, None)))
+    text = JsonFormatter().format(record("a\nb", exc_info=(type(error), error, None)))
     REQUEST_ID.reset(token)
 
     line = json.loads(text)
@@ -299,7 +314,7 @@ def test_a_line_of_json_is_one_line_with_the_request_and_the_exception() -> None
     assert line["exception"].endswith("ZeroDivisionError")
 
 
-def test_the_servers_access_log_is_told_apart() -> None:
+def test_json_line_of_the_access_log_has_separate_fields() -> None:
     access = record('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5", "GET", "/users", "1.1", 200, name="uvicorn.access")
 
     line = json.loads(JsonFormatter().format(access))
@@ -310,18 +325,18 @@ def test_the_servers_access_log_is_told_apart() -> None:
 
 @pytest.fixture
 def loggers() -> Iterator[dict[str, logging.Handler]]:
-    """Handlers that uvicorn's loggers and ours have, and no others, put back afterwards."""
+    """Replace the handlers of the loggers of uvicorn and mlapi, and restore them afterwards."""
     names = ("mlapi", "uvicorn", "uvicorn.access")
-    before = {name: logging.getLogger(name).handlers[:] for name in names}
+    original = {name: logging.getLogger(name).handlers[:] for name in names}
     handlers: dict[str, logging.Handler] = {name: logging.StreamHandler() for name in names}
     for name, handler in handlers.items():
         logging.getLogger(name).handlers[:] = [handler]
     yield handlers
-    for name, kept in before.items():
-        logging.getLogger(name).handlers[:] = kept
+    for name, original_handlers in original.items():
+        logging.getLogger(name).handlers[:] = original_handlers
 
 
-def test_json_is_for_the_servers_lines_too_and_text_for_ours_alone(loggers: dict[str, logging.Handler]) -> None:
+def test_json_format_also_applies_to_lines_of_uvicorn(loggers: dict[str, logging.Handler]) -> None:
     log_to_stderr("text")
     as_text = {name: type(handler.formatter).__name__ for name, handler in loggers.items()}
     log_to_stderr("json")
@@ -331,31 +346,31 @@ def test_json_is_for_the_servers_lines_too_and_text_for_ours_alone(loggers: dict
     assert as_json == dict.fromkeys(loggers, "JsonFormatter")
 
 
-def test_a_line_of_text_ends_with_the_request(loggers: dict[str, logging.Handler]) -> None:
+def test_text_line_ends_with_the_request_id(loggers: dict[str, logging.Handler]) -> None:
     log_to_stderr("text")
     formatter = loggers["mlapi"].formatter
     assert formatter is not None
 
-    outside = formatter.format(record("away"))
+    outside = formatter.format(record("unavailable"))
     token = REQUEST_ID.set("request-7")
-    inside = formatter.format(record("away"))
+    inside = formatter.format(record("unavailable"))
     REQUEST_ID.reset(token)
 
-    assert (outside, inside) == ("WARNING:     away", "WARNING:     away [request-7]")
+    assert (outside, inside) == ("WARNING:     unavailable", "WARNING:     unavailable [request-7]")
 
 
-def test_a_log_line_of_a_request_carries_its_id(caplog: pytest.LogCaptureFixture) -> None:
-    seen: list[str | None] = []
+def test_log_lines_know_the_id_of_their_request(caplog: pytest.LogCaptureFixture) -> None:
+    ids: list[str | None] = []
 
-    def see(_record: logging.LogRecord) -> bool:
-        seen.append(REQUEST_ID.get())
+    def remember_id(_record: logging.LogRecord) -> bool:
+        ids.append(REQUEST_ID.get())
         return True
 
-    caplog.handler.addFilter(see)
+    caplog.handler.addFilter(remember_id)
     http = asgi_client(create_app(Users(UnavailableRepository(), PlainCipher())))
 
     with caplog.at_level(logging.WARNING, "mlapi"):
-        answer = http.delete("/remove-user/1")
+        response = http.delete("/remove-user/1")
 
-    assert content(answer)[0] == 503
-    assert seen == [answer.headers["x-request-id"]]
+    assert content(response)[0] == 503
+    assert ids == [response.headers["x-request-id"]]
