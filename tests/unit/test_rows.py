@@ -1,15 +1,16 @@
-"""Rows are derived from the fields of an entity and the columns of its table."""
+"""Rows and simple updates are derived from the fields of entities and commands, and from the columns of tables."""
 
 from datetime import UTC, datetime
 from typing import Any
 
 import attrs
-from sqlalchemy import Column, Identity, Integer, MetaData, String, Table
+from sqlalchemy import Column, ColumnElement, Identity, Integer, MetaData, String, Table, bindparam
 
 from mlapi.adapters.sql.rows import USER_COLUMNS, entity_columns, inserted_columns, row_reader, row_writer
+from mlapi.adapters.sql.statements import USER_UPDATES, update_row
 from mlapi.adapters.sql.tables import UtcDateTime, users
-from mlapi.domain.commands import Register
-from mlapi.domain.users import EncryptedPassword, User
+from mlapi.domain.commands import EndTokens, Register
+from mlapi.domain.users import EncryptedPassword, User, UserId
 
 NOON = datetime(2030, 1, 1, 12, tzinfo=UTC)
 
@@ -95,3 +96,13 @@ def test_column_without_an_attribute_is_left_to_the_database() -> None:
 
     assert row == {"secret": "stored", "note": "new"}
     assert row.keys() == {column.name for column in inserted_columns(Unpaid, accounts)}
+
+
+def test_command_without_conditions_sets_the_columns_it_names() -> None:
+    command = EndTokens(user_id=UserId(7), at=NOON, token_epoch="new")
+    parameters: dict[str, ColumnElement[Any]] = {name: bindparam(name) for name in USER_UPDATES[EndTokens].parameters}
+
+    new_values = USER_UPDATES[EndTokens].new_values(parameters.__getitem__)
+
+    assert new_values == {"updated_datetime": parameters["at"], "token_epoch": parameters["token_epoch"]}
+    assert update_row(command) == {"id": 7, "at": NOON, "token_epoch": "new"}

@@ -5,7 +5,7 @@ Core takes 30 to 60 us.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, final
+from typing import Any, final, get_args
 
 import attrs
 from sqlalchemy import (
@@ -26,7 +26,6 @@ from mlapi.domain.audit import AuditEntry, make_audit_entry
 from mlapi.domain.commands import (
     ChangePassword,
     Command,
-    EndTokens,
     Outcome,
     RecordApiKeyUse,
     Reencrypt,
@@ -61,13 +60,10 @@ class Update:
 
 
 def _enabled_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
-    """Set the flag, and a new token epoch only if the flag changes.
-
-    If ``enabled`` is NULL the flag stays and the epoch changes, which ends the tokens of the user.
-    """
+    """Set the flag, and a new token epoch only if the flag changes."""
     enabled = parameter("enabled")
     return {
-        "enabled": func.coalesce(enabled, users.c.enabled),
+        "enabled": enabled,
         "updated_datetime": parameter("at"),
         "token_epoch": case((users.c.enabled == enabled, users.c.token_epoch), else_=parameter("token_epoch")),
     }
@@ -91,6 +87,19 @@ def _password_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
     }
 
 
+def _assignment(command: type[attrs.AttrsInstance]) -> Update:
+    """Return the statement for a command that does nothing but set the columns named like its fields."""
+    columns = [users.c[field.name] for field in attrs.fields(command) if field.name in users.c]
+    return Update(
+        users,
+        {"at": UtcDateTime(), **{column.name: column.type for column in columns}},
+        lambda parameter: {
+            "updated_datetime": parameter("at"),
+            **{column.name: parameter(column.name) for column in columns},
+        },
+    )
+
+
 def _usage_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
     """Set the time of the last use unless the stored one is recent enough."""
     last = api_keys.c.last_used_datetime
@@ -103,11 +112,13 @@ _SET_PASSWORD = Update(
     {"password": String(), "replacing": String(), "at": UtcDateTime(), "token_epoch": String()},
     _password_values,
 )
-USER_UPDATES: dict[type[UserUpdate], Update] = {
+_CONDITIONAL_UPDATES: dict[type[UserUpdate], Update] = {
     SetEnabled: _SET_ENABLED,
-    EndTokens: _SET_ENABLED,
     ChangePassword: _SET_PASSWORD,
     Reencrypt: _SET_PASSWORD,
+}
+USER_UPDATES: dict[type[UserUpdate], Update] = {
+    command: _CONDITIONAL_UPDATES.get(command) or _assignment(command) for command in get_args(UserUpdate)
 }
 """The statement for each command that updates a user. `update_row` returns its parameters."""
 RECORD_USE = Update(api_keys, {"at": UtcDateTime(), "unless_since": UtcDateTime()}, _usage_values)
@@ -122,15 +133,16 @@ def update_row(command: UserUpdate) -> dict[str, Any]:
             "at": command.at,
             "token_epoch": command.token_epoch,
         }
-    if isinstance(command, EndTokens):
-        return {"id": command.user_id, "enabled": None, "at": command.at, "token_epoch": command.token_epoch}
-    return {
-        "id": command.user_id,
-        "password": command.password.value,
-        "replacing": None if command.replacing is None else command.replacing.value,
-        "at": command.at if isinstance(command, ChangePassword) else None,
-        "token_epoch": command.token_epoch if isinstance(command, ChangePassword) else None,
-    }
+    if isinstance(command, ChangePassword | Reencrypt):
+        return {
+            "id": command.user_id,
+            "password": command.password.value,
+            "replacing": None if command.replacing is None else command.replacing.value,
+            "at": command.at if isinstance(command, ChangePassword) else None,
+            "token_epoch": command.token_epoch if isinstance(command, ChangePassword) else None,
+        }
+    names = USER_UPDATES[type(command)].parameters
+    return {"id": command.user_id, **{name: getattr(command, name) for name in names}}
 
 
 def usage_row(command: RecordApiKeyUse) -> dict[str, Any]:
