@@ -187,7 +187,7 @@ def test_wrong_key_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_misnamed_users_are_reported(url: URL) -> None:
     execute(url, "UPDATE users SET username_key = username WHERE id = 2")
 
-    assert problems() == ["1 users cannot be found by name, because their column username_key is wrong; ids 2"]
+    assert problems() == ["users that cannot be found by name because their username_key is wrong: 1, ids 2"]
 
 
 @only_sqlite

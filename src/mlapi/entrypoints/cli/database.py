@@ -180,9 +180,7 @@ def find_problems(check: DatabaseCheck) -> Iterator[str]:
         yield check.key_error
     if found.misnamed:
         shown = ", ".join(map(str, found.misnamed[:_MAX_SHOWN_USERS]))
-        yield (
-            f"{len(found.misnamed)} users cannot be found by name, because their column username_key is wrong; ids"
-            f" {shown}"
-        )
+        count = len(found.misnamed)
+        yield f"users that cannot be found by name because their username_key is wrong: {count}, ids {shown}"
     for damage in found.damage:
         yield f"the file is damaged: {damage}; replace it with a backup, and delete its -wal and -shm files"
