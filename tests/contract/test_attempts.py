@@ -22,9 +22,9 @@ from tests.contract.attempts_contract import (
     HOME,
     WINDOW,
     FixedWindowContract,
-    are_let_through,
-    limits_of,
+    are_allowed,
     log_in,
+    make_limits,
 )
 
 SITES = {
@@ -52,7 +52,7 @@ class SettableSeconds:
         return self.now
 
 
-def rows_of(database: Database) -> list[tuple[str, int, float]]:
+def read_rows(database: Database) -> list[tuple[str, int, float]]:
     with database.reading() as connection:
         rows = connection.execute(select(attempts).order_by(attempts.c.id)).all()
     return [(key, count, until) for key, count, until in rows]
@@ -67,10 +67,10 @@ class TestFixedWindowAttemptLimiterInMemory(FixedWindowContract):
     def test_addresses_of_one_customer_count_together(
         self, counts: AttemptCounts, one: str, other: str, together: bool
     ) -> None:
-        limiter = FixedWindowAttemptLimiter(counts, limits_of(per_address=1))
+        limiter = FixedWindowAttemptLimiter(counts, make_limits(per_address=1))
         limiter.count("ada", one)
 
-        assert are_let_through(limiter, ("bob", other)) == [not together]
+        assert are_allowed(limiter, ("bob", other)) == [not together]
 
 
 class TestFixedWindowAttemptLimiterInADatabase(FixedWindowContract):
@@ -85,20 +85,20 @@ class TestFixedWindowAttemptLimiterInADatabase(FixedWindowContract):
 def test_workers_share_their_counts(url: URL, open_database: Callable[[URL], Database]) -> None:
     databases = [open_database(url), open_database(url)]
     upgrade(databases[0])
-    limits = limits_of(per_name_and_address=4)
+    limits = make_limits(per_name_and_address=4)
     workers = [FixedWindowAttemptLimiter(SqlAttempts(database), limits) for database in databases]
 
-    answers = [are_let_through(worker, ("ada", HOME)) for worker in workers * 3]
+    results = [are_allowed(worker, ("ada", HOME)) for worker in workers * 3]
 
-    assert answers == [[True]] * 4 + [[False]] * 2
+    assert results == [[True]] * 4 + [[False]] * 2
 
 
 @pytest.mark.parametrize(
     ("limits", "username", "address"),
     [
-        pytest.param(limits_of(per_name=10), "ada", "192.0.2.{}", id="name"),
-        pytest.param(limits_of(per_address=10), "user{}", HOME, id="address"),
-        pytest.param(limits_of(per_name_and_address=10), "ada", HOME, id="name and address"),
+        pytest.param(make_limits(per_name=10), "ada", "192.0.2.{}", id="name"),
+        pytest.param(make_limits(per_address=10), "user{}", HOME, id="address"),
+        pytest.param(make_limits(per_name_and_address=10), "ada", HOME, id="name and address"),
     ],
 )
 def test_threads_allow_exactly_the_limit(
@@ -107,34 +107,34 @@ def test_threads_allow_exactly_the_limit(
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits)
 
     def count(number: int) -> bool:
-        (answer,) = are_let_through(limiter, (username.format(number), address.format(number)))
-        return answer
+        (result,) = are_allowed(limiter, (username.format(number), address.format(number)))
+        return result
 
     with ThreadPoolExecutor(8) as pool:
-        answers = list(pool.map(count, range(40)))
+        results = list(pool.map(count, range(40)))
 
-    assert sum(answers) == 10
+    assert sum(results) == 10
 
 
 def test_concurrent_log_ins_leave_no_counts(database: Database) -> None:
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), make_limits())
     log_in(limiter)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: log_in(limiter), range(40)))
 
-    assert [count for key, count, _ in rows_of(database) if not key.startswith("known/")] == [0, 0, 0]
+    assert [count for key, count, _ in read_rows(database) if not key.startswith("known/")] == [0, 0, 0]
 
 
 # --- the table
 
 
 def test_table_contains_no_names_or_addresses(database: Database) -> None:
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), make_limits())
     limiter.count("ada", ELSEWHERE)
     log_in(limiter, "ada", HOME)
 
-    keys = [key for key, _, _ in rows_of(database)]
+    keys = [key for key, _, _ in read_rows(database)]
 
     digest = "[0-9a-f]{64}"
     forms = [f"address/{digest}", f"pair/{digest}/{digest}", f"name/{digest}", f"known/{digest}/{digest}"]
@@ -144,28 +144,28 @@ def test_table_contains_no_names_or_addresses(database: Database) -> None:
 
 def test_window_starts_with_the_first_attempt(database: Database) -> None:
     clock = SettableSeconds()
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), make_limits())
 
     limiter.count("ada", HOME)
     clock.now += WINDOW - 1
     limiter.count("ada", HOME)
-    first = {(count, until) for _, count, until in rows_of(database)}
+    first = {(count, until) for _, count, until in read_rows(database)}
     clock.now += 1
     limiter.count("ada", HOME)
 
     assert first == {(2, START + WINDOW)}
-    assert {(count, until) for _, count, until in rows_of(database)} == {(1, START + 2 * WINDOW)}
+    assert {(count, until) for _, count, until in read_rows(database)} == {(1, START + 2 * WINDOW)}
 
 
 def test_address_is_known_for_thirty_days(database: Database) -> None:
     clock = SettableSeconds()
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of(per_name_and_address=1))
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), make_limits(per_name_and_address=1))
     log_in(limiter)
 
     clock.now += KNOWN_ADDRESS_SECONDS - 1
-    known = are_let_through(limiter, *[("ada", HOME)] * 3)
+    known = are_allowed(limiter, *[("ada", HOME)] * 3)
     clock.now += 1
-    unknown = are_let_through(limiter, *[("ada", HOME)] * 3)
+    unknown = are_allowed(limiter, *[("ada", HOME)] * 3)
 
     assert KNOWN_ADDRESS_SECONDS == 30 * 24 * 60 * 60
     assert (known, unknown) == ([True] * 3, [True, False, False])
@@ -173,11 +173,11 @@ def test_address_is_known_for_thirty_days(database: Database) -> None:
 
 def test_success_leaves_counts_of_zero(database: Database) -> None:
     clock = SettableSeconds()
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), make_limits())
 
     log_in(limiter)
 
-    kinds = [(key.partition("/")[0], count, until) for key, count, until in rows_of(database)]
+    kinds = [(key.partition("/")[0], count, until) for key, count, until in read_rows(database)]
     assert kinds == [
         ("address", 0, START + WINDOW),
         ("known", 1, START + KNOWN_ADDRESS_SECONDS),
@@ -188,18 +188,18 @@ def test_success_leaves_counts_of_zero(database: Database) -> None:
 
 def test_expired_counts_are_purged_within_ten_seconds(database: Database) -> None:
     clock = SettableSeconds()
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of(), window_seconds=1)
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), make_limits(), window_seconds=1)
     log_in(limiter, "ada")
     limiter.count("bob", ELSEWHERE)
 
     clock.now += 9
     limiter.count("eve", "203.0.113.1")
-    before = len(rows_of(database))
+    before = len(read_rows(database))
     clock.now += 1
     limiter.count("mallory", "203.0.113.2")
 
     assert before == 4 + 3 + 3
-    assert [key.partition("/")[0] for key, _, _ in rows_of(database)] == ["address", "known", "name", "pair"]
+    assert [key.partition("/")[0] for key, _, _ in read_rows(database)] == ["address", "known", "name", "pair"]
 
 
 def test_purge_deletes_a_thousand_rows_at_a_time(database: Database) -> None:
@@ -214,7 +214,7 @@ def test_purge_deletes_a_thousand_rows_at_a_time(database: Database) -> None:
     with counts.transaction():
         pass
 
-    assert rows_of(database) == [("new", 1, START + WINDOW)]
+    assert read_rows(database) == [("new", 1, START + WINDOW)]
 
 
 def test_purge_stops_even_if_more_rows_expired(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -229,20 +229,20 @@ def test_purge_stops_even_if_more_rows_expired(sqlite_database: Database, monkey
     with counts.transaction():
         pass
 
-    assert len(rows_of(sqlite_database)) == 500
+    assert len(read_rows(sqlite_database)) == 500
 
 
 def test_rejected_attempt_writes_nothing(database: Database) -> None:
     counts = SqlAttempts(database, clock=SettableSeconds())
-    limiter = FixedWindowAttemptLimiter(counts, limits_of(per_name=1))
+    limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name=1))
     limiter.count("ada", HOME)
-    before = rows_of(database)
+    before = read_rows(database)
 
     for number in range(20):
         with pytest.raises(TooManyAttemptsError):
             limiter.count("ada", f"203.0.113.{number}")
 
-    assert rows_of(database) == before
+    assert read_rows(database) == before
 
 
 def test_rolled_back_attempt_is_not_counted(database: Database) -> None:
@@ -254,7 +254,7 @@ def test_rolled_back_attempt_is_not_counted(database: Database) -> None:
     with pytest.raises(ZeroDivisionError):
         count_and_fail()
 
-    assert rows_of(database) == []
+    assert read_rows(database) == []
 
 
 def test_only_count_transactions_skip_the_disk_sync(postgres_database: Database) -> None:
@@ -306,7 +306,7 @@ def test_count_never_drops_below_zero(database: Database) -> None:
 
 
 def test_missing_table_allows_no_attempts(database: Database) -> None:
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), make_limits())
     with database.writing() as connection:
         connection.execute(text("DROP TABLE mlapi_attempts"))
 
@@ -317,7 +317,7 @@ def test_missing_table_allows_no_attempts(database: Database) -> None:
 
 def test_unavailable_server_allows_no_attempts(postgres_url: URL, open_database: Callable[[URL], Database]) -> None:
     database = open_database(postgres_url.set(port=1))
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database), make_limits())
 
     for call in (limiter.count, partial(limiter.record_success, was_known=False)):
         with pytest.raises(RepositoryUnavailableError):
@@ -329,19 +329,19 @@ def test_locked_database_allows_no_attempts(sqlite_database: Database, sqlite_ur
         Database(sqlite_url, timeout_seconds=0.05) as database,
         closing(sqlite3.connect(str(sqlite_url.database), isolation_level=None)) as keeper,
     ):
-        limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits_of())
+        limiter = FixedWindowAttemptLimiter(SqlAttempts(database), make_limits())
         keeper.execute("BEGIN IMMEDIATE")
 
         with pytest.raises(RepositoryUnavailableError, match="locked"):
             limiter.count("ada", HOME)
 
         keeper.execute("ROLLBACK")
-        assert are_let_through(limiter, ("ada", HOME)) == [True]
+        assert are_allowed(limiter, ("ada", HOME)) == [True]
 
 
 def test_failed_purge_rejects_and_is_repeated(database: Database) -> None:
     clock = SettableSeconds()
-    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), limits_of())
+    limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), make_limits())
     with database.writing() as connection:
         connection.execute(text("ALTER TABLE mlapi_attempts RENAME TO away"))
     clock.now += WINDOW
@@ -351,4 +351,4 @@ def test_failed_purge_rejects_and_is_repeated(database: Database) -> None:
 
     with database.writing() as connection:
         connection.execute(text("ALTER TABLE away RENAME TO mlapi_attempts"))
-    assert are_let_through(limiter, ("ada", HOME)) == [True]
+    assert are_allowed(limiter, ("ada", HOME)) == [True]

@@ -36,11 +36,11 @@ VECTORS: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "forg
 KEY_BYTES, OLDER_KEY_BYTES = base64.urlsafe_b64decode(KEY), base64.urlsafe_b64decode(OLDER_KEY)
 
 
-def issuer_of(*keys: bytes) -> JwtTokenIssuer:
+def make_issuer(*keys: bytes) -> JwtTokenIssuer:
     return JwtTokenIssuer(keys, lifetime=HOUR, issuer="mlapi", audience="mlapi", clock=SettableClock())
 
 
-TOKENS = issuer_of(KEY_BYTES, OLDER_KEY_BYTES)
+TOKENS = make_issuer(KEY_BYTES, OLDER_KEY_BYTES)
 HEADER = TOKENS.issue(ADA).token.split(".")[0]
 CLAIMS: dict[str, Any] = {
     "iss": "mlapi",
@@ -60,17 +60,17 @@ KEY_ID = HEADER_FIELDS["kid"]
 BASE64URL = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-_"
 
 
-def accepted_of(forged: list[str]) -> list[str]:
-    """Return the accepted tokens, of which there should be none. The valid token is cached already."""
+def find_accepted(forged: list[str]) -> list[str]:
+    """Return the tokens that are accepted, while the valid token is in the cache. Expected to be empty."""
     TOKENS.verify(VALID)
     return [token for token in forged if not is_rejected(TOKENS, token)]
 
 
-def header_of(**fields: object) -> str:
+def encode_header(**fields: object) -> str:
     return encode_part(json.dumps(fields, separators=(",", ":")))
 
 
-def named(cases: dict[str, str]) -> pytest.MarkDecorator:
+def parametrize_tokens(cases: dict[str, str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("token", cases.values(), ids=cases.keys())
 
 
@@ -94,7 +94,7 @@ def test_published_vectors_are_genuine_and_rejected(source: str, key: str, token
     jwt.PyJWS().decode(token, jwt.PyJWK(published, algorithm=algorithm).key, algorithms=[algorithm])
     assert is_rejected(TOKENS, token)
     if published["kty"] == "oct":
-        assert is_rejected(issuer_of(decode_part(published["k"])), token), source
+        assert is_rejected(make_issuer(decode_part(published["k"])), token), source
 
 
 @pytest.mark.parametrize(("source", "key", "token"), VECTORS["others"], ids=[row[0] for row in VECTORS["others"]])
@@ -103,7 +103,7 @@ def test_published_forgeries_are_rejected(source: str, key: str | None, token: s
 
     assert is_rejected(TOKENS, token)
     if published.get("kty") == "oct":
-        assert is_rejected(issuer_of(decode_part(published["k"])), token), source
+        assert is_rejected(make_issuer(decode_part(published["k"])), token), source
 
 
 # --- no signature: RFC 8725, 2.1
@@ -111,11 +111,11 @@ def test_published_forgeries_are_rejected(source: str, key: str | None, token: s
 
 def test_algorithm_none_is_rejected_in_any_spelling() -> None:
     spellings = ["".join(letters) for letters in itertools.product(*zip("none", "NONE", strict=True))]
-    spellings += ["", "None ", " none", "none\0", "n\u0000one", "nonе", "null"]  # one of them with a Cyrillic e
+    spellings += ["", "None ", " none", "none\0", "n\u0000one", "nonе", "null"]  # the last one contains a Cyrillic e
     headers = [
         header
         for spelling in spellings
-        for header in (header_of(alg=spelling), header_of(alg=spelling, kid=KEY_ID, typ="JWT"))
+        for header in (encode_header(alg=spelling), encode_header(alg=spelling, kid=KEY_ID, typ="JWT"))
     ]
     forged = [
         token
@@ -129,7 +129,7 @@ def test_algorithm_none_is_rejected_in_any_spelling() -> None:
         )
     ]
 
-    assert accepted_of(forged) == []
+    assert find_accepted(forged) == []
 
 
 NO_ALGORITHM: dict[str, object] = {
@@ -144,30 +144,30 @@ NO_ALGORITHM: dict[str, object] = {
 
 @pytest.mark.parametrize("algorithm", NO_ALGORITHM.values(), ids=NO_ALGORITHM.keys())
 def test_algorithm_that_is_no_string_is_rejected(algorithm: object) -> None:
-    header = header_of(alg=algorithm, kid=KEY_ID, typ="JWT")
+    header = encode_header(alg=algorithm, kid=KEY_ID, typ="JWT")
 
-    assert accepted_of([sign_parts(header, PAYLOAD, KEY_BYTES), f"{header}.{PAYLOAD}."]) == []
+    assert find_accepted([sign_parts(header, PAYLOAD, KEY_BYTES), f"{header}.{PAYLOAD}."]) == []
 
 
-@named(
+@parametrize_tokens(
     {
         "empty signature": f"{HEADER}.{PAYLOAD}.",
         "no signature": f"{HEADER}.{PAYLOAD}",
-        "algorithm taken out": sign_parts(header_of(kid=KEY_ID, typ="JWT"), PAYLOAD, KEY_BYTES),
-        "algorithm taken out, unsigned": f"{header_of(kid=KEY_ID, typ='JWT')}.{PAYLOAD}.",
-        "empty header": sign_parts(header_of(), PAYLOAD, KEY_BYTES),
+        "no algorithm": sign_parts(encode_header(kid=KEY_ID, typ="JWT"), PAYLOAD, KEY_BYTES),
+        "no algorithm, unsigned": f"{encode_header(kid=KEY_ID, typ='JWT')}.{PAYLOAD}.",
+        "empty header": sign_parts(encode_header(), PAYLOAD, KEY_BYTES),
         "no header": sign_parts("", PAYLOAD, KEY_BYTES),
         "signature of zeros": f"{HEADER}.{PAYLOAD}.{encode_part(bytes(32))}",
         "signature of ones": f"{HEADER}.{PAYLOAD}.{encode_part(bytes([255]) * 32)}",
         "signature as hex": f"{HEADER}.{PAYLOAD}.{decode_part(SIGNATURE).hex()}",
-        "signature cut to 16 bytes": f"{HEADER}.{PAYLOAD}.{encode_part(decode_part(SIGNATURE)[:16])}",
-        "signature and more": f"{HEADER}.{PAYLOAD}.{encode_part(decode_part(SIGNATURE) + bytes(1))}",
+        "signature truncated to 16 bytes": f"{HEADER}.{PAYLOAD}.{encode_part(decode_part(SIGNATURE)[:16])}",
+        "signature with an extra byte": f"{HEADER}.{PAYLOAD}.{encode_part(decode_part(SIGNATURE) + bytes(1))}",
         "digest without a key": f"{SIGNED_PART}.{encode_part(hashlib.sha256(SIGNED_PART.encode()).digest())}",
-        "of the payload alone": f"{SIGNED_PART}.{encode_part(hmac.digest(KEY_BYTES, PAYLOAD.encode(), 'sha256'))}",
+        "signature of the payload alone": f"{SIGNED_PART}.{encode_part(hmac.digest(KEY_BYTES, PAYLOAD.encode(), 'sha256'))}",
     }
 )
 def test_missing_or_partial_signature_is_rejected(token: str) -> None:
-    assert accepted_of([token]) == []
+    assert find_accepted([token]) == []
 
 
 # --- another algorithm, or another kind of key: RFC 8725, 2.1; CVE-2015-9235, CVE-2016-10555, CVE-2022-29217
@@ -177,10 +177,12 @@ def test_missing_or_partial_signature_is_rejected(token: str) -> None:
     ("algorithm", "digest"), [("HS384", "sha384"), ("HS512", "sha512"), ("HS1", "sha1"), ("hs256", "sha256")]
 )
 def test_other_algorithms_with_the_right_key_are_rejected(algorithm: str, digest: str) -> None:
-    header = header_of(alg=algorithm, kid=KEY_ID, typ="JWT")
+    header = encode_header(alg=algorithm, kid=KEY_ID, typ="JWT")
 
     assert (
-        accepted_of([sign_parts(header, PAYLOAD, KEY_BYTES, digest), sign_parts(HEADER, PAYLOAD, KEY_BYTES, "sha512")])
+        find_accepted(
+            [sign_parts(header, PAYLOAD, KEY_BYTES, digest), sign_parts(HEADER, PAYLOAD, KEY_BYTES, "sha512")]
+        )
         == []
     )
 
@@ -195,7 +197,7 @@ def ec_key() -> ec.EllipticCurvePrivateKey:
     return ec.generate_private_key(ec.SECP256R1())
 
 
-def forms_of(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> Iterator[bytes]:
+def list_encodings(key: rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey) -> Iterator[bytes]:
     """Return all encodings of a public key that could be mistaken for an HMAC secret."""
     public = key.public_key()
     formats = serialization.PublicFormat
@@ -217,12 +219,17 @@ def test_public_key_as_hmac_secret_is_rejected(rsa_key: rsa.RSAPrivateKey, ec_ke
     secrets = [
         secret
         for key in (rsa_key, ec_key)
-        for form in forms_of(key)
+        for form in list_encodings(key)
         for secret in (form, form.strip(), form + b"\n", hashlib.sha256(form).digest())
     ]
-    headers = [HEADER, header_of(alg="HS256"), header_of(alg="HS256", typ="JWT"), header_of(alg="RS256", kid=KEY_ID)]
+    headers = [
+        HEADER,
+        encode_header(alg="HS256"),
+        encode_header(alg="HS256", typ="JWT"),
+        encode_header(alg="RS256", kid=KEY_ID),
+    ]
 
-    assert accepted_of([sign_parts(header, PAYLOAD, secret) for header in headers for secret in secrets]) == []
+    assert find_accepted([sign_parts(header, PAYLOAD, secret) for header in headers for secret in secrets]) == []
 
 
 def test_signature_of_a_foreign_key_pair_is_rejected(
@@ -244,16 +251,18 @@ def test_signature_of_a_foreign_key_pair_is_rejected(
         f"{HEADER}.{PAYLOAD}.{encode_part(under_our_header[:32])}",
     ]
 
-    assert accepted_of(forged) == []
+    assert find_accepted(forged) == []
 
 
 @pytest.mark.parametrize("algorithm", ["ES256", "ES384", "ES512", "HS256"])
 def test_psychic_signature_is_rejected(algorithm: str) -> None:
     """CVE-2022-21449: r and s are zero, in both encodings."""
-    headers = [header_of(alg=algorithm), header_of(alg=algorithm, kid=KEY_ID, typ="JWT")]
+    headers = [encode_header(alg=algorithm), encode_header(alg=algorithm, kid=KEY_ID, typ="JWT")]
     signatures = [bytes(64), bytes(96), bytes(132), bytes.fromhex("3006020100020100"), bytes(32)]
 
-    assert accepted_of([f"{header}.{PAYLOAD}.{encode_part(zeros)}" for header in headers for zeros in signatures]) == []
+    assert (
+        find_accepted([f"{header}.{PAYLOAD}.{encode_part(zeros)}" for header in headers for zeros in signatures]) == []
+    )
 
 
 # --- weak secrets: RFC 8725, 2.2
@@ -267,9 +276,9 @@ GUESSES: list[bytes] = [
 
 
 def test_guessed_and_partial_secrets_are_rejected() -> None:
-    headers = [HEADER, header_of(alg="HS256"), header_of(alg="HS256", typ="JWT")]
+    headers = [HEADER, encode_header(alg="HS256"), encode_header(alg="HS256", typ="JWT")]
 
-    assert accepted_of([sign_parts(header, PAYLOAD, guess) for header in headers for guess in GUESSES]) == []
+    assert find_accepted([sign_parts(header, PAYLOAD, guess) for header in headers for guess in GUESSES]) == []
 
 
 # --- keys that come with the token: RFC 8725, 2.10 (and 3.10); CVE-2018-0114
@@ -295,7 +304,7 @@ def test_key_in_the_token_is_ignored(rsa_key: rsa.RSAPrivateKey) -> None:
     forged = []
     for given_key in keys_given:
         for algorithm in ("HS256", "RS256"):
-            header = header_of(alg=algorithm, kid=KEY_ID, typ="JWT", **given_key)
+            header = encode_header(alg=algorithm, kid=KEY_ID, typ="JWT", **given_key)
             by_rsa = rsa_key.sign(f"{header}.{PAYLOAD}".encode(), padding.PKCS1v15(), hashes.SHA256())
             forged += [
                 sign_parts(header, PAYLOAD, decode_part(oct_jwk["k"])),
@@ -303,7 +312,7 @@ def test_key_in_the_token_is_ignored(rsa_key: rsa.RSAPrivateKey) -> None:
                 f"{header}.{PAYLOAD}.{encode_part(by_rsa)}",
             ]
 
-    assert accepted_of(forged) == []
+    assert find_accepted(forged) == []
 
 
 # --- key ids used for injection: RFC 8725, 3.10
@@ -311,7 +320,7 @@ def test_key_in_the_token_is_ignored(rsa_key: rsa.RSAPrivateKey) -> None:
 KEY_IDS: dict[str, object] = {
     "path": "../../../../../../dev/null",
     "absolute path": "/dev/null",
-    "path of Windows": "..\\..\\nul",
+    "Windows path": "..\\..\\nul",
     "file": "file:///proc/sys/kernel/randomize_va_space",
     "SQL": "' UNION SELECT 'key' -- ",
     "more SQL": f"{KEY_ID}' OR '1'='1",
@@ -330,25 +339,25 @@ KEY_IDS: dict[str, object] = {
     "long number": 10**40,
     "true": True,
     "long": "a" * 10_000,
-    "not in Unicode": "\ud800",
-    "of nobody": "0" * 16,
+    "invalid Unicode": "\ud800",
+    "unknown id": "0" * 16,
 }
 
 
 @pytest.mark.parametrize("key_id", KEY_IDS.values(), ids=KEY_IDS.keys())
 def test_key_id_is_only_compared(key_id: object) -> None:
-    header = header_of(alg="HS256", kid=key_id, typ="JWT")
+    header = encode_header(alg="HS256", kid=key_id, typ="JWT")
     secrets = [b"", b"\n", b"0", b"2\n", b"key", KEY_BYTES, OLDER_KEY_BYTES, str(key_id).encode("utf-8", "replace")]
 
-    assert accepted_of([sign_parts(header, PAYLOAD, secret) for secret in secrets]) == []
+    assert find_accepted([sign_parts(header, PAYLOAD, secret) for secret in secrets]) == []
 
 
 def test_header_and_signature_must_use_the_same_key() -> None:
-    older = issuer_of(OLDER_KEY_BYTES).issue(ADA).token
+    older = make_issuer(OLDER_KEY_BYTES).issue(ADA).token
     header, payload, _ = older.split(".")
 
     assert not is_rejected(TOKENS, older)
-    assert accepted_of([sign_parts(header, payload, KEY_BYTES), sign_parts(HEADER, payload, OLDER_KEY_BYTES)]) == []
+    assert find_accepted([sign_parts(header, payload, KEY_BYTES), sign_parts(HEADER, payload, OLDER_KEY_BYTES)]) == []
 
 
 # --- the right key with another header
@@ -401,12 +410,12 @@ RIGHT_KEY_WRONG_HEADER = {
 
 @pytest.mark.parametrize("header", RIGHT_KEY_WRONG_HEADER.values(), ids=RIGHT_KEY_WRONG_HEADER.keys())
 def test_other_headers_with_the_right_key_are_rejected(header: str) -> None:
-    assert accepted_of([raw(header)]) == []
+    assert find_accepted([raw(header)]) == []
 
 
 def test_text_around_a_valid_token_is_rejected() -> None:
-    nested = header_of(alg="HS256", kid=KEY_ID, typ="JWT", cty="JWT")
-    zipped = header_of(alg="HS256", kid=KEY_ID, typ="JWT", zip="DEF")
+    nested = encode_header(alg="HS256", kid=KEY_ID, typ="JWT", cty="JWT")
+    zipped = encode_header(alg="HS256", kid=KEY_ID, typ="JWT", zip="DEF")
     deflated = zlib.compress(decode_part(PAYLOAD), wbits=-15)
     forms = [
         sign_parts(nested, encode_part(VALID), KEY_BYTES),
@@ -427,13 +436,13 @@ def test_text_around_a_valid_token_is_rejected() -> None:
         VALID + VALID,
     ]
 
-    assert accepted_of(forms) == []
+    assert find_accepted(forms) == []
 
 
 # --- bad base64: RFC 7515, 2 (no padding, no white space, nothing else), and RFC 4648, 3.5 (canonical)
 
 
-def other_ends(part: str) -> list[str]:
+def list_noncanonical(part: str) -> list[str]:
     """Return variants with non-zero unused base64 bits, which decode to the same bytes."""
     ends = [part[:-1] + character for character in BASE64URL]
     return [other for other in ends if other != part and decode_part(other) == decode_part(part)]
@@ -441,19 +450,19 @@ def other_ends(part: str) -> list[str]:
 
 def test_only_canonical_base64_is_accepted() -> None:
     header, payload, signature = HEADER, PAYLOAD, SIGNATURE
-    while not other_ends(payload):  # its length depends on the user's id
+    while not list_noncanonical(payload):  # its length depends on the user's id
         longer = attrs.evolve(ADA, id=UserId(int(f"{json.loads(decode_part(payload))['sub']}7")))
         header, payload, signature = TOKENS.issue(longer).token.split(".")
     variants = [
-        *(f"{other}.{payload}.{signature}" for other in other_ends(header)),
-        *(f"{header}.{other}.{signature}" for other in other_ends(payload)),
-        *(f"{header}.{payload}.{other}" for other in other_ends(signature)),
-        *(sign_parts(other, payload, KEY_BYTES) for other in other_ends(header)),
+        *(f"{other}.{payload}.{signature}" for other in list_noncanonical(header)),
+        *(f"{header}.{other}.{signature}" for other in list_noncanonical(payload)),
+        *(f"{header}.{payload}.{other}" for other in list_noncanonical(signature)),
+        *(sign_parts(other, payload, KEY_BYTES) for other in list_noncanonical(header)),
     ]
 
     assert not is_rejected(TOKENS, f"{header}.{payload}.{signature}")
-    assert [len(other_ends(part)) for part in (header, signature)] == [15, 3]
-    assert accepted_of(variants) == []
+    assert [len(list_noncanonical(part)) for part in (header, signature)] == [15, 3]
+    assert find_accepted(variants) == []
 
 
 INSERTED = [
@@ -481,7 +490,7 @@ INSERTED = [
 def test_inserted_characters_are_rejected(inserted: str) -> None:
     places = range(len(VALID) + 1)
 
-    assert accepted_of([VALID[:place] + inserted + VALID[place:] for place in places]) == []
+    assert find_accepted([VALID[:place] + inserted + VALID[place:] for place in places]) == []
 
 
 def test_other_alphabet_or_case_is_rejected() -> None:
@@ -505,7 +514,7 @@ def test_other_alphabet_or_case_is_rejected() -> None:
     ]
 
     assert not is_rejected(TOKENS, token)
-    assert accepted_of(forged) == []
+    assert find_accepted(forged) == []
 
 
 def test_wrong_separators_are_rejected() -> None:
@@ -526,7 +535,7 @@ def test_wrong_separators_are_rejected() -> None:
         *(f"{VALID}.{SIGNATURE}", f"{VALID}.{VALID}", f"{HEADER}.{VALID}", five),
     ]
 
-    assert accepted_of(forged) == []
+    assert find_accepted(forged) == []
 
 
 # --- changed, truncated, long and mixed tokens
@@ -539,7 +548,7 @@ def test_any_flipped_bit_is_rejected() -> None:
         for bit in range(9)
     ]
 
-    assert accepted_of(forged) == []
+    assert find_accepted(forged) == []
 
 
 def test_any_changed_character_is_rejected() -> None:
@@ -550,7 +559,7 @@ def test_any_changed_character_is_rejected() -> None:
         if other != character
     ]
 
-    assert accepted_of(forged) == []
+    assert find_accepted(forged) == []
 
 
 def test_truncated_token_is_rejected() -> None:
@@ -558,7 +567,7 @@ def test_truncated_token_is_rejected() -> None:
     forged += [VALID[:place] + VALID[place + 1 :] for place in range(len(VALID))]
     forged += [VALID[:place] + VALID[place] + VALID[place:] for place in range(len(VALID))]
 
-    assert accepted_of(forged) == []
+    assert find_accepted(forged) == []
 
 
 MIB = 2**20
@@ -583,7 +592,7 @@ def test_long_token_is_rejected_quickly(make: Callable[[], str]) -> None:
     token = make()
 
     begin = time.process_time()
-    accepted = accepted_of([token] * 3)
+    accepted = find_accepted([token] * 3)
     cost = time.process_time() - begin
 
     assert accepted == []
@@ -592,13 +601,13 @@ def test_long_token_is_rejected_quickly(make: Callable[[], str]) -> None:
 
 def test_mixed_parts_of_valid_tokens_are_rejected() -> None:
     people = [ADA, attrs.evolve(ADA, id=UserId(8)), attrs.evolve(ADA, token_epoch="f" * 16)]
-    good = [TOKENS.issue(user).token for user in people] + [issuer_of(OLDER_KEY_BYTES).issue(ADA).token]
+    good = [TOKENS.issue(user).token for user in people] + [make_issuer(OLDER_KEY_BYTES).issue(ADA).token]
     parts = [token.split(".") for token in good]
     mixed = {".".join(chosen) for chosen in itertools.product(*zip(*parts, strict=True))} - set(good)
     rearranged = {".".join(order) for token in parts for order in itertools.permutations(token) if list(order) != token}
 
     assert [is_rejected(TOKENS, token) for token in good] == [False] * 4
-    assert accepted_of(sorted(mixed | rearranged)) == []
+    assert find_accepted(sorted(mixed | rearranged)) == []
 
 
 @pytest.mark.parametrize(
@@ -608,7 +617,7 @@ def test_mixed_parts_of_valid_tokens_are_rejected() -> None:
 def test_changed_claim_with_the_old_signature_is_rejected(claim: str, value: object) -> None:
     changed = json.dumps({**CLAIMS, claim: value}, separators=(",", ":"))
 
-    assert accepted_of([f"{HEADER}.{encode_part(changed)}.{SIGNATURE}"]) == []
+    assert find_accepted([f"{HEADER}.{encode_part(changed)}.{SIGNATURE}"]) == []
 
 
 # --- random input
@@ -659,7 +668,7 @@ def test_any_parts_without_the_key_are_rejected(header: str, payload: bytes, sig
         for end in (signature, (signature + bytes(32))[:32])
     ]
 
-    assert accepted_of(forged) == []
+    assert find_accepted(forged) == []
 
 
 @given(payload=st.one_of(st.binary(max_size=300), JSON.map(lambda value: json.dumps(value).encode())))

@@ -29,13 +29,13 @@ MINUTE, SECOND = timedelta(minutes=1), timedelta(seconds=1)
 NOON_SECONDS = int(NOON.timestamp())
 
 
-def at_noon(*, after: timedelta = timedelta(0)) -> SettableClock:
+def noon_clock(*, after: timedelta = timedelta(0)) -> SettableClock:
     clock = SettableClock()
     clock.now += after
     return clock
 
 
-def issuer_of(
+def make_issuer(
     keys: Sequence[bytes],
     clock: Clock | None = None,
     *,
@@ -43,10 +43,10 @@ def issuer_of(
     issuer: str = ISSUER,
     audience: str = AUDIENCE,
 ) -> JwtTokenIssuer:
-    return JwtTokenIssuer(keys, lifetime=lifetime, issuer=issuer, audience=audience, clock=clock or at_noon())
+    return JwtTokenIssuer(keys, lifetime=lifetime, issuer=issuer, audience=audience, clock=clock or noon_clock())
 
 
-def parts_of(token: str) -> tuple[dict[str, Any], dict[str, Any], bytes]:
+def decode_token(token: str) -> tuple[dict[str, Any], dict[str, Any], bytes]:
     header, payload, signature = token.split(".")
     return json.loads(decode_part(header)), json.loads(decode_part(payload)), decode_part(signature)
 
@@ -64,40 +64,40 @@ class TestInMemoryTokens(TokenIssuerContract):
 class TestJwtTokenIssuer(TokenIssuerContract):
     @pytest.fixture
     def tokens(self, clock: SettableClock) -> TokenIssuer:
-        return issuer_of([NEW], clock)
+        return make_issuer([NEW], clock)
 
     @pytest.fixture
     def others(self, clock: SettableClock) -> TokenIssuer:
-        return issuer_of([OLD], clock)
+        return make_issuer([OLD], clock)
 
 
 class TestJwtTokenIssuerOfSeveralKeys(TokenIssuerContract):
     @pytest.fixture
     def tokens(self, clock: SettableClock) -> TokenIssuer:
-        return issuer_of([NEW, OLD], clock)
+        return make_issuer([NEW, OLD], clock)
 
     @pytest.fixture
     def others(self, clock: SettableClock) -> TokenIssuer:
-        return issuer_of([b"a third key, of thirty-two bytes."], clock)
+        return make_issuer([b"a third key, of thirty-two bytes."], clock)
 
 
 class TestRotatingTokens(TokenIssuerContract):
     @pytest.fixture
     def tokens(self, clock: SettableClock) -> TokenIssuer:
-        return ReloadingTokens(Reloader(lambda: issuer_of([NEW], clock), lambda: "the same"))
+        return ReloadingTokens(Reloader(lambda: make_issuer([NEW], clock), lambda: "the same"))
 
     @pytest.fixture
     def others(self, clock: SettableClock) -> TokenIssuer:
-        return ReloadingTokens(Reloader(lambda: issuer_of([OLD], clock), lambda: "the same"))
+        return ReloadingTokens(Reloader(lambda: make_issuer([OLD], clock), lambda: "the same"))
 
 
 # --- contents
 
 
 def test_token_contains_exactly_the_documented_claims() -> None:
-    tokens = issuer_of([NEW])
+    tokens = make_issuer([NEW])
 
-    header, payload, signature = parts_of(tokens.issue(ADA).token)
+    header, payload, signature = decode_token(tokens.issue(ADA).token)
 
     assert header == {"alg": "HS256", "kid": header["kid"], "typ": "JWT"}
     assert payload == {
@@ -115,9 +115,9 @@ def test_token_contains_exactly_the_documented_claims() -> None:
 
 
 def test_verify_returns_the_claims_of_the_token() -> None:
-    tokens = issuer_of([NEW])
+    tokens = make_issuer([NEW])
     token = tokens.issue(ADA).token
-    _, payload, _ = parts_of(token)
+    _, payload, _ = decode_token(token)
 
     claims = tokens.verify(token)
 
@@ -127,17 +127,17 @@ def test_verify_returns_the_claims_of_the_token() -> None:
 
 
 def test_times_are_rounded_down_to_seconds() -> None:
-    tokens = issuer_of([NEW], at_noon(after=timedelta(microseconds=999_999)), lifetime=24 * HOUR)
+    tokens = make_issuer([NEW], noon_clock(after=timedelta(microseconds=999_999)), lifetime=24 * HOUR)
 
     issued = tokens.issue(ADA)
 
-    _, payload, _ = parts_of(issued.token)
+    _, payload, _ = decode_token(issued.token)
     assert (payload["iat"], payload["exp"], issued.expires_in) == (NOON_SECONDS, NOON_SECONDS + 86400, 86400)
     assert tokens.verify(issued.token).expires_at == NOON + 24 * HOUR
 
 
 def test_key_id_is_unique_and_does_not_reveal_the_key() -> None:
-    ids = [parts_of(issuer_of([key]).issue(ADA).token)[0]["kid"] for key in (NEW, OLD, NEW)]
+    ids = [decode_token(make_issuer([key]).issue(ADA).token)[0]["kid"] for key in (NEW, OLD, NEW)]
 
     assert ids[0] == ids[2] != ids[1]
     assert ids[0] not in {NEW.hex(), NEW[:8].hex(), KEY[:16]}
@@ -172,7 +172,7 @@ print(time.timezone // 3600, payload["exp"] - payload["iat"], now_valid)
 
 
 def test_first_key_signs_and_all_keys_verify() -> None:
-    old, both, new = issuer_of([OLD]), issuer_of([NEW, OLD]), issuer_of([NEW])
+    old, both, new = make_issuer([OLD]), make_issuer([NEW, OLD]), make_issuer([NEW])
     older, newer = old.issue(ADA).token, both.issue(ADA).token
 
     refused = [[is_rejected(tokens, token) for token in (older, newer)] for tokens in (old, both, new)]
@@ -181,16 +181,16 @@ def test_first_key_signs_and_all_keys_verify() -> None:
 
 
 def test_removed_key_invalidates_its_tokens() -> None:
-    token = issuer_of([OLD]).issue(ADA).token
+    token = make_issuer([OLD]).issue(ADA).token
 
-    assert not is_rejected(issuer_of([NEW, OLD]), token)
-    assert is_rejected(issuer_of([NEW]), token)
+    assert not is_rejected(make_issuer([NEW, OLD]), token)
+    assert is_rejected(make_issuer([NEW]), token)
 
 
 def test_signature_must_match_the_key_id() -> None:
-    tokens = issuer_of([NEW, OLD])
+    tokens = make_issuer([NEW, OLD])
     header, payload, _ = tokens.issue(ADA).token.split(".")
-    other_header = issuer_of([OLD]).issue(ADA).token.split(".")[0]
+    other_header = make_issuer([OLD]).issue(ADA).token.split(".")[0]
 
     crossed = [sign_parts(header, payload, OLD), sign_parts(other_header, payload, NEW)]
 
@@ -201,7 +201,7 @@ def test_signature_must_match_the_key_id() -> None:
 # --- claims signed with the right key
 
 
-TOKENS = issuer_of([NEW])
+TOKENS = make_issuer([NEW])
 HEADER = TOKENS.issue(ADA).token.split(".")[0]
 CLAIMS: dict[str, Any] = {
     "iss": ISSUER,
@@ -319,10 +319,10 @@ def test_payload_that_is_no_object_is_rejected(payload: bytes) -> None:
 
 
 def test_clock_skew_of_one_minute_is_accepted() -> None:
-    tokens = issuer_of([NEW])
+    tokens = make_issuer([NEW])
 
     refused = [
-        is_rejected(tokens, issuer_of([NEW], at_noon(after=ahead)).issue(ADA).token)
+        is_rejected(tokens, make_issuer([NEW], noon_clock(after=ahead)).issue(ADA).token)
         for ahead in (-MINUTE, SECOND, MINUTE, MINUTE + SECOND, HOUR)
     ]
 
@@ -330,9 +330,9 @@ def test_clock_skew_of_one_minute_is_accepted() -> None:
 
 
 def test_early_token_becomes_valid_at_its_start_time() -> None:
-    clock = at_noon()
-    tokens = issuer_of([NEW], clock)
-    token = issuer_of([NEW], at_noon(after=10 * MINUTE)).issue(ADA).token
+    clock = noon_clock()
+    tokens = make_issuer([NEW], clock)
+    token = make_issuer([NEW], noon_clock(after=10 * MINUTE)).issue(ADA).token
     assert is_rejected(tokens, token)
 
     clock.now += 10 * MINUTE
@@ -342,7 +342,7 @@ def test_early_token_becomes_valid_at_its_start_time() -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [issuer_of([NEW], issuer="https://ml.example.org"), issuer_of([NEW], audience="datasets")],
+    [make_issuer([NEW], issuer="https://ml.example.org"), make_issuer([NEW], audience="datasets")],
     ids=["issuer", "audience"],
 )
 def test_other_issuer_or_audience_is_rejected(other: JwtTokenIssuer) -> None:
@@ -355,8 +355,8 @@ def test_other_issuer_or_audience_is_rejected(other: JwtTokenIssuer) -> None:
 
 def test_cache_of_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlapi.adapters.jwt, "_MAX_CACHED_TOKENS", 10)
-    clock = at_noon()
-    tokens = issuer_of([NEW], clock)
+    clock = noon_clock()
+    tokens = make_issuer([NEW], clock)
     issued = [tokens.issue(ADA).token for _ in range(50)]
 
     twice = [[tokens.verify(token).token_id for token in issued] for _ in range(2)]
@@ -364,7 +364,7 @@ def test_cache_of_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     clock.now += HOUR
 
     assert remembered == 10
-    assert twice == [[parts_of(token)[1]["jti"] for token in issued]] * 2
+    assert twice == [[decode_token(token)[1]["jti"] for token in issued]] * 2
     assert [is_rejected(tokens, token) for token in issued] == [True] * 50
 
 
@@ -373,7 +373,7 @@ def test_cache_of_tokens_takes_a_few_megabytes() -> None:
 
 
 def test_rejected_tokens_are_not_cached() -> None:
-    tokens = issuer_of([NEW])
+    tokens = make_issuer([NEW])
     token = tokens.issue(ADA).token
 
     refused = [is_rejected(tokens, f"{token[:-5]}{number:05}") for number in range(100)]
@@ -383,8 +383,8 @@ def test_rejected_tokens_are_not_cached() -> None:
 
 
 def test_expired_token_is_removed_from_the_cache() -> None:
-    clock = at_noon()
-    tokens = issuer_of([NEW], clock)
+    clock = noon_clock()
+    tokens = make_issuer([NEW], clock)
     token = tokens.issue(ADA).token
     tokens.verify(token)
 
@@ -395,14 +395,14 @@ def test_expired_token_is_removed_from_the_cache() -> None:
 
 
 def test_longest_issuer_and_audience_are_accepted() -> None:
-    tokens = issuer_of([NEW], issuer='"' * 200, audience="\\" * 200)
+    tokens = make_issuer([NEW], issuer='"' * 200, audience="\\" * 200)
 
     assert tokens.verify(tokens.issue(ADA).token).user_id == ADA.id
 
 
 def test_threads_may_verify_more_tokens_than_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlapi.adapters.jwt._MAX_CACHED_TOKENS", 2)
-    tokens = issuer_of([NEW])
+    tokens = make_issuer([NEW])
     issued = [tokens.issue(ADA).token for _ in range(16)]
 
     with ThreadPoolExecutor(8) as pool:

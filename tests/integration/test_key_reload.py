@@ -51,7 +51,7 @@ class Secrets:
         return self._make(lambda keys: FernetCipher(keys, SALT))
 
     def tokens(self) -> TokenIssuer:
-        return self._make(issuer_of)
+        return self._make(make_issuer)
 
     def _make(self, make: Callable[[list[str]], T]) -> T:
         self.loads += 1
@@ -60,7 +60,7 @@ class Secrets:
         return make(self.keys)
 
 
-def issuer_of(keys: list[str]) -> TokenIssuer:
+def make_issuer(keys: list[str]) -> TokenIssuer:
     return JwtTokenIssuer(
         [base64.urlsafe_b64decode(key) for key in keys],
         lifetime=HOUR,
@@ -266,20 +266,20 @@ def test_cost_is_that_of_the_current_cipher(kind: Callable[[list[str], str], Pas
 def test_token_signed_with_a_new_key_is_valid(without_regular_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
-    older, newer = tokens.issue(ADA).token, issuer_of([KEY]).issue(ADA).token
+    older, newer = tokens.issue(ADA).token, make_issuer([KEY]).issue(ADA).token
     before = [is_rejected(tokens, token) for token in (older, newer)]
 
     secrets.keys = [KEY, OLDER_KEY]
 
     assert before == [False, True]
     assert [is_rejected(tokens, token) for token in (newer, older)] == [False, False]
-    assert not is_rejected(issuer_of([KEY]), tokens.issue(ADA).token)
+    assert not is_rejected(make_issuer([KEY]), tokens.issue(ADA).token)
 
 
 def test_forged_token_triggers_a_check_and_is_rejected(without_regular_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
-    forged = issuer_of([Fernet.generate_key().decode()]).issue(ADA).token
+    forged = make_issuer([Fernet.generate_key().decode()]).issue(ADA).token
     unchanged = is_rejected(tokens, forged)
 
     secrets.keys = [KEY, OLDER_KEY]
@@ -305,7 +305,7 @@ def test_removing_a_key_revokes_its_tokens(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 0.5)
     secrets = Secrets(KEY, OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
-    older, newer = issuer_of([OLDER_KEY]).issue(ADA).token, tokens.issue(ADA).token
+    older, newer = make_issuer([OLDER_KEY]).issue(ADA).token, tokens.issue(ADA).token
     before = [is_rejected(tokens, token) for token in (older, newer)]
 
     secrets.keys = [KEY]
@@ -325,7 +325,7 @@ def test_tokens_stay_valid_while_the_secrets_are_invalid(
     secrets.keys = ["wrong"]
 
     assert not is_rejected(tokens, token)
-    assert not is_rejected(issuer_of([KEY]), tokens.issue(ADA).token)
+    assert not is_rejected(make_issuer([KEY]), tokens.issue(ADA).token)
     assert lines(caplog) == [(logging.WARNING, KEPT_PREVIOUS)]
 
 
@@ -335,8 +335,8 @@ def test_tokens_stay_valid_while_the_secrets_are_invalid(
 def test_replaced_file_is_noticed_at_the_first_rejection(tmp_path: Path, without_regular_checks: None) -> None:
     file = tmp_path / "keys"
     file.write_text(OLDER_KEY)
-    tokens = ReloadingTokens(Reloader(lambda: issuer_of(file.read_text().split()), lambda: file_signature(file)))
-    newer = issuer_of([KEY]).issue(ADA).token
+    tokens = ReloadingTokens(Reloader(lambda: make_issuer(file.read_text().split()), lambda: file_signature(file)))
+    newer = make_issuer([KEY]).issue(ADA).token
     before = is_rejected(tokens, newer)
 
     (tmp_path / "new").write_text(f"{KEY}\n{OLDER_KEY}\n")

@@ -41,7 +41,7 @@ ADA = UserId(7)
 STORED = EncryptedPassword("stored")
 KEY = ApiKey(id=ApiKeyId("0" * 16), user_id=ADA, name="laptop", digest="digest", created_datetime=NOON)
 REGISTER = Register(username="ada", password=STORED, email="ada@example.com", at=NOON)
-CHANGES: list[Command] = [
+AUDITED: list[Command] = [
     REGISTER,
     SetEnabled(user_id=ADA, enabled=True, at=NOON),
     SetEnabled(user_id=ADA, enabled=False, at=NOON),
@@ -51,11 +51,11 @@ CHANGES: list[Command] = [
     AddApiKey(key=KEY),
     RemoveApiKey(key_id=KEY.id, at=NOON),
 ]
-BOOKKEEPING: list[Command] = [
+INTERNAL: list[Command] = [
     Reencrypt(user_id=ADA, password=STORED, replacing=STORED),
     RecordApiKeyUse(key_id=KEY.id, at=NOON),
 ]
-REFUSALS: list[Rejection] = [
+REJECTIONS: list[Rejection] = [
     UserExistsError(7),
     UserNotFoundError(7),
     PasswordChangedError(7),
@@ -64,12 +64,14 @@ REFUSALS: list[Rejection] = [
 
 
 def test_all_commands_and_rejections_are_covered_here() -> None:
-    assert {type(command) for command in CHANGES + BOOKKEEPING} == set(get_args(Command))
-    assert {type(refusal) for refusal in REFUSALS} == set(get_args(Rejection))
+    assert {type(command) for command in AUDITED + INTERNAL} == set(get_args(Command))
+    assert {type(rejection) for rejection in REJECTIONS} == set(get_args(Rejection))
 
 
-@pytest.mark.parametrize("command", CHANGES, ids=lambda command: type(command).__name__)
-@pytest.mark.parametrize("outcome", [REGISTER.as_user(ADA), KEY, *REFUSALS], ids=lambda outcome: type(outcome).__name__)
+@pytest.mark.parametrize("command", AUDITED, ids=lambda command: type(command).__name__)
+@pytest.mark.parametrize(
+    "outcome", [REGISTER.as_user(ADA), KEY, *REJECTIONS], ids=lambda outcome: type(outcome).__name__
+)
 def test_every_command_and_outcome_makes_an_entry(command: Command, outcome: Outcome) -> None:
     entry = make_audit_entry(command, outcome)
 
@@ -78,7 +80,7 @@ def test_every_command_and_outcome_makes_an_entry(command: Command, outcome: Out
     assert (entry.outcome == "done") == isinstance(outcome, User | ApiKey)
 
 
-@pytest.mark.parametrize("command", BOOKKEEPING, ids=lambda command: type(command).__name__)
+@pytest.mark.parametrize("command", INTERNAL, ids=lambda command: type(command).__name__)
 def test_internal_commands_make_no_entry(command: Command) -> None:
     assert make_audit_entry(command, REGISTER.as_user(ADA)) is None
 
@@ -101,17 +103,17 @@ def test_entries_name_the_actor() -> None:
     users = Users(InMemoryUserRepository(), PlainCipher(), actor=Actor("nightly job"))
     ada = users.register(username="ada", password="difference engine", email="ada@example.com")
 
-    as_actor = users.as_actor(Actor("admin", "request-7"))
-    as_actor.set_enabled(user_id=ada.id, enabled=False)
-    as_actor.set_password(user_id=ada.id, password="analytical engine")
-    as_actor.end_tokens(user_id=ada.id)
-    key, _ = as_actor.add_api_key(user_id=ada.id, name="laptop")
-    as_actor.remove_api_key(key.id)
-    as_actor.remove(user_id=ada.id)
+    admin_users = users.as_actor(Actor("admin", "request-7"))
+    admin_users.set_enabled(user_id=ada.id, enabled=False)
+    admin_users.set_password(user_id=ada.id, password="analytical engine")
+    admin_users.end_tokens(user_id=ada.id)
+    key, _ = admin_users.add_api_key(user_id=ada.id, name="laptop")
+    admin_users.remove_api_key(key.id)
+    admin_users.remove(user_id=ada.id)
 
-    told = [(entry.actor, entry.request_id, entry.action) for entry in reversed(users.list_audit_page())]
-    assert told[0] == ("nightly job", None, "register")
-    assert told[1:] == [
+    entries = [(entry.actor, entry.request_id, entry.action) for entry in reversed(users.list_audit_page())]
+    assert entries[0] == ("nightly job", None, "register")
+    assert entries[1:] == [
         ("admin", "request-7", action)
         for action in ("disable", "set_password", "end_tokens", "add_api_key", "remove_api_key", "remove")
     ]

@@ -46,8 +46,8 @@ ADA = User(
 DISABLED = attrs.evolve(ADA, enabled=False, token_epoch="a-later-epoch")
 CLAIMS = TokenClaims(user_id=ADA.id, token_epoch="the-epoch", expires_at=LATER, token_id="one")
 KEY = ApiKey(id=ApiKeyId(ID), user_id=ADA.id, name="laptop", digest=DIGEST, created_datetime=NOON)
-ENDING = attrs.evolve(KEY, expires_datetime=LATER)
-SHOWN = PresentedApiKey(ApiKeyId(ID), DIGEST)
+EXPIRING = attrs.evolve(KEY, expires_datetime=LATER)
+PRESENTED = PresentedApiKey(ApiKeyId(ID), DIGEST)
 OTHER = PresentedApiKey(ApiKeyId(ID), hashlib.sha256(b"another").hexdigest())
 
 
@@ -55,7 +55,7 @@ OTHER = PresentedApiKey(ApiKeyId(ID), hashlib.sha256(b"another").hexdigest())
 
 
 def test_parsing_an_api_key_gives_its_id_and_digest() -> None:
-    assert parse_api_key(CREDENTIAL) == SHOWN
+    assert parse_api_key(CREDENTIAL) == PRESENTED
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_generated_api_keys_are_valid_and_unique() -> None:
     presented = [parse_api_key(credential) for credential in credentials]
 
     assert all(re.fullmatch("mlapi_[0-9a-f]{16}_[0-9a-f]{64}", credential) for credential in credentials)
-    assert len({each.id for each in presented}) == len({each.digest for each in presented}) == 100
+    assert len({key.id for key in presented}) == len({key.digest for key in presented}) == 100
 
 
 def test_api_keys_are_recognised_by_their_prefix() -> None:
@@ -112,39 +112,44 @@ def test_api_keys_are_recognised_by_their_prefix() -> None:
 
 
 def test_principal_id_is_a_user_id_or_an_api_key_id() -> None:
-    assert [get_principal_id(CLAIMS), get_principal_id(SHOWN)] == [UserId(7), ApiKeyId(ID)]
+    assert [get_principal_id(CLAIMS), get_principal_id(PRESENTED)] == [UserId(7), ApiKeyId(ID)]
 
 
 # --- accepted and rejected credentials
 
 ACCEPTED: dict[str, tuple[ParsedCredential, Principal, User]] = {
     "token": (CLAIMS, ADA, ADA),
-    "token to its last moment": (attrs.evolve(CLAIMS, expires_at=NOON + MICROSECOND), ADA, ADA),
-    "key": (SHOWN, ApiKeyPrincipal(KEY, ADA), ADA),
-    "key that ends later": (SHOWN, ApiKeyPrincipal(ENDING, ADA), ADA),
+    "token just before it expires": (attrs.evolve(CLAIMS, expires_at=NOON + MICROSECOND), ADA, ADA),
+    "key": (PRESENTED, ApiKeyPrincipal(KEY, ADA), ADA),
+    "key that expires later": (PRESENTED, ApiKeyPrincipal(EXPIRING, ADA), ADA),
     "key of a user with another epoch": (
-        SHOWN,
+        PRESENTED,
         ApiKeyPrincipal(KEY, attrs.evolve(ADA, token_epoch="x")),
         attrs.evolve(ADA, token_epoch="x"),
     ),
 }
 REJECTED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exception]] = {
-    "token of nobody": (CLAIMS, None, NOON, InvalidTokenError()),
-    "token, and a key is found": (CLAIMS, ApiKeyPrincipal(KEY, ADA), NOON, InvalidTokenError()),
-    "token at its end": (CLAIMS, ADA, LATER, InvalidTokenError()),
-    "token after its end": (CLAIMS, ADA, LATER + MICROSECOND, InvalidTokenError()),
-    "token at its end, disabled": (CLAIMS, DISABLED, LATER, InvalidTokenError()),
-    "token, disabled since": (CLAIMS, DISABLED, NOON, UserDisabledError(7)),
-    "token, disabled, of the same epoch": (CLAIMS, attrs.evolve(ADA, enabled=False), NOON, UserDisabledError(7)),
+    "token of an unknown user": (CLAIMS, None, NOON, InvalidTokenError()),
+    "token with the principal of a key": (CLAIMS, ApiKeyPrincipal(KEY, ADA), NOON, InvalidTokenError()),
+    "token at its expiry": (CLAIMS, ADA, LATER, InvalidTokenError()),
+    "token after its expiry": (CLAIMS, ADA, LATER + MICROSECOND, InvalidTokenError()),
+    "expired token, disabled user": (CLAIMS, DISABLED, LATER, InvalidTokenError()),
+    "token, user disabled later": (CLAIMS, DISABLED, NOON, UserDisabledError(7)),
+    "token with current epoch, disabled": (
+        CLAIMS,
+        attrs.evolve(ADA, enabled=False),
+        NOON,
+        UserDisabledError(7),
+    ),
     "token of a former epoch": (CLAIMS, attrs.evolve(ADA, token_epoch="x"), NOON, InvalidTokenError()),
-    "key of nobody": (SHOWN, None, NOON, InvalidTokenError()),
-    "key, and a user is found": (SHOWN, ADA, NOON, InvalidTokenError()),
+    "unknown key": (PRESENTED, None, NOON, InvalidTokenError()),
+    "key with the principal of a token": (PRESENTED, ADA, NOON, InvalidTokenError()),
     "key with another secret": (OTHER, ApiKeyPrincipal(KEY, ADA), NOON, InvalidTokenError()),
-    "key with another secret, disabled": (OTHER, ApiKeyPrincipal(KEY, DISABLED), NOON, InvalidTokenError()),
+    "key with another secret, disabled user": (OTHER, ApiKeyPrincipal(KEY, DISABLED), NOON, InvalidTokenError()),
     "key without a secret": (PresentedApiKey(KEY.id, ""), ApiKeyPrincipal(KEY, ADA), NOON, InvalidTokenError()),
-    "key at its end": (SHOWN, ApiKeyPrincipal(ENDING, ADA), LATER, InvalidTokenError()),
-    "key at its end, disabled": (SHOWN, ApiKeyPrincipal(ENDING, DISABLED), LATER, InvalidTokenError()),
-    "key, disabled": (SHOWN, ApiKeyPrincipal(KEY, DISABLED), NOON, UserDisabledError(7)),
+    "key at its expiry": (PRESENTED, ApiKeyPrincipal(EXPIRING, ADA), LATER, InvalidTokenError()),
+    "expired key, disabled user": (PRESENTED, ApiKeyPrincipal(EXPIRING, DISABLED), LATER, InvalidTokenError()),
+    "key, disabled user": (PRESENTED, ApiKeyPrincipal(KEY, DISABLED), NOON, UserDisabledError(7)),
 }
 
 
@@ -167,7 +172,7 @@ def test_other_credentials_are_rejected(
 
 
 def test_repr_hides_secrets() -> None:
-    presented = f"{CLAIMS!r} {SHOWN!r} {KEY!r} {ApiKeyPrincipal(KEY, ADA)!r} {IssuedToken('eyJhbGci', 3600)!r}"
+    presented = f"{CLAIMS!r} {PRESENTED!r} {KEY!r} {ApiKeyPrincipal(KEY, ADA)!r} {IssuedToken('eyJhbGci', 3600)!r}"
 
     assert [secret in presented for secret in (DIGEST, ADA.token_epoch, "eyJhbGci", "stored")] == [False] * 4
     assert repr(IssuedToken("eyJhbGci", 3600)) == "IssuedToken(expires_in=3600)"
