@@ -149,12 +149,12 @@ def test_lifetime_does_not_depend_on_the_time_zone(zone: str) -> None:
 import time
 from datetime import UTC, datetime, timedelta
 from mlapi.adapters.jwt import JwtTokenIssuer
-from tests.contract.test_tokens import ADA, NEW, parts_of
+from tests.contract.test_tokens import ADA, NEW, decode_token
 
 tokens = JwtTokenIssuer([NEW], lifetime=timedelta(hours=1), issuer="i", audience="a")
 before = int(time.time())
 token = tokens.issue(ADA).token
-_, payload, _ = parts_of(token)
+_, payload, _ = decode_token(token)
 left = tokens.verify(token).expires_at - datetime.now(UTC)
 now_valid = before <= payload["iat"] <= time.time() and timedelta(minutes=59) < left <= timedelta(hours=1)
 print(time.timezone // 3600, payload["exp"] - payload["iat"], now_valid)
