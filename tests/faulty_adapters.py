@@ -75,7 +75,7 @@ class RegisteringFirst(InMemoryUserRepository):
 
 
 class CachingUsers(InMemoryUserRepository):
-    """Returns users as they were when they were first read."""
+    """Returns outdated users: it caches the first read."""
 
     def __init__(self) -> None:
         super().__init__()

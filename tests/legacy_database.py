@@ -57,7 +57,7 @@ def row(user_id: int, username: str | bytes | None, **other: Any) -> dict[str, A
 
 
 def create_legacy_database(url: URL, rows: Sequence[Row] = ROWS) -> None:
-    """Create a database like one that the legacy app's two migrations created and that it has used."""
+    """Create a database as the legacy app's two migrations and its requests would."""
     kind = url.get_backend_name()
     with connected(url) as connection:
         for statement in (

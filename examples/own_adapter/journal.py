@@ -1,7 +1,7 @@
 """Users in a journal: a file with a line of JSON for each batch of commands.
 
-Applying a command gives the same result every time, so the commands are all that must be stored: applied again in the
-same order, they restore the same users. Reads are answered from memory.
+Commands are deterministic: applied again in the same order, they restore the same users. So the journal stores only
+commands. Reads are answered from memory.
 """
 
 import errno
@@ -72,7 +72,7 @@ class Journal:
         self._file: FileIO | None = None
 
     def open(self) -> list[Entry]:
-        """Open the file, which is created if it is missing, and return its entries. Truncate an incomplete line.
+        """Open or create the file, truncate an incomplete line, and return the entries.
 
         Raises:
             ConfigurationError: if another process has the file open, or a line is damaged.
@@ -111,7 +111,7 @@ class Journal:
             try:
                 _write(file, line)
             except OSError as error:
-                # Nobody knows how much of the line is on the disk until the file is opened again.
+                # Part of the line may be on the disk. Opening the file again truncates it.
                 self.close()
                 raise RepositoryUnavailableError(f"the journal cannot be written: {error.strerror}") from error
             yield

@@ -1,8 +1,8 @@
 """A backend of your own: everything that the service keeps, in a journal file.
 
-It promises what the port requires, for one process: what `apply` returned is on the disk. It promises no more than
-that. One process at a time can open the file, all users are in memory, and the file only grows, so the stored passwords
-and addresses of removed users remain in it. Counts of log-in attempts are in memory and start again at a restart.
+It keeps the contract for one process: commands are on the disk before `apply` returns. It has limits. Only one process
+can open the file. All users are in memory. The file only grows, so it still contains the stored passwords and addresses
+of removed users. Counts of log-in attempts are in memory and start again at a restart.
 """
 
 import threading
@@ -69,7 +69,7 @@ class JournalStorage:
 
     def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:  # noqa: ARG002 - part of the port
         if not self._journal.path.exists():
-            raise ConfigurationError(f"there is no journal {self._journal.path}")
+            raise ConfigurationError(f"the journal {self._journal.path} does not exist")
         entries, _ = read_entries(self._journal.path)  # also while a service has it open
         repository = JournaledUserRepository(self._journal)
         repository.replay(entries)

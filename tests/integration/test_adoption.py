@@ -149,7 +149,7 @@ def another_url(url: URL, request: pytest.FixtureRequest) -> Iterator[URL]:
             yield another
 
 
-def test_adopted_schema_equals_that_of_a_new_database(url: URL, another_url: URL) -> None:
+def test_adopted_and_new_databases_have_the_same_schema(url: URL, another_url: URL) -> None:
     with Database(another_url) as fresh:
         upgrade(fresh)
     create_legacy_database(url)
@@ -249,7 +249,7 @@ def test_missing_values_get_defaults(url: URL) -> None:
     assert cyd.created_datetime == cyd.updated_datetime > ada.created_datetime
     assert result.stdout.splitlines() == [
         "users: 4",
-        "e-mail addresses that cannot be used to register: 1; kept as they are",
+        "e-mail addresses that cannot be used to register: 1; kept unchanged",
         "       4 'dan' must look like name@example.com",
         "no e-mail address: 1; becomes empty",
         "       3 'cyd'",
@@ -458,7 +458,7 @@ def test_dry_run_changes_nothing_and_reports_success(url: URL) -> None:
     assert decided.stdout.splitlines()[-1] == "nothing was changed"
 
 
-def test_json_report_ends_with_the_result(url: URL) -> None:
+def test_last_line_of_json_is_the_result(url: URL) -> None:
     create_legacy_database(url, [row(1, None), row(2, "\x1b", email="nonsense")])
 
     lines = [json.loads(line) for line in adopt_all("--json").stdout.splitlines()]
@@ -603,9 +603,8 @@ def test_second_adoption_does_nothing(url: URL) -> None:
         (
             ["CREATE TABLE users (id INTEGER PRIMARY KEY, username VARCHAR, password VARCHAR, token_epoch VARCHAR)"],
             (
-                "the table `users` is neither the legacy app's nor mlapi's (it has no column 'email', no column"
-                " 'enabled', no column 'created_datetime', no column 'updated_datetime', a column 'token_epoch'): check"
-                " database.url"
+                "the table `users` belongs to another program (it has no column 'email', no column 'enabled', no column"
+                " 'created_datetime', no column 'updated_datetime', a column 'token_epoch'): check database.url"
             ),
         ),
     ],
@@ -624,7 +623,7 @@ def test_other_tables_are_refused(url: URL, statements: list[str], line: str) ->
 def test_missing_file_is_not_created(folder: Path) -> None:
     result = adopt()
 
-    line = f"there is no database '{folder}/mlapi.db': check database.url"
+    line = f"the database '{folder}/mlapi.db' does not exist: check database.url"
     assert (result.exit_code, result.stderr) == (3, f"mlapi: {line}\n")
     assert list(folder.iterdir()) == []
 
@@ -767,14 +766,14 @@ def test_every_obstacle_is_named(url: URL) -> None:
 
     assert everything(url) == before
     assert (result.exit_code, result.stdout) == (3, "")
-    assert result.stderr.startswith("mlapi: the table `users` cannot be adopted as it is: ")
-    assert sorted(result.stderr.strip().partition(" as it is: ")[2].split("; ")) == sorted(
+    assert result.stderr.startswith("mlapi: the table `users` cannot be adopted yet: ")
+    assert sorted(result.stderr.strip().partition(" yet: ")[2].split("; ")) == sorted(
         one for line in obstacles.values() for one in line.split("; ")
     )
 
 
 @only_sqlite
-def test_check_that_sqlalchemy_adds_is_no_obstacle(url: URL) -> None:
+def test_check_added_by_sqlalchemy_is_ignored(url: URL) -> None:
     check = ", enabled BOOLEAN, CHECK (enabled IN (0, 1)), PRIMARY KEY (id))"
     execute(url, CREATE["sqlite"].replace(", PRIMARY KEY (id))", check))
     with connected(url) as connection:
@@ -872,7 +871,7 @@ def test_table_in_use_is_not_adopted(url: URL, monkeypatch: pytest.MonkeyPatch) 
 
 
 @only_sqlite
-def test_file_that_is_no_database_is_reported_in_one_line(folder: Path) -> None:
+def test_other_file_is_reported_in_one_line(folder: Path) -> None:
     (folder / "mlapi.db").write_text("no database " * 100)
 
     result = adopt()

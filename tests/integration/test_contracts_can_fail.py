@@ -133,7 +133,7 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (StorageContract, faulty_storages.CountingEverythingTogether, "test_attempts_are_counted_by_key"),
     (StorageContract, faulty_storages.CountingBelowZero, "test_subtracting_stops_at_zero"),
     (StorageContract, faulty_storages.ExtendingWindows, "test_window_begins_with_its_first_attempt"),
-    (StorageContract, faulty_storages.NeverEndingWindows, "test_count_ends_with_its_window"),
+    (StorageContract, faulty_storages.NeverEndingWindows, "test_count_is_zero_after_its_window"),
     (StorageContract, faulty_storages.KeepingFailedTransactions, "test_failed_transaction_counts_nothing"),
     (StorageContract, faulty_storages.BlockingReaders, "test_readers_do_not_wait_for_writers"),
     (StorageContract, faulty_storages.LosingConcurrentAttempts, "test_concurrent_attempts_are_all_counted"),

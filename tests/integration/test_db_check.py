@@ -105,7 +105,7 @@ def test_server_clock_and_latest_change_are_reported(url: URL) -> None:
 def test_missing_file_is_not_created(folder: Path) -> None:
     result = check()
 
-    line = f"there is no database '{folder}/mlapi.db': check database.url"
+    line = f"the database '{folder}/mlapi.db' does not exist: check database.url"
     assert (result.exit_code, result.stdout, result.stderr) == (3, "", f"mlapi: {line}\n")
     assert list(folder.iterdir()) == []
 
@@ -178,9 +178,7 @@ def test_other_schema_revision_is_reported(url: URL, revision: str, problem: str
 def test_wrong_key_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     use(monkeypatch, key=OLDER_KEY)
 
-    assert problems() == [
-        "secrets.key or secrets.salt is not the one that this database's passwords were encrypted with"
-    ]
+    assert problems() == ["secrets.key or secrets.salt does not match this database's passwords"]
 
 
 @pytest.mark.usefixtures("two_users")
@@ -204,7 +202,7 @@ def test_damage_is_reported(url: URL) -> None:
 
 
 @only_sqlite
-def test_file_that_is_no_database_is_reported_in_one_line(folder: Path) -> None:
+def test_other_file_is_reported_in_one_line(folder: Path) -> None:
     (folder / "mlapi.db").write_text("no database " * 100)
 
     result = check()

@@ -23,7 +23,7 @@ def test_first_key_is_remembered_and_others_are_refused(database: Database) -> N
 
     check_key(storage, ["first"])
     check_key(storage, ["newer", "first"])
-    with pytest.raises(ConfigurationError, match="not the one that this database's passwords were encrypted with"):
+    with pytest.raises(ConfigurationError, match="does not match this database's passwords"):
         check_key(storage, ["older"])
 
 
@@ -110,7 +110,7 @@ def test_threads_wait_two_seconds_for_a_preparation(monkeypatch: pytest.MonkeyPa
         running.result()
 
 
-def test_prepared_repository_is_returned_as_it_is() -> None:
+def test_prepared_repository_is_returned_unchanged() -> None:
     repository, preparation = InMemoryStorage().users, Preparation(lambda: None)
     preparation.ensure()
 

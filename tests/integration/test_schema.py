@@ -40,7 +40,7 @@ def revision_of(database: Database) -> str | None:
         return current_revision(connection)
 
 
-def test_revisions_are_those_that_alembic_finds() -> None:
+def test_revisions_equal_those_of_alembic() -> None:
     assert (list(schema_module.REVISIONS), MIGRATIONS.get_current_head()) == (REVISIONS, HEAD)
 
 

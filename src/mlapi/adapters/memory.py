@@ -1,6 +1,6 @@
-"""Users and tokens in memory, and a cipher that does not encipher: for tests, ours and our users'.
+"""A storage in memory, tokens in memory, and a cipher that does not encrypt. For demos and tests.
 
-They pass the same contract suites as the real ones. All is forgotten with the object.
+They pass the same contract suites as the other adapters, but remember nothing after the process ends.
 """
 
 import hmac
@@ -51,7 +51,7 @@ _logger = logging.getLogger("mlapi")
 
 
 class InMemoryAuditTrail:
-    """An `AuditTrail` that only forgets."""
+    """An `AuditTrail` in memory."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -91,7 +91,7 @@ class InMemoryAuditTrail:
 
 
 class InMemoryUserRepository:
-    """A `UserRepository` that only forgets. Safe to share between threads."""
+    """A `UserRepository` in memory, which threads can share."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -123,7 +123,7 @@ class InMemoryUserRepository:
         return [self.find(key) for key in keys]
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        with self._lock:  # ids are handed out in rising order, and a dict keeps the order of its insertions
+        with self._lock:  # already sorted: new ids are larger than old ones, and a dict keeps its insertion order
             return [
                 user
                 for user in self._users.values()
@@ -150,7 +150,7 @@ class InMemoryUserRepository:
         return sorted(found, key=lambda key: (key.created_datetime, key.id))
 
     def check(self) -> None:
-        """Memory is always there."""
+        """Return: memory is always available."""
 
     def _principal(self, principal_id: PrincipalId) -> Principal | None:
         if isinstance(principal_id, int):
@@ -292,13 +292,13 @@ class InMemoryStorage:
     def replace_fingerprint(self, fingerprint: str) -> None:
         self._fingerprint = fingerprint
 
-    def prepare(self, *, may_upgrade: bool) -> None:  # noqa: ARG002 - the port's
+    def prepare(self, *, may_upgrade: bool) -> None:  # noqa: ARG002 - part of the port
         _logger.warning("database.url is memory://: all users are lost when this process ends")
 
     def upgrade(self) -> tuple[str | None, str]:
         return _REVISION, _REVISION
 
-    def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:  # noqa: ARG002 - the port's
+    def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:  # noqa: ARG002 - part of the port
         users = self.users.list_page(after=UserId(0), limit=self.users.count())
         return Inspection(
             revision=_REVISION,
@@ -309,16 +309,16 @@ class InMemoryStorage:
         )
 
     def close(self) -> None:
-        """Do nothing: there is nothing to release."""
+        """Do nothing: memory needs no release."""
 
 
 class PlainCipher:
-    """A `PasswordCipher` that hides nothing and costs nothing. For tests."""
+    """A `PasswordCipher` for tests, which is fast and stores passwords as plain text."""
 
     is_costly = False
 
     def encrypt(self, password: str) -> EncryptedPassword:
-        # A random part, as the contract wants it: a test that compares stored values must fail here too.
+        # With a random part, as the contract requires: tests must not depend on equal stored values.
         return EncryptedPassword(f"plain:{secrets.token_hex(4)}:{password}")
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
@@ -331,16 +331,16 @@ class PlainCipher:
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
         return not encrypted.value.startswith("plain:")
 
-    def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:  # noqa: ARG002 - the port's
-        return None  # there is no key
+    def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:  # noqa: ARG002 - part of the port
+        return None  # a plain text has no key
 
 
 class InMemoryTokens:
-    """A `TokenIssuer` whose tokens are random words that it remembers. For tests, and one process.
+    """A `TokenIssuer` for one process, which remembers its random tokens.
 
     Args:
-        lifetime: of a token.
-        clock: by which it ends.
+        lifetime: how long a token is valid.
+        clock: returns the present time.
     """
 
     def __init__(self, *, lifetime: timedelta = timedelta(hours=1), clock: Clock = utc_now) -> None:
@@ -366,9 +366,9 @@ class InMemoryTokens:
 
 
 class UnlimitedAttempts:
-    """An `AttemptLimiter` that lets everybody guess. For tests."""
+    """An `AttemptLimiter` for tests, which allows every attempt."""
 
-    def count(self, username: str, address: str) -> bool:  # noqa: ARG002 - the port's
+    def count(self, username: str, address: str) -> bool:  # noqa: ARG002 - part of the port
         return True
 
     def record_success(self, username: str, address: str, *, was_known: bool) -> None:
@@ -376,4 +376,6 @@ class UnlimitedAttempts:
 
 
 def _encoded(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")  # a lone surrogate is no password, but asking is no error
+    return text.encode(
+        "utf-8", "surrogatepass"
+    )  # passwords contain no lone surrogates, but comparing one must not raise

@@ -52,5 +52,5 @@ def check_storage(storage: Storage, secrets: CheckableSecrets) -> DatabaseCheck:
     if found.unreadable:
         key_error = f"secrets.key and secrets.salt do not fit {found.unreadable} of {found.sampled} stored passwords"
     elif found.fingerprint is not None and not any(found.fingerprint in row for row in fingerprints):
-        key_error = "secrets.key or secrets.salt is not the one that this database's passwords were encrypted with"
+        key_error = "secrets.key or secrets.salt does not match this database's passwords"
     return DatabaseCheck(found=found, key_error=key_error)

@@ -1,7 +1,7 @@
 """Limits how fast passwords can be guessed: log-in attempts are counted in fixed windows.
 
 Each of three counts stops one way to guess: many names from one address, one name from one address, and one name from
-many addresses. The last count would let an attacker lock a user out. So it does not apply to addresses from which the
+many addresses. The last count would let an attacker lock a user out. Therefore it ignores addresses where the
 user has logged in before, and all windows are short.
 """
 
@@ -32,12 +32,12 @@ class AttemptLimits:
 
 @attrs.frozen
 class _Count:
-    """One of the counts that an attempt adds to."""
+    """A count of attempts, with its limit."""
 
     key: str
     limit: int
     is_cacheable: bool
-    """Whether its rejections apply to every attempt with this key; the count of a name exempts known addresses."""
+    """True if a rejection applies to every attempt with this key. The count of a name exempts known addresses."""
 
 
 class FixedWindowAttemptLimiter:
@@ -87,7 +87,7 @@ class FixedWindowAttemptLimiter:
         self._rejected_until.pop(pair.key, None)
 
     def _counts_for(self, reader: AttemptCountReader, name: str, site: str) -> list[_Count]:
-        """Return the counts that an attempt adds to: only that of the address if the name has logged in from there."""
+        """Return the counts of an attempt. If the address is known for the name, only the address is counted."""
         counts = [self._of_address(site)]
         if not _is_known(reader, name, site):
             counts += [self._of_pair(name, site), self._of_name(name)]

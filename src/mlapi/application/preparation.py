@@ -15,12 +15,12 @@ WAIT_SECONDS = 2.0
 
 
 def check_key(storage: Storage, fingerprints: Sequence[str]) -> None:
-    """Check that the passwords in a storage are encrypted with one of the configured keys.
+    """Check that a configured key encrypts the passwords in a storage.
 
     A storage without a fingerprint takes the first one.
 
     Args:
-        storage: one that was prepared.
+        storage: must be prepared.
         fingerprints: of every combination of configured key and salt, the newest first.
 
     Raises:
@@ -32,8 +32,8 @@ def check_key(storage: Storage, fingerprints: Sequence[str]) -> None:
         stored = storage.store_fingerprint(fingerprints[0])
     if stored not in fingerprints:
         raise ConfigurationError(
-            "secrets.key or secrets.salt is not the one that this database's passwords were encrypted with:"
-            " give it those, or point database.url at another database"
+            "secrets.key or secrets.salt does not match this database's passwords: configure the key and salt that"
+            " encrypted them, or point database.url at another database"
         )
 
 
@@ -74,7 +74,7 @@ class Preparation:
 def prepare_on_first_use(repository: UserRepository, preparation: Preparation) -> UserRepository:
     """Return the repository, made to run the preparation before each call until it has succeeded.
 
-    For a database that is unavailable at start: calls raise `RepositoryUnavailableError` until it is available.
+    Use it if the database is unavailable at start. Calls raise `RepositoryUnavailableError` until it is available.
     """
     if preparation.is_done:
         return repository

@@ -6,12 +6,12 @@ from typing import Literal
 import attrs
 
 Kind = Literal["mlapi", "legacy", "other", "empty"]
-"""Who made the ``users`` table: mlapi, the legacy app, or another program; ``empty`` if there is no such table."""
+"""The program that created the ``users`` table: mlapi, the legacy app, or another. ``empty`` means no such table."""
 
 
 @attrs.frozen(kw_only=True)
 class Inspection:
-    """What an inspection found. The defaults describe a healthy database without users."""
+    """The result of an inspection. The defaults describe a healthy database without users."""
 
     kind: Kind = "mlapi"
     revision: str | None
@@ -23,7 +23,7 @@ class Inspection:
     users: int = 0
     """Number of users."""
     misnamed: tuple[int, ...] = ()
-    """Ids of the users whose stored canonical username is wrong, so that a look-up by name does not find them."""
+    """Ids of users with a wrong canonical username, so that a look-up by name does not find them."""
     unreadable: int = 0
     """Number of sampled legacy passwords that the secrets cannot decrypt."""
     sampled: int = 0
@@ -31,6 +31,6 @@ class Inspection:
     damage: tuple[str, ...] = ()
     """Descriptions of damage to the file."""
     clock: datetime | None = None
-    """The database server's time, aware; None if the database has no clock of its own."""
+    """The database server's time in UTC; None for a file or memory."""
     latest_change: datetime | None = None
-    """The newest ``updated_datetime`` of any user, aware; None without users."""
+    """The newest ``updated_datetime`` of any user, in UTC; None without users."""

@@ -259,12 +259,12 @@ class Clock(Protocol):
 
 
 class AttemptCountReader(Protocol):
-    """Reads the counts of log-in attempts as they are at one moment."""
+    """Reads the counts of log-in attempts."""
 
     def get(self, key: str) -> WindowCount:
         """Return the count for a key and the end of its window.
 
-        The count is 0 if nothing was added or the window has ended; the end is then the present time.
+        If nothing was added or the window has ended, the count is 0 and the end is the present time.
         """
         ...
 
@@ -275,8 +275,8 @@ class AttemptCountWriter(AttemptCountReader, Protocol):
     def add(self, key: str, *, window_seconds: float) -> int:
         """Add one attempt and return the new count.
 
-        The first attempt opens a window of ``window_seconds``. Later attempts do not extend it. After it has ended the
-        next attempt opens a new one and is counted as 1.
+        The first attempt opens a window of ``window_seconds``. Later attempts do not extend it. After the window
+        has ended, the next attempt opens a new one with a count of 1.
         """
         ...
 
@@ -289,14 +289,13 @@ class AttemptCounts(Protocol):
     """Stores how many log-in attempts were made in fixed windows of time.
 
     Keys are printable ASCII of at most 200 characters and contain neither usernames nor addresses. Counts must be
-    shared by all processes that share the users. Delete expired counts from time to time, or the storage grows with
-    every attack.
+    shared by all processes that share the users. Delete expired counts regularly, because attacks create many.
 
-    Both context managers raise `RepositoryUnavailableError` if the counts cannot be reached.
+    Both context managers raise `RepositoryUnavailableError` while the database is unavailable.
     """
 
     def transaction(self) -> AbstractContextManager[AttemptCountWriter]:
-        """Open a transaction; commit it at the end of the ``with`` block, or undo it if an exception leaves the block.
+        """Open a transaction. The end of the ``with`` block commits it; an exception in the block rolls it back.
 
         Concurrent transactions must not lose each other's changes. The caller changes keys in the same order in every
         process, so an implementation that locks keys as they change cannot deadlock. Durability is not required: a
@@ -316,20 +315,20 @@ class Storage(Protocol):
     """A database for everything the service keeps: users, audit trail, log-in attempts, and the key fingerprint.
 
     `mlapi.bootstrap.register_storage` maps a URL scheme to a function that makes a storage from the URL. That function
-    creates no file and does not connect: the service must start even if the database is unavailable. It raises
+    creates no file and does not connect, because the service must start even without its database. It raises
     `ConfigurationError` for a URL that it cannot use, without repeating the URL, which may contain a password.
 
-    Everything that was applied is still there after the storage was closed and opened again. (The storage in memory is
-    the exception, and logs a warning.)
+    Applied commands, the audit trail and the fingerprint survive closing and opening again. The storage in memory is the
+    exception: it forgets, and logs a warning.
 
     Every method except `close` raises `RepositoryUnavailableError` while the database is unavailable.
 
-    A storage may offer more than this, to be faster; see `NonblockingLookup`. An author can ignore that.
+    The users may offer optional capabilities for speed, such as `NonblockingLookup`.
     """
 
     @property
     def users(self) -> UserRepository:
-        """The users and, as its ``audit``, the audit trail. Used only after `prepare` has returned."""
+        """The users, with the audit trail as ``audit``. Their methods are called only after `prepare` has returned."""
         ...
 
     @property
@@ -339,7 +338,7 @@ class Storage(Protocol):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The absolute paths of the local files that hold the database, the main file first; empty if there are none.
+        """The absolute paths of the local files that hold the database, the main file first; empty for a server.
 
         `prepare` creates the main file. Their folder exists. ``mlapi doctor`` checks that they can be written and that
         their disk has room. A storage in local files may always upgrade its schema at start; any other needs ``mlapi db
@@ -356,18 +355,18 @@ class Storage(Protocol):
         ...
 
     def find_fingerprint(self) -> str | None:
-        """Return the fingerprint of the key that encrypts the passwords; None if there is none.
+        """Return the fingerprint of the key that encrypts the passwords, or None.
 
-        May be called before `prepare`; there is none then, unless the database was prepared earlier.
+        May be called before `prepare`. A new database has no fingerprint.
 
         The service refuses to start with a key that has another fingerprint.
         """
         ...
 
     def store_fingerprint(self, fingerprint: str) -> str:
-        """Store the fingerprint unless there is one already, and return the one that is stored now.
+        """Store the fingerprint if none is stored. Return the stored fingerprint.
 
-        If several processes do this at the same time, the first one wins and all get the same result.
+        If several processes do this concurrently, the first one wins and all get the same result.
         """
         ...
 
@@ -378,8 +377,8 @@ class Storage(Protocol):
     def prepare(self, *, may_upgrade: bool) -> None:
         """Make the database ready for this version of mlapi: create the schema or upgrade an older one.
 
-        Does nothing if the schema is up to date. Several processes may call this at the same time. Called again after
-        it raised.
+        Does nothing if the schema is up to date. Several processes may call this concurrently. The service calls it
+        again after a `RepositoryUnavailableError`.
 
         Args:
             may_upgrade: if False, raise instead of changing the schema.
@@ -393,8 +392,8 @@ class Storage(Protocol):
     def upgrade(self) -> tuple[str | None, str]:
         """Create or upgrade the schema like `prepare`; return the revisions before (None without schema) and after.
 
-        They are equal if the schema was up to date. Revisions sort as strings. A storage whose format never changed can
-        return a constant.
+        They are equal if the schema was up to date. Newer revisions sort after older ones, as strings. A storage with
+        only one format can return a constant.
 
         Raises:
             ConfigurationError: if the schema belongs to a newer version of mlapi, or the data is not mlapi's.
@@ -407,8 +406,8 @@ class Storage(Protocol):
         May be called before `prepare`. It creates no file.
 
         Args:
-            find_password_error: returns why a password stored by the legacy app cannot be used, or None if it can; None
-                without secrets. A storage that cannot contain the legacy app's table ignores it.
+            find_password_error: returns why a password stored by the legacy app cannot be used, or None if it can. The
+                argument is None if there are no secrets. A storage without a table of the legacy app ignores it.
 
         Raises:
             ConfigurationError: if the database does not exist.
@@ -416,5 +415,5 @@ class Storage(Protocol):
         ...
 
     def close(self) -> None:
-        """Release all connections and files. May be called more than once; nothing else is called afterwards."""
+        """Release all connections and files. May be called more than once. No other method is called afterwards."""
         ...

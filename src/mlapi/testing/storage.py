@@ -237,7 +237,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
         assert later == first == WindowCount(1, later.ends_at)
         assert begun + LONG_SECONDS <= later.ends_at <= time.time() + LONG_SECONDS
 
-    def test_count_ends_with_its_window(self, storage: Storage) -> None:
+    def test_count_is_zero_after_its_window(self, storage: Storage) -> None:
         with storage.attempts.transaction() as counts:
             for key in ("one", "two"):
                 counts.add(key, window_seconds=SHORT_SECONDS)

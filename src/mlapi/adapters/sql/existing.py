@@ -31,7 +31,7 @@ def open_existing(database: Database, purpose: Purpose) -> Iterator[Connection]:
     journal mode, and foreign keys are not enforced, so that a table can be replaced.
 
     Raises:
-        ConfigurationError: if there is no such file.
+        ConfigurationError: if the file does not exist.
         RepositoryUnavailableError: if the database is unavailable, locked or unreadable.
     """
     file = sqlite_file(database.engine.url)
@@ -45,7 +45,7 @@ def open_existing(database: Database, purpose: Purpose) -> Iterator[Connection]:
             yield connection
         return
     if not file.exists():
-        raise ConfigurationError(f"there is no database {str(file)!r}: check database.url")
+        raise ConfigurationError(f"the database {str(file)!r} does not exist: check database.url")
     engine = _create_engine(file, database.timeout_seconds, purpose)
     with _translating_errors(), engine.connect() as connection, connection.begin():
         yield connection

@@ -22,7 +22,7 @@ ADDED_COLUMNS = frozenset({"username_key", "token_epoch"})
 
 
 def is_legacy(connection: Connection) -> bool:
-    """Return whether there is a ``users`` table with the legacy app's columns and without those that mlapi adds."""
+    """Return whether there is a ``users`` table with the legacy app's columns and without `ADDED_COLUMNS`."""
     found = inspect(connection)
     if not found.has_table("users"):
         return False

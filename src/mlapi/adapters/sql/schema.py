@@ -24,7 +24,7 @@ VERSION_TABLE = "mlapi_alembic_version"
 
 
 def prepare_schema(database: Database, *, may_upgrade: bool) -> None:
-    """Upgrade the schema to `HEAD` unless it is there already.
+    """Upgrade the schema to `HEAD` if it is older.
 
     Raises:
         ConfigurationError: if it must change and ``may_upgrade`` is False, if it belongs to a newer mlapi, or if the

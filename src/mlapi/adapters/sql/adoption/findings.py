@@ -1,4 +1,4 @@
-"""What a survey of a legacy ``users`` table can find: a query for each finding, and what adoption does about it."""
+"""Findings about the rows of a legacy ``users`` table. Each has a query for its users, and an effect on adoption."""
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -23,7 +23,7 @@ from sqlalchemy import (
 from mlapi.adapters.sql.legacy import legacy_users
 
 Choice = Literal["rename_duplicates", "rename_invalid", "lock_passwordless"]
-"""What an operator must allow, because users will notice it."""
+"""A change that users will notice, so that an operator must allow it."""
 
 _MAX_UNREADABLE_SHARE = 0.5  # of all passwords; beyond it, the configured secrets are certainly wrong
 
@@ -48,13 +48,13 @@ noted_users = legacy_users.outerjoin(notes, notes.c.id == legacy_users.c.id)
 
 @attrs.frozen(kw_only=True)
 class Found:
-    """One user that a finding is about. Never contains a password, only what is wrong with it."""
+    """A user with a finding. Contains no password."""
 
     user_id: int
     username: object
     """Text or None; bytes if the SQLite column contains a blob."""
     detail: int | str | None
-    """What is wrong; for duplicate names, the id of the first user with the name."""
+    """The error; for duplicate names, the id of the first user with the name."""
     becomes: str | None
     """The new username."""
 
@@ -66,12 +66,12 @@ class Finding:
     kind: str
     title: str
     effect: str
-    """What adoption does about it, or what the operator must do first."""
+    """The action of adoption, or the task of the operator before adoption."""
     users: int
     """Number of users."""
     choice: Choice | None = None
     is_obstacle: bool = False
-    """Whether the table cannot be adopted until this is fixed."""
+    """True if the table cannot be adopted until this is fixed."""
     where: ColumnElement[bool] = attrs.field(repr=False)
     detail: ColumnElement[Any] = attrs.field(factory=null, repr=False)
 
@@ -80,14 +80,14 @@ def all_findings(
     count: Callable[[ColumnElement[bool]], int],
     is_invalid_time: Callable[[ColumnElement[datetime]], ColumnElement[bool]],
 ) -> Iterator[Finding]:
-    """Yield every possible finding, obstacles first, then those that need a choice. ``users`` may be 0.
+    """Yield every possible finding: first obstacles, then findings that need a choice. ``users`` may be 0.
 
     Args:
-        count: returns the number of users for which a condition is true, in a query of `noted_users`.
-        is_invalid_time: returns the condition that a stored time is neither valid nor NULL.
+        count: returns the number of users that meet a condition, in a query of `noted_users`.
+        is_invalid_time: returns the condition that a stored time is invalid. NULL is valid.
     """
 
-    def finding(kind: str, title: str, effect: str, where: ColumnElement[bool], **more: Any) -> Finding:  # noqa: ANN401 - as Finding takes it
+    def finding(kind: str, title: str, effect: str, where: ColumnElement[bool], **more: Any) -> Finding:  # noqa: ANN401 - the optional arguments of Finding
         return Finding(kind=kind, title=title, effect=effect, users=count(where), where=where, **more)
 
     users = legacy_users.c
@@ -144,7 +144,7 @@ def all_findings(
     yield finding(
         "invalid_emails",
         "e-mail addresses that cannot be used to register",
-        "kept as they are",
+        "kept unchanged",
         notes.c.email_error.is_not(None),
         detail=notes.c.email_error,
     )

@@ -21,7 +21,7 @@ _TYPES: dict[str, type[TypeEngine[Any]]] = {
     "updated_datetime": DateTime,
 }
 
-# Objects that adoption would lose, or that would reject what the service writes later.
+# Objects that adoption would lose, or that would reject later writes of the service.
 _SQLITE_OBSTACLES = text("""
     SELECT 'trigger', name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'users' COLLATE NOCASE
     UNION ALL SELECT 'unique index', name FROM pragma_index_list('users') WHERE "unique" AND origin <> 'pk'
@@ -47,8 +47,8 @@ _POSTGRESQL_OBSTACLES = text("""
 _POSTGRESQL_REFERENCES = text(
     "SELECT conrelid::regclass::text FROM pg_constraint WHERE contype = 'f' AND confrelid = 'users'::regclass"
 )
-# SQLite shows some clauses only in the text of the CREATE TABLE statement. Comments and quoted words are skipped, and
-# so is the check that SQLAlchemy before 1.4 wrote for each Boolean column.
+# SQLite shows some clauses only in the text of the CREATE TABLE statement. Skip comments, quoted words,
+# and the check that SQLAlchemy before 1.4 wrote for each Boolean column.
 _SKIPPED = re.compile(
     r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^]]*\]|CHECK \(enabled IN \(0, 1\)\)", re.DOTALL
 )
@@ -64,11 +64,11 @@ class LegacyTable:
     references: tuple[str, ...]
     """Tables with foreign keys to this table. Adoption keeps them."""
     obstacles: tuple[str, ...]
-    """Why the table cannot be adopted as it is, each with what to do."""
+    """Reasons why the table cannot be adopted yet. Each says what to do."""
 
 
 def inspect_legacy_table(connection: Connection) -> LegacyTable:
-    """Describe a table for which `mlapi.adapters.sql.legacy.is_legacy` is true."""
+    """Describe the ``users`` table of a legacy database."""
     is_sqlite = connection.dialect.name == "sqlite"
     found = inspect(connection)
     columns = found.get_columns("users")

@@ -64,7 +64,7 @@ _FINISH = """
         ALTER enabled SET NOT NULL, ALTER created_datetime SET NOT NULL, ALTER updated_datetime SET NOT NULL,
         ALTER username_key SET NOT NULL, ALTER token_epoch SET NOT NULL
 """
-# The sequence of a SERIAL or identity column, or else the one that the default names, which the column may not own.
+# The sequence of a SERIAL or identity column, or else the sequence in the default, which the column may not own.
 _SEQUENCE = """
     SELECT coalesce(pg_get_serial_sequence('users', 'id'), (
         SELECT refobjid::regclass::text FROM pg_depend JOIN pg_attrdef ON pg_attrdef.oid = objid
@@ -87,7 +87,7 @@ class Adoption:
         find_password_error: returns why a stored password cannot be used, or None if it can.
         locked: the stored password for users without one; no password matches it.
         fingerprint: of the key that encrypts the passwords, to be stored in the database.
-        is_planned: True for a plan that is not carried out; then other programs can use the table meanwhile.
+        is_planned: True for a plan only, without `carry_out`. Other programs can then continue to use the table.
 
     Raises:
         ConfigurationError: if the table is not the legacy app's, or its structure cannot be adopted.
@@ -110,7 +110,7 @@ class Adoption:
         if not is_planned:
             dialect_for(connection.dialect.name).lock_schema(connection)
         self.revision = current_revision(connection)
-        """The schema revision if the database is mlapi's already; then there is nothing to adopt and no survey."""
+        """The schema revision if the database is mlapi's already. It needs no adoption then, and has no survey."""
         if self.revision is not None:
             return
         _require_legacy_table(connection)
@@ -118,12 +118,12 @@ class Adoption:
             connection.exec_driver_sql("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
         self.table: LegacyTable = inspect_legacy_table(connection)
         if self.table.obstacles:
-            raise ConfigurationError(f"the table `users` cannot be adopted as it is: {'; '.join(self.table.obstacles)}")
+            raise ConfigurationError(f"the table `users` cannot be adopted yet: {'; '.join(self.table.obstacles)}")
         self.survey = Survey(connection, zone=zone, find_password_error=find_password_error)
 
     @property
     def obstacles(self) -> list[str]:
-        """What must be fixed in the table or in the configuration before adoption."""
+        """Problems in the table or in the configuration that must be fixed before adoption."""
         return [f"{each.title}: {each.effect}" for each in self.survey.findings if each.is_obstacle]
 
     def undecided(self, choices: Sequence[Choice]) -> list[Choice]:
@@ -181,7 +181,7 @@ class Adoption:
         sequence, is_owned, is_identity = run(_SEQUENCE).one()
         largest = run("SELECT coalesce(max(id), 0) FROM users").scalar_one()
         if sequence is not None:
-            given, is_called = run(f"SELECT last_value, is_called FROM {sequence}").one()  # noqa: S608 - as it quotes it
+            given, is_called = run(f"SELECT last_value, is_called FROM {sequence}").one()  # noqa: S608 - quoted by PostgreSQL
             largest = max(largest, given if is_called else 0)
         run("ALTER TABLE users ADD username_key varchar, ADD token_epoch varchar")
         run(f"ALTER TABLE users ALTER id DROP {'IDENTITY' if is_identity else 'DEFAULT'}")
@@ -207,6 +207,5 @@ def _require_legacy_table(connection: Connection) -> None:
         missing = [f"no column {name!r}" for name in LEGACY_COLUMNS if name not in names]
         added = [f"a column {name!r}" for name in sorted(names & ADDED_COLUMNS)]
         raise ConfigurationError(
-            f"the table `users` is neither the legacy app's nor mlapi's (it has {', '.join([*missing, *added])}): check"
-            " database.url"
+            f"the table `users` belongs to another program (it has {', '.join([*missing, *added])}): check database.url"
         )

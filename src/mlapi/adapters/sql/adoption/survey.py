@@ -1,8 +1,8 @@
 """Surveys the rows of a legacy ``users`` table, and chooses new usernames where they are needed.
 
-Every row is read once, to compute canonical usernames and to check e-mail addresses and passwords. What is wrong with a
-user is noted in a temporary table. The database finds duplicates, NULLs and counts. So memory use does not grow with
-the number of users.
+Each row is read once, to compute the canonical username and to check e-mail address and password. Errors are stored in
+a temporary table, and the database finds duplicates, NULLs and counts. Memory use does not grow with the number of
+users.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ from mlapi.adapters.sql.legacy import legacy_users
 from mlapi.domain.rules import USERNAME_MAX_CHARS, find_email_error, find_username_error, fold
 
 BATCH_ROWS = 5000
-# As stored, without a time zone. A day of margin, so that every time zone can represent them.
+# Without a time zone, like the stored times. The margin of a day allows for every time zone.
 _EARLIEST, _LATEST = datetime(1, 1, 2), datetime(9999, 12, 30)  # noqa: DTZ001
 
 _needs_new_name = or_(notes.c.name_error.is_not(None), notes.c.first_id != notes.c.id)
@@ -38,10 +38,10 @@ _needs_new_name = or_(notes.c.name_error.is_not(None), notes.c.first_id != notes
 
 @final
 class Survey:
-    """What is wrong with the rows of a legacy table.
+    """A check of all rows of a legacy table.
 
     Args:
-        connection: in a transaction in which the rows do not change.
+        connection: with a transaction that sees the same rows throughout.
         zone: the time zone of the stored times; None for UTC.
         find_password_error: returns why a stored password cannot be used, or None if it can.
     """
@@ -172,7 +172,7 @@ class Survey:
     def _is_invalid_time(self, stored: ColumnElement[datetime]) -> ColumnElement[bool]:
         if self._is_sqlite:
             return stored.is_not(None) & func.mlapi_utc(stored).is_(None)
-        return not_(stored.between(literal(_EARLIEST), literal(_LATEST)))  # NULL is neither inside nor outside
+        return not_(stored.between(literal(_EARLIEST), literal(_LATEST)))  # false for NULL
 
     def _batches(self, query: Select[Any]) -> Iterator[Any]:
         options = {"stream_results": True, "yield_per": BATCH_ROWS}
