@@ -318,7 +318,7 @@ class Storage(Protocol):
     creates no file and does not connect, because the service must start even without its database. It raises
     `ConfigurationError` for a URL that it cannot use, without repeating the URL, which may contain a password.
 
-    Applied commands, the audit trail and the fingerprint survive closing and opening again. The storage in memory is the
+    Applied commands, the audit trail and the fingerprint survive closing and opening again. The storage in memory is an
     exception: it forgets, and logs a warning.
 
     Every method except `close` raises `RepositoryUnavailableError` while the database is unavailable.
