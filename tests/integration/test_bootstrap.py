@@ -233,3 +233,20 @@ def test_settings_are_read_from_the_environment_by_default(monkeypatch: pytest.M
     monkeypatch.setitem(os.environ, "MLAPI_PASSWORDS__SCHEME", "fernet")
 
     assert load_settings().passwords.scheme == "fernet"
+
+
+# --- memory://
+
+
+def test_memory_storage_leaves_no_files(folder: Path) -> None:
+    with open_service(load_settings(environ={"MLAPI_DATABASE__URL": "memory://"})) as service:
+        service.users.register(username="ada", password="difference engine", email="ada@example.com")
+        issued = service.access.authenticator.log_in(username="ada", password="difference engine")
+
+        assert service.access.guard.check(issued.token).username == "ada"
+    assert list(folder.iterdir()) == []
+
+
+def test_memory_storage_has_no_engine() -> None:
+    with pytest.raises(ConfigurationError, match="must name an SQLite or PostgreSQL database"):
+        open_database(load_settings(environ={"MLAPI_DATABASE__URL": "memory://"}))

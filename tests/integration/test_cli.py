@@ -356,8 +356,8 @@ def test_every_command_has_help() -> None:
         (["admin-token", "new"], {"admin_token"}),
         (["db", "upgrade"], {"before", "after"}),
         (["keys", "prune"], {"left"}),
-        (["keys", "rotate", "--tokens"], {"add_user"}),
-        (["keys", "rotate", "--salt"], {"add_user"}),
+        (["keys", "rotate", "--tokens"], {"added"}),
+        (["keys", "rotate", "--salt"], {"added"}),
     ],
 )
 def test_json_output_is_one_object(command: list[str], expected: set[str]) -> None:

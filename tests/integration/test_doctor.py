@@ -225,3 +225,11 @@ def test_database_encoding_other_than_utf8_is_a_problem(
 
     assert about == "database"
     assert message.startswith("the database's encoding is LATIN1")
+
+
+def test_memory_storage_is_ok(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAPI_DATABASE__URL", "memory://")
+
+    assert find_checks("problem") == []
+    assert ("secrets", "none yet: the first start generates them in memory") in find_checks("ok")
+    assert list(folder.iterdir()) == []
