@@ -1,4 +1,4 @@
-"""Every framework that carries our HTTP says the same."""
+"""The HTTP contract on Starlette, FastAPI and Flask."""
 
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -24,34 +24,34 @@ def asgi_client(app: ASGIApp) -> TestClient:
 
 
 class TestStarlette(HttpContract):
-    def client(self, users: Users, management: AdminPolicy) -> httpx2.Client:
-        return asgi_client(create_app(users, management))
+    def client(self, users: Users, admin_policy: AdminPolicy) -> httpx2.Client:
+        return asgi_client(create_app(users, admin_policy))
 
 
 class TestFastAPI(HttpContract):
-    def client(self, users: Users, management: AdminPolicy) -> httpx2.Client:
-        return asgi_client(fastapi_app.create_app(users, management))
+    def client(self, users: Users, admin_policy: AdminPolicy) -> httpx2.Client:
+        return asgi_client(fastapi_app.create_app(users, admin_policy))
 
 
 class TestFlask(HttpContract):
-    """Over a socket: WSGI leaves much of HTTP to the server."""
+    """Uses a real server: WSGI applications leave much of HTTP to it."""
 
     @pytest.fixture(autouse=True)
     def _servers(self) -> Iterator[None]:
-        self.opened = ExitStack()
-        with self.opened:
+        self.resources = ExitStack()
+        with self.resources:
             yield
 
-    def client(self, users: Users, management: AdminPolicy) -> httpx2.Client:
-        app = flask_app.create_app(users, management)
-        server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
+    def client(self, users: Users, admin_policy: AdminPolicy) -> httpx2.Client:
+        app = flask_app.create_app(users, admin_policy)
+        server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=SilentRequestHandler)
         thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
-        self.opened.callback(thread.join)
-        self.opened.callback(server.shutdown)
-        return self.opened.enter_context(httpx2.Client(base_url=f"http://127.0.0.1:{server.port}"))
+        self.resources.callback(thread.join)
+        self.resources.callback(server.shutdown)
+        return self.resources.enter_context(httpx2.Client(base_url=f"http://127.0.0.1:{server.port}"))
 
 
-class Quiet(WSGIRequestHandler):
+class SilentRequestHandler(WSGIRequestHandler):
     def log(self, *_args: object) -> None:
         pass

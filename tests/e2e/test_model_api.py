@@ -14,7 +14,7 @@ from werkzeug.serving import make_server
 from mlapi.bootstrap import open_guard, open_users
 from mlapi.config import load_settings
 from mlapi.testing import assert_all_routes_guarded
-from tests.contract.test_http import Quiet
+from tests.contract.test_http import SilentRequestHandler
 from tests.e2e.server import Server
 
 SETOSA = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
@@ -55,7 +55,7 @@ def remove_users(service: str, folder: Path) -> None:
 
 @contextmanager
 def serve_flask(app: Flask) -> Iterator[str]:
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Quiet)
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=SilentRequestHandler)
     thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     try:

@@ -55,9 +55,9 @@ FIXTURES = {
         return faulty()
 """,
     HttpContract: """
-    def client(self, users, management):
+    def client(self, users, admin_policy):
         from tests.contract.test_http import asgi_client
-        return asgi_client(faulty(users, management))
+        return asgi_client(faulty(users, admin_policy))
 """,
 }
 INNER = """
@@ -151,11 +151,11 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (
         HttpContract,
         faulty_adapters.allowing_everyone_to_administer,
-        "test_local_mode_refuses_what_may_come_from_elsewhere",
+        "test_local_mode_rejects_requests_that_may_be_remote",
     ),
-    (HttpContract, faulty_adapters.accepting_any_content_type, "test_another_content_type_is_refused"),
-    (HttpContract, faulty_adapters.allowing_all_origins, "test_no_other_origin_is_let_read_an_answer"),
-    (HttpContract, faulty_adapters.failing_while_unavailable, "test_what_needs_the_database_says_when_to_come_again"),
+    (HttpContract, faulty_adapters.accepting_any_content_type, "test_other_content_types_are_rejected"),
+    (HttpContract, faulty_adapters.allowing_all_origins, "test_no_origin_gets_cors_permission"),
+    (HttpContract, faulty_adapters.failing_while_unavailable, "test_unavailable_database_is_503_with_retry_after"),
 ]
 
 

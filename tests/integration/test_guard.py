@@ -1,4 +1,4 @@
-"""The guard in front of an application, in each of its faces."""
+"""The guard as middleware and as a backend, the check of routes, and both on real databases."""
 
 import asyncio
 import sqlite3
@@ -90,16 +90,11 @@ def http(users: Users, tokens: TokenIssuer) -> TestClient:
     return TestClient(GuardMiddleware(Starlette(routes=ROUTES), guard, exempt=["/health", "/docs/*"]))
 
 
-@pytest.fixture
-def answers() -> list[Message]:
-    return []
-
-
 def bearer(credential: str) -> dict[str, str]:
     return {"authorization": f"Bearer {credential}"}
 
 
-def answer(response: httpx2.Response) -> tuple[int, object]:
+def content(response: httpx2.Response) -> tuple[int, object]:
     return response.status_code, response.json()
 
 
@@ -107,7 +102,7 @@ def answer(response: httpx2.Response) -> tuple[int, object]:
 
 
 @pytest.mark.parametrize("path", ["/whoami", "/health", "/docs/a"])
-def test_a_request_whose_end_is_uncertain_goes_no_further_on_any_path(
+def test_ambiguous_framing_is_rejected_on_every_path(
     http: TestClient, tokens: TokenIssuer, ada: User, path: str
 ) -> None:
     headers = {**bearer(tokens.issue(ada).token), "connection": "upgrade", "upgrade": "h2c"}
@@ -118,10 +113,10 @@ def test_a_request_whose_end_is_uncertain_goes_no_further_on_any_path(
     assert http.get(path, headers=headers).headers["connection"] == "close"
 
 
-def test_who_is_let_in_is_known_to_the_endpoint(http: TestClient, tokens: TokenIssuer, ada: User) -> None:
+def test_endpoint_gets_the_authenticated_user(http: TestClient, tokens: TokenIssuer, ada: User) -> None:
     response = http.get("/whoami", headers=bearer(tokens.issue(ada).token))
 
-    assert answer(response) == (200, [ada.id, "ada", "ada", str(ada.id), True])
+    assert content(response) == (200, [ada.id, "ada", "ada", str(ada.id), True])
 
 
 @pytest.mark.parametrize(
@@ -143,81 +138,80 @@ def test_who_is_let_in_is_known_to_the_endpoint(http: TestClient, tokens: TokenI
     ],
     ids=str,
 )
-def test_anything_but_one_good_credential_is_refused(
+def test_anything_but_one_valid_credential_is_rejected(
     http: TestClient, tokens: TokenIssuer, ada: User, headers: list[tuple[str, str | bytes]]
 ) -> None:
     token = tokens.issue(ada).token
     sent = [(name, value.format(token=token) if isinstance(value, str) else value) for name, value in headers]
 
-    response = http.get("/whoami", headers=sent)  # type: ignore[arg-type]  # bytes too
+    response = http.get("/whoami", headers=sent)  # type: ignore[arg-type]  # the stubs allow no bytes
 
-    trimmed_by_http = headers == [("authorization", "Bearer {token} ")]
-    assert response.status_code == (200 if trimmed_by_http else 401)
-    if not trimmed_by_http:
+    trimmed_by_server = headers == [("authorization", "Bearer {token} ")]
+    assert response.status_code == (200 if trimmed_by_server else 401)
+    if not trimmed_by_server:
         assert response.json() == {"message": "Invalid token"}
         assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_the_scheme_is_written_in_any_case(http: TestClient, tokens: TokenIssuer, ada: User) -> None:
+def test_scheme_is_case_insensitive(http: TestClient, tokens: TokenIssuer, ada: User) -> None:
     response = http.get("/whoami", headers={"authorization": f"bEARER {tokens.issue(ada).token}"})
 
     assert response.status_code == 200
 
 
-def test_who_is_disabled_is_told_so_and_nothing_else(http: TestClient, tokens: TokenIssuer, users: Users) -> None:
+def test_disabled_user_gets_403(http: TestClient, tokens: TokenIssuer, users: Users) -> None:
     ada = registered(users.repository)
     token = tokens.issue(ada).token
     users.set_enabled(user_id=ada.id, enabled=False)
 
     response = http.get("/whoami", headers=bearer(token))
 
-    assert answer(response) == (403, {"message": "User is disabled"})
+    assert content(response) == (403, {"message": "User is disabled"})
 
 
 @pytest.mark.parametrize("path", ["/health", "/docs/", "/docs/a/b"])
-def test_what_is_exempt_by_name_is_open(http: TestClient, path: str) -> None:
+def test_exempt_paths_are_open(http: TestClient, path: str) -> None:
     assert http.get(path).status_code == 200
 
 
 @pytest.mark.parametrize(
     "path", ["/", "/docs", "/docsearch", "/health/", "/healthy", "/Health", "/nothing", "//health"]
 )
-def test_what_is_not_is_closed_also_where_there_is_nothing(http: TestClient, path: str) -> None:
+def test_all_other_paths_are_closed_even_unknown_ones(http: TestClient, path: str) -> None:
     assert http.get(path).status_code == 401
 
 
 @pytest.mark.parametrize(
     "path", ["/docs/../whoami", "/docs/./x", "/docs/..", "/docs/x/../../whoami", "/docs/..\\whoami", "/docs/a\\..\\x"]
 )
-def test_what_goes_up_again_is_not_below_what_is_exempt(
-    users: Users, tokens: TokenIssuer, path: str, answers: list[Message]
-) -> None:
+def test_path_with_parent_segments_is_not_exempt(users: Users, tokens: TokenIssuer, path: str) -> None:
     guarded = GuardMiddleware(Starlette(routes=ROUTES), Guard(users.repository, tokens), exempt=["/docs/*"])
+    messages: list[Message] = []
 
     async def receive() -> Message:
         return {"type": "http.request", "body": b""}
 
     async def send(message: Message) -> None:
-        answers.append(message)
+        messages.append(message)
 
     asyncio.run(guarded({"type": "http", "path": path, "headers": [], "method": "GET"}, receive, send))
 
-    assert answers[0]["status"] == 401
+    assert messages[0]["status"] == 401
 
 
-def test_a_websocket_is_closed_before_it_is_accepted(http: TestClient) -> None:
+def test_websocket_is_closed_before_it_is_accepted(http: TestClient) -> None:
     with pytest.raises(WebSocketDisconnect) as closed, http.websocket_connect("/echo"):
         pass
 
     assert closed.value.code == 1008
 
 
-def test_a_websocket_of_a_user_is_open(http: TestClient, tokens: TokenIssuer, ada: User) -> None:
+def test_websocket_of_a_user_is_accepted(http: TestClient, tokens: TokenIssuer, ada: User) -> None:
     with http.websocket_connect("/echo", headers=bearer(tokens.issue(ada).token)) as socket:
         assert socket.receive_text() == "ada"
 
 
-def test_a_request_of_an_unknown_kind_is_closed(users: Users, tokens: TokenIssuer) -> None:
+def test_unknown_scope_types_are_closed(users: Users, tokens: TokenIssuer) -> None:
     reached = []
 
     async def reach(scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -241,25 +235,23 @@ def test_guard_rejects_while_the_database_is_unavailable(tokens: TokenIssuer, ad
 
     response = http.get("/whoami", headers=bearer(tokens.issue(ada).token))
 
-    assert answer(response) == (503, {"message": "Service unavailable, try again"})
+    assert content(response) == (503, {"message": "Service unavailable, try again"})
     assert response.headers["retry-after"] == "1"
     assert http.get("/health").status_code == 200
 
 
-def test_below_a_mount_the_paths_are_those_of_the_application(users: Users, tokens: TokenIssuer, ada: User) -> None:
+def test_exempt_paths_are_relative_to_the_mount_point(users: Users, tokens: TokenIssuer, ada: User) -> None:
     guarded = GuardMiddleware(Starlette(routes=ROUTES), Guard(users.repository, tokens), exempt=["/health"])
     http = TestClient(Starlette(routes=[Mount("/model", guarded)]))
 
-    answers = [http.get("/model/health"), http.get("/model/whoami"), http.get("/model/docs/x")]
-    let_in = http.get("/model/whoami", headers=bearer(tokens.issue(ada).token))
+    responses = [http.get("/model/health"), http.get("/model/whoami"), http.get("/model/docs/x")]
+    authenticated = http.get("/model/whoami", headers=bearer(tokens.issue(ada).token))
 
-    assert [answer.status_code for answer in answers] == [200, 401, 401]
-    assert let_in.status_code == 200
+    assert [response.status_code for response in responses] == [200, 401, 401]
+    assert authenticated.status_code == 200
 
 
-def test_without_a_guard_it_reads_the_configuration_when_it_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_guard_from_config_opens_at_startup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with open_service(load_settings(environ={})) as opened:
         ada = registered(opened.users.repository)
@@ -274,7 +266,7 @@ def test_without_a_guard_it_reads_the_configuration_when_it_starts(
     assert [response.status_code for response in (before, during, after)] == [503, 200, 503]
 
 
-def test_a_start_that_is_refused_is_told_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_configuration_error_is_one_line_at_startup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "config.yml").write_text("databse: {url: x}")
     sent: list[Message] = []
@@ -287,8 +279,8 @@ def test_a_start_that_is_refused_is_told_in_one_line(tmp_path: Path, monkeypatch
 
     asyncio.run(GuardMiddleware(Starlette(routes=ROUTES))({"type": "lifespan"}, receive, send))
 
-    refusal = "mlapi: config.yml: databse is not a setting; did you mean database?"
-    assert sent == [{"type": "lifespan.startup.failed", "message": refusal}]
+    message = "mlapi: config.yml: databse is not a setting; did you mean database?"
+    assert sent == [{"type": "lifespan.startup.failed", "message": message}]
 
 
 # --- Starlette's own authentication
@@ -299,7 +291,7 @@ async def members(request: Request) -> JSONResponse:
     return JSONResponse(request.user.username)
 
 
-async def anybody(request: Request) -> JSONResponse:
+async def anyone(request: Request) -> JSONResponse:
     return JSONResponse([request.user.is_authenticated, request.user.display_name])
 
 
@@ -307,27 +299,27 @@ async def anybody(request: Request) -> JSONResponse:
 def with_backend(users: Users, tokens: TokenIssuer) -> Iterator[TestClient]:
     with async_guard(Guard(users.repository, tokens)) as guard:
         authentication = Middleware(AuthenticationMiddleware, backend=GuardBackend(guard), on_error=handle_guard_error)
-        routes = [Route("/members", members), Route("/anybody", anybody)]
+        routes = [Route("/members", members), Route("/anyone", anyone)]
         yield TestClient(Starlette(routes=routes, middleware=[authentication]))
 
 
-def test_as_a_backend_it_leaves_it_to_the_endpoint_who_may_come(users: Users, tokens: TokenIssuer, ada: User) -> None:
-    good = bearer(tokens.issue(ada).token)
+def test_backend_lets_endpoints_decide_about_anonymous_users(users: Users, tokens: TokenIssuer, ada: User) -> None:
+    valid = bearer(tokens.issue(ada).token)
     with with_backend(users, tokens) as http:
-        let_in = [http.get("/members", headers=good), http.get("/anybody", headers=good), http.get("/anybody")]
-        nobody = http.get("/members")
-        forged = http.get("/anybody", headers=bearer("nonsense"))
+        accepted = [http.get("/members", headers=valid), http.get("/anyone", headers=valid), http.get("/anyone")]
+        anonymous = http.get("/members")
+        forged = http.get("/anyone", headers=bearer("nonsense"))
         users.set_enabled(user_id=ada.id, enabled=False)
-        disabled = http.get("/anybody", headers=good)
+        disabled = http.get("/anyone", headers=valid)
 
-    assert [response.json() for response in let_in] == ["ada", [True, "ada"], [False, ""]]
-    assert nobody.status_code == 401
-    assert answer(forged) == (401, {"message": "Invalid token"})
+    assert [response.json() for response in accepted] == ["ada", [True, "ada"], [False, ""]]
+    assert anonymous.status_code == 401
+    assert content(forged) == (401, {"message": "Invalid token"})
     assert forged.headers["www-authenticate"] == "Bearer"
-    assert answer(disabled) == (403, {"message": "User is disabled"})
+    assert content(disabled) == (403, {"message": "User is disabled"})
 
 
-# --- what a host's tests ask
+# --- the check of routes
 
 
 class Resource(HTTPEndpoint):
@@ -339,7 +331,7 @@ def guarded(app: ASGIApp) -> GuardMiddleware:
     return GuardMiddleware(app, Guard(InMemoryUserRepository(), InMemoryTokens()))
 
 
-def test_an_application_that_is_closed_passes(tmp_path: Path) -> None:
+def test_guarded_application_passes_the_check_of_routes(tmp_path: Path) -> None:
     app = Starlette(
         routes=[
             *ROUTES,
@@ -359,7 +351,7 @@ def fails(_request: Request) -> JSONResponse:
 
 
 @pytest.mark.parametrize(
-    ("route", "named"),
+    ("route", "names"),
     [
         (Route("/open", health), "GET /open, HEAD /open"),
         (Route("/open/{item:int}", health, methods=["PUT"]), "PUT /open/1"),
@@ -370,14 +362,14 @@ def fails(_request: Request) -> JSONResponse:
         (Host("api.example.com", Starlette(routes=[Route("/", health, methods=["PATCH"])])), "PATCH /"),
     ],
 )
-def test_a_route_that_is_open_is_named(route: Route, named: str) -> None:
-    with pytest.raises(AssertionError) as failure:
+def test_open_route_is_named(route: Route, names: str) -> None:
+    with pytest.raises(AssertionError) as raised:
         assert_all_routes_guarded(Starlette(routes=[route]))
 
-    assert str(failure.value) == f"open without a credential: {named}"
+    assert str(raised.value) == f"open without a credential: {names}"
 
 
-def test_what_is_meant_to_be_open_may_be() -> None:
+def test_exempt_routes_may_be_open() -> None:
     app = GuardMiddleware(
         Starlette(routes=[Route("/health", health), Route("/docs/{page:path}", health)]),
         Guard(InMemoryUserRepository(), InMemoryTokens()),
@@ -387,15 +379,15 @@ def test_what_is_meant_to_be_open_may_be() -> None:
     assert_all_routes_guarded(app, exempt=["/health", "/docs/{page:path}"])
 
 
-def test_a_route_of_a_kind_that_is_not_known_is_not_taken_for_closed() -> None:
-    class Strange(BaseRoute):
+def test_unsupported_route_classes_fail_the_check() -> None:
+    class UnknownRoute(BaseRoute):
         pass
 
-    with pytest.raises(AssertionError, match="cannot check a route of type Strange"):
-        assert_all_routes_guarded(guarded(Starlette(routes=[Strange()])))
+    with pytest.raises(AssertionError, match="cannot check a route of type UnknownRoute"):
+        assert_all_routes_guarded(guarded(Starlette(routes=[UnknownRoute()])))
 
 
-def test_an_application_without_routes_is_no_application() -> None:
+def test_application_without_routes_fails_the_check() -> None:
     with pytest.raises(AssertionError, match="no routes"):
         assert_all_routes_guarded(guarded(Starlette()))
 
@@ -409,7 +401,7 @@ def guard_of(database: Database) -> Callable[[TokenIssuer], Guard]:
     return lambda tokens: Guard(kind(database), tokens)
 
 
-def test_each_call_sees_what_was_acknowledged_before_it(
+def test_every_check_sees_all_changes_acknowledged_before(
     guard_of: Callable[[TokenIssuer], Guard], tokens: InMemoryTokens
 ) -> None:
     guard = guard_of(tokens)
@@ -417,101 +409,101 @@ def test_each_call_sees_what_was_acknowledged_before_it(
     ada = registered(repository)
     token = tokens.issue(ada).token
 
-    async def seen() -> list[bool]:
-        found = []
-        with async_guard(guard) as asynchronous:
+    async def check_after_each_change() -> list[bool]:
+        results = []
+        with async_guard(guard) as async_face:
             for flag in [True, False] * 20:
                 repository.apply([SetEnabled(user_id=ada.id, enabled=flag, at=utc_now(), token_epoch=ada.token_epoch)])
                 try:
-                    user = await asynchronous.check(token)
+                    user = await async_face.check(token)
                     assert user == repository.get(ada.id)
                 except UserDisabledError:
-                    found.append(False)
+                    results.append(False)
                 else:
-                    found.append(True)
-        return found
+                    results.append(True)
+        return results
 
-    assert asyncio.run(seen()) == [True, False] * 20
+    assert asyncio.run(check_after_each_change()) == [True, False] * 20
 
 
-def test_many_at_once_are_each_told_about_their_own_user(
+def test_concurrent_checks_return_the_right_users(
     guard_of: Callable[[TokenIssuer], Guard], tokens: InMemoryTokens
 ) -> None:
     guard = guard_of(tokens)
     people = [registered(guard.repository, f"user{number}") for number in range(50)]
-    shown = [tokens.issue(user).token for user in people] + ["forged"]
+    credentials = [tokens.issue(user).token for user in people] + ["forged"]
 
     async def check_all() -> list[User | BaseException]:
-        with async_guard(guard) as asynchronous:
-            return await asyncio.gather(*map(asynchronous.check, shown), return_exceptions=True)
+        with async_guard(guard) as async_face:
+            return await asyncio.gather(*map(async_face.check, credentials), return_exceptions=True)
 
     assert asyncio.run(check_all()) == [*people, InvalidTokenError()]
 
 
-def test_who_asks_no_more_is_answered_no_more(tokens: InMemoryTokens) -> None:
-    class Away(InMemoryUserRepository):
-        away = False
+def test_cancelled_check_does_not_affect_others(tokens: InMemoryTokens) -> None:
+    class FailingRepository(InMemoryUserRepository):
+        is_failing = False
 
         def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-            if self.away:
+            if self.is_failing:
                 raise RepositoryUnavailableError("simulated outage")
             return super().find_principals(ids)
 
-    repository = Away()
+    repository = FailingRepository()
     token = tokens.issue(registered(repository)).token
 
-    async def check_and_leave() -> list[object]:
+    async def check_and_cancel() -> list[object]:
         with async_guard(Guard(repository, tokens)) as guard:
-            answers: list[object] = []
-            for repository.away in (False, True):
-                leaving, staying = asyncio.create_task(guard.check(token)), asyncio.create_task(guard.check(token))
+            results: list[object] = []
+            for repository.is_failing in (False, True):
+                cancelled, kept = asyncio.create_task(guard.check(token)), asyncio.create_task(guard.check(token))
                 await asyncio.sleep(0)
-                leaving.cancel()
-                answers += await asyncio.gather(leaving, staying, return_exceptions=True)
-            return answers
+                cancelled.cancel()
+                results += await asyncio.gather(cancelled, kept, return_exceptions=True)
+            return results
 
-    left, let_in, left_again, unavailable = asyncio.run(check_and_leave())
-    assert isinstance(let_in, User)
-    assert [type(error) for error in (left, left_again, unavailable)] == [
+    cancelled, user, cancelled_again, unavailable = asyncio.run(check_and_cancel())
+    assert isinstance(user, User)
+    assert [type(error) for error in (cancelled, cancelled_again, unavailable)] == [
         asyncio.CancelledError,
         asyncio.CancelledError,
         RepositoryUnavailableError,
     ]
 
 
-def test_a_database_that_is_not_ready_is_made_ready_first(database: Database) -> None:
-    made_ready = []
-    repository = prepare_on_first_use(SqlUserRepository(database), Preparation(lambda: made_ready.append(True)))
+def test_database_is_prepared_at_the_first_lookup(database: Database) -> None:
+    prepared = []
+    repository = prepare_on_first_use(SqlUserRepository(database), Preparation(lambda: prepared.append(True)))
 
     assert repository.find_principals([UserId(1)]) == repository.find_principals([UserId(1)]) == [None]
-    assert made_ready == [True]
+    assert prepared == [True]
 
 
-def test_a_database_that_somebody_keeps_for_himself_does_not_hold_up_the_loop(
+def test_locked_database_does_not_block_the_event_loop(
     sqlite_database: Database, sqlite_url: URL, tokens: InMemoryTokens
 ) -> None:
     guard = Guard(SqliteUserRepository(sqlite_database), tokens)
     ada = registered(guard.repository)
     token = tokens.issue(ada).token
-    turns = []
+    loop_seconds = []
 
     async def check_and_count() -> User:
-        with async_guard(guard) as asynchronous:
-            await asynchronous.check(token)
+        with async_guard(guard) as async_face:
+            await async_face.check(token)
             sqlite_database.engine.dispose()
-            keeper = sqlite3.connect(str(sqlite_url.database), isolation_level=None)
-            sqlite_database.close()  # an exclusive lock is to be had while nobody else is there
-            keeper.execute("PRAGMA locking_mode = EXCLUSIVE")
-            keeper.execute("BEGIN IMMEDIATE")
-            keeper.execute("COMMIT")
-            checking = asyncio.create_task(asynchronous.check(token))
+            locker = sqlite3.connect(str(sqlite_url.database), isolation_level=None)
+            sqlite_database.close()  # an exclusive lock needs all other connections closed
+            locker.execute("PRAGMA locking_mode = EXCLUSIVE")
+            locker.execute("BEGIN IMMEDIATE")
+            locker.execute("COMMIT")
+            checking = asyncio.create_task(async_face.check(token))
             for _ in range(20):
-                begun = time.monotonic()
+                started = time.monotonic()
                 await asyncio.sleep(0.01)
-                turns.append(time.monotonic() - begun)
+                loop_seconds.append(time.monotonic() - started)
             assert not checking.done()
-            keeper.close()
+            locker.close()
             return await checking
 
     assert asyncio.run(check_and_count()) == ada
-    assert max(turns) < 1
+    assert max(loop_seconds) < 1

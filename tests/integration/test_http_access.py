@@ -23,7 +23,7 @@ from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.testing import UnavailableRepository
-from mlapi.testing.http import ADMIN_TOKEN, UNREADABLE, WRONG_TYPES, content
+from mlapi.testing.http import ADMIN_TOKEN, INVALID_CONTENT_TYPES, UNREADABLE_BODIES, content
 from tests.contract.test_http import BASE, asgi_client
 
 PASSWORD = "difference engine"
@@ -186,7 +186,7 @@ def test_old_password_value_is_upgraded_at_login(http: TestClient, users: Users,
     assert [status(http, first)[0], log_in(http).status_code] == [200, 200]
 
 
-@pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE.keys())
+@pytest.mark.parametrize("body", UNREADABLE_BODIES.values(), ids=UNREADABLE_BODIES.keys())
 def test_body_that_is_not_strict_json_is_rejected(http: TestClient, body: bytes) -> None:
     response = http.post("/token", content=body, headers={"content-type": "application/json"})
 
@@ -211,7 +211,7 @@ def test_all_invalid_fields_are_reported(http: TestClient, body: object, fields:
     assert PASSWORD not in response.text
 
 
-@pytest.mark.parametrize("media_type", WRONG_TYPES)
+@pytest.mark.parametrize("media_type", INVALID_CONTENT_TYPES)
 def test_other_content_types_are_rejected(http: TestClient, media_type: str) -> None:
     response = http.post("/token", content=b"{}", headers={"content-type": media_type})
 

@@ -1,4 +1,4 @@
-"""What our HTTP says, whatever framework carries it. A subclass gives `client`: it serves the users it is given."""
+"""Contract suite for the HTTP API, on any web framework."""
 
 import json
 
@@ -13,12 +13,11 @@ from mlapi.testing.fakes import UnavailableRepository
 ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
 CANARY = "c4n4ry-p4ssw0rd"
 ADMIN_TOKEN = "an-admin-token-for-tests"
-LOCAL = {"host": "127.0.0.1:8001"}
 
-UNREADABLE = {
-    "nothing": b"",
-    "no JSON": b"username=ada",
-    "cut short": b'{"username": "ada"',
+UNREADABLE_BODIES = {
+    "empty": b"",
+    "form": b"username=ada",
+    "truncated": b'{"username": "ada"',
     "two values": b"{}{}",
     "not UTF-8": b'{"username": "\xff", "password": "x", "email": "a@b.c"}',
     "UTF-16": json.dumps(ADA).encode("utf-16"),
@@ -36,7 +35,7 @@ UNREADABLE = {
     "single quotes": b"{'username': 'a'}",
     "trailing comma": b'{"username": "a",}',
 }
-WRONG_FIELDS: dict[str, tuple[object, list[str]]] = {
+INVALID_BODIES: dict[str, tuple[object, list[str]]] = {
     "empty object": ({}, ["username", "password", "email"]),
     "list": ([ADA], ["body"]),
     "string": ("ada", ["body"]),
@@ -57,7 +56,7 @@ WRONG_FIELDS: dict[str, tuple[object, list[str]]] = {
     "empty e-mail": ({**ADA, "email": ""}, ["email"]),
     "all empty": ({"username": "", "password": "", "email": ""}, ["username", "password", "email"]),
     "long name": ({**ADA, "username": "a" * 255}, ["username"]),
-    "name that grows": ({**ADA, "username": "\ufdfa" * 20}, ["username"]),
+    "username that NFKC makes too long": ({**ADA, "username": "\ufdfa" * 20}, ["username"]),
     "long password": ({**ADA, "password": CANARY * 100}, ["password"]),
     "long e-mail": ({**ADA, "email": "a" * 250 + "@b.cd"}, ["email"]),
     "space before": ({**ADA, "username": " ada"}, ["username"]),
@@ -73,9 +72,25 @@ WRONG_FIELDS: dict[str, tuple[object, list[str]]] = {
     "header in e-mail": ({**ADA, "email": "ada@example.com\r\nBcc: x@y.z"}, ["email"]),
     "NUL in e-mail": ({**ADA, "email": "ada\0@example.com"}, ["email"]),
 }
-NOT_AN_ID = ["abc", "-1", "+1", "1.0", "1e3", "0x1", "1_0", "%201", "1%20", "١", "１", "²", "null", "1%00", "%E2%82%81"]
-NOT_A_PERMISSION = ["2", "01", "00", "-1", "true", "yes", "on", "t", "１", "١", "1%20", "%00"]
-WRONG_TYPES = [
+INVALID_USER_IDS = [
+    "abc",
+    "-1",
+    "+1",
+    "1.0",
+    "1e3",
+    "0x1",
+    "1_0",
+    "%201",
+    "1%20",
+    "١",
+    "１",
+    "²",
+    "null",
+    "1%00",
+    "%E2%82%81",
+]
+INVALID_PERMISSIONS = ["2", "01", "00", "-1", "true", "yes", "on", "t", "１", "١", "1%20", "%00"]
+INVALID_CONTENT_TYPES = [
     "text/plain",
     "application/x-www-form-urlencoded",
     "multipart/form-data; boundary=x",
@@ -94,9 +109,14 @@ def content(response: httpx2.Response) -> tuple[int, object]:
 
 
 class HttpContract:
-    def client(self, users: Users, management: AdminPolicy) -> httpx2.Client:
-        """Return a client on 127.0.0.1 of the framework under test."""
-        raise NotImplementedError("a subclass of the suite gives a client of the framework under test")
+    """The contract of the three endpoints for users, and of admin access.
+
+    Subclass it and override `client`. The tests of invalid input also check that no user was changed.
+    """
+
+    def client(self, users: Users, admin_policy: AdminPolicy) -> httpx2.Client:
+        """Return a client, on 127.0.0.1, for an application with these users and this policy."""
+        raise NotImplementedError("override client() to return a client for your application")
 
     @pytest.fixture
     def users(self) -> Users:
@@ -112,7 +132,7 @@ class HttpContract:
 
     # --- the three endpoints
 
-    def test_the_flow(self, http: httpx2.Client) -> None:
+    def test_register_again_remove_and_toggle(self, http: httpx2.Client) -> None:
         body = {"username": "test", "password": "test", "email": "test@testmail.com"}
 
         created = http.post("/register-user", json=body)
@@ -121,12 +141,12 @@ class HttpContract:
         assert content(again) == (409, {"message": "User already exists", "user_id": 1})
         removed = http.delete("/remove-user/1")
         assert content(removed) == (200, {"message": "User deleted successfully"})
-        anew = http.post("/register-user", json=body)
-        assert content(anew) == (201, {"message": "User created successfully", "user_id": 2})
+        registered_again = http.post("/register-user", json=body)
+        assert content(registered_again) == (201, {"message": "User created successfully", "user_id": 2})
         toggled = http.put("/toggle-user-permission/2/0")
         assert content(toggled) == (200, {"message": "User permission updated successfully", "user_id": 2})
 
-    def test_a_registered_user_is_stored_as_typed(self, http: httpx2.Client, users: Users) -> None:
+    def test_registered_user_is_stored_as_typed(self, http: httpx2.Client, users: Users) -> None:
         http.post("/register-user", json={**ADA, "username": "Ada Łovelace"})
 
         (user,) = self.stored(users)
@@ -134,25 +154,25 @@ class HttpContract:
         assert users.cipher.matches("difference engine", user.password)
 
     @pytest.mark.parametrize("name", ["ADA", "Ada", "ａｄａ", "a\u0064a"])
-    def test_another_spelling_of_a_name_is_the_same_user(self, http: httpx2.Client, name: str) -> None:
+    def test_other_spelling_of_a_username_is_the_same_user(self, http: httpx2.Client, name: str) -> None:
         http.post("/register-user", json=ADA)
 
         response = http.post("/register-user", json={**ADA, "username": name})
 
         assert content(response) == (409, {"message": "User already exists", "user_id": 1})
 
-    def test_a_toggle_may_be_repeated_and_moves_the_time(self, http: httpx2.Client, users: Users) -> None:
+    def test_toggling_is_idempotent_and_updates_the_time(self, http: httpx2.Client, users: Users) -> None:
         http.post("/register-user", json=ADA)
 
-        answers = [content(http.put(f"/toggle-user-permission/1/{flag}")) for flag in "0011"]
+        responses = [content(http.put(f"/toggle-user-permission/1/{flag}")) for flag in "0011"]
 
-        assert answers == [(200, {"message": "User permission updated successfully", "user_id": 1})] * 4
+        assert responses == [(200, {"message": "User permission updated successfully", "user_id": 1})] * 4
         (user,) = self.stored(users)
         assert user.enabled
         assert user.updated_datetime > user.created_datetime
 
     @pytest.mark.parametrize("user_id", ["0", "2", "9223372036854775808", "1" + "0" * 30, "9" * 5000])
-    def test_an_id_that_nobody_has_is_not_found(self, http: httpx2.Client, users: Users, user_id: str) -> None:
+    def test_unknown_user_id_is_not_found(self, http: httpx2.Client, users: Users, user_id: str) -> None:
         http.post("/register-user", json=ADA)
         before = self.stored(users)
 
@@ -162,36 +182,36 @@ class HttpContract:
         assert content(toggled) == content(removed) == (404, {"message": "User not found"})
         assert self.stored(users) == before
 
-    # --- bad input changes nothing, and every refusal says what is wrong
+    # --- invalid input
 
-    @pytest.mark.parametrize("body", UNREADABLE.values(), ids=UNREADABLE.keys())
-    def test_a_body_that_is_no_strict_json_is_refused(self, http: httpx2.Client, users: Users, body: bytes) -> None:
+    @pytest.mark.parametrize("body", UNREADABLE_BODIES.values(), ids=UNREADABLE_BODIES.keys())
+    def test_body_that_is_not_strict_json_is_rejected(self, http: httpx2.Client, users: Users, body: bytes) -> None:
         response = http.post("/register-user", content=body, headers={"content-type": "application/json"})
 
-        status, answer = content(response)
+        status, error = content(response)
         assert status == 400
-        assert isinstance(answer, dict)
-        assert list(answer) == ["message"]
-        assert answer["message"].startswith("The body is not valid JSON: ")
+        assert isinstance(error, dict)
+        assert list(error) == ["message"]
+        assert error["message"].startswith("The body is not valid JSON: ")
         assert self.stored(users) == []
 
-    @pytest.mark.parametrize(("body", "at_fault"), WRONG_FIELDS.values(), ids=WRONG_FIELDS.keys())
-    def test_every_field_at_fault_is_named(
-        self, http: httpx2.Client, users: Users, body: object, at_fault: list[str]
+    @pytest.mark.parametrize(("body", "fields"), INVALID_BODIES.values(), ids=INVALID_BODIES.keys())
+    def test_all_invalid_fields_are_reported(
+        self, http: httpx2.Client, users: Users, body: object, fields: list[str]
     ) -> None:
         response = http.post("/register-user", content=json.dumps(body), headers={"content-type": "application/json"})
 
-        status, answer = content(response)
+        status, error = content(response)
         assert status == 422
-        assert isinstance(answer, dict)
-        assert answer["message"] == "Invalid input"
-        assert [error["field"] for error in answer["errors"]] == at_fault
-        assert all(set(error) == {"field", "message"} for error in answer["errors"])
+        assert isinstance(error, dict)
+        assert error["message"] == "Invalid input"
+        assert [field_error["field"] for field_error in error["errors"]] == fields
+        assert all(set(field_error) == {"field", "message"} for field_error in error["errors"])
         assert CANARY not in response.text
         assert self.stored(users) == []
 
-    @pytest.mark.parametrize("text", NOT_AN_ID)
-    def test_an_id_that_is_not_ascii_digits_is_refused(self, http: httpx2.Client, users: Users, text: str) -> None:
+    @pytest.mark.parametrize("text", INVALID_USER_IDS)
+    def test_user_id_must_be_ascii_digits(self, http: httpx2.Client, users: Users, text: str) -> None:
         http.post("/register-user", json=ADA)
         before = self.stored(users)
 
@@ -202,8 +222,8 @@ class HttpContract:
         assert content(toggled) == content(removed) == (422, {"message": "Invalid input", "errors": errors})
         assert self.stored(users) == before
 
-    @pytest.mark.parametrize("text", NOT_A_PERMISSION)
-    def test_a_permission_that_is_not_0_or_1_is_refused(self, http: httpx2.Client, users: Users, text: str) -> None:
+    @pytest.mark.parametrize("text", INVALID_PERMISSIONS)
+    def test_permission_must_be_0_or_1(self, http: httpx2.Client, users: Users, text: str) -> None:
         http.post("/register-user", json=ADA)
         before = self.stored(users)
 
@@ -213,8 +233,8 @@ class HttpContract:
         assert content(response) == (422, {"message": "Invalid input", "errors": errors})
         assert self.stored(users) == before
 
-    @pytest.mark.parametrize("media_type", WRONG_TYPES)
-    def test_another_content_type_is_refused(self, http: httpx2.Client, users: Users, media_type: str) -> None:
+    @pytest.mark.parametrize("media_type", INVALID_CONTENT_TYPES)
+    def test_other_content_types_are_rejected(self, http: httpx2.Client, users: Users, media_type: str) -> None:
         body = json.dumps(ADA).encode()
 
         response = http.post("/register-user", content=body, headers={"content-type": media_type})
@@ -223,29 +243,29 @@ class HttpContract:
         assert content(response) == (415, {"message": message})
         assert self.stored(users) == []
 
-    def test_no_content_type_is_refused(self, http: httpx2.Client) -> None:
+    def test_missing_content_type_is_rejected(self, http: httpx2.Client) -> None:
         response = http.post("/register-user", content=json.dumps(ADA).encode())
 
         assert response.status_code == 415
 
     @pytest.mark.parametrize("media_type", ["Application/JSON", "application/json; charset=utf-8"])
-    def test_json_in_utf_8_is_taken_however_it_is_written(self, http: httpx2.Client, media_type: str) -> None:
+    def test_spellings_of_the_content_type_are_accepted(self, http: httpx2.Client, media_type: str) -> None:
         response = http.post("/register-user", content=json.dumps(ADA).encode(), headers={"content-type": media_type})
 
         assert response.status_code == 201
 
-    def test_a_body_of_16_kib_is_read_and_a_larger_one_is_not(self, http: httpx2.Client, users: Users) -> None:
+    def test_body_may_have_16_kib_at_most(self, http: httpx2.Client, users: Users) -> None:
         body = json.dumps(ADA).encode()
         headers = {"content-type": "application/json"}
 
-        fits = http.post("/register-user", content=body + b" " * (16384 - len(body)), headers=headers)
-        larger = http.post("/register-user", content=body + b" " * (16385 - len(body)), headers=headers)
+        at_limit = http.post("/register-user", content=body + b" " * (16384 - len(body)), headers=headers)
+        over_limit = http.post("/register-user", content=body + b" " * (16385 - len(body)), headers=headers)
 
-        assert fits.status_code == 201
-        assert content(larger) == (413, {"message": "The body is larger than 16384 bytes"})
+        assert at_limit.status_code == 201
+        assert content(over_limit) == (413, {"message": "The body is larger than 16384 bytes"})
         assert len(self.stored(users)) == 1
 
-    def test_a_body_of_unknown_length_is_cut_off_too(self, http: httpx2.Client) -> None:
+    def test_body_of_unknown_length_is_limited_too(self, http: httpx2.Client) -> None:
         response = http.post(
             "/register-user", content=(b" " * 1024 for _ in range(20)), headers={"content-type": "application/json"}
         )
@@ -265,9 +285,7 @@ class HttpContract:
             ("PATCH", "/remove-user/1", "DELETE"),
         ],
     )
-    def test_another_method_is_refused_with_those_that_are_allowed(
-        self, http: httpx2.Client, method: str, path: str, allow: str
-    ) -> None:
+    def test_wrong_method_lists_the_allowed_ones(self, http: httpx2.Client, method: str, path: str, allow: str) -> None:
         response = http.request(method, path)
 
         assert content(response) == (405, {"message": "Method Not Allowed"})
@@ -277,7 +295,7 @@ class HttpContract:
         "path",
         ["/", "/nothing", "/remove-user", "/remove-user/", "/remove-user/1/", "//remove-user/1", "/Remove-User/1"],
     )
-    def test_another_path_is_not_found(self, http: httpx2.Client, users: Users, path: str) -> None:
+    def test_unknown_path_is_not_found(self, http: httpx2.Client, users: Users, path: str) -> None:
         http.post("/register-user", json=ADA)
 
         response = http.delete(path)
@@ -285,25 +303,25 @@ class HttpContract:
         assert content(response) == (404, {"message": "Not Found"})
         assert len(self.stored(users)) == 1
 
-    # --- the database is away
+    # --- unavailable database
 
-    def test_what_needs_the_database_says_when_to_come_again(self) -> None:
+    def test_unavailable_database_is_503_with_retry_after(self) -> None:
         http = self.client(Users(UnavailableRepository(), PlainCipher()), AdminPolicy())
 
-        answers = [
+        responses = [
             http.post("/register-user", json=ADA),
             http.put("/toggle-user-permission/1/0"),
             http.delete("/remove-user/1"),
         ]
 
-        for answer in answers:
-            assert content(answer) == (503, {"message": "Service unavailable, try again"})
-            assert answer.headers["retry-after"] == "1"
+        for response in responses:
+            assert content(response) == (503, {"message": "Service unavailable, try again"})
+            assert response.headers["retry-after"] == "1"
 
-    # --- who may manage
+    # --- admin access
 
     @pytest.mark.parametrize(
-        "forged",
+        "headers",
         [
             {"host": "example.com"},
             {"host": "localhost.example.com"},
@@ -317,41 +335,43 @@ class HttpContract:
         ],
         ids=lambda headers: ",".join(headers) + "=" + ",".join(headers.values()),
     )
-    def test_local_mode_refuses_what_may_come_from_elsewhere(
-        self, http: httpx2.Client, users: Users, forged: dict[str, str]
+    def test_local_mode_rejects_requests_that_may_be_remote(
+        self, http: httpx2.Client, users: Users, headers: dict[str, str]
     ) -> None:
         http.post("/register-user", json=ADA)
         before = self.stored(users)
 
-        answers = [
-            http.put("/toggle-user-permission/1/0", headers=forged),
-            http.delete("/remove-user/1", headers=forged),
-            http.get("/remove-user/x", headers=forged),
-            http.get("/nothing", headers=forged),
+        responses = [
+            http.put("/toggle-user-permission/1/0", headers=headers),
+            http.delete("/remove-user/1", headers=headers),
+            http.get("/remove-user/x", headers=headers),
+            http.get("/nothing", headers=headers),
         ]
 
-        assert [answer.status_code for answer in answers] == [403] * 4
-        assert "secrets.admin_token" in answers[0].json()["message"]
+        assert [response.status_code for response in responses] == [403] * 4
+        assert "secrets.admin_token" in responses[0].json()["message"]
         assert self.stored(users) == before
 
     @pytest.mark.parametrize("origin", ["https://example.com", "http://127.0.0.1:8001", "null"])
-    def test_no_other_origin_is_let_read_an_answer(self, http: httpx2.Client, origin: str) -> None:
-        asked = {"origin": origin, "access-control-request-method": "POST"}
+    def test_no_origin_gets_cors_permission(self, http: httpx2.Client, origin: str) -> None:
+        preflight_headers = {"origin": origin, "access-control-request-method": "POST"}
 
-        preflight = http.options("/register-user", headers=asked)
-        answer = http.post("/register-user", json=ADA, headers={"origin": origin})
+        preflight = http.options("/register-user", headers=preflight_headers)
+        registered = http.post("/register-user", json=ADA, headers={"origin": origin})
 
-        granted = [name for name in (*preflight.headers, *answer.headers) if name.lower().startswith("access-control-")]
-        assert granted == []
+        permissions = [
+            name for name in (*preflight.headers, *registered.headers) if name.lower().startswith("access-control-")
+        ]
+        assert permissions == []
         assert preflight.status_code == 405
 
-    def test_registration_is_open_to_all_in_local_mode(self, http: httpx2.Client) -> None:
+    def test_registration_is_open_to_everyone_in_local_mode(self, http: httpx2.Client) -> None:
         response = http.post("/register-user", json=ADA, headers={"host": "example.com", "x-forwarded-for": "8.8.8.8"})
 
         assert response.status_code == 201
 
     @pytest.mark.parametrize("credential", [None, "", "Bearer", "Bearer wrong", ADMIN_TOKEN, f"Basic {ADMIN_TOKEN}"])
-    def test_token_mode_refuses_all_others_even_from_this_machine(self, users: Users, credential: str | None) -> None:
+    def test_token_mode_rejects_requests_without_the_token(self, users: Users, credential: str | None) -> None:
         http = self.client(users, AdminPolicy(admin_token=ADMIN_TOKEN))
         http.post("/register-user", json=ADA)
         before = self.stored(users)
@@ -365,7 +385,7 @@ class HttpContract:
         assert ADMIN_TOKEN not in toggled.text
         assert self.stored(users) == before
 
-    def test_token_mode_takes_the_token_from_anywhere(self, users: Users) -> None:
+    def test_token_mode_accepts_the_token_from_anywhere(self, users: Users) -> None:
         http = self.client(users, AdminPolicy(admin_token=ADMIN_TOKEN))
         http.post("/register-user", json=ADA)
         headers = {"authorization": f"Bearer {ADMIN_TOKEN}", "host": "example.com", "x-forwarded-for": "8.8.8.8"}
@@ -375,7 +395,7 @@ class HttpContract:
         assert toggled.status_code == 200
         assert not self.stored(users)[0].enabled
 
-    def test_locked_mode_names_the_setting_that_opens_it(self, users: Users) -> None:
+    def test_locked_mode_names_the_setting_that_unlocks_it(self, users: Users) -> None:
         http = self.client(users, AdminPolicy(local=False))
 
         response = http.delete("/remove-user/1")
@@ -383,10 +403,10 @@ class HttpContract:
         message = "Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
         assert content(response) == (403, {"message": message})
 
-    def test_closed_registration_asks_for_the_admin_token(self, users: Users) -> None:
+    def test_closed_registration_needs_the_admin_token(self, users: Users) -> None:
         http = self.client(users, AdminPolicy(admin_token=ADMIN_TOKEN, registration_open=False))
 
-        refused = http.post("/register-user", json=ADA)
-        taken = http.post("/register-user", json=ADA, headers={"authorization": f"Bearer {ADMIN_TOKEN}"})
+        rejected = http.post("/register-user", json=ADA)
+        accepted = http.post("/register-user", json=ADA, headers={"authorization": f"Bearer {ADMIN_TOKEN}"})
 
-        assert (refused.status_code, taken.status_code) == (401, 201)
+        assert (rejected.status_code, accepted.status_code) == (401, 201)
