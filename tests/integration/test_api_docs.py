@@ -4,6 +4,7 @@ import doctest
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from mlapi.entrypoints.cli import main
 from tests.e2e.server import MlapiServer, Server
 
 ROOT = Path(__file__).parents[2]
+ROOT_PAGES = [Path("CONTRIBUTING.md"), Path("CHANGELOG.md"), Path("RELIABILITY.md"), Path("SECURITY.md")]
 PAGES = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/*.md"))]
 BASE = "http://localhost:8001"
 ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
@@ -155,11 +157,37 @@ def test_commands_of_the_production_guide_work(folder: Path) -> None:
         assert requests.get(f"{server.base}/users", timeout=10).status_code == 401
 
 
-@pytest.mark.parametrize("page", PAGES, ids=str)
-def test_links_between_pages_resolve(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", read_page(page))
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs the sqlite3 command")
+def test_commands_of_the_backup_guide_work(folder: Path) -> None:
+    back_up, check, restore = find_code_blocks(Path("docs/backup.md"), "sh")
+    environ = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    credentials = {"username": ADA["username"], "password": ADA["password"]}
 
-    assert [link for link in links if not (ROOT / page.parent / link).exists()] == []
+    with Server(folder) as server:
+        requests.post(f"{server.base}/register-user", json=ADA, timeout=10)
+        subprocess.run(["bash", "-ec", f"{back_up}{check}"], env=environ, check=True)
+        requests.post(f"{server.base}/register-user", json={**ADA, "username": "grace"}, timeout=10)
+    subprocess.run(["bash", "-ec", restore], env=environ, check=True)
+
+    with Server(folder) as server:
+        users = requests.get(f"{server.base}/users", timeout=10).json()["users"]
+        login = requests.post(f"{server.base}/token", json=credentials, timeout=10)
+    assert [user["username"] for user in users] == ["ada"]
+    assert login.status_code == 200
+
+
+@pytest.mark.parametrize("page", [*PAGES, *ROOT_PAGES], ids=str)
+def test_links_between_pages_resolve(page: Path) -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", read_page(page))
+
+    targets = [(page.parent / file if file else page, anchor) for file, anchor in links]
+    assert [str(target) for target, _ in targets if not (ROOT / target).exists()] == []
+    assert [f"{target}#{anchor}" for target, anchor in targets if anchor and anchor not in anchors(target)] == []
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", read_page(page), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
 def test_table_of_contents_links_every_page() -> None:
