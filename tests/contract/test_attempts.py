@@ -343,12 +343,12 @@ def test_failed_purge_rejects_and_is_repeated(database: Database) -> None:
     clock = SettableSeconds()
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), make_limits())
     with database.writing() as connection:
-        connection.execute(text("ALTER TABLE mlapi_attempts RENAME TO away"))
+        connection.execute(text("ALTER TABLE mlapi_attempts RENAME TO hidden"))
     clock.now += WINDOW
 
     with pytest.raises(RepositoryUnavailableError):
         limiter.count("ada", HOME)
 
     with database.writing() as connection:
-        connection.execute(text("ALTER TABLE away RENAME TO mlapi_attempts"))
+        connection.execute(text("ALTER TABLE hidden RENAME TO mlapi_attempts"))
     assert are_allowed(limiter, ("ada", HOME)) == [True]

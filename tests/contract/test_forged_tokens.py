@@ -394,7 +394,7 @@ RIGHT_KEY_WRONG_HEADER = {
     "critical, known": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","crit":["alg"]}}',
     "payload not encoded (RFC 7797)": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","b64":false,"crit":["b64"]}}',
     "payload not encoded, not critical": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","b64":false}}',
-    "payload encoded, said so": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","b64":true,"crit":["b64"]}}',
+    "explicitly encoded payload": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","b64":true,"crit":["b64"]}}',
     "nested": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","cty":"JWT"}}',
     "compressed": f'{{"alg":"HS256","kid":"{KEY_ID}","typ":"JWT","zip":"DEF"}}',
     "encrypted": f'{{"alg":"dir","enc":"A256GCM","kid":"{KEY_ID}","typ":"JWT"}}',

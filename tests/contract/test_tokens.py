@@ -175,9 +175,9 @@ def test_first_key_signs_and_all_keys_verify() -> None:
     old, both, new = make_issuer([OLD]), make_issuer([NEW, OLD]), make_issuer([NEW])
     older, newer = old.issue(ADA).token, both.issue(ADA).token
 
-    refused = [[is_rejected(tokens, token) for token in (older, newer)] for tokens in (old, both, new)]
+    rejected = [[is_rejected(tokens, token) for token in (older, newer)] for tokens in (old, both, new)]
 
-    assert refused == [[False, True], [False, False], [True, False]]
+    assert rejected == [[False, True], [False, False], [True, False]]
 
 
 def test_removed_key_invalidates_its_tokens() -> None:
@@ -321,12 +321,12 @@ def test_payload_that_is_no_object_is_rejected(payload: bytes) -> None:
 def test_clock_skew_of_one_minute_is_accepted() -> None:
     tokens = make_issuer([NEW])
 
-    refused = [
+    rejected = [
         is_rejected(tokens, make_issuer([NEW], noon_clock(after=ahead)).issue(ADA).token)
         for ahead in (-MINUTE, SECOND, MINUTE, MINUTE + SECOND, HOUR)
     ]
 
-    assert refused == [False, False, False, True, True]
+    assert rejected == [False, False, False, True, True]
 
 
 def test_early_token_becomes_valid_at_its_start_time() -> None:
@@ -376,9 +376,9 @@ def test_rejected_tokens_are_not_cached() -> None:
     tokens = make_issuer([NEW])
     token = tokens.issue(ADA).token
 
-    refused = [is_rejected(tokens, f"{token[:-5]}{number:05}") for number in range(100)]
+    rejected = [is_rejected(tokens, f"{token[:-5]}{number:05}") for number in range(100)]
 
-    assert refused == [True] * 100
+    assert rejected == [True] * 100
     assert tokens._verified == {}
 
 

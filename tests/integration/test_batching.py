@@ -158,25 +158,25 @@ def test_each_caller_gets_its_own_outcome() -> None:
 
 def test_results_are_delivered_after_the_commit(database: Database) -> None:
     """At every result, a second connection sees the whole batch."""
-    onlooker = SqlUserRepository(Database(database.engine.url))
+    second = SqlUserRepository(Database(database.engine.url))
 
     async def run() -> list[int]:
         batcher = CommandBatcher(SqlUserRepository(database))
 
         async def register(number: int) -> int:
             user = await batcher.apply(registration(f"user{number}"))
-            found = await asyncio.to_thread(onlooker.list_page, after=UserId(0), limit=100)
+            found = await asyncio.to_thread(second.list_page, after=UserId(0), limit=100)
             assert user in found
             return len(found)
 
-        seen = await asyncio.gather(*[register(number) for number in range(40)])
+        counts = await asyncio.gather(*[register(number) for number in range(40)])
         batcher.close()
-        return list(seen)
+        return list(counts)
 
-    seen = asyncio.run(run())
-    onlooker._database.close()
+    counts = asyncio.run(run())
+    second._database.close()
 
-    assert set(seen) == {40}
+    assert set(counts) == {40}
 
 
 def test_cancelled_command_is_dropped_from_its_batch() -> None:

@@ -161,18 +161,18 @@ def test_invalid_secrets_keep_the_previous_ones(checked_at_every_use: None, capl
 def test_invalid_secrets_are_rejected_at_start() -> None:
     secrets = Secrets("wrong")
 
-    with pytest.raises(ConfigurationError) as refusal:
+    with pytest.raises(ConfigurationError) as error_info:
         Reloader(secrets.joined_keys, secrets.signature)
 
-    assert refusal.value == ConfigurationError("secrets.key is no key")
+    assert error_info.value == ConfigurationError("secrets.key is no key")
 
 
 def test_concurrent_checks_reload_once(without_regular_checks: None) -> None:
     secrets = Secrets("one")
-    made = threading.Event()
+    loaded = threading.Event()
 
     def make_slowly() -> str:
-        made.wait(0.05)
+        loaded.wait(0.05)
         return secrets.joined_keys()
 
     reloader = Reloader(make_slowly, secrets.signature)

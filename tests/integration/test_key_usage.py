@@ -232,11 +232,11 @@ def test_guard_does_not_wait_for_the_write(repository: RecordingRepository) -> N
 
     with recording(repository) as uses:
         guard = Guard(repository, InMemoryTokens(), key_usage=uses)
-        let_in = [guard.check(secret) for _ in range(5)]
+        authenticated = [guard.check(secret) for _ in range(5)]
         before = users.list_api_keys(ada.id)
 
     (after,) = users.list_api_keys(ada.id)
-    assert let_in == [ada] * 5
+    assert authenticated == [ada] * 5
     assert before == [key]
     assert after.last_used_datetime is not None
     assert after == attrs.evolve(key, last_used_datetime=after.last_used_datetime)

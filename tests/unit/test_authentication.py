@@ -294,7 +294,7 @@ def test_disabled_user_with_a_wrong_password_is_not_told(authenticator: Authenti
     [
         pytest.param("ada", PASSWORD, id="right"),
         pytest.param("ada", "another", id="wrong"),
-        pytest.param("bob", PASSWORD, id="nobody"),
+        pytest.param("bob", PASSWORD, id="unknown"),
         pytest.param("", PASSWORD, id="impossible"),
     ],
 )
@@ -838,15 +838,15 @@ def test_rejected_api_key_is_not_recorded_as_used(
 def test_uses_are_passed_to_the_given_recorder(
     users: Users, tokens: InMemoryTokens, clock: SettableClock, ada: User, key: str
 ) -> None:
-    told: list[tuple[ApiKey, datetime]] = []
-    guard = Guard(users.repository, tokens, clock=clock, key_usage=lambda key, at: told.append((key, at)))
+    uses: list[tuple[ApiKey, datetime]] = []
+    guard = Guard(users.repository, tokens, clock=clock, key_usage=lambda key, at: uses.append((key, at)))
     (stored,) = users.list_api_keys(ada.id)
 
     guard.check(key)
     clock.now += SECOND
     guard.check(key)
 
-    assert told == [(stored, NOON), (stored, NOON + SECOND)]
+    assert uses == [(stored, NOON), (stored, NOON + SECOND)]
     assert users.list_api_keys(ada.id) == [stored]
 
 

@@ -16,7 +16,7 @@ from mlapi.domain.rules import PasswordPolicy, canonical_username, find_email_er
 from mlapi.domain.users import EncryptedPassword, User, UserId, to_utc, utc_now
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-NAIVE = datetime(2026, 3, 1, 12)  # noqa: DTZ001 - to be refused
+NAIVE = datetime(2026, 3, 1, 12)  # noqa: DTZ001 - must be rejected
 ADA = User(
     id=UserId(7),
     username="ada",

@@ -1,7 +1,8 @@
 """Log-in with username and password, and the password change that users make themselves.
 
-Both are written once, in `LoginFlow`. Its steps either wait for the database or use processor time, so an `Executor`
-decides where each one runs: inline for `Authenticator`, in thread pools for `AsyncAuthenticator`.
+`LoginFlow` defines the order of the steps for synchronous and asynchronous callers. Some steps wait for the database,
+others use processor time, so an `Executor` decides where each one runs: inline for `Authenticator`, in thread pools for
+`AsyncAuthenticator`.
 """
 
 import asyncio
@@ -33,7 +34,7 @@ from mlapi.domain.users import User
 BURST_WAIT_SECONDS = 3.0
 BURST_POLL_SECONDS = 0.05
 MAX_CONCURRENT_LOGINS = 200
-"""With more log-ins than this in progress, none waits for another."""
+"""Under heavier load, log-ins do not wait for each other."""
 
 _logger = logging.getLogger("mlapi")
 
@@ -65,7 +66,7 @@ class VerifiedLogin:
 
 
 class Executor(Protocol):
-    """Run the steps of a flow, each kind where it belongs."""
+    """Decides where each step of a `LoginFlow` runs."""
 
     async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that waits for the database."""
@@ -110,8 +111,8 @@ class LoginFlow:
     """Log-in and password change, step by step.
 
     Args:
-        authenticator: provides the steps.
-        executor: runs them.
+        authenticator: implements the steps.
+        executor: runs each step.
     """
 
     def __init__(self, authenticator: "Authenticator", executor: Executor) -> None:

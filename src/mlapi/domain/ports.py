@@ -50,16 +50,15 @@ class AuditTrail(Protocol):
 class UserRepository(Protocol):
     """Stores users, their API keys and the audit trail.
 
-    Every method raises `RepositoryUnavailableError` while the database is unavailable. Callers may pass ids
-    of any size and content: treat an id that the database cannot store like one that does not exist. Times are returned
-    in UTC.
+    Every method raises `RepositoryUnavailableError` while the database is unavailable. Callers may pass ids of any size
+    and content: an id that the database cannot store does not exist. Times are returned in UTC.
     """
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         """Apply the commands in order, in one durable transaction, and return one outcome for each.
 
         - An update stores the result of the command's ``apply_to``. A new user gets an id that was never used before.
-        - A rejected command does not affect the others. Its outcome is an error, which is returned, not raised.
+        - A rejected command does not affect the others. Its outcome is an error that is returned, not raised.
         - A command sees the effects of those before it: it can update a user registered earlier in the batch.
         - Removing a user also removes the user's API keys.
         - The audit entries that `mlapi.domain.audit.make_audit_entry` returns are written too.
@@ -114,7 +113,7 @@ class UserRepository(Protocol):
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         """Return the principal with each id, or None if it does not exist.
 
-        For a `UserId` this is the user, for an `ApiKeyId` the key together with its user. The result
+        A `UserId` gives the user, an `ApiKeyId` the key together with its user. The result
         reflects every change that any process acknowledged before the call.
 
         Args:

@@ -37,11 +37,11 @@ class AttemptLimiterContract:
         for _ in range(ATTEMPT_LIMIT):
             attempts.count("ada", HOME)
 
-        with pytest.raises(TooManyAttemptsError) as refusal:
+        with pytest.raises(TooManyAttemptsError) as error_info:
             attempts.count("ada", HOME)
 
-        assert 1 <= refusal.value.retry_after <= 60
-        assert isinstance(refusal.value.retry_after, int)
+        assert 1 <= error_info.value.retry_after <= 60
+        assert isinstance(error_info.value.retry_after, int)
 
     def test_other_names_and_addresses_are_not_limited(self, attempts: AttemptLimiter) -> None:
         while is_allowed(attempts):

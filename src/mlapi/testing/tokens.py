@@ -137,8 +137,8 @@ class TokenIssuerContract:
 
         claims = [tokens.verify(token) for token in issued]
 
-        assert len(set(issued)) == len({claim.token_id for claim in claims}) == 100
-        assert {(claim.user_id, claim.token_epoch) for claim in claims} == {(ADA.id, ADA.token_epoch)}
+        assert len(set(issued)) == len({one.token_id for one in claims}) == 100
+        assert {(one.user_id, one.token_epoch) for one in claims} == {(ADA.id, ADA.token_epoch)}
 
     def test_token_of_another_issuer_is_rejected(self, tokens: TokenIssuer, others: TokenIssuer) -> None:
         token = tokens.issue(ADA).token
