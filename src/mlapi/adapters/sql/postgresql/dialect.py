@@ -67,7 +67,7 @@ class PostgresqlDialect:
         connection.autocommit = False
 
     def set_nowait(self, connection: "psycopg.Connection") -> None:
-        raise NotImplementedError
+        """Do nothing: this is never called, because `supports_nowait` is False."""
 
     def apply(self, connection: "psycopg.Connection", commands: Sequence[Command]) -> list[Outcome]:
         return executor.apply(connection, commands)

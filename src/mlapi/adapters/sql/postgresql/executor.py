@@ -19,7 +19,6 @@ from mlapi.domain.commands import (
     RecordApiKeyUse,
     Register,
     Remove,
-    RemoveApiKey,
     UserUpdate,
 )
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
@@ -159,11 +158,12 @@ def _apply_to_api_keys(
                 and registered.get(command.user_id, position) <= position
             ):
                 added.append(command.key)
-        elif statements.is_storable_key_id(command.key_id):
-            if isinstance(command, RecordApiKeyUse):
-                used.append(statements.usage_row(command))
-            elif isinstance(command, RemoveApiKey):
-                removed.append({"id": command.key_id})
+        elif not statements.is_storable_key_id(command.key_id):
+            continue
+        elif isinstance(command, RecordApiKeyUse):
+            used.append(statements.usage_row(command))
+        else:
+            removed.append({"id": command.key_id})
     added_ids = {key_id for (key_id,) in _fetch(connection, sql.ADD_API_KEY, added)}
     found = [*_fetch(connection, sql.RECORD_USE, used), *_fetch(connection, sql.REMOVE_API_KEY, removed)]
     keys = {key.id: key for key in map(rows.read_api_key, found)}
