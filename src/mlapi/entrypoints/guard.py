@@ -80,7 +80,7 @@ class GuardMiddleware:
         self._async_guard = None
 
     def _open_async_guard(self) -> AsyncGuard:
-        """Open the guard at the first request, if the lifespan does not run: that of mounted applications does not."""
+        """Open the guard at the first request. Mounted applications have no lifespan that could open it."""
         if self._guard is None:
             raise RepositoryUnavailableError("the server does not run the lifespan, which opens the guard")
         self._async_guard = self._resources.enter_context(async_guard(self._guard))

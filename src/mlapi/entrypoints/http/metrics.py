@@ -49,7 +49,7 @@ class Metrics:
             registry = prometheus.CollectorRegistry()
             self._exposed.register(_MultiprocessCollector(Path(folder)))
         self._requests = prometheus.Counter(
-            "mlapi_requests", "Requests.", ["endpoint", "method", "status"], registry=registry
+            "mlapi_requests", "HTTP requests.", ["endpoint", "method", "status"], registry=registry
         )
         self._seconds = prometheus.Histogram(
             "mlapi_request_seconds",

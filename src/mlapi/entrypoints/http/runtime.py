@@ -26,7 +26,7 @@ from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, cores
 from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
 from mlapi.entrypoints.wire.client import Client, Network
 
-HASHING_TIMEOUT_SECONDS = 4.0  # together with the timeout of the commit, a client has a response within 10 seconds
+HASHING_TIMEOUT_SECONDS = 4.0  # with the timeout of the commit, at most 10 seconds a request
 MAX_QUEUED_PER_HASHING_THREAD = 64  # one thread hashes about this many within the timeout, at 20 to 50 ms each
 READING_THREADS = 4
 READING_TIMEOUT_SECONDS = 9.0
@@ -66,12 +66,12 @@ class Runtime:
 
     Attributes:
         users: the use cases for users.
-        authenticator: the use cases for log-in and password change.
+        authenticator: the use cases for login and password change.
         guard: checks tokens and API keys.
         commands: batches the commands of concurrent requests.
         hashing: the thread pool for password hashing. Separate, so that hashing does not wait for the database.
         reading: the thread pool for database reads.
-        executor: runs hashing, reads and commands in the above.
+        executor: gives the authenticator access to hashing, reading and commands.
         metrics: the metrics of this process.
         trusted_proxies: proxies that may set the address, scheme and request id.
         token_in_path: whether ``GET /token_status/<token>`` is served.

@@ -1,4 +1,4 @@
-"""Who may call an operation, and the errors for all others."""
+"""Access rules of operations: the required credential, and the errors without it."""
 
 from typing import Any, Literal
 
@@ -14,12 +14,12 @@ SecurityRequirement = dict[str, list[Any]]
 
 @attrs.frozen(kw_only=True)
 class Callers:
-    """Who may call an operation.
+    """The clients that may call an operation.
 
     Attributes:
-        security: OpenAPI security requirements; the client must meet one of them. Empty for none.
-        errors: the errors for clients that meet none of them.
-        needs_admin: whether `AdminPolicy` decides.
+        security: alternative OpenAPI security requirements. Empty if no credential is needed.
+        errors: the errors for all other clients.
+        needs_admin: whether `AdminPolicy` must allow the request.
         open_if: the flag of `AdminPolicy` that opens the operation to everyone.
     """
 

@@ -1,4 +1,4 @@
-"""The client of a request: its address, and what the headers say about where the request comes from."""
+"""The client of a request: its address, origin and scheme, as the connection and the headers show them."""
 
 import ipaddress
 from collections.abc import Mapping, Sequence

@@ -37,7 +37,7 @@ _BEARER_CHALLENGE = ("WWW-Authenticate", "Bearer")  # every 401 has one: RFC 911
 class ErrorEntry:
     """The response for a class of errors. ``example`` and ``description`` are for the OpenAPI description.
 
-    ``message`` is None for errors of a request, whose own text explains them to the client.
+    If ``message`` is None, the client gets the text of the error.
     """
 
     example: MlapiError

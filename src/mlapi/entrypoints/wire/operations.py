@@ -62,7 +62,7 @@ class Operation:
         operation_id: name of the operation in the OpenAPI description.
         summary: one sentence for API users, in the imperative.
         tag: the group of the operation in the OpenAPI description.
-        callers: who may call it.
+        callers: the clients that may call it.
         request: the body of the request, if it has one.
         query: the names of the query parameters.
         success: an example of the response.
