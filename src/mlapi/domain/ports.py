@@ -51,7 +51,10 @@ class UserRepository(Protocol):
     """Stores users, their API keys and the audit trail.
 
     Every method raises `RepositoryUnavailableError` while the database is unavailable. Callers may pass ids of any size
-    and content: an id that the database cannot store does not exist. Times are returned in UTC.
+    and content: an id that the database cannot store does not exist. Texts are stored unchanged, times returned in UTC.
+
+    Usernames are unique in canonical form: of several concurrent registrations, exactly one succeeds. E-mail addresses
+    need not be unique.
     """
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
@@ -67,7 +70,7 @@ class UserRepository(Protocol):
         lost during the commit: the error's ``may_be_done`` is then True.
 
         Args:
-            commands: may be empty.
+            commands: none, or up to some thousands.
             commit_by: a deadline, in the time of `time.monotonic`. If the commit would start later, roll back and raise
                 `RepositoryUnavailableError("too late to commit")`. The client has already received an
                 error and may have sent another command.
