@@ -2,9 +2,11 @@
 PYTHON ?= python3
 PORT ?= 8001
 BIN := .venv/bin
-PYTEST := $(BIN)/python -m pytest
+CHECKS := check-format check-lint check-types check-imports check-dependencies
+# Write bytecode even if the environment disables it. Otherwise each test worker compiles all tests again.
+PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 
-.PHONY: help run test torture failover check fmt install bench lock clean
+.PHONY: help run test torture failover check $(CHECKS) compile-tests fmt install bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -13,8 +15,9 @@ help: ## list the commands
 run: .venv/runtime ## serve on http://127.0.0.1:8001 (PORT=... for another)
 	$(BIN)/uvicorn mlapi.entrypoints.http:app --port $(PORT)
 
-test: check ## run all checks and all tests, with full branch coverage
-	$(PYTEST) -n 2 --cov --cov-report=term
+test: .venv/dev ## run all checks and all tests, with full branch coverage
+	@$(MAKE) --no-print-directory -j --output-sync $(CHECKS) compile-tests
+	$(PYTEST) -n 4 --dist worksteal --cov --cov-report=term
 
 torture: .venv/dev ## run the fault tests with the counts of RELIABILITY.md; takes half an hour
 	$(PYTEST) tests/torture --torture
@@ -23,11 +26,20 @@ failover: .venv/dev .venv/failover/installed ## kill PostgreSQL primaries under 
 	$(PYTEST) tests/failover --torture
 
 check: .venv/dev ## check format, lint, types, import contracts and known vulnerabilities of dependencies
+	@$(MAKE) --no-print-directory -j --output-sync $(CHECKS)
+
+check-format: .venv/dev
 	$(BIN)/ruff format --check .
+check-lint: .venv/dev
 	$(BIN)/ruff check .
+check-types: .venv/dev
 	$(BIN)/mypy
+check-imports: .venv/dev
 	$(BIN)/lint-imports
+check-dependencies: .venv/dev
 	$(BIN)/python -m tests.dependency_audit requirements.lock
+compile-tests: .venv/dev
+	@$(PYTEST) --collect-only -qq >/dev/null || true # errors are reported by the tests
 
 fmt: .venv/dev ## format, and fix lint errors where possible
 	$(BIN)/ruff format .

@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 import requests
-from examples.model_api import fastapi_app, flask_app, starlette_app
 from flask import Flask
 from werkzeug.serving import make_server
 
@@ -20,6 +21,11 @@ from tests.e2e.server import Server
 SETOSA = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
 VIRGINICA = {"sepal_length": 6.3, "sepal_width": 3.3, "petal_length": 6.0, "petal_width": 2.5}
 ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
+
+
+def import_example(framework: str) -> Any:
+    """Import a model API. Tests import it late, because every test worker would wait 2 seconds for scikit-learn."""
+    return import_module(f"examples.model_api.{framework}_app")
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +44,8 @@ def model(request: pytest.FixtureRequest, service: str, folder: Path) -> Iterato
     """The base URL of a model API, once for each framework. It uses the database of the service."""
     if request.param == "flask":
         environ = {"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"}
-        with open_guard(load_settings(environ=environ)) as guard, serve_flask(flask_app.create_app(guard)) as base:
+        create_app = import_example("flask").create_app
+        with open_guard(load_settings(environ=environ)) as guard, serve_flask(create_app(guard)) as base:
             yield base
     else:
         with Server(folder, app=f"examples.model_api.{request.param}_app:app") as server:
@@ -160,14 +167,17 @@ def test_no_request_is_smuggled_to_the_model(service: str, folder: Path, parser:
 
 
 def test_all_routes_of_the_models_are_guarded() -> None:
-    assert_all_routes_guarded(starlette_app.app, exempt=["/health"])
+    app = import_example("starlette").app
+
+    assert_all_routes_guarded(app, exempt=["/health"])
     with pytest.raises(AssertionError, match="GET /health"):
-        assert_all_routes_guarded(starlette_app.app)
+        assert_all_routes_guarded(app)
 
 
 def test_guard_dependency_counts_as_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    app = import_example("fastapi").app
     with open_guard(load_settings(environ={})) as guard:
-        monkeypatch.setattr(fastapi_app.app.state, "guard", guard, raising=False)
+        monkeypatch.setattr(app.state, "guard", guard, raising=False)
 
-        assert_all_routes_guarded(fastapi_app.app)
+        assert_all_routes_guarded(app)
