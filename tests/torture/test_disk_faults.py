@@ -426,9 +426,9 @@ def test_damaged_file_is_reported_until_a_copy_is_restored(
     assert set().union(*while_running) <= {200, 201, 401, 404, 409, 503}
     assert 503 in set().union(*while_running)
     assert [result.exit_code for result in results] == [3, 3]
-    assert "put back a copy of mlapi.db, and remove mlapi.db-wal and mlapi.db-shm" in results[0].stdout
+    assert "restore mlapi.db from a backup, and delete mlapi.db-wal and mlapi.db-shm" in results[0].stdout
     assert "Traceback" not in server.log
-    assert "`mlapi doctor` looks at it" in server.log
+    assert "run `mlapi doctor`" in server.log
     report(f"damaged file: no 500; recovered {max(first_recovery, second_recovery):.2f} s after a copy was restored")
     assert max(first_recovery, second_recovery) < RECOVERY_LIMIT_SECONDS
     assert expected.items() <= stored(tmp_path).items()
@@ -517,11 +517,11 @@ def test_fifo_is_rejected_as_secrets_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "secrets.yml", 0o600)
 
     with (
-        pytest.raises(ConfigurationError, match=r"secrets\.yml is no regular file"),
+        pytest.raises(ConfigurationError, match=r"secrets\.yml is not a regular file"),
         open_users(make_settings(tmp_path)),
     ):
         pass
-    with pytest.raises(ConfigurationError, match=r"MLAPI_SECRETS__KEY_FILE: .* is no regular file"):
+    with pytest.raises(ConfigurationError, match=r"MLAPI_SECRETS__KEY_FILE: .* is not a regular file"):
         read_mounted_value(tmp_path / "secrets.yml", "MLAPI_SECRETS__KEY_FILE", is_secret=True)
 
 
@@ -539,8 +539,8 @@ def test_truncated_metrics_files_are_skipped(
     exposition = Metrics().exposition()
 
     assert b'mlapi_requests_total{endpoint="live",method="GET",status="200"} 1.0' in exposition
-    assert [record.getMessage().partition(",")[0] for record in caplog.records] == [
-        f"the counts in {tmp_path}/{name} are left out" for name in ("counter_1.db", "histogram_2.db")
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        f"metrics file {tmp_path}/{name} is unreadable and was skipped" for name in ("counter_1.db", "histogram_2.db")
     ]
 
 
@@ -551,4 +551,4 @@ def test_doctor_reports_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     result = CliRunner().invoke(main, ["doctor"])
 
     assert result.exit_code == 3
-    assert "nothing can be changed until there is more" in result.stdout
+    assert "changes fail until you free space" in result.stdout
