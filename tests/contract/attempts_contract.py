@@ -10,7 +10,7 @@ import pytest
 
 from mlapi import AttemptLimiter, TooManyAttemptsError
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
-from mlapi.domain.ports import AttemptCountReader, AttemptCounts, AttemptCountWriter
+from mlapi.domain.attempts import AttemptCountReader, AttemptCounts, AttemptCountWriter
 
 HOME, ELSEWHERE = "192.0.2.1", "198.51.100.7"
 WINDOW = 60

@@ -15,8 +15,7 @@ from mlapi.adapters.memory import InMemoryAttempts
 from mlapi.adapters.sql import Database, SqlAttempts, upgrade
 from mlapi.adapters.sql.tables import attempts
 from mlapi.application.login_throttle import KNOWN_ADDRESS_SECONDS, AttemptLimits, FixedWindowAttemptLimiter
-from mlapi.domain.attempts import WindowCount
-from mlapi.domain.ports import AttemptCounts
+from mlapi.domain.attempts import AttemptCounts, WindowCount
 from tests.contract.attempts_contract import (
     ELSEWHERE,
     HOME,

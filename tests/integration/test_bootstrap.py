@@ -96,7 +96,7 @@ def test_wrong_key_or_salt_is_rejected(wrong: dict[str, str], url: URL) -> None:
     environ = {**SECRETS, "MLAPI_DATABASE__URL": to_text(url)}
     register_ada(environ)
 
-    with pytest.raises(ConfigurationError, match="not the one that this database's passwords were encrypted with"):
+    with pytest.raises(ConfigurationError, match="does not match this database's passwords"):
         register_ada({**environ, **wrong})
 
 

@@ -12,8 +12,8 @@ import time
 
 import attrs
 
+from mlapi.domain.attempts import AttemptCountReader, AttemptCounts, AttemptCountWriter
 from mlapi.domain.errors import TooManyAttemptsError
-from mlapi.domain.ports import AttemptCountReader, AttemptCounts, AttemptCountWriter
 
 WINDOW_SECONDS = 60
 KNOWN_ADDRESS_SECONDS = 30 * 24 * 3600

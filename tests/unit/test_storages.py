@@ -1,0 +1,81 @@
+"""Tests of the choice of a storage by the scheme of `database.url`, and of the storage in memory."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from mlapi import ConfigurationError
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryStorage
+from mlapi.bootstrap import open_storage, register_storage, storages
+from mlapi.config import Settings
+from mlapi.config.settings import DatabaseSettings
+
+
+def settings_for(url: str) -> Settings:
+    return Settings(database=DatabaseSettings(url=url))
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget the schemes that a test registers."""
+    monkeypatch.setattr(storages, "_storages", dict(storages._storages))
+
+
+def test_scheme_selects_the_storage() -> None:
+    opened = open_storage(settings_for("memory://"))
+
+    assert isinstance(opened, InMemoryStorage)
+
+
+def test_registered_scheme_selects_its_storage() -> None:
+    urls = []
+
+    def from_url(url: str) -> InMemoryStorage:
+        urls.append(url)
+        return InMemoryStorage()
+
+    register_storage("archive", from_url)
+
+    opened = open_storage(settings_for("archive://shelf/7"))
+
+    assert isinstance(opened, InMemoryStorage)
+    assert urls == ["archive://shelf/7"]
+
+
+def test_installed_package_can_declare_a_storage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "archive-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.4\nName: archive\nVersion: 1.0\n")
+    (package / "entry_points.txt").write_text("[mlapi.storages]\narchive = tests.unit.test_storages:from_any_url\n")
+    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
+
+    opened = open_storage(settings_for("archive://shelf"))
+
+    assert isinstance(opened, InMemoryStorage)
+
+
+def from_any_url(url: str) -> InMemoryStorage:
+    return InMemoryStorage()
+
+
+@pytest.mark.parametrize("url", ["mysql://ada:c4n4ry@host/db", "memory://c4n4ry", "c4n4ry", "sqlite+c4n4ry"])
+def test_unusable_url_is_refused_and_not_repeated(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=r"database\.url") as error_info:
+        open_storage(settings_for(url))
+
+    assert "c4n4ry" not in str(error_info.value)
+
+
+def test_expired_attempts_are_forgotten_in_memory() -> None:
+    now = 1_000.0
+    attempts = InMemoryAttempts(clock=lambda: now)
+    with attempts.transaction() as counts:
+        counts.add("old", window_seconds=5)
+        counts.add("new", window_seconds=60)
+
+    now += 10
+    with attempts.transaction():
+        pass
+
+    assert set(attempts._counts) == {"new"}
