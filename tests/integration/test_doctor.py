@@ -92,7 +92,7 @@ def test_healthy_postgresql_is_ok(
             "database",
             "check that the server is running",
         ),
-        ({"MLAPI_SECRETS__KEY": OLDER_KEY}, "database", "secrets.key or secrets.salt is not the one"),
+        ({"MLAPI_SECRETS__KEY": OLDER_KEY}, "database", "secrets.key or secrets.salt does not match"),
         ({"MLAPI_PROFILE": "production"}, "secrets", "secrets.admin_token is missing"),
     ],
 )
