@@ -6,7 +6,7 @@ from typing import Any
 import attrs
 from sqlalchemy import Column, ColumnElement, Identity, Integer, MetaData, String, Table, bindparam
 
-from mlapi.adapters.sql.rows import USER_COLUMNS, entity_columns, inserted_columns, row_reader, row_writer
+from mlapi.adapters.sql.rows import USER_COLUMNS, dict_writer, entity_columns, inserted_columns, row_reader, row_writer
 from mlapi.adapters.sql.statements import USER_UPDATES, update_row
 from mlapi.adapters.sql.tables import UtcDateTime, users
 from mlapi.domain.commands import EndTokens, Register
@@ -70,17 +70,13 @@ def test_row_has_every_column_that_is_not_generated() -> None:
     write = row_writer(NewAccount, accounts, as_text)
     secret = EncryptedPassword("stored")
 
-    assert write(NewAccount(secret=secret, paid_until=NOON)) == {
-        "paid_until": NOON.isoformat(),
-        "secret": "stored",
-        "note": "computed",
-    }
-    assert write(NewAccount(secret=secret, paid_until=None))["paid_until"] is None
+    assert write(NewAccount(secret=secret, paid_until=NOON)) == [NOON.isoformat(), "stored", "computed"]
+    assert write(NewAccount(secret=secret, paid_until=None)) == [None, "stored", "computed"]
 
 
 def test_registered_user_is_the_user_that_is_read() -> None:
     command = Register(username="Ada", password=EncryptedPassword("stored"), email="ada@example.com", at=NOON)
-    row = {"id": 7, **row_writer(Register, users)(command)}
+    row = {"id": 7, **dict_writer(Register, users)(command)}
 
     assert set(row) == {"id", *(column.name for column in inserted_columns(Register, users))}
     assert row_reader(User, users)([row.get(column.name) for column in USER_COLUMNS]) == command.as_user(row["id"])
@@ -92,7 +88,7 @@ def test_column_without_an_attribute_is_left_to_the_database() -> None:
         secret: EncryptedPassword
         note: str
 
-    row = row_writer(Unpaid, accounts)(Unpaid(secret=EncryptedPassword("stored"), note="new"))
+    row = dict_writer(Unpaid, accounts)(Unpaid(secret=EncryptedPassword("stored"), note="new"))
 
     assert row == {"secret": "stored", "note": "new"}
     assert row.keys() == {column.name for column in inserted_columns(Unpaid, accounts)}

@@ -190,5 +190,5 @@ def is_storable_key_id(key_id: str) -> bool:
 
 
 def compile_statement(statement: ClauseElement, dialect: Dialect) -> str:
-    """Return the SQL text, with named parameters in the style of the dialect."""
+    """Return the SQL text, with parameters in the style of the dialect."""
     return str(statement.compile(dialect=dialect))

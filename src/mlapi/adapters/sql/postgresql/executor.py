@@ -64,7 +64,7 @@ def find_principals(connection: "psycopg.Connection", ids: Sequence[PrincipalId]
     )
 
 
-_user_row = rows.row_writer(Register, users)
+_user_row = rows.dict_writer(Register, users)
 
 # The same rows are looked up repeatedly, so cache the parsed objects.
 _cached_user = lru_cache(statements.MAX_CACHED_ROWS)(rows.read_user)

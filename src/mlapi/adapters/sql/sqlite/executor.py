@@ -99,7 +99,7 @@ def _register(connection: sqlite3.Connection, command: Register) -> Outcome:
     return UserExistsError(user_id)
 
 
-def _fetch_one(connection: sqlite3.Connection, statement: str, parameters: dict[str, Any]) -> Row | None:
+def _fetch_one(connection: sqlite3.Connection, statement: str, parameters: dict[str, Any] | list[Any]) -> Row | None:
     found = connection.execute(statement, parameters).fetchall()  # all: an unfinished statement blocks the commit
     return found[0] if found else None
 
@@ -133,7 +133,7 @@ def _decoder_of(column: Column[Any]) -> Convert | None:
 _read_user = rows.row_reader(User, users, _decoder_of)
 _read_api_key = rows.row_reader(ApiKey, api_keys, _decoder_of)
 _user_row = rows.row_writer(Register, users, _encoder_of)
-_api_key_row = rows.row_writer(ApiKey, api_keys, _encoder_of)
+_api_key_row = rows.dict_writer(ApiKey, api_keys, _encoder_of)
 _audit_row = rows.row_writer(AuditEntry, audit, _encoder_of)
 
 # The same rows are looked up repeatedly, so cache the parsed objects.
