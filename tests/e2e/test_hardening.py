@@ -133,7 +133,7 @@ def test_cookie_is_secure_behind_a_proxy_that_terminates_tls(server: Server) -> 
 
     assert response.status_code == 303
     assert re.fullmatch(
-        r"__Secure-mlapi_session=[\w.]+; Path=/console; Max-Age=28800; HttpOnly; SameSite=Strict; Secure",
+        r"__Secure-mlapi_session=[\w.-]+; Path=/console; Max-Age=28800; HttpOnly; SameSite=Strict; Secure",
         response.headers["set-cookie"],
     )
 

@@ -149,7 +149,7 @@ def test_workers_starting_together_create_one_secrets_file(start_server: StartSe
     statuses = [register(server, f"user{number}").status_code for number in range(20)]
 
     assert statuses == [201] * 20
-    assert server.log.count("made a new key and salt") == 1
+    assert server.log.count("generated a key and a salt") == 1
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(("secrets", ".secrets"))) == [
         "secrets.yml"
     ]
@@ -211,7 +211,7 @@ def test_concurrent_registrations_keep_memory_bounded(start_server: StartServer)
 
     threads = len(os.sched_getaffinity(0))
     assert set(statuses) <= {201, 503}
-    assert statuses.count(201) > 50
+    assert statuses.count(201) > 2 * threads  # all hashing threads were busy
     assert (
         server.peak_memory_mib() - before < threads * 19 + 25
     )  # 19 MiB for each hashing thread, 25 for 200 connections
@@ -331,7 +331,7 @@ REJECTED_STARTS: dict[str, tuple[dict[str, str], str]] = {
     "unknown key": ({"MLAPI_DATABASE__ULR": "x"}, "database.ulr is not a setting; did you mean database.url?"),
     "bad URL": ({"MLAPI_DATABASE__URL": f"postgres//{CANARY}@"}, "database.url cannot be read"),
     "bad port": ({"MLAPI_DATABASE__URL": f"postgresql://u:{CANARY}@h:x/d"}, "database.url cannot be read"),
-    "another database": ({"MLAPI_DATABASE__URL": f"oracle://u:{CANARY}@h/d"}, "names oracle"),
+    "another database": ({"MLAPI_DATABASE__URL": f"oracle://u:{CANARY}@h/d"}, "unsupported scheme oracle"),
     "no folder": ({"MLAPI_DATABASE__URL": "sqlite:////no/such/mlapi.db"}, "must be a file in an existing folder"),
     "short key": ({**SECRETS, "MLAPI_SECRETS__KEY": CANARY}, "secrets.key is not a Fernet key"),
     "no key file": ({"MLAPI_SECRETS__KEY_FILE": "/no/such/file"}, "cannot be read"),

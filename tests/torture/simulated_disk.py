@@ -121,7 +121,7 @@ _KEEP_ALIVE: list[object] = []
 
 
 class SqliteLayer:
-    """Install a layer for all files that SQLite opens during the block."""
+    """Installs a layer for all files that SQLite opens during the block."""
 
     def __init__(self, layer: Layer) -> None:
         self._layer = layer

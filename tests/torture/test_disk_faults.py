@@ -78,7 +78,7 @@ class Load:
     def __enter__(self) -> Self:
         first = f"first-{self.prefix}"
         assert self._register(requests.Session(), first) is not None
-        self.token = requests.post(f"{self.base}/token", json=log_in(first), timeout=20).json()["token"]
+        self.token = requests.post(f"{self.base}/token", json=login_body(first), timeout=20).json()["token"]
         for thread in self._threads:
             thread.start()
         return self
@@ -106,7 +106,7 @@ class Load:
         return response
 
     def _register(self, session: requests.Session, name: str) -> int | None:
-        response = self.call(session, "change", "POST", "/register-user", json=body(name))
+        response = self.call(session, "change", "POST", "/register-user", json=registration_body(name))
         if response.status_code != 201:
             return None
         user_id: int = response.json()["user_id"]
@@ -134,15 +134,15 @@ class Load:
                 self.unresolved.remove(user_id)
 
 
-def body(name: str) -> dict[str, str]:
+def registration_body(name: str) -> dict[str, str]:
     return {"username": name, "password": "difference engine", "email": f"{name}@example.com"}
 
 
-def log_in(name: str) -> dict[str, str]:
+def login_body(name: str) -> dict[str, str]:
     return {"username": name, "password": "difference engine"}
 
 
-def stored(folder: Path) -> dict[int, bool]:
+def read_users(folder: Path) -> dict[int, bool]:
     with closing(sqlite3.connect(folder / "mlapi.db")) as connection:
         assert connection.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         rows = connection.execute("SELECT id, enabled, username_key FROM users").fetchall()
@@ -189,16 +189,15 @@ def observe_outage(server: Server, begin: Callable[[], object], end: Callable[[]
         begin()
         begun = time.monotonic()
         time.sleep(seconds)
-        during = [
-            response for response in load.responses if response.at > begun + 0.1
-        ]  # without requests that began before the fault
+        # Without requests that were sent before the fault.
+        during = [response for response in load.responses if response.at > begun + 0.1]
         end()
         ended = time.monotonic()
         wait_until(lambda: load.changed_since(ended) is not None)
         time.sleep(0.2)
     recovered = load.changed_since(ended)
     assert recovered is not None
-    users = stored(server.folder)
+    users = read_users(server.folder)
     assert {response.status for response in load.responses} <= {200, 201, 503}
     assert all(response.has_retry_after for response in load.responses if response.status == 503)
     assert {response.status for response in load.since(recovered)} <= {200, 201}
@@ -241,9 +240,8 @@ def test_disk_fault_rejects_changes_until_it_ends(
 
     report(describe(f"{fault} errors" if fault in {"fsync", "read"} else f"{fault} disk", outage))
     assert outage.change <= statuses
-    assert outage.guard <= (
-        {200, 503} if fault == "read" else {200}
-    )  # 503 for users that must be read, 200 for cached ones
+    # With read errors, users that are not cached get 503.
+    assert outage.guard <= ({200, 503} if fault == "read" else {200})
     assert outage.guard
     assert outage.ready <= ({200} if fault == "full" else {200, 503})
     assert outage.slowest_seconds < RESPONSE_LIMIT_SECONDS
@@ -340,18 +338,20 @@ def test_full_file_system_rejects_changes_until_it_has_space(
 
 def test_start_on_read_only_file_system_recovers(small_disk: Path) -> None:
     with open_users(make_settings(small_disk)) as users:
-        ada = users.register(**body("ada"))
+        ada = users.register(**registration_body("ada"))
     remount(small_disk, "ro")
 
     with Server(small_disk.parent, {**ENVIRON, "MLAPI_DATABASE__URL": f"sqlite:///{small_disk}/mlapi.db"}) as server:
-        response = requests.post(f"{server.base}/register-user", json=body("grace"), timeout=RESPONSE_LIMIT_SECONDS)
+        response = requests.post(
+            f"{server.base}/register-user", json=registration_body("grace"), timeout=RESPONSE_LIMIT_SECONDS
+        )
         ready = requests.get(f"{server.base}/health/ready", timeout=RESPONSE_LIMIT_SECONDS)
         remount(small_disk, "rw")
         recovery_seconds = wait_until(lambda: can_register(server, "grace"))
 
     assert (response.status_code, ready.status_code) == (503, 503)
     assert recovery_seconds < RECOVERY_LIMIT_SECONDS
-    assert stored(small_disk) == {ada.id: True, ada.id + 1: True}
+    assert read_users(small_disk) == {ada.id: True, ada.id + 1: True}
     assert "Traceback" not in server.log
 
 
@@ -366,7 +366,9 @@ def make_settings(folder: Path) -> Settings:
 
 def can_register(server: Server, name: str) -> bool:
     return (
-        requests.post(f"{server.base}/register-user", json=body(name), timeout=RESPONSE_LIMIT_SECONDS).status_code
+        requests.post(
+            f"{server.base}/register-user", json=registration_body(name), timeout=RESPONSE_LIMIT_SECONDS
+        ).status_code
         == 201
     )
 
@@ -395,7 +397,7 @@ def test_damaged_file_is_reported_until_a_copy_is_restored(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with open_users(make_settings(tmp_path)) as users:
-        expected = {users.register(**body(f"user-{number}")).id: True for number in range(100)}
+        expected = {users.register(**registration_body(f"user-{number}")).id: True for number in range(100)}
     shutil.copy("mlapi.db", "copy")
     damage(tmp_path / "mlapi.db", random.Random(1))
     paths = ["/users/1", "/users", "/audit", "/health/ready"]
@@ -403,9 +405,11 @@ def test_damaged_file_is_reported_until_a_copy_is_restored(
     def statuses(server: Server) -> set[int]:
         responses = [requests.get(server.base + path, timeout=RESPONSE_LIMIT_SECONDS) for path in paths]
         responses.append(
-            requests.post(f"{server.base}/register-user", json=body("ada"), timeout=RESPONSE_LIMIT_SECONDS)
+            requests.post(f"{server.base}/register-user", json=registration_body("ada"), timeout=RESPONSE_LIMIT_SECONDS)
         )
-        responses.append(requests.post(f"{server.base}/token", json=log_in("user-1"), timeout=RESPONSE_LIMIT_SECONDS))
+        responses.append(
+            requests.post(f"{server.base}/token", json=login_body("user-1"), timeout=RESPONSE_LIMIT_SECONDS)
+        )
         return {response.status_code for response in responses}
 
     with Server(tmp_path, ENVIRON) as server:  # it starts, as it does with any unavailable database
@@ -431,7 +435,7 @@ def test_damaged_file_is_reported_until_a_copy_is_restored(
     assert "run `mlapi doctor`" in server.log
     report(f"damaged file: no 500; recovered {max(first_recovery, second_recovery):.2f} s after a copy was restored")
     assert max(first_recovery, second_recovery) < RECOVERY_LIMIT_SECONDS
-    assert expected.items() <= stored(tmp_path).items()
+    assert expected.items() <= read_users(tmp_path).items()
 
 
 @pytest.mark.parametrize(
@@ -441,7 +445,7 @@ def test_damaged_file_is_reported_until_a_copy_is_restored(
 )
 def test_malformed_value_is_unavailable_and_not_repeated(damage: str, sqlite_database: Database) -> None:
     repository = SqliteUserRepository(sqlite_database)
-    user = Users(repository, PlainCipher()).register(**body("ada"))
+    user = Users(repository, PlainCipher()).register(**registration_body("ada"))
     with sqlite_database.writing() as connection:
         connection.exec_driver_sql(f"UPDATE users SET {damage}")
     repository.find_principals([UserId(user.id + 1)])  # opens the connection of the non-blocking reads

@@ -104,8 +104,8 @@ class Target:
                 users.set_enabled(user_id=victim.id, enabled=True)
             own = [key.id for key in users.list_api_keys(victim.id) if key.id in self._api_keys]
             if not own:
-                key, bearer_credential = users.add_api_key(user_id=victim.id, name="job")
-                self._api_keys[key.id] = bearer_credential
+                key, credential = users.add_api_key(user_id=victim.id, name="job")
+                self._api_keys[key.id] = credential
                 own = [key.id]
             keys += own
         self.user_ids[:] = [victim.id for victim in victims]
