@@ -978,7 +978,7 @@ def test_library_can_inspect_a_plan_without_adopting(url: URL) -> None:
     before = content(url)
 
     with open_adoption(load_settings()) as adoption:
-        undecided = adoption.undecided([])
+        undecided = adoption.find_undecided([])
 
     assert undecided == ["rename_duplicates"]
     assert content(url) == before

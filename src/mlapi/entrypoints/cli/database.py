@@ -70,7 +70,7 @@ def db_adopt(*, timezone: str | None, dry_run: bool, as_json: bool, **choices: b
             )
             return
         _report(adoption, as_json=as_json)
-        undecided = adoption.undecided(chosen)
+        undecided = adoption.find_undecided(chosen)
         summary = {
             "users": adoption.survey.users,
             "findings": {finding.kind: finding.users for finding in adoption.survey.findings},
@@ -121,7 +121,7 @@ def _report(adoption: Adoption, *, as_json: bool) -> None:
     survey = adoption.survey
     if as_json:
         for finding in survey.findings:
-            for found in survey.rows(finding):
+            for found in survey.iterate_users(finding):
                 show("", _as_json(finding, found), as_json=True)
         return
     click.echo(f"users: {survey.users}")
@@ -132,7 +132,7 @@ def _report(adoption: Adoption, *, as_json: bool) -> None:
     for finding in survey.findings:
         option = "" if finding.choice is None else f" ({_OPTIONS[finding.choice]})"
         click.echo(f"{finding.title}: {finding.users}; {finding.effect}{option}")
-        for found in survey.rows(finding, _MAX_SHOWN_USERS):
+        for found in survey.iterate_users(finding, _MAX_SHOWN_USERS):
             click.echo(_as_line(finding, found))
         if finding.users > _MAX_SHOWN_USERS:
             click.echo(f"         ... and {finding.users - _MAX_SHOWN_USERS} more; --json lists all")

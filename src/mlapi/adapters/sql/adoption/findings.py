@@ -76,7 +76,7 @@ class Finding:
     detail: ColumnElement[Any] = attrs.field(factory=null, repr=False)
 
 
-def all_findings(
+def iterate_findings(
     count: Callable[[ColumnElement[bool]], int],
     is_invalid_time: Callable[[ColumnElement[datetime]], ColumnElement[bool]],
 ) -> Iterator[Finding]:

@@ -126,30 +126,30 @@ class Adoption:
         """Problems in the table or in the configuration that must be fixed before adoption."""
         return [f"{each.title}: {each.effect}" for each in self.survey.findings if each.is_obstacle]
 
-    def undecided(self, choices: Sequence[Choice]) -> list[Choice]:
+    def find_undecided(self, choices: Sequence[Choice]) -> list[Choice]:
         """Return the choices that the operator must allow in addition to these."""
         return [each.choice for each in self.survey.findings if each.choice is not None and each.choice not in choices]
 
     def carry_out(self) -> str | None:
         """Adopt the table, upgrade the schema to the newest revision, and return that revision."""
         if self._is_sqlite:
-            self._move()
+            self._copy_rows()
         else:
-            self._alter()
+            self._alter_table()
         migrate(self._connection, "head")
         self._connection.execute(insert(key_check).values(id=1, value=self._fingerprint))
         return current_revision(self._connection)
 
-    def _move(self) -> None:
+    def _copy_rows(self) -> None:
         """Copy the rows into a new table, because SQLite cannot alter columns like this."""
         run = self._connection.exec_driver_sql
-        kept = run(_INDEXES).all()
+        legacy_indexes = run(_INDEXES).all()
         columns = run("SELECT name, type, \"notnull\", dflt_value FROM pragma_table_info('users')").all()
         largest = self._largest_id()
         run("ALTER TABLE users RENAME TO mlapi_legacy_users")
         migrate(self._connection, _FIRST_REVISION)
-        ours = run(_INDEXES).all()
-        for index in ours:  # creating an index after inserting the rows is faster
+        own_indexes = run(_INDEXES).all()
+        for index in own_indexes:  # creating an index after inserting the rows is faster
             run(f"DROP INDEX {index.name}")
         quote = self._connection.dialect.identifier_preparer.quote_identifier
         extra = [(quote(name), *definition) for name, *definition in columns if name not in LEGACY_COLUMNS]
@@ -162,7 +162,7 @@ class Adoption:
         )
         run(move, {"locked": self._locked, "now": datetime.now(UTC).isoformat(" ", "microseconds")[:26]})
         run("DROP TABLE mlapi_legacy_users")
-        for index in (*ours, *kept):
+        for index in (*own_indexes, *legacy_indexes):
             run(index.sql)
         run("DELETE FROM sqlite_sequence WHERE name = 'users'")
         run("INSERT INTO sqlite_sequence (name, seq) VALUES ('users', ?)", (largest,))
@@ -170,19 +170,19 @@ class Adoption:
     def _largest_id(self) -> int:
         """Return the largest id that was ever assigned, so that no id is used again."""
         run = self._connection.exec_driver_sql
-        given: list[int | None] = [run("SELECT max(id) FROM users").scalar()]
+        assigned: list[int | None] = [run("SELECT max(id) FROM users").scalar()]
         if run("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").first() is not None:
-            given.append(run("SELECT seq FROM sqlite_sequence WHERE name = 'users' COLLATE NOCASE").scalar())
-        return max(found or 0 for found in given)
+            assigned.append(run("SELECT seq FROM sqlite_sequence WHERE name = 'users' COLLATE NOCASE").scalar())
+        return max(found or 0 for found in assigned)
 
-    def _alter(self) -> None:
+    def _alter_table(self) -> None:
         """Alter the table in place, on PostgreSQL."""
         run = self._connection.exec_driver_sql
         sequence, is_owned, is_identity = run(_SEQUENCE).one()
         largest = run("SELECT coalesce(max(id), 0) FROM users").scalar_one()
         if sequence is not None:
-            given, is_called = run(f"SELECT last_value, is_called FROM {sequence}").one()  # noqa: S608 - quoted by PostgreSQL
-            largest = max(largest, given if is_called else 0)
+            assigned, is_called = run(f"SELECT last_value, is_called FROM {sequence}").one()  # noqa: S608 - quoted by PostgreSQL
+            largest = max(largest, assigned if is_called else 0)
         run("ALTER TABLE users ADD username_key varchar, ADD token_epoch varchar")
         run(f"ALTER TABLE users ALTER id DROP {'IDENTITY' if is_identity else 'DEFAULT'}")
         if is_owned and not is_identity:

@@ -24,7 +24,7 @@ from sqlalchemy import (
     update,
 )
 
-from mlapi.adapters.sql.adoption.findings import Finding, Found, all_findings, noted_users, notes
+from mlapi.adapters.sql.adoption.findings import Finding, Found, iterate_findings, noted_users, notes
 from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.legacy import legacy_users
 from mlapi.domain.rules import USERNAME_MAX_CHARS, find_email_error, find_username_error, fold
@@ -55,18 +55,18 @@ class Survey:
         if self._is_sqlite:
             driver: Any = connection.connection.driver_connection
             driver.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
-            driver.create_function("mlapi_utc", 1, lambda stored: _utc(stored, zone or UTC), deterministic=True)
+            driver.create_function("mlapi_utc", 1, lambda stored: _to_utc(stored, zone or UTC), deterministic=True)
         else:
-            connection.execute(select(func.set_config("TimeZone", str(zone or "UTC"), True)))  # noqa: FBT003 - until the end
+            connection.execute(select(func.set_config("TimeZone", str(zone or "UTC"), True)))  # noqa: FBT003 - for this transaction
         notes.create(connection)
         self._note_rows()
         self._note_duplicates()
         self._assign_new_names()
         self.users: int = connection.scalar(select(func.count()).select_from(legacy_users)) or 0
-        self.findings = [finding for finding in all_findings(self._count, self._is_invalid_time) if finding.users]
+        self.findings = [finding for finding in iterate_findings(self._count, self._is_invalid_time) if finding.users]
 
-    def rows(self, finding: Finding, limit: int | None = None) -> Iterator[Found]:
-        """Yield the users of a finding by ascending id, with duplicates of one name together."""
+    def iterate_users(self, finding: Finding, limit: int | None = None) -> Iterator[Found]:
+        """Yield the users of a finding by ascending id, with the users of a duplicate name together."""
         group = [notes.c.first_id] if finding.choice == "rename_duplicates" else []
         query = (
             select(legacy_users.c.id, legacy_users.c.username, finding.detail, notes.c.new_username)
@@ -79,10 +79,10 @@ class Survey:
             for user_id, username, detail, becomes in batch:
                 yield Found(user_id=user_id, username=username, detail=detail, becomes=becomes)
 
-    def _canonical(self) -> ColumnElement[str]:
+    def _canonical_username(self) -> ColumnElement[str]:
         """Return the canonical form of the present username, for a query of `noted_users`."""
         name: ColumnElement[Any] = legacy_users.c.username if self._is_sqlite else collate(legacy_users.c.username, "C")
-        return func.coalesce(notes.c.key, func.lower(name))  # names without a noted key are ASCII
+        return func.coalesce(notes.c.key, func.lower(name))  # a username without a key in the notes is ASCII
 
     def _note_rows(self) -> None:
         query = select(
@@ -115,7 +115,7 @@ class Survey:
 
     def _note_duplicates(self) -> None:
         named = (
-            select(legacy_users.c.id, self._canonical().label("key"))
+            select(legacy_users.c.id, self._canonical_username().label("key"))
             .select_from(noted_users)
             .where(notes.c.name_error.is_(None))
         ).subquery()
@@ -132,7 +132,7 @@ class Survey:
 
     def _assign_new_names(self) -> None:
         """Choose new usernames until all are unique: a chosen name may be taken, or chosen for two users."""
-        taken = select(self._canonical()).select_from(noted_users).where(notes.c.name_error.is_(None))
+        taken = select(self._canonical_username()).select_from(noted_users).where(notes.c.name_error.is_(None))
         position = func.row_number().over(partition_by=notes.c.new_key, order_by=notes.c.id).label("position")
         ranked = select(notes.c.id, position).where(notes.c.new_key.is_not(None)).subquery()
         later = select(ranked.c.id).where(ranked.c.position > 1)
@@ -159,7 +159,7 @@ class Survey:
         )
         last, was_any = -(2**63), False
         while batch := self._connection.execute(to_rename, {"after": last}).all():
-            names = [(row.id, _new_name(*row, attempt)) for row in batch]
+            names = [(row.id, _make_username(*row, attempt)) for row in batch]
             self._connection.execute(
                 name, [{"of": user_id, "name": new, "its_key": fold(new)} for user_id, new in names]
             )
@@ -186,7 +186,7 @@ def _is_text(value: object) -> bool:
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
-def _new_name(user_id: int, username: str, problem: str | None, attempt: int) -> str:
+def _make_username(user_id: int, username: str, problem: str | None, attempt: int) -> str:
     """Return a username made from the present one and the id; later attempts append their number too."""
     ending = f"-{user_id}" if attempt == 1 else f"-{user_id}-{attempt}"
     stem = "user" if problem is not None else username[: USERNAME_MAX_CHARS - len(ending)]
@@ -195,7 +195,7 @@ def _new_name(user_id: int, username: str, problem: str | None, attempt: int) ->
     return stem + ending
 
 
-def _utc(stored: object, zone: tzinfo) -> str | None:
+def _to_utc(stored: object, zone: tzinfo) -> str | None:
     """Return a time from SQLite in UTC, formatted as SQLAlchemy stores it; None if it is invalid.
 
     For a local time that occurred twice or never, return the later instant, as PostgreSQL does.
