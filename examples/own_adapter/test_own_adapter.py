@@ -15,7 +15,7 @@ from examples.own_adapter.storage import JournalStorage
 from tests.e2e.server import Server
 
 from mlapi import ApiKey, AuditEntry, ConfigurationError, RepositoryUnavailableError, User, Users
-from mlapi.domain.ports import Storage
+from mlapi.domain.storage import Storage
 from mlapi.testing import PlainCipher, StorageContract
 
 ROOT = Path(__file__).parents[2]

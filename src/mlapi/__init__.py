@@ -26,16 +26,9 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.ports import (
-    AttemptLimiter,
-    AuditTrail,
-    Clock,
-    PasswordCipher,
-    Storage,
-    TokenIssuer,
-    UserRepository,
-)
+from mlapi.domain.ports import AttemptLimiter, AuditTrail, Clock, PasswordCipher, TokenIssuer, UserRepository
 from mlapi.domain.rules import PasswordPolicy
+from mlapi.domain.storage import Storage
 from mlapi.domain.users import User, UserId
 
 __version__ = "0.1.0"

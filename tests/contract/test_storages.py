@@ -9,7 +9,7 @@ from mlapi import UserRepository
 from mlapi.adapters.memory import InMemoryStorage, InMemoryUserRepository
 from mlapi.adapters.sql import Database, SqlStorage
 from mlapi.application.preparation import Preparation, prepare_on_first_use
-from mlapi.domain.ports import Storage
+from mlapi.domain.storage import Storage
 from mlapi.testing import StorageContract, UserRepositoryContract
 
 

@@ -7,7 +7,7 @@ import attrs
 
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.inspection import Inspection
-from mlapi.domain.ports import Storage
+from mlapi.domain.storage import Storage
 
 
 class StoredPasswordChecker(Protocol):

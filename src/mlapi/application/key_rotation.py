@@ -12,7 +12,7 @@ import attrs
 
 from mlapi.application.users import Users
 from mlapi.domain.errors import ConfigurationError
-from mlapi.domain.ports import Storage
+from mlapi.domain.storage import Storage
 from mlapi.domain.users import EncryptedPassword
 
 SETTLE_SECONDS = 10.0

@@ -8,7 +8,8 @@ from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
-from mlapi.domain.ports import AuditTrail, NonblockingLookup, Storage, UserRepository
+from mlapi.domain.ports import AuditTrail, NonblockingLookup, UserRepository
+from mlapi.domain.storage import Storage
 from mlapi.domain.users import User, UserId, UsernameKey
 
 WAIT_SECONDS = 2.0

@@ -7,7 +7,8 @@ from functools import partial
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.config import Settings
-from mlapi.domain.ports import Storage, TokenIssuer
+from mlapi.domain.ports import TokenIssuer
+from mlapi.domain.storage import Storage
 from mlapi.secret_store import SecretStore
 
 StoredPasswordCipher = FernetCipher | HashingFernetCipher

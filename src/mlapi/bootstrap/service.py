@@ -23,8 +23,9 @@ from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
 from mlapi.domain.errors import RepositoryUnavailableError
-from mlapi.domain.ports import AttemptLimiter, Storage
+from mlapi.domain.ports import AttemptLimiter
 from mlapi.domain.rules import PasswordPolicy
+from mlapi.domain.storage import Storage
 from mlapi.secret_store import SecretStore
 
 _logger = logging.getLogger("mlapi")

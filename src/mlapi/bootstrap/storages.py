@@ -10,7 +10,7 @@ from mlapi.adapters.memory import InMemoryStorage
 from mlapi.adapters.sql import Database, SqlStorage, connection_url
 from mlapi.config import Settings
 from mlapi.domain.errors import ConfigurationError
-from mlapi.domain.ports import Storage
+from mlapi.domain.storage import Storage
 
 ENTRY_POINTS = "mlapi.storages"
 """The group in which an installed package declares a storage, with the scheme as the name of the entry point."""
@@ -40,7 +40,7 @@ def register_storage(scheme: str, from_url: Callable[[str], Storage]) -> None:
 
     Args:
         scheme: the part of the URL before ``://``, in lower case.
-        from_url: makes a storage from the whole URL, as `mlapi.domain.ports.Storage` describes.
+        from_url: makes a storage from the whole URL, as `mlapi.domain.storage.Storage` describes.
     """
     _storages[scheme] = from_url
 

@@ -3,16 +3,13 @@
 The contract suites in `mlapi.testing` check them. The service calls every method from several threads concurrently.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import datetime
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from mlapi.domain.attempts import AttemptCounts
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, IssuedToken, Principal, PrincipalId, TokenClaims
-from mlapi.domain.inspection import Inspection
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey
 
 
@@ -256,112 +253,4 @@ class KeyUsage(Protocol):
 class Clock(Protocol):
     def __call__(self) -> datetime:
         """Return the current time, with a time zone."""
-        ...
-
-
-class Storage(Protocol):
-    """A database for everything the service keeps: users, audit trail, log-in attempts, and the key fingerprint.
-
-    `mlapi.bootstrap.register_storage` maps a URL scheme to a function that makes a storage from the URL. That function
-    creates no file and does not connect, because the service must start even without its database. It raises
-    `ConfigurationError` for a URL that it cannot use, without repeating the URL, which may contain a password.
-
-    Applied commands, the audit trail and the fingerprint survive closing and opening again. The storage in memory is an
-    exception: it forgets, and logs a warning.
-
-    Every method except `close` raises `RepositoryUnavailableError` while the database is unavailable.
-
-    The users may offer optional capabilities for speed, such as `NonblockingLookup`.
-    """
-
-    @property
-    def users(self) -> UserRepository:
-        """The users, with the audit trail as ``audit``. Their methods are called only after `prepare` has returned."""
-        ...
-
-    @property
-    def attempts(self) -> AttemptCounts:
-        """The counts of log-in attempts."""
-        ...
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        """The absolute paths of the local files that hold the database, the main file first; empty for a server.
-
-        `prepare` creates the main file. Their folder exists. ``mlapi doctor`` checks that they can be written and that
-        their disk has room. A storage in local files may always upgrade its schema at start; any other needs ``mlapi db
-        upgrade`` in ``profile: production``.
-        """
-        ...
-
-    @property
-    def secrets_folder(self) -> Path | None:
-        """The absolute path of the folder for the generated ``secrets.yml``, which exists; None to keep them in memory.
-
-        The secrets must last exactly as long as the passwords that they encrypt.
-        """
-        ...
-
-    def find_fingerprint(self) -> str | None:
-        """Return the fingerprint of the key that encrypts the passwords, or None.
-
-        May be called before `prepare`. A new database has no fingerprint.
-
-        The service refuses to start with a key that has another fingerprint.
-        """
-        ...
-
-    def store_fingerprint(self, fingerprint: str) -> str:
-        """Store the fingerprint if none is stored. Return the stored fingerprint.
-
-        If several processes do this concurrently, the first one wins and all get the same result.
-        """
-        ...
-
-    def replace_fingerprint(self, fingerprint: str) -> None:
-        """Replace the stored fingerprint: all passwords are now encrypted with another key."""
-        ...
-
-    def prepare(self, *, may_upgrade: bool) -> None:
-        """Make the database ready for this version of mlapi: create the schema or upgrade an older one.
-
-        Does nothing if the schema is up to date. Several processes may call this concurrently. The service calls it
-        again after a `RepositoryUnavailableError`.
-
-        Args:
-            may_upgrade: if False, raise instead of changing the schema.
-
-        Raises:
-            ConfigurationError: if the schema must change and ``may_upgrade`` is False, if it belongs to a newer version
-                of mlapi, or if the data is not mlapi's.
-        """
-        ...
-
-    def upgrade(self) -> tuple[str | None, str]:
-        """Create or upgrade the schema like `prepare`; return the revisions before (None without schema) and after.
-
-        They are equal if the schema was up to date. Newer revisions sort after older ones, as strings. A storage with
-        only one format can return a constant.
-
-        Raises:
-            ConfigurationError: if the schema belongs to a newer version of mlapi, or the data is not mlapi's.
-        """
-        ...
-
-    def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:
-        """Report the state of the database without creating or changing anything.
-
-        May be called before `prepare`. It creates no file.
-
-        Args:
-            find_password_error: returns why a password stored by the legacy app cannot be used, or None if it can. The
-                argument is None if there are no secrets. A storage without a table of the legacy app ignores it.
-
-        Raises:
-            ConfigurationError: if the database does not exist.
-        """
-        ...
-
-    def close(self) -> None:
-        """Release all connections and files. May be called more than once. No other method is called afterwards."""
         ...

@@ -23,7 +23,7 @@ from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLi
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Remove, SetEnabled
 from mlapi.domain.inspection import Inspection
-from mlapi.domain.ports import Storage
+from mlapi.domain.storage import Storage
 from mlapi.testing.attempts import ATTEMPT_LIMIT, AttemptLimiterContract
 from mlapi.testing.repository import UserRepositoryContract
 from mlapi.testing.samples import LATER, NOON, registered, with_api_key
