@@ -89,6 +89,7 @@ class Load:
             thread.join()
 
     def since(self, begin: float) -> list[Response]:
+        """Return the responses to requests that were sent after ``begin``."""
         return [response for response in self.responses if response.at - response.seconds >= begin]
 
     def changed_since(self, begin: float) -> float | None:
@@ -189,8 +190,8 @@ def observe_outage(server: Server, begin: Callable[[], object], end: Callable[[]
         begin()
         begun = time.monotonic()
         time.sleep(seconds)
-        # Without requests that were sent before the fault.
-        during = [response for response in load.responses if response.at > begun + 0.1]
+        wait_until(lambda: {response.kind for response in load.since(begun)} >= {"guard", "change"})
+        during = load.since(begun)
         end()
         ended = time.monotonic()
         wait_until(lambda: load.changed_since(ended) is not None)
@@ -242,6 +243,7 @@ def test_disk_fault_rejects_changes_until_it_ends(
     assert outage.change <= statuses
     # With read errors, users that are not cached get 503.
     assert outage.guard <= ({200, 503} if fault == "read" else {200})
+    assert outage.change
     assert outage.guard
     assert outage.ready <= ({200} if fault == "full" else {200, 503})
     assert outage.slowest_seconds < RESPONSE_LIMIT_SECONDS
