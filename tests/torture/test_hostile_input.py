@@ -332,9 +332,8 @@ def test_server_survives_fuzzed_requests(
     assert alive == 200
     assert CANARY not in server.log
     assert "Traceback" not in server.log
-    report(
-        f"hostile input, {kind.__name__} {' '.join(options)}: {count} requests, 0 5xx responses, 0 secrets in the log"
-    )
+    name = "mlapi serve" if kind is MlapiServer else f"uvicorn {options[-1]}"
+    report(f"hostile input, {name}: {count} requests, 0 5xx responses, 0 secrets in the log")
 
 
 def iter_requests(seed: str, knowledge: Knowledge, count: int) -> Iterator[Request]:
