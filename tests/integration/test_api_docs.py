@@ -57,7 +57,7 @@ def test_several_pages_have_doctests() -> None:
 
 
 @pytest.mark.parametrize("page", pages_with_doctests(), ids=str)
-def test_doctests_of_pages_pass(page: Path) -> None:
+def test_doctests_in_pages_pass(page: Path) -> None:
     failed, tried = doctest.testfile(str(ROOT / page), module_relative=False, encoding="utf-8")
 
     assert tried > 0
@@ -65,7 +65,7 @@ def test_doctests_of_pages_pass(page: Path) -> None:
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_doctests_of_docstrings_pass(module: str) -> None:
+def test_doctests_in_docstrings_pass(module: str) -> None:
     failed, tried = doctest.testmod(import_module(module))
 
     assert tried > 0
@@ -77,7 +77,7 @@ def test_doctests_of_docstrings_pass(module: str) -> None:
 @pytest.mark.parametrize(
     ("page", "actions"), [("docs/getting-started.md", ["remove", "disable", "register"]), ("README.md", [])]
 )
-def test_python_of_the_first_pages_runs(page: str, actions: list[str], folder: Path) -> None:
+def test_python_code_on_the_first_pages_runs(page: str, actions: list[str], folder: Path) -> None:
     (block,) = [block for block in find_code_blocks(Path(page), "python") if not block.startswith(">>>")]
 
     with Server(folder) as server:
@@ -95,7 +95,7 @@ def iterate_commands(block: str) -> Iterator[tuple[str, str]]:
             yield line.partition("  # ")[0], lines[number + 1].removeprefix("# ")
 
 
-def test_curl_commands_of_the_readme_return_its_responses(folder: Path) -> None:
+def test_readme_curl_commands_return_the_shown_responses(folder: Path) -> None:
     token = ""
     with Server(folder) as server:
         responses = []
@@ -139,7 +139,7 @@ def test_pages_mention_all_commands_and_no_others() -> None:
     assert {name for name in commands if len(name) == 2 or name[0] in {"serve", "doctor"}} <= find_mentioned_commands()
 
 
-def test_commands_of_the_production_guide_work(folder: Path) -> None:
+def test_commands_in_the_production_guide_work(folder: Path) -> None:
     (block,) = find_code_blocks(Path("docs/production.md"), "sh")
     *steps, _serve = block.replace(
         "postgresql://mlapi:…@db.example.com/mlapi", f"sqlite:///{folder}/mlapi.db"
@@ -158,7 +158,7 @@ def test_commands_of_the_production_guide_work(folder: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs the sqlite3 command")
-def test_commands_of_the_backup_guide_work(folder: Path) -> None:
+def test_commands_in_the_backup_guide_work(folder: Path) -> None:
     back_up, check, restore = find_code_blocks(Path("docs/backup.md"), "sh")
     environ = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     credentials = {"username": ADA["username"], "password": ADA["password"]}

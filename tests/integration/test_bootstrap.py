@@ -41,7 +41,7 @@ def to_text(url: URL) -> str:
     return url.render_as_string(hide_password=False)
 
 
-def test_first_start_creates_database_and_secrets_in_one_folder(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_first_startup_creates_database_and_secrets_together(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     register_ada({})
 
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
@@ -49,13 +49,13 @@ def test_first_start_creates_database_and_secrets_in_one_folder(folder: Path, ca
     assert f"generated a key and a salt in {folder}/secrets.yml" in caplog.text
 
 
-def test_first_start_has_no_users_and_no_admin_token(folder: Path) -> None:
+def test_first_startup_creates_no_users_and_no_admin_token(folder: Path) -> None:
     with open_service(load_settings()) as service:
         assert service.users.list_page() == []
         assert service.settings.secrets.admin_token is None
 
 
-def test_second_start_uses_the_same_users_and_secrets(folder: Path) -> None:
+def test_second_startup_uses_the_same_users_and_secrets(folder: Path) -> None:
     register_ada({})
     secrets = (folder / "secrets.yml").read_text()
 
@@ -83,7 +83,7 @@ def test_lost_secrets_are_not_regenerated(folder: Path) -> None:
     assert not (folder / "secrets.yml").exists()
 
 
-def test_database_made_by_upgrade_gets_secrets_at_first_start(folder: Path) -> None:
+def test_first_startup_after_db_upgrade_creates_secrets(folder: Path) -> None:
     CliRunner().invoke(main, ["db", "upgrade"], catch_exceptions=False)
 
     register_ada({})
@@ -100,7 +100,7 @@ def test_wrong_key_or_salt_is_rejected(wrong: dict[str, str], url: URL) -> None:
         register_ada({**environ, **wrong})
 
 
-def test_scheme_can_change_and_reversible_scheme_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+def test_changing_to_a_reversible_scheme_works_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     register_ada(SECRETS)
     assert "fernet" not in caplog.text
 
@@ -114,7 +114,7 @@ def test_scheme_can_change_and_reversible_scheme_is_warned_about(caplog: pytest.
     assert "anyone with the key can decrypt every password" in caplog.text
 
 
-def test_connection_block_of_the_legacy_app_works(postgres: PostgresServer, postgres_url: URL, folder: Path) -> None:
+def test_legacy_connection_block_works(postgres: PostgresServer, postgres_url: URL, folder: Path) -> None:
     Path("config.yml").write_text(
         f"secrets: {{key: {KEY}, salt: {SALT}}}\n"
         f"connection: {{username: mlapi, password: '{postgres_url.password}', host: 127.0.0.1,"
@@ -127,7 +127,7 @@ def test_connection_block_of_the_legacy_app_works(postgres: PostgresServer, post
     assert postgres.execute("SELECT username FROM users", str(postgres_url.database)) == [("ada",)]
 
 
-def test_secrets_for_postgresql_are_in_the_working_folder(folder: Path, postgres_url: URL) -> None:
+def test_secrets_for_postgresql_are_in_the_working_directory(folder: Path, postgres_url: URL) -> None:
     register_ada({"MLAPI_DATABASE__URL": to_text(postgres_url)})
 
     assert [path.name for path in folder.iterdir()] == ["secrets.yml"]
@@ -167,7 +167,7 @@ def test_minimum_password_length_is_configurable(profile: dict[str, str], min_le
         users.register(username="ada", password="x4Kp9zLw2Qvq", email="ada@example.com")
 
 
-def test_start_succeeds_while_the_database_is_unavailable(
+def test_startup_succeeds_while_the_database_is_unavailable(
     postgres: PostgresServer, postgres_url: URL, caplog: pytest.LogCaptureFixture
 ) -> None:
     environ = {"MLAPI_DATABASE__URL": to_text(postgres_url)}
@@ -189,7 +189,7 @@ def _ensure_running(postgres: PostgresServer) -> None:
         postgres.start()
 
 
-def test_open_database_gives_an_engine_for_reading_tables() -> None:
+def test_open_database_provides_an_engine_for_reading_tables() -> None:
     register_ada({})
     database = open_database(load_settings(environ={}))
 

@@ -69,7 +69,7 @@ def test_added_user_can_log_in() -> None:
     assert can_log_in("ada", PASSWORD)
 
 
-def test_password_from_stdin_keeps_spaces_but_not_the_line_end() -> None:
+def test_password_from_stdin_keeps_spaces_but_not_the_newline() -> None:
     mlapi("users", "add", "ada", "ada@example.com", stdin="  spaces  \r\nanother line\n")
 
     assert can_log_in("ada", "  spaces  ")
@@ -98,7 +98,7 @@ def list_users(*options: str) -> list[str]:
     return mlapi("users", "list", "--json", *options).stdout.splitlines()
 
 
-def test_list_of_users_is_paged_and_filtered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_user_list_is_paginated_and_filtered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(users_command, "_PAGE_SIZE", 2)
     for name in ("ada", "bob", "Adam"):
         add_user(name)
@@ -128,7 +128,7 @@ def test_show_finds_a_user_by_name_and_by_id() -> None:
     assert json.loads(by_name.stdout) == json.loads(by_id.stdout) == user
 
 
-def test_user_is_disabled_enabled_and_removed() -> None:
+def test_user_can_be_disabled_enabled_and_removed() -> None:
     add_user("ada")
 
     lines = [mlapi("users", command, "ada").stdout for command in ("disable", "enable", "remove")]

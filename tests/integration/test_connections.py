@@ -305,7 +305,7 @@ def test_endless_request_headers_are_cut_off(strict_server: ServerThread) -> Non
     connection.close()
 
 
-def test_request_headers_that_are_too_large_get_431(server: ServerThread) -> None:
+def test_oversized_request_headers_get_431(server: ServerThread) -> None:
     connection = server.connect(b"GET /health/live HTTP/1.1\r\nX-Filler: " + b"x" * (MAX_HEAD_BYTES - 1_000))
     time.sleep(0.1)
 
@@ -333,7 +333,7 @@ def test_header_limit_applies_to_each_request(server: ServerThread) -> None:
 # --- draining
 
 
-def test_draining_worker_serves_a_last_request_per_connection(server: ServerThread) -> None:
+def test_draining_worker_serves_one_last_request_per_connection(server: ServerThread) -> None:
     used, fresh = server.connect(LIVE), server.connect()
     read_response(used)
     server.wait_for(Phase.IDLE, Phase.HEAD)
@@ -456,7 +456,7 @@ def test_invalid_settings_are_reported_in_one_line(
     assert capsys.readouterr().err.startswith("mlapi: profile: ")
 
 
-def test_maximum_of_connections_fits_the_open_file_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_maximum_connections_respect_the_open_file_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     requested: list[tuple[int, int]] = []
     limits = (256, 4096)
     monkeypatch.setattr(resource, "getrlimit", lambda _which: limits)

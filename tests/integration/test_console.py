@@ -175,7 +175,7 @@ def test_remote_client_is_rejected_without_an_admin_token(
     assert all_rows(users) == before
 
 
-def test_locked_mode_rejects_this_machine_too(users: Users) -> None:
+def test_locked_mode_rejects_local_clients_too(users: Users) -> None:
     with asgi_client(create_app(users, LOCKED_MODE)) as client:
         assert open_page(client).response.status_code == 403
 
@@ -188,7 +188,7 @@ def test_paths_outside_the_console_need_the_admin_token(users: Users, ada: User)
     assert statuses == [401] * 4
 
 
-def test_admin_token_logs_in(remote: TestClient, ada: User) -> None:
+def test_login_with_the_admin_token_succeeds(remote: TestClient, ada: User) -> None:
     page = log_in(remote)
 
     assert page.response.url.path == CONSOLE_PATH
@@ -224,7 +224,7 @@ def test_cookie_is_secure_behind_a_trusted_tls_proxy(users: Users) -> None:
     assert (untrusted_cookie.startswith("mlapi_session="), untrusted_cookie.endswith("; Secure")) == (True, False)
 
 
-def test_pages_have_a_logout_and_hide_typed_secrets(remote: TestClient, ada: User) -> None:
+def test_pages_have_a_logout_button_and_hide_typed_secrets(remote: TestClient, ada: User) -> None:
     login_page = open_page(remote)
     log_in(remote)
     paths = ["", "/activity", "/users/new", f"/users/{ada.id}", f"/users/{ada.id}/remove", "/none"]
@@ -265,7 +265,7 @@ def test_wrong_token_is_rejected_and_logged_without_it(remote: TestClient, caplo
     assert "set-cookie" not in page.response.headers
 
 
-def test_eleventh_attempt_of_an_address_is_rejected(users: Users) -> None:
+def test_eleventh_attempt_from_an_address_is_rejected(users: Users) -> None:
     app = create_app(users, TOKEN_MODE)
     client = remote_client(app)
     page = open_page(client)
@@ -333,7 +333,7 @@ def test_page_view_renews_a_session_before_its_idle_timeout(users: Users, remote
     assert [list(response.cookies) for response in (responses[0], responses[2])] == [[], []]
 
 
-def test_forged_session_cookie_leads_to_the_login(users: Users, remote: TestClient) -> None:
+def test_forged_session_cookie_redirects_to_the_login(users: Users, remote: TestClient) -> None:
     log_in(remote)
     cookie = remote.cookies["__Secure-mlapi_session"]
     remote.cookies.clear()
@@ -360,7 +360,7 @@ def test_logout_redirects_to_the_login(remote: TestClient) -> None:
     assert open_page(remote).response.url.path == f"{CONSOLE_PATH}/log-in"
 
 
-def test_login_page_redirects_a_logged_in_manager(remote: TestClient) -> None:
+def test_login_page_redirects_a_logged_in_admin(remote: TestClient) -> None:
     log_in(remote)
 
     assert open_page(remote, "/log-in").response.url.path == CONSOLE_PATH
@@ -418,7 +418,7 @@ def test_form_sent_by_another_site_is_rejected(
     assert users.list_page() == [ada]
 
 
-def test_form_of_another_session_is_rejected(users: Users, ada: User) -> None:
+def test_form_from_another_session_is_rejected(users: Users, ada: User) -> None:
     app = create_app(users, TOKEN_MODE)
     first, second = remote_client(app), remote_client(app)
     form = log_in(first).follow("ada").follow("Remove user").form("Remove user")
@@ -455,7 +455,7 @@ def test_local_form_without_its_cookie_is_rejected(local: TestClient, users: Use
         {**SAME_ORIGIN, "sec-fetch-site": "same-site"},
     ],
 )
-def test_local_form_from_other_site_or_proxy_is_rejected(
+def test_local_form_from_another_site_or_a_proxy_is_rejected(
     local: TestClient, users: Users, ada: User, headers: dict[str, str]
 ) -> None:
     form = open_page(local, f"/users/{ada.id}/remove").form("Remove user")
@@ -504,14 +504,14 @@ def listed_names(page: Page) -> list[str]:
     )
 
 
-def test_empty_user_list_says_so(local: TestClient) -> None:
+def test_empty_user_list_shows_a_message(local: TestClient) -> None:
     page = open_page(local)
 
     assert "No users yet." in page.text
     assert "No users were registered or removed." in page.text
 
 
-def test_user_list_has_pages(local: TestClient, users: Users) -> None:
+def test_user_list_is_paginated(local: TestClient, users: Users) -> None:
     names = [user.username for user in register_users(users, 60)]
 
     first = open_page(local)
@@ -557,14 +557,14 @@ def test_unknown_and_empty_query_parameters_are_ignored(local: TestClient, ada: 
     assert listed_names(page) == ["ada"]
 
 
-def test_htmx_gets_the_list_without_the_chart(local: TestClient, ada: User) -> None:
+def test_htmx_request_gets_the_list_without_the_chart(local: TestClient, ada: User) -> None:
     page = Page(local, local.get(CONSOLE_PATH, headers={"hx-request": "true"}))
 
     assert listed_names(page) == ["ada"]
     assert page.of("figure") == []
 
 
-def test_chart_has_its_numbers_as_text(local: TestClient, users: Users) -> None:
+def test_chart_numbers_are_also_shown_as_text(local: TestClient, users: Users) -> None:
     register_users(users, 5)
     users.remove(user_id=UserId(1))
 
@@ -778,7 +778,7 @@ def test_api_key_of_another_user_is_not_found(local: TestClient, users: Users, a
     assert "This API key does not exist or was removed." in page.text
 
 
-def test_api_key_shows_its_use_and_expiration(local: TestClient, users: Users, ada: User) -> None:
+def test_api_key_shows_its_last_use_and_expiration(local: TestClient, users: Users, ada: User) -> None:
     later = datetime(2999, 1, 2, tzinfo=UTC)
     _key, secret = users.add_api_key(user_id=ada.id, name="job", expires=later)
     users.add_api_key(user_id=ada.id, name="idle")
@@ -806,7 +806,7 @@ def test_get_on_a_form_path_redirects_to_the_user(local: TestClient, ada: User, 
 
 
 @pytest.mark.parametrize("button", ["Disable", "Revoke tokens", "Set password", "Add API key"])
-def test_changing_a_removed_user_is_not_found(local: TestClient, users: Users, ada: User, button: str) -> None:
+def test_changing_a_removed_user_returns_404(local: TestClient, users: Users, ada: User, button: str) -> None:
     page = open_page(local, "/users/1")
     users.remove(user_id=ada.id)
 
@@ -844,7 +844,7 @@ def test_invalid_flash_message_is_not_shown(local: TestClient, cookie: str) -> N
 # --- the audit trail
 
 
-def test_activity_has_pages_with_newest_entries_first(local: TestClient, users: Users) -> None:
+def test_activity_is_paginated_with_newest_entries_first(local: TestClient, users: Users) -> None:
     register_users(users, 60)
     users.set_enabled(user_id=UserId(60), enabled=False)
 
@@ -885,7 +885,7 @@ def test_entry_without_a_user_is_shown(local: TestClient, users: Users) -> None:
     assert "Removed rejected: user not found – library" in open_page(local, "/activity").text
 
 
-def test_empty_activity_page_says_so(local: TestClient) -> None:
+def test_empty_activity_page_shows_a_message(local: TestClient) -> None:
     assert "No activity recorded." in open_page(local, "/activity").text
 
 
@@ -930,7 +930,7 @@ def all_pages(users: Users, local: TestClient) -> list[Page]:
     ]
 
 
-def test_names_are_escaped_in_every_page(all_pages: list[Page]) -> None:
+def test_names_are_escaped_on_every_page(all_pages: list[Page]) -> None:
     shown_as_text = [page for page in all_pages if HTML_NAME in page.text]
 
     assert len(shown_as_text) >= 5
@@ -983,7 +983,7 @@ def test_every_response_has_the_security_headers(local: TestClient, remote: Test
     assert [response.status_code for response in responses] == [200, 200, 404, 404, 422, 303, 404, 403, 303, 200]
 
 
-def test_wrong_method_is_reported_with_the_allowed_ones(local: TestClient) -> None:
+def test_wrong_method_error_lists_the_allowed_methods(local: TestClient) -> None:
     token = open_page(local, "/users/new").form("Add user").fields["csrf_token"]
 
     response = local.post(f"{CONSOLE_PATH}/activity", data={"csrf_token": token}, headers=SAME_ORIGIN)
@@ -1050,7 +1050,7 @@ def test_console_works_when_mounted_under_a_path(users: Users, ada: User) -> Non
     assert "Path=/my%20accounts/console;" in page.response.headers.get("set-cookie", "") or page.response.history
 
 
-def test_root_path_with_two_slashes_names_no_host(users: Users) -> None:
+def test_redirect_ignores_a_host_in_the_root_path(users: Users) -> None:
     client = TestClient(
         create_app(users), base_url=BASE, client=("127.0.0.1", 5), root_path="//evil.example", follow_redirects=False
     )
@@ -1096,7 +1096,7 @@ def test_configuration_error_is_hidden_from_the_page() -> None:
     assert "details that belong" not in page.response.text
 
 
-def test_internal_error_shows_a_page_and_is_raised() -> None:
+def test_internal_error_shows_an_error_page_and_is_raised() -> None:
     app = create_app(Users(BrokenRepository(), PlainCipher()))
     client = TestClient(app, base_url=BASE, client=("127.0.0.1", 5), raise_server_exceptions=False)
 

@@ -102,7 +102,7 @@ def test_docs_page_has_a_strict_content_security_policy(http: TestClient, base: 
     assert Page(response.text).inline == []
 
 
-def test_docs_page_and_script_name_no_other_host(http: TestClient, base: str) -> None:
+def test_docs_page_and_script_contain_no_external_urls(http: TestClient, base: str) -> None:
     script = http.get(list(assets(http, base))[-1]).text
 
     assert re.findall(r"https?:|//\w", http.get(f"{base}/docs").text + script) == []
@@ -139,7 +139,7 @@ def test_matching_etag_returns_304(http: TestClient, base: str, path: str) -> No
 
 
 @pytest.mark.parametrize("path", ["/docs", "/openapi.json"])
-def test_docs_answer_head_requests(http: TestClient, base: str, path: str) -> None:
+def test_docs_support_head_requests(http: TestClient, base: str, path: str) -> None:
     head, get = http.head(base + path), http.get(base + path)
 
     assert head.status_code == get.status_code == 200
@@ -188,7 +188,7 @@ def test_vendored_files_include_licence_and_notice() -> None:
     assert "SmartBear" in VENDORED.joinpath("NOTICE").read_text("utf-8")
 
 
-def test_openapi_description_names_no_host() -> None:
+def test_openapi_description_contains_no_host() -> None:
     assert json.loads(openapi())["servers"] == [{"url": ".", "description": "The server of this description."}]
     assert b"http:" not in openapi()
     assert b"https:" not in openapi()

@@ -51,7 +51,7 @@ def set_up(monkeypatch: pytest.MonkeyPatch, **environ: str) -> None:
         users.register(username="ada", password="difference engine", email="ada@example.com")
 
 
-def test_empty_folder_is_ok_and_stays_empty(folder: Path) -> None:
+def test_empty_folder_has_no_problems_and_stays_empty(folder: Path) -> None:
     result = doctor()
 
     assert result.exit_code == 0
@@ -60,7 +60,7 @@ def test_empty_folder_is_ok_and_stays_empty(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_healthy_service_is_ok(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_healthy_service_has_no_problems(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_up(monkeypatch, **PRODUCTION)
 
     result = doctor("--json")
@@ -71,7 +71,7 @@ def test_healthy_service_is_ok(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "c4n4ry" not in result.output
 
 
-def test_healthy_postgresql_is_ok(
+def test_healthy_postgresql_has_no_problems(
     postgres_database: Database, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     url = postgres_url.render_as_string(hide_password=False)
@@ -96,7 +96,7 @@ def test_healthy_postgresql_is_ok(
         ({"MLAPI_PROFILE": "production"}, "secrets", "secrets.admin_token is missing"),
     ],
 )
-def test_misconfiguration_is_a_problem(
+def test_misconfiguration_is_reported_as_a_problem(
     environ: dict[str, str], about: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     set_up(monkeypatch)
@@ -119,7 +119,9 @@ def test_misconfiguration_is_a_problem(
         ({"MLAPI_FROB": "1"}, "configuration"),
     ],
 )
-def test_risky_setting_is_a_warning(environ: dict[str, str], about: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_risky_setting_is_reported_as_a_warning(
+    environ: dict[str, str], about: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     set_up(monkeypatch, **PRODUCTION)
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
@@ -142,14 +144,14 @@ def test_world_readable_secrets_file_is_reported_once(folder: Path) -> None:
     assert len(problems) == 1
 
 
-def test_secrets_file_is_named(folder: Path) -> None:
+def test_path_of_the_secrets_file_is_shown(folder: Path) -> None:
     with open_users(load_settings()):
         pass
 
     assert ("secrets", f"key and salt are in {folder}/secrets.yml") in find_checks("ok")
 
 
-def test_outdated_schema_is_a_problem(
+def test_outdated_schema_is_reported_as_a_problem(
     postgres_database: Database, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     downgrade(postgres_database, "0001")
@@ -160,7 +162,7 @@ def test_outdated_schema_is_a_problem(
     assert find_checks("problem") == [("database", "the schema is outdated: run `mlapi db upgrade`")]
 
 
-def test_change_in_the_future_is_a_clock_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_change_in_the_future_is_reported_as_a_clock_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_up(monkeypatch)
     with Database(database_url(f"sqlite:///{folder}/mlapi.db")) as database, database.writing() as connection:
         connection.execute(update(users_table).values(updated_datetime=datetime.now(UTC) + timedelta(days=1)))
@@ -171,7 +173,7 @@ def test_change_in_the_future_is_a_clock_problem(folder: Path, monkeypatch: pyte
     assert message.endswith("set the clock")
 
 
-def test_clock_skew_is_a_problem(
+def test_clock_skew_is_reported_as_a_problem(
     postgres_database: Database, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real_clock = utc_now
@@ -187,7 +189,7 @@ def test_clock_skew_is_a_problem(
     assert message.startswith("this clock and the database's differ by 3600 s: synchronize both with NTP")
 
 
-def test_folder_that_is_not_writable_is_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_folder_is_reported_as_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_up(monkeypatch)
     monkeypatch.setattr("os.access", lambda *_arguments, **_options: False)  # root can write anywhere
 
@@ -196,13 +198,13 @@ def test_folder_that_is_not_writable_is_a_problem(folder: Path, monkeypatch: pyt
     ]
 
 
-def test_nearly_full_disk_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nearly_full_disk_is_reported_as_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _folder: SimpleNamespace(free=300 * 1024**2))
 
     assert [message[:12] for about, message in find_checks("warning") if about == "disk"] == ["0.3 GiB free"]
 
 
-def test_table_of_another_program_is_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_of_another_program_is_reported_as_a_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     with Database(database_url(f"sqlite:///{folder}/mlapi.db")) as database, database.writing() as connection:
@@ -213,7 +215,7 @@ def test_table_of_another_program_is_a_problem(folder: Path, monkeypatch: pytest
     ]
 
 
-def test_database_encoding_other_than_utf8_is_a_problem(
+def test_encoding_other_than_utf8_is_reported_as_a_problem(
     postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     postgres.execute("CREATE DATABASE doctor_latin1 TEMPLATE template0 ENCODING 'LATIN1'")
@@ -227,7 +229,7 @@ def test_database_encoding_other_than_utf8_is_a_problem(
     assert message.startswith("the database's encoding is LATIN1")
 
 
-def test_memory_storage_is_ok(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_storage_has_no_problems(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLAPI_DATABASE__URL", "memory://")
 
     assert find_checks("problem") == []

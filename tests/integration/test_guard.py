@@ -170,14 +170,14 @@ def test_disabled_user_gets_403(http: TestClient, tokens: TokenIssuer, users: Us
 
 
 @pytest.mark.parametrize("path", ["/health", "/docs/", "/docs/a/b"])
-def test_exempt_paths_are_open(http: TestClient, path: str) -> None:
+def test_exempt_paths_need_no_credential(http: TestClient, path: str) -> None:
     assert http.get(path).status_code == 200
 
 
 @pytest.mark.parametrize(
     "path", ["/", "/docs", "/docsearch", "/health/", "/healthy", "/Health", "/nothing", "//health"]
 )
-def test_all_other_paths_are_closed_even_unknown_ones(http: TestClient, path: str) -> None:
+def test_all_other_paths_need_a_credential_even_unknown_ones(http: TestClient, path: str) -> None:
     assert http.get(path).status_code == 401
 
 
@@ -206,12 +206,12 @@ def test_websocket_is_closed_before_it_is_accepted(http: TestClient) -> None:
     assert closed.value.code == 1008
 
 
-def test_websocket_of_a_user_is_accepted(http: TestClient, tokens: TokenIssuer, ada: User) -> None:
+def test_websocket_with_a_valid_token_is_accepted(http: TestClient, tokens: TokenIssuer, ada: User) -> None:
     with http.websocket_connect("/echo", headers=bearer(tokens.issue(ada).token)) as socket:
         assert socket.receive_text() == "ada"
 
 
-def test_unknown_scope_types_are_closed(users: Users, tokens: TokenIssuer) -> None:
+def test_unknown_scope_types_are_rejected(users: Users, tokens: TokenIssuer) -> None:
     reached = []
 
     async def reach(scope: Scope, _receive: Receive, _send: Send) -> None:
@@ -331,7 +331,7 @@ def guarded(app: ASGIApp) -> GuardMiddleware:
     return GuardMiddleware(app, Guard(InMemoryUserRepository(), InMemoryTokens()))
 
 
-def test_guarded_application_passes_the_check_of_routes(tmp_path: Path) -> None:
+def test_guarded_application_passes_the_route_check(tmp_path: Path) -> None:
     app = Starlette(
         routes=[
             *ROUTES,
@@ -362,7 +362,7 @@ def fails(_request: Request) -> JSONResponse:
         (Host("api.example.com", Starlette(routes=[Route("/", health, methods=["PATCH"])])), "PATCH /"),
     ],
 )
-def test_open_route_is_named(route: Route, names: str) -> None:
+def test_unguarded_route_is_named_in_the_error(route: Route, names: str) -> None:
     with pytest.raises(AssertionError) as raised:
         assert_all_routes_guarded(Starlette(routes=[route]))
 
@@ -401,7 +401,7 @@ def guard_of(database: Database) -> Callable[[TokenIssuer], Guard]:
     return lambda tokens: Guard(kind(database), tokens)
 
 
-def test_every_check_sees_all_changes_acknowledged_before(
+def test_checks_see_all_previously_acknowledged_changes(
     guard_of: Callable[[TokenIssuer], Guard], tokens: InMemoryTokens
 ) -> None:
     guard = guard_of(tokens)
@@ -471,7 +471,7 @@ def test_cancelled_check_does_not_affect_others(tokens: InMemoryTokens) -> None:
     ]
 
 
-def test_database_is_prepared_at_the_first_lookup(database: Database) -> None:
+def test_database_is_prepared_on_the_first_lookup(database: Database) -> None:
     prepared = []
     repository = prepare_on_first_use(SqlUserRepository(database), Preparation(lambda: prepared.append(True)))
 

@@ -67,7 +67,7 @@ class BrokenRepository(UnavailableRepository):
         raise ZeroDivisionError("unexpected")
 
 
-def test_app_from_config_opens_serves_and_closes(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_configured_app_starts_serves_and_stops(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
 
     with asgi_client(create_app()) as client:
@@ -132,7 +132,7 @@ def lifespan_messages() -> list[Message]:
     return sent
 
 
-def test_log_goes_to_stderr_unless_the_host_configures_it(capsys: pytest.CaptureFixture[str]) -> None:
+def test_logs_go_to_stderr_unless_logging_is_configured(capsys: pytest.CaptureFixture[str]) -> None:
     logger, root = logging.getLogger("mlapi"), logging.getLogger()
     root_handlers, root.handlers = root.handlers, []
     try:
@@ -155,7 +155,7 @@ def test_app_with_given_users_reads_and_writes_no_files(folder: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["config.yml"]
 
 
-def test_health_is_open_and_reports_the_database() -> None:
+def test_health_endpoints_are_open_and_report_the_database() -> None:
     remote = {"host": "example.com", "x-forwarded-for": "8.8.8.8"}
     client = asgi_client(create_app(Users(UnavailableRepository(), PlainCipher()), AdminPolicy(local=False)))
 
@@ -166,13 +166,13 @@ def test_health_is_open_and_reports_the_database() -> None:
     assert ready.headers["retry-after"] == "1"
 
 
-def test_unavailable_database_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+def test_unavailable_database_is_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
     asgi_client(create_app(Users(UnavailableRepository(), PlainCipher()))).delete("/remove-user/1")
 
     assert caplog.messages == ["DELETE /remove-user/1: the database is unavailable: simulated outage"]
 
 
-def test_unexpected_error_is_a_500_without_details() -> None:
+def test_unexpected_error_returns_500_without_details() -> None:
     app = create_app(Users(BrokenRepository(), PlainCipher()))
     client = TestClient(app, base_url="http://127.0.0.1:8001", client=("127.0.0.1", 5), raise_server_exceptions=False)
 
@@ -199,7 +199,7 @@ def test_websockets_are_rejected() -> None:
         pass
 
 
-def test_client_that_disconnects_while_sending_is_counted() -> None:
+def test_disconnect_while_sending_is_counted_as_status_499() -> None:
     app = create_app(Users(InMemoryUserRepository(), PlainCipher()))
     scope: Scope = {
         "type": "http",
@@ -286,7 +286,7 @@ def test_calls_that_time_out_in_the_queue_are_not_made() -> None:
     assert cipher.passwords == ["a", "d"]
 
 
-def test_calls_beyond_the_queue_are_rejected_immediately() -> None:
+def test_calls_are_rejected_immediately_when_the_queue_is_full() -> None:
     cipher = SlowCipher()
     threads = BoundedThreadPool(1, max_queued_per_thread=2, timeout_seconds=10)
 

@@ -126,7 +126,7 @@ def test_username_is_accepted_in_any_spelling(http: TestClient, ada: User, usern
         ("x" * 5000, "x"),
     ],
 )
-def test_failed_logins_look_alike_and_cost_one_comparison(
+def test_failed_logins_look_alike_and_compare_one_password(
     http: TestClient, cipher: CountingCipher, ada: User, username: str, password: str
 ) -> None:
     response = log_in(http, username, password)
@@ -136,7 +136,7 @@ def test_failed_logins_look_alike_and_cost_one_comparison(
     assert len(cipher.comparisons) == 1
 
 
-def test_disabled_user_is_told_only_with_correct_password(
+def test_disabled_is_reported_only_for_the_correct_password(
     http: TestClient, users: Users, cipher: CountingCipher, ada: User
 ) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
@@ -147,9 +147,7 @@ def test_disabled_user_is_told_only_with_correct_password(
     assert len(cipher.comparisons) == 2
 
 
-def test_logins_are_logged_without_the_typed_text(
-    http: TestClient, ada: User, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_login_log_lines_omit_the_submitted_text(http: TestClient, ada: User, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "mlapi")
 
     for username, password in [("ada", PASSWORD), ("ada", "c4n4ry"), ("c4n4ry", "x"), ("c4n4ry\r\nlog-in", "x")]:
@@ -218,7 +216,7 @@ def test_other_content_types_are_rejected(http: TestClient, media_type: str) -> 
     assert response.status_code == 415
 
 
-def test_wrong_method_lists_the_allowed_ones(http: TestClient) -> None:
+def test_wrong_method_response_lists_the_allowed_methods(http: TestClient) -> None:
     responses = {
         path: http.request(method, path).headers["allow"]
         for method, path in [
@@ -243,7 +241,7 @@ def test_wrong_method_lists_the_allowed_ones(http: TestClient) -> None:
     }
 
 
-def test_logins_need_the_database(access: Access) -> None:
+def test_logins_get_503_while_the_database_is_unavailable(access: Access) -> None:
     users = Users(UnavailableRepository(), PlainCipher())
     http = asgi_client(create_app(users))
 
@@ -362,7 +360,7 @@ def test_rejected_password_change_changes_nothing(
 
 
 @pytest.mark.parametrize(("method", "path"), [("PUT", "/users/me/password"), ("DELETE", "/users/me/tokens")])
-def test_own_account_needs_a_token_and_no_api_key(
+def test_own_account_operations_reject_api_keys(
     http: TestClient, users: Users, ada: User, method: str, path: str
 ) -> None:
     _, key = users.add_api_key(user_id=ada.id, name="job")
@@ -378,7 +376,7 @@ def test_own_account_needs_a_token_and_no_api_key(
     assert users.get(ada.id) == ada
 
 
-def test_user_revokes_their_own_tokens(http: TestClient, ada: User) -> None:
+def test_users_can_revoke_their_own_tokens(http: TestClient, ada: User) -> None:
     first, second = token(http), token(http)
 
     response = http.delete("/users/me/tokens", headers=bearer(first))
@@ -388,7 +386,7 @@ def test_user_revokes_their_own_tokens(http: TestClient, ada: User) -> None:
     assert log_in(http).status_code == 200
 
 
-def test_admin_revokes_tokens_and_sets_a_password(http: TestClient, ada: User) -> None:
+def test_admin_can_revoke_tokens_and_set_a_password(http: TestClient, ada: User) -> None:
     first = token(http)
     ended = http.delete(f"/users/{ada.id}/tokens")
     second = token(http)
@@ -469,7 +467,7 @@ def test_api_key_can_expire(http: TestClient, users: Users, ada: User) -> None:
         ({"name": "x", "scope": "all"}, "body", "must contain only name, expires_at"),
     ],
 )
-def test_invalid_api_key_request_names_the_field(
+def test_invalid_api_key_request_error_names_the_field(
     users: Users, ada: User, body: object, field: str, message: str
 ) -> None:
     http = asgi_client(create_app(users))
@@ -633,14 +631,14 @@ def test_users_are_filtered_by_state_and_text(
         ("&".join(f"q{number}=" for number in range(50)), "query"),
     ],
 )
-def test_invalid_query_names_the_parameter(http: TestClient, query: str, field: str) -> None:
+def test_invalid_query_error_names_the_parameter(http: TestClient, query: str, field: str) -> None:
     response = http.get(f"/users?{query}")
 
     assert response.status_code == 422
     assert [error["field"] for error in response.json()["errors"]] == [field]
 
 
-def test_user_is_read_by_id_and_by_their_own_token(http: TestClient, users: Users, ada: User) -> None:
+def test_user_can_be_read_by_id_or_with_their_own_token(http: TestClient, users: Users, ada: User) -> None:
     _, key = users.add_api_key(user_id=ada.id, name="job")
 
     by_id = http.get(f"/users/{ada.id}")
@@ -652,7 +650,7 @@ def test_user_is_read_by_id_and_by_their_own_token(http: TestClient, users: User
 
 
 @pytest.mark.parametrize("path", ["/users", "/users/1"])
-def test_only_admins_read_users(users: Users, access: Access, ada: User, path: str) -> None:
+def test_only_admins_can_read_users(users: Users, access: Access, ada: User, path: str) -> None:
     http = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN), access))
 
     headers = [{}, bearer(token(http)), bearer(ADMIN_TOKEN)]
@@ -682,7 +680,7 @@ def test_get_requests_change_nothing(http: TestClient, users: Users, ada: User) 
 @pytest.mark.parametrize(
     "extra", [{"id": 1}, {"enabled": False}, {"user_id": 7}, {"token_epoch": "0"}, {"is_admin": 1}]
 )
-def test_unknown_fields_of_a_registration_are_rejected(
+def test_unknown_fields_in_a_registration_are_rejected(
     http: TestClient, users: Users, extra: dict[str, object]
 ) -> None:
     body = {"username": "mallory", "password": PASSWORD, "email": "mallory@example.com", **extra}

@@ -158,7 +158,7 @@ def test_invalid_secrets_keep_the_previous_ones(checked_at_every_use: None, capl
     ]
 
 
-def test_invalid_secrets_are_rejected_at_start() -> None:
+def test_invalid_secrets_are_rejected_at_startup() -> None:
     secrets = Secrets("wrong")
 
     with pytest.raises(ConfigurationError) as error_info:
@@ -254,7 +254,9 @@ def test_removed_key_decrypts_no_passwords(monkeypatch: pytest.MonkeyPatch, capl
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(FernetCipher, False), (HashingFernetCipher, True)])
-def test_cost_is_that_of_the_current_cipher(kind: Callable[[list[str], str], PasswordCipher], expected: bool) -> None:
+def test_reloading_cipher_has_the_cost_of_the_current_cipher(
+    kind: Callable[[list[str], str], PasswordCipher], expected: bool
+) -> None:
     cipher = ReloadingCipher(Reloader(lambda: kind([KEY], SALT), lambda: "the same"))
 
     assert is_costly(cipher) is expected
@@ -332,7 +334,7 @@ def test_tokens_stay_valid_while_the_secrets_are_invalid(
 # --- the secrets file
 
 
-def test_replaced_file_is_noticed_at_the_first_rejection(tmp_path: Path, without_regular_checks: None) -> None:
+def test_replaced_file_is_detected_at_the_first_rejection(tmp_path: Path, without_regular_checks: None) -> None:
     file = tmp_path / "keys"
     file.write_text(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(lambda: make_issuer(file.read_text().split()), lambda: file_signature(file)))

@@ -56,7 +56,7 @@ def secrets(folder: Path, name: str) -> list[str]:
     return value if isinstance(value, list) else [value]
 
 
-def test_rotation_puts_every_password_under_the_new_first_key(folder: Path, settings: Settings) -> None:
+def test_rotation_reencrypts_every_password_with_the_new_key(folder: Path, settings: Settings) -> None:
     with open_service(settings) as service:
         register(service.users, 7)
         before = stored_values(service.users)
@@ -94,7 +94,7 @@ def test_interrupted_rotation_resumes_without_another_key(folder: Path, settings
     assert secrets(folder, "key") == interrupted[:1]
 
 
-def test_key_of_a_database_without_users_is_rotated(folder: Path) -> None:
+def test_key_can_be_rotated_without_users(folder: Path) -> None:
     results = [mlapi("keys", "rotate"), mlapi("keys", "prune"), mlapi("keys", "rotate")]
 
     assert [result.exit_code for result in results] == [0, 0, 0]
@@ -165,7 +165,7 @@ def test_undecryptable_password_leaves_rotation_unfinished(folder: Path, setting
     assert len(secrets(folder, "key")) == 2
 
 
-def test_former_salt_is_kept_until_every_user_has_logged_in(folder: Path, settings: Settings) -> None:
+def test_old_salt_is_kept_until_every_user_has_logged_in(folder: Path, settings: Settings) -> None:
     with open_service(settings) as service:
         register(service.users, 2)
         older = secrets(folder, "salt")
@@ -185,7 +185,7 @@ def test_former_salt_is_kept_until_every_user_has_logged_in(folder: Path, settin
         assert service.access.authenticator.log_in(username="user1", password="password 1").expires_in == 3600
 
 
-def test_former_token_key_verifies_until_it_is_pruned(folder: Path, settings: Settings) -> None:
+def test_old_token_key_verifies_tokens_until_it_is_pruned(folder: Path, settings: Settings) -> None:
     with open_service(settings) as service:
         register(service.users, 1)
         former = service.access.authenticator.log_in(username="user0", password="password 0").token
@@ -220,7 +220,7 @@ def test_secrets_configured_elsewhere_are_not_rotated(
     assert not (folder / "secrets.yml").exists()
 
 
-def test_key_put_first_by_hand_is_used_as_the_new_key(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_key_prepended_by_hand_is_used_as_the_new_key(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("MLAPI_SECRETS__KEY", OLDER_KEY)
     monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
     with open_service(load_settings()) as service:

@@ -17,7 +17,7 @@ from mlapi.testing.samples import registered
 Open = Callable[[URL], Database]
 
 
-def test_first_key_is_remembered_and_others_are_refused(database: Database) -> None:
+def test_first_key_is_remembered_and_others_are_rejected(database: Database) -> None:
     storage = SqlStorage(database)
     check_key(storage, ["first", "older"])
 
@@ -27,7 +27,7 @@ def test_first_key_is_remembered_and_others_are_refused(database: Database) -> N
         check_key(storage, ["older"])
 
 
-def test_processes_that_bring_a_first_key_agree_on_one(database: Database, open_database: Open) -> None:
+def test_concurrent_processes_agree_on_the_first_key(database: Database, open_database: Open) -> None:
     rivals = [SqlStorage(open_database(database.engine.url)) for _ in range(8)]
 
     def is_accepted(number: int) -> bool:
@@ -72,7 +72,7 @@ def test_preparation_is_retried_until_it_succeeds() -> None:
     assert (before, preparation.is_done, action.runs) == (False, True, 3)
 
 
-def test_threads_run_a_preparation_once() -> None:
+def test_concurrent_threads_run_a_preparation_once() -> None:
     runs: list[int] = []
     started, released = threading.Event(), threading.Event()
 
@@ -134,7 +134,7 @@ def test_repository_is_prepared_before_its_first_use() -> None:
     assert repository.find_principals_nowait([ada.id]) == [ada]
 
 
-def test_repository_that_waits_for_its_database_still_does() -> None:
+def test_repository_without_nonblocking_lookup_gets_none() -> None:
     inner = PreparedRepository(InMemoryUserRepository(), Preparation(lambda: None))
 
     repository = prepare_on_first_use(inner, Preparation(lambda: None))

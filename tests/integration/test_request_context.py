@@ -163,7 +163,7 @@ def test_audit_trail_has_actor_action_user_and_request(http: TestClient) -> None
     assert "ada" not in json.dumps(audit_entries)
 
 
-def test_users_are_actors_by_their_id_in_the_audit_trail(http: TestClient) -> None:
+def test_audit_trail_identifies_users_by_id(http: TestClient) -> None:
     http.post("/register-user", json=ADA)
     token = http.post("/token", json={"username": "ada", "password": ADA["password"]}).json()["token"]
     with_token = {"Authorization": f"Bearer {token}"}
@@ -178,7 +178,7 @@ def test_users_are_actors_by_their_id_in_the_audit_trail(http: TestClient) -> No
     ]
 
 
-def test_client_with_the_admin_token_is_actor_admin(users: Users) -> None:
+def test_client_with_the_admin_token_is_recorded_as_admin(users: Users) -> None:
     http = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN, registration_open=False)))
     http.headers |= ADMIN
 
@@ -197,7 +197,7 @@ def test_client_with_the_admin_token_is_actor_admin(users: Users) -> None:
     ]
 
 
-def test_audit_trail_has_pages_and_a_filter_by_user(http: TestClient) -> None:
+def test_audit_trail_is_paginated_and_filtered_by_user(http: TestClient) -> None:
     for name in ("ada", "bob", "eve"):
         http.post("/register-user", json={**ADA, "username": name})
 
@@ -214,7 +214,7 @@ def test_invalid_audit_query_is_rejected(http: TestClient, query: str) -> None:
     assert http.get(f"/audit{query}").status_code == 422
 
 
-def test_only_admins_read_the_audit_trail(users: Users) -> None:
+def test_only_admins_can_read_the_audit_trail(users: Users) -> None:
     http = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN)))
 
     assert http.get("/audit").status_code == 401
@@ -258,7 +258,7 @@ def test_unknown_methods_and_paths_create_no_metrics(http: TestClient) -> None:
     ]
 
 
-def test_metrics_tell_the_methods_of_a_path_apart(http: TestClient) -> None:
+def test_metrics_distinguish_the_methods_of_a_path(http: TestClient) -> None:
     http.get("/users/1/keys")
 
     assert 'endpoint="api_keys",method="GET",status="404"' in http.get("/metrics").text
@@ -272,7 +272,7 @@ def test_metrics_need_admin_access_unless_they_are_open(users: Users) -> None:
     assert closed.get("/metrics", headers=ADMIN).status_code == 200
 
 
-def test_metrics_of_several_processes_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: Users) -> None:
+def test_multiprocess_metrics_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: Users) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))  # tests/e2e checks that they add up
     http = asgi_client(create_app(users))
 
@@ -314,7 +314,7 @@ def test_json_line_has_the_request_id_and_the_exception() -> None:
     assert line["exception"].endswith("ZeroDivisionError")
 
 
-def test_json_line_of_the_access_log_has_separate_fields() -> None:
+def test_json_access_log_line_has_separate_fields() -> None:
     access = record('%s - "%s %s HTTP/%s" %d', "127.0.0.1:5", "GET", "/users", "1.1", 200, name="uvicorn.access")
 
     line = json.loads(JsonFormatter().format(access))
@@ -336,7 +336,7 @@ def loggers() -> Iterator[dict[str, logging.Handler]]:
         logging.getLogger(name).handlers[:] = original_handlers
 
 
-def test_json_format_also_applies_to_lines_of_uvicorn(loggers: dict[str, logging.Handler]) -> None:
+def test_json_format_also_applies_to_uvicorn(loggers: dict[str, logging.Handler]) -> None:
     log_to_stderr("text")
     as_text = {name: type(handler.formatter).__name__ for name, handler in loggers.items()}
     log_to_stderr("json")
@@ -359,7 +359,7 @@ def test_text_line_ends_with_the_request_id(loggers: dict[str, logging.Handler])
     assert (outside, inside) == ("WARNING:     unavailable", "WARNING:     unavailable [request-7]")
 
 
-def test_log_lines_know_the_id_of_their_request(caplog: pytest.LogCaptureFixture) -> None:
+def test_request_id_is_available_while_logging(caplog: pytest.LogCaptureFixture) -> None:
     ids: list[str | None] = []
 
     def remember_id(_record: logging.LogRecord) -> bool:

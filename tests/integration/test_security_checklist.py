@@ -71,7 +71,7 @@ def collect_test_names(file: str) -> frozenset[str]:
     return frozenset(function.name for function in functions if function.name.startswith("test_"))
 
 
-def test_standard_has_all_requirements() -> None:
+def test_standard_file_lists_all_requirements() -> None:
     assert Counter(STANDARD.values()) == {1: 70, 2: 183, 3: 92}
     assert {number.partition(".")[0] for number in STANDARD} == {str(chapter) for chapter in range(1, 18)}
 
@@ -93,7 +93,7 @@ def test_every_requirement_has_the_right_level() -> None:
 
 
 @pytest.mark.parametrize("row", MET, ids=lambda row: row[0])
-def test_tests_of_every_requirement_exist(row: list[str]) -> None:
+def test_every_requirement_names_existing_tests(row: list[str]) -> None:
     tests = row[3].split(", ")
 
     assert [test for test in tests if not re.fullmatch(r"`[\w/]+\.py::test_\w+`", test)] == []
@@ -163,13 +163,13 @@ def test_every_logger_is_documented() -> None:
     assert [name for name in used if f"`{name}`" not in find_section("## The log")] == []
 
 
-def test_times_to_fix_vulnerabilities_are_documented() -> None:
+def test_deadlines_for_fixing_vulnerabilities_are_documented() -> None:
     times = [row[1] for row in parse_rows(find_section("## Dependencies"))[1:]]
 
     assert times == ["7 days", "30 days", "90 days"]
 
 
-def test_links_of_the_security_page_resolve() -> None:
+def test_links_on_the_security_page_resolve() -> None:
     files = re.findall(r"\]\((?!https?:)([^)#]+)\)", PAGE)
     anchors = re.findall(r"\]\(#([^)]+)\)", PAGE)
     headings = {

@@ -186,7 +186,7 @@ def test_restart_is_abandoned_if_a_new_worker_cannot_start(
     assert "a new worker could not start (exit code 3); the current workers keep serving" in caplog.messages
 
 
-def test_start_of_a_replacement_is_retried(start_service: StartService) -> None:
+def test_starting_a_replacement_is_retried(start_service: StartService) -> None:
     service = start_service()
     wait_until(lambda: len(service.running) == 2)
     service.set_behavior("exit3")
@@ -211,7 +211,7 @@ def test_listener_of_a_killed_worker_stops_listening(start_service: StartService
     wait_until(lambda: all(map(is_listening, service.listeners)))
 
 
-def test_only_listener_keeps_its_backlog_for_the_next_worker(start_service: StartService) -> None:
+def test_single_listener_keeps_its_backlog_for_the_next_worker(start_service: StartService) -> None:
     service = start_service(1)
     wait_until(lambda: len(service.running) == 1)
     service.set_behavior("exit3")
@@ -224,7 +224,7 @@ def test_only_listener_keeps_its_backlog_for_the_next_worker(start_service: Star
         wait_until(lambda: len(service.running) == 1)
 
 
-def test_worker_that_drains_by_itself_is_replaced(start_service: StartService) -> None:
+def test_worker_that_receives_sigterm_is_replaced(start_service: StartService) -> None:
     service = start_service(2, behavior="busy")
     wait_until(lambda: all(map(is_listening, service.listeners)))
     leaving = service.pids[0]

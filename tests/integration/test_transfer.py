@@ -172,7 +172,7 @@ def test_users_with_imported_hashes_can_log_in(scheme: str, monkeypatch: pytest.
     assert not can_log_in("bob", "another")
 
 
-def test_log_in_replaces_an_imported_hash(
+def test_login_replaces_an_imported_hash(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", "argon2id")
@@ -264,7 +264,7 @@ TOO_LONG = b"x" * 10_000_000
     ],
     ids=["long", "latin", "open quote", "text after a quote", "cell missing", "cell too many"],
 )
-def test_malformed_csv_line_is_rejected_alone(line: bytes, message: str) -> None:
+def test_malformed_csv_line_does_not_affect_other_lines(line: bytes, message: str) -> None:
     text = (
         b"\xef\xbb\xbf" + HEADER.encode() + line + b"\n" + ADA.encode() + b'"bo,b",b@example.com,"a ""b"", c"\r\n\r\n'
     )
@@ -303,7 +303,7 @@ def test_malformed_csv_line_is_rejected_alone(line: bytes, message: str) -> None
     ],
     ids=["brackets", "list", "broken", "surrogate", "key twice", "no e-mail", "no password", "unknown", "long"],
 )
-def test_malformed_json_line_is_rejected_alone(line: str, message: str) -> None:
+def test_malformed_json_line_does_not_affect_other_lines(line: str, message: str) -> None:
     result = import_text(
         f'{line}\n{{"username": "\\"a\\"", "email": "a@example.com", "password": "x"}}\n', name="users.jsonl"
     )
@@ -351,7 +351,7 @@ def test_invalid_header_is_reported_in_one_line(header: str | bytes, line: str) 
     assert CANARY not in result.stderr
 
 
-def test_example_file_of_the_documentation_is_imported() -> None:
+def test_example_file_in_the_documentation_can_be_imported() -> None:
     page = Path(__file__).parents[2] / "docs" / "importing.md"
     (example,) = re.findall(r"```\n(username,.*?)```", page.read_text("utf-8"), re.DOTALL)
 
@@ -433,7 +433,7 @@ def test_unusable_files_are_reported_in_one_line(folder: Path, arguments: list[s
     assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
 
-def test_import_stopped_by_a_locked_database_can_be_continued(
+def test_import_stopped_by_a_locked_database_can_be_resumed(
     open_database: Callable[[URL], Database], sqlite_url: URL
 ) -> None:
     import_text(HEADER + ADA)
@@ -523,7 +523,7 @@ class NoRejects:
         raise AssertionError((row, errors))
 
 
-def test_slow_batch_is_stored_under_the_newest_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slow_batch_is_encrypted_with_the_newest_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Key rotation relies on passwords under the former key being stored within seconds."""
     monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 0.0)
     monkeypatch.setattr(user_import, "COMMIT_TIMEOUT_SECONDS", 1.0)

@@ -68,13 +68,13 @@ def test_settings_determine_the_mode(settings: Settings, mode: str) -> None:
 
 
 @pytest.mark.parametrize("is_open", [True, False], ids=["open", "closed"])
-def test_settings_open_or_close_registration(is_open: bool) -> None:
+def test_setting_opens_or_closes_registration(is_open: bool) -> None:
     policy = AdminPolicy.from_settings(Settings(registration=RegistrationSettings(open=is_open)))
 
     assert policy == AdminPolicy(registration_open=is_open, docs_open=True)
 
 
-def test_token_of_the_settings_is_checked() -> None:
+def test_configured_admin_token_is_used() -> None:
     expected = AdminPolicy(admin_token=TOKEN, docs_open=True)
     assert AdminPolicy.from_settings(Settings(secrets=SecretSettings(admin_token=TOKEN))) == expected
     assert AdminPolicy.from_settings(Settings(secrets=SecretSettings(admin_token="another"))) != TOKEN_MODE
@@ -102,7 +102,7 @@ def test_token_of_the_settings_is_checked() -> None:
         ),
     ],
 )
-def test_str_is_one_line_with_the_mode(policy: AdminPolicy, line: str) -> None:
+def test_str_describes_the_mode_in_one_line(policy: AdminPolicy, line: str) -> None:
     assert str(policy) == line
 
 
@@ -111,7 +111,7 @@ def test_repr_and_str_omit_the_token() -> None:
     assert TOKEN not in str(TOKEN_MODE)
 
 
-def test_repr_of_a_client_omits_the_headers() -> None:
+def test_client_repr_omits_the_headers() -> None:
     client = with_headers(LOCAL, ("authorization", f"Bearer {TOKEN}"))
 
     assert repr(client) == (
@@ -131,7 +131,7 @@ def test_repr_of_a_client_omits_the_headers() -> None:
     ],
 )
 @pytest.mark.parametrize("policy", [TOKEN_MODE, LOCAL_MODE, LOCKED], ids=["token", "local", "locked"])
-def test_open_paths_are_open_to_remote_clients(policy: AdminPolicy, path: str) -> None:
+def test_remote_clients_can_access_open_paths(policy: AdminPolicy, path: str) -> None:
     policy.check(attrs.evolve(REMOTE, path=path))
 
 
@@ -172,7 +172,7 @@ def test_open_paths_are_open_to_remote_clients(policy: AdminPolicy, path: str) -
         "/unknown",
     ],
 )
-def test_all_other_paths_are_closed_to_remote_clients(path: str) -> None:
+def test_remote_clients_cannot_access_other_paths(path: str) -> None:
     remote = attrs.evolve(REMOTE, path=path)
 
     with pytest.raises(AdminTokenRequiredError):
@@ -206,7 +206,7 @@ def test_closed_registration_accepts_admins() -> None:
 
 
 @pytest.mark.parametrize("path", ["/health/live", "/token", "/token_status/x"])
-def test_closing_registration_closes_no_other_path(path: str) -> None:
+def test_closed_registration_does_not_affect_other_paths(path: str) -> None:
     AdminPolicy(local=False, registration_open=False).check(attrs.evolve(REMOTE, path=path))
 
 
@@ -216,7 +216,7 @@ def test_docs_are_open_except_in_production() -> None:
 
 
 @pytest.mark.parametrize("path", ["/docs", "/docs/x/swagger-ui.css", "/openapi.json"])
-def test_open_docs_are_open_to_remote_clients(path: str) -> None:
+def test_remote_clients_can_read_open_docs(path: str) -> None:
     remote = attrs.evolve(REMOTE, path=path)
 
     AdminPolicy(admin_token=TOKEN, docs_open=True).check(remote)
@@ -225,7 +225,7 @@ def test_open_docs_are_open_to_remote_clients(path: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/docsx", "/Docs", "//docs", "/openapi.jsonx", "/openapi", "/x/docs", "/users"])
-def test_open_docs_open_no_other_path(path: str) -> None:
+def test_open_docs_do_not_affect_other_paths(path: str) -> None:
     with pytest.raises(AdminTokenRequiredError):
         AdminPolicy(admin_token=TOKEN, docs_open=True).check(attrs.evolve(REMOTE, path=path))
 
@@ -239,7 +239,7 @@ def test_token_grants_admin_access(client: Client, scheme: str) -> None:
     TOKEN_MODE.check(with_headers(client, ("authorization", f"{scheme} {TOKEN}")))
 
 
-def test_white_space_around_the_header_is_ignored() -> None:
+def test_white_space_around_the_header_value_is_ignored() -> None:
     TOKEN_MODE.check(with_headers(REMOTE, ("authorization", f" Bearer {TOKEN} \t")))
 
 
@@ -388,14 +388,14 @@ NOT_LOCAL_HOSTS = [
         ),
     ],
 )
-def test_any_sign_of_a_remote_client_is_enough_to_reject(client: Client) -> None:
+def test_any_sign_of_a_remote_client_denies_access(client: Client) -> None:
     with pytest.raises(AdminAccessDeniedError) as raised:
         LOCAL_MODE.check(client)
 
     assert str(raised.value) == LOCAL_MESSAGE
 
 
-def test_local_mode_accepts_no_token() -> None:
+def test_local_mode_does_not_accept_a_token() -> None:
     with pytest.raises(AdminAccessDeniedError):
         LOCAL_MODE.check(with_headers(REMOTE, ("authorization", f"Bearer {TOKEN}")))
 
@@ -408,7 +408,7 @@ def test_local_mode_accepts_no_token() -> None:
     [LOCAL, REMOTE, with_headers(LOCAL, ("authorization", f"Bearer {TOKEN}"))],
     ids=["local", "remote", "with a token"],
 )
-def test_locked_mode_rejects_all_and_names_the_setting(client: Client) -> None:
+def test_locked_mode_rejects_everyone_and_names_the_setting(client: Client) -> None:
     with pytest.raises(AdminAccessDeniedError) as raised:
         LOCKED.check(client)
 
@@ -481,7 +481,7 @@ def test_asgi_client_on_a_unix_socket_is_not_local() -> None:
         LOCAL_MODE.check(client)
 
 
-def test_asgi_headers_may_be_repeated() -> None:
+def test_repeated_asgi_headers_are_kept() -> None:
     client = Client.from_asgi(asgi(headers=[(b"x-real-ip", b"a"), (b"host", b"b"), (b"host", b"c")]))
 
     assert client.headers == encode_headers(("x-real-ip", "a"), ("host", "b"), ("host", "c"))
@@ -495,13 +495,13 @@ def test_token_with_non_ascii_bytes_is_rejected(value: bytes) -> None:
         TOKEN_MODE.check(client)
 
 
-def test_other_headers_may_have_non_ascii_bytes() -> None:
+def test_other_headers_may_contain_non_ascii_bytes() -> None:
     client = Client.from_asgi(asgi(headers=[(b"host", b"localhost"), (b"x-n\xe4me", b"\xff\xfe")]))
 
     LOCAL_MODE.check(client)
 
 
-def test_wsgi_headers_get_their_original_names() -> None:
+def test_original_names_of_wsgi_headers_are_restored() -> None:
     client = Client.from_wsgi(
         wsgi(HTTP_X_FORWARDED_FOR="203.0.113.9", CONTENT_TYPE="application/json", CONTENT_LENGTH="5")
     )
@@ -545,7 +545,7 @@ def forwarded(client: Client, *values: str) -> Client:
 
 @pytest.mark.parametrize("trusted", [[], TRUSTED], ids=["no proxies", "proxies"])
 @pytest.mark.parametrize("peer", ["203.0.113.9", "2001:db8::1", "10.0.0.1", "", "testclient"])
-def test_address_is_the_peer_without_forwarding_headers(peer: str, trusted: Sequence[Network]) -> None:
+def test_peer_is_the_client_without_forwarding_headers(peer: str, trusted: Sequence[Network]) -> None:
     client = with_headers(attrs.evolve(REMOTE, peer_address=peer), ("forwarded", "for=192.0.2.1"))
 
     assert client.resolve_address(trusted) == peer
@@ -557,7 +557,7 @@ def test_forwarding_headers_are_ignored_by_default(values: list[str]) -> None:
 
 
 @pytest.mark.parametrize("values", [["192.0.2.1"], ["192.0.2.1, 10.0.0.2"], ["nonsense"]])
-def test_forwarding_headers_of_untrusted_peers_are_ignored(values: list[str]) -> None:
+def test_forwarding_headers_from_untrusted_peers_are_ignored(values: list[str]) -> None:
     assert forwarded(REMOTE, *values).resolve_address(TRUSTED) == "203.0.113.9"
 
 
@@ -574,18 +574,18 @@ def test_forwarding_headers_of_untrusted_peers_are_ignored(values: list[str]) ->
         pytest.param("nonsense", ["nonsense"], id="no address"),
     ],
 )
-def test_peer_replaced_by_the_server_is_unknown(peer: str, values: list[str]) -> None:
+def test_address_is_unknown_if_the_server_replaced_the_peer(peer: str, values: list[str]) -> None:
     assert forwarded(attrs.evolve(REMOTE, peer_address=peer), *values).resolve_address() == "unknown"
 
 
-def test_replaced_peer_is_confirmed_by_trusted_proxies() -> None:
+def test_trusted_proxies_confirm_a_replaced_peer() -> None:
     client = attrs.evolve(REMOTE, peer_address="203.0.113.9")
 
     assert forwarded(client, "203.0.113.9").resolve_address(TRUSTED) == "203.0.113.9"
     assert forwarded(client, "192.0.2.1, 203.0.113.9, 10.0.0.2").resolve_address(TRUSTED) == "203.0.113.9"
 
 
-def test_peer_replaced_by_an_invalid_address_is_unknown() -> None:
+def test_invalid_replaced_peer_is_unknown() -> None:
     assert forwarded(attrs.evolve(REMOTE, peer_address="nonsense"), "nonsense").resolve_address(TRUSTED) == "unknown"
 
 
@@ -623,14 +623,14 @@ def test_trusted_proxy_forwards_the_address_of_its_client(proxy: str, values: li
     assert client.resolve_address(TRUSTED) == (proxy if address == "10.0.0.1" else address)
 
 
-def test_trusted_proxy_of_a_wsgi_server() -> None:
+def test_trusted_proxy_works_with_a_wsgi_server() -> None:
     client = Client.from_wsgi(wsgi(REMOTE_ADDR="10.0.0.1", HTTP_X_FORWARDED_FOR="192.0.2.1, 203.0.113.9,10.0.0.2"))
 
     assert client.resolve_address(TRUSTED) == "203.0.113.9"
 
 
 @pytest.mark.parametrize("values", [["203.0.113.9, 9.9.9.9"], ["203.0.113.9", "9.9.9.9"], ["9.9.9.9, 203.0.113.9, x"]])
-def test_client_that_forwards_its_own_address_is_unknown(values: list[str]) -> None:
+def test_client_forwarding_its_own_address_is_unknown(values: list[str]) -> None:
     client = forwarded(attrs.evolve(REMOTE, peer_address="203.0.113.9"), *values)
 
     assert client.resolve_address(TRUSTED) == "unknown"
@@ -646,7 +646,7 @@ def test_client_that_forwards_its_own_address_is_unknown(values: list[str]) -> N
         ("1.2.3.4", "1.2.3.4:80"),
     ],
 )
-def test_peer_that_occurs_in_an_entry_is_unknown(peer: str, entry: str) -> None:
+def test_peer_contained_in_a_forwarded_entry_is_unknown(peer: str, entry: str) -> None:
     assert forwarded(attrs.evolve(REMOTE, peer_address=peer), entry).resolve_address() == "unknown"
 
 
@@ -676,13 +676,13 @@ def test_forwarding_headers_without_a_peer_are_ignored() -> None:
 
 
 @pytest.mark.parametrize("values", [[], ["http"], ["HTTPS"], ["https, http"], ["https", "https"], ["ftp"]])
-def test_unclear_forwarded_scheme_is_ignored(values: list[str]) -> None:
+def test_ambiguous_forwarded_scheme_is_ignored(values: list[str]) -> None:
     client = with_headers(PROXY, *(("x-forwarded-proto", value) for value in values))
 
     assert client.with_forwarded_scheme(TRUSTED) == client
 
 
-def test_only_trusted_proxies_forward_the_scheme() -> None:
+def test_only_trusted_proxies_can_set_the_scheme() -> None:
     from_proxy, from_remote = (with_headers(client, ("x-forwarded-proto", "https")) for client in (PROXY, REMOTE))
 
     assert from_proxy.with_forwarded_scheme(TRUSTED) == attrs.evolve(from_proxy, scheme="https")

@@ -73,7 +73,7 @@ def test_empty_section_gives_the_defaults(tmp_path: Path, section: str) -> None:
     assert load(tmp_path, f"{section}:\n") == Settings()
 
 
-def test_config_yml_is_read_from_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_config_yml_is_read_from_the_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "registration: {open: false}")
 
@@ -174,7 +174,7 @@ def test_connection_can_be_set_in_the_environment(tmp_path: Path) -> None:
     )
 
 
-def test_config_blocks_of_the_legacy_app_are_accepted(tmp_path: Path) -> None:
+def test_legacy_config_blocks_are_accepted(tmp_path: Path) -> None:
     content = f"""
 secrets:
   key: {KEY}
@@ -224,11 +224,11 @@ def test_variable_fills_an_empty_section_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["false", "False", "0"])
-def test_flag_in_the_environment_is_a_word_or_a_digit(tmp_path: Path, value: str) -> None:
+def test_flag_variable_accepts_a_word_or_a_digit(tmp_path: Path, value: str) -> None:
     assert load(tmp_path, "", {"MLAPI_REGISTRATION__OPEN": value}).registration.open is False
 
 
-def test_variable_may_be_in_lower_case(tmp_path: Path) -> None:
+def test_variable_name_may_be_lowercase(tmp_path: Path) -> None:
     assert load(tmp_path, "", {"MLAPI_secrets__salt": SALT}).secrets.salt == (SALT,)
 
 
@@ -323,7 +323,7 @@ def test_mounted_file_overrides_the_config_file(tmp_path: Path) -> None:
     assert load(tmp_path, "secrets: {salt: other}", {"MLAPI_SECRETS__SALT_FILE": str(mounted)}).secrets.salt == (SALT,)
 
 
-def test_file_variable_may_be_in_lower_case(tmp_path: Path) -> None:
+def test_file_variable_name_may_be_lowercase(tmp_path: Path) -> None:
     mounted = write(tmp_path, SALT, name="salt")
 
     assert load(tmp_path, "", {"MLAPI_secrets__salt_file": str(mounted)}).secrets.salt == (SALT,)
@@ -376,7 +376,7 @@ def test_loading_does_not_change_the_environment(tmp_path: Path) -> None:
     assert environ == {"MLAPI_SECRETS__SALT": SALT, "MLAPI_SALT": "x"}
 
 
-def test_repr_of_settings_contains_no_secret() -> None:
+def test_settings_repr_contains_no_secrets() -> None:
     settings = Settings(
         database=DatabaseSettings(url=f"postgresql://a:{CANARY}@db.example/d"),
         connection=ConnectionSettings(username="mlapi", password=CANARY, database="users"),

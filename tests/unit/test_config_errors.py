@@ -145,7 +145,7 @@ def test_wrong_type_in_a_variable_is_rejected_with_its_path(tmp_path: Path, vari
     assert (path_in_error, separator) == (path, ": ")
 
 
-def test_variable_cannot_fill_a_section_that_is_text(tmp_path: Path) -> None:
+def test_variable_cannot_extend_a_section_that_is_text(tmp_path: Path) -> None:
     error = load_error(tmp_path, "secrets: text", {"MLAPI_SECRETS__SALT": SALT})
 
     assert error == f"FOLDER/config.yml: secrets {NOT_A_MAPPING}"
@@ -232,7 +232,7 @@ def test_missing_mounted_file_is_rejected(tmp_path: Path) -> None:
     ],
 )
 @pytest.mark.parametrize("name", ["key", "token_key"])
-def test_invalid_key_is_rejected_with_a_command_to_make_one(tmp_path: Path, name: str, key: str) -> None:
+def test_invalid_key_error_shows_how_to_generate_a_key(tmp_path: Path, name: str, key: str) -> None:
     error = load_error(tmp_path, f"secrets: {{{name}: ['{key}']}}")
 
     assert error.startswith(
@@ -240,7 +240,7 @@ def test_invalid_key_is_rejected_with_a_command_to_make_one(tmp_path: Path, name
     )
 
 
-def test_command_in_the_error_message_makes_a_valid_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_command_in_the_error_message_generates_a_valid_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = load_error(tmp_path, "secrets: {key: short}").partition("python -c '")[2].removesuffix("'`")
     exec(command, {})
     key = capsys.readouterr().out.strip()
@@ -249,7 +249,7 @@ def test_command_in_the_error_message_makes_a_valid_key(tmp_path: Path, capsys: 
 
 
 @pytest.mark.parametrize("name", ["key", "token_key"])
-def test_invalid_key_in_a_list_is_identified_by_its_number(tmp_path: Path, name: str) -> None:
+def test_invalid_key_in_a_list_is_identified_by_its_position(tmp_path: Path, name: str) -> None:
     error = load_error(tmp_path, f"secrets: {{{name}: [{KEY}, short]}}")
 
     assert error.startswith(f"secrets.{name} (number 2 of 2) is not a Fernet key")
@@ -272,19 +272,19 @@ def test_published_key_is_rejected(tmp_path: Path, name: str, profile: str, key:
 
 
 @pytest.mark.parametrize("name", ["key", "token_key"])
-def test_published_key_is_rejected_among_older_keys_too(tmp_path: Path, name: str) -> None:
+def test_published_key_is_rejected_in_a_list_too(tmp_path: Path, name: str) -> None:
     error = load_error(tmp_path, f"secrets: {{{name}: [{KEY}, '{PUBLISHED_KEY}']}}")
 
     assert error.startswith(f"secrets.{name} (number 2 of 2) is a published sample key")
 
 
 @pytest.mark.parametrize("token", ["s", "abc-._~+/09==", TOKEN])
-def test_admin_token_may_be_any_bearer_token(tmp_path: Path, token: str) -> None:
+def test_admin_token_may_contain_all_bearer_token_characters(tmp_path: Path, token: str) -> None:
     assert load(tmp_path, f"secrets: {{admin_token: '{token}'}}").secrets.admin_token == token
 
 
 @pytest.mark.parametrize("token", ["", "two words", "naïve", "=", "a=b", "semi;colon", "line\\n"])
-def test_admin_token_that_is_not_a_bearer_token_is_rejected(tmp_path: Path, token: str) -> None:
+def test_admin_token_with_invalid_characters_is_rejected(tmp_path: Path, token: str) -> None:
     assert load_error(tmp_path, f'secrets: {{admin_token: "{token}"}}') == (
         "secrets.admin_token must consist of letters, digits and - . _ ~ + / (RFC 6750)"
     )
@@ -304,7 +304,7 @@ def test_salt_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
         pytest.param("database: {url: 'postgresql://a:p@db.example/d'}", id="URL with a password"),
     ],
 )
-def test_world_readable_config_secrets_warn_in_development(
+def test_world_readable_secrets_are_a_warning_in_development(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
 ) -> None:
     file = write(tmp_path, content, mode=0o644)
@@ -319,7 +319,7 @@ def test_world_readable_config_secrets_warn_in_development(
     ]
 
 
-def test_world_readable_config_secrets_fail_in_production(tmp_path: Path) -> None:
+def test_world_readable_secrets_are_an_error_in_production(tmp_path: Path) -> None:
     file = write(tmp_path, "profile: production\nsecrets: {salt: x}", mode=0o644)
 
     with pytest.raises(ConfigurationError) as exc_info:
@@ -344,7 +344,7 @@ def test_private_or_secret_free_config_file_is_accepted(
     assert caplog.messages == []
 
 
-def test_secrets_in_variables_do_not_restrict_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_secrets_in_variables_do_not_restrict_the_file_mode(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_settings(write(tmp_path, "profile: production", mode=0o644), {"MLAPI_SECRETS__SALT": SALT})
 
     assert caplog.messages == []
@@ -373,11 +373,11 @@ def test_number_out_of_range_is_rejected(tmp_path: Path, content: str, error: st
 
 
 @pytest.mark.parametrize("minutes", [1, 1440])
-def test_token_lifetime_may_be_a_minute_to_a_day(tmp_path: Path, minutes: int) -> None:
+def test_token_lifetime_ranges_from_a_minute_to_a_day(tmp_path: Path, minutes: int) -> None:
     assert load(tmp_path, f"tokens: {{minutes: {minutes}}}").tokens == TokenSettings(minutes=minutes)
 
 
-def test_log_in_limit_may_be_one_attempt_per_minute(tmp_path: Path) -> None:
+def test_login_limit_may_be_one_attempt_per_minute(tmp_path: Path) -> None:
     content = "logins: {per_address: 1, per_name: 1, per_name_and_address: 1}"
 
     assert load(tmp_path, content).logins == LoginSettings(per_address=1, per_name=1, per_name_and_address=1)

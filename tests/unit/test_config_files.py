@@ -27,7 +27,7 @@ def test_access_by_other_accounts_is_detected(tmp_path: Path, mode: int, is_open
     assert (find_permission_error(write(tmp_path, "secret", name="secret", mode=mode)) is not None) is is_open
 
 
-def test_permission_error_contains_the_solution(tmp_path: Path) -> None:
+def test_permission_error_suggests_chmod(tmp_path: Path) -> None:
     file = write(tmp_path, "secret", name="secret", mode=0o644)
 
     assert (
@@ -35,7 +35,7 @@ def test_permission_error_contains_the_solution(tmp_path: Path) -> None:
     )
 
 
-def test_value_that_is_not_secret_may_be_world_readable(tmp_path: Path) -> None:
+def test_non_secret_value_may_be_world_readable(tmp_path: Path) -> None:
     file = write(tmp_path, "fernet", name="secret", mode=0o644)
 
     assert read_mounted_value(file, "MLAPI_PASSWORDS__SCHEME_FILE", is_secret=False) == "fernet"
@@ -63,7 +63,7 @@ def test_duplicate_yaml_key_is_rejected(tmp_path: Path) -> None:
         pytest.param("", "", id="empty"),
     ],
 )
-def test_secret_is_read_without_trailing_line_ends(tmp_path: Path, content: str, secret: str) -> None:
+def test_trailing_newlines_of_a_secret_are_removed(tmp_path: Path, content: str, secret: str) -> None:
     assert (
         read_mounted_value(write(tmp_path, content, name="secret"), "MLAPI_SECRETS__SALT_FILE", is_secret=True)
         == secret
@@ -77,7 +77,7 @@ def test_secret_is_read_through_a_symbolic_link(tmp_path: Path) -> None:
     assert read_mounted_value(link, "MLAPI_SECRETS__SALT_FILE", is_secret=True) == "secret"
 
 
-def test_missing_file_is_rejected_with_its_setting(tmp_path: Path) -> None:
+def test_missing_file_error_names_the_setting(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError) as exc_info:
         read_mounted_value(tmp_path / "missing", "MLAPI_SECRETS__SALT_FILE", is_secret=True)
 
@@ -98,7 +98,7 @@ def test_folder_instead_of_a_secret_is_rejected(tmp_path: Path, mode: int) -> No
     assert str(exc_info.value) == f"MLAPI_SECRETS__SALT_FILE: {folder} cannot be read: Is a directory"
 
 
-def test_secret_that_is_not_utf8_is_rejected_with_its_setting(tmp_path: Path) -> None:
+def test_non_utf8_secret_error_names_the_setting(tmp_path: Path) -> None:
     file = write(tmp_path, b"secret\xff", name="secret")
 
     with pytest.raises(ConfigurationError) as exc_info:
@@ -107,7 +107,7 @@ def test_secret_that_is_not_utf8_is_rejected_with_its_setting(tmp_path: Path) ->
     assert str(exc_info.value) == f"MLAPI_SECRETS__SALT_FILE: {file} is not UTF-8"
 
 
-def test_world_readable_secret_is_rejected_with_its_setting(tmp_path: Path) -> None:
+def test_world_readable_secret_error_names_the_setting(tmp_path: Path) -> None:
     file = write(tmp_path, "secret", name="secret", mode=0o644)
 
     with pytest.raises(ConfigurationError) as exc_info:

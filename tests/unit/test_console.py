@@ -32,7 +32,7 @@ def test_every_process_with_the_key_accepts_a_session() -> None:
     assert sessions(now=NOW + 60).load(cookie) == session
 
 
-def test_no_two_sessions_are_the_same() -> None:
+def test_every_session_is_unique() -> None:
     assert sessions().create() != sessions().create()
 
 
@@ -92,7 +92,7 @@ def encoded(content: bytes) -> str:
     return base64_encode(content).decode("ascii")
 
 
-def test_changed_session_cookie_is_rejected() -> None:
+def test_tampered_session_cookie_is_rejected() -> None:
     session, cookie = sessions().create()
     payload, timestamp, signature = cookie.split(".")
     later = encoded((NOW + 1).to_bytes(4))
@@ -130,7 +130,7 @@ def test_changed_session_cookie_is_rejected() -> None:
     assert {value: sessions().load(value) for value in changed} == dict.fromkeys(changed)
 
 
-def test_signatures_of_one_kind_are_rejected_as_another() -> None:
+def test_signature_for_one_purpose_is_invalid_for_another() -> None:
     session, cookie = sessions().create()
 
     assert session.csrf_token not in {cookie, cookie.rpartition(".")[2]}
@@ -173,7 +173,7 @@ def test_repr_of_a_session_hides_its_secrets() -> None:
 
 
 @pytest.mark.parametrize("caller", [LOCAL, REMOTE])
-def test_in_token_mode_check_page_accepts_every_client(caller: Client) -> None:
+def test_check_page_accepts_every_client_in_token_mode(caller: Client) -> None:
     TOKEN_MODE.check_page(caller)
 
 
@@ -238,12 +238,12 @@ def test_request_from_a_console_page_is_recognized(headers: list[tuple[str, str]
         attrs.evolve(with_headers(LOCAL, ("origin", "http://localhost:8001")), scheme="https"),
     ],
 )
-def test_other_requests_do_not_count_as_from_the_console(caller: Client) -> None:
+def test_other_requests_are_not_same_origin(caller: Client) -> None:
     assert not caller.is_same_origin
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_client_scheme_is_the_scheme_of_the_connection(scheme: str) -> None:
+def test_client_scheme_is_the_connection_scheme(scheme: str) -> None:
     asgi = Client.from_asgi({"path": "/", "http_version": "1.1", "headers": [], "scheme": scheme})
     wsgi = Client.from_wsgi({"SERVER_PROTOCOL": "HTTP/1.1", "wsgi.url_scheme": scheme})
 
@@ -264,13 +264,13 @@ TODAY = date(2026, 11, 24)
 NOON = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
 
-def test_chart_starts_at_midnight_utc_of_its_first_day() -> None:
+def test_chart_starts_at_midnight_utc_on_its_first_day() -> None:
     just_after = datetime(2026, 11, 25, 0, 30, tzinfo=timezone(timedelta(hours=1)))
 
     assert chart_start(NOON) == chart_start(just_after) == datetime(2026, 10, 26, tzinfo=UTC)
 
 
-def test_registrations_are_above_the_baseline_removals_below() -> None:
+def test_chart_shows_registrations_above_removals() -> None:
     counts = [
         DailyCount(TODAY, "register", 6),
         DailyCount(TODAY, "remove", 2),

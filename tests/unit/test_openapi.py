@@ -80,7 +80,7 @@ def test_every_component_is_referenced() -> None:
     assert unused == []
 
 
-def test_names_of_operations_are_unique() -> None:
+def test_operation_names_are_unique() -> None:
     assert len({operation.operation_id for operation in OPERATIONS}) == len(OPERATIONS)
     assert len({operation.name for operation in OPERATIONS}) == len(OPERATIONS)
 
@@ -101,7 +101,7 @@ def test_every_route_has_an_operation_and_vice_versa() -> None:
     assert described == {(operation.method, operation.openapi_path) for operation in OPERATIONS}
 
 
-def test_only_these_operations_need_no_admin_access() -> None:
+def test_only_listed_operations_need_no_admin_access() -> None:
     open_if = {operation.path: operation.callers.open_if for operation in OPERATIONS if operation.callers.open_if}
     open_paths = {operation.path for operation in OPERATIONS if not operation.callers.needs_admin}
 
@@ -119,7 +119,7 @@ def test_only_these_operations_need_no_admin_access() -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=operation_id)
-def test_operations_of_a_path_agree_on_admin_access(operation: Operation) -> None:
+def test_operations_on_a_path_agree_on_admin_access(operation: Operation) -> None:
     """`AdminPolicy` decides by path: an open operation must not open another method of its path."""
     same_path = [other for other in OPERATIONS if other.path == operation.path]
 
@@ -149,7 +149,7 @@ def test_path_patterns_match_the_paths_of_their_operation() -> None:
     assert not re.fullmatch(patterns["checkTokenInPath"], "/token_status")
 
 
-def test_endpoints_have_the_names_of_their_handlers() -> None:
+def test_endpoints_are_named_after_their_handlers() -> None:
     """Endpoint names are labels in the metrics, which dashboards of users refer to."""
     names = {(route.path, route.endpoint.name) for route in operation_routes() if isinstance(route.endpoint, Endpoint)}
 
@@ -182,20 +182,20 @@ def test_every_error_belongs_to_an_operation_and_has_an_example() -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=operation_id)
-def test_description_has_the_status_of_every_error(operation: Operation) -> None:
+def test_description_lists_the_status_of_every_error(operation: Operation) -> None:
     statuses = {ERRORS[error].status.value for error in operation.all_errors}
 
     expected = {*statuses, operation.success.status.value, 405, *([404] if operation.may_be_disabled else [])}
     assert set(description_of(operation)["responses"]) == {str(status) for status in expected}
 
 
-def test_description_has_every_query_parameter() -> None:
+def test_description_lists_every_query_parameter() -> None:
     queries = {operation.path: operation.query for operation in OPERATIONS if operation.query}
 
     assert queries == {"/users": tuple(USERS_PARAMETERS), "/audit": tuple(AUDIT_PARAMETERS)}
 
 
-def test_description_has_the_headers_that_clients_need() -> None:
+def test_description_lists_the_headers_that_clients_need() -> None:
     responses = DOCUMENT["paths"]["/token"]["post"]["responses"]
 
     headers = {
@@ -228,7 +228,7 @@ def test_registration_links_to_operations_on_the_new_user() -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=operation_id)
-def test_examples_of_bodies_match_their_schema(operation: Operation) -> None:
+def test_body_examples_match_their_schema(operation: Operation) -> None:
     invalid = [
         example
         for content in contents(operation)
@@ -240,7 +240,7 @@ def test_examples_of_bodies_match_their_schema(operation: Operation) -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=operation_id)
-def test_examples_of_parameters_match_their_schema(operation: Operation) -> None:
+def test_parameter_examples_match_their_schema(operation: Operation) -> None:
     parameters = [
         (parameter["example"], parameter["schema"])
         for parameter in description_of(operation)["parameters"]
@@ -251,7 +251,7 @@ def test_examples_of_parameters_match_their_schema(operation: Operation) -> None
 
 
 @pytest.mark.parametrize("schema", DOCUMENT["components"]["schemas"].values(), ids=DOCUMENT["components"]["schemas"])
-def test_examples_of_fields_match_their_schema(schema: dict[str, Any]) -> None:
+def test_field_examples_match_their_schema(schema: dict[str, Any]) -> None:
     invalid = [
         (name, example)
         for name, field in schema["properties"].items()
@@ -263,7 +263,7 @@ def test_examples_of_fields_match_their_schema(schema: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.response is not None], ids=operation_id)
-def test_response_type_is_the_type_of_the_response(operation: Operation) -> None:
+def test_declared_response_type_matches_the_response(operation: Operation) -> None:
     assert operation.response is not None
 
     decoded = msgspec.json.decode(operation.success.body, type=operation.response)
@@ -271,7 +271,7 @@ def test_response_type_is_the_type_of_the_response(operation: Operation) -> None
 
 
 @pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.request is not None], ids=operation_id)
-def test_request_made_of_the_examples_is_accepted(operation: Operation) -> None:
+def test_request_made_from_the_examples_is_accepted(operation: Operation) -> None:
     assert operation.request is not None
     fields = DOCUMENT["components"]["schemas"][operation.request.__name__]["properties"]
 

@@ -53,7 +53,7 @@ def test_package_is_marked_as_typed() -> None:
     assert importlib.resources.files("mlapi").joinpath("py.typed").is_file()
 
 
-def test_import_is_light_and_writes_nothing(tmp_path: Path) -> None:
+def test_import_loads_no_heavy_libraries_and_writes_no_files(tmp_path: Path) -> None:
     heavy = "alembic argon2 click cryptography jwt limits msgspec psycopg sqlalchemy starlette uvicorn yaml"
     code = f"import sys, mlapi; print(sorted(sys.modules.keys() & set('{heavy}'.split())))"
 

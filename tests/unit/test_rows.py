@@ -40,7 +40,7 @@ def from_text(column: Column[Any]) -> Any:
     return datetime.fromisoformat if isinstance(column.type, UtcDateTime) else None
 
 
-def test_columns_are_in_the_order_of_the_fields() -> None:
+def test_columns_follow_the_order_of_the_fields() -> None:
     assert [column.name for column in entity_columns(Account, accounts)] == ["id", "secret", "paid_until"]
 
 
@@ -57,7 +57,7 @@ def test_values_are_decoded_except_null() -> None:
     assert read((1, "stored", None)).paid_until is None
 
 
-def test_row_has_every_column_that_is_not_generated() -> None:
+def test_written_row_has_every_column_that_is_not_generated() -> None:
     @attrs.frozen(kw_only=True)
     class NewAccount:
         secret: EncryptedPassword
@@ -74,7 +74,7 @@ def test_row_has_every_column_that_is_not_generated() -> None:
     assert write(NewAccount(secret=secret, paid_until=None)) == [None, "stored", "computed"]
 
 
-def test_registered_user_is_the_user_that_is_read() -> None:
+def test_registered_user_survives_a_round_trip() -> None:
     command = Register(username="Ada", password=EncryptedPassword("stored"), email="ada@example.com", at=NOON)
     row = {"id": 7, **dict_writer(Register, users)(command)}
 
@@ -82,7 +82,7 @@ def test_registered_user_is_the_user_that_is_read() -> None:
     assert row_reader(User, users)([row.get(column.name) for column in USER_COLUMNS]) == command.as_user(row["id"])
 
 
-def test_column_without_an_attribute_is_left_to_the_database() -> None:
+def test_column_without_an_attribute_is_not_written() -> None:
     @attrs.frozen(kw_only=True)
     class Unpaid:
         secret: EncryptedPassword
@@ -94,7 +94,7 @@ def test_column_without_an_attribute_is_left_to_the_database() -> None:
     assert row.keys() == {column.name for column in inserted_columns(Unpaid, accounts)}
 
 
-def test_command_without_conditions_sets_the_columns_it_names() -> None:
+def test_unconditional_command_sets_the_columns_it_names() -> None:
     command = EndTokens(user_id=UserId(7), at=NOON, token_epoch="new")
     parameters: dict[str, ColumnElement[Any]] = {name: bindparam(name) for name in USER_UPDATES[EndTokens].parameters}
 

@@ -58,7 +58,7 @@ def test_settings_override_the_secrets_file(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_secrets_file_completes_partly_configured_secrets(
+def test_secrets_file_supplies_the_secrets_that_are_not_set(
     tmp_path: Path, configured: SecretSettings, expected: SecretSettings
 ) -> None:
     content = f"key: {KEY}\nsalt: '{SALT}'\ntoken_key: {TOKEN_KEY}\nadmin_token: {TOKEN}\n"
@@ -105,7 +105,7 @@ def test_older_keys_and_salts_in_the_secrets_file_are_read(tmp_path: Path) -> No
         ("production", "admin_token"),
     ],
 )
-def test_missing_secret_is_reported_with_all_ways_to_set_it(tmp_path: Path, profile: str, name: str) -> None:
+def test_missing_secret_error_lists_all_ways_to_set_it(tmp_path: Path, profile: str, name: str) -> None:
     values = {"key": KEY, "salt": SALT, "admin_token": TOKEN}
     environ = {f"MLAPI_SECRETS__{other.upper()}": value for other, value in values.items() if other != name}
     settings = load(tmp_path, f"profile: {profile}", environ)
@@ -225,7 +225,7 @@ def test_invalid_token_key_in_the_secrets_file_is_rejected(tmp_path: Path) -> No
         pytest.param(f"salt: {CANARY}\n", 0o644, id="world-readable"),
     ],
 )
-def test_errors_never_contain_the_secrets_file(tmp_path: Path, content: str, mode: int) -> None:
+def test_errors_never_show_the_content_of_the_secrets_file(tmp_path: Path, content: str, mode: int) -> None:
     file = write(tmp_path, content, name="secrets.yml", mode=mode)
 
     with pytest.raises(ConfigurationError) as exc_info:
@@ -287,7 +287,7 @@ def test_lost_file_of_a_database_in_use_is_not_regenerated(tmp_path: Path) -> No
         pytest.param(Settings(secrets=SecretSettings(token_key=(TOKEN_KEY,))), id="configured token key"),
     ],
 )
-def test_configured_secrets_and_production_generate_nothing(tmp_path: Path, settings: Settings) -> None:
+def test_no_secrets_are_generated_if_configured_or_in_production(tmp_path: Path, settings: Settings) -> None:
     make_store(settings, tmp_path / "secrets.yml").create_missing(is_database_in_use=lambda: False)
 
     assert list(tmp_path.iterdir()) == []
@@ -317,7 +317,7 @@ def test_secrets_without_a_file_are_kept_in_memory() -> None:
     assert store.current_cipher.get(check_now=True) is store.current_cipher.get()
 
 
-def test_secrets_in_memory_are_not_rotated() -> None:
+def test_secrets_in_memory_cannot_be_rotated() -> None:
     store = make_store(Settings(), None)
     store.create_missing(is_database_in_use=lambda: False)
 
@@ -325,14 +325,14 @@ def test_secrets_in_memory_are_not_rotated() -> None:
         store.add("key")
 
 
-def test_missing_secret_without_a_file_is_reported_without_one() -> None:
+def test_missing_secret_error_names_no_file_if_there_is_none() -> None:
     with pytest.raises(ConfigurationError) as exc_info:
         make_store(Settings(profile="production"), None).load()
 
     assert str(exc_info.value).endswith("in a file named by MLAPI_SECRETS__KEY_FILE")
 
 
-def test_added_secret_is_first_and_pruning_keeps_only_it(tmp_path: Path) -> None:
+def test_added_secret_comes_first_and_survives_pruning(tmp_path: Path) -> None:
     file = write(tmp_path, f"key: {KEY}\nsalt: old\n", name="secrets.yml")
     store = make_store(Settings(), file)
 
@@ -345,7 +345,7 @@ def test_added_secret_is_first_and_pruning_keeps_only_it(tmp_path: Path) -> None
     assert store.load() == attrs.evolve(added, key=added.key[:1])
 
 
-def test_added_token_key_keeps_tokens_of_the_derived_key_valid(tmp_path: Path) -> None:
+def test_adding_a_token_key_keeps_existing_tokens_valid(tmp_path: Path) -> None:
     store = make_store(Settings(), write(tmp_path, f"key: {KEY}\nsalt: x\n", name="secrets.yml"))
     user = registered(InMemoryUserRepository())
     token = store.tokens().issue(user).token
@@ -363,7 +363,7 @@ def test_fingerprints_have_a_row_per_key_and_a_column_per_salt(tmp_path: Path) -
     assert store.fingerprints() == [[fingerprint(key, salt) for salt in (OLD_SALT, "x")] for key in (KEY, OLD_KEY)]
 
 
-def test_current_cipher_follows_the_file(tmp_path: Path) -> None:
+def test_current_cipher_reflects_changes_to_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, f"key: {KEY}\nsalt: x\n", name="secrets.yml")
     store = make_store(Settings(), file)
     former = store.current_cipher.get()

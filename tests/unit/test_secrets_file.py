@@ -87,7 +87,9 @@ def test_existing_file_is_kept(tmp_path: Path, caplog: pytest.LogCaptureFixture)
     assert caplog.messages == []
 
 
-def test_one_of_eight_concurrent_starts_creates_the_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_only_one_of_eight_concurrent_startups_creates_the_file(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     file = tmp_path / "secrets.yml"
     barrier = Barrier(8)
 
@@ -121,7 +123,7 @@ def full_disk() -> Iterator[None]:
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-def test_full_disk_leaves_no_draft_behind(tmp_path: Path, request: pytest.FixtureRequest) -> None:
+def test_full_disk_leaves_no_temporary_file_behind(tmp_path: Path, request: pytest.FixtureRequest) -> None:
     file = tmp_path / "secrets.yml"
     request.getfixturevalue("full_disk")
 
@@ -140,7 +142,7 @@ def with_salt(tree: dict[str, Any]) -> dict[str, Any]:
     return {**tree, "salt": "another"}
 
 
-def test_update_replaces_the_content_with_the_returned_one(tmp_path: Path) -> None:
+def test_update_writes_the_returned_content(tmp_path: Path) -> None:
     file = write(tmp_path, "key: [a, b]\nsalt: c\n", name="secret")
 
     update_secrets_file(file, lambda tree: {"before": tree, "key": ["d", *tree["key"]]})
@@ -149,7 +151,7 @@ def test_update_replaces_the_content_with_the_returned_one(tmp_path: Path) -> No
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_update_removes_drafts_of_killed_commands(tmp_path: Path) -> None:
+def test_update_removes_temporary_files_of_killed_commands(tmp_path: Path) -> None:
     file = write(tmp_path, "salt: a\n", name="secret")
     abandoned, recent, unrelated = (
         tmp_path / name for name in (".secret.0123456789abcdef", f".secret.{'0' * 16}", ".secret.copy")
@@ -335,7 +337,7 @@ def test_reading_a_file_keeps_its_signature(tmp_path: Path) -> None:
     assert before is not None
 
 
-def test_update_changes_the_signature_even_for_equal_content(tmp_path: Path) -> None:
+def test_update_with_equal_content_changes_the_signature(tmp_path: Path) -> None:
     file = write(tmp_path, "salt: a\n", name="secret")
     signatures = [file_signature(file)]
 

@@ -43,11 +43,11 @@ def files_calling(pattern: str) -> set[str]:
     return {file for file, tree in TREES.items() if any(re.fullmatch(pattern, call) for call in iterate_calls(tree))}
 
 
-def test_no_text_is_executed_as_code() -> None:
+def test_strings_are_never_executed_as_code() -> None:
     assert files_calling(r"eval|exec|compile|__import__|(builtins|code|importlib)\..*import_module|runpy\..*") == set()
 
 
-def test_no_unsafe_deserialization() -> None:
+def test_unsafe_deserialization_is_not_used() -> None:
     assert (
         files_importing("pickle", "marshal", "shelve", "dill", "jsonpickle", "xml", "lxml", "defusedxml", "tomllib")
         == set()
@@ -59,7 +59,7 @@ def test_no_unsafe_deserialization() -> None:
     ]
 
 
-def test_only_the_server_starts_processes_without_a_shell() -> None:
+def test_only_the_server_starts_processes_and_uses_no_shell() -> None:
     assert files_importing("subprocess", "multiprocessing", "pty") == {"entrypoints/server/supervisor.py"}
     assert files_calling(r"os\.(system|popen|fork|exec\w*|spawn\w*|posix_spawn\w*)") == {"entrypoints/cli/serve.py"}
     with_shell = [
@@ -71,7 +71,7 @@ def test_only_the_server_starts_processes_without_a_shell() -> None:
     assert with_shell == []
 
 
-def test_only_the_database_is_connected_to() -> None:
+def test_only_the_sql_adapter_opens_outgoing_connections() -> None:
     clients = [
         "urllib.request",
         "http.client",
@@ -113,7 +113,7 @@ def test_no_request_value_is_interpolated_into_sql() -> None:
     assert interpolated == {"setting", "timeout_seconds * 1000", "VERSION_TABLE", "_MAX_DAMAGE_LINES", "notes.name"}
 
 
-def test_templates_are_files_of_the_package() -> None:
+def test_templates_are_never_built_from_strings() -> None:
     assert files_calling(r".*from_string|.*\.Template|Template") == set()
 
 

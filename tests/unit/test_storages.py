@@ -60,14 +60,14 @@ def from_any_url(url: str) -> InMemoryStorage:
 
 
 @pytest.mark.parametrize("url", ["mysql://ada:c4n4ry@host/db", "memory://c4n4ry", "c4n4ry", "sqlite+c4n4ry"])
-def test_unusable_url_is_refused_and_not_repeated(url: str) -> None:
+def test_unusable_url_is_rejected_and_not_shown(url: str) -> None:
     with pytest.raises(ConfigurationError, match=r"database\.url") as error_info:
         open_storage(settings_for(url))
 
     assert "c4n4ry" not in str(error_info.value)
 
 
-def test_expired_attempts_are_forgotten_in_memory() -> None:
+def test_in_memory_storage_drops_expired_attempts() -> None:
     now = 1_000.0
     attempts = InMemoryAttempts(clock=lambda: now)
     with attempts.transaction() as counts:

@@ -135,7 +135,7 @@ def test_credential_in_another_header_is_rejected() -> None:
 
 
 @given(st.lists(st.binary(max_size=20) | st.binary(max_size=9).map(b"Bearer ".__add__), max_size=2))
-def test_any_header_has_a_credential_or_is_rejected(values: list[bytes]) -> None:
+def test_any_header_yields_a_credential_or_is_rejected(values: list[bytes]) -> None:
     try:
         credential = get_bearer_credential([(b"authorization", value) for value in values])
     except InvalidTokenError:

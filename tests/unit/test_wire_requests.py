@@ -132,7 +132,7 @@ def test_body_over_the_limit_is_not_decoded() -> None:
         requests.decode(GOOD_BODY.ljust(16385), RegisterRequest)
 
 
-def test_fields_of_maximum_length_fit_into_the_limit() -> None:
+def test_longest_valid_fields_fit_into_the_body_limit() -> None:
     letter = "\U00020000"  # four bytes in UTF-8
     email = f"{letter * 64}@{letter * 63}.{letter * 63}.{letter * 61}"
     fields = {"username": letter * 254, "password": letter * 1024, "email": email}
@@ -186,7 +186,7 @@ def test_invalid_json_is_rejected_with_the_reason(body: bytes, reason: str) -> N
 @pytest.mark.parametrize(
     "body", [b"\xef\xbb\xbf" + GOOD_BODY, b"[" * 16384, b'{"a":' * 3000], ids=["BOM", "brackets", "braces"]
 )
-def test_json_errors_that_vary_by_python_are_rejected(body: bytes) -> None:
+def test_json_with_version_dependent_errors_is_rejected(body: bytes) -> None:
     with pytest.raises(UnreadableBodyError):
         requests.decode(body, RegisterRequest)
 
@@ -412,7 +412,7 @@ def test_any_body_is_decoded_or_rejected(body: bytes, body_type: type[RequestBod
 
 
 @given(st.binary(max_size=200) | st.from_regex(rb'\{("[a-z"\\ :,]{0,9}"[:,} ]{0,2}){0,8}\}?', fullmatch=True))
-def test_decoded_bodies_mean_the_same_to_msgspec(body: bytes) -> None:
+def test_msgspec_decodes_bodies_to_the_same_values(body: bytes) -> None:
     try:
         decoded = requests.decode(body, RegisterRequest)
     except MlapiError:
@@ -456,7 +456,7 @@ def test_keys_may_be_in_any_order_but_not_repeated(keys: list[str], value: str) 
     ],
     ids=["one", "zero", "leading zeros", "zeros", "last of 64 bits", "one more", "19 digits", "5000 zeros"],
 )
-def test_user_id_is_ascii_digits(text: str, user_id: int) -> None:
+def test_user_id_consists_of_ascii_digits(text: str, user_id: int) -> None:
     assert requests.parse_user_id(text) == user_id
 
 
@@ -487,7 +487,7 @@ def test_user_id_too_large_for_the_database_is_parsed(digits: int) -> None:
         pytest.param("\U0001d7cf", id="mathematical digit"),
     ],
 )
-def test_other_user_ids_are_rejected(text: str) -> None:
+def test_malformed_user_id_is_rejected(text: str) -> None:
     with pytest.raises(InvalidFieldsError) as raised:
         requests.parse_user_id(text)
 
@@ -495,7 +495,7 @@ def test_other_user_ids_are_rejected(text: str) -> None:
 
 
 @given(st.text() | st.text("0123456789") | st.from_regex(r"\A\d+\Z"))
-def test_any_text_is_a_user_id_or_rejected(text: str) -> None:
+def test_any_text_is_parsed_as_a_user_id_or_rejected(text: str) -> None:
     try:
         user_id = requests.parse_user_id(text)
     except MlapiError as error:
@@ -517,7 +517,7 @@ def test_permission_is_0_or_1(text: str, enabled: bool) -> None:
         *("\u0661", "\uff11", "\u00b9", "\u0660"),
     ],
 )
-def test_other_permissions_are_rejected(text: str) -> None:
+def test_invalid_permission_is_rejected(text: str) -> None:
     with pytest.raises(InvalidFieldsError) as raised:
         requests.parse_permission(text)
 
@@ -563,14 +563,14 @@ def test_credentials_in_a_path_are_redacted(path: str, redacted: str) -> None:
 # --- queries
 
 
-def test_query_for_users_is_parsed() -> None:
+def test_users_query_is_parsed() -> None:
     assert queries.parse_users_query(b"") == UsersQuery(enabled=None, containing="", limit=100, after=UserId(0))
     assert queries.parse_users_query(b"enabled=0&q=%C3%89va&limit=500&after=7") == UsersQuery(
         enabled=False, containing="Éva", limit=500, after=UserId(7)
     )
 
 
-def test_query_for_audit_entries_is_parsed() -> None:
+def test_audit_query_is_parsed() -> None:
     assert queries.parse_audit_query(b"") == AuditQuery(user_id=None, limit=100, after=None)
     assert queries.parse_audit_query(b"user_id=7&limit=1&after=0") == AuditQuery(
         user_id=UserId(7), limit=1, after=AuditId(0)

@@ -104,7 +104,7 @@ ENTRY = AuditEntry(
         pytest.param(http_error_response(500), 500, b'{"message":"Internal Server Error"}', id="server error"),
     ],
 )
-def test_success_responses(response: Response, status: int, body: bytes) -> None:
+def test_success_has_the_documented_status_and_body(response: Response, status: int, body: bytes) -> None:
     assert response == Response(HTTPStatus(status), body)
 
 
@@ -277,7 +277,7 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
 @pytest.mark.parametrize(
     ("error", "response"), ERROR_RESPONSES, ids=[type(error).__name__ for error, _ in ERROR_RESPONSES]
 )
-def test_error_responses(error: MlapiError, response: Response) -> None:
+def test_error_has_the_documented_status_and_body(error: MlapiError, response: Response) -> None:
     assert error_response(error) == response
 
 
@@ -297,7 +297,7 @@ def test_every_error_has_a_status_and_is_tested() -> None:
     }
 
 
-def test_docstring_of_errors_lists_all_of_them() -> None:
+def test_module_docstring_lists_every_error() -> None:
     named = re.findall(r"[├└]── (\w+)  ", errors.__doc__ or "", re.MULTILINE)
 
     assert sorted(named) == sorted(

@@ -285,7 +285,9 @@ class HttpContract:
             ("PATCH", "/remove-user/1", "DELETE"),
         ],
     )
-    def test_wrong_method_lists_the_allowed_ones(self, http: httpx2.Client, method: str, path: str, allow: str) -> None:
+    def test_wrong_method_response_lists_the_allowed_methods(
+        self, http: httpx2.Client, method: str, path: str, allow: str
+    ) -> None:
         response = http.request(method, path)
 
         assert content(response) == (405, {"message": "Method Not Allowed"})
