@@ -138,7 +138,7 @@ def test_legacy_database_needs_adoption(url: URL, monkeypatch: pytest.MonkeyPatc
         f"schema: revision none, newest {HEAD}",
         "users: 10",
         "problem: the users of the legacy app are not adopted yet: run `mlapi db adopt`",
-        "problem: secrets.key and secrets.salt do not fit 10 of 10 stored passwords",
+        "problem: secrets.key and secrets.salt do not match 10 of 10 stored passwords",
     ]
     assert without[1].startswith("secrets.key is missing: ")
     assert not Path("secrets.yml").exists()

@@ -124,7 +124,7 @@ def test_existing_users_are_recognized_by_name_and_email(scheme: str, monkeypatc
         4,
         "imported 1, already there 3, rejected 1; see users.csv.rejects.jsonl\n",
     )
-    taken = "belongs to another user, who has another e-mail address"
+    taken = "belongs to another user with a different e-mail address"
     assert read_rejects() == [(4, "Bob", "username", taken)]
     assert all_users()[:2] == before
     assert all_names() == ["ada", "bob", "eve"]

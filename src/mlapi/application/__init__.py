@@ -1,1 +1,1 @@
-"""The use cases, over the ports of the domain."""
+"""The use cases, built on the domain's ports."""

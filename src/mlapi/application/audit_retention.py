@@ -1,4 +1,4 @@
-"""Deletes old audit entries in the background, a few at a time."""
+"""Delete old audit entries in the background, in small transactions."""
 
 import logging
 import threading
@@ -9,11 +9,11 @@ from mlapi.domain.ports import AuditTrail, Clock
 from mlapi.domain.users import utc_now
 
 INTERVAL_SECONDS = 600.0
-"""The first purge also waits this long, so that it does not slow down the start."""
+"""The first purge also waits this long, so that it does not slow down startup."""
 BATCH_SIZE = 1000
-"""Entries in one transaction, which takes about 10 ms."""
+"""Maximum number of entries deleted in one transaction, which takes about 10 ms."""
 PAUSE_SECONDS = 0.1
-"""Between two transactions, so that other writers are not blocked."""
+"""Pause between two transactions, so that other writers are not blocked."""
 
 _logger = logging.getLogger("mlapi")
 
@@ -23,9 +23,9 @@ class AuditRetention:
 
     Args:
         trail: the audit trail to purge.
-        max_age: delete entries that are older.
+        max_age: delete entries older than this.
         interval_seconds: the time between two purges; by default `INTERVAL_SECONDS`.
-        clock: the time to compare the age with.
+        clock: used to calculate the age of entries.
     """
 
     def __init__(

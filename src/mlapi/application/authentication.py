@@ -1,4 +1,4 @@
-"""Log-in with username and password, and the password change that users make themselves.
+"""Log-in with username and password, and password changes by the users themselves.
 
 `LoginFlow` defines the order of the steps for synchronous and asynchronous callers. Some steps wait for the database,
 others use processor time, so an `Executor` decides where each one runs: inline for `Authenticator`, in thread pools for
@@ -34,7 +34,7 @@ from mlapi.domain.users import User
 BURST_WAIT_SECONDS = 3.0
 BURST_POLL_SECONDS = 0.05
 MAX_CONCURRENT_LOGINS = 200
-"""Under heavier load, log-ins do not wait for each other."""
+"""If more log-ins than this are in progress, they do not wait for each other."""
 
 _logger = logging.getLogger("mlapi")
 
@@ -58,7 +58,7 @@ class LoginAttempt:
 
 @attrs.frozen(kw_only=True)
 class VerifiedLogin:
-    """An attempt with the right password. ``upgrade`` stores the password in the current form, if it needs that."""
+    """A log-in attempt with the right password. ``upgrade`` re-encrypts a password stored in an outdated form."""
 
     attempt: LoginAttempt
     user: User
@@ -77,7 +77,7 @@ class Executor(Protocol):
         ...
 
     async def apply(self, command: UserCommand) -> User:
-        """Apply a command durably. Raises as `Users.apply` does."""
+        """Apply a command durably. Raises the same errors as `Users.apply`."""
         ...
 
 
@@ -154,7 +154,7 @@ class Authenticator:
     """Log users in, and let them change their password.
 
     Args:
-        users: who may log in.
+        users: the users who may log in.
         tokens: issues the tokens.
         attempts: limits how often passwords can be guessed.
     """
@@ -171,12 +171,12 @@ class Authenticator:
         Args:
             username: in any case or spelling that has the same canonical form.
             password: as typed.
-            address: of the client, to limit attempts by.
+            address: the client's address. Attempts are limited per address.
 
         Raises:
             InvalidCredentialsError: if the username is unknown or the password is wrong.
             UserDisabledError: if the password is right but the user is disabled.
-            TooManyAttemptsError: if the limit is reached, whether the password is right or not.
+            TooManyAttemptsError: if the limit is reached, even if the password is right.
             RepositoryUnavailableError: if the database is unavailable.
         """
         return run_inline(self._flow.log_in(username=username, password=password, address=address))
@@ -186,7 +186,7 @@ class Authenticator:
 
         Raises:
             InvalidFieldsError: if the new password breaks the policy.
-            InvalidCredentialsError, TooManyAttemptsError, RepositoryUnavailableError: as `log_in` does.
+            InvalidCredentialsError, TooManyAttemptsError, RepositoryUnavailableError: see `log_in`.
             PasswordChangedError: if the password was changed concurrently.
             UserNotFoundError: if the user was removed concurrently.
         """
@@ -196,7 +196,7 @@ class Authenticator:
         """Count the attempt, then look the user up. Waits for the database.
 
         Raises:
-            TooManyAttemptsError, RepositoryUnavailableError: as `log_in` does.
+            TooManyAttemptsError, RepositoryUnavailableError: see `log_in`.
         """
         counted = _counted_username(username)
         is_known = self._attempts.count(counted, address)
@@ -204,12 +204,12 @@ class Authenticator:
         return LoginAttempt(username=counted, address=address, user=user, address_is_known=is_known)
 
     def verify(self, attempt: LoginAttempt, password: str) -> VerifiedLogin:
-        """Compare the password. Runs the cipher once for every attempt, so that its duration reveals nothing.
+        """Check the password. Every attempt runs the cipher once, so that timing does not reveal which users exist.
 
-        A right password that is stored in an outdated form is also encrypted again.
+        A right password that is stored in an outdated form is also re-encrypted.
 
         Raises:
-            InvalidCredentialsError: as `log_in` does.
+            InvalidCredentialsError: see `log_in`.
         """
         cipher, user = self.users.cipher, attempt.user
         is_right = cipher.matches(password, None if user is None else user.password)
@@ -221,7 +221,7 @@ class Authenticator:
         return VerifiedLogin(attempt=attempt, user=user, upgrade=upgrade)
 
     def finish(self, verified: VerifiedLogin) -> None:
-        """Take the attempt back from the count, because its password was right. Waits for the database."""
+        """Subtract the attempt from the counts, because its password was right. Waits for the database."""
         attempt = verified.attempt
         self._attempts.record_success(attempt.username, attempt.address, was_known=attempt.address_is_known)
 
@@ -247,19 +247,19 @@ class Authenticator:
 
 @final
 class AsyncAuthenticator(LoginFlow):
-    """The asynchronous face of an `Authenticator`, for one event loop. It logs attempts and waits for bursts.
+    """An asynchronous wrapper around an `Authenticator`, for one event loop. It logs attempts and handles bursts.
 
-    A client may start many workers that all log in at the same time from an address that is new. When they reach the
-    limit, the next attempt waits for those in progress: if their password is right, they are taken back.
+    A client may start many workers that all log in at the same time from a new address. When they reach the limit, the
+    next attempt waits for those in progress: if their password is right, they do not count.
 
-    Log lines contain the address and the user's id, but never the username, as it may be a password typed into the
-    wrong field.
+    Log lines contain the address and the user's id, but never the username: it may be a password typed into the wrong
+    field.
     """
 
     def __init__(self, authenticator: Authenticator, executor: Executor) -> None:
         super().__init__(authenticator, executor)
         self._in_progress: Counter[str] = Counter()
-        """For each username, how many attempts are being verified."""
+        """Number of attempts being verified, by username."""
 
     async def _start(self, username: str, address: str) -> LoginAttempt:
         deadline = time.monotonic() + BURST_WAIT_SECONDS

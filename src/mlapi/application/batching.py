@@ -28,13 +28,13 @@ from mlapi.domain.ports import NonblockingLookup, UserRepository
 from mlapi.domain.users import User
 
 MAX_WAITING = 10_000
-"""Requests. At 10,000 a second the last one waits a second. Each takes about a kilobyte of memory."""
+"""At 10,000 requests a second, the last one waits for a second. Each takes about a kilobyte of memory."""
 TIMEOUT_SECONDS = 5.0
 
 _MAX_IDLE_TURNS = 16
 """After this many turns of the loop without a new request, about 100 us, stop waiting for follow-ups."""
 _MAX_WAIT_SECONDS = 0.005
-"""Start the next batch after this time even if follow-ups still arrive."""
+"""Start the next batch after this time, even if follow-ups are still arriving."""
 
 _TIMED_OUT = RepositoryUnavailableError("the database did not answer in time")
 
@@ -55,7 +55,7 @@ class _Request:
 
 @attrs.define(eq=False)
 class _Batch:
-    """Requests that are executed together. ``deadline`` is in the time of `time.monotonic`."""
+    """Requests that are executed together. ``deadline`` is a `time.monotonic` time."""
 
     deadline: float
     requests: list[_Request] = attrs.field(factory=list)
@@ -67,10 +67,10 @@ class Batcher(Generic[Q, R]):
     """Executes the requests of concurrent coroutines in batches, in one writer thread.
 
     Args:
-        execute: called in the writer thread with a batch and its deadline in the time of `time.monotonic`. Returns a
-            result for each request, or an exception to raise there.
-        max_waiting: how many requests may wait before further ones are rejected.
-        timeout_seconds: how long a request may wait.
+        execute: called in the writer thread with a batch and its deadline, a `time.monotonic` time. Returns a result
+            for each request, or an exception for its `submit` to raise.
+        max_waiting: maximum number of waiting requests. Further ones are rejected.
+        timeout_seconds: maximum time that a request waits.
     """
 
     _timeout_error = _TIMED_OUT
@@ -92,7 +92,7 @@ class Batcher(Generic[Q, R]):
         self._writer: threading.Thread | None = None
 
     async def submit(self, query: Q) -> R:
-        """Return the result after the whole batch was executed.
+        """Return the result after the whole batch has been executed.
 
         Cancelling this coroutine drops the request if its batch was not started yet. The other requests of the batch
         are not affected.
@@ -119,7 +119,7 @@ class Batcher(Generic[Q, R]):
         return result
 
     def close(self) -> None:
-        """Return when all started batches are done or have timed out. Nothing may be submitted afterwards."""
+        """Wait until all started batches are done or have timed out. Nothing may be submitted afterwards."""
         if self._writer is not None:
             self._submitted.put(None)
             self._writer.join(self._timeout_seconds)
@@ -135,7 +135,7 @@ class Batcher(Generic[Q, R]):
         self._writer.start()
 
     def _replace_writer(self) -> None:
-        """Continue with a new thread, and so with another connection, while the old one waits for a hanging server."""
+        """Continue with a new thread, and thus a new connection, while the old one waits for an unresponsive server."""
         with self._lock:
             self._start_writer()
 
@@ -163,12 +163,12 @@ class Batcher(Generic[Q, R]):
             if len(queries) == 1:
                 _logger.exception("a request failed unexpectedly")
                 return [error]
-            # One request is at fault and nothing was applied: execute each alone, so that only that one fails.
+            # Nothing was applied. Execute each request separately, so that only the faulty one fails.
             return [result for query in queries for result in self._get_results([query], deadline)]
 
 
 class CommandBatcher(Batcher[Command, User | ApiKey]):
-    """The asynchronous face of the write side of a repository: commands of concurrent requests share a commit.
+    """An asynchronous wrapper around `UserRepository.apply`: commands of concurrent requests share a commit.
 
     Args:
         repository: applies the commands.
@@ -204,17 +204,17 @@ class CommandBatcher(Batcher[Command, User | ApiKey]):
 
         Raises:
             UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError: if the command is rejected.
-            ServiceUnavailableError, RepositoryUnavailableError: as `submit` and the repository do.
+            ServiceUnavailableError, RepositoryUnavailableError: see `submit` and `UserRepository.apply`.
         """
         return await self.submit(command)
 
 
 class PrincipalLookup:
-    """The asynchronous face of `UserRepository.find_principals`: concurrent lookups share a query.
+    """An asynchronous wrapper around `UserRepository.find_principals`: concurrent lookups share a query.
 
     A repository that offers `NonblockingLookup` is called on the event loop, once for all lookups of one turn of the
-    loop, because switching threads would take longer than the query. If that would have to wait, and for any other
-    repository, the lookup runs in a thread.
+    loop, because switching threads would take longer than the query. Lookups that would have to wait, and those of
+    any other repository, run in a thread.
     """
 
     def __init__(self, repository: UserRepository, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
@@ -225,10 +225,10 @@ class PrincipalLookup:
         self._turns: dict[asyncio.AbstractEventLoop, list[tuple[PrincipalId, asyncio.Future[Principal | None]]]] = {}
 
     async def find(self, principal_id: PrincipalId) -> Principal | None:
-        """Return the principal, no older than this call, or None if it does not exist.
+        """Return the principal as stored at the time of this call or later; None if it does not exist.
 
         Raises:
-            ServiceUnavailableError, RepositoryUnavailableError: as `Batcher.submit` and the repository do.
+            ServiceUnavailableError, RepositoryUnavailableError: see `Batcher.submit`.
         """
         if self._nonblocking is not None:
             try:
@@ -290,7 +290,7 @@ class _LoopQueue:
         self._scheduled = False  # a callback that starts the next batch is scheduled
 
     def add(self, request: _Request) -> None:
-        """Add a request to the next batch, and start that if none is in flight."""
+        """Add a request to the next batch, and schedule its start if no batch is in flight."""
         if self._next is None:
             self._next = _Batch(time.monotonic() + self._timeout_seconds)
             self._next.timer = self.loop.call_later(self._timeout_seconds, self._time_out, self._next)
@@ -322,13 +322,15 @@ class _LoopQueue:
     def _collected(self) -> int:
         return 0 if self._next is None else len(self._next.requests)
 
-    def _wait_for_follow_ups(self, expected: int, began: float, before: int = 0, idle_turns: int = 0) -> None:
+    def _wait_for_follow_ups(
+        self, expected: int, started: float, collected_before: int = 0, idle_turns: int = 0
+    ) -> None:
         collected = self._collected
-        idle_turns = idle_turns + 1 if collected == before else 0
-        if collected >= expected or idle_turns > _MAX_IDLE_TURNS or time.monotonic() - began > _MAX_WAIT_SECONDS:
+        idle_turns = idle_turns + 1 if collected == collected_before else 0
+        if collected >= expected or idle_turns > _MAX_IDLE_TURNS or time.monotonic() - started > _MAX_WAIT_SECONDS:
             self._start_next()
         else:
-            self.loop.call_soon(self._wait_for_follow_ups, expected, began, collected, idle_turns)
+            self.loop.call_soon(self._wait_for_follow_ups, expected, started, collected, idle_turns)
 
     def _start_next(self) -> None:
         self._scheduled = False

@@ -21,7 +21,7 @@ class CheckableSecrets(Protocol):
     """The secrets of a database. Both methods raise `ConfigurationError` if they are invalid."""
 
     def cipher(self) -> StoredPasswordChecker:
-        """Return a cipher that knows all keys and salts."""
+        """Return a cipher with all keys and salts."""
 
     def fingerprints(self) -> Sequence[Sequence[str]]:
         """Return a row for each key, with a fingerprint for each salt."""
@@ -33,7 +33,7 @@ class DatabaseCheck:
 
     found: Inspection
     key_error: str | None
-    """Why the secrets do not fit this database, or None."""
+    """Why the secrets do not match this database, or None."""
 
 
 def check_storage(storage: Storage, secrets: CheckableSecrets) -> DatabaseCheck:
@@ -50,7 +50,7 @@ def check_storage(storage: Storage, secrets: CheckableSecrets) -> DatabaseCheck:
     found = storage.inspect(find_password_error=cipher.find_stored_error)
     key_error = None
     if found.unreadable:
-        key_error = f"secrets.key and secrets.salt do not fit {found.unreadable} of {found.sampled} stored passwords"
+        key_error = f"secrets.key and secrets.salt do not match {found.unreadable} of {found.sampled} stored passwords"
     elif found.fingerprint is not None and not any(found.fingerprint in row for row in fingerprints):
         key_error = "secrets.key or secrets.salt does not match this database's passwords"
     return DatabaseCheck(found=found, key_error=key_error)

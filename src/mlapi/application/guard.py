@@ -36,10 +36,10 @@ class Guard:
     'ada'
 
     Args:
-        repository: looked up at every check.
+        repository: queried at every check.
         tokens: verifies the tokens.
-        clock: decides when API keys expire.
-        key_usage: records the uses of API keys; by default they are written immediately.
+        clock: used to check whether credentials have expired.
+        key_usage: records the uses of API keys. By default, they are written immediately.
     """
 
     def __init__(
@@ -56,12 +56,12 @@ class Guard:
         self._key_usage = self._record_use if key_usage is None else key_usage
 
     def check(self, credential: str) -> User:
-        """Return the enabled user of a token or API key.
+        """Authenticate a token or API key, and return its user.
 
         Raises:
             InvalidTokenError: if the credential is invalid, expired or revoked, or its user was removed.
             UserDisabledError: if the credential is valid but the user is disabled.
-            RepositoryUnavailableError: if the database is unavailable. No credential is accepted then.
+            RepositoryUnavailableError: if the database is unavailable. In that case, no credential is accepted.
         """
         parsed = self.parse_credential(credential)
         (principal,) = self.repository.find_principals([get_principal_id(parsed)])
@@ -74,7 +74,7 @@ class Guard:
         return self._tokens.verify(credential)
 
     def authenticate(self, credential: ParsedCredential, principal: Principal | None) -> User:
-        """Return the user, given the current principal of the credential. Raises as `check` does."""
+        """Return the user, given the current principal of the credential. Raises the same errors as `check`."""
         now = self._clock()
         user = authenticate(credential, principal, now)
         if isinstance(principal, ApiKeyPrincipal):
@@ -90,11 +90,11 @@ class Guard:
 
 @final
 class AsyncGuard:
-    """The asynchronous face of a `Guard`.
+    """An asynchronous wrapper around a `Guard`.
 
     Args:
-        guard: decides about the credentials.
-        look_up: finds the principal with an id; concurrent calls may share a query.
+        guard: checks the credentials.
+        look_up: returns the principal with an id. Concurrent calls may share a query.
     """
 
     def __init__(self, guard: Guard, look_up: Callable[[PrincipalId], Awaitable[Principal | None]]) -> None:
@@ -102,6 +102,6 @@ class AsyncGuard:
         self._look_up = look_up
 
     async def check(self, credential: str) -> User:
-        """Return the enabled user of a token or API key. Raises as `Guard.check` does."""
+        """Authenticate a token or API key, and return its user. Raises the same errors as `Guard.check`."""
         parsed = self._guard.parse_credential(credential)
         return self._guard.authenticate(parsed, await self._look_up(get_principal_id(parsed)))

@@ -1,4 +1,4 @@
-"""Ciphers and token issuers that follow the secrets while the service runs.
+"""Ciphers and token issuers that reload changed secrets while the service runs.
 
 During a rotation, a new key is first written to the secrets file and then used. A password or token that does not match
 is therefore checked again with freshly loaded secrets before it is rejected. The secrets are also checked regularly, so
@@ -24,7 +24,7 @@ T_co = TypeVar("T_co", covariant=True)
 
 
 class Reloader(Generic[T_co]):
-    """Holds a value made from the secrets, and makes it again when they have changed.
+    """Holds a value made from the secrets, and makes a new one when they change.
 
     Args:
         make: makes the value. If it raises `ConfigurationError`, the previous value stays in use.

@@ -1,7 +1,7 @@
 """Rotate keys and salts while the service runs: the use cases behind ``mlapi keys``.
 
 Running processes reload the secrets file before they reject a password or token, and once a second in any case. A new
-key is therefore written to the file first and used afterwards. An older key is removed when nothing needs it.
+key is therefore written to the file first and used afterwards. An older key is removed when it is no longer needed.
 """
 
 import time
@@ -28,7 +28,7 @@ class StoredPasswordReader(Protocol):
     """The part of a cipher that reports which secrets a stored password needs."""
 
     def is_readable(self, encrypted: EncryptedPassword) -> bool:
-        """Return whether one of the keys decrypts it."""
+        """Return whether one of the keys can decrypt it."""
 
     def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
         """Return whether it was made with a salt other than the newest."""
@@ -45,10 +45,10 @@ class RotatableSecrets(Protocol):
         """Return a row for each key, with a fingerprint for each salt. Newest first."""
 
     def cipher(self) -> StoredPasswordReader:
-        """Return a cipher that knows all keys and salts."""
+        """Return a cipher with all keys and salts."""
 
     def add(self, kind: SecretKind) -> None:
-        """Generate a secret and make it the newest. Raises `ConfigurationError` if it is set elsewhere."""
+        """Generate a secret and make it the newest. Raises `ConfigurationError` if it is not in the file."""
 
     def prune(self, kinds: Collection[SecretKind]) -> None:
         """Remove every secret of these kinds except the newest."""
@@ -61,7 +61,7 @@ class Progress:
     seen: int
     users: int
     changed: int
-    """Passwords of this batch that were under an older key."""
+    """Number of passwords in this batch that were under an older key."""
 
 
 class KeyRotation:
@@ -81,8 +81,8 @@ class KeyRotation:
     def rotate_key(self) -> Iterator[Progress]:
         """Add a key and re-encrypt every password with it, or resume an interrupted rotation.
 
-        The new key is in the file when this returns. The iterator ends after a pass that found no password under an
-        older key, once no running request can store one.
+        The new key is in the file when this returns. The iterator ends when a pass has found no password under
+        an older key and no running request can store one any more.
 
         Raises:
             ConfigurationError: if the key is not in the secrets file, so it must be rotated where it is set.
@@ -156,7 +156,7 @@ class KeyRotation:
         return recorded is not None and recorded not in self._secrets.fingerprints()[0]
 
     def _record_newest_key(self) -> None:
-        """Store the fingerprint of the newest key, with the salt that the recorded fingerprint has."""
+        """Store the fingerprint of the newest key, combined with the same salt as in the recorded fingerprint."""
         recorded, fingerprints = self._storage.find_fingerprint(), self._secrets.fingerprints()
         salt_index = next(row.index(recorded) for row in fingerprints if recorded in row)
         self._storage.replace_fingerprint(fingerprints[0][salt_index])

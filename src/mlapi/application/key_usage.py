@@ -1,4 +1,4 @@
-"""Records the last uses of API keys in the background, so that no request waits or fails because of a write."""
+"""Record the last use of API keys in the background, so that no request waits for a write or fails because of one."""
 
 import logging
 import threading
@@ -16,7 +16,7 @@ _logger = logging.getLogger("mlapi")
 
 
 class BackgroundKeyUsage:
-    """A `KeyUsage` that collects uses and writes them to a repository in one batch.
+    """A `KeyUsage` that collects uses and writes them to a repository in batches.
 
     Args:
         repository: stores the uses.

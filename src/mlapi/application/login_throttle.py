@@ -1,7 +1,7 @@
-"""Limits how fast passwords can be guessed: log-in attempts are counted in fixed windows.
+"""Limit how fast passwords can be guessed, by counting log-in attempts in fixed time windows.
 
-Each of three counts stops one way to guess: many names from one address, one name from one address, and one name from
-many addresses. The last count would let an attacker lock a user out. Therefore it ignores addresses where the
+Three counts stop three ways of guessing: many names from one address, one name from one address, and one name from
+many addresses. The last count could let an attacker lock a user out. Therefore it ignores addresses from which the
 user has logged in before, and all windows are short.
 """
 
@@ -23,7 +23,7 @@ _MAX_CACHED_REJECTIONS = 10_000
 
 @attrs.frozen(kw_only=True)
 class AttemptLimits:
-    """How many attempts each count allows within `WINDOW_SECONDS`."""
+    """Maximum number of attempts for each count, within `WINDOW_SECONDS`."""
 
     per_address: int = 200
     per_name: int = 200
@@ -37,15 +37,15 @@ class _Count:
     key: str
     limit: int
     is_cacheable: bool
-    """True if a rejection applies to every attempt with this key. The count of a name exempts known addresses."""
+    """True if a rejection applies to every attempt with this key. Known addresses are exempt from a name's count."""
 
 
 class FixedWindowAttemptLimiter:
     """An `AttemptLimiter` that counts in fixed windows.
 
     Args:
-        counts: where the counts are stored.
-        limits: how many attempts are allowed in a window.
+        counts: stores the counts.
+        limits: maximum number of attempts in a window.
         window_seconds: the length of a window.
     """
 
@@ -56,14 +56,14 @@ class FixedWindowAttemptLimiter:
         self._rejected_until: dict[str, float] = {}
         """Keys that are over their limit, with the end of their window (`time.time`).
 
-        A flood of attempts from one address is rejected from here and does not reach the database."""
+        With this cache, a flood of attempts from one address is rejected without reaching the database."""
 
     def count(self, username: str, address: str) -> bool:
         name, site = _digest(username), _digest(_site(address))
         for count in (self._of_address(site), self._of_pair(name, site)):
             if (until := self._rejected_until.get(count.key, 0.0)) > time.time():
                 raise TooManyAttemptsError(_seconds_until(until))
-        # First without writing, so that a flood of rejected attempts causes no writes.
+        # Check without writing first, so that a flood of rejected attempts causes no writes.
         with self._counts.reading() as reader:
             for count in self._counts_for(reader, name, site):
                 if reader.get(count.key).count >= count.limit:
@@ -87,7 +87,7 @@ class FixedWindowAttemptLimiter:
         self._rejected_until.pop(pair.key, None)
 
     def _counts_for(self, reader: AttemptCountReader, name: str, site: str) -> list[_Count]:
-        """Return the counts of an attempt. If the address is known for the name, only the address is counted."""
+        """Return the counts of an attempt. If the address is known for this name, only the address is counted."""
         counts = [self._of_address(site)]
         if not _is_known(reader, name, site):
             counts += [self._of_pair(name, site), self._of_name(name)]

@@ -1,4 +1,4 @@
-"""Prepares a storage before its first use, also when the database is unavailable at start."""
+"""Prepare a storage before its first use, even if the database is unavailable at startup."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -16,16 +16,16 @@ WAIT_SECONDS = 2.0
 
 
 def check_key(storage: Storage, fingerprints: Sequence[str]) -> None:
-    """Check that a configured key encrypts the passwords in a storage.
+    """Check that the passwords in a storage were encrypted with a configured key.
 
-    A storage without a fingerprint takes the first one.
+    If the storage has no fingerprint yet, store the first of ``fingerprints``.
 
     Args:
         storage: must be prepared.
         fingerprints: of every combination of configured key and salt, the newest first.
 
     Raises:
-        ConfigurationError: if the storage belongs to another key.
+        ConfigurationError: if the passwords were encrypted with another key.
         RepositoryUnavailableError: if the database is unavailable.
     """
     stored = storage.find_fingerprint()
@@ -39,10 +39,10 @@ def check_key(storage: Storage, fingerprints: Sequence[str]) -> None:
 
 
 class Preparation:
-    """Something to do once before the first use of a repository, and to try again if it failed.
+    """An action that must succeed once before a repository is used. It is retried after a failure.
 
     Args:
-        action: raises `ConfigurationError` or `RepositoryUnavailableError` if it could not be done.
+        action: raises `ConfigurationError` or `RepositoryUnavailableError` if it fails.
     """
 
     def __init__(self, action: Callable[[], None]) -> None:
@@ -54,11 +54,12 @@ class Preparation:
         return self._action is None
 
     def ensure(self) -> None:
-        """Run the action unless that has succeeded before. One thread at a time runs it; the others wait.
+        """Run the action unless it has already succeeded. One thread at a time runs it; the others wait.
 
         Raises:
-            ConfigurationError: if the action does.
-            RepositoryUnavailableError: if the action does, or takes longer than `WAIT_SECONDS` in another thread.
+            ConfigurationError: if the action raises it.
+            RepositoryUnavailableError: if the action raises it, or runs in another thread for longer than
+                `WAIT_SECONDS`.
         """
         if self._action is None:
             return
@@ -73,9 +74,9 @@ class Preparation:
 
 
 def prepare_on_first_use(repository: UserRepository, preparation: Preparation) -> UserRepository:
-    """Return the repository, made to run the preparation before each call until it has succeeded.
+    """Return a repository that runs the preparation before each call, until it has succeeded.
 
-    Use it if the database is unavailable at start. Calls raise `RepositoryUnavailableError` until it is available.
+    Use this if the database is unavailable at startup. Calls raise `RepositoryUnavailableError` until it is available.
     """
     if preparation.is_done:
         return repository
@@ -85,7 +86,7 @@ def prepare_on_first_use(repository: UserRepository, preparation: Preparation) -
 
 
 class PreparedRepository:
-    """A `UserRepository` that runs a `Preparation` before each call until that has succeeded."""
+    """A `UserRepository` that runs a `Preparation` before each call, until it has succeeded."""
 
     def __init__(self, repository: UserRepository, preparation: Preparation) -> None:
         self._repository = repository
@@ -125,7 +126,7 @@ class PreparedRepository:
 
 
 class NonblockingPreparedRepository(PreparedRepository):
-    """A `PreparedRepository` that is a `NonblockingLookup` too."""
+    """A `PreparedRepository` that is also a `NonblockingLookup`."""
 
     def __init__(self, repository: UserRepository, lookup: NonblockingLookup, preparation: Preparation) -> None:
         super().__init__(repository, preparation)

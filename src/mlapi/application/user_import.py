@@ -23,20 +23,20 @@ from mlapi.domain.rules import canonical_username, find_email_error, find_userna
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, to_utc, utc_now
 
 BATCH_ROWS = 2_000
-"""Rows in one transaction."""
+"""Maximum number of rows in one transaction."""
 HASHES_PER_THREAD = 25
-"""Passwords that each thread hashes for one transaction: about half a second."""
+"""Maximum number of passwords that each thread hashes for one transaction, which takes about half a second."""
 COMMIT_TIMEOUT_SECONDS = 8.0
 """A password is stored within this time after its encryption, or not at all. Key rotation waits longer than that:
 `mlapi.application.key_rotation.SETTLE_SECONDS`."""
 
 _FLAGS = {"1": True, "true": True, "0": False, "false": False, "": True}
-_NAME_TAKEN = FieldError("username", "belongs to another user, who has another e-mail address")
+_NAME_TAKEN = FieldError("username", "belongs to another user with a different e-mail address")
 
 
 @attrs.frozen
 class Row:
-    """A row of a file of users."""
+    """A row of an import file."""
 
     number: int
     """The line number, starting at 1."""
@@ -45,17 +45,17 @@ class Row:
     values: Mapping[str, object] = attrs.field(factory=dict, repr=False)
     """Values by column."""
     error: FieldError | None = None
-    """Why the row cannot be parsed; it has no values then."""
+    """Why the row cannot be parsed; ``values`` is then empty."""
 
 
 class PasswordImporter(Protocol):
-    """The part of a cipher that encrypts passwords which other systems have hashed."""
+    """The part of a cipher that encrypts passwords hashed by other systems."""
 
     def import_hash(self, text: object) -> EncryptedPassword:
         """Return an argon2 or bcrypt hash, encrypted. Raises `InvalidFieldsError`."""
 
     def import_stored(self, value: object) -> EncryptedPassword:
-        """Return a stored password of the legacy app or of mlapi, under the newest key. Raises `InvalidFieldsError`."""
+        """Return a password stored by mlapi or the legacy app, under the newest key. Raises `InvalidFieldsError`."""
 
 
 class RejectReport(Protocol):
@@ -116,20 +116,20 @@ class _Batch:
     prepared: Iterable[_Prepared]
     """One item for each row."""
     existing: dict[int, Principal | None]
-    """The users who had a name in this batch before it was stored, by id."""
+    """Users who had one of the batch's names before it was stored, by id."""
 
 
 @final
 class UserImport:
-    """One pass over the rows of a file.
+    """Imports the rows of one file, in one pass.
 
     Args:
         users: the users of the database.
-        importer: returns the current importer of hashes. Called for each row: keys can be rotated during an import.
+        importer: returns an importer with the current keys. Called for each row, as keys can be rotated meanwhile.
         rejects: records the rejected rows.
-        actor: named in the audit trail.
-        threads: how many threads hash passwords.
-        dry_run: check rows without storing any. Duplicates within the file are not detected then.
+        actor: recorded in the audit trail.
+        threads: number of threads that hash passwords.
+        dry_run: check rows without storing any. This does not detect duplicates within the file.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class UserImport:
         return self._is_hashing and "password" in row.values
 
     def _prepare(self, rows: list[Row], pool: ThreadPoolExecutor) -> _Batch:
-        """Validate rows, look up existing users, and start to encrypt the passwords of new ones."""
+        """Validate rows, look up existing users, and start encrypting the passwords of new users."""
         started = time.monotonic()
         validated = [self._validate(row) for row in rows]
         candidates = [candidate for candidate in validated if isinstance(candidate, _Candidate)]
@@ -202,7 +202,7 @@ class UserImport:
                 return UserExistsError(existing.id)
             return row if self._dry_run else row.to_command(self._users, self._actor)
 
-        # argon2 releases the GIL. Cheap rows would gain nothing from threads.
+        # argon2 releases the GIL, so threads speed up hashing. Other rows would gain nothing from threads.
         in_threads = any(map(self._needs_hashing, rows))
         prepared = pool.map(prepare, validated) if in_threads else list(map(prepare, validated))
         return _Batch(rows, started, prepared, {user.id: user for user in found.values() if user is not None})
@@ -214,10 +214,10 @@ class UserImport:
             return error
 
     def _to_candidate(self, row: Row) -> _Candidate:
-        """Apply the rules of a registration.
+        """Check a row by the same rules as a registration.
 
         Raises:
-            InvalidFieldsError: with every invalid field.
+            InvalidFieldsError: naming every invalid field.
         """
         if row.error is not None:
             raise InvalidFieldsError((row.error,))
@@ -255,7 +255,7 @@ class UserImport:
         )
 
     def _store_uninterrupted(self, batch: _Batch) -> int:
-        with _deferred_interrupt():  # otherwise, rows could be stored and not counted
+        with _deferred_interrupt():  # otherwise, rows could be stored but not counted
             return self._store(batch)
 
     def _store(self, batch: _Batch) -> int:
@@ -297,7 +297,7 @@ class UserImport:
 
 @contextmanager
 def _deferred_interrupt() -> Iterator[None]:
-    """Delay Ctrl-C until the block ends. For the main thread, which receives signals."""
+    """Delay Ctrl-C until the block ends. Use it in the main thread, which receives signals."""
     received: list[int] = []
     handler = signal.signal(signal.SIGINT, lambda number, _frame: received.append(number))
     try:

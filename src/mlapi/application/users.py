@@ -41,7 +41,7 @@ class Users:
         cipher: encrypts their passwords.
         clock: gives the time of each change.
         password_policy: checks new passwords.
-        actor: who makes the changes, for the audit trail.
+        actor: recorded in the audit trail as the author of the changes.
 
     >>> from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
     >>> users = Users(InMemoryUserRepository(), PlainCipher())
@@ -66,7 +66,7 @@ class Users:
         self._actor = actor
 
     def as_actor(self, actor: Actor) -> "Users":
-        """Return the same users with another actor, which the audit trail records for their changes."""
+        """Return the same users with another actor, who is recorded in the audit trail for further changes."""
         return Users(
             self.repository, self.cipher, clock=self._clock, password_policy=self._password_policy, actor=actor
         )
@@ -91,7 +91,7 @@ class Users:
         return self.apply(self.prepare_set_enabled(user_id=user_id, enabled=enabled))
 
     def remove(self, *, user_id: UserId) -> User:
-        """Remove a user, and return the last state.
+        """Remove a user, and return their last state.
 
         Raises:
             UserNotFoundError: if no user has this id.
@@ -100,7 +100,7 @@ class Users:
         return self.apply(self.prepare_remove(user_id=user_id))
 
     def set_password(self, *, user_id: UserId, password: str) -> User:
-        """Replace a user's password without the current one, and revoke all of the user's tokens. For managers.
+        """Replace a user's password without checking the current one, and revoke all their tokens. For managers.
 
         Raises:
             InvalidFieldsError: if the password breaks the policy.
@@ -176,7 +176,7 @@ class Users:
 
         Args:
             after: the last id of the previous page; None for the first page.
-            limit: the largest number of users to return.
+            limit: maximum number of users to return.
             enabled: return only users with this flag; None returns all.
             containing: return only users with this text in the username or e-mail address, ignoring case.
 
@@ -199,7 +199,7 @@ class Users:
 
         Args:
             after: the last id of the previous page; None for the first page.
-            limit: the largest number of entries to return.
+            limit: maximum number of entries to return.
             user_id: return only entries about this user, who may have been removed. None returns all entries.
 
         Raises:
@@ -208,7 +208,7 @@ class Users:
         return self.repository.audit.list_page(after=after, limit=limit, user_id=user_id)
 
     def count_actions_per_day(self, since: datetime) -> list[DailyCount]:
-        """Count the successful actions of each day in UTC, starting with entries written at ``since``.
+        """Count the successful actions per day, in UTC, in entries written at ``since`` or later.
 
         Raises:
             RepositoryUnavailableError: if the database is unavailable.
@@ -258,10 +258,10 @@ class Users:
         """Check a new password and encrypt it. Takes up to 50 ms of processor time.
 
         Args:
-            user_id: the user who gets the password.
-            password: the new one.
+            user_id: whose password to replace.
+            password: the new password.
             replacing: the stored password that must still be current; see `ChangePassword`.
-            field: the name of the input field, for the error.
+            field: the name of the input field, for error messages.
 
         Raises:
             InvalidFieldsError: if the password breaks the policy.
@@ -296,10 +296,10 @@ class Users:
         """Encrypt all passwords with the newest key, in one durable transaction per batch. Safe to repeat.
 
         Yields:
-            For each batch, the number of its users, and how many of their passwords were encrypted again.
+            For each batch, its number of users, and how many of their passwords were re-encrypted.
 
         Raises:
-            RepositoryUnavailableError: if the database is unavailable; passwords encrypted so far stay so.
+            RepositoryUnavailableError: if the database is unavailable. Completed batches are kept.
         """
         for page in self._pages(batch):
             reencrypted = ((user, self.cipher.reencrypt(user.password)) for user in page)

@@ -1,4 +1,4 @@
-"""Counts of log-in attempts: a value, and the port that stores the counts."""
+"""Counts of log-in attempts, and the port that stores them."""
 
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -8,7 +8,7 @@ import attrs
 
 @attrs.frozen
 class WindowCount:
-    """How many attempts were counted in a window of time, and when that window ends."""
+    """The number of attempts counted in a time window, and the time when the window ends."""
 
     count: int
     ends_at: float
@@ -21,7 +21,7 @@ class AttemptCountReader(Protocol):
     def get(self, key: str) -> WindowCount:
         """Return the count for a key and the end of its window.
 
-        If nothing was added or the window has ended, the count is 0 and the end is the present time.
+        If nothing was added or the window has ended, the count is 0 and the end is the current time.
         """
         ...
 
@@ -43,7 +43,7 @@ class AttemptCountWriter(AttemptCountReader, Protocol):
 
 
 class AttemptCounts(Protocol):
-    """Stores how many log-in attempts were made in fixed windows of time.
+    """Stores the number of log-in attempts in fixed time windows.
 
     Keys are printable ASCII of at most 200 characters and contain neither usernames nor addresses. Counts must be
     shared by all processes that share the users. Delete expired counts regularly, because attacks create many.
@@ -61,7 +61,7 @@ class AttemptCounts(Protocol):
         ...
 
     def reading(self) -> AbstractContextManager[AttemptCountReader]:
-        """Open a read-only view that writes nothing and does not wait for writers.
+        """Open a read-only view, which does not wait for writers.
 
         Rejected attempts only read, so a flood of guesses causes no writes.
         """

@@ -32,7 +32,7 @@ from mlapi.domain.errors import (
 from mlapi.domain.users import USER_ID_MAX, User, UserId, to_utc
 
 AuditId = NewType("AuditId", int)
-"""The id of an entry. Later entries have larger ids, apart from entries written at about the same time."""
+"""The id of an entry. Later entries have larger ids, except that simultaneous entries may be in any order."""
 UNSAVED_ID = AuditId(0)
 
 Action = Literal[
@@ -62,7 +62,7 @@ _RESULTS: dict[type[Outcome], Result] = {
 class AuditEntry:
     """One command, applied or rejected.
 
-    ``user_id`` can be None: the command named an id that no user can have, or an unknown API key.
+    ``user_id`` is None if the command named an id that no user can have, or an unknown API key.
     ``api_key_id`` is set only if an API key was added or removed.
     """
 
@@ -78,7 +78,7 @@ class AuditEntry:
 
 @attrs.frozen
 class DailyCount:
-    """How often an action succeeded on one day in UTC."""
+    """How many times an action succeeded on one day, in UTC."""
 
     day: date
     action: Action
@@ -88,11 +88,11 @@ class DailyCount:
 def make_audit_entry(command: Command, outcome: Outcome) -> AuditEntry | None:
     """Return the audit entry for an applied or rejected command.
 
-    Return None for commands that the service issues itself: recording the use of an API key, and encrypting a stored
-    password again.
+    Return None for the commands that mlapi issues internally: recording the use of an API key and re-encrypting a
+    stored password.
     """
     action = get_action(command)
-    if action is None or isinstance(command, RecordApiKeyUse | Reencrypt):  # mypy needs the second test
+    if action is None or isinstance(command, RecordApiKeyUse | Reencrypt):  # mypy needs the isinstance
         return None
     return AuditEntry(
         at=command.key.created_datetime if isinstance(command, AddApiKey) else command.at,

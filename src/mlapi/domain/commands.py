@@ -66,7 +66,7 @@ class Register:
     ``created`` keeps the original registration time of an imported user; None means ``at``.
 
     Raises:
-        InvalidFieldsError: if the username or the e-mail address breaks a rule, for the first of them.
+        InvalidFieldsError: if the username or the e-mail address breaks a rule. Reports only the first invalid field;
             `mlapi.application.users.Users` reports all of them.
     """
 
@@ -145,9 +145,9 @@ class EndTokens:
 class ChangePassword:
     """Replace a user's password and revoke all tokens.
 
-    ``replacing`` is the stored password that the user proved to know. The command is rejected if another one is stored
-    by now: a manager may have replaced a stolen password, and the thief must not be able to replace it again. None
-    skips this check.
+    ``replacing`` is the stored password that the user's current password was checked against. The command is rejected
+    if a different one is stored by now: a manager may have replaced a stolen password, and the thief must not be able
+    to replace it again. None skips this check.
     """
 
     user_id: UserId
@@ -169,8 +169,8 @@ class ChangePassword:
 class Reencrypt:
     """Store the same password with a newer scheme or key. Changes nothing else about the user.
 
-    Does nothing if another password than ``replacing`` is stored by now. This is not an error: a password that needs
-    an upgrade is upgraded at the next log-in.
+    Does nothing if a password other than ``replacing`` is stored by now. This is not an error: if the new password
+    needs an upgrade, the next log-in upgrades it.
     """
 
     user_id: UserId
@@ -220,7 +220,7 @@ class RecordApiKeyUse:
 
     @property
     def recent_since(self) -> datetime:
-        """A use recorded after this time is recent enough, and is kept."""
+        """A recorded use later than this is recent enough to keep."""
         return self.at - USE_RECORDING_INTERVAL
 
     def apply_to(self, key: ApiKey) -> ApiKey:

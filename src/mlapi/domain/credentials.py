@@ -24,7 +24,7 @@ USE_RECORDING_INTERVAL = timedelta(minutes=1)
 """The resolution of an API key's last use. Recording every use would cost a write for each request."""
 
 _ID_BYTES = 8
-_SECRET_BYTES = 32  # too many bits to guess, so a fast hash is enough to store it
+_SECRET_BYTES = 32  # impossible to guess, so a fast hash is sufficient
 _API_KEY = re.compile(r"mlapi_([0-9a-f]{16})_[0-9a-f]{64}")
 
 
@@ -48,7 +48,7 @@ class IssuedToken:
 
 @attrs.frozen
 class PresentedApiKey:
-    """An API key from a request, not yet compared with a stored one. ``digest`` is the SHA-256 of the whole key."""
+    """An API key from a request, before it is checked. ``digest`` is the SHA-256 of the whole key."""
 
     id: ApiKeyId
     digest: str = attrs.field(repr=False)
@@ -89,15 +89,15 @@ def get_principal_id(credential: ParsedCredential) -> PrincipalId:
 
 
 AUTHENTICATION_ERRORS: tuple[type[MlapiError], ...] = (InvalidTokenError, UserDisabledError)
-"""The errors of `authenticate`."""
+"""The errors that `authenticate` raises."""
 
 
 def authenticate(credential: ParsedCredential, principal: Principal | None, at: datetime) -> User:
     """Return the authenticated user.
 
     Args:
-        credential: from the request.
-        principal: the one currently stored under `get_principal_id`; None if it does not exist.
+        credential: the parsed credential from the request.
+        principal: the current principal with the id from `get_principal_id`; None if it does not exist.
         at: the current time.
 
     Raises:
@@ -144,7 +144,11 @@ def parse_api_key(credential: str) -> PresentedApiKey:
 
 
 def check_api_key_fields(*, name: object, expires: datetime | None, now: datetime) -> None:
-    """Raise `InvalidFieldsError` for all fields of a new API key that break a rule."""
+    """Check the fields of a new API key.
+
+    Raises:
+        InvalidFieldsError: naming every invalid field.
+    """
     InvalidFieldsError.raise_for([("name", _find_name_error(name)), ("expires_at", _find_expiry_error(expires, now))])
 
 

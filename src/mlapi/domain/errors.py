@@ -8,8 +8,8 @@ MlapiError
 ├── ApiKeyNotFoundError              no API key has this id
 ├── InvalidCredentialsError          unknown username or wrong password
 ├── InvalidTokenError                invalid, expired or revoked token or API key
-├── UserDisabledError                right credentials of a disabled user
-├── TooManyAttemptsError             the limit of log-in attempts is reached
+├── UserDisabledError                valid credentials of a disabled user
+├── TooManyAttemptsError             too many log-in attempts
 ├── ServiceUnavailableError          the service is overloaded; retry later
 │   └── RepositoryUnavailableError   the database is unavailable; retry later
 └── ConfigurationError               the operator must fix the configuration
@@ -21,7 +21,7 @@ import attrs
 
 
 class MlapiError(Exception):
-    """Base class, never raised itself. Two errors are equal if they have the same class and data."""
+    """Base class of all errors, not raised directly. Two errors are equal if they have the same class and data."""
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, MlapiError) and type(other) is type(self) and self.args == other.args
@@ -62,7 +62,7 @@ class InvalidFieldsError(MlapiError):
 
 @attrs.frozen
 class UserExistsError(MlapiError):
-    """The unique index rejected the username, which belongs to the user ``user_id``."""
+    """The username is taken by the user ``user_id``."""
 
     user_id: int
 
@@ -141,8 +141,8 @@ class ServiceUnavailableError(MlapiError):
 class RepositoryUnavailableError(ServiceUnavailableError):
     """The database is unreachable, locked, full or read-only.
 
-    ``may_be_done`` is True if the connection was lost during a commit, so that the change may be stored or not. Retry
-    the same change then.
+    ``may_be_done`` is True if the connection was lost during a commit, so the change may or may not be stored. Retry
+    the same change in that case.
     """
 
     may_be_done: bool = False

@@ -6,7 +6,7 @@ from typing import Literal
 import attrs
 
 Kind = Literal["mlapi", "legacy", "other", "empty"]
-"""The program that created the ``users`` table: mlapi, the legacy app, or another. ``empty`` means no such table."""
+"""The program that created the ``users`` table: mlapi, the legacy app or another. ``empty``: there is no such table."""
 
 
 @attrs.frozen(kw_only=True)
@@ -19,18 +19,17 @@ class Inspection:
     newest_revision: str
     """The schema revision that this version of mlapi needs. Revisions sort as strings."""
     fingerprint: str | None = None
-    """The fingerprint of the key that encrypts the passwords; None before the first start."""
+    """The fingerprint of the key that encrypts the passwords; None until the service has started once."""
     users: int = 0
-    """Number of users."""
     misnamed: tuple[int, ...] = ()
-    """Ids of users with a wrong canonical username, so that a look-up by name does not find them."""
+    """Ids of users whose stored canonical username is wrong, so look-ups by name do not find them."""
     unreadable: int = 0
     """Number of sampled legacy passwords that the secrets cannot decrypt."""
     sampled: int = 0
-    """Number of legacy passwords that were tried."""
+    """Number of legacy passwords that were checked."""
     damage: tuple[str, ...] = ()
     """Descriptions of damage to the file."""
     clock: datetime | None = None
-    """The database server's time in UTC; None for a file or memory."""
+    """The database server's time in UTC; None for a database in a file or in memory."""
     latest_change: datetime | None = None
-    """The newest ``updated_datetime`` of any user, in UTC; None without users."""
+    """The latest ``updated_datetime`` of any user, in UTC; None if there are no users."""

@@ -16,7 +16,7 @@ from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey
 class AuditTrail(Protocol):
     """Reads and purges the audit entries that `UserRepository.apply` writes.
 
-    Entry ids rise and are never reused. Every method raises `RepositoryUnavailableError` while the database is
+    Entry ids increase and are never reused. Every method raises `RepositoryUnavailableError` while the database is
     unavailable.
     """
 
@@ -25,16 +25,16 @@ class AuditTrail(Protocol):
 
         Args:
             after: the last id of the previous page; None for the first page. May be larger than any id.
-            limit: the largest number of entries to return.
+            limit: maximum number of entries to return.
             user_id: return only entries about this user, who may have been removed. None returns all entries.
         """
         ...
 
     def count_per_day(self, *, since: datetime) -> list[DailyCount]:
-        """Count the successful actions of each day in UTC, starting with entries written at ``since``.
+        """Count the successful actions per day, in UTC, in entries written at ``since`` or later.
 
-        The result is sorted by day, then by action name. Rejected commands are not counted. A day and action
-        without entries has no `DailyCount`.
+        The result is sorted by day, then by action name. Rejected commands are not counted. Days and actions without
+        entries are omitted.
         """
         ...
 
@@ -47,10 +47,11 @@ class UserRepository(Protocol):
     """Stores users, their API keys and the audit trail.
 
     Every method raises `RepositoryUnavailableError` while the database is unavailable. Callers may pass ids of any size
-    and content: an id that the database cannot store does not exist. Texts are stored unchanged, times returned in UTC.
+    and content: treat an id that the database cannot store as unknown. Text is stored unchanged. Times are returned
+    in UTC.
 
-    Usernames are unique in canonical form: of several concurrent registrations, exactly one succeeds. E-mail addresses
-    need not be unique.
+    Usernames are unique in canonical form: if several clients register the same name concurrently, exactly one
+    succeeds. E-mail addresses need not be unique.
     """
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
@@ -62,14 +63,14 @@ class UserRepository(Protocol):
         - Removing a user also removes the user's API keys.
         - The audit entries that `mlapi.domain.audit.make_audit_entry` returns are written too.
 
-        Once this returns, everything survives a crash. If it raises, nothing was applied. The exception is a connection
-        lost during the commit: the error's ``may_be_done`` is then True.
+        Once this returns, the changes survive a crash. If it raises, nothing was applied, unless the connection was
+        lost during the commit: then the error's ``may_be_done`` is True.
 
         Args:
-            commands: none, or up to some thousands.
+            commands: may be empty, or contain several thousand commands.
             commit_by: a deadline, in the time of `time.monotonic`. If the commit would start later, roll back and raise
-                `RepositoryUnavailableError("too late to commit")`. The client has already received an
-                error and may have sent another command.
+                `RepositoryUnavailableError("too late to commit")`. By then the client has received an error and may
+                have sent another command.
         """
         ...
 
@@ -98,10 +99,10 @@ class UserRepository(Protocol):
 
         Args:
             after: the last id of the previous page; 0 for the first page.
-            limit: the largest number of users to return. Fewer are returned only on the last page.
+            limit: maximum number of users to return. Only the last page has fewer.
             enabled: return only users with this flag; None returns all.
             containing: return only users with this text in the canonical username or e-mail address. The text is
-                in canonical form (`mlapi.domain.rules.fold`). Ignore case in addresses, at least of ASCII letters.
+                in canonical form (`mlapi.domain.rules.fold`). For addresses, ignore the case of at least ASCII letters.
         """
         ...
 
@@ -112,8 +113,8 @@ class UserRepository(Protocol):
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         """Return the principal with each id, or None if it does not exist.
 
-        A `UserId` gives the user, an `ApiKeyId` the key together with its user. The result
-        reflects every change that any process acknowledged before the call.
+        A `UserId` gives the user, an `ApiKeyId` the key together with its user. The result reflects every
+        change that any process acknowledged before the call.
 
         Args:
             ids: in any order, with or without duplicates; may be empty.
@@ -140,14 +141,14 @@ class UserRepository(Protocol):
 
 @runtime_checkable
 class NonblockingLookup(Protocol):
-    """An optional capability of a `UserRepository`: look principals up on an event loop, without a thread.
+    """An optional capability of a `UserRepository`: looking up principals on an event loop, without a thread.
 
-    Offer it only if a lookup takes microseconds, as in memory or in a local file. A repository without this method is
-    called from a thread instead.
+    Offer it only if a lookup takes microseconds, for example in memory or in a local file. A repository without this
+    method is called from a thread instead.
     """
 
     def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-        """Return what `UserRepository.find_principals` would, without waiting.
+        """Return the same result as `UserRepository.find_principals`, without waiting.
 
         Raises:
             RepositoryUnavailableError: if the lookup would have to wait, for a lock or for a connection to open. The
@@ -159,8 +160,8 @@ class NonblockingLookup(Protocol):
 class PasswordCipher(Protocol):
     """Encrypts passwords for storage, and compares passwords with stored ones. Passwords are never decrypted.
 
-    Passwords are compared exactly, without normalisation or truncation. An optional attribute ``is_costly`` that is
-    False says that `encrypt` and `matches` take microseconds, so that callers need no separate thread.
+    Passwords are compared exactly, without normalisation or truncation. If `encrypt` and `matches` take only
+    microseconds, set the optional attribute ``is_costly`` to False: callers then use no separate thread.
     """
 
     def encrypt(self, password: str) -> EncryptedPassword:
@@ -170,9 +171,9 @@ class PasswordCipher(Protocol):
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
         """Return whether ``encrypted`` was made from ``password``.
 
-        Takes the same time whether it matches or not, also for None, which stands for an unknown user and never
-        matches. A value that cannot be decrypted (another key, damage) matches nothing. It may be logged as a warning
-        but raises no error.
+        Takes the same time whether it matches or not. None stands for an unknown user: it takes just as long and never
+        matches. A value that cannot be decrypted, because of damage or another key, matches no password. This may
+        be logged as a warning but is not an error.
         """
         ...
 
@@ -199,7 +200,7 @@ class TokenIssuer(Protocol):
     def issue(self, user: User) -> IssuedToken:
         """Return a new token with the user's id and token epoch, and a unique token id.
 
-        The token fits into a header as ``Bearer`` credentials (RFC 6750, 2.1) and does not start like an API key.
+        The token is valid as ``Bearer`` credentials in a header (RFC 6750, 2.1) and does not look like an API key.
         """
         ...
 
@@ -219,8 +220,8 @@ class AttemptLimiter(Protocol):
     def count(self, username: str, address: str) -> bool:
         """Count an attempt to log in. This is the first step of every log-in.
 
-        Return whether the user has logged in from this address before. Attempts from such a known address count for
-        the address alone, so that attempts from elsewhere cannot lock the user out.
+        Return whether the user has logged in from this address before. Attempts from a known address
+        count only for that address, so attempts from elsewhere cannot lock the user out.
 
         Args:
             username: any text; usually a canonical username. Need not exist.
@@ -232,7 +233,7 @@ class AttemptLimiter(Protocol):
         ...
 
     def record_success(self, username: str, address: str, *, was_known: bool) -> None:
-        """Take back an attempt because its password was right, and remember the address as known to this user.
+        """Subtract an attempt whose password was right, and remember the address as known for this user.
 
         Args:
             username: as given to `count`.

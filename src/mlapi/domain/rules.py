@@ -12,7 +12,7 @@ from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.users import UsernameKey
 
 USERNAME_MAX_CHARS = 254
-"""The limit as typed and in canonical form: the length of an e-mail address, which many use as their username."""
+"""Limits both the typed and the canonical form. Long enough for an e-mail address, which many use as their username."""
 
 EMAIL_MAX_CHARS = 254
 """RFC 5321, 4.5.3.1.3 allows a path of 256 octets, which includes two angle brackets."""
@@ -32,7 +32,7 @@ _INVISIBLE = re.compile(
 # Accepts most addresses quickly; the others are checked in detail.
 _PLAIN_EMAIL = re.compile(r"[!#-'*+./0-9=?A-Z^-~-]{1,64}@(?:[A-Za-z0-9]{1,63}\.){1,3}[A-Za-z]{2,63}")
 
-_LABEL_MAX = 63  # characters of one label of a domain: RFC 1035, 2.3.4
+_LABEL_MAX = 63  # characters in one domain label: RFC 1035, 2.3.4
 
 
 def canonical_username(username: str) -> UsernameKey:
@@ -46,7 +46,7 @@ def canonical_username(username: str) -> UsernameKey:
 
 
 def fold(text: str) -> str:
-    """Return a text in canonical form. Unlike `canonical_username` it accepts any text, such as part of a username."""
+    """Return a text in canonical form. Unlike `canonical_username`, accept any text, such as part of a username."""
     if text.isascii():
         return text.lower()
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
@@ -90,13 +90,13 @@ def find_email_error(email: object) -> str | None:
 class PasswordPolicy:
     """The rules for new passwords. By default, only the empty password is rejected.
 
-    Passwords need no particular kinds of characters, as NIST SP 800-63B-4, 3.1.1.2 recommends.
+    There are no composition rules, as NIST SP 800-63B-4, 3.1.1.2 recommends.
 
     Args:
         min_length: in characters.
-        common: common passwords to reject in any case, case-folded here.
-        words: names of the service and its roles, case-folded. Reject a password if its letters spell only such words
-            (OWASP ASVS 5.0, 6.2.11).
+        common: common passwords, case-folded. They are rejected in upper, lower and mixed case.
+        words: names of the service and its roles, case-folded. A password is rejected if its letters spell only these
+            words (OWASP ASVS 5.0, 6.2.11).
     """
 
     min_length: int = 1
@@ -125,7 +125,10 @@ class PasswordPolicy:
 
 
 def _is_domain_label(label: str) -> bool:
-    """Accept letters, digits and inner hyphens (RFC 1035, 2.3.1) of any script with its marks (RFC 5890, 2.3.2.1)."""
+    """Return whether a label consists of letters, digits and inner hyphens (RFC 1035, 2.3.1).
+
+    Letters and combining marks of any script are allowed (RFC 5890, 2.3.2.1).
+    """
     kinds = [unicodedata.category(character) for character in label]
     return (
         0 < len(label) <= _LABEL_MAX

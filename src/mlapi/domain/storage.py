@@ -17,14 +17,15 @@ class Storage(Protocol):
 
     `mlapi.bootstrap.register_storage` maps a URL scheme to a function that makes a storage from the URL. That function
     creates no file and does not connect, because the service must start even without its database. It raises
-    `ConfigurationError` for a URL that it cannot use, without repeating the URL, which may contain a password.
+    `ConfigurationError` for a URL that it cannot use. The message does not repeat the URL, which may contain a
+    password.
 
-    Applied commands, the audit trail and the fingerprint survive closing and opening again. The storage in memory is an
-    exception: it forgets, and logs a warning.
+    Applied commands, the audit trail and the fingerprint survive closing and reopening. The in-memory storage is an
+    exception: it loses everything, and logs a warning.
 
     Every method except `close` raises `RepositoryUnavailableError` while the database is unavailable.
 
-    The users may offer optional capabilities for speed, such as `NonblockingLookup`.
+    The repository ``users`` may offer optional capabilities for speed, such as `NonblockingLookup`.
     """
 
     @property
@@ -39,17 +40,17 @@ class Storage(Protocol):
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The absolute paths of the local files that hold the database, the main file first; empty for a server.
+        """The absolute paths of the local files that hold the database, the main file first. Empty for a server.
 
-        `prepare` creates the main file. Their folder exists. ``mlapi doctor`` checks that they can be written and that
-        their disk has room. A storage in local files may always upgrade its schema at start; any other needs ``mlapi db
-        upgrade`` in ``profile: production``.
+        `prepare` creates the main file, in a folder that exists already. ``mlapi doctor`` checks that the files are
+        writable and that their disk has space left. A storage in local files may always upgrade its schema at
+        startup; any other needs ``mlapi db upgrade`` in ``profile: production``.
         """
         ...
 
     @property
     def secrets_folder(self) -> Path | None:
-        """The absolute path of the folder for the generated ``secrets.yml``, which exists; None to keep them in memory.
+        """The absolute path of an existing folder for the generated ``secrets.yml``; None to keep them in memory.
 
         The secrets must last exactly as long as the passwords that they encrypt.
         """
@@ -91,10 +92,10 @@ class Storage(Protocol):
         ...
 
     def upgrade(self) -> tuple[str | None, str]:
-        """Create or upgrade the schema like `prepare`; return the revisions before (None without schema) and after.
+        """Create or upgrade the schema, like `prepare`. Return the revision before (None without a schema) and after.
 
-        They are equal if the schema was up to date. Newer revisions sort after older ones, as strings. A storage with
-        only one format can return a constant.
+        The two are equal if the schema was up to date. Newer revisions sort after older ones, as strings. A storage
+        with only one format can return a constant.
 
         Raises:
             ConfigurationError: if the schema belongs to a newer version of mlapi, or the data is not mlapi's.
@@ -107,8 +108,8 @@ class Storage(Protocol):
         May be called before `prepare`. It creates no file.
 
         Args:
-            find_password_error: returns why a password stored by the legacy app cannot be used, or None if it can. The
-                argument is None if there are no secrets. A storage without a table of the legacy app ignores it.
+            find_password_error: a function that returns why a password stored by the legacy app cannot be used, or None
+                if it can. Pass None if there are no secrets. A storage without a legacy table ignores it.
 
         Raises:
             ConfigurationError: if the database does not exist.
