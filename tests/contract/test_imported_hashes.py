@@ -163,33 +163,36 @@ def test_tagged_value_without_a_hash_matches_nothing(kind: Kind, caplog: pytest.
         ("$argon2id$\ud800", "must be valid Unicode, without lone surrogates"),
         (
             f"$argon2id$v=19$m=262145,t=1,p=1${SALT_AND_TAG}",
-            "must have, for argon2, a memory (m) of at most 262144 KiB",
+            "must be an argon2 hash with a memory (m) of at most 262144 KiB",
         ),
-        (f"$argon2id$v=19$m=8,t=21,p=1${SALT_AND_TAG}", "must have, for argon2, a time (t) of at most 20"),
-        (f"$argon2id$v=19$m=800,t=1,p=17${SALT_AND_TAG}", "must have, for argon2, a parallelism (p) of at most 16"),
+        (f"$argon2id$v=19$m=8,t=21,p=1${SALT_AND_TAG}", "must be an argon2 hash with a time (t) of at most 20"),
+        (
+            f"$argon2id$v=19$m=800,t=1,p=17${SALT_AND_TAG}",
+            "must be an argon2 hash with a parallelism (p) of at most 16",
+        ),
         (
             f"$argon2id$v=19$m=262144,t=5,p=1${SALT_AND_TAG}",
-            "must have, for argon2, memory times time (m x t) of at most 1048576 KiB",
+            "must be an argon2 hash with memory times time (m x t) of at most 1048576 KiB",
         ),
         (
             f"$argon2id$v=19$m=15,t=1,p=2${SALT_AND_TAG}",
-            "must have, for argon2, a memory (m) of at least 8 KiB for each lane (p)",
+            "must be an argon2 hash with a memory (m) of at least 8 KiB for each lane (p)",
         ),
         (
             "$argon2i$m=8,t=1,p=1$c2Fs$hgQjBnBPoNjKVsH+gWUyeA",
-            "must have, for argon2, a salt of at least 8 bytes, in base64",
+            "must be an argon2 hash with a salt of at least 8 bytes, in base64",
         ),
         (
             "$argon2i$m=8,t=1,p=1$c2FsdHNhbHR$hgQjBnBPoNjKVsH+gWUyeA",
-            "must have, for argon2, a salt of at least 8 bytes, in base64",
+            "must be an argon2 hash with a salt of at least 8 bytes, in base64",
         ),
         (
             "$argon2d$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$8qybeA",
-            "must have, for argon2, a hash of at least 16 bytes, in base64",
+            "must be an argon2 hash with a tag of at least 16 bytes, in base64",
         ),
         (
             "$argon2d$v=19$m=8,t=1,p=1$c2FsdHNhbHQ$8qybe",
-            "must have, for argon2, a hash of at least 16 bytes, in base64",
+            "must be an argon2 hash with a tag of at least 16 bytes, in base64",
         ),
         (f"$2b$16${BCRYPT}", "must have a bcrypt cost of 4 to 15"),
         (f"$2b$03${BCRYPT}", "must have a bcrypt cost of 4 to 15"),

@@ -329,8 +329,8 @@ def run_rejected_start(folder: Path, environ: dict[str, str], *options: str) -> 
 PRODUCTION = {"MLAPI_PROFILE": "production", **SECRETS}
 REJECTED_STARTS: dict[str, tuple[dict[str, str], str]] = {
     "unknown key": ({"MLAPI_DATABASE__ULR": "x"}, "database.ulr is not a setting; did you mean database.url?"),
-    "bad URL": ({"MLAPI_DATABASE__URL": f"postgres//{CANARY}@"}, "database.url cannot be read"),
-    "bad port": ({"MLAPI_DATABASE__URL": f"postgresql://u:{CANARY}@h:x/d"}, "database.url cannot be read"),
+    "bad URL": ({"MLAPI_DATABASE__URL": f"postgres//{CANARY}@"}, "database.url is not a valid URL"),
+    "bad port": ({"MLAPI_DATABASE__URL": f"postgresql://u:{CANARY}@h:x/d"}, "database.url is not a valid URL"),
     "another database": ({"MLAPI_DATABASE__URL": f"oracle://u:{CANARY}@h/d"}, "unsupported scheme oracle"),
     "no folder": ({"MLAPI_DATABASE__URL": "sqlite:////no/such/mlapi.db"}, "must be a file in an existing folder"),
     "short key": ({**SECRETS, "MLAPI_SECRETS__KEY": CANARY}, "secrets.key is not a Fernet key"),

@@ -1,1 +1,1 @@
-"""One library each, translated at the border. None imports another; `mlapi.bootstrap` puts them together."""
+"""Implementations of the ports, each with one library. They do not import each other; `mlapi.bootstrap` wires them."""

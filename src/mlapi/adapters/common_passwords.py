@@ -1,4 +1,4 @@
-"""The most common passwords, from the file ``common_passwords.txt``, which names its source."""
+"""Load the most common passwords from ``common_passwords.txt``. The file names its source."""
 
 from importlib.resources import files
 

@@ -1,8 +1,9 @@
-"""Tokens as JSON Web Tokens (RFC 7519), signed with HMAC-SHA256 only, using PyJWT.
+"""Issue and verify JSON Web Tokens (RFC 7519) with PyJWT. The only algorithm is HMAC-SHA256.
 
-There is a list of keys: the first signs, all of them verify. The header names the key by ``kid``, which is derived from
-the key. A token is rejected before any decoding unless its header equals one of our own headers. This rules out
-other algorithms, embedded and remote keys, and critical extensions.
+New tokens are signed with the first key, and tokens signed with any of the keys are accepted. The ``kid`` in the header
+identifies the key and is derived from it. A token is rejected before it is decoded unless its header is exactly the
+header that we write for one of the keys. This rules out other algorithms, embedded and remote keys, and critical
+extensions.
 """
 
 import hashlib
@@ -25,7 +26,7 @@ _TOKEN = re.compile(r"([\w-]{1,200})\.[\w-]{1,2000}\.[\w-]{43}", re.ASCII)
 _REQUIRED_CLAIMS = ["exp", "iat", "sub", "iss", "aud", "jti", "epoch"]
 _USER_ID = re.compile(r"[1-9][0-9]{0,18}")
 _MAX_CLOCK_SKEW = timedelta(minutes=1)
-"""How far the clock of another server may be ahead of this one."""
+"""How far another server's clock may be ahead of ours."""
 _MAX_CACHED_TOKENS = 10_000
 """About 500 bytes each."""
 
@@ -34,7 +35,7 @@ class JwtTokenIssuer:
     """A `TokenIssuer` for JSON Web Tokens.
 
     Args:
-        keys: at least 32 bytes each (RFC 7518, 3.2: as long as the hash). The first signs.
+        keys: at least 32 bytes each (RFC 7518, 3.2: as long as the hash). The first signs new tokens.
         lifetime: how long a token is valid.
         issuer: the claim ``iss``.
         audience: the claim ``aud``.
@@ -68,7 +69,7 @@ class JwtTokenIssuer:
         return IssuedToken(token, round(self._lifetime.total_seconds()))
 
     def verify(self, token: str) -> TokenClaims:
-        # Cache verified tokens: a valid signature stays valid, so that only the expiry must be checked again.
+        # Cache verified tokens: a valid signature stays valid, so only the expiry must be checked again.
         claims = self._verified.get(token)
         if claims is None:
             claims = self._verify(token)
@@ -94,7 +95,7 @@ class JwtTokenIssuer:
                 algorithms=[ALGORITHM],
                 issuer=self._issuer,
                 audience=self._audience,
-                # Compare times with our own clock instead, here and on every use.
+                # The times are compared with `self._clock` instead.
                 options={"require": _REQUIRED_CLAIMS, "strict_aud": True, "verify_exp": False, "verify_iat": False},
             )
             subject, epoch = payload["sub"], payload["epoch"]
@@ -113,7 +114,7 @@ def _key_id(key: bytes) -> str:
 
 
 def _header(key: bytes) -> str:
-    """Return the encoded header of the tokens that a key signs."""
+    """Return the encoded header of tokens signed with this key."""
     return jwt.encode({}, key, algorithm=ALGORITHM, headers={"kid": _key_id(key)}).partition(".")[0]
 
 

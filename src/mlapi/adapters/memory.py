@@ -1,6 +1,6 @@
-"""A storage in memory, tokens in memory, and a cipher that does not encrypt. For demos and tests.
+"""In-memory users and tokens, and a cipher that does not encrypt. For demos and tests.
 
-They pass the same contract suites as the other adapters, but remember nothing after the process ends.
+These adapters pass the same contract suites as the others, but all data is lost when the process ends.
 """
 
 import hmac
@@ -91,7 +91,7 @@ class InMemoryAuditTrail:
 
 
 class InMemoryUserRepository:
-    """A `UserRepository` in memory, which threads can share."""
+    """A thread-safe `UserRepository` in memory."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -123,7 +123,7 @@ class InMemoryUserRepository:
         return [self.find(key) for key in keys]
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        with self._lock:  # already sorted: new ids are larger than old ones, and a dict keeps its insertion order
+        with self._lock:  # sorted by id already: ids only grow, and a dict keeps its insertion order
             return [
                 user
                 for user in self._users.values()
@@ -150,7 +150,7 @@ class InMemoryUserRepository:
         return sorted(found, key=lambda key: (key.created_datetime, key.id))
 
     def check(self) -> None:
-        """Return: memory is always available."""
+        """Do nothing: memory is always available."""
 
     def _principal(self, principal_id: PrincipalId) -> Principal | None:
         if isinstance(principal_id, int):
@@ -234,7 +234,7 @@ class InMemoryAttempts:
 
 
 class InMemoryAttemptCounts:
-    """An `AttemptCountWriter` that collects its changes, and a reader."""
+    """An `AttemptCountWriter` that collects changes. Also used for reading."""
 
     def __init__(self, counts: Mapping[str, WindowCount], now: float) -> None:
         self.changed: dict[str, WindowCount] = {}
@@ -258,7 +258,7 @@ class InMemoryAttemptCounts:
 
 
 class InMemoryStorage:
-    """A `Storage` for one process, which forgets everything when it ends: for demos and tests."""
+    """A `Storage` for a single process, for demos and tests. All data is lost when the process ends."""
 
     files: tuple[Path, ...] = ()
     secrets_folder: Path | None = None
@@ -277,7 +277,7 @@ class InMemoryStorage:
             ConfigurationError: unless the URL is ``memory://``.
         """
         if url != _URL:
-            raise ConfigurationError("database.url for users in memory must be memory:// and nothing more")
+            raise ConfigurationError("database.url: write just memory:// to keep the users in memory")
         return cls()
 
     def find_fingerprint(self) -> str | None:
@@ -309,16 +309,16 @@ class InMemoryStorage:
         )
 
     def close(self) -> None:
-        """Do nothing: memory needs no release."""
+        """Do nothing: there is nothing to close."""
 
 
 class PlainCipher:
-    """A `PasswordCipher` for tests, which is fast and stores passwords as plain text."""
+    """A fast `PasswordCipher` for tests that stores passwords in plain text."""
 
     is_costly = False
 
     def encrypt(self, password: str) -> EncryptedPassword:
-        # With a random part, as the contract requires: tests must not depend on equal stored values.
+        # The contract requires a random part, so that equal passwords have different stored values.
         return EncryptedPassword(f"plain:{secrets.token_hex(4)}:{password}")
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
@@ -332,15 +332,15 @@ class PlainCipher:
         return not encrypted.value.startswith("plain:")
 
     def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:  # noqa: ARG002 - part of the port
-        return None  # a plain text has no key
+        return None  # there is no key
 
 
 class InMemoryTokens:
-    """A `TokenIssuer` for one process, which remembers its random tokens.
+    """A `TokenIssuer` for a single process that keeps its random tokens in memory.
 
     Args:
         lifetime: how long a token is valid.
-        clock: returns the present time.
+        clock: returns the current time.
     """
 
     def __init__(self, *, lifetime: timedelta = timedelta(hours=1), clock: Clock = utc_now) -> None:
@@ -366,7 +366,7 @@ class InMemoryTokens:
 
 
 class UnlimitedAttempts:
-    """An `AttemptLimiter` for tests, which allows every attempt."""
+    """An `AttemptLimiter` for tests that allows every attempt."""
 
     def count(self, username: str, address: str) -> bool:  # noqa: ARG002 - part of the port
         return True
@@ -376,6 +376,5 @@ class UnlimitedAttempts:
 
 
 def _encoded(text: str) -> bytes:
-    return text.encode(
-        "utf-8", "surrogatepass"
-    )  # passwords contain no lone surrogates, but comparing one must not raise
+    # A password with a lone surrogate matches nothing, but it must not raise an error.
+    return text.encode("utf-8", "surrogatepass")

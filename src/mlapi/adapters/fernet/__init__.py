@@ -1,4 +1,4 @@
-"""Password ciphers that use Fernet from the package cryptography."""
+"""Password ciphers built on Fernet from the cryptography package."""
 
 from mlapi.adapters.fernet.ciphers import FernetCipher, HashingFernetCipher
 

@@ -1,12 +1,12 @@
-"""Two password ciphers that share one list of Fernet keys. The first key encrypts, all of them decrypt.
+"""Two password ciphers that use a list of Fernet keys: they encrypt with the first key and decrypt with any of them.
 
-Both ciphers read all three kinds of stored values:
+Both ciphers read all three kinds of stored passwords:
 
-- ``<fernet token>``: made by the legacy app; the plaintext is password + salt;
+- ``<fernet token>``: written by the legacy app; the plaintext is the password followed by the salt;
 - ``<fernet token>|argon2id``: the plaintext is a salt id and an argon2id hash;
 - ``<fernet token>|foreign``: the plaintext is a hash that another system made without our salt.
 
-The tag is outside the token, so that a password cannot be mistaken for a hash.
+The tag is outside the token, so a password cannot be mistaken for a hash.
 """
 
 import hashlib
@@ -24,8 +24,8 @@ from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.users import EncryptedPassword
 
 _ARGON2ID, _IMPORTED = "|argon2id", "|foreign"
-# Cost: OWASP Password Storage Cheat Sheet, argon2id with 19 MiB, two passes, one lane. Lengths of salt and hash in
-# bytes: RFC 9106, 4.
+# Cost: the OWASP Password Storage Cheat Sheet recommends argon2id with 19 MiB, two passes and one lane.
+# Lengths in bytes: RFC 9106, 4.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, salt_len=16, hash_len=32)
 _DECOY = "stands in for a missing password"
 
@@ -33,7 +33,7 @@ _logger = logging.getLogger("mlapi")
 
 
 class _KeyedCipher:
-    """The operations that do not depend on the scheme of new passwords."""
+    """The operations that both ciphers have in common."""
 
     def __init__(self, keys: Sequence[str], *salts: str) -> None:
         self._keys = _KeyRing(keys, salts)
@@ -42,11 +42,11 @@ class _KeyedCipher:
         return self._keys.reencrypt(encrypted)
 
     def is_readable(self, encrypted: EncryptedPassword) -> bool:
-        """Return whether one of the keys decrypts it."""
+        """Return whether the value can be decrypted with one of the keys."""
         return self._keys.decrypt(_split_tag(encrypted)[0]) is not None
 
     def needs_older_salt(self, encrypted: EncryptedPassword) -> bool:
-        """Return whether it was made with a salt other than the first."""
+        """Return whether the value was made with a salt other than the first."""
         return self._keys.needs_older_salt(encrypted)
 
     def find_stored_error(self, value: object) -> str | None:
@@ -54,34 +54,34 @@ class _KeyedCipher:
         return self._keys.find_stored_error(value)
 
     def import_hash(self, text: object) -> EncryptedPassword:
-        """Return the value to store for an argon2 or bcrypt hash that another system made.
+        """Return the value to store for another system's argon2 or bcrypt hash.
 
         Raises:
-            InvalidFieldsError: for ``password_hash``, if the hash is not supported or too costly to verify.
+            InvalidFieldsError: for ``password_hash``, if the hash is unsupported or too costly to verify.
         """
         InvalidFieldsError.raise_for([("password_hash", find_hash_error(text))])
         return EncryptedPassword(self._keys.encrypt(str(text)) + _IMPORTED)
 
     def import_stored(self, value: object) -> EncryptedPassword:
-        """Return a stored password of the legacy app or of mlapi, encrypted with the newest key.
+        """Return a password that the legacy app or mlapi has stored, encrypted with the newest key.
 
         Raises:
-            InvalidFieldsError: for ``stored_password``, if it was made with other keys or salts, or is damaged.
+            InvalidFieldsError: for ``stored_password``, if the value was made with other keys or salts, or is damaged.
         """
         InvalidFieldsError.raise_for([("stored_password", self._keys.find_stored_error(value))])
         encrypted = EncryptedPassword(str(value))
-        # `mlapi keys prune` relies on every new value being under the newest key.
+        # `mlapi keys prune` relies on every new value being encrypted with the newest key.
         return self.reencrypt(encrypted) or encrypted
 
 
 class FernetCipher(_KeyedCipher):
-    """The scheme of the legacy app, ``Fernet(password + salt)``. The key can decrypt every password.
+    """The legacy app's scheme, ``Fernet(password + salt)``. It is reversible: the key decrypts every password.
 
-    For databases that the legacy app still reads, and for hosts that cannot spend 20 ms and 19 MiB on a log-in.
+    Use it for a database that the legacy app still reads, or on hosts that cannot spend 20 ms and 19 MiB on a log-in.
 
     Args:
-        keys: Fernet keys, each 32 bytes in URL-safe base64. The first encrypts.
-        salts: the first is appended to new passwords, all are accepted.
+        keys: Fernet keys, each 32 bytes in URL-safe base64. New passwords are encrypted with the first.
+        salts: new passwords get the first; stored passwords may have any of them.
     """
 
     def __init__(self, keys: Sequence[str], *salts: str) -> None:
@@ -90,7 +90,7 @@ class FernetCipher(_KeyedCipher):
 
     @property
     def is_costly(self) -> bool:
-        """True once a stored hash has been verified, which takes 20 ms to a second."""
+        """True after the first stored hash has been verified. Verifying a hash takes 20 ms to a second."""
         return self._has_verified_hash
 
     def encrypt(self, password: str) -> EncryptedPassword:
@@ -106,7 +106,7 @@ class FernetCipher(_KeyedCipher):
         return self._keys.verify(password, plaintext, tag) and encrypted is not None
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Return whether it has an older key or salt. Hashes are kept: they are safer than a reversible value."""
+        """Return whether the value has an older key or salt. Hashes stay: they are safer than a reversible value."""
         token, tag = _split_tag(encrypted)
         plaintext = self._keys.decrypt(token)
         if plaintext is None:
@@ -119,15 +119,14 @@ class FernetCipher(_KeyedCipher):
 
 
 class HashingFernetCipher(_KeyedCipher):
-    """The default scheme: hash the password with argon2id and encrypt the hash, so it cannot be decrypted.
+    """The default scheme: hash the password with argon2id and encrypt the hash. Nothing reveals the password itself.
 
-    A stolen database is useless without the key; together with the key, it yields only argon2id hashes. Passwords go
-    through HMAC-SHA256 with the salt as its key first, so that there is no length limit. Every hash also has a random
-    salt of its own.
+    A stolen database is useless without the key; together with the key, it yields only argon2id hashes. The password
+    first goes through HMAC-SHA256, keyed with the salt, so its length is not limited. Each hash also has a random salt.
 
     Args:
-        keys: Fernet keys, each 32 bytes in URL-safe base64. The first encrypts.
-        salts: secrets shared by all passwords (peppers). The first is used for new passwords, all are accepted.
+        keys: Fernet keys, each 32 bytes in URL-safe base64. New passwords are encrypted with the first.
+        salts: secrets shared by all passwords (peppers). New passwords get the first; stored passwords may have any.
     """
 
     is_costly = True
@@ -145,13 +144,13 @@ class HashingFernetCipher(_KeyedCipher):
         plaintext = self._keys.decrypt(token)
         if plaintext is not None and tag == _ARGON2ID:
             return self._keys.verify_argon2id(password, plaintext) and encrypted is not None
-        # Spend the time of one hash, so that response times do not reveal old or damaged values. An imported hash
-        # takes its own time in addition, for right and wrong passwords alike.
+        # Always verify one argon2id hash, so that response times do not reveal old or damaged values. Verifying an
+        # imported hash takes additional time, the same for right and wrong passwords.
         self._keys.verify_argon2id(password, self._decoy_hash)
         return plaintext is not None and self._keys.verify(password, plaintext, tag)
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Return whether it has another scheme, an older key or salt, or other argon2id parameters."""
+        """Return whether the value has another scheme, an older key or salt, or other argon2id parameters."""
         token, tag = _split_tag(encrypted)
         plaintext = self._keys.decrypt(token)
         if plaintext is None:
@@ -168,7 +167,7 @@ class _KeyRing:
         self._fernet = MultiFernet(fernets)
         self.salts = salts
         self._salt_by_id = {_salt_id(salt): salt for salt in salts}
-        self._salt_by_id[""] = salts[-1]  # early hashes have no salt id; there was only one salt then
+        self._salt_by_id[""] = salts[-1]  # the oldest hashes have no salt id, from when there was only one salt
 
     def encrypt(self, plaintext: str) -> str:
         return self._fernet.encrypt(plaintext.encode()).decode("ascii")
@@ -183,7 +182,7 @@ class _KeyRing:
     def _try_decrypt(self, token: str) -> str | None:
         try:
             return self._fernet.decrypt(token.encode()).decode()
-        except (InvalidToken, ValueError):  # ValueError: not ASCII, or the plaintext is not UTF-8
+        except (InvalidToken, ValueError):  # ValueError: the token is not ASCII, or the plaintext is not UTF-8
             return None
 
     def find_stored_error(self, value: object) -> str | None:
@@ -231,7 +230,7 @@ class _KeyRing:
         return False
 
     def verify(self, password: str, plaintext: str, tag: str) -> bool:
-        """Return whether a decrypted value with this tag was made from the password."""
+        """Return whether the password matches a decrypted value with this tag."""
         if tag == _ARGON2ID:
             return self.verify_argon2id(password, plaintext)
         if tag != _IMPORTED:
@@ -254,7 +253,7 @@ class _KeyRing:
         salt_id, separator, argon2_hash = hashed.partition("$")
         if (salt := self._salt_by_id.get(salt_id)) is None:
             _logger.warning("a stored password needs a salt that is not in secrets.salt; it matches no password")
-            salt = self.salts[0]  # spend the time of a hash in any case
+            salt = self.salts[0]  # verify anyway, to take the same time
         try:
             return _HASHER.verify(separator + argon2_hash, _apply_pepper(password, salt))
         except (VerificationError, InvalidHashError):
@@ -266,12 +265,12 @@ class _KeyRing:
 
 
 def _encode(password: str) -> bytes:
-    # A password with a lone surrogate matches nothing, but must not raise either.
+    # A password with a lone surrogate matches nothing, but it must not raise an error.
     return password.encode("utf-8", "surrogatepass")
 
 
 def _split_tag(encrypted: EncryptedPassword) -> tuple[str, str]:
-    """Return the Fernet token and the tag of a stored value. Values of the legacy app have an empty tag."""
+    """Return the Fernet token and the tag of a stored value. The tag is empty if the legacy app wrote the value."""
     for tag in (_ARGON2ID, _IMPORTED):
         if encrypted.value.endswith(tag):
             return encrypted.value.removesuffix(tag), tag

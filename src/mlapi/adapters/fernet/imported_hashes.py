@@ -1,6 +1,6 @@
 """Verify password hashes that other systems made without our salt: argon2 (PHC strings) and bcrypt.
 
-The system that made a hash chose its cost. Accept only hashes that a log-in can afford: about one second of one core.
+The other system chose the cost of a hash. Only hashes that take at most about one second of one core are accepted.
 """
 
 import base64
@@ -13,11 +13,11 @@ from argon2.low_level import Type, verify_secret
 from mlapi.domain.rules import find_text_error
 
 MAX_HASH_CHARS = 256
-"""Characters. A longer hash has a salt or a tag of more than 64 bytes, which no library writes."""
+"""A longer hash would have a salt or a tag of more than 64 bytes, which no library writes."""
 MAX_ARGON2_MEMORY_KIB = 256 * 1024
 MAX_ARGON2_PASSES = 20
 MAX_ARGON2_WORK_KIB = 1024 * 1024
-"""Memory times passes. With both at their maximum, a log-in would take five seconds."""
+"""Maximum of memory times passes. With both at their maximum, a log-in would take five seconds."""
 MAX_ARGON2_LANES = 16
 MIN_ARGON2_SALT_BYTES = 8
 MIN_ARGON2_TAG_BYTES = 16
@@ -33,12 +33,12 @@ _ARGON2 = re.compile(
     r"\$(?P<salt>[A-Za-z0-9+/]+)\$(?P<tag>[A-Za-z0-9+/]+)",
     re.ASCII,
 )
-# The last characters of salt and checksum contain unused bits. Libraries write zeros there.
+# The last characters of the salt and the checksum contain unused bits, which libraries set to zero.
 _BCRYPT = re.compile(r"\$2[aby]\$(?P<cost>\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26]", re.ASCII)
 
 
 def find_hash_error(text: object) -> str | None:
-    """Return why a hash cannot be imported, or None if `verify_hash` supports it. The message never contains it."""
+    """Return why a hash cannot be imported, or None if `verify_hash` supports it. The reason never shows the hash."""
     error = find_text_error(text, MAX_HASH_CHARS)
     if error is not None or not isinstance(text, str):
         return error
@@ -52,7 +52,7 @@ def find_hash_error(text: object) -> str | None:
 
 
 def verify_hash(password: bytes, text: str) -> bool:
-    """Return whether the hash was made from the password. `find_hash_error` must have returned None for it."""
+    """Return whether the password matches a hash for which `find_hash_error` returned None."""
     if text.startswith("$2"):
         return _verify_bcrypt(password, text)
     try:
@@ -62,12 +62,12 @@ def verify_hash(password: bytes, text: str) -> bool:
 
 
 def _verify_bcrypt(password: bytes, text: str) -> bool:
-    import bcrypt  # noqa: PLC0415 - only needed for users with such a hash
+    import bcrypt  # noqa: PLC0415 - only needed for users with a bcrypt hash
 
-    # The systems that made these hashes ignored everything after 72 bytes, even in the middle of a character, so their
-    # users can log in that way. The library raises instead. The first log-in stores a hash of the whole password.
+    # The systems that made these hashes ignored everything after 72 bytes, even in the middle of a character. Do the
+    # same, so that their users can log in; the library would raise. The first log-in hashes the whole password again.
     truncated = password[:MAX_BCRYPT_PASSWORD_BYTES]
-    # Reject NUL: some systems end the password there, and bcrypt cannot distinguish `a` from `a\0a`.
+    # Reject NUL: some systems end the password at it, and bcrypt cannot distinguish `a` from `a\0a`.
     return bcrypt.checkpw(truncated, text.encode()) and b"\0" not in password
 
 
@@ -81,13 +81,13 @@ def _find_argon2_error(match: re.Match[str]) -> str | None:
         (memory * passes <= MAX_ARGON2_WORK_KIB, f"memory times time (m x t) of at most {MAX_ARGON2_WORK_KIB} KiB"),
         (memory >= 8 * lanes, "a memory (m) of at least 8 KiB for each lane (p)"),  # RFC 9106, 3.1
         (len(salt) >= MIN_ARGON2_SALT_BYTES, f"a salt of at least {MIN_ARGON2_SALT_BYTES} bytes, in base64"),
-        (len(tag) >= MIN_ARGON2_TAG_BYTES, f"a hash of at least {MIN_ARGON2_TAG_BYTES} bytes, in base64"),
+        (len(tag) >= MIN_ARGON2_TAG_BYTES, f"a tag of at least {MIN_ARGON2_TAG_BYTES} bytes, in base64"),
     ]
-    return next((f"must have, for argon2, {limit}" for is_met, limit in limits if not is_met), None)
+    return next((f"must be an argon2 hash with {limit}" for is_met, limit in limits if not is_met), None)
 
 
 def _decode_base64(text: str) -> bytes:
-    """Return the bytes of unpadded base64, or no bytes if the text is not in the form that encoders write."""
+    """Decode unpadded base64. Return no bytes if the text is not what an encoder would write for them."""
     try:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error:

@@ -1,4 +1,4 @@
-"""Storage in SQLite or PostgreSQL, through SQLAlchemy Core."""
+"""Store users in SQLite or PostgreSQL, with SQLAlchemy Core."""
 
 from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database

@@ -1,4 +1,4 @@
-"""Counts of log-in attempts in a table that all processes share."""
+"""Count log-in attempts in a database table, so that all processes share the counts."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from mlapi.domain.attempts import WindowCount
 
 _PURGE_INTERVAL_SECONDS = 10.0
 _PURGE_BATCH_ROWS = 1000
-_MAX_PURGE_BATCHES = 50  # more rows than can be added in an interval: every counted attempt costs a password hash
+_MAX_PURGE_BATCHES = 50  # enough: attempts are added more slowly, because each one costs a password hash
 
 _IS_CURRENT = attempts.c.expires_at > bindparam("now")
 _IS_KEY = attempts.c.id == bindparam("key")
@@ -28,7 +28,7 @@ class SqlAttempts:
 
     Args:
         database: contains the table.
-        clock: returns seconds since 1970; the clocks of all processes should agree.
+        clock: returns seconds since 1970. All processes should use synchronized clocks.
     """
 
     def __init__(self, database: Database, *, clock: Callable[[], float] = time.time) -> None:
@@ -40,7 +40,7 @@ class SqlAttempts:
     def transaction(self) -> Iterator["SqlAttemptCounts"]:
         self._purge()
         with self._database.writing() as connection:
-            self._database.dialect.allow_async_commit(connection)  # faster, and a crash only forgets a few guesses
+            self._database.dialect.allow_async_commit(connection)  # faster, and a crash loses only a few counts
             yield SqlAttemptCounts(self._database, connection, self._clock())
 
     @contextmanager
@@ -49,7 +49,7 @@ class SqlAttempts:
             yield SqlAttemptCounts(self._database, connection, self._clock())
 
     def _purge(self) -> None:
-        """Delete expired counts from time to time, in short transactions that skip rows locked by others."""
+        """Delete expired counts if an interval has passed, in short transactions that skip locked rows."""
         now = self._clock()
         if now - self._purged_at >= _PURGE_INTERVAL_SECONDS:
             self._purged_at = now
@@ -61,7 +61,7 @@ class SqlAttempts:
 
 
 class SqlAttemptCounts:
-    """An `AttemptCountWriter`, or a reader, within a transaction."""
+    """An `AttemptCountWriter` within a transaction. Also used for reading."""
 
     def __init__(self, database: Database, connection: Connection, now: float) -> None:
         self._connection = connection

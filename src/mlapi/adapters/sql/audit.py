@@ -1,4 +1,4 @@
-"""The audit trail in a table. It is read and purged here; the dialects write it together with each batch."""
+"""Read and purge the audit trail. The dialects write its entries, together with each batch of commands."""
 
 from datetime import datetime
 

@@ -1,4 +1,4 @@
-"""Transactions of one database, and the translation of its errors."""
+"""Run transactions in a database, and translate its errors."""
 
 import threading
 import time
@@ -15,8 +15,8 @@ from mlapi.adapters.sql.urls import sqlite_file
 from mlapi.domain.errors import RepositoryUnavailableError
 
 TIMEOUT_SECONDS = 2.0
-"""How long to wait for a connection, for a lock, and for a free connection of the pool: each. A batch that waits for a
-second such timeout must fail before its clients give up."""
+"""Maximum wait to connect, maximum wait for a lock, and maximum wait for a pooled connection. A batch may run into two
+of these timeouts, and it must fail before its clients give up."""
 MAX_CONNECTIONS = 8
 """One for each thread of the service that uses the database."""
 _MAX_ATTEMPTS = 4
@@ -25,18 +25,18 @@ T = TypeVar("T")
 
 
 class Database:
-    """An engine, and transactions that raise `RepositoryUnavailableError` for every fault of the database.
+    """A database, whose transactions raise `RepositoryUnavailableError` for every database fault.
 
-    Connects on first use. Use it as a context manager, or call `close`. Other code that reads tables, such as pandas,
-    can use ``engine``.
+    It connects on first use. Use it as a context manager, or call `close`. Other code that reads tables, such as
+    pandas, can use ``engine``.
 
     Args:
         url: from `mlapi.adapters.sql.urls.database_url`.
         timeout_seconds: see `TIMEOUT_SECONDS`.
-        max_connections: size of the pool.
+        max_connections: size of the connection pool.
 
     Raises:
-        ConfigurationError: if the URL has an unknown option, or psycopg is not installed.
+        ConfigurationError: if the URL has an unknown option, or psycopg is needed and not installed.
     """
 
     def __init__(
@@ -48,21 +48,21 @@ class Database:
         self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
         self._file = sqlite_file(url)
         self._file_identity: tuple[int, int] | None = None
-        """Device and inode of the file that is open."""
+        """Device and inode of the open file."""
         self._nonblocking: list[PoolProxiedConnection] = []
-        """Idle connections for `read_nowait`: as many as were ever in use at the same time."""
+        """Idle connections for `read_nowait`."""
         self._writers = threading.BoundedSemaphore(self.dialect.max_writers(max_connections))
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Open a transaction that reads."""
+        """Open a read transaction."""
         self._check_file_identity()
         with self._translating_errors(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Open a transaction that is durable after the block, or rolled back if the block raises an error."""
+        """Open a write transaction. It is committed durably after the block, or rolled back if the block raises."""
         self._check_file_identity()
         with self._write_slot(), self._translating_errors(), self.engine.connect() as connection:
             connection.execution_options(**self.dialect.write_options)
@@ -70,7 +70,7 @@ class Database:
                 yield connection
 
     def read(self, work: Callable[[Connection], T]) -> T:
-        """Call ``work`` in a transaction and return its result. Retries if the pooled connection was lost."""
+        """Call ``work`` in a transaction and return its result. Retry after a transient error."""
 
         def attempt() -> T:
             with self.engine.connect() as connection, connection.begin():
@@ -81,7 +81,7 @@ class Database:
             return self._retrying(attempt)
 
     def read_batch(self, work: Callable[[Any], T]) -> T:
-        """Call ``work`` with the driver's own connection and return its result. Each statement is a transaction."""
+        """Call ``work`` with a driver connection in autocommit mode and return its result."""
 
         def attempt() -> T:
             pooled = self.engine.raw_connection()
@@ -98,16 +98,16 @@ class Database:
         return result
 
     def read_nowait(self, work: Callable[[Any], T]) -> T:
-        """Call ``work`` with a driver's connection that raises an error instead of waiting for a lock.
+        """Call ``work`` with a driver connection that raises an error instead of waiting for a lock.
 
-        Readers of SQLite's write-ahead log wait only for a process that locks the whole file. Opening a connection may
-        wait too, so this raises an error unless one is idle. `read_batch` opens the first.
+        Readers of SQLite's write-ahead log wait only for a process that locks the whole file. Opening a connection
+        could wait too, so this only uses idle connections and raises an error if there is none. `read_batch` opens one.
         """
         self._check_file_identity()
         try:
             pooled = self._nonblocking.pop()
         except IndexError:
-            raise RepositoryUnavailableError("no nonblocking connection is open") from None
+            raise RepositoryUnavailableError("no nonblocking connection is idle") from None
         try:
             result = work(pooled.dbapi_connection)
         except BaseException as error:
@@ -119,16 +119,16 @@ class Database:
         return result
 
     def write_batch(self, work: Callable[[Any], T], *, commit_by: float | None = None) -> T:
-        """Call ``work`` with the driver's own connection, and return its result when that is durable.
+        """Call ``work`` with a driver connection in a write transaction, commit durably, and return its result.
 
-        Calls ``work`` again after a lost connection, a deadlock or another transient error before the commit.
+        After a transient error before the commit, such as a lost connection or a deadlock, ``work`` is called again.
 
         Args:
             work: executes statements in the transaction.
-            commit_by: a time of `time.monotonic`. A transaction that is not ready to commit by then is rolled back.
+            commit_by: a deadline, on the clock of `time.monotonic`. If it has passed, roll back instead of committing.
 
         Raises:
-            RepositoryUnavailableError: also if it is too late to commit.
+            RepositoryUnavailableError: if the database is unavailable, or ``commit_by`` has passed.
         """
 
         def attempt() -> tuple[PoolProxiedConnection, T]:
@@ -149,7 +149,7 @@ class Database:
             return result
 
     def close(self) -> None:
-        """Close all connections. The next use opens new ones."""
+        """Close all connections. The database can still be used; it then connects again."""
         while self._nonblocking:
             self._nonblocking.pop().close()
         self.engine.dispose()
@@ -168,16 +168,16 @@ class Database:
         return pooled
 
     def _check_file_identity(self) -> None:
-        """Raise an error if the file of an SQLite database was removed or replaced, and use the new file afterwards.
+        """Raise an error if an SQLite file was removed or replaced since the last call. Later calls use the new file.
 
-        Open connections would still use the old file, and no other process would see their writes.
+        Connections that are open still use the old file, so no other process would see what they write.
         """
         if self._file is None:
             return
         try:
             status = self._file.stat()
         except OSError:
-            identity = None  # it does not exist yet, or no longer
+            identity = None  # the file does not exist
         else:
             identity = status.st_dev, status.st_ino
         previous, self._file_identity = self._file_identity, identity
@@ -187,7 +187,7 @@ class Database:
 
     @contextmanager
     def _write_slot(self) -> Iterator[None]:
-        """Limit the number of threads that write at the same time, see `Dialect.max_writers`."""
+        """Limit the number of threads that write at the same time to `Dialect.max_writers`."""
         if not self._writers.acquire(timeout=self.timeout_seconds):
             self._drop_stale_connections()
             raise RepositoryUnavailableError("the database is busy: too many threads are writing")
@@ -212,12 +212,12 @@ class Database:
         return RepositoryUnavailableError(self.dialect.describe_error(error))
 
     def _drop_stale_connections(self) -> None:
-        """Free connections that wait for a former primary, after the pool has run out."""
-        with suppress(DBAPIError, self._driver_error):  # no primary is available yet
+        """Break connections that are stuck on a former primary and may have exhausted the pool."""
+        with suppress(DBAPIError, self._driver_error):  # raised while no primary is available
             self.dialect.drop_stale_connections(self.engine)
 
     def _retrying(self, attempt: Callable[[], T]) -> T:
-        """Call ``attempt`` and return its result. Retry immediately after a transient error."""
+        """Call ``attempt`` and return its result. After a transient error, retry immediately."""
         for _ in range(_MAX_ATTEMPTS - 1):
             try:
                 return attempt()
@@ -225,13 +225,13 @@ class Database:
                 cause = error.orig if isinstance(error, DBAPIError) else error
                 if not self.dialect.is_transient(cause):
                     raise
-                self.engine.dispose()  # the idle connections of the pool are probably lost, too
+                self.engine.dispose()  # the idle connections in the pool are probably lost, too
         return attempt()
 
 
 @contextmanager
 def _invalidated_by_errors(pooled: PoolProxiedConnection) -> Iterator[None]:
-    """Close a connection after an error: it may be lost, in a transaction, or read-only since a failover."""
+    """Close a connection after an error: it may be lost, in a transaction, or read-only after a failover."""
     try:
         yield
     except BaseException:

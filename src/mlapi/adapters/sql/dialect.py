@@ -1,4 +1,4 @@
-"""The protocol for what SQLite and PostgreSQL do differently. Everything else in this package serves both."""
+"""The interface to everything that differs between SQLite and PostgreSQL. Other modules here work with both."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -17,25 +17,25 @@ DriverConnectionT_contra = TypeVar("DriverConnectionT_contra", contravariant=Tru
 
 
 class Dialect(Protocol[DriverConnectionT_contra]):
-    """One kind of database. The type parameter is the connection class of its driver."""
+    """A kind of database: SQLite or PostgreSQL. The type parameter is the driver's connection class."""
 
     @property
     def supports_nowait(self) -> bool:
-        """True if connections can read in microseconds, without waiting for locks. See `set_nowait`."""
+        """True if a read takes microseconds and `set_nowait` can keep it from waiting for locks."""
         ...
 
     @property
     def write_options(self) -> Mapping[str, str]:
-        """SQLAlchemy execution options for transactions that write."""
+        """SQLAlchemy execution options for write transactions."""
         ...
 
     @property
     def data_errors(self) -> tuple[type[Exception], ...]:
-        """Exceptions, beside the driver's own, that reading damaged data can raise."""
+        """Exceptions that reading damaged data can raise, besides the driver's own."""
         ...
 
     def create_engine(self, url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
-        """Create an engine. Its connections are durable and wait for locks no longer than the timeout.
+        """Create an engine whose connections commit durably and wait for locks no longer than the timeout.
 
         Raises:
             ConfigurationError: if the driver is not installed or the URL has an unknown option.
@@ -57,24 +57,24 @@ class Dialect(Protocol[DriverConnectionT_contra]):
         ...
 
     def describe_error(self, error: BaseException | None) -> str:
-        """Describe a driver's error, or an error from `data_errors`, in one line without stored values."""
+        """Describe a driver error, or an error in `data_errors`, in one line without stored values."""
         ...
 
     def drop_stale_connections(self, engine: Engine) -> None:
-        """Break connections that wait for a former primary."""
+        """Break connections that are stuck on a former primary."""
         ...
 
-    # --- the driver's connection, for batches
+    # --- methods that take a driver connection, for batches
 
     def begin(self, connection: DriverConnectionT_contra) -> None:
-        """Begin a transaction that writes."""
+        """Begin a write transaction."""
         ...
 
     def commit(self, connection: DriverConnectionT_contra) -> None:
         """Commit durably.
 
         Raises:
-            RepositoryUnavailableError: with ``may_be_done`` if the outcome of the commit is unknown.
+            RepositoryUnavailableError: with ``may_be_done`` set, if it is unknown whether the commit succeeded.
         """
         ...
 
@@ -83,7 +83,7 @@ class Dialect(Protocol[DriverConnectionT_contra]):
         ...
 
     def set_nowait(self, connection: DriverConnectionT_contra) -> None:
-        """Make a connection raise instead of waiting for a lock. Called only if `supports_nowait`."""
+        """Make a connection raise an error instead of waiting for a lock. Only called if `supports_nowait` is True."""
         ...
 
     def apply(self, connection: DriverConnectionT_contra, commands: Sequence[Command]) -> list[Outcome]:
@@ -93,21 +93,21 @@ class Dialect(Protocol[DriverConnectionT_contra]):
     def find_principals(
         self, connection: DriverConnectionT_contra, ids: Sequence[PrincipalId]
     ) -> list[Principal | None]:
-        """Return the principal with each id, or None. Each statement sees everything that was committed before it."""
+        """Return the principal for each id, or None. Every earlier commit is visible."""
         ...
 
     def check_writable(self, connection: DriverConnectionT_contra) -> None:
         """Raise an error unless the current transaction can write."""
         ...
 
-    # --- SQLAlchemy's connection, for everything else
+    # --- methods that take an SQLAlchemy connection, for everything else
 
     def disable_timeouts(self, connection: Connection) -> None:
-        """Let the statements of the current transaction run, and wait for locks, indefinitely."""
+        """Remove the time limits on statements and locks for the current transaction."""
         ...
 
     def lock_schema(self, connection: Connection) -> None:
-        """Let no other process change the schema until the current transaction ends."""
+        """Keep other processes from changing the schema until the current transaction ends."""
         ...
 
     def allow_async_commit(self, connection: Connection) -> None:
@@ -115,14 +115,14 @@ class Dialect(Protocol[DriverConnectionT_contra]):
         ...
 
     def server_time(self, connection: Connection) -> datetime | None:
-        """Return the time of the server's clock, or None for a file."""
+        """Return the database server's current time, or None if there is no server."""
         ...
 
     def find_damage(self, connection: Connection) -> list[str]:
-        """Check the integrity of a file and return a line for each fault. A server checks its own files."""
+        """Check the integrity of an SQLite file and return a line for each fault. PostgreSQL checks its own files."""
         ...
 
 
 def dialect_for(backend: str) -> Dialect[Any]:
-    """Return the dialect for a name of SQLAlchemy's: ``sqlite`` or ``postgresql``."""
+    """Return the dialect for an SQLAlchemy backend name: ``sqlite`` or ``postgresql``."""
     return SqliteDialect() if backend == "sqlite" else PostgresqlDialect()

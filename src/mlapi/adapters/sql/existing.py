@@ -1,4 +1,4 @@
-"""Opens an existing database without creating it, and without changing anything that was not asked for."""
+"""Open an existing database. Opening it creates and changes nothing."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from mlapi.adapters.sql.urls import sqlite_file
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
 Purpose = Literal["read", "plan", "change"]
-"""``plan`` allows temporary tables, which a PostgreSQL read-only transaction does not. ``change`` locks a file."""
+"""``plan`` is like ``read``, but allows temporary tables on PostgreSQL. ``change`` locks an SQLite file exclusively."""
 
 _LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL 18, appendix A
 _BEGIN = {"read": "BEGIN", "plan": "BEGIN", "change": "BEGIN EXCLUSIVE"}
@@ -25,10 +25,10 @@ _BEGIN = {"read": "BEGIN", "plan": "BEGIN", "change": "BEGIN EXCLUSIVE"}
 
 @contextmanager
 def open_existing(database: Database, purpose: Purpose) -> Iterator[Connection]:
-    """Open a transaction in a database that exists, with statements of unlimited duration.
+    """Open a transaction in an existing database, without a statement timeout.
 
-    The transaction is committed at the end of the block, or undone if the block raises. An SQLite file keeps its
-    journal mode, and foreign keys are not enforced, so that a table can be replaced.
+    The transaction is committed after the block, or rolled back if the block raises. An SQLite file keeps its journal
+    mode. On SQLite, foreign keys are not enforced, so that a table can be replaced.
 
     Raises:
         ConfigurationError: if the file does not exist.
@@ -38,7 +38,7 @@ def open_existing(database: Database, purpose: Purpose) -> Iterator[Connection]:
     if file is None:
         with database.writing() as connection, _translating_errors():
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
-            if purpose != "change":  # all statements must see the same rows
+            if purpose != "change":  # let all statements see the same rows
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             if purpose == "read":
                 connection.exec_driver_sql("SET TRANSACTION READ ONLY")
@@ -65,8 +65,8 @@ def _create_engine(file: Path, timeout_seconds: float, purpose: Purpose) -> Engi
         for setting in (
             f"query_only = {'ON' if purpose == 'read' else 'OFF'}",
             "synchronous = EXTRA",  # the legacy app does not use a write-ahead log
-            "foreign_keys = OFF",  # otherwise dropping a table deletes rows of other tables that refer to it
-            "legacy_alter_table = ON",  # otherwise renaming a table changes the foreign keys that refer to it
+            "foreign_keys = OFF",  # if ON, dropping a table would delete rows that refer to it
+            "legacy_alter_table = ON",  # if OFF, renaming a table would change the foreign keys that refer to it
         ):
             cursor.execute(f"PRAGMA {setting}")
         cursor.close()

@@ -1,4 +1,4 @@
-"""Inspects a database without changing it."""
+"""Inspect a database without changing it."""
 
 from collections.abc import Callable
 
@@ -16,7 +16,7 @@ _BATCH_ROWS = 5000
 
 
 def inspect_database(connection: Connection, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:
-    """Inspect a database as `Storage.inspect` does, in a transaction that reads."""
+    """Inspect a database in a read transaction. See `Storage.inspect`."""
     dialect = dialect_for(connection.dialect.name)
     revision = current_revision(connection)
     kind = _kind(connection, revision)

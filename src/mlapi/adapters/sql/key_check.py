@@ -1,4 +1,4 @@
-"""The fingerprint of the key that encrypts the passwords in a database."""
+"""Store the fingerprint of the key that encrypts the passwords in a database."""
 
 from sqlalchemy import inspect, select, update
 
@@ -14,7 +14,7 @@ def find_fingerprint(database: Database) -> str | None:
 
 
 def store_fingerprint(database: Database, fingerprint: str) -> str:
-    """Store the fingerprint unless another process was first; return the stored one."""
+    """Store the fingerprint unless one is stored already; return the stored one."""
     with database.writing() as connection:
         connection.execute(
             database.dialect.insert(key_check)

@@ -1,7 +1,7 @@
-"""How to recognise a database of the legacy app, the application that mlapi replaces.
+"""Recognise a database of the legacy app, the application that mlapi replaces.
 
-The columns of its ``users`` table tell. Its ``alembic_version`` table does not matter: the database may have been
-created in another way.
+Its ``users`` table has the columns below. Its ``alembic_version`` table does not count, because the database may have
+been created without alembic.
 """
 
 from sqlalchemy import BigInteger, Connection, DateTime, String, column, inspect, table

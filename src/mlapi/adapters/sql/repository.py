@@ -1,4 +1,4 @@
-"""The users in SQLite or PostgreSQL."""
+"""A user repository in SQLite or PostgreSQL."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -101,7 +101,7 @@ class SqlUserRepository:
 
 
 class SqliteUserRepository(SqlUserRepository):
-    """A `UserRepository` in SQLite, which is fast enough to be read on an event loop: it is a `NonblockingLookup`."""
+    """A `UserRepository` in SQLite. It is also a `NonblockingLookup`: reads are fast enough for an event loop."""
 
     def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return self._database.read_nowait(partial(self._database.dialect.find_principals, ids=ids))

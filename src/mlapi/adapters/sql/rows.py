@@ -1,6 +1,6 @@
 """Map entities to table rows and back.
 
-Columns are named like the fields of their entity, so both directions are derived: a new column needs no code here.
+Columns have the names of their entity's fields, so both mappings are derived. A new column needs no code here.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def entity_columns(entity: type[attrs.AttrsInstance], table: Table) -> tuple[Col
 
 
 def inserted_columns(source: type[attrs.AttrsInstance], table: Table) -> tuple[Column[Any], ...]:
-    """Return the columns that ``source`` has an attribute for. The database fills the others: ids and defaults."""
+    """Return the columns that ``source`` has an attribute for. The database generates the ids."""
     return tuple(column for column in table.c if column.identity is None and _has_attribute(source, column.name))
 
 
@@ -39,10 +39,10 @@ def row_reader(
     """Return a function that converts a row of `entity_columns` into an entity.
 
     Args:
-        entity: an attrs class. If the type of a field is an attrs class too, such as `EncryptedPassword`, it wraps the
-            value of the column.
+        entity: an attrs class. If a field's type is an attrs class too, such as `EncryptedPassword`, the column's value
+            is wrapped in it.
         table: has a column for each field.
-        decoder_of: for the values as the driver returns them.
+        decoder_of: returns the function that decodes the driver's values for a column.
     """
     names = tuple(field.name for field in attrs.fields(entity))
     decoders = [(name, decode) for name in names if (decode := decoder_of(table.c[name])) is not None]
@@ -66,8 +66,8 @@ def row_writer(
 
     Args:
         source: an attrs class. Wrapped values are unwrapped.
-        table: to insert into.
-        encoder_of: for the values as the driver expects them.
+        table: the table to insert into.
+        encoder_of: returns the function that encodes a column's values for the driver.
     """
     columns = inserted_columns(source, table)
     encoders = [(index, encode) for index, column in enumerate(columns) if (encode := encoder_of(column)) is not None]
@@ -88,8 +88,8 @@ def row_writer(
 def dict_writer(
     source: type[EntityT], table: Table, encoder_of: ConverterOf = lambda _: None
 ) -> Callable[[EntityT], dict[str, Any]]:
-    """Return the function of `row_writer`, with the values by column name."""
-    names = [str(column.name) for column in inserted_columns(source, table)]  # its str subclass is slow
+    """Like `row_writer`, but the function returns a dict with the values by column name."""
+    names = [str(column.name) for column in inserted_columns(source, table)]  # SQLAlchemy's str subclass is slow
     write = row_writer(source, table, encoder_of)
     return lambda entity: dict(zip(names, write(entity), strict=True))
 
@@ -111,7 +111,7 @@ def _is_wrapped(field: "attrs.Attribute[Any] | None") -> bool:
 
 
 def _attribute(field: "attrs.Attribute[Any] | None", name: str) -> str:
-    """Return the name of an attribute, dotted if the stored value is inside it."""
+    """Return the path of the attribute with the stored value, such as ``password.value``."""
     if field is None or not _is_wrapped(field):
         return name
     (wrapped,) = attrs.fields(cast("type[attrs.AttrsInstance]", field.type))

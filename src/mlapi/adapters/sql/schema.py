@@ -1,6 +1,6 @@
-"""The schema of the database: its revision, and upgrades by alembic.
+"""Check the revision of the database schema, and upgrade the schema with alembic.
 
-Alembic takes 0.4 seconds to import, so it is imported only when the schema must change.
+Importing alembic takes 0.4 seconds, so it is only imported when the schema must change.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _MIGRATIONS = Path(__file__).with_name("migrations")
 REVISIONS = tuple(sorted(path.name.partition("_")[0] for path in _MIGRATIONS.glob("versions/[0-9]*_*.py")))
-"""All revisions, the oldest first: each file is named after its revision."""
+"""All revisions, oldest first. Each migration's file name begins with its revision."""
 HEAD = REVISIONS[-1]
 VERSION_TABLE = "mlapi_alembic_version"
 """Not alembic's default name, because the legacy app's ``alembic_version`` may be in the same database."""
@@ -50,9 +50,9 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
             table.
         RepositoryUnavailableError: if the database is unavailable.
     """
-    import alembic.command  # noqa: F401, PLC0415 - slow, so import it before other processes have to wait for the lock
+    import alembic.command  # noqa: F401, PLC0415 - slow, so import it before locking out other processes
 
-    with database.writing() as connection:  # on SQLite, this locks the schema already
+    with database.writing() as connection:  # on SQLite, this already locks the schema
         _lock(database, connection)
         before = current_revision(connection)
         _check_ownership(connection, before)
@@ -61,7 +61,7 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
 
 
 def downgrade(database: Database, revision: str) -> None:
-    """Downgrade the schema to a revision, or remove it (``base``). Data that the older schema cannot hold is lost."""
+    """Downgrade the schema to a revision, or to ``base`` to remove it. Data that the older schema lacks is lost."""
     from alembic import command  # noqa: PLC0415 - slow
 
     with database.writing() as connection:
@@ -92,7 +92,7 @@ def current_revision(connection: Connection) -> str | None:
 
 
 def _lock(database: Database, connection: Connection) -> None:
-    database.dialect.disable_timeouts(connection)  # another process, or a large table, may take long
+    database.dialect.disable_timeouts(connection)  # waiting for another process or changing a large table may take long
     database.dialect.lock_schema(connection)
 
 

@@ -1,7 +1,7 @@
-"""Parts of the frequent statements that both databases share.
+"""The parts of frequent statements that are the same for both databases.
 
-Each dialect compiles them once and lets its driver execute the text, which takes 2 to 10 us a statement. SQLAlchemy
-Core takes 30 to 60 us.
+Each dialect compiles the statements once and passes their text to the driver. This has an overhead of 2 to 10 us per
+statement, while SQLAlchemy Core has 30 to 60 us.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -37,21 +37,21 @@ from mlapi.domain.errors import PasswordChangedError
 from mlapi.domain.users import USER_ID_MAX, User, UserId
 
 MAX_CACHED_ROWS = 10_000
-"""Users, and API keys with their users, that are kept parsed: about a kilobyte each."""
+"""Size of the caches for parsed users and for parsed API keys. An entry takes about a kilobyte."""
 
 Parameter = Callable[[str], ColumnElement[Any]]
-"""Returns a statement's parameter by its name."""
+"""Returns the statement parameter with a name."""
 
 
 @final
 @attrs.frozen(eq=False)
 class Update:
-    """An UPDATE of one row, given its id and further parameters.
+    """An UPDATE of one row, which is given by its id.
 
     Attributes:
-        table: to update.
-        parameters: the type of each parameter but the id.
-        new_values: returns the new value of each column that changes.
+        table: the table to update.
+        parameters: the type of each parameter except the id.
+        new_values: returns the new value of each changed column.
     """
 
     table: Table
@@ -60,7 +60,7 @@ class Update:
 
 
 def _enabled_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
-    """Set the flag, and a new token epoch only if the flag changes."""
+    """Set ``enabled``, and replace the token epoch only if ``enabled`` changes."""
     enabled = parameter("enabled")
     return {
         "enabled": enabled,
@@ -70,9 +70,9 @@ def _enabled_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
 
 
 def _password_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
-    """Set the password if the stored one is ``replacing`` or if that is NULL.
+    """Set the password if ``replacing`` is NULL or equals the stored password.
 
-    If ``at`` or ``token_epoch`` is NULL the time or the epoch stays.
+    If ``at`` or ``token_epoch`` is NULL, the column keeps its value.
     """
     replacing = parameter("replacing")
     matches = or_(replacing.is_(None), users.c.password == replacing)
@@ -88,7 +88,7 @@ def _password_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
 
 
 def _assignment(command: type[attrs.AttrsInstance]) -> Update:
-    """Return the statement for a command that does nothing but set the columns named like its fields."""
+    """Return the statement for a command that only sets the columns with the names of its fields."""
     columns = [users.c[field.name] for field in attrs.fields(command) if field.name in users.c]
     return Update(
         users,
@@ -101,7 +101,7 @@ def _assignment(command: type[attrs.AttrsInstance]) -> Update:
 
 
 def _usage_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
-    """Set the time of the last use unless the stored one is recent enough."""
+    """Set the time of the last use unless the stored time is recent enough."""
     last = api_keys.c.last_used_datetime
     return {"last_used_datetime": case((last > parameter("unless_since"), last), else_=parameter("at"))}
 
@@ -120,12 +120,12 @@ _CONDITIONAL_UPDATES: dict[type[UserUpdate], Update] = {
 USER_UPDATES: dict[type[UserUpdate], Update] = {
     command: _CONDITIONAL_UPDATES.get(command) or _assignment(command) for command in get_args(UserUpdate)
 }
-"""The statement for each command that updates a user. `update_row` returns its parameters."""
+"""The statement for each command that updates a user. `update_row` returns the parameters."""
 RECORD_USE = Update(api_keys, {"at": UtcDateTime(), "unless_since": UtcDateTime()}, _usage_values)
 
 
 def update_row(command: UserUpdate) -> dict[str, Any]:
-    """Return the parameters of the statement in `USER_UPDATES` for a command."""
+    """Return the parameters of a command's statement in `USER_UPDATES`."""
     if isinstance(command, SetEnabled):
         return {
             "id": command.user_id,
@@ -146,19 +146,19 @@ def update_row(command: UserUpdate) -> dict[str, Any]:
 
 
 def usage_row(command: RecordApiKeyUse) -> dict[str, Any]:
-    """Return the parameters of `RECORD_USE`."""
+    """Return the parameters of `RECORD_USE` for a command."""
     return {"id": command.key_id, "at": command.at, "unless_since": command.recent_since}
 
 
 def update_outcome(command: UserUpdate, user: User) -> Outcome:
-    """Return the outcome of a command, given the user as its statement returned them."""
+    """Return the outcome of a command, given the user that its statement returned."""
     if isinstance(command, ChangePassword) and user.password != command.password:
         return PasswordChangedError(user.id)
     return user
 
 
 def audit_entries(commands: Sequence[Command], outcomes: Sequence[Outcome]) -> list[AuditEntry]:
-    """Return the audit entries of the commands that have one."""
+    """Return the audit entries for a batch. Some commands have none."""
     entries = map(make_audit_entry, commands, outcomes)
     return [entry for entry in entries if entry is not None]
 
@@ -168,7 +168,7 @@ def find_principals(
     find_users: Callable[[list[UserId]], Iterable[User]],
     find_api_keys: Callable[[list[ApiKeyId]], Iterable[ApiKeyPrincipal]],
 ) -> list[Principal | None]:
-    """Return the principal with each id, or None, given functions that find users and API keys by their ids."""
+    """Return the principal for each id, or None, using functions that find users and API keys by their ids."""
     user_ids = [UserId(each) for each in ids if isinstance(each, int) and is_storable_user_id(UserId(each))]
     key_ids = [ApiKeyId(each) for each in ids if isinstance(each, str) and is_storable_key_id(each)]
     found: dict[PrincipalId, Principal] = {}
@@ -180,15 +180,15 @@ def find_principals(
 
 
 def is_storable_user_id(user_id: UserId) -> bool:
-    """Return False for ids that no user can have. Drivers raise errors for integers that do not fit the column."""
+    """Return False for ids that no user can have. Drivers raise errors for integers too large for the column."""
     return 0 < user_id <= USER_ID_MAX
 
 
 def is_storable_key_id(key_id: str) -> bool:
-    """Return False for ids that no API key can have. Ours are ASCII, and PostgreSQL rejects NUL."""
+    """Return False for ids that no API key can have. Valid ids are ASCII, and PostgreSQL rejects NUL."""
     return key_id.isascii() and "\0" not in key_id
 
 
 def compile_statement(statement: ClauseElement, dialect: Dialect) -> str:
-    """Return the SQL text, with parameters in the style of the dialect."""
+    """Return the SQL text, with parameters in the dialect's style."""
     return str(statement.compile(dialect=dialect))

@@ -1,4 +1,4 @@
-"""A storage in SQLite or PostgreSQL."""
+"""The storage in SQLite or PostgreSQL."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ class SqlStorage:
     """A `Storage` in SQLite or PostgreSQL.
 
     Args:
-        database: closed together with the storage.
+        database: the database to use. Closing the storage closes it.
     """
 
     def __init__(self, database: Database) -> None:
@@ -30,23 +30,23 @@ class SqlStorage:
 
     @classmethod
     def from_url(cls, url: str) -> Self:
-        """Return the storage in the database with this URL. Connects when it is used.
+        """Return a storage in the database with this URL. It connects on first use.
 
         Raises:
-            ConfigurationError: if mlapi cannot use the URL, or psycopg is needed and not installed.
+            ConfigurationError: if the URL is invalid or unsupported, or psycopg is needed and not installed.
         """
         return cls(Database(database_url(url)))
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The SQLite file, its write-ahead log, and the index of the log; empty on PostgreSQL."""
+        """The SQLite file, its write-ahead log, and the log's index; empty for PostgreSQL."""
         if self._file is None:
             return ()
         return (self._file, *(self._file.with_name(f"{self._file.name}{ending}") for ending in ("-wal", "-shm")))
 
     @property
     def secrets_folder(self) -> Path:
-        """The folder of the SQLite file; the current folder on PostgreSQL."""
+        """The folder that contains the SQLite file; the current folder for PostgreSQL."""
         return Path.cwd() if self._file is None else self._file.parent
 
     def find_fingerprint(self) -> str | None:

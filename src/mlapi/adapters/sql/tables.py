@@ -1,4 +1,4 @@
-"""The tables of the newest schema revision. The migrations create them step by step."""
+"""The tables in the newest schema revision. The migrations create them step by step."""
 
 from datetime import UTC, datetime
 
@@ -21,7 +21,7 @@ from sqlalchemy import (
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware time in UTC. PostgreSQL stores a ``timestamptz``, SQLite the time without its zone."""
+    """An aware datetime in UTC. PostgreSQL stores it as a ``timestamptz``, SQLite as text without the zone."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -48,7 +48,7 @@ users = Table(
     Column("username_key", String, nullable=False),
     Column("token_epoch", String, nullable=False),
     Index("uq_users_username_key", "username_key", unique=True),
-    sqlite_autoincrement=True,  # without it, SQLite reuses the id of the last user after their removal
+    sqlite_autoincrement=True,  # otherwise SQLite would reuse the id of the newest user after their removal
 )
 
 api_keys = Table(

@@ -18,19 +18,19 @@ _DRIVERS = {
 
 
 def database_url(text: str) -> URL:
-    """Parse the URL of a database and select the driver that mlapi uses for it.
+    """Parse a database URL and set the driver that mlapi uses.
 
     Raises:
-        ConfigurationError: if the URL is invalid or names an unsupported database. The message never repeats the URL,
-            because it may contain a password.
+        ConfigurationError: if the URL is invalid or the database is unsupported. The message never contains the URL,
+            because the URL may contain a password.
     """
     try:
         url = make_url(text)
-        (url.host or "").encode("idna")  # the address look-up does the same later
+        (url.host or "").encode("idna")  # resolving the host name would raise the same error later
     except (ArgumentError, ValueError):
-        raise ConfigurationError(f"database.url cannot be read: {_EXAMPLES}") from None
+        raise ConfigurationError(f"database.url is not a valid URL: {_EXAMPLES}") from None
     if url.drivername not in _DRIVERS:
-        raise ConfigurationError(f"database.url names {url.drivername}, which mlapi does not support: {_EXAMPLES}")
+        raise ConfigurationError(f"database.url uses {url.drivername}, which mlapi does not support: {_EXAMPLES}")
     url = url.set(drivername=_DRIVERS[url.drivername])
     if url.drivername == "sqlite":
         _check_sqlite_path(url)
@@ -40,19 +40,19 @@ def database_url(text: str) -> URL:
 
 
 def connection_url(*, username: str, password: str, host: str, port: int, database: str) -> URL:
-    """Build the URL of a PostgreSQL database from its parts, which may contain any characters."""
+    """Build a PostgreSQL URL from its parts, which may contain any characters."""
     return URL.create(_DRIVERS["postgresql"], username, password, host, port, database)
 
 
 def sqlite_file(url: URL) -> Path | None:
-    """Return the absolute path of an SQLite database, or None for a server."""
+    """Return the absolute path of an SQLite database, or None for PostgreSQL."""
     return Path(url.database or "").absolute() if url.drivername == "sqlite" else None
 
 
 def _check_sqlite_path(url: URL) -> None:
     if url.host or url.query or not url.database or url.database == ":memory:":
         raise ConfigurationError(
-            "database.url for SQLite must be three slashes and the path of a file, and nothing else: sqlite:///mlapi.db"
+            "database.url for SQLite must be sqlite:/// and a file path, without options: sqlite:///mlapi.db"
         )
     path = Path(url.database).absolute()
     try:

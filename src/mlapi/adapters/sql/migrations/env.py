@@ -1,4 +1,4 @@
-"""Run by alembic, in a transaction that `mlapi.adapters.sql.schema` begins and ends."""
+"""Alembic runs this file in a transaction that `mlapi.adapters.sql.schema` begins and ends."""
 
 from alembic import context
 
@@ -9,7 +9,7 @@ context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=metadata,
     version_table=VERSION_TABLE,
-    render_as_batch=True,  # SQLite cannot alter most things, so alembic copies the table
+    render_as_batch=True,  # SQLite's ALTER TABLE is limited, so let alembic copy the table
 )
 with context.begin_transaction():
     context.run_migrations()

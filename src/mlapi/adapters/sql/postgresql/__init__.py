@@ -1,4 +1,4 @@
-"""PostgreSQL: commands are applied in sets, with one statement for each kind of command."""
+"""PostgreSQL: commands are applied in groups, with one statement for each kind of command."""
 
 from mlapi.adapters.sql.postgresql.dialect import PostgresqlDialect
 

@@ -1,4 +1,4 @@
-"""Split a batch into segments that can be applied one kind of command at a time. No SQL here."""
+"""Split a batch into segments whose commands can be grouped by kind. There is no SQL here."""
 
 from collections.abc import Iterator, Sequence
 
@@ -13,8 +13,8 @@ from mlapi.domain.users import UserId, UsernameKey
 class Segment:
     """Commands by their position in the batch. Apply them by kind: updates, registrations, API keys, removals.
 
-    The result is the same as applying them in order, because each user, name and API key occurs at most once. A removal
-    may free a name, and it deletes the user's API keys, so neither registrations nor API key commands follow one.
+    The result is the same as applying them in order, because each user, name and API key occurs at most once. Also, no
+    registration or API key command comes after a removal, which may free a name and deletes the user's API keys.
     """
 
     updates: dict[int, UserUpdate] = attrs.field(factory=dict)
@@ -24,7 +24,7 @@ class Segment:
     _targets: set[UserId | UsernameKey | tuple[ApiKeyId]] = attrs.field(factory=set)
 
     def try_add(self, position: int, command: Command) -> bool:
-        """Add a command and return True, or return False if it belongs into the next segment."""
+        """Add a command and return True, or return False if it must go into the next segment."""
         target = _target(command)
         if target in self._targets or (self.removals and isinstance(command, Register | ApiKeyCommand)):
             return False
@@ -41,7 +41,7 @@ class Segment:
 
 
 def split_batch(commands: Sequence[Command]) -> Iterator[Segment]:
-    """Split a batch into segments. Applied one after the other, they have the effect of the batch."""
+    """Split a batch into segments. Applying them one after the other has the same effect as applying the batch."""
     segment = Segment()
     for position, command in enumerate(commands):
         if not segment.try_add(position, command):
@@ -52,7 +52,7 @@ def split_batch(commands: Sequence[Command]) -> Iterator[Segment]:
 
 
 def _target(command: Command) -> UserId | UsernameKey | tuple[ApiKeyId]:
-    """Return the key of the row that a command changes: in a tuple for an API key, whose id might equal a username."""
+    """Return the key of the row that a command changes. API key ids are in a tuple, since a username may equal one."""
     if isinstance(command, UserUpdate):
         return command.user_id
     if isinstance(command, Register):

@@ -1,4 +1,4 @@
-"""Implement `mlapi.adapters.sql.dialect.Dialect` for PostgreSQL."""
+"""The PostgreSQL dialect. See `mlapi.adapters.sql.dialect.Dialect`."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +22,7 @@ _SCHEMA_LOCK = 0x6D6C617069  # "mlapi" in ASCII
 
 
 class PostgresqlDialect:
-    """PostgreSQL as this package uses it. Each `mlapi.adapters.sql.database.Database` has its own."""
+    """PostgreSQL, through psycopg. Use one instance per `mlapi.adapters.sql.database.Database`."""
 
     supports_nowait: Final = False
     write_options: Final[Mapping[str, str]] = {}
@@ -37,8 +37,8 @@ class PostgresqlDialect:
         )
 
     def max_writers(self, max_connections: int) -> int:
-        # A commit can hang for as long as a synchronous standby is unavailable. Half of the connections stay free for
-        # reading, which works all the while.
+        # Commits hang while a synchronous standby is unavailable. Keep half of the connections free for reads, which
+        # still work then.
         return max(1, max_connections // 2)
 
     def insert(self, table: Table) -> Insert:
@@ -61,13 +61,13 @@ class PostgresqlDialect:
 
     @contextmanager
     def autocommit(self, connection: "psycopg.Connection") -> Iterator[None]:
-        """Run each statement in a separate transaction. This saves the round trips of BEGIN and COMMIT."""
+        """Run each statement in a separate transaction. This saves the round trips for BEGIN and COMMIT."""
         connection.autocommit = True
         yield
         connection.autocommit = False
 
     def set_nowait(self, connection: "psycopg.Connection") -> None:
-        """Do nothing: this is never called, because `supports_nowait` is False."""
+        """Do nothing. This is never called, because `supports_nowait` is False."""
 
     def apply(self, connection: "psycopg.Connection", commands: Sequence[Command]) -> list[Outcome]:
         return executor.apply(connection, commands)
@@ -76,7 +76,7 @@ class PostgresqlDialect:
         return executor.find_principals(connection, ids)
 
     def check_writable(self, connection: "psycopg.Connection") -> None:
-        """Raise `RepositoryUnavailableError` unless the server accepts writes: a standby answers, too."""
+        """Raise `RepositoryUnavailableError` if the server is read-only, such as a standby."""
         (read_only,) = connection.execute("SELECT current_setting('transaction_read_only') = 'on'").fetchone() or (
             True,
         )

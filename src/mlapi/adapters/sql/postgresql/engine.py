@@ -1,4 +1,4 @@
-"""Create engines for PostgreSQL, notice lost servers, and commit."""
+"""Create engines for PostgreSQL, detect lost servers, and commit."""
 
 import os
 from contextlib import suppress
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     import psycopg
 
-# SQLSTATEs (PostgreSQL 18, appendix A) of errors that a retry may not meet.
+# SQLSTATEs (PostgreSQL 18, appendix A) of errors after which a retry may succeed.
 _SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY = "40001", "40P01", "25006"
 _RETRYABLE_STATES = {_SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY}
 
@@ -27,14 +27,14 @@ def create(
     """Create an engine.
 
     Args:
-        url: with the driver psycopg.
-        timeout_seconds: to wait for a connection, a lock or a free connection of the pool.
-        max_connections: size of the pool.
-        connections: the engine adds every connection that it opens.
+        url: must have the driver psycopg.
+        timeout_seconds: maximum wait to connect, maximum wait for a lock, and maximum wait for a pooled connection.
+        max_connections: size of the connection pool.
+        connections: the engine adds every connection that it opens to this set.
 
     Raises:
-        ConfigurationError: if psycopg is not installed or the URL has an unknown option. Connections raise it, too, for
-            a database with another encoding than UTF-8.
+        ConfigurationError: if psycopg is not installed or the URL has an unknown option. Connecting also raises it, if
+            the encoding of the database is not UTF-8.
     """
     try:
         from psycopg import ProgrammingError  # noqa: PLC0415 - an optional dependency
@@ -42,7 +42,7 @@ def create(
     except ImportError:
         raise ConfigurationError("PostgreSQL needs psycopg: pip install 'psycopg[binary]'") from None
 
-    # Notice a server that disappeared silently: by unacknowledged data, or by keepalives while the connection is idle.
+    # Detect a server that disappears silently: by unacknowledged data, or by keepalives while the connection is idle.
     network_options = {
         "connect_timeout": max(2, round(timeout_seconds)),  # libpq rounds smaller values up to 2 seconds
         "tcp_user_timeout": round(timeout_seconds * 1000),
@@ -65,19 +65,19 @@ def create(
             pool_use_lifo=True,
         )
     except (ProgrammingError, ArgumentError):
-        raise ConfigurationError("database.url has an option that PostgreSQL does not know") from None
+        raise ConfigurationError("database.url has an unknown PostgreSQL option") from None
 
     @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy's first queries
     def _configure(connection: DBAPIConnection, _record: object) -> None:
-        connections.add(connection)  # type: ignore[arg-type]  # psycopg's
+        connections.add(connection)  # type: ignore[arg-type]  # it is a psycopg connection
         _configure_session(connection, timeout_seconds)
 
     return engine
 
 
 def _configure_session(connection: DBAPIConnection, timeout_seconds: float) -> None:
-    # Poolers reject these settings in the start-up packet, so send them in a statement. Turn synchronous_commit on if
-    # it is off, because a commit must be on disk when it returns. Other values wait for standbys too: keep them.
+    # Set these with a statement, because connection poolers reject them in the startup packet. Turn synchronous_commit
+    # on only if it is off: a commit must be on disk when it returns. Keep other values, which also wait for standbys.
     cursor = connection.cursor()
     cursor.execute(
         "SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false),"
@@ -99,9 +99,9 @@ def _configure_session(connection: DBAPIConnection, timeout_seconds: float) -> N
 
 
 def drop_stale_connections(engine: Engine, connections: "WeakSet[psycopg.Connection]") -> None:
-    """Open a new connection and break those to any other server.
+    """Open a new connection, and break all connections to servers other than the one it reaches.
 
-    Call this when all connections are in use. A former primary can hold them indefinitely if its process hangs while
+    Call this when all connections are in use. A former primary can block them indefinitely if its process hangs while
     its operating system still responds.
     """
     from psycopg import Error  # noqa: PLC0415 - an optional dependency
@@ -113,7 +113,7 @@ def drop_stale_connections(engine: Engine, connections: "WeakSet[psycopg.Connect
     pooled.close()
     pool.dispose()
     for connection in candidates:
-        with suppress(Error, OSError):  # closed in the meantime
+        with suppress(Error, OSError):  # the connection was closed in the meantime
             address = _server_address(connection)
             with socket(fileno=os.dup(connection.fileno())) as connected:
                 if address != current_address and connected.getpeername()[:2] == address:
@@ -125,19 +125,19 @@ def _server_address(connection: Any) -> tuple[str, int]:  # noqa: ANN401 - SQLAl
 
 
 def commit(connection: "psycopg.Connection") -> None:
-    """Commit, and report an unknown outcome.
+    """Commit, and raise an error if the outcome is unknown.
 
     Raises:
-        RepositoryUnavailableError: with ``may_be_done``, if the connection was lost before the server responded. Also
-            if an administrator cancelled the wait for a standby: the transaction is then committed on this server
-            alone, and PostgreSQL only warns.
+        RepositoryUnavailableError: with ``may_be_done`` set, if the connection was lost before the server responded, or
+            if an administrator cancelled the wait for a standby. In the latter case the transaction is committed on
+            this server alone, and PostgreSQL only sends a warning.
     """
     from psycopg import Error  # noqa: PLC0415 - an optional dependency
 
     severities: list[str | None] = []
 
     def on_notice(notice: "psycopg.errors.Diagnostic") -> None:
-        severities.append(notice.severity_nonlocalized)  # the notice is valid only during this call
+        severities.append(notice.severity_nonlocalized)  # the notice itself becomes invalid after this call
 
     connection.add_notice_handler(on_notice)
     try:
@@ -164,5 +164,5 @@ def _is_connection_lost(error: "psycopg.Error") -> bool:
 
     if error.sqlstate is None:
         return isinstance(error, OperationalError)  # the server did not respond
-    # Class 57P: an administrator or a crash ended the session. 57014, a statement timeout, is not among them.
+    # 57P..: an administrator or a crash ended the session. The code for a statement timeout, 57014, does not match.
     return error.sqlstate.startswith("57P")

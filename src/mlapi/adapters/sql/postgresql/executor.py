@@ -1,4 +1,4 @@
-"""Apply commands to PostgreSQL in sets, and find principals."""
+"""Apply commands to a PostgreSQL database in groups, and find principals."""
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -36,11 +36,14 @@ if TYPE_CHECKING:
 _MAX_REGISTER_ATTEMPTS = 5
 
 Outcomes = dict[int, Outcome]
-"""By the position of the command in the batch."""
+"""Outcomes by the position of their command in the batch."""
 
 
 def apply(connection: "psycopg.Connection", commands: Sequence[Command]) -> list[Outcome]:
-    """Apply commands as if one by one, in order, in the current transaction; write the audit entries."""
+    """Apply commands in the current transaction, and write the audit entries.
+
+    The outcomes are the same as if the commands were applied one by one, in order.
+    """
     outcomes: Outcomes = {}
     segments = list(split_batch(commands))
     if len(segments) > 1 or (segments[0].removals and (segments[0].updates or segments[0].api_keys)):
@@ -54,7 +57,7 @@ def apply(connection: "psycopg.Connection", commands: Sequence[Command]) -> list
 
 
 def find_principals(connection: "psycopg.Connection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
-    """Return the principal with each id, or None. Each statement sees everything that was committed before it."""
+    """Return the principal for each id, or None. Every earlier commit is visible."""
     return statements.find_principals(
         ids,
         lambda user_ids: map(_cached_user, connection.execute(sql.USERS_BY_IDS, {"ids": user_ids}).fetchall()),
@@ -72,10 +75,10 @@ _cached_principal = lru_cache(statements.MAX_CACHED_ROWS)(rows.read_api_key_prin
 
 
 def _lock_users(connection: "psycopg.Connection", commands: Sequence[Command]) -> None:
-    """Lock all users of a batch in the order of their ids, if several of its statements lock users.
+    """Lock all users that a batch changes, in the order of their ids.
 
-    Otherwise two batches could wait for each other. The server ends such a deadlock only after its
-    ``deadlock_timeout`` of a second.
+    Call this if several statements of the batch lock users. Otherwise two batches could deadlock, and the server
+    resolves deadlocks only after its ``deadlock_timeout`` of one second.
     """
     ids = {command.user_id for command in commands if isinstance(command, UserUpdate | Remove | AddApiKey)}
     storable = [user_id for user_id in ids if statements.is_storable_user_id(user_id)]
@@ -85,7 +88,7 @@ def _lock_users(connection: "psycopg.Connection", commands: Sequence[Command]) -
 def _apply_segment(connection: "psycopg.Connection", segment: Segment, outcomes: Outcomes) -> None:
     _update(connection, segment.updates, outcomes)
     _register(connection, segment.registrations, outcomes)
-    # An update may have guessed the id of a user registered earlier in this segment; apply it again.
+    # An update may target a user registered earlier in this segment, if the caller guessed the id: apply it again.
     registered = {
         outcome.id: position for position in segment.registrations if isinstance(outcome := outcomes[position], User)
     }
@@ -105,7 +108,7 @@ def _update(connection: "psycopg.Connection", updates: Mapping[int, UserUpdate],
         if statements.is_storable_user_id(command.user_id):
             parameters[sql.UPDATE_USER[type(command)]].append(statements.update_row(command))
     updated: dict[UserId, User] = {}
-    for statement, its_rows in parameters.items():  # always in the same order, for the locks
+    for statement, its_rows in parameters.items():  # in the same order in every batch, to avoid deadlocks
         updated |= _fetch_users(connection, statement, its_rows)
     for position, command in updates.items():
         user = updated.get(command.user_id)
@@ -122,8 +125,8 @@ def _remove(connection: "psycopg.Connection", removals: Mapping[int, Remove], ou
 
 
 def _register(connection: "psycopg.Connection", registrations: Mapping[int, Register], outcomes: Outcomes) -> None:
-    # The unique index decides. Another process may remove the user with a taken name before we ask for their id: then
-    # the name is free, and we try again.
+    # The unique index decides whether a name is free. If a name is taken, another process may remove its user before we
+    # select their id. The name is then free again, so retry.
     pending = registrations
     for _ in range(_MAX_REGISTER_ATTEMPTS):
         if not pending:
@@ -138,7 +141,7 @@ def _register(connection: "psycopg.Connection", registrations: Mapping[int, Regi
             elif command.username_key in existing_ids:
                 outcomes[position] = UserExistsError(existing_ids[command.username_key])
         pending = {position: command for position, command in pending.items() if position not in outcomes}
-    raise RepositoryUnavailableError("a username is registered and removed faster than its user can be found")
+    raise RepositoryUnavailableError("other processes keep registering and removing the same username")
 
 
 def _apply_to_api_keys(
@@ -185,5 +188,5 @@ def _fetch(connection: "psycopg.Connection", statement: bytes, parameters: Seque
 
 
 def _execute(connection: "psycopg.Connection", statement: bytes, parameters: Sequence[object]) -> "psycopg.Cursor[Any]":
-    """Execute a statement with its rows: mappings, or entities with a field for each column."""
+    """Execute a statement for several rows: mappings, or entities with a field for each column."""
     return connection.execute(statement, {"rows": msgspec.json.encode(parameters).decode()})

@@ -1,7 +1,7 @@
-"""The text of the statements that `mlapi.adapters.sql.postgresql.executor` executes.
+"""The SQL text of the statements in `mlapi.adapters.sql.postgresql.executor`.
 
-Each takes its rows in one JSON parameter, which costs the client half as much as one array for each column. Each locks
-rows in the order of their ids, so that two concurrent batches do not deadlock within a statement.
+Statements that write take their rows as a single JSON parameter, which takes the client half the time of an array per
+column. They lock rows in a fixed order, so that concurrent batches do not deadlock within a statement.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
 
-_DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # of SQLAlchemy
+_DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy does not type it
 
 
 def _compile(statement: ClauseElement) -> bytes:
@@ -47,7 +47,7 @@ def _compile(statement: ClauseElement) -> bytes:
 
 
 def _given(*columns: ColumnElement[Any], computed: Sequence[ColumnElement[Any]] = ()) -> CTE:
-    """Return the rows of the JSON parameter as a table with these columns, and computed ones."""
+    """Return the rows in the JSON parameter as a table with these columns and the computed columns."""
     parsed = func.json_to_recordset(cast(bindparam("rows", type_=String), JSON)).table_valued(
         *(column(each.name, each.type) for each in columns)
     )
@@ -82,7 +82,7 @@ def _compile_remove(table: Table) -> bytes:
 
 
 def _compile_register() -> bytes:
-    # Take ids in the order of the batch, before the rows are sorted by name for locking.
+    # Assign ids in batch order, before the rows are sorted by name for locking.
     sequence = select(func.pg_get_serial_sequence(literal_column("'users'"), literal_column("'id'"))).scalar_subquery()
     given = _given(*inserted_columns(Register, users), computed=[func.nextval(sequence).label("id")])
     return _compile(
@@ -100,7 +100,7 @@ def _compile_ids_by_username_key() -> bytes:
 
 def _compile_add_api_key() -> bytes:
     given = _given(*inserted_columns(ApiKey, api_keys))
-    # Lock the owners as the foreign key check will, so that none is removed before it.
+    # Lock the owners like the foreign key check does, but earlier, so that no owner is removed before the check.
     owners = (
         select(users.c.id)
         .where(users.c.id.in_(select(given.c.user_id)))

@@ -1,4 +1,4 @@
-"""SQLite: one file, one writer at a time. Commands are applied one by one, which costs about 10 us each."""
+"""SQLite: one file and one writer at a time. Commands are applied one by one, which takes about 10 us each."""
 
 from mlapi.adapters.sql.sqlite.dialect import SqliteDialect
 

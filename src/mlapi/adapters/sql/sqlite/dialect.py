@@ -1,4 +1,4 @@
-"""Implement `mlapi.adapters.sql.dialect.Dialect` for SQLite."""
+"""The SQLite dialect. See `mlapi.adapters.sql.dialect.Dialect`."""
 
 import sqlite3
 from collections.abc import Mapping, Sequence
@@ -15,34 +15,34 @@ from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 
 UNDECODABLE = "Could not decode to UTF-8"
-"""How sqlite3's message for invalid text begins. The text itself follows."""
+"""Beginning of sqlite3's message about invalid text. The message goes on with the text itself."""
 
 _MAX_DAMAGE_LINES = 20
 _CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 class SqliteDialect:
-    """SQLite as this package uses it: a write-ahead log, explicit transactions, a lock before every write."""
+    """SQLite with a write-ahead log and explicit transactions. Writers lock the file when they begin."""
 
     supports_nowait: Final = True  # readers of the write-ahead log do not wait for the writer
-    # Take the write lock first: SQLite does not give it to a transaction that has read an older state of the file.
+    # Take the write lock first: a transaction that has read an older state of the file can no longer get it.
     write_options: Final[Mapping[str, str]] = {engine.BEGIN_OPTION: "BEGIN IMMEDIATE"}
-    # In a damaged file a time may be invalid text, or a unique name may occur twice.
+    # In a damaged file, a time may be invalid text, and a unique name may occur twice.
     data_errors: Final[tuple[type[Exception], ...]] = (ValueError, TypeError, MultipleResultsFound, NoResultFound)
 
     def create_engine(self, url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
         return engine.create(url, timeout_seconds=timeout_seconds, max_connections=max_connections)
 
     def max_writers(self, max_connections: int) -> int:  # noqa: ARG002 - part of the protocol
-        # SQLite lets waiting writers race for the lock, and some starve under load. The threads of this process queue
-        # for it instead.
+        # SQLite lets waiting writers race for the lock, and some starve under load. Let the threads of this process
+        # queue for the lock instead.
         return 1
 
     def insert(self, table: Table) -> Insert:
         return insert(table)
 
     def is_transient(self, error: BaseException | None) -> bool:  # noqa: ARG002 - part of the protocol
-        return False  # SQLite has waited for its lock already
+        return False  # SQLite itself has already waited for the lock
 
     def describe_error(self, error: BaseException | None) -> str:
         # The messages of these errors may contain stored values.
@@ -61,7 +61,7 @@ class SqliteDialect:
         connection.commit()
 
     def autocommit(self, connection: sqlite3.Connection) -> AbstractContextManager[None]:  # noqa: ARG002 - as above
-        return nullcontext()  # connections of `engine.create` begin no transaction by themselves
+        return nullcontext()  # connections from `engine.create` are always in autocommit mode
 
     def set_nowait(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA busy_timeout = 0")
@@ -73,17 +73,17 @@ class SqliteDialect:
         return executor.find_principals(connection, ids)
 
     def check_writable(self, connection: sqlite3.Connection) -> None:
-        # `begin` holds the write lock. Reading the users shows that the file is not a new, empty one.
+        # `begin` has taken the write lock. Reading the users fails if the file is new and empty.
         connection.execute("SELECT 1 FROM users LIMIT 1").fetchall()
 
     def disable_timeouts(self, connection: Connection) -> None:
-        """Do nothing: statements have no timeout, and a transaction that writes has its only lock."""
+        """Do nothing: statements have no timeout, and a write transaction already holds the only lock."""
 
     def lock_schema(self, connection: Connection) -> None:
-        """Do nothing: a transaction that writes holds the lock of the whole file."""
+        """Do nothing: a write transaction locks the whole file."""
 
     def allow_async_commit(self, connection: Connection) -> None:
-        """Do nothing: the setting belongs to the connection, not to a transaction."""
+        """Do nothing: SQLite sets durability per connection, not per transaction."""
 
     def server_time(self, connection: Connection) -> None:
         """Return None: SQLite has no server."""

@@ -1,4 +1,4 @@
-"""Apply commands to SQLite one by one, and find principals."""
+"""Apply commands to an SQLite database one by one, and find principals."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -43,7 +43,7 @@ def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[O
 
 
 def find_principals(connection: sqlite3.Connection, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-    """Return the principal with each id, or None. Each statement sees everything that was committed before it."""
+    """Return the principal for each id, or None. Every earlier commit is visible."""
     return statements.find_principals(
         ids,
         lambda user_ids: map(_cached_user, _select(connection, sql.USER_BY_ID, sql.USERS_BY_IDS, user_ids)),
@@ -94,13 +94,15 @@ def _register(connection: sqlite3.Connection, command: Register) -> Outcome:
     row = _fetch_one(connection, sql.INSERT_USER, _user_row(command))
     if row is not None:
         return command.as_user(UserId(row[0]))
-    # This transaction has the only write lock, so the user with this name is still there.
+    # The name is taken. This transaction holds the only write lock, so the user with the name still exists.
     ((user_id,),) = connection.execute(sql.ID_BY_USERNAME_KEY, {"username_key": command.username_key}).fetchall()
     return UserExistsError(user_id)
 
 
 def _fetch_one(connection: sqlite3.Connection, statement: str, parameters: dict[str, Any] | list[Any]) -> Row | None:
-    found = connection.execute(statement, parameters).fetchall()  # all: an unfinished statement blocks the commit
+    found = connection.execute(
+        statement, parameters
+    ).fetchall()  # fetch all: an unfinished statement would block the commit
     return found[0] if found else None
 
 
@@ -112,7 +114,7 @@ def _encode_times(parameters: dict[str, Any]) -> dict[str, Any]:
 
 
 def _encode_time(time: datetime) -> str:
-    """Return SQLAlchemy's text for SQLite: UTC, with microseconds and without a zone."""
+    """Return a UTC time in SQLAlchemy's text format for SQLite: with microseconds, without the zone."""
     return time.isoformat(" ", "microseconds")[:26]
 
 

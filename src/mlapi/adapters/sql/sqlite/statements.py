@@ -1,4 +1,4 @@
-"""The text of the statements that `mlapi.adapters.sql.sqlite.executor` executes."""
+"""The SQL text of the statements in `mlapi.adapters.sql.sqlite.executor`."""
 
 import attrs
 from sqlalchemy import ClauseElement, Dialect, Table, bindparam, delete, func, select, update
@@ -14,7 +14,7 @@ from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
 
 _NAMED = sqlite.dialect(paramstyle="named")
-_POSITIONAL = sqlite.dialect(paramstyle="qmark")  # takes less time to bind
+_POSITIONAL = sqlite.dialect(paramstyle="qmark")  # faster to bind
 
 
 def _compile(statement: ClauseElement, dialect: Dialect = _NAMED) -> str:
@@ -22,7 +22,7 @@ def _compile(statement: ClauseElement, dialect: Dialect = _NAMED) -> str:
 
 
 def _insert(source: type[attrs.AttrsInstance], table: Table) -> Insert:
-    """Return an INSERT of `inserted_columns`, in the order of the table."""
+    """Return an INSERT with `inserted_columns`, in table order."""
     return insert(table).values({column.name: bindparam(column.name) for column in inserted_columns(source, table)})
 
 

@@ -1,4 +1,4 @@
-"""Create API keys, and the counts of log-in attempts."""
+"""Create the tables of API keys and of log-in attempts."""
 
 import sqlalchemy as sa
 from alembic import op

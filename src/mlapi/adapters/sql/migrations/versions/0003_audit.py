@@ -1,4 +1,4 @@
-"""Create the audit trail."""
+"""Create the table of audit entries."""
 
 import sqlalchemy as sa
 from alembic import op
