@@ -30,7 +30,7 @@ def database_url(text: str) -> URL:
     except (ArgumentError, ValueError):
         raise ConfigurationError(f"database.url is not a valid URL: {_EXAMPLES}") from None
     if url.drivername not in _DRIVERS:
-        raise ConfigurationError(f"database.url uses {url.drivername}, which mlapi does not support: {_EXAMPLES}")
+        raise ConfigurationError(f"database.url has the unsupported scheme {url.drivername}: {_EXAMPLES}")
     url = url.set(drivername=_DRIVERS[url.drivername])
     if url.drivername == "sqlite":
         _check_sqlite_path(url)
