@@ -1,4 +1,4 @@
-"""Write files atomically: a reader sees either the old or the new content, also after a crash."""
+"""Write files atomically: a reader sees either the old or the new content, even after a crash."""
 
 import os
 import re
@@ -11,20 +11,20 @@ from pathlib import Path
 from typing import TextIO
 
 ABANDONED_DRAFT_SECONDS = 60.0
-"""After this time, the process that wrote a draft must have been killed: writing takes milliseconds."""
+"""Writing takes milliseconds, so a draft older than this was left behind by a killed process."""
 _DRAFT_SUFFIX = re.compile(r"[0-9a-f]{16}")
 
 
 @contextmanager
 def atomic_write(file: Path, *, replace: bool, like: os.stat_result | None = None) -> Iterator[TextIO]:
-    """Yield a UTF-8 stream; when the block ends without an error, its content becomes ``file``, durably.
+    """Yield a UTF-8 stream for the new content of ``file``, which is stored when the block ends without an error.
 
-    The content is written to a draft in the same folder, which is removed in any case.
+    The content is written to a draft in the same folder and flushed to disk. The draft never outlives the block.
 
     Args:
-        file: path of the result. Resolve symbolic links first: a link would be replaced, not its target.
+        file: the file to write. Resolve symbolic links first, otherwise the link is replaced instead of its target.
         replace: whether to replace an existing file.
-        like: give the file this owner, group and mode; without it, only the current account can read the file.
+        like: the owner, group and mode to give the file. By default, only the current account can access it.
 
     Raises:
         FileExistsError: if the file exists and ``replace`` is false.
@@ -50,7 +50,7 @@ def atomic_write(file: Path, *, replace: bool, like: os.stat_result | None = Non
 
 
 def remove_abandoned_drafts(file: Path) -> None:
-    """Remove drafts of ``file`` that killed processes left behind: they hold the same secrets as the file."""
+    """Remove drafts of ``file`` that killed processes left behind, because they contain the same secrets."""
     for path in file.parent.iterdir():
         name, _, suffix = path.name.rpartition(".")
         is_draft = name == f".{file.name}" and _DRAFT_SUFFIX.fullmatch(suffix) is not None
@@ -60,7 +60,7 @@ def remove_abandoned_drafts(file: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush a folder to disk, so that a new file in it keeps its name after a crash."""
+    """Flush a folder to disk, so that a file just created in it still exists after a crash."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

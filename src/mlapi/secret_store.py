@@ -1,7 +1,7 @@
-"""The secrets of a database: keys, salts and the admin token.
+"""The secrets that belong to a database: keys, salts and the admin token.
 
-`SecretStore` reads them from the settings and a secrets file, follows changes of that file while the service runs, and
-makes ciphers, token issuers and key fingerprints from them.
+`SecretStore` reads them from the settings and a secrets file, and makes ciphers, token issuers and key fingerprints
+from them. It reloads the file when it changes while the service is running.
 """
 
 import base64
@@ -38,11 +38,11 @@ Cipher = TypeVar("Cipher", bound=PasswordCipher)
 
 
 class SecretStore(Generic[Cipher]):
-    """The current secrets of one database. A secret in the settings takes precedence over the file.
+    """The current secrets of a database. Secrets in the settings take precedence over those in the file.
 
     Args:
-        settings: the settings as loaded.
-        file: the secrets file, which need not exist; None keeps generated secrets in memory.
+        settings: the loaded settings.
+        file: the secrets file, which does not have to exist. If None, generated secrets are kept in memory.
         make_cipher: makes a password cipher from keys and salts, newest first.
         make_tokens: makes a token issuer from token keys, newest first.
     """
@@ -63,7 +63,7 @@ class SecretStore(Generic[Cipher]):
 
     @property
     def location(self) -> str:
-        """Where generated secrets are stored, for messages."""
+        """Where generated secrets are stored, for use in messages."""
         return "memory" if self._file is None else str(self._file)
 
     @property
@@ -72,13 +72,13 @@ class SecretStore(Generic[Cipher]):
         return bool(self._generated.key) if self._file is None else self._file.exists()
 
     def create_missing(self, *, is_database_in_use: Callable[[], bool]) -> None:
-        """Generate the first key and salt, in development, if neither settings nor file contain any.
+        """In development, generate a key and a salt if neither the settings nor the file contain any.
 
         Args:
-            is_database_in_use: whether passwords in the database are already encrypted.
+            is_database_in_use: returns whether the database already contains encrypted passwords.
 
         Raises:
-            ConfigurationError: if the database needs the secrets of a lost file, or if the file cannot be written.
+            ConfigurationError: if the file is missing and the database needs it, or if the file cannot be written.
         """
         configured = self._settings.secrets
         has_configured = configured.key or configured.salt or configured.token_key
@@ -98,7 +98,7 @@ class SecretStore(Generic[Cipher]):
         """Return the current secrets.
 
         Raises:
-            ConfigurationError: if the file is invalid or other accounts can read it, or if a secret is missing.
+            ConfigurationError: if the file is invalid or accessible to other accounts, or if a secret is missing.
         """
         configured, stored = self._settings.secrets, self._read_file()
         current = SecretSettings(
@@ -111,31 +111,34 @@ class SecretStore(Generic[Cipher]):
         return current
 
     def with_secrets(self) -> Settings:
-        """Return the settings together with the current secrets. Raises as `load` does."""
+        """Return the settings with the current secrets filled in. Raises the same errors as `load`."""
         return attrs.evolve(self._settings, secrets=self.load())
 
     def fingerprints(self) -> list[list[str]]:
-        """Return a row for each key, with a fingerprint for each salt. Newest first. Raises as `load` does."""
+        """Return a row for each key, with a fingerprint for each salt, both newest first.
+
+        Raises the same errors as `load`.
+        """
         current = self.load()
         return [[fingerprint(key, salt) for salt in current.salt] for key in current.key]
 
     def cipher(self) -> Cipher:
-        """Return a cipher with the current secrets. Raises as `load` does."""
+        """Return a cipher that uses the current secrets. Raises the same errors as `load`."""
         current = self.load()
         return self._make_cipher(current.key, current.salt)
 
     def tokens(self) -> TokenIssuer:
-        """Return a token issuer with the current secrets. Raises as `load` does."""
+        """Return a token issuer that uses the current secrets. Raises the same errors as `load`."""
         return self._make_tokens([base64.urlsafe_b64decode(key) for key in _token_keys(self.load())])
 
     @cached_property
     def current_cipher(self) -> Reloader[Cipher]:
-        """A cipher that is made again when the file changes."""
+        """A cipher that is recreated when the file changes."""
         return Reloader(self.cipher, self._signature)
 
     @cached_property
     def current_tokens(self) -> Reloader[TokenIssuer]:
-        """A token issuer that is made again when the file changes."""
+        """A token issuer that is recreated when the file changes."""
         return Reloader(self.tokens, self._signature)
 
     @contextmanager
@@ -152,7 +155,7 @@ class SecretStore(Generic[Cipher]):
             yield
 
     def add(self, kind: SecretKind) -> None:
-        """Generate a secret and put it first in the file. Hold the lock.
+        """Generate a secret and put it first in the file. The caller must hold the lock.
 
         Raises:
             ConfigurationError: if the secrets of this kind are not in the file, or if the file cannot be changed.
@@ -163,15 +166,15 @@ class SecretStore(Generic[Cipher]):
         if getattr(self._settings.secrets, kind) or not self._file.exists():
             raise ConfigurationError(
                 f"secrets.{kind} is not in {self.location}, so mlapi cannot rotate it. Rotate it where it is set: add a"
-                " new one after the others and restart every process, then move it to the front and restart them"
-                " again. For secrets.key, run `mlapi keys rotate` afterwards"
+                " new one at the end of the list and restart every process, then move it to the front and restart"
+                " them again. For secrets.key, run `mlapi keys rotate` afterwards"
             )
         former = _token_keys(current) if kind == "token_key" else getattr(current, kind)
         new = new_salt() if kind == "salt" else new_key()
         update_secrets_file(self._file, lambda tree: {**tree, kind: [new, *former]})
 
     def prune(self, kinds: Collection[SecretKind]) -> None:
-        """Remove every secret of these kinds except the newest from the file. Hold the lock.
+        """Remove all but the newest secret of each of these kinds from the file. The caller must hold the lock.
 
         Raises:
             ConfigurationError: if the file cannot be changed.
@@ -233,12 +236,12 @@ def new_admin_token() -> str:
 
 
 def new_password() -> str:
-    """Return a random password, to lock an account."""
+    """Return a random password for locking an account."""
     return secrets.token_urlsafe(32)
 
 
 def create_secrets_file(file: Path) -> None:
-    """Generate a key and a salt. If several processes start together, one creates the file and all of them use it.
+    """Generate a key and a salt. If several processes start at once, one of them creates the file and all use it.
 
     Raises:
         ConfigurationError: if the file cannot be written.
@@ -253,13 +256,14 @@ def create_secrets_file(file: Path) -> None:
 
 
 def update_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
-    """Replace the content of a secrets file atomically. Hold its lock.
+    """Replace the content of a secrets file atomically. The caller must hold its lock.
 
-    Owner, group and mode are kept, so that the service can still read the file if another account runs the command.
+    The owner, group and mode are preserved: the command may run under another account, and the service must still be
+    able to read the file.
 
     Args:
         file: the secrets file.
-        change: takes the content and returns the new one.
+        change: takes the current content and returns the new content.
 
     Raises:
         ConfigurationError: if the file cannot be read or written.
@@ -275,7 +279,7 @@ def update_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str,
 
 @contextmanager
 def lock_secrets_file(file: Path) -> Iterator[None]:
-    """Keep other commands from changing a secrets file. The lock is on its folder, because the file is replaced.
+    """Keep other commands from changing a secrets file. Its folder is locked, because the file itself gets replaced.
 
     Raises:
         ConfigurationError: if another process holds the lock.
@@ -285,7 +289,7 @@ def lock_secrets_file(file: Path) -> Iterator[None]:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     except BlockingIOError:
-        raise ConfigurationError(f"another command is changing {file}: wait until it has finished") from None
+        raise ConfigurationError(f"another command is changing {file}: wait until it finishes") from None
     finally:
         os.close(descriptor)
 
@@ -300,7 +304,7 @@ def file_signature(file: Path) -> tuple[int, int, int] | None:
 
 
 def _token_keys(current: SecretSettings) -> Sequence[str]:
-    """Return the keys that sign tokens: the configured ones, or keys derived from the password keys."""
+    """Return the keys that sign tokens: the configured token keys, or keys derived from the password keys."""
     return current.token_key or [
         base64.urlsafe_b64encode(hmac.digest(key.encode(), b"mlapi token key", hashlib.sha256)).decode("ascii")
         for key in current.key

@@ -248,5 +248,5 @@ def test_memory_storage_leaves_no_files(folder: Path) -> None:
 
 
 def test_memory_storage_has_no_engine() -> None:
-    with pytest.raises(ConfigurationError, match="must name an SQLite or PostgreSQL database"):
+    with pytest.raises(ConfigurationError, match="needs an SQLite or PostgreSQL database"):
         open_database(load_settings(environ={"MLAPI_DATABASE__URL": "memory://"}))

@@ -189,6 +189,8 @@ def test_vendored_files_include_licence_and_notice() -> None:
 
 
 def test_openapi_description_contains_no_host() -> None:
-    assert json.loads(openapi())["servers"] == [{"url": ".", "description": "The server of this description."}]
+    assert json.loads(openapi())["servers"] == [
+        {"url": ".", "description": "The server that provides this description."}
+    ]
     assert b"http:" not in openapi()
     assert b"https:" not in openapi()

@@ -451,8 +451,8 @@ def test_api_key_can_expire(http: TestClient, users: Users, ada: User) -> None:
         ({"name": "a\nb"}, "name", "must not contain control or invisible characters"),
         ({"name": "x" * 101}, "name", "must be at most 100 characters"),
         ({"name": 1}, "name", "must be a string"),
-        ({"name": "x", "expires_at": 1}, "expires_at", "must be a time as in 2030-01-31T12:00:00Z, or null"),
-        ({"name": "x", "expires_at": "soon"}, "expires_at", "must be a time as in 2030-01-31T12:00:00Z, or null"),
+        ({"name": "x", "expires_at": 1}, "expires_at", "must be a time such as 2030-01-31T12:00:00Z, or null"),
+        ({"name": "x", "expires_at": "soon"}, "expires_at", "must be a time such as 2030-01-31T12:00:00Z, or null"),
         (
             {"name": "x", "expires_at": "2099-01-31T12:00:00"},
             "expires_at",

@@ -65,7 +65,7 @@ def test_rotation_reencrypts_every_password_with_the_new_key(folder: Path, setti
         issued = service.access.authenticator.log_in(username="user3", password="password 3")
 
     assert result.exit_code == 0
-    assert result.stdout == "every password is encrypted with the newest key; 7 were under an older key\n"
+    assert result.stdout == "every password is encrypted with the newest key; 7 were encrypted with an older key\n"
     newest, older = secrets(folder, "key")
     (salt,) = secrets(folder, "salt")
     assert not set(before) & set(after)
@@ -140,7 +140,7 @@ def test_second_concurrent_key_command_is_rejected(folder: Path, settings: Setti
         result = mlapi("keys", *command)
 
         assert (result.exit_code, result.stdout) == (3, "")
-        assert result.stderr == f"mlapi: another command is changing {folder}/secrets.yml: wait until it has finished\n"
+        assert result.stderr == f"mlapi: another command is changing {folder}/secrets.yml: wait until it finishes\n"
         assert (folder / "secrets.yml").read_text() == before
 
 
@@ -176,7 +176,7 @@ def test_old_salt_is_kept_until_every_user_has_logged_in(folder: Path, settings:
         service.access.authenticator.log_in(username="user1", password="password 1")
         pruned = mlapi("keys", "prune")
 
-    assert rotated.stdout == "added a salt; each user's password is stored with it at their next log-in\n"
+    assert rotated.stdout == "added a salt; each user's password is upgraded to it when they next log in\n"
     assert both[1:] == older
     assert kept.stdout == "kept salts: 1 users have not logged in since the newest was added\npruned\n"
     assert pruned.stdout == "pruned\n"
@@ -198,7 +198,7 @@ def test_old_token_key_verifies_tokens_until_it_is_pruned(folder: Path, settings
     with open_service(settings) as service, pytest.raises(Exception, match="invalid, expired or revoked"):
         service.access.guard.check(former)
 
-    assert result.stdout == "added a token key; tokens signed with the former key stay valid until they expire\n"
+    assert result.stdout == "added a token key; tokens signed with the previous key stay valid until they expire\n"
     assert names == ["user0", "user0"]
     assert former.partition(".")[0] != newer.partition(".")[0]
     assert len(secrets(folder, "token_key")) == 1
@@ -229,7 +229,7 @@ def test_key_prepended_by_hand_is_used_as_the_new_key(monkeypatch: pytest.Monkey
 
     result = mlapi("keys", "rotate")
 
-    assert result.stdout == "every password is encrypted with the newest key; 3 were under an older key\n"
+    assert result.stdout == "every password is encrypted with the newest key; 3 were encrypted with an older key\n"
     monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
     with open_service(load_settings()) as service:
         assert service.access.authenticator.log_in(username="user0", password="password 0").expires_in == 3600

@@ -183,7 +183,7 @@ def test_restart_is_abandoned_if_a_new_worker_cannot_start(
     time.sleep(0.5)
     assert service.running == before
     assert len(service.pids) == 3
-    assert "a new worker could not start (exit code 3); the current workers keep serving" in caplog.messages
+    assert "a new worker failed to start (exit code 3); the current workers keep serving" in caplog.messages
 
 
 def test_starting_a_replacement_is_retried(start_service: StartService) -> None:

@@ -357,7 +357,7 @@ def test_unknown_variable_is_logged_without_its_value(tmp_path: Path, caplog: py
         (
             "mlapi",
             logging.WARNING,
-            "ignoring MLAPI_SALT: settings of mlapi are named MLAPI_SECTION__KEY",
+            "ignoring MLAPI_SALT: mlapi's settings are named MLAPI_SECTION__KEY",
         )
     ]
 

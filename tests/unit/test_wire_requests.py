@@ -351,7 +351,7 @@ def test_api_key_expiry_is_optional() -> None:
     assert requests.decode(b'{"name": "laptop"}', AddApiKeyRequest) == AddApiKeyRequest("laptop", None)
 
 
-NOT_A_TIME = FieldError("expires_at", "must be a time as in 2030-01-31T12:00:00Z, or null")
+NOT_A_TIME = FieldError("expires_at", "must be a time such as 2030-01-31T12:00:00Z, or null")
 
 
 @pytest.mark.parametrize(

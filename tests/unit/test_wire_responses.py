@@ -192,7 +192,7 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
     (UserNotFoundError(7), Response(HTTPStatus.NOT_FOUND, b'{"message":"User not found"}')),
     (
         PasswordChangedError(7),
-        Response(HTTPStatus.CONFLICT, b'{"message":"The password was changed meanwhile, log in again"}'),
+        Response(HTTPStatus.CONFLICT, b'{"message":"The password was changed by another request, log in again"}'),
     ),
     (ApiKeyNotFoundError("0123456789abcdef"), Response(HTTPStatus.NOT_FOUND, b'{"message":"Key not found"}')),
     (
@@ -240,7 +240,7 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
         ConfigurationError("this is another database"),
         Response(
             HTTPStatus.SERVICE_UNAVAILABLE,
-            b'{"message":"Service unavailable, see its log"}',
+            b'{"message":"Service unavailable, see the server log"}',
             (("Retry-After", "10"),),
         ),
     ),
@@ -263,7 +263,7 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
         AdminTokenRequiredError(),
         Response(
             HTTPStatus.UNAUTHORIZED,
-            b'{"message":"This needs the admin token: send exactly one header Authorization: Bearer <admin token>"}',
+            b'{"message":"This needs the admin token: send one Authorization header with Bearer <admin token>"}',
             (("WWW-Authenticate", "Bearer"),),
         ),
     ),

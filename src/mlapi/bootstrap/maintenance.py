@@ -1,4 +1,4 @@
-"""Compose the tasks of an operator: rotate keys, import users, and upgrade, check and adopt a database."""
+"""Compose the maintenance tasks: rotate keys, import users, and upgrade, check or adopt a database."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -21,10 +21,10 @@ from mlapi.secret_store import SecretStore, new_password
 
 @contextmanager
 def open_key_rotation(settings: Settings) -> Iterator[KeyRotation]:
-    """Yield the rotation of the configured secrets. Only one at a time can be open on a machine.
+    """Yield a `KeyRotation` for the configured secrets. Only one can be open at a time on a machine.
 
     Raises:
-        ConfigurationError: as `open_users` does, or if another rotation is open.
+        ConfigurationError: if another rotation is open, or for the same reasons as in `open_users`.
     """
     with open_service(settings) as service, service.secrets.lock():
         yield KeyRotation(service.users, service.secrets, service.storage)
@@ -34,14 +34,14 @@ def open_key_rotation(settings: Settings) -> Iterator[KeyRotation]:
 def open_user_import(
     settings: Settings, rejects: RejectReport, *, actor: Actor, threads: int, dry_run: bool = False
 ) -> Iterator[UserImport]:
-    """Yield an import of users; see `UserImport` for the arguments. Creates and raises as `open_users` does."""
+    """Yield a `UserImport`, which documents the arguments. See `open_users` for side effects and errors."""
     with open_service(settings) as service:
         importer = service.secrets.current_cipher.get
         yield UserImport(service.users, importer, rejects, actor=actor, threads=threads, dry_run=dry_run)
 
 
 def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
-    """Upgrade the schema to the newest revision; return the revisions before and after.
+    """Upgrade the schema to the newest revision, and return the revisions before and after.
 
     Raises:
         ConfigurationError: if the database does not belong to mlapi.
@@ -52,27 +52,30 @@ def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
 
 
 def check_database(settings: Settings) -> DatabaseCheck:
-    """Inspect the configured database and its secrets. Raises as `check_storage` does."""
+    """Inspect the configured database and its secrets. Raises the same errors as `check_storage`."""
     with closing(open_storage(settings)) as storage:
         return check_storage(storage, open_secrets(settings, storage))
 
 
 def locate_data(settings: Settings) -> tuple[tuple[Path, ...], SecretStore[StoredPasswordCipher]]:
-    """Return the files of the configured database (none for a server), and its secrets. Raises as `open_storage`."""
+    """Return the files of the configured database (none for a server) and its secrets.
+
+    Raises the same errors as `open_storage`.
+    """
     with closing(open_storage(settings)) as storage:
         return storage.files, open_secrets(settings, storage)
 
 
 @contextmanager
 def open_adoption(settings: Settings, *, timezone: str | None = None, is_planned: bool = False) -> Iterator[Adoption]:
-    """Yield a plan to adopt the legacy app's table, which can be executed. Other writers are locked out until the end.
+    """Yield a plan to adopt the legacy app's table, which can be carried out. Other writers are blocked until the end.
 
-    An exception in the block rolls everything back. Nothing that is missing is created.
+    An exception in the block rolls everything back. A missing database or missing secrets are not created.
 
     Args:
-        settings: including the legacy app's key and salt.
-        timezone: IANA time zone of the times that the legacy app wrote; None means UTC.
-        is_planned: only plan, without a lock.
+        settings: the settings, including the legacy app's key and salt.
+        timezone: the IANA time zone of the times that the legacy app wrote. None means UTC.
+        is_planned: only make the plan, without locking the database.
 
     Raises:
         ConfigurationError: if the database does not exist, is not the legacy app's, or cannot be adopted yet.
@@ -87,9 +90,9 @@ def open_adoption(settings: Settings, *, timezone: str | None = None, is_planned
                 connection,
                 zone=zone,
                 find_password_error=cipher.find_stored_error,
-                # An unknown password, so that the value can be re-encrypted like any other when the key is rotated.
+                # A random password, so that the value can be re-encrypted like any other when the key is rotated.
                 locked=cipher.encrypt(new_password()),
-                # The oldest. Until `mlapi keys rotate` has replaced it, `mlapi keys prune` keeps all keys.
+                # The oldest key's fingerprint. `mlapi keys prune` keeps all keys until `mlapi keys rotate` replaces it.
                 fingerprint=secrets.fingerprints()[-1][-1],
                 is_planned=is_planned,
             )
@@ -98,5 +101,5 @@ def open_adoption(settings: Settings, *, timezone: str | None = None, is_planned
 def _time_zone(name: str) -> ZoneInfo:
     try:
         return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):  # unknown, malformed, or the name of a folder of zones
+    except (KeyError, ValueError, OSError):  # unknown, malformed, or a folder such as Europe
         raise ConfigurationError(f"unknown time zone {name!r}: use an IANA name, such as Europe/Vilnius") from None

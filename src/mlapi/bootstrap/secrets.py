@@ -1,4 +1,4 @@
-"""Make the secrets of a storage, with the ciphers and tokens that the settings select."""
+"""Open the secrets that belong to a storage, with the cipher and token issuer that the settings select."""
 
 from collections.abc import Sequence
 from datetime import timedelta

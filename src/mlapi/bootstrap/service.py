@@ -1,4 +1,4 @@
-"""Compose users, authentication and guard from settings."""
+"""Compose the users, the authenticator and the guard from the settings."""
 
 import logging
 from collections.abc import Iterator
@@ -33,19 +33,19 @@ _logger = logging.getLogger("mlapi")
 
 @attrs.frozen(kw_only=True)
 class Service:
-    """The objects that an open service consists of."""
+    """The parts of an open service."""
 
     users: Users
     access: Access
     settings: Settings
-    """Including the secrets that were found or generated."""
+    """The settings, including secrets that were loaded from a file or generated."""
     storage: Storage
     secrets: SecretStore[StoredPasswordCipher]
 
 
 @contextmanager
 def open_service(settings: Settings) -> Iterator[Service]:
-    """Yield users, authentication and guard, composed from the settings. Creates and raises as `open_users` does."""
+    """Yield the configured service. See `open_users` for side effects and errors."""
     with closing(open_storage(settings)) as storage:
         secrets = open_secrets(settings, storage)
         secrets.create_missing(is_database_in_use=partial(_has_fingerprint, storage))
@@ -76,10 +76,10 @@ def open_service(settings: Settings) -> Iterator[Service]:
 
 @contextmanager
 def open_users(settings: Settings) -> Iterator[Users]:
-    """Yield the users of the configured database; close it afterwards.
+    """Yield the users of the configured database, and close the database afterwards.
 
-    In development, a missing schema, key and salt are created. The database may be unavailable: calls then raise
-    `RepositoryUnavailableError` until it is available again.
+    In development, a missing schema, key or salt is created. The database does not have to be available: calls raise
+    `RepositoryUnavailableError` until it is.
 
     >>> from mlapi.config import load_settings
     >>> with open_users(load_settings()) as users:
@@ -94,7 +94,7 @@ def open_users(settings: Settings) -> Iterator[Users]:
 
 @contextmanager
 def open_guard(settings: Settings) -> Iterator[Guard]:
-    """Yield the guard for the users of the configured database. Creates and raises as `open_users` does.
+    """Yield a guard for the users of the configured database. See `open_users` for side effects and errors.
 
     >>> from mlapi.config import load_settings
     >>> with open_guard(load_settings()) as guard:
@@ -130,14 +130,14 @@ def audit_retention(users: Users, settings: Settings) -> Iterator[None]:
 
 
 def in_memory_access(users: Users) -> Access:
-    """Return authentication and a guard for existing users. They keep tokens and attempt counts in memory."""
+    """Return an authenticator and a guard for these users. They keep tokens and attempt counts in memory."""
     tokens = InMemoryTokens()
     authenticator = Authenticator(users, tokens, in_memory_attempts(AttemptLimits()))
     return Access(authenticator=authenticator, guard=Guard(users.repository, tokens))
 
 
 def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:
-    """Return a limiter of log-in attempts that counts for this process only."""
+    """Return a log-in attempt limiter that counts only the attempts in this process."""
     return FixedWindowAttemptLimiter(InMemoryAttempts(), limits)
 
 
@@ -145,7 +145,7 @@ def _has_fingerprint(storage: Storage) -> bool:
     try:
         return storage.find_fingerprint() is not None
     except RepositoryUnavailableError:
-        return False  # if it has one, `check_key` rejects a new key as soon as the database is available
+        return False  # if it has one, `check_key` rejects a new key once the database is available
 
 
 def _prepare(storage: Storage, settings: Settings, secrets: SecretStore[StoredPasswordCipher]) -> None:

@@ -1,4 +1,4 @@
-"""Select the storage that ``database.url`` names."""
+"""Open the storage that ``database.url`` selects."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.storage import Storage
 
 ENTRY_POINTS = "mlapi.storages"
-"""The group in which an installed package declares a storage, with the scheme as the name of the entry point."""
+"""The entry point group for storages from other packages. The entry point's name is the URL scheme."""
 _DEFAULT_URL = "sqlite:///mlapi.db"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
@@ -32,21 +32,21 @@ def register_storage(scheme: str, from_url: Callable[[str], Storage]) -> None:
 
     >>> register_storage("archive", InMemoryStorage.from_url)  # database.url: archive://...
 
-    An installed package needs no call if its ``pyproject.toml`` declares the storage. `mlapi serve` and the other
-    commands can then use it too:
+    A package does not need this call if it declares the storage in its ``pyproject.toml``, which also makes the storage
+    available to `mlapi serve` and the other commands:
 
         [project.entry-points."mlapi.storages"]
         archive = "archive_storage:ArchiveStorage.from_url"
 
     Args:
         scheme: the part of the URL before ``://``, in lower case.
-        from_url: makes a storage from the whole URL, as `mlapi.domain.storage.Storage` describes.
+        from_url: makes a storage from the whole URL; see `mlapi.domain.storage.Storage`.
     """
     _storages[scheme] = from_url
 
 
 def open_storage(settings: Settings) -> Storage:
-    """Return the configured storage. It connects on first use; close it afterwards.
+    """Return the configured storage. It connects on first use, and the caller must close it.
 
     Raises:
         ConfigurationError: if ``database.url`` is invalid or its scheme is not supported.
@@ -68,14 +68,14 @@ def open_storage(settings: Settings) -> Storage:
 
 
 def open_database(settings: Settings) -> Database:
-    """Return the configured SQL database; its ``engine`` gives direct access to the tables. Connects on first use.
+    """Return the configured SQL database. It connects on first use, and its ``engine`` gives access to the tables.
 
     Raises:
-        ConfigurationError: as `open_storage` does, or if the storage is not an SQL database.
+        ConfigurationError: if the storage is not an SQL database, or for the same reasons as in `open_storage`.
     """
     storage = open_storage(settings)
     if not isinstance(storage, SqlStorage):
-        raise ConfigurationError("database.url must name an SQLite or PostgreSQL database for this")
+        raise ConfigurationError("this needs an SQLite or PostgreSQL database: change database.url")
     return storage.database
 
 

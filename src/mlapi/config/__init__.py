@@ -1,4 +1,4 @@
-"""Configuration: the settings, read from ``config.yml``, environment variables and mounted files, and validated."""
+"""Read and validate the settings from ``config.yml``, environment variables and mounted files."""
 
 from mlapi.config.loading import load_settings
 from mlapi.config.settings import (

@@ -13,22 +13,22 @@ from mlapi.domain.errors import ConfigurationError
 
 
 def find_permission_error(file: Path) -> str | None:
-    """Return an error message if accounts other than owner and group can read or write a secret, or None."""
+    """Return an error message if accounts other than the owner and group can read or write the file, else None."""
     if file.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
         return f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
     return None
 
 
 def read_mounted_value(file: Path, setting: str, *, is_secret: bool) -> str:
-    """Return the content of a mounted file without trailing line ends.
+    """Return the content of a mounted file without trailing newlines.
 
     Args:
         file: path of the file.
-        setting: the variable that names the file, for error messages.
-        is_secret: whether to reject a file that other accounts can read.
+        setting: the environment variable that names the file, for error messages.
+        is_secret: whether to reject a file that other accounts can access.
 
     Raises:
-        ConfigurationError: if the file cannot be read, or if it is a secret with open permissions.
+        ConfigurationError: if the file cannot be read, or if it is secret and other accounts can access it.
     """
     value = _read_text(file, f"{setting}: {file}").rstrip("\r\n")
     if is_secret and (error := find_permission_error(file)) is not None:
@@ -37,20 +37,20 @@ def read_mounted_value(file: Path, setting: str, *, is_secret: bool) -> str:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file; an empty file is an empty mapping.
+    """Return the mapping in a YAML file. An empty file is an empty mapping.
 
     Raises:
-        ConfigurationError: if the file cannot be read or is not a mapping. The message never shows its content.
+        ConfigurationError: if the file cannot be read or is not a mapping. The message never shows the content.
     """
     try:
-        tree = yaml.load(_read_text(file, str(file)), _StrictLoader)  # noqa: S506 - a SafeLoader
+        tree = yaml.load(_read_text(file, str(file)), _StrictLoader)  # noqa: S506 - _StrictLoader is a SafeLoader
     except yaml.YAMLError as error:
         # PyYAML's own message quotes the line, which may hold a secret.
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark is not None else ""
         reason = str(error) if isinstance(error, _DuplicateKeyError) else "is not valid YAML"
         raise ConfigurationError(f"{file} {reason}{line}") from None
-    except (ValueError, RecursionError):  # a month 13, a number of thousands of digits, a thousand brackets
+    except (ValueError, RecursionError):  # month 13, a number with thousands of digits, deep nesting
         raise ConfigurationError(f"{file} is not valid YAML") from None
     if tree is None:
         return {}
@@ -78,7 +78,7 @@ class _StrictLoader(yaml.SafeLoader):
 def _read_text(file: Path, name: str) -> str:
     """Return the content of a regular file, after flushing it to disk.
 
-    The process that wrote the file may not have flushed it yet. If a crash lost a key after passwords were encrypted
+    The process that wrote the file might not have flushed it yet. If a crash lost a key after passwords were encrypted
     with it, those passwords would be unrecoverable.
     """
     try:

@@ -1,7 +1,7 @@
 """Load settings from ``config.yml`` and from environment variables, which override the file.
 
 ``MLAPI_SECTION__KEY=value`` overrides ``section: {key: value}``; ``MLAPI_SECTION__KEY_FILE=path`` reads the value from
-a file.
+a file instead.
 """
 
 import logging
@@ -17,17 +17,17 @@ from mlapi.domain.errors import ConfigurationError
 
 _PREFIX = "MLAPI_"
 _SECRET_SECTIONS = frozenset({"secrets", "connection", "database"})
-# Kubernetes adds these variables to every container if a service is named mlapi or mlapi-*.
+# Kubernetes sets these variables in every container if a service is named mlapi or mlapi-*.
 _KUBERNETES_VARIABLE = re.compile(r"MLAPI_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT)|PORT)(_.*)?")
 
 _logger = logging.getLogger("mlapi")
 
 
 def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
-    """Return the settings from a file and the environment. Every setting has a default.
+    """Load the settings from a file and the environment. Every setting has a default.
 
     Args:
-        path: the file; by default MLAPI_CONFIG, or ``config.yml`` if that file exists.
+        path: the file. By default, the path in MLAPI_CONFIG, or ``config.yml`` if it exists.
         environ: the environment variables.
 
     Raises:
@@ -68,4 +68,4 @@ def _overrides(environ: Mapping[str, str]) -> Iterator[tuple[str, str | None, st
         elif section == "profile":
             yield variable, None, section, value
         elif not _KUBERNETES_VARIABLE.fullmatch(variable):
-            _logger.warning("ignoring %s: settings of mlapi are named MLAPI_SECTION__KEY", variable)
+            _logger.warning("ignoring %s: mlapi's settings are named MLAPI_SECTION__KEY", variable)

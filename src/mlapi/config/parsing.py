@@ -1,4 +1,4 @@
-"""Turn nested mappings into `Settings`. Unknown keys and wrong types are errors."""
+"""Convert nested mappings to `Settings`. Unknown keys and wrong types are errors."""
 
 import difflib
 import re
@@ -11,8 +11,8 @@ from mlapi.config.settings import ConnectionSettings, SecretSettings, Settings
 from mlapi.config.validation import validate_values
 from mlapi.domain.errors import ConfigurationError
 
-# (section, key, is_split): lists that may also be written as one string. Salts can contain spaces and commas, so they
-# are not split.
+# (section, key, is_split): lists that may also be written as a string. Salts can contain spaces and commas, so they are
+# not split.
 _LIST_SETTINGS = [
     ("secrets", "key", True),
     ("secrets", "token_key", True),
@@ -28,7 +28,7 @@ _KEY_NAME = re.compile(r"[a-z_]{1,32}")
 
 
 def validate_keys(tree: dict[Any, Any], source: str) -> dict[Any, Any]:
-    """Check that every key is a setting; return the tree without empty sections.
+    """Check that every key is a setting, and return the tree without empty sections.
 
     Args:
         tree: sections with their keys and values.
@@ -53,14 +53,14 @@ def validate_keys(tree: dict[Any, Any], source: str) -> dict[Any, Any]:
 
 
 def parse_settings(tree: dict[str, Any], prefix: str = "") -> Settings:
-    """Return the settings in a tree after `validate_keys` has accepted it.
+    """Return the settings in a tree that `validate_keys` has accepted.
 
     Args:
         tree: sections with their keys and values.
         prefix: prepended to error messages.
 
     Raises:
-        ConfigurationError: for the first value with a wrong type or outside its range.
+        ConfigurationError: for the first value that has the wrong type or is out of range.
     """
     tree = {name: dict(section) if isinstance(section, dict) else section for name, section in tree.items()}
     for section, key, is_split in _LIST_SETTINGS:
@@ -80,16 +80,16 @@ def parse_settings(tree: dict[str, Any], prefix: str = "") -> Settings:
 
 
 def parse_secrets(tree: dict[str, Any], source: str) -> SecretSettings:
-    """Return the secrets in a mapping with the keys of the section ``secrets``.
+    """Return the secrets in a mapping that has the same keys as the ``secrets`` section.
 
     Raises:
-        ConfigurationError: for the first invalid key or value, naming the source.
+        ConfigurationError: for the first invalid key or value. The message names the source.
     """
     return parse_settings(validate_keys({"secrets": tree}, source), f"{source}: ").secrets
 
 
 def _unknown_key_error(source: str, prefix: str, name: object, known: list[str]) -> ConfigurationError:
-    # Do not show a key that is not a plain name: in `key:abc` without the space, the key contains the secret.
+    # Do not show a key unless it is a plain name: in `key:abc`, without a space, the secret is part of the key.
     shown = name if isinstance(name, str) and _KEY_NAME.fullmatch(name) else None
     close = difflib.get_close_matches(shown or "", known, n=1)
     hint = f"did you mean {prefix}{close[0]}?" if close else f"the settings are {', '.join(known)}"
@@ -98,7 +98,7 @@ def _unknown_key_error(source: str, prefix: str, name: object, known: list[str])
 
 
 def _section_types() -> dict[str, type[Any] | None]:
-    """Return the class of each section; None for a setting without a section."""
+    """Return the class of each section, and None for each top-level setting."""
     types: dict[str, type[Any] | None] = {}
     for field in attrs.fields(Settings):
         section: Any = ConnectionSettings if field.name == "connection" else field.type

@@ -1,4 +1,4 @@
-"""The settings of the service: one class for each section of ``config.yml``."""
+"""The settings of the service, with one class for each section of ``config.yml``."""
 
 import ipaddress
 from typing import Literal
@@ -6,19 +6,19 @@ from typing import Literal
 import attrs
 
 MIN_ADMIN_TOKEN_CHARS = 16
-"""Characters in production: 96 bits if the token is random base64."""
+"""The minimum in production. 16 characters of random base64 have 96 bits."""
 MIN_PASSWORD_CHARS = 8
-"""Characters in production: OWASP ASVS 5.0, 6.2.1, which recommends 15 (``passwords.min_length: 15``)."""
+"""The minimum in production (OWASP ASVS 5.0, 6.2.1). ASVS recommends 15: set ``passwords.min_length: 15``."""
 CONTEXT_WORDS = frozenset(
     {"admin", "administrator", "api", "console", "guard", "key", "login", "manager", "mlapi", "model", "password"}
     | {"secret", "service", "token", "user", "username"}
 )
-"""Names of this service and its roles. In production, a password needs more than these words, digits and symbols."""
+"""Words related to this service. In production, a password must not consist of these, digits and symbols alone."""
 MAX_TOKEN_MINUTES = 24 * 60
-"""One day. Expiry is the only protection against a stolen token that goes unnoticed."""
+"""One day. Expiry is the only protection against an undetected stolen token."""
 MAX_AUDIT_DAYS = 36_500
 MAX_TOKEN_NAME_CHARS = 200
-"""Characters of ``iss`` and ``aud``, which every token contains."""
+"""The maximum length of ``tokens.issuer`` and ``tokens.audience``. Every token contains both."""
 
 
 @attrs.frozen(kw_only=True)
@@ -28,7 +28,7 @@ class DatabaseSettings:
 
 @attrs.frozen(kw_only=True)
 class ConnectionSettings:
-    """The parts of a PostgreSQL URL, as the legacy app's configuration has them."""
+    """A PostgreSQL URL in parts, in the format of the legacy app's configuration."""
 
     username: str
     password: str = attrs.field(repr=False)
@@ -39,12 +39,15 @@ class ConnectionSettings:
 
 @attrs.frozen(kw_only=True)
 class SecretSettings:
-    """The secrets. ``key``, ``salt`` and ``token_key`` are lists: the first value is used, the others are accepted."""
+    """The secrets. ``key``, ``salt`` and ``token_key`` are lists, newest first.
+
+    The first value is used for new passwords and tokens. The others are still accepted for existing ones.
+    """
 
     key: tuple[str, ...] = attrs.field(default=(), repr=False)
     salt: tuple[str, ...] = attrs.field(default=(), repr=False)
     token_key: tuple[str, ...] = attrs.field(default=(), repr=False)
-    """In the format of a Fernet key. If empty, token keys are derived from ``key``."""
+    """In the same format as a Fernet key. If empty, token keys are derived from ``key``."""
     admin_token: str | None = attrs.field(default=None, repr=False)
 
 
@@ -52,7 +55,7 @@ class SecretSettings:
 class PasswordSettings:
     scheme: Literal["argon2id", "fernet"] = "argon2id"
     min_length: int | None = None
-    """Characters. None means 1 in development and `MIN_PASSWORD_CHARS` in production."""
+    """In characters. None means 1 in development and `MIN_PASSWORD_CHARS` in production."""
 
 
 @attrs.frozen(kw_only=True)
@@ -64,18 +67,18 @@ class TokenSettings:
 
 @attrs.frozen(kw_only=True)
 class LoginSettings:
-    """Failed log-in attempts allowed per minute."""
+    """The number of failed log-in attempts allowed per minute."""
 
     per_address: int = 200
     per_name: int = 200
-    """From all addresses together. Addresses where the user has logged in before do not count."""
+    """From all addresses together, not counting addresses where the user has logged in before."""
     per_name_and_address: int = 20
 
 
 @attrs.frozen(kw_only=True)
 class HttpSettings:
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses and networks of proxies. Their ``X-Forwarded-For`` and ``X-Forwarded-Proto`` headers are trusted."""
+    """Addresses or networks of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` headers are trusted."""
 
     @property
     def trusted_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
@@ -90,13 +93,13 @@ class RegistrationSettings:
 @attrs.frozen(kw_only=True)
 class ManagementSettings:
     local: bool = True
-    """In development without an admin token, True allows programs on this machine to manage users."""
+    """True allows programs on this machine to manage users in development if no admin token is set."""
 
 
 @attrs.frozen(kw_only=True)
 class AuditSettings:
     days: int = 365
-    """Days after which audit entries are deleted; 0 keeps them indefinitely."""
+    """Audit entries are deleted after this many days; 0 keeps them indefinitely."""
 
 
 @attrs.frozen(kw_only=True)
@@ -108,7 +111,7 @@ class LoggingSettings:
 @attrs.frozen(kw_only=True)
 class MetricsSettings:
     open: bool = False
-    """True makes ``/metrics`` public; otherwise, only managers can read it."""
+    """True makes ``/metrics`` public. Otherwise, only managers can read it."""
 
 
 @attrs.frozen(kw_only=True)

@@ -1,4 +1,4 @@
-"""Check the values of settings. Error messages name the setting and never show its value."""
+"""Validate the values of settings. Error messages name the setting and never show its value."""
 
 import base64
 import binascii
@@ -22,9 +22,9 @@ from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.rules import PASSWORD_MAX_CHARS
 
 KEY_BYTES = 32
-"""Size of a Fernet key: 16 bytes to sign and 16 to encrypt (Fernet specification, "Key Format")."""
+"""A Fernet key has 16 bytes for signing and 16 for encryption (Fernet specification, "Key Format")."""
 _BEARER_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, 2.1
-# The key of the Fernet specification's test vectors, which tutorials copy.
+# The key in the Fernet specification's test vectors, which tutorials copy.
 _PUBLISHED_KEYS = frozenset({"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="})
 _SAMPLE_SALTS = frozenset({"changeme", "change-me", "secret", "salt", "password", "admin", "token", "example"})
 _MAKE_A_KEY = "make one with `python -c 'import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())'`"
@@ -34,7 +34,7 @@ def validate_values(settings: Settings, prefix: str = "") -> None:
     """Check the values of settings that were read from one source.
 
     Args:
-        settings: with the values.
+        settings: the settings to check.
         prefix: prepended to error messages about secrets.
 
     Raises:

@@ -1,1 +1,4 @@
-"""Entry points: HTTP service, guard, console and command line. ``wire`` and ``admin`` need no web framework."""
+"""Entry points: HTTP service, guard, console and command line.
+
+``wire`` and ``admin`` do not depend on a web framework.
+"""

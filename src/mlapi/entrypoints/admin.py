@@ -1,6 +1,6 @@
-"""The policy for admin access. It is checked before a request is routed or its body read.
+"""The policy for admin access, which is checked before a request is routed or its body is read.
 
-Every path needs admin access unless the table of operations opens it, so new routes are closed by default.
+Every path needs admin access unless the table of operations makes it public, so new routes are protected by default.
 """
 
 import hashlib
@@ -20,10 +20,10 @@ from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
 
 DOCS_PATH = "/docs"
 OPENAPI_PATH = "/openapi.json"
-# These paths, and all below them, are open if the documentation is.
+# These paths, and all paths below them, are public if `docs_open` is true.
 _DOCS_PREFIXES = (f"{DOCS_PATH}/", f"{OPENAPI_PATH}/")
 
-# Headers that proxies add. A request that has one may come from another machine.
+# Headers that proxies add. A request that has any of them may come from another machine.
 _PROXY_HEADER = re.compile(
     rb"forwarded(-.*)?|via|(true-|fastly-|fly-|incap-)?client-ip|(wl-)?proxy-.*|(cf|cdn|ali-cdn|surrogate|incap)-.*"
     rb"|max-forwards"
@@ -31,7 +31,7 @@ _PROXY_HEADER = re.compile(
     rb"|arr-|varnish).*",
     re.DOTALL,
 )
-# Headers that every client sends. They skip the regular expression, which is slow.
+# Headers that most clients send. Skip the regular expression for them, because it is slow.
 _COMMON_HEADERS = frozenset(
     {b"user-agent", b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type"}
 )
@@ -50,15 +50,14 @@ def _digest(token: str | None) -> bytes | None:
 class AdminPolicy:
     """Decides which requests may manage users.
 
-    The mode follows from the first two settings: ``token`` if there is an admin token, else ``local`` if that is
-    allowed, else ``locked``.
+    The first two arguments determine the mode: ``token`` if there is an admin token, otherwise ``local`` or ``locked``.
 
     Args:
         admin_token: the token that grants admin access.
         local: whether programs on this machine have admin access without a token.
-        registration_open: whether everyone may register users.
-        docs_open: whether everyone may read the documentation.
-        metrics_open: whether everyone may read the metrics.
+        registration_open: whether anyone may register users.
+        docs_open: whether anyone may read the documentation.
+        metrics_open: whether anyone may read the metrics.
     """
 
     _token_digest: bytes | None = attrs.field(alias="admin_token", default=None, converter=_digest, repr=False)
@@ -102,7 +101,7 @@ class AdminPolicy:
 
     @property
     def actor(self) -> str:
-        """The name of an admin in the audit trail. All admins share the token, so it does not tell them apart."""
+        """The name of an admin in the audit trail. Admins share one token, so they all have the same name."""
         return "admin" if self.mode == "token" else "local"
 
     def __str__(self) -> str:
@@ -115,11 +114,11 @@ class AdminPolicy:
         return f"management: {self.mode} mode, {admins[self.mode]}; registration is {registration}"
 
     def check(self, client: Client) -> None:
-        """Return if the client may call its path.
+        """Return normally if the client may call its path.
 
         Raises:
             AdminTokenRequiredError: in token mode, if the path needs admin access and the token is missing or wrong.
-            AdminAccessDeniedError: in the other modes, if the path needs admin access and the client has none.
+            AdminAccessDeniedError: in the other modes, if the path needs admin access and the client does not have it.
         """
         if client.path in self._open_paths or self._open_pattern.fullmatch(client.path):
             return
@@ -133,13 +132,13 @@ class AdminPolicy:
             self._check_without_token(client)
 
     def check_page(self, client: Client) -> None:
-        """Return if the client may see a page of the console. In token mode, the page asks for a login.
+        """Return normally if the client may open a console page. In token mode, the page itself asks for a login.
 
-        If no token is configured, this checks the same as `check`, but accepts requests that a browser sends from the
-        service's own pages. For forms, check `Client.is_same_origin` too.
+        If no token is configured, apply the same checks as `check`, but accept requests that a browser sends from the
+        service's own pages. For forms, also check `Client.is_same_origin`.
 
         Raises:
-            AdminAccessDeniedError: naming the setting that grants access.
+            AdminAccessDeniedError: if the client has no access. The message names the setting that grants access.
         """
         if self._token_digest is None:
             own_origin = (b"origin", client.origin)
@@ -148,7 +147,7 @@ class AdminPolicy:
             )
 
     def is_admin_token(self, token: str) -> bool:
-        """Compare with the admin token, in constant time. False if none is configured."""
+        """Return whether this is the admin token, comparing in constant time. False if no token is configured."""
         return self._matches(token.encode("utf-8", "surrogatepass"))
 
     def _matches(self, token: bytes) -> bool:
@@ -158,10 +157,10 @@ class AdminPolicy:
 
     @property
     def session_key(self) -> bytes:
-        """Key that signs console sessions.
+        """The key that signs console sessions.
 
-        Derived from the admin token, so all processes share it and a new token invalidates every session. It is not
-        secret in the other modes, which have no login.
+        It is derived from the admin token, so all processes share it and a new token invalidates every session. In the
+        other modes, it is not secret, because they do not use a login.
         """
         return hmac.digest(self._token_digest or b"", b"mlapi session key", hashlib.sha256)
 
@@ -176,13 +175,13 @@ class AdminPolicy:
 
 
 def _is_local_program(client: Client) -> bool:
-    """Return whether only a program on this machine can have sent the request: no proxy, no other host, no web page."""
+    """Return whether a program on this machine sent the request, not a proxy, a web page or another machine."""
     host_headers = 0
     for name, value in client.headers:
         if name == b"host":
             host_headers += 1
             if not _LOCAL_HOST.fullmatch(value):
-                return False  # DNS rebinding: a foreign name points to this machine
+                return False  # DNS rebinding: a foreign host name resolves to this machine
         elif name == b"sec-fetch-site":
             if value not in {b"none", b"same-origin"}:
                 return False

@@ -1,4 +1,4 @@
-"""ASGI guards for a model's API: only requests of enabled users pass.
+"""ASGI guards for a model's API, which let only enabled users through.
 
 `GuardMiddleware` protects a whole application. `GuardBackend` plugs into Starlette's ``AuthenticationMiddleware``.
 Test your routes with `mlapi.testing.assert_all_routes_guarded`.
@@ -34,16 +34,16 @@ _POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 
 
 class GuardMiddleware:
-    """Passes only requests of enabled users to an ASGI application, with the user in ``request.user``.
+    """Passes only requests from enabled users to an ASGI application, with the user in ``request.user``.
 
-    All paths and WebSockets are guarded unless they are exempt, so new routes are guarded from the start. Requests with
+    All paths and WebSockets are guarded unless they are exempt, so new routes are guarded by default. Requests with
     ambiguous framing are rejected on every path, exempt ones included: a request smuggled inside one would bypass the
     guard.
 
     Args:
         app: the application to guard.
         guard: checks the credentials. If None, it is opened from the configuration when the application starts.
-        exempt: the paths that need no credential, such as ``/health``, or ``/docs/*`` for all paths below ``/docs``.
+        exempt: paths that need no credential, such as ``/health``, or ``/docs/*`` for all paths below ``/docs``.
     """
 
     def __init__(self, app: ASGIApp, guard: Guard | None = None, *, exempt: Iterable[str] = ()) -> None:
@@ -80,9 +80,9 @@ class GuardMiddleware:
         self._async_guard = None
 
     def _open_async_guard(self) -> AsyncGuard:
-        """Open the guard at the first request. Mounted applications have no lifespan that could open it."""
+        """Open the guard on the first request, because mounted applications have no lifespan that could open it."""
         if self._guard is None:
-            raise RepositoryUnavailableError("the server does not run the lifespan, which opens the guard")
+            raise RepositoryUnavailableError("the server has not run the lifespan, which opens the guard")
         self._async_guard = self._resources.enter_context(async_guard(self._guard))
         return self._async_guard
 
@@ -97,7 +97,7 @@ class GuardMiddleware:
 
 
 class GuardError(AuthenticationError):
-    """The error that `GuardBackend` raises. ``cause`` is the error of the guard."""
+    """The error that `GuardBackend` raises. ``cause`` is the error from the guard."""
 
     def __init__(self, cause: MlapiError) -> None:
         super().__init__(str(cause))
@@ -105,9 +105,9 @@ class GuardError(AuthenticationError):
 
 
 class GuardBackend(AuthenticationBackend):
-    """The guard as a backend for Starlette's ``AuthenticationMiddleware``.
+    """A guard as a backend for Starlette's ``AuthenticationMiddleware``.
 
-    Requests without a credential pass as unauthenticated, for ``@requires`` to decide.
+    Requests without a credential pass as unauthenticated; protect routes with ``@requires``.
 
     >>> Middleware(AuthenticationMiddleware, backend=GuardBackend(guard), on_error=handle_guard_error)  # doctest: +SKIP
 
@@ -133,14 +133,14 @@ class GuardBackend(AuthenticationBackend):
 
 
 def handle_guard_error(_conn: HTTPConnection, error: AuthenticationError) -> starlette_responses.Response:
-    """Respond as `GuardMiddleware` does: the ``on_error`` of ``AuthenticationMiddleware``."""
-    assert isinstance(error, GuardError)  # noqa: S101 - the only error of `GuardBackend`
+    """Return the same error response as `GuardMiddleware`. Pass it to ``AuthenticationMiddleware`` as ``on_error``."""
+    assert isinstance(error, GuardError)  # noqa: S101 - `GuardBackend` raises no other error
     return starlette_response(error_response(error.cause))
 
 
 async def _reject(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         await send_response(response, send)
-    else:  # closing a WebSocket before it is accepted gives its client a 403: ASGI specification
+    else:  # closing a WebSocket before accepting it sends a 403 response: ASGI specification
         await receive()
         await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": "Invalid token"})

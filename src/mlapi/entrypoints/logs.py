@@ -1,4 +1,4 @@
-"""Log lines, as plain text or as JSON, each with the id of its request."""
+"""Format log lines as plain text or JSON, with the id of the request."""
 
 import json
 import logging
@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 REQUEST_ID: ContextVar[str | None] = ContextVar("REQUEST_ID", default=None)
-"""The id of the current request, or None outside of requests."""
+"""The id of the current request, or None outside a request."""
 
 Format = Literal["text", "json"]
 
@@ -20,7 +20,7 @@ _logger = logging.getLogger("mlapi")
 class JsonFormatter(logging.Formatter):
     """Formats a record as one line of JSON: time (RFC 3339, UTC), level, logger, message, request id and exception.
 
-    Lines of uvicorn's access log also have the fields client, method, path and status.
+    Lines in uvicorn's access log also have the fields client, method, path and status.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -40,7 +40,7 @@ class JsonFormatter(logging.Formatter):
 
 
 class TextFormatter(logging.Formatter):
-    """Formats lines as uvicorn does, followed by the request id."""
+    """Formats lines like uvicorn, followed by the request id."""
 
     def __init__(self) -> None:
         super().__init__("%(levelname)s:     %(message)s")
@@ -51,7 +51,7 @@ class TextFormatter(logging.Formatter):
 
 
 def log_config(log_format: Format) -> dict[str, Any]:
-    """Return a configuration for `logging.config.dictConfig` that formats the lines of mlapi and uvicorn."""
+    """Return a configuration for `logging.config.dictConfig` that formats log lines from mlapi and uvicorn."""
     formatter = {"json": JsonFormatter, "text": TextFormatter}[log_format]
     logger = {"handlers": ["stderr"], "level": "INFO", "propagate": False}
     return {
@@ -64,11 +64,13 @@ def log_config(log_format: Format) -> dict[str, Any]:
 
 
 def log_to_stderr(log_format: Format) -> None:
-    """Log to stderr, unless the host application has configured the logger of mlapi already.
+    """Log to stderr, unless the host application has already configured mlapi's logger.
 
-    uvicorn configures only its own loggers. With JSON, their lines are formatted as JSON from here on, too.
+    uvicorn configures only its own loggers. If the format is JSON, their lines become JSON too.
     """
-    logging.getLogger("uvicorn.asgi").setLevel(logging.DEBUG)  # at level TRACE it would log paths with credentials
+    logging.getLogger("uvicorn.asgi").setLevel(
+        logging.DEBUG
+    )  # at the TRACE level, it would log paths that contain credentials
     formatter = JsonFormatter() if log_format == "json" else TextFormatter()
     if not _logger.hasHandlers():
         _logger.addHandler(logging.StreamHandler())

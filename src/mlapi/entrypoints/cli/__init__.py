@@ -1,4 +1,4 @@
-"""The command line ``mlapi``. Every error is one line and an exit code, never a traceback."""
+"""The command line ``mlapi``. Errors are shown as one line with an exit code, never as a traceback."""
 
 import click
 

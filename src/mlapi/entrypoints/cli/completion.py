@@ -12,7 +12,7 @@ def completion_command(context: click.Context, shell: str) -> None:
 
     \b
     In bash, enable it with: eval "$(mlapi completion bash)"
-    """  # noqa: D301 - the backspace tells click not to wrap the line
+    """  # noqa: D301 - the backspace tells click not to rewrap the paragraph
     script_class = get_completion_class(shell)
     assert script_class is not None  # noqa: S101 - click supports these three
     click.echo(script_class(context.find_root().command, {}, "mlapi", "_MLAPI_COMPLETE").source())

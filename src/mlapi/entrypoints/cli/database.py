@@ -48,18 +48,20 @@ def db_upgrade(*, as_json: bool) -> None:
 
 @database_commands.command("adopt")
 @click.option(
-    "--rename-duplicates", is_flag=True, help="If several users have one name, rename all but the first to name-<id>."
+    "--rename-duplicates",
+    is_flag=True,
+    help="If several users have the same name, rename all but the first to name-<id>.",
 )
 @click.option("--rename-invalid", is_flag=True, help="Rename users with an invalid name to user-<id>.")
 @click.option("--lock-passwordless", is_flag=True, help="Keep users without a password; they cannot log in.")
 @click.option("--timezone", metavar="ZONE", help="IANA time zone of the stored times. Default: UTC.")
 @click.option("--dry-run", is_flag=True, help="Report without changing anything.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON: a line per user with a finding, then a summary.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON: one line per user with a finding, then a summary.")
 def db_adopt(*, timezone: str | None, dry_run: bool, as_json: bool, **choices: bool) -> None:
     """Take over the users table of the legacy app, the application that mlapi replaces.
 
     Stop the legacy app and back up its database first. The command reports its findings. If a finding needs a decision,
-    it names the options and changes nothing. Every user, id, time and stored password is kept.
+    it names the options and changes nothing. All users keep their ids, times and stored passwords.
     """
     chosen = [choice for choice in _OPTIONS if choices[choice]]
     with command_errors(), open_adoption(load_settings(), timezone=timezone, is_planned=dry_run) as adoption:
@@ -94,7 +96,7 @@ def db_adopt(*, timezone: str | None, dry_run: bool, as_json: bool, **choices: b
 @database_commands.command("check")
 @json_option
 def db_check(*, as_json: bool) -> None:
-    """Check the database without changing anything. Exits with code 3 if there is a problem."""
+    """Check the database without changing anything. Exits with code 3 if there are problems."""
     with command_errors():
         check = check_database(load_settings())
     found, problems = check.found, list(find_problems(check))
@@ -139,7 +141,7 @@ def _report(adoption: Adoption, *, as_json: bool) -> None:
 
 
 def _as_line(finding: Finding, found: Found) -> str:
-    shown = repr(found.username)  # escapes control characters of the terminal
+    shown = repr(found.username)  # escapes terminal control characters
     shown = shown if len(shown) <= _MAX_SHOWN_NAME_LENGTH else f"{shown[:_MAX_SHOWN_NAME_LENGTH]}..."
     detail = f" {found.detail}" if isinstance(found.detail, str) else ""
     if finding.choice in {"rename_duplicates", "rename_invalid"}:
@@ -166,7 +168,7 @@ def _find_obstacle(obstacles: list[str], undecided: list[Choice]) -> str | None:
 
 
 def find_problems(check: DatabaseCheck) -> Iterator[str]:
-    """Yield each problem of a database with its solution."""
+    """Yield a message for each problem, which includes the solution."""
     found = check.found
     if found.kind == "legacy":
         yield "the users of the legacy app are not adopted yet: run `mlapi db adopt`"

@@ -1,4 +1,4 @@
-"""``mlapi doctor``: find problems of this installation and their solutions, without changing anything."""
+"""``mlapi doctor``: find problems in this installation and suggest solutions, without changing anything."""
 
 import logging
 import os
@@ -21,11 +21,11 @@ from mlapi.entrypoints.cli.database import find_problems
 from mlapi.entrypoints.cli.output import EXIT_ERROR, json_option, show
 
 MAX_CLOCK_SKEW = timedelta(seconds=30)
-"""Between two machines. With more, tokens of one would be rejected, or expire too late, on the other."""
+"""Between two machines. If it is exceeded, each may reject tokens from the other, or accept them for too long."""
 LOW_DISK_BYTES = 1024**3
-"""Recommended free space next to an SQLite file: during a backup, its write-ahead log grows with every change."""
+"""Recommended free space for an SQLite database: during a backup, its write-ahead log grows with every change."""
 FULL_DISK_BYTES = 1024**2
-"""Free space below which a transaction may fail."""
+"""With less free space than this, transactions may fail."""
 
 State = Literal["ok", "warning", "problem"]
 
@@ -46,7 +46,8 @@ class Check:
 def doctor_command(*, as_json: bool) -> None:
     """Check configuration, secrets, management, database, schema, key and clock.
 
-    Prints every problem with its solution and exits with code 3 if there is one. Warnings do not affect the exit code.
+    Prints every problem with its solution. Exits with code 3 if there is a problem; warnings do not affect the exit
+    code.
     """
     checks = list(run_checks())
     state: State = max((check.state for check in checks), key=_STATES.index)
@@ -60,7 +61,7 @@ _STATES: list[State] = ["ok", "warning", "problem"]
 
 
 def run_checks() -> Iterator[Check]:
-    """Yield the results. Checks that depend on a failed one are skipped."""
+    """Yield the results. Checks that depend on a failed check are skipped."""
     config = Path(os.environ.get("MLAPI_CONFIG") or "config.yml")
     with _captured_warnings() as warnings:
         try:
@@ -105,7 +106,7 @@ def _check_access(settings: Settings) -> Iterator[Check]:
         yield Check(
             "proxies",
             "warning",
-            "no proxy is trusted: behind a proxy, set http.trusted_proxies, or all clients appear as one address",
+            "no proxy is trusted: behind a proxy, set http.trusted_proxies, or all clients appear to have one address",
         )
     if settings.passwords.scheme == "fernet":
         yield Check(
@@ -128,7 +129,7 @@ def _check_database(settings: Settings, files: Sequence[Path], *, has_secrets: b
         yield Check("database", "problem", str(error))
         return
     except RepositoryUnavailableError as error:
-        solution = "check that the server is running and that database.url is right"
+        solution = "check that the server is running and that database.url is correct"
         if files:
             logs = " and ".join(path.name for path in files[1:])
             solution = f"if it is damaged, restore {files[0].name} from a backup" + (
@@ -143,7 +144,7 @@ def _check_database(settings: Settings, files: Sequence[Path], *, has_secrets: b
         yield Check("database", "problem", problem)
     if not problems:
         name = f"{files[0]}: " if files else ""
-        key = ", the key fits" if has_secrets else ""
+        key = ", the key matches" if has_secrets else ""
         summary = f"users {check.found.users}, schema at revision {check.found.newest_revision}"
         yield Check("database", "ok", f"{name}{summary}{key}")
     yield from _check_clock(check)
@@ -153,7 +154,7 @@ def _check_files(files: Sequence[Path]) -> Iterator[Check]:
     file, folder = files[0], files[0].parent
     if not file.exists():
         yield Check("database", "ok", f"none yet: the first start creates {file}")
-    # A command that another account ran may have left a log that this account cannot write to.
+    # A command run by another account may have left a write-ahead log that this account cannot write to.
     if not os.access(folder, os.W_OK | os.X_OK) or any(
         path.exists() and not os.access(path, os.W_OK) for path in files
     ):
@@ -192,7 +193,7 @@ def _format(instant: datetime) -> str:
 
 @contextmanager
 def _captured_warnings() -> Iterator[list[str]]:
-    """Collect log messages of mlapi instead of printing them."""
+    """Collect mlapi's log messages instead of printing them."""
     messages: list[str] = []
 
     class CapturingHandler(logging.Handler):

@@ -1,4 +1,4 @@
-"""The files that ``mlapi users import`` and ``export`` read and write."""
+"""Files that ``mlapi users import`` and ``mlapi users export`` read and write."""
 
 import io
 import os
@@ -24,10 +24,10 @@ _MAX_FIRST_LINE_BYTES = 1000
 
 @contextmanager
 def open_input(file: Path) -> Iterator[BinaryIO]:
-    """Yield a file or standard input, in binary mode.
+    """Open a file or standard input in binary mode.
 
     Raises:
-        CommandError: if it cannot be read.
+        CommandError: if the file cannot be read.
     """
     if file == STDIO:
         yield sys.stdin.buffer
@@ -43,14 +43,14 @@ def size_of(stream: BinaryIO) -> int | None:
 
 
 class RejectsFile:
-    """A `RejectReport` in JSON lines. It never contains passwords or hashes.
+    """A `RejectReport` that writes JSON lines. It never contains passwords or hashes.
 
-    The file is created with the first rejected row, readable only by this account. A file from an earlier import is
-    emptied immediately.
+    The file is created when the first row is rejected, and only the current account can read it. A file from an earlier
+    import is emptied immediately.
 
     Args:
-        path: the file.
-        source: the stream being imported, which must not be the same file.
+        path: the file to write.
+        source: the stream that is being imported, which must not be the same file.
     """
 
     def __init__(self, path: Path, *, source: BinaryIO) -> None:
@@ -76,7 +76,7 @@ class RejectsFile:
         """Write buffered lines to the file.
 
         Raises:
-            CommandError: if that fails.
+            CommandError: if the file cannot be written.
         """
         if not self._lines:
             return
@@ -102,14 +102,17 @@ class RejectsFile:
 
 @contextmanager
 def open_output(file: Path, *, force: bool) -> Iterator[TextIO]:
-    """Yield a UTF-8 stream. A file appears, complete, when the block ends without an error; only we can read it.
+    """Yield a UTF-8 stream to a file or to standard output.
+
+    A file is created only when the block ends without an error, so it is always complete. Only the current account can
+    read it.
 
     Args:
-        file: where to write; ``-`` for standard output.
-        force: replace an existing export.
+        file: the file to write, or ``-`` for standard output.
+        force: whether to replace an existing export.
 
     Raises:
-        CommandError: if the file exists and may not be replaced, or if it cannot be written.
+        CommandError: if the file exists and must not be replaced, or if it cannot be written.
     """
     if file == STDIO:
         stream = io.TextIOWrapper(sys.stdout.buffer, encoding="utf-8", newline="")
@@ -117,7 +120,7 @@ def open_output(file: Path, *, force: bool) -> Iterator[TextIO]:
         stream.detach()  # flushes, and leaves standard output open
         return
     if file.exists() and not file.is_file():
-        raise CommandError(f"{file} is not a regular file: write to - and redirect the output")
+        raise CommandError(f"{file} is not a regular file: use - as the file and redirect the output")
     if file.exists() and not force:
         raise CommandError(f"{file} exists: use --force to replace it")
     if file.exists() and not _is_replaceable(file, b"username"):
@@ -128,7 +131,7 @@ def open_output(file: Path, *, force: bool) -> Iterator[TextIO]:
 
 
 def _is_replaceable(file: Path, word: bytes) -> bool:
-    """Return whether the same command wrote the file. Replacing a database or a key would destroy it."""
+    """Return whether the file was written by the same command. Replacing a database or a key would destroy it."""
     if not file.is_file():
         return True  # a device has no content to lose
     with _file_errors(f"{file} cannot be read"), file.open("rb") as stream:
@@ -145,7 +148,7 @@ def _status_of(stream: BinaryIO) -> os.stat_result | None:
 
 @contextmanager
 def _file_errors(message: str, solution: str = "") -> Iterator[None]:
-    """Convert errors of the operating system to `CommandError`."""
+    """Convert operating system errors to `CommandError`."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""``mlapi keys`` and ``mlapi admin-token``: generate secrets, and rotate keys while the service runs."""
+"""``mlapi keys`` and ``mlapi admin-token``: generate secrets, and rotate keys while the service is running."""
 
 import sys
 
@@ -26,26 +26,26 @@ def keys_new(*, as_json: bool) -> None:
 
 @key_commands.command("rotate")
 @click.option("--tokens", "kind", flag_value="tokens", help="Rotate the key that signs tokens instead.")
-@click.option("--salt", "kind", flag_value="salt", help="Rotate the salt of passwords instead.")
+@click.option("--salt", "kind", flag_value="salt", help="Rotate the password salt instead.")
 @json_option
 def keys_rotate(kind: str | None, *, as_json: bool) -> None:
-    """Rotate the key that encrypts passwords while the service runs.
+    """Rotate the key that encrypts passwords while the service is running.
 
-    Adds a new key and re-encrypts every password with it. Users need not log in. If the command is interrupted, run it
-    again to continue.
+    Adds a new key and re-encrypts every password with it. Users do not have to log in again. If the command is
+    interrupted, run it again to continue.
     """
     with command_errors(), open_key_rotation(load_settings()) as rotation:
         if kind == "tokens":
             rotation.rotate_token_key()
-            line = "added a token key; tokens signed with the former key stay valid until they expire"
+            line = "added a token key; tokens signed with the previous key stay valid until they expire"
             show(line, {"added": "token_key"}, as_json=as_json)
         elif kind == "salt":
             rotation.rotate_salt()
-            line = "added a salt; each user's password is stored with it at their next log-in"
+            line = "added a salt; each user's password is upgraded to it when they next log in"
             show(line, {"added": "salt"}, as_json=as_json)
         else:
             changed = _reencrypt(rotation)
-            line = f"every password is encrypted with the newest key; {changed} were under an older key"
+            line = f"every password is encrypted with the newest key; {changed} were encrypted with an older key"
             show(line, {"added": "key", "changed": changed}, as_json=as_json)
 
 
@@ -54,7 +54,7 @@ def _reencrypt(rotation: KeyRotation) -> int:
     passes = rotation.rotate_key()
     with click.progressbar(length=1, label="re-encrypting passwords", file=sys.stderr) as bar:
         for progress in passes:
-            bar.length, bar.pos = progress.users, progress.seen  # starts again with each pass
+            bar.length, bar.pos = progress.users, progress.seen  # restarts with each pass
             bar.update(0)
             changed += progress.changed
     return changed

@@ -1,4 +1,4 @@
-"""Open the configured users on behalf of the operator who runs the command."""
+"""Open the configured database on behalf of the operator who runs the command."""
 
 import os
 import pwd
@@ -14,13 +14,13 @@ from mlapi.entrypoints.cli.output import command_errors
 
 @contextmanager
 def open_users_as_operator() -> Iterator[Users]:
-    """Yield the users of the configured database. The audit trail names the operator for every change."""
+    """Yield the users of the configured database. The audit trail records the operator as the actor of every change."""
     with command_errors(), open_users(load_settings()) as users:
         yield users.as_actor(Actor(f"command line of {account_name()}"))
 
 
 def account_name() -> str:
-    """Return the name of the account that runs this process, or its number if it has no name."""
+    """Return the name of the account that runs this process, or its user ID if it has no name."""
     with suppress(KeyError):
         return pwd.getpwuid(os.getuid()).pw_name
     return str(os.getuid())

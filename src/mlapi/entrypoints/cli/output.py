@@ -1,4 +1,4 @@
-"""Output and errors of the commands, as text or as JSON."""
+"""Print the results of commands as text or JSON, and their errors."""
 
 import os
 import sys
@@ -12,9 +12,9 @@ import msgspec
 from mlapi.domain.errors import MlapiError
 
 EXIT_ERROR = 3
-"""The exit code of uvicorn when the application fails to start."""
+"""The same exit code that uvicorn uses if the application fails to start."""
 EXIT_INTERRUPTED = 130
-"""The exit code of shells for SIGINT: 128 + 2."""
+"""The exit code that shells use for SIGINT: 128 + 2."""
 
 
 class CommandError(click.ClickException):
@@ -27,14 +27,14 @@ class CommandError(click.ClickException):
 
 
 class OneLineGroup(click.Group):
-    """A command group that prints every error as one line on standard error.
+    """A command group that prints every error as one line on standard error, where click would print three.
 
-    click itself prints three lines. The exit code is 2 for wrong usage and 1 for errors of the operating system.
+    The exit code is 2 for incorrect usage and 1 for operating system errors.
     """
 
     def main(self, *args: Any, **options: Any) -> NoReturn:  # noqa: ANN401 - inherited signature
         options["standalone_mode"] = False
-        # Python sets a stream to None if the caller has closed it.
+        # Python sets a standard stream to None if the parent process closed it.
         sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - open until the process ends
         sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - as above
         try:
@@ -52,9 +52,9 @@ class OneLineGroup(click.Group):
             _exit(error.format_message(), error.exit_code)
         except click.Abort:
             _exit("interrupted", EXIT_INTERRUPTED)
-        except BrokenPipeError:  # the reader of a pipe has closed it
+        except BrokenPipeError:  # the program that read our output has exited
             with suppress(OSError):  # in tests, standard output is not a file
-                # Discard buffered output, or flushing it at exit would raise again.
+                # Discard buffered output: flushing it at exit would raise the error again.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(1)
         except OSError as error:
@@ -71,7 +71,7 @@ def _exit(message: str, code: int) -> NoReturn:
 
 @contextmanager
 def command_errors() -> Iterator[None]:
-    """Convert errors of mlapi to `CommandError`."""
+    """Convert `MlapiError` to `CommandError`."""
     try:
         yield
     except MlapiError as error:
@@ -79,7 +79,7 @@ def command_errors() -> Iterator[None]:
 
 
 def json_option(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the option ``--json``, passed to the command as ``as_json``."""
+    """Add the ``--json`` option, which the command receives as ``as_json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 

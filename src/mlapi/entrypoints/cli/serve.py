@@ -12,7 +12,7 @@ from mlapi.config import load_settings
 from mlapi.entrypoints.cli.output import CommandError, command_errors
 
 BACKLOG = 2048
-"""Connections that the kernel queues until a worker accepts them."""
+"""The maximum number of connections that the kernel queues until a worker accepts them."""
 
 
 @click.command("serve")
@@ -27,7 +27,7 @@ def serve_command(*, host: str, port: int, workers: int, connections: int, acces
     """Serve the API over HTTP.
 
     Exits with code 3 if the settings, the secrets or the database must be fixed first. SIGHUP restarts the workers
-    without interrupting requests. SIGTERM and Ctrl-C finish running requests, then stop.
+    without interrupting requests. SIGTERM and Ctrl-C let running requests finish, then stop the service.
     """
     with command_errors():
         settings = load_settings()
@@ -40,20 +40,20 @@ def serve_command(*, host: str, port: int, workers: int, connections: int, acces
         "access_log": access_log,
         "log_format": settings.log_format,
     }
-    # Replace this process: otherwise the modules of the command line would occupy memory while the service runs.
+    # Replace this process, or the modules of the command line would occupy memory while the service is running.
     module = "mlapi.entrypoints.server.supervisor"
-    os.execv(sys.executable, [sys.executable, "-P", "-m", module, json.dumps(arguments)])  # noqa: S606 - our own module
+    os.execv(sys.executable, [sys.executable, "-P", "-m", module, json.dumps(arguments)])  # noqa: S606 - runs a module of this package
 
 
 def bind_listeners(host: str, port: int, count: int) -> list[socket.socket]:
-    """Return sockets that are bound to one address. Only the first one listens.
+    """Return sockets that are bound to the same address. Only the first one listens.
 
     Raises:
         CommandError: if the address is invalid or in use.
     """
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # Bind without SO_REUSEPORT first. Otherwise, another server on the same address would not be detected.
+        # Bind without SO_REUSEPORT first, to detect another server on the same address.
         first = _bind(family, address[:2], reuse_port=False)
         if count == 1:
             first.listen(BACKLOG)
@@ -62,7 +62,7 @@ def bind_listeners(host: str, port: int, count: int) -> list[socket.socket]:
         first.close()
         listeners = [_bind(family, address, reuse_port=True) for _ in range(count)]
         listeners[0].listen(BACKLOG)
-    except socket.gaierror as error:  # its numbers are not errno values
+    except socket.gaierror as error:  # its error codes are not errno values
         reason = str(error.args[1])
     except OSError as error:
         reason = os.strerror(error.errno or 0)

@@ -22,7 +22,7 @@ from mlapi.entrypoints.cli.users import filter_options
 from mlapi.entrypoints.http.thread_pool import cores
 
 EXIT_SOME_REJECTED = 4
-"""Some rows of an import were rejected; the others are stored."""
+"""The exit code if some rows of an import were rejected. The others are stored."""
 
 _PAGE_SIZE = 2_000
 _FORMAT_BY_SUFFIX: dict[str, FileFormat] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -33,7 +33,7 @@ class InterruptedCommandError(CommandError):
 
 
 def file_argument(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the argument FILE and the option ``--format``."""
+    """Add the FILE argument and the ``--format`` option."""
     command = click.option(
         "--format", "file_format", type=click.Choice(["csv", "jsonl"]), help="Default: from the suffix of FILE."
     )(command)
@@ -43,7 +43,9 @@ def file_argument(command: Callable[..., None]) -> Callable[..., None]:
 @click.command("import")
 @file_argument
 @click.option("--ignore-columns", is_flag=True, help="Ignore unknown columns.")
-@click.option("--rejects", type=click.Path(path_type=Path), help="Report of rejected rows. Default: next to FILE.")
+@click.option(
+    "--rejects", type=click.Path(path_type=Path), help="Where to report rejected rows. Default: next to FILE."
+)
 @click.option("--dry-run", is_flag=True, help="Check every row without storing any.")
 @json_option
 def users_import(
@@ -55,14 +57,14 @@ def users_import(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Register the users in FILE; - reads standard input.
+    """Register the users in FILE. Use - for standard input.
 
     FILE is CSV with a header, or JSON lines. Required columns: username, email, and one of password, password_hash
     (argon2 or bcrypt) and stored_password (from mlapi, with the same secrets). Optional columns: enabled,
     created_datetime.
 
-    If rows are rejected, the reasons are written to a file next to FILE, and the exit code is 4. An import can be
-    repeated safely; if it is interrupted, run it again to continue.
+    If rows are rejected, the reasons are written to a file next to FILE, and the exit code is 4. An import
+    can be repeated safely: if it is interrupted, run it again to continue.
     """
     file_format = file_format or _format_of(file)
     path = rejects or (Path() if file == STDIO else file.parent) / f"{_name_of(file)}.rejects.jsonl"
@@ -94,7 +96,7 @@ def _run(importing: UserImport, rows: Iterable[Row], *, size: int | None) -> Non
 @click.command("export")
 @file_argument
 @filter_options
-@click.option("--with-stored-passwords", is_flag=True, help="Include encrypted passwords, for an import elsewhere.")
+@click.option("--with-stored-passwords", is_flag=True, help="Include the encrypted passwords.")
 @click.option("--force", is_flag=True, help="Replace FILE if it exists.")
 def users_export(
     file: Path,
@@ -105,10 +107,10 @@ def users_export(
     with_stored_passwords: bool,
     force: bool,
 ) -> None:
-    """Write the users to FILE, ordered by id; - writes to standard output.
+    """Write the users to FILE, ordered by id. Use - for standard output.
 
-    FILE is CSV or JSON lines, and only the current account can read it. With their stored passwords, the users can be
-    imported into another mlapi that has the same secrets.
+    FILE is CSV or JSON lines, and only the current account can read it. If you include the stored passwords, you can
+    import the users into another installation of mlapi that has the same secrets.
     """
     file_format = file_format or _format_of(file)
     with command_errors(), open_output(file, force=force) as stream, open_users(load_settings()) as users:
@@ -133,6 +135,6 @@ def _name_of(file: Path) -> str:
 
 
 def _progress_bar(label: str, length: int | None) -> AbstractContextManager[Any]:
-    """Return a progress bar on standard error. It is hidden without a terminal or a known length."""
+    """Return a progress bar. It is hidden if standard error is not a terminal or the length is unknown."""
     hidden = length is None or not sys.stderr.isatty()
     return click.progressbar(length=length or 1, label=label, file=sys.stderr, hidden=hidden)

@@ -1,6 +1,6 @@
 """Read and write users as CSV or JSON lines, one user per line.
 
-Quoted CSV cells cannot contain line breaks. An unclosed quote or a malformed line therefore invalidates only that line.
+Quoted CSV cells cannot contain line breaks, so an unclosed quote or another error invalidates only its own line.
 """
 
 import csv
@@ -19,11 +19,11 @@ from mlapi.domain.users import User
 from mlapi.entrypoints.cli.output import CommandError
 
 MAX_LINE_BYTES = 64 * 1024
-"""Enough for the maximum length of every field, even with every character escaped."""
+"""Enough for fields of the maximum length, even if every character is escaped."""
 
 PASSWORD_COLUMNS = ("password", "password_hash", "stored_password")
 _REQUIRED = {"username", "email"}
-_UNUSED = {"user_id", "updated_datetime"}  # exports have these columns; an import sets new values
+_UNUSED = {"user_id", "updated_datetime"}  # exports contain these columns, but imports set new values
 _KNOWN = {*_REQUIRED, *PASSWORD_COLUMNS, "enabled", "created_datetime", *_UNUSED}
 _EXPORTED = ("user_id", "username", "email", "enabled", "created_datetime", "updated_datetime")
 _PASSWORD_CHOICES = f"one of {', '.join(PASSWORD_COLUMNS)}"
@@ -34,10 +34,10 @@ FileFormat = Literal["csv", "jsonl"]
 
 
 def read_rows(stream: BinaryIO, file_format: FileFormat, *, ignore_columns: bool = False) -> Iterator[Row]:
-    """Yield a row for each line that is not empty. The first line of CSV is a header.
+    """Yield a row for each non-empty line. In CSV, the first line is a header.
 
     Args:
-        stream: UTF-8, with or without a byte order mark; lines end in LF or CRLF.
+        stream: UTF-8 text, with or without a byte order mark. Lines end in LF or CRLF.
         file_format: the format of the stream.
         ignore_columns: whether to ignore unknown columns.
 
@@ -50,7 +50,7 @@ def read_rows(stream: BinaryIO, file_format: FileFormat, *, ignore_columns: bool
 
 
 def _read_lines(stream: BinaryIO) -> Iterator[tuple[str, Row]]:
-    """Yield the text of each line that is not empty, and a row without values or with an error."""
+    """Yield each non-empty line with a row for it, which has no values yet and may have an error."""
     number = end = 0
     while line := stream.readline(MAX_LINE_BYTES):
         number, end = number + 1, end + len(line)
@@ -97,10 +97,10 @@ def _split_cells(line: str) -> list[str] | None:
 
 
 def _parse_header(columns: list[str], *, ignore_columns: bool) -> list[str]:
-    if not columns or set(columns).isdisjoint(_KNOWN):  # do not show it: it may be the first user
+    if not columns or set(columns).isdisjoint(_KNOWN):  # do not show the line: it may be the first user
         raise CommandError(f"the first line must be a header in UTF-8 with username, email and {_PASSWORD_CHOICES}")
     if len(set(columns)) != len(columns):
-        raise CommandError("the header contains a column twice")
+        raise CommandError("the header contains a duplicate column")
     if missing := sorted(_REQUIRED - set(columns)):
         raise CommandError(f"the header has no column {missing[0]}")
     if len(set(PASSWORD_COLUMNS) & set(columns)) != 1:
@@ -131,7 +131,7 @@ def _parse_object(text: str) -> dict[str, object]:
     values = msgspec.json.decode(text, type=dict[str, object])
     strings = len(values) + sum(isinstance(value, str) for value in values.values())
     if text.count('"') != 2 * strings:
-        # There is an escaped quote or a duplicate key, which msgspec accepts. Parse again to find out.
+        # The line contains an escaped quote or a duplicate key. msgspec accepts both, so parse again to find out.
         json.loads(text, object_pairs_hook=_reject_duplicates)
     return values
 
@@ -152,7 +152,7 @@ def _find_key_error(values: Mapping[str, object], *, ignore_columns: bool) -> st
 
 
 def _describe_unknown(names: list[str]) -> str:
-    """Return a list of unknown columns. A name that is not plain is hidden: it may be a misplaced password."""
+    """List unknown columns for an error message. Hide names that are not plain: they may be misplaced passwords."""
     shown = [name if _PLAIN_NAME.fullmatch(name) else "(hidden)" for name in names]
     return f"unknown columns: {', '.join(shown)}"
 
@@ -162,13 +162,13 @@ def _invalid(row: Row, message: str) -> Row:
 
 
 def write_users(stream: TextIO, file_format: FileFormat, users: Iterable[User], *, passwords: bool) -> Iterator[None]:
-    """Write a line per user, and yield after each.
+    """Write one line per user, and yield after each line.
 
-    Cells are not escaped for spreadsheets, even if they start with ``=``, ``+``, ``-`` or ``@``: an import must read
-    the same values.
+    Cells that start with ``=``, ``+``, ``-`` or ``@`` are not escaped for spreadsheets, because an import must read the
+    same values.
 
     Args:
-        stream: a text stream that does not translate line ends.
+        stream: a text stream without newline translation.
         file_format: the format to write.
         users: the users to write.
         passwords: whether to include stored passwords.

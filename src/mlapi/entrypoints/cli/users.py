@@ -20,13 +20,13 @@ def user_commands() -> None:
 
 
 def user_argument(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the argument USER and the options ``--id`` and ``--json``."""
+    """Add the USER argument and the ``--id`` and ``--json`` options."""
     command = click.option("--id", "by_id", is_flag=True, help="USER is an id, not a name.")(json_option(command))
     return click.argument("user")(command)
 
 
 def filter_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that select users."""
+    """Add the options that filter users."""
     command = click.option(
         "--containing", default="", metavar="TEXT", help="Only users with TEXT in their name or e-mail address."
     )(command)
@@ -74,7 +74,7 @@ def users_enable(user: str, *, by_id: bool, as_json: bool) -> None:
 @user_commands.command("disable")
 @user_argument
 def users_disable(user: str, *, by_id: bool, as_json: bool) -> None:
-    """Disable a user. Their next request is rejected."""
+    """Disable a user. Their requests are rejected immediately."""
     _set_enabled(user, by_id=by_id, as_json=as_json, enabled=False)
 
 
@@ -89,7 +89,10 @@ def users_remove(user: str, *, by_id: bool, as_json: bool) -> None:
 @user_commands.command("set-password")
 @user_argument
 def users_set_password(user: str, *, by_id: bool, as_json: bool) -> None:
-    """Change a user's password and revoke their tokens. Prompts for it, or reads it from standard input."""
+    """Change a user's password and revoke their tokens.
+
+    Prompts for the password, or reads it from standard input.
+    """
     password = _read_password()
     with open_users_as_operator() as users:
         user_id = _find(users, user, by_id=by_id).id
@@ -118,7 +121,7 @@ def _show(user: User, *, as_json: bool) -> None:
 
 
 def _read_password() -> str:
-    """Return a password from the terminal, or the first line of standard input. Other users can see arguments."""
+    """Read a password from the terminal or from standard input. Other accounts could see it in the arguments."""
     if sys.stdin.isatty():
         password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
         return password

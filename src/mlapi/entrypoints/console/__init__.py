@@ -1,6 +1,6 @@
 """The web console at ``/console``, where managers list, add, disable and remove users.
 
-It works without JavaScript. With JavaScript, htmx replaces parts of a page instead of loading it again.
+It works without JavaScript. If JavaScript is enabled, htmx updates parts of a page instead of reloading it.
 """
 
 from mlapi.entrypoints.console.request import CONSOLE_PATH

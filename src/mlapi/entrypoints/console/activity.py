@@ -17,7 +17,7 @@ async def show_activity(request: ConsoleRequest) -> Response:
     found = await request.runtime.reading.run(
         request.runtime.users.list_audit_page,
         after=query.after,
-        limit=query.limit + 1,  # one extra entry shows whether there is a next page
+        limit=query.limit + 1,  # fetch one more entry to find out whether there is a next page
         user_id=query.user_id,
     )
     entries, has_more = found[: query.limit], len(found) > query.limit

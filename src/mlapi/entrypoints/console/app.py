@@ -1,4 +1,4 @@
-"""The console as an ASGI application: access control, CSRF protection and routing for every request."""
+"""The console as an ASGI application: access control, CSRF protection and routing."""
 
 import hmac
 from collections.abc import Sequence
@@ -24,19 +24,19 @@ from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
 class ConsoleApp:
     """The ASGI application that serves every path of the console.
 
-    Access depends on the admin mode. In token mode, only the login page and the static files are public; every other
-    page redirects to the login. Local mode needs no login; its sessions only protect the forms. In locked mode
-    every request is rejected.
+    Access depends on the admin mode. In token mode, only the login page and the static files are public, and all other
+    pages redirect to the login page. Local mode needs no login; sessions only protect its forms. In locked mode, every
+    request is rejected except those for static files.
 
-    A request that changes something must come from a page of the console, as its browser confirms, and must contain
-    the ``csrf_token`` of the session.
+    A request that changes something must contain the ``csrf_token`` of the session, and its headers must show that a
+    browser sent it from a console page.
 
     Args:
         routes: the pages. Their endpoints are functions from a `ConsoleRequest` to a response.
     """
 
     name = "console"
-    """The route name in the metrics."""
+    """The name of the endpoint in the metrics."""
 
     def __init__(self, routes: Sequence[Route]) -> None:
         self.routes = routes
@@ -79,7 +79,7 @@ class ConsoleApp:
             if session is None and path != LOGIN_PATH:
                 return redirect(request, LOGIN_PATH)
             request = attrs.evolve(request, session=session)
-            # Only page views renew the session: every form redirects to a page, and the logout must delete the cookie.
+            # Only page views renew the session: every form redirects to a page, and logging out must delete the cookie.
             if request.is_safe and session is not None and cookie is None:
                 cookie = request.sessions.renew(session)
             if not request.is_safe:
@@ -108,7 +108,7 @@ async def _with_form(request: ConsoleRequest) -> ConsoleRequest:
     """Return the request with its form.
 
     Raises:
-        AdminAccessDeniedError: if the form was not sent by a page of the console, or was made for another session.
+        AdminAccessDeniedError: if the form was not sent from a console page, or belongs to another session.
         InvalidFieldsError, BodyTooLargeError: if the form cannot be read.
     """
     if not request.client.is_same_origin:

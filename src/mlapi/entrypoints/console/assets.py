@@ -1,4 +1,4 @@
-"""The static files of the console.
+"""The console's static files.
 
 Their URLs contain a digest of the content, so browsers can cache them indefinitely.
 """

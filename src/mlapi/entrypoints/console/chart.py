@@ -1,4 +1,4 @@
-"""The bar chart of registrations and removals per day, as coordinates for an inline SVG."""
+"""The bar chart of registrations and removals per day: its coordinates for an inline SVG."""
 
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, time, timedelta
@@ -8,17 +8,17 @@ import attrs
 from mlapi.domain.audit import DailyCount
 
 DAYS = 30
-"""The number of days in the chart. The last one is today in UTC."""
+"""The number of days in the chart, which ends today in UTC."""
 WIDTH, HEIGHT = 600, 96
 """The size of the drawing in SVG units."""
 _SLOT_WIDTH = WIDTH // DAYS
 _BAR_WIDTH = 14
-_MIN_BAR_HEIGHT = 2  # keeps a count of 1 visible beside a count in the thousands
+_MIN_BAR_HEIGHT = 2  # keeps a count of 1 visible next to counts in the thousands
 
 
 @attrs.frozen(kw_only=True)
 class Day:
-    """One day of the chart: its registrations are drawn above the baseline, its removals below."""
+    """One day in the chart. Registrations are drawn above the baseline, removals below."""
 
     day: date
     registered: int
@@ -34,7 +34,7 @@ class Day:
 class Chart:
     days: Sequence[Day]
     baseline: int
-    """The distance of the baseline from the top."""
+    """The distance of the baseline from the top of the chart."""
 
     @property
     def registered(self) -> int:
@@ -54,7 +54,7 @@ def make_chart(counts: Sequence[DailyCount], now: datetime) -> Chart:
     """Return the chart that ends today.
 
     Args:
-        counts: the audited actions per day since `chart_start`.
+        counts: the number of audited actions per day since `chart_start`.
         now: the current time.
     """
     count_of = {(count.day, count.action): count.count for count in counts}

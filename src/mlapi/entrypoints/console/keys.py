@@ -1,4 +1,4 @@
-"""The forms that add and remove the API keys of a user."""
+"""The forms that add and remove a user's API keys."""
 
 from datetime import UTC, date, datetime, time
 from http import HTTPStatus
@@ -12,7 +12,7 @@ from mlapi.entrypoints.console.users import errors_by_field, user_id_in_path, us
 
 
 async def add_key(request: ConsoleRequest) -> Response:
-    """Create a key and show it in this response: the page behind a redirect could be opened a second time."""
+    """Create a key and show it in this response, because the target of a redirect could be opened again."""
     user_id = user_id_in_path(request)
     if request.is_safe:
         return redirect(request, f"/users/{user_id}")
@@ -29,7 +29,7 @@ async def add_key(request: ConsoleRequest) -> Response:
 
 
 async def remove_key(request: ConsoleRequest) -> Response:
-    """Remove a key, after a page that asks for confirmation."""
+    """Ask for confirmation on GET; remove the key on POST."""
     user_id, key_id = user_id_in_path(request), request.http_request.path_params["key_id"]
     user = await request.runtime.reading.run(request.runtime.users.get, user_id)
     keys = await request.runtime.reading.run(request.runtime.users.list_api_keys, user_id)
@@ -46,7 +46,7 @@ def _end_of_day(text: str) -> datetime | None:
     """Return the last second of a day in UTC, or None if the field is empty.
 
     Raises:
-        InvalidFieldsError: if the text is not an ISO 8601 date, which is what browsers send.
+        InvalidFieldsError: if the text is not an ISO 8601 date, the format that browsers send.
     """
     if not text:
         return None

@@ -14,8 +14,8 @@ from mlapi.entrypoints.console.request import SESSION_COOKIE, ConsoleRequest
 from mlapi.entrypoints.console.sessions import LIFETIME_SECONDS
 
 MAX_WRONG_TOKENS_PER_MINUTE = 10
-"""The limit for one IPv4 address or one IPv6 /64 network, in each process."""
-_ADMIN = "the admin token"  # the limiter counts attempts by user name, and there is only one admin token
+"""The limit per process for each IPv4 address or IPv6 /64 network."""
+_ADMIN = "the admin token"  # stands in for the username that the limiter expects: there is only one admin token
 
 _logger = logging.getLogger("mlapi")
 
@@ -25,7 +25,7 @@ class LoginPage:
 
     @cached_property
     def _attempts(self) -> AttemptLimiter:
-        """Create the limiter when it is first used, because it starts a thread."""
+        """The attempt limiter. It is created on first use, because it starts a thread."""
         return in_memory_attempts(AttemptLimits(per_address=MAX_WRONG_TOKENS_PER_MINUTE))
 
     async def __call__(self, request: ConsoleRequest) -> Response:
@@ -50,7 +50,7 @@ class LoginPage:
 
 
 async def log_out(request: ConsoleRequest) -> Response:
-    """Delete the session cookie. The server keeps no session that it could end."""
+    """Delete the session cookie. Sessions are not stored on the server."""
     return set_session_cookie(redirect(request, LOGIN_PATH, flash="You have logged out."), request, "", 0)
 
 

@@ -1,4 +1,4 @@
-"""Responses of the console: pages, redirects and error pages."""
+"""Console responses: pages, redirects and error pages."""
 
 from collections.abc import Iterable, Mapping
 from functools import cache
@@ -31,7 +31,7 @@ def render_page(
     headers: Iterable[tuple[str, str]] = (),
     **context: object,
 ) -> Response:
-    """Render a template, with the flash message of the previous page if there is one."""
+    """Render a template with the flash message from the previous page, if any."""
     flash_cookie = request.cookie(FLASH_COOKIE)
     text = (
         _templates()
@@ -52,11 +52,11 @@ def render_page(
 
 
 def redirect(request: ConsoleRequest, path: str = "", *, flash: str = "") -> Response:
-    """Redirect to another page of the console, which shows the flash message.
+    """Redirect to another console page, which shows the flash message.
 
-    The location has no host, because the Host header of the request may be forged.
+    The Location header contains no host name, because the Host header of the request may be forged.
     """
-    if request.is_partial and path == LOGIN_PATH:  # htmx would show the login inside the page
+    if request.is_partial and path == LOGIN_PATH:  # htmx would show the login page inside the current page
         return Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Redirect": request.base + path})
     response = Response(status_code=HTTPStatus.SEE_OTHER, headers={"Location": request.base + path})
     if flash:
@@ -65,7 +65,7 @@ def redirect(request: ConsoleRequest, path: str = "", *, flash: str = "") -> Res
 
 
 def handle_error(request: ConsoleRequest, error: MlapiError) -> Response:
-    """Return the error page for an error that is not shown beside a form field."""
+    """Return the error page for an error that is not shown next to a form field."""
     api_response = logged_error_response(request.http_request, error)
     match error:
         case UserNotFoundError(user_id=user_id):
@@ -88,7 +88,7 @@ def error_page(request: ConsoleRequest, status: int, text: str, *, headers: Iter
 
 
 def set_cookie(response: Response, request: ConsoleRequest, name: str, value: str, max_age_seconds: int) -> None:
-    """Set a cookie that is sent to the console only. A maximum age of 0 deletes it."""
+    """Set a cookie that browsers send only to the console. A maximum age of 0 deletes it."""
     secure = "; Secure" if request.client.scheme == "https" else ""
     response.headers.append(
         "Set-Cookie",
@@ -105,12 +105,12 @@ HEADERS: Mapping[str, str] = {
     ),
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
-    # With no-referrer, browsers would send "Origin: null" with the console's own forms.
+    # With no-referrer, browsers would send "Origin: null" with the console's forms.
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-"""Default headers of every response. A response may set its own value."""
+"""Default headers for every response. A response can override them."""
 
 _TITLES: Mapping[int, str] = {
     HTTPStatus.FORBIDDEN: "Access denied",
@@ -123,7 +123,7 @@ _TITLES: Mapping[int, str] = {
 
 @cache
 def _templates() -> "Environment":
-    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - takes 40 ms, so import it when used
+    from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - takes 40 ms, so import it on first use
 
     return Environment(
         loader=PackageLoader("mlapi.entrypoints.console"),

@@ -1,4 +1,4 @@
-"""A request to the console, as its pages receive it."""
+"""The request object that console pages receive."""
 
 from collections.abc import Mapping
 from urllib.parse import parse_qsl, quote
@@ -24,21 +24,21 @@ _MAX_FIELDS = 20
 
 @attrs.frozen(kw_only=True)
 class ConsoleRequest:
-    """A request with the session, the form and the services that a page needs."""
+    """A request, together with the session, form and services that a page needs."""
 
     http_request: Request
     client: Client
     sessions: Sessions
     session: Session | None = None
-    """None on the login page."""
+    """None on the login page if the client is not logged in."""
     form: Mapping[str, str] = attrs.field(factory=dict, repr=False)
-    """The values of the form by field name. A form that repeats a field is rejected."""
+    """The form values by field name. Forms that repeat a field are rejected."""
 
     @property
     def base(self) -> str:
-        """The quoted path of the console as the browser sees it.
+        """The URL-encoded path of the console as the browser sees it.
 
-        It starts with exactly one slash: browsers read a location that starts with two slashes as a host name.
+        It starts with exactly one slash, because browsers treat what follows two slashes as a host name.
         """
         root: str = self.http_request.scope.get("root_path", "")
         return "/" + quote((root + CONSOLE_PATH).lstrip("/"))
@@ -55,17 +55,17 @@ class ConsoleRequest:
 
     @property
     def users(self) -> Users:
-        """The user service, which names the console as the actor in the audit trail."""
+        """The users, with the console as the actor in the audit trail."""
         return self.runtime.as_actor("console")
 
     @property
     def is_safe(self) -> bool:
-        """True if the method is safe (RFC 9110, 9.2.1), so the request changes nothing."""
+        """True if the method is safe (RFC 9110, 9.2.1): the request does not change anything."""
         return self.http_request.method in {"GET", "HEAD"}
 
     @property
     def is_partial(self) -> bool:
-        """True if htmx sent the request. It uses only a part of the page."""
+        """True if htmx sent the request, which uses only part of the page."""
         return self.http_request.headers.get("hx-request") == "true"
 
     @property
@@ -73,7 +73,7 @@ class ConsoleRequest:
         return self.cookie(SESSION_COOKIE)
 
     def query_parameters(self, *names: str) -> dict[str, str]:
-        """Return the query parameters with these names that are not empty."""
+        """Return the non-empty query parameters with these names."""
         query = self.http_request.query_params
         return {name: query[name] for name in names if query.get(name)}
 
@@ -83,16 +83,16 @@ class ConsoleRequest:
     def cookie_name(self, name: str) -> str:
         """Return the full name of a cookie.
 
-        Browsers accept the ``__Secure-`` prefix only over HTTPS, so an attacker on the network cannot plant a session.
+        Browsers accept a cookie with the ``__Secure-`` prefix only over HTTPS, so a network attacker cannot plant one.
         """
         return f"__Secure-mlapi_{name}" if self.client.scheme == "https" else f"mlapi_{name}"
 
 
 async def read_form(request: Request) -> dict[str, str]:
-    """Return the fields of a form.
+    """Return the form fields in the body.
 
     Raises:
-        InvalidFieldsError: if the body is not URL-encoded UTF-8, repeats a field or has too many fields.
+        InvalidFieldsError: if the body is empty or not URL-encoded UTF-8, repeats a field or has too many fields.
         BodyTooLargeError: if the body is too large.
     """
     content_type, _, _ = request.headers.get("content-type", "").partition(";")

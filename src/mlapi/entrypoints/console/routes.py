@@ -1,4 +1,4 @@
-"""The paths of the console and the pages that serve them."""
+"""The console's paths and the pages that serve them."""
 
 from starlette.routing import Route
 
@@ -15,7 +15,7 @@ _GET_AND_POST = ["GET", "POST"]
 
 
 def console_routes() -> list[Route]:
-    """Return the routes that add the console to an application. Both lead to the `ConsoleApp`."""
+    """Return the routes that add the console to an application. Both lead to the same `ConsoleApp`."""
     user = f"{CONSOLE_PATH}/users/{{user_id}}"
     app = ConsoleApp(
         [

@@ -1,4 +1,4 @@
-"""The list of users, the page of one user, and the forms that change users."""
+"""The user list, the page of a user, and the forms that change users."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -18,12 +18,12 @@ from mlapi.entrypoints.wire import queries, requests
 
 USERS_PER_PAGE = 25
 RECENT_ENTRIES = 10
-"""The number of audit entries on the page of a user."""
+"""The number of audit entries on a user's page."""
 _LIST_PARAMETERS = ("q", "enabled", "after")
 
 
 async def show_users(request: ConsoleRequest) -> Response:
-    """Show one page of the user list, below the chart of recent registrations and removals."""
+    """Show a page of the user list, below a chart of recent registrations and removals."""
     parameters = request.query_parameters(*_LIST_PARAMETERS)
     query = queries.parse_users_query(urlencode({**parameters, "limit": USERS_PER_PAGE}).encode("ascii"))
 
@@ -31,7 +31,7 @@ async def show_users(request: ConsoleRequest) -> Response:
         users = request.runtime.users
         found = users.list_page(
             after=query.after,
-            limit=query.limit + 1,  # one extra user shows whether there is a next page
+            limit=query.limit + 1,  # fetch one more user to find out whether there is a next page
             enabled=query.enabled,
             containing=query.containing,
         )
@@ -87,7 +87,7 @@ async def show_user(request: ConsoleRequest) -> Response:
 
 
 async def set_enabled(request: ConsoleRequest) -> Response:
-    """Enable or disable a user, then return to the page of the user or to the list that had the button."""
+    """Enable or disable a user, then redirect to the page with the button: the user's page or the list."""
     user_id = user_id_in_path(request)
     if request.is_safe:
         return redirect(request, f"/users/{user_id}")
@@ -124,7 +124,7 @@ async def revoke_tokens(request: ConsoleRequest) -> Response:
 
 
 async def remove_user(request: ConsoleRequest) -> Response:
-    """Remove a user, after a page that asks for confirmation."""
+    """Ask for confirmation on GET; remove the user on POST."""
     user_id = user_id_in_path(request)
     if request.is_safe:
         user = await request.runtime.reading.run(request.runtime.users.get, user_id)
@@ -146,8 +146,8 @@ async def user_page(
     Args:
         request: the request.
         user_id: the id of the user.
-        status: the status of the response.
-        errors: the error messages for the form, by field name.
+        status: the status code of the response.
+        errors: error messages by form field.
         secret: a new API key, which is shown only in this response.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The HTTP service, on Starlette: ``uvicorn mlapi.entrypoints.http:app --port 8001``.
+"""The HTTP service, built on Starlette. Run it with ``uvicorn mlapi.entrypoints.http:app --port 8001``.
 
 The application is imported on first use, because the guard needs only the middleware of this package.
 """

@@ -1,6 +1,6 @@
-"""The service as a Starlette application: ``uvicorn mlapi.entrypoints.http:app --port 8001``.
+"""The service as a Starlette application. Run it with ``uvicorn mlapi.entrypoints.http:app --port 8001``.
 
-Importing this module only builds routes. The configuration is read, and the database opened, when the server starts.
+Importing this module only builds the routes. The server reads the configuration and opens the database at startup.
 """
 
 from collections.abc import Mapping, Sequence
@@ -45,9 +45,9 @@ def create_app(
 
     Args:
         users: the users to serve, for tests and for applications that embed the service. If None, the application
-            reads the configuration at its start, opens the database, and ignores the other arguments.
-        admin_policy: who may manage users. By default, programs on this machine.
-        access: how users log in. By default, with tokens that are valid until the process ends.
+            reads the configuration and opens the database at startup, and ignores the other arguments.
+        admin_policy: decides who may manage users. By default, programs on this machine.
+        access: authenticates users. By default, tokens are kept in memory until the process ends.
         trusted_proxies: proxies that may set ``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Request-Id``.
         token_in_path: whether to serve ``GET /token_status/<token>``, for clients that cannot send headers.
     """
@@ -71,7 +71,7 @@ def _build_app(lifespan: Lifespan[Starlette]) -> Starlette:
         exception_handlers={HTTPException: handle_http_exception, Exception: handle_server_error},
         lifespan=lifespan,
     )
-    app.router.redirect_slashes = False  # a redirect would go to the host that the client put into its Host header
+    app.router.redirect_slashes = False  # a redirect would contain the host from the Host header, which may be forged
     return app
 
 
@@ -85,14 +85,14 @@ def operation_routes() -> list[Route]:
 
 
 def _merge(endpoints: Mapping[str, Endpoint]) -> ASGIApp:
-    """Return one ASGI application for the methods of a path: with a route for each, 405 would list only one method."""
+    """Combine the methods of a path into one ASGI application, so that a 405 response lists all of them."""
     (first, *others) = endpoints.values()
     return MethodDispatch(endpoints) if others else first
 
 
 class _Application(Starlette):
     def build_middleware_stack(self) -> ASGIApp:
-        """Wrap Starlette's error handling too, so that its responses get our headers and are counted."""
+        """Also wrap Starlette's error handling, so that its responses get the default headers and are counted."""
         return RequestContextMiddleware(super().build_middleware_stack())
 
 

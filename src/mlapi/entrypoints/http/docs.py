@@ -1,4 +1,4 @@
-"""The OpenAPI description at ``/openapi.json``, and Swagger UI at ``/docs`` to read it and try it out."""
+"""The OpenAPI description at ``/openapi.json``, and Swagger UI at ``/docs``."""
 
 from functools import cache
 from http import HTTPStatus
@@ -12,7 +12,7 @@ from mlapi.entrypoints.admin import DOCS_PATH, OPENAPI_PATH
 from mlapi.entrypoints.http.static_files import REVALIDATE, StaticFile, StaticFiles
 from mlapi.entrypoints.wire.openapi import openapi
 
-# Swagger UI sets styles by script, which this policy allows, and embeds images in its style sheet as data: URLs.
+# Swagger UI sets styles through the DOM, which style-src does not restrict. Its style sheet contains data: images.
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"
     " frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
@@ -27,7 +27,7 @@ _FILES = StaticFiles(
 
 
 def documentation_routes() -> list[Route]:
-    """Return the routes of the documentation. They are not operations, so they do not describe themselves."""
+    """Return the routes for the documentation. The OpenAPI description does not include them."""
     return [
         Route(OPENAPI_PATH, show_description, methods=["GET"]),
         Route(DOCS_PATH, show_page, methods=["GET"]),

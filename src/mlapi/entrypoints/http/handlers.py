@@ -1,4 +1,4 @@
-"""Handlers: one function for each operation, which parses the request, calls one use case and makes the response."""
+"""One handler for each operation, which parses the request, calls a use case and returns the response."""
 
 from collections.abc import Awaitable, Callable
 from http import HTTPStatus
@@ -94,7 +94,7 @@ async def list_users(request: Request) -> Response:
     page = await runtime.reading.run(
         runtime.users.list_page,
         after=query.after,
-        limit=query.limit + 1,  # one more, to know whether there is another page
+        limit=query.limit + 1,  # fetch one more user to find out whether there is a next page
         enabled=query.enabled,
         containing=query.containing,
     )
@@ -184,13 +184,13 @@ async def audit(request: Request) -> Response:
 
 @handler
 async def show_metrics(request: Request) -> Response:
-    # In a thread, because it reads the metrics files of all worker processes.
+    # Run in a thread, because this reads the metrics files of all worker processes.
     return responses.metrics(await run_in_threadpool(_runtime(request).metrics.exposition))
 
 
 @handler
 async def live(_request: Request) -> Response:
-    # The database is not checked: orchestrators restart processes that fail this, which would not fix the database.
+    # Do not check the database: orchestrators restart processes that fail this check, which would not help.
     return responses.alive()
 
 
@@ -215,7 +215,7 @@ def _admin_policy(request: Request) -> AdminPolicy:
 
 
 def _users_as_admin(request: Request) -> Users:
-    """Return the use cases, with the admin as their actor in the audit trail."""
+    """Return the users, with the admin as the actor in the audit trail."""
     return _runtime(request).as_actor(_admin_policy(request).actor)
 
 
@@ -231,7 +231,7 @@ async def _decode_body(request: Request, body_type: type[T]) -> T:
 async def _user_with_token(request: Request) -> User:
     """Return the user that the token belongs to.
 
-    API keys are rejected: a key that leaks from a client of the model must not be enough to take over the account.
+    API keys are rejected, because a key that leaks from a client must not be enough to take over the account.
     """
     credential = get_bearer_credential(request.scope["headers"])
     if looks_like_api_key(credential):

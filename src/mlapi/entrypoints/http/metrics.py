@@ -1,7 +1,7 @@
-"""Metrics for Prometheus: requests, their duration, and changes to users. They contain no usernames or ids.
+"""Prometheus metrics: the number and duration of requests, and changes to users. They contain no usernames or ids.
 
-If several processes serve one port, each writes to the folder in ``PROMETHEUS_MULTIPROC_DIR``, and each can return the
-sum. ``mlapi serve`` sets the variable.
+If several processes serve the same port, each writes its metrics to the folder in ``PROMETHEUS_MULTIPROC_DIR``, and any
+of them can report the sum. ``mlapi serve`` sets the variable.
 """
 
 import logging
@@ -41,7 +41,7 @@ class Metrics:
             raise ConfigurationError(
                 f"{FOLDER_VARIABLE} is not a folder that this process can write to: change or unset it"
             )
-        # Imported only here: it takes 25 ms, and reads the environment variable.
+        # Import it here: importing takes 25 ms and reads the environment variable.
         import prometheus_client as prometheus  # noqa: PLC0415
 
         self._exposed = registry = prometheus.CollectorRegistry()
@@ -72,7 +72,9 @@ class Metrics:
         labels = (endpoint, method, status)
         children = self._children.get(labels)
         if children is None:
-            known_method = method if method in _METHODS else "other"  # clients must not create labels, which use memory
+            known_method = (
+                method if method in _METHODS else "other"
+            )  # labels use memory, so clients must not create them
             labels = (endpoint, known_method, status)
             children = self._requests.labels(*labels), self._seconds.labels(endpoint)
             self._children[labels] = children
@@ -104,7 +106,7 @@ class _MultiprocessCollector:
         files = sorted(self._folder.glob("*.db"))
         try:
             return _merge(files)
-        except Exception:  # noqa: BLE001 - a damaged file can raise anything
+        except Exception:  # noqa: BLE001 - a damaged file can raise any exception
             return _merge([file for file in files if _is_readable(file)])
 
 

@@ -1,4 +1,4 @@
-"""ASGI middleware and error handlers, for the service, the guard and other Starlette applications."""
+"""ASGI middleware and error handlers for the service, the guard and other Starlette applications."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -24,7 +24,7 @@ class Endpoint:
 
     Args:
         handler: returns the response to a request, or raises an `MlapiError`.
-        name: name of the endpoint in the metrics.
+        name: the name of the endpoint in the metrics.
     """
 
     def __init__(self, handler: Callable[[Request], Awaitable[Response]], name: str) -> None:
@@ -43,7 +43,7 @@ class Endpoint:
 
 
 class MethodDispatch:
-    """Dispatches the requests of one path by their method. HEAD requests go to the endpoint for GET."""
+    """Dispatches requests for a path by method. HEAD requests go to the GET endpoint."""
 
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self._endpoints = endpoints
@@ -59,7 +59,7 @@ class RequireAdmin:
 
     Args:
         app: the application to protect.
-        exclude: a path that checks its clients itself, with all paths below it.
+        exclude: a path that checks access itself, as do all paths below it.
     """
 
     def __init__(self, app: ASGIApp, *, exclude: str | None = None) -> None:
@@ -107,7 +107,7 @@ def _with_connection_close(send: Send) -> Send:
 
 
 class StartupErrorMiddleware:
-    """Reports a `ConfigurationError` at startup in one line, where Starlette would send a traceback."""
+    """Reports a `ConfigurationError` at startup as one line, where Starlette would report a traceback."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -150,7 +150,7 @@ async def send_response(response: Response, send: Send) -> None:
 
 
 def logged_error_response(request: Request, error: MlapiError) -> Response:
-    """Return the response for an error. Log it if the operator has to act: the response hides the details."""
+    """Return the response for an error. If the operator has to act, log the details, which the response omits."""
     if isinstance(error, ServiceUnavailableError | ConfigurationError):
         _logger.warning("%s %s: %s", request.method, redact_credentials(request.url.path), error)
     return error_response(error)
@@ -166,7 +166,7 @@ def starlette_response(response: Response) -> starlette_responses.Response:
 
 
 async def handle_error(request: Request, error: Exception) -> starlette_responses.Response:
-    """Handle an `MlapiError`, as an exception handler of a Starlette application."""
+    """Handle an `MlapiError`. Register this as an exception handler of a Starlette application."""
     assert isinstance(error, MlapiError)  # noqa: S101 - registered for no other exception
     return starlette_response(logged_error_response(request, error))
 

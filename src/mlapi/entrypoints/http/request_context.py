@@ -1,4 +1,4 @@
-"""Every request: its id, security headers, its duration in the metrics, and no credentials in the access log."""
+"""Set request ids and security headers, measure requests, and keep credentials out of the access log."""
 
 import random
 import re
@@ -18,10 +18,10 @@ HEADERS = (
     (b"referrer-policy", b"no-referrer"),
     (b"x-content-type-options", b"nosniff"),
 )
-"""The default headers of all responses, whatever their status (OWASP Secure Headers Project)."""
+"""The default headers of all responses, including errors (OWASP Secure Headers Project)."""
 
 CLIENT_CLOSED_REQUEST = 499
-"""Status in the metrics if the client disconnects before the response. nginx uses the same number."""
+"""The status in the metrics if the client disconnects before the response. nginx uses the same code."""
 
 _HEADER_NAMES = frozenset(name for name, _ in HEADERS)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=-]{1,64}")
@@ -30,7 +30,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=-]{1,64}")
 class RequestContextMiddleware:
     """Wraps a whole application, including its error handling.
 
-    The id of a request is the ``X-Request-Id`` that a trusted proxy sends, or else 64 random bits in hex.
+    The request id is the ``X-Request-Id`` that a trusted proxy sends, or otherwise 64 random bits in hex.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -69,10 +69,9 @@ class RequestContextMiddleware:
 
 
 def _redact_access_log(scope: Scope) -> Scope:
-    """Return the scope for the application, and redact the server's own scope.
+    """Return a copy of the scope for the application, and remove credentials from the original.
 
-    The server writes its access log from the scope that it passed in, so credentials in the path and the query are
-    removed there.
+    The server writes its access log from the original scope. Scopes without credentials are not copied.
     """
     path = scope["path"]
     redacted = redact_credentials(path)
@@ -92,7 +91,7 @@ def _forwarded_id(scope: Scope, trusted_proxies: Sequence[Network]) -> str | Non
 
 
 def _endpoint_name(scope: Scope) -> str:
-    """Return the name of the endpoint for the metrics. It is never a path: clients could create any number of those."""
+    """Return the name of the endpoint for the metrics. Never a path: clients could create any number of those."""
     endpoint = scope.get("endpoint")
     if endpoint is None:
         return "none"

@@ -26,8 +26,8 @@ from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, cores
 from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
 from mlapi.entrypoints.wire.client import Client, Network
 
-HASHING_TIMEOUT_SECONDS = 4.0  # with the timeout of the commit, at most 10 seconds a request
-MAX_QUEUED_PER_HASHING_THREAD = 64  # one thread hashes about this many within the timeout, at 20 to 50 ms each
+HASHING_TIMEOUT_SECONDS = 4.0  # together with the commit timeout, at most 10 seconds per request
+MAX_QUEUED_PER_HASHING_THREAD = 64  # a thread hashes about this many within the timeout, at 20 to 50 ms each
 READING_THREADS = 4
 READING_TIMEOUT_SECONDS = 9.0
 _MAX_QUEUED_PER_READING_THREAD = 1_000
@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 @attrs.frozen
 class PoolExecutor:
-    """An `Executor` for an event loop: hashing and database calls run in separate thread pools, commands in batches."""
+    """An `Executor` for an event loop: hashing and queries run in separate thread pools, and commands are batched."""
 
     cipher: PasswordCipher
     commands: CommandBatcher
@@ -54,7 +54,7 @@ class PoolExecutor:
     async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if is_costly(self.cipher):
             return await self.hashing.run(function, *args, **kwargs)
-        return function(*args, **kwargs)  # a thread would take longer than the call
+        return function(*args, **kwargs)  # switching to a thread would take longer than the call
 
     async def apply(self, command: UserCommand) -> User:
         return await self.commands.apply(command)
@@ -62,18 +62,18 @@ class PoolExecutor:
 
 @attrs.frozen
 class Runtime:
-    """The objects that the handlers of one application share.
+    """The objects that the handlers of an application share.
 
     Attributes:
-        users: the use cases for users.
-        authenticator: the use cases for login and password change.
+        users: the users, with the operations on them.
+        authenticator: logs users in and changes their passwords.
         guard: checks tokens and API keys.
         commands: batches the commands of concurrent requests.
-        hashing: the thread pool for password hashing. Separate, so that hashing does not wait for the database.
+        hashing: the thread pool for password hashing. It is separate so that hashing does not wait for the database.
         reading: the thread pool for database reads.
         executor: gives the authenticator access to hashing, reading and commands.
         metrics: the metrics of this process.
-        trusted_proxies: proxies that may set the address, scheme and request id.
+        trusted_proxies: proxies whose headers may set the client address, the scheme and the request id.
         token_in_path: whether ``GET /token_status/<token>`` is served.
     """
 
@@ -121,7 +121,7 @@ class Runtime:
         )
 
     def as_actor(self, actor: str) -> Users:
-        """Return the use cases for an actor. The audit trail records the actor and the id of the current request."""
+        """Return the users for an actor. The audit trail records the actor and the id of the current request."""
         return self.users.as_actor(Actor(actor, REQUEST_ID.get()))
 
     async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -129,7 +129,7 @@ class Runtime:
         return await self.executor.hash(function, *args, **kwargs)
 
     def client_address(self, request: Request) -> str:
-        """Return the address of the client, as trusted proxies report it."""
+        """Return the client address, taking the headers of trusted proxies into account."""
         return Client.from_asgi(request.scope).resolve_address(self.trusted_proxies)
 
     def close(self) -> None:
@@ -141,7 +141,7 @@ class Runtime:
 
 @asynccontextmanager
 async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
-    """Run an application that reads the configuration: open the service at startup, close it at shutdown."""
+    """Read the configuration and open the service at startup, and close it at shutdown."""
     settings = load_settings()
     log_to_stderr(settings.log_format)
     with open_service(settings) as service, audit_retention(service.users, service.settings):
@@ -162,7 +162,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
 
 
 def lifespan_for(runtime: Runtime) -> Callable[[Starlette], AbstractAsyncContextManager[None]]:
-    """Return the lifespan of an application with this runtime, which closes it at shutdown."""
+    """Return a lifespan that closes the runtime at shutdown."""
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
@@ -182,8 +182,8 @@ def install(app: Starlette, runtime: Runtime, admin_policy: AdminPolicy) -> None
 def _tune_garbage_collection() -> None:
     """Exclude startup objects from garbage collection, and collect less often.
 
-    Reference counting frees nearly all objects of a request. With the default thresholds, a full collection takes 20 ms
-    and shows in the 99th percentile of response times.
+    Reference counting frees nearly all objects of a request. With the default settings, a full collection takes 20 ms
+    and is visible in the 99th percentile of response times.
     """
     gc.collect()
     gc.freeze()

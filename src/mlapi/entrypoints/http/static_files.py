@@ -1,6 +1,6 @@
-"""Static files of this package, served with an ETag or under a URL that contains their digest.
+"""Static files from this package, served with an ETag or under a URL that contains their digest.
 
-They need no other host and work below any path, because pages refer to them by relative URLs.
+Pages refer to them by relative URLs, so they work under any path and need no other host.
 """
 
 import hashlib
@@ -14,13 +14,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 IMMUTABLE = "public, max-age=31536000, immutable"  # one year: the digest in the URL changes with the content
-REVALIDATE = "no-cache"  # clients may store the file, but must revalidate it by its ETag: RFC 9111, 5.2.2.4
+REVALIDATE = "no-cache"  # clients may cache the file, but must revalidate it with its ETag: RFC 9111, 5.2.2.4
 _DIGEST_LENGTH = 32
 
 
 @attrs.frozen
 class StaticFile:
-    """The content of a file, with its media type and the first half of its SHA-256 as digest."""
+    """The content of a file, with its media type and a digest: the first half of its SHA-256."""
 
     content: bytes = attrs.field(repr=False)
     media_type: str
@@ -35,7 +35,7 @@ class StaticFile:
 
         Args:
             request: the request, with its If-None-Match header.
-            headers: further response headers, with underscores for hyphens.
+            headers: additional response headers, with underscores instead of hyphens.
         """
         etag = f'"{self.digest}"'
         all_headers = {"etag": etag, **{name.replace("_", "-"): value for name, value in headers.items()}}
@@ -46,17 +46,17 @@ class StaticFile:
 
 
 class StaticFiles:
-    """Files under URLs of the form ``<digest>/<name>``, which caches may keep.
+    """Files under URLs of the form ``<digest>/<name>``, which clients may cache for a year.
 
     Args:
-        sources: for each name, the path of the file below ``mlapi/entrypoints`` and its media type.
+        sources: a mapping from names to the path below ``mlapi/entrypoints`` and the media type.
     """
 
     def __init__(self, sources: Mapping[str, tuple[str, str]]) -> None:
         self._sources = sources
 
     def url(self, name: str) -> str:
-        """Return the URL of a file, relative to where the files are served."""
+        """Return the URL of a file, relative to the path that serves the files."""
         return f"{self._files[name].digest}/{name}"
 
     def response(self, request: Request) -> Response:

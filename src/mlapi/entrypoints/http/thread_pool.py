@@ -1,4 +1,4 @@
-"""Blocking calls from an event loop: thread pools with a bounded queue and a timeout."""
+"""Run blocking calls from an event loop, in a thread pool with a bounded queue and a timeout."""
 
 import asyncio
 import os
@@ -14,12 +14,12 @@ T = TypeVar("T")
 
 
 class BoundedThreadPool:
-    """A fixed number of threads for one kind of blocking call. Further calls wait in a queue.
+    """A fixed number of threads for one kind of blocking call. If all are busy, calls wait in a queue.
 
     Args:
-        threads: number of threads.
-        max_queued_per_thread: number of calls that may wait for each thread.
-        timeout_seconds: maximum duration of a call, with the time in the queue.
+        threads: the number of threads.
+        max_queued_per_thread: the maximum number of waiting calls per thread.
+        timeout_seconds: the maximum duration of a call, including the time in the queue.
     """
 
     def __init__(self, threads: int, *, max_queued_per_thread: int, timeout_seconds: float) -> None:
@@ -31,11 +31,11 @@ class BoundedThreadPool:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in a thread.
 
-        Cancellation and timeout remove the call from the queue. A call that has started runs to its end, and keeps its
-        thread until then.
+        If the caller is cancelled or times out, the call is removed from the queue. If it has already started, it keeps
+        running in its thread.
 
         Raises:
-            ServiceUnavailableError: if the queue is full, or the call timed out.
+            ServiceUnavailableError: if the queue is full or the call times out.
         """
         if self._calls >= self._max_calls:
             raise ServiceUnavailableError("too many requests are waiting")
@@ -55,5 +55,5 @@ class BoundedThreadPool:
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use, which can be fewer than the machine has."""
+    """Return the number of cores that this process may use, which may be fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

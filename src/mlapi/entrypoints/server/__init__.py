@@ -1,1 +1,1 @@
-"""The processes of ``mlapi serve``: a supervisor that holds the port, and workers that handle requests."""
+"""The processes of ``mlapi serve``: a supervisor that owns the port, and workers that handle requests."""

@@ -1,6 +1,6 @@
-"""Client connections of a worker: their deadlines and their maximum number.
+"""Enforce deadlines and size limits on a worker's client connections, and limit how many there are.
 
-A periodic check reads the state of each connection from uvicorn's own objects, so requests pay nothing for deadlines.
+A periodic check reads the state of each connection from uvicorn's own objects, so deadlines add no cost to requests.
 """
 
 import asyncio
@@ -17,37 +17,37 @@ from mlapi.entrypoints.http.request_context import HEADERS
 from mlapi.entrypoints.wire.error_responses import http_error_response
 
 IDLE_SECONDS = 5
-"""How long a connection stays open between two requests."""
+"""How long a connection stays open between requests."""
 MAX_HEAD_BYTES = 64 * 1024
-"""The limit for the request line and headers together. h11 has the same limit."""
+"""The limit for the request line and headers together. h11 uses the same limit."""
 MAX_SURPLUS_CONNECTIONS = 50
-"""How many connections above the maximum get a 503 response. Further ones are closed without a response."""
+"""How many connections above the maximum receive a 503 response. Any more are closed without a response."""
 CHECK_INTERVAL_SECONDS = 0.5
-"""The interval between two checks of all deadlines. A check of 8,000 connections takes about 5 ms."""
+"""The interval between checks of all deadlines. Checking 8,000 connections takes about 5 ms."""
 
 
 class Phase(Enum):
-    """The state of a connection, named after the data or event that it waits for."""
+    """The state of a connection, named after what it is waiting for."""
 
     HEAD = auto()
-    """The request line and headers. A new connection starts in this phase."""
+    """Waiting for the request line and headers. A new connection starts in this phase."""
     BODY = auto()
     RESPONSE = auto()
-    """The application to respond, or the client to read the response."""
+    """Waiting for the application to respond, or for the client to read the response."""
     IDLE = auto()
-    """The next request. Uvicorn enforces the deadline of this phase."""
+    """Waiting for the next request. uvicorn enforces the deadline of this phase."""
     CLOSING = auto()
-    """The client to read the rest of the last response."""
+    """Waiting for the client to read the rest of the last response."""
 
 
 @attrs.frozen(kw_only=True)
 class Deadlines:
-    """The maximum duration of each phase. It runs from the start of the phase, so sending slowly does not extend it."""
+    """The maximum duration of each phase, measured from its start, so that slow clients cannot extend it."""
 
     head_seconds: float = 10.0
     body_seconds: float = 15.0
     response_seconds: float = 12.0
-    """The application responds within 10 seconds. When this is exceeded, the client is not reading the response."""
+    """The application responds within 10 seconds. If this deadline passes, the client is not reading the response."""
     closing_seconds: float = 5.0
 
     @property
@@ -66,13 +66,13 @@ class Deadlines:
 
 
 class State(ServerState):
-    """State that the connections of a worker share."""
+    """State that is shared by all connections of a worker."""
 
     def __init__(self, max_connections: int) -> None:
         super().__init__()
         self.max_connections = max_connections
         self.drain_now = False
-        """True if draining closes connections without a request immediately."""
+        """Whether connections without a request are closed immediately when draining."""
 
 
 class Connection(HttpToolsProtocol):
@@ -80,7 +80,7 @@ class Connection(HttpToolsProtocol):
 
     server_state: State
     transport: asyncio.Transport
-    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # None at first in the base class too
+    cycle: RequestResponseCycle | None  # type: ignore[assignment]  # initially None in the base class too
     """The latest request with complete headers, and its response."""
 
     def __init__(
@@ -96,7 +96,7 @@ class Connection(HttpToolsProtocol):
         self.last_seen: tuple[Phase, RequestResponseCycle | None] | None = None
         """The phase and request at the last check."""
         self.seen_since = 0.0
-        """The loop time of the first check that saw this phase and request."""
+        """The event loop time of the first check that saw this phase and request."""
 
     @property
     def phase(self) -> Phase:
@@ -117,7 +117,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self.is_surplus:
-            # Respond only once data has arrived: closing with unread data resets the connection, and the client would
+            # Respond only after data has arrived: closing a connection with unread data resets it, and the client would
             # lose the response.
             self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, ("Retry-After", str(IDLE_SECONDS)))
             return
@@ -132,8 +132,8 @@ class Connection(HttpToolsProtocol):
     def shutdown(self) -> None:
         """Close the connection after its current or next request.
 
-        A client that still sees the connection open may already have sent its next request, which must be served. A
-        connection without a request therefore stays open until its deadline, unless the worker has to drain now.
+        The client may already have sent its next request, which must be served. A connection without a request
+        therefore stays open until its deadline, unless the worker has to drain now.
         """
         if self.phase in {Phase.HEAD, Phase.IDLE} and not self.server_state.drain_now:
             return
@@ -146,15 +146,15 @@ class Connection(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def enforce_deadline(self, now: float, deadlines: Deadlines) -> None:
-        """End the connection if its phase would exceed its deadline before the next check."""
+        """End the connection if its phase would exceed the deadline before the next check."""
         phase = self.phase
         seen = phase, self.cycle
         if seen != self.last_seen:
             self.last_seen, self.seen_since = seen, now
             return
         deadline = deadlines.for_phase(phase)
-        # Allow for three intervals: the phase may have started one interval before it was first seen, the next check is
-        # one interval away, and checking many connections takes time.
+        # Subtract three intervals: one because the phase may have started that long before it was first seen, one until
+        # the next check, and one because checking many connections takes time.
         if deadline is None or now - self.seen_since < deadline - 3 * CHECK_INTERVAL_SECONDS:
             return
         if phase is Phase.BODY or (phase is Phase.HEAD and self.head_bytes):
@@ -165,7 +165,7 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
     def send_error(self, status: HTTPStatus, *headers: tuple[str, str]) -> None:
-        """Send an error response in place of the application, and close the connection."""
+        """Send an error response instead of the application, and close the connection."""
         response = http_error_response(status, headers)
         lines = [
             (b"content-type", b"application/json"),

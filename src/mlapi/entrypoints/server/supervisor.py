@@ -1,14 +1,14 @@
-"""The parent process of ``mlapi serve``: it holds the port and starts, watches and restarts the workers.
+"""The parent process of ``mlapi serve``, which owns the port and starts, monitors and restarts the workers.
 
-It reads no requests and opens no database.
+It does not read requests or open the database.
 
-Each worker has its own listener, a socket that is bound to the same address as the others. The kernel spreads new
-connections evenly over the listeners. With a single shared socket, a burst of connections would be accepted by the
-worker that wakes first, and would stay with it.
+Each worker has its own listener: a socket bound to the same address as the others. The kernel distributes new
+connections evenly among the listeners. With a single shared socket, the worker that wakes up first would accept a whole
+burst of connections, and they would all stay with it.
 
-- SIGHUP replaces each worker by a new one, which loads the current code and configuration. The port stays open and no
+- SIGHUP replaces each worker with a new one, which loads the current code and configuration. The port stays open and no
   request is lost.
-- SIGTERM drains the workers and exits.
+- SIGTERM drains the workers, then exits.
 - SIGINT also drains, but closes connections without a request immediately. A second SIGINT kills the workers.
 """
 
@@ -34,14 +34,14 @@ from mlapi.entrypoints.logs import Format, log_config
 _logger = logging.getLogger("mlapi")
 
 CHECK_INTERVAL_SECONDS = 1.0
-"""The interval between two checks for workers that have timed out."""
+"""The interval between checks for workers that have timed out."""
 
 Command = Callable[[int, int, int], Sequence[str]]
-"""Returns the command line of a worker. Its arguments are file descriptors that the worker inherits:
+"""A function that returns the command line of a worker. The worker inherits the file descriptors in its arguments:
 
-1. the listener;
-2. a pipe to read: when it is closed, the supervisor has exited or the worker has to drain now;
-3. a pipe to write: the worker sends ``.`` while it is serving and ``-`` when it starts to drain.
+1. The listener.
+2. The read end of a pipe. It is closed when the supervisor exits or the worker has to drain now.
+3. The write end of a pipe. The worker sends ``.`` while it is serving and ``-`` when it starts to drain.
 """
 
 
@@ -50,13 +50,13 @@ class Timeouts:
     """How long the supervisor waits for a worker."""
 
     start_seconds: float = 300.0
-    """From the start to the first sign of serving. This includes upgrading the schema of a large SQLite database."""
+    """Until the worker starts to serve. Upgrading the schema of a large SQLite database can take this long."""
     silence_seconds: float = 30.0
-    """Between two signs of a serving worker."""
+    """Between two status reports while the worker is serving."""
     drain_seconds: float = 45.0
-    """From the start of draining to the exit. This is more than the deadlines of its connections add up to."""
+    """Until a draining worker exits. This is longer than all connection deadlines together."""
     retry_seconds: float = 1.0
-    """Before another attempt, after a worker failed to start."""
+    """The delay before another attempt if a worker failed to start."""
 
 
 class WorkerState(Enum):
@@ -73,7 +73,7 @@ class _Worker:
         supervisor_fd, self._supervisor_pipe = os.pipe()
         self.status_pipe, status_fd = os.pipe()
         try:
-            self._process = subprocess.Popen(  # noqa: S603 - our own module
+            self._process = subprocess.Popen(  # noqa: S603 - runs a module of this package
                 command(listener.fileno(), supervisor_fd, status_fd),
                 pass_fds=(listener.fileno(), supervisor_fd, status_fd),
                 stdin=subprocess.DEVNULL,
@@ -85,10 +85,10 @@ class _Worker:
         self.pid = self._process.pid
         self.state = WorkerState.STARTING
         self.is_outdated = False
-        """True after a restart was requested, which replaces this worker."""
+        """True if a restart was requested and this worker has to be replaced."""
         self._timeouts = timeouts
         self._seconds_left = timeouts.start_seconds
-        """Counted down by the checks and not by a clock, so that the sleep of a suspended machine does not count."""
+        """Decremented by each check. A clock would also count time during which the machine was suspended."""
 
     def mark_serving(self) -> None:
         if self.state is not WorkerState.DRAINING:
@@ -106,7 +106,7 @@ class _Worker:
         self._process.terminate()
 
     def drain_now(self) -> None:
-        """Let the worker finish the requests it has already received."""
+        """Let the worker finish only the requests that it has already received."""
         if self._supervisor_pipe is not None:
             os.close(self._supervisor_pipe)
             self._supervisor_pipe = None
@@ -115,7 +115,7 @@ class _Worker:
         self._process.kill()
 
     def timed_out(self) -> bool:
-        """Return True if the time for the current state has run out. Call this once per check."""
+        """Return whether the time for the current state has run out. Call this once per check."""
         self._seconds_left -= CHECK_INTERVAL_SECONDS
         return self._seconds_left < 0
 
@@ -130,7 +130,7 @@ class Supervisor:
     """Keep one worker running for each listener until a signal ends the service.
 
     Args:
-        listeners: sockets that are bound to one address. The supervisor closes them when it shuts down.
+        listeners: sockets that are bound to the same address. The supervisor closes them when it shuts down.
         command: returns the command line of a worker.
         timeouts: how long to wait for a worker.
     """
@@ -141,11 +141,11 @@ class Supervisor:
         self._timeouts = timeouts or Timeouts()
         self._workers: list[_Worker] = []
         self._has_served = False
-        """True once any worker has started successfully."""
+        """True after a worker has started successfully."""
         self._next_start_at = 0.0
-        """The monotonic time before which no worker is started."""
+        """Do not start a worker before this monotonic time."""
         self._exit_code: int | None = None
-        """None until the service shuts down."""
+        """None until shutdown begins."""
         self._signals, self._signal_pipe = os.pipe()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ)
@@ -158,7 +158,7 @@ class Supervisor:
         """Run until all workers have exited.
 
         Returns:
-            The exit code: 0 after a signal, or not 0 if the first worker failed to start.
+            The exit code: 0 after a signal, or non-zero if the first worker failed to start.
         """
         next_check = time.monotonic() + CHECK_INTERVAL_SECONDS
         while self._exit_code is None or self._workers:
@@ -179,7 +179,7 @@ class Supervisor:
 
     def _handle_signal(self, signal_number: int) -> None:
         if signal_number == signal.SIGHUP:
-            _logger.info("restarting: each worker is replaced by a new one")
+            _logger.info("restarting: replacing each worker with a new one")
             for worker in self._workers:
                 worker.is_outdated = True
             return
@@ -194,7 +194,7 @@ class Supervisor:
     def _shut_down(self, exit_code: int) -> None:
         if self._exit_code is None:
             self._exit_code = exit_code
-            # Close the listeners before the workers do, so that new clients are refused instead of waiting in vain.
+            # Close the listeners before the workers drain, so that new connections are refused immediately.
             for listener in self._listeners:
                 listener.close()
             for worker in self._workers:
@@ -203,7 +203,7 @@ class Supervisor:
     def _start_missing_worker(self) -> None:
         """Start at most one worker at a time.
 
-        The first one creates what all of them need, such as secrets and tables, or finds the configuration error.
+        The first worker creates what all workers need, such as secrets and tables, or reports a configuration error.
         """
         used = [
             worker.listener
@@ -241,10 +241,10 @@ class Supervisor:
                 other.drain()
 
     def _close_backlog(self, listener: socket.socket) -> None:
-        """Stop listening on the socket of a worker that has just left, if another worker is serving.
+        """Stop listening on the socket of a worker that stopped accepting connections, if another worker is serving.
 
-        The kernel then gives new connections to the other listeners, and resets connections that wait in this backlog.
-        Do this only when a worker leaves: its successor listens on the same socket, perhaps before the worker exits.
+        The kernel then passes new connections to the other listeners, and resets those waiting in this backlog.
+        Do this only once, when the worker stops: its successor may listen on the same socket before the worker exits.
         """
         serving = [worker.listener for worker in self._workers if worker.state is WorkerState.SERVING]
         if serving and listener not in serving:
@@ -257,7 +257,7 @@ class Supervisor:
         if worker.state is WorkerState.SERVING:
             _logger.warning("worker %d exited with code %d; starting another", worker.pid, exit_code)
         elif self._has_served:
-            _logger.error("a new worker could not start (exit code %d); the current workers keep serving", exit_code)
+            _logger.error("a new worker failed to start (exit code %d); the current workers keep serving", exit_code)
             self._next_start_at = time.monotonic() + self._timeouts.retry_seconds
             for other in self._workers:
                 other.is_outdated = False
@@ -275,8 +275,8 @@ def supervise(listeners: Sequence[int], *, connections: int, access_log: bool, l
     """Serve until a signal ends the service, and return the exit code.
 
     Args:
-        listeners: the file descriptors of sockets that are bound to one address, one for each worker.
-        connections: the maximum number of connections of each worker.
+        listeners: file descriptors of sockets that are bound to the same address, one for each worker.
+        connections: the maximum number of connections per worker.
         access_log: whether the workers log each request.
         log_format: the log format of the supervisor. Each worker reads the configuration itself.
     """
@@ -296,7 +296,7 @@ def supervise(listeners: Sequence[int], *, connections: int, access_log: bool, l
         if len(listeners) > 1:
             os.environ.setdefault(
                 FOLDER_VARIABLE, folder
-            )  # workers share their metrics here, and any of them reports the sum
+            )  # all workers write their metrics here, and any of them can report the sum
         sockets = [socket.socket(fileno=listener) for listener in listeners]
         address, port, *_ = sockets[0].getsockname()
         _logger.info("listening at http://%s:%d", f"[{address}]" if ":" in address else address, port)

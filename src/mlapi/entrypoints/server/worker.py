@@ -1,7 +1,8 @@
-"""A worker process of ``mlapi serve``: uvicorn on a listener of the supervisor.
+"""A worker process of ``mlapi serve``, which runs uvicorn on a listener that it inherits from the supervisor.
 
-The worker reports to the supervisor through a pipe: ``.`` when it is ready and regularly while it serves, ``-`` when
-it starts to drain. It drains on SIGTERM, and when the supervisor exits or closes the other pipe.
+The worker reports its status to the supervisor through a pipe: ``.`` when it is ready and at regular intervals while it
+is serving, and ``-`` when it starts to drain. It drains on SIGTERM, and when the supervisor exits or closes the other
+pipe.
 """
 
 import asyncio
@@ -27,31 +28,32 @@ from mlapi.entrypoints.server.connections import CHECK_INTERVAL_SECONDS, IDLE_SE
 
 APP = "mlapi.entrypoints.http:app"
 RESERVED_FILES = 100
-"""File descriptors that are kept for databases, files and the log."""
+"""File descriptors that are reserved for the database, other files and the log."""
 
 
 class Arguments(msgspec.Struct, kw_only=True, frozen=True):
-    """The arguments of a worker, as JSON. File descriptors are inherited from the supervisor."""
+    """The arguments of a worker, passed as JSON. It inherits the file descriptors from the supervisor."""
 
     listener_fd: int
     supervisor_fd: int
-    """A pipe to read. When it is closed, the worker drains now."""
+    """The read end of a pipe. When the pipe is closed, the worker drains now."""
     status_fd: int
-    """A pipe to write status reports to."""
+    """The write end of a pipe for status reports."""
     connections: int
     access_log: bool
 
 
 class Server(uvicorn.Server):
-    """A uvicorn server with deadlines for its connections, which drains without losing a request.
+    """A uvicorn server that enforces connection deadlines and drains without losing a request.
 
     Args:
-        config: the configuration of uvicorn.
+        config: the uvicorn configuration.
         connections: the maximum number of connections.
         deadlines: the deadlines of each connection.
-        report: called with ``.`` when the server is ready and at each check while it serves, and with ``-`` when it
+        report: called with ``.`` when the server is ready and at each check while it is serving, and with ``-`` when it
             starts to drain.
-        supervisor_fd: a pipe. When it is closed, the server drains now: it closes connections without a request.
+        supervisor_fd: the read end of a pipe. When the pipe is closed, the server drains, and closes connections
+            without a request immediately.
     """
 
     def __init__(
@@ -79,7 +81,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._report(b"-")
-        # Requests on open connections are still served. Tell the client that each is the last one on its connection.
+        # Requests on open connections are still served. Tell the client to send no more requests on its connection.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         await super().shutdown(sockets)
 
@@ -91,12 +93,12 @@ class Server(uvicorn.Server):
             connection.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on SIGTERM. Ignore SIGINT: Ctrl-C reaches every process, and the supervisor handles it."""
+        """Drain on SIGTERM. Ignore SIGINT: Ctrl-C sends it to every process, and the supervisor handles it."""
         if sig != signal.SIGINT:
             super().handle_exit(sig, frame)
 
     async def _check_connections(self) -> None:
-        """Enforce the deadlines and report to the supervisor, at regular intervals."""
+        """Enforce deadlines and report to the supervisor at regular intervals."""
         loop = asyncio.get_running_loop()
         while True:
             if not self.should_exit:
@@ -111,7 +113,7 @@ class Server(uvicorn.Server):
 def config(
     app: str | ASGIApp = APP, *, access_log: bool = True, logging: dict[str, Any] | None = None
 ) -> uvicorn.Config:
-    """Return the configuration of uvicorn for this service."""
+    """Return the uvicorn configuration for this service."""
     return uvicorn.Config(
         app,
         http=Connection,
@@ -122,16 +124,16 @@ def config(
         server_header=False,
         proxy_headers=False,  # mlapi reads them itself, and only from http.trusted_proxies
         timeout_keep_alive=IDLE_SECONDS,
-        # By then every request has been served or has exceeded its deadlines, so this timeout cuts off none.
+        # By then, every request has been served or has exceeded its deadlines, so this timeout interrupts none.
         timeout_graceful_shutdown=round(Deadlines().max_request_seconds),
     )
 
 
 def limit_connections(wanted: int) -> int:
-    """Raise the limit of open files to the allowed maximum, and return the number of connections that fit."""
+    """Raise the open file limit to the maximum, and return how many of the wanted connections it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        with suppress(ValueError, OSError):  # macOS allows less than the hard limit that it reports
+        with suppress(ValueError, OSError):  # macOS does not allow the hard limit that it reports
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
             soft = hard
     return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - RESERVED_FILES))

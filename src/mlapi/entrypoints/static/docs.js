@@ -1,4 +1,4 @@
-// Shows the description beside this page, wherever the service is mounted. Nothing is asked of another host.
+// Loads the OpenAPI description relative to this page, so it works under any mount point and without another host.
 SwaggerUIBundle({
   url: new URL("openapi.json", document.baseURI).href,
   dom_id: "#swagger-ui",

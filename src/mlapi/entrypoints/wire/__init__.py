@@ -1,1 +1,1 @@
-"""The HTTP API without a web framework: what requests contain and what responses look like."""
+"""The HTTP API, independent of a web framework: how requests are parsed and what responses contain."""

@@ -1,4 +1,4 @@
-"""Access rules of operations: the required credential, and the errors without it."""
+"""Access rules for operations: which credential they need, and the errors if it is missing."""
 
 from typing import Any, Literal
 
@@ -9,7 +9,7 @@ from mlapi.domain.errors import InvalidTokenError, MlapiError
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
 
 SecurityRequirement = dict[str, list[Any]]
-"""The name of a security scheme of the OpenAPI description. Empty: no credential is needed."""
+"""An OpenAPI security requirement: the name of a security scheme. It is empty if no credential is needed."""
 
 
 @attrs.frozen(kw_only=True)
@@ -18,8 +18,8 @@ class Callers:
 
     Attributes:
         security: alternative OpenAPI security requirements. Empty if no credential is needed.
-        errors: the errors for all other clients.
-        needs_admin: whether `AdminPolicy` must allow the request.
+        errors: the errors that all other clients get.
+        needs_admin: whether the request needs admin access.
         open_if: the flag of `AdminPolicy` that opens the operation to everyone.
     """
 

@@ -1,4 +1,4 @@
-"""The client of a request: its address, origin and scheme, as the connection and the headers show them."""
+"""Determine the address, origin and scheme of a client from its connection and headers."""
 
 import ipaddress
 from collections.abc import Mapping, Sequence
@@ -16,13 +16,14 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @attrs.frozen(kw_only=True)
 class Client:
-    """The client of a request, as its connection and its headers show it.
+    """The client that sent a request, identified by its connection and headers.
 
     Attributes:
         path: the path of the request, relative to the mount point of the application.
-        peer_address: address of the other end of the connection, or empty if unknown. It may be a proxy.
-        server_address: address of our end of the connection. If a WSGI server gives a name, the client is not local.
-        http_version: such as ``1.1``.
+        peer_address: the address of the other end of the connection, which may be a proxy. Empty if unknown.
+        server_address: the address of our end of the connection. WSGI servers may give a name instead, and the client
+            is then not considered local.
+        http_version: the HTTP version, such as ``1.1``.
         headers: the request headers.
         scheme: ``http`` or ``https``.
     """
@@ -36,7 +37,7 @@ class Client:
 
     @classmethod
     def from_asgi(cls, scope: Mapping[str, Any]) -> "Client":
-        """Read an ASGI HTTP scope."""
+        """Create a client from an ASGI HTTP scope."""
         path, root = scope["path"], scope.get("root_path", "")
         return cls(
             path=path.removeprefix(root) if path.startswith(f"{root}/") else path,
@@ -49,7 +50,7 @@ class Client:
 
     @classmethod
     def from_wsgi(cls, environ: Mapping[str, Any]) -> "Client":
-        """Read a WSGI environ."""
+        """Create a client from a WSGI environ."""
         return cls(
             path=environ.get("PATH_INFO", ""),
             peer_address=environ.get("REMOTE_ADDR", ""),
@@ -61,7 +62,7 @@ class Client:
 
     @property
     def origin(self) -> bytes:
-        """Origin of the service's own pages, as the client's browser sees it. Empty unless Host is unique."""
+        """The origin of the service's own pages, as the browser sees it. Empty unless there is one Host header."""
         hosts = self._values(b"host")
         return b"%s://%s" % (self.scheme.encode(), hosts[0]) if len(hosts) == 1 else b""
 
@@ -69,8 +70,8 @@ class Client:
     def is_same_origin(self) -> bool:
         """True if a browser sent the request from one of the service's own pages.
 
-        Sec-Fetch-Site decides if it is present: pages cannot set it, and it stays right if a proxy changes the scheme
-        or the host. Browsers omit it over plain HTTP to another machine; Origin decides then.
+        If Sec-Fetch-Site is present, it decides: pages cannot set it, and it is correct even if a proxy changes the
+        scheme or host. Browsers omit it over plain HTTP to another machine. In that case, Origin decides.
         """
         sites = self._values(b"sec-fetch-site")
         return sites == [b"same-origin"] if sites else [self.origin] == self._values(b"origin") != [b""]
@@ -79,9 +80,9 @@ class Client:
         return [value for header, value in self.headers if header == name]
 
     def with_forwarded_scheme(self, trusted_proxies: Sequence[Network]) -> "Client":
-        """Return this client with the scheme that its browser uses.
+        """Return a copy of this client with the scheme that the browser uses.
 
-        A trusted proxy that terminates TLS forwards requests over plain HTTP, and sends the scheme in
+        A trusted proxy that terminates TLS forwards requests over plain HTTP, and sends the original scheme in
         X-Forwarded-Proto.
         """
         is_https = self._values(b"x-forwarded-proto") == [b"https"] and self.is_trusted_proxy(trusted_proxies)
@@ -94,11 +95,11 @@ class Client:
     def resolve_address(self, trusted_proxies: Sequence[Network] = ()) -> str:
         """Return the address of the client behind any proxies.
 
-        X-Forwarded-For counts only if a trusted proxy sent it. Each proxy appends the address from which it received
-        the request, so the client is the last address that does not belong to a trusted proxy.
+        X-Forwarded-For is used only if a trusted proxy sent it. Each proxy appends the address that it received the
+        request from, so the client is the last address that does not belong to a trusted proxy.
 
-        Servers such as uvicorn may already have replaced the address of the connection by one from that header, because
-        they trust proxies on the same machine. Unless trusted proxies confirm that address, the result is ``unknown``.
+        Servers such as uvicorn trust proxies on the same machine, and may already have replaced the peer address with
+        one from that header. Unless trusted proxies confirm that address, the result is ``unknown``.
         """
         forwarded = [
             entry.strip().decode("latin-1")
@@ -119,7 +120,7 @@ class Client:
             checked.append(address)
             if not _is_in_any(nearest, trusted_proxies):
                 break
-        # If the server took the address from the header, trusted proxies must have vouched for it.
+        # If the server took the peer address from the header, trusted proxies must have confirmed it.
         return nearest if is_trusted or parse_address(self.peer_address) in checked else _UNKNOWN
 
 
@@ -129,7 +130,7 @@ def _is_in_any(address: str, networks: Sequence[Network]) -> bool:
 
 
 def _parse_forwarded_address(entry: str) -> Address | None:
-    """Return the address in an entry of X-Forwarded-For. It may be in brackets, and have a port."""
+    """Return the address in an X-Forwarded-For entry, which may have brackets and a port."""
     entry = entry.strip()
     if entry.startswith("["):
         return parse_address(entry[1:].partition("]")[0])
@@ -137,7 +138,7 @@ def _parse_forwarded_address(entry: str) -> Address | None:
 
 
 def parse_address(address: str) -> Address | None:
-    """Return the address, or None if it is invalid. IPv4 addresses mapped into IPv6 become IPv4 addresses."""
+    """Return the address, or None if it is invalid. IPv4-mapped IPv6 addresses are converted to IPv4."""
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

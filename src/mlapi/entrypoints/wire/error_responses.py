@@ -1,4 +1,4 @@
-"""Error responses: one table with the status, message and description of every error."""
+"""Error responses, and a table with the status, message and description of every error."""
 
 from collections.abc import Sequence
 from http import HTTPStatus
@@ -35,9 +35,9 @@ _BEARER_CHALLENGE = ("WWW-Authenticate", "Bearer")  # every 401 has one: RFC 911
 
 @attrs.frozen
 class ErrorEntry:
-    """The response for a class of errors. ``example`` and ``description`` are for the OpenAPI description.
+    """The response for a class of errors. The OpenAPI description contains ``example`` and ``description``.
 
-    If ``message`` is None, the client gets the text of the error.
+    If ``message`` is None, clients receive the text of the error.
     """
 
     example: MlapiError
@@ -57,14 +57,14 @@ _ENTRIES = (
         UserExistsError(1),
         HTTPStatus.CONFLICT,
         "User already exists",
-        "The username is taken, possibly in another case or spelling. `user_id` is the id of that user.",
+        "The username is taken, possibly in a different case or spelling. `user_id` is the id of that user.",
     ),
     ErrorEntry(UserNotFoundError(2), HTTPStatus.NOT_FOUND, "User not found", "The user does not exist."),
     ErrorEntry(
         PasswordChangedError(1),
         HTTPStatus.CONFLICT,
-        "The password was changed meanwhile, log in again",
-        "The password was changed by another request in the meantime.",
+        "The password was changed by another request, log in again",
+        "Another request changed the password at the same time.",
     ),
     ErrorEntry(ApiKeyNotFoundError(""), HTTPStatus.NOT_FOUND, "Key not found", "The API key does not exist."),
     ErrorEntry(
@@ -81,7 +81,7 @@ _ENTRIES = (
         TooManyAttemptsError(30),
         HTTPStatus.TOO_MANY_REQUESTS,
         "Too many attempts, try again later",
-        "Too many login attempts. Wait for as long as `Retry-After` says.",
+        "Too many login attempts. Wait for the number of seconds in `Retry-After`.",
     ),
     ErrorEntry(
         ServiceUnavailableError("overloaded"),
@@ -93,13 +93,13 @@ _ENTRIES = (
         RepositoryUnavailableError("unavailable"),
         HTTPStatus.SERVICE_UNAVAILABLE,
         "Service unavailable, try again",
-        "The database is unavailable. `message` says if the change may have been applied nevertheless.",
+        "The database is unavailable. `message` says so if the change may have been applied.",
     ),
     ErrorEntry(
         ConfigurationError(""),
         HTTPStatus.SERVICE_UNAVAILABLE,
-        "Service unavailable, see its log",
-        "The service is connected to another database than configured.",
+        "Service unavailable, see the server log",
+        "The service is connected to the wrong database.",
     ),
     ErrorEntry(
         UnreadableBodyError("it is not UTF-8"), HTTPStatus.BAD_REQUEST, None, "The body is not strict JSON in UTF-8."
@@ -113,11 +113,11 @@ _ENTRIES = (
         AdminAccessDeniedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"),
         HTTPStatus.FORBIDDEN,
         None,
-        "No admin token is configured, so only programs on the same machine may manage users, or none at all.",
+        "No admin token is configured, so only programs on the same machine, or no clients at all, may manage users.",
     ),
 )
 ERRORS: dict[type[MlapiError], ErrorEntry] = {type(entry.example): entry for entry in _ENTRIES}
-"""To add an error, add an entry here. A test checks that it has every subclass of `MlapiError`."""
+"""To add an error, add an entry. A test checks that every subclass of `MlapiError` has one."""
 _OUTCOME_UNKNOWN = "Service unavailable, try again: this may have been done already"
 _CONFIGURATION_RETRY_SECONDS = "10"
 
@@ -138,17 +138,17 @@ def error_response(error: MlapiError) -> Response:
             headers.append(("Retry-After", str(seconds)))
             if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
                 body = Message(_OUTCOME_UNKNOWN)
-        case ConfigurationError():  # the database was replaced by another one after the start
+        case ConfigurationError():  # the database was replaced after startup
             headers.append(("Retry-After", _CONFIGURATION_RETRY_SECONDS))
     return json_response(status, body, tuple(headers))
 
 
 def http_error_response(status: int, headers: Sequence[tuple[str, str]] = ()) -> Response:
-    """Return the response for an error of the framework: unknown path, wrong method, or an unhandled exception."""
+    """Return the response for a framework error: unknown path, wrong method, or an unhandled exception."""
     return json_response(HTTPStatus(status), Message(HTTPStatus(status).phrase), tuple(headers))
 
 
 def ambiguous_framing() -> Response:
-    """Return the response for a request with ambiguous framing, after which the connection is closed."""
+    """Return the response for a request with ambiguous framing. It closes the connection."""
     message = "The end of the body is ambiguous: send exactly one Content-Length, and no Upgrade"
     return json_response(HTTPStatus.BAD_REQUEST, Message(message), (("Connection", "close"),))

@@ -1,14 +1,14 @@
-"""Errors in requests that are found before a use case runs: unreadable bodies and missing admin access."""
+"""Errors that are detected before the application logic runs: unreadable bodies and missing admin access."""
 
 import attrs
 
 from mlapi.domain.errors import MlapiError
 
-MAX_BODY_BYTES = 16 * 1024  # three fields of maximum length take less than half of it in UTF-8
+MAX_BODY_BYTES = 16 * 1024  # three fields of maximum length need less than half of this in UTF-8
 
 
 class RequestError(MlapiError):
-    """Base of the errors in this module. Never raised itself."""
+    """The base class of the errors in this module."""
 
 
 @attrs.frozen
@@ -30,18 +30,18 @@ class UnsupportedMediaTypeError(RequestError):
 
 
 class AdminTokenRequiredError(RequestError):
-    """The operation needs the admin token, and the request does not send it."""
+    """The operation needs the admin token, but the request does not contain it."""
 
     def __str__(self) -> str:
-        return "This needs the admin token: send exactly one header Authorization: Bearer <admin token>"
+        return "This needs the admin token: send one Authorization header with Bearer <admin token>"
 
 
 @attrs.frozen
 class AdminAccessDeniedError(RequestError):
-    """No admin token is configured, and the client is not allowed to manage users without one.
+    """The request lacks admin access, for a reason other than a missing admin token.
 
     Attributes:
-        reason: the cause, and the setting that grants access.
+        reason: the reason, with the setting that grants access.
     """
 
     reason: str

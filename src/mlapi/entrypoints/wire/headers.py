@@ -1,4 +1,4 @@
-"""Request headers: content type and length, message framing, and credentials."""
+"""Parse and validate request headers: content type, content length, message framing and credentials."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -8,18 +8,18 @@ from mlapi.domain.errors import InvalidTokenError
 from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES, BodyTooLargeError, UnsupportedMediaTypeError
 
 Headers = Sequence[tuple[bytes, bytes]]
-"""Headers as in ASGI: lower-case names, with one pair for each header line."""
+"""Headers in the format of ASGI: lower-case names, with one pair for each header line."""
 
 _JSON = re.compile(rb'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE)
 _CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # without the HTTP_ prefix: RFC 3875, 4.1
 _FRAMING_HEADERS = frozenset({b"transfer-encoding", b"upgrade"})
-_MAX_LENGTH_DIGITS = 19  # digits of a signed 64-bit integer
+_MAX_LENGTH_DIGITS = 19  # the maximum for a signed 64-bit integer
 
 
 def wsgi_headers(environ: Mapping[str, Any]) -> Headers:
     """Return the headers of a WSGI environ.
 
-    WSGI servers join repeated headers with commas. No header that is validated here accepts such a value.
+    WSGI servers join repeated headers with commas. No check in this module accepts such a value.
     """
     names = {name: name.removeprefix("HTTP_") for name in environ if name.startswith("HTTP_") or name in _CGI_HEADERS}
     return [
@@ -29,11 +29,11 @@ def wsgi_headers(environ: Mapping[str, Any]) -> Headers:
 
 
 def validate_content_headers(headers: Headers) -> None:
-    """Reject a body by its headers, before it is read.
+    """Check the headers that describe the body, before the body is read.
 
     Raises:
-        UnsupportedMediaTypeError: unless there is exactly one Content-Type, application/json, with UTF-8 as charset if
-            it has one.
+        UnsupportedMediaTypeError: unless there is exactly one Content-Type header, and it is application/json with no
+            charset other than UTF-8.
         BodyTooLargeError: if Content-Length exceeds `MAX_BODY_BYTES`.
     """
     content_types = content_length = 0
@@ -54,9 +54,9 @@ def validate_content_headers(headers: Headers) -> None:
 def has_framing_header(headers: Headers) -> bool:
     """Return whether a header other than Content-Length affects framing.
 
-    Very few requests have such a header, so this quick check runs before `has_ambiguous_framing`.
+    Few requests have one, so use this quick check before calling `has_ambiguous_framing`.
     """
-    for name, _ in headers:  # noqa: SIM110 - three times as fast as any()
+    for name, _ in headers:  # noqa: SIM110 - three times faster than any()
         if name in _FRAMING_HEADERS:
             return True
     return False
@@ -65,10 +65,9 @@ def has_framing_header(headers: Headers) -> bool:
 def has_ambiguous_framing(headers: Headers) -> bool:
     """Return whether servers and proxies may disagree on where the request ends (RFC 9112, 6.3 and 11.2).
 
-    An attacker can then hide a second request in the body of the first, past the checks of a proxy (request smuggling).
-    Two such cases are known. h11 keeps a connection open after a request that had both
-    Transfer-Encoding and Content-Length. httptools reads no body after an Upgrade header and parses the body as the
-    next request.
+    An attacker could hide a second request in the body of the first, to bypass the checks of a proxy (request
+    smuggling). Two cases are known. h11 keeps the connection open after a request that had both Transfer-Encoding and
+    Content-Length. httptools does not read a body after an Upgrade header, and parses the body as the next request.
     """
     names = {name for name, _ in headers}
     if b"transfer-encoding" in names and b"content-length" in names:
@@ -80,7 +79,7 @@ def has_ambiguous_framing(headers: Headers) -> bool:
 
 
 def requests_upgrade(headers: Headers) -> bool:
-    """Return whether the client asks for another protocol (RFC 9110, 7.8). The service never switches to one."""
+    """Return whether the client asks to switch protocols (RFC 9110, 7.8). The service never does."""
     connection = b",".join(value for name, value in headers if name == b"connection")
     return b"upgrade" in connection.lower() and any(name == b"upgrade" for name, _ in headers)
 

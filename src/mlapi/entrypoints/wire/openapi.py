@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 description of the service, generated from the table of operations.
 
-Examples, statuses and headers come from the functions that make the responses, so they cannot differ from them.
+Examples, statuses and headers come from the functions that make the responses, so they always match the real ones.
 """
 
 import json
@@ -46,7 +46,7 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
         "description": "Only list users with this text in their username or e-mail address, ignoring case.",
         "schema": {"type": "string", "format": "visible-text", "maxLength": USERNAME_MAX_CHARS},
     },
-    "user_id": {"description": "Only list changes to this user, who may have been removed since.", "schema": _ID},
+    "user_id": {"description": "Only list changes to this user, even if they have since been removed.", "schema": _ID},
     "limit": {
         "description": "Maximum number of items on the page.",
         "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE, "default": DEFAULT_PAGE_SIZE},
@@ -54,7 +54,7 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
     "after": {"description": "`next` of the previous page. Omit it for the first page.", "schema": _ID},
 }
 _HEADERS: Mapping[str, Schema] = {
-    "Allow": {"description": "The methods that this path supports.", "schema": {"type": "string"}},
+    "Allow": {"description": "Methods that this path supports.", "schema": {"type": "string"}},
     "Cache-Control": {"description": "Not cacheable.", "schema": {"type": "string", "const": "no-store"}},
     "Retry-After": {"description": "Seconds to wait before retrying.", "schema": {"type": "integer", "minimum": 1}},
     "WWW-Authenticate": {"description": "Authentication scheme.", "schema": {"type": "string", "const": "Bearer"}},
@@ -68,14 +68,14 @@ _SECURITY_SCHEMES: Mapping[str, Schema] = {
     "adminToken": {
         "type": "http",
         "scheme": "bearer",
-        "description": "The setting `secrets.admin_token`. If the development profile has none, programs on the same"
-        " machine need no token. Web pages, including this one, can then only read.",
+        "description": "The value of the setting `secrets.admin_token`. If it is not set in the development profile,"
+        " programs on the same machine need no token; web pages, including this one, can then only read.",
     },
     "userToken": {
         "type": "http",
         "scheme": "bearer",
         "bearerFormat": "JWT",
-        "description": "The `token` from `POST /token`. It is valid until it expires, is revoked, or its user is"
+        "description": "The `token` from `POST /token`. It is valid until it expires, it is revoked, or its user is"
         " disabled.",
     },
     "apiKey": {
@@ -87,8 +87,8 @@ _SECURITY_SCHEMES: Mapping[str, Schema] = {
 }
 _DESCRIPTION = (
     "Manages the users of a machine-learning API: registers, authenticates, enables and disables them. "
-    "A disabled user is rejected from the next request on, including with tokens issued before.\n\n"
-    "Request and response bodies are JSON in UTF-8. Request bodies may have at most 16 KiB. Invalid input changes"
+    "When a user is disabled, their next request is rejected, even if they have a valid token.\n\n"
+    "Request and response bodies are JSON in UTF-8. Request bodies are limited to 16 KiB. Invalid input changes"
     " nothing, and the response lists the errors."
 )
 _RESPONSE_TYPES: Mapping[type[MlapiError], type[ResponseBody]] = {
@@ -116,7 +116,7 @@ def openapi() -> bytes:
             "description": _DESCRIPTION,
             "license": {"name": "MIT", "identifier": "MIT"},
         },
-        "servers": [{"url": ".", "description": "The server of this description."}],
+        "servers": [{"url": ".", "description": "The server that provides this description."}],
         "tags": [{"name": tag} for tag in dict.fromkeys(operation.tag for operation in OPERATIONS)],
         "paths": paths,
         "components": {
@@ -189,7 +189,7 @@ def _describe_success(operation: Operation) -> tuple[str, Schema]:
 
 
 def _describe_http_error(response: Response, description: str) -> tuple[str, Schema]:
-    """Describe an error response that the framework makes."""
+    """Describe an error response from the framework."""
     name = response.status.phrase.title().replace(" ", "")
     content = _json_content(Message, {name: response})
     return (
@@ -199,7 +199,7 @@ def _describe_http_error(response: Response, description: str) -> tuple[str, Sch
 
 
 def _links(response_type: type[ResponseBody]) -> Schema:
-    """Return the operations that take an id from this response."""
+    """Return links to the operations that accept an id from this response."""
     field_names = {field.name for field in msgspec.structs.fields(response_type)}
     return {
         operation.operation_id: {

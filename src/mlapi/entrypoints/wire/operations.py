@@ -1,7 +1,7 @@
 """The table of operations: method, path, callers, request, responses and summary of every endpoint.
 
-Routes, the paths that `AdminPolicy` leaves open, and the OpenAPI description are made from it. To add an endpoint, add
-an entry here, and a handler of the same name in `mlapi.entrypoints.http.handlers`.
+The routes, the public paths in `AdminPolicy` and the OpenAPI description are generated from this table. To add an
+endpoint, add an entry here and a handler with the same name in `mlapi.entrypoints.http.handlers`.
 """
 
 import re
@@ -58,19 +58,20 @@ class Operation:
     Attributes:
         method: the HTTP method.
         path: the path, with parameters as ``{name}``, or ``{name:path}`` if they may contain slashes.
-        name: name of the handler, and of the endpoint in the metrics.
-        operation_id: name of the operation in the OpenAPI description.
-        summary: one sentence for API users, in the imperative.
+        name: the name of the handler, and of the endpoint in the metrics.
+        operation_id: the name of the operation in the OpenAPI description.
+        summary: an imperative sentence for API users.
         tag: the group of the operation in the OpenAPI description.
         callers: the clients that may call it.
-        request: the body of the request, if it has one.
+        request: the type of the request body, or None if there is no body.
         query: the names of the query parameters.
         success: an example of the response.
-        response: the type of its JSON body. None if the body is empty or no JSON.
-        errors: the errors of the operation itself. Those of callers, body, parameters and database are added to them.
-        may_be_disabled: whether a setting removes the operation, so that its path is not found.
-        needs_database: whether it fails if the database is unavailable.
-        deprecated: whether clients should use another operation.
+        response: the type of the JSON body, or None if the body is empty or not JSON.
+        errors: the errors that are specific to the operation. `all_errors` adds those for access, the body, parameters
+            and the database.
+        may_be_disabled: whether a setting can disable the operation. Its path then responds with 404.
+        needs_database: whether the operation fails if the database is unavailable.
+        deprecated: whether clients should use another operation instead.
     """
 
     method: str
@@ -99,7 +100,7 @@ class Operation:
 
     @property
     def path_pattern(self) -> str:
-        """A regular expression for the paths of this operation."""
+        """A regular expression that matches the paths of this operation."""
         parts = re.split(r"({\w+(?::path)?})", self.path)
         return "".join(
             (".*" if part.endswith(":path}") else "[^/]+") if part.startswith("{") else re.escape(part)
@@ -108,7 +109,7 @@ class Operation:
 
     @property
     def all_errors(self) -> list[type[MlapiError]]:
-        """Every error that the operation can end in, once."""
+        """Every error that the operation can return, without duplicates."""
         has_validated_text = bool(self.query) or not {"user_id", "permission"}.isdisjoint(self.path_parameters)
         errors = (
             *self.callers.errors,
@@ -122,14 +123,14 @@ class Operation:
 
 _USERS, _OWN_ACCOUNT, _ACCESS, _STATE = "Users", "Own account", "Access", "State"
 
-# Routes have the same order, and the first match wins: /users/me comes before /users/{user_id}.
+# Routes are in the same order, and the first match wins, so /users/me comes before /users/{user_id}.
 OPERATIONS = (
     Operation(
         method="PUT",
         path="/toggle-user-permission/{user_id}/{permission}",
         name="toggle_user_permission",
         operation_id="setPermission",
-        summary="Enable a user, or disable them from their next request on",
+        summary="Enable or disable a user, effective from their next request",
         tag=_USERS,
         callers=ADMINS,
         success=responses.permission_updated(examples.USER),
@@ -141,7 +142,7 @@ OPERATIONS = (
         path="/register-user",
         name="register_user",
         operation_id="registerUser",
-        summary="Register a user, enabled from the start",
+        summary="Register a user, who is enabled immediately",
         tag=_USERS,
         callers=ANYONE_IF_REGISTRATION_IS_OPEN,
         request=RegisterRequest,
@@ -166,7 +167,7 @@ OPERATIONS = (
         path="/token",
         name="token",
         operation_id="logIn",
-        summary="Log in: get a token for a username and a password",
+        summary="Log in: get a token for a username and password",
         tag=_ACCESS,
         callers=ANYONE,
         request=LoginRequest,
@@ -179,7 +180,7 @@ OPERATIONS = (
         path="/token_status",
         name="token_status",
         operation_id="checkToken",
-        summary="Check whether a token or an API key is valid and its user enabled",
+        summary="Check whether a token or API key is valid and its user is enabled",
         tag=_ACCESS,
         callers=USERS_EVEN_DISABLED,
         success=responses.token_valid(examples.USER),
@@ -190,7 +191,7 @@ OPERATIONS = (
         path=TOKEN_PATH_PREFIX + "{token:path}",
         name="token_status_of_path",
         operation_id="checkTokenInPath",
-        summary="Check a token in the path, for old clients: proxies log paths. Disabled in production",
+        summary="Check a token in the path, for old clients. Disabled in production, because proxies log paths",
         tag=_ACCESS,
         callers=ANYONE,
         success=responses.token_valid(examples.USER),

@@ -1,4 +1,4 @@
-"""Query parameters of the lists of users and audit entries."""
+"""Parse the query parameters of the user list and the audit trail."""
 
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl
@@ -18,7 +18,7 @@ MAX_PAGE_SIZE = 500
 
 @attrs.frozen(kw_only=True)
 class UsersQuery:
-    """The query of ``GET /users``."""
+    """The parsed query string of ``GET /users``."""
 
     enabled: bool | None = None
     containing: str = attrs.field(default="", repr=False)
@@ -28,7 +28,7 @@ class UsersQuery:
 
 @attrs.frozen(kw_only=True)
 class AuditQuery:
-    """The query of ``GET /audit``."""
+    """The parsed query string of ``GET /audit``."""
 
     user_id: UserId | None = None
     limit: int = DEFAULT_PAGE_SIZE
@@ -39,7 +39,7 @@ def parse_users_query(query: bytes) -> UsersQuery:
     """Parse the query string of ``GET /users``.
 
     Raises:
-        InvalidFieldsError: naming every invalid parameter.
+        InvalidFieldsError: if parameters are invalid. It lists all of them.
     """
     values = _parse(query, USERS_PARAMETERS)
     return UsersQuery(
@@ -54,7 +54,7 @@ def parse_audit_query(query: bytes) -> AuditQuery:
     """Parse the query string of ``GET /audit``.
 
     Raises:
-        InvalidFieldsError: naming every invalid parameter.
+        InvalidFieldsError: if parameters are invalid. It lists all of them.
     """
     values = _parse(query, AUDIT_PARAMETERS)
     return AuditQuery(
@@ -69,15 +69,15 @@ def _parse(query: bytes, parameters: Mapping[str, Callable[[str], str | None]]) 
 
     Args:
         query: the query string.
-        parameters: for each known parameter, a function that returns the error in a value, or None.
+        parameters: for each known parameter, a function that returns an error message for a value, or None.
 
     Raises:
-        InvalidFieldsError: naming every parameter that is unknown, repeated or invalid.
+        InvalidFieldsError: if parameters are unknown, repeated or invalid. It lists all of them.
     """
     values: dict[str, list[str]] = {}
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
-    except ValueError:  # not UTF-8, or too many
+    except ValueError:  # not UTF-8, or too many parameters
         raise InvalidFieldsError((FieldError("query", "must be at most 20 parameters in UTF-8"),)) from None
     for name, value in pairs:
         values.setdefault(name, []).append(value)

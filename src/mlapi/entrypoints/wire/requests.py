@@ -1,4 +1,4 @@
-"""Request bodies and path parameters: their types, and functions that decode them."""
+"""Types for request bodies, and functions that decode bodies and path parameters."""
 
 import json
 import re
@@ -15,21 +15,21 @@ from mlapi.domain.users import UserId
 from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES, BodyTooLargeError, UnreadableBodyError
 
 TOKEN_PATH_PREFIX = "/token_status/"  # noqa: S105 - a path
-"""Paths that start with this contain a token."""
+"""The prefix of paths that contain a token."""
 
 T = TypeVar("T")
 
 
 def _field(description: str, example: str, **schema: object) -> msgspec.Meta:
-    """Describe a field for OpenAPI only. The domain validates the values, and reports all invalid fields together."""
+    """Describe a field, only for OpenAPI. The domain validates values, and reports all invalid fields together."""
     return msgspec.Meta(description=description, examples=[example], extra_json_schema=schema)
 
 
 Username = Annotated[
     str,
     _field(
-        "No control, invisible or unassigned characters, and no leading or trailing white space. "
-        "Usernames are compared case-insensitively after NFKC normalization: `Ada` and `ADA` are the same user.",
+        "No control, invisible or unassigned characters, and no leading or trailing whitespace. "
+        "Usernames are compared case-insensitively after NFKC normalization: `Ada` and `ADA` refer to the same user.",
         "ada",
         format="username",
         minLength=1,
@@ -59,20 +59,20 @@ Email = Annotated[
 ApiKeyName = Annotated[
     str,
     _field(
-        "The purpose of the key. No control or invisible characters, and not only white space.",
+        "The purpose of the key. No control or invisible characters, and not only whitespace.",
         "nightly job",
         format="visible-text",
         minLength=1,
         maxLength=API_KEY_NAME_MAX_CHARS,
     ),
 ]
-# Credentials to compare have no constraints: any other value simply does not match.
+# Existing credentials have no constraints: an invalid value simply does not match.
 KnownUsername = Annotated[str, _field("Matched case-insensitively, after NFKC normalization.", "ada")]
 KnownPassword = Annotated[str, _field("The current password.", "difference engine")]
 Expiry = Annotated[
     datetime | None,
     _field(
-        "Expiry time, in the future and with a time zone. Null: the key does not expire.",
+        "The expiry time, which must be in the future and have a time zone. If null, the key does not expire.",
         "2030-01-31T12:00:00Z",
         format="date-time",
     ),
@@ -138,13 +138,12 @@ async def read_body(chunks: AsyncIterable[bytes]) -> bytes:
 def decode(body: bytes, body_type: type[T]) -> T:
     """Decode a request body.
 
-    Stricter than JSON requires, so that every JSON parser reads the same values: duplicate keys, NaN and lone
-    surrogates are rejected.
+    Duplicate keys, NaN and lone surrogates are rejected, because JSON parsers interpret them differently.
 
     Raises:
-        BodyTooLargeError: if it is longer than `MAX_BODY_BYTES`.
-        UnreadableBodyError: if it is not strict JSON.
-        InvalidFieldsError: naming every field that is missing, unknown or of the wrong type.
+        BodyTooLargeError: if the body is longer than `MAX_BODY_BYTES`.
+        UnreadableBodyError: if the body is not strict JSON.
+        InvalidFieldsError: if fields are missing, unknown or of the wrong type. It lists all of them.
     """
     if len(body) > MAX_BODY_BYTES:
         raise BodyTooLargeError
@@ -165,7 +164,7 @@ def decode(body: bytes, body_type: type[T]) -> T:
         ) from None
     except RecursionError:
         raise UnreadableBodyError("it is nested too deeply") from None
-    except ValueError:  # an integer of thousands of digits
+    except ValueError:  # an integer with thousands of digits
         raise UnreadableBodyError("it contains a number that is too long") from None
     try:
         return msgspec.convert(value, body_type)
@@ -174,12 +173,12 @@ def decode(body: bytes, body_type: type[T]) -> T:
 
 
 def parse_user_id(text: str) -> UserId:
-    """Return the user id in a path.
+    """Parse the user id in a path.
 
-    An id that is too large for the database is valid here; no user has it.
+    An id that is too large for the database is accepted, and no user will be found.
 
     Raises:
-        InvalidFieldsError: unless it is ASCII digits.
+        InvalidFieldsError: if the text does not consist of ASCII digits.
     """
     if not (text.isascii() and text.isdigit()):
         raise InvalidFieldsError((FieldError("user_id", "must be ASCII digits"),))
@@ -188,10 +187,10 @@ def parse_user_id(text: str) -> UserId:
 
 
 def parse_permission(text: str) -> bool:
-    """Return the permission in a path.
+    """Parse the permission in a path.
 
     Raises:
-        InvalidFieldsError: unless it is ``0`` or ``1``.
+        InvalidFieldsError: if the text is not ``0`` or ``1``.
     """
     if text not in {"0", "1"}:
         raise InvalidFieldsError((FieldError("permission", "must be 0 or 1"),))
@@ -199,7 +198,7 @@ def parse_permission(text: str) -> bool:
 
 
 def redact_credentials(path: str) -> str:
-    """Return a path for the log, without the tokens and API keys in it."""
+    """Return the path with tokens and API keys removed, for logging."""
     if TOKEN_PATH_PREFIX not in path and "eyJ" not in path and "mlapi_" not in path:
         return path
     head, separator, _ = path.partition(TOKEN_PATH_PREFIX)
@@ -221,11 +220,11 @@ def _reject_constant(_name: str) -> NoReturn:
 _DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
 _CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi_[0-9a-f][^/]*")
 _REDACTED = "redacted"
-_MAX_ID_DIGITS = 19  # digits of a signed 64-bit integer
+_MAX_ID_DIGITS = 19  # the maximum for a signed 64-bit integer
 
 
 def _find_field_errors(value: object, body_type: type[Any]) -> list[FieldError]:
-    """Return the errors of all fields. msgspec reports only the first one."""
+    """Return the errors of all fields. msgspec itself reports only the first error."""
     if not isinstance(value, dict):
         return [FieldError("body", "must be an object")]
     errors = []
@@ -240,7 +239,7 @@ def _find_field_errors(value: object, body_type: type[Any]) -> list[FieldError]:
         except msgspec.ValidationError:
             errors.append(FieldError(name, f"must be {_TYPE_NAMES[_without_annotation(field.type)]}"))
     if value.keys() - fields.keys():
-        # Unknown keys are not repeated: a client that swaps keys and values sends the password as a key.
+        # Do not show unknown keys: if a client swaps keys and values, the password is a key.
         errors.append(FieldError("body", f"must contain only {', '.join(fields)}"))
     return errors
 
@@ -249,4 +248,4 @@ def _without_annotation(annotation: Any) -> object:  # noqa: ANN401 - any type
     return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
 
 
-_TYPE_NAMES: dict[object, str] = {str: "a string", datetime | None: "a time as in 2030-01-31T12:00:00Z, or null"}
+_TYPE_NAMES: dict[object, str] = {str: "a string", datetime | None: "a time such as 2030-01-31T12:00:00Z, or null"}

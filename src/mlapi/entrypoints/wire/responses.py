@@ -1,4 +1,4 @@
-"""Responses: the JSON bodies, and one function for each success. For errors, see `error_responses`."""
+"""JSON response bodies, and a function for each successful response. For errors, see `error_responses`."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -15,46 +15,46 @@ from mlapi.domain.errors import (
 )
 from mlapi.domain.users import User
 
-_NO_STORE = (("Cache-Control", "no-store"),)  # responses with credentials or personal data: RFC 6749, 5.1
+_NO_STORE = (("Cache-Control", "no-store"),)  # for responses with credentials or personal data: RFC 6749, 5.1
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus, "Exposition formats", text-based format
 
-# Constraints of response fields only document them: msgspec does not check values that it encodes.
+# Constraints on response fields are only documentation: msgspec does not validate values when it encodes them.
 _ID = msgspec.Meta(ge=1, description="Never reused.", examples=[1], extra_json_schema={"format": "int64"})
 UserNumber = Annotated[int, _ID]
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 KeyNumber = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$", examples=["0123456789abcdef"])]
 Next = Annotated[
-    int | None, msgspec.Meta(description="Value of `after` for the next page. Null if this is the last page.")
+    int | None, msgspec.Meta(description="The value of `after` for the next page. Null if this is the last page.")
 ]
 
 
 class ResponseBody(msgspec.Struct, frozen=True):
-    """The JSON body of a response, with its keys in order. Its repr omits the values, because they include tokens."""
+    """The JSON body of a response. Keys keep the order of the fields. The repr omits values, which may be tokens."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(...)"
 
 
 class Message(ResponseBody, frozen=True):
-    """The result, or the reason for the error."""
+    """The result, or the error message."""
 
     message: str
 
 
 class UserMessage(Message, frozen=True):
-    """The result, or the reason for the error, and the id of the user."""
+    """The result or the error message, and the id of the user."""
 
     user_id: UserNumber
 
 
 class InvalidInput(Message, frozen=True):
-    """Every invalid field, with the rule that it breaks. Values are not repeated."""
+    """Every invalid field, with the rule that it violates. The values are not repeated."""
 
     errors: Sequence[FieldError]
 
 
 class Token(ResponseBody, frozen=True):
-    """A token. It is valid until it expires, is revoked, or its user is disabled."""
+    """A token. It is valid until it expires, it is revoked, or its user is disabled."""
 
     token: str
     token_type: Literal["bearer"]
@@ -84,7 +84,7 @@ class UserResponse(ResponseBody, frozen=True):
 
 
 class UsersPage(ResponseBody, frozen=True):
-    """A page of users, in ascending order of id."""
+    """A page of users, sorted by id."""
 
     users: list[UserResponse]
     next: Next
@@ -97,7 +97,7 @@ class ApiKeyResponse(ResponseBody, frozen=True):
     name: str
     created_at: Time
     expires_at: Time | None
-    last_used_at: Annotated[Time | None, msgspec.Meta(description="Rounded to the minute.")]
+    last_used_at: Annotated[Time | None, msgspec.Meta(description="Updated at most once a minute.")]
 
     @classmethod
     def from_api_key(cls, key: ApiKey) -> Self:
@@ -117,7 +117,7 @@ class ApiKeys(ResponseBody, frozen=True):
 
 
 class NewApiKeyResponse(ResponseBody, frozen=True):
-    """A new API key. `key` is the secret that clients send; it is returned only here."""
+    """A new API key. `key` is the secret that clients send. Only this response contains it."""
 
     message: str
     key: Annotated[str, msgspec.Meta(pattern="^mlapi_[0-9a-f]{16}_[0-9a-f]{64}$")]
@@ -135,7 +135,9 @@ class AuditEntryResponse(ResponseBody, frozen=True):
     at: Time
     actor: str
     action: Action
-    user_id: Annotated[UserNumber | None, msgspec.Meta(description="Null if the change concerned no existing user.")]
+    user_id: Annotated[
+        UserNumber | None, msgspec.Meta(description="Null if the change did not affect an existing user.")
+    ]
     key_id: KeyNumber | None
     outcome: Result
     request_id: str | None
@@ -163,7 +165,7 @@ class AuditPage(ResponseBody, frozen=True):
 
 @attrs.frozen
 class Response:
-    """A response to send. Empty bodies have no Content-Type."""
+    """A response. If its body is empty, it has no Content-Type."""
 
     status: HTTPStatus
     body: bytes = attrs.field(repr=False)
@@ -175,7 +177,7 @@ _encode = msgspec.json.Encoder().encode
 
 
 def json_response(status: HTTPStatus, body: ResponseBody, headers: tuple[tuple[str, str], ...] = ()) -> Response:
-    """Return a response with this body as JSON."""
+    """Return a JSON response with this body."""
     return Response(status, _encode(body), headers)
 
 
@@ -211,7 +213,7 @@ def tokens_ended(user: User) -> Response:
 
 
 def api_key_added(key: ApiKey, secret: str) -> Response:
-    """Return the only response that ever contains the secret of an API key."""
+    """Return the response for a new API key. No other response contains the secret."""
     fields = msgspec.structs.asdict(ApiKeyResponse.from_api_key(key))
     return json_response(HTTPStatus.CREATED, NewApiKeyResponse("Key created successfully", secret, **fields), _NO_STORE)
 
