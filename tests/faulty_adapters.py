@@ -1,4 +1,4 @@
-"""Adapters with one fault each, which a contract suite must find."""
+"""Adapters with one fault each. The contract suites must detect every one of them."""
 
 import unicodedata
 from collections import Counter
@@ -75,7 +75,7 @@ class RegisteringFirst(InMemoryUserRepository):
 
 
 class CachingUsers(InMemoryUserRepository):
-    """Returns outdated users: it caches the first read."""
+    """Caches the first read of each user, and so returns stale users."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +91,7 @@ class CachingPrincipals(InMemoryUserRepository):
         self._cache: dict[PrincipalId, Principal | None] = {}
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-        return [self._cache.setdefault(each, super().find_principals([each])[0]) for each in ids]
+        return [self._cache.setdefault(id_, super().find_principals([id_])[0]) for id_ in ids]
 
 
 class IgnoringTheDeadline(InMemoryUserRepository):
@@ -119,8 +119,8 @@ class FilteringAfterTheLimit(InMemoryUserRepository):
     """Applies the limit before the filter, so that pages are not full."""
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        sifted = super().list_page(after=after, limit=10**6, enabled=enabled, containing=containing)
-        return [user for user in super().list_page(after=after, limit=limit) if user in sifted]
+        matching = super().list_page(after=after, limit=10**6, enabled=enabled, containing=containing)
+        return [user for user in super().list_page(after=after, limit=limit) if user in matching]
 
 
 class ReorderingUsers(InMemoryUserRepository):
@@ -224,7 +224,7 @@ class TrimmingTokens(InMemoryTokens):
 
 
 class AcceptingEveryIssuer(InMemoryTokens):
-    """Accepts the tokens of every issuer, like issuers that share a key and check no audience."""
+    """Accepts tokens from every issuer, like issuers that share a key and do not check the audience."""
 
     shared: dict[str, TokenClaims] = {}  # noqa: RUF012 - this is the fault
 
@@ -247,9 +247,9 @@ class LifetimeInMinutes(InMemoryTokens):
 
 
 class Counting(UnlimitedAttempts):
-    """Counts attempts by `key`, and subtracts successful ones."""
+    """Counts attempts by `key`, and does not count successful ones."""
 
-    most = 3
+    limit = 3
 
     def __init__(self) -> None:
         self.counts: Counter[object] = Counter()
@@ -262,7 +262,7 @@ class Counting(UnlimitedAttempts):
         if (username, address) in self.known:
             return True
         self.counts[self.key(username, address)] += 1
-        if self.counts[self.key(username, address)] > self.most:
+        if self.counts[self.key(username, address)] > self.limit:
             raise TooManyAttemptsError(60)
         return False
 
@@ -272,7 +272,7 @@ class Counting(UnlimitedAttempts):
 
 
 class AllowingOneMore(Counting):
-    most = 4
+    limit = 4
 
 
 class CountingOnlyNames(Counting):

@@ -34,7 +34,7 @@ class TestFastAPI(HttpContract):
 
 
 class TestFlask(HttpContract):
-    """Uses a real server: WSGI applications leave much of HTTP to it."""
+    """Uses a real server, because WSGI applications leave much of HTTP to the server."""
 
     @pytest.fixture(autouse=True)
     def _servers(self) -> Iterator[None]:

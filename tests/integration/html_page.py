@@ -19,7 +19,7 @@ class Form:
 
 
 class Page(HTMLParser):
-    """A parsed page. It follows links and sends forms with the client that loaded it."""
+    """An HTML page that follows links and submits forms with the client that loaded it."""
 
     def __init__(self, client: httpx2.Client, response: httpx2.Response) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Page(HTMLParser):
     def ids(self) -> Counter[str]:
         return Counter(attributes["id"] for _tag, attributes in self.tags if "id" in attributes)
 
-    def of(self, tag: str) -> list[dict[str, str]]:
+    def find_all(self, tag: str) -> list[dict[str, str]]:
         return [attributes for name, attributes in self.tags if name == tag]
 
     def follow(self, link: str) -> "Page":

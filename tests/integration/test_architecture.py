@@ -1,4 +1,4 @@
-"""The import contracts hold, and each of them fails when it is broken."""
+"""The import contracts hold, and each one detects an import that breaks it."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""Composing the service from settings: what a first start creates, and which settings are rejected."""
+"""Building the service from settings: the files of a first startup, later startups, and invalid settings."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Every command of the command line. Errors are one line, without a traceback."""
+"""The commands of ``mlapi``. They report errors in one line, without a traceback."""
 
 import errno
 import json
@@ -406,7 +406,8 @@ def test_serve_passes_a_socket_per_worker_to_the_supervisor(
 
     assert (result.exit_code, result.stderr) == (0, "")
     assert run[:-1] == [sys.executable, "-P", "-m", "mlapi.entrypoints.server.supervisor"]
-    assert is_listening == [True, *[False] * (int(workers) - 1)]  # the others listen once a worker accepts connections
+    # The other sockets listen once their worker accepts connections.
+    assert is_listening == [True, *[False] * (int(workers) - 1)]
     assert len(addresses) == 1
     assert json.loads(run[-1]) | {"listeners": []} == {
         "listeners": [],

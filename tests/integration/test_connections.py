@@ -1,4 +1,4 @@
-"""A worker of ``mlapi serve``: the deadlines and limits of its connections, and draining."""
+"""A worker of ``mlapi serve``: connection deadlines, connection limits and draining."""
 
 import json
 import os
@@ -66,7 +66,7 @@ class ServerThread:
         self.server.handle_exit(signal.SIGTERM, None)
 
     def wait_for(self, *phases: Phase) -> None:
-        """Wait until the connections of the server are in exactly these phases, in any order."""
+        """Wait until the server's connections are in exactly these phases, in any order."""
         wait_until(lambda: self._phases == sorted(phase.name for phase in phases))
 
     def wait_for_draining(self) -> None:
@@ -217,7 +217,7 @@ def test_idle_connection_is_closed_after_five_seconds(strict_server: ServerThrea
 
 
 class LargeResponse:
-    """An application with a response that does not fit into the buffers of the operating system.
+    """An application whose response does not fit into the operating system's buffers.
 
     It sends the response in the given number of pieces.
     """
@@ -419,7 +419,7 @@ def test_worker_reports_and_exits_with_its_supervisor(tmp_path: Path, monkeypatc
             connection.sendall(LIVE)
             received.append(read_response(connection))
         received.append(os.read(status_pipe, 1))
-        os.close(status_pipe)  # the worker has to ignore the broken pipe
+        os.close(status_pipe)  # the worker must ignore the broken pipe
         time.sleep(1)
         os.close(supervisor_pipe)
 

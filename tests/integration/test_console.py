@@ -69,7 +69,7 @@ def local(users: Users) -> Iterator[TestClient]:
 
 @pytest.fixture
 def remote(users: Users) -> Iterator[TestClient]:
-    """A client on another machine in token mode, before the login."""
+    """A client on another machine in token mode, which has not logged in yet."""
     with remote_client(create_app(users, TOKEN_MODE)) as client:
         yield client
 
@@ -231,7 +231,10 @@ def test_pages_have_a_logout_button_and_hide_typed_secrets(remote: TestClient, a
     pages = [open_page(remote, path) for path in paths]
 
     secrets = [
-        field for page in [login_page, *pages] for field in page.of("input") if field["name"] in {"token", "password"}
+        field
+        for page in [login_page, *pages]
+        for field in page.find_all("input")
+        if field["name"] in {"token", "password"}
     ]
 
     assert [page.form("Log out").action for page in pages] == [f"{CONSOLE_PATH}/log-out"] * len(paths)
@@ -390,7 +393,7 @@ def test_htmx_request_without_session_gets_hx_redirect(remote: TestClient) -> No
     assert (response.status_code, response.headers["hx-redirect"], response.text) == (401, f"{CONSOLE_PATH}/log-in", "")
 
 
-# --- only forms of the console are accepted
+# --- only the console's own forms are accepted
 
 
 @pytest.mark.parametrize(
@@ -561,7 +564,7 @@ def test_htmx_request_gets_the_list_without_the_chart(local: TestClient, ada: Us
     page = Page(local, local.get(CONSOLE_PATH, headers={"hx-request": "true"}))
 
     assert listed_names(page) == ["ada"]
-    assert page.of("figure") == []
+    assert page.find_all("figure") == []
 
 
 def test_chart_numbers_are_also_shown_as_text(local: TestClient, users: Users) -> None:
@@ -574,7 +577,7 @@ def test_chart_numbers_are_also_shown_as_text(local: TestClient, users: Users) -
     assert "Bar chart of the last 30 days: 5 registered, 1 removed." in page.response.text
     (counted,) = re.findall(r'<tbody><tr><th scope="row">(.*?)</td></tr></tbody>', page.response.text)
     assert re.sub(r"<[^>]*>", " ", counted).split()[-2:] == ["5", "1"]
-    assert [rect["class"] for rect in page.of("rect") if rect.get("class") in {"up", "down"}] == ["up", "down"]
+    assert [rect["class"] for rect in page.find_all("rect") if rect.get("class") in {"up", "down"}] == ["up", "down"]
 
 
 # --- forms
@@ -611,7 +614,7 @@ def test_invalid_fields_are_marked_and_keep_their_values(local: TestClient, user
     fields = page.form("Add user").fields
     assert (fields["username"], fields["email"], fields["password"]) == (" ada", "ada", "")
     assert "c4" not in re.sub(r'value="[\w-]{43}"|/static/\w+', "", page.response.text)
-    assert [field["id"] for field in page.of("input") if "autofocus" in field] == ["username"]
+    assert [field["id"] for field in page.find_all("input") if "autofocus" in field] == ["username"]
     assert users.list_page() == []
 
 
@@ -720,7 +723,7 @@ def test_removing_a_user_needs_confirmation(local: TestClient, users: Users, ada
 def test_new_api_key_is_shown_once(local: TestClient, users: Users, ada: User) -> None:
     page = open_page(local, "/users/1").send("Add API key", name="nightly job", expires_at="2999-12-31")
 
-    (secret,) = [field["value"] for field in page.of("input") if field.get("id") == "secret"]
+    (secret,) = [field["value"] for field in page.find_all("input") if field.get("id") == "secret"]
     (key,) = users.list_api_keys(ada.id)
     assert page.response.status_code == 201
     assert in_memory_access(users).guard.check(secret) == ada
@@ -908,7 +911,7 @@ def test_activity_shows_the_request_id(local: TestClient, users: Users, ada: Use
 
 @pytest.fixture
 def all_pages(users: Users, local: TestClient) -> list[Page]:
-    """One page of each kind, with names that contain HTML."""
+    """One page of each kind, showing names that contain HTML."""
     user = users.register(username=HTML_NAME, password=PASSWORD, email="a'b&c@example.com")
     key, _secret = users.add_api_key(user_id=user.id, name=HTML_NAME)
     first = open_page(local, "/users/1").send("Revoke tokens")
@@ -936,7 +939,7 @@ def test_names_are_escaped_on_every_page(all_pages: list[Page]) -> None:
     assert len(shown_as_text) >= 5
     for page in all_pages:
         assert {tag for tag, _ in page.tags}.isdisjoint({"b", "i", "img", "iframe", "style"})
-        assert len(page.of("script")) == 1
+        assert len(page.find_all("script")) == 1
         assert "TPL" not in page.text
 
 
@@ -954,16 +957,16 @@ def test_pages_have_no_inline_script_style_or_foreign_url(all_pages: list[Page])
 
 def test_every_page_is_accessible_to_screen_readers(all_pages: list[Page]) -> None:
     for page in all_pages:
-        assert page.of("html") == [{"lang": "en"}]
-        assert (len(page.of("h1")), len(page.of("main")), len(page.of("title")) > 0) == (1, 1, True)
+        assert page.find_all("html") == [{"lang": "en"}]
+        assert (len(page.find_all("h1")), len(page.find_all("main")), len(page.find_all("title")) > 0) == (1, 1, True)
         assert [name for name, count in page.ids.items() if count > 1] == []
-        labelled = {label["for"] for label in page.of("label")}
-        fields = [field for tag in ("input", "select") for field in page.of(tag) if field.get("type") != "hidden"]
+        labelled = {label["for"] for label in page.find_all("label")}
+        fields = [field for tag in ("input", "select") for field in page.find_all(tag) if field.get("type") != "hidden"]
         assert {field["id"] for field in fields} == labelled
         described = " ".join(field.get("aria-describedby", "") for field in fields).split()
         assert set(described) <= page.ids.keys()
         assert [status["role"] for _tag, status in page.tags if status.get("id") == "status"] == ["status"]
-        assert page.of("meta")[1]["content"] == "width=device-width, initial-scale=1"
+        assert page.find_all("meta")[1]["content"] == "width=device-width, initial-scale=1"
 
 
 def test_every_response_has_the_security_headers(local: TestClient, remote: TestClient, ada: User) -> None:
@@ -994,7 +997,7 @@ def test_wrong_method_error_lists_the_allowed_methods(local: TestClient) -> None
 
 def test_static_files_are_cached_under_a_versioned_url(local: TestClient) -> None:
     page = open_page(local)
-    addresses = [page.of("link")[0]["href"], page.of("link")[1]["href"], page.of("script")[0]["src"]]
+    addresses = [page.find_all("link")[0]["href"], page.find_all("link")[1]["href"], page.find_all("script")[0]["src"]]
 
     responses = [local.get(address) for address in addresses]
     again = local.get(addresses[0], headers={"if-none-match": responses[0].headers["etag"]})
@@ -1011,7 +1014,7 @@ def test_static_files_are_cached_under_a_versioned_url(local: TestClient) -> Non
 
 @pytest.mark.parametrize("name", ["../__init__.py", "..%2f__init__.py", "VENDORED.toml", "console.css/x", ""])
 def test_other_static_paths_are_not_found(local: TestClient, name: str) -> None:
-    digest = open_page(local).of("link")[0]["href"].split("/")[-2]
+    digest = open_page(local).find_all("link")[0]["href"].split("/")[-2]
 
     assert local.get(f"{CONSOLE_PATH}/static/{digest}/{name}").status_code == 404
 
@@ -1039,7 +1042,7 @@ def test_console_works_when_mounted_under_a_path(users: Users, ada: User) -> Non
 
     assert page.response.url.path == "/my accounts/console"
     assert status_and_flash(toggled) == (200, "User ada is now disabled.")
-    assert client.get(page.of("script")[0]["src"]).status_code == 200
+    assert client.get(page.find_all("script")[0]["src"]).status_code == 200
     paths = {
         value
         for _tag, tag_attributes in page.tags

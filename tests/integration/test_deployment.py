@@ -47,5 +47,5 @@ def test_systemd_unit_uses_valid_command_line_options() -> None:
 def test_patroni_timeouts_are_consistent() -> None:
     dcs = yaml.safe_load((DEPLOY / "patroni.yml").read_text("utf-8"))["bootstrap"]["dcs"]
 
-    assert dcs["loop_wait"] + 2 * dcs["retry_timeout"] <= dcs["ttl"]  # Patroni changes the values otherwise
+    assert dcs["loop_wait"] + 2 * dcs["retry_timeout"] <= dcs["ttl"]  # otherwise Patroni changes the values
     assert (dcs["synchronous_mode"], dcs["synchronous_node_count"]) == ("quorum", 1)

@@ -1,4 +1,4 @@
-"""The guard as middleware and as a backend, the check of routes, and both on real databases."""
+"""The guard as middleware and as an authentication backend, the route check, and the guard on real databases."""
 
 import asyncio
 import sqlite3
@@ -144,7 +144,7 @@ def test_anything_but_one_valid_credential_is_rejected(
     token = tokens.issue(ada).token
     sent = [(name, value.format(token=token) if isinstance(value, str) else value) for name, value in headers]
 
-    response = http.get("/whoami", headers=sent)  # type: ignore[arg-type]  # the stubs allow no bytes
+    response = http.get("/whoami", headers=sent)  # type: ignore[arg-type]  # the type stubs do not allow bytes
 
     trimmed_by_server = headers == [("authorization", "Bearer {token} ")]
     assert response.status_code == (200 if trimmed_by_server else 401)
@@ -319,7 +319,7 @@ def test_backend_lets_endpoints_decide_about_anonymous_users(users: Users, token
     assert content(disabled) == (403, {"message": "User is disabled"})
 
 
-# --- the check of routes
+# --- the route check
 
 
 class Resource(HTTPEndpoint):
@@ -396,26 +396,26 @@ def test_application_without_routes_fails_the_check() -> None:
 
 
 @pytest.fixture
-def guard_of(database: Database) -> Callable[[TokenIssuer], Guard]:
-    kind = SqliteUserRepository if database.dialect.supports_nowait else SqlUserRepository
-    return lambda tokens: Guard(kind(database), tokens)
+def make_guard(database: Database) -> Callable[[TokenIssuer], Guard]:
+    repository_class = SqliteUserRepository if database.dialect.supports_nowait else SqlUserRepository
+    return lambda tokens: Guard(repository_class(database), tokens)
 
 
 def test_checks_see_all_previously_acknowledged_changes(
-    guard_of: Callable[[TokenIssuer], Guard], tokens: InMemoryTokens
+    make_guard: Callable[[TokenIssuer], Guard], tokens: InMemoryTokens
 ) -> None:
-    guard = guard_of(tokens)
+    guard = make_guard(tokens)
     repository = guard.repository
     ada = registered(repository)
     token = tokens.issue(ada).token
 
     async def check_after_each_change() -> list[bool]:
         results = []
-        with async_guard(guard) as async_face:
+        with async_guard(guard) as wrapper:
             for flag in [True, False] * 20:
                 repository.apply([SetEnabled(user_id=ada.id, enabled=flag, at=utc_now(), token_epoch=ada.token_epoch)])
                 try:
-                    user = await async_face.check(token)
+                    user = await wrapper.check(token)
                     assert user == repository.get(ada.id)
                 except UserDisabledError:
                     results.append(False)
@@ -427,15 +427,15 @@ def test_checks_see_all_previously_acknowledged_changes(
 
 
 def test_concurrent_checks_return_the_right_users(
-    guard_of: Callable[[TokenIssuer], Guard], tokens: InMemoryTokens
+    make_guard: Callable[[TokenIssuer], Guard], tokens: InMemoryTokens
 ) -> None:
-    guard = guard_of(tokens)
+    guard = make_guard(tokens)
     people = [registered(guard.repository, f"user{number}") for number in range(50)]
     credentials = [tokens.issue(user).token for user in people] + ["forged"]
 
     async def check_all() -> list[User | BaseException]:
-        with async_guard(guard) as async_face:
-            return await asyncio.gather(*map(async_face.check, credentials), return_exceptions=True)
+        with async_guard(guard) as wrapper:
+            return await asyncio.gather(*map(wrapper.check, credentials), return_exceptions=True)
 
     assert asyncio.run(check_all()) == [*people, InvalidTokenError()]
 
@@ -488,15 +488,15 @@ def test_locked_database_does_not_block_the_event_loop(
     loop_seconds = []
 
     async def check_and_count() -> User:
-        with async_guard(guard) as async_face:
-            await async_face.check(token)
+        with async_guard(guard) as wrapper:
+            await wrapper.check(token)
             sqlite_database.engine.dispose()
             locker = sqlite3.connect(str(sqlite_url.database), isolation_level=None)
             sqlite_database.close()  # an exclusive lock needs all other connections closed
             locker.execute("PRAGMA locking_mode = EXCLUSIVE")
             locker.execute("BEGIN IMMEDIATE")
             locker.execute("COMMIT")
-            checking = asyncio.create_task(async_face.check(token))
+            checking = asyncio.create_task(wrapper.check(token))
             for _ in range(20):
                 started = time.monotonic()
                 await asyncio.sleep(0.01)

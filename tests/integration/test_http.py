@@ -1,4 +1,4 @@
-"""The Starlette application: its lifespan, thread pools and log. For the contract see `HttpContract`."""
+"""The Starlette application: its lifespan, thread pools and logging. `HttpContract` tests the HTTP contract."""
 
 import asyncio
 import logging
@@ -122,7 +122,7 @@ async def _ignore(_message: Message) -> None:
 
 
 def lifespan_messages() -> list[Message]:
-    """Run the lifespan of an application without a server, and return the messages that it sends."""
+    """Run the lifespan of an application without a server, and return the messages it sends."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:

@@ -1,4 +1,4 @@
-"""Logins, passwords, API keys and lists of users over HTTP: responses and effects."""
+"""Logins, passwords, API keys and user lists over HTTP: responses and effects."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ INVALID_CREDENTIALS = (401, {"message": "Invalid credentials"})
 
 
 class CountingCipher(PlainCipher):
-    """Counts comparisons, and wants to upgrade stored values that start with ``old``."""
+    """Counts comparisons, and reports values that start with ``plain:old:`` as outdated."""
 
     def __init__(self) -> None:
         self.comparisons: list[EncryptedPassword | None] = []
@@ -265,7 +265,7 @@ def test_login_attempts_are_limited_by_default(users: Users, ada: User) -> None:
 
 
 class SlowCipher(CostlyCipher):
-    """Takes 10 ms for a comparison."""
+    """Takes 10 ms to compare a password."""
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
         time.sleep(0.01)
@@ -695,7 +695,7 @@ def test_special_characters_in_names_are_escaped_in_json(http: TestClient, users
     name = 'ada", "enabled": false, "x": "</script>\u2028\\'
     users.register(username="ada", password=PASSWORD, email="ada@example.com")
     with pytest.raises(InvalidFieldsError):
-        users.register(username=name, password=PASSWORD, email="ada@example.com")  # U+2028 separates lines
+        users.register(username=name, password=PASSWORD, email="ada@example.com")  # U+2028 is a line separator
 
     user = users.register(username=name.replace("\u2028", ""), password=PASSWORD, email="'\"@example.com")
 

@@ -1,4 +1,4 @@
-"""Ciphers and tokens follow the secrets while the service runs."""
+"""Ciphers and tokens use changed secrets without a restart."""
 
 import base64
 import logging
@@ -33,7 +33,7 @@ KEPT_PREVIOUS = "the secrets changed but cannot be used, keeping the previous on
 
 
 class Secrets:
-    """The current keys, the newest first. Changing them changes the signature."""
+    """The current keys, newest first. Changing them changes the signature."""
 
     def __init__(self, *keys: str) -> None:
         self.keys = list(keys)
@@ -71,14 +71,14 @@ def make_issuer(keys: list[str]) -> TokenIssuer:
 
 
 @pytest.fixture
-def without_regular_checks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Disable the regular checks, so that only ``check_now`` checks."""
+def without_periodic_checks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Disable the periodic checks, so that only ``check_now`` triggers a check."""
     monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 1000.0)
 
 
 @pytest.fixture
-def checked_at_every_use(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Check the secrets at every use."""
+def checked_on_every_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Check the secrets on every use."""
     monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", -1.0)
 
 
@@ -89,7 +89,7 @@ def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
 # --- the reloader
 
 
-def test_unchanged_secrets_are_loaded_once(checked_at_every_use: None) -> None:
+def test_unchanged_secrets_are_loaded_once(checked_on_every_use: None) -> None:
     secrets = Secrets("one")
     reloader = Reloader(secrets.joined_keys, secrets.signature)
 
@@ -99,7 +99,7 @@ def test_unchanged_secrets_are_loaded_once(checked_at_every_use: None) -> None:
     assert (secrets.loads, secrets.checks) == (1, 11)
 
 
-def test_secrets_are_not_checked_within_the_interval(without_regular_checks: None) -> None:
+def test_secrets_are_not_checked_within_the_interval(without_periodic_checks: None) -> None:
     secrets = Secrets("one")
     reloader = Reloader(secrets.joined_keys, secrets.signature)
     secrets.keys = ["two"]
@@ -110,7 +110,7 @@ def test_secrets_are_not_checked_within_the_interval(without_regular_checks: Non
     assert secrets.checks == 1
 
 
-def test_check_now_reloads_for_every_caller(without_regular_checks: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_check_now_reloads_for_every_caller(without_periodic_checks: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mlapi")
     secrets = Secrets("one")
     reloader = Reloader(secrets.joined_keys, secrets.signature)
@@ -139,7 +139,7 @@ def test_interval_is_one_second() -> None:
     assert key_reload.RELOAD_CHECK_SECONDS == 1.0
 
 
-def test_invalid_secrets_keep_the_previous_ones(checked_at_every_use: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_invalid_secrets_keep_the_previous_ones(checked_on_every_use: None, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger="mlapi")
     secrets = Secrets("one")
     reloader = Reloader(secrets.joined_keys, secrets.signature)
@@ -167,7 +167,7 @@ def test_invalid_secrets_are_rejected_at_startup() -> None:
     assert error_info.value == ConfigurationError("secrets.key is no key")
 
 
-def test_concurrent_checks_reload_once(without_regular_checks: None) -> None:
+def test_concurrent_checks_reload_once(without_periodic_checks: None) -> None:
     secrets = Secrets("one")
     loaded = threading.Event()
 
@@ -188,7 +188,7 @@ def test_concurrent_checks_reload_once(without_regular_checks: None) -> None:
 # --- passwords
 
 
-def test_password_encrypted_with_a_new_key_matches(without_regular_checks: None) -> None:
+def test_password_encrypted_with_a_new_key_matches(without_periodic_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
     cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
     older = cipher.encrypt("secret")
@@ -204,7 +204,7 @@ def test_password_encrypted_with_a_new_key_matches(without_regular_checks: None)
     assert FernetCipher([KEY], SALT).matches("secret", cipher.encrypt("secret"))
 
 
-def test_wrong_password_is_compared_once(without_regular_checks: None) -> None:
+def test_wrong_password_is_compared_once(without_periodic_checks: None) -> None:
     secrets = Secrets(KEY)
     cipher = CountedCipher()
     rotating = ReloadingCipher(Reloader(lambda: cipher, secrets.signature))
@@ -228,7 +228,7 @@ class CountedCipher(PlainCipher):
         return super().matches(password, encrypted)
 
 
-def test_wrong_password_does_not_match_after_a_reload(without_regular_checks: None) -> None:
+def test_wrong_password_does_not_match_after_a_reload(without_periodic_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
     cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
     stored = cipher.encrypt("secret")
@@ -265,7 +265,7 @@ def test_reloading_cipher_has_the_cost_of_the_current_cipher(
 # --- tokens
 
 
-def test_token_signed_with_a_new_key_is_valid(without_regular_checks: None) -> None:
+def test_token_signed_with_a_new_key_is_valid(without_periodic_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     older, newer = tokens.issue(ADA).token, make_issuer([KEY]).issue(ADA).token
@@ -278,7 +278,7 @@ def test_token_signed_with_a_new_key_is_valid(without_regular_checks: None) -> N
     assert not is_rejected(make_issuer([KEY]), tokens.issue(ADA).token)
 
 
-def test_forged_token_triggers_a_check_and_is_rejected(without_regular_checks: None) -> None:
+def test_forged_token_triggers_a_check_and_is_rejected(without_periodic_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     forged = make_issuer([Fernet.generate_key().decode()]).issue(ADA).token
@@ -292,7 +292,7 @@ def test_forged_token_triggers_a_check_and_is_rejected(without_regular_checks: N
     assert (secrets.loads, secrets.checks) == (2, 3)
 
 
-def test_valid_token_triggers_no_check(without_regular_checks: None) -> None:
+def test_valid_token_triggers_no_check(without_periodic_checks: None) -> None:
     secrets = Secrets(KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     token = tokens.issue(ADA).token
@@ -318,7 +318,7 @@ def test_removing_a_key_revokes_its_tokens(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_tokens_stay_valid_while_the_secrets_are_invalid(
-    checked_at_every_use: None, caplog: pytest.LogCaptureFixture
+    checked_on_every_use: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     secrets = Secrets(KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
@@ -334,7 +334,7 @@ def test_tokens_stay_valid_while_the_secrets_are_invalid(
 # --- the secrets file
 
 
-def test_replaced_file_is_detected_at_the_first_rejection(tmp_path: Path, without_regular_checks: None) -> None:
+def test_replaced_file_is_detected_at_the_first_rejection(tmp_path: Path, without_periodic_checks: None) -> None:
     file = tmp_path / "keys"
     file.write_text(OLDER_KEY)
     tokens = ReloadingTokens(Reloader(lambda: make_issuer(file.read_text().split()), lambda: file_signature(file)))
@@ -342,7 +342,7 @@ def test_replaced_file_is_detected_at_the_first_rejection(tmp_path: Path, withou
     before = is_rejected(tokens, newer)
 
     (tmp_path / "new").write_text(f"{KEY}\n{OLDER_KEY}\n")
-    os.replace(tmp_path / "new", file)  # noqa: PTH105 - as mlapi writes it
+    os.replace(tmp_path / "new", file)  # noqa: PTH105 - the way mlapi replaces the file
 
     assert before
     assert not is_rejected(tokens, newer)

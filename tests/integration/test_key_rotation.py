@@ -1,4 +1,4 @@
-"""Rotating keys and salts: what each command leaves in the secrets file and in the database."""
+"""Rotating keys and salts: the effects of each command on the secrets file and the database."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The working folder of the service. Its settings are in the environment, and rotations take no time."""
+    """Return the service's working directory. Settings are environment variables, and rotations finish at once."""
     monkeypatch.chdir(tmp_path)
     for name, value in {"MLAPI_DATABASE__URL": url.render_as_string(hide_password=False), **CHEAP}.items():
         monkeypatch.setenv(name, value)

@@ -43,7 +43,7 @@ def test_concurrent_processes_agree_on_the_first_key(database: Database, open_da
     assert accepted.count(True) == 1
 
 
-# --- a database that is unavailable at start
+# --- a database that is unavailable at startup
 
 
 class FailingAtFirst:

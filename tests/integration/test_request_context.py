@@ -1,4 +1,4 @@
-"""Every request: its id, security headers, metrics and log lines. Also the audit trail over HTTP."""
+"""Request ids, security headers, metrics, log lines, and the audit trail over HTTP."""
 
 import json
 import logging
@@ -325,7 +325,7 @@ def test_json_access_log_line_has_separate_fields() -> None:
 
 @pytest.fixture
 def loggers() -> Iterator[dict[str, logging.Handler]]:
-    """Replace the handlers of the loggers of uvicorn and mlapi, and restore them afterwards."""
+    """Replace the handlers of the uvicorn and mlapi loggers, and restore them afterwards."""
     names = ("mlapi", "uvicorn", "uvicorn.access")
     original = {name: logging.getLogger(name).handlers[:] for name in names}
     handlers: dict[str, logging.Handler] = {name: logging.StreamHandler() for name in names}

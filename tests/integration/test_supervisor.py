@@ -1,4 +1,4 @@
-"""The supervisor of ``mlapi serve``. Most tests replace the workers by a small script that a file controls."""
+"""The supervisor of ``mlapi serve``. Most tests replace the workers with a small script that a file controls."""
 
 import os
 import signal
@@ -71,7 +71,7 @@ class Supervised:
 
     @property
     def pids(self) -> list[int]:
-        """The process ids of all workers so far, in the order of their start."""
+        """The process ids of all workers so far, in the order in which they started."""
         file = self.folder / "pids"
         return [int(pid) for pid in file.read_text().split()] if file.exists() else []
 
@@ -94,7 +94,7 @@ def is_running(pid: int) -> bool:
 
 
 def is_listening(listener: socket.socket) -> bool:
-    """Return whether a worker listens on the socket. From then on it handles signals."""
+    """Return whether a worker listens on the socket. A listening worker handles signals."""
     return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
 
 
@@ -163,7 +163,7 @@ def test_restart_drains_a_worker_once_its_successor_serves(start_service: StartS
     while set(service.running) & set(before) and time.monotonic() < deadline:
         min_running = min(min_running, len(service.running))
     assert min_running == 2
-    assert len(service.pids) == 4  # every successor started at the first attempt
+    assert len(service.pids) == 4  # every replacement started on the first attempt
     wait_until(lambda: len(service.running) == 2)
     assert not set(service.running) & set(before)
     assert service.code is None

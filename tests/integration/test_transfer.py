@@ -50,7 +50,7 @@ def audit_time(action: str, user: User) -> datetime:
 
 @pytest.fixture(autouse=True)
 def _sigint_handler() -> Iterator[None]:
-    """Restore the SIGINT handler: background processes of a shell, and their children, ignore the signal."""
+    """Handle SIGINT: processes that a shell started in the background, and their children, ignore it."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -262,7 +262,7 @@ TOO_LONG = b"x" * 10_000_000
         (b"eve,e@example.com", "must have 3 cells like the header, but has 2"),
         (b"eve,e@example.com,x,y", "must have 3 cells like the header, but has 4"),
     ],
-    ids=["long", "latin", "open quote", "text after a quote", "cell missing", "cell too many"],
+    ids=["too long", "Latin-1", "unclosed quote", "text after a quote", "missing cell", "extra cell"],
 )
 def test_malformed_csv_line_does_not_affect_other_lines(line: bytes, message: str) -> None:
     text = (
@@ -301,7 +301,17 @@ def test_malformed_csv_line_does_not_affect_other_lines(line: bytes, message: st
         ),
         ("\xe9".join(["x"] * 40_000), "must be shorter than 65536 bytes"),
     ],
-    ids=["brackets", "list", "broken", "surrogate", "key twice", "no e-mail", "no password", "unknown", "long"],
+    ids=[
+        "brackets",
+        "list",
+        "incomplete",
+        "surrogate",
+        "duplicate key",
+        "no e-mail",
+        "no password",
+        "unknown",
+        "too long",
+    ],
 )
 def test_malformed_json_line_does_not_affect_other_lines(line: str, message: str) -> None:
     result = import_text(
@@ -517,7 +527,7 @@ def test_export_to_a_symbolic_link_replaces_its_target(folder: Path) -> None:
 
 
 class NoRejects:
-    """A report that fails on any rejected row."""
+    """A reject report that raises an error for any rejected row."""
 
     def __init__(self, on_flush: Callable[[], None] = lambda: None) -> None:
         self.flush = on_flush
@@ -527,7 +537,7 @@ class NoRejects:
 
 
 def test_slow_batch_is_encrypted_with_the_newest_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Key rotation relies on passwords under the former key being stored within seconds."""
+    """Key rotation assumes that no password is stored under the old key after a few seconds."""
     monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 0.0)
     monkeypatch.setattr(user_import, "COMMIT_TIMEOUT_SECONDS", 1.0)
 
@@ -552,7 +562,7 @@ def test_slow_batch_is_encrypted_with_the_newest_key(folder: Path, monkeypatch: 
 
 
 class InterruptedInput(io.BytesIO):
-    """Input that ends with Ctrl-C."""
+    """Simulates Ctrl-C at the end of the input."""
 
     def readline(self, size: int | None = -1, /) -> bytes:
         line = super().readline(size)

@@ -1,4 +1,4 @@
-"""Properties are checked on machines of any speed, so no example has a deadline."""
+"""Disable the deadlines of Hypothesis, which would make the tests fail on slow machines."""
 
 from hypothesis import settings
 

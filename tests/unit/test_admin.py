@@ -18,7 +18,7 @@ HOST = ("host", "localhost:8001")
 
 
 def encode_headers(*headers: tuple[str, str]) -> list[tuple[bytes, bytes]]:
-    """Return headers as in ASGI."""
+    """Encode headers the way an ASGI server does."""
     return [(name.encode("latin-1"), value.encode("utf-8", "surrogatepass")) for name, value in headers]
 
 
@@ -258,20 +258,20 @@ def test_token_is_accepted_through_proxies_and_http_1_0() -> None:
         pytest.param(["Bearer "], id="empty token"),
         pytest.param([TOKEN], id="no scheme"),
         pytest.param([f" {TOKEN}"], id="empty scheme"),
-        pytest.param([f"Basic {TOKEN}"], id="other scheme"),
-        pytest.param([f"Token {TOKEN}"], id="another scheme"),
+        pytest.param([f"Basic {TOKEN}"], id="Basic scheme"),
+        pytest.param([f"Token {TOKEN}"], id="Token scheme"),
         pytest.param([f"Bearer{TOKEN}"], id="no space"),
         pytest.param([f"Bearer  {TOKEN}"], id="two spaces"),
         pytest.param([f"Bearer\t{TOKEN}"], id="tab"),
-        pytest.param([f"Bearer {TOKEN[:-1]}"], id="one character less"),
-        pytest.param([f"Bearer {TOKEN}x"], id="one character more"),
-        pytest.param([f"Bearer {TOKEN.upper()}"], id="other case"),
+        pytest.param([f"Bearer {TOKEN[:-1]}"], id="one character missing"),
+        pytest.param([f"Bearer {TOKEN}x"], id="one extra character"),
+        pytest.param([f"Bearer {TOKEN.upper()}"], id="wrong case"),
         pytest.param(["Bearer another"], id="wrong"),
-        pytest.param(["Bearer \xff\xfe"], id="not ASCII"),
-        pytest.param(["\xff\xfe"], id="scheme that is not ASCII"),
-        pytest.param([f"Bearer {TOKEN}", f"Bearer {TOKEN}"], id="twice"),
-        pytest.param([f"Bearer {TOKEN}", "Bearer another"], id="and a wrong one"),
-        pytest.param([f"Bearer {TOKEN},Bearer {TOKEN}"], id="twice, joined by WSGI"),
+        pytest.param(["Bearer \xff\xfe"], id="non-ASCII token"),
+        pytest.param(["\xff\xfe"], id="non-ASCII scheme"),
+        pytest.param([f"Bearer {TOKEN}", f"Bearer {TOKEN}"], id="two headers"),
+        pytest.param([f"Bearer {TOKEN}", "Bearer another"], id="a wrong token in a second header"),
+        pytest.param([f"Bearer {TOKEN},Bearer {TOKEN}"], id="two headers joined by WSGI"),
     ],
 )
 @pytest.mark.parametrize("client", [REMOTE, LOCAL], ids=["remote", "local"])
@@ -308,12 +308,12 @@ def test_token_in_another_header_is_rejected() -> None:
             attrs.evolve(LOCAL, peer_address="::ffff:127.0.0.1", server_address="::ffff:127.0.0.1"),
             id="IPv4 on an IPv6 socket",
         ),
-        pytest.param(attrs.evolve(LOCAL, peer_address="127.8.9.10"), id="another address of the loopback network"),
+        pytest.param(attrs.evolve(LOCAL, peer_address="127.8.9.10"), id="another loopback address"),
         pytest.param(attrs.evolve(LOCAL, headers=encode_headers(("host", "localhost"))), id="host without port"),
-        pytest.param(attrs.evolve(LOCAL, headers=encode_headers(("host", "LocalHost:80"))), id="host in other case"),
-        pytest.param(attrs.evolve(LOCAL, headers=encode_headers(("host", "127.0.0.1:8001"))), id="host as address"),
-        pytest.param(with_headers(LOCAL, ("sec-fetch-site", "none")), id="address bar of a browser"),
-        pytest.param(with_headers(LOCAL, ("sec-fetch-site", "same-origin")), id="our own page"),
+        pytest.param(attrs.evolve(LOCAL, headers=encode_headers(("host", "LocalHost:80"))), id="mixed-case host"),
+        pytest.param(attrs.evolve(LOCAL, headers=encode_headers(("host", "127.0.0.1:8001"))), id="IP address as host"),
+        pytest.param(with_headers(LOCAL, ("sec-fetch-site", "none")), id="browser address bar"),
+        pytest.param(with_headers(LOCAL, ("sec-fetch-site", "same-origin")), id="same-origin page"),
         pytest.param(
             with_headers(
                 LOCAL,
@@ -324,9 +324,9 @@ def test_token_in_another_header_is_rejected() -> None:
                 ("content-length", "70"),
                 ("content-type", "application/json"),
             ),
-            id="the requests library",
+            id="headers of the requests library",
         ),
-        pytest.param(with_headers(LOCAL, ("x-request-id", "7"), ("x-api-key", "7")), id="other headers"),
+        pytest.param(with_headers(LOCAL, ("x-request-id", "7"), ("x-api-key", "7")), id="unrelated headers"),
     ],
 )
 def test_local_program_has_admin_access(client: Client) -> None:
@@ -372,16 +372,19 @@ NOT_LOCAL_HOSTS = [
             for host in NOT_LOCAL_HOSTS
         ),
         pytest.param(attrs.evolve(LOCAL, headers=[]), id="no host"),
-        pytest.param(with_headers(LOCAL, HOST), id="host twice"),
-        pytest.param(with_headers(LOCAL, ("host", "evil.com")), id="two hosts"),
+        pytest.param(with_headers(LOCAL, HOST), id="duplicate host"),
+        pytest.param(with_headers(LOCAL, ("host", "evil.com")), id="two different hosts"),
         pytest.param(with_headers(LOCAL, ("origin", "https://evil.com")), id="origin"),
-        pytest.param(with_headers(LOCAL, ("origin", "http://localhost:8001")), id="origin of this machine"),
+        pytest.param(with_headers(LOCAL, ("origin", "http://localhost:8001")), id="local origin"),
         pytest.param(with_headers(LOCAL, ("origin", "null")), id="origin null"),
         pytest.param(with_headers(LOCAL, ("origin", "")), id="origin, empty"),
         pytest.param(with_headers(LOCAL, ("sec-fetch-site", "cross-site")), id="cross-site"),
         pytest.param(with_headers(LOCAL, ("sec-fetch-site", "same-site")), id="same-site"),
         pytest.param(with_headers(LOCAL, ("sec-fetch-site", "")), id="sec-fetch-site, empty"),
-        pytest.param(with_headers(LOCAL, ("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")), id="two sites"),
+        pytest.param(
+            with_headers(LOCAL, ("sec-fetch-site", "none"), ("sec-fetch-site", "cross-site")),
+            id="two sec-fetch-site headers",
+        ),
         *(
             pytest.param(attrs.evolve(LOCAL, http_version=version), id=f"HTTP/{version}")
             for version in ("0.9", "1.0", "2", "2.0", "3", "")
@@ -564,14 +567,14 @@ def test_forwarding_headers_from_untrusted_peers_are_ignored(values: list[str]) 
 @pytest.mark.parametrize(
     ("peer", "values"),
     [
-        pytest.param("203.0.113.9", ["203.0.113.9"], id="the only one"),
-        pytest.param("203.0.113.9", ["192.0.2.1, 203.0.113.9"], id="the last one"),
+        pytest.param("203.0.113.9", ["203.0.113.9"], id="only entry"),
+        pytest.param("203.0.113.9", ["192.0.2.1, 203.0.113.9"], id="last entry"),
         pytest.param("203.0.113.9", ["203.0.113.9, 127.0.0.1"], id="before a local proxy"),
-        pytest.param("203.0.113.9", ["192.0.2.1", " 203.0.113.9 "], id="in a second header"),
-        pytest.param("203.0.113.9", ["203.0.113.9:50000"], id="with its port"),
+        pytest.param("203.0.113.9", ["192.0.2.1", " 203.0.113.9 "], id="last entry in a second header"),
+        pytest.param("203.0.113.9", ["203.0.113.9:50000"], id="with a port"),
         pytest.param("2001:db8::1", ["2001:db8::1"], id="IPv6"),
-        pytest.param("2001:db8::1", ["[2001:db8::1]:50000"], id="IPv6 with its port"),
-        pytest.param("nonsense", ["nonsense"], id="no address"),
+        pytest.param("2001:db8::1", ["[2001:db8::1]:50000"], id="IPv6 with a port"),
+        pytest.param("nonsense", ["nonsense"], id="not an address"),
     ],
 )
 def test_address_is_unknown_if_the_server_replaced_the_peer(peer: str, values: list[str]) -> None:
@@ -592,22 +595,22 @@ def test_invalid_replaced_peer_is_unknown() -> None:
 @pytest.mark.parametrize(
     ("values", "address"),
     [
-        pytest.param(["203.0.113.9"], "203.0.113.9", id="one"),
-        pytest.param(["192.0.2.1, 203.0.113.9"], "203.0.113.9", id="the last one"),
-        pytest.param(["192.0.2.1", "203.0.113.9"], "203.0.113.9", id="the last one of two headers"),
+        pytest.param(["203.0.113.9"], "203.0.113.9", id="single entry"),
+        pytest.param(["192.0.2.1, 203.0.113.9"], "203.0.113.9", id="last entry"),
+        pytest.param(["192.0.2.1", "203.0.113.9"], "203.0.113.9", id="last entry of two headers"),
         pytest.param(["192.0.2.1,203.0.113.9,10.9.9.9,10.0.0.2"], "203.0.113.9", id="before trusted proxies"),
-        pytest.param(["10.0.0.3, 203.0.113.9, 10.0.0.2"], "203.0.113.9", id="last untrusted one"),
-        pytest.param(["10.0.0.3, 10.0.0.2"], "10.0.0.3", id="all trusted"),
-        pytest.param(["nonsense, 203.0.113.9"], "203.0.113.9", id="malformed before it"),
-        pytest.param(["203.0.113.9, nonsense"], "10.0.0.1", id="malformed after it"),
-        pytest.param(["203.0.113.9, nonsense, 10.0.0.2"], "10.0.0.2", id="malformed between"),
-        pytest.param(["203.0.113.9,"], "10.0.0.1", id="empty after it"),
-        pytest.param([""], "10.0.0.1", id="empty"),
+        pytest.param(["10.0.0.3, 203.0.113.9, 10.0.0.2"], "203.0.113.9", id="last untrusted entry"),
+        pytest.param(["10.0.0.3, 10.0.0.2"], "10.0.0.3", id="all entries trusted"),
+        pytest.param(["nonsense, 203.0.113.9"], "203.0.113.9", id="malformed entry before"),
+        pytest.param(["203.0.113.9, nonsense"], "10.0.0.1", id="malformed entry after"),
+        pytest.param(["203.0.113.9, nonsense, 10.0.0.2"], "10.0.0.2", id="malformed entry between"),
+        pytest.param(["203.0.113.9,"], "10.0.0.1", id="empty entry after"),
+        pytest.param([""], "10.0.0.1", id="empty header"),
         pytest.param(["unknown"], "10.0.0.1", id="unknown"),
-        pytest.param(["203.0.113.256"], "10.0.0.1", id="no address"),
+        pytest.param(["203.0.113.256"], "10.0.0.1", id="not an address"),
         pytest.param(["203.0.113.9\xe4"], "10.0.0.1", id="not ASCII"),
-        pytest.param(["203.0.113.9:50000"], "203.0.113.9", id="port"),
-        pytest.param(["203.0.113.9:50000, 10.0.0.2:443"], "203.0.113.9", id="ports"),
+        pytest.param(["203.0.113.9:50000"], "203.0.113.9", id="with a port"),
+        pytest.param(["203.0.113.9:50000, 10.0.0.2:443"], "203.0.113.9", id="with two ports"),
         pytest.param(["2001:db8::1"], "2001:db8::1", id="IPv6"),
         pytest.param(["[2001:db8::1]:50000"], "2001:db8::1", id="IPv6 with a port"),
         pytest.param(["203.0.113.9, 2001:db8:ffff::2"], "203.0.113.9", id="trusted IPv6"),

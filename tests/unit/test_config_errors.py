@@ -89,17 +89,19 @@ def test_unknown_key_in_a_variable_is_rejected_with_its_path(tmp_path: Path, var
         pytest.param(
             "connection: {username: a, password: p, database: d, port: x}", "connection.port", id="word as port"
         ),
-        pytest.param("connection: {username: a, password: 5, database: d}", "connection.password", id="number"),
+        pytest.param(
+            "connection: {username: a, password: 5, database: d}", "connection.password", id="number as password"
+        ),
         pytest.param("secrets: [key]", "secrets", id="list as section"),
-        pytest.param("secrets: key", "secrets", id="text as section of secrets"),
-        pytest.param("secrets: 5", "secrets", id="number as section of secrets"),
+        pytest.param("secrets: key", "secrets", id="text as secrets section"),
+        pytest.param("secrets: 5", "secrets", id="number as secrets section"),
         pytest.param("secrets: {key: 5}", "secrets.key", id="number as key"),
         pytest.param("secrets: {key: [5]}", "secrets.key[0]", id="number in a list of keys"),
         pytest.param("secrets: {token_key: 5}", "secrets.token_key", id="number as token key"),
         pytest.param("secrets: {salt: 5}", "secrets.salt", id="number as salt"),
         pytest.param("secrets: {salt: [5]}", "secrets.salt[0]", id="number in a list of salts"),
         pytest.param("secrets: {salt: 2026-03-01}", "secrets.salt", id="date as salt"),
-        pytest.param("secrets: {admin_token: 5}", "secrets.admin_token", id="number as token"),
+        pytest.param("secrets: {admin_token: 5}", "secrets.admin_token", id="number as admin token"),
         pytest.param("passwords: {scheme: md5}", "passwords.scheme", id="unknown scheme"),
         pytest.param("passwords: {min_length: eight}", "passwords.min_length", id="word as length"),
         pytest.param("passwords: {min_length: 8.5}", "passwords.min_length", id="fraction as length"),
@@ -108,11 +110,11 @@ def test_unknown_key_in_a_variable_is_rejected_with_its_path(tmp_path: Path, var
         pytest.param("tokens: {minutes: 0.5}", "tokens.minutes", id="fraction as minutes"),
         pytest.param("tokens: {issuer: 5}", "tokens.issuer", id="number as issuer"),
         pytest.param("tokens: {audience: [a, b]}", "tokens.audience", id="list as audience"),
-        pytest.param("logins: {per_address: many}", "logins.per_address", id="word as number"),
-        pytest.param("logins: {per_name: null}", "logins.per_name", id="null as number"),
+        pytest.param("logins: {per_address: many}", "logins.per_address", id="word as limit"),
+        pytest.param("logins: {per_name: null}", "logins.per_name", id="null as limit"),
         pytest.param("http: {trusted_proxies: 5}", "http.trusted_proxies", id="number as proxies"),
         pytest.param("http: {trusted_proxies: [5]}", "http.trusted_proxies[0]", id="number in a list of proxies"),
-        pytest.param("http: text", "http", id="text as section of HTTP"),
+        pytest.param("http: text", "http", id="text as http section"),
         pytest.param("registration: {open: maybe}", "registration.open", id="word as flag"),
         pytest.param("management: {local: 5}", "management.local", id="number as flag"),
     ],
@@ -223,10 +225,10 @@ def test_missing_mounted_file_is_rejected(tmp_path: Path) -> None:
         pytest.param("short", id="short"),
         pytest.param(base64.urlsafe_b64encode(b"x" * 31).decode(), id="31 bytes"),
         pytest.param(base64.urlsafe_b64encode(b"x" * 33).decode(), id="33 bytes"),
-        pytest.param(KEY.removesuffix("="), id="no padding"),
+        pytest.param(KEY.removesuffix("="), id="missing padding"),
         pytest.param(f"{KEY}=", id="too much padding"),
         pytest.param(base64.b64encode(b"\xfb\xef\xbe" * 10 + b"\xff\xff").decode(), id="standard base64 alphabet"),
-        pytest.param(f"!{KEY}", id="character that base64 ignores"),
+        pytest.param(f"!{KEY}", id="character that base64 decoding ignores"),
         pytest.param("0" * 64, id="hex"),
         pytest.param("é" * 44, id="not ASCII"),
     ],
@@ -291,7 +293,7 @@ def test_admin_token_with_invalid_characters_is_rejected(tmp_path: Path, token: 
 
 
 def test_salt_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
-    undecodable = b"\xff".decode("utf-8", "surrogateescape")  # how os.environ represents it
+    undecodable = b"\xff".decode("utf-8", "surrogateescape")  # how os.environ represents undecodable bytes
 
     assert load_error(tmp_path, "", {"MLAPI_SECRETS__SALT": undecodable}) == "MLAPI_SECRETS__SALT is not UTF-8"
 
@@ -399,7 +401,7 @@ def test_invalid_issuer_or_audience_is_rejected(tmp_path: Path, name: str, value
         pytest.param("10.0.0.256", id="impossible address"),
         pytest.param("10.0.0.1:80", id="address with a port"),
         pytest.param("10.0.0.0/8;::1", id="wrong separator"),
-        pytest.param("'*'", id="star"),
+        pytest.param("'*'", id="asterisk"),
         pytest.param("['']", id="empty item in a list"),
         pytest.param("[10.0.0.0/8, '10.0.0.0/8, ::1']", id="two addresses in one item"),
     ],
@@ -423,7 +425,7 @@ def test_proxy_that_is_not_an_address_is_rejected(tmp_path: Path, proxies: str) 
         pytest.param("", {"MLAPI_SECRETS__TOKEN_KEY": f"{KEY},{CANARY}"}, id="token key in the environment"),
         pytest.param(f"secrets: {{salt: {{{CANARY}: {CANARY}}}}}", {}, id="mapping as salt"),
         pytest.param(f"secrets: {{salt: [[{CANARY}]]}}", {}, id="list in the list of salts"),
-        pytest.param(f"secrets: {{salt: *{CANARY}}}", {}, id="salt that begins with a star"),
+        pytest.param(f"secrets: {{salt: *{CANARY}}}", {}, id="salt that begins with an asterisk"),
         pytest.param(f"secrets: {{salt: !{CANARY}}}", {}, id="salt that begins with an exclamation mark"),
         pytest.param(f"secrets: {{salt: &{CANARY}}}", {}, id="salt that begins with an ampersand"),
         pytest.param(f"secrets: {{salt: @{CANARY}}}", {}, id="salt that begins with an at sign"),
@@ -454,7 +456,7 @@ def test_proxy_that_is_not_an_address_is_rejected(tmp_path: Path, proxies: str) 
         pytest.param(f"passwords: {{scheme: {CANARY}}}", {}, id="scheme"),
         pytest.param(f"passwords: {{min_length: {CANARY}}}", {}, id="length"),
         pytest.param(f"tokens: {{minutes: {CANARY}}}", {}, id="minutes"),
-        pytest.param(f"logins: {{per_name: {CANARY}}}", {}, id="number of log-ins"),
+        pytest.param(f"logins: {{per_name: {CANARY}}}", {}, id="login limit"),
         pytest.param(f"http: {{trusted_proxies: {CANARY}}}", {}, id="proxies"),
         pytest.param(f"registration: {{open: {CANARY}}}", {}, id="flag"),
     ],

@@ -1,4 +1,4 @@
-"""Reading of mounted secrets and YAML files."""
+"""Reading mounted secrets and YAML files."""
 
 from pathlib import Path
 
@@ -53,13 +53,13 @@ def test_duplicate_yaml_key_is_rejected(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "secret"),
     [
-        pytest.param("secret", "secret", id="no line end"),
-        pytest.param("secret\n", "secret", id="line end"),
-        pytest.param("secret\r\n", "secret", id="Windows line end"),
-        pytest.param("secret\n\n", "secret", id="two line ends"),
+        pytest.param("secret", "secret", id="no newline"),
+        pytest.param("secret\n", "secret", id="newline"),
+        pytest.param("secret\r\n", "secret", id="Windows newline"),
+        pytest.param("secret\n\n", "secret", id="two newlines"),
         pytest.param(" secret \n", " secret ", id="spaces are kept"),
-        pytest.param("two\nlines\n", "two\nlines", id="line end inside"),
-        pytest.param("gehëim\n", "gehëim", id="beyond ASCII"),
+        pytest.param("two\nlines\n", "two\nlines", id="newline inside"),
+        pytest.param("gehëim\n", "gehëim", id="not ASCII"),
         pytest.param("", "", id="empty"),
     ],
 )
@@ -71,7 +71,7 @@ def test_trailing_newlines_of_a_secret_are_removed(tmp_path: Path, content: str,
 
 
 def test_secret_is_read_through_a_symbolic_link(tmp_path: Path) -> None:
-    link = tmp_path / "link"  # as Kubernetes mounts its secrets
+    link = tmp_path / "link"  # Kubernetes mounts secrets as symbolic links
     link.symlink_to(write(tmp_path, "secret", name="secret"))
 
     assert read_mounted_value(link, "MLAPI_SECRETS__SALT_FILE", is_secret=True) == "secret"
@@ -131,8 +131,8 @@ def test_empty_yaml_file_is_an_empty_mapping(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        pytest.param("key: secret\nsalt: 'secret", "is not valid YAML (line 2)", id="open quote"),
-        pytest.param("key: secret\x00", "is not valid YAML", id="NUL, an error without a line"),
+        pytest.param("key: secret\nsalt: 'secret", "is not valid YAML (line 2)", id="unclosed quote"),
+        pytest.param("key: secret\x00", "is not valid YAML", id="NUL, reported without a line number"),
         pytest.param(b"secret\xff", "is not UTF-8", id="not UTF-8"),
         pytest.param("secret", "must contain `key: value` lines", id="text"),
         pytest.param("[secret]", "must contain `key: value` lines", id="list"),

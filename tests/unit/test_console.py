@@ -1,4 +1,4 @@
-"""The parts of the console: sessions, access to pages, and the chart."""
+"""Parts of the console: sessions, access to pages, and the chart."""
 
 import json
 from datetime import UTC, date, datetime, timedelta, timezone
@@ -36,10 +36,10 @@ def test_every_session_is_unique() -> None:
     assert sessions().create() != sessions().create()
 
 
-def cookie_used_until(end: int) -> str:
-    """Return the cookie of a session that has been used every half hour until then."""
+def cookie_after_use(seconds: int) -> str:
+    """Return the cookie of a session that was used every half hour for this long."""
     session, cookie = sessions().create()
-    for now in range(NOW, NOW + end + 1, 1800):
+    for now in range(NOW, NOW + seconds + 1, 1800):
         cookie = sessions(now=now).renew(session) or cookie
         loaded = sessions(now=now).load(cookie)
         assert loaded is not None
@@ -59,7 +59,7 @@ def test_unused_session_expires_after_the_idle_timeout(seconds: int, is_valid: b
 
 @pytest.mark.parametrize(("seconds", "is_valid"), [(LIFETIME_SECONDS - 1, True), (LIFETIME_SECONDS, False)])
 def test_session_in_use_expires_after_its_lifetime(seconds: int, is_valid: bool) -> None:
-    cookie = cookie_used_until(LIFETIME_SECONDS - 1800)
+    cookie = cookie_after_use(LIFETIME_SECONDS - 1800)
 
     assert (sessions(now=NOW + seconds).load(cookie) is not None) == is_valid
 
@@ -88,7 +88,7 @@ def test_a_new_admin_token_invalidates_every_session() -> None:
 
 
 def encoded(content: bytes) -> str:
-    """Return content as itsdangerous encodes each part of a signed value."""
+    """Encode content the way itsdangerous encodes each part of a signed value."""
     return base64_encode(content).decode("ascii")
 
 
@@ -98,8 +98,8 @@ def test_tampered_session_cookie_is_rejected() -> None:
     later = encoded((NOW + 1).to_bytes(4))
     other_session = encoded(json.dumps(["0" * 32, NOW]).encode())
     started_later = encoded(json.dumps([session.id, NOW + 1]).encode())
-    same_bytes = signature[:-1] + chr(ord(signature[-1]) + 1)  # base64 ignores the last two bits
-    changed = [
+    same_bytes = signature[:-1] + chr(ord(signature[-1]) + 1)  # base64 decoding ignores the last two bits
+    tampered = [
         "",
         "x",
         ".",
@@ -127,7 +127,7 @@ def test_tampered_session_cookie_is_rejected() -> None:
     ]
 
     assert base64_decode(same_bytes) == base64_decode(signature)
-    assert {value: sessions().load(value) for value in changed} == dict.fromkeys(changed)
+    assert {value: sessions().load(value) for value in tampered} == dict.fromkeys(tampered)
 
 
 def test_signature_for_one_purpose_is_invalid_for_another() -> None:

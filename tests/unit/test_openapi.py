@@ -1,4 +1,4 @@
-"""The table of operations and the OpenAPI description: complete, consistent with the routes, with valid examples."""
+"""The operation table and the OpenAPI description are complete, match the routes and have valid examples."""
 
 import json
 import re
@@ -27,7 +27,7 @@ from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS
 
 DOCUMENT: dict[str, Any] = json.loads(openapi())
 PAGES = (CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH)
-"""The routes without an operation: web pages, and the description itself."""
+"""Routes without an operation: web pages and the description itself."""
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -47,7 +47,7 @@ def is_valid(value: object, schema: object) -> bool:
 
 
 def contents(operation: Operation) -> Iterator[dict[str, Any]]:
-    """Yield the description of every request and response body of an operation."""
+    """Yield the descriptions of an operation's request and response bodies."""
     description = description_of(operation)
     for response in (*description["responses"].values(), description.get("requestBody", {})):
         yield from response.get("content", {}).values()
@@ -128,7 +128,9 @@ def test_operations_on_a_path_agree_on_admin_access(operation: Operation) -> Non
     }
 
 
-@pytest.mark.parametrize("operation", [one for one in OPERATIONS if not one.callers.needs_admin], ids=operation_id)
+@pytest.mark.parametrize(
+    "operation", [operation for operation in OPERATIONS if not operation.callers.needs_admin], ids=operation_id
+)
 @pytest.mark.parametrize("method", METHODS)
 def test_open_path_never_leads_to_an_admin_operation(operation: Operation, method: str) -> None:
     """``/users/me`` is open, and ``/users/{user_id}``, which needs admin access, also matches it."""
@@ -150,7 +152,7 @@ def test_path_patterns_match_the_paths_of_their_operation() -> None:
 
 
 def test_endpoints_are_named_after_their_handlers() -> None:
-    """Endpoint names are labels in the metrics, which dashboards of users refer to."""
+    """Endpoint names are metric labels, and users' dashboards refer to them."""
     names = {(route.path, route.endpoint.name) for route in operation_routes() if isinstance(route.endpoint, Endpoint)}
 
     assert names >= {
@@ -262,7 +264,9 @@ def test_field_examples_match_their_schema(schema: dict[str, Any]) -> None:
     assert invalid == []
 
 
-@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.response is not None], ids=operation_id)
+@pytest.mark.parametrize(
+    "operation", [operation for operation in OPERATIONS if operation.response is not None], ids=operation_id
+)
 def test_declared_response_type_matches_the_response(operation: Operation) -> None:
     assert operation.response is not None
 
@@ -270,7 +274,9 @@ def test_declared_response_type_matches_the_response(operation: Operation) -> No
     assert msgspec.json.encode(decoded) == operation.success.body
 
 
-@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.request is not None], ids=operation_id)
+@pytest.mark.parametrize(
+    "operation", [operation for operation in OPERATIONS if operation.request is not None], ids=operation_id
+)
 def test_request_made_from_the_examples_is_accepted(operation: Operation) -> None:
     assert operation.request is not None
     fields = DOCUMENT["components"]["schemas"][operation.request.__name__]["properties"]
@@ -290,7 +296,9 @@ def test_registration_example_can_be_registered() -> None:
 # --- no secrets in logs and tracebacks
 
 
-@pytest.mark.parametrize("operation", [one for one in OPERATIONS if one.response is not None], ids=operation_id)
+@pytest.mark.parametrize(
+    "operation", [operation for operation in OPERATIONS if operation.response is not None], ids=operation_id
+)
 def test_repr_of_responses_omits_their_content(operation: Operation) -> None:
     assert operation.response is not None
 

@@ -19,7 +19,7 @@ PUBLISHED_KEY = b"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="  # from the test
 
 
 def run_python(code: str, folder: Path, **environ: str) -> list[str]:
-    """Run code in a new Python process, outside the import path; return the lines that it prints."""
+    """Run code in an isolated Python process and return the lines it prints."""
     run = subprocess.run(
         [sys.executable, "-I", "-c", code], cwd=folder, env=environ, capture_output=True, text=True, check=False
     )
@@ -80,7 +80,7 @@ def test_repository_contains_no_key() -> None:
     if git is None or not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     output = subprocess.run([git, "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
-    excluded = (b"tests/", b"src/mlapi/entrypoints/static/swagger-ui/")  # names in the bundle look like keys
+    excluded = (b"tests/", b"src/mlapi/entrypoints/static/swagger-ui/")  # some minified names look like keys
     files = [ROOT / name.decode() for name in output.split(b"\0") if name and not name.startswith(excluded)]
 
     keys = {

@@ -1,4 +1,4 @@
-"""Rows and simple updates are derived from the fields of entities and commands, and from the columns of tables."""
+"""Rows and simple updates are derived from the fields of entities and commands, and from table columns."""
 
 from datetime import UTC, datetime
 from typing import Any

@@ -1,4 +1,4 @@
-"""The secrets file: created once, updated atomically, locked, and recognized when it has changed."""
+"""The secrets file is created once, updated atomically, locked and checked for changes."""
 
 import logging
 import os
@@ -118,7 +118,7 @@ def test_missing_folder_is_reported_when_creating_the_file(tmp_path: Path) -> No
 @pytest.fixture
 def full_disk() -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # no file can grow any more
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # every write now fails
     yield
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 

@@ -1,4 +1,4 @@
-"""Source code of the package: no dangerous functions, and cryptography only in the listed files."""
+"""The source code calls no dangerous functions and uses cryptography only in the listed files."""
 
 import ast
 import re
@@ -25,7 +25,7 @@ def iterate_imports(tree: ast.Module) -> Iterator[str]:
 
 
 def files_importing(*modules: str) -> set[str]:
-    """Return the files that import any of these modules or their names."""
+    """Return the files that import any of these modules, or names from them."""
     return {
         file
         for file, tree in TREES.items()
@@ -109,7 +109,7 @@ def test_no_request_value_is_interpolated_into_sql() -> None:
     }
 
     assert outside == set()
-    # Settings, numbers and table names from our own code. SQL has no parameters for them.
+    # Settings, numbers and table names from our own code, for which SQL has no parameters.
     assert interpolated == {"setting", "timeout_seconds * 1000", "VERSION_TABLE", "_MAX_DAMAGE_LINES", "notes.name"}
 
 

@@ -1,4 +1,4 @@
-"""Tests of the choice of a storage by the scheme of `database.url`, and of the storage in memory."""
+"""The scheme of `database.url` selects the storage. Also tests the in-memory storage."""
 
 import sys
 from pathlib import Path
@@ -18,7 +18,7 @@ def settings_for(url: str) -> Settings:
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Forget the schemes that a test registers."""
+    """Remove the schemes that a test registers."""
     monkeypatch.setattr(storages, "_storages", dict(storages._storages))
 
 

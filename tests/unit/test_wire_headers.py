@@ -1,4 +1,4 @@
-"""Request headers: content type and length, and the credential."""
+"""Request headers: content type, content length and credentials."""
 
 import pytest
 from hypothesis import given
@@ -45,21 +45,21 @@ def test_json_in_utf8_is_accepted(content_type: str) -> None:
 @pytest.mark.parametrize(
     "content_types",
     [
-        pytest.param([], id="none"),
+        pytest.param([], id="missing"),
         pytest.param([""], id="empty"),
-        pytest.param(["application/json", "application/json"], id="two"),
-        pytest.param(["application/json, text/plain"], id="two in one"),
-        pytest.param(["text/plain"], id="text, which web pages may send cross-origin"),
+        pytest.param(["application/json", "application/json"], id="two headers"),
+        pytest.param(["application/json, text/plain"], id="two types in one header"),
+        pytest.param(["text/plain"], id="text, which web pages can send cross-origin"),
         pytest.param(["application/x-www-form-urlencoded"], id="form"),
         pytest.param(["multipart/form-data; boundary=x"], id="multipart form"),
         pytest.param(["text/json"], id="text/json"),
         pytest.param(["application/jsonp"], id="jsonp"),
-        pytest.param(["application/problem+json"], id="other JSON"),
+        pytest.param(["application/problem+json"], id="another JSON type"),
         pytest.param(["application/json; charset=latin-1"], id="latin-1"),
         pytest.param(["application/json; charset=utf-16"], id="utf-16"),
         pytest.param(["application/json; charset=utf-8; charset=latin-1"], id="two charsets"),
         pytest.param(["application/json; boundary=x"], id="other parameter"),
-        pytest.param(["application/j\u017fon"], id="long s"),
+        pytest.param(["application/j\u017fon"], id="long s in place of s"),
     ],
 )
 def test_other_content_types_are_rejected(content_types: list[str]) -> None:
@@ -79,7 +79,7 @@ def test_content_length_up_to_the_limit_is_accepted(lengths: list[str]) -> None:
 @pytest.mark.parametrize(
     "lengths",
     [["16385"], ["9" * 19], ["9" * 5000], ["5", "16385"]],
-    ids=["one more", "19 digits", "5000 digits", "second of two"],
+    ids=["one byte over", "19 digits", "5000 digits", "second of two"],
 )
 def test_content_length_over_the_limit_is_rejected(lengths: list[str]) -> None:
     with pytest.raises(BodyTooLargeError):
@@ -108,7 +108,7 @@ def test_bearer_credential_is_returned(value: bytes, credential: str) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        pytest.param([], id="none"),
+        pytest.param([], id="missing"),
         pytest.param([b""], id="empty"),
         pytest.param([b"abc"], id="no scheme"),
         pytest.param([b"Bearer"], id="no credential"),
@@ -118,10 +118,10 @@ def test_bearer_credential_is_returned(value: bytes, credential: str) -> None:
         pytest.param([b"Bearerabc"], id="no space"),
         pytest.param([b"Bearer\tabc"], id="tab"),
         pytest.param([b"Bearer \xc3\xa4"], id="not ASCII"),
-        pytest.param([b"B\xe4arer abc"], id="scheme that is not ASCII"),
-        pytest.param([b"Bearer abc", b"Bearer abc"], id="twice"),
-        pytest.param([b"Bearer abc", b""], id="and an empty one"),
-        pytest.param([b"Basic abc", b"Bearer abc"], id="after another scheme"),
+        pytest.param([b"B\xe4arer abc"], id="non-ASCII scheme"),
+        pytest.param([b"Bearer abc", b"Bearer abc"], id="two headers"),
+        pytest.param([b"Bearer abc", b""], id="with an empty second header"),
+        pytest.param([b"Basic abc", b"Bearer abc"], id="second header after another scheme"),
     ],
 )
 def test_missing_or_repeated_credential_is_rejected(values: list[bytes]) -> None:

@@ -52,10 +52,10 @@ def read_all(chunks: Iterable[bytes]) -> bytes:
 @pytest.mark.parametrize(
     ("chunks", "body"),
     [
-        pytest.param([], b"", id="none"),
-        pytest.param([b"", b""], b"", id="empty ones"),
-        pytest.param([b'{"user', b"", b'name"}'], b'{"username"}', id="several"),
-        pytest.param([b"x" * 16384], b"x" * 16384, id="limit in one"),
+        pytest.param([], b"", id="no chunks"),
+        pytest.param([b"", b""], b"", id="empty chunks"),
+        pytest.param([b'{"user', b"", b'name"}'], b'{"username"}', id="several chunks"),
+        pytest.param([b"x" * 16384], b"x" * 16384, id="limit in one chunk"),
         pytest.param([b"x"] * 16384, b"x" * 16384, id="limit byte by byte"),
     ],
 )
@@ -69,18 +69,18 @@ def test_body_over_the_limit_is_rejected() -> None:
 
 
 def test_reading_stops_at_the_limit() -> None:
-    taken = 0
+    chunks_read = 0
 
     def chunks() -> Iterator[bytes]:
-        nonlocal taken
+        nonlocal chunks_read
         while True:
-            taken += 1
+            chunks_read += 1
             yield b"x" * 1024
 
     with pytest.raises(BodyTooLargeError):
         read_all(chunks())
 
-    assert taken == 17
+    assert chunks_read == 17
 
 
 # --- decoding a body
@@ -108,7 +108,7 @@ def test_reading_stops_at_the_limit() -> None:
         pytest.param(
             rb'{"username": "\\ud800", "password": "", "email": ""}',
             RegisterRequest("\\ud800", "", ""),
-            id="a backslash",
+            id="escaped backslash",
         ),
         pytest.param(
             rb'{"\u0075sername": "u", "password": "p", "email": "e"}',
@@ -160,19 +160,21 @@ CONSTANT = "NaN and Infinity are not JSON"
         pytest.param(rb'{"username": "\uDFFF"}', LONE_SURROGATE, id="low surrogate"),
         pytest.param(rb'{"username": "\ude00\ud83d"}', LONE_SURROGATE, id="surrogates in the wrong order"),
         pytest.param(rb'{"\ud800": "a"}', LONE_SURROGATE, id="surrogate in a key"),
-        pytest.param(rb'{"username": [{"a": ["\ud800"]}]}', LONE_SURROGATE, id="surrogate deep inside"),
-        pytest.param(rb'"\ud800"', LONE_SURROGATE, id="surrogate as a whole body"),
+        pytest.param(rb'{"username": [{"a": ["\ud800"]}]}', LONE_SURROGATE, id="nested surrogate"),
+        pytest.param(rb'"\ud800"', LONE_SURROGATE, id="body that is only a surrogate"),
         pytest.param(b'{"username": "a", "username": "b"}', DUPLICATE_KEY, id="duplicate key"),
-        pytest.param(b'{"username": "a", "username": "a"}', DUPLICATE_KEY, id="duplicate key with one value"),
-        pytest.param(rb'{"username": "a", "\u0075sername": "b"}', DUPLICATE_KEY, id="duplicate key, once escaped"),
-        pytest.param(b'{"username": {"a": 1, "a": 2}}', DUPLICATE_KEY, id="duplicate key inside"),
+        pytest.param(b'{"username": "a", "username": "a"}', DUPLICATE_KEY, id="duplicate key with equal values"),
+        pytest.param(rb'{"username": "a", "\u0075sername": "b"}', DUPLICATE_KEY, id="duplicate key, one escaped"),
+        pytest.param(b'{"username": {"a": 1, "a": 2}}', DUPLICATE_KEY, id="nested duplicate key"),
         pytest.param(b'[{"a": 1, "a": 2}]', DUPLICATE_KEY, id="duplicate key in a list"),
         pytest.param(b'{"username": NaN}', CONSTANT, id="NaN"),
         pytest.param(b"[Infinity]", CONSTANT, id="Infinity"),
         pytest.param(b"-Infinity", CONSTANT, id="-Infinity"),
         pytest.param(b"1" * 5000, "it contains a number that is too long", id="integer of 5000 digits"),
         pytest.param(
-            b'{"username": -' + b"1" * 5000 + b"}", "it contains a number that is too long", id="negative one"
+            b'{"username": -' + b"1" * 5000 + b"}",
+            "it contains a number that is too long",
+            id="negative integer of 5000 digits",
         ),
     ],
 )
@@ -288,10 +290,13 @@ def test_repr_of_a_registration_omits_its_values() -> None:
             b'{"current": "CANARY", "new": "CANARY2"}',
             ChangePasswordRequest("CANARY", "CANARY2"),
             "ChangePasswordRequest(...)",
-            id="own password",
+            id="change of the own password",
         ),
         pytest.param(
-            b'{"password": "CANARY"}', SetPasswordRequest("CANARY"), "SetPasswordRequest(...)", id="another password"
+            b'{"password": "CANARY"}',
+            SetPasswordRequest("CANARY"),
+            "SetPasswordRequest(...)",
+            id="password set by an admin",
         ),
         pytest.param(b'{"name": "CANARY"}', AddApiKeyRequest("CANARY", None), "AddApiKeyRequest(...)", id="API key"),
     ],
@@ -306,7 +311,7 @@ def test_repr_of_every_body_omits_its_values(body: bytes, decoded: RequestBody, 
 @pytest.mark.parametrize(
     ("body_type", "names"),
     [(LoginRequest, "username, password"), (ChangePasswordRequest, "current, new"), (SetPasswordRequest, "password")],
-    ids=["login", "own password", "another password"],
+    ids=["login", "change of the own password", "password set by an admin"],
 )
 def test_every_body_type_reports_all_invalid_fields(body_type: type[RequestBody], names: str) -> None:
     fields = names.split(", ")
@@ -331,13 +336,13 @@ def test_every_body_type_reports_all_invalid_fields(body_type: type[RequestBody]
         pytest.param(
             '"2030-01-31T12:00:00.123456+05:30"',
             datetime(2030, 1, 31, 12, 0, 0, 123456, timezone(timedelta(hours=5, minutes=30))),
-            id="another zone",
+            id="another time zone",
         ),
-        pytest.param('"2030-01-31 12:00:00Z"', datetime(2030, 1, 31, 12, tzinfo=UTC), id="space"),
+        pytest.param('"2030-01-31 12:00:00Z"', datetime(2030, 1, 31, 12, tzinfo=UTC), id="space instead of T"),
         pytest.param(
             '"2030-01-31T12:00:00"',
             datetime(2030, 1, 31, 12),  # noqa: DTZ001 - the domain rejects it
-            id="no zone",
+            id="no time zone",
         ),
     ],
 )
@@ -373,7 +378,7 @@ def test_invalid_api_key_expiry_is_rejected(text: str) -> None:
     ("body", "errors"),
     [
         pytest.param(b"{}", missing("name"), id="empty object"),
-        pytest.param(b'{"name": null, "expires_at": 5}', (*not_a_string("name"), NOT_A_TIME), id="other types"),
+        pytest.param(b'{"name": null, "expires_at": 5}', (*not_a_string("name"), NOT_A_TIME), id="wrong types"),
         pytest.param(
             b'{"name": "laptop", "expires": null}',
             (FieldError("body", "must contain only name, expires_at"),),
@@ -406,7 +411,7 @@ def test_any_body_is_decoded_or_rejected(body: bytes, body_type: type[RequestBod
     try:
         decoded = requests.decode(body, body_type)
     except MlapiError as error:
-        assert error_response(error).status in {400, 413, 422}  # noqa: PT017 - either outcome is right
+        assert error_response(error).status in {400, 413, 422}  # noqa: PT017 - either outcome is valid
     else:
         assert isinstance(decoded, body_type)
 
@@ -454,7 +459,16 @@ def test_keys_may_be_in_any_order_but_not_repeated(keys: list[str], value: str) 
         ("9999999999999999999", 10**19 - 1),
         ("0" * 5000 + "7", 7),
     ],
-    ids=["one", "zero", "leading zeros", "zeros", "last of 64 bits", "one more", "19 digits", "5000 zeros"],
+    ids=[
+        "one",
+        "zero",
+        "leading zeros",
+        "zeros",
+        "largest 64-bit integer",
+        "beyond 64 bits",
+        "19 digits",
+        "5000 zeros",
+    ],
 )
 def test_user_id_consists_of_ascii_digits(text: str, user_id: int) -> None:
     assert requests.parse_user_id(text) == user_id
@@ -476,10 +490,10 @@ def test_user_id_too_large_for_the_database_is_parsed(digits: int) -> None:
         pytest.param("1.0", id="fraction"),
         pytest.param("1e3", id="exponent"),
         pytest.param("0x1", id="hex"),
-        pytest.param(" 1", id="space before"),
-        pytest.param("1 ", id="space after"),
-        pytest.param("1\n", id="line feed after"),
-        pytest.param("1\x00", id="NUL after"),
+        pytest.param(" 1", id="leading space"),
+        pytest.param("1 ", id="trailing space"),
+        pytest.param("1\n", id="trailing line feed"),
+        pytest.param("1\x00", id="trailing NUL"),
         pytest.param("\u0661", id="Arabic-Indic digit"),
         pytest.param("\u0967", id="Devanagari digit"),
         pytest.param("\uff11", id="full-width digit"),
@@ -499,7 +513,7 @@ def test_any_text_is_parsed_as_a_user_id_or_rejected(text: str) -> None:
     try:
         user_id = requests.parse_user_id(text)
     except MlapiError as error:
-        assert isinstance(error, InvalidFieldsError)  # noqa: PT017 - either outcome is right
+        assert isinstance(error, InvalidFieldsError)  # noqa: PT017 - either outcome is valid
     else:
         assert user_id >= 0
 

@@ -142,7 +142,7 @@ def test_response_with_an_api_key_is_not_cacheable() -> None:
             responses.users_page([ADA], more=True),
             b'{"users":[{"user_id":7,"username":"ada","email":"ada@example.com","enabled":true,'
             b'"created_datetime":"2026-03-01T12:00:00Z","updated_datetime":"2026-03-01T12:00:00Z"}],"next":7}',
-            id="a page of users",
+            id="page of users",
         ),
         pytest.param(
             responses.user(ADA),
@@ -156,13 +156,13 @@ def test_response_with_an_api_key_is_not_cacheable() -> None:
             b'"user_id":7,"key_id":"0123456789abcdef","outcome":"done","request_id":"request-7"},'
             b'{"audit_id":9,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
             b'"user_id":7,"key_id":"0123456789abcdef","outcome":"done","request_id":"request-7"}],"next":9}',
-            id="a page of the audit trail",
+            id="page of the audit trail",
         ),
         pytest.param(
             responses.audit_page([attrs.evolve(ENTRY, user_id=None, api_key_id=None, request_id=None)], more=False),
             b'{"entries":[{"audit_id":9,"at":"2026-03-01T12:00:00Z","actor":"admin","action":"add_api_key",'
             b'"user_id":null,"key_id":null,"outcome":"done","request_id":null}],"next":null}',
-            id="the last page of the audit trail",
+            id="last page of the audit trail",
         ),
         pytest.param(responses.audit_page([], more=False), b'{"entries":[],"next":null}', id="no entries"),
     ],
@@ -287,7 +287,7 @@ def subclasses(error: type[MlapiError]) -> set[type[MlapiError]]:
 
 def test_every_error_has_a_status_and_is_tested() -> None:
     for module in pkgutil.walk_packages(mlapi.__path__, "mlapi."):
-        importlib.import_module(module.name)  # so that all subclasses are defined
+        importlib.import_module(module.name)  # define all subclasses
 
     raised = subclasses(MlapiError) - {MlapiError, RequestError}
 

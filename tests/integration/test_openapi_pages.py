@@ -1,4 +1,4 @@
-"""The OpenAPI description and Swagger UI: complete, without requests to other hosts, with access control."""
+"""The OpenAPI description and Swagger UI are complete, load nothing from other hosts and can be closed."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def base(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def http(users: Users, base: str) -> TestClient:
-    """A client without credentials of a service with open docs."""
+    """A client without credentials, connected to a service with open docs."""
     app = create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN, docs_open=True))
     path = base.removeprefix(BASE)
     return asgi_client(Starlette(routes=[Mount(path, app)]) if path else app)

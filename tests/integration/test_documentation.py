@@ -47,7 +47,7 @@ def find_code_blocks(page: Path, language: str) -> list[str]:
 
 
 def pages_with_doctests() -> list[Path]:
-    # The example of adopting.md needs a legacy database: tests/integration/test_adoption.py runs it.
+    # The example in adopting.md needs a legacy database: tests/integration/test_adoption.py runs it.
     return [page for page in PAGES if ">>> " in read_page(page) and "adopt" not in page.name]
 
 
@@ -72,7 +72,7 @@ def test_doctests_in_docstrings_pass(module: str) -> None:
     assert failed == 0
 
 
-# The Python of other pages is not complete. tests/integration/test_testing_kit.py runs the test files of testing.md
+# The Python code on other pages is incomplete. tests/integration/test_testing_kit.py runs the test files in testing.md
 # and adapters.md.
 @pytest.mark.parametrize(
     ("page", "actions"), [("docs/getting-started.md", ["remove", "disable", "register"]), ("README.md", [])]
@@ -88,7 +88,7 @@ def test_python_code_on_the_first_pages_runs(page: str, actions: list[str], fold
 
 
 def iterate_commands(block: str) -> Iterator[tuple[str, str]]:
-    """Yield each curl command of a block, and the comment below it."""
+    """Yield each curl command in a block, and the comment below it."""
     lines = block.replace("\\\n", " ").splitlines()
     for number, line in enumerate(lines):
         if line.startswith("curl"):
@@ -109,7 +109,7 @@ def test_readme_curl_commands_return_the_shown_responses(folder: Path) -> None:
                 token = json.loads(body).get("token", token)
                 shortened = body.replace(token, "eyJ...") if token else body
                 responses.append((f"{status} {shortened}", documented))
-            if "DELETE" in block:  # the next blocks use ada again
+            if "DELETE" in block:  # later blocks use ada again
                 requests.post(f"{server.base}/register-user", json=ADA, timeout=10)
 
     assert len(responses) == 5
@@ -118,7 +118,7 @@ def test_readme_curl_commands_return_the_shown_responses(folder: Path) -> None:
 
 
 def find_mentioned_commands() -> set[tuple[str, ...]]:
-    """Return all commands of mlapi in the pages. ``mlapi keys new | rotate`` means two."""
+    """Return all mlapi commands on the pages. ``mlapi keys new | rotate`` counts as two commands."""
     groups = "|".join(name for name, command in main.commands.items() if isinstance(command, click.Group))
     word = "[a-z][a-z-]*"
     pattern = rf"(?:^|`|\$\()mlapi (?:({groups}) )?({word}(?: \| {word})*)"
