@@ -137,7 +137,7 @@ def in_memory_access(users: Users) -> Access:
 
 
 def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:
-    """Return a log-in attempt limiter that counts only the attempts in this process."""
+    """Return a login attempt limiter that counts only the attempts in this process."""
     return FixedWindowAttemptLimiter(InMemoryAttempts(), limits)
 
 

@@ -67,7 +67,7 @@ class TokenSettings:
 
 @attrs.frozen(kw_only=True)
 class LoginSettings:
-    """The number of failed log-in attempts allowed per minute."""
+    """The number of failed login attempts allowed per minute."""
 
     per_address: int = 200
     per_name: int = 200
