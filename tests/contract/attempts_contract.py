@@ -1,6 +1,7 @@
-"""The behaviour of the log-in limiter with any storage. A subclass provides the fixture ``counts`` without counts.
+"""The contract suite for `FixedWindowAttemptLimiter` with any storage.
 
-The tests use real time. Windows that must end are a second long.
+A subclass provides the fixture ``counts``, which is empty at first. The tests use real time. Windows that must end
+during a test last one second.
 """
 
 import time
@@ -13,7 +14,7 @@ from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLi
 from mlapi.domain.attempts import AttemptCountReader, AttemptCounts, AttemptCountWriter
 
 HOME, ELSEWHERE = "192.0.2.1", "198.51.100.7"
-WINDOW = 60
+WINDOW_SECONDS = 60
 MANY = 1000
 ALLOWED = 0
 
@@ -36,13 +37,13 @@ def are_allowed(limiter: AttemptLimiter, *attempts: tuple[str, str]) -> list[boo
 
 
 def log_in(limiter: AttemptLimiter, username: str = "ada", address: str = HOME) -> None:
-    """Count a successful attempt."""
+    """Count an attempt and record its success."""
     was_known = limiter.count(username, address)
     limiter.record_success(username, address, was_known=was_known)
 
 
 class CountingAttemptCounts:
-    """Count the uses of the storage."""
+    """Attempt counts that record how often they are used."""
 
     def __init__(self, counts: AttemptCounts) -> None:
         self.uses = 0
@@ -64,7 +65,7 @@ class FixedWindowContract:
         results = [attempt(limiter) for _ in range(6)]
 
         assert results[:3] == [ALLOWED] * 3
-        assert all(0 < seconds <= WINDOW for seconds in results[3:])
+        assert all(0 < seconds <= WINDOW_SECONDS for seconds in results[3:])
         assert are_allowed(limiter, ("ada", ELSEWHERE), ("bob", HOME)) == [True, True]
 
     def test_one_address_is_limited_for_all_names(self, counts: AttemptCounts) -> None:
@@ -73,7 +74,7 @@ class FixedWindowContract:
         results = [attempt(limiter, f"user{number}") for number in range(6)]
 
         assert results[:3] == [ALLOWED] * 3
-        assert all(0 < seconds <= WINDOW for seconds in results[3:])
+        assert all(0 < seconds <= WINDOW_SECONDS for seconds in results[3:])
         assert are_allowed(limiter, ("user5", ELSEWHERE)) == [True]
 
     def test_one_name_is_limited_for_all_addresses(self, counts: AttemptCounts) -> None:
@@ -82,17 +83,17 @@ class FixedWindowContract:
         results = [attempt(limiter, "ada", f"192.0.2.{number}") for number in range(6)]
 
         assert results[:3] == [ALLOWED] * 3
-        assert all(0 < seconds <= WINDOW for seconds in results[3:])
+        assert all(0 < seconds <= WINDOW_SECONDS for seconds in results[3:])
         assert are_allowed(limiter, ("bob", "192.0.2.5")) == [True]
 
-    def test_default_limits(self, counts: AttemptCounts) -> None:
+    def test_default_limits_are_enforced(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, AttemptLimits())
 
         results = [attempt(limiter) for _ in range(21)]
 
         assert AttemptLimits() == AttemptLimits(per_address=200, per_name=200, per_name_and_address=20)
         assert results[:20] == [ALLOWED] * 20
-        assert 0 < results[20] <= WINDOW
+        assert 0 < results[20] <= WINDOW_SECONDS
 
     def test_rejection_gives_whole_seconds_to_wait(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_address=1), window_seconds=1)
@@ -121,15 +122,15 @@ class FixedWindowContract:
 
         assert results == [False, True]
 
-    def test_success_is_taken_back_from_every_count(self, counts: AttemptCounts) -> None:
+    def test_success_is_subtracted_from_every_count(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_address=2, per_name=2))
 
         log_in(limiter)
         log_in(limiter, "bob", ELSEWHERE)
 
-        of_the_address = are_allowed(limiter, ("eve", HOME), ("eve", HOME), ("eve", HOME))
-        of_the_name = are_allowed(limiter, *[("bob", f"203.0.113.{number}") for number in range(3)])
-        assert of_the_address == of_the_name == [True, True, False]
+        by_address = are_allowed(limiter, ("eve", HOME), ("eve", HOME), ("eve", HOME))
+        by_name = are_allowed(limiter, *[("bob", f"203.0.113.{number}") for number in range(3)])
+        assert by_address == by_name == [True, True, False]
 
     def test_failure_before_a_success_still_counts(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name=2))
@@ -139,7 +140,7 @@ class FixedWindowContract:
 
         assert are_allowed(limiter, ("ada", ELSEWHERE), ("ada", ELSEWHERE)) == [True, False]
 
-    def test_known_address_is_limited_only_as_an_address(self, counts: AttemptCounts) -> None:
+    def test_known_address_is_limited_only_by_its_own_count(self, counts: AttemptCounts) -> None:
         limits = make_limits(per_address=6, per_name=1, per_name_and_address=1)
         limiter = FixedWindowAttemptLimiter(counts, limits)
         log_in(limiter)
@@ -252,7 +253,7 @@ class FixedWindowContract:
         assert results == [True] * 2 + [False] * 48
         assert counted.uses == 2 * 2 + 1  # two uses for each allowed attempt, one for the third
 
-    def test_cache_of_rejections_is_bounded(self, counts: AttemptCounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_rejection_cache_is_bounded(self, counts: AttemptCounts, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("mlapi.application.login_throttle._MAX_CACHED_REJECTIONS", 5)
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name_and_address=1))
         names = [f"user{number}" for number in range(12)]

@@ -1,4 +1,4 @@
-"""Every limiter of attempts we ship keeps the contract; what ours promises beyond it stands in ``test_attempts``."""
+"""Every attempt limiter that mlapi ships fulfils the contract. ``test_attempts`` has further tests."""
 
 import pytest
 

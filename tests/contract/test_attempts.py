@@ -1,4 +1,4 @@
-"""Attempt counts in memory and in databases keep the same contract; further tests concern the table."""
+"""The log-in limiter with counts in memory and in databases, and tests of the database table."""
 
 import re
 import sqlite3
@@ -19,7 +19,7 @@ from mlapi.domain.attempts import AttemptCounts, WindowCount
 from tests.contract.attempts_contract import (
     ELSEWHERE,
     HOME,
-    WINDOW,
+    WINDOW_SECONDS,
     FixedWindowContract,
     are_allowed,
     log_in,
@@ -27,16 +27,16 @@ from tests.contract.attempts_contract import (
 )
 
 SITES = {
-    "IPv6, one network": ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff", True),
-    "IPv6, written otherwise": ("2001:db8:1:2::1", "2001:0DB8:0001:0002:0:0:0:9", True),
+    "IPv6, same network": ("2001:db8:1:2::1", "2001:db8:1:2:ffff:ffff:ffff:ffff", True),
+    "IPv6, other notation": ("2001:db8:1:2::1", "2001:0DB8:0001:0002:0:0:0:9", True),
     "IPv6, next network": ("2001:db8:1:2::1", "2001:db8:1:3::1", False),
-    "IPv6 of a link": ("fe80::1%eth0", "fe80::2", True),
+    "IPv6, link-local": ("fe80::1%eth0", "fe80::2", True),
     "IPv4 in IPv6": ("192.0.2.1", "::ffff:192.0.2.1", True),
-    "IPv4 in IPv6, another": ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
+    "IPv4 in IPv6, next address": ("::ffff:192.0.2.1", "::ffff:192.0.2.2", False),
     "IPv4 in IPv6, in hex": ("192.0.2.1", "::ffff:c000:201", True),
-    "IPv4, the next": ("192.0.2.1", "192.0.2.2", False),
-    "no addresses": ("testclient", "", False),
-    "the same, no address": ("unix:", "unix:", True),
+    "IPv4, next address": ("192.0.2.1", "192.0.2.2", False),
+    "not IP addresses": ("testclient", "", False),
+    "same text, not an IP address": ("unix:", "unix:", True),
 }
 START = 1_795_521_600.0
 
@@ -63,7 +63,7 @@ class TestFixedWindowAttemptLimiterInMemory(FixedWindowContract):
         return InMemoryAttempts()
 
     @pytest.mark.parametrize(("one", "other", "together"), SITES.values(), ids=SITES.keys())
-    def test_addresses_of_one_customer_count_together(
+    def test_addresses_are_grouped_by_customer(
         self, counts: AttemptCounts, one: str, other: str, together: bool
     ) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_address=1))
@@ -100,7 +100,7 @@ def test_workers_share_their_counts(url: URL, open_database: Callable[[URL], Dat
         pytest.param(make_limits(per_name_and_address=10), "ada", HOME, id="name and address"),
     ],
 )
-def test_threads_allow_exactly_the_limit(
+def test_concurrent_threads_allow_exactly_the_limit(
     database: Database, limits: AttemptLimits, username: str, address: str
 ) -> None:
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database), limits)
@@ -146,14 +146,14 @@ def test_window_starts_with_the_first_attempt(database: Database) -> None:
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), make_limits())
 
     limiter.count("ada", HOME)
-    clock.now += WINDOW - 1
+    clock.now += WINDOW_SECONDS - 1
     limiter.count("ada", HOME)
     first = {(count, until) for _, count, until in read_rows(database)}
     clock.now += 1
     limiter.count("ada", HOME)
 
-    assert first == {(2, START + WINDOW)}
-    assert {(count, until) for _, count, until in read_rows(database)} == {(1, START + 2 * WINDOW)}
+    assert first == {(2, START + WINDOW_SECONDS)}
+    assert {(count, until) for _, count, until in read_rows(database)} == {(1, START + 2 * WINDOW_SECONDS)}
 
 
 def test_address_is_known_for_thirty_days(database: Database) -> None:
@@ -178,10 +178,10 @@ def test_success_leaves_counts_of_zero(database: Database) -> None:
 
     kinds = [(key.partition("/")[0], count, until) for key, count, until in read_rows(database)]
     assert kinds == [
-        ("address", 0, START + WINDOW),
+        ("address", 0, START + WINDOW_SECONDS),
         ("known", 1, START + KNOWN_ADDRESS_SECONDS),
-        ("name", 0, START + WINDOW),
-        ("pair", 0, START + WINDOW),
+        ("name", 0, START + WINDOW_SECONDS),
+        ("pair", 0, START + WINDOW_SECONDS),
     ]
 
 
@@ -207,16 +207,16 @@ def test_purge_deletes_a_thousand_rows_at_a_time(database: Database) -> None:
     with database.writing() as connection:
         rows = [{"id": f"old {number}", "count": 1, "expires_at": START} for number in range(2500)]
         connection.execute(attempts.insert(), rows)
-        connection.execute(attempts.insert(), [{"id": "new", "count": 1, "expires_at": START + WINDOW}])
+        connection.execute(attempts.insert(), [{"id": "new", "count": 1, "expires_at": START + WINDOW_SECONDS}])
     clock.now += 10
 
     with counts.transaction():
         pass
 
-    assert read_rows(database) == [("new", 1, START + WINDOW)]
+    assert read_rows(database) == [("new", 1, START + WINDOW_SECONDS)]
 
 
-def test_purge_stops_even_if_more_rows_expired(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_purge_deletes_a_limited_number_of_batches(sqlite_database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlapi.adapters.sql.attempts._MAX_PURGE_BATCHES", 2)
     clock = SettableSeconds()
     counts = SqlAttempts(sqlite_database, clock=clock)
@@ -247,7 +247,7 @@ def test_rejected_attempt_writes_nothing(database: Database) -> None:
 def test_rolled_back_attempt_is_not_counted(database: Database) -> None:
     def count_and_fail() -> None:
         with SqlAttempts(database).transaction() as storage:
-            storage.add("one", window_seconds=WINDOW)
+            storage.add("one", window_seconds=WINDOW_SECONDS)
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
@@ -267,10 +267,10 @@ def test_only_count_transactions_skip_the_disk_sync(postgres_database: Database)
     assert (within, afterwards) == ("off", "on")
 
 
-# --- the storage alone
+# --- the counts without a limiter
 
 
-def test_counts_are_read_within_the_transaction(database: Database) -> None:
+def test_transaction_reads_its_own_counts(database: Database) -> None:
     clock = SettableSeconds()
 
     with SqlAttempts(database, clock=clock).transaction() as counts:
@@ -338,12 +338,12 @@ def test_locked_database_allows_no_attempts(sqlite_database: Database, sqlite_ur
         assert are_allowed(limiter, ("ada", HOME)) == [True]
 
 
-def test_failed_purge_rejects_and_is_repeated(database: Database) -> None:
+def test_failed_purge_rejects_the_attempt_and_is_retried(database: Database) -> None:
     clock = SettableSeconds()
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), make_limits())
     with database.writing() as connection:
         connection.execute(text("ALTER TABLE mlapi_attempts RENAME TO hidden"))
-    clock.now += WINDOW
+    clock.now += WINDOW_SECONDS
 
     with pytest.raises(RepositoryUnavailableError):
         limiter.count("ada", HOME)

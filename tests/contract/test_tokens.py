@@ -1,4 +1,4 @@
-"""Every token issuer keeps the contract; further tests concern JSON Web Tokens."""
+"""Every token issuer fulfils the contract. Further tests are about JSON Web Tokens."""
 
 import base64
 import json
@@ -71,7 +71,7 @@ class TestJwtTokenIssuer(TokenIssuerContract):
         return make_issuer([OLD], clock)
 
 
-class TestJwtTokenIssuerOfSeveralKeys(TokenIssuerContract):
+class TestJwtTokenIssuerWithSeveralKeys(TokenIssuerContract):
     @pytest.fixture
     def tokens(self, clock: SettableClock) -> TokenIssuer:
         return make_issuer([NEW, OLD], clock)
@@ -192,9 +192,9 @@ def test_signature_must_match_the_key_id() -> None:
     header, payload, _ = tokens.issue(ADA).token.split(".")
     other_header = make_issuer([OLD]).issue(ADA).token.split(".")[0]
 
-    crossed = [sign_parts(header, payload, OLD), sign_parts(other_header, payload, NEW)]
+    mismatched = [sign_parts(header, payload, OLD), sign_parts(other_header, payload, NEW)]
 
-    assert [is_rejected(tokens, token) for token in crossed] == [True, True]
+    assert [is_rejected(tokens, token) for token in mismatched] == [True, True]
     assert not is_rejected(tokens, sign_parts(header, payload, NEW))
 
 
@@ -212,7 +212,7 @@ CLAIMS: dict[str, Any] = {
     "jti": "0" * 32,
     "epoch": ADA.token_epoch,
 }
-NO_NUMBERS: list[object] = [
+INVALID_NUMBERS: list[object] = [
     float(NOON_SECONDS + 60),
     NOON_SECONDS + 0.5,
     float("nan"),
@@ -231,7 +231,7 @@ NO_NUMBERS: list[object] = [
     -(10**30),
     -(2**63),
 ]
-WRONG: dict[str, list[object]] = {
+INVALID_CLAIMS: dict[str, list[object]] = {
     "iss": [
         "",
         "ml",
@@ -262,8 +262,8 @@ WRONG: dict[str, list[object]] = {
         *(7, 7.0, True, ["7"], {"id": "7"}, "", "0", "07", "007", "-7", "+7", " 7", "7 ", "7\n", "7\0", "7.0", "7e0"),
         *("0x7", "1_0", "١", "７", "²", "seven", "null", "9" * 20, "1" * 500),
     ],
-    "iat": [*NO_NUMBERS, NOON_SECONDS + 61],
-    "exp": [*NO_NUMBERS, NOON_SECONDS, NOON_SECONDS - 1, 0, -1, 1],
+    "iat": [*INVALID_NUMBERS, NOON_SECONDS + 61],
+    "exp": [*INVALID_NUMBERS, NOON_SECONDS, NOON_SECONDS - 1, 0, -1, 1],
     "jti": [7, 7.5, True, ["0" * 32], {}],
     "epoch": [0, 0.5, True, [ADA.token_epoch], {ADA.token_epoch: 1}],
 }
@@ -290,7 +290,11 @@ def test_every_claim_is_required(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [pytest.param(name, value, id=f"{name} {value!r:.30}") for name, values in WRONG.items() for value in values],
+    [
+        pytest.param(name, value, id=f"{name} {value!r:.30}")
+        for name, values in INVALID_CLAIMS.items()
+        for value in values
+    ],
 )
 def test_invalid_claims_are_rejected(name: str, value: object) -> None:
     assert is_rejected(TOKENS, with_claims({**CLAIMS, name: value}))
@@ -314,7 +318,7 @@ def test_invalid_start_times_are_rejected(value: object) -> None:
     ],
     ids=lambda payload: repr(payload[:20]),
 )
-def test_payload_that_is_no_object_is_rejected(payload: bytes) -> None:
+def test_payload_that_is_not_an_object_is_rejected(payload: bytes) -> None:
     assert is_rejected(TOKENS, sign_parts(HEADER, encode_part(payload), NEW))
 
 
@@ -353,22 +357,22 @@ def test_other_issuer_or_audience_is_rejected(other: JwtTokenIssuer) -> None:
 # --- the cache of verified tokens
 
 
-def test_cache_of_tokens_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlapi.adapters.jwt, "_MAX_CACHED_TOKENS", 10)
     clock = noon_clock()
     tokens = make_issuer([NEW], clock)
     issued = [tokens.issue(ADA).token for _ in range(50)]
 
     twice = [[tokens.verify(token).token_id for token in issued] for _ in range(2)]
-    remembered = len(tokens._verified)
+    cached = len(tokens._verified)
     clock.now += HOUR
 
-    assert remembered == 10
+    assert cached == 10
     assert twice == [[decode_token(token)[1]["jti"] for token in issued]] * 2
     assert [is_rejected(tokens, token) for token in issued] == [True] * 50
 
 
-def test_cache_of_tokens_takes_a_few_megabytes() -> None:
+def test_token_cache_holds_ten_thousand_tokens() -> None:
     assert mlapi.adapters.jwt._MAX_CACHED_TOKENS == 10_000
 
 
@@ -400,7 +404,7 @@ def test_longest_issuer_and_audience_are_accepted() -> None:
     assert tokens.verify(tokens.issue(ADA).token).user_id == ADA.id
 
 
-def test_threads_may_verify_more_tokens_than_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_can_verify_more_tokens_than_are_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlapi.adapters.jwt._MAX_CACHED_TOKENS", 2)
     tokens = make_issuer([NEW])
     issued = [tokens.issue(ADA).token for _ in range(16)]

@@ -71,7 +71,7 @@ class TestFaulty({suite}):
 {body}
 """
 FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
-    (UserRepositoryContract, faulty_adapters.ReusingIds, "test_removed_name_is_free_but_its_id_is_not"),
+    (UserRepositoryContract, faulty_adapters.ReusingIds, "test_removed_username_can_be_reused_but_not_the_id"),
     (UserRepositoryContract, faulty_adapters.CaseSensitive, "test_existing_username_is_rejected_with_its_user_id"),
     (UserRepositoryContract, faulty_adapters.StoppingAtARejection, "test_rejected_command_does_not_affect_the_others"),
     (UserRepositoryContract, faulty_adapters.RegisteringFirst, "test_batch_is_applied_in_order"),
@@ -87,8 +87,12 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (UserRepositoryContract, faulty_adapters.RepeatingTheLastUser, "test_pages_are_sorted_by_id"),
     (UserRepositoryContract, faulty_adapters.FilteringAfterTheLimit, "test_filtered_pages_are_full"),
     (UserRepositoryContract, faulty_adapters.ReorderingUsers, "test_update_does_not_move_a_user_to_another_page"),
-    (UserRepositoryContract, faulty_adapters.TruncatingPasswords, "test_any_characters_and_longest_texts_are_stored"),
-    (UserRepositoryContract, faulty_adapters.AuditingOnlySuccess, "test_rejected_command_writes_its_reason"),
+    (UserRepositoryContract, faulty_adapters.TruncatingPasswords, "test_special_characters_and_long_texts_are_stored"),
+    (
+        UserRepositoryContract,
+        faulty_adapters.AuditingOnlySuccess,
+        "test_entry_of_a_rejected_command_contains_the_reason",
+    ),
     (
         PasswordCipherContract,
         faulty_adapters.TruncatingAt72Bytes,
@@ -117,17 +121,17 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (StorageContract, faulty_storages.ClosingOnce, "test_storage_can_be_closed_twice"),
     (StorageContract, faulty_storages.InAnUnknownFolder, "test_paths_are_absolute_and_in_existing_folders"),
     (StorageContract, faulty_storages.WithRelativeSecrets, "test_paths_are_absolute_and_in_existing_folders"),
-    (StorageContract, faulty_storages.CreatingNoFile, "test_main_file_exists_once_prepared"),
+    (StorageContract, faulty_storages.CreatingNoFile, "test_preparing_creates_the_main_file"),
     (StorageContract, faulty_storages.CreatingAFileTooEarly, "test_opening_and_inspecting_create_no_file"),
     (StorageContract, faulty_storages.WithAFingerprint, "test_new_storage_has_no_fingerprint"),
-    (StorageContract, faulty_storages.UnknownBeforePreparation, "test_fingerprint_can_be_asked_before_preparation"),
-    (StorageContract, faulty_storages.OverwritingTheFingerprint, "test_first_fingerprint_stays"),
+    (StorageContract, faulty_storages.UnknownBeforePreparation, "test_fingerprint_can_be_read_before_preparation"),
+    (StorageContract, faulty_storages.OverwritingTheFingerprint, "test_first_fingerprint_is_kept"),
     (StorageContract, faulty_storages.NeverReplacingTheFingerprint, "test_fingerprint_can_be_replaced"),
     (StorageContract, faulty_storages.RacingForTheFingerprint, "test_threads_agree_on_the_first_fingerprint"),
     (StorageContract, faulty_storages.ClearingWhenPrepared, "test_preparing_again_changes_nothing"),
     (StorageContract, faulty_storages.UpgradingSecretly, "test_schema_does_not_change_without_permission"),
     (StorageContract, faulty_storages.UpgradingAgain, "test_upgrade_of_a_current_schema_changes_nothing"),
-    (StorageContract, faulty_storages.WithoutARevision, "test_inspection_of_a_storage_without_users"),
+    (StorageContract, faulty_storages.WithoutARevision, "test_inspection_of_an_empty_storage_finds_no_users"),
     (StorageContract, faulty_storages.InspectingNothing, "test_inspection_counts_users_and_finds_the_latest_change"),
     (StorageContract, faulty_storages.WithNaiveTimes, "test_inspected_times_are_aware"),
     (StorageContract, faulty_storages.CountingEverythingTogether, "test_attempts_are_counted_by_key"),
@@ -154,8 +158,8 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
         "test_local_mode_rejects_requests_that_may_be_remote",
     ),
     (HttpContract, faulty_adapters.accepting_any_content_type, "test_other_content_types_are_rejected"),
-    (HttpContract, faulty_adapters.allowing_all_origins, "test_no_origin_gets_cors_permission"),
-    (HttpContract, faulty_adapters.failing_while_unavailable, "test_unavailable_database_is_503_with_retry_after"),
+    (HttpContract, faulty_adapters.allowing_all_origins, "test_cross_origin_requests_get_no_cors_headers"),
+    (HttpContract, faulty_adapters.failing_while_unavailable, "test_unavailable_database_gives_503_with_retry_after"),
 ]
 
 

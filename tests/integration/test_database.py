@@ -357,7 +357,7 @@ def test_concurrent_batches_of_several_databases_all_succeed(url: URL, open_data
         assert sum(pool.map(toggle, range(80))) == 0
 
 
-def test_concurrent_registrations_of_a_name_make_one_user(url: URL, open_database: OpenDatabase) -> None:
+def test_concurrent_registrations_create_only_one_user(url: URL, open_database: OpenDatabase) -> None:
     databases = [open_database(url), open_database(url)]
     upgrade(databases[0])
     repositories = [SqlUserRepository(database) for database in databases]

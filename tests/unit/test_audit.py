@@ -1,4 +1,4 @@
-"""Every command makes an audit entry, except the internal ones."""
+"""Every command creates an audit entry, except the internal ones."""
 
 from datetime import UTC, datetime
 from typing import get_args
@@ -63,7 +63,7 @@ REJECTIONS: list[Rejection] = [
 ]
 
 
-def test_all_commands_and_rejections_are_covered_here() -> None:
+def test_all_commands_and_rejections_are_tested() -> None:
     assert {type(command) for command in AUDITED + INTERNAL} == set(get_args(Command))
     assert {type(rejection) for rejection in REJECTIONS} == set(get_args(Rejection))
 
@@ -72,7 +72,7 @@ def test_all_commands_and_rejections_are_covered_here() -> None:
 @pytest.mark.parametrize(
     "outcome", [REGISTER.as_user(ADA), KEY, *REJECTIONS], ids=lambda outcome: type(outcome).__name__
 )
-def test_every_command_and_outcome_makes_an_entry(command: Command, outcome: Outcome) -> None:
+def test_every_command_and_outcome_is_audited(command: Command, outcome: Outcome) -> None:
     entry = make_audit_entry(command, outcome)
 
     assert entry is not None
@@ -81,7 +81,7 @@ def test_every_command_and_outcome_makes_an_entry(command: Command, outcome: Out
 
 
 @pytest.mark.parametrize("command", INTERNAL, ids=lambda command: type(command).__name__)
-def test_internal_commands_make_no_entry(command: Command) -> None:
+def test_internal_commands_are_not_audited(command: Command) -> None:
     assert make_audit_entry(command, REGISTER.as_user(ADA)) is None
 
 

@@ -1,4 +1,4 @@
-"""Log-in, password change, and the guard in its synchronous and asynchronous form, with users in memory."""
+"""Log-in, password change, and the synchronous and asynchronous guard, with users in memory."""
 
 import asyncio
 import hashlib
@@ -51,7 +51,7 @@ UNKNOWN_ID = UserId(99)
 
 
 class UpgradingCipher(PlainCipher):
-    """Count the calls, and accept an outdated form of stored passwords: ``old:`` and the password."""
+    """A cipher that counts its calls and accepts passwords stored in an outdated form: ``old:`` and the password."""
 
     def __init__(self) -> None:
         self.compared_with: list[EncryptedPassword | None] = []
@@ -76,7 +76,7 @@ class UpgradingCipher(PlainCipher):
 
 
 class RecordingRepository(InMemoryUserRepository):
-    """Record the calls, and simulate an outage or a lock."""
+    """A repository that records its calls and can simulate an outage or a lock."""
 
     def __init__(self, calls: list[tuple[object, ...]]) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class RecordingRepository(InMemoryUserRepository):
 
 
 class RemoteRepository(UnavailableRepository):
-    """Offer no nonblocking lookup, like a repository on another machine."""
+    """A repository without nonblocking lookup, like one on another machine."""
 
     def __init__(self, repository: UserRepository) -> None:
         self._repository = repository
@@ -121,7 +121,7 @@ class RemoteRepository(UnavailableRepository):
 
 
 class RecordingAttempts(UnlimitedAttempts):
-    """Record the calls, and raise ``error`` if it is set."""
+    """A limiter that records its calls and raises ``error`` if it is set."""
 
     def __init__(self, calls: list[tuple[object, ...]]) -> None:
         self._calls = calls
@@ -268,7 +268,7 @@ def test_attempt_without_an_address_is_counted(
     assert calls == [("count", "ada", ""), ("find", "ada"), ("record_success", "ada", "")]
 
 
-def test_disabled_user_with_the_right_password_is_told(
+def test_disabled_user_with_right_password_sees_disabled_error(
     authenticator: Authenticator, users: Users, ada: User, calls: list[tuple[object, ...]]
 ) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
@@ -281,7 +281,9 @@ def test_disabled_user_with_the_right_password_is_told(
     assert calls == [("count", "ada", HOME), ("find", "ada"), ("record_success", "ada", HOME)]
 
 
-def test_disabled_user_with_a_wrong_password_is_not_told(authenticator: Authenticator, users: Users, ada: User) -> None:
+def test_disabled_user_with_wrong_password_sees_generic_error(
+    authenticator: Authenticator, users: Users, ada: User
+) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
 
     with pytest.raises(InvalidCredentialsError):
@@ -295,7 +297,7 @@ def test_disabled_user_with_a_wrong_password_is_not_told(authenticator: Authenti
         pytest.param("ada", PASSWORD, id="right"),
         pytest.param("ada", "another", id="wrong"),
         pytest.param("bob", PASSWORD, id="unknown"),
-        pytest.param("", PASSWORD, id="impossible"),
+        pytest.param("", PASSWORD, id="invalid"),
     ],
 )
 def test_cipher_runs_once_for_every_attempt(
@@ -314,7 +316,7 @@ def test_cipher_runs_once_for_every_attempt(
 
 @pytest.mark.usefixtures("ada")
 @pytest.mark.parametrize("error", [TooManyAttemptsError(7), RepositoryUnavailableError("simulated outage")], ids=repr)
-def test_limited_attempt_is_not_looked_up_or_compared(
+def test_limited_attempt_skips_the_lookup_and_the_cipher(
     authenticator: Authenticator,
     attempts: RecordingAttempts,
     cipher: UpgradingCipher,
@@ -392,7 +394,7 @@ def test_user_removed_during_log_in_gets_an_invalid_token(
     assert not is_accepted(guard, issued.token)
 
 
-def test_failed_upgrade_is_repeated_at_the_next_log_in(
+def test_failed_upgrade_is_retried_at_the_next_log_in(
     authenticator: Authenticator, users: Users, ada: User, cipher: UpgradingCipher, repository: RecordingRepository
 ) -> None:
     old = store_outdated_password(users, ada)
@@ -424,7 +426,7 @@ def test_upgrade_keeps_a_concurrently_changed_password(
 # --- the steps of a log-in
 
 
-def test_started_attempt_contains_its_user(authenticator: Authenticator, ada: User) -> None:
+def test_start_returns_an_attempt_with_its_user(authenticator: Authenticator, ada: User) -> None:
     found = [authenticator.start(username=name, address=HOME) for name in ("ADA", "Bob", " ")]
 
     assert found == [
@@ -451,7 +453,7 @@ def test_verified_login_contains_the_password_upgrade(authenticator: Authenticat
     assert PASSWORD not in f"{old_attempt!r} {old_verified!r}"
 
 
-def test_only_finish_takes_the_attempt_back(
+def test_only_finish_subtracts_the_attempt(
     authenticator: Authenticator, ada: User, calls: list[tuple[object, ...]]
 ) -> None:
     verified = authenticator.verify(authenticator.start(username="ADA", address=HOME), PASSWORD)
@@ -471,7 +473,7 @@ def test_flow_that_waits_cannot_run_inline() -> None:
 # --- password change by the user
 
 
-def test_user_changes_the_password_with_the_current_one(
+def test_user_can_change_their_password(
     authenticator: Authenticator, guard: Guard, ada: User, clock: SettableClock, calls: list[tuple[object, ...]]
 ) -> None:
     users = authenticator.users
@@ -587,14 +589,14 @@ def test_preparing_a_password_change_stores_nothing(authenticator: Authenticator
 Check = Callable[[str], User]
 
 
-@pytest.fixture(params=["guard", "asynchronous", "asynchronous, of another machine", "asynchronous, with a lock held"])
+@pytest.fixture(params=["guard", "asynchronous", "asynchronous, remote", "asynchronous, locked"])
 def check(request: pytest.FixtureRequest, repository: RecordingRepository, guard: Guard) -> Iterator[Check]:
     if request.param == "guard":
         yield guard.check
         return
-    if request.param == "asynchronous, of another machine":
+    if request.param == "asynchronous, remote":
         guard.repository = RemoteRepository(repository)
-    repository.locked = request.param == "asynchronous, with a lock held"
+    repository.locked = request.param == "asynchronous, locked"
     with async_guard(guard) as asynchronous:
         yield lambda credential: asyncio.run(asynchronous.check(credential))
 
@@ -702,7 +704,7 @@ def test_enabling_an_enabled_user_revokes_nothing(check: Check, users: Users, ad
     assert outcomes(check, token, key) == [enabled, enabled]
 
 
-def test_removed_user_is_rejected_even_if_the_name_returns(
+def test_removed_user_is_rejected_even_if_the_name_is_reused(
     check: Check, users: Users, ada: User, token: str, key: str
 ) -> None:
     users.remove(user_id=ada.id)
@@ -735,26 +737,26 @@ def test_removed_api_key_is_rejected(check: Check, users: Users, ada: User, toke
 
 
 def test_token_and_api_key_expire(check: Check, users: Users, ada: User, token: str, clock: SettableClock) -> None:
-    _, ending = users.add_api_key(user_id=ada.id, name="for an hour", expires=NOON + HOUR)
+    _, expiring = users.add_api_key(user_id=ada.id, name="for an hour", expires=NOON + HOUR)
     clock.now = NOON + HOUR - MICROSECOND
-    before = outcomes(check, token, ending)
+    before = outcomes(check, token, expiring)
 
     clock.now = NOON + HOUR
 
     assert before == [ada, ada]
-    assert outcomes(check, token, ending) == [InvalidTokenError()] * 2
+    assert outcomes(check, token, expiring) == [InvalidTokenError()] * 2
 
 
 def test_expired_api_key_of_a_disabled_user_is_invalid(
     check: Check, users: Users, ada: User, clock: SettableClock
 ) -> None:
-    _, ending = users.add_api_key(user_id=ada.id, name="for an hour", expires=NOON + HOUR)
+    _, expiring = users.add_api_key(user_id=ada.id, name="for an hour", expires=NOON + HOUR)
     users.set_enabled(user_id=ada.id, enabled=False)
-    before = outcomes(check, ending)
+    before = outcomes(check, expiring)
 
     clock.now = NOON + HOUR
 
-    assert (before, outcomes(check, ending)) == ([UserDisabledError(ada.id)], [InvalidTokenError()])
+    assert (before, outcomes(check, expiring)) == ([UserDisabledError(ada.id)], [InvalidTokenError()])
 
 
 def test_guard_rejects_while_the_database_is_unavailable(
@@ -824,9 +826,9 @@ def test_rejected_api_key_is_not_recorded_as_used(
     check: Check, users: Users, ada: User, key: str, clock: SettableClock
 ) -> None:
     wrong = key[:-1] + ("0" if key[-1] != "0" else "1")
-    added, ending = users.add_api_key(user_id=ada.id, name="for a minute", expires=NOON + MINUTE)
+    added, expiring = users.add_api_key(user_id=ada.id, name="for a minute", expires=NOON + MINUTE)
     clock.now += MINUTE
-    outcomes(check, wrong, ending)
+    outcomes(check, wrong, expiring)
     users.set_enabled(user_id=ada.id, enabled=False)
 
     outcomes(check, key)
@@ -835,7 +837,7 @@ def test_rejected_api_key_is_not_recorded_as_used(
     assert added in users.list_api_keys(ada.id)
 
 
-def test_uses_are_passed_to_the_given_recorder(
+def test_api_key_uses_are_passed_to_key_usage(
     users: Users, tokens: InMemoryTokens, clock: SettableClock, ada: User, key: str
 ) -> None:
     uses: list[tuple[ApiKey, datetime]] = []
@@ -850,10 +852,10 @@ def test_uses_are_passed_to_the_given_recorder(
     assert users.list_api_keys(ada.id) == [stored]
 
 
-# --- changes by managers
+# --- managing users
 
 
-def test_manager_sets_a_password(users: Users, ada: User, clock: SettableClock, cipher: UpgradingCipher) -> None:
+def test_manager_can_set_a_password(users: Users, ada: User, clock: SettableClock, cipher: UpgradingCipher) -> None:
     clock.now += MINUTE
 
     changed = users.set_password(user_id=ada.id, password=NEW_PASSWORD)
@@ -877,7 +879,7 @@ def test_manager_sets_a_password(users: Users, ada: User, clock: SettableClock, 
     ],
     ids=["short", "empty", "long", "surrogates", "none"],
 )
-def test_manager_cannot_set_a_password_against_the_policy(
+def test_password_set_by_a_manager_must_follow_the_policy(
     users: Users, ada: User, cipher: UpgradingCipher, password: str, message: str
 ) -> None:
     with pytest.raises(InvalidFieldsError) as error_info:
@@ -888,7 +890,7 @@ def test_manager_cannot_set_a_password_against_the_policy(
     assert users.get(ada.id) == ada
 
 
-def test_manager_ends_tokens(users: Users, ada: User, clock: SettableClock) -> None:
+def test_manager_can_end_tokens(users: Users, ada: User, clock: SettableClock) -> None:
     clock.now += MINUTE
 
     ended = [users.end_tokens(user_id=ada.id) for _ in range(2)]
@@ -1001,7 +1003,7 @@ def test_reencrypt_updates_all_passwords_in_batches(
 
     stored = list(users.iterate_users())
     assert (done, again) == ([(2, 1), (2, 1), (1, 0)], [(3, 0), (2, 0)])
-    assert [what for what in calls if what != ("apply",)] == [("apply", Reencrypt)] * 2
+    assert [call for call in calls if call != ("apply",)] == [("apply", Reencrypt)] * 2
     assert [attrs.evolve(user, password=old[0].password) for user in stored] == [
         attrs.evolve(user, password=old[0].password) for user in (ada, *others)
     ]

@@ -1,4 +1,4 @@
-"""Commands describe a change completely."""
+"""Commands: values that describe a change completely."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -23,7 +23,7 @@ from mlapi.domain.credentials import ApiKey, ApiKeyId
 from mlapi.domain.errors import FieldError, InvalidFieldsError, PasswordChangedError
 from mlapi.domain.users import EncryptedPassword, User, UserId
 
-BY = f"actor={UNKNOWN_ACTOR!r}"
+ACTOR = f"actor={UNKNOWN_ACTOR!r}"
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)
 STORED = EncryptedPassword("stored-password")
@@ -60,7 +60,7 @@ def test_registration_contains_the_canonical_username() -> None:
             "ada ",
             "ada@example.com",
             FieldError("username", "must not begin or end with white space"),
-            id="name with a space after it",
+            id="name with a trailing space",
         ),
         pytest.param("ada", "", FieldError("email", "must not be empty"), id="empty e-mail"),
         pytest.param("ada", "ada", FieldError("email", "must look like name@example.com"), id="e-mail without @"),
@@ -76,28 +76,28 @@ def test_registration_with_invalid_fields_is_rejected(username: str, email: str,
 def test_repr_of_a_registration_hides_personal_data() -> None:
     assert (
         repr(REGISTER)
-        == f"Register(username='Ada', password=EncryptedPassword(), enabled=True, at={NOON!r}, created=None, {BY})"
+        == f"Register(username='Ada', password=EncryptedPassword(), enabled=True, at={NOON!r}, created=None, {ACTOR})"
     )
 
 
 def test_repr_of_set_enabled_hides_the_epoch() -> None:
     command = SetEnabled(user_id=UserId(7), enabled=False, at=NOON, token_epoch="next-epoch")
 
-    assert repr(command) == f"SetEnabled(user_id=7, enabled=False, at={NOON!r}, {BY})"
+    assert repr(command) == f"SetEnabled(user_id=7, enabled=False, at={NOON!r}, {ACTOR})"
 
 
 def test_repr_of_other_commands_hides_secrets() -> None:
     ending = EndTokens(user_id=UserId(7), at=NOON, token_epoch="next-epoch")
     better = Reencrypt(user_id=UserId(7), password=ANOTHER, replacing=STORED)
 
-    assert repr(ending) == f"EndTokens(user_id=7, at={NOON!r}, {BY})"
+    assert repr(ending) == f"EndTokens(user_id=7, at={NOON!r}, {ACTOR})"
     assert repr(COMMAND) == (
-        f"ChangePassword(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword(), at={LATER!r}, {BY})"
+        f"ChangePassword(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword(), at={LATER!r}, {ACTOR})"
     )
     assert repr(better) == "Reencrypt(user_id=7, password=EncryptedPassword(), replacing=EncryptedPassword())"
     assert repr(AddApiKey(key=KEY)) == (
         "AddApiKey(key=ApiKey(id='0123456789abcdef', user_id=7, name='laptop',"
-        f" created_datetime={NOON!r}, expires_datetime=None, last_used_datetime=None), {BY})"
+        f" created_datetime={NOON!r}, expires_datetime=None, last_used_datetime=None), {ACTOR})"
     )
 
 
@@ -124,7 +124,7 @@ def test_epoch_is_64_bits_in_hex() -> None:
     assert len(bytes.fromhex(epoch)) == 8
 
 
-def test_times_of_commands_are_converted_to_utc() -> None:
+def test_command_times_are_converted_to_utc() -> None:
     in_tokyo = datetime(2026, 3, 1, 21, tzinfo=timezone(timedelta(hours=9)))
 
     assert attrs.evolve(REGISTER, at=in_tokyo) == REGISTER
@@ -135,7 +135,7 @@ def test_times_of_commands_are_converted_to_utc() -> None:
 
 
 def test_command_with_a_naive_time_is_rejected() -> None:
-    naive = datetime(2026, 3, 1, 12)  # noqa: DTZ001 - that is what is tested
+    naive = datetime(2026, 3, 1, 12)  # noqa: DTZ001 - must be rejected
 
     with pytest.raises(ValueError, match="the time has no time zone"):
         SetEnabled(user_id=UserId(7), enabled=True, at=naive)
@@ -168,15 +168,15 @@ def test_ending_tokens_replaces_the_epoch_only(flag: bool) -> None:
     assert command.apply_to(user) == attrs.evolve(user, updated_datetime=LATER, token_epoch="next-epoch")
 
 
-@pytest.mark.parametrize("replacing", [None, STORED], ids=["whatever it was", "the stored one"])
+@pytest.mark.parametrize("replacing", [None, STORED], ids=["any password", "the stored password"])
 def test_changing_the_password_replaces_the_epoch(replacing: EncryptedPassword | None) -> None:
     changed = attrs.evolve(COMMAND, replacing=replacing).apply_to(ADA)
 
     assert changed == attrs.evolve(ADA, password=ANOTHER, updated_datetime=LATER, token_epoch="next-epoch")
 
 
-def test_change_of_an_outdated_password_is_rejected() -> None:
-    user = attrs.evolve(ADA, password=EncryptedPassword("of a manager"))
+def test_change_of_an_already_replaced_password_is_rejected() -> None:
+    user = attrs.evolve(ADA, password=EncryptedPassword("set by a manager"))
 
     assert COMMAND.apply_to(user) == PasswordChangedError(ADA.id)
 
@@ -187,7 +187,7 @@ def test_reencrypting_changes_only_the_stored_password() -> None:
     assert command.apply_to(ADA) == attrs.evolve(ADA, password=ANOTHER)
 
 
-def test_reencrypting_an_outdated_password_does_nothing() -> None:
+def test_reencrypting_a_replaced_password_does_nothing() -> None:
     user = attrs.evolve(ADA, password=EncryptedPassword("a new one"))
     command = Reencrypt(user_id=ADA.id, password=ANOTHER, replacing=STORED)
 
@@ -208,7 +208,7 @@ def test_add_api_key_has_the_user_id_of_its_key() -> None:
         pytest.param(LATER + timedelta(hours=1), LATER + timedelta(hours=1), id="later, by another clock"),
     ],
 )
-def test_use_is_recorded_once_a_minute(before: datetime | None, after: datetime) -> None:
+def test_api_key_use_is_recorded_at_most_once_a_minute(before: datetime | None, after: datetime) -> None:
     key = attrs.evolve(KEY, last_used_datetime=before)
 
     assert RecordApiKeyUse(key_id=KEY.id, at=LATER).apply_to(key) == attrs.evolve(KEY, last_used_datetime=after)
@@ -236,7 +236,7 @@ def test_actor_with_an_invalid_name_is_rejected(text: str) -> None:
             Actor(**fields)
 
 
-def test_user_may_be_registered_disabled() -> None:
+def test_user_can_be_registered_as_disabled() -> None:
     user = attrs.evolve(REGISTER, enabled=False).as_user(UserId(7))
 
     assert user == attrs.evolve(REGISTER.as_user(UserId(7)), enabled=False)

@@ -1,4 +1,4 @@
-"""Parsing credentials, and the rule that accepts or rejects them."""
+"""Parse credentials, and accept or reject them."""
 
 import hashlib
 import re
@@ -51,7 +51,7 @@ PRESENTED = PresentedApiKey(ApiKeyId(ID), DIGEST)
 OTHER = PresentedApiKey(ApiKeyId(ID), hashlib.sha256(b"another").hexdigest())
 
 
-# --- the form of API keys
+# --- API key format
 
 
 def test_parsing_an_api_key_gives_its_id_and_digest() -> None:
@@ -134,8 +134,8 @@ REJECTED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exceptio
     "token at its expiry": (CLAIMS, ADA, LATER, InvalidTokenError()),
     "token after its expiry": (CLAIMS, ADA, LATER + MICROSECOND, InvalidTokenError()),
     "expired token, disabled user": (CLAIMS, DISABLED, LATER, InvalidTokenError()),
-    "token, user disabled later": (CLAIMS, DISABLED, NOON, UserDisabledError(7)),
-    "token with current epoch, disabled": (
+    "token, disabled user": (CLAIMS, DISABLED, NOON, UserDisabledError(7)),
+    "token with the current epoch, disabled user": (
         CLAIMS,
         attrs.evolve(ADA, enabled=False),
         NOON,
@@ -159,7 +159,7 @@ def test_authenticate_returns_the_current_user(credential: ParsedCredential, pri
 
 
 @pytest.mark.parametrize(("credential", "principal", "at", "error"), REJECTED.values(), ids=REJECTED.keys())
-def test_other_credentials_are_rejected(
+def test_invalid_credentials_are_rejected(
     credential: ParsedCredential, principal: Principal | None, at: datetime, error: Exception
 ) -> None:
     with pytest.raises(type(error)) as error_info:
@@ -178,7 +178,7 @@ def test_repr_hides_secrets() -> None:
     assert repr(IssuedToken("eyJhbGci", 3600)) == "IssuedToken(expires_in=3600)"
 
 
-def test_times_of_an_api_key_are_converted_to_utc() -> None:
+def test_api_key_times_are_converted_to_utc() -> None:
     elsewhere = LATER.astimezone(timezone(timedelta(hours=-7)))
 
     key = attrs.evolve(KEY, created_datetime=elsewhere, expires_datetime=elsewhere, last_used_datetime=elsewhere)
@@ -190,10 +190,10 @@ def test_times_of_an_api_key_are_converted_to_utc() -> None:
 @pytest.mark.parametrize("field", ["created_datetime", "expires_datetime", "last_used_datetime"])
 def test_api_key_with_a_naive_time_is_rejected(field: str) -> None:
     with pytest.raises(ValueError, match="has no time zone"):
-        attrs.evolve(KEY, **{field: NOON.replace(tzinfo=None)})  # type: ignore[arg-type]  # one of the time fields
+        attrs.evolve(KEY, **{field: NOON.replace(tzinfo=None)})  # type: ignore[arg-type]  # a time field
 
 
-def test_uses_are_recorded_to_the_minute() -> None:
+def test_use_recording_interval_is_one_minute() -> None:
     assert timedelta(minutes=1) == USE_RECORDING_INTERVAL
 
 

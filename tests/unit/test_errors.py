@@ -1,4 +1,4 @@
-"""Errors are values that compare by class and data."""
+"""Errors are values: they compare by class and data."""
 
 import copy
 import pickle
@@ -22,7 +22,7 @@ from mlapi import (
 )
 from mlapi.domain.errors import FieldError
 
-LINES: list[tuple[MlapiError, str]] = [
+MESSAGES: list[tuple[MlapiError, str]] = [
     (UserExistsError(7), "user 7 already has this username"),
     (UserNotFoundError(7), "user 7 does not exist"),
     (PasswordChangedError(7), "the password of user 7 was changed concurrently"),
@@ -33,32 +33,32 @@ LINES: list[tuple[MlapiError, str]] = [
     (TooManyAttemptsError(30), "too many log-in attempts: retry in 30 seconds"),
     (ServiceUnavailableError("too many requests"), "the service is unavailable: too many requests"),
     (RepositoryUnavailableError("simulated outage"), "the database is unavailable: simulated outage"),
-    (ConfigurationError("mend this"), "mend this"),
+    (ConfigurationError("fix this"), "fix this"),
 ]
 
 
-def test_errors_with_equal_class_and_data_are_equal() -> None:
+def test_errors_with_the_same_class_and_data_are_equal() -> None:
     assert UserExistsError(1) == UserExistsError(1)
     assert {UserExistsError(1), UserExistsError(1)} == {UserExistsError(1)}
 
 
-def test_errors_with_other_class_or_data_are_not_equal() -> None:
+def test_errors_with_different_class_or_data_are_not_equal() -> None:
     assert UserExistsError(1) not in (UserExistsError(2), UserNotFoundError(1), KeyError(1))
     assert InvalidTokenError() == InvalidTokenError()
     assert InvalidTokenError() not in (InvalidCredentialsError(), MlapiError())
 
 
-@pytest.mark.parametrize(("error", "line"), LINES, ids=[type(error).__name__ for error, _ in LINES])
+@pytest.mark.parametrize(("error", "line"), MESSAGES, ids=[type(error).__name__ for error, _ in MESSAGES])
 def test_error_message_is_one_line(error: MlapiError, line: str) -> None:
     assert str(error) == line
 
 
-@pytest.mark.parametrize("error", [error for error, _ in LINES], ids=[type(error).__name__ for error, _ in LINES])
+@pytest.mark.parametrize("error", [error for error, _ in MESSAGES], ids=[type(error).__name__ for error, _ in MESSAGES])
 def test_errors_can_be_copied_and_pickled(error: MlapiError) -> None:
     assert copy.copy(error) == pickle.loads(pickle.dumps(error)) == error
 
 
-def test_message_of_invalid_fields_names_all_of_them() -> None:
+def test_invalid_fields_message_names_every_field() -> None:
     error = InvalidFieldsError((FieldError("username", "is missing"), FieldError("email", "must be a string")))
 
     assert str(error) == "username is missing; email must be a string"

@@ -1,4 +1,4 @@
-"""The use cases for users, in memory."""
+"""The use cases for users, with users in memory."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -213,7 +213,7 @@ def test_remove_returns_the_user(users: Users) -> None:
     assert users.remove(user_id=ada.id) == ada
 
 
-def test_removed_user_is_gone(users: Users) -> None:
+def test_removed_user_is_not_found(users: Users) -> None:
     ada = register(users)
     users.remove(user_id=ada.id)
 
@@ -266,7 +266,7 @@ def test_unknown_username_is_not_found(users: Users) -> None:
 @pytest.mark.parametrize(
     "name",
     ["", " ada", "ada\x00", "ada\u200b", "ada\ud800", "a" * 255],
-    ids=["empty", "space before", "NUL", "zero-width space", "lone surrogate", "too long"],
+    ids=["empty", "leading space", "NUL", "zero-width space", "lone surrogate", "too long"],
 )
 def test_invalid_username_is_not_found(users: Users, name: str) -> None:
     register(users, "ada")
@@ -274,7 +274,7 @@ def test_invalid_username_is_not_found(users: Users, name: str) -> None:
     assert users.find(name) is None
 
 
-# --- the fakes in memory
+# --- the in-memory adapters
 
 
 def test_batch_has_an_outcome_for_each_command() -> None:

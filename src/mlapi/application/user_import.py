@@ -125,7 +125,7 @@ class UserImport:
 
     Args:
         users: the users of the database.
-        importer: returns an importer with the current keys. Called for each row, as keys can be rotated meanwhile.
+        importer: returns an importer with the current keys. Called for each row, because keys can be rotated.
         rejects: records the rejected rows.
         actor: recorded in the audit trail.
         threads: number of threads that hash passwords.

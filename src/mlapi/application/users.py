@@ -258,7 +258,7 @@ class Users:
         """Check a new password and encrypt it. Takes up to 50 ms of processor time.
 
         Args:
-            user_id: whose password to replace.
+            user_id: the user whose password is replaced.
             password: the new password.
             replacing: the stored password that must still be current; see `ChangePassword`.
             field: the name of the input field, for error messages.

@@ -109,7 +109,7 @@ class ApiKeyContract:
         assert outcomes == [first, UserNotFoundError(NO_USER), last]
         assert repository.list_api_keys(ada.id) == [first, last]
 
-    def test_removed_api_key_is_returned_and_gone(self, repository: UserRepository) -> None:
+    def test_removed_api_key_is_returned_and_deleted(self, repository: UserRepository) -> None:
         ada = registered(repository)
         kept, removed = with_api_key(repository, ada, 1), with_api_key(repository, ada, 2)
 
@@ -152,12 +152,12 @@ class ApiKeyContract:
     @pytest.mark.parametrize(
         ("last", "at", "recorded"),
         [
-            pytest.param(None, NOON, NOON, id="for the first time"),
+            pytest.param(None, NOON, NOON, id="first use"),
             pytest.param(NOON, NOON + SECOND, NOON, id="within a minute"),
-            pytest.param(NOON, NOON + MINUTE - timedelta(microseconds=1), NOON, id="hardly within a minute"),
+            pytest.param(NOON, NOON + MINUTE - timedelta(microseconds=1), NOON, id="just within a minute"),
             pytest.param(NOON, NOON + MINUTE, NOON + MINUTE, id="after a minute"),
             pytest.param(NOON, LATER, LATER, id="after an hour"),
-            pytest.param(LATER, NOON, LATER, id="before, by another clock"),
+            pytest.param(LATER, NOON, LATER, id="earlier, by another clock"),
         ],
     )
     def test_last_use_of_an_api_key_is_accurate_to_a_minute(
@@ -185,29 +185,29 @@ class ApiKeyContract:
 
     def test_removing_a_user_removes_the_api_keys(self, repository: UserRepository) -> None:
         ada, bob = registered(repository, "ada"), registered(repository, "bob")
-        gone = [with_api_key(repository, ada, number) for number in (1, 2)]
+        removed = [with_api_key(repository, ada, number) for number in (1, 2)]
         kept = with_api_key(repository, bob, 3)
 
         repository.apply([Remove(user_id=ada.id)])
 
-        assert repository.find_principals([*(key.id for key in gone), kept.id]) == [
+        assert repository.find_principals([*(key.id for key in removed), kept.id]) == [
             None,
             None,
             ApiKeyPrincipal(kept, bob),
         ]
-        outcomes = repository.apply([RemoveApiKey(key_id=key.id) for key in gone])
-        assert outcomes == [ApiKeyNotFoundError(key.id) for key in gone]
+        outcomes = repository.apply([RemoveApiKey(key_id=key.id) for key in removed])
+        assert outcomes == [ApiKeyNotFoundError(key.id) for key in removed]
 
     def test_api_keys_are_sorted_by_creation_time_and_id(self, repository: UserRepository) -> None:
         ada, bob, eve = [registered(repository, name) for name in ("ada", "bob", "eve")]
-        youngest = with_api_key(repository, ada, 1, created_datetime=NOON + 2 * SECOND)
+        newest = with_api_key(repository, ada, 1, created_datetime=NOON + 2 * SECOND)
         bobs_key = with_api_key(repository, bob, 2)
         same_time = [with_api_key(repository, ada, number, created_datetime=NOON + SECOND) for number in (12, 10, 3)]
         oldest = with_api_key(repository, ada, 9)
 
         found = [repository.list_api_keys(user.id) for user in (ada, bob, eve)]
 
-        assert found == [[oldest, *reversed(same_time), youngest], [bobs_key], []]
+        assert found == [[oldest, *reversed(same_time), newest], [bobs_key], []]
 
 
 class PrincipalContract:
@@ -227,7 +227,7 @@ class PrincipalContract:
 
         assert repository.find_principals(ids) == [None] * len(ids)
 
-    def test_no_ids_give_no_principals(self, repository: UserRepository) -> None:
+    def test_empty_list_of_ids_gives_no_principals(self, repository: UserRepository) -> None:
         assert repository.find_principals([]) == []
 
     @pytest.mark.parametrize("nowait", [False, True], ids=["waiting", "nonblocking"])
@@ -237,7 +237,7 @@ class PrincipalContract:
             find_principals = repository.find_principals_nowait
         ada = registered(repository)
         key = with_api_key(repository, ada)
-        repository.find_principals([ada.id])  # so that a connection is open
+        repository.find_principals([ada.id])  # opens a connection
         seen = [find_principals([ada.id, key.id])]
 
         disabled = apply_one(repository, SetEnabled(user_id=ada.id, enabled=False, at=LATER))

@@ -1,7 +1,7 @@
 """The contract suite for `AttemptLimiter`.
 
-A subclass provides the fixture ``attempts``: a limiter without counts. It allows three attempts a minute for one name
-from one address, and at least a hundred for one name or for one address alone.
+A subclass provides the fixture ``attempts``: a limiter that has counted no attempts yet. It allows three attempts a
+minute for one name from one address, and at least a hundred for one name or one address alone.
 """
 
 import pytest
@@ -21,7 +21,7 @@ def is_allowed(attempts: AttemptLimiter, username: str = "ada", address: str = H
 
 
 def log_in(attempts: AttemptLimiter, username: str = "ada", address: str = HOME) -> bool:
-    """Count a successful attempt; return whether the address was known."""
+    """Count an attempt and record its success. Return whether the address was known."""
     was_known = attempts.count(username, address)
     attempts.record_success(username, address, was_known=was_known)
     return was_known
@@ -29,9 +29,9 @@ def log_in(attempts: AttemptLimiter, username: str = "ada", address: str = HOME)
 
 class AttemptLimiterContract:
     def test_attempts_are_allowed_up_to_the_limit(self, attempts: AttemptLimiter) -> None:
-        answers = [is_allowed(attempts) for _ in range(ATTEMPT_LIMIT + 2)]
+        results = [is_allowed(attempts) for _ in range(ATTEMPT_LIMIT + 2)]
 
-        assert answers == [True] * ATTEMPT_LIMIT + [False] * 2
+        assert results == [True] * ATTEMPT_LIMIT + [False] * 2
 
     def test_rejection_says_when_to_retry(self, attempts: AttemptLimiter) -> None:
         for _ in range(ATTEMPT_LIMIT):
@@ -79,6 +79,6 @@ class AttemptLimiterContract:
     @pytest.mark.parametrize("username", ["", "nobody", "\0", "\ud800", "é" * 10_000])
     @pytest.mark.parametrize("address", ["", "::1", "testclient", "\ud800"])
     def test_names_and_addresses_may_be_any_text(self, attempts: AttemptLimiter, username: str, address: str) -> None:
-        answers = [is_allowed(attempts, username, address) for _ in range(ATTEMPT_LIMIT + 1)]
+        results = [is_allowed(attempts, username, address) for _ in range(ATTEMPT_LIMIT + 1)]
 
-        assert answers == [True] * ATTEMPT_LIMIT + [False]
+        assert results == [True] * ATTEMPT_LIMIT + [False]

@@ -84,7 +84,7 @@ class AuditTrailContract:
         ]
         assert [entry.id for entry in entries] == sorted({entry.id for entry in entries}, reverse=True)
 
-    def test_rejected_command_writes_its_reason(self, repository: UserRepository) -> None:
+    def test_entry_of_a_rejected_command_contains_the_reason(self, repository: UserRepository) -> None:
         ada = registered(repository)
         replacing = EncryptedPassword("not the stored one")
         repository.apply(
@@ -110,8 +110,8 @@ class AuditTrailContract:
     def test_unstorable_user_id_is_audited_as_none(self, repository: UserRepository) -> None:
         repository.apply([SetEnabled(user_id=user_id, enabled=True, at=NOON) for user_id in UNKNOWN_IDS])
 
-        told = [entry.user_id for entry in repository.audit.list_page(limit=10)]
-        assert told == [user_id if user_id == NO_USER else None for user_id in reversed(UNKNOWN_IDS)]
+        user_ids = [entry.user_id for entry in repository.audit.list_page(limit=10)]
+        assert user_ids == [user_id if user_id == NO_USER else None for user_id in reversed(UNKNOWN_IDS)]
 
     def test_reencryption_and_key_use_write_no_entry(self, repository: UserRepository) -> None:
         ada = registered(repository)
@@ -145,7 +145,7 @@ class AuditTrailContract:
         assert audit.list_page(limit=10, user_id=ada.id, after=everything[0].id) == [everything[2]]
         assert audit.list_page(limit=10, after=everything[-1].id) == []
 
-    def test_entries_accept_any_id(self, repository: UserRepository) -> None:
+    def test_entries_can_be_listed_by_any_id(self, repository: UserRepository) -> None:
         registered(repository)
 
         assert [repository.audit.list_page(limit=10, user_id=user_id) for user_id in UNKNOWN_IDS] == [[]] * len(

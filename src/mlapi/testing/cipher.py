@@ -69,7 +69,7 @@ class PasswordCipherContract:
     def test_needs_upgrade_accepts_damaged_values(self, cipher: PasswordCipher, damage: str) -> None:
         assert cipher.needs_upgrade(EncryptedPassword(damage)) in {True, False}
 
-    @pytest.mark.parametrize("password", ["secret", "", "\ud800", "a value for when there is none to compare with"])
+    @pytest.mark.parametrize("password", ["secret", "", "\ud800", "stands in for a missing password"])
     def test_no_password_matches_an_unknown_user(
         self, cipher: PasswordCipher, password: str, caplog: pytest.LogCaptureFixture
     ) -> None:

@@ -78,7 +78,7 @@ class UnavailableRepository:
 
 @attrs.frozen
 class LoggedInUser:
-    """A user with a token, which may be valid or not."""
+    """A user with a token, which may be invalid."""
 
     user: User
     token: str = attrs.field(repr=False)

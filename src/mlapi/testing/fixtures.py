@@ -18,19 +18,19 @@ from mlapi.testing.fakes import LoggedInUser, SettableClock, register_and_log_in
 
 @pytest.fixture
 def mlapi_clock() -> SettableClock:
-    """The clock of all other fixtures. Set ``now`` to move the time."""
+    """The clock of all other fixtures. Set ``now`` to change the time."""
     return SettableClock()
 
 
 @pytest.fixture
 def mlapi_users(mlapi_clock: SettableClock) -> Users:
-    """Users in memory, without any user at first."""
+    """An empty set of users, in memory."""
     return Users(InMemoryUserRepository(), PlainCipher(), clock=mlapi_clock)
 
 
 @pytest.fixture
 def mlapi_access(mlapi_users: Users, mlapi_clock: SettableClock) -> Access:
-    """Log-in without a limit of attempts, and the guard. Tokens expire after an hour."""
+    """Log-in without limits on attempts, and the guard. Tokens expire after an hour."""
     tokens = InMemoryTokens(clock=mlapi_clock)
     return Access(
         authenticator=Authenticator(mlapi_users, tokens, UnlimitedAttempts()),

@@ -12,7 +12,7 @@ from starlette.types import ASGIApp, Message
 
 _PARAMETER = re.compile(r"{\w+(:\w+)?}")
 _METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE")
-_TIMEOUT_SECONDS = 5  # limits endpoints that are open and do not return
+_TIMEOUT_SECONDS = 5  # an unguarded endpoint might never return
 
 
 class Probe(NamedTuple):
@@ -30,7 +30,7 @@ def assert_all_routes_guarded(app: ASGIApp, *, exempt: Iterable[str] = ()) -> No
     Args:
         app: an application on Starlette, such as FastAPI, possibly wrapped in `GuardMiddleware`. Its lifespan does not
             run.
-        exempt: the paths that are open on purpose, written as in their routes.
+        exempt: paths that are intentionally open, written as in their routes.
 
     Raises:
         AssertionError: naming every open route.

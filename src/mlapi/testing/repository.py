@@ -1,6 +1,6 @@
-"""The contract of `UserRepository`, with its `AuditTrail`.
+"""The contract suite for `UserRepository`, with its `AuditTrail`.
 
-A subclass provides the fixture ``repository``, which returns an empty one for each test:
+A subclass provides the fixture ``repository``, an empty repository for each test:
 
     class TestMyRepository(UserRepositoryContract):
         @pytest.fixture
@@ -17,4 +17,4 @@ from mlapi.testing.user_queries import UserQueryContract
 class UserRepositoryContract(
     UserCommandContract, BatchContract, UserQueryContract, ApiKeyContract, PrincipalContract, AuditTrailContract
 ):
-    """All rules of the port. Each base class is a topic."""
+    """All rules of the port. Each base class covers one topic."""

@@ -28,14 +28,14 @@ NO_KEY = ApiKeyId("f" * 16)
 
 def registration(username: str = "ada", **fields: object) -> Register:
     """Return a command that registers a user."""
-    given = {"password": STORED, "email": "ada@example.com", "at": NOON, **fields}
-    return Register(username=username, **given)  # type: ignore[arg-type]  # the test passes the right types
+    values = {"password": STORED, "email": "ada@example.com", "at": NOON, **fields}
+    return Register(username=username, **values)  # type: ignore[arg-type]  # the test passes the right types
 
 
 def api_key(user_id: UserId, number: int = 0, **fields: object) -> ApiKey:
-    """Return an API key, which is not stored yet."""
-    given = {"name": f"key {number}", "digest": f"digest {number}", "created_datetime": NOON, **fields}
-    return ApiKey(id=ApiKeyId(f"{number:016x}"), user_id=user_id, **given)  # type: ignore[arg-type]  # the test passes the right types
+    """Return an API key, without storing it."""
+    values = {"name": f"key {number}", "digest": f"digest {number}", "created_datetime": NOON, **fields}
+    return ApiKey(id=ApiKeyId(f"{number:016x}"), user_id=user_id, **values)  # type: ignore[arg-type]  # the test passes the right types
 
 
 def apply_one(repository: UserRepository, command: Command) -> Outcome:

@@ -1,13 +1,14 @@
-"""The contract of `Storage`, as a test suite for a backend of your own.
+"""The contract suite for `Storage`.
 
-A subclass provides the fixture ``open_storage``, a function that opens one and the same new, empty storage each time:
+A subclass provides the fixture ``open_storage``: a function that opens the same storage at each call. Every test starts
+with a new, empty storage:
 
     class TestMyStorage(StorageContract):
         @pytest.fixture
         def open_storage(self, tmp_path):
             return lambda: MyStorage(tmp_path / "users")
 
-It runs the contracts of `UserRepository` and `AttemptLimiter` too, on the users and the attempt counts of the storage.
+The suite includes the contracts of `UserRepository` and `AttemptLimiter`, for the storage's users and attempt counts.
 """
 
 import threading
@@ -36,7 +37,7 @@ SHORT_SECONDS = 0.05
 
 class StorageContract(UserRepositoryContract, AttemptLimiterContract):
     forgets = False
-    """Set this to True for a storage that loses everything when it is closed; mlapi's own in memory does."""
+    """Set this to True for a storage that loses everything when it is closed, such as mlapi's in-memory storage."""
 
     @pytest.fixture
     def storage(self, open_storage: OpenStorage) -> Iterator[Storage]:
@@ -96,7 +97,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
 
         assert [folder for folder in folders if not (folder.is_absolute() and folder.is_dir())] == []
 
-    def test_main_file_exists_once_prepared(self, storage: Storage) -> None:
+    def test_preparing_creates_the_main_file(self, storage: Storage) -> None:
         assert all(file.exists() for file in storage.files[:1])
 
     def test_opening_and_inspecting_create_no_file(self, open_storage: OpenStorage) -> None:
@@ -115,13 +116,13 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
     def test_new_storage_has_no_fingerprint(self, storage: Storage) -> None:
         assert storage.find_fingerprint() is None
 
-    def test_fingerprint_can_be_asked_before_preparation(self, open_storage: OpenStorage) -> None:
+    def test_fingerprint_can_be_read_before_preparation(self, open_storage: OpenStorage) -> None:
         storage = open_storage()
 
         assert storage.find_fingerprint() is None
         storage.close()
 
-    def test_first_fingerprint_stays(self, storage: Storage) -> None:
+    def test_first_fingerprint_is_kept(self, storage: Storage) -> None:
         stored = [storage.store_fingerprint(fingerprint) for fingerprint in ("first", "second")]
 
         assert stored == ["first", "first"]
@@ -172,7 +173,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
         assert before == after
         assert storage.users.list_page(after=UserId(0), limit=10) == [ada]
 
-    def test_inspection_of_a_storage_without_users(self, storage: Storage) -> None:
+    def test_inspection_of_an_empty_storage_finds_no_users(self, storage: Storage) -> None:
         found = storage.inspect(find_password_error=None)
 
         revision, _ = storage.upgrade()
@@ -224,7 +225,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
             assert counts.add("one", window_seconds=LONG_SECONDS) == 1
 
     def test_window_begins_with_its_first_attempt(self, storage: Storage) -> None:
-        begun = time.time()
+        started = time.time()
         with storage.attempts.transaction() as counts:
             counts.add("one", window_seconds=LONG_SECONDS)
             first = counts.get("one")
@@ -235,7 +236,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
             later = counts_read.get("one")
 
         assert later == first == WindowCount(1, later.ends_at)
-        assert begun + LONG_SECONDS <= later.ends_at <= time.time() + LONG_SECONDS
+        assert started + LONG_SECONDS <= later.ends_at <= time.time() + LONG_SECONDS
 
     def test_count_is_zero_after_its_window(self, storage: Storage) -> None:
         with storage.attempts.transaction() as counts:

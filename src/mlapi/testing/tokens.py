@@ -1,7 +1,7 @@
 """The contract suite for `TokenIssuer`, and functions that build JSON Web Tokens by hand.
 
 A subclass provides the fixtures ``tokens`` and ``others``: two issuers with different keys. Their tokens expire after
-an hour, by ``clock``.
+an hour, measured by the fixture ``clock``.
 """
 
 import base64

@@ -57,7 +57,7 @@ class UserCommandContract:
         assert user == command.as_user(user.id)
         assert repository.get(user.id) == user
 
-    def test_imported_user_keeps_the_time_of_registration(self, repository: UserRepository) -> None:
+    def test_imported_user_keeps_the_registration_time(self, repository: UserRepository) -> None:
         command = registration(enabled=False, at=LATER, created=NOON)
 
         ada = apply_one(repository, command)
@@ -77,7 +77,7 @@ class UserCommandContract:
         assert stored.created_datetime == stored.updated_datetime == NOON
         assert stored.created_datetime.utcoffset() == timedelta(0)
 
-    def test_any_characters_and_longest_texts_are_stored(self, repository: UserRepository) -> None:
+    def test_special_characters_and_long_texts_are_stored(self, repository: UserRepository) -> None:
         odd = EncryptedPassword("a'b\"c\\d\ne\r\u2028f\x85%s{}\t🔑")
         people = [
             registration('o\'Brien "Ø" \\ {0} %s; --', password=odd, email="o'brien+{0}%s@example.com"),
@@ -102,12 +102,12 @@ class UserCommandContract:
         assert rejections(outcomes) == [UserExistsError(ada.id)] * 2
         assert repository.list_page(after=UserId(0), limit=10) == [ada]
 
-    def test_concurrent_registrations_of_a_name_make_one_user(self, repository: UserRepository) -> None:
-        def ask(number: int) -> Outcome:
+    def test_concurrent_registrations_create_only_one_user(self, repository: UserRepository) -> None:
+        def register(number: int) -> Outcome:
             return apply_one(repository, registration("ada" if number % 2 else "ADA"))
 
         with ThreadPoolExecutor(8) as pool:
-            outcomes = list(pool.map(ask, range(16)))
+            outcomes = list(pool.map(register, range(16)))
 
         (ada,) = repository.list_page(after=UserId(0), limit=10)
         assert outcomes.count(ada) == 1
@@ -147,7 +147,7 @@ class UserCommandContract:
         assert outcome == attrs.evolve(ada, updated_datetime=LATER, token_epoch=command.token_epoch)
         assert repository.get(ada.id) == outcome
 
-    @pytest.mark.parametrize("replacing", [None, STORED], ids=["whatever it was", "the stored one"])
+    @pytest.mark.parametrize("replacing", [None, STORED], ids=["any password", "the stored password"])
     def test_password_change_changes_time_and_token_epoch(
         self, repository: UserRepository, replacing: EncryptedPassword | None
     ) -> None:
@@ -237,7 +237,7 @@ class UserCommandContract:
 
         assert repository.get(charles.id) == charles
 
-    def test_removed_user_is_returned_and_gone(self, repository: UserRepository) -> None:
+    def test_removed_user_is_returned_and_deleted(self, repository: UserRepository) -> None:
         ada = registered(repository)
 
         outcome = apply_one(repository, Remove(user_id=ada.id))
@@ -246,7 +246,7 @@ class UserCommandContract:
         assert repository.find(canonical_username("ada")) is None
         assert repository.list_page(after=UserId(0), limit=10) == []
 
-    def test_removed_name_is_free_but_its_id_is_not(self, repository: UserRepository) -> None:
+    def test_removed_username_can_be_reused_but_not_the_id(self, repository: UserRepository) -> None:
         ada = registered(repository)
         repository.apply([Remove(user_id=ada.id)])
 
@@ -271,9 +271,9 @@ class UserCommandContract:
         assert outcomes == [UserNotFoundError(user_id) for user_id in UNKNOWN_IDS for _ in range(7)]
         for user_id in UNKNOWN_IDS:
             for read in (repository.get, repository.list_api_keys):
-                with pytest.raises(UserNotFoundError) as refusal:
+                with pytest.raises(UserNotFoundError) as error_info:
                     read(user_id)
-                assert refusal.value == UserNotFoundError(user_id)
+                assert error_info.value == UserNotFoundError(user_id)
 
 
 class BatchContract:
@@ -352,7 +352,7 @@ class BatchContract:
             UserNotFoundError(ada.id),
         ]
 
-    def test_command_for_the_next_id_before_its_registration(self, repository: UserRepository) -> None:
+    def test_command_before_its_user_is_registered_is_rejected(self, repository: UserRepository) -> None:
         guessed = UserId(registered(repository).id + 1)
         early, late = [EndTokens(user_id=guessed, at=LATER) for _ in range(2)]
 
@@ -364,7 +364,7 @@ class BatchContract:
         assert ended == late.apply_to(bob)
         assert repository.get(guessed) == ended
 
-    def test_api_key_for_the_next_id_before_its_registration(self, repository: UserRepository) -> None:
+    def test_api_key_before_its_user_is_registered_is_rejected(self, repository: UserRepository) -> None:
         guessed = UserId(registered(repository).id + 1)
         early, late = api_key(guessed, 1), api_key(guessed, 2)
 

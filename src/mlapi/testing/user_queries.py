@@ -34,9 +34,9 @@ class UserQueryContract:
         commands = [registration(f"user{number}") for number in range(1100)]
         users = repository.apply(commands)
         keys = [command.username_key for command in commands]
-        nobody = canonical_username("nobody")
+        unknown = canonical_username("unknown")
 
-        found = repository.find_many([nobody, *reversed(keys), nobody, *keys])
+        found = repository.find_many([unknown, *reversed(keys), unknown, *keys])
 
         assert found == [None, *reversed(users), None, *users]
         assert repository.find_many([]) == []
@@ -70,8 +70,7 @@ class UserQueryContract:
     )
     def test_filtered_pages_are_full(self, repository: UserRepository, wanted: dict[str, Any]) -> None:
         people = [registered(repository, f"{'odd' if number % 2 else 'even'}-{number}") for number in range(8)]
-        apply = [SetEnabled(user_id=user.id, enabled=False, at=LATER) for user in people[::2]]
-        evens = repository.apply(apply)
+        evens = repository.apply([SetEnabled(user_id=user.id, enabled=False, at=LATER) for user in people[::2]])
 
         pages, last = [], UserId(0)
         while page := repository.list_page(after=last, limit=3, **wanted):
@@ -82,11 +81,11 @@ class UserQueryContract:
 
     def test_pages_can_be_filtered_by_flag(self, repository: UserRepository) -> None:
         ada, bob = registered(repository, "ada"), registered(repository, "bob")
-        shut_out = apply_one(repository, SetEnabled(user_id=bob.id, enabled=False, at=LATER))
+        disabled = apply_one(repository, SetEnabled(user_id=bob.id, enabled=False, at=LATER))
 
         pages = [repository.list_page(after=UserId(0), limit=10, enabled=enabled) for enabled in (True, False, None)]
 
-        assert pages == [[ada], [shut_out], [ada, shut_out]]
+        assert pages == [[ada], [disabled], [ada, disabled]]
 
     @pytest.mark.parametrize(
         ("text", "expected"),
@@ -102,8 +101,8 @@ class UserQueryContract:
     )
     def test_pages_can_be_filtered_by_text(self, repository: UserRepository, text: str, expected: list[int]) -> None:
         names = ["ada", "Straße", "ADAM", "100%_"]
-        apply = [registration(name, email=f"User{number}@Example.com") for number, name in enumerate(names)]
-        people = repository.apply(apply)
+        commands = [registration(name, email=f"User{number}@Example.com") for number, name in enumerate(names)]
+        people = repository.apply(commands)
 
         assert repository.list_page(after=UserId(0), limit=10, containing=text) == [
             people[number] for number in expected
