@@ -13,12 +13,12 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 VIOLATIONS = [
-    ("imports run one way", "application/users.py", "import mlapi.config"),
-    ("imports run one way", "utils.py", "LIMIT = None  # a module that no layer lists"),
-    ("imports run one way", "secret_store.py", "import mlapi.adapters.fernet"),
-    ("imports run one way", "config/files.py", "import mlapi.secret_store"),
-    ("imports run one way", "application/key_rotation.py", "import mlapi.secret_store"),
-    ("imports run one way", "adapters/jwt.py", "import mlapi.bootstrap"),
+    ("imports go in one direction", "application/users.py", "import mlapi.config"),
+    ("imports go in one direction", "utils.py", "LIMIT = None  # a module that no layer lists"),
+    ("imports go in one direction", "secret_store.py", "import mlapi.adapters.fernet"),
+    ("imports go in one direction", "config/files.py", "import mlapi.secret_store"),
+    ("imports go in one direction", "application/key_rotation.py", "import mlapi.secret_store"),
+    ("imports go in one direction", "adapters/jwt.py", "import mlapi.bootstrap"),
     ("inside the domain", "domain/users.py", "import mlapi.domain.commands"),
     ("inside the domain", "domain/credentials.py", "import mlapi.domain.commands"),
     ("the domain and the application import no database", "domain/commands.py", "import sqlalchemy"),
@@ -29,7 +29,7 @@ VIOLATIONS = [
     ("no adapter imports another", "adapters/memory.py", "import mlapi.adapters.jwt"),
     ("the wire format is independent", "entrypoints/wire/responses.py", "import starlette"),
     (
-        "nothing but bootstrap imports the adoption",
+        "only bootstrap imports the adoption",
         "adapters/sql/schema.py",
         "import mlapi.adapters.sql.adoption.survey",
     ),

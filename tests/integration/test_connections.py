@@ -79,7 +79,7 @@ class ServerThread:
             for connection in list(self.server.server_state.connections)
             if isinstance(connection, Connection)
         ]
-        # Uvicorn registers a connection one statement before it sets its transport.
+        # Uvicorn registers a connection just before it sets its transport.
         return sorted(connection.phase.name for connection in connections if getattr(connection, "transport", None))
 
     @property

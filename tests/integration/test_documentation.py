@@ -109,7 +109,7 @@ def test_readme_curl_commands_return_the_shown_responses(folder: Path) -> None:
                 token = json.loads(body).get("token", token)
                 shortened = body.replace(token, "eyJ...") if token else body
                 responses.append((f"{status} {shortened}", documented))
-            if "DELETE" in block:  # later blocks use ada again
+            if "DELETE" in block:  # later blocks need the user ada
                 requests.post(f"{server.base}/register-user", json=ADA, timeout=10)
 
     assert len(responses) == 5
@@ -190,7 +190,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 
 
-def test_table_of_contents_links_every_page() -> None:
+def test_table_of_contents_links_to_every_page() -> None:
     pages = [page.name for page in PAGES[1:] if page.name != "README.md"]
 
     assert [page for page in pages if f"({page})" not in read_page(Path("docs/README.md"))] == []

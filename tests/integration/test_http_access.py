@@ -136,7 +136,7 @@ def test_failed_logins_look_alike_and_compare_one_password(
     assert len(cipher.comparisons) == 1
 
 
-def test_disabled_is_reported_only_for_the_correct_password(
+def test_disabled_user_is_reported_only_with_correct_password(
     http: TestClient, users: Users, cipher: CountingCipher, ada: User
 ) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)

@@ -29,7 +29,7 @@ from tests.conftest import KEY, OLDER_KEY, SALT
 T = TypeVar("T")
 
 RELOADED = "the secrets changed and were reloaded"
-KEPT_PREVIOUS = "the secrets changed but cannot be used, keeping the previous ones: secrets.key is no key"
+KEPT_PREVIOUS = "the secrets changed but cannot be used, keeping the previous ones: secrets.key is not a valid key"
 
 
 class Secrets:
@@ -56,7 +56,7 @@ class Secrets:
     def _make(self, make: Callable[[list[str]], T]) -> T:
         self.loads += 1
         if "wrong" in self.keys:
-            raise ConfigurationError("secrets.key is no key")
+            raise ConfigurationError("secrets.key is not a valid key")
         return make(self.keys)
 
 
@@ -135,7 +135,7 @@ def test_secrets_are_checked_again_after_the_interval(monkeypatch: pytest.Monkey
     assert (before, reloader.get()) == ("one", "two")
 
 
-def test_interval_is_one_second() -> None:
+def test_secrets_are_checked_every_second() -> None:
     assert key_reload.RELOAD_CHECK_SECONDS == 1.0
 
 
@@ -164,7 +164,7 @@ def test_invalid_secrets_are_rejected_at_startup() -> None:
     with pytest.raises(ConfigurationError) as error_info:
         Reloader(secrets.joined_keys, secrets.signature)
 
-    assert error_info.value == ConfigurationError("secrets.key is no key")
+    assert error_info.value == ConfigurationError("secrets.key is not a valid key")
 
 
 def test_concurrent_checks_reload_once(without_periodic_checks: None) -> None:

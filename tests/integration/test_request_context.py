@@ -228,7 +228,7 @@ def sample(metrics: str, name: str) -> list[str]:
     return [line for line in metrics.splitlines() if line.startswith(name)]
 
 
-def test_metrics_count_requests_and_changes_without_names(http: TestClient) -> None:
+def test_metrics_count_requests_and_changes_but_omit_names(http: TestClient) -> None:
     list(every_status(http))
 
     response = http.get("/metrics")

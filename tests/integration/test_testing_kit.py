@@ -84,7 +84,7 @@ def test_unknown_name_raises_attribute_error() -> None:
     ("name", "missing"),
     [*((name, "pytest") for name in SUITES), ("HttpContract", "httpx2")],
 )
-def test_suite_names_a_missing_package(name: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_suite_error_names_the_missing_package(name: str, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [module for module in sys.modules if module.startswith("mlapi.testing.")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, missing, None)
@@ -96,7 +96,7 @@ def test_suite_names_a_missing_package(name: str, missing: str, monkeypatch: pyt
     assert (str(error_info.value), error_info.value.name) == (message, missing)
 
 
-def test_other_import_errors_are_not_about_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_import_errors_do_not_suggest_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mlapi.testing.http", raising=False)
     monkeypatch.setitem(sys.modules, "mlapi.entrypoints.admin", None)
 

@@ -50,7 +50,7 @@ def audit_time(action: str, user: User) -> datetime:
 
 @pytest.fixture(autouse=True)
 def _sigint_handler() -> Iterator[None]:
-    """Handle SIGINT: processes that a shell started in the background, and their children, ignore it."""
+    """Enable SIGINT, which is ignored if a shell started the tests in the background."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -389,7 +389,7 @@ def test_unknown_columns_can_be_ignored(name: str) -> None:
     assert (result.exit_code, all_names()) == (0, ["ada"])
 
 
-def test_standard_input_and_output_need_a_format() -> None:
+def test_standard_input_and_output_need_an_explicit_format() -> None:
     failed = mlapi("import", "-", stdin=HEADER + ADA)
     result = mlapi("import", "-", "--format", "csv", "--json", stdin=HEADER + ADA + "eve,e,x\n")
     exported = mlapi("export", "-", "--format", "csv")
@@ -581,7 +581,7 @@ def test_interrupted_import_reports_its_progress() -> None:
     assert all_names() == ["user0", "user1", "user2"]
 
 
-def test_interrupt_waits_until_the_batch_is_counted() -> None:
+def test_interrupt_is_delayed_until_the_batch_is_counted() -> None:
     values = {"username": "ada", "email": "a@example.com", "password": "battery"}
     interrupting_report = NoRejects(lambda: signal.raise_signal(signal.SIGINT))
     users = Users(InMemoryUserRepository(), PlainCipher())

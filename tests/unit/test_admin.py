@@ -548,7 +548,7 @@ def forwarded(client: Client, *values: str) -> Client:
 
 @pytest.mark.parametrize("trusted", [[], TRUSTED], ids=["no proxies", "proxies"])
 @pytest.mark.parametrize("peer", ["203.0.113.9", "2001:db8::1", "10.0.0.1", "", "testclient"])
-def test_peer_is_the_client_without_forwarding_headers(peer: str, trusted: Sequence[Network]) -> None:
+def test_peer_address_is_used_without_forwarding_headers(peer: str, trusted: Sequence[Network]) -> None:
     client = with_headers(attrs.evolve(REMOTE, peer_address=peer), ("forwarded", "for=192.0.2.1"))
 
     assert client.resolve_address(trusted) == peer

@@ -173,7 +173,7 @@ def test_repr_of_a_session_hides_its_secrets() -> None:
 
 
 @pytest.mark.parametrize("caller", [LOCAL, REMOTE])
-def test_check_page_accepts_every_client_in_token_mode(caller: Client) -> None:
+def test_token_mode_opens_pages_to_every_client(caller: Client) -> None:
     TOKEN_MODE.check_page(caller)
 
 
@@ -238,7 +238,7 @@ def test_request_from_a_console_page_is_recognized(headers: list[tuple[str, str]
         attrs.evolve(with_headers(LOCAL, ("origin", "http://localhost:8001")), scheme="https"),
     ],
 )
-def test_other_requests_are_not_same_origin(caller: Client) -> None:
+def test_requests_from_elsewhere_are_not_same_origin(caller: Client) -> None:
     assert not caller.is_same_origin
 
 

@@ -44,7 +44,7 @@ def test_columns_follow_the_order_of_the_fields() -> None:
     assert [column.name for column in entity_columns(Account, accounts)] == ["id", "secret", "paid_until"]
 
 
-def test_row_becomes_an_entity_with_wrapped_values() -> None:
+def test_row_is_read_as_an_entity_with_wrapped_values() -> None:
     read = row_reader(Account, accounts)
 
     assert read((1, "stored", NOON)) == Account(id=1, secret=EncryptedPassword("stored"), paid_until=NOON)

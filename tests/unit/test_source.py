@@ -35,7 +35,7 @@ def files_importing(*modules: str) -> set[str]:
 
 
 def iterate_calls(tree: ast.Module) -> Iterator[str]:
-    """Yield the source of every called expression."""
+    """Yield the source code of the function in every call."""
     return (ast.unparse(node.func) for node in ast.walk(tree) if isinstance(node, ast.Call))
 
 

@@ -59,7 +59,7 @@ def test_json_in_utf8_is_accepted(content_type: str) -> None:
         pytest.param(["application/json; charset=utf-16"], id="utf-16"),
         pytest.param(["application/json; charset=utf-8; charset=latin-1"], id="two charsets"),
         pytest.param(["application/json; boundary=x"], id="other parameter"),
-        pytest.param(["application/j\u017fon"], id="long s in place of s"),
+        pytest.param(["application/j\u017fon"], id="long s (U+017F)"),
     ],
 )
 def test_other_content_types_are_rejected(content_types: list[str]) -> None:

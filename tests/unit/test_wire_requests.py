@@ -290,7 +290,7 @@ def test_repr_of_a_registration_omits_its_values() -> None:
             b'{"current": "CANARY", "new": "CANARY2"}',
             ChangePasswordRequest("CANARY", "CANARY2"),
             "ChangePasswordRequest(...)",
-            id="change of the own password",
+            id="user's own password",
         ),
         pytest.param(
             b'{"password": "CANARY"}',
@@ -311,7 +311,7 @@ def test_repr_of_every_body_omits_its_values(body: bytes, decoded: RequestBody, 
 @pytest.mark.parametrize(
     ("body_type", "names"),
     [(LoginRequest, "username, password"), (ChangePasswordRequest, "current, new"), (SetPasswordRequest, "password")],
-    ids=["login", "change of the own password", "password set by an admin"],
+    ids=["login", "user's own password", "password set by an admin"],
 )
 def test_every_body_type_reports_all_invalid_fields(body_type: type[RequestBody], names: str) -> None:
     fields = names.split(", ")
