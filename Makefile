@@ -1,4 +1,4 @@
-# Needs make and Python >= 3.11. Choose another Python with PYTHON=python3.12.
+# Needs make and Python >= 3.11. Set PYTHON=python3.12, for example, to use another Python.
 PYTHON ?= python3
 PORT ?= 8001
 BIN := .venv/bin
@@ -19,13 +19,13 @@ test: .venv/dev ## run all checks and all tests, with full branch coverage
 	@$(MAKE) --no-print-directory -j --output-sync $(CHECKS) compile-tests
 	$(PYTEST) -n 4 --dist worksteal --cov --cov-report=term
 
-torture: .venv/dev ## run the fault tests with the counts of RELIABILITY.md; takes half an hour
+torture: .venv/dev ## run the fault tests with the counts in RELIABILITY.md; takes half an hour
 	$(PYTEST) tests/torture --torture
 
 failover: .venv/dev .venv/failover/installed ## kill PostgreSQL primaries under Patroni and etcd on this machine; takes 6 minutes
 	$(PYTEST) tests/failover --torture
 
-check: .venv/dev ## check format, lint, types, import contracts and known vulnerabilities of dependencies
+check: .venv/dev ## check format, lint, types, import contracts, and dependencies for known vulnerabilities
 	@$(MAKE) --no-print-directory -j --output-sync $(CHECKS)
 
 check-format: .venv/dev
@@ -45,7 +45,7 @@ fmt: .venv/dev ## format, and fix lint errors where possible
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-install: .venv/dev ## install everything for development into .venv
+install: .venv/dev ## install everything needed for development into .venv
 
 bench: .venv/dev .venv/peers/installed ## measure mlapi, the ceiling and the peers; needs wrk, two cores, 10 GB and an hour
 	$(BIN)/python -m bench.run $(BENCH)
@@ -67,7 +67,7 @@ clean: ## remove the virtual environment and caches
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "mlapi needs Python >= 3.11. Choose one: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+		|| { echo "mlapi needs Python >= 3.11. Run with another Python: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/runtime: .venv/bin/python requirements.lock pyproject.toml

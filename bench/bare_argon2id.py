@@ -1,4 +1,4 @@
-"""Print how many argon2id hashes per second the available cores compute, with the cost of the default scheme."""
+"""Print how many argon2id hashes per second the available cores compute, with the parameters of the default scheme."""
 
 import os
 import sys

@@ -9,11 +9,11 @@ from mlapi.config import load_settings
 from mlapi.domain.commands import Command, Register
 from mlapi.domain.users import UserId, utc_now
 
-BATCH = 1_000
+BATCH_SIZE = 1_000
 
 
 def register(environ: dict[str, str], count: int, *, passwords: bool = False) -> float:
-    """Register ``count`` users and return the seconds it took.
+    """Register ``count`` users and return how many seconds it took.
 
     Args:
         environ: environment variables that configure mlapi.
@@ -31,13 +31,13 @@ def register(environ: dict[str, str], count: int, *, passwords: bool = False) ->
             return Register(username=name, password=shared, email=f"{name}@example.com", at=utc_now())
 
         started_at = time.perf_counter()
-        for first in range(0, count, BATCH):
-            users.repository.apply([command(number) for number in range(first, min(count, first + BATCH))])
+        for first in range(0, count, BATCH_SIZE):
+            users.repository.apply([command(number) for number in range(first, min(count, first + BATCH_SIZE))])
         return time.perf_counter() - started_at
 
 
 def write_credentials(environ: dict[str, str], count: int, folder: Path) -> None:
-    """Write tokens and API keys of the first ``count`` users to the files ``tokens`` and ``keys``, one on each line."""
+    """Write tokens and API keys of the first ``count`` users to the files ``tokens`` and ``keys``, one per line."""
     with open_service(load_settings(environ=environ)) as service:
         users, authenticator = service.users, service.access.authenticator
         first = users.repository.list_page(after=UserId(0), limit=count)

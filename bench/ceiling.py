@@ -1,4 +1,4 @@
-"""The three endpoints in bare Starlette, without a database: an upper bound for the throughput of mlapi."""
+"""The three endpoints in bare Starlette, without a database: an upper bound for mlapi's throughput."""
 
 from starlette.applications import Starlette
 from starlette.requests import Request

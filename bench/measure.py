@@ -15,7 +15,7 @@ LOAD = Path(__file__).parent / "load"
 
 @dataclass
 class Figure:
-    """The result of one run of the load generator. ``p50`` and ``p99`` are milliseconds."""
+    """The result of one run of the load generator. ``p50`` and ``p99`` are in milliseconds."""
 
     per_second: float
     p50: float
@@ -24,7 +24,7 @@ class Figure:
 
 
 def load(server: Server, endpoint: str, connections: int, seconds: float) -> Figure:
-    """Load one endpoint, continuing where the previous run stopped."""
+    """Send requests to one endpoint, continuing where the previous run stopped."""
     target = server.target
     arguments = {
         "toggle": [str(target.users), str(target.toggled)],
@@ -80,7 +80,7 @@ def median_of(figures: list[Figure]) -> Figure:
 
 
 def fsync_milliseconds(folder: Path, count: int = 200) -> float:
-    """Return the median time of an fdatasync of 4 KiB in the folder of the databases."""
+    """Return the median time of an fdatasync of 4 KiB in the databases' folder."""
     times = []
     with (folder / "fsync").open("wb", buffering=0) as file:
         for _ in range(count):

@@ -21,9 +21,9 @@ GOALS = {
     ("toggle", "postgresql"): {1: 0.25, 16: 0.38, 64: 0.52},
     ("remove", "postgresql"): {1: 0.25, 16: 0.40, 64: 0.52},
 }
-"""Shares of the ceiling to reach, by number of connections."""
+"""The goal for each endpoint and database, as a share of the ceiling, by number of connections."""
 GUARD_GOALS = {"sqlite": 0.80, "postgresql": 0.60}
-"""Shares of the unguarded endpoint to reach, at 64 connections."""
+"""The goal for each database with 64 connections, as a share of the unguarded endpoint."""
 PACKAGES = (
     "mlapi", "starlette", "uvicorn", "uvloop", "httptools", "msgspec", "sqlalchemy", "psycopg", "cryptography",
     "argon2-cffi",
@@ -57,8 +57,8 @@ def _results(
         f"- fdatasync of 4 KiB on this disk: {statistics.median(results.other['fsync']):.2f} ms",
         f"- {', '.join(_versions())}",
         "",
-        "The ceiling is bare Starlette on uvicorn: it reads the path or the JSON body and answers with JSON, without a"
-        " database. mlapi uses the cheap scheme `fernet`, unless a row names another. All writes are durable:"
+        "The ceiling is bare Starlette on uvicorn: it reads the path or the JSON body and responds with JSON, without a"
+        " database. mlapi uses the cheap scheme `fernet`, unless a row says otherwise. All writes are durable:"
         " WAL with synchronous=FULL on SQLite, synchronous_commit=on on PostgreSQL.",
         "",
         "![Requests per second: mlapi, its ceiling and its peers](chart.svg)",
@@ -95,7 +95,7 @@ def _results(
         "",
         "## Import",
         "",
-        "Registrations through the library, a thousand in each transaction, each with a different password.",
+        "Users are registered through the library, a thousand per transaction, each with a different password.",
     ]
     lines += ["", "| database | seconds | registrations/s |", "|---|---|---|"]
     for kind in ("sqlite", "postgresql"):
@@ -103,9 +103,9 @@ def _results(
         lines.append(f"| {kind} | {duration:.1f} | {arguments.imports / duration:,.0f} |")
     lines += [
         "",
-        "## Start and memory",
+        "## Startup time and memory",
         "",
-        "| server | start to first response, s | resident memory after load, MiB |",
+        "| server | seconds from startup to first response | resident memory after load, MiB |",
         "|---|---|---|",
     ]
     for name, resident_mib in results.resident_mib.items():
@@ -141,8 +141,8 @@ def _peers(figures: dict[str, dict[str, Figure]]) -> list[str]:
         "",
         "## Peers, 16 connections",
         "",
-        "With the `cheap` hash, about as cheap as one Fernet encryption, the table compares everything except hashing."
-        " `default` is the default hash of each server.",
+        "The `cheap` hash costs about as much as one Fernet encryption, so its rows compare everything except hashing."
+        " The `default` hash is the default of each server.",
         "",
         "| server | endpoint | requests/s | p50 ms | p99 ms | errors | mlapi is faster by a factor of |",
         "|---|---|---|---|---|---|---|",
@@ -168,10 +168,11 @@ def _guard(figures: dict[str, dict[str, Figure]]) -> list[str]:
         "",
         "## The guard",
         "",
-        "The endpoint returns a constant. It is measured without and with the guard, which reads the user at every"
-        " request; a thousand users take turns. fastapi-users guards its endpoint with `current_user(active=True)`.",
+        "The endpoint returns a constant. It is measured without and with the guard, which reads the user on every"
+        " request. The credentials of a thousand users are used in turn. fastapi-users guards its endpoint with"
+        " `current_user(active=True)`.",
         "",
-        "| server | credential | connections | requests/s | share of open | goal | p50 ms | p99 ms | errors |",
+        "| server | credential | connections | requests/s | share of open model | goal | p50 ms | p99 ms | errors |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     guarded = [name for name in figures if name.startswith("guard, ") or name.endswith("current_user")]
@@ -208,7 +209,7 @@ def _growth(figures: dict[str, dict[str, Figure]]) -> list[str]:
 
 
 def _chart(figures: dict[str, dict[str, Figure]]) -> str:
-    """Return bars for 16 connections on one scale: the ceiling, mlapi, and the peers with a cheap hash."""
+    """Return a bar chart of the ceiling, mlapi, and the peers with a cheap hash, for 16 connections."""
     shown = [
         ("ceiling", "bare Starlette, no database", "#b8b8b8"),
         ("mlapi, sqlite", "mlapi on SQLite", "#1f6feb"),
@@ -250,14 +251,14 @@ def _chart(figures: dict[str, dict[str, Figure]]) -> str:
 
 
 def _command() -> str:
-    """Return the command line, without folders of this machine."""
+    """Return the command line without the options that name folders of this machine."""
     arguments = iter(sys.argv[1:])
     shown = [part for part in arguments if not (part in {"--out", "--folder"} and next(arguments, None))]
     return " ".join(["python -m bench.run", *shown])
 
 
 def _versions() -> list[str]:
-    """Return the versions of the packages, in this environment and in the peers' environment."""
+    """Return the package versions in this environment and in the peers' environment."""
     script = "import sys; from importlib.metadata import version\nfor name in sys.argv[1:]: print(name, version(name))"
     output = ""
     if PEERS_BIN.exists():  # absent with --no-peers

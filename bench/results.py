@@ -12,10 +12,10 @@ def _lists_by_name() -> dict[str, list[float]]:
 
 @dataclass
 class Results:
-    """Measurements by the name of the target, one value for each round."""
+    """The measurements of each target, by its name, with one value per round."""
 
     figures: dict[str, dict[str, list[Figure]]] = field(default_factory=lambda: defaultdict(lambda: defaultdict(list)))
-    """By target, then by endpoint and number of connections, such as ``"toggle 16"``."""
+    """By target, then by endpoint and number of connections, for example ``"toggle 16"``."""
     startup_seconds: dict[str, list[float]] = field(default_factory=_lists_by_name)
     resident_mib: dict[str, list[float]] = field(default_factory=_lists_by_name)
     other: dict[str, list[float]] = field(default_factory=_lists_by_name)

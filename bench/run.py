@@ -32,7 +32,7 @@ CONNECTIONS = (1, 16, 64)
 APP_DIR = ("--app-dir", str(HERE.parent))
 CREDENTIALS = 1_000
 REMOVABLE_USERS = 600_000
-"""More than any run of the endpoint ``remove`` can delete."""
+"""More users than a run of the endpoint ``remove`` can delete."""
 
 
 class Run:
@@ -45,7 +45,7 @@ class Run:
         self.results = Results()
 
     def mlapi(self, name: str, *, kind: str, users: int, scheme: str = "fernet") -> Target:
-        """Return mlapi on a database with ``users`` users."""
+        """Return mlapi with ``users`` users in its database."""
         folder = self._folder(name)
         url = f"sqlite:///{folder}/mlapi.db" if kind == "sqlite" else self.new_postgres()
         environ = mlapi_environ(url, scheme)
@@ -55,7 +55,7 @@ class Run:
         return Target(name, command, folder, environ, make_flag_reader(url, "users", "enabled"), users=users)
 
     def guarded(self, name: str, *, kind: str) -> Target:
-        """Return a model behind the guard, with credentials of a thousand users in its folder."""
+        """Return a model behind the guard, with the credentials of a thousand users in its folder."""
         folder = self._folder(name)
         url = f"sqlite:///{folder}/mlapi.db" if kind == "sqlite" else self.new_postgres()
         environ = mlapi_environ(url, "fernet")
@@ -75,7 +75,7 @@ class Run:
         return Target("ceiling", command, self._folder("ceiling"))
 
     def peer(self, name: str, *, framework: str, kind: str, hashing: str) -> Target:
-        """Return a peer on a database with 10,000 users."""
+        """Return a peer with 10,000 users in its database."""
         folder = self._folder(name)
         url = f"sqlite:///{folder}/peer.db" if kind == "sqlite" else self.new_postgres()
         environ = {"PEER_DATABASE_URL": url, "PEER_HASH": hashing}
@@ -156,7 +156,7 @@ PEERS = {
 
 
 def mlapi_environ(url: str, scheme: str) -> dict[str, str]:
-    """Return the environment that configures mlapi on a database."""
+    """Return the environment variables that configure mlapi for a database."""
     return {
         "MLAPI_DATABASE__URL": url,
         "MLAPI_PASSWORDS__SCHEME": scheme,
@@ -178,7 +178,7 @@ def make_flag_reader(url: str, table: str, column: str) -> Callable[[int], bool]
 
 
 class PostgresDatabases:
-    """Create a new PostgreSQL database at each call, and return its URL."""
+    """Create a new PostgreSQL database on each call, and return its URL."""
 
     def __init__(self, server: PostgresServer, stack: ExitStack) -> None:
         self._server = server
@@ -220,7 +220,7 @@ def measure_endpoints(run: Run, arguments: argparse.Namespace) -> None:
 
 
 def measure_guard(run: Run, arguments: argparse.Namespace) -> None:
-    """Measure one endpoint without a guard, behind the guard of mlapi, and behind the guard of fastapi-users."""
+    """Measure one endpoint without a guard, behind mlapi's guard, and behind the guard of fastapi-users."""
     open_model = run.open_model()
     ours = [run.guarded(f"guard, {kind}", kind=kind) for kind in ("sqlite", "postgresql")]
     peers = [
@@ -257,7 +257,7 @@ def measure_growth(run: Run, arguments: argparse.Namespace) -> None:
 
 
 def measure_imports(run: Run, arguments: argparse.Namespace) -> None:
-    """Measure registrations through the library."""
+    """Measure how long it takes to register users through the library."""
     for kind in ("sqlite", "postgresql"):
         folder = run.folder / f"import-{kind}"
         folder.mkdir()

@@ -1,7 +1,7 @@
-"""Measure throughput and memory with more workers, and bytes per user: ``python -m bench.scaling``. Prints Markdown.
+"""Measure throughput and memory by number of workers, and bytes per user: ``python -m bench.scaling``. Prints Markdown.
 
-These are the figures of docs/scaling.md. Workers share all cores with the load generator and PostgreSQL, as on one
-small machine. In contrast, `bench.run` pins the server to one core.
+These are the figures in docs/scaling.md. Workers share all cores with the load generator and PostgreSQL, like on a
+single small machine. In contrast, `bench.run` pins the server to one core.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def resident_mib(server: Server) -> list[float]:
 def rate(server: Server, script: str, connections: int, seconds: float, *arguments: str) -> str:
     """Return requests per second, marked with ``!`` if a request failed.
 
-    Start several generators one after the other: a single worker takes all connections that open at the same moment.
+    Start several generators one after the other: a single worker accepts all connections that open at the same moment.
     """
     command = ["wrk", "-t1", f"-c{connections // GENERATORS}", f"-d{seconds:g}s", "--timeout", "30s"]
     running = []
@@ -80,7 +80,7 @@ def measure_workers(
         by_token, by_key = (("guard", str(guarded_folder / file)) for file in ("tokens", "keys"))
         for name, server, loads, connections in (
             ("service", service, (toggle, register), 64),
-            ("service, log-ins", authenticator, (log_in,), 64),
+            ("service, logins", authenticator, (log_in,), 64),
             ("service, argon2id", hashing, (register,), 16),
             ("guarded application", model, (by_token, by_key), 64),
         ):
@@ -88,8 +88,8 @@ def measure_workers(
                 for script, *arguments in loads:
                     rate(server, script, connections, 1, *arguments)  # warm up
                     figures.append(rate(server, script, connections, seconds, *arguments))
-                memory = ", ".join(f"{one:.0f}" for one in resident_mib(server))
-                notes.append(f"  {name}: MiB of each process: {memory}")
+                memory = ", ".join(f"{mib:.0f}" for mib in resident_mib(server))
+                notes.append(f"  {name}: MiB per process: {memory}")
                 if kind == "PostgreSQL":
                     notes.append(f"  {name}: {count_connections(postgres)} connections to PostgreSQL")
         print(f"| {kind} | {count} | {' | '.join(figures)} |", *notes, sep="\n", flush=True)
@@ -101,13 +101,13 @@ def count_connections(postgres: PostgresServer) -> object:
 
 
 def bytes_per_user(kind: str, url: str, users: int, size: Callable[[str], int]) -> None:
-    """Print the bytes that a user and the first audit entry take in tables and indexes."""
+    """Print how many bytes a user and the first audit entry take up in tables and indexes."""
     started_at = time.monotonic()
     bulk.register(mlapi_environ(url, "argon2id"), users)
     sizes = {name: size(name) / users for name in PARTS}
     print(f"{kind}, {users:,} users in {time.monotonic() - started_at:.0f} s: bytes per user")
-    for name, each in sizes.items():
-        print(f"| {name} | {each:.0f} |")
+    for name, size_in_bytes in sizes.items():
+        print(f"| {name} | {size_in_bytes:.0f} |")
     print(f"| total | {sum(sizes.values()):.0f} |", flush=True)
 
 
@@ -135,7 +135,9 @@ def sqlite_size(file: Path) -> Callable[[str], int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=3, help="seconds for each measurement")
-    parser.add_argument("--users", type=int, default=1_000_000, help="users for the bytes per user; 0 to skip")
+    parser.add_argument(
+        "--users", type=int, default=1_000_000, help="users to register to measure bytes per user; 0 to skip"
+    )
     parser.add_argument("--no-workers", action="store_true", help="measure only the bytes per user")
     arguments = parser.parse_args()
     with ExitStack() as stack:

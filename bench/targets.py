@@ -17,7 +17,7 @@ BIN = Path(sys.executable).parent
 OPTIONS = ["--log-level", "warning", "--no-access-log"]
 UVICORN = [str(BIN / "uvicorn"), *OPTIONS]
 PEERS_BIN = BIN.parent / "peers" / "bin"
-"""The peers have a separate environment: fastapi-users needs an older SQLAlchemy."""
+"""The peers have a separate environment, because fastapi-users needs an older SQLAlchemy."""
 
 
 @dataclass
@@ -29,10 +29,10 @@ class Target:
     folder: Path
     environ: dict[str, str] = field(default_factory=dict)
     read_flag: Callable[[int], bool] | None = None
-    """Reads the enabled flag of a user from the database, to prove that a toggle changes it."""
+    """Reads a user's enabled flag from the database, to check that a toggle changes it."""
     users: int = 10_000
     toggled: int = 0
-    """Toggle requests so far. The next run continues there, so that every toggle changes a flag."""
+    """Number of toggle requests so far. The next run continues from there, so that every toggle changes a flag."""
     removed: int = 0
 
 
@@ -98,7 +98,7 @@ class Server:
                 fields = stat.read_text().rsplit(")", 1)[1].split()
             except OSError:
                 continue
-            if int(fields[2]) == self._process.pid:  # its process group
+            if int(fields[2]) == self._process.pid:  # the process belongs to the server's process group
                 found.append(int(stat.parent.name))
         return found
 
@@ -124,7 +124,7 @@ class Server:
         for flag in (not before, before):
             self.call("PUT", f"/toggle-user-permission/1/{flag:d}")
             if self.target.read_flag(1) is not flag:
-                raise RuntimeError(f"{self.target.name} answers a toggle without changing the flag")
+                raise RuntimeError(f"{self.target.name} accepts a toggle without changing the flag")
 
 
 def clean_environ() -> dict[str, str]:

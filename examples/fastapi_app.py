@@ -1,4 +1,4 @@
-"""The three endpoints in FastAPI, with the same responses as the service: `python examples/fastapi_app.py`."""
+"""The three endpoints in FastAPI, with the same responses as the service. Run `python examples/fastapi_app.py`."""
 
 import uvicorn
 from fastapi import FastAPI, Request, Response

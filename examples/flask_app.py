@@ -1,4 +1,4 @@
-"""The three endpoints in Flask, with the same responses as the service: `python examples/flask_app.py`."""
+"""The three endpoints in Flask, with the same responses as the service. Run `python examples/flask_app.py`."""
 
 import msgspec
 from flask import Flask, Response, request

@@ -1,4 +1,4 @@
--- GET /predict, with one credential after the other. Argument: a file with one credential on each line.
+-- GET /predict, with each credential in turn. Argument: a file with one credential per line.
 local requests, k = {}, 0
 
 function init(args)

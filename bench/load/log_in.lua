@@ -1,4 +1,4 @@
--- POST /token with the right password, one user after the other.
+-- POST /token with the correct password, for each user in a scattered order.
 -- Argument: number of users.
 local users, k
 

@@ -1,4 +1,4 @@
--- DELETE /remove-user/<id>, one user after the other. A user that was removed before counts as an error.
+-- DELETE /remove-user/<id>, for each user in turn. Removing a user a second time counts as an error.
 -- Argument: the first id.
 local id
 

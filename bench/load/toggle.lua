@@ -1,4 +1,4 @@
--- PUT /toggle-user-permission/<id>/<flag> for all users in a scattered order; every pass changes every flag.
+-- PUT /toggle-user-permission/<id>/<flag> for all users in a scattered order. Each pass over the users changes every flag.
 -- Arguments: number of users, number of the first request.
 local users, k
 

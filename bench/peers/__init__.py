@@ -1,1 +1,1 @@
-"""Comparable systems for the benchmark. Each stores users as its framework recommends."""
+"""Comparable systems for the benchmark. Each stores users in the way that its framework recommends."""

@@ -1,15 +1,16 @@
 """The three endpoints with fastapi-users on FastAPI and async SQLAlchemy, through the library's `UserManager`.
 
-    python fastapi_users_app.py prepare 1000     # recreates schema and users 1..1000, writes their tokens
+    python fastapi_users_app.py prepare 1000     # recreates the schema and users 1..1000, writes their tokens
     uvicorn fastapi_users_app:app
 
 PEER_DATABASE_URL is ``sqlite:////abs/path.db`` or ``postgresql://user:password@host:port/db``. PEER_HASH is ``default``
 (the library's argon2id) or ``cheap`` (one salted SHA-256).
 
-This follows the library's documentation: the table of its SQLAlchemy adapter with an integer id and one more field, and
-a session for each request. The e-mail address is the unique key, and a duplicate is a 400. Three changes favour the
-library: one dependency instead of three nested ones; an index on ``lower(email)``, which it would otherwise look up by
-reading the whole table; 400 instead of 500 for the slower of two racing registrations. The bodies equal those of mlapi.
+This follows the library's documentation: it uses the table of the SQLAlchemy adapter, with an integer id and one more
+field, and a session for each request. The e-mail address is the unique key, and a duplicate is rejected with 400. Three
+changes favour the library: one dependency instead of three nested ones; an index on ``lower(email)``, because each
+lookup would otherwise read the whole table; and 400 instead of 500 for the slower of two racing registrations. The
+bodies match mlapi's.
 
 The endpoints have no authentication, while mlapi checks that each request comes from this machine. Durability is the
 same: WAL and synchronous=FULL on SQLite, synchronous_commit=on on PostgreSQL.
@@ -37,7 +38,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class CheapPasswordHelper(PasswordHelper):
-    """About as cheap as one Fernet encryption. Unsuitable for real passwords: it cannot verify them."""
+    """A hash about as cheap as one Fernet encryption. Unsuitable for real passwords: it cannot verify them."""
 
     def hash(self, password: str) -> str:
         salt = secrets.token_bytes(16)
@@ -129,7 +130,7 @@ async def remove_user(user: Annotated[User, Depends(get_user_or_404)], manager: 
     return {"message": "User deleted successfully"}
 
 
-# The library's way to guard an endpoint: a JWT, and the user is read at each request.
+# The library's own way to guard an endpoint: it verifies a JWT and reads the user on each request.
 SECRET = "a key of 32 characters or more, for the benchmark only"  # noqa: S105
 backend = AuthenticationBackend(
     name="jwt",

@@ -1,4 +1,4 @@
-"""The model in FastAPI. Run it in the folder of the service.
+"""Serve the model with FastAPI. Run this command in the service's folder.
 
 uvicorn examples.model_api.fastapi_app:app --port 8002
 """
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
-from examples.model_api.model import species
+from examples.model_api.model import classify
 from fastapi import Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, FiniteFloat
@@ -37,11 +37,11 @@ class Flower(BaseModel):
     petal_width: FiniteFloat
 
 
-# No OpenAPI pages: FastAPI would serve them without the dependency, so without the guard.
+# Disable the OpenAPI pages: FastAPI does not apply the dependency to them, so the guard would not protect them.
 app = FastAPI(lifespan=lifespan, dependencies=[Depends(current_user)], openapi_url=None)
 app.add_exception_handler(MlapiError, handle_error)
 
 
 @app.post("/predict")
 async def predict(flower: Flower, user: Annotated[User, Depends(current_user)]) -> dict[str, str]:
-    return {"species": await run_in_threadpool(species, flower.model_dump()), "asked_by": user.username}
+    return {"species": await run_in_threadpool(classify, flower.model_dump()), "asked_by": user.username}

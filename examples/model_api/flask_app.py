@@ -1,4 +1,4 @@
-"""The model in Flask. Run it in the folder of the service.
+"""Serve the model with Flask. Run this command in the service's folder.
 
 python -m examples.model_api.flask_app
 """
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
-from examples.model_api.model import species
+from examples.model_api.model import classify
 from flask import Flask, Response, g, request
 
 from mlapi import Guard, MlapiError
@@ -49,7 +49,7 @@ def create_app(guard: Guard) -> Flask:
     @app.post("/predict")
     @guarded(guard)
     def predict() -> dict[str, str]:
-        return {"species": species(request.get_json()), "asked_by": g.user.username}
+        return {"species": classify(request.get_json()), "asked_by": g.user.username}
 
     return app
 

@@ -1,4 +1,4 @@
-"""A scikit-learn model that classifies irises by the size of their sepals and petals. It does not know about users."""
+"""A scikit-learn model that classifies irises by the size of their sepals and petals. It knows nothing about users."""
 
 import math
 from functools import cache
@@ -13,13 +13,13 @@ MEASUREMENTS = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 
 
 @cache
-def trained() -> Pipeline:
+def train_model() -> Pipeline:
     iris = load_iris()
     return make_pipeline(StandardScaler(), LogisticRegression()).fit(iris.data, iris.target_names[iris.target])
 
 
-def species(flower: object) -> str:
-    """Return setosa, versicolor or virginica for an object with the four `MEASUREMENTS`.
+def classify(flower: object) -> str:
+    """Return "setosa", "versicolor" or "virginica" for an object with the four `MEASUREMENTS`.
 
     Raises:
         ValueError: if a measurement is missing or not a finite number.
@@ -27,6 +27,6 @@ def species(flower: object) -> str:
     fields = flower if isinstance(flower, dict) else {}
     measurements = [length for name in MEASUREMENTS if isinstance(length := fields.get(name), int | float)]
     if len(measurements) != len(MEASUREMENTS) or not all(map(math.isfinite, measurements)):
-        raise ValueError(f"{', '.join(MEASUREMENTS)} are required, each a number of centimetres")
-    (name,) = trained().predict([measurements])
+        raise ValueError(f"{', '.join(MEASUREMENTS)} are required, each as a number in centimetres")
+    (name,) = train_model().predict([measurements])
     return str(name)

@@ -1,9 +1,9 @@
-"""The model in Starlette. Run it in the folder of the service.
+"""Serve the model with Starlette. Run this command in the service's folder.
 
 uvicorn examples.model_api.starlette_app:app --port 8002
 """
 
-from examples.model_api.model import species
+from examples.model_api.model import classify
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -15,7 +15,7 @@ from mlapi.entrypoints.guard import GuardMiddleware
 
 async def predict(request: Request) -> JSONResponse:
     try:
-        name = await run_in_threadpool(species, await request.json())
+        name = await run_in_threadpool(classify, await request.json())
     except ValueError as error:  # also raised for invalid JSON
         return JSONResponse({"message": str(error)}, 422)
     return JSONResponse({"species": name, "asked_by": request.user.username})

@@ -1,8 +1,8 @@
-"""Serve mlapi on a backend of your own.
+"""Serve mlapi with your own backend.
 
     MLAPI_DATABASE__URL=journal://users.jsonl uvicorn examples.own_adapter.app:app --port 8001
 
-Run its command line with ``python -m examples.own_adapter.app users list``.
+To use the command line with this backend, run ``python -m examples.own_adapter.app users list``.
 """
 
 from examples.own_adapter.storage import JournalStorage

@@ -1,7 +1,7 @@
-"""Users in a journal: a file with a line of JSON for each batch of commands.
+"""Store users in a journal: a file with one line of JSON per batch of commands.
 
-Commands are deterministic: applied again in the same order, they restore the same users. So the journal stores only
-commands. Reads are answered from memory.
+Commands are deterministic: applying them again in the same order restores the same users. The journal therefore stores
+only commands, and reads are answered from memory.
 """
 
 import errno
@@ -27,7 +27,7 @@ from mlapi.domain.users import to_utc
 
 @attrs.frozen(kw_only=True)
 class Purge:
-    """Delete old entries of the audit trail."""
+    """Delete old entries from the audit trail."""
 
     before: datetime = attrs.field(converter=to_utc)
     limit: int
@@ -45,9 +45,9 @@ KINDS = {kind.__name__: kind for kind in get_args(Entry)}
 
 
 def read_entries(path: Path) -> tuple[list[Entry], int]:
-    """Return the entries of a journal and the size of its complete lines in bytes. Changes nothing.
+    """Return the entries of a journal and the total size of its complete lines in bytes. Does not change the file.
 
-    A crash can leave an incomplete last line. It was never acknowledged, so it is skipped.
+    A crash can leave an incomplete last line. Its commands were never acknowledged, so it is skipped.
 
     Raises:
         ConfigurationError: if a line is damaged.
@@ -57,14 +57,14 @@ def read_entries(path: Path) -> tuple[list[Entry], int]:
     entries: list[Entry] = []
     for number, line in enumerate(complete.splitlines(), 1):
         try:
-            entries += [_entry(KINDS[kind], values) for kind, values in json.loads(line)]
+            entries += [_parse_entry(KINDS[kind], values) for kind, values in json.loads(line)]
         except (KeyError, TypeError, ValueError):
             raise ConfigurationError(f"line {number} of {path} is damaged: restore the file from a backup") from None
     return entries, len(complete)
 
 
 class Journal:
-    """A journal file, which one process at a time can open."""
+    """A journal file that only one process can open at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -72,7 +72,7 @@ class Journal:
         self._file: FileIO | None = None
 
     def open(self) -> list[Entry]:
-        """Open or create the file, truncate an incomplete line, and return the entries.
+        """Open or create the file, remove an incomplete last line, and return the entries.
 
         Raises:
             ConfigurationError: if another process has the file open, or a line is damaged.
@@ -90,14 +90,14 @@ class Journal:
             file.close()
             raise
         folder = os.open(self.path.parent, os.O_RDONLY)
-        os.fsync(folder)  # or a new file could be missing after a crash
+        os.fsync(folder)  # otherwise, a new file could be missing after a crash
         os.close(folder)
         self._file = file
         return entries
 
     @contextmanager
-    def appended(self, entries: Sequence[Entry], commit_by: float | None = None) -> Iterator[None]:
-        """Write entries to the disk, then run the ``with`` block, which applies them in memory.
+    def append(self, entries: Sequence[Entry], commit_by: float | None = None) -> Iterator[None]:
+        """Write entries to disk, then run the ``with`` block, which applies them in memory.
 
         Raises:
             RepositoryUnavailableError: if ``commit_by`` has passed, or the file cannot be written.
@@ -105,18 +105,18 @@ class Journal:
         named = [[type(entry).__name__, attrs.asdict(entry)] for entry in entries]
         line = json.dumps(named, default=datetime.isoformat).encode("ascii") + b"\n"
         with self._lock:
-            file = self.opened()
+            file = self.require_file()
             if commit_by is not None and time.monotonic() > commit_by:
                 raise RepositoryUnavailableError("too late to commit")
             try:
                 _write(file, line)
             except OSError as error:
-                # Part of the line may be on the disk. Opening the file again truncates it.
+                # Part of the line may be on disk. Opening the file again removes it.
                 self.close()
                 raise RepositoryUnavailableError(f"the journal cannot be written: {error.strerror}") from error
             yield
 
-    def opened(self) -> FileIO:
+    def require_file(self) -> FileIO:
         """Return the open file; raise `RepositoryUnavailableError` if it is closed."""
         if self._file is None or self._file.closed:
             raise RepositoryUnavailableError("the journal is closed")
@@ -128,19 +128,19 @@ class Journal:
 
 
 class JournaledAuditTrail(InMemoryAuditTrail):
-    """An `AuditTrail` that writes to a journal when entries are purged."""
+    """An `AuditTrail` that records in a journal when entries are purged."""
 
     def __init__(self, journal: Journal) -> None:
         super().__init__()
         self._journal = journal
 
     def purge(self, *, before: datetime, limit: int) -> int:
-        with self._journal.appended([Purge(before=before, limit=limit)]):
+        with self._journal.append([Purge(before=before, limit=limit)]):
             return super().purge(before=before, limit=limit)
 
 
 class JournaledUserRepository(InMemoryUserRepository):
-    """A `UserRepository` that writes to a journal before it changes its users in memory."""
+    """A `UserRepository` that writes commands to a journal before it applies them in memory."""
 
     def __init__(self, journal: Journal) -> None:
         super().__init__()
@@ -156,11 +156,11 @@ class JournaledUserRepository(InMemoryUserRepository):
                 super().apply([entry])
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
-        with self._journal.appended(commands, commit_by):
+        with self._journal.append(commands, commit_by):
             return super().apply(commands)
 
     def check(self) -> None:
-        self._journal.opened()
+        self._journal.require_file()
 
 
 def _write(file: FileIO, line: bytes) -> None:
@@ -169,6 +169,6 @@ def _write(file: FileIO, line: bytes) -> None:
     os.fsync(file)
 
 
-def _entry(kind: type[Entry], values: dict[str, Any]) -> Entry:
+def _parse_entry(kind: type[Entry], values: dict[str, Any]) -> Entry:
     fields = [field for field in attrs.fields(kind) if field.init and field.name in values]
     return kind(**{field.name: msgspec.convert(values[field.name], field.type) for field in fields})

@@ -1,8 +1,8 @@
-"""A backend of your own: everything that the service keeps, in a journal file.
+"""A custom backend that stores everything in a journal file.
 
-It keeps the contract for one process: commands are on the disk before `apply` returns. It has limits. Only one process
-can open the file. All users are in memory. The file only grows, so it still contains the stored passwords and addresses
-of removed users. Counts of log-in attempts are in memory and start again at a restart.
+It fulfils the contract for one process: commands are on disk before `apply` returns. It has limitations. Only one
+process can open the file. All users are in memory. The file only grows, so it still contains the stored passwords and
+e-mail addresses of removed users. Login attempts are counted in memory, so a restart resets the counts.
 """
 
 import threading
@@ -24,7 +24,7 @@ class JournalStorage:
     """A `Storage` in a journal file.
 
     Args:
-        path: the file, which `prepare` creates.
+        path: the journal file. `prepare` creates it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -61,7 +61,7 @@ class JournalStorage:
             self._set_fingerprint(fingerprint)
 
     def prepare(self, *, may_upgrade: bool) -> None:  # noqa: ARG002 - part of the port
-        self._open()  # the format never changed
+        self._open()  # there is only one format, so nothing needs an upgrade
 
     def upgrade(self) -> tuple[str | None, str]:
         self._open()
@@ -70,7 +70,7 @@ class JournalStorage:
     def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:  # noqa: ARG002 - part of the port
         if not self._journal.path.exists():
             raise ConfigurationError(f"the journal {self._journal.path} does not exist")
-        entries, _ = read_entries(self._journal.path)  # also while a service has it open
+        entries, _ = read_entries(self._journal.path)  # works even while a service has the file open
         repository = JournaledUserRepository(self._journal)
         repository.replay(entries)
         users = repository.list_page(after=UserId(0), limit=repository.count())
@@ -94,7 +94,7 @@ class JournalStorage:
                 self._is_open = True
 
     def _set_fingerprint(self, fingerprint: str) -> None:
-        with self._journal.appended([SetFingerprint(value=fingerprint)]):
+        with self._journal.append([SetFingerprint(value=fingerprint)]):
             self._fingerprint = fingerprint
 
 

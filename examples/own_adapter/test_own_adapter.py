@@ -1,4 +1,4 @@
-"""The contract tests of the backend, the service that runs on it, and tests of the journal file."""
+"""Run the contract suite on the backend, and test the service and the command line with it, and the journal file."""
 
 import os
 import resource
@@ -27,7 +27,7 @@ class TestJournalStorage(StorageContract):
         return lambda: JournalStorage(tmp_path / "users.jsonl")
 
 
-# --- the service on it
+# --- the service and the command line
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def environ(tmp_path: Path) -> dict[str, str]:
     return {"MLAPI_DATABASE__URL": f"journal://{tmp_path}/users.jsonl", "PYTHONPATH": str(ROOT)}
 
 
-def test_service_finds_its_users_again_after_a_restart(tmp_path: Path, environ: dict[str, str]) -> None:
+def test_users_survive_a_restart_of_the_service(tmp_path: Path, environ: dict[str, str]) -> None:
     ada, bob = ({"username": name, "password": f"password of {name}"} for name in ("ada", "bob"))
     server = Server(tmp_path, environ, app="examples.own_adapter.app:app").start()
     try:
@@ -76,7 +76,7 @@ def test_command_line_uses_the_journal(tmp_path: Path, environ: dict[str, str]) 
     assert ("users: 0" in checked.stdout, checked.returncode) == (True, 0)
 
 
-def test_installed_package_needs_no_code_to_register(tmp_path: Path, environ: dict[str, str]) -> None:
+def test_installed_package_is_registered_by_its_entry_point(tmp_path: Path, environ: dict[str, str]) -> None:
     package = tmp_path / "packages" / "own_adapter-1.0.dist-info"
     package.mkdir(parents=True)
     (package / "METADATA").write_text("Metadata-Version: 2.4\nName: own-adapter\nVersion: 1.0\n")
@@ -96,7 +96,7 @@ def test_installed_package_needs_no_code_to_register(tmp_path: Path, environ: di
 
 
 @pytest.mark.parametrize("url", ["journal://", "journal:///nowhere/users.jsonl", "journal:///tmp", "other://x"])
-def test_url_without_a_file_is_refused(url: str) -> None:
+def test_url_without_a_file_is_rejected(url: str) -> None:
     with pytest.raises(ConfigurationError, match="the path of a file in an existing folder"):
         JournalStorage.from_url(url)
 
@@ -108,7 +108,7 @@ def test_url_without_a_file_is_refused(url: str) -> None:
 def path(tmp_path: Path) -> Path:
     """A journal with the user ada, who was disabled and has an API key."""
     path = tmp_path / "users.jsonl"
-    with opened(path) as storage:
+    with open_journal(path) as storage:
         users = Users(storage.users, PlainCipher())
         ada = users.register(username="ada", password="difference engine", email="ada@example.com")
         users.set_enabled(user_id=ada.id, enabled=False)
@@ -117,22 +117,22 @@ def path(tmp_path: Path) -> Path:
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[JournalStorage]:
+def open_journal(path: Path) -> Iterator[JournalStorage]:
     with closing(JournalStorage(path)) as storage:
         storage.prepare(may_upgrade=True)
         yield storage
 
 
-def contents(path: Path) -> tuple[list[User], list[ApiKey], list[AuditEntry]]:
-    with opened(path) as storage:
+def read_contents(path: Path) -> tuple[list[User], list[ApiKey], list[AuditEntry]]:
+    with open_journal(path) as storage:
         users = Users(storage.users, PlainCipher()).list_page()
         keys = [key for user in users for key in storage.users.list_api_keys(user.id)]
         return users, keys, storage.users.audit.list_page(limit=100)
 
 
 @contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Let this process write no file beyond a size in bytes."""
+def limit_file_size(size: int) -> Iterator[None]:
+    """Limit the size of the files that this process can write, in bytes."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -142,68 +142,71 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def test_reopened_journal_has_the_same_users(path: Path) -> None:
-    (ada,), (key,), entries = first = contents(path)
+    (ada,), (key,), entries = first = read_contents(path)
 
     assert (ada.username, ada.enabled, key.name, len(entries)) == ("ada", False, "nightly job", 3)
-    assert contents(path) == first
+    assert read_contents(path) == first
 
 
-def test_incomplete_line_was_never_applied(path: Path) -> None:
-    before = contents(path)
+def test_incomplete_last_line_is_ignored(path: Path) -> None:
+    before = read_contents(path)
     with path.open("ab") as file:
         file.write(path.read_bytes().splitlines()[0][:-7])
 
-    assert contents(path) == before
+    assert read_contents(path) == before
     assert path.read_bytes().endswith(b"]\n")
 
 
 @pytest.mark.parametrize(
     "damage", [b"[", b'[["Invent", {}]]', b'[["Remove", {}]]', b'[["Remove", {"user_id": "x"}]]', b"7"]
 )
-def test_damaged_line_is_named(path: Path, damage: bytes) -> None:
+def test_error_names_the_damaged_line(path: Path, damage: bytes) -> None:
     with path.open("ab") as file:
         file.write(damage + b"\n")
 
     with pytest.raises(ConfigurationError, match=r"line 4 of .*users\.jsonl is damaged"):
-        contents(path)
+        read_contents(path)
 
 
 def test_purged_entries_stay_purged(path: Path) -> None:
-    with opened(path) as storage:
+    with open_journal(path) as storage:
         trail = storage.users.audit
         (_, _, oldest) = trail.list_page(limit=3)
         purged = trail.purge(before=oldest.at + timedelta(days=1), limit=2)
         left = trail.list_page(limit=3)
 
     assert (purged, len(left)) == (2, 1)
-    assert contents(path)[-1] == left
+    assert read_contents(path)[-1] == left
 
 
 def test_only_one_storage_can_open_a_journal(path: Path) -> None:
-    with opened(path), pytest.raises(ConfigurationError, match="is open in another process"):
+    with open_journal(path), pytest.raises(ConfigurationError, match="is open in another process"):
         JournalStorage(path).prepare(may_upgrade=True)
 
 
 def test_journal_can_be_inspected_while_it_is_open(path: Path) -> None:
-    with opened(path):
+    with open_journal(path):
         found = JournalStorage(path).inspect(find_password_error=None)
 
     assert found.users == 1
 
 
-def test_full_disk_applies_nothing(path: Path) -> None:
-    before = contents(path)
-    with opened(path) as storage:
+def test_change_is_not_applied_when_the_disk_is_full(path: Path) -> None:
+    before = read_contents(path)
+    with open_journal(path) as storage:
         users = Users(storage.users, PlainCipher())
 
-        with largest_file(path.stat().st_size + 10), pytest.raises(RepositoryUnavailableError, match="No space left"):
+        with (
+            limit_file_size(path.stat().st_size + 10),
+            pytest.raises(RepositoryUnavailableError, match="No space left"),
+        ):
             users.register(username="eve", password="x", email="eve@example.com")
 
         assert users.find("eve") is None
         with pytest.raises(RepositoryUnavailableError, match="the journal is closed"):
             users.repository.check()
 
-    assert contents(path) == before
+    assert read_contents(path) == before
 
 
 def test_only_the_owner_may_read_the_journal(path: Path) -> None:

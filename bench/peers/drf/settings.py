@@ -1,4 +1,4 @@
-"""The settings of `startproject`, reduced to the needs of an API with three endpoints."""
+"""The settings that `startproject` creates, reduced to what an API with three endpoints needs."""
 
 import os
 import secrets
