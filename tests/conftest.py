@@ -17,7 +17,7 @@ KEY = "Vq3n0hYyYc1cZk8Yw1m0x3m2lC1Tq0g1mJX0cM3r7aQ="  # for tests only
 OLDER_KEY = "oB7QbT0r2kq3lYQ0m9w9fB0c8m2d4h3e5i6g7k8n9p0="
 SALT = "a salt for tests"
 SUMMARY_PROPERTY = "summary"
-"""User property of a test report that holds a line for the end of the run."""
+"""User property of a test report. Its value is a line to print at the end of the run."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the results that the tests of tests/torture recorded."""
+    """Print the results that tests in tests/torture have recorded."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
     lines = [value for report in reports for name, value in report.user_properties if name == SUMMARY_PROPERTY]
     if lines:
@@ -62,7 +62,7 @@ def url(request: pytest.FixtureRequest) -> URL:
 
 @pytest.fixture
 def open_database() -> Iterator[Callable[[URL], Database]]:
-    """Return a function that opens a database, which is closed after the test."""
+    """Return a function that opens a database. The database is closed after the test."""
     with ExitStack() as stack:
 
         def open_one(url: URL) -> Database:

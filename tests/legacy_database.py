@@ -1,4 +1,4 @@
-"""Creates databases like those of the legacy app, and reads databases without mlapi's code."""
+"""Create databases like the legacy app's, and read databases without mlapi's code."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ Row: TypeAlias = Mapping[str, Any]
 
 @contextmanager
 def connected(url: URL) -> Iterator[Connection]:
-    """Open a transaction without mlapi's code."""
+    """Open a transaction without using mlapi's code."""
     engine = create_engine(url, poolclass=NullPool)
     with engine.begin() as connection:
         yield connection
@@ -57,7 +57,7 @@ def row(user_id: int, username: str | bytes | None, **other: Any) -> dict[str, A
 
 
 def create_legacy_database(url: URL, rows: Sequence[Row] = ROWS) -> None:
-    """Create a database as the legacy app's two migrations and its requests would."""
+    """Create the database that the legacy app's two migrations and its requests would create."""
     kind = url.get_backend_name()
     with connected(url) as connection:
         for statement in (
@@ -81,7 +81,7 @@ def add(connection: Connection, rows: Sequence[Row]) -> None:
         connection.execute(text(f"INSERT INTO users ({', '.join(values)}) VALUES ({marks})"), values)
 
 
-def everything(url: URL) -> object:
+def snapshot(url: URL) -> object:
     """Return the contents of a database: the bytes of an SQLite file, or the schema and rows of PostgreSQL."""
     if url.database is not None and url.get_backend_name() == "sqlite":
         file = Path(url.database)
@@ -89,11 +89,11 @@ def everything(url: URL) -> object:
     with connected(url) as connection:
         tables = sorted(inspect(connection).get_table_names())
         rows = [connection.execute(text(f"SELECT * FROM {table}")).all() for table in tables]
-        return described(connection), tables, rows
+        return describe_schema(connection), tables, rows
 
 
-def described(connection: Connection) -> dict[str, Any]:
-    """Return the schema, object by object. Columns are compared by name, because PostgreSQL appends new ones."""
+def describe_schema(connection: Connection) -> dict[str, Any]:
+    """Return the schema in a form that can be compared. Columns are unordered, because PostgreSQL appends new ones."""
     found = inspect(connection)
     schema: dict[str, Any] = {
         table: {

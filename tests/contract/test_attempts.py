@@ -1,4 +1,4 @@
-"""The log-in limiter with counts in memory and in databases, and tests of the database table."""
+"""The login limiter with counts in memory and in databases, and tests of the database table."""
 
 import re
 import sqlite3

@@ -1,4 +1,4 @@
-"""Every cipher passes the contract suite. The tests below cover what each cipher adds to it."""
+"""Every cipher passes the contract suite. Further tests cover behaviour that the contract does not require."""
 
 import base64
 import hashlib
@@ -42,7 +42,7 @@ def plaintext_of(stored: EncryptedPassword) -> str:
 
 
 def hash_without_salt_id(password: str, salt: str) -> EncryptedPassword:
-    """Return a value of the hashing cipher in its first format, without a salt id."""
+    """Return a stored value in the hashing cipher's oldest format, which has no salt id."""
     hasher = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, salt_len=16, hash_len=32)
     hashed = hasher.hash(hmac.digest(salt.encode(), password.encode(), hashlib.sha256))
     return EncryptedPassword(Fernet(KEY).encrypt(hashed.encode()).decode() + "|argon2id")
@@ -66,13 +66,13 @@ class TestHashingFernetCipher(PasswordCipherContract):
         return HashingFernetCipher([KEY], SALT)
 
 
-class TestFernetCipherOfSeveralKeysAndSalts(PasswordCipherContract):
+class TestFernetCipherWithSeveralKeysAndSalts(PasswordCipherContract):
     @pytest.fixture
     def cipher(self) -> PasswordCipher:
         return FernetCipher([KEY, OLDER_KEY], SALT, OLDER_SALT)
 
 
-class TestHashingFernetCipherOfSeveralKeysAndSalts(PasswordCipherContract):
+class TestHashingFernetCipherWithSeveralKeysAndSalts(PasswordCipherContract):
     @pytest.fixture
     def cipher(self) -> PasswordCipher:
         return HashingFernetCipher([KEY, OLDER_KEY], SALT, OLDER_SALT)
@@ -112,7 +112,7 @@ def test_hashing_cipher_upgrades_legacy_values(password: str, stored: EncryptedP
 
 
 @pytest.mark.parametrize("password", ["test", "pässwörd", "", SALT, "$argon2id$v=19$m=19456,t=2,p=1$a$b"])
-def test_legacy_app_can_read_values_of_fernet_cipher(password: str) -> None:
+def test_legacy_app_can_read_fernet_cipher_values(password: str) -> None:
     stored = FernetCipher([KEY], SALT).encrypt(password)
 
     # The legacy app removes the salt from the end of the plaintext.
@@ -137,7 +137,7 @@ def test_hash_starts_with_its_salt_id() -> None:
     assert one == again != other
 
 
-def test_each_cipher_reads_values_of_the_other() -> None:
+def test_each_cipher_reads_values_from_the_other() -> None:
     reversible, hashing = FernetCipher([KEY], SALT), HashingFernetCipher([KEY], SALT)
 
     assert hashing.matches("secret", reversible.encrypt("secret"))
@@ -194,13 +194,15 @@ def test_value_with_a_flipped_bit_cannot_be_decrypted(kind: Kind) -> None:
     token, bar, tag = cipher.encrypt("secret").value.partition("|")
     content = base64.urlsafe_b64decode(token)
 
-    flipped_contents = [
+    damaged_contents = [
         bytes(byte ^ (1 << bit if index == position else 0) for index, byte in enumerate(content))
         for position in range(len(content))
         for bit in (0, 7)
     ]
 
-    values = [EncryptedPassword(base64.urlsafe_b64encode(one).decode("ascii") + bar + tag) for one in flipped_contents]
+    values = [
+        EncryptedPassword(base64.urlsafe_b64encode(each).decode("ascii") + bar + tag) for each in damaged_contents
+    ]
     assert [value for value in values if cipher.is_readable(value)] == []
     assert cipher.is_readable(EncryptedPassword(token + bar + tag))
 
@@ -334,7 +336,7 @@ def test_value_tagged_as_hash_without_a_hash_matches_nothing() -> None:
 
 
 def test_hashing_cipher_takes_equal_time_for_every_value() -> None:
-    """Response times must not reveal old or damaged values. Without the decoy hash, the factor is about 200."""
+    """Response times must not reveal old or damaged values. Without the decoy hash, they differ by a factor of 200."""
     cipher = HashingFernetCipher([KEY], SALT)
     values = [
         cipher.encrypt("secret"),
@@ -372,7 +374,7 @@ def test_fingerprint_depends_on_key_and_salt() -> None:
 
 
 @pytest.mark.parametrize("kind", [FernetCipher, HashingFernetCipher])
-def test_value_is_readable_with_any_of_the_keys(kind: type[FernetCipher] | type[HashingFernetCipher]) -> None:
+def test_value_is_readable_with_any_key(kind: type[FernetCipher] | type[HashingFernetCipher]) -> None:
     stored = kind([OLDER_KEY], SALT).encrypt("secret")
 
     results = [kind(keys, SALT).is_readable(stored) for keys in ([OLDER_KEY], [KEY, OLDER_KEY], [KEY])]

@@ -1,4 +1,4 @@
-"""Imported hashes: both ciphers verify them, costly ones are rejected, and log-ins replace them."""
+"""Imported hashes: both ciphers verify them, costly ones are rejected, and logins replace them."""
 
 import time
 
@@ -78,7 +78,7 @@ def test_bcrypt_truncates_within_a_character_at_72_bytes() -> None:
 
 @pytest.mark.parametrize("password", ["a\0a", "a\0", "\0", "\ud800"])
 def test_password_with_nul_matches_no_bcrypt_hash(password: str) -> None:
-    """Nor does a lone surrogate. bcrypt cannot distinguish ``a`` from ``a``, NUL, ``a``."""
+    """Bcrypt cannot distinguish ``a`` from ``a``, NUL, ``a``. Passwords with a lone surrogate do not match either."""
     cipher = FernetCipher([KEY], SALT)
 
     assert not cipher.matches(password, cipher.import_hash(bcrypt_hash(b"a")))
@@ -145,7 +145,7 @@ def test_imported_hash_with_another_tag_matches_nothing(kind: Kind, tag: str) ->
 
 @each_kind
 def test_tagged_value_without_a_hash_matches_nothing(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
-    """A user of the legacy app may have a hash as their password; the salt follows it."""
+    """A legacy user's password may look like a hash. In its plaintext, the salt comes after the hash."""
     cipher = kind([KEY], SALT)
     _, text = PUBLISHED["bcrypt"]
     stored = EncryptedPassword(FernetCipher([KEY], SALT).encrypt(text).value + "|foreign")
@@ -198,7 +198,7 @@ def test_tagged_value_without_a_hash_matches_nothing(kind: Kind, caplog: pytest.
         (f"$2b$03${BCRYPT}", "must have a bcrypt cost of 4 to 15"),
     ],
 )
-def test_hash_that_is_too_costly_is_rejected(text: object, message: str) -> None:
+def test_invalid_or_costly_hash_is_rejected(text: object, message: str) -> None:
     with pytest.raises(InvalidFieldsError) as exc_info:
         FernetCipher([KEY], SALT).import_hash(text)
 
@@ -239,7 +239,7 @@ def test_unsupported_hash_is_rejected_without_showing_it(text: str) -> None:
 
 @each_kind
 @pytest.mark.parametrize("made_by", [FernetCipher, HashingFernetCipher])
-def test_stored_value_under_the_same_secrets_is_kept(kind: Kind, made_by: Kind) -> None:
+def test_stored_value_with_the_same_secrets_is_kept(kind: Kind, made_by: Kind) -> None:
     stored = made_by([KEY], SALT).encrypt("secret")
     imported = made_by([KEY], SALT).import_hash(bcrypt_hash(b"secret"))
 
@@ -247,7 +247,7 @@ def test_stored_value_under_the_same_secrets_is_kept(kind: Kind, made_by: Kind) 
 
 
 @each_kind
-def test_stored_value_under_an_older_key_is_reencrypted(kind: Kind) -> None:
+def test_stored_value_with_an_older_key_is_reencrypted(kind: Kind) -> None:
     """Otherwise, pruning the older key would make the password unreadable."""
     stored = kind([OLDER_KEY], SALT).encrypt("secret")
 
@@ -258,7 +258,7 @@ def test_stored_value_under_an_older_key_is_reencrypted(kind: Kind) -> None:
 
 @each_kind
 @pytest.mark.parametrize("made_by", [FernetCipher, HashingFernetCipher])
-def test_stored_value_under_other_secrets_is_rejected(
+def test_stored_value_with_other_secrets_is_rejected(
     kind: Kind, made_by: Kind, caplog: pytest.LogCaptureFixture
 ) -> None:
     cipher = kind([KEY], SALT)
@@ -282,8 +282,8 @@ def test_stored_value_under_other_secrets_is_rejected(
     assert caplog.records == []
 
 
-def test_imported_hash_costs_at_least_one_argon2id_hash() -> None:
-    """A cheap imported hash must not show in response times. A costly one does, until its user logs in."""
+def test_imported_hash_takes_at_least_as_long_as_argon2id() -> None:
+    """Response times must not reveal cheap imported hashes. Costly ones take longer until their users log in."""
     cipher = HashingFernetCipher([KEY], SALT)
     values = [cipher.encrypt("secret"), cipher.import_hash(bcrypt_hash(b"secret")), None]
 

@@ -1,4 +1,4 @@
-"""The contract of `Storage`, for every storage that mlapi ships."""
+"""Every storage that mlapi ships passes the contract suite."""
 
 from collections.abc import Callable
 

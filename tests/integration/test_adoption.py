@@ -1,4 +1,4 @@
-"""Tests of `mlapi db adopt`, which adopts the legacy app's database completely or not at all."""
+"""Tests of `mlapi db adopt`. It adopts the legacy app's database completely or changes nothing."""
 
 import doctest
 import json
@@ -34,10 +34,10 @@ from tests.legacy_database import (
     add,
     connected,
     create_legacy_database,
-    described,
-    everything,
+    describe_schema,
     execute,
     row,
+    snapshot,
 )
 from tests.postgres_server import PostgresServer
 
@@ -59,7 +59,7 @@ def environment(url: URL) -> dict[str, str]:
         "MLAPI_DATABASE__URL": url.render_as_string(hide_password=False),
         "MLAPI_SECRETS__KEY": LEGACY["key"],
         "MLAPI_SECRETS__SALT": LEGACY["salt"],
-        "MLAPI_PASSWORDS__SCHEME": "fernet",  # cheap
+        "MLAPI_PASSWORDS__SCHEME": "fernet",  # fast
     }
 
 
@@ -141,7 +141,7 @@ def test_rows_ids_and_times_are_kept(url: URL) -> None:
 
 @pytest.fixture
 def another_url(url: URL, request: pytest.FixtureRequest) -> Iterator[URL]:
-    """An empty database of the same kind."""
+    """Yield the URL of another empty database of the same kind."""
     if url.get_backend_name() == "sqlite":
         yield url.set(database=f"{url.database}.other")
     else:
@@ -157,9 +157,9 @@ def test_adopted_and_new_databases_have_the_same_schema(url: URL, another_url: U
     adopt_all()
 
     with connected(another_url) as connection:
-        expected = described(connection)
+        expected = describe_schema(connection)
     with connected(url) as connection:
-        adopted = described(connection)
+        adopted = describe_schema(connection)
         assert connection.scalar(text("SELECT version_num FROM alembic_version")) == "f03cfd316fe4"
         assert connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}")) == HEAD
     del adopted["alembic_version"]
@@ -265,7 +265,7 @@ def test_missing_values_get_defaults(url: URL) -> None:
     ]
 
 
-DECISIONS = [
+UNDECIDED_ROWS = [
     row(1, "alice"),
     row(2, "ALICE"),
     row(3, "José"),
@@ -280,12 +280,12 @@ DECISIONS = [
 
 
 def test_undecided_findings_are_reported_and_change_nothing(url: URL) -> None:
-    create_legacy_database(url, DECISIONS)
-    before = everything(url)
+    create_legacy_database(url, UNDECIDED_ROWS)
+    before = snapshot(url)
 
     result = adopt()
 
-    assert everything(url) == before
+    assert snapshot(url) == before
     assert result.exit_code == 3
     assert result.stdout.splitlines() == [
         "users: 10",
@@ -316,7 +316,7 @@ def test_undecided_findings_are_reported_and_change_nothing(url: URL) -> None:
 
 @pytest.mark.parametrize("option", ["--rename-duplicates", "--rename-invalid", "--lock-passwordless"])
 def test_each_option_decides_one_finding(url: URL, option: str) -> None:
-    create_legacy_database(url, DECISIONS)
+    create_legacy_database(url, UNDECIDED_ROWS)
 
     result = adopt(option)
 
@@ -324,8 +324,8 @@ def test_each_option_decides_one_finding(url: URL, option: str) -> None:
     assert option not in result.stderr
 
 
-def test_decided_findings_are_carried_out(url: URL) -> None:
-    create_legacy_database(url, DECISIONS)
+def test_decisions_are_carried_out(url: URL) -> None:
+    create_legacy_database(url, UNDECIDED_ROWS)
 
     adopt_all()
 
@@ -360,7 +360,7 @@ def test_user_without_password_can_log_in_once_it_is_set(url: URL) -> None:
     assert issued.token
 
 
-def test_new_name_is_never_taken(url: URL) -> None:
+def test_new_name_is_always_free(url: URL) -> None:
     create_legacy_database(
         url,
         [
@@ -405,7 +405,7 @@ def test_new_names_differ_from_each_other(url: URL) -> None:
     assert {user_id: name for user_id, (name, _) in names(url).items()} == {1: "x-5", 2: "X-5-2", 3: "x", 5: "X-5-3"}
 
 
-def test_report_shows_twenty_users_each_and_json_all(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_report_shows_20_users_per_finding_and_json_shows_all(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(survey, "BATCH_ROWS", 7)
     create_legacy_database(url, [row(number, "ädä", enabled=None) for number in range(1, 46)])
 
@@ -449,11 +449,11 @@ def test_duplicates_are_grouped_and_others_sorted_by_id(url: URL) -> None:
 
 def test_dry_run_changes_nothing_and_reports_success(url: URL) -> None:
     create_legacy_database(url, [row(1, "ada"), row(2, "ADA")])
-    before = everything(url)
+    before = snapshot(url)
 
     undecided, decided = adopt("--dry-run"), adopt("--dry-run", "--rename-duplicates")
 
-    assert everything(url) == before
+    assert snapshot(url) == before
     assert (undecided.exit_code, decided.exit_code) == (3, 0)
     assert decided.stdout.splitlines()[-1] == "nothing was changed"
 
@@ -499,16 +499,16 @@ def test_last_line_of_json_is_the_result(url: URL) -> None:
 
 
 @pytest.mark.parametrize(("setting", "value"), [("KEY", OLDER_KEY), ("SALT", "another salt")])
-def test_wrong_secrets_are_refused(
+def test_wrong_secrets_are_rejected(
     url: URL, setting: str, value: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     create_legacy_database(url)
-    before = everything(url)
+    before = snapshot(url)
     monkeypatch.setenv(f"MLAPI_SECRETS__{setting}", value)
 
     result = adopt()
 
-    assert everything(url) == before
+    assert snapshot(url) == before
     assert (result.exit_code, caplog.messages) == (3, [])
     assert result.stdout.splitlines()[1].startswith(
         "stored passwords that the configured secrets cannot decrypt: 10; set"
@@ -574,7 +574,7 @@ def test_times_are_converted_from_a_time_zone(url: URL) -> None:
 
 
 @pytest.mark.parametrize("zone", ["Europe", "Nowhere/Land", "../UTC", "\x1b"])
-def test_unknown_time_zone_is_refused(url: URL, zone: str) -> None:
+def test_unknown_time_zone_is_rejected(url: URL, zone: str) -> None:
     create_legacy_database(url)
 
     result = adopt("--timezone", zone)
@@ -609,13 +609,13 @@ def test_second_adoption_does_nothing(url: URL) -> None:
         ),
     ],
 )
-def test_other_tables_are_refused(url: URL, statements: list[str], line: str) -> None:
+def test_other_tables_are_rejected(url: URL, statements: list[str], line: str) -> None:
     execute(url, "CREATE TABLE other (id INTEGER PRIMARY KEY)", *statements)
-    before = everything(url)
+    before = snapshot(url)
 
     result = adopt()
 
-    assert everything(url) == before
+    assert snapshot(url) == before
     assert (result.exit_code, result.stdout, result.stderr) == (3, "", f"mlapi: {line}\n")
 
 
@@ -628,7 +628,7 @@ def test_missing_file_is_not_created(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_service_on_a_legacy_database_names_the_command(url: URL) -> None:
+def test_service_names_the_command_for_a_legacy_database(url: URL) -> None:
     create_legacy_database(url)
 
     with pytest.raises(ConfigurationError, match="run `mlapi db adopt` to keep its users"), open_users(load_settings()):
@@ -750,7 +750,7 @@ POSTGRESQL_OBSTACLES = {
 }
 
 
-def test_every_obstacle_is_named(url: URL) -> None:
+def test_every_obstacle_is_reported(url: URL) -> None:
     create_legacy_database(url, [])
     if url.get_backend_name() == "sqlite":
         execute(url, "DROP TABLE users")
@@ -760,15 +760,15 @@ def test_every_obstacle_is_named(url: URL) -> None:
         execute(url, function)
         obstacles = POSTGRESQL_OBSTACLES
     execute(url, *obstacles)
-    before = everything(url)
+    before = snapshot(url)
 
     result = adopt()
 
-    assert everything(url) == before
+    assert snapshot(url) == before
     assert (result.exit_code, result.stdout) == (3, "")
     assert result.stderr.startswith("mlapi: the table `users` cannot be adopted yet: ")
     assert sorted(result.stderr.strip().partition(" yet: ")[2].split("; ")) == sorted(
-        one for line in obstacles.values() for one in line.split("; ")
+        obstacle for line in obstacles.values() for obstacle in line.split("; ")
     )
 
 
@@ -783,7 +783,7 @@ def test_check_added_by_sqlalchemy_is_ignored(url: URL) -> None:
 
 
 @only_sqlite
-def test_values_of_the_wrong_type_are_refused(url: URL) -> None:
+def test_values_of_the_wrong_type_are_rejected(url: URL) -> None:
     rows = [
         row(0, "zero"),
         row(1, "ada", password=b"x"),
@@ -795,12 +795,12 @@ def test_values_of_the_wrong_type_are_refused(url: URL) -> None:
     ]
     create_legacy_database(url, rows)
     execute(url, "UPDATE users SET email = CAST(x'ff' AS TEXT) WHERE id = 4")
-    before = everything(url)
+    before = snapshot(url)
 
     result = adopt("--rename-invalid")
     as_json = [json.loads(line) for line in adopt("--json").stdout.splitlines()]
 
-    assert everything(url) == before
+    assert snapshot(url) == before
     assert result.stdout.splitlines()[1:9] == [
         "invalid times: 2; set them to NULL or to a valid time first",
         "       5 'eve'",
@@ -831,7 +831,7 @@ def test_stored_time_zone_wins_over_the_option(url: URL) -> None:
 
 
 @only_postgresql
-def test_time_outside_pythons_range_is_refused(url: URL) -> None:
+def test_time_outside_pythons_range_is_rejected(url: URL) -> None:
     create_legacy_database(url, [row(1, "ada", created_datetime="infinity")])
 
     result = adopt()
@@ -871,7 +871,7 @@ def test_table_in_use_is_not_adopted(url: URL, monkeypatch: pytest.MonkeyPatch) 
 
 
 @only_sqlite
-def test_other_file_is_reported_in_one_line(folder: Path) -> None:
+def test_file_that_is_not_a_database_is_reported_in_one_line(folder: Path) -> None:
     (folder / "mlapi.db").write_text("no database " * 100)
 
     result = adopt()
@@ -882,7 +882,7 @@ def test_other_file_is_reported_in_one_line(folder: Path) -> None:
 
 @contextmanager
 def adopting(folder: Path, url: URL) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run the command in another process."""
+    """Run `mlapi db adopt` in another process."""
     script = "from mlapi.entrypoints.cli import main; main(['db', 'adopt'])"
     process = subprocess.Popen(
         [sys.executable, "-c", script],
@@ -898,7 +898,7 @@ def adopting(folder: Path, url: URL) -> Iterator["subprocess.Popen[bytes]"]:
         process.wait(30)
 
 
-def until(condition: Any) -> None:
+def wait_until(condition: Any) -> None:
     deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
@@ -912,7 +912,7 @@ def test_killed_adoption_leaves_sqlite_unchanged(url: URL, folder: Path) -> None
     journal = Path(f"{url.database}-journal")
 
     with adopting(folder, url) as process:
-        until(lambda: journal.exists() and journal.stat().st_size > 0)
+        wait_until(lambda: journal.exists() and journal.stat().st_size > 0)
         process.send_signal(signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL
 
@@ -926,34 +926,34 @@ def test_killed_adoption_leaves_sqlite_unchanged(url: URL, folder: Path) -> None
 def test_killed_adoption_leaves_postgresql_unchanged(url: URL, folder: Path, postgres: PostgresServer) -> None:
     create_legacy_database(url)
     execute(url, "CREATE TABLE orders (user_id INTEGER REFERENCES users (id))")
-    before = everything(url)
+    before = snapshot(url)
     waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%ALTER id TYPE bigint%'"
 
     with connected(url) as other, adopting(folder, url) as process:
         other.exec_driver_sql("SELECT * FROM orders")  # this lock prevents ALTER TABLE users ALTER id
-        until(lambda: postgres.execute(waiting))
+        wait_until(lambda: postgres.execute(waiting))
         process.send_signal(signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL
 
-    assert everything(url) == before
+    assert snapshot(url) == before
     assert adopt().exit_code == 0
 
 
 def test_failed_adoption_changes_nothing(url: URL) -> None:
     create_legacy_database(url)
     execute(url, "CREATE TABLE mlapi_audit (id INTEGER PRIMARY KEY)")  # a later migration creates it
-    before = everything(url)
+    before = snapshot(url)
 
     result = adopt()
 
-    assert everything(url) == before
+    assert snapshot(url) == before
     assert result.exit_code == 3
     assert "mlapi_audit" in result.stderr
     assert result.stderr.count("\n") == 1
 
 
 @only_postgresql
-def test_settings_of_the_legacy_app_suffice(url: URL, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_legacy_app_settings_are_sufficient(url: URL, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     create_legacy_database(url)
     for name in ("MLAPI_DATABASE__URL", "MLAPI_SECRETS__KEY", "MLAPI_SECRETS__SALT"):
         monkeypatch.delenv(name)
@@ -986,7 +986,7 @@ def test_library_can_inspect_a_plan_without_adopting(url: URL) -> None:
 
 
 @only_sqlite
-def test_examples_of_the_documentation_page_work(url: URL) -> None:
+def test_documentation_page_examples_work(url: URL) -> None:
     page = Path(__file__).parents[2] / "docs" / "adopting.md"
 
     failed, tried = doctest.testfile(str(page), module_relative=False, encoding="utf-8")

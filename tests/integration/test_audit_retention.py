@@ -1,4 +1,4 @@
-"""Old audit entries are deleted in the background, and only those."""
+"""Old audit entries, and only those, are deleted in the background."""
 
 import logging
 import threading
@@ -19,11 +19,11 @@ DAY = timedelta(days=1)
 
 
 class WatchedTrail:
-    """Set ``done`` after a number of purges."""
+    """An audit trail that sets ``done`` after a number of purges."""
 
     def __init__(self, trail: AuditTrail, purges: int) -> None:
         self._trail = trail
-        self._left = purges
+        self._remaining = purges
         self.purged: list[int] = []
         self.done = threading.Event()
 
@@ -32,8 +32,8 @@ class WatchedTrail:
 
     def purge(self, *, before: datetime, limit: int) -> int:
         self.purged.append(0)
-        self._left -= 1
-        if self._left <= 0:
+        self._remaining -= 1
+        if self._remaining <= 0:
             self.done.set()
         self.purged[-1] = self._trail.purge(before=before, limit=limit)
         return self.purged[-1]
@@ -52,7 +52,7 @@ def test_old_entries_are_deleted_in_batches(monkeypatch: pytest.MonkeyPatch) -> 
     repository = repository_with_entries()
     trail = WatchedTrail(repository.audit, purges=3)
 
-    background = AuditRetention(trail, DAY, interval_seconds=0.01, clock=lambda: LATER)  # type: ignore[arg-type]  # a proxy for a trail
+    background = AuditRetention(trail, DAY, interval_seconds=0.01, clock=lambda: LATER)  # type: ignore[arg-type]  # it is a proxy
     assert trail.done.wait(10)
     background.close()
 
@@ -66,18 +66,18 @@ def test_close_interrupts_a_purge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "PAUSE_SECONDS", 60.0)
     trail = WatchedTrail(repository_with_entries().audit, purges=1)
 
-    background = AuditRetention(trail, DAY, interval_seconds=0.001, clock=lambda: LATER)  # type: ignore[arg-type]  # a proxy for a trail
+    background = AuditRetention(trail, DAY, interval_seconds=0.001, clock=lambda: LATER)  # type: ignore[arg-type]  # it is a proxy
     assert trail.done.wait(10)
     background.close()
 
     assert trail.purged == [1]
 
 
-def test_failed_purge_is_logged_and_repeated(caplog: pytest.LogCaptureFixture) -> None:
+def test_failed_purge_is_logged_and_retried(caplog: pytest.LogCaptureFixture) -> None:
     trail = WatchedTrail(UnavailableAuditTrail(), purges=2)
 
     with caplog.at_level(logging.WARNING, "mlapi"):
-        background = AuditRetention(trail, DAY, interval_seconds=0.001)  # type: ignore[arg-type]  # a proxy for a trail
+        background = AuditRetention(trail, DAY, interval_seconds=0.001)  # type: ignore[arg-type]  # it is a proxy
         assert trail.done.wait(10)
         background.close()
 
@@ -85,22 +85,22 @@ def test_failed_purge_is_logged_and_repeated(caplog: pytest.LogCaptureFixture) -
     assert {record.getMessage() for record in caplog.records} == {line}
 
 
-@pytest.mark.parametrize(("days", "left"), [(1, 0), (0, 1)], ids=["a day", "indefinitely"])
-def test_setting_determines_the_maximum_age(days: int, left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("days", "remaining"), [(1, 0), (0, 1)], ids=["one day", "unlimited"])
+def test_setting_determines_the_maximum_age(days: int, remaining: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "INTERVAL_SECONDS", 0.001)
     repository = InMemoryUserRepository()
     repository.apply([registration(at=datetime(2020, 1, 1, tzinfo=UTC))])
     trail = WatchedTrail(repository.audit, purges=2)
-    repository.audit = trail  # type: ignore[assignment]  # a proxy for a trail
+    repository.audit = trail  # type: ignore[assignment]  # it is a proxy
     settings = Settings(audit=AuditSettings(days=days))
 
     with audit_retention(Users(repository, PlainCipher()), settings):
         assert trail.done.wait(10 if days else 0.1) == bool(days)
 
-    assert len(repository.audit.list_page(limit=10)) == left
+    assert len(repository.audit.list_page(limit=10)) == remaining
 
 
-def test_in_memory_audit_trail_keeps_the_contract() -> None:
+def test_in_memory_audit_trail_implements_the_port() -> None:
     trail: AuditTrail = InMemoryAuditTrail()
 
     assert trail.list_page(limit=1) == []

@@ -1,4 +1,4 @@
-"""Every repository applies a batch of commands as if they came separately."""
+"""In every repository, a batch of commands has the same effect as the same commands one by one."""
 
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -33,10 +33,10 @@ from mlapi.testing.samples import NOON
 
 UNKNOWN_ID = 10**6
 
-# Templates of commands, made before the ids of a repository are known. There are few names, users and API keys, so that
-# commands often concern the same ones. Users are numbered in the order of their registration; number 9 never exists.
-# A password to replace is given by the number of passwords created after it, the time of a use in seconds after the
-# previous command.
+# Command templates, which do not depend on the ids that a repository assigns. There are few names, users and API keys,
+# so that commands often concern the same ones. Users are numbered in the order of their registration; number 9 never
+# exists. The password to replace is given by the number of passwords created after it. The time when an API key was
+# used is given in seconds after the time of the command.
 user_numbers = st.sampled_from([0, 1, 2, 3, 4, 9])
 key_numbers = st.sampled_from([0, 1, 2, 3, 9])
 password_ages = st.integers(0, 2)
@@ -60,7 +60,7 @@ batches = st.lists(st.lists(templates, min_size=1, max_size=12), min_size=1, max
 
 
 class Replay:
-    """Applies templates to one repository, and returns results with the numbers of users in place of their ids."""
+    """Apply templates to a repository, and return results with user numbers in place of user ids."""
 
     def __init__(self, repository: UserRepository) -> None:
         self._repository = repository
@@ -94,7 +94,7 @@ class Replay:
             "principals": [self._numbered_principal(found) for found in self._repository.find_principals(ids)],
         }
 
-    def _command(self, kind: object, *values: object) -> Command:  # noqa: PLR0911 - one return for each kind
+    def _command(self, kind: object, *values: object) -> Command:  # noqa: PLR0911 - one return per kind
         self._now += timedelta(seconds=1)
         epoch = f"epoch at {self._now}"
         match kind, *values:
@@ -135,7 +135,7 @@ class Replay:
         return self._passwords[max(0, len(self._passwords) - 1 - age)]
 
     def _new_password(self) -> EncryptedPassword:
-        # Every value is new: ciphers add a random part.
+        # Every stored value is different, because ciphers add a random part.
         self._passwords.append(EncryptedPassword(f"stored at {self._now}"))
         return self._passwords[-1]
 

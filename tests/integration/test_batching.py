@@ -1,4 +1,4 @@
-"""Concurrent commands share a durable transaction."""
+"""Tests of `CommandBatcher`: concurrent commands share a durable transaction."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ from mlapi.testing.samples import LATER, registered, registration
 
 
 class RecordingRepository(InMemoryUserRepository):
-    """Record the batches, and wait or fail on demand."""
+    """A repository that records batches, and waits or fails on demand."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class RecordingRepository(InMemoryUserRepository):
         if self.unavailable:
             raise RepositoryUnavailableError("simulated outage", retry_after=7)
         if self.faulty in commands:
-            raise ZeroDivisionError("a fault of ours")
+            raise ZeroDivisionError("simulated bug")
         return super().apply(commands, commit_by=commit_by)
 
 
@@ -55,7 +55,7 @@ async def outcomes(batcher: CommandBatcher, commands: Sequence[UserCommand]) -> 
     return await asyncio.gather(*[batcher.apply(command) for command in commands], return_exceptions=True)
 
 
-def test_commands_of_one_loop_turn_are_one_ordered_batch() -> None:
+def test_commands_from_one_loop_iteration_form_one_batch() -> None:
     repository = RecordingRepository()
     commands = [registration(f"user{number}") for number in range(50)]
 
@@ -130,7 +130,7 @@ def test_steady_arrivals_do_not_delay_a_batch() -> None:
         batcher = CommandBatcher(repository)
         await outcomes(batcher, [registration("a"), registration("b")])
         tasks = []
-        for number in range(400):  # about one per turn of the loop
+        for number in range(400):  # about one per loop iteration
             tasks.append(asyncio.create_task(batcher.apply(registration(f"user{number}"))))
             await asyncio.sleep(0)
         await asyncio.gather(*tasks)
@@ -157,7 +157,7 @@ def test_each_caller_gets_its_own_outcome() -> None:
 
 
 def test_results_are_delivered_after_the_commit(database: Database) -> None:
-    """At every result, a second connection sees the whole batch."""
+    """When a result arrives, a second connection already sees the whole batch."""
     second = SqlUserRepository(Database(database.engine.url))
 
     async def run() -> list[int]:
@@ -341,11 +341,11 @@ def test_hanging_server_does_not_block_later_batches() -> None:
 
 
 def test_expected_batch_error_is_not_logged(caplog: pytest.LogCaptureFixture) -> None:
-    class Wrong(RecordingRepository):
+    class Misconfigured(RecordingRepository):
         def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
             raise ConfigurationError("another key")
 
-    results = asyncio.run(outcomes(CommandBatcher(Wrong()), [registration("ada"), registration("bob")]))
+    results = asyncio.run(outcomes(CommandBatcher(Misconfigured()), [registration("ada"), registration("bob")]))
 
     assert results == [ConfigurationError("another key")] * 2
     assert caplog.records == []
@@ -393,13 +393,13 @@ def test_closed_loop_does_not_stop_the_writer() -> None:
 def test_loops_in_several_threads_share_a_writer(database: Database) -> None:
     batcher = CommandBatcher(SqlUserRepository(database))
 
-    def loop_of_its_own(thread: int) -> int:
+    def run_loop(thread: int) -> int:
         commands = [registration(f"user{number}") for number in range(thread, thread + 30)]
         results = asyncio.run(outcomes(batcher, commands))
         return sum(isinstance(outcome, User) for outcome in results)
 
     with ThreadPoolExecutor(4) as pool:
-        created = sum(pool.map(loop_of_its_own, range(0, 40, 10)))
+        created = sum(pool.map(run_loop, range(0, 40, 10)))
     batcher.close()
 
     assert created == 60
@@ -416,7 +416,7 @@ submissions = st.lists(operation, max_size=30)
 def test_batches_give_the_same_result_as_single_commands(
     database: Database, sequence: list[tuple[str, str | int]]
 ) -> None:
-    """Compare with the same commands applied singly, in the order of submission."""
+    """Compare with the same commands applied one by one, in the order of submission."""
     real, reference = SqlUserRepository(database), InMemoryUserRepository()
     for user in real.list_page(after=UserId(0), limit=100):
         real.apply([Remove(user_id=user.id)])

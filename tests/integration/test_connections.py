@@ -30,7 +30,7 @@ POST = (
 
 
 class ServerThread:
-    """A server in its own thread."""
+    """A server that runs in a thread."""
 
     def __init__(
         self,
@@ -407,7 +407,7 @@ def test_worker_ignores_sigint(strict_server: ServerThread) -> None:
 
 
 @pytest.mark.usefixtures("restore_process_state")
-def test_worker_reports_and_exits_with_its_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_reports_its_status_and_exits_with_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     listener = socket.create_server(("127.0.0.1", 0))
     supervisor_fd, supervisor_pipe = os.pipe()

@@ -1,4 +1,4 @@
-"""Each contract suite can fail: an adapter with one fault is caught by the test for that rule."""
+"""Every contract suite can fail: if an adapter breaks one rule, the test for that rule fails."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture(autouse=True)
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load no plugins into the inner runs: they start in half the time."""
+    """Load no plugins in the inner runs, which halves their startup time."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 

@@ -1,4 +1,4 @@
-"""Databases: their URLs, settings and transactions, and the errors that the core sees."""
+"""Tests of `Database`: its URLs, settings and transactions, and the errors that it raises."""
 
 import signal
 import sqlite3
@@ -52,7 +52,7 @@ OpenDatabase = Callable[[URL], Database]
         ("postgresql+psycopg://u@/d?host=h1:1&host=h2:2&target_session_attrs=read-write", "postgresql+psycopg"),
     ],
 )
-def test_supported_url_gets_our_driver(text: str, driver: str) -> None:
+def test_driver_is_selected_for_each_supported_url(text: str, driver: str) -> None:
     assert database_url(text).drivername == driver
 
 
@@ -91,7 +91,7 @@ def test_unknown_postgresql_option_is_rejected(options: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])
-def test_database_with_another_encoding_than_utf_8_is_rejected(
+def test_database_with_an_encoding_other_than_utf8_is_rejected(
     postgres: PostgresServer, open_database: OpenDatabase, encoding: str
 ) -> None:
     name = f"in_{encoding.lower()}"
@@ -101,7 +101,7 @@ def test_database_with_another_encoding_than_utf_8_is_rejected(
         upgrade(open_database(postgres.url(name)))
 
 
-def test_error_names_the_missing_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_driver_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
 
     with pytest.raises(ConfigurationError, match=r"PostgreSQL needs psycopg: pip install 'psycopg\[binary\]'"):
@@ -160,7 +160,7 @@ def test_postgresql_commits_to_disk_despite_server_defaults(
     assert settings == ["on", "2s", "4s"]
 
 
-def test_postgresql_keeps_waiting_for_standbys(
+def test_configured_wait_for_standbys_is_kept(
     postgres: PostgresServer, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     postgres.execute(f"ALTER DATABASE {postgres_url.database} SET synchronous_commit = remote_apply")
@@ -183,7 +183,7 @@ def test_stored_time_is_aware_and_in_utc(database: Database) -> None:
 
 
 class InterceptedConnection:
-    """A driver's connection that calls a hook before each statement. The hook may return another statement."""
+    """A driver connection that calls a hook before each statement. The hook can return a statement to replace it."""
 
     def __init__(self, connection: Any, hook: Callable[[str], str | None]) -> None:
         self._connection = connection
@@ -229,7 +229,7 @@ def test_batch_is_invisible_until_it_is_complete(database: Database, open_databa
     assert [user.enabled for user in observer.list_page(after=UserId(0), limit=10)] == [False, True, True]
 
 
-def test_batch_that_fails_half_way_is_rolled_back(database: Database) -> None:
+def test_batch_that_fails_halfway_is_rolled_back(database: Database) -> None:
     inserts: list[str] = []
 
     def break_the_second_insert(statement: str) -> str | None:
@@ -246,7 +246,7 @@ def test_batch_that_fails_half_way_is_rolled_back(database: Database) -> None:
     assert len(rejections(repository.apply(batch))) == 1
 
 
-def test_error_of_a_statement_contains_no_values(database: Database) -> None:
+def test_statement_error_contains_no_values(database: Database) -> None:
     repository = intercepted(database, lambda statement: statement.replace("INTO users", "INTO nothing"))
 
     with pytest.raises(RepositoryUnavailableError) as caught:
@@ -342,7 +342,7 @@ def test_batches_with_the_same_users_do_not_deadlock(
     assert counts == [4, 4]
 
 
-def test_concurrent_batches_of_several_databases_all_succeed(url: URL, open_database: OpenDatabase) -> None:
+def test_concurrent_batches_all_succeed(url: URL, open_database: OpenDatabase) -> None:
     databases = [open_database(url) for _ in range(4)]
     upgrade(databases[0])
     repositories = [SqlUserRepository(database) for database in databases]
@@ -375,7 +375,7 @@ def test_concurrent_registrations_create_only_one_user(url: URL, open_database: 
 
 @contextmanager
 def write_lock(url: URL) -> Iterator[None]:
-    """Hold the write lock of an SQLite database, as another process would."""
+    """Hold an SQLite database's write lock, like another process would."""
     other = sqlite3.connect(str(url.database), isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     try:
@@ -445,7 +445,7 @@ def test_full_disk_is_unavailable_and_loses_nothing(sqlite_database: Database) -
 
     @event.listens_for(full_database.engine, "connect")
     def limit_size(connection: sqlite3.Connection, _record: object) -> None:
-        connection.execute("PRAGMA max_page_count = 1")  # raises SQLITE_FULL, as a full disk does
+        connection.execute("PRAGMA max_page_count = 1")  # raises SQLITE_FULL, like a full disk
 
     repository = SqlUserRepository(full_database)
     with pytest.raises(RepositoryUnavailableError, match="full"):
@@ -498,7 +498,7 @@ def test_restarted_postgresql_has_all_acknowledged_changes(
     ada = registered(repository)
 
     if stop_signal is signal.SIGKILL:
-        postgres.signal_all(stop_signal)  # also the sessions, which briefly outlive their parent process
+        postgres.signal_all(stop_signal)  # including the sessions, which briefly outlive their parent process
     else:
         postgres.stop(stop_signal)
     try:
@@ -513,7 +513,7 @@ def test_restarted_postgresql_has_all_acknowledged_changes(
     assert isinstance(apply_one(repository, registration("bob")), User)
 
 
-# --- reads that do not wait
+# --- nonblocking reads
 
 
 def count_open_files() -> int:
@@ -563,7 +563,7 @@ def back_up_database(url: URL, backup: Path) -> None:
     target.close()
 
 
-def test_replaced_database_file_is_noticed_at_the_next_use(
+def test_replaced_database_file_is_detected_on_next_use(
     sqlite_database: Database, sqlite_url: URL, tmp_path: Path
 ) -> None:
     repository = SqliteUserRepository(sqlite_database)
@@ -593,10 +593,10 @@ def test_write_to_a_removed_database_file_raises_an_error(sqlite_database: Datab
             repository.check() if number == 0 else repository.get(UserId(1))
 
 
-# --- the time zone of the server
+# --- the server's time zone
 
 
-def test_latest_time_survives_any_time_zone_of_the_server(
+def test_latest_time_is_stored_in_any_server_time_zone(
     postgres: PostgresServer, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     postgres.execute(f"ALTER DATABASE {postgres_url.database} SET TimeZone = 'Asia/Tokyo'")

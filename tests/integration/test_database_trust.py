@@ -1,4 +1,4 @@
-"""The rights that mlapi needs in a database, and its TLS connections to the server."""
+"""The privileges that mlapi needs in a database, and its TLS connections to the database server."""
 
 import socket
 import ssl
@@ -26,12 +26,12 @@ from tests.postgres_server import PostgresServer
 ROLE, ROLE_PASSWORD = "mlapi_service", "a-password-of-the-service"
 SSL_REQUEST = bytes.fromhex("0000000804d2162f")  # PostgreSQL 18, chapter 54.2.10
 
-# --- rights
+# --- privileges
 
 
 @pytest.fixture
 def limited_account_url(postgres: PostgresServer, postgres_url: URL) -> Iterator[URL]:
-    """The URL of a prepared database, for an account that may only read and write rows."""
+    """Yield the URL of a prepared database, with an account that may only read and write rows."""
     settings = load_settings(environ={"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)})
     upgrade_database(settings)
     name = postgres_url.database or ""
@@ -46,7 +46,7 @@ def limited_account_url(postgres: PostgresServer, postgres_url: URL) -> Iterator
     postgres.execute(f"DROP ROLE {ROLE}")
 
 
-def test_account_that_may_read_and_write_rows_is_sufficient(
+def test_privileges_to_read_and_write_rows_are_sufficient(
     limited_account_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -122,7 +122,7 @@ def create_authority(folder: Path, name: str) -> Authority:
 
 
 class TlsServer:
-    """A PostgreSQL server up to the first message of the client, which it records. Then it closes the connection."""
+    """A fake PostgreSQL server that records the client's first message and then closes the connection."""
 
     def __init__(self, chain: Path) -> None:
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -204,7 +204,7 @@ def test_server_with_an_untrusted_certificate_receives_nothing(
     assert genuine.received
 
 
-def test_server_with_another_name_receives_nothing(
+def test_server_with_a_different_host_name_receives_nothing(
     tmp_path: Path, start_tls_server: Callable[[Path], TlsServer]
 ) -> None:
     trusted = create_authority(tmp_path, "trusted")

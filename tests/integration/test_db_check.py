@@ -1,4 +1,4 @@
-"""Tests of `mlapi db check`: its report on each kind of database, and that it changes nothing."""
+"""Tests of `mlapi db check`: its report on each kind of database. It changes nothing."""
 
 import json
 from datetime import timedelta
@@ -15,7 +15,7 @@ from mlapi.config import load_settings
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.cli import main
 from tests.conftest import KEY, OLDER_KEY, SALT
-from tests.legacy_database import LEGACY, create_legacy_database, everything, execute
+from tests.legacy_database import LEGACY, create_legacy_database, execute, snapshot
 
 only_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 
@@ -31,12 +31,12 @@ HEALTHY = [
 def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Run in an empty folder, with the settings in the environment."""
     monkeypatch.chdir(tmp_path)
-    use(monkeypatch, url=url.render_as_string(hide_password=False), key=KEY, salt=SALT)
+    configure(monkeypatch, url=url.render_as_string(hide_password=False), key=KEY, salt=SALT)
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", "fernet")
     return tmp_path
 
 
-def use(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
+def configure(monkeypatch: pytest.MonkeyPatch, **settings: str) -> None:
     for name, value in settings.items():
         section = "DATABASE" if name == "url" else "SECRETS"
         monkeypatch.setenv(f"MLAPI_{section}__{name.upper()}", value)
@@ -63,11 +63,11 @@ def problems() -> list[str]:
 
 @pytest.mark.usefixtures("two_users")
 def test_healthy_database_has_no_problems(url: URL) -> None:
-    before = everything(url)
+    before = snapshot(url)
 
     result, as_json = check(), check("--json")
 
-    assert everything(url) == before
+    assert snapshot(url) == before
     assert (result.exit_code, result.stdout.splitlines()) == (0, HEALTHY)
     assert json.loads(as_json.stdout) == {
         "kind": "mlapi",
@@ -80,7 +80,7 @@ def test_healthy_database_has_no_problems(url: URL) -> None:
 
 
 @pytest.mark.usefixtures("two_users")
-def test_open_database_can_be_checked(url: URL) -> None:
+def test_database_in_use_can_be_checked(url: URL) -> None:
     with open_users(load_settings()) as users:
         users.register(username="bob", password="p", email="a@example.com")
         result = check()
@@ -126,35 +126,35 @@ def test_empty_database_needs_an_upgrade(url: URL) -> None:
 
 def test_legacy_database_needs_adoption(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
     create_legacy_database(url)
-    before = everything(url)
+    before = snapshot(url)
 
-    with_others = check()
+    with_other_secrets = check()
     monkeypatch.delenv("MLAPI_SECRETS__KEY")
-    without = problems()
+    without_key = problems()
 
-    assert everything(url) == before
-    assert with_others.stdout.splitlines() == [
+    assert snapshot(url) == before
+    assert with_other_secrets.stdout.splitlines() == [
         "users table: the legacy app's",
         f"schema: revision none, newest {HEAD}",
         "users: 10",
-        "problem: the users of the legacy app are not adopted yet: run `mlapi db adopt`",
+        "problem: the legacy app's users have not been adopted yet: run `mlapi db adopt`",
         "problem: secrets.key and secrets.salt do not match 10 of 10 stored passwords",
     ]
-    assert without[1].startswith("secrets.key is missing: ")
+    assert without_key[1].startswith("secrets.key is missing: ")
     assert not Path("secrets.yml").exists()
 
 
 def test_adopted_database_has_no_problems(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, key=LEGACY["key"], salt=LEGACY["salt"])
+    configure(monkeypatch, key=LEGACY["key"], salt=LEGACY["salt"])
     create_legacy_database(url)
     before = problems()
     CliRunner().invoke(main, ["db", "adopt"])
 
-    assert before == ["the users of the legacy app are not adopted yet: run `mlapi db adopt`"]
+    assert before == ["the legacy app's users have not been adopted yet: run `mlapi db adopt`"]
     assert problems() == []
 
 
-def test_other_users_table_is_reported(url: URL) -> None:
+def test_users_table_of_another_program_is_reported(url: URL) -> None:
     execute(url, "CREATE TABLE users (id INTEGER PRIMARY KEY)")
 
     assert problems() == ["the table `users` belongs to another program: point database.url at another database"]
@@ -168,7 +168,7 @@ def test_other_users_table_is_reported(url: URL) -> None:
         ("9999", "the schema was made by a newer version of mlapi: upgrade mlapi"),
     ],
 )
-def test_other_schema_revision_is_reported(url: URL, revision: str, problem: str) -> None:
+def test_outdated_or_newer_schema_is_reported(url: URL, revision: str, problem: str) -> None:
     execute(url, f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'")
 
     assert problems() == [problem]
@@ -176,7 +176,7 @@ def test_other_schema_revision_is_reported(url: URL, revision: str, problem: str
 
 @pytest.mark.usefixtures("two_users")
 def test_wrong_key_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, key=OLDER_KEY)
+    configure(monkeypatch, key=OLDER_KEY)
 
     assert problems() == ["secrets.key or secrets.salt does not match this database's passwords"]
 
@@ -190,7 +190,7 @@ def test_misnamed_users_are_reported(url: URL) -> None:
 
 @only_sqlite
 @pytest.mark.usefixtures("two_users")
-def test_damage_is_reported(url: URL) -> None:
+def test_damaged_file_is_reported(url: URL) -> None:
     execute(
         url,
         "PRAGMA writable_schema = ON",
@@ -202,7 +202,7 @@ def test_damage_is_reported(url: URL) -> None:
 
 
 @only_sqlite
-def test_other_file_is_reported_in_one_line(folder: Path) -> None:
+def test_file_that_is_not_a_database_is_reported_in_one_line(folder: Path) -> None:
     (folder / "mlapi.db").write_text("no database " * 100)
 
     result = check()

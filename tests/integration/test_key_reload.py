@@ -198,25 +198,25 @@ def test_password_encrypted_with_a_new_key_matches(without_periodic_checks: None
 
     assert [cipher.matches("secret", stored) for stored in (older, newer)] == [True, True]
     assert [cipher.needs_upgrade(stored) for stored in (older, newer)] == [True, False]
-    reencrypt = cipher.reencrypt(older)
-    assert reencrypt is not None
-    assert FernetCipher([KEY], SALT).matches("secret", reencrypt)
+    reencrypted = cipher.reencrypt(older)
+    assert reencrypted is not None
+    assert FernetCipher([KEY], SALT).matches("secret", reencrypted)
     assert FernetCipher([KEY], SALT).matches("secret", cipher.encrypt("secret"))
 
 
 def test_wrong_password_is_compared_once(without_periodic_checks: None) -> None:
     secrets = Secrets(KEY)
     cipher = CountedCipher()
-    rotating = ReloadingCipher(Reloader(lambda: cipher, secrets.signature))
-    stored = rotating.encrypt("secret")
+    reloading = ReloadingCipher(Reloader(lambda: cipher, secrets.signature))
+    stored = reloading.encrypt("secret")
 
-    answers = [
-        rotating.matches("another", stored),
-        rotating.matches("secret", None),
-        rotating.matches("secret", stored),
+    results = [
+        reloading.matches("another", stored),
+        reloading.matches("secret", None),
+        reloading.matches("secret", stored),
     ]
 
-    assert answers == [False, False, True]
+    assert results == [False, False, True]
     assert (cipher.comparisons, secrets.checks) == (3, 3)
 
 

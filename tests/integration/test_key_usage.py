@@ -1,4 +1,4 @@
-"""The last uses of API keys are written in the background."""
+"""Tests of `BackgroundKeyUsage`: the time of an API key's last use is written in the background."""
 
 import logging
 import threading
@@ -23,7 +23,7 @@ SOON, MUCH_LATER = 0.01, 1000.0
 
 
 class RecordingRepository(InMemoryUserRepository):
-    """Record the batches, and simulate an outage."""
+    """A repository that records batches and can simulate an outage."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -99,12 +99,12 @@ def test_last_use_within_an_interval_is_written(repository: RecordingRepository,
     assert repository.uses == [[RecordApiKeyUse(key_id=keys[0].id, at=NOON + SECOND)]]
 
 
-def test_key_is_written_once_a_minute(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+def test_key_use_is_written_at_most_once_a_minute(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with recording(repository, SOON) as uses:
         uses(keys[0], NOON)
         assert eventually(lambda: repository.uses != [])
         for _ in range(100):
-            uses(keys[0], NOON + MINUTE)  # a guard calls this at every request until it reads the new row
+            uses(keys[0], NOON + MINUTE)  # a guard calls this on every request until it reads the new row
         uses(keys[1], NOON + MINUTE)
 
     assert repository.uses == [
@@ -113,7 +113,7 @@ def test_key_is_written_once_a_minute(repository: RecordingRepository, keys: lis
     ]
 
 
-def test_key_is_written_again_after_a_minute(
+def test_key_use_is_written_again_after_a_minute(
     repository: RecordingRepository, keys: list[ApiKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(key_usage, "USE_RECORDING_INTERVAL", timedelta(milliseconds=50))
@@ -196,7 +196,7 @@ def test_removed_key_does_not_affect_others(
     assert caplog.records == []
 
 
-def test_threads_may_record_uses_concurrently(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+def test_threads_can_record_uses_concurrently(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with recording(repository, SOON) as uses, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: uses(keys[number % 3], NOON), range(300)))
 
@@ -207,19 +207,19 @@ def test_threads_may_record_uses_concurrently(repository: RecordingRepository, k
 
 
 def test_use_during_a_write_is_written_afterwards(keys: list[ApiKey], repository: RecordingRepository) -> None:
-    writing, go_on = threading.Event(), threading.Event()
+    writing, resume = threading.Event(), threading.Event()
 
     class Slow(RecordingRepository):
         def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
             writing.set()
-            go_on.wait(10)
+            resume.wait(10)
             return repository.apply(commands, commit_by=commit_by)
 
     with recording(Slow(), SOON) as uses:
         uses(keys[0], NOON)
         assert writing.wait(10)
         uses(keys[1], NOON)
-        go_on.set()
+        resume.set()
 
     assert eventually(lambda: len(repository.uses) == 2)
     assert sorted(command.key_id for batch in repository.uses for command in batch) == [keys[0].id, keys[1].id]

@@ -1,4 +1,4 @@
-"""Tests of the schema: upgrades and downgrades, concurrent upgrades, and tables of other programs."""
+"""Tests of the schema: upgrades, downgrades, concurrent upgrades, and databases of other programs."""
 
 import sqlite3
 import subprocess
@@ -26,11 +26,11 @@ REVISIONS = [script.revision for script in reversed(list(MIGRATIONS.walk_revisio
 
 
 @pytest.fixture
-def empty(url: URL) -> Database:
+def empty_database(url: URL) -> Database:
     return Database(url)
 
 
-def tables_of(database: Database) -> set[str]:
+def table_names(database: Database) -> set[str]:
     with database.reading() as connection:
         return set(inspect(connection).get_table_names()) - {"sqlite_sequence"}
 
@@ -40,38 +40,38 @@ def revision_of(database: Database) -> str | None:
         return current_revision(connection)
 
 
-def test_revisions_equal_those_of_alembic() -> None:
+def test_revisions_match_the_migration_scripts() -> None:
     assert (list(schema_module.REVISIONS), MIGRATIONS.get_current_head()) == (REVISIONS, HEAD)
 
 
-def test_every_revision_can_be_upgraded_and_downgraded(empty: Database) -> None:
+def test_every_revision_can_be_upgraded_and_downgraded(empty_database: Database) -> None:
     for revision in REVISIONS:
-        upgrade(empty, revision)
-        assert revision_of(empty) == revision
+        upgrade(empty_database, revision)
+        assert revision_of(empty_database) == revision
     for revision in reversed(["base", *REVISIONS[:-1]]):
-        downgrade(empty, revision)
-        assert revision_of(empty) == (None if revision == "base" else revision)
+        downgrade(empty_database, revision)
+        assert revision_of(empty_database) == (None if revision == "base" else revision)
 
-    assert tables_of(empty) == {VERSION_TABLE}
-    assert upgrade(empty) == (None, HEAD)
-    empty.close()
+    assert table_names(empty_database) == {VERSION_TABLE}
+    assert upgrade(empty_database) == (None, HEAD)
+    empty_database.close()
 
 
-def test_users_survive_a_downgrade_and_an_upgrade(empty: Database) -> None:
-    upgrade(empty)
-    repository = SqlUserRepository(empty)
+def test_users_survive_a_downgrade_and_an_upgrade(empty_database: Database) -> None:
+    upgrade(empty_database)
+    repository = SqlUserRepository(empty_database)
     ada = registered(repository)
     with_api_key(repository, ada)
-    downgrade(empty, "0001")
-    upgrade(empty)
+    downgrade(empty_database, "0001")
+    upgrade(empty_database)
 
     assert repository.list_page(after=UserId(0), limit=10) == [ada]
     assert repository.list_api_keys(ada.id) == []
     assert repository.audit.list_page(limit=10) == []
-    empty.close()
+    empty_database.close()
 
 
-def test_migrations_create_the_tables_of_the_code(database: Database) -> None:
+def test_migrations_create_the_tables_that_the_code_defines(database: Database) -> None:
     with database.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "version_table": VERSION_TABLE})
         differences = compare_metadata(context, metadata)
@@ -94,25 +94,25 @@ def test_ids_are_autoincremented_on_sqlite(sqlite_url: URL) -> None:
     assert "AUTOINCREMENT" in sql
 
 
-def test_start_upgrades_the_schema_where_allowed(empty: Database) -> None:
-    prepare_schema(empty, may_upgrade=True)
+def test_schema_is_upgraded_at_startup_if_allowed(empty_database: Database) -> None:
+    prepare_schema(empty_database, may_upgrade=True)
 
-    assert revision_of(empty) == HEAD
-    empty.close()
+    assert revision_of(empty_database) == HEAD
+    empty_database.close()
 
 
-def test_start_without_permission_names_the_command(empty: Database) -> None:
-    with pytest.raises(ConfigurationError) as refusal:
-        prepare_schema(empty, may_upgrade=False)
+def test_error_names_the_command_if_upgrading_is_not_allowed(empty_database: Database) -> None:
+    with pytest.raises(ConfigurationError) as exc_info:
+        prepare_schema(empty_database, may_upgrade=False)
 
-    assert str(refusal.value) == (
+    assert str(exc_info.value) == (
         f"the database's schema is at revision none and must be at {HEAD}: run `mlapi db upgrade`"
     )
-    assert tables_of(empty) == set()
-    empty.close()
+    assert table_names(empty_database) == set()
+    empty_database.close()
 
 
-def test_schema_of_a_newer_mlapi_is_refused(database: Database) -> None:
+def test_schema_of_a_newer_mlapi_is_rejected(database: Database) -> None:
     with database.writing() as connection:
         connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '9999'"))
 
@@ -120,27 +120,27 @@ def test_schema_of_a_newer_mlapi_is_refused(database: Database) -> None:
         prepare_schema(database, may_upgrade=True)
 
 
-def test_other_users_table_is_not_changed(empty: Database) -> None:
-    with empty.writing() as connection:
+def test_users_table_of_another_program_is_not_changed(empty_database: Database) -> None:
+    with empty_database.writing() as connection:
         connection.execute(text("CREATE TABLE users (id INTEGER PRIMARY KEY, username VARCHAR)"))
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR)"))
 
     with pytest.raises(ConfigurationError, match="a table `users` that mlapi did not create"):
-        prepare_schema(empty, may_upgrade=True)
+        prepare_schema(empty_database, may_upgrade=True)
 
-    assert tables_of(empty) == {"users", "alembic_version"}
-    empty.close()
+    assert table_names(empty_database) == {"users", "alembic_version"}
+    empty_database.close()
 
 
-def test_failed_upgrade_changes_nothing(empty: Database) -> None:
-    with empty.writing() as connection:
+def test_failed_upgrade_changes_nothing(empty_database: Database) -> None:
+    with empty_database.writing() as connection:
         connection.execute(text("CREATE TABLE mlapi_key_check (id INTEGER PRIMARY KEY)"))
 
-    with pytest.raises(Exception, match="mlapi_key_check"):  # the first revision creates it after the users
-        upgrade(empty)
+    with pytest.raises(Exception, match="mlapi_key_check"):  # the first revision creates it after the table of users
+        upgrade(empty_database)
 
-    assert tables_of(empty) == {"mlapi_key_check"}
-    empty.close()
+    assert table_names(empty_database) == {"mlapi_key_check"}
+    empty_database.close()
 
 
 def test_threads_can_upgrade_concurrently(url: URL) -> None:
@@ -163,7 +163,7 @@ def test_upgrade_waits_for_a_locked_file(sqlite_url: URL) -> None:
         assert upgrade(database) == (None, HEAD)
 
 
-def test_file_that_stays_locked_is_unavailable(sqlite_url: URL) -> None:
+def test_database_that_stays_locked_is_unavailable(sqlite_url: URL) -> None:
     other = sqlite3.connect(str(sqlite_url.database), isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
 
@@ -175,19 +175,19 @@ def test_file_that_stays_locked_is_unavailable(sqlite_url: URL) -> None:
     other.close()
 
 
-def test_lock_that_sqlite_does_not_wait_for_is_retried() -> None:
-    asked: list[str] = []
+def test_busy_error_while_enabling_the_log_is_retried() -> None:
+    statements: list[str] = []
 
-    def hindered(statement: str) -> None:
-        asked.append(statement)
-        if len(asked) < 3:
+    def locked_twice(statement: str) -> None:
+        statements.append(statement)
+        if len(statements) < 3:
             error = sqlite3.OperationalError("database is locked")
             error.sqlite_errorcode = sqlite3.SQLITE_BUSY
             raise error
 
-    enable_write_ahead_log(hindered, deadline=time.monotonic() + 10)
+    enable_write_ahead_log(locked_twice, deadline=time.monotonic() + 10)
 
-    assert asked == ["PRAGMA journal_mode = WAL"] * 3
+    assert statements == ["PRAGMA journal_mode = WAL"] * 3
 
 
 def test_processes_can_upgrade_concurrently(url: URL) -> None:

@@ -107,9 +107,9 @@ def test_other_import_errors_do_not_suggest_pip(monkeypatch: pytest.MonkeyPatch)
 def test_fakes_work_without_pytest(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "pytest")
 
-    again = importlib.reload(mlapi.testing)
+    reloaded = importlib.reload(mlapi.testing)
 
-    assert again.InMemoryUserRepository is InMemoryUserRepository
+    assert reloaded.InMemoryUserRepository is InMemoryUserRepository
 
 
 def test_failing_suite_shows_the_compared_values(pytester: pytest.Pytester) -> None:
@@ -168,7 +168,7 @@ def test_every_method_of_an_unavailable_fake_raises(port: type, fake: object) ->
     assert methods
 
 
-def test_clock_returns_the_time_that_was_set_in_utc() -> None:
+def test_clock_returns_the_set_time_in_utc() -> None:
     clock = SettableClock(datetime.fromisoformat("2030-01-31T12:00:00+02:00"))
     times = [clock()]
 
@@ -250,14 +250,14 @@ def test_api_key_expires_by_the_clock(
         mlapi_guard.check(secret)
 
 
-def test_more_users_can_be_logged_in(mlapi_access: Access) -> None:
+def test_more_users_can_be_registered_and_logged_in(mlapi_access: Access) -> None:
     grace, alan = register_and_log_in(mlapi_access, "grace"), register_and_log_in(mlapi_access, "alan")
 
     assert [mlapi_access.guard.check(logged_in.token) for logged_in in (grace, alan)] == [grace.user, alan.user]
     assert grace.headers == {"Authorization": f"Bearer {grace.token}"}
 
 
-def test_repr_of_a_user_hides_the_token(mlapi_enabled_user: LoggedInUser) -> None:
+def test_repr_hides_the_token(mlapi_enabled_user: LoggedInUser) -> None:
     assert mlapi_enabled_user.token not in f"{mlapi_enabled_user!r} {mlapi_enabled_user}"
 
 

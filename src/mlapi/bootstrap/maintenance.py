@@ -67,7 +67,7 @@ def locate_data(settings: Settings) -> tuple[tuple[Path, ...], SecretStore[Store
 
 
 @contextmanager
-def open_adoption(settings: Settings, *, timezone: str | None = None, is_planned: bool = False) -> Iterator[Adoption]:
+def open_adoption(settings: Settings, *, timezone: str | None = None, plan_only: bool = False) -> Iterator[Adoption]:
     """Yield a plan to adopt the legacy app's table, which can be carried out. Other writers are blocked until the end.
 
     An exception in the block rolls everything back. A missing database or missing secrets are not created.
@@ -85,7 +85,7 @@ def open_adoption(settings: Settings, *, timezone: str | None = None, is_planned
     with open_database(settings) as database:
         secrets = open_secrets(settings, SqlStorage(database))
         cipher = secrets.cipher()
-        with open_existing(database, "plan" if is_planned else "change") as connection:
+        with open_existing(database, "plan" if plan_only else "change") as connection:
             yield Adoption(
                 connection,
                 zone=zone,
@@ -94,7 +94,7 @@ def open_adoption(settings: Settings, *, timezone: str | None = None, is_planned
                 locked=cipher.encrypt(new_password()),
                 # The oldest key's fingerprint. `mlapi keys prune` keeps all keys until `mlapi keys rotate` replaces it.
                 fingerprint=secrets.fingerprints()[-1][-1],
-                is_planned=is_planned,
+                plan_only=plan_only,
             )
 
 

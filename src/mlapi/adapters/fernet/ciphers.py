@@ -77,7 +77,7 @@ class _KeyedCipher:
 class FernetCipher(_KeyedCipher):
     """The legacy app's scheme, ``Fernet(password + salt)``. It is reversible: the key decrypts every password.
 
-    Use it for a database that the legacy app still reads, or on hosts that cannot spend 20 ms and 19 MiB on a log-in.
+    Use it for a database that the legacy app still reads, or on hosts that cannot spend 20 ms and 19 MiB on a login.
 
     Args:
         keys: Fernet keys, each 32 bytes in URL-safe base64. New passwords are encrypted with the first.

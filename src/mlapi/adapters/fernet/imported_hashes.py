@@ -17,7 +17,7 @@ MAX_HASH_CHARS = 256
 MAX_ARGON2_MEMORY_KIB = 256 * 1024
 MAX_ARGON2_PASSES = 20
 MAX_ARGON2_WORK_KIB = 1024 * 1024
-"""Maximum of memory times passes. With both at their maximum, a log-in would take five seconds."""
+"""Maximum of memory times passes. With both at their maximum, a login would take five seconds."""
 MAX_ARGON2_LANES = 16
 MIN_ARGON2_SALT_BYTES = 8
 MIN_ARGON2_TAG_BYTES = 16
@@ -65,7 +65,7 @@ def _verify_bcrypt(password: bytes, text: str) -> bool:
     import bcrypt  # noqa: PLC0415 - only needed for users with a bcrypt hash
 
     # The systems that made these hashes ignored everything after 72 bytes, even in the middle of a character. Do the
-    # same, so that their users can log in; the library would raise. The first log-in hashes the whole password again.
+    # same, so that their users can log in; the library would raise. The first login hashes the whole password again.
     truncated = password[:MAX_BCRYPT_PASSWORD_BYTES]
     # Reject NUL: some systems end the password at it, and bcrypt cannot distinguish `a` from `a\0a`.
     return bcrypt.checkpw(truncated, text.encode()) and b"\0" not in password

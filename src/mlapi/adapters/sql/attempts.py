@@ -1,4 +1,4 @@
-"""Count log-in attempts in a database table, so that all processes share the counts."""
+"""Count login attempts in a database table, so that all processes share the counts."""
 
 import time
 from collections.abc import Callable, Iterator

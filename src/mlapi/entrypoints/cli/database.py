@@ -64,7 +64,7 @@ def db_adopt(*, timezone: str | None, dry_run: bool, as_json: bool, **choices: b
     it names the options and changes nothing. All users keep their ids, times and stored passwords.
     """
     chosen = [choice for choice in _OPTIONS if choices[choice]]
-    with command_errors(), open_adoption(load_settings(), timezone=timezone, is_planned=dry_run) as adoption:
+    with command_errors(), open_adoption(load_settings(), timezone=timezone, plan_only=dry_run) as adoption:
         if (revision := adoption.revision) is not None:
             result = {"adopted": False, "revision": revision}
             show(
@@ -171,7 +171,7 @@ def find_problems(check: DatabaseCheck) -> Iterator[str]:
     """Yield a message for each problem, which includes the solution."""
     found = check.found
     if found.kind == "legacy":
-        yield "the users of the legacy app are not adopted yet: run `mlapi db adopt`"
+        yield "the legacy app's users have not been adopted yet: run `mlapi db adopt`"
     elif found.kind == "other":
         yield "the table `users` belongs to another program: point database.url at another database"
     elif found.revision is None or found.revision < found.newest_revision:

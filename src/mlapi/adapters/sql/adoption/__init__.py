@@ -1,4 +1,4 @@
-"""Adopts a database of the legacy app: its ``users`` table becomes mlapi's."""
+"""Adopt the legacy app's database: turn its ``users`` table into mlapi's."""
 
 from mlapi.adapters.sql.adoption.findings import Choice, Finding, Found
 from mlapi.adapters.sql.adoption.migrate import Adoption

@@ -1,4 +1,4 @@
-"""Findings about the rows of a legacy ``users`` table. Each has a query for its users, and an effect on adoption."""
+"""Findings about the rows in a legacy ``users`` table: which users are concerned, and what adoption does with them."""
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -23,9 +23,9 @@ from sqlalchemy import (
 from mlapi.adapters.sql.legacy import legacy_users
 
 Choice = Literal["rename_duplicates", "rename_invalid", "lock_passwordless"]
-"""A change that users will notice, so that an operator must allow it."""
+"""A change that users will notice, so the operator must allow it with an option."""
 
-_MAX_UNREADABLE_SHARE = 0.5  # of all passwords; beyond it, the configured secrets are certainly wrong
+_MAX_UNREADABLE_SHARE = 0.5  # of all passwords; if more are unreadable, the configured secrets must be wrong
 
 notes = Table(
     "mlapi_adoption",
@@ -42,36 +42,36 @@ notes = Table(
     prefixes=["TEMPORARY"],
     postgresql_on_commit="DROP",
 )
-"""Notes about the users that need attention. Most users have none."""
+"""Notes about the users that need attention. Most users have no row in this table."""
 noted_users = legacy_users.outerjoin(notes, notes.c.id == legacy_users.c.id)
 
 
 @attrs.frozen(kw_only=True)
 class Found:
-    """A user with a finding. Contains no password."""
+    """A user that a finding is about. Contains no password."""
 
     user_id: int
     username: object
     """Text or None; bytes if the SQLite column contains a blob."""
     detail: int | str | None
-    """The error; for duplicate names, the id of the first user with the name."""
+    """What is wrong; for duplicate names, the id of the first user with the name."""
     becomes: str | None
     """The new username."""
 
 
 @attrs.frozen(kw_only=True, eq=False)
 class Finding:
-    """Something that is true of some users."""
+    """A condition that some users meet, and its effect on adoption."""
 
     kind: str
     title: str
     effect: str
-    """The action of adoption, or the task of the operator before adoption."""
+    """What adoption does about it, or what the operator must do before adoption."""
     users: int
-    """Number of users."""
+    """The number of these users."""
     choice: Choice | None = None
     is_obstacle: bool = False
-    """True if the table cannot be adopted until this is fixed."""
+    """True if the operator must fix this before the table can be adopted."""
     where: ColumnElement[bool] = attrs.field(repr=False)
     detail: ColumnElement[Any] = attrs.field(factory=null, repr=False)
 
@@ -80,14 +80,14 @@ def iterate_findings(
     count: Callable[[ColumnElement[bool]], int],
     is_invalid_time: Callable[[ColumnElement[datetime]], ColumnElement[bool]],
 ) -> Iterator[Finding]:
-    """Yield every possible finding: first obstacles, then findings that need a choice. ``users`` may be 0.
+    """Yield every possible finding, even if it concerns no users. Obstacles come first, then findings with a choice.
 
     Args:
-        count: returns the number of users that meet a condition, in a query of `noted_users`.
-        is_invalid_time: returns the condition that a stored time is invalid. NULL is valid.
+        count: returns the number of users in `noted_users` that meet a condition.
+        is_invalid_time: returns an SQL condition that is true if a stored time is invalid. NULL is valid.
     """
 
-    def finding(kind: str, title: str, effect: str, where: ColumnElement[bool], **more: Any) -> Finding:  # noqa: ANN401 - the optional arguments of Finding
+    def finding(kind: str, title: str, effect: str, where: ColumnElement[bool], **more: Any) -> Finding:  # noqa: ANN401 - optional arguments for Finding
         return Finding(kind=kind, title=title, effect=effect, users=count(where), where=where, **more)
 
     users = legacy_users.c

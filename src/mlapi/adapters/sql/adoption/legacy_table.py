@@ -1,4 +1,4 @@
-"""Checks whether the structure of a legacy ``users`` table allows adoption. The rows are another matter."""
+"""Check whether a legacy ``users`` table can be adopted, judging by its structure. `Survey` checks the rows."""
 
 import re
 from collections.abc import Iterator
@@ -21,7 +21,7 @@ _TYPES: dict[str, type[TypeEngine[Any]]] = {
     "updated_datetime": DateTime,
 }
 
-# Objects that adoption would lose, or that would reject later writes of the service.
+# Objects that adoption would lose, or that could make the service's writes fail later.
 _SQLITE_OBSTACLES = text("""
     SELECT 'trigger', name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'users' COLLATE NOCASE
     UNION ALL SELECT 'unique index', name FROM pragma_index_list('users') WHERE "unique" AND origin <> 'pk'
@@ -47,8 +47,8 @@ _POSTGRESQL_OBSTACLES = text("""
 _POSTGRESQL_REFERENCES = text(
     "SELECT conrelid::regclass::text FROM pg_constraint WHERE contype = 'f' AND confrelid = 'users'::regclass"
 )
-# SQLite shows some clauses only in the text of the CREATE TABLE statement. Skip comments, quoted words,
-# and the check that SQLAlchemy before 1.4 wrote for each Boolean column.
+# SQLite reveals some clauses only in the text of the CREATE TABLE statement. Skip comments, quoted words, and the check
+# that SQLAlchemy before 1.4 added for each Boolean column.
 _SKIPPED = re.compile(
     r"--[^\n]*|/\*.*?\*/|'(?:[^']|'')*'|\"(?:[^\"]|\"\")*\"|`[^`]*`|\[[^]]*\]|CHECK \(enabled IN \(0, 1\)\)", re.DOTALL
 )
@@ -64,7 +64,7 @@ class LegacyTable:
     references: tuple[str, ...]
     """Tables with foreign keys to this table. Adoption keeps them."""
     obstacles: tuple[str, ...]
-    """Reasons why the table cannot be adopted yet. Each says what to do."""
+    """Reasons why the table cannot be adopted yet. Each tells the operator what to do."""
 
 
 def inspect_legacy_table(connection: Connection) -> LegacyTable:

@@ -1,7 +1,7 @@
-"""Turns a legacy ``users`` table into mlapi's, in one transaction. Keeps all rows, ids, times and stored passwords.
+"""Turn a legacy ``users`` table into mlapi's, in one transaction. Keep all rows, ids, times and stored passwords.
 
-On SQLite, the rows are copied into the table that the first migration creates. On PostgreSQL, the table is altered, so
-that foreign keys and grants that refer to it stay valid. Later migrations follow as in any upgrade.
+On SQLite, the rows are copied into the table that the first migration creates. On PostgreSQL, the table is altered in
+place, so that foreign keys and grants that refer to it stay valid. Then the later migrations run, as in any upgrade.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ _FINISH = """
         ALTER enabled SET NOT NULL, ALTER created_datetime SET NOT NULL, ALTER updated_datetime SET NOT NULL,
         ALTER username_key SET NOT NULL, ALTER token_epoch SET NOT NULL
 """
-# The sequence of a SERIAL or identity column, or else the sequence in the default, which the column may not own.
+# The sequence of a SERIAL or identity column, or else the sequence in the default. The column might not own the latter.
 _SEQUENCE = """
     SELECT coalesce(pg_get_serial_sequence('users', 'id'), (
         SELECT refobjid::regclass::text FROM pg_depend JOIN pg_attrdef ON pg_attrdef.oid = objid
@@ -77,20 +77,20 @@ _SEQUENCE = """
 
 @final
 class Adoption:
-    """A plan for adopting a legacy table, and its execution.
+    """The adoption of a legacy table: first a plan, then its execution by `carry_out`.
 
-    Create it in a transaction that sees all rows; commit the transaction after `carry_out`.
+    The transaction must be committed after `carry_out`.
 
     Args:
-        connection: in a transaction of `mlapi.adapters.sql.existing.open_existing`.
+        connection: must be in a transaction of `mlapi.adapters.sql.existing.open_existing`.
         zone: the time zone of the times in the table; None for UTC.
         find_password_error: returns why a stored password cannot be used, or None if it can.
-        locked: the stored password for users without one; no password matches it.
-        fingerprint: of the key that encrypts the passwords, to be stored in the database.
-        is_planned: True for a plan only, without `carry_out`. Other programs can then continue to use the table.
+        locked: the value to store for users without a password. No password matches it.
+        fingerprint: the fingerprint of the key that encrypts the passwords. It is stored in the database.
+        plan_only: True if `carry_out` will not be called. Other programs can then continue to use the table.
 
     Raises:
-        ConfigurationError: if the table is not the legacy app's, or its structure cannot be adopted.
+        ConfigurationError: if the table is not the legacy app's, or its structure prevents adoption.
     """
 
     def __init__(
@@ -101,20 +101,20 @@ class Adoption:
         find_password_error: Callable[[str], str | None],
         locked: EncryptedPassword,
         fingerprint: str,
-        is_planned: bool,
+        plan_only: bool,
     ) -> None:
         self._connection = connection
         self._locked = locked.value
         self._fingerprint = fingerprint
         self._is_sqlite = connection.dialect.name == "sqlite"
-        if not is_planned:
+        if not plan_only:
             dialect_for(connection.dialect.name).lock_schema(connection)
         self.revision = current_revision(connection)
-        """The schema revision if the database is mlapi's already. It needs no adoption then, and has no survey."""
+        """The schema revision if the database already belongs to mlapi. There is no ``table`` or ``survey`` then."""
         if self.revision is not None:
             return
         _require_legacy_table(connection)
-        if not self._is_sqlite and not is_planned:
+        if not self._is_sqlite and not plan_only:
             connection.exec_driver_sql("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
         self.table: LegacyTable = inspect_legacy_table(connection)
         if self.table.obstacles:
@@ -123,11 +123,11 @@ class Adoption:
 
     @property
     def obstacles(self) -> list[str]:
-        """Problems in the table or in the configuration that must be fixed before adoption."""
+        """Problems in the rows or the configuration that the operator must fix before adoption."""
         return [f"{each.title}: {each.effect}" for each in self.survey.findings if each.is_obstacle]
 
     def find_undecided(self, choices: Sequence[Choice]) -> list[Choice]:
-        """Return the choices that the operator must allow in addition to these."""
+        """Return the choices that the findings need, except for those already made."""
         return [each.choice for each in self.survey.findings if each.choice is not None and each.choice not in choices]
 
     def carry_out(self) -> str | None:
@@ -141,7 +141,7 @@ class Adoption:
         return current_revision(self._connection)
 
     def _copy_rows(self) -> None:
-        """Copy the rows into a new table, because SQLite cannot alter columns like this."""
+        """Copy the rows into a new table, because SQLite cannot alter the type of a column."""
         run = self._connection.exec_driver_sql
         legacy_indexes = run(_INDEXES).all()
         columns = run("SELECT name, type, \"notnull\", dflt_value FROM pragma_table_info('users')").all()
@@ -168,7 +168,7 @@ class Adoption:
         run("INSERT INTO sqlite_sequence (name, seq) VALUES ('users', ?)", (largest,))
 
     def _largest_id(self) -> int:
-        """Return the largest id that was ever assigned, so that no id is used again."""
+        """Return the largest id that was ever assigned, so that ids are not reused."""
         run = self._connection.exec_driver_sql
         assigned: list[int | None] = [run("SELECT max(id) FROM users").scalar()]
         if run("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_sequence'").first() is not None:
@@ -176,7 +176,7 @@ class Adoption:
         return max(found or 0 for found in assigned)
 
     def _alter_table(self) -> None:
-        """Alter the table in place, on PostgreSQL."""
+        """Alter a PostgreSQL table in place."""
         run = self._connection.exec_driver_sql
         sequence, is_owned, is_identity = run(_SEQUENCE).one()
         largest = run("SELECT coalesce(max(id), 0) FROM users").scalar_one()

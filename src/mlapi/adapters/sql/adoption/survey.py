@@ -1,8 +1,8 @@
-"""Surveys the rows of a legacy ``users`` table, and chooses new usernames where they are needed.
+"""Check the rows of a legacy ``users`` table, and choose new usernames where necessary.
 
-Each row is read once, to compute the canonical username and to check e-mail address and password. Errors are stored in
-a temporary table, and the database finds duplicates, NULLs and counts. Memory use does not grow with the number of
-users.
+Each row is read once, to compute the canonical username and to check the e-mail address and the password. Errors go
+into a temporary table. The database itself finds duplicates and NULLs and counts them, so memory use does not grow with
+the number of users.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,7 +30,7 @@ from mlapi.adapters.sql.legacy import legacy_users
 from mlapi.domain.rules import USERNAME_MAX_CHARS, find_email_error, find_username_error, fold
 
 BATCH_ROWS = 5000
-# Without a time zone, like the stored times. The margin of a day allows for every time zone.
+# Without a time zone, like the stored times. They stay one day away from Python's limits, for any time zone.
 _EARLIEST, _LATEST = datetime(1, 1, 2), datetime(9999, 12, 30)  # noqa: DTZ001
 
 _needs_new_name = or_(notes.c.name_error.is_not(None), notes.c.first_id != notes.c.id)
@@ -41,7 +41,7 @@ class Survey:
     """A check of all rows of a legacy table.
 
     Args:
-        connection: with a transaction that sees the same rows throughout.
+        connection: must be in a transaction that always sees the same rows.
         zone: the time zone of the stored times; None for UTC.
         find_password_error: returns why a stored password cannot be used, or None if it can.
     """
@@ -57,7 +57,7 @@ class Survey:
             driver.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
             driver.create_function("mlapi_utc", 1, lambda stored: _to_utc(stored, zone or UTC), deterministic=True)
         else:
-            connection.execute(select(func.set_config("TimeZone", str(zone or "UTC"), True)))  # noqa: FBT003 - for this transaction
+            connection.execute(select(func.set_config("TimeZone", str(zone or "UTC"), True)))  # noqa: FBT003 - only for this transaction
         notes.create(connection)
         self._note_rows()
         self._note_duplicates()
@@ -66,7 +66,7 @@ class Survey:
         self.findings = [finding for finding in iterate_findings(self._count, self._is_invalid_time) if finding.users]
 
     def iterate_users(self, finding: Finding, limit: int | None = None) -> Iterator[Found]:
-        """Yield the users of a finding by ascending id, with the users of a duplicate name together."""
+        """Yield the users with a finding, sorted by id. Users with the same name come together."""
         group = [notes.c.first_id] if finding.choice == "rename_duplicates" else []
         query = (
             select(legacy_users.c.id, legacy_users.c.username, finding.detail, notes.c.new_username)
@@ -80,9 +80,9 @@ class Survey:
                 yield Found(user_id=user_id, username=username, detail=detail, becomes=becomes)
 
     def _canonical_username(self) -> ColumnElement[str]:
-        """Return the canonical form of the present username, for a query of `noted_users`."""
+        """Return the canonical form of the legacy username, for use in a query of `noted_users`."""
         name: ColumnElement[Any] = legacy_users.c.username if self._is_sqlite else collate(legacy_users.c.username, "C")
-        return func.coalesce(notes.c.key, func.lower(name))  # a username without a key in the notes is ASCII
+        return func.coalesce(notes.c.key, func.lower(name))  # usernames that have no key in the notes are ASCII
 
     def _note_rows(self) -> None:
         query = select(
@@ -131,7 +131,7 @@ class Survey:
         )
 
     def _assign_new_names(self) -> None:
-        """Choose new usernames until all are unique: a chosen name may be taken, or chosen for two users."""
+        """Choose new usernames, and repeat for names that are already taken or were chosen for several users."""
         taken = select(self._canonical_username()).select_from(noted_users).where(notes.c.name_error.is_(None))
         position = func.row_number().over(partition_by=notes.c.new_key, order_by=notes.c.id).label("position")
         ranked = select(notes.c.id, position).where(notes.c.new_key.is_not(None)).subquery()
@@ -187,7 +187,7 @@ def _is_text(value: object) -> bool:
 
 
 def _make_username(user_id: int, username: str, problem: str | None, attempt: int) -> str:
-    """Return a username made from the present one and the id; later attempts append their number too."""
+    """Return the username with the user's id appended. Later attempts also append their number."""
     ending = f"-{user_id}" if attempt == 1 else f"-{user_id}-{attempt}"
     stem = "user" if problem is not None else username[: USERNAME_MAX_CHARS - len(ending)]
     while find_username_error(stem + ending) is not None:  # the canonical form is too long
@@ -196,9 +196,9 @@ def _make_username(user_id: int, username: str, problem: str | None, attempt: in
 
 
 def _to_utc(stored: object, zone: tzinfo) -> str | None:
-    """Return a time from SQLite in UTC, formatted as SQLAlchemy stores it; None if it is invalid.
+    """Convert a time from SQLite into UTC, in SQLAlchemy's text format. Return None if the time is invalid.
 
-    For a local time that occurred twice or never, return the later instant, as PostgreSQL does.
+    For a local time that occurred twice or never, return the later instant, like PostgreSQL.
     """
     try:
         instant = datetime.fromisoformat(stored) if isinstance(stored, str) else None

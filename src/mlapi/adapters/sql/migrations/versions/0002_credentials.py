@@ -1,4 +1,4 @@
-"""Create the tables of API keys and of log-in attempts."""
+"""Create the tables of API keys and of login attempts."""
 
 import sqlalchemy as sa
 from alembic import op
