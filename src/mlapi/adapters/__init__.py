@@ -1,1 +1,1 @@
-"""Implementations of the ports, each with one library. They do not import each other; `mlapi.bootstrap` wires them."""
+"""Implementations of the ports, each with one library. They are independent; `mlapi.bootstrap` wires them up."""

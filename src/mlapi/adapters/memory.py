@@ -332,7 +332,7 @@ class PlainCipher:
         return not encrypted.value.startswith("plain:")
 
     def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:  # noqa: ARG002 - part of the port
-        return None  # there is no key
+        return None  # plain text is not encrypted with a key
 
 
 class InMemoryTokens:

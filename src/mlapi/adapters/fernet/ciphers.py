@@ -119,7 +119,7 @@ class FernetCipher(_KeyedCipher):
 
 
 class HashingFernetCipher(_KeyedCipher):
-    """The default scheme: hash the password with argon2id and encrypt the hash. Nothing reveals the password itself.
+    """The default scheme: hash the password with argon2id and encrypt the hash. The password cannot be recovered.
 
     A stolen database is useless without the key; together with the key, it yields only argon2id hashes. The password
     first goes through HMAC-SHA256, keyed with the salt, so its length is not limited. Each hash also has a random salt.
@@ -167,7 +167,7 @@ class _KeyRing:
         self._fernet = MultiFernet(fernets)
         self.salts = salts
         self._salt_by_id = {_salt_id(salt): salt for salt in salts}
-        self._salt_by_id[""] = salts[-1]  # the oldest hashes have no salt id, from when there was only one salt
+        self._salt_by_id[""] = salts[-1]  # the oldest hashes have no salt id; only one salt existed then
 
     def encrypt(self, plaintext: str) -> str:
         return self._fernet.encrypt(plaintext.encode()).decode("ascii")

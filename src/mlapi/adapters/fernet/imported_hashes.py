@@ -87,7 +87,7 @@ def _find_argon2_error(match: re.Match[str]) -> str | None:
 
 
 def _decode_base64(text: str) -> bytes:
-    """Decode unpadded base64. Return no bytes if the text is not what an encoder would write for them."""
+    """Decode unpadded base64. Return no bytes if an encoder would have written something else."""
     try:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error:

@@ -15,8 +15,8 @@ from mlapi.adapters.sql.urls import sqlite_file
 from mlapi.domain.errors import RepositoryUnavailableError
 
 TIMEOUT_SECONDS = 2.0
-"""Maximum wait to connect, maximum wait for a lock, and maximum wait for a pooled connection. A batch may run into two
-of these timeouts, and it must fail before its clients give up."""
+"""Timeout for connecting, for waiting for a lock, and for waiting for a pooled connection. A batch may run into two of
+these timeouts, and must still fail before its clients give up."""
 MAX_CONNECTIONS = 8
 """One for each thread of the service that uses the database."""
 _MAX_ATTEMPTS = 4
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Database:
-    """A database, whose transactions raise `RepositoryUnavailableError` for every database fault.
+    """A connection pool with transactions that raise `RepositoryUnavailableError` for every database fault.
 
     It connects on first use. Use it as a context manager, or call `close`. Other code that reads tables, such as
     pandas, can use ``engine``.

@@ -40,13 +40,13 @@ MAX_CACHED_ROWS = 10_000
 """Size of the caches for parsed users and for parsed API keys. An entry takes about a kilobyte."""
 
 Parameter = Callable[[str], ColumnElement[Any]]
-"""Returns the statement parameter with a name."""
+"""Returns the statement parameter with the given name."""
 
 
 @final
 @attrs.frozen(eq=False)
 class Update:
-    """An UPDATE of one row, which is given by its id.
+    """An UPDATE of the row with a given id.
 
     Attributes:
         table: the table to update.
@@ -88,7 +88,7 @@ def _password_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
 
 
 def _assignment(command: type[attrs.AttrsInstance]) -> Update:
-    """Return the statement for a command that only sets the columns with the names of its fields."""
+    """Return the statement for a command that sets columns to the values of its fields with the same names."""
     columns = [users.c[field.name] for field in attrs.fields(command) if field.name in users.c]
     return Update(
         users,

@@ -48,13 +48,13 @@ noted_users = legacy_users.outerjoin(notes, notes.c.id == legacy_users.c.id)
 
 @attrs.frozen(kw_only=True)
 class Found:
-    """A user that a finding is about. Contains no password."""
+    """A user who has a finding. Contains no password."""
 
     user_id: int
     username: object
     """Text or None; bytes if the SQLite column contains a blob."""
     detail: int | str | None
-    """What is wrong; for duplicate names, the id of the first user with the name."""
+    """The error message; for duplicate names, the id of the first user with the name."""
     becomes: str | None
     """The new username."""
 

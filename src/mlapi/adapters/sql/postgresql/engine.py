@@ -28,7 +28,7 @@ def create(
 
     Args:
         url: must have the driver psycopg.
-        timeout_seconds: maximum wait to connect, maximum wait for a lock, and maximum wait for a pooled connection.
+        timeout_seconds: for connecting, for waiting for a lock, and for waiting for a pooled connection.
         max_connections: size of the connection pool.
         connections: the engine adds every connection that it opens to this set.
 

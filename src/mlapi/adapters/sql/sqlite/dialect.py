@@ -15,7 +15,7 @@ from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 
 UNDECODABLE = "Could not decode to UTF-8"
-"""Beginning of sqlite3's message about invalid text. The message goes on with the text itself."""
+"""Beginning of sqlite3's message about invalid text. The rest of the message is the text itself."""
 
 _MAX_DAMAGE_LINES = 20
 _CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}

@@ -68,7 +68,7 @@ def enable_write_ahead_log(connect_and_execute: Callable[[str], object], *, dead
     """Turn on the write-ahead log. Retry while another process is doing the same, because SQLite itself does not wait.
 
     Args:
-        connect_and_execute: executes a statement on a new connection each time. A connection whose commit has failed
+        connect_and_execute: executes a statement on a new connection each time. After a failed commit, the connection
             cannot be used again: SQLite considers the log enabled but keeps using the rollback journal.
         deadline: when to stop retrying, on the clock of `time.monotonic`.
     """
@@ -109,5 +109,5 @@ def _empty_log(connection: sqlite3.Connection) -> None:
     try:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
     except sqlite3.OperationalError as error:
-        if primary_code(error) not in _UNWRITABLE_CODES:  # an unwritable log can be read, and nothing is appended to it
+        if primary_code(error) not in _UNWRITABLE_CODES:  # nothing will be appended to an unwritable log
             raise
