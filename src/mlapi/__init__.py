@@ -1,4 +1,4 @@
-"""mlapi keeps the users of a machine-learning API: it registers, authenticates, enables and disables them.
+"""mlapi manages the users of a machine-learning API: it registers, authenticates, enables and disables them.
 
 These are the names that an application needs. Adapters also need the commands and entities in `mlapi.domain`.
 
