@@ -136,7 +136,7 @@ class WithNaiveTimes(InMemoryStorage):
         return attrs.evolve(found, latest_change=found.latest_change and found.latest_change.replace(tzinfo=None))
 
 
-# --- counts of log-in attempts
+# --- counts of login attempts
 
 
 class FaultyAttempts(InMemoryAttempts):

@@ -54,7 +54,7 @@ def test_files_and_directory_listings_are_not_served(server: Server, path: str) 
     response = server.send_raw(f"GET {path} HTTP/1.1\r\n{head}".encode())
 
     assert (status_of(response), b"[core]" in response) in {(404, False), (303, False)}
-    if status_of(response) == 303:  # the console redirects to its log-in page
+    if status_of(response) == 303:  # the console redirects to its login page
         assert b"location: /console/log-in" in response.lower()
 
 
@@ -178,7 +178,7 @@ def test_rejected_requests_are_logged_with_their_source(server: Server) -> None:
         assert line["client"].startswith("127.0.0.1:")
         assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}\+00:00", line["time"])
     messages = [line["message"] for line in find_log_lines(server, responses[2].headers["x-request-id"])]
-    assert "log-in from 127.0.0.1: wrong password for user 1" in messages
+    assert "login from 127.0.0.1: wrong password for user 1" in messages
 
 
 def test_hostile_input_cannot_forge_log_lines(server: Server) -> None:

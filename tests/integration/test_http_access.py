@@ -154,10 +154,10 @@ def test_login_log_lines_omit_the_submitted_text(http: TestClient, ada: User, ca
         log_in(http, username, password)
 
     assert [(record.levelname, record.getMessage()) for record in caplog.records if record.name == "mlapi"] == [
-        ("INFO", f"log-in from 127.0.0.1: correct password for user {ada.id}"),
-        ("WARNING", f"log-in from 127.0.0.1: wrong password for user {ada.id}"),
-        ("WARNING", "log-in from 127.0.0.1: unknown username"),
-        ("WARNING", "log-in from 127.0.0.1: unknown username"),
+        ("INFO", f"login from 127.0.0.1: correct password for user {ada.id}"),
+        ("WARNING", f"login from 127.0.0.1: wrong password for user {ada.id}"),
+        ("WARNING", "login from 127.0.0.1: unknown username"),
+        ("WARNING", "login from 127.0.0.1: unknown username"),
     ]
 
 
@@ -166,7 +166,7 @@ def test_too_many_logins_are_logged(users: Users, caplog: pytest.LogCaptureFixtu
         responses = [log_in(http, "nobody", "x").status_code for _ in range(21)]
 
     assert responses == [401] * 20 + [429]
-    assert caplog.messages[-1] == "log-in from 127.0.0.1: too many attempts"
+    assert caplog.messages[-1] == "login from 127.0.0.1: too many attempts"
 
 
 def test_old_password_value_is_upgraded_at_login(http: TestClient, users: Users, access: Access, ada: User) -> None:

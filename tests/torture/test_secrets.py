@@ -202,9 +202,7 @@ def test_damaged_password_affects_only_its_user(
             assert cipher.reencrypt(EncryptedPassword(value)) is None, value
         assert find_able_users(service) == set(PASSWORDS) - {"user0"}
 
-    report(
-        f"damaged passwords, {scheme}: {count} tried, 0 log-ins with them, one log line each; other users can log in"
-    )
+    report(f"damaged passwords, {scheme}: {count} tried, 0 logins with them, one log line each; other users can log in")
 
 
 def test_damaged_password_is_reported_and_keeps_the_older_key(environ: dict[str, str], tmp_path: Path) -> None:

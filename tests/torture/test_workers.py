@@ -125,7 +125,7 @@ class Watcher:
     def _log_in(self) -> str:
         status, token = self._call_next_worker("POST", "/token", {"username": self._name, "password": PASSWORD})
         assert status == 200
-        self.counted["log-ins"] += 1
+        self.counted["logins"] += 1
         return str(token["token"])
 
     def _statuses_from_all(self, *credentials: str) -> set[int]:
@@ -196,7 +196,7 @@ def test_acknowledged_change_is_visible_to_every_process(
             f"{'SQLite' if url.drivername == 'sqlite' else 'PostgreSQL'}, {services} x {workers} workers of the service"
             f" and {MODEL_WORKERS} of a model: {counted['toggles']:,} toggles, each visible to all processes at their"
             f" next request: {counted['guarded requests']:,} guarded requests with tokens and API keys, 0 stale"
-            f" responses; {counted['log-ins']:,} log-ins; {counted['races for a name']:,} races of all workers for a"
+            f" responses; {counted['logins']:,} logins; {counted['races for a name']:,} races of all workers for a"
             f" username, one user created in each; {statuses.total():,} concurrent changes to {SHARED_NAMES} shared"
             f" usernames, 0 5xx responses{deadlocks(url)}"
         )

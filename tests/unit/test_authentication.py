@@ -1,4 +1,4 @@
-"""Log-in, password change, and the synchronous and asynchronous guard, with users in memory."""
+"""Login, password change, and the synchronous and asynchronous guard, with users in memory."""
 
 import asyncio
 import hashlib
@@ -206,7 +206,7 @@ def is_accepted(guard: Guard, credential: str) -> bool:
     return True
 
 
-# --- log-ins
+# --- logins
 
 
 def test_passwords_do_not_expire(authenticator: Authenticator, ada: User, clock: SettableClock) -> None:
@@ -423,7 +423,7 @@ def test_upgrade_keeps_a_concurrently_changed_password(
     assert cipher.matches(NEW_PASSWORD, users.get(ada.id).password)
 
 
-# --- the steps of a log-in
+# --- the steps of a login
 
 
 def test_start_returns_an_attempt_with_its_user(authenticator: Authenticator, ada: User) -> None:

@@ -1,4 +1,4 @@
-"""Log-in with username and password, and password changes by the users themselves.
+"""Login with username and password, and password changes by the users themselves.
 
 `LoginFlow` defines the order of the steps for synchronous and asynchronous callers. Some steps wait for the database,
 others use processor time, so an `Executor` decides where each one runs: inline for `Authenticator`, in thread pools for
@@ -34,7 +34,7 @@ from mlapi.domain.users import User
 BURST_WAIT_SECONDS = 3.0
 BURST_POLL_SECONDS = 0.05
 MAX_CONCURRENT_LOGINS = 200
-"""If more log-ins than this are in progress, they do not wait for each other."""
+"""If more logins than this are in progress, they do not wait for each other."""
 
 _logger = logging.getLogger("mlapi")
 
@@ -58,7 +58,7 @@ class LoginAttempt:
 
 @attrs.frozen(kw_only=True)
 class VerifiedLogin:
-    """A log-in attempt with the right password. ``upgrade`` re-encrypts a password stored in an outdated form."""
+    """A login attempt with the right password. ``upgrade`` re-encrypts a password stored in an outdated form."""
 
     attempt: LoginAttempt
     user: User
@@ -108,7 +108,7 @@ def run_inline(flow: Coroutine[object, object, T]) -> T:
 
 
 class LoginFlow:
-    """Log-in and password change, step by step.
+    """Login and password change, step by step.
 
     Args:
         authenticator: implements the steps.
@@ -123,7 +123,7 @@ class LoginFlow:
         """Return a token. See `Authenticator.log_in`."""
         verified = await self._authenticate(username, password, address)
         if verified.upgrade is not None:
-            with suppress(UserNotFoundError, ServiceUnavailableError):  # the next log-in tries again
+            with suppress(UserNotFoundError, ServiceUnavailableError):  # the next login tries again
                 await self._executor.apply(verified.upgrade)
         return self._authenticator.issue_token(verified)
 
@@ -268,7 +268,7 @@ class AsyncAuthenticator(LoginFlow):
                 return await super()._start(username, address)
             except TooManyAttemptsError:
                 if not self._is_burst(username) or time.monotonic() > deadline:
-                    _logger.warning("log-in from %s: too many attempts", address)
+                    _logger.warning("login from %s: too many attempts", address)
                     raise
             await asyncio.sleep(BURST_POLL_SECONDS)
 
@@ -278,10 +278,10 @@ class AsyncAuthenticator(LoginFlow):
             verified = await super()._verify(attempt, password)
         except InvalidCredentialsError:
             reason = "unknown username" if attempt.user is None else f"wrong password for user {attempt.user.id}"
-            _logger.warning("log-in from %s: %s", attempt.address, reason)
+            _logger.warning("login from %s: %s", attempt.address, reason)
             raise
         else:
-            _logger.info("log-in from %s: correct password for user %d", attempt.address, verified.user.id)
+            _logger.info("login from %s: correct password for user %d", attempt.address, verified.user.id)
             return verified
         finally:
             self._in_progress[attempt.username] -= 1
@@ -303,7 +303,7 @@ def _counted_username(username: str) -> str:
 
 @attrs.frozen(kw_only=True)
 class Access:
-    """The two ways to authenticate: log-in by password, and the guard for tokens and API keys."""
+    """The two ways to authenticate: login by password, and the guard for tokens and API keys."""
 
     authenticator: Authenticator
     guard: Guard

@@ -101,7 +101,7 @@ class KeyRotation:
         self._secrets.add("token_key")
 
     def rotate_salt(self) -> None:
-        """Add a salt. Each user's password is stored with it at their next log-in.
+        """Add a salt. Each user's password is stored with it at their next login.
 
         Raises:
             ConfigurationError: if the salt is not in the secrets file, so it must be rotated where it is set.

@@ -1,4 +1,4 @@
-"""Limit how fast passwords can be guessed, by counting log-in attempts in fixed time windows.
+"""Limit how fast passwords can be guessed, by counting login attempts in fixed time windows.
 
 Three counts stop three ways of guessing: many names from one address, one name from one address, and one name from
 many addresses. The last count could let an attacker lock a user out. Therefore it ignores addresses from which the

@@ -1,4 +1,4 @@
-"""Counts of log-in attempts, and the port that stores them."""
+"""Counts of login attempts, and the port that stores them."""
 
 from contextlib import AbstractContextManager
 from typing import Protocol
@@ -16,7 +16,7 @@ class WindowCount:
 
 
 class AttemptCountReader(Protocol):
-    """Reads the counts of log-in attempts."""
+    """Reads the counts of login attempts."""
 
     def get(self, key: str) -> WindowCount:
         """Return the count for a key and the end of its window.
@@ -27,7 +27,7 @@ class AttemptCountReader(Protocol):
 
 
 class AttemptCountWriter(AttemptCountReader, Protocol):
-    """Reads and changes the counts of log-in attempts within a transaction. Reads see the transaction's own changes."""
+    """Reads and changes the counts of login attempts within a transaction. Reads see the transaction's own changes."""
 
     def add(self, key: str, *, window_seconds: float) -> int:
         """Add one attempt and return the new count.
@@ -43,7 +43,7 @@ class AttemptCountWriter(AttemptCountReader, Protocol):
 
 
 class AttemptCounts(Protocol):
-    """Stores the number of log-in attempts in fixed time windows.
+    """Stores the number of login attempts in fixed time windows.
 
     Keys are printable ASCII of at most 200 characters and contain neither usernames nor addresses. Counts must be
     shared by all processes that share the users. Delete expired counts regularly, because attacks create many.

@@ -170,7 +170,7 @@ class Reencrypt:
     """Store the same password with a newer scheme or key. Changes nothing else about the user.
 
     Does nothing if a password other than ``replacing`` is stored by now. This is not an error: if the new password
-    needs an upgrade, the next log-in upgrades it.
+    needs an upgrade, the next login upgrades it.
     """
 
     user_id: UserId

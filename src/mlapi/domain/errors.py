@@ -9,7 +9,7 @@ MlapiError
 ├── InvalidCredentialsError          unknown username or wrong password
 ├── InvalidTokenError                invalid, expired or revoked token or API key
 ├── UserDisabledError                valid credentials of a disabled user
-├── TooManyAttemptsError             too many log-in attempts
+├── TooManyAttemptsError             too many login attempts
 ├── ServiceUnavailableError          the service is overloaded; retry later
 │   └── RepositoryUnavailableError   the database is unavailable; retry later
 └── ConfigurationError               the operator must fix the configuration
@@ -123,7 +123,7 @@ class TooManyAttemptsError(MlapiError):
     retry_after: int
 
     def __str__(self) -> str:
-        return f"too many log-in attempts: retry in {self.retry_after} seconds"
+        return f"too many login attempts: retry in {self.retry_after} seconds"
 
 
 @attrs.frozen

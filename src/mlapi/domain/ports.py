@@ -218,7 +218,7 @@ class AttemptLimiter(Protocol):
     """Limits how fast passwords can be guessed. Raises `RepositoryUnavailableError` if it cannot count."""
 
     def count(self, username: str, address: str) -> bool:
-        """Count an attempt to log in. This is the first step of every log-in.
+        """Count an attempt to log in. This is the first step of every login.
 
         Return whether the user has logged in from this address before. Attempts from a known address
         count only for that address, so attempts from elsewhere cannot lock the user out.

@@ -13,7 +13,7 @@ from mlapi.domain.ports import UserRepository
 
 
 class Storage(Protocol):
-    """A database for everything the service keeps: users, audit trail, log-in attempts, and the key fingerprint.
+    """A database for everything the service keeps: users, audit trail, login attempts, and the key fingerprint.
 
     `mlapi.bootstrap.register_storage` maps a URL scheme to a function that makes a storage from the URL. That function
     creates no file and does not connect, because the service must start even without its database. It raises
@@ -35,7 +35,7 @@ class Storage(Protocol):
 
     @property
     def attempts(self) -> AttemptCounts:
-        """The counts of log-in attempts."""
+        """The counts of login attempts."""
         ...
 
     @property

@@ -30,7 +30,7 @@ def mlapi_users(mlapi_clock: SettableClock) -> Users:
 
 @pytest.fixture
 def mlapi_access(mlapi_users: Users, mlapi_clock: SettableClock) -> Access:
-    """Log-in without limits on attempts, and the guard. Tokens expire after an hour."""
+    """Login without limits on attempts, and the guard. Tokens expire after an hour."""
     tokens = InMemoryTokens(clock=mlapi_clock)
     return Access(
         authenticator=Authenticator(mlapi_users, tokens, UnlimitedAttempts()),

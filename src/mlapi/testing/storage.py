@@ -201,7 +201,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
         times = [time for time in (found.clock, found.latest_change) if time is not None]
         assert [time.utcoffset() for time in times] == [timedelta(0)] * len(times)
 
-    # --- counts of log-in attempts
+    # --- counts of login attempts
 
     def test_attempts_are_counted_by_key(self, storage: Storage) -> None:
         with storage.attempts.transaction() as counts:
