@@ -12,18 +12,18 @@ from pathlib import Path
 from typing import Any
 
 TIMEOUT_SECONDS = 15.0
-"""For the advisories of all packages. They usually take two seconds."""
+"""Time limit for fetching the advisories of all packages, which usually takes two seconds."""
 
 _PIP_AUDIT = [sys.executable, "-m", "pip_audit", "--require-hashes", "--disable-pip", "--progress-spinner", "off"]
 
 
 def audit(lock: Path, *options: str, timeout_seconds: float = TIMEOUT_SECONDS) -> tuple[int, str]:
-    """Return the exit code and what to tell.
+    """Audit a lock file; return the exit code and the message to print.
 
     Args:
-        lock: every requirement with its hash.
-        options: of pip-audit: another service to ask, say.
-        patience: in seconds.
+        lock: path of the lock file, which must contain a hash for every requirement.
+        options: more options for pip-audit, for example to use another advisory service.
+        timeout_seconds: time limit for fetching the advisories.
     """
     command = [*_PIP_AUDIT, "--timeout", "5", "--requirement", str(lock), *options]
     try:
@@ -36,11 +36,11 @@ def audit(lock: Path, *options: str, timeout_seconds: float = TIMEOUT_SECONDS) -
         if dry_run.returncode:
             return 1, f"{lock.name} cannot be audited: {dry_run.stderr.strip()}"
         return 0, _not_audited(lock, (report.stderr.strip().splitlines() or ["no reason was given"])[-1])
-    return judge(lock, packages)
+    return evaluate_report(lock, packages)
 
 
-def judge(lock: Path, packages: Sequence[dict[str, Any]]) -> tuple[int, str]:
-    """Return the exit code and the message for the ``dependencies`` of a report of pip-audit."""
+def evaluate_report(lock: Path, packages: Sequence[dict[str, Any]]) -> tuple[int, str]:
+    """Return the exit code and the message for the ``dependencies`` of a pip-audit report."""
     vulnerable = [
         f"{package['name']} {package['version']}: {vulnerability['id']},"
         f" fixed in {', '.join(vulnerability['fix_versions']) or 'no version yet'}"

@@ -20,14 +20,14 @@ _FLAGS = (
 )
 
 
-def chromium() -> str | None:
+def find_chromium() -> str | None:
     """Return the path of the installed Chromium, or None."""
     return next((path for path in map(shutil.which, NAMES) if path is not None), None)
 
 
 @contextmanager
 def running_browser() -> Iterator[Browser]:
-    path = chromium()
+    path = find_chromium()
     assert path is not None, MISSING
     sandbox = ["--no-sandbox"] if os.getuid() == 0 else []  # Chromium has no sandbox for root
     with sync_playwright() as playwright:
@@ -38,19 +38,19 @@ def running_browser() -> Iterator[Browser]:
             browser.close()
 
 
-class Watch:
-    """Record the hosts that the pages of a browser context contact, and the errors and warnings in its console."""
+class BrowserMonitor:
+    """Records the hosts that a browser context contacts, and the errors and warnings in its console."""
 
     def __init__(self, context: BrowserContext) -> None:
         self.hosts: set[str] = set()
-        self.complaints: list[str] = []
-        context.on("request", self._request)
-        context.on("console", self._console)
-        context.on("weberror", lambda error: self.complaints.append(str(error.error)))
+        self.errors: list[str] = []
+        context.on("request", self._record_host)
+        context.on("console", self._record_error)
+        context.on("weberror", lambda error: self.errors.append(str(error.error)))
 
-    def _request(self, request: Request) -> None:
+    def _record_host(self, request: Request) -> None:
         self.hosts.add(urlsplit(request.url).netloc)
 
-    def _console(self, message: ConsoleMessage) -> None:
+    def _record_error(self, message: ConsoleMessage) -> None:
         if message.type in {"error", "warning"}:
-            self.complaints.append(message.text)
+            self.errors.append(message.text)

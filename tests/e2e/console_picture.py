@@ -1,6 +1,6 @@
-"""Take the screenshot of the console in the README: ``python -m tests.e2e.console_picture``. It needs Chromium.
+"""Take the README's screenshot of the console: ``python -m tests.e2e.console_picture``. This needs Chromium.
 
-With a folder as argument, take screenshots of every page instead: in light and dark, on a desktop and on a phone.
+Given a folder, take screenshots of every page instead: in light and dark mode, and at desktop and phone widths.
 """
 
 import random
@@ -45,8 +45,8 @@ VARIANTS: tuple[tuple[str, int, Literal["light", "dark"]], ...] = (
 
 
 def create_database(folder: Path) -> None:
-    """Create a database with the demo users, and with guests who were added and removed during the last month."""
-    rng = random.Random(7)  # a fixed seed makes the same picture every time, except for the dates
+    """Create a database with the demo users, and with guests who were added and removed in the last month."""
+    rng = random.Random(7)  # a fixed seed, so that only the dates in the picture change
     now = at = datetime.now(UTC).replace(hour=9, minute=30)
     url = f"sqlite:///{folder}/mlapi.db"
     with open_users(load_settings(environ={"MLAPI_DATABASE__URL": url})) as service:

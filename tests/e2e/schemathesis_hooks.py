@@ -1,4 +1,4 @@
-"""Schemathesis hooks: data for our own formats, times in the future, and a user that requests must not change."""
+"""Schemathesis hooks: data for mlapi's own formats, future times, and a user that requests must not change."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from mlapi.domain.rules import find_username_error, has_invisible
 
 PROTECTED_ID = "1"
-"""The user that schemathesis logs in as. If it were removed, all later requests for the own account would fail."""
+"""Id of the user that schemathesis logs in as. Without that user, all later ``/users/me`` requests would fail."""
 
 _visible = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"])).filter(lambda text: not has_invisible(text))
-# Lengths around the limits, which random texts would rarely have.
+# Lengths around the limits, which random text rarely has.
 _sized = st.tuples(_visible, st.sampled_from([None, None, 1, 2, 99, 100, 101, 253, 254, 255])).map(
     lambda drawn: drawn[0] if drawn[1] is None else (drawn[0] * drawn[1])[: drawn[1]]
 )

@@ -1,4 +1,4 @@
-"""The real server in its own process: start it, send requests, stop it or kill it."""
+"""The real server in a separate process: start it, send it requests, stop it or kill it."""
 
 import os
 import re
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """Uvicorn on a free port, without the ``MLAPI_`` variables of the test process.
+    """Runs uvicorn on a free port, without the test process's ``MLAPI_`` variables.
 
     Args:
         folder: working directory of the server.
@@ -46,13 +46,13 @@ class Server:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> Self:
-        """Start the server; return when it answers a request with any status."""
+        """Start the server; return when it responds to a request, with any status."""
         self._spawn()
         deadline = time.monotonic() + START_TIMEOUT_SECONDS
         while time.monotonic() < deadline and self.is_running:
             try:
                 requests.get(f"{self.base}/health/live", timeout=5)
-            except requests.RequestException:  # also a timeout, while workers start on a busy machine
+            except requests.RequestException:  # including timeouts while workers start on a busy machine
                 time.sleep(0.02)
             else:
                 return self
@@ -82,7 +82,7 @@ class Server:
         return self._process is not None and self._process.poll() is None
 
     def peak_memory_mib(self, pid: int | None = None) -> float:
-        """Return the peak resident memory so far of the server, or of the process with this id."""
+        """Return the peak resident memory of the server so far, or of the process with this id."""
         (line,) = re.findall(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid or self.pid}/status").read_text())
         return int(line) / 1024
 
@@ -91,7 +91,7 @@ class Server:
         return self._log.read_text("utf-8", "replace")
 
     def send_raw(self, request: bytes, host: str = "127.0.0.1", then: bytes = b"") -> bytes:
-        """Send bytes unchanged; return all bytes received until the server closes or is silent for a second.
+        """Send bytes unchanged; return all bytes received until it closes the connection or is silent for a second.
 
         Args:
             request: bytes to send.
@@ -137,7 +137,7 @@ class Server:
 
 
 class MlapiServer(Server):
-    """``mlapi serve`` instead of uvicorn. It takes the options of ``mlapi serve``."""
+    """Runs ``mlapi serve`` instead of uvicorn, with the options of ``mlapi serve``."""
 
     @property
     def workers(self) -> set[int]:

@@ -1,4 +1,4 @@
-"""Tokens, API keys and key rotation, seen from outside: several server processes share one database."""
+"""Tokens, API keys and key rotation over HTTP, with several server processes that share one database."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ def environ(url: URL) -> dict[str, str]:
 
 @pytest.fixture
 def start_server(tmp_path: Path, environ: dict[str, str]) -> Iterator[StartServer]:
-    """Return a function that starts a server process. All servers share the database of the test."""
+    """Return a function that starts a server process. All servers share the test's database."""
     servers: list[Server] = []
 
     def start(*options: str, **more: str) -> Server:
@@ -45,7 +45,7 @@ def start_server(tmp_path: Path, environ: dict[str, str]) -> Iterator[StartServe
 
 
 class Pair(NamedTuple):
-    """Two server processes over one database."""
+    """Two server processes that share one database."""
 
     first: Server
     second: Server
@@ -53,7 +53,7 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """Yield two servers that several tests share: starting one takes longer than most tests."""
+    """Two servers that several tests share, because starting one takes longer than most tests."""
     folder = tmp_path_factory.mktemp("pair")
     with ExitStack() as stack:
         url = f"sqlite:///{folder}/mlapi.db"
@@ -96,7 +96,7 @@ def set_enabled(server: Server, user_id: int, flag: int, session: requests.Sessi
     assert response.status_code == 200
 
 
-def test_disabled_user_is_rejected_by_the_other_process(pair: Pair) -> None:
+def test_disabled_user_is_rejected_by_other_processes(pair: Pair) -> None:
     user_id = register(pair.first, "alice")
     key = add_api_key(pair.first, user_id)
     accepted = []
@@ -145,7 +145,7 @@ def test_no_concurrent_request_is_accepted_after_disabling(pair: Pair) -> None:
     assert len(accepted) > len(disabled)  # requests were accepted while the user was enabled
 
 
-@pytest.mark.parametrize("how", ["disable", "password", "own password", "end tokens", "end own tokens", "remove"])
+@pytest.mark.parametrize("how", ["disable", "password", "own password", "revoke tokens", "revoke own tokens", "remove"])
 def test_revoked_token_is_rejected_by_every_process(pair: Pair, how: str) -> None:
     server, name = pair.first, f"user {how}"
     user_id = register(server, name)
@@ -162,9 +162,9 @@ def test_revoked_token_is_rejected_by_every_process(pair: Pair, how: str) -> Non
         case "own password":
             body = {"current": PASSWORD, "new": "another"}
             requests.put(f"{server.base}/users/me/password", json=body, headers=own, timeout=15)
-        case "end tokens":
+        case "revoke tokens":
             requests.delete(f"{server.base}/users/{user_id}/tokens", timeout=15)
-        case "end own tokens":
+        case "revoke own tokens":
             requests.delete(f"{server.base}/users/me/tokens", headers=own, timeout=15)
         case "remove":
             requests.delete(f"{server.base}/remove-user/{user_id}", timeout=15)
@@ -182,7 +182,7 @@ def test_login_attempts_are_counted_across_processes(start_server: StartServer) 
     assert statuses == [401] * 20 + [429] * 10
 
 
-def test_rate_limited_login_says_when_to_retry_and_keeps_tokens(start_server: StartServer) -> None:
+def test_rate_limited_login_does_not_affect_existing_tokens(start_server: StartServer) -> None:
     server = start_server(MLAPI_LOGINS__PER_ADDRESS="3")
     register(server)
     token = issue_token(server)
@@ -223,7 +223,7 @@ def test_credentials_are_never_logged(start_server: StartServer, level: str) -> 
 
 
 def start_command(folder: Path, environ: dict[str, str], *arguments: str) -> "subprocess.Popen[str]":
-    """Start ``mlapi`` with a key rotation that waits for less time than usual."""
+    """Start an ``mlapi`` command, with a shorter wait in key rotations."""
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MLAPI_")}
     return subprocess.Popen(
         [sys.executable, "-m", "tests.e2e.fast_rotation", *arguments],

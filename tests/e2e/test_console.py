@@ -1,6 +1,7 @@
 """The console in a headless browser: with the mouse, with the keyboard, without JavaScript and on a phone.
 
-After each test, the fixture checks that the browser contacted no other host and reported no policy violation.
+After each test, a fixture checks that the browser contacted no other host and logged no error, such as a violation of
+the content security policy.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,16 +12,16 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
-from tests.e2e.browser import MISSING, Watch, chromium, running_browser
+from tests.e2e.browser import MISSING, BrowserMonitor, find_chromium, running_browser
 from tests.e2e.server import Server
 
-pytestmark = pytest.mark.skipif(chromium() is None, reason=MISSING)
+pytestmark = pytest.mark.skipif(find_chromium() is None, reason=MISSING)
 
 ADMIN_TOKEN = "an-admin-token-for-tests"
 SCRIPT = "<script>alert(1)</script>"
 IMAGE = "<img/src=x/onerror=alert(1)>"
-EXPECTED_COMPLAINTS = ("status of 401 (Unauthorized)", "status of 422 (Unprocessable Entity)")
-"""Chromium logs these when a form with wrong values is sent."""
+EXPECTED_ERRORS = ("status of 401 (Unauthorized)", "status of 422 (Unprocessable Entity)")
+"""Chromium logs these when the server rejects a form."""
 PHONE = ViewportSize(width=320, height=640)
 HORIZONTAL_OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
@@ -76,15 +77,15 @@ OpenConsole = Callable[..., Page]
 
 @pytest.fixture
 def open_console(browser: Browser) -> Iterator[OpenConsole]:
-    """Return a function that opens the console of a server in a new browser context."""
-    opened: list[tuple[Server, Watch]] = []
+    """Return a function that opens a server's console in a new browser context."""
+    opened: list[tuple[Server, BrowserMonitor]] = []
     contexts = []
 
     def open_page(server: Server, path: str = "", **options: Any) -> Page:
         context = browser.new_context(**options)
         context.set_default_timeout(10_000)
         contexts.append(context)
-        opened.append((server, Watch(context)))
+        opened.append((server, BrowserMonitor(context)))
         page = context.new_page()
         page.goto(f"{server.base}/console{path}")
         return page
@@ -92,9 +93,9 @@ def open_console(browser: Browser) -> Iterator[OpenConsole]:
     yield open_page
     for context in contexts:
         context.close()
-    for server, watch in opened:
-        assert watch.hosts == {urlsplit(server.base).netloc}
-        assert [complaint for complaint in watch.complaints if not complaint.endswith(EXPECTED_COMPLAINTS)] == []
+    for server, monitor in opened:
+        assert monitor.hosts == {urlsplit(server.base).netloc}
+        assert [error for error in monitor.errors if not error.endswith(EXPECTED_ERRORS)] == []
 
 
 def register(server: Server, username: str, email: str = "someone@example.com") -> int:
@@ -166,7 +167,7 @@ def test_user_can_be_disabled_with_the_keyboard_alone(
     expect(page.get_by_role("button", name="Enable keyboard")).to_be_focused()
     if mode == "token_mode":
         assert not is_enabled(server, user_id)
-    # Htmx handles a new form only some milliseconds after inserting it. Until then the browser sends the form itself.
+    # Htmx takes over a new form a few milliseconds after inserting it. Before that, the browser would submit it.
     expect(page.locator(".htmx-added")).to_have_count(0)
     page.keyboard.press("Space")
     expect(page.locator("#status")).to_have_text("User keyboard is now enabled.")
@@ -208,7 +209,7 @@ def test_list_is_filtered_while_typing(local: Server, open_console: OpenConsole)
 
 
 def browser_storage(page: Page) -> list[object]:
-    """Return what scripts can see of the local storage, the session storage and the cookies."""
+    """Return the size of the local storage, and the session storage and cookies that scripts can read."""
     return list(page.evaluate("[localStorage.length, Object.entries(sessionStorage), document.cookie]"))
 
 
@@ -231,7 +232,7 @@ def test_browser_stores_only_the_page_address(token_mode: Server, open_console: 
     assert page.get_by_text("kept nowhere").count() == 0
 
 
-@pytest.mark.parametrize("with_script", [True, False], ids=["with JavaScript", "without"])
+@pytest.mark.parametrize("with_script", [True, False], ids=["with JavaScript", "without JavaScript"])
 def test_names_with_html_are_shown_as_text(local: Server, open_console: OpenConsole, with_script: bool) -> None:
     name = f"{SCRIPT} {IMAGE} {with_script}"
     page = open_console(local, "/users/new", java_script_enabled=with_script)

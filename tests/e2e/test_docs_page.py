@@ -6,14 +6,14 @@ from urllib.parse import urlsplit
 import pytest
 
 from mlapi.entrypoints.wire.operations import OPERATIONS
-from tests.e2e.browser import Watch, chromium, running_browser
+from tests.e2e.browser import MISSING, BrowserMonitor, find_chromium, running_browser
 from tests.e2e.server import Server
 
 
-@pytest.mark.skipif(chromium() is None, reason="no Chromium on the path: apt-get install chromium")
+@pytest.mark.skipif(find_chromium() is None, reason=MISSING)
 def test_docs_page_lists_all_operations_and_executes_one(tmp_path: Path) -> None:
     with Server(tmp_path) as server, running_browser() as browser, browser.new_context() as context:
-        watch = Watch(context)
+        monitor = BrowserMonitor(context)
         page = context.new_page()
         page.goto(f"{server.base}/docs")
         page.locator(".opblock").first.wait_for()
@@ -26,5 +26,5 @@ def test_docs_page_lists_all_operations_and_executes_one(tmp_path: Path) -> None
         assert page.locator(".opblock").count() == len(OPERATIONS)
         assert response.locator(".response-col_status").inner_text().startswith("201")
         assert "User created successfully" in response.inner_text()
-        assert watch.hosts == {urlsplit(server.base).netloc}
-        assert watch.complaints == []
+        assert monitor.hosts == {urlsplit(server.base).netloc}
+        assert monitor.errors == []

@@ -1,4 +1,4 @@
-"""Hardening in production: files, methods and headers that a server must not expose, and its log of rejections."""
+"""Hardening in production: files, methods and headers that must not be exposed, and the log of rejected requests."""
 
 import json
 import re
@@ -19,7 +19,7 @@ ADA = {"username": "ada", "password": "difference engine", "email": "ada@example
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A production server behind a proxy on this machine, in a folder with files that must not be served."""
+    """A production server behind a local proxy, in a folder with files that must not be served."""
     folder = tmp_path_factory.mktemp("production")
     (folder / ".git").mkdir()
     (folder / ".git" / "config").write_text("[core]")
@@ -84,7 +84,7 @@ def test_every_response_has_content_type_and_nosniff(server: Server) -> None:
 
     assert len(files) == 6
     assert content_types == {
-        ("application/json", "nosniff"),  # always UTF-8: RFC 8259, 8.1
+        ("application/json", "nosniff"),  # always UTF-8: RFC 8259, section 8.1
         ("image/svg+xml; charset=utf-8", "nosniff"),
         ("text/css; charset=utf-8", "nosniff"),
         ("text/html; charset=utf-8", "nosniff"),
@@ -154,9 +154,7 @@ def test_rejected_requests_are_logged_with_their_source(server: Server) -> None:
         requests.get(f"{base}/users", timeout=10),
         requests.get(f"{base}/token_status", headers={"Authorization": "Bearer forged"}, timeout=10),
         requests.post(f"{base}/token", json=wrong, timeout=10),
-        requests.post(
-            f"{base}/console/log-in", data={"token": ADMIN_TOKEN}, timeout=10
-        ),  # without the CSRF token of a page
+        requests.post(f"{base}/console/log-in", data={"token": ADMIN_TOKEN}, timeout=10),  # without a CSRF token
         requests.post(url, data="{", headers={"Content-Type": "application/json"}, timeout=10),
         requests.post(url, data="x" * 20_000, headers={"Content-Type": "application/json"}, timeout=10),
         requests.post(url, data="{}", headers={"Content-Type": "text/plain"}, timeout=10),

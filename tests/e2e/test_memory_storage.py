@@ -1,4 +1,4 @@
-"""Tests of the service with users in memory: `database.url` is ``memory://``."""
+"""The service with in-memory storage: `database.url` is ``memory://``."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Model APIs behind the guard, each in a separate process beside the service."""
+"""Model APIs behind the guard, each in a separate process next to the service."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +24,7 @@ ADA = {"username": "ada", "password": "difference engine", "email": "ada@example
 
 
 def import_example(framework: str) -> Any:
-    """Import a model API. Tests import it late, because every test worker would wait 2 seconds for scikit-learn."""
+    """Import an example late, so that only workers that run these tests spend 2 seconds importing scikit-learn."""
     return import_module(f"examples.model_api.{framework}_app")
 
 
@@ -41,7 +41,7 @@ def service(folder: Path) -> Iterator[str]:
 
 @pytest.fixture(scope="module", params=["starlette", "fastapi", "flask"])
 def model(request: pytest.FixtureRequest, service: str, folder: Path) -> Iterator[str]:
-    """The base URL of a model API, once for each framework. It uses the database of the service."""
+    """The base URL of a model API, once for each framework. It uses the service's database."""
     if request.param == "flask":
         environ = {"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"}
         create_app = import_example("flask").create_app
@@ -137,7 +137,7 @@ def test_rejection_names_the_authentication_scheme(model: str) -> None:
     assert response.headers["www-authenticate"] == "Bearer"
 
 
-def test_invalid_input_of_the_model_is_rejected(service: str, model: str) -> None:
+def test_invalid_model_input_is_rejected(service: str, model: str) -> None:
     register(service)
     token = log_in(service)
 
@@ -166,7 +166,7 @@ def test_no_request_is_smuggled_to_the_model(service: str, folder: Path, parser:
     assert status == 200
 
 
-def test_all_routes_of_the_models_are_guarded() -> None:
+def test_all_model_routes_are_guarded() -> None:
     app = import_example("starlette").app
 
     assert_all_routes_guarded(app, exempt=["/health"])
@@ -174,7 +174,7 @@ def test_all_routes_of_the_models_are_guarded() -> None:
         assert_all_routes_guarded(app)
 
 
-def test_guard_dependency_counts_as_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_routes_with_guard_dependency_count_as_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     app = import_example("fastapi").app
     with open_guard(load_settings(environ={})) as guard:

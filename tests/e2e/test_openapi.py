@@ -1,9 +1,10 @@
 """The server matches its OpenAPI description: schemathesis sends valid and invalid requests to every operation.
 
-All checks run. ``object_level_authorization`` has nothing to check, because only admins read other users by id.
+All schemathesis checks are enabled. ``object_level_authorization`` never applies, because only admins can read other
+users by id.
 
-``make test`` sends the same requests each time. ``make torture`` and ``MLAPI_SCHEMATHESIS_EXAMPLES=500`` send random
-ones, as many as the variable says for each operation.
+``make test`` always sends the same requests, ``make torture`` sends random ones. ``MLAPI_SCHEMATHESIS_EXAMPLES=500``
+sends up to 500 random requests for each operation.
 """
 
 import os
@@ -52,9 +53,9 @@ def run_schemathesis(url: URL, folder: Path, examples: int = 0) -> "subprocess.C
     """Run schemathesis against a server.
 
     Args:
-        url: database of the server.
+        url: the server's database.
         folder: working directory.
-        examples: random examples for each operation; 0 for a few that are always the same.
+        examples: number of random examples for each operation; 0 uses a few fixed examples.
     """
     unlimited = "1000000000"
     environ = {
@@ -68,7 +69,7 @@ def run_schemathesis(url: URL, folder: Path, examples: int = 0) -> "subprocess.C
     (folder / "schemathesis.toml").write_text(config)
     with Server(folder, environ) as server:
         response = requests.post(f"{server.base}/register-user", json=WALTER, timeout=10)
-        assert response.json()["user_id"] == 1  # the hooks do not change this user
+        assert response.json()["user_id"] == 1  # the hooks protect this user
         return subprocess.run(
             [
                 *(Path(sys.executable).with_name("schemathesis"), "run", f"{server.base}/openapi.json"),

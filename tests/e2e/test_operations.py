@@ -1,4 +1,4 @@
-"""``mlapi serve`` for operators: log lines without secrets, metrics of all workers, no version in headers."""
+"""``mlapi serve`` in operation: logs without secrets, metrics for all workers, no version in headers."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def test_production_log_is_json_without_secrets(tmp_path: Path, kind: type[Serve
         assert secret not in log
 
 
-def test_every_worker_reports_the_metrics_of_all(tmp_path: Path) -> None:
+def test_every_worker_reports_the_metrics_of_all_workers(tmp_path: Path) -> None:
     with MlapiServer(tmp_path, {}, "--workers", "2") as server:
         deadline = time.monotonic() + 20
         while server.log.count("Application startup complete") < 2 and time.monotonic() < deadline:
@@ -135,7 +135,7 @@ def test_request_in_flight_is_answered_before_shutdown(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [(), ("--workers", "2")], ids=["one process", "two workers"])
-def test_rejected_start_is_one_line_and_exit_code_3(tmp_path: Path, options: tuple[str, ...]) -> None:
+def test_startup_failure_logs_one_line_and_exits_with_3(tmp_path: Path, options: tuple[str, ...]) -> None:
     server = MlapiServer(tmp_path, {"MLAPI_SECRETS__KEY": "short"}, *options)
 
     code = server.run_until_exit()
@@ -145,7 +145,7 @@ def test_rejected_start_is_one_line_and_exit_code_3(tmp_path: Path, options: tup
     assert line.startswith("mlapi: secrets.key is not a Fernet key")
 
 
-def test_start_on_a_used_address_is_rejected(tmp_path: Path) -> None:
+def test_startup_fails_if_the_address_is_in_use(tmp_path: Path) -> None:
     with MlapiServer(tmp_path) as first:
         second = MlapiServer(tmp_path)
         second.port = first.port

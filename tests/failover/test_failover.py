@@ -16,7 +16,7 @@ from tests.torture.retrying_clients import RESPONSE_LIMIT_SECONDS, load, serving
 CLIENTS = 6
 ROUNDS = 4
 PROMOTION_LIMIT_SECONDS = 40.0
-"""Most of it is `ttl` in deploy/patroni.yml."""
+"""Most of this time is the `ttl` in deploy/patroni.yml."""
 
 SECRETS = {"MLAPI_SECRETS__KEY": KEY, "MLAPI_SECRETS__SALT": SALT}
 
@@ -82,7 +82,7 @@ def test_service_started_without_a_primary_recovers(cluster: Cluster, tmp_path: 
         cluster.restore(primary)
 
 
-def test_without_standbys_nothing_is_acknowledged(cluster: Cluster, tmp_path: Path) -> None:
+def test_changes_without_standbys_are_not_acknowledged(cluster: Cluster, tmp_path: Path) -> None:
     primary = cluster.primary()
     standbys = [node for node in cluster.nodes if node is not primary]
     with serving(database_url(cluster.url()), tmp_path, **SECRETS) as server:
@@ -94,7 +94,7 @@ def test_without_standbys_nothing_is_acknowledged(cluster: Cluster, tmp_path: Pa
             alone = requests.post(f"{server.base}/register-user", json=new_user("alone"), timeout=15)
             assert (alone.status_code, "may have been done" in alone.json()["message"]) == (503, True)
             assert time.monotonic() - begin < RESPONSE_LIMIT_SECONDS
-            time.sleep(15)  # Patroni needs some time to notice
+            time.sleep(15)  # Patroni needs some time to detect this
             again = requests.post(f"{server.base}/register-user", json=new_user("alone"), timeout=15)
             assert again.status_code == 503
         finally:

@@ -1,4 +1,4 @@
-"""Lock files are complete, and `make check` fails for a version with a known vulnerability."""
+"""Lock files are complete, and `make check` fails if a pinned version has a known vulnerability."""
 
 import json
 import re
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.dependency_audit import audit, judge
+from tests.dependency_audit import audit, evaluate_report
 from tests.postgres_server import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -40,7 +40,7 @@ StartService = Callable[[dict[str, list[Any]]], tuple[str, ...]]
 
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[StartService]:
-    """Return a function that starts an advisory service and returns the options of pip-audit for it."""
+    """Return a function that starts an advisory service and returns the pip-audit options for it."""
     servers: list[ThreadingHTTPServer] = []
 
     def start(advisories: dict[str, list[Any]]) -> tuple[str, ...]:
@@ -72,7 +72,7 @@ def options_for(port: int, folder: Path) -> tuple[str, ...]:
     return ("--vulnerability-service", "osv", "--osv-url", url, "--cache-dir", str(folder / "cache"))
 
 
-def test_vulnerability_fails_and_names_the_fixed_version(lock: Path, service: StartService) -> None:
+def test_audit_fails_and_names_the_fixed_version(lock: Path, service: StartService) -> None:
     assert audit(lock, *service({"weak": [VULNERABILITY]})) == (
         1,
         "a.lock: known vulnerabilities\nweak 1.2: PYSEC-0000-1, fixed in 1.2.1",
@@ -83,7 +83,7 @@ def test_lock_without_vulnerabilities_passes(lock: Path, service: StartService) 
     assert audit(lock, *service({})) == (0, "a.lock: no known vulnerabilities in 2 packages")
 
 
-def test_unreachable_advisories_pass_with_a_warning(lock: Path, tmp_path: Path) -> None:
+def test_unreachable_advisory_service_causes_a_warning(lock: Path, tmp_path: Path) -> None:
     code, message = audit(lock, *options_for(free_port(), tmp_path))
 
     assert code == 0
@@ -102,7 +102,9 @@ def test_silent_advisory_service_times_out(lock: Path, tmp_path: Path) -> None:
 
 
 def test_audit_without_any_known_package_warns() -> None:
-    code, message = judge(Path("a.lock"), [{"name": name, "skip_reason": "not found"} for name in ("sound", "weak")])
+    code, message = evaluate_report(
+        Path("a.lock"), [{"name": name, "skip_reason": "not found"} for name in ("sound", "weak")]
+    )
 
     assert code == 0
     assert "a.lock WAS NOT AUDITED for known vulnerabilities" in message
@@ -114,18 +116,18 @@ def test_packages_unknown_to_the_service_are_listed() -> None:
         {"name": "own", "skip_reason": "not found"},
     ]
 
-    assert judge(Path("a.lock"), packages) == (
+    assert evaluate_report(Path("a.lock"), packages) == (
         0,
         "a.lock: no known vulnerabilities in 1 packages; not audited, unknown to the advisory service: own",
     )
 
 
-def test_vulnerability_without_a_fix_fails() -> None:
+def test_audit_fails_for_vulnerability_without_a_fix() -> None:
     packages: list[dict[str, Any]] = [
         {"name": "weak", "version": "1.2", "vulns": [{"id": "PYSEC-0000-1", "fix_versions": []}]}
     ]
 
-    assert judge(Path("a.lock"), packages) == (
+    assert evaluate_report(Path("a.lock"), packages) == (
         1,
         "a.lock: known vulnerabilities\nweak 1.2: PYSEC-0000-1, fixed in no version yet",
     )

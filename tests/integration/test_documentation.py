@@ -182,10 +182,10 @@ def test_links_between_pages_resolve(page: Path) -> None:
 
     targets = [(page.parent / file if file else page, anchor) for file, anchor in links]
     assert [str(target) for target, _ in targets if not (ROOT / target).exists()] == []
-    assert [f"{target}#{anchor}" for target, anchor in targets if anchor and anchor not in anchors(target)] == []
+    assert [f"{target}#{anchor}" for target, anchor in targets if anchor and anchor not in find_anchors(target)] == []
 
 
-def anchors(page: Path) -> set[str]:
+def find_anchors(page: Path) -> set[str]:
     headings = re.findall(r"^#+ (.+)$", read_page(page), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
 

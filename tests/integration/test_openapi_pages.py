@@ -64,7 +64,7 @@ class Page(HTMLParser):
         self.inline += [tag] if tag == "style" or (tag == "script" and "src" not in dict(attrs)) else []
 
 
-def assets(http: TestClient, base: str) -> Iterator[str]:
+def find_assets(http: TestClient, base: str) -> Iterator[str]:
     """Yield the absolute URLs of the files that the page loads."""
     for url in Page(http.get(f"{base}/docs").text).urls:
         if not url.startswith("data:"):
@@ -83,7 +83,7 @@ def test_openapi_description_is_served_unchanged(http: TestClient, base: str) ->
 
 
 def test_docs_page_loads_three_existing_files(http: TestClient, base: str) -> None:
-    responses = [http.get(url) for url in assets(http, base)]
+    responses = [http.get(url) for url in find_assets(http, base)]
 
     assert [(response.status_code, response.headers["content-type"]) for response in responses] == [
         (200, "text/css; charset=utf-8"),
@@ -103,7 +103,7 @@ def test_docs_page_has_a_strict_content_security_policy(http: TestClient, base: 
 
 
 def test_docs_page_and_script_contain_no_external_urls(http: TestClient, base: str) -> None:
-    script = http.get(list(assets(http, base))[-1]).text
+    script = http.get(list(find_assets(http, base))[-1]).text
 
     assert re.findall(r"https?:|//\w", http.get(f"{base}/docs").text + script) == []
     assert "validatorUrl: null" in script
@@ -119,7 +119,7 @@ def test_unknown_docs_paths_are_not_found(http: TestClient, base: str) -> None:
 
 
 def test_files_with_a_digest_in_their_url_are_immutable(http: TestClient, base: str) -> None:
-    for url in assets(http, base):
+    for url in find_assets(http, base):
         response = http.get(url)
 
         digest = hashlib.sha256(response.content).hexdigest()[:32]

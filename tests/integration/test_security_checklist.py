@@ -32,7 +32,7 @@ def parse_rows(text: str) -> list[list[str]]:
 
 
 def read_standard() -> dict[str, int]:
-    """Return the level of each requirement."""
+    """Return the level of each ASVS requirement."""
     lines = (ROOT / "tests" / "data" / "asvs_5.0.0.txt").read_text("utf-8").splitlines()
     return {
         f"{name}.{number}": int(level)

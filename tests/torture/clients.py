@@ -1,4 +1,4 @@
-"""Clients that record which of their requests were acknowledged, to compare with the database after a fault."""
+"""Clients that record which of their requests were acknowledged, so that tests can check the database after a fault."""
 
 import json
 import random
@@ -16,7 +16,7 @@ from mlapi.adapters.sql.tables import audit, users
 
 PASSWORD = "correct horse battery"
 TIMEOUT_SECONDS = 10
-"""The service responds within this time even if its database fails."""
+"""The service responds within this time even if its database is down."""
 
 
 def call(
@@ -41,13 +41,13 @@ def receive(connection: HTTPConnection) -> tuple[int, Any]:
 
 
 def new_user(name: str) -> dict[str, str]:
-    """Return the body of a registration."""
+    """Return a registration request body."""
     return {"username": name, "password": PASSWORD, "email": f"{name}@example.com"}
 
 
 @attrs.define(eq=False)
 class Account:
-    """The state of a user, according to the responses that its client received."""
+    """The expected state of a user, according to the responses that the client received."""
 
     name: str
     user_id: int
@@ -72,10 +72,10 @@ class _Request:
 
 
 class Client:
-    """Registers, toggles and removes its own users, one request after another. Every request changes something.
+    """Registers, toggles and removes its own users, one request at a time. Every request is a change.
 
     Args:
-        name: prefix of its usernames.
+        name: prefix of the usernames it registers.
     """
 
     def __init__(self, name: str) -> None:
@@ -84,12 +84,12 @@ class Client:
         self.acknowledged = 0
         self.slowest_seconds = 0.0
         self.unexpected: list[object] = []
-        """Responses with a status that the client must not receive."""
+        """Responses with an unexpected status."""
         self.unanswered = 0
         """Requests without a response."""
         self._unresolved: _Request | None = None
         self._name = name
-        self._named = 0
+        self._names_used = 0
         self._random = random.Random(name)
 
     def work(self, port: int, stop: threading.Event) -> None:
@@ -115,17 +115,17 @@ class Client:
         connection.close()
 
     def resolve(self, stored: dict[str, tuple[int, bool]]) -> bool:
-        """Look up in the database whether the unacknowledged request was applied; return the result."""
+        """Return whether the unacknowledged request was applied, according to the stored users. If so, record it."""
         request, self._unresolved = self._unresolved, None
         if request is None:
             return False
         user_id, enabled = stored.get(request.name, (None, None))
-        is_applied = {"register": user_id is not None, "remove": user_id is None}.get(
+        was_applied = {"register": user_id is not None, "remove": user_id is None}.get(
             request.action, enabled is (request.action == "enable")
         )
-        if is_applied:
+        if was_applied:
             self._record(request, user_id)
-        return is_applied
+        return was_applied
 
     @property
     def has_unresolved_request(self) -> bool:
@@ -134,8 +134,8 @@ class Client:
     def _next(self) -> _Request:
         chance = self._random.random()
         if chance < 0.4 or not self.accounts:
-            self._named += 1
-            return _Request("register", f"{self._name}-{self._named}", None)
+            self._names_used += 1
+            return _Request("register", f"{self._name}-{self._names_used}", None)
         account = self._random.choice(self.accounts)
         if chance < 0.6:
             return _Request("remove", account.name, account)
@@ -156,7 +156,7 @@ class Client:
 
 
 def stored_users(url: URL) -> dict[str, tuple[int, bool]]:
-    """Read id and flag of every user from the database, by username; fail if a name is stored twice."""
+    """Return the id and the enabled flag of every stored user, by username; fail if a name is stored twice."""
     with Database(url) as database:
         statement = select(users.c.username, users.c.username_key, users.c.id, users.c.enabled)
         rows = database.read(lambda connection: connection.execute(statement).all())
@@ -165,7 +165,7 @@ def stored_users(url: URL) -> dict[str, tuple[int, bool]]:
 
 
 def audited_actions(url: URL) -> dict[int, list[str]]:
-    """Read the actions on each user from the audit trail, in order, by user id."""
+    """Return the actions that the audit trail contains for each user id, in order."""
     with Database(url) as database:
         statement = select(audit.c.user_id, audit.c.action, audit.c.outcome).order_by(audit.c.id)
         rows = database.read(lambda connection: connection.execute(statement).all())
@@ -176,10 +176,10 @@ def audited_actions(url: URL) -> dict[int, list[str]]:
 
 
 def expected_users(clients: Iterable[Client]) -> dict[str, tuple[int, bool]]:
-    """Return what `stored_users` must return."""
+    """Return the users that must be stored, in the format of `stored_users`."""
     return {account.name: (account.user_id, account.enabled) for client in clients for account in client.accounts}
 
 
 def expected_actions(clients: Sequence[Client]) -> dict[int, list[str]]:
-    """Return what `audited_actions` must return."""
+    """Return the actions that the audit trail must contain, in the format of `audited_actions`."""
     return {account.user_id: account.actions for client in clients for account in (*client.accounts, *client.removed)}

@@ -1,7 +1,7 @@
-"""The application with a shifted clock, for ``uvicorn --app-dir``. A file holds the shift in seconds.
+"""The application with a shifted clock, for ``uvicorn --app-dir``. The shift, in seconds, is read from a file.
 
-mlapi reads the time of day from `mlapi.domain.users.utc_now` and `time.time`; both are patched here. Durations come
-from `time.monotonic`, which does not change when a clock is set.
+mlapi reads the time of day from `mlapi.domain.users.utc_now` and `time.time`; both are patched here. Durations are
+measured with `time.monotonic`, which is unaffected by clock changes.
 """
 
 import os
@@ -28,11 +28,11 @@ class ShiftedDatetime(datetime):
         return datetime.now(tz) + timedelta(seconds=read_shift_seconds())
 
 
-time.time = shifted_time  # before mlapi uses it as a default argument
+time.time = shifted_time  # must come before mlapi binds it as a default argument
 
 from mlapi.domain import users  # noqa: E402 - see above
 
-vars(users)["datetime"] = ShiftedDatetime  # the only module of mlapi that calls `datetime.now`
+vars(users)["datetime"] = ShiftedDatetime  # the only mlapi module that calls `datetime.now`
 
 from mlapi.entrypoints.http.application import app  # noqa: E402 - see above
 

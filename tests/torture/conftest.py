@@ -1,6 +1,6 @@
-"""Fixtures of the fault tests: number of repetitions, reported results, PostgreSQL with fsync.
+"""Fixtures for the fault tests: repetition counts, reported results and PostgreSQL with fsync.
 
-``make test`` runs each test in a short form. ``make torture`` runs them with the counts that RELIABILITY.md publishes.
+``make test`` runs a short form of each test. ``make torture`` uses the counts published in RELIABILITY.md.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ Report = Callable[[str], None]
 
 @pytest.fixture
 def short_or_full(request: pytest.FixtureRequest) -> ShortOrFull:
-    """Return a function that returns its first argument in ``make test`` and its second one in ``make torture``."""
+    """Return a function that returns its first argument in ``make test`` and its second in ``make torture``."""
     is_full: bool = request.config.getoption("--torture")
     return lambda short, full: full if is_full else short
 
@@ -31,7 +31,7 @@ def report(record_property: Callable[[str, object], None]) -> Report:
 
 @pytest.fixture(scope="module")
 def durable_postgres() -> Iterator[PostgresServer]:
-    """A PostgreSQL server with fsync on, for tests that kill it."""
+    """A PostgreSQL server with fsync enabled, for tests that kill it."""
     with running_postgres(durable=True) as server:
         yield server
 
@@ -44,7 +44,7 @@ def durable_postgres_url(durable_postgres: PostgresServer) -> Iterator[URL]:
 
 @pytest.fixture(params=["sqlite", "postgres"])
 def durable_url(request: pytest.FixtureRequest, tmp_path: Path) -> URL:
-    """The URL of an empty database that calls fsync, once for SQLite and once for PostgreSQL."""
+    """The URL of an empty database with fsync enabled, once for SQLite and once for PostgreSQL."""
     fixture = {"sqlite": "sqlite_url", "postgres": "durable_postgres_url"}[request.param]
     url: URL = request.getfixturevalue(fixture)
     return url

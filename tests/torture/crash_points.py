@@ -1,4 +1,4 @@
-"""Run an ``mlapi`` command and kill it at a chosen step: before or after a call that writes a file or a database."""
+"""Run an ``mlapi`` command and kill it at a chosen step: before or after a call that writes to a file or database."""
 
 import os
 import signal
@@ -10,9 +10,9 @@ from types import FrameType
 from typing import Any
 
 STEPS = frozenset({"fsync", "fchown", "fchmod", "chown", "chmod", "replace", "rename", "link", "unlink", "commit"})
-"""Names of the functions that count as steps, in any library."""
+"""Names of the functions in `os`, `sqlite3` and psycopg that count as steps."""
 FORK_SERVER = get_context("forkserver")
-"""Starts a command in 50 ms instead of a second: it forks from a process that has imported everything."""
+"""Starts each command in 50 ms instead of a second, by forking a process that has already imported everything."""
 FORK_SERVER.set_forkserver_preload(["tests.torture.crash_points", "mlapi.entrypoints.cli", "psycopg"])
 
 
@@ -24,17 +24,17 @@ def run(
     kill_at: int | None = None,
     in_flight_seconds: float = 0.1,
 ) -> int:
-    """Run ``mlapi`` in its own process.
+    """Run ``mlapi`` in a separate process.
 
     Args:
         folder: working directory.
         environ: settings, as environment variables.
         arguments: command-line arguments of ``mlapi``.
-        kill_at: number of the step that kills the process; None runs it to the end.
-        in_flight_seconds: how long a rotation waits for requests in flight; 10 in production.
+        kill_at: number of the step at which to kill the process; None lets it finish.
+        in_flight_seconds: how long a key rotation waits for requests in flight; 10 in production.
 
     Returns:
-        The exit code; of a killed process, the negative signal number.
+        The exit code, or the negative signal number if the process was killed.
     """
     process = FORK_SERVER.Process(
         target=_run, args=(folder, dict(environ), tuple(arguments), kill_at, in_flight_seconds)
@@ -50,7 +50,7 @@ def run(
 def _run(
     folder: Path, environ: dict[str, str], arguments: tuple[str, ...], kill_at: int | None, in_flight_seconds: float
 ) -> None:
-    # Imported here, so that only the forked process is patched.
+    # Import here, so that only the forked process is patched.
     from mlapi.application import key_reload, key_rotation  # noqa: PLC0415
     from mlapi.entrypoints.cli import main  # noqa: PLC0415
 
@@ -69,7 +69,7 @@ def _run(
 
 
 def _make_killer(kill_at: int) -> Callable[[FrameType, str, Any], None]:
-    """Return a profile function that counts steps, before and after each, and kills this process at ``kill_at``."""
+    """Return a profile function that counts the start and end of every step and kills this process at ``kill_at``."""
     count = 0
 
     def on_event(frame: FrameType, event: str, called: Any) -> None:

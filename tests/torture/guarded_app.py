@@ -1,4 +1,4 @@
-"""A model endpoint behind the guard. Tests serve it in separate processes beside the service."""
+"""A model endpoint behind the guard. Tests run it in separate processes next to the service."""
 
 from starlette.applications import Starlette
 from starlette.requests import Request

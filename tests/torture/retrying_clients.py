@@ -1,4 +1,4 @@
-"""Clients that retry every 503 until the request succeeds, so that at the end they know everything that is stored."""
+"""Clients that retry every 503 until the request succeeds, so that they know exactly which users must be stored."""
 
 import json
 import random
@@ -19,44 +19,44 @@ from tests.torture.clients import new_user
 
 RESPONSE_LIMIT_SECONDS = 10.0
 RETRY_SECONDS = 0.05
-"""Less than `Retry-After` asks for, so that the tests measure the service and not the clients."""
+"""Shorter than the `Retry-After` of the responses, so that clients notice the recovery of the service at once."""
 RETRY_LIMIT_SECONDS = 120.0
 
 
 @attrs.frozen
 class Response:
     at: float
-    """When it arrived, by `time.monotonic`."""
+    """Time of arrival, from `time.monotonic`."""
     seconds: float
     status: int
 
 
 @attrs.define(eq=False)
 class RetryingClient:
-    """Registers users and toggles them, one request after another.
+    """Registers and toggles users, one request at a time.
 
     Args:
-        name: prefix of its usernames.
+        name: prefix of the usernames it registers.
     """
 
     name: str
     users: dict[str, tuple[int, bool]] = attrs.field(factory=dict)
-    """Id and flag of each user, by username, as they must be stored."""
+    """The id and the enabled flag that must be stored for each user, by username."""
     responses: list[Response] = attrs.field(factory=list)
     applied_despite_503: int = 0
-    """Registrations that returned 503, and 409 with the id when they were retried."""
+    """Number of registrations that were stored despite a 503: the retry returned 409 with the id."""
     errors: list[object] = attrs.field(factory=list)
-    """Responses that the client must not receive, and failed requests."""
+    """Unexpected responses and failed requests."""
 
     def work(self, port: int, stop: threading.Event) -> None:
         connection = HTTPConnection("127.0.0.1", port, timeout=30)
-        chance = random.Random(self.name)
+        rng = random.Random(self.name)
         try:
             while not stop.is_set():
-                if len(self.users) < 3 or chance.random() < 0.5:
+                if len(self.users) < 3 or rng.random() < 0.5:
                     self._register(connection, f"{self.name}-{len(self.users)}")
                 else:
-                    self._toggle(connection, chance.choice(list(self.users)))
+                    self._toggle(connection, rng.choice(list(self.users)))
         except (OSError, HTTPException, AssertionError) as error:
             self.errors.append(error)
         connection.close()
@@ -79,7 +79,7 @@ class RetryingClient:
     def _call(
         self, connection: HTTPConnection, method: str, path: str, body: object = None
     ) -> tuple[int, dict[str, int], int]:
-        """Return status and body of the first response other than 503, and the number of retries before it."""
+        """Retry while the response is 503; return the final status and body, and the number of retries."""
         headers = {} if body is None else {"Content-Type": "application/json"}
         deadline = time.monotonic() + RETRY_LIMIT_SECONDS
         retries = 0
@@ -100,7 +100,7 @@ class RetryingClient:
 
 @attrs.frozen
 class Load:
-    """The clients that send requests during a fault, and their measurements."""
+    """The clients that send requests during a fault, and the results that they collected."""
 
     clients: Sequence[RetryingClient]
 
@@ -112,7 +112,7 @@ class Load:
 
     @property
     def users(self) -> dict[str, tuple[int, bool]]:
-        """Return what `tests.torture.clients.stored_users` must return after all clients have stopped."""
+        """Return the users that must be stored after all clients have stopped, in the format of `stored_users`."""
         return {name: user for client in self.clients for name, user in client.users.items()}
 
     @property
@@ -160,7 +160,7 @@ class Load:
 
 @contextmanager
 def load(port: int, clients: int, prefix: str) -> Iterator[Load]:
-    """Run clients during the block; at its end, let each finish its request. Their usernames start with the prefix."""
+    """Run clients during the block; on exit, let each finish its request. Usernames start with ``prefix``."""
     running = Load([RetryingClient(f"{prefix} {number}") for number in range(clients)])
     stop = threading.Event()
     threads = [threading.Thread(target=client.work, args=(port, stop)) for client in running.clients]
@@ -177,7 +177,7 @@ def load(port: int, clients: int, prefix: str) -> Iterator[Load]:
 
 @contextmanager
 def serving(url: URL, folder: Path, **environ: str) -> Iterator[MlapiServer]:
-    """Run the service on a database. Passwords use the fast scheme, to load the database more."""
+    """Run the service on a database. The fast password scheme puts more load on the database."""
     text = url.render_as_string(hide_password=False)
     defaults = {"MLAPI_DATABASE__URL": text, "MLAPI_PASSWORDS__SCHEME": "fernet"}
     server = MlapiServer(folder, defaults | environ, "--no-access-log")

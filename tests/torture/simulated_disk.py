@@ -1,8 +1,8 @@
-"""A layer between SQLite and its files, which records writes and fsyncs or simulates a faulty disk.
+"""A layer between SQLite and its files that records writes and fsyncs, or simulates a faulty disk.
 
 SQLite accesses files through a table of functions, its VFS. The layer copies the default VFS of the library that the
 module `sqlite3` uses and wraps some of its functions with ctypes, so it needs no compiler. Files that Python writes,
-such as the secrets file, are recorded by patching functions of `os`.
+such as the secrets file, are recorded by patching functions in `os`.
 """
 
 import _sqlite3
@@ -24,13 +24,13 @@ import attrs
 from starlette.applications import Starlette
 
 SECTOR_BYTES = 512
-"""Size of the unit that a disk writes completely or not at all."""
+"""Size of the unit that a disk writes atomically."""
 
 Call = Literal["open", "read", "write", "truncate", "sync", "delete", "folder"]
 
 # Result codes of SQLite's Unix VFS for ENOSPC, EIO and EROFS: https://sqlite.org/rescode.html
 _OK, _FULL, _CANTOPEN = 0, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN
-_FAILED: dict[Call, int] = {
+_IO_ERRORS: dict[Call, int] = {
     "read": 10 | 1 << 8,
     "write": 10 | 3 << 8,
     "sync": 10 | 4 << 8,
@@ -41,19 +41,19 @@ _READONLY, _READWRITE, _CREATE = 1, 2, 4
 
 
 class Layer:
-    """Receives every call of the VFS, before and after it is executed."""
+    """Hooks that are called before and after every VFS call."""
 
     calls: frozenset[Call] = frozenset({"open", "write", "truncate", "sync", "delete", "folder"})
 
     def before(self, call: Call, path: Path) -> int:
-        """Return 0 to execute the call, or an SQLite error code to fail it."""
+        """Return 0 to let the call proceed, or an SQLite error code to make it fail."""
         raise NotImplementedError
 
     def after(self, call: Call, path: Path, offset: int = 0, data: bytes = b"") -> None:
         """Record a successful call. For a truncation, ``offset`` is the new size."""
 
 
-# --- structures of sqlite3.h 3.40; later versions only append fields
+# --- structures from sqlite3.h 3.40; later versions only append fields
 
 _Open = CFUNCTYPE(c_int, c_void_p, c_void_p, c_void_p, c_int, c_void_p)
 _Delete = CFUNCTYPE(c_int, c_void_p, c_char_p, c_int)
@@ -94,8 +94,8 @@ class _Methods(ctypes.Structure):
     ]
 
 
-def find_obstacle() -> str | None:
-    """Return why this Python's SQLite does not support a layer, or None if it does."""
+def get_unsupported_reason() -> str | None:
+    """Return why a layer cannot be used with this Python's SQLite, or None if it can."""
     try:
         vfs = _default_vfs(_library())
     except (AttributeError, OSError, ValueError) as error:
@@ -104,7 +104,7 @@ def find_obstacle() -> str | None:
 
 
 def _library() -> ctypes.CDLL:
-    """Load the library that `sqlite3` uses. If it is compiled into Python, the process has its symbols."""
+    """Load the library that `sqlite3` uses. If it is linked into Python, its symbols are in the process itself."""
     library = ctypes.CDLL(getattr(_sqlite3, "__file__", None))
     library.sqlite3_vfs_find.restype = c_void_p
     library.sqlite3_vfs_register.argtypes = [c_void_p, c_int]
@@ -117,7 +117,7 @@ def _default_vfs(library: ctypes.CDLL) -> _Vfs:
 
 
 _KEEP_ALIVE: list[object] = []
-"""Layers that were used: open connections call their functions until they are closed."""
+"""All layers that were created: a connection that is still open may call their functions."""
 
 
 class SqliteLayer:
@@ -140,7 +140,7 @@ class SqliteLayer:
             self._original.get_system_call(ctypes.addressof(self._original), b"openDirectory") or 0
         )
         self._methods: dict[int, _Methods] = {}
-        """Wrapped methods, by the address of the original ones."""
+        """Wrapped methods, by the address of the originals."""
         _KEEP_ALIVE.append(self)
 
     def __enter__(self) -> None:
@@ -168,7 +168,7 @@ class SqliteLayer:
         if result == _OK and path is not None:
             self._files[file] = path
             self._layer.after("open", path)
-            methods = c_void_p.from_address(file)  # the first field of an open file
+            methods = c_void_p.from_address(file)  # the first field of SQLite's file object
             assert methods.value is not None
             if methods.value not in self._methods:
                 self._originals[methods.value] = _Methods.from_address(methods.value)
@@ -226,7 +226,7 @@ class SqliteLayer:
         return result
 
     def _record_folder_sync(self, path: Path) -> None:
-        """Record a sync of the folder if SQLite opened it: it opens directories only to sync them."""
+        """Record a folder sync if SQLite opened the folder: it opens folders only to sync them."""
         if self._thread.directory_was_opened:
             self._layer.after("folder", path.parent)
 
@@ -235,7 +235,7 @@ class SqliteLayer:
         return int(self._original_open_directory(name, descriptor))
 
 
-# --- recorded events, for power losses
+# --- recorded events, to simulate power losses
 
 
 @attrs.frozen
@@ -253,7 +253,7 @@ class Truncated:
 
 @attrs.frozen
 class Synced:
-    """Everything written to a file before the event number ``upto`` is durable."""
+    """All writes to a file before event number ``upto`` are durable."""
 
     file: int
     upto: int
@@ -261,7 +261,7 @@ class Synced:
 
 @attrs.frozen
 class SyncFailed:
-    """A failed fsync: some writes are durable, and the kernel considers all of them written and does not retry."""
+    """A failed fsync: only some writes are durable, but the kernel considers all of them written and does not retry."""
 
     file: int
     upto: int
@@ -269,7 +269,7 @@ class SyncFailed:
 
 @attrs.frozen
 class Renamed:
-    """An atomic change to the names in the folder. None removes a name."""
+    """An atomic change of file names in the folder. None deletes a name."""
 
     names: dict[str, int | None]
 
@@ -281,7 +281,7 @@ class FolderSynced:
 
 @attrs.frozen
 class Marked:
-    """A mark that a test adds, to find its position among the events."""
+    """A marker that a test adds to the log of events."""
 
     mark: Any
 
@@ -290,14 +290,14 @@ Event = Written | Truncated | Synced | SyncFailed | Renamed | FolderSynced | Mar
 
 
 class Recorder(Layer):
-    """Records all events of the files in one folder, in order, except SQLite's shared memory, which is not on disk."""
+    """Records all file events in one folder, in order, except SQLite's shared memory, which is not on disk."""
 
     def __init__(self, folder: Path, *, sync_fails: Callable[[], bool] = lambda: False) -> None:
         self.folder = folder.resolve()
         self._sync_fails = sync_fails
         self.events: list[Event] = []
         self.first = 0
-        """Index of the first recorded event. Earlier events describe the files that existed before."""
+        """Index of the first event after recording started. Earlier events describe files that already existed."""
         self._names: dict[str, int] = {}
         self._count = 0
         self._lock = threading.RLock()
@@ -313,7 +313,7 @@ class Recorder(Layer):
         if call == "sync" and self._sync_fails():
             with self._lock:
                 self.events.append(SyncFailed(self._names[path.name], self._sync_began.sync))
-            return _FAILED["sync"]
+            return _IO_ERRORS["sync"]
         return _OK
 
     def after(self, call: Call, path: Path, offset: int = 0, data: bytes = b"") -> None:
@@ -345,7 +345,7 @@ class Recorder(Layer):
 
     @contextmanager
     def recording(self) -> Iterator[None]:
-        """Record what SQLite and `os` do in the folder during the block. Existing files are durable."""
+        """Record what SQLite and `os` do in the folder during the block. Existing files count as durable."""
         for path in sorted(self.folder.iterdir()):
             if not path.name.endswith("-shm"):
                 self._record_created(path)
@@ -403,12 +403,12 @@ class Recorder(Layer):
         return isinstance(path, str | Path) and Path(path).parent.resolve() == self.folder
 
     def _record_durable(self, path: Path) -> None:
-        """Record that the whole content of a file is durable."""
+        """Record that the current content of a file is durable."""
         self.events.append(Written(self._names[path.name], 0, path.read_bytes()))
         self.events.append(Synced(self._names[path.name], len(self.events)))
 
     def before_folder_sync(self) -> None:
-        """Do nothing. A test replaces this hook to act just before Python syncs the folder."""
+        """Do nothing. Tests replace this hook to act just before Python syncs the folder."""
 
 
 @attrs.define
@@ -418,13 +418,13 @@ class _File:
 
 
 class Disk:
-    """The durable and the pending content of a disk after a number of events."""
+    """The durable and pending content of a disk after a number of events."""
 
     def __init__(self, events: list[Event]) -> None:
         self._events = events
         self._files: dict[int, _File] = {}
         self._names: dict[str, int | None] = {}
-        self._record_renaming: list[tuple[int, Renamed]] = []
+        self._pending_renames: list[tuple[int, Renamed]] = []
         self.position = 0
         self.marks: list[Any] = []
 
@@ -435,50 +435,50 @@ class Disk:
             if isinstance(event, Written | Truncated):
                 self._files.setdefault(event.file, _File()).pending.append((self.position, event))
             elif isinstance(event, Synced | SyncFailed):
-                file, done = self._files.setdefault(event.file, _File()), random.Random(self.position)
+                file, rng = self._files.setdefault(event.file, _File()), random.Random(self.position)
                 for number, change in file.pending:
-                    if number < event.upto and (isinstance(event, Synced) or done.random() < 0.3):
+                    if number < event.upto and (isinstance(event, Synced) or rng.random() < 0.3):
                         _apply(file.durable, change)
                 file.pending = [pending for pending in file.pending if pending[0] >= event.upto]
             elif isinstance(event, Renamed):
-                self._record_renaming.append((self.position, event))
+                self._pending_renames.append((self.position, event))
             elif isinstance(event, FolderSynced):
-                for number, named in self._record_renaming:
+                for number, named in self._pending_renames:
                     if number < event.upto:
                         self._names.update(named.names)
-                self._record_renaming = [pending for pending in self._record_renaming if pending[0] >= event.upto]
+                self._pending_renames = [pending for pending in self._pending_renames if pending[0] >= event.upto]
             else:
                 self.marks.append(event.mark)
             self.position += 1
 
-    def after_power_loss(self, chance: random.Random) -> dict[str, bytes]:
-        """Return the files after a power loss: all durable writes and a random part of the others."""
-        share, share_of_names = chance.choice([0, 0.2, 0.5, 0.8, 1]), chance.choice([0, 0.5, 1])
+    def after_power_loss(self, rng: random.Random) -> dict[str, bytes]:
+        """Return the files after a power loss: all durable writes and a random subset of the others."""
+        share, share_of_names = rng.choice([0, 0.2, 0.5, 0.8, 1]), rng.choice([0, 0.5, 1])
         names = dict(self._names)
-        for _, named in self._record_renaming:
-            if chance.random() < share_of_names:
+        for _, named in self._pending_renames:
+            if rng.random() < share_of_names:
                 names.update(named.names)
-        return {name: self._content(file, chance, share) for name, file in names.items() if file is not None}
+        return {name: self._content(file, rng, share) for name, file in names.items() if file is not None}
 
-    def _content(self, number: int, chance: random.Random, share: float) -> bytes:
+    def _content(self, number: int, rng: random.Random, share: float) -> bytes:
         file = self._files.get(number, _File())
         content = bytearray(file.durable)
         for _, change in file.pending:
-            kept = chance.random()
-            if kept < share:
-                _apply(content, change, chance)
-            elif isinstance(change, Written) and kept < share + 0.2:
+            draw = rng.random()
+            if draw < share:
+                _apply(content, change, rng)
+            elif isinstance(change, Written) and draw < share + 0.2:
                 for part in _sectors(change):
-                    if chance.random() < 0.5:
-                        _apply(content, part, chance)
+                    if rng.random() < 0.5:
+                        _apply(content, part, rng)
         return bytes(content)
 
 
-def _apply(content: bytearray, change: Written | Truncated, chance: random.Random | None = None) -> None:
+def _apply(content: bytearray, change: Written | Truncated, rng: random.Random | None = None) -> None:
     end = change.size if isinstance(change, Truncated) else change.offset
-    if len(content) < end:  # the gap was never written: zeros or old data
+    if len(content) < end:  # the gap was never written: it contains zeros or old data
         gap = end - len(content)
-        content.extend(bytes(gap) if chance is None or chance.random() < 0.5 else chance.randbytes(gap))
+        content.extend(bytes(gap) if rng is None or rng.random() < 0.5 else rng.randbytes(gap))
     if isinstance(change, Truncated):
         del content[end:]
     else:
@@ -493,11 +493,11 @@ def _sectors(change: Written) -> Iterator[Written]:
         at = until
 
 
-# --- faults, for a running server
+# --- faults for a running server
 
 
 class FaultyDisk(Layer):
-    """Simulates the fault named in a file, while the file exists: full, read-only, fsync, read or hanging."""
+    """Simulates a fault while a switch file exists. Its content is full, read-only, fsync, read or hanging."""
 
     calls = frozenset({"open", "read", "write", "truncate", "sync", "delete", "folder"})
 
@@ -513,20 +513,20 @@ class FaultyDisk(Layer):
         if fault == "full" and call == "write":
             return _FULL
         if fault == "read-only":
-            return _READONLY if call == "open" else _FAILED[call] if call in {"write", "truncate", "delete"} else _OK
+            return _READONLY if call == "open" else _IO_ERRORS[call] if call in {"write", "truncate", "delete"} else _OK
         if fault == "hanging" and call == "sync":
             while os.path.exists(self._switch):  # noqa: PTH110 - faster
                 time.sleep(0.01)
             return _OK
-        return _FAILED[call] if fault in {"read", "fsync"} and call == fault.removeprefix("f") else _OK
+        return _IO_ERRORS[call] if fault in {"read", "fsync"} and call == fault.removeprefix("f") else _OK
 
 
 SWITCH = "fault"
-"""Name of the file in the server's folder that holds the fault."""
+"""Name of the switch file in the server's folder."""
 
 
 def create_faulty_app() -> Starlette:
-    """Create the application on a disk that can be made faulty, for ``uvicorn --factory``."""
+    """Create the application on a disk that tests can make faulty, for ``uvicorn --factory``."""
     from mlapi.entrypoints.http.application import create_app  # noqa: PLC0415 - after this module is loaded
 
     SqliteLayer(FaultyDisk(Path.cwd() / SWITCH)).__enter__()

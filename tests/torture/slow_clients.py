@@ -1,6 +1,6 @@
-"""A flood of slow clients, in its own process: ``python -m tests.torture.slow_clients PORT KIND COUNT...``.
+"""Flood a server with slow clients: ``python -m tests.torture.slow_clients PORT KIND COUNT...``.
 
-Opens the connections, prints ``open``, and holds them until its standard input closes.
+Runs in a separate process. It opens the connections, prints ``open`` and holds them until its standard input closes.
 """
 
 import resource
@@ -21,7 +21,7 @@ FIRST_BYTES: dict[str, bytes] = {
 DRIP = {"slow-head": b"x", "slow-body": b"x"}
 DRIP_INTERVAL_SECONDS = 2.0
 CONNECTIONS_PER_SECOND = 2_000
-"""At a higher rate, connections would wait in the listen queue of the kernel, unseen by the service."""
+"""At a higher rate, connections would wait in the kernel's listen queue, where the service does not see them."""
 
 
 def connect(port: int, kind: str) -> socket.socket:
@@ -53,7 +53,7 @@ def main(port: int, counts: dict[str, int]) -> None:
 
 
 def for_each_open(connections: dict[socket.socket, bytes], action: Callable[[socket.socket], object]) -> None:
-    """Call the action with each connection; drop connections that the server has closed."""
+    """Call the action with each connection; forget connections that the server has closed."""
     for connection in list(connections):
         try:
             action(connection)

@@ -1,7 +1,7 @@
 """Disk faults, locked and damaged files: the service responds with 503 and recovers without a restart.
 
-A layer below SQLite in the real server injects the faults (`tests.torture.simulated_disk.FaultyDisk`). Tests that may
-mount a file system also use a real file system, full or read-only.
+A layer below SQLite in the real server injects the faults (`tests.torture.simulated_disk.FaultyDisk`). If mounting
+is permitted, some tests also use a real file system that is full or read-only.
 """
 
 import os
@@ -41,15 +41,16 @@ from tests.e2e.server import Server
 from tests.torture import simulated_disk
 from tests.torture.conftest import Report, ShortOrFull
 
-ENVIRON = {"MLAPI_PASSWORDS__SCHEME": "fernet"}  # fast
+ENVIRON = {"MLAPI_PASSWORDS__SCHEME": "fernet"}  # the fast scheme
 RESPONSE_LIMIT_SECONDS = 10.0
 RECOVERY_LIMIT_SECONDS = 2.0
-"""From the end of a fault to the first successful change."""
+"""Maximum time from the end of a fault to the first successful change."""
 CLIENTS = 5
 """One client checks readiness, one uses a token, the others change users."""
 
 needs_layer = pytest.mark.skipif(
-    simulated_disk.find_obstacle() is not None, reason=f"DISK FAULTS ARE NOT TESTED: {simulated_disk.find_obstacle()}"
+    simulated_disk.get_unsupported_reason() is not None,
+    reason=f"DISK FAULTS ARE NOT TESTED: {simulated_disk.get_unsupported_reason()}",
 )
 
 
@@ -63,15 +64,15 @@ class Response:
 
 
 class Load:
-    """Clients that send one request after another during the block."""
+    """Clients that send requests continuously during the block."""
 
     def __init__(self, server: Server) -> None:
         self.base, self.prefix = server.base, secrets.token_hex(4)
         self.responses: list[Response] = []
         self.acknowledged: dict[int, bool] = {}
-        """The flag of each user, from the last acknowledged change."""
+        """Whether each user is enabled, according to the last acknowledged change."""
         self.unresolved: set[int] = set()
-        """Users with an unacknowledged last change."""
+        """Ids of the users whose last change was not acknowledged."""
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._run, args=(number,)) for number in range(CLIENTS)]
 
@@ -152,7 +153,7 @@ def read_users(folder: Path) -> dict[int, bool]:
 
 
 def wait_until(condition: Callable[[], bool]) -> float:
-    """Wait for a condition or until the time limit; return the seconds."""
+    """Wait until the condition is true or the time limit is reached; return the elapsed seconds."""
     begin = time.monotonic()
     while not condition() and time.monotonic() - begin < RESPONSE_LIMIT_SECONDS:
         time.sleep(0.01)
@@ -161,7 +162,7 @@ def wait_until(condition: Callable[[], bool]) -> float:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """One server for all faults, never restarted."""
+    """One server for all faults. It is never restarted."""
     server = Server(
         tmp_path_factory.mktemp("faulty"), ENVIRON, "--factory", app="tests.torture.simulated_disk:create_faulty_app"
     )
@@ -173,7 +174,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @attrs.frozen
 class Outage:
-    """Observations of the clients during and after a fault: statuses by kind of request, and durations."""
+    """The clients' observations: statuses during a fault by kind of request, slowest response, time to recover."""
 
     change: set[int]
     read: set[int]
@@ -184,7 +185,7 @@ class Outage:
 
 
 def observe_outage(server: Server, begin: Callable[[], object], end: Callable[[], object], seconds: float) -> Outage:
-    """Run clients before, during and after a fault; check the promises that hold for every fault."""
+    """Run clients before, during and after a fault; check the guarantees that hold for every fault."""
     with Load(server) as load:
         time.sleep(0.2)
         begin()
@@ -251,7 +252,7 @@ def test_disk_fault_rejects_changes_until_it_ends(
 
 
 def replace_file(file: Path, text: str) -> None:
-    """Replace a file atomically: the server reads it before every access to the disk."""
+    """Replace a file atomically: the server reads it before every disk access."""
     draft = file.with_suffix(".new")
     draft.write_text(text)
     draft.replace(file)
@@ -302,7 +303,7 @@ def test_locked_file_rejects_changes_and_serves_reads(
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 MiB, if the test may mount one."""
+    """A 16 MiB file system. Skips the test if mounting is not permitted."""
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
@@ -338,7 +339,7 @@ def test_full_file_system_rejects_changes_until_it_has_space(
     assert outage.recovery_seconds < RECOVERY_LIMIT_SECONDS
 
 
-def test_start_on_read_only_file_system_recovers(small_disk: Path) -> None:
+def test_service_started_on_read_only_disk_recovers(small_disk: Path) -> None:
     with open_users(make_settings(small_disk)) as users:
         ada = users.register(**registration_body("ada"))
     remount(small_disk, "ro")
@@ -378,12 +379,12 @@ def can_register(server: Server, name: str) -> bool:
 # --- damaged files
 
 
-def damage(file: Path, chance: random.Random) -> None:
-    """Overwrite all but the first page."""
+def damage(file: Path, rng: random.Random) -> None:
+    """Overwrite all pages except the first with random bytes."""
     size = file.stat().st_size
     with file.open("r+b") as stream:
         stream.seek(4096)
-        stream.write(chance.randbytes(size - 4096))
+        stream.write(rng.randbytes(size - 4096))
 
 
 def restore(copy: Path, folder: Path) -> None:
@@ -414,8 +415,8 @@ def test_damaged_file_is_reported_until_a_copy_is_restored(
         )
         return {response.status_code for response in responses}
 
-    with Server(tmp_path, ENVIRON) as server:  # it starts, as it does with any unavailable database
-        before_start = statuses(server)
+    with Server(tmp_path, ENVIRON) as server:  # starts even though the database is unavailable
+        before_restore = statuses(server)
         results = [CliRunner().invoke(main, command) for command in (["doctor"], ["db", "check"])]
         restore(Path("copy"), tmp_path)
         first_recovery = wait_until(lambda: can_register(server, "ada"))
@@ -428,7 +429,7 @@ def test_damaged_file_is_reported_until_a_copy_is_restored(
         restore(Path("copy"), tmp_path)
         second_recovery = wait_until(lambda: can_register(server, "grace"))
 
-    assert before_start == {503}
+    assert before_restore == {503}
     assert set().union(*while_running) <= {200, 201, 401, 404, 409, 503}
     assert 503 in set().union(*while_running)
     assert [result.exit_code for result in results] == [3, 3]
@@ -441,16 +442,16 @@ def test_damaged_file_is_reported_until_a_copy_is_restored(
 
 
 @pytest.mark.parametrize(
-    "damage",
+    "assignment",
     ["created_datetime = 'c4n4ry'", "email = CAST(x'63346e347279ff' AS TEXT)"],
     ids=["invalid time", "invalid UTF-8"],
 )
-def test_malformed_value_is_unavailable_and_not_repeated(damage: str, sqlite_database: Database) -> None:
+def test_malformed_value_is_reported_without_its_content(assignment: str, sqlite_database: Database) -> None:
     repository = SqliteUserRepository(sqlite_database)
     user = Users(repository, PlainCipher()).register(**registration_body("ada"))
     with sqlite_database.writing() as connection:
-        connection.exec_driver_sql(f"UPDATE users SET {damage}")
-    repository.find_principals([UserId(user.id + 1)])  # opens the connection of the non-blocking reads
+        connection.exec_driver_sql(f"UPDATE users SET {assignment}")
+    repository.find_principals([UserId(user.id + 1)])  # opens the connection for non-blocking reads
 
     for read in (
         lambda: repository.get(user.id),
@@ -466,15 +467,17 @@ def test_malformed_value_is_unavailable_and_not_repeated(damage: str, sqlite_dat
 def test_programming_error_is_not_reported_as_database_damage() -> None:
     database = Database(database_url("postgresql://host/database"))
 
-    with pytest.raises(ValueError, match="ours"), database._translating_errors():
-        raise ValueError("ours")
+    with pytest.raises(ValueError, match="a bug"), database._translating_errors():
+        raise ValueError("a bug")
     database.close()
 
 
 @pytest.mark.parametrize("fault", ["full", "sync"])
-def test_leftover_write_ahead_log_is_checkpointed_first(fault: str, sqlite_database: Database, sqlite_url: URL) -> None:
-    with sqlite_database.writing() as connection:  # keeps the write-ahead log
-        connection.exec_driver_sql("CREATE TABLE left (by TEXT)")
+def test_leftover_write_ahead_log_is_checkpointed_on_open(
+    fault: str, sqlite_database: Database, sqlite_url: URL
+) -> None:
+    with sqlite_database.writing() as connection:  # the open connection keeps the write-ahead log
+        connection.exec_driver_sql("CREATE TABLE leftover (name TEXT)")
     copy = Path(str(sqlite_url.database)).with_name("copy")
     copy.mkdir()
     for end in ("", "-wal"):
@@ -495,7 +498,7 @@ def test_leftover_write_ahead_log_is_checkpointed_first(fault: str, sqlite_datab
     with simulated_disk.SqliteLayer(Failing()), Database(url) as database:
         rows = None
         with suppress(RepositoryUnavailableError), database.reading() as connection:
-            rows = connection.exec_driver_sql("SELECT * FROM left").all()
+            rows = connection.exec_driver_sql("SELECT * FROM leftover").all()
 
     with Database(url) as database, database.reading():
         log_bytes = (copy / "mlapi.db-wal").stat().st_size
@@ -534,10 +537,10 @@ def test_fifo_is_rejected_as_secrets_file(tmp_path: Path) -> None:
 def test_truncated_metrics_files_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import prometheus_client  # noqa: F401, PLC0415 - first, so that this process writes nothing there
+    import prometheus_client  # noqa: F401, PLC0415 - before the variable is set: this process must write no files
 
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    (tmp_path / "counter_1.db").write_bytes(b"")  # created by another process, but not yet filled
+    (tmp_path / "counter_1.db").write_bytes(b"")  # created by another process, but still empty
     (tmp_path / "histogram_2.db").write_bytes((1000).to_bytes(8, "little"))
     program = "from mlapi.entrypoints.http.metrics import Metrics; Metrics().count_request('live', 'GET', 200, 0.1)"
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -30,7 +30,7 @@ def count_descriptors(pid: int) -> int:
 
 
 class TogglingClients:
-    """Clients that toggle one user each during the block, and the duration of each request."""
+    """Clients that each toggle one user during the block and measure every request."""
 
     def __init__(self, server: MlapiServer, clients: int = 4) -> None:
         self._server = server
@@ -62,13 +62,13 @@ class TogglingClients:
 
     @property
     def p99_ms(self) -> float:
-        """Return the 99th percentile of the durations."""
+        """Return the 99th percentile of the request durations."""
         return sorted(self.seconds)[math.ceil(len(self.seconds) * 0.99) - 1] * 1000
 
 
 @contextmanager
 def flood(server: MlapiServer, **counts: int) -> Iterator[None]:
-    """Hold this many connections of each kind during the block, from another process."""
+    """Hold open the given number of connections of each kind during the block, from another process."""
     arguments = [word for kind, count in counts.items() for word in (kind.replace("_", "-"), str(count))]
     command = [sys.executable, "-m", "tests.torture.slow_clients", str(server.port), *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
@@ -86,7 +86,7 @@ def server(tmp_path: Path) -> Iterator[MlapiServer]:
         yield server
 
 
-def test_slow_connections_block_no_requests_and_are_closed(
+def test_slow_connections_are_closed_without_blocking_others(
     server: MlapiServer, short_or_full: ShortOrFull, report: Report
 ) -> None:
     each = short_or_full(75, 2_000)
@@ -177,8 +177,8 @@ def test_worker_recovers_from_running_out_of_descriptors(server: MlapiServer, re
     existing.close()
 
     report(
-        f"file descriptors: {used} of {limit} used while 200 clients connect; an existing connection is served, a new"
-        f" one {recovery_seconds:.2f} s after the clients disconnected"
+        f"file descriptors: {used} of {limit} used while 200 clients connect; an existing connection is still"
+        f" served, a new one is served {recovery_seconds:.2f} s after the clients disconnect"
     )
     assert used >= limit - 2
     assert toggled == 200

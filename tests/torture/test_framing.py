@@ -1,7 +1,7 @@
 """Request framing: the server rejects ambiguous or broken requests, and no request can smuggle another one.
 
-Requests come from this machine, which may manage users in local mode. If a parser wrongly takes part of a request for
-a ``DELETE``, against RFC 9112, a user is removed and the test fails.
+The requests come from loopback, so local mode allows them to manage users. If a parser violates RFC 9112 and mistakes
+part of a request for a ``DELETE``, a user is removed and the test fails.
 """
 
 import random
@@ -25,15 +25,15 @@ from tests.e2e.server import MlapiServer, Server
 from tests.torture.conftest import Report, ShortOrFull
 
 SILENCE_SECONDS = 0.3
-"""A server that keeps a connection open and is silent for this long has sent everything."""
+"""If the server keeps a connection open but sends nothing for this long, its response is complete."""
 CLIENTS = 24
 _STATUS = re.compile(rb"HTTP/1\.[01] ([0-9]{3}) ")
 
 VICTIM = b"<victim>"
 SMUGGLED = b"DELETE /remove-user/" + VICTIM + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
-"""A ``DELETE`` inside another request. The victim's id is padded to six digits, for a fixed length."""
-DIGITS = 6
-LENGTH = len(SMUGGLED) - len(VICTIM) + DIGITS
+"""A ``DELETE`` to hide in another request. The victim's id is padded to six digits, so the length is constant."""
+ID_DIGITS = 6
+LENGTH = len(SMUGGLED) - len(VICTIM) + ID_DIGITS
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -55,7 +55,7 @@ ENCODINGS = {
     "a space before the colon": b"Transfer-Encoding : chunked",
     "a tab": b"Transfer-Encoding:\tchunked",
     "two spaces": b"Transfer-Encoding:  chunked",
-    "a space after": b"Transfer-Encoding: chunked ",
+    "a trailing space": b"Transfer-Encoding: chunked ",
     "a vertical tab": b"Transfer-Encoding: \x0bchunked",
     "a NUL": b"Transfer-Encoding: chunked\0",
     "a bare CR": b"Transfer-Encoding: \rchunked",
@@ -64,10 +64,10 @@ ENCODINGS = {
     "capitals": b"Transfer-Encoding: CHUNKED",
     "quoted": b'Transfer-Encoding: "chunked"',
     "twice": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-    "two that differ": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
-    "chunked twice in one": b"Transfer-Encoding: chunked, chunked",
-    "chunked is not last": b"Transfer-Encoding: chunked, identity",
-    "gzip before": b"Transfer-Encoding: gzip, chunked",
+    "two different ones": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+    "chunked twice in one header": b"Transfer-Encoding: chunked, chunked",
+    "chunked before identity": b"Transfer-Encoding: chunked, identity",
+    "gzip before chunked": b"Transfer-Encoding: gzip, chunked",
     "xchunked": b"Transfer-Encoding: xchunked",
     "identity": b"Transfer-Encoding: identity",
     "empty": b"Transfer-Encoding:",
@@ -80,7 +80,7 @@ LENGTHS = {
     "negative": "-1",
     "hexadecimal": hex(LENGTH),
     "with a plus": f"+{LENGTH}",
-    "a space within": "6 5",
+    "a space inside": "6 5",
     "empty": "",
     "a fraction": f"{LENGTH}.0",
     "huge": "9" * 30,
@@ -97,14 +97,14 @@ UPGRADE_PROTOCOLS = {"websocket": b"websocket", "h2c": b"h2c", "anything": b"any
 BODY = b"5\r\nhello\r\n"
 CHUNKS = {
     "junk after the size": b"5zz\r\nhello\r\n0\r\n\r\n",
-    "a prefix": b"0x5\r\nhello\r\n0\r\n\r\n",
+    "an 0x prefix": b"0x5\r\nhello\r\n0\r\n\r\n",
     "negative": b"-5\r\nhello\r\n0\r\n\r\n",
     "a plus": b"+5\r\nhello\r\n0\r\n\r\n",
     "a space before": b" 5\r\nhello\r\n0\r\n\r\n",
     "an underscore": b"5_\r\nhello\r\n0\r\n\r\n",
     "bare LFs": b"5\nhello\n0\n\n",
     "a bare CR": b"5\rhello\r\n0\r\n\r\n",
-    "no end of the chunk": b"5\r\nhello0\r\n\r\n",
+    "no line break after the data": b"5\r\nhello0\r\n\r\n",
     "a size that is too large": b"6\r\nhello\r\n0\r\n\r\n",
     "a size that is too small": b"4\r\nhello\r\n0\r\n\r\n",
     "no size": b"\r\nhello\r\n0\r\n\r\n",
@@ -123,7 +123,7 @@ SMUGGLING: dict[str, bytes] = {
     **{f"a length, {name}": post(length(value), body=SMUGGLED) for name, value in LENGTHS.items()},
     "two lengths, the first is 0": post(length(0), length(LENGTH), body=SMUGGLED),
     "two lengths, the second is 0": post(length(LENGTH), length(0), body=SMUGGLED),
-    "two lengths that are the same": post(length(LENGTH), length(LENGTH), body=SMUGGLED),
+    "two equal lengths": post(length(LENGTH), length(LENGTH), body=SMUGGLED),
     **{
         f"chunks with {name}": post(b"Transfer-Encoding: chunked", body=body + SMUGGLED)
         for name, body in CHUNKS.items()
@@ -131,7 +131,7 @@ SMUGGLING: dict[str, bytes] = {
     "the data of a chunk": post(
         b"Transfer-Encoding: chunked", body=b"%x\r\n" % LENGTH + SMUGGLED + b"\r\n" + LAST_CHUNK
     ),
-    "an extension of a chunk": post(
+    "a chunk extension": post(
         b"Transfer-Encoding: chunked", body=b"5;" + SMUGGLED[:-4] + b"=1\r\nhello\r\n" + LAST_CHUNK
     ),
     "trailers": post(b"Transfer-Encoding: chunked", body=BODY + b"0\r\n" + SMUGGLED),
@@ -139,7 +139,7 @@ SMUGGLING: dict[str, bytes] = {
     "an encoding after a bare LF": post(b"X: y\nTransfer-Encoding: chunked", body=LAST_CHUNK + SMUGGLED),
     "the body of a GET": get(length(LENGTH)) + SMUGGLED,
     "the body of a DELETE": get(length(LENGTH), start=b"DELETE /remove-user/999999999 HTTP/1.1") + SMUGGLED,
-    "a body with a rejected type": get(
+    "a body with an unsupported content type": get(
         b"Content-Type: text/plain", length(LENGTH), start=b"POST /register-user HTTP/1.1"
     )
     + SMUGGLED,
@@ -168,11 +168,11 @@ SMUGGLING: dict[str, bytes] = {
     "HTTP/1.0 with an encoding": post(
         b"Transfer-Encoding: chunked", b"Connection: keep-alive", body=LAST_CHUNK + SMUGGLED
     ).replace(b"HTTP/1.1", b"HTTP/1.0", 1),
-    "the preface of HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SMUGGLED,
+    "an HTTP/2 preface": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + SMUGGLED,
     "a TLS greeting": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + SMUGGLED,
     "HTTP/0.9": b"GET /users\r\n" + SMUGGLED,
 }
-"""Requests that contain the bytes of a ``DELETE`` request in another part."""
+"""Requests that contain the bytes of a ``DELETE`` request somewhere else."""
 
 UNUSUAL: dict[str, bytes] = {
     **{f"an encoding, {name}": post(line, body=LAST_CHUNK) for name, line in ENCODINGS.items()},
@@ -197,13 +197,13 @@ UNUSUAL: dict[str, bytes] = {
     "Latin-1 in a name": get(b"X\xff: y"),
     "Latin-1 in the method": get(start=b"G\xcbT /health/live HTTP/1.1"),
     "an absolute target": get(start=b"GET http://localhost/health/live HTTP/1.1"),
-    "an absolute target of another host": get(start=b"GET http://evil.example/users HTTP/1.1"),
+    "an absolute target with another host": get(start=b"GET http://evil.example/users HTTP/1.1"),
     "an absolute target with a bad port": get(start=b"GET http://localhost:99999999/users HTTP/1.1"),
-    "an authority for a target": get(start=b"GET localhost:80 HTTP/1.1"),
+    "an authority as the target": get(start=b"GET localhost:80 HTTP/1.1"),
     "CONNECT": get(start=b"CONNECT localhost:80 HTTP/1.1"),
-    "an asterisk": get(start=b"OPTIONS * HTTP/1.1"),
+    "OPTIONS of an asterisk": get(start=b"OPTIONS * HTTP/1.1"),
     "GET of an asterisk": get(start=b"GET * HTTP/1.1"),
-    "a query for a target": get(start=b"GET ?x HTTP/1.1"),
+    "a query as the target": get(start=b"GET ?x HTTP/1.1"),
     "a fragment": get(start=b"GET /health/live#/x HTTP/1.1"),
     "no slash": get(start=b"GET users HTTP/1.1"),
     "two slashes": get(start=b"GET //users HTTP/1.1"),
@@ -216,8 +216,8 @@ UNUSUAL: dict[str, bytes] = {
     "a leading space": b" " + get(),
     "leading empty lines": b"\r\n\r\n" + get(),
     "no host": get(start=b"GET /users HTTP/1.1", host=None),
-    "two hosts": get(b"Host: localhost", start=b"GET /users HTTP/1.1"),
-    "two hosts that differ": get(b"Host: evil.example", start=b"GET /users HTTP/1.1"),
+    "two equal hosts": get(b"Host: localhost", start=b"GET /users HTTP/1.1"),
+    "two different hosts": get(b"Host: evil.example", start=b"GET /users HTTP/1.1"),
     "an empty host": get(start=b"GET /users HTTP/1.1", host=b"Host:"),
     "a space before a colon": get(host=b"Host : localhost"),
     "no colon": get(b"X"),
@@ -239,11 +239,12 @@ UNUSUAL: dict[str, bytes] = {
     "a long target": get(start=b"GET /" + b"y" * 200_000 + b" HTTP/1.1"),
     "headers named by Connection": get(b"Connection: close, Host"),
 }
-"""Requests that the server must reject or interpret literally."""
+"""Unusual requests that the server must either reject or take literally."""
 
-LENIENT = {"uvicorn, h11": {"an encoding after a bare LF", "trailers with a bare LF at the end"}}
-"""Known smuggling by parser. h11 ends a line at a bare LF, which RFC 9112, 2.2 allows, and a proxy may not do so.
-Do not use h11 behind a proxy. ``mlapi serve`` and uvicorn as installed with mlapi use httptools."""
+KNOWN_SMUGGLING = {"uvicorn, h11": {"an encoding after a bare LF", "trailers with a bare LF at the end"}}
+"""Cases of smuggling that are known to succeed, by parser. h11 ends a line at a bare LF, which RFC 9112, section 2.2
+allows; a proxy might not. Do not use h11 behind a proxy. ``mlapi serve`` uses httptools, and so does uvicorn by default
+if it is installed with mlapi."""
 
 
 @attrs.frozen
@@ -272,14 +273,14 @@ def server(parser: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Se
     with kind(tmp_path_factory.mktemp("framing"), {"MLAPI_PASSWORDS__SCHEME": "fernet"}, *options) as server:
         yield server
         assert " 500 " not in server.log
-        # After garbage behind a request, uvicorn with h11 fails to send the response.
+        # If garbage follows a request, uvicorn with h11 fails to send the response.
         assert parser == "uvicorn, h11" or "Traceback" not in server.log
 
 
-def exchange(server: Server, request: bytes, *, victim: int = 0, cut: bool = False) -> Response:
-    """Send bytes, with a pause at each ``<pause>``, and read until the server closes or is silent."""
+def exchange(server: Server, request: bytes, *, victim: int = 0, disconnect: bool = False) -> Response:
+    """Send bytes, with a pause at each ``<pause>``; read until the server closes the connection or falls silent."""
     text, closed = b"", False
-    pieces = request.replace(VICTIM, str(victim).zfill(DIGITS).encode()).split(b"<pause>")
+    pieces = request.replace(VICTIM, str(victim).zfill(ID_DIGITS).encode()).split(b"<pause>")
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as connection:
         try:
             for number, piece in enumerate(pieces):
@@ -288,7 +289,7 @@ def exchange(server: Server, request: bytes, *, victim: int = 0, cut: bool = Fal
                     text += _read(connection)
                 connection.settimeout(10)
                 connection.sendall(piece)
-            if cut:
+            if disconnect:
                 return Response([], closed=True, text=b"")
             connection.settimeout(SILENCE_SECONDS)
             while chunk := connection.recv(65536):
@@ -348,7 +349,7 @@ def test_no_request_is_smuggled_inside_another(server: Server, parser: str, repo
 
     after = list_users(server)
     removed = {name for name, victim in zip(SMUGGLING, victims, strict=True) if victim not in after}
-    assert removed <= LENIENT.get(parser, set())
+    assert removed <= KNOWN_SMUGGLING.get(parser, set())
     assert {user_id: name for user_id, name in before.items() if name not in removed} == {
         user_id: name for user_id, name in after.items() if name in SMUGGLING
     }
@@ -366,7 +367,7 @@ def test_unusual_request_is_rejected_or_taken_literally(server: Server, parser: 
         name: response.statuses
         for name, response in responses.items()
         if not set(response.statuses[:1]) <= {200, 400, 403, 404, 405, 413, 415, 422, 431, 501}
-        or not set(response.statuses[1:]) <= {400}  # for bytes that are not a request
+        or not set(response.statuses[1:]) <= {400}  # for bytes after the request
     } == {}
     assert list_users(server) == before
     assert is_alive(server)
@@ -407,7 +408,7 @@ def test_connection_is_closed_after_an_upgrade_request(server: Server) -> None:
     assert b"connection: close" in response.text.lower()
 
 
-def test_body_with_an_upgrade_is_rejected_with_advice(server: Server) -> None:
+def test_upgrade_request_with_a_body_is_rejected(server: Server) -> None:
     body = b'{"username":"upgraded","password":"x","email":"a@example.com"}'
 
     response = exchange(server, post(b"Connection: Upgrade", b"Upgrade: h2c", length(len(body)), body=body))
@@ -417,7 +418,7 @@ def test_body_with_an_upgrade_is_rejected_with_advice(server: Server) -> None:
     assert "upgraded" not in list_users(server).values()
 
 
-def test_continue_is_sent_once_when_expected(server: Server) -> None:
+def test_expect_continue_gets_one_100_response(server: Server) -> None:
     body = b'{"username":"expected","password":"x","email":"a@example.com"}'
 
     response = exchange(server, post(length(len(body)), b"Expect: 100-continue") + b"<pause>" + body)
@@ -433,7 +434,7 @@ def test_request_cut_off_at_any_byte_changes_nothing(
     step = short_or_full(13, 1)
 
     with ThreadPoolExecutor(CLIENTS) as pool:
-        list(pool.map(lambda end: exchange(server, request[:end], cut=True), range(0, len(request), step)))
+        list(pool.map(lambda end: exchange(server, request[:end], disconnect=True), range(0, len(request), step)))
 
     assert is_alive(server)
     assert "cut" not in list_users(server).values()
@@ -470,9 +471,9 @@ def test_damaged_framing_never_breaks_the_server(
     server: Server, parser: str, short_or_full: ShortOrFull, report: Report
 ) -> None:
     count = short_or_full(60, 3_000)
-    chance = random.Random(f"framing {parser}")
+    rng = random.Random(f"framing {parser}")
     cases = [case for case in (*SMUGGLING.values(), *UNUSUAL.values()) if len(case) < 5_000]
-    mutations = [mutate(chance, chance.choice(cases)) for _ in range(count)]
+    mutations = [mutate(rng, rng.choice(cases)) for _ in range(count)]
 
     responses = exchange_all(server, mutations)
 
@@ -485,19 +486,19 @@ def is_server_error(response: Response) -> bool:
     return max(response.statuses, default=0) >= 500
 
 
-def mutate(chance: random.Random, request: bytes) -> bytes:
+def mutate(rng: random.Random, request: bytes) -> bytes:
     data = bytearray(request)
-    for _ in range(chance.choice([1, 1, 2, 5])):
-        index = chance.randrange(len(data) + 1)
-        match chance.randrange(9):
+    for _ in range(rng.choice([1, 1, 2, 5])):
+        index = rng.randrange(len(data) + 1)
+        match rng.randrange(9):
             case 0 | 1:
-                data[index : index + 1] = bytes([chance.randrange(256)])
+                data[index : index + 1] = bytes([rng.randrange(256)])
             case 2 | 3:
-                data[index:index] = chance.choice([b"\r", b"\n", b"\r\n", b"\0", b" ", b"\t", b":", b"0", b"\r\n\r\n"])
+                data[index:index] = rng.choice([b"\r", b"\n", b"\r\n", b"\0", b" ", b"\t", b":", b"0", b"\r\n\r\n"])
             case 4 | 5:
-                del data[index : index + chance.randrange(1, 8)]
+                del data[index : index + rng.randrange(1, 8)]
             case 6 | 7:
-                data[index:index] = data[index : index + chance.randrange(1, 40)]
+                data[index:index] = data[index : index + rng.randrange(1, 40)]
             case _:
                 del data[index:]
     return bytes(data)
@@ -520,7 +521,7 @@ def test_ambiguous_framing_reaches_no_endpoint() -> None:
         headers={"connection": "upgrade", "upgrade": "h2c"},
     )
 
-    assert chunked.status_code == 201  # a single header defines the end
+    assert chunked.status_code == 201  # only one header defines the length
     assert (upgraded.status_code, upgraded.headers["connection"]) == (400, "close")
     assert upgraded.content == ambiguous_framing().body
     assert http.get("/users").json()["users"] == []
@@ -565,5 +566,5 @@ LENGTH_CASES: list[tuple[list[tuple[bytes, bytes]], bool]] = [
 
 
 @pytest.mark.parametrize(("headers", "is_unambiguous"), LENGTH_CASES)
-def test_framing_is_unambiguous_with_a_single_header(headers: list[tuple[bytes, bytes]], is_unambiguous: bool) -> None:
+def test_ambiguous_framing_is_detected(headers: list[tuple[bytes, bytes]], is_unambiguous: bool) -> None:
     assert has_ambiguous_framing(headers) is not is_unambiguous

@@ -1,4 +1,4 @@
-"""Hostile input: responses are as documented, rejected requests change nothing, no secret is repeated."""
+"""Hostile input: responses are as documented, rejected requests change nothing, secrets are never repeated."""
 
 import asyncio
 import json
@@ -45,21 +45,21 @@ from tests.torture.fuzzing import CANARY, PASSWORD, Fuzzer, Knowledge, Request
 
 ADMIN_TOKEN = f"{CANARY}-admin-token-for-tests"
 VICTIM_COUNT = 3
-"""Users that always exist, with a token and an API key each."""
+"""Number of users that always exist, each with a token and an API key."""
 MAX_USERS = 20
-"""When there are more users, those that the fuzzer registered are removed."""
+"""If there are more users, those that the fuzzer registered are removed."""
 REJECTED_STATUSES = {400, 401, 403, 404, 405, 409, 413, 415, 422, 429}
-"""The documented statuses, without 5xx, because nothing is unavailable in these tests."""
-OPEN_PATHS = {
+"""The documented error statuses, except 5xx: nothing is unavailable in these tests."""
+OPERATIONS_WITHOUT_ADMIN = {
     operation.path for operation in OPERATIONS if not operation.callers.needs_admin and not operation.path_parameters
 }
-OPEN_TO_ALL_PATHS = {*OPEN_PATHS, "/register-user", "/openapi.json", "/docs"}
+PATHS_WITHOUT_ADMIN = {*OPERATIONS_WITHOUT_ADMIN, "/register-user", "/openapi.json", "/docs"}
 
 
 class Target:
     """The application over one repository, in token and local mode, with everything that an attacker may know."""
 
-    def __init__(self, repository: UserRepository, rows: Callable[[], object]) -> None:
+    def __init__(self, repository: UserRepository, read_rows: Callable[[], object]) -> None:
         self.users = Users(repository, FernetCipher([KEY], SALT))
         self.tokens = JwtTokenIssuer([b"k" * 32], lifetime=timedelta(hours=1), issuer="mlapi", audience="mlapi")
         authenticator, guard = (
@@ -75,7 +75,7 @@ class Target:
         self.credentials: list[str] = []
         self._api_keys: dict[str, str] = {}
         """API keys by key id."""
-        self._read = rows
+        self._read_rows = read_rows
         self.restore()
 
     def make_knowledge(self, mode: AdminPolicy) -> Knowledge:
@@ -112,11 +112,11 @@ class Target:
         self.key_ids[:] = keys
         tokens = [self.tokens.issue(users.get(victim.id)).token for victim in victims]
         self.credentials[:] = [*tokens, *(self._api_keys[key] for key in keys)]
-        users.repository.audit.purge(before=utc_now(), limit=100_000)  # or pages with audit entries become slower
-        self.rows = self._read()
+        users.repository.audit.purge(before=utc_now(), limit=100_000)  # otherwise pages with audit entries get slower
+        self.rows = self._read_rows()
 
     def is_unchanged(self) -> bool:
-        return self._read() == self.rows
+        return self._read_rows() == self.rows
 
     def close(self) -> None:
         for app in self.apps:
@@ -135,7 +135,7 @@ class Response:
 
 
 async def call_app(app: Any, request: Request, pieces: int) -> Response | None:
-    """Call the application as a server does; return None if it sends nothing, which is allowed after a disconnect."""
+    """Call the application like a server; return None if it sends nothing, which is allowed after a disconnect."""
     size = max(1, -(-len(request.body) // max(1, pieces)))
     chunks = [request.body[begin : begin + size] for begin in range(0, len(request.body), size)] or [b""]
     incoming: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
@@ -233,13 +233,13 @@ def test_fuzzed_requests_are_handled_as_documented(
     target: Target = request.getfixturevalue(f"{kind}_target")
     count = short_or_full(*REQUEST_COUNTS[kind])
     fuzzers = [Fuzzer(f"{kind} {number}", target.make_knowledge(mode)) for number, mode in enumerate(target.modes)]
-    chance, statuses = random.Random(kind), Counter[int]()
+    rng, statuses = random.Random(kind), Counter[int]()
 
     async def send_requests() -> None:
         for number in range(count):
             mode = number % 3 // 2  # token mode twice as often
-            fuzzed = fuzzers[mode].request()
-            response = await call_app(target.apps[mode], fuzzed, chance.choice([0, 1, 1, 1, 1, 1, 2, 9]))
+            fuzzed = fuzzers[mode].make_request()
+            response = await call_app(target.apps[mode], fuzzed, rng.choice([0, 1, 1, 1, 1, 1, 2, 9]))
             if response is None:
                 assert target.is_unchanged(), fuzzed
                 continue
@@ -279,10 +279,12 @@ def find_violation(  # noqa: PLR0911 - one return for each rule
         body = json.loads(response.body)
         if not body["message"] or (response.status == 422) != ("errors" in body):
             return "an error response without a reason"
-    if response.status < 300 and path in OPEN_PATHS and path.startswith("/users/me"):
+    if response.status < 300 and path in OPERATIONS_WITHOUT_ADMIN and path.startswith("/users/me"):
         return None if bearer_credential(fuzzed) in target.credentials else "accepted without a credential"
-    is_open = path in OPEN_TO_ALL_PATHS or path.startswith(("/token_status/", "/docs/", "/health/")) or is_console
-    if response.status < 300 and is_in_token_mode and not is_open and bearer_credential(fuzzed) != ADMIN_TOKEN:
+    needs_no_admin = (
+        path in PATHS_WITHOUT_ADMIN or path.startswith(("/token_status/", "/docs/", "/health/")) or is_console
+    )
+    if response.status < 300 and is_in_token_mode and not needs_no_admin and bearer_credential(fuzzed) != ADMIN_TOKEN:
         return "an admin operation without the admin token"
     return None
 
@@ -339,7 +341,7 @@ def test_server_survives_fuzzed_requests(
 def iter_requests(seed: str, knowledge: Knowledge, count: int) -> Iterator[Request]:
     fuzzer = Fuzzer(seed, knowledge)
     for _ in range(count):
-        yield fuzzer.request()
+        yield fuzzer.make_request()
 
 
 def make_knowledge(server: Server) -> Knowledge:
@@ -366,7 +368,7 @@ def make_knowledge(server: Server) -> Knowledge:
 
 
 def send_all(server: Server, requests_to_send: Sequence[Request]) -> list[int]:
-    """Send each request on its own connection; return the statuses, 0 for a connection closed without a response."""
+    """Send each request on its own connection; return the statuses, or 0 where there was no response."""
     statuses = []
     for fuzzed in requests_to_send:
         text = server.send_raw(fuzzed.to_bytes())
@@ -374,12 +376,12 @@ def send_all(server: Server, requests_to_send: Sequence[Request]) -> list[int]:
     return statuses
 
 
-def test_server_matches_its_openapi_description_at_length(
+def test_server_matches_openapi_for_many_random_requests(
     url: URL, tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
     examples = short_or_full(0, 100)
     if not examples:
-        pytest.skip("the short form is tests/e2e/test_openapi.py")
+        pytest.skip("tests/e2e/test_openapi.py is the short form of this test")
 
     result = run_schemathesis(url, tmp_path, examples)
 
@@ -398,7 +400,7 @@ def test_server_matches_its_openapi_description_at_length(
 def generate_names(seed: str, count: int) -> Iterator[str]:
     fuzzer = Fuzzer(seed, Knowledge(user_ids=[], credentials=[], key_ids=[], admin_token="", cookie="", csrf_token=""))
     for _ in range(count):
-        yield fuzzer.name()
+        yield fuzzer.make_name()
 
 
 def test_canonical_form_of_every_character_is_stable() -> None:
@@ -414,7 +416,7 @@ def test_canonical_form_of_names_is_stable(short_or_full: ShortOrFull, report: R
     unstable = [name for name in generate_names("canonical", count) if not is_stable(name)]
 
     assert unstable == []
-    report(f"usernames: {count} and every single character; the canonical form of a canonical form is always itself")
+    report(f"usernames: the canonical form is stable for {count} names and for every single character")
 
 
 def is_stable(name: str) -> bool:
@@ -462,13 +464,13 @@ def test_every_spelling_of_a_taken_name_finds_its_user(
 
     assert repository.count() == len(owners)
     report(
-        f"usernames, {url.get_backend_name()}: {batch * batches} valid ones made {len(owners)} users, each found by"
-        f" every spelling and never created twice; {rejected} invalid ones were rejected"
+        f"usernames, {url.get_backend_name()}: {batch * batches} valid names created {len(owners)} users, each found by"
+        f" every spelling and never created twice; {rejected} invalid names were rejected"
     )
 
 
 def make_spellings(name: str) -> list[str]:
-    """Return other spellings of a name that mean the same user."""
+    """Return other spellings of a name that identify the same user."""
     forms = [unicodedata.normalize(form, name) for form in ("NFC", "NFD", "NFKC", "NFKD")]
     spellings = []
     for form in {name, fold(name), *forms}:

@@ -66,7 +66,7 @@ def run_clients(clients: Sequence[Client], port: int) -> Iterator[None]:
 
 
 def check_database(clients: Sequence[Client], url: URL) -> int:
-    """Compare all users with the records of the clients; return how many unacknowledged requests were applied."""
+    """Compare all users with the clients' records; return how many unacknowledged requests were applied."""
     stored = stored_users(url)
     applied = sum(client.resolve(stored) for client in clients)
     assert stored == expected_users(clients)
@@ -111,7 +111,7 @@ def test_killed_service_loses_no_acknowledged_change(
     assert audited_actions(durable_url) == expected_actions(clients)
     assert max(recovery_seconds) < short_or_full(15, 2)  # the short form shares the processor with other tests
     report(
-        f"{'SQLite' if is_sqlite else 'PostgreSQL'}: service killed {kills} times (with 1 and 2 workers in turn): "
+        f"{'SQLite' if is_sqlite else 'PostgreSQL'}: service killed {kills} times (alternately with 1 and 2 workers): "
         + summarize(clients, recovery_seconds, unresolved=unresolved, applied=applied)
     )
 

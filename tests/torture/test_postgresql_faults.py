@@ -1,4 +1,4 @@
-"""PostgreSQL faults under load: the service responds with 503 in time, loses nothing and recovers without a restart."""
+"""PostgreSQL faults under load: the service quickly responds with 503, loses nothing and recovers without a restart."""
 
 import shutil
 import signal
@@ -30,13 +30,13 @@ from tests.torture.retrying_clients import RESPONSE_LIMIT_SECONDS, Load, load, s
 
 CLIENTS = 6
 RECOVERY_LIMIT_SECONDS = 2.0
-"""From the end of a fault to the first successful change."""
+"""Maximum time from the end of a fault to the first successful change."""
 MAY_BE_DONE = "Service unavailable, try again: this may have been done already"
 
 
 @pytest.fixture(scope="module")
 def service(postgres: PostgresServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[URL, MlapiServer]]:
-    """One service for all faults, never restarted, and its database."""
+    """A database URL, and one service for all faults. The service is never restarted."""
     with postgres.new_database() as url, serving(url, tmp_path_factory.mktemp("service")) as server:
         yield url, server
 
@@ -48,9 +48,9 @@ def url(service: tuple[URL, MlapiServer]) -> URL:
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
-    """A file system of 32 MiB with a folder for PostgreSQL, if the test may mount one."""
+    """A 32 MiB file system with a folder for PostgreSQL. Skips the test if mounting is not permitted."""
     with tempfile.TemporaryDirectory(prefix="mlapi-small-disk-") as folder:
-        Path(folder).chmod(0o755)  # PostgreSQL runs under another account
+        Path(folder).chmod(0o755)  # PostgreSQL runs as another user
         mount = ["mount", "-t", "tmpfs", "-o", "size=32m,mode=755", "tmpfs", folder]
         if subprocess.run(mount, capture_output=True, check=False).returncode != 0:
             pytest.skip("not tested on a full disk: mounting a file system needs root")
@@ -76,8 +76,8 @@ class FaultInjection:
 
         Args:
             name: description of the fault, and prefix of the usernames.
-            fault: begins and ends the fault.
-            count: how often to inject it.
+            fault: function that starts and ends the fault.
+            count: how many times to inject it.
         """
         recovery_seconds = []
         with load(self._server.port, CLIENTS, name) as clients:
@@ -185,7 +185,7 @@ def test_service_recovers_when_the_server_is_writable_again(
     inject("read-only", make_read_only, short_or_full(1, 10))
 
 
-def test_service_recovers_from_a_full_disk_of_the_server(
+def test_service_recovers_from_a_full_postgresql_disk(
     postgres: PostgresServer, small_disk: Path, tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
     ballast = small_disk / "ballast"
@@ -238,7 +238,7 @@ def test_retry_after_a_lost_commit_response_finds_the_change(
     with serving(postgres_url.set(port=proxy.port), tmp_path) as server, requests.Session() as session:
 
         def send_twice(method: str, path: str, body: object = None) -> tuple[requests.Response, requests.Response]:
-            """Send a request while the connection breaks at the commit, then send it again."""
+            """Send a request, break the database connection at its commit, then send the request again."""
             proxy.break_next_commit()
             first = session.request(method, server.base + path, json=body, timeout=15)
             return first, session.request(method, server.base + path, json=body, timeout=15)
@@ -271,7 +271,7 @@ def test_retry_after_a_lost_commit_response_finds_the_change(
     )
 
 
-def test_connection_lost_while_committing_may_be_done(
+def test_commit_on_a_lost_connection_may_have_been_applied(
     proxy: "CommitInterruptingProxy", postgres_database: Database, postgres_url: URL
 ) -> None:
     with Database(postgres_url.set(port=proxy.port)) as database:
@@ -288,7 +288,7 @@ def test_connection_lost_while_committing_may_be_done(
         assert repository.apply([registration("ada")]) == [UserExistsError(ada.id)]
 
 
-def test_commit_that_the_server_rejects_is_not_applied(postgres_database: Database) -> None:
+def test_commit_rejected_by_the_server_is_not_applied(postgres_database: Database) -> None:
     with postgres_database.writing() as connection:
         connection.exec_driver_sql(
             "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'no'; END $$;"
@@ -322,7 +322,7 @@ def test_interrupted_wait_for_a_standby_is_not_acknowledged(
     name, error = failures[0]
     assert error == RepositoryUnavailableError(reason, may_be_done=True)
     user = repository.find(canonical_username(name))
-    assert user is not None  # stored here, though possibly not on a standby
+    assert user is not None  # stored on this server, but perhaps not on a standby
     assert repository.apply([registration(name)]) == [UserExistsError(user.id)]
 
 
@@ -400,9 +400,9 @@ def catch_unavailable(
 def waiting_for_standby(
     postgres: PostgresServer, repository: SqlUserRepository
 ) -> Iterator[list[tuple[str, RepositoryUnavailableError]]]:
-    """Register users until a commit waits for a standby; yield the list that will hold the name and the error.
+    """Register users until a commit waits for a standby; yield a list that will contain its username and error.
 
-    The block must end the wait.
+    The block must end the wait, for example by cancelling the commit.
     """
     failures: list[tuple[str, RepositoryUnavailableError]] = []
 
@@ -416,9 +416,9 @@ def waiting_for_standby(
 
     committing = threading.Thread(target=register)
     committing.start()
-    until = time.monotonic() + 30
+    deadline = time.monotonic() + 30
     while not postgres.execute("SELECT 1 FROM pg_stat_activity WHERE wait_event = 'SyncRep'"):
-        assert time.monotonic() < until, "no commit waits for a standby"
+        assert time.monotonic() < deadline, "no commit waits for a standby"
         time.sleep(0.01)
     yield failures
     committing.join(10)
@@ -426,7 +426,7 @@ def waiting_for_standby(
 
 @contextmanager
 def setting(postgres: PostgresServer, name: str, value: str) -> Iterator[None]:
-    """Change a setting of the whole server, including open sessions, during the block."""
+    """Change a server-wide setting during the block, also for open sessions."""
     postgres.execute(f"ALTER SYSTEM SET {name} = '{value}'")
     postgres.execute("SELECT pg_reload_conf()")
     try:
@@ -476,12 +476,12 @@ class CommitInterruptingProxy:
     ) -> None:
         with source:
             with suppress(OSError):
-                while receive := source.recv(65536):
-                    if is_from_client and self._break.is_set() and receive.startswith(b"Q") and b"COMMIT\0" in receive:
+                while data := source.recv(65536):
+                    if is_from_client and self._break.is_set() and data.startswith(b"Q") and b"COMMIT\0" in data:
                         self._break.clear()
                         breaking.set()
                     elif not is_from_client and breaking.is_set():
                         break  # drop the confirmation of the commit
-                    target.sendall(receive)
+                    target.sendall(data)
             with suppress(OSError):
                 target.shutdown(socket.SHUT_RDWR)

@@ -1,7 +1,7 @@
 """Power loss at any moment: no acknowledged change is lost.
 
-A recorder below the real code logs every write and every fsync. From this log, the tests build the states that a disk
-may have after a power loss at many points, open each one and compare it with the changes acknowledged by then.
+A recorder between the real code and the disk logs every write and fsync. From this log, the tests build states that the
+disk may be in after a power loss at many points, open each state and compare it with the changes acknowledged by then.
 """
 
 import asyncio
@@ -36,18 +36,19 @@ from tests.torture import simulated_disk
 from tests.torture.conftest import Report, ShortOrFull
 
 pytestmark = pytest.mark.skipif(
-    simulated_disk.find_obstacle() is not None, reason=f"POWER LOSS IS NOT TESTED: {simulated_disk.find_obstacle()}"
+    simulated_disk.get_unsupported_reason() is not None,
+    reason=f"POWER LOSS IS NOT TESTED: {simulated_disk.get_unsupported_reason()}",
 )
 
 CLIENTS = 6
-WAL_PAGES = 40  # SQLite checkpoints a write-ahead log of this size: many times in a run
-START_EVERY = 40  # one in so many states also starts the service
+WAL_PAGES = 40  # SQLite checkpoints the write-ahead log at this size, many times in a run
+STATES_PER_START = 40  # the service is started on one state in 40
 
 PASSWORDS = ("difference engine", "analytical engine")
 
 Row = tuple[Any, ...]
 Rows = dict[str, Row]
-"""Rows of one client: users by username, API keys by key id."""
+"""One client's rows: users by username, API keys by key id."""
 
 
 # --- the recorded work
@@ -68,7 +69,7 @@ class Acknowledgement:
 
 @attrs.define
 class Client:
-    """Makes one change after another, and keeps the expected rows after each."""
+    """Makes one change at a time and records the rows expected after each."""
 
     number: int
     disk: simulated_disk.Recorder
@@ -80,7 +81,7 @@ class Client:
         self.disk.mark(Acknowledgement(self.number, len(self.history) - 1))
 
     def expected(self, done: int) -> tuple[Rows, Rows]:
-        """Return the rows after ``done`` changes, and the rows if the next change, in flight, was applied too."""
+        """Return the rows after ``done`` changes, and the rows if the change in flight was applied too."""
         return self.history[done], self.history[min(done + 1, len(self.history) - 1)]
 
     async def work(self, users: Users, apply: Callable[[Command], Any], prefix: str, rounds: int) -> None:
@@ -111,7 +112,7 @@ def make_key_row(key: ApiKey) -> Row:
 
 
 def run_service(folder: Path, disk: simulated_disk.Recorder, clients: list[Client], prefix: str, rounds: int) -> None:
-    """Run the service once, from start to stop, with all clients at the same time."""
+    """Run the service once, from startup to shutdown, with all clients concurrently."""
     with open_service(make_settings(folder)) as service:
         batcher = CommandBatcher(service.users.repository)
 
@@ -125,12 +126,12 @@ def run_service(folder: Path, disk: simulated_disk.Recorder, clients: list[Clien
 
 
 def first_start(folder: Path, disk: simulated_disk.Recorder, clients: list[Client], rounds: int) -> None:
-    for life in range(2):
-        run_service(folder, disk, clients, f"life{life}", rounds)
+    for run in range(2):
+        run_service(folder, disk, clients, f"run{run}", rounds)
 
 
 def older_schema(folder: Path, disk: simulated_disk.Recorder, clients: list[Client], rounds: int) -> None:
-    """Upgrade a database at the first revision, with a user that an older mlapi acknowledged."""
+    """Upgrade a database from the first schema revision, with a user that an older mlapi acknowledged."""
     secrets = folder / "secrets.yml"
     create_secrets_file(secrets)
     tree = read_yaml(secrets)
@@ -138,7 +139,7 @@ def older_schema(folder: Path, disk: simulated_disk.Recorder, clients: list[Clie
         upgrade(database, "0001")
         password = FernetCipher([tree["key"]], tree["salt"]).encrypt("difference engine").value
         now = datetime.now(UTC).isoformat(" ", "microseconds")[:26]
-        row = (1, "life0-0-first", password, "first@example.com", True, now, "0" * 16)
+        row = (1, "run0-0-first", password, "first@example.com", True, now, "0" * 16)
         with database.writing() as connection:
             connection.execute(
                 text(
@@ -148,7 +149,7 @@ def older_schema(folder: Path, disk: simulated_disk.Recorder, clients: list[Clie
                 dict(zip("abcdefg", row, strict=True)),
             )
         clients[0].record(**{row[1]: row})
-    run_service(folder, disk, clients, "life0", rounds)
+    run_service(folder, disk, clients, "run0", rounds)
 
 
 @contextmanager
@@ -181,10 +182,10 @@ def record_disk(work: Work, folder: Path, rounds: int, *pragmas: str) -> tuple[s
 # --- the states after a power loss
 
 
-def choose_crash_points(disk: simulated_disk.Recorder, count: int, chance: random.Random) -> list[int]:
-    """Return random points of the log. A third are among the first events, where the first start creates its files."""
+def choose_crash_points(disk: simulated_disk.Recorder, count: int, rng: random.Random) -> list[int]:
+    """Return random points in the log. A third are among the first events, when the first start creates its files."""
     first, last = disk.first, len(disk.events)
-    return sorted(chance.randint(first, last if number % 3 else min(last, first + 120)) for number in range(count))
+    return sorted(rng.randint(first, last if number % 3 else min(last, first + 120)) for number in range(count))
 
 
 def find_losses(
@@ -199,12 +200,12 @@ def find_losses(
         audit_entries: minimum number of audit entries.
     """
     write_files(files, folder)
-    find_obstacle = {"mlapi.db", "secrets.yml"} - files.keys()
-    if find_obstacle and (audit_entries or any(must for must, _ in expected)):
-        return [f"{name} does not exist" for name in sorted(find_obstacle)]
+    missing_files = {"mlapi.db", "secrets.yml"} - files.keys()
+    if missing_files and (audit_entries or any(must for must, _ in expected)):
+        return [f"{name} does not exist" for name in sorted(missing_files)]
     with closing(sqlite3.connect(folder / "mlapi.db", isolation_level=None)) as connection:
         try:
-            connection.execute("PRAGMA synchronous = OFF")  # faster: nothing is written that must survive
+            connection.execute("PRAGMA synchronous = OFF")  # faster, and nothing written here must survive
             damage = [line for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
             return [
                 *damage,
@@ -272,7 +273,7 @@ def make_cipher(tree: Mapping[str, Any]) -> FernetCipher:
 
 
 def start_service(folder: Path) -> None:
-    """Start the service on a state, check its passwords and register a user."""
+    """Start the service on a state, check the stored passwords and register a user."""
     with open_service(make_settings(folder)) as service:
         cipher = service.users.cipher
         assert all(
@@ -292,7 +293,7 @@ class Results:
     damaged: list[tuple[int, list[str]]] = attrs.field(factory=list)
 
 
-def after_power_losses(
+def check_power_losses(
     disk: simulated_disk.Recorder,
     clients: list[Client],
     folder: Path,
@@ -301,26 +302,26 @@ def after_power_losses(
     *,
     starts: bool = True,
 ) -> Results:
-    """Check ``count`` states.
+    """Check ``count`` random states of the disk.
 
     Args:
-        disk: the recorded events.
-        clients: with their expected rows.
+        disk: the recorder, with its events.
+        clients: the clients, with their expected rows.
         folder: where to write the states.
         count: number of states.
-        before: audit entries that no client caused; negative if some changes have no entry.
+        before: number of audit entries that no client caused; negative if some changes have no entry.
         starts: whether to start the service on some of the states.
     """
-    chance, results = random.Random(len(disk.events)), Results()
+    rng, results = random.Random(len(disk.events)), Results()
     simulated = simulated_disk.Disk(disk.events)
-    for point in choose_crash_points(disk, count, chance):
+    for point in choose_crash_points(disk, count, rng):
         simulated.run(point)
         done = Counter({mark.client: mark.changes for mark in simulated.marks})
         expected = [client.expected(done[client.number]) for client in clients]
-        losses = find_losses(folder, simulated.after_power_loss(chance), expected, max(0, done.total() + before))
+        losses = find_losses(folder, simulated.after_power_loss(rng), expected, max(0, done.total() + before))
         if losses:
             results.damaged.append((point, losses))
-        elif starts and results.states % START_EVERY == 0:
+        elif starts and results.states % STATES_PER_START == 0:
             start_service(folder)
             results.starts += 1
         results.states += 1
@@ -333,7 +334,7 @@ def test_power_loss_loses_no_acknowledged_change(
 ) -> None:
     disk, clients = record_disk(work, tmp_path / "recorded", short_or_full(3, 12))
 
-    results = after_power_losses(
+    results = check_power_losses(
         disk, clients, tmp_path / "state", short_or_full(150, 10_000), -1 if work is older_schema else 0
     )
 
@@ -350,7 +351,7 @@ def test_power_loss_loses_no_acknowledged_change(
 def test_power_loss_without_fsync_at_commit_is_detected(tmp_path: Path, report: Report) -> None:
     disk, clients = record_disk(first_start, tmp_path / "recorded", 3, "synchronous = NORMAL")
 
-    results = after_power_losses(disk, clients, tmp_path / "state", 100, starts=False)
+    results = check_power_losses(disk, clients, tmp_path / "state", 100, starts=False)
 
     report(
         f"power loss (first start, synchronous=NORMAL): {len(results.damaged)} of {results.states} states have a loss"
@@ -365,7 +366,7 @@ def test_power_loss_without_folder_sync_is_detected(tmp_path: Path) -> None:
         for event in disk.events
     ]
 
-    results = after_power_losses(disk, clients, tmp_path / "state", 100, starts=False)
+    results = check_power_losses(disk, clients, tmp_path / "state", 100, starts=False)
 
     assert {"mlapi.db does not exist", "secrets.yml does not exist"} <= {
         line for _, lines in results.damaged for line in lines
@@ -376,12 +377,12 @@ def test_second_power_loss_loses_no_acknowledged_change(
     tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
     disk, _ = record_disk(first_start, tmp_path / "recorded", 2)
-    chance, results, first_losses = random.Random(2), Results(), short_or_full(3, 50)
+    rng, results, first_losses = random.Random(2), Results(), short_or_full(3, 50)
 
     simulated = simulated_disk.Disk(disk.events)
-    for point in choose_crash_points(disk, first_losses, chance):
+    for point in choose_crash_points(disk, first_losses, rng):
         simulated.run(point)
-        files = simulated.after_power_loss(chance)
+        files = simulated.after_power_loss(rng)
         write_files(files, tmp_path / "first state")
         with closing(sqlite3.connect(tmp_path / "first state" / "mlapi.db")) as connection:
             stored = Stored.read(connection)
@@ -390,7 +391,7 @@ def test_second_power_loss_loses_no_acknowledged_change(
         clients = [Client(number, again, [rows]) for number, rows in enumerate(stored.rows)]
         with with_pragmas(f"wal_autocheckpoint = {WAL_PAGES}"), again.recording():
             run_service(again.folder, again, clients, "again", 1)
-        more = after_power_losses(again, clients, tmp_path / "state", short_or_full(15, 100), stored.audit_entries)
+        more = check_power_losses(again, clients, tmp_path / "state", short_or_full(15, 100), stored.audit_entries)
         results.states += more.states
         results.starts += more.starts
         results.damaged += more.damaged
@@ -405,29 +406,29 @@ def test_second_power_loss_loses_no_acknowledged_change(
 def test_power_loss_after_failed_fsync_loses_no_later_change(
     tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
-    chance, folder, failed = random.Random(4), tmp_path / "recorded", 0
+    rng, folder, failed = random.Random(4), tmp_path / "recorded", 0
     folder.mkdir()
-    disk = simulated_disk.Recorder(folder, sync_fails=lambda: chance.random() < 0.2)
+    disk = simulated_disk.Recorder(folder, sync_fails=lambda: rng.random() < 0.2)
 
     with with_pragmas(f"wal_autocheckpoint = {WAL_PAGES}"), disk.recording():
-        for life in range(short_or_full(2, 5)):
+        for run in range(short_or_full(2, 5)):
             with open_service(make_settings(folder)) as service:
                 for number in range(40):
-                    name = f"life{life}-0-{number}"
+                    name = f"run{run}-0-{number}"
                     try:
                         user = service.users.register(
                             username=name, password="difference engine", email="a@example.com"
                         )
                     except RepositoryUnavailableError:
-                        failed += 1  # the change may still be applied
+                        failed += 1  # the change may have been applied anyway
                     else:
                         disk.mark(make_row(user))
 
     simulated, states = simulated_disk.Disk(disk.events), short_or_full(100, 3_000)
     recovered_states, losses, damaged_before = 0, list[str](), 0
-    for point in choose_crash_points(disk, states, chance):
+    for point in choose_crash_points(disk, states, rng):
         simulated.run(point)
-        write_files(simulated.after_power_loss(chance), tmp_path / "state")
+        write_files(simulated.after_power_loss(rng), tmp_path / "state")
         found = find_lost_rows(tmp_path / "state", simulated.marks)
         if is_recovered(disk.events[:point]):
             recovered_states += 1
@@ -446,8 +447,8 @@ def test_power_loss_after_failed_fsync_loses_no_later_change(
 def is_recovered(events: list[simulated_disk.Event]) -> bool:
     """Return whether a change was acknowledged since the last failed fsync.
 
-    Before that, no program can help: the kernel marks the pages that it failed to write as clean, SQLite reads them
-    from memory, and a power loss during the next checkpoint can damage the file.
+    Until then, no program can prevent a loss: the kernel marks pages that it failed to write as clean, SQLite reads
+    them from memory, and a power loss during the next checkpoint can damage the file.
     """
     last = next(
         event
@@ -486,14 +487,14 @@ def test_new_key_is_durable_before_it_encrypts_a_password(tmp_path: Path) -> Non
     with disk.recording(), open_service(make_settings(tmp_path)) as service:
 
         def before_folder_sync() -> None:
-            """Register a user after the new secrets file is in place and before its name is durable."""
-            disk.before_folder_sync = lambda: None  # type: ignore[method-assign]  # only once
-            assert not service.users.cipher.matches("difference engine", EncryptedPassword("encrypted with no key"))
-            user = service.users.register(username="life0-0-0", password="difference engine", email="a@example.com")
+            """Register a user when the new secrets file is in place but its name is not yet durable."""
+            disk.before_folder_sync = lambda: None  # type: ignore[method-assign]  # run only once
+            assert not service.users.cipher.matches("difference engine", EncryptedPassword("unreadable"))
+            user = service.users.register(username="run0-0-0", password="difference engine", email="a@example.com")
             clients[0] = Client(0, disk, [{user.username: make_row(user)}])
             disk.mark(IN_USE)
 
-        disk.before_folder_sync = before_folder_sync  # type: ignore[method-assign]  # hook of the test
+        disk.before_folder_sync = before_folder_sync  # type: ignore[method-assign]  # test hook
         update_secrets_file(tmp_path / "secrets.yml", lambda tree: {**tree, "key": [new_key(), tree["key"]]})
 
     losses = [
@@ -508,11 +509,11 @@ def test_new_secrets_file_is_durable_before_it_is_used(tmp_path: Path) -> None:
     read: list[Mapping[str, Any]] = []
 
     def before_folder_sync() -> None:
-        disk.before_folder_sync = lambda: None  # type: ignore[method-assign]  # only once
+        disk.before_folder_sync = lambda: None  # type: ignore[method-assign]  # run only once
         read.append(read_yaml(tmp_path / "secrets.yml"))
         disk.mark(IN_USE)
 
-    disk.before_folder_sync = before_folder_sync  # type: ignore[method-assign]  # hook of the test
+    disk.before_folder_sync = before_folder_sync  # type: ignore[method-assign]  # test hook
     with disk.recording():
         create_secrets_file(tmp_path / "secrets.yml")
 

@@ -18,7 +18,7 @@ CLIENTS = 8
 
 
 class Client(threading.Thread):
-    """Toggles a user on one connection and opens another one only when the server closes it, as HTTP libraries do."""
+    """Toggles a user on one connection. Like HTTP libraries, it opens another only when the server closes the first."""
 
     def __init__(self, port: int, number: int, stop: threading.Event) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Client(threading.Thread):
                 self.connections += 1
             flag = self.statuses.total() % 2
             try:
-                # Without retries, so that every request that the server drops is counted.
+                # No retries, so that every dropped request is counted.
                 connection.request("PUT", f"/toggle-user-permission/{self._number + 1}/{flag}")
                 response = connection.getresponse()
                 response.read()
@@ -97,7 +97,7 @@ def test_graceful_restart_under_load_loses_no_request(
 
 
 def wait_for_workers(server: MlapiServer, count: int) -> set[int]:
-    """Wait until the server has exactly this many workers, all started; return their process ids."""
+    """Wait until exactly this many workers exist and all have started; return their process ids."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         workers = server.workers
@@ -106,7 +106,7 @@ def wait_for_workers(server: MlapiServer, count: int) -> set[int]:
         if len(workers) == count and started == log.count("Started server process"):
             return workers
         time.sleep(0.05)
-    raise AssertionError(f"there are not {count} workers:\n{server.log[-2000:]}")
+    raise AssertionError(f"the server does not have {count} workers:\n{server.log[-2000:]}")
 
 
 def register(server: MlapiServer, number: int) -> None:
@@ -116,7 +116,7 @@ def register(server: MlapiServer, number: int) -> None:
     connection.close()
 
 
-def test_stop_under_load_answers_accepted_requests(tmp_path: Path) -> None:
+def test_shutdown_under_load_answers_accepted_requests(tmp_path: Path) -> None:
     stop = threading.Event()
     with MlapiServer(tmp_path, {"MLAPI_PASSWORDS__SCHEME": "fernet"}, "--workers", "2", "--no-access-log") as server:
         for number in range(CLIENTS):

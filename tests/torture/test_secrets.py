@@ -1,4 +1,4 @@
-"""Wrong secrets, damaged passwords, interrupted rotations and a clock that jumps: no user gains or loses access."""
+"""Wrong secrets, damaged passwords, interrupted rotations and clock changes: no user gains or loses access."""
 
 import base64
 import logging
@@ -66,16 +66,16 @@ def register(users: Users) -> None:
         users.register(username=name, password=password, email="ada@example.com")
 
 
-def find_able_users(service: Service, passwords: dict[str, str] = PASSWORDS) -> set[str]:
-    """Return the usernames that can log in."""
-    able_users = set()
+def find_working_logins(service: Service, passwords: dict[str, str] = PASSWORDS) -> set[str]:
+    """Return the names of the users who can log in."""
+    working_logins = set()
     for name, password in passwords.items():
         try:
             service.access.authenticator.log_in(username=name, password=password, address=name)
         except InvalidCredentialsError:
             continue
-        able_users.add(name)
-    return able_users
+        working_logins.add(name)
+    return working_logins
 
 
 def read_secrets(folder: Path, kind: str) -> list[str]:
@@ -131,23 +131,23 @@ def test_commands_reject_wrong_secrets(
 # --- damaged passwords
 
 
-def damage(chance: random.Random, value: str) -> str:
-    """Return a stored password with an error that a disk, a program or a person could have caused."""
+def damage(rng: random.Random, value: str) -> str:
+    """Return a stored password with damage that a disk, a program or a person could cause."""
     token, tag, rest = value.partition("|")
-    index = chance.randrange(len(value))
-    flipped = chr(ord(value[index]) ^ (1 << chance.randrange(7))).replace("\0", "\x01")
-    return chance.choice(
+    index = rng.randrange(len(value))
+    flipped = chr(ord(value[index]) ^ (1 << rng.randrange(7))).replace("\0", "\x01")
+    return rng.choice(
         [
             value[:index] + flipped + value[index + 1 :],
             value[:index],
             "",
             value[index:],
             value + value,
-            chance.choice(["é", "\ud7ff", "|", "="]) + value,
+            rng.choice(["é", "\ud7ff", "|", "="]) + value,
             token[:-4] + tag + rest,
             token.swapcase() + tag + rest,
             Fernet(OLDER_KEY).encrypt(b"c4n4ry").decode() + tag + rest,
-            chance.choice(
+            rng.choice(
                 [
                     "$2b$12$R9h/cIPz0gi.URNNX3kh2OPST9/PgBkqquzi.Ss7KIUgO2t0jWMUW",
                     "$argon2id$v=19$m=65536,t=3,p=4$c29tZXNhbHQ$RdescudvJCsgt3ub+b2dBA",
@@ -180,13 +180,13 @@ def test_damaged_password_affects_only_its_user(
 ) -> None:
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", scheme)
     count = short_or_full(60, 3_000) if scheme == "fernet" else short_or_full(5, 200)
-    chance, tried = random.Random(scheme), 0
+    rng, tried = random.Random(scheme), 0
     with open_current_service() as service:
         users, cipher = service.users, service.users.cipher
         register(users)
         victim = users.get(service.users.find("user0").id)  # type: ignore[union-attr]  # registered above
         while tried < count:
-            value = damage(chance, victim.password.value)
+            value = damage(rng, victim.password.value)
             if decode(value) == decode(victim.password.value):
                 continue  # base64 ignores some changes, for example text after the padding
             tried += 1
@@ -194,15 +194,15 @@ def test_damaged_password_affects_only_its_user(
             users.apply(Reencrypt(user_id=victim.id, password=EncryptedPassword(value), replacing=stored))
             caplog.clear()
 
-            able_users = find_able_users(service, {"user0": PASSWORDS["user0"]})
+            working_logins = find_working_logins(service, {"user0": PASSWORDS["user0"]})
 
             lines = [record for record in caplog.records if record.levelno >= logging.WARNING]
-            assert (able_users, len(lines)) == (set(), 1), value
+            assert (working_logins, len(lines)) == (set(), 1), value
             assert "c4n4ry" not in caplog.text
             assert cipher.reencrypt(EncryptedPassword(value)) is None, value
-        assert find_able_users(service) == set(PASSWORDS) - {"user0"}
+        assert find_working_logins(service) == set(PASSWORDS) - {"user0"}
 
-    report(f"damaged passwords, {scheme}: {count} tried, 0 logins with them, one log line each; other users can log in")
+    report(f"damaged passwords, {scheme}: {count} tried, 0 of them allow a login, one log line each; others can log in")
 
 
 def test_damaged_password_is_reported_and_keeps_the_older_key(environ: dict[str, str], tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_damaged_password_is_reported_and_keeps_the_older_key(environ: dict[str,
     assert "1 stored passwords cannot be decrypted with any key" in (tmp_path / "command.log").read_text()
     assert len(read_secrets(tmp_path, "key")) == 2
     with open_current_service() as service:
-        assert find_able_users(service) == set(PASSWORDS) - {"user0"}
+        assert find_working_logins(service) == set(PASSWORDS) - {"user0"}
 
 
 # --- killed rotations
@@ -231,7 +231,7 @@ KILLED_COMMANDS: dict[str, list[list[str]]] = {
     "rotate --salt": [["keys", "rotate", "--salt"]],
     "prune": [["keys", "rotate"], ["keys", "rotate", "--tokens"], ["keys", "rotate", "--salt"], ["keys", "prune"]],
 }
-_MAX_STEPS = 1_000  # a rotation of four users has about sixty
+_MAX_STEPS = 1_000  # a rotation for four users takes about 60
 
 
 @pytest.mark.parametrize("name", KILLED_COMMANDS)
@@ -254,7 +254,7 @@ def test_killed_rotation_is_completed_by_the_next_run(
             token = service.access.authenticator.log_in(username="user0", password=PASSWORDS["user0"]).token
         code = run(tmp_path, environ, command, kill_at=step)
         with open_current_service() as service:
-            assert find_able_users(service) == set(PASSWORDS), step
+            assert find_working_logins(service) == set(PASSWORDS), step
             if name != "prune":
                 assert service.access.guard.check(token).username == "user0", step
         if code == 0:
@@ -263,17 +263,17 @@ def test_killed_rotation_is_completed_by_the_next_run(
         killed += 1
         assert run(tmp_path, environ, command) == 0
         with open_current_service() as service:
-            assert find_able_users(service) == set(PASSWORDS), step  # logging in also applies the newest salt
+            assert find_working_logins(service) == set(PASSWORDS), step  # logging in also applies the newest salt
         assert run(tmp_path, environ, ["keys", "prune"]) == 0
         assert [len(read_secrets(tmp_path, kind)) for kind in ("key", "salt")] == [1, 1], step
         with open_current_service() as service:
-            assert find_able_users(service) == set(PASSWORDS), step
+            assert find_working_logins(service) == set(PASSWORDS), step
 
     assert code == 0
     assert killed > 0
     report(
         f"keys {name}, {environ['MLAPI_DATABASE__URL'].partition(':')[0]}: killed at {killed} of its steps; every user"
-        " could log in after each, and the next run completed the rotation"
+        " could log in after each kill, and the next run completed the rotation"
     )
 
 
@@ -282,8 +282,8 @@ def test_service_keeps_working_while_rotations_are_killed(
 ) -> None:
     environ, kills = make_environ(url), short_or_full(0, 20)
     if not kills:
-        pytest.skip("only in make torture: tests/e2e/test_access.py kills one rotation in make test")
-    chance = random.Random("kills")
+        pytest.skip("runs only in make torture; the short form is in tests/e2e/test_access.py")
+    rng = random.Random("kills")
     passwords, statuses, done = dict(PASSWORDS), Counter[int](), threading.Event()
     with Server(tmp_path, environ) as server:
 
@@ -303,7 +303,7 @@ def test_service_keeps_working_while_rotations_are_killed(
             while not done.is_set():
                 number += 1
                 register_one(f"caller{caller}-{number}", f"c4n4ry {number}")
-                statuses[log_in(*chance.choice(list(PASSWORDS.items())))] += 1
+                statuses[log_in(*rng.choice(list(PASSWORDS.items())))] += 1
                 time.sleep(0.05)
 
         for name, password in PASSWORDS.items():
@@ -311,13 +311,13 @@ def test_service_keeps_working_while_rotations_are_killed(
         with ThreadPoolExecutor(2) as pool:
             callers = [pool.submit(load, caller) for caller in range(2)]
             for _ in range(kills):
-                code = run(tmp_path, environ, ["keys", "rotate"], kill_at=chance.randrange(70), in_flight_seconds=0.3)
+                code = run(tmp_path, environ, ["keys", "rotate"], kill_at=rng.randrange(70), in_flight_seconds=0.3)
                 assert code in {0, -signal.SIGKILL}
-                assert run(tmp_path, environ, ["keys", "rotate", "--tokens"], kill_at=chance.randrange(20)) in {
+                assert run(tmp_path, environ, ["keys", "rotate", "--tokens"], kill_at=rng.randrange(20)) in {
                     0,
                     -signal.SIGKILL,
                 }
-            # At least the second that the service takes to reload the keys; production waits ten.
+            # Wait longer than the second that the service takes to reload the keys. In production, it is ten seconds.
             exit_codes = [
                 run(tmp_path, environ, ["keys", "rotate"], in_flight_seconds=1.5),
                 run(tmp_path, environ, ["keys", "prune"]),
@@ -326,12 +326,12 @@ def test_service_keeps_working_while_rotations_are_killed(
             done.set()
             for caller in callers:
                 caller.result()
-        able_users = Counter(log_in(name, password) for name, password in passwords.items())
+        login_statuses = Counter(log_in(name, password) for name, password in passwords.items())
         log = server.log
 
     assert exit_codes == [0, 0]
     assert set(statuses) == {200, 201}
-    assert able_users == {200: len(passwords)}
+    assert login_statuses == {200: len(passwords)}
     assert len(read_secrets(tmp_path, "key")) == 1
     assert "c4n4ry" not in log
     report(
@@ -442,7 +442,7 @@ class CountingClient:
 
 @contextmanager
 def load(server: Server, users: Sequence[str]) -> Iterator[Counter[int]]:
-    """During the block, let each user log in, use the token, be disabled and be enabled, repeatedly."""
+    """During the block, repeatedly log in as each user, use the token, and disable and enable the user."""
     client, done = CountingClient(server), threading.Event()
     ids = {name: client.register_user(name) for name in users}
 
@@ -468,7 +468,7 @@ def load(server: Server, users: Sequence[str]) -> Iterator[Counter[int]]:
                 each.result()
 
 
-def test_clock_change_extends_no_credential(
+def test_clock_change_does_not_extend_credentials(
     shifted_server: tuple[Server, Callable[[float], None]], url: URL, report: Report
 ) -> None:
     server, shift_clock = shifted_server
@@ -505,8 +505,8 @@ def test_clock_change_extends_no_credential(
         record("enabled again", fresh=before)
     audit = client.call("GET", "/audit?limit=500", ADMIN_TOKEN).json()["entries"]
 
-    assert [answer.status_code for answer in guesses] == [401] * 20 + [429]
-    assert later_guess == 401  # by the new time, the window has ended
+    assert [response.status_code for response in guesses] == [401] * 20 + [429]
+    assert later_guess == 401  # the window has ended by the new time
     assert status_before == 200
     assert seen == {
         "at the start": [200, 200, 200, 200],
@@ -521,7 +521,7 @@ def test_clock_change_extends_no_credential(
             303,
         ],  # tokens from the future are valid, sessions from the future are not
         "disabled an hour before": [403, 403, 403, 403, 303],
-        "enabled again": [401, 200, 200, 401, 200],  # the tokens are revoked at any time
+        "enabled again": [401, 200, 200, 401, 200],  # tokens are revoked regardless of the clock
     }
     ids = [entry["audit_id"] for entry in audit]
     assert ids == sorted(ids, reverse=True)
@@ -535,7 +535,7 @@ def test_clock_change_extends_no_credential(
     )
 
 
-def test_clock_set_back_extends_login_limits_by_that_time(
+def test_setting_the_clock_back_extends_login_limits(
     shifted_server: tuple[Server, Callable[[float], None]],
 ) -> None:
     server, shift_clock = shifted_server
@@ -545,9 +545,9 @@ def test_clock_set_back_extends_login_limits_by_that_time(
         client.call("POST", "/token", body={"username": "eve", "password": "guess"})
     shift_clock(0)
 
-    refused = client.call("POST", "/token", body={"username": "eve", "password": "guess"})
+    rejected = client.call("POST", "/token", body={"username": "eve", "password": "guess"})
 
-    assert refused.status_code == 429
-    assert HOUR < int(refused.headers["Retry-After"]) <= HOUR + 60
+    assert rejected.status_code == 429
+    assert HOUR < int(rejected.headers["Retry-After"]) <= HOUR + 60
     shift_clock(HOUR + 61)
     assert client.call("POST", "/token", body={"username": "eve", "password": "guess"}).status_code == 401

@@ -1,4 +1,4 @@
-"""Many processes share one database: each sees the changes that any other acknowledged, at its next request."""
+"""Many processes share one database: each sees, on its next request, every change that another has acknowledged."""
 
 import random
 import threading
@@ -21,7 +21,7 @@ MODEL_WORKERS = 2
 WATCHERS = 4
 CONTENDERS = 4
 SHARED_NAMES = 20
-"""Usernames that all contenders change. Few, so that the batches of different workers lock the same rows."""
+"""Number of usernames that all contenders change: few, so that batches of different workers lock the same rows."""
 
 
 def process_ids(server: Server) -> set[int]:
@@ -39,7 +39,7 @@ def process_ids(server: Server) -> set[int]:
 
 
 def find_worker(connection: HTTPConnection, server: Server) -> int:
-    """Return the id of the process that serves a connection. It must have sent a response already."""
+    """Return the id of the process that serves a connection, on which it must have responded before."""
     ports = f":{server.port:04X}", f":{connection.sock.getsockname()[1]:04X}"
     for _ in range(100):  # the table may miss a row while other connections open and close
         for row in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:]):
@@ -82,7 +82,7 @@ def connect_to_each_worker(
 
 
 class Watcher:
-    """Disables and enables a user, each time through the next worker, and checks that all processes know.
+    """Disables and enables a user, each time through another worker, and checks that all processes see the change.
 
     Args:
         name: username.
@@ -91,11 +91,11 @@ class Watcher:
     """
 
     def __init__(self, name: str, services: Sequence[HTTPConnection], models: Sequence[HTTPConnection]) -> None:
-        self.counted: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
         self._name = name
         self._services = services
         self._models = models
-        self._turn = 0
+        self._calls = 0
         _, user = self._call_next_worker("POST", "/register-user", new_user(name))
         self._user_id = int(user["user_id"])
         _, api_key = self._call_next_worker("POST", f"/users/{self._user_id}/keys", {"name": "torture"})
@@ -114,18 +114,18 @@ class Watcher:
             self._token = self._log_in()
 
     def _call_next_worker(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, str | int]]:
-        self._turn += 1
-        return call(self._services[self._turn % len(self._services)], method, path, body)
+        self._calls += 1
+        return call(self._services[self._calls % len(self._services)], method, path, body)
 
     def _set_flag(self, flag: int) -> None:
         status, _ = self._call_next_worker("PUT", f"/toggle-user-permission/{self._user_id}/{flag}")
         assert status == 200
-        self.counted["toggles"] += 1
+        self.counts["toggles"] += 1
 
     def _log_in(self) -> str:
         status, token = self._call_next_worker("POST", "/token", {"username": self._name, "password": PASSWORD})
         assert status == 200
-        self.counted["logins"] += 1
+        self.counts["logins"] += 1
         return str(token["token"])
 
     def _statuses_from_all(self, *credentials: str) -> set[int]:
@@ -137,34 +137,34 @@ class Watcher:
             for connection in self._services:
                 send(connection, "GET", "/users/me", bearer=credential)
             statuses |= {receive(connection)[0] for connection in (*self._models, *self._services)}
-            self.counted["guarded requests"] += len(self._models) + len(self._services)
+            self.counts["guarded requests"] += len(self._models) + len(self._services)
         return statuses
 
     def _race(self, name: str) -> None:
-        """Register one name through all workers at the same time: exactly one must create it."""
+        """Register one name through all workers at the same time: exactly one must create the user."""
         for connection in self._services:
             send(connection, "POST", "/register-user", new_user(name))
         responses = [receive(connection) for connection in self._services]
         assert sorted(status for status, _ in responses) == [201, *[409] * (len(responses) - 1)]
         assert len({body["user_id"] for _, body in responses}) == 1
-        self.counted["races for a name"] += 1
+        self.counts["races for a name"] += 1
 
 
 def contend(servers: Sequence[Server], workers: int, number: int, stop: threading.Event) -> Counter[int]:
-    """Register, toggle and remove users that all contenders change; return how often each status was received."""
-    chance = random.Random(number)
+    """Register, toggle and remove users that all contenders change; return the number of responses by status."""
+    rng = random.Random(number)
     statuses: Counter[int] = Counter()
     ids = [0]  # no user has this id
     with connect_to_each_worker(servers, workers, connections_per_worker=2) as connections:
         while not stop.is_set():
             for connection in connections:
-                choice = chance.random()
+                choice = rng.random()
                 if choice < 0.3:
-                    send(connection, "POST", "/register-user", new_user(f"shared{chance.randrange(SHARED_NAMES)}"))
+                    send(connection, "POST", "/register-user", new_user(f"shared{rng.randrange(SHARED_NAMES)}"))
                 elif choice < 0.9:
-                    send(connection, "PUT", f"/toggle-user-permission/{chance.choice(ids)}/{chance.randrange(2)}")
+                    send(connection, "PUT", f"/toggle-user-permission/{rng.choice(ids)}/{rng.randrange(2)}")
                 else:
-                    send(connection, "DELETE", f"/remove-user/{chance.choice(ids)}")
+                    send(connection, "DELETE", f"/remove-user/{rng.choice(ids)}")
             for connection in connections:
                 status, body = receive(connection)
                 statuses[status] += 1
@@ -174,7 +174,7 @@ def contend(servers: Sequence[Server], workers: int, number: int, stop: threadin
 
 
 SETUPS = {"sqlite": [(1, 2), (1, 4)], "postgresql+psycopg": [(2, 2), (1, 2), (1, 4)]}
-"""Numbers of services and of workers in each. The short form runs only the first setup."""
+"""Number of services, and number of workers in each. The short form runs only the first setup."""
 
 
 def test_acknowledged_change_is_visible_to_every_process(
@@ -184,7 +184,7 @@ def test_acknowledged_change_is_visible_to_every_process(
     cycles = short_or_full(6, 250)
     for services, workers in setups[: short_or_full(1, len(setups))]:
         prefix = f"{services}x{workers}"
-        counted, statuses = run_setup(url, tmp_path, prefix, services=services, workers=workers, cycles=cycles)
+        counts, statuses = run_setup(url, tmp_path, prefix, services=services, workers=workers, cycles=cycles)
 
         assert set(statuses) <= {200, 201, 404, 409}
         assert {name for name in stored_users(url) if name.startswith(prefix)} == {
@@ -194,11 +194,11 @@ def test_acknowledged_change_is_visible_to_every_process(
         }
         report(
             f"{'SQLite' if url.drivername == 'sqlite' else 'PostgreSQL'}, {services} x {workers} workers of the service"
-            f" and {MODEL_WORKERS} of a model: {counted['toggles']:,} toggles, each visible to all processes at their"
-            f" next request: {counted['guarded requests']:,} guarded requests with tokens and API keys, 0 stale"
-            f" responses; {counted['logins']:,} logins; {counted['races for a name']:,} races of all workers for a"
+            f" and {MODEL_WORKERS} of a model: {counts['toggles']:,} toggles, each visible to all processes on their"
+            f" next request: {counts['guarded requests']:,} guarded requests with tokens and API keys, 0 stale"
+            f" responses; {counts['logins']:,} logins; {counts['races for a name']:,} races of all workers for a"
             f" username, one user created in each; {statuses.total():,} concurrent changes to {SHARED_NAMES} shared"
-            f" usernames, 0 5xx responses{deadlocks(url)}"
+            f" usernames, 0 5xx responses{describe_deadlocks(url)}"
         )
 
 
@@ -228,19 +228,19 @@ def run_setup(
             ):
                 watcher = Watcher(f"{prefix}-{number}", to_services, to_models)
                 watcher.watch(cycles)
-            return watcher.counted
+            return watcher.counts
 
         stop = threading.Event()
         contenders = [pool.submit(contend, servers, workers, number, stop) for number in range(CONTENDERS)]
         try:
-            counted = sum(pool.map(watch, range(WATCHERS)), Counter[str]())
+            counts = sum(pool.map(watch, range(WATCHERS)), Counter[str]())
         finally:
             stop.set()
-        return counted, sum((contender.result() for contender in contenders), Counter[int]())
+        return counts, sum((contender.result() for contender in contenders), Counter[int]())
 
 
-def deadlocks(url: URL) -> str:
-    """Describe how many deadlocks the server resolved. mlapi applies the batch that was rolled back again."""
+def describe_deadlocks(url: URL) -> str:
+    """Describe how many deadlocks the server resolved. mlapi retries a batch that was rolled back."""
     if url.drivername == "sqlite":
         return ""
     statement = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
