@@ -20,7 +20,7 @@ from tests.legacy_database import LEGACY, create_legacy_database, execute, snaps
 only_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 
 HEALTHY = [
-    "users table: mlapi's",
+    "users table: belongs to mlapi",
     f"schema: revision {HEAD}, newest {HEAD}",
     "users: 2",
     "problem: none",
@@ -117,7 +117,7 @@ def test_empty_database_needs_an_upgrade(url: URL) -> None:
 
     assert (result.exit_code, result.stderr) == (3, "")
     assert result.stdout.splitlines() == [
-        "users table: none",
+        "users table: does not exist",
         f"schema: revision none, newest {HEAD}",
         "users: 0",
         "problem: the schema is outdated: run `mlapi db upgrade`",
@@ -134,7 +134,7 @@ def test_legacy_database_needs_adoption(url: URL, monkeypatch: pytest.MonkeyPatc
 
     assert snapshot(url) == before
     assert with_other_secrets.stdout.splitlines() == [
-        "users table: the legacy app's",
+        "users table: belongs to the legacy app",
         f"schema: revision none, newest {HEAD}",
         "users: 10",
         "problem: the legacy app's users have not been adopted yet: run `mlapi db adopt`",

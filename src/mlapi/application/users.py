@@ -100,7 +100,7 @@ class Users:
         return self.apply(self.prepare_remove(user_id=user_id))
 
     def set_password(self, *, user_id: UserId, password: str) -> User:
-        """Replace a user's password without checking the current one, and revoke all their tokens. For managers.
+        """Replace a user's password without checking the current one, and revoke all their tokens. For admins.
 
         Raises:
             InvalidFieldsError: if the password breaks the policy.

@@ -111,7 +111,7 @@ class LoggingSettings:
 @attrs.frozen(kw_only=True)
 class MetricsSettings:
     open: bool = False
-    """True makes ``/metrics`` public. Otherwise, only managers can read it."""
+    """True makes ``/metrics`` public. Otherwise, only admins can read it."""
 
 
 @attrs.frozen(kw_only=True)

@@ -146,7 +146,7 @@ class ChangePassword:
     """Replace a user's password and revoke all tokens.
 
     ``replacing`` is the stored password that the user's current password was checked against. The command is rejected
-    if a different one is stored by now: a manager may have replaced a stolen password, and the thief must not be able
+    if a different one is stored by now: an admin may have replaced a stolen password, and the thief must not be able
     to replace it again. None skips this check.
     """
 

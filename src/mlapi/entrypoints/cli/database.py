@@ -25,10 +25,10 @@ _OPTIONS: dict[Choice, str] = {
     "lock_passwordless": "--lock-passwordless",
 }
 _OWNERS = {
-    "mlapi": "mlapi's",
-    "legacy": "the legacy app's",
-    "other": "another program's",
-    "empty": "none",
+    "mlapi": "belongs to mlapi",
+    "legacy": "belongs to the legacy app",
+    "other": "belongs to another program",
+    "empty": "does not exist",
 }
 
 

@@ -69,8 +69,8 @@ def run_checks() -> Iterator[Check]:
         except ConfigurationError as error:
             yield Check("configuration", "problem", str(error))
             return
-    source = str(config) if config.exists() else "no config.yml"
-    yield Check("configuration", "ok", f"{source} and the environment; profile {settings.profile}")
+    sources = f"{config} and environment variables" if config.exists() else "environment variables only, no config.yml"
+    yield Check("configuration", "ok", f"read from {sources}; profile {settings.profile}")
     for warning in warnings:
         yield Check("configuration", "warning", warning)
     try:

@@ -72,7 +72,7 @@ def keys_prune(*, as_json: bool) -> None:
 
 @click.group("admin-token")
 def admin_token_commands() -> None:
-    """Manage the token that authenticates managers."""
+    """Manage the token that authenticates admins."""
 
 
 @admin_token_commands.command("new")

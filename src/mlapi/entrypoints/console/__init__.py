@@ -1,4 +1,4 @@
-"""The web console at ``/console``, where managers list, add, disable and remove users.
+"""The web console at ``/console``, where admins list, add, disable and remove users.
 
 It works without JavaScript. If JavaScript is enabled, htmx updates parts of a page instead of reloading it.
 """
