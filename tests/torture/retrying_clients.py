@@ -19,7 +19,7 @@ from tests.torture.clients import new_user
 
 RESPONSE_LIMIT_SECONDS = 10.0
 RETRY_SECONDS = 0.05
-"""Shorter than the `Retry-After` of the responses, so that clients notice the recovery of the service at once."""
+"""Shorter than the responses' `Retry-After`, so that the measured recovery time is the service's, not the clients'."""
 RETRY_LIMIT_SECONDS = 120.0
 
 

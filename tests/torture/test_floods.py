@@ -26,7 +26,7 @@ FAST_PASSWORDS = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
 
 
 def count_descriptors(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - faster: there may be thousands
+    return len(os.listdir(f"/proc/{pid}/fd"))  # noqa: PTH208 - faster: there can be thousands of entries
 
 
 class TogglingClients:

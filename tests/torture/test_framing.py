@@ -242,7 +242,7 @@ UNUSUAL: dict[str, bytes] = {
 """Unusual requests that the server must either reject or take literally."""
 
 KNOWN_SMUGGLING = {"uvicorn, h11": {"an encoding after a bare LF", "trailers with a bare LF at the end"}}
-"""Cases of smuggling that are known to succeed, by parser. h11 ends a line at a bare LF, which RFC 9112, section 2.2
+"""Smuggling attempts that are known to succeed, by parser. h11 ends a line at a bare LF, which RFC 9112, section 2.2
 allows; a proxy might not. Do not use h11 behind a proxy. ``mlapi serve`` uses httptools, and so does uvicorn by default
 if it is installed with mlapi."""
 

@@ -368,7 +368,7 @@ def make_knowledge(server: Server) -> Knowledge:
 
 
 def send_all(server: Server, requests_to_send: Sequence[Request]) -> list[int]:
-    """Send each request on its own connection; return the statuses, or 0 where there was no response."""
+    """Send each request on its own connection; return the statuses, with 0 for a missing response."""
     statuses = []
     for fuzzed in requests_to_send:
         text = server.send_raw(fuzzed.to_bytes())

@@ -426,7 +426,7 @@ def waiting_for_standby(
 
 @contextmanager
 def setting(postgres: PostgresServer, name: str, value: str) -> Iterator[None]:
-    """Change a server-wide setting during the block, also for open sessions."""
+    """Change a server-wide setting during the block, including in open sessions."""
     postgres.execute(f"ALTER SYSTEM SET {name} = '{value}'")
     postgres.execute("SELECT pg_reload_conf()")
     try:

@@ -39,7 +39,7 @@ def process_ids(server: Server) -> set[int]:
 
 
 def find_worker(connection: HTTPConnection, server: Server) -> int:
-    """Return the id of the process that serves a connection, on which it must have responded before."""
+    """Return the id of the process that serves a connection. It must have responded on that connection already."""
     ports = f":{server.port:04X}", f":{connection.sock.getsockname()[1]:04X}"
     for _ in range(100):  # the table may miss a row while other connections open and close
         for row in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:]):
