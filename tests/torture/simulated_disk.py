@@ -497,7 +497,7 @@ def _sectors(change: Written) -> Iterator[Written]:
 
 
 class FaultyDisk(Layer):
-    """Simulates a fault while a switch file exists. The file names the fault: full, read-only, fsync, read or hanging."""
+    """Simulates a fault while a switch file exists. The file names it: full, read-only, fsync, read or hanging."""
 
     calls = frozenset({"open", "read", "write", "truncate", "sync", "delete", "folder"})
 
