@@ -177,7 +177,7 @@ class IgnoringCase(PlainCipher):
         return encrypted is not None and super().matches(password.lower(), EncryptedPassword(encrypted.value.lower()))
 
 
-class Normalising(PlainCipher):
+class Normalizing(PlainCipher):
     def encrypt(self, password: str) -> EncryptedPassword:
         return super().encrypt(unicodedata.normalize("NFC", password))
 

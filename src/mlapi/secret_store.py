@@ -90,7 +90,7 @@ class SecretStore(Generic[Cipher]):
         if is_database_in_use():
             raise ConfigurationError(
                 f"{self._file} is missing, and the passwords in this database were encrypted with the key in it:"
-                " restore the file, or point database.url at another database"
+                " restore the file, or point database.url at a different database"
             )
         create_secrets_file(self._file)
 

@@ -262,7 +262,7 @@ def test_stored_value_with_other_secrets_is_rejected(
     kind: Kind, made_by: Kind, caplog: pytest.LogCaptureFixture
 ) -> None:
     cipher = kind([KEY], SALT)
-    wrong_key_error = "cannot be decrypted with secrets.key: it was made with another key, or is damaged"
+    wrong_key_error = "cannot be decrypted with secrets.key: it was made with a different key, or is damaged"
     invalid_values = {
         made_by([OLDER_KEY], SALT).encrypt("secret").value: wrong_key_error,
         made_by([KEY], "another salt").encrypt("secret").value: "was made with a salt that is not in secrets.salt",

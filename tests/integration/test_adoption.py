@@ -527,7 +527,7 @@ def test_unreadable_passwords_are_reported_and_kept(url: URL) -> None:
     assert result.exit_code == 0
     assert result.stdout.splitlines()[1:3] == [
         "stored passwords that the configured secrets cannot decrypt: 1; kept; these users cannot log in",
-        "       2 'bob' cannot be decrypted with secrets.key: it was made with another key, or is damaged",
+        "       2 'bob' cannot be decrypted with secrets.key: it was made with a different key, or is damaged",
     ]
     assert content(url)[1]["password"] == "damaged"
 

@@ -99,7 +99,7 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
         "test_long_password_is_not_truncated",
     ),
     (PasswordCipherContract, faulty_adapters.IgnoringCase, "test_wrong_password_does_not_match"),
-    (PasswordCipherContract, faulty_adapters.Normalising, "test_password_is_not_normalised"),
+    (PasswordCipherContract, faulty_adapters.Normalizing, "test_password_is_not_normalized"),
     (PasswordCipherContract, faulty_adapters.WithoutSalt, "test_equal_passwords_give_different_values"),
     (PasswordCipherContract, faulty_adapters.RaisingOnDamage, "test_damaged_value_matches_no_password"),
     (

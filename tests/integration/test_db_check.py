@@ -157,7 +157,7 @@ def test_adopted_database_has_no_problems(url: URL, monkeypatch: pytest.MonkeyPa
 def test_users_table_of_another_program_is_reported(url: URL) -> None:
     execute(url, "CREATE TABLE users (id INTEGER PRIMARY KEY)")
 
-    assert problems() == ["the table `users` belongs to another program: point database.url at another database"]
+    assert problems() == ["the table `users` belongs to another program: point database.url at a different database"]
 
 
 @pytest.mark.usefixtures("two_users")

@@ -211,7 +211,7 @@ def test_table_of_another_program_is_reported_as_a_problem(folder: Path, monkeyp
         connection.execute(text("CREATE TABLE users (frob TEXT)"))
 
     assert find_checks("problem") == [
-        ("database", "the table `users` belongs to another program: point database.url at another database")
+        ("database", "the table `users` belongs to another program: point database.url at a different database")
     ]
 
 

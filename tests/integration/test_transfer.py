@@ -102,7 +102,7 @@ def test_imported_users_can_log_in(url: URL, scheme: str, monkeypatch: pytest.Mo
 
     result = import_text(HEADER + "".join(f"{name},{name}@example.com,password of {name}\n" for name in usernames))
 
-    assert (result.exit_code, result.stdout) == (0, "imported 7, already there 0, rejected 0\n")
+    assert (result.exit_code, result.stdout) == (0, "7 imported, 0 already present, 0 rejected\n")
     assert [(user.username, user.email, user.enabled) for user in all_users()] == [
         (name, f"{name}@example.com", True) for name in usernames
     ]
@@ -122,7 +122,7 @@ def test_existing_users_are_recognized_by_name_and_email(scheme: str, monkeypatc
 
     assert (again.exit_code, again.stdout) == (
         4,
-        "imported 1, already there 3, rejected 1; see users.csv.rejects.jsonl\n",
+        "1 imported, 3 already present, 1 rejected; see users.csv.rejects.jsonl\n",
     )
     taken = "belongs to another user with a different e-mail address"
     assert read_rejects() == [(4, "Bob", "username", taken)]
@@ -140,7 +140,7 @@ def test_optional_columns_are_imported() -> None:
     )
 
     ada, bob, cyd = all_users()
-    assert (result.exit_code, result.stdout) == (0, "imported 3, already there 0, rejected 0\n")
+    assert (result.exit_code, result.stdout) == (0, "3 imported, 0 already present, 0 rejected\n")
     assert [user.enabled for user in (ada, bob, cyd)] == [False, True, True]
     assert bob.created_datetime.isoformat() == "2024-02-29T10:00:00+00:00"
     assert bob.updated_datetime == audit_time("register", bob) > bob.created_datetime
@@ -244,7 +244,7 @@ def test_dry_run_reports_results_and_stores_nothing() -> None:
 
     assert (result.exit_code, result.stdout) == (
         4,
-        "imported 1, already there 1, rejected 1 (dry run: nothing was stored); see users.csv.rejects.jsonl\n",
+        "1 imported, 1 already present, 1 rejected (dry run: nothing was stored); see users.csv.rejects.jsonl\n",
     )
     assert all_names() == ["ada"]
 
@@ -259,8 +259,8 @@ TOO_LONG = b"x" * 10_000_000
         (b"caf\xe9,e@example.com,x", "must be UTF-8"),
         (b'"eve,e@example.com,x', "must be CSV, with every quote closed on the same line"),
         (b'"eve"x,e@example.com,x', "must be CSV, with every quote closed on the same line"),
-        (b"eve,e@example.com", "must have 3 cells like the header, but has 2"),
-        (b"eve,e@example.com,x,y", "must have 3 cells like the header, but has 4"),
+        (b"eve,e@example.com", "must have 3 cells to match the header, but has 2"),
+        (b"eve,e@example.com,x,y", "must have 3 cells to match the header, but has 4"),
     ],
     ids=["too long", "Latin-1", "unclosed quote", "text after a quote", "missing cell", "extra cell"],
 )
@@ -367,14 +367,14 @@ def test_example_file_in_the_documentation_can_be_imported() -> None:
 
     result = import_text(example)
 
-    assert (result.exit_code, result.stdout) == (0, "imported 2, already there 0, rejected 0\n")
+    assert (result.exit_code, result.stdout) == (0, "2 imported, 0 already present, 0 rejected\n")
     assert can_log_in("bob", 'a, "b"')
 
 
 def test_header_without_rows_imports_no_users() -> None:
     result = import_text(HEADER)
 
-    assert (result.exit_code, result.stdout) == (0, "imported 0, already there 0, rejected 0\n")
+    assert (result.exit_code, result.stdout) == (0, "0 imported, 0 already present, 0 rejected\n")
 
 
 @pytest.mark.parametrize("name", ["users.csv", "users.jsonl"])
@@ -456,8 +456,8 @@ def test_import_stopped_by_a_locked_database_can_be_resumed(
     result = mlapi("import", "users.csv")
 
     assert stopped.exit_code == 3
-    assert "database is locked; imported 0, already there 0, rejected 0; run it again to continue" in stopped.stderr
-    assert (result.exit_code, result.stdout) == (0, "imported 1, already there 1, rejected 0\n")
+    assert "database is locked; 0 imported, 0 already present, 0 rejected; run it again to continue" in stopped.stderr
+    assert (result.exit_code, result.stdout) == (0, "1 imported, 1 already present, 0 rejected\n")
 
 
 @pytest.mark.parametrize("name", ["users.csv", "users.jsonl"])
@@ -475,7 +475,7 @@ def test_export_can_be_imported_with_the_same_secrets(folder: Path, name: str, m
 
     assert (exported.exit_code, exported.stdout) == (0, "exported 2\n")
     assert stat.S_IMODE((folder / name).stat().st_mode) == 0o600
-    assert (result.exit_code, result.stdout) == (0, "imported 2, already there 0, rejected 0\n")
+    assert (result.exit_code, result.stdout) == (0, "2 imported, 0 already present, 0 rejected\n")
     after = all_users()
     assert [attrs.evolve(user, token_epoch="") for user in after] == [
         attrs.evolve(user, token_epoch="", updated_datetime=audit_time("register", imported))
@@ -577,7 +577,7 @@ def test_interrupted_import_reports_its_progress() -> None:
     result = CliRunner().invoke(main, ["users", "import", "-", "--format", "csv"], input=stdin)
 
     assert (result.exit_code, result.stdout) == (130, "")
-    assert "mlapi: interrupted; imported 3, already there 0, rejected 0; run it again to continue" in result.stderr
+    assert "mlapi: interrupted; 3 imported, 0 already present, 0 rejected; run it again to continue" in result.stderr
     assert all_names() == ["user0", "user1", "user2"]
 
 
@@ -652,12 +652,12 @@ def test_killed_import_loses_and_duplicates_no_users(
     assert stored_before % 2_000 == 0
     assert code == (130 if stop_signal is signal.SIGINT else -signal.SIGKILL)
     interrupted = (
-        f"mlapi: interrupted; imported {stored_before}, already there 0, rejected 0; run it again to continue\n"
+        f"mlapi: interrupted; {stored_before} imported, 0 already present, 0 rejected; run it again to continue\n"
     )
     assert (interrupted in errors) == (stop_signal is signal.SIGINT)
     assert (result.exit_code, result.stdout) == (
         0,
-        f"imported {6_500 - stored_before}, already there {stored_before}, rejected 0\n",
+        f"{6_500 - stored_before} imported, {stored_before} already present, 0 rejected\n",
     )
     assert sorted(all_names()) == sorted(usernames)
 
@@ -672,7 +672,7 @@ def test_terminal_shows_a_progress_bar(folder: Path, sqlite_url: URL) -> None:
     output = os.read(terminal, 10_000).decode()
     os.close(terminal)
 
-    assert process.stdout == b"imported 1, already there 0, rejected 0\n"
+    assert process.stdout == b"1 imported, 0 already present, 0 rejected\n"
     assert "importing" in output
     assert "100%" in output
 

@@ -105,7 +105,7 @@ def test_generated_api_keys_are_valid_and_unique() -> None:
     assert len({key.id for key in presented}) == len({key.digest for key in presented}) == 100
 
 
-def test_api_keys_are_recognised_by_their_prefix() -> None:
+def test_api_keys_are_recognized_by_their_prefix() -> None:
     presented = [CREDENTIAL, "mlapi_", "mlapi_x", "MLAPI_x", " mlapi_x", "mlapi", "", "eyJhbGciOiJIUzI1NiJ9"]
 
     assert [looks_like_api_key(credential) for credential in presented] == [True] * 3 + [False] * 5

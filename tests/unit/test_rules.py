@@ -40,7 +40,7 @@ NOT_AN_EMAIL = "must look like name@example.com"
 NormalForm = Literal["NFC", "NFD", "NFKC", "NFKD"]
 NORMAL_FORMS: list[NormalForm] = ["NFC", "NFD", "NFKC", "NFKD"]
 
-# Normalisation expands one character to at most 18 (U+FDFA), so these texts stay below the limit.
+# Normalization expands one character to at most 18 (U+FDFA), so these texts stay below the limit.
 names = st.text(
     st.characters(exclude_categories=["Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"]),
     min_size=1,
@@ -93,7 +93,7 @@ def test_different_names_have_different_keys(one: str, other: str) -> None:
         pytest.param("\u0390", "\u0390", id="Greek letter"),
     ],
 )
-def test_key_is_case_folded_and_normalised(name: str, key: str) -> None:
+def test_key_is_case_folded_and_normalized(name: str, key: str) -> None:
     assert canonical_username(name) == key
 
 
@@ -108,9 +108,9 @@ def test_canonical_form_is_idempotent(name: str) -> None:
 @given(names, st.sampled_from(NORMAL_FORMS))
 def test_key_does_not_depend_on_the_typed_normal_form(name: str, form: NormalForm) -> None:
     assume(find_username_error(name) is None)
-    normalised = unicodedata.normalize(form, name)
+    normalized = unicodedata.normalize(form, name)
 
-    assert canonical_username(normalised) == canonical_username(name)
+    assert canonical_username(normalized) == canonical_username(name)
 
 
 @given(st.text(string.ascii_letters + string.digits + string.punctuation, min_size=1))
@@ -131,7 +131,7 @@ def test_any_text_is_accepted_or_rejected_with_a_reason(name: str) -> None:
         INVISIBLE,
         OUTER_WHITE_SPACE,
         TOO_LONG,
-        "must be at most 254 characters when normalised",
+        "must be at most 254 characters when normalized",
     }
 
 
@@ -146,7 +146,7 @@ def test_any_text_is_accepted_or_rejected_with_a_reason(name: str) -> None:
         pytest.param("李小龍", id="Han"),
         pytest.param("नीलम", id="Devanagari with combining marks"),
         pytest.param("\U0001f600", id="outside the Basic Multilingual Plane"),
-        pytest.param("\ufdfa" * 14, id="252 characters when normalised"),
+        pytest.param("\ufdfa" * 14, id="252 characters when normalized"),
     ],
 )
 def test_valid_usernames_are_accepted(name: str) -> None:
@@ -200,8 +200,8 @@ def test_invisible_characters_in_usernames_are_rejected(name: str, hidden: str) 
         pytest.param("\u00a0ada", id="no-break space"),
         pytest.param("ada\u3000", id="ideographic space"),
         pytest.param("\u1680ada", id="Ogham space mark"),
-        pytest.param("\u00a8ada", id="diaeresis, normalised to a space and a mark"),
-        pytest.param("\u00b4ada", id="acute accent, normalised to a space and a mark"),
+        pytest.param("\u00a8ada", id="diaeresis, normalized to a space and a mark"),
+        pytest.param("\u00b4ada", id="acute accent, normalized to a space and a mark"),
     ],
 )
 def test_outer_white_space_in_usernames_is_rejected(name: str) -> None:
@@ -214,8 +214,8 @@ def test_outer_white_space_in_usernames_is_rejected(name: str) -> None:
         pytest.param("", EMPTY, id="empty"),
         pytest.param("a" * 255, TOO_LONG, id="255 characters"),
         pytest.param("é" * 255, TOO_LONG, id="255 non-ASCII characters"),
-        pytest.param("\ufdfa" * 15, f"{TOO_LONG} when normalised", id="270 characters when normalised"),
-        pytest.param("ß" * 128, f"{TOO_LONG} when normalised", id="256 characters when case-folded"),
+        pytest.param("\ufdfa" * 15, f"{TOO_LONG} when normalized", id="270 characters when normalized"),
+        pytest.param("ß" * 128, f"{TOO_LONG} when normalized", id="256 characters when case-folded"),
         pytest.param("ada\ud800", SURROGATE, id="high surrogate"),
         pytest.param("\udfffada", SURROGATE, id="low surrogate"),
         pytest.param("\ud83d\ude00", SURROGATE, id="surrogate pair"),

@@ -62,7 +62,7 @@ def test_password_is_stored_encrypted(users: Users) -> None:
     assert users.cipher.matches("difference engine", ada.password)
 
 
-def test_password_is_not_normalised_or_truncated(users: Users) -> None:
+def test_password_is_not_normalized_or_truncated(users: Users) -> None:
     password = " e\u0301\x00" + "x" * 1000 + " "
     ada = users.register(username="ada", password=password, email="ada@example.com")
 

@@ -34,7 +34,7 @@ def check_key(storage: Storage, fingerprints: Sequence[str]) -> None:
     if stored not in fingerprints:
         raise ConfigurationError(
             "secrets.key or secrets.salt does not match this database's passwords: configure the key and salt that"
-            " encrypted them, or point database.url at another database"
+            " encrypted them, or point database.url at a different database"
         )
 
 

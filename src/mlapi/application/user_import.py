@@ -74,7 +74,7 @@ class Summary:
     refused: int = 0
 
     def __str__(self) -> str:
-        return f"imported {self.imported}, already there {self.already_there}, rejected {self.refused}"
+        return f"{self.imported} imported, {self.already_there} already present, {self.refused} rejected"
 
 
 @attrs.frozen(kw_only=True, eq=False)

@@ -123,7 +123,7 @@ class Users:
 
         Args:
             user_id: the owner of the key.
-            name: a label to recognise the key by in a list.
+            name: a label to recognize the key by in a list.
             expires: a time with a time zone; None for a key that does not expire.
 
         Raises:

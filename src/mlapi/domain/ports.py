@@ -160,7 +160,7 @@ class NonblockingLookup(Protocol):
 class PasswordCipher(Protocol):
     """Encrypts passwords for storage, and compares passwords with stored ones. Passwords are never decrypted.
 
-    Passwords are compared exactly, without normalisation or truncation. If `encrypt` and `matches` take only
+    Passwords are compared exactly, without normalization or truncation. If `encrypt` and `matches` take only
     microseconds, set the optional attribute ``is_costly`` to False: callers then use no separate thread.
     """
 

@@ -60,11 +60,11 @@ def find_username_error(username: object) -> str | None:
     if has_invisible(username):
         return "must not contain control, invisible or unassigned characters"
     key = fold(username)
-    # Normalisation turns some characters into a space and a mark, so check both forms.
+    # Normalization turns some characters into a space and a mark, so check both forms.
     if username != username.strip() or key != key.strip():
         return "must not begin or end with white space"
     if len(key) > USERNAME_MAX_CHARS:
-        return f"must be at most {USERNAME_MAX_CHARS} characters when normalised"
+        return f"must be at most {USERNAME_MAX_CHARS} characters when normalized"
     return None
 
 

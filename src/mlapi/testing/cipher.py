@@ -36,7 +36,7 @@ class PasswordCipherContract:
         [("é", "e\u0301"), ("ａ", "a"), ("Straße", "Strasse"), ("ﬁ", "fi"), (" secret", "secret"), ("a\0b", "a\0c")],
         ids=["composed", "full width", "folded", "ligature", "space", "after a NUL"],
     )
-    def test_password_is_not_normalised(self, cipher: PasswordCipher, password: str, other: str) -> None:
+    def test_password_is_not_normalized(self, cipher: PasswordCipher, password: str, other: str) -> None:
         encrypted = cipher.encrypt(password)
 
         assert cipher.matches(password, encrypted)

@@ -192,7 +192,7 @@ class _KeyRing:
         token, tag = _split_tag(EncryptedPassword(value))
         plaintext = self._try_decrypt(token)
         if plaintext is None:
-            return "cannot be decrypted with secrets.key: it was made with another key, or is damaged"
+            return "cannot be decrypted with secrets.key: it was made with a different key, or is damaged"
         if tag == _IMPORTED:
             return find_hash_error(plaintext)
         has_known_salt = (

@@ -1,4 +1,4 @@
-"""Recognise a database of the legacy app, the application that mlapi replaces.
+"""Recognize a database of the legacy app, the application that mlapi replaces.
 
 Its ``users`` table has the columns below. Its ``alembic_version`` table does not count, because the database may have
 been created without alembic.

@@ -173,7 +173,7 @@ def find_problems(check: DatabaseCheck) -> Iterator[str]:
     if found.kind == "legacy":
         yield "the legacy app's users have not been adopted yet: run `mlapi db adopt`"
     elif found.kind == "other":
-        yield "the table `users` belongs to another program: point database.url at another database"
+        yield "the table `users` belongs to another program: point database.url at a different database"
     elif found.revision is None or found.revision < found.newest_revision:
         yield "the schema is outdated: run `mlapi db upgrade`"
     elif found.revision > found.newest_revision:

@@ -80,7 +80,7 @@ def _csv_rows(lines: Iterator[tuple[str, Row]], *, ignore_columns: bool) -> Iter
                 row if row.error is not None else _invalid(row, "must be CSV, with every quote closed on the same line")
             )
         elif len(cells) != len(columns):
-            yield _invalid(row, f"must have {len(columns)} cells like the header, but has {len(cells)}")
+            yield _invalid(row, f"must have {len(columns)} cells to match the header, but has {len(cells)}")
         else:
             yield Row(row.number, row.end, dict(zip(columns, cells, strict=True)))
     if columns is None:
