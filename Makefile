@@ -1,4 +1,4 @@
-# Needs make and Python >= 3.11. Set PYTHON=python3.12, for example, to use another Python.
+# Needs make and Python >= 3.11. Set PYTHON=python3.12, for example, to use a different Python.
 PYTHON ?= python3
 PORT ?= 8001
 BIN := .venv/bin
@@ -12,14 +12,14 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 help: ## list the commands
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/'
 
-run: .venv/runtime ## serve on http://127.0.0.1:8001 (PORT=... for another)
+run: .venv/runtime ## serve on http://127.0.0.1:8001 (PORT=... for a different port)
 	$(BIN)/uvicorn mlapi.entrypoints.http:app --port $(PORT)
 
 test: .venv/dev ## run all checks and all tests, with full branch coverage
 	@$(MAKE) --no-print-directory -j --output-sync $(CHECKS) compile-tests
 	$(PYTEST) -n 4 --dist worksteal --cov --cov-report=term
 
-torture: .venv/dev ## run the fault tests with the counts in RELIABILITY.md; takes half an hour
+torture: .venv/dev ## run the fault tests with as many repetitions as RELIABILITY.md reports; takes half an hour
 	$(PYTEST) tests/torture --torture
 
 failover: .venv/dev .venv/failover/installed ## kill PostgreSQL primaries under Patroni and etcd on this machine; takes 6 minutes
@@ -41,7 +41,7 @@ check-dependencies: .venv/dev
 compile-tests: .venv/dev
 	@$(PYTEST) --collect-only -qq >/dev/null || true # errors are reported by the tests
 
-fmt: .venv/dev ## format, and fix lint errors where possible
+fmt: .venv/dev ## format the code, and fix lint errors where possible
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
@@ -67,7 +67,7 @@ clean: ## remove the virtual environment and caches
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "mlapi needs Python >= 3.11. Run with another Python: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+		|| { echo "mlapi needs Python >= 3.11. Use a newer Python: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv .venv
 
 .venv/runtime: .venv/bin/python requirements.lock pyproject.toml

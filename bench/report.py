@@ -225,13 +225,13 @@ def _chart(figures: dict[str, dict[str, Figure]]) -> str:
         highest = figures["ceiling"][f"{endpoint} 16"].per_second
         rows.append(f'<text x="-12" y="{y}" class="title">{title} per second</text>')
         y += 14
-        for name, label, colour in shown:
+        for name, label, color in shown:
             if name not in figures:
                 continue
             rate = figures[name][f"{endpoint} 16"].per_second
             width = max(1.0, 440 * rate / highest)
             rows.append(f'<text x="250" y="{y + 13}" class="label">{escape(label)}</text>')
-            rows.append(f'<rect x="258" y="{y}" width="{width:.1f}" height="17" rx="2" fill="{colour}"/>')
+            rows.append(f'<rect x="258" y="{y}" width="{width:.1f}" height="17" rx="2" fill="{color}"/>')
             rows.append(f'<text x="{258 + width + 6:.1f}" y="{y + 13}" class="value">{rate:,.0f}</text>')
             y += 23
         rows.append(f'<line x1="698" x2="698" y1="{y - 23 * len(shown)}" y2="{y - 4}" class="ceiling"/>')

@@ -19,4 +19,4 @@ class Results:
     startup_seconds: dict[str, list[float]] = field(default_factory=_lists_by_name)
     resident_mib: dict[str, list[float]] = field(default_factory=_lists_by_name)
     other: dict[str, list[float]] = field(default_factory=_lists_by_name)
-    """fsync times, argon2id alone, and imports."""
+    """fsync times, argon2id hash rates, and import times."""

@@ -32,7 +32,7 @@ CONNECTIONS = (1, 16, 64)
 APP_DIR = ("--app-dir", str(HERE.parent))
 CREDENTIALS = 1_000
 REMOVABLE_USERS = 600_000
-"""More users than a run of the endpoint ``remove`` can delete."""
+"""More users than one run of the ``remove`` endpoint can delete."""
 
 
 class Run:

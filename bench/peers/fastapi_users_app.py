@@ -8,7 +8,7 @@ PEER_DATABASE_URL is ``sqlite:////abs/path.db`` or ``postgresql://user:password@
 
 This follows the library's documentation: it uses the table of the SQLAlchemy adapter, with an integer id and one more
 field, and a session for each request. The e-mail address is the unique key, and a duplicate is rejected with 400. Three
-changes favour the library: one dependency instead of three nested ones; an index on ``lower(email)``, because each
+changes favor the library: one dependency instead of three nested ones; an index on ``lower(email)``, because each
 lookup would otherwise read the whole table; and 400 instead of 500 for the slower of two racing registrations. The
 bodies match mlapi's.
 
