@@ -42,6 +42,12 @@ def read_page(page: Path) -> str:
     return (ROOT / page).read_text("utf-8")
 
 
+def log_in(base: str) -> str:
+    credentials = {"username": ADA["username"], "password": ADA["password"]}
+    token: str = requests.post(f"{base}/token", json=credentials, timeout=10).json()["token"]
+    return token
+
+
 def find_code_blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", read_page(page), re.MULTILINE | re.DOTALL)
 
@@ -161,19 +167,43 @@ def test_commands_in_the_production_guide_work(folder: Path) -> None:
 def test_commands_in_the_backup_guide_work(folder: Path) -> None:
     back_up, check, restore = find_code_blocks(Path("docs/backup.md"), "sh")
     environ = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    credentials = {"username": ADA["username"], "password": ADA["password"]}
 
     with Server(folder) as server:
         requests.post(f"{server.base}/register-user", json=ADA, timeout=10)
-        subprocess.run(["bash", "-ec", f"{back_up}{check}"], env=environ, check=True)
+        script = f"umask 022\n{back_up}touch public\n{check}"
+        subprocess.run(["bash", "-ec", script], env=environ, check=True)
         requests.post(f"{server.base}/register-user", json={**ADA, "username": "grace"}, timeout=10)
-    subprocess.run(["bash", "-ec", restore], env=environ, check=True)
+    subprocess.run(["bash", "-ec", f"umask 022\n{restore}"], env=environ, check=True)
 
     with Server(folder) as server:
         users = requests.get(f"{server.base}/users", timeout=10).json()["users"]
-        login = requests.post(f"{server.base}/token", json=credentials, timeout=10)
+        log_in(server.base)
     assert [user["username"] for user in users] == ["ada"]
-    assert login.status_code == 200
+    assert not (folder / "check").exists()
+    private = ["backup.db", "backup-secrets.yml", "mlapi.db", "secrets.yml"]
+    assert [(folder / name).stat().st_mode & 0o777 for name in (*private, "public")] == [0o600] * 4 + [0o644]
+
+
+@pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs the sqlite3 command")
+def test_guard_that_runs_during_a_restore_sees_later_disables(folder: Path) -> None:
+    back_up, _check, restore = find_code_blocks(Path("docs/backup.md"), "sh")
+    environ = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    with Server(folder, app="tests.torture.guarded_app:app") as guarded:
+        with Server(folder) as server:
+            requests.post(f"{server.base}/register-user", json=ADA, timeout=10)
+            headers = {"Authorization": f"Bearer {log_in(server.base)}"}
+            assert requests.get(f"{guarded.base}/predict", headers=headers, timeout=10).status_code == 200
+            subprocess.run(["bash", "-ec", back_up], env=environ, check=True)
+        subprocess.run(["bash", "-ec", restore], env=environ, check=True)
+        with Server(folder) as server:
+            requests.put(f"{server.base}/toggle-user-permission/1/0", timeout=10)
+            statuses = [
+                requests.get(f"{guarded.base}/predict", headers=headers, timeout=10).status_code for _ in range(3)
+            ]
+
+    assert statuses[0] in {403, 503}
+    assert statuses[1:] == [403, 403]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *ROOT_PAGES], ids=str)
