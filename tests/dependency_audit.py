@@ -42,8 +42,12 @@ def audit(lock: Path, *options: str, timeout_seconds: float = TIMEOUT_SECONDS) -
 def evaluate_report(lock: Path, packages: Sequence[dict[str, Any]]) -> tuple[int, str]:
     """Return the exit code and the message for the ``dependencies`` of a pip-audit report."""
     vulnerable = [
-        f"{package['name']} {package['version']}: {vulnerability['id']},"
-        f" fixed in {', '.join(vulnerability['fix_versions']) or 'no version yet'}"
+        f"{package['name']} {package['version']}: {vulnerability['id']}, "
+        + (
+            f"fixed in {', '.join(fixes)}"
+            if (fixes := vulnerability["fix_versions"])
+            else "not fixed in any version yet"
+        )
         for package in packages
         for vulnerability in package.get("vulns", [])
     ]

@@ -19,7 +19,7 @@ class Form:
 
 
 class Page(HTMLParser):
-    """An HTML page that follows links and submits forms with the client that loaded it."""
+    """A parsed HTML page. Its links and forms use the client that loaded it."""
 
     def __init__(self, client: httpx2.Client, response: httpx2.Response) -> None:
         super().__init__()

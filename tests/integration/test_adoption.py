@@ -140,8 +140,8 @@ def test_rows_ids_and_times_are_kept(url: URL) -> None:
 
 
 @pytest.fixture
-def another_url(url: URL, request: pytest.FixtureRequest) -> Iterator[URL]:
-    """Yield the URL of another empty database of the same kind."""
+def second_url(url: URL, request: pytest.FixtureRequest) -> Iterator[URL]:
+    """Yield the URL of a second empty database of the same kind."""
     if url.get_backend_name() == "sqlite":
         yield url.set(database=f"{url.database}.other")
     else:
@@ -149,14 +149,14 @@ def another_url(url: URL, request: pytest.FixtureRequest) -> Iterator[URL]:
             yield another
 
 
-def test_adopted_and_new_databases_have_the_same_schema(url: URL, another_url: URL) -> None:
-    with Database(another_url) as fresh:
+def test_adopted_and_new_databases_have_the_same_schema(url: URL, second_url: URL) -> None:
+    with Database(second_url) as fresh:
         upgrade(fresh)
     create_legacy_database(url)
 
     adopt_all()
 
-    with connected(another_url) as connection:
+    with connected(second_url) as connection:
         expected = describe_schema(connection)
     with connected(url) as connection:
         adopted = describe_schema(connection)
@@ -204,7 +204,7 @@ def test_ids_continue_after_the_sequence(url: URL, owner: str) -> None:
 
 @only_postgresql
 @pytest.mark.parametrize("default", ["ADD GENERATED ALWAYS AS IDENTITY (START 9)", "SET DEFAULT 1", "DROP DEFAULT"])
-def test_ids_without_a_sequence_get_an_identity(url: URL, default: str) -> None:
+def test_id_column_without_a_sequence_gets_an_identity(url: URL, default: str) -> None:
     create_legacy_database(url, [row(5, "ada")])
     execute(url, "ALTER TABLE users ALTER id DROP DEFAULT", "DROP SEQUENCE users_id_seq")
     execute(url, f"ALTER TABLE users ALTER id {default}")
@@ -315,7 +315,7 @@ def test_undecided_findings_are_reported_and_change_nothing(url: URL) -> None:
 
 
 @pytest.mark.parametrize("option", ["--rename-duplicates", "--rename-invalid", "--lock-passwordless"])
-def test_each_option_decides_one_finding(url: URL, option: str) -> None:
+def test_each_option_resolves_one_finding(url: URL, option: str) -> None:
     create_legacy_database(url, UNDECIDED_ROWS)
 
     result = adopt(option)
@@ -324,7 +324,7 @@ def test_each_option_decides_one_finding(url: URL, option: str) -> None:
     assert option not in result.stderr
 
 
-def test_decisions_are_carried_out(url: URL) -> None:
+def test_findings_are_resolved_as_chosen(url: URL) -> None:
     create_legacy_database(url, UNDECIDED_ROWS)
 
     adopt_all()
@@ -356,11 +356,11 @@ def test_user_without_password_can_log_in_once_it_is_set(url: URL) -> None:
         users.set_password(user_id=bob.id, password="a new one")
         issued = authenticator.log_in(username="bob", password="a new one")
 
-    assert service.secrets.cipher().is_readable(bob.password)  # otherwise the key could not be rotated
+    assert service.secrets.cipher().is_readable(bob.password)  # an unreadable value would prevent key rotation
     assert issued.token
 
 
-def test_new_name_is_always_free(url: URL) -> None:
+def test_generated_name_is_never_taken(url: URL) -> None:
     create_legacy_database(
         url,
         [
@@ -397,7 +397,7 @@ def test_new_name_is_always_free(url: URL) -> None:
     }
 
 
-def test_new_names_differ_from_each_other(url: URL) -> None:
+def test_generated_names_are_unique(url: URL) -> None:
     create_legacy_database(url, [row(1, "x-5"), row(2, "X-5"), row(3, "x"), row(5, "X")])
 
     adopt_all()
@@ -557,7 +557,7 @@ def test_missing_secrets_are_not_created(url: URL, folder: Path, monkeypatch: py
     assert not (folder / "secrets.yml").exists()
 
 
-def test_times_are_converted_from_a_time_zone(url: URL) -> None:
+def test_times_are_converted_from_the_given_time_zone(url: URL) -> None:
     at = {
         1: ("2022-01-02 14:04:26.751085", "2022-01-02T12:04:26.751085+00:00"),
         2: ("2022-07-02 14:04:26", "2022-07-02T11:04:26+00:00"),
@@ -773,7 +773,7 @@ def test_every_obstacle_is_reported(url: URL) -> None:
 
 
 @only_sqlite
-def test_check_added_by_sqlalchemy_is_ignored(url: URL) -> None:
+def test_check_constraint_added_by_sqlalchemy_is_ignored(url: URL) -> None:
     check = ", enabled BOOLEAN, CHECK (enabled IN (0, 1)), PRIMARY KEY (id))"
     execute(url, CREATE["sqlite"].replace(", PRIMARY KEY (id))", check))
     with connected(url) as connection:
@@ -822,7 +822,7 @@ def test_values_of_the_wrong_type_are_rejected(url: URL) -> None:
 
 
 @only_sqlite
-def test_stored_time_zone_wins_over_the_option(url: URL) -> None:
+def test_stored_time_zone_takes_precedence_over_the_option(url: URL) -> None:
     create_legacy_database(url, [row(1, "ada", created_datetime="2022-01-02 14:00:00+02:00")])
 
     adopt_all("--timezone", "Europe/Vilnius")
@@ -930,7 +930,7 @@ def test_killed_adoption_leaves_postgresql_unchanged(url: URL, folder: Path, pos
     waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%ALTER id TYPE bigint%'"
 
     with connected(url) as other, adopting(folder, url) as process:
-        other.exec_driver_sql("SELECT * FROM orders")  # this lock prevents ALTER TABLE users ALTER id
+        other.exec_driver_sql("SELECT * FROM orders")  # this lock blocks ALTER TABLE users ALTER id
         wait_until(lambda: postgres.execute(waiting))
         process.send_signal(signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL

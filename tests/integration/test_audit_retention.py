@@ -19,7 +19,7 @@ DAY = timedelta(days=1)
 
 
 class WatchedTrail:
-    """An audit trail that sets ``done`` after a number of purges."""
+    """An audit trail that sets ``done`` after the given number of purges."""
 
     def __init__(self, trail: AuditTrail, purges: int) -> None:
         self._trail = trail

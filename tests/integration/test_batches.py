@@ -33,10 +33,10 @@ from mlapi.testing.samples import NOON
 
 UNKNOWN_ID = 10**6
 
-# Command templates, which do not depend on the ids that a repository assigns. There are few names, users and API keys,
-# so that commands often concern the same ones. Users are numbered in the order of their registration; number 9 never
-# exists. The password to replace is given by the number of passwords created after it. The time when an API key was
-# used is given in seconds after the time of the command.
+# Command templates, which do not depend on the ids that a repository assigns. There are only a few names, users and API
+# keys, so commands often affect the same ones. Users are numbered in order of registration; number 9 never exists. The
+# password to replace is identified by how many passwords were created after it. The time when an API key was used is
+# given in seconds after the time of the command.
 user_numbers = st.sampled_from([0, 1, 2, 3, 4, 9])
 key_numbers = st.sampled_from([0, 1, 2, 3, 9])
 password_ages = st.integers(0, 2)
@@ -60,7 +60,7 @@ batches = st.lists(st.lists(templates, min_size=1, max_size=12), min_size=1, max
 
 
 class Replay:
-    """Apply templates to a repository, and return results with user numbers in place of user ids."""
+    """Apply templates to a repository, and return results with user numbers instead of user ids."""
 
     def __init__(self, repository: UserRepository) -> None:
         self._repository = repository

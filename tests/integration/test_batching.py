@@ -108,7 +108,7 @@ def test_immediate_follow_ups_share_a_batch() -> None:
     assert [len(batch) for batch in repository.batches] == [16] * 20
 
 
-def test_batch_does_not_wait_for_clients_that_have_left() -> None:
+def test_batch_does_not_wait_for_disconnected_clients() -> None:
     repository = RecordingRepository()
 
     async def run() -> None:
@@ -123,7 +123,7 @@ def test_batch_does_not_wait_for_clients_that_have_left() -> None:
     assert [len(batch) for batch in repository.batches] == [16, 1, 1, 1, 1, 1]
 
 
-def test_steady_arrivals_do_not_delay_a_batch() -> None:
+def test_steady_traffic_does_not_delay_a_batch() -> None:
     repository = RecordingRepository()
 
     async def run() -> None:
@@ -215,7 +215,7 @@ def test_command_cancelled_in_flight_is_still_applied() -> None:
     assert len(repository.list_page(after=UserId(0), limit=9)) == 2
 
 
-def test_next_batch_works_after_a_failed_one() -> None:
+def test_batch_after_a_failed_one_succeeds() -> None:
     repository = RecordingRepository()
     repository.unavailable = True
 
@@ -367,11 +367,11 @@ def test_close_applies_started_batches() -> None:
     asyncio.run(run())
 
 
-def test_close_without_use_does_nothing() -> None:
+def test_closing_an_unused_batcher_does_nothing() -> None:
     CommandBatcher(RecordingRepository()).close()
 
 
-def test_closed_loop_does_not_stop_the_writer() -> None:
+def test_closing_an_event_loop_does_not_stop_the_writer() -> None:
     repository = RecordingRepository()
     repository.resume.clear()
     batcher = CommandBatcher(repository)

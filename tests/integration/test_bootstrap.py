@@ -1,4 +1,4 @@
-"""Building the service from settings: the files of a first startup, later startups, and invalid settings."""
+"""Building the service from settings: files created at first startup, later startups, and invalid settings."""
 
 import logging
 import os

@@ -450,7 +450,7 @@ def test_unavailable_address_is_reported(host: str, reason: str) -> None:
 
 
 @pytest.mark.parametrize(("form", "kind"), [("text", TextFormatter), ("json", JsonFormatter)])
-def test_uvicorn_logs_in_the_configured_format(form: Format, kind: type[logging.Formatter]) -> None:
+def test_uvicorn_log_uses_the_configured_format(form: Format, kind: type[logging.Formatter]) -> None:
     config = log_config(form)
 
     assert config["formatters"]["mlapi"]["()"] is kind

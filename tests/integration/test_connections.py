@@ -298,7 +298,7 @@ def test_endless_request_headers_are_cut_off(strict_server: ServerThread) -> Non
             connection.sendall(b"X-Filler: %s\r\n" % (b"x" * 1000))
             sent += 1000
             time.sleep(0.001)
-    except OSError:  # the server has closed the connection
+    except OSError:  # the server has already closed the connection
         pass
 
     assert sent < 2 * MAX_HEAD_BYTES

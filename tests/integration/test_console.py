@@ -69,7 +69,7 @@ def local(users: Users) -> Iterator[TestClient]:
 
 @pytest.fixture
 def remote(users: Users) -> Iterator[TestClient]:
-    """A client on another machine in token mode, which has not logged in yet."""
+    """A remote client in token mode that has not logged in yet."""
     with remote_client(create_app(users, TOKEN_MODE)) as client:
         yield client
 
@@ -117,7 +117,7 @@ def console_app(app: Starlette) -> ConsoleApp:
 
 
 def all_requests(app: Starlette) -> list[tuple[str, str]]:
-    """Return every path of the console and two unknown paths, each with every method."""
+    """Return every combination of a method and a path of the console, including two unknown paths."""
     paths = [re.sub(r"{\w+}", "1", route.path) for route in console_app(app).routes]
     methods = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
     return [
@@ -567,7 +567,7 @@ def test_htmx_request_gets_the_list_without_the_chart(local: TestClient, ada: Us
     assert page.find_all("figure") == []
 
 
-def test_chart_numbers_are_also_shown_as_text(local: TestClient, users: Users) -> None:
+def test_chart_has_a_text_alternative(local: TestClient, users: Users) -> None:
     register_users(users, 5)
     users.remove(user_id=UserId(1))
 
@@ -618,7 +618,7 @@ def test_invalid_fields_are_marked_and_keep_their_values(local: TestClient, user
     assert users.list_page() == []
 
 
-def test_missing_fields_count_as_empty(local: TestClient, users: Users) -> None:
+def test_missing_fields_are_treated_as_empty(local: TestClient, users: Users) -> None:
     form = open_page(local, "/users/new").form("Add user")
 
     response = local.post(form.action, data={"csrf_token": form.fields["csrf_token"]}, headers=SAME_ORIGIN)
@@ -647,7 +647,7 @@ def test_disabling_in_the_list_returns_to_the_same_page(local: TestClient, users
     assert audit_trail(users)[-2:] == [("console", "disable", 31), ("console", "enable", 31)]
 
 
-def test_disabling_on_the_user_page_stays_there(local: TestClient, users: Users, ada: User) -> None:
+def test_disabling_on_the_user_page_stays_on_that_page(local: TestClient, users: Users, ada: User) -> None:
     page = open_page(local, "/users/1").send("Disable")
 
     assert status_and_flash(page) == (200, "User ada is now disabled.")
@@ -678,7 +678,7 @@ def test_invalid_enabled_value_is_rejected(local: TestClient, users: Users, ada:
     assert users.get(ada.id) == ada
 
 
-def test_set_password_changes_it_and_revokes_tokens(local: TestClient, users: Users, ada: User) -> None:
+def test_set_password_replaces_password_and_revokes_tokens(local: TestClient, users: Users, ada: User) -> None:
     page = open_page(local, "/users/1").send("Set password", password="another engine")
 
     user = users.get(ada.id)
@@ -804,7 +804,7 @@ def test_unknown_user_is_not_found(local: TestClient, path: str) -> None:
 
 
 @pytest.mark.parametrize("part", ["enabled", "password", "tokens", "keys"])
-def test_get_on_a_form_path_redirects_to_the_user(local: TestClient, ada: User, part: str) -> None:
+def test_get_on_a_form_path_redirects_to_the_user_page(local: TestClient, ada: User, part: str) -> None:
     assert open_page(local, f"/users/1/{part}").response.url.path == f"{CONSOLE_PATH}/users/1"
 
 
@@ -832,11 +832,11 @@ def test_flash_message_is_shown_once(local: TestClient, ada: User) -> None:
     [
         "aGFja2Vk.0",
         "é",
-        Sessions(b"another key").sign("forged"),
+        Sessions(b"different key").sign("forged"),
         Sessions(AdminPolicy().session_key, lambda: 0.0).sign("expired"),
         Sessions(AdminPolicy().session_key).sign("tampered")[:-1],
     ],
-    ids=["malformed", "not ASCII", "another key", "expired", "truncated"],
+    ids=["malformed", "not ASCII", "different key", "expired", "truncated"],
 )
 def test_invalid_flash_message_is_not_shown(local: TestClient, cookie: str) -> None:
     response = local.get(CONSOLE_PATH, headers={b"cookie": f"mlapi_said={cookie}".encode()})

@@ -183,7 +183,7 @@ def test_stored_time_is_aware_and_in_utc(database: Database) -> None:
 
 
 class InterceptedConnection:
-    """A driver connection that calls a hook before each statement. The hook can return a statement to replace it."""
+    """A driver connection that calls a hook before each statement. The hook can return a replacement statement."""
 
     def __init__(self, connection: Any, hook: Callable[[str], str | None]) -> None:
         self._connection = connection
@@ -199,7 +199,7 @@ class InterceptedConnection:
 
 
 def intercepted(database: Database, hook: Callable[[str], str | None]) -> SqlUserRepository:
-    """Return a repository that calls the hook before each statement of a batch."""
+    """Return a repository that calls the hook before each statement in a batch."""
     dialect = database.dialect
 
     class InterceptingDialect:
@@ -291,7 +291,7 @@ def test_name_that_keeps_changing_hands_raises_an_error(
 def test_deadlocked_batches_are_both_applied(
     postgres_database: Database, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
-    """Each batch registers a name and then, in its second segment, the name that the other batch has registered."""
+    """Each batch registers a name and then, in its second segment, the name that the other batch registers first."""
     barrier = threading.Barrier(2)
 
     def apply(first: str, second: str) -> list[Outcome]:
@@ -300,7 +300,7 @@ def test_deadlocked_batches_are_both_applied(
                 barrier.wait(2)
 
         repository = intercepted(open_database(postgres_url), wait_for_the_other)
-        names = [first, first, second]  # a repeated name begins a second segment
+        names = [first, first, second]  # a repeated name starts a second segment
         return repository.apply([registration(name) for name in names])
 
     with ThreadPoolExecutor(2) as pool:
@@ -310,7 +310,7 @@ def test_deadlocked_batches_are_both_applied(
         name: SqlUserRepository(postgres_database).find(registration(name).username_key) for name in ("ada", "bob")
     }
     assert None not in users.values()
-    # One batch registers both names and is rejected for the repeated one. All names of the other batch are taken.
+    # One batch registers both names, so only its repeated command is rejected. The other batch finds every name taken.
     assert sorted(len(rejections(batch)) for batch in outcomes) == [1, 3]
 
 
@@ -338,7 +338,7 @@ def test_batches_with_the_same_users_do_not_deadlock(
             f.result(30) for f in [pool.submit(count_statements, *ids), pool.submit(count_statements, *reversed(ids))]
         ]
 
-    # Each batch takes its locks, updates in two segments and writes the audit trail. Both succeed at the first attempt.
+    # Four statements: lock the rows, update them in two segments, write the audit trail. Neither batch was retried.
     assert counts == [4, 4]
 
 
@@ -596,7 +596,7 @@ def test_write_to_a_removed_database_file_raises_an_error(sqlite_database: Datab
 # --- the server's time zone
 
 
-def test_latest_time_is_stored_in_any_server_time_zone(
+def test_maximum_time_is_stored_in_any_server_time_zone(
     postgres: PostgresServer, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     postgres.execute(f"ALTER DATABASE {postgres_url.database} SET TimeZone = 'Asia/Tokyo'")

@@ -1,4 +1,4 @@
-"""Tests of `mlapi db check`: its report on each kind of database. It changes nothing."""
+"""Tests of `mlapi db check`: it reports problems in each kind of database and changes nothing."""
 
 import json
 from datetime import timedelta
@@ -182,7 +182,7 @@ def test_wrong_key_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("two_users")
-def test_misnamed_users_are_reported(url: URL) -> None:
+def test_wrong_username_keys_are_reported(url: URL) -> None:
     execute(url, "UPDATE users SET username_key = username WHERE id = 2")
 
     assert problems() == ["users that cannot be found by name because their username_key is wrong: 1, ids 2"]

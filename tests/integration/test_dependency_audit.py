@@ -129,7 +129,7 @@ def test_audit_fails_for_vulnerability_without_a_fix() -> None:
 
     assert evaluate_report(Path("a.lock"), packages) == (
         1,
-        "a.lock: known vulnerabilities\nweak 1.2: PYSEC-0000-1, fixed in no version yet",
+        "a.lock: known vulnerabilities\nweak 1.2: PYSEC-0000-1, not fixed in any version yet",
     )
 
 

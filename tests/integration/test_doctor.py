@@ -162,7 +162,7 @@ def test_outdated_schema_is_reported_as_a_problem(
     assert find_checks("problem") == [("database", "the schema is outdated: run `mlapi db upgrade`")]
 
 
-def test_change_in_the_future_is_reported_as_a_clock_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_future_timestamp_is_reported_as_a_clock_problem(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_up(monkeypatch)
     with Database(database_url(f"sqlite:///{folder}/mlapi.db")) as database, database.writing() as connection:
         connection.execute(update(users_table).values(updated_datetime=datetime.now(UTC) + timedelta(days=1)))

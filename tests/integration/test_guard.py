@@ -492,7 +492,7 @@ def test_locked_database_does_not_block_the_event_loop(
             await wrapper.check(token)
             sqlite_database.engine.dispose()
             locker = sqlite3.connect(str(sqlite_url.database), isolation_level=None)
-            sqlite_database.close()  # an exclusive lock needs all other connections closed
+            sqlite_database.close()  # an exclusive lock requires all other connections to be closed
             locker.execute("PRAGMA locking_mode = EXCLUSIVE")
             locker.execute("BEGIN IMMEDIATE")
             locker.execute("COMMIT")

@@ -295,7 +295,7 @@ def test_concurrent_logins_with_correct_password_succeed(password: str, expected
 # --- token status
 
 
-def test_token_in_the_path_can_be_disabled(users: Users, access: Access, ada: User) -> None:
+def test_token_status_in_the_path_can_be_turned_off(users: Users, access: Access, ada: User) -> None:
     issued = access.authenticator.log_in(username="ada", password=PASSWORD).token
     enabled = asgi_client(create_app(users, access=access))
     disabled = asgi_client(create_app(users, access=access, token_in_path=False))

@@ -254,7 +254,7 @@ def test_removed_key_decrypts_no_passwords(monkeypatch: pytest.MonkeyPatch, capl
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(FernetCipher, False), (HashingFernetCipher, True)])
-def test_reloading_cipher_has_the_cost_of_the_current_cipher(
+def test_reloading_cipher_is_as_costly_as_the_current_one(
     kind: Callable[[list[str], str], PasswordCipher], expected: bool
 ) -> None:
     cipher = ReloadingCipher(Reloader(lambda: kind([KEY], SALT), lambda: "the same"))

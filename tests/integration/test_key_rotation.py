@@ -1,4 +1,4 @@
-"""Rotating keys and salts: the effects of each command on the secrets file and the database."""
+"""Key and salt rotation: the effect of each command on the secrets file and the database."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Return the service's working directory. Settings are environment variables, and rotations finish at once."""
+    """Return the working directory of a service with settings in environment variables and quick key rotations."""
     monkeypatch.chdir(tmp_path)
     for name, value in {"MLAPI_DATABASE__URL": url.render_as_string(hide_password=False), **CHEAP}.items():
         monkeypatch.setenv(name, value)
@@ -79,7 +79,7 @@ def test_rotation_reencrypts_every_password_with_the_new_key(folder: Path, setti
         )
 
 
-def test_interrupted_rotation_resumes_without_another_key(folder: Path, settings: Settings) -> None:
+def test_interrupted_rotation_resumes_without_adding_a_key(folder: Path, settings: Settings) -> None:
     with open_service(settings) as service:
         register(service.users, 3)
     with open_key_rotation(settings) as rotation:
@@ -94,7 +94,7 @@ def test_interrupted_rotation_resumes_without_another_key(folder: Path, settings
     assert secrets(folder, "key") == interrupted[:1]
 
 
-def test_key_can_be_rotated_without_users(folder: Path) -> None:
+def test_key_can_be_rotated_before_any_user_exists(folder: Path) -> None:
     results = [mlapi("keys", "rotate"), mlapi("keys", "prune"), mlapi("keys", "rotate")]
 
     assert [result.exit_code for result in results] == [0, 0, 0]
@@ -115,7 +115,7 @@ def test_unfinished_rotation_prevents_pruning(folder: Path, settings: Settings) 
     assert len(secrets(folder, "key")) == 2
 
 
-def test_key_added_during_a_rotation_is_used_as_well(folder: Path, settings: Settings) -> None:
+def test_key_added_during_a_rotation_is_used_too(folder: Path, settings: Settings) -> None:
     with open_service(settings) as service:
         register(service.users, 2)
         with open_key_rotation(settings) as rotation:

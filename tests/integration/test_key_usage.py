@@ -1,4 +1,4 @@
-"""Tests of `BackgroundKeyUsage`: the time of an API key's last use is written in the background."""
+"""Tests of `BackgroundKeyUsage`: the time of each API key's last use is recorded in the background."""
 
 import logging
 import threading
@@ -39,7 +39,7 @@ class RecordingRepository(InMemoryUserRepository):
 
     @property
     def uses(self) -> list[list[RecordApiKeyUse]]:
-        """The batches of uses, each sorted by key."""
+        """The recorded batches of key uses, each sorted by key."""
         batches = [[command for command in batch if isinstance(command, RecordApiKeyUse)] for batch in self.batches]
         return [sorted(batch, key=lambda command: command.key_id) for batch in batches if batch]
 
@@ -71,7 +71,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
     return condition()
 
 
-def test_use_is_written_in_the_background(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+def test_key_use_is_recorded_in_the_background(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with recording(repository, SOON) as uses:
         uses(keys[0], NOON)
 
@@ -81,7 +81,7 @@ def test_use_is_written_in_the_background(repository: RecordingRepository, keys:
     assert repository.list_api_keys(keys[0].user_id)[0] == attrs.evolve(keys[0], last_used_datetime=NOON)
 
 
-def test_uses_within_an_interval_are_written_together(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+def test_key_uses_within_an_interval_are_written_together(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with recording(repository) as uses:
         for key in [*keys, *keys]:
             uses(key, NOON)
@@ -91,7 +91,7 @@ def test_uses_within_an_interval_are_written_together(repository: RecordingRepos
     assert repository.uses == [[RecordApiKeyUse(key_id=key.id, at=NOON) for key in keys]]
 
 
-def test_last_use_within_an_interval_is_written(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+def test_last_key_use_within_an_interval_is_written(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with recording(repository) as uses:
         uses(keys[0], NOON)
         uses(keys[0], NOON + SECOND)
@@ -134,7 +134,7 @@ def test_key_use_is_written_again_after_a_minute(
     ]
 
 
-def test_close_writes_collected_uses_once(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+def test_close_writes_pending_key_uses_once(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     uses = BackgroundKeyUsage(repository, interval_seconds=MUCH_LATER)
     uses(keys[0], NOON)
 
@@ -146,7 +146,7 @@ def test_close_writes_collected_uses_once(repository: RecordingRepository, keys:
     assert len(repository.batches) == batches
 
 
-def test_nothing_is_written_without_a_use(repository: RecordingRepository) -> None:
+def test_nothing_is_written_without_key_use(repository: RecordingRepository) -> None:
     BackgroundKeyUsage(repository).close()
 
     assert repository.batches == []
@@ -196,7 +196,7 @@ def test_removed_key_does_not_affect_others(
     assert caplog.records == []
 
 
-def test_threads_can_record_uses_concurrently(repository: RecordingRepository, keys: list[ApiKey]) -> None:
+def test_threads_can_record_key_use_concurrently(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with recording(repository, SOON) as uses, ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda number: uses(keys[number % 3], NOON), range(300)))
 
@@ -206,7 +206,7 @@ def test_threads_can_record_uses_concurrently(repository: RecordingRepository, k
     ]
 
 
-def test_use_during_a_write_is_written_afterwards(keys: list[ApiKey], repository: RecordingRepository) -> None:
+def test_key_use_during_a_write_is_written_afterwards(keys: list[ApiKey], repository: RecordingRepository) -> None:
     writing, resume = threading.Event(), threading.Event()
 
     class Slow(RecordingRepository):
@@ -243,7 +243,7 @@ def test_guard_does_not_wait_for_the_write(repository: RecordingRepository) -> N
     assert len(repository.uses) == 1
 
 
-def test_uses_are_stored_in_a_database(database: Database) -> None:
+def test_key_use_is_stored_in_a_database(database: Database) -> None:
     repository = SqlUserRepository(database)
     ada = registered(repository)
     keys = [with_api_key(repository, ada, number) for number in range(3)]

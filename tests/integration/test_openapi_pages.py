@@ -1,4 +1,4 @@
-"""The OpenAPI description and Swagger UI are complete, load nothing from other hosts and can be closed."""
+"""The OpenAPI description and Swagger UI: complete, without files from other hosts, and optionally for admins only."""
 
 import hashlib
 import json
@@ -183,7 +183,7 @@ def test_vendored_files_match_their_published_digests() -> None:
     assert vendored["version"] in vendored["source"]
 
 
-def test_vendored_files_include_licence_and_notice() -> None:
+def test_vendored_files_include_license_and_notice() -> None:
     assert "Apache License" in VENDORED.joinpath("LICENSE").read_text("utf-8")
     assert "SmartBear" in VENDORED.joinpath("NOTICE").read_text("utf-8")
 

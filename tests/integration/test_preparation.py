@@ -134,7 +134,7 @@ def test_repository_is_prepared_before_its_first_use() -> None:
     assert repository.find_principals_nowait([ada.id]) == [ada]
 
 
-def test_repository_without_nonblocking_lookup_gets_none() -> None:
+def test_preparation_adds_no_nonblocking_lookup() -> None:
     inner = PreparedRepository(InMemoryUserRepository(), Preparation(lambda: None))
 
     repository = prepare_on_first_use(inner, Preparation(lambda: None))

@@ -136,7 +136,7 @@ def test_failed_upgrade_changes_nothing(empty_database: Database) -> None:
     with empty_database.writing() as connection:
         connection.execute(text("CREATE TABLE mlapi_key_check (id INTEGER PRIMARY KEY)"))
 
-    with pytest.raises(Exception, match="mlapi_key_check"):  # the first revision creates it after the table of users
+    with pytest.raises(Exception, match="mlapi_key_check"):  # the first revision creates it after the users table
         upgrade(empty_database)
 
     assert table_names(empty_database) == {"mlapi_key_check"}

@@ -51,7 +51,7 @@ NOT_APPLICABLE = [row for row in parse_rows(find_section("### Not applicable")) 
 
 
 def expand_names(names: str) -> list[str]:
-    """Return the numbers of all requirements of levels 1 and 2 in these chapters and sections."""
+    """Return the numbers of every level 1 and level 2 requirement in these chapters and sections."""
     numbers: list[str] = []
     for name in names.split(", "):
         if name.startswith("V"):
