@@ -7,7 +7,7 @@ from importlib.metadata import entry_points
 import attrs
 
 from mlapi.adapters.memory import InMemoryStorage
-from mlapi.adapters.sql import Database, SqlStorage, connection_url
+from mlapi.adapters.sql import Database, SqlStorage, connection_url, unsupported_scheme_error
 from mlapi.config import Settings
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.storage import Storage
@@ -19,11 +19,7 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 _storages: dict[str, Callable[[str], Storage]] = {
     "memory": InMemoryStorage.from_url,
-    "postgres": SqlStorage.from_url,
-    "postgresql": SqlStorage.from_url,
-    "postgresql+psycopg": SqlStorage.from_url,
-    "sqlite": SqlStorage.from_url,
-    "sqlite+pysqlite": SqlStorage.from_url,
+    **dict.fromkeys(SqlStorage.SCHEMES, SqlStorage.from_url),
 }
 
 
@@ -59,11 +55,7 @@ def open_storage(settings: Settings) -> Storage:
         return SqlStorage.from_url(url)  # raises an error with the reason
     from_url = _find_factory(scheme[1].lower())
     if from_url is None:
-        known = ", ".join(sorted(_storages))
-        raise ConfigurationError(
-            f"database.url has the unsupported scheme {scheme[1]}: write sqlite:///mlapi.db or"
-            f" postgresql://user:password@host:5432/database (supported: {known})"
-        )
+        raise unsupported_scheme_error(scheme[1], _storages)
     return from_url(url)
 
 

@@ -6,7 +6,7 @@ from mlapi.adapters.sql.existing import open_existing
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.schema import HEAD, prepare_schema, upgrade
 from mlapi.adapters.sql.storage import SqlStorage
-from mlapi.adapters.sql.urls import connection_url, database_url, sqlite_file
+from mlapi.adapters.sql.urls import connection_url, database_url, sqlite_file, unsupported_scheme_error
 
 __all__ = [
     "HEAD",
@@ -20,5 +20,6 @@ __all__ = [
     "open_existing",
     "prepare_schema",
     "sqlite_file",
+    "unsupported_scheme_error",
     "upgrade",
 ]

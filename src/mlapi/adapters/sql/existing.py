@@ -12,6 +12,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.errors import error_summary
 from mlapi.adapters.sql.sqlite.dialect import UNDECODABLE
 from mlapi.adapters.sql.urls import sqlite_file
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
@@ -90,5 +91,5 @@ def _translating_errors() -> Iterator[None]:
         elif str(cause).startswith(UNDECODABLE):
             reason = "the file is damaged: it contains text that is not UTF-8"
         else:
-            reason = f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}"
+            reason = error_summary(cause)
         raise RepositoryUnavailableError(reason) from error

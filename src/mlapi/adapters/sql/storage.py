@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database
@@ -11,7 +11,7 @@ from mlapi.adapters.sql.inspection import inspect_database
 from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, store_fingerprint
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.schema import HEAD, prepare_schema, upgrade
-from mlapi.adapters.sql.urls import database_url, sqlite_file
+from mlapi.adapters.sql.urls import SCHEMES, database_url, sqlite_file
 from mlapi.domain.inspection import Inspection
 
 
@@ -21,6 +21,9 @@ class SqlStorage:
     Args:
         database: the database to use. Closing the storage closes it.
     """
+
+    SCHEMES: ClassVar[tuple[str, ...]] = SCHEMES
+    """The URL schemes that `from_url` supports."""
 
     def __init__(self, database: Database) -> None:
         self.database = database

@@ -1,5 +1,6 @@
 """Parse and build database URLs."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from sqlalchemy import URL, make_url
@@ -15,6 +16,8 @@ _DRIVERS = {
     "postgresql": "postgresql+psycopg",
     "postgresql+psycopg": "postgresql+psycopg",
 }
+SCHEMES = tuple(_DRIVERS)
+"""The URL schemes of SQLite and PostgreSQL."""
 
 
 def database_url(text: str) -> URL:
@@ -30,13 +33,19 @@ def database_url(text: str) -> URL:
     except (ArgumentError, ValueError):
         raise ConfigurationError(f"database.url is not a valid URL: {_EXAMPLES}") from None
     if url.drivername not in _DRIVERS:
-        raise ConfigurationError(f"database.url has the unsupported scheme {url.drivername}: {_EXAMPLES}")
+        raise unsupported_scheme_error(url.drivername, SCHEMES)
     url = url.set(drivername=_DRIVERS[url.drivername])
     if url.drivername == "sqlite":
         _check_sqlite_path(url)
     elif url.port == 0:
         raise ConfigurationError(f"database.url: 0 is not a valid port: {_EXAMPLES}")
     return url
+
+
+def unsupported_scheme_error(scheme: str, supported: Iterable[str]) -> ConfigurationError:
+    """Return the error for a database URL whose scheme is not one of the supported schemes."""
+    names = ", ".join(sorted(supported))
+    return ConfigurationError(f"database.url has the unsupported scheme {scheme}: {_EXAMPLES} (supported: {names})")
 
 
 def connection_url(*, username: str, password: str, host: str, port: int, database: str) -> URL:

@@ -17,6 +17,7 @@ from mlapi.adapters.sql.adoption.survey import Survey
 from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.legacy import ADDED_COLUMNS, LEGACY_COLUMNS, is_legacy
 from mlapi.adapters.sql.schema import current_revision, migrate, stamp
+from mlapi.adapters.sql.sqlite.times import encode_time
 from mlapi.adapters.sql.tables import key_check
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.users import EncryptedPassword
@@ -160,7 +161,7 @@ class Adoption:
         move = _MOVE.format(
             columns=", ".join([*LEGACY_COLUMNS, *names]), extra="".join(f"legacy.{name}, " for name in names)
         )
-        run(move, {"locked": self._locked, "now": datetime.now(UTC).isoformat(" ", "microseconds")[:26]})
+        run(move, {"locked": self._locked, "now": encode_time(datetime.now(UTC))})
         run("DROP TABLE mlapi_legacy_users")
         for index in (*own_indexes, *legacy_indexes):
             run(index.sql)

@@ -27,6 +27,7 @@ from sqlalchemy import (
 from mlapi.adapters.sql.adoption.findings import Finding, Found, iterate_findings, noted_users, notes
 from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.legacy import legacy_users
+from mlapi.adapters.sql.sqlite.times import encode_time
 from mlapi.domain.rules import USERNAME_MAX_CHARS, find_email_error, find_username_error, fold
 
 BATCH_ROWS = 5000
@@ -206,6 +207,6 @@ def _to_utc(stored: object, zone: tzinfo) -> str | None:
             return None
         if instant.tzinfo is None:
             instant = max(instant.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-        return instant.astimezone(UTC).isoformat(" ", "microseconds")[:26]
+        return encode_time(instant.astimezone(UTC))
     except (ValueError, OverflowError):
         return None

@@ -12,6 +12,7 @@ from sqlalchemy import Boolean, Column
 from mlapi.adapters.sql import rows, statements
 from mlapi.adapters.sql.rows import Convert, Row
 from mlapi.adapters.sql.sqlite import statements as sql
+from mlapi.adapters.sql.sqlite.times import decode_time, encode_time
 from mlapi.adapters.sql.tables import UtcDateTime, api_keys, audit, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import (
@@ -109,26 +110,17 @@ def _fetch_one(connection: sqlite3.Connection, statement: str, parameters: dict[
 def _encode_times(parameters: dict[str, Any]) -> dict[str, Any]:
     for name, value in parameters.items():
         if isinstance(value, datetime):
-            parameters[name] = _encode_time(value)
+            parameters[name] = encode_time(value)
     return parameters
 
 
-def _encode_time(time: datetime) -> str:
-    """Return a UTC time in SQLAlchemy's text format for SQLite: with microseconds, without the zone."""
-    return time.isoformat(" ", "microseconds")[:26]
-
-
-def _decode_time(text: str) -> datetime:
-    return datetime.fromisoformat(f"{text}+00:00")
-
-
 def _encoder_of(column: Column[Any]) -> Convert | None:
-    return _encode_time if isinstance(column.type, UtcDateTime) else None
+    return encode_time if isinstance(column.type, UtcDateTime) else None
 
 
 def _decoder_of(column: Column[Any]) -> Convert | None:
     if isinstance(column.type, UtcDateTime):
-        return _decode_time
+        return decode_time
     return bool if isinstance(column.type, Boolean) else None
 
 
