@@ -92,11 +92,11 @@ class Node:
         wait_until(lambda: all(has_exited(str(pid)) for pid in pids), 30, "exit of the killed processes")
 
     def is_primary(self) -> bool:
-        """Return whether this node holds the leader lock and its PostgreSQL accepts writes, according to Patroni."""
+        """Return whether Patroni reports that this node holds the leader lock and accepts writes."""
         return self._has_role("/primary")
 
     def is_quorum_standby(self) -> bool:
-        """Return whether commits may wait for this node and it may be promoted, according to Patroni."""
+        """Return whether Patroni reports a quorum standby: commits may wait for this node, and it may be promoted."""
         return self._has_role("/quorum")
 
     def connect(self, database: str = "postgres") -> "psycopg.Connection[tuple[Any, ...]]":

@@ -94,7 +94,7 @@ def test_changes_without_standbys_are_not_acknowledged(cluster: Cluster, tmp_pat
             alone = requests.post(f"{server.base}/register-user", json=new_user("alone"), timeout=15)
             assert (alone.status_code, "may have been done" in alone.json()["message"]) == (503, True)
             assert time.monotonic() - begin < RESPONSE_LIMIT_SECONDS
-            time.sleep(15)  # Patroni needs some time to detect this
+            time.sleep(15)  # Patroni needs some time to detect that the standbys are down
             again = requests.post(f"{server.base}/register-user", json=new_user("alone"), timeout=15)
             assert again.status_code == 503
         finally:

@@ -15,7 +15,7 @@ PASSWORD = f"{CANARY} difference engine"
 # Groups of characters that are known to cause problems.
 ALPHABETS: Sequence[str] = (
     "abcXYZ019 .-_@",
-    "\0\x01\x08\t\n\r\x1b\x7f\x80\x85\x9f",  # controls
+    "\0\x01\x08\t\n\r\x1b\x7f\x80\x85\x9f",  # control characters
     "\u00a0\u1680\u2000\u2028\u2029\u202f\u205f\u3000\ufeff",  # white space and similar characters
     "\u200b\u200c\u200d\u2060\u2061\u180e\u034f\u115f\u3164\uffa0\u2800\u00ad",  # invisible
     "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\u061c",  # text direction
@@ -25,7 +25,7 @@ ALPHABETS: Sequence[str] = (
     "가각\u1100\u1161\u11a8\u11c3\u3131",  # Hangul, composed and decomposed
     "ａＡ１＠．\uff00\uffe0",  # fullwidth
     "аеорсухАВЕ",  # Cyrillic letters that look like Latin ones
-    "١٢٣۱۲०১๑𝟘𝟙²①",  # other digits
+    "١٢٣۱۲०১๑𝟘𝟙²①",  # non-ASCII digits
     "\ue000\uf8ff\ufdd0\ufffe\uffff\U0001fffe\U0010ffff\U000f0000\U000e0001\U000e0100\ufe0f",  # private use, tags
     "😀👩\u200d👩\u200d👧🇱🇹\U0001f3fb",  # emoji sequences
     "𐐀𐐨𝕬𝖆𠀀𪛟\U00016e40\U0001e900",  # beyond the Basic Multilingual Plane

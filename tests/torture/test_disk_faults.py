@@ -233,7 +233,7 @@ def describe(fault: str, outage: Outage) -> str:
     ("fault", "statuses"),
     [("full", {503}), ("read-only", {503}), ("fsync", {503}), ("read", {200, 201, 503}), ("hanging", {503})],
 )
-def test_disk_fault_rejects_changes_until_it_ends(
+def test_changes_are_rejected_while_the_disk_fault_lasts(
     fault: str, statuses: set[int], server: Server, short_or_full: ShortOrFull, report: Report
 ) -> None:
     switch = server.folder / simulated_disk.SWITCH
@@ -271,7 +271,7 @@ sys.stdin.read()
 
 
 @needs_layer
-def test_locked_file_rejects_changes_and_serves_reads(
+def test_reads_are_served_while_the_database_file_is_locked(
     server: Server, short_or_full: ShortOrFull, report: Report
 ) -> None:
     processes: list[subprocess.Popen[str]] = []
@@ -317,7 +317,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
-def test_full_file_system_rejects_changes_until_it_has_space(
+def test_changes_are_rejected_while_the_file_system_is_full(
     small_disk: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
     ballast = small_disk / "ballast"

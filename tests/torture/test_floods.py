@@ -145,7 +145,7 @@ def test_registration_flood_keeps_memory_and_latency_bounded(
     )
     assert set(statuses) <= {201, 503}
     assert statuses[201] > 0
-    assert growth_mib < 19 * len(os.sched_getaffinity(0)) + 25  # 19 MiB for each hashing thread, 25 for connections
+    assert growth_mib < 19 * len(os.sched_getaffinity(0)) + 25  # 19 MiB per hashing thread, 25 MiB for connections
     assert set(toggling.statuses) == {200}
     assert toggling.p99_ms < short_or_full(1_000, 250)
 

@@ -64,7 +64,7 @@ ENCODINGS = {
     "capitals": b"Transfer-Encoding: CHUNKED",
     "quoted": b'Transfer-Encoding: "chunked"',
     "twice": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked",
-    "two different ones": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
+    "two different headers": b"Transfer-Encoding: chunked\r\nTransfer-Encoding: identity",
     "chunked twice in one header": b"Transfer-Encoding: chunked, chunked",
     "chunked before identity": b"Transfer-Encoding: chunked, identity",
     "gzip before chunked": b"Transfer-Encoding: gzip, chunked",
@@ -79,18 +79,18 @@ ENCODINGS = {
 LENGTHS = {
     "negative": "-1",
     "hexadecimal": hex(LENGTH),
-    "with a plus": f"+{LENGTH}",
+    "a plus sign": f"+{LENGTH}",
     "a space inside": "6 5",
     "empty": "",
     "a fraction": f"{LENGTH}.0",
     "huge": "9" * 30,
     "more than 64 bits": str(2**64 + LENGTH),
-    "other digits": "٦٥",
+    "non-ASCII digits": "٦٥",
     "a semicolon": f"{LENGTH};",
     "an underscore": "6_5",
     "a list of different values": f"0, {LENGTH}",
     "leading zeros": f"00{LENGTH}",
-    "spaces around": f"  {LENGTH} \t",
+    "surrounding spaces": f"  {LENGTH} \t",
     "a list of equal values": f"{LENGTH}, {LENGTH}",
 }
 UPGRADE_PROTOCOLS = {"websocket": b"websocket", "h2c": b"h2c", "anything": b"anything"}
@@ -99,8 +99,8 @@ CHUNKS = {
     "junk after the size": b"5zz\r\nhello\r\n0\r\n\r\n",
     "an 0x prefix": b"0x5\r\nhello\r\n0\r\n\r\n",
     "negative": b"-5\r\nhello\r\n0\r\n\r\n",
-    "a plus": b"+5\r\nhello\r\n0\r\n\r\n",
-    "a space before": b" 5\r\nhello\r\n0\r\n\r\n",
+    "a plus sign": b"+5\r\nhello\r\n0\r\n\r\n",
+    "a leading space": b" 5\r\nhello\r\n0\r\n\r\n",
     "an underscore": b"5_\r\nhello\r\n0\r\n\r\n",
     "bare LFs": b"5\nhello\n0\n\n",
     "a bare CR": b"5\rhello\r\n0\r\n\r\n",
@@ -114,15 +114,15 @@ CHUNKS = {
 
 SMUGGLING: dict[str, bytes] = {
     **{
-        f"a length and an encoding, {name}": post(length(LENGTH + 5), line, body=LAST_CHUNK + SMUGGLED)
+        f"a length and an encoding: {name}": post(length(LENGTH + 5), line, body=LAST_CHUNK + SMUGGLED)
         for name, line in ENCODINGS.items()
     },
     "an encoding and a shorter length": post(
         b"Transfer-Encoding: chunked", length(4), body=b"%x\r\n" % LENGTH + SMUGGLED + b"\r\n" + LAST_CHUNK
     ),
-    **{f"a length, {name}": post(length(value), body=SMUGGLED) for name, value in LENGTHS.items()},
-    "two lengths, the first is 0": post(length(0), length(LENGTH), body=SMUGGLED),
-    "two lengths, the second is 0": post(length(LENGTH), length(0), body=SMUGGLED),
+    **{f"a length: {name}": post(length(value), body=SMUGGLED) for name, value in LENGTHS.items()},
+    "two lengths, of which the first is 0": post(length(0), length(LENGTH), body=SMUGGLED),
+    "two lengths, of which the second is 0": post(length(LENGTH), length(0), body=SMUGGLED),
     "two equal lengths": post(length(LENGTH), length(LENGTH), body=SMUGGLED),
     **{
         f"chunks with {name}": post(b"Transfer-Encoding: chunked", body=body + SMUGGLED)
@@ -175,7 +175,7 @@ SMUGGLING: dict[str, bytes] = {
 """Requests that contain the bytes of a ``DELETE`` request somewhere else."""
 
 UNUSUAL: dict[str, bytes] = {
-    **{f"an encoding, {name}": post(line, body=LAST_CHUNK) for name, line in ENCODINGS.items()},
+    **{f"an encoding: {name}": post(line, body=LAST_CHUNK) for name, line in ENCODINGS.items()},
     "chunk extensions": post(b"Transfer-Encoding: chunked", body=b'5;a="b;\\"c";d\r\nhello\r\n0;e\r\n\r\n'),
     "a long chunk extension": post(
         b"Transfer-Encoding: chunked", body=b"5;" + b"a" * 70_000 + b"\r\nhello\r\n0\r\n\r\n"
@@ -201,8 +201,8 @@ UNUSUAL: dict[str, bytes] = {
     "an absolute target with a bad port": get(start=b"GET http://localhost:99999999/users HTTP/1.1"),
     "an authority as the target": get(start=b"GET localhost:80 HTTP/1.1"),
     "CONNECT": get(start=b"CONNECT localhost:80 HTTP/1.1"),
-    "OPTIONS of an asterisk": get(start=b"OPTIONS * HTTP/1.1"),
-    "GET of an asterisk": get(start=b"GET * HTTP/1.1"),
+    "OPTIONS with an asterisk as the target": get(start=b"OPTIONS * HTTP/1.1"),
+    "GET with an asterisk as the target": get(start=b"GET * HTTP/1.1"),
     "a query as the target": get(start=b"GET ?x HTTP/1.1"),
     "a fragment": get(start=b"GET /health/live#/x HTTP/1.1"),
     "no slash": get(start=b"GET users HTTP/1.1"),
@@ -231,13 +231,13 @@ UNUSUAL: dict[str, bytes] = {
     "HTTP/9.9": get(start=b"GET /users HTTP/9.9"),
     "http/1.1": get(start=b"GET /users http/1.1"),
     "an unknown method": get(start=b"BREW /users HTTP/1.1"),
-    "a method in lower case": get(start=b"get /users HTTP/1.1"),
+    "a lowercase method": get(start=b"get /users HTTP/1.1"),
     "a long method": get(start=b"A" * 5_000 + b" /users HTTP/1.1"),
     "500 headers": get(*(b"X-%d: y" % number for number in range(500))),
     "20,000 headers": get(*(b"X-%d: y" % number for number in range(20_000))),
     "a long value": get(b"X: " + b"y" * 200_000),
     "a long target": get(start=b"GET /" + b"y" * 200_000 + b" HTTP/1.1"),
-    "headers named by Connection": get(b"Connection: close, Host"),
+    "headers named in Connection": get(b"Connection: close, Host"),
 }
 """Unusual requests that the server must either reject or take literally."""
 
@@ -367,7 +367,7 @@ def test_unusual_request_is_rejected_or_taken_literally(server: Server, parser: 
         name: response.statuses
         for name, response in responses.items()
         if not set(response.statuses[:1]) <= {200, 400, 403, 404, 405, 413, 415, 422, 431, 501}
-        or not set(response.statuses[1:]) <= {400}  # for bytes after the request
+        or not set(response.statuses[1:]) <= {400}  # the response to any bytes after the request
     } == {}
     assert list_users(server) == before
     assert is_alive(server)

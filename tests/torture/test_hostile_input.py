@@ -47,7 +47,7 @@ ADMIN_TOKEN = f"{CANARY}-admin-token-for-tests"
 VICTIM_COUNT = 3
 """Number of users that always exist, each with a token and an API key."""
 MAX_USERS = 20
-"""If there are more users, those that the fuzzer registered are removed."""
+"""Above this number, the users that the fuzzer registered are removed."""
 REJECTED_STATUSES = {400, 401, 403, 404, 405, 409, 413, 415, 422, 429}
 """The documented error statuses, except 5xx: nothing is unavailable in these tests."""
 OPERATIONS_WITHOUT_ADMIN = {
@@ -90,7 +90,7 @@ class Target:
         )
 
     def restore(self) -> None:
-        """Restore the victims, remove users if there are too many, and remember the rows."""
+        """Restore the victims, remove other users if there are too many, and record the rows."""
         users = self.users
         victims, others = (all_users := list(users.iterate_users()))[:VICTIM_COUNT], all_users[VICTIM_COUNT:]
         for other in others if len(all_users) > MAX_USERS else []:
@@ -185,7 +185,7 @@ def memory_target() -> Iterator[Target]:
     repository = InMemoryUserRepository()
 
     def rows() -> object:
-        users = repository.list_page(after=0, limit=1_000)  # type: ignore[arg-type]  # an id before all others
+        users = repository.list_page(after=0, limit=1_000)  # type: ignore[arg-type]  # 0 is below every id
         return [(user, [(key.id, key.name, key.digest) for key in repository.list_api_keys(user.id)]) for user in users]
 
     with closing(Target(repository, rows)) as target:

@@ -171,7 +171,7 @@ def test_service_recovers_when_a_connection_becomes_free(
 
             clients.wait_for(take_free_connections, 30, "503")
 
-    inject("no connection left", use_all_connections, short_or_full(1, 10))
+    inject("no connections left", use_all_connections, short_or_full(1, 10))
 
 
 def test_service_recovers_when_the_server_is_writable_again(
@@ -211,7 +211,7 @@ def test_service_recovers_from_a_full_postgresql_disk(
         postgres.execute("DROP TABLESPACE small")
 
 
-def test_commit_without_a_standby_is_answered_in_time(
+def test_commit_without_a_standby_gets_a_timely_response(
     postgres: PostgresServer, inject: FaultInjection, short_or_full: ShortOrFull
 ) -> None:
     def lose_standby(clients: Load) -> None:

@@ -41,7 +41,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 CLIENTS = 6
-WAL_PAGES = 40  # SQLite checkpoints the write-ahead log at this size, many times in a run
+WAL_PAGES = 40  # SQLite checkpoints the write-ahead log at this size, many times per run
 STATES_PER_START = 40  # the service is started on one state in 40
 
 PASSWORDS = ("difference engine", "analytical engine")
@@ -61,7 +61,7 @@ def make_settings(folder: Path) -> Settings:
 
 @attrs.frozen
 class Acknowledgement:
-    """A client received the acknowledgement of its first ``changes`` changes."""
+    """Records that the first ``changes`` changes of a client have been acknowledged."""
 
     client: int
     changes: int
@@ -205,7 +205,7 @@ def find_losses(
         return [f"{name} does not exist" for name in sorted(missing_files)]
     with closing(sqlite3.connect(folder / "mlapi.db", isolation_level=None)) as connection:
         try:
-            connection.execute("PRAGMA synchronous = OFF")  # faster, and nothing written here must survive
+            connection.execute("PRAGMA synchronous = OFF")  # faster; nothing written here needs to survive
             damage = [line for (line,) in connection.execute("PRAGMA integrity_check") if line != "ok"]
             return [
                 *damage,

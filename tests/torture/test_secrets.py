@@ -317,7 +317,7 @@ def test_service_keeps_working_while_rotations_are_killed(
                     0,
                     -signal.SIGKILL,
                 }
-            # Wait longer than the second that the service takes to reload the keys. In production, it is ten seconds.
+            # Wait longer than the service's reload interval of one second. In production, a rotation waits ten seconds.
             exit_codes = [
                 run(tmp_path, environ, ["keys", "rotate"], in_flight_seconds=1.5),
                 run(tmp_path, environ, ["keys", "prune"]),
@@ -506,20 +506,15 @@ def test_clock_change_does_not_extend_credentials(
     audit = client.call("GET", "/audit?limit=500", ADMIN_TOKEN).json()["entries"]
 
     assert [response.status_code for response in guesses] == [401] * 20 + [429]
-    assert later_guess == 401  # the window has ended by the new time
+    assert later_guess == 401  # according to the new time, the window has ended
     assert status_before == 200
     assert seen == {
         "at the start": [200, 200, 200, 200],
         "an hour later": [401, 401, 200, 200, 303],  # tokens and idle sessions expire after an hour
         "nine hours later": [401, 401, 401, 303],
         "clock set back": [200, 200, 200, 200],  # valid again
-        "an hour before": [
-            200,
-            200,
-            200,
-            200,
-            303,
-        ],  # tokens from the future are valid, sessions from the future are not
+        # Tokens from the future are valid, but console sessions from the future are not.
+        "an hour before": [200, 200, 200, 200, 303],
         "disabled an hour before": [403, 403, 403, 403, 303],
         "enabled again": [401, 200, 200, 401, 200],  # tokens are revoked regardless of the clock
     }

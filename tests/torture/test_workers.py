@@ -82,7 +82,7 @@ def connect_to_each_worker(
 
 
 class Watcher:
-    """Disables and enables a user, each time through another worker, and checks that all processes see the change.
+    """Disables and enables a user, each time through a different worker, and checks that all processes see the change.
 
     Args:
         name: username.
@@ -246,4 +246,4 @@ def describe_deadlocks(url: URL) -> str:
     statement = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
     with Database(url) as database:
         count: int = database.read(lambda connection: connection.execute(statement).scalar_one())
-    return f"; {count} deadlocks in total on that database, each resolved after a second"
+    return f"; {count} deadlocks in total in that database, each resolved by PostgreSQL after one second"
