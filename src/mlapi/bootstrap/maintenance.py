@@ -5,7 +5,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
-from mlapi.adapters.sql import SqlStorage, open_existing
+from mlapi.adapters.sql import SqlStorage
 from mlapi.adapters.sql.adoption import Adoption
 from mlapi.application.database_check import DatabaseCheck, check_storage
 from mlapi.application.key_rotation import KeyRotation
@@ -85,7 +85,7 @@ def open_adoption(settings: Settings, *, timezone: str | None = None, plan_only:
     with open_database(settings) as database:
         secrets = open_secrets(settings, SqlStorage(database))
         cipher = secrets.cipher()
-        with open_existing(database, "plan" if plan_only else "change") as connection:
+        with database.open_existing("plan" if plan_only else "change") as connection:
             yield Adoption(
                 connection,
                 zone=zone,

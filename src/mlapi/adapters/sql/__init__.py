@@ -2,11 +2,10 @@
 
 from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database
-from mlapi.adapters.sql.existing import open_existing
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.schema import HEAD, prepare_schema, upgrade
 from mlapi.adapters.sql.storage import SqlStorage
-from mlapi.adapters.sql.urls import connection_url, database_url, sqlite_file, unsupported_scheme_error
+from mlapi.adapters.sql.urls import connection_url, database_url, unsupported_scheme_error
 
 __all__ = [
     "HEAD",
@@ -17,9 +16,7 @@ __all__ = [
     "SqliteUserRepository",
     "connection_url",
     "database_url",
-    "open_existing",
     "prepare_schema",
-    "sqlite_file",
     "unsupported_scheme_error",
     "upgrade",
 ]

@@ -3,7 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import URL, Connection, PoolProxiedConnection
@@ -11,7 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from mlapi.adapters.sql.dialect import Dialect, dialect_for
-from mlapi.adapters.sql.urls import sqlite_file
+from mlapi.adapters.sql.existing import Purpose
 from mlapi.domain.errors import RepositoryUnavailableError
 
 TIMEOUT_SECONDS = 2.0
@@ -46,9 +46,7 @@ class Database:
         self.dialect: Dialect[Any] = dialect_for(url.get_backend_name())
         self.engine = self.dialect.create_engine(url, timeout_seconds=timeout_seconds, max_connections=max_connections)
         self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
-        self._file = sqlite_file(url)
-        self._file_identity: tuple[int, int] | None = None
-        """Device and inode of the open file."""
+        self._was_replaced = self.dialect.replacement_check(url)
         self._nonblocking: list[PoolProxiedConnection] = []
         """Idle connections for `read_nowait`."""
         self._writers = threading.BoundedSemaphore(self.dialect.max_writers(max_connections))
@@ -56,14 +54,14 @@ class Database:
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Open a read transaction."""
-        self._check_file_identity()
+        self._check_not_replaced()
         with self._translating_errors(), self.engine.connect() as connection, connection.begin():
             yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
         """Open a write transaction. It is committed durably after the block, or rolled back if the block raises."""
-        self._check_file_identity()
+        self._check_not_replaced()
         with self._write_slot(), self._translating_errors(), self.engine.connect() as connection:
             connection.execution_options(**self.dialect.write_options)
             with connection.begin():
@@ -76,7 +74,7 @@ class Database:
             with self.engine.connect() as connection, connection.begin():
                 return work(connection)
 
-        self._check_file_identity()
+        self._check_not_replaced()
         with self._translating_errors():
             return self._retrying(attempt)
 
@@ -90,7 +88,7 @@ class Database:
             pooled.close()
             return result
 
-        self._check_file_identity()
+        self._check_not_replaced()
         with self._translating_errors():
             result = self._retrying(attempt)
             if self.dialect.supports_nowait and not self._nonblocking:
@@ -103,7 +101,7 @@ class Database:
         Readers of SQLite's write-ahead log wait only for a process that locks the whole file. Opening a connection
         could wait too, so this only uses idle connections and raises an error if there is none. `read_batch` opens one.
         """
-        self._check_file_identity()
+        self._check_not_replaced()
         try:
             pooled = self._nonblocking.pop()
         except IndexError:
@@ -137,7 +135,7 @@ class Database:
                 self.dialect.begin(pooled.driver_connection)
                 return pooled, work(pooled.driver_connection)
 
-        self._check_file_identity()
+        self._check_not_replaced()
         with self._write_slot(), self._translating_errors():
             pooled, result = self._retrying(attempt)
             with _invalidated_by_errors(pooled):
@@ -147,6 +145,18 @@ class Database:
                 self.dialect.commit(pooled.driver_connection)
             pooled.close()
             return result
+
+    def open_existing(self, purpose: Purpose) -> AbstractContextManager[Connection]:
+        """Open a transaction in an existing database, without a statement timeout. This creates and changes nothing.
+
+        The transaction is committed after the block, or rolled back if the block raises. An SQLite file keeps its
+        journal mode. On SQLite, foreign keys are not enforced, so that a table can be replaced.
+
+        Raises:
+            ConfigurationError: if the SQLite file does not exist.
+            RepositoryUnavailableError: if the database is unavailable, locked or unreadable.
+        """
+        return self.dialect.open_existing(self, purpose)
 
     def close(self) -> None:
         """Close all connections. The database can still be used; it then connects again."""
@@ -167,21 +177,12 @@ class Database:
         self.dialect.set_nowait(connection)
         return pooled
 
-    def _check_file_identity(self) -> None:
+    def _check_not_replaced(self) -> None:
         """Raise an error if an SQLite file was removed or replaced since the last call. Later calls use the new file.
 
         Connections that are open still use the old file, so no other process would see what they write.
         """
-        if self._file is None:
-            return
-        try:
-            status = self._file.stat()
-        except OSError:
-            identity = None  # the file does not exist
-        else:
-            identity = status.st_dev, status.st_ino
-        previous, self._file_identity = self._file_identity, identity
-        if previous is not None and identity != previous:
+        if self._was_replaced():
             self.close()
             raise RepositoryUnavailableError("the database file was removed or replaced")
 

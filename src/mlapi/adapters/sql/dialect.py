@@ -1,13 +1,15 @@
 """The interface to everything that differs between SQLite and PostgreSQL. Other modules here work with both."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
+from mlapi.adapters.sql.existing import ConnectionPool, Purpose
 from mlapi.adapters.sql.postgresql import PostgresqlDialect
 from mlapi.adapters.sql.sqlite import SqliteDialect
 from mlapi.domain.commands import Command, Outcome
@@ -40,6 +42,18 @@ class Dialect(Protocol[DriverConnectionT_contra]):
         Raises:
             ConfigurationError: if the driver is not installed or the URL has an unknown option.
         """
+        ...
+
+    def files(self, url: URL) -> tuple[Path, ...]:
+        """Return the absolute paths of the local files that hold the database, the main file first."""
+        ...
+
+    def replacement_check(self, url: URL) -> Callable[[], bool]:
+        """Return a function that returns True if the database file was removed or replaced since the last call."""
+        ...
+
+    def open_existing(self, pool: ConnectionPool, purpose: Purpose) -> AbstractContextManager[Connection]:
+        """See `mlapi.adapters.sql.database.Database.open_existing`."""
         ...
 
     def max_writers(self, max_connections: int) -> int:

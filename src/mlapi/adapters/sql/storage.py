@@ -6,12 +6,11 @@ from typing import ClassVar, Self
 
 from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database
-from mlapi.adapters.sql.existing import open_existing
 from mlapi.adapters.sql.inspection import inspect_database
 from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, store_fingerprint
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.schema import HEAD, prepare_schema, upgrade
-from mlapi.adapters.sql.urls import SCHEMES, database_url, sqlite_file
+from mlapi.adapters.sql.urls import SCHEMES, database_url
 from mlapi.domain.inspection import Inspection
 
 
@@ -29,7 +28,7 @@ class SqlStorage:
         self.database = database
         self.users = SqliteUserRepository(database) if database.dialect.supports_nowait else SqlUserRepository(database)
         self.attempts = SqlAttempts(database)
-        self._file = sqlite_file(database.engine.url)
+        self._files = database.dialect.files(database.engine.url)
 
     @classmethod
     def from_url(cls, url: str) -> Self:
@@ -43,14 +42,12 @@ class SqlStorage:
     @property
     def files(self) -> tuple[Path, ...]:
         """The SQLite file, its write-ahead log, and the log's index; empty for PostgreSQL."""
-        if self._file is None:
-            return ()
-        return (self._file, *(self._file.with_name(f"{self._file.name}{ending}") for ending in ("-wal", "-shm")))
+        return self._files
 
     @property
     def secrets_folder(self) -> Path:
         """The folder that contains the SQLite file; the current folder for PostgreSQL."""
-        return Path.cwd() if self._file is None else self._file.parent
+        return self._files[0].parent if self._files else Path.cwd()
 
     def find_fingerprint(self) -> str | None:
         return find_fingerprint(self.database)
@@ -69,7 +66,7 @@ class SqlStorage:
         return before, HEAD
 
     def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:
-        with open_existing(self.database, "read") as connection:
+        with self.database.open_existing("read") as connection:
             return inspect_database(connection, find_password_error=find_password_error)
 
     def close(self) -> None:

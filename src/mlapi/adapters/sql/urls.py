@@ -53,11 +53,6 @@ def connection_url(*, username: str, password: str, host: str, port: int, databa
     return URL.create(_DRIVERS["postgresql"], username, password, host, port, database)
 
 
-def sqlite_file(url: URL) -> Path | None:
-    """Return the absolute path of an SQLite database, or None for PostgreSQL."""
-    return Path(url.database or "").absolute() if url.drivername == "sqlite" else None
-
-
 def _check_sqlite_path(url: URL) -> None:
     if url.host or url.query or not url.database or url.database == ":memory:":
         raise ConfigurationError(

@@ -83,7 +83,7 @@ class Adoption:
     The transaction must be committed after `carry_out`.
 
     Args:
-        connection: must be in a transaction of `mlapi.adapters.sql.existing.open_existing`.
+        connection: must be in a transaction of `mlapi.adapters.sql.database.Database.open_existing`.
         zone: the time zone of the times in the table; None for UTC.
         find_password_error: returns why a stored password cannot be used, or None if it can.
         locked: the value to store for users without a password. No password matches it.

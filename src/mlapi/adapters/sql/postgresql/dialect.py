@@ -1,8 +1,9 @@
 """The PostgreSQL dialect. See `mlapi.adapters.sql.dialect.Dialect`."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from weakref import WeakSet
 
@@ -10,6 +11,7 @@ from sqlalchemy import URL, Connection, Engine, Table, func, select, text
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from mlapi.adapters.sql.errors import error_summary
+from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, translating_errors
 from mlapi.adapters.sql.postgresql import engine, executor
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
@@ -18,6 +20,7 @@ from mlapi.domain.errors import RepositoryUnavailableError
 if TYPE_CHECKING:
     import psycopg
 
+_LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL 18, appendix A
 _SCHEMA_LOCK = 0x6D6C617069  # "mlapi" in ASCII
 
 
@@ -35,6 +38,22 @@ class PostgresqlDialect:
         return engine.create(
             url, timeout_seconds=timeout_seconds, max_connections=max_connections, connections=self._connections
         )
+
+    def files(self, url: URL) -> tuple[Path, ...]:  # noqa: ARG002 - part of the protocol
+        return ()
+
+    def replacement_check(self, url: URL) -> Callable[[], bool]:  # noqa: ARG002 - part of the protocol
+        return lambda: False
+
+    @contextmanager
+    def open_existing(self, pool: ConnectionPool, purpose: Purpose) -> Iterator[Connection]:
+        with pool.writing() as connection, translating_errors(_describe_existing_error):
+            connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            if purpose != "change":  # let all statements see the same rows
+                connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+            if purpose == "read":
+                connection.exec_driver_sql("SET TRANSACTION READ ONLY")
+            yield connection
 
     def max_writers(self, max_connections: int) -> int:
         # Commits hang while a synchronous standby is unavailable. Keep half of the connections free for reads, which
@@ -99,3 +118,7 @@ class PostgresqlDialect:
 
     def find_damage(self, connection: Connection) -> list[str]:  # noqa: ARG002 - part of the protocol
         return []
+
+
+def _describe_existing_error(error: BaseException | None) -> str:
+    return IN_USE if getattr(error, "sqlstate", None) == _LOCK_NOT_AVAILABLE else error_summary(error)

@@ -1,8 +1,9 @@
 """The SQLite dialect. See `mlapi.adapters.sql.dialect.Dialect`."""
 
 import sqlite3
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Final
 
 from sqlalchemy import URL, Connection, Engine, Table
@@ -10,12 +11,10 @@ from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 
 from mlapi.adapters.sql.errors import error_summary
-from mlapi.adapters.sql.sqlite import engine, executor
+from mlapi.adapters.sql.existing import ConnectionPool, Purpose
+from mlapi.adapters.sql.sqlite import engine, executor, existing, files
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
-
-UNDECODABLE = "Could not decode to UTF-8"
-"""Beginning of sqlite3's message about invalid text. The rest of the message is the text itself."""
 
 _MAX_DAMAGE_LINES = 20
 _CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
@@ -33,6 +32,16 @@ class SqliteDialect:
     def create_engine(self, url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
         return engine.create(url, timeout_seconds=timeout_seconds, max_connections=max_connections)
 
+    def files(self, url: URL) -> tuple[Path, ...]:
+        return files.all_files(url)
+
+    def replacement_check(self, url: URL) -> Callable[[], bool]:
+        return files.ReplacementCheck(files.database_file(url))
+
+    def open_existing(self, pool: ConnectionPool, purpose: Purpose) -> AbstractContextManager[Connection]:
+        file = files.database_file(pool.engine.url)
+        return existing.open_existing(file, purpose, timeout_seconds=pool.timeout_seconds)
+
     def max_writers(self, max_connections: int) -> int:  # noqa: ARG002 - part of the protocol
         # SQLite lets waiting writers race for the lock, and some starve under load. Let the threads of this process
         # queue for the lock instead.
@@ -46,7 +55,7 @@ class SqliteDialect:
 
     def describe_error(self, error: BaseException | None) -> str:
         # The messages of these errors may contain stored values.
-        if isinstance(error, self.data_errors) or str(error).startswith(UNDECODABLE):
+        if isinstance(error, self.data_errors) or str(error).startswith(engine.UNDECODABLE):
             return f"the database file contains unreadable data ({type(error).__name__}); run `mlapi doctor`"
         is_corrupt = isinstance(error, sqlite3.Error) and engine.primary_code(error) in _CORRUPTION_CODES
         return error_summary(error) + ("; run `mlapi doctor`" if is_corrupt else "")

@@ -14,6 +14,9 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 BEGIN_OPTION = "mlapi_sqlite_begin"
 """Execution option for the statement that begins a transaction. The default is ``BEGIN``."""
 
+UNDECODABLE = "Could not decode to UTF-8"
+"""Beginning of sqlite3's message about invalid text. The rest of the message is the text itself."""
+
 _RETRY_SECONDS = 0.01
 _LOCKED_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL}
 _UNWRITABLE_CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}

@@ -1,0 +1,35 @@
+"""The files of an SQLite database."""
+
+from pathlib import Path
+
+from sqlalchemy import URL
+
+
+def database_file(url: URL) -> Path:
+    """Return the absolute path of the database file."""
+    return Path(url.database or "").absolute()
+
+
+def all_files(url: URL) -> tuple[Path, ...]:
+    """Return the database file, its write-ahead log, and the log's index."""
+    file = database_file(url)
+    return (file, *(file.with_name(f"{file.name}{ending}") for ending in ("-wal", "-shm")))
+
+
+class ReplacementCheck:
+    """A function that returns True if a file was removed or replaced since the last call."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._identity: tuple[int, int] | None = None
+        """Device and inode of the file at the last call."""
+
+    def __call__(self) -> bool:
+        try:
+            status = self._file.stat()
+        except OSError:
+            identity = None  # the file does not exist
+        else:
+            identity = status.st_dev, status.st_ino
+        previous, self._identity = self._identity, identity
+        return previous is not None and identity != previous
