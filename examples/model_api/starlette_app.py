@@ -1,6 +1,14 @@
-"""Serve the model with Starlette. Run this command in the service's folder.
+r"""Serve the model with Starlette, only to enabled users.
 
-uvicorn examples.model_api.starlette_app:app --port 8002
+Install mlapi, and ``pip install scikit-learn``. Run this command in the service's folder, so that both
+use the same database. Replace ``~/mlapi`` with the path of the checkout::
+
+    PYTHONPATH=~/mlapi uvicorn examples.model_api.starlette_app:app --port 8002
+
+Call it with a token from the service::
+
+    curl -X POST http://localhost:8002/predict -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \
+         -d '{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}'
 """
 
 from examples.model_api.model import classify

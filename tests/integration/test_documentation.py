@@ -1,6 +1,7 @@
 """The examples in README.md, docs/ and docstrings run as shown."""
 
 import doctest
+import json
 import os
 import re
 import shutil
@@ -8,15 +9,19 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import attrs
 import click
 import pytest
 import requests
+from starlette.testclient import TestClient
 
-from mlapi.bootstrap import open_users
+from mlapi import InvalidTokenError
+from mlapi.bootstrap import open_guard, open_service, open_users
 from mlapi.config import Settings, load_settings
 from mlapi.entrypoints.cli import main
+from mlapi.testing import assert_all_routes_guarded
 from tests.e2e.server import MlapiServer, Server
 from tests.postgres_server import free_port
 
@@ -144,6 +149,66 @@ def test_readme_runs_from_top_to_bottom_as_shown(folder: Path) -> None:
 
 def test_readme_has_at_most_150_lines() -> None:
     assert read_page(Path("README.md")).count("\n") <= README_MAX_LINES
+
+
+@pytest.mark.parametrize("framework", ["starlette", "fastapi", "flask"])
+def test_examples_of_guarded_models_say_how_to_run_them(framework: str) -> None:
+    text = read_page(Path(f"examples/model_api/{framework}_app.py"))
+    (command,) = re.findall(r"^    PYTHONPATH=~/mlapi (.*)", text, re.MULTILINE)
+    (body,) = re.findall(r"-d '(.*)'", text)
+
+    assert f"examples.model_api.{framework}_app" in command
+    assert set(json.loads(body)) == set(import_module("examples.model_api.model").MEASUREMENTS)
+    guide = read_page(Path("docs/guard.md"))
+    assert f"PYTHONPATH=~/mlapi {command}\n" in guide
+    assert f"-d '{body}'" in guide
+
+
+def test_fastapi_application_in_the_guard_guide_works(folder: Path) -> None:
+    blocks = [block for block in find_code_blocks(Path("docs/guard.md"), "python") if not block.startswith(">>>")]
+    namespace: dict[str, Any] = {}
+    for block in blocks:
+        exec(block, namespace)
+    app = namespace["app"]
+    origin = {"Origin": "https://app.example.com"}
+    preflight = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+
+    with open_service(load_settings()) as service, TestClient(app) as client:
+        user = service.users.register(**ADA)
+        token = service.access.authenticator.log_in(username="ada", password=ADA["password"]).token
+        _, api_key = service.users.add_api_key(user_id=user.id, name="nightly job")
+
+        def predict(credential: str) -> tuple[int, Any]:
+            headers = {"Authorization": f"Bearer {credential}", **origin}
+            response = client.post("/predict", json={"petal_length": 1.4}, headers=headers)
+            assert response.headers["access-control-allow-origin"] == origin["Origin"]
+            return response.status_code, response.json()
+
+        assert predict(token) == (200, {"species": "setosa", "asked_by": "ada"})
+        assert client.options("/predict", headers=origin | preflight).status_code == 200
+        opened = [client.get(path).status_code for path in ("/health", "/docs", "/openapi.json", "/redoc")]
+        service.users.set_enabled(user_id=user.id, enabled=False)
+        assert predict(token)[0] == predict(api_key)[0] == 403
+        service.users.set_enabled(user_id=user.id, enabled=True)
+        assert (predict(token)[0], predict(api_key)[0]) == (401, 200)
+
+    assert opened == [200, 200, 200, 401]
+    assert_all_routes_guarded(app, exempt=["/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"])
+
+
+def test_guard_started_elsewhere_needs_an_absolute_database_url(folder: Path) -> None:
+    (url,) = re.findall(r"^export MLAPI_DATABASE__URL=(.*)", read_page(Path("docs/guard.md")), re.MULTILINE)
+    (folder / "service").mkdir()
+    absolute = {"MLAPI_DATABASE__URL": url.replace("/srv/mlapi", f"{folder}/service")}
+    with open_service(load_settings(environ=absolute)) as service:
+        service.users.register(**ADA)
+        token = service.access.authenticator.log_in(username="ada", password=ADA["password"]).token
+
+    with open_guard(load_settings(environ=absolute)) as guard:
+        assert guard.check(token).username == "ada"
+    assert not (folder / "mlapi.db").exists()
+    with open_guard(load_settings(environ={})) as guard, pytest.raises(InvalidTokenError):
+        guard.check(token)
 
 
 def find_mentioned_commands() -> set[tuple[str, ...]]:
