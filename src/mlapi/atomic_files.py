@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 ABANDONED_DRAFT_SECONDS = 60.0
-"""Writing takes milliseconds, so a draft older than this was left behind by a killed process."""
+"""Writing takes milliseconds, so a temporary file older than this was left behind by a killed process."""
 _DRAFT_SUFFIX = re.compile(r"[0-9a-f]{16}")
 
 
@@ -19,7 +19,8 @@ _DRAFT_SUFFIX = re.compile(r"[0-9a-f]{16}")
 def atomic_write(file: Path, *, replace: bool, like: os.stat_result | None = None) -> Iterator[TextIO]:
     """Yield a UTF-8 stream for the new content of ``file``, which is stored when the block ends without an error.
 
-    The content is written to a draft in the same folder and flushed to disk. The draft never outlives the block.
+    The content is written to a temporary file in the same folder and flushed to disk. The temporary file never
+    outlives the block.
 
     Args:
         file: the file to write. Resolve symbolic links first, otherwise the link is replaced instead of its target.
@@ -50,11 +51,11 @@ def atomic_write(file: Path, *, replace: bool, like: os.stat_result | None = Non
 
 
 def remove_abandoned_drafts(file: Path) -> None:
-    """Remove drafts of ``file`` that killed processes left behind, because they contain the same secrets."""
+    """Remove temporary files that killed processes left behind when writing ``file``: they contain the same secrets."""
     for path in file.parent.iterdir():
         name, _, suffix = path.name.rpartition(".")
         is_draft = name == f".{file.name}" and _DRAFT_SUFFIX.fullmatch(suffix) is not None
-        # Another process may be creating the file right now without holding a lock, so keep recent drafts.
+        # Another process may be creating the file right now without a lock, so leave recent temporary files alone.
         if is_draft and time.time() - path.lstat().st_mtime > ABANDONED_DRAFT_SECONDS:
             path.unlink(missing_ok=True)
 

@@ -115,7 +115,7 @@ class SecretStore(Generic[Cipher]):
         return attrs.evolve(self._settings, secrets=self.load())
 
     def fingerprints(self) -> list[list[str]]:
-        """Return a row for each key, with a fingerprint for each salt, both newest first.
+        """Return one row per key, with one fingerprint per salt, both newest first.
 
         Raises the same errors as `load`.
         """

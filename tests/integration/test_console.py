@@ -435,7 +435,7 @@ def test_form_from_another_session_is_rejected(users: Users, ada: User) -> None:
     ]
 
     assert [response.status_code for response in responses] == [403] * 3
-    assert "The session of this form has ended" in responses[0].text
+    assert "Your session has ended" in responses[0].text
     assert users.list_page() == [ada]
 
 

@@ -100,7 +100,7 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     ),
     (PasswordCipherContract, faulty_adapters.IgnoringCase, "test_wrong_password_does_not_match"),
     (PasswordCipherContract, faulty_adapters.Normalizing, "test_password_is_not_normalized"),
-    (PasswordCipherContract, faulty_adapters.WithoutSalt, "test_equal_passwords_give_different_values"),
+    (PasswordCipherContract, faulty_adapters.WithoutSalt, "test_same_password_is_encrypted_differently_each_time"),
     (PasswordCipherContract, faulty_adapters.RaisingOnDamage, "test_damaged_value_matches_no_password"),
     (
         PasswordCipherContract,
@@ -150,7 +150,7 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (
         AttemptLimiterContract,
         faulty_adapters.ForgettingAddresses,
-        "test_log_in_makes_the_address_known",
+        "test_login_makes_the_address_known",
     ),
     (
         HttpContract,

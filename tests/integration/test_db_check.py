@@ -165,7 +165,7 @@ def test_users_table_of_another_program_is_reported(url: URL) -> None:
     ("revision", "problem"),
     [
         ("0001", "the schema is outdated: run `mlapi db upgrade`"),
-        ("9999", "the schema was made by a newer version of mlapi: upgrade mlapi"),
+        ("9999", "the schema was created by a newer version of mlapi: upgrade mlapi"),
     ],
 )
 def test_outdated_or_newer_schema_is_reported(url: URL, revision: str, problem: str) -> None:

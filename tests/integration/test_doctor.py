@@ -56,7 +56,7 @@ def test_empty_folder_has_no_problems_and_stays_empty(folder: Path) -> None:
 
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["ok", "ok", "ok", "warning", "ok", "ok"]
-    assert f"none yet: the first start creates {folder}/mlapi.db" in result.stdout
+    assert f"none yet: mlapi creates {folder}/mlapi.db on first startup" in result.stdout
     assert list(folder.iterdir()) == []
 
 
@@ -233,5 +233,5 @@ def test_memory_storage_has_no_problems(folder: Path, monkeypatch: pytest.Monkey
     monkeypatch.setenv("MLAPI_DATABASE__URL", "memory://")
 
     assert find_checks("problem") == []
-    assert ("secrets", "none yet: the first start generates them in memory") in find_checks("ok")
+    assert ("secrets", "none yet: mlapi generates them in memory on first startup") in find_checks("ok")
     assert list(folder.iterdir()) == []

@@ -612,7 +612,7 @@ def test_unreadable_query_is_rejected(parse: Callable[[bytes], object], query: b
     with pytest.raises(InvalidFieldsError) as raised:
         parse(query)
 
-    assert raised.value.errors == (FieldError("query", "must be at most 20 parameters in UTF-8"),)
+    assert raised.value.errors == (FieldError("query", "must have at most 20 parameters, in UTF-8"),)
 
 
 @pytest.mark.parametrize("query", [b"user_id=x", b"user_id=", b"user_id=%C2%B9", b"user_id=-1"])

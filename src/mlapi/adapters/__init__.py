@@ -1,1 +1,1 @@
-"""Implementations of the ports, each with one library. They are independent; `mlapi.bootstrap` wires them up."""
+"""Implementations of the ports, each using one library. They are independent; `mlapi.bootstrap` wires them up."""

@@ -28,7 +28,7 @@ _USER_ID = re.compile(r"[1-9][0-9]{0,18}")
 _MAX_CLOCK_SKEW = timedelta(minutes=1)
 """How far another server's clock may be ahead of ours."""
 _MAX_CACHED_TOKENS = 10_000
-"""About 500 bytes each."""
+"""A cached token takes about 500 bytes."""
 
 
 class JwtTokenIssuer:
@@ -37,8 +37,8 @@ class JwtTokenIssuer:
     Args:
         keys: at least 32 bytes each (RFC 7518, 3.2: as long as the hash). The first signs new tokens.
         lifetime: how long a token is valid.
-        issuer: the claim ``iss``.
-        audience: the claim ``aud``.
+        issuer: the value of the ``iss`` claim.
+        audience: the value of the ``aud`` claim.
         clock: returns the current time.
     """
 

@@ -40,7 +40,7 @@ class AuditRetention:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop, and return when the current transaction has ended."""
+        """Stop purging, and wait for the current transaction to end."""
         self._closing.set()
         self._thread.join()
 

@@ -151,7 +151,7 @@ class LoginFlow:
 
 @final
 class Authenticator:
-    """Log users in, and let them change their password.
+    """Logs users in, and lets them change their passwords.
 
     Args:
         users: the users who may log in.
@@ -185,7 +185,7 @@ class Authenticator:
         """Replace a user's password after checking the current one, and revoke all of the user's tokens.
 
         Raises:
-            InvalidFieldsError: if the new password breaks the policy.
+            InvalidFieldsError: if the new password violates the policy.
             InvalidCredentialsError, TooManyAttemptsError, RepositoryUnavailableError: see `log_in`.
             PasswordChangedError: if the password was changed concurrently.
             UserNotFoundError: if the user was removed concurrently.
@@ -206,7 +206,7 @@ class Authenticator:
     def verify(self, attempt: LoginAttempt, password: str) -> VerifiedLogin:
         """Check the password. Every attempt runs the cipher once, so that timing does not reveal which users exist.
 
-        A right password that is stored in an outdated form is also re-encrypted.
+        A correct password that is stored in an outdated form is re-encrypted.
 
         Raises:
             InvalidCredentialsError: see `log_in`.
@@ -237,7 +237,7 @@ class Authenticator:
         """Check and encrypt the new password. Takes as much processor time as a registration.
 
         Raises:
-            InvalidFieldsError: if the new password breaks the policy.
+            InvalidFieldsError: if the new password violates the policy.
         """
         user = verified.user
         return self.users.as_actor(Actor.from_user_id(user.id, request_id)).prepare_password(
@@ -250,7 +250,7 @@ class AsyncAuthenticator(LoginFlow):
     """An asynchronous wrapper around an `Authenticator`, for one event loop. It logs attempts and handles bursts.
 
     A client may start many workers that all log in at the same time from a new address. When they reach the limit, the
-    next attempt waits for those in progress: if their password is right, they do not count.
+    next attempt waits for those in progress: attempts with the correct password do not count.
 
     Log lines contain the address and the user's id, but never the username: it may be a password typed into the wrong
     field.
@@ -294,7 +294,7 @@ class AsyncAuthenticator(LoginFlow):
 
 
 def _counted_username(username: str) -> str:
-    """Return the name to count an attempt by: the canonical form, or the name as typed if no user can have it."""
+    """Return the name under which to count an attempt: the canonical form, or the name as typed if it is invalid."""
     try:
         return canonical_username(username)
     except InvalidFieldsError:

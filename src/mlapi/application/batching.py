@@ -28,11 +28,11 @@ from mlapi.domain.ports import NonblockingLookup, UserRepository
 from mlapi.domain.users import User
 
 MAX_WAITING = 10_000
-"""At 10,000 requests a second, the last one waits for a second. Each takes about a kilobyte of memory."""
+"""At 10,000 requests per second, the last request in a full queue waits one second. Each takes about a kilobyte."""
 TIMEOUT_SECONDS = 5.0
 
 _MAX_IDLE_TURNS = 16
-"""After this many turns of the loop without a new request, about 100 us, stop waiting for follow-ups."""
+"""Stop waiting for follow-ups after this many turns of the loop (about 100 us) without a new request."""
 _MAX_WAIT_SECONDS = 0.005
 """Start the next batch after this time, even if follow-ups are still arriving."""
 
@@ -94,7 +94,7 @@ class Batcher(Generic[Q, R]):
     async def submit(self, query: Q) -> R:
         """Return the result after the whole batch has been executed.
 
-        Cancelling this coroutine drops the request if its batch was not started yet. The other requests of the batch
+        Cancelling this coroutine drops the request if its batch has not started yet. The other requests of the batch
         are not affected.
 
         Raises:
@@ -200,7 +200,7 @@ class CommandBatcher(Batcher[Command, User | ApiKey]):
     @overload
     async def apply(self, command: ApiKeyCommand) -> ApiKey: ...
     async def apply(self, command: Command) -> User | ApiKey:
-        """Return the user or API key after the command, once the change is durable.
+        """Apply a command, and return the resulting user or API key once the change is durable.
 
         Raises:
             UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError: if the command is rejected.
@@ -212,7 +212,7 @@ class CommandBatcher(Batcher[Command, User | ApiKey]):
 class PrincipalLookup:
     """An asynchronous wrapper around `UserRepository.find_principals`: concurrent lookups share a query.
 
-    A repository that offers `NonblockingLookup` is called on the event loop, once for all lookups of one turn of the
+    A repository that offers `NonblockingLookup` is called on the event loop, once for all lookups in one turn of the
     loop, because switching threads would take longer than the query. Lookups that would have to wait, and those of
     any other repository, run in a thread.
     """

@@ -24,7 +24,7 @@ class CheckableSecrets(Protocol):
         """Return a cipher with all keys and salts."""
 
     def fingerprints(self) -> Sequence[Sequence[str]]:
-        """Return a row for each key, with a fingerprint for each salt."""
+        """Return one row per key, with one fingerprint per salt."""
 
 
 @attrs.frozen(kw_only=True)

@@ -39,7 +39,7 @@ class Guard:
         repository: queried at every check.
         tokens: verifies the tokens.
         clock: used to check whether credentials have expired.
-        key_usage: records the uses of API keys. By default, they are written immediately.
+        key_usage: records when API keys are used. By default, each use is written immediately.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Guard:
         return self._tokens.verify(credential)
 
     def authenticate(self, credential: ParsedCredential, principal: Principal | None) -> User:
-        """Return the user, given the current principal of the credential. Raises the same errors as `check`."""
+        """Return the user, given the credential's current principal. Raises the same errors as `check`."""
         now = self._clock()
         user = authenticate(credential, principal, now)
         if isinstance(principal, ApiKeyPrincipal):

@@ -42,7 +42,7 @@ class RotatableSecrets(Protocol):
         """The file that contains the secrets, for messages."""
 
     def fingerprints(self) -> Sequence[Sequence[str]]:
-        """Return a row for each key, with a fingerprint for each salt. Newest first."""
+        """Return one row per key, with one fingerprint per salt, both newest first."""
 
     def cipher(self) -> StoredPasswordReader:
         """Return a cipher with all keys and salts."""
@@ -61,7 +61,7 @@ class Progress:
     seen: int
     users: int
     changed: int
-    """Number of passwords in this batch that were under an older key."""
+    """Number of passwords in this batch that were encrypted with an older key."""
 
 
 class KeyRotation:
@@ -82,7 +82,7 @@ class KeyRotation:
         """Add a key and re-encrypt every password with it, or resume an interrupted rotation.
 
         The new key is in the file when this returns. The iterator ends when a pass has found no password under
-        an older key and no running request can store one any more.
+        an older key, and no running request can store one anymore.
 
         Raises:
             ConfigurationError: if the key is not in the secrets file, so it must be rotated where it is set.
@@ -101,7 +101,7 @@ class KeyRotation:
         self._secrets.add("token_key")
 
     def rotate_salt(self) -> None:
-        """Add a salt. Each user's password is stored with it at their next login.
+        """Add a salt. Each user's password is upgraded to it at their next login.
 
         Raises:
             ConfigurationError: if the salt is not in the secrets file, so it must be rotated where it is set.
@@ -109,7 +109,7 @@ class KeyRotation:
         self._secrets.add("salt")
 
     def prune(self) -> list[str]:
-        """Remove unused secrets from the file. Return which ones are kept, and why.
+        """Remove unused secrets from the file. Return which secrets are kept, and why.
 
         Former token keys are always removed: tokens that were signed with them become invalid.
         """

@@ -87,7 +87,7 @@ class FixedWindowAttemptLimiter:
         self._rejected_until.pop(pair.key, None)
 
     def _counts_for(self, reader: AttemptCountReader, name: str, site: str) -> list[_Count]:
-        """Return the counts of an attempt. If the address is known for this name, only the address is counted."""
+        """Return the counts that an attempt adds to: only the address's count if the address is known for this name."""
         counts = [self._of_address(site)]
         if not _is_known(reader, name, site):
             counts += [self._of_pair(name, site), self._of_name(name)]

@@ -22,10 +22,10 @@ def check_key(storage: Storage, fingerprints: Sequence[str]) -> None:
 
     Args:
         storage: must be prepared.
-        fingerprints: of every combination of configured key and salt, the newest first.
+        fingerprints: one for every combination of a configured key and salt, newest first.
 
     Raises:
-        ConfigurationError: if the passwords were encrypted with another key.
+        ConfigurationError: if the passwords were encrypted with a different key.
         RepositoryUnavailableError: if the database is unavailable.
     """
     stored = storage.find_fingerprint()

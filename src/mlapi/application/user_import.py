@@ -52,10 +52,10 @@ class PasswordImporter(Protocol):
     """The part of a cipher that encrypts passwords hashed by other systems."""
 
     def import_hash(self, text: object) -> EncryptedPassword:
-        """Return an argon2 or bcrypt hash, encrypted. Raises `InvalidFieldsError`."""
+        """Encrypt an argon2 or bcrypt hash. Raises `InvalidFieldsError`."""
 
     def import_stored(self, value: object) -> EncryptedPassword:
-        """Return a password stored by mlapi or the legacy app, under the newest key. Raises `InvalidFieldsError`."""
+        """Re-encrypt a password stored by mlapi or the legacy app with the newest key. Raises `InvalidFieldsError`."""
 
 
 class RejectReport(Protocol):
@@ -67,7 +67,7 @@ class RejectReport(Protocol):
 
 @attrs.define
 class Summary:
-    """The number of rows so far, by result."""
+    """The number of rows processed so far, by result."""
 
     imported: int = 0
     already_there: int = 0
@@ -116,7 +116,7 @@ class _Batch:
     prepared: Iterable[_Prepared]
     """One item for each row."""
     existing: dict[int, Principal | None]
-    """Users who had one of the batch's names before it was stored, by id."""
+    """Users, by id, who had one of the batch's names before the batch was stored."""
 
 
 @final
@@ -217,7 +217,7 @@ class UserImport:
         """Check a row by the same rules as a registration.
 
         Raises:
-            InvalidFieldsError: naming every invalid field.
+            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
         """
         if row.error is not None:
             raise InvalidFieldsError((row.error,))

@@ -39,7 +39,7 @@ class Users:
     Args:
         repository: stores the users.
         cipher: encrypts their passwords.
-        clock: gives the time of each change.
+        clock: returns the time of each change.
         password_policy: checks new passwords.
         actor: recorded in the audit trail as the author of the changes.
 
@@ -66,7 +66,7 @@ class Users:
         self._actor = actor
 
     def as_actor(self, actor: Actor) -> "Users":
-        """Return the same users with another actor, who is recorded in the audit trail for further changes."""
+        """Return the same users with a different actor, who is recorded in the audit trail for further changes."""
         return Users(
             self.repository, self.cipher, clock=self._clock, password_policy=self._password_policy, actor=actor
         )
@@ -75,7 +75,7 @@ class Users:
         """Register a new, enabled user.
 
         Raises:
-            InvalidFieldsError: naming every invalid field.
+            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
             UserExistsError: if the username is taken, in any case or spelling with the same canonical form.
             RepositoryUnavailableError: if the database is unavailable.
         """
@@ -100,10 +100,10 @@ class Users:
         return self.apply(self.prepare_remove(user_id=user_id))
 
     def set_password(self, *, user_id: UserId, password: str) -> User:
-        """Replace a user's password without checking the current one, and revoke all their tokens. For admins.
+        """Replace a user's password without checking the current one, and revoke all their tokens. Only for admins.
 
         Raises:
-            InvalidFieldsError: if the password breaks the policy.
+            InvalidFieldsError: if the password violates the policy.
             UserNotFoundError: if no user has this id.
             RepositoryUnavailableError: if the database is unavailable.
         """
@@ -127,7 +127,7 @@ class Users:
             expires: a time with a time zone; None for a key that does not expire.
 
         Raises:
-            InvalidFieldsError: naming every invalid field.
+            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
             UserNotFoundError: if no user has this id.
             RepositoryUnavailableError: if the database is unavailable.
         """
@@ -177,7 +177,7 @@ class Users:
         Args:
             after: the last id of the previous page; None for the first page.
             limit: maximum number of users to return.
-            enabled: return only users with this flag; None returns all.
+            enabled: True returns only enabled users, False only disabled users, None all users.
             containing: return only users with this text in the username or e-mail address, ignoring case.
 
         Raises:
@@ -188,7 +188,7 @@ class Users:
         )
 
     def iterate_users(self, *, batch: int = 500, enabled: bool | None = None, containing: str = "") -> Iterator[User]:
-        """Yield all users that match, sorted by id. Reads ``batch`` users at a time."""
+        """Yield every matching user, sorted by id. Reads ``batch`` users at a time."""
         for page in self._pages(batch, enabled=enabled, containing=containing):
             yield from page
 
@@ -219,7 +219,7 @@ class Users:
         """Check the fields and encrypt the password. Takes up to 50 ms of processor time.
 
         Raises:
-            InvalidFieldsError: naming every invalid field.
+            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
         """
         InvalidFieldsError.raise_for(
             [
@@ -244,7 +244,7 @@ class Users:
         return RemoveApiKey(key_id=key_id, at=self._clock(), actor=self._actor)
 
     def check_password(self, password: str, *, field: str = "password") -> None:
-        """Raise `InvalidFieldsError` for ``field`` if a password breaks the policy."""
+        """Raise `InvalidFieldsError` for ``field`` if a password violates the policy."""
         InvalidFieldsError.raise_for([(field, self._password_policy.find_error(password))])
 
     def prepare_password(
@@ -264,7 +264,7 @@ class Users:
             field: the name of the input field, for error messages.
 
         Raises:
-            InvalidFieldsError: if the password breaks the policy.
+            InvalidFieldsError: if the password violates the policy.
         """
         self.check_password(password, field=field)
         encrypted = self.cipher.encrypt(password)
@@ -276,7 +276,7 @@ class Users:
         """Return a command that adds a new API key, and the secret that clients send.
 
         Raises:
-            InvalidFieldsError: naming every invalid field.
+            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
         """
         now = self._clock()
         check_api_key_fields(name=name, expires=expires, now=now)
@@ -296,7 +296,7 @@ class Users:
         """Encrypt all passwords with the newest key, in one durable transaction per batch. Safe to repeat.
 
         Yields:
-            For each batch, its number of users, and how many of their passwords were re-encrypted.
+            For each batch, the number of users and the number of passwords that were re-encrypted.
 
         Raises:
             RepositoryUnavailableError: if the database is unavailable. Completed batches are kept.

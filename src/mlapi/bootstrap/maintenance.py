@@ -68,14 +68,14 @@ def locate_data(settings: Settings) -> tuple[tuple[Path, ...], SecretStore[Store
 
 @contextmanager
 def open_adoption(settings: Settings, *, timezone: str | None = None, plan_only: bool = False) -> Iterator[Adoption]:
-    """Yield a plan to adopt the legacy app's table, which can be carried out. Other writers are blocked until the end.
+    """Yield an `Adoption` plan for the legacy app's table. Other writers are blocked until the block ends.
 
     An exception in the block rolls everything back. A missing database or missing secrets are not created.
 
     Args:
         settings: the settings, including the legacy app's key and salt.
         timezone: the IANA time zone of the times that the legacy app wrote. None means UTC.
-        is_planned: only make the plan, without locking the database.
+        plan_only: only make the plan, without locking the database.
 
     Raises:
         ConfigurationError: if the database does not exist, is not the legacy app's, or cannot be adopted yet.

@@ -37,7 +37,7 @@ def read_mounted_value(file: Path, setting: str, *, is_secret: bool) -> str:
 
 
 def read_yaml(file: Path) -> dict[str, Any]:
-    """Return the mapping in a YAML file. An empty file is an empty mapping.
+    """Return the mapping in a YAML file. An empty file yields an empty mapping.
 
     Raises:
         ConfigurationError: if the file cannot be read or is not a mapping. The message never shows the content.

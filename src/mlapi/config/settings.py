@@ -13,7 +13,7 @@ CONTEXT_WORDS = frozenset(
     {"admin", "administrator", "api", "console", "guard", "key", "login", "manager", "mlapi", "model", "password"}
     | {"secret", "service", "token", "user", "username"}
 )
-"""Words related to this service. In production, a password must not consist of these, digits and symbols alone."""
+"""Words related to this service. In production, a password must not consist only of these words, digits and symbols."""
 MAX_TOKEN_MINUTES = 24 * 60
 """One day. Expiry is the only protection against an undetected stolen token."""
 MAX_AUDIT_DAYS = 36_500
@@ -71,7 +71,7 @@ class LoginSettings:
 
     per_address: int = 200
     per_name: int = 200
-    """From all addresses together, not counting addresses where the user has logged in before."""
+    """From all addresses together, not counting addresses from which the user has logged in before."""
     per_name_and_address: int = 20
 
 

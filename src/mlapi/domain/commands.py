@@ -1,6 +1,6 @@
 """Commands: values that describe a change to the users completely.
 
-A command contains its time, its random values and the actor who asked for it. The same commands in the same order
+A command contains its time, its random values and the actor who requested it. The same commands in the same order
 therefore give the same result in every repository, in one batch or in many.
 """
 
@@ -31,7 +31,7 @@ def generate_token_epoch() -> str:
 
 @attrs.frozen
 class Actor:
-    """The person or program that asked for a change, and the id of the request.
+    """The person or program that requested a change, and the id of the request.
 
     ``name`` is a role, an id or the name of a program. It is never a username or an e-mail address, because audit
     entries outlive their user.
@@ -66,7 +66,7 @@ class Register:
     ``created`` keeps the original registration time of an imported user; None means ``at``.
 
     Raises:
-        InvalidFieldsError: if the username or the e-mail address breaks a rule. Reports only the first invalid field;
+        InvalidFieldsError: if the username or the e-mail address violates a rule. Reports only the first invalid field;
             `mlapi.application.users.Users` reports all of them.
     """
 
@@ -113,7 +113,7 @@ class Register:
 class SetEnabled:
     """Enable or disable a user. Always sets ``updated_datetime``.
 
-    The token epoch is replaced only if the flag changes: a nightly job that enables every paying user must not revoke
+    A new token epoch starts only if ``enabled`` changes: a nightly job that enables every paying user must not revoke
     the tokens of users who were enabled already.
     """
 
@@ -146,8 +146,8 @@ class ChangePassword:
     """Replace a user's password and revoke all tokens.
 
     ``replacing`` is the stored password that the user's current password was checked against. The command is rejected
-    if a different one is stored by now: an admin may have replaced a stolen password, and the thief must not be able
-    to replace it again. None skips this check.
+    if the stored password has changed since: an admin may have replaced a stolen password, and the attacker must not
+    be able to change it again. None skips this check.
     """
 
     user_id: UserId
@@ -169,8 +169,8 @@ class ChangePassword:
 class Reencrypt:
     """Store the same password with a newer scheme or key. Changes nothing else about the user.
 
-    Does nothing if a password other than ``replacing`` is stored by now. This is not an error: if the new password
-    needs an upgrade, the next login upgrades it.
+    Does nothing if the stored password is no longer ``replacing``. This is not an error: if the new password needs an
+    upgrade, the next login upgrades it.
     """
 
     user_id: UserId

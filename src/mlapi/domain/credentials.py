@@ -21,7 +21,7 @@ ApiKeyId = NewType("ApiKeyId", str)
 
 API_KEY_NAME_MAX_CHARS = 100
 USE_RECORDING_INTERVAL = timedelta(minutes=1)
-"""The resolution of an API key's last use. Recording every use would cost a write for each request."""
+"""How precisely an API key's last use is recorded. Recording every use would cost one write per request."""
 
 _ID_BYTES = 8
 _SECRET_BYTES = 32  # impossible to guess, so a fast hash is sufficient
@@ -127,7 +127,7 @@ def generate_api_key() -> str:
 
 
 def looks_like_api_key(credential: str) -> bool:
-    """Return whether a credential is an API key, valid or not. Tokens never start like one."""
+    """Return whether a credential is an API key, valid or not. Tokens never start like an API key."""
     return credential.startswith("mlapi_")
 
 
@@ -135,7 +135,7 @@ def parse_api_key(credential: str) -> PresentedApiKey:
     """Return the id and the digest of an API key.
 
     Raises:
-        InvalidTokenError: if the text does not have the form of an API key.
+        InvalidTokenError: if the text is not formatted like an API key.
     """
     match = _API_KEY.fullmatch(credential)
     if match is None:
@@ -147,7 +147,7 @@ def check_api_key_fields(*, name: object, expires: datetime | None, now: datetim
     """Check the fields of a new API key.
 
     Raises:
-        InvalidFieldsError: naming every invalid field.
+        InvalidFieldsError: if a field is invalid. The error lists every invalid field.
     """
     InvalidFieldsError.raise_for([("name", _find_name_error(name)), ("expires_at", _find_expiry_error(expires, now))])
 

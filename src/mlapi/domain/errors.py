@@ -1,7 +1,7 @@
 """The errors that mlapi raises. They carry data; `mlapi.entrypoints.wire` turns them into HTTP responses.
 
 MlapiError
-├── InvalidFieldsError               one or more fields break a rule
+├── InvalidFieldsError               one or more fields are invalid
 ├── UserExistsError                  the username is taken
 ├── UserNotFoundError                no user has this id
 ├── PasswordChangedError             the password was changed concurrently

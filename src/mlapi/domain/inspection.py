@@ -6,7 +6,7 @@ from typing import Literal
 import attrs
 
 Kind = Literal["mlapi", "legacy", "other", "empty"]
-"""The program that created the ``users`` table: mlapi, the legacy app or another. ``empty``: there is no such table."""
+"""The program that created the ``users`` table: mlapi, the legacy app or another. ``empty``: no such table exists."""
 
 
 @attrs.frozen(kw_only=True)
@@ -15,11 +15,11 @@ class Inspection:
 
     kind: Kind = "mlapi"
     revision: str | None
-    """The schema revision of the database; None if it has no mlapi schema."""
+    """The schema revision of the database; None if the database has no mlapi schema."""
     newest_revision: str
     """The schema revision that this version of mlapi needs. Revisions sort as strings."""
     fingerprint: str | None = None
-    """The fingerprint of the key that encrypts the passwords; None until the service has started once."""
+    """The fingerprint of the key that encrypts the passwords; None before the first startup of the service."""
     users: int = 0
     misnamed: tuple[int, ...] = ()
     """Ids of users whose stored canonical username is wrong, so look-ups by name do not find them."""

@@ -1,4 +1,4 @@
-"""The interfaces between the core and its adapters. The docstrings are the contracts that every adapter must keep.
+"""The interfaces between the core and its adapters. The docstrings are the contracts that every adapter must fulfill.
 
 The contract suites in `mlapi.testing` check them. The service calls every method from several threads concurrently.
 """
@@ -100,7 +100,7 @@ class UserRepository(Protocol):
         Args:
             after: the last id of the previous page; 0 for the first page.
             limit: maximum number of users to return. Only the last page has fewer.
-            enabled: return only users with this flag; None returns all.
+            enabled: True returns only enabled users, False only disabled users, None all users.
             containing: return only users with this text in the canonical username or e-mail address. The text is
                 in canonical form (`mlapi.domain.rules.fold`). For addresses, ignore the case of at least ASCII letters.
         """
@@ -113,7 +113,7 @@ class UserRepository(Protocol):
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         """Return the principal with each id, or None if it does not exist.
 
-        A `UserId` gives the user, an `ApiKeyId` the key together with its user. The result reflects every
+        A `UserId` yields the user, an `ApiKeyId` the key together with its user. The result reflects every
         change that any process acknowledged before the call.
 
         Args:
@@ -165,15 +165,15 @@ class PasswordCipher(Protocol):
     """
 
     def encrypt(self, password: str) -> EncryptedPassword:
-        """Return the value to store. Equal passwords give different values."""
+        """Return the value to store. Encrypting the same password twice yields different values."""
         ...
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
         """Return whether ``encrypted`` was made from ``password``.
 
         Takes the same time whether it matches or not. None stands for an unknown user: it takes just as long and never
-        matches. A value that cannot be decrypted, because of damage or another key, matches no password. This may
-        be logged as a warning but is not an error.
+        matches. A value that cannot be decrypted, because it is damaged or was made with a different key, matches no
+        password. This may be logged as a warning but is not an error.
         """
         ...
 
@@ -208,7 +208,7 @@ class TokenIssuer(Protocol):
         """Return the claims of a token. The caller then checks them against the user with `authenticate`.
 
         Raises:
-            InvalidTokenError: if the token is expired, or if any character differs from the token that was issued.
+            InvalidTokenError: if the token has expired, or if any character differs from the token that was issued.
                 A token expires exactly at its ``expires_at``.
         """
         ...
@@ -238,7 +238,7 @@ class AttemptLimiter(Protocol):
         Args:
             username: as given to `count`.
             address: as given to `count`.
-            was_known: what `count` returned.
+            was_known: the value that `count` returned.
         """
         ...
 

@@ -12,7 +12,7 @@ from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.users import UsernameKey
 
 USERNAME_MAX_CHARS = 254
-"""Limits both the typed and the canonical form. Long enough for an e-mail address, which many use as their username."""
+"""Limits both the typed and the canonical form. Long enough for an e-mail address, a common choice of username."""
 
 EMAIL_MAX_CHARS = 254
 """RFC 5321, 4.5.3.1.3 allows a path of 256 octets, which includes two angle brackets."""
@@ -39,7 +39,7 @@ def canonical_username(username: str) -> UsernameKey:
     """Return a username in the form used for comparisons: NFKC, case-folded, NFKC again.
 
     Raises:
-        InvalidFieldsError: if the username breaks a rule.
+        InvalidFieldsError: if the username violates a rule.
     """
     InvalidFieldsError.raise_for([("username", find_username_error(username))])
     return UsernameKey(fold(username))
@@ -53,7 +53,7 @@ def fold(text: str) -> str:
 
 
 def find_username_error(username: object) -> str | None:
-    """Return the rule that a username breaks, or None."""
+    """Return the rule that a username violates, or None."""
     error = find_text_error(username, USERNAME_MAX_CHARS)
     if error is not None or not isinstance(username, str):
         return error
@@ -69,7 +69,7 @@ def find_username_error(username: object) -> str | None:
 
 
 def find_email_error(email: object) -> str | None:
-    """Return the rule that an e-mail address breaks, or None. Checks only its form, not whether it exists."""
+    """Return the rule that an e-mail address violates, or None. Checks only its form, not whether it exists."""
     if isinstance(email, str) and len(email) <= EMAIL_MAX_CHARS and _PLAIN_EMAIL.fullmatch(email):
         return None
     error = find_text_error(email, EMAIL_MAX_CHARS)
@@ -104,7 +104,7 @@ class PasswordPolicy:
     words: frozenset[str] = attrs.field(default=frozenset(), repr=False)
 
     def find_error(self, password: object) -> str | None:
-        """Return the rule that a password breaks, or None."""
+        """Return the rule that a password violates, or None."""
         error = find_text_error(password, PASSWORD_MAX_CHARS)
         if error is not None or not isinstance(password, str):
             return error
@@ -142,7 +142,7 @@ def _is_domain_label(label: str) -> bool:
 
 
 def find_text_error(value: object, max_chars: int) -> str | None:
-    """Return the rule that a text breaks, or None. These rules apply to every text field."""
+    """Return the rule that a text violates, or None. These rules apply to every text field."""
     if not isinstance(value, str):
         return "must be a string"
     if not value:

@@ -30,7 +30,7 @@ class Storage(Protocol):
 
     @property
     def users(self) -> UserRepository:
-        """The users, with the audit trail as ``audit``. Their methods are called only after `prepare` has returned."""
+        """The repository of users and their audit trail. It is used only after `prepare` has returned."""
         ...
 
     @property
@@ -61,7 +61,7 @@ class Storage(Protocol):
 
         May be called before `prepare`. A new database has no fingerprint.
 
-        The service refuses to start with a key that has another fingerprint.
+        The service refuses to start with a key that has a different fingerprint.
         """
         ...
 
@@ -73,7 +73,7 @@ class Storage(Protocol):
         ...
 
     def replace_fingerprint(self, fingerprint: str) -> None:
-        """Replace the stored fingerprint: all passwords are now encrypted with another key."""
+        """Replace the stored fingerprint: all passwords are now encrypted with a different key."""
         ...
 
     def prepare(self, *, may_upgrade: bool) -> None:
@@ -87,18 +87,19 @@ class Storage(Protocol):
 
         Raises:
             ConfigurationError: if the schema must change and ``may_upgrade`` is False, if it belongs to a newer version
-                of mlapi, or if the data is not mlapi's.
+                of mlapi, or if the data belongs to another program.
         """
         ...
 
     def upgrade(self) -> tuple[str | None, str]:
         """Create or upgrade the schema, like `prepare`. Return the revision before (None without a schema) and after.
 
-        The two are equal if the schema was up to date. Newer revisions sort after older ones, as strings. A storage
-        with only one format can return a constant.
+        The two are equal if the schema was up to date. Newer revisions sort after older ones when compared as strings.
+        A storage with only one format can return a constant.
 
         Raises:
-            ConfigurationError: if the schema belongs to a newer version of mlapi, or the data is not mlapi's.
+            ConfigurationError: if the schema belongs to a newer version of mlapi, or if the data belongs to another
+                program.
         """
         ...
 

@@ -61,10 +61,10 @@ class User:
 
     @property
     def display_name(self) -> str:
-        """The username, under the name that Starlette uses."""
+        """The username, under the attribute name that Starlette expects."""
         return self.username
 
     @property
     def identity(self) -> str:
-        """The id as text, under the name that Starlette uses."""
+        """The id as text, under the attribute name that Starlette expects."""
         return str(self.id)

@@ -23,7 +23,7 @@ OPENAPI_PATH = "/openapi.json"
 # These paths, and all paths below them, are public if `docs_open` is true.
 _DOCS_PREFIXES = (f"{DOCS_PATH}/", f"{OPENAPI_PATH}/")
 
-# Headers that proxies add. A request that has any of them may come from another machine.
+# Headers that proxies add. A request with any of these headers may come from a different machine.
 _PROXY_HEADER = re.compile(
     rb"forwarded(-.*)?|via|(true-|fastly-|fly-|incap-)?client-ip|(wl-)?proxy-.*|(cf|cdn|ali-cdn|surrogate|incap)-.*"
     rb"|max-forwards"
@@ -114,7 +114,7 @@ class AdminPolicy:
         return f"management: {self.mode} mode, {admins[self.mode]}; registration is {registration}"
 
     def check(self, client: Client) -> None:
-        """Return normally if the client may call its path.
+        """Check that the client may call its path.
 
         Raises:
             AdminTokenRequiredError: in token mode, if the path needs admin access and the token is missing or wrong.
@@ -132,7 +132,7 @@ class AdminPolicy:
             self._check_without_token(client)
 
     def check_page(self, client: Client) -> None:
-        """Return normally if the client may open a console page. In token mode, the page itself asks for a login.
+        """Check that the client may open a console page. In token mode, the page itself asks for a login.
 
         If no token is configured, apply the same checks as `check`, but accept requests that a browser sends from the
         service's own pages. For forms, also check `Client.is_same_origin`.

@@ -34,7 +34,7 @@ _POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 
 
 class GuardMiddleware:
-    """Passes only requests from enabled users to an ASGI application, with the user in ``request.user``.
+    """Passes only requests from enabled users to an ASGI application, and sets ``request.user``.
 
     All paths and WebSockets are guarded unless they are exempt, so new routes are guarded by default. Requests with
     ambiguous framing are rejected on every path, exempt ones included: a request smuggled inside one would bypass the

@@ -20,7 +20,7 @@ _logger = logging.getLogger("mlapi")
 class JsonFormatter(logging.Formatter):
     """Formats a record as one line of JSON: time (RFC 3339, UTC), level, logger, message, request id and exception.
 
-    Lines in uvicorn's access log also have the fields client, method, path and status.
+    Lines in uvicorn's access log also contain the fields client, method, path and status.
     """
 
     def format(self, record: logging.LogRecord) -> str:

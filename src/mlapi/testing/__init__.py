@@ -1,6 +1,6 @@
 """Test support: fakes for unit tests, contract suites for your own adapters, and a check that all routes are guarded.
 
-The fakes need only mlapi. The contract suites need pytest, and `HttpContract` also httpx2 (``pip install
+The fakes need only mlapi. The contract suites need pytest, and `HttpContract` also needs httpx2 (``pip install
 'mlapi[testing]'``), so they are imported on first use. Fixtures are in `mlapi.testing.fixtures`.
 """
 
@@ -47,7 +47,7 @@ _SUITES = {
 _MODULES = {**_SUITES, "assert_all_routes_guarded": "mlapi.testing.guarded_routes"}
 
 _TOPICS = ("api_keys", "audit_trail", "user_commands", "user_queries")
-"""Modules with parts of a suite."""
+"""Modules that contain parts of a suite."""
 
 if (pytest := sys.modules.get("pytest")) is not None:  # so that failed assertions show the compared values
     pytest.register_assert_rewrite(*_SUITES.values(), *(f"mlapi.testing.{topic}" for topic in _TOPICS))

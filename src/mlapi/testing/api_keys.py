@@ -227,7 +227,7 @@ class PrincipalContract:
 
         assert repository.find_principals(ids) == [None] * len(ids)
 
-    def test_empty_list_of_ids_gives_no_principals(self, repository: UserRepository) -> None:
+    def test_empty_list_of_ids_yields_no_principals(self, repository: UserRepository) -> None:
         assert repository.find_principals([]) == []
 
     @pytest.mark.parametrize("nowait", [False, True], ids=["waiting", "nonblocking"])

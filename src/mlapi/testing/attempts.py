@@ -50,7 +50,7 @@ class AttemptLimiterContract:
         others = [("bob", HOME), ("ada", ELSEWHERE), ("bob", ELSEWHERE)]
         assert [is_allowed(attempts, name, address) for name, address in others] == [True] * 3
 
-    def test_log_in_makes_the_address_known(self, attempts: AttemptLimiter) -> None:
+    def test_login_makes_the_address_known(self, attempts: AttemptLimiter) -> None:
         known = [attempts.count("ada", HOME), log_in(attempts), attempts.count("ada", HOME)]
 
         others = [attempts.count("ada", ELSEWHERE), attempts.count("bob", HOME)]

@@ -42,7 +42,7 @@ class PasswordCipherContract:
         assert cipher.matches(password, encrypted)
         assert not cipher.matches(other, encrypted)
 
-    def test_equal_passwords_give_different_values(self, cipher: PasswordCipher) -> None:
+    def test_same_password_is_encrypted_differently_each_time(self, cipher: PasswordCipher) -> None:
         assert cipher.encrypt("secret") != cipher.encrypt("secret")
 
     def test_new_value_needs_no_upgrade(self, cipher: PasswordCipher) -> None:

@@ -24,13 +24,13 @@ def mlapi_clock() -> SettableClock:
 
 @pytest.fixture
 def mlapi_users(mlapi_clock: SettableClock) -> Users:
-    """An empty set of users, in memory."""
+    """An empty in-memory user database."""
     return Users(InMemoryUserRepository(), PlainCipher(), clock=mlapi_clock)
 
 
 @pytest.fixture
 def mlapi_access(mlapi_users: Users, mlapi_clock: SettableClock) -> Access:
-    """Login without limits on attempts, and the guard. Tokens expire after an hour."""
+    """An authenticator without attempt limits, and the guard. Tokens expire after an hour."""
     tokens = InMemoryTokens(clock=mlapi_clock)
     return Access(
         authenticator=Authenticator(mlapi_users, tokens, UnlimitedAttempts()),
@@ -52,7 +52,7 @@ def mlapi_enabled_user(mlapi_access: Access) -> LoggedInUser:
 
 @pytest.fixture
 def mlapi_disabled_user(mlapi_access: Access) -> LoggedInUser:
-    """A user who got a token and was disabled afterwards."""
+    """A user who received a token and was then disabled."""
     logged_in = register_and_log_in(mlapi_access, "disabled-user")
     user = mlapi_access.authenticator.users.set_enabled(user_id=logged_in.user.id, enabled=False)
     return LoggedInUser(user, logged_in.token)

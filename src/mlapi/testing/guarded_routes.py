@@ -33,7 +33,7 @@ def assert_all_routes_guarded(app: ASGIApp, *, exempt: Iterable[str] = ()) -> No
         exempt: paths that are intentionally open, written as in their routes.
 
     Raises:
-        AssertionError: naming every open route.
+        AssertionError: if any route is open. The message lists every open route.
     """
     exempt_paths = set(exempt)
     probes = [probe for route in _routes(app) for probe in _probes(route)]

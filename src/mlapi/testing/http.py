@@ -249,7 +249,7 @@ class HttpContract:
         assert response.status_code == 415
 
     @pytest.mark.parametrize("media_type", ["Application/JSON", "application/json; charset=utf-8"])
-    def test_spellings_of_the_content_type_are_accepted(self, http: httpx2.Client, media_type: str) -> None:
+    def test_content_type_variants_are_accepted(self, http: httpx2.Client, media_type: str) -> None:
         response = http.post("/register-user", content=json.dumps(ADA).encode(), headers={"content-type": media_type})
 
         assert response.status_code == 201

@@ -17,4 +17,4 @@ from mlapi.testing.user_queries import UserQueryContract
 class UserRepositoryContract(
     UserCommandContract, BatchContract, UserQueryContract, ApiKeyContract, PrincipalContract, AuditTrailContract
 ):
-    """All rules of the port. Each base class covers one topic."""
+    """Every rule of the port. Each base class covers one topic."""

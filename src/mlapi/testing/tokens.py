@@ -107,7 +107,7 @@ class TokenIssuerContract:
         assert re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", token)  # b64token: RFC 6750, 2.1
         assert len(token) < 4096
 
-    def test_verifying_twice_gives_equal_claims(self, tokens: TokenIssuer) -> None:
+    def test_verifying_twice_yields_equal_claims(self, tokens: TokenIssuer) -> None:
         token = tokens.issue(ADA).token
 
         first, second = tokens.verify(token), tokens.verify(token)
@@ -148,7 +148,7 @@ class TokenIssuerContract:
         assert is_rejected(tokens, others.issue(ADA).token)
 
     @pytest.mark.parametrize("junk", JUNK)
-    def test_junk_is_rejected(self, tokens: TokenIssuer, junk: str) -> None:
+    def test_malformed_token_is_rejected(self, tokens: TokenIssuer, junk: str) -> None:
         assert is_rejected(tokens, junk)
         assert is_rejected(tokens, junk)
 

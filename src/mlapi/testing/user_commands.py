@@ -118,7 +118,7 @@ class UserCommandContract:
 
         assert not rejections(outcomes)
 
-    def test_disabling_changes_flag_time_and_token_epoch(self, repository: UserRepository) -> None:
+    def test_disabling_changes_enabled_time_and_token_epoch(self, repository: UserRepository) -> None:
         ada = registered(repository)
         command = SetEnabled(user_id=ada.id, enabled=False, at=LATER)
 
@@ -410,7 +410,7 @@ class BatchContract:
             repository.find(canonical_username("eve"))
         ]
 
-    def test_batch_of_a_thousand_commands(self, repository: UserRepository) -> None:
+    def test_batch_of_a_thousand_commands_is_applied(self, repository: UserRepository) -> None:
         ada = registered(repository)
         names = [f"user{number}" for number in range(500)]
 

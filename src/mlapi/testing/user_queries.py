@@ -79,7 +79,7 @@ class UserQueryContract:
 
         assert pages == [evens[:3], evens[3:]]
 
-    def test_pages_can_be_filtered_by_flag(self, repository: UserRepository) -> None:
+    def test_pages_can_be_filtered_by_enabled(self, repository: UserRepository) -> None:
         ada, bob = registered(repository, "ada"), registered(repository, "bob")
         disabled = apply_one(repository, SetEnabled(user_id=bob.id, enabled=False, at=LATER))
 

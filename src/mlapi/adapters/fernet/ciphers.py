@@ -33,7 +33,7 @@ _logger = logging.getLogger("mlapi")
 
 
 class _KeyedCipher:
-    """The operations that both ciphers have in common."""
+    """The operations that both ciphers share."""
 
     def __init__(self, keys: Sequence[str], *salts: str) -> None:
         self._keys = _KeyRing(keys, salts)
@@ -81,7 +81,7 @@ class FernetCipher(_KeyedCipher):
 
     Args:
         keys: Fernet keys, each 32 bytes in URL-safe base64. New passwords are encrypted with the first.
-        salts: new passwords get the first; stored passwords may have any of them.
+        salts: new passwords use the first; stored passwords may use any of them.
     """
 
     def __init__(self, keys: Sequence[str], *salts: str) -> None:
@@ -106,7 +106,7 @@ class FernetCipher(_KeyedCipher):
         return self._keys.verify(password, plaintext, tag) and encrypted is not None
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Return whether the value has an older key or salt. Hashes stay: they are safer than a reversible value."""
+        """Return whether the value uses an older key or salt. Hashes are kept, because they are safer."""
         token, tag = _split_tag(encrypted)
         plaintext = self._keys.decrypt(token)
         if plaintext is None:
@@ -126,7 +126,7 @@ class HashingFernetCipher(_KeyedCipher):
 
     Args:
         keys: Fernet keys, each 32 bytes in URL-safe base64. New passwords are encrypted with the first.
-        salts: secrets shared by all passwords (peppers). New passwords get the first; stored passwords may have any.
+        salts: secrets shared by all passwords (peppers). New passwords use the first; stored passwords may use any.
     """
 
     is_costly = True
@@ -150,7 +150,7 @@ class HashingFernetCipher(_KeyedCipher):
         return plaintext is not None and self._keys.verify(password, plaintext, tag)
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Return whether the value has another scheme, an older key or salt, or other argon2id parameters."""
+        """Return whether the value uses a different scheme, an older key or salt, or different argon2id parameters."""
         token, tag = _split_tag(encrypted)
         plaintext = self._keys.decrypt(token)
         if plaintext is None:

@@ -1,6 +1,6 @@
 """Verify password hashes that other systems made without our salt: argon2 (PHC strings) and bcrypt.
 
-The other system chose the cost of a hash. Only hashes that take at most about one second of one core are accepted.
+The other system chose the cost of a hash. Only hashes that take at most about one second on one core are accepted.
 """
 
 import base64
@@ -87,7 +87,7 @@ def _find_argon2_error(match: re.Match[str]) -> str | None:
 
 
 def _decode_base64(text: str) -> bytes:
-    """Decode unpadded base64. Return no bytes if an encoder would have written something else."""
+    """Decode unpadded base64. Return empty bytes unless the text is exactly what an encoder would write."""
     try:
         decoded = base64.b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error:

@@ -1,6 +1,6 @@
 """Recognize a database of the legacy app, the application that mlapi replaces.
 
-Its ``users`` table has the columns below. Its ``alembic_version`` table does not count, because the database may have
+Its ``users`` table has the columns below. Its ``alembic_version`` table is ignored, because the database may have
 been created without alembic.
 """
 

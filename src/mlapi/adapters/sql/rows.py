@@ -1,6 +1,6 @@
 """Map entities to table rows and back.
 
-Columns have the names of their entity's fields, so both mappings are derived. A new column needs no code here.
+Columns are named after their entity's fields, so both mappings are derived from them. A new column needs no code here.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +29,7 @@ def entity_columns(entity: type[attrs.AttrsInstance], table: Table) -> tuple[Col
 
 
 def inserted_columns(source: type[attrs.AttrsInstance], table: Table) -> tuple[Column[Any], ...]:
-    """Return the columns that ``source`` has an attribute for. The database generates the ids."""
+    """Return the columns that ``source`` has an attribute for, without the ids that the database generates."""
     return tuple(column for column in table.c if column.identity is None and _has_attribute(source, column.name))
 
 
@@ -88,7 +88,7 @@ def row_writer(
 def dict_writer(
     source: type[EntityT], table: Table, encoder_of: ConverterOf = lambda _: None
 ) -> Callable[[EntityT], dict[str, Any]]:
-    """Like `row_writer`, but the function returns a dict with the values by column name."""
+    """Like `row_writer`, but the function returns a dict of values by column name."""
     names = [str(column.name) for column in inserted_columns(source, table)]  # SQLAlchemy's str subclass is slow
     write = row_writer(source, table, encoder_of)
     return lambda entity: dict(zip(names, write(entity), strict=True))

@@ -61,7 +61,10 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
 
 
 def downgrade(database: Database, revision: str) -> None:
-    """Downgrade the schema to a revision, or to ``base`` to remove it. Data that the older schema lacks is lost."""
+    """Downgrade the schema to a revision, or to ``base`` to remove it.
+
+    Data that the older schema cannot store is lost.
+    """
     from alembic import command  # noqa: PLC0415 - slow
 
     with database.writing() as connection:

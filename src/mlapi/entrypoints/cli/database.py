@@ -177,7 +177,7 @@ def find_problems(check: DatabaseCheck) -> Iterator[str]:
     elif found.revision is None or found.revision < found.newest_revision:
         yield "the schema is outdated: run `mlapi db upgrade`"
     elif found.revision > found.newest_revision:
-        yield "the schema was made by a newer version of mlapi: upgrade mlapi"
+        yield "the schema was created by a newer version of mlapi: upgrade mlapi"
     if check.key_error is not None:
         yield check.key_error
     if found.misnamed:

@@ -21,7 +21,7 @@ from mlapi.entrypoints.cli.database import find_problems
 from mlapi.entrypoints.cli.output import EXIT_ERROR, json_option, show
 
 MAX_CLOCK_SKEW = timedelta(seconds=30)
-"""Between two machines. If it is exceeded, each may reject tokens from the other, or accept them for too long."""
+"""If the clocks of two machines differ by more, each may reject tokens from the other, or accept them for too long."""
 LOW_DISK_BYTES = 1024**3
 """Recommended free space for an SQLite database: during a backup, its write-ahead log grows with every change."""
 FULL_DISK_BYTES = 1024**2
@@ -85,7 +85,7 @@ def run_checks() -> Iterator[Check]:
         if settings.is_production or settings.secrets.key or secrets.exists:
             yield Check("secrets", "problem", str(error))
         else:
-            yield Check("secrets", "ok", f"none yet: the first start generates them in {secrets.location}")
+            yield Check("secrets", "ok", f"none yet: mlapi generates them in {secrets.location} on first startup")
     else:
         source = "the configuration" if settings.secrets.key else secrets.location
         yield Check("secrets", "ok", f"key and salt are in {source}")
@@ -106,7 +106,7 @@ def _check_access(settings: Settings) -> Iterator[Check]:
         yield Check(
             "proxies",
             "warning",
-            "no proxy is trusted: behind a proxy, set http.trusted_proxies, or all clients appear to have one address",
+            "no proxy is trusted: behind a proxy, set http.trusted_proxies, or all clients appear to have the same address",
         )
     if settings.passwords.scheme == "fernet":
         yield Check(
@@ -153,7 +153,7 @@ def _check_database(settings: Settings, files: Sequence[Path], *, has_secrets: b
 def _check_files(files: Sequence[Path]) -> Iterator[Check]:
     file, folder = files[0], files[0].parent
     if not file.exists():
-        yield Check("database", "ok", f"none yet: the first start creates {file}")
+        yield Check("database", "ok", f"none yet: mlapi creates {file} on first startup")
     # A command run by another account may have left a write-ahead log that this account cannot write to.
     if not os.access(folder, os.W_OK | os.X_OK) or any(
         path.exists() and not os.access(path, os.W_OK) for path in files

@@ -22,7 +22,7 @@ from mlapi.entrypoints.cli.users import filter_options
 from mlapi.entrypoints.http.thread_pool import cores
 
 EXIT_SOME_REJECTED = 4
-"""The exit code if some rows of an import were rejected. The others are stored."""
+"""The exit code if some rows of an import were rejected. All other rows are stored."""
 
 _PAGE_SIZE = 2_000
 _FORMAT_BY_SUFFIX: dict[str, FileFormat] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}

@@ -1,6 +1,6 @@
 """Read and write users as CSV or JSON lines, one user per line.
 
-Quoted CSV cells cannot contain line breaks, so an unclosed quote or another error invalidates only its own line.
+Quoted CSV cells cannot contain line breaks, so an unclosed quote or any other error invalidates only its own line.
 """
 
 import csv
@@ -50,7 +50,7 @@ def read_rows(stream: BinaryIO, file_format: FileFormat, *, ignore_columns: bool
 
 
 def _read_lines(stream: BinaryIO) -> Iterator[tuple[str, Row]]:
-    """Yield each non-empty line with a row for it, which has no values yet and may have an error."""
+    """Yield each non-empty line together with its row, which has no values yet but may have an error."""
     number = end = 0
     while line := stream.readline(MAX_LINE_BYTES):
         number, end = number + 1, end + len(line)

@@ -117,5 +117,5 @@ async def _with_form(request: ConsoleRequest) -> ConsoleRequest:
     if request.session is not None:
         given, expected = form.get("csrf_token", ""), request.session.csrf_token
         if not hmac.compare_digest(given.encode("utf-8"), expected.encode("ascii")):
-            raise AdminAccessDeniedError("The session of this form has ended: go back, reload the page and try again")
+            raise AdminAccessDeniedError("Your session has ended: go back, reload the page and try again")
     return attrs.evolve(request, form=form)

@@ -22,7 +22,7 @@ IDLE_SECONDS = 3600
 FLASH_SECONDS = 60
 """A flash message expires after this time if no page has shown it."""
 _RENEWAL_SECONDS = 60  # the minimum interval between renewals, so that most responses set no cookie
-_CLOCK_SKEW_SECONDS = 60  # the clock of another machine may be ahead by this much
+_CLOCK_SKEW_SECONDS = 60  # another machine's clock may be ahead by this much
 
 
 @attrs.frozen
@@ -37,7 +37,7 @@ class Session:
 
 
 class Sessions:
-    """Create, renew and verify session cookies and signed flash messages.
+    """Creates, renews and verifies session cookies and signed flash messages.
 
     Args:
         key: the signing key. In local mode, it is not secret (see `AdminPolicy.session_key`). The cookie then only has

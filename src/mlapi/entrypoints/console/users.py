@@ -1,4 +1,4 @@
-"""The user list, the page of a user, and the forms that change users."""
+"""The user list, the user page, and the forms that change users."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -141,7 +141,7 @@ async def user_page(
     errors: Mapping[str, str] | None = None,
     secret: str | None = None,
 ) -> Response:
-    """Return the page of a user.
+    """Return a user's page.
 
     Args:
         request: the request.

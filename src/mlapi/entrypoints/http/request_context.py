@@ -91,7 +91,7 @@ def _forwarded_id(scope: Scope, trusted_proxies: Sequence[Network]) -> str | Non
 
 
 def _endpoint_name(scope: Scope) -> str:
-    """Return the name of the endpoint for the metrics. Never a path: clients could create any number of those."""
+    """Return the name of the endpoint for the metrics, never its path: clients could make up any number of paths."""
     endpoint = scope.get("endpoint")
     if endpoint is None:
         return "none"

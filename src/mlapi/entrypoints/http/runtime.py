@@ -65,7 +65,7 @@ class Runtime:
     """The objects that the handlers of an application share.
 
     Attributes:
-        users: the users, with the operations on them.
+        users: the users to serve.
         authenticator: logs users in and changes their passwords.
         guard: checks tokens and API keys.
         commands: batches the commands of concurrent requests.

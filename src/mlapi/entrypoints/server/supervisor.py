@@ -9,7 +9,7 @@ burst of connections, and they would all stay with it.
 - SIGHUP replaces each worker with a new one, which loads the current code and configuration. The port stays open and no
   request is lost.
 - SIGTERM drains the workers, then exits.
-- SIGINT also drains, but closes connections without a request immediately. A second SIGINT kills the workers.
+- SIGINT drains the workers, but closes connections without a request immediately. A second SIGINT kills the workers.
 """
 
 import json
@@ -127,7 +127,7 @@ class _Worker:
 
 
 class Supervisor:
-    """Keep one worker running for each listener until a signal ends the service.
+    """Keeps one worker running for each listener until a signal ends the service.
 
     Args:
         listeners: sockets that are bound to the same address. The supervisor closes them when it shuts down.

@@ -18,7 +18,7 @@ class Callers:
 
     Attributes:
         security: alternative OpenAPI security requirements. Empty if no credential is needed.
-        errors: the errors that all other clients get.
+        errors: the errors that all other clients receive.
         needs_admin: whether the request needs admin access.
         open_if: the flag of `AdminPolicy` that opens the operation to everyone.
     """

@@ -21,8 +21,8 @@ class Client:
     Attributes:
         path: the path of the request, relative to the mount point of the application.
         peer_address: the address of the other end of the connection, which may be a proxy. Empty if unknown.
-        server_address: the address of our end of the connection. WSGI servers may give a name instead, and the client
-            is then not considered local.
+        server_address: the address of our end of the connection. WSGI servers may provide a host name instead; the
+            client is then not considered local.
         http_version: the HTTP version, such as ``1.1``.
         headers: the request headers.
         scheme: ``http`` or ``https``.

@@ -39,7 +39,7 @@ def parse_users_query(query: bytes) -> UsersQuery:
     """Parse the query string of ``GET /users``.
 
     Raises:
-        InvalidFieldsError: if parameters are invalid. It lists all of them.
+        InvalidFieldsError: if a parameter is invalid. The error lists every invalid parameter.
     """
     values = _parse(query, USERS_PARAMETERS)
     return UsersQuery(
@@ -54,7 +54,7 @@ def parse_audit_query(query: bytes) -> AuditQuery:
     """Parse the query string of ``GET /audit``.
 
     Raises:
-        InvalidFieldsError: if parameters are invalid. It lists all of them.
+        InvalidFieldsError: if a parameter is invalid. The error lists every invalid parameter.
     """
     values = _parse(query, AUDIT_PARAMETERS)
     return AuditQuery(
@@ -72,13 +72,13 @@ def _parse(query: bytes, parameters: Mapping[str, Callable[[str], str | None]]) 
         parameters: for each known parameter, a function that returns an error message for a value, or None.
 
     Raises:
-        InvalidFieldsError: if parameters are unknown, repeated or invalid. It lists all of them.
+        InvalidFieldsError: if a parameter is unknown, repeated or invalid. The error lists all of them.
     """
     values: dict[str, list[str]] = {}
     try:
         pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
     except ValueError:  # not UTF-8, or too many parameters
-        raise InvalidFieldsError((FieldError("query", "must be at most 20 parameters in UTF-8"),)) from None
+        raise InvalidFieldsError((FieldError("query", "must have at most 20 parameters, in UTF-8"),)) from None
     for name, value in pairs:
         values.setdefault(name, []).append(value)
     errors: list[tuple[str, str | None]] = [

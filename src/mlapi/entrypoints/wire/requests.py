@@ -143,7 +143,7 @@ def decode(body: bytes, body_type: type[T]) -> T:
     Raises:
         BodyTooLargeError: if the body is longer than `MAX_BODY_BYTES`.
         UnreadableBodyError: if the body is not strict JSON.
-        InvalidFieldsError: if fields are missing, unknown or of the wrong type. It lists all of them.
+        InvalidFieldsError: if a field is missing, unknown or of the wrong type. The error lists all of them.
     """
     if len(body) > MAX_BODY_BYTES:
         raise BodyTooLargeError

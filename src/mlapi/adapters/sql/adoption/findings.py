@@ -1,4 +1,4 @@
-"""Findings about the rows in a legacy ``users`` table: which users are concerned, and what adoption does with them."""
+"""Findings about the rows in a legacy ``users`` table: which users they affect, and what adoption does with them."""
 
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -80,7 +80,7 @@ def iterate_findings(
     count: Callable[[ColumnElement[bool]], int],
     is_invalid_time: Callable[[ColumnElement[datetime]], ColumnElement[bool]],
 ) -> Iterator[Finding]:
-    """Yield every possible finding, even if it concerns no users. Obstacles come first, then findings with a choice.
+    """Yield every possible finding, even if it affects no users. Obstacles come first, then findings with a choice.
 
     Args:
         count: returns the number of users in `noted_users` that meet a condition.

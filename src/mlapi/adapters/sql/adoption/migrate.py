@@ -111,7 +111,7 @@ class Adoption:
         if not plan_only:
             dialect_for(connection.dialect.name).lock_schema(connection)
         self.revision = current_revision(connection)
-        """The schema revision if the database already belongs to mlapi. There is no ``table`` or ``survey`` then."""
+        """The schema revision if the database already belongs to mlapi. ``table`` and ``survey`` are then unset."""
         if self.revision is not None:
             return
         _require_legacy_table(connection)

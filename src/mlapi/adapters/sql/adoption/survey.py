@@ -31,7 +31,7 @@ from mlapi.adapters.sql.sqlite.times import encode_time
 from mlapi.domain.rules import USERNAME_MAX_CHARS, find_email_error, find_username_error, fold
 
 BATCH_ROWS = 5000
-# Without a time zone, like the stored times. They stay one day away from Python's limits, for any time zone.
+# These have no time zone, like the stored times. They are a day within Python's limits, to allow for any time zone.
 _EARLIEST, _LATEST = datetime(1, 1, 2), datetime(9999, 12, 30)  # noqa: DTZ001
 
 _needs_new_name = or_(notes.c.name_error.is_not(None), notes.c.first_id != notes.c.id)
@@ -67,7 +67,7 @@ class Survey:
         self.findings = [finding for finding in iterate_findings(self._count, self._is_invalid_time) if finding.users]
 
     def iterate_users(self, finding: Finding, limit: int | None = None) -> Iterator[Found]:
-        """Yield the users with a finding, sorted by id. Users with the same name come together."""
+        """Yield the users with a finding, sorted by id. Users with the same name are listed together."""
         group = [notes.c.first_id] if finding.choice == "rename_duplicates" else []
         query = (
             select(legacy_users.c.id, legacy_users.c.username, finding.detail, notes.c.new_username)
@@ -188,7 +188,7 @@ def _is_text(value: object) -> bool:
 
 
 def _make_username(user_id: int, username: str, problem: str | None, attempt: int) -> str:
-    """Return the username with the user's id appended. Later attempts also append their number."""
+    """Return the username with the user's id appended, and from the second attempt on the attempt number."""
     ending = f"-{user_id}" if attempt == 1 else f"-{user_id}-{attempt}"
     stem = "user" if problem is not None else username[: USERNAME_MAX_CHARS - len(ending)]
     while find_username_error(stem + ending) is not None:  # the canonical form is too long

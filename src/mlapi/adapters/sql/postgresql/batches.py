@@ -13,7 +13,7 @@ from mlapi.domain.users import UserId, UsernameKey
 class Segment:
     """Commands by their position in the batch. Apply them by kind: updates, registrations, API keys, removals.
 
-    The result is the same as applying them in order, because each user, name and API key occurs at most once. Also, no
+    The result is the same as applying them in order, because each user, name and API key occurs at most once, and no
     registration or API key command comes after a removal, which may free a name and deletes the user's API keys.
     """
 
@@ -41,7 +41,7 @@ class Segment:
 
 
 def split_batch(commands: Sequence[Command]) -> Iterator[Segment]:
-    """Split a batch into segments. Applying them one after the other has the same effect as applying the batch."""
+    """Split a batch into segments. Applying them one after another has the same effect as applying the batch."""
     segment = Segment()
     for position, command in enumerate(commands):
         if not segment.try_add(position, command):
@@ -52,7 +52,7 @@ def split_batch(commands: Sequence[Command]) -> Iterator[Segment]:
 
 
 def _target(command: Command) -> UserId | UsernameKey | tuple[ApiKeyId]:
-    """Return the key of the row that a command changes. API key ids are in a tuple, since a username may equal one."""
+    """Return the key of the row that a command changes. API key ids are in a tuple, as a username may equal an id."""
     if isinstance(command, UserUpdate):
         return command.user_id
     if isinstance(command, Register):

@@ -27,7 +27,7 @@ def create(
     """Create an engine.
 
     Args:
-        url: must have the driver psycopg.
+        url: must use the driver psycopg.
         timeout_seconds: for connecting, for waiting for a lock, and for waiting for a pooled connection.
         max_connections: size of the connection pool.
         connections: the engine adds every connection that it opens to this set.

@@ -98,7 +98,7 @@ def _create_private_file(path: Path) -> None:
     Never open an existing file: closing it would release the locks that SQLite holds on it in this process.
     """
     if not path.exists():
-        with suppress(OSError):  # another process was faster, or SQLite will report the cause
+        with suppress(OSError):  # another process got there first, or SQLite will report the cause
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
 
 

@@ -1,4 +1,4 @@
-"""Create the table of users, and the table for the fingerprint of the key that encrypts their passwords."""
+"""Create the users table, and the table for the fingerprint of the key that encrypts their passwords."""
 
 import sqlalchemy as sa
 from alembic import op

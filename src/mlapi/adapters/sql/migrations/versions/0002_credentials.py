@@ -1,4 +1,4 @@
-"""Create the tables of API keys and of login attempts."""
+"""Create the tables for API keys and login attempts."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Create the table of audit entries."""
+"""Create the table for audit entries."""
 
 import sqlalchemy as sa
 from alembic import op
