@@ -31,7 +31,7 @@ ADA = User(
     updated_datetime=NOON,
     token_epoch="0123456789abcdef",
 )
-JUNK = [
+MALFORMED_TOKENS = [
     "",
     " ",
     ".",
@@ -147,10 +147,10 @@ class TokenIssuerContract:
         assert is_rejected(others, token)
         assert is_rejected(tokens, others.issue(ADA).token)
 
-    @pytest.mark.parametrize("junk", JUNK)
-    def test_malformed_token_is_rejected(self, tokens: TokenIssuer, junk: str) -> None:
-        assert is_rejected(tokens, junk)
-        assert is_rejected(tokens, junk)
+    @pytest.mark.parametrize("malformed", MALFORMED_TOKENS)
+    def test_malformed_token_is_rejected(self, tokens: TokenIssuer, malformed: str) -> None:
+        assert is_rejected(tokens, malformed)
+        assert is_rejected(tokens, malformed)
 
     def test_altered_token_is_rejected(self, tokens: TokenIssuer) -> None:
         token = tokens.issue(ADA).token

@@ -106,7 +106,7 @@ def _check_access(settings: Settings) -> Iterator[Check]:
         yield Check(
             "proxies",
             "warning",
-            "no proxy is trusted: behind a proxy, set http.trusted_proxies, or all clients appear to have the same address",
+            "no proxy is trusted: behind a proxy, set http.trusted_proxies, or all clients appear to share one address",
         )
     if settings.passwords.scheme == "fernet":
         yield Check(
