@@ -204,7 +204,7 @@ def test_change_is_not_applied_when_the_disk_is_full(path: Path) -> None:
 
         assert users.find("eve") is None
         with pytest.raises(RepositoryUnavailableError, match="the journal is closed"):
-            users.repository.check()
+            users.check()
 
     assert read_contents(path) == before
 

@@ -249,7 +249,9 @@ def test_commands_that_time_out_are_not_applied_later() -> None:
     repository = HangingRepository()
     users = [registered(repository, name) for name in ("ada", "bob", "eve")]
     app = create_app(Users(repository, PlainCipher()))
-    app.state.runtime = attrs.evolve(app.state.runtime, commands=CommandBatcher(repository, timeout_seconds=0.1))
+    runtime = app.state.runtime
+    commands = CommandBatcher(repository, timeout_seconds=0.1)
+    app.state.runtime = attrs.evolve(runtime, executor=attrs.evolve(runtime.executor, commands=commands))
     repository.released.clear()
 
     async def run() -> list[httpx2.Response]:

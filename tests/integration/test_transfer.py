@@ -590,7 +590,7 @@ def test_interrupt_is_delayed_until_the_batch_is_counted() -> None:
     with pytest.raises(KeyboardInterrupt):
         list(importing.run([Row(1, 1, values)]))
 
-    assert (importing.summary, users.repository.count()) == (Summary(imported=1), 1)
+    assert (importing.summary, users.count()) == (Summary(imported=1), 1)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
@@ -640,12 +640,12 @@ def test_killed_import_loses_and_duplicates_no_users(
     process.write(text[: len(text) * 3 // 4])
     with open_users(load_settings()) as users:
         deadline = time.monotonic() + 30
-        while (stored := users.repository.count()) < 2_000 and time.monotonic() < deadline:
+        while (stored := users.count()) < 2_000 and time.monotonic() < deadline:
             time.sleep(0.05)
 
     code, errors = process.stop(stop_signal)
     with open_users(load_settings()) as users:
-        stored_before = users.repository.count()
+        stored_before = users.count()
     result = import_text(text)
 
     assert stored >= 2_000

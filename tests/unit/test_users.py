@@ -295,7 +295,7 @@ def test_page_starts_after_an_id_and_ends_at_its_limit(users: Users) -> None:
 
 
 def test_memory_is_always_available(users: Users) -> None:
-    users.repository.check()
+    users.check()
 
 
 def test_equal_passwords_are_stored_as_different_values() -> None:

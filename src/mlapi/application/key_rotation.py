@@ -144,7 +144,7 @@ class KeyRotation:
         self._record_newest_key()
 
     def _pass(self) -> Generator[Progress, None, int]:
-        total, seen, changed = self._users.repository.count(), 0, 0
+        total, seen, changed = self._users.count(), 0, 0
         for batch_size, changed_in_batch in self._users.reencrypt():
             seen, changed = seen + batch_size, changed + changed_in_batch
             yield Progress(seen=seen, users=max(total, seen), changed=changed_in_batch)

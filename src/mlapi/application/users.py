@@ -192,6 +192,18 @@ class Users:
         for page in self._pages(batch, enabled=enabled, containing=containing):
             yield from page
 
+    def count(self) -> int:
+        """Return the number of users.
+
+        Raises:
+            RepositoryUnavailableError: if the database is unavailable.
+        """
+        return self.repository.count()
+
+    def check(self) -> None:
+        """Raise `RepositoryUnavailableError` if the database cannot start a writing transaction now."""
+        self.repository.check()
+
     def list_audit_page(
         self, *, after: AuditId | None = None, limit: int = 100, user_id: UserId | None = None
     ) -> list[AuditEntry]:

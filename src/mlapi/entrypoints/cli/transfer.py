@@ -115,7 +115,7 @@ def users_export(
     file_format = file_format or _format_of(file)
     with command_errors(), open_output(file, force=force) as stream, open_users(load_settings()) as users:
         selected = users.iterate_users(batch=_PAGE_SIZE, enabled=enabled, containing=containing)
-        with _progress_bar("exporting", users.repository.count()) as bar:
+        with _progress_bar("exporting", users.count()) as bar:
             for _ in write_users(stream, file_format, selected, passwords=with_stored_passwords):
                 bar.update(1)
         count = bar.pos

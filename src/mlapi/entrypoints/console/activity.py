@@ -14,7 +14,7 @@ ENTRIES_PER_PAGE = 50
 async def show_activity(request: ConsoleRequest) -> Response:
     parameters = request.query_parameters("user_id", "after")
     query = queries.parse_audit_query(urlencode({**parameters, "limit": ENTRIES_PER_PAGE}).encode("ascii"))
-    found = await request.runtime.reading.run(
+    found = await request.runtime.executor.query(
         request.runtime.users.list_audit_page,
         after=query.after,
         limit=query.limit + 1,  # fetch one more entry to find out whether there is a next page

@@ -24,21 +24,21 @@ async def add_key(request: ConsoleRequest) -> Response:
         )
     except InvalidFieldsError as error:
         return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))
-    await request.runtime.commands.apply(command)
+    await request.runtime.executor.apply(command)
     return await user_page(request, user_id, HTTPStatus.CREATED, secret=secret)
 
 
 async def remove_key(request: ConsoleRequest) -> Response:
     """Ask for confirmation on GET; remove the key on POST."""
     user_id, key_id = user_id_in_path(request), request.http_request.path_params["key_id"]
-    user = await request.runtime.reading.run(request.runtime.users.get, user_id)
-    keys = await request.runtime.reading.run(request.runtime.users.list_api_keys, user_id)
+    user = await request.runtime.executor.query(request.runtime.users.get, user_id)
+    keys = await request.runtime.executor.query(request.runtime.users.list_api_keys, user_id)
     key = next((key for key in keys if key.id == key_id), None)
     if key is None:
         raise ApiKeyNotFoundError(key_id)
     if request.is_safe:
         return render_page(request, "remove_key.html", user=user, key=key)
-    await request.runtime.commands.apply(request.users.prepare_remove_api_key(key.id))
+    await request.runtime.executor.apply(request.users.prepare_remove_api_key(key.id))
     return redirect(request, f"/users/{user_id}", flash=f"API key {key.name} was removed.")
 
 

@@ -38,9 +38,9 @@ async def show_users(request: ConsoleRequest) -> Response:
         if request.is_partial:  # htmx replaces only the list
             return found, 0, None
         now = utc_now()
-        return found, users.repository.count(), make_chart(users.count_actions_per_day(chart_start(now)), now)
+        return found, users.count(), make_chart(users.count_actions_per_day(chart_start(now)), now)
 
-    found, total, chart = await request.runtime.reading.run(read)
+    found, total, chart = await request.runtime.executor.query(read)
     shown, has_more = found[: query.limit], len(found) > query.limit
     search = urlencode({name: value for name, value in parameters.items() if name != "after"})
     return render_page(
@@ -66,13 +66,13 @@ async def add_user(request: ConsoleRequest) -> Response:
         return render_page(request, "add_user.html", form={}, errors={})
     form, users = request.form, request.users
     try:
-        command = await request.runtime.hash(
+        command = await request.runtime.executor.hash(
             users.prepare_registration,
             username=form.get("username", ""),
             password=form.get("password", ""),
             email=form.get("email", ""),
         )
-        user = await request.runtime.commands.apply(command)
+        user = await request.runtime.executor.apply(command)
     except InvalidFieldsError as error:
         status, errors = HTTPStatus.UNPROCESSABLE_ENTITY, errors_by_field(error)
     except UserExistsError as error:
@@ -93,7 +93,7 @@ async def set_enabled(request: ConsoleRequest) -> Response:
         return redirect(request, f"/users/{user_id}")
     enabled = requests.parse_permission(request.form.get("enabled", ""))
     command = request.users.prepare_set_enabled(user_id=user_id, enabled=enabled)
-    user = await request.runtime.commands.apply(command)
+    user = await request.runtime.executor.apply(command)
     flash = f"User {user.username} is now {'enabled' if enabled else 'disabled'}."
     if "list" not in request.form:
         return redirect(request, f"/users/{user_id}", flash=flash)
@@ -107,10 +107,12 @@ async def set_password(request: ConsoleRequest) -> Response:
         return redirect(request, f"/users/{user_id}")
     try:
         password = request.form.get("password", "")
-        command = await request.runtime.hash(request.users.prepare_password, user_id=user_id, password=password)
+        command = await request.runtime.executor.hash(
+            request.users.prepare_password, user_id=user_id, password=password
+        )
     except InvalidFieldsError as error:
         return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))
-    user = await request.runtime.commands.apply(command)
+    user = await request.runtime.executor.apply(command)
     flash = f"Password changed. All tokens of {user.username} were revoked."
     return redirect(request, f"/users/{user_id}", flash=flash)
 
@@ -119,7 +121,7 @@ async def revoke_tokens(request: ConsoleRequest) -> Response:
     user_id = user_id_in_path(request)
     if request.is_safe:
         return redirect(request, f"/users/{user_id}")
-    user = await request.runtime.commands.apply(request.users.prepare_end_tokens(user_id=user_id))
+    user = await request.runtime.executor.apply(request.users.prepare_end_tokens(user_id=user_id))
     return redirect(request, f"/users/{user_id}", flash=f"All tokens of {user.username} were revoked.")
 
 
@@ -127,9 +129,9 @@ async def remove_user(request: ConsoleRequest) -> Response:
     """Ask for confirmation on GET; remove the user on POST."""
     user_id = user_id_in_path(request)
     if request.is_safe:
-        user = await request.runtime.reading.run(request.runtime.users.get, user_id)
+        user = await request.runtime.executor.query(request.runtime.users.get, user_id)
         return render_page(request, "remove_user.html", user=user)
-    user = await request.runtime.commands.apply(request.users.prepare_remove(user_id=user_id))
+    user = await request.runtime.executor.apply(request.users.prepare_remove(user_id=user_id))
     return redirect(request, flash=f"User {user.username} was removed.")
 
 
@@ -160,7 +162,7 @@ async def user_page(
         user, keys = users.get(user_id), users.list_api_keys(user_id)
         return user, keys, users.list_audit_page(limit=RECENT_ENTRIES, user_id=user_id)
 
-    user, keys, entries = await request.runtime.reading.run(read)
+    user, keys, entries = await request.runtime.executor.query(read)
     return render_page(
         request,
         "user.html",

@@ -38,10 +38,10 @@ async def register_user(request: Request) -> Response:
     runtime = _runtime(request)
     body = await _decode_body(request, requests.RegisterRequest)
     users = runtime.as_actor("anyone") if _admin_policy(request).registration_open else _users_as_admin(request)
-    command = await runtime.hash(
+    command = await runtime.executor.hash(
         users.prepare_registration, username=body.username, password=body.password, email=body.email
     )
-    return responses.user_registered(await runtime.commands.apply(command))
+    return responses.user_registered(await runtime.executor.apply(command))
 
 
 @handler
@@ -49,13 +49,13 @@ async def toggle_user_permission(request: Request) -> Response:
     user_id = _user_id(request)
     enabled = requests.parse_permission(request.path_params["permission"])
     command = _users_as_admin(request).prepare_set_enabled(user_id=user_id, enabled=enabled)
-    return responses.permission_updated(await _runtime(request).commands.apply(command))
+    return responses.permission_updated(await _runtime(request).executor.apply(command))
 
 
 @handler
 async def remove_user(request: Request) -> Response:
     command = _users_as_admin(request).prepare_remove(user_id=_user_id(request))
-    return responses.user_removed(await _runtime(request).commands.apply(command))
+    return responses.user_removed(await _runtime(request).executor.apply(command))
 
 
 @handler
@@ -91,7 +91,7 @@ async def _check_token(request: Request, credential: str) -> Response:
 async def list_users(request: Request) -> Response:
     runtime = _runtime(request)
     query = queries.parse_users_query(request.scope["query_string"])
-    page = await runtime.reading.run(
+    page = await runtime.executor.query(
         runtime.users.list_page,
         after=query.after,
         limit=query.limit + 1,  # fetch one more user to find out whether there is a next page
@@ -104,7 +104,7 @@ async def list_users(request: Request) -> Response:
 @handler
 async def show_user(request: Request) -> Response:
     runtime = _runtime(request)
-    return responses.user(await runtime.reading.run(runtime.users.get, _user_id(request)))
+    return responses.user(await runtime.executor.query(runtime.users.get, _user_id(request)))
 
 
 @handler
@@ -133,7 +133,7 @@ async def end_own_tokens(request: Request) -> Response:
     runtime = _runtime(request)
     user = await _user_with_token(request)
     users = runtime.users.as_actor(Actor.from_user_id(user.id, REQUEST_ID.get()))
-    return responses.tokens_ended(await runtime.commands.apply(users.prepare_end_tokens(user_id=user.id)))
+    return responses.tokens_ended(await runtime.executor.apply(users.prepare_end_tokens(user_id=user.id)))
 
 
 @handler
@@ -142,14 +142,16 @@ async def set_password(request: Request) -> Response:
     user_id = _user_id(request)
     body = await _decode_body(request, requests.SetPasswordRequest)
     runtime.users.check_password(body.password)
-    command = await runtime.hash(_users_as_admin(request).prepare_password, user_id=user_id, password=body.password)
-    return responses.password_changed(await runtime.commands.apply(command))
+    command = await runtime.executor.hash(
+        _users_as_admin(request).prepare_password, user_id=user_id, password=body.password
+    )
+    return responses.password_changed(await runtime.executor.apply(command))
 
 
 @handler
 async def end_tokens(request: Request) -> Response:
     command = _users_as_admin(request).prepare_end_tokens(user_id=_user_id(request))
-    return responses.tokens_ended(await _runtime(request).commands.apply(command))
+    return responses.tokens_ended(await _runtime(request).executor.apply(command))
 
 
 @handler
@@ -157,26 +159,26 @@ async def add_api_key(request: Request) -> Response:
     user_id = _user_id(request)
     body = await _decode_body(request, requests.AddApiKeyRequest)
     command, secret = _users_as_admin(request).prepare_api_key(user_id=user_id, name=body.name, expires=body.expires_at)
-    return responses.api_key_added(await _runtime(request).commands.apply(command), secret)
+    return responses.api_key_added(await _runtime(request).executor.apply(command), secret)
 
 
 @handler
 async def api_keys(request: Request) -> Response:
     runtime = _runtime(request)
-    return responses.api_keys(await runtime.reading.run(runtime.users.list_api_keys, _user_id(request)))
+    return responses.api_keys(await runtime.executor.query(runtime.users.list_api_keys, _user_id(request)))
 
 
 @handler
 async def remove_api_key(request: Request) -> Response:
     command = _users_as_admin(request).prepare_remove_api_key(ApiKeyId(request.path_params["key_id"]))
-    return responses.api_key_removed(await _runtime(request).commands.apply(command))
+    return responses.api_key_removed(await _runtime(request).executor.apply(command))
 
 
 @handler
 async def audit(request: Request) -> Response:
     runtime = _runtime(request)
     query = queries.parse_audit_query(request.scope["query_string"])
-    page = await runtime.reading.run(
+    page = await runtime.executor.query(
         runtime.users.list_audit_page, after=query.after, limit=query.limit + 1, user_id=query.user_id
     )
     return responses.audit_page(page[: query.limit], more=len(page) > query.limit)
@@ -197,7 +199,7 @@ async def live(_request: Request) -> Response:
 @handler
 async def ready(request: Request) -> Response:
     runtime = _runtime(request)
-    await runtime.reading.run(runtime.users.repository.check)
+    await runtime.executor.query(runtime.users.check)
     return responses.ready()
 
 

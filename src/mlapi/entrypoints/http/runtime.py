@@ -4,7 +4,7 @@ import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
-from typing import ParamSpec, TypeVar
+from typing import ParamSpec, TypeVar, overload
 
 import attrs
 from starlette.applications import Starlette
@@ -15,9 +15,10 @@ from mlapi.application.authentication import Access, AsyncAuthenticator
 from mlapi.application.batching import CommandBatcher
 from mlapi.application.guard import AsyncGuard
 from mlapi.application.users import Users
-from mlapi.bootstrap import async_guard, audit_retention, open_service
+from mlapi.bootstrap import async_guard, audit_retention, command_batcher, open_service
 from mlapi.config import load_settings
-from mlapi.domain.commands import Actor, UserCommand
+from mlapi.domain.commands import Actor, ApiKeyCommand, Command, UserCommand
+from mlapi.domain.credentials import ApiKey
 from mlapi.domain.ports import PasswordCipher, is_costly
 from mlapi.domain.users import User
 from mlapi.entrypoints.admin import AdminPolicy
@@ -43,21 +44,30 @@ T = TypeVar("T")
 class PoolExecutor:
     """An `Executor` for an event loop: hashing and queries run in separate thread pools, and commands are batched."""
 
-    cipher: PasswordCipher
-    commands: CommandBatcher
-    hashing: BoundedThreadPool
-    reading: BoundedThreadPool
+    _cipher: PasswordCipher
+    _commands: CommandBatcher
+    _hashing: BoundedThreadPool
+    _reading: BoundedThreadPool
 
     async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self.reading.run(function, *args, **kwargs)
+        return await self._reading.run(function, *args, **kwargs)
 
     async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if is_costly(self.cipher):
-            return await self.hashing.run(function, *args, **kwargs)
+        if is_costly(self._cipher):
+            return await self._hashing.run(function, *args, **kwargs)
         return function(*args, **kwargs)  # switching to a thread would take longer than the call
 
-    async def apply(self, command: UserCommand) -> User:
-        return await self.commands.apply(command)
+    @overload
+    async def apply(self, command: UserCommand) -> User: ...
+    @overload
+    async def apply(self, command: ApiKeyCommand) -> ApiKey: ...
+    async def apply(self, command: Command) -> User | ApiKey:
+        return await self._commands.apply(command)
+
+    def close(self) -> None:
+        self._hashing.close()
+        self._reading.close()
+        self._commands.close()
 
 
 @attrs.frozen
@@ -68,10 +78,7 @@ class Runtime:
         users: the users to serve.
         authenticator: logs users in and changes their passwords.
         guard: checks tokens and API keys.
-        commands: batches the commands of concurrent requests.
-        hashing: the thread pool for password hashing. It is separate so that hashing does not wait for the database.
-        reading: the thread pool for database reads.
-        executor: gives the authenticator access to hashing, reading and commands.
+        executor: queries the users, hashes passwords and applies commands without blocking the event loop.
         metrics: the metrics of this process.
         trusted_proxies: proxies whose headers may set the client address, the scheme and the request id.
         token_in_path: whether ``GET /token_status/<token>`` is served.
@@ -80,9 +87,6 @@ class Runtime:
     users: Users
     authenticator: AsyncAuthenticator
     guard: AsyncGuard
-    commands: CommandBatcher
-    hashing: BoundedThreadPool
-    reading: BoundedThreadPool
     executor: PoolExecutor
     metrics: Metrics
     trusted_proxies: Sequence[Network]
@@ -96,7 +100,7 @@ class Runtime:
         resources, metrics = ExitStack(), Metrics()
         executor = PoolExecutor(
             cipher=users.cipher,
-            commands=CommandBatcher(users.repository, on_committed=metrics.count_commands),
+            commands=command_batcher(users, on_committed=metrics.count_commands),
             hashing=BoundedThreadPool(
                 cores(), max_queued_per_thread=MAX_QUEUED_PER_HASHING_THREAD, timeout_seconds=HASHING_TIMEOUT_SECONDS
             ),
@@ -110,9 +114,6 @@ class Runtime:
             users=users,
             authenticator=AsyncAuthenticator(access.authenticator, executor),
             guard=resources.enter_context(async_guard(access.guard)),
-            commands=executor.commands,
-            hashing=executor.hashing,
-            reading=executor.reading,
             executor=executor,
             metrics=metrics,
             trusted_proxies=trusted_proxies,
@@ -124,18 +125,12 @@ class Runtime:
         """Return the users for an actor. The audit trail records the actor and the id of the current request."""
         return self.users.as_actor(Actor(actor, REQUEST_ID.get()))
 
-    async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that runs the password cipher."""
-        return await self.executor.hash(function, *args, **kwargs)
-
     def client_address(self, request: Request) -> str:
         """Return the client address, taking the headers of trusted proxies into account."""
         return Client.from_asgi(request.scope).resolve_address(self.trusted_proxies)
 
     def close(self) -> None:
-        self.hashing.close()
-        self.reading.close()
-        self.commands.close()
+        self.executor.close()
         self._resources.close()
 
 
