@@ -260,8 +260,11 @@ def test_unknown_methods_and_paths_create_no_metrics(http: TestClient) -> None:
 
 def test_metrics_distinguish_the_methods_of_a_path(http: TestClient) -> None:
     http.get("/users/1/keys")
+    http.delete("/users/1/keys")
 
-    assert 'endpoint="api_keys",method="GET",status="404"' in http.get("/metrics").text
+    metrics = http.get("/metrics").text
+    assert 'endpoint="api_keys",method="GET",status="404"' in metrics
+    assert 'endpoint="ByMethod",method="DELETE",status="405"' in metrics
 
 
 def test_metrics_need_admin_access_unless_they_are_open(users: Users) -> None:

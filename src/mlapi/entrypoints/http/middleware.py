@@ -45,6 +45,9 @@ class Endpoint:
 class MethodDispatch:
     """Dispatches requests for a path by method. HEAD requests go to the GET endpoint."""
 
+    name = "ByMethod"
+    """The name in the metrics of requests with other methods. Dashboards may contain it, so it never changes."""
+
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self._endpoints = endpoints
 
