@@ -17,17 +17,17 @@ KEY = "Vq3n0hYyYc1cZk8Yw1m0x3m2lC1Tq0g1mJX0cM3r7aQ="  # for tests only
 OLDER_KEY = "oB7QbT0r2kq3lYQ0m9w9fB0c8m2d4h3e5i6g7k8n9p0="
 SALT = "a salt for tests"
 SUMMARY_PROPERTY = "summary"
-"""User property of a test report. Its value is a line to print at the end of the run."""
+"""Name of the user property that holds a line to print at the end of the run."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--torture", action="store_true", help="run tests/torture with the counts that RELIABILITY.md publishes"
+        "--torture", action="store_true", help="repeat tests in tests/torture as often as RELIABILITY.md states"
     )
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print the results that tests in tests/torture have recorded."""
+    """Print the results recorded by the tests in tests/torture."""
     reports = [report for outcome in ("passed", "failed") for report in terminalreporter.stats.get(outcome, [])]
     lines = [value for report in reports for name, value in report.user_properties if name == SUMMARY_PROPERTY]
     if lines:

@@ -22,7 +22,7 @@ def audit(lock: Path, *options: str, timeout_seconds: float = TIMEOUT_SECONDS) -
 
     Args:
         lock: path of the lock file, which must contain a hash for every requirement.
-        options: more options for pip-audit, for example to use another advisory service.
+        options: more options for pip-audit, such as a different advisory service.
         timeout_seconds: time limit for fetching the advisories.
     """
     command = [*_PIP_AUDIT, "--timeout", "5", "--requirement", str(lock), *options]
@@ -31,8 +31,8 @@ def audit(lock: Path, *options: str, timeout_seconds: float = TIMEOUT_SECONDS) -
         packages = json.loads(report.stdout)["dependencies"]
     except subprocess.TimeoutExpired:
         return 0, _not_audited(lock, f"no response within {timeout_seconds:g} seconds")
-    except ValueError:  # no JSON report
-        dry_run = _run([*command, "--dry-run"])  # sends no requests
+    except ValueError:  # pip-audit printed no JSON report
+        dry_run = _run([*command, "--dry-run"])  # checks the lock file without sending requests
         if dry_run.returncode:
             return 1, f"{lock.name} cannot be audited: {dry_run.stderr.strip()}"
         return 0, _not_audited(lock, (report.stderr.strip().splitlines() or ["no reason was given"])[-1])

@@ -1,6 +1,6 @@
-"""Storages with one fault each, which the contract suite must find.
+"""Storages with one fault each. The contract suite must detect every one of them.
 
-They are in memory. Closed and opened again, each is the same object and remembers everything.
+They keep everything in memory. Reopening a closed storage returns the same object, with all its data.
 """
 
 import tempfile
@@ -29,7 +29,7 @@ class ClosingOnce(InMemoryStorage):
 
     def close(self) -> None:
         if self.is_closed:
-            raise ValueError("closed already")
+            raise ValueError("already closed")
         self.is_closed = True
 
 
@@ -107,7 +107,7 @@ class ClearingWhenPrepared(InMemoryStorage):
 
 
 class UpgradingSecretly(InMemoryStorage):
-    """Refuses to start with an old schema, and changes it although that was not allowed."""
+    """Refuses to start with an old schema, but upgrades it without permission."""
 
     def prepare(self, *, may_upgrade: bool) -> None:
         super().prepare(may_upgrade=may_upgrade)

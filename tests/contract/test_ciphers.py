@@ -1,4 +1,4 @@
-"""Every cipher passes the contract suite. Further tests cover behaviour that the contract does not require."""
+"""Every cipher passes the contract suite. Further tests cover behavior that the contract does not require."""
 
 import base64
 import hashlib

@@ -1,6 +1,6 @@
 """Tokens cannot be forged without the key: published vectors, known classes of attack, and random changes.
 
-The classes of attack come from RFC 8725, 2 (JSON Web Token Best Current Practices) and the CVEs named below.
+The classes of attack come from RFC 8725, section 2 (JSON Web Token Best Current Practices) and the CVEs named below.
 """
 
 import base64
@@ -61,7 +61,7 @@ BASE64URL = string.ascii_uppercase + string.ascii_lowercase + string.digits + "-
 
 
 def find_accepted(forged: list[str]) -> list[str]:
-    """Return the tokens that are accepted, while the valid token is in the cache. Expected to be empty."""
+    """Return the forged tokens that are accepted while the valid token is cached. The list should be empty."""
     TOKENS.verify(VALID)
     return [token for token in forged if not is_rejected(TOKENS, token)]
 
@@ -450,7 +450,7 @@ def list_noncanonical(part: str) -> list[str]:
 
 def test_only_canonical_base64_is_accepted() -> None:
     header, payload, signature = HEADER, PAYLOAD, SIGNATURE
-    while not list_noncanonical(payload):  # its length depends on the user's id
+    while not list_noncanonical(payload):  # the user's id determines the length of the payload
         longer = attrs.evolve(ADA, id=UserId(int(f"{json.loads(decode_part(payload))['sub']}7")))
         header, payload, signature = TOKENS.issue(longer).token.split(".")
     variants = [
@@ -649,7 +649,7 @@ def test_any_text_raises_only_invalid_token_error(text: str) -> None:
 
 @given(EDITS)
 @settings(deadline=None)
-def test_any_change_of_a_valid_token_is_rejected(edits: list[tuple[str, int, str]]) -> None:
+def test_any_change_to_a_valid_token_is_rejected(edits: list[tuple[str, int, str]]) -> None:
     changed = VALID
     for kind, position, character in edits:
         rest = changed[position + (kind != "insert") :]

@@ -1,4 +1,4 @@
-"""Every token issuer fulfils the contract. Further tests are about JSON Web Tokens."""
+"""Every token issuer passes the contract suite. Further tests cover JSON Web Tokens."""
 
 import base64
 import json

@@ -29,7 +29,7 @@ def find_chromium() -> str | None:
 def running_browser() -> Iterator[Browser]:
     path = find_chromium()
     assert path is not None, MISSING
-    sandbox = ["--no-sandbox"] if os.getuid() == 0 else []  # Chromium has no sandbox for root
+    sandbox = ["--no-sandbox"] if os.getuid() == 0 else []  # Chromium's sandbox does not work as root
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=[*_FLAGS, *sandbox])
         try:

@@ -364,7 +364,9 @@ def test_startup_fails_if_others_can_read_the_secrets_file(start_server: StartSe
     assert line.endswith(f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`")
 
 
-def test_startup_with_another_key_fails(start_server: StartServer, tmp_path: Path, environ: dict[str, str]) -> None:
+def test_server_refuses_to_start_with_a_different_key(
+    start_server: StartServer, tmp_path: Path, environ: dict[str, str]
+) -> None:
     start_server({**environ, **SECRETS}).stop()
     (tmp_path / "server.log").unlink()
 

@@ -1,4 +1,4 @@
-"""Disable the deadlines of Hypothesis, which would make the tests fail on slow machines."""
+"""Disable Hypothesis deadlines, which would make the tests fail on slow machines."""
 
 from hypothesis import settings
 

@@ -51,7 +51,7 @@ UNKNOWN_ID = UserId(99)
 
 
 class UpgradingCipher(PlainCipher):
-    """A cipher that counts its calls and accepts passwords stored in an outdated form: ``old:`` and the password."""
+    """A cipher that counts its calls and accepts passwords stored in an outdated form, ``old:`` plus the password."""
 
     def __init__(self) -> None:
         self.compared_with: list[EncryptedPassword | None] = []
@@ -108,7 +108,7 @@ class RecordingRepository(InMemoryUserRepository):
 
 
 class RemoteRepository(UnavailableRepository):
-    """A repository without nonblocking lookup, like one on another machine."""
+    """A repository without nonblocking lookups, like one on another machine."""
 
     def __init__(self, repository: UserRepository) -> None:
         self._repository = repository
@@ -333,7 +333,7 @@ def test_limited_attempt_skips_the_lookup_and_the_cipher(
     assert cipher.compared_with == []
 
 
-def test_log_in_fails_while_the_database_is_unavailable(
+def test_login_fails_while_the_database_is_unavailable(
     authenticator: Authenticator, ada: User, repository: RecordingRepository, cipher: UpgradingCipher
 ) -> None:
     repository.unavailable = True
@@ -347,7 +347,7 @@ def test_log_in_fails_while_the_database_is_unavailable(
 # --- passwords stored in an outdated form
 
 
-def test_log_in_upgrades_the_stored_password_only(
+def test_login_upgrades_only_the_stored_password(
     authenticator: Authenticator, users: Users, guard: Guard, ada: User, cipher: UpgradingCipher
 ) -> None:
     old = store_outdated_password(users, ada)
@@ -364,7 +364,7 @@ def test_log_in_upgrades_the_stored_password_only(
     assert guard.check(before.token) == stored
 
 
-def test_failed_log_in_stores_nothing(authenticator: Authenticator, users: Users, ada: User) -> None:
+def test_failed_login_stores_nothing(authenticator: Authenticator, users: Users, ada: User) -> None:
     old = store_outdated_password(users, ada)
 
     with pytest.raises(InvalidCredentialsError):
@@ -373,7 +373,7 @@ def test_failed_log_in_stores_nothing(authenticator: Authenticator, users: Users
     assert users.get(ada.id) == old
 
 
-def test_log_in_of_a_disabled_user_upgrades_the_password(authenticator: Authenticator, users: Users, ada: User) -> None:
+def test_login_of_a_disabled_user_upgrades_the_password(authenticator: Authenticator, users: Users, ada: User) -> None:
     store_outdated_password(users, ada)
     users.set_enabled(user_id=ada.id, enabled=False)
 
@@ -383,7 +383,7 @@ def test_log_in_of_a_disabled_user_upgrades_the_password(authenticator: Authenti
     assert not users.cipher.needs_upgrade(users.get(ada.id).password)
 
 
-def test_user_removed_during_log_in_gets_an_invalid_token(
+def test_user_removed_during_login_gets_an_invalid_token(
     authenticator: Authenticator, users: Users, guard: Guard, ada: User, cipher: UpgradingCipher
 ) -> None:
     store_outdated_password(users, ada)
@@ -394,7 +394,7 @@ def test_user_removed_during_log_in_gets_an_invalid_token(
     assert not is_accepted(guard, issued.token)
 
 
-def test_failed_upgrade_is_retried_at_the_next_log_in(
+def test_failed_upgrade_is_retried_on_the_next_login(
     authenticator: Authenticator, users: Users, ada: User, cipher: UpgradingCipher, repository: RecordingRepository
 ) -> None:
     old = store_outdated_password(users, ada)

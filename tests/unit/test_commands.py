@@ -1,4 +1,4 @@
-"""Commands: values that describe a change completely."""
+"""Commands are values that fully describe a change."""
 
 from datetime import UTC, datetime, timedelta, timezone
 
@@ -80,7 +80,7 @@ def test_repr_of_a_registration_hides_personal_data() -> None:
     )
 
 
-def test_repr_of_set_enabled_hides_the_epoch() -> None:
+def test_repr_of_set_enabled_hides_the_token_epoch() -> None:
     command = SetEnabled(user_id=UserId(7), enabled=False, at=NOON, token_epoch="next-epoch")
 
     assert repr(command) == f"SetEnabled(user_id=7, enabled=False, at={NOON!r}, {ACTOR})"
@@ -101,14 +101,14 @@ def test_repr_of_other_commands_hides_secrets() -> None:
     )
 
 
-def test_registrations_have_different_epochs() -> None:
+def test_registrations_have_different_token_epochs() -> None:
     one = Register(username="ada", password=STORED, email="ada@example.com", at=NOON)
     other = Register(username="ada", password=STORED, email="ada@example.com", at=NOON)
 
     assert one.token_epoch != other.token_epoch
 
 
-def test_commands_that_revoke_tokens_have_different_epochs() -> None:
+def test_commands_that_revoke_tokens_use_different_epochs() -> None:
     commands: list[EndTokens | SetEnabled | ChangePassword] = [
         *(EndTokens(user_id=ADA.id, at=NOON) for _ in range(2)),
         *(SetEnabled(user_id=ADA.id, enabled=False, at=NOON) for _ in range(2)),
@@ -118,7 +118,7 @@ def test_commands_that_revoke_tokens_have_different_epochs() -> None:
     assert len({command.token_epoch for command in commands}) == len(commands)
 
 
-def test_epoch_is_64_bits_in_hex() -> None:
+def test_token_epoch_is_64_bits_in_hex() -> None:
     epoch = generate_token_epoch()
 
     assert len(bytes.fromhex(epoch)) == 8
@@ -145,7 +145,7 @@ def test_command_with_a_naive_time_is_rejected() -> None:
     ("before", "after"),
     [pytest.param(True, False, id="disabled"), pytest.param(False, True, id="enabled")],
 )
-def test_changing_the_flag_replaces_the_epoch(before: bool, after: bool) -> None:
+def test_changing_the_enabled_flag_starts_a_new_token_epoch(before: bool, after: bool) -> None:
     user = attrs.evolve(ADA, enabled=before)
     command = SetEnabled(user_id=user.id, enabled=after, at=LATER, token_epoch="next-epoch")
 
@@ -153,7 +153,7 @@ def test_changing_the_flag_replaces_the_epoch(before: bool, after: bool) -> None
 
 
 @pytest.mark.parametrize("flag", [True, False], ids=["enabled", "disabled"])
-def test_setting_the_same_flag_changes_only_the_time(flag: bool) -> None:
+def test_unchanged_enabled_flag_updates_only_the_time(flag: bool) -> None:
     user = attrs.evolve(ADA, enabled=flag)
     command = SetEnabled(user_id=user.id, enabled=flag, at=LATER, token_epoch="next-epoch")
 
@@ -161,7 +161,7 @@ def test_setting_the_same_flag_changes_only_the_time(flag: bool) -> None:
 
 
 @pytest.mark.parametrize("flag", [True, False], ids=["enabled", "disabled"])
-def test_ending_tokens_replaces_the_epoch_only(flag: bool) -> None:
+def test_ending_tokens_only_starts_a_new_token_epoch(flag: bool) -> None:
     user = attrs.evolve(ADA, enabled=flag)
     command = EndTokens(user_id=user.id, at=LATER, token_epoch="next-epoch")
 
@@ -169,7 +169,7 @@ def test_ending_tokens_replaces_the_epoch_only(flag: bool) -> None:
 
 
 @pytest.mark.parametrize("replacing", [None, STORED], ids=["any password", "the stored password"])
-def test_changing_the_password_replaces_the_epoch(replacing: EncryptedPassword | None) -> None:
+def test_changing_the_password_starts_a_new_token_epoch(replacing: EncryptedPassword | None) -> None:
     changed = attrs.evolve(COMMAND, replacing=replacing).apply_to(ADA)
 
     assert changed == attrs.evolve(ADA, password=ANOTHER, updated_datetime=LATER, token_epoch="next-epoch")
@@ -205,7 +205,9 @@ def test_add_api_key_has_the_user_id_of_its_key() -> None:
         pytest.param(LATER - timedelta(minutes=1), LATER, id="a minute ago"),
         pytest.param(LATER - timedelta(seconds=59.999999), LATER - timedelta(seconds=59.999999), id="just now"),
         pytest.param(LATER, LATER, id="at the same time"),
-        pytest.param(LATER + timedelta(hours=1), LATER + timedelta(hours=1), id="later, by another clock"),
+        pytest.param(
+            LATER + timedelta(hours=1), LATER + timedelta(hours=1), id="later, according to a different clock"
+        ),
     ],
 )
 def test_api_key_use_is_recorded_at_most_once_a_minute(before: datetime | None, after: datetime) -> None:

@@ -62,14 +62,14 @@ def test_shipped_config_file_contains_the_defaults() -> None:
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "---\n", "null\n"])
-def test_empty_file_gives_the_defaults(tmp_path: Path, content: str) -> None:
+def test_empty_file_yields_the_defaults(tmp_path: Path, content: str) -> None:
     assert load(tmp_path, content) == Settings()
 
 
 @pytest.mark.parametrize(
     "section", ["profile", "database", "connection", "secrets", "tokens", "logins", "http", "registration"]
 )
-def test_empty_section_gives_the_defaults(tmp_path: Path, section: str) -> None:
+def test_empty_section_yields_the_defaults(tmp_path: Path, section: str) -> None:
     assert load(tmp_path, f"{section}:\n") == Settings()
 
 

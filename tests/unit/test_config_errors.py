@@ -55,7 +55,7 @@ NOT_A_MAPPING = "must contain `key: value` lines"
         ),
     ],
 )
-def test_unknown_key_in_the_file_is_rejected_with_its_path(tmp_path: Path, content: str, error: str) -> None:
+def test_error_names_the_path_of_an_unknown_key_in_the_file(tmp_path: Path, content: str, error: str) -> None:
     assert load_error(tmp_path, content) == f"FOLDER/config.yml: {error}"
 
 
@@ -72,7 +72,7 @@ def test_unknown_key_in_the_file_is_rejected_with_its_path(tmp_path: Path, conte
         ("MLAPI_SECRETS__KEY__X", "secrets.key__x is not a setting; did you mean secrets.key?"),
     ],
 )
-def test_unknown_key_in_a_variable_is_rejected_with_its_path(tmp_path: Path, variable: str, error: str) -> None:
+def test_error_names_the_path_of_an_unknown_key_in_a_variable(tmp_path: Path, variable: str, error: str) -> None:
     assert load_error(tmp_path, "", {variable: "x"}) == f"{variable}: {error}"
 
 
@@ -105,7 +105,7 @@ def test_unknown_key_in_a_variable_is_rejected_with_its_path(tmp_path: Path, var
         pytest.param("passwords: {scheme: md5}", "passwords.scheme", id="unknown scheme"),
         pytest.param("passwords: {min_length: eight}", "passwords.min_length", id="word as length"),
         pytest.param("passwords: {min_length: 8.5}", "passwords.min_length", id="fraction as length"),
-        pytest.param("passwords: {min_length: true}", "passwords.min_length", id="flag as length"),
+        pytest.param("passwords: {min_length: true}", "passwords.min_length", id="boolean as length"),
         pytest.param("tokens: {minutes: hour}", "tokens.minutes", id="word as minutes"),
         pytest.param("tokens: {minutes: 0.5}", "tokens.minutes", id="fraction as minutes"),
         pytest.param("tokens: {issuer: 5}", "tokens.issuer", id="number as issuer"),
@@ -115,11 +115,11 @@ def test_unknown_key_in_a_variable_is_rejected_with_its_path(tmp_path: Path, var
         pytest.param("http: {trusted_proxies: 5}", "http.trusted_proxies", id="number as proxies"),
         pytest.param("http: {trusted_proxies: [5]}", "http.trusted_proxies[0]", id="number in a list of proxies"),
         pytest.param("http: text", "http", id="text as http section"),
-        pytest.param("registration: {open: maybe}", "registration.open", id="word as flag"),
-        pytest.param("management: {local: 5}", "management.local", id="number as flag"),
+        pytest.param("registration: {open: maybe}", "registration.open", id="word as boolean"),
+        pytest.param("management: {local: 5}", "management.local", id="number as boolean"),
     ],
 )
-def test_wrong_type_in_the_file_is_rejected_with_its_path(tmp_path: Path, content: str, path: str) -> None:
+def test_error_names_the_path_of_a_wrong_type_in_the_file(tmp_path: Path, content: str, path: str) -> None:
     error = load_error(tmp_path, content).removeprefix("FOLDER/config.yml: ")
 
     assert error.startswith((f"{path}: ", f"{path} must contain"))
@@ -141,7 +141,7 @@ def test_wrong_type_in_the_file_is_rejected_with_its_path(tmp_path: Path, conten
         ("MLAPI_MANAGEMENT__LOCAL", "management.local"),
     ],
 )
-def test_wrong_type_in_a_variable_is_rejected_with_its_path(tmp_path: Path, variable: str, path: str) -> None:
+def test_error_names_the_path_of_a_wrong_type_in_a_variable(tmp_path: Path, variable: str, path: str) -> None:
     path_in_error, separator, _ = load_error(tmp_path, "", {variable: "nonsense"}).partition(": ")
 
     assert (path_in_error, separator) == (path, ": ")
@@ -274,7 +274,7 @@ def test_published_key_is_rejected(tmp_path: Path, name: str, profile: str, key:
 
 
 @pytest.mark.parametrize("name", ["key", "token_key"])
-def test_published_key_is_rejected_in_a_list_too(tmp_path: Path, name: str) -> None:
+def test_published_key_in_a_list_is_rejected(tmp_path: Path, name: str) -> None:
     error = load_error(tmp_path, f"secrets: {{{name}: [{KEY}, '{PUBLISHED_KEY}']}}")
 
     assert error.startswith(f"secrets.{name} (number 2 of 2) is a published sample key")

@@ -80,7 +80,7 @@ def test_new_session_starts_now() -> None:
     assert session == Session(session.id, session.csrf_token, NOW, NOW)
 
 
-def test_a_new_admin_token_invalidates_every_session() -> None:
+def test_new_admin_token_invalidates_every_session() -> None:
     _session, cookie = sessions().create()
 
     assert sessions(key=AdminPolicy(admin_token="another").session_key).load(cookie) is None
@@ -139,7 +139,7 @@ def test_signature_for_one_purpose_is_invalid_for_another() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "ada is enabled.", "<b>Ада</b>; Path=/\r\n", "x" * 300])
-def test_signed_flash_message_fits_into_a_cookie(text: str) -> None:
+def test_signed_flash_message_fits_in_a_cookie(text: str) -> None:
     signed = sessions().sign(text)
 
     assert sessions().unsign(signed) == text

@@ -54,7 +54,7 @@ OTHER = PresentedApiKey(ApiKeyId(ID), hashlib.sha256(b"another").hexdigest())
 # --- API key format
 
 
-def test_parsing_an_api_key_gives_its_id_and_digest() -> None:
+def test_parsing_an_api_key_returns_its_id_and_digest() -> None:
     assert parse_api_key(CREDENTIAL) == PRESENTED
 
 
@@ -122,7 +122,7 @@ ACCEPTED: dict[str, tuple[ParsedCredential, Principal, User]] = {
     "token just before it expires": (attrs.evolve(CLAIMS, expires_at=NOON + MICROSECOND), ADA, ADA),
     "key": (PRESENTED, ApiKeyPrincipal(KEY, ADA), ADA),
     "key that expires later": (PRESENTED, ApiKeyPrincipal(EXPIRING, ADA), ADA),
-    "key of a user with another epoch": (
+    "key of a user with a different token epoch": (
         PRESENTED,
         ApiKeyPrincipal(KEY, attrs.evolve(ADA, token_epoch="x")),
         attrs.evolve(ADA, token_epoch="x"),
@@ -141,11 +141,11 @@ REJECTED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exceptio
         NOON,
         UserDisabledError(7),
     ),
-    "token of a former epoch": (CLAIMS, attrs.evolve(ADA, token_epoch="x"), NOON, InvalidTokenError()),
+    "token from an earlier epoch": (CLAIMS, attrs.evolve(ADA, token_epoch="x"), NOON, InvalidTokenError()),
     "unknown key": (PRESENTED, None, NOON, InvalidTokenError()),
     "key with the principal of a token": (PRESENTED, ADA, NOON, InvalidTokenError()),
-    "key with another secret": (OTHER, ApiKeyPrincipal(KEY, ADA), NOON, InvalidTokenError()),
-    "key with another secret, disabled user": (OTHER, ApiKeyPrincipal(KEY, DISABLED), NOON, InvalidTokenError()),
+    "key with a different secret": (OTHER, ApiKeyPrincipal(KEY, ADA), NOON, InvalidTokenError()),
+    "key with a different secret, disabled user": (OTHER, ApiKeyPrincipal(KEY, DISABLED), NOON, InvalidTokenError()),
     "key without a secret": (PresentedApiKey(KEY.id, ""), ApiKeyPrincipal(KEY, ADA), NOON, InvalidTokenError()),
     "key at its expiry": (PRESENTED, ApiKeyPrincipal(EXPIRING, ADA), LATER, InvalidTokenError()),
     "expired key, disabled user": (PRESENTED, ApiKeyPrincipal(EXPIRING, DISABLED), LATER, InvalidTokenError()),
@@ -193,7 +193,7 @@ def test_api_key_with_a_naive_time_is_rejected(field: str) -> None:
         attrs.evolve(KEY, **{field: NOON.replace(tzinfo=None)})  # type: ignore[arg-type]  # a time field
 
 
-def test_use_recording_interval_is_one_minute() -> None:
+def test_key_use_recording_interval_is_one_minute() -> None:
     assert timedelta(minutes=1) == USE_RECORDING_INTERVAL
 
 

@@ -325,7 +325,7 @@ def test_secrets_in_memory_cannot_be_rotated() -> None:
         store.add("key")
 
 
-def test_missing_secret_error_names_no_file_if_there_is_none() -> None:
+def test_missing_secret_error_omits_the_file_if_none_is_used() -> None:
     with pytest.raises(ConfigurationError) as exc_info:
         make_store(Settings(profile="production"), None).load()
 

@@ -109,7 +109,7 @@ def test_no_request_value_is_interpolated_into_sql() -> None:
     }
 
     assert outside == set()
-    # Settings, numbers and table names from our own code, for which SQL has no parameters.
+    # SQL allows no parameters in these places. The values are settings, numbers and table names from our own code.
     assert interpolated == {"setting", "timeout_seconds * 1000", "VERSION_TABLE", "_MAX_DAMAGE_LINES", "notes.name"}
 
 

@@ -69,7 +69,7 @@ def test_password_is_not_normalized_or_truncated(users: Users) -> None:
     assert users.cipher.matches(password, ada.password)
 
 
-def test_taken_username_is_rejected_with_its_user_id(users: Users) -> None:
+def test_error_for_a_taken_username_contains_the_user_id(users: Users) -> None:
     ada = register(users, "ada")
 
     with pytest.raises(UserExistsError) as error_info:
@@ -160,7 +160,7 @@ def test_system_clock_is_the_default() -> None:
 # --- set_enabled
 
 
-def test_disabling_sets_flag_time_and_epoch(users: Users) -> None:
+def test_disabling_updates_enabled_flag_time_and_token_epoch(users: Users) -> None:
     ada = register(users)
     disabled = users.set_enabled(user_id=ada.id, enabled=False)
 
@@ -171,7 +171,7 @@ def test_disabling_sets_flag_time_and_epoch(users: Users) -> None:
     assert users.get(ada.id) == disabled
 
 
-def test_enabling_again_does_not_restore_the_epoch(users: Users) -> None:
+def test_enabling_again_does_not_restore_the_token_epoch(users: Users) -> None:
     ada = register(users)
     disabled = users.set_enabled(user_id=ada.id, enabled=False)
     enabled = users.set_enabled(user_id=ada.id, enabled=True)
@@ -179,7 +179,7 @@ def test_enabling_again_does_not_restore_the_epoch(users: Users) -> None:
     assert len({ada.token_epoch, disabled.token_epoch, enabled.token_epoch}) == 3
 
 
-def test_enabling_an_enabled_user_keeps_the_epoch(users: Users) -> None:
+def test_enabling_an_enabled_user_keeps_the_token_epoch(users: Users) -> None:
     ada = register(users)
     again = users.set_enabled(user_id=ada.id, enabled=True)
 

@@ -54,7 +54,7 @@ def test_json_in_utf8_is_accepted(content_type: str) -> None:
         pytest.param(["multipart/form-data; boundary=x"], id="multipart form"),
         pytest.param(["text/json"], id="text/json"),
         pytest.param(["application/jsonp"], id="jsonp"),
-        pytest.param(["application/problem+json"], id="another JSON type"),
+        pytest.param(["application/problem+json"], id="other JSON type"),
         pytest.param(["application/json; charset=latin-1"], id="latin-1"),
         pytest.param(["application/json; charset=utf-16"], id="utf-16"),
         pytest.param(["application/json; charset=utf-8; charset=latin-1"], id="two charsets"),

@@ -132,7 +132,7 @@ def test_body_over_the_limit_is_not_decoded() -> None:
         requests.decode(GOOD_BODY.ljust(16385), RegisterRequest)
 
 
-def test_longest_valid_fields_fit_into_the_body_limit() -> None:
+def test_longest_valid_fields_fit_in_the_body_limit() -> None:
     letter = "\U00020000"  # four bytes in UTF-8
     email = f"{letter * 64}@{letter * 63}.{letter * 63}.{letter * 61}"
     fields = {"username": letter * 254, "password": letter * 1024, "email": email}
@@ -336,7 +336,7 @@ def test_every_body_type_reports_all_invalid_fields(body_type: type[RequestBody]
         pytest.param(
             '"2030-01-31T12:00:00.123456+05:30"',
             datetime(2030, 1, 31, 12, 0, 0, 123456, timezone(timedelta(hours=5, minutes=30))),
-            id="another time zone",
+            id="different time zone",
         ),
         pytest.param('"2030-01-31 12:00:00Z"', datetime(2030, 1, 31, 12, tzinfo=UTC), id="space instead of T"),
         pytest.param(
@@ -438,7 +438,7 @@ def test_keys_may_be_in_any_order_but_not_repeated(keys: list[str], value: str) 
     try:
         decoded = requests.decode(body, RegisterRequest)
     except MlapiError as error:
-        assert type(error) is expected  # noqa: PT017 - which error depends on the keys
+        assert type(error) is expected  # noqa: PT017 - the keys determine which error is raised
     else:
         assert expected is None
         assert decoded == RegisterRequest(value, value, value)
