@@ -46,7 +46,7 @@ def write_credentials(environ: dict[str, str], count: int, folder: Path) -> None
             for user in first
         ]
         tokens = [authenticator.issue_token(login).token for login in logins]
-        keys = [users.prepare_api_key(user_id=user.id, name="bench", expires=None) for user in first]
+        keys = [users.prepare_api_key(user_id=user.id, name="bench", expires_datetime=None) for user in first]
         users.repository.apply([command for command, _ in keys])
     (folder / "tokens").write_text("\n".join(tokens))
     (folder / "keys").write_text("\n".join(secret for _, secret in keys))

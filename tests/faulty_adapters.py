@@ -215,7 +215,7 @@ class NeverExpiring(InMemoryTokens):
 class ValidAtItsExpiry(InMemoryTokens):
     def verify(self, token: str) -> TokenClaims:
         claims = self._issued.get(token)
-        return super().verify(token) if claims is None or claims.expires_at != self._clock() else claims
+        return super().verify(token) if claims is None or claims.expires_datetime != self._clock() else claims
 
 
 class TrimmingTokens(InMemoryTokens):

@@ -78,7 +78,7 @@ def test_genuine_token_is_accepted() -> None:
     claims = TOKENS.verify(VALID)
 
     assert claims == TokenClaims(
-        user_id=ADA.id, token_epoch=ADA.token_epoch, expires_at=NOON + HOUR, token_id=CLAIMS["jti"]
+        user_id=ADA.id, token_epoch=ADA.token_epoch, expires_datetime=NOON + HOUR, token_id=CLAIMS["jti"]
     )
 
 

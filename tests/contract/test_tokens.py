@@ -122,7 +122,7 @@ def test_verify_returns_the_claims_of_the_token() -> None:
     claims = tokens.verify(token)
 
     assert claims == TokenClaims(
-        user_id=UserId(7), token_epoch=ADA.token_epoch, expires_at=NOON + HOUR, token_id=payload["jti"]
+        user_id=UserId(7), token_epoch=ADA.token_epoch, expires_datetime=NOON + HOUR, token_id=payload["jti"]
     )
 
 
@@ -133,7 +133,7 @@ def test_times_are_rounded_down_to_seconds() -> None:
 
     _, payload, _ = decode_token(issued.token)
     assert (payload["iat"], payload["exp"], issued.expires_in) == (NOON_SECONDS, NOON_SECONDS + 86400, 86400)
-    assert tokens.verify(issued.token).expires_at == NOON + 24 * HOUR
+    assert tokens.verify(issued.token).expires_datetime == NOON + 24 * HOUR
 
 
 def test_key_id_is_unique_and_does_not_reveal_the_key() -> None:
@@ -155,7 +155,7 @@ tokens = JwtTokenIssuer([NEW], lifetime=timedelta(hours=1), issuer="i", audience
 before = int(time.time())
 token = tokens.issue(ADA).token
 _, payload, _ = decode_token(token)
-left = tokens.verify(token).expires_at - datetime.now(UTC)
+left = tokens.verify(token).expires_datetime - datetime.now(UTC)
 now_valid = before <= payload["iat"] <= time.time() and timedelta(minutes=59) < left <= timedelta(hours=1)
 print(time.timezone // 3600, payload["exp"] - payload["iat"], now_valid)
 """
@@ -275,7 +275,7 @@ def with_claims(claims: object) -> str:
 
 def test_documented_claims_are_accepted() -> None:
     assert TOKENS.verify(with_claims(CLAIMS)) == TokenClaims(
-        user_id=UserId(7), token_epoch=ADA.token_epoch, expires_at=NOON + HOUR, token_id="0" * 32
+        user_id=UserId(7), token_epoch=ADA.token_epoch, expires_datetime=NOON + HOUR, token_id="0" * 32
     )
 
 

@@ -67,7 +67,9 @@ def create_database(folder: Path) -> None:
         for name in DISABLED:
             users.set_enabled(user_id=_id(users, name), enabled=False)
         users.add_api_key(user_id=_id(users, "nightly-batch"), name="nightly scoring job")
-        users.add_api_key(user_id=_id(users, "nightly-batch"), name="backfill", expires=now + timedelta(days=90))
+        users.add_api_key(
+            user_id=_id(users, "nightly-batch"), name="backfill", expires_datetime=now + timedelta(days=90)
+        )
 
 
 def take_screenshot(browser: Browser, base: str, file: Path) -> None:

@@ -783,7 +783,7 @@ def test_api_key_of_another_user_is_not_found(local: TestClient, users: Users, a
 
 def test_api_key_shows_its_last_use_and_expiration(local: TestClient, users: Users, ada: User) -> None:
     later = datetime(2999, 1, 2, tzinfo=UTC)
-    _key, secret = users.add_api_key(user_id=ada.id, name="job", expires=later)
+    _key, secret = users.add_api_key(user_id=ada.id, name="job", expires_datetime=later)
     users.add_api_key(user_id=ada.id, name="idle")
     in_memory_access(users).guard.check(secret)
 

@@ -480,7 +480,7 @@ def test_invalid_api_key_request_error_names_the_field(
 
 
 def test_api_key_is_valid_only_while_its_user_is_enabled(http: TestClient, users: Users, ada: User) -> None:
-    _, key = users.add_api_key(user_id=ada.id, name="job", expires=datetime.now(UTC) + timedelta(days=1))
+    _, key = users.add_api_key(user_id=ada.id, name="job", expires_datetime=datetime.now(UTC) + timedelta(days=1))
 
     users.set_enabled(user_id=ada.id, enabled=False)
     while_disabled = status(http, key)

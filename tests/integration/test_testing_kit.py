@@ -239,7 +239,7 @@ def test_api_key_expires_by_the_clock(
     mlapi_guard: Guard, mlapi_enabled_user: LoggedInUser, mlapi_users: Users, mlapi_clock: SettableClock
 ) -> None:
     _, secret = mlapi_users.add_api_key(
-        user_id=mlapi_enabled_user.user.id, name="nightly job", expires=mlapi_clock.now + 2 * HOUR
+        user_id=mlapi_enabled_user.user.id, name="nightly job", expires_datetime=mlapi_clock.now + 2 * HOUR
     )
 
     seen = mlapi_guard.check(secret)

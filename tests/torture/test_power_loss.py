@@ -94,7 +94,7 @@ class Client:
             self.record(**{name: make_row(user)})
             user = await apply(users.prepare_password(user_id=user.id, password="analytical engine"))
             self.record(**{name: make_row(user)})
-            command, _ = users.prepare_api_key(user_id=user.id, name="nightly", expires=None)
+            command, _ = users.prepare_api_key(user_id=user.id, name="nightly", expires_datetime=None)
             key = await apply(command)
             self.record(**{key.id: make_key_row(key)})
             if number % 3 == 0:

@@ -737,7 +737,7 @@ def test_removed_api_key_is_rejected(check: Check, users: Users, ada: User, toke
 
 
 def test_token_and_api_key_expire(check: Check, users: Users, ada: User, token: str, clock: SettableClock) -> None:
-    _, expiring = users.add_api_key(user_id=ada.id, name="for an hour", expires=NOON + HOUR)
+    _, expiring = users.add_api_key(user_id=ada.id, name="for an hour", expires_datetime=NOON + HOUR)
     clock.now = NOON + HOUR - MICROSECOND
     before = outcomes(check, token, expiring)
 
@@ -750,7 +750,7 @@ def test_token_and_api_key_expire(check: Check, users: Users, ada: User, token: 
 def test_expired_api_key_of_a_disabled_user_is_invalid(
     check: Check, users: Users, ada: User, clock: SettableClock
 ) -> None:
-    _, expiring = users.add_api_key(user_id=ada.id, name="for an hour", expires=NOON + HOUR)
+    _, expiring = users.add_api_key(user_id=ada.id, name="for an hour", expires_datetime=NOON + HOUR)
     users.set_enabled(user_id=ada.id, enabled=False)
     before = outcomes(check, expiring)
 
@@ -826,7 +826,7 @@ def test_rejected_api_key_is_not_recorded_as_used(
     check: Check, users: Users, ada: User, key: str, clock: SettableClock
 ) -> None:
     wrong = key[:-1] + ("0" if key[-1] != "0" else "1")
-    added, expiring = users.add_api_key(user_id=ada.id, name="for a minute", expires=NOON + MINUTE)
+    added, expiring = users.add_api_key(user_id=ada.id, name="for a minute", expires_datetime=NOON + MINUTE)
     clock.now += MINUTE
     outcomes(check, wrong, expiring)
     users.set_enabled(user_id=ada.id, enabled=False)
@@ -917,7 +917,7 @@ def test_changes_to_unknown_ids_are_rejected(users: Users, ada: User) -> None:
 def test_preparing_commands_stores_nothing(users: Users, ada: User) -> None:
     password = users.prepare_password(user_id=ada.id, password=NEW_PASSWORD)
     ending = users.prepare_end_tokens(user_id=ada.id)
-    adding, secret = users.prepare_api_key(user_id=ada.id, name="job", expires=None)
+    adding, secret = users.prepare_api_key(user_id=ada.id, name="job", expires_datetime=None)
 
     assert password == ChangePassword(
         user_id=ada.id, password=password.password, replacing=None, at=NOON, token_epoch=password.token_epoch
@@ -938,7 +938,7 @@ def test_preparing_commands_stores_nothing(users: Users, ada: User) -> None:
 def test_new_api_key_is_stored_as_its_digest(users: Users, ada: User) -> None:
     ends = (NOON + HOUR).astimezone(timezone(timedelta(hours=-5)))
 
-    key, secret = users.add_api_key(user_id=ada.id, name="CI", expires=ends)
+    key, secret = users.add_api_key(user_id=ada.id, name="CI", expires_datetime=ends)
 
     assert key == ApiKey(
         id=ApiKeyId(secret.split("_")[1]),
@@ -956,7 +956,9 @@ def test_new_api_key_is_stored_as_its_digest(users: Users, ada: User) -> None:
 
 def test_invalid_api_key_error_names_every_field(users: Users, ada: User) -> None:
     with pytest.raises(InvalidFieldsError) as error_info:
-        users.add_api_key(user_id=ada.id, name="a\0", expires=datetime(9999, 12, 31, 23, tzinfo=timezone(-HOUR)))
+        users.add_api_key(
+            user_id=ada.id, name="a\0", expires_datetime=datetime(9999, 12, 31, 23, tzinfo=timezone(-HOUR))
+        )
 
     assert error_info.value.errors == (
         FieldError("name", "must not contain control or invisible characters"),

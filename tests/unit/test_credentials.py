@@ -44,7 +44,7 @@ ADA = User(
     token_epoch="the-epoch",
 )
 DISABLED = attrs.evolve(ADA, enabled=False, token_epoch="a-later-epoch")
-CLAIMS = TokenClaims(user_id=ADA.id, token_epoch="the-epoch", expires_at=LATER, token_id="one")
+CLAIMS = TokenClaims(user_id=ADA.id, token_epoch="the-epoch", expires_datetime=LATER, token_id="one")
 KEY = ApiKey(id=ApiKeyId(ID), user_id=ADA.id, name="laptop", digest=DIGEST, created_datetime=NOON)
 EXPIRING = attrs.evolve(KEY, expires_datetime=LATER)
 PRESENTED = PresentedApiKey(ApiKeyId(ID), DIGEST)
@@ -119,7 +119,7 @@ def test_principal_id_is_a_user_id_or_an_api_key_id() -> None:
 
 ACCEPTED: dict[str, tuple[ParsedCredential, Principal, User]] = {
     "token": (CLAIMS, ADA, ADA),
-    "token just before it expires": (attrs.evolve(CLAIMS, expires_at=NOON + MICROSECOND), ADA, ADA),
+    "token just before it expires": (attrs.evolve(CLAIMS, expires_datetime=NOON + MICROSECOND), ADA, ADA),
     "key": (PRESENTED, ApiKeyPrincipal(KEY, ADA), ADA),
     "key that expires later": (PRESENTED, ApiKeyPrincipal(EXPIRING, ADA), ADA),
     "key of a user with a different token epoch": (
@@ -209,7 +209,7 @@ FAR = "must be between the years 1 and 9999 in UTC"
     "name", ["a", "CI on the build machine", "Łódź 🚀", " padded ", "x" * API_KEY_NAME_MAX_CHARS, "ا" * 100]
 )
 def test_readable_api_key_names_are_accepted(name: str) -> None:
-    check_api_key_fields(name=name, expires=None, now=NOON)
+    check_api_key_fields(name=name, expires_datetime=None, now=NOON)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_readable_api_key_names_are_accepted(name: str) -> None:
 )
 def test_invalid_api_key_names_are_rejected(name: object, message: str) -> None:
     with pytest.raises(InvalidFieldsError) as error_info:
-        check_api_key_fields(name=name, expires=None, now=NOON)
+        check_api_key_fields(name=name, expires_datetime=None, now=NOON)
 
     assert error_info.value.errors == (FieldError("name", message),)
 
@@ -256,7 +256,7 @@ def test_invalid_api_key_names_are_rejected(name: object, message: str) -> None:
     ids=str,
 )
 def test_api_key_may_expire_at_any_future_time(expires: datetime) -> None:
-    check_api_key_fields(name="laptop", expires=expires, now=NOON)
+    check_api_key_fields(name="laptop", expires_datetime=expires, now=NOON)
 
 
 @pytest.mark.parametrize(
@@ -275,13 +275,13 @@ def test_api_key_may_expire_at_any_future_time(expires: datetime) -> None:
 )
 def test_invalid_expiry_times_are_rejected(expires: datetime, message: str) -> None:
     with pytest.raises(InvalidFieldsError) as error_info:
-        check_api_key_fields(name="laptop", expires=expires, now=NOON)
+        check_api_key_fields(name="laptop", expires_datetime=expires, now=NOON)
 
     assert error_info.value.errors == (FieldError("expires_at", message),)
 
 
 def test_error_names_every_invalid_api_key_field() -> None:
     with pytest.raises(InvalidFieldsError) as error_info:
-        check_api_key_fields(name="", expires=NOON, now=NOON)
+        check_api_key_fields(name="", expires_datetime=NOON, now=NOON)
 
     assert error_info.value.errors == (FieldError("name", EMPTY), FieldError("expires_at", PAST))

@@ -77,7 +77,7 @@ class JwtTokenIssuer:
                 if len(self._verified) >= _MAX_CACHED_TOKENS:
                     del self._verified[next(iter(self._verified))]  # the oldest
                 self._verified[token] = claims
-        if claims.expires_at <= self._clock():
+        if claims.expires_datetime <= self._clock():
             with self._eviction_lock:
                 self._verified.pop(token, None)
             raise InvalidTokenError
@@ -99,13 +99,18 @@ class JwtTokenIssuer:
                 options={"require": _REQUIRED_CLAIMS, "strict_aud": True, "verify_exp": False, "verify_iat": False},
             )
             subject, epoch = payload["sub"], payload["epoch"]
-            issued_at, expires_at = (datetime.fromtimestamp(_integer(payload[name]), UTC) for name in ("iat", "exp"))
+            issued_at, expires_datetime = (
+                datetime.fromtimestamp(_integer(payload[name]), UTC) for name in ("iat", "exp")
+            )
         except (jwt.InvalidTokenError, TypeError, ValueError, OverflowError, OSError):
             raise InvalidTokenError from None
         if not isinstance(epoch, str) or not _USER_ID.fullmatch(subject) or issued_at > self._clock() + _MAX_CLOCK_SKEW:
             raise InvalidTokenError
         return TokenClaims(
-            user_id=UserId(int(subject)), token_epoch=epoch, expires_at=expires_at, token_id=str(payload["jti"])
+            user_id=UserId(int(subject)),
+            token_epoch=epoch,
+            expires_datetime=expires_datetime,
+            token_id=str(payload["jti"]),
         )
 
 

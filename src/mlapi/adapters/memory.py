@@ -353,14 +353,14 @@ class InMemoryTokens:
         self._issued[token] = TokenClaims(
             user_id=user.id,
             token_epoch=user.token_epoch,
-            expires_at=self._clock() + self._lifetime,
+            expires_datetime=self._clock() + self._lifetime,
             token_id=secrets.token_hex(8),
         )
         return IssuedToken(token, round(self._lifetime.total_seconds()))
 
     def verify(self, token: str) -> TokenClaims:
         claims = self._issued.get(token)
-        if claims is None or claims.expires_at <= self._clock():
+        if claims is None or claims.expires_datetime <= self._clock():
             raise InvalidTokenError
         return claims
 

@@ -73,10 +73,10 @@ class Guard:
             return parse_api_key(credential)
         return self._tokens.verify(credential)
 
-    def authenticate(self, credential: ParsedCredential, principal: Principal | None) -> User:
+    def authenticate(self, parsed: ParsedCredential, principal: Principal | None) -> User:
         """Return the user, given the credential's current principal. Raises the same errors as `check`."""
         now = self._clock()
-        user = authenticate(credential, principal, now)
+        user = authenticate(parsed, principal, now)
         if isinstance(principal, ApiKeyPrincipal):
             last_used = principal.key.last_used_datetime
             if last_used is None or now - last_used >= USE_RECORDING_INTERVAL:

@@ -118,20 +118,22 @@ class Users:
         """
         return self.apply(self.prepare_end_tokens(user_id=user_id))
 
-    def add_api_key(self, *, user_id: UserId, name: str, expires: datetime | None = None) -> tuple[ApiKey, str]:
+    def add_api_key(
+        self, *, user_id: UserId, name: str, expires_datetime: datetime | None = None
+    ) -> tuple[ApiKey, str]:
         """Add an API key. Return the stored key and the secret that clients send, which cannot be shown again later.
 
         Args:
             user_id: the owner of the key.
             name: a label to recognize the key by in a list.
-            expires: a time with a time zone; None for a key that does not expire.
+            expires_datetime: a time with a time zone; None for a key that does not expire.
 
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
             UserNotFoundError: if no user has this id.
             RepositoryUnavailableError: if the database is unavailable.
         """
-        command, secret = self.prepare_api_key(user_id=user_id, name=name, expires=expires)
+        command, secret = self.prepare_api_key(user_id=user_id, name=name, expires_datetime=expires_datetime)
         return self.apply(command), secret
 
     def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
@@ -284,14 +286,16 @@ class Users:
             user_id=user_id, password=encrypted, replacing=replacing, at=self._clock(), actor=self._actor
         )
 
-    def prepare_api_key(self, *, user_id: UserId, name: str, expires: datetime | None) -> tuple[AddApiKey, str]:
+    def prepare_api_key(
+        self, *, user_id: UserId, name: str, expires_datetime: datetime | None
+    ) -> tuple[AddApiKey, str]:
         """Return a command that adds a new API key, and the secret that clients send.
 
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
         """
         now = self._clock()
-        check_api_key_fields(name=name, expires=expires, now=now)
+        check_api_key_fields(name=name, expires_datetime=expires_datetime, now=now)
         secret = generate_api_key()
         presented = parse_api_key(secret)
         key = ApiKey(
@@ -300,7 +304,7 @@ class Users:
             name=name,
             digest=presented.digest,
             created_datetime=now,
-            expires_datetime=expires,
+            expires_datetime=expires_datetime,
         )
         return AddApiKey(key=key, actor=self._actor), secret
 

@@ -34,7 +34,7 @@ class TokenClaims:
 
     user_id: UserId
     token_epoch: str = attrs.field(repr=False)
-    expires_at: datetime
+    expires_datetime: datetime
     token_id: str
 
 
@@ -84,19 +84,19 @@ Principal = User | ApiKeyPrincipal
 """The stored counterpart of a credential: the user of a token, or the API key with its user."""
 
 
-def get_principal_id(credential: ParsedCredential) -> PrincipalId:
-    return credential.user_id if isinstance(credential, TokenClaims) else credential.id
+def get_principal_id(parsed: ParsedCredential) -> PrincipalId:
+    return parsed.user_id if isinstance(parsed, TokenClaims) else parsed.id
 
 
 AUTHENTICATION_ERRORS: tuple[type[MlapiError], ...] = (InvalidTokenError, UserDisabledError)
 """The errors that `authenticate` raises."""
 
 
-def authenticate(credential: ParsedCredential, principal: Principal | None, at: datetime) -> User:
+def authenticate(parsed: ParsedCredential, principal: Principal | None, at: datetime) -> User:
     """Return the authenticated user.
 
     Args:
-        credential: the parsed credential from the request.
+        parsed: the parsed credential from the request.
         principal: the current principal with the id from `get_principal_id`; None if it does not exist.
         at: the current time.
 
@@ -104,15 +104,15 @@ def authenticate(credential: ParsedCredential, principal: Principal | None, at: 
         UserDisabledError: if the credential is valid but the user is disabled.
         InvalidTokenError: if the credential is unknown, forged, expired or revoked.
     """
-    if isinstance(credential, TokenClaims):
-        if not isinstance(principal, User) or credential.expires_at <= at:
+    if isinstance(parsed, TokenClaims):
+        if not isinstance(principal, User) or parsed.expires_datetime <= at:
             raise InvalidTokenError
         if not principal.enabled:
             raise UserDisabledError(principal.id)
-        if credential.token_epoch != principal.token_epoch:
+        if parsed.token_epoch != principal.token_epoch:
             raise InvalidTokenError
         return principal
-    if not isinstance(principal, ApiKeyPrincipal) or not hmac.compare_digest(credential.digest, principal.key.digest):
+    if not isinstance(principal, ApiKeyPrincipal) or not hmac.compare_digest(parsed.digest, principal.key.digest):
         raise InvalidTokenError
     if principal.key.expires_datetime is not None and principal.key.expires_datetime <= at:
         raise InvalidTokenError
@@ -143,13 +143,15 @@ def parse_api_key(credential: str) -> PresentedApiKey:
     return PresentedApiKey(ApiKeyId(match[1]), hashlib.sha256(credential.encode("ascii")).hexdigest())
 
 
-def check_api_key_fields(*, name: object, expires: datetime | None, now: datetime) -> None:
+def check_api_key_fields(*, name: object, expires_datetime: datetime | None, now: datetime) -> None:
     """Check the fields of a new API key.
 
     Raises:
         InvalidFieldsError: if a field is invalid. The error lists every invalid field.
     """
-    InvalidFieldsError.raise_for([("name", _find_name_error(name)), ("expires_at", _find_expiry_error(expires, now))])
+    InvalidFieldsError.raise_for(
+        [("name", _find_name_error(name)), ("expires_at", _find_expiry_error(expires_datetime, now))]
+    )
 
 
 def _find_name_error(name: object) -> str | None:
@@ -162,11 +164,11 @@ def _find_name_error(name: object) -> str | None:
     return error
 
 
-def _find_expiry_error(expires: datetime | None, now: datetime) -> str | None:
-    if expires is None:
+def _find_expiry_error(expires_datetime: datetime | None, now: datetime) -> str | None:
+    if expires_datetime is None:
         return None
     try:
-        return None if to_utc(expires) > now else "must be in the future"
+        return None if to_utc(expires_datetime) > now else "must be in the future"
     except ValueError:
         return "must have a time zone, as in 2030-01-31T12:00:00Z"
     except OverflowError:

@@ -209,7 +209,7 @@ class TokenIssuer(Protocol):
 
         Raises:
             InvalidTokenError: if the token has expired, or if any character differs from the token that was issued.
-                A token expires exactly at its ``expires_at``.
+                A token expires exactly at its ``expires_datetime``.
         """
         ...
 

@@ -90,9 +90,9 @@ class TokenIssuerContract:
         claims = tokens.verify(issued.token)
         assert issued == IssuedToken(issued.token, 3600)
         assert claims == TokenClaims(
-            user_id=user.id, token_epoch=ADA.token_epoch, expires_at=NOON + HOUR, token_id=claims.token_id
+            user_id=user.id, token_epoch=ADA.token_epoch, expires_datetime=NOON + HOUR, token_id=claims.token_id
         )
-        assert claims.expires_at.utcoffset() == timedelta(0)
+        assert claims.expires_datetime.utcoffset() == timedelta(0)
 
     def test_token_carries_its_epoch(self, tokens: TokenIssuer) -> None:
         epochs = ["0123456789abcdef", "fedcba9876543210"]
@@ -121,7 +121,7 @@ class TokenIssuerContract:
         claims = tokens.verify(token)
         clock.now = NOON + HOUR
 
-        assert claims.expires_at == clock.now
+        assert claims.expires_datetime == clock.now
         assert is_rejected(tokens, token)
         assert is_rejected(tokens, token)
 

@@ -20,7 +20,7 @@ async def add_key(request: ConsoleRequest) -> Response:
         command, secret = request.users.prepare_api_key(
             user_id=user_id,
             name=request.form.get("name", ""),
-            expires=_end_of_day(request.form.get("expires_at", "")),
+            expires_datetime=_end_of_day(request.form.get("expires_at", "")),
         )
     except InvalidFieldsError as error:
         return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))

@@ -158,7 +158,9 @@ async def end_tokens(request: Request) -> Response:
 async def add_api_key(request: Request) -> Response:
     user_id = _user_id(request)
     body = await _decode_body(request, requests.AddApiKeyRequest)
-    command, secret = _users_as_admin(request).prepare_api_key(user_id=user_id, name=body.name, expires=body.expires_at)
+    command, secret = _users_as_admin(request).prepare_api_key(
+        user_id=user_id, name=body.name, expires_datetime=body.expires_at
+    )
     return responses.api_key_added(await _runtime(request).executor.apply(command), secret)
 
 
