@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,7 @@ def make_script(page: Path, folder: Path) -> str:
     status. A Python block that starts with a file name is written to that file.
     """
     ports = {"8001": str(free_port()), "8002": str(free_port())}
-    lines = ["set -e", "trap 'kill $(jobs -p); wait' EXIT"]
+    lines = ["set -e", "trap 'jobs -p | xargs -r kill; wait' EXIT"]
     for language, text in re.findall(r"^```(sh|python)\n(.*?)^```$", read_page(page), re.MULTILINE | re.DOTALL):
         block = re.sub(r"\b800[12]\b", lambda match: ports[match[0]], text)
         if language == "python" and (file := re.match(r"# (\w+\.py)\n", block)):
@@ -231,6 +232,41 @@ def test_pages_mention_all_commands_and_no_others() -> None:
 
     assert find_mentioned_commands() - commands == set()
     assert {name for name in commands if len(name) == 2 or name[0] in {"serve", "doctor"}} <= find_mentioned_commands()
+
+
+def find_commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
+    """Yield every command with its full name, such as ``users list``."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from find_commands(command, f"{prefix}{name} ")
+        else:
+            yield f"{prefix}{name}", command
+
+
+def test_command_line_reference_lists_every_option() -> None:
+    commands = dict(find_commands(main))
+    _, options, serve, _ = re.split(
+        r"^## (?:Options|`mlapi serve`|Exit codes)$", read_page(Path("docs/cli.md")), flags=re.MULTILINE
+    )
+    documented = {("serve", option) for option in re.findall(r"`(--[a-z-]+)`(?=.* \| )", serve)}
+    for first, second in re.findall(r"^\| (`--.*?) \| (.*?) \|", options, re.MULTILINE):
+        names = set(re.findall(r"`([^`]+)`", second))
+        assert names <= set(commands)
+        for name in set(commands) - names if second.startswith("all except") else names:
+            documented |= {(name, option) for option in re.findall(r"`(--[a-z-]+)", first)}
+
+    actual = {
+        (name, option)
+        for name, command in commands.items()
+        for parameter in command.params
+        if isinstance(parameter, click.Option)
+        for option in (*parameter.opts, *parameter.secondary_opts)
+    }
+    assert documented == actual
+
+
+def test_password_from_standard_input_registers_a_user(folder: Path) -> None:
+    assert [line.split()[1:3] for line in run_page("docs/cli.md", folder)] == [["enabled", "grace"]]
 
 
 def test_commands_in_the_production_guide_work(folder: Path) -> None:
