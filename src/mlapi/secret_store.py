@@ -20,8 +20,8 @@ from typing import Any, Generic, TypeVar
 import attrs
 import yaml
 
-from mlapi.application.key_reload import Reloader
-from mlapi.application.key_rotation import SecretKind
+from mlapi.application.secret_reload import Reloader
+from mlapi.application.secret_rotation import SecretKind
 from mlapi.atomic_files import atomic_write, remove_abandoned_drafts
 from mlapi.config import SecretSettings, Settings
 from mlapi.config.files import find_permission_error, read_yaml

@@ -17,7 +17,7 @@ from cryptography.fernet import Fernet
 from mlapi import PasswordCipher
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
 from mlapi.adapters.memory import PlainCipher
-from mlapi.application.key_reload import Reloader, ReloadingCipher
+from mlapi.application.secret_reload import Reloader, ReloadingCipher
 from mlapi.domain.ports import is_costly
 from mlapi.domain.users import EncryptedPassword
 from mlapi.secret_store import fingerprint as fingerprint_of

@@ -17,7 +17,7 @@ import mlapi.adapters.jwt
 from mlapi import Clock, TokenIssuer, UserId
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import InMemoryTokens
-from mlapi.application.key_reload import Reloader, ReloadingTokens
+from mlapi.application.secret_reload import Reloader, ReloadingTokens
 from mlapi.domain.credentials import TokenClaims
 from mlapi.testing import SettableClock, TokenIssuerContract
 from mlapi.testing.tokens import ADA, HOUR, NOON, decode_part, encode_part, is_rejected, sign_parts

@@ -3,9 +3,9 @@
 Usage: ``python -m tests.e2e.fast_rotation keys rotate``. The test server answers all requests well within that time.
 """
 
-from mlapi.application import key_rotation
+from mlapi.application import secret_rotation
 from mlapi.entrypoints.cli import main
 
 if __name__ == "__main__":
-    key_rotation.SETTLE_SECONDS = 4.0
+    secret_rotation.SETTLE_SECONDS = 4.0
     main(prog_name="mlapi")

@@ -24,7 +24,7 @@ from mlapi import Actor, User, Users
 from mlapi.adapters.fernet import FernetCipher
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.adapters.sql import Database
-from mlapi.application import key_reload, user_import
+from mlapi.application import secret_reload, user_import
 from mlapi.application.user_import import Row, Summary, UserImport
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
@@ -538,7 +538,7 @@ class NoRejects:
 
 def test_slow_batch_is_encrypted_with_the_newest_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Key rotation assumes that no password is stored under the old key after a few seconds."""
-    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(secret_reload, "RELOAD_CHECK_SECONDS", 0.0)
     monkeypatch.setattr(user_import, "COMMIT_TIMEOUT_SECONDS", 1.0)
 
     def rows() -> Iterator[Row]:

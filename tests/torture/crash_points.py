@@ -51,7 +51,7 @@ def _run(
     folder: Path, environ: dict[str, str], arguments: tuple[str, ...], kill_at: int | None, in_flight_seconds: float
 ) -> None:
     # Import here, so that only the forked process is patched.
-    from mlapi.application import key_reload, key_rotation  # noqa: PLC0415
+    from mlapi.application import secret_reload, secret_rotation  # noqa: PLC0415
     from mlapi.entrypoints.cli import main  # noqa: PLC0415
 
     os.chdir(folder)
@@ -61,8 +61,8 @@ def _run(
     output = os.open(folder / "command.log", os.O_CREAT | os.O_APPEND | os.O_WRONLY, 0o600)
     for descriptor in (1, 2):
         os.dup2(output, descriptor)
-    key_rotation.SETTLE_SECONDS, key_rotation._RELOAD_SECONDS = in_flight_seconds, in_flight_seconds / 5
-    key_reload.RELOAD_CHECK_SECONDS = in_flight_seconds / 10
+    secret_rotation.SETTLE_SECONDS, secret_rotation._RELOAD_SECONDS = in_flight_seconds, in_flight_seconds / 5
+    secret_reload.RELOAD_CHECK_SECONDS = in_flight_seconds / 10
     if kill_at is not None:
         sys.setprofile(_make_killer(kill_at))
     main(arguments, prog_name="mlapi")

@@ -19,7 +19,7 @@ from mlapi.domain.credentials import (
     parse_api_key,
 )
 from mlapi.domain.errors import RepositoryUnavailableError
-from mlapi.domain.ports import Clock, KeyUsage, TokenIssuer, UserRepository
+from mlapi.domain.ports import ApiKeyUsage, Clock, TokenIssuer, UserRepository
 from mlapi.domain.users import User, utc_now
 
 
@@ -39,7 +39,7 @@ class Guard:
         repository: queried at every check.
         tokens: verifies the tokens.
         clock: used to check whether credentials have expired.
-        key_usage: records when API keys are used. By default, each use is written immediately.
+        api_key_usage: records when API keys are used. By default, each use is written immediately.
     """
 
     def __init__(
@@ -48,12 +48,12 @@ class Guard:
         tokens: TokenIssuer,
         *,
         clock: Clock = utc_now,
-        key_usage: KeyUsage | None = None,
+        api_key_usage: ApiKeyUsage | None = None,
     ) -> None:
         self.repository = repository
         self._tokens = tokens
         self._clock = clock
-        self._key_usage = self._record_use if key_usage is None else key_usage
+        self._api_key_usage = self._record_use if api_key_usage is None else api_key_usage
 
     def check(self, credential: str) -> User:
         """Authenticate a token or API key, and return its user.
@@ -80,7 +80,7 @@ class Guard:
         if isinstance(principal, ApiKeyPrincipal):
             last_used = principal.key.last_used_datetime
             if last_used is None or now - last_used >= USE_RECORDING_INTERVAL:
-                self._key_usage(principal.key, now)
+                self._api_key_usage(principal.key, now)
         return user
 
     def _record_use(self, key: ApiKey, at: datetime) -> None:

@@ -28,7 +28,7 @@ HASHES_PER_THREAD = 25
 """Maximum number of passwords that each thread hashes for one transaction, which takes about half a second."""
 COMMIT_TIMEOUT_SECONDS = 8.0
 """A password is stored within this time after its encryption, or not at all. Key rotation waits longer than that:
-`mlapi.application.key_rotation.SETTLE_SECONDS`."""
+`mlapi.application.secret_rotation.SETTLE_SECONDS`."""
 
 _FLAGS = {"1": True, "true": True, "0": False, "false": False, "": True}
 _NAME_TAKEN = FieldError("username", "belongs to another user with a different e-mail address")
@@ -109,7 +109,7 @@ _Prepared = Register | _Candidate | UserExistsError | InvalidFieldsError
 
 
 @attrs.frozen
-class _Batch:
+class _PreparedBatch:
     rows: list[Row]
     started: float
     """The monotonic time when encryption started."""
@@ -188,7 +188,7 @@ class UserImport:
     def _needs_hashing(self, row: Row) -> bool:
         return self._is_hashing and "password" in row.values
 
-    def _prepare(self, rows: list[Row], pool: ThreadPoolExecutor) -> _Batch:
+    def _prepare(self, rows: list[Row], pool: ThreadPoolExecutor) -> _PreparedBatch:
         """Validate rows, look up existing users, and start encrypting the passwords of new users."""
         started = time.monotonic()
         validated = [self._validate(row) for row in rows]
@@ -205,7 +205,7 @@ class UserImport:
         # argon2 releases the GIL, so threads speed up hashing. Other rows would gain nothing from threads.
         in_threads = any(map(self._needs_hashing, rows))
         prepared = pool.map(prepare, validated) if in_threads else list(map(prepare, validated))
-        return _Batch(rows, started, prepared, {user.id: user for user in found.values() if user is not None})
+        return _PreparedBatch(rows, started, prepared, {user.id: user for user in found.values() if user is not None})
 
     def _validate(self, row: Row) -> _Candidate | InvalidFieldsError:
         try:
@@ -254,11 +254,11 @@ class UserImport:
             encrypted=encrypted,
         )
 
-    def _store_uninterrupted(self, batch: _Batch) -> int:
+    def _store_uninterrupted(self, batch: _PreparedBatch) -> int:
         with _deferred_interrupt():  # otherwise, rows could be stored but not counted
             return self._store(batch)
 
-    def _store(self, batch: _Batch) -> int:
+    def _store(self, batch: _PreparedBatch) -> int:
         """Store a batch, count the results, report rejected rows, and return the offset of the next row."""
         prepared, started = list(batch.prepared), batch.started
         commands = [one for one in prepared if isinstance(one, Register)]
@@ -280,7 +280,7 @@ class UserImport:
         self._rejects.flush()
         return batch.rows[-1].end
 
-    def _existing(self, batch: _Batch, user_ids: list[int]) -> dict[int, Principal | None]:
+    def _existing(self, batch: _PreparedBatch, user_ids: list[int]) -> dict[int, Principal | None]:
         """Return the users with these ids, including users registered since the batch was prepared."""
         missing = [UserId(user_id) for user_id in user_ids if user_id not in batch.existing]
         if not missing:

@@ -7,7 +7,7 @@ from mlapi.bootstrap.maintenance import (
     check_database,
     locate_data,
     open_adoption,
-    open_key_rotation,
+    open_secret_rotation,
     open_user_import,
     upgrade_database,
 )
@@ -43,7 +43,7 @@ __all__ = [
     "open_adoption",
     "open_database",
     "open_guard",
-    "open_key_rotation",
+    "open_secret_rotation",
     "open_secrets",
     "open_service",
     "open_storage",

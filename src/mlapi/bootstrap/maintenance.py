@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 from mlapi.adapters.sql import SqlStorage
 from mlapi.adapters.sql.adoption import Adoption
 from mlapi.application.database_check import DatabaseCheck, check_storage
-from mlapi.application.key_rotation import KeyRotation
+from mlapi.application.secret_rotation import SecretRotation
 from mlapi.application.user_import import RejectReport, UserImport
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.service import open_service
@@ -20,14 +20,14 @@ from mlapi.secret_store import SecretStore, new_password
 
 
 @contextmanager
-def open_key_rotation(settings: Settings) -> Iterator[KeyRotation]:
-    """Yield a `KeyRotation` for the configured secrets. Only one can be open at a time on a machine.
+def open_secret_rotation(settings: Settings) -> Iterator[SecretRotation]:
+    """Yield a `SecretRotation` for the configured secrets. Only one can be open at a time on a machine.
 
     Raises:
         ConfigurationError: if another rotation is open, or for the same reasons as in `open_users`.
     """
     with open_service(settings) as service, service.secrets.lock():
-        yield KeyRotation(service.users, service.secrets, service.storage)
+        yield SecretRotation(service.users, service.secrets, service.storage)
 
 
 @contextmanager

@@ -10,14 +10,14 @@ import attrs
 
 from mlapi.adapters.common_passwords import load_common_passwords
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens
+from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.batching import CommandBatcher, PrincipalLookup
 from mlapi.application.guard import AsyncGuard, Guard
-from mlapi.application.key_reload import ReloadingCipher, ReloadingTokens
-from mlapi.application.key_usage import BackgroundKeyUsage
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.application.preparation import Preparation, check_key, prepare_on_first_use
+from mlapi.application.secret_reload import ReloadingCipher, ReloadingTokens
 from mlapi.application.users import Users
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
@@ -65,14 +65,15 @@ def open_service(settings: Settings) -> Iterator[Service]:
         cipher, tokens = ReloadingCipher(secrets.current_cipher), ReloadingTokens(secrets.current_tokens)
         users = Users(repository, cipher, password_policy=_password_policy(settings))
         attempts = FixedWindowAttemptLimiter(storage.attempts, AttemptLimits(**attrs.asdict(settings.logins)))
-        key_usage = BackgroundKeyUsage(repository)
+        api_key_usage = BackgroundApiKeyUsage(repository)
         access = Access(
-            authenticator=Authenticator(users, tokens, attempts), guard=Guard(repository, tokens, key_usage=key_usage)
+            authenticator=Authenticator(users, tokens, attempts),
+            guard=Guard(repository, tokens, api_key_usage=api_key_usage),
         )
         try:
             yield Service(users=users, access=access, settings=settings, storage=storage, secrets=secrets)
         finally:
-            key_usage.close()
+            api_key_usage.close()
 
 
 @contextmanager

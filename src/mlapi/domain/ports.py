@@ -243,7 +243,7 @@ class AttemptLimiter(Protocol):
         ...
 
 
-class KeyUsage(Protocol):
+class ApiKeyUsage(Protocol):
     """Records when API keys are used."""
 
     def __call__(self, key: ApiKey, at: datetime) -> None:

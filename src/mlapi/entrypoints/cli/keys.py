@@ -4,8 +4,8 @@ import sys
 
 import click
 
-from mlapi.application.key_rotation import KeyRotation
-from mlapi.bootstrap import open_key_rotation
+from mlapi.application.secret_rotation import SecretRotation
+from mlapi.bootstrap import open_secret_rotation
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli.output import command_errors, json_option, show
 from mlapi.secret_store import new_admin_token, new_key
@@ -34,7 +34,7 @@ def keys_rotate(kind: str | None, *, as_json: bool) -> None:
     Adds a new key and re-encrypts every password with it. Users do not have to log in again. If the command is
     interrupted, run it again to continue.
     """
-    with command_errors(), open_key_rotation(load_settings()) as rotation:
+    with command_errors(), open_secret_rotation(load_settings()) as rotation:
         if kind == "tokens":
             rotation.rotate_token_key()
             line = "added a token key; tokens signed with the previous key stay valid until they expire"
@@ -49,7 +49,7 @@ def keys_rotate(kind: str | None, *, as_json: bool) -> None:
             show(line, {"added": "key", "changed": changed}, as_json=as_json)
 
 
-def _reencrypt(rotation: KeyRotation) -> int:
+def _reencrypt(rotation: SecretRotation) -> int:
     changed = 0
     passes = rotation.rotate_key()
     with click.progressbar(length=1, label="re-encrypting passwords", file=sys.stderr) as bar:
@@ -64,7 +64,7 @@ def _reencrypt(rotation: KeyRotation) -> int:
 @json_option
 def keys_prune(*, as_json: bool) -> None:
     """Remove unused keys and salts from the secrets file."""
-    with command_errors(), open_key_rotation(load_settings()) as rotation:
+    with command_errors(), open_secret_rotation(load_settings()) as rotation:
         kept = rotation.prune()
     lines = [*(f"kept {reason}" for reason in kept), "pruned"]
     show("\n".join(lines), {"left": kept}, as_json=as_json)

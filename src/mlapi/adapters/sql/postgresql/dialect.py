@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 
 from mlapi.adapters.sql.errors import error_summary
 from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, translating_errors
-from mlapi.adapters.sql.postgresql import engine, executor
+from mlapi.adapters.sql.postgresql import engine, execution
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
@@ -89,10 +89,10 @@ class PostgresqlDialect:
         """Do nothing. This is never called, because `supports_nowait` is False."""
 
     def apply(self, connection: "psycopg.Connection", commands: Sequence[Command]) -> list[Outcome]:
-        return executor.apply(connection, commands)
+        return execution.apply(connection, commands)
 
     def find_principals(self, connection: "psycopg.Connection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
-        return executor.find_principals(connection, ids)
+        return execution.find_principals(connection, ids)
 
     def check_writable(self, connection: "psycopg.Connection") -> None:
         """Raise `RepositoryUnavailableError` if the server is read-only, such as a standby."""

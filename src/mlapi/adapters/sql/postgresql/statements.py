@@ -1,4 +1,4 @@
-"""The SQL text of the statements in `mlapi.adapters.sql.postgresql.executor`.
+"""The SQL text of the statements in `mlapi.adapters.sql.postgresql.execution`.
 
 Statements that write take their rows as a single JSON parameter, which takes the client half the time of an array per
 column. They lock rows in a fixed order, so that concurrent batches do not deadlock within a statement.

@@ -12,7 +12,7 @@ from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 
 from mlapi.adapters.sql.errors import error_summary
 from mlapi.adapters.sql.existing import ConnectionPool, Purpose
-from mlapi.adapters.sql.sqlite import engine, executor, existing, files
+from mlapi.adapters.sql.sqlite import engine, execution, existing, files
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 
@@ -76,10 +76,10 @@ class SqliteDialect:
         connection.execute("PRAGMA busy_timeout = 0")
 
     def apply(self, connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
-        return executor.apply(connection, commands)
+        return execution.apply(connection, commands)
 
     def find_principals(self, connection: sqlite3.Connection, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-        return executor.find_principals(connection, ids)
+        return execution.find_principals(connection, ids)
 
     def check_writable(self, connection: sqlite3.Connection) -> None:
         # `begin` has taken the write lock. Reading the users fails if the file is new and empty.

@@ -1,4 +1,4 @@
-"""The SQL text of the statements in `mlapi.adapters.sql.sqlite.executor`."""
+"""The SQL text of the statements in `mlapi.adapters.sql.sqlite.execution`."""
 
 import attrs
 from sqlalchemy import ClauseElement, Dialect, Table, bindparam, delete, func, select, update

@@ -17,8 +17,8 @@ from mlapi import ConfigurationError, InvalidTokenError, PasswordCipher, TokenIs
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import PlainCipher
-from mlapi.application import key_reload
-from mlapi.application.key_reload import Reloader, ReloadingCipher, ReloadingTokens
+from mlapi.application import secret_reload
+from mlapi.application.secret_reload import Reloader, ReloadingCipher, ReloadingTokens
 from mlapi.domain.ports import is_costly
 from mlapi.domain.users import EncryptedPassword
 from mlapi.secret_store import file_signature
@@ -73,13 +73,13 @@ def make_issuer(keys: list[str]) -> TokenIssuer:
 @pytest.fixture
 def without_periodic_checks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Disable the periodic checks, so that only ``check_now`` triggers a check."""
-    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 1000.0)
+    monkeypatch.setattr(secret_reload, "RELOAD_CHECK_SECONDS", 1000.0)
 
 
 @pytest.fixture
 def checked_on_every_use(monkeypatch: pytest.MonkeyPatch) -> None:
     """Check the secrets on every use."""
-    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(secret_reload, "RELOAD_CHECK_SECONDS", -1.0)
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
@@ -124,7 +124,7 @@ def test_check_now_reloads_for_every_caller(without_periodic_checks: None, caplo
 
 
 def test_secrets_are_checked_again_after_the_interval(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(secret_reload, "RELOAD_CHECK_SECONDS", 0.5)
     secrets = Secrets("one")
     reloader = Reloader(secrets.joined_keys, secrets.signature)
     secrets.keys = ["two"]
@@ -136,7 +136,7 @@ def test_secrets_are_checked_again_after_the_interval(monkeypatch: pytest.Monkey
 
 
 def test_secrets_are_checked_every_second() -> None:
-    assert key_reload.RELOAD_CHECK_SECONDS == 1.0
+    assert secret_reload.RELOAD_CHECK_SECONDS == 1.0
 
 
 def test_invalid_secrets_keep_the_previous_ones(checked_on_every_use: None, caplog: pytest.LogCaptureFixture) -> None:
@@ -246,7 +246,7 @@ def test_removed_key_decrypts_no_passwords(monkeypatch: pytest.MonkeyPatch, capl
     assert cipher.matches("secret", older)
 
     secrets.keys = [KEY]
-    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", -1.0)
+    monkeypatch.setattr(secret_reload, "RELOAD_CHECK_SECONDS", -1.0)
     assert not cipher.matches("", None)  # triggers the check
 
     assert not cipher.matches("secret", older)
@@ -304,7 +304,7 @@ def test_valid_token_triggers_no_check(without_periodic_checks: None) -> None:
 
 
 def test_removing_a_key_revokes_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(secret_reload, "RELOAD_CHECK_SECONDS", 0.5)
     secrets = Secrets(KEY, OLDER_KEY)
     tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
     older, newer = make_issuer([OLDER_KEY]).issue(ADA).token, tokens.issue(ADA).token

@@ -15,8 +15,8 @@ INTERVAL_SECONDS = 1.0
 _logger = logging.getLogger("mlapi")
 
 
-class BackgroundKeyUsage:
-    """A `KeyUsage` that collects uses and writes them to a repository in batches.
+class BackgroundApiKeyUsage:
+    """An `ApiKeyUsage` that collects uses and writes them to a repository in batches.
 
     Args:
         repository: stores the uses.

@@ -8,8 +8,8 @@ from sqlalchemy import URL
 
 from mlapi import ConfigurationError, Users
 from mlapi.adapters.fernet import HashingFernetCipher
-from mlapi.application import key_reload, key_rotation
-from mlapi.bootstrap import open_key_rotation, open_service
+from mlapi.application import secret_reload, secret_rotation
+from mlapi.bootstrap import open_secret_rotation, open_service
 from mlapi.config import Settings, load_settings
 from mlapi.config.files import read_yaml
 from mlapi.domain.commands import Reencrypt
@@ -27,9 +27,9 @@ def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     for name, value in {"MLAPI_DATABASE__URL": url.render_as_string(hide_password=False), **CHEAP}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(key_rotation, "SETTLE_SECONDS", 0.2)
-    monkeypatch.setattr(key_rotation, "_RELOAD_SECONDS", 0.05)
-    monkeypatch.setattr(key_reload, "RELOAD_CHECK_SECONDS", 0.0)
+    monkeypatch.setattr(secret_rotation, "SETTLE_SECONDS", 0.2)
+    monkeypatch.setattr(secret_rotation, "_RELOAD_SECONDS", 0.05)
+    monkeypatch.setattr(secret_reload, "RELOAD_CHECK_SECONDS", 0.0)
     return tmp_path
 
 
@@ -82,7 +82,7 @@ def test_rotation_reencrypts_every_password_with_the_new_key(folder: Path, setti
 def test_interrupted_rotation_resumes_without_adding_a_key(folder: Path, settings: Settings) -> None:
     with open_service(settings) as service:
         register(service.users, 3)
-    with open_key_rotation(settings) as rotation:
+    with open_secret_rotation(settings) as rotation:
         next(iter(rotation.rotate_key()))  # stop after the first batch
     interrupted = secrets(folder, "key")
 
@@ -104,7 +104,7 @@ def test_key_can_be_rotated_before_any_user_exists(folder: Path) -> None:
 def test_unfinished_rotation_prevents_pruning(folder: Path, settings: Settings) -> None:
     with open_service(settings) as service:
         register(service.users, 1)
-    with open_key_rotation(settings) as rotation:
+    with open_secret_rotation(settings) as rotation:
         next(iter(rotation.rotate_key()))
 
     result = mlapi("keys", "prune")
@@ -118,7 +118,7 @@ def test_unfinished_rotation_prevents_pruning(folder: Path, settings: Settings) 
 def test_key_added_during_a_rotation_is_used_too(folder: Path, settings: Settings) -> None:
     with open_service(settings) as service:
         register(service.users, 2)
-        with open_key_rotation(settings) as rotation:
+        with open_secret_rotation(settings) as rotation:
             progress = rotation.rotate_key()
             next(progress)
             update_secrets_file(folder / "secrets.yml", lambda tree: {**tree, "key": [KEY, *tree["key"]]})
@@ -133,7 +133,7 @@ def test_key_added_during_a_rotation_is_used_too(folder: Path, settings: Setting
 def test_second_concurrent_key_command_is_rejected(folder: Path, settings: Settings, command: list[str]) -> None:
     with open_service(settings) as service:
         register(service.users, 1)
-    with open_key_rotation(settings) as rotation:
+    with open_secret_rotation(settings) as rotation:
         next(iter(rotation.rotate_key()))
         before = (folder / "secrets.yml").read_text()
 
@@ -246,7 +246,7 @@ def test_failed_write_of_the_secrets_file_changes_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.fsync", fail)
-    with open_key_rotation(settings) as rotation, pytest.raises(ConfigurationError, match="No space left on device"):
+    with open_secret_rotation(settings) as rotation, pytest.raises(ConfigurationError, match="No space left on device"):
         list(rotation.rotate_key())
 
     assert (folder / "secrets.yml").read_text() == before

@@ -1,4 +1,4 @@
-"""Tests of `BackgroundKeyUsage`: the time of each API key's last use is recorded in the background."""
+"""Tests of `BackgroundApiKeyUsage`: the time of each API key's last use is recorded in the background."""
 
 import logging
 import threading
@@ -14,8 +14,8 @@ import pytest
 from mlapi import ApiKey, Command, Guard, Outcome, RepositoryUnavailableError, Users
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
 from mlapi.adapters.sql import Database, SqlUserRepository
-from mlapi.application import key_usage
-from mlapi.application.key_usage import BackgroundKeyUsage
+from mlapi.application import api_key_usage
+from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.domain.commands import RecordApiKeyUse, RemoveApiKey
 from mlapi.testing.samples import MINUTE, NOON, SECOND, registered, with_api_key
 
@@ -56,8 +56,10 @@ def keys(repository: RecordingRepository) -> list[ApiKey]:
 
 
 @contextmanager
-def recording(repository: InMemoryUserRepository, interval_seconds: float = MUCH_LATER) -> Iterator[BackgroundKeyUsage]:
-    uses = BackgroundKeyUsage(repository, interval_seconds=interval_seconds)
+def recording(
+    repository: InMemoryUserRepository, interval_seconds: float = MUCH_LATER
+) -> Iterator[BackgroundApiKeyUsage]:
+    uses = BackgroundApiKeyUsage(repository, interval_seconds=interval_seconds)
     try:
         yield uses
     finally:
@@ -116,7 +118,7 @@ def test_key_use_is_written_at_most_once_a_minute(repository: RecordingRepositor
 def test_key_use_is_written_again_after_a_minute(
     repository: RecordingRepository, keys: list[ApiKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(key_usage, "USE_RECORDING_INTERVAL", timedelta(milliseconds=50))
+    monkeypatch.setattr(api_key_usage, "USE_RECORDING_INTERVAL", timedelta(milliseconds=50))
     with recording(repository) as uses:
         for number in range(3):
             uses(keys[0], NOON + number * MINUTE)
@@ -135,7 +137,7 @@ def test_key_use_is_written_again_after_a_minute(
 
 
 def test_close_writes_pending_key_uses_once(repository: RecordingRepository, keys: list[ApiKey]) -> None:
-    uses = BackgroundKeyUsage(repository, interval_seconds=MUCH_LATER)
+    uses = BackgroundApiKeyUsage(repository, interval_seconds=MUCH_LATER)
     uses(keys[0], NOON)
 
     uses.close()
@@ -147,13 +149,13 @@ def test_close_writes_pending_key_uses_once(repository: RecordingRepository, key
 
 
 def test_nothing_is_written_without_key_use(repository: RecordingRepository) -> None:
-    BackgroundKeyUsage(repository).close()
+    BackgroundApiKeyUsage(repository).close()
 
     assert repository.batches == []
 
 
 def test_default_interval_is_one_second(repository: RecordingRepository, keys: list[ApiKey]) -> None:
-    uses = BackgroundKeyUsage(repository)
+    uses = BackgroundApiKeyUsage(repository)
     uses(keys[0], NOON)
 
     timer = uses._timer
@@ -231,7 +233,7 @@ def test_guard_does_not_wait_for_the_write(repository: RecordingRepository) -> N
     key, secret = users.add_api_key(user_id=ada.id, name="job")
 
     with recording(repository) as uses:
-        guard = Guard(repository, InMemoryTokens(), key_usage=uses)
+        guard = Guard(repository, InMemoryTokens(), api_key_usage=uses)
         authenticated = [guard.check(secret) for _ in range(5)]
         before = users.list_api_keys(ada.id)
 
@@ -247,7 +249,7 @@ def test_key_use_is_stored_in_a_database(database: Database) -> None:
     repository = SqlUserRepository(database)
     ada = registered(repository)
     keys = [with_api_key(repository, ada, number) for number in range(3)]
-    uses = BackgroundKeyUsage(repository, interval_seconds=SOON)
+    uses = BackgroundApiKeyUsage(repository, interval_seconds=SOON)
 
     for key in keys:
         uses(key, NOON)

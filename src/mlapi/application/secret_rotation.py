@@ -64,7 +64,7 @@ class Progress:
     """Number of passwords in this batch that were encrypted with an older key."""
 
 
-class KeyRotation:
+class SecretRotation:
     """Rotates the secrets of one database. The caller holds the lock of the secrets file.
 
     Args:
