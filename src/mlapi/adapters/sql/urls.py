@@ -43,7 +43,7 @@ def database_url(text: str) -> URL:
 
 
 def unsupported_scheme_error(scheme: str, supported: Iterable[str]) -> ConfigurationError:
-    """Return the error for a database URL whose scheme is not one of the supported schemes."""
+    """Return the error for a database URL with an unsupported scheme. It lists the supported schemes."""
     names = ", ".join(sorted(supported))
     return ConfigurationError(f"database.url has the unsupported scheme {scheme}: {_EXAMPLES} (supported: {names})")
 

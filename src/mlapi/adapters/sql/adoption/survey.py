@@ -6,7 +6,7 @@ the number of users.
 """
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, tzinfo
+from datetime import tzinfo
 from typing import Any, final
 
 from sqlalchemy import (
@@ -14,25 +14,20 @@ from sqlalchemy import (
     Connection,
     Select,
     bindparam,
-    collate,
     func,
     insert,
-    literal,
-    not_,
     or_,
     select,
     update,
 )
 
+from mlapi.adapters.sql.adoption.dialect import AdoptionDialect
 from mlapi.adapters.sql.adoption.findings import Finding, Found, iterate_findings, noted_users, notes
 from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.legacy import legacy_users
-from mlapi.adapters.sql.sqlite.times import encode_time
 from mlapi.domain.rules import USERNAME_MAX_CHARS, find_email_error, find_username_error, fold
 
 BATCH_ROWS = 5000
-# These have no time zone, like the stored times. They are a day within Python's limits, to allow for any time zone.
-_EARLIEST, _LATEST = datetime(1, 1, 2), datetime(9999, 12, 30)  # noqa: DTZ001
 
 _needs_new_name = or_(notes.c.name_error.is_not(None), notes.c.first_id != notes.c.id)
 
@@ -43,28 +38,29 @@ class Survey:
 
     Args:
         connection: must be in a transaction that always sees the same rows.
+        dialect: the dialect for this connection.
         zone: the time zone of the stored times; None for UTC.
         find_password_error: returns why a stored password cannot be used, or None if it can.
     """
 
     def __init__(
-        self, connection: Connection, *, zone: tzinfo | None, find_password_error: Callable[[str], str | None]
+        self,
+        connection: Connection,
+        dialect: AdoptionDialect,
+        *,
+        zone: tzinfo | None,
+        find_password_error: Callable[[str], str | None],
     ) -> None:
         self._connection = connection
-        self._is_sqlite = connection.dialect.name == "sqlite"
+        self._dialect = dialect
         self._find_password_error = find_password_error
-        if self._is_sqlite:
-            driver: Any = connection.connection.driver_connection
-            driver.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
-            driver.create_function("mlapi_utc", 1, lambda stored: _to_utc(stored, zone or UTC), deterministic=True)
-        else:
-            connection.execute(select(func.set_config("TimeZone", str(zone or "UTC"), True)))  # noqa: FBT003 - only for this transaction
+        dialect.prepare_reading(zone)
         notes.create(connection)
         self._note_rows()
         self._note_duplicates()
         self._assign_new_names()
         self.users: int = connection.scalar(select(func.count()).select_from(legacy_users)) or 0
-        self.findings = [finding for finding in iterate_findings(self._count, self._is_invalid_time) if finding.users]
+        self.findings = [finding for finding in iterate_findings(self._count, dialect.is_invalid_time) if finding.users]
 
     def iterate_users(self, finding: Finding, limit: int | None = None) -> Iterator[Found]:
         """Yield the users with a finding, sorted by id. Users with the same name are listed together."""
@@ -82,8 +78,8 @@ class Survey:
 
     def _canonical_username(self) -> ColumnElement[str]:
         """Return the canonical form of the legacy username, for use in a query of `noted_users`."""
-        name: ColumnElement[Any] = legacy_users.c.username if self._is_sqlite else collate(legacy_users.c.username, "C")
-        return func.coalesce(notes.c.key, func.lower(name))  # usernames that have no key in the notes are ASCII
+        lowered = self._dialect.lower_ascii(legacy_users.c.username)
+        return func.coalesce(notes.c.key, lowered)  # usernames that have no key in the notes are ASCII
 
     def _note_rows(self) -> None:
         query = select(
@@ -97,8 +93,7 @@ class Survey:
             found = [note for row in batch if (note := self._note(*row)) is not None]
             if found:
                 self._connection.execute(insert(notes), found)
-        if not self._is_sqlite:
-            self._connection.exec_driver_sql(f"ANALYZE {notes.name}")
+        self._dialect.analyze_notes()
 
     def _note(
         self, user_id: int, username: object, password: object, email: object, enabled: object
@@ -170,11 +165,6 @@ class Survey:
     def _count(self, where: ColumnElement[bool]) -> int:
         return self._connection.scalar(select(func.count()).select_from(noted_users).where(where)) or 0
 
-    def _is_invalid_time(self, stored: ColumnElement[datetime]) -> ColumnElement[bool]:
-        if self._is_sqlite:
-            return stored.is_not(None) & func.mlapi_utc(stored).is_(None)
-        return not_(stored.between(literal(_EARLIEST), literal(_LATEST)))  # false for NULL
-
     def _batches(self, query: Select[Any]) -> Iterator[Any]:
         options = {"stream_results": True, "yield_per": BATCH_ROWS}
         return self._connection.execute(query, execution_options=options).partitions()
@@ -194,19 +184,3 @@ def _make_username(user_id: int, username: str, problem: str | None, attempt: in
     while find_username_error(stem + ending) is not None:  # the canonical form is too long
         stem = stem[:-1]
     return stem + ending
-
-
-def _to_utc(stored: object, zone: tzinfo) -> str | None:
-    """Convert a time from SQLite into UTC, in SQLAlchemy's text format. Return None if the time is invalid.
-
-    For a local time that occurred twice or never, return the later instant, like PostgreSQL.
-    """
-    try:
-        instant = datetime.fromisoformat(stored) if isinstance(stored, str) else None
-        if instant is None:
-            return None
-        if instant.tzinfo is None:
-            instant = max(instant.replace(tzinfo=zone, fold=fold).astimezone(UTC) for fold in (0, 1))
-        return encode_time(instant.astimezone(UTC))
-    except (ValueError, OverflowError):
-        return None
