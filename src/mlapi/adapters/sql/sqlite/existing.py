@@ -1,4 +1,4 @@
-"""Open an existing SQLite file. Opening it creates and changes nothing."""
+"""Open an existing SQLite file without creating or changing anything."""
 
 import sqlite3
 from collections.abc import Iterator
