@@ -293,12 +293,12 @@ class AllowingEveryone(AdminPolicy):
         pass
 
 
-def allowing_everyone_to_administer(users: Users, management: AdminPolicy) -> ASGIApp:
+def allowing_everyone_as_admin(users: Users, admin_policy: AdminPolicy) -> ASGIApp:
     return create_app(users, AllowingEveryone())
 
 
-def accepting_any_content_type(users: Users, management: AdminPolicy) -> ASGIApp:
-    app = create_app(users, management)
+def accepting_any_content_type(users: Users, admin_policy: AdminPolicy) -> ASGIApp:
+    app = create_app(users, admin_policy)
 
     async def accepting(scope: Scope, receive: Receive, send: Send) -> None:
         others = [header for header in scope["headers"] if header[0] != b"content-type"]
@@ -307,8 +307,8 @@ def accepting_any_content_type(users: Users, management: AdminPolicy) -> ASGIApp
     return accepting
 
 
-def allowing_all_origins(users: Users, management: AdminPolicy) -> ASGIApp:
-    app = create_app(users, management)
+def allowing_all_origins(users: Users, admin_policy: AdminPolicy) -> ASGIApp:
+    app = create_app(users, admin_policy)
 
     async def allowing(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_allowed(message: Message) -> None:
@@ -321,8 +321,8 @@ def allowing_all_origins(users: Users, management: AdminPolicy) -> ASGIApp:
     return allowing
 
 
-def failing_while_unavailable(users: Users, management: AdminPolicy) -> ASGIApp:
-    app = create_app(users, management)
+def failing_while_unavailable(users: Users, admin_policy: AdminPolicy) -> ASGIApp:
+    app = create_app(users, admin_policy)
 
     async def failing(scope: Scope, receive: Receive, send: Send) -> None:
         async def send_failure(message: Message) -> None:
@@ -335,5 +335,5 @@ def failing_while_unavailable(users: Users, management: AdminPolicy) -> ASGIApp:
     return failing
 
 
-def client_of(app: Callable[[Users, AdminPolicy], ASGIApp], users: Users, management: AdminPolicy) -> httpx2.Client:
-    return asgi_client(app(users, management))
+def client_of(app: Callable[[Users, AdminPolicy], ASGIApp], users: Users, admin_policy: AdminPolicy) -> httpx2.Client:
+    return asgi_client(app(users, admin_policy))

@@ -154,7 +154,7 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     ),
     (
         HttpContract,
-        faulty_adapters.allowing_everyone_to_administer,
+        faulty_adapters.allowing_everyone_as_admin,
         "test_local_mode_rejects_requests_that_may_be_remote",
     ),
     (HttpContract, faulty_adapters.accepting_any_content_type, "test_other_content_types_are_rejected"),

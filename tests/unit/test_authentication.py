@@ -538,13 +538,13 @@ def test_guessing_the_current_password_is_limited(
 def test_password_set_concurrently_is_not_replaced(
     authenticator: Authenticator, users: Users, ada: User, cipher: UpgradingCipher, calls: list[tuple[object, ...]]
 ) -> None:
-    cipher.on_encrypt = lambda: users.set_password(user_id=ada.id, password="a manager's choice")
+    cipher.on_encrypt = lambda: users.set_password(user_id=ada.id, password="an admin's choice")
 
     with pytest.raises(PasswordChangedError) as error_info:
         authenticator.change_password(user=ada, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
 
     assert error_info.value == PasswordChangedError(ada.id)
-    assert cipher.matches("a manager's choice", users.get(ada.id).password)
+    assert cipher.matches("an admin's choice", users.get(ada.id).password)
     assert ("record_success", "ada", HOME) in calls
 
 
@@ -855,7 +855,7 @@ def test_api_key_uses_are_passed_to_the_usage_recorder(
 # --- managing users
 
 
-def test_manager_can_set_a_password(users: Users, ada: User, clock: SettableClock, cipher: UpgradingCipher) -> None:
+def test_admin_can_set_a_password(users: Users, ada: User, clock: SettableClock, cipher: UpgradingCipher) -> None:
     clock.now += MINUTE
 
     changed = users.set_password(user_id=ada.id, password=NEW_PASSWORD)
@@ -879,7 +879,7 @@ def test_manager_can_set_a_password(users: Users, ada: User, clock: SettableCloc
     ],
     ids=["short", "empty", "long", "surrogates", "none"],
 )
-def test_password_set_by_a_manager_must_follow_the_policy(
+def test_password_set_by_an_admin_must_follow_the_policy(
     users: Users, ada: User, cipher: UpgradingCipher, password: str, message: str
 ) -> None:
     with pytest.raises(InvalidFieldsError) as error_info:
@@ -890,7 +890,7 @@ def test_password_set_by_a_manager_must_follow_the_policy(
     assert users.get(ada.id) == ada
 
 
-def test_manager_can_end_tokens(users: Users, ada: User, clock: SettableClock) -> None:
+def test_admin_can_end_tokens(users: Users, ada: User, clock: SettableClock) -> None:
     clock.now += MINUTE
 
     ended = [users.end_tokens(user_id=ada.id) for _ in range(2)]

@@ -176,7 +176,7 @@ def test_changing_the_password_starts_a_new_token_epoch(replacing: EncryptedPass
 
 
 def test_change_of_an_already_replaced_password_is_rejected() -> None:
-    user = attrs.evolve(ADA, password=EncryptedPassword("set by a manager"))
+    user = attrs.evolve(ADA, password=EncryptedPassword("set by an admin"))
 
     assert COMMAND.apply_to(user) == PasswordChangedError(ADA.id)
 

@@ -94,9 +94,9 @@ def run_checks() -> Iterator[Check]:
 
 
 def _check_access(settings: Settings) -> Iterator[Check]:
-    management = AdminPolicy.from_settings(settings)
-    yield Check("management", "ok", str(management).removeprefix("management: "))
-    if management.mode == "local":
+    admin_policy = AdminPolicy.from_settings(settings)
+    yield Check("management", "ok", str(admin_policy).removeprefix("management: "))
+    if admin_policy.mode == "local":
         yield Check(
             "management",
             "warning",

@@ -129,7 +129,7 @@ def commit(connection: "psycopg.Connection") -> None:
 
     Raises:
         RepositoryUnavailableError: with ``may_be_done`` set, if the connection was lost before the server responded, or
-            if an administrator cancelled the wait for a standby. In the latter case the transaction is committed on
+            if a DBA cancelled the wait for a standby. In the latter case the transaction is committed on
             this server alone, and PostgreSQL only sends a warning.
     """
     from psycopg import Error  # noqa: PLC0415 - an optional dependency
@@ -164,5 +164,5 @@ def _is_connection_lost(error: "psycopg.Error") -> bool:
 
     if error.sqlstate is None:
         return isinstance(error, OperationalError)  # the server did not respond
-    # 57P..: an administrator or a crash ended the session. The code for a statement timeout, 57014, does not match.
+    # 57P..: a DBA or a crash ended the session. The code for a statement timeout, 57014, does not match.
     return error.sqlstate.startswith("57P")
