@@ -34,6 +34,6 @@ from mlapi.domain import users  # noqa: E402 - see above
 
 vars(users)["datetime"] = ShiftedDatetime  # the only mlapi module that calls `datetime.now`
 
-from mlapi.entrypoints.http.application import app  # noqa: E402 - see above
+from mlapi.entrypoints.http import app  # noqa: E402 - see above
 
 __all__ = ["app"]

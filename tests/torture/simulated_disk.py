@@ -527,7 +527,7 @@ SWITCH = "fault"
 
 def create_faulty_app() -> Starlette:
     """Create the application on a disk that tests can make faulty, for ``uvicorn --factory``."""
-    from mlapi.entrypoints.http.application import create_app  # noqa: PLC0415 - after this module is loaded
+    from mlapi.entrypoints.http import create_app  # noqa: PLC0415 - after this module is loaded
 
     SqliteLayer(FaultyDisk(Path.cwd() / SWITCH)).__enter__()
     return create_app()

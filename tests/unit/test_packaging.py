@@ -69,7 +69,7 @@ def test_fakes_import_neither_pytest_nor_heavy_libraries(tmp_path: Path) -> None
 
 
 def test_import_of_the_application_has_no_side_effects(tmp_path: Path) -> None:
-    code = "from mlapi.entrypoints.http.application import app; print(callable(app))"
+    code = "from mlapi.entrypoints.http import app; print(callable(app))"
 
     assert run_python(code, tmp_path, MLAPI_CONFIG="/nowhere.yml", MLAPI_NONSENSE__KEY="x") == ["True"]
     assert list(tmp_path.iterdir()) == []

@@ -1,12 +1,13 @@
 """The HTTP service, built on Starlette. Run it with ``uvicorn mlapi.entrypoints.http:app --port 8001``.
 
-The application is imported on first use, because the guard needs only the middleware of this package.
+`mlapi.entrypoints.application` builds the application above this package. It is imported on first use, because the
+console and the guard import modules of this package.
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from mlapi.entrypoints.http.application import app, create_app
+    from mlapi.entrypoints.application import app, create_app
 
 __all__ = ["app", "create_app"]
 
@@ -14,6 +15,6 @@ __all__ = ["app", "create_app"]
 def __getattr__(name: str) -> object:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mlapi.entrypoints.http import application  # noqa: PLC0415 - imported on first use
+    from mlapi.entrypoints import application  # noqa: PLC0415 - imported on first use
 
     return getattr(application, name)
