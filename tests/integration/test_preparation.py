@@ -8,9 +8,15 @@ import pytest
 from sqlalchemy import URL
 
 from mlapi import ConfigurationError, RepositoryUnavailableError
-from mlapi.adapters.memory import InMemoryStorage, InMemoryUserRepository
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryStorage, InMemoryUserRepository
 from mlapi.adapters.sql import Database, SqlStorage
-from mlapi.application.preparation import Preparation, PreparedRepository, check_key, prepare_on_first_use
+from mlapi.application.preparation import (
+    Preparation,
+    PreparedAttemptCounts,
+    PreparedRepository,
+    check_key,
+    prepare_on_first_use,
+)
 from mlapi.domain.ports import NonblockingLookup
 from mlapi.testing.samples import registered
 
@@ -115,6 +121,19 @@ def test_prepared_repository_is_returned_unchanged() -> None:
     preparation.ensure()
 
     assert prepare_on_first_use(repository, preparation) is repository
+
+
+def test_attempt_counts_are_prepared_before_their_first_use() -> None:
+    counts = PreparedAttemptCounts(InMemoryAttempts(), Preparation(FailingAtFirst()))
+
+    with pytest.raises(RepositoryUnavailableError, match="not started yet"), counts.reading():
+        pass
+    with pytest.raises(RepositoryUnavailableError, match="not started yet"), counts.transaction():
+        pass
+    with counts.transaction() as writer:
+        writer.add("key", window_seconds=60)
+    with counts.reading() as reader:
+        assert reader.get("key").count == 1
 
 
 def test_repository_is_prepared_before_its_first_use() -> None:

@@ -38,8 +38,8 @@ from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainC
 from mlapi.application.authentication import LoginAttempt, VerifiedLogin, run_inline
 from mlapi.bootstrap import async_guard
 from mlapi.domain.commands import AddApiKey, ChangePassword, EndTokens, RecordApiKeyUse, Reencrypt
-from mlapi.domain.credentials import Principal, PrincipalId
-from mlapi.domain.errors import FieldError
+from mlapi.domain.credentials import Principal, PrincipalId, authenticate
+from mlapi.domain.errors import AccessDeniedError, FieldError
 from mlapi.domain.users import EncryptedPassword, UsernameKey
 from mlapi.testing import SettableClock, UnavailableRepository
 from mlapi.testing.tokens import HOUR, MICROSECOND, NOON
@@ -279,6 +279,25 @@ def test_disabled_user_with_right_password_sees_disabled_error(
 
     assert error_info.value == UserDisabledError(ada.id)
     assert calls == [("count", "ada", HOME), ("find", "ada"), ("record_success", "ada", HOME)]
+
+
+def test_login_and_guard_share_the_access_rule(
+    authenticator: Authenticator, ada: User, tokens: InMemoryTokens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OutOfHoursError(AccessDeniedError):
+        pass
+
+    def deny(user: User, at: datetime) -> None:
+        raise OutOfHoursError(user.id, at)
+
+    claims = tokens.verify(authenticator.log_in(username="ada", password=PASSWORD, address=HOME).token)
+    monkeypatch.setattr("mlapi.domain.credentials.check_access", deny)
+    monkeypatch.setattr("mlapi.application.authentication.check_access", deny)
+
+    with pytest.raises(OutOfHoursError):
+        authenticate(claims, ada, NOON)
+    with pytest.raises(OutOfHoursError):
+        authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
 
 
 def test_disabled_user_with_wrong_password_sees_generic_error(

@@ -14,6 +14,7 @@ from mlapi.domain import errors
 from mlapi.domain.audit import AuditEntry, AuditId
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
 from mlapi.domain.errors import (
+    AccessDeniedError,
     ApiKeyNotFoundError,
     ConfigurationError,
     FieldError,
@@ -289,7 +290,7 @@ def test_every_error_has_a_status_and_is_tested() -> None:
     for module in pkgutil.walk_packages(mlapi.__path__, "mlapi."):
         importlib.import_module(module.name)  # define all subclasses
 
-    raised = subclasses(MlapiError) - {MlapiError, RequestError}
+    raised = subclasses(MlapiError) - {MlapiError, RequestError, AccessDeniedError}
 
     assert set(ERRORS) == raised
     assert {type(error): response.status for error, response in ERROR_RESPONSES} == {

@@ -18,18 +18,17 @@ import attrs
 from mlapi.application.guard import Guard
 from mlapi.application.users import Users
 from mlapi.domain.commands import Actor, ChangePassword, Reencrypt, UserCommand
-from mlapi.domain.credentials import IssuedToken
+from mlapi.domain.credentials import IssuedToken, check_access
 from mlapi.domain.errors import (
     InvalidCredentialsError,
     InvalidFieldsError,
     ServiceUnavailableError,
     TooManyAttemptsError,
-    UserDisabledError,
     UserNotFoundError,
 )
-from mlapi.domain.ports import AttemptLimiter, TokenIssuer
+from mlapi.domain.ports import AttemptLimiter, Clock, TokenIssuer
 from mlapi.domain.rules import canonical_username
-from mlapi.domain.users import User
+from mlapi.domain.users import User, utc_now
 
 BURST_WAIT_SECONDS = 3.0
 BURST_POLL_SECONDS = 0.05
@@ -157,12 +156,14 @@ class Authenticator:
         users: the users who may log in.
         tokens: issues the tokens.
         attempts: limits how often passwords can be guessed.
+        clock: the time at which access is checked.
     """
 
-    def __init__(self, users: Users, tokens: TokenIssuer, attempts: AttemptLimiter) -> None:
+    def __init__(self, users: Users, tokens: TokenIssuer, attempts: AttemptLimiter, *, clock: Clock = utc_now) -> None:
         self.users = users
         self._tokens = tokens
         self._attempts = attempts
+        self._clock = clock
         self._flow = LoginFlow(self, InlineExecutor(users))
 
     def log_in(self, *, username: str, password: str, address: str = "") -> IssuedToken:
@@ -175,7 +176,7 @@ class Authenticator:
 
         Raises:
             InvalidCredentialsError: if the username is unknown or the password is wrong.
-            UserDisabledError: if the password is right but the user is disabled.
+            AccessDeniedError: if the password is right but the user is disabled.
             TooManyAttemptsError: if the limit is reached, even if the password is right.
             RepositoryUnavailableError: if the database is unavailable.
         """
@@ -226,9 +227,12 @@ class Authenticator:
         self._attempts.record_success(attempt.username, attempt.address, was_known=attempt.address_is_known)
 
     def issue_token(self, verified: VerifiedLogin) -> IssuedToken:
-        """Return a token, or raise `UserDisabledError` if the user is disabled."""
-        if not verified.user.enabled:
-            raise UserDisabledError(verified.user.id)
+        """Return a token.
+
+        Raises:
+            AccessDeniedError: if the user has no access now; see `mlapi.domain.credentials.check_access`.
+        """
+        check_access(verified.user, self._clock())
         return self._tokens.issue(verified.user)
 
     def prepare_password_change(

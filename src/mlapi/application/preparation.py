@@ -2,8 +2,10 @@
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 
+from mlapi.domain.attempts import AttemptCountReader, AttemptCounts, AttemptCountWriter
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
@@ -83,6 +85,22 @@ def prepare_on_first_use(repository: UserRepository, preparation: Preparation) -
     if isinstance(repository, NonblockingLookup):
         return NonblockingPreparedRepository(repository, repository, preparation)
     return PreparedRepository(repository, preparation)
+
+
+class PreparedAttemptCounts:
+    """`AttemptCounts` that run a `Preparation` before each transaction, until it has succeeded."""
+
+    def __init__(self, counts: AttemptCounts, preparation: Preparation) -> None:
+        self._counts = counts
+        self._preparation = preparation
+
+    def transaction(self) -> AbstractContextManager[AttemptCountWriter]:
+        self._preparation.ensure()
+        return self._counts.transaction()
+
+    def reading(self) -> AbstractContextManager[AttemptCountReader]:
+        self._preparation.ensure()
+        return self._counts.reading()
 
 
 class PreparedRepository:

@@ -16,7 +16,7 @@ from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.batching import CommandBatcher, PrincipalLookup
 from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
-from mlapi.application.preparation import Preparation, check_key, prepare_on_first_use
+from mlapi.application.preparation import Preparation, PreparedAttemptCounts, check_key, prepare_on_first_use
 from mlapi.application.secret_reload import ReloadingCipher, ReloadingTokens
 from mlapi.application.users import Users
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
@@ -64,7 +64,9 @@ def open_service(settings: Settings) -> Iterator[Service]:
         repository = prepare_on_first_use(storage.users, preparation)
         cipher, tokens = ReloadingCipher(secrets.current_cipher), ReloadingTokens(secrets.current_tokens)
         users = Users(repository, cipher, password_policy=_password_policy(settings))
-        attempts = FixedWindowAttemptLimiter(storage.attempts, AttemptLimits(**attrs.asdict(settings.logins)))
+        attempts = FixedWindowAttemptLimiter(
+            PreparedAttemptCounts(storage.attempts, preparation), AttemptLimits(**attrs.asdict(settings.logins))
+        )
         api_key_usage = BackgroundApiKeyUsage(repository)
         access = Access(
             authenticator=Authenticator(users, tokens, attempts),

@@ -13,7 +13,7 @@ from typing import NewType
 
 import attrs
 
-from mlapi.domain.errors import InvalidFieldsError, InvalidTokenError, MlapiError, UserDisabledError
+from mlapi.domain.errors import AccessDeniedError, InvalidFieldsError, InvalidTokenError, MlapiError, UserDisabledError
 from mlapi.domain.rules import find_text_error, has_invisible
 from mlapi.domain.users import User, UserId, to_utc
 
@@ -88,8 +88,20 @@ def get_principal_id(parsed: ParsedCredential) -> PrincipalId:
     return parsed.user_id if isinstance(parsed, TokenClaims) else parsed.id
 
 
-AUTHENTICATION_ERRORS: tuple[type[MlapiError], ...] = (InvalidTokenError, UserDisabledError)
+ACCESS_ERRORS: tuple[type[AccessDeniedError], ...] = (UserDisabledError,)
+"""The errors that `check_access` raises."""
+AUTHENTICATION_ERRORS: tuple[type[MlapiError], ...] = (InvalidTokenError, *ACCESS_ERRORS)
 """The errors that `authenticate` raises."""
+
+
+def check_access(user: User, at: datetime) -> None:  # noqa: ARG001 - a rule may depend on the time
+    """Check that a user with valid credentials has access at this time. Logins and the guard both ask this.
+
+    Raises:
+        UserDisabledError: if the user is disabled.
+    """
+    if not user.enabled:
+        raise UserDisabledError(user.id)
 
 
 def authenticate(parsed: ParsedCredential, principal: Principal | None, at: datetime) -> User:
@@ -101,14 +113,13 @@ def authenticate(parsed: ParsedCredential, principal: Principal | None, at: date
         at: the current time.
 
     Raises:
-        UserDisabledError: if the credential is valid but the user is disabled.
+        AccessDeniedError: if the credential is valid but the user has no access; see `check_access`.
         InvalidTokenError: if the credential is unknown, forged, expired or revoked.
     """
     if isinstance(parsed, TokenClaims):
         if not isinstance(principal, User) or parsed.expires_datetime <= at:
             raise InvalidTokenError
-        if not principal.enabled:
-            raise UserDisabledError(principal.id)
+        check_access(principal, at)
         if parsed.token_epoch != principal.token_epoch:
             raise InvalidTokenError
         return principal
@@ -116,8 +127,7 @@ def authenticate(parsed: ParsedCredential, principal: Principal | None, at: date
         raise InvalidTokenError
     if principal.key.expires_datetime is not None and principal.key.expires_datetime <= at:
         raise InvalidTokenError
-    if not principal.user.enabled:
-        raise UserDisabledError(principal.user.id)
+    check_access(principal.user, at)
     return principal.user
 
 

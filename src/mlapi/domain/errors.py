@@ -8,7 +8,8 @@ MlapiError
 ├── ApiKeyNotFoundError              no API key has this id
 ├── InvalidCredentialsError          unknown username or wrong password
 ├── InvalidTokenError                invalid, expired or revoked token or API key
-├── UserDisabledError                valid credentials of a disabled user
+├── AccessDeniedError                valid credentials of a user who has no access now
+│   └── UserDisabledError            the user is disabled
 ├── TooManyAttemptsError             too many login attempts
 ├── ServiceUnavailableError          the service is overloaded; retry later
 │   └── RepositoryUnavailableError   the database is unavailable; retry later
@@ -108,8 +109,12 @@ class InvalidTokenError(MlapiError):
         return "invalid, expired or revoked token or API key"
 
 
+class AccessDeniedError(MlapiError):
+    """Base class for every rule that denies access to a user with valid credentials. Not raised directly."""
+
+
 @attrs.frozen
-class UserDisabledError(MlapiError):
+class UserDisabledError(AccessDeniedError):
     user_id: int
 
     def __str__(self) -> str:

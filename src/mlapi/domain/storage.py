@@ -35,7 +35,7 @@ class Storage(Protocol):
 
     @property
     def attempts(self) -> AttemptCounts:
-        """The counts of login attempts."""
+        """The counts of login attempts. Its methods are called only after `prepare` has returned."""
         ...
 
     @property

@@ -33,7 +33,7 @@ def mlapi_access(mlapi_users: Users, mlapi_clock: SettableClock) -> Access:
     """An authenticator without attempt limits, and the guard. Tokens expire after an hour."""
     tokens = InMemoryTokens(clock=mlapi_clock)
     return Access(
-        authenticator=Authenticator(mlapi_users, tokens, UnlimitedAttempts()),
+        authenticator=Authenticator(mlapi_users, tokens, UnlimitedAttempts(), clock=mlapi_clock),
         guard=Guard(mlapi_users.repository, tokens, clock=mlapi_clock),
     )
 

@@ -1,14 +1,12 @@
 """Log in to the console with the admin token, and log out."""
 
 import logging
-from functools import cached_property
 from http import HTTPStatus
 
 from starlette.responses import Response
 
 from mlapi.bootstrap import AttemptLimits, in_memory_attempts
 from mlapi.domain.errors import TooManyAttemptsError
-from mlapi.domain.ports import AttemptLimiter
 from mlapi.entrypoints.console.pages import LOGIN_PATH, redirect, render_page, set_cookie
 from mlapi.entrypoints.console.request import SESSION_COOKIE, ConsoleRequest
 from mlapi.entrypoints.console.sessions import LIFETIME_SECONDS
@@ -23,10 +21,8 @@ _logger = logging.getLogger("mlapi")
 class LoginPage:
     """The page that asks for the admin token and starts a session."""
 
-    @cached_property
-    def _attempts(self) -> AttemptLimiter:
-        """The attempt limiter. It is created on first use, because it starts a thread."""
-        return in_memory_attempts(AttemptLimits(per_address=MAX_WRONG_TOKENS_PER_MINUTE))
+    def __init__(self) -> None:
+        self._attempts = in_memory_attempts(AttemptLimits(per_address=MAX_WRONG_TOKENS_PER_MINUTE))
 
     async def __call__(self, request: ConsoleRequest) -> Response:
         if request.admin_policy.mode != "token" or request.session is not None:

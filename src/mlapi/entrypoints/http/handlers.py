@@ -11,7 +11,7 @@ from starlette.requests import Request
 from mlapi.application.users import Users
 from mlapi.domain.commands import Actor
 from mlapi.domain.credentials import ApiKeyId, looks_like_api_key
-from mlapi.domain.errors import InvalidTokenError, UserDisabledError
+from mlapi.domain.errors import AccessDeniedError, InvalidTokenError
 from mlapi.domain.users import User, UserId
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.runtime import Runtime
@@ -83,7 +83,7 @@ async def token_status_of_path(request: Request) -> Response:
 async def _check_token(request: Request, credential: str) -> Response:
     try:
         return responses.token_valid(await _runtime(request).guard.check(credential))
-    except UserDisabledError:
+    except AccessDeniedError:
         raise InvalidTokenError from None
 
 

@@ -8,6 +8,7 @@ import re
 
 import attrs
 
+from mlapi.domain.credentials import ACCESS_ERRORS
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     ConfigurationError,
@@ -19,7 +20,6 @@ from mlapi.domain.errors import (
     RepositoryUnavailableError,
     ServiceUnavailableError,
     TooManyAttemptsError,
-    UserDisabledError,
     UserExistsError,
     UserNotFoundError,
 )
@@ -173,7 +173,7 @@ OPERATIONS = (
         request=LoginRequest,
         success=responses.token_issued(examples.TOKEN),
         response=responses.Token,
-        errors=(InvalidCredentialsError, UserDisabledError, TooManyAttemptsError),
+        errors=(InvalidCredentialsError, *ACCESS_ERRORS, TooManyAttemptsError),
     ),
     Operation(
         method="GET",
