@@ -180,7 +180,7 @@ class CountingEverythingTogether(StorageWithAttempts):
 class NegativeCounts(InMemoryAttemptCounts):
     def subtract(self, key: str) -> None:
         found = self.get(key)
-        self.changed[key] = WindowCount(found.count - 1, max(found.ends_at, self._now + 60))
+        self.changed[key] = WindowCount(found.count - 1, max(found.ends_at_timestamp, self._now + 60))
 
 
 class CountingBelowZero(StorageWithAttempts):

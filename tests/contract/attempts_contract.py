@@ -28,7 +28,7 @@ def attempt(limiter: AttemptLimiter, username: str = "ada", address: str = HOME)
     try:
         limiter.count(username, address)
     except TooManyAttemptsError as error:
-        return error.retry_after
+        return error.retry_after_seconds
     return ALLOWED
 
 

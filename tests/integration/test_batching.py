@@ -45,7 +45,7 @@ class RecordingRepository(InMemoryUserRepository):
         self.batches.append(list(commands))
         self.resume.wait(10)
         if self.unavailable:
-            raise RepositoryUnavailableError("simulated outage", retry_after=7)
+            raise RepositoryUnavailableError("simulated outage", retry_after_seconds=7)
         if self.faulty in commands:
             raise ZeroDivisionError("simulated bug")
         return super().apply(commands, commit_by=commit_by)
@@ -227,7 +227,7 @@ def test_batch_after_a_failed_one_succeeds() -> None:
 
     failed, ada = asyncio.run(run())
 
-    assert failed == [RepositoryUnavailableError("simulated outage", retry_after=7)] * 2
+    assert failed == [RepositoryUnavailableError("simulated outage", retry_after_seconds=7)] * 2
     assert failed[0] is not failed[1]
     assert ada.username == "ada"
 
@@ -253,7 +253,7 @@ def test_commands_beyond_the_limit_are_rejected() -> None:
     repository = RecordingRepository()
 
     async def run() -> tuple[list[User | BaseException], list[User | BaseException]]:
-        batcher = CommandBatcher(repository, max_waiting=3)
+        batcher = CommandBatcher(repository, max_waiting_requests=3)
         results = await outcomes(batcher, [registration(f"user{number}") for number in range(5)])
         again = await outcomes(batcher, [registration(f"more{number}") for number in range(3)])
         batcher.close()
@@ -270,7 +270,7 @@ def test_command_that_times_out_is_not_applied() -> None:
     repository.resume.clear()
 
     async def run() -> list[User | BaseException]:
-        batcher = CommandBatcher(repository, max_waiting=4, timeout_seconds=0.1)
+        batcher = CommandBatcher(repository, max_waiting_requests=4, timeout_seconds=0.1)
         stuck = asyncio.create_task(batcher.apply(registration("stuck")))
         await asyncio.sleep(0.02)
         gone = asyncio.create_task(batcher.apply(registration("gone")))

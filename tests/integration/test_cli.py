@@ -411,7 +411,7 @@ def test_serve_passes_a_socket_per_worker_to_the_supervisor(
     assert len(addresses) == 1
     assert json.loads(run[-1]) | {"listeners": []} == {
         "listeners": [],
-        "connections": 50,
+        "max_connections": 50,
         "access_log": False,
         "log_format": "text",
     }

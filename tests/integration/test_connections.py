@@ -44,7 +44,7 @@ class ServerThread:
         self.reports: list[bytes] = []
         self.server = Server(
             config(app),
-            connections=connections,
+            max_connections=connections,
             deadlines=deadlines,
             report=self.reports.append,
             supervisor_fd=supervisor_fd,
@@ -430,7 +430,7 @@ def test_worker_reports_its_status_and_exits_with_supervisor(tmp_path: Path, mon
             listener_fd=os.dup(listener.fileno()),
             supervisor_fd=supervisor_fd,
             status_fd=status_fd,
-            connections=10,
+            max_connections=10,
             access_log=True,
         )
     )
@@ -450,7 +450,7 @@ def test_invalid_settings_are_reported_in_one_line(
     monkeypatch.setenv("MLAPI_PROFILE", "holiday")
 
     with pytest.raises(SystemExit) as exit_info:
-        worker.main(Arguments(listener_fd=0, supervisor_fd=0, status_fd=0, connections=1, access_log=True))
+        worker.main(Arguments(listener_fd=0, supervisor_fd=0, status_fd=0, max_connections=1, access_log=True))
 
     assert exit_info.value.code == 3
     assert capsys.readouterr().err.startswith("mlapi: profile: ")

@@ -53,7 +53,7 @@ SAME_ORIGIN = {"origin": BASE}
 
 @pytest.fixture
 def users() -> Users:
-    return Users(InMemoryUserRepository(), PlainCipher(), password_policy=PasswordPolicy(min_length=3))
+    return Users(InMemoryUserRepository(), PlainCipher(), password_policy=PasswordPolicy(min_chars=3))
 
 
 @pytest.fixture
@@ -839,7 +839,7 @@ def test_flash_message_is_shown_once(local: TestClient, ada: User) -> None:
     ids=["malformed", "not ASCII", "different key", "expired", "truncated"],
 )
 def test_invalid_flash_message_is_not_shown(local: TestClient, cookie: str) -> None:
-    response = local.get(CONSOLE_PATH, headers={b"cookie": f"mlapi_said={cookie}".encode()})
+    response = local.get(CONSOLE_PATH, headers={b"cookie": f"mlapi_flash={cookie}".encode()})
 
     assert status_and_flash(Page(local, response)) == (200, "")
 

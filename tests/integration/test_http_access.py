@@ -57,7 +57,7 @@ def cipher(request: pytest.FixtureRequest) -> CountingCipher:
 
 @pytest.fixture
 def users(cipher: CountingCipher) -> Users:
-    return Users(InMemoryUserRepository(), cipher, password_policy=PasswordPolicy(min_length=2))
+    return Users(InMemoryUserRepository(), cipher, password_policy=PasswordPolicy(min_chars=2))
 
 
 @pytest.fixture

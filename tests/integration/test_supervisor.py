@@ -320,7 +320,7 @@ def test_real_workers_serve_on_the_given_sockets(workers: int, tmp_path: Path, m
     thread = threading.Thread(target=client)
     thread.start()
     code = supervise(
-        [listener.detach() for listener in listeners], connections=100, access_log=False, log_format="text"
+        [listener.detach() for listener in listeners], max_connections=100, access_log=False, log_format="text"
     )
     thread.join()
 

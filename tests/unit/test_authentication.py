@@ -160,7 +160,7 @@ def repository(calls: list[tuple[object, ...]]) -> RecordingRepository:
 
 @pytest.fixture
 def users(repository: RecordingRepository, cipher: UpgradingCipher, clock: SettableClock) -> Users:
-    return Users(repository, cipher, clock=clock, password_policy=PasswordPolicy(min_length=8))
+    return Users(repository, cipher, clock=clock, password_policy=PasswordPolicy(min_chars=8))
 
 
 @pytest.fixture
@@ -1019,8 +1019,8 @@ def test_reencrypt_updates_all_passwords_in_batches(
     old = [store_outdated_password(users, user) for user in (ada, others[1])]
     calls.clear()
 
-    done = list(users.reencrypt(batch=2))
-    again = list(users.reencrypt(batch=3))
+    done = list(users.reencrypt(batch_size=2))
+    again = list(users.reencrypt(batch_size=3))
 
     stored = list(users.iterate_users())
     assert (done, again) == ([(2, 1), (2, 1), (1, 0)], [(3, 0), (2, 0)])

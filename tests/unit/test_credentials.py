@@ -9,7 +9,7 @@ import pytest
 
 from mlapi import ApiKey, ApiKeyId, InvalidFieldsError, InvalidTokenError, IssuedToken, User, UserDisabledError, UserId
 from mlapi.domain.credentials import (
-    API_KEY_NAME_MAX_CHARS,
+    MAX_API_KEY_NAME_CHARS,
     USE_RECORDING_INTERVAL,
     ApiKeyPrincipal,
     ParsedCredential,
@@ -206,7 +206,7 @@ FAR = "must be between the years 1 and 9999 in UTC"
 
 
 @pytest.mark.parametrize(
-    "name", ["a", "CI on the build machine", "Łódź 🚀", " padded ", "x" * API_KEY_NAME_MAX_CHARS, "ا" * 100]
+    "name", ["a", "CI on the build machine", "Łódź 🚀", " padded ", "x" * MAX_API_KEY_NAME_CHARS, "ا" * 100]
 )
 def test_readable_api_key_names_are_accepted(name: str) -> None:
     check_api_key_fields(name=name, expires_datetime=None, now=NOON)

@@ -366,7 +366,7 @@ def test_invalid_password_is_rejected_with_a_reason(password: object, error: str
 
 
 def test_password_length_counts_characters_not_bytes() -> None:
-    policy = PasswordPolicy(min_length=8)
+    policy = PasswordPolicy(min_chars=8)
 
     assert policy.find_error("\U0001f600" * 7) == "must be at least 8 characters"
     assert policy.find_error("\U0001f600" * 8) is None
@@ -380,7 +380,7 @@ def test_common_password_is_rejected_in_any_case(password: str) -> None:
 
 
 def test_uncommon_password_is_accepted() -> None:
-    policy = PasswordPolicy(min_length=8, common=frozenset({"letmein!"}))
+    policy = PasswordPolicy(min_chars=8, common=frozenset({"letmein!"}))
 
     assert policy.find_error("letmein!?") is None
 
@@ -416,7 +416,7 @@ def test_password_with_other_letters_is_accepted(password: str) -> None:
 def test_repr_of_a_policy_hides_its_lists() -> None:
     policy = PasswordPolicy(common=frozenset({"letmein!"}), words=frozenset({"acme"}))
 
-    assert repr(policy) == "PasswordPolicy(min_length=1)"
+    assert repr(policy) == "PasswordPolicy(min_chars=1)"
 
 
 # --- the user

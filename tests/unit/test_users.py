@@ -120,7 +120,7 @@ def test_fields_of_other_types_are_rejected(users: Users) -> None:
 
 
 def test_password_policy_is_applied() -> None:
-    policy = PasswordPolicy(min_length=8, common=frozenset({"password"}))
+    policy = PasswordPolicy(min_chars=8, common=frozenset({"password"}))
     users = Users(InMemoryUserRepository(), PlainCipher(), password_policy=policy)
 
     with pytest.raises(InvalidFieldsError) as error_info:

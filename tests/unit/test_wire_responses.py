@@ -222,7 +222,7 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
         ),
     ),
     (
-        RepositoryUnavailableError("the disk is full", retry_after=3),
+        RepositoryUnavailableError("the disk is full", retry_after_seconds=3),
         Response(
             HTTPStatus.SERVICE_UNAVAILABLE,
             b'{"message":"Service unavailable, try again"}',

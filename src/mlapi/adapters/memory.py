@@ -168,8 +168,8 @@ class InMemoryUserRepository:
 
     def _apply_to_users(self, command: UserCommand) -> Outcome:
         if isinstance(command, Register):
-            if (holder := self._ids.get(command.username_key)) is not None:
-                return UserExistsError(holder)
+            if (existing_id := self._ids.get(command.username_key)) is not None:
+                return UserExistsError(existing_id)
             self._last_id += 1
             user = command.as_user(UserId(self._last_id))
             self._ids[command.username_key] = user.id
@@ -230,7 +230,7 @@ class InMemoryAttempts:
         now = self._clock()
         if now - self._purged_at >= _PURGE_INTERVAL_SECONDS:
             self._purged_at = now
-            self._counts = {key: count for key, count in self._counts.items() if count.ends_at > now}
+            self._counts = {key: count for key, count in self._counts.items() if count.ends_at_timestamp > now}
 
 
 class InMemoryAttemptCounts:
@@ -243,12 +243,14 @@ class InMemoryAttemptCounts:
 
     def get(self, key: str) -> WindowCount:
         found = self.changed.get(key) or self._counts.get(key)
-        return WindowCount(0, self._now) if found is None or found.ends_at <= self._now else found
+        return WindowCount(0, self._now) if found is None or found.ends_at_timestamp <= self._now else found
 
     def add(self, key: str, *, window_seconds: float) -> int:
         found = self.get(key)
-        ends_at = found.ends_at if found.ends_at > self._now else self._now + window_seconds
-        self.changed[key] = WindowCount(found.count + 1, ends_at)
+        ends_at_timestamp = (
+            found.ends_at_timestamp if found.ends_at_timestamp > self._now else self._now + window_seconds
+        )
+        self.changed[key] = WindowCount(found.count + 1, ends_at_timestamp)
         return found.count + 1
 
     def subtract(self, key: str) -> None:

@@ -27,7 +27,7 @@ from mlapi.domain.errors import MlapiError, RepositoryUnavailableError, ServiceU
 from mlapi.domain.ports import NonblockingLookup, UserRepository
 from mlapi.domain.users import User
 
-MAX_WAITING = 10_000
+MAX_WAITING_REQUESTS = 10_000
 """At 10,000 requests per second, the last request in a full queue waits one second. Each takes about a kilobyte."""
 TIMEOUT_SECONDS = 5.0
 
@@ -40,36 +40,36 @@ _TIMED_OUT = RepositoryUnavailableError("the database did not answer in time")
 
 _logger = logging.getLogger("mlapi")
 
-Q = TypeVar("Q")
-R = TypeVar("R")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @attrs.define(eq=False)
 class _Request:
-    """A waiting request. The writer thread sets ``result``; the event loop copies it to ``future``."""
+    """A waiting item. The writer thread sets ``result``; the event loop copies it to ``future``."""
 
-    query: Any
+    item: Any
     future: "asyncio.Future[Any]"
     result: Any = attrs.field(init=False)
 
 
 @attrs.define(eq=False)
 class _Batch:
-    """Requests that are executed together. ``deadline`` is a `time.monotonic` time."""
+    """Requests that are executed together. ``deadline_monotonic`` is a `time.monotonic` time."""
 
-    deadline: float
+    deadline_monotonic: float
     requests: list[_Request] = attrs.field(factory=list)
     timer: asyncio.TimerHandle = attrs.field(init=False)
     timed_out: bool = False
 
 
-class Batcher(Generic[Q, R]):
+class Batcher(Generic[Item, Result]):
     """Executes the requests of concurrent coroutines in batches, in one writer thread.
 
     Args:
-        execute: called in the writer thread with a batch and its deadline, a `time.monotonic` time. Returns a result
-            for each request, or an exception for its `submit` to raise.
-        max_waiting: maximum number of waiting requests. Further ones are rejected.
+        execute: called in the writer thread with the items of a batch and its deadline, a `time.monotonic` time.
+            Returns a result for each item, or an exception for its `submit` to raise.
+        max_waiting_requests: maximum number of waiting requests. Further ones are rejected.
         timeout_seconds: maximum time that a request waits.
     """
 
@@ -77,13 +77,13 @@ class Batcher(Generic[Q, R]):
 
     def __init__(
         self,
-        execute: Callable[[Sequence[Q], float], Sequence[R | Exception]],
+        execute: Callable[[Sequence[Item], float], Sequence[Result | Exception]],
         *,
-        max_waiting: int = MAX_WAITING,
+        max_waiting_requests: int = MAX_WAITING_REQUESTS,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         self._execute = execute
-        self._max_waiting = max_waiting
+        self._max_waiting_requests = max_waiting_requests
         self._timeout_seconds = timeout_seconds
         self._lock = threading.Lock()  # event loops in several threads may share this batcher
         self._waiting = 0
@@ -91,7 +91,7 @@ class Batcher(Generic[Q, R]):
         self._submitted: SimpleQueue[tuple[_LoopQueue, _Batch] | None] = SimpleQueue()
         self._writer: threading.Thread | None = None
 
-    async def submit(self, query: Q) -> R:
+    async def submit(self, item: Item) -> Result:
         """Return the result after the whole batch has been executed.
 
         Cancelling this coroutine drops the request if its batch has not started yet. The other requests of the batch
@@ -103,7 +103,7 @@ class Batcher(Generic[Q, R]):
                 started.
         """
         with self._lock:
-            if self._waiting >= self._max_waiting:
+            if self._waiting >= self._max_waiting_requests:
                 raise ServiceUnavailableError("too many requests are waiting")
             self._waiting += 1
         loop = asyncio.get_running_loop()
@@ -113,9 +113,9 @@ class Batcher(Generic[Q, R]):
                 loop, self._start_batch, self._replace_writer, self._timeout_seconds, self._timeout_error
             )
             self._queues[loop] = queue
-        request = _Request(query, loop.create_future())
+        request = _Request(item, loop.create_future())
         queue.add(request)
-        result: R = await request.future
+        result: Result = await request.future
         return result
 
     def close(self) -> None:
@@ -131,7 +131,7 @@ class Batcher(Generic[Q, R]):
         self._submitted.put((queue, batch))
 
     def _start_writer(self) -> None:
-        self._writer = threading.Thread(target=self._write, name="mlapi-group", daemon=True)
+        self._writer = threading.Thread(target=self._write, name="mlapi-batcher", daemon=True)
         self._writer.start()
 
     def _replace_writer(self) -> None:
@@ -143,7 +143,7 @@ class Batcher(Generic[Q, R]):
         while (submitted := self._submitted.get()) is not None:
             queue, batch = submitted
             requests = [request for request in batch.requests if not request.future.done()]
-            results = self._get_results([request.query for request in requests], batch.deadline)
+            results = self._get_results([request.item for request in requests], batch.deadline_monotonic)
             for request, result in zip(requests, results, strict=True):
                 request.result = result
             with self._lock:
@@ -154,17 +154,17 @@ class Batcher(Generic[Q, R]):
                 if threading.current_thread() is not self._writer:
                     return  # this thread was replaced while it waited
 
-    def _get_results(self, queries: Sequence[Q], deadline: float) -> Sequence[R | Exception]:
+    def _get_results(self, items: Sequence[Item], deadline_monotonic: float) -> Sequence[Result | Exception]:
         try:
-            return self._execute(queries, deadline)
+            return self._execute(items, deadline_monotonic)
         except MlapiError as error:
-            return [copy(error) for _ in queries]  # one copy each: raising an exception modifies its traceback
+            return [copy(error) for _ in items]  # one copy each: raising an exception modifies its traceback
         except Exception as error:
-            if len(queries) == 1:
+            if len(items) == 1:
                 _logger.exception("a request failed unexpectedly")
                 return [error]
             # Nothing was applied. Execute each request separately, so that only the faulty one fails.
-            return [result for query in queries for result in self._get_results([query], deadline)]
+            return [result for item in items for result in self._get_results([item], deadline_monotonic)]
 
 
 class CommandBatcher(Batcher[Command, User | ApiKey]):
@@ -173,7 +173,7 @@ class CommandBatcher(Batcher[Command, User | ApiKey]):
     Args:
         repository: applies the commands.
         on_committed: called in the writer thread with the commands and outcomes of each committed batch.
-        max_waiting: see `Batcher`.
+        max_waiting_requests: see `Batcher`.
         timeout_seconds: see `Batcher`.
     """
 
@@ -185,7 +185,7 @@ class CommandBatcher(Batcher[Command, User | ApiKey]):
         repository: UserRepository,
         *,
         on_committed: Callable[[Sequence[Command], Sequence[Outcome]], None] = lambda _commands, _outcomes: None,
-        max_waiting: int = MAX_WAITING,
+        max_waiting_requests: int = MAX_WAITING_REQUESTS,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         def execute(commands: Sequence[Command], commit_by: float) -> list[Outcome]:
@@ -193,7 +193,7 @@ class CommandBatcher(Batcher[Command, User | ApiKey]):
             on_committed(commands, outcomes)
             return outcomes
 
-        super().__init__(execute, max_waiting=max_waiting, timeout_seconds=timeout_seconds)
+        super().__init__(execute, max_waiting_requests=max_waiting_requests, timeout_seconds=timeout_seconds)
 
     @overload
     async def apply(self, command: UserCommand) -> User: ...
@@ -323,14 +323,18 @@ class _LoopQueue:
         return 0 if self._next is None else len(self._next.requests)
 
     def _wait_for_follow_ups(
-        self, expected: int, started: float, collected_before: int = 0, idle_turns: int = 0
+        self, expected: int, started_monotonic: float, collected_before: int = 0, idle_turns: int = 0
     ) -> None:
         collected = self._collected
         idle_turns = idle_turns + 1 if collected == collected_before else 0
-        if collected >= expected or idle_turns > _MAX_IDLE_TURNS or time.monotonic() - started > _MAX_WAIT_SECONDS:
+        if (
+            collected >= expected
+            or idle_turns > _MAX_IDLE_TURNS
+            or time.monotonic() - started_monotonic > _MAX_WAIT_SECONDS
+        ):
             self._start_next()
         else:
-            self.loop.call_soon(self._wait_for_follow_ups, expected, started, collected, idle_turns)
+            self.loop.call_soon(self._wait_for_follow_ups, expected, started_monotonic, collected, idle_turns)
 
     def _start_next(self) -> None:
         self._scheduled = False

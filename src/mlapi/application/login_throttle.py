@@ -110,7 +110,7 @@ class FixedWindowAttemptLimiter:
             writer.add(_known_key(name, site), window_seconds=KNOWN_ADDRESS_SECONDS)
 
     def _reject(self, reader: AttemptCountReader, count: _Count) -> None:
-        until = reader.get(count.key).ends_at
+        until = reader.get(count.key).ends_at_timestamp
         if count.is_cacheable:
             if len(self._rejected_until) >= _MAX_CACHED_REJECTIONS:
                 self._rejected_until.clear()

@@ -40,8 +40,8 @@ class Row:
 
     number: int
     """The line number, starting at 1."""
-    end: int
-    """The offset in bytes where the next row starts."""
+    end_offset_bytes: int
+    """The offset where the next row starts."""
     values: Mapping[str, object] = attrs.field(factory=dict, repr=False)
     """Values by column."""
     error: FieldError | None = None
@@ -70,11 +70,11 @@ class Summary:
     """The number of rows processed so far, by result."""
 
     imported: int = 0
-    already_there: int = 0
-    refused: int = 0
+    already_present: int = 0
+    rejected: int = 0
 
     def __str__(self) -> str:
-        return f"{self.imported} imported, {self.already_there} already present, {self.refused} rejected"
+        return f"{self.imported} imported, {self.already_present} already present, {self.rejected} rejected"
 
 
 @attrs.frozen(kw_only=True, eq=False)
@@ -274,11 +274,11 @@ class UserImport:
             elif not isinstance(outcome, UserExistsError):
                 self.summary.imported += 1
             elif _is_same_user(row, existing[outcome.user_id]):
-                self.summary.already_there += 1
+                self.summary.already_present += 1
             else:
                 self._reject(row, (_NAME_TAKEN,))
         self._rejects.flush()
-        return batch.rows[-1].end
+        return batch.rows[-1].end_offset_bytes
 
     def _existing(self, batch: _PreparedBatch, user_ids: list[int]) -> dict[int, Principal | None]:
         """Return the users with these ids, including users registered since the batch was prepared."""
@@ -291,7 +291,7 @@ class UserImport:
         return attrs.evolve(command, password=self._users.cipher.reencrypt(command.password) or command.password)
 
     def _reject(self, row: Row, errors: Iterable[FieldError]) -> None:
-        self.summary.refused += 1
+        self.summary.rejected += 1
         self._rejects.write(row, errors)
 
 

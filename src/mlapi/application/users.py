@@ -189,9 +189,11 @@ class Users:
             after=after or UserId(0), limit=limit, enabled=enabled, containing=fold(containing)
         )
 
-    def iterate_users(self, *, batch: int = 500, enabled: bool | None = None, containing: str = "") -> Iterator[User]:
-        """Yield every matching user, sorted by id. Reads ``batch`` users at a time."""
-        for page in self._pages(batch, enabled=enabled, containing=containing):
+    def iterate_users(
+        self, *, batch_size: int = 500, enabled: bool | None = None, containing: str = ""
+    ) -> Iterator[User]:
+        """Yield every matching user, sorted by id. Reads ``batch_size`` users at a time."""
+        for page in self._pages(batch_size, enabled=enabled, containing=containing):
             yield from page
 
     def count(self) -> int:
@@ -308,7 +310,7 @@ class Users:
         )
         return AddApiKey(key=key, actor=self._actor), secret
 
-    def reencrypt(self, *, batch: int = 500) -> Iterator[tuple[int, int]]:
+    def reencrypt(self, *, batch_size: int = 500) -> Iterator[tuple[int, int]]:
         """Encrypt all passwords with the newest key, in one durable transaction per batch. Safe to repeat.
 
         Yields:
@@ -317,7 +319,7 @@ class Users:
         Raises:
             RepositoryUnavailableError: if the database is unavailable. Completed batches are kept.
         """
-        for page in self._pages(batch):
+        for page in self._pages(batch_size):
             reencrypted = ((user, self.cipher.reencrypt(user.password)) for user in page)
             commands = [
                 Reencrypt(user_id=user.id, password=password, replacing=user.password)
@@ -343,8 +345,8 @@ class Users:
             raise outcome
         return outcome
 
-    def _pages(self, size: int, *, enabled: bool | None = None, containing: str = "") -> Iterator[list[User]]:
+    def _pages(self, batch_size: int, *, enabled: bool | None = None, containing: str = "") -> Iterator[list[User]]:
         last = None
-        while page := self.list_page(after=last, limit=size, enabled=enabled, containing=containing):
+        while page := self.list_page(after=last, limit=batch_size, enabled=enabled, containing=containing):
             yield page
             last = page[-1].id

@@ -169,8 +169,8 @@ def _password_policy(settings: Settings) -> PasswordPolicy:
     min_length = settings.passwords.min_length
     if settings.is_production:
         return PasswordPolicy(
-            min_length=MIN_PASSWORD_CHARS if min_length is None else min_length,
+            min_chars=MIN_PASSWORD_CHARS if min_length is None else min_length,
             common=load_common_passwords(),
             words=CONTEXT_WORDS,
         )
-    return PasswordPolicy(min_length=1 if min_length is None else min_length)
+    return PasswordPolicy(min_chars=1 if min_length is None else min_length)

@@ -19,7 +19,7 @@ from mlapi.config.settings import (
     TokenSettings,
 )
 from mlapi.domain.errors import ConfigurationError
-from mlapi.domain.rules import PASSWORD_MAX_CHARS
+from mlapi.domain.rules import MAX_PASSWORD_CHARS
 
 KEY_BYTES = 32
 """A Fernet key has 16 bytes for signing and 16 for encryption (Fernet specification, "Key Format")."""
@@ -56,8 +56,8 @@ def validate_values(settings: Settings, prefix: str = "") -> None:
         raise ConfigurationError("database.url and connection are both set: remove one")
     if settings.connection is not None and not 0 < settings.connection.port < 2**16:
         raise ConfigurationError("connection.port must be from 1 to 65535")
-    if settings.passwords.min_length is not None and not 0 < settings.passwords.min_length <= PASSWORD_MAX_CHARS:
-        raise ConfigurationError(f"passwords.min_length must be from 1 to {PASSWORD_MAX_CHARS}")
+    if settings.passwords.min_length is not None and not 0 < settings.passwords.min_length <= MAX_PASSWORD_CHARS:
+        raise ConfigurationError(f"passwords.min_length must be from 1 to {MAX_PASSWORD_CHARS}")
     _validate_secrets(settings.secrets, prefix)
 
 

@@ -11,7 +11,7 @@ class WindowCount:
     """The number of attempts counted in a time window, and the time when the window ends."""
 
     count: int
-    ends_at: float
+    ends_at_timestamp: float
     """Seconds since 1970."""
 
 

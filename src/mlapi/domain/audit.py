@@ -29,7 +29,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.users import USER_ID_MAX, User, UserId, to_utc
+from mlapi.domain.users import MAX_USER_ID, User, UserId, to_utc
 
 AuditId = NewType("AuditId", int)
 """The id of an entry. Later entries have larger ids, except that simultaneous entries may be in any order."""
@@ -123,4 +123,4 @@ def _get_user_id(outcome: Outcome) -> UserId | None:
         return outcome.user_id
     if isinstance(outcome, ApiKeyNotFoundError):
         return None
-    return UserId(outcome.user_id) if 0 < outcome.user_id <= USER_ID_MAX else None
+    return UserId(outcome.user_id) if 0 < outcome.user_id <= MAX_USER_ID else None

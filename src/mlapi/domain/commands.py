@@ -20,7 +20,7 @@ from mlapi.domain.errors import (
 from mlapi.domain.rules import canonical_username, find_email_error, find_text_error, has_invisible
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, to_utc, utc_now
 
-ACTOR_MAX_CHARS = 200
+MAX_ACTOR_CHARS = 200
 _TOKEN_EPOCH_BYTES = 8
 
 
@@ -37,7 +37,7 @@ class Actor:
     entries outlive their user.
 
     Raises:
-        ValueError: if ``name`` or ``request_id`` is empty, longer than `ACTOR_MAX_CHARS`, or contains control or
+        ValueError: if ``name`` or ``request_id`` is empty, longer than `MAX_ACTOR_CHARS`, or contains control or
             invisible characters.
     """
 
@@ -47,8 +47,8 @@ class Actor:
     @name.validator
     def _check(self, _attribute: object, name: str) -> None:
         for text in (name,) if self.request_id is None else (name, self.request_id):
-            if find_text_error(text, ACTOR_MAX_CHARS) is not None or has_invisible(text):
-                raise ValueError(f"actor names and request ids must be 1 to {ACTOR_MAX_CHARS} visible characters")
+            if find_text_error(text, MAX_ACTOR_CHARS) is not None or has_invisible(text):
+                raise ValueError(f"actor names and request ids must be 1 to {MAX_ACTOR_CHARS} visible characters")
 
     @classmethod
     def from_user_id(cls, user_id: UserId, request_id: str | None = None) -> "Actor":

@@ -19,7 +19,7 @@ from mlapi.domain.users import User, UserId, to_utc
 
 ApiKeyId = NewType("ApiKeyId", str)
 
-API_KEY_NAME_MAX_CHARS = 100
+MAX_API_KEY_NAME_CHARS = 100
 USE_RECORDING_INTERVAL = timedelta(minutes=1)
 """How precisely an API key's last use is recorded. Recording every use would cost one write per request."""
 
@@ -165,7 +165,7 @@ def check_api_key_fields(*, name: object, expires_datetime: datetime | None, now
 
 
 def _find_name_error(name: object) -> str | None:
-    error = find_text_error(name, API_KEY_NAME_MAX_CHARS)
+    error = find_text_error(name, MAX_API_KEY_NAME_CHARS)
     if error is None and isinstance(name, str):
         if has_invisible(name):
             return "must not contain control or invisible characters"

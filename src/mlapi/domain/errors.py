@@ -123,20 +123,20 @@ class UserDisabledError(AccessDeniedError):
 
 @attrs.frozen
 class TooManyAttemptsError(MlapiError):
-    """``retry_after`` is in seconds, 1 or more."""
+    """``retry_after_seconds`` is at least 1."""
 
-    retry_after: int
+    retry_after_seconds: int
 
     def __str__(self) -> str:
-        return f"too many login attempts: retry in {self.retry_after} seconds"
+        return f"too many login attempts: retry in {self.retry_after_seconds} seconds"
 
 
 @attrs.frozen
 class ServiceUnavailableError(MlapiError):
-    """The request cannot be served now: a queue is full, or a call took too long. ``retry_after`` is in seconds."""
+    """The request cannot be served now: a queue is full, or a call took too long."""
 
     reason: str
-    retry_after: int = 1
+    retry_after_seconds: int = 1
 
     def __str__(self) -> str:
         return f"the service is unavailable: {self.reason}"

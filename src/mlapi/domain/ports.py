@@ -228,7 +228,7 @@ class AttemptLimiter(Protocol):
             address: any text that identifies the client.
 
         Raises:
-            TooManyAttemptsError: if a limit is reached. Its ``retry_after`` is a whole number of seconds.
+            TooManyAttemptsError: if a limit is reached. Its ``retry_after_seconds`` is a whole number of seconds.
         """
         ...
 

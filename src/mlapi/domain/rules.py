@@ -11,16 +11,16 @@ import attrs
 from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.users import UsernameKey
 
-USERNAME_MAX_CHARS = 254
+MAX_USERNAME_CHARS = 254
 """Limits both the typed and the canonical form. Long enough for an e-mail address, a common choice of username."""
 
-EMAIL_MAX_CHARS = 254
+MAX_EMAIL_CHARS = 254
 """RFC 5321, 4.5.3.1.3 allows a path of 256 octets, which includes two angle brackets."""
 
-EMAIL_LOCAL_MAX_CHARS = 64
+MAX_EMAIL_LOCAL_CHARS = 64
 """The part before the ``@``: RFC 5321, 4.5.3.1.1."""
 
-PASSWORD_MAX_CHARS = 1024
+MAX_PASSWORD_CHARS = 1024
 """Longer than any real password. Limits the hashing work of one request."""
 
 # Default_Ignorable_Code_Point (Unicode 16.0, DerivedCoreProperties.txt) outside category Cf, and the empty braille
@@ -32,7 +32,7 @@ _INVISIBLE = re.compile(
 # Accepts most addresses quickly; the others are checked in detail.
 _PLAIN_EMAIL = re.compile(r"[!#-'*+./0-9=?A-Z^-~-]{1,64}@(?:[A-Za-z0-9]{1,63}\.){1,3}[A-Za-z]{2,63}")
 
-_LABEL_MAX = 63  # characters in one domain label: RFC 1035, 2.3.4
+_MAX_LABEL_CHARS = 63  # characters in one domain label: RFC 1035, 2.3.4
 
 
 def canonical_username(username: str) -> UsernameKey:
@@ -54,7 +54,7 @@ def fold(text: str) -> str:
 
 def find_username_error(username: object) -> str | None:
     """Return the rule that a username violates, or None."""
-    error = find_text_error(username, USERNAME_MAX_CHARS)
+    error = find_text_error(username, MAX_USERNAME_CHARS)
     if error is not None or not isinstance(username, str):
         return error
     if has_invisible(username):
@@ -63,16 +63,16 @@ def find_username_error(username: object) -> str | None:
     # Normalization turns some characters into a space and a mark, so check both forms.
     if username != username.strip() or key != key.strip():
         return "must not begin or end with white space"
-    if len(key) > USERNAME_MAX_CHARS:
-        return f"must be at most {USERNAME_MAX_CHARS} characters when normalized"
+    if len(key) > MAX_USERNAME_CHARS:
+        return f"must be at most {MAX_USERNAME_CHARS} characters when normalized"
     return None
 
 
 def find_email_error(email: object) -> str | None:
     """Return the rule that an e-mail address violates, or None. Checks only its form, not whether it exists."""
-    if isinstance(email, str) and len(email) <= EMAIL_MAX_CHARS and _PLAIN_EMAIL.fullmatch(email):
+    if isinstance(email, str) and len(email) <= MAX_EMAIL_CHARS and _PLAIN_EMAIL.fullmatch(email):
         return None
-    error = find_text_error(email, EMAIL_MAX_CHARS)
+    error = find_text_error(email, MAX_EMAIL_CHARS)
     if error is not None or not isinstance(email, str):
         return error
     if has_invisible(email) or any(character.isspace() for character in email):
@@ -81,8 +81,8 @@ def find_email_error(email: object) -> str | None:
     labels = domain.split(".")
     if not at or not local or "@" in local or not all(_is_domain_label(label) for label in labels):
         return "must look like name@example.com"
-    if len(local) > EMAIL_LOCAL_MAX_CHARS:
-        return f"must have at most {EMAIL_LOCAL_MAX_CHARS} characters before the @"
+    if len(local) > MAX_EMAIL_LOCAL_CHARS:
+        return f"must have at most {MAX_EMAIL_LOCAL_CHARS} characters before the @"
     return None
 
 
@@ -93,23 +93,22 @@ class PasswordPolicy:
     There are no composition rules, as NIST SP 800-63B-4, 3.1.1.2 recommends.
 
     Args:
-        min_length: in characters.
         common: common passwords, case-folded. They are rejected in upper, lower and mixed case.
         words: names of the service and its roles, case-folded. A password is rejected if its letters spell only these
             words (OWASP ASVS 5.0, 6.2.11).
     """
 
-    min_length: int = 1
+    min_chars: int = 1
     common: frozenset[str] = attrs.field(default=frozenset(), repr=False)
     words: frozenset[str] = attrs.field(default=frozenset(), repr=False)
 
     def find_error(self, password: object) -> str | None:
         """Return the rule that a password violates, or None."""
-        error = find_text_error(password, PASSWORD_MAX_CHARS)
+        error = find_text_error(password, MAX_PASSWORD_CHARS)
         if error is not None or not isinstance(password, str):
             return error
-        if len(password) < self.min_length:
-            return f"must be at least {self.min_length} characters"
+        if len(password) < self.min_chars:
+            return f"must be at least {self.min_chars} characters"
         if password.casefold() in self.common:
             return "must not be a common password"
         if self._spells_only_words(password):
@@ -131,7 +130,7 @@ def _is_domain_label(label: str) -> bool:
     """
     kinds = [unicodedata.category(character) for character in label]
     return (
-        0 < len(label) <= _LABEL_MAX
+        0 < len(label) <= _MAX_LABEL_CHARS
         and not label.startswith("-")
         and not label.endswith("-")
         and not kinds[0].startswith("M")

@@ -9,7 +9,7 @@ UserId = NewType("UserId", int)
 UsernameKey = NewType("UsernameKey", str)
 """A username in canonical form, which is unique. Only `mlapi.domain.rules.canonical_username` makes one."""
 
-USER_ID_MAX = 2**63 - 1
+MAX_USER_ID = 2**63 - 1
 """The largest signed 64-bit integer. Larger ids are valid, but no user has one."""
 
 

@@ -40,8 +40,8 @@ class AttemptLimiterContract:
         with pytest.raises(TooManyAttemptsError) as error_info:
             attempts.count("ada", HOME)
 
-        assert 1 <= error_info.value.retry_after <= 60
-        assert isinstance(error_info.value.retry_after, int)
+        assert 1 <= error_info.value.retry_after_seconds <= 60
+        assert isinstance(error_info.value.retry_after_seconds, int)
 
     def test_other_names_and_addresses_are_not_limited(self, attempts: AttemptLimiter) -> None:
         while is_allowed(attempts):

@@ -235,8 +235,8 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
         with storage.attempts.reading() as counts_read:
             later = counts_read.get("one")
 
-        assert later == first == WindowCount(1, later.ends_at)
-        assert started + LONG_SECONDS <= later.ends_at <= time.time() + LONG_SECONDS
+        assert later == first == WindowCount(1, later.ends_at_timestamp)
+        assert started + LONG_SECONDS <= later.ends_at_timestamp <= time.time() + LONG_SECONDS
 
     def test_count_is_zero_after_its_window(self, storage: Storage) -> None:
         with storage.attempts.transaction() as counts:
@@ -252,7 +252,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
             again = [counts.add(key, window_seconds=LONG_SECONDS) for key in ("one", "two")]
 
         assert ended.count == 0
-        assert ended.ends_at <= time.time()
+        assert ended.ends_at_timestamp <= time.time()
         assert again == [1, 1]
 
     def test_failed_transaction_counts_nothing(self, storage: Storage) -> None:

@@ -73,15 +73,15 @@ class SqlAttemptCounts:
         return WindowCount(0, self._now) if row is None else WindowCount(row.count, row.expires_at)
 
     def add(self, key: str, *, window_seconds: float) -> int:
-        has_expired, ends_at = attempts.c.expires_at <= self._now, self._now + window_seconds
+        has_expired, ends_at_timestamp = attempts.c.expires_at <= self._now, self._now + window_seconds
         statement = (
             self._insert(attempts)
-            .values(id=key, count=1, expires_at=ends_at)
+            .values(id=key, count=1, expires_at=ends_at_timestamp)
             .on_conflict_do_update(
                 index_elements=["id"],
                 set_={
                     "count": case((has_expired, 1), else_=attempts.c.count + 1),
-                    "expires_at": case((has_expired, ends_at), else_=attempts.c.expires_at),
+                    "expires_at": case((has_expired, ends_at_timestamp), else_=attempts.c.expires_at),
                 },
             )
             .returning(attempts.c.count)

@@ -9,7 +9,7 @@ from mlapi.adapters.sql.rows import AUDIT_COLUMNS, read_audit_entry
 from mlapi.adapters.sql.statements import is_storable_user_id
 from mlapi.adapters.sql.tables import audit
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
-from mlapi.domain.users import USER_ID_MAX, UserId
+from mlapi.domain.users import MAX_USER_ID, UserId
 
 _DAY = type_coerce(func.date(audit.c.at), Date)
 _COUNT_PER_DAY = (
@@ -41,7 +41,7 @@ class SqlAuditTrail:
     def list_page(self, *, after: AuditId | None = None, limit: int, user_id: UserId | None = None) -> list[AuditEntry]:
         page = select(*AUDIT_COLUMNS).order_by(audit.c.id.desc()).limit(limit)
         if after is not None:
-            page = page.where(audit.c.id < min(after, USER_ID_MAX))
+            page = page.where(audit.c.id < min(after, MAX_USER_ID))
         if user_id is not None:
             if not is_storable_user_id(user_id):
                 return []

@@ -14,7 +14,7 @@ from mlapi.adapters.sql.tables import api_keys, users
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import UserNotFoundError
-from mlapi.domain.users import USER_ID_MAX, User, UserId, UsernameKey
+from mlapi.domain.users import MAX_USER_ID, User, UserId, UsernameKey
 
 _SELECT = select(*USER_COLUMNS).where(users.c.id == bindparam("by_id"))
 _SELECT_BY_KEY = select(*USER_COLUMNS).where(users.c.username_key == bindparam("by_key"))
@@ -71,7 +71,7 @@ class SqlUserRepository:
         return [found.get(key) for key in keys]
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        if after > USER_ID_MAX:
+        if after > MAX_USER_ID:
             return []
         page = select(*USER_COLUMNS).where(users.c.id > after).order_by(users.c.id).limit(limit)
         if enabled is not None:

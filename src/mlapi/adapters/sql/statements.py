@@ -34,7 +34,7 @@ from mlapi.domain.commands import (
 )
 from mlapi.domain.credentials import ApiKeyId, ApiKeyPrincipal, Principal, PrincipalId
 from mlapi.domain.errors import PasswordChangedError
-from mlapi.domain.users import USER_ID_MAX, User, UserId
+from mlapi.domain.users import MAX_USER_ID, User, UserId
 
 MAX_CACHED_ROWS = 10_000
 """Size of the caches for parsed users and for parsed API keys. An entry takes about a kilobyte."""
@@ -181,7 +181,7 @@ def find_principals(
 
 def is_storable_user_id(user_id: UserId) -> bool:
     """Return False for ids that no user can have. Drivers raise errors for integers too large for the column."""
-    return 0 < user_id <= USER_ID_MAX
+    return 0 < user_id <= MAX_USER_ID
 
 
 def is_storable_key_id(key_id: str) -> bool:

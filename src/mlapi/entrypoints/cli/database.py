@@ -18,7 +18,7 @@ from mlapi.config import load_settings
 from mlapi.entrypoints.cli.output import EXIT_ERROR, CommandError, command_errors, json_option, show
 
 _MAX_SHOWN_USERS = 20
-_MAX_SHOWN_NAME_LENGTH = 60
+_MAX_SHOWN_NAME_CHARS = 60
 _OPTIONS: dict[Choice, str] = {
     "rename_duplicates": "--rename-duplicates",
     "rename_invalid": "--rename-invalid",
@@ -142,7 +142,7 @@ def _report(adoption: Adoption, *, as_json: bool) -> None:
 
 def _as_line(finding: Finding, found: Found) -> str:
     shown = repr(found.username)  # escapes terminal control characters
-    shown = shown if len(shown) <= _MAX_SHOWN_NAME_LENGTH else f"{shown[:_MAX_SHOWN_NAME_LENGTH]}..."
+    shown = shown if len(shown) <= _MAX_SHOWN_NAME_CHARS else f"{shown[:_MAX_SHOWN_NAME_CHARS]}..."
     detail = f" {found.detail}" if isinstance(found.detail, str) else ""
     if finding.choice in {"rename_duplicates", "rename_invalid"}:
         detail += " keeps the name" if found.becomes is None else f" -> {found.becomes!r}"

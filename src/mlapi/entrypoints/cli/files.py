@@ -14,7 +14,7 @@ import msgspec
 from mlapi.application.user_import import Row
 from mlapi.atomic_files import atomic_write
 from mlapi.domain.errors import FieldError
-from mlapi.domain.rules import USERNAME_MAX_CHARS
+from mlapi.domain.rules import MAX_USERNAME_CHARS
 from mlapi.entrypoints.cli.output import CommandError
 
 STDIO = Path("-")
@@ -67,7 +67,7 @@ class RejectsFile:
 
     def write(self, row: Row, errors: Iterable[FieldError]) -> None:
         username = row.values.get("username")
-        shown = username[:USERNAME_MAX_CHARS] if isinstance(username, str) else None
+        shown = username[:MAX_USERNAME_CHARS] if isinstance(username, str) else None
         for error in errors:
             value = {"line": row.number, "username": shown, "field": error.field, "message": error.message}
             self._lines.append(msgspec.json.encode(value) + b"\n")

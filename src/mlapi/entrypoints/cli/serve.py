@@ -36,7 +36,7 @@ def serve_command(*, host: str, port: int, workers: int, connections: int, acces
         listener.set_inheritable(True)
     arguments = {
         "listeners": [listener.detach() for listener in listeners],
-        "connections": connections,
+        "max_connections": connections,
         "access_log": access_log,
         "log_format": settings.log_format,
     }

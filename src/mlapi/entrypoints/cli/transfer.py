@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
-import attrs
 import click
 
 from mlapi.application.user_import import Row, UserImport
@@ -75,10 +74,16 @@ def users_import(
             _run(importing, rows, size=size_of(stream))
     summary = importing.summary
     line = f"{summary} (dry run: nothing was stored)" if dry_run else str(summary)
-    if summary.refused:
+    if summary.rejected:
         line += f"; see {path}"
-    show(line, {**attrs.asdict(summary), "rejects": str(path) if summary.refused else None}, as_json=as_json)
-    if summary.refused:
+    details = {
+        "imported": summary.imported,
+        "already_there": summary.already_present,
+        "refused": summary.rejected,
+        "rejects": str(path) if summary.rejected else None,
+    }
+    show(line, details, as_json=as_json)
+    if summary.rejected:
         click.get_current_context().exit(EXIT_SOME_REJECTED)
 
 
@@ -114,7 +119,7 @@ def users_export(
     """
     file_format = file_format or _format_of(file)
     with command_errors(), open_output(file, force=force) as stream, open_users(load_settings()) as users:
-        selected = users.iterate_users(batch=_PAGE_SIZE, enabled=enabled, containing=containing)
+        selected = users.iterate_users(batch_size=_PAGE_SIZE, enabled=enabled, containing=containing)
         with _progress_bar("exporting", users.count()) as bar:
             for _ in write_users(stream, file_format, selected, passwords=with_stored_passwords):
                 bar.update(1)

@@ -51,22 +51,22 @@ def read_rows(stream: BinaryIO, file_format: FileFormat, *, ignore_columns: bool
 
 def _read_lines(stream: BinaryIO) -> Iterator[tuple[str, Row]]:
     """Yield each non-empty line together with its row, which has no values yet but may have an error."""
-    number = end = 0
+    number = end_offset_bytes = 0
     while line := stream.readline(MAX_LINE_BYTES):
-        number, end = number + 1, end + len(line)
+        number, end_offset_bytes = number + 1, end_offset_bytes + len(line)
         if len(line) == MAX_LINE_BYTES and not line.endswith(b"\n"):
             while (rest := stream.readline(MAX_LINE_BYTES)) and not rest.endswith(b"\n"):
-                end += len(rest)
-            end += len(rest)
-            yield "", _invalid(Row(number, end), f"must be shorter than {MAX_LINE_BYTES} bytes")
+                end_offset_bytes += len(rest)
+            end_offset_bytes += len(rest)
+            yield "", _invalid(Row(number, end_offset_bytes), f"must be shorter than {MAX_LINE_BYTES} bytes")
             continue
         try:
             text = (line.removeprefix(BOM_UTF8) if number == 1 else line).decode("utf-8")
         except UnicodeDecodeError:
-            yield "", _invalid(Row(number, end), "must be UTF-8")
+            yield "", _invalid(Row(number, end_offset_bytes), "must be UTF-8")
             continue
         if text := text.removesuffix("\n").removesuffix("\r"):
-            yield text, Row(number, end)
+            yield text, Row(number, end_offset_bytes)
 
 
 def _csv_rows(lines: Iterator[tuple[str, Row]], *, ignore_columns: bool) -> Iterator[Row]:
@@ -82,7 +82,7 @@ def _csv_rows(lines: Iterator[tuple[str, Row]], *, ignore_columns: bool) -> Iter
         elif len(cells) != len(columns):
             yield _invalid(row, f"must have {len(columns)} cells to match the header, but has {len(cells)}")
         else:
-            yield Row(row.number, row.end, dict(zip(columns, cells, strict=True)))
+            yield Row(row.number, row.end_offset_bytes, dict(zip(columns, cells, strict=True)))
     if columns is None:
         raise CommandError("the file is empty")
 
@@ -124,7 +124,7 @@ def _json_rows(lines: Iterator[tuple[str, Row]], *, ignore_columns: bool) -> Ite
         if error := _find_key_error(values, ignore_columns=ignore_columns):
             yield _invalid(row, error)
         else:
-            yield Row(row.number, row.end, values)
+            yield Row(row.number, row.end_offset_bytes, values)
 
 
 def _parse_object(text: str) -> dict[str, object]:
@@ -158,7 +158,7 @@ def _describe_unknown(names: list[str]) -> str:
 
 
 def _invalid(row: Row, message: str) -> Row:
-    return Row(row.number, row.end, error=FieldError("line", message))
+    return Row(row.number, row.end_offset_bytes, error=FieldError("line", message))
 
 
 def write_users(stream: TextIO, file_format: FileFormat, users: Iterable[User], *, passwords: bool) -> Iterator[None]:

@@ -41,7 +41,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
 def users_list(*, enabled: bool | None, containing: str, as_json: bool) -> None:
     """List users, ordered by id."""
     with open_users_as_operator() as users:
-        for user in users.iterate_users(batch=_PAGE_SIZE, enabled=enabled, containing=containing):
+        for user in users.iterate_users(batch_size=_PAGE_SIZE, enabled=enabled, containing=containing):
             _show(user, as_json=as_json)
 
 

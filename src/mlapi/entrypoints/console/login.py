@@ -33,8 +33,8 @@ class LoginPage:
         try:
             was_known = self._attempts.count(_ADMIN, address)
         except TooManyAttemptsError as error:
-            text = f"Too many wrong tokens from this address. Try again in {error.retry_after} seconds."
-            headers = [("Retry-After", str(error.retry_after))]
+            text = f"Too many wrong tokens from this address. Try again in {error.retry_after_seconds} seconds."
+            headers = [("Retry-After", str(error.retry_after_seconds))]
             return render_page(request, "login.html", HTTPStatus.TOO_MANY_REQUESTS, headers=headers, error=text)
         if not request.admin_policy.is_admin_token(request.form.get("token", "")):
             _logger.warning("console: wrong admin token from %s", address)

@@ -17,7 +17,7 @@ from mlapi.entrypoints.wire.client import Client
 CONSOLE_PATH = "/console"
 """The path of the console, relative to the mount point of the application."""
 SESSION_COOKIE = "session"
-FLASH_COOKIE = "said"
+FLASH_COOKIE = "flash"
 _FORM_TYPE = "application/x-www-form-urlencoded"
 _MAX_FIELDS = 20
 

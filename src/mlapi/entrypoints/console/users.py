@@ -9,7 +9,7 @@ from starlette.responses import Response
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import InvalidFieldsError, UserExistsError
-from mlapi.domain.rules import USERNAME_MAX_CHARS
+from mlapi.domain.rules import MAX_USERNAME_CHARS
 from mlapi.domain.users import User, UserId, utc_now
 from mlapi.entrypoints.console.chart import Chart, chart_start, make_chart
 from mlapi.entrypoints.console.pages import redirect, render_page
@@ -53,7 +53,7 @@ async def show_users(request: ConsoleRequest) -> Response:
         next_page=urlencode({**parameters, "after": shown[-1].id}) if has_more else None,
         total=total,
         chart=chart,
-        search_max_length=USERNAME_MAX_CHARS,
+        search_max_length=MAX_USERNAME_CHARS,
     )
 
 

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 IMMUTABLE = "public, max-age=31536000, immutable"  # one year: the digest in the URL changes with the content
 REVALIDATE = "no-cache"  # clients may cache the file, but must revalidate it with its ETag: RFC 9111, 5.2.2.4
-_DIGEST_LENGTH = 32
+_DIGEST_CHARS = 32
 
 
 @attrs.frozen
@@ -28,7 +28,7 @@ class StaticFile:
 
     @digest.default
     def _digest_of_content(self) -> str:
-        return hashlib.sha256(self.content).hexdigest()[:_DIGEST_LENGTH]
+        return hashlib.sha256(self.content).hexdigest()[:_DIGEST_CHARS]
 
     def response(self, request: Request, **headers: str) -> Response:
         """Return the file, or 304 if the client has this version (RFC 9110, 13.1.2).

@@ -271,12 +271,12 @@ class Supervisor:
                 worker.kill()
 
 
-def supervise(listeners: Sequence[int], *, connections: int, access_log: bool, log_format: Format) -> int:
+def supervise(listeners: Sequence[int], *, max_connections: int, access_log: bool, log_format: Format) -> int:
     """Serve until a signal ends the service, and return the exit code.
 
     Args:
         listeners: file descriptors of sockets that are bound to the same address, one for each worker.
-        connections: the maximum number of connections per worker.
+        max_connections: the maximum number of connections per worker.
         access_log: whether the workers log each request.
         log_format: the log format of the supervisor. Each worker reads the configuration itself.
     """
@@ -287,7 +287,7 @@ def supervise(listeners: Sequence[int], *, connections: int, access_log: bool, l
             "listener_fd": listener_fd,
             "supervisor_fd": supervisor_fd,
             "status_fd": status_fd,
-            "connections": connections,
+            "max_connections": max_connections,
             "access_log": access_log,
         }
         return [sys.executable, "-P", "-m", "mlapi.entrypoints.server.worker", json.dumps(arguments)]

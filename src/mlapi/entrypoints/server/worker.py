@@ -39,7 +39,7 @@ class Arguments(msgspec.Struct, kw_only=True, frozen=True):
     """The read end of a pipe. When the pipe is closed, the worker drains now."""
     status_fd: int
     """The write end of a pipe for status reports."""
-    connections: int
+    max_connections: int
     access_log: bool
 
 
@@ -48,7 +48,7 @@ class Server(uvicorn.Server):
 
     Args:
         config: the uvicorn configuration.
-        connections: the maximum number of connections.
+        max_connections: the maximum number of connections.
         deadlines: the deadlines of each connection.
         report: called with ``.`` when the server is ready and at each check while it is serving, and with ``-`` when it
             starts to drain.
@@ -60,13 +60,13 @@ class Server(uvicorn.Server):
         self,
         config: uvicorn.Config,
         *,
-        connections: int,
+        max_connections: int,
         deadlines: Deadlines | None = None,
         report: Callable[[bytes], None] = lambda _: None,
         supervisor_fd: int | None = None,
     ) -> None:
         super().__init__(config)
-        self.server_state: State = State(connections)
+        self.server_state: State = State(max_connections)
         self._deadlines = deadlines or Deadlines()
         self._report = report
         self._supervisor_fd = supervisor_fd
@@ -159,7 +159,7 @@ def main(arguments: Arguments) -> None:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # only the supervisor handles it, but it may reach the whole group
     server = Server(
         config(access_log=arguments.access_log, logging=logging),
-        connections=limit_connections(arguments.connections),
+        max_connections=limit_connections(arguments.max_connections),
         report=report,
         supervisor_fd=arguments.supervisor_fd,
     )

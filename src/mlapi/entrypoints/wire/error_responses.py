@@ -134,7 +134,7 @@ def error_response(error: MlapiError) -> Response:
             body = InvalidInput(message, errors)
         case UserExistsError(user_id=user_id):
             body = UserMessage(message, user_id)
-        case ServiceUnavailableError(retry_after=seconds) | TooManyAttemptsError(retry_after=seconds):
+        case ServiceUnavailableError(retry_after_seconds=seconds) | TooManyAttemptsError(retry_after_seconds=seconds):
             headers.append(("Retry-After", str(seconds)))
             if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
                 body = Message(_OUTCOME_UNKNOWN)

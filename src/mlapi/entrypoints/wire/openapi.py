@@ -13,7 +13,7 @@ import msgspec
 
 from mlapi import __version__
 from mlapi.domain.errors import InvalidFieldsError, MlapiError, UserExistsError
-from mlapi.domain.rules import USERNAME_MAX_CHARS
+from mlapi.domain.rules import MAX_USERNAME_CHARS
 from mlapi.entrypoints.wire import examples
 from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_error_response
 from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
@@ -44,7 +44,7 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
     },
     "q": {
         "description": "Only list users with this text in their username or e-mail address, ignoring case.",
-        "schema": {"type": "string", "format": "visible-text", "maxLength": USERNAME_MAX_CHARS},
+        "schema": {"type": "string", "format": "visible-text", "maxLength": MAX_USERNAME_CHARS},
     },
     "user_id": {"description": "Only list changes to this user, even if they have since been removed.", "schema": _ID},
     "limit": {

@@ -7,7 +7,7 @@ import attrs
 
 from mlapi.domain.audit import AuditId
 from mlapi.domain.errors import FieldError, InvalidFieldsError
-from mlapi.domain.rules import USERNAME_MAX_CHARS, has_invisible
+from mlapi.domain.rules import MAX_USERNAME_CHARS, has_invisible
 from mlapi.domain.users import UserId
 from mlapi.entrypoints.wire.requests import parse_permission, parse_user_id
 
@@ -98,8 +98,8 @@ def _find_page_size_error(text: str) -> str | None:
 
 
 def _find_search_error(text: str) -> str | None:
-    if len(text) > USERNAME_MAX_CHARS:
-        return f"must be at most {USERNAME_MAX_CHARS} characters"
+    if len(text) > MAX_USERNAME_CHARS:
+        return f"must be at most {MAX_USERNAME_CHARS} characters"
     return "must not contain control or invisible characters" if has_invisible(text) else None
 
 

@@ -8,9 +8,9 @@ from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
 
-from mlapi.domain.credentials import API_KEY_NAME_MAX_CHARS
+from mlapi.domain.credentials import MAX_API_KEY_NAME_CHARS
 from mlapi.domain.errors import FieldError, InvalidFieldsError
-from mlapi.domain.rules import EMAIL_MAX_CHARS, PASSWORD_MAX_CHARS, USERNAME_MAX_CHARS
+from mlapi.domain.rules import MAX_EMAIL_CHARS, MAX_PASSWORD_CHARS, MAX_USERNAME_CHARS
 from mlapi.domain.users import UserId
 from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES, BodyTooLargeError, UnreadableBodyError
 
@@ -33,7 +33,7 @@ Username = Annotated[
         "ada",
         format="username",
         minLength=1,
-        maxLength=USERNAME_MAX_CHARS,
+        maxLength=MAX_USERNAME_CHARS,
     ),
 ]
 Password = Annotated[
@@ -43,7 +43,7 @@ Password = Annotated[
         " rejects common passwords and the name of this service.",
         "difference engine",
         minLength=1,
-        maxLength=PASSWORD_MAX_CHARS,
+        maxLength=MAX_PASSWORD_CHARS,
     ),
 ]
 Email = Annotated[
@@ -53,7 +53,7 @@ Email = Annotated[
         "ada@example.com",
         format="idn-email",
         minLength=3,
-        maxLength=EMAIL_MAX_CHARS,
+        maxLength=MAX_EMAIL_CHARS,
     ),
 ]
 ApiKeyName = Annotated[
@@ -63,7 +63,7 @@ ApiKeyName = Annotated[
         "nightly job",
         format="visible-text",
         minLength=1,
-        maxLength=API_KEY_NAME_MAX_CHARS,
+        maxLength=MAX_API_KEY_NAME_CHARS,
     ),
 ]
 # Existing credentials have no constraints: an invalid value simply does not match.

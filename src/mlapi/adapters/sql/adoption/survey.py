@@ -25,7 +25,7 @@ from mlapi.adapters.sql.adoption.dialect import AdoptionDialect
 from mlapi.adapters.sql.adoption.findings import Finding, Found, iterate_findings, noted_users, notes
 from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.legacy import legacy_users
-from mlapi.domain.rules import USERNAME_MAX_CHARS, find_email_error, find_username_error, fold
+from mlapi.domain.rules import MAX_USERNAME_CHARS, find_email_error, find_username_error, fold
 
 BATCH_ROWS = 5000
 
@@ -180,7 +180,7 @@ def _is_text(value: object) -> bool:
 def _make_username(user_id: int, username: str, problem: str | None, attempt: int) -> str:
     """Return the username with the user's id appended, and from the second attempt on the attempt number."""
     ending = f"-{user_id}" if attempt == 1 else f"-{user_id}-{attempt}"
-    stem = "user" if problem is not None else username[: USERNAME_MAX_CHARS - len(ending)]
+    stem = "user" if problem is not None else username[: MAX_USERNAME_CHARS - len(ending)]
     while find_username_error(stem + ending) is not None:  # the canonical form is too long
         stem = stem[:-1]
     return stem + ending
