@@ -113,6 +113,19 @@ def test_no_request_value_is_interpolated_into_sql() -> None:
     assert interpolated == {"setting", "timeout_seconds * 1000", "VERSION_TABLE", "_MAX_DAMAGE_LINES", "notes.name"}
 
 
+def test_only_the_dialects_and_urls_depend_on_the_database() -> None:
+    comparing = {
+        file
+        for file, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Compare)
+        for operand in (node.left, *node.comparators)
+        if isinstance(operand, ast.Constant) and operand.value in {"sqlite", "postgresql"}
+    }
+
+    assert comparing == {"adapters/sql/adoption/dialect.py", "adapters/sql/dialect.py", "adapters/sql/urls.py"}
+
+
 def test_templates_are_never_built_from_strings() -> None:
     assert files_calling(r".*from_string|.*\.Template|Template") == set()
 
