@@ -179,7 +179,7 @@ def test_results_are_delivered_after_the_commit(database: Database) -> None:
     assert set(counts) == {40}
 
 
-def test_cancelled_command_is_dropped_from_its_batch() -> None:
+def test_canceled_command_is_dropped_from_its_batch() -> None:
     repository = RecordingRepository()
 
     async def run() -> None:
@@ -196,7 +196,7 @@ def test_cancelled_command_is_dropped_from_its_batch() -> None:
     assert [user.username for user in repository.list_page(after=UserId(0), limit=9)] == ["ada", "eve"]
 
 
-def test_command_cancelled_in_flight_is_still_applied() -> None:
+def test_command_canceled_in_flight_is_still_applied() -> None:
     repository = RecordingRepository()
     repository.resume.clear()
 

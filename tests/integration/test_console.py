@@ -707,10 +707,10 @@ def test_removing_a_user_needs_confirmation(local: TestClient, users: Users, ada
     confirmation = open_page(local).follow("ada").follow("Remove user")
     before = users.list_page()
 
-    cancelled = confirmation.follow("Cancel")
+    canceled = confirmation.follow("Cancel")
     page = confirmation.send("Remove user")
 
-    assert (confirmation.response.status_code, before, cancelled.response.url.path) == (
+    assert (confirmation.response.status_code, before, canceled.response.url.path) == (
         200,
         [ada],
         f"{CONSOLE_PATH}/users/1",
@@ -960,9 +960,9 @@ def test_every_page_is_accessible_to_screen_readers(all_pages: list[Page]) -> No
         assert page.find_all("html") == [{"lang": "en"}]
         assert (len(page.find_all("h1")), len(page.find_all("main")), len(page.find_all("title")) > 0) == (1, 1, True)
         assert [name for name, count in page.ids.items() if count > 1] == []
-        labelled = {label["for"] for label in page.find_all("label")}
+        labeled = {label["for"] for label in page.find_all("label")}
         fields = [field for tag in ("input", "select") for field in page.find_all(tag) if field.get("type") != "hidden"]
-        assert {field["id"] for field in fields} == labelled
+        assert {field["id"] for field in fields} == labeled
         described = " ".join(field.get("aria-describedby", "") for field in fields).split()
         assert set(described) <= page.ids.keys()
         assert [status["role"] for _tag, status in page.tags if status.get("id") == "status"] == ["status"]
@@ -1029,7 +1029,7 @@ def test_vendored_htmx_is_unmodified() -> None:
         if file.name != "VENDORED.toml"
     }
     assert found == vendored["sha256"]
-    assert (vendored["package"], vendored["version"], vendored["licence"]) == ("htmx.org", "2.0.11", "0BSD")
+    assert (vendored["package"], vendored["version"], vendored["license"]) == ("htmx.org", "2.0.11", "0BSD")
     assert f'version:"{vendored["version"]}"' in folder.joinpath("htmx.min.js").read_text("utf-8")
     assert "Zero-Clause BSD" in folder.joinpath("LICENSE").read_text("utf-8")
 

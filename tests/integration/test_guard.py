@@ -440,7 +440,7 @@ def test_concurrent_checks_return_the_right_users(
     assert asyncio.run(check_all()) == [*people, InvalidTokenError()]
 
 
-def test_cancelled_check_does_not_affect_others(tokens: InMemoryTokens) -> None:
+def test_canceled_check_does_not_affect_others(tokens: InMemoryTokens) -> None:
     class FailingRepository(InMemoryUserRepository):
         is_failing = False
 
@@ -456,15 +456,15 @@ def test_cancelled_check_does_not_affect_others(tokens: InMemoryTokens) -> None:
         with async_guard(Guard(repository, tokens)) as guard:
             results: list[object] = []
             for repository.is_failing in (False, True):
-                cancelled, kept = asyncio.create_task(guard.check(token)), asyncio.create_task(guard.check(token))
+                canceled, kept = asyncio.create_task(guard.check(token)), asyncio.create_task(guard.check(token))
                 await asyncio.sleep(0)
-                cancelled.cancel()
-                results += await asyncio.gather(cancelled, kept, return_exceptions=True)
+                canceled.cancel()
+                results += await asyncio.gather(canceled, kept, return_exceptions=True)
             return results
 
-    cancelled, user, cancelled_again, unavailable = asyncio.run(check_and_cancel())
+    canceled, user, canceled_again, unavailable = asyncio.run(check_and_cancel())
     assert isinstance(user, User)
-    assert [type(error) for error in (cancelled, cancelled_again, unavailable)] == [
+    assert [type(error) for error in (canceled, canceled_again, unavailable)] == [
         asyncio.CancelledError,
         asyncio.CancelledError,
         RepositoryUnavailableError,

@@ -307,7 +307,7 @@ def test_commit_rejected_by_the_server_is_not_applied(postgres_database: Databas
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
-        ("pg_cancel_backend", "the wait for a standby was cancelled while committing"),
+        ("pg_cancel_backend", "the wait for a standby was canceled while committing"),
         ("pg_terminate_backend", "the connection was lost while committing"),
     ],
 )
@@ -402,7 +402,7 @@ def waiting_for_standby(
 ) -> Iterator[list[tuple[str, RepositoryUnavailableError]]]:
     """Register users until a commit waits for a standby; yield a list that will contain its username and error.
 
-    The block must end the wait, for example by cancelling the commit.
+    The block must end the wait, for example by canceling the commit.
     """
     failures: list[tuple[str, RepositoryUnavailableError]] = []
 

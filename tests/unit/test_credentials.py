@@ -17,11 +17,11 @@ from mlapi.domain.credentials import (
     Principal,
     TokenClaims,
     authenticate,
-    check_api_key_fields,
     generate_api_key,
     get_principal_id,
     looks_like_api_key,
     parse_api_key,
+    validate_api_key_fields,
 )
 from mlapi.domain.errors import FieldError
 from mlapi.domain.users import EncryptedPassword
@@ -209,7 +209,7 @@ FAR = "must be between the years 1 and 9999 in UTC"
     "name", ["a", "CI on the build machine", "Łódź 🚀", " padded ", "x" * MAX_API_KEY_NAME_CHARS, "ا" * 100]
 )
 def test_readable_api_key_names_are_accepted(name: str) -> None:
-    check_api_key_fields(name=name, expires_datetime=None, now=NOON)
+    validate_api_key_fields(name=name, expires_datetime=None, now=NOON)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_readable_api_key_names_are_accepted(name: str) -> None:
 )
 def test_invalid_api_key_names_are_rejected(name: object, message: str) -> None:
     with pytest.raises(InvalidFieldsError) as error_info:
-        check_api_key_fields(name=name, expires_datetime=None, now=NOON)
+        validate_api_key_fields(name=name, expires_datetime=None, now=NOON)
 
     assert error_info.value.errors == (FieldError("name", message),)
 
@@ -256,7 +256,7 @@ def test_invalid_api_key_names_are_rejected(name: object, message: str) -> None:
     ids=str,
 )
 def test_api_key_may_expire_at_any_future_time(expires: datetime) -> None:
-    check_api_key_fields(name="laptop", expires_datetime=expires, now=NOON)
+    validate_api_key_fields(name="laptop", expires_datetime=expires, now=NOON)
 
 
 @pytest.mark.parametrize(
@@ -275,13 +275,13 @@ def test_api_key_may_expire_at_any_future_time(expires: datetime) -> None:
 )
 def test_invalid_expiry_times_are_rejected(expires: datetime, message: str) -> None:
     with pytest.raises(InvalidFieldsError) as error_info:
-        check_api_key_fields(name="laptop", expires_datetime=expires, now=NOON)
+        validate_api_key_fields(name="laptop", expires_datetime=expires, now=NOON)
 
     assert error_info.value.errors == (FieldError("expires_at", message),)
 
 
 def test_error_names_every_invalid_api_key_field() -> None:
     with pytest.raises(InvalidFieldsError) as error_info:
-        check_api_key_fields(name="", expires_datetime=NOON, now=NOON)
+        validate_api_key_fields(name="", expires_datetime=NOON, now=NOON)
 
     assert error_info.value.errors == (FieldError("name", EMPTY), FieldError("expires_at", PAST))

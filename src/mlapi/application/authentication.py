@@ -131,7 +131,7 @@ class LoginFlow:
     ) -> User:
         """Replace a user's password. See `Authenticator.change_password`."""
         authenticator = self._authenticator
-        authenticator.users.check_password(new, field="new")
+        authenticator.users.validate_password(new, field="new")
         verified = await self._authenticate(user.username, current, address)
         command = await self._executor.hash(authenticator.prepare_password_change, verified, new, request_id=request_id)
         return await self._executor.apply(command)

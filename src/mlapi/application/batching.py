@@ -94,7 +94,7 @@ class Batcher(Generic[Item, Result]):
     async def submit(self, item: Item) -> Result:
         """Return the result after the whole batch has been executed.
 
-        Cancelling this coroutine drops the request if its batch has not started yet. The other requests of the batch
+        Canceling this coroutine drops the request if its batch has not started yet. The other requests of the batch
         are not affected.
 
         Raises:
@@ -262,7 +262,7 @@ class PrincipalLookup:
                     future.set_exception(copy(error))
             return
         for (_, future), principal in zip(turn, principals, strict=True):
-            if not future.done():  # it may have been cancelled
+            if not future.done():  # it may have been canceled
                 future.set_result(principal)
 
 
@@ -306,7 +306,7 @@ class _LoopQueue:
         batch.timer.cancel()
         for request in batch.requests:
             if request.future.done():
-                continue  # cancelled
+                continue  # canceled
             if isinstance(request.result, Exception):
                 request.future.set_exception(request.result)
             else:

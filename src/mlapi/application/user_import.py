@@ -237,7 +237,7 @@ class UserImport:
         try:
             if "password" in values:
                 password = str(values["password"])
-                self._users.check_password(values["password"])  # type: ignore[arg-type]  # it rejects other types
+                self._users.validate_password(values["password"])  # type: ignore[arg-type]  # it rejects other types
             elif "password_hash" in values:
                 encrypted = self._importer().import_hash(values["password_hash"])
             else:

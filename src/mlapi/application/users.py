@@ -25,7 +25,7 @@ from mlapi.domain.commands import (
     SetEnabled,
     UserCommand,
 )
-from mlapi.domain.credentials import ApiKey, ApiKeyId, check_api_key_fields, generate_api_key, parse_api_key
+from mlapi.domain.credentials import ApiKey, ApiKeyId, generate_api_key, parse_api_key, validate_api_key_fields
 from mlapi.domain.errors import InvalidFieldsError, MlapiError
 from mlapi.domain.ports import Clock, PasswordCipher, UserRepository
 from mlapi.domain.rules import PasswordPolicy, canonical_username, find_email_error, find_username_error, fold
@@ -259,7 +259,7 @@ class Users:
     def prepare_remove_api_key(self, key_id: ApiKeyId) -> RemoveApiKey:
         return RemoveApiKey(key_id=key_id, at=self._clock(), actor=self._actor)
 
-    def check_password(self, password: str, *, field: str = "password") -> None:
+    def validate_password(self, password: str, *, field: str = "password") -> None:
         """Raise `InvalidFieldsError` for ``field`` if a password violates the policy."""
         InvalidFieldsError.raise_for([(field, self._password_policy.find_error(password))])
 
@@ -282,7 +282,7 @@ class Users:
         Raises:
             InvalidFieldsError: if the password violates the policy.
         """
-        self.check_password(password, field=field)
+        self.validate_password(password, field=field)
         encrypted = self.cipher.encrypt(password)
         return ChangePassword(
             user_id=user_id, password=encrypted, replacing=replacing, at=self._clock(), actor=self._actor
@@ -297,7 +297,7 @@ class Users:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
         """
         now = self._clock()
-        check_api_key_fields(name=name, expires_datetime=expires_datetime, now=now)
+        validate_api_key_fields(name=name, expires_datetime=expires_datetime, now=now)
         secret = generate_api_key()
         presented = parse_api_key(secret)
         key = ApiKey(

@@ -85,7 +85,7 @@ class Register:
         return canonical_username(self.username)
 
     @email.validator
-    def _check_form(self, _attribute: object, email: str) -> None:
+    def _validate_email(self, _attribute: object, email: str) -> None:
         InvalidFieldsError.raise_for([("email", find_email_error(email))])
 
     @property

@@ -153,8 +153,8 @@ def parse_api_key(credential: str) -> PresentedApiKey:
     return PresentedApiKey(ApiKeyId(match[1]), hashlib.sha256(credential.encode("ascii")).hexdigest())
 
 
-def check_api_key_fields(*, name: object, expires_datetime: datetime | None, now: datetime) -> None:
-    """Check the fields of a new API key.
+def validate_api_key_fields(*, name: object, expires_datetime: datetime | None, now: datetime) -> None:
+    """Validate the fields of a new API key.
 
     Raises:
         InvalidFieldsError: if a field is invalid. The error lists every invalid field.

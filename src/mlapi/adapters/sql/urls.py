@@ -36,7 +36,7 @@ def database_url(text: str) -> URL:
         raise unsupported_scheme_error(url.drivername, SCHEMES)
     url = url.set(drivername=_DRIVERS[url.drivername])
     if url.drivername == "sqlite":
-        _check_sqlite_path(url)
+        _validate_sqlite_path(url)
     elif url.port == 0:
         raise ConfigurationError(f"database.url: 0 is not a valid port: {_EXAMPLES}")
     return url
@@ -53,7 +53,7 @@ def connection_url(*, username: str, password: str, host: str, port: int, databa
     return URL.create(_DRIVERS["postgresql"], username, password, host, port, database)
 
 
-def _check_sqlite_path(url: URL) -> None:
+def _validate_sqlite_path(url: URL) -> None:
     if url.host or url.query or not url.database or url.database == ":memory:":
         raise ConfigurationError(
             "database.url for SQLite must be sqlite:/// and a file path, without options: sqlite:///mlapi.db"

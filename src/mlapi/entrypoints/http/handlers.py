@@ -141,7 +141,7 @@ async def set_password(request: Request) -> Response:
     runtime = _runtime(request)
     user_id = _user_id(request)
     body = await _decode_body(request, requests.SetPasswordRequest)
-    runtime.users.check_password(body.password)
+    runtime.users.validate_password(body.password)
     command = await runtime.executor.hash(
         _users_as_admin(request).prepare_password, user_id=user_id, password=body.password
     )

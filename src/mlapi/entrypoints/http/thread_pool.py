@@ -31,7 +31,7 @@ class BoundedThreadPool:
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in a thread.
 
-        If the caller is cancelled or times out, the call is removed from the queue. If it has already started, it keeps
+        If the caller is canceled or times out, the call is removed from the queue. If it has already started, it keeps
         running in its thread.
 
         Raises:

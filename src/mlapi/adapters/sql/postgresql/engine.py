@@ -129,7 +129,7 @@ def commit(connection: "psycopg.Connection") -> None:
 
     Raises:
         RepositoryUnavailableError: with ``may_be_done`` set, if the connection was lost before the server responded, or
-            if a DBA cancelled the wait for a standby. In the latter case the transaction is committed on
+            if a DBA canceled the wait for a standby. In the latter case the transaction is committed on
             this server alone, and PostgreSQL only sends a warning.
     """
     from psycopg import Error  # noqa: PLC0415 - an optional dependency
@@ -149,7 +149,7 @@ def commit(connection: "psycopg.Connection") -> None:
     finally:
         connection.remove_notice_handler(on_notice)
     if "WARNING" in severities:
-        raise RepositoryUnavailableError("the wait for a standby was cancelled while committing", may_be_done=True)
+        raise RepositoryUnavailableError("the wait for a standby was canceled while committing", may_be_done=True)
 
 
 def is_transient(error: BaseException | None) -> bool:
