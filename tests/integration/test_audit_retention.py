@@ -47,7 +47,7 @@ def repository_with_entries() -> InMemoryUserRepository:
 
 
 def test_old_entries_are_deleted_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "BATCH_SIZE", 2)
+    monkeypatch.setattr(retention, "BATCH_ENTRIES", 2)
     monkeypatch.setattr(retention, "PAUSE_SECONDS", 0.001)
     repository = repository_with_entries()
     trail = WatchedTrail(repository.audit, purges=3)
@@ -62,7 +62,7 @@ def test_old_entries_are_deleted_in_batches(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_close_interrupts_a_purge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(retention, "BATCH_SIZE", 1)
+    monkeypatch.setattr(retention, "BATCH_ENTRIES", 1)
     monkeypatch.setattr(retention, "PAUSE_SECONDS", 60.0)
     trail = WatchedTrail(repository_with_entries().audit, purges=1)
 

@@ -10,7 +10,7 @@ from mlapi.domain.users import utc_now
 
 INTERVAL_SECONDS = 600.0
 """The first purge also waits this long, so that it does not slow down startup."""
-BATCH_SIZE = 1000
+BATCH_ENTRIES = 1000
 """Maximum number of entries deleted in one transaction, which takes about 10 ms."""
 PAUSE_SECONDS = 0.1
 """Pause between two transactions, so that other writers are not blocked."""
@@ -53,6 +53,6 @@ class AuditRetention:
 
     def _purge(self) -> None:
         before = self._clock() - self._max_age
-        while self._trail.purge(before=before, limit=BATCH_SIZE) == BATCH_SIZE:
+        while self._trail.purge(before=before, limit=BATCH_ENTRIES) == BATCH_ENTRIES:
             if self._closing.wait(PAUSE_SECONDS):
                 return

@@ -71,7 +71,7 @@ def users_import(
         settings, actor = load_settings(), Actor(f"import by {account_name()}")
         with open_user_import(settings, report, actor=actor, threads=cores(), dry_run=dry_run) as importing:
             rows = read_rows(stream, file_format, ignore_columns=ignore_columns)
-            _run(importing, rows, size=size_of(stream))
+            _run(importing, rows, size_bytes=size_of(stream))
     summary = importing.summary
     line = f"{summary} (dry run: nothing was stored)" if dry_run else str(summary)
     if summary.rejected:
@@ -87,9 +87,9 @@ def users_import(
         click.get_current_context().exit(EXIT_SOME_REJECTED)
 
 
-def _run(importing: UserImport, rows: Iterable[Row], *, size: int | None) -> None:
+def _run(importing: UserImport, rows: Iterable[Row], *, size_bytes: int | None) -> None:
     try:
-        with _progress_bar("importing", size) as bar, closing(importing.run(rows)) as offsets:
+        with _progress_bar("importing", size_bytes) as bar, closing(importing.run(rows)) as offsets:
             for offset in offsets:
                 bar.update(offset - bar.pos)
     except KeyboardInterrupt:
