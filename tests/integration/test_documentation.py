@@ -16,6 +16,9 @@ import attrs
 import click
 import pytest
 import requests
+import sqlalchemy as sa
+from alembic.operations import Operations
+from alembic.runtime.migration import MigrationContext
 from starlette.testclient import TestClient
 
 from mlapi import InvalidTokenError
@@ -328,6 +331,27 @@ def test_guard_that_runs_during_a_restore_sees_later_disables(folder: Path) -> N
 
     assert statuses[0] in {403, 503}
     assert statuses[1:] == [403, 403]
+
+
+def test_files_named_in_the_contributing_guide_exist() -> None:
+    names = set(re.findall(r"`((?:src|tests)/[^`]*\.py)`", read_page(Path("CONTRIBUTING.md"))))
+
+    new = "src/mlapi/adapters/sql/migrations/versions/0004_expiry.py"
+    assert [name for name in sorted(names) if not (ROOT / name).exists()] == [new]
+
+
+def test_code_in_the_contributing_guide_works() -> None:
+    field, migration = find_code_blocks(Path("CONTRIBUTING.md"), "python")
+    assert field in read_page(Path("src/mlapi/domain/credentials.py"))
+
+    with sa.create_engine("sqlite://").connect() as connection:
+        connection.execute(sa.text("CREATE TABLE users (id INTEGER PRIMARY KEY)"))
+        namespace: dict[str, Any] = {"sa": sa, "op": Operations(MigrationContext.configure(connection))}
+        exec(migration, namespace)
+        namespace["upgrade"]()
+        assert [column["name"] for column in sa.inspect(connection).get_columns("users")] == ["id", "expires_datetime"]
+        namespace["downgrade"]()
+        assert [column["name"] for column in sa.inspect(connection).get_columns("users")] == ["id"]
 
 
 @pytest.mark.parametrize("page", [*PAGES, *ROOT_PAGES], ids=str)
