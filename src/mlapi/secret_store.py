@@ -1,7 +1,7 @@
 """The secrets that belong to a database: keys, salts and the admin token.
 
-`SecretStore` reads them from the settings and a secrets file, and makes ciphers, token issuers and key fingerprints
-from them. It reloads the file when it changes while the service is running.
+`SecretStore` reads them from the settings and a secrets file. For each version of the file it makes one
+`LoadedSecrets`, which contains the cipher, the token issuer and the key fingerprints.
 """
 
 import base64
@@ -11,6 +11,7 @@ import hmac
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -23,7 +24,7 @@ import yaml
 from mlapi.application.secret_reload import Reloader
 from mlapi.application.secret_rotation import SecretKind
 from mlapi.atomic_files import atomic_write, remove_abandoned_drafts
-from mlapi.config import SecretSettings, Settings
+from mlapi.config import PasswordSettings, SecretSettings, Settings, TokenSettings
 from mlapi.config.files import find_permission_error, read_yaml
 from mlapi.config.parsing import parse_secrets
 from mlapi.config.validation import KEY_BYTES, validate_for_production
@@ -37,14 +38,25 @@ _logger = logging.getLogger("mlapi")
 Cipher = TypeVar("Cipher", bound=PasswordCipher)
 
 
+@attrs.frozen(kw_only=True)
+class LoadedSecrets(Generic[Cipher]):
+    """The secrets in one version of the file, and the objects that use them."""
+
+    secrets: SecretSettings
+    cipher: Cipher
+    tokens: TokenIssuer
+    fingerprints: Sequence[Sequence[str]]
+    """One row per key, with one fingerprint per salt, both newest first."""
+
+
 class SecretStore(Generic[Cipher]):
     """The current secrets of a database. Secrets in the settings take precedence over those in the file.
 
     Args:
         settings: the loaded settings.
         file: the secrets file, which does not have to exist. If None, generated secrets are kept in memory.
-        make_cipher: makes a password cipher from keys and salts, newest first.
-        make_tokens: makes a token issuer from token keys, newest first.
+        make_cipher: makes a password cipher from the password settings, keys and salts, newest first.
+        make_tokens: makes a token issuer from the token settings and token keys, newest first.
     """
 
     def __init__(
@@ -52,14 +64,16 @@ class SecretStore(Generic[Cipher]):
         settings: Settings,
         file: Path | None,
         *,
-        make_cipher: Callable[[Sequence[str], Sequence[str]], Cipher],
-        make_tokens: Callable[[Sequence[bytes]], TokenIssuer],
+        make_cipher: Callable[[PasswordSettings, Sequence[str], Sequence[str]], Cipher],
+        make_tokens: Callable[[TokenSettings, Sequence[bytes]], TokenIssuer],
     ) -> None:
         self._settings = settings
         self._file = file
         self._make_cipher = make_cipher
         self._make_tokens = make_tokens
         self._generated = SecretSettings()
+        self._loaded: tuple[object, LoadedSecrets[Cipher]] | None = None  # with the signature of the file
+        self._lock = threading.Lock()
 
     @property
     def location(self) -> str:
@@ -95,7 +109,7 @@ class SecretStore(Generic[Cipher]):
         create_secrets_file(self._file)
 
     def load(self) -> SecretSettings:
-        """Return the current secrets.
+        """Read and validate the current secrets, without making a cipher.
 
         Raises:
             ConfigurationError: if the file is invalid or accessible to other accounts, or if a secret is missing.
@@ -110,36 +124,18 @@ class SecretStore(Generic[Cipher]):
         self._validate(current)
         return current
 
-    def with_secrets(self) -> Settings:
-        """Return the settings with the current secrets filled in. Raises the same errors as `load`."""
-        return attrs.evolve(self._settings, secrets=self.load())
-
-    def fingerprints(self) -> list[list[str]]:
-        """Return one row per key, with one fingerprint per salt, both newest first.
-
-        Raises the same errors as `load`.
-        """
-        current = self.load()
-        return [[fingerprint(key, salt) for salt in current.salt] for key in current.key]
-
-    def cipher(self) -> Cipher:
-        """Return a cipher that uses the current secrets. Raises the same errors as `load`."""
-        current = self.load()
-        return self._make_cipher(current.key, current.salt)
-
-    def tokens(self) -> TokenIssuer:
-        """Return a token issuer that uses the current secrets. Raises the same errors as `load`."""
-        return self._make_tokens([base64.urlsafe_b64decode(key) for key in _token_keys(self.load())])
+    def current(self) -> LoadedSecrets[Cipher]:
+        """Return the current secrets, and load them if the file has changed. Raises the same errors as `load`."""
+        with self._lock:
+            signature = self._signature()
+            if self._loaded is None or self._loaded[0] != signature:
+                self._loaded = signature, self._make(self.load())
+            return self._loaded[1]
 
     @cached_property
-    def current_cipher(self) -> Reloader[Cipher]:
-        """A cipher that is recreated when the file changes."""
-        return Reloader(self.cipher, self._signature)
-
-    @cached_property
-    def current_tokens(self) -> Reloader[TokenIssuer]:
-        """A token issuer that is recreated when the file changes."""
-        return Reloader(self.tokens, self._signature)
+    def reloader(self) -> Reloader[LoadedSecrets[Cipher]]:
+        """The current secrets of a running service. If a change to the file is invalid, the previous ones are kept."""
+        return Reloader(self.current, self._signature)
 
     @contextmanager
     def lock(self) -> Iterator[None]:
@@ -190,6 +186,15 @@ class SecretStore(Generic[Cipher]):
 
         if self._file is not None:
             update_secrets_file(self._file, pruned)
+
+    def _make(self, current: SecretSettings) -> LoadedSecrets[Cipher]:
+        token_keys = [base64.urlsafe_b64decode(key) for key in _token_keys(current)]
+        return LoadedSecrets(
+            secrets=current,
+            cipher=self._make_cipher(self._settings.passwords, current.key, current.salt),
+            tokens=self._make_tokens(self._settings.tokens, token_keys),
+            fingerprints=[[fingerprint(key, salt) for salt in current.salt] for key in current.key],
+        )
 
     def _read_file(self) -> SecretSettings:
         if self._file is None or not self._file.exists():

@@ -23,6 +23,7 @@ from mlapi.domain.users import EncryptedPassword
 from mlapi.secret_store import fingerprint as fingerprint_of
 from mlapi.testing import PasswordCipherContract
 from tests.conftest import KEY, OLDER_KEY, SALT
+from tests.secret_store import FakeSecrets
 
 # Rows that the legacy app wrote, with its key and salt.
 LEGACY: dict[str, Any] = json.loads((Path(__file__).parents[1] / "data" / "legacy_users.json").read_text("utf-8"))
@@ -81,7 +82,7 @@ class TestHashingFernetCipherWithSeveralKeysAndSalts(PasswordCipherContract):
 class TestReloadingCipher(PasswordCipherContract):
     @pytest.fixture
     def cipher(self) -> PasswordCipher:
-        return ReloadingCipher(Reloader(lambda: FernetCipher([KEY], SALT), lambda: "unchanged"))
+        return ReloadingCipher(Reloader(lambda: FakeSecrets(cipher=FernetCipher([KEY], SALT)), lambda: "unchanged"))
 
 
 def test_only_the_hashing_cipher_is_costly() -> None:

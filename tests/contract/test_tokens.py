@@ -22,6 +22,7 @@ from mlapi.domain.credentials import TokenClaims
 from mlapi.testing import SettableClock, TokenIssuerContract
 from mlapi.testing.tokens import ADA, HOUR, NOON, decode_part, encode_part, is_rejected, sign_parts
 from tests.conftest import KEY, OLDER_KEY
+from tests.secret_store import FakeSecrets
 
 NEW, OLD = base64.urlsafe_b64decode(KEY), base64.urlsafe_b64decode(OLDER_KEY)
 ISSUER, AUDIENCE = "https://ml.example.com", "models"
@@ -84,11 +85,11 @@ class TestJwtTokenIssuerWithSeveralKeys(TokenIssuerContract):
 class TestRotatingTokens(TokenIssuerContract):
     @pytest.fixture
     def tokens(self, clock: SettableClock) -> TokenIssuer:
-        return ReloadingTokens(Reloader(lambda: make_issuer([NEW], clock), lambda: "the same"))
+        return ReloadingTokens(Reloader(lambda: FakeSecrets(tokens=make_issuer([NEW], clock)), lambda: "the same"))
 
     @pytest.fixture
     def others(self, clock: SettableClock) -> TokenIssuer:
-        return ReloadingTokens(Reloader(lambda: make_issuer([OLD], clock), lambda: "the same"))
+        return ReloadingTokens(Reloader(lambda: FakeSecrets(tokens=make_issuer([OLD], clock)), lambda: "the same"))
 
 
 # --- contents

@@ -356,7 +356,7 @@ def test_user_without_password_can_log_in_once_it_is_set(url: URL) -> None:
         users.set_password(user_id=bob.id, password="a new one")
         issued = authenticator.log_in(username="bob", password="a new one")
 
-    assert service.secrets.cipher().is_readable(bob.password)  # an unreadable value would prevent key rotation
+    assert service.secrets.current().cipher.is_readable(bob.password)  # an unreadable value would prevent key rotation
     assert issued.token
 
 

@@ -6,15 +6,17 @@ import stat
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import pytest
 from click.testing import CliRunner
 from sqlalchemy import URL
 
-from mlapi import ConfigurationError, InvalidFieldsError, RepositoryUnavailableError
+from mlapi import ConfigurationError, InvalidFieldsError, RepositoryUnavailableError, secret_store
 from mlapi.adapters.sql.schema import HEAD
 from mlapi.bootstrap import open_database, open_service, open_users
 from mlapi.config import load_settings
+from mlapi.config.files import read_yaml
 from mlapi.entrypoints.cli import main
 from tests.conftest import KEY, OLDER_KEY, SALT
 from tests.postgres_server import PostgresServer
@@ -65,6 +67,17 @@ def test_second_startup_uses_the_same_users_and_secrets(folder: Path) -> None:
         assert ada is not None
         assert users.cipher.matches("difference engine", ada.password)
     assert (folder / "secrets.yml").read_text() == secrets
+
+
+def test_startup_reads_the_secrets_file_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register_ada({})
+    read = Mock(wraps=read_yaml)
+    monkeypatch.setattr(secret_store, "read_yaml", read)
+
+    with open_service(load_settings(environ={})) as service:
+        assert service.users.find("ada") is not None
+
+    assert read.mock_calls == [call(folder / "secrets.yml")]
 
 
 def test_configured_secrets_are_not_generated(folder: Path) -> None:

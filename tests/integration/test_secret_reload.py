@@ -25,6 +25,7 @@ from mlapi.secret_store import file_signature
 from mlapi.testing import SettableClock
 from mlapi.testing.tokens import ADA, HOUR, is_rejected
 from tests.conftest import KEY, OLDER_KEY, SALT
+from tests.secret_store import FakeSecrets
 
 T = TypeVar("T")
 
@@ -47,11 +48,8 @@ class Secrets:
     def joined_keys(self) -> str:
         return self._make(" ".join)
 
-    def cipher(self) -> PasswordCipher:
-        return self._make(lambda keys: FernetCipher(keys, SALT))
-
-    def tokens(self) -> TokenIssuer:
-        return self._make(make_issuer)
+    def load(self) -> FakeSecrets:
+        return self._make(lambda keys: FakeSecrets(cipher=FernetCipher(keys, SALT), tokens=make_issuer(keys)))
 
     def _make(self, make: Callable[[list[str]], T]) -> T:
         self.loads += 1
@@ -190,7 +188,7 @@ def test_concurrent_checks_reload_once(without_periodic_checks: None) -> None:
 
 def test_password_encrypted_with_a_new_key_matches(without_periodic_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
-    cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
+    cipher = ReloadingCipher(Reloader(secrets.load, secrets.signature))
     older = cipher.encrypt("secret")
     newer = FernetCipher([KEY], SALT).encrypt("secret")
 
@@ -207,7 +205,7 @@ def test_password_encrypted_with_a_new_key_matches(without_periodic_checks: None
 def test_wrong_password_is_compared_once(without_periodic_checks: None) -> None:
     secrets = Secrets(KEY)
     cipher = CountedCipher()
-    reloading = ReloadingCipher(Reloader(lambda: cipher, secrets.signature))
+    reloading = ReloadingCipher(Reloader(lambda: FakeSecrets(cipher=cipher), secrets.signature))
     stored = reloading.encrypt("secret")
 
     results = [
@@ -230,7 +228,7 @@ class CountedCipher(PlainCipher):
 
 def test_wrong_password_does_not_match_after_a_reload(without_periodic_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
-    cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
+    cipher = ReloadingCipher(Reloader(secrets.load, secrets.signature))
     stored = cipher.encrypt("secret")
 
     secrets.keys = [KEY, OLDER_KEY]
@@ -241,7 +239,7 @@ def test_wrong_password_does_not_match_after_a_reload(without_periodic_checks: N
 
 def test_removed_key_decrypts_no_passwords(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     secrets = Secrets(KEY, OLDER_KEY)
-    cipher = ReloadingCipher(Reloader(secrets.cipher, secrets.signature))
+    cipher = ReloadingCipher(Reloader(secrets.load, secrets.signature))
     older = FernetCipher([OLDER_KEY], SALT).encrypt("secret")
     assert cipher.matches("secret", older)
 
@@ -257,7 +255,7 @@ def test_removed_key_decrypts_no_passwords(monkeypatch: pytest.MonkeyPatch, capl
 def test_reloading_cipher_is_as_costly_as_the_current_one(
     kind: Callable[[list[str], str], PasswordCipher], expected: bool
 ) -> None:
-    cipher = ReloadingCipher(Reloader(lambda: kind([KEY], SALT), lambda: "the same"))
+    cipher = ReloadingCipher(Reloader(lambda: FakeSecrets(cipher=kind([KEY], SALT)), lambda: "the same"))
 
     assert is_costly(cipher) is expected
 
@@ -267,7 +265,7 @@ def test_reloading_cipher_is_as_costly_as_the_current_one(
 
 def test_token_signed_with_a_new_key_is_valid(without_periodic_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
-    tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
+    tokens = ReloadingTokens(Reloader(secrets.load, secrets.signature))
     older, newer = tokens.issue(ADA).token, make_issuer([KEY]).issue(ADA).token
     before = [is_rejected(tokens, token) for token in (older, newer)]
 
@@ -280,7 +278,7 @@ def test_token_signed_with_a_new_key_is_valid(without_periodic_checks: None) -> 
 
 def test_forged_token_triggers_a_check_and_is_rejected(without_periodic_checks: None) -> None:
     secrets = Secrets(OLDER_KEY)
-    tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
+    tokens = ReloadingTokens(Reloader(secrets.load, secrets.signature))
     forged = make_issuer([Fernet.generate_key().decode()]).issue(ADA).token
     unchanged = is_rejected(tokens, forged)
 
@@ -294,7 +292,7 @@ def test_forged_token_triggers_a_check_and_is_rejected(without_periodic_checks: 
 
 def test_valid_token_triggers_no_check(without_periodic_checks: None) -> None:
     secrets = Secrets(KEY)
-    tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
+    tokens = ReloadingTokens(Reloader(secrets.load, secrets.signature))
     token = tokens.issue(ADA).token
 
     claims = [tokens.verify(token) for _ in range(10)]
@@ -306,7 +304,7 @@ def test_valid_token_triggers_no_check(without_periodic_checks: None) -> None:
 def test_removing_a_key_revokes_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(secret_reload, "RELOAD_CHECK_SECONDS", 0.5)
     secrets = Secrets(KEY, OLDER_KEY)
-    tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
+    tokens = ReloadingTokens(Reloader(secrets.load, secrets.signature))
     older, newer = make_issuer([OLDER_KEY]).issue(ADA).token, tokens.issue(ADA).token
     before = [is_rejected(tokens, token) for token in (older, newer)]
 
@@ -321,7 +319,7 @@ def test_tokens_stay_valid_while_the_secrets_are_invalid(
     checked_on_every_use: None, caplog: pytest.LogCaptureFixture
 ) -> None:
     secrets = Secrets(KEY)
-    tokens = ReloadingTokens(Reloader(secrets.tokens, secrets.signature))
+    tokens = ReloadingTokens(Reloader(secrets.load, secrets.signature))
     token = tokens.issue(ADA).token
 
     secrets.keys = ["wrong"]
@@ -331,13 +329,33 @@ def test_tokens_stay_valid_while_the_secrets_are_invalid(
     assert lines(caplog) == [(logging.WARNING, KEPT_PREVIOUS)]
 
 
+def test_passwords_and_tokens_are_reloaded_together(
+    checked_on_every_use: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="mlapi")
+    secrets = Secrets(OLDER_KEY)
+    reloader = Reloader(secrets.load, secrets.signature)
+    cipher, tokens = ReloadingCipher(reloader), ReloadingTokens(reloader)
+
+    secrets.keys = [KEY, OLDER_KEY]
+
+    assert cipher.matches("secret", FernetCipher([KEY], SALT).encrypt("secret"))
+    assert not is_rejected(tokens, make_issuer([KEY]).issue(ADA).token)
+    assert secrets.loads == 2
+    assert lines(caplog) == [(logging.INFO, RELOADED)]
+
+
 # --- the secrets file
 
 
 def test_replaced_file_is_detected_at_the_first_rejection(tmp_path: Path, without_periodic_checks: None) -> None:
     file = tmp_path / "keys"
     file.write_text(OLDER_KEY)
-    tokens = ReloadingTokens(Reloader(lambda: make_issuer(file.read_text().split()), lambda: file_signature(file)))
+
+    def load() -> FakeSecrets:
+        return FakeSecrets(tokens=make_issuer(file.read_text().split()))
+
+    tokens = ReloadingTokens(Reloader(load, lambda: file_signature(file)))
     newer = make_issuer([KEY]).issue(ADA).token
     before = is_rejected(tokens, newer)
 

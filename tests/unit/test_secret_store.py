@@ -1,16 +1,19 @@
 """The secret store completes the settings from a file, checks secrets, and generates, rotates and prunes them."""
 
 from pathlib import Path
+from unittest.mock import Mock, call
 
 import attrs
 import pytest
 
+from mlapi import secret_store
 from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.config import (
     PasswordSettings,
     SecretSettings,
     Settings,
 )
+from mlapi.config.files import read_yaml
 from mlapi.domain.errors import ConfigurationError
 from mlapi.secret_store import fingerprint, new_admin_token, new_password
 from mlapi.testing.samples import registered
@@ -314,7 +317,7 @@ def test_secrets_without_a_file_are_kept_in_memory() -> None:
     with store.lock():
         store.prune({"key", "salt"})
     assert store.load() == first
-    assert store.current_cipher.get(check_now=True) is store.current_cipher.get()
+    assert store.reloader.get(check_now=True) is store.reloader.get()
 
 
 def test_secrets_in_memory_cannot_be_rotated() -> None:
@@ -348,11 +351,11 @@ def test_added_secret_comes_first_and_survives_pruning(tmp_path: Path) -> None:
 def test_adding_a_token_key_keeps_existing_tokens_valid(tmp_path: Path) -> None:
     store = make_store(Settings(), write(tmp_path, f"key: {KEY}\nsalt: x\n", name="secrets.yml"))
     user = registered(InMemoryUserRepository())
-    token = store.tokens().issue(user).token
+    token = store.current().tokens.issue(user).token
 
     store.add("token_key")
 
-    assert store.tokens().verify(token).user_id == user.id
+    assert store.current().tokens.verify(token).user_id == user.id
     assert len(store.load().token_key) == 2
 
 
@@ -360,19 +363,51 @@ def test_fingerprints_have_a_row_per_key_and_a_column_per_salt(tmp_path: Path) -
     content = f"key: [{KEY}, {OLD_KEY}]\nsalt: [{OLD_SALT}, x]\n"
     store = make_store(Settings(), write(tmp_path, content, name="secrets.yml"))
 
-    assert store.fingerprints() == [[fingerprint(key, salt) for salt in (OLD_SALT, "x")] for key in (KEY, OLD_KEY)]
+    assert store.current().fingerprints == [
+        [fingerprint(key, salt) for salt in (OLD_SALT, "x")] for key in (KEY, OLD_KEY)
+    ]
 
 
 def test_current_cipher_reflects_changes_to_the_file(tmp_path: Path) -> None:
     file = write(tmp_path, f"key: {KEY}\nsalt: x\n", name="secrets.yml")
     store = make_store(Settings(), file)
-    former = store.current_cipher.get()
+    former = store.reloader.get().cipher
 
     store.add("key")
-    current = store.current_cipher.get(check_now=True)
+    current = store.reloader.get(check_now=True).cipher
 
     assert current.needs_upgrade(former.encrypt("secret"))
     assert not former.is_readable(current.encrypt("secret"))
+
+
+def test_each_version_of_the_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = write(tmp_path, f"key: {KEY}\nsalt: x\n", name="secrets.yml")
+    store = make_store(Settings(), file)
+    read = Mock(wraps=read_yaml)
+    monkeypatch.setattr(secret_store, "read_yaml", read)
+
+    first = [store.current(), store.reloader.get(), store.reloader.get(check_now=True), store.current()]
+    replacement = write(tmp_path, f"key: [{OLD_KEY}, {KEY}]\nsalt: x\n", name="new.yml")
+    replacement.replace(file)
+    second = [store.current(), store.reloader.get(check_now=True), store.current()]
+
+    assert {id(loaded) for loaded in first} == {id(first[0])}
+    assert {id(loaded) for loaded in second} == {id(second[0])}
+    assert (first[0].secrets.key, second[0].secrets.key) == ((KEY,), (OLD_KEY, KEY))
+    assert read.mock_calls == [call(file)] * 2
+
+
+def test_invalid_file_is_an_error_but_stays_in_use_in_a_service(tmp_path: Path) -> None:
+    file = write(tmp_path, f"key: {KEY}\nsalt: x\n", name="secrets.yml")
+    store = make_store(Settings(), file)
+    previous = store.reloader.get()
+
+    write(tmp_path, "key: short\n", name="secrets.yml")
+
+    assert store.reloader.get(check_now=True) is previous
+    for _ in range(2):
+        with pytest.raises(ConfigurationError):
+            store.current()
 
 
 def test_generated_admin_tokens_and_passwords_are_unique() -> None:

@@ -18,13 +18,22 @@ class StoredPasswordChecker(Protocol):
 
 
 class CheckableSecrets(Protocol):
-    """The secrets of a database. Both methods raise `ConfigurationError` if they are invalid."""
+    """One version of the secrets of a database."""
 
+    @property
     def cipher(self) -> StoredPasswordChecker:
-        """Return a cipher with all keys and salts."""
+        """A cipher with all keys and salts."""
 
+    @property
     def fingerprints(self) -> Sequence[Sequence[str]]:
-        """Return one row per key, with one fingerprint per salt."""
+        """One row per key, with one fingerprint per salt."""
+
+
+class CheckableSecretStore(Protocol):
+    """The secrets of a database."""
+
+    def current(self) -> CheckableSecrets:
+        """Return the current secrets. Raises `ConfigurationError` if they are invalid."""
 
 
 @attrs.frozen(kw_only=True)
@@ -36,7 +45,7 @@ class DatabaseCheck:
     """Why the secrets do not match this database, or None."""
 
 
-def check_storage(storage: Storage, secrets: CheckableSecrets) -> DatabaseCheck:
+def check_storage(storage: Storage, secrets: CheckableSecretStore) -> DatabaseCheck:
     """Inspect a database, and compare its passwords with the secrets.
 
     Raises:
@@ -44,13 +53,13 @@ def check_storage(storage: Storage, secrets: CheckableSecrets) -> DatabaseCheck:
         RepositoryUnavailableError: if it is unavailable.
     """
     try:
-        cipher, fingerprints = secrets.cipher(), secrets.fingerprints()
+        current = secrets.current()
     except ConfigurationError as error:
         return DatabaseCheck(found=storage.inspect(find_password_error=None), key_error=str(error))
-    found = storage.inspect(find_password_error=cipher.find_stored_error)
+    found = storage.inspect(find_password_error=current.cipher.find_stored_error)
     key_error = None
     if found.unreadable:
         key_error = f"secrets.key and secrets.salt do not match {found.unreadable} of {found.sampled} stored passwords"
-    elif found.fingerprint is not None and not any(found.fingerprint in row for row in fingerprints):
+    elif found.fingerprint is not None and not any(found.fingerprint in row for row in current.fingerprints):
         key_error = "secrets.key or secrets.salt does not match this database's passwords"
     return DatabaseCheck(found=found, key_error=key_error)

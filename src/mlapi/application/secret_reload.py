@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from mlapi.domain.credentials import IssuedToken, TokenClaims
 from mlapi.domain.errors import ConfigurationError, InvalidTokenError
@@ -63,48 +63,60 @@ class Reloader(Generic[T_co]):
             _logger.info("the secrets changed and were reloaded")
 
 
+class SecretsInUse(Protocol):
+    """The objects that use one version of the secrets."""
+
+    @property
+    def cipher(self) -> PasswordCipher:
+        """Encrypts and verifies passwords."""
+
+    @property
+    def tokens(self) -> TokenIssuer:
+        """Issues and verifies tokens."""
+
+
 class ReloadingCipher:
     """A `PasswordCipher` that always uses the current secrets."""
 
-    def __init__(self, reloader: Reloader[PasswordCipher]) -> None:
+    def __init__(self, reloader: Reloader[SecretsInUse]) -> None:
         self._reloader = reloader
 
     @property
     def is_costly(self) -> bool:
-        return is_costly(self._reloader.get())
+        return is_costly(self._reloader.get().cipher)
 
     def encrypt(self, password: str) -> EncryptedPassword:
-        return self._reloader.get().encrypt(password)
+        return self._reloader.get().cipher.encrypt(password)
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
-        cipher = self._reloader.get()
+        cipher = self._reloader.get().cipher
         if cipher.matches(password, encrypted):
             return True
-        newer = self._reloader.get(check_now=True)
+        newer = self._reloader.get(check_now=True).cipher
         return newer is not cipher and newer.matches(password, encrypted)
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        return self._reloader.get().needs_upgrade(encrypted)
+        return self._reloader.get().cipher.needs_upgrade(encrypted)
 
     def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:
-        return self._reloader.get().reencrypt(encrypted)
+        return self._reloader.get().cipher.reencrypt(encrypted)
 
 
 class ReloadingTokens:
     """A `TokenIssuer` that always uses the current secrets."""
 
-    def __init__(self, reloader: Reloader[TokenIssuer]) -> None:
+    def __init__(self, reloader: Reloader[SecretsInUse]) -> None:
         self._reloader = reloader
 
     def issue(self, user: User) -> IssuedToken:
-        return self._reloader.get().issue(user)
+        return self._reloader.get().tokens.issue(user)
 
     def verify(self, token: str) -> TokenClaims:
-        issuer = self._reloader.get()
+        issuer = self._reloader.get().tokens
         try:
             return issuer.verify(token)
         except InvalidTokenError:
-            newer = self._reloader.get(check_now=True)
+            newer = self._reloader.get(check_now=True).tokens
             if newer is issuer:
                 raise
         return newer.verify(token)

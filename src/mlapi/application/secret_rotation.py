@@ -34,18 +34,27 @@ class StoredPasswordReader(Protocol):
         """Return whether it was made with a salt other than the newest."""
 
 
+class ReadableSecrets(Protocol):
+    """One version of the secrets of a database."""
+
+    @property
+    def cipher(self) -> StoredPasswordReader:
+        """A cipher with all keys and salts."""
+
+    @property
+    def fingerprints(self) -> Sequence[Sequence[str]]:
+        """One row per key, with one fingerprint per salt, both newest first."""
+
+
 class RotatableSecrets(Protocol):
-    """The secrets of a database. Methods that read them raise `ConfigurationError` if they are invalid."""
+    """The secrets of a database."""
 
     @property
     def location(self) -> str:
         """The file that contains the secrets, for messages."""
 
-    def fingerprints(self) -> Sequence[Sequence[str]]:
-        """Return one row per key, with one fingerprint per salt, both newest first."""
-
-    def cipher(self) -> StoredPasswordReader:
-        """Return a cipher with all keys and salts."""
+    def current(self) -> ReadableSecrets:
+        """Return the current secrets. Raises `ConfigurationError` if they are invalid."""
 
     def add(self, kind: SecretKind) -> None:
         """Generate a secret and make it the newest. Raises `ConfigurationError` if it is not in the file."""
@@ -119,13 +128,13 @@ class SecretRotation:
             kept.append("keys and salts: passwords may be stored under an older key, run `mlapi keys rotate` first")
         else:
             kinds.add("key")
-            cipher = self._secrets.cipher()
+            cipher = self._secrets.current().cipher
             waiting = sum(cipher.needs_older_salt(user.password) for user in self._users.iterate_users())
             if waiting:
                 kept.append(f"salts: {waiting} users have not logged in since the newest was added")
             else:
                 kinds.add("salt")
-                self._storage.replace_fingerprint(self._secrets.fingerprints()[0][0])
+                self._storage.replace_fingerprint(self._secrets.current().fingerprints[0][0])
         self._secrets.prune(kinds)
         return kept
 
@@ -133,9 +142,9 @@ class SecretRotation:
         started = time.monotonic()
         time.sleep(_RELOAD_SECONDS)
         while True:
-            newest, is_last = self._secrets.fingerprints()[0], time.monotonic() - started >= SETTLE_SECONDS
+            newest, is_last = self._secrets.current().fingerprints[0], time.monotonic() - started >= SETTLE_SECONDS
             changed = yield from self._pass()
-            if changed or newest != self._secrets.fingerprints()[0]:
+            if changed or newest != self._secrets.current().fingerprints[0]:
                 continue
             if is_last:
                 break
@@ -153,16 +162,16 @@ class SecretRotation:
     def _is_unfinished(self) -> bool:
         """Return whether passwords may be stored under a key other than the newest."""
         recorded = self._storage.find_fingerprint()
-        return recorded is not None and recorded not in self._secrets.fingerprints()[0]
+        return recorded is not None and recorded not in self._secrets.current().fingerprints[0]
 
     def _record_newest_key(self) -> None:
         """Store the fingerprint of the newest key, combined with the same salt as in the recorded fingerprint."""
-        recorded, fingerprints = self._storage.find_fingerprint(), self._secrets.fingerprints()
+        recorded, fingerprints = self._storage.find_fingerprint(), self._secrets.current().fingerprints
         salt_index = next(row.index(recorded) for row in fingerprints if recorded in row)
         self._storage.replace_fingerprint(fingerprints[0][salt_index])
 
     def _reject_unreadable(self) -> None:
-        cipher = self._secrets.cipher()
+        cipher = self._secrets.current().cipher
         unreadable = [user.id for user in self._users.iterate_users() if not cipher.is_readable(user.password)]
         if unreadable:
             shown = ", ".join(map(str, unreadable[:_MAX_SHOWN_IDS]))

@@ -36,8 +36,10 @@ def open_user_import(
 ) -> Iterator[UserImport]:
     """Yield a `UserImport`, which documents the arguments. See `open_users` for side effects and errors."""
     with open_service(settings) as service:
-        importer = service.secrets.current_cipher.get
-        yield UserImport(service.users, importer, rejects, actor=actor, threads=threads, dry_run=dry_run)
+        reloader = service.secrets.reloader
+        yield UserImport(
+            service.users, lambda: reloader.get().cipher, rejects, actor=actor, threads=threads, dry_run=dry_run
+        )
 
 
 def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
@@ -83,8 +85,8 @@ def open_adoption(settings: Settings, *, timezone: str | None = None, plan_only:
     """
     zone = None if timezone is None else _time_zone(timezone)
     with open_database(settings) as database:
-        secrets = open_secrets(settings, SqlStorage(database))
-        cipher = secrets.cipher()
+        secrets = open_secrets(settings, SqlStorage(database)).current()
+        cipher = secrets.cipher
         with database.open_existing("plan" if plan_only else "change") as connection:
             yield Adoption(
                 connection,
@@ -93,7 +95,7 @@ def open_adoption(settings: Settings, *, timezone: str | None = None, plan_only:
                 # A random password, so that the value can be re-encrypted like any other when the key is rotated.
                 locked=cipher.encrypt(new_password()),
                 # The oldest key's fingerprint. `mlapi keys prune` keeps all keys until `mlapi keys rotate` replaces it.
-                fingerprint=secrets.fingerprints()[-1][-1],
+                fingerprint=secrets.fingerprints[-1][-1],
                 plan_only=plan_only,
             )
 

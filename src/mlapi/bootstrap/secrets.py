@@ -2,11 +2,10 @@
 
 from collections.abc import Sequence
 from datetime import timedelta
-from functools import partial
 
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
 from mlapi.adapters.jwt import JwtTokenIssuer
-from mlapi.config import Settings
+from mlapi.config import PasswordSettings, Settings, TokenSettings
 from mlapi.domain.ports import TokenIssuer
 from mlapi.domain.storage import Storage
 from mlapi.secret_store import SecretStore
@@ -20,20 +19,20 @@ def open_secrets(settings: Settings, storage: Storage) -> SecretStore[StoredPass
     return SecretStore(
         settings,
         None if folder is None else folder / "secrets.yml",
-        make_cipher=partial(_make_cipher, settings),
-        make_tokens=partial(_make_tokens, settings),
+        make_cipher=_make_cipher,
+        make_tokens=_make_tokens,
     )
 
 
-def _make_cipher(settings: Settings, keys: Sequence[str], salts: Sequence[str]) -> StoredPasswordCipher:
-    kind = FernetCipher if settings.passwords.scheme == "fernet" else HashingFernetCipher
+def _make_cipher(settings: PasswordSettings, keys: Sequence[str], salts: Sequence[str]) -> StoredPasswordCipher:
+    kind = FernetCipher if settings.scheme == "fernet" else HashingFernetCipher
     return kind(keys, *salts)
 
 
-def _make_tokens(settings: Settings, keys: Sequence[bytes]) -> TokenIssuer:
+def _make_tokens(settings: TokenSettings, keys: Sequence[bytes]) -> TokenIssuer:
     return JwtTokenIssuer(
         keys,
-        lifetime=timedelta(minutes=settings.tokens.minutes),
-        issuer=settings.tokens.issuer,
-        audience=settings.tokens.audience,
+        lifetime=timedelta(minutes=settings.minutes),
+        issuer=settings.issuer,
+        audience=settings.audience,
     )

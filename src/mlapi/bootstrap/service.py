@@ -50,7 +50,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
     with closing(open_storage(settings)) as storage:
         secrets = open_secrets(settings, storage)
         secrets.create_missing(is_database_in_use=partial(_has_fingerprint, storage))
-        settings = secrets.with_secrets()
+        settings = attrs.evolve(settings, secrets=secrets.reloader.get().secrets)
         preparation = Preparation(partial(_prepare, storage, settings, secrets))
         try:
             preparation.ensure()
@@ -62,7 +62,7 @@ def open_service(settings: Settings) -> Iterator[Service]:
                 " argon2id"
             )
         repository = prepare_on_first_use(storage.users, preparation)
-        cipher, tokens = ReloadingCipher(secrets.current_cipher), ReloadingTokens(secrets.current_tokens)
+        cipher, tokens = ReloadingCipher(secrets.reloader), ReloadingTokens(secrets.reloader)
         users = Users(repository, cipher, password_policy=_password_policy(settings))
         attempts = FixedWindowAttemptLimiter(
             PreparedAttemptCounts(storage.attempts, preparation), AttemptLimits(**attrs.asdict(settings.logins))
@@ -160,7 +160,7 @@ def _has_fingerprint(storage: Storage) -> bool:
 
 
 def _prepare(storage: Storage, settings: Settings, secrets: SecretStore[StoredPasswordCipher]) -> None:
-    fingerprints = [fingerprint for row in secrets.fingerprints() for fingerprint in row]
+    fingerprints = [fingerprint for row in secrets.current().fingerprints for fingerprint in row]
     storage.prepare(may_upgrade=bool(storage.files) or not settings.is_production)
     check_key(storage, fingerprints)
 

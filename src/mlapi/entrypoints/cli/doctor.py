@@ -80,7 +80,7 @@ def run_checks() -> Iterator[Check]:
         return
     completed = settings
     try:
-        completed = secrets.with_secrets()
+        completed = attrs.evolve(settings, secrets=secrets.load())
     except ConfigurationError as error:
         if settings.is_production or settings.secrets.key or secrets.exists:
             yield Check("secrets", "problem", str(error))
