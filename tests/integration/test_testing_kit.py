@@ -128,7 +128,7 @@ def test_failing_suite_shows_the_compared_values(pytester: pytest.Pytester) -> N
                 return Saltless()
     """)
 
-    run = pytester.runpytest("-k", "equal_passwords")
+    run = pytester.runpytest("-k", "same_password")
 
     run.stdout.re_match_lines([r"E +AssertionError: assert EncryptedPassword\(\) != EncryptedPassword\(\)"])
 
