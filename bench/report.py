@@ -251,7 +251,7 @@ def _chart(figures: dict[str, dict[str, Figure]]) -> str:
 
 
 def _command() -> str:
-    """Return the command line without the options that name folders of this machine."""
+    """Return the command line without the options that name folders on this machine."""
     arguments = iter(sys.argv[1:])
     shown = [part for part in arguments if not (part in {"--out", "--folder"} and next(arguments, None))]
     return " ".join(["python -m bench.run", *shown])

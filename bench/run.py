@@ -1,7 +1,7 @@
 """Measure mlapi, its ceiling and its peers in one interleaved run: ``make bench``. Writes RESULTS.md and chart.svg.
 
-Each round starts, loads and stops every server, so that a slow minute of the machine affects all of them. The server
-has one core to itself; the load generator and PostgreSQL share the other.
+Each round starts, loads and stops every server, so that a temporary slowdown of the machine affects all of them. The
+server has one core to itself; the load generator and PostgreSQL share the other.
 """
 
 import argparse

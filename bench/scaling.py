@@ -1,6 +1,6 @@
 """Measure throughput and memory by number of workers, and bytes per user: ``python -m bench.scaling``. Prints Markdown.
 
-These are the figures in docs/scaling.md. Workers share all cores with the load generator and PostgreSQL, like on a
+These are the figures in docs/scaling.md. Workers share all cores with the load generator and PostgreSQL, as on a
 single small machine. In contrast, `bench.run` pins the server to one core.
 """
 
@@ -39,7 +39,7 @@ def resident_mib(server: Server) -> list[float]:
 def rate(server: Server, script: str, connections: int, seconds: float, *arguments: str) -> str:
     """Return requests per second, marked with ``!`` if a request failed.
 
-    Start several generators one after the other: a single worker accepts all connections that open at the same moment.
+    Start the generators one after another: a single worker would accept connections that all open at the same moment.
     """
     command = ["wrk", "-t1", f"-c{connections // GENERATORS}", f"-d{seconds:g}s", "--timeout", "30s"]
     running = []

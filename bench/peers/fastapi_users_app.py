@@ -1,4 +1,4 @@
-"""The three endpoints with fastapi-users on FastAPI and async SQLAlchemy, through the library's `UserManager`.
+"""The three endpoints with fastapi-users on FastAPI and async SQLAlchemy, using the library's `UserManager`.
 
     python fastapi_users_app.py prepare 1000     # recreates the schema and users 1..1000, writes their tokens
     uvicorn fastapi_users_app:app
@@ -9,7 +9,7 @@ PEER_DATABASE_URL is ``sqlite:////abs/path.db`` or ``postgresql://user:password@
 This follows the library's documentation: it uses the table of the SQLAlchemy adapter, with an integer id and one more
 field, and a session for each request. The e-mail address is the unique key, and a duplicate is rejected with 400. Three
 changes favor the library: one dependency instead of three nested ones; an index on ``lower(email)``, because each
-lookup would otherwise read the whole table; and 400 instead of 500 for the slower of two racing registrations. The
+lookup would otherwise read the whole table; and 400 instead of 500 for the later of two concurrent registrations. The
 bodies match mlapi's.
 
 The endpoints have no authentication, while mlapi checks that each request comes from this machine. Durability is the
@@ -46,7 +46,7 @@ class CheapPasswordHelper(PasswordHelper):
 
 
 def make_engine(text: str) -> AsyncEngine:
-    """Return an engine without overflow: overflow connections are closed after use, and reconnecting is slow."""
+    """Return an engine with a fixed pool: SQLAlchemy closes extra connections after use, and reconnecting is slow."""
     url = make_url(text)
     if url.get_backend_name() != "sqlite":
         options = {"options": "-c synchronous_commit=on"}
@@ -57,7 +57,7 @@ def make_engine(text: str) -> AsyncEngine:
     engine = create_async_engine(url.set(drivername="sqlite+aiosqlite"), pool_size=3, max_overflow=0)
 
     @event.listens_for(engine.sync_engine, "connect")
-    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401 - an adapted connection
+    def _configure(connection: Any, _record: object) -> None:  # noqa: ANN401 - SQLAlchemy's wrapper of a connection
         cursor = connection.cursor()
         for pragma in ("busy_timeout = 3000", "journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
             cursor.execute(f"PRAGMA {pragma}")
@@ -130,7 +130,7 @@ async def remove_user(user: Annotated[User, Depends(get_user_or_404)], manager: 
     return {"message": "User deleted successfully"}
 
 
-# The library's own way to guard an endpoint: it verifies a JWT and reads the user on each request.
+# How the library itself guards an endpoint: it verifies a JWT and reads the user on each request.
 SECRET = "a key of 32 characters or more, for the benchmark only"  # noqa: S105
 backend = AuthenticationBackend(
     name="jwt",

@@ -1,7 +1,7 @@
-r"""Serve the model with FastAPI, only to enabled users.
+r"""Serve the model with FastAPI to enabled users only.
 
-Install mlapi, and ``pip install scikit-learn fastapi``. Run this command in the service's folder, so that both
-use the same database. Replace ``~/mlapi`` with the path of the checkout::
+Install mlapi, and run ``pip install scikit-learn fastapi``. Run this command in the service's folder, so
+that both use the same database. Replace ``~/mlapi`` with the path of the checkout::
 
     PYTHONPATH=~/mlapi uvicorn examples.model_api.fastapi_app:app --port 8002
 
@@ -10,7 +10,7 @@ Call it with a token from the service::
     curl -X POST http://localhost:8002/predict -H "Authorization: Bearer $TOKEN" -H 'Content-Type: application/json' \
          -d '{"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}'
 
-The guard is a dependency here. docs/guard.md shows the shorter ``app.add_middleware(GuardMiddleware)``.
+Here, the guard is a dependency. docs/guard.md shows a shorter way: ``app.add_middleware(GuardMiddleware)``.
 """
 
 from collections.abc import AsyncIterator

@@ -1,7 +1,7 @@
-r"""Serve the model with Flask, only to enabled users.
+r"""Serve the model with Flask to enabled users only.
 
-Install mlapi, and ``pip install scikit-learn flask``. Run this command in the service's folder, so that both
-use the same database. Replace ``~/mlapi`` with the path of the checkout::
+Install mlapi, and run ``pip install scikit-learn flask``. Run this command in the service's folder, so
+that both use the same database. Replace ``~/mlapi`` with the path of the checkout::
 
     PYTHONPATH=~/mlapi python -m examples.model_api.flask_app
 

@@ -1,7 +1,7 @@
-r"""Serve the model with Starlette, only to enabled users.
+r"""Serve the model with Starlette to enabled users only.
 
-Install mlapi, and ``pip install scikit-learn``. Run this command in the service's folder, so that both
-use the same database. Replace ``~/mlapi`` with the path of the checkout::
+Install mlapi, and run ``pip install scikit-learn``. Run this command in the service's folder, so
+that both use the same database. Replace ``~/mlapi`` with the path of the checkout::
 
     PYTHONPATH=~/mlapi uvicorn examples.model_api.starlette_app:app --port 8002
 

@@ -128,7 +128,7 @@ class Journal:
 
 
 class JournaledAuditTrail(InMemoryAuditTrail):
-    """An `AuditTrail` that records in a journal when entries are purged."""
+    """An `AuditTrail` that writes each purge to a journal before it deletes the entries in memory."""
 
     def __init__(self, journal: Journal) -> None:
         super().__init__()

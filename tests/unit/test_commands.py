@@ -80,7 +80,7 @@ def test_repr_of_a_registration_hides_personal_data() -> None:
     )
 
 
-def test_repr_of_set_enabled_hides_the_token_epoch() -> None:
+def test_repr_of_a_set_enabled_command_hides_the_token_epoch() -> None:
     command = SetEnabled(user_id=UserId(7), enabled=False, at=NOON, token_epoch="next-epoch")
 
     assert repr(command) == f"SetEnabled(user_id=7, enabled=False, at={NOON!r}, {ACTOR})"
@@ -161,7 +161,7 @@ def test_unchanged_enabled_flag_updates_only_the_time(flag: bool) -> None:
 
 
 @pytest.mark.parametrize("flag", [True, False], ids=["enabled", "disabled"])
-def test_ending_tokens_only_starts_a_new_token_epoch(flag: bool) -> None:
+def test_ending_tokens_changes_only_token_epoch_and_time(flag: bool) -> None:
     user = attrs.evolve(ADA, enabled=flag)
     command = EndTokens(user_id=user.id, at=LATER, token_epoch="next-epoch")
 
@@ -175,7 +175,7 @@ def test_changing_the_password_starts_a_new_token_epoch(replacing: EncryptedPass
     assert changed == attrs.evolve(ADA, password=ANOTHER, updated_datetime=LATER, token_epoch="next-epoch")
 
 
-def test_change_of_an_already_replaced_password_is_rejected() -> None:
+def test_password_change_is_rejected_after_another_change() -> None:
     user = attrs.evolve(ADA, password=EncryptedPassword("set by an admin"))
 
     assert COMMAND.apply_to(user) == PasswordChangedError(ADA.id)
@@ -187,14 +187,14 @@ def test_reencrypting_changes_only_the_stored_password() -> None:
     assert command.apply_to(ADA) == attrs.evolve(ADA, password=ANOTHER)
 
 
-def test_reencrypting_a_replaced_password_does_nothing() -> None:
+def test_reencrypting_keeps_a_password_changed_meanwhile() -> None:
     user = attrs.evolve(ADA, password=EncryptedPassword("a new one"))
     command = Reencrypt(user_id=ADA.id, password=ANOTHER, replacing=STORED)
 
     assert command.apply_to(user) == user
 
 
-def test_add_api_key_has_the_user_id_of_its_key() -> None:
+def test_add_api_key_command_has_the_user_id_of_its_key() -> None:
     assert AddApiKey(key=KEY).user_id == ADA.id
 
 

@@ -80,7 +80,7 @@ def test_config_yml_is_read_from_the_working_directory(tmp_path: Path, monkeypat
     assert load_settings(environ={}) == Settings(registration=RegistrationSettings(open=False))
 
 
-def test_mlapi_config_selects_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlapi_config_variable_selects_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write(tmp_path, "registration: {open: false}")
     other = write(tmp_path, "management: {local: false}", name="other.yml")
@@ -88,13 +88,13 @@ def test_mlapi_config_selects_the_file(tmp_path: Path, monkeypatch: pytest.Monke
     assert load_settings(environ={"MLAPI_CONFIG": str(other)}) == Settings(management=ManagementSettings(local=False))
 
 
-def test_path_argument_overrides_mlapi_config(tmp_path: Path) -> None:
+def test_path_argument_overrides_the_mlapi_config_variable(tmp_path: Path) -> None:
     file = write(tmp_path, "management: {local: false}")
 
     assert load_settings(file, {"MLAPI_CONFIG": "/nowhere.yml"}).management.local is False
 
 
-def test_empty_mlapi_config_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_empty_mlapi_config_variable_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     assert load_settings(environ={"MLAPI_CONFIG": ""}) == Settings()
@@ -203,7 +203,7 @@ def test_connection_defaults_to_localhost_and_port_5432(tmp_path: Path) -> None:
     )
 
 
-def test_variable_overrides_one_key_and_keeps_the_others(tmp_path: Path) -> None:
+def test_variable_overrides_only_one_key_of_a_section(tmp_path: Path) -> None:
     content = "passwords: {scheme: fernet, min_length: 9}"
 
     assert load(tmp_path, content, {"MLAPI_PASSWORDS__MIN_LENGTH": "15"}).passwords == PasswordSettings(
@@ -224,7 +224,7 @@ def test_variable_fills_an_empty_section_of_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", ["false", "False", "0"])
-def test_flag_variable_accepts_a_word_or_a_digit(tmp_path: Path, value: str) -> None:
+def test_boolean_variable_accepts_a_word_or_a_digit(tmp_path: Path, value: str) -> None:
     assert load(tmp_path, "", {"MLAPI_REGISTRATION__OPEN": value}).registration.open is False
 
 
@@ -323,7 +323,7 @@ def test_mounted_file_overrides_the_config_file(tmp_path: Path) -> None:
     assert load(tmp_path, "secrets: {salt: other}", {"MLAPI_SECRETS__SALT_FILE": str(mounted)}).secrets.salt == (SALT,)
 
 
-def test_file_variable_name_may_be_lowercase(tmp_path: Path) -> None:
+def test_name_of_a_file_variable_may_be_lowercase(tmp_path: Path) -> None:
     mounted = write(tmp_path, SALT, name="salt")
 
     assert load(tmp_path, "", {"MLAPI_secrets__salt_file": str(mounted)}).secrets.salt == (SALT,)

@@ -119,7 +119,7 @@ def test_error_names_the_path_of_an_unknown_key_in_a_variable(tmp_path: Path, va
         pytest.param("management: {local: 5}", "management.local", id="number as boolean"),
     ],
 )
-def test_error_names_the_path_of_a_wrong_type_in_the_file(tmp_path: Path, content: str, path: str) -> None:
+def test_type_error_in_the_file_names_the_path_of_the_setting(tmp_path: Path, content: str, path: str) -> None:
     error = load_error(tmp_path, content).removeprefix("FOLDER/config.yml: ")
 
     assert error.startswith((f"{path}: ", f"{path} must contain"))
@@ -141,7 +141,7 @@ def test_error_names_the_path_of_a_wrong_type_in_the_file(tmp_path: Path, conten
         ("MLAPI_MANAGEMENT__LOCAL", "management.local"),
     ],
 )
-def test_error_names_the_path_of_a_wrong_type_in_a_variable(tmp_path: Path, variable: str, path: str) -> None:
+def test_type_error_in_a_variable_names_the_path_of_the_setting(tmp_path: Path, variable: str, path: str) -> None:
     path_in_error, separator, _ = load_error(tmp_path, "", {variable: "nonsense"}).partition(": ")
 
     assert (path_in_error, separator) == (path, ": ")
@@ -198,13 +198,13 @@ def test_folder_instead_of_a_file_is_rejected(tmp_path: Path) -> None:
     assert str(exc_info.value) == f"{tmp_path} cannot be read: Is a directory"
 
 
-def test_url_together_with_connection_is_rejected(tmp_path: Path) -> None:
+def test_url_and_connection_cannot_both_be_set(tmp_path: Path) -> None:
     content = "database: {url: 'sqlite:///x.db'}\nconnection: {username: a, password: p, database: d}"
 
     assert load_error(tmp_path, content) == "database.url and connection are both set: remove one"
 
 
-def test_variable_together_with_its_file_is_rejected(tmp_path: Path) -> None:
+def test_variable_and_its_file_variable_cannot_both_be_set(tmp_path: Path) -> None:
     mounted = write(tmp_path, SALT, name="salt")
     environ = {"MLAPI_SECRETS__SALT": SALT, "MLAPI_SECRETS__SALT_FILE": str(mounted)}
 
@@ -306,7 +306,7 @@ def test_salt_that_is_not_utf8_is_rejected(tmp_path: Path) -> None:
         pytest.param("database: {url: 'postgresql://a:p@db.example/d'}", id="URL with a password"),
     ],
 )
-def test_world_readable_secrets_are_a_warning_in_development(
+def test_world_readable_secrets_cause_a_warning_in_development(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
 ) -> None:
     file = write(tmp_path, content, mode=0o644)
@@ -321,7 +321,7 @@ def test_world_readable_secrets_are_a_warning_in_development(
     ]
 
 
-def test_world_readable_secrets_are_an_error_in_production(tmp_path: Path) -> None:
+def test_world_readable_secrets_cause_an_error_in_production(tmp_path: Path) -> None:
     file = write(tmp_path, "profile: production\nsecrets: {salt: x}", mode=0o644)
 
     with pytest.raises(ConfigurationError) as exc_info:
@@ -338,7 +338,7 @@ def test_world_readable_secrets_are_an_error_in_production(tmp_path: Path) -> No
         pytest.param("database: {url: 'sqlite:///x.db'}", 0o644, id="no secrets"),
     ],
 )
-def test_private_or_secret_free_config_file_is_accepted(
+def test_private_config_file_or_one_without_secrets_is_accepted(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str, mode: int
 ) -> None:
     load_settings(write(tmp_path, f"profile: production\n{content}", mode=mode), {})
@@ -346,7 +346,7 @@ def test_private_or_secret_free_config_file_is_accepted(
     assert caplog.messages == []
 
 
-def test_secrets_in_variables_do_not_restrict_the_file_mode(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_secrets_in_variables_allow_a_world_readable_file(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     load_settings(write(tmp_path, "profile: production", mode=0o644), {"MLAPI_SECRETS__SALT": SALT})
 
     assert caplog.messages == []
@@ -397,7 +397,7 @@ def test_invalid_issuer_or_audience_is_rejected(tmp_path: Path, name: str, value
     "proxies",
     [
         pytest.param("proxy.example.com", id="name"),
-        pytest.param("10.0.0.0/33", id="network with too many bits"),
+        pytest.param("10.0.0.0/33", id="network with a prefix longer than 32 bits"),
         pytest.param("10.0.0.256", id="impossible address"),
         pytest.param("10.0.0.1:80", id="address with a port"),
         pytest.param("10.0.0.0/8;::1", id="wrong separator"),
@@ -429,18 +429,22 @@ def test_proxy_that_is_not_an_address_is_rejected(tmp_path: Path, proxies: str) 
         pytest.param(f"secrets: {{salt: !{CANARY}}}", {}, id="salt that begins with an exclamation mark"),
         pytest.param(f"secrets: {{salt: &{CANARY}}}", {}, id="salt that begins with an ampersand"),
         pytest.param(f"secrets: {{salt: @{CANARY}}}", {}, id="salt that begins with an at sign"),
-        pytest.param(f"secrets: {{salt: '{CANARY}}}", {}, id="salt with one quote"),
+        pytest.param(f"secrets: {{salt: '{CANARY}}}", {}, id="salt with an unclosed quote"),
         pytest.param(f"secrets: {{admin_token: {CANARY} {CANARY}}}", {}, id="token with a space"),
         pytest.param("", {"MLAPI_SECRETS__ADMIN_TOKEN": f"{CANARY};"}, id="token in the environment"),
         pytest.param(f"secrets: {CANARY}", {}, id="text as secrets"),
         pytest.param(f"secrets: [{CANARY}]", {}, id="list as secrets"),
-        pytest.param(f"secrets:\n  key:{CANARY}\n  salt:{CANARY}\n", {}, id="no space after the colons"),
+        pytest.param(f"secrets:\n  key:{CANARY}\n  salt:{CANARY}\n", {}, id="no space after either colon"),
         pytest.param(f"secrets: {{key:{CANARY}, salt: x}}", {}, id="no space after a colon in braces"),
         pytest.param(f"secrets:\n  key: {KEY}\n  salt:{CANARY}\n", {}, id="no space after one colon"),
         pytest.param(f"secrets: {{salt: {CANARY}, slat: {CANARY}}}", {}, id="unknown key"),
         pytest.param(CANARY, {}, id="text as configuration"),
         pytest.param(f"- {CANARY}", {}, id="list as configuration"),
-        pytest.param(f"secrets: {CANARY}", {"MLAPI_SECRETS__SALT": CANARY}, id="text section with a variable"),
+        pytest.param(
+            f"secrets: {CANARY}",
+            {"MLAPI_SECRETS__SALT": CANARY},
+            id="text as secrets, and a variable",
+        ),
         pytest.param("", {"MLAPI_SECRETS__SLAT": CANARY}, id="unknown key in the environment"),
         pytest.param(f"database: postgresql://a:{CANARY}@db/d", {}, id="text as database"),
         pytest.param(f"database: {{url: [postgresql://a:{CANARY}@db/d]}}", {}, id="list as URL"),
@@ -466,7 +470,7 @@ def test_load_errors_never_contain_the_value(tmp_path: Path, content: str, envir
 
 
 @pytest.mark.parametrize("content", [CANARY.encode() + b"\xff", CANARY.encode()], ids=["not UTF-8", "no key"])
-def test_errors_never_contain_a_mounted_value(tmp_path: Path, content: bytes) -> None:
+def test_errors_never_contain_the_content_of_a_mounted_file(tmp_path: Path, content: bytes) -> None:
     mounted = write(tmp_path, content, name="key")
 
     assert CANARY not in load_error(tmp_path, "", {"MLAPI_SECRETS__KEY_FILE": str(mounted)})

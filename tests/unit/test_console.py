@@ -26,7 +26,7 @@ def sessions(*, key: bytes = KEY, now: float = NOW) -> Sessions:
 # --- sessions
 
 
-def test_every_process_with_the_key_accepts_a_session() -> None:
+def test_session_is_accepted_by_every_process_with_the_same_key() -> None:
     session, cookie = sessions().create()
 
     assert sessions(now=NOW + 60).load(cookie) == session
@@ -58,7 +58,7 @@ def test_unused_session_expires_after_the_idle_timeout(seconds: int, is_valid: b
 
 
 @pytest.mark.parametrize(("seconds", "is_valid"), [(LIFETIME_SECONDS - 1, True), (LIFETIME_SECONDS, False)])
-def test_session_in_use_expires_after_its_lifetime(seconds: int, is_valid: bool) -> None:
+def test_session_in_constant_use_expires_after_its_lifetime(seconds: int, is_valid: bool) -> None:
     cookie = cookie_after_use(LIFETIME_SECONDS - 1800)
 
     assert (sessions(now=NOW + seconds).load(cookie) is not None) == is_valid
@@ -74,7 +74,7 @@ def test_session_is_renewed_at_most_once_a_minute() -> None:
     assert sessions(now=NOW + 60).load(renewed) == attrs.evolve(session, last_used_at=NOW + 60)
 
 
-def test_new_session_starts_now() -> None:
+def test_new_session_starts_at_the_current_time() -> None:
     session, _cookie = sessions().create()
 
     assert session == Session(session.id, session.csrf_token, NOW, NOW)
@@ -173,7 +173,7 @@ def test_repr_of_a_session_hides_its_secrets() -> None:
 
 
 @pytest.mark.parametrize("caller", [LOCAL, REMOTE])
-def test_token_mode_opens_pages_to_every_client(caller: Client) -> None:
+def test_any_client_may_open_pages_in_token_mode(caller: Client) -> None:
     TOKEN_MODE.check_page(caller)
 
 
@@ -219,7 +219,7 @@ def test_local_mode_rejects_requests_from_elsewhere(caller: Client) -> None:
         [("sec-fetch-site", "same-origin"), ("origin", "https://localhost")],
     ],
 )
-def test_request_from_a_console_page_is_recognized(headers: list[tuple[str, str]]) -> None:
+def test_request_from_a_console_page_is_same_origin(headers: list[tuple[str, str]]) -> None:
     assert with_headers(LOCAL, *headers).is_same_origin
 
 
@@ -243,7 +243,7 @@ def test_requests_from_elsewhere_are_not_same_origin(caller: Client) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
-def test_client_scheme_is_the_connection_scheme(scheme: str) -> None:
+def test_client_has_the_scheme_of_its_connection(scheme: str) -> None:
     asgi = Client.from_asgi({"path": "/", "http_version": "1.1", "headers": [], "scheme": scheme})
     wsgi = Client.from_wsgi({"SERVER_PROTOCOL": "HTTP/1.1", "wsgi.url_scheme": scheme})
 

@@ -101,7 +101,7 @@ def test_every_route_has_an_operation_and_vice_versa() -> None:
     assert described == {(operation.method, operation.openapi_path) for operation in OPERATIONS}
 
 
-def test_only_listed_operations_need_no_admin_access() -> None:
+def test_only_the_listed_operations_are_open_to_non_admins() -> None:
     open_if = {operation.path: operation.callers.open_if for operation in OPERATIONS if operation.callers.open_if}
     open_paths = {operation.path for operation in OPERATIONS if not operation.callers.needs_admin}
 
@@ -119,8 +119,8 @@ def test_only_listed_operations_need_no_admin_access() -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=operation_id)
-def test_operations_on_a_path_agree_on_admin_access(operation: Operation) -> None:
-    """`AdminPolicy` decides by path: an open operation must not open another method of its path."""
+def test_operations_on_a_path_have_the_same_access_rule(operation: Operation) -> None:
+    """`AdminPolicy` decides by path: an open operation must not give access to other methods of its path."""
     same_path = [other for other in OPERATIONS if other.path == operation.path]
 
     assert {(other.callers.needs_admin, other.callers.open_if) for other in same_path} == {
@@ -132,8 +132,8 @@ def test_operations_on_a_path_agree_on_admin_access(operation: Operation) -> Non
     "operation", [operation for operation in OPERATIONS if not operation.callers.needs_admin], ids=operation_id
 )
 @pytest.mark.parametrize("method", METHODS)
-def test_open_path_never_leads_to_an_admin_operation(operation: Operation, method: str) -> None:
-    """``/users/me`` is open, and ``/users/{user_id}``, which needs admin access, also matches it."""
+def test_open_path_is_never_routed_to_an_admin_operation(operation: Operation, method: str) -> None:
+    """``/users/me`` is open, but also matches ``/users/{user_id}``, which needs admin access."""
     scope = {"type": "http", "method": method, "path": re.sub(r"{\w+(:path)?}", "1", operation.path), "headers": []}
 
     matching = [route for route in operation_routes() if route.matches(scope)[0] is Match.FULL]
@@ -277,7 +277,7 @@ def test_declared_response_type_matches_the_response(operation: Operation) -> No
 @pytest.mark.parametrize(
     "operation", [operation for operation in OPERATIONS if operation.request is not None], ids=operation_id
 )
-def test_request_made_from_the_examples_is_accepted(operation: Operation) -> None:
+def test_request_built_from_the_examples_is_accepted(operation: Operation) -> None:
     assert operation.request is not None
     fields = DOCUMENT["components"]["schemas"][operation.request.__name__]["properties"]
 

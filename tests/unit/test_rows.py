@@ -44,20 +44,20 @@ def test_columns_follow_the_order_of_the_fields() -> None:
     assert [column.name for column in entity_columns(Account, accounts)] == ["id", "secret", "paid_until"]
 
 
-def test_row_is_read_as_an_entity_with_wrapped_values() -> None:
+def test_reading_a_row_returns_an_entity_with_domain_types() -> None:
     read = row_reader(Account, accounts)
 
     assert read((1, "stored", NOON)) == Account(id=1, secret=EncryptedPassword("stored"), paid_until=NOON)
 
 
-def test_values_are_decoded_except_null() -> None:
+def test_every_value_except_null_is_decoded() -> None:
     read = row_reader(Account, accounts, from_text)
 
     assert read((1, "stored", NOON.isoformat())).paid_until == NOON
     assert read((1, "stored", None)).paid_until is None
 
 
-def test_written_row_has_every_column_that_is_not_generated() -> None:
+def test_written_row_has_every_column_except_generated_ones() -> None:
     @attrs.frozen(kw_only=True)
     class NewAccount:
         secret: EncryptedPassword
@@ -94,7 +94,7 @@ def test_column_without_an_attribute_is_not_written() -> None:
     assert row.keys() == {column.name for column in inserted_columns(Unpaid, accounts)}
 
 
-def test_unconditional_command_sets_the_columns_it_names() -> None:
+def test_update_sets_the_columns_of_its_command() -> None:
     command = EndTokens(user_id=UserId(7), at=NOON, token_epoch="new")
     parameters: dict[str, ColumnElement[Any]] = {name: bindparam(name) for name in USER_UPDATES[EndTokens].parameters}
 

@@ -1,4 +1,4 @@
-"""The secret store completes the settings from a file, checks secrets, and generates, rotates and prunes them."""
+"""The secret store adds missing secrets from a file, and checks, generates, rotates and prunes secrets."""
 
 from pathlib import Path
 from unittest.mock import Mock, call
@@ -83,7 +83,7 @@ def test_production_with_all_secrets_is_accepted() -> None:
 
 
 @pytest.mark.parametrize("profile", ["development", "production"])
-def test_no_profile_needs_a_token_key(tmp_path: Path, profile: str) -> None:
+def test_token_key_is_optional_in_every_profile(tmp_path: Path, profile: str) -> None:
     settings = attrs.evolve(load(tmp_path, f"profile: {profile}"), secrets=attrs.evolve(ALL_SECRETS, token_key=()))
 
     assert with_secrets(settings, NOWHERE) == settings
@@ -397,7 +397,7 @@ def test_each_version_of_the_file_is_read_once(tmp_path: Path, monkeypatch: pyte
     assert read.mock_calls == [call(file)] * 2
 
 
-def test_invalid_file_is_an_error_but_stays_in_use_in_a_service(tmp_path: Path) -> None:
+def test_invalid_file_is_rejected_and_services_keep_the_old_one(tmp_path: Path) -> None:
     file = write(tmp_path, f"key: {KEY}\nsalt: x\n", name="secrets.yml")
     store = make_store(Settings(), file)
     previous = store.reloader.get()

@@ -221,7 +221,7 @@ def test_failed_write_leaves_the_file_unchanged(tmp_path: Path, request: pytest.
     assert list(tmp_path.iterdir()) == [file]
 
 
-def test_failing_change_leaves_the_file_unchanged_and_unlocked(tmp_path: Path) -> None:
+def test_exception_in_an_update_keeps_the_file_and_unlocks_it(tmp_path: Path) -> None:
     file = write(tmp_path, "salt: a\n", name="secret")
 
     def fail(_tree: dict[str, Any]) -> dict[str, Any]:

@@ -113,7 +113,7 @@ def test_no_request_value_is_interpolated_into_sql() -> None:
     assert interpolated == {"setting", "timeout_seconds * 1000", "VERSION_TABLE", "_MAX_DAMAGE_LINES", "notes.name"}
 
 
-def test_only_the_dialects_and_urls_depend_on_the_database() -> None:
+def test_only_dialect_and_url_modules_check_the_database_type() -> None:
     comparing = {
         file
         for file, tree in TREES.items()

@@ -1,4 +1,4 @@
-"""The use cases for users, with users in memory."""
+"""The use cases for users, tested with the in-memory adapters."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -16,7 +16,7 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 class SteppingClock:
-    """A clock that starts at noon and advances by an hour at every call."""
+    """A clock that starts at noon and advances by an hour on every call."""
 
     def __init__(self) -> None:
         self._next = NOON
@@ -79,7 +79,7 @@ def test_error_for_a_taken_username_contains_the_user_id(users: Users) -> None:
     assert str(error_info.value) == "user 1 already has this username"
 
 
-def test_rejected_registration_keeps_the_existing_user(users: Users) -> None:
+def test_rejected_registration_does_not_change_existing_user(users: Users) -> None:
     ada = register(users, "ada")
 
     with pytest.raises(UserExistsError):
@@ -108,7 +108,7 @@ def test_error_names_every_invalid_field(users: Users) -> None:
     )
 
 
-def test_fields_of_other_types_are_rejected(users: Users) -> None:
+def test_fields_that_are_not_strings_are_rejected(users: Users) -> None:
     with pytest.raises(InvalidFieldsError) as error_info:
         users.register(username=None, password=12345678, email=b"ada@example.com")  # type: ignore[arg-type]  # must raise
 
@@ -160,7 +160,7 @@ def test_system_clock_is_the_default() -> None:
 # --- set_enabled
 
 
-def test_disabling_updates_enabled_flag_time_and_token_epoch(users: Users) -> None:
+def test_disabling_changes_the_flag_update_time_and_token_epoch(users: Users) -> None:
     ada = register(users)
     disabled = users.set_enabled(user_id=ada.id, enabled=False)
 
@@ -186,7 +186,7 @@ def test_enabling_an_enabled_user_keeps_the_token_epoch(users: Users) -> None:
     assert again == attrs.evolve(ada, updated_datetime=NOON + timedelta(hours=1))
 
 
-def test_preparing_set_enabled_stores_nothing(users: Users) -> None:
+def test_preparing_a_set_enabled_command_stores_nothing(users: Users) -> None:
     ada = register(users)
     command = users.prepare_set_enabled(user_id=ada.id, enabled=False)
 
@@ -294,7 +294,7 @@ def test_page_starts_after_an_id_and_ends_at_its_limit(users: Users) -> None:
     assert users.repository.list_page(after=UserId(4), limit=2) == []
 
 
-def test_memory_is_always_available(users: Users) -> None:
+def test_in_memory_repository_is_always_available(users: Users) -> None:
     users.check()
 
 
@@ -308,7 +308,7 @@ def test_equal_passwords_are_stored_as_different_values() -> None:
     "stored",
     ["plain:0a1b2c3d:other", "plain:0a1b2c3d:", "difference engine", "other:0a1b2c3d:difference engine", ""],
 )
-def test_foreign_value_matches_no_password(stored: str) -> None:
+def test_value_of_another_cipher_or_password_does_not_match(stored: str) -> None:
     assert not PlainCipher().matches("difference engine", EncryptedPassword(stored))
 
 

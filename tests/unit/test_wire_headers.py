@@ -120,8 +120,8 @@ def test_bearer_credential_is_returned(value: bytes, credential: str) -> None:
         pytest.param([b"Bearer \xc3\xa4"], id="not ASCII"),
         pytest.param([b"B\xe4arer abc"], id="non-ASCII scheme"),
         pytest.param([b"Bearer abc", b"Bearer abc"], id="two headers"),
-        pytest.param([b"Bearer abc", b""], id="with an empty second header"),
-        pytest.param([b"Basic abc", b"Bearer abc"], id="second header after another scheme"),
+        pytest.param([b"Bearer abc", b""], id="credential, then an empty header"),
+        pytest.param([b"Basic abc", b"Bearer abc"], id="another scheme, then a credential"),
     ],
 )
 def test_missing_or_repeated_credential_is_rejected(values: list[bytes]) -> None:

@@ -55,8 +55,8 @@ def read_all(chunks: Iterable[bytes]) -> bytes:
         pytest.param([], b"", id="no chunks"),
         pytest.param([b"", b""], b"", id="empty chunks"),
         pytest.param([b'{"user', b"", b'name"}'], b'{"username"}', id="several chunks"),
-        pytest.param([b"x" * 16384], b"x" * 16384, id="limit in one chunk"),
-        pytest.param([b"x"] * 16384, b"x" * 16384, id="limit byte by byte"),
+        pytest.param([b"x" * 16384], b"x" * 16384, id="body at the limit in one chunk"),
+        pytest.param([b"x"] * 16384, b"x" * 16384, id="body at the limit in chunks of one byte"),
     ],
 )
 def test_body_is_joined_from_its_chunks(chunks: list[bytes], body: bytes) -> None:
@@ -188,7 +188,7 @@ def test_invalid_json_is_rejected_with_the_reason(body: bytes, reason: str) -> N
 @pytest.mark.parametrize(
     "body", [b"\xef\xbb\xbf" + GOOD_BODY, b"[" * 16384, b'{"a":' * 3000], ids=["BOM", "brackets", "braces"]
 )
-def test_json_with_version_dependent_errors_is_rejected(body: bytes) -> None:
+def test_json_whose_error_depends_on_python_version_is_rejected(body: bytes) -> None:
     with pytest.raises(UnreadableBodyError):
         requests.decode(body, RegisterRequest)
 
@@ -417,7 +417,7 @@ def test_any_body_is_decoded_or_rejected(body: bytes, body_type: type[RequestBod
 
 
 @given(st.binary(max_size=200) | st.from_regex(rb'\{("[a-z"\\ :,]{0,9}"[:,} ]{0,2}){0,8}\}?', fullmatch=True))
-def test_msgspec_decodes_bodies_to_the_same_values(body: bytes) -> None:
+def test_bodies_are_decoded_to_the_same_values_as_by_msgspec(body: bytes) -> None:
     try:
         decoded = requests.decode(body, RegisterRequest)
     except MlapiError:
@@ -427,7 +427,7 @@ def test_msgspec_decodes_bodies_to_the_same_values(body: bytes) -> None:
 
 
 @given(st.lists(st.sampled_from(["username", "password", "email", "id"]), max_size=5), st.text(max_size=3))
-def test_keys_may_be_in_any_order_but_not_repeated(keys: list[str], value: str) -> None:
+def test_keys_may_be_in_any_order_but_must_be_unique(keys: list[str], value: str) -> None:
     body = ("{" + ", ".join(f'"{key}": {json.dumps(value, ensure_ascii=False)}' for key in keys) + "}").encode()
     expected: type[MlapiError] | None = None
     if len(set(keys)) < len(keys):

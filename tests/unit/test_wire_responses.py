@@ -172,7 +172,7 @@ def test_responses_about_users_are_not_cacheable(response: Response, body: bytes
     assert response == Response(HTTPStatus.OK, body, (("Cache-Control", "no-store"),))
 
 
-def test_http_error_response_has_the_given_headers() -> None:
+def test_http_error_response_contains_the_headers_passed_to_it() -> None:
     response = http_error_response(405, [("Allow", "POST")])
 
     assert response == Response(
