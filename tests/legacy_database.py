@@ -1,4 +1,4 @@
-"""Create databases like the legacy app's, and read databases without mlapi's code."""
+"""Create databases in the legacy app's format, and read databases without mlapi's code."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence

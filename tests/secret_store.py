@@ -22,7 +22,7 @@ class FakeSecrets:
 
 
 def make_store(settings: Settings, file: Path | None) -> SecretStore[FernetCipher]:
-    """Return a store that makes the cheap cipher."""
+    """Return a store that uses the cheap Fernet cipher."""
     return SecretStore(
         settings,
         file,
@@ -34,5 +34,5 @@ def make_store(settings: Settings, file: Path | None) -> SecretStore[FernetCiphe
 
 
 def with_secrets(settings: Settings, file: Path | None) -> Settings:
-    """Return the settings, completed with the secrets in a file."""
+    """Return the settings with missing secrets read from a file."""
     return attrs.evolve(settings, secrets=make_store(settings, file).load())

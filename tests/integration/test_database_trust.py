@@ -178,7 +178,7 @@ def fail_to_query(server: TlsServer, **options: str) -> None:
         database.read(lambda connection: connection.exec_driver_sql("SELECT 1"))
 
 
-def test_required_encryption_is_never_skipped(postgres: PostgresServer, postgres_url: URL) -> None:
+def test_required_encryption_never_falls_back_to_plain_text(postgres: PostgresServer, postgres_url: URL) -> None:
     for mode in ("require", "verify-ca", "verify-full"):
         url = postgres_url.update_query_dict(
             {"sslmode": mode, "sslrootcert": "system" if mode == "verify-full" else ""}
@@ -204,7 +204,7 @@ def test_server_with_an_untrusted_certificate_receives_nothing(
     assert genuine.received
 
 
-def test_server_with_a_different_host_name_receives_nothing(
+def test_server_with_a_mismatched_host_name_receives_nothing(
     tmp_path: Path, start_tls_server: Callable[[Path], TlsServer]
 ) -> None:
     trusted = create_authority(tmp_path, "trusted")

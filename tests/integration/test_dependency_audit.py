@@ -101,7 +101,7 @@ def test_silent_advisory_service_times_out(lock: Path, tmp_path: Path) -> None:
     assert "a.lock WAS NOT AUDITED for known vulnerabilities: no response within 0.5 seconds" in message
 
 
-def test_audit_without_any_known_package_warns() -> None:
+def test_audit_warns_if_the_service_knows_no_package() -> None:
     code, message = evaluate_report(
         Path("a.lock"), [{"name": name, "skip_reason": "not found"} for name in ("sound", "weak")]
     )

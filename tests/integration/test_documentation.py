@@ -108,7 +108,7 @@ def make_script(page: Path, folder: Path) -> str:
 
 def make_command(line: str, ports: dict[str, str]) -> str:
     command = line.partition("  # ")[0]
-    if command.startswith(("git clone", "pip install")):  # the test environment has everything
+    if command.startswith(("git clone", "pip install")):  # everything is already installed for the tests
         return ""
     if command.startswith(("mlapi serve", "uvicorn")):
         is_service = command.startswith("mlapi")
@@ -156,7 +156,7 @@ def test_readme_has_at_most_150_lines() -> None:
 
 
 @pytest.mark.parametrize("framework", ["starlette", "fastapi", "flask"])
-def test_examples_of_guarded_models_say_how_to_run_them(framework: str) -> None:
+def test_commands_in_guarded_examples_match_the_guide(framework: str) -> None:
     text = read_page(Path(f"examples/model_api/{framework}_app.py"))
     (command,) = re.findall(r"^    PYTHONPATH=~/mlapi (.*)", text, re.MULTILINE)
     (body,) = re.findall(r"-d '(.*)'", text)
@@ -200,7 +200,7 @@ def test_fastapi_application_in_the_guard_guide_works(folder: Path) -> None:
     assert_all_routes_guarded(app, exempt=["/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"])
 
 
-def test_guard_started_elsewhere_needs_an_absolute_database_url(folder: Path) -> None:
+def test_guard_in_another_folder_needs_an_absolute_url(folder: Path) -> None:
     (url,) = re.findall(r"^export MLAPI_DATABASE__URL=(.*)", read_page(Path("docs/guard.md")), re.MULTILINE)
     (folder / "service").mkdir()
     absolute = {"MLAPI_DATABASE__URL": url.replace("/srv/mlapi", f"{folder}/service")}
@@ -312,7 +312,7 @@ def test_commands_in_the_backup_guide_work(folder: Path) -> None:
 
 
 @pytest.mark.skipif(shutil.which("sqlite3") is None, reason="needs the sqlite3 command")
-def test_guard_that_runs_during_a_restore_sees_later_disables(folder: Path) -> None:
+def test_guard_running_during_restore_sees_users_disabled_later(folder: Path) -> None:
     back_up, _check, restore = find_code_blocks(Path("docs/backup.md"), "sh")
     environ = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 

@@ -138,7 +138,7 @@ def test_endpoint_gets_the_authenticated_user(http: TestClient, tokens: TokenIss
     ],
     ids=str,
 )
-def test_anything_but_one_valid_credential_is_rejected(
+def test_request_without_one_valid_credential_is_rejected(
     http: TestClient, tokens: TokenIssuer, ada: User, headers: list[tuple[str, str | bytes]]
 ) -> None:
     token = tokens.issue(ada).token
@@ -177,7 +177,7 @@ def test_exempt_paths_need_no_credential(http: TestClient, path: str) -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/docs", "/docsearch", "/health/", "/healthy", "/Health", "/nothing", "//health"]
 )
-def test_all_other_paths_need_a_credential_even_unknown_ones(http: TestClient, path: str) -> None:
+def test_all_other_paths_even_unknown_ones_need_a_credential(http: TestClient, path: str) -> None:
     assert http.get(path).status_code == 401
 
 
@@ -303,7 +303,7 @@ def with_backend(users: Users, tokens: TokenIssuer) -> Iterator[TestClient]:
         yield TestClient(Starlette(routes=routes, middleware=[authentication]))
 
 
-def test_backend_lets_endpoints_decide_about_anonymous_users(users: Users, tokens: TokenIssuer, ada: User) -> None:
+def test_backend_leaves_anonymous_users_to_the_endpoints(users: Users, tokens: TokenIssuer, ada: User) -> None:
     valid = bearer(tokens.issue(ada).token)
     with with_backend(users, tokens) as http:
         accepted = [http.get("/members", headers=valid), http.get("/anyone", headers=valid), http.get("/anyone")]
@@ -369,7 +369,7 @@ def test_unguarded_route_is_named_in_the_error(route: Route, names: str) -> None
     assert str(raised.value) == f"open without a credential: {names}"
 
 
-def test_exempt_routes_may_be_open() -> None:
+def test_exempt_routes_may_be_unguarded() -> None:
     app = GuardMiddleware(
         Starlette(routes=[Route("/health", health), Route("/docs/{page:path}", health)]),
         Guard(InMemoryUserRepository(), InMemoryTokens()),
@@ -392,7 +392,7 @@ def test_application_without_routes_fails_the_check() -> None:
         assert_all_routes_guarded(guarded(Starlette()))
 
 
-# --- over a real database
+# --- with a real database
 
 
 @pytest.fixture

@@ -271,7 +271,7 @@ def test_commands_that_time_out_are_not_applied_later() -> None:
     assert repository.list_page(after=UserId(0), limit=9) == users
 
 
-def test_calls_that_time_out_in_the_queue_are_not_made() -> None:
+def test_calls_that_time_out_in_the_queue_are_never_run() -> None:
     cipher = SlowCipher()
     threads = BoundedThreadPool(1, max_queued_per_thread=10, timeout_seconds=0.1)
 

@@ -110,7 +110,7 @@ def test_correct_password_returns_a_token(http: TestClient, ada: User) -> None:
 
 
 @pytest.mark.parametrize("username", ["ADA", "Ada", "ａｄａ"])
-def test_username_is_accepted_in_any_spelling(http: TestClient, ada: User, username: str) -> None:
+def test_login_accepts_any_spelling_of_the_username(http: TestClient, ada: User, username: str) -> None:
     assert log_in(http, username).status_code == 200
 
 
@@ -126,7 +126,7 @@ def test_username_is_accepted_in_any_spelling(http: TestClient, ada: User, usern
         ("x" * 5000, "x"),
     ],
 )
-def test_failed_logins_look_alike_and_compare_one_password(
+def test_failed_logins_look_alike_and_each_compare_one_password(
     http: TestClient, cipher: CountingCipher, ada: User, username: str, password: str
 ) -> None:
     response = log_in(http, username, password)
@@ -161,7 +161,7 @@ def test_login_log_lines_omit_the_submitted_text(http: TestClient, ada: User, ca
     ]
 
 
-def test_too_many_logins_are_logged(users: Users, caplog: pytest.LogCaptureFixture) -> None:
+def test_excessive_login_attempts_are_logged(users: Users, caplog: pytest.LogCaptureFixture) -> None:
     with asgi_client(create_app(users, access=in_memory_access(users))) as http:
         responses = [log_in(http, "nobody", "x").status_code for _ in range(21)]
 
@@ -169,7 +169,9 @@ def test_too_many_logins_are_logged(users: Users, caplog: pytest.LogCaptureFixtu
     assert caplog.messages[-1] == "login from 127.0.0.1: too many attempts"
 
 
-def test_old_password_value_is_upgraded_at_login(http: TestClient, users: Users, access: Access, ada: User) -> None:
+def test_outdated_stored_password_is_upgraded_at_login(
+    http: TestClient, users: Users, access: Access, ada: User
+) -> None:
     old = EncryptedPassword(f"plain:old:{PASSWORD}")
     users.apply(Reencrypt(user_id=ada.id, password=old, replacing=ada.password))
     failed = log_in(http, password="wrong")

@@ -78,7 +78,7 @@ def test_preparation_is_retried_until_it_succeeds() -> None:
     assert (before, preparation.is_done, action.runs) == (False, True, 3)
 
 
-def test_concurrent_threads_run_a_preparation_once() -> None:
+def test_concurrent_threads_run_the_preparation_only_once() -> None:
     runs: list[int] = []
     started, released = threading.Event(), threading.Event()
 
@@ -98,7 +98,7 @@ def test_concurrent_threads_run_a_preparation_once() -> None:
     assert len(runs) == 1
 
 
-def test_threads_wait_two_seconds_for_a_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_threads_stop_waiting_for_a_slow_preparation(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mlapi.application.preparation.WAIT_SECONDS", 0.01)
     started, released = threading.Event(), threading.Event()
 
@@ -153,7 +153,7 @@ def test_repository_is_prepared_before_its_first_use() -> None:
     assert repository.find_principals_nowait([ada.id]) == [ada]
 
 
-def test_preparation_adds_no_nonblocking_lookup() -> None:
+def test_prepared_repository_gains_no_nonblocking_lookup() -> None:
     inner = PreparedRepository(InMemoryUserRepository(), Preparation(lambda: None))
 
     repository = prepare_on_first_use(inner, Preparation(lambda: None))

@@ -175,7 +175,7 @@ def test_database_that_stays_locked_is_unavailable(sqlite_url: URL) -> None:
     other.close()
 
 
-def test_busy_error_while_enabling_the_log_is_retried() -> None:
+def test_busy_error_while_enabling_write_ahead_log_is_retried() -> None:
     statements: list[str] = []
 
     def locked_twice(statement: str) -> None:

@@ -108,7 +108,9 @@ def test_secrets_are_not_checked_within_the_interval(without_periodic_checks: No
     assert secrets.checks == 1
 
 
-def test_check_now_reloads_for_every_caller(without_periodic_checks: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_immediate_check_reloads_the_secrets_for_all_callers(
+    without_periodic_checks: None, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, logger="mlapi")
     secrets = Secrets("one")
     reloader = Reloader(secrets.joined_keys, secrets.signature)
@@ -137,7 +139,9 @@ def test_secrets_are_checked_every_second() -> None:
     assert secret_reload.RELOAD_CHECK_SECONDS == 1.0
 
 
-def test_invalid_secrets_keep_the_previous_ones(checked_on_every_use: None, caplog: pytest.LogCaptureFixture) -> None:
+def test_previous_secrets_stay_in_use_if_new_ones_are_invalid(
+    checked_on_every_use: None, caplog: pytest.LogCaptureFixture
+) -> None:
     caplog.set_level(logging.INFO, logger="mlapi")
     secrets = Secrets("one")
     reloader = Reloader(secrets.joined_keys, secrets.signature)
@@ -252,7 +256,7 @@ def test_removed_key_decrypts_no_passwords(monkeypatch: pytest.MonkeyPatch, capl
 
 
 @pytest.mark.parametrize(("kind", "expected"), [(FernetCipher, False), (HashingFernetCipher, True)])
-def test_reloading_cipher_is_as_costly_as_the_current_one(
+def test_reloading_cipher_is_costly_if_the_current_one_is(
     kind: Callable[[list[str], str], PasswordCipher], expected: bool
 ) -> None:
     cipher = ReloadingCipher(Reloader(lambda: FakeSecrets(cipher=kind([KEY], SALT)), lambda: "the same"))
@@ -360,7 +364,7 @@ def test_replaced_file_is_detected_at_the_first_rejection(tmp_path: Path, withou
     before = is_rejected(tokens, newer)
 
     (tmp_path / "new").write_text(f"{KEY}\n{OLDER_KEY}\n")
-    os.replace(tmp_path / "new", file)  # noqa: PTH105 - the way mlapi replaces the file
+    os.replace(tmp_path / "new", file)  # noqa: PTH105 - as in mlapi itself
 
     assert before
     assert not is_rejected(tokens, newer)

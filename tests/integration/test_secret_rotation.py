@@ -220,7 +220,7 @@ def test_secrets_configured_elsewhere_are_not_rotated(
     assert not (folder / "secrets.yml").exists()
 
 
-def test_key_prepended_by_hand_is_used_as_the_new_key(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+def test_manually_prepended_key_is_used_as_the_new_key(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
     monkeypatch.setenv("MLAPI_SECRETS__KEY", OLDER_KEY)
     monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
     with open_service(load_settings()) as service:

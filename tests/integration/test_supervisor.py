@@ -42,7 +42,7 @@ while not select.select([supervisor_fd], [], [], 0.05)[0]:
     elif behavior != "silent":
         os.write(status_fd, b".")
 """
-"""A worker that exits as soon as it drains, unless its behavior is ``busy``."""
+"""A worker that exits as soon as it is told to drain, unless its behavior is ``busy``."""
 
 
 class Supervised:
@@ -151,7 +151,7 @@ def test_killed_worker_is_replaced(start_service: StartService) -> None:
     assert victim not in service.running
 
 
-def test_restart_drains_a_worker_once_its_successor_serves(start_service: StartService) -> None:
+def test_restart_drains_a_worker_once_its_replacement_serves(start_service: StartService) -> None:
     service = start_service()
     wait_until(lambda: len(service.running) == 2)
     before = service.pids

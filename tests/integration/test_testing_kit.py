@@ -96,7 +96,7 @@ def test_suite_error_names_the_missing_package(name: str, missing: str, monkeypa
     assert (str(error_info.value), error_info.value.name) == (message, missing)
 
 
-def test_other_import_errors_do_not_suggest_pip(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_import_errors_do_not_suggest_installing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "mlapi.testing.http", raising=False)
     monkeypatch.setitem(sys.modules, "mlapi.entrypoints.admin", None)
 
@@ -195,7 +195,7 @@ async def whoami(request: Request) -> JSONResponse:
 APP = Starlette(routes=[Route("/", whoami)])
 
 
-def test_users_start_empty_and_use_the_clock(mlapi_users: Users, mlapi_clock: SettableClock) -> None:
+def test_users_fixture_starts_empty_and_uses_the_clock(mlapi_users: Users, mlapi_clock: SettableClock) -> None:
     before = mlapi_users.list_page()
 
     ada = mlapi_users.register(username="ada", password="x", email="ada@example.com")
@@ -235,7 +235,7 @@ def test_guarded_app_accepts_only_the_enabled_user(
     assert responses[0].json() == "enabled-user"
 
 
-def test_api_key_expires_by_the_clock(
+def test_api_key_expires_according_to_the_clock(
     mlapi_guard: Guard, mlapi_enabled_user: LoggedInUser, mlapi_users: Users, mlapi_clock: SettableClock
 ) -> None:
     _, secret = mlapi_users.add_api_key(
@@ -250,7 +250,7 @@ def test_api_key_expires_by_the_clock(
         mlapi_guard.check(secret)
 
 
-def test_more_users_can_be_registered_and_logged_in(mlapi_access: Access) -> None:
+def test_additional_users_can_be_registered_and_logged_in(mlapi_access: Access) -> None:
     grace, alan = register_and_log_in(mlapi_access, "grace"), register_and_log_in(mlapi_access, "alan")
 
     assert [mlapi_access.guard.check(logged_in.token) for logged_in in (grace, alan)] == [grace.user, alan.user]

@@ -537,7 +537,7 @@ class NoRejects:
 
 
 def test_slow_batch_is_encrypted_with_the_newest_key(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Key rotation assumes that no password is stored under the old key after a few seconds."""
+    """Key rotation assumes that a few seconds after a key is added, no password is stored under the old one."""
     monkeypatch.setattr(secret_reload, "RELOAD_CHECK_SECONDS", 0.0)
     monkeypatch.setattr(user_import, "COMMIT_TIMEOUT_SECONDS", 1.0)
 
@@ -628,7 +628,7 @@ class ImportProcess:
 @pytest.mark.parametrize(
     ("database", "stop_signal"), [("sqlite", signal.SIGINT), ("sqlite", signal.SIGKILL), ("postgres", signal.SIGKILL)]
 )
-def test_killed_import_loses_and_duplicates_no_users(
+def test_killed_import_neither_loses_nor_duplicates_users(
     database: str, stop_signal: signal.Signals, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     url = request.getfixturevalue(f"{database}_url")

@@ -53,7 +53,7 @@ class Account:
     user_id: int
     enabled: bool = True
     actions: list[str] = attrs.field(factory=lambda: ["register"])
-    """Acknowledged actions. The audit trail must have exactly these, in this order."""
+    """Acknowledged actions. The audit trail must contain exactly these, in this order."""
 
 
 @attrs.frozen

@@ -482,6 +482,6 @@ class Fuzzer:
 
 @attrs.frozen
 class Literal:
-    """Text to insert into a JSON body unchanged, valid or not."""
+    """Text to insert into a JSON body unchanged, even if the result is not valid JSON."""
 
     text: str

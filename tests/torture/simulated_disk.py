@@ -117,7 +117,7 @@ def _default_vfs(library: ctypes.CDLL) -> _Vfs:
 
 
 _KEEP_ALIVE: list[object] = []
-"""All layers that were created: a connection that is still open may call their functions."""
+"""All layers ever created: they must stay in memory, because open connections may still call their functions."""
 
 
 class SqliteLayer:
@@ -527,7 +527,7 @@ SWITCH = "fault"
 
 def create_faulty_app() -> Starlette:
     """Create the application on a disk that tests can make faulty, for ``uvicorn --factory``."""
-    from mlapi.entrypoints.http import create_app  # noqa: PLC0415 - after this module is loaded
+    from mlapi.entrypoints.http import create_app  # noqa: PLC0415 - this module must be loaded first
 
     SqliteLayer(FaultyDisk(Path.cwd() / SWITCH)).__enter__()
     return create_app()

@@ -339,7 +339,7 @@ def test_changes_are_rejected_while_the_file_system_is_full(
     assert outage.recovery_seconds < RECOVERY_LIMIT_SECONDS
 
 
-def test_service_started_on_read_only_disk_recovers(small_disk: Path) -> None:
+def test_service_started_on_a_read_only_disk_recovers(small_disk: Path) -> None:
     with open_users(make_settings(small_disk)) as users:
         ada = users.register(**registration_body("ada"))
     remount(small_disk, "ro")
@@ -505,7 +505,7 @@ def test_leftover_write_ahead_log_is_checkpointed_on_open(
     assert (rows, log_bytes) == ([] if fault == "full" else None, 0)
 
 
-def test_unwritable_disk_fails_without_retries() -> None:
+def test_opening_an_unwritable_database_is_not_retried() -> None:
     error = sqlite3.OperationalError("unable to open database file")
     error.sqlite_errorcode = sqlite3.SQLITE_CANTOPEN
 
@@ -537,7 +537,7 @@ def test_fifo_is_rejected_as_secrets_file(tmp_path: Path) -> None:
 def test_truncated_metrics_files_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import prometheus_client  # noqa: F401, PLC0415 - before the variable is set: this process must write no files
+    import prometheus_client  # noqa: F401, PLC0415 - import before setting the variable, so that this process writes no files
 
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     (tmp_path / "counter_1.db").write_bytes(b"")  # created by another process, but still empty

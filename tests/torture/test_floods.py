@@ -1,4 +1,4 @@
-"""Floods: slow, silent and never-reading clients; more registrations than cores, more connections than descriptors."""
+"""Floods: clients that are slow, silent or never read, more registrations than cores, and too many connections."""
 
 import http.client
 import math
@@ -68,7 +68,7 @@ class TogglingClients:
 
 @contextmanager
 def flood(server: MlapiServer, **counts: int) -> Iterator[None]:
-    """Hold open the given number of connections of each kind during the block, from another process."""
+    """During the block, let another process hold the given number of connections of each kind open."""
     arguments = [word for kind, count in counts.items() for word in (kind.replace("_", "-"), str(count))]
     command = [sys.executable, "-m", "tests.torture.slow_clients", str(server.port), *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
@@ -118,7 +118,7 @@ def test_slow_connections_are_closed_without_blocking_others(
     assert server.workers == {worker}
 
 
-def test_registration_flood_keeps_memory_and_latency_bounded(
+def test_memory_and_latency_stay_bounded_in_registration_flood(
     tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
     parallel, each = short_or_full(100, 500), short_or_full(1, 4)

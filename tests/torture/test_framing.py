@@ -418,7 +418,7 @@ def test_upgrade_request_with_a_body_is_rejected(server: Server) -> None:
     assert "upgraded" not in list_users(server).values()
 
 
-def test_expect_continue_gets_one_100_response(server: Server) -> None:
+def test_expect_continue_gets_a_single_100_response(server: Server) -> None:
     body = b'{"username":"expected","password":"x","email":"a@example.com"}'
 
     response = exchange(server, post(length(len(body)), b"Expect: 100-continue") + b"<pause>" + body)

@@ -57,7 +57,7 @@ PATHS_WITHOUT_ADMIN = {*OPERATIONS_WITHOUT_ADMIN, "/register-user", "/openapi.js
 
 
 class Target:
-    """The application over one repository, in token and local mode, with everything that an attacker may know."""
+    """Two applications that share a repository, in token and local mode, with everything that an attacker may know."""
 
     def __init__(self, repository: UserRepository, read_rows: Callable[[], object]) -> None:
         self.users = Users(repository, FernetCipher([KEY], SALT))

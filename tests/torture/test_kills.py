@@ -25,7 +25,7 @@ CHANGES_PER_KILL = 260
 def make_server(url: URL, folder: Path, workers: int) -> MlapiServer:
     environ = {
         "MLAPI_DATABASE__URL": url.render_as_string(hide_password=False),
-        "MLAPI_PASSWORDS__SCHEME": "fernet",  # fast, to load the database more
+        "MLAPI_PASSWORDS__SCHEME": "fernet",  # fast, to put more load on the database
         "TMPDIR": str(folder),  # a killed server does not delete its metrics directory
     }
     return MlapiServer(folder, environ, "--workers", str(workers), "--no-access-log")

@@ -311,7 +311,7 @@ def test_commit_rejected_by_the_server_is_not_applied(postgres_database: Databas
         ("pg_terminate_backend", "the connection was lost while committing"),
     ],
 )
-def test_interrupted_wait_for_a_standby_is_not_acknowledged(
+def test_change_is_unacknowledged_if_standby_wait_is_interrupted(
     postgres: PostgresServer, postgres_database: Database, end: str, reason: str
 ) -> None:
     repository = SqlUserRepository(postgres_database)

@@ -51,7 +51,7 @@ Rows = dict[str, Row]
 """One client's rows: users by username, API keys by key id."""
 
 
-# --- the recorded work
+# --- the workload to record
 
 
 def make_settings(folder: Path) -> Settings:
@@ -183,7 +183,7 @@ def record_disk(work: Work, folder: Path, rounds: int, *pragmas: str) -> tuple[s
 
 
 def choose_crash_points(disk: simulated_disk.Recorder, count: int, rng: random.Random) -> list[int]:
-    """Return random points in the log. A third are among the first events, when the first start creates its files."""
+    """Return random points in the log. A third are among the first events, while the files are created."""
     first, last = disk.first, len(disk.events)
     return sorted(rng.randint(first, last if number % 3 else min(last, first + 120)) for number in range(count))
 

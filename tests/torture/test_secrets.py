@@ -47,7 +47,7 @@ def make_environ(url: URL) -> dict[str, str]:
 
 @pytest.fixture
 def environ(url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
-    """Set and return settings for a database, once for SQLite and once for PostgreSQL; change to a new folder."""
+    """Change to a new folder; set and return settings for a database, once for SQLite and once for PostgreSQL."""
     monkeypatch.chdir(tmp_path)
     settings = make_environ(url)
     for name, value in settings.items():

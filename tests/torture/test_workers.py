@@ -208,7 +208,7 @@ def run_setup(
     """Run services and a model; return the counts of the watchers and the statuses that the contenders received."""
     environ = {
         "MLAPI_DATABASE__URL": url.render_as_string(hide_password=False),
-        "MLAPI_PASSWORDS__SCHEME": "fernet",  # fast, to load the database more
+        "MLAPI_PASSWORDS__SCHEME": "fernet",  # fast, to put more load on the database
         "MLAPI_SECRETS__KEY": KEY,
         "MLAPI_SECRETS__SALT": SALT,
         "MLAPI_LOGINS__PER_ADDRESS": "100000",

@@ -243,7 +243,7 @@ def test_white_space_around_the_header_value_is_ignored() -> None:
     TOKEN_MODE.check(with_headers(REMOTE, ("authorization", f" Bearer {TOKEN} \t")))
 
 
-def test_token_is_accepted_through_proxies_and_http_1_0() -> None:
+def test_token_is_accepted_through_proxies_and_over_http_1_0() -> None:
     client = attrs.evolve(with_headers(REMOTE, ("x-forwarded-for", "203.0.113.9"), ("via", "x")), http_version="1.0")
 
     TOKEN_MODE.check(with_headers(client, ("authorization", f"Bearer {TOKEN}")))
@@ -577,18 +577,18 @@ def test_forwarding_headers_from_untrusted_peers_are_ignored(values: list[str]) 
         pytest.param("nonsense", ["nonsense"], id="not an address"),
     ],
 )
-def test_address_is_unknown_if_the_server_replaced_the_peer(peer: str, values: list[str]) -> None:
+def test_address_is_unknown_if_server_replaced_the_peer_address(peer: str, values: list[str]) -> None:
     assert forwarded(attrs.evolve(REMOTE, peer_address=peer), *values).resolve_address() == "unknown"
 
 
-def test_trusted_proxies_confirm_a_replaced_peer() -> None:
+def test_trusted_proxies_confirm_a_replaced_peer_address() -> None:
     client = attrs.evolve(REMOTE, peer_address="203.0.113.9")
 
     assert forwarded(client, "203.0.113.9").resolve_address(TRUSTED) == "203.0.113.9"
     assert forwarded(client, "192.0.2.1, 203.0.113.9, 10.0.0.2").resolve_address(TRUSTED) == "203.0.113.9"
 
 
-def test_invalid_replaced_peer_is_unknown() -> None:
+def test_invalid_replaced_peer_address_is_unknown() -> None:
     assert forwarded(attrs.evolve(REMOTE, peer_address="nonsense"), "nonsense").resolve_address(TRUSTED) == "unknown"
 
 
@@ -633,7 +633,7 @@ def test_trusted_proxy_works_with_a_wsgi_server() -> None:
 
 
 @pytest.mark.parametrize("values", [["203.0.113.9, 9.9.9.9"], ["203.0.113.9", "9.9.9.9"], ["9.9.9.9, 203.0.113.9, x"]])
-def test_client_forwarding_its_own_address_is_unknown(values: list[str]) -> None:
+def test_address_is_unknown_if_a_client_forwards_its_own(values: list[str]) -> None:
     client = forwarded(attrs.evolve(REMOTE, peer_address="203.0.113.9"), *values)
 
     assert client.resolve_address(TRUSTED) == "unknown"
@@ -649,7 +649,7 @@ def test_client_forwarding_its_own_address_is_unknown(values: list[str]) -> None
         ("1.2.3.4", "1.2.3.4:80"),
     ],
 )
-def test_peer_contained_in_a_forwarded_entry_is_unknown(peer: str, entry: str) -> None:
+def test_peer_address_contained_in_forwarded_entry_is_unknown(peer: str, entry: str) -> None:
     assert forwarded(attrs.evolve(REMOTE, peer_address=peer), entry).resolve_address() == "unknown"
 
 
@@ -658,7 +658,7 @@ def test_forwarded_address_may_be_in_brackets(entry: str) -> None:
     assert forwarded(PROXY, entry).resolve_address(TRUSTED) == "2001:db8::1"
 
 
-def test_replaced_peer_that_is_a_proxy_is_skipped() -> None:
+def test_replaced_peer_address_of_a_proxy_is_skipped() -> None:
     client = forwarded(attrs.evolve(REMOTE, peer_address="10.0.0.7"), "198.51.100.4, 10.0.0.7")
 
     assert client.resolve_address(TRUSTED) == "198.51.100.4"

@@ -216,7 +216,7 @@ def test_passwords_do_not_expire(authenticator: Authenticator, ada: User, clock:
 
 
 @pytest.mark.parametrize("spelling", ["Ada", "ada", "ADA", "ａｄａ"])
-def test_right_password_gets_a_token(
+def test_correct_password_gets_a_token(
     authenticator: Authenticator, guard: Guard, ada: User, calls: list[tuple[object, ...]], spelling: str
 ) -> None:
     issued = authenticator.log_in(username=spelling, password=PASSWORD, address=HOME)
@@ -250,7 +250,7 @@ def test_unknown_username_is_rejected_like_a_wrong_password(
 
 
 @pytest.mark.parametrize("name", ["", " ada", "ada\0", "a\u200bda", "\ud800", "a" * 255])
-def test_invalid_username_is_counted_as_typed_and_rejected(
+def test_invalid_username_is_counted_unchanged_and_rejected(
     authenticator: Authenticator, ada: User, calls: list[tuple[object, ...]], name: str
 ) -> None:
     with pytest.raises(InvalidCredentialsError) as error_info:
@@ -268,7 +268,7 @@ def test_attempt_without_an_address_is_counted(
     assert calls == [("count", "ada", ""), ("find", "ada"), ("record_success", "ada", "")]
 
 
-def test_disabled_user_with_right_password_sees_disabled_error(
+def test_disabled_user_with_correct_password_gets_disabled_error(
     authenticator: Authenticator, users: Users, ada: User, calls: list[tuple[object, ...]]
 ) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
@@ -281,7 +281,7 @@ def test_disabled_user_with_right_password_sees_disabled_error(
     assert calls == [("count", "ada", HOME), ("find", "ada"), ("record_success", "ada", HOME)]
 
 
-def test_login_and_guard_share_the_access_rule(
+def test_login_and_guard_apply_the_same_access_rule(
     authenticator: Authenticator, ada: User, tokens: InMemoryTokens, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class OutOfHoursError(AccessDeniedError):
@@ -300,7 +300,7 @@ def test_login_and_guard_share_the_access_rule(
         authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
 
 
-def test_disabled_user_with_wrong_password_sees_generic_error(
+def test_disabled_user_with_wrong_password_gets_generic_error(
     authenticator: Authenticator, users: Users, ada: User
 ) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
@@ -319,7 +319,7 @@ def test_disabled_user_with_wrong_password_sees_generic_error(
         pytest.param("", PASSWORD, id="invalid"),
     ],
 )
-def test_cipher_runs_once_for_every_attempt(
+def test_cipher_runs_exactly_once_per_attempt(
     authenticator: Authenticator, ada: User, name: str, password: str, enabled: bool
 ) -> None:
     authenticator.users.set_enabled(user_id=ada.id, enabled=enabled)
@@ -335,7 +335,7 @@ def test_cipher_runs_once_for_every_attempt(
 
 @pytest.mark.usefixtures("ada")
 @pytest.mark.parametrize("error", [TooManyAttemptsError(7), RepositoryUnavailableError("simulated outage")], ids=repr)
-def test_limited_attempt_skips_the_lookup_and_the_cipher(
+def test_attempt_rejected_by_limiter_skips_lookup_and_cipher(
     authenticator: Authenticator,
     attempts: RecordingAttempts,
     cipher: UpgradingCipher,
@@ -472,7 +472,7 @@ def test_verified_login_contains_the_password_upgrade(authenticator: Authenticat
     assert PASSWORD not in f"{old_attempt!r} {old_verified!r}"
 
 
-def test_only_finish_subtracts_the_attempt(
+def test_only_finish_records_a_successful_login(
     authenticator: Authenticator, ada: User, calls: list[tuple[object, ...]]
 ) -> None:
     verified = authenticator.verify(authenticator.start(username="ADA", address=HOME), PASSWORD)
@@ -484,7 +484,7 @@ def test_only_finish_subtracts_the_attempt(
     assert calls == [*before, ("record_success", "ada", HOME)]
 
 
-def test_flow_that_waits_cannot_run_inline() -> None:
+def test_coroutine_that_waits_cannot_run_inline() -> None:
     with pytest.raises(RuntimeError, match="must not wait"):
         run_inline(asyncio.sleep(0))
 
@@ -530,7 +530,7 @@ def test_policy_is_checked_before_the_current_password(
     assert users.get(ada.id) == ada
 
 
-def test_wrong_current_password_counts_and_changes_nothing(
+def test_wrong_current_password_is_counted_and_changes_nothing(
     authenticator: Authenticator, users: Users, ada: User, cipher: UpgradingCipher, calls: list[tuple[object, ...]]
 ) -> None:
     with pytest.raises(InvalidCredentialsError):
@@ -554,7 +554,7 @@ def test_guessing_the_current_password_is_limited(
     assert users.get(ada.id) == ada
 
 
-def test_password_set_concurrently_is_not_replaced(
+def test_concurrently_set_password_is_not_overwritten(
     authenticator: Authenticator, users: Users, ada: User, cipher: UpgradingCipher, calls: list[tuple[object, ...]]
 ) -> None:
     cipher.on_encrypt = lambda: users.set_password(user_id=ada.id, password="an admin's choice")
@@ -663,7 +663,7 @@ def test_guard_returns_the_current_state_of_the_user(
     assert outcomes(check, token, key) == [upgraded, upgraded]
 
 
-def test_credentials_authenticate_their_own_user(
+def test_credentials_authenticate_only_their_owner(
     check: Check, users: Users, tokens: InMemoryTokens, ada: User, key: str
 ) -> None:
     bob = users.register(username="bob", password=PASSWORD, email="bob@example.com")
@@ -708,7 +708,7 @@ def test_disabled_user_is_rejected_with_token_and_api_key(
     assert outcomes(check, token, key) == [UserDisabledError(ada.id)] * 2
 
 
-def test_enabling_again_restores_api_keys_but_not_tokens(
+def test_enabling_a_user_again_restores_api_keys_but_not_tokens(
     check: Check, users: Users, tokens: InMemoryTokens, ada: User, both_credentials: tuple[str, str]
 ) -> None:
     users.set_enabled(user_id=ada.id, enabled=False)
@@ -790,7 +790,7 @@ def test_guard_rejects_while_the_database_is_unavailable(
     ]
 
 
-def test_guard_expires_tokens_by_its_own_clock(
+def test_guard_expires_tokens_according_to_its_own_clock(
     repository: RecordingRepository, tokens: InMemoryTokens, token: str
 ) -> None:
     guard = Guard(repository, tokens, clock=lambda: NOON + HOUR)
@@ -954,7 +954,7 @@ def test_preparing_commands_stores_nothing(users: Users, ada: User) -> None:
     assert (users.get(ada.id), users.list_api_keys(ada.id)) == (ada, [])
 
 
-def test_new_api_key_is_stored_as_its_digest(users: Users, ada: User) -> None:
+def test_only_the_digest_of_a_new_api_key_is_stored(users: Users, ada: User) -> None:
     ends = (NOON + HOUR).astimezone(timezone(timedelta(hours=-5)))
 
     key, secret = users.add_api_key(user_id=ada.id, name="CI", expires_datetime=ends)
