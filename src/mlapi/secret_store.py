@@ -46,7 +46,7 @@ class LoadedSecrets(Generic[Cipher]):
     cipher: Cipher
     tokens: TokenIssuer
     fingerprints: Sequence[Sequence[str]]
-    """One row per key, with one fingerprint per salt, both newest first."""
+    """A row for each key, with a fingerprint for each salt. Keys and salts are sorted from newest to oldest."""
 
 
 class SecretStore(Generic[Cipher]):
@@ -55,8 +55,8 @@ class SecretStore(Generic[Cipher]):
     Args:
         settings: the loaded settings.
         file: the secrets file, which does not have to exist. If None, generated secrets are kept in memory.
-        make_cipher: makes a password cipher from the password settings, keys and salts, newest first.
-        make_tokens: makes a token issuer from the token settings and token keys, newest first.
+        make_cipher: creates a password cipher from the password settings, keys and salts, newest first.
+        make_tokens: creates a token issuer from the token settings and token keys, newest first.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class SecretStore(Generic[Cipher]):
         self._make_cipher = make_cipher
         self._make_tokens = make_tokens
         self._generated = SecretSettings()
-        self._loaded: tuple[object, LoadedSecrets[Cipher]] | None = None  # with the signature of the file
+        self._loaded: tuple[object, LoadedSecrets[Cipher]] | None = None  # the signature of the file, and its secrets
         self._lock = threading.Lock()
 
     @property
@@ -134,7 +134,7 @@ class SecretStore(Generic[Cipher]):
 
     @cached_property
     def reloader(self) -> Reloader[LoadedSecrets[Cipher]]:
-        """The current secrets of a running service. If a change to the file is invalid, the previous ones are kept."""
+        """The current secrets of a running service. If the file becomes invalid, the previous ones are kept."""
         return Reloader(self.current, self._signature)
 
     @contextmanager
@@ -151,7 +151,7 @@ class SecretStore(Generic[Cipher]):
             yield
 
     def add(self, kind: SecretKind) -> None:
-        """Generate a secret and put it first in the file. The caller must hold the lock.
+        """Generate a secret of this kind and put it before the others in the file. The caller must hold the lock.
 
         Raises:
             ConfigurationError: if the secrets of this kind are not in the file, or if the file cannot be changed.
@@ -170,7 +170,7 @@ class SecretStore(Generic[Cipher]):
         update_secrets_file(self._file, lambda tree: {**tree, kind: [new, *former]})
 
     def prune(self, kinds: Collection[SecretKind]) -> None:
-        """Remove all but the newest secret of each of these kinds from the file. The caller must hold the lock.
+        """Keep only the newest secret of each of these kinds in the file. The caller must hold the lock.
 
         Raises:
             ConfigurationError: if the file cannot be changed.
@@ -284,7 +284,7 @@ def update_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str,
 
 @contextmanager
 def lock_secrets_file(file: Path) -> Iterator[None]:
-    """Keep other commands from changing a secrets file. Its folder is locked, because the file itself gets replaced.
+    """Keep other commands from changing a secrets file. Locks its folder, because the file itself is replaced.
 
     Raises:
         ConfigurationError: if another process holds the lock.

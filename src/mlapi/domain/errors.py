@@ -1,4 +1,4 @@
-"""The errors that mlapi raises. They carry data; `mlapi.entrypoints.wire` turns them into HTTP responses.
+"""The errors that mlapi raises. They contain only data; `mlapi.entrypoints.wire` turns them into HTTP responses.
 
 MlapiError
 ├── InvalidFieldsError               one or more fields are invalid
@@ -33,7 +33,7 @@ class MlapiError(Exception):
 
 @attrs.frozen
 class FieldError:
-    """An invalid field. The message states the rule, and never contains the value."""
+    """An invalid field. The message states the violated rule and never contains the value."""
 
     field: str
     message: str
@@ -48,10 +48,10 @@ class InvalidFieldsError(MlapiError):
 
     @classmethod
     def raise_for(cls, checks: Iterable[tuple[str, str | None]]) -> None:
-        """Raise one error for all checks that failed.
+        """Raise a single error that lists all invalid fields.
 
         Args:
-            checks: pairs of a field and a message. The message of a valid field is None.
+            checks: pairs of a field name and an error message. For a valid field, the message is None.
 
         Raises:
             InvalidFieldsError: if any message is not None.
@@ -63,7 +63,7 @@ class InvalidFieldsError(MlapiError):
 
 @attrs.frozen
 class UserExistsError(MlapiError):
-    """The username is taken by the user ``user_id``."""
+    """The user ``user_id`` already has this username."""
 
     user_id: int
 
@@ -96,14 +96,14 @@ class ApiKeyNotFoundError(MlapiError):
 
 
 class InvalidCredentialsError(MlapiError):
-    """Carries no data: a client must not learn which usernames exist."""
+    """Contains no data, so that clients cannot find out which usernames exist."""
 
     def __str__(self) -> str:
         return "unknown username or wrong password"
 
 
 class InvalidTokenError(MlapiError):
-    """Carries no data: an attacker must not learn which check failed."""
+    """Contains no data, so that attackers cannot find out which check failed."""
 
     def __str__(self) -> str:
         return "invalid, expired or revoked token or API key"

@@ -24,7 +24,7 @@ class AuditTrail(Protocol):
         """Return a page of entries, the newest (highest id) first.
 
         Args:
-            after: the last id of the previous page; None for the first page. May be larger than any id.
+            after: the last id of the previous page; None for the first page. It may be larger than any existing id.
             limit: maximum number of entries to return.
             user_id: return only entries about this user, who may have been removed. None returns all entries.
         """
@@ -61,13 +61,13 @@ class UserRepository(Protocol):
         - A rejected command does not affect the others. Its outcome is an error that is returned, not raised.
         - A command sees the effects of those before it: it can update a user registered earlier in the batch.
         - Removing a user also removes the user's API keys.
-        - The audit entries that `mlapi.domain.audit.make_audit_entry` returns are written too.
+        - The audit entries that `mlapi.domain.audit.make_audit_entry` returns are written in the same transaction.
 
         Once this returns, the changes survive a crash. If it raises, nothing was applied, unless the connection was
         lost during the commit: then the error's ``may_be_done`` is True.
 
         Args:
-            commands: may be empty, or contain several thousand commands.
+            commands: the list may be empty or contain several thousand commands.
             commit_by: a deadline, in the time of `time.monotonic`. If the commit would start later, roll back and raise
                 `RepositoryUnavailableError("too late to commit")`. By then the client has received an error and may
                 have sent another command.
@@ -87,7 +87,7 @@ class UserRepository(Protocol):
         ...
 
     def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
-        """Return what `find` returns for each key.
+        """Return the result of `find` for each key.
 
         Args:
             keys: in any order, with or without duplicates; may be empty.
@@ -99,7 +99,7 @@ class UserRepository(Protocol):
 
         Args:
             after: the last id of the previous page; 0 for the first page.
-            limit: maximum number of users to return. Only the last page has fewer.
+            limit: maximum number of users to return. Only the last page may contain fewer.
             enabled: True returns only enabled users, False only disabled users, None all users.
             containing: return only users with this text in the canonical username or e-mail address. The text is
                 in canonical form (`mlapi.domain.rules.fold`). For addresses, ignore the case of at least ASCII letters.
@@ -113,8 +113,8 @@ class UserRepository(Protocol):
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         """Return the principal with each id, or None if it does not exist.
 
-        A `UserId` yields the user, an `ApiKeyId` the key together with its user. The result reflects every
-        change that any process acknowledged before the call.
+        The principal of a `UserId` is the user; that of an `ApiKeyId` is the key together with its user. The result
+        reflects every change that any process acknowledged before the call.
 
         Args:
             ids: in any order, with or without duplicates; may be empty.
@@ -135,7 +135,7 @@ class UserRepository(Protocol):
         ...
 
     def check(self) -> None:
-        """Raise `RepositoryUnavailableError` if the database cannot start a writing transaction now."""
+        """Raise `RepositoryUnavailableError` if the database cannot start a write transaction now."""
         ...
 
 
@@ -143,8 +143,8 @@ class UserRepository(Protocol):
 class NonblockingLookup(Protocol):
     """An optional capability of a `UserRepository`: looking up principals on an event loop, without a thread.
 
-    Offer it only if a lookup takes microseconds, for example in memory or in a local file. A repository without this
-    method is called from a thread instead.
+    Implement it only if a lookup takes microseconds, for example in memory or in a local file. If a repository lacks
+    this method, `UserRepository.find_principals` is called in a thread instead.
     """
 
     def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
@@ -161,7 +161,7 @@ class PasswordCipher(Protocol):
     """Encrypts passwords for storage, and compares passwords with stored ones. Passwords are never decrypted.
 
     Passwords are compared exactly, without normalization or truncation. If `encrypt` and `matches` take only
-    microseconds, set the optional attribute ``is_costly`` to False: callers then use no separate thread.
+    microseconds, set the optional attribute ``is_costly`` to False: callers then do not use a thread.
     """
 
     def encrypt(self, password: str) -> EncryptedPassword:
@@ -169,11 +169,11 @@ class PasswordCipher(Protocol):
         ...
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
-        """Return whether ``encrypted`` was made from ``password``.
+        """Return whether ``encrypted`` is the encrypted form of ``password``.
 
-        Takes the same time whether it matches or not. None stands for an unknown user: it takes just as long and never
-        matches. A value that cannot be decrypted, because it is damaged or was made with a different key, matches no
-        password. This may be logged as a warning but is not an error.
+        The call takes the same time whether the password matches or not. None stands for an unknown user: the call
+        takes just as long, and returns False. A value that cannot be decrypted, because it is damaged or was encrypted
+        with a different key, matches no password. This may be logged as a warning but is not an error.
         """
         ...
 
@@ -190,7 +190,7 @@ class PasswordCipher(Protocol):
 
 
 def is_costly(cipher: PasswordCipher) -> bool:
-    """Return whether the cipher takes milliseconds and must run in a thread. True unless the cipher says otherwise."""
+    """Return whether the cipher takes milliseconds and must run in a thread. True by default."""
     return bool(getattr(cipher, "is_costly", True))
 
 
@@ -215,16 +215,16 @@ class TokenIssuer(Protocol):
 
 
 class AttemptLimiter(Protocol):
-    """Limits how fast passwords can be guessed. Raises `RepositoryUnavailableError` if it cannot count."""
+    """Limits how fast passwords can be guessed. Raises `RepositoryUnavailableError` if it cannot count attempts."""
 
     def count(self, username: str, address: str) -> bool:
-        """Count an attempt to log in. This is the first step of every login.
+        """Count a login attempt. This is the first step of every login.
 
-        Return whether the user has logged in from this address before. Attempts from a known address
-        count only for that address, so attempts from elsewhere cannot lock the user out.
+        Return whether the user has logged in from this address before. Attempts from such a known address count
+        only towards the limit of that address, so attempts from elsewhere cannot lock the user out.
 
         Args:
-            username: any text; usually a canonical username. Need not exist.
+            username: any text; usually a canonical username. No such user needs to exist.
             address: any text that identifies the client.
 
         Raises:
@@ -233,7 +233,7 @@ class AttemptLimiter(Protocol):
         ...
 
     def record_success(self, username: str, address: str, *, was_known: bool) -> None:
-        """Subtract an attempt whose password was right, and remember the address as known for this user.
+        """Stop counting an attempt with the correct password, and remember the address as known for this user.
 
         Args:
             username: as given to `count`.
@@ -247,7 +247,7 @@ class ApiKeyUsage(Protocol):
     """Records when API keys are used."""
 
     def __call__(self, key: ApiKey, at: datetime) -> None:
-        """Record one use. Returns immediately, without waiting for the database."""
+        """Record that a key was used. Returns immediately, without waiting for the database."""
         ...
 
 

@@ -12,7 +12,7 @@ from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.users import UsernameKey
 
 MAX_USERNAME_CHARS = 254
-"""Limits both the typed and the canonical form. Long enough for an e-mail address, a common choice of username."""
+"""Limits both the original and the canonical form. Long enough for e-mail addresses, which many use as usernames."""
 
 MAX_EMAIL_CHARS = 254
 """RFC 5321, 4.5.3.1.3 allows a path of 256 octets, which includes two angle brackets."""
@@ -21,7 +21,7 @@ MAX_EMAIL_LOCAL_CHARS = 64
 """The part before the ``@``: RFC 5321, 4.5.3.1.1."""
 
 MAX_PASSWORD_CHARS = 1024
-"""Longer than any real password. Limits the hashing work of one request."""
+"""Longer than any real password. Limits the time that one request spends on hashing."""
 
 # Default_Ignorable_Code_Point (Unicode 16.0, DerivedCoreProperties.txt) outside category Cf, and the empty braille
 # cell. They are invisible, so usernames that differ only in them would look the same.

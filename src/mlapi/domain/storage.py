@@ -13,15 +13,15 @@ from mlapi.domain.ports import UserRepository
 
 
 class Storage(Protocol):
-    """A database for everything the service keeps: users, audit trail, login attempts, and the key fingerprint.
+    """A database for everything that the service stores: users, audit trail, login attempts, and the key fingerprint.
 
-    `mlapi.bootstrap.register_storage` maps a URL scheme to a function that makes a storage from the URL. That function
-    creates no file and does not connect, because the service must start even without its database. It raises
+    `mlapi.bootstrap.register_storage` maps a URL scheme to a function that creates a storage from the URL. That
+    function creates no file and does not connect, because the service must start even without its database. It raises
     `ConfigurationError` for a URL that it cannot use. The message does not repeat the URL, which may contain a
     password.
 
-    Applied commands, the audit trail and the fingerprint survive closing and reopening. The in-memory storage is an
-    exception: it loses everything, and logs a warning.
+    Applied commands, the audit trail and the fingerprint are still there after the storage is closed and reopened. The
+    in-memory storage is an exception: it loses everything, and logs a warning.
 
     Every method except `close` raises `RepositoryUnavailableError` while the database is unavailable.
 
@@ -52,7 +52,7 @@ class Storage(Protocol):
     def secrets_folder(self) -> Path | None:
         """The absolute path of an existing folder for the generated ``secrets.yml``; None to keep them in memory.
 
-        The secrets must last exactly as long as the passwords that they encrypt.
+        The secrets must be kept for exactly as long as the passwords that they encrypt.
         """
         ...
 
@@ -73,7 +73,7 @@ class Storage(Protocol):
         ...
 
     def replace_fingerprint(self, fingerprint: str) -> None:
-        """Replace the stored fingerprint: all passwords are now encrypted with a different key."""
+        """Replace the stored fingerprint, because all passwords are now encrypted with a different key."""
         ...
 
     def prepare(self, *, may_upgrade: bool) -> None:
@@ -92,10 +92,10 @@ class Storage(Protocol):
         ...
 
     def upgrade(self) -> tuple[str | None, str]:
-        """Create or upgrade the schema, like `prepare`. Return the revision before (None without a schema) and after.
+        """Create or upgrade the schema, like `prepare`. Return the previous revision and the new one.
 
-        The two are equal if the schema was up to date. Newer revisions sort after older ones when compared as strings.
-        A storage with only one format can return a constant.
+        The previous revision is None if there was no schema. The two are equal if the schema was up to date. Newer
+        revisions sort after older ones when compared as strings. A storage with only one format can return a constant.
 
         Raises:
             ConfigurationError: if the schema belongs to a newer version of mlapi, or if the data belongs to another

@@ -7,7 +7,7 @@ import attrs
 
 UserId = NewType("UserId", int)
 UsernameKey = NewType("UsernameKey", str)
-"""A username in canonical form, which is unique. Only `mlapi.domain.rules.canonical_username` makes one."""
+"""A username in canonical form, which is unique. Only `mlapi.domain.rules.canonical_username` creates one."""
 
 MAX_USER_ID = 2**63 - 1
 """The largest signed 64-bit integer. Larger ids are valid, but no user has one."""
@@ -32,7 +32,7 @@ def to_utc(instant: datetime) -> datetime:
 
 @attrs.frozen
 class EncryptedPassword:
-    """A stored password, as a `PasswordCipher` encrypted it."""
+    """A stored password, encrypted by a `PasswordCipher`."""
 
     value: str = attrs.field(repr=False)
 
@@ -41,8 +41,8 @@ class EncryptedPassword:
 class User:
     """A stored user. All times are in UTC.
 
-    Every token carries the ``token_epoch`` its user had when it was issued. The epoch is random; replacing it revokes
-    all tokens of the user.
+    Every token contains the ``token_epoch`` that its user had when it was issued. The epoch is random; replacing it
+    revokes all tokens of the user.
     """
 
     id: UserId
@@ -56,7 +56,7 @@ class User:
 
     @property
     def is_authenticated(self) -> bool:
-        """Always True: ``request.user`` is a `User` only after authentication. Django and Starlette use this name."""
+        """Always True: only authenticated requests have a `User`. Django and Starlette expect this attribute name."""
         return True
 
     @property

@@ -31,7 +31,7 @@ _PROXY_HEADER = re.compile(
     rb"|arr-|varnish).*",
     re.DOTALL,
 )
-# Headers that most clients send. Skip the regular expression for them, because it is slow.
+# Headers that most clients send. They are not matched against the slow regular expression.
 _COMMON_HEADERS = frozenset(
     {b"user-agent", b"accept", b"accept-encoding", b"connection", b"content-length", b"content-type"}
 )
@@ -175,7 +175,7 @@ class AdminPolicy:
 
 
 def _is_local_program(client: Client) -> bool:
-    """Return whether a program on this machine sent the request, not a proxy, a web page or another machine."""
+    """Return whether a program on this machine sent the request, rather than a proxy, web page or other machine."""
     host_headers = 0
     for name, value in client.headers:
         if name == b"host":

@@ -47,7 +47,7 @@ _SUITES = {
 _MODULES = {**_SUITES, "assert_all_routes_guarded": "mlapi.testing.guarded_routes"}
 
 _TOPICS = ("api_keys", "audit_trail", "user_commands", "user_queries")
-"""Modules that contain parts of a suite."""
+"""Modules that contain parts of a contract suite."""
 
 if (pytest := sys.modules.get("pytest")) is not None:  # so that failed assertions show the compared values
     pytest.register_assert_rewrite(*_SUITES.values(), *(f"mlapi.testing.{topic}" for topic in _TOPICS))

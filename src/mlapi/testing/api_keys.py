@@ -53,7 +53,7 @@ class ApiKeyContract:
         assert repository.list_api_keys(ada.id) == [key]
         assert repository.find_principals([key.id]) == [ApiKeyPrincipal(key, ada)]
 
-    def test_unused_api_key_without_expiry_is_stored(self, repository: UserRepository) -> None:
+    def test_unused_api_key_that_never_expires_is_stored(self, repository: UserRepository) -> None:
         ada = registered(repository)
         key = with_api_key(repository, ada)
 
@@ -79,20 +79,20 @@ class ApiKeyContract:
         assert times == [NOON, LATER, NOON + SECOND]
         assert [time and time.utcoffset() for time in times] == [timedelta(0)] * 3
 
-    def test_api_key_can_expire_at_the_largest_time(self, repository: UserRepository) -> None:
+    def test_api_key_can_expire_at_the_latest_possible_time(self, repository: UserRepository) -> None:
         ada = registered(repository)
         key = with_api_key(repository, ada, expires_datetime=datetime.max.replace(tzinfo=UTC))
 
         assert repository.list_api_keys(ada.id) == [key]
 
-    def test_new_api_key_does_not_change_its_user(self, repository: UserRepository) -> None:
+    def test_adding_an_api_key_does_not_change_its_user(self, repository: UserRepository) -> None:
         ada = registered(repository)
 
         with_api_key(repository, ada)
 
         assert repository.get(ada.id) == ada
 
-    def test_disabled_user_can_get_an_api_key(self, repository: UserRepository) -> None:
+    def test_api_key_can_be_added_for_a_disabled_user(self, repository: UserRepository) -> None:
         ada = apply_one(repository, SetEnabled(user_id=registered(repository).id, enabled=False, at=LATER))
         assert isinstance(ada, User)
 
@@ -100,7 +100,7 @@ class ApiKeyContract:
 
         assert repository.find_principals([key.id]) == [ApiKeyPrincipal(key, ada)]
 
-    def test_rejected_api_key_does_not_affect_the_others(self, repository: UserRepository) -> None:
+    def test_rejected_api_key_does_not_affect_others_in_the_batch(self, repository: UserRepository) -> None:
         ada = registered(repository)
         first, last = api_key(ada.id, 1), api_key(ada.id, 3)
 
@@ -157,10 +157,10 @@ class ApiKeyContract:
             pytest.param(NOON, NOON + MINUTE - timedelta(microseconds=1), NOON, id="just within a minute"),
             pytest.param(NOON, NOON + MINUTE, NOON + MINUTE, id="after a minute"),
             pytest.param(NOON, LATER, LATER, id="after an hour"),
-            pytest.param(LATER, NOON, LATER, id="earlier, by another clock"),
+            pytest.param(LATER, NOON, LATER, id="earlier, according to another clock"),
         ],
     )
-    def test_last_use_of_an_api_key_is_accurate_to_a_minute(
+    def test_last_use_of_an_api_key_is_accurate_to_within_a_minute(
         self, repository: UserRepository, last: datetime | None, at: datetime, recorded: datetime
     ) -> None:
         ada = registered(repository)
@@ -173,7 +173,7 @@ class ApiKeyContract:
         assert repository.list_api_keys(ada.id) == [outcome, other]
         assert repository.get(ada.id) == ada
 
-    def test_uses_of_many_api_keys_are_recorded(self, repository: UserRepository) -> None:
+    def test_use_of_several_api_keys_is_recorded_in_one_batch(self, repository: UserRepository) -> None:
         ada = registered(repository)
         keys = [with_api_key(repository, ada, number) for number in range(5)]
 
@@ -237,7 +237,7 @@ class PrincipalContract:
             find_principals = repository.find_principals_nowait
         ada = registered(repository)
         key = with_api_key(repository, ada)
-        repository.find_principals([ada.id])  # opens a connection
+        repository.find_principals([ada.id])  # opens a connection, which the nonblocking lookup needs
         seen = [find_principals([ada.id, key.id])]
 
         disabled = apply_one(repository, SetEnabled(user_id=ada.id, enabled=False, at=LATER))

@@ -21,7 +21,7 @@ from mlapi.entrypoints.cli.database import find_problems
 from mlapi.entrypoints.cli.output import EXIT_ERROR, json_option, show
 
 MAX_CLOCK_SKEW = timedelta(seconds=30)
-"""If the clocks of two machines differ by more, each may reject tokens from the other, or accept them for too long."""
+"""If two machines' clocks differ by more than this, each may reject the other's tokens or accept them for too long."""
 LOW_DISK_BYTES = 1024**3
 """Recommended free space for an SQLite database: during a backup, its write-ahead log grows with every change."""
 FULL_DISK_BYTES = 1024**2

@@ -102,7 +102,7 @@ class RejectsFile:
 
 @contextmanager
 def open_output(file: Path, *, force: bool) -> Iterator[TextIO]:
-    """Yield a UTF-8 stream to a file or to standard output.
+    """Yield a UTF-8 stream that writes to a file or to standard output.
 
     A file is created only when the block ends without an error, so it is always complete. Only the current account can
     read it.
@@ -131,9 +131,9 @@ def open_output(file: Path, *, force: bool) -> Iterator[TextIO]:
 
 
 def _is_replaceable(file: Path, word: bytes) -> bool:
-    """Return whether the file was written by the same command. Replacing a database or a key would destroy it."""
+    """Return whether the file looks like earlier output, so that no database or key is overwritten by mistake."""
     if not file.is_file():
-        return True  # a device has no content to lose
+        return True  # a device has no content that could be lost
     with _file_errors(f"{file} cannot be read"), file.open("rb") as stream:
         first_line = stream.readline(_MAX_FIRST_LINE_BYTES)
     return not first_line or word in first_line

@@ -54,7 +54,7 @@ def _reencrypt(rotation: SecretRotation) -> int:
     passes = rotation.rotate_key()
     with click.progressbar(length=1, label="re-encrypting passwords", file=sys.stderr) as bar:
         for progress in passes:
-            bar.length, bar.pos = progress.users, progress.seen  # restarts with each pass
+            bar.length, bar.pos = progress.users, progress.seen  # the progress restarts with each pass
             bar.update(0)
             changed += progress.changed
     return changed

@@ -40,7 +40,7 @@ def serve_command(*, host: str, port: int, workers: int, connections: int, acces
         "access_log": access_log,
         "log_format": settings.log_format,
     }
-    # Replace this process, or the modules of the command line would occupy memory while the service is running.
+    # Replace this process: otherwise, the modules of the command line would stay in memory while the service runs.
     module = "mlapi.entrypoints.server.supervisor"
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, json.dumps(arguments)])  # noqa: S606 - runs a module of this package
 

@@ -152,7 +152,7 @@ def _find_key_error(values: Mapping[str, object], *, ignore_columns: bool) -> st
 
 
 def _describe_unknown(names: list[str]) -> str:
-    """List unknown columns for an error message. Hide names that are not plain: they may be misplaced passwords."""
+    """List unknown columns for an error message. Hide unusual names, which may be misplaced passwords."""
     shown = [name if _PLAIN_NAME.fullmatch(name) else "(hidden)" for name in names]
     return f"unknown columns: {', '.join(shown)}"
 

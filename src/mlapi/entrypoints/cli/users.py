@@ -121,7 +121,7 @@ def _show(user: User, *, as_json: bool) -> None:
 
 
 def _read_password() -> str:
-    """Read a password from the terminal or from standard input. Other accounts could see it in the arguments."""
+    """Read a password from the terminal or standard input: other accounts could see it in the arguments."""
     if sys.stdin.isatty():
         password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
         return password

@@ -12,7 +12,7 @@ from mlapi.entrypoints.console.users import errors_by_field, user_id_in_path, us
 
 
 async def add_key(request: ConsoleRequest) -> Response:
-    """Create a key and show it in this response, because the target of a redirect could be opened again."""
+    """Create a key and show it in this response. After a redirect, reloading the page could show it again."""
     user_id = user_id_in_path(request)
     if request.is_safe:
         return redirect(request, f"/users/{user_id}")

@@ -65,7 +65,7 @@ class ConsoleRequest:
 
     @property
     def is_partial(self) -> bool:
-        """True if htmx sent the request, which uses only part of the page."""
+        """True if htmx sent the request; htmx uses only a part of the page."""
         return self.http_request.headers.get("hx-request") == "true"
 
     @property

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
-# A toggle takes 1 ms, a password hash 20 to 50 ms. Requests time out within 10 seconds.
+# Enabling or disabling a user takes 1 ms, a password hash 20 to 50 ms. Requests time out within 10 seconds.
 _BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _logger = logging.getLogger("mlapi")
 
@@ -41,7 +41,7 @@ class Metrics:
             raise ConfigurationError(
                 f"{FOLDER_VARIABLE} is not a folder that this process can write to: change or unset it"
             )
-        # Import it here: importing takes 25 ms and reads the environment variable.
+        # Imported here, because importing takes 25 ms and reads the environment variable.
         import prometheus_client as prometheus  # noqa: PLC0415
 
         self._exposed = registry = prometheus.CollectorRegistry()
@@ -74,7 +74,7 @@ class Metrics:
         if children is None:
             known_method = (
                 method if method in _METHODS else "other"
-            )  # labels use memory, so clients must not create them
+            )  # each label uses memory, so clients must not be able to create any
             labels = (endpoint, known_method, status)
             children = self._requests.labels(*labels), self._seconds.labels(endpoint)
             self._children[labels] = children

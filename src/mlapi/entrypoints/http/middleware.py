@@ -20,7 +20,7 @@ _logger = logging.getLogger("mlapi")
 
 
 class Endpoint:
-    """A handler as an ASGI application.
+    """An ASGI application that calls a handler.
 
     Args:
         handler: returns the response to a request, or raises an `MlapiError`.
@@ -46,7 +46,7 @@ class MethodDispatch:
     """Dispatches requests for a path by method. HEAD requests go to the GET endpoint."""
 
     name = "ByMethod"
-    """The name in the metrics of requests with other methods. Dashboards may contain it, so it never changes."""
+    """The metrics count requests with other methods under this name. It never changes: dashboards may contain it."""
 
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self._endpoints = endpoints
@@ -159,7 +159,7 @@ def logged_error_response(request: Request, error: MlapiError) -> Response:
     return error_response(error)
 
 
-# --- for any Starlette application
+# --- error handlers for any Starlette application
 
 
 def starlette_response(response: Response) -> starlette_responses.Response:
@@ -170,13 +170,13 @@ def starlette_response(response: Response) -> starlette_responses.Response:
 
 async def handle_error(request: Request, error: Exception) -> starlette_responses.Response:
     """Handle an `MlapiError`. Register this as an exception handler of a Starlette application."""
-    assert isinstance(error, MlapiError)  # noqa: S101 - registered for no other exception
+    assert isinstance(error, MlapiError)  # noqa: S101 - registered for this exception only
     return starlette_response(logged_error_response(request, error))
 
 
 async def handle_http_exception(_request: Request, error: Exception) -> starlette_responses.Response:
     """Handle Starlette's ``HTTPException``: an unknown path, or a method that the path does not support."""
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for no other exception
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this exception only
     return starlette_response(http_error_response(error.status_code, tuple((error.headers or {}).items())))
 
 

@@ -21,7 +21,7 @@ HEADERS = (
 """The default headers of all responses, including errors (OWASP Secure Headers Project)."""
 
 CLIENT_CLOSED_REQUEST = 499
-"""The status in the metrics if the client disconnects before the response. nginx uses the same code."""
+"""The status that the metrics record if the client disconnects before the response. nginx uses the same code."""
 
 _HEADER_NAMES = frozenset(name for name, _ in HEADERS)
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=-]{1,64}")

@@ -27,7 +27,7 @@ from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, cores
 from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
 from mlapi.entrypoints.wire.client import Client, Network
 
-HASHING_TIMEOUT_SECONDS = 4.0  # together with the commit timeout, at most 10 seconds per request
+HASHING_TIMEOUT_SECONDS = 4.0  # together with the commit timeout, limits a request to 10 seconds
 MAX_QUEUED_PER_HASHING_THREAD = 64  # a thread hashes about this many within the timeout, at 20 to 50 ms each
 READING_THREADS = 4
 READING_TIMEOUT_SECONDS = 9.0

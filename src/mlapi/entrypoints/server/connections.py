@@ -21,7 +21,7 @@ IDLE_SECONDS = 5
 MAX_HEAD_BYTES = 64 * 1024
 """The limit for the request line and headers together. h11 uses the same limit."""
 MAX_SURPLUS_CONNECTIONS = 50
-"""How many connections above the maximum receive a 503 response. Any more are closed without a response."""
+"""How many connections above the maximum receive a 503 response. All others are closed without a response."""
 CHECK_INTERVAL_SECONDS = 0.5
 """The interval between checks of all deadlines. Checking 8,000 connections takes about 5 ms."""
 
@@ -96,7 +96,7 @@ class Connection(HttpToolsProtocol):
         self.last_seen: tuple[Phase, RequestResponseCycle | None] | None = None
         """The phase and request at the last check."""
         self.seen_since = 0.0
-        """The event loop time of the first check that saw this phase and request."""
+        """When a check first saw this phase and request, in event loop time."""
 
     @property
     def phase(self) -> Phase:
@@ -165,7 +165,7 @@ class Connection(HttpToolsProtocol):
             self.transport.abort()
 
     def send_error(self, status: HTTPStatus, *headers: tuple[str, str]) -> None:
-        """Send an error response instead of the application, and close the connection."""
+        """Send an error response in place of the application's response, and close the connection."""
         response = http_error_response(status, headers)
         lines = [
             (b"content-type", b"application/json"),

@@ -54,7 +54,7 @@ class Timeouts:
     silence_seconds: float = 30.0
     """Between two status reports while the worker is serving."""
     drain_seconds: float = 45.0
-    """Until a draining worker exits. This is longer than all connection deadlines together."""
+    """Until a draining worker exits. This is longer than the sum of all connection deadlines."""
     retry_seconds: float = 1.0
     """The delay before another attempt if a worker failed to start."""
 

@@ -93,7 +93,7 @@ class Server(uvicorn.Server):
             connection.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on SIGTERM. Ignore SIGINT: Ctrl-C sends it to every process, and the supervisor handles it."""
+        """Drain on SIGTERM. Ignore SIGINT, which Ctrl-C sends to every process: the supervisor handles it."""
         if sig != signal.SIGINT:
             super().handle_exit(sig, frame)
 
@@ -124,13 +124,13 @@ def config(
         server_header=False,
         proxy_headers=False,  # mlapi reads them itself, and only from http.trusted_proxies
         timeout_keep_alive=IDLE_SECONDS,
-        # By then, every request has been served or has exceeded its deadlines, so this timeout interrupts none.
+        # By then, every request has been served or has exceeded its deadlines, so this timeout interrupts no request.
         timeout_graceful_shutdown=round(Deadlines().max_request_seconds),
     )
 
 
 def limit_connections(wanted: int) -> int:
-    """Raise the open file limit to the maximum, and return how many of the wanted connections it allows."""
+    """Raise the limit of open files to the maximum, and return how many of the wanted connections it allows."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(ValueError, OSError):  # macOS does not allow the hard limit that it reports
@@ -156,7 +156,7 @@ def main(arguments: Arguments) -> None:
             os.write(arguments.status_fd, status)
 
     os.set_blocking(arguments.status_fd, False)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # only the supervisor handles it, but it may reach the whole group
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # only the supervisor handles it, but it may be sent to all processes
     server = Server(
         config(access_log=arguments.access_log, logging=logging),
         max_connections=limit_connections(arguments.max_connections),

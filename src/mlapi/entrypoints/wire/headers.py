@@ -19,7 +19,7 @@ _MAX_LENGTH_DIGITS = 19  # the maximum for a signed 64-bit integer
 def wsgi_headers(environ: Mapping[str, Any]) -> Headers:
     """Return the headers of a WSGI environ.
 
-    WSGI servers join repeated headers with commas. No check in this module accepts such a value.
+    WSGI servers join repeated headers with commas. The checks in this module reject such values.
     """
     names = {name: name.removeprefix("HTTP_") for name in environ if name.startswith("HTTP_") or name in _CGI_HEADERS}
     return [
@@ -66,8 +66,8 @@ def has_ambiguous_framing(headers: Headers) -> bool:
     """Return whether servers and proxies may disagree on where the request ends (RFC 9112, 6.3 and 11.2).
 
     An attacker could hide a second request in the body of the first, to bypass the checks of a proxy (request
-    smuggling). Two cases are known. h11 keeps the connection open after a request that had both Transfer-Encoding and
-    Content-Length. httptools does not read a body after an Upgrade header, and parses the body as the next request.
+    smuggling). Two cases are known: h11 keeps the connection open after a request with both Transfer-Encoding and
+    Content-Length, and httptools parses the body of a request with an Upgrade header as the next request.
     """
     names = {name for name, _ in headers}
     if b"transfer-encoding" in names and b"content-length" in names:

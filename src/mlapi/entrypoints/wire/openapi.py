@@ -1,6 +1,6 @@
 """The OpenAPI 3.1 description of the service, generated from the table of operations.
 
-Examples, statuses and headers come from the functions that make the responses, so they always match the real ones.
+Examples, statuses and headers come from the functions that create the responses, so they always match the service.
 """
 
 import json

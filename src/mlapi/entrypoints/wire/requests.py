@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def _field(description: str, example: str, **schema: object) -> msgspec.Meta:
-    """Describe a field, only for OpenAPI. The domain validates values, and reports all invalid fields together."""
+    """Describe a field for OpenAPI only: the domain validates values, and reports all invalid fields together."""
     return msgspec.Meta(description=description, examples=[example], extra_json_schema=schema)
 
 
@@ -216,7 +216,7 @@ def _reject_constant(_name: str) -> NoReturn:
     raise UnreadableBodyError("NaN and Infinity are not JSON")
 
 
-# One decoder for all bodies: json.loads() would create one for every call.
+# One decoder for all bodies, because json.loads() would create a new one for every call.
 _DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
 _CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi_[0-9a-f][^/]*")
 _REDACTED = "redacted"
@@ -239,7 +239,7 @@ def _find_field_errors(value: object, body_type: type[Any]) -> list[FieldError]:
         except msgspec.ValidationError:
             errors.append(FieldError(name, f"must be {_TYPE_NAMES[_without_annotation(field.type)]}"))
     if value.keys() - fields.keys():
-        # Do not show unknown keys: if a client swaps keys and values, the password is a key.
+        # Do not show unknown keys: if a client swaps keys and values, one of them is a password.
         errors.append(FieldError("body", f"must contain only {', '.join(fields)}"))
     return errors
 
