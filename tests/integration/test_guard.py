@@ -251,7 +251,7 @@ def test_exempt_paths_are_relative_to_the_mount_point(users: Users, tokens: Toke
     assert authenticated.status_code == 200
 
 
-def test_guard_from_config_opens_at_startup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guard_from_config_opens_its_database_at_startup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with open_service(load_settings(environ={})) as opened:
         ada = registered(opened.users.repository)

@@ -50,7 +50,7 @@ class SlowCipher(PlainCipher):
 
 
 class HangingRepository(InMemoryUserRepository):
-    """Blocks in `apply` while its event is cleared."""
+    """Blocks in `apply` until `released` is set."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -276,7 +276,7 @@ def test_metrics_need_admin_access_unless_they_are_open(users: Users) -> None:
 
 
 def test_multiprocess_metrics_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: Users) -> None:
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))  # tests/e2e checks that they add up
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))  # tests/e2e checks the totals of all workers
     http = asgi_client(create_app(users))
 
     http.get("/health/live")

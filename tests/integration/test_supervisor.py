@@ -46,7 +46,7 @@ while not select.select([supervisor_fd], [], [], 0.05)[0]:
 
 
 class Supervised:
-    """A supervisor in a thread. Its workers read their behavior from a file when they start."""
+    """A supervisor that runs in a thread. Its workers read their behavior from a file when they start."""
 
     def __init__(self, folder: Path, workers: int, timeouts: Timeouts) -> None:
         self.folder = folder
@@ -71,7 +71,7 @@ class Supervised:
 
     @property
     def pids(self) -> list[int]:
-        """The process ids of all workers so far, in the order in which they started."""
+        """The process ids of all workers started so far, in order."""
         file = self.folder / "pids"
         return [int(pid) for pid in file.read_text().split()] if file.exists() else []
 

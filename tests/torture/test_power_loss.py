@@ -487,7 +487,7 @@ def test_new_key_is_durable_before_it_encrypts_a_password(tmp_path: Path) -> Non
     with disk.recording(), open_service(make_settings(tmp_path)) as service:
 
         def before_folder_sync() -> None:
-            """Register a user when the new secrets file is in place but its name is not yet durable."""
+            """Register a user while the new secrets file is in place but its name is not yet durable."""
             disk.before_folder_sync = lambda: None  # type: ignore[method-assign]  # run only once
             assert not service.users.cipher.matches("difference engine", EncryptedPassword("unreadable"))
             user = service.users.register(username="run0-0-0", password="difference engine", email="a@example.com")

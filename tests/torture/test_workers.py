@@ -33,15 +33,15 @@ def process_ids(server: Server) -> set[int]:
             fields = stat.read_text().rpartition(")")[2].split()
         except (FileNotFoundError, ProcessLookupError):
             continue
-        if int(fields[2]) == server._process.pid:  # the process group
+        if int(fields[2]) == server._process.pid:  # field 5 of the file: the process group
             ids.add(int(stat.parent.name))
     return ids
 
 
 def find_worker(connection: HTTPConnection, server: Server) -> int:
-    """Return the id of the process that serves a connection. It must have responded on that connection already."""
+    """Return the id of the process that serves a connection. The process must already have responded on it."""
     ports = f":{server.port:04X}", f":{connection.sock.getsockname()[1]:04X}"
-    for _ in range(100):  # the table may miss a row while other connections open and close
+    for _ in range(100):  # the kernel may skip a row while other connections open and close
         for row in map(str.split, Path("/proc/net/tcp").read_text().splitlines()[1:]):
             if (row[1][-5:], row[2][-5:]) == ports:
                 for pid in process_ids(server):
