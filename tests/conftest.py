@@ -17,7 +17,7 @@ KEY = "Vq3n0hYyYc1cZk8Yw1m0x3m2lC1Tq0g1mJX0cM3r7aQ="  # for tests only
 OLDER_KEY = "oB7QbT0r2kq3lYQ0m9w9fB0c8m2d4h3e5i6g7k8n9p0="
 SALT = "a salt for tests"
 SUMMARY_PROPERTY = "summary"
-"""Name of the user property that holds a line to print at the end of the run."""
+"""Name of the pytest user property whose value is printed as a line at the end of the run."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

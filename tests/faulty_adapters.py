@@ -75,7 +75,7 @@ class RegisteringFirst(InMemoryUserRepository):
 
 
 class CachingUsers(InMemoryUserRepository):
-    """Caches the first read of each user, and so returns stale users."""
+    """Caches each user when first read, and therefore returns outdated users."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class RepeatingTheLastUser(InMemoryUserRepository):
 
 
 class FilteringAfterTheLimit(InMemoryUserRepository):
-    """Applies the limit before the filter, so that pages are not full."""
+    """Applies the limit before the filter, so that pages are too short."""
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         matching = super().list_page(after=after, limit=10**6, enabled=enabled, containing=containing)
@@ -124,7 +124,7 @@ class FilteringAfterTheLimit(InMemoryUserRepository):
 
 
 class ReorderingUsers(InMemoryUserRepository):
-    """Moves updated users to the end."""
+    """Moves updated users to the end of the list."""
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         outcomes = super().apply(commands, commit_by=commit_by)
@@ -224,7 +224,7 @@ class TrimmingTokens(InMemoryTokens):
 
 
 class AcceptingEveryIssuer(InMemoryTokens):
-    """Accepts tokens from every issuer, like issuers that share a key and do not check the audience."""
+    """Accepts the tokens of other issuers, as if all shared one key and did not check the audience."""
 
     shared: dict[str, TokenClaims] = {}  # noqa: RUF012 - this is the fault
 

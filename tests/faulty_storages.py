@@ -107,7 +107,7 @@ class ClearingWhenPrepared(InMemoryStorage):
 
 
 class UpgradingSecretly(InMemoryStorage):
-    """Refuses to start with an old schema, but upgrades it without permission."""
+    """Upgrades an old schema without permission, and only then raises the error."""
 
     def prepare(self, *, may_upgrade: bool) -> None:
         super().prepare(may_upgrade=may_upgrade)

@@ -43,7 +43,7 @@ def log_in(limiter: AttemptLimiter, username: str = "ada", address: str = HOME) 
 
 
 class CountingAttemptCounts:
-    """Attempt counts that record how often they are read or written."""
+    """Attempt counts that record each read and write."""
 
     def __init__(self, counts: AttemptCounts) -> None:
         self.uses = 0
@@ -169,7 +169,7 @@ class FixedWindowContract:
         assert owner == [True]
         assert are_allowed(limiter, ("ada", ELSEWHERE)) == [False]
 
-    def test_owner_logins_give_an_attacker_no_extra_guess(self, counts: AttemptCounts) -> None:
+    def test_owner_logins_give_an_attacker_no_extra_guesses(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name=3))
         log_in(limiter)
         guesses = [are_allowed(limiter, ("ada", ELSEWHERE))]
@@ -180,14 +180,14 @@ class FixedWindowContract:
 
         assert guesses == [[True], [True], [True], [False]]
 
-    def test_known_addresses_belong_to_one_name(self, counts: AttemptCounts) -> None:
+    def test_address_is_known_for_one_name_only(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name_and_address=1))
         log_in(limiter)
 
         assert are_allowed(limiter, ("bob", HOME), ("bob", HOME)) == [True, False]
         assert are_allowed(limiter, ("ada", ELSEWHERE), ("ada", ELSEWHERE)) == [True, False]
 
-    def test_late_success_does_not_reduce_the_next_window(self, counts: AttemptCounts) -> None:
+    def test_late_success_does_not_reduce_counts_of_the_next_window(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_address=2), window_seconds=1)
         limiter.count("ada", HOME)
         time.sleep(1.05)
@@ -196,7 +196,7 @@ class FixedWindowContract:
 
         assert are_allowed(limiter, ("bob", HOME), ("bob", HOME), ("bob", HOME)) == [True, True, False]
 
-    def test_concurrent_successes_leave_no_counts(self, counts: AttemptCounts) -> None:
+    def test_concurrent_successes_leave_all_counts_at_zero(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name_and_address=3, per_name=3))
         known = [limiter.count("ada", HOME) for _ in range(3)]
 

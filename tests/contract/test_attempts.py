@@ -63,7 +63,7 @@ class TestFixedWindowAttemptLimiterInMemory(FixedWindowContract):
         return InMemoryAttempts()
 
     @pytest.mark.parametrize(("one", "other", "together"), SITES.values(), ids=SITES.keys())
-    def test_addresses_are_grouped_by_customer(
+    def test_addresses_of_one_customer_network_count_together(
         self, counts: AttemptCounts, one: str, other: str, together: bool
     ) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_address=1))
@@ -115,7 +115,7 @@ def test_concurrent_threads_allow_exactly_the_limit(
     assert sum(results) == 10
 
 
-def test_concurrent_logins_leave_no_counts(database: Database) -> None:
+def test_concurrent_logins_leave_all_counts_at_zero(database: Database) -> None:
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database), make_limits())
     log_in(limiter)
 
@@ -170,7 +170,7 @@ def test_address_is_known_for_thirty_days(database: Database) -> None:
     assert (known, unknown) == ([True] * 3, [True, False, False])
 
 
-def test_success_leaves_counts_of_zero(database: Database) -> None:
+def test_success_leaves_all_counts_at_zero(database: Database) -> None:
     clock = SettableSeconds()
     limiter = FixedWindowAttemptLimiter(SqlAttempts(database, clock=clock), make_limits())
 
@@ -256,7 +256,7 @@ def test_rolled_back_attempt_is_not_counted(database: Database) -> None:
     assert read_rows(database) == []
 
 
-def test_only_count_transactions_skip_the_disk_sync(postgres_database: Database) -> None:
+def test_only_attempt_transactions_skip_the_sync_to_disk(postgres_database: Database) -> None:
     show = text("SHOW synchronous_commit")
 
     with SqlAttempts(postgres_database).transaction() as storage:

@@ -86,11 +86,11 @@ def test_genuine_token_is_accepted() -> None:
 
 
 @pytest.mark.parametrize(("source", "key", "token"), VECTORS["genuine"], ids=[row[0] for row in VECTORS["genuine"]])
-def test_published_vectors_are_genuine_and_rejected(source: str, key: str, token: str) -> None:
+def test_published_tokens_have_valid_signatures_but_are_rejected(source: str, key: str, token: str) -> None:
     algorithm = jwt.get_unverified_header(token)["alg"]
     published = VECTORS["keys"][key]
 
-    # Otherwise a copying mistake could cause the rejection.
+    # Otherwise, the token might be rejected only because of a copying mistake.
     jwt.PyJWS().decode(token, jwt.PyJWK(published, algorithm=algorithm).key, algorithms=[algorithm])
     assert is_rejected(TOKENS, token)
     if published["kty"] == "oct":
@@ -345,7 +345,7 @@ KEY_IDS: dict[str, object] = {
 
 
 @pytest.mark.parametrize("key_id", KEY_IDS.values(), ids=KEY_IDS.keys())
-def test_key_id_is_only_compared(key_id: object) -> None:
+def test_key_id_never_selects_another_secret(key_id: object) -> None:
     header = encode_header(alg="HS256", kid=key_id, typ="JWT")
     secrets = [b"", b"\n", b"0", b"2\n", b"key", KEY_BYTES, OLDER_KEY_BYTES, str(key_id).encode("utf-8", "replace")]
 
@@ -493,7 +493,7 @@ def test_inserted_characters_are_rejected(inserted: str) -> None:
     assert find_accepted([VALID[:position] + inserted + VALID[position:] for position in positions]) == []
 
 
-def test_other_alphabet_or_case_is_rejected() -> None:
+def test_other_base64_alphabet_or_letter_case_is_rejected() -> None:
     token = VALID
     while not {"-", "_"} <= set(token):  # tokens contain random characters
         token = TOKENS.issue(ADA).token
@@ -643,7 +643,7 @@ JSON = st.recursive(
 
 @given(st.one_of(st.text(), WELL_FORMED, st.text(alphabet=BASE64URL + ".", max_size=400)))
 @settings(deadline=None)
-def test_any_text_raises_only_invalid_token_error(text: str) -> None:
+def test_arbitrary_text_raises_only_invalid_token_error(text: str) -> None:
     assert is_rejected(TOKENS, text)
 
 
@@ -681,7 +681,7 @@ def test_any_signed_payload_raises_only_invalid_token_error(payload: bytes) -> N
 
 @given(name=st.sampled_from(["iss", "aud", "sub", "iat", "exp", "jti", "epoch"]), value=JSON)
 @settings(deadline=None)
-def test_any_signed_claim_is_rejected_or_parsed(name: str, value: object) -> None:
+def test_arbitrary_signed_claim_is_rejected_or_parsed(name: str, value: object) -> None:
     token = sign_parts(HEADER, encode_part(json.dumps({**CLAIMS, name: value})), KEY_BYTES)
 
     try:

@@ -38,7 +38,7 @@ def bcrypt_hash(password: bytes) -> str:
 
 @each_kind
 @published
-def test_published_hash_verifies(kind: Kind, password: str, text: str) -> None:
+def test_published_hash_matches_its_password(kind: Kind, password: str, text: str) -> None:
     cipher = kind([KEY], SALT)
 
     stored = cipher.import_hash(text)
@@ -48,7 +48,7 @@ def test_published_hash_verifies(kind: Kind, password: str, text: str) -> None:
     assert not cipher.matches(text, stored)
 
 
-def test_argon2d_hash_verifies() -> None:
+def test_argon2d_hash_matches_its_password() -> None:
     cipher = FernetCipher([KEY], SALT)
 
     stored = cipher.import_hash(PasswordHasher(1, 16, 2, type=Type.D).hash("secret"))
@@ -65,7 +65,7 @@ def test_imported_hash_is_encrypted_and_tagged() -> None:
     assert (Fernet(KEY).decrypt(token.encode()).decode(), tag) == (text, "foreign")
 
 
-def test_bcrypt_truncates_within_a_character_at_72_bytes() -> None:
+def test_bcrypt_truncates_at_72_bytes_even_within_a_character() -> None:
     cipher = FernetCipher([KEY], SALT)
     password = "x" * 71 + "é"
 
@@ -103,7 +103,7 @@ def test_reversible_cipher_keeps_an_imported_hash() -> None:
 
 
 def test_reversible_cipher_is_costly_after_verifying_a_hash() -> None:
-    """The service then verifies in a thread, so that the event loop does not block."""
+    """From then on, the service verifies in a thread, so that verification does not block the event loop."""
     cipher = FernetCipher([KEY], SALT)
     cheap, hashed = cipher.encrypt("secret"), cipher.import_hash(bcrypt_hash(b"secret"))
 
@@ -133,7 +133,7 @@ def test_imported_hash_depends_on_the_key_but_not_on_the_salt(kind: Kind) -> Non
 
 @each_kind
 @pytest.mark.parametrize("tag", ["", "|argon2id"])
-def test_imported_hash_with_another_tag_matches_nothing(kind: Kind, tag: str) -> None:
+def test_imported_hash_with_another_tag_matches_no_password(kind: Kind, tag: str) -> None:
     password, text = PUBLISHED["argon2id"]
     cipher = kind([KEY], SALT)
 
@@ -144,7 +144,7 @@ def test_imported_hash_with_another_tag_matches_nothing(kind: Kind, tag: str) ->
 
 
 @each_kind
-def test_tagged_value_without_a_hash_matches_nothing(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
+def test_tagged_value_without_a_hash_matches_no_password(kind: Kind, caplog: pytest.LogCaptureFixture) -> None:
     """A legacy user's password may look like a hash. In its plaintext, the salt comes after the hash."""
     cipher = kind([KEY], SALT)
     _, text = PUBLISHED["bcrypt"]
@@ -239,7 +239,7 @@ def test_unsupported_hash_is_rejected_without_showing_it(text: str) -> None:
 
 @each_kind
 @pytest.mark.parametrize("made_by", [FernetCipher, HashingFernetCipher])
-def test_stored_value_with_the_same_secrets_is_kept(kind: Kind, made_by: Kind) -> None:
+def test_stored_value_made_with_current_secrets_is_kept(kind: Kind, made_by: Kind) -> None:
     stored = made_by([KEY], SALT).encrypt("secret")
     imported = made_by([KEY], SALT).import_hash(bcrypt_hash(b"secret"))
 
@@ -247,7 +247,7 @@ def test_stored_value_with_the_same_secrets_is_kept(kind: Kind, made_by: Kind) -
 
 
 @each_kind
-def test_stored_value_with_an_older_key_is_reencrypted(kind: Kind) -> None:
+def test_stored_value_made_with_an_older_key_is_reencrypted(kind: Kind) -> None:
     """Otherwise, pruning the older key would make the password unreadable."""
     stored = kind([OLDER_KEY], SALT).encrypt("secret")
 
@@ -258,7 +258,7 @@ def test_stored_value_with_an_older_key_is_reencrypted(kind: Kind) -> None:
 
 @each_kind
 @pytest.mark.parametrize("made_by", [FernetCipher, HashingFernetCipher])
-def test_stored_value_with_other_secrets_is_rejected(
+def test_stored_value_made_with_other_secrets_is_rejected(
     kind: Kind, made_by: Kind, caplog: pytest.LogCaptureFixture
 ) -> None:
     cipher = kind([KEY], SALT)

@@ -52,7 +52,7 @@ def create_database(folder: Path) -> None:
     with open_users(load_settings(environ={"MLAPI_DATABASE__URL": url})) as service:
         users = Users(service.repository, PlainCipher(), clock=lambda: at)
         remaining = list(USERS)
-        removals: dict[int, list[UserId]] = {}  # the guests to remove, by day
+        removals: dict[int, list[UserId]] = {}  # the guests to remove on each day
         for day in range(DAYS):
             at = now - timedelta(days=DAYS - 1 - day)
             for number in range(min((DAYS - 1 - day) // 2, rng.randint(0, 3) + day // 6)):

@@ -12,7 +12,7 @@ PROTECTED_ID = "1"
 """Id of the user that schemathesis logs in as. Without that user, all later ``/users/me`` requests would fail."""
 
 _visible = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"])).filter(lambda text: not has_invisible(text))
-# Lengths around the limits, which random text rarely has.
+# Random text rarely has a length close to a limit, so these lengths are chosen explicitly.
 _sized = st.tuples(_visible, st.sampled_from([None, None, 1, 2, 99, 100, 101, 253, 254, 255])).map(
     lambda drawn: drawn[0] if drawn[1] is None else (drawn[0] * drawn[1])[: drawn[1]]
 )

@@ -91,7 +91,7 @@ class Server:
         return self._log.read_text("utf-8", "replace")
 
     def send_raw(self, request: bytes, host: str = "127.0.0.1", then: bytes = b"") -> bytes:
-        """Send bytes unchanged; return all bytes received until it closes the connection or is silent for a second.
+        """Send raw bytes; return everything received until the server closes the connection or is silent for a second.
 
         Args:
             request: bytes to send.

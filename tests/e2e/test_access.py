@@ -142,7 +142,7 @@ def test_no_concurrent_request_is_accepted_after_disabling(pair: Pair) -> None:
         (begin, end) for begin, end in accepted for since, until in disabled if since < begin and end < until
     ]
     assert accepted_while_disabled == []
-    assert len(accepted) > len(disabled)  # requests were accepted while the user was enabled
+    assert len(accepted) > len(disabled)  # some requests were accepted while the user was enabled
 
 
 @pytest.mark.parametrize("how", ["disable", "password", "own password", "revoke tokens", "revoke own tokens", "remove"])
@@ -279,7 +279,7 @@ def test_no_login_fails_during_key_rotation(start_server: StartServer, tmp_path:
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-def test_next_rotation_completes_a_killed_one(
+def test_next_key_rotation_completes_an_interrupted_one(
     start_server: StartServer, tmp_path: Path, environ: dict[str, str]
 ) -> None:
     server, secrets = start_server(), tmp_path / "secrets.yml"

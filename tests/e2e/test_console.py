@@ -175,7 +175,7 @@ def test_user_can_be_disabled_with_the_keyboard_alone(
     assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
 
 
-def test_removing_a_user_needs_confirmation(local: Server, open_console: OpenConsole) -> None:
+def test_removing_a_user_requires_confirmation(local: Server, open_console: OpenConsole) -> None:
     user_id = register(local, "leaving")
     page = open_console(local)
 
@@ -213,7 +213,7 @@ def browser_storage(page: Page) -> list[object]:
     return list(page.evaluate("[localStorage.length, Object.entries(sessionStorage), document.cookie]"))
 
 
-def test_browser_stores_only_the_page_address(token_mode: Server, open_console: OpenConsole) -> None:
+def test_browser_storage_holds_only_the_page_address(token_mode: Server, open_console: OpenConsole) -> None:
     user_id = register(token_mode, "kept nowhere")
     page = open_console(token_mode)
     log_in(page)

@@ -24,7 +24,7 @@ ADA = {"username": "ada", "password": "difference engine", "email": "ada@example
 
 
 def import_example(framework: str) -> Any:
-    """Import an example late, so that only workers that run these tests spend 2 seconds importing scikit-learn."""
+    """Import an example on demand, so that no other test worker spends 2 seconds importing scikit-learn."""
     return import_module(f"examples.model_api.{framework}_app")
 
 
@@ -89,7 +89,7 @@ def predict(model: str, credential: str | None, flower: object = SETOSA) -> tupl
     return response.status_code, response.json()
 
 
-def test_model_serves_enabled_and_rejects_disabled_users(service: str, model: str) -> None:
+def test_model_api_accepts_enabled_and_rejects_disabled_users(service: str, model: str) -> None:
     user_id = register(service)
     token = log_in(service)
 
@@ -148,7 +148,7 @@ def test_invalid_model_input_is_rejected(service: str, model: str) -> None:
 
 
 @pytest.mark.parametrize("parser", ["httptools", "h11"])
-def test_no_request_is_smuggled_to_the_model(service: str, folder: Path, parser: str) -> None:
+def test_no_request_can_be_smuggled_to_the_model(service: str, folder: Path, parser: str) -> None:
     head = b"POST /health HTTP/1.1\r\nHost: localhost\r\n"
     smuggled = b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"
     upgrade = head + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(smuggled)

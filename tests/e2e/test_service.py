@@ -128,7 +128,9 @@ def test_users_survive_a_server_restart(start_server: StartServer, environ: dict
 # --- several workers
 
 
-def test_clients_racing_for_a_name_create_one_user(start_server: StartServer, environ: dict[str, str]) -> None:
+def test_clients_registering_one_name_at_once_create_one_user(
+    start_server: StartServer, environ: dict[str, str]
+) -> None:
     server = start_server({**environ, "MLAPI_PASSWORDS__SCHEME": "fernet"}, "--workers", "2")
 
     with ThreadPoolExecutor(64) as pool:
@@ -212,9 +214,8 @@ def test_concurrent_registrations_keep_memory_bounded(start_server: StartServer)
     threads = len(os.sched_getaffinity(0))
     assert set(statuses) <= {201, 503}
     assert statuses.count(201) > 2 * threads  # all hashing threads were busy
-    assert (
-        server.peak_memory_mib() - before < threads * 19 + 25
-    )  # 19 MiB for each hashing thread, 25 for 200 connections
+    # 19 MiB for each hashing thread, and 25 MiB for 200 connections.
+    assert server.peak_memory_mib() - before < threads * 19 + 25
 
 
 # --- admin access over real connections

@@ -16,7 +16,7 @@ from tests.torture.retrying_clients import RESPONSE_LIMIT_SECONDS, load, serving
 CLIENTS = 6
 ROUNDS = 4
 PROMOTION_LIMIT_SECONDS = 40.0
-"""Most of this time is the `ttl` in deploy/patroni.yml."""
+"""Most of this time is spent waiting for the `ttl` in deploy/patroni.yml to expire."""
 
 SECRETS = {"MLAPI_SECRETS__KEY": KEY, "MLAPI_SECRETS__SALT": SALT}
 

@@ -1,4 +1,4 @@
-"""Tests of `mlapi db adopt`. It adopts the legacy app's database completely or changes nothing."""
+"""Tests of `mlapi db adopt`. The command adopts the legacy app's database completely or leaves it unchanged."""
 
 import doctest
 import json
@@ -104,7 +104,7 @@ def test_every_legacy_user_can_log_in_after_adoption(url: URL, monkeypatch: pyte
     assert all(value.endswith("|argon2id") for value in stored)
 
 
-def test_rows_ids_and_times_are_kept(url: URL) -> None:
+def test_adoption_keeps_rows_with_their_ids_and_times(url: URL) -> None:
     create_legacy_database(url)
 
     adopt_all()
@@ -193,7 +193,7 @@ def test_ids_of_removed_users_are_not_reused(url: URL) -> None:
 
 @only_postgresql
 @pytest.mark.parametrize("owner", ["users.id", "NONE"])
-def test_ids_continue_after_the_sequence(url: URL, owner: str) -> None:
+def test_ids_continue_from_the_sequence(url: URL, owner: str) -> None:
     create_legacy_database(url, [row(5, "ada")])
     execute(url, f"ALTER SEQUENCE users_id_seq OWNED BY {owner}", "SELECT setval('users_id_seq', 9)")
 
@@ -279,7 +279,7 @@ UNDECIDED_ROWS = [
 ]
 
 
-def test_undecided_findings_are_reported_and_change_nothing(url: URL) -> None:
+def test_adoption_stops_at_findings_that_need_an_option(url: URL) -> None:
     create_legacy_database(url, UNDECIDED_ROWS)
     before = snapshot(url)
 
@@ -360,7 +360,7 @@ def test_user_without_password_can_log_in_once_it_is_set(url: URL) -> None:
     assert issued.token
 
 
-def test_generated_name_is_never_taken(url: URL) -> None:
+def test_generated_name_never_equals_an_existing_one(url: URL) -> None:
     create_legacy_database(
         url,
         [
@@ -686,7 +686,7 @@ def test_foreign_keys_to_users_are_kept(url: URL) -> None:
         assert connection.scalars(text("SELECT id FROM orders ORDER BY id")).all() == [2, 3]
 
 
-def test_plain_index_is_kept(url: URL) -> None:
+def test_non_unique_index_is_kept(url: URL) -> None:
     create_legacy_database(url)
     execute(url, "CREATE INDEX by_email ON users (email)")
 
@@ -831,7 +831,7 @@ def test_stored_time_zone_takes_precedence_over_the_option(url: URL) -> None:
 
 
 @only_postgresql
-def test_time_outside_pythons_range_is_rejected(url: URL) -> None:
+def test_time_that_python_cannot_represent_is_rejected(url: URL) -> None:
     create_legacy_database(url, [row(1, "ada", created_datetime="infinity")])
 
     result = adopt()
@@ -842,7 +842,7 @@ def test_time_outside_pythons_range_is_rejected(url: URL) -> None:
 
 @only_sqlite
 @pytest.mark.parametrize("lock", ["BEGIN IMMEDIATE", "BEGIN"])
-def test_file_in_use_is_not_adopted(url: URL, lock: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_database_file_in_use_is_not_adopted(url: URL, lock: str, monkeypatch: pytest.MonkeyPatch) -> None:
     create_legacy_database(url)
     monkeypatch.setattr(Database.__init__, "__kwdefaults__", {"timeout_seconds": 0.2, "max_connections": 2})
     other = sqlite3.connect(str(url.database), isolation_level=None)

@@ -106,7 +106,7 @@ def test_key_use_is_written_at_most_once_a_minute(repository: RecordingRepositor
         uses(keys[0], NOON)
         assert eventually(lambda: repository.uses != [])
         for _ in range(100):
-            uses(keys[0], NOON + MINUTE)  # a guard calls this on every request until it reads the new row
+            uses(keys[0], NOON + MINUTE)  # a guard repeats this until it has read the new time
         uses(keys[1], NOON + MINUTE)
 
     assert repository.uses == [

@@ -80,7 +80,7 @@ def test_adapter_contract_lists_every_adapter() -> None:
 
 
 @pytest.mark.parametrize(("contract", "module", "line"), VIOLATIONS)
-def test_import_contract_fails_when_broken(copy: Path, contract: str, module: str, line: str) -> None:
+def test_import_contract_detects_a_forbidden_import(copy: Path, contract: str, module: str, line: str) -> None:
     with (copy / "src" / "mlapi" / module).open("a", encoding="utf-8") as file:
         file.write(f"\n{line}\n")
 

@@ -52,7 +52,7 @@ def test_old_entries_are_deleted_in_batches(monkeypatch: pytest.MonkeyPatch) -> 
     repository = repository_with_entries()
     trail = WatchedTrail(repository.audit, purges=3)
 
-    background = AuditRetention(trail, DAY, interval_seconds=0.01, clock=lambda: LATER)  # type: ignore[arg-type]  # it is a proxy
+    background = AuditRetention(trail, DAY, interval_seconds=0.01, clock=lambda: LATER)  # type: ignore[arg-type]  # a proxy
     assert trail.done.wait(10)
     background.close()
 
@@ -66,7 +66,7 @@ def test_close_interrupts_a_purge(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(retention, "PAUSE_SECONDS", 60.0)
     trail = WatchedTrail(repository_with_entries().audit, purges=1)
 
-    background = AuditRetention(trail, DAY, interval_seconds=0.001, clock=lambda: LATER)  # type: ignore[arg-type]  # it is a proxy
+    background = AuditRetention(trail, DAY, interval_seconds=0.001, clock=lambda: LATER)  # type: ignore[arg-type]  # a proxy
     assert trail.done.wait(10)
     background.close()
 
@@ -77,7 +77,7 @@ def test_failed_purge_is_logged_and_retried(caplog: pytest.LogCaptureFixture) ->
     trail = WatchedTrail(UnavailableAuditTrail(), purges=2)
 
     with caplog.at_level(logging.WARNING, "mlapi"):
-        background = AuditRetention(trail, DAY, interval_seconds=0.001)  # type: ignore[arg-type]  # it is a proxy
+        background = AuditRetention(trail, DAY, interval_seconds=0.001)  # type: ignore[arg-type]  # a proxy
         assert trail.done.wait(10)
         background.close()
 
@@ -91,7 +91,7 @@ def test_setting_determines_the_maximum_age(days: int, remaining: int, monkeypat
     repository = InMemoryUserRepository()
     repository.apply([registration(at=datetime(2020, 1, 1, tzinfo=UTC))])
     trail = WatchedTrail(repository.audit, purges=2)
-    repository.audit = trail  # type: ignore[assignment]  # it is a proxy
+    repository.audit = trail  # type: ignore[assignment]  # a proxy
     settings = Settings(audit=AuditSettings(days=days))
 
     with audit_retention(Users(repository, PlainCipher()), settings):

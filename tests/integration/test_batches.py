@@ -94,7 +94,7 @@ class Replay:
             "principals": [self._numbered_principal(found) for found in self._repository.find_principals(ids)],
         }
 
-    def _command(self, kind: object, *values: object) -> Command:  # noqa: PLR0911 - one return per kind
+    def _command(self, kind: object, *values: object) -> Command:  # noqa: PLR0911 - one return for each kind of command
         self._now += timedelta(seconds=1)
         epoch = f"epoch at {self._now}"
         match kind, *values:

@@ -31,7 +31,7 @@ from mlapi.testing.samples import LATER, registered, registration
 
 
 class RecordingRepository(InMemoryUserRepository):
-    """A repository that records batches, and waits or fails on demand."""
+    """A repository that records batches, and can be told to wait or to fail."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ def test_commands_during_a_batch_form_the_next_batch() -> None:
     assert [len(batch) for batch in repository.batches] == [1, 20]
 
 
-def test_immediate_follow_ups_share_a_batch() -> None:
+def test_commands_sent_right_after_a_result_share_a_batch() -> None:
     repository = RecordingRepository()
 
     async def client(batcher: CommandBatcher, number: int) -> None:
@@ -130,7 +130,7 @@ def test_steady_traffic_does_not_delay_a_batch() -> None:
         batcher = CommandBatcher(repository)
         await outcomes(batcher, [registration("a"), registration("b")])
         tasks = []
-        for number in range(400):  # about one per loop iteration
+        for number in range(400):  # about one for each iteration of the event loop
             tasks.append(asyncio.create_task(batcher.apply(registration(f"user{number}"))))
             await asyncio.sleep(0)
         await asyncio.gather(*tasks)
@@ -232,7 +232,7 @@ def test_batch_after_a_failed_one_succeeds() -> None:
     assert ada.username == "ada"
 
 
-def test_faulty_command_does_not_fail_its_batch(caplog: pytest.LogCaptureFixture) -> None:
+def test_faulty_command_does_not_make_its_batch_fail(caplog: pytest.LogCaptureFixture) -> None:
     repository = RecordingRepository()
     commands = [registration("ada"), registration("bob"), registration("eve")]
     repository.faulty = commands[1]
@@ -297,14 +297,14 @@ def test_command_that_times_out_is_not_applied() -> None:
     assert names == ["user0", "user1", "user2", "user3"]
 
 
-def test_commands_of_a_replaced_writer_are_not_applied() -> None:
+def test_commands_of_a_replaced_writer_thread_are_not_applied() -> None:
     repository = RecordingRepository()
     repository.resume.clear()
 
     async def run() -> tuple[User | BaseException, User]:
         batcher = CommandBatcher(repository, timeout_seconds=0.2)
         (stuck,) = await outcomes(batcher, [registration("stuck")])
-        repository.resume.set()  # for the new writer; the old one wakes up later
+        repository.resume.set()  # lets the new writer run; the old one resumes later
         other = await batcher.apply(registration("other"))
         await asyncio.sleep(0.05)
         batcher.close()
@@ -351,7 +351,7 @@ def test_expected_batch_error_is_not_logged(caplog: pytest.LogCaptureFixture) ->
     assert caplog.records == []
 
 
-def test_close_applies_started_batches() -> None:
+def test_closing_finishes_batches_already_started() -> None:
     repository = RecordingRepository()
     repository.resume.clear()
 

@@ -170,7 +170,7 @@ def test_invalid_input_is_reported_in_one_line(arguments: list[str], stdin: str 
     assert (result.exit_code, result.stdout, result.stderr) == (3, "", f"{line}\n")
 
 
-def test_taken_name_is_reported_with_the_existing_user() -> None:
+def test_taken_username_is_reported_with_the_existing_user() -> None:
     add_user("ada")
 
     result = mlapi("users", "add", "ADA", "a@b.cd", stdin="x\n")
@@ -267,7 +267,7 @@ def test_unexpected_error_is_reported_in_one_line(error: BaseException, code: in
     assert (result.exit_code, result.stderr.strip()) == (code, line)
 
 
-def test_closed_pipe_prints_nothing() -> None:
+def test_writing_to_a_closed_pipe_prints_no_error() -> None:
     command = [sys.executable, "-c", "from mlapi.entrypoints.cli import main; main(['completion', 'bash'])"]
     reader, writer = os.pipe()
     os.close(reader)

@@ -183,7 +183,7 @@ async def early_responder(scope: Scope, receive: Receive, send: Send) -> None:
         await send({"type": "lifespan.shutdown.complete"})
 
 
-def test_started_response_is_not_followed_by_an_error() -> None:
+def test_no_error_response_is_sent_after_a_started_response() -> None:
     with ServerThread(early_responder) as running:
         received = read_all(running.connect(POST + b"half"))
 
@@ -407,7 +407,9 @@ def test_worker_ignores_sigint(strict_server: ServerThread) -> None:
 
 
 @pytest.mark.usefixtures("restore_process_state")
-def test_worker_reports_its_status_and_exits_with_supervisor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_reports_its_status_and_exits_with_its_supervisor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     listener = socket.create_server(("127.0.0.1", 0))
     supervisor_fd, supervisor_pipe = os.pipe()
@@ -419,7 +421,7 @@ def test_worker_reports_its_status_and_exits_with_supervisor(tmp_path: Path, mon
             connection.sendall(LIVE)
             received.append(read_response(connection))
         received.append(os.read(status_pipe, 1))
-        os.close(status_pipe)  # the worker must ignore the broken pipe
+        os.close(status_pipe)  # the worker must ignore that the pipe is broken
         time.sleep(1)
         os.close(supervisor_pipe)
 

@@ -658,7 +658,7 @@ def test_disabling_on_the_user_page_stays_on_that_page(local: TestClient, users:
 @pytest.mark.parametrize(
     "list_query", ["//evil.example", "q=a\r\nx: y", "https://evil.example/?q=1&next=//evil.example"]
 )
-def test_list_field_cannot_redirect_to_another_site(local: TestClient, ada: User, list_query: str) -> None:
+def test_form_field_cannot_redirect_to_another_site(local: TestClient, ada: User, list_query: str) -> None:
     form = open_page(local).form("Disable ada")
 
     response = local.post(
@@ -687,7 +687,7 @@ def test_set_password_replaces_password_and_revokes_tokens(local: TestClient, us
     assert user.token_epoch != ada.token_epoch
 
 
-def test_weak_password_is_reported_at_its_field(local: TestClient, users: Users, ada: User) -> None:
+def test_weak_password_is_reported_next_to_its_field(local: TestClient, users: Users, ada: User) -> None:
     page = open_page(local, "/users/1").send("Set password", password="x")
 
     assert page.response.status_code == 422
@@ -703,7 +703,7 @@ def test_revoke_tokens_button_revokes_all_tokens(local: TestClient, users: Users
     assert users.get(ada.id).token_epoch != ada.token_epoch
 
 
-def test_removing_a_user_needs_confirmation(local: TestClient, users: Users, ada: User) -> None:
+def test_removing_a_user_requires_confirmation(local: TestClient, users: Users, ada: User) -> None:
     confirmation = open_page(local).follow("ada").follow("Remove user")
     before = users.list_page()
 
@@ -747,7 +747,7 @@ def test_api_key_without_a_date_does_not_expire(local: TestClient, users: Users,
         ("2999-02-30", "must be a"),
     ],
 )
-def test_invalid_api_key_date_is_reported_at_its_field(
+def test_invalid_api_key_date_is_reported_next_to_its_field(
     local: TestClient, users: Users, ada: User, expires_at: str, message: str
 ) -> None:
     page = open_page(local, "/users/1").send("Add API key", name="job", expires_at=expires_at)
@@ -758,7 +758,7 @@ def test_invalid_api_key_date_is_reported_at_its_field(
     assert users.list_api_keys(ada.id) == []
 
 
-def test_removing_an_api_key_needs_confirmation(local: TestClient, users: Users, ada: User) -> None:
+def test_removing_an_api_key_requires_confirmation(local: TestClient, users: Users, ada: User) -> None:
     key, _secret = users.add_api_key(user_id=ada.id, name="job")
 
     confirmation = open_page(local, "/users/1").follow("Remove API key job")
@@ -1090,7 +1090,7 @@ class BrokenRepository(UnavailableRepository):
         raise ZeroDivisionError("a bug")
 
 
-def test_configuration_error_is_hidden_from_the_page() -> None:
+def test_page_does_not_show_details_of_a_configuration_error() -> None:
     with asgi_client(create_app(Users(UnusableRepository(), PlainCipher()))) as client:
         page = open_page(client)
 

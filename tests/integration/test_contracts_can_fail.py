@@ -19,7 +19,7 @@ pytest_plugins = ["pytester"]
 
 @pytest.fixture(autouse=True)
 def no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Load no plugins in the inner runs, which halves their startup time."""
+    """Disable plugins in the nested pytest runs, which halves their startup time."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
 
 
@@ -71,7 +71,11 @@ class TestFaulty({suite}):
 {body}
 """
 FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
-    (UserRepositoryContract, faulty_adapters.ReusingIds, "test_removed_username_can_be_reused_but_not_the_id"),
+    (
+        UserRepositoryContract,
+        faulty_adapters.ReusingIds,
+        "test_username_of_a_removed_user_can_be_reused_but_not_its_id",
+    ),
     (UserRepositoryContract, faulty_adapters.CaseSensitive, "test_existing_username_is_rejected_with_its_user_id"),
     (UserRepositoryContract, faulty_adapters.StoppingAtARejection, "test_rejected_command_does_not_affect_the_others"),
     (UserRepositoryContract, faulty_adapters.RegisteringFirst, "test_batch_is_applied_in_order"),
@@ -85,7 +89,7 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     ),
     (UserRepositoryContract, faulty_adapters.ShortPages, "test_pages_are_sorted_by_id"),
     (UserRepositoryContract, faulty_adapters.RepeatingTheLastUser, "test_pages_are_sorted_by_id"),
-    (UserRepositoryContract, faulty_adapters.FilteringAfterTheLimit, "test_filtered_pages_are_full"),
+    (UserRepositoryContract, faulty_adapters.FilteringAfterTheLimit, "test_filter_does_not_shorten_pages"),
     (UserRepositoryContract, faulty_adapters.ReorderingUsers, "test_update_does_not_move_a_user_to_another_page"),
     (UserRepositoryContract, faulty_adapters.TruncatingPasswords, "test_special_characters_and_long_texts_are_stored"),
     (
@@ -115,8 +119,8 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     ),
     (TokenIssuerContract, faulty_adapters.TrimmingTokens, "test_altered_token_is_rejected"),
     (TokenIssuerContract, faulty_adapters.AcceptingEveryIssuer, "test_token_of_another_issuer_is_rejected"),
-    (TokenIssuerContract, faulty_adapters.ConstantEpoch, "test_token_carries_its_epoch"),
-    (TokenIssuerContract, faulty_adapters.LifetimeInMinutes, "test_token_carries_user_id_and_expiry"),
+    (TokenIssuerContract, faulty_adapters.ConstantEpoch, "test_token_contains_its_epoch"),
+    (TokenIssuerContract, faulty_adapters.LifetimeInMinutes, "test_token_contains_user_id_and_expiration"),
     (StorageContract, faulty_storages.ForgettingWhenClosed, "test_reopened_storage_contains_everything"),
     (StorageContract, faulty_storages.ClosingOnce, "test_storage_can_be_closed_twice"),
     (StorageContract, faulty_storages.InAnUnknownFolder, "test_paths_are_absolute_and_in_existing_folders"),
@@ -133,12 +137,12 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (StorageContract, faulty_storages.UpgradingAgain, "test_upgrade_of_a_current_schema_changes_nothing"),
     (StorageContract, faulty_storages.WithoutARevision, "test_inspection_of_an_empty_storage_finds_no_users"),
     (StorageContract, faulty_storages.InspectingNothing, "test_inspection_counts_users_and_finds_the_latest_change"),
-    (StorageContract, faulty_storages.WithNaiveTimes, "test_inspected_times_are_aware"),
+    (StorageContract, faulty_storages.WithNaiveTimes, "test_inspected_times_have_a_time_zone"),
     (StorageContract, faulty_storages.CountingEverythingTogether, "test_attempts_are_counted_by_key"),
-    (StorageContract, faulty_storages.CountingBelowZero, "test_subtracting_stops_at_zero"),
-    (StorageContract, faulty_storages.ExtendingWindows, "test_window_begins_with_its_first_attempt"),
-    (StorageContract, faulty_storages.NeverEndingWindows, "test_count_is_zero_after_its_window"),
-    (StorageContract, faulty_storages.KeepingFailedTransactions, "test_failed_transaction_counts_nothing"),
+    (StorageContract, faulty_storages.CountingBelowZero, "test_subtracting_never_goes_below_zero"),
+    (StorageContract, faulty_storages.ExtendingWindows, "test_window_starts_with_its_first_attempt"),
+    (StorageContract, faulty_storages.NeverEndingWindows, "test_count_is_zero_after_its_window_ends"),
+    (StorageContract, faulty_storages.KeepingFailedTransactions, "test_failed_transaction_changes_no_count"),
     (StorageContract, faulty_storages.BlockingReaders, "test_readers_do_not_wait_for_writers"),
     (StorageContract, faulty_storages.LosingConcurrentAttempts, "test_concurrent_attempts_are_all_counted"),
     (AttemptLimiterContract, faulty_adapters.AllowingOneMore, "test_attempts_are_allowed_up_to_the_limit"),
@@ -164,7 +168,7 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
 
 
 @pytest.mark.parametrize(("suite", "fault", "test"), FAULTS, ids=[fault.__name__ for _, fault, _ in FAULTS])
-def test_fault_is_caught(
+def test_contract_suite_detects_the_fault(
     pytester: pytest.Pytester, suite: type[object], fault: Callable[..., object], test: str
 ) -> None:
     pytester.makepyfile(

@@ -76,7 +76,7 @@ def test_driver_is_selected_for_each_supported_url(text: str, driver: str) -> No
         ("postgresql://u:hunter2@h:0/d", "0 is not a valid port"),
     ],
 )
-def test_invalid_url_is_rejected_without_repeating_it(text: str, reason: str) -> None:
+def test_error_for_an_invalid_url_does_not_contain_it(text: str, reason: str) -> None:
     with pytest.raises(ConfigurationError) as caught:
         database_url(text)
 
@@ -160,7 +160,7 @@ def test_postgresql_commits_to_disk_despite_server_defaults(
     assert settings == ["on", "2s", "4s"]
 
 
-def test_configured_wait_for_standbys_is_kept(
+def test_configured_synchronous_commit_is_kept(
     postgres: PostgresServer, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     postgres.execute(f"ALTER DATABASE {postgres_url.database} SET synchronous_commit = remote_apply")
@@ -170,7 +170,7 @@ def test_configured_wait_for_standbys_is_kept(
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar_one() == "remote_apply"
 
 
-def test_stored_time_is_aware_and_in_utc(database: Database) -> None:
+def test_stored_time_has_a_time_zone_and_is_in_utc(database: Database) -> None:
     in_another_zone = LATER.astimezone(timezone(timedelta(hours=-8)))
 
     with database.reading() as connection:
@@ -213,7 +213,7 @@ def intercepted(database: Database, hook: Callable[[str], str | None]) -> SqlUse
     return SqlUserRepository(database)
 
 
-def test_batch_is_invisible_until_it_is_complete(database: Database, open_database: OpenDatabase) -> None:
+def test_batch_is_invisible_until_it_is_committed(database: Database, open_database: OpenDatabase) -> None:
     observer = SqlUserRepository(open_database(database.engine.url))
     ada = registered(SqlUserRepository(database), "ada")
     seen: list[list[User]] = []
@@ -270,7 +270,7 @@ def test_name_freed_during_registration_can_be_registered(
     assert new_ada.id > ada.id
 
 
-def test_name_that_keeps_changing_hands_raises_an_error(
+def test_name_repeatedly_taken_and_freed_raises_an_error(
     postgres_database: Database, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     rival = SqlUserRepository(open_database(postgres_url))
@@ -300,7 +300,7 @@ def test_deadlocked_batches_are_both_applied(
                 barrier.wait(2)
 
         repository = intercepted(open_database(postgres_url), wait_for_the_other)
-        names = [first, first, second]  # a repeated name starts a second segment
+        names = [first, first, second]  # a repeated name starts a new segment of the batch
         return repository.apply([registration(name) for name in names])
 
     with ThreadPoolExecutor(2) as pool:
@@ -431,7 +431,7 @@ def test_reader_without_a_free_connection_gets_an_error(sqlite_url: URL) -> None
     database.close()
 
 
-def test_damaged_sqlite_file_is_unavailable(sqlite_url: URL, open_database: OpenDatabase) -> None:
+def test_damaged_sqlite_file_is_reported_as_unavailable(sqlite_url: URL, open_database: OpenDatabase) -> None:
     Path(str(sqlite_url.database)).write_bytes(b"this is not a database, but long enough to be read as one" * 100)
     repository = SqlUserRepository(open_database(sqlite_url))
 
@@ -439,7 +439,7 @@ def test_damaged_sqlite_file_is_unavailable(sqlite_url: URL, open_database: Open
         repository.check()
 
 
-def test_full_disk_is_unavailable_and_loses_nothing(sqlite_database: Database) -> None:
+def test_full_disk_is_reported_as_unavailable_and_loses_nothing(sqlite_database: Database) -> None:
     users = [registered(SqlUserRepository(sqlite_database), f"user{number}") for number in range(10)]
     full_database = Database(sqlite_database.engine.url)
 
@@ -520,7 +520,7 @@ def count_open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_failed_nowait_read_leaves_no_connection_open(sqlite_database: Database) -> None:
+def test_failed_nonblocking_read_leaves_no_connection_open(sqlite_database: Database) -> None:
     repository = SqliteUserRepository(sqlite_database)
     repository.find_principals([UserId(1)])
     with sqlite_database.writing() as connection:
@@ -534,7 +534,7 @@ def test_failed_nowait_read_leaves_no_connection_open(sqlite_database: Database)
     assert count_open_files() <= before
 
 
-def test_bug_in_a_nowait_read_leaves_no_connection_open(sqlite_database: Database) -> None:
+def test_bug_in_a_nonblocking_read_leaves_no_connection_open(sqlite_database: Database) -> None:
     def fail(_connection: object) -> None:
         raise ZeroDivisionError
 
@@ -596,7 +596,7 @@ def test_write_to_a_removed_database_file_raises_an_error(sqlite_database: Datab
 # --- the server's time zone
 
 
-def test_maximum_time_is_stored_in_any_server_time_zone(
+def test_maximum_time_can_be_stored_in_any_server_time_zone(
     postgres: PostgresServer, postgres_url: URL, open_database: OpenDatabase
 ) -> None:
     postgres.execute(f"ALTER DATABASE {postgres_url.database} SET TimeZone = 'Asia/Tokyo'")

@@ -107,13 +107,13 @@ class AuditTrailContract:
         ]
         assert {(entry.actor, entry.request_id) for entry in entries} == {("library", None)}
 
-    def test_unstorable_user_id_is_audited_as_none(self, repository: UserRepository) -> None:
+    def test_audit_entry_omits_a_user_id_that_cannot_be_stored(self, repository: UserRepository) -> None:
         repository.apply([SetEnabled(user_id=user_id, enabled=True, at=NOON) for user_id in UNKNOWN_IDS])
 
         user_ids = [entry.user_id for entry in repository.audit.list_page(limit=10)]
         assert user_ids == [user_id if user_id == NO_USER else None for user_id in reversed(UNKNOWN_IDS)]
 
-    def test_reencryption_and_key_use_write_no_entry(self, repository: UserRepository) -> None:
+    def test_reencryption_and_api_key_use_write_no_entry(self, repository: UserRepository) -> None:
         ada = registered(repository)
         key = with_api_key(repository, ada)
         before = repository.audit.list_page(limit=10)

@@ -15,7 +15,7 @@ from mlapi.domain.users import User, UserId, UsernameKey, to_utc
 
 @attrs.define(eq=False)
 class SettableClock:
-    """A `Clock` that stands still until ``now`` is set to a different time, which needs a time zone.
+    """A `Clock` that stands still until ``now`` is set to another time, which must have a time zone.
 
     >>> from datetime import timedelta
     >>> clock = SettableClock()

@@ -4,7 +4,7 @@ Enable them in the ``conftest.py`` at the root of your tests:
 
     pytest_plugins = ["mlapi.testing.fixtures"]
 
-Within a test, all fixtures share the same users, in memory, and the same clock, which stands still.
+Within a test, all fixtures share the same in-memory users and the same clock, which stands still.
 """
 
 import pytest

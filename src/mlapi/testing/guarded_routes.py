@@ -28,9 +28,9 @@ def assert_all_routes_guarded(app: ASGIApp, *, exempt: Iterable[str] = ()) -> No
     """Call every route of an application without a credential, and fail unless each responds with 401.
 
     Args:
-        app: an application on Starlette, such as FastAPI, possibly wrapped in `GuardMiddleware`. Its lifespan does not
-            run.
-        exempt: paths that are intentionally open, written as in their routes.
+        app: an application based on Starlette, such as a FastAPI application, possibly wrapped in
+            `GuardMiddleware`. Its lifespan does not run.
+        exempt: paths that are intentionally open, as declared in their routes.
 
     Raises:
         AssertionError: if any route is open. The message lists every open route.
@@ -53,7 +53,7 @@ def _routes(app: Any) -> list[BaseRoute]:
 
 
 def _probes(route: BaseRoute, prefix: str = "", host: str = "localhost") -> Iterator[tuple[str, Probe]]:
-    """Yield the declared path of a route and a probe, for each of its methods."""
+    """Yield the route's declared path and a probe for each of its methods."""
     if isinstance(route, Host):
         for inner in route.routes:
             yield from _probes(inner, prefix, _PARAMETER.sub("any", route.host))

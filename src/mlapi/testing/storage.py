@@ -193,7 +193,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
         assert (after.users, after.fingerprint, after.latest_change) == (2, "a fingerprint", LATER)
         assert (after.misnamed, after.unreadable, after.damage) == ((), 0, ())
 
-    def test_inspected_times_are_aware(self, storage: Storage) -> None:
+    def test_inspected_times_have_a_time_zone(self, storage: Storage) -> None:
         registered(storage.users)
 
         found = storage.inspect(find_password_error=None)
@@ -213,7 +213,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
         assert added == [1, 1, 2]
         assert within == afterwards == [2, 1, 0]
 
-    def test_subtracting_stops_at_zero(self, storage: Storage) -> None:
+    def test_subtracting_never_goes_below_zero(self, storage: Storage) -> None:
         with storage.attempts.transaction() as counts:
             counts.subtract("one")
             counts.add("one", window_seconds=LONG_SECONDS)
@@ -224,7 +224,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
             assert counts.get("one").count == 0
             assert counts.add("one", window_seconds=LONG_SECONDS) == 1
 
-    def test_window_begins_with_its_first_attempt(self, storage: Storage) -> None:
+    def test_window_starts_with_its_first_attempt(self, storage: Storage) -> None:
         started = time.time()
         with storage.attempts.transaction() as counts:
             counts.add("one", window_seconds=LONG_SECONDS)
@@ -238,7 +238,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
         assert later == first == WindowCount(1, later.ends_at_timestamp)
         assert started + LONG_SECONDS <= later.ends_at_timestamp <= time.time() + LONG_SECONDS
 
-    def test_count_is_zero_after_its_window(self, storage: Storage) -> None:
+    def test_count_is_zero_after_its_window_ends(self, storage: Storage) -> None:
         with storage.attempts.transaction() as counts:
             for key in ("one", "two"):
                 counts.add(key, window_seconds=SHORT_SECONDS)
@@ -255,7 +255,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
         assert ended.ends_at_timestamp <= time.time()
         assert again == [1, 1]
 
-    def test_failed_transaction_counts_nothing(self, storage: Storage) -> None:
+    def test_failed_transaction_changes_no_count(self, storage: Storage) -> None:
         with storage.attempts.transaction() as counts:
             counts.add("one", window_seconds=LONG_SECONDS)
 

@@ -71,7 +71,7 @@ def decode_part(part: str) -> bytes:
 
 
 def sign_parts(header: str, payload: str, key: bytes, digest: str = "sha256") -> str:
-    """Return a token with a valid HMAC (RFC 7515, compact), made from encoded parts."""
+    """Join encoded parts into a compact token (RFC 7515) with a valid HMAC."""
     signing_input = f"{header}.{payload}"
     return f"{signing_input}.{encode_part(hmac.digest(key, signing_input.encode(), digest))}"
 
@@ -82,7 +82,7 @@ class TokenIssuerContract:
         return SettableClock()
 
     @pytest.mark.parametrize("user_id", [1, 7, 2**53 + 1, 2**63 - 1])
-    def test_token_carries_user_id_and_expiry(self, tokens: TokenIssuer, user_id: int) -> None:
+    def test_token_contains_user_id_and_expiration(self, tokens: TokenIssuer, user_id: int) -> None:
         user = attrs.evolve(ADA, id=UserId(user_id))
 
         issued = tokens.issue(user)
@@ -94,14 +94,14 @@ class TokenIssuerContract:
         )
         assert claims.expires_datetime.utcoffset() == timedelta(0)
 
-    def test_token_carries_its_epoch(self, tokens: TokenIssuer) -> None:
+    def test_token_contains_its_epoch(self, tokens: TokenIssuer) -> None:
         epochs = ["0123456789abcdef", "fedcba9876543210"]
 
         issued = [tokens.issue(attrs.evolve(ADA, token_epoch=epoch)) for epoch in epochs]
 
         assert [tokens.verify(one.token).token_epoch for one in issued] == epochs
 
-    def test_token_fits_into_a_header(self, tokens: TokenIssuer) -> None:
+    def test_token_fits_in_an_http_header(self, tokens: TokenIssuer) -> None:
         token = tokens.issue(ADA).token
 
         assert re.fullmatch(r"[A-Za-z0-9._~+/-]+=*", token)  # b64token: RFC 6750, 2.1

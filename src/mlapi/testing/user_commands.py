@@ -67,7 +67,7 @@ class UserCommandContract:
         assert (ada.enabled, ada.created_datetime, ada.updated_datetime) == (False, NOON, LATER)
         assert [entry.at for entry in repository.audit.list_page(limit=10)] == [LATER]
 
-    def test_user_times_are_aware_and_in_utc(self, repository: UserRepository) -> None:
+    def test_user_times_have_a_time_zone_and_are_in_utc(self, repository: UserRepository) -> None:
         elsewhere = NOON.astimezone(timezone(timedelta(hours=5, minutes=30)))
         user = apply_one(repository, registration(at=elsewhere))
         assert isinstance(user, User)
@@ -246,7 +246,7 @@ class UserCommandContract:
         assert repository.find(canonical_username("ada")) is None
         assert repository.list_page(after=UserId(0), limit=10) == []
 
-    def test_removed_username_can_be_reused_but_not_the_id(self, repository: UserRepository) -> None:
+    def test_username_of_a_removed_user_can_be_reused_but_not_its_id(self, repository: UserRepository) -> None:
         ada = registered(repository)
         repository.apply([Remove(user_id=ada.id)])
 

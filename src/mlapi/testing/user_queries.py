@@ -68,7 +68,7 @@ class UserQueryContract:
     @pytest.mark.parametrize(
         "wanted", [{"enabled": False}, {"containing": "even"}, {"enabled": False, "containing": "n"}]
     )
-    def test_filtered_pages_are_full(self, repository: UserRepository, wanted: dict[str, Any]) -> None:
+    def test_filter_does_not_shorten_pages(self, repository: UserRepository, wanted: dict[str, Any]) -> None:
         people = [registered(repository, f"{'odd' if number % 2 else 'even'}-{number}") for number in range(8)]
         evens = repository.apply([SetEnabled(user_id=user.id, enabled=False, at=LATER) for user in people[::2]])
 
@@ -113,7 +113,7 @@ class UserQueryContract:
 
         assert repository.list_page(after=UserId(10**30), limit=10) == []
 
-    def test_returned_user_does_not_share_state(self, repository: UserRepository) -> None:
+    def test_changing_a_returned_user_does_not_change_the_stored_one(self, repository: UserRepository) -> None:
         ada = registered(repository)
 
         attrs.evolve(ada, enabled=False)
