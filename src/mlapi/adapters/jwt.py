@@ -95,7 +95,7 @@ class JwtTokenIssuer:
                 algorithms=[ALGORITHM],
                 issuer=self._issuer,
                 audience=self._audience,
-                # The times are compared with `self._clock` instead.
+                # Expiry and issue time are checked against `self._clock` instead.
                 options={"require": _REQUIRED_CLAIMS, "strict_aud": True, "verify_exp": False, "verify_iat": False},
             )
             subject, epoch = payload["sub"], payload["epoch"]
@@ -124,6 +124,6 @@ def _header(key: bytes) -> str:
 
 
 def _integer(number: object) -> int:
-    if type(number) is not int:  # neither a bool nor a float
+    if type(number) is not int:  # also rejects bool, which is a subclass of int
         raise TypeError
     return number

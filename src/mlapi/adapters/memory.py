@@ -123,7 +123,7 @@ class InMemoryUserRepository:
         return [self.find(key) for key in keys]
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        with self._lock:  # sorted by id already: ids only grow, and a dict keeps its insertion order
+        with self._lock:  # already sorted by id: ids only increase, and a dict keeps its insertion order
             return [
                 user
                 for user in self._users.values()

@@ -29,7 +29,8 @@ class BackgroundApiKeyUsage:
         self._lock = threading.Lock()
         self._write_lock = threading.Lock()
         self._collected: dict[ApiKeyId, datetime] = {}
-        # When each key was last written, by `time.monotonic`. Readers may still see the older row for a while.
+        # When each key's use was last written, on the clock of `time.monotonic`. Readers may still see the older row
+        # for a while.
         self._written_at: dict[ApiKeyId, float] = {}
         self._timer: threading.Timer | None = None
 

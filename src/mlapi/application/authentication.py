@@ -43,7 +43,7 @@ T = TypeVar("T")
 
 @attrs.frozen(kw_only=True)
 class LoginAttempt:
-    """A counted attempt to log in.
+    """A login attempt that has been counted.
 
     ``user`` is the stored user, or None for an unknown username. ``address_is_known`` says whether the user has logged
     in from this address before.
@@ -57,7 +57,7 @@ class LoginAttempt:
 
 @attrs.frozen(kw_only=True)
 class VerifiedLogin:
-    """A login attempt with the right password. ``upgrade`` re-encrypts a password stored in an outdated form."""
+    """A login attempt with the correct password. ``upgrade`` re-encrypts a password stored in an outdated form."""
 
     attempt: LoginAttempt
     user: User
@@ -167,7 +167,7 @@ class Authenticator:
         self._flow = LoginFlow(self, InlineExecutor(users))
 
     def log_in(self, *, username: str, password: str, address: str = "") -> IssuedToken:
-        """Return a token for a user with the right password.
+        """Return a token if the password is correct.
 
         Args:
             username: in any case or spelling that has the same canonical form.
@@ -222,7 +222,7 @@ class Authenticator:
         return VerifiedLogin(attempt=attempt, user=user, upgrade=upgrade)
 
     def finish(self, verified: VerifiedLogin) -> None:
-        """Subtract the attempt from the counts, because its password was right. Waits for the database."""
+        """Subtract the attempt from the counts, because its password was correct. Waits for the database."""
         attempt = verified.attempt
         self._attempts.record_success(attempt.username, attempt.address, was_known=attempt.address_is_known)
 
@@ -230,7 +230,7 @@ class Authenticator:
         """Return a token.
 
         Raises:
-            AccessDeniedError: if the user has no access now; see `mlapi.domain.credentials.check_access`.
+            AccessDeniedError: if the user currently has no access; see `mlapi.domain.credentials.check_access`.
         """
         check_access(verified.user, self._clock())
         return self._tokens.issue(verified.user)
@@ -254,7 +254,7 @@ class AsyncAuthenticator(LoginFlow):
     """An asynchronous wrapper around an `Authenticator`, for one event loop. It logs attempts and handles bursts.
 
     A client may start many workers that all log in at the same time from a new address. When they reach the limit, the
-    next attempt waits for those in progress: attempts with the correct password do not count.
+    next attempt waits for those in progress, because attempts with the correct password do not count.
 
     Log lines contain the address and the user's id, but never the username: it may be a password typed into the wrong
     field.

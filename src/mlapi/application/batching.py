@@ -68,7 +68,7 @@ class Batcher(Generic[Item, Result]):
 
     Args:
         execute: called in the writer thread with the items of a batch and its deadline, a `time.monotonic` time.
-            Returns a result for each item, or an exception for its `submit` to raise.
+            Returns a result for each item, or an exception that `submit` raises for this item.
         max_waiting_requests: maximum number of waiting requests. Further ones are rejected.
         timeout_seconds: maximum time that a request waits.
     """

@@ -11,7 +11,7 @@ from mlapi.domain.storage import Storage
 
 
 class StoredPasswordChecker(Protocol):
-    """The part of a cipher that checks stored passwords without knowing them."""
+    """The part of a cipher that checks stored passwords without knowing their plaintext."""
 
     def find_stored_error(self, value: object) -> str | None:
         """Return why a stored password cannot be used, or None."""

@@ -84,7 +84,7 @@ class Guard:
         return user
 
     def _record_use(self, key: ApiKey, at: datetime) -> None:
-        with suppress(RepositoryUnavailableError):  # a read-only database still authenticates
+        with suppress(RepositoryUnavailableError):  # authentication also works with a read-only database
             self.repository.apply([RecordApiKeyUse(key_id=key.id, at=at)])
 
 

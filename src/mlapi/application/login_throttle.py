@@ -63,7 +63,7 @@ class FixedWindowAttemptLimiter:
         for count in (self._of_address(site), self._of_pair(name, site)):
             if (until := self._rejected_until.get(count.key, 0.0)) > time.time():
                 raise TooManyAttemptsError(_seconds_until(until))
-        # Check without writing first, so that a flood of rejected attempts causes no writes.
+        # Check first without writing, so that a flood of rejected attempts causes no writes.
         with self._counts.reading() as reader:
             for count in self._counts_for(reader, name, site):
                 if reader.get(count.key).count >= count.limit:
@@ -119,7 +119,7 @@ class FixedWindowAttemptLimiter:
 
 
 def _is_known(reader: AttemptCountReader, name: str, site: str) -> bool:
-    """Return whether the name has logged in from the address within `KNOWN_ADDRESS_SECONDS`."""
+    """Return whether a user with this name has logged in from the address within `KNOWN_ADDRESS_SECONDS`."""
     return reader.get(_known_key(name, site)).count > 0
 
 
@@ -137,7 +137,10 @@ def _seconds_until(until: float) -> int:
 
 
 def _site(address: str) -> str:
-    """Return the rate-limit key for an address. IPv6 is truncated to /64, because one client controls all of it."""
+    """Return the rate-limit key for an address.
+
+    An IPv6 address is truncated to its /64 network, because one client controls all of it.
+    """
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:

@@ -16,7 +16,8 @@ from mlapi.domain.storage import Storage
 from mlapi.domain.users import EncryptedPassword
 
 SETTLE_SECONDS = 10.0
-"""Time after which no request stores a password under the former key: 1 s to reload, 9 s for a request to finish."""
+"""Time after which no request stores a password encrypted with the former key: 1 s to reload, 9 s for a request to
+finish."""
 _RELOAD_SECONDS = 1.5
 """Time after which every process uses the new key for new requests."""
 _MAX_SHOWN_IDS = 10
@@ -90,12 +91,12 @@ class SecretRotation:
     def rotate_key(self) -> Iterator[Progress]:
         """Add a key and re-encrypt every password with it, or resume an interrupted rotation.
 
-        The new key is in the file when this returns. The iterator ends when a pass has found no password under
+        The new key is in the file when this returns. The iterator ends when a pass has found no password encrypted with
         an older key, and no running request can store one anymore.
 
         Raises:
-            ConfigurationError: if the key is not in the secrets file, so it must be rotated where it is set.
-            RepositoryUnavailableError: if the database is unavailable. Completed batches are kept: run it again.
+            ConfigurationError: if the key is set outside the secrets file and must therefore be rotated there.
+            RepositoryUnavailableError: if the database is unavailable. Completed batches are kept, so run it again.
         """
         if not self._is_unfinished():
             self._secrets.add("key")
@@ -105,7 +106,7 @@ class SecretRotation:
         """Add a token key. Tokens signed with the former keys stay valid until they expire.
 
         Raises:
-            ConfigurationError: if the key is not in the secrets file, so it must be rotated where it is set.
+            ConfigurationError: if the key is set outside the secrets file and must therefore be rotated there.
         """
         self._secrets.add("token_key")
 
@@ -113,7 +114,7 @@ class SecretRotation:
         """Add a salt. Each user's password is upgraded to it at their next login.
 
         Raises:
-            ConfigurationError: if the salt is not in the secrets file, so it must be rotated where it is set.
+            ConfigurationError: if the salt is set outside the secrets file and must therefore be rotated there.
         """
         self._secrets.add("salt")
 
@@ -160,7 +161,7 @@ class SecretRotation:
         return changed
 
     def _is_unfinished(self) -> bool:
-        """Return whether passwords may be stored under a key other than the newest."""
+        """Return whether stored passwords may be encrypted with a key other than the newest."""
         recorded = self._storage.find_fingerprint()
         return recorded is not None and recorded not in self._secrets.current().fingerprints[0]
 

@@ -116,7 +116,7 @@ class _PreparedBatch:
     prepared: Iterable[_Prepared]
     """One item for each row."""
     existing: dict[int, Principal | None]
-    """Users, by id, who had one of the batch's names before the batch was stored."""
+    """Users, by id, who already had one of the batch's names before the batch was stored."""
 
 
 @final
@@ -262,7 +262,7 @@ class UserImport:
         """Store a batch, count the results, report rejected rows, and return the offset of the next row."""
         prepared, started = list(batch.prepared), batch.started
         commands = [one for one in prepared if isinstance(one, Register)]
-        if time.monotonic() > started + COMMIT_TIMEOUT_SECONDS / 2:  # a slow machine: the key may have been rotated
+        if time.monotonic() > started + COMMIT_TIMEOUT_SECONDS / 2:  # on a slow machine, the key may have been rotated
             started = time.monotonic()
             commands = [self._under_newest_key(command) for command in commands]
         applied = iter(self._users.repository.apply(commands, commit_by=started + COMMIT_TIMEOUT_SECONDS))

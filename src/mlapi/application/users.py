@@ -66,7 +66,7 @@ class Users:
         self._actor = actor
 
     def as_actor(self, actor: Actor) -> "Users":
-        """Return the same users with a different actor, who is recorded in the audit trail for further changes."""
+        """Return a copy that records further changes in the audit trail under a different actor."""
         return Users(
             self.repository, self.cipher, clock=self._clock, password_policy=self._password_policy, actor=actor
         )
@@ -334,7 +334,7 @@ class Users:
     @overload
     def apply(self, command: ApiKeyCommand) -> ApiKey: ...
     def apply(self, command: Command) -> User | ApiKey:
-        """Apply one command durably. Return the user or API key after it (before it, for removals).
+        """Apply one command durably. Return the resulting user or API key (its last state, if it was removed).
 
         Raises:
             UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError: if the command is rejected.

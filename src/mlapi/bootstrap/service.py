@@ -156,7 +156,7 @@ def _has_fingerprint(storage: Storage) -> bool:
     try:
         return storage.find_fingerprint() is not None
     except RepositoryUnavailableError:
-        return False  # if it has one, `check_key` rejects a new key once the database is available
+        return False  # if there is one, `check_key` rejects a new key once the database is available
 
 
 def _prepare(storage: Storage, settings: Settings, secrets: SecretStore[StoredPasswordCipher]) -> None:

@@ -24,7 +24,7 @@ _storages: dict[str, Callable[[str], Storage]] = {
 
 
 def register_storage(scheme: str, from_url: Callable[[str], Storage]) -> None:
-    """Support another scheme in ``database.url``. Call this before the service starts.
+    """Add support for another scheme in ``database.url``. Call this before the service starts.
 
     >>> register_storage("archive", InMemoryStorage.from_url)  # database.url: archive://...
 
@@ -52,7 +52,7 @@ def open_storage(settings: Settings) -> Storage:
     url = settings.database.url or _DEFAULT_URL
     scheme = _SCHEME.match(url)
     if scheme is None:
-        return SqlStorage.from_url(url)  # raises an error with the reason
+        return SqlStorage.from_url(url)  # raises an error that states the reason
     from_url = _find_factory(scheme[1].lower())
     if from_url is None:
         raise unsupported_scheme_error(scheme[1], _storages)

@@ -50,7 +50,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         line = f" (line {mark.line + 1})" if mark is not None else ""
         reason = str(error) if isinstance(error, _DuplicateKeyError) else "is not valid YAML"
         raise ConfigurationError(f"{file} {reason}{line}") from None
-    except (ValueError, RecursionError):  # month 13, a number with thousands of digits, deep nesting
+    except (ValueError, RecursionError):  # for example month 13, a number with thousands of digits, or deep nesting
         raise ConfigurationError(f"{file} is not valid YAML") from None
     if tree is None:
         return {}

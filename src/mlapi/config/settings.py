@@ -6,7 +6,7 @@ from typing import Literal
 import attrs
 
 MIN_ADMIN_TOKEN_CHARS = 16
-"""The minimum in production. 16 characters of random base64 have 96 bits."""
+"""The minimum in production. 16 characters of random base64 contain 96 random bits."""
 MIN_PASSWORD_CHARS = 8
 """The minimum in production (OWASP ASVS 5.0, 6.2.1). ASVS recommends 15: set ``passwords.min_length: 15``."""
 CONTEXT_WORDS = frozenset(

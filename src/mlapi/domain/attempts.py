@@ -52,7 +52,7 @@ class AttemptCounts(Protocol):
     """
 
     def transaction(self) -> AbstractContextManager[AttemptCountWriter]:
-        """Open a transaction. The end of the ``with`` block commits it; an exception in the block rolls it back.
+        """Open a transaction. It is committed at the end of the ``with`` block, or rolled back if the block raises.
 
         Concurrent transactions must not lose each other's changes. The caller changes keys in the same order in every
         process, so an implementation that locks keys as they change cannot deadlock. Durability is not required: a

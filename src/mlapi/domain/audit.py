@@ -32,7 +32,7 @@ from mlapi.domain.errors import (
 from mlapi.domain.users import MAX_USER_ID, User, UserId, to_utc
 
 AuditId = NewType("AuditId", int)
-"""The id of an entry. Later entries have larger ids, except that simultaneous entries may be in any order."""
+"""The id of an entry. Later entries have larger ids, but simultaneous entries may be in any order."""
 UNSAVED_ID = AuditId(0)
 
 Action = Literal[

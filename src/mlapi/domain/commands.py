@@ -1,4 +1,4 @@
-"""Commands: values that describe a change to the users completely.
+"""Commands: values that completely describe a change to the users.
 
 A command contains its time, its random values and the actor who requested it. The same commands in the same order
 therefore give the same result in every repository, in one batch or in many.
@@ -159,7 +159,7 @@ class ChangePassword:
 
     def apply_to(self, user: User) -> "User | PasswordChangedError":
         if user.password == self.password:
-            return user  # the same command was applied before
+            return user  # the same command has already been applied
         if self.replacing not in {None, user.password}:
             return PasswordChangedError(user.id)
         return attrs.evolve(user, password=self.password, updated_datetime=self.at, token_epoch=self.token_epoch)
@@ -213,14 +213,17 @@ class RemoveApiKey:
 
 @attrs.frozen(kw_only=True)
 class RecordApiKeyUse:
-    """Record when an API key was last used. Does nothing within `USE_RECORDING_INTERVAL` of the last record."""
+    """Record when an API key was last used.
+
+    Does nothing if a use was recorded less than `USE_RECORDING_INTERVAL` earlier.
+    """
 
     key_id: ApiKeyId
     at: datetime = attrs.field(converter=to_utc)
 
     @property
     def recent_since(self) -> datetime:
-        """A recorded use later than this is recent enough to keep."""
+        """A recorded use after this time is recent enough to be kept."""
         return self.at - USE_RECORDING_INTERVAL
 
     def apply_to(self, key: ApiKey) -> ApiKey:
@@ -236,4 +239,4 @@ ApiKeyCommand = AddApiKey | RemoveApiKey | RecordApiKeyUse
 Command = UserCommand | ApiKeyCommand
 Rejection = UserExistsError | UserNotFoundError | PasswordChangedError | ApiKeyNotFoundError
 Outcome = User | ApiKey | Rejection
-"""The user or API key after the command (before it, for removals), or the error that rejects the command."""
+"""The resulting user or API key (its last state, if it was removed), or the error that rejects the command."""

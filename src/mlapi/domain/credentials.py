@@ -30,7 +30,7 @@ _API_KEY = re.compile(r"mlapi_([0-9a-f]{16})_[0-9a-f]{64}")
 
 @attrs.frozen(kw_only=True)
 class TokenClaims:
-    """The contents of a token, after its signature was verified."""
+    """The contents of a token whose signature has been verified."""
 
     user_id: UserId
     token_epoch: str = attrs.field(repr=False)
@@ -58,7 +58,7 @@ class PresentedApiKey:
 class ApiKey:
     """A stored API key. Only the SHA-256 of the key is stored, never the key itself.
 
-    ``last_used_datetime`` may be up to `USE_RECORDING_INTERVAL` too early.
+    ``last_used_datetime`` may be up to `USE_RECORDING_INTERVAL` before the actual last use.
     """
 
     id: ApiKeyId
@@ -95,7 +95,7 @@ AUTHENTICATION_ERRORS: tuple[type[MlapiError], ...] = (InvalidTokenError, *ACCES
 
 
 def check_access(user: User, at: datetime) -> None:  # noqa: ARG001 - a rule may depend on the time
-    """Check that a user with valid credentials has access at this time. Logins and the guard both ask this.
+    """Check that a user with valid credentials has access at this time. Logins and the guard both call this.
 
     Raises:
         UserDisabledError: if the user is disabled.
@@ -132,12 +132,12 @@ def authenticate(parsed: ParsedCredential, principal: Principal | None, at: date
 
 
 def generate_api_key() -> str:
-    """Return a new API key in the form that clients send: ``mlapi_<id>_<secret>``, both in hex."""
+    """Return a new API key in the form that clients send: ``mlapi_<id>_<secret>``, with both parts in hex."""
     return f"mlapi_{secrets.token_hex(_ID_BYTES)}_{secrets.token_hex(_SECRET_BYTES)}"
 
 
 def looks_like_api_key(credential: str) -> bool:
-    """Return whether a credential is an API key, valid or not. Tokens never start like an API key."""
+    """Return whether a credential starts like an API key, even if it is invalid. Tokens never start this way."""
     return credential.startswith("mlapi_")
 
 

@@ -24,8 +24,8 @@ from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.users import EncryptedPassword
 
 _ARGON2ID, _IMPORTED = "|argon2id", "|foreign"
-# Cost: the OWASP Password Storage Cheat Sheet recommends argon2id with 19 MiB, two passes and one lane.
-# Lengths in bytes: RFC 9106, 4.
+# The costs follow the OWASP Password Storage Cheat Sheet: argon2id with 19 MiB, two passes and one lane. The lengths
+# are in bytes and follow RFC 9106, section 4.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, salt_len=16, hash_len=32)
 _DECOY = "stands in for a missing password"
 
@@ -63,7 +63,7 @@ class _KeyedCipher:
         return EncryptedPassword(self._keys.encrypt(str(text)) + _IMPORTED)
 
     def import_stored(self, value: object) -> EncryptedPassword:
-        """Return a password that the legacy app or mlapi has stored, encrypted with the newest key.
+        """Return a password stored by the legacy app or mlapi, re-encrypted with the newest key if necessary.
 
         Raises:
             InvalidFieldsError: for ``stored_password``, if the value was made with other keys or salts, or is damaged.
@@ -106,7 +106,10 @@ class FernetCipher(_KeyedCipher):
         return self._keys.verify(password, plaintext, tag) and encrypted is not None
 
     def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        """Return whether the value uses an older key or salt. Hashes are kept, because they are safer."""
+        """Return whether the value uses an older key or salt.
+
+        Hashes with an older salt are kept, because hashes are safer.
+        """
         token, tag = _split_tag(encrypted)
         plaintext = self._keys.decrypt(token)
         if plaintext is None:
@@ -167,7 +170,7 @@ class _KeyRing:
         self._fernet = MultiFernet(fernets)
         self.salts = salts
         self._salt_by_id = {_salt_id(salt): salt for salt in salts}
-        self._salt_by_id[""] = salts[-1]  # the oldest hashes have no salt id; only one salt existed then
+        self._salt_by_id[""] = salts[-1]  # the oldest hashes have no salt id, because only one salt existed then
 
     def encrypt(self, plaintext: str) -> str:
         return self._fernet.encrypt(plaintext.encode()).decode("ascii")

@@ -1,6 +1,7 @@
 """Verify password hashes that other systems made without our salt: argon2 (PHC strings) and bcrypt.
 
-The other system chose the cost of a hash. Only hashes that take at most about one second on one core are accepted.
+The other system chose how costly its hashes are to verify. Only hashes that take at most about one second on one core
+are accepted.
 """
 
 import base64
@@ -17,14 +18,14 @@ MAX_HASH_CHARS = 256
 MAX_ARGON2_MEMORY_KIB = 256 * 1024
 MAX_ARGON2_PASSES = 20
 MAX_ARGON2_WORK_KIB = 1024 * 1024
-"""Maximum of memory times passes. With both at their maximum, a login would take five seconds."""
+"""The maximum product of memory and passes. With both at their own maximum, a login would take five seconds."""
 MAX_ARGON2_LANES = 16
 MIN_ARGON2_SALT_BYTES = 8
 MIN_ARGON2_TAG_BYTES = 16
-"""RFC 9106, 3.1, permits tags of 4 bytes, which an attacker can guess."""
+"""RFC 9106, section 3.1, permits tags as short as 4 bytes, which an attacker could guess."""
 MIN_BCRYPT_COST, MAX_BCRYPT_COST = 4, 15
 MAX_BCRYPT_PASSWORD_BYTES = 72
-"""bcrypt ignores the rest of a password."""
+"""bcrypt ignores all further bytes of a password."""
 
 _TYPES = {"argon2id": Type.ID, "argon2i": Type.I, "argon2d": Type.D}
 _ARGON2 = re.compile(
@@ -38,7 +39,10 @@ _BCRYPT = re.compile(r"\$2[aby]\$(?P<cost>\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-
 
 
 def find_hash_error(text: object) -> str | None:
-    """Return why a hash cannot be imported, or None if `verify_hash` supports it. The reason never shows the hash."""
+    """Return why a hash cannot be imported, or None if `verify_hash` supports it.
+
+    The reason never contains the hash.
+    """
     error = find_text_error(text, MAX_HASH_CHARS)
     if error is not None or not isinstance(text, str):
         return error
@@ -65,9 +69,10 @@ def _verify_bcrypt(password: bytes, text: str) -> bool:
     import bcrypt  # noqa: PLC0415 - only needed for users with a bcrypt hash
 
     # The systems that made these hashes ignored everything after 72 bytes, even in the middle of a character. Do the
-    # same, so that their users can log in; the library would raise. The first login hashes the whole password again.
+    # same, so that their users can log in: the library would raise an error. The first login then hashes the whole
+    # password.
     truncated = password[:MAX_BCRYPT_PASSWORD_BYTES]
-    # Reject NUL: some systems end the password at it, and bcrypt cannot distinguish `a` from `a\0a`.
+    # Reject NUL: some systems cut off the password there, and bcrypt cannot distinguish `a` from `a\0a`.
     return bcrypt.checkpw(truncated, text.encode()) and b"\0" not in password
 
 

@@ -13,7 +13,7 @@ from mlapi.domain.attempts import WindowCount
 
 _PURGE_INTERVAL_SECONDS = 10.0
 _PURGE_BATCH_ROWS = 1000
-_MAX_PURGE_BATCHES = 50  # enough: attempts are added more slowly, because each one costs a password hash
+_MAX_PURGE_BATCHES = 50  # enough to keep up: each attempt costs a password hash, so they are added more slowly
 
 _IS_CURRENT = attempts.c.expires_at > bindparam("now")
 _IS_KEY = attempts.c.id == bindparam("key")
@@ -49,7 +49,7 @@ class SqlAttempts:
             yield SqlAttemptCounts(self._database, connection, self._clock())
 
     def _purge(self) -> None:
-        """Delete expired counts if an interval has passed, in short transactions that skip locked rows."""
+        """Delete expired counts at most once per interval, in short transactions that skip locked rows."""
         now = self._clock()
         if now - self._purged_at >= _PURGE_INTERVAL_SECONDS:
             self._purged_at = now

@@ -232,7 +232,7 @@ class Database:
 
 @contextmanager
 def _invalidated_by_errors(pooled: PoolProxiedConnection) -> Iterator[None]:
-    """Close a connection after an error: it may be lost, in a transaction, or read-only after a failover."""
+    """Close a connection after an error: it may be broken, still in a transaction, or read-only after a failover."""
     try:
         yield
     except BaseException:

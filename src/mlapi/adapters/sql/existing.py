@@ -16,7 +16,10 @@ IN_USE = "another program is using the database: stop it, then run this again"
 
 
 class ConnectionPool(Protocol):
-    """The part of `mlapi.adapters.sql.database.Database` that dialects use. They cannot import it: it imports them."""
+    """The part of `mlapi.adapters.sql.database.Database` that dialects use.
+
+    They cannot import it, because it imports them.
+    """
 
     @property
     def engine(self) -> Engine: ...

@@ -95,7 +95,7 @@ def current_revision(connection: Connection) -> str | None:
 
 
 def _lock(database: Database, connection: Connection) -> None:
-    database.dialect.disable_timeouts(connection)  # waiting for another process or changing a large table may take long
+    database.dialect.disable_timeouts(connection)  # waiting for another process or changing a large table can be slow
     database.dialect.lock_schema(connection)
 
 

@@ -88,7 +88,7 @@ def _password_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
 
 
 def _assignment(command: type[attrs.AttrsInstance]) -> Update:
-    """Return the statement for a command that sets columns to the values of its fields with the same names."""
+    """Return the statement for a command that sets each column to the value of its field with the same name."""
     columns = [users.c[field.name] for field in attrs.fields(command) if field.name in users.c]
     return Update(
         users,

@@ -19,7 +19,7 @@ class AdoptionDialect(Protocol):
         ...
 
     def find_column_obstacles(self, columns: list[ReflectedColumn]) -> Iterable[str]:
-        """Return why columns of the table prevent adoption, such as their types."""
+        """Return the reasons why columns of the table prevent adoption, such as a wrong type."""
         ...
 
     def find_objects_to_drop(self) -> Iterable[tuple[str, str]]:
@@ -27,7 +27,7 @@ class AdoptionDialect(Protocol):
         ...
 
     def find_references(self) -> set[str]:
-        """Return the tables with foreign keys to the table."""
+        """Return the names of the tables that have foreign keys to this table."""
         ...
 
     def prepare_reading(self, zone: tzinfo | None) -> None:
@@ -35,7 +35,7 @@ class AdoptionDialect(Protocol):
         ...
 
     def analyze_notes(self) -> None:
-        """Update the statistics of the notes, so that the database plans its queries well."""
+        """Update the statistics of the notes table, so that the database chooses good plans for queries on it."""
         ...
 
     def lower_ascii(self, value: ColumnElement[Any]) -> ColumnElement[str]:

@@ -31,12 +31,12 @@ notes = Table(
     "mlapi_adoption",
     MetaData(),
     Column("id", BigInteger().with_variant(Integer(), "sqlite"), primary_key=True, autoincrement=False),
-    Column("key", String),  # the canonical username, where the database cannot compute it
+    Column("key", String),  # the canonical username, if the database cannot compute it
     Column("name_error", String),
     Column("password_error", String),
     Column("email_error", String),
     Column("is_unfit", Boolean),
-    Column("first_id", BigInteger),  # the first user with the same canonical username, if there are several
+    Column("first_id", BigInteger),  # id of the first user with the same canonical username, if several have it
     Column("new_username", String),
     Column("new_key", String),
     prefixes=["TEMPORARY"],
@@ -68,7 +68,7 @@ class Finding:
     effect: str
     """What adoption does about it, or what the operator must do before adoption."""
     users: int
-    """The number of these users."""
+    """The number of users that meet the condition."""
     choice: Choice | None = None
     is_obstacle: bool = False
     """True if the operator must fix this before the table can be adopted."""
@@ -80,7 +80,9 @@ def iterate_findings(
     count: Callable[[ColumnElement[bool]], int],
     is_invalid_time: Callable[[ColumnElement[datetime]], ColumnElement[bool]],
 ) -> Iterator[Finding]:
-    """Yield every possible finding, even if it affects no users. Obstacles come first, then findings with a choice.
+    """Yield every possible finding, even if it affects no users.
+
+    Obstacles come first, then findings that need a choice.
 
     Args:
         count: returns the number of users in `noted_users` that meet a condition.

@@ -1,4 +1,4 @@
-"""Check whether a legacy ``users`` table can be adopted, judging by its structure. `Survey` checks the rows."""
+"""Check whether the structure of a legacy ``users`` table permits adoption. `Survey` checks the rows."""
 
 import attrs
 from sqlalchemy import Connection, inspect
@@ -12,7 +12,7 @@ class LegacyTable:
     """The structure of a legacy ``users`` table."""
 
     extra_columns: tuple[str, ...]
-    """Columns that the legacy app does not have. Adoption keeps them."""
+    """Columns that are not part of the legacy app's schema. Adoption keeps them."""
     references: tuple[str, ...]
     """Tables with foreign keys to this table. Adoption keeps them."""
     obstacles: tuple[str, ...]

@@ -24,9 +24,9 @@ from mlapi.domain.users import EncryptedPassword
 
 @final
 class Adoption:
-    """The adoption of a legacy table: first a plan, then its execution by `carry_out`.
+    """A plan for adopting a legacy table, and its execution by `carry_out`.
 
-    The transaction must be committed after `carry_out`.
+    The caller must commit the transaction after `carry_out`.
 
     Args:
         connection: must be in a transaction of `mlapi.adapters.sql.database.Database.open_existing`.

@@ -52,7 +52,7 @@ _OBJECTS = text("""
 _REFERENCES = text(
     "SELECT conrelid::regclass::text FROM pg_constraint WHERE contype = 'f' AND confrelid = 'users'::regclass"
 )
-# These have no time zone, like the stored times. They are a day within Python's limits, to allow for any time zone.
+# Like the stored times, these have no time zone. They are one day inside Python's limits, to allow for any time zone.
 _EARLIEST, _LATEST = datetime(1, 1, 2), datetime(9999, 12, 30)  # noqa: DTZ001
 # One statement, because each ALTER TABLE that changes a type rewrites the whole table. Times are in the transaction's
 # time zone. The first 12 and the last 4 hexadecimal digits of a version 4 UUID are random (RFC 9562, section 5.4).
@@ -83,7 +83,8 @@ _FINISH = """
         ALTER enabled SET NOT NULL, ALTER created_datetime SET NOT NULL, ALTER updated_datetime SET NOT NULL,
         ALTER username_key SET NOT NULL, ALTER token_epoch SET NOT NULL
 """
-# The sequence of a SERIAL or identity column, or else the sequence in the default. The column might not own the latter.
+# The sequence of a SERIAL or identity column, or else the one that the column's default uses, which the column might
+# not own.
 _SEQUENCE = """
     SELECT coalesce(pg_get_serial_sequence('users', 'id'), (
         SELECT refobjid::regclass::text FROM pg_depend JOIN pg_attrdef ON pg_attrdef.oid = objid

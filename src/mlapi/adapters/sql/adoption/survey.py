@@ -37,7 +37,7 @@ class Survey:
     """A check of all rows of a legacy table.
 
     Args:
-        connection: must be in a transaction that always sees the same rows.
+        connection: must be in a transaction in which all statements see the same rows.
         dialect: the dialect for this connection.
         zone: the time zone of the stored times; None for UTC.
         find_password_error: returns why a stored password cannot be used, or None if it can.
@@ -171,14 +171,14 @@ class Survey:
 
 
 def _is_text(value: object) -> bool:
-    """Return whether the value is text without surrogates, or None."""
+    """Return whether the value is None or text without surrogates."""
     if not isinstance(value, str):
         return value is None
     return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 def _make_username(user_id: int, username: str, problem: str | None, attempt: int) -> str:
-    """Return the username with the user's id appended, and from the second attempt on the attempt number."""
+    """Append the user's id to the username and, from the second attempt on, the attempt number."""
     ending = f"-{user_id}" if attempt == 1 else f"-{user_id}-{attempt}"
     stem = "user" if problem is not None else username[: MAX_USERNAME_CHARS - len(ending)]
     while find_username_error(stem + ending) is not None:  # the canonical form is too long

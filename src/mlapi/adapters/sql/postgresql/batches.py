@@ -1,4 +1,4 @@
-"""Split a batch into segments whose commands can be grouped by kind. There is no SQL here."""
+"""Split a batch into segments whose commands can be grouped by kind. This module contains no SQL."""
 
 from collections.abc import Iterator, Sequence
 
@@ -52,7 +52,10 @@ def split_batch(commands: Sequence[Command]) -> Iterator[Segment]:
 
 
 def _target(command: Command) -> UserId | UsernameKey | tuple[ApiKeyId]:
-    """Return the key of the row that a command changes. API key ids are in a tuple, as a username may equal an id."""
+    """Return the key of the row that a command changes.
+
+    API key ids are wrapped in a tuple, because a username may equal an id.
+    """
     if isinstance(command, UserUpdate):
         return command.user_id
     if isinstance(command, Register):

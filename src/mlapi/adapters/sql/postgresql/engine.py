@@ -99,7 +99,7 @@ def _configure_session(connection: DBAPIConnection, timeout_seconds: float) -> N
 
 
 def drop_stale_connections(engine: Engine, connections: "WeakSet[psycopg.Connection]") -> None:
-    """Open a new connection, and break all connections to servers other than the one it reaches.
+    """Open a new connection, and break all connections to any other server.
 
     Call this when all connections are in use. A former primary can block them indefinitely if its process hangs while
     its operating system still responds.

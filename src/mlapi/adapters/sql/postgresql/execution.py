@@ -88,7 +88,8 @@ def _lock_users(connection: "psycopg.Connection", commands: Sequence[Command]) -
 def _apply_segment(connection: "psycopg.Connection", segment: Segment, outcomes: Outcomes) -> None:
     _update(connection, segment.updates, outcomes)
     _register(connection, segment.registrations, outcomes)
-    # An update may target a user registered earlier in this segment, if the caller guessed the id: apply it again.
+    # If the caller guessed the id, an update may target a user whom this segment has only now registered: apply it
+    # again.
     registered = {
         outcome.id: position for position in segment.registrations if isinstance(outcome := outcomes[position], User)
     }

@@ -1,7 +1,7 @@
 """The SQL text of the statements in `mlapi.adapters.sql.postgresql.execution`.
 
-Statements that write take their rows as a single JSON parameter, which takes the client half the time of an array per
-column. They lock rows in a fixed order, so that concurrent batches do not deadlock within a statement.
+Statements that write receive their rows as a single JSON parameter, which costs the client half as much time as one
+array per column. They lock rows in a fixed order, so that concurrent batches do not deadlock within a statement.
 """
 
 from collections.abc import Sequence
@@ -55,7 +55,7 @@ def _given(*columns: ColumnElement[Any], computed: Sequence[ColumnElement[Any]] 
 
 
 def _locked(table: Table, given: CTE) -> CTE:
-    """Return the ids of the given rows that exist, locked in order."""
+    """Return a CTE that locks those of the given rows that exist, in the order of their ids, and selects the ids."""
     ids = select(table.c.id).where(table.c.id.in_(select(given.c.id))).order_by(table.c.id).with_for_update()
     return ids.cte("locked").prefix_with("MATERIALIZED")
 
@@ -100,7 +100,7 @@ def _compile_ids_by_username_key() -> bytes:
 
 def _compile_add_api_key() -> bytes:
     given = _given(*inserted_columns(ApiKey, api_keys))
-    # Lock the owners like the foreign key check does, but earlier, so that no owner is removed before the check.
+    # Lock the owners as the foreign key check does, but earlier, so that no owner is removed before the check.
     owners = (
         select(users.c.id)
         .where(users.c.id.in_(select(given.c.user_id)))
