@@ -234,7 +234,7 @@ class InMemoryAttempts:
 
 
 class InMemoryAttemptCounts:
-    """An `AttemptCountWriter` that collects changes. Also used for reading."""
+    """An `AttemptCountWriter` that collects changes, also used as an `AttemptCountReader`."""
 
     def __init__(self, counts: Mapping[str, WindowCount], now: float) -> None:
         self.changed: dict[str, WindowCount] = {}

@@ -94,7 +94,7 @@ class AsyncGuard:
 
     Args:
         guard: checks the credentials.
-        look_up: returns the principal with an id. Concurrent calls may share a query.
+        look_up: returns the principal with the given id. Concurrent calls may share a query.
     """
 
     def __init__(self, guard: Guard, look_up: Callable[[PrincipalId], Awaitable[Principal | None]]) -> None:

@@ -52,7 +52,7 @@ class RotatableSecrets(Protocol):
 
     @property
     def location(self) -> str:
-        """The file that contains the secrets, for messages."""
+        """Where the secrets are stored, for use in messages."""
 
     def current(self) -> ReadableSecrets:
         """Return the current secrets. Raises `ConfigurationError` if they are invalid."""
@@ -111,7 +111,7 @@ class SecretRotation:
         self._secrets.add("token_key")
 
     def rotate_salt(self) -> None:
-        """Add a salt. Each user's password is upgraded to it at their next login.
+        """Add a salt. Each user's password is upgraded to the new salt at their next login.
 
         Raises:
             ConfigurationError: if the salt is set outside the secrets file and must therefore be rotated there.

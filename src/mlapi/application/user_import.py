@@ -1,4 +1,4 @@
-"""Register many users from a file. Each row is checked like a registration; rows are stored in durable batches.
+"""Register many users from a file. Rows are checked like registrations and stored in durable batches.
 
 An import keeps no state. It recognizes existing users by name and e-mail address, so an interrupted import can simply
 be run again.

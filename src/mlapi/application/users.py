@@ -205,7 +205,7 @@ class Users:
         return self.repository.count()
 
     def check(self) -> None:
-        """Raise `RepositoryUnavailableError` if the database cannot start a writing transaction now."""
+        """Raise `RepositoryUnavailableError` if the database cannot currently start a write transaction."""
         self.repository.check()
 
     def list_audit_page(

@@ -63,7 +63,7 @@ UNKNOWN_ACTOR = Actor()
 class Register:
     """Register a new user.
 
-    ``created`` keeps the original registration time of an imported user; None means ``at``.
+    ``created`` is the original registration time of an imported user; None means ``at``.
 
     Raises:
         InvalidFieldsError: if the username or the e-mail address violates a rule. Reports only the first invalid field;

@@ -61,7 +61,7 @@ class SqlAttempts:
 
 
 class SqlAttemptCounts:
-    """An `AttemptCountWriter` within a transaction. Also used for reading."""
+    """An `AttemptCountWriter` within a transaction, also used as an `AttemptCountReader`."""
 
     def __init__(self, database: Database, connection: Connection, now: float) -> None:
         self._connection = connection

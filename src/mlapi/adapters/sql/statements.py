@@ -158,7 +158,7 @@ def update_outcome(command: UserUpdate, user: User) -> Outcome:
 
 
 def audit_entries(commands: Sequence[Command], outcomes: Sequence[Outcome]) -> list[AuditEntry]:
-    """Return the audit entries for a batch. Some commands have none."""
+    """Return the audit entries for a batch. Some commands are not audited."""
     entries = map(make_audit_entry, commands, outcomes)
     return [entry for entry in entries if entry is not None]
 

@@ -48,7 +48,7 @@ noted_users = legacy_users.outerjoin(notes, notes.c.id == legacy_users.c.id)
 
 @attrs.frozen(kw_only=True)
 class Found:
-    """A user who has a finding. Contains no password."""
+    """A user to whom a finding applies, without the password."""
 
     user_id: int
     username: object

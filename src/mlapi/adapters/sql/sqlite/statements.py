@@ -22,7 +22,7 @@ def _compile(statement: ClauseElement, dialect: Dialect = _NAMED) -> str:
 
 
 def _insert(source: type[attrs.AttrsInstance], table: Table) -> Insert:
-    """Return an INSERT with `inserted_columns`, in table order."""
+    """Return an INSERT of the `inserted_columns`, in the order of the table."""
     return insert(table).values({column.name: bindparam(column.name) for column in inserted_columns(source, table)})
 
 
