@@ -95,7 +95,7 @@ class SecretRotation:
         an older key, and no running request can store one anymore.
 
         Raises:
-            ConfigurationError: if the key is set outside the secrets file and must therefore be rotated there.
+            ConfigurationError: if the key is not in the secrets file and must therefore be rotated where it is set.
             RepositoryUnavailableError: if the database is unavailable. Completed batches are kept, so run it again.
         """
         if not self._is_unfinished():
@@ -106,7 +106,7 @@ class SecretRotation:
         """Add a token key. Tokens signed with the former keys stay valid until they expire.
 
         Raises:
-            ConfigurationError: if the key is set outside the secrets file and must therefore be rotated there.
+            ConfigurationError: if the key is not in the secrets file and must therefore be rotated where it is set.
         """
         self._secrets.add("token_key")
 
@@ -114,7 +114,7 @@ class SecretRotation:
         """Add a salt. Each user's password is upgraded to the new salt at their next login.
 
         Raises:
-            ConfigurationError: if the salt is set outside the secrets file and must therefore be rotated there.
+            ConfigurationError: if the salt is not in the secrets file and must therefore be rotated where it is set.
         """
         self._secrets.add("salt")
 
