@@ -593,6 +593,19 @@ def test_write_to_a_removed_database_file_raises_an_error(sqlite_database: Datab
             repository.check() if number == 0 else repository.get(UserId(1))
 
 
+def test_write_replaces_connections_that_stayed_read_only(sqlite_database: Database) -> None:
+    repository = SqlUserRepository(sqlite_database)
+    ada = registered(repository)
+    connections = [sqlite_database.engine.raw_connection() for _ in range(3)]
+    for connection in connections:  # as if the disk was read-only when they were opened
+        connection.cursor().execute("PRAGMA query_only = ON")
+        connection.close()
+
+    (disabled,) = repository.apply([SetEnabled(user_id=ada.id, enabled=False, at=LATER)])
+
+    assert repository.get(ada.id) == disabled
+
+
 # --- the server's time zone
 
 

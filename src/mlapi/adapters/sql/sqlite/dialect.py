@@ -50,8 +50,10 @@ class SqliteDialect:
     def insert(self, table: Table) -> Insert:
         return insert(table)
 
-    def is_transient(self, error: BaseException | None) -> bool:  # noqa: ARG002 - part of the protocol
-        return False  # SQLite itself has already waited for the lock
+    def is_transient(self, error: BaseException | None) -> bool:
+        # A connection that was opened while the disk was read-only stays read-only. There is no reason to retry after
+        # other errors: SQLite itself has already waited for the lock.
+        return isinstance(error, sqlite3.Error) and engine.primary_code(error) == sqlite3.SQLITE_READONLY
 
     def describe_error(self, error: BaseException | None) -> str:
         # The messages of these errors may contain stored values.
