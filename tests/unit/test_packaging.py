@@ -31,6 +31,14 @@ def test_public_names_are_sorted() -> None:
     assert sorted(mlapi.__all__) == mlapi.__all__
 
 
+def test_http_package_offers_only_the_application() -> None:
+    from mlapi.entrypoints import http  # noqa: PLC0415 - imported here, as a program would
+
+    assert (http.create_app.__module__, callable(http.app)) == ("mlapi.entrypoints.application", True)
+    with pytest.raises(AttributeError, match=r"^module 'mlapi\.entrypoints\.http' has no attribute 'application'$"):
+        _ = http.application
+
+
 def test_public_names_exist() -> None:
     assert [name for name in mlapi.__all__ if not hasattr(mlapi, name)] == []
 
