@@ -36,6 +36,7 @@ class RecordingRepository(InMemoryUserRepository):
     def __init__(self) -> None:
         super().__init__()
         self.batches: list[list[Command]] = []
+        self.received = threading.Event()
         self.resume = threading.Event()
         self.resume.set()
         self.faulty: Command | None = None
@@ -43,6 +44,7 @@ class RecordingRepository(InMemoryUserRepository):
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         self.batches.append(list(commands))
+        self.received.set()
         self.resume.wait(10)
         if self.unavailable:
             raise RepositoryUnavailableError("simulated outage", retry_after_seconds=7)
@@ -53,6 +55,11 @@ class RecordingRepository(InMemoryUserRepository):
 
 async def outcomes(batcher: CommandBatcher, commands: Sequence[UserCommand]) -> list[User | BaseException]:
     return await asyncio.gather(*[batcher.apply(command) for command in commands], return_exceptions=True)
+
+
+async def first_batch(repository: RecordingRepository) -> None:
+    """Wait until the writer thread has received a batch."""
+    assert await asyncio.to_thread(repository.received.wait, 10)
 
 
 def test_commands_from_one_loop_iteration_form_one_batch() -> None:
@@ -78,7 +85,7 @@ def test_commands_during_a_batch_form_the_next_batch() -> None:
     async def run() -> None:
         batcher = CommandBatcher(repository)
         first = asyncio.create_task(batcher.apply(registration("first")))
-        await asyncio.sleep(0.02)
+        await first_batch(repository)
         rest = [asyncio.create_task(batcher.apply(registration(f"user{number}"))) for number in range(20)]
         await asyncio.sleep(0.02)
         repository.resume.set()
@@ -203,7 +210,7 @@ def test_command_canceled_in_flight_is_still_applied() -> None:
     async def run() -> None:
         batcher = CommandBatcher(repository)
         tasks = [asyncio.create_task(batcher.apply(registration(name))) for name in ("ada", "bob")]
-        await asyncio.sleep(0.02)
+        await first_batch(repository)
         tasks[0].cancel()
         repository.resume.set()
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -272,7 +279,7 @@ def test_command_that_times_out_is_not_applied() -> None:
     async def run() -> list[User | BaseException]:
         batcher = CommandBatcher(repository, max_waiting_requests=4, timeout_seconds=0.1)
         stuck = asyncio.create_task(batcher.apply(registration("stuck")))
-        await asyncio.sleep(0.02)
+        await first_batch(repository)
         gone = asyncio.create_task(batcher.apply(registration("gone")))
         await asyncio.sleep(0)
         gone.cancel()
@@ -358,7 +365,7 @@ def test_closing_finishes_batches_already_started() -> None:
     async def run() -> None:
         batcher = CommandBatcher(repository)
         task = asyncio.create_task(batcher.apply(registration("ada")))
-        await asyncio.sleep(0.02)
+        await first_batch(repository)
         repository.resume.set()
         batcher.close()
         assert repository.find(canonical_username("ada")) is not None
@@ -378,7 +385,7 @@ def test_closing_an_event_loop_does_not_stop_the_writer() -> None:
 
     async def leave() -> None:
         task = asyncio.create_task(batcher.apply(registration("ada")))
-        await asyncio.sleep(0.02)
+        await first_batch(repository)
         task.cancel()
 
     asyncio.run(leave())
