@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 
 import attrs
-import httpx2
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi import (
@@ -33,7 +32,6 @@ from mlapi.testing import (
     PlainCipher,
     UnlimitedAttempts,
 )
-from tests.contract.test_http import asgi_client
 
 # --- users
 
@@ -333,7 +331,3 @@ def failing_while_unavailable(users: Users, admin_policy: AdminPolicy) -> ASGIAp
         await app(scope, receive, send_failure)
 
     return failing
-
-
-def client_of(app: Callable[[Users, AdminPolicy], ASGIApp], users: Users, admin_policy: AdminPolicy) -> httpx2.Client:
-    return asgi_client(app(users, admin_policy))

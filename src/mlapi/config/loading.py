@@ -14,6 +14,7 @@ from mlapi.config.files import find_permission_error, read_mounted_value, read_y
 from mlapi.config.parsing import parse_settings, validate_keys
 from mlapi.config.settings import Settings
 from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.rules import has_lone_surrogate
 
 _PREFIX = "MLAPI_"
 _SECRET_SECTIONS = frozenset({"secrets", "connection", "database"})
@@ -55,7 +56,7 @@ def _overrides(environ: Mapping[str, str]) -> Iterator[tuple[str, str | None, st
     for variable in sorted(name for name in environ if name.startswith(_PREFIX) and name != "MLAPI_CONFIG"):
         section, separator, key = variable.removeprefix(_PREFIX).lower().partition("__")
         value = environ[variable]
-        if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+        if has_lone_surrogate(value):
             raise ConfigurationError(f"{variable} is not UTF-8")
         if separator:
             if key.endswith("_file"):

@@ -148,9 +148,14 @@ def find_text_error(value: object, max_chars: int) -> str | None:
         return "must not be empty"
     if len(value) > max_chars:
         return f"must be at most {max_chars} characters"
-    if not value.isascii() and any("\ud800" <= character <= "\udfff" for character in value):
+    if has_lone_surrogate(value):
         return "must be valid Unicode, without lone surrogates"
     return None
+
+
+def has_lone_surrogate(text: str) -> bool:
+    """Return whether a text cannot be encoded in UTF-8."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def has_invisible(text: str) -> bool:

@@ -25,7 +25,7 @@ from mlapi.adapters.sql.adoption.dialect import AdoptionDialect
 from mlapi.adapters.sql.adoption.findings import Finding, Found, iterate_findings, noted_users, notes
 from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.legacy import legacy_users
-from mlapi.domain.rules import MAX_USERNAME_CHARS, find_email_error, find_username_error, fold
+from mlapi.domain.rules import MAX_USERNAME_CHARS, find_email_error, find_username_error, fold, has_lone_surrogate
 
 BATCH_ROWS = 5000
 
@@ -174,7 +174,7 @@ def _is_text(value: object) -> bool:
     """Return whether the value is None or text without surrogates."""
     if not isinstance(value, str):
         return value is None
-    return value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
+    return not has_lone_surrogate(value)
 
 
 def _make_username(user_id: int, username: str, problem: str | None, attempt: int) -> str:

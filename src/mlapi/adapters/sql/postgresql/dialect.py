@@ -57,7 +57,7 @@ class PostgresqlDialect:
 
     def max_writers(self, max_connections: int) -> int:
         # Commits hang while a synchronous standby is unavailable. Keep half of the connections free for reads, which
-        # still work meanwhile.
+        # do not wait for a standby.
         return max(1, max_connections // 2)
 
     def insert(self, table: Table) -> Insert:
