@@ -3,10 +3,11 @@
 import json
 import random
 from collections.abc import Callable, Sequence
-from typing import Any
-from urllib.parse import quote_from_bytes, unquote
+from urllib.parse import quote_from_bytes
 
 import attrs
+
+from tests.asgi import Request
 
 CANARY = "c4n4ry"
 """Marks every secret in a request. It must not appear in any response or log line."""
@@ -176,40 +177,6 @@ TIMES = (
     "T",
     "",
 )
-
-
-@attrs.frozen
-class Request:
-    method: str
-    target: str
-    """ASCII, percent-encoded."""
-    headers: Sequence[tuple[bytes, bytes]]
-    body: bytes
-
-    def to_bytes(self) -> bytes:
-        framed = (*self.headers, (b"content-length", b"%d" % len(self.body)), (b"connection", b"close"))
-        head = b"".join(b"%s: %s\r\n" % header for header in framed)
-        return f"{self.method} {self.target} HTTP/1.1\r\n".encode() + head + b"\r\n" + self.body
-
-    def to_scope(self, app: object) -> dict[str, Any]:
-        """Return the ASGI scope that uvicorn creates for this request."""
-        path, _, query = self.target.partition("?")
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": "1.1",
-            "method": self.method,
-            "scheme": "http",
-            "path": unquote(path),
-            "raw_path": path.encode("ascii"),
-            "query_string": query.encode("ascii"),
-            "root_path": "",
-            "headers": [*self.headers, (b"content-length", b"%d" % len(self.body))],
-            "client": ("127.0.0.1", 50_000),
-            "server": ("127.0.0.1", 8_001),
-            "state": {},
-            "app": app,
-        }
 
 
 @attrs.frozen(kw_only=True)

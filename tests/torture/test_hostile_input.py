@@ -13,13 +13,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
-import attrs
 import pytest
 import requests
 from sqlalchemy import URL
-from starlette.types import Message
 
 from mlapi import InvalidFieldsError, User, UserExistsError, Users
 from mlapi.adapters.fernet import FernetCipher
@@ -36,12 +33,13 @@ from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.sessions import Sessions
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.wire.operations import OPERATIONS
+from tests.asgi import Request, Response, call_app
 from tests.conftest import KEY, SALT
 from tests.e2e.server import MlapiServer, Server
 from tests.e2e.test_openapi import run_schemathesis
 from tests.postgres_server import PostgresServer
 from tests.torture.conftest import Report, ShortOrFull
-from tests.torture.fuzzing import CANARY, PASSWORD, Fuzzer, Knowledge, Request
+from tests.torture.fuzzing import CANARY, PASSWORD, Fuzzer, Knowledge
 
 ADMIN_TOKEN = f"{CANARY}-admin-token-for-tests"
 VICTIM_COUNT = 3
@@ -121,39 +119,6 @@ class Target:
     def close(self) -> None:
         for app in self.apps:
             app.state.runtime.close()
-
-
-@attrs.frozen
-class Response:
-    status: int
-    headers: Sequence[tuple[bytes, bytes]]
-    body: bytes
-
-    @property
-    def is_html(self) -> bool:
-        return any(name == b"content-type" and value.startswith(b"text/html") for name, value in self.headers)
-
-
-async def call_app(app: Any, request: Request, pieces: int) -> Response | None:
-    """Call the application like a server; return None if it sends nothing, which is allowed after a disconnect."""
-    size = max(1, -(-len(request.body) // max(1, pieces)))
-    chunks = [request.body[begin : begin + size] for begin in range(0, len(request.body), size)] or [b""]
-    incoming: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
-    incoming[-1]["more_body"] = pieces == 0
-    sent: list[Any] = []
-
-    async def receive() -> Message:
-        return incoming.pop(0) if incoming else {"type": "http.disconnect"}
-
-    async def send(message: Message) -> None:
-        sent.append(message)
-
-    await app(request.to_scope(app), receive, send)
-    if not sent:
-        assert pieces == 0
-        return None
-    start, *bodies = sent
-    return Response(start["status"], start["headers"], b"".join(body["body"] for body in bodies))
 
 
 class SecretDetector(logging.Handler):

@@ -15,7 +15,7 @@ from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.console.assets import ASSETS_PATH
 from mlapi.entrypoints.console.login import set_session_cookie
 from mlapi.entrypoints.console.pages import HEADERS, LOGIN_PATH, error_page, handle_error, redirect
-from mlapi.entrypoints.console.request import CONSOLE_PATH, ConsoleRequest, read_form
+from mlapi.entrypoints.console.request import CONSOLE_PATH, SESSION_COOKIE, ConsoleRequest, read_form
 from mlapi.entrypoints.console.sessions import LIFETIME_SECONDS, Sessions
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
@@ -73,21 +73,24 @@ class ConsoleApp:
             if path.startswith(ASSETS_PATH) and request.is_safe:
                 return await self._route(request)
             request.admin_policy.check_page(request.client)
-            session, cookie = request.sessions.load(request.session_cookie), None
+            sent_cookies = request.cookies(SESSION_COOKIE)
+            session, cookie = request.sessions.load_first(sent_cookies), None
             if session is None and request.admin_policy.mode != "token":
                 session, cookie = request.sessions.create()
             if session is None and path != LOGIN_PATH:
                 return redirect(request, LOGIN_PATH)
             request = attrs.evolve(request, session=session)
             # Only page views renew the session: every form redirects to a page, and logging out must delete the cookie.
-            if request.is_safe and session is not None and cookie is None:
-                cookie = request.sessions.renew(session)
+            if request.is_safe and cookie is None:
+                cookie = request.sessions.renew(session) if session is not None else _removal_of(sent_cookies)
             if not request.is_safe:
                 request = await _with_form(request)
             response = await self._route(request)
         except MlapiError as error:
             return handle_error(request, error)
-        return response if cookie is None else set_session_cookie(response, request, cookie, LIFETIME_SECONDS)
+        if cookie is None:
+            return response
+        return set_session_cookie(response, request, cookie, LIFETIME_SECONDS if cookie else 0)
 
     async def _route(self, request: ConsoleRequest) -> Response:
         scope = request.http_request.scope
@@ -102,6 +105,11 @@ class ConsoleApp:
                 text = f"This page accepts only these methods: {allowed}."
                 return error_page(request, HTTPStatus.METHOD_NOT_ALLOWED, text, headers=[("Allow", allowed)])
         return error_page(request, HTTPStatus.NOT_FOUND, "The console has no page at this address.")
+
+
+def _removal_of(sent_cookies: list[str]) -> str | None:
+    """Return the value that removes invalid session cookies from the browser, or None if it sent none."""
+    return "" if sent_cookies else None
 
 
 async def _with_form(request: ConsoleRequest) -> ConsoleRequest:

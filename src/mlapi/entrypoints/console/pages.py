@@ -32,7 +32,7 @@ def render_page(
     **context: object,
 ) -> Response:
     """Render a template with the flash message from the previous page, if any."""
-    flash_cookie = request.cookie(FLASH_COOKIE)
+    flash_cookies = request.cookies(FLASH_COOKIE)
     text = (
         _templates()
         .get_template(template)
@@ -41,12 +41,12 @@ def render_page(
             asset=lambda name: request.base + asset_path(name),
             session=request.session,
             mode=request.admin_policy.mode,
-            flash=request.sessions.unsign(flash_cookie),
+            flash=request.sessions.unsign_first(flash_cookies),
             **context,
         )
     )
     response = Response(text, status, dict(headers), media_type="text/html; charset=utf-8")
-    if flash_cookie:
+    if flash_cookies:
         set_cookie(response, request, FLASH_COOKIE, "", 0)
     return response
 

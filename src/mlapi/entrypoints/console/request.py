@@ -13,6 +13,7 @@ from mlapi.entrypoints.console.sessions import Session, Sessions
 from mlapi.entrypoints.http.runtime import Runtime
 from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.client import Client
+from mlapi.entrypoints.wire.headers import get_cookies
 
 CONSOLE_PATH = "/console"
 """The path of the console, relative to the mount point of the application."""
@@ -68,17 +69,14 @@ class ConsoleRequest:
         """True if htmx sent the request; htmx uses only a part of the page."""
         return self.http_request.headers.get("hx-request") == "true"
 
-    @property
-    def session_cookie(self) -> str:
-        return self.cookie(SESSION_COOKIE)
-
     def query_parameters(self, *names: str) -> dict[str, str]:
         """Return the non-empty query parameters with these names."""
         query = self.http_request.query_params
         return {name: query[name] for name in names if query.get(name)}
 
-    def cookie(self, name: str) -> str:
-        return self.http_request.cookies.get(self.cookie_name(name), "")
+    def cookies(self, name: str) -> list[str]:
+        """Return the values of a cookie. Other applications on this host may have set cookies of the same name."""
+        return get_cookies(self.http_request.scope["headers"], self.cookie_name(name))
 
     def cookie_name(self, name: str) -> str:
         """Return the full name of a cookie.

@@ -155,7 +155,7 @@ async def send_response(response: Response, send: Send) -> None:
 def logged_error_response(request: Request, error: MlapiError) -> Response:
     """Return the response for an error. If the operator has to act, log the details, which the response omits."""
     if isinstance(error, ServiceUnavailableError | ConfigurationError):
-        _logger.warning("%s %s: %s", request.method, redact_credentials(request.url.path), error)
+        _logger.warning("%s %s: %s", request.method, redact_credentials(request.scope["path"]), error)
     return error_response(error)
 
 

@@ -13,6 +13,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 _JSON = re.compile(rb'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE)
 _CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # without the HTTP_ prefix: RFC 3875, 4.1
 _FRAMING_HEADERS = frozenset({b"transfer-encoding", b"upgrade"})
+_MAX_COOKIES = 300  # browsers store up to 180 for each host
 _MAX_LENGTH_DIGITS = 19  # the maximum for a signed 64-bit integer
 
 
@@ -106,3 +107,17 @@ def parse_authorization(headers: Headers) -> tuple[bytes, bytes]:
         return b"", b""
     scheme, _, credential = values[0].strip(b" \t").partition(b" ")  # surrounding white space: RFC 9110, 5.5
     return scheme.lower(), credential
+
+
+def get_cookies(headers: Headers, name: str) -> list[str]:
+    """Return the values of the cookies with this name, which may be repeated.
+
+    Quoted values are not decoded: our cookies have none, and Python's decoder takes quadratic time (CVE-2024-7592).
+    """
+    prefix = name.encode("ascii") + b"="
+    pairs = b";".join([value for header, value in headers if header == b"cookie"]).split(b";", _MAX_COOKIES)
+    return [
+        pair.removeprefix(prefix).decode("latin-1")
+        for pair in map(bytes.strip, pairs[:_MAX_COOKIES])
+        if pair.startswith(prefix)
+    ]

@@ -1,0 +1,183 @@
+"""Cookies that the console did not set: they are ignored and removed, on every page and in both modes."""
+
+import hashlib
+import json
+import re
+import zlib
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+
+import httpx2
+import pytest
+from itsdangerous import TimestampSigner
+from itsdangerous.encoding import base64_encode
+from starlette.testclient import TestClient
+
+from mlapi import User, Users
+from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
+from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.console import CONSOLE_PATH, console_routes
+from mlapi.entrypoints.console.app import ConsoleApp
+from mlapi.entrypoints.console.sessions import MAX_COOKIE_CHARS, MAX_FLASH_CHARS, Sessions
+from mlapi.entrypoints.http import create_app
+from mlapi.testing.http import ADMIN_TOKEN
+from tests.contract.test_http import BASE
+
+MODES = {"local": AdminPolicy(), "token": AdminPolicy(admin_token=ADMIN_TOKEN)}
+PURPOSES = {"mlapi_session": b"mlapi console session", "mlapi_flash": b"mlapi console flash"}
+NOW = int(datetime.now(UTC).timestamp())
+
+
+@pytest.fixture(params=MODES)
+def mode(request: pytest.FixtureRequest) -> AdminPolicy:
+    return MODES[request.param]
+
+
+@pytest.fixture
+def users() -> Users:
+    return Users(InMemoryUserRepository(), PlainCipher())
+
+
+@pytest.fixture
+def client(users: Users, mode: AdminPolicy) -> Iterator[TestClient]:
+    """A client that keeps no cookies."""
+    with TestClient(create_app(users, mode), BASE, client=("127.0.0.1", 50_000), follow_redirects=False) as client:
+        yield client
+
+
+def console_paths(user: User, key_id: str) -> list[str]:
+    """Return the path of every page, for a user who has an API key."""
+    app = next(route.endpoint for route in console_routes())
+    assert isinstance(app, ConsoleApp)
+    values = {"user_id": str(user.id), "key_id": key_id, "digest": "0" * 32, "name": "console.css"}
+    return [re.sub(r"{(\w+)}", lambda match: values[match[1]], route.path) for route in app.routes]
+
+
+def sign(content: bytes, cookie: str, mode: AdminPolicy, *, timestamp: int = NOW) -> str:
+    """Sign any content, like a program that knows the key. In local mode, the key is not secret."""
+
+    class Signer(TimestampSigner):
+        def get_timestamp(self) -> int:
+            return timestamp
+
+    signer = Signer(mode.session_key, PURPOSES[cookie], key_derivation="hmac", digest_method=hashlib.sha256)
+    return signer.sign(content).decode("ascii")
+
+
+def as_json(value: object) -> bytes:
+    return base64_encode(json.dumps(value))
+
+
+SIGNED_CONTENT: Mapping[str, bytes] = {
+    "empty": b"",
+    "not base64": b"====",
+    "one character": b"A",
+    "not JSON": base64_encode(b"{"),
+    "not UTF-8": base64_encode(b'"\xff"'),
+    "null": as_json(None),
+    "number": as_json(1),
+    "object": as_json({"a": [1, {"b": None}]}),
+    "empty list": as_json([]),
+    "list of numbers": as_json([1, 2]),
+    "session with a number as id": as_json([1, NOW]),
+    "session with another id": as_json(["é" * 16, NOW]),
+    "session with text as time": as_json(["0" * 32, "now"]),
+    "session with a huge time": as_json(["0" * 32, 10**400]),
+    "session with an infinite time": base64_encode(f'["{"0" * 32}", 1e999]'.encode()),
+    "session with a negative time": as_json(["0" * 32, -(2**62)]),
+    "session with three values": as_json(["0" * 32, NOW, 1]),
+    "lone surrogate": as_json("\ud800"),
+    "number with many digits": base64_encode(b"9" * 3_000),
+    "nested deeply": base64_encode(b"[" * 2_900),
+    "long text": as_json("x" * (MAX_FLASH_CHARS + 1)),
+    "compressed": b"." + base64_encode(zlib.compress(b'"' + b"x" * 10_000_000 + b'"')[:2_000]),
+    "compressed text": b"." + base64_encode(zlib.compress(b'"' + b"x" * 100_000 + b'"')),
+}
+
+
+def forged_values(cookie: str, mode: AdminPolicy) -> list[str]:
+    """Return cookie values that the console did not issue for this purpose, or that have expired."""
+    valid = Sessions(mode.session_key).sign("forged") if cookie == "mlapi_session" else ""
+    long = sign(base64_encode(b'"' + b"x" * 60_000 + b'"'), cookie, mode)
+    return [
+        *(sign(content, cookie, mode) for content in SIGNED_CONTENT.values()),
+        *(sign(as_json("forged"), cookie, mode, timestamp=time) for time in (0, 1, NOW - 86_400, NOW + 86_400, 2**62)),
+        *("x", ".", "..", "...", "é", "\xff" * 100, '"', '"\\"', '"\\' * 100, "a" * MAX_COOKIE_CHARS, "=", "==;", "\t"),
+        *(valid, long, "." * 30_000, '"' + "\\" * 30_000 + '"'),
+        Sessions(b"another key").sign("forged"),
+        Sessions(b"another key").create()[1],
+    ]
+
+
+def get(client: TestClient, path: str, cookies: str) -> httpx2.Response:
+    client.cookies.clear()
+    headers = {b"cookie": cookies.encode("latin-1"), b"sec-fetch-site": b"same-origin"}
+    return client.get(path, headers=headers)
+
+
+@pytest.mark.parametrize("cookie", PURPOSES)
+def test_forged_cookie_never_causes_a_server_error(
+    client: TestClient, users: Users, mode: AdminPolicy, cookie: str
+) -> None:
+    ada = users.register(username="ada", password="difference engine", email="ada@example.com")
+    key, _secret = users.add_api_key(user_id=ada.id, name="job")
+    session = f"mlapi_session={Sessions(mode.session_key).create()[1]}"
+    others = "" if cookie == "mlapi_session" else f"{session}; "
+
+    responses = {
+        (path, value): get(client, path, f"{others}{cookie}={value}")
+        for path in console_paths(ada, key.id)
+        for value in forged_values(cookie, mode)
+    }
+
+    assert {case: response.status_code for case, response in responses.items() if response.status_code >= 500} == {}
+    assert not any("forged" in response.text for response in responses.values())
+
+
+@pytest.mark.parametrize("mode", ["token"], indirect=True)
+def test_forged_session_cookie_is_removed(client: TestClient, mode: AdminPolicy) -> None:
+    removal = "mlapi_session=; Path=/console; Max-Age=0; HttpOnly; SameSite=Strict"
+
+    responses = [
+        get(client, f"{CONSOLE_PATH}/log-in", f"mlapi_session={value}")
+        for value in forged_values("mlapi_session", mode)
+    ]
+
+    assert {(response.status_code, response.headers["set-cookie"]) for response in responses} == {(200, removal)}
+
+
+@pytest.mark.parametrize("mode", ["local"], indirect=True)
+def test_forged_session_cookie_is_replaced_in_local_mode(client: TestClient, mode: AdminPolicy) -> None:
+    for value in forged_values("mlapi_session", mode):
+        response = get(client, CONSOLE_PATH, f"mlapi_session={value}")
+
+        assert (response.status_code, len(response.headers.get_list("set-cookie"))) == (200, 1)
+        assert Sessions(mode.session_key).load(response.cookies["mlapi_session"]) is not None
+
+
+def test_forged_flash_cookie_is_removed(client: TestClient, mode: AdminPolicy) -> None:
+    removal = "mlapi_flash=; Path=/console; Max-Age=0; HttpOnly; SameSite=Strict"
+    session = f"mlapi_session={Sessions(mode.session_key).create()[1]}"
+
+    responses = [
+        get(client, CONSOLE_PATH, f"{session}; mlapi_flash={value}") for value in forged_values("mlapi_flash", mode)
+    ]
+
+    assert {(response.status_code, response.headers["set-cookie"]) for response in responses} == {(200, removal)}
+
+
+def test_valid_cookie_counts_beside_forged_ones(client: TestClient, mode: AdminPolicy) -> None:
+    sessions = Sessions(mode.session_key)
+    session, flash = sessions.create()[1], sessions.sign("User ada was added.")
+    forged = "mlapi_session=x; mlapi_flash=x"
+    orders = [
+        f"{forged}; mlapi_session={session}; mlapi_flash={flash}",
+        f"mlapi_session={session};mlapi_flash={flash};{forged}",
+    ]
+
+    responses = [get(client, CONSOLE_PATH, cookies) for cookies in orders]
+
+    assert [(response.status_code, "User ada was added." in response.text) for response in responses] == [
+        (200, True)
+    ] * 2
+    assert all("mlapi_session" not in response.headers["set-cookie"] for response in responses)
