@@ -25,7 +25,8 @@ from mlapi import (
 from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.adapters.sql import Database, SqlUserRepository
 from mlapi.application.batching import CommandBatcher
-from mlapi.domain.commands import Remove, SetEnabled, UserCommand
+from mlapi.application.deadlines import start_deadline
+from mlapi.domain.commands import Register, Remove, SetEnabled, UserCommand
 from mlapi.domain.rules import canonical_username
 from mlapi.testing.samples import LATER, registered, registration
 
@@ -454,3 +455,36 @@ def test_batches_give_the_same_result_as_single_commands(
 def rows(repository: UserRepository) -> list[tuple[object, ...]]:
     users = repository.list_page(after=UserId(0), limit=100)
     return [(user.username, user.enabled, user.updated_datetime) for user in users]
+
+
+def test_command_ends_at_the_deadline_of_its_request() -> None:
+    repository = RecordingRepository()
+    repository.resume.clear()
+
+    async def apply_by(batcher: CommandBatcher, seconds: float, name: str) -> User:
+        start_deadline(seconds)
+        return await batcher.apply(registration(name))
+
+    async def run() -> list[User | BaseException]:
+        batcher = CommandBatcher(repository)
+        late = asyncio.create_task(apply_by(batcher, 0.05, "late"))
+        neighbor = asyncio.create_task(apply_by(batcher, 8, "neighbor"))
+        expired = asyncio.create_task(apply_by(batcher, -1, "expired"))
+        results: list[User | BaseException] = [*await asyncio.gather(late, expired, return_exceptions=True)]
+        repository.resume.set()
+        results = [*results, await neighbor, await apply_by(batcher, 1, "quick")]
+        batcher.close()
+        return results
+
+    late, expired, neighbor, quick = asyncio.run(run())
+
+    assert late == RepositoryUnavailableError("the database did not answer in time", may_be_done=True)
+    assert expired == ServiceUnavailableError("the request took too long")
+    assert isinstance(neighbor, User)
+    assert isinstance(quick, User)
+    assert [
+        [command.username for command in batch if isinstance(command, Register)] for batch in repository.batches
+    ] == [
+        ["late", "neighbor"],
+        ["quick"],
+    ]

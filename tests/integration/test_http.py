@@ -15,13 +15,12 @@ from starlette.testclient import TestClient
 from starlette.types import Message, Scope
 from starlette.websockets import WebSocketDisconnect
 
-from mlapi import Command, Outcome, ServiceUnavailableError, UserId, Users
+from mlapi import Command, Outcome, UserId, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.application.batching import CommandBatcher
 from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app, middleware, runtime
-from mlapi.entrypoints.http.thread_pool import BoundedThreadPool
 from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADA, content
 from mlapi.testing.samples import registered
@@ -269,37 +268,3 @@ def test_commands_that_time_out_are_not_applied_later() -> None:
     assert [content(response) for response in late] == [(503, {"message": outcome_unknown})] * 3
     assert last.status_code == 404
     assert repository.list_page(after=UserId(0), limit=9) == users
-
-
-def test_calls_that_time_out_in_the_queue_are_never_run() -> None:
-    cipher = SlowCipher()
-    threads = BoundedThreadPool(1, max_queued_per_thread=10, timeout_seconds=0.1)
-
-    async def run() -> list[object]:
-        late = await asyncio.gather(*[threads.run(cipher.encrypt, name) for name in "abc"], return_exceptions=True)
-        cipher.released.set()
-        await threads.run(cipher.encrypt, "d")
-        return list(late)
-
-    late = asyncio.run(run())
-    threads.close()
-
-    assert late == [ServiceUnavailableError("no result within 0.1 seconds")] * 3
-    assert cipher.passwords == ["a", "d"]
-
-
-def test_calls_are_rejected_immediately_when_the_queue_is_full() -> None:
-    cipher = SlowCipher()
-    threads = BoundedThreadPool(1, max_queued_per_thread=2, timeout_seconds=10)
-
-    async def run() -> list[object]:
-        calls = [asyncio.create_task(threads.run(cipher.encrypt, name)) for name in "abcde"]
-        await asyncio.sleep(0.05)
-        cipher.released.set()
-        return list(await asyncio.gather(*calls, return_exceptions=True))
-
-    results = asyncio.run(run())
-    threads.close()
-
-    assert results[3:] == [ServiceUnavailableError("too many requests are waiting")] * 2
-    assert cipher.passwords == ["a", "b", "c"]

@@ -15,6 +15,7 @@ from typing import ParamSpec, Protocol, TypeVar, final
 
 import attrs
 
+from mlapi.application.deadlines import remaining_seconds
 from mlapi.application.guard import Guard
 from mlapi.application.users import Users
 from mlapi.domain.commands import Actor, ChangePassword, Reencrypt, UserCommand
@@ -67,6 +68,15 @@ class VerifiedLogin:
 class Executor(Protocol):
     """Decides where each step of a `LoginFlow` runs."""
 
+    def for_client(self, address: str, *, is_urgent: bool = True) -> "Executor":
+        """Return an executor for the calls of one client. The clients take turns.
+
+        Args:
+            address: the client's address.
+            is_urgent: False lets all urgent calls go first.
+        """
+        ...
+
     async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that waits for the database."""
         ...
@@ -85,6 +95,9 @@ class InlineExecutor:
 
     def __init__(self, users: Users) -> None:
         self._users = users
+
+    def for_client(self, address: str, *, is_urgent: bool = True) -> "InlineExecutor":  # noqa: ARG002 - in the protocol
+        return self
 
     async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return function(*args, **kwargs)
@@ -133,18 +146,21 @@ class LoginFlow:
         authenticator = self._authenticator
         authenticator.users.validate_password(new, field="new")
         verified = await self._authenticate(user.username, current, address)
-        command = await self._executor.hash(authenticator.prepare_password_change, verified, new, request_id=request_id)
+        executor = self._executor.for_client(address)
+        command = await executor.hash(authenticator.prepare_password_change, verified, new, request_id=request_id)
         return await self._executor.apply(command)
 
     async def _authenticate(self, username: str, password: str, address: str) -> VerifiedLogin:
         return await self._verify(await self._start(username, address), password)
 
     async def _start(self, username: str, address: str) -> LoginAttempt:
-        return await self._executor.query(self._authenticator.start, username=username, address=address)
+        executor = self._executor.for_client(address)
+        return await executor.query(self._authenticator.start, username=username, address=address)
 
     async def _verify(self, attempt: LoginAttempt, password: str) -> VerifiedLogin:
-        verified = await self._executor.hash(self._authenticator.verify, attempt, password)
-        await self._executor.query(self._authenticator.finish, verified)
+        executor = self._executor.for_client(attempt.address)
+        verified = await executor.hash(self._authenticator.verify, attempt, password)
+        await executor.query(self._authenticator.finish, verified)
         return verified
 
 
@@ -266,7 +282,7 @@ class AsyncAuthenticator(LoginFlow):
         """Number of attempts being verified, by username."""
 
     async def _start(self, username: str, address: str) -> LoginAttempt:
-        deadline = time.monotonic() + BURST_WAIT_SECONDS
+        deadline = time.monotonic() + min(BURST_WAIT_SECONDS, remaining_seconds())
         while True:
             try:
                 return await super()._start(username, address)

@@ -21,6 +21,7 @@ from weakref import WeakKeyDictionary
 
 import attrs
 
+from mlapi.application.deadlines import remaining_seconds
 from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, UserCommand
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError, ServiceUnavailableError
@@ -52,6 +53,11 @@ class _Request:
     future: "asyncio.Future[Any]"
     result: Any = attrs.field(init=False)
 
+    def fail(self, error: MlapiError) -> None:
+        """Raise a copy of an error in the waiting coroutine: raising an exception modifies its traceback."""
+        if not self.future.done():
+            self.future.set_exception(copy(error))
+
 
 @attrs.define(eq=False)
 class _Batch:
@@ -70,7 +76,8 @@ class Batcher(Generic[Item, Result]):
         execute: called in the writer thread with the items of a batch and its deadline, a `time.monotonic` time.
             Returns a result for each item, or an exception that `submit` raises for this item.
         max_waiting_requests: maximum number of waiting requests. Further ones are rejected.
-        timeout_seconds: maximum time that a request waits.
+        timeout_seconds: maximum time that a batch waits and runs. A request also ends at its own deadline; see
+            `mlapi.application.deadlines`.
     """
 
     _timeout_error = _TIMED_OUT
@@ -102,6 +109,7 @@ class Batcher(Generic[Item, Result]):
             RepositoryUnavailableError: if the request has waited too long. It may still be executed if its batch has
                 started.
         """
+        remaining = remaining_seconds()
         with self._lock:
             if self._waiting >= self._max_waiting_requests:
                 raise ServiceUnavailableError("too many requests are waiting")
@@ -115,7 +123,14 @@ class Batcher(Generic[Item, Result]):
             self._queues[loop] = queue
         request = _Request(item, loop.create_future())
         queue.add(request)
-        result: Result = await request.future
+        if remaining >= self._timeout_seconds:  # nearly always: the timer of the batch is enough
+            result: Result = await request.future
+            return result
+        timer = loop.call_later(remaining, request.fail, self._timeout_error)
+        try:
+            result = await request.future
+        finally:
+            timer.cancel()
         return result
 
     def close(self) -> None:
@@ -345,8 +360,7 @@ class _LoopQueue:
 
     def _time_out(self, batch: _Batch) -> None:
         for request in batch.requests:
-            if not request.future.done():
-                request.future.set_exception(copy(self._timeout_error))
+            request.fail(self._timeout_error)
         batch.timed_out = True  # it is still being executed; the next batch starts without waiting for it
         self._in_flight = False
         self._replace_writer()

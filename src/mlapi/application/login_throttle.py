@@ -59,7 +59,7 @@ class FixedWindowAttemptLimiter:
         With this cache, a flood of attempts from one address is rejected without reaching the database."""
 
     def count(self, username: str, address: str) -> bool:
-        name, site = _digest(username), _digest(_site(address))
+        name, site = _digest(username), _digest(client_site(address))
         for count in (self._of_address(site), self._of_pair(name, site)):
             if (until := self._rejected_until.get(count.key, 0.0)) > time.time():
                 raise TooManyAttemptsError(_seconds_until(until))
@@ -76,7 +76,7 @@ class FixedWindowAttemptLimiter:
         return len(counts) == 1
 
     def record_success(self, username: str, address: str, *, was_known: bool) -> None:
-        name, site = _digest(username), _digest(_site(address))
+        name, site = _digest(username), _digest(client_site(address))
         pair = self._of_pair(name, site)
         with self._counts.transaction() as writer:
             writer.subtract(self._of_address(site).key)
@@ -136,7 +136,7 @@ def _seconds_until(until: float) -> int:
     return max(1, math.ceil(until - time.time()))
 
 
-def _site(address: str) -> str:
+def client_site(address: str) -> str:
     """Return the rate-limit key for an address.
 
     An IPv6 address is truncated to its /64 network, because one client controls all of it.

@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl, quote
 import attrs
 from starlette.requests import Request
 
+from mlapi.application.deadlines import paused_deadline
 from mlapi.application.users import Users
 from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.entrypoints.admin import AdminPolicy
@@ -94,7 +95,8 @@ async def read_form(request: Request) -> dict[str, str]:
         BodyTooLargeError: if the body is too large.
     """
     content_type, _, _ = request.headers.get("content-type", "").partition(";")
-    body = await requests.read_body(request.stream())
+    with paused_deadline():
+        body = await requests.read_body(request.stream())
     try:
         pairs = parse_qsl(body.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=_MAX_FIELDS)
     except ValueError:

@@ -4,10 +4,10 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from typing import TypeVar
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from mlapi.application.deadlines import paused_deadline
 from mlapi.application.users import Users
 from mlapi.domain.commands import Actor
 from mlapi.domain.credentials import ApiKeyId, looks_like_api_key
@@ -189,7 +189,8 @@ async def audit(request: Request) -> Response:
 @handler
 async def show_metrics(request: Request) -> Response:
     # Run in a thread, because this reads the metrics files of all worker processes.
-    return responses.metrics(await run_in_threadpool(_runtime(request).metrics.exposition))
+    runtime = _runtime(request)
+    return responses.metrics(await runtime.executor.read_files(runtime.metrics.exposition))
 
 
 @handler
@@ -229,7 +230,9 @@ def _user_id(request: Request) -> UserId:
 
 async def _decode_body(request: Request, body_type: type[T]) -> T:
     validate_content_headers(request.scope["headers"])
-    return requests.decode(await requests.read_body(request.stream()), body_type)
+    with paused_deadline():
+        body = await requests.read_body(request.stream())
+    return requests.decode(body, body_type)
 
 
 async def _user_with_token(request: Request) -> User:

@@ -1,4 +1,4 @@
-"""Set request ids and security headers, measure requests, and keep credentials out of the access log."""
+"""Set request ids, deadlines and security headers, measure requests, and keep credentials out of the access log."""
 
 import random
 import re
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlapi.application.deadlines import end_deadline, start_deadline
 from mlapi.entrypoints.logs import REQUEST_ID
 from mlapi.entrypoints.wire.client import Client, Network
 from mlapi.entrypoints.wire.requests import redact_credentials
@@ -43,7 +44,7 @@ class RequestContextMiddleware:
         scope = _redact_access_log(scope)
         runtime = scope["app"].state.runtime
         request_id = _forwarded_id(scope, runtime.trusted_proxies) or f"{random.getrandbits(64):016x}"
-        token = REQUEST_ID.set(request_id)
+        token, deadline_token = REQUEST_ID.set(request_id), start_deadline()
         status = CLIENT_CLOSED_REQUEST
         started = time.perf_counter()
 
@@ -65,6 +66,7 @@ class RequestContextMiddleware:
         finally:
             seconds = time.perf_counter() - started
             runtime.metrics.count_request(_endpoint_name(scope), scope["method"], status, seconds)
+            end_deadline(deadline_token)
             REQUEST_ID.reset(token)
 
 

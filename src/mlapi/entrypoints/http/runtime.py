@@ -14,6 +14,7 @@ from mlapi import __version__
 from mlapi.application.authentication import Access, AsyncAuthenticator
 from mlapi.application.batching import CommandBatcher
 from mlapi.application.guard import AsyncGuard
+from mlapi.application.login_throttle import client_site
 from mlapi.application.users import Users
 from mlapi.bootstrap import async_guard, audit_retention, command_batcher, open_service
 from mlapi.config import load_settings
@@ -23,15 +24,14 @@ from mlapi.domain.ports import PasswordCipher, is_costly
 from mlapi.domain.users import User
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.metrics import Metrics
-from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, cores
+from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, Priority, Turn, cores
 from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
 from mlapi.entrypoints.wire.client import Client, Network
 
-HASHING_TIMEOUT_SECONDS = 4.0  # together with the commit timeout, limits a request to 10 seconds
-MAX_QUEUED_PER_HASHING_THREAD = 64  # a thread hashes about this many within the timeout, at 20 to 50 ms each
+MAX_QUEUED_PER_HASHING_THREAD = 64  # a thread hashes about this many in 1.3 to 3.2 seconds, at 20 to 50 ms each
 READING_THREADS = 4
-READING_TIMEOUT_SECONDS = 9.0
 _MAX_QUEUED_PER_READING_THREAD = 1_000
+_MAX_QUEUED_FOR_FILES = 100
 _GC_THRESHOLDS = (20_000, 10, 10)
 
 _logger = logging.getLogger("mlapi")
@@ -42,20 +42,33 @@ T = TypeVar("T")
 
 @attrs.frozen
 class PoolExecutor:
-    """An `Executor` for an event loop: hashing and queries run in separate thread pools, and commands are batched."""
+    """An `Executor` for an event loop: hashing and queries run in separate thread pools, and commands are batched.
+
+    Every wait ends at the deadline of the request; see `mlapi.application.deadlines`.
+    """
 
     _cipher: PasswordCipher
     _commands: CommandBatcher
     _hashing: BoundedThreadPool
     _reading: BoundedThreadPool
+    _files: BoundedThreadPool
+    _turn: Turn = attrs.field(factory=Turn)
+
+    def for_client(self, address: str, *, is_urgent: bool = True) -> "PoolExecutor":
+        turn = Turn(client_site(address), Priority.HIGH if is_urgent else Priority.LOW)
+        return attrs.evolve(self, turn=turn)
 
     async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._reading.run(function, *args, **kwargs)
+        return await self._reading.run_as(self._turn, function, *args, **kwargs)
 
     async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if is_costly(self._cipher):
-            return await self._hashing.run(function, *args, **kwargs)
+            return await self._hashing.run_as(self._turn, function, *args, **kwargs)
         return function(*args, **kwargs)  # switching to a thread would take longer than the call
+
+    async def read_files(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that reads files, but not the database. It does not wait while the database hangs."""
+        return await self._files.run(function, *args, **kwargs)
 
     @overload
     async def apply(self, command: UserCommand) -> User: ...
@@ -67,6 +80,7 @@ class PoolExecutor:
     def close(self) -> None:
         self._hashing.close()
         self._reading.close()
+        self._files.close()
         self._commands.close()
 
 
@@ -101,14 +115,9 @@ class Runtime:
         executor = PoolExecutor(
             cipher=users.cipher,
             commands=command_batcher(users, on_committed=metrics.count_commands),
-            hashing=BoundedThreadPool(
-                cores(), max_queued_per_thread=MAX_QUEUED_PER_HASHING_THREAD, timeout_seconds=HASHING_TIMEOUT_SECONDS
-            ),
-            reading=BoundedThreadPool(
-                READING_THREADS,
-                max_queued_per_thread=_MAX_QUEUED_PER_READING_THREAD,
-                timeout_seconds=READING_TIMEOUT_SECONDS,
-            ),
+            hashing=BoundedThreadPool(cores(), max_queued_per_thread=MAX_QUEUED_PER_HASHING_THREAD),
+            files=BoundedThreadPool(1, max_queued_per_thread=_MAX_QUEUED_FOR_FILES),
+            reading=BoundedThreadPool(READING_THREADS, max_queued_per_thread=_MAX_QUEUED_PER_READING_THREAD),
         )
         return cls(
             users=users,

@@ -1,57 +1,177 @@
-"""Run blocking calls from an event loop, in a thread pool with a bounded queue and a timeout."""
+"""Run blocking calls from an event loop, in a thread pool with bounded queues. Clients take turns in each queue."""
 
 import asyncio
 import os
+import threading
+from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from enum import IntEnum
 from functools import partial
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
+import attrs
+
+from mlapi.application.deadlines import deadline_error, remaining_seconds
 from mlapi.domain.errors import ServiceUnavailableError
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
+class Priority(IntEnum):
+    """The order in which waiting calls start. Each priority has a queue of its own, with its own bound."""
+
+    HIGH = 0
+    LOW = 1
+
+
+@attrs.frozen
+class Turn:
+    """The place of a call in the queue.
+
+    Attributes:
+        client: the client that the call is for. The clients in a queue take turns.
+        priority: calls of low priority start only if no others wait.
+    """
+
+    client: str = ""
+    priority: Priority = Priority.HIGH
+
+
 class BoundedThreadPool:
     """A fixed number of threads for one kind of blocking call. If all are busy, calls wait in a queue.
 
+    A client that sends many requests delays only itself: the waiting calls of all clients take turns, and if the queue
+    is full, a call of the client with the most waiting calls is rejected.
+
+    Calls may wait until the deadline of their request; see `mlapi.application.deadlines`.
+
     Args:
         threads: the number of threads.
-        max_queued_per_thread: the maximum number of waiting calls per thread.
-        timeout_seconds: the maximum duration of a call, including the time in the queue.
+        max_queued_per_thread: the maximum number of waiting calls per thread and priority.
     """
 
-    def __init__(self, threads: int, *, max_queued_per_thread: int, timeout_seconds: float) -> None:
+    def __init__(self, threads: int, *, max_queued_per_thread: int) -> None:
         self._executor = ThreadPoolExecutor(threads)
-        self._max_calls = threads * (max_queued_per_thread + 1)
-        self._timeout_seconds = timeout_seconds
-        self._calls = 0
+        self._lock = threading.Lock()
+        max_calls = threads * (max_queued_per_thread + 1)
+        self._queues = {priority: _FairQueue(max_calls) for priority in Priority}
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function in a thread, in a turn shared with all calls that name no client. See `run_as`."""
+        return await self.run_as(Turn(), function, *args, **kwargs)
+
+    async def run_as(self, turn: Turn, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in a thread.
 
-        If the caller is canceled or times out, the call is removed from the queue. If it has already started, it keeps
-        running in its thread.
+        If the caller is canceled or the deadline passes, the call is removed from the queue. If it has already
+        started, it keeps running in its thread.
 
         Raises:
-            ServiceUnavailableError: if the queue is full or the call times out.
+            ServiceUnavailableError: if the queue is full or the deadline of the request passes.
         """
-        if self._calls >= self._max_calls:
-            raise ServiceUnavailableError("too many requests are waiting")
-        self._calls += 1
-        call = self._executor.submit(partial(function, *args, **kwargs))
-        call.add_done_callback(self._count_down)
+        timeout_seconds = remaining_seconds()
+        call = _Call(turn, partial(function, *args, **kwargs))
+        with self._lock:
+            rejected = self._queues[turn.priority].add(call)
+        if rejected is not None:
+            rejected.future.set_exception(ServiceUnavailableError("too many requests are waiting"))
+        if rejected is not call:
+            call.future.add_done_callback(partial(self._remove, call))
+            self._executor.submit(self._run_next)
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(call), self._timeout_seconds)
+            result: T = await asyncio.wait_for(asyncio.wrap_future(call.future), timeout_seconds)
         except TimeoutError:
-            raise ServiceUnavailableError(f"no result within {self._timeout_seconds:g} seconds") from None
+            raise deadline_error() from None
+        return result
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
+        with self._lock:
+            waiting = [call for queue in self._queues.values() for call in queue.waiting]
+        for call in waiting:
+            call.future.cancel()
 
-    def _count_down(self, _call: object) -> None:
-        self._calls -= 1
+    def _run_next(self) -> None:
+        """Run the next call in a thread. There is one such job for each call, but other calls may have gone first."""
+        with self._lock:
+            call = next(filter(None, (queue.take() for queue in self._queues.values())), None)
+        if call is None or not call.future.set_running_or_notify_cancel():
+            return
+        try:
+            result = call.function()
+        except BaseException as error:  # noqa: BLE001 - the caller raises it
+            call.future.set_exception(error)
+        else:
+            call.future.set_result(result)
+
+    def _remove(self, call: "_Call", _future: object) -> None:
+        with self._lock:
+            self._queues[call.turn.priority].remove(call)
+
+
+@attrs.frozen(eq=False)
+class _Call:
+    turn: Turn
+    function: Callable[[], Any]
+    future: "Future[Any]" = attrs.field(factory=Future)
+
+
+class _FairQueue:
+    """Calls of one priority. Calls of the same client run in order, and the clients take turns.
+
+    Args:
+        max_calls: the maximum number of calls that are waiting or running.
+    """
+
+    def __init__(self, max_calls: int) -> None:
+        self._max_calls = max_calls
+        self._unfinished: set[_Call] = set()
+        self._waiting: OrderedDict[str, OrderedDict[_Call, None]] = OrderedDict()
+        """The waiting calls of each client. The first client is the next one."""
+
+    @property
+    def waiting(self) -> list[_Call]:
+        return [call for calls in self._waiting.values() for call in calls]
+
+    def add(self, call: _Call) -> _Call | None:
+        """Add a call. If the queue is full, return the call that must be rejected instead: it may be the new one."""
+        rejected = None
+        if len(self._unfinished) >= self._max_calls:
+            rejected = self._latest_of_greediest(call.turn.client)
+            if rejected is None:
+                return call
+            self.remove(rejected)
+        self._unfinished.add(call)
+        self._waiting.setdefault(call.turn.client, OrderedDict())[call] = None
+        return rejected
+
+    def take(self) -> _Call | None:
+        """Return the next call, which counts as unfinished until it is removed."""
+        if not self._waiting:
+            return None
+        client, calls = self._waiting.popitem(last=False)
+        call, _ = calls.popitem(last=False)
+        if calls:
+            self._waiting[client] = calls  # behind the other clients
+        return call
+
+    def remove(self, call: _Call) -> None:
+        """Remove a call that has finished or was canceled or rejected."""
+        self._unfinished.discard(call)
+        calls = self._waiting.get(call.turn.client)
+        if calls is not None:
+            calls.pop(call, None)
+            if not calls:
+                del self._waiting[call.turn.client]
+
+    def _latest_of_greediest(self, client: str) -> _Call | None:
+        """Return the latest call of the client with the most waiting calls, if it has more than ``client`` would."""
+        greediest = max(self._waiting.values(), key=len, default=OrderedDict())
+        if len(greediest) <= len(self._waiting.get(client, ())) + 1:
+            return None
+        return next(reversed(greediest))
 
 
 def cores() -> int:
