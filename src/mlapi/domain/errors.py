@@ -12,7 +12,8 @@ MlapiError
 │   └── UserDisabledError            the user is disabled
 ├── TooManyAttemptsError             too many login attempts
 ├── ServiceUnavailableError          the service is overloaded; retry later
-│   └── RepositoryUnavailableError   the database is unavailable; retry later
+│   ├── RepositoryUnavailableError   the database is unavailable; retry later
+│   └── SearchUnavailableError       too many searches, or the search takes too long
 └── ConfigurationError               the operator must fix the configuration
 """
 
@@ -154,6 +155,14 @@ class RepositoryUnavailableError(ServiceUnavailableError):
 
     def __str__(self) -> str:
         return f"the database is unavailable: {self.reason}"
+
+
+@attrs.frozen
+class SearchUnavailableError(ServiceUnavailableError):
+    """The search was rejected because others are running, or ended because it took too long."""
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 @attrs.frozen

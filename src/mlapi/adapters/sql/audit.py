@@ -46,11 +46,11 @@ class SqlAuditTrail:
             if not is_storable_user_id(user_id):
                 return []
             page = page.where(audit.c.user_id == user_id)
-        rows = self._database.read(lambda connection: connection.execute(page).all())
+        rows = self._database.browse(lambda connection: connection.execute(page).all())
         return [read_audit_entry(row) for row in rows]
 
     def count_per_day(self, *, since: datetime) -> list[DailyCount]:
-        rows = self._database.read(lambda connection: connection.execute(_COUNT_PER_DAY, {"since": since}).all())
+        rows = self._database.browse(lambda connection: connection.execute(_COUNT_PER_DAY, {"since": since}).all())
         return [DailyCount(*row) for row in rows]
 
     def purge(self, *, before: datetime, limit: int) -> int:

@@ -13,12 +13,15 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from mlapi.adapters.sql.dialect import Dialect, dialect_for
 from mlapi.adapters.sql.existing import Purpose
 from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.interruption import current_interruption, took_too_long
 
 TIMEOUT_SECONDS = 2.0
 """Timeout for connecting, for waiting for a lock, and for waiting for a pooled connection. A batch may run into two of
 these timeouts, and must still fail before its clients give up."""
 MAX_CONNECTIONS = 8
 """One for each thread of the service that uses the database."""
+MAX_BROWSING_CONNECTIONS = 4
+"""For the pages and searches of managers, so that they never take the connections of logins, changes or the guard."""
 _MAX_ATTEMPTS = 4
 
 T = TypeVar("T")
@@ -45,6 +48,9 @@ class Database:
         self.timeout_seconds = timeout_seconds
         self.dialect: Dialect[Any] = dialect_for(url.get_backend_name())
         self.engine = self.dialect.create_engine(url, timeout_seconds=timeout_seconds, max_connections=max_connections)
+        self._browsing = self.dialect.create_engine(
+            url, timeout_seconds=timeout_seconds, max_connections=MAX_BROWSING_CONNECTIONS
+        )
         self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
         self._was_replaced = self.dialect.replacement_check(url)
         self._nonblocking: list[PoolProxiedConnection] = []
@@ -77,6 +83,30 @@ class Database:
         self._check_not_replaced()
         with self._translating_errors():
             return self._retrying(attempt)
+
+    def browse(self, work: Callable[[Connection], T]) -> T:
+        """Like `read`, but for managers' pages and searches: it uses other connections, and can be interrupted.
+
+        Raises:
+            SearchUnavailableError: if the current `Interruption` ended the read.
+        """
+        interruption = current_interruption()
+
+        def attempt() -> T:
+            with self._browsing.connect() as connection, connection.begin():
+                if interruption is None:
+                    return work(connection)
+                with self.dialect.interruptible(connection, interruption):
+                    return work(connection)
+
+        self._check_not_replaced()
+        with self._translating_errors():
+            try:
+                return self._retrying(attempt)
+            except DBAPIError as error:
+                if interruption is not None and self.dialect.is_interruption(error.orig):
+                    raise took_too_long() from error
+                raise
 
     def read_batch(self, work: Callable[[Any], T]) -> T:
         """Call ``work`` with a driver connection in autocommit mode and return its result."""
@@ -163,6 +193,7 @@ class Database:
         while self._nonblocking:
             self._nonblocking.pop().close()
         self.engine.dispose()
+        self._browsing.dispose()
 
     def __enter__(self) -> Self:
         return self
@@ -226,7 +257,8 @@ class Database:
                 cause = error.orig if isinstance(error, DBAPIError) else error
                 if not self.dialect.is_transient(cause):
                     raise
-                self.engine.dispose()  # the idle connections in the pool are probably lost, too
+                self.engine.dispose()  # the idle connections in the pools are probably lost, too
+                self._browsing.dispose()
         return attempt()
 
 

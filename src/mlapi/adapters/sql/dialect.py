@@ -14,6 +14,7 @@ from mlapi.adapters.sql.postgresql import PostgresqlDialect
 from mlapi.adapters.sql.sqlite import SqliteDialect
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
+from mlapi.domain.interruption import Interruption
 
 DriverConnectionT_contra = TypeVar("DriverConnectionT_contra", contravariant=True)
 
@@ -74,6 +75,10 @@ class Dialect(Protocol[DriverConnectionT_contra]):
         """Describe a driver error, or an error in `data_errors`, in one line without stored values."""
         ...
 
+    def is_interruption(self, error: BaseException | None) -> bool:
+        """Return True if an `Interruption` or a time limit ended the statement."""
+        ...
+
     def drop_stale_connections(self, engine: Engine) -> None:
         """Break connections that are stuck on a former primary."""
         ...
@@ -126,6 +131,10 @@ class Dialect(Protocol[DriverConnectionT_contra]):
 
     def allow_async_commit(self, connection: Connection) -> None:
         """Let the current transaction commit without waiting for the disk: a crash may lose it."""
+        ...
+
+    def interruptible(self, connection: Connection, interruption: Interruption) -> AbstractContextManager[None]:
+        """During the block, end the running statement when the interruption is due."""
         ...
 
     def server_time(self, connection: Connection) -> datetime | None:

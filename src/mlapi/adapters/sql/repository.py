@@ -51,7 +51,9 @@ class SqlUserRepository:
 
     def get(self, user_id: UserId) -> User:
         if is_storable_user_id(user_id):
-            row = self._database.read(lambda connection: connection.execute(_SELECT, {"by_id": user_id}).one_or_none())
+            row = self._database.browse(
+                lambda connection: connection.execute(_SELECT, {"by_id": user_id}).one_or_none()
+            )
             if row is not None:
                 return read_user(row)
         raise UserNotFoundError(user_id)
@@ -83,17 +85,17 @@ class SqlUserRepository:
                     func.lower(users.c.email).contains(containing, autoescape=True),
                 )
             )
-        return [read_user(row) for row in self._database.read(lambda connection: connection.execute(page).all())]
+        return [read_user(row) for row in self._database.browse(lambda connection: connection.execute(page).all())]
 
     def count(self) -> int:
-        return self._database.read(lambda connection: connection.scalar(_COUNT) or 0)
+        return self._database.browse(lambda connection: connection.scalar(_COUNT) or 0)
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return self._database.read_batch(partial(self._database.dialect.find_principals, ids=ids))
 
     def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
         self.get(user_id)
-        rows = self._database.read(lambda connection: connection.execute(_SELECT_API_KEYS, {"by_id": user_id}).all())
+        rows = self._database.browse(lambda connection: connection.execute(_SELECT_API_KEYS, {"by_id": user_id}).all())
         return [read_api_key(row) for row in rows]
 
     def check(self) -> None:

@@ -1,5 +1,6 @@
 """The activity page: the audit trail, newest entries first."""
 
+from functools import partial
 from urllib.parse import urlencode
 
 from starlette.responses import Response
@@ -14,12 +15,13 @@ ENTRIES_PER_PAGE = 50
 async def show_activity(request: ConsoleRequest) -> Response:
     parameters = request.query_parameters("user_id", "after")
     query = queries.parse_audit_query(urlencode({**parameters, "limit": ENTRIES_PER_PAGE}).encode("ascii"))
-    found = await request.runtime.executor.query(
+    list_page = partial(
         request.runtime.users.list_audit_page,
         after=query.after,
         limit=query.limit + 1,  # fetch one more entry to find out whether there is a next page
         user_id=query.user_id,
     )
+    found = await (request.search(list_page) if query.is_search else request.runtime.executor.page(list_page))
     entries, has_more = found[: query.limit], len(found) > query.limit
     user_filter = request.query_parameters("user_id")
     return render_page(

@@ -11,6 +11,7 @@ from mlapi.domain.errors import (
     ApiKeyNotFoundError,
     ConfigurationError,
     MlapiError,
+    SearchUnavailableError,
     ServiceUnavailableError,
     UserNotFoundError,
 )
@@ -72,6 +73,8 @@ def handle_error(request: ConsoleRequest, error: MlapiError) -> Response:
             text = f"User {user_id} does not exist or was removed."
         case ApiKeyNotFoundError():
             text = "This API key does not exist or was removed."
+        case SearchUnavailableError():
+            text = f"{error.reason[:1].upper()}{error.reason[1:]}."
         case ServiceUnavailableError():
             text = "The service is unavailable. Try again in a moment, and check whether your last change was saved."
         case ConfigurationError():

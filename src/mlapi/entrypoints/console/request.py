@@ -1,6 +1,7 @@
 """The request object that console pages receive."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 from urllib.parse import parse_qsl, quote
 
 import attrs
@@ -15,6 +16,8 @@ from mlapi.entrypoints.http.runtime import Runtime
 from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.headers import get_cookies
+
+T = TypeVar("T")
 
 CONSOLE_PATH = "/console"
 """The path of the console, relative to the mount point of the application."""
@@ -69,6 +72,10 @@ class ConsoleRequest:
     def is_partial(self) -> bool:
         """True if htmx sent the request; htmx uses only a part of the page."""
         return self.http_request.headers.get("hx-request") == "true"
+
+    async def search(self, function: Callable[[], T]) -> T:
+        """Call a function whose cost grows with the number of rows. See `SearchPool.run`."""
+        return await self.runtime.executor.search(self.http_request.receive, function)
 
     def query_parameters(self, *names: str) -> dict[str, str]:
         """Return the non-empty query parameters with these names."""

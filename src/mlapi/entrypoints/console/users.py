@@ -1,6 +1,7 @@
 """The user list, the user page, and the forms that change users."""
 
 from collections.abc import Mapping
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import parse_qsl, urlencode
 
@@ -8,7 +9,7 @@ from starlette.responses import Response
 
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.credentials import ApiKey
-from mlapi.domain.errors import InvalidFieldsError, UserExistsError
+from mlapi.domain.errors import InvalidFieldsError, SearchUnavailableError, UserExistsError
 from mlapi.domain.rules import MAX_USERNAME_CHARS
 from mlapi.domain.users import User, UserId, utc_now
 from mlapi.entrypoints.console.chart import Chart, chart_start, make_chart
@@ -27,20 +28,15 @@ async def show_users(request: ConsoleRequest) -> Response:
     parameters = request.query_parameters(*_LIST_PARAMETERS)
     query = queries.parse_users_query(urlencode({**parameters, "limit": USERS_PER_PAGE}).encode("ascii"))
 
-    def read() -> tuple[list[User], int, Chart | None]:
-        users = request.runtime.users
-        found = users.list_page(
-            after=query.after,
-            limit=query.limit + 1,  # fetch one more user to find out whether there is a next page
-            enabled=query.enabled,
-            containing=query.containing,
-        )
-        if request.is_partial:  # htmx replaces only the list
-            return found, 0, None
-        now = utc_now()
-        return found, users.count(), make_chart(users.count_actions_per_day(chart_start(now)), now)
-
-    found, total, chart = await request.runtime.executor.query(read)
+    list_page = partial(
+        request.runtime.users.list_page,
+        after=query.after,
+        limit=query.limit + 1,  # fetch one more user to find out whether there is a next page
+        enabled=query.enabled,
+        containing=query.containing,
+    )
+    found = await (request.search(list_page) if query.is_search else request.runtime.executor.page(list_page))
+    total, chart = await _read_overview(request)
     shown, has_more = found[: query.limit], len(found) > query.limit
     search = urlencode({name: value for name, value in parameters.items() if name != "after"})
     return render_page(
@@ -55,6 +51,21 @@ async def show_users(request: ConsoleRequest) -> Response:
         chart=chart,
         search_max_length=MAX_USERNAME_CHARS,
     )
+
+
+async def _read_overview(request: ConsoleRequest) -> tuple[int, Chart | None]:
+    """Return the number of users and the chart. The page is shown without them if they cannot be read now."""
+    if request.is_partial:  # htmx replaces only the list
+        return 0, None
+    users, now = request.runtime.users, utc_now()
+
+    def read() -> tuple[int, Chart | None]:
+        return users.count(), make_chart(users.count_actions_per_day(chart_start(now)), now)
+
+    try:
+        return await request.search(read)
+    except SearchUnavailableError:
+        return 0, None
 
 
 async def redirect_to_users(request: ConsoleRequest) -> Response:
@@ -129,7 +140,7 @@ async def remove_user(request: ConsoleRequest) -> Response:
     """Ask for confirmation on GET; remove the user on POST."""
     user_id = user_id_in_path(request)
     if request.is_safe:
-        user = await request.runtime.executor.query(request.runtime.users.get, user_id)
+        user = await request.runtime.executor.page(request.runtime.users.get, user_id)
         return render_page(request, "remove_user.html", user=user)
     user = await request.runtime.executor.apply(request.users.prepare_remove(user_id=user_id))
     return redirect(request, flash=f"User {user.username} was removed.")
@@ -162,7 +173,7 @@ async def user_page(
         user, keys = users.get(user_id), users.list_api_keys(user_id)
         return user, keys, users.list_audit_page(limit=RECENT_ENTRIES, user_id=user_id)
 
-    user, keys, entries = await request.runtime.executor.query(read)
+    user, keys, entries = await request.runtime.executor.page(read)
     return render_page(
         request,
         "user.html",

@@ -1,6 +1,7 @@
 """One handler for each operation, which parses the request, calls a use case and returns the response."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from http import HTTPStatus
 from typing import TypeVar
 
@@ -91,20 +92,22 @@ async def _check_token(request: Request, credential: str) -> Response:
 async def list_users(request: Request) -> Response:
     runtime = _runtime(request)
     query = queries.parse_users_query(request.scope["query_string"])
-    page = await runtime.executor.query(
+    list_page = partial(
         runtime.users.list_page,
         after=query.after,
         limit=query.limit + 1,  # fetch one more user to find out whether there is a next page
         enabled=query.enabled,
         containing=query.containing,
     )
+    executor = runtime.executor
+    page = await (executor.search(request.receive, list_page) if query.is_search else executor.page(list_page))
     return responses.users_page(page[: query.limit], more=len(page) > query.limit)
 
 
 @handler
 async def show_user(request: Request) -> Response:
     runtime = _runtime(request)
-    return responses.user(await runtime.executor.query(runtime.users.get, _user_id(request)))
+    return responses.user(await runtime.executor.page(runtime.users.get, _user_id(request)))
 
 
 @handler
@@ -167,7 +170,7 @@ async def add_api_key(request: Request) -> Response:
 @handler
 async def api_keys(request: Request) -> Response:
     runtime = _runtime(request)
-    return responses.api_keys(await runtime.executor.query(runtime.users.list_api_keys, _user_id(request)))
+    return responses.api_keys(await runtime.executor.page(runtime.users.list_api_keys, _user_id(request)))
 
 
 @handler
@@ -180,9 +183,9 @@ async def remove_api_key(request: Request) -> Response:
 async def audit(request: Request) -> Response:
     runtime = _runtime(request)
     query = queries.parse_audit_query(request.scope["query_string"])
-    page = await runtime.executor.query(
-        runtime.users.list_audit_page, after=query.after, limit=query.limit + 1, user_id=query.user_id
-    )
+    list_page = partial(runtime.users.list_audit_page, after=query.after, limit=query.limit + 1, user_id=query.user_id)
+    executor = runtime.executor
+    page = await (executor.search(request.receive, list_page) if query.is_search else executor.page(list_page))
     return responses.audit_page(page[: query.limit], more=len(page) > query.limit)
 
 
@@ -202,7 +205,7 @@ async def live(_request: Request) -> Response:
 @handler
 async def ready(request: Request) -> Response:
     runtime = _runtime(request)
-    await runtime.executor.query(runtime.users.check)
+    await runtime.executor.check_ready()
     return responses.ready()
 
 

@@ -9,6 +9,7 @@ from typing import ParamSpec, TypeVar, overload
 import attrs
 from starlette.applications import Starlette
 from starlette.requests import Request
+from starlette.types import Receive
 
 from mlapi import __version__
 from mlapi.application.authentication import Access, AsyncAuthenticator
@@ -24,13 +25,20 @@ from mlapi.domain.ports import PasswordCipher, is_costly
 from mlapi.domain.users import User
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.metrics import Metrics
+from mlapi.entrypoints.http.search_pool import SearchPool
+from mlapi.entrypoints.http.shared_call import SharedCall
 from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, Priority, Turn, cores
 from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
 from mlapi.entrypoints.wire.client import Client, Network
 
 MAX_QUEUED_PER_HASHING_THREAD = 64  # a thread hashes about this many in 1.3 to 3.2 seconds, at 20 to 50 ms each
-READING_THREADS = 4
-_MAX_QUEUED_PER_READING_THREAD = 1_000
+LOGIN_THREADS = 4
+"""Threads that wait for the database during logins. Nothing else uses them."""
+_MAX_QUEUED_PER_LOGIN_THREAD = 1_000
+PAGE_THREADS = 2
+"""Threads for the pages of managers. Together with the searches, they need four connections to the database."""
+_MAX_QUEUED_PER_PAGE_THREAD = 50
+READY_TIMEOUT_SECONDS = 4.5
 _MAX_QUEUED_FOR_FILES = 100
 _GC_THRESHOLDS = (20_000, 10, 10)
 
@@ -42,7 +50,10 @@ T = TypeVar("T")
 
 @attrs.frozen
 class PoolExecutor:
-    """An `Executor` for an event loop: hashing and queries run in separate thread pools, and commands are batched.
+    """An `Executor` for an event loop: each kind of work has threads of its own, and commands are batched.
+
+    The kinds are the queries of logins, hashing, the pages of managers, their searches, files, and the readiness check.
+    The pages and searches of managers therefore never delay logins, changes, the guard or the readiness check.
 
     Every wait ends at the deadline of the request; see `mlapi.application.deadlines`.
     """
@@ -50,7 +61,10 @@ class PoolExecutor:
     _cipher: PasswordCipher
     _commands: CommandBatcher
     _hashing: BoundedThreadPool
-    _reading: BoundedThreadPool
+    _logins: BoundedThreadPool
+    _pages: BoundedThreadPool
+    _searches: SearchPool
+    _readiness: SharedCall
     _files: BoundedThreadPool
     _turn: Turn = attrs.field(factory=Turn)
 
@@ -59,7 +73,19 @@ class PoolExecutor:
         return attrs.evolve(self, turn=turn)
 
     async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._reading.run_as(self._turn, function, *args, **kwargs)
+        return await self._logins.run_as(self._turn, function, *args, **kwargs)
+
+    async def page(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that reads a few rows through an index, for a manager."""
+        return await self._pages.run(function, *args, **kwargs)
+
+    async def search(self, receive: Receive, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function whose cost grows with the number of rows, for a manager. See `SearchPool.run`."""
+        return await self._searches.run(receive, function, *args, **kwargs)
+
+    async def check_ready(self) -> None:
+        """Raise `ServiceUnavailableError` if the database cannot start a write transaction now."""
+        await self._readiness.run()
 
     async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if is_costly(self._cipher):
@@ -79,7 +105,10 @@ class PoolExecutor:
 
     def close(self) -> None:
         self._hashing.close()
-        self._reading.close()
+        self._logins.close()
+        self._pages.close()
+        self._searches.close()
+        self._readiness.close()
         self._files.close()
         self._commands.close()
 
@@ -117,7 +146,10 @@ class Runtime:
             commands=command_batcher(users, on_committed=metrics.count_commands),
             hashing=BoundedThreadPool(cores(), max_queued_per_thread=MAX_QUEUED_PER_HASHING_THREAD),
             files=BoundedThreadPool(1, max_queued_per_thread=_MAX_QUEUED_FOR_FILES),
-            reading=BoundedThreadPool(READING_THREADS, max_queued_per_thread=_MAX_QUEUED_PER_READING_THREAD),
+            logins=BoundedThreadPool(LOGIN_THREADS, max_queued_per_thread=_MAX_QUEUED_PER_LOGIN_THREAD),
+            pages=BoundedThreadPool(PAGE_THREADS, max_queued_per_thread=_MAX_QUEUED_PER_PAGE_THREAD),
+            searches=SearchPool(),
+            readiness=SharedCall(users.check, timeout_seconds=READY_TIMEOUT_SECONDS),
         )
         return cls(
             users=users,

@@ -15,6 +15,7 @@ from mlapi.domain.errors import (
     MlapiError,
     PasswordChangedError,
     RepositoryUnavailableError,
+    SearchUnavailableError,
     ServiceUnavailableError,
     TooManyAttemptsError,
     UserDisabledError,
@@ -94,6 +95,12 @@ _ENTRIES = (
         HTTPStatus.SERVICE_UNAVAILABLE,
         "Service unavailable, try again",
         "The database is unavailable. `message` says so if the change may have been applied.",
+    ),
+    ErrorEntry(
+        SearchUnavailableError("two other searches are running: try again in a moment"),
+        HTTPStatus.SERVICE_UNAVAILABLE,
+        None,
+        "Two other searches are running, or this one takes longer than 5 seconds. `message` says which.",
     ),
     ErrorEntry(
         ConfigurationError(""),

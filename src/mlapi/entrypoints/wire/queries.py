@@ -25,6 +25,11 @@ class UsersQuery:
     limit: int = DEFAULT_PAGE_SIZE
     after: UserId = _BEFORE_FIRST_USER
 
+    @property
+    def is_search(self) -> bool:
+        """Whether the query may have to read the whole table to fill a page."""
+        return bool(self.containing) or self.enabled is not None
+
 
 @attrs.frozen(kw_only=True)
 class AuditQuery:
@@ -33,6 +38,11 @@ class AuditQuery:
     user_id: UserId | None = None
     limit: int = DEFAULT_PAGE_SIZE
     after: AuditId | None = None
+
+    @property
+    def is_search(self) -> bool:
+        """Whether the query may have to read many entries to fill a page."""
+        return self.user_id is not None
 
 
 def parse_users_query(query: bytes) -> UsersQuery:

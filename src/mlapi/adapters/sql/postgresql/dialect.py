@@ -1,10 +1,11 @@
 """The PostgreSQL dialect. See `mlapi.adapters.sql.dialect.Dialect`."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, Table, func, select, text
@@ -16,11 +17,14 @@ from mlapi.adapters.sql.postgresql import engine, execution
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.interruption import Interruption
 
 if TYPE_CHECKING:
     import psycopg
 
 _LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL 18, appendix A
+_QUERY_CANCELED = "57014"
+_CANCEL_TIMEOUT_SECONDS = 2.0
 _SCHEMA_LOCK = 0x6D6C617069  # "mlapi" in ASCII
 
 
@@ -69,6 +73,9 @@ class PostgresqlDialect:
     def describe_error(self, error: BaseException | None) -> str:
         return error_summary(error)
 
+    def is_interruption(self, error: BaseException | None) -> bool:
+        return getattr(error, "sqlstate", None) == _QUERY_CANCELED
+
     def drop_stale_connections(self, engine_: Engine) -> None:
         engine.drop_stale_connections(engine_, self._connections)
 
@@ -111,6 +118,30 @@ class PostgresqlDialect:
 
     def allow_async_commit(self, connection: Connection) -> None:
         connection.execute(text("SET LOCAL synchronous_commit = off"))
+
+    @contextmanager
+    def interruptible(self, connection: Connection, interruption: Interruption) -> Iterator[None]:
+        from psycopg import Error  # noqa: PLC0415 - an optional dependency
+
+        interruption.raise_if_due()
+        timeout = f"{math.ceil(interruption.remaining_seconds * 1000)}ms"
+        connection.execute(select(func.set_config("statement_timeout", timeout, True)))  # noqa: FBT003 - only for this transaction
+        driver_connection: Any = connection.connection.driver_connection
+
+        was_canceled = False
+
+        def cancel() -> None:
+            nonlocal was_canceled
+            was_canceled = True
+            with suppress(Error):  # without a connection to the server, the time limit ends the statement
+                driver_connection.cancel_safe(timeout=_CANCEL_TIMEOUT_SECONDS)
+
+        try:
+            with interruption.calling(cancel):
+                yield
+        finally:
+            if was_canceled:  # the server may handle the request late, and cancel a later statement
+                connection.invalidate()
 
     def server_time(self, connection: Connection) -> datetime:
         now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()

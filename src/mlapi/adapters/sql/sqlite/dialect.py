@@ -1,10 +1,10 @@
 """The SQLite dialect. See `mlapi.adapters.sql.dialect.Dialect`."""
 
 import sqlite3
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, Table
 from sqlalchemy.dialects.sqlite import Insert, insert
@@ -15,8 +15,11 @@ from mlapi.adapters.sql.existing import ConnectionPool, Purpose
 from mlapi.adapters.sql.sqlite import engine, execution, existing, files
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
+from mlapi.domain.interruption import Interruption
 
 _MAX_DAMAGE_LINES = 20
+_INSTRUCTIONS_PER_CHECK = 200_000
+"""How often a search checks whether to end: about every 10 ms."""
 _CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
@@ -62,6 +65,9 @@ class SqliteDialect:
         is_corrupt = isinstance(error, sqlite3.Error) and engine.primary_code(error) in _CORRUPTION_CODES
         return error_summary(error) + ("; run `mlapi doctor`" if is_corrupt else "")
 
+    def is_interruption(self, error: BaseException | None) -> bool:
+        return isinstance(error, sqlite3.Error) and engine.primary_code(error) == sqlite3.SQLITE_INTERRUPT
+
     def drop_stale_connections(self, engine: Engine) -> None:
         """Do nothing: SQLite has no server."""
 
@@ -95,6 +101,16 @@ class SqliteDialect:
 
     def allow_async_commit(self, connection: Connection) -> None:
         """Do nothing: SQLite sets durability per connection, not per transaction."""
+
+    @contextmanager
+    def interruptible(self, connection: Connection, interruption: Interruption) -> Iterator[None]:
+        # Unlike `sqlite3.Connection.interrupt`, this cannot come too early, before the statement starts.
+        driver_connection: Any = connection.connection.driver_connection
+        driver_connection.set_progress_handler(lambda: interruption.is_due, _INSTRUCTIONS_PER_CHECK)
+        try:
+            yield
+        finally:
+            driver_connection.set_progress_handler(None, 0)
 
     def server_time(self, connection: Connection) -> None:
         """Return None: SQLite has no server."""
