@@ -1,6 +1,7 @@
 """Run the searches of managers: few at a time, for a limited time, and only while their client waits."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -37,7 +38,7 @@ class SearchPool:
     def __init__(self, *, timeout_seconds: float = SEARCH_TIMEOUT_SECONDS) -> None:
         self._executor = ThreadPoolExecutor(MAX_SEARCHES, thread_name_prefix="mlapi-search")
         self._timeout_seconds = timeout_seconds
-        self._calls = 0
+        self._slots = threading.BoundedSemaphore(MAX_SEARCHES + _MAX_WAITING)
 
     async def run(self, receive: Receive, search: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function in a thread and return its result. End its reads when the client disconnects.
@@ -53,12 +54,11 @@ class SearchPool:
             ClientDisconnect: if the client disconnects.
         """
         timeout_seconds = min(self._timeout_seconds, remaining_seconds())
-        if self._calls >= MAX_SEARCHES + _MAX_WAITING:
+        if not self._slots.acquire(blocking=False):
             raise _busy()
-        self._calls += 1
         interruption = Interruption(timeout_seconds)
         call = self._executor.submit(interruption.run, partial(search, *args, **kwargs))
-        call.add_done_callback(self._count_down)
+        call.add_done_callback(lambda _: self._slots.release())
         result, disconnect = asyncio.wrap_future(call), asyncio.ensure_future(_wait_for_disconnect(receive))
         result.add_done_callback(_retrieve)
         loop = asyncio.get_running_loop()
@@ -83,9 +83,6 @@ class SearchPool:
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)
-
-    def _count_down(self, _call: object) -> None:
-        self._calls -= 1
 
 
 async def _wait_for_disconnect(receive: Receive) -> None:

@@ -19,12 +19,12 @@ class SharedCall:
         timeout_seconds: how long a request waits for the result.
     """
 
-    def __init__(self, function: Callable[[], None], *, timeout_seconds: float) -> None:
+    def __init__(self, function: Callable[[], object], *, timeout_seconds: float) -> None:
         self._function = function
         self._timeout_seconds = timeout_seconds
         self._executor = ThreadPoolExecutor(1)
         self._lock = Lock()  # event loops in several threads may share this
-        self._call: Future[None] | None = None
+        self._call: Future[object] | None = None
 
     async def run(self) -> None:
         """Wait for the running call, or start one.

@@ -1,0 +1,228 @@
+"""Searches: few at a time, for a limited time, only while the client waits, and apart from everything else."""
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from sqlalchemy import Connection, text
+from starlette.requests import ClientDisconnect
+from starlette.types import Message
+
+from mlapi.adapters.sql import Database
+from mlapi.domain.errors import SearchUnavailableError, ServiceUnavailableError
+from mlapi.domain.interruption import Interruption
+from mlapi.entrypoints.http.search_pool import MAX_SEARCHES, SearchPool
+from mlapi.entrypoints.http.shared_call import SharedCall
+
+ENDLESS = {
+    "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+    "postgresql": "SELECT count(*) FROM generate_series(1, 1000000000000)",
+}
+PATIENCE_SECONDS = 3.0
+"""Searches end at once when they should; this allows for a busy machine."""
+
+
+class Client:
+    """The ``receive`` of a request. The client disconnects when told to."""
+
+    def __init__(self) -> None:
+        self._messages: asyncio.Queue[Message] = asyncio.Queue()
+        self._messages.put_nowait({"type": "http.request", "body": b"", "more_body": False})
+
+    def disconnect(self) -> None:
+        self._messages.put_nowait({"type": "http.disconnect"})
+
+    async def receive(self) -> Message:
+        return await self._messages.get()
+
+
+@contextmanager
+def search_pool(timeout_seconds: float = 30.0) -> Iterator[SearchPool]:
+    pool = SearchPool(timeout_seconds=timeout_seconds)
+    yield pool
+    pool.close()
+
+
+def endless_search(database: Database) -> Callable[[], object]:
+    def search(connection: Connection) -> object:
+        return connection.scalar(text(ENDLESS[database.engine.dialect.name]))
+
+    return lambda: database.browse(search)
+
+
+def test_third_search_is_rejected_quickly() -> None:
+    release = threading.Event()
+
+    async def run(pool: SearchPool) -> float:
+        running = [asyncio.create_task(pool.run(Client().receive, release.wait, 10)) for _ in range(MAX_SEARCHES)]
+        await asyncio.sleep(0.05)
+        begin = time.monotonic()
+        with pytest.raises(SearchUnavailableError, match="two other searches are running"):
+            await pool.run(Client().receive, release.wait, 10)
+        seconds = time.monotonic() - begin
+        release.set()
+        await asyncio.gather(*running)
+        return seconds
+
+    with search_pool() as pool:
+        assert asyncio.run(run(pool)) < PATIENCE_SECONDS
+
+
+def short_search(number: int) -> int:
+    time.sleep(0.01)
+    return number
+
+
+def test_short_searches_wait_for_each_other() -> None:
+    async def run(pool: SearchPool) -> list[int]:
+        return list(await asyncio.gather(*(pool.run(Client().receive, short_search, number) for number in range(8))))
+
+    with search_pool() as pool:
+        assert asyncio.run(run(pool)) == list(range(8))
+
+
+def test_waiting_searches_are_limited() -> None:
+    async def run(pool: SearchPool) -> list[object]:
+        searches = [pool.run(Client().receive, time.sleep, 0.05) for _ in range(40)]
+        return list(await asyncio.gather(*searches, return_exceptions=True))
+
+    with search_pool() as pool:
+        results = asyncio.run(run(pool))
+
+    assert {type(result) for result in results} == {type(None), SearchUnavailableError}
+    assert results[-1] == SearchUnavailableError("two other searches are running: try again in a moment")
+
+
+def test_search_ends_when_its_time_is_up(database: Database) -> None:
+    begin = time.monotonic()
+    with search_pool(timeout_seconds=0.3) as pool, pytest.raises(SearchUnavailableError, match="takes too long"):
+        asyncio.run(pool.run(Client().receive, endless_search(database)))
+
+    assert time.monotonic() - begin < PATIENCE_SECONDS
+
+
+def test_search_ends_when_its_client_disconnects(database: Database) -> None:
+    ended = threading.Event()
+
+    def search() -> object:
+        try:
+            return endless_search(database)()
+        finally:
+            ended.set()
+
+    async def run(pool: SearchPool) -> None:
+        client = Client()
+        searching = asyncio.create_task(pool.run(client.receive, search))
+        await asyncio.sleep(0.3)
+        client.disconnect()
+        with pytest.raises(ClientDisconnect):
+            await searching
+
+    with search_pool() as pool:
+        asyncio.run(run(pool))
+        assert ended.wait(PATIENCE_SECONDS)
+    assert database.browse(lambda connection: connection.scalar(text("SELECT 1"))) == 1
+
+
+def test_search_of_a_canceled_request_ends(database: Database) -> None:
+    ended = threading.Event()
+
+    def search() -> object:
+        try:
+            return endless_search(database)()
+        finally:
+            ended.set()
+
+    async def run(pool: SearchPool) -> None:
+        searching = asyncio.create_task(pool.run(Client().receive, search))
+        await asyncio.sleep(0.3)
+        searching.cancel()
+        await asyncio.wait({searching})
+
+    with search_pool() as pool:
+        asyncio.run(run(pool))
+        assert ended.wait(PATIENCE_SECONDS)
+
+
+def test_search_that_cannot_be_interrupted_is_answered_in_time() -> None:
+    release = threading.Event()
+
+    with search_pool(timeout_seconds=0.1) as pool:
+        with pytest.raises(SearchUnavailableError, match="takes too long"):
+            asyncio.run(pool.run(Client().receive, release.wait, 10))
+        release.set()
+
+
+def test_interruption_before_the_search_starts_ends_it(database: Database) -> None:
+    interruption = Interruption(30.0)
+    interruption.request()
+
+    with pytest.raises(SearchUnavailableError):
+        interruption.run(endless_search(database))
+
+
+def test_browsing_takes_no_connection_from_others(database: Database) -> None:
+    """While all browsing connections are in use, reads and writes still find a free connection."""
+    release, running = threading.Event(), threading.Barrier(5)
+
+    def hold(connection: Connection) -> None:
+        connection.scalar(text("SELECT 1"))
+        running.wait(10)
+        release.wait(10)
+
+    threads = [threading.Thread(target=database.browse, args=(hold,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    running.wait(10)
+    try:
+        assert database.read(lambda connection: connection.scalar(text("SELECT 1"))) == 1
+        database.write_batch(database.dialect.check_writable)
+    finally:
+        release.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_concurrent_readiness_checks_share_one_call() -> None:
+    calls: list[float] = []
+
+    def check() -> None:
+        calls.append(time.monotonic())
+        time.sleep(0.2)
+
+    async def run(shared: SharedCall) -> None:
+        await asyncio.gather(*(shared.run() for _ in range(50)))
+
+    shared = SharedCall(check, timeout_seconds=10.0)
+    asyncio.run(run(shared))
+    asyncio.run(run(shared))
+    shared.close()
+
+    assert len(calls) == 2
+
+
+def test_readiness_check_that_hangs_is_answered_in_time() -> None:
+    release = threading.Event()
+    shared = SharedCall(lambda: release.wait(10), timeout_seconds=0.1)
+
+    with pytest.raises(ServiceUnavailableError, match="no result within"):
+        asyncio.run(shared.run())
+    release.set()
+    shared.close()
+
+
+def test_error_of_the_readiness_check_reaches_every_request() -> None:
+    def fail() -> None:
+        raise SearchUnavailableError("down")
+
+    async def run(shared: SharedCall) -> list[object]:
+        return list(await asyncio.gather(*(shared.run() for _ in range(3)), return_exceptions=True))
+
+    shared = SharedCall(fail, timeout_seconds=10.0)
+    errors = asyncio.run(run(shared))
+    shared.close()
+
+    assert errors == [SearchUnavailableError("down")] * 3
