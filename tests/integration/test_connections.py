@@ -20,6 +20,7 @@ from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.server import worker
 from mlapi.entrypoints.server.connections import MAX_HEAD_BYTES, MAX_SURPLUS_CONNECTIONS, Connection, Deadlines, Phase
 from mlapi.entrypoints.server.worker import Arguments, Server, config, limit_connections
+from mlapi.testing.http import LOCAL_MODE
 
 SHORT_DEADLINES = Deadlines(head_seconds=1.0, body_seconds=2.5, response_seconds=1.0, closing_seconds=1.0)
 DEFAULT_DEADLINES = Deadlines()
@@ -101,7 +102,7 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float = 5) -> Non
 
 @pytest.fixture
 def app() -> ASGIApp:
-    return create_app(Users(InMemoryUserRepository(), PlainCipher()))
+    return create_app(Users(InMemoryUserRepository(), PlainCipher()), LOCAL_MODE)
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ from mlapi.entrypoints.console.app import ConsoleApp
 from mlapi.entrypoints.console.sessions import IDLE_SECONDS, LIFETIME_SECONDS, Sessions
 from mlapi.entrypoints.http import create_app
 from mlapi.testing import UnavailableRepository
-from mlapi.testing.http import ADMIN_TOKEN
+from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
 from tests.contract.test_http import BASE, asgi_client
 from tests.integration.html_page import Page
 
@@ -63,7 +63,7 @@ def ada(users: Users) -> User:
 
 @pytest.fixture
 def local(users: Users) -> Iterator[TestClient]:
-    with asgi_client(create_app(users)) as client:
+    with asgi_client(create_app(users, LOCAL_MODE)) as client:
         yield client
 
 
@@ -156,7 +156,7 @@ def test_every_page_redirects_to_the_login_in_token_mode(users: Users, ada: User
 @pytest.mark.parametrize(
     ("policy", "message"),
     [
-        pytest.param(AdminPolicy(), "this machine only", id="local"),
+        pytest.param(LOCAL_MODE, "this machine only", id="local"),
         pytest.param(LOCKED_MODE, "secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)", id="locked"),
     ],
 )
@@ -1035,7 +1035,7 @@ def test_vendored_htmx_is_unmodified() -> None:
 
 
 def test_console_works_when_mounted_under_a_path(users: Users, ada: User) -> None:
-    client = asgi_client(Starlette(routes=[Mount("/my accounts", create_app(users))]))
+    client = asgi_client(Starlette(routes=[Mount("/my accounts", create_app(users, LOCAL_MODE))]))
 
     page = Page(client, client.get("/my%20accounts/console/", follow_redirects=True))
     toggled = page.send("Disable ada")
@@ -1055,7 +1055,11 @@ def test_console_works_when_mounted_under_a_path(users: Users, ada: User) -> Non
 
 def test_redirect_ignores_a_host_in_the_root_path(users: Users) -> None:
     client = TestClient(
-        create_app(users), base_url=BASE, client=("127.0.0.1", 5), root_path="//evil.example", follow_redirects=False
+        create_app(users, LOCAL_MODE),
+        base_url=BASE,
+        client=("127.0.0.1", 5),
+        root_path="//evil.example",
+        follow_redirects=False,
     )
 
     response = client.get("//evil.example/console/")
@@ -1067,7 +1071,7 @@ def test_redirect_ignores_a_host_in_the_root_path(users: Users) -> None:
 
 
 def test_unavailable_database_is_reported_with_503(caplog: pytest.LogCaptureFixture) -> None:
-    with asgi_client(create_app(Users(UnavailableRepository(), PlainCipher()))) as client:
+    with asgi_client(create_app(Users(UnavailableRepository(), PlainCipher()), LOCAL_MODE)) as client:
         page = open_page(client)
         form = open_page(client, "/users/new").send("Add user", username="ada", email="a@example.com", password="x")
 
@@ -1091,7 +1095,7 @@ class BrokenRepository(UnavailableRepository):
 
 
 def test_page_does_not_show_details_of_a_configuration_error() -> None:
-    with asgi_client(create_app(Users(UnusableRepository(), PlainCipher()))) as client:
+    with asgi_client(create_app(Users(UnusableRepository(), PlainCipher()), LOCAL_MODE)) as client:
         page = open_page(client)
 
     assert page.response.status_code == 503
@@ -1100,7 +1104,7 @@ def test_page_does_not_show_details_of_a_configuration_error() -> None:
 
 
 def test_internal_error_shows_an_error_page_and_is_raised() -> None:
-    app = create_app(Users(BrokenRepository(), PlainCipher()))
+    app = create_app(Users(BrokenRepository(), PlainCipher()), LOCAL_MODE)
     client = TestClient(app, base_url=BASE, client=("127.0.0.1", 5), raise_server_exceptions=False)
 
     page = open_page(client)
@@ -1131,7 +1135,7 @@ def test_disconnect_while_sending_a_form_is_ignored(users: Users) -> None:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asyncio.run(create_app(users)(scope, disconnect, send))
+    asyncio.run(create_app(users, LOCAL_MODE)(scope, disconnect, send))
 
     assert sent == []
 

@@ -20,10 +20,10 @@ from mlapi.entrypoints.console import CONSOLE_PATH, console_routes
 from mlapi.entrypoints.console.app import ConsoleApp
 from mlapi.entrypoints.console.sessions import MAX_COOKIE_CHARS, MAX_FLASH_CHARS, Sessions
 from mlapi.entrypoints.http import create_app
-from mlapi.testing.http import ADMIN_TOKEN
+from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
 from tests.contract.test_http import BASE
 
-MODES = {"local": AdminPolicy(), "token": AdminPolicy(admin_token=ADMIN_TOKEN)}
+MODES = {"local": LOCAL_MODE, "token": AdminPolicy(admin_token=ADMIN_TOKEN)}
 PURPOSES = {"mlapi_session": b"mlapi console session", "mlapi_flash": b"mlapi console flash"}
 NOW = int(datetime.now(UTC).timestamp())
 

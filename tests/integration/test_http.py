@@ -22,7 +22,7 @@ from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app, middleware, runtime
 from mlapi.testing import UnavailableRepository
-from mlapi.testing.http import ADA, content
+from mlapi.testing.http import ADA, ADMIN_TOKEN, LOCAL_MODE, content
 from mlapi.testing.samples import registered
 from tests.contract.test_http import asgi_client
 
@@ -66,18 +66,22 @@ class BrokenRepository(UnavailableRepository):
         raise ZeroDivisionError("unexpected")
 
 
-def test_configured_app_starts_serves_and_stops(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_configured_app_starts_serves_and_stops(
+    folder: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caplog.set_level(logging.INFO)
+    monkeypatch.setenv("MLAPI_SECRETS__ADMIN_TOKEN", ADMIN_TOKEN)
+    as_admin = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
 
     with asgi_client(create_app()) as client:
         created = client.post("/register-user", json=ADA)
-        removed = client.delete(f"/remove-user/{created.json()['user_id']}")
+        removed = client.delete(f"/remove-user/{created.json()['user_id']}", headers=as_admin)
         ready = client.get("/health/ready")
 
     assert (created.status_code, removed.status_code, ready.status_code) == (201, 200, 200)
     assert sorted(path.name for path in folder.iterdir()) == ["mlapi.db", "secrets.yml"]
     assert "mlapi 0.1.0, profile development" in caplog.messages
-    assert [line for line in caplog.messages if line.startswith("management: local mode")]
+    assert [line for line in caplog.messages if line.startswith("management: token mode")]
 
 
 def test_configuration_error_is_one_line_at_startup(folder: Path) -> None:
@@ -148,7 +152,7 @@ def test_logs_go_to_stderr_unless_logging_is_configured(capsys: pytest.CaptureFi
 def test_app_with_given_users_reads_and_writes_no_files(folder: Path) -> None:
     (folder / "config.yml").write_text("this: is not read")
 
-    with asgi_client(create_app(Users(InMemoryUserRepository(), PlainCipher()))) as client:
+    with asgi_client(create_app(Users(InMemoryUserRepository(), PlainCipher()), LOCAL_MODE)) as client:
         assert client.get("/health/ready").json() == {"message": "Ready"}
 
     assert [path.name for path in folder.iterdir()] == ["config.yml"]
@@ -166,13 +170,13 @@ def test_health_endpoints_are_open_and_report_the_database() -> None:
 
 
 def test_unavailable_database_is_logged_in_one_line(caplog: pytest.LogCaptureFixture) -> None:
-    asgi_client(create_app(Users(UnavailableRepository(), PlainCipher()))).delete("/remove-user/1")
+    asgi_client(create_app(Users(UnavailableRepository(), PlainCipher()), LOCAL_MODE)).delete("/remove-user/1")
 
     assert caplog.messages == ["DELETE /remove-user/1: the database is unavailable: simulated outage"]
 
 
 def test_unexpected_error_returns_500_without_details() -> None:
-    app = create_app(Users(BrokenRepository(), PlainCipher()))
+    app = create_app(Users(BrokenRepository(), PlainCipher()), LOCAL_MODE)
     client = TestClient(app, base_url="http://127.0.0.1:8001", client=("127.0.0.1", 5), raise_server_exceptions=False)
 
     response = client.delete("/remove-user/1")
@@ -182,7 +186,7 @@ def test_unexpected_error_returns_500_without_details() -> None:
 
 def test_mounted_service_enforces_admin_access() -> None:
     users = Users(InMemoryUserRepository(), PlainCipher())
-    client = asgi_client(Starlette(routes=[Mount("/accounts", create_app(users))]))
+    client = asgi_client(Starlette(routes=[Mount("/accounts", create_app(users, LOCAL_MODE))]))
 
     created = client.post("/accounts/register-user", json=ADA, headers={"host": "example.com"})
     rejected = client.delete("/accounts/remove-user/1", headers={"host": "example.com"})
@@ -192,14 +196,14 @@ def test_mounted_service_enforces_admin_access() -> None:
 
 
 def test_websockets_are_rejected() -> None:
-    client = asgi_client(create_app(Users(InMemoryUserRepository(), PlainCipher())))
+    client = asgi_client(create_app(Users(InMemoryUserRepository(), PlainCipher()), LOCAL_MODE))
 
     with pytest.raises(WebSocketDisconnect), client.websocket_connect("/register-user"):
         pass
 
 
 def test_disconnect_while_sending_is_counted_as_status_499() -> None:
-    app = create_app(Users(InMemoryUserRepository(), PlainCipher()))
+    app = create_app(Users(InMemoryUserRepository(), PlainCipher()), LOCAL_MODE)
     scope: Scope = {
         "type": "http",
         "method": "POST",
@@ -227,7 +231,7 @@ def test_health_responds_while_passwords_are_hashed() -> None:
     cipher = SlowCipher()
 
     async def run() -> tuple[int, int, int]:
-        app = create_app(Users(InMemoryUserRepository(), cipher))
+        app = create_app(Users(InMemoryUserRepository(), cipher), LOCAL_MODE)
         transport = httpx2.ASGITransport(app, client=("127.0.0.1", 5))
         async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1:8001") as client:
             registering = [
@@ -247,7 +251,7 @@ def test_health_responds_while_passwords_are_hashed() -> None:
 def test_commands_that_time_out_are_not_applied_later() -> None:
     repository = HangingRepository()
     users = [registered(repository, name) for name in ("ada", "bob", "eve")]
-    app = create_app(Users(repository, PlainCipher()))
+    app = create_app(Users(repository, PlainCipher()), LOCAL_MODE)
     runtime = app.state.runtime
     commands = CommandBatcher(repository, timeout_seconds=0.1)
     app.state.runtime = attrs.evolve(runtime, executor=attrs.evolve(runtime.executor, commands=commands))

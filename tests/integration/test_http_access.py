@@ -23,7 +23,7 @@ from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.testing import UnavailableRepository
-from mlapi.testing.http import ADMIN_TOKEN, INVALID_CONTENT_TYPES, UNREADABLE_BODIES, content
+from mlapi.testing.http import ADMIN_TOKEN, INVALID_CONTENT_TYPES, LOCAL_MODE, UNREADABLE_BODIES, content
 from tests.contract.test_http import BASE, asgi_client
 
 PASSWORD = "difference engine"
@@ -70,7 +70,7 @@ def access(users: Users) -> Access:
 
 @pytest.fixture
 def http(users: Users, access: Access) -> Iterator[TestClient]:
-    with asgi_client(create_app(users, access=access)) as client:
+    with asgi_client(create_app(users, LOCAL_MODE, access=access)) as client:
         yield client
 
 
@@ -162,7 +162,7 @@ def test_login_log_lines_omit_the_submitted_text(http: TestClient, ada: User, ca
 
 
 def test_excessive_login_attempts_are_logged(users: Users, caplog: pytest.LogCaptureFixture) -> None:
-    with asgi_client(create_app(users, access=in_memory_access(users))) as http:
+    with asgi_client(create_app(users, LOCAL_MODE, access=in_memory_access(users))) as http:
         responses = [log_in(http, "nobody", "x").status_code for _ in range(21)]
 
     assert responses == [401] * 20 + [429]
@@ -245,7 +245,7 @@ def test_wrong_method_response_lists_the_allowed_methods(http: TestClient) -> No
 
 def test_logins_get_503_while_the_database_is_unavailable(access: Access) -> None:
     users = Users(UnavailableRepository(), PlainCipher())
-    http = asgi_client(create_app(users))
+    http = asgi_client(create_app(users, LOCAL_MODE))
 
     responses = [log_in(http), http.get("/users/1/keys")]
 
@@ -253,7 +253,7 @@ def test_logins_get_503_while_the_database_is_unavailable(access: Access) -> Non
 
 
 def test_login_attempts_are_limited_by_default(users: Users, ada: User) -> None:
-    with asgi_client(create_app(users, access=in_memory_access(users))) as http:
+    with asgi_client(create_app(users, LOCAL_MODE, access=in_memory_access(users))) as http:
         responses = [log_in(http, password="wrong").status_code for _ in range(21)]
         forged = http.post(
             "/token",
@@ -278,7 +278,7 @@ class SlowCipher(CostlyCipher):
 def test_concurrent_logins_with_correct_password_succeed(password: str, expected: set[int]) -> None:
     users = Users(InMemoryUserRepository(), SlowCipher())
     users.register(username="ada", password=PASSWORD, email="ada@example.com")
-    app = create_app(users)
+    app = create_app(users, LOCAL_MODE)
 
     async def log_in_concurrently() -> list[int]:
         transport = httpx2.ASGITransport(app, client=("127.0.0.1", 50000))
@@ -299,8 +299,8 @@ def test_concurrent_logins_with_correct_password_succeed(password: str, expected
 
 def test_token_status_in_the_path_can_be_turned_off(users: Users, access: Access, ada: User) -> None:
     issued = access.authenticator.log_in(username="ada", password=PASSWORD).token
-    enabled = asgi_client(create_app(users, access=access))
-    disabled = asgi_client(create_app(users, access=access, token_in_path=False))
+    enabled = asgi_client(create_app(users, LOCAL_MODE, access=access))
+    disabled = asgi_client(create_app(users, LOCAL_MODE, access=access, token_in_path=False))
 
     responses = [content(http.get(f"/token_status/{issued}")) for http in (enabled, disabled)]
 
@@ -472,7 +472,7 @@ def test_api_key_can_expire(http: TestClient, users: Users, ada: User) -> None:
 def test_invalid_api_key_request_error_names_the_field(
     users: Users, ada: User, body: object, field: str, message: str
 ) -> None:
-    http = asgi_client(create_app(users))
+    http = asgi_client(create_app(users, LOCAL_MODE))
 
     response = http.post(f"/users/{ada.id}/keys", json=body)
 

@@ -19,7 +19,7 @@ from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http.metrics import Metrics
 from mlapi.entrypoints.logs import REQUEST_ID, JsonFormatter, log_to_stderr
 from mlapi.testing.fakes import UnavailableRepository
-from mlapi.testing.http import ADA, ADMIN_TOKEN, content
+from mlapi.testing.http import ADA, ADMIN_TOKEN, LOCAL_MODE, content
 from tests.contract.test_http import BASE, asgi_client
 
 SECURITY_HEADERS = {
@@ -39,7 +39,7 @@ def users() -> Users:
 
 @pytest.fixture
 def app(users: Users) -> Starlette:
-    return create_app(users)
+    return create_app(users, LOCAL_MODE)
 
 
 @pytest.fixture
@@ -97,7 +97,7 @@ class BrokenRepository(UnavailableRepository):
 
 
 def test_5xx_responses_have_an_id_and_security_headers() -> None:
-    app = create_app(Users(BrokenRepository(), PlainCipher()))
+    app = create_app(Users(BrokenRepository(), PlainCipher()), LOCAL_MODE)
     http = TestClient(app, base_url=BASE, client=("127.0.0.1", 50000), raise_server_exceptions=False)
 
     server_error, unavailable = http.get("/users/1"), http.delete("/remove-user/1")
@@ -277,7 +277,7 @@ def test_metrics_need_admin_access_unless_they_are_open(users: Users) -> None:
 
 def test_multiprocess_metrics_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: Users) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))  # tests/e2e checks the totals of all workers
-    http = asgi_client(create_app(users))
+    http = asgi_client(create_app(users, LOCAL_MODE))
 
     http.get("/health/live")
 
@@ -370,7 +370,7 @@ def test_request_id_is_available_while_logging(caplog: pytest.LogCaptureFixture)
         return True
 
     caplog.handler.addFilter(remember_id)
-    http = asgi_client(create_app(Users(UnavailableRepository(), PlainCipher())))
+    http = asgi_client(create_app(Users(UnavailableRepository(), PlainCipher()), LOCAL_MODE))
 
     with caplog.at_level(logging.WARNING, "mlapi"):
         response = http.delete("/remove-user/1")

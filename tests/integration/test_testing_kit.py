@@ -28,7 +28,6 @@ from mlapi import (
     UserRepository,
     Users,
 )
-from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.guard import GuardMiddleware
 from mlapi.testing import (
     InMemoryTokens,
@@ -39,6 +38,7 @@ from mlapi.testing import (
     UnavailableRepository,
     register_and_log_in,
 )
+from mlapi.testing.http import LOCAL_MODE
 
 pytest_plugins = ["pytester", "mlapi.testing.fixtures"]
 
@@ -72,7 +72,7 @@ def test_http_suite_requires_a_client() -> None:
     users = Users(InMemoryUserRepository(), PlainCipher())
 
     with pytest.raises(NotImplementedError, match=r"override client\(\)"):
-        mlapi.testing.HttpContract().client(users, AdminPolicy())
+        mlapi.testing.HttpContract().client(users, LOCAL_MODE)
 
 
 def test_unknown_name_raises_attribute_error() -> None:

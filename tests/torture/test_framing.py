@@ -20,6 +20,7 @@ from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.wire.error_responses import ambiguous_framing
 from mlapi.entrypoints.wire.headers import has_ambiguous_framing
+from mlapi.testing.http import LOCAL_MODE
 from tests.contract.test_http import asgi_client
 from tests.e2e.server import MlapiServer, Server
 from tests.torture.conftest import Report, ShortOrFull
@@ -505,7 +506,7 @@ def mutate(rng: random.Random, request: bytes) -> bytes:
 
 
 def make_client() -> TestClient:
-    return asgi_client(create_app(Users(InMemoryUserRepository(), PlainCipher())))
+    return asgi_client(create_app(Users(InMemoryUserRepository(), PlainCipher()), LOCAL_MODE))
 
 
 def test_ambiguous_framing_reaches_no_endpoint() -> None:

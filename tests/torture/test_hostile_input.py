@@ -14,6 +14,7 @@ from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 
+import attrs
 import pytest
 import requests
 from sqlalchemy import URL
@@ -33,6 +34,7 @@ from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.sessions import Sessions
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.wire.operations import OPERATIONS
+from mlapi.testing.http import LOCAL_MODE
 from tests.asgi import Request, Response, call_app
 from tests.conftest import KEY, SALT
 from tests.e2e.server import MlapiServer, Server
@@ -64,7 +66,7 @@ class Target:
             Authenticator(self.users, self.tokens, UnlimitedAttempts()),
             Guard(repository, self.tokens),
         )
-        self.modes = AdminPolicy(admin_token=ADMIN_TOKEN, docs_open=True), AdminPolicy(docs_open=True)
+        self.modes = AdminPolicy(admin_token=ADMIN_TOKEN, docs_open=True), attrs.evolve(LOCAL_MODE, docs_open=True)
         self.apps = [
             create_app(self.users, mode, Access(authenticator=authenticator, guard=guard)) for mode in self.modes
         ]

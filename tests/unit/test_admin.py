@@ -10,6 +10,7 @@ import pytest
 from mlapi.config import ManagementSettings, RegistrationSettings, SecretSettings, Settings
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.local_peers import describe_trusted_peers, trust_any_peer
 from mlapi.entrypoints.wire.client import Client, Network
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
 
@@ -28,13 +29,15 @@ LOCAL = Client(
     server_address="127.0.0.1",
     http_version="1.1",
     headers=encode_headers(HOST),
+    peer_port=54321,
+    server_port=8001,
 )
 REMOTE = attrs.evolve(
     LOCAL, peer_address="203.0.113.9", server_address="192.0.2.1", headers=encode_headers(("host", "api.example.com"))
 )
 
 TOKEN_MODE = AdminPolicy(admin_token=TOKEN)
-LOCAL_MODE = AdminPolicy()
+LOCAL_MODE = AdminPolicy(is_trusted_peer=trust_any_peer)
 LOCKED = AdminPolicy(local=False)
 
 LOCKED_MESSAGE = "Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
@@ -90,7 +93,7 @@ def test_configured_admin_token_is_used() -> None:
         ),
         pytest.param(
             LOCAL_MODE,
-            "management: local mode, open to programs on this machine, because secrets.admin_token is not set;"
+            f"management: local mode, open to {describe_trusted_peers()}, because secrets.admin_token is not set;"
             " registration is open to everyone",
             id="local",
         ),
@@ -199,7 +202,7 @@ def test_closed_registration_rejects_remote_clients(policy: AdminPolicy, error: 
 def test_closed_registration_accepts_admins() -> None:
     registering = attrs.evolve(LOCAL, path="/register-user")
 
-    AdminPolicy(registration_open=False).check(registering)
+    attrs.evolve(LOCAL_MODE, registration_open=False).check(registering)
     AdminPolicy(admin_token=TOKEN, registration_open=False).check(
         with_headers(registering, ("authorization", f"Bearer {TOKEN}"))
     )
@@ -436,6 +439,7 @@ def wsgi(**more: str) -> dict[str, Any]:
     return {
         "PATH_INFO": "/remove-user/1",
         "REMOTE_ADDR": "127.0.0.1",
+        "REMOTE_PORT": "54321",
         "SERVER_NAME": "127.0.0.1",
         "SERVER_PORT": "8001",
         "SERVER_PROTOCOL": "HTTP/1.1",
@@ -472,7 +476,7 @@ def test_asgi_client_without_addresses_is_not_local(scope: Mapping[str, Any]) ->
     full = dict(scope) or {name: value for name, value in asgi().items() if name not in {"client", "server"}}
     client = Client.from_asgi(full)
 
-    assert client == attrs.evolve(LOCAL, peer_address="", server_address="")
+    assert client == attrs.evolve(LOCAL, peer_address="", server_address="", peer_port=0, server_port=0)
     with pytest.raises(AdminAccessDeniedError):
         LOCAL_MODE.check(client)
 
@@ -496,6 +500,33 @@ def test_token_with_non_ascii_bytes_is_rejected(value: bytes) -> None:
 
     with pytest.raises(AdminTokenRequiredError):
         TOKEN_MODE.check(client)
+
+
+def test_untrusted_peer_has_no_local_admin_access() -> None:
+    policy = AdminPolicy(is_trusted_peer=lambda _client: False)
+
+    for check in (policy.check, policy.check_page):
+        with pytest.raises(AdminAccessDeniedError, match="same user as the service, or as root"):
+            check(LOCAL)
+    policy.check(attrs.evolve(LOCAL, path="/token"))
+
+
+def test_peer_is_not_looked_up_for_public_paths_or_foreign_requests() -> None:
+    asked: list[Client] = []
+
+    def is_trusted(client: Client) -> bool:
+        asked.append(client)
+        return True
+
+    policy = AdminPolicy(is_trusted_peer=is_trusted)
+
+    policy.check(attrs.evolve(LOCAL, path="/token"))
+    with pytest.raises(AdminAccessDeniedError):
+        policy.check(attrs.evolve(REMOTE))
+    with pytest.raises(AdminAccessDeniedError):
+        policy.check(with_headers(LOCAL, ("x-forwarded-for", "203.0.113.9")))
+
+    assert asked == []
 
 
 def test_other_headers_may_contain_non_ascii_bytes() -> None:

@@ -85,12 +85,15 @@ def test_only_the_sql_adapter_opens_outgoing_connections() -> None:
     ]
     database_files = {file for file in TREES if file.startswith("adapters/sql/")}
     listeners = {"entrypoints/cli/serve.py", "entrypoints/server/supervisor.py", "entrypoints/server/worker.py"}
+    kernel_clients = {"entrypoints/local_peers.py"}
 
     assert (
         files_importing(*clients, "telnetlib", "ldap3", "xmlrpc", "socketserver", "grpc", "pymemcache", "redis")
         == set()
     )
-    assert files_importing("socket") <= listeners | database_files
+    assert (
+        files_importing("socket") <= listeners | {"entrypoints/local_peers.py"} | database_files
+    )  # it asks the kernel
     assert files_calling(r".*\.(create_connection|connect_ex|sendto|open_connection)") == set()
     assert files_importing("psycopg", "sqlite3") <= database_files
 

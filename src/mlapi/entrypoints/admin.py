@@ -6,13 +6,14 @@ Every path needs admin access unless the table of operations makes it public, so
 import hashlib
 import hmac
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import lru_cache
 from typing import Literal
 
 import attrs
 
 from mlapi.config import Settings
+from mlapi.entrypoints.local_peers import PeerOwners, describe_trusted_peers
 from mlapi.entrypoints.wire.client import Client, parse_address
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
 from mlapi.entrypoints.wire.headers import parse_authorization
@@ -55,6 +56,9 @@ class AdminPolicy:
     Args:
         admin_token: the token that grants admin access.
         local: whether programs on this machine have admin access without a token.
+        is_trusted_peer: in local mode, decides whether the program at the other end of a connection has admin access.
+            By default, programs that run as the same user as this process, or as root. Tests that call the application
+            without a connection pass `mlapi.entrypoints.local_peers.trust_any_peer`.
         registration_open: whether anyone may register users.
         docs_open: whether anyone may read the documentation.
         metrics_open: whether anyone may read the metrics.
@@ -62,6 +66,9 @@ class AdminPolicy:
 
     _token_digest: bytes | None = attrs.field(alias="admin_token", default=None, converter=_digest, repr=False)
     local: bool = True
+    _is_trusted_peer: Callable[[Client], bool] = attrs.field(
+        alias="is_trusted_peer", factory=PeerOwners, eq=False, repr=False
+    )
     registration_open: bool = True
     docs_open: bool = False
     metrics_open: bool = False
@@ -107,7 +114,7 @@ class AdminPolicy:
     def __str__(self) -> str:
         admins = {
             "token": "open to clients that send the admin token",
-            "local": "open to programs on this machine, because secrets.admin_token is not set",
+            "local": f"open to {describe_trusted_peers()}, because secrets.admin_token is not set",
             "locked": "closed, because secrets.admin_token is not set and management.local is false",
         }
         registration = "open to everyone" if self.registration_open else "open to admins only"
@@ -167,15 +174,23 @@ class AdminPolicy:
     def _check_without_token(self, client: Client) -> None:
         if not self.local:
             raise AdminAccessDeniedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)")
-        if not _is_local_program(client):
+        if not _looks_local(client):
             raise AdminAccessDeniedError(
                 "Management is open to programs on this machine only, and not through a proxy or a web page: to manage"
                 " from elsewhere, set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
             )
+        if not self._is_trusted_peer(client):
+            raise AdminAccessDeniedError(
+                "Management is open to programs that run as the same user as the service, or as root: run the program"
+                " as that user, or set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
+            )
 
 
-def _is_local_program(client: Client) -> bool:
-    """Return whether a program on this machine sent the request, rather than a proxy, web page or other machine."""
+def _looks_local(client: Client) -> bool:
+    """Return whether a request looks as if it came from a program on this machine, and not through a known proxy.
+
+    The addresses and headers also show requests of web pages, which the owner of the connection cannot show.
+    """
     host_headers = 0
     for name, value in client.headers:
         if name == b"host":

@@ -8,11 +8,14 @@ import pytest
 from mlapi import User, UserId, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.local_peers import trust_any_peer
 from mlapi.testing.fakes import UnavailableRepository
 
 ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
 CANARY = "c4n4ry-p4ssw0rd"
 ADMIN_TOKEN = "an-admin-token-for-tests"
+LOCAL_MODE = AdminPolicy(is_trusted_peer=trust_any_peer)
+"""Local mode for tests that call an application in their own process, without a connection."""
 
 UNREADABLE_BODIES = {
     "empty": b"",
@@ -124,7 +127,7 @@ class HttpContract:
 
     @pytest.fixture
     def http(self, users: Users) -> httpx2.Client:
-        return self.client(users, AdminPolicy())
+        return self.client(users, LOCAL_MODE)
 
     @staticmethod
     def stored(users: Users) -> list[User]:
@@ -308,7 +311,7 @@ class HttpContract:
     # --- unavailable database
 
     def test_unavailable_database_gives_503_with_retry_after(self) -> None:
-        http = self.client(Users(UnavailableRepository(), PlainCipher()), AdminPolicy())
+        http = self.client(Users(UnavailableRepository(), PlainCipher()), LOCAL_MODE)
 
         responses = [
             http.post("/register-user", json=ADA),

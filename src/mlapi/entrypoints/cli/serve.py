@@ -8,8 +8,11 @@ from typing import Any
 
 import click
 
-from mlapi.config import load_settings
+from mlapi.bootstrap import locate_data
+from mlapi.config import Settings, load_settings
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli.output import CommandError, command_errors
+from mlapi.entrypoints.wire.client import parse_address
 
 BACKLOG = 2048
 """The maximum number of connections that the kernel queues until a worker accepts them."""
@@ -32,6 +35,8 @@ def serve_command(*, host: str, port: int, workers: int, connections: int, acces
     with command_errors():
         settings = load_settings()
     listeners = bind_listeners(host, port, workers)
+    with command_errors():
+        _validate_address(listeners[0].getsockname()[0], settings)
     for listener in listeners:
         listener.set_inheritable(True)
     arguments = {
@@ -43,6 +48,24 @@ def serve_command(*, host: str, port: int, workers: int, connections: int, acces
     # Replace this process: otherwise, the modules of the command line would stay in memory while the service runs.
     module = "mlapi.entrypoints.server.supervisor"
     os.execv(sys.executable, [sys.executable, "-P", "-m", module, json.dumps(arguments)])  # noqa: S606 - runs a module of this package
+
+
+def _validate_address(address: str, settings: Settings) -> None:
+    """Check that the service listens on this machine only, if programs on this machine are admins without a token.
+
+    Raises:
+        CommandError: if other machines could connect.
+    """
+    parsed = parse_address(address)
+    if (parsed is not None and parsed.is_loopback) or AdminPolicy.from_settings(settings).mode != "local":
+        return
+    _, secrets = locate_data(settings)
+    if secrets.exists and secrets.load().admin_token is not None:
+        return
+    raise CommandError(
+        f"without an admin token, mlapi does not listen on {address}: to serve this machine only, leave out --host;"
+        " otherwise, set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
+    )
 
 
 def bind_listeners(host: str, port: int, count: int) -> list[socket.socket]:

@@ -9,6 +9,7 @@ import attrs
 from mlapi.entrypoints.wire.headers import Headers, wsgi_headers
 
 _UNKNOWN = "unknown"
+_UNKNOWN_END = ("", 0)
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -26,6 +27,10 @@ class Client:
         http_version: the HTTP version, such as ``1.1``.
         headers: the request headers.
         scheme: ``http`` or ``https``.
+        peer_port: the port of the other end of the connection; 0 if unknown.
+        server_port: the port of our end of the connection; 0 if unknown.
+        connection: identifies the connection. The requests of one connection may share the same object; requests of
+            different connections never do. Compare it by identity.
     """
 
     path: str
@@ -34,18 +39,25 @@ class Client:
     http_version: str
     headers: Headers = attrs.field(repr=False)
     scheme: str = "http"
+    peer_port: int = attrs.field(default=0, repr=False)
+    server_port: int = attrs.field(default=0, repr=False)
+    connection: object = attrs.field(factory=object, eq=False, repr=False)
 
     @classmethod
     def from_asgi(cls, scope: Mapping[str, Any]) -> "Client":
         """Create a client from an ASGI HTTP scope."""
         path, root = scope["path"], scope.get("root_path", "")
+        peer, server = scope.get("client") or _UNKNOWN_END, scope.get("server") or _UNKNOWN_END
         return cls(
             path=path.removeprefix(root) if path.startswith(f"{root}/") else path,
-            peer_address=(scope.get("client") or ("",))[0],
-            server_address=(scope.get("server") or ("",))[0],
+            peer_address=peer[0],
+            server_address=server[0],
             http_version=scope["http_version"],
             headers=scope["headers"],
             scheme=scope.get("scheme", "http"),
+            peer_port=peer[1] or 0,
+            server_port=server[1] or 0,  # None for a Unix socket
+            connection=peer,  # servers create it once per connection
         )
 
     @classmethod
@@ -58,6 +70,8 @@ class Client:
             http_version=environ["SERVER_PROTOCOL"].removeprefix("HTTP/"),
             headers=wsgi_headers(environ),
             scheme=environ.get("wsgi.url_scheme", "http"),
+            peer_port=_parse_port(environ.get("REMOTE_PORT", "")),
+            server_port=_parse_port(environ.get("SERVER_PORT", "")),
         )
 
     @property
@@ -122,6 +136,11 @@ class Client:
                 break
         # If the server took the peer address from the header, trusted proxies must have confirmed it.
         return nearest if is_trusted or parse_address(self.peer_address) in checked else _UNKNOWN
+
+
+def _parse_port(text: object) -> int:
+    """Return a port of a WSGI environ, or 0 if it is unknown. Servers provide it as a string or as an integer."""
+    return int(str(text)) if str(text).isdecimal() else 0
 
 
 def _is_in_any(address: str, networks: Sequence[Network]) -> bool:
