@@ -91,9 +91,7 @@ def test_only_the_sql_adapter_opens_outgoing_connections() -> None:
         files_importing(*clients, "telnetlib", "ldap3", "xmlrpc", "socketserver", "grpc", "pymemcache", "redis")
         == set()
     )
-    assert (
-        files_importing("socket") <= listeners | {"entrypoints/local_peers.py"} | database_files
-    )  # it asks the kernel
+    assert files_importing("socket") <= listeners | kernel_clients | database_files
     assert files_calling(r".*\.(create_connection|connect_ex|sendto|open_connection)") == set()
     assert files_importing("psycopg", "sqlite3") <= database_files
 
