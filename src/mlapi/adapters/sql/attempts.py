@@ -54,8 +54,7 @@ class SqlAttempts:
         if now - self._purged_at >= _PURGE_INTERVAL_SECONDS:
             self._purged_at = now
             for _ in range(_MAX_PURGE_BATCHES):
-                with self._database.writing() as connection:
-                    purged = connection.execute(_PURGE, {"now": now}).rowcount
+                purged = self._database.write(lambda connection: connection.execute(_PURGE, {"now": now}).rowcount)
                 if purged < _PURGE_BATCH_ROWS:
                     break
 

@@ -54,5 +54,6 @@ class SqlAuditTrail:
         return [DailyCount(*row) for row in rows]
 
     def purge(self, *, before: datetime, limit: int) -> int:
-        with self._database.writing() as connection:
-            return connection.execute(_PURGE, {"before": before, "limit": limit}).rowcount
+        return self._database.write(
+            lambda connection: connection.execute(_PURGE, {"before": before, "limit": limit}).rowcount
+        )

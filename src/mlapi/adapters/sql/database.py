@@ -3,7 +3,8 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from functools import partial
 from typing import Any, Self, TypeVar
 
 from sqlalchemy import URL, Connection, PoolProxiedConnection
@@ -52,26 +53,32 @@ class Database:
             url, timeout_seconds=timeout_seconds, max_connections=MAX_BROWSING_CONNECTIONS
         )
         self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
-        self._was_replaced = self.dialect.replacement_check(url)
+        self._find_file_change = self.dialect.file_change_check(url)
         self._nonblocking: list[PoolProxiedConnection] = []
         """Idle connections for `read_nowait`."""
         self._writers = threading.BoundedSemaphore(self.dialect.max_writers(max_connections))
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
-        """Open a read transaction."""
+        """Open a read transaction. `read` can also repeat the reads if the connection is lost during them."""
         self._check_not_replaced()
-        with self._translating_errors(), self.engine.connect() as connection, connection.begin():
-            yield connection
+        with self._translating_errors():
+            stack, connection = self._retrying(self._begin)
+            with stack:
+                yield connection
 
     @contextmanager
     def writing(self) -> Iterator[Connection]:
-        """Open a write transaction. It is committed durably after the block, or rolled back if the block raises."""
+        """Open a write transaction. It is committed durably after the block, or rolled back if the block raises.
+
+        `write` can also repeat the changes if the connection is lost before the commit.
+        """
         self._check_not_replaced()
-        with self._write_slot(), self._translating_errors(), self.engine.connect() as connection:
-            connection.execution_options(**self.dialect.write_options)
-            with connection.begin():
+        with self._write_slot(), self._translating_errors():
+            stack, connection = self._retrying(partial(self._begin, **self.dialect.write_options))
+            with stack:
                 yield connection
+                self._commit_sqlalchemy(connection)
 
     def read(self, work: Callable[[Connection], T]) -> T:
         """Call ``work`` in a transaction and return its result. Retry after a transient error."""
@@ -82,6 +89,28 @@ class Database:
 
         self._check_not_replaced()
         with self._translating_errors():
+            return self._retrying(attempt)
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Call ``work`` in a write transaction, commit durably, and return its result.
+
+        After a transient error before the commit, ``work`` is called again. A failed commit is never repeated, because
+        it may have succeeded.
+
+        Raises:
+            RepositoryUnavailableError: if the database is unavailable.
+        """
+
+        def attempt() -> T:
+            with self.engine.connect() as connection:
+                connection.execution_options(**self.dialect.write_options)
+                with connection.begin():
+                    result = work(connection)
+                    self._commit_sqlalchemy(connection)
+            return result
+
+        self._check_not_replaced()
+        with self._write_slot(), self._translating_errors():
             return self._retrying(attempt)
 
     def browse(self, work: Callable[[Connection], T]) -> T:
@@ -159,22 +188,20 @@ class Database:
             RepositoryUnavailableError: if the database is unavailable, or ``commit_by`` has passed.
         """
 
-        def attempt() -> tuple[PoolProxiedConnection, T]:
+        def attempt() -> T:
             pooled = self.engine.raw_connection()
             with _invalidated_by_errors(pooled):
                 self.dialect.begin(pooled.driver_connection)
-                return pooled, work(pooled.driver_connection)
+                result = work(pooled.driver_connection)
+                if commit_by is not None and time.monotonic() > commit_by:
+                    raise RepositoryUnavailableError("too late to commit")
+                self._commit(pooled.driver_connection)
+            pooled.close()
+            return result
 
         self._check_not_replaced()
         with self._write_slot(), self._translating_errors():
-            pooled, result = self._retrying(attempt)
-            with _invalidated_by_errors(pooled):
-                if commit_by is not None and time.monotonic() > commit_by:
-                    raise RepositoryUnavailableError("too late to commit")
-                # Do not retry a failed commit: it may have succeeded.
-                self.dialect.commit(pooled.driver_connection)
-            pooled.close()
-            return result
+            return self._retrying(attempt)
 
     def open_existing(self, purpose: Purpose) -> AbstractContextManager[Connection]:
         """Open a transaction in an existing database, without a statement timeout. This creates and changes nothing.
@@ -209,13 +236,39 @@ class Database:
         return pooled
 
     def _check_not_replaced(self) -> None:
-        """Raise an error if an SQLite file was removed or replaced since the last call. Later calls use the new file.
+        """Reconnect if an SQLite file was replaced since the last call, and raise an error if it was removed.
 
         Connections that are open still use the old file, so no other process would see what they write.
         """
-        if self._was_replaced():
+        change = self._find_file_change()
+        if change is not None:
             self.close()
-            raise RepositoryUnavailableError("the database file was removed or replaced")
+        if change == "removed":
+            raise RepositoryUnavailableError("the database file was removed")
+
+    def _begin(self, **options: str) -> tuple[ExitStack, Connection]:
+        """Begin a transaction on a connection that works. Return the connection, and the stack that ends both."""
+        with ExitStack() as stack:
+            connection = stack.enter_context(self.engine.connect())
+            connection.execution_options(**options)
+            stack.enter_context(connection.begin())
+            # Raises an error if the connection is lost. An empty statement does not fix the isolation level.
+            connection.exec_driver_sql("")
+            return stack.pop_all(), connection
+
+    def _commit(self, connection: Any) -> None:  # noqa: ANN401 - a connection of the driver
+        """Commit, and raise an error that `_retrying` does not catch: a failed commit may have succeeded."""
+        try:
+            self.dialect.commit(connection)
+        except self._driver_error as error:
+            raise self._unavailable(error) from error
+
+    def _commit_sqlalchemy(self, connection: Connection) -> None:
+        try:
+            self._commit(connection.connection.driver_connection)
+        except RepositoryUnavailableError:
+            connection.invalidate()  # SQLAlchemy would use it for a rollback
+            raise
 
     @contextmanager
     def _write_slot(self) -> Iterator[None]:
@@ -249,8 +302,14 @@ class Database:
             self.dialect.drop_stale_connections(self.engine)
 
     def _retrying(self, attempt: Callable[[], T]) -> T:
-        """Call ``attempt`` and return its result. After a transient error, retry immediately."""
-        for _ in range(_MAX_ATTEMPTS - 1):
+        """Call ``attempt`` and return its result. After a transient error, retry immediately on a new connection.
+
+        The first attempt can be slow, because it may use a connection that was cut silently. It is always repeated.
+        """
+        last_start = time.monotonic() + 2 * self.timeout_seconds
+        attempts = 0
+        while True:
+            attempts += 1
             try:
                 return attempt()
             except (DBAPIError, self._driver_error) as error:
@@ -259,7 +318,8 @@ class Database:
                     raise
                 self.engine.dispose()  # the idle connections in the pools are probably lost, too
                 self._browsing.dispose()
-        return attempt()
+                if attempts == _MAX_ATTEMPTS or (attempts > 1 and time.monotonic() > last_start):
+                    raise
 
 
 @contextmanager

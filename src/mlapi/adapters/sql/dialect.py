@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy import URL, Connection, Engine, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
-from mlapi.adapters.sql.existing import ConnectionPool, Purpose
+from mlapi.adapters.sql.existing import ConnectionPool, FileChange, Purpose
 from mlapi.adapters.sql.postgresql import PostgresqlDialect
 from mlapi.adapters.sql.sqlite import SqliteDialect
 from mlapi.domain.commands import Command, Outcome
@@ -49,8 +49,8 @@ class Dialect(Protocol[DriverConnectionT_contra]):
         """Return the absolute paths of the local files that hold the database, the main file first."""
         ...
 
-    def replacement_check(self, url: URL) -> Callable[[], bool]:
-        """Return a function that returns True if the database file was removed or replaced since the last call."""
+    def file_change_check(self, url: URL) -> Callable[[], FileChange | None]:
+        """Return a function that returns whether the database file was removed or replaced since the last call."""
         ...
 
     def open_existing(self, pool: ConnectionPool, purpose: Purpose) -> AbstractContextManager[Connection]:

@@ -31,8 +31,7 @@ def prepare_schema(database: Database, *, may_upgrade: bool) -> None:
             database contains another program's ``users`` table.
         RepositoryUnavailableError: if the database is unavailable.
     """
-    with database.reading() as connection:
-        revision = current_revision(connection)
+    revision = database.read(current_revision)
     if revision == HEAD:
         return
     if not may_upgrade:
@@ -52,12 +51,14 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
     """
     import alembic.command  # noqa: F401, PLC0415 - slow, so import it before locking out other processes
 
-    with database.writing() as connection:  # on SQLite, this already locks the schema
-        _lock(database, connection)
+    def run(connection: Connection) -> tuple[str | None, str | None]:
+        _lock(database, connection)  # on SQLite, the write transaction has already locked the schema
         before = current_revision(connection)
         _check_ownership(connection, before)
         migrate(connection, revision)
         return before, current_revision(connection)
+
+    return database.write(run)
 
 
 def downgrade(database: Database, revision: str) -> None:
@@ -67,9 +68,11 @@ def downgrade(database: Database, revision: str) -> None:
     """
     from alembic import command  # noqa: PLC0415 - slow
 
-    with database.writing() as connection:
+    def run(connection: Connection) -> None:
         _lock(database, connection)
         command.downgrade(_alembic_config(connection), revision)
+
+    database.write(run)
 
 
 def migrate(connection: Connection, revision: str) -> None:

@@ -46,8 +46,8 @@ class PostgresqlDialect:
     def files(self, url: URL) -> tuple[Path, ...]:  # noqa: ARG002 - part of the protocol
         return ()
 
-    def replacement_check(self, url: URL) -> Callable[[], bool]:  # noqa: ARG002 - part of the protocol
-        return lambda: False
+    def file_change_check(self, url: URL) -> Callable[[], None]:  # noqa: ARG002 - part of the protocol
+        return lambda: None
 
     @contextmanager
     def open_existing(self, pool: ConnectionPool, purpose: Purpose) -> Iterator[Connection]:

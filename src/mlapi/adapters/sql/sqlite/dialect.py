@@ -11,7 +11,7 @@ from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 
 from mlapi.adapters.sql.errors import error_summary
-from mlapi.adapters.sql.existing import ConnectionPool, Purpose
+from mlapi.adapters.sql.existing import ConnectionPool, FileChange, Purpose
 from mlapi.adapters.sql.sqlite import engine, execution, existing, files
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
@@ -38,8 +38,8 @@ class SqliteDialect:
     def files(self, url: URL) -> tuple[Path, ...]:
         return files.all_files(url)
 
-    def replacement_check(self, url: URL) -> Callable[[], bool]:
-        return files.ReplacementCheck(files.database_file(url))
+    def file_change_check(self, url: URL) -> Callable[[], FileChange | None]:
+        return files.FileChangeCheck(files.database_file(url))
 
     def open_existing(self, pool: ConnectionPool, purpose: Purpose) -> AbstractContextManager[Connection]:
         file = files.database_file(pool.engine.url)

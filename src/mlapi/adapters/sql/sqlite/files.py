@@ -4,6 +4,8 @@ from pathlib import Path
 
 from sqlalchemy import URL
 
+from mlapi.adapters.sql.existing import FileChange
+
 
 def database_file(url: URL) -> Path:
     """Return the absolute path of the database file."""
@@ -16,15 +18,15 @@ def all_files(url: URL) -> tuple[Path, ...]:
     return (file, *(file.with_name(f"{file.name}{ending}") for ending in ("-wal", "-shm")))
 
 
-class ReplacementCheck:
-    """A function that returns True if a file was removed or replaced since the last call."""
+class FileChangeCheck:
+    """A function that returns whether a file was removed or replaced since the last call."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._identity: tuple[int, int] | None = None
         """Device and inode of the file at the last call."""
 
-    def __call__(self) -> bool:
+    def __call__(self) -> FileChange | None:
         try:
             status = self._file.stat()
         except OSError:
@@ -32,4 +34,6 @@ class ReplacementCheck:
         else:
             identity = status.st_dev, status.st_ino
         previous, self._identity = self._identity, identity
-        return previous is not None and identity != previous
+        if previous is None or identity == previous:
+            return None
+        return "removed" if identity is None else "replaced"
