@@ -18,6 +18,7 @@ from mlapi.config import load_settings
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.console import CONSOLE_PATH
 from mlapi.entrypoints.http import create_app
+from mlapi.testing.http import LOCAL_MODE
 from tests.conftest import KEY, SALT
 from tests.contract.test_http import BASE, asgi_client
 from tests.cut_connections import CuttingProxy
@@ -151,7 +152,7 @@ def opened(postgres: PostgresServer, proxy: CuttingProxy, tmp_path_factory: pyte
         with open_service(load_settings(environ=environ)) as service:
             ada = service.users.register(username="ada", password=PASSWORD, email="ada@example.com")
             _, secret = service.users.add_api_key(user_id=ada.id, name="test")
-            with asgi_client(create_app(service.users, access=service.access)) as client:
+            with asgi_client(create_app(service.users, LOCAL_MODE, service.access)) as client:
                 yield Open(service, client, ada, secret)
 
 
