@@ -5,7 +5,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
-from mlapi import MlapiError, Users
+from mlapi import Actor, MlapiError, Users
 from mlapi.bootstrap import open_service
 from mlapi.config import load_settings
 from mlapi.entrypoints.admin import AdminPolicy
@@ -25,7 +25,10 @@ def create_app(users: Users, admin_policy: AdminPolicy) -> FastAPI:
     async def register(request: Request) -> Response:
         validate_content_headers(request.scope["headers"])
         body = requests.decode(await requests.read_body(request.stream()), requests.RegisterRequest)
-        user = await run_in_threadpool(users.register, username=body.username, password=body.password, email=body.email)
+        actor = Actor(admin_policy.registration_actor(request.scope["headers"]))
+        user = await run_in_threadpool(
+            users.as_actor(actor).register, username=body.username, password=body.password, email=body.email
+        )
         return starlette_response(responses.user_registered(user))
 
     @app.put("/toggle-user-permission/{user_id}/{permission}")

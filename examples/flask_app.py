@@ -4,7 +4,7 @@ import msgspec
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from mlapi import MlapiError, Users
+from mlapi import Actor, MlapiError, Users
 from mlapi.bootstrap import open_service
 from mlapi.config import load_settings
 from mlapi.entrypoints.admin import AdminPolicy
@@ -29,9 +29,11 @@ def create_app(users: Users, admin_policy: AdminPolicy) -> Flask:
 
     @app.post("/register-user", provide_automatic_options=False)
     def register() -> Response:
-        validate_content_headers(wsgi_headers(request.environ))
+        headers = wsgi_headers(request.environ)
+        validate_content_headers(headers)
         body = requests.decode(request.stream.read(MAX_BODY_BYTES + 1), requests.RegisterRequest)
-        return _respond(responses.user_registered(users.register(**msgspec.structs.asdict(body))))
+        actor = Actor(admin_policy.registration_actor(headers))
+        return _respond(responses.user_registered(users.as_actor(actor).register(**msgspec.structs.asdict(body))))
 
     @app.put("/toggle-user-permission/<user_id>/<permission>", provide_automatic_options=False)
     def toggle(user_id: str, permission: str) -> Response:

@@ -18,6 +18,7 @@ from mlapi.application.preparation import (
     prepare_on_first_use,
 )
 from mlapi.domain.ports import NonblockingLookup
+from mlapi.domain.rules import canonical_username
 from mlapi.testing.samples import registered
 
 Open = Callable[[URL], Database]
@@ -144,6 +145,8 @@ def test_repository_is_prepared_before_its_first_use() -> None:
 
     with pytest.raises(RepositoryUnavailableError, match="not prepared yet"):
         repository.find_principals_nowait([ada.id])
+    with pytest.raises(RepositoryUnavailableError, match="not prepared yet"):
+        repository.find_many_nowait([canonical_username("ada")])
     with pytest.raises(RepositoryUnavailableError, match="not started yet"):
         repository.audit.list_page(limit=1)
     with pytest.raises(RepositoryUnavailableError, match="not started yet"):
@@ -151,6 +154,7 @@ def test_repository_is_prepared_before_its_first_use() -> None:
 
     assert repository.get(ada.id) == ada
     assert repository.find_principals_nowait([ada.id]) == [ada]
+    assert repository.find_many_nowait([canonical_username("ada")]) == [ada]
 
 
 def test_prepared_repository_gains_no_nonblocking_lookup() -> None:

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 from typing import get_args
 
+import attrs
 import pytest
 
 from mlapi import (
@@ -23,6 +24,7 @@ from mlapi import (
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.domain.audit import make_audit_entry
 from mlapi.domain.commands import (
+    ANYONE,
     AddApiKey,
     ChangePassword,
     EndTokens,
@@ -30,6 +32,7 @@ from mlapi.domain.commands import (
     Reencrypt,
     Register,
     Rejection,
+    RejectRegistration,
     Remove,
     RemoveApiKey,
     SetEnabled,
@@ -47,6 +50,7 @@ AUDITED: list[Command] = [
     SetEnabled(user_id=ADA, enabled=False, at=NOON),
     EndTokens(user_id=ADA, at=NOON),
     ChangePassword(user_id=ADA, password=STORED, replacing=None, at=NOON),
+    RejectRegistration(user_id=ADA, at=NOON),
     Remove(user_id=ADA, at=NOON),
     AddApiKey(key=KEY),
     RemoveApiKey(key_id=KEY.id, at=NOON),
@@ -78,6 +82,15 @@ def test_every_command_and_outcome_is_audited(command: Command, outcome: Outcome
     assert entry is not None
     assert entry.at == NOON
     assert (entry.outcome == "done") == isinstance(outcome, User | ApiKey)
+
+
+@pytest.mark.parametrize("outcome", [REGISTER.as_user(ADA), UserExistsError(ADA)], ids=["done", "rejected"])
+def test_rejected_anonymous_registration_is_not_audited(outcome: Outcome) -> None:
+    command = attrs.evolve(REGISTER, actor=Actor(ANYONE))
+
+    entry = make_audit_entry(command, outcome)
+
+    assert (entry is None) == isinstance(outcome, UserExistsError)
 
 
 @pytest.mark.parametrize("command", INTERNAL, ids=lambda command: type(command).__name__)

@@ -143,6 +143,9 @@ class InMemoryUserRepository:
     def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return self.find_principals(ids)
 
+    def find_many_nowait(self, keys: Sequence[UsernameKey]) -> list[User | None]:
+        return self.find_many(keys)
+
     def list_api_keys(self, user_id: UserId) -> list[ApiKey]:
         self.get(user_id)
         with self._lock:

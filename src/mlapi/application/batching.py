@@ -1,4 +1,4 @@
-"""Batching: commands of concurrent requests share one commit, and their lookups share one query.
+"""Batching: commands of concurrent requests share one commit. `mlapi.application.lookups` also batches queries.
 
 A commit waits for the disk no matter how many commands it contains, and a query costs one round trip. Therefore
 each event loop collects requests in a `_LoopQueue`, and a single writer thread executes them as a batch. Results are
@@ -23,9 +23,9 @@ import attrs
 
 from mlapi.application.deadlines import remaining_seconds
 from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, UserCommand
-from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
+from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError, ServiceUnavailableError
-from mlapi.domain.ports import NonblockingLookup, UserRepository
+from mlapi.domain.ports import UserRepository
 from mlapi.domain.users import User
 
 MAX_WAITING_REQUESTS = 10_000
@@ -222,63 +222,6 @@ class CommandBatcher(Batcher[Command, User | ApiKey]):
             ServiceUnavailableError, RepositoryUnavailableError: see `submit` and `UserRepository.apply`.
         """
         return await self.submit(command)
-
-
-class PrincipalLookup:
-    """An asynchronous wrapper around `UserRepository.find_principals`: concurrent lookups share a query.
-
-    A repository that offers `NonblockingLookup` is called on the event loop, once for all lookups in one turn of the
-    loop, because switching threads would take longer than the query. Lookups that would have to wait, and those of
-    any other repository, run in a thread.
-    """
-
-    def __init__(self, repository: UserRepository, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
-        self._nonblocking = repository if isinstance(repository, NonblockingLookup) else None
-        self._batcher = Batcher[PrincipalId, Principal | None](
-            lambda ids, _: repository.find_principals(ids), timeout_seconds=timeout_seconds
-        )
-        self._turns: dict[asyncio.AbstractEventLoop, list[tuple[PrincipalId, asyncio.Future[Principal | None]]]] = {}
-
-    async def find(self, principal_id: PrincipalId) -> Principal | None:
-        """Return the principal as stored at the time of this call or later; None if it does not exist.
-
-        Raises:
-            ServiceUnavailableError, RepositoryUnavailableError: see `Batcher.submit`.
-        """
-        if self._nonblocking is not None:
-            try:
-                return await self._find_nowait(principal_id, self._nonblocking)
-            except RepositoryUnavailableError:
-                pass  # the lookup would have to wait, so use the thread
-        return await self._batcher.submit(principal_id)
-
-    def close(self) -> None:
-        self._batcher.close()
-
-    def _find_nowait(
-        self, principal_id: PrincipalId, repository: NonblockingLookup
-    ) -> "asyncio.Future[Principal | None]":
-        loop = asyncio.get_running_loop()
-        turn = self._turns.get(loop)
-        if turn is None:
-            self._turns[loop] = turn = []
-            loop.call_soon(self._query, loop, repository)
-        future = loop.create_future()
-        turn.append((principal_id, future))
-        return future
-
-    def _query(self, loop: asyncio.AbstractEventLoop, repository: NonblockingLookup) -> None:
-        turn = self._turns.pop(loop)
-        try:
-            principals = repository.find_principals_nowait([principal_id for principal_id, _ in turn])
-        except Exception as error:  # noqa: BLE001 - each waiting coroutine raises it
-            for _, future in turn:
-                if not future.done():
-                    future.set_exception(copy(error))
-            return
-        for (_, future), principal in zip(turn, principals, strict=True):
-            if not future.done():  # it may have been canceled
-                future.set_result(principal)
 
 
 class _LoopQueue:

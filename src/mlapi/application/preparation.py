@@ -151,9 +151,15 @@ class NonblockingPreparedRepository(PreparedRepository):
         self._lookup = lookup
 
     def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        return self._prepared_lookup().find_principals_nowait(ids)
+
+    def find_many_nowait(self, keys: Sequence[UsernameKey]) -> list[User | None]:
+        return self._prepared_lookup().find_many_nowait(keys)
+
+    def _prepared_lookup(self) -> NonblockingLookup:
         if not self._preparation.is_done:
             raise RepositoryUnavailableError("the database is not prepared yet")
-        return self._lookup.find_principals_nowait(ids)
+        return self._lookup
 
 
 class PreparedAuditTrail:

@@ -6,6 +6,7 @@ prepares in a thread, and passes the command to `mlapi.application.batching`.
 """
 
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from typing import final, overload
 
@@ -20,13 +21,14 @@ from mlapi.domain.commands import (
     EndTokens,
     Reencrypt,
     Register,
+    RejectRegistration,
     Remove,
     RemoveApiKey,
     SetEnabled,
     UserCommand,
 )
 from mlapi.domain.credentials import ApiKey, ApiKeyId, generate_api_key, parse_api_key, validate_api_key_fields
-from mlapi.domain.errors import InvalidFieldsError, MlapiError
+from mlapi.domain.errors import InvalidFieldsError, MlapiError, UserExistsError, UserNotFoundError
 from mlapi.domain.ports import Clock, PasswordCipher, UserRepository
 from mlapi.domain.rules import PasswordPolicy, canonical_username, find_email_error, find_username_error, fold
 from mlapi.domain.users import EncryptedPassword, User, UserId, utc_now
@@ -63,7 +65,7 @@ class Users:
         self.cipher = cipher
         self._clock = clock
         self._password_policy = password_policy
-        self._actor = actor
+        self.actor = actor
 
     def as_actor(self, actor: Actor) -> "Users":
         """Return a copy that records further changes in the audit trail under a different actor."""
@@ -79,6 +81,11 @@ class Users:
             UserExistsError: if the username is taken, in any case or spelling with the same canonical form.
             RepositoryUnavailableError: if the database is unavailable.
         """
+        self.validate_registration(username=username, password=password, email=email)
+        taken_by = self.find(username)  # before the costly encryption
+        if taken_by is not None:
+            with suppress(UserNotFoundError):  # removed in the meantime
+                self.apply(self.reject_registration(taken_by))
         return self.apply(self.prepare_registration(username=username, password=password, email=email))
 
     def set_enabled(self, *, user_id: UserId, enabled: bool) -> User:
@@ -231,8 +238,8 @@ class Users:
         """
         return self.repository.audit.count_per_day(since=since)
 
-    def prepare_registration(self, *, username: str, password: str, email: str) -> Register:
-        """Check the fields and encrypt the password. Takes up to 50 ms of processor time.
+    def validate_registration(self, *, username: str, password: str, email: str) -> None:
+        """Check the fields of a new user.
 
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
@@ -244,20 +251,38 @@ class Users:
                 ("email", find_email_error(email)),
             ],
         )
+
+    def reject_registration(self, taken_by: User) -> RejectRegistration:
+        """Return the command that records a rejected registration, because a user has the username.
+
+        Raises:
+            UserExistsError: if the actor is anonymous. Their rejected registrations are not recorded.
+        """
+        if self.actor.is_anonymous:
+            raise UserExistsError(taken_by.id)
+        return RejectRegistration(user_id=taken_by.id, at=self._clock(), actor=self.actor)
+
+    def prepare_registration(self, *, username: str, password: str, email: str) -> Register:
+        """Check the fields and encrypt the password. Takes up to 50 ms of processor time.
+
+        Raises:
+            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
+        """
+        self.validate_registration(username=username, password=password, email=email)
         encrypted = self.cipher.encrypt(password)
-        return Register(username=username, password=encrypted, email=email, at=self._clock(), actor=self._actor)
+        return Register(username=username, password=encrypted, email=email, at=self._clock(), actor=self.actor)
 
     def prepare_set_enabled(self, *, user_id: UserId, enabled: bool) -> SetEnabled:
-        return SetEnabled(user_id=user_id, enabled=enabled, at=self._clock(), actor=self._actor)
+        return SetEnabled(user_id=user_id, enabled=enabled, at=self._clock(), actor=self.actor)
 
     def prepare_end_tokens(self, *, user_id: UserId) -> EndTokens:
-        return EndTokens(user_id=user_id, at=self._clock(), actor=self._actor)
+        return EndTokens(user_id=user_id, at=self._clock(), actor=self.actor)
 
     def prepare_remove(self, *, user_id: UserId) -> Remove:
-        return Remove(user_id=user_id, at=self._clock(), actor=self._actor)
+        return Remove(user_id=user_id, at=self._clock(), actor=self.actor)
 
     def prepare_remove_api_key(self, key_id: ApiKeyId) -> RemoveApiKey:
-        return RemoveApiKey(key_id=key_id, at=self._clock(), actor=self._actor)
+        return RemoveApiKey(key_id=key_id, at=self._clock(), actor=self.actor)
 
     def validate_password(self, password: str, *, field: str = "password") -> None:
         """Raise `InvalidFieldsError` for ``field`` if a password violates the policy."""
@@ -285,7 +310,7 @@ class Users:
         self.validate_password(password, field=field)
         encrypted = self.cipher.encrypt(password)
         return ChangePassword(
-            user_id=user_id, password=encrypted, replacing=replacing, at=self._clock(), actor=self._actor
+            user_id=user_id, password=encrypted, replacing=replacing, at=self._clock(), actor=self.actor
         )
 
     def prepare_api_key(
@@ -308,7 +333,7 @@ class Users:
             created_datetime=now,
             expires_datetime=expires_datetime,
         )
-        return AddApiKey(key=key, actor=self._actor), secret
+        return AddApiKey(key=key, actor=self.actor), secret
 
     def reencrypt(self, *, batch_size: int = 500) -> Iterator[tuple[int, int]]:
         """Encrypt all passwords with the newest key, in one durable transaction per batch. Safe to repeat.

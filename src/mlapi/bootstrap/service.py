@@ -13,9 +13,10 @@ from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens
 from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.authentication import Access, Authenticator
-from mlapi.application.batching import CommandBatcher, PrincipalLookup
+from mlapi.application.batching import CommandBatcher
 from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.application.lookups import PrincipalLookup
 from mlapi.application.preparation import Preparation, PreparedAttemptCounts, check_key, prepare_on_first_use
 from mlapi.application.secret_reload import ReloadingCipher, ReloadingTokens
 from mlapi.application.users import Users

@@ -18,6 +18,7 @@ from mlapi.domain.commands import (
     RecordApiKeyUse,
     Reencrypt,
     Register,
+    RejectRegistration,
     Remove,
     RemoveApiKey,
     SetEnabled,
@@ -42,6 +43,7 @@ Result = Literal["done", "user_exists", "user_not_found", "password_changed", "a
 
 _ACTIONS: dict[type[Command], Action] = {
     Register: "register",
+    RejectRegistration: "register",
     EndTokens: "end_tokens",
     ChangePassword: "set_password",
     Remove: "remove",
@@ -89,10 +91,13 @@ def make_audit_entry(command: Command, outcome: Outcome) -> AuditEntry | None:
     """Return the audit entry for an applied or rejected command.
 
     Return None for the commands that mlapi issues internally: recording the use of an API key and re-encrypting a
-    stored password.
+    stored password. Also return None for rejected commands of clients without credentials, which could otherwise fill
+    the disk.
     """
     action = get_action(command)
     if action is None or isinstance(command, RecordApiKeyUse | Reencrypt):  # mypy needs the isinstance
+        return None
+    if command.actor.is_anonymous and get_result(outcome) != "done":
         return None
     return AuditEntry(
         at=command.key.created_datetime if isinstance(command, AddApiKey) else command.at,

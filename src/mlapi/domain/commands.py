@@ -21,6 +21,8 @@ from mlapi.domain.rules import canonical_username, find_email_error, find_text_e
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, to_utc, utc_now
 
 MAX_ACTOR_CHARS = 200
+ANYONE = "anyone"
+"""The name of an actor without credentials: any client of a service with open registration."""
 _TOKEN_EPOCH_BYTES = 8
 
 
@@ -54,6 +56,11 @@ class Actor:
     def from_user_id(cls, user_id: UserId, request_id: str | None = None) -> "Actor":
         """Return the actor for changes that users make to their own account."""
         return cls(f"user {user_id}", request_id)
+
+    @property
+    def is_anonymous(self) -> bool:
+        """True if the actor has no credentials. Their rejected commands are not stored: there could be any number."""
+        return self.name == ANYONE
 
 
 UNKNOWN_ACTOR = Actor()
@@ -107,6 +114,21 @@ class Register:
             updated_datetime=self.updated_datetime,
             token_epoch=self.token_epoch,
         )
+
+
+@attrs.frozen(kw_only=True)
+class RejectRegistration:
+    """Record in the audit trail that a registration was rejected because this user has the username.
+
+    Changes nothing. If the user still exists, the outcome is `UserExistsError`.
+    """
+
+    user_id: UserId
+    at: datetime = attrs.field(converter=to_utc)
+    actor: Actor = UNKNOWN_ACTOR
+
+    def apply_to(self, user: User) -> UserExistsError:
+        return UserExistsError(user.id)
 
 
 @attrs.frozen(kw_only=True)
@@ -232,8 +254,8 @@ class RecordApiKeyUse:
         return attrs.evolve(key, last_used_datetime=self.at)
 
 
-UserUpdate = SetEnabled | EndTokens | ChangePassword | Reencrypt
-"""Commands that modify an existing user; ``apply_to`` returns the modified user."""
+UserUpdate = SetEnabled | EndTokens | ChangePassword | Reencrypt | RejectRegistration
+"""Commands for an existing user; ``apply_to`` returns the modified user, or the error that rejects the command."""
 UserCommand = Register | UserUpdate | Remove
 ApiKeyCommand = AddApiKey | RemoveApiKey | RecordApiKeyUse
 Command = UserCommand | ApiKeyCommand

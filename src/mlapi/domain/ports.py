@@ -141,19 +141,21 @@ class UserRepository(Protocol):
 
 @runtime_checkable
 class NonblockingLookup(Protocol):
-    """An optional capability of a `UserRepository`: looking up principals on an event loop, without a thread.
+    """An optional capability of a `UserRepository`: looking up users on an event loop, without a thread.
 
     Implement it only if a lookup takes microseconds, for example in memory or in a local file. If a repository lacks
-    this method, `UserRepository.find_principals` is called in a thread instead.
+    these methods, `UserRepository.find_principals` and `UserRepository.find_many` are called in a thread instead.
+
+    Both methods raise `RepositoryUnavailableError` if the lookup would have to wait, for a lock or for a connection to
+    open. The caller then retries in a thread.
     """
 
     def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-        """Return the same result as `UserRepository.find_principals`, without waiting.
+        """Return the same result as `UserRepository.find_principals`, without waiting."""
+        ...
 
-        Raises:
-            RepositoryUnavailableError: if the lookup would have to wait, for a lock or for a connection to open. The
-                caller then retries with `find_principals` in a thread.
-        """
+    def find_many_nowait(self, keys: Sequence[UsernameKey]) -> list[User | None]:
+        """Return the same result as `UserRepository.find_many`, without waiting."""
         ...
 
 

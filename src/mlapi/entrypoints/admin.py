@@ -13,10 +13,11 @@ from typing import Literal
 import attrs
 
 from mlapi.config import Settings
+from mlapi.domain.commands import ANYONE
 from mlapi.entrypoints.local_peers import PeerOwners, describe_trusted_peers
 from mlapi.entrypoints.wire.client import Client, parse_address
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
-from mlapi.entrypoints.wire.headers import parse_authorization
+from mlapi.entrypoints.wire.headers import Headers, parse_authorization
 from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
 
 DOCS_PATH = "/docs"
@@ -111,6 +112,13 @@ class AdminPolicy:
         """The name of an admin in the audit trail. Admins share one token, so they all have the same name."""
         return "admin" if self.mode == "token" else "local"
 
+    def registration_actor(self, headers: Headers) -> str:
+        """Return the name of the actor of a registration that `check` has allowed.
+
+        While registration is open, only the admin token tells an admin from any other client.
+        """
+        return ANYONE if self.registration_open and not self._has_admin_token(headers) else self.actor
+
     def __str__(self) -> str:
         admins = {
             "token": "open to clients that send the admin token",
@@ -132,8 +140,7 @@ class AdminPolicy:
         if self.docs_open and f"{client.path}/".startswith(_DOCS_PREFIXES):
             return
         if self._token_digest is not None:
-            scheme, token = parse_authorization(client.headers)
-            if not self._matches(token) or scheme != b"bearer":
+            if not self._has_admin_token(client.headers):
                 raise AdminTokenRequiredError
         else:
             self._check_without_token(client)
@@ -156,6 +163,10 @@ class AdminPolicy:
     def is_admin_token(self, token: str) -> bool:
         """Return whether this is the admin token, comparing in constant time. False if no token is configured."""
         return self._matches(token.encode("utf-8", "surrogatepass"))
+
+    def _has_admin_token(self, headers: Headers) -> bool:
+        scheme, token = parse_authorization(headers)
+        return self._matches(token) and scheme == b"bearer"
 
     def _matches(self, token: bytes) -> bool:
         return self._token_digest is not None and hmac.compare_digest(

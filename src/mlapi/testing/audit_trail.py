@@ -15,6 +15,7 @@ from mlapi import (
 )
 from mlapi.domain.audit import UNSAVED_ID, Action, AuditId, DailyCount
 from mlapi.domain.commands import (
+    ANYONE,
     AddApiKey,
     ChangePassword,
     EndTokens,
@@ -106,6 +107,13 @@ class AuditTrailContract:
             ("remove_api_key", "api_key_not_found", None, None),
         ]
         assert {(entry.actor, entry.request_id) for entry in entries} == {("library", None)}
+
+    def test_rejected_registration_without_credentials_has_no_entry(self, repository: UserRepository) -> None:
+        anyone = Actor(ANYONE, "request-7")
+        repository.apply([registration("ada", actor=anyone), registration("ADA", actor=anyone)])
+
+        entries = repository.audit.list_page(limit=5)
+        assert [(entry.actor, entry.outcome) for entry in entries] == [("anyone", "done")]
 
     def test_audit_entry_omits_a_user_id_that_cannot_be_stored(self, repository: UserRepository) -> None:
         repository.apply([SetEnabled(user_id=user_id, enabled=True, at=NOON) for user_id in UNKNOWN_IDS])

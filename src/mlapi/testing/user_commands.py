@@ -25,6 +25,7 @@ from mlapi.domain.commands import (
     EndTokens,
     RecordApiKeyUse,
     Reencrypt,
+    RejectRegistration,
     Remove,
     RemoveApiKey,
     SetEnabled,
@@ -101,6 +102,22 @@ class UserCommandContract:
 
         assert rejections(outcomes) == [UserExistsError(ada.id)] * 2
         assert repository.list_page(after=UserId(0), limit=10) == [ada]
+
+    def test_recording_a_rejected_registration_changes_nothing(self, repository: UserRepository) -> None:
+        ada = registered(repository)
+
+        outcomes = repository.apply(
+            [
+                RejectRegistration(user_id=ada.id, at=LATER),
+                SetEnabled(user_id=ada.id, enabled=True, at=NOON),
+                RejectRegistration(user_id=NO_USER, at=LATER),
+            ]
+        )
+
+        assert outcomes == [UserExistsError(ada.id), ada, UserNotFoundError(NO_USER)]
+        assert repository.get(ada.id) == ada
+        entry, *_ = [entry for entry in repository.audit.list_page(limit=9) if entry.outcome == "user_exists"]
+        assert (entry.action, entry.user_id, entry.at) == ("register", ada.id, LATER)
 
     def test_concurrent_registrations_create_only_one_user(self, repository: UserRepository) -> None:
         def register(number: int) -> Outcome:
@@ -263,12 +280,13 @@ class UserCommandContract:
                 ChangePassword(user_id=user_id, password=ANOTHER, replacing=None, at=NOON),
                 ChangePassword(user_id=user_id, password=ANOTHER, replacing=STORED, at=NOON),
                 Reencrypt(user_id=user_id, password=ANOTHER, replacing=STORED),
+                RejectRegistration(user_id=user_id, at=NOON),
                 AddApiKey(key=api_key(user_id)),
             ]
 
         outcomes = repository.apply([command for user_id in UNKNOWN_IDS for command in commands(user_id)])
 
-        assert outcomes == [UserNotFoundError(user_id) for user_id in UNKNOWN_IDS for _ in range(7)]
+        assert outcomes == [UserNotFoundError(user_id) for user_id in UNKNOWN_IDS for _ in range(8)]
         for user_id in UNKNOWN_IDS:
             for read in (repository.get, repository.list_api_keys):
                 with pytest.raises(UserNotFoundError) as error_info:

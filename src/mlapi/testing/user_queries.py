@@ -17,6 +17,7 @@ from mlapi.domain.commands import (
     SetEnabled,
 )
 from mlapi.domain.credentials import ApiKeyPrincipal
+from mlapi.domain.ports import NonblockingLookup
 from mlapi.domain.rules import canonical_username
 from mlapi.testing.samples import LATER, apply_one, registered, registration, with_api_key
 
@@ -40,6 +41,22 @@ class UserQueryContract:
 
         assert found == [None, *reversed(users), None, *users]
         assert repository.find_many([]) == []
+
+    @pytest.mark.parametrize("nowait", [False, True], ids=["waiting", "nonblocking"])
+    def test_username_lookup_reflects_the_latest_changes(self, repository: UserRepository, nowait: bool) -> None:
+        find_many = repository.find_many
+        if nowait and isinstance(repository, NonblockingLookup):
+            find_many = repository.find_many_nowait
+        key = canonical_username("ada")
+        repository.find_many([key])  # opens a connection, which the nonblocking lookup needs
+        seen = [find_many([key])]
+
+        ada = registered(repository)
+        seen.append(find_many([key]))
+        repository.apply([Remove(user_id=ada.id)])
+        seen.append(find_many([key]))
+
+        assert seen == [[None], [ada], [None]]
 
     def test_pages_are_sorted_by_id(self, repository: UserRepository) -> None:
         users = [registered(repository, f"user{number}") for number in range(5)]

@@ -15,6 +15,7 @@ from mlapi.adapters.sql.sqlite import SqliteDialect
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.interruption import Interruption
+from mlapi.domain.users import User, UsernameKey
 
 DriverConnectionT_contra = TypeVar("DriverConnectionT_contra", contravariant=True)
 
@@ -107,6 +108,10 @@ class Dialect(Protocol[DriverConnectionT_contra]):
 
     def apply(self, connection: DriverConnectionT_contra, commands: Sequence[Command]) -> list[Outcome]:
         """Apply commands in order in the current transaction, and write the audit entries."""
+        ...
+
+    def find_users(self, connection: DriverConnectionT_contra, keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
+        """Return the users with these canonical usernames. Names of unknown users are omitted."""
         ...
 
     def find_principals(

@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
-from sqlalchemy import Connection, bindparam, func, or_, select
+from sqlalchemy import bindparam, func, or_, select
 
 from mlapi.adapters.sql.audit import SqlAuditTrail
 from mlapi.adapters.sql.database import Database
@@ -18,11 +17,6 @@ from mlapi.domain.users import MAX_USER_ID, User, UserId, UsernameKey
 
 _SELECT = select(*USER_COLUMNS).where(users.c.id == bindparam("by_id"))
 _SELECT_BY_KEY = select(*USER_COLUMNS).where(users.c.username_key == bindparam("by_key"))
-_SELECT_BY_KEYS = select(users.c.username_key, *USER_COLUMNS).where(
-    users.c.username_key.in_(bindparam("by_keys", expanding=True))
-)
-_MAX_KEYS_PER_STATEMENT = 1_000
-"""PostgreSQL accepts 65,535 parameters and SQLite 32,766, but larger statements are not faster."""
 
 _COUNT = select(func.count()).select_from(users)
 _SELECT_API_KEYS = (
@@ -63,13 +57,7 @@ class SqlUserRepository:
         return None if row is None else read_user(row)
 
     def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
-        starts = range(0, len(keys), _MAX_KEYS_PER_STATEMENT)
-        parameters = [{"by_keys": keys[start : start + _MAX_KEYS_PER_STATEMENT]} for start in starts]
-
-        def rows(connection: Connection) -> list[Any]:
-            return [row for each in parameters for row in connection.execute(_SELECT_BY_KEYS, each)]
-
-        found = {key: read_user(row) for key, *row in self._database.read(rows)}
+        found = self._database.read_batch(partial(self._database.dialect.find_users, keys=keys)) if keys else {}
         return [found.get(key) for key in keys]
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
@@ -107,3 +95,7 @@ class SqliteUserRepository(SqlUserRepository):
 
     def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return self._database.read_nowait(partial(self._database.dialect.find_principals, ids=ids))
+
+    def find_many_nowait(self, keys: Sequence[UsernameKey]) -> list[User | None]:
+        found = self._database.read_nowait(partial(self._database.dialect.find_users, keys=keys))
+        return [found.get(key) for key in keys]

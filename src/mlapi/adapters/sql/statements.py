@@ -29,6 +29,7 @@ from mlapi.domain.commands import (
     Outcome,
     RecordApiKeyUse,
     Reencrypt,
+    RejectRegistration,
     SetEnabled,
     UserUpdate,
 )
@@ -112,10 +113,12 @@ _SET_PASSWORD = Update(
     {"password": String(), "replacing": String(), "at": UtcDateTime(), "token_epoch": String()},
     _password_values,
 )
+_UNCHANGED = Update(users, {}, lambda _parameter: {"token_epoch": users.c.token_epoch})
 _CONDITIONAL_UPDATES: dict[type[UserUpdate], Update] = {
     SetEnabled: _SET_ENABLED,
     ChangePassword: _SET_PASSWORD,
     Reencrypt: _SET_PASSWORD,
+    RejectRegistration: _UNCHANGED,
 }
 USER_UPDATES: dict[type[UserUpdate], Update] = {
     command: _CONDITIONAL_UPDATES.get(command) or _assignment(command) for command in get_args(UserUpdate)
@@ -152,6 +155,8 @@ def usage_row(command: RecordApiKeyUse) -> dict[str, Any]:
 
 def update_outcome(command: UserUpdate, user: User) -> Outcome:
     """Return the outcome of a command, given the user that its statement returned."""
+    if isinstance(command, RejectRegistration):
+        return command.apply_to(user)
     if isinstance(command, ChangePassword) and user.password != command.password:
         return PasswordChangedError(user.id)
     return user

@@ -29,7 +29,7 @@ class LoginPage:
             return redirect(request)
         if request.is_safe:
             return render_page(request, "login.html", error=None)
-        address = request.client.resolve_address(request.runtime.trusted_proxies)
+        address = request.address
         try:
             was_known = self._attempts.count(_ADMIN, address)
         except TooManyAttemptsError as error:

@@ -64,6 +64,11 @@ class ConsoleRequest:
         return self.runtime.as_actor("console")
 
     @property
+    def address(self) -> str:
+        """The client address, taking the headers of trusted proxies into account."""
+        return self.client.resolve_address(self.runtime.trusted_proxies)
+
+    @property
     def is_safe(self) -> bool:
         """True if the method is safe (RFC 9110, 9.2.1): the request does not change anything."""
         return self.http_request.method in {"GET", "HEAD"}

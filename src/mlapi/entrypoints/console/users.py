@@ -77,13 +77,13 @@ async def add_user(request: ConsoleRequest) -> Response:
         return render_page(request, "add_user.html", form={}, errors={})
     form, users = request.form, request.users
     try:
-        command = await request.runtime.executor.hash(
-            users.prepare_registration,
+        user = await request.runtime.registration.register(
+            users,
             username=form.get("username", ""),
             password=form.get("password", ""),
             email=form.get("email", ""),
+            address=request.address,
         )
-        user = await request.runtime.executor.apply(command)
     except InvalidFieldsError as error:
         status, errors = HTTPStatus.UNPROCESSABLE_ENTITY, errors_by_field(error)
     except UserExistsError as error:

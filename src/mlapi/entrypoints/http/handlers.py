@@ -38,11 +38,14 @@ def handler(function: Handler) -> Handler:
 async def register_user(request: Request) -> Response:
     runtime = _runtime(request)
     body = await _decode_body(request, requests.RegisterRequest)
-    users = runtime.as_actor("anyone") if _admin_policy(request).registration_open else _users_as_admin(request)
-    command = await runtime.executor.hash(
-        users.prepare_registration, username=body.username, password=body.password, email=body.email
+    registered = await runtime.registration.register(
+        runtime.as_actor(_admin_policy(request).registration_actor(request.scope["headers"])),
+        username=body.username,
+        password=body.password,
+        email=body.email,
+        address=runtime.client_address(request),
     )
-    return responses.user_registered(await runtime.executor.apply(command))
+    return responses.user_registered(registered)
 
 
 @handler

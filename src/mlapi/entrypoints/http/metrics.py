@@ -89,6 +89,10 @@ class Metrics:
             if action is not None:
                 self._changes.labels(action, result).inc(count)
 
+    def count_rejected_registration(self) -> None:
+        """Count a registration whose username was found to be taken before there was a command."""
+        self._changes.labels("register", "user_exists").inc()
+
     def exposition(self) -> bytes:
         """Return the metrics of all processes in Prometheus' text format."""
         from prometheus_client import generate_latest  # noqa: PLC0415 - see __init__

@@ -16,6 +16,8 @@ from mlapi.application.authentication import Access, AsyncAuthenticator
 from mlapi.application.batching import CommandBatcher
 from mlapi.application.guard import AsyncGuard
 from mlapi.application.login_throttle import client_site
+from mlapi.application.lookups import UsernameLookup
+from mlapi.application.registration import AsyncRegistration
 from mlapi.application.users import Users
 from mlapi.bootstrap import async_guard, audit_retention, command_batcher, open_service
 from mlapi.config import load_settings
@@ -119,6 +121,7 @@ class Runtime:
 
     Attributes:
         users: the users to serve.
+        registration: registers users.
         authenticator: logs users in and changes their passwords.
         guard: checks tokens and API keys.
         executor: queries the users, hashes passwords and applies commands without blocking the event loop.
@@ -128,6 +131,7 @@ class Runtime:
     """
 
     users: Users
+    registration: AsyncRegistration
     authenticator: AsyncAuthenticator
     guard: AsyncGuard
     executor: PoolExecutor
@@ -153,6 +157,9 @@ class Runtime:
         )
         return cls(
             users=users,
+            registration=AsyncRegistration(
+                executor, UsernameLookup(users.repository), on_rejected=metrics.count_rejected_registration
+            ),
             authenticator=AsyncAuthenticator(access.authenticator, executor),
             guard=resources.enter_context(async_guard(access.guard)),
             executor=executor,
@@ -171,6 +178,7 @@ class Runtime:
         return Client.from_asgi(request.scope).resolve_address(self.trusted_proxies)
 
     def close(self) -> None:
+        self.registration.close()
         self.executor.close()
         self._resources.close()
 

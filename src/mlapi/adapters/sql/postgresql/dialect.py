@@ -18,6 +18,7 @@ from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.interruption import Interruption
+from mlapi.domain.users import User, UsernameKey
 
 if TYPE_CHECKING:
     import psycopg
@@ -97,6 +98,9 @@ class PostgresqlDialect:
 
     def apply(self, connection: "psycopg.Connection", commands: Sequence[Command]) -> list[Outcome]:
         return execution.apply(connection, commands)
+
+    def find_users(self, connection: "psycopg.Connection", keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
+        return execution.find_users(connection, keys)
 
     def find_principals(self, connection: "psycopg.Connection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return execution.find_principals(connection, ids)

@@ -28,7 +28,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.users import User, UserId
+from mlapi.domain.users import User, UserId, UsernameKey
 
 if TYPE_CHECKING:
     import psycopg
@@ -54,6 +54,12 @@ def apply(connection: "psycopg.Connection", commands: Sequence[Command]) -> list
     if entries := statements.audit_entries(commands, in_order):
         _execute(connection, sql.INSERT_AUDIT, entries)
     return in_order
+
+
+def find_users(connection: "psycopg.Connection", keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
+    """Return the users with these canonical usernames. Names of unknown users are omitted."""
+    found = connection.execute(sql.USERS_BY_USERNAME_KEYS, {"keys": list(keys)}).fetchall()
+    return {row[0]: _cached_user(row[1:]) for row in found}
 
 
 def find_principals(connection: "psycopg.Connection", ids: Sequence[PrincipalId]) -> list[Principal | None]:

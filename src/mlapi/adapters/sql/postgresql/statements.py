@@ -132,6 +132,11 @@ IDS_BY_USERNAME_KEY = _compile_ids_by_username_key()
 LOCK_USERS = _compile_lock_users()
 REMOVE_USER = _compile_remove(users)
 USERS_BY_IDS = _compile(select(*USER_COLUMNS).where(users.c.id == any_(bindparam("ids", type_=ARRAY(BigInteger)))))
+USERS_BY_USERNAME_KEYS = _compile(
+    select(users.c.username_key, *USER_COLUMNS).where(
+        users.c.username_key == any_(bindparam("keys", type_=ARRAY(String)))
+    )
+)
 ADD_API_KEY = _compile_add_api_key()
 RECORD_USE = _compile_update(statements.RECORD_USE)
 REMOVE_API_KEY = _compile_remove(api_keys)

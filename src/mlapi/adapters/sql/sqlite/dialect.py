@@ -16,6 +16,7 @@ from mlapi.adapters.sql.sqlite import engine, execution, existing, files
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.interruption import Interruption
+from mlapi.domain.users import User, UsernameKey
 
 _MAX_DAMAGE_LINES = 20
 _INSTRUCTIONS_PER_CHECK = 200_000
@@ -85,6 +86,9 @@ class SqliteDialect:
 
     def apply(self, connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
         return execution.apply(connection, commands)
+
+    def find_users(self, connection: sqlite3.Connection, keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
+        return execution.find_users(connection, keys)
 
     def find_principals(self, connection: sqlite3.Connection, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return execution.find_principals(connection, ids)

@@ -27,7 +27,7 @@ from mlapi.domain.commands import (
 )
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import ApiKeyNotFoundError, UserExistsError, UserNotFoundError
-from mlapi.domain.users import User, UserId
+from mlapi.domain.users import User, UserId, UsernameKey
 
 
 def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
@@ -41,6 +41,12 @@ def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[O
     entries = statements.audit_entries(commands, outcomes)
     connection.executemany(sql.INSERT_AUDIT, [_audit_row(entry) for entry in entries])
     return outcomes
+
+
+def find_users(connection: sqlite3.Connection, keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
+    """Return the users with these canonical usernames. Names of unknown users are omitted."""
+    found = connection.execute(sql.USERS_BY_USERNAME_KEYS, {"keys": msgspec.json.encode(keys).decode()}).fetchall()
+    return {row[0]: _cached_user(row[1:]) for row in found}
 
 
 def find_principals(connection: sqlite3.Connection, ids: Sequence[PrincipalId]) -> list[Principal | None]:

@@ -33,6 +33,7 @@ def _compile_update(template: Update) -> str:
 
 
 _IDS = select(func.json_each(bindparam("ids")).table_valued("value").c.value)
+_KEYS = select(func.json_each(bindparam("keys")).table_valued("value").c.value)
 _SELECT_USERS = select(*USER_COLUMNS)
 _SELECT_PRINCIPALS = select(*API_KEY_COLUMNS, *USER_COLUMNS).join_from(api_keys, users)
 _WITH_ID = users.c.id == bindparam("id")
@@ -46,6 +47,7 @@ UPDATE_USER = {command: _compile_update(template) for command, template in USER_
 REMOVE_USER = _compile(delete(users).where(_WITH_ID).returning(*USER_COLUMNS))
 USER_BY_ID = _compile(_SELECT_USERS.where(_WITH_ID))
 USERS_BY_IDS = _compile(_SELECT_USERS.where(users.c.id.in_(_IDS)))
+USERS_BY_USERNAME_KEYS = _compile(select(users.c.username_key, *USER_COLUMNS).where(users.c.username_key.in_(_KEYS)))
 
 INSERT_API_KEY = _compile(
     insert(api_keys)
