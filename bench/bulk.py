@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from mlapi.application.authentication import LoginAttempt, VerifiedLogin
+from mlapi.application.authentication import VerifiedLogin
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.domain.commands import Command, Register
@@ -41,10 +41,7 @@ def write_credentials(environ: dict[str, str], count: int, folder: Path) -> None
     with open_service(load_settings(environ=environ)) as service:
         users, authenticator = service.users, service.access.authenticator
         first = users.repository.list_page(after=UserId(0), limit=count)
-        logins = [
-            VerifiedLogin(attempt=LoginAttempt(username=user.username, address="", user=user), user=user, upgrade=None)
-            for user in first
-        ]
+        logins = [VerifiedLogin(user=user, needs_upgrade=False) for user in first]
         tokens = [authenticator.issue_token(login).token for login in logins]
         keys = [users.prepare_api_key(user_id=user.id, name="bench", expires_datetime=None) for user in first]
         users.repository.apply([command for command, _ in keys])

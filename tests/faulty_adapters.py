@@ -20,6 +20,7 @@ from mlapi import (
     Users,
 )
 from mlapi.adapters.memory import InMemoryAuditTrail
+from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import Register, Rejection
 from mlapi.domain.credentials import Principal, PrincipalId, TokenClaims
 from mlapi.domain.users import EncryptedPassword, UsernameKey
@@ -245,28 +246,32 @@ class LifetimeInMinutes(InMemoryTokens):
 
 
 class Counting(UnlimitedAttempts):
-    """Counts attempts by `key`, and does not count successful ones."""
+    """Counts failed and running attempts by `key`, without an end of the window."""
 
     limit = 3
 
     def __init__(self) -> None:
-        self.counts: Counter[object] = Counter()
-        self.known: set[tuple[str, str]] = set()
+        self.failures: Counter[object] = Counter()
+        self.running: dict[Attempt, object] = {}
 
-    def key(self, username: str, address: str) -> object:
-        return username, address
+    def key(self, attempt: Attempt) -> object:
+        return attempt.username, attempt.address
 
-    def count(self, username: str, address: str) -> bool:
-        if (username, address) in self.known:
-            return True
-        self.counts[self.key(username, address)] += 1
-        if self.counts[self.key(username, address)] > self.limit:
+    def start(self, attempt: Attempt) -> None:
+        key = self.key(attempt)
+        if self.failures[key] >= self.limit:
             raise TooManyAttemptsError(60)
-        return False
+        if self.failures[key] + list(self.running.values()).count(key) >= self.limit:
+            raise TooManyAttemptsError(1, is_final=False)
+        if not attempt.is_over:
+            self.running[attempt] = key
 
-    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
-        self.counts[self.key(username, address)] -= not was_known
-        self.known.add((username, address))
+    def record_failure(self, attempt: Attempt) -> None:
+        self.failures[self.key(attempt)] += 1
+
+    def end(self, attempt: Attempt) -> None:
+        attempt.is_over = True
+        self.running.pop(attempt, None)
 
 
 class AllowingOneMore(Counting):
@@ -274,13 +279,71 @@ class AllowingOneMore(Counting):
 
 
 class CountingOnlyNames(Counting):
-    def key(self, username: str, address: str) -> object:
-        return username
+    def key(self, attempt: Attempt) -> object:
+        return attempt.username
 
 
-class ForgettingAddresses(Counting):
-    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
-        self.counts[self.key(username, address)] -= 1
+class CountingSuccesses(Counting):
+    def record_success(self, attempt: Attempt) -> None:
+        self.record_failure(attempt)
+
+
+class CountingEveryStart(Counting):
+    def start(self, attempt: Attempt) -> None:
+        super().start(attempt)
+        self.failures[self.key(attempt)] += 1
+
+    def record_failure(self, attempt: Attempt) -> None:
+        pass
+
+    def record_success(self, attempt: Attempt) -> None:
+        self.failures[self.key(attempt)] -= 1
+
+
+class IgnoringRunningAttempts(Counting):
+    def start(self, attempt: Attempt) -> None:
+        self.running.clear()
+        super().start(attempt)
+
+
+class KeepingPlaces(Counting):
+    """Lets an attempt take up a place although it is over."""
+
+    def start(self, attempt: Attempt) -> None:
+        attempt.is_over = False
+        super().start(attempt)
+
+
+class TrustingKnownAddresses(Counting):
+    """Exempts a user's known addresses from the limit, which reveals that the user exists."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.known: set[object] = set()
+
+    def record_success(self, attempt: Attempt) -> None:
+        self.known.add(self.key(attempt))
+
+    def record_failure(self, attempt: Attempt) -> None:
+        if self.key(attempt) not in self.known:
+            super().record_failure(attempt)
+
+
+class LockingNames(Counting):
+    """Limits each name, at every address."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.by_name: Counter[str] = Counter()
+
+    def start(self, attempt: Attempt) -> None:
+        if self.by_name[attempt.username] >= 200:
+            raise TooManyAttemptsError(60)
+        super().start(attempt)
+
+    def record_failure(self, attempt: Attempt) -> None:
+        self.by_name[attempt.username] += 1
+        super().record_failure(attempt)
 
 
 # --- HTTP

@@ -5,14 +5,13 @@ They keep everything in memory. Reopening a closed storage returns the same obje
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import attrs
 
 from mlapi import ConfigurationError, RepositoryUnavailableError
-from mlapi.adapters.memory import InMemoryAttemptCounts, InMemoryAttempts, InMemoryStorage, InMemoryUserRepository
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryStorage, InMemoryUserRepository
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.inspection import Inspection
 
@@ -139,104 +138,58 @@ class WithNaiveTimes(InMemoryStorage):
 # --- counts of login attempts
 
 
-class FaultyAttempts(InMemoryAttempts):
-    """Reads and changes counts through ``counts_class``."""
-
-    counts_class = InMemoryAttemptCounts
-
-    @contextmanager
-    def transaction(self) -> Iterator[InMemoryAttemptCounts]:
-        with self._writing:
-            counts = self.counts_class(self._counts, time.time())
-            yield counts
-            self._counts.update(counts.changed)
-
-    @contextmanager
-    def reading(self) -> Iterator[InMemoryAttemptCounts]:
-        yield self.counts_class(self._counts, time.time())
-
-
-class StorageWithAttempts(InMemoryStorage):
-    attempts_class: type[FaultyAttempts]
-
+class CountingEverythingTogether(InMemoryStorage):
     def __init__(self) -> None:
         super().__init__()
-        self.attempts = self.attempts_class()
+        self.attempts = OneCount()
 
 
-class OneCount(InMemoryAttemptCounts):
-    def get(self, key: str) -> WindowCount:
-        return super().get("any")
+class OneCount(InMemoryAttempts):
+    def read(self, keys: Sequence[str]) -> list[WindowCount]:
+        return super().read(["any"] * len(keys))
 
-    def add(self, key: str, *, window_seconds: float) -> int:
-        return super().add("any", window_seconds=window_seconds)
-
-
-class CountingEverythingTogether(StorageWithAttempts):
-    class attempts_class(FaultyAttempts):  # noqa: N801 - overrides an attribute
-        counts_class = OneCount
+    def add(self, keys: Sequence[str], *, window_seconds: float) -> list[WindowCount]:
+        return super().add(["any"], window_seconds=window_seconds) * len(keys)
 
 
-class NegativeCounts(InMemoryAttemptCounts):
-    def subtract(self, key: str) -> None:
-        found = self.get(key)
-        self.changed[key] = WindowCount(found.count - 1, max(found.ends_at_timestamp, self._now + 60))
+class ExtendingWindows(InMemoryStorage):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attempts = SlidingCounts()
 
 
-class CountingBelowZero(StorageWithAttempts):
-    class attempts_class(FaultyAttempts):  # noqa: N801 - overrides an attribute
-        counts_class = NegativeCounts
+class SlidingCounts(InMemoryAttempts):
+    def add(self, keys: Sequence[str], *, window_seconds: float) -> list[WindowCount]:
+        super().add(keys, window_seconds=window_seconds)
+        for key in keys:
+            ends_at_timestamp = time.time() + window_seconds
+            self._counts[key] = attrs.evolve(self._counts[key], ends_at_timestamp=ends_at_timestamp)
+        return self.read(keys)
 
 
-class SlidingCounts(InMemoryAttemptCounts):
-    def add(self, key: str, *, window_seconds: float) -> int:
-        self.changed[key] = WindowCount(self.get(key).count + 1, self._now + window_seconds)
-        return self.changed[key].count
+class NeverEndingWindows(InMemoryStorage):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attempts = EndlessCounts()
 
 
-class ExtendingWindows(StorageWithAttempts):
-    class attempts_class(FaultyAttempts):  # noqa: N801 - overrides an attribute
-        counts_class = SlidingCounts
+class EndlessCounts(InMemoryAttempts):
+    def read(self, keys: Sequence[str]) -> list[WindowCount]:
+        return [self._counts.get(key, WindowCount(0, 0.0)) for key in keys]
 
 
-class EndlessCounts(InMemoryAttemptCounts):
-    def get(self, key: str) -> WindowCount:
-        return self.changed.get(key) or self._counts.get(key) or super().get(key)
+class LosingConcurrentAttempts(InMemoryStorage):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attempts = RacingCounts()
 
 
-class NeverEndingWindows(StorageWithAttempts):
-    class attempts_class(FaultyAttempts):  # noqa: N801 - overrides an attribute
-        counts_class = EndlessCounts
-
-
-class KeepingFailedTransactions(StorageWithAttempts):
-    class attempts_class(FaultyAttempts):  # noqa: N801 - overrides an attribute
-        @contextmanager
-        def transaction(self) -> Iterator[InMemoryAttemptCounts]:
-            counts = self.counts_class(self._counts, time.time())
-            try:
-                yield counts
-            finally:
-                self._counts.update(counts.changed)
-
-
-class BlockingReaders(StorageWithAttempts):
-    class attempts_class(FaultyAttempts):  # noqa: N801 - overrides an attribute
-        @contextmanager
-        def reading(self) -> Iterator[InMemoryAttemptCounts]:
-            if not self._writing.acquire(timeout=0.01):
-                raise RepositoryUnavailableError("locked")
-            try:
-                yield self.counts_class(self._counts, time.time())
-            finally:
-                self._writing.release()
-
-
-class LosingConcurrentAttempts(StorageWithAttempts):
-    class attempts_class(FaultyAttempts):  # noqa: N801 - overrides an attribute
-        @contextmanager
-        def transaction(self) -> Iterator[InMemoryAttemptCounts]:
-            counts = self.counts_class(dict(self._counts), time.time())
-            yield counts
-            time.sleep(0.001)
-            self._counts.update(counts.changed)
+class RacingCounts(InMemoryAttempts):
+    def add(self, keys: Sequence[str], *, window_seconds: float) -> list[WindowCount]:
+        counts = self.read(keys)
+        time.sleep(0.001)
+        now = time.time()
+        for key, found in zip(keys, counts, strict=True):
+            ends_at_timestamp = found.ends_at_timestamp if found.count else now + window_seconds
+            self._counts[key] = WindowCount(found.count + 1, ends_at_timestamp)
+        return self.read(keys)

@@ -127,14 +127,12 @@ def test_prepared_repository_is_returned_unchanged() -> None:
 def test_attempt_counts_are_prepared_before_their_first_use() -> None:
     counts = PreparedAttemptCounts(InMemoryAttempts(), Preparation(FailingAtFirst()))
 
-    with pytest.raises(RepositoryUnavailableError, match="not started yet"), counts.reading():
-        pass
-    with pytest.raises(RepositoryUnavailableError, match="not started yet"), counts.transaction():
-        pass
-    with counts.transaction() as writer:
-        writer.add("key", window_seconds=60)
-    with counts.reading() as reader:
-        assert reader.get("key").count == 1
+    with pytest.raises(RepositoryUnavailableError, match="not started yet"):
+        counts.read(["key"])
+    with pytest.raises(RepositoryUnavailableError, match="not started yet"):
+        counts.add(["key"], window_seconds=60)
+    counts.add(["key"], window_seconds=60)
+    assert [found.count for found in counts.read(["key"])] == [1]
 
 
 def test_repository_is_prepared_before_its_first_use() -> None:

@@ -35,8 +35,9 @@ from mlapi import (
     Users,
 )
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
-from mlapi.application.authentication import LoginAttempt, VerifiedLogin, run_inline
+from mlapi.application.authentication import VerifiedLogin, run_inline
 from mlapi.bootstrap import async_guard
+from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import AddApiKey, ChangePassword, EndTokens, RecordApiKeyUse, Reencrypt
 from mlapi.domain.credentials import Principal, PrincipalId, authenticate
 from mlapi.domain.errors import AccessDeniedError, FieldError
@@ -127,14 +128,22 @@ class RecordingAttempts(UnlimitedAttempts):
         self._calls = calls
         self.error: MlapiError | None = None
 
-    def count(self, username: str, address: str) -> bool:
-        self._calls.append(("count", username, address))
+    def start(self, attempt: Attempt) -> None:
+        self._log("start", attempt)
         if self.error is not None:
             raise self.error
-        return False
 
-    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
-        self._calls.append(("record_success", username, address))
+    def record_failure(self, attempt: Attempt) -> None:
+        self._log("record_failure", attempt)
+
+    def record_success(self, attempt: Attempt) -> None:
+        self._log("record_success", attempt)
+
+    def end(self, attempt: Attempt) -> None:
+        self._log("end", attempt)
+
+    def _log(self, method: str, attempt: Attempt) -> None:
+        self._calls.append((method, attempt.username, attempt.address))
 
 
 @pytest.fixture
@@ -198,6 +207,11 @@ def store_outdated_password(users: Users, user: User) -> User:
     )
 
 
+def attempt_calls(name: str, result: str, *, address: str = HOME) -> list[tuple[object, ...]]:
+    """Return the calls of an attempt with this result."""
+    return [("start", name, address), ("find", name), (result, name, address), ("end", name, address)]
+
+
 def is_accepted(guard: Guard, credential: str) -> bool:
     try:
         guard.check(credential)
@@ -222,7 +236,7 @@ def test_correct_password_gets_a_token(
     issued = authenticator.log_in(username=spelling, password=PASSWORD, address=HOME)
 
     assert issued == IssuedToken(issued.token, 3600)
-    assert calls == [("count", "ada", HOME), ("find", "ada"), ("record_success", "ada", HOME)]
+    assert calls == attempt_calls("ada", "record_success")
     assert guard.check(issued.token) == ada
 
 
@@ -236,7 +250,7 @@ def test_wrong_password_gets_no_token(
         authenticator.log_in(username="ada", password=password, address=HOME)
 
     assert error_info.value == InvalidCredentialsError()
-    assert calls == [("count", "ada", HOME), ("find", "ada")]
+    assert calls == attempt_calls("ada", "record_failure")
 
 
 def test_unknown_username_is_rejected_like_a_wrong_password(
@@ -246,7 +260,7 @@ def test_unknown_username_is_rejected_like_a_wrong_password(
         authenticator.log_in(username="Bob", password=PASSWORD, address=HOME)
 
     assert error_info.value == InvalidCredentialsError()
-    assert calls == [("count", "bob", HOME), ("find", "bob")]
+    assert calls == attempt_calls("bob", "record_failure")
 
 
 @pytest.mark.parametrize("name", ["", " ada", "ada\0", "a\u200bda", "\ud800", "a" * 255])
@@ -257,7 +271,7 @@ def test_invalid_username_is_counted_unchanged_and_rejected(
         authenticator.log_in(username=name, password=PASSWORD, address=HOME)
 
     assert error_info.value == InvalidCredentialsError()
-    assert calls == [("count", name, HOME)]
+    assert calls == [(method, name, HOME) for method in ("start", "record_failure", "end")]
 
 
 def test_attempt_without_an_address_is_counted(
@@ -265,7 +279,7 @@ def test_attempt_without_an_address_is_counted(
 ) -> None:
     authenticator.log_in(username="ada", password=PASSWORD)
 
-    assert calls == [("count", "ada", ""), ("find", "ada"), ("record_success", "ada", "")]
+    assert calls == attempt_calls("ada", "record_success", address="")
 
 
 def test_disabled_user_with_correct_password_gets_disabled_error(
@@ -278,7 +292,7 @@ def test_disabled_user_with_correct_password_gets_disabled_error(
         authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
 
     assert error_info.value == UserDisabledError(ada.id)
-    assert calls == [("count", "ada", HOME), ("find", "ada"), ("record_success", "ada", HOME)]
+    assert calls == attempt_calls("ada", "record_success")
 
 
 def test_login_and_guard_apply_the_same_access_rule(
@@ -348,7 +362,7 @@ def test_attempt_rejected_by_limiter_skips_lookup_and_cipher(
         authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
 
     assert error_info.value == error
-    assert calls == [("count", "ada", HOME)]
+    assert calls == [("start", "ada", HOME), ("end", "ada", HOME)]
     assert cipher.compared_with == []
 
 
@@ -370,9 +384,7 @@ def test_login_upgrades_only_the_stored_password(
     authenticator: Authenticator, users: Users, guard: Guard, ada: User, cipher: UpgradingCipher
 ) -> None:
     old = store_outdated_password(users, ada)
-    before = authenticator.issue_token(
-        VerifiedLogin(attempt=LoginAttempt(username="ada", address=HOME, user=old), user=old, upgrade=None)
-    )
+    before = authenticator.issue_token(VerifiedLogin(user=old, needs_upgrade=False))
 
     authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
 
@@ -445,43 +457,32 @@ def test_upgrade_keeps_a_concurrently_changed_password(
 # --- the steps of a login
 
 
-def test_start_returns_an_attempt_with_its_user(authenticator: Authenticator, ada: User) -> None:
-    found = [authenticator.start(username=name, address=HOME) for name in ("ADA", "Bob", " ")]
+def test_start_returns_the_user(authenticator: Authenticator, ada: User) -> None:
+    found = [authenticator.start(Attempt(username=name, address=HOME)) for name in ("ADA", "Bob", " ")]
 
-    assert found == [
-        LoginAttempt(username="ada", address=HOME, user=ada),
-        LoginAttempt(username="bob", address=HOME, user=None),
-        LoginAttempt(username=" ", address=HOME, user=None),
-    ]
+    assert found == [ada, None, None]
 
 
-def test_verified_login_contains_the_password_upgrade(authenticator: Authenticator, users: Users, ada: User) -> None:
-    attempt = authenticator.start(username="ada", address=HOME)
-    verified = authenticator.verify(attempt, PASSWORD)
+def test_verified_login_says_whether_to_upgrade(authenticator: Authenticator, users: Users, ada: User) -> None:
     old = store_outdated_password(users, ada)
-    old_attempt = authenticator.start(username="ada", address=HOME)
-    old_verified = authenticator.verify(old_attempt, PASSWORD)
 
-    assert verified == VerifiedLogin(attempt=attempt, user=ada, upgrade=None)
-    assert old_verified.upgrade is not None
-    assert old_verified == VerifiedLogin(
-        attempt=old_attempt,
-        user=old,
-        upgrade=Reencrypt(user_id=ada.id, password=old_verified.upgrade.password, replacing=old.password),
-    )
-    assert PASSWORD not in f"{old_attempt!r} {old_verified!r}"
+    verified = [authenticator.verify(user, PASSWORD) for user in (ada, old, None)]
+    wrong = [authenticator.verify(user, NEW_PASSWORD) for user in (ada, old)]
+
+    assert verified == [VerifiedLogin(user=ada, needs_upgrade=False), VerifiedLogin(user=old, needs_upgrade=True), None]
+    assert wrong == [None, None]
+    assert PASSWORD not in f"{verified!r}"
 
 
-def test_only_finish_records_a_successful_login(
-    authenticator: Authenticator, ada: User, calls: list[tuple[object, ...]]
+def test_attempt_ends_if_the_database_fails(
+    authenticator: Authenticator, ada: User, repository: RecordingRepository, calls: list[tuple[object, ...]]
 ) -> None:
-    verified = authenticator.verify(authenticator.start(username="ADA", address=HOME), PASSWORD)
-    before = list(calls)
+    repository.unavailable = True
 
-    authenticator.finish(verified)
+    with pytest.raises(RepositoryUnavailableError):
+        authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
 
-    assert before == [("count", "ada", HOME), ("find", "ada")]
-    assert calls == [*before, ("record_success", "ada", HOME)]
+    assert calls == [("start", "ada", HOME), ("find", "ada"), ("end", "ada", HOME)]
 
 
 def test_coroutine_that_waits_cannot_run_inline() -> None:
@@ -502,12 +503,7 @@ def test_user_can_change_their_password(
 
     changed = authenticator.change_password(user=ada, current=PASSWORD, new=NEW_PASSWORD, address=HOME)
 
-    assert calls == [
-        ("count", "ada", HOME),
-        ("find", "ada"),
-        ("record_success", "ada", HOME),
-        ("apply", ChangePassword),
-    ]
+    assert calls == [*attempt_calls("ada", "record_success"), ("apply", ChangePassword)]
     assert changed == attrs.evolve(
         ada, password=changed.password, token_epoch=changed.token_epoch, updated_datetime=NOON + MINUTE
     )
@@ -536,7 +532,7 @@ def test_wrong_current_password_is_counted_and_changes_nothing(
     with pytest.raises(InvalidCredentialsError):
         authenticator.change_password(user=ada, current="another", new=NEW_PASSWORD, address=HOME)
 
-    assert calls == [("count", "ada", HOME), ("find", "ada")]
+    assert calls == attempt_calls("ada", "record_failure")
     assert cipher.encryptions == 0
     assert users.get(ada.id) == ada
 
@@ -585,7 +581,7 @@ def test_outdated_stored_password_can_be_changed(authenticator: Authenticator, u
 
 
 def test_preparing_a_password_change_stores_nothing(authenticator: Authenticator, users: Users, ada: User) -> None:
-    verified = authenticator.verify(authenticator.start(username="ada", address=HOME), PASSWORD)
+    verified = VerifiedLogin(user=ada, needs_upgrade=False)
 
     command = authenticator.prepare_password_change(verified, NEW_PASSWORD)
 

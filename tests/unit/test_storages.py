@@ -70,12 +70,10 @@ def test_unusable_url_is_rejected_and_not_shown(url: str) -> None:
 def test_in_memory_storage_drops_expired_attempts() -> None:
     now = 1_000.0
     attempts = InMemoryAttempts(clock=lambda: now)
-    with attempts.transaction() as counts:
-        counts.add("old", window_seconds=5)
-        counts.add("new", window_seconds=60)
+    attempts.add(["old"], window_seconds=5)
+    attempts.add(["new"], window_seconds=60)
 
     now += 10
-    with attempts.transaction():
-        pass
+    attempts.add(["newest"], window_seconds=60)
 
-    assert set(attempts._counts) == {"new"}
+    assert set(attempts._counts) == {"new", "newest"}

@@ -9,15 +9,14 @@ import secrets
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Self
 
 import attrs
 
-from mlapi.domain.attempts import WindowCount
+from mlapi.domain.attempts import Attempt, WindowCount
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount, make_audit_entry
 from mlapi.domain.commands import (
     AddApiKey,
@@ -213,53 +212,33 @@ class InMemoryAttempts:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._writing = threading.Lock()
+        self._lock = threading.Lock()
         self._counts: dict[str, WindowCount] = {}
         self._purged_at = clock()
 
-    @contextmanager
-    def transaction(self) -> Iterator["InMemoryAttemptCounts"]:
-        with self._writing:
-            changes = InMemoryAttemptCounts(self._counts, self._clock())
-            yield changes
-            self._counts.update(changes.changed)
-            self._purge()
-
-    @contextmanager
-    def reading(self) -> Iterator["InMemoryAttemptCounts"]:
-        yield InMemoryAttemptCounts(self._counts, self._clock())
-
-    def _purge(self) -> None:
+    def read(self, keys: Sequence[str]) -> list[WindowCount]:
         now = self._clock()
+        return [self._get(key, now) for key in keys]
+
+    def add(self, keys: Sequence[str], *, window_seconds: float) -> list[WindowCount]:
+        with self._lock:
+            now = self._clock()
+            self._purge(now)
+            new_window = WindowCount(0, now + window_seconds)
+            for key in keys:
+                window = self._counts.get(key, new_window)
+                window = window if window.ends_at_timestamp > now else new_window
+                self._counts[key] = attrs.evolve(window, count=window.count + 1)
+            return [self._counts[key] for key in keys]
+
+    def _get(self, key: str, now: float) -> WindowCount:
+        found = self._counts.get(key)
+        return WindowCount(0, now) if found is None or found.ends_at_timestamp <= now else found
+
+    def _purge(self, now: float) -> None:
         if now - self._purged_at >= _PURGE_INTERVAL_SECONDS:
             self._purged_at = now
             self._counts = {key: count for key, count in self._counts.items() if count.ends_at_timestamp > now}
-
-
-class InMemoryAttemptCounts:
-    """An `AttemptCountWriter` that collects changes, also used as an `AttemptCountReader`."""
-
-    def __init__(self, counts: Mapping[str, WindowCount], now: float) -> None:
-        self.changed: dict[str, WindowCount] = {}
-        self._counts = counts
-        self._now = now
-
-    def get(self, key: str) -> WindowCount:
-        found = self.changed.get(key) or self._counts.get(key)
-        return WindowCount(0, self._now) if found is None or found.ends_at_timestamp <= self._now else found
-
-    def add(self, key: str, *, window_seconds: float) -> int:
-        found = self.get(key)
-        ends_at_timestamp = (
-            found.ends_at_timestamp if found.ends_at_timestamp > self._now else self._now + window_seconds
-        )
-        self.changed[key] = WindowCount(found.count + 1, ends_at_timestamp)
-        return found.count + 1
-
-    def subtract(self, key: str) -> None:
-        found = self.get(key)
-        if found.count > 0:
-            self.changed[key] = attrs.evolve(found, count=found.count - 1)
 
 
 class InMemoryStorage:
@@ -373,11 +352,17 @@ class InMemoryTokens:
 class UnlimitedAttempts:
     """An `AttemptLimiter` for tests that allows every attempt."""
 
-    def count(self, username: str, address: str) -> bool:  # noqa: ARG002 - part of the port
-        return True
+    def start(self, attempt: Attempt) -> None:
+        """Allow the attempt."""
 
-    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
-        pass
+    def record_failure(self, attempt: Attempt) -> None:
+        """Do nothing."""
+
+    def record_success(self, attempt: Attempt) -> None:
+        """Do nothing."""
+
+    def end(self, attempt: Attempt) -> None:
+        attempt.is_over = True
 
 
 def _encoded(text: str) -> bytes:

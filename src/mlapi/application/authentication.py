@@ -7,17 +7,17 @@ others use processor time, so an `Executor` decides where each one runs: inline 
 
 import asyncio
 import logging
-import time
 from collections import Counter
-from collections.abc import Callable, Coroutine
-from contextlib import suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
+from contextlib import asynccontextmanager, suppress
 from typing import ParamSpec, Protocol, TypeVar, final
 
 import attrs
 
-from mlapi.application.deadlines import remaining_seconds
+from mlapi.application.deadlines import deadline_error, remaining_seconds
 from mlapi.application.guard import Guard
 from mlapi.application.users import Users
+from mlapi.domain.attempts import Attempt, client_site
 from mlapi.domain.commands import Actor, ChangePassword, Reencrypt, UserCommand
 from mlapi.domain.credentials import IssuedToken, check_access
 from mlapi.domain.errors import (
@@ -31,10 +31,10 @@ from mlapi.domain.ports import AttemptLimiter, Clock, TokenIssuer
 from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import User, utc_now
 
-BURST_WAIT_SECONDS = 3.0
-BURST_POLL_SECONDS = 0.05
-MAX_CONCURRENT_LOGINS = 200
-"""If more logins than this are in progress, they do not wait for each other."""
+MAX_RUNNING_PER_ADDRESS = 16
+"""Maximum number of concurrent logins of one IPv4 address or IPv6 /64 network, in this process."""
+MAX_RUNNING_PER_NAME_AND_ADDRESS = 8
+POLL_SECONDS = 0.05
 
 _logger = logging.getLogger("mlapi")
 
@@ -43,26 +43,11 @@ T = TypeVar("T")
 
 
 @attrs.frozen(kw_only=True)
-class LoginAttempt:
-    """A login attempt that has been counted.
-
-    ``user`` is the stored user, or None for an unknown username. ``address_is_known`` says whether the user has logged
-    in from this address before.
-    """
-
-    username: str
-    address: str
-    user: User | None
-    address_is_known: bool = False
-
-
-@attrs.frozen(kw_only=True)
 class VerifiedLogin:
-    """A login attempt with the correct password. ``upgrade`` re-encrypts a password stored in an outdated form."""
+    """A login with the correct password. ``needs_upgrade`` is True if the password is stored in an outdated form."""
 
-    attempt: LoginAttempt
     user: User
-    upgrade: Reencrypt | None
+    needs_upgrade: bool
 
 
 class Executor(Protocol):
@@ -134,9 +119,11 @@ class LoginFlow:
     async def log_in(self, *, username: str, password: str, address: str) -> IssuedToken:
         """Return a token. See `Authenticator.log_in`."""
         verified = await self._authenticate(username, password, address)
-        if verified.upgrade is not None:
+        if verified.needs_upgrade:
+            executor = self._executor.for_client(address)
+            upgrade = await executor.hash(self._authenticator.prepare_upgrade, verified, password)
             with suppress(UserNotFoundError, ServiceUnavailableError):  # the next login tries again
-                await self._executor.apply(verified.upgrade)
+                await self._executor.apply(upgrade)
         return self._authenticator.issue_token(verified)
 
     async def change_password(
@@ -151,16 +138,26 @@ class LoginFlow:
         return await self._executor.apply(command)
 
     async def _authenticate(self, username: str, password: str, address: str) -> VerifiedLogin:
-        return await self._verify(await self._start(username, address), password)
+        return await self._run(Attempt(username=_counted_username(username), address=address), password)
 
-    async def _start(self, username: str, address: str) -> LoginAttempt:
-        executor = self._executor.for_client(address)
-        return await executor.query(self._authenticator.start, username=username, address=address)
+    async def _run(self, attempt: Attempt, password: str) -> VerifiedLogin:
+        try:
+            user = await self._start(attempt)
+            return await self._verify(attempt, user, password)
+        finally:
+            self._authenticator.end(attempt)  # an attempt that was not recorded as a failure does not count
 
-    async def _verify(self, attempt: LoginAttempt, password: str) -> VerifiedLogin:
+    async def _start(self, attempt: Attempt) -> User | None:
         executor = self._executor.for_client(attempt.address)
-        verified = await executor.hash(self._authenticator.verify, attempt, password)
-        await executor.query(self._authenticator.finish, verified)
+        return await executor.query(self._authenticator.start, attempt)
+
+    async def _verify(self, attempt: Attempt, user: User | None, password: str) -> VerifiedLogin:
+        executor = self._executor.for_client(attempt.address)
+        verified = await executor.hash(self._authenticator.verify, user, password)
+        if verified is None:
+            await executor.query(self._authenticator.record_failure, attempt)
+            raise InvalidCredentialsError
+        await executor.query(self._authenticator.record_success, attempt)
         return verified
 
 
@@ -209,38 +206,50 @@ class Authenticator:
         """
         return run_inline(self._flow.change_password(user=user, current=current, new=new, address=address))
 
-    def start(self, *, username: str, address: str) -> LoginAttempt:
-        """Count the attempt, then look the user up. Waits for the database.
+    def start(self, attempt: Attempt) -> User | None:
+        """Start an attempt within the limits, then return its user, or None. Waits for the database.
 
         Raises:
             TooManyAttemptsError, RepositoryUnavailableError: see `log_in`.
         """
-        counted = _counted_username(username)
-        is_known = self._attempts.count(counted, address)
-        user = self.users.find(username)
-        return LoginAttempt(username=counted, address=address, user=user, address_is_known=is_known)
+        self._attempts.start(attempt)
+        return self.users.find(attempt.username)
 
-    def verify(self, attempt: LoginAttempt, password: str) -> VerifiedLogin:
-        """Check the password. Every attempt runs the cipher once, so that timing does not reveal which users exist.
+    def verify(self, user: User | None, password: str) -> VerifiedLogin | None:
+        """Return the login if the password is correct, or None.
 
-        A correct password that is stored in an outdated form is re-encrypted.
-
-        Raises:
-            InvalidCredentialsError: see `log_in`.
+        Every attempt runs the cipher once, so that timing does not reveal which users exist.
         """
-        cipher, user = self.users.cipher, attempt.user
+        cipher = self.users.cipher
         is_right = cipher.matches(password, None if user is None else user.password)
         if user is None or not is_right:
-            raise InvalidCredentialsError
-        upgrade = None
-        if cipher.needs_upgrade(user.password):
-            upgrade = Reencrypt(user_id=user.id, password=cipher.encrypt(password), replacing=user.password)
-        return VerifiedLogin(attempt=attempt, user=user, upgrade=upgrade)
+            return None
+        return VerifiedLogin(user=user, needs_upgrade=cipher.needs_upgrade(user.password))
 
-    def finish(self, verified: VerifiedLogin) -> None:
-        """Subtract the attempt from the counts, because its password was correct. Waits for the database."""
-        attempt = verified.attempt
-        self._attempts.record_success(attempt.username, attempt.address, was_known=attempt.address_is_known)
+    def record_failure(self, attempt: Attempt) -> None:
+        """Count an attempt with an unknown username or a wrong password. Waits for the database.
+
+        Raises:
+            TooManyAttemptsError: see `log_in`.
+        """
+        self._attempts.record_failure(attempt)
+
+    def record_success(self, attempt: Attempt) -> None:
+        """Record that the password of an attempt was correct. Waits for the database.
+
+        Raises:
+            TooManyAttemptsError, RepositoryUnavailableError: see `log_in`.
+        """
+        self._attempts.record_success(attempt)
+
+    def end(self, attempt: Attempt) -> None:
+        """End an attempt, whatever its result. Call this for every attempt. Never waits or fails."""
+        self._attempts.end(attempt)
+
+    def prepare_upgrade(self, verified: VerifiedLogin, password: str) -> Reencrypt:
+        """Encrypt the correct password again, because it is stored in an outdated form."""
+        user = verified.user
+        return Reencrypt(user_id=user.id, password=self.users.cipher.encrypt(password), replacing=user.password)
 
     def issue_token(self, verified: VerifiedLogin) -> IssuedToken:
         """Return a token.
@@ -269,8 +278,10 @@ class Authenticator:
 class AsyncAuthenticator(LoginFlow):
     """An asynchronous wrapper around an `Authenticator`, for one event loop. It logs attempts and handles bursts.
 
-    A client may start many workers that all log in at the same time from a new address. When they reach the limit, the
-    next attempt waits for those in progress, because attempts with the correct password do not count.
+    A client may start many workers that all log in at the same time. Their attempts take turns: at most
+    `MAX_RUNNING_PER_ADDRESS` of one address run concurrently, so that one address cannot delay the logins of others by
+    more than a few password hashes. If only running attempts keep an attempt from starting, it waits for them, because
+    attempts with the correct password do not count.
 
     Log lines contain the address and the user's id, but never the username: it may be a password typed into the wrong
     field.
@@ -278,39 +289,74 @@ class AsyncAuthenticator(LoginFlow):
 
     def __init__(self, authenticator: Authenticator, executor: Executor) -> None:
         super().__init__(authenticator, executor)
-        self._in_progress: Counter[str] = Counter()
-        """Number of attempts being verified, by username."""
+        self._turns = Turns(MAX_RUNNING_PER_ADDRESS)
+        self._pair_turns = Turns(MAX_RUNNING_PER_NAME_AND_ADDRESS)
 
-    async def _start(self, username: str, address: str) -> LoginAttempt:
-        deadline = time.monotonic() + min(BURST_WAIT_SECONDS, remaining_seconds())
+    async def _run(self, attempt: Attempt, password: str) -> VerifiedLogin:
+        site = client_site(attempt.address)
+        async with self._pair_turns.take((site, attempt.username)), self._turns.take(site):
+            return await super()._run(attempt, password)
+
+    async def _start(self, attempt: Attempt) -> User | None:
         while True:
             try:
-                return await super()._start(username, address)
-            except TooManyAttemptsError:
-                if not self._is_burst(username) or time.monotonic() > deadline:
-                    _logger.warning("login from %s: too many attempts", address)
+                return await super()._start(attempt)
+            except TooManyAttemptsError as error:
+                if error.is_final:
+                    _logger.warning("login from %s: too many attempts", attempt.address)
                     raise
-            await asyncio.sleep(BURST_POLL_SECONDS)
+            await asyncio.sleep(min(POLL_SECONDS, remaining_seconds()))
 
-    async def _verify(self, attempt: LoginAttempt, password: str) -> VerifiedLogin:
-        self._in_progress[attempt.username] += 1
+    async def _verify(self, attempt: Attempt, user: User | None, password: str) -> VerifiedLogin:
         try:
-            verified = await super()._verify(attempt, password)
+            verified = await super()._verify(attempt, user, password)
         except InvalidCredentialsError:
-            reason = "unknown username" if attempt.user is None else f"wrong password for user {attempt.user.id}"
+            reason = "unknown username" if user is None else f"wrong password for user {user.id}"
             _logger.warning("login from %s: %s", attempt.address, reason)
             raise
-        else:
-            _logger.info("login from %s: correct password for user %d", attempt.address, verified.user.id)
-            return verified
-        finally:
-            self._in_progress[attempt.username] -= 1
-            if not self._in_progress[attempt.username]:
-                del self._in_progress[attempt.username]
+        except TooManyAttemptsError:
+            _logger.warning("login from %s: too many attempts", attempt.address)
+            raise
+        _logger.info("login from %s: correct password for user %d", attempt.address, verified.user.id)
+        return verified
 
-    def _is_burst(self, username: str) -> bool:
-        is_in_progress = _counted_username(username) in self._in_progress
-        return is_in_progress and self._in_progress.total() <= MAX_CONCURRENT_LOGINS
+
+class Turns:
+    """Lets a limited number of tasks with the same key run concurrently. The others wait, first come, first served.
+
+    Args:
+        max_running: maximum number of concurrent tasks with the same key.
+    """
+
+    def __init__(self, max_running: int) -> None:
+        self._max_running = max_running
+        self._semaphores: dict[Hashable, asyncio.Semaphore] = {}
+        self._tasks: Counter[Hashable] = Counter()
+        """Number of tasks that run or wait, by key."""
+
+    @asynccontextmanager
+    async def take(self, key: Hashable) -> AsyncIterator[None]:
+        """Wait for a turn, and run the block. Use it on one event loop only.
+
+        Raises:
+            ServiceUnavailableError: if the deadline of the request passes before its turn.
+        """
+        semaphore = self._semaphores.setdefault(key, asyncio.Semaphore(self._max_running))
+        self._tasks[key] += 1
+        try:
+            try:
+                async with asyncio.timeout(remaining_seconds()):
+                    await semaphore.acquire()
+            except TimeoutError:
+                raise deadline_error() from None
+            try:
+                yield
+            finally:
+                semaphore.release()
+        finally:
+            self._tasks[key] -= 1
+            if not self._tasks[key]:
+                del self._tasks[key], self._semaphores[key]
 
 
 def _counted_username(username: str) -> str:

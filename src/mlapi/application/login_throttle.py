@@ -1,43 +1,82 @@
-"""Limit how fast passwords can be guessed, by counting login attempts in fixed time windows.
+"""Limit how fast passwords can be guessed, by counting failed logins in fixed time windows.
 
 Three counts stop three ways of guessing: many names from one address, one name from one address, and one name from
-many addresses. The last count could let an attacker lock a user out. Therefore it ignores addresses from which the
+many addresses. The last count could let an attacker lock a user out. Therefore it does not apply to addresses where the
 user has logged in before, and all windows are short.
+
+The limits must not reveal which names exist, or where a user logs in. Every failure adds to all three
+counts, whether the name exists or not. The exemption decides only about correct passwords: while the limit for a name
+is reached, the cipher still runs for each attempt, and every wrong password gets the same error.
+
+Only failures are stored. Attempts that are running take up places in the memory of this process, so an attempt that is
+canceled, times out or finds the database unavailable leaves nothing behind. Several processes may together allow as
+many more attempts as they run at the same moment. The last of these to fail exceed the limit, and get the same error
+as attempts that are rejected at the start.
 """
 
 import hashlib
-import ipaddress
+import logging
 import math
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 import attrs
 
-from mlapi.domain.attempts import AttemptCountReader, AttemptCounts, AttemptCountWriter
-from mlapi.domain.errors import TooManyAttemptsError
+from mlapi.domain.attempts import Attempt, AttemptCounts, WindowCount, client_site
+from mlapi.domain.errors import RepositoryUnavailableError, TooManyAttemptsError
 
 WINDOW_SECONDS = 60
 KNOWN_ADDRESS_SECONDS = 30 * 24 * 3600
-_IPV6_PREFIX_BITS = 64  # one customer has at least a /64: RFC 6177, section 2
-_MAX_CACHED_REJECTIONS = 10_000
+_MAX_CACHED_COUNTS = 10_000
+_RETRY_SECONDS = 1
+_UNLIMITED = 2**31
+
+_logger = logging.getLogger("mlapi")
 
 
 @attrs.frozen(kw_only=True)
 class AttemptLimits:
-    """Maximum number of attempts for each count, within `WINDOW_SECONDS`."""
+    """Maximum number of failed attempts for each count, within `WINDOW_SECONDS`. None for no limit."""
 
-    per_address: int = 200
-    per_name: int = 200
-    per_name_and_address: int = 20
+    per_address: int | None = 200
+    per_name: int | None = 200
+    per_name_and_address: int | None = 20
 
 
 @attrs.frozen
-class _Count:
-    """A count of attempts, with its limit."""
-
+class _Limit:
     key: str
-    limit: int
-    is_cacheable: bool
-    """True if a rejection applies to every attempt with this key. Known addresses are exempt from a name's count."""
+    max_count: int
+
+
+@attrs.frozen(kw_only=True)
+class _Limits:
+    """The limits that apply to an attempt, and the key under which its address is stored as known."""
+
+    address: _Limit
+    pair: _Limit
+    name: _Limit
+    known_key: str
+
+    def __iter__(self) -> Iterator[_Limit]:
+        return iter((self.address, self.pair, self.name))
+
+    @property
+    def keys(self) -> list[str]:
+        """The keys of the counts that a failure adds to."""
+        return [limit.key for limit in self]
+
+
+@attrs.frozen(kw_only=True)
+class _Running:
+    """An attempt that has been started."""
+
+    limits: _Limits
+    is_address_known: bool
+    may_exceed_name_limit: bool
+    """True if the limit for the name is reached, or would be if all running attempts failed."""
 
 
 class FixedWindowAttemptLimiter:
@@ -45,7 +84,7 @@ class FixedWindowAttemptLimiter:
 
     Args:
         counts: stores the counts.
-        limits: maximum number of attempts in a window.
+        limits: maximum number of failures in a window.
         window_seconds: the length of a window.
     """
 
@@ -53,78 +92,118 @@ class FixedWindowAttemptLimiter:
         self._counts = counts
         self._limits = limits
         self._window_seconds = window_seconds
-        self._rejected_until: dict[str, float] = {}
-        """Keys that are over their limit, with the end of their window (`time.time`).
+        self._lock = threading.Lock()
+        self._running: dict[Attempt, _Running] = {}
+        self._places: Counter[str] = Counter()
+        """Number of running attempts, by key."""
+        self._seen: dict[str, WindowCount] = {}
+        """The highest counts that this process has seen, by key.
 
-        With this cache, a flood of attempts from one address is rejected without reaching the database."""
+        With this cache, a flood of attempts from one address is rejected without reaching the database. It also
+        contains failures that could not be stored, because the database was unavailable."""
 
-    def count(self, username: str, address: str) -> bool:
-        name, site = _digest(username), _digest(client_site(address))
-        for count in (self._of_address(site), self._of_pair(name, site)):
-            if (until := self._rejected_until.get(count.key, 0.0)) > time.time():
-                raise TooManyAttemptsError(_seconds_until(until))
-        # Check first without writing, so that a flood of rejected attempts causes no writes.
-        with self._counts.reading() as reader:
-            for count in self._counts_for(reader, name, site):
-                if reader.get(count.key).count >= count.limit:
-                    self._reject(reader, count)
-        with self._counts.transaction() as writer:
-            counts = self._counts_for(writer, name, site)
-            for count in counts:  # in the same order in every process, so that row locks cannot deadlock
-                if writer.add(count.key, window_seconds=self._window_seconds) > count.limit:
-                    self._reject(writer, count)
-        return len(counts) == 1
+    def start(self, attempt: Attempt) -> None:
+        limits = self._limits_for(attempt)
+        with self._lock:
+            self._check(limits)
+        *counts, known = self._counts.read([*limits.keys, limits.known_key])
+        with self._lock:
+            for key, count in zip(limits.keys, counts, strict=True):
+                self._see(key, count)
+            self._check(limits)
+            if attempt.is_over:
+                return
+            name = limits.name
+            self._running[attempt] = _Running(
+                limits=limits,
+                is_address_known=known.count > 0,
+                may_exceed_name_limit=self._count(name.key) + self._places[name.key] >= name.max_count,
+            )
+            self._places.update(limits.keys)
 
-    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
-        name, site = _digest(username), _digest(client_site(address))
-        pair = self._of_pair(name, site)
-        with self._counts.transaction() as writer:
-            writer.subtract(self._of_address(site).key)
-            if not was_known:
-                writer.subtract(pair.key)
-                writer.subtract(self._of_name(name).key)
-            self._remember_address(writer, name, site)
-        self._rejected_until.pop(pair.key, None)
+    def record_failure(self, attempt: Attempt) -> None:
+        limits = self._limits_for(attempt)
+        try:
+            counts = self._counts.add(limits.keys, window_seconds=self._window_seconds)
+        except RepositoryUnavailableError as error:
+            _logger.warning("a failed login is counted by this process only: %s", error)
+            counts = self._add_locally(limits.keys)
+        with self._lock:
+            for key, count in zip(limits.keys, counts, strict=True):
+                self._see(key, count)
+        for limit, count in zip(limits, counts, strict=True):
+            if count.count > limit.max_count:
+                raise TooManyAttemptsError(_seconds_until(count.ends_at_timestamp))
 
-    def _counts_for(self, reader: AttemptCountReader, name: str, site: str) -> list[_Count]:
-        """Return the counts that an attempt adds to: only the address's count if the address is known for this name."""
-        counts = [self._of_address(site)]
-        if not _is_known(reader, name, site):
-            counts += [self._of_pair(name, site), self._of_name(name)]
-        return counts
+    def record_success(self, attempt: Attempt) -> None:
+        running = self._running.get(attempt)
+        if running is None or running.is_address_known:
+            return
+        name = running.limits.name
+        if running.may_exceed_name_limit:
+            (count,) = self._counts.read([name.key])
+            if count.count >= name.max_count:
+                # Count it like a failure: otherwise the counts would reveal that the password was correct.
+                self.record_failure(attempt)
+                raise TooManyAttemptsError(_seconds_until(count.ends_at_timestamp))
+        try:
+            self._counts.add([running.limits.known_key], window_seconds=KNOWN_ADDRESS_SECONDS)
+        except RepositoryUnavailableError as error:
+            _logger.warning("the address of a login could not be stored as known: %s", error)
 
-    def _of_address(self, site: str) -> _Count:
-        return self._count_of("address", site, limit=self._limits.per_address)
+    def end(self, attempt: Attempt) -> None:
+        with self._lock:
+            attempt.is_over = True
+            running = self._running.pop(attempt, None)
+            for key in () if running is None else running.limits.keys:
+                self._places[key] -= 1
+                if not self._places[key]:
+                    del self._places[key]
 
-    def _of_pair(self, name: str, site: str) -> _Count:
-        return self._count_of("pair", f"{name}/{site}", limit=self._limits.per_name_and_address)
+    def _add_locally(self, keys: Sequence[str]) -> list[WindowCount]:
+        """Do the same as `AttemptCounts.add`, with the counts that this process has seen."""
+        now = time.time()
+        new_window = WindowCount(0, now + self._window_seconds)
+        with self._lock:
+            for key in keys:
+                seen = self._seen.get(key, new_window)
+                window = seen if seen.ends_at_timestamp > now else new_window
+                self._see(key, attrs.evolve(window, count=window.count + 1))
+            return [self._seen[key] for key in keys]
 
-    def _of_name(self, name: str) -> _Count:
-        return self._count_of("name", name, limit=self._limits.per_name, is_cacheable=False)
+    def _check(self, limits: _Limits) -> None:
+        """Raise `TooManyAttemptsError` if the limit for the address or for the pair is reached."""
+        for limit in (limits.address, limits.pair):
+            if self._count(limit.key) >= limit.max_count:
+                raise TooManyAttemptsError(_seconds_until(self._seen[limit.key].ends_at_timestamp))
+        for limit in (limits.address, limits.pair):
+            if self._count(limit.key) + self._places[limit.key] >= limit.max_count:
+                raise TooManyAttemptsError(_RETRY_SECONDS, is_final=False)
 
-    def _count_of(self, kind: str, counted: str, *, limit: int, is_cacheable: bool = True) -> _Count:
-        return _Count(_key(kind, counted, limit, self._window_seconds), limit, is_cacheable)
+    def _count(self, key: str) -> int:
+        """Return the highest count seen for a key in the current window."""
+        seen = self._seen.get(key)
+        return seen.count if seen is not None and seen.ends_at_timestamp > time.time() else 0
 
-    def _remember_address(self, writer: AttemptCountWriter, name: str, site: str) -> None:
-        if not _is_known(writer, name, site):
-            writer.add(_known_key(name, site), window_seconds=KNOWN_ADDRESS_SECONDS)
+    def _see(self, key: str, count: WindowCount) -> None:
+        if count.count > self._count(key):
+            self._seen.pop(key, None)  # move it to the end
+            self._seen[key] = count
+            if len(self._seen) > _MAX_CACHED_COUNTS:
+                del self._seen[next(iter(self._seen))]
 
-    def _reject(self, reader: AttemptCountReader, count: _Count) -> None:
-        until = reader.get(count.key).ends_at_timestamp
-        if count.is_cacheable:
-            if len(self._rejected_until) >= _MAX_CACHED_REJECTIONS:
-                self._rejected_until.clear()
-            self._rejected_until[count.key] = until
-        raise TooManyAttemptsError(_seconds_until(until))
+    def _limits_for(self, attempt: Attempt) -> _Limits:
+        name, network = _digest(attempt.username), _digest(client_site(attempt.address))
+        return _Limits(
+            address=self._limit("address", network, self._limits.per_address),
+            pair=self._limit("pair", f"{name}/{network}", self._limits.per_name_and_address),
+            name=self._limit("name", name, self._limits.per_name),
+            known_key=_key("known", f"{name}/{network}", 1, KNOWN_ADDRESS_SECONDS),
+        )
 
-
-def _is_known(reader: AttemptCountReader, name: str, site: str) -> bool:
-    """Return whether a user with this name has logged in from the address within `KNOWN_ADDRESS_SECONDS`."""
-    return reader.get(_known_key(name, site)).count > 0
-
-
-def _known_key(name: str, site: str) -> str:
-    return _key("known", f"{name}/{site}", 1, KNOWN_ADDRESS_SECONDS)
+    def _limit(self, kind: str, counted: str, max_count: int | None) -> _Limit:
+        limit = _UNLIMITED if max_count is None else max_count
+        return _Limit(_key(kind, counted, limit, self._window_seconds), limit)
 
 
 def _key(kind: str, counted: str, limit: int, window_seconds: int) -> str:
@@ -134,22 +213,6 @@ def _key(kind: str, counted: str, limit: int, window_seconds: int) -> str:
 
 def _seconds_until(until: float) -> int:
     return max(1, math.ceil(until - time.time()))
-
-
-def client_site(address: str) -> str:
-    """Return the rate-limit key for an address.
-
-    An IPv6 address is truncated to its /64 network, because one client controls all of it.
-    """
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    if isinstance(parsed, ipaddress.IPv4Address):
-        return str(parsed)
-    if parsed.ipv4_mapped is not None:
-        return str(parsed.ipv4_mapped)
-    return str(ipaddress.ip_network((int(parsed), _IPV6_PREFIX_BITS), strict=False))
 
 
 def _digest(text: str) -> str:

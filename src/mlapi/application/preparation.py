@@ -2,10 +2,9 @@
 
 import threading
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from datetime import datetime
 
-from mlapi.domain.attempts import AttemptCountReader, AttemptCounts, AttemptCountWriter
+from mlapi.domain.attempts import AttemptCounts, WindowCount
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
@@ -88,19 +87,19 @@ def prepare_on_first_use(repository: UserRepository, preparation: Preparation) -
 
 
 class PreparedAttemptCounts:
-    """`AttemptCounts` that run a `Preparation` before each transaction, until it has succeeded."""
+    """`AttemptCounts` that run a `Preparation` before each call, until it has succeeded."""
 
     def __init__(self, counts: AttemptCounts, preparation: Preparation) -> None:
         self._counts = counts
         self._preparation = preparation
 
-    def transaction(self) -> AbstractContextManager[AttemptCountWriter]:
+    def read(self, keys: Sequence[str]) -> list[WindowCount]:
         self._preparation.ensure()
-        return self._counts.transaction()
+        return self._counts.read(keys)
 
-    def reading(self) -> AbstractContextManager[AttemptCountReader]:
+    def add(self, keys: Sequence[str], *, window_seconds: float) -> list[WindowCount]:
         self._preparation.ensure()
-        return self._counts.reading()
+        return self._counts.add(keys, window_seconds=window_seconds)
 
 
 class PreparedRepository:

@@ -124,9 +124,13 @@ class UserDisabledError(AccessDeniedError):
 
 @attrs.frozen
 class TooManyAttemptsError(MlapiError):
-    """``retry_after_seconds`` is at least 1."""
+    """``retry_after_seconds`` is at least 1.
+
+    ``is_final`` is False if only attempts that are still running make it too many: they may turn out not to count.
+    """
 
     retry_after_seconds: int
+    is_final: bool = True
 
     def __str__(self) -> str:
         return f"too many login attempts: retry in {self.retry_after_seconds} seconds"

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Protocol, runtime_checkable
 
+from mlapi.domain.attempts import Attempt
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, IssuedToken, Principal, PrincipalId, TokenClaims
@@ -217,31 +218,45 @@ class TokenIssuer(Protocol):
 
 
 class AttemptLimiter(Protocol):
-    """Limits how fast passwords can be guessed. Raises `RepositoryUnavailableError` if it cannot count attempts."""
+    """Limits how fast passwords can be guessed. Only attempts with a wrong username or password count.
 
-    def count(self, username: str, address: str) -> bool:
-        """Count a login attempt. This is the first step of every login.
+    Every attempt goes through `start`, then `record_failure` or `record_success`, then `end`. An attempt that is
+    running takes up a place within the limits, so that parallel guesses cannot exceed them. If it fails for any other
+    reason than a wrong username or password, `end` alone is called: the attempt is then not counted.
 
-        Return whether the user has logged in from this address before. Attempts from such a known address count
-        only towards the limit of that address, so attempts from elsewhere cannot lock the user out.
+    The limiter treats unknown usernames like existing ones, so that it does not reveal which names exist.
+    """
 
-        Args:
-            username: any text; usually a canonical username. No such user needs to exist.
-            address: any text that identifies the client.
+    def start(self, attempt: Attempt) -> None:
+        """Check the limits, and let the attempt take up a place within them until `end`.
 
         Raises:
-            TooManyAttemptsError: if a limit is reached. Its ``retry_after_seconds`` is a whole number of seconds.
+            TooManyAttemptsError: if a limit is reached. Its ``is_final`` is False if the limit would not be reached
+                without the attempts that are running: try again when one of them has ended.
+            RepositoryUnavailableError: if the counts cannot be read.
         """
         ...
 
-    def record_success(self, username: str, address: str, *, was_known: bool) -> None:
-        """Stop counting an attempt with the correct password, and remember the address as known for this user.
+    def record_failure(self, attempt: Attempt) -> None:
+        """Count an attempt with an unknown username or a wrong password.
 
-        Args:
-            username: as given to `count`.
-            address: as given to `count`.
-            was_known: the value that `count` returned.
+        Raises:
+            TooManyAttemptsError: if the attempt is one too many, although it was started.
         """
+        ...
+
+    def record_success(self, attempt: Attempt) -> None:
+        """Remember the client's address as known for this user, because the password was correct.
+
+        Raises:
+            TooManyAttemptsError: if attempts from other addresses have reached the limit for the username, and the
+                user has not logged in from this address before.
+            RepositoryUnavailableError: if the counts cannot be read.
+        """
+        ...
+
+    def end(self, attempt: Attempt) -> None:
+        """Free the place of an attempt. Never waits or fails. A concurrent or later `start` takes up no place."""
         ...
 
 

@@ -11,7 +11,6 @@ with a new, empty storage:
 The suite includes the contracts of `UserRepository` and `AttemptLimiter`, for the storage's users and attempt counts.
 """
 
-import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -204,92 +203,51 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
     # --- counts of login attempts
 
     def test_attempts_are_counted_by_key(self, storage: Storage) -> None:
-        with storage.attempts.transaction() as counts:
-            added = [counts.add(key, window_seconds=LONG_SECONDS) for key in ("one", "two", "one")]
-            within = [counts.get(key).count for key in ("one", "two", "three")]
-        with storage.attempts.reading() as counts_read:
-            afterwards = [counts_read.get(key).count for key in ("one", "two", "three")]
+        added = [
+            [window.count for window in storage.attempts.add(keys, window_seconds=LONG_SECONDS)]
+            for keys in (["one", "two"], ["three", "one"])
+        ]
 
-        assert added == [1, 1, 2]
-        assert within == afterwards == [2, 1, 0]
-
-    def test_subtracting_never_goes_below_zero(self, storage: Storage) -> None:
-        with storage.attempts.transaction() as counts:
-            counts.subtract("one")
-            counts.add("one", window_seconds=LONG_SECONDS)
-            counts.subtract("one")
-            counts.subtract("one")
-
-        with storage.attempts.transaction() as counts:
-            assert counts.get("one").count == 0
-            assert counts.add("one", window_seconds=LONG_SECONDS) == 1
+        assert added == [[1, 1], [1, 2]]
+        assert counts(storage, "two", "none", "one", "three") == [1, 0, 2, 1]
 
     def test_window_starts_with_its_first_attempt(self, storage: Storage) -> None:
         started = time.time()
-        with storage.attempts.transaction() as counts:
-            counts.add("one", window_seconds=LONG_SECONDS)
-            first = counts.get("one")
-            counts.add("one", window_seconds=2 * LONG_SECONDS)
-            counts.subtract("one")
+        (first,) = storage.attempts.add(["one"], window_seconds=LONG_SECONDS)
+        (second,) = storage.attempts.add(["one"], window_seconds=2 * LONG_SECONDS)
 
-        with storage.attempts.reading() as counts_read:
-            later = counts_read.get("one")
+        (later,) = storage.attempts.read(["one"])
 
-        assert later == first == WindowCount(1, later.ends_at_timestamp)
+        assert [first, second] == [WindowCount(1, later.ends_at_timestamp), later]
+        assert later == WindowCount(2, later.ends_at_timestamp)
         assert started + LONG_SECONDS <= later.ends_at_timestamp <= time.time() + LONG_SECONDS
 
     def test_count_is_zero_after_its_window_ends(self, storage: Storage) -> None:
-        with storage.attempts.transaction() as counts:
-            for key in ("one", "two"):
-                counts.add(key, window_seconds=SHORT_SECONDS)
-                counts.add(key, window_seconds=SHORT_SECONDS)
+        storage.attempts.add(["one", "two"], window_seconds=SHORT_SECONDS)
+        storage.attempts.add(["two", "one"], window_seconds=SHORT_SECONDS)
         time.sleep(2 * SHORT_SECONDS)
 
-        with storage.attempts.reading() as counts_read:
-            ended = counts_read.get("one")
-        with storage.attempts.transaction() as counts:
-            counts.subtract("two")
-            again = [counts.add(key, window_seconds=LONG_SECONDS) for key in ("one", "two")]
+        (ended,) = storage.attempts.read(["one"])
+        again = storage.attempts.add(["one", "two"], window_seconds=LONG_SECONDS)
 
         assert ended.count == 0
         assert ended.ends_at_timestamp <= time.time()
-        assert again == [1, 1]
-
-    def test_failed_transaction_changes_no_count(self, storage: Storage) -> None:
-        with storage.attempts.transaction() as counts:
-            counts.add("one", window_seconds=LONG_SECONDS)
-
-        with pytest.raises(ZeroDivisionError), storage.attempts.transaction() as counts:
-            counts.add("one", window_seconds=LONG_SECONDS)
-            counts.add("two", window_seconds=LONG_SECONDS)
-            raise ZeroDivisionError
-
-        with storage.attempts.reading() as counts_read:
-            assert [counts_read.get(key).count for key in ("one", "two")] == [1, 0]
-
-    def test_readers_do_not_wait_for_writers(self, storage: Storage) -> None:
-        seen = []
-
-        def read() -> None:
-            with storage.attempts.reading() as counts:
-                seen.append(counts.get("one").count)
-
-        with storage.attempts.transaction() as counts:
-            counts.add("one", window_seconds=LONG_SECONDS)
-            reader = threading.Thread(target=read)
-            reader.start()
-            reader.join(10)
-
-        assert seen == [0]
+        assert [window.count for window in again] == [1, 1]
+        assert all(window.ends_at_timestamp > time.time() for window in again)
 
     def test_concurrent_attempts_are_all_counted(self, storage: Storage) -> None:
-        def add(_: int) -> None:
-            with storage.attempts.transaction() as counts:
-                counts.add("one", window_seconds=LONG_SECONDS)
-                counts.add("two", window_seconds=LONG_SECONDS)
+        orders = [["one", "two"], ["two", "one"]]
 
         with ThreadPoolExecutor(8) as pool:
-            list(pool.map(add, range(40)))
+            added = list(
+                pool.map(
+                    lambda number: storage.attempts.add(orders[number % 2], window_seconds=LONG_SECONDS), range(40)
+                )
+            )
 
-        with storage.attempts.reading() as counts_read:
-            assert [counts_read.get(key).count for key in ("one", "two")] == [40, 40]
+        assert counts(storage, "one", "two") == [40, 40]
+        assert sorted(window.count for windows in added for window in windows) == sorted([*range(1, 41)] * 2)
+
+
+def counts(storage: Storage, *keys: str) -> list[int]:
+    return [window.count for window in storage.attempts.read(keys)]

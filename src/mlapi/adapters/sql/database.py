@@ -139,17 +139,9 @@ class Database:
 
     def read_batch(self, work: Callable[[Any], T]) -> T:
         """Call ``work`` with a driver connection in autocommit mode and return its result."""
-
-        def attempt() -> T:
-            pooled = self.engine.raw_connection()
-            with _invalidated_by_errors(pooled), self.dialect.autocommit(pooled.driver_connection):
-                result = work(pooled.driver_connection)
-            pooled.close()
-            return result
-
         self._check_not_replaced()
         with self._translating_errors():
-            result = self._retrying(attempt)
+            result = self._retrying(partial(self._run_autocommit, work))
             if self.dialect.supports_nowait and not self._nonblocking:
                 self._nonblocking.append(self._open_nonblocking())
         return result
@@ -174,6 +166,16 @@ class Database:
             raise
         self._nonblocking.append(pooled)
         return result
+
+    def write_repeatable(self, work: Callable[[Any], T]) -> T:
+        """Call ``work`` with a driver connection in autocommit mode and return its result.
+
+        After a transient error, such as a lost connection, ``work`` is called again. Its statement may then take effect
+        twice: the connection can be lost after the statement was committed.
+        """
+        self._check_not_replaced()
+        with self._write_slot(), self._translating_errors():
+            return self._retrying(partial(self._run_autocommit, work))
 
     def write_batch(self, work: Callable[[Any], T], *, commit_by: float | None = None) -> T:
         """Call ``work`` with a driver connection in a write transaction, commit durably, and return its result.
@@ -227,6 +229,13 @@ class Database:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+    def _run_autocommit(self, work: Callable[[Any], T]) -> T:
+        pooled = self.engine.raw_connection()
+        with _invalidated_by_errors(pooled), self.dialect.autocommit(pooled.driver_connection):
+            result = work(pooled.driver_connection)
+        pooled.close()
+        return result
 
     def _open_nonblocking(self) -> PoolProxiedConnection:
         pooled: PoolProxiedConnection = self.engine.raw_connection()

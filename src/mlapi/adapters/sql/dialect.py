@@ -12,6 +12,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 from mlapi.adapters.sql.existing import ConnectionPool, FileChange, Purpose
 from mlapi.adapters.sql.postgresql import PostgresqlDialect
 from mlapi.adapters.sql.sqlite import SqliteDialect
+from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.interruption import Interruption
@@ -120,6 +121,22 @@ class Dialect(Protocol[DriverConnectionT_contra]):
         """Return the principal for each id, or None. Every earlier commit is visible."""
         ...
 
+    def read_counts(
+        self, connection: DriverConnectionT_contra, keys: Sequence[str], *, now: float
+    ) -> dict[str, WindowCount]:
+        """Return the counts of login attempts by key. Windows that ended at ``now`` or earlier are omitted."""
+        ...
+
+    def add_counts(
+        self, connection: DriverConnectionT_contra, keys: Sequence[str], *, now: float, ends_at: float
+    ) -> dict[str, WindowCount]:
+        """Add 1 to the counts for sorted keys, in one statement that does not wait for the disk if it can avoid it.
+
+        Return the new counts by key. A count whose window ended at ``now`` or earlier starts again, with a window until
+        ``ends_at``.
+        """
+        ...
+
     def check_writable(self, connection: DriverConnectionT_contra) -> None:
         """Raise an error unless the current transaction can write."""
         ...
@@ -132,10 +149,6 @@ class Dialect(Protocol[DriverConnectionT_contra]):
 
     def lock_schema(self, connection: Connection) -> None:
         """Keep other processes from changing the schema until the current transaction ends."""
-        ...
-
-    def allow_async_commit(self, connection: Connection) -> None:
-        """Let the current transaction commit without waiting for the disk: a crash may lose it."""
         ...
 
     def interruptible(self, connection: Connection, interruption: Interruption) -> AbstractContextManager[None]:

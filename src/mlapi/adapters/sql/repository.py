@@ -16,7 +16,6 @@ from mlapi.domain.errors import UserNotFoundError
 from mlapi.domain.users import MAX_USER_ID, User, UserId, UsernameKey
 
 _SELECT = select(*USER_COLUMNS).where(users.c.id == bindparam("by_id"))
-_SELECT_BY_KEY = select(*USER_COLUMNS).where(users.c.username_key == bindparam("by_key"))
 
 _COUNT = select(func.count()).select_from(users)
 _SELECT_API_KEYS = (
@@ -53,8 +52,8 @@ class SqlUserRepository:
         raise UserNotFoundError(user_id)
 
     def find(self, key: UsernameKey) -> User | None:
-        row = self._database.read(lambda connection: connection.execute(_SELECT_BY_KEY, {"by_key": key}).one_or_none())
-        return None if row is None else read_user(row)
+        (user,) = self.find_many([key])
+        return user
 
     def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
         found = self._database.read_batch(partial(self._database.dialect.find_users, keys=keys)) if keys else {}

@@ -15,13 +15,16 @@ from sqlalchemy import (
     Dialect,
     String,
     Table,
+    bindparam,
     case,
     func,
+    literal_column,
     or_,
 )
 from sqlalchemy.types import TypeEngine
 
-from mlapi.adapters.sql.tables import UtcDateTime, api_keys, users
+from mlapi.adapters.sql.tables import UtcDateTime, api_keys, attempts, users
+from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry, make_audit_entry
 from mlapi.domain.commands import (
     ChangePassword,
@@ -124,6 +127,7 @@ USER_UPDATES: dict[type[UserUpdate], Update] = {
     command: _CONDITIONAL_UPDATES.get(command) or _assignment(command) for command in get_args(UserUpdate)
 }
 """The statement for each command that updates a user. `update_row` returns the parameters."""
+COUNT_COLUMNS = (attempts.c.id, attempts.c.count, attempts.c.expires_at)
 RECORD_USE = Update(api_keys, {"at": UtcDateTime(), "unless_since": UtcDateTime()}, _usage_values)
 
 
@@ -182,6 +186,30 @@ def find_principals(
     if key_ids:
         found.update((principal.key.id, principal) for principal in find_api_keys(key_ids))
     return [found.get(each) for each in ids]
+
+
+def counts_upsert(insert: Callable[[Table], Any], given: Any) -> ClauseElement:  # noqa: ANN401 - depends on the dialect
+    """Return the statement that adds 1 to the counts for the keys in ``given``, a SELECT of (key, 1, end of window)."""
+    has_expired = attempts.c.expires_at <= bindparam("now")
+    one: ColumnElement[int] = literal_column("1")
+    statement: ClauseElement = (
+        insert(attempts)
+        .from_select(["id", "count", "expires_at"], given)
+        .on_conflict_do_update(
+            index_elements=["id"],
+            set_={
+                "count": case((has_expired, one), else_=attempts.c.count + one),
+                "expires_at": case((has_expired, bindparam("ends_at")), else_=attempts.c.expires_at),
+            },
+        )
+        .returning(*COUNT_COLUMNS)
+    )
+    return statement
+
+
+def counts_by_key(found: Iterable[tuple[Any, ...]]) -> dict[str, WindowCount]:
+    """Return counts by key, given rows of `COUNT_COLUMNS`."""
+    return {key: WindowCount(count, ends_at) for key, count, ends_at in found}
 
 
 def is_storable_user_id(user_id: UserId) -> bool:

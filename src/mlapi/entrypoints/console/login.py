@@ -6,6 +6,7 @@ from http import HTTPStatus
 from starlette.responses import Response
 
 from mlapi.bootstrap import AttemptLimits, in_memory_attempts
+from mlapi.domain.attempts import Attempt
 from mlapi.domain.errors import TooManyAttemptsError
 from mlapi.entrypoints.console.pages import LOGIN_PATH, redirect, render_page, set_cookie
 from mlapi.entrypoints.console.request import SESSION_COOKIE, ConsoleRequest
@@ -13,7 +14,6 @@ from mlapi.entrypoints.console.sessions import LIFETIME_SECONDS
 
 MAX_WRONG_TOKENS_PER_MINUTE = 10
 """The limit per process for each IPv4 address or IPv6 /64 network."""
-_ADMIN = "the admin token"  # stands in for the username that the limiter expects: there is only one admin token
 
 _logger = logging.getLogger("mlapi")
 
@@ -22,7 +22,10 @@ class LoginPage:
     """The page that asks for the admin token and starts a session."""
 
     def __init__(self) -> None:
-        self._attempts = in_memory_attempts(AttemptLimits(per_address=MAX_WRONG_TOKENS_PER_MINUTE))
+        self._attempts = in_memory_attempts(
+            # All managers share one token, so a limit for the token would let an attacker lock them out.
+            AttemptLimits(per_address=MAX_WRONG_TOKENS_PER_MINUTE, per_name=None, per_name_and_address=None)
+        )
 
     async def __call__(self, request: ConsoleRequest) -> Response:
         if request.admin_policy.mode != "token" or request.session is not None:
@@ -30,16 +33,21 @@ class LoginPage:
         if request.is_safe:
             return render_page(request, "login.html", error=None)
         address = request.address
+        attempt = Attempt(username="", address=address)
         try:
-            was_known = self._attempts.count(_ADMIN, address)
+            self._attempts.start(attempt)
+            is_right = request.admin_policy.is_admin_token(request.form.get("token", ""))
+            if not is_right:
+                self._attempts.record_failure(attempt)
         except TooManyAttemptsError as error:
             text = f"Too many wrong tokens from this address. Try again in {error.retry_after_seconds} seconds."
             headers = [("Retry-After", str(error.retry_after_seconds))]
             return render_page(request, "login.html", HTTPStatus.TOO_MANY_REQUESTS, headers=headers, error=text)
-        if not request.admin_policy.is_admin_token(request.form.get("token", "")):
+        finally:
+            self._attempts.end(attempt)
+        if not is_right:
             _logger.warning("console: wrong admin token from %s", address)
             return render_page(request, "login.html", HTTPStatus.UNAUTHORIZED, error="The admin token is wrong.")
-        self._attempts.record_success(_ADMIN, address, was_known=was_known)
         _logger.info("console: login from %s", address)
         _session, cookie = request.sessions.create()
         return set_session_cookie(redirect(request), request, cookie, LIFETIME_SECONDS)

@@ -15,12 +15,12 @@ from mlapi import __version__
 from mlapi.application.authentication import Access, AsyncAuthenticator
 from mlapi.application.batching import CommandBatcher
 from mlapi.application.guard import AsyncGuard
-from mlapi.application.login_throttle import client_site
 from mlapi.application.lookups import UsernameLookup
 from mlapi.application.registration import AsyncRegistration
 from mlapi.application.users import Users
 from mlapi.bootstrap import async_guard, audit_retention, command_batcher, open_service
 from mlapi.config import load_settings
+from mlapi.domain.attempts import client_site
 from mlapi.domain.commands import Actor, ApiKeyCommand, Command, UserCommand
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.ports import PasswordCipher, is_costly

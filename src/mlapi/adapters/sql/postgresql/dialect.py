@@ -14,6 +14,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 from mlapi.adapters.sql.errors import error_summary
 from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, translating_errors
 from mlapi.adapters.sql.postgresql import engine, execution
+from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
@@ -105,6 +106,16 @@ class PostgresqlDialect:
     def find_principals(self, connection: "psycopg.Connection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return execution.find_principals(connection, ids)
 
+    def read_counts(
+        self, connection: "psycopg.Connection", keys: Sequence[str], *, now: float
+    ) -> dict[str, WindowCount]:
+        return execution.read_counts(connection, keys, now=now)
+
+    def add_counts(
+        self, connection: "psycopg.Connection", keys: Sequence[str], *, now: float, ends_at: float
+    ) -> dict[str, WindowCount]:
+        return execution.add_counts(connection, keys, now=now, ends_at=ends_at)
+
     def check_writable(self, connection: "psycopg.Connection") -> None:
         """Raise `RepositoryUnavailableError` if the server is read-only, such as a standby."""
         (read_only,) = connection.execute("SELECT current_setting('transaction_read_only') = 'on'").fetchone() or (
@@ -119,9 +130,6 @@ class PostgresqlDialect:
 
     def lock_schema(self, connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
-
-    def allow_async_commit(self, connection: Connection) -> None:
-        connection.execute(text("SET LOCAL synchronous_commit = off"))
 
     @contextmanager
     def interruptible(self, connection: Connection, interruption: Interruption) -> Iterator[None]:

@@ -11,6 +11,7 @@ from mlapi.adapters.sql.postgresql import statements as sql
 from mlapi.adapters.sql.postgresql.batches import Segment, split_batch
 from mlapi.adapters.sql.rows import Row
 from mlapi.adapters.sql.tables import users
+from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import (
     AddApiKey,
     ApiKeyCommand,
@@ -71,6 +72,20 @@ def find_principals(connection: "psycopg.Connection", ids: Sequence[PrincipalId]
             _cached_principal, connection.execute(sql.PRINCIPALS_BY_KEY_IDS, {"ids": key_ids}).fetchall()
         ),
     )
+
+
+def read_counts(connection: "psycopg.Connection", keys: Sequence[str], *, now: float) -> dict[str, WindowCount]:
+    """Return the counts of login attempts by key. Windows that ended at ``now`` or earlier are omitted."""
+    found = connection.execute(sql.READ_COUNTS, {"keys": list(keys), "now": now})
+    return statements.counts_by_key(found.fetchall())
+
+
+def add_counts(
+    connection: "psycopg.Connection", keys: Sequence[str], *, now: float, ends_at: float
+) -> dict[str, WindowCount]:
+    """Add 1 to the counts for sorted keys, and return the new counts by key. See `Dialect.add_counts`."""
+    added = connection.execute(sql.ADD_COUNTS, {"keys": list(keys), "now": now, "ends_at": ends_at})
+    return statements.counts_by_key(added.fetchall())
 
 
 _user_row = rows.dict_writer(Register, users)

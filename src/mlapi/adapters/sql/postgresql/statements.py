@@ -16,6 +16,7 @@ from sqlalchemy import (
     Column,
     ColumnElement,
     Dialect,
+    Double,
     String,
     Table,
     any_,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     func,
     literal_column,
     select,
+    true,
     update,
 )
 from sqlalchemy.dialects import postgresql
@@ -34,7 +36,7 @@ from sqlalchemy.dialects.postgresql import insert
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
-from mlapi.adapters.sql.tables import api_keys, audit, users
+from mlapi.adapters.sql.tables import api_keys, attempts, audit, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
@@ -126,6 +128,16 @@ def _compile_insert_audit() -> bytes:
     return _compile(insert(audit).from_select(list(given.c.keys()), select(given)))
 
 
+def _compile_add_counts() -> bytes:
+    # Turn off synchronous_commit for this statement only: it is faster, and a crash loses only a few counts.
+    setting = select(literal_column("set_config('synchronous_commit', 'off', true)").label("value")).cte("setting")
+    keys = func.unnest(bindparam("keys", type_=ARRAY(String))).table_valued("key").render_derived("given")
+    given = select(keys.c.key, literal_column("1"), bindparam("ends_at", type_=Double)).join_from(
+        keys, setting.prefix_with("MATERIALIZED"), true()
+    )
+    return _compile(statements.counts_upsert(insert, given))
+
+
 UPDATE_USER = {command: _compile_update(template) for command, template in USER_UPDATES.items()}
 REGISTER = _compile_register()
 IDS_BY_USERNAME_KEY = _compile_ids_by_username_key()
@@ -146,3 +158,9 @@ PRINCIPALS_BY_KEY_IDS = _compile(
     .where(api_keys.c.id == any_(bindparam("ids", type_=ARRAY(String))))
 )
 INSERT_AUDIT = _compile_insert_audit()
+READ_COUNTS = _compile(
+    select(*statements.COUNT_COLUMNS).where(
+        attempts.c.id == any_(bindparam("keys", type_=ARRAY(String))), attempts.c.expires_at > bindparam("now")
+    )
+)
+ADD_COUNTS = _compile_add_counts()

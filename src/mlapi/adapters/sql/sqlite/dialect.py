@@ -13,6 +13,7 @@ from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 from mlapi.adapters.sql.errors import error_summary
 from mlapi.adapters.sql.existing import ConnectionPool, FileChange, Purpose
 from mlapi.adapters.sql.sqlite import engine, execution, existing, files
+from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.interruption import Interruption
@@ -93,6 +94,14 @@ class SqliteDialect:
     def find_principals(self, connection: sqlite3.Connection, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return execution.find_principals(connection, ids)
 
+    def read_counts(self, connection: sqlite3.Connection, keys: Sequence[str], *, now: float) -> dict[str, WindowCount]:
+        return execution.read_counts(connection, keys, now=now)
+
+    def add_counts(
+        self, connection: sqlite3.Connection, keys: Sequence[str], *, now: float, ends_at: float
+    ) -> dict[str, WindowCount]:
+        return execution.add_counts(connection, keys, now=now, ends_at=ends_at)
+
     def check_writable(self, connection: sqlite3.Connection) -> None:
         # `begin` has taken the write lock. Reading the users fails if the file is new and empty.
         connection.execute("SELECT 1 FROM users LIMIT 1").fetchall()
@@ -102,9 +111,6 @@ class SqliteDialect:
 
     def lock_schema(self, connection: Connection) -> None:
         """Do nothing: a write transaction locks the whole file."""
-
-    def allow_async_commit(self, connection: Connection) -> None:
-        """Do nothing: SQLite sets durability per connection, not per transaction."""
 
     @contextmanager
     def interruptible(self, connection: Connection, interruption: Interruption) -> Iterator[None]:

@@ -14,6 +14,7 @@ from mlapi.adapters.sql.rows import Convert, Row
 from mlapi.adapters.sql.sqlite import statements as sql
 from mlapi.adapters.sql.sqlite.times import decode_time, encode_time
 from mlapi.adapters.sql.tables import UtcDateTime, api_keys, audit, users
+from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import (
     AddApiKey,
@@ -58,6 +59,22 @@ def find_principals(connection: sqlite3.Connection, ids: Sequence[PrincipalId]) 
             _cached_principal, _select(connection, sql.PRINCIPAL_BY_KEY_ID, sql.PRINCIPALS_BY_KEY_IDS, key_ids)
         ),
     )
+
+
+def read_counts(connection: sqlite3.Connection, keys: Sequence[str], *, now: float) -> dict[str, WindowCount]:
+    """Return the counts of login attempts by key. Windows that ended at ``now`` or earlier are omitted."""
+    found = connection.execute(sql.READ_COUNTS, {"keys": msgspec.json.encode(keys).decode(), "now": now})
+    return statements.counts_by_key(found.fetchall())
+
+
+def add_counts(
+    connection: sqlite3.Connection, keys: Sequence[str], *, now: float, ends_at: float
+) -> dict[str, WindowCount]:
+    """Add 1 to the counts for sorted keys, and return the new counts by key. See `Dialect.add_counts`."""
+    added = connection.execute(
+        sql.ADD_COUNTS, {"keys": msgspec.json.encode(keys).decode(), "now": now, "ends_at": ends_at}
+    )
+    return statements.counts_by_key(added.fetchall())
 
 
 def _select(

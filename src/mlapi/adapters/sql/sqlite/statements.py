@@ -1,14 +1,14 @@
 """The SQL text of the statements in `mlapi.adapters.sql.sqlite.execution`."""
 
 import attrs
-from sqlalchemy import ClauseElement, Dialect, Table, bindparam, delete, func, select, update
+from sqlalchemy import ClauseElement, Dialect, Table, bindparam, delete, func, literal_column, select, true, update
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
-from mlapi.adapters.sql.tables import api_keys, audit, users
+from mlapi.adapters.sql.tables import api_keys, attempts, audit, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
@@ -65,3 +65,11 @@ PRINCIPAL_BY_KEY_ID = _compile(_SELECT_PRINCIPALS.where(_WITH_KEY_ID))
 PRINCIPALS_BY_KEY_IDS = _compile(_SELECT_PRINCIPALS.where(api_keys.c.id.in_(_IDS)))
 
 INSERT_AUDIT = _compile(_insert(AuditEntry, audit), _POSITIONAL)
+
+READ_COUNTS = _compile(
+    select(*statements.COUNT_COLUMNS).where(attempts.c.id.in_(_KEYS), attempts.c.expires_at > bindparam("now"))
+)
+ADD_COUNTS = _compile(
+    # Without WHERE, SQLite would parse ON CONFLICT as a part of a join.
+    statements.counts_upsert(insert, _KEYS.add_columns(literal_column("1"), bindparam("ends_at")).where(true()))
+)
