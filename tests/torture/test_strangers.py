@@ -142,8 +142,8 @@ def test_flood_from_one_address_does_not_delay_logins_of_another(
     calm_ms, median_ms, slowest_ms = (1000 * figure for figure in (median(calm), median(durations), max(durations)))
     report(
         f"{kind.name}, {connections} connections from one address: {dict(responses)}; {added_users} users and"
-        f" {added_entries} audit entries added; {len(durations)} logins from another address: median {median_ms:.0f} ms,"
-        f" slowest {slowest_ms:.0f} ms (median without the flood: {calm_ms:.0f} ms)"
+        f" {added_entries} audit entries added; {len(durations)} logins from another address: median"
+        f" {median_ms:.0f} ms, slowest {slowest_ms:.0f} ms (median without the flood: {calm_ms:.0f} ms)"
     )
     assert set(statuses) == {200}
     assert set(responses) - {"closed"} <= kind.expected
