@@ -401,8 +401,9 @@ def test_serve_passes_a_socket_per_worker_to_the_supervisor(
                 assert bound.get_inheritable(), number
 
     monkeypatch.setattr("os.execv", execv)
+    per_address = ("--connections-per-address", "7")
 
-    result = mlapi("serve", "--port", "0", "--workers", workers, "--connections", "50", "--no-access-log")
+    result = mlapi("serve", "--port", "0", "--workers", workers, "--connections", "50", *per_address, "--no-access-log")
 
     assert (result.exit_code, result.stderr) == (0, "")
     assert run[:-1] == [sys.executable, "-P", "-m", "mlapi.entrypoints.server.supervisor"]
@@ -412,6 +413,7 @@ def test_serve_passes_a_socket_per_worker_to_the_supervisor(
     assert json.loads(run[-1]) | {"listeners": []} == {
         "listeners": [],
         "max_connections": 50,
+        "connections_per_address": 7,
         "access_log": False,
         "log_format": "text",
     }

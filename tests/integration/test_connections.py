@@ -39,6 +39,7 @@ class ServerThread:
         connections: int = 100,
         supervisor_fd: int | None = None,
         deadlines: Deadlines = SHORT_DEADLINES,
+        connections_per_address: int | None = None,
     ) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = self._listener.getsockname()
@@ -46,6 +47,7 @@ class ServerThread:
         self.server = Server(
             config(app),
             max_connections=connections,
+            connections_per_address=connections_per_address,
             deadlines=deadlines,
             report=self.reports.append,
             supervisor_fd=supervisor_fd,

@@ -23,6 +23,7 @@ from tests.torture.clients import call, new_user
 from tests.torture.conftest import Report, ShortOrFull
 
 FAST_PASSWORDS = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
+ALL_FROM_ONE_ADDRESS = ("--connections-per-address", "10000")
 
 
 def count_descriptors(pid: int) -> int:
@@ -82,7 +83,7 @@ def flood(server: MlapiServer, **counts: int) -> Iterator[None]:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[MlapiServer]:
-    with MlapiServer(tmp_path, FAST_PASSWORDS, "--no-access-log") as server:
+    with MlapiServer(tmp_path, FAST_PASSWORDS, "--no-access-log", *ALL_FROM_ONE_ADDRESS) as server:
         yield server
 
 

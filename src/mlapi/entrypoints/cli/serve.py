@@ -25,8 +25,15 @@ BACKLOG = 2048
 @click.option(
     "--connections", default=10_000, show_default=True, type=click.IntRange(1), help="Maximum connections per worker."
 )
+@click.option(
+    "--connections-per-address",
+    type=click.IntRange(1),
+    help="Maximum connections per worker from one address.  [default: a tenth of --connections]",
+)
 @click.option("--access-log/--no-access-log", default=True, show_default=True, help="Log every request.")
-def serve_command(*, host: str, port: int, workers: int, connections: int, access_log: bool) -> None:
+def serve_command(
+    *, host: str, port: int, workers: int, connections: int, connections_per_address: int | None, access_log: bool
+) -> None:
     """Serve the API over HTTP.
 
     Exits with code 3 if the settings, the secrets or the database must be fixed first. SIGHUP restarts the workers
@@ -42,6 +49,7 @@ def serve_command(*, host: str, port: int, workers: int, connections: int, acces
     arguments = {
         "listeners": [listener.detach() for listener in listeners],
         "max_connections": connections,
+        "connections_per_address": connections_per_address,
         "access_log": access_log,
         "log_format": settings.log_format,
     }

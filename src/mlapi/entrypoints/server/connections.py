@@ -1,9 +1,13 @@
 """Enforce deadlines and size limits on a worker's client connections, and limit how many there are.
 
 A periodic check reads the state of each connection from uvicorn's own objects, so deadlines add no cost to requests.
+
+A connection holds a bounded amount of memory: one request, `READ_BYTES` of the following ones, and one response. It
+reads, parses and serves nothing more until the client has read the response.
 """
 
 import asyncio
+from collections.abc import Iterable
 from enum import Enum, auto
 from http import HTTPStatus
 from typing import Any
@@ -14,16 +18,33 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from mlapi.entrypoints.http.request_context import HEADERS
+from mlapi.entrypoints.server.addresses import ConnectionsPerAddress
+from mlapi.entrypoints.server.pipelining import RequestSplitter, Turns
 from mlapi.entrypoints.wire.error_responses import http_error_response
 
 IDLE_SECONDS = 5
 """How long a connection stays open between requests."""
 MAX_HEAD_BYTES = 64 * 1024
 """The limit for the request line and headers together. h11 uses the same limit."""
+MAX_HEADERS = 100
+"""The maximum number of headers in a request. Each takes about 200 bytes of memory, however short it is."""
+READ_BYTES = 16 * 1024
+"""How much is read from a connection at once. Most requests are much shorter."""
 MAX_SURPLUS_CONNECTIONS = 50
-"""How many connections above the maximum receive a 503 response. All others are closed without a response."""
+"""How many connections above a maximum receive a 503 response. All others are closed without a response."""
 CHECK_INTERVAL_SECONDS = 0.5
 """The interval between checks of all deadlines. Checking 8,000 connections takes about 5 ms."""
+MAX_PIECES_PER_TURN = 16
+"""How many pieces of a request are parsed before other connections have their turn."""
+_CLOSE = (b"connection", b"close")
+_TOO_MANY_CONNECTIONS = "Too many connections: the server's limit (--connections) is reached, try again"
+_TOO_MANY_CONNECTIONS_OF_ADDRESS = (
+    "Too many connections from your address: the server's limit (--connections-per-address) is reached, close some"
+)
+
+
+class TooManyHeadersError(Exception):
+    """Stops the parser."""
 
 
 class Phase(Enum):
@@ -36,6 +57,8 @@ class Phase(Enum):
     """Waiting for the application to respond, or for the client to read the response."""
     IDLE = auto()
     """Waiting for the next request. uvicorn enforces the deadline of this phase."""
+    TURN = auto()
+    """Waiting for the worker to parse more of the received data. This phase has no deadline."""
     CLOSING = auto()
     """Waiting for the client to read the rest of the last response."""
 
@@ -68,15 +91,19 @@ class Deadlines:
 class State(ServerState):
     """State that is shared by all connections of a worker."""
 
-    def __init__(self, max_connections: int) -> None:
+    def __init__(self, max_connections: int, per_address: ConnectionsPerAddress) -> None:
         super().__init__()
         self.max_connections = max_connections
+        self.per_address = per_address
+        self.turns = Turns()
+        self.read_buffer = memoryview(bytearray(READ_BYTES))
+        """Received data is copied from here at once, so all connections share the buffer."""
         self.drain_now = False
         """Whether connections without a request are closed immediately when draining."""
 
 
 class Connection(HttpToolsProtocol):
-    """A client connection with deadlines and size limits."""
+    """A client connection with deadlines and size limits, which serves one request at a time."""
 
     server_state: State
     transport: asyncio.Transport
@@ -91,12 +118,18 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.is_surplus = False
-        self.head_bytes = 0
+        self.headers = []  # before the first request, it is None in the base class
+        self.rejection: str | None = None
+        """The reason why this connection is not served, or None."""
+        self.unsized_bytes = 0
+        """How many bytes of headers, or of a chunked body, have been received."""
         self.last_seen: tuple[Phase, RequestResponseCycle | None] | None = None
         """The phase and request at the last check."""
         self.seen_since = 0.0
         """When a check first saw this phase and request, in event loop time."""
+        self._splitter = RequestSplitter()
+        self._unparsed = b""
+        """Received data that has to wait. While there is any, nothing more is read."""
 
     @property
     def phase(self) -> Phase:
@@ -104,38 +137,144 @@ class Connection(HttpToolsProtocol):
             return Phase.CLOSING
         if self.timeout_keep_alive_task is not None:
             return Phase.IDLE
+        if self._unparsed and self.flow.write_paused:
+            return Phase.RESPONSE
         if self.cycle is None or self.cycle.response_complete:
-            return Phase.HEAD
+            return Phase.TURN if self._unparsed else Phase.HEAD
         return Phase.BODY if self.cycle.more_body else Phase.RESPONSE
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
         super().connection_made(transport)
-        surplus = len(self.connections) - self.server_state.max_connections
-        self.is_surplus = surplus > 0
+        transport.set_write_buffer_limits(0)  # the kernel has a buffer for each connection; fill no second one
+        state = self.server_state
+        surplus = len(self.connections) - state.max_connections
+        if surplus > 0:
+            self.rejection = _TOO_MANY_CONNECTIONS
+        surplus_of_address = state.per_address.add(self._address)
+        if surplus_of_address > 0:
+            self.rejection = _TOO_MANY_CONNECTIONS_OF_ADDRESS
+            surplus = max(surplus, surplus_of_address)
         if surplus > MAX_SURPLUS_CONNECTIONS:
             transport.abort()
 
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._unparsed = b""
+        self.server_state.per_address.remove(self._address)
+
+    @property
+    def _address(self) -> str:
+        return self.client[0] if self.client else ""  # unknown if the client has disconnected already
+
     def data_received(self, data: bytes) -> None:
-        if self.is_surplus:
+        if self.rejection:
             # Respond only after data has arrived: closing a connection with unread data resets it, and the client would
             # lose the response.
-            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, ("Retry-After", str(IDLE_SECONDS)))
-            return
-        super().data_received(data)
-        if self.cycle is None or self.cycle.response_complete:  # the headers of the next request are incomplete
-            self.head_bytes += len(data)
-            if self.head_bytes > MAX_HEAD_BYTES and not self.transport.is_closing():
-                self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, ("Retry-After", str(IDLE_SECONDS)), message=self.rejection)
+        elif self._unparsed:  # uvicorn resumed reading because the application has read the body
+            self._postpone(self._unparsed + data)
         else:
-            self.head_bytes = 0
+            self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
+        """Parse received data until a request is complete. Postpone what follows."""
+        for _ in range(MAX_PIECES_PER_TURN):
+            if self._is_busy:
+                break
+            is_sized = self._splitter.body_bytes_left > 0
+            piece = self._splitter.next_piece(data)
+            self._parse_piece(piece, is_sized=is_sized)
+            if len(piece) == len(data) or self.transport.is_closing():
+                return
+            data = data[len(piece) :]
+        self._postpone(data)
+
+    @property
+    def _is_busy(self) -> bool:
+        """Whether the next request has to wait: the current one is complete, and its response has not been read."""
+        cycle = self.cycle
+        if cycle is None:
+            return False
+        return self.flow.write_paused if cycle.response_complete else not cycle.more_body
+
+    def _parse_piece(self, piece: bytes, *, is_sized: bool) -> None:
+        """Parse a piece of a request.
+
+        Args:
+            piece: a piece that contains parts of one request only.
+            is_sized: whether it belongs to a body of known length. The application limits these.
+        """
+        previous = self.cycle
+        is_head = previous is None or previous.response_complete
+        if is_head or not is_sized:
+            self.unsized_bytes += len(piece)
+            if self.unsized_bytes > MAX_HEAD_BYTES:
+                too_large = HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+                self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE if is_head else too_large)
+                return
+        super().data_received(piece)
+        if self.cycle is not None and self.cycle is not previous:  # the piece ended with the last header
+            self.unsized_bytes = 0
+            if self.cycle.more_body:
+                self._splitter.body_bytes_left = _content_length(self.headers)
+
+    def _postpone(self, data: bytes) -> None:
+        self._unparsed = data
+        self.transport.pause_reading()
+        self._unset_keepalive_if_required()
+        if not self._is_busy:
+            self.server_state.turns.add(self._take_turn)
+        elif self.cycle is not None and _CLOSE in self.cycle.default_headers:
+            # Also serve the received requests when draining. Only the last response closes the connection.
+            self.cycle.default_headers = [header for header in self.cycle.default_headers if header != _CLOSE]
+
+    def _take_turn(self) -> None:
+        if not self._unparsed or self.transport.is_closing():
+            return
+        data, self._unparsed = self._unparsed, b""
+        self._parse(data)
+        if self._unparsed:
+            return
+        if self.server_state.drain_now and self.phase is Phase.HEAD:
+            self.transport.close()
+        else:
+            self.transport.resume_reading()
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        # Repeats the method of the base class, because calling it would take longer than all that it does.
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+        if len(self.headers) > MAX_HEADERS:
+            raise TooManyHeadersError
+
+    def send_400_response(self, msg: str) -> None:
+        if len(self.headers) > MAX_HEADERS:
+            self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+        else:
+            super().send_400_response(msg)
+
+    def on_response_complete(self) -> None:
+        self.unsized_bytes = 0
+        super().on_response_complete()
+        if self._unparsed and not self.transport.is_closing():
+            self._unset_keepalive_if_required()
+            if not self._is_busy:  # otherwise, continue when the client has read the response
+                self.server_state.turns.add(self._take_turn)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._unparsed and not self._is_busy:
+            self.server_state.turns.add(self._take_turn)
 
     def shutdown(self) -> None:
-        """Close the connection after its current or next request.
+        """Close the connection after its current or next request, and after requests that have been received already.
 
         The client may already have sent its next request, which must be served. A connection without a request
         therefore stays open until its deadline, unless the worker has to drain now.
         """
-        if self.phase in {Phase.HEAD, Phase.IDLE} and not self.server_state.drain_now:
+        if self._unparsed or (self.phase in {Phase.HEAD, Phase.IDLE} and not self.server_state.drain_now):
             return
         super().shutdown()
 
@@ -157,16 +296,16 @@ class Connection(HttpToolsProtocol):
         # the next check, and one because checking many connections takes time.
         if deadline is None or now - self.seen_since < deadline - 3 * CHECK_INTERVAL_SECONDS:
             return
-        if phase is Phase.BODY or (phase is Phase.HEAD and self.head_bytes):
+        if phase is Phase.BODY or (phase is Phase.HEAD and self.unsized_bytes):
             self.send_error(HTTPStatus.REQUEST_TIMEOUT)
         elif phase is Phase.HEAD:
             self.transport.close()
         else:
             self.transport.abort()
 
-    def send_error(self, status: HTTPStatus, *headers: tuple[str, str]) -> None:
+    def send_error(self, status: HTTPStatus, *headers: tuple[str, str], message: str | None = None) -> None:
         """Send an error response in place of the application's response, and close the connection."""
-        response = http_error_response(status, headers)
+        response = http_error_response(status, headers, message)
         lines = [
             (b"content-type", b"application/json"),
             (b"content-length", b"%d" % len(response.body)),
@@ -178,3 +317,40 @@ class Connection(HttpToolsProtocol):
             head = b"".join(b"%s: %s\r\n" % line for line in lines)
             self.transport.write(STATUS_LINE[status] + head + b"\r\n" + response.body)
         self.transport.close()
+
+
+def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
+    """Return the length of the body, or 0 if it is chunked. The parser has checked the header."""
+    return next((int(value) for name, value in headers if name == b"content-length"), 0)
+
+
+class BufferedReader(asyncio.BufferedProtocol):
+    """Reads the data of a connection, at most `READ_BYTES` at once. asyncio would read 256 KiB."""
+
+    def __init__(
+        self,
+        config: Config,
+        server_state: State,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        self._connection = Connection(config, server_state, app_state, _loop)
+        self._buffer = server_state.read_buffer
+
+    def get_buffer(self, sizehint: int) -> memoryview:  # noqa: ARG002 - of asyncio
+        return self._buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._connection.data_received(self._buffer[:nbytes].tobytes())
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in uvicorn
+        self._connection.connection_made(transport)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connection.connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()

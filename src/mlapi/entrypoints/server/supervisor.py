@@ -271,12 +271,20 @@ class Supervisor:
                 worker.kill()
 
 
-def supervise(listeners: Sequence[int], *, max_connections: int, access_log: bool, log_format: Format) -> int:
+def supervise(
+    listeners: Sequence[int],
+    *,
+    max_connections: int,
+    connections_per_address: int | None = None,
+    access_log: bool,
+    log_format: Format,
+) -> int:
     """Serve until a signal ends the service, and return the exit code.
 
     Args:
         listeners: file descriptors of sockets that are bound to the same address, one for each worker.
         max_connections: the maximum number of connections per worker.
+        connections_per_address: the maximum number of connections per worker from one address; by default a tenth.
         access_log: whether the workers log each request.
         log_format: the log format of the supervisor. Each worker reads the configuration itself.
     """
@@ -288,6 +296,7 @@ def supervise(listeners: Sequence[int], *, max_connections: int, access_log: boo
             "supervisor_fd": supervisor_fd,
             "status_fd": status_fd,
             "max_connections": max_connections,
+            "connections_per_address": connections_per_address,
             "access_log": access_log,
         }
         return [sys.executable, "-P", "-m", "mlapi.entrypoints.server.worker", json.dumps(arguments)]

@@ -11,7 +11,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from types import FrameType
 from typing import Any
@@ -24,7 +24,16 @@ from uvicorn.config import STARTUP_FAILURE
 from mlapi.config import load_settings
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.logs import log_config
-from mlapi.entrypoints.server.connections import CHECK_INTERVAL_SECONDS, IDLE_SECONDS, Connection, Deadlines, State
+from mlapi.entrypoints.server.addresses import ConnectionsPerAddress, default_per_address
+from mlapi.entrypoints.server.connections import (
+    CHECK_INTERVAL_SECONDS,
+    IDLE_SECONDS,
+    BufferedReader,
+    Connection,
+    Deadlines,
+    State,
+)
+from mlapi.entrypoints.wire.client import Network
 
 APP = "mlapi.entrypoints.http:app"
 RESERVED_FILES = 100
@@ -40,6 +49,8 @@ class Arguments(msgspec.Struct, kw_only=True, frozen=True):
     status_fd: int
     """The write end of a pipe for status reports."""
     max_connections: int
+    connections_per_address: int | None = None
+    """By default, a tenth of the maximum."""
     access_log: bool
 
 
@@ -49,6 +60,8 @@ class Server(uvicorn.Server):
     Args:
         config: the uvicorn configuration.
         max_connections: the maximum number of connections.
+        connections_per_address: the maximum number of connections from one address; by default all of them.
+        trusted_proxies: addresses that may use all connections.
         deadlines: the deadlines of each connection.
         report: called with ``.`` when the server is ready and at each check while it is serving, and with ``-`` when it
             starts to drain.
@@ -61,12 +74,17 @@ class Server(uvicorn.Server):
         config: uvicorn.Config,
         *,
         max_connections: int,
+        connections_per_address: int | None = None,
+        trusted_proxies: Sequence[Network] = (),
         deadlines: Deadlines | None = None,
         report: Callable[[bytes], None] = lambda _: None,
         supervisor_fd: int | None = None,
     ) -> None:
         super().__init__(config)
-        self.server_state: State = State(max_connections)
+        self.server_state: State = State(
+            max_connections,
+            ConnectionsPerAddress(connections_per_address or max_connections, trusted_proxies),
+        )
         self._deadlines = deadlines or Deadlines()
         self._report = report
         self._supervisor_fd = supervisor_fd
@@ -116,7 +134,7 @@ def config(
     """Return the uvicorn configuration for this service."""
     return uvicorn.Config(
         app,
-        http=Connection,
+        http=BufferedReader,  # type: ignore[arg-type]  # uvicorn passes it to the event loop, which accepts both kinds
         ws="none",
         lifespan="on",
         access_log=access_log,
@@ -146,7 +164,9 @@ def main(arguments: Arguments) -> None:
         SystemExit: with code 3 if the application cannot start.
     """
     try:
-        logging = log_config(load_settings().log_format)
+        settings = load_settings()
+        logging = log_config(settings.log_format)
+        trusted_proxies = settings.http.trusted_networks
     except MlapiError as error:
         sys.stderr.write(f"mlapi: {error}\n")
         sys.exit(STARTUP_FAILURE)
@@ -157,9 +177,12 @@ def main(arguments: Arguments) -> None:
 
     os.set_blocking(arguments.status_fd, False)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # only the supervisor handles it, but it may be sent to all processes
+    max_connections = limit_connections(arguments.max_connections)
     server = Server(
         config(access_log=arguments.access_log, logging=logging),
-        max_connections=limit_connections(arguments.max_connections),
+        max_connections=max_connections,
+        connections_per_address=arguments.connections_per_address or default_per_address(max_connections),
+        trusted_proxies=trusted_proxies,
         report=report,
         supervisor_fd=arguments.supervisor_fd,
     )

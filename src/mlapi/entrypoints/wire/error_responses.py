@@ -150,9 +150,15 @@ def error_response(error: MlapiError) -> Response:
     return json_response(status, body, tuple(headers))
 
 
-def http_error_response(status: int, headers: Sequence[tuple[str, str]] = ()) -> Response:
-    """Return the response for a framework error: unknown path, wrong method, or an unhandled exception."""
-    return json_response(HTTPStatus(status), Message(HTTPStatus(status).phrase), tuple(headers))
+def http_error_response(status: int, headers: Sequence[tuple[str, str]] = (), message: str | None = None) -> Response:
+    """Return the response for an error of the framework or server, such as an unknown path or a wrong method.
+
+    Args:
+        status: the status of the response.
+        headers: additional headers.
+        message: the message, by default the name of the status.
+    """
+    return json_response(HTTPStatus(status), Message(message or HTTPStatus(status).phrase), tuple(headers))
 
 
 def ambiguous_framing() -> Response:

@@ -1,0 +1,76 @@
+"""Process pipelined requests one at a time, and take turns between connections.
+
+uvicorn prepares every request in the bytes that it receives, before it has answered the first one. A client could make
+it prepare thousands of requests per connection.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+TURNS_PER_ITERATION = 16
+"""How many pipelined requests a worker starts in one iteration of the event loop."""
+_END = b"\r\n\r\n"
+
+
+class RequestSplitter:
+    """Splits received bytes so that no piece contains parts of two requests.
+
+    A request ends with a body of known length, or with an empty line: the end of its headers or of a chunked body. The
+    parser rejects other line ends. A piece may also end at an empty line inside a chunked body, which does no harm.
+    """
+
+    def __init__(self) -> None:
+        self.body_bytes_left = 0
+        """The number of bytes that are missing from a body of known length."""
+        self._last_bytes = b""
+        """The last three bytes of an unfinished part, because an empty line may have started in them."""
+
+    def next_piece(self, data: bytes) -> bytes:
+        """Return the start of the data, up to the end of a request or to the end of the data."""
+        if self.body_bytes_left:
+            piece = data[: self.body_bytes_left]
+            self.body_bytes_left -= len(piece)
+            return piece
+        if self._last_bytes:
+            found = (self._last_bytes + data[:3]).find(_END)
+            end = -1 if found < 0 else found + len(_END) - len(self._last_bytes)
+        else:
+            end = -1
+        if end < 0:
+            found = data.find(_END)
+            end = -1 if found < 0 else found + len(_END)
+        if end < 0:
+            self._last_bytes = (self._last_bytes + data[-3:])[-3:]
+            return data
+        self._last_bytes = b""
+        return data[:end]
+
+
+class Turns:
+    """Calls functions in the order in which they were added, a few in each iteration of the event loop.
+
+    In each iteration, the event loop also accepts connections and reads first requests. Clients that do not pipeline
+    therefore wait only briefly, however many pipelined requests there are.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Callable[[], None]] = deque()
+        self._is_scheduled = False
+
+    def add(self, function: Callable[[], None]) -> None:
+        self._waiting.append(function)
+        self._schedule()
+
+    def _schedule(self) -> None:
+        if self._waiting and not self._is_scheduled:
+            self._is_scheduled = True
+            asyncio.get_running_loop().call_soon(self._run)
+
+    def _run(self) -> None:
+        self._is_scheduled = False
+        try:
+            for _ in range(min(len(self._waiting), TURNS_PER_ITERATION)):
+                self._waiting.popleft()()
+        finally:
+            self._schedule()
