@@ -138,9 +138,9 @@ def test_response_with_an_api_key_is_not_cacheable() -> None:
             id="API keys",
         ),
         pytest.param(responses.api_keys([]), b'{"keys":[]}', id="no API keys"),
-        pytest.param(responses.users_page([], more=False), b'{"users":[],"next":null}', id="no users"),
+        pytest.param(responses.users_page([], next_page=None), b'{"users":[],"next":null}', id="no users"),
         pytest.param(
-            responses.users_page([ADA], more=True),
+            responses.users_page([ADA], next_page=7),
             b'{"users":[{"user_id":7,"username":"ada","email":"ada@example.com","enabled":true,'
             b'"created_datetime":"2026-03-01T12:00:00Z","updated_datetime":"2026-03-01T12:00:00Z"}],"next":7}',
             id="page of users",

@@ -131,6 +131,10 @@ class InMemoryUserRepository:
                 and (containing in fold(user.username) or containing in user.email.lower())
             ][:limit]
 
+    def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
+        with self._lock:
+            return [user for user in self._users.values() if fold(user.username).startswith(prefix)][:limit]
+
     def count(self) -> int:
         with self._lock:
             return len(self._users)

@@ -125,6 +125,9 @@ class PreparedRepository:
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         return self._prepared().list_page(after=after, limit=limit, enabled=enabled, containing=containing)
 
+    def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
+        return self._prepared().find_by_prefix(prefix, limit=limit)
+
     def count(self) -> int:
         return self._prepared().count()
 

@@ -107,6 +107,15 @@ class UserRepository(Protocol):
         """
         ...
 
+    def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
+        """Return the users whose canonical username begins with a text, sorted by id. Use an index.
+
+        Args:
+            prefix: in canonical form (`mlapi.domain.rules.fold`), not empty.
+            limit: maximum number of users to return. If there are more, return any of them.
+        """
+        ...
+
     def count(self) -> int:
         """Return the number of users."""
         ...

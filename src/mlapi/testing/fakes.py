@@ -63,6 +63,9 @@ class UnavailableRepository:
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         raise RepositoryUnavailableError("simulated outage")
 
+    def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
+        raise RepositoryUnavailableError("simulated outage")
+
     def count(self) -> int:
         raise RepositoryUnavailableError("simulated outage")
 

@@ -125,6 +125,26 @@ class UserQueryContract:
             people[number] for number in expected
         ]
 
+    @pytest.mark.parametrize(
+        ("prefix", "expected"),
+        [("ad", [0, 2]), ("strasse", [1]), ("user", []), ("%", []), ("100%", [3]), ("z", [4, 5])],
+    )
+    def test_users_are_found_by_the_start_of_their_name(
+        self, repository: UserRepository, prefix: str, expected: list[int]
+    ) -> None:
+        names = ["ada", "Straße", "ADAM", "100%_", "Z", "z\U0001f600"]
+        people = [registered(repository, name) for name in names]
+
+        assert repository.find_by_prefix(prefix, limit=10) == [people[number] for number in expected]
+
+    def test_number_of_users_found_by_prefix_is_limited(self, repository: UserRepository) -> None:
+        people = [registered(repository, f"ada-{number}") for number in range(4)]
+
+        found = repository.find_by_prefix("ada", limit=3)
+
+        assert len(found) == 3
+        assert [user for user in people if user in found] == found
+
     def test_page_after_the_largest_id_is_empty(self, repository: UserRepository) -> None:
         registered(repository)
 

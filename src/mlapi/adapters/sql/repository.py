@@ -17,6 +17,14 @@ from mlapi.domain.users import MAX_USER_ID, User, UserId, UsernameKey
 
 _SELECT = select(*USER_COLUMNS).where(users.c.id == bindparam("by_id"))
 
+_SELECT_BY_PREFIX = (
+    select(*USER_COLUMNS)
+    .where(users.c.username_key >= bindparam("prefix"), users.c.username_key < bindparam("prefix_end"))
+    .order_by(users.c.username_key)
+    .limit(bindparam("limit"))
+)
+_LAST_CODE_POINT = "\U0010ffff"
+
 _COUNT = select(func.count()).select_from(users)
 _SELECT_API_KEYS = (
     select(*API_KEY_COLUMNS)
@@ -74,6 +82,11 @@ class SqlUserRepository:
             )
         return [read_user(row) for row in self._database.browse(lambda connection: connection.execute(page).all())]
 
+    def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
+        parameters = {"prefix": prefix, "prefix_end": _prefix_end(prefix), "limit": limit}
+        rows = self._database.browse(lambda connection: connection.execute(_SELECT_BY_PREFIX, parameters).all())
+        return sorted((read_user(row) for row in rows), key=lambda user: user.id)
+
     def count(self) -> int:
         return self._database.browse(lambda connection: connection.scalar(_COUNT) or 0)
 
@@ -98,3 +111,11 @@ class SqliteUserRepository(SqlUserRepository):
     def find_many_nowait(self, keys: Sequence[UsernameKey]) -> list[User | None]:
         found = self._database.read_nowait(partial(self._database.dialect.find_users, keys=keys))
         return [found.get(key) for key in keys]
+
+
+def _prefix_end(prefix: str) -> str:
+    """Return a text that sorts behind every text with this prefix, by code point.
+
+    Canonical usernames contain no private-use or unassigned characters, and the last code point is unassigned.
+    """
+    return prefix + _LAST_CODE_POINT

@@ -45,7 +45,8 @@ users = Table(
     Column("enabled", Boolean, nullable=False),
     Column("created_datetime", UtcDateTime, nullable=False),
     Column("updated_datetime", UtcDateTime, nullable=False),
-    Column("username_key", String, nullable=False),
+    # Sorted by code point, so that the index finds prefixes. This is SQLite's default.
+    Column("username_key", String().with_variant(String(collation="C"), "postgresql"), nullable=False),
     Column("token_epoch", String, nullable=False),
     Index("uq_users_username_key", "username_key", unique=True),
     sqlite_autoincrement=True,  # otherwise SQLite would reuse the id of the newest user after their removal

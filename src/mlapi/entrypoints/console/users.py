@@ -1,7 +1,6 @@
 """The user list, the user page, and the forms that change users."""
 
 from collections.abc import Mapping
-from functools import partial
 from http import HTTPStatus
 from urllib.parse import parse_qsl, urlencode
 
@@ -15,6 +14,7 @@ from mlapi.domain.users import User, UserId, utc_now
 from mlapi.entrypoints.console.chart import Chart, chart_start, make_chart
 from mlapi.entrypoints.console.pages import redirect, render_page
 from mlapi.entrypoints.console.request import ConsoleRequest
+from mlapi.entrypoints.http.user_lists import list_users
 from mlapi.entrypoints.wire import queries, requests
 
 USERS_PER_PAGE = 25
@@ -26,27 +26,24 @@ _LIST_PARAMETERS = ("q", "enabled", "after")
 async def show_users(request: ConsoleRequest) -> Response:
     """Show a page of the user list, below a chart of recent registrations and removals."""
     parameters = request.query_parameters(*_LIST_PARAMETERS)
+    is_too_short = len(parameters.get("q", "")) in range(1, queries.MIN_SEARCH_CHARS)
+    typed = parameters.pop("q", "") if is_too_short else parameters.get("q", "")
     query = queries.parse_users_query(urlencode({**parameters, "limit": USERS_PER_PAGE}).encode("ascii"))
 
-    list_page = partial(
-        request.runtime.users.list_page,
-        after=query.after,
-        limit=query.limit + 1,  # fetch one more user to find out whether there is a next page
-        enabled=query.enabled,
-        containing=query.containing,
-    )
-    found = await (request.search(list_page) if query.is_search else request.runtime.executor.page(list_page))
+    found = await list_users(request.runtime, request.http_request.receive, query)
     total, chart = await _read_overview(request)
-    shown, has_more = found[: query.limit], len(found) > query.limit
     search = urlencode({name: value for name, value in parameters.items() if name != "after"})
     return render_page(
         request,
         "users.html",
-        users=shown,
+        users=found.users,
         parameters=parameters,
+        typed=typed,
+        min_search_chars=queries.MIN_SEARCH_CHARS if is_too_short else None,
+        is_indexed=found.is_indexed,
         list_query=urlencode(parameters),
         first_page=search if query.after else None,
-        next_page=urlencode({**parameters, "after": shown[-1].id}) if has_more else None,
+        next_page=None if found.next is None else urlencode({**parameters, "after": found.next}),
         total=total,
         chart=chart,
         search_max_length=MAX_USERNAME_CHARS,

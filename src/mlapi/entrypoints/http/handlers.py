@@ -16,6 +16,7 @@ from mlapi.domain.errors import AccessDeniedError, InvalidTokenError
 from mlapi.domain.users import User, UserId
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.runtime import Runtime
+from mlapi.entrypoints.http.user_lists import list_users as find_users
 from mlapi.entrypoints.logs import REQUEST_ID
 from mlapi.entrypoints.wire import queries, requests, responses
 from mlapi.entrypoints.wire.headers import get_bearer_credential, validate_content_headers
@@ -93,18 +94,9 @@ async def _check_token(request: Request, credential: str) -> Response:
 
 @handler
 async def list_users(request: Request) -> Response:
-    runtime = _runtime(request)
     query = queries.parse_users_query(request.scope["query_string"])
-    list_page = partial(
-        runtime.users.list_page,
-        after=query.after,
-        limit=query.limit + 1,  # fetch one more user to find out whether there is a next page
-        enabled=query.enabled,
-        containing=query.containing,
-    )
-    executor = runtime.executor
-    page = await (executor.search(request.receive, list_page) if query.is_search else executor.page(list_page))
-    return responses.users_page(page[: query.limit], more=len(page) > query.limit)
+    found = await find_users(_runtime(request), request.receive, query)
+    return responses.users_page(found.users, next_page=found.next)
 
 
 @handler

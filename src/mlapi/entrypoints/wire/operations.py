@@ -211,7 +211,7 @@ OPERATIONS = (
         callers=ADMINS,
         query=tuple(USERS_PARAMETERS),
         errors=(SearchUnavailableError,),
-        success=responses.users_page([examples.USER], more=False),
+        success=responses.users_page([examples.USER], next_page=None),
         response=responses.UsersPage,
     ),
     Operation(

@@ -14,6 +14,8 @@ from mlapi.entrypoints.wire.requests import parse_permission, parse_user_id
 _BEFORE_FIRST_USER = UserId(0)
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 500
+MIN_SEARCH_CHARS = 2
+"""A single character is in nearly every username or e-mail address."""
 
 
 @attrs.frozen(kw_only=True)
@@ -24,11 +26,6 @@ class UsersQuery:
     containing: str = attrs.field(default="", repr=False)
     limit: int = DEFAULT_PAGE_SIZE
     after: UserId = _BEFORE_FIRST_USER
-
-    @property
-    def is_search(self) -> bool:
-        """Whether the query may have to read the whole table to fill a page."""
-        return bool(self.containing) or self.enabled is not None
 
 
 @attrs.frozen(kw_only=True)
@@ -108,6 +105,8 @@ def _find_page_size_error(text: str) -> str | None:
 
 
 def _find_search_error(text: str) -> str | None:
+    if 0 < len(text) < MIN_SEARCH_CHARS:
+        return f"must be at least {MIN_SEARCH_CHARS} characters"
     if len(text) > MAX_USERNAME_CHARS:
         return f"must be at most {MAX_USERNAME_CHARS} characters"
     return "must not contain control or invisible characters" if has_invisible(text) else None

@@ -230,9 +230,9 @@ def user(found: User) -> Response:
     return json_response(HTTPStatus.OK, UserResponse.from_user(found), _NO_STORE)
 
 
-def users_page(page: Sequence[User], *, more: bool) -> Response:
-    """Return a page of users. If there are more, ``next`` is the id of the last one."""
-    body = UsersPage([UserResponse.from_user(user) for user in page], page[-1].id if more else None)
+def users_page(page: Sequence[User], *, next_page: int | None) -> Response:
+    """Return a page of users. ``next_page`` is the ``after`` of the next page, or None."""
+    body = UsersPage([UserResponse.from_user(user) for user in page], next_page)
     return json_response(HTTPStatus.OK, body, _NO_STORE)
 
 

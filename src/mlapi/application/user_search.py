@@ -1,0 +1,101 @@
+"""Search for users by part of their name or e-mail address, without reading the whole table if the name says enough.
+
+Usernames that begin with the text are found through an index, at once. Everything else, such as the middle of a name or
+an address, needs a scan. In a large table, the first pages therefore contain the users whose names begin with the text,
+and the pages after them the others.
+"""
+
+from collections.abc import Sequence
+from typing import final
+
+import attrs
+
+from mlapi.application.users import Users
+from mlapi.domain.rules import fold
+from mlapi.domain.users import User, UserId
+
+SMALL_TABLE_MAX_ID = 20_000
+"""A scan of a table without larger ids takes about 10 ms, so one page can contain every user that matches."""
+MAX_INDEXED_USERS = 1_000
+"""If more names begin with the text, a scan in order of id soon fills a page."""
+
+# Added to the id in a cursor, to tell the pages apart. The sums are exact in JSON numbers (RFC 8259, section 6).
+_INDEXED = 2**51
+_REST = 2**52
+
+
+@attrs.frozen
+class FoundUsers:
+    """A page of users.
+
+    Attributes:
+        users: sorted by id.
+        next: the ``after`` of the next page, or None if this is the last one.
+        is_indexed: True if the page contains only users whose names begin with the text, and later pages the others.
+    """
+
+    users: Sequence[User]
+    next: int | None = None
+    is_indexed: bool = False
+
+
+@final
+class UserSearch:
+    """One page of a list of users, or of the result of a search.
+
+    Args:
+        users: the users to search.
+        containing: part of a username or e-mail address; may be empty.
+        enabled: True finds only enabled users, False only disabled users, None all users.
+        after: the ``next`` of the previous page; 0 for the first page.
+        limit: maximum number of users on the page.
+    """
+
+    def __init__(
+        self, users: Users, *, containing: str = "", enabled: bool | None = None, after: int = 0, limit: int
+    ) -> None:
+        self._users = users
+        self._text = fold(containing)
+        self._enabled = enabled
+        offset = next((offset for offset in (_REST, _INDEXED) if after >= offset), 0) if self._text else 0
+        self._after, self._is_rest, self._is_indexed = UserId(after - offset), offset == _REST, offset == _INDEXED
+        self._limit = limit
+
+    @property
+    def needs_scan(self) -> bool:
+        """Whether `scan` may have to read the whole table."""
+        return bool(self._text) or self._enabled is not None
+
+    def look_up(self) -> FoundUsers | None:
+        """Return the next users whose names begin with the text, or None if `scan` must find the page."""
+        if not self._may_be_indexed():
+            return None
+        begin_with_text = self._users.repository.find_by_prefix(self._text, limit=MAX_INDEXED_USERS + 1)
+        if len(begin_with_text) > MAX_INDEXED_USERS:
+            self._after = UserId(0)  # if more names were added since the first page, repeat users rather than omit any
+            return None
+        found = [user for user in begin_with_text if user.id > self._after and self._enabled in {None, user.enabled}]
+        page, has_more = found[: self._limit], len(found) > self._limit
+        if not page and not self._is_indexed:
+            return None
+        return FoundUsers(page, next=_INDEXED + page[-1].id if has_more else _REST, is_indexed=True)
+
+    def scan(self) -> FoundUsers:
+        """Return the next users that match, in ascending order of id."""
+        found = self._users.list_page(
+            after=self._after,
+            limit=self._limit + 1,  # fetch one more user to find out whether there is a next page
+            enabled=self._enabled,
+            containing=self._text,
+        )
+        page, has_more = found[: self._limit], len(found) > self._limit
+        if not self._is_rest:
+            return FoundUsers(page, page[-1].id if has_more else None)
+        rest = [user for user in page if not fold(user.username).startswith(self._text)]  # the others were on page 1
+        return FoundUsers(rest, page[-1].id + _REST if has_more else None)
+
+    def _may_be_indexed(self) -> bool:
+        if self._is_indexed:
+            return True
+        is_first = bool(self._text) and self._after == 0 and not self._is_rest
+        return is_first and bool(self._users.list_page(after=UserId(SMALL_TABLE_MAX_ID), limit=1))
