@@ -4,6 +4,8 @@ import asyncio
 import hashlib
 import logging
 import re
+import threading
+import time
 import tomllib
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -18,6 +20,7 @@ from starlette.types import Message
 
 from mlapi import AuditEntry, User, UserId, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
+from mlapi.application import user_search
 from mlapi.bootstrap import in_memory_access
 from mlapi.config import HttpSettings
 from mlapi.domain.errors import ConfigurationError
@@ -552,6 +555,54 @@ def test_invalid_query_parameter_is_reported(local: TestClient, query: str) -> N
 
     assert page.response.status_code == 422
     assert "Invalid request" in page.text
+
+
+def test_single_character_gets_a_hint_and_the_whole_list(local: TestClient, ada: User) -> None:
+    page = open_page(local, "?q=x")
+
+    assert (page.response.status_code, listed_names(page)) == (200, ["ada"])
+    assert "Type at least 2 characters to search." in page.text
+    assert page.form("Search").fields == {"q": "x", "enabled": ""}
+
+
+def test_first_page_of_a_large_table_shows_names_that_begin_with_the_text(
+    local: TestClient, users: Users, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_search, "SMALL_TABLE_MAX_ID", 0)
+    for name in ("nevada", "ada"):
+        users.register(username=name, password=PASSWORD, email=f"{name}@example.com")
+
+    page = open_page(local, "?q=ada")
+
+    assert listed_names(page) == ["ada"]
+    assert "1 user has a name that begins with this text." in page.text
+    assert listed_names(page.follow("Next page")) == ["nevada"]
+
+
+def test_search_while_others_are_running_keeps_the_page(users: Users, ada: User) -> None:
+    app = create_app(users, LOCAL_MODE)
+    release = threading.Event()
+
+    async def never_disconnects() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def occupy() -> None:
+        search = app.state.runtime.executor.search
+        await asyncio.gather(*(search(never_disconnects, release.wait, 10) for _ in range(2)))
+
+    with asgi_client(app) as client:
+        occupying = threading.Thread(target=asyncio.run, args=(occupy(),))
+        occupying.start()
+        time.sleep(0.1)
+        listed, busy = open_page(client), open_page(client, "?q=ada")
+        release.set()
+        occupying.join()
+
+    assert (listed.response.status_code, listed_names(listed), listed.find_all("figure")) == (200, ["ada"], [])
+    assert (busy.response.status_code, busy.response.headers["retry-after"]) == (503, "1")
+    assert "Two other searches are running: try again in a moment." in busy.text
+    assert busy.form("Search").fields == {"q": "ada", "enabled": ""}
 
 
 def test_unknown_and_empty_query_parameters_are_ignored(local: TestClient, ada: User) -> None:

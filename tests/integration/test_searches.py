@@ -60,7 +60,7 @@ def test_third_search_is_rejected_quickly() -> None:
         running = [asyncio.create_task(pool.run(Client().receive, release.wait, 10)) for _ in range(MAX_SEARCHES)]
         await asyncio.sleep(0.05)
         begin = time.monotonic()
-        with pytest.raises(SearchUnavailableError, match="two other searches are running"):
+        with pytest.raises(SearchUnavailableError, match="Two other searches are running"):
             await pool.run(Client().receive, release.wait, 10)
         seconds = time.monotonic() - begin
         release.set()
@@ -93,7 +93,7 @@ def test_waiting_searches_are_limited() -> None:
         results = asyncio.run(run(pool))
 
     assert {type(result) for result in results} == {type(None), SearchUnavailableError}
-    assert results[-1] == SearchUnavailableError("two other searches are running: try again in a moment")
+    assert results[-1] == SearchUnavailableError("Two other searches are running: try again in a moment")
 
 
 def test_search_ends_when_its_time_is_up(database: Database) -> None:

@@ -24,6 +24,7 @@ from mlapi.domain.errors import (
     MlapiError,
     PasswordChangedError,
     RepositoryUnavailableError,
+    SearchUnavailableError,
     ServiceUnavailableError,
     TooManyAttemptsError,
     UserDisabledError,
@@ -234,6 +235,14 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
         Response(
             HTTPStatus.SERVICE_UNAVAILABLE,
             b'{"message":"Service unavailable, try again: this may have been done already"}',
+            (("Retry-After", "1"),),
+        ),
+    ),
+    (
+        SearchUnavailableError("Two other searches are running: try again in a moment"),
+        Response(
+            HTTPStatus.SERVICE_UNAVAILABLE,
+            b'{"message":"Two other searches are running: try again in a moment"}',
             (("Retry-After", "1"),),
         ),
     ),

@@ -81,4 +81,4 @@ def current_interruption() -> Interruption | None:
 
 
 def took_too_long() -> SearchUnavailableError:
-    return SearchUnavailableError("the search takes too long: search for a longer text, or for the start of the name")
+    return SearchUnavailableError("The search takes too long: search for a longer text, or for the start of a username")

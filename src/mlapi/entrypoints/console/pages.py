@@ -74,7 +74,7 @@ def handle_error(request: ConsoleRequest, error: MlapiError) -> Response:
         case ApiKeyNotFoundError():
             text = "This API key does not exist or was removed."
         case SearchUnavailableError():
-            text = f"{error.reason[:1].upper()}{error.reason[1:]}."
+            text = f"{error}."
         case ServiceUnavailableError():
             text = "The service is unavailable. Try again in a moment, and check whether your last change was saved."
         case ConfigurationError():

@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl, urlencode
 
 from starlette.responses import Response
 
+from mlapi.application.user_search import FoundUsers
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import InvalidFieldsError, SearchUnavailableError, UserExistsError
@@ -26,20 +27,29 @@ _LIST_PARAMETERS = ("q", "enabled", "after")
 async def show_users(request: ConsoleRequest) -> Response:
     """Show a page of the user list, below a chart of recent registrations and removals."""
     parameters = request.query_parameters(*_LIST_PARAMETERS)
-    is_too_short = len(parameters.get("q", "")) in range(1, queries.MIN_SEARCH_CHARS)
-    typed = parameters.pop("q", "") if is_too_short else parameters.get("q", "")
+    typed, notice = parameters.get("q", ""), ""
+    if 0 < len(typed) < queries.MIN_SEARCH_CHARS and typed.isprintable():  # htmx sends every change while the user types
+        del parameters["q"]
+        notice = f"Type at least {queries.MIN_SEARCH_CHARS} characters to search."
     query = queries.parse_users_query(urlencode({**parameters, "limit": USERS_PER_PAGE}).encode("ascii"))
 
-    found = await list_users(request.runtime, request.http_request.receive, query)
+    status, headers = HTTPStatus.OK, {}
+    try:
+        found = await list_users(request.runtime, request.http_request.receive, query)
+    except SearchUnavailableError as error:  # show it on this page, which keeps what the user has typed
+        found, notice = FoundUsers([]), f"{error}."
+        status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(error.retry_after_seconds)}
     total, chart = await _read_overview(request)
     search = urlencode({name: value for name, value in parameters.items() if name != "after"})
     return render_page(
         request,
         "users.html",
+        status,
+        headers=headers.items(),
         users=found.users,
         parameters=parameters,
         typed=typed,
-        min_search_chars=queries.MIN_SEARCH_CHARS if is_too_short else None,
+        notice=notice,
         is_indexed=found.is_indexed,
         list_query=urlencode(parameters),
         first_page=search if query.after else None,

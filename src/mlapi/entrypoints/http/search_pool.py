@@ -97,4 +97,4 @@ def _retrieve(result: "asyncio.Future[T]") -> None:
 
 
 def _busy() -> SearchUnavailableError:
-    return SearchUnavailableError("two other searches are running: try again in a moment")
+    return SearchUnavailableError("Two other searches are running: try again in a moment")

@@ -97,7 +97,7 @@ _ENTRIES = (
         "The database is unavailable. `message` says so if the change may have been applied.",
     ),
     ErrorEntry(
-        SearchUnavailableError("two other searches are running: try again in a moment"),
+        SearchUnavailableError("Two other searches are running: try again in a moment"),
         HTTPStatus.SERVICE_UNAVAILABLE,
         None,
         "Two other searches are running, or this one takes longer than 5 seconds. `message` says which.",
