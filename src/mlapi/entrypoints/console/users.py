@@ -28,7 +28,7 @@ async def show_users(request: ConsoleRequest) -> Response:
     """Show a page of the user list, below a chart of recent registrations and removals."""
     parameters = request.query_parameters(*_LIST_PARAMETERS)
     typed, notice = parameters.get("q", ""), ""
-    if 0 < len(typed) < queries.MIN_SEARCH_CHARS and typed.isprintable():  # htmx sends every change while the user types
+    if 0 < len(typed) < queries.MIN_SEARCH_CHARS and typed.isprintable():  # htmx sends it while the user types
         del parameters["q"]
         notice = f"Type at least {queries.MIN_SEARCH_CHARS} characters to search."
     query = queries.parse_users_query(urlencode({**parameters, "limit": USERS_PER_PAGE}).encode("ascii"))
