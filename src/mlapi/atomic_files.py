@@ -1,5 +1,6 @@
 """Write files atomically: a reader sees either the old or the new content, even after a crash."""
 
+import errno
 import os
 import re
 import secrets
@@ -12,6 +13,10 @@ from typing import TextIO
 
 ABANDONED_DRAFT_SECONDS = 60.0
 """Writing takes milliseconds, so a temporary file older than this was left behind by a killed process."""
+_NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EINVAL}
+_NO_FOLDER_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
+_MARKER_TIMEOUT_SECONDS = 5.0
+_MARKER_POLL_SECONDS = 0.01
 _DRAFT_SUFFIX = re.compile(r"[0-9a-f]{16}")
 
 
@@ -44,10 +49,44 @@ def atomic_write(file: Path, *, replace: bool, like: os.stat_result | None = Non
         if replace:
             draft.replace(file)
         else:
-            os.link(draft, file)  # unlike rename, link fails if another process has created the file
+            _rename_to_new_file(draft, file)
     finally:
         draft.unlink(missing_ok=True)
     fsync_folder(file.parent)
+
+
+def _rename_to_new_file(draft: Path, file: Path) -> None:
+    """Give a file its name. Unlike rename, fail if another process has created a file with this name.
+
+    Raises:
+        FileExistsError: if the file exists.
+    """
+    try:
+        os.link(draft, file)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_HARD_LINKS:
+            raise
+    else:
+        return
+    # exFAT and many network file systems have no hard links. Let only one process rename its file at a time.
+    marker = file.with_name(f".{file.name}.lock")
+    deadline = time.monotonic() + _MARKER_TIMEOUT_SECONDS
+    while True:
+        try:
+            os.close(os.open(marker, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+            break
+        except FileExistsError:
+            if time.monotonic() > deadline:
+                raise OSError(errno.EBUSY, f"{marker} was left behind by a killed process: delete it") from None
+            time.sleep(_MARKER_POLL_SECONDS)
+    try:
+        if file.exists():
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(file))
+        draft.rename(file)
+    finally:
+        marker.unlink()
 
 
 def remove_abandoned_drafts(file: Path) -> None:
@@ -61,9 +100,15 @@ def remove_abandoned_drafts(file: Path) -> None:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Flush a folder to disk, so that a file just created in it still exists after a crash."""
+    """Flush a folder to disk, so that a file just created in it still exists after a crash.
+
+    Some network file systems do not support this, because their server does it.
+    """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER_FSYNC:
+            raise
     finally:
         os.close(descriptor)

@@ -25,11 +25,12 @@ from mlapi.application.secret_reload import Reloader
 from mlapi.application.secret_rotation import SecretKind
 from mlapi.atomic_files import atomic_write, remove_abandoned_drafts
 from mlapi.config import PasswordSettings, SecretSettings, Settings, TokenSettings
-from mlapi.config.files import find_permission_error, read_yaml
+from mlapi.config.files import read_yaml
 from mlapi.config.parsing import parse_secrets
 from mlapi.config.validation import KEY_BYTES, validate_for_production
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.ports import PasswordCipher, TokenIssuer
+from mlapi.file_access import find_secrets_error
 
 _HEADER = "# Made by mlapi. Keep a copy: without it, no stored password can be verified.\n"
 
@@ -199,7 +200,7 @@ class SecretStore(Generic[Cipher]):
     def _read_file(self) -> SecretSettings:
         if self._file is None or not self._file.exists():
             return self._generated
-        if (error := find_permission_error(self._file)) is not None:
+        if (error := find_secrets_error(self._file)) is not None:
             raise ConfigurationError(error)
         return parse_secrets(read_yaml(self._file), str(self._file))
 

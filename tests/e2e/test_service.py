@@ -362,7 +362,10 @@ def test_startup_fails_if_others_can_read_the_secrets_file(start_server: StartSe
     line = run_failing_startup(tmp_path, {})
 
     file = tmp_path / "secrets.yml"
-    assert line.endswith(f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`")
+    assert line.endswith(
+        f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
+        "; if that has no effect, move it to a file system that stores modes"
+    )
 
 
 def test_server_refuses_to_start_with_a_different_key(

@@ -17,6 +17,7 @@ from mlapi.bootstrap import open_users
 from mlapi.config import load_settings
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.cli import main
+from mlapi.file_access import find_database_error, find_database_warning, find_secrets_error
 from tests.conftest import KEY, OLDER_KEY, SALT
 from tests.postgres_server import PostgresServer
 
@@ -139,9 +140,31 @@ def test_world_readable_secrets_file_is_reported_once(folder: Path) -> None:
 
     assert problems[0] == (
         "secrets",
-        f"{folder}/secrets.yml holds secrets, but other accounts can access it: run `chmod 600 {folder}/secrets.yml`",
+        find_secrets_error(folder / "secrets.yml"),
     )
     assert len(problems) == 1
+
+
+def test_access_to_the_database_by_every_account_is_reported(folder: Path) -> None:
+    with open_users(load_settings()):
+        pass
+    (folder / "mlapi.db").chmod(0o666)
+
+    assert find_checks("problem") == [("database", find_database_error(folder / "mlapi.db"))]
+    assert find_checks("warning") == [
+        ("management", "behind a reverse proxy, set secrets.admin_token; make one with `mlapi admin-token new`"),
+        ("database", find_database_warning(folder / "mlapi.db")),
+    ]
+
+
+def test_database_file_with_two_names_is_reported(folder: Path) -> None:
+    with open_users(load_settings()):
+        pass
+    os.link(folder / "mlapi.db", folder / "other.db")
+
+    ((about, problem),) = find_checks("problem")
+
+    assert (about, problem.partition(",")[0]) == ("database", f"{folder}/mlapi.db has 2 names (hard links)")
 
 
 def test_path_of_the_secrets_file_is_shown(folder: Path) -> None:

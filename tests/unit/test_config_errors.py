@@ -316,7 +316,10 @@ def test_world_readable_secrets_cause_a_warning_in_development(
         (
             "mlapi",
             logging.WARNING,
-            f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`",
+            (
+                f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
+                "; if that has no effect, move it to a file system that stores modes"
+            ),
         )
     ]
 
@@ -327,7 +330,8 @@ def test_world_readable_secrets_cause_an_error_in_production(tmp_path: Path) -> 
     with pytest.raises(ConfigurationError) as exc_info:
         load_settings(file, {})
 
-    assert str(exc_info.value) == f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
+    assert str(exc_info.value).startswith(f"{file} holds secrets, but other accounts can access it: run `chmod 600")
+    "; if that has no effect, move it to a file system that stores modes"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The secrets file is created once, updated atomically, locked and checked for changes."""
 
+import errno
 import logging
 import os
 import stat
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
 from threading import Barrier
@@ -17,6 +19,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mlapi.atomic_files import atomic_write, fsync_folder
 from mlapi.config import SecretSettings, Settings
 from mlapi.config.files import read_yaml
 from mlapi.domain.errors import ConfigurationError
@@ -376,3 +379,84 @@ def test_update_replaces_the_target_of_a_symbolic_link(tmp_path: Path) -> None:
 
     assert link.is_symlink()
     assert read_yaml(target) == {"key": "x", "salt": "y"}
+
+
+# --- file systems without hard links or without fsync for folders, such as exFAT and some network file systems
+
+
+@pytest.fixture
+def _no_hard_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_arguments: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    monkeypatch.setattr("mlapi.atomic_files.os.link", link)
+
+
+@pytest.mark.usefixtures("_no_hard_links")
+def test_file_is_created_without_hard_links(tmp_path: Path) -> None:
+    file = tmp_path / "secrets.yml"
+
+    with atomic_write(file, replace=False) as stream:
+        stream.write("key")
+
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"secrets.yml": "key"}
+    with pytest.raises(FileExistsError), atomic_write(file, replace=False) as stream:
+        stream.write("another")
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"secrets.yml": "key"}
+
+
+@pytest.mark.usefixtures("_no_hard_links")
+def test_one_of_many_writers_wins_without_hard_links(tmp_path: Path) -> None:
+    file = tmp_path / "secrets.yml"
+
+    def write_number(number: int) -> int | None:
+        try:
+            with atomic_write(file, replace=False) as stream:
+                stream.write(str(number))
+        except FileExistsError:
+            return None
+        return number
+
+    with ThreadPoolExecutor(16) as pool:
+        winners = [number for number in pool.map(write_number, range(64)) if number is not None]
+
+    assert winners == [int(file.read_text())]
+    assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.usefixtures("_no_hard_links")
+def test_marker_of_a_killed_process_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlapi.atomic_files._MARKER_TIMEOUT_SECONDS", 0.05)
+    marker = write(tmp_path, "", name=".secrets.yml.lock")
+
+    with pytest.raises(ConfigurationError) as exc_info:
+        create_secrets_file(tmp_path / "secrets.yml")
+
+    assert str(exc_info.value) == (
+        f"{tmp_path}/secrets.yml cannot be created: {marker} was left behind by a killed process: delete it"
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "is_ignored"), [(errno.EINVAL, True), (errno.ENOTSUP, True), (errno.EIO, False)], ids=errno.errorcode.get
+)
+def test_folders_without_fsync_are_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int, is_ignored: bool
+) -> None:
+    def fsync(_descriptor: int) -> None:
+        raise OSError(error, os.strerror(error))
+
+    monkeypatch.setattr("mlapi.atomic_files.os.fsync", fsync)
+
+    with nullcontext() if is_ignored else pytest.raises(OSError, match=os.strerror(error)):
+        fsync_folder(tmp_path)
+
+
+def test_other_errors_of_hard_links_are_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def link(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("mlapi.atomic_files.os.link", link)
+
+    with pytest.raises(ConfigurationError, match="No space left on device"):
+        create_secrets_file(tmp_path / "secrets.yml")

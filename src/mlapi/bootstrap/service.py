@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 
 import attrs
 
@@ -24,10 +25,11 @@ from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
 from mlapi.domain.commands import Command, Outcome
-from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.ports import AttemptLimiter
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.storage import Storage
+from mlapi.file_access import find_database_error, find_database_warning
 from mlapi.secret_store import SecretStore
 
 _logger = logging.getLogger("mlapi")
@@ -49,6 +51,7 @@ class Service:
 def open_service(settings: Settings) -> Iterator[Service]:
     """Yield the configured service. See `open_users` for side effects and errors."""
     with closing(open_storage(settings)) as storage:
+        _check_access(storage.files)
         secrets = open_secrets(settings, storage)
         secrets.create_missing(is_database_in_use=partial(_has_fingerprint, storage))
         settings = attrs.evolve(settings, secrets=secrets.reloader.get().secrets)
@@ -151,6 +154,18 @@ def in_memory_access(users: Users) -> Access:
 def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:
     """Return a login attempt limiter that counts only the attempts in this process."""
     return FixedWindowAttemptLimiter(InMemoryAttempts(), limits)
+
+
+def _check_access(files: Sequence[Path]) -> None:
+    """Check who can access the files of a database. Log a warning if other accounts can read them.
+
+    Raises:
+        ConfigurationError: if other accounts can change them.
+    """
+    for error in filter(None, map(find_database_error, files)):
+        raise ConfigurationError(error)
+    for warning in filter(None, map(find_database_warning, files)):
+        _logger.warning("%s", warning)
 
 
 def _has_fingerprint(storage: Storage) -> bool:

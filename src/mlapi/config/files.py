@@ -10,13 +10,7 @@ import yaml
 
 from mlapi.atomic_files import fsync_folder
 from mlapi.domain.errors import ConfigurationError
-
-
-def find_permission_error(file: Path) -> str | None:
-    """Return an error message if accounts other than the owner and group can read or write the file, else None."""
-    if file.stat().st_mode & (stat.S_IROTH | stat.S_IWOTH):
-        return f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
-    return None
+from mlapi.file_access import find_secrets_error
 
 
 def read_mounted_value(file: Path, setting: str, *, is_secret: bool) -> str:
@@ -31,7 +25,7 @@ def read_mounted_value(file: Path, setting: str, *, is_secret: bool) -> str:
         ConfigurationError: if the file cannot be read, or if it is secret and other accounts can access it.
     """
     value = _read_text(file, f"{setting}: {file}").rstrip("\r\n")
-    if is_secret and (error := find_permission_error(file)) is not None:
+    if is_secret and (error := find_secrets_error(file)) is not None:
         raise ConfigurationError(f"{setting}: {error}")
     return value
 

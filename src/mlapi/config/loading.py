@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from mlapi.config.files import find_permission_error, read_mounted_value, read_yaml
+from mlapi.config.files import read_mounted_value, read_yaml
 from mlapi.config.parsing import parse_settings, validate_keys
 from mlapi.config.settings import Settings
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.rules import has_lone_surrogate
+from mlapi.file_access import find_secrets_error
 
 _PREFIX = "MLAPI_"
 _SECRET_SECTIONS = frozenset({"secrets", "connection", "database"})
@@ -44,7 +45,7 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
         target = tree if section is None else tree.setdefault(section, {})
         target[key] = value
     settings = parse_settings(tree)
-    if has_secrets and (error := find_permission_error(file)) is not None:
+    if has_secrets and (error := find_secrets_error(file)) is not None:
         if settings.is_production:
             raise ConfigurationError(error)
         _logger.warning("%s", error)

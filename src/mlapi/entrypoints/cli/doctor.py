@@ -19,6 +19,7 @@ from mlapi.domain.users import utc_now
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli.database import find_problems
 from mlapi.entrypoints.cli.output import EXIT_ERROR, json_option, show
+from mlapi.file_access import find_database_error, find_database_warning
 
 MAX_CLOCK_SKEW = timedelta(seconds=30)
 """If two machines' clocks differ by more than this, each may reject the other's tokens or accept them for too long."""
@@ -163,6 +164,10 @@ def _check_files(files: Sequence[Path]) -> Iterator[Check]:
             "problem",
             f"{file} or its folder is not writable: make the account that runs the service own both",
         )
+    for problem in filter(None, map(find_database_error, files)):
+        yield Check("database", "problem", problem)
+    for warning in filter(None, map(find_database_warning, files)):
+        yield Check("database", "warning", warning)
     free = shutil.disk_usage(folder).free
     state: State = "ok" if free >= LOW_DISK_BYTES else "warning" if free >= FULL_DISK_BYTES else "problem"
     effect = "changes fail until you free space: " if state == "problem" else ""

@@ -35,13 +35,14 @@ class SqliteDialect:
     data_errors: Final[tuple[type[Exception], ...]] = (ValueError, TypeError, MultipleResultsFound, NoResultFound)
 
     def create_engine(self, url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
+        files.validate_single_name(files.database_file(url))
         return engine.create(url, timeout_seconds=timeout_seconds, max_connections=max_connections)
 
     def files(self, url: URL) -> tuple[Path, ...]:
         return files.all_files(url)
 
     def file_change_check(self, url: URL) -> Callable[[], FileChange | None]:
-        return files.FileChangeCheck(files.database_file(url))
+        return files.FileChangeCheck(files.configured_file(url))
 
     def open_existing(self, pool: ConnectionPool, purpose: Purpose) -> AbstractContextManager[Connection]:
         file = files.database_file(pool.engine.url)

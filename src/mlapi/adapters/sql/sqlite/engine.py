@@ -11,6 +11,8 @@ from typing import Any
 from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
+from mlapi.adapters.sql.sqlite import files
+
 BEGIN_OPTION = "mlapi_sqlite_begin"
 """Execution option for the statement that begins a transaction. The default is ``BEGIN``."""
 
@@ -28,15 +30,18 @@ def create(url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
         url, hide_parameters=True, pool_size=max_connections, max_overflow=0, pool_timeout=timeout_seconds
     )
 
+    configured_file = files.configured_file(url)
+
     @event.listens_for(engine, "do_connect")
     def _connect(
         _dialect: object, _record: object, arguments: list[Any], keywords: dict[str, Any]
     ) -> sqlite3.Connection:
-        _create_private_file(Path(arguments[0]))
+        file = configured_file.resolve()
+        _create_private_file(file)
         opened: list[sqlite3.Connection] = []
 
         def connect_and_execute(statement: str) -> None:
-            connection = sqlite3.connect(*arguments, **{**keywords, "timeout": timeout_seconds})
+            connection = sqlite3.connect(file, *arguments[1:], **{**keywords, "timeout": timeout_seconds})
             try:
                 # None keeps the sqlite3 module from opening transactions itself and committing them too early.
                 connection.isolation_level = None

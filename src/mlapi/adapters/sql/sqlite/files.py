@@ -1,15 +1,67 @@
 """The files of an SQLite database."""
 
+import re
 from pathlib import Path
+from shlex import quote
 
 from sqlalchemy import URL
 
 from mlapi.adapters.sql.existing import FileChange
+from mlapi.domain.errors import ConfigurationError
+
+
+def configured_file(url: URL) -> Path:
+    """Return the absolute path in the URL, which may be a symbolic link to the database file."""
+    return Path(url.database or "").absolute()
 
 
 def database_file(url: URL) -> Path:
-    """Return the absolute path of the database file."""
-    return Path(url.database or "").absolute()
+    """Return the absolute path of the database file, with symbolic links resolved, as SQLite does.
+
+    SQLite keeps the write-ahead log beside this file. The generated secrets belong there, too.
+    """
+    return configured_file(url).resolve()
+
+
+def validate_single_name(file: Path) -> None:
+    """Check that the database file has no second name.
+
+    SQLite derives the name of the write-ahead log from the name of the file. Processes that open the file by different
+    names do not see each other's changes, lose changes, and damage the file: see section 2.5 of
+    https://www.sqlite.org/howtocorrupt.html.
+
+    Raises:
+        ConfigurationError: if the file has several hard links, or is mounted as a single file.
+    """
+    try:
+        link_count = file.stat().st_nlink
+    except OSError:
+        return  # the file does not exist yet, or SQLite will report the cause
+    if _is_mount_point(file):
+        raise ConfigurationError(
+            f"{file} is mounted as a single file, so changes in its write-ahead log stay outside the mount: mount the"
+            " folder that contains it instead"
+        )
+    if link_count > 1:
+        name, copy = quote(str(file)), quote(f"{file}.copy")
+        raise ConfigurationError(
+            f"{file} has {link_count} names (hard links), and programs that open different names damage it: stop them,"
+            f" then run `cp -p {name} {copy} && mv {copy} {name}`. To share the database, share its folder"
+        )
+
+
+def _is_mount_point(path: Path) -> bool:
+    """Return whether a file or folder is a mount point, on systems that list mount points in ``/proc``."""
+    try:
+        lines = _MOUNTS.read_text("utf-8", "surrogateescape").splitlines()
+    except OSError:
+        return False
+    # The fifth field is the mount point, with white space and backslashes as octal escapes: see proc(5).
+    return str(path) in {_OCTAL_ESCAPE.sub(lambda match: chr(int(match[1], 8)), line.split()[4]) for line in lines}
+
+
+_MOUNTS = Path("/proc/self/mountinfo")
+_OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 def all_files(url: URL) -> tuple[Path, ...]:
