@@ -101,6 +101,15 @@ class PostgresServer:
             cursor = connection.execute(statement.encode())
             return cursor.fetchall() if cursor.description else []
 
+    def reload(self) -> None:
+        """Reload the configuration, and wait until new sessions use it."""
+        (before,) = self.execute("SELECT pg_conf_load_time()::text")
+        self.execute("SELECT pg_reload_conf()")
+        deadline = time.monotonic() + START_TIMEOUT_SECONDS
+        while self.execute("SELECT pg_conf_load_time()::text") == [before]:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+
     def connect(self, database: str = "postgres") -> "psycopg.Connection[tuple[object, ...]]":
         return psycopg.connect(
             host="127.0.0.1", port=self.port, user="mlapi", password=PASSWORD, dbname=database, autocommit=True

@@ -189,10 +189,12 @@ class InterceptedConnection:
         self._connection = connection
         self._hook = hook
 
-    def execute(self, statement: Any, *parameters: Any) -> Any:
+    def execute(self, statement: Any, *parameters: Any, **options: Any) -> Any:
         text = statement.decode() if isinstance(statement, bytes) else statement
         changed = self._hook(text) or text
-        return self._connection.execute(changed.encode() if isinstance(statement, bytes) else changed, *parameters)
+        return self._connection.execute(
+            changed.encode() if isinstance(statement, bytes) else changed, *parameters, **options
+        )
 
     def executemany(self, statement: str, rows: Any) -> Any:
         return self._connection.executemany(self._hook(statement) or statement, rows)

@@ -111,7 +111,10 @@ def test_no_request_value_is_interpolated_into_sql() -> None:
 
     assert outside == set()
     # SQL allows no parameters in these places. The values are settings, numbers and table names from our own code.
-    assert interpolated == {"setting", "timeout_seconds * 1000", "VERSION_TABLE", "_MAX_DAMAGE_LINES", "notes.name"}
+    assert interpolated == {
+        *("setting", "timeout_seconds * 1000", "VERSION_TABLE", "_MAX_DAMAGE_LINES", "notes.name"),
+        "_assignments('SET', settings)",
+    }
 
 
 def test_only_dialect_and_url_modules_check_the_database_type() -> None:

@@ -232,8 +232,8 @@ class Database:
 
     def _run_autocommit(self, work: Callable[[Any], T]) -> T:
         pooled = self.engine.raw_connection()
-        with _invalidated_by_errors(pooled), self.dialect.autocommit(pooled.driver_connection):
-            result = work(pooled.driver_connection)
+        with _invalidated_by_errors(pooled):
+            result = self.dialect.run_autocommit(pooled.driver_connection, work)
         pooled.close()
         return result
 
@@ -260,9 +260,7 @@ class Database:
         with ExitStack() as stack:
             connection = stack.enter_context(self.engine.connect())
             connection.execution_options(**options)
-            stack.enter_context(connection.begin())
-            # Raises an error if the connection is lost. An empty statement does not fix the isolation level.
-            connection.exec_driver_sql("")
+            stack.enter_context(connection.begin())  # raises an error if the connection is lost
             return stack.pop_all(), connection
 
     def _commit(self, connection: Any) -> None:  # noqa: ANN401 - a connection of the driver

@@ -18,10 +18,11 @@ from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.interruption import Interruption
 from mlapi.domain.users import User, UsernameKey
 
-DriverConnectionT_contra = TypeVar("DriverConnectionT_contra", contravariant=True)
+DriverConnectionT = TypeVar("DriverConnectionT")
+T = TypeVar("T")
 
 
-class Dialect(Protocol[DriverConnectionT_contra]):
+class Dialect(Protocol[DriverConnectionT]):
     """A kind of database: SQLite or PostgreSQL. The type parameter is the driver's connection class."""
 
     @property
@@ -87,11 +88,11 @@ class Dialect(Protocol[DriverConnectionT_contra]):
 
     # --- methods that take a driver connection, for batches
 
-    def begin(self, connection: DriverConnectionT_contra) -> None:
+    def begin(self, connection: DriverConnectionT) -> None:
         """Begin a write transaction."""
         ...
 
-    def commit(self, connection: DriverConnectionT_contra) -> None:
+    def commit(self, connection: DriverConnectionT) -> None:
         """Commit durably.
 
         Raises:
@@ -99,36 +100,32 @@ class Dialect(Protocol[DriverConnectionT_contra]):
         """
         ...
 
-    def autocommit(self, connection: DriverConnectionT_contra) -> AbstractContextManager[None]:
-        """Run each statement in a separate transaction."""
+    def run_autocommit(self, connection: DriverConnectionT, work: Callable[[DriverConnectionT], T]) -> T:
+        """Call ``work`` so that each statement is a transaction of its own, and return its result."""
         ...
 
-    def set_nowait(self, connection: DriverConnectionT_contra) -> None:
+    def set_nowait(self, connection: DriverConnectionT) -> None:
         """Make a connection raise an error instead of waiting for a lock. Only called if `supports_nowait` is True."""
         ...
 
-    def apply(self, connection: DriverConnectionT_contra, commands: Sequence[Command]) -> list[Outcome]:
+    def apply(self, connection: DriverConnectionT, commands: Sequence[Command]) -> list[Outcome]:
         """Apply commands in order in the current transaction, and write the audit entries."""
         ...
 
-    def find_users(self, connection: DriverConnectionT_contra, keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
+    def find_users(self, connection: DriverConnectionT, keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
         """Return the users with these canonical usernames. Names of unknown users are omitted."""
         ...
 
-    def find_principals(
-        self, connection: DriverConnectionT_contra, ids: Sequence[PrincipalId]
-    ) -> list[Principal | None]:
+    def find_principals(self, connection: DriverConnectionT, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         """Return the principal for each id, or None. Every earlier commit is visible."""
         ...
 
-    def read_counts(
-        self, connection: DriverConnectionT_contra, keys: Sequence[str], *, now: float
-    ) -> dict[str, WindowCount]:
+    def read_counts(self, connection: DriverConnectionT, keys: Sequence[str], *, now: float) -> dict[str, WindowCount]:
         """Return the counts of login attempts by key. Windows that ended at ``now`` or earlier are omitted."""
         ...
 
     def add_counts(
-        self, connection: DriverConnectionT_contra, keys: Sequence[str], *, now: float, ends_at: float
+        self, connection: DriverConnectionT, keys: Sequence[str], *, now: float, ends_at: float
     ) -> dict[str, WindowCount]:
         """Add 1 to the counts for sorted keys, in one statement that does not wait for the disk if it can avoid it.
 
@@ -137,7 +134,7 @@ class Dialect(Protocol[DriverConnectionT_contra]):
         """
         ...
 
-    def check_writable(self, connection: DriverConnectionT_contra) -> None:
+    def check_writable(self, connection: DriverConnectionT) -> None:
         """Raise an error unless the current transaction can write."""
         ...
 

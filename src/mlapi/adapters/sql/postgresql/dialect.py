@@ -5,13 +5,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 from weakref import WeakSet
 
-from sqlalchemy import URL, Connection, Engine, Table, func, select, text
+from sqlalchemy import URL, Connection, Engine, Table, func, select
 from sqlalchemy.dialects.postgresql import Insert, insert
 
-from mlapi.adapters.sql.errors import error_summary
 from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, translating_errors
 from mlapi.adapters.sql.postgresql import engine, execution
 from mlapi.domain.attempts import WindowCount
@@ -22,7 +21,9 @@ from mlapi.domain.interruption import Interruption
 from mlapi.domain.users import User, UsernameKey
 
 if TYPE_CHECKING:
-    import psycopg
+    from mlapi.adapters.sql.postgresql.session import BoundedConnection
+
+T = TypeVar("T")
 
 _LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL 18, appendix A
 _QUERY_CANCELED = "57014"
@@ -35,10 +36,10 @@ class PostgresqlDialect:
 
     supports_nowait: Final = False
     write_options: Final[Mapping[str, str]] = {}
-    data_errors: Final[tuple[type[Exception], ...]] = ()
+    data_errors: Final[tuple[type[Exception], ...]] = (OverflowError,)  # times outside of Python's range
 
     def __init__(self) -> None:
-        self._connections: WeakSet[psycopg.Connection] = WeakSet()
+        self._connections: WeakSet[BoundedConnection] = WeakSet()
 
     def create_engine(self, url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
         return engine.create(
@@ -55,6 +56,7 @@ class PostgresqlDialect:
     def open_existing(self, pool: ConnectionPool, purpose: Purpose) -> Iterator[Connection]:
         with pool.writing() as connection, translating_errors(_describe_existing_error):
             connection.exec_driver_sql("SET LOCAL statement_timeout = 0")
+            engine.driver_connection(connection).allow_waiting()
             if purpose != "change":  # let all statements see the same rows
                 connection.exec_driver_sql("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
             if purpose == "read":
@@ -73,7 +75,7 @@ class PostgresqlDialect:
         return engine.is_transient(error)
 
     def describe_error(self, error: BaseException | None) -> str:
-        return error_summary(error)
+        return engine.describe_error(error)
 
     def is_interruption(self, error: BaseException | None) -> bool:
         return getattr(error, "sqlstate", None) == _QUERY_CANCELED
@@ -81,42 +83,54 @@ class PostgresqlDialect:
     def drop_stale_connections(self, engine_: Engine) -> None:
         engine.drop_stale_connections(engine_, self._connections)
 
-    def begin(self, connection: "psycopg.Connection") -> None:
-        """Do nothing: psycopg begins a transaction with the first statement."""
+    def begin(self, connection: "BoundedConnection") -> None:
+        connection.begin()
 
-    def commit(self, connection: "psycopg.Connection") -> None:
+    def commit(self, connection: "BoundedConnection") -> None:
         engine.commit(connection)
 
-    @contextmanager
-    def autocommit(self, connection: "psycopg.Connection") -> Iterator[None]:
-        """Run each statement in a separate transaction. This saves the round trips for BEGIN and COMMIT."""
-        connection.autocommit = True
-        yield
-        connection.autocommit = False
+    def run_autocommit(self, connection: "BoundedConnection", work: Callable[["BoundedConnection"], T]) -> T:
+        """Let each statement be a transaction of its own. This saves the round trips for BEGIN and COMMIT.
 
-    def set_nowait(self, connection: "psycopg.Connection") -> None:
+        Behind a pooler, the statements run with settings that mlapi did not choose, so request binary results.
+        """
+        from psycopg import Error  # noqa: PLC0415 - an optional dependency
+
+        connection.limit_waiting()
+        try:
+            return work(connection)
+        except Error as error:
+            if not connection.is_pooled or connection.closed or engine.is_connection_lost(error):
+                raise
+        # The session's settings may be the cause, such as a short statement_timeout. A transaction has its own.
+        connection.begin()
+        result = work(connection)
+        engine.commit(connection)
+        return result
+
+    def set_nowait(self, connection: "BoundedConnection") -> None:
         """Do nothing. This is never called, because `supports_nowait` is False."""
 
-    def apply(self, connection: "psycopg.Connection", commands: Sequence[Command]) -> list[Outcome]:
+    def apply(self, connection: "BoundedConnection", commands: Sequence[Command]) -> list[Outcome]:
         return execution.apply(connection, commands)
 
-    def find_users(self, connection: "psycopg.Connection", keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
+    def find_users(self, connection: "BoundedConnection", keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
         return execution.find_users(connection, keys)
 
-    def find_principals(self, connection: "psycopg.Connection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
+    def find_principals(self, connection: "BoundedConnection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
         return execution.find_principals(connection, ids)
 
     def read_counts(
-        self, connection: "psycopg.Connection", keys: Sequence[str], *, now: float
+        self, connection: "BoundedConnection", keys: Sequence[str], *, now: float
     ) -> dict[str, WindowCount]:
         return execution.read_counts(connection, keys, now=now)
 
     def add_counts(
-        self, connection: "psycopg.Connection", keys: Sequence[str], *, now: float, ends_at: float
+        self, connection: "BoundedConnection", keys: Sequence[str], *, now: float, ends_at: float
     ) -> dict[str, WindowCount]:
         return execution.add_counts(connection, keys, now=now, ends_at=ends_at)
 
-    def check_writable(self, connection: "psycopg.Connection") -> None:
+    def check_writable(self, connection: "BoundedConnection") -> None:
         """Raise `RepositoryUnavailableError` if the server is read-only, such as a standby."""
         (read_only,) = connection.execute("SELECT current_setting('transaction_read_only') = 'on'").fetchone() or (
             True,
@@ -125,8 +139,8 @@ class PostgresqlDialect:
             raise RepositoryUnavailableError("the database is read-only")
 
     def disable_timeouts(self, connection: Connection) -> None:
-        connection.execute(text("SET LOCAL lock_timeout = 0"))
-        connection.execute(text("SET LOCAL statement_timeout = 0"))
+        connection.exec_driver_sql("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0")
+        engine.driver_connection(connection).allow_waiting()
 
     def lock_schema(self, connection: Connection) -> None:
         connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
@@ -138,8 +152,8 @@ class PostgresqlDialect:
         interruption.raise_if_due()
         timeout = f"{math.ceil(interruption.remaining_seconds * 1000)}ms"
         connection.execute(select(func.set_config("statement_timeout", timeout, True)))  # noqa: FBT003 - only for this transaction
-        driver_connection: Any = connection.connection.driver_connection
-
+        driver_connection = engine.driver_connection(connection)
+        driver_connection.allow_waiting(interruption.remaining_seconds + _CANCEL_TIMEOUT_SECONDS)
         was_canceled = False
 
         def cancel() -> None:
@@ -164,4 +178,4 @@ class PostgresqlDialect:
 
 
 def _describe_existing_error(error: BaseException | None) -> str:
-    return IN_USE if getattr(error, "sqlstate", None) == _LOCK_NOT_AVAILABLE else error_summary(error)
+    return IN_USE if getattr(error, "sqlstate", None) == _LOCK_NOT_AVAILABLE else engine.describe_error(error)

@@ -3,12 +3,13 @@
 import os
 from contextlib import suppress
 from socket import SHUT_RDWR, socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from sqlalchemy import URL, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError
 
+from mlapi.adapters.sql.errors import error_summary
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
 if TYPE_CHECKING:
@@ -16,19 +17,22 @@ if TYPE_CHECKING:
 
     import psycopg
 
+    from mlapi.adapters.sql.postgresql.session import BoundedConnection
+
 # SQLSTATEs (PostgreSQL 18, appendix A) of errors after which a retry may succeed.
 _SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY = "40001", "40P01", "25006"
 _RETRYABLE_STATES = {_SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY}
 
 
 def create(
-    url: URL, *, timeout_seconds: float, max_connections: int, connections: "WeakSet[psycopg.Connection]"
+    url: URL, *, timeout_seconds: float, max_connections: int, connections: "WeakSet[BoundedConnection]"
 ) -> Engine:
     """Create an engine.
 
     Args:
         url: must use the driver psycopg.
-        timeout_seconds: for connecting, for waiting for a lock, and for waiting for a pooled connection.
+        timeout_seconds: for connecting, for waiting for a lock, and for waiting for a pooled connection. Waits for
+            the database's answer are limited, too: see `BoundedConnection.open`.
         max_connections: size of the connection pool.
         connections: the engine adds every connection that it opens to this set.
 
@@ -37,8 +41,10 @@ def create(
             the encoding of the database is not UTF-8.
     """
     try:
-        from psycopg import ProgrammingError  # noqa: PLC0415 - an optional dependency
+        from psycopg import Error, ProgrammingError  # noqa: PLC0415 - an optional dependency
         from psycopg.conninfo import make_conninfo  # noqa: PLC0415 - as above
+
+        from mlapi.adapters.sql.postgresql.session import BoundedConnection  # noqa: PLC0415 - as above
     except ImportError:
         raise ConfigurationError("PostgreSQL needs psycopg: pip install 'psycopg[binary]'") from None
 
@@ -63,42 +69,43 @@ def create(
             max_overflow=0,
             pool_timeout=timeout_seconds,
             pool_use_lifo=True,
+            use_native_hstore=False,  # saves queries on connecting
         )
     except (ProgrammingError, ArgumentError):
         raise ConfigurationError("database.url has an unknown PostgreSQL option") from None
 
+    @event.listens_for(engine, "do_connect")
+    def _connect(
+        _dialect: object, _record: object, arguments: list[Any], keywords: dict[str, Any]
+    ) -> BoundedConnection:
+        connection = BoundedConnection.open(*arguments, timeout_seconds=timeout_seconds, **keywords)
+        connections.add(connection)
+        return connection
+
     @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy's first queries
-    def _configure(connection: DBAPIConnection, _record: object) -> None:
-        connections.add(connection)  # type: ignore[arg-type]  # it is a psycopg connection
-        _configure_session(connection, timeout_seconds)
+    def _begin_setup(connection: DBAPIConnection, _record: object) -> None:
+        cast("BoundedConnection", connection).begin_setup()
+
+    @event.listens_for(engine, "connect")  # after SQLAlchemy's first queries
+    def _finish_setup(connection: DBAPIConnection, _record: object) -> None:
+        cast("BoundedConnection", connection).finish_setup()
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection: Connection) -> None:
+        try:
+            driver_connection(connection).begin()
+        except Error as error:
+            connection.invalidate(error)
+            raise
 
     return engine
 
 
-def _configure_session(connection: DBAPIConnection, timeout_seconds: float) -> None:
-    # Set these with a statement, because connection poolers reject them in the startup packet. Turn synchronous_commit
-    # on only if it is off: a commit must be on disk when it returns. Keep other values, which also wait for standbys.
-    cursor = connection.cursor()
-    cursor.execute(
-        "SELECT set_config('lock_timeout', %s, false), set_config('statement_timeout', %s, false),"
-        " set_config('TimeZone', 'UTC', false)",
-        (f"{timeout_seconds * 1000:.0f}ms", f"{(timeout_seconds + 2) * 1000:.0f}ms"),
-    )
-    cursor.execute(
-        "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
-    )
-    cursor.execute("SHOW server_encoding")
-    ((encoding,),) = cursor.fetchall()
-    cursor.close()
-    connection.commit()
-    if encoding != "UTF8":
-        raise ConfigurationError(
-            f"the database's encoding is {encoding}, which cannot store every name: create a database with"
-            " CREATE DATABASE ... TEMPLATE template0 ENCODING 'UTF8'"
-        )
+def driver_connection(connection: Connection) -> "BoundedConnection":
+    return cast("BoundedConnection", connection.connection.driver_connection)
 
 
-def drop_stale_connections(engine: Engine, connections: "WeakSet[psycopg.Connection]") -> None:
+def drop_stale_connections(engine: Engine, connections: "WeakSet[BoundedConnection]") -> None:
     """Open a new connection, and break all connections to any other server.
 
     Call this when all connections are in use. A former primary can block them indefinitely if its process hangs while
@@ -124,7 +131,7 @@ def _server_address(connection: Any) -> tuple[str, int]:  # noqa: ANN401 - SQLAl
     return connection.info.hostaddr, connection.info.port
 
 
-def commit(connection: "psycopg.Connection") -> None:
+def commit(connection: "BoundedConnection") -> None:
     """Commit, and raise an error if the outcome is unknown.
 
     Raises:
@@ -140,10 +147,11 @@ def commit(connection: "psycopg.Connection") -> None:
         severities.append(notice.severity_nonlocalized)  # the notice itself becomes invalid after this call
 
     connection.add_notice_handler(on_notice)
+    connection.allow_waiting()  # for a standby
     try:
         connection.commit()
     except Error as error:
-        if _is_connection_lost(error):
+        if is_connection_lost(error):
             raise RepositoryUnavailableError("the connection was lost while committing", may_be_done=True) from error
         raise
     finally:
@@ -153,16 +161,36 @@ def commit(connection: "psycopg.Connection") -> None:
 
 
 def is_transient(error: BaseException | None) -> bool:
-    """Return True if a retry on a new connection may succeed."""
+    """Return True if a retry on a new connection may succeed. After a timeout, there is no time for a retry."""
     from psycopg import Error  # noqa: PLC0415 - an optional dependency
+    from psycopg.errors import ConnectionTimeout  # noqa: PLC0415 - as above
 
-    return isinstance(error, Error) and (_is_connection_lost(error) or error.sqlstate in _RETRYABLE_STATES)
+    from mlapi.adapters.sql.postgresql.session import NoAnswerError  # noqa: PLC0415 - as above
+
+    if not isinstance(error, Error) or isinstance(error, NoAnswerError | ConnectionTimeout):
+        return False
+    return is_connection_lost(error) or error.sqlstate in _RETRYABLE_STATES
 
 
-def _is_connection_lost(error: "psycopg.Error") -> bool:
+def is_connection_lost(error: "psycopg.Error") -> bool:
     from psycopg import OperationalError  # noqa: PLC0415 - an optional dependency
 
     if error.sqlstate is None:
         return isinstance(error, OperationalError)  # the server did not respond
     # 57P..: a DBA or a crash ended the session. The code for a statement timeout, 57014, does not match.
-    return error.sqlstate.startswith("57P")
+    # 08...: a connection pooler lost the server.
+    return error.sqlstate.startswith(("57P", "08"))
+
+
+def describe_error(error: BaseException | None) -> str:
+    from psycopg.errors import ConnectionTimeout  # noqa: PLC0415 - an optional dependency
+
+    from mlapi.adapters.sql.postgresql.session import NO_ANSWER, NoAnswerError  # noqa: PLC0415 - as above
+
+    if isinstance(error, NoAnswerError):
+        return str(error)
+    return (
+        f"no connection to the database in time: {NO_ANSWER}"
+        if isinstance(error, ConnectionTimeout)
+        else error_summary(error)
+    )

@@ -1,16 +1,18 @@
 """Apply commands to a PostgreSQL database in groups, and find principals."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+from sqlalchemy import Column
 
 from mlapi.adapters.sql import rows, statements
 from mlapi.adapters.sql.postgresql import statements as sql
 from mlapi.adapters.sql.postgresql.batches import Segment, split_batch
 from mlapi.adapters.sql.rows import Row
-from mlapi.adapters.sql.tables import users
+from mlapi.adapters.sql.tables import UtcDateTime, api_keys, users
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import (
     AddApiKey,
@@ -34,13 +36,15 @@ from mlapi.domain.users import User, UserId, UsernameKey
 if TYPE_CHECKING:
     import psycopg
 
+    from mlapi.adapters.sql.postgresql.session import BoundedConnection
+
 _MAX_REGISTER_ATTEMPTS = 5
 
 Outcomes = dict[int, Outcome]
 """Outcomes by the position of their command in the batch."""
 
 
-def apply(connection: "psycopg.Connection", commands: Sequence[Command]) -> list[Outcome]:
+def apply(connection: "BoundedConnection", commands: Sequence[Command]) -> list[Outcome]:
     """Apply commands in the current transaction, and write the audit entries.
 
     The outcomes are the same as if the commands were applied one by one, in order.
@@ -57,45 +61,60 @@ def apply(connection: "psycopg.Connection", commands: Sequence[Command]) -> list
     return in_order
 
 
-def find_users(connection: "psycopg.Connection", keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
+def find_users(connection: "BoundedConnection", keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
     """Return the users with these canonical usernames. Names of unknown users are omitted."""
-    found = connection.execute(sql.USERS_BY_USERNAME_KEYS, {"keys": list(keys)}).fetchall()
+    found = connection.execute(sql.USERS_BY_USERNAME_KEYS, {"keys": list(keys)}, binary=True).fetchall()
     return {row[0]: _cached_user(row[1:]) for row in found}
 
 
-def find_principals(connection: "psycopg.Connection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
+def find_principals(connection: "BoundedConnection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
     """Return the principal for each id, or None. Every earlier commit is visible."""
     return statements.find_principals(
         ids,
-        lambda user_ids: map(_cached_user, connection.execute(sql.USERS_BY_IDS, {"ids": user_ids}).fetchall()),
+        lambda user_ids: map(
+            _cached_user, connection.execute(sql.USERS_BY_IDS, {"ids": user_ids}, binary=True).fetchall()
+        ),
         lambda key_ids: map(
-            _cached_principal, connection.execute(sql.PRINCIPALS_BY_KEY_IDS, {"ids": key_ids}).fetchall()
+            _cached_principal, connection.execute(sql.PRINCIPALS_BY_KEY_IDS, {"ids": key_ids}, binary=True).fetchall()
         ),
     )
 
 
-def read_counts(connection: "psycopg.Connection", keys: Sequence[str], *, now: float) -> dict[str, WindowCount]:
+def read_counts(connection: "BoundedConnection", keys: Sequence[str], *, now: float) -> dict[str, WindowCount]:
     """Return the counts of login attempts by key. Windows that ended at ``now`` or earlier are omitted."""
-    found = connection.execute(sql.READ_COUNTS, {"keys": list(keys), "now": now})
+    found = connection.execute(sql.READ_COUNTS, {"keys": list(keys), "now": now}, binary=True)
     return statements.counts_by_key(found.fetchall())
 
 
 def add_counts(
-    connection: "psycopg.Connection", keys: Sequence[str], *, now: float, ends_at: float
+    connection: "BoundedConnection", keys: Sequence[str], *, now: float, ends_at: float
 ) -> dict[str, WindowCount]:
     """Add 1 to the counts for sorted keys, and return the new counts by key. See `Dialect.add_counts`."""
-    added = connection.execute(sql.ADD_COUNTS, {"keys": list(keys), "now": now, "ends_at": ends_at})
+    added = connection.execute(sql.ADD_COUNTS, {"keys": list(keys), "now": now, "ends_at": ends_at}, binary=True)
     return statements.counts_by_key(added.fetchall())
 
 
 _user_row = rows.dict_writer(Register, users)
 
+
+def _read_time(microseconds: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=microseconds)
+
+
+def _decoder_of(column: Column[Any]) -> Callable[[int], datetime] | None:
+    return _read_time if isinstance(column.type, UtcDateTime) else None
+
+
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of binary times, which need no time zone and no date style
+_read_user = rows.row_reader(User, users, _decoder_of)
+_read_api_key = rows.row_reader(ApiKey, api_keys, _decoder_of)
+
 # The same rows are looked up repeatedly, so cache the parsed objects.
-_cached_user = lru_cache(statements.MAX_CACHED_ROWS)(rows.read_user)
-_cached_principal = lru_cache(statements.MAX_CACHED_ROWS)(rows.read_api_key_principal)
+_cached_user = lru_cache(statements.MAX_CACHED_ROWS)(_read_user)
+_cached_principal = lru_cache(statements.MAX_CACHED_ROWS)(rows.principal_reader(_read_api_key, _read_user))
 
 
-def _lock_users(connection: "psycopg.Connection", commands: Sequence[Command]) -> None:
+def _lock_users(connection: "BoundedConnection", commands: Sequence[Command]) -> None:
     """Lock all users that a batch changes, in the order of their ids.
 
     Call this if several statements of the batch lock users. Otherwise two batches could deadlock, and the server
@@ -106,7 +125,7 @@ def _lock_users(connection: "psycopg.Connection", commands: Sequence[Command]) -
     connection.execute(sql.LOCK_USERS, {"ids": storable})
 
 
-def _apply_segment(connection: "psycopg.Connection", segment: Segment, outcomes: Outcomes) -> None:
+def _apply_segment(connection: "BoundedConnection", segment: Segment, outcomes: Outcomes) -> None:
     _update(connection, segment.updates, outcomes)
     _register(connection, segment.registrations, outcomes)
     # If the caller guessed the id, an update may target a user whom this segment has only now registered: apply it
@@ -124,7 +143,7 @@ def _apply_segment(connection: "psycopg.Connection", segment: Segment, outcomes:
     _remove(connection, segment.removals, outcomes)
 
 
-def _update(connection: "psycopg.Connection", updates: Mapping[int, UserUpdate], outcomes: Outcomes) -> None:
+def _update(connection: "BoundedConnection", updates: Mapping[int, UserUpdate], outcomes: Outcomes) -> None:
     parameters: dict[bytes, list[dict[str, Any]]] = {statement: [] for statement in sql.UPDATE_USER.values()}
     for command in updates.values():
         if statements.is_storable_user_id(command.user_id):
@@ -139,14 +158,14 @@ def _update(connection: "psycopg.Connection", updates: Mapping[int, UserUpdate],
         )
 
 
-def _remove(connection: "psycopg.Connection", removals: Mapping[int, Remove], outcomes: Outcomes) -> None:
+def _remove(connection: "BoundedConnection", removals: Mapping[int, Remove], outcomes: Outcomes) -> None:
     ids = [command.user_id for command in removals.values() if statements.is_storable_user_id(command.user_id)]
     removed = _fetch_users(connection, sql.REMOVE_USER, [{"id": user_id} for user_id in ids])
     for position, command in removals.items():
         outcomes[position] = removed.get(command.user_id) or UserNotFoundError(command.user_id)
 
 
-def _register(connection: "psycopg.Connection", registrations: Mapping[int, Register], outcomes: Outcomes) -> None:
+def _register(connection: "BoundedConnection", registrations: Mapping[int, Register], outcomes: Outcomes) -> None:
     # The unique index decides whether a name is free. If a name is taken, another process may remove its user before we
     # select their id. The name is then free again, so retry.
     pending = registrations
@@ -167,7 +186,7 @@ def _register(connection: "psycopg.Connection", registrations: Mapping[int, Regi
 
 
 def _apply_to_api_keys(
-    connection: "psycopg.Connection",
+    connection: "BoundedConnection",
     commands: Mapping[int, ApiKeyCommand],
     registered: Mapping[UserId, int],
     outcomes: Outcomes,
@@ -191,7 +210,7 @@ def _apply_to_api_keys(
             removed.append({"id": command.key_id})
     added_ids = {key_id for (key_id,) in _fetch(connection, sql.ADD_API_KEY, added)}
     found = [*_fetch(connection, sql.RECORD_USE, used), *_fetch(connection, sql.REMOVE_API_KEY, removed)]
-    keys = {key.id: key for key in map(rows.read_api_key, found)}
+    keys = {key.id: key for key in map(_read_api_key, found)}
     for position, command in commands.items():
         if isinstance(command, AddApiKey):
             outcomes[position] = command.key if command.key.id in added_ids else UserNotFoundError(command.user_id)
@@ -200,15 +219,15 @@ def _apply_to_api_keys(
 
 
 def _fetch_users(
-    connection: "psycopg.Connection", statement: bytes, parameters: Sequence[Mapping[str, object]]
+    connection: "BoundedConnection", statement: bytes, parameters: Sequence[Mapping[str, object]]
 ) -> dict[UserId, User]:
-    return {user.id: user for user in map(rows.read_user, _fetch(connection, statement, parameters))}
+    return {user.id: user for user in map(_read_user, _fetch(connection, statement, parameters))}
 
 
-def _fetch(connection: "psycopg.Connection", statement: bytes, parameters: Sequence[object]) -> list[Row]:
+def _fetch(connection: "BoundedConnection", statement: bytes, parameters: Sequence[object]) -> list[Row]:
     return _execute(connection, statement, parameters).fetchall() if parameters else []
 
 
-def _execute(connection: "psycopg.Connection", statement: bytes, parameters: Sequence[object]) -> "psycopg.Cursor[Any]":
+def _execute(connection: "BoundedConnection", statement: bytes, parameters: Sequence[object]) -> "psycopg.Cursor[Any]":
     """Execute a statement for several rows: mappings, or entities with a field for each column."""
-    return connection.execute(statement, {"rows": msgspec.json.encode(parameters).decode()})
+    return connection.execute(statement, {"rows": msgspec.json.encode(parameters).decode()}, binary=True)

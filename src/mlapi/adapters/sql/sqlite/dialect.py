@@ -2,9 +2,9 @@
 
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Table
 from sqlalchemy.dialects.sqlite import Insert, insert
@@ -23,6 +23,8 @@ _MAX_DAMAGE_LINES = 20
 _INSTRUCTIONS_PER_CHECK = 200_000
 """How often a search checks whether to end: about every 10 ms."""
 _CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+T = TypeVar("T")
 
 
 class SqliteDialect:
@@ -80,8 +82,8 @@ class SqliteDialect:
     def commit(self, connection: sqlite3.Connection) -> None:
         connection.commit()
 
-    def autocommit(self, connection: sqlite3.Connection) -> AbstractContextManager[None]:  # noqa: ARG002 - as above
-        return nullcontext()  # connections from `engine.create` are always in autocommit mode
+    def run_autocommit(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+        return work(connection)  # connections from `engine.create` are always in autocommit mode
 
     def set_nowait(self, connection: sqlite3.Connection) -> None:
         connection.execute("PRAGMA busy_timeout = 0")

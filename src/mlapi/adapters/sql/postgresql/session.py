@@ -1,0 +1,181 @@
+"""Connections that depend on no setting of the server, the database, the role or a connection pooler.
+
+A direct connection gets all settings once. Behind a pooler, a session serves several clients in turn, so each
+transaction brings its own settings, and nothing outlasts it. Import this module only if psycopg is installed.
+"""
+
+import time
+from collections.abc import Generator, Mapping
+from contextlib import suppress
+from typing import Any, Final, Self, TypeVar
+
+import psycopg
+from psycopg.types.numeric import Int8BinaryLoader
+
+from mlapi.domain.errors import ConfigurationError
+
+T = TypeVar("T")
+
+_UNLIMITED: Final = float("inf")
+
+# Every value is PostgreSQL's default, except for the time zone. Comments say what another value would break.
+_SETTINGS: Final = {
+    "client_encoding": "UTF8",  # names
+    "DateStyle": "ISO, MDY",  # times
+    "IntervalStyle": "postgres",
+    "TimeZone": "UTC",  # times, and the days of the audit trail
+    "bytea_output": "hex",
+    "extra_float_digits": "1",  # the end of a window in which attempts are counted
+    "standard_conforming_strings": "on",
+    "transform_null_equals": "off",
+    "quote_all_identifiers": "off",  # names of database objects
+    "gin_fuzzy_search_limit": "0",  # searches would miss rows
+    "row_security": "on",  # if off, reading a table with policies fails
+    "client_min_messages": "notice",  # a commit's warnings
+    "idle_in_transaction_session_timeout": "0",
+}
+_SETTINGS_SINCE: Final = {170000: {"transaction_timeout": "0"}}
+_SESSION_SETTINGS: Final = {"default_transaction_isolation": "read committed", "default_transaction_deferrable": "off"}
+_SESSION_SETTINGS_SINCE: Final = {140000: {"idle_session_timeout": "0"}}
+
+_BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
+_PREPARE_THRESHOLD: Final = 5  # psycopg's default
+_CANCEL_SECONDS: Final = 1.0
+
+
+NO_ANSWER: Final = "the server may be overloaded or may hang, or a connection pooler may have no free server connection"
+
+
+class NoAnswerError(psycopg.OperationalError):
+    """The database did not answer in time. The connection is closed, because the answer could still arrive."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"the database did not answer within {seconds:g} s: {NO_ANSWER}")
+
+
+class BoundedConnection(psycopg.Connection[Any]):
+    """A connection in autocommit mode that waits only a limited time for each answer. `begin` begins a transaction."""
+
+    max_wait_seconds: float = _UNLIMITED
+    """How long to wait if nothing arrives."""
+    is_pooled: bool = True
+    """Whether the session may serve other clients between two transactions. `finish_setup` decides."""
+
+    @classmethod
+    def open(cls, conninfo: str = "", *, timeout_seconds: float, **keywords: Any) -> Self:  # noqa: ANN401 - passed on
+        """Connect. `begin_setup` and `finish_setup` must follow.
+
+        Args:
+            conninfo: for libpq, like the keywords.
+            timeout_seconds: for waiting for a lock. The first answer may take 1 second longer, a statement 2 seconds.
+        """
+        connection = cls.connect(conninfo, autocommit=True, prepare_threshold=None, **keywords)
+        connection.adapters.register_loader("timestamptz", Int8BinaryLoader)  # only for binary results
+        connection.answer_seconds = timeout_seconds + 1
+        connection.statement_seconds = timeout_seconds + 3  # the server's own timeout should come first
+        connection.settings = {
+            **_known(connection, _SETTINGS, _SETTINGS_SINCE),
+            "lock_timeout": f"{timeout_seconds * 1000:.0f}",
+            "statement_timeout": f"{(timeout_seconds + 2) * 1000:.0f}",
+        }
+        connection.begin_sql = (
+            f"{_BEGIN}; {_assignments('SET LOCAL', connection.settings)}; SHOW synchronous_commit".encode()
+        )
+        return connection
+
+    answer_seconds: float
+    statement_seconds: float
+    settings: Mapping[str, str]
+    begin_sql: bytes
+
+    def begin(self) -> None:
+        """Begin a transaction. A commit must be on disk when it returns: turn on synchronous_commit if it is off.
+
+        Keep its other values, which also wait for standbys.
+        """
+        self.limit_waiting()
+        cursor = self.execute(self.begin_sql)
+        self.max_wait_seconds = self.statement_seconds
+        if self.is_pooled and cursor.set_result(-1).fetchone() == ("off",):
+            self.execute(b"SET LOCAL synchronous_commit = on")
+
+    def allow_waiting(self, max_seconds: float = _UNLIMITED) -> None:
+        """Wait longer for answers until the next `begin` or `limit_waiting`, by default without a limit."""
+        self.max_wait_seconds = max_seconds
+
+    def limit_waiting(self) -> None:
+        """Limit the wait for each answer outside of transactions."""
+        self.max_wait_seconds = self.answer_seconds
+
+    def begin_setup(self) -> None:
+        """Begin a transaction with all settings, and check the encoding of the database.
+
+        Raises:
+            ConfigurationError: if it is not UTF-8.
+        """
+        self.begin()
+        ((encoding, pid),) = self.execute(
+            "SELECT current_setting('server_encoding'), pg_catalog.pg_backend_pid()"
+        ).fetchall()
+        self.is_pooled = self.info.backend_pid != pid  # poolers invent the number that they send to their clients
+        if encoding != "UTF8":
+            raise ConfigurationError(
+                f"the database's encoding is {encoding}, which cannot store every name: create a database with"
+                " CREATE DATABASE ... TEMPLATE template0 ENCODING 'UTF8'"
+            )
+
+    def finish_setup(self) -> None:
+        """End the transaction. A direct connection keeps its settings, and may prepare statements."""
+        self.rollback()
+        if self.is_pooled:
+            return
+        settings = {**self.settings, **_known(self, _SESSION_SETTINGS, _SESSION_SETTINGS_SINCE)}
+        cursor = self.execute(f"{_assignments('SET', settings)}; SHOW synchronous_commit".encode())
+        if cursor.set_result(-1).fetchone() == ("off",):
+            self.execute(b"SET synchronous_commit = on")
+        self.begin_sql = _BEGIN.encode()
+        self.prepare_threshold = _PREPARE_THRESHOLD
+
+    def wait(self, gen: Generator[Any, Any, T], *arguments: Any, **keywords: Any) -> T:  # noqa: ANN401 - passed on
+        """Run a generator of psycopg's, which communicates with the server. See `psycopg.Connection.wait`.
+
+        Raises:
+            NoAnswerError: if nothing arrives for `max_wait_seconds`.
+        """
+        return super().wait(self._bounded(gen), *arguments, **keywords)
+
+    def _bounded(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
+        """Pass everything on between the generator and psycopg, which resumes it at least every 0.1 seconds."""
+        ready = None
+        deadline = time.monotonic() + self.max_wait_seconds
+        while True:
+            try:
+                awaited = gen.send(ready)
+            except StopIteration as stop:
+                result: T = stop.value
+                return result
+            ready = yield awaited
+            if ready:
+                deadline = time.monotonic() + self.max_wait_seconds
+            elif time.monotonic() > deadline:
+                self._abandon()
+                raise NoAnswerError(self.max_wait_seconds)
+
+    def _abandon(self) -> None:
+        """Close the connection. Cancel its statement first, which could wait for a lock indefinitely."""
+        if psycopg.capabilities.has_cancel_safe():  # older versions of libpq could block here
+            with suppress(psycopg.Error):
+                self.cancel_safe(timeout=_CANCEL_SECONDS)
+        self.close()
+
+
+def _known(
+    connection: "psycopg.Connection[Any]", settings: Mapping[str, str], since: Mapping[int, Mapping[str, str]]
+) -> dict[str, str]:
+    """Return the settings, and those of ``since`` whose version of PostgreSQL is old enough for the server."""
+    newer = (each for version, each in since.items() if connection.info.server_version >= version)
+    return {name: value for each in (settings, *newer) for name, value in each.items()}
+
+
+def _assignments(command: str, settings: Mapping[str, str]) -> str:
+    return "; ".join(f"{command} {name} = '{value}'" for name, value in settings.items())
