@@ -1,6 +1,7 @@
 """``mlapi doctor`` finds problems, suggests solutions and changes nothing."""
 
 import json
+import os
 import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
