@@ -4,6 +4,7 @@ import ipaddress
 import json
 import logging
 from pathlib import Path
+from typing import Literal
 
 import attrs
 import pytest
@@ -15,6 +16,7 @@ from mlapi.config import (
     LoginSettings,
     ManagementSettings,
     PasswordSettings,
+    RegistrationLimitSettings,
     RegistrationSettings,
     SecretSettings,
     Settings,
@@ -51,6 +53,7 @@ def test_every_setting_has_a_default(tmp_path: Path, monkeypatch: pytest.MonkeyP
         logins=LoginSettings(per_address=200, per_name=200, per_name_and_address=20),
         http=HttpSettings(trusted_proxies=()),
         registration=RegistrationSettings(open=True),
+        registrations=RegistrationLimitSettings(per_address=None),
         management=ManagementSettings(local=True),
     )
 
@@ -110,6 +113,7 @@ def test_every_setting_can_be_set_in_the_file(tmp_path: Path) -> None:
         logins: {{per_address: 3, per_name: 4, per_name_and_address: 5}}
         http: {{trusted_proxies: 10.0.0.0/8}}
         registration: {{open: false}}
+        registrations: {{per_address: 6}}
         management: {{local: false}}
     """
 
@@ -122,6 +126,7 @@ def test_every_setting_can_be_set_in_the_file(tmp_path: Path) -> None:
         logins=LoginSettings(per_address=3, per_name=4, per_name_and_address=5),
         http=HttpSettings(trusted_proxies=("10.0.0.0/8",)),
         registration=RegistrationSettings(open=False),
+        registrations=RegistrationLimitSettings(per_address=6),
         management=ManagementSettings(local=False),
     )
 
@@ -144,6 +149,7 @@ def test_every_setting_can_be_set_in_the_environment(tmp_path: Path) -> None:
         "MLAPI_LOGINS__PER_NAME_AND_ADDRESS": "5",
         "MLAPI_HTTP__TRUSTED_PROXIES": "10.0.0.0/8",
         "MLAPI_REGISTRATION__OPEN": "false",
+        "MLAPI_REGISTRATIONS__PER_ADDRESS": "6",
         "MLAPI_MANAGEMENT__LOCAL": "false",
     }
 
@@ -156,6 +162,7 @@ def test_every_setting_can_be_set_in_the_environment(tmp_path: Path) -> None:
         logins=LoginSettings(per_address=3, per_name=4, per_name_and_address=5),
         http=HttpSettings(trusted_proxies=("10.0.0.0/8",)),
         registration=RegistrationSettings(open=False),
+        registrations=RegistrationLimitSettings(per_address=6),
         management=ManagementSettings(local=False),
     )
 
@@ -390,9 +397,22 @@ def test_settings_repr_contains_no_secrets() -> None:
         " tokens=TokenSettings(minutes=60, issuer='mlapi', audience='mlapi'),"
         " logins=LoginSettings(per_address=200, per_name=200, per_name_and_address=20),"
         " http=HttpSettings(trusted_proxies=()),"
-        " registration=RegistrationSettings(open=True), management=ManagementSettings(local=True),"
+        " registration=RegistrationSettings(open=True),"
+        " registrations=RegistrationLimitSettings(per_address=None), management=ManagementSettings(local=True),"
         " audit=AuditSettings(days=365), logging=LoggingSettings(format=None), metrics=MetricsSettings(open=False))"
     )
+
+
+@pytest.mark.parametrize(
+    ("profile", "per_address", "expected"),
+    [("development", None, 0), ("production", None, 60), ("development", 5, 5), ("production", 0, 0)],
+)
+def test_registrations_are_limited_by_default_only_in_production(
+    profile: Literal["development", "production"], per_address: int | None, expected: int
+) -> None:
+    limits = RegistrationLimitSettings(per_address=per_address)
+
+    assert Settings(profile=profile, registrations=limits).registrations_per_address == expected
 
 
 def test_settings_are_immutable() -> None:

@@ -25,7 +25,7 @@ from tests.sample_settings import (
 
 ALL_SECTIONS = (
     "the settings are profile, database, connection, secrets, passwords, tokens, logins, http, registration,"
-    " management, audit, logging, metrics"
+    " registrations, management, audit, logging, metrics"
 )
 NOT_A_MAPPING = "must contain `key: value` lines"
 
@@ -136,6 +136,7 @@ def test_type_error_in_the_file_names_the_path_of_the_setting(tmp_path: Path, co
         ("MLAPI_TOKENS__MINUTES", "tokens.minutes"),
         ("MLAPI_LOGINS__PER_ADDRESS", "logins.per_address"),
         ("MLAPI_LOGINS__PER_NAME", "logins.per_name"),
+        ("MLAPI_REGISTRATIONS__PER_ADDRESS", "registrations.per_address"),
         ("MLAPI_LOGINS__PER_NAME_AND_ADDRESS", "logins.per_name_and_address"),
         ("MLAPI_REGISTRATION__OPEN", "registration.open"),
         ("MLAPI_MANAGEMENT__LOCAL", "management.local"),
@@ -372,6 +373,7 @@ def test_secrets_in_variables_allow_a_world_readable_file(tmp_path: Path, caplog
         ("logins: {per_name: 0}", "logins.per_name must be 1 or more"),
         ("logins: {per_name_and_address: 0}", "logins.per_name_and_address must be 1 or more"),
         ("logins: {per_name_and_address: -1}", "logins.per_name_and_address must be 1 or more"),
+        ("registrations: {per_address: -1}", "registrations.per_address must be 1 or more, or 0 for no limit"),
     ],
 )
 def test_number_out_of_range_is_rejected(tmp_path: Path, content: str, error: str) -> None:

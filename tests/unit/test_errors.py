@@ -30,7 +30,7 @@ MESSAGES: list[tuple[MlapiError, str]] = [
     (InvalidCredentialsError(), "unknown username or wrong password"),
     (InvalidTokenError(), "invalid, expired or revoked token or API key"),
     (UserDisabledError(7), "user 7 is disabled"),
-    (TooManyAttemptsError(30), "too many login attempts: retry in 30 seconds"),
+    (TooManyAttemptsError(30), "too many attempts: retry in 30 seconds"),
     (ServiceUnavailableError("too many requests"), "the service is unavailable: too many requests"),
     (RepositoryUnavailableError("simulated outage"), "the database is unavailable: simulated outage"),
     (ConfigurationError("fix this"), "fix this"),

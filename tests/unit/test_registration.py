@@ -53,11 +53,11 @@ def register(users: Users, is_async: bool, **fields: str) -> User | MlapiError:
 
     async def run() -> User:
         lookup = UsernameLookup(users.repository)
-        registration = AsyncRegistration(InlineExecutor(users), lookup, on_rejected=lambda: None)
+        registrations = AsyncRegistration(None, InlineExecutor(users), lookup, on_rejected=lambda: None)
         try:
-            return await registration.register(users, **values, address="192.0.2.1")
+            return await registrations.register(users, **values, address="192.0.2.1")
         finally:
-            registration.close()
+            registrations.close()
 
     try:
         return asyncio.run(run()) if is_async else users.register(**values)

@@ -133,7 +133,7 @@ class FixedWindowAttemptLimiter:
                 self._see(key, count)
         for limit, count in zip(limits, counts, strict=True):
             if count.count > limit.max_count:
-                raise TooManyAttemptsError(_seconds_until(count.ends_at_timestamp))
+                raise TooManyAttemptsError(seconds_until(count.ends_at_timestamp))
 
     def record_success(self, attempt: Attempt) -> None:
         running = self._running.get(attempt)
@@ -145,7 +145,7 @@ class FixedWindowAttemptLimiter:
             if count.count >= name.max_count:
                 # Count it like a failure: otherwise the counts would reveal that the password was correct.
                 self.record_failure(attempt)
-                raise TooManyAttemptsError(_seconds_until(count.ends_at_timestamp))
+                raise TooManyAttemptsError(seconds_until(count.ends_at_timestamp))
         try:
             self._counts.add([running.limits.known_key], window_seconds=KNOWN_ADDRESS_SECONDS)
         except RepositoryUnavailableError as error:
@@ -175,7 +175,7 @@ class FixedWindowAttemptLimiter:
         """Raise `TooManyAttemptsError` if the limit for the address or for the pair is reached."""
         for limit in (limits.address, limits.pair):
             if self._count(limit.key) >= limit.max_count:
-                raise TooManyAttemptsError(_seconds_until(self._seen[limit.key].ends_at_timestamp))
+                raise TooManyAttemptsError(seconds_until(self._seen[limit.key].ends_at_timestamp))
         for limit in (limits.address, limits.pair):
             if self._count(limit.key) + self._places[limit.key] >= limit.max_count:
                 raise TooManyAttemptsError(_RETRY_SECONDS, is_final=False)
@@ -193,28 +193,28 @@ class FixedWindowAttemptLimiter:
                 del self._seen[next(iter(self._seen))]
 
     def _limits_for(self, attempt: Attempt) -> _Limits:
-        name, network = _digest(attempt.username), _digest(client_site(attempt.address))
+        name, network = digest(attempt.username), digest(client_site(attempt.address))
         return _Limits(
             address=self._limit("address", network, self._limits.per_address),
             pair=self._limit("pair", f"{name}/{network}", self._limits.per_name_and_address),
             name=self._limit("name", name, self._limits.per_name),
-            known_key=_key("known", f"{name}/{network}", 1, KNOWN_ADDRESS_SECONDS),
+            known_key=count_key("known", f"{name}/{network}", 1, KNOWN_ADDRESS_SECONDS),
         )
 
     def _limit(self, kind: str, counted: str, max_count: int | None) -> _Limit:
         limit = _UNLIMITED if max_count is None else max_count
-        return _Limit(_key(kind, counted, limit, self._window_seconds), limit)
+        return _Limit(count_key(kind, counted, limit, self._window_seconds), limit)
 
 
-def _key(kind: str, counted: str, limit: int, window_seconds: int) -> str:
+def count_key(kind: str, counted: str, limit: int, window_seconds: int) -> str:
     """Return the key of a count. It contains the limit, so that counting starts again when the limit is changed."""
     return f"{kind}/{counted}/{limit}/{window_seconds}/second"
 
 
-def _seconds_until(until: float) -> int:
+def seconds_until(until: float) -> int:
     return max(1, math.ceil(until - time.time()))
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
     """Return a digest for a key, so that the table of counts contains neither names nor addresses."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

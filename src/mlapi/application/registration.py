@@ -1,15 +1,73 @@
 """Registration of new users: each step is cheaper than the next, so that rejected requests cost little."""
 
+import logging
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import final
 
 from mlapi.application.authentication import Executor
+from mlapi.application.login_throttle import WINDOW_SECONDS, count_key, digest, seconds_until
 from mlapi.application.lookups import UsernameLookup
 from mlapi.application.users import Users
-from mlapi.domain.errors import UserExistsError, UserNotFoundError
+from mlapi.domain.attempts import AttemptCounts, client_site
+from mlapi.domain.errors import TooManyAttemptsError, UserExistsError, UserNotFoundError
 from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import User
+
+_MAX_CACHED_REJECTIONS = 10_000
+
+_logger = logging.getLogger("mlapi")
+
+
+@final
+class RegistrationLimiter:
+    """Limits how many registrations each address may send, in fixed windows. Taken usernames count, too.
+
+    Args:
+        counts: stores the counts, which all processes share.
+        per_address: maximum number of registrations in a window from an IPv4 address or IPv6 /64 network.
+        window_seconds: the length of a window.
+    """
+
+    def __init__(self, counts: AttemptCounts, *, per_address: int, window_seconds: int = WINDOW_SECONDS) -> None:
+        self._counts = counts
+        self._per_address = per_address
+        self._window_seconds = window_seconds
+        self._rejected_until: dict[str, float] = {}
+        """Keys that are over the limit, with the end of their window (`time.time`).
+
+        With this cache, a flood from one address is rejected without reaching the database."""
+
+    def check(self, address: str) -> None:
+        """Raise an error if this process knows that the limit is reached. Does not wait or count.
+
+        Raises:
+            TooManyAttemptsError: if the limit is reached.
+        """
+        until = self._rejected_until.get(self._key(address), 0.0)
+        if until > time.time():
+            raise TooManyAttemptsError(seconds_until(until))
+
+    def count(self, address: str) -> None:
+        """Count a registration. Waits for the database.
+
+        Raises:
+            TooManyAttemptsError: if the limit is exceeded.
+            RepositoryUnavailableError: if the database is unavailable.
+        """
+        self.check(address)
+        key = self._key(address)
+        (count,) = self._counts.add([key], window_seconds=self._window_seconds)
+        if count.count > self._per_address:
+            if len(self._rejected_until) >= _MAX_CACHED_REJECTIONS:
+                self._rejected_until.clear()
+            self._rejected_until[key] = count.ends_at_timestamp
+            _logger.warning("registration from %s: too many in %d seconds", address, self._window_seconds)
+            raise TooManyAttemptsError(seconds_until(count.ends_at_timestamp))
+
+    def _key(self, address: str) -> str:
+        return count_key("registration", digest(client_site(address)), self._per_address, self._window_seconds)
 
 
 @final
@@ -17,12 +75,21 @@ class AsyncRegistration:
     """Registers users without blocking the event loop.
 
     Args:
+        limiter: limits the registrations of clients without credentials. None for no limit.
         executor: encrypts the passwords and applies the commands.
         names: looks up usernames, so that a taken one costs a read and no hash. The repository still decides.
         on_rejected: called for each registration of a taken username that is not recorded in the audit trail.
     """
 
-    def __init__(self, executor: Executor, names: UsernameLookup, *, on_rejected: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        limiter: RegistrationLimiter | None,
+        executor: Executor,
+        names: UsernameLookup,
+        *,
+        on_rejected: Callable[[], None],
+    ) -> None:
+        self._limiter = limiter
         self._executor = executor
         self._names = names
         self._on_rejected = on_rejected
@@ -36,12 +103,19 @@ class AsyncRegistration:
             password: as typed.
             email: the new user's e-mail address.
             address: the client's address. Clients take turns.
+
+        Raises:
+            TooManyAttemptsError: if a client without credentials has reached the limit.
         """
+        is_anonymous = users.actor.is_anonymous
+        executor = self._executor.for_client(address, is_urgent=not is_anonymous)
         users.validate_registration(username=username, password=password, email=email)
+        if is_anonymous and self._limiter is not None:
+            self._limiter.check(address)
+            await executor.query(self._limiter.count, address)
         taken_by = await self._names.find(canonical_username(username))
         if taken_by is not None:
             await self._reject(users, taken_by)
-        executor = self._executor.for_client(address, is_urgent=not users.actor.is_anonymous)
         command = await executor.hash(users.prepare_registration, username=username, password=password, email=email)
         return await self._executor.apply(command)
 

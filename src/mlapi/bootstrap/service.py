@@ -19,11 +19,13 @@ from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.application.lookups import PrincipalLookup
 from mlapi.application.preparation import Preparation, PreparedAttemptCounts, check_key, prepare_on_first_use
+from mlapi.application.registration import RegistrationLimiter
 from mlapi.application.secret_reload import ReloadingCipher, ReloadingTokens
 from mlapi.application.users import Users
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
+from mlapi.domain.attempts import AttemptCounts
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.ports import AttemptLimiter
@@ -41,6 +43,7 @@ class Service:
 
     users: Users
     access: Access
+    registration_limiter: RegistrationLimiter | None
     settings: Settings
     """The settings, including secrets that were loaded from a file or generated."""
     storage: Storage
@@ -68,16 +71,22 @@ def open_service(settings: Settings) -> Iterator[Service]:
         repository = prepare_on_first_use(storage.users, preparation)
         cipher, tokens = ReloadingCipher(secrets.reloader), ReloadingTokens(secrets.reloader)
         users = Users(repository, cipher, password_policy=_password_policy(settings))
-        attempts = FixedWindowAttemptLimiter(
-            PreparedAttemptCounts(storage.attempts, preparation), AttemptLimits(**attrs.asdict(settings.logins))
-        )
+        counts = PreparedAttemptCounts(storage.attempts, preparation)
+        attempts = FixedWindowAttemptLimiter(counts, AttemptLimits(**attrs.asdict(settings.logins)))
         api_key_usage = BackgroundApiKeyUsage(repository)
         access = Access(
             authenticator=Authenticator(users, tokens, attempts),
             guard=Guard(repository, tokens, api_key_usage=api_key_usage),
         )
         try:
-            yield Service(users=users, access=access, settings=settings, storage=storage, secrets=secrets)
+            yield Service(
+                users=users,
+                access=access,
+                registration_limiter=_registration_limiter(counts, settings),
+                settings=settings,
+                storage=storage,
+                secrets=secrets,
+            )
         finally:
             api_key_usage.close()
 
@@ -179,6 +188,11 @@ def _prepare(storage: Storage, settings: Settings, secrets: SecretStore[StoredPa
     fingerprints = [fingerprint for row in secrets.current().fingerprints for fingerprint in row]
     storage.prepare(may_upgrade=bool(storage.files) or not settings.is_production)
     check_key(storage, fingerprints)
+
+
+def _registration_limiter(counts: AttemptCounts, settings: Settings) -> RegistrationLimiter | None:
+    per_address = settings.registrations_per_address
+    return RegistrationLimiter(counts, per_address=per_address) if per_address else None
 
 
 def _password_policy(settings: Settings) -> PasswordPolicy:

@@ -17,6 +17,8 @@ CONTEXT_WORDS = frozenset(
 MAX_TOKEN_MINUTES = 24 * 60
 """One day. Expiry is the only protection against an undetected stolen token."""
 MAX_AUDIT_DAYS = 36_500
+REGISTRATIONS_PER_ADDRESS = 60
+"""The default limit per minute in production."""
 MAX_TOKEN_NAME_CHARS = 200
 """The maximum length of ``tokens.issuer`` and ``tokens.audience``. Every token contains both."""
 
@@ -91,6 +93,14 @@ class RegistrationSettings:
 
 
 @attrs.frozen(kw_only=True)
+class RegistrationLimitSettings:
+    """The number of registrations allowed per minute, not counting those by admins."""
+
+    per_address: int | None = None
+    """None means `REGISTRATIONS_PER_ADDRESS` in production and no limit in development. 0 means no limit."""
+
+
+@attrs.frozen(kw_only=True)
 class ManagementSettings:
     local: bool = True
     """True allows programs on this machine to manage users in development if no admin token is set."""
@@ -125,6 +135,7 @@ class Settings:
     logins: LoginSettings = LoginSettings()
     http: HttpSettings = HttpSettings()
     registration: RegistrationSettings = RegistrationSettings()
+    registrations: RegistrationLimitSettings = RegistrationLimitSettings()
     management: ManagementSettings = ManagementSettings()
     audit: AuditSettings = AuditSettings()
     logging: LoggingSettings = LoggingSettings()
@@ -133,6 +144,13 @@ class Settings:
     @property
     def is_production(self) -> bool:
         return self.profile == "production"
+
+    @property
+    def registrations_per_address(self) -> int:
+        """The maximum number of registrations per minute from one address. 0 means no limit."""
+        if self.registrations.per_address is None:
+            return REGISTRATIONS_PER_ADDRESS if self.is_production else 0
+        return self.registrations.per_address
 
     @property
     def log_format(self) -> Literal["text", "json"]:

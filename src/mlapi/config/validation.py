@@ -48,6 +48,8 @@ def validate_values(settings: Settings, prefix: str = "") -> None:
         raise ConfigurationError(
             "http.trusted_proxies must be IP addresses or networks, for example 10.0.0.0/8"
         ) from None
+    if settings.registrations_per_address < 0:
+        raise ConfigurationError("registrations.per_address must be 1 or more, or 0 for no limit")
     if not 0 <= settings.audit.days <= MAX_AUDIT_DAYS:
         raise ConfigurationError(
             f"audit.days must be from 1 to {MAX_AUDIT_DAYS}, or 0 to keep audit entries indefinitely"

@@ -10,7 +10,7 @@ MlapiError
 ├── InvalidTokenError                invalid, expired or revoked token or API key
 ├── AccessDeniedError                valid credentials of a user who has no access now
 │   └── UserDisabledError            the user is disabled
-├── TooManyAttemptsError             too many login attempts
+├── TooManyAttemptsError             too many attempts from one client
 ├── ServiceUnavailableError          the service is overloaded; retry later
 │   ├── RepositoryUnavailableError   the database is unavailable; retry later
 │   └── SearchUnavailableError       too many searches, or the search takes too long
@@ -133,7 +133,7 @@ class TooManyAttemptsError(MlapiError):
     is_final: bool = True
 
     def __str__(self) -> str:
-        return f"too many login attempts: retry in {self.retry_after_seconds} seconds"
+        return f"too many attempts: retry in {self.retry_after_seconds} seconds"
 
 
 @attrs.frozen

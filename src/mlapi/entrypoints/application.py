@@ -12,6 +12,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Lifespan
 
 from mlapi.application.authentication import Access
+from mlapi.application.registration import RegistrationLimiter
 from mlapi.application.users import Users
 from mlapi.bootstrap import in_memory_access
 from mlapi.entrypoints.admin import AdminPolicy
@@ -38,6 +39,7 @@ def create_app(
     admin_policy: AdminPolicy | None = None,
     access: Access | None = None,
     *,
+    registration_limiter: RegistrationLimiter | None = None,
     trusted_proxies: Sequence[Network] = (),
     token_in_path: bool = True,
 ) -> Starlette:
@@ -48,13 +50,20 @@ def create_app(
             reads the configuration and opens the database at startup, and ignores the other arguments.
         admin_policy: decides who may manage users. By default, programs on this machine.
         access: authenticates users. By default, tokens are kept in memory until the process ends.
+        registration_limiter: limits the registrations of clients without credentials. By default, there is no limit.
         trusted_proxies: proxies that may set ``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Request-Id``.
         token_in_path: whether to serve ``GET /token_status/<token>``, for clients that cannot send headers.
     """
     if users is None:
         return _build_app(lifespan_from_config)
     access = in_memory_access(users) if access is None else access
-    runtime = Runtime.from_users(users, access, trusted_proxies=trusted_proxies, token_in_path=token_in_path)
+    runtime = Runtime.from_users(
+        users,
+        access,
+        registration_limiter=registration_limiter,
+        trusted_proxies=trusted_proxies,
+        token_in_path=token_in_path,
+    )
     app = _build_app(lifespan_for(runtime))
     install(app, runtime, admin_policy or AdminPolicy())
     return app

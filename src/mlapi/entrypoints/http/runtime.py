@@ -16,7 +16,7 @@ from mlapi.application.authentication import Access, AsyncAuthenticator
 from mlapi.application.batching import CommandBatcher
 from mlapi.application.guard import AsyncGuard
 from mlapi.application.lookups import UsernameLookup
-from mlapi.application.registration import AsyncRegistration
+from mlapi.application.registration import AsyncRegistration, RegistrationLimiter
 from mlapi.application.users import Users
 from mlapi.bootstrap import async_guard, audit_retention, command_batcher, open_service
 from mlapi.config import load_settings
@@ -142,7 +142,13 @@ class Runtime:
 
     @classmethod
     def from_users(
-        cls, users: Users, access: Access, *, trusted_proxies: Sequence[Network] = (), token_in_path: bool = True
+        cls,
+        users: Users,
+        access: Access,
+        *,
+        registration_limiter: RegistrationLimiter | None = None,
+        trusted_proxies: Sequence[Network] = (),
+        token_in_path: bool = True,
     ) -> "Runtime":
         resources, metrics = ExitStack(), Metrics()
         executor = PoolExecutor(
@@ -158,7 +164,10 @@ class Runtime:
         return cls(
             users=users,
             registration=AsyncRegistration(
-                executor, UsernameLookup(users.repository), on_rejected=metrics.count_rejected_registration
+                registration_limiter,
+                executor,
+                UsernameLookup(users.repository),
+                on_rejected=metrics.count_rejected_registration,
             ),
             authenticator=AsyncAuthenticator(access.authenticator, executor),
             guard=resources.enter_context(async_guard(access.guard)),
@@ -194,6 +203,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
         runtime = Runtime.from_users(
             service.users,
             service.access,
+            registration_limiter=service.registration_limiter,
             trusted_proxies=settings.http.trusted_networks,
             token_in_path=not settings.is_production,
         )

@@ -82,7 +82,7 @@ _ENTRIES = (
         TooManyAttemptsError(30),
         HTTPStatus.TOO_MANY_REQUESTS,
         "Too many attempts, try again later",
-        "Too many login attempts. Wait for the number of seconds in `Retry-After`.",
+        "Too many requests of this kind from one client. Wait for the number of seconds in `Retry-After`.",
     ),
     ErrorEntry(
         ServiceUnavailableError("overloaded"),

@@ -149,7 +149,7 @@ OPERATIONS = (
         request=RegisterRequest,
         success=responses.user_registered(examples.USER),
         response=UserMessage,
-        errors=(UserExistsError,),
+        errors=(UserExistsError, TooManyAttemptsError),
     ),
     Operation(
         method="DELETE",
