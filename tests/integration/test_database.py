@@ -73,7 +73,7 @@ def test_driver_is_selected_for_each_supported_url(text: str, driver: str) -> No
         (f"sqlite:////{'a' * 300}/mlapi.db", "must be a file in an existing folder"),
         ("sqlite:////tmp/a\0b/mlapi.db", "must be a file in an existing folder"),
         (f"postgresql://u@{'a' * 70}.x/d", "is not a valid URL"),
-        ("postgresql://u:hunter2@h:0/d", "0 is not a valid port"),
+        ("postgresql://u:hunter2@h:0/d", "the port must be from 1 to 65535"),
     ],
 )
 def test_error_for_an_invalid_url_does_not_contain_it(text: str, reason: str) -> None:
@@ -241,7 +241,7 @@ def test_batch_that_fails_halfway_is_rolled_back(database: Database) -> None:
 
     repository = intercepted(database, break_the_second_insert)
     batch = [registration("ada"), registration("ADA"), registration("bob")]
-    with pytest.raises(RepositoryUnavailableError, match="nothing"):
+    with pytest.raises(RepositoryUnavailableError, match=r"a statement failed \(SQLITE_ERROR|a table is missing"):
         repository.apply(batch)
 
     assert repository.list_page(after=UserId(0), limit=10) == []
@@ -254,7 +254,7 @@ def test_statement_error_contains_no_values(database: Database) -> None:
     with pytest.raises(RepositoryUnavailableError) as caught:
         repository.apply([registration("ada-the-canary", email="canary@example.com")])
 
-    assert "canary" not in f"{caught.value} {caught.value!r} {caught.value.__cause__}"
+    assert "canary" not in f"{caught.value} {caught.value!r} {caught.value.__cause__} {caught.value.__context__}"
 
 
 def test_name_freed_during_registration_can_be_registered(
@@ -466,7 +466,7 @@ def test_read_only_postgresql_is_unavailable_until_writable(
 
     postgres_database.close()  # new sessions read the new default
 
-    with pytest.raises(RepositoryUnavailableError, match="read-only transaction"):
+    with pytest.raises(RepositoryUnavailableError, match="the database is read-only"):
         repository.apply([registration()])
     with pytest.raises(RepositoryUnavailableError, match="the database is read-only"):
         repository.check()
@@ -484,7 +484,7 @@ def test_locked_postgresql_table_is_unavailable_until_unlocked(
 
     with postgres.connect(str(postgres_url.database)) as other, other.transaction():
         other.execute("LOCK TABLE users IN ACCESS EXCLUSIVE MODE")
-        with pytest.raises(RepositoryUnavailableError, match="LockNotAvailable"):
+        with pytest.raises(RepositoryUnavailableError, match="a row or table is locked"):
             repository.apply([registration()])
 
     assert isinstance(apply_one(repository, registration()), User)

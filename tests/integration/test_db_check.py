@@ -207,7 +207,7 @@ def test_file_that_is_not_a_database_is_reported_in_one_line(folder: Path) -> No
 
     result = check()
 
-    line = "mlapi: the database is unavailable: DatabaseError: file is not a database\n"
+    line = "mlapi: the database is unavailable: the file is not a database (SQLITE_NOTADB)\n"
     assert (result.exit_code, result.stderr) == (3, line)
 
 

@@ -456,7 +456,10 @@ def test_import_stopped_by_a_locked_database_can_be_resumed(
     result = mlapi("import", "users.csv")
 
     assert stopped.exit_code == 3
-    assert "database is locked; 0 imported, 0 already present, 0 rejected; run it again to continue" in stopped.stderr
+    assert (
+        "the database is locked (SQLITE_BUSY); 0 imported, 0 already present, 0 rejected; run it again to continue"
+        in stopped.stderr
+    )
     assert (result.exit_code, result.stdout) == (0, "1 imported, 1 already present, 0 rejected\n")
 
 

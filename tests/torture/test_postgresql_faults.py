@@ -300,7 +300,7 @@ def test_commit_rejected_by_the_server_is_not_applied(postgres_database: Databas
     with pytest.raises(RepositoryUnavailableError) as raised:
         repository.apply([registration("ada")])
 
-    assert raised.value == RepositoryUnavailableError("RaiseException: no")
+    assert raised.value == RepositoryUnavailableError("a statement failed (RaiseException, SQLSTATE P0001)")
     assert repository.find(canonical_username("ada")) is None
 
 

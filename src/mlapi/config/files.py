@@ -24,10 +24,17 @@ def read_mounted_value(file: Path, setting: str, *, is_secret: bool) -> str:
     Raises:
         ConfigurationError: if the file cannot be read, or if it is secret and other accounts can access it.
     """
-    value = _read_text(file, f"{setting}: {file}").rstrip("\r\n")
+    shown = str(file) if _is_path(file) else "the file"
+    value = _read_text(file, f"{setting}: {shown}").rstrip("\r\n")
     if is_secret and (error := find_secrets_error(file)) is not None:
         raise ConfigurationError(f"{setting}: {error}")
     return value
+
+
+def _is_path(file: Path) -> bool:
+    """Return False if this may be a secret that was set in place of the path of its file."""
+    folder = file.parent
+    return os.path.lexists(file) or (file.is_absolute() and folder != folder.parent and folder.is_dir())
 
 
 def read_yaml(file: Path) -> dict[str, Any]:

@@ -31,6 +31,8 @@ T = TypeVar("T")
 class Database:
     """A connection pool with transactions that raise `RepositoryUnavailableError` for every database fault.
 
+    The errors hide the driver's own errors, whose messages may contain stored values or parts of the URL.
+
     It connects on first use. Use it as a context manager, or call `close`. Other code that reads tables, such as
     pandas, can use ``engine``.
 
@@ -134,7 +136,7 @@ class Database:
                 return self._retrying(attempt)
             except DBAPIError as error:
                 if interruption is not None and self.dialect.is_interruption(error.orig):
-                    raise took_too_long() from error
+                    raise took_too_long() from None
                 raise
 
     def read_batch(self, work: Callable[[Any], T]) -> T:
@@ -162,7 +164,7 @@ class Database:
         except BaseException as error:
             pooled.close()
             if isinstance(error, (self._driver_error, *self.dialect.data_errors)):
-                raise self._unavailable(error) from error
+                raise self._unavailable(error) from None
             raise
         self._nonblocking.append(pooled)
         return result
@@ -268,7 +270,7 @@ class Database:
         try:
             self.dialect.commit(connection)
         except self._driver_error as error:
-            raise self._unavailable(error) from error
+            raise self._unavailable(error) from None
 
     def _commit_sqlalchemy(self, connection: Connection) -> None:
         try:
@@ -293,12 +295,12 @@ class Database:
         try:
             yield
         except DBAPIError as error:
-            raise self._unavailable(error.orig) from error
+            raise self._unavailable(error.orig) from None
         except (self._driver_error, *self.dialect.data_errors) as error:
-            raise self._unavailable(error) from error
-        except PoolTimeoutError as error:
+            raise self._unavailable(error) from None
+        except PoolTimeoutError:
             self._drop_stale_connections()
-            raise RepositoryUnavailableError("the database is busy: no free connection") from error
+            raise RepositoryUnavailableError("the database is busy: no free connection") from None
 
     def _unavailable(self, error: BaseException | None) -> RepositoryUnavailableError:
         return RepositoryUnavailableError(self.dialect.describe_error(error))

@@ -39,4 +39,4 @@ def translating_errors(describe: Callable[[BaseException | None], str]) -> Itera
     try:
         yield
     except DBAPIError as error:
-        raise RepositoryUnavailableError(describe(error.orig)) from error
+        raise RepositoryUnavailableError(describe(error.orig)) from None

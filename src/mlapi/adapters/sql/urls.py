@@ -1,5 +1,6 @@
 """Parse and build database URLs."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -16,8 +17,17 @@ _DRIVERS = {
     "postgresql": "postgresql+psycopg",
     "postgresql+psycopg": "postgresql+psycopg",
 }
+_SQLITE_SCHEMES = frozenset(scheme for scheme, driver in _DRIVERS.items() if driver == "sqlite")
 SCHEMES = tuple(_DRIVERS)
 """The URL schemes of SQLite and PostgreSQL."""
+_MAX_PORT = 65535
+# RFC 3986, 3.2.1 allows fewer characters, but the others do not change how a URL is split.
+_SPLITS_URL = re.compile(r"[@/?#\[\]\\\x00-\x1f\x7f]")
+_INVALID_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
+_AMBIGUOUS = (
+    "database.url can be read in more than one way: percent-encode the characters @ / ? # [ ] % and \\ in its user"
+    " name, password and options; for example, write p%40ss for the password p@ss"
+)
 
 
 def database_url(text: str) -> URL:
@@ -27,6 +37,9 @@ def database_url(text: str) -> URL:
         ConfigurationError: if the URL is invalid or the database is unsupported. The message never contains the URL,
             because the URL may contain a password.
     """
+    scheme, _, rest = text.partition("://")
+    if scheme.casefold() not in _SQLITE_SCHEMES:
+        _validate_unambiguous(rest)
     try:
         url = make_url(text)
         (url.host or "").encode("idna")  # resolving the host name would raise the same error later
@@ -37,9 +50,9 @@ def database_url(text: str) -> URL:
     url = url.set(drivername=_DRIVERS[url.drivername])
     if url.drivername == "sqlite":
         _validate_sqlite_path(url)
-    elif url.port == 0:
-        raise ConfigurationError(f"database.url: 0 is not a valid port: {_EXAMPLES}")
-    return url
+    elif url.port is not None and not 0 < url.port <= _MAX_PORT:
+        raise ConfigurationError(f"database.url: the port must be from 1 to {_MAX_PORT}: {_EXAMPLES}")
+    return _with_hidden_password(url)
 
 
 def unsupported_scheme_error(scheme: str, supported: Iterable[str]) -> ConfigurationError:
@@ -53,6 +66,24 @@ def connection_url(*, username: str, password: str, host: str, port: int, databa
     return URL.create(_DRIVERS["postgresql"], username, password, host, port, database)
 
 
+def _validate_unambiguous(rest: str) -> None:
+    """Check that every parser splits the part of a URL behind the scheme in the same way.
+
+    If a password contains an unencoded ``@``, for example, its end is taken for the host, which driver errors show.
+    """
+    credentials, _, _ = rest.rpartition("@")
+    if _SPLITS_URL.search(credentials) or "#" in rest or _INVALID_ESCAPE.search(rest):
+        raise ConfigurationError(_AMBIGUOUS)
+
+
+def _with_hidden_password(url: URL) -> URL:
+    """Move a password from the options to where SQLAlchemy hides it when it shows the URL."""
+    password = url.query.get("password")
+    if not isinstance(password, str):
+        return url
+    return url.difference_update_query(["password"]).set(password=password)
+
+
 def _validate_sqlite_path(url: URL) -> None:
     if url.host or url.query or not url.database or url.database == ":memory:":
         raise ConfigurationError(
@@ -64,6 +95,5 @@ def _validate_sqlite_path(url: URL) -> None:
     except (OSError, ValueError):  # the path is too long, contains a NUL or cannot be accessed
         is_usable = False
     if not is_usable:
-        raise ConfigurationError(
-            f"database.url: {url.database!r} must be a file in an existing folder: create the folder first"
-        )
+        shown = "its path" if "@" in url.database else repr(url.database)  # it may be another URL with a password
+        raise ConfigurationError(f"database.url: {shown} must be a file in an existing folder: create the folder first")

@@ -13,6 +13,7 @@ from sqlalchemy.dialects.postgresql import Insert, insert
 
 from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, translating_errors
 from mlapi.adapters.sql.postgresql import engine, execution
+from mlapi.adapters.sql.postgresql.errors import describe_error
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
@@ -75,7 +76,7 @@ class PostgresqlDialect:
         return engine.is_transient(error)
 
     def describe_error(self, error: BaseException | None) -> str:
-        return engine.describe_error(error)
+        return describe_error(error)
 
     def is_interruption(self, error: BaseException | None) -> bool:
         return getattr(error, "sqlstate", None) == _QUERY_CANCELED
@@ -178,4 +179,4 @@ class PostgresqlDialect:
 
 
 def _describe_existing_error(error: BaseException | None) -> str:
-    return IN_USE if getattr(error, "sqlstate", None) == _LOCK_NOT_AVAILABLE else engine.describe_error(error)
+    return IN_USE if getattr(error, "sqlstate", None) == _LOCK_NOT_AVAILABLE else describe_error(error)

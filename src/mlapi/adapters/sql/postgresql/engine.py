@@ -9,7 +9,6 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError
 
-from mlapi.adapters.sql.errors import error_summary
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
 if TYPE_CHECKING:
@@ -152,7 +151,7 @@ def commit(connection: "BoundedConnection") -> None:
         connection.commit()
     except Error as error:
         if is_connection_lost(error):
-            raise RepositoryUnavailableError("the connection was lost while committing", may_be_done=True) from error
+            raise RepositoryUnavailableError("the connection was lost while committing", may_be_done=True) from None
         raise
     finally:
         connection.remove_notice_handler(on_notice)
@@ -180,17 +179,3 @@ def is_connection_lost(error: "psycopg.Error") -> bool:
     # 57P..: a DBA or a crash ended the session. The code for a statement timeout, 57014, does not match.
     # 08...: a connection pooler lost the server.
     return error.sqlstate.startswith(("57P", "08"))
-
-
-def describe_error(error: BaseException | None) -> str:
-    from psycopg.errors import ConnectionTimeout  # noqa: PLC0415 - an optional dependency
-
-    from mlapi.adapters.sql.postgresql.session import NO_ANSWER, NoAnswerError  # noqa: PLC0415 - as above
-
-    if isinstance(error, NoAnswerError):
-        return str(error)
-    return (
-        f"no connection to the database in time: {NO_ANSWER}"
-        if isinstance(error, ConnectionTimeout)
-        else error_summary(error)
-    )

@@ -10,9 +10,9 @@ from sqlalchemy import URL, Connection, Engine, Table
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.exc import MultipleResultsFound, NoResultFound
 
-from mlapi.adapters.sql.errors import error_summary
 from mlapi.adapters.sql.existing import ConnectionPool, FileChange, Purpose
 from mlapi.adapters.sql.sqlite import engine, execution, existing, files
+from mlapi.adapters.sql.sqlite.errors import UNDECODABLE, describe_error, primary_code
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
@@ -61,17 +61,17 @@ class SqliteDialect:
     def is_transient(self, error: BaseException | None) -> bool:
         # A connection that was opened while the disk was read-only stays read-only. There is no reason to retry after
         # other errors: SQLite itself has already waited for the lock.
-        return isinstance(error, sqlite3.Error) and engine.primary_code(error) == sqlite3.SQLITE_READONLY
+        return isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_READONLY
 
     def describe_error(self, error: BaseException | None) -> str:
         # The messages of these errors may contain stored values.
-        if isinstance(error, self.data_errors) or str(error).startswith(engine.UNDECODABLE):
+        if isinstance(error, self.data_errors) or str(error).startswith(UNDECODABLE):
             return f"the database file contains unreadable data ({type(error).__name__}); run `mlapi doctor`"
-        is_corrupt = isinstance(error, sqlite3.Error) and engine.primary_code(error) in _CORRUPTION_CODES
-        return error_summary(error) + ("; run `mlapi doctor`" if is_corrupt else "")
+        is_corrupt = isinstance(error, sqlite3.Error) and primary_code(error) in _CORRUPTION_CODES
+        return describe_error(error) + ("; run `mlapi doctor`" if is_corrupt else "")
 
     def is_interruption(self, error: BaseException | None) -> bool:
-        return isinstance(error, sqlite3.Error) and engine.primary_code(error) == sqlite3.SQLITE_INTERRUPT
+        return isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_INTERRUPT
 
     def drop_stale_connections(self, engine: Engine) -> None:
         """Do nothing: SQLite has no server."""

@@ -12,12 +12,10 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from mlapi.adapters.sql.sqlite import files
+from mlapi.adapters.sql.sqlite.errors import primary_code
 
 BEGIN_OPTION = "mlapi_sqlite_begin"
 """Execution option for the statement that begins a transaction. The default is ``BEGIN``."""
-
-UNDECODABLE = "Could not decode to UTF-8"
-"""Beginning of sqlite3's message about invalid text. The rest of the message is the text itself."""
 
 _RETRY_SECONDS = 0.01
 _LOCKED_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL}
@@ -89,12 +87,6 @@ def enable_write_ahead_log(connect_and_execute: Callable[[str], object], *, dead
             time.sleep(_RETRY_SECONDS)
         else:
             return
-
-
-def primary_code(error: sqlite3.Error) -> int:
-    """Return SQLite's primary result code, or 0 if the sqlite3 module itself raised the error."""
-    extended_code: int = getattr(error, "sqlite_errorcode", 0)
-    return extended_code & 0xFF
 
 
 def _create_private_file(path: Path) -> None:

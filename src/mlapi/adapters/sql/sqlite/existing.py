@@ -9,9 +9,8 @@ from urllib.parse import quote
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
-from mlapi.adapters.sql.errors import error_summary
 from mlapi.adapters.sql.existing import IN_USE, Purpose, translating_errors
-from mlapi.adapters.sql.sqlite.engine import UNDECODABLE
+from mlapi.adapters.sql.sqlite.errors import UNDECODABLE, describe_error
 from mlapi.domain.errors import ConfigurationError
 
 _BEGIN = {"read": "BEGIN", "plan": "BEGIN", "change": "BEGIN EXCLUSIVE"}
@@ -59,4 +58,4 @@ def _describe_error(error: BaseException | None) -> str:
         return IN_USE
     if str(error).startswith(UNDECODABLE):
         return "the file is damaged: it contains text that is not UTF-8"
-    return error_summary(error)
+    return describe_error(error)

@@ -1,0 +1,82 @@
+"""Describe errors of PostgreSQL without their messages.
+
+A message may contain stored values, or parts of the database URL. So the description depends only on the SQLSTATE, or,
+if the connection failed, on well-known words in the message.
+"""
+
+_BY_STATE = {
+    "08": "the connection was lost",
+    "22": "a stored or sent value is invalid",
+    "23": "a constraint was violated",
+    "25006": "the database is read-only",
+    "28": "the server rejected the user or the password",
+    "3D000": "the database does not exist: check database.url",
+    "40": "the transaction was rolled back because of other transactions",
+    "42501": "permission denied: the user in database.url lacks a privilege",
+    "42P01": "a table is missing: run `mlapi db upgrade`",
+    "53100": "the server's disk is full",
+    "53200": "the server is out of memory",
+    "53300": "the server has no free connection",
+    "55P03": "a row or table is locked",
+    "57014": "the statement took too long",
+    "57P": "the server ended the session",
+    "58": "the server reports a system error",
+    "XX": "the server reports an internal error or damaged data",
+}
+"""Descriptions by SQLSTATE (PostgreSQL 18, appendix A) or its beginning."""
+
+_BY_WORDS = (
+    (
+        ("password authentication failed", "sasl", "authentication failed"),
+        "the server rejected the user or the password",
+    ),
+    (("no password supplied",), "the server asks for a password: add it to database.url"),
+    (("pg_hba.conf",), "the server does not accept this user, database or address: check its pg_hba.conf"),
+    (
+        ("too many", "remaining connection slots", "no more connections", "query_wait_timeout"),
+        "the server has no free connection",
+    ),
+    ((' value: "', "invalid value for"), "an option in database.url has an invalid value"),
+    (("starting up", "shutting down", "recovery mode", "not yet accepting"), "the server is starting or stopping"),
+    (("read-only", "hot standby", "standby mode"), "no server has the required target_session_attrs"),
+    (
+        ("closed", "eof detected", "reset by peer", "broken pipe", "connection lost", "consuming input failed"),
+        "the connection was lost",
+    ),
+    (("certificate", "ssl", "tls", "gss"), "the encrypted connection failed: check sslmode and the certificates"),
+    (
+        ("resolve", "translate host name", "name or service not known", "no address associated"),
+        "the host name was not found: check the host in database.url",
+    ),
+    (
+        ("connection refused", "no such file or directory"),
+        "the connection was refused: check that the server is running, and the host and port in database.url",
+    ),
+    (("timeout", "timed out"), "the server did not answer in time"),
+    (("unreachable", "no route to host"), "the host cannot be reached"),
+    (("does not exist", "no such database"), "the user or the database does not exist: check database.url"),
+)
+"""Descriptions by words in the messages of libpq, psycopg and PgBouncer, which have no SQLSTATE while connecting."""
+
+
+def describe_error(error: BaseException | None) -> str:
+    """Describe an error by its SQLSTATE, or a failed connection by well-known words in the message."""
+    from psycopg.errors import ConnectionTimeout  # noqa: PLC0415 - an optional dependency
+
+    from mlapi.adapters.sql.postgresql.session import NO_ANSWER, NoAnswerError  # noqa: PLC0415 - as above
+
+    if isinstance(error, NoAnswerError):
+        return str(error)
+    if isinstance(error, ConnectionTimeout):
+        return f"no connection to the database in time: {NO_ANSWER}"
+    state = getattr(error, "sqlstate", None)
+    if state is None:
+        message = str(error).casefold()
+        for words, description in _BY_WORDS:
+            if any(word in message for word in words):
+                return description
+        return f"the connection failed ({type(error).__name__})"
+    for beginning in (state, state[:3], state[:2]):
+        if beginning in _BY_STATE:
+            return f"{_BY_STATE[beginning]} (SQLSTATE {state})"
+    return f"a statement failed ({type(error).__name__}, SQLSTATE {state})"

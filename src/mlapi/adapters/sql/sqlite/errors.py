@@ -1,0 +1,36 @@
+"""Describe SQLite's errors without their messages, which may contain stored values."""
+
+import sqlite3
+
+UNDECODABLE = "Could not decode to UTF-8"
+"""Beginning of sqlite3's message about invalid text. The rest of the message is the text itself."""
+
+_MESSAGES = {
+    sqlite3.SQLITE_BUSY: "the database is locked",
+    sqlite3.SQLITE_CANTOPEN: "the database file cannot be opened",
+    sqlite3.SQLITE_CONSTRAINT: "a constraint failed",
+    sqlite3.SQLITE_CORRUPT: "the database file is damaged",
+    sqlite3.SQLITE_FULL: "the disk is full",
+    sqlite3.SQLITE_INTERRUPT: "the statement was interrupted",
+    sqlite3.SQLITE_IOERR: "the disk reports an I/O error",
+    sqlite3.SQLITE_LOCKED: "a table is locked",
+    sqlite3.SQLITE_NOMEM: "out of memory",
+    sqlite3.SQLITE_NOTADB: "the file is not a database",
+    sqlite3.SQLITE_PERM: "access to the database file was denied",
+    sqlite3.SQLITE_PROTOCOL: "the database is locked",
+    sqlite3.SQLITE_READONLY: "the database file is read-only",
+    sqlite3.SQLITE_SCHEMA: "the schema has changed",
+    sqlite3.SQLITE_TOOBIG: "a value is too large",
+}
+
+
+def primary_code(error: BaseException | None) -> int:
+    """Return SQLite's primary result code, or 0 if the sqlite3 module itself raised the error."""
+    extended_code: int = getattr(error, "sqlite_errorcode", 0)
+    return extended_code & 0xFF
+
+
+def describe_error(error: BaseException | None) -> str:
+    """Describe an error of SQLite by its result code, or any other error by its class."""
+    name = getattr(error, "sqlite_errorname", type(error).__name__)
+    return f"{_MESSAGES.get(primary_code(error), 'a statement failed')} ({name})"
