@@ -570,6 +570,8 @@ def test_wsgi_client_with_the_token_has_admin_access() -> None:
 
 
 PROXY = attrs.evolve(REMOTE, peer_address="10.0.0.1")
+REPLACED = attrs.evolve(REMOTE, peer_port=0)
+"""A client whose address the server has taken from a header without a port."""
 TRUSTED = [ipaddress.ip_network("10.0.0.0/8"), ipaddress.ip_network("2001:db8:ffff::/48")]
 
 
@@ -609,7 +611,7 @@ def test_forwarding_headers_from_untrusted_peers_are_ignored(values: list[str]) 
     ],
 )
 def test_address_is_unknown_if_server_replaced_the_peer_address(peer: str, values: list[str]) -> None:
-    assert forwarded(attrs.evolve(REMOTE, peer_address=peer), *values).resolve_address() == "unknown"
+    assert forwarded(attrs.evolve(REPLACED, peer_address=peer), *values).resolve_address() == "unknown"
 
 
 def test_trusted_proxies_confirm_a_replaced_peer_address() -> None:
@@ -620,7 +622,7 @@ def test_trusted_proxies_confirm_a_replaced_peer_address() -> None:
 
 
 def test_invalid_replaced_peer_address_is_unknown() -> None:
-    assert forwarded(attrs.evolve(REMOTE, peer_address="nonsense"), "nonsense").resolve_address(TRUSTED) == "unknown"
+    assert forwarded(attrs.evolve(REPLACED, peer_address="nonsense"), "nonsense").resolve_address(TRUSTED) == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -664,10 +666,55 @@ def test_trusted_proxy_works_with_a_wsgi_server() -> None:
 
 
 @pytest.mark.parametrize("values", [["203.0.113.9, 9.9.9.9"], ["203.0.113.9", "9.9.9.9"], ["9.9.9.9, 203.0.113.9, x"]])
-def test_address_is_unknown_if_a_client_forwards_its_own(values: list[str]) -> None:
-    client = forwarded(attrs.evolve(REMOTE, peer_address="203.0.113.9"), *values)
+def test_replaced_address_is_unknown_unless_a_proxy_confirms_it(values: list[str]) -> None:
+    assert forwarded(REPLACED, *values).resolve_address(TRUSTED) == "unknown"
 
-    assert client.resolve_address(TRUSTED) == "unknown"
+
+def test_address_is_unknown_if_its_port_may_be_from_a_header() -> None:
+    client = attrs.evolve(REMOTE, peer_port=50001)
+
+    assert forwarded(client, "203.0.113.9:50001").resolve_address() == "unknown"
+    assert forwarded(client, "203.0.113.9:50002").resolve_address() == "203.0.113.9"
+
+
+OWN_ADDRESSES = {
+    "203.0.113.9": [
+        ["203.0.113.9"],
+        ["203.0.113.9:80"],
+        ["203.0.113.9:50001"],
+        ["[203.0.113.9]"],
+        ["::ffff:203.0.113.9"],
+        ["::FFFF:CB00:7109"],
+        ["[::ffff:203.0.113.9]:443"],
+        ["203.000.113.009"],
+        [" 203.0.113.9 , 203.0.113.9"],
+        ["203.0.113.9", "203.0.113.9"],
+        ["9.9.9.9, 203.0.113.9"],
+        ["203.0.113.9, 9.9.9.9"],
+    ],
+    "2001:db8::1": [
+        ["2001:db8::1"],
+        ["2001:DB8:0:0:0:0:0:1"],
+        ["2001:0db8::0001"],
+        ["[2001:db8::1]:50001"],
+        ["2001:db8::1%eth0"],
+    ],
+    "fe80::1%eth0": [["fe80::1"], ["fe80::1%eth0"], ["[fe80::1%eth0]:1"]],
+    "::ffff:203.0.113.9": [["203.0.113.9"], ["::ffff:203.0.113.9"]],
+}
+
+
+@pytest.mark.parametrize("trusted", [[], TRUSTED], ids=["no proxies", "proxies"])
+@pytest.mark.parametrize(
+    ("peer", "values"), [(peer, values) for peer, spellings in OWN_ADDRESSES.items() for values in spellings]
+)
+def test_client_cannot_hide_by_forwarding_its_own_address(
+    peer: str, values: list[str], trusted: Sequence[Network]
+) -> None:
+    connected = forwarded(REPLACED, *values).with_peer(peer, 50001)
+    uncertain = forwarded(attrs.evolve(REMOTE, peer_address=peer, peer_port=50000), *values)
+
+    assert connected.resolve_address(trusted) == uncertain.resolve_address(trusted) == peer
 
 
 @pytest.mark.parametrize(
@@ -681,7 +728,7 @@ def test_address_is_unknown_if_a_client_forwards_its_own(values: list[str]) -> N
     ],
 )
 def test_peer_address_contained_in_forwarded_entry_is_unknown(peer: str, entry: str) -> None:
-    assert forwarded(attrs.evolve(REMOTE, peer_address=peer), entry).resolve_address() == "unknown"
+    assert forwarded(attrs.evolve(REPLACED, peer_address=peer), entry).resolve_address() == "unknown"
 
 
 @pytest.mark.parametrize("entry", ["[2001:db8::1]", "[2001:db8::1]:443", "2001:db8::1"])

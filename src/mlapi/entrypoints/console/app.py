@@ -17,7 +17,7 @@ from mlapi.entrypoints.console.login import set_session_cookie
 from mlapi.entrypoints.console.pages import HEADERS, LOGIN_PATH, error_page, handle_error, redirect
 from mlapi.entrypoints.console.request import CONSOLE_PATH, SESSION_COOKIE, ConsoleRequest, read_form
 from mlapi.entrypoints.console.sessions import LIFETIME_SECONDS, Sessions
-from mlapi.entrypoints.wire.client import Client
+from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
 
 
@@ -53,7 +53,7 @@ class ConsoleApp:
         state = http_request.app.state
         request = ConsoleRequest(
             http_request=http_request,
-            client=Client.from_asgi(scope).with_forwarded_scheme(state.runtime.trusted_proxies),
+            client=connected_client(scope, receive).with_forwarded_scheme(state.runtime.trusted_proxies),
             sessions=Sessions(state.admin_policy.session_key),
         )
         try:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi.application.deadlines import end_deadline, start_deadline
+from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.logs import REQUEST_ID
-from mlapi.entrypoints.wire.client import Client, Network
+from mlapi.entrypoints.wire.client import Network
 from mlapi.entrypoints.wire.requests import redact_credentials
 
 HEADERS = (
@@ -43,7 +44,7 @@ class RequestContextMiddleware:
             return
         scope = _redact_access_log(scope)
         runtime = scope["app"].state.runtime
-        request_id = _forwarded_id(scope, runtime.trusted_proxies) or f"{random.getrandbits(64):016x}"
+        request_id = _forwarded_id(scope, receive, runtime.trusted_proxies) or f"{random.getrandbits(64):016x}"
         token, deadline_token = REQUEST_ID.set(request_id), start_deadline()
         status = CLIENT_CLOSED_REQUEST
         started = time.perf_counter()
@@ -85,8 +86,8 @@ def _redact_access_log(scope: Scope) -> Scope:
     return scope
 
 
-def _forwarded_id(scope: Scope, trusted_proxies: Sequence[Network]) -> str | None:
-    if not trusted_proxies or not Client.from_asgi(scope).is_trusted_proxy(trusted_proxies):
+def _forwarded_id(scope: Scope, receive: Receive, trusted_proxies: Sequence[Network]) -> str | None:
+    if not trusted_proxies or not connected_client(scope, receive).is_trusted_proxy(trusted_proxies):
         return None
     ids = [value for name, value in scope["headers"] if name == b"x-request-id"]
     return ids[0].decode("ascii") if len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0]) else None

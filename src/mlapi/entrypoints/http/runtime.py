@@ -27,11 +27,12 @@ from mlapi.domain.ports import PasswordCipher, is_costly
 from mlapi.domain.users import User
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.metrics import Metrics
+from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.search_pool import SearchPool
 from mlapi.entrypoints.http.shared_call import SharedCall
 from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, Priority, Turn, cores
 from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
-from mlapi.entrypoints.wire.client import Client, Network
+from mlapi.entrypoints.wire.client import Network
 
 MAX_QUEUED_PER_HASHING_THREAD = 64  # a thread hashes about this many in 1.3 to 3.2 seconds, at 20 to 50 ms each
 LOGIN_THREADS = 4
@@ -184,7 +185,7 @@ class Runtime:
 
     def client_address(self, request: Request) -> str:
         """Return the client address, taking the headers of trusted proxies into account."""
-        return Client.from_asgi(request.scope).resolve_address(self.trusted_proxies)
+        return connected_client(request.scope, request.receive).resolve_address(self.trusted_proxies)
 
     def close(self) -> None:
         self.registration.close()

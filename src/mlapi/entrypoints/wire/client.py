@@ -29,6 +29,8 @@ class Client:
         scheme: ``http`` or ``https``.
         peer_port: the port of the other end of the connection; 0 if unknown.
         server_port: the port of our end of the connection; 0 if unknown.
+        is_peer_certain: whether the peer address belongs to the connection. Otherwise, the server may have replaced it
+            with an address from X-Forwarded-For.
         connection: identifies the connection. The requests of one connection may share the same object; requests of
             different connections never do. Compare it by identity.
     """
@@ -41,6 +43,7 @@ class Client:
     scheme: str = "http"
     peer_port: int = attrs.field(default=0, repr=False)
     server_port: int = attrs.field(default=0, repr=False)
+    is_peer_certain: bool = attrs.field(default=False, repr=False)
     connection: object = attrs.field(factory=object, eq=False, repr=False)
 
     @classmethod
@@ -93,6 +96,10 @@ class Client:
     def _values(self, name: bytes) -> list[bytes]:
         return [value for header, value in self.headers if header == name]
 
+    def with_peer(self, address: str, port: int) -> "Client":
+        """Return a copy of this client with the address and port at the other end of its connection."""
+        return attrs.evolve(self, peer_address=address, peer_port=port, is_peer_certain=True)
+
     def with_forwarded_scheme(self, trusted_proxies: Sequence[Network]) -> "Client":
         """Return a copy of this client with the scheme that the browser uses.
 
@@ -113,7 +120,8 @@ class Client:
         request from, so the client is the last address that does not belong to a trusted proxy.
 
         Servers such as uvicorn trust proxies on the same machine, and may already have replaced the peer address with
-        one from that header. Unless trusted proxies confirm that address, the result is ``unknown``.
+        one from that header. Unless the peer address is certain or trusted proxies confirm it, the result is
+        ``unknown``.
         """
         forwarded = [
             entry.strip().decode("latin-1")
@@ -121,7 +129,7 @@ class Client:
             if name == b"x-forwarded-for"
             for entry in value.split(b",")
         ]
-        may_be_replaced = bool(self.peer_address) and any(self.peer_address in entry for entry in forwarded)
+        may_be_replaced = not self.is_peer_certain and any(map(self._may_be_peer, forwarded))
         is_trusted = self.is_trusted_proxy(trusted_proxies)
         if not may_be_replaced and not is_trusted:
             return self.peer_address
@@ -137,6 +145,17 @@ class Client:
         # If the server took the peer address from the header, trusted proxies must have confirmed it.
         return nearest if is_trusted or parse_address(self.peer_address) in checked else _UNKNOWN
 
+    def _may_be_peer(self, entry: str) -> bool:
+        """Return whether the server may have taken the peer address from an X-Forwarded-For entry.
+
+        The port is then 0 or from the same entry. The real port of a connection is never 0.
+        """
+        address, port = _split_port(entry)
+        if not self.peer_address or (self.peer_port and self.peer_port != port):
+            return False
+        parsed = parse_address(self.peer_address)
+        return (parsed is not None and parsed == parse_address(address)) or self.peer_address in entry
+
 
 def _parse_port(text: object) -> int:
     """Return a port of a WSGI environ, or 0 if it is unknown. Servers provide it as a string or as an integer."""
@@ -150,10 +169,20 @@ def _is_in_any(address: str, networks: Sequence[Network]) -> bool:
 
 def _parse_forwarded_address(entry: str) -> Address | None:
     """Return the address in an X-Forwarded-For entry, which may have brackets and a port."""
+    address, _ = _split_port(entry)
+    return parse_address(address)
+
+
+def _split_port(entry: str) -> tuple[str, int]:
+    """Return the address and the port of an X-Forwarded-For entry. The port is 0 if there is none."""
     entry = entry.strip()
     if entry.startswith("["):
-        return parse_address(entry[1:].partition("]")[0])
-    return parse_address(entry) or parse_address(entry.rpartition(":")[0])
+        address, _, rest = entry[1:].partition("]")
+        return address, _parse_port(rest.removeprefix(":"))
+    if parse_address(entry) is not None:
+        return entry, 0
+    address, _, port = entry.rpartition(":")
+    return address, _parse_port(port)
 
 
 def parse_address(address: str) -> Address | None:

@@ -1,0 +1,27 @@
+"""Find out who is at the other end of a connection, even if the server has replaced the address in the scope."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from starlette.types import Receive
+
+from mlapi.entrypoints.wire.client import Client
+
+
+def connected_client(scope: Mapping[str, Any], receive: Receive) -> Client:
+    """Return the client of a request, with the address of its connection if the server tells it.
+
+    By default, uvicorn replaces the address in the scope with one from ``X-Forwarded-For`` if the request comes from
+    the same machine. ``receive`` is a method of an object that also has the connection, which knows the real address.
+
+    Args:
+        scope: an ASGI HTTP scope.
+        receive: the callable that the server passed with the scope. If another application has wrapped it, or the
+            server is not uvicorn, `Client.resolve_address` guesses whether the address was replaced.
+    """
+    client = Client.from_asgi(scope)
+    transport = getattr(getattr(receive, "__self__", None), "transport", None)
+    peer = None if transport is None else transport.get_extra_info("peername")
+    if not isinstance(peer, tuple):  # a Unix socket, or another server
+        return client
+    return client.with_peer(str(peer[0]), int(peer[1]))
