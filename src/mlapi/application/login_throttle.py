@@ -142,10 +142,12 @@ class FixedWindowAttemptLimiter:
         name = running.limits.name
         if running.may_exceed_name_limit:
             (count,) = self._counts.read([name.key])
+            with self._lock:
+                self._see(name.key, count)
             if count.count >= name.max_count:
-                # Count it like a failure: otherwise the counts would reveal that the password was correct.
+                # Reject and count it like a failure, which raises the error: otherwise the counts would reveal that the
+                # password was correct.
                 self.record_failure(attempt)
-                raise TooManyAttemptsError(seconds_until(count.ends_at_timestamp))
         try:
             self._counts.add([running.limits.known_key], window_seconds=KNOWN_ADDRESS_SECONDS)
         except RepositoryUnavailableError as error:
