@@ -108,7 +108,7 @@ class FixedWindowContract:
             limiter.start(Attempt(username="bob", address=HOME))
 
         assert error_info.value == TooManyAttemptsError(1)
-        assert str(error_info.value) == "too many login attempts: retry in 1 seconds"
+        assert str(error_info.value) == "too many attempts: retry in 1 seconds"
 
     def test_attempts_are_allowed_again_after_the_window(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name_and_address=1), window_seconds=1)
