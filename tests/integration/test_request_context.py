@@ -1,5 +1,6 @@
 """Request ids, security headers, metrics, log lines, and the audit trail over HTTP."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import httpx2
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
+from starlette.types import Message
 
 from mlapi import ConfigurationError, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
@@ -20,6 +22,7 @@ from mlapi.entrypoints.http.metrics import Metrics
 from mlapi.entrypoints.logs import REQUEST_ID, JsonFormatter, log_to_stderr
 from mlapi.testing.fakes import UnavailableRepository
 from mlapi.testing.http import ADA, ADMIN_TOKEN, LOCAL_MODE, content
+from tests.asgi import Request
 from tests.contract.test_http import BASE, asgi_client
 
 SECURITY_HEADERS = {
@@ -287,6 +290,58 @@ def test_unwritable_metrics_folder_is_a_configuration_error(monkeypatch: pytest.
 
     with pytest.raises(ConfigurationError, match="PROMETHEUS_MULTIPROC_DIR is not a folder"):
         Metrics()
+
+
+# --- clients that disconnect
+
+
+class UvicornCycle:
+    """Sends messages like uvicorn, which discards them if the client has disconnected."""
+
+    def __init__(self, error: Exception | None = None, *, disconnected: bool = False) -> None:
+        self.disconnected = disconnected
+        self._error = error
+
+    async def send(self, _message: Message) -> None:
+        if self._error is not None:
+            raise self._error
+
+
+async def receive_nothing() -> Message:
+    return {"type": "http.request", "body": b"", "more_body": False}
+
+
+def call_health_check(app: Starlette, cycle: UvicornCycle) -> None:
+    scope = Request("GET", "/health/live", (), b"").to_scope(app)
+    asyncio.run(app(scope, receive_nothing, cycle.send))
+
+
+@pytest.mark.parametrize(
+    "cycle",
+    [
+        UvicornCycle(disconnected=True),
+        UvicornCycle(ConnectionResetError()),
+        UvicornCycle(RuntimeError("unable to perform operation on <TCPTransport closed=True>; the handler is closed")),
+    ],
+    ids=["uvicorn", "ASGI", "uvloop"],
+)
+def test_unread_response_counts_as_499(
+    app: Starlette, http: TestClient, cycle: UvicornCycle, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "uvicorn.access"):
+        call_health_check(app, cycle)
+
+    assert sample(http.get("/metrics").text, "mlapi_requests_total") == [
+        'mlapi_requests_total{endpoint="live",method="GET",status="499"} 1.0'
+    ]
+    assert caplog.messages == ['127.0.0.1:50000 - "GET /health/live HTTP/1.1" 499']
+
+
+def test_other_errors_of_the_server_are_not_hidden(app: Starlette, http: TestClient) -> None:
+    with pytest.raises(RuntimeError, match="Content-Length"):
+        call_health_check(app, UvicornCycle(RuntimeError("Response content longer than Content-Length")))
+
+    assert 'status="500"' in http.get("/metrics").text
 
 
 # --- log lines

@@ -1,10 +1,11 @@
-"""Floods: clients that are slow, silent or never read, more registrations than cores, and too many connections."""
+"""Floods: clients that are slow, silent or never read, pipelined requests, registrations, and too many connections."""
 
 import http.client
 import math
 import os
 import resource
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -12,13 +13,14 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Self
 
 import pytest
+import requests
 
-from tests.e2e.server import ROOT, MlapiServer
+from tests.e2e.server import ROOT, MlapiServer, Server
 from tests.torture.clients import call, new_user
 from tests.torture.conftest import Report, ShortOrFull
 
@@ -67,11 +69,51 @@ class TogglingClients:
         return sorted(self.seconds)[math.ceil(len(self.seconds) * 0.99) - 1] * 1000
 
 
-@contextmanager
-def flood(server: MlapiServer, **counts: int) -> Iterator[None]:
+class NewClients:
+    """A client at another address that opens a connection for each request during the block, and measures each."""
+
+    def __init__(self, server: Server, address: str = "127.0.0.2", path: str = "/health/ready") -> None:
+        self._server, self._address, self._path = server, address, path
+        self._stop = threading.Event()
+        self.seconds: list[float] = []
+        self.statuses: Counter[int] = Counter()
+        self._thread = threading.Thread(target=self._request)
+
+    def _request(self) -> None:
+        while not self._stop.is_set():
+            begin = time.perf_counter()
+            connection = http.client.HTTPConnection(
+                "127.0.0.1", self._server.port, timeout=60, source_address=(self._address, 0)
+            )
+            status, _ = call(connection, "GET", self._path)
+            connection.close()
+            self.seconds.append(time.perf_counter() - begin)
+            self.statuses[status] += 1
+            time.sleep(0.02)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+
+def flood(server: Server, **counts: int) -> AbstractContextManager[None]:
     """During the block, let another process hold the given number of connections of each kind open."""
     arguments = [word for kind, count in counts.items() for word in (kind.replace("_", "-"), str(count))]
-    command = [sys.executable, "-m", "tests.torture.slow_clients", str(server.port), *arguments]
+    return running_clients("slow_clients", str(server.port), *arguments)
+
+
+def pipelining_flood(server: Server, kind: str, connections: int, repeat: int) -> AbstractContextManager[None]:
+    """During the block, let another process send pipelined requests on each of its connections."""
+    return running_clients("pipelining_clients", str(server.port), kind, str(connections), str(repeat))
+
+
+@contextmanager
+def running_clients(module: str, *arguments: str) -> Iterator[None]:
+    command = [sys.executable, "-m", f"tests.torture.{module}", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"open\n"
@@ -186,3 +228,107 @@ def test_worker_recovers_from_running_out_of_descriptors(server: MlapiServer, re
     assert recovery_seconds < 2
     assert server.workers == {worker}
     assert "Traceback" not in server.log
+
+
+# --- pipelined requests
+
+MAX_SECONDS_SHORT_FORM = 5
+"""The short form shares the processor with other tests."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("small", ((60, 1_000), (60, 9_600))),
+        ("small", ((200, 200), (1_000, 200))),
+        ("small", ((200, 1_500), (1_000, 1_500))),  # about 64 KiB on each connection
+        ("unread", ((60, 1_000), (1_000, 1_000))),
+        ("large-body", ((60, 10), (1_000, 100))),
+        ("long-header", ((60, 10), (1_000, 100))),
+        ("many-headers", ((60, 10), (1_000, 10))),
+        ("small-chunks", ((60, 10), (1_000, 100))),
+        ("long-trailer", ((60, 1), (1_000, 1))),
+    ],
+)
+def test_pipelined_requests_stall_and_bloat_nothing(
+    server: MlapiServer, short_or_full: ShortOrFull, report: Report, kind: str, sizes: tuple[tuple[int, int], ...]
+) -> None:
+    connections, repeat = sizes[short_or_full(0, 1)]
+    (worker,) = server.workers
+    before = server.peak_memory_mib(worker)
+    with NewClients(server) as clients:
+        with pipelining_flood(server, kind, connections, repeat):
+            time.sleep(short_or_full(1, 15))
+        memory = server.peak_memory_mib(worker) - before
+
+    report(
+        f"pipelining ({kind}): {connections:,} connections with {repeat:,} requests each, whose responses are never"
+        f" read: {memory:.0f} MiB more memory; {len(clients.seconds):,} new clients at the same time, answered within"
+        f" {max(clients.seconds):.2f} s"
+    )
+    assert memory < 200
+    assert set(clients.statuses) == {200}
+    assert max(clients.seconds) < short_or_full(MAX_SECONDS_SHORT_FORM, 1)
+    assert "Traceback" not in server.log
+    assert server.workers == {worker}
+
+
+def test_one_address_at_its_limit_does_not_disturb_others(
+    tmp_path: Path, short_or_full: ShortOrFull, report: Report
+) -> None:
+    limit = short_or_full(50, 1_000)
+    with MlapiServer(tmp_path, FAST_PASSWORDS, "--no-access-log", "--connections", str(10 * limit)) as server:
+        with (
+            NewClients(server, "127.0.0.2") as second,
+            NewClients(server, "127.0.0.3") as third,
+            flood(server, silent=2 * limit),
+        ):
+            rejected = Counter[int]()
+            for _ in range(10):
+                connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=5)
+                try:
+                    rejected[call(connection, "GET", "/health/live")[0]] += 1
+                except (OSError, http.client.HTTPException):  # far above the limit, the connection is closed
+                    rejected[0] += 1
+                connection.close()
+            time.sleep(short_or_full(1, 5))
+        log = server.log
+        seconds = second.seconds + third.seconds
+
+    report(
+        f"{2 * limit:,} connections from one address, {limit:,} allowed: its other requests are rejected"
+        f" ({rejected.total()} of 10); {len(seconds):,} requests from two other addresses, answered within"
+        f" {max(seconds):.2f} s"
+    )
+    assert set(rejected) <= {0, 503}
+    assert set(second.statuses + third.statuses) == {200}
+    assert max(seconds) < short_or_full(MAX_SECONDS_SHORT_FORM, 1)
+    assert log.count("--connections-per-address") == 1
+    assert f"127.0.0.1 has more than {limit} connections" in log
+
+
+@pytest.mark.parametrize("server_class", [MlapiServer, Server], ids=["mlapi serve", "uvicorn"])
+def test_aborted_unread_responses_are_no_server_errors(
+    server_class: type[Server], tmp_path: Path, short_or_full: ShortOrFull, report: Report
+) -> None:
+    attempts = short_or_full(20, 500)
+    with server_class(tmp_path, FAST_PASSWORDS) as server:
+        for number in range(attempts):
+            request = (b"GET /openapi.json", b"GET /health/ready")[number % 2] + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"
+            with socket.socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                connection.connect(("127.0.0.1", server.port))
+                connection.sendall(request * 100)
+                time.sleep(0.02 * (number % 4))
+                if number % 3:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        deadline = time.monotonic() + 10
+        while 'status="499"' not in (metrics := requests.get(f"{server.base}/metrics", timeout=5).text):
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        log = server.log
+
+    report(f"{server_class.__name__}: {attempts} times 100 responses were not read: no server error, no traceback")
+    assert 'status="500"' not in metrics
+    assert "Traceback" not in log
+    assert '" 499' in log

@@ -1,9 +1,11 @@
 """Set request ids, deadlines and security headers, measure requests, and keep credentials out of the access log."""
 
+import logging
 import random
 import re
 import time
 from collections.abc import Sequence
+from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,9 +25,13 @@ HEADERS = (
 """The default headers of all responses, including errors (OWASP Secure Headers Project)."""
 
 CLIENT_CLOSED_REQUEST = 499
-"""The status that the metrics record if the client disconnects before the response. nginx uses the same code."""
+"""The status that metrics and access log record if the client disconnects before it has the whole response.
+
+nginx uses the same code.
+"""
 
 _HEADER_NAMES = frozenset(name for name, _ in HEADERS)
+_access_logger = logging.getLogger("uvicorn.access")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=-]{1,64}")
 
 
@@ -47,28 +53,59 @@ class RequestContextMiddleware:
         request_id = _forwarded_id(scope, receive, runtime.trusted_proxies) or f"{random.getrandbits(64):016x}"
         token, deadline_token = REQUEST_ID.set(request_id), start_deadline()
         status = CLIENT_CLOSED_REQUEST
+        has_failed_to_send = False
         started = time.perf_counter()
 
         async def send_with_headers(message: Message) -> None:
-            nonlocal status
+            nonlocal status, has_failed_to_send
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = message["headers"]
                 overridden = _HEADER_NAMES.intersection([name for name, _ in headers])
                 defaults = [header for header in HEADERS if header[0] not in overridden] if overridden else HEADERS
                 message["headers"] = [*headers, *defaults, (b"x-request-id", request_id.encode())]
-            await send(message)
+            try:
+                await send(message)
+            except (OSError, RuntimeError) as error:
+                if not _is_disconnect(error):
+                    raise
+                has_failed_to_send = True
 
         try:
             await self._app(scope, receive, send_with_headers)
+            if has_failed_to_send or _has_disconnected(send):
+                status = CLIENT_CLOSED_REQUEST
         except BaseException:
             status = 500
             raise
         finally:
+            if status == CLIENT_CLOSED_REQUEST:
+                _log_disconnect(scope)
             seconds = time.perf_counter() - started
             runtime.metrics.count_request(_endpoint_name(scope), scope["method"], status, seconds)
             end_deadline(deadline_token)
             REQUEST_ID.reset(token)
+
+
+def _is_disconnect(error: Exception) -> bool:
+    """Return whether the server could not send because the client has disconnected.
+
+    ASGI servers raise an `OSError`. uvicorn discards the message, except for pipelined requests: then uvloop fails.
+    """
+    return isinstance(error, OSError) or "the handler is closed" in str(error)
+
+
+def _has_disconnected(send: Send) -> bool:
+    """Return whether uvicorn has discarded a message. Other servers do not tell."""
+    return getattr(getattr(send, "__self__", None), "disconnected", False) is True
+
+
+def _log_disconnect(scope: Scope) -> None:
+    """Write a line to the access log. The server writes one only when it starts to send a response."""
+    client = ":".join(map(str, scope.get("client") or ()))
+    path = quote(redact_credentials(scope["path"]))
+    arguments = (client, scope["method"], path, scope["http_version"], CLIENT_CLOSED_REQUEST)
+    _access_logger.info('%s - "%s %s HTTP/%s" %d', *arguments)
 
 
 def _redact_access_log(scope: Scope) -> Scope:

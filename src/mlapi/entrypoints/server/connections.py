@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 import attrs
+from uvicorn._types import ASGI3Application, ASGISendEvent
 from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -102,6 +103,18 @@ class State(ServerState):
         """Whether connections without a request are closed immediately when draining."""
 
 
+class Cycle(RequestResponseCycle):
+    """A request and its response, which is complete when the kernel has taken all of it.
+
+    The application can therefore tell whether the client has disconnected before it has read the response.
+    """
+
+    async def send(self, message: ASGISendEvent) -> None:
+        await super().send(message)
+        if self.flow.write_paused:
+            await self.flow.drain()
+
+
 class Connection(HttpToolsProtocol):
     """A client connection with deadlines and size limits, which serves one request at a time."""
 
@@ -158,6 +171,8 @@ class Connection(HttpToolsProtocol):
             transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.cycle is not None and self.flow.write_paused:
+            self.cycle.disconnected = True
         super().connection_lost(exc)
         self._unparsed = b""
         self.server_state.per_address.remove(self._address)
@@ -239,6 +254,10 @@ class Connection(HttpToolsProtocol):
             self.transport.close()
         else:
             self.transport.resume_reading()
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
+        cycle.__class__ = Cycle  # uvicorn has created it, and offers no other way
+        super()._start_asgi_task(cycle, app)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Repeats the method of the base class, because calling it would take longer than all that it does.
