@@ -55,8 +55,13 @@ class Response:
 
 async def call_app(app: Any, request: Request, pieces: int = 1) -> Response | None:
     """Call the application like a server; return None if it sends nothing, which is allowed after a disconnect."""
-    size = max(1, -(-len(request.body) // max(1, pieces)))
-    chunks = [request.body[begin : begin + size] for begin in range(0, len(request.body), size)] or [b""]
+    return await call_with_scope(app, request.to_scope(app), request.body, pieces)
+
+
+async def call_with_scope(app: Any, scope: dict[str, Any], body: bytes, pieces: int = 1) -> Response | None:
+    """Call the application with a scope and a body in this many pieces. See `call_app`."""
+    size = max(1, -(-len(body) // max(1, pieces)))
+    chunks = [body[begin : begin + size] for begin in range(0, len(body), size)] or [b""]
     incoming: list[Message] = [{"type": "http.request", "body": chunk, "more_body": True} for chunk in chunks]
     incoming[-1]["more_body"] = pieces == 0
     sent: list[Any] = []
@@ -67,7 +72,7 @@ async def call_app(app: Any, request: Request, pieces: int = 1) -> Response | No
     async def send(message: Message) -> None:
         sent.append(message)
 
-    await app(request.to_scope(app), receive, send)
+    await app(scope, receive, send)
     if not sent:
         assert pieces == 0
         return None

@@ -503,7 +503,7 @@ def test_unknown_user_is_not_found(http: TestClient, ada: User, user_id: str) ->
     assert [content(response) for response in responses] == [(404, {"message": "User not found"})] * 4
 
 
-@pytest.mark.parametrize("key_id", ["x", "%00", "0123456789abcdef", "é", "a" * 5000])
+@pytest.mark.parametrize("key_id", ["x", "%00", "0123456789abcdef", "é", "a" * 4000])
 def test_unknown_api_key_is_not_found(http: TestClient, key_id: str) -> None:
     assert content(http.delete(f"/keys/{key_id}")) == (404, {"message": "Key not found"})
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from mlapi.entrypoints.server.connections import MAX_HEAD_BYTES, MAX_HEADERS, READ_BYTES, Connection, Deadlines, Phase
+from mlapi.entrypoints.server.connections import MAX_HEAD_BYTES, READ_BYTES, Connection, Deadlines, Phase
+from mlapi.entrypoints.wire.errors import MAX_HEADERS
 from tests.integration.test_connections import ServerThread, read_all, wait_until
 
 GET = b"GET /%d HTTP/1.1\r\nHost: localhost\r\n\r\n"

@@ -615,6 +615,14 @@ def test_unreadable_query_is_rejected(parse: Callable[[bytes], object], query: b
     assert raised.value.errors == (FieldError("query", "must have at most 20 parameters, in UTF-8"),)
 
 
+@pytest.mark.parametrize("parse", [queries.parse_users_query, queries.parse_audit_query])
+def test_long_query_is_rejected(parse: Callable[[bytes], object]) -> None:
+    with pytest.raises(InvalidFieldsError) as raised:
+        parse(b"q=" + b"a" * 4_095)
+
+    assert raised.value.errors == (FieldError("query", "must be at most 4096 bytes"),)
+
+
 @pytest.mark.parametrize("query", [b"user_id=x", b"user_id=", b"user_id=%C2%B9", b"user_id=-1"])
 def test_invalid_user_id_in_an_audit_query_is_rejected(query: bytes) -> None:
     with pytest.raises(InvalidFieldsError) as raised:

@@ -38,9 +38,11 @@ from mlapi.entrypoints.wire.errors import (
     AdminAccessDeniedError,
     AdminTokenRequiredError,
     BodyTooLargeError,
+    HeadersTooLargeError,
     RequestError,
     UnreadableBodyError,
     UnsupportedMediaTypeError,
+    UriTooLongError,
 )
 from mlapi.entrypoints.wire.responses import Response
 
@@ -267,6 +269,20 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
         Response(
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             b'{"message":"The Content-Type must be application/json, in UTF-8"}',
+        ),
+    ),
+    (
+        UriTooLongError(),
+        Response(
+            HTTPStatus.REQUEST_URI_TOO_LONG,
+            b'{"message":"The path is longer than 4096 characters, or the query than 4096 bytes"}',
+        ),
+    ),
+    (
+        HeadersTooLargeError(),
+        Response(
+            HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+            b'{"message":"There are more than 100 headers, or one is longer than 16384 bytes"}',
         ),
     ),
     (

@@ -7,6 +7,7 @@ from typing import final
 
 from mlapi.domain.commands import RecordApiKeyUse
 from mlapi.domain.credentials import (
+    MAX_CREDENTIAL_CHARS,
     USE_RECORDING_INTERVAL,
     ApiKey,
     ApiKeyPrincipal,
@@ -18,7 +19,7 @@ from mlapi.domain.credentials import (
     looks_like_api_key,
     parse_api_key,
 )
-from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.errors import InvalidTokenError, RepositoryUnavailableError
 from mlapi.domain.ports import ApiKeyUsage, Clock, TokenIssuer, UserRepository
 from mlapi.domain.users import User, utc_now
 
@@ -69,6 +70,8 @@ class Guard:
 
     def parse_credential(self, credential: str) -> ParsedCredential:
         """Parse a token or API key without looking up its user. Raises `InvalidTokenError`."""
+        if len(credential) > MAX_CREDENTIAL_CHARS:
+            raise InvalidTokenError
         if looks_like_api_key(credential):
             return parse_api_key(credential)
         return self._tokens.verify(credential)

@@ -19,6 +19,8 @@ from mlapi.domain.users import User, UserId, to_utc
 
 ApiKeyId = NewType("ApiKeyId", str)
 
+MAX_CREDENTIAL_CHARS = 4096
+"""Longer than every token and API key that mlapi issues. Longer credentials are rejected without parsing them."""
 MAX_API_KEY_NAME_CHARS = 100
 USE_RECORDING_INTERVAL = timedelta(minutes=1)
 """How precisely an API key's last use is recorded. Recording every use would cost one write per request."""

@@ -23,6 +23,7 @@ from mlapi.entrypoints.http.middleware import (
     Endpoint,
     MethodDispatch,
     RejectAmbiguousFraming,
+    RejectLargeHead,
     RequireAdmin,
     StartupErrorMiddleware,
     handle_http_exception,
@@ -74,6 +75,7 @@ def _build_app(lifespan: Lifespan[Starlette]) -> Starlette:
         routes=[*operation_routes(), *documentation_routes(), *console_routes()],
         middleware=[
             Middleware(StartupErrorMiddleware),
+            Middleware(RejectLargeHead),
             Middleware(RejectAmbiguousFraming),
             Middleware(RequireAdmin, exclude=CONSOLE_PATH),
         ],

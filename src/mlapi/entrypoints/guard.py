@@ -29,6 +29,7 @@ from mlapi.entrypoints.wire.headers import get_bearer_credential
 from mlapi.entrypoints.wire.responses import Response
 
 _PARENT_SEGMENT = re.compile(r"(^|[/\\])\.\.?($|[/\\])|\\")
+_MAX_EXEMPT_PATH_CHARS = 8192
 _AUTHENTICATED = AuthCredentials(["authenticated"])
 _POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 
@@ -93,7 +94,11 @@ class GuardMiddleware:
         if path in self._exempt_paths:
             return True
         # Paths with ".." are not exempt: the application may resolve them to a path outside the prefix.
-        return path.startswith(self._exempt_prefixes) and not _PARENT_SEGMENT.search(path)
+        return (
+            path.startswith(self._exempt_prefixes)
+            and len(path) <= _MAX_EXEMPT_PATH_CHARS
+            and not _PARENT_SEGMENT.search(path)
+        )
 
 
 class GuardError(AuthenticationError):

@@ -16,6 +16,7 @@ from mlapi.entrypoints.http.runtime import Runtime
 from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.headers import get_cookies
+from mlapi.entrypoints.wire.queries import split_query
 
 T = TypeVar("T")
 
@@ -83,8 +84,12 @@ class ConsoleRequest:
         return await self.runtime.executor.search(self.http_request.receive, function)
 
     def query_parameters(self, *names: str) -> dict[str, str]:
-        """Return the non-empty query parameters with these names."""
-        query = self.http_request.query_params
+        """Return the non-empty query parameters with these names.
+
+        Raises:
+            InvalidFieldsError: if the query is too long, has too many parameters, or is not UTF-8.
+        """
+        query = dict(split_query(self.http_request.scope["query_string"]))
         return {name: query[name] for name in names if query.get(name)}
 
     def cookies(self, name: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 from starlette.responses import Response
 
@@ -110,12 +110,13 @@ async def set_enabled(request: ConsoleRequest) -> Response:
     if request.is_safe:
         return redirect(request, f"/users/{user_id}")
     enabled = requests.parse_permission(request.form.get("enabled", ""))
+    fields = queries.split_query(request.form.get("list", "").encode("utf-8"))
     command = request.users.prepare_set_enabled(user_id=user_id, enabled=enabled)
     user = await request.runtime.executor.apply(command)
     flash = f"User {user.username} is now {'enabled' if enabled else 'disabled'}."
     if "list" not in request.form:
         return redirect(request, f"/users/{user_id}", flash=flash)
-    query = urlencode([(name, value) for name, value in parse_qsl(request.form["list"]) if name in _LIST_PARAMETERS])
+    query = urlencode([(name, value) for name, value in fields if name in _LIST_PARAMETERS])
     return redirect(request, f"?{query}" if query else "", flash=flash)
 
 

@@ -12,7 +12,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlapi.domain.errors import ConfigurationError, MlapiError, ServiceUnavailableError
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.error_responses import ambiguous_framing, error_response, http_error_response
-from mlapi.entrypoints.wire.headers import has_ambiguous_framing, has_framing_header, requests_upgrade
+from mlapi.entrypoints.wire.headers import (
+    has_ambiguous_framing,
+    has_framing_header,
+    requests_upgrade,
+    validate_head,
+)
 from mlapi.entrypoints.wire.requests import redact_credentials
 from mlapi.entrypoints.wire.responses import Response
 
@@ -75,6 +80,22 @@ class RequireAdmin:
             try:
                 if self._exclude is None or not f"{client.path}/".startswith(f"{self._exclude}/"):
                     scope["app"].state.admin_policy.check(client)
+            except MlapiError as error:
+                await send_response(error_response(error), send)
+                return
+        await self._app(scope, receive, send)
+
+
+class RejectLargeHead:
+    """Rejects requests whose path, query or headers are too large, before anything else reads them."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            try:
+                validate_head(scope["path"], scope["query_string"], scope["headers"])
             except MlapiError as error:
                 await send_response(error_response(error), send)
                 return

@@ -22,13 +22,12 @@ from mlapi.entrypoints.http.request_context import HEADERS
 from mlapi.entrypoints.server.addresses import ConnectionsPerAddress
 from mlapi.entrypoints.server.pipelining import RequestSplitter, Turns
 from mlapi.entrypoints.wire.error_responses import http_error_response
+from mlapi.entrypoints.wire.errors import MAX_HEADERS
 
 IDLE_SECONDS = 5
 """How long a connection stays open between requests."""
 MAX_HEAD_BYTES = 64 * 1024
 """The limit for the request line and headers together. h11 uses the same limit."""
-MAX_HEADERS = 100
-"""The maximum number of headers in a request. Each takes about 200 bytes of memory, however short it is."""
 READ_BYTES = 16 * 1024
 """How much is read from a connection at once. Most requests are much shorter."""
 MAX_SURPLUS_CONNECTIONS = 50

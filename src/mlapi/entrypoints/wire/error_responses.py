@@ -26,8 +26,10 @@ from mlapi.entrypoints.wire.errors import (
     AdminAccessDeniedError,
     AdminTokenRequiredError,
     BodyTooLargeError,
+    HeadersTooLargeError,
     UnreadableBodyError,
     UnsupportedMediaTypeError,
+    UriTooLongError,
 )
 from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, UserMessage, json_response
 
@@ -112,6 +114,13 @@ _ENTRIES = (
         UnreadableBodyError("it is not UTF-8"), HTTPStatus.BAD_REQUEST, None, "The body is not strict JSON in UTF-8."
     ),
     ErrorEntry(BodyTooLargeError(), HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None, "The body is too large."),
+    ErrorEntry(UriTooLongError(), HTTPStatus.REQUEST_URI_TOO_LONG, None, "The path or the query is too long."),
+    ErrorEntry(
+        HeadersTooLargeError(),
+        HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE,
+        None,
+        "There are too many headers, or one is too long.",
+    ),
     ErrorEntry(
         UnsupportedMediaTypeError(), HTTPStatus.UNSUPPORTED_MEDIA_TYPE, None, "The body is not `application/json`."
     ),

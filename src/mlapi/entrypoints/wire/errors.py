@@ -5,6 +5,13 @@ import attrs
 from mlapi.domain.errors import MlapiError
 
 MAX_BODY_BYTES = 16 * 1024  # three fields of maximum length need less than half of this in UTF-8
+MAX_PATH_CHARS = 4096
+"""Longer than every path of an operation, tokens included."""
+MAX_QUERY_BYTES = 4096
+"""Longer than the longest search, in any script, with every byte percent-encoded."""
+MAX_HEADERS = 100
+"""Each takes about 200 bytes of memory, however short it is."""
+MAX_HEADER_BYTES = 16 * 1024
 
 
 class RequestError(MlapiError):
@@ -22,6 +29,16 @@ class UnreadableBodyError(RequestError):
 class BodyTooLargeError(RequestError):
     def __str__(self) -> str:
         return f"The body is larger than {MAX_BODY_BYTES} bytes"
+
+
+class UriTooLongError(RequestError):
+    def __str__(self) -> str:
+        return f"The path is longer than {MAX_PATH_CHARS} characters, or the query than {MAX_QUERY_BYTES} bytes"
+
+
+class HeadersTooLargeError(RequestError):
+    def __str__(self) -> str:
+        return f"There are more than {MAX_HEADERS} headers, or one is longer than {MAX_HEADER_BYTES} bytes"
 
 
 class UnsupportedMediaTypeError(RequestError):

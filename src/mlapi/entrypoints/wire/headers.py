@@ -5,11 +5,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mlapi.domain.errors import InvalidTokenError
-from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES, BodyTooLargeError, UnsupportedMediaTypeError
+from mlapi.entrypoints.wire.errors import (
+    MAX_BODY_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_HEADERS,
+    MAX_PATH_CHARS,
+    MAX_QUERY_BYTES,
+    BodyTooLargeError,
+    HeadersTooLargeError,
+    UnsupportedMediaTypeError,
+    UriTooLongError,
+)
 
 Headers = Sequence[tuple[bytes, bytes]]
 """Headers in the format of ASGI: lower-case names, with one pair for each header line."""
 
+_MAX_CONTENT_TYPE_BYTES = 100
 _JSON = re.compile(rb'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE)
 _CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # without the HTTP_ prefix: RFC 3875, 4.1
 _FRAMING_HEADERS = frozenset({b"transfer-encoding", b"upgrade"})
@@ -41,7 +52,7 @@ def validate_content_headers(headers: Headers) -> None:
     for name, value in headers:
         if name == b"content-type":
             content_types += 1
-            if value != b"application/json" and not _JSON.fullmatch(value.strip()):
+            if value != b"application/json" and not _is_json(value):
                 raise UnsupportedMediaTypeError
         elif name == b"content-length" and value.isdigit():
             length = MAX_BODY_BYTES + 1 if len(value) > _MAX_LENGTH_DIGITS else int(value)
@@ -50,6 +61,28 @@ def validate_content_headers(headers: Headers) -> None:
         raise UnsupportedMediaTypeError
     if content_length > MAX_BODY_BYTES:
         raise BodyTooLargeError
+
+
+def _is_json(content_type: bytes) -> bool:
+    return len(content_type) <= _MAX_CONTENT_TYPE_BYTES and _JSON.fullmatch(content_type.strip()) is not None
+
+
+def validate_head(path: str, query: bytes, headers: Headers) -> None:
+    """Check the sizes of a path, query and headers, before anything parses them.
+
+    Servers accept 64 KiB or more. Parsing that much would take several milliseconds.
+
+    Raises:
+        UriTooLongError: if the path or the query is too long.
+        HeadersTooLargeError: if there are too many headers, or one of them is too long.
+    """
+    if len(path) > MAX_PATH_CHARS or len(query) > MAX_QUERY_BYTES:
+        raise UriTooLongError
+    if len(headers) > MAX_HEADERS:
+        raise HeadersTooLargeError
+    for _, value in headers:
+        if len(value) > MAX_HEADER_BYTES:
+            raise HeadersTooLargeError
 
 
 def has_framing_header(headers: Headers) -> bool:

@@ -35,7 +35,13 @@ from mlapi.entrypoints.wire.callers import (
     USERS_WITH_TOKEN,
     Callers,
 )
-from mlapi.entrypoints.wire.errors import BodyTooLargeError, UnreadableBodyError, UnsupportedMediaTypeError
+from mlapi.entrypoints.wire.errors import (
+    BodyTooLargeError,
+    HeadersTooLargeError,
+    UnreadableBodyError,
+    UnsupportedMediaTypeError,
+    UriTooLongError,
+)
 from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS
 from mlapi.entrypoints.wire.requests import (
     TOKEN_PATH_PREFIX,
@@ -48,6 +54,7 @@ from mlapi.entrypoints.wire.requests import (
 )
 from mlapi.entrypoints.wire.responses import Message, Response, ResponseBody, UserMessage
 
+_HEAD_ERRORS = (UriTooLongError, HeadersTooLargeError)
 _BODY_ERRORS = (UnreadableBodyError, BodyTooLargeError, UnsupportedMediaTypeError, InvalidFieldsError)
 _DATABASE_ERRORS = (ServiceUnavailableError, RepositoryUnavailableError, ConfigurationError)
 
@@ -118,6 +125,7 @@ class Operation:
             *((InvalidFieldsError,) if has_validated_text else ()),
             *self.errors,
             *(_DATABASE_ERRORS if self.needs_database else ()),
+            *_HEAD_ERRORS,
         )
         return list(dict.fromkeys(errors))
 

@@ -9,9 +9,11 @@ from mlapi.domain.audit import AuditId
 from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.domain.rules import MAX_USERNAME_CHARS, has_invisible
 from mlapi.domain.users import UserId
+from mlapi.entrypoints.wire.errors import MAX_QUERY_BYTES
 from mlapi.entrypoints.wire.requests import parse_permission, parse_user_id
 
 _BEFORE_FIRST_USER = UserId(0)
+MAX_QUERY_FIELDS = 20
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 500
 MIN_SEARCH_CHARS = 2
@@ -71,6 +73,22 @@ def parse_audit_query(query: bytes) -> AuditQuery:
     )
 
 
+def split_query(query: bytes) -> list[tuple[str, str]]:
+    """Return the names and values in a query string, in their order.
+
+    Raises:
+        InvalidFieldsError: if the query is too long, has too many parameters, or is not UTF-8.
+    """
+    if len(query) > MAX_QUERY_BYTES:
+        raise InvalidFieldsError((FieldError("query", f"must be at most {MAX_QUERY_BYTES} bytes"),))
+    try:
+        text = query.decode("ascii")
+        return parse_qsl(text, keep_blank_values=True, errors="strict", max_num_fields=MAX_QUERY_FIELDS)
+    except ValueError:  # not UTF-8, or too many parameters
+        message = f"must have at most {MAX_QUERY_FIELDS} parameters, in UTF-8"
+        raise InvalidFieldsError((FieldError("query", message),)) from None
+
+
 def _parse(query: bytes, parameters: Mapping[str, Callable[[str], str | None]]) -> dict[str, str]:
     """Return the values of the parameters.
 
@@ -82,11 +100,7 @@ def _parse(query: bytes, parameters: Mapping[str, Callable[[str], str | None]]) 
         InvalidFieldsError: if a parameter is unknown, repeated or invalid. The error lists all of them.
     """
     values: dict[str, list[str]] = {}
-    try:
-        pairs = parse_qsl(query.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=20)
-    except ValueError:  # not UTF-8, or too many parameters
-        raise InvalidFieldsError((FieldError("query", "must have at most 20 parameters, in UTF-8"),)) from None
-    for name, value in pairs:
+    for name, value in split_query(query):
         values.setdefault(name, []).append(value)
     errors: list[tuple[str, str | None]] = [
         (name, parameters[name](found[0]) if len(found) == 1 else "must be given once")

@@ -12,7 +12,7 @@ from mlapi.domain.credentials import MAX_API_KEY_NAME_CHARS
 from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.domain.rules import MAX_EMAIL_CHARS, MAX_PASSWORD_CHARS, MAX_USERNAME_CHARS
 from mlapi.domain.users import UserId
-from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES, BodyTooLargeError, UnreadableBodyError
+from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES, MAX_PATH_CHARS, BodyTooLargeError, UnreadableBodyError
 
 TOKEN_PATH_PREFIX = "/token_status/"  # noqa: S105 - a path
 """The prefix of paths that contain a token."""
@@ -198,7 +198,9 @@ def parse_permission(text: str) -> bool:
 
 
 def redact_credentials(path: str) -> str:
-    """Return the path with tokens and API keys removed, for logging."""
+    """Return the path with tokens and API keys removed, for logging. Too long paths are not shown at all."""
+    if len(path) > MAX_PATH_CHARS:
+        return f"/{_REDACTED}"
     if TOKEN_PATH_PREFIX not in path and "eyJ" not in path and "mlapi_" not in path:
         return path
     head, separator, _ = path.partition(TOKEN_PATH_PREFIX)
