@@ -2,14 +2,18 @@
 
 import json
 from datetime import UTC, date, datetime, timedelta, timezone
+from urllib.parse import quote, quote_plus, unquote_to_bytes
 
 import attrs
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from itsdangerous.encoding import base64_decode, base64_encode
 
 from mlapi.domain.audit import DailyCount
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Day, chart_start, make_chart
+from mlapi.entrypoints.console.request import unquote_form
 from mlapi.entrypoints.console.sessions import FLASH_SECONDS, IDLE_SECONDS, LIFETIME_SECONDS, Session, Sessions
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
@@ -298,3 +302,28 @@ def test_empty_chart_has_its_baseline_at_the_bottom() -> None:
     chart = make_chart([], NOON)
 
     assert (chart.registered, chart.removed, chart.baseline) == (0, 0, HEIGHT)
+
+
+# --- forms
+
+
+@given(st.text(max_size=30) | st.text("%+=&_.\x00\t é\x7f0aF", max_size=30))
+def test_form_value_is_decoded_as_it_was_encoded(text: str) -> None:
+    assert unquote_form(quote_plus(text).encode()) == text
+    assert unquote_form(quote(text, safe="").encode()) == text
+
+
+@given(st.binary(max_size=12) | st.text("%+=09aFg _.\x00\t", max_size=12).map(str.encode))
+def test_any_form_value_is_decoded_like_urllib_or_rejected(value: bytes) -> None:
+    try:
+        decoded = unquote_form(value)
+    except ValueError:
+        return
+
+    assert decoded.encode() == unquote_to_bytes(value.replace(b"+", b" "))
+
+
+@pytest.mark.parametrize("value", [b"%", b"%4", b"a%zz", b"%%41", b"a\nb", b"=\r\n", b"%FF", b"%ED%A0%80", b"\xff"])
+def test_malformed_form_value_is_rejected(value: bytes) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - a UnicodeDecodeError, or an error without a message
+        unquote_form(value)
