@@ -29,6 +29,8 @@ class Inspection:
     """Number of legacy passwords that were checked."""
     damage: tuple[str, ...] = ()
     """Descriptions of damage to the file."""
+    obstacles: tuple[str, ...] = ()
+    """Why the service could not change rows, or upgrade the schema if it is outdated. Each includes a solution."""
     clock: datetime | None = None
     """The database server's time in UTC; None for a database in a file or in memory."""
     latest_change: datetime | None = None

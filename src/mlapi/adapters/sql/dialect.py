@@ -1,6 +1,6 @@
 """The interface to everything that differs between SQLite and PostgreSQL. Other modules here work with both."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from datetime import datetime
 from pathlib import Path
@@ -154,6 +154,14 @@ class Dialect(Protocol[DriverConnectionT]):
 
     def server_time(self, connection: Connection) -> datetime | None:
         """Return the database server's current time, or None if there is no server."""
+        ...
+
+    def find_write_errors(self, connection: Connection) -> Iterator[str]:
+        """Yield why the current transaction could not change rows. Each message includes a solution."""
+        ...
+
+    def find_upgrade_errors(self, connection: Connection) -> Iterator[str]:
+        """Yield why the current transaction could not create and change tables. Each message includes a solution."""
         ...
 
     def find_damage(self, connection: Connection) -> list[str]:

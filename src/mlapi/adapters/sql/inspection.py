@@ -36,6 +36,14 @@ def inspect_database(connection: Connection, *, find_password_error: Callable[[s
     )
 
 
+def find_obstacles(connection: Connection, found: Inspection) -> tuple[str, ...]:
+    """Try in a transaction what the service will do next: change rows, or first create or upgrade the tables."""
+    dialect = dialect_for(connection.dialect.name)
+    if found.kind == "mlapi" and found.revision == HEAD:
+        return tuple(dialect.find_write_errors(connection))
+    return tuple(dialect.find_upgrade_errors(connection)) if found.kind in {"mlapi", "empty"} else ()
+
+
 def _kind(connection: Connection, revision: str | None) -> Kind:
     if revision is not None:
         return "mlapi"

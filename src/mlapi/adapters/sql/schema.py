@@ -55,6 +55,8 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
         _lock(database, connection)  # on SQLite, the write transaction has already locked the schema
         before = current_revision(connection)
         _check_ownership(connection, before)
+        if before != HEAD and (errors := list(database.dialect.find_upgrade_errors(connection))):
+            raise ConfigurationError("; ".join(errors))
         migrate(connection, revision)
         return before, current_revision(connection)
 

@@ -4,9 +4,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Self
 
+import attrs
+
 from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database
-from mlapi.adapters.sql.inspection import inspect_database
+from mlapi.adapters.sql.inspection import find_obstacles, inspect_database
 from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, store_fingerprint
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.schema import HEAD, prepare_schema, upgrade
@@ -67,7 +69,11 @@ class SqlStorage:
 
     def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:
         with self.database.open_existing("read") as connection:
-            return inspect_database(connection, find_password_error=find_password_error)
+            found = inspect_database(connection, find_password_error=find_password_error)
+        with self.database.open_existing("plan") as connection:
+            obstacles = find_obstacles(connection, found)
+            connection.rollback()
+        return attrs.evolve(found, obstacles=obstacles)
 
     def close(self) -> None:
         self.database.close()

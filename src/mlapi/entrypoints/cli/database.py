@@ -184,5 +184,6 @@ def find_problems(check: DatabaseCheck) -> Iterator[str]:
         shown = ", ".join(map(str, found.misnamed[:_MAX_SHOWN_USERS]))
         count = len(found.misnamed)
         yield f"users that cannot be found by name because their username_key is wrong: {count}, ids {shown}"
+    yield from found.obstacles
     for damage in found.damage:
         yield f"the file is damaged: {damage}; replace it with a backup, and delete its -wal and -shm files"

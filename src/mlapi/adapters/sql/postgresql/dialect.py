@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, Table, func, select
+from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, translating_errors
-from mlapi.adapters.sql.postgresql import engine, execution
+from mlapi.adapters.sql.postgresql import engine, execution, privileges
 from mlapi.adapters.sql.postgresql.errors import describe_error
+from mlapi.adapters.sql.probes import write_probes
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
-from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.interruption import Interruption
 from mlapi.domain.users import User, UsernameKey
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+_WRITE_PROBE = "; ".join(write_probes(postgresql.dialect())).encode()  # type: ignore[no-untyped-call]
 _LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL 18, appendix A
 _QUERY_CANCELED = "57014"
 _CANCEL_TIMEOUT_SECONDS = 2.0
@@ -132,12 +134,7 @@ class PostgresqlDialect:
         return execution.add_counts(connection, keys, now=now, ends_at=ends_at)
 
     def check_writable(self, connection: "BoundedConnection") -> None:
-        """Raise `RepositoryUnavailableError` if the server is read-only, such as a standby."""
-        (read_only,) = connection.execute("SELECT current_setting('transaction_read_only') = 'on'").fetchone() or (
-            True,
-        )
-        if read_only:
-            raise RepositoryUnavailableError("the database is read-only")
+        connection.execute(_WRITE_PROBE)
 
     def disable_timeouts(self, connection: Connection) -> None:
         connection.exec_driver_sql("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0")
@@ -173,6 +170,12 @@ class PostgresqlDialect:
     def server_time(self, connection: Connection) -> datetime:
         now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()
         return now
+
+    def find_write_errors(self, connection: Connection) -> Iterator[str]:
+        return privileges.find_write_errors(connection)
+
+    def find_upgrade_errors(self, connection: Connection) -> Iterator[str]:
+        return privileges.find_upgrade_errors(connection)
 
     def find_damage(self, connection: Connection) -> list[str]:  # noqa: ARG002 - part of the protocol
         return []

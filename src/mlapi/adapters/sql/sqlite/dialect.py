@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, Table
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
-from sqlalchemy.exc import MultipleResultsFound, NoResultFound
+from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 
 from mlapi.adapters.sql.existing import ConnectionPool, FileChange, Purpose
+from mlapi.adapters.sql.probes import write_probes
 from mlapi.adapters.sql.sqlite import engine, execution, existing, files
 from mlapi.adapters.sql.sqlite.errors import UNDECODABLE, describe_error, primary_code
 from mlapi.domain.attempts import WindowCount
@@ -19,6 +21,7 @@ from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.interruption import Interruption
 from mlapi.domain.users import User, UsernameKey
 
+_WRITE_PROBES = write_probes(sqlite.dialect())
 _MAX_DAMAGE_LINES = 20
 _INSTRUCTIONS_PER_CHECK = 200_000
 """How often a search checks whether to end: about every 10 ms."""
@@ -106,8 +109,9 @@ class SqliteDialect:
         return execution.add_counts(connection, keys, now=now, ends_at=ends_at)
 
     def check_writable(self, connection: sqlite3.Connection) -> None:
-        # `begin` has taken the write lock. Reading the users fails if the file is new and empty.
-        connection.execute("SELECT 1 FROM users LIMIT 1").fetchall()
+        # `begin` has taken the write lock. The probes fail if the file is new and empty.
+        for probe in _WRITE_PROBES:
+            connection.execute(probe)
 
     def disable_timeouts(self, connection: Connection) -> None:
         """Do nothing: statements have no timeout, and a write transaction already holds the only lock."""
@@ -127,6 +131,20 @@ class SqliteDialect:
 
     def server_time(self, connection: Connection) -> None:
         """Return None: SQLite has no server."""
+
+    def find_write_errors(self, connection: Connection) -> Iterator[str]:
+        try:
+            for probe in _WRITE_PROBES:
+                connection.exec_driver_sql(probe)
+        except DBAPIError as error:
+            yield (
+                f"the database cannot be changed ({self.describe_error(error.orig)}): make the account that runs the"
+                " service own the file and its folder, and stop other programs that use the file"
+            )
+
+    def find_upgrade_errors(self, connection: Connection) -> Iterator[str]:  # noqa: ARG002 - part of the protocol
+        """Yield nothing: an account that can change rows can change the schema."""
+        yield from ()
 
     def find_damage(self, connection: Connection) -> list[str]:
         lines = connection.exec_driver_sql(f"PRAGMA quick_check({_MAX_DAMAGE_LINES})").scalars()

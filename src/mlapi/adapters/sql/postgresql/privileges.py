@@ -1,0 +1,56 @@
+"""Find out whether the role and the server let mlapi change rows and upgrade the schema."""
+
+from collections.abc import Iterator
+
+from sqlalchemy import Connection, text
+from sqlalchemy.dialects.postgresql import dialect
+
+from mlapi.adapters.sql.probes import WRITES
+from mlapi.adapters.sql.tables import metadata
+
+_quote = dialect().identifier_preparer.quote_identifier  # type: ignore[no-untyped-call]  # SQLAlchemy does not type it
+
+_READ_ONLY = text("SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on', current_user")
+_HAS_PRIVILEGE = text("SELECT coalesce(has_table_privilege(to_regclass(:table), :privilege), false)")
+_SCHEMA = text("SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE'), current_user")
+_FOREIGN_TABLES = text(
+    "SELECT relname FROM pg_class WHERE oid IN (SELECT to_regclass(name) FROM unnest(CAST(:names AS text[])) AS name)"
+    " AND NOT pg_has_role(relowner, 'USAGE') ORDER BY relname"
+)
+
+
+def find_write_errors(connection: Connection) -> Iterator[str]:
+    """Yield why the current transaction could not change rows. Each message includes a solution."""
+    is_standby, is_read_only, role = connection.execute(_READ_ONLY).one()
+    if is_standby:
+        yield "the server is a standby, which is read-only: connect to the primary (target_session_attrs=read-write)"
+        return
+    if is_read_only:
+        yield (
+            "default_transaction_read_only is on, so nothing can be changed: turn it off for the server, the database"
+            f" and the role {role}"
+        )
+    missing = [
+        (table.name, kind)
+        for table, kinds in WRITES.items()
+        for kind in ("SELECT", *kinds)
+        if not connection.scalar(_HAS_PRIVILEGE, {"table": table.name, "privilege": kind})
+    ]
+    if missing:
+        kinds = ", ".join(dict.fromkeys(kind for _, kind in missing))
+        tables = ", ".join(dict.fromkeys(name for name, _ in missing))
+        yield f"the role may not change all tables: as their owner, run `GRANT {kinds} ON {tables} TO {_quote(role)}`"
+
+
+def find_upgrade_errors(connection: Connection) -> Iterator[str]:
+    """Yield why the role could not create or change tables. Each message includes a solution."""
+    schema, may_create, role = connection.execute(_SCHEMA).one()
+    if schema is None:
+        yield "no schema of the search_path exists: create one, or change the search_path of the role or database.url"
+        return
+    if not may_create:
+        grant = f"GRANT CREATE ON SCHEMA {_quote(schema)} TO {_quote(role)}"
+        yield f"the role may not create tables: as the owner of the schema, run `{grant}` or `mlapi db upgrade`"
+    foreign = connection.scalars(_FOREIGN_TABLES, {"names": list(metadata.tables)}).all()
+    if foreign:
+        yield f"only the owner of {', '.join(foreign)} can change their columns: run `mlapi db upgrade` as that role"

@@ -1,0 +1,33 @@
+"""Statements that the service must be able to execute, in a form that changes no row.
+
+A database checks privileges, and that it is writable, even for a statement that affects no row.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from sqlalchemy import Dialect, Executable, Table, delete, false, insert, select, update
+
+from mlapi.adapters.sql.tables import api_keys, attempts, audit, users
+
+WRITES: Mapping[Table, Sequence[str]] = {
+    users: ("INSERT", "UPDATE", "DELETE"),
+    api_keys: ("INSERT", "UPDATE", "DELETE"),
+    attempts: ("INSERT", "UPDATE", "DELETE"),
+    audit: ("INSERT",),  # entries are deleted only if `audit.days` is set
+}
+"""The kinds of changes that the service makes to each table."""
+
+
+def write_probes(dialect: Dialect) -> list[str]:
+    """Return one SQL statement for each kind of change to each table."""
+    statements = [_probe(table, kind) for table, kinds in WRITES.items() for kind in kinds]
+    return [str(statement.compile(dialect=dialect)) for statement in statements]  # type: ignore[attr-defined]
+
+
+def _probe(table: Table, kind: str) -> Executable:
+    columns = [column for column in table.columns if column.identity is None]
+    if kind == "INSERT":
+        return insert(table).from_select(columns, select(*columns).where(false()))
+    if kind == "UPDATE":
+        return update(table).values({columns[0]: columns[0]}).where(false())
+    return delete(table).where(false())
