@@ -203,7 +203,21 @@ def test_missing_sqlite_table_is_reported(folder: Path) -> None:
     (problem,) = database_problems()
 
     assert readiness() == 503
-    assert problem.startswith("the database cannot be changed (OperationalError: no such table: mlapi_attempts): ")
+    assert problem == (
+        "the database cannot be changed (a statement failed (SQLITE_ERROR)): a table is missing or was changed by another"
+        " program, so restore the database from a backup"
+    )
+
+
+def test_locked_sqlite_database_is_reported(folder: Path) -> None:
+    with open_service(load_settings()):
+        pass
+    with closing(sqlite3.connect(folder / "mlapi.db", isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+
+        (problem,) = database_problems()
+
+    assert problem.endswith("service own the file and its folder, and stop other programs that use the file")
 
 
 def test_doctor_changes_nothing(folder: Path) -> None:

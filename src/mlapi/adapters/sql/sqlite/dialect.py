@@ -137,10 +137,14 @@ class SqliteDialect:
             for probe in _WRITE_PROBES:
                 connection.exec_driver_sql(probe)
         except DBAPIError as error:
-            yield (
-                f"the database cannot be changed ({self.describe_error(error.orig)}): make the account that runs the"
-                " service own the file and its folder, and stop other programs that use the file"
+            is_access_denied = getattr(error.orig, "sqlite_errorcode", sqlite3.SQLITE_ERROR) != sqlite3.SQLITE_ERROR
+            solution = (
+                "make the account that runs the service own the file and its folder, and stop other programs that use"
+                " the file"
+                if is_access_denied
+                else "a table is missing or was changed by another program, so restore the database from a backup"
             )
+            yield f"the database cannot be changed ({self.describe_error(error.orig)}): {solution}"
 
     def find_upgrade_errors(self, connection: Connection) -> Iterator[str]:  # noqa: ARG002 - part of the protocol
         """Yield nothing: an account that can change rows can change the schema."""
