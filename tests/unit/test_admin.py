@@ -677,6 +677,13 @@ def test_address_is_unknown_if_its_port_may_be_from_a_header() -> None:
     assert forwarded(client, "203.0.113.9:50002").resolve_address() == "203.0.113.9"
 
 
+def test_proxies_are_trusted_even_if_the_server_replaced_their_address() -> None:
+    client = forwarded(attrs.evolve(REPLACED, peer_address="198.51.100.4"), "198.51.100.4, 203.0.113.9")
+
+    assert client.with_peer("10.0.0.1", 50001).resolve_address(TRUSTED) == "203.0.113.9"
+    assert client.with_peer("192.0.2.9", 50001).resolve_address(TRUSTED) == "192.0.2.9"
+
+
 OWN_ADDRESSES = {
     "203.0.113.9": [
         ["203.0.113.9"],

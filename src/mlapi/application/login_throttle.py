@@ -75,8 +75,10 @@ class _Running:
 
     limits: _Limits
     is_address_known: bool
+    is_name_limited: bool
+    """True if the limit for the name is reached."""
     may_exceed_name_limit: bool
-    """True if the limit for the name is reached, or would be if all running attempts failed."""
+    """True if the limit for the name would be reached if all running attempts failed."""
 
 
 class FixedWindowAttemptLimiter:
@@ -113,11 +115,12 @@ class FixedWindowAttemptLimiter:
             self._check(limits)
             if attempt.is_over:
                 return
-            name = limits.name
+            name, failures = limits.name, self._count(limits.name.key)
             self._running[attempt] = _Running(
                 limits=limits,
                 is_address_known=known.count > 0,
-                may_exceed_name_limit=self._count(name.key) + self._places[name.key] >= name.max_count,
+                is_name_limited=failures >= name.max_count,
+                may_exceed_name_limit=failures + self._places[name.key] >= name.max_count,
             )
             self._places.update(limits.keys)
 
@@ -139,15 +142,10 @@ class FixedWindowAttemptLimiter:
         running = self._running.get(attempt)
         if running is None or running.is_address_known:
             return
-        name = running.limits.name
-        if running.may_exceed_name_limit:
-            (count,) = self._counts.read([name.key])
-            with self._lock:
-                self._see(name.key, count)
-            if count.count >= name.max_count:
-                # Reject and count it like a failure, which raises the error: otherwise the counts would reveal that the
-                # password was correct.
-                self.record_failure(attempt)
+        if running.is_name_limited or (running.may_exceed_name_limit and self._is_limited(running.limits.name)):
+            # Do exactly what a failure does, which raises the error: the counts and the response time must not reveal
+            # that the password was correct.
+            self.record_failure(attempt)
         try:
             self._counts.add([running.limits.known_key], window_seconds=KNOWN_ADDRESS_SECONDS)
         except RepositoryUnavailableError as error:
@@ -161,6 +159,12 @@ class FixedWindowAttemptLimiter:
                 self._places[key] -= 1
                 if not self._places[key]:
                     del self._places[key]
+
+    def _is_limited(self, limit: _Limit) -> bool:
+        (count,) = self._counts.read([limit.key])
+        with self._lock:
+            self._see(limit.key, count)
+        return count.count >= limit.max_count
 
     def _add_locally(self, keys: Sequence[str]) -> list[WindowCount]:
         """Do the same as `AttemptCounts.add`, with the counts that this process has seen."""
