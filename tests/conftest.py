@@ -11,6 +11,7 @@ import pytest
 from sqlalchemy import URL
 
 from mlapi.adapters.sql import Database, database_url, upgrade
+from mlapi.entrypoints.http.middleware import error_log
 from tests.postgres_server import PostgresServer, running_postgres
 
 KEY = "Vq3n0hYyYc1cZk8Yw1m0x3m2lC1Tq0g1mJX0cM3r7aQ="  # for tests only
@@ -92,6 +93,12 @@ def postgres_database(postgres_url: URL, open_database: Callable[[URL], Database
 def _upgraded(database: Database) -> Database:
     upgrade(database)
     return database
+
+
+@pytest.fixture(autouse=True)
+def forget_logged_errors() -> None:
+    """Let each test log errors that another one has just logged."""
+    error_log.clear()
 
 
 @pytest.fixture

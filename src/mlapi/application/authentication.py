@@ -16,6 +16,7 @@ import attrs
 
 from mlapi.application.deadlines import deadline_error, remaining_seconds
 from mlapi.application.guard import Guard
+from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
 from mlapi.domain.attempts import Attempt, client_site
 from mlapi.domain.commands import Actor, ChangePassword, Reencrypt, UserCommand
@@ -35,6 +36,7 @@ MAX_RUNNING_PER_ADDRESS = 16
 """Maximum number of concurrent logins of one IPv4 address or IPv6 /64 network, in this process."""
 MAX_RUNNING_PER_NAME_AND_ADDRESS = 8
 POLL_SECONDS = 0.05
+_REJECTION_LOG_SECONDS = 60
 
 _logger = logging.getLogger("mlapi")
 
@@ -289,6 +291,7 @@ class AsyncAuthenticator(LoginFlow):
 
     def __init__(self, authenticator: Authenticator, executor: Executor) -> None:
         super().__init__(authenticator, executor)
+        self._rejections = RepeatedWarnings(interval_seconds=_REJECTION_LOG_SECONDS)
         self._turns = Turns(MAX_RUNNING_PER_ADDRESS)
         self._pair_turns = Turns(MAX_RUNNING_PER_NAME_AND_ADDRESS)
 
@@ -303,7 +306,7 @@ class AsyncAuthenticator(LoginFlow):
                 return await super()._start(attempt)
             except TooManyAttemptsError as error:
                 if error.is_final:
-                    _logger.warning("login from %s: too many attempts", attempt.address)
+                    self._rejections.log(f"login from {attempt.address}: too many attempts")
                     raise
             await asyncio.sleep(min(POLL_SECONDS, remaining_seconds()))
 
@@ -315,7 +318,7 @@ class AsyncAuthenticator(LoginFlow):
             _logger.warning("login from %s: %s", attempt.address, reason)
             raise
         except TooManyAttemptsError:
-            _logger.warning("login from %s: too many attempts", attempt.address)
+            self._rejections.log(f"login from {attempt.address}: too many attempts")
             raise
         _logger.info("login from %s: correct password for user %d", attempt.address, verified.user.id)
         return verified

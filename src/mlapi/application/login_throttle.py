@@ -15,7 +15,6 @@ as attempts that are rejected at the start.
 """
 
 import hashlib
-import logging
 import math
 import threading
 import time
@@ -24,6 +23,7 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
+from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.domain.attempts import Attempt, AttemptCounts, WindowCount, client_site
 from mlapi.domain.errors import RepositoryUnavailableError, TooManyAttemptsError
 
@@ -32,8 +32,6 @@ KNOWN_ADDRESS_SECONDS = 30 * 24 * 3600
 _MAX_CACHED_COUNTS = 10_000
 _RETRY_SECONDS = 1
 _UNLIMITED = 2**31
-
-_logger = logging.getLogger("mlapi")
 
 
 @attrs.frozen(kw_only=True)
@@ -98,6 +96,7 @@ class FixedWindowAttemptLimiter:
         self._running: dict[Attempt, _Running] = {}
         self._places: Counter[str] = Counter()
         """Number of running attempts, by key."""
+        self._warnings = RepeatedWarnings(interval_seconds=1)
         self._seen: dict[str, WindowCount] = {}
         """The highest counts that this process has seen, by key.
 
@@ -129,7 +128,7 @@ class FixedWindowAttemptLimiter:
         try:
             counts = self._counts.add(limits.keys, window_seconds=self._window_seconds)
         except RepositoryUnavailableError as error:
-            _logger.warning("a failed login is counted by this process only: %s", error)
+            self._warnings.log(f"failed logins are counted by this process only: {error}")
             counts = self._add_locally(limits.keys)
         with self._lock:
             for key, count in zip(limits.keys, counts, strict=True):
@@ -149,7 +148,7 @@ class FixedWindowAttemptLimiter:
         try:
             self._counts.add([running.limits.known_key], window_seconds=KNOWN_ADDRESS_SECONDS)
         except RepositoryUnavailableError as error:
-            _logger.warning("the address of a login could not be stored as known: %s", error)
+            self._warnings.log(f"the address of a login could not be stored as known: {error}")
 
     def end(self, attempt: Attempt) -> None:
         with self._lock:

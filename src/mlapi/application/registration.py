@@ -1,6 +1,5 @@
 """Registration of new users: each step is cheaper than the next, so that rejected requests cost little."""
 
-import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,6 +8,7 @@ from typing import final
 from mlapi.application.authentication import Executor
 from mlapi.application.login_throttle import WINDOW_SECONDS, count_key, digest, seconds_until
 from mlapi.application.lookups import UsernameLookup
+from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
 from mlapi.domain.attempts import AttemptCounts, client_site
 from mlapi.domain.errors import TooManyAttemptsError, UserExistsError, UserNotFoundError
@@ -16,8 +16,6 @@ from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import User
 
 _MAX_CACHED_REJECTIONS = 10_000
-
-_logger = logging.getLogger("mlapi")
 
 
 @final
@@ -34,6 +32,7 @@ class RegistrationLimiter:
         self._counts = counts
         self._per_address = per_address
         self._window_seconds = window_seconds
+        self._rejections = RepeatedWarnings(interval_seconds=window_seconds)
         self._rejected_until: dict[str, float] = {}
         """Keys that are over the limit, with the end of their window (`time.time`).
 
@@ -63,7 +62,7 @@ class RegistrationLimiter:
             if len(self._rejected_until) >= _MAX_CACHED_REJECTIONS:
                 self._rejected_until.clear()
             self._rejected_until[key] = count.ends_at_timestamp
-            _logger.warning("registration from %s: too many in %d seconds", address, self._window_seconds)
+            self._rejections.log(f"registration from {address}: too many in {self._window_seconds} seconds")
             raise TooManyAttemptsError(seconds_until(count.ends_at_timestamp))
 
     def _key(self, address: str) -> str:

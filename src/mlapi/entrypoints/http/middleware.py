@@ -1,6 +1,5 @@
 """ASGI middleware and error handlers for the service, the guard and other Starlette applications."""
 
-import logging
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
 
@@ -9,6 +8,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.domain.errors import ConfigurationError, MlapiError, ServiceUnavailableError
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.error_responses import ambiguous_framing, error_response, http_error_response
@@ -21,7 +21,8 @@ from mlapi.entrypoints.wire.headers import (
 from mlapi.entrypoints.wire.requests import redact_credentials
 from mlapi.entrypoints.wire.responses import Response
 
-_logger = logging.getLogger("mlapi")
+error_log = RepeatedWarnings(interval_seconds=1)
+"""Errors that the operator has to act on. Clients could cause thousands per second."""
 
 
 class Endpoint:
@@ -176,7 +177,7 @@ async def send_response(response: Response, send: Send) -> None:
 def logged_error_response(request: Request, error: MlapiError) -> Response:
     """Return the response for an error. If the operator has to act, log the details, which the response omits."""
     if isinstance(error, ServiceUnavailableError | ConfigurationError):
-        _logger.warning("%s %s: %s", request.method, redact_credentials(request.scope["path"]), error)
+        error_log.log(f"{request.method} {redact_credentials(request.scope['path'])}: {error}")
     return error_response(error)
 
 
