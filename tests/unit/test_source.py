@@ -121,6 +121,7 @@ def test_only_dialect_and_url_modules_check_the_database_type() -> None:
     comparing = {
         file
         for file, tree in TREES.items()
+        if not file.startswith("adapters/sql/migrations/")  # a migration must not change when the dialects do
         for node in ast.walk(tree)
         if isinstance(node, ast.Compare)
         for operand in (node.left, *node.comparators)
