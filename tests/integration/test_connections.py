@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.server import worker
+from mlapi.entrypoints.server import listeners, worker
 from mlapi.entrypoints.server.connections import MAX_HEAD_BYTES, MAX_SURPLUS_CONNECTIONS, Connection, Deadlines, Phase
 from mlapi.entrypoints.server.worker import Arguments, Server, config, limit_connections
 from mlapi.testing.http import LOCAL_MODE
@@ -37,7 +37,7 @@ class ServerThread:
         self,
         app: ASGIApp,
         connections: int = 100,
-        supervisor_fd: int | None = None,
+        supervisor: socket.socket | None = None,
         deadlines: Deadlines = SHORT_DEADLINES,
         connections_per_address: int | None = None,
     ) -> None:
@@ -50,7 +50,7 @@ class ServerThread:
             connections_per_address=connections_per_address,
             deadlines=deadlines,
             report=self.reports.append,
-            supervisor_fd=supervisor_fd,
+            supervisor=supervisor,
         )
         self._thread = threading.Thread(target=self.server.run, args=([self._listener],))
 
@@ -100,6 +100,11 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float = 5) -> Non
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+@pytest.fixture(autouse=True)
+def fast_handshakes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "HANDSHAKE_SECONDS", 0.1)
 
 
 @pytest.fixture
@@ -381,19 +386,18 @@ def test_request_in_progress_is_served_while_draining(server: ServerThread) -> N
 
 
 def test_worker_without_supervisor_closes_idle_connections(app: ASGIApp) -> None:
-    supervisor_fd, supervisor_pipe = os.pipe()
-    with ServerThread(app, supervisor_fd=supervisor_fd, deadlines=Deadlines(body_seconds=2.5)) as running:
+    supervisor, orders = socket.socketpair()
+    with orders, ServerThread(app, supervisor=orders, deadlines=Deadlines(body_seconds=2.5)) as running:
         idle, silent, busy = running.connect(LIVE), running.connect(), running.connect(POST + b'{"user')
         read_response(idle)
         running.wait_for(Phase.IDLE, Phase.HEAD, Phase.BODY)
         started_at = time.monotonic()
 
-        os.close(supervisor_pipe)
+        supervisor.close()
 
         assert (read_all(idle), read_all(silent)) == (b"", b"")
-        assert time.monotonic() - started_at < 0.9
+        assert time.monotonic() - started_at < 1.2
         assert read_all(busy).startswith(b"HTTP/1.1 408 ")
-    os.close(supervisor_fd)
 
 
 def test_worker_ignores_sigint(strict_server: ServerThread) -> None:
@@ -413,7 +417,7 @@ def test_worker_reports_its_status_and_exits_with_its_supervisor(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     listener = socket.create_server(("127.0.0.1", 0))
-    supervisor_fd, supervisor_pipe = os.pipe()
+    supervisor, orders = socket.socketpair()
     status_pipe, status_fd = os.pipe()
     received: list[bytes] = []
 
@@ -424,14 +428,14 @@ def test_worker_reports_its_status_and_exits_with_its_supervisor(
         received.append(os.read(status_pipe, 1))
         os.close(status_pipe)  # the worker must ignore that the pipe is broken
         time.sleep(1)
-        os.close(supervisor_pipe)
+        supervisor.close()
 
     client = threading.Thread(target=supervise)
     client.start()
     worker.main(
         Arguments(
             listener_fd=os.dup(listener.fileno()),
-            supervisor_fd=supervisor_fd,
+            supervisor_fd=orders.detach(),
             status_fd=status_fd,
             max_connections=10,
             access_log=True,
@@ -441,8 +445,7 @@ def test_worker_reports_its_status_and_exits_with_its_supervisor(
 
     assert received[0].startswith(b"HTTP/1.1 200 ")
     assert received[1] == b"."
-    for descriptor in (supervisor_fd, status_fd):
-        os.close(descriptor)
+    os.close(status_fd)
     listener.close()
 
 

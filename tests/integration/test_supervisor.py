@@ -1,5 +1,6 @@
 """The supervisor of ``mlapi serve``. Most tests replace the workers with a small script that a file controls."""
 
+import errno
 import os
 import signal
 import socket
@@ -7,42 +8,78 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import attrs
 import pytest
 import requests
 
 from mlapi.entrypoints.cli.serve import bind_listeners
-from mlapi.entrypoints.server import supervisor
-from mlapi.entrypoints.server.supervisor import Supervisor, Timeouts, supervise
+from mlapi.entrypoints.server import processes, supervisor
+from mlapi.entrypoints.server.listeners import is_listening
+from mlapi.entrypoints.server.processes import Timeouts
+from mlapi.entrypoints.server.supervisor import MAX_START_ATTEMPTS, Supervisor, supervise
 
 WORKER = """
 import os, select, signal, socket, sys, time
-folder, listener_fd, supervisor_fd, status_fd = sys.argv[1], *map(int, sys.argv[2:])
+from contextlib import suppress
+
+def accept():
+    with listener.accept()[0] as connection:
+        connection.sendall(b"accepted by %d" % os.getpid())
+
+folder, listener_fd, orders_fd, status_fd = sys.argv[1], *map(int, sys.argv[2:])
 behavior = open(folder + "/behavior").read()
 with open(folder + "/pids", "a") as pids:
     pids.write(f"{os.getpid()} ")
 if behavior.startswith("exit"):
     sys.exit(int(behavior[4:]))
+if behavior == "killed":
+    os.kill(os.getpid(), signal.SIGKILL)
 if behavior == "never ready":
     time.sleep(60)
-drains = []
-signal.signal(signal.SIGTERM, lambda *_: drains.append(1))
+signal.signal(signal.SIGTERM, lambda *_: os.write(status_fd, b"r"))
+orders = socket.socket(fileno=orders_fd)
 listener = socket.socket(fileno=listener_fd)
-listener.listen()
+if behavior != "not listening":
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.listen()
 os.write(status_fd, b".")
-while not select.select([supervisor_fd], [], [], 0.05)[0]:
-    if drains:
-        os.write(status_fd, b"-" if len(drains) == 1 else b".")  # a "." may still arrive after the "-"
-        drains.append(1)
+is_draining = False
+while True:
+    sources = [orders] if listener is None else [orders, listener]
+    readable = select.select(sources, [], [], 0.05)[0]
+    if orders in readable:
+        order, descriptors, _, _ = socket.recv_fds(orders, 1, 1)
+        if not order:
+            break
+        if order == b"c":
+            with socket.socket(fileno=descriptors[0]) as connection:
+                connection.sendall(b"passed to %d" % os.getpid())
+            continue
+        with suppress(BlockingIOError):
+            while True:
+                accept()
+        os.write(status_fd, b"-")
+        is_draining = True
         listener.close()
+        listener = None
         if behavior != "busy":
             break
+    elif listener in readable:
+        with suppress_errors(), listener.accept()[0] as connection:
+            connection.sendall(b"accepted by %d" % os.getpid())
     elif behavior != "silent":
-        os.write(status_fd, b".")
+        os.write(status_fd, b".")  # also after the "-"
+""".replace("suppress_errors()", "__import__('contextlib').suppress(OSError)")
+"""A worker that exits as soon as it is told to drain, unless its behavior is ``busy``.
+
+It sends its process id to each client.
 """
-"""A worker that exits as soon as it is told to drain, unless its behavior is ``busy``."""
+
+
+FAST = Timeouts(retry_seconds=0.1, max_retry_seconds=0.2)
 
 
 class Supervised:
@@ -52,13 +89,13 @@ class Supervised:
         self.folder = folder
         self.set_behavior("normal")
         self.listeners = bind_listeners("127.0.0.1", 0, workers)
+        self.address = self.listeners[0].getsockname()
         self.supervisor = Supervisor(self.listeners, self._command, timeouts)
         self.code: int | None = None
         self._thread = threading.Thread(target=self._run)
 
-    def _command(self, listener_fd: int, supervisor_fd: int, status_fd: int) -> list[str]:
-        descriptors = [str(descriptor) for descriptor in (listener_fd, supervisor_fd, status_fd)]
-        return [sys.executable, "-I", "-c", WORKER, str(self.folder), *descriptors]
+    def _command(self, *descriptors: int) -> list[str]:
+        return [sys.executable, "-I", "-c", WORKER, str(self.folder), *map(str, descriptors)]
 
     def _run(self) -> None:
         self.code = self.supervisor.run()
@@ -93,9 +130,10 @@ def is_running(pid: int) -> bool:
     return False
 
 
-def is_listening(listener: socket.socket) -> bool:
-    """Return whether a worker listens on the socket. A listening worker handles signals."""
-    return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+def ask(service: Supervised) -> str:
+    """Return what a worker sends to a new connection."""
+    with socket.create_connection(service.address, timeout=10) as connection:
+        return connection.recv(100).decode()
 
 
 def wait_until(condition: Callable[[], bool], timeout_seconds: float = 10) -> None:
@@ -106,13 +144,13 @@ def wait_until(condition: Callable[[], bool], timeout_seconds: float = 10) -> No
 
 
 @pytest.fixture
-def start_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Supervised]]:
+def start_service(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
     """Return a function that starts a supervisor."""
-    monkeypatch.setattr(supervisor, "CHECK_INTERVAL_SECONDS", 0.1)
     started: list[Supervised] = []
 
     def start(workers: int = 2, behavior: str = "normal", timeouts: Timeouts | None = None) -> Supervised:
-        service = Supervised(tmp_path, workers, timeouts or Timeouts(retry_seconds=0.1))
+        timeouts = attrs.evolve(timeouts or FAST, check_seconds=0.1)
+        service = Supervised(tmp_path, workers, timeouts)
         service.set_behavior(behavior)
         service.start()
         started.append(service)
@@ -198,30 +236,169 @@ def test_starting_a_replacement_is_retried(start_service: StartService) -> None:
     wait_until(lambda: len(service.running) == 2)
 
 
-def test_listener_of_a_killed_worker_stops_listening(start_service: StartService) -> None:
-    service = start_service(2)
+def test_connections_of_a_killed_worker_are_passed_to_the_others(start_service: StartService) -> None:
+    service = start_service(3)
     wait_until(lambda: all(map(is_listening, service.listeners)))
     service.set_behavior("exit3")
+    victim, *others = service.pids
 
-    os.kill(service.pids[0], signal.SIGKILL)
+    os.kill(victim, signal.SIGKILL)
 
-    wait_until(lambda: len(service.pids) == 3)
-    assert list(map(is_listening, service.listeners)) == [False, True]
+    wait_until(lambda: len(service.pids) == 4)
+    answers = {ask(service) for _ in range(60)}
+    assert {f"passed to {pid}" for pid in others} <= answers
+    assert answers <= {f"{how} {pid}" for how in ("passed to", "accepted by") for pid in others}
     service.set_behavior("normal")
-    wait_until(lambda: all(map(is_listening, service.listeners)))
+    wait_until(lambda: len(service.running) == 3)
+    wait_until(lambda: not any(ask(service).startswith("passed") for _ in range(60)))
 
 
 def test_single_listener_keeps_its_backlog_for_the_next_worker(start_service: StartService) -> None:
     service = start_service(1)
-    wait_until(lambda: len(service.running) == 1)
-    service.set_behavior("exit3")
+    wait_until(lambda: is_listening(service.listeners[0]))
+    assert ask(service)
+    os.kill(service.pids[0], signal.SIGSTOP)
+
+    with socket.create_connection(service.address, timeout=10) as waiting:
+        os.kill(service.pids[0], signal.SIGKILL)
+
+        assert waiting.recv(100).startswith(b"accepted by")
+        assert len(service.pids) == 2
+
+
+def test_clients_are_refused_if_no_worker_can_start(
+    start_service: StartService, caplog: pytest.LogCaptureFixture
+) -> None:
+    service = start_service(1, timeouts=Timeouts(retry_seconds=0.5))
+    wait_until(lambda: is_listening(service.listeners[0]))
+    service.set_behavior("killed")
 
     os.kill(service.pids[0], signal.SIGKILL)
 
+    wait_until(lambda: len(service.pids) == 2 and not is_listening(service.listeners[0]))
+    with pytest.raises(ConnectionRefusedError):
+        ask(service)
+    service.set_behavior("normal")
+    wait_until(lambda: is_listening(service.listeners[0]))
+    assert ask(service) == f"accepted by {service.pids[-1]}"
+    assert "no worker is serving, and a new one failed to start (SIGKILL); trying again in 0.5 s" in caplog.messages
+
+
+def test_clients_are_refused_if_the_next_worker_starts_slowly(start_service: StartService) -> None:
+    service = start_service(1, timeouts=attrs.evolve(FAST, backlog_seconds=0.3))
+    wait_until(lambda: is_listening(service.listeners[0]))
+    service.set_behavior("never ready")
+
+    os.kill(service.pids[0], signal.SIGKILL)
+
+    wait_until(lambda: not is_listening(service.listeners[0]))
+    with pytest.raises(ConnectionRefusedError):
+        ask(service)
+    service.set_behavior("normal")
     wait_until(lambda: len(service.pids) == 2)
-    with socket.create_connection(service.listeners[0].getsockname(), timeout=5):
-        service.set_behavior("normal")
-        wait_until(lambda: len(service.running) == 1)
+    os.kill(service.pids[1], signal.SIGKILL)
+    wait_until(lambda: is_listening(service.listeners[0]))
+    assert ask(service) == f"accepted by {service.pids[2]}"
+
+
+def test_listener_that_stopped_listening_is_repaired(start_service: StartService) -> None:
+    """It may stop at the same moment as its next worker starts to listen."""
+    service = start_service(1, behavior="not listening")
+
+    wait_until(lambda: is_listening(service.listeners[0]))
+
+    assert ask(service) == f"accepted by {service.pids[0]}"
+
+
+@pytest.mark.parametrize(
+    ("behavior", "attempts", "code", "reason"),
+    [
+        ("exit3", 1, 3, "exit code 3"),
+        ("exit1", MAX_START_ATTEMPTS, 1, "exit code 1"),
+        ("killed", MAX_START_ATTEMPTS, 1, "SIGKILL"),
+    ],
+)
+def test_supervisor_exits_if_every_worker_is_dead_and_none_can_start(
+    behavior: str, attempts: int, code: int, reason: str, request: pytest.FixtureRequest
+) -> None:
+    start_service: StartService = request.getfixturevalue("start_service")
+    caplog: pytest.LogCaptureFixture = request.getfixturevalue("caplog")
+    service = start_service(2)
+    wait_until(lambda: all(map(is_listening, service.listeners)))
+    service.set_behavior(behavior)
+
+    for pid in service.pids:
+        os.kill(pid, signal.SIGKILL)
+
+    wait_until(lambda: service.code is not None)
+    assert service.code == code
+    assert len(service.pids) == 2 + attempts
+    assert caplog.messages[-1] == f"no worker is serving, and a new one failed to start ({reason}); exiting"
+    with pytest.raises(ConnectionRefusedError):
+        ask(service)
+
+
+def test_last_worker_is_replaced_without_delay(start_service: StartService, caplog: pytest.LogCaptureFixture) -> None:
+    service = start_service(1, timeouts=Timeouts(retry_seconds=30))
+    wait_until(lambda: is_listening(service.listeners[0]))
+    service.set_behavior("exit3")
+    service.supervisor.send_signal(signal.SIGHUP)
+    wait_until(lambda: "keep serving" in caplog.text)
+    service.set_behavior("normal")
+
+    os.kill(service.pids[0], signal.SIGKILL)
+
+    wait_until(lambda: len(service.running) == 1 and len(service.pids) == 3)
+
+
+@pytest.mark.parametrize("has_served", [True, False])
+def test_failure_to_start_a_process_is_reported(
+    has_served: bool, start_service: StartService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    if not has_served:
+        monkeypatch.setattr("subprocess.Popen", fail)
+    service = start_service(1)
+    if has_served:
+        wait_until(lambda: is_listening(service.listeners[0]))
+        monkeypatch.setattr("subprocess.Popen", fail)
+        os.kill(service.pids[0], signal.SIGKILL)
+
+    wait_until(lambda: service.code is not None)
+
+    assert service.code == 1
+    assert caplog.messages[-1].endswith("a new one failed to start (too many open files); exiting")
+
+
+def test_waiting_connections_are_passed_on_before_shutdown(start_service: StartService) -> None:
+    service = start_service(2)
+    wait_until(lambda: all(map(is_listening, service.listeners)))
+    service.set_behavior("never ready")
+    os.kill(service.pids[0], signal.SIGKILL)
+    wait_until(lambda: len(service.pids) == 3)
+
+    waiting = [socket.create_connection(service.address, timeout=10) for _ in range(20)]
+    service.stop()
+
+    with ExitStack() as stack:
+        connections = [stack.enter_context(connection) for connection in waiting]
+        assert {"accepted ", "passed to"} == {connection.recv(9).decode() for connection in connections}
+
+
+def test_connection_is_closed_if_no_worker_takes_it(
+    start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_PASS_ON_SECONDS", 0.1)
+    monkeypatch.setattr(processes.Worker, "serve", lambda _worker, _connection: False)
+    service = start_service(2)
+    wait_until(lambda: all(map(is_listening, service.listeners)))
+    service.set_behavior("never ready")
+    os.kill(service.pids[0], signal.SIGKILL)
+    wait_until(lambda: len(service.pids) == 3)
+
+    assert "" in {ask(service) for _ in range(60)}
 
 
 def test_worker_that_receives_sigterm_is_replaced(start_service: StartService) -> None:
@@ -233,10 +410,11 @@ def test_worker_that_receives_sigterm_is_replaced(start_service: StartService) -
 
     wait_until(lambda: len(service.pids) == 3)
     assert leaving in service.running
-    wait_until(lambda: all(map(is_listening, service.listeners)))
+    assert all(map(is_listening, service.listeners))
+    assert ask(service)
 
 
-@pytest.mark.parametrize(("behavior", "code"), [("exit3", 3), ("exit0", 1)])
+@pytest.mark.parametrize(("behavior", "code"), [("exit3", 3), ("exit0", 1), ("killed", 1)])
 def test_supervisor_exits_if_the_first_worker_cannot_start(
     start_service: StartService, behavior: str, code: int
 ) -> None:
@@ -249,7 +427,7 @@ def test_supervisor_exits_if_the_first_worker_cannot_start(
 
 @pytest.mark.parametrize("behavior", ["silent", "never ready"])
 def test_unresponsive_worker_is_killed_and_replaced(start_service: StartService, behavior: str) -> None:
-    service = start_service(1, timeouts=Timeouts(start_seconds=3, silence_seconds=3, retry_seconds=0.1))
+    service = start_service(1, timeouts=attrs.evolve(FAST, start_seconds=3, silence_seconds=3))
     wait_until(lambda: len(service.running) == 1)
     service.set_behavior(behavior)
     os.kill(service.pids[0], signal.SIGKILL)
@@ -305,6 +483,44 @@ def test_sighup_during_shutdown_starts_no_worker(start_service: StartService) ->
     assert len(service.pids) == 2
 
 
+def test_worker_that_is_starting_is_stopped_immediately(start_service: StartService) -> None:
+    service = start_service(1, behavior="never ready")
+    wait_until(lambda: len(service.running) == 1)
+
+    started_at = time.monotonic()
+    code = service.stop()
+
+    assert code == 0
+    assert service.running == []
+    assert time.monotonic() - started_at < 5
+
+
+def test_worker_that_is_starting_and_hangs_is_killed(start_service: StartService) -> None:
+    service = start_service(1, behavior="never ready", timeouts=attrs.evolve(FAST, abort_seconds=0.3))
+    wait_until(lambda: len(service.running) == 1)
+    os.kill(service.pids[0], signal.SIGSTOP)
+
+    assert service.stop() == 0
+    assert service.running == []
+
+
+def test_worker_that_was_ready_at_the_last_moment_may_drain(tmp_path: Path) -> None:
+    worker = processes.Worker(lambda *_: ["sleep", "60"], socket.socket(), Timeouts(abort_seconds=0))
+    worker.stop()
+    assert worker.timed_out()
+
+    worker.mark_serving()
+
+    assert not worker.timed_out()
+    worker.kill()
+    worker.reap()
+    worker.listener.close()
+
+
+def test_end_of_a_process_is_described_in_words() -> None:
+    assert [processes.describe_exit(code) for code in (3, -9, -200)] == ["exit code 3", "SIGKILL", "signal 200"]
+
+
 @pytest.mark.usefixtures("restore_process_state")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_real_workers_serve_on_the_given_sockets(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,9 +529,18 @@ def test_real_workers_serve_on_the_given_sockets(workers: int, tmp_path: Path, m
     base = f"http://127.0.0.1:{listeners[0].getsockname()[1]}"
     statuses: list[int] = []
 
+    def is_ready() -> bool:
+        try:
+            statuses.append(requests.get(f"{base}/health/ready", timeout=30).status_code)
+        except requests.ConnectionError:  # no worker is ready
+            return False
+        return True
+
     def client() -> None:
-        statuses.append(requests.get(f"{base}/health/ready", timeout=30).status_code)
-        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            wait_until(is_ready, timeout_seconds=60)
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=client)
     thread.start()

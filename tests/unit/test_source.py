@@ -60,7 +60,7 @@ def test_unsafe_deserialization_is_not_used() -> None:
 
 
 def test_only_the_server_starts_processes_and_uses_no_shell() -> None:
-    assert files_importing("subprocess", "multiprocessing", "pty") == {"entrypoints/server/supervisor.py"}
+    assert files_importing("subprocess", "multiprocessing", "pty") == {"entrypoints/server/processes.py"}
     assert files_calling(r"os\.(system|popen|fork|exec\w*|spawn\w*|posix_spawn\w*)") == {"entrypoints/cli/serve.py"}
     with_shell = [
         file
@@ -84,7 +84,8 @@ def test_only_the_sql_adapter_opens_outgoing_connections() -> None:
         "imaplib",
     ]
     database_files = {file for file in TREES if file.startswith("adapters/sql/")}
-    listeners = {"entrypoints/cli/serve.py", "entrypoints/server/supervisor.py", "entrypoints/server/worker.py"}
+    server_files = {file for file in TREES if file.startswith("entrypoints/server/")}
+    listeners = {"entrypoints/cli/serve.py", *server_files}
     kernel_clients = {"entrypoints/local_peers.py"}
 
     assert (

@@ -1,9 +1,12 @@
 """``mlapi serve``: run the service on uvicorn."""
 
+import errno
 import json
 import os
+import signal
 import socket
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -12,10 +15,13 @@ from mlapi.bootstrap import locate_data
 from mlapi.config import Settings, load_settings
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli.output import CommandError, command_errors
+from mlapi.entrypoints.server.listeners import reserve_address
+from mlapi.entrypoints.server.processes import SIGNALS, raise_open_file_limit
 from mlapi.entrypoints.wire.client import parse_address
 
-BACKLOG = 2048
-"""The maximum number of connections that the kernel queues until a worker accepts them."""
+MIN_OPEN_FILES = 256
+"""The open files that a worker needs: for its database, its other files and about 150 connections."""
+STANDARD_STREAMS = (0, 1, 2)
 
 
 @click.command("serve")
@@ -39,6 +45,8 @@ def serve_command(
     Exits with code 3 if the settings, the secrets or the database must be fixed first. SIGHUP restarts the workers
     without interrupting requests. SIGTERM and Ctrl-C let running requests finish, then stop the service.
     """
+    open_standard_streams()
+    check_open_files(workers)
     with command_errors():
         settings = load_settings()
     listeners = bind_listeners(host, port, workers)
@@ -54,8 +62,37 @@ def serve_command(
         "log_format": settings.log_format,
     }
     # Replace this process: otherwise, the modules of the command line would stay in memory while the service runs.
-    module = "mlapi.entrypoints.server.supervisor"
-    os.execv(sys.executable, [sys.executable, "-P", "-m", module, json.dumps(arguments)])  # noqa: S606 - runs a module of this package
+    command = [sys.executable, "-P", "-m", "mlapi.entrypoints.server.supervisor", json.dumps(arguments)]
+    # The supervisor inherits the blocked signals, and handles them as soon as it can.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        os.execv(sys.executable, command)  # noqa: S606 - runs a module of this package
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def open_standard_streams() -> None:
+    """Open closed standard streams as ``/dev/null``. Otherwise a socket could become standard error."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) in STANDARD_STREAMS:  # the lowest free number
+        os.set_inheritable(descriptor, True)  # noqa: FBT003 - it has no keyword
+    os.close(descriptor)
+
+
+def check_open_files(workers: int) -> None:
+    """Raise the limit of open files to the maximum.
+
+    Raises:
+        CommandError: if the limit is too low for this number of workers.
+    """
+    # The supervisor has a listener, two sockets and pipes for each worker, and two workers for each listener while it
+    # replaces them.
+    needed = max(MIN_OPEN_FILES, 50 + 6 * workers)
+    limit = raise_open_file_limit()
+    if limit < needed:
+        raise CommandError(
+            f"a process may open only {limit} files, and {workers} workers need {needed}:"
+            f" raise the limit (ulimit -n {needed})"
+        )
 
 
 def _validate_address(address: str, settings: Settings) -> None:
@@ -77,31 +114,42 @@ def _validate_address(address: str, settings: Settings) -> None:
 
 
 def bind_listeners(host: str, port: int, count: int) -> list[socket.socket]:
-    """Return sockets that are bound to the same address. Only the first one listens.
+    """Return sockets that are bound to the same address. They do not listen yet.
 
     Raises:
         CommandError: if the address is invalid or in use.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        # Bind without SO_REUSEPORT first, to detect another server on the same address.
-        first = _bind(family, address[:2], reuse_port=False)
-        if count == 1:
-            first.listen(BACKLOG)
-            return [first]
-        address = first.getsockname()[:2]
-        first.close()
-        listeners = [_bind(family, address, reuse_port=True) for _ in range(count)]
-        listeners[0].listen(BACKLOG)
+        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        return _bind_first(addresses, count)
     except socket.gaierror as error:  # its error codes are not errno values
         reason = str(error.args[1])
     except OSError as error:
         reason = os.strerror(error.errno or 0)
     except UnicodeError:
         reason = "invalid host name"
-    else:
-        return listeners
     raise CommandError(f"cannot listen on {host} port {port}: {reason.lower()}; change --host or --port")
+
+
+def _bind_first(addresses: Iterable[tuple[Any, ...]], count: int) -> list[socket.socket]:
+    """Bind to the first address that this machine has. ``localhost`` may resolve to IPv6, which may be disabled."""
+    unavailable = OSError(errno.EADDRNOTAVAIL, "")
+    for family, _, _, _, address in addresses:
+        try:
+            return _bind_all(family, address[:2], count)
+        except OSError as error:
+            if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
+                raise
+            unavailable = error
+    raise unavailable
+
+
+def _bind_all(family: socket.AddressFamily, address: tuple[Any, ...], count: int) -> list[socket.socket]:
+    # Bind without SO_REUSEPORT first, to detect another server on the same address. Then bind to the same port
+    # explicitly: if the kernel had chosen it for this socket, the socket would lose it when it stops listening.
+    with _bind(family, address, reuse_port=False) as first:
+        address = first.getsockname()[:2]
+    return [_bind(family, address, reuse_port=count > 1) for _ in range(count)]
 
 
 def _bind(family: socket.AddressFamily, address: tuple[Any, ...], *, reuse_port: bool) -> socket.socket:
@@ -113,6 +161,7 @@ def _bind(family: socket.AddressFamily, address: tuple[Any, ...], *, reuse_port:
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         listener.bind(address)
+        reserve_address(listener)
     except BaseException:
         listener.close()
         raise

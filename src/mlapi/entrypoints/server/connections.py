@@ -7,6 +7,7 @@ reads, parses and serves nothing more until the client has read the response.
 """
 
 import asyncio
+import select
 from collections.abc import Iterable
 from enum import Enum, auto
 from http import HTTPStatus
@@ -292,9 +293,16 @@ class Connection(HttpToolsProtocol):
         The client may already have sent its next request, which must be served. A connection without a request
         therefore stays open until its deadline, unless the worker has to drain now.
         """
-        if self._unparsed or (self.phase in {Phase.HEAD, Phase.IDLE} and not self.server_state.drain_now):
+        is_idle = self.phase in {Phase.HEAD, Phase.IDLE}
+        if self._unparsed or (is_idle and not (self.server_state.drain_now and self.has_read_all())):
             return
         super().shutdown()
+
+    def has_read_all(self) -> bool:
+        """Return whether the client has sent nothing that this process has not read yet."""
+        poll = select.poll()
+        poll.register(self.transport.get_extra_info("socket"), select.POLLIN)
+        return not poll.poll(0)
 
     def timeout_keep_alive_handler(self) -> None:
         if self.transport.get_write_buffer_size():

@@ -6,124 +6,52 @@ Each worker has its own listener: a socket bound to the same address as the othe
 connections evenly among the listeners. With a single shared socket, the worker that wakes up first would accept a whole
 burst of connections, and they would all stay with it.
 
+A listener starts to listen when its worker is ready. If the worker dies, the supervisor accepts the connections of this
+listener and passes them to the other workers, until a new worker takes over. If no worker is left, new connections wait
+while one is started. If that fails or takes long, the listeners stop listening, so that clients are refused.
+
 - SIGHUP replaces each worker with a new one, which loads the current code and configuration. The port stays open and no
   request is lost.
 - SIGTERM drains the workers, then exits.
-- SIGINT drains the workers, but closes connections without a request immediately. A second SIGINT kills the workers.
+- SIGINT drains the workers, but closes connections without a request. A second SIGINT kills the workers.
 """
 
 import json
 import logging.config
+import math
 import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from enum import Enum
-
-import attrs
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from mlapi.entrypoints.http.metrics import FOLDER_VARIABLE
 from mlapi.entrypoints.logs import Format, log_config
+from mlapi.entrypoints.server.listeners import is_listening, start_listening, stop_listening
+from mlapi.entrypoints.server.messages import Status
+from mlapi.entrypoints.server.processes import (
+    SIGNALS,
+    Command,
+    Timeouts,
+    Worker,
+    WorkerState,
+    describe_exit,
+)
 
 _logger = logging.getLogger("mlapi")
 
-CHECK_INTERVAL_SECONDS = 1.0
-"""The interval between checks for workers that have timed out."""
-
-Command = Callable[[int, int, int], Sequence[str]]
-"""A function that returns the command line of a worker. The worker inherits the file descriptors in its arguments:
-
-1. The listener.
-2. The read end of a pipe. It is closed when the supervisor exits or the worker has to drain now.
-3. The write end of a pipe. The worker sends ``.`` while it is serving and ``-`` when it starts to drain.
-"""
-
-
-@attrs.frozen(kw_only=True)
-class Timeouts:
-    """How long the supervisor waits for a worker."""
-
-    start_seconds: float = 300.0
-    """Until the worker starts to serve. Upgrading the schema of a large SQLite database can take this long."""
-    silence_seconds: float = 30.0
-    """Between two status reports while the worker is serving."""
-    drain_seconds: float = 45.0
-    """Until a draining worker exits. This is longer than the sum of all connection deadlines."""
-    retry_seconds: float = 1.0
-    """The delay before another attempt if a worker failed to start."""
-
-
-class WorkerState(Enum):
-    STARTING = "starting"
-    SERVING = "serving"
-    DRAINING = "draining"
-
-
-class _Worker:
-    """A worker process and its pipes."""
-
-    def __init__(self, command: Command, listener: socket.socket, timeouts: Timeouts) -> None:
-        self._supervisor_pipe: int | None
-        supervisor_fd, self._supervisor_pipe = os.pipe()
-        self.status_pipe, status_fd = os.pipe()
-        try:
-            self._process = subprocess.Popen(  # noqa: S603 - runs a module of this package
-                command(listener.fileno(), supervisor_fd, status_fd),
-                pass_fds=(listener.fileno(), supervisor_fd, status_fd),
-                stdin=subprocess.DEVNULL,
-            )
-        finally:
-            os.close(supervisor_fd)
-            os.close(status_fd)
-        self.listener = listener
-        self.pid = self._process.pid
-        self.state = WorkerState.STARTING
-        self.is_outdated = False
-        """True if a restart was requested and this worker has to be replaced."""
-        self._timeouts = timeouts
-        self._seconds_left = timeouts.start_seconds
-        """Decremented by each check. A clock would also count time during which the machine was suspended."""
-
-    def mark_serving(self) -> None:
-        if self.state is not WorkerState.DRAINING:
-            self.state = WorkerState.SERVING
-            self._seconds_left = self._timeouts.silence_seconds
-
-    def mark_draining(self) -> None:
-        if self.state is not WorkerState.DRAINING:
-            self.state = WorkerState.DRAINING
-            self._seconds_left = self._timeouts.drain_seconds
-
-    def drain(self) -> None:
-        """Let the worker finish its requests, including new ones on open connections."""
-        self.mark_draining()
-        self._process.terminate()
-
-    def drain_now(self) -> None:
-        """Let the worker finish only the requests that it has already received."""
-        if self._supervisor_pipe is not None:
-            os.close(self._supervisor_pipe)
-            self._supervisor_pipe = None
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def timed_out(self) -> bool:
-        """Return whether the time for the current state has run out. Call this once per check."""
-        self._seconds_left -= CHECK_INTERVAL_SECONDS
-        return self._seconds_left < 0
-
-    def reap(self) -> int:
-        """Release the resources of an exited worker and return its exit code."""
-        self.drain_now()
-        os.close(self.status_pipe)
-        return self._process.wait()
+MAX_START_ATTEMPTS = 5
+"""How many workers may fail to start in a row, while none is serving, before the supervisor exits."""
+CONFIGURATION_ERROR = 3
+"""The exit code of a worker whose settings, secrets or database must be fixed first. Other errors may be transient."""
+_PASS_ON_SECONDS = 5.0
+"""How long to wait until a worker takes a connection. Then the connection is closed."""
+_MAX_ACCEPTS = 100
+"""The maximum number of connections that are passed on before other events are handled."""
 
 
 class Supervisor:
@@ -139,16 +67,24 @@ class Supervisor:
         self._listeners = listeners
         self._command = command
         self._timeouts = timeouts or Timeouts()
-        self._workers: list[_Worker] = []
+        self._workers: list[Worker] = []
         self._has_served = False
         """True after a worker has started successfully."""
+        self._failed_starts = 0
+        """The number of workers that failed to start since one started successfully."""
         self._next_start_at = 0.0
         """Do not start a worker before this monotonic time."""
+        self._refuse_at = math.inf
+        """The monotonic time at which the listeners stop listening. Infinite while a worker is serving."""
         self._exit_code: int | None = None
         """None until shutdown begins."""
         self._signals, self._signal_pipe = os.pipe()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ)
+        self._orphans: list[socket.socket] = []
+        """The listeners without a worker, whose connections are passed to other workers."""
+        self._passed_on = 0
+        """The number of connections that were passed on."""
 
     def send_signal(self, signal_number: int) -> None:
         """Queue SIGHUP, SIGTERM or SIGINT. Safe to call from signal handlers and from other threads."""
@@ -158,28 +94,38 @@ class Supervisor:
         """Run until all workers have exited.
 
         Returns:
-            The exit code: 0 after a signal, or non-zero if the first worker failed to start.
+            The exit code: 0 after a signal, or non-zero if no worker is serving and none can start.
         """
-        next_check = time.monotonic() + CHECK_INTERVAL_SECONDS
+        for listener in self._listeners:
+            listener.settimeout(0)
+        next_check = time.monotonic() + self._timeouts.check_seconds
         while self._exit_code is None or self._workers:
             self._start_missing_worker()
-            for key, _ in self._selector.select(CHECK_INTERVAL_SECONDS):
+            self._watch_orphans()
+            for key, _ in self._selector.select(self._timeouts.check_seconds):
                 if key.fd == self._signals:
                     for signal_number in os.read(self._signals, 100):
                         self._handle_signal(signal_number)
-                else:
+                elif isinstance(key.data, Worker):
                     self._read_status(key.data)
+                elif key.data in self._orphans:
+                    self._pass_on_connections(key.data)
             if time.monotonic() > next_check:
-                next_check = time.monotonic() + CHECK_INTERVAL_SECONDS
-                self._kill_timed_out_workers()
+                next_check = time.monotonic() + self._timeouts.check_seconds
+                self._check_workers()
         self._selector.close()
         os.close(self._signals)
         os.close(self._signal_pipe)
         return self._exit_code
 
+    @property
+    def _serving(self) -> list[Worker]:
+        return [worker for worker in self._workers if worker.state is WorkerState.SERVING]
+
     def _handle_signal(self, signal_number: int) -> None:
         if signal_number == signal.SIGHUP:
             _logger.info("restarting: replacing each worker with a new one")
+            self._next_start_at = 0.0
             for worker in self._workers:
                 worker.is_outdated = True
             return
@@ -194,11 +140,18 @@ class Supervisor:
     def _shut_down(self, exit_code: int) -> None:
         if self._exit_code is None:
             self._exit_code = exit_code
-            # Close the listeners before the workers drain, so that new connections are refused immediately.
+            self._refuse_at = math.inf
+            for orphan in self._orphans:
+                self._pass_on_connections(orphan)
+                self._selector.unregister(orphan)
+            self._orphans = []
+            # The workers have copies of the listeners, and close them once they have accepted the waiting connections.
             for listener in self._listeners:
                 listener.close()
             for worker in self._workers:
-                worker.drain()
+                worker.stop()
+
+    # --- workers
 
     def _start_missing_worker(self) -> None:
         """Start at most one worker at a time.
@@ -214,61 +167,125 @@ class Supervisor:
         is_starting = any(worker.state is WorkerState.STARTING for worker in self._workers)
         must_wait = self._exit_code is not None or is_starting or time.monotonic() < self._next_start_at
         if free and not must_wait:
-            worker = _Worker(self._command, free[0], self._timeouts)
+            try:
+                worker = Worker(self._command, free[0], self._timeouts)
+            except OSError as error:
+                self._handle_failed_start(f"{error.strerror}".lower(), 1)
+                return
             self._workers.append(worker)
             self._selector.register(worker.status_pipe, selectors.EVENT_READ, worker)
 
-    def _read_status(self, worker: _Worker) -> None:
+    def _read_status(self, worker: Worker) -> None:
         status = os.read(worker.status_pipe, 1000)
         if not status:
             self._selector.unregister(worker.status_pipe)
             self._workers.remove(worker)
-            if worker.state is not WorkerState.DRAINING:
-                self._close_backlog(worker.listener)
             self._handle_exit(worker, worker.reap())
-        elif b"-" in status:
+        elif Status.DRAINING.value in status:
             worker.mark_draining()
-            self._close_backlog(worker.listener)
         else:
+            is_ready = worker.state is WorkerState.STARTING
             worker.mark_serving()
+            if is_ready:
+                self._handle_start(worker)
+            worker.is_outdated = worker.is_outdated or Status.REPLACE_ME.value in status
+
+    def _handle_start(self, worker: Worker) -> None:
+        # The listener may have stopped listening at the same moment, because no worker was serving.
+        start_listening(worker.listener)
+        self._refuse_at = math.inf
+        if not self._has_served:
             self._has_served = True
-            if not worker.is_outdated:
-                self._drain_predecessors(worker)
+            address, port, *_ = worker.listener.getsockname()
+            _logger.info("listening at http://%s:%d", f"[{address}]" if ":" in address else address, port)
+        self._failed_starts = 0
+        for other in self._serving:
+            if other.is_outdated and not worker.is_outdated and other.listener is worker.listener:
+                other.leave()
 
-    def _drain_predecessors(self, worker: _Worker) -> None:
-        for other in self._workers:
-            if other.is_outdated and other.state is not WorkerState.DRAINING and other.listener is worker.listener:
-                other.drain()
-
-    def _close_backlog(self, listener: socket.socket) -> None:
-        """Stop listening on the socket of a worker that stopped accepting connections, if another worker is serving.
-
-        The kernel then passes new connections to the other listeners, and resets those waiting in this backlog.
-        Do this only once, when the worker stops: its successor may listen on the same socket before the worker exits.
-        """
-        serving = [worker.listener for worker in self._workers if worker.state is WorkerState.SERVING]
-        if serving and listener not in serving:
-            with suppress(OSError):  # the socket is not listening, or is closed
-                listener.shutdown(socket.SHUT_RD)
-
-    def _handle_exit(self, worker: _Worker, exit_code: int) -> None:
+    def _handle_exit(self, worker: Worker, exit_code: int) -> None:
         if self._exit_code is not None or worker.state is WorkerState.DRAINING:
             return
-        if worker.state is WorkerState.SERVING:
-            _logger.warning("worker %d exited with code %d; starting another", worker.pid, exit_code)
-        elif self._has_served:
-            _logger.error("a new worker failed to start (exit code %d); the current workers keep serving", exit_code)
-            self._next_start_at = time.monotonic() + self._timeouts.retry_seconds
-            for other in self._workers:
-                other.is_outdated = False
-        else:
+        description = describe_exit(exit_code)
+        if worker.state is WorkerState.STARTING:
+            self._handle_failed_start(description, exit_code)
+            return
+        _logger.warning("worker %d exited (%s); starting another", worker.pid, description)
+        if not self._serving:
+            self._next_start_at = 0.0
+            self._refuse_at = time.monotonic() + self._timeouts.backlog_seconds
+
+    def _handle_failed_start(self, reason: str, exit_code: int) -> None:
+        self._failed_starts += 1
+        delay_seconds = self._timeouts.retry_seconds * 2.0 ** (self._failed_starts - 1)
+        delay_seconds = min(delay_seconds, self._timeouts.max_retry_seconds)
+        self._next_start_at = time.monotonic() + delay_seconds
+        if self._serving:
+            _logger.error("a new worker failed to start (%s); the current workers keep serving", reason)
+            for worker in self._workers:
+                worker.is_outdated = False
+            return
+        self._refuse_connections()
+        is_fatal = exit_code == CONFIGURATION_ERROR or self._failed_starts == MAX_START_ATTEMPTS or not self._has_served
+        _logger.error(
+            "no worker is serving, and a new one failed to start (%s); %s",
+            reason,
+            "exiting" if is_fatal else f"trying again in {delay_seconds:g} s",
+        )
+        if is_fatal:
             self._shut_down(exit_code if exit_code > 0 else 1)
 
-    def _kill_timed_out_workers(self) -> None:
+    def _check_workers(self) -> None:
         for worker in self._workers:
             if worker.timed_out():
                 _logger.error("worker %d timed out while %s; killing it", worker.pid, worker.state.value)
                 worker.kill()
+        if time.monotonic() > self._refuse_at:
+            self._refuse_connections()
+
+    def _refuse_connections(self) -> None:
+        """Stop listening, once, until a worker is serving: a worker that is starting may be about to listen."""
+        self._refuse_at = math.inf
+        for listener in self._listeners:
+            stop_listening(listener)
+
+    # --- connections of listeners without a worker
+
+    def _watch_orphans(self) -> None:
+        """Watch the listeners whose worker stopped accepting connections, if another worker is serving."""
+        serving = self._serving
+        owned = [worker.listener for worker in serving]
+        orphans = [
+            listener
+            for listener in self._listeners
+            if serving and self._exit_code is None and listener not in owned and is_listening(listener)
+        ]
+        for listener in self._listeners:
+            if listener in orphans and listener not in self._orphans:
+                self._selector.register(listener, selectors.EVENT_READ, listener)
+            elif listener in self._orphans and listener not in orphans:
+                self._selector.unregister(listener)
+        self._orphans = orphans
+
+    def _pass_on_connections(self, listener: socket.socket) -> None:
+        """Accept the waiting connections and pass each of them to a worker."""
+        serving = self._serving
+        for _ in range(_MAX_ACCEPTS):
+            try:
+                connection, _address = listener.accept()
+            except OSError:  # none is waiting, or the client has already closed the connection
+                return
+            self._passed_on += 1
+            first = self._passed_on % max(len(serving), 1)
+            with connection:
+                _pass_on(connection, serving[first:] + serving[:first])
+
+
+def _pass_on(connection: socket.socket, workers: Sequence[Worker]) -> None:
+    """Pass a connection to the first worker that takes it."""
+    give_up_at = time.monotonic() + _PASS_ON_SECONDS
+    while not any(worker.serve(connection) for worker in workers) and time.monotonic() < give_up_at:
+        time.sleep(0.01)  # the workers have not read their previous orders yet
 
 
 def supervise(
@@ -301,18 +318,38 @@ def supervise(
         }
         return [sys.executable, "-P", "-m", "mlapi.entrypoints.server.worker", json.dumps(arguments)]
 
-    with tempfile.TemporaryDirectory(prefix="mlapi-metrics-") as folder:
-        if len(listeners) > 1:
-            os.environ.setdefault(
-                FOLDER_VARIABLE, folder
-            )  # all workers write their metrics here, and any of them can report the sum
-        sockets = [socket.socket(fileno=listener) for listener in listeners]
-        address, port, *_ = sockets[0].getsockname()
-        _logger.info("listening at http://%s:%d", f"[{address}]" if ":" in address else address, port)
-        supervisor = Supervisor(sockets, command)
-        for signal_number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+    with _metrics_folder(len(listeners)):
+        supervisor = Supervisor([socket.socket(fileno=listener) for listener in listeners], command)
+        for signal_number in SIGNALS:
             signal.signal(signal_number, lambda number, _: supervisor.send_signal(number))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked by the process that started this one
         return supervisor.run()
+
+
+@contextmanager
+def _metrics_folder(workers: int) -> Iterator[None]:
+    """Set the folder to which several workers write their metrics, so that any of them can report the sum."""
+    if workers == 1 or FOLDER_VARIABLE in os.environ:
+        yield
+        return
+    folder = _create_temporary_folder()
+    if folder is not None:
+        with folder as os.environ[FOLDER_VARIABLE]:
+            yield
+        return
+    _logger.warning(
+        "no temporary folder is writable, so GET /metrics covers only the worker that responds:"
+        " set TMPDIR to a writable folder"
+    )
+    yield
+
+
+def _create_temporary_folder() -> "tempfile.TemporaryDirectory[str] | None":
+    # /dev/shm is writable in most containers with a read-only root file system.
+    for parent in (None, "/dev/shm"):  # noqa: S108 - the new folder is private and has a random name
+        with suppress(OSError):
+            return tempfile.TemporaryDirectory(prefix="mlapi-metrics-", dir=parent)
+    return None
 
 
 if __name__ == "__main__":

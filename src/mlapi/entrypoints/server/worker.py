@@ -1,18 +1,17 @@
 """A worker process of ``mlapi serve``, which runs uvicorn on a listener that it inherits from the supervisor.
 
-The worker reports its status to the supervisor through a pipe: ``.`` when it is ready and at regular intervals while it
-is serving, and ``-`` when it starts to drain. It drains on SIGTERM, and when the supervisor exits or closes the other
-pipe.
+It starts to listen when the application is ready. It reports its status to the supervisor through a pipe, and receives
+orders through a Unix socket. It drains when it is ordered to, or when the supervisor exits.
 """
 
 import asyncio
 import os
-import resource
 import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from logging import getLogger
 from types import FrameType
 from typing import Any
 
@@ -33,9 +32,13 @@ from mlapi.entrypoints.server.connections import (
     Deadlines,
     State,
 )
+from mlapi.entrypoints.server.listeners import BACKLOG, drain_backlog, start_listening
+from mlapi.entrypoints.server.messages import Order, Status
+from mlapi.entrypoints.server.processes import raise_open_file_limit
 from mlapi.entrypoints.wire.client import Network
 
 APP = "mlapi.entrypoints.http:app"
+_logger = getLogger("mlapi")
 RESERVED_FILES = 100
 """File descriptors that are reserved for the database, other files and the log."""
 
@@ -45,7 +48,7 @@ class Arguments(msgspec.Struct, kw_only=True, frozen=True):
 
     listener_fd: int
     supervisor_fd: int
-    """The read end of a pipe. When the pipe is closed, the worker drains now."""
+    """A Unix socket for orders."""
     status_fd: int
     """The write end of a pipe for status reports."""
     max_connections: int
@@ -63,10 +66,8 @@ class Server(uvicorn.Server):
         connections_per_address: the maximum number of connections from one address; by default all of them.
         trusted_proxies: addresses that may use all connections.
         deadlines: the deadlines of each connection.
-        report: called with ``.`` when the server is ready and at each check while it is serving, and with ``-`` when it
-            starts to drain.
-        supervisor_fd: the read end of a pipe. When the pipe is closed, the server drains, and closes connections
-            without a request immediately.
+        report: called with each status report.
+        supervisor: a Unix socket for orders. Without it, the server drains on SIGTERM.
     """
 
     def __init__(
@@ -77,8 +78,8 @@ class Server(uvicorn.Server):
         connections_per_address: int | None = None,
         trusted_proxies: Sequence[Network] = (),
         deadlines: Deadlines | None = None,
-        report: Callable[[bytes], None] = lambda _: None,
-        supervisor_fd: int | None = None,
+        report: Callable[[Status], None] = lambda _: None,
+        supervisor: socket.socket | None = None,
     ) -> None:
         super().__init__(config)
         self.server_state: State = State(
@@ -87,40 +88,95 @@ class Server(uvicorn.Server):
         )
         self._deadlines = deadlines or Deadlines()
         self._report = report
-        self._supervisor_fd = supervisor_fd
+        self._supervisor = supervisor
         self._check_task: asyncio.Task[None] | None = None
+        self._starting_connections: set[asyncio.Task[Any]] = set()
+        self._has_successor = False
+        """True if another worker accepts connections from the same listener."""
+        self._must_close_idle = False
+        """True if connections without a request are closed as soon as no more connections are accepted."""
+        self._is_drained = False
+        """True if no more connections are accepted."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        loop = asyncio.get_running_loop()
-        if self._supervisor_fd is not None:
-            loop.add_reader(self._supervisor_fd, self._drain_now, self._supervisor_fd)
-        self._check_task = loop.create_task(self._check_connections())
+        await super().startup([])  # start the application, without listening
+        try:
+            for listener in sockets or []:
+                start_listening(listener)
+                self.servers.append(
+                    await self._loop.create_server(self._create_connection, sock=listener, backlog=BACKLOG)
+                )
+        except OSError as error:
+            _logger.error("cannot listen: %s; change --host or --port", error.strerror)  # noqa: TRY400 - one line
+            await self.lifespan.shutdown()
+            sys.exit(STARTUP_FAILURE)
+        if self._supervisor is not None:
+            self._loop.add_reader(self._supervisor, self._read_order, self._supervisor)
+        self._check_task = self._loop.create_task(self._check_connections())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._report(b"-")
         # Requests on open connections are still served. Tell the client to send no more requests on its connection.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
+        if not self._has_successor:
+            await asyncio.gather(*map(drain_backlog, sockets or []))
+        self._is_drained = True
+        self._report(Status.DRAINING)
+        self.server_state.drain_now |= self._must_close_idle
         await super().shutdown(sockets)
 
-    def _drain_now(self, supervisor_fd: int) -> None:
-        """Drain, and close connections without a request immediately."""
-        asyncio.get_running_loop().remove_reader(supervisor_fd)
-        self.server_state.drain_now = self.should_exit = True
-        for connection in list(self.server_state.connections):
-            connection.shutdown()
+    @property
+    def _loop(self) -> asyncio.AbstractEventLoop:
+        return asyncio.get_running_loop()
+
+    def _create_connection(self) -> asyncio.BufferedProtocol:
+        return BufferedReader(self.config, self.server_state, self.lifespan.state)
+
+    def _read_order(self, supervisor: socket.socket) -> None:
+        order, descriptors, _, _ = socket.recv_fds(supervisor, 1, 1)
+        if order == Order.SERVE_CONNECTION:
+            for descriptor in descriptors:  # none if too many files are open
+                self._serve_connection(socket.socket(fileno=descriptor))
+            return
+        self.should_exit = True
+        self._has_successor |= order == Order.LEAVE
+        if not order:  # the supervisor exited or closed its end
+            self._loop.remove_reader(supervisor)
+            self._close_idle()
+
+    def _serve_connection(self, connection: socket.socket) -> None:
+        connection.settimeout(0)
+        task = self._loop.create_task(self._loop.connect_accepted_socket(self._create_connection, connection))
+        self._starting_connections.add(task)
+        task.add_done_callback(self._starting_connections.discard)
+
+    def _close_idle(self) -> None:
+        """Close connections without a request, once no more connections are accepted."""
+        self._must_close_idle = True
+        if self._is_drained:
+            self.server_state.drain_now = True
+            for connection in list(self.server_state.connections):
+                connection.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Drain on SIGTERM. Ignore SIGINT, which Ctrl-C sends to every process: the supervisor handles it."""
-        if sig != signal.SIGINT:
+        """Ask the supervisor for a replacement on SIGTERM. Ignore SIGINT, which Ctrl-C sends to every process.
+
+        A worker that is not serving yet exits immediately.
+        """
+        if sig == signal.SIGINT:
+            return
+        if not self.started:
+            os._exit(0)
+        if self._supervisor is None:
             super().handle_exit(sig, frame)
+        else:
+            self._report(Status.REPLACE_ME)
 
     async def _check_connections(self) -> None:
         """Enforce deadlines and report to the supervisor at regular intervals."""
         loop = asyncio.get_running_loop()
         while True:
             if not self.should_exit:
-                self._report(b".")
+                self._report(Status.SERVING)
             now = loop.time()
             for connection in list(self.server_state.connections):
                 assert isinstance(connection, Connection)  # noqa: S101 - set as the protocol class in `config`
@@ -149,12 +205,7 @@ def config(
 
 def limit_connections(wanted: int) -> int:
     """Raise the limit of open files to the maximum, and return how many of the wanted connections it allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(ValueError, OSError):  # macOS does not allow the hard limit that it reports
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return wanted if soft == resource.RLIM_INFINITY else max(1, min(wanted, soft - RESERVED_FILES))
+    return int(max(1, min(wanted, raise_open_file_limit() - RESERVED_FILES)))
 
 
 def main(arguments: Arguments) -> None:
@@ -171,7 +222,7 @@ def main(arguments: Arguments) -> None:
         sys.stderr.write(f"mlapi: {error}\n")
         sys.exit(STARTUP_FAILURE)
 
-    def report(status: bytes) -> None:
+    def report(status: Status) -> None:
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(arguments.status_fd, status)
 
@@ -184,7 +235,7 @@ def main(arguments: Arguments) -> None:
         connections_per_address=arguments.connections_per_address or default_per_address(max_connections),
         trusted_proxies=trusted_proxies,
         report=report,
-        supervisor_fd=arguments.supervisor_fd,
+        supervisor=socket.socket(fileno=arguments.supervisor_fd),
     )
     server.run([socket.socket(fileno=arguments.listener_fd)])
 
