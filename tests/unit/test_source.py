@@ -175,3 +175,15 @@ def test_every_use_of_cryptography_is_documented() -> None:
     (inventory,) = re.findall(r"^### Cryptography in use\n(.*?)^#", page, re.MULTILINE | re.DOTALL)
 
     assert set(re.findall(r"`([\w/]+\.py)`", inventory)) == files_importing(*CRYPTOGRAPHY)
+
+
+def test_modules_that_wait_for_a_call_use_the_deadline_of_the_request() -> None:
+    waits = r"(asyncio\.)?(wait|wait_for|sleep|timeout|timeout_at|to_thread)|run_in_threadpool|.*\.run_in_executor"
+    in_requests = {
+        file
+        for file in files_calling(waits)
+        if file.startswith(("application/", "entrypoints/")) and not file.startswith("entrypoints/server/")
+    }
+
+    assert in_requests - files_importing("mlapi.application.deadlines.remaining_seconds") == set()
+    assert "entrypoints/http/thread_pool.py" in in_requests

@@ -126,9 +126,8 @@ async def set_password(request: ConsoleRequest) -> Response:
         return redirect(request, f"/users/{user_id}")
     try:
         password = request.form.get("password", "")
-        command = await request.runtime.executor.hash(
-            request.users.prepare_password, user_id=user_id, password=password
-        )
+        executor = request.runtime.executor.for_client(request.address)
+        command = await executor.hash(request.users.prepare_password, user_id=user_id, password=password)
     except InvalidFieldsError as error:
         return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))
     user = await request.runtime.executor.apply(command)

@@ -140,9 +140,8 @@ async def set_password(request: Request) -> Response:
     user_id = _user_id(request)
     body = await _decode_body(request, requests.SetPasswordRequest)
     runtime.users.validate_password(body.password)
-    command = await runtime.executor.hash(
-        _users_as_admin(request).prepare_password, user_id=user_id, password=body.password
-    )
+    executor = runtime.executor.for_client(runtime.client_address(request))
+    command = await executor.hash(_users_as_admin(request).prepare_password, user_id=user_id, password=body.password)
     return responses.password_changed(await runtime.executor.apply(command))
 
 
