@@ -50,7 +50,13 @@ class PgBouncer:
 
     def connect(self, database: str) -> "psycopg.Connection[tuple[object, ...]]":
         return psycopg.connect(
-            host="127.0.0.1", port=self.port, user="mlapi", password=PASSWORD, dbname=database, autocommit=True
+            host="127.0.0.1",
+            port=self.port,
+            user="mlapi",
+            password=PASSWORD,
+            dbname=database,
+            autocommit=True,
+            prepare_threshold=None,
         )
 
     def wait_until_ready(self) -> None:

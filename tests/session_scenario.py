@@ -44,6 +44,7 @@ def run_service(settings: Settings) -> None:
         entries = users.list_audit_page(user_id=zoe.id)
         with open_database(settings) as database, database.engine.connect() as connection:
             (read_by_pandas,) = connection.scalars(text("SELECT created_datetime FROM users WHERE username = 'Zoë'"))
+        with open_database(settings) as database:
             counts = SqlAuditTrail(database).count_per_day(since=_recent())
         users.remove(user_id=zoe.id)
         times = [zoe.created_datetime, disabled.updated_datetime, found.created_datetime, read_by_pandas]

@@ -34,8 +34,12 @@ def open_secret_rotation(settings: Settings) -> Iterator[SecretRotation]:
 def open_user_import(
     settings: Settings, rejects: RejectReport, *, actor: Actor, threads: int, dry_run: bool = False
 ) -> Iterator[UserImport]:
-    """Yield a `UserImport`, which documents the arguments. See `open_users` for side effects and errors."""
-    with open_service(settings) as service:
+    """Yield a `UserImport`, which documents the arguments. See `open_users` for side effects and errors.
+
+    Raises:
+        RepositoryUnavailableError: if the database is unavailable.
+    """
+    with open_service(settings, must_be_available=True) as service:
         reloader = service.secrets.reloader
         yield UserImport(
             service.users, lambda: reloader.get().cipher, rejects, actor=actor, threads=threads, dry_run=dry_run

@@ -51,8 +51,8 @@ class Service:
 
 
 @contextmanager
-def open_service(settings: Settings) -> Iterator[Service]:
-    """Yield the configured service. See `open_users` for side effects and errors."""
+def open_service(settings: Settings, *, must_be_available: bool = False) -> Iterator[Service]:
+    """Yield the configured service. See `open_users` for the argument, the side effects and the errors."""
     with closing(open_storage(settings)) as storage:
         _check_access(storage.files)
         secrets = open_secrets(settings, storage)
@@ -62,6 +62,8 @@ def open_service(settings: Settings) -> Iterator[Service]:
         try:
             preparation.ensure()
         except RepositoryUnavailableError as error:
+            if must_be_available:
+                raise
             _logger.warning("%s; starting anyway", error)
         if settings.passwords.scheme == "fernet":
             _logger.warning(
@@ -92,11 +94,11 @@ def open_service(settings: Settings) -> Iterator[Service]:
 
 
 @contextmanager
-def open_users(settings: Settings) -> Iterator[Users]:
+def open_users(settings: Settings, *, must_be_available: bool = False) -> Iterator[Users]:
     """Yield the users of the configured database, and close the database afterwards.
 
-    In development, a missing schema, key or salt is created. The database does not have to be available: calls raise
-    `RepositoryUnavailableError` until it is.
+    In development, a missing schema, key or salt is created. By default, the database does not have to be available:
+    calls raise `RepositoryUnavailableError` until it is. With ``must_be_available``, this function raises it at once.
 
     >>> from mlapi.config import load_settings
     >>> with open_users(load_settings()) as users:
@@ -105,7 +107,7 @@ def open_users(settings: Settings) -> Iterator[Users]:
     Raises:
         ConfigurationError: if the settings, the secrets or the database must be fixed first.
     """
-    with open_service(settings) as service:
+    with open_service(settings, must_be_available=must_be_available) as service:
         yield service.users
 
 

@@ -15,7 +15,7 @@ from mlapi.entrypoints.cli.output import command_errors
 @contextmanager
 def open_users_as_operator() -> Iterator[Users]:
     """Yield the users of the configured database. The audit trail records the operator as the actor of every change."""
-    with command_errors(), open_users(load_settings()) as users:
+    with command_errors(), open_users(load_settings(), must_be_available=True) as users:
         yield users.as_actor(Actor(f"command line of {account_name()}"))
 
 

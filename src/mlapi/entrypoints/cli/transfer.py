@@ -118,7 +118,11 @@ def users_export(
     import the users into another installation of mlapi that has the same secrets.
     """
     file_format = file_format or _format_of(file)
-    with command_errors(), open_output(file, force=force) as stream, open_users(load_settings()) as users:
+    with (
+        command_errors(),
+        open_output(file, force=force) as stream,
+        open_users(load_settings(), must_be_available=True) as users,
+    ):
         selected = users.iterate_users(batch_size=_PAGE_SIZE, enabled=enabled, containing=containing)
         with _progress_bar("exporting", users.count()) as bar:
             for _ in write_users(stream, file_format, selected, passwords=with_stored_passwords):

@@ -30,7 +30,6 @@ T = TypeVar("T")
 _WRITE_PROBE = "; ".join(write_probes(postgresql.dialect())).encode()  # type: ignore[no-untyped-call]
 _LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL 18, appendix A
 _QUERY_CANCELED = "57014"
-_CANCEL_TIMEOUT_SECONDS = 2.0
 _SCHEMA_LOCK = 0x6D6C617069  # "mlapi" in ASCII
 
 
@@ -95,17 +94,11 @@ class PostgresqlDialect:
     def run_autocommit(self, connection: "BoundedConnection", work: Callable[["BoundedConnection"], T]) -> T:
         """Let each statement be a transaction of its own. This saves the round trips for BEGIN and COMMIT.
 
-        Behind a pooler, the statements run with settings that mlapi did not choose, so request binary results.
+        Behind a pooler, use a transaction nevertheless: only then are the settings certain.
         """
-        from psycopg import Error  # noqa: PLC0415 - an optional dependency
-
-        connection.limit_waiting()
-        try:
+        if not connection.is_pooled:
+            connection.limit_waiting()
             return work(connection)
-        except Error as error:
-            if not connection.is_pooled or connection.closed or engine.is_connection_lost(error):
-                raise
-        # The session's settings may be the cause, such as a short statement_timeout. A transaction has its own.
         connection.begin()
         result = work(connection)
         engine.commit(connection)
@@ -151,14 +144,14 @@ class PostgresqlDialect:
         timeout = f"{math.ceil(interruption.remaining_seconds * 1000)}ms"
         connection.execute(select(func.set_config("statement_timeout", timeout, True)))  # noqa: FBT003 - only for this transaction
         driver_connection = engine.driver_connection(connection)
-        driver_connection.allow_waiting(interruption.remaining_seconds + _CANCEL_TIMEOUT_SECONDS)
+        driver_connection.allow_waiting(interruption.remaining_seconds + 1)  # the server's timeout should come first
         was_canceled = False
 
         def cancel() -> None:
             nonlocal was_canceled
             was_canceled = True
             with suppress(Error):  # without a connection to the server, the time limit ends the statement
-                driver_connection.cancel_safe(timeout=_CANCEL_TIMEOUT_SECONDS)
+                driver_connection.interrupt()
 
         try:
             with interruption.calling(cancel):

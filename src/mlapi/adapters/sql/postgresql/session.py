@@ -6,7 +6,6 @@ transaction brings its own settings, and nothing outlasts it. Import this module
 
 import time
 from collections.abc import Generator, Mapping
-from contextlib import suppress
 from typing import Any, Final, Self, TypeVar
 
 import psycopg
@@ -40,7 +39,7 @@ _SESSION_SETTINGS_SINCE: Final = {140000: {"idle_session_timeout": "0"}}
 
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _PREPARE_THRESHOLD: Final = 5  # psycopg's default
-_CANCEL_SECONDS: Final = 1.0
+_CANCEL_SECONDS: Final = 2.0
 
 
 NO_ANSWER: Final = "the server may be overloaded or may hang, or a connection pooler may have no free server connection"
@@ -60,6 +59,8 @@ class BoundedConnection(psycopg.Connection[Any]):
     """How long to wait if nothing arrives."""
     is_pooled: bool = True
     """Whether the session may serve other clients between two transactions. `finish_setup` decides."""
+
+    _is_interrupted: bool = False
 
     @classmethod
     def open(cls, conninfo: str = "", *, timeout_seconds: float, **keywords: Any) -> Self:  # noqa: ANN401 - passed on
@@ -106,6 +107,17 @@ class BoundedConnection(psycopg.Connection[Any]):
     def limit_waiting(self) -> None:
         """Limit the wait for each answer outside of transactions."""
         self.max_wait_seconds = self.answer_seconds
+
+    def interrupt(self) -> None:
+        """End the statement that another thread waits for. Do not use the connection again.
+
+        Behind a pooler, only end the wait; the statement's own timeout ends the statement. A request to cancel it could
+        reach the statement of another client, and PgBouncer 1.18 crashes if a client gives up on such a request.
+        """
+        if self.is_pooled:
+            self._is_interrupted = True
+        else:
+            self.cancel_safe(timeout=_CANCEL_SECONDS)
 
     def begin_setup(self) -> None:
         """Begin a transaction with all settings, and check the encoding of the database.
@@ -157,16 +169,12 @@ class BoundedConnection(psycopg.Connection[Any]):
             ready = yield awaited
             if ready:
                 deadline = time.monotonic() + self.max_wait_seconds
+            elif self._is_interrupted:
+                self.close()
+                raise psycopg.errors.QueryCanceled("the wait for the answer was interrupted")
             elif time.monotonic() > deadline:
-                self._abandon()
+                self.close()  # do not cancel the statement: its own timeout ends it, and see `interrupt`
                 raise NoAnswerError(self.max_wait_seconds)
-
-    def _abandon(self) -> None:
-        """Close the connection. Cancel its statement first, which could wait for a lock indefinitely."""
-        if psycopg.capabilities.has_cancel_safe():  # older versions of libpq could block here
-            with suppress(psycopg.Error):
-                self.cancel_safe(timeout=_CANCEL_SECONDS)
-        self.close()
 
 
 def _known(

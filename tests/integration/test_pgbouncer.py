@@ -1,0 +1,233 @@
+"""PostgreSQL behind a real PgBouncer, in session and transaction mode."""
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+
+import pytest
+from psycopg import Connection
+from sqlalchemy import URL
+
+from mlapi import RepositoryUnavailableError, Users
+from mlapi.application import secret_rotation
+from mlapi.bootstrap import open_service, open_users, upgrade_database
+from mlapi.config import load_settings
+from tests.pgbouncer import PgBouncer, running_pgbouncer
+from tests.postgres_server import PostgresServer
+from tests.session_scenario import COMMANDS, run_commands, run_service
+
+MAX_SECONDS = 10
+MAX_COMMAND_SECONDS = 20  # starting several interpreters at once takes seconds on a busy machine
+SESSION_STATE = """
+    SELECT 'setting', name, setting FROM pg_settings
+    UNION ALL SELECT 'prepared statement', name, statement FROM pg_prepared_statements
+    UNION ALL SELECT 'cursor', name, statement FROM pg_cursors
+    UNION ALL SELECT 'advisory lock', locktype, mode FROM pg_locks WHERE locktype = 'advisory'
+    UNION ALL SELECT 'temporary table', relname, '' FROM pg_class WHERE relpersistence = 't'
+    UNION ALL SELECT 'channel', channel, '' FROM pg_listening_channels() AS channel
+    ORDER BY 1, 2, 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", "fernet")  # fast
+    monkeypatch.setattr(secret_rotation, "SETTLE_SECONDS", 0.0)
+    return tmp_path
+
+
+def set_url(url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAPI_DATABASE__URL", url.render_as_string(hide_password=False))
+
+
+@pytest.fixture
+def pooler(postgres: PostgresServer, postgres_url: URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[PgBouncer]:
+    """Run a pooler in transaction mode with a single server connection, and configure mlapi to use it."""
+    with running_pgbouncer(postgres, pool_mode="transaction", default_pool_size=1, server_login_retry=1) as running:
+        set_url(running.url(postgres_url), monkeypatch)
+        yield running
+
+
+@pytest.mark.parametrize("pool_mode", ["session", "transaction"])
+def test_everything_works_behind_pgbouncer_in_mode(
+    pool_mode: str, postgres: PostgresServer, postgres_url: URL, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_pgbouncer(postgres, pool_mode=pool_mode) as running:
+        set_url(running.url(postgres_url), monkeypatch)
+
+        assert run_commands(folder) == [(command, 0) for command in COMMANDS]
+        run_service(load_settings())
+
+
+@pytest.mark.parametrize("leaked", ["SET statement_timeout = 1", "SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'SQL'"])
+def test_neighbors_in_the_same_pool_do_not_affect_each_other(
+    leaked: str, pooler: PgBouncer, postgres_url: URL, folder: Path
+) -> None:
+    with pooler.connect(postgres_url.database or "") as neighbor:
+        neighbor.execute(leaked.encode())
+        neighbor.execute("SET synchronous_commit = off")
+        before = session_state(neighbor)
+
+        run_commands(folder)
+        run_service(load_settings())
+
+        assert session_state(neighbor) == before
+
+
+def session_state(connection: Connection[tuple[object, ...]]) -> list[tuple[object, ...]]:
+    with connection.transaction():
+        timeout = connection.execute("SHOW statement_timeout").fetchall()
+        connection.execute("SET LOCAL statement_timeout = 0")
+        return timeout + connection.execute(SESSION_STATE).fetchall()
+
+
+def use_service(users: Users, number: int) -> None:
+    for round_number in range(5):
+        user = users.register(username=f"{number}-{round_number}", password="p" * 12, email="a@example.com")
+        users.set_enabled(user_id=user.id, enabled=False)
+        users.remove(user_id=user.id)
+
+
+def test_concurrent_clients_share_a_few_server_connections(pooler: PgBouncer, postgres_url: URL) -> None:
+    upgrade_database(load_settings())
+    with pooler.connect(postgres_url.database or "") as neighbor, open_users(load_settings()) as users:
+        before = session_state(neighbor)
+        threads = [threading.Thread(target=use_service, args=(users, number)) for number in range(4)]
+        for thread in threads:
+            thread.start()
+        states = []
+        while any(thread.is_alive() for thread in threads):
+            states.append(set(session_state(neighbor)) ^ set(before))
+        for thread in threads:
+            thread.join()
+
+        assert users.count() == 0
+        assert len([entry for entry in users.list_audit_page(limit=100) if entry.outcome == "done"]) == 60
+        assert states
+        assert [state for state in states if state] == []
+
+
+# --- no free server connection
+
+
+@contextmanager
+def held_by_a_neighbor(pooler: PgBouncer, _server: PostgresServer, url: URL) -> Iterator[None]:
+    with pooler.connect(url.database or "") as neighbor:
+        neighbor.execute("BEGIN")
+        yield
+        neighbor.execute("ROLLBACK")
+
+
+@contextmanager
+def paused(pooler: PgBouncer, _server: PostgresServer, _url: URL) -> Iterator[None]:
+    pooler.execute("PAUSE")
+    yield
+    pooler.execute("RESUME")
+
+
+@contextmanager
+def hanging_pooler(pooler: PgBouncer, _server: PostgresServer, _url: URL) -> Iterator[None]:
+    pooler.process.send_signal(signal.SIGSTOP)
+    yield
+    pooler.process.send_signal(signal.SIGCONT)
+
+
+@contextmanager
+def hanging_server(_pooler: PgBouncer, server: PostgresServer, _url: URL) -> Iterator[None]:
+    server.signal_all(signal.SIGSTOP)
+    yield
+    server.signal_all(signal.SIGCONT)
+
+
+@contextmanager
+def stopped_server(_pooler: PgBouncer, server: PostgresServer, _url: URL) -> Iterator[None]:
+    server.stop()
+    yield
+    server.start()
+
+
+Outage = Callable[[PgBouncer, PostgresServer, URL], AbstractContextManager[None]]
+
+
+@pytest.mark.parametrize("outage", [held_by_a_neighbor, paused, hanging_pooler, hanging_server, stopped_server])
+def test_calls_end_in_time_and_recover_after(
+    outage: Outage, pooler: PgBouncer, postgres: PostgresServer, postgres_url: URL
+) -> None:
+    settings = load_settings()
+    upgrade_database(settings)
+    with open_service(settings) as service:
+        user = service.users.register(username="ada", password="difference engine", email="a@example.com")
+        token = service.access.authenticator.log_in(username="ada", password="difference engine", address="::1").token
+        calls: list[Callable[[], object]] = [
+            lambda: service.users.set_enabled(user_id=user.id, enabled=True),
+            lambda: service.users.list_page(limit=10),
+            lambda: service.access.guard.check(token),
+            lambda: upgrade_database(settings),
+        ]
+
+        with outage(pooler, postgres, postgres_url), ThreadPoolExecutor() as executor:
+            durations, errors = zip(*executor.map(time_failure, calls), strict=True)
+
+        assert max(durations) < MAX_SECONDS
+        if outage is not stopped_server:
+            assert all("no free server connection" in error for error in errors), errors
+        wait_until_available(service.users)
+        assert service.users.set_enabled(user_id=user.id, enabled=True).enabled
+
+
+def time_failure(call: Callable[[], object]) -> tuple[float, str]:
+    started_at = time.monotonic()
+    with pytest.raises(RepositoryUnavailableError) as error_info:
+        call()
+    return time.monotonic() - started_at, str(error_info.value)
+
+
+def wait_until_available(users: Users) -> None:
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            users.repository.check()
+        except RepositoryUnavailableError:
+            time.sleep(0.1)
+        else:
+            return
+    raise AssertionError
+
+
+def test_commands_end_in_time_without_a_free_server_connection(
+    pooler: PgBouncer, postgres: PostgresServer, postgres_url: URL, folder: Path
+) -> None:
+    upgrade_database(load_settings())
+    (folder / "users.csv").write_text("username,email,password\nada,ada@example.com,difference engine\n", "utf-8")
+    commands = [["db", "upgrade"], ["users", "import", "users.csv"], ["users", "list"], ["doctor"]]
+
+    with held_by_a_neighbor(pooler, postgres, postgres_url):
+        processes = [
+            subprocess.Popen(
+                [sys.executable, "-m", "mlapi", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+            )
+            for command in commands
+        ]
+        outputs = [process.communicate(timeout=MAX_COMMAND_SECONDS)[0].decode() for process in processes]
+
+    assert [process.returncode for process in processes] == [3, 3, 3, 3]
+    for output in outputs:
+        assert "a connection pooler may have no free server connection" in output
+
+
+def test_rejected_client_sees_the_reason_of_the_pooler(
+    postgres: PostgresServer, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_pgbouncer(postgres, pool_mode="transaction", max_client_conn=1) as running:
+        set_url(running.url(postgres_url), monkeypatch)
+        with running.connect(postgres_url.database or ""), pytest.raises(RepositoryUnavailableError) as error_info:
+            upgrade_database(load_settings())
+
+        assert "max_client_conn" in str(error_info.value)
