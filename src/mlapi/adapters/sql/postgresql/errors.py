@@ -4,6 +4,8 @@ A message may contain stored values, or parts of the database URL. So the descri
 if the connection failed, on well-known words in the message.
 """
 
+_PROTOCOL_VIOLATION = "08P01"  # of all errors that PgBouncer itself reports
+
 _BY_STATE = {
     "08": "the connection was lost",
     "22": "a stored or sent value is invalid",
@@ -34,7 +36,15 @@ _BY_WORDS = (
     (("pg_hba.conf",), "the server does not accept this user, database or address: check its pg_hba.conf"),
     (
         ("too many", "remaining connection slots", "no more connections", "query_wait_timeout"),
-        "the server has no free connection",
+        "the server or a connection pooler has no free connection",
+    ),
+    (
+        ("unsupported startup parameter",),
+        "the connection pooler rejects a startup parameter: remove `options` from database.url and PGOPTIONS",
+    ),
+    (
+        ("server login", "login failed", "cannot connect to server", "server conn crashed"),
+        "the connection pooler cannot connect to the server",
     ),
     ((' value: "', "invalid value for"), "an option in database.url has an invalid value"),
     (("starting up", "shutting down", "recovery mode", "not yet accepting"), "the server is starting or stopping"),
@@ -70,11 +80,12 @@ def describe_error(error: BaseException | None) -> str:
     if isinstance(error, ConnectionTimeout):
         return f"no connection to the database in time: {NO_ANSWER}"
     state = getattr(error, "sqlstate", None)
-    if state is None:
+    if state in {None, _PROTOCOL_VIOLATION}:
         message = str(error).casefold()
         for words, description in _BY_WORDS:
             if any(word in message for word in words):
                 return description
+    if state is None:
         return f"the connection failed ({type(error).__name__})"
     for beginning in (state, state[:3], state[:2]):
         if beginning in _BY_STATE:
