@@ -11,11 +11,13 @@ from sqlalchemy import Connection, text
 from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
-from mlapi.adapters.sql import Database
+from mlapi import UserId
+from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
 from mlapi.domain.errors import SearchUnavailableError, ServiceUnavailableError
 from mlapi.domain.interruption import Interruption
 from mlapi.entrypoints.http.search_pool import MAX_SEARCHES, SearchPool
 from mlapi.entrypoints.http.shared_call import SharedCall
+from mlapi.testing.samples import registered
 
 ENDLESS = {
     "sqlite": "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
@@ -226,3 +228,36 @@ def test_error_of_the_readiness_check_reaches_every_request() -> None:
     shared.close()
 
     assert errors == [SearchUnavailableError("down")] * 3
+
+
+def explain(database: Database, statement: str) -> str:
+    with database.reading() as connection:
+        connection.exec_driver_sql("SET LOCAL enable_seqscan = off")  # there are too few rows for an index to pay
+        return "\n".join(connection.execute(text(f"EXPLAIN {statement}")).scalars())
+
+
+def test_start_of_a_name_is_found_through_the_index(database: Database) -> None:
+    statement = "SELECT id FROM users WHERE username_key >= 'ada' AND username_key < 'adb'"
+    if database.engine.dialect.name == "sqlite":
+        plan = str(database.read(lambda connection: connection.execute(text(f"EXPLAIN QUERY PLAN {statement}")).all()))
+    else:
+        plan = explain(database, statement)
+
+    assert "uq_users_username_key" in plan
+    assert "username_key>? AND username_key<?" in plan or "Index Cond" in plan
+
+
+def test_trigram_index_is_created_where_the_extension_is_installed(postgres_database: Database) -> None:
+    part = "SELECT id FROM users WHERE username_key LIKE '%vad%' OR lower(email) LIKE '%vad%'"
+    before = explain(postgres_database, part)
+    with postgres_database.writing() as connection:
+        connection.exec_driver_sql("CREATE SCHEMA extensions")
+        connection.exec_driver_sql("CREATE EXTENSION pg_trgm SCHEMA extensions")
+    upgrade(postgres_database)
+    upgrade(postgres_database)
+
+    assert "ix_users_trigrams" not in before
+    assert "ix_users_trigrams" in explain(postgres_database, part)
+    ada = registered(SqlUserRepository(postgres_database), "nevada")
+    found = SqlUserRepository(postgres_database).list_page(after=UserId(0), limit=10, containing="vad")
+    assert found == [ada]

@@ -152,6 +152,10 @@ class Dialect(Protocol[DriverConnectionT]):
         """During the block, end the running statement when the interruption is due."""
         ...
 
+    def create_text_index(self, connection: Connection) -> None:
+        """Create an index for searches for part of a username or e-mail address, if the database supports it."""
+        ...
+
     def server_time(self, connection: Connection) -> datetime | None:
         """Return the database server's current time, or None if there is no server."""
         ...

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from sqlalchemy import Connection, inspect, text
 
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.legacy import is_legacy
 from mlapi.domain.errors import ConfigurationError
 
@@ -78,10 +79,15 @@ def downgrade(database: Database, revision: str) -> None:
 
 
 def migrate(connection: Connection, revision: str) -> None:
-    """Upgrade the schema to a revision in the current transaction."""
+    """Upgrade the schema to a revision in the current transaction.
+
+    Upgrading to the newest also creates the optional indexes that the database has come to support.
+    """
     from alembic import command  # noqa: PLC0415 - slow
 
     command.upgrade(_alembic_config(connection), revision)
+    if revision == "head":
+        dialect_for(connection.dialect.name).create_text_index(connection)
 
 
 def stamp(connection: Connection, revision: str) -> None:

@@ -29,6 +29,15 @@ T = TypeVar("T")
 
 _WRITE_PROBE = "; ".join(write_probes(postgresql.dialect())).encode()  # type: ignore[no-untyped-call]
 _LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL 18, appendix A
+# The operator class is in the schema of the extension, which need not be on the search path.
+_TRIGRAM_SCHEMA = """
+    SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
+    WHERE extname = 'pg_trgm' AND has_schema_privilege(extnamespace, 'USAGE')
+"""
+_CREATE_TRIGRAM_INDEX = """
+    CREATE INDEX IF NOT EXISTS ix_users_trigrams ON users
+    USING gin (username_key {schema}.gin_trgm_ops, lower(email) {schema}.gin_trgm_ops)
+"""
 _QUERY_CANCELED = "57014"
 _SCHEMA_LOCK = 0x6D6C617069  # "mlapi" in ASCII
 
@@ -159,6 +168,12 @@ class PostgresqlDialect:
         finally:
             if was_canceled:  # the server may handle the request late, and cancel a later statement
                 connection.invalidate()
+
+    def create_text_index(self, connection: Connection) -> None:
+        """Create a trigram index if the extension pg_trgm is installed in the database."""
+        schema = connection.exec_driver_sql(_TRIGRAM_SCHEMA).scalar()
+        if schema is not None:
+            connection.exec_driver_sql(_CREATE_TRIGRAM_INDEX.format(schema=schema))
 
     def server_time(self, connection: Connection) -> datetime:
         now: datetime = connection.execute(select(func.clock_timestamp())).scalar_one()

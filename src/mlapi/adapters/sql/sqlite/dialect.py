@@ -129,6 +129,9 @@ class SqliteDialect:
         finally:
             driver_connection.set_progress_handler(None, 0)
 
+    def create_text_index(self, connection: Connection) -> None:
+        """Do nothing: an index of trigrams would slow down changes more than it speeds up searches."""
+
     def server_time(self, connection: Connection) -> None:
         """Return None: SQLite has no server."""
 
