@@ -337,7 +337,7 @@ def test_missing_table_allows_no_attempts(database: Database) -> None:
     with database.writing() as connection:
         connection.execute(text("DROP TABLE mlapi_attempts"))
 
-    with pytest.raises(RepositoryUnavailableError, match="a table is missing|SQLITE_ERROR"):
+    with pytest.raises(RepositoryUnavailableError, match=r"a table is missing|SQLITE_ERROR"):
         guess(limiter)
 
 
