@@ -211,7 +211,7 @@ def test_every_row_is_validated_like_a_registration(
     monkeypatch.setenv("MLAPI_PASSWORDS__MIN_LENGTH", "7")
     lines = [
         f" ada,ada@example.com,{CANARY}!,,",
-        f"nul\0,ada@example.com,{CANARY}!,,",
+        f"bell\a,ada@example.com,{CANARY}!,,",
         f"bob,nonsense,{CANARY},maybe,yesterday",
         f"cyd,cyd@example.com,{CANARY}!,TRUE,2026-01-31T12:00:00",
         f"cyd,cyd@example.com,{CANARY}!,,0001-01-01T00:00:00+14:00",
@@ -224,7 +224,7 @@ def test_every_row_is_validated_like_a_registration(
     assert result.exit_code == 4
     assert read_rejects() == [
         (2, " ada", "username", "must not begin or end with white space"),
-        (3, "nul\0", "username", "must not contain control, invisible or unassigned characters"),
+        (3, "bell\a", "username", "must not contain control, invisible or unassigned characters"),
         (4, "bob", "email", "must look like name@example.com"),
         (4, "bob", "enabled", "must be 1, 0, true or false"),
         (4, "bob", "created_datetime", time_error),
@@ -257,12 +257,14 @@ TOO_LONG = b"x" * 10_000_000
     [
         (TOO_LONG, "must be shorter than 65536 bytes"),
         (b"caf\xe9,e@example.com,x", "must be UTF-8"),
-        (b'"eve,e@example.com,x', "must be CSV, with every quote closed on the same line"),
-        (b'"eve"x,e@example.com,x', "must be CSV, with every quote closed on the same line"),
+        (
+            b'"eve"x,e@example.com,x',
+            "must have quotes only around whole cells; a quote inside a quoted cell must be doubled",
+        ),
         (b"eve,e@example.com", "must have 3 cells to match the header, but has 2"),
         (b"eve,e@example.com,x,y", "must have 3 cells to match the header, but has 4"),
     ],
-    ids=["too long", "Latin-1", "unclosed quote", "text after a quote", "missing cell", "extra cell"],
+    ids=["too long", "Latin-1", "text after a quote", "missing cell", "extra cell"],
 )
 def test_malformed_csv_line_does_not_affect_other_lines(line: bytes, message: str) -> None:
     text = (
@@ -274,6 +276,29 @@ def test_malformed_csv_line_does_not_affect_other_lines(line: bytes, message: st
     assert (result.exit_code, read_rejects()) == (4, [(2, None, "line", message)])
     assert all_names() == ["ada", "bo,b"]
     assert can_log_in("bo,b", 'a "b", c')
+
+
+@pytest.mark.parametrize("name", [f'"{ADA}eve', f'"a\n{ADA}\n"x"y', f'x, "a\n{ADA}\n'])
+def test_line_inside_a_quoted_cell_is_not_imported_as_a_user(name: str) -> None:
+    result = import_text(f'username,email,password,enabled\n{name}",eve@example.com,x,0\nbob,bob@example.com,y,0\n')
+
+    assert (result.exit_code, [number for number, *_ in read_rejects()]) == (4, [2])
+    assert [(user.username, user.enabled) for user in all_users()] == [("bob", False)]
+
+
+def test_password_with_line_breaks_is_imported_from_csv() -> None:
+    result = import_text(HEADER + 'ada,ada@example.com,"a\nb\r\nc, ""d"""\n')
+
+    assert result.exit_code == 0
+    assert can_log_in("ada", 'a\nb\r\nc, "d"')
+
+
+def test_other_separators_than_commas_are_reported() -> None:
+    for separator in ";\t|":
+        result = import_text(HEADER.replace(",", separator))
+
+        assert (result.exit_code, result.stdout) == (3, "")
+        assert "separated by commas" in result.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,4 @@
-"""Read and write users as CSV or JSON lines, one user per line.
-
-Quoted CSV cells cannot contain line breaks, so an unclosed quote or any other error invalidates only its own line.
-"""
+"""Read and write users as CSV or JSON lines. An error in a record invalidates only that record."""
 
 import csv
 import json
@@ -11,11 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import BinaryIO, Literal, TextIO
 
+import attrs
 import msgspec
 
 from mlapi.application.user_import import Row
 from mlapi.domain.errors import FieldError
 from mlapi.domain.users import User
+from mlapi.entrypoints.cli.csv_records import CsvRecord, read_csv
 from mlapi.entrypoints.cli.output import CommandError
 
 MAX_LINE_BYTES = 64 * 1024
@@ -34,7 +33,7 @@ FileFormat = Literal["csv", "jsonl"]
 
 
 def read_rows(stream: BinaryIO, file_format: FileFormat, *, ignore_columns: bool = False) -> Iterator[Row]:
-    """Yield a row for each non-empty line. In CSV, the first line is a header.
+    """Yield a row for each record. In CSV, the first record is a header.
 
     Args:
         stream: UTF-8 text, with or without a byte order mark. Lines end in LF or CRLF.
@@ -44,9 +43,9 @@ def read_rows(stream: BinaryIO, file_format: FileFormat, *, ignore_columns: bool
     Raises:
         CommandError: if the header is invalid or missing.
     """
-    lines = _read_lines(stream)
-    read = _csv_rows if file_format == "csv" else _json_rows
-    return read(lines, ignore_columns=ignore_columns)
+    if file_format == "csv":
+        return _csv_rows(read_csv(stream), ignore_columns=ignore_columns)
+    return _json_rows(_read_lines(stream), ignore_columns=ignore_columns)
 
 
 def _read_lines(stream: BinaryIO) -> Iterator[tuple[str, Row]]:
@@ -69,36 +68,27 @@ def _read_lines(stream: BinaryIO) -> Iterator[tuple[str, Row]]:
             yield text, Row(number, end_offset_bytes)
 
 
-def _csv_rows(lines: Iterator[tuple[str, Row]], *, ignore_columns: bool) -> Iterator[Row]:
-    columns: list[str] | None = None
-    for text, row in lines:
-        cells = None if row.error is not None else _split_cells(text)
-        if columns is None:
-            columns = _parse_header(cells or [], ignore_columns=ignore_columns)
-        elif cells is None:
-            yield (
-                row if row.error is not None else _invalid(row, "must be CSV, with every quote closed on the same line")
-            )
-        elif len(cells) != len(columns):
-            yield _invalid(row, f"must have {len(columns)} cells to match the header, but has {len(cells)}")
-        else:
-            yield Row(row.number, row.end_offset_bytes, dict(zip(columns, cells, strict=True)))
-    if columns is None:
+def _csv_rows(records: Iterator[CsvRecord], *, ignore_columns: bool) -> Iterator[Row]:
+    header = next(records, None)
+    if header is None:
         raise CommandError("the file is empty")
-
-
-def _split_cells(line: str) -> list[str] | None:
-    if '"' not in line:
-        return line.split(",")
-    try:
-        return next(csv.reader((line,), strict=True))
-    except csv.Error:
-        return None
+    columns = _parse_header(header.cells or [], ignore_columns=ignore_columns)
+    for record in records:
+        row = Row(record.number, record.end_offset_bytes)
+        if record.cells is None:
+            yield _invalid(row, record.error)
+        elif len(record.cells) != len(columns):
+            yield _invalid(row, f"must have {len(columns)} cells to match the header, but has {len(record.cells)}")
+        else:
+            yield attrs.evolve(row, values=dict(zip(columns, record.cells, strict=True)))
 
 
 def _parse_header(columns: list[str], *, ignore_columns: bool) -> list[str]:
     if not columns or set(columns).isdisjoint(_KNOWN):  # do not show the line: it may be the first user
-        raise CommandError(f"the first line must be a header in UTF-8 with username, email and {_PASSWORD_CHOICES}")
+        raise CommandError(
+            f"the first line must be a header in UTF-8 with username, email and {_PASSWORD_CHOICES}, separated by"
+            " commas"
+        )
     if len(set(columns)) != len(columns):
         raise CommandError("the header contains a duplicate column")
     if missing := sorted(_REQUIRED - set(columns)):
