@@ -156,7 +156,7 @@ def test_flood_from_one_address_does_not_delay_logins_of_another(
     assert set(statuses) == {200}
     assert set(responses) - {"closed"} <= kind.expected
     assert sum(responses.values()) > 0
-    assert slowest_ms < short_or_full(5_000, 2_000)  # the short form shares the processor with other tests
+    assert slowest_ms < short_or_full(5_000, 3_000)  # the short form shares the processor with other tests
     assert added_entries == added_users
     assert len(server.log) < 100_000
     assert (added_users > 0) == ("201" in kind.expected)

@@ -81,7 +81,8 @@ class BoundedThreadPool:
             call.future.add_done_callback(partial(self._remove, call))
             self._executor.submit(self._run_next)
         try:
-            result: T = await asyncio.wait_for(asyncio.wrap_future(call.future), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):  # `wait_for` needs another turn of a busy event loop
+                result: T = await asyncio.wrap_future(call.future)
         except TimeoutError:
             raise deadline_error() from None
         return result
