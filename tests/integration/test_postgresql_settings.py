@@ -1,15 +1,24 @@
 """PostgreSQL settings that could change what mlapi sees, from every source that a session takes them from."""
 
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
-from sqlalchemy import URL
+from psycopg import ConnectionInfo
+from sqlalchemy import URL, Connection
 
+from mlapi.adapters.sql import Database
+from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.application import secret_rotation
 from mlapi.bootstrap import upgrade_database
 from mlapi.config import load_settings
+from mlapi.domain.errors import SearchUnavailableError
+from mlapi.domain.interruption import Interruption
+from mlapi.domain.users import UserId
 from tests.postgres_server import PostgresServer
 from tests.session_scenario import COMMANDS, run_commands, run_service
 
@@ -148,3 +157,66 @@ def test_results_do_not_depend_on_the_setting(
     postgres.execute(f"ALTER DATABASE {postgres_url.database} SET {name} = '{value}'")
 
     run_service(load_settings())
+
+
+# --- a session that serves several clients in turn
+
+
+@pytest.fixture
+def pooled(postgres_database: Database, monkeypatch: pytest.MonkeyPatch) -> Database:
+    """Return a database whose connections look like those of a connection pooler."""
+    monkeypatch.setattr(ConnectionInfo, "backend_pid", 0)
+    return postgres_database
+
+
+def show(connection: Connection, *names: str) -> list[object]:
+    return [connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names]
+
+
+def test_pooled_session_has_the_settings_only_in_transactions(pooled: Database) -> None:
+    names = ("statement_timeout", "TimeZone", "lock_timeout")
+    pooled.close()
+
+    with pooled.reading() as connection:
+        within = show(connection, *names)
+        driver_connection: Any = connection.connection.driver_connection
+    after = [driver_connection.execute(f"SHOW {name}").fetchone()[0] for name in names]
+
+    assert within == ["4s", "UTC", "2s"]
+    assert after[0] == after[2] == "0"
+
+
+def test_pooled_session_prepares_no_statements(pooled: Database) -> None:
+    pooled.close()
+    repository = SqlUserRepository(pooled)
+
+    for _ in range(10):
+        repository.find_principals([UserId(1)])
+
+    with pooled.reading() as connection:
+        assert connection.exec_driver_sql("SELECT * FROM pg_prepared_statements").all() == []
+
+
+@pytest.mark.parametrize(("configured", "used"), [("off", "on"), ("local", "local")])
+def test_pooled_transaction_commits_to_disk(
+    configured: str, used: str, pooled: Database, postgres: PostgresServer, postgres_url: URL
+) -> None:
+    postgres.execute(f"ALTER DATABASE {postgres_url.database} SET synchronous_commit = {configured}")
+    pooled.close()
+
+    with pooled.writing() as connection:
+        assert show(connection, "synchronous_commit") == [used]
+
+
+def test_interruption_ends_the_wait_for_a_pooled_statement(pooled: Database) -> None:
+    pooled.close()
+    interruption = Interruption(30.0)
+    timer = threading.Timer(0.5, interruption.request)
+    timer.start()
+    started_at = time.monotonic()
+
+    with pytest.raises(SearchUnavailableError):
+        interruption.run(lambda: pooled.browse(lambda connection: connection.exec_driver_sql("SELECT pg_sleep(30)")))
+
+    assert time.monotonic() - started_at < 15
+    timer.join()

@@ -1,7 +1,8 @@
 """Create engines for PostgreSQL, detect lost servers, and commit."""
 
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from socket import SHUT_RDWR, socket
 from typing import TYPE_CHECKING, Any, cast
 
@@ -83,11 +84,13 @@ def create(
 
     @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy's first queries
     def _begin_setup(connection: DBAPIConnection, _record: object) -> None:
-        cast("BoundedConnection", connection).begin_setup()
+        with _closing_after_errors(connection) as driver:
+            driver.begin_setup()
 
     @event.listens_for(engine, "connect")  # after SQLAlchemy's first queries
     def _finish_setup(connection: DBAPIConnection, _record: object) -> None:
-        cast("BoundedConnection", connection).finish_setup()
+        with _closing_after_errors(connection) as driver:
+            driver.finish_setup()
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -98,6 +101,15 @@ def create(
             raise
 
     return engine
+
+
+@contextmanager
+def _closing_after_errors(connection: DBAPIConnection) -> Iterator["BoundedConnection"]:
+    try:
+        yield cast("BoundedConnection", connection)
+    except BaseException:
+        connection.close()
+        raise
 
 
 def driver_connection(connection: Connection) -> "BoundedConnection":
