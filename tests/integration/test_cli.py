@@ -22,7 +22,8 @@ from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli import main
 from mlapi.entrypoints.cli import users as users_command
-from mlapi.entrypoints.cli.output import OneLineGroup
+from mlapi.entrypoints.cli.output import CommandError, OneLineGroup
+from mlapi.entrypoints.cli.serve import bind_listeners, open_standard_streams
 from mlapi.entrypoints.logs import Format, JsonFormatter, TextFormatter, log_config
 
 PASSWORD = "difference engine"
@@ -432,6 +433,68 @@ def test_serve_can_listen_on_ipv6(workers: str, monkeypatch: pytest.MonkeyPatch)
 
     assert mlapi("serve", "--host", "::1", "--port", "0", "--workers", workers).exit_code == 0
     assert set(addresses) == {"::1"}
+
+
+def test_next_address_of_a_host_is_used_if_the_first_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    unavailable = socket.getaddrinfo("192.0.2.1", 0, type=socket.SOCK_STREAM)  # RFC 5737: for documentation
+    available = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_, **_options: unavailable + available)
+
+    (listener,) = bind_listeners("localhost", 0, 1)
+
+    assert listener.getsockname()[0] == "127.0.0.1"
+    listener.close()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_address_is_reserved_before_the_service_listens(workers: int) -> None:
+    listeners = bind_listeners("127.0.0.1", 0, workers)
+
+    with pytest.raises(CommandError, match="address already in use"):
+        bind_listeners("127.0.0.1", listeners[0].getsockname()[1], workers)
+
+    for listener in listeners:
+        listener.close()
+
+
+def test_low_limit_of_open_files_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("resource.getrlimit", lambda _which: (300, 300))
+
+    result = mlapi("serve", "--workers", "64")
+
+    assert result.exit_code == 3
+    assert result.stderr == (
+        "mlapi: a process may open only 300 files, and 64 workers need 434: raise the limit (ulimit -n 434)\n"
+    )
+
+
+def test_closed_standard_streams_are_replaced() -> None:
+    code = """
+import os
+from mlapi.entrypoints.cli.serve import open_standard_streams
+os.close(0)
+os.close(1)
+open_standard_streams()
+assert all(os.get_inheritable(descriptor) for descriptor in (0, 1, 2))
+assert os.path.samestat(os.fstat(1), os.stat(os.devnull))
+"""
+
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_only_closed_standard_streams_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[object] = []
+
+    def fstat(descriptor: int) -> None:
+        if descriptor == 1:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fstat", fstat)
+        patch.setattr("os.open", lambda *arguments: opened.append(arguments))
+        open_standard_streams()
+
+    assert opened == [(os.devnull, os.O_RDWR)]
 
 
 @pytest.mark.parametrize(

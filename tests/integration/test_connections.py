@@ -19,6 +19,7 @@ from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.server import listeners, worker
 from mlapi.entrypoints.server.connections import MAX_HEAD_BYTES, MAX_SURPLUS_CONNECTIONS, Connection, Deadlines, Phase
+from mlapi.entrypoints.server.messages import Order, Status
 from mlapi.entrypoints.server.worker import Arguments, Server, config, limit_connections
 from mlapi.testing.http import LOCAL_MODE
 
@@ -398,6 +399,156 @@ def test_worker_without_supervisor_closes_idle_connections(app: ASGIApp) -> None
         assert (read_all(idle), read_all(silent)) == (b"", b"")
         assert time.monotonic() - started_at < 1.2
         assert read_all(busy).startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.fixture
+def supervised(app: ASGIApp) -> Iterator[tuple[ServerThread, socket.socket]]:
+    """A server and the supervisor's end of its socket for orders."""
+    supervisor, orders = socket.socketpair()
+    with supervisor, orders, ServerThread(app, supervisor=orders) as running:
+        yield running, supervisor
+        supervisor.close()
+
+
+Supervised = tuple[ServerThread, socket.socket]
+
+
+def test_waiting_connections_are_served_before_the_listener_closes(supervised: Supervised) -> None:
+    running, supervisor = supervised
+    waiting = [running.connect(LIVE) for _ in range(50)]
+
+    supervisor.sendall(Order.STOP)
+
+    for connection in waiting:
+        assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+    running.wait_for_draining()
+    with pytest.raises(ConnectionRefusedError):
+        running.connect()
+
+
+def test_waiting_connections_are_served_without_socket_filters(
+    supervised: Supervised, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listeners, "_SO_ATTACH_FILTER", 0x7FFF)  # no option has this number
+    running, supervisor = supervised
+    waiting = [running.connect(LIVE) for _ in range(50)]
+
+    supervisor.sendall(Order.STOP)
+
+    for connection in waiting:
+        assert read_all(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_handshakes_in_progress_complete_and_new_ones_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listeners, "HANDSHAKE_SECONDS", 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        early = socket.create_connection(listener.getsockname(), timeout=10)
+        assert listeners._drop_new_handshakes(listener)
+
+        with pytest.raises(TimeoutError):
+            socket.create_connection(listener.getsockname(), timeout=0.3)
+
+        accepted, _ = listener.accept()
+        early.sendall(b"data")
+        assert accepted.recv(10) == b"data"
+        accepted.close()
+        early.close()
+
+
+def test_worker_leaves_its_waiting_connections_to_its_successor(supervised: Supervised) -> None:
+    running, supervisor = supervised
+    with running._listener.dup() as listener:
+        supervisor.sendall(Order.LEAVE)
+        running.wait_for_draining()
+        connection = running.connect(LIVE)
+
+        accepted, _ = listener.accept()
+
+        accepted.close()
+        connection.close()
+
+
+def test_idle_connections_are_closed_if_the_supervisor_exits_later(supervised: Supervised) -> None:
+    running, supervisor = supervised
+    connection = running.connect(LIVE)
+    read_response(connection)
+    supervisor.sendall(Order.LEAVE)
+    running.wait_for_draining()
+    started_at = time.monotonic()
+
+    supervisor.close()
+
+    assert read_all(connection) == b""
+    assert time.monotonic() - started_at < 3
+
+
+def test_connection_from_the_supervisor_is_served(supervised: Supervised) -> None:
+    _, supervisor = supervised
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        connection = socket.create_connection(other.getsockname(), timeout=10)
+        accepted, _ = other.accept()
+
+        socket.send_fds(supervisor, [Order.SERVE_CONNECTION], [accepted.fileno()])
+        accepted.close()
+
+        connection.sendall(LIVE)
+        assert read_response(connection).startswith(b"HTTP/1.1 200 ")
+        connection.close()
+
+
+def test_supervised_worker_asks_for_a_replacement_on_sigterm(supervised: Supervised) -> None:
+    running, _ = supervised
+
+    running.server.handle_exit(signal.SIGTERM, None)
+
+    assert Status.REPLACE_ME in running.reports
+    with running.connect(LIVE) as connection:
+        assert read_response(connection).startswith(b"HTTP/1.1 200 ")
+
+
+def test_worker_that_is_starting_exits_on_sigterm(app: ASGIApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    def exit_process(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr("os._exit", exit_process)
+    server = Server(config(app), max_connections=1)
+
+    with pytest.raises(SystemExit) as exit_info:
+        server.handle_exit(signal.SIGTERM, None)
+
+    assert exit_info.value.code == 0
+
+
+def test_address_that_is_used_meanwhile_is_reported(app: ASGIApp, caplog: pytest.LogCaptureFixture) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other, socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        address = other.getsockname()
+        other.close()
+        listener.bind(address)
+        with socket.create_server(address, reuse_port=False), pytest.raises(SystemExit) as exit_info:
+            Server(config(app), max_connections=1).run([listener])
+
+    assert exit_info.value.code == 3
+    assert caplog.messages[-1] == "cannot listen: Address already in use; change --host or --port"
+
+
+def test_unread_request_is_served_when_idle_connections_are_closed(server: ServerThread) -> None:
+    connection = server.connect(LIVE)
+    read_response(connection)
+    server.wait_for(Phase.IDLE)
+
+    def send_and_close() -> None:
+        """Run in the event loop, which therefore cannot read the request in between."""
+        connection.sendall(LIVE)
+        server.server.server_state.drain_now = True
+        for idle in list(server.server.server_state.connections):
+            idle.shutdown()
+
+    assert server.server._check_task is not None
+    server.server._check_task.get_loop().call_soon_threadsafe(send_and_close)
+
+    assert read_response(connection).startswith(b"HTTP/1.1 200 ")
+    connection.close()
 
 
 def test_worker_ignores_sigint(strict_server: ServerThread) -> None:

@@ -236,7 +236,11 @@ def test_starting_a_replacement_is_retried(start_service: StartService) -> None:
     wait_until(lambda: len(service.running) == 2)
 
 
-def test_connections_of_a_killed_worker_are_passed_to_the_others(start_service: StartService) -> None:
+@pytest.mark.parametrize("max_accepts", [1, 100])
+def test_connections_of_a_killed_worker_are_passed_to_the_others(
+    max_accepts: int, start_service: StartService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "_MAX_ACCEPTS", max_accepts)
     service = start_service(3)
     wait_until(lambda: all(map(is_listening, service.listeners)))
     service.set_behavior("exit3")
@@ -514,7 +518,24 @@ def test_worker_that_was_ready_at_the_last_moment_may_drain(tmp_path: Path) -> N
     assert not worker.timed_out()
     worker.kill()
     worker.reap()
-    worker.listener.close()
+    with worker.listener as connection:
+        assert not worker.serve(connection)
+
+
+@pytest.mark.usefixtures("restore_process_state")
+def test_service_starts_without_a_temporary_folder(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(**_options: object) -> None:
+        raise FileNotFoundError(errno.ENOENT, "No usable temporary directory found")
+
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+    monkeypatch.setattr("tempfile.TemporaryDirectory", fail)
+
+    with supervisor._metrics_folder(2):
+        assert "PROMETHEUS_MULTIPROC_DIR" not in os.environ
+
+    assert caplog.messages[-1].startswith("no temporary folder is writable")
 
 
 def test_end_of_a_process_is_described_in_words() -> None:

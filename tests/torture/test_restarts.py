@@ -1,16 +1,20 @@
 """Graceful restarts: the port stays open and no request is lost."""
 
 import http.client
+import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.e2e.server import MlapiServer
+from tests.e2e.server import ROOT, MlapiServer
 from tests.torture.clients import call, new_user
 from tests.torture.conftest import Report, ShortOrFull
 
@@ -96,6 +100,13 @@ def test_graceful_restart_under_load_loses_no_request(
     assert "Traceback" not in server.log
 
 
+def wait_until(condition: Callable[[], bool], timeout_seconds: float = 60) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while not condition():
+        assert time.monotonic() < deadline, "the condition was not met in time"
+        time.sleep(0.02)
+
+
 def wait_for_workers(server: MlapiServer, count: int) -> set[int]:
     """Wait until exactly this many workers exist and all have started; return their process ids."""
     deadline = time.monotonic() + 60
@@ -132,13 +143,95 @@ def test_shutdown_under_load_answers_accepted_requests(tmp_path: Path) -> None:
         for client in clients:
             client.join()
 
-    assert {error.partition("(")[0] for client in clients for error in client.errors} <= {
-        "ConnectionRefusedError",
-        "ConnectionResetError",  # the connection was in the kernel's queue, not yet accepted by a worker
-    }
+    assert {error.partition("(")[0] for client in clients for error in client.errors} == {"ConnectionRefusedError"}
     assert all(set(client.statuses) == {200} for client in clients)
     with pytest.raises(ConnectionRefusedError):
         register(server, CLIENTS)
+
+
+class Storm:
+    """Opens 1,000 connections per second in another process, and sends a request on each."""
+
+    def __init__(self, port: int) -> None:
+        command = [sys.executable, "-m", "tests.torture.connection_storm", str(port), "1000"]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+
+    def stop(self) -> Counter[str]:
+        """Return the number of connections by outcome."""
+        output, _ = self._process.communicate(b"", timeout=60)
+        return Counter(json.loads(output))
+
+
+def wait_for_exit(server: MlapiServer) -> int:
+    """Wait until the server exits by itself; return its exit code."""
+    assert server._process is not None
+    return server._process.wait(60)
+
+
+def replace_workers(server: MlapiServer, workers: set[int]) -> None:
+    os.kill(server.pid, signal.SIGHUP)
+    wait_until(lambda: not server.workers & workers)
+
+
+FAST_HASHES = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_restart_cuts_no_new_connection(
+    workers: int, tmp_path: Path, short_or_full: ShortOrFull, report: Report
+) -> None:
+    signals = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP] * short_or_full(1, 12)
+    if short_or_full(0, 1) == 0:
+        signals = signals[workers - 1 : workers]
+    outcomes: Counter[str] = Counter()
+    for number in signals:
+        with MlapiServer(tmp_path, FAST_HASHES, "--workers", str(workers), "--no-access-log") as server:
+            before = wait_for_workers(server, workers)
+            storm = Storm(server.port)
+            time.sleep(1.5)
+
+            if number == signal.SIGHUP:
+                replace_workers(server, before)
+            else:
+                server.stop(number)
+
+            outcomes += storm.stop()
+        assert "Traceback" not in server.log
+        server._log.unlink()
+
+    report(
+        f"connections, {workers} worker(s): {len(signals)} restarts (SIGTERM, SIGINT, SIGHUP) under 1,000 new"
+        f" connections per second, {outcomes['served']:,} served, {outcomes['refused']:,} refused,"
+        f" {outcomes.total() - outcomes['served'] - outcomes['refused']} cut"
+    )
+    assert set(outcomes) <= {"served", "refused"}
+    assert outcomes["served"] >= 100 * len(signals)
+
+
+def test_sigterm_during_startup_cuts_no_connection(tmp_path: Path, short_or_full: ShortOrFull, report: Report) -> None:
+    starts = short_or_full(2, 40)
+    outcomes: Counter[str] = Counter()
+    codes: Counter[int] = Counter()
+    for number in range(starts):
+        server = MlapiServer(tmp_path, FAST_HASHES, "--workers", "2", "--no-access-log")
+        server._spawn()
+        storm = Storm(server.port)
+        wait_until(lambda server=server: "Started server process" in server.log)  # type: ignore[misc]
+        time.sleep(2 * number / starts)
+
+        os.kill(server.pid, signal.SIGTERM)
+
+        codes[wait_for_exit(server)] += 1
+        outcomes += storm.stop()
+        server._log.unlink()
+
+    report(
+        f"startup: {starts} services stopped within 2 s of the start of their worker: {outcomes['refused']:,}"
+        f" connections refused, {outcomes['served']:,} served,"
+        f" {outcomes.total() - outcomes['served'] - outcomes['refused']} cut"
+    )
+    assert set(outcomes) <= {"served", "refused"}
+    assert set(codes) == {0}
 
 
 def test_workers_exit_when_their_parent_is_killed(tmp_path: Path) -> None:
@@ -184,3 +277,13 @@ def test_restart_with_invalid_configuration_changes_nothing(tmp_path: Path) -> N
         register(server, 1)
         assert server.workers == before
         assert "regisration" in server.log
+
+        for worker in before:
+            os.kill(worker, signal.SIGKILL)
+
+        assert wait_for_exit(server) == 3
+        with pytest.raises(ConnectionRefusedError):
+            register(server, 2)
+        *_, reason, last = server.log.splitlines()
+        assert "regisration" in reason
+        assert "no worker is serving, and a new one failed to start (exit code 3); exiting" in last

@@ -73,9 +73,12 @@ def serve_command(
 
 def open_standard_streams() -> None:
     """Open closed standard streams as ``/dev/null``. Otherwise a socket could become standard error."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) in STANDARD_STREAMS:  # the lowest free number
+    for descriptor in STANDARD_STREAMS:
+        try:
+            os.fstat(descriptor)
+        except OSError:  # closed, so it is the lowest free number
+            os.open(os.devnull, os.O_RDWR)
         os.set_inheritable(descriptor, True)  # noqa: FBT003 - it has no keyword
-    os.close(descriptor)
 
 
 def check_open_files(workers: int) -> None:

@@ -108,7 +108,7 @@ class Supervisor:
                         self._handle_signal(signal_number)
                 elif isinstance(key.data, Worker):
                     self._read_status(key.data)
-                elif key.data in self._orphans:
+                else:
                     self._pass_on_connections(key.data)
             if time.monotonic() > next_check:
                 next_check = time.monotonic() + self._timeouts.check_seconds
