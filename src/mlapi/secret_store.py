@@ -11,7 +11,6 @@ import hmac
 import logging
 import os
 import secrets
-import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -31,6 +30,7 @@ from mlapi.config.validation import KEY_BYTES, validate_for_production
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.ports import PasswordCipher, TokenIssuer
 from mlapi.file_access import find_secrets_error
+from mlapi.forks import new_lock
 
 _HEADER = "# Made by mlapi. Keep a copy: without it, no stored password can be verified.\n"
 
@@ -74,7 +74,7 @@ class SecretStore(Generic[Cipher]):
         self._make_tokens = make_tokens
         self._generated = SecretSettings()
         self._loaded: tuple[object, LoadedSecrets[Cipher]] | None = None  # the signature of the file, and its secrets
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     @property
     def location(self) -> str:

@@ -10,7 +10,6 @@ import hashlib
 import hmac
 import re
 import secrets
-import threading
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
@@ -20,6 +19,7 @@ from mlapi.domain.credentials import IssuedToken, TokenClaims
 from mlapi.domain.errors import InvalidTokenError
 from mlapi.domain.ports import Clock
 from mlapi.domain.users import User, UserId, utc_now
+from mlapi.forks import new_lock
 
 ALGORITHM = "HS256"
 _TOKEN = re.compile(r"([\w-]{1,200})\.[\w-]{1,2000}\.[\w-]{43}", re.ASCII)
@@ -52,7 +52,7 @@ class JwtTokenIssuer:
         self._audience = audience
         self._clock = clock
         self._verified: dict[str, TokenClaims] = {}
-        self._eviction_lock = threading.Lock()
+        self._eviction_lock = new_lock()
 
     def issue(self, user: User) -> IssuedToken:
         now = self._clock()

@@ -6,7 +6,6 @@ These adapters pass the same contract suites as the others, but all data is lost
 import hmac
 import logging
 import secrets
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -41,6 +40,7 @@ from mlapi.domain.inspection import Inspection
 from mlapi.domain.ports import Clock
 from mlapi.domain.rules import canonical_username, fold
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, utc_now
+from mlapi.forks import new_lock
 
 _URL = "memory://"
 _REVISION = "1"
@@ -53,7 +53,7 @@ class InMemoryAuditTrail:
     """An `AuditTrail` in memory."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._entries: list[AuditEntry] = []
         self._last_id = 0
 
@@ -93,7 +93,7 @@ class InMemoryUserRepository:
     """A thread-safe `UserRepository` in memory."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._users: dict[UserId, User] = {}
         self._ids: dict[UsernameKey, UserId] = {}
         self._api_keys: dict[ApiKeyId, ApiKey] = {}
@@ -216,7 +216,7 @@ class InMemoryAttempts:
 
     def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._counts: dict[str, WindowCount] = {}
         self._purged_at = clock()
 
@@ -254,7 +254,7 @@ class InMemoryStorage:
     def __init__(self) -> None:
         self.users = InMemoryUserRepository()
         self.attempts = InMemoryAttempts()
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._fingerprint: str | None = None
 
     @classmethod

@@ -9,6 +9,7 @@ from mlapi.domain.commands import RecordApiKeyUse
 from mlapi.domain.credentials import USE_RECORDING_INTERVAL, ApiKey, ApiKeyId
 from mlapi.domain.errors import MlapiError
 from mlapi.domain.ports import UserRepository
+from mlapi.forks import call_in_children, new_lock
 
 INTERVAL_SECONDS = 1.0
 
@@ -26,8 +27,13 @@ class BackgroundApiKeyUsage:
     def __init__(self, repository: UserRepository, *, interval_seconds: float = INTERVAL_SECONDS) -> None:
         self._repository = repository
         self._interval_seconds = interval_seconds
-        self._lock = threading.Lock()
-        self._write_lock = threading.Lock()
+        self._lock = new_lock()
+        self._write_lock = new_lock()
+        self._initialize()
+        call_in_children(self._initialize)
+
+    def _initialize(self) -> None:
+        """Start without uses. In a forked child, the parent writes those that were collected before the fork."""
         self._collected: dict[ApiKeyId, datetime] = {}
         # When each key's use was last written, on the clock of `time.monotonic`. Readers may still see the older row
         # for a while.

@@ -7,6 +7,7 @@ from datetime import timedelta
 from mlapi.domain.errors import MlapiError
 from mlapi.domain.ports import AuditTrail, Clock
 from mlapi.domain.users import utc_now
+from mlapi.forks import call_in_children
 
 INTERVAL_SECONDS = 600.0
 """The first purge also waits this long, so that it does not slow down startup."""
@@ -36,8 +37,13 @@ class AuditRetention:
         self._interval_seconds = INTERVAL_SECONDS if interval_seconds is None else interval_seconds
         self._clock = clock
         self._closing = threading.Event()
+        call_in_children(self._stop_closing)
         self._thread = threading.Thread(target=self._run, name="mlapi-retention", daemon=True)
         self._thread.start()
+
+    def _stop_closing(self) -> None:
+        """Replace the event in a forked child, which has no thread that purges: the parent goes on."""
+        self._closing = threading.Event()
 
     def close(self) -> None:
         """Stop purging, and wait for the current transaction to end."""

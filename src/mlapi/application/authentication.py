@@ -31,6 +31,7 @@ from mlapi.domain.errors import (
 from mlapi.domain.ports import AttemptLimiter, Clock, TokenIssuer
 from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import User, utc_now
+from mlapi.forks import call_in_children
 
 MAX_RUNNING_PER_ADDRESS = 16
 """Maximum number of concurrent logins of one IPv4 address or IPv6 /64 network, in this process."""
@@ -333,6 +334,10 @@ class Turns:
 
     def __init__(self, max_running: int) -> None:
         self._max_running = max_running
+        self._initialize()
+        call_in_children(self._initialize)
+
+    def _initialize(self) -> None:
         self._semaphores: dict[Hashable, asyncio.Semaphore] = {}
         self._tasks: Counter[Hashable] = Counter()
         """Number of tasks that run or wait, by key."""

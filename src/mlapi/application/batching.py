@@ -27,6 +27,7 @@ from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError, ServiceUnavailableError
 from mlapi.domain.ports import UserRepository
 from mlapi.domain.users import User
+from mlapi.forks import call_in_children, new_lock, notice_fork
 
 MAX_WAITING_REQUESTS = 10_000
 """At 10,000 requests per second, the last request in a full queue waits one second. Each takes about a kilobyte."""
@@ -92,7 +93,12 @@ class Batcher(Generic[Item, Result]):
         self._execute = execute
         self._max_waiting_requests = max_waiting_requests
         self._timeout_seconds = timeout_seconds
-        self._lock = threading.Lock()  # event loops in several threads may share this batcher
+        self._lock = new_lock()  # event loops in several threads may share this batcher
+        self._initialize()
+        call_in_children(self._initialize)
+
+    def _initialize(self) -> None:
+        """Start without requests and without a thread. The parent executes the requests from before a fork."""
         self._waiting = 0
         self._queues: WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopQueue] = WeakKeyDictionary()
         self._submitted: SimpleQueue[tuple[_LoopQueue, _Batch] | None] = SimpleQueue()
@@ -109,6 +115,7 @@ class Batcher(Generic[Item, Result]):
             RepositoryUnavailableError: if the request has waited too long. It may still be executed if its batch has
                 started.
         """
+        notice_fork()
         remaining = remaining_seconds()
         with self._lock:
             if self._waiting >= self._max_waiting_requests:

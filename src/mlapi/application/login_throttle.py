@@ -16,7 +16,6 @@ as attempts that are rejected at the start.
 
 import hashlib
 import math
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -26,6 +25,7 @@ import attrs
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.domain.attempts import Attempt, AttemptCounts, WindowCount, client_site
 from mlapi.domain.errors import RepositoryUnavailableError, TooManyAttemptsError
+from mlapi.forks import new_lock
 
 WINDOW_SECONDS = 60
 KNOWN_ADDRESS_SECONDS = 30 * 24 * 3600
@@ -92,7 +92,7 @@ class FixedWindowAttemptLimiter:
         self._counts = counts
         self._limits = limits
         self._window_seconds = window_seconds
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._running: dict[Attempt, _Running] = {}
         self._places: Counter[str] = Counter()
         """Number of running attempts, by key."""

@@ -10,6 +10,7 @@ from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.ports import NonblockingLookup, UserRepository
 from mlapi.domain.users import User, UsernameKey
+from mlapi.forks import call_in_children
 
 Key = TypeVar("Key")
 Found = TypeVar("Found")
@@ -35,6 +36,11 @@ class Lookup(Generic[Key, Found]):
     ) -> None:
         self._find_nowait = find_nowait
         self._batcher = Batcher[Key, Found | None](lambda keys, _: find(keys), timeout_seconds=timeout_seconds)
+        self._initialize()
+        call_in_children(self._initialize)
+
+    def _initialize(self) -> None:
+        """Start without lookups. The parent executes those from before a fork."""
         self._turns: dict[asyncio.AbstractEventLoop, list[tuple[Key, asyncio.Future[Found | None]]]] = {}
 
     async def find(self, key: Key) -> Found | None:

@@ -1,6 +1,5 @@
 """Prepare a storage before its first use, even if the database is unavailable at startup."""
 
-import threading
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
@@ -12,6 +11,7 @@ from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.ports import AuditTrail, NonblockingLookup, UserRepository
 from mlapi.domain.storage import Storage
 from mlapi.domain.users import User, UserId, UsernameKey
+from mlapi.forks import new_lock
 
 WAIT_SECONDS = 2.0
 
@@ -48,7 +48,7 @@ class Preparation:
 
     def __init__(self, action: Callable[[], None]) -> None:
         self._action: Callable[[], None] | None = action
-        self._running = threading.Lock()
+        self._running = new_lock()
 
     @property
     def is_done(self) -> bool:

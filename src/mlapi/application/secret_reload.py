@@ -6,7 +6,6 @@ that removed keys stop working.
 """
 
 import logging
-import threading
 import time
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
@@ -15,6 +14,7 @@ from mlapi.domain.credentials import IssuedToken, TokenClaims
 from mlapi.domain.errors import ConfigurationError, InvalidTokenError
 from mlapi.domain.ports import PasswordCipher, TokenIssuer, is_costly
 from mlapi.domain.users import EncryptedPassword, User
+from mlapi.forks import new_lock
 
 RELOAD_CHECK_SECONDS = 1.0
 
@@ -37,7 +37,7 @@ class Reloader(Generic[T_co]):
         self._loaded_signature = signature()
         self._value = make()
         self._next_check = time.monotonic() + RELOAD_CHECK_SECONDS
-        self._lock = threading.Lock()
+        self._lock = new_lock()
 
     def get(self, *, check_now: bool = False) -> T_co:
         """Return the current value.

@@ -3,16 +3,18 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from typing import Any, Self, TypeVar
+from typing import Any, NoReturn, Self, TypeVar
 
-from sqlalchemy import URL, Connection, PoolProxiedConnection
+from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from mlapi import forks
 from mlapi.adapters.sql.dialect import Dialect, dialect_for
 from mlapi.adapters.sql.existing import Purpose
+from mlapi.adapters.sql.fork_gate import ForkGate
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.interruption import current_interruption, took_too_long
 
@@ -24,6 +26,10 @@ MAX_CONNECTIONS = 8
 MAX_BROWSING_CONNECTIONS = 4
 """For the pages and searches of managers, so that they never take the connections of logins, changes or the guard."""
 _MAX_ATTEMPTS = 4
+_FORK_TIMEOUT_SECONDS = 10.0
+"""How long a fork waits for transactions in an SQLite file."""
+_SERVER_FORK_TIMEOUT_SECONDS = 1.0
+"""How long a fork waits for transactions in PostgreSQL, which can also continue during the fork."""
 
 T = TypeVar("T")
 
@@ -50,21 +56,33 @@ class Database:
     ) -> None:
         self.timeout_seconds = timeout_seconds
         self.dialect: Dialect[Any] = dialect_for(url.get_backend_name())
-        self.engine = self.dialect.create_engine(url, timeout_seconds=timeout_seconds, max_connections=max_connections)
-        self._browsing = self.dialect.create_engine(
-            url, timeout_seconds=timeout_seconds, max_connections=MAX_BROWSING_CONNECTIONS
-        )
+        self._url = url
+        self._max_connections = max_connections
+        self._operations = ForkGate()
+        self._was_busy_at_fork = False
+        self._create_pools()
+        forks.call_in_children(self._restart)
+        forks.pause_during_forks(self)
         self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
         self._find_file_change = self.dialect.file_change_check(url)
+
+    def _create_pools(self) -> None:
+        self.engine = self._create_engine(self._max_connections)
+        self._browsing = self._create_engine(MAX_BROWSING_CONNECTIONS)
         self._nonblocking: list[PoolProxiedConnection] = []
         """Idle connections for `read_nowait`."""
-        self._writers = threading.BoundedSemaphore(self.dialect.max_writers(max_connections))
+        self._writers = threading.BoundedSemaphore(self.dialect.max_writers(self._max_connections))
+
+    def _create_engine(self, max_connections: int) -> Engine:
+        return self.dialect.create_engine(
+            self._url, timeout_seconds=self.timeout_seconds, max_connections=max_connections
+        )
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Open a read transaction. `read` can also repeat the reads if the connection is lost during them."""
-        self._check_not_replaced()
-        with self._translating_errors():
+        with self._operations, self._translating_errors():
+            self._check_not_replaced()
             stack, connection = self._retrying(self._begin)
             with stack:
                 yield connection
@@ -75,8 +93,8 @@ class Database:
 
         `write` can also repeat the changes if the connection is lost before the commit.
         """
-        self._check_not_replaced()
-        with self._write_slot(), self._translating_errors():
+        with self._operations, self._write_slot(), self._translating_errors():
+            self._check_not_replaced()
             stack, connection = self._retrying(partial(self._begin, **self.dialect.write_options))
             with stack:
                 yield connection
@@ -89,8 +107,8 @@ class Database:
             with self.engine.connect() as connection, connection.begin():
                 return work(connection)
 
-        self._check_not_replaced()
-        with self._translating_errors():
+        with self._operations, self._translating_errors():
+            self._check_not_replaced()
             return self._retrying(attempt)
 
     def write(self, work: Callable[[Connection], T]) -> T:
@@ -111,8 +129,8 @@ class Database:
                     self._commit_sqlalchemy(connection)
             return result
 
-        self._check_not_replaced()
-        with self._write_slot(), self._translating_errors():
+        with self._operations, self._write_slot(), self._translating_errors():
+            self._check_not_replaced()
             return self._retrying(attempt)
 
     def browse(self, work: Callable[[Connection], T]) -> T:
@@ -130,8 +148,8 @@ class Database:
                 with self.dialect.interruptible(connection, interruption):
                     return work(connection)
 
-        self._check_not_replaced()
-        with self._translating_errors():
+        with self._operations, self._translating_errors():
+            self._check_not_replaced()
             try:
                 return self._retrying(attempt)
             except DBAPIError as error:
@@ -141,8 +159,8 @@ class Database:
 
     def read_batch(self, work: Callable[[Any], T]) -> T:
         """Call ``work`` with a driver connection in autocommit mode and return its result."""
-        self._check_not_replaced()
-        with self._translating_errors():
+        with self._operations, self._translating_errors():
+            self._check_not_replaced()
             result = self._retrying(partial(self._run_autocommit, work))
             if self.dialect.supports_nowait and not self._nonblocking:
                 self._nonblocking.append(self._open_nonblocking())
@@ -154,19 +172,22 @@ class Database:
         Readers of SQLite's write-ahead log wait only for a process that locks the whole file. Opening a connection
         could wait too, so this only uses idle connections and raises an error if there is none. `read_batch` opens one.
         """
-        self._check_not_replaced()
-        try:
-            pooled = self._nonblocking.pop()
-        except IndexError:
-            raise RepositoryUnavailableError("no nonblocking connection is idle") from None
-        try:
-            result = work(pooled.dbapi_connection)
-        except BaseException as error:
-            pooled.close()
-            if isinstance(error, (self._driver_error, *self.dialect.data_errors)):
-                raise self._unavailable(error) from None
-            raise
-        self._nonblocking.append(pooled)
+        if self._operations.is_closed:
+            raise RepositoryUnavailableError("the process is forking")
+        with self._operations:
+            self._check_not_replaced()
+            try:
+                pooled = self._nonblocking.pop()
+            except IndexError:
+                raise RepositoryUnavailableError("no nonblocking connection is idle") from None
+            try:
+                result = work(pooled.dbapi_connection)
+            except BaseException as error:
+                pooled.close()
+                if isinstance(error, (self._driver_error, *self.dialect.data_errors)):
+                    raise self._unavailable(error) from None
+                raise
+            self._nonblocking.append(pooled)
         return result
 
     def write_repeatable(self, work: Callable[[Any], T]) -> T:
@@ -175,8 +196,8 @@ class Database:
         After a transient error, such as a lost connection, ``work`` is called again. Its statement may then take effect
         twice: the connection can be lost after the statement was committed.
         """
-        self._check_not_replaced()
-        with self._write_slot(), self._translating_errors():
+        with self._operations, self._write_slot(), self._translating_errors():
+            self._check_not_replaced()
             return self._retrying(partial(self._run_autocommit, work))
 
     def write_batch(self, work: Callable[[Any], T], *, commit_by: float | None = None) -> T:
@@ -203,11 +224,12 @@ class Database:
             pooled.close()
             return result
 
-        self._check_not_replaced()
-        with self._write_slot(), self._translating_errors():
+        with self._operations, self._write_slot(), self._translating_errors():
+            self._check_not_replaced()
             return self._retrying(attempt)
 
-    def open_existing(self, purpose: Purpose) -> AbstractContextManager[Connection]:
+    @contextmanager
+    def open_existing(self, purpose: Purpose) -> Iterator[Connection]:
         """Open a transaction in an existing database, without a statement timeout. This creates and changes nothing.
 
         The transaction is committed after the block, or rolled back if the block raises. An SQLite file keeps its
@@ -217,7 +239,8 @@ class Database:
             ConfigurationError: if the SQLite file does not exist.
             RepositoryUnavailableError: if the database is unavailable, locked or unreadable.
         """
-        return self.dialect.open_existing(self, purpose)
+        with self._operations, self.dialect.open_existing(self, purpose) as connection:
+            yield connection
 
     def close(self) -> None:
         """Close all connections. The database can still be used; it then connects again."""
@@ -225,6 +248,30 @@ class Database:
             self._nonblocking.pop().close()
         self.engine.dispose()
         self._browsing.dispose()
+
+    def pause(self) -> None:
+        """Before a fork, wait for the transactions of other threads. Close the connections to an SQLite file.
+
+        The locks of SQLite's connections belong to the process that opened them. SQLite does not notice in a child
+        that it has lost them, so no connection may be open there.
+        """
+        is_file = self.dialect.supports_nowait
+        timeout_seconds = _FORK_TIMEOUT_SECONDS if is_file else _SERVER_FORK_TIMEOUT_SECONDS
+        self._was_busy_at_fork = not self._operations.close(timeout_seconds=timeout_seconds)
+        if is_file and not self._was_busy_at_fork:
+            self.close()
+
+    def resume(self) -> None:
+        """Continue after a fork."""
+        self._operations.open()
+
+    def _restart(self) -> None:
+        """In a forked child, drop the connections of the parent without using them, and connect again on first use."""
+        self.dialect.abandon(self.engine)
+        self.dialect.abandon(self._browsing)
+        self._create_pools()
+        if self._was_busy_at_fork and self.dialect.supports_nowait:
+            self._find_file_change = _refuse_torn_file
 
     def __enter__(self) -> Self:
         return self
@@ -339,3 +386,7 @@ def _invalidated_by_errors(pooled: PoolProxiedConnection) -> Iterator[None]:
     except BaseException:
         pooled.invalidate()
         raise
+
+
+def _refuse_torn_file() -> NoReturn:
+    raise RepositoryUnavailableError("this process was forked during a transaction: fork before or after it")

@@ -86,6 +86,10 @@ class Dialect(Protocol[DriverConnectionT]):
         """Break connections that are stuck on a former primary."""
         ...
 
+    def abandon(self, engine: Engine) -> None:
+        """In a forked child, drop the connections that were inherited from the parent. Its sessions continue."""
+        ...
+
     # --- methods that take a driver connection, for batches
 
     def begin(self, connection: DriverConnectionT) -> None:

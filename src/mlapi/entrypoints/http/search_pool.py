@@ -13,6 +13,7 @@ from starlette.types import Receive
 from mlapi.application.deadlines import remaining_seconds
 from mlapi.domain.errors import SearchUnavailableError
 from mlapi.domain.interruption import Interruption, took_too_long
+from mlapi.forks import call_in_children
 
 MAX_SEARCHES = 2
 """A search reads a whole table and uses a whole core, so more of them would slow down logins and changes."""
@@ -36,8 +37,12 @@ class SearchPool:
     """
 
     def __init__(self, *, timeout_seconds: float = SEARCH_TIMEOUT_SECONDS) -> None:
-        self._executor = ThreadPoolExecutor(MAX_SEARCHES, thread_name_prefix="mlapi-search")
         self._timeout_seconds = timeout_seconds
+        self._initialize()
+        call_in_children(self._initialize)
+
+    def _initialize(self) -> None:
+        self._executor = ThreadPoolExecutor(MAX_SEARCHES, thread_name_prefix="mlapi-search")
         self._slots = threading.BoundedSemaphore(MAX_SEARCHES + _MAX_WAITING)
 
     async def run(self, receive: Receive, search: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

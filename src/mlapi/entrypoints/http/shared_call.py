@@ -3,11 +3,11 @@
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from threading import Lock
 from typing import final
 
 from mlapi.application.deadlines import remaining_seconds
 from mlapi.domain.errors import ServiceUnavailableError
+from mlapi.forks import call_in_children, new_lock
 
 
 @final
@@ -22,8 +22,12 @@ class SharedCall:
     def __init__(self, function: Callable[[], object], *, timeout_seconds: float) -> None:
         self._function = function
         self._timeout_seconds = timeout_seconds
+        self._lock = new_lock()  # event loops in several threads may share this
+        self._initialize()
+        call_in_children(self._initialize)
+
+    def _initialize(self) -> None:
         self._executor = ThreadPoolExecutor(1)
-        self._lock = Lock()  # event loops in several threads may share this
         self._call: Future[object] | None = None
 
     async def run(self) -> None:

@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -14,6 +13,7 @@ import attrs
 
 from mlapi.application.deadlines import deadline_error, remaining_seconds
 from mlapi.domain.errors import ServiceUnavailableError
+from mlapi.forks import call_in_children, new_lock
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,9 +53,16 @@ class BoundedThreadPool:
     """
 
     def __init__(self, threads: int, *, max_queued_per_thread: int) -> None:
-        self._executor = ThreadPoolExecutor(threads)
-        self._lock = threading.Lock()
-        max_calls = threads * (max_queued_per_thread + 1)
+        self._threads = threads
+        self._max_queued_per_thread = max_queued_per_thread
+        self._lock = new_lock()
+        self._initialize()
+        call_in_children(self._initialize)
+
+    def _initialize(self) -> None:
+        """Start without calls and threads. The parent executes the calls from before a fork."""
+        self._executor = ThreadPoolExecutor(self._threads)
+        max_calls = self._threads * (self._max_queued_per_thread + 1)
         self._queues = {priority: _FairQueue(max_calls) for priority in Priority}
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

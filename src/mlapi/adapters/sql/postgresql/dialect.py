@@ -94,6 +94,9 @@ class PostgresqlDialect:
     def drop_stale_connections(self, engine_: Engine) -> None:
         engine.drop_stale_connections(engine_, self._connections)
 
+    def abandon(self, engine_: Engine) -> None:
+        engine.abandon(engine_, self._connections)
+
     def begin(self, connection: "BoundedConnection") -> None:
         connection.begin()
 

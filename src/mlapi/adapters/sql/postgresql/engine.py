@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 # SQLSTATEs (PostgreSQL 18, appendix A) of errors after which a retry may succeed.
 _SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY = "40001", "40P01", "25006"
+_abandoned: list[object] = []
+"""Keeps inherited connections from being finalized in a forked child."""
 _RETRYABLE_STATES = {_SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY}
 
 
@@ -136,6 +138,23 @@ def drop_stale_connections(engine: Engine, connections: "WeakSet[BoundedConnecti
             with socket(fileno=os.dup(connection.fileno())) as connected:
                 if address != current_address and connected.getpeername()[:2] == address:
                     connected.shutdown(SHUT_RDWR)  # the waiting thread gets an error
+
+
+def abandon(engine: Engine, connections: "WeakSet[BoundedConnection]") -> None:
+    """In a forked child, detach the inherited connections from their sockets without sending anything.
+
+    Closing a connection would end its session, which the parent still uses.
+    """
+    from psycopg import Error  # noqa: PLC0415 - an optional dependency
+
+    inherited = list(connections)
+    connections.clear()
+    null = os.open(os.devnull, os.O_RDWR)
+    for connection in inherited:
+        with suppress(Error, OSError):  # it is closed
+            os.dup2(null, connection.fileno(), inheritable=False)
+    os.close(null)
+    _abandoned.append((engine, inherited))
 
 
 def _server_address(connection: Any) -> tuple[str, int]:  # noqa: ANN401 - SQLAlchemy does not type it

@@ -79,6 +79,10 @@ class SqliteDialect:
     def drop_stale_connections(self, engine: Engine) -> None:
         """Do nothing: SQLite has no server."""
 
+    def abandon(self, engine: Engine) -> None:
+        """Close the idle connections that `Database.pause` could not close, because it was not called."""
+        engine.dispose()
+
     def begin(self, connection: sqlite3.Connection) -> None:
         connection.execute("BEGIN IMMEDIATE")
 

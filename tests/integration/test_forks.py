@@ -1,0 +1,164 @@
+"""Services that are opened before ``os.fork`` work in the parent and in all children, on SQLite and PostgreSQL."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL
+
+from mlapi import RepositoryUnavailableError, forks
+from mlapi.adapters.memory import InMemoryUserRepository
+from mlapi.adapters.sql import Database
+from mlapi.application.audit_retention import AuditRetention
+from tests.conftest import KEY, SALT
+from tests.integration import forking_script
+
+CHILDREN = 3
+ROUNDS = 8
+
+
+@pytest.mark.parametrize("kind", forking_script.WORK)
+def test_every_check_after_a_fork_finds_the_right_user(url: URL, kind: str) -> None:
+    environ = {
+        **os.environ,
+        "MLAPI_DATABASE__URL": url.render_as_string(hide_password=False),
+        "MLAPI_SECRETS__KEY": KEY,
+        "MLAPI_SECRETS__SALT": SALT,
+        "MLAPI_PASSWORDS__SCHEME": "fernet",  # faster
+    }
+    command = [sys.executable, "-m", forking_script.__name__, kind, str(CHILDREN), str(ROUNDS)]
+
+    run = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
+
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) > CHILDREN * ROUNDS
+
+
+def run_in_child(function: Callable[[], object]) -> str:
+    """Return what a function returns in a forked child, or the text of its error."""
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            result = str(function())
+        except BaseException as error:  # noqa: BLE001 - sent to the parent
+            result = repr(error)
+        os.write(writing, result.encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as stream:
+        text = stream.read()
+    os.waitpid(pid, 0)
+    return text
+
+
+def select_one(database: Database) -> object:
+    return database.read(lambda connection: connection.exec_driver_sql("SELECT 1").scalar())
+
+
+def test_child_does_not_share_or_end_sessions_of_its_parent(postgres_database: Database) -> None:
+    def session() -> int:
+        pid: int = postgres_database.read_batch(lambda connection: connection.info.backend_pid)
+        return pid
+
+    before = session()
+
+    in_child = run_in_child(session)
+
+    assert in_child.isdigit()
+    assert int(in_child) != before
+    assert session() == before
+
+
+def test_child_uses_no_sqlite_connection_of_its_parent(sqlite_database: Database) -> None:
+    file = os.path.realpath(sqlite_database.engine.url.database or "")
+
+    def open_files() -> list[str]:
+        targets = [os.path.realpath(descriptor) for descriptor in Path("/proc/self/fd").iterdir()]
+        return [target for target in targets if target.startswith(file)]
+
+    select_one(sqlite_database)
+    assert open_files()
+
+    assert run_in_child(open_files) == "[]"
+    assert select_one(sqlite_database) == 1
+
+
+def test_fork_waits_for_a_transaction_of_another_thread(database: Database) -> None:
+    started, ended = threading.Event(), []
+
+    def write() -> None:
+        with database.writing():
+            started.set()
+            time.sleep(0.2)
+            ended.append(True)
+
+    writing = threading.Thread(target=write)
+    writing.start()
+    started.wait()
+
+    in_child = run_in_child(lambda: (bool(ended), select_one(database)))
+    writing.join()
+
+    assert in_child == "(True, 1)"
+
+
+def test_sqlite_refuses_a_child_that_was_forked_during_a_transaction(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlapi.adapters.sql.database._FORK_TIMEOUT_SECONDS", 0.05)
+    with sqlite_database.reading():
+        in_child = run_in_child(lambda: select_one(sqlite_database))
+
+    assert "forked during a transaction" in in_child
+    assert select_one(sqlite_database) == 1
+
+
+def become_child() -> None:
+    """Do in this process what Python does in a forked child."""
+    forks._pause_all()
+    forks._state.lock.release()
+    forks._restart()
+
+
+def test_child_refuses_an_sqlite_file_after_a_torn_transaction(
+    sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mlapi.adapters.sql.database._FORK_TIMEOUT_SECONDS", 0.05)
+    with sqlite_database.reading():
+        become_child()
+
+    with pytest.raises(RepositoryUnavailableError, match="fork before or after it"):
+        select_one(sqlite_database)
+
+
+def test_lock_of_another_thread_is_free_in_a_child() -> None:
+    lock = forks.new_lock()
+    lock.acquire()
+
+    assert run_in_child(lambda: lock.acquire(blocking=False)) == "True"
+    assert lock.locked()
+
+
+def test_retention_can_be_closed_in_a_child() -> None:
+    retention = AuditRetention(InMemoryUserRepository().audit, timedelta(days=1))
+
+    assert run_in_child(retention.close) == "None"
+    retention.close()
+    become_child()
+    retention.close()
+
+
+def test_fork_without_hooks_is_noticed_by_the_process_id(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = database.engine
+    select_one(database)
+    monkeypatch.setattr(forks._state, "pid", 1)  # as if this was a child
+
+    assert select_one(database) == 1
+    assert database.engine is not engine
+    engine.dispose()
