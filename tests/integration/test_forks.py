@@ -162,3 +162,35 @@ def test_fork_without_hooks_is_noticed_by_the_process_id(database: Database, mon
     assert select_one(database) == 1
     assert database.engine is not engine
     engine.dispose()
+
+
+def test_operations_wait_until_the_process_has_forked(sqlite_database: Database) -> None:
+    results: list[object] = []
+    reading = threading.Thread(target=lambda: results.append(select_one(sqlite_database)))
+
+    sqlite_database.pause()
+    reading.start()
+    with pytest.raises(RepositoryUnavailableError, match="the process is forking"):
+        sqlite_database.read_nowait(lambda connection: connection)
+    reading.join(0.1)
+    assert reading.is_alive()
+    sqlite_database.resume()
+    reading.join(10)
+
+    assert results == [1]
+
+
+def test_deleted_object_is_not_called_in_children() -> None:
+    calls = []
+
+    class Counter:
+        def count(self) -> None:
+            calls.append(self)
+
+    kept = Counter()
+    forks.call_in_children(kept.count)
+    forks.call_in_children(Counter().count)
+
+    become_child()
+
+    assert calls == [kept]
