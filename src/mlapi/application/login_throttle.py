@@ -4,9 +4,9 @@ Three counts stop three ways of guessing: many names from one address, one name 
 many addresses. The last count could let an attacker lock a user out. Therefore it does not apply to addresses where the
 user has logged in before, and all windows are short.
 
-The limits must not reveal which names exist, or where a user logs in. Every failure adds to all three
-counts, whether the name exists or not. The exemption decides only about correct passwords: while the limit for a name
-is reached, the cipher still runs for each attempt, and every wrong password gets the same error.
+The limits must not reveal which names exist, or where a user logs in. Every failure adds to all three counts, whether
+the name exists or not. The exemption decides only about correct passwords: while the limit for a name is reached, the
+cipher still runs for each attempt, and every wrong password gets the same error.
 
 Only failures are stored. Attempts that are running take up places in the memory of this process, so an attempt that is
 canceled, times out or finds the database unavailable leaves nothing behind. Several processes may together allow as
