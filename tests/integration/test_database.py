@@ -135,6 +135,16 @@ def test_sqlite_is_durable_and_private(sqlite_url: URL, open_database: OpenDatab
     assert stat.S_IMODE(Path(str(sqlite_url.database)).stat().st_mode) == 0o600
 
 
+@pytest.mark.parametrize(("is_writable", "store"), [(True, 0), (False, 2)])
+def test_temporary_data_stays_in_memory_without_a_folder(
+    is_writable: bool, store: int, sqlite_url: URL, open_database: OpenDatabase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.access", lambda _folder, _mode: is_writable)
+
+    with open_database(sqlite_url) as database:
+        assert database.read(lambda connection: connection.exec_driver_sql("PRAGMA temp_store").scalar_one()) == store
+
+
 def test_existing_database_file_keeps_its_mode(sqlite_url: URL, open_database: OpenDatabase) -> None:
     file = Path(str(sqlite_url.database))
     file.touch(0o640)

@@ -13,6 +13,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from mlapi.adapters.sql.sqlite import files
 from mlapi.adapters.sql.sqlite.errors import primary_code
+from mlapi.adapters.sql.sqlite.temporary_files import configure_temporary_files
 
 BEGIN_OPTION = "mlapi_sqlite_begin"
 """Execution option for the statement that begins a transaction. The default is ``BEGIN``."""
@@ -61,6 +62,7 @@ def create(url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
         # shared memory, SQLite keeps using its rollback journal, which is durable only with EXTRA.
         cursor.execute("PRAGMA synchronous = EXTRA")
         cursor.execute("PRAGMA foreign_keys = ON")
+        configure_temporary_files(cursor)
         cursor.close()
 
     @event.listens_for(engine, "begin")

@@ -11,6 +11,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from mlapi.adapters.sql.existing import IN_USE, Purpose, translating_errors
 from mlapi.adapters.sql.sqlite.errors import UNDECODABLE, describe_error
+from mlapi.adapters.sql.sqlite.temporary_files import configure_temporary_files
 from mlapi.domain.errors import ConfigurationError
 
 _BEGIN = {"read": "BEGIN", "plan": "BEGIN", "change": "BEGIN EXCLUSIVE"}
@@ -44,6 +45,7 @@ def _create_engine(file: Path, timeout_seconds: float, purpose: Purpose) -> Engi
             "legacy_alter_table = ON",  # if OFF, renaming a table would change the foreign keys that refer to it
         ):
             cursor.execute(f"PRAGMA {setting}")
+        configure_temporary_files(cursor)
         cursor.close()
 
     @event.listens_for(engine, "begin")

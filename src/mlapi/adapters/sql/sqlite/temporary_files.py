@@ -1,0 +1,20 @@
+"""Where SQLite keeps the temporary data of large sorts, such as building an index."""
+
+import os
+
+from sqlalchemy.engine.interfaces import DBAPICursor
+
+
+def configure_temporary_files(cursor: DBAPICursor) -> None:
+    """Keep temporary data in memory if SQLite finds no folder for it, as on a read-only root file system.
+
+    Otherwise, statements that sort many rows would fail with "disk I/O error".
+    """
+    if not _has_temporary_folder():
+        cursor.execute("PRAGMA temp_store = MEMORY")
+
+
+def _has_temporary_folder() -> bool:
+    # https://sqlite.org/tempfiles.html, section 5
+    folders = os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"), "/var/tmp", "/usr/tmp", "/tmp", "."  # noqa: S108
+    return any(folder and os.access(folder, os.W_OK | os.X_OK) for folder in folders)
