@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from mlapi import RepositoryUnavailableError, forks
-from mlapi.adapters.memory import InMemoryUserRepository
+from mlapi import RepositoryUnavailableError, TooManyAttemptsError, forks
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryUserRepository
 from mlapi.adapters.sql import Database
 from mlapi.application.audit_retention import AuditRetention
+from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.domain.attempts import Attempt
 from tests.conftest import KEY, SALT
 from tests.integration import forking_script
 
@@ -55,6 +57,20 @@ def run_in_child(function: Callable[[], object]) -> str:
         text = stream.read()
     os.waitpid(pid, 0)
     return text
+
+
+def test_attempts_of_the_parent_take_up_no_places_in_a_child() -> None:
+    limiter = FixedWindowAttemptLimiter(InMemoryAttempts(), AttemptLimits(per_name_and_address=2))
+    for _ in range(2):
+        limiter.start(Attempt(username="ada", address="192.0.2.1"))
+
+    def start() -> str:
+        limiter.start(Attempt(username="ada", address="192.0.2.1"))
+        return "started"
+
+    with pytest.raises(TooManyAttemptsError):
+        start()
+    assert run_in_child(start) == "started"
 
 
 def select_one(database: Database) -> object:

@@ -25,7 +25,7 @@ import attrs
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.domain.attempts import Attempt, AttemptCounts, WindowCount, client_site
 from mlapi.domain.errors import RepositoryUnavailableError, TooManyAttemptsError
-from mlapi.forks import new_lock
+from mlapi.forks import call_in_children, new_lock
 
 WINDOW_SECONDS = 60
 KNOWN_ADDRESS_SECONDS = 30 * 24 * 3600
@@ -93,15 +93,19 @@ class FixedWindowAttemptLimiter:
         self._limits = limits
         self._window_seconds = window_seconds
         self._lock = new_lock()
-        self._running: dict[Attempt, _Running] = {}
-        self._places: Counter[str] = Counter()
-        """Number of running attempts, by key."""
+        self._forget_running()
+        call_in_children(self._forget_running)  # the attempts run, and end, only in the parent
         self._warnings = RepeatedWarnings(interval_seconds=1)
         self._seen: dict[str, WindowCount] = {}
         """The highest counts that this process has seen, by key.
 
         With this cache, a flood of attempts from one address is rejected without reaching the database. It also
         contains failures that could not be stored, because the database was unavailable."""
+
+    def _forget_running(self) -> None:
+        self._running: dict[Attempt, _Running] = {}
+        self._places: Counter[str] = Counter()
+        """Number of running attempts, by key."""
 
     def start(self, attempt: Attempt) -> None:
         limits = self._limits_for(attempt)
