@@ -57,6 +57,8 @@ def main(port: int, kind: str, count: int, repeat: int) -> None:
     for _ in range(count):
         connection = socket.socket()
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        # Otherwise, the clients alone would use up the kernel's memory for TCP, and delay all others on this machine.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)
         connection.connect(("127.0.0.1", port))
         connection.setblocking(False)
         selector.register(connection, selectors.EVENT_WRITE, Sender(REQUESTS[kind], repeat))

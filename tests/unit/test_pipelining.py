@@ -7,7 +7,13 @@ from functools import partial
 import httptools
 import pytest
 
-from mlapi.entrypoints.server.pipelining import TURNS_PER_ITERATION, RequestSplitter, Turns
+from mlapi.entrypoints.server.pipelining import (
+    SHORT_READ_BYTES,
+    SHORT_READS_PER_ITERATION,
+    TURNS_PER_ITERATION,
+    RequestSplitter,
+    Turns,
+)
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 SIZED = b"POST / HTTP/1.1\r\nContent-Length: 12\r\n\r\n\r\n\r\nab\r\n\r\ncd"
@@ -81,6 +87,16 @@ def test_a_few_turns_are_taken_in_each_iteration() -> None:
 
     assert counts[:3] == [TURNS_PER_ITERATION, 2 * TURNS_PER_ITERATION, 2 * TURNS_PER_ITERATION + 1]
     assert taken == [*range(2 * TURNS_PER_ITERATION + 1), -1]
+
+
+def test_long_reads_and_too_many_short_ones_wait_for_their_turn() -> None:
+    turns = Turns()
+
+    waits = [turns.must_wait(SHORT_READ_BYTES, 1.0) for _ in range(SHORT_READS_PER_ITERATION + 2)]
+
+    assert waits == [False] * SHORT_READS_PER_ITERATION + [True, True]
+    assert not turns.must_wait(SHORT_READ_BYTES, 1.001)
+    assert turns.must_wait(SHORT_READ_BYTES + 1, 1.001)
 
 
 def test_failed_turn_does_not_stop_the_others() -> None:

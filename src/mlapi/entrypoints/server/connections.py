@@ -188,6 +188,8 @@ class Connection(HttpToolsProtocol):
             self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, ("Retry-After", str(IDLE_SECONDS)), message=self.rejection)
         elif self._unparsed:  # uvicorn resumed reading because the application has read the body
             self._postpone(self._unparsed + data)
+        elif self.server_state.turns.must_wait(len(data), self.loop.time()):
+            self._postpone(data)
         else:
             self._parse(data)
 

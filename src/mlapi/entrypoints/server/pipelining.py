@@ -8,8 +8,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-TURNS_PER_ITERATION = 16
-"""How many pipelined requests a worker starts in one iteration of the event loop."""
+TURNS_PER_ITERATION = 32
+"""How many connections take their turn in one iteration of the event loop."""
+SHORT_READS_PER_ITERATION = 128
+"""How many short reads are parsed immediately in one iteration. The others wait for their turn."""
+SHORT_READ_BYTES = 4096
+"""How long a read may be to be parsed immediately. Most requests are shorter."""
 _END = b"\r\n\r\n"
 
 
@@ -50,13 +54,29 @@ class RequestSplitter:
 class Turns:
     """Calls functions in the order in which they were added, a few in each iteration of the event loop.
 
-    In each iteration, the event loop also accepts connections and reads first requests. Clients that do not pipeline
-    therefore wait only briefly, however many pipelined requests there are.
+    In each iteration, the event loop also accepts connections and reads short requests. Their clients therefore wait
+    only briefly, however much others have sent.
     """
 
     def __init__(self) -> None:
         self._waiting: deque[Callable[[], None]] = deque()
         self._is_scheduled = False
+        self._iteration_time = 0.0
+        self._short_reads = 0
+
+    def must_wait(self, read_bytes: int, loop_time: float) -> bool:
+        """Count a read, and return whether it has to wait for its turn.
+
+        Args:
+            read_bytes: how many bytes were read.
+            loop_time: the time of the event loop. uvloop updates it once in each iteration.
+        """
+        if read_bytes > SHORT_READ_BYTES:
+            return True
+        if loop_time != self._iteration_time:
+            self._iteration_time, self._short_reads = loop_time, 0
+        self._short_reads += 1
+        return self._short_reads > SHORT_READS_PER_ITERATION
 
     def add(self, function: Callable[[], None]) -> None:
         self._waiting.append(function)

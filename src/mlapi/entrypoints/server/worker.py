@@ -39,6 +39,14 @@ from mlapi.entrypoints.wire.client import Network
 
 APP = "mlapi.entrypoints.http:app"
 _logger = getLogger("mlapi")
+RECEIVE_BUFFER_BYTES = 32 * 1024
+"""How much the kernel receives for each connection before it is read. Linux doubles this.
+
+By default, it can grow to many megabytes. A thousand connections could then use up the kernel's memory for TCP, and the
+kernel would drop the packets of others.
+"""
+ACCEPTS_PER_ITERATION = 16
+"""How many connections are accepted in one iteration of the event loop. uvloop accepts one for each file descriptor."""
 RESERVED_FILES = 100
 """File descriptors that are reserved for the database, other files and the log."""
 
@@ -102,10 +110,12 @@ class Server(uvicorn.Server):
         await super().startup([])  # start the application, without listening
         try:
             for listener in sockets or []:
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)  # of its connections
                 start_listening(listener)
-                self.servers.append(
-                    await self._loop.create_server(self._create_connection, sock=listener, backlog=BACKLOG)
-                )
+                self.servers += [
+                    await self._loop.create_server(self._create_connection, sock=copy, backlog=BACKLOG)
+                    for copy in (listener, *[listener.dup() for _ in range(ACCEPTS_PER_ITERATION - 1)])
+                ]
         except OSError as error:
             _logger.error("cannot listen: %s; change --host or --port", error.strerror)  # noqa: TRY400 - one line
             await self.lifespan.shutdown()
