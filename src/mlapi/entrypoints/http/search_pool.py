@@ -21,7 +21,7 @@ SEARCH_TIMEOUT_SECONDS = 5.0
 MAX_WAIT_SECONDS = 0.25
 """Short searches, of small tables, wait this long for each other instead of being rejected."""
 _MAX_WAITING = 16
-_DISCONNECT_GRACE_SECONDS = 0.1
+_DISCONNECT_GRACE_SECONDS = 0.3
 _GRACE_SECONDS = 0.5
 """A search that has reached its time limit ends itself. If it has not after this time, stop waiting for it."""
 
