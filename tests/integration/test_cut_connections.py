@@ -2,17 +2,19 @@
 
 import asyncio
 import secrets
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import timedelta
 
 import attrs
 import httpx2
 import psycopg
 import pytest
-from sqlalchemy import Connection
+from sqlalchemy import URL, Connection
 
 from mlapi import RepositoryUnavailableError, User
-from mlapi.adapters.sql import SqlStorage
+from mlapi.adapters.sql import Database, SqlStorage
 from mlapi.bootstrap import Service, async_guard, open_service
 from mlapi.config import load_settings
 from mlapi.domain.users import utc_now
@@ -180,6 +182,28 @@ def test_first_call_after_a_cut_succeeds(
         postgres.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = '{database}'")
 
     operation(idle)
+
+
+def test_silently_cut_connections_fail_at_most_one_call(
+    postgres: PostgresServer, postgres_url: URL, open_database: Callable[[URL], Database]
+) -> None:
+    def read() -> None:
+        database.read(lambda connection: connection.exec_driver_sql("SELECT 1"))
+
+    with CuttingProxy(postgres.port) as proxy:
+        database = open_database(postgres_url.set(port=proxy.port))
+        with database.reading(), database.reading(), database.reading():  # three connections that become idle
+            pass
+        proxy.silence()
+
+        started_at = time.monotonic()
+        with suppress(RepositoryUnavailableError):
+            read()
+
+        assert time.monotonic() - started_at < 10
+        for _ in range(3):
+            read()
+        database.close()
 
 
 def test_export_continues_after_a_cut(idle: Open, proxy: CuttingProxy) -> None:

@@ -370,10 +370,11 @@ class Database:
                 return attempt()
             except (DBAPIError, self._driver_error) as error:
                 cause = error.orig if isinstance(error, DBAPIError) else error
+                if self.dialect.is_connection_lost(cause):  # the idle connections in the pools are probably lost, too
+                    self.engine.dispose()
+                    self._browsing.dispose()
                 if not self.dialect.is_transient(cause):
                     raise
-                self.engine.dispose()  # the idle connections in the pools are probably lost, too
-                self._browsing.dispose()
                 if attempts == _MAX_ATTEMPTS or (attempts > 1 and time.monotonic() > last_start):
                     raise
 

@@ -70,6 +70,10 @@ class Dialect(Protocol[DriverConnectionT]):
 
     # --- errors
 
+    def is_connection_lost(self, error: BaseException | None) -> bool:
+        """Return True if the connection cannot be used anymore, and others may have been lost with it."""
+        ...
+
     def is_transient(self, error: BaseException | None) -> bool:
         """Return True if a retry on a new connection may succeed."""
         ...

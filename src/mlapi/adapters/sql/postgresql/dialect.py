@@ -82,6 +82,9 @@ class PostgresqlDialect:
     def insert(self, table: Table) -> Insert:
         return insert(table)
 
+    def is_connection_lost(self, error: BaseException | None) -> bool:
+        return engine.must_reconnect(error)
+
     def is_transient(self, error: BaseException | None) -> bool:
         return engine.is_transient(error)
 

@@ -202,6 +202,13 @@ def is_transient(error: BaseException | None) -> bool:
     return is_connection_lost(error) or error.sqlstate in _RETRYABLE_STATES
 
 
+def must_reconnect(error: BaseException | None) -> bool:
+    """Return True after a lost connection or a timeout, or if the server has become read-only."""
+    from psycopg import Error  # noqa: PLC0415 - an optional dependency
+
+    return isinstance(error, Error) and (is_connection_lost(error) or error.sqlstate in _RETRYABLE_STATES)
+
+
 def is_connection_lost(error: "psycopg.Error") -> bool:
     from psycopg import OperationalError  # noqa: PLC0415 - an optional dependency
 

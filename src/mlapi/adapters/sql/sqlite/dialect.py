@@ -61,6 +61,9 @@ class SqliteDialect:
     def insert(self, table: Table) -> Insert:
         return insert(table)
 
+    def is_connection_lost(self, error: BaseException | None) -> bool:
+        return self.is_transient(error)
+
     def is_transient(self, error: BaseException | None) -> bool:
         # A connection that was opened while the disk was read-only stays read-only. There is no reason to retry after
         # other errors: SQLite itself has already waited for the lock.
