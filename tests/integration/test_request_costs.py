@@ -106,6 +106,18 @@ class Target:
     """The headers of a valid request."""
     csrf_token: str = attrs.field(default="", repr=False)
 
+    @property
+    def body(self) -> bytes:
+        """A body that is valid as long as the values of its fields do not matter."""
+        if self.body_type is not None:
+            fields = msgspec.structs.fields(self.body_type)
+            return json.dumps({field.encode_name: "a" for field in fields if field.required}).encode()
+        return f"csrf_token={self.csrf_token}".encode() if self.method == "POST" else b""
+
+    @property
+    def content_type(self) -> tuple[bytes, bytes]:
+        return JSON if self.body_type is not None else FORM
+
     def __str__(self) -> str:
         return f"{self.method} {self.path}"
 
@@ -113,15 +125,15 @@ class Target:
         self,
         headers: Sequence[tuple[bytes, bytes]] = (),
         *,
-        body: bytes = b"",
+        body: bytes | None = None,
         query: str = "",
         parameter: str = "1",
         suffix: str = "",
     ) -> Request:
         names = {name for name, _ in headers}
-        others = [header for header in self.headers.items() if header[0] not in names]
+        others = [header for header in (*self.headers.items(), self.content_type) if header[0] not in names]
         target = replace_parameters(self.path, parameter) + suffix + (f"?{query}" if query else "")
-        return Request(self.method, target, [*headers, *others], body)
+        return Request(self.method, target, [*headers, *others], self.body if body is None else body)
 
 
 def replace_parameters(path: str, value: str) -> str:
@@ -212,10 +224,10 @@ def make_requests(target: Target, text: str) -> Iterator[Request]:
         yield target.make_request(query=f"{field}={fill(text, max_bytes, max_bytes, quote)}")
     if target.body_type is not None:
         for body in make_json_bodies(target.body_type, text):
-            yield target.make_request([JSON], body=body)
+            yield target.make_request(body=body)
     elif target.method == "POST":
         for body in make_forms(target.csrf_token, text):
-            yield target.make_request([FORM], body=body)
+            yield target.make_request(body=body)
 
 
 def make_header_requests(target: Target) -> Iterator[Request]:
@@ -230,7 +242,7 @@ def make_header_requests(target: Target) -> Iterator[Request]:
     yield target.make_request(query="&" * MAX_QUERY_BYTES)
     yield target.make_request(query="a" * MAX_HEAD_BYTES)
     for body in BODIES.values() if target.body_type is not None else ():
-        yield target.make_request([JSON], body=body)
+        yield target.make_request(body=body)
 
 
 def measure_seconds(target: Target, request: Request, limit_seconds: float) -> float:

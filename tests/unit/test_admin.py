@@ -11,7 +11,7 @@ from mlapi.config import ManagementSettings, RegistrationSettings, SecretSetting
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.local_peers import describe_trusted_peers, trust_any_peer
-from mlapi.entrypoints.wire.client import Client, Network
+from mlapi.entrypoints.wire.client import MAX_FORWARDED_ENTRIES, Client, Network
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
 
 TOKEN = "an-admin-token-of-32-characters."
@@ -612,6 +612,22 @@ def test_forwarding_headers_from_untrusted_peers_are_ignored(values: list[str]) 
 )
 def test_address_is_unknown_if_server_replaced_the_peer_address(peer: str, values: list[str]) -> None:
     assert forwarded(attrs.evolve(REPLACED, peer_address=peer), *values).resolve_address() == "unknown"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [f"203.0.113.9:{'9' * 5_000}", "9" * 16_000, "[" + ":" * 16_000, "203.0.113.9%" + "x" * 16_000, "1," * 8_000 + "x"],
+)
+def test_long_forwarding_header_is_not_parsed_at_full_length(value: str) -> None:
+    assert forwarded(REMOTE, value).resolve_address() in {"203.0.113.9", "unknown"}
+    via_proxy = forwarded(attrs.evolve(REMOTE, peer_address="10.0.0.1"), value).resolve_address(TRUSTED)
+    assert via_proxy in {"10.0.0.1", "203.0.113.9"}
+
+
+def test_address_is_unknown_if_more_entries_than_are_parsed_may_hold_it() -> None:
+    entries = ", ".join(["203.0.113.9", *["192.0.2.1"] * MAX_FORWARDED_ENTRIES])
+
+    assert forwarded(REPLACED, entries).resolve_address() == "unknown"
 
 
 def test_trusted_proxies_confirm_a_replaced_peer_address() -> None:

@@ -6,6 +6,7 @@ others use processor time, so an `Executor` decides where each one runs: inline 
 """
 
 import asyncio
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
@@ -368,11 +369,15 @@ class Turns:
 
 
 def _counted_username(username: str) -> str:
-    """Return the name under which to count an attempt: the canonical form, or the name as typed if it is invalid."""
+    """Return the name under which to count an attempt: the canonical form, or a digest of a name that is invalid.
+
+    An invalid name may be as long as the body of a request. The result then starts with a NUL character, which no valid
+    username contains.
+    """
     try:
         return canonical_username(username)
     except InvalidFieldsError:
-        return username
+        return "\0" + hashlib.sha256(username.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 @attrs.frozen(kw_only=True)

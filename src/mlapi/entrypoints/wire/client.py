@@ -8,6 +8,10 @@ import attrs
 
 from mlapi.entrypoints.wire.headers import Headers, wsgi_headers
 
+MAX_FORWARDED_ENTRIES = 50
+"""How many entries of X-Forwarded-For are parsed, from the end: each proxy adds one, and clients may add any number."""
+_MAX_ADDRESS_CHARS = 64
+_MAX_PORT_DIGITS = 5
 _UNKNOWN = "unknown"
 _UNKNOWN_END = ("", 0)
 
@@ -123,13 +127,11 @@ class Client:
         one from that header. Unless the peer address is certain or trusted proxies confirm it, the result is
         ``unknown``.
         """
-        forwarded = [
-            entry.strip().decode("latin-1")
-            for name, value in self.headers
-            if name == b"x-forwarded-for"
-            for entry in value.split(b",")
-        ]
-        may_be_replaced = not self.is_peer_certain and any(map(self._may_be_peer, forwarded))
+        values = self._values(b"x-forwarded-for")
+        entries = b",".join(values).rsplit(b",", MAX_FORWARDED_ENTRIES) if values else []
+        forwarded = [entry.strip().decode("latin-1") for entry in entries[-MAX_FORWARDED_ENTRIES:]]
+        is_cut = len(entries) > MAX_FORWARDED_ENTRIES
+        may_be_replaced = not self.is_peer_certain and (is_cut or any(map(self._may_be_peer, forwarded)))
         is_trusted = self.is_trusted_proxy(trusted_proxies)
         if not may_be_replaced and not is_trusted:
             return self.peer_address
@@ -159,7 +161,8 @@ class Client:
 
 def _parse_port(text: object) -> int:
     """Return a port of a WSGI environ, or 0 if it is unknown. Servers provide it as a string or as an integer."""
-    return int(str(text)) if str(text).isdecimal() else 0
+    digits = str(text)
+    return int(digits) if digits.isdecimal() and len(digits) <= _MAX_PORT_DIGITS else 0
 
 
 def _is_in_any(address: str, networks: Sequence[Network]) -> bool:
@@ -187,6 +190,8 @@ def _split_port(entry: str) -> tuple[str, int]:
 
 def parse_address(address: str) -> Address | None:
     """Return the address, or None if it is invalid. IPv4-mapped IPv6 addresses are converted to IPv4."""
+    if len(address) > _MAX_ADDRESS_CHARS:
+        return None
     try:
         parsed = ipaddress.ip_address(address)
     except ValueError:
