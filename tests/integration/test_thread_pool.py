@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from mlapi import ServiceUnavailableError
-from mlapi.application.deadlines import end_deadline, paused_deadline, remaining_seconds, start_deadline
+from mlapi.application.deadlines import end_deadline, pause, paused_deadline, remaining_seconds, start_deadline
 from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, Priority, Turn
 
 TOO_MANY = ServiceUnavailableError("too many requests are waiting")
@@ -239,3 +239,15 @@ def test_time_without_a_deadline_is_that_of_a_request(is_set: bool) -> None:
         remaining = remaining_seconds()
 
     assert remaining == 8
+
+
+@pytest.mark.parametrize(("deadline_seconds", "expected_seconds"), [(None, 0.1), (5, 0.1), (0.01, 0.0), (-1, 0.0)])
+def test_pause_ends_at_the_deadline(deadline_seconds: float | None, expected_seconds: float) -> None:
+    async def run() -> float:
+        if deadline_seconds is not None:
+            start_deadline(deadline_seconds)
+        begin = time.monotonic()
+        await pause(0.1)
+        return time.monotonic() - begin
+
+    assert expected_seconds <= asyncio.run(run()) < expected_seconds + 5

@@ -3,6 +3,7 @@
 A context variable holds the deadline, so each task has its own, and functions need no extra argument.
 """
 
+import asyncio
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +46,12 @@ def remaining_seconds() -> float:
 def deadline_error() -> ServiceUnavailableError:
     """Return the error for a request that has taken too long."""
     return ServiceUnavailableError("the request took too long")
+
+
+async def pause(seconds: float) -> None:
+    """Sleep, but not beyond the deadline of the current request."""
+    deadline = _deadline_monotonic.get()
+    await asyncio.sleep(seconds if deadline is None else min(seconds, deadline - time.monotonic()))
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mlapi.application.deadlines import pause
 from mlapi.application.repeated_warnings import RepeatedWarnings
-from mlapi.domain.errors import ConfigurationError, MlapiError, ServiceUnavailableError
+from mlapi.domain.errors import ConfigurationError, MlapiError, ServiceUnavailableError, TooManyAttemptsError
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.error_responses import ambiguous_framing, error_response, http_error_response
 from mlapi.entrypoints.wire.headers import (
@@ -21,6 +22,8 @@ from mlapi.entrypoints.wire.headers import (
 from mlapi.entrypoints.wire.requests import redact_credentials
 from mlapi.entrypoints.wire.responses import Response
 
+REJECTION_SECONDS = 0.1
+"""Delay of a 429 response. Without it, clients that ignore these responses would keep the event loop busy."""
 error_log = RepeatedWarnings(interval_seconds=1)
 """Errors that the operator has to act on. Clients could cause thousands per second."""
 
@@ -42,6 +45,8 @@ class Endpoint:
         try:
             response = await self._handler(request)
         except MlapiError as error:
+            if isinstance(error, TooManyAttemptsError):
+                await pause(REJECTION_SECONDS)
             response = logged_error_response(request, error)
         except ClientDisconnect:
             return
