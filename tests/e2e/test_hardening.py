@@ -4,6 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -189,3 +190,33 @@ def test_hostile_input_cannot_forge_log_lines(server: Server) -> None:
     assert line["level"] == "info"
     assert {json.loads(one).get("level") for one in server.log.splitlines()} <= {"info", "warning"}
     assert "\x1b" not in server.log
+
+
+@pytest.mark.parametrize("kind", [Server, MlapiServer], ids=["uvicorn", "mlapi serve"])
+def test_slow_characters_cost_little_time_on_the_event_loop(kind: type[Server], tmp_path: Path) -> None:
+    """The limit is far above the real cost, and far below that of one normalization of such a text: 200 ms."""
+    slow_text = "a" + "\u0344" * 3_500 + "\u0316" * 3_500
+    with kind(tmp_path, {"MLAPI_LOGINS__PER_NAME_AND_ADDRESS": "1"}) as server, requests.Session() as session:
+        pids = server.workers if isinstance(server, MlapiServer) else {server.pid}
+        login = {"username": slow_text, "password": slow_text[:10]}
+        body = json.dumps(login, ensure_ascii=False).encode()
+        headers = {"Content-Type": "application/json", "X-Forwarded-For": "," * 15_000}
+
+        def send(count: int) -> set[int]:
+            return {
+                session.post(f"{server.base}/token", data=body, headers=headers, timeout=10).status_code
+                for _ in range(count)
+            }
+
+        send(3)
+        before = sum(map(main_thread_seconds, pids))
+        statuses = send(50)
+        seconds = (sum(map(main_thread_seconds, pids)) - before) / 50
+
+    assert statuses == {429}
+    assert seconds < 0.02
+
+
+def main_thread_seconds(pid: int) -> float:
+    """Return the processor time of a process's main thread, which runs the event loop."""
+    return int(Path(f"/proc/{pid}/task/{pid}/schedstat").read_text().split()[0]) / 1e9
