@@ -1,43 +1,51 @@
 """Keep the operations of a database from running while the process forks."""
 
 import threading
+import time
 
 from mlapi import forks
 
+_POLL_SECONDS = 0.001
+
 
 class ForkGate:
-    """Lets operations run concurrently, and makes new ones wait while it is closed. Use it as a context manager."""
+    """Lets operations run concurrently, and makes new ones wait while it is closed. Use it as a context manager.
+
+    It takes no lock, because it is used for each query: appending to a list and removing from it are atomic.
+    """
 
     def __init__(self) -> None:
         self._initialize()
         forks.call_in_children(self._initialize)
 
     def _initialize(self) -> None:
-        self._lock = threading.Lock()
-        self._changed = threading.Condition(self._lock)
-        self._active = 0
+        self._active: list[None] = []
+        self._opened = threading.Event()
         self.is_closed = False
 
     def __enter__(self) -> None:
         forks.notice_fork()
-        with self._lock:
-            while self.is_closed:
-                self._changed.wait()
-            self._active += 1
+        self._active.append(None)
+        while self.is_closed:  # checked after the operation was counted, so that `close` cannot miss it
+            self._active.pop()
+            self._opened.wait()
+            self._active.append(None)
 
     def __exit__(self, *_error: object) -> None:
-        with self._lock:
-            self._active -= 1
-            if self.is_closed:
-                self._changed.notify_all()
+        if self._active:  # it is empty in a child that was forked during this operation
+            self._active.pop()
 
     def close(self, *, timeout_seconds: float) -> bool:
         """Make new operations wait. Return whether all others ended in time."""
-        with self._lock:
-            self.is_closed = True
-            return self._changed.wait_for(lambda: self._active == 0, timeout_seconds)
+        self._opened.clear()
+        self.is_closed = True
+        deadline = time.monotonic() + timeout_seconds
+        while self._active:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(_POLL_SECONDS)
+        return True
 
     def open(self) -> None:
-        with self._lock:
-            self.is_closed = False
-            self._changed.notify_all()
+        self.is_closed = False
+        self._opened.set()
