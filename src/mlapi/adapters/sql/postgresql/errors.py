@@ -60,7 +60,7 @@ _BY_WORDS = (
     ),
     (
         ("connection refused", "no such file or directory"),
-        "the connection was refused: check that the server is running, and the host and port in database.url",
+        "the connection was refused: check the host and port in database.url",
     ),
     (("timeout", "timed out"), "the server did not answer in time"),
     (("unreachable", "no route to host"), "the host cannot be reached"),
