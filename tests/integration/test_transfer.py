@@ -347,6 +347,20 @@ def test_malformed_json_line_does_not_affect_other_lines(line: str, message: str
     assert all_names() == ['"a"']
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [(TOO_LONG, "must be shorter than 65536 bytes"), (b'{"username": "caf\xe9"}', "must be UTF-8")],
+    ids=["too long", "Latin-1"],
+)
+def test_unreadable_json_line_does_not_affect_other_lines(line: bytes, message: str) -> None:
+    ada = b'{"username": "ada", "email": "ada@example.com", "password": "x"}'
+
+    result = import_text(b"\xef\xbb\xbf" + ada + b"\n" + line + b"\n", name="users.jsonl")
+
+    assert (result.exit_code, read_rejects("users.jsonl.rejects.jsonl")) == (4, [(2, None, "line", message)])
+    assert all_names() == ["ada"]
+
+
 def test_json_values_of_wrong_types_are_reported_by_field() -> None:
     import_text(
         '{"username": 7, "email": null, "password": ["x"], "enabled": 1.0, "created_datetime": []}\n',

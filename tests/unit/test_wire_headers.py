@@ -1,5 +1,7 @@
 """Request headers: content type, content length and credentials."""
 
+from contextlib import nullcontext
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,9 +11,11 @@ from mlapi.domain.errors import (
 )
 from mlapi.entrypoints.wire.errors import (
     BodyTooLargeError,
+    HeadersTooLargeError,
     UnsupportedMediaTypeError,
+    UriTooLongError,
 )
-from mlapi.entrypoints.wire.headers import Headers, get_bearer_credential, validate_content_headers
+from mlapi.entrypoints.wire.headers import Headers, get_bearer_credential, validate_content_headers, validate_head
 
 SECRET = f"mlapi_0123456789abcdef_{'0' * 64}"
 
@@ -143,3 +147,20 @@ def test_any_header_yields_a_credential_or_is_rejected(values: list[bytes]) -> N
     (value,) = values
     assert value.strip(b" \t")[7:] == credential.encode()
     assert credential
+
+
+@pytest.mark.parametrize(
+    ("path", "query", "headers", "error"),
+    [
+        ("/" + "a" * 4_095, b"a" * 4_096, [(b"a", b"b" * 16_384)] * 100, None),
+        ("/" + "a" * 4_096, b"", [], UriTooLongError),
+        ("/", b"a" * 4_097, [], UriTooLongError),
+        ("/", b"", [(b"a", b"")] * 101, HeadersTooLargeError),
+        ("/", b"", [(b"a", b""), (b"b", b"c" * 16_385)], HeadersTooLargeError),
+    ],
+)
+def test_head_above_a_limit_is_rejected(
+    path: str, query: bytes, headers: list[tuple[bytes, bytes]], error: type[Exception] | None
+) -> None:
+    with nullcontext() if error is None else pytest.raises(error):
+        validate_head(path, query, headers)
