@@ -1,5 +1,6 @@
 """The owner of the program at the other end of a connection, as the kernel of this machine reports it."""
 
+import errno
 import os
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mlapi.domain.errors import ServiceUnavailableError
 from mlapi.entrypoints import local_peers
 from mlapi.entrypoints.local_peers import PeerOwners, describe_trusted_peers, trust_any_peer
 from mlapi.entrypoints.wire.client import Client
@@ -198,6 +200,27 @@ def test_kernel_is_asked_once_per_connection(monkeypatch: pytest.MonkeyPatch) ->
         owners(Client.from_asgi(each))
 
     assert len(looked_up) == 2
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE], ids=errno.errorcode.get)
+def test_owner_is_looked_up_again_after_a_shortage(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    owners = PeerOwners()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        client = client_of(accepted)
+        with monkeypatch.context() as patched:
+            patched.setattr(local_peers, "_ask_kernel", fail)
+            with pytest.raises(ServiceUnavailableError):
+                owners(client)
+        is_trusted = owners(client)
+
+    assert is_trusted
 
 
 def test_remembered_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

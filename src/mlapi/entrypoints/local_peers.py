@@ -8,6 +8,7 @@ it is forbidden, such as by systemd's ``RestrictAddressFamilies``, the table of 
 instead.
 """
 
+import errno
 import os
 import socket
 import struct
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import attrs
 
+from mlapi.domain.errors import ServiceUnavailableError
 from mlapi.entrypoints.wire.client import Client, parse_address
 
 _MAX_CACHED_CONNECTIONS = 10_000
@@ -42,6 +44,8 @@ _ALL_USERS = 0xFFFFFFFF
 _ANY_COOKIE = b"\xff" * 8
 _MAX_RESPONSE_BYTES = 4096
 _TIMEOUT_SECONDS = 1.0
+
+_EXHAUSTED = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 _CONNECTION_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 
@@ -77,6 +81,9 @@ class PeerOwners:
         """Return whether the peer is trusted. A peer that the kernel does not know is not.
 
         Peers in another network namespace are unknown, such as the clients of a container's published port.
+
+        Raises:
+            ServiceUnavailableError: if this process or the machine has no free file descriptor or memory.
         """
         if sys.platform != "linux":
             return True
@@ -98,7 +105,11 @@ def trust_any_peer(_client: Client) -> bool:
 
 
 def _find_owner(client: Client) -> int | None:
-    """Return the id of the user who owns the socket at the other end of a client's connection, or None."""
+    """Return the id of the user who owns the socket at the other end of a client's connection, or None.
+
+    Raises:
+        ServiceUnavailableError: if this process or the machine has no free file descriptor or memory.
+    """
     peer = parse_address(client.peer_address)
     server = parse_address(client.server_address)
     if peer is None or server is None or peer.version != server.version:
@@ -108,7 +119,9 @@ def _find_owner(client: Client) -> int | None:
         ends.append((_mapped(ends[0][0]), _mapped(ends[0][1])))
     try:
         owners = [owner for owner in starmap(_ask_kernel, ends) if owner is not None]
-    except OSError:
+    except OSError as error:
+        if error.errno in _EXHAUSTED:
+            raise ServiceUnavailableError("the kernel has no resources to look up the owner of a connection") from None
         owners = _search_table(ends)
     return owners[0] if owners and owners[0] != _overflow_user_id() else None
 
