@@ -435,7 +435,7 @@ def test_serve_can_listen_on_ipv6(workers: str, monkeypatch: pytest.MonkeyPatch)
     assert set(addresses) == {"::1"}
 
 
-def test_next_address_of_a_host_is_used_if_the_first_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_address_of_a_host_is_used_if_the_first_is_down(monkeypatch: pytest.MonkeyPatch) -> None:
     unavailable = socket.getaddrinfo("192.0.2.1", 0, type=socket.SOCK_STREAM)  # RFC 5737: for documentation
     available = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **_options: unavailable + available)

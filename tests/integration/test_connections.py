@@ -413,7 +413,7 @@ def supervised(app: ASGIApp) -> Iterator[tuple[ServerThread, socket.socket]]:
 Supervised = tuple[ServerThread, socket.socket]
 
 
-def test_waiting_connections_are_served_before_the_listener_closes(supervised: Supervised) -> None:
+def test_waiting_connections_are_served_before_listener_closes(supervised: Supervised) -> None:
     running, supervisor = supervised
     waiting = [running.connect(LIVE) for _ in range(50)]
 
@@ -439,7 +439,7 @@ def test_waiting_connections_are_served_without_socket_filters(
         assert read_all(connection).startswith(b"HTTP/1.1 200 ")
 
 
-def test_handshakes_in_progress_complete_and_new_ones_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_started_handshakes_complete_and_new_ones_are_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listeners, "HANDSHAKE_SECONDS", 1.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         early = socket.create_connection(listener.getsockname(), timeout=10)
@@ -468,7 +468,7 @@ def test_worker_leaves_its_waiting_connections_to_its_successor(supervised: Supe
         connection.close()
 
 
-def test_idle_connections_are_closed_if_the_supervisor_exits_later(supervised: Supervised) -> None:
+def test_idle_connections_close_if_the_supervisor_exits_later(supervised: Supervised) -> None:
     running, supervisor = supervised
     connection = running.connect(LIVE)
     read_response(connection)
@@ -532,7 +532,7 @@ def test_address_that_is_used_meanwhile_is_reported(app: ASGIApp, caplog: pytest
     assert caplog.messages[-1] == "cannot listen: Address already in use; change --host or --port"
 
 
-def test_unread_request_is_served_when_idle_connections_are_closed(server: ServerThread) -> None:
+def test_unread_request_is_served_when_idle_connections_close(server: ServerThread) -> None:
     connection = server.connect(LIVE)
     read_response(connection)
     server.wait_for(Phase.IDLE)

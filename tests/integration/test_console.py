@@ -565,7 +565,7 @@ def test_single_character_gets_a_hint_and_the_whole_list(local: TestClient, ada:
     assert page.form("Search").fields == {"q": "x", "enabled": ""}
 
 
-def test_first_page_of_a_large_table_shows_names_that_begin_with_the_text(
+def test_first_page_of_a_large_table_shows_names_with_the_prefix(
     local: TestClient, users: Users, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(user_search, "SMALL_TABLE_MAX_ID", 0)

@@ -124,7 +124,7 @@ def test_fork_waits_for_a_transaction_of_another_thread(database: Database) -> N
     assert in_child == "(True, 1)"
 
 
-def test_sqlite_refuses_a_child_that_was_forked_during_a_transaction(
+def test_sqlite_refuses_a_child_forked_during_a_transaction(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mlapi.adapters.sql.database._FORK_TIMEOUT_SECONDS", 0.05)

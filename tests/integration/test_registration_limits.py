@@ -62,7 +62,7 @@ def limited_app(counts: AttemptCounts, cipher: PlainCipher, *, per_address: int,
     app.state.runtime.close()
 
 
-def test_registrations_above_the_limit_are_rejected_without_a_write(caplog: pytest.LogCaptureFixture) -> None:
+def test_registrations_above_the_limit_cause_no_write(caplog: pytest.LogCaptureFixture) -> None:
     counts, cipher = RecordingCounts(), CountingCipher()
     with limited_app(counts, cipher, per_address=3) as app:
         client = TestClient(app, client=("192.0.2.1", 5))

@@ -247,7 +247,7 @@ def test_start_of_a_name_is_found_through_the_index(database: Database) -> None:
     assert "username_key>? AND username_key<?" in plan or "Index Cond" in plan
 
 
-def test_trigram_index_is_created_where_the_extension_is_installed(postgres_database: Database) -> None:
+def test_trigram_index_is_created_if_the_extension_is_installed(postgres_database: Database) -> None:
     part = "SELECT id FROM users WHERE username_key LIKE '%vad%' OR lower(email) LIKE '%vad%'"
     before = explain(postgres_database, part)
     with postgres_database.writing() as connection:

@@ -322,7 +322,7 @@ def test_listener_that_stopped_listening_is_repaired(start_service: StartService
         ("killed", MAX_START_ATTEMPTS, 1, "SIGKILL"),
     ],
 )
-def test_supervisor_exits_if_every_worker_is_dead_and_none_can_start(
+def test_supervisor_exits_if_all_workers_died_and_none_can_start(
     behavior: str, attempts: int, code: int, reason: str, request: pytest.FixtureRequest
 ) -> None:
     start_service: StartService = request.getfixturevalue("start_service")

@@ -87,7 +87,7 @@ def test_taken_username_is_rejected_without_a_hash(is_async: bool, actor: Actor)
 
 
 @pytest.mark.parametrize("actor", ACTORS, ids=lambda actor: actor.name)
-def test_only_rejections_of_clients_with_credentials_are_recorded(is_async: bool, actor: Actor) -> None:
+def test_only_rejections_of_authenticated_clients_are_recorded(is_async: bool, actor: Actor) -> None:
     users = Users(InMemoryUserRepository(), PlainCipher(), actor=actor)
     register(users, is_async)
 

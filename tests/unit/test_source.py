@@ -177,7 +177,7 @@ def test_every_use_of_cryptography_is_documented() -> None:
     assert set(re.findall(r"`([\w/]+\.py)`", inventory)) == files_importing(*CRYPTOGRAPHY)
 
 
-def test_modules_that_wait_for_a_call_use_the_deadline_of_the_request() -> None:
+def test_modules_that_wait_for_a_call_use_the_deadline() -> None:
     waits = r"(asyncio\.)?(wait|wait_for|sleep|timeout|timeout_at|to_thread)|run_in_threadpool|.*\.run_in_executor"
     in_requests = {
         file
