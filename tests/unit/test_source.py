@@ -13,6 +13,8 @@ TREES = {
     if path.relative_to(PACKAGE).parts[0] != "testing"
 }
 
+MAX_TEST_NAME_LENGTH = 60
+
 CRYPTOGRAPHY = {"argon2", "bcrypt", "cryptography", "hashlib", "hmac", "itsdangerous", "jwt", "secrets", "ssl"}
 
 
@@ -187,3 +189,14 @@ def test_modules_that_wait_for_a_call_use_the_deadline() -> None:
 
     assert in_requests - files_importing("mlapi.application.deadlines.remaining_seconds") == set()
     assert "entrypoints/http/thread_pool.py" in in_requests
+
+
+def test_names_of_tests_are_short() -> None:
+    names = {
+        name
+        for path in (ROOT / "tests").rglob("*.py")
+        for name in re.findall(r"def (test_\w+)", path.read_text("utf-8"))
+    }
+
+    assert len(names) > 1000
+    assert {name for name in names if len(name) > MAX_TEST_NAME_LENGTH} == set()
