@@ -17,8 +17,8 @@ from mlapi.application import secret_rotation
 from mlapi.bootstrap import upgrade_database
 from mlapi.config import load_settings
 from mlapi.domain.errors import SearchUnavailableError
-from mlapi.domain.interruption import Interruption
 from mlapi.domain.users import UserId
+from mlapi.interruption import Interruption
 from tests.postgres_server import PostgresServer
 from tests.session_scenario import COMMANDS, run_commands, run_service
 

@@ -14,9 +14,9 @@ from starlette.types import Message
 from mlapi import UserId
 from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
 from mlapi.domain.errors import SearchUnavailableError, ServiceUnavailableError
-from mlapi.domain.interruption import Interruption
 from mlapi.entrypoints.http.search_pool import MAX_SEARCHES, SearchPool
 from mlapi.entrypoints.http.shared_call import SharedCall
+from mlapi.interruption import Interruption
 from mlapi.testing.samples import registered
 
 ENDLESS = {

@@ -104,6 +104,9 @@ class UserRepository(Protocol):
             enabled: True returns only enabled users, False only disabled users, None all users.
             containing: return only users with this text in the canonical username or e-mail address. The text is
                 in canonical form (`mlapi.domain.rules.fold`). For addresses, ignore the case of at least ASCII letters.
+
+        Raises:
+            SearchUnavailableError: if the repository ends long reads early; see `mlapi.interruption`.
         """
         ...
 

@@ -16,7 +16,7 @@ from mlapi.adapters.sql.dialect import Dialect, dialect_for
 from mlapi.adapters.sql.existing import Purpose
 from mlapi.adapters.sql.fork_gate import ForkGate
 from mlapi.domain.errors import RepositoryUnavailableError
-from mlapi.domain.interruption import current_interruption, took_too_long
+from mlapi.interruption import current_interruption, took_too_long
 
 TIMEOUT_SECONDS = 2.0
 """Timeout for connecting, for waiting for a lock, and for waiting for a pooled connection. A batch may run into two of

@@ -15,8 +15,8 @@ from mlapi.adapters.sql.sqlite import SqliteDialect
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
-from mlapi.domain.interruption import Interruption
 from mlapi.domain.users import User, UsernameKey
+from mlapi.interruption import Interruption
 
 DriverConnectionT = TypeVar("DriverConnectionT")
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from starlette.types import Receive
 
 from mlapi.application.deadlines import remaining_seconds
 from mlapi.domain.errors import SearchUnavailableError
-from mlapi.domain.interruption import Interruption, took_too_long
 from mlapi.forks import call_in_children
+from mlapi.interruption import Interruption, took_too_long
 
 MAX_SEARCHES = 2
 """A search reads a whole table and uses a whole core, so more of them would slow down logins and changes."""
@@ -50,7 +50,7 @@ class SearchPool:
 
         Args:
             receive: the ASGI callable of the request, whose body has been read.
-            search: the function to call. See `mlapi.domain.interruption`.
+            search: the function to call. See `mlapi.interruption`.
             args: its arguments.
             kwargs: its keyword arguments.
 

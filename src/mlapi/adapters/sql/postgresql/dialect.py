@@ -19,8 +19,8 @@ from mlapi.adapters.sql.probes import write_probes
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
-from mlapi.domain.interruption import Interruption
 from mlapi.domain.users import User, UsernameKey
+from mlapi.interruption import Interruption
 
 if TYPE_CHECKING:
     from mlapi.adapters.sql.postgresql.session import BoundedConnection

@@ -18,8 +18,8 @@ from mlapi.adapters.sql.sqlite.errors import UNDECODABLE, describe_error, primar
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
-from mlapi.domain.interruption import Interruption
 from mlapi.domain.users import User, UsernameKey
+from mlapi.interruption import Interruption
 
 _WRITE_PROBES = write_probes(sqlite.dialect())
 _MAX_DAMAGE_LINES = 20
