@@ -104,6 +104,49 @@ def test_running_call_that_times_out_does_not_hold_the_request() -> None:
     assert seconds < 5
 
 
+def test_abandoned_calls_never_start() -> None:
+    async def run(pool: BusyPool) -> list[object]:
+        busy = await start(pool)
+        gone = asyncio.Event()
+        tasks = [
+            pool.call("a"),
+            pool.call("b", Turn(is_abandoned=gone.is_set)),
+            pool.call("c", Turn(is_abandoned=lambda: False)),
+        ]
+        await asyncio.sleep(0)
+        gone.set()
+        pool.release()
+        await busy
+        return await finish(*tasks)
+
+    with busy_pool() as pool:
+        a, b, c = asyncio.run(run(pool))
+
+    assert pool.calls == ["a", "c"]
+    assert (a, c) == (None, None)
+    assert isinstance(b, ServiceUnavailableError)
+
+
+def test_abandoned_calls_make_room_in_a_full_queue() -> None:
+    async def run(pool: BusyPool) -> list[object]:
+        busy = await start(pool)
+        gone = asyncio.Event()
+        tasks = [pool.call(name, Turn(is_abandoned=gone.is_set)) for name in "ab"]
+        await asyncio.sleep(0)
+        gone.set()
+        tasks += [pool.call(name, Turn(is_abandoned=lambda: False)) for name in "cde"]
+        await asyncio.sleep(0)
+        pool.release()
+        await busy
+        return await finish(*tasks)
+
+    with busy_pool(max_queued=2) as pool:
+        results = asyncio.run(run(pool))
+
+    assert pool.calls == ["c", "d"]
+    assert [isinstance(result, ServiceUnavailableError) for result in results] == [True, True, False, False, True]
+
+
 def test_calls_are_rejected_immediately_when_the_queue_is_full() -> None:
     async def run(pool: BusyPool) -> list[object]:
         busy = await start(pool)

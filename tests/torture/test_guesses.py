@@ -106,6 +106,28 @@ def test_burst_of_correct_logins_counts_nothing(
     assert after == [401] * 20 + [429]
 
 
+def test_logins_of_disconnected_clients_cost_no_hash(
+    server: MlapiServer, short_or_full: ShortOrFull, report: Report
+) -> None:
+    register(server, "gone")
+    count = short_or_full(40, 150)
+    body = json.dumps({"username": "gone", "password": PASSWORD})
+    connections = []
+    for _ in range(count):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port, source_address=("127.0.7.1", 0))
+        connection.request("POST", "/token", body, {"content-type": "application/json"})
+        connections.append(connection)
+    for connection in connections:
+        connection.close()
+
+    status, seconds = log_in(server, "gone", PASSWORD, "127.0.7.1")
+
+    hashes = server.log.count("login from 127.0.7.1: correct password")
+    report(f"{count} clients disconnected: {hashes - 1} of their passwords hashed, next login after {seconds:.1f} s")
+    assert status == 200
+    assert hashes < count / 2
+
+
 def test_parallel_guesses_do_not_exceed_the_limit(
     server: MlapiServer, short_or_full: ShortOrFull, report: Report
 ) -> None:

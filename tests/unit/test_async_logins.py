@@ -30,12 +30,12 @@ T = TypeVar("T")
 
 
 class HeldExecutor(InlineExecutor):
-    """Runs the cipher only after ``release``, and records how many logins waited for it at the same time."""
+    """Runs the cipher only after ``release``. Records how often, and how many logins waited for it at the same time."""
 
     def __init__(self, users: Users) -> None:
         super().__init__(users)
         self._released = asyncio.Event()
-        self.waiting = self.most_waiting = 0
+        self.waiting = self.most_waiting = self.hashes = 0
 
     def for_client(self, address: str, *, is_urgent: bool = True) -> "HeldExecutor":
         return self
@@ -48,6 +48,7 @@ class HeldExecutor(InlineExecutor):
         self.most_waiting = max(self.most_waiting, self.waiting)
         await self._released.wait()
         self.waiting -= 1
+        self.hashes += 1
         return function(*args, **kwargs)
 
 
@@ -140,6 +141,29 @@ def test_wait_ends_at_the_deadline_of_the_request(authenticator: Authenticator, 
         return [*late]
 
     assert asyncio.run(run()) == [TOO_LATE]
+
+
+def test_logins_of_disconnected_clients_end_at_their_turn(authenticator: Authenticator) -> None:
+    async def log_in(logins: AsyncAuthenticator, is_abandoned: Callable[[], bool]) -> object:
+        start_deadline(is_abandoned=is_abandoned)
+        return await logins.log_in(username="ada", password=PASSWORD, address=HOME)
+
+    async def run() -> tuple[int, list[object]]:
+        executor = HeldExecutor(authenticator.users)
+        logins = AsyncAuthenticator(authenticator, executor)
+        gone = asyncio.Event()
+        running = [asyncio.create_task(log_in(logins, lambda: False)) for _ in range(8)]
+        waiting = [asyncio.create_task(log_in(logins, gone.is_set)) for _ in range(50)]
+        await settle()
+        gone.set()
+        executor.release()
+        await asyncio.gather(*running)
+        return executor.hashes, await asyncio.gather(*waiting, return_exceptions=True)
+
+    hashes, abandoned = asyncio.run(run())
+
+    assert hashes == 8
+    assert abandoned == [ServiceUnavailableError("the client has disconnected")] * 50
 
 
 def test_canceled_logins_leave_nothing_behind(authenticator: Authenticator, limiter: FixedWindowAttemptLimiter) -> None:

@@ -15,7 +15,7 @@ from typing import ParamSpec, Protocol, TypeVar, final
 
 import attrs
 
-from mlapi.application.deadlines import deadline_error, remaining_seconds
+from mlapi.application.deadlines import abandonment, abandonment_error, deadline_error, remaining_seconds
 from mlapi.application.guard import Guard
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
@@ -285,7 +285,7 @@ class AsyncAuthenticator(LoginFlow):
     A client may start many workers that all log in at the same time. Their attempts take turns: at most
     `MAX_RUNNING_PER_ADDRESS` of one address run concurrently, so that one address cannot delay the logins of others by
     more than a few password hashes. If only running attempts keep an attempt from starting, it waits for them, because
-    attempts with the correct password do not count.
+    attempts with the correct password do not count. An attempt whose client has disconnected ends without a hash.
 
     Log lines contain the address and the user's id, but never the username: it may be a password typed into the wrong
     field.
@@ -300,6 +300,8 @@ class AsyncAuthenticator(LoginFlow):
     async def _run(self, attempt: Attempt, password: str) -> VerifiedLogin:
         site = client_site(attempt.address)
         async with self._pair_turns.take((site, attempt.username)), self._turns.take(site):
+            if abandonment()():
+                raise abandonment_error()
             return await super()._run(attempt, password)
 
     async def _start(self, attempt: Attempt) -> User | None:

@@ -5,6 +5,7 @@ import random
 import re
 import time
 from collections.abc import Sequence
+from functools import partial
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -51,7 +52,8 @@ class RequestContextMiddleware:
         scope = _redact_access_log(scope)
         runtime = scope["app"].state.runtime
         request_id = _forwarded_id(scope, receive, runtime.trusted_proxies) or f"{random.getrandbits(64):016x}"
-        token, deadline_token = REQUEST_ID.set(request_id), start_deadline()
+        has_disconnected = partial(_has_disconnected, send)
+        token, deadline_token = REQUEST_ID.set(request_id), start_deadline(is_abandoned=has_disconnected)
         status = CLIENT_CLOSED_REQUEST
         has_failed_to_send = False
         started = time.perf_counter()
@@ -73,7 +75,7 @@ class RequestContextMiddleware:
 
         try:
             await self._app(scope, receive, send_with_headers)
-            if has_failed_to_send or _has_disconnected(send):
+            if has_failed_to_send or has_disconnected():
                 status = CLIENT_CLOSED_REQUEST
         except BaseException:
             status = 500
@@ -96,7 +98,7 @@ def _is_disconnect(error: Exception) -> bool:
 
 
 def _has_disconnected(send: Send) -> bool:
-    """Return whether uvicorn has discarded a message. Other servers do not tell."""
+    """Return whether uvicorn has noticed that the client has disconnected. Other servers do not tell."""
     return getattr(getattr(send, "__self__", None), "disconnected", False) is True
 
 

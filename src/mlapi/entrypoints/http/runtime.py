@@ -14,6 +14,7 @@ from starlette.types import Receive
 from mlapi import __version__
 from mlapi.application.authentication import Access, AsyncAuthenticator
 from mlapi.application.batching import CommandBatcher
+from mlapi.application.deadlines import abandonment
 from mlapi.application.guard import AsyncGuard
 from mlapi.application.lookups import UsernameLookup
 from mlapi.application.registration import AsyncRegistration, RegistrationLimiter
@@ -92,7 +93,8 @@ class PoolExecutor:
 
     async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if is_costly(self._cipher):
-            return await self._hashing.run_as(self._turn, function, *args, **kwargs)
+            turn = attrs.evolve(self._turn, is_abandoned=abandonment())
+            return await self._hashing.run_as(turn, function, *args, **kwargs)
         return function(*args, **kwargs)  # switching to a thread would take longer than the call
 
     async def read_files(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import attrs
 
-from mlapi.application.deadlines import deadline_error, remaining_seconds
+from mlapi.application.deadlines import abandonment_error, deadline_error, remaining_seconds
 from mlapi.domain.errors import ServiceUnavailableError
 from mlapi.forks import call_in_children, new_lock
 
@@ -33,10 +33,13 @@ class Turn:
     Attributes:
         client: the client that the call is for. The clients in a queue take turns.
         priority: calls of low priority start only if no others wait.
+        is_abandoned: returns whether the call is no longer needed, in any thread. Such a call does not start, and makes
+            room in a full queue. None if the call is always needed.
     """
 
     client: str = ""
     priority: Priority = Priority.HIGH
+    is_abandoned: Callable[[], bool] | None = None
 
 
 class BoundedThreadPool:
@@ -76,7 +79,8 @@ class BoundedThreadPool:
         started, it keeps running in its thread.
 
         Raises:
-            ServiceUnavailableError: if the queue is full or the deadline of the request passes.
+            ServiceUnavailableError: if the queue is full, the deadline of the request passes, or the call was abandoned
+                before it started.
         """
         timeout_seconds = remaining_seconds()
         call = _Call(turn, partial(function, *args, **kwargs))
@@ -107,6 +111,9 @@ class BoundedThreadPool:
             call = next(filter(None, (queue.take() for queue in self._queues.values())), None)
         if call is None or not call.future.set_running_or_notify_cancel():
             return
+        if call.is_abandoned:
+            call.future.set_exception(abandonment_error())
+            return
         try:
             result = call.function()
         except BaseException as error:  # noqa: BLE001 - the caller raises it
@@ -124,6 +131,11 @@ class _Call:
     turn: Turn
     function: Callable[[], Any]
     future: "Future[Any]" = attrs.field(factory=Future)
+
+    @property
+    def is_abandoned(self) -> bool:
+        is_abandoned = self.turn.is_abandoned
+        return is_abandoned is not None and is_abandoned()
 
 
 class _FairQueue:
@@ -147,7 +159,7 @@ class _FairQueue:
         """Add a call. If the queue is full, return the call that must be rejected instead: it may be the new one."""
         rejected = None
         if len(self._unfinished) >= self._max_calls:
-            rejected = self._latest_of_greediest(call.turn.client)
+            rejected = self._find_abandoned(call) or self._latest_of_greediest(call.turn.client)
             if rejected is None:
                 return call
             self.remove(rejected)
@@ -173,6 +185,12 @@ class _FairQueue:
             calls.pop(call, None)
             if not calls:
                 del self._waiting[call.turn.client]
+
+    def _find_abandoned(self, added: _Call) -> _Call | None:
+        """Return an abandoned call. Calls that are always needed share no queue with others, so do not search there."""
+        if added.turn.is_abandoned is None:
+            return None
+        return next((call for call in self.waiting if call.is_abandoned), None)
 
     def _latest_of_greediest(self, client: str) -> _Call | None:
         """Return the latest call of the client with the most waiting calls, if it has more than ``client`` would."""
