@@ -336,7 +336,7 @@ def test_guard_running_during_restore_sees_users_disabled_later(folder: Path) ->
 def test_files_named_in_the_contributing_guide_exist() -> None:
     names = set(re.findall(r"`((?:src|tests)/[^`]*\.py)`", read_page(Path("CONTRIBUTING.md"))))
 
-    new = "src/mlapi/adapters/sql/migrations/versions/0004_expiry.py"
+    new = "src/mlapi/adapters/sql/migrations/versions/0005_expiry.py"
     assert [name for name in sorted(names) if not (ROOT / name).exists()] == [new]
 
 
