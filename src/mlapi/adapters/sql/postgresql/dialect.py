@@ -13,8 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, translating_errors
-from mlapi.adapters.sql.postgresql import engine, execution, privileges
-from mlapi.adapters.sql.postgresql.errors import describe_error
+from mlapi.adapters.sql.postgresql import engine, errors, execution, privileges
 from mlapi.adapters.sql.probes import write_probes
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _WRITE_PROBE = "; ".join(write_probes(postgresql.dialect())).encode()  # type: ignore[no-untyped-call]
-_LOCK_NOT_AVAILABLE = "55P03"  # PostgreSQL 18, appendix A
 # The operator class is in the schema of the extension, which need not be on the search path.
 _TRIGRAM_SCHEMA = """
     SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
@@ -38,7 +36,6 @@ _CREATE_TRIGRAM_INDEX = """
     CREATE INDEX IF NOT EXISTS ix_users_trigrams ON users
     USING gin (username_key {schema}.gin_trgm_ops, lower(email) {schema}.gin_trgm_ops)
 """
-_QUERY_CANCELED = "57014"
 _SCHEMA_LOCK = 0x6D6C617069  # "mlapi" in ASCII
 
 
@@ -83,16 +80,16 @@ class PostgresqlDialect:
         return insert(table)
 
     def is_connection_lost(self, error: BaseException | None) -> bool:
-        return engine.must_reconnect(error)
+        return errors.must_reconnect(error)
 
     def is_transient(self, error: BaseException | None) -> bool:
-        return engine.is_transient(error)
+        return errors.is_transient(error)
 
     def describe_error(self, error: BaseException | None) -> str:
-        return describe_error(error)
+        return errors.describe_error(error)
 
     def is_interruption(self, error: BaseException | None) -> bool:
-        return getattr(error, "sqlstate", None) == _QUERY_CANCELED
+        return getattr(error, "sqlstate", None) == errors.QUERY_CANCELED
 
     def drop_stale_connections(self, engine_: Engine) -> None:
         engine.drop_stale_connections(engine_, self._connections)
@@ -196,4 +193,4 @@ class PostgresqlDialect:
 
 
 def _describe_existing_error(error: BaseException | None) -> str:
-    return IN_USE if getattr(error, "sqlstate", None) == _LOCK_NOT_AVAILABLE else describe_error(error)
+    return IN_USE if getattr(error, "sqlstate", None) == errors.LOCK_NOT_AVAILABLE else errors.describe_error(error)

@@ -1,4 +1,4 @@
-"""Create engines for PostgreSQL, detect lost servers, and commit."""
+"""Create engines for PostgreSQL, drop connections to lost servers, and commit."""
 
 import os
 from collections.abc import Iterator
@@ -10,6 +10,7 @@ from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError
 
+from mlapi.adapters.sql.postgresql.errors import has_lost_connection
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
 if TYPE_CHECKING:
@@ -19,11 +20,8 @@ if TYPE_CHECKING:
 
     from mlapi.adapters.sql.postgresql.session import BoundedConnection
 
-# SQLSTATEs (PostgreSQL 18, appendix A) of errors after which a retry may succeed.
-_SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY = "40001", "40P01", "25006"
 _abandoned: list[object] = []
 """Keeps inherited connections from being finalized in a forked child."""
-_RETRYABLE_STATES = {_SERIALIZATION_FAILURE, _DEADLOCK_DETECTED, _READ_ONLY}
 
 
 def create(
@@ -181,39 +179,10 @@ def commit(connection: "BoundedConnection") -> None:
     try:
         connection.commit()
     except Error as error:
-        if is_connection_lost(error):
+        if has_lost_connection(error):
             raise RepositoryUnavailableError("the connection was lost while committing", may_be_done=True) from None
         raise
     finally:
         connection.remove_notice_handler(on_notice)
     if "WARNING" in severities:
         raise RepositoryUnavailableError("the wait for a standby was canceled while committing", may_be_done=True)
-
-
-def is_transient(error: BaseException | None) -> bool:
-    """Return True if a retry on a new connection may succeed. After a timeout, there is no time for a retry."""
-    from psycopg import Error  # noqa: PLC0415 - an optional dependency
-    from psycopg.errors import ConnectionTimeout  # noqa: PLC0415 - as above
-
-    from mlapi.adapters.sql.postgresql.session import NoAnswerError  # noqa: PLC0415 - as above
-
-    if not isinstance(error, Error) or isinstance(error, NoAnswerError | ConnectionTimeout):
-        return False
-    return is_connection_lost(error) or error.sqlstate in _RETRYABLE_STATES
-
-
-def must_reconnect(error: BaseException | None) -> bool:
-    """Return True after a lost connection or a timeout, or if the server has become read-only."""
-    from psycopg import Error  # noqa: PLC0415 - an optional dependency
-
-    return isinstance(error, Error) and (is_connection_lost(error) or error.sqlstate in _RETRYABLE_STATES)
-
-
-def is_connection_lost(error: "psycopg.Error") -> bool:
-    from psycopg import OperationalError  # noqa: PLC0415 - an optional dependency
-
-    if error.sqlstate is None:
-        return isinstance(error, OperationalError)  # the server did not respond
-    # 57P..: a DBA or a crash ended the session. The code for a statement timeout, 57014, does not match.
-    # 08...: a connection pooler lost the server.
-    return error.sqlstate.startswith(("57P", "08"))

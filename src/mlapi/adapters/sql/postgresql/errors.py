@@ -1,8 +1,19 @@
-"""Describe errors of PostgreSQL without their messages.
+"""Classify errors of PostgreSQL, and describe them without their messages.
 
 A message may contain stored values, or parts of the database URL. So the description depends only on the SQLSTATE, or,
 if the connection failed, on well-known words in the message.
 """
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import psycopg
+
+# SQLSTATEs: PostgreSQL 18, appendix A.
+LOCK_NOT_AVAILABLE = "55P03"
+QUERY_CANCELED = "57014"
+_RETRYABLE_STATES = {"40001", "40P01", "25006"}
+"""A serialization failure, a deadlock, and a read-only transaction: the server may have become a standby."""
 
 _PROTOCOL_VIOLATION = "08P01"  # of all errors that PgBouncer itself reports
 
@@ -91,3 +102,29 @@ def describe_error(error: BaseException | None) -> str:
         if beginning in _BY_STATE:
             return f"{_BY_STATE[beginning]} (SQLSTATE {state})"
     return f"a statement failed ({type(error).__name__}, SQLSTATE {state})"
+
+
+def is_transient(error: BaseException | None) -> bool:
+    """Return True if a retry on a new connection may succeed. After a timeout, there is no time for a retry."""
+    from psycopg.errors import ConnectionTimeout  # noqa: PLC0415 - an optional dependency
+
+    from mlapi.adapters.sql.postgresql.session import NoAnswerError  # noqa: PLC0415 - as above
+
+    return must_reconnect(error) and not isinstance(error, NoAnswerError | ConnectionTimeout)
+
+
+def must_reconnect(error: BaseException | None) -> bool:
+    """Return True after a lost connection or a timeout, or if the server has become read-only."""
+    from psycopg import Error  # noqa: PLC0415 - an optional dependency
+
+    return isinstance(error, Error) and (has_lost_connection(error) or error.sqlstate in _RETRYABLE_STATES)
+
+
+def has_lost_connection(error: "psycopg.Error") -> bool:
+    from psycopg import OperationalError  # noqa: PLC0415 - an optional dependency
+
+    if error.sqlstate is None:
+        return isinstance(error, OperationalError)  # the server did not respond
+    # 57P..: a DBA or a crash ended the session. The code for a statement timeout, 57014, does not match.
+    # 08...: a connection pooler lost the server.
+    return error.sqlstate.startswith(("57P", "08"))
