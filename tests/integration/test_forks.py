@@ -127,7 +127,7 @@ def test_fork_waits_for_a_transaction_of_another_thread(database: Database) -> N
 def test_sqlite_refuses_a_child_forked_during_a_transaction(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlapi.adapters.sql.database._FORK_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("mlapi.adapters.sql.pools._FORK_TIMEOUT_SECONDS", 0.05)
     with sqlite_database.reading():
         in_child = run_in_child(lambda: select_one(sqlite_database))
 
@@ -145,7 +145,7 @@ def become_child() -> None:
 def test_child_refuses_an_sqlite_file_after_a_torn_transaction(
     sqlite_database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mlapi.adapters.sql.database._FORK_TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr("mlapi.adapters.sql.pools._FORK_TIMEOUT_SECONDS", 0.05)
     with sqlite_database.reading():
         become_child()
 
@@ -184,13 +184,13 @@ def test_operations_wait_until_the_process_has_forked(sqlite_database: Database)
     results: list[object] = []
     reading = threading.Thread(target=lambda: results.append(select_one(sqlite_database)))
 
-    sqlite_database.pause()
+    sqlite_database.pools.pause()
     reading.start()
     with pytest.raises(RepositoryUnavailableError, match="the process is forking"):
         sqlite_database.read_nowait(lambda connection: connection)
     reading.join(0.1)
     assert reading.is_alive()
-    sqlite_database.resume()
+    sqlite_database.pools.resume()
     reading.join(10)
 
     assert results == [1]

@@ -467,7 +467,7 @@ def test_malformed_value_is_reported_without_its_content(assignment: str, sqlite
 def test_programming_error_is_not_reported_as_database_damage() -> None:
     database = Database(database_url("postgresql://host/database"))
 
-    with pytest.raises(ValueError, match="a bug"), database._translating_errors():
+    with pytest.raises(ValueError, match="a bug"), database._operation():
         raise ValueError("a bug")
     database.close()
 

@@ -1,20 +1,18 @@
 """Run transactions in a database, and translate its errors."""
 
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from sqlalchemy import URL, Connection, Engine, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from mlapi import forks
 from mlapi.adapters.sql.dialect import Dialect, dialect_for
 from mlapi.adapters.sql.existing import Purpose
-from mlapi.adapters.sql.fork_gate import ForkGate
+from mlapi.adapters.sql.pools import ConnectionPools
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.interruption import current_interruption, took_too_long
 
@@ -23,19 +21,13 @@ TIMEOUT_SECONDS = 2.0
 these timeouts, and must still fail before its clients give up."""
 MAX_CONNECTIONS = 8
 """One for each thread of the service that uses the database."""
-MAX_BROWSING_CONNECTIONS = 4
-"""For the pages and searches of managers, so that they never take the connections of logins, changes or the guard."""
 _MAX_ATTEMPTS = 4
-_FORK_TIMEOUT_SECONDS = 10.0
-"""How long a fork waits for transactions in an SQLite file."""
-_SERVER_FORK_TIMEOUT_SECONDS = 1.0
-"""How long a fork waits for transactions in PostgreSQL, which can also continue during the fork."""
 
 T = TypeVar("T")
 
 
 class Database:
-    """A connection pool with transactions that raise `RepositoryUnavailableError` for every database fault.
+    """Runs transactions, which raise `RepositoryUnavailableError` for every database fault.
 
     The errors hide the driver's own errors, whose messages may contain stored values or parts of the URL.
 
@@ -56,33 +48,20 @@ class Database:
     ) -> None:
         self.timeout_seconds = timeout_seconds
         self.dialect: Dialect[Any] = dialect_for(url.get_backend_name())
-        self._url = url
-        self._max_connections = max_connections
-        self._operations = ForkGate()
-        self._was_busy_at_fork = False
-        self._create_pools()
-        forks.call_in_children(self._restart)
-        forks.pause_during_forks(self)
-        self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
-        self._find_file_change = self.dialect.file_change_check(url)
-
-    def _create_pools(self) -> None:
-        self.engine = self._create_engine(self._max_connections)
-        self._browsing = self._create_engine(MAX_BROWSING_CONNECTIONS)
-        self._nonblocking: list[PoolProxiedConnection] = []
-        """Idle connections for `read_nowait`."""
-        self._writers = threading.BoundedSemaphore(self.dialect.max_writers(self._max_connections))
-
-    def _create_engine(self, max_connections: int) -> Engine:
-        return self.dialect.create_engine(
-            self._url, timeout_seconds=self.timeout_seconds, max_connections=max_connections
+        self.pools = ConnectionPools(
+            url, self.dialect, timeout_seconds=timeout_seconds, max_connections=max_connections
         )
+        self._driver_error: type[Exception] = self.engine.dialect.loaded_dbapi.Error
+
+    @property
+    def engine(self) -> Engine:
+        """The engine of all transactions except those of `browse`. A forked child has another one."""
+        return self.pools.engine
 
     @contextmanager
     def reading(self) -> Iterator[Connection]:
         """Open a read transaction. `read` can also repeat the reads if the connection is lost during them."""
-        with self._operations, self._translating_errors():
-            self._check_not_replaced()
+        with self._operation():
             stack, connection = self._retrying(self._begin)
             with stack:
                 yield connection
@@ -93,8 +72,7 @@ class Database:
 
         `write` can also repeat the changes if the connection is lost before the commit.
         """
-        with self._operations, self._write_slot(), self._translating_errors():
-            self._check_not_replaced()
+        with self._operation(writes=True):
             stack, connection = self._retrying(partial(self._begin, **self.dialect.write_options))
             with stack:
                 yield connection
@@ -107,8 +85,7 @@ class Database:
             with self.engine.connect() as connection, connection.begin():
                 return work(connection)
 
-        with self._operations, self._translating_errors():
-            self._check_not_replaced()
+        with self._operation():
             return self._retrying(attempt)
 
     def write(self, work: Callable[[Connection], T]) -> T:
@@ -129,8 +106,7 @@ class Database:
                     self._commit_sqlalchemy(connection)
             return result
 
-        with self._operations, self._write_slot(), self._translating_errors():
-            self._check_not_replaced()
+        with self._operation(writes=True):
             return self._retrying(attempt)
 
     def browse(self, work: Callable[[Connection], T]) -> T:
@@ -142,14 +118,13 @@ class Database:
         interruption = current_interruption()
 
         def attempt() -> T:
-            with self._browsing.connect() as connection, connection.begin():
+            with self.pools.browsing.connect() as connection, connection.begin():
                 if interruption is None:
                     return work(connection)
                 with self.dialect.interruptible(connection, interruption):
                     return work(connection)
 
-        with self._operations, self._translating_errors():
-            self._check_not_replaced()
+        with self._operation():
             try:
                 return self._retrying(attempt)
             except DBAPIError as error:
@@ -159,11 +134,10 @@ class Database:
 
     def read_batch(self, work: Callable[[Any], T]) -> T:
         """Call ``work`` with a driver connection in autocommit mode and return its result."""
-        with self._operations, self._translating_errors():
-            self._check_not_replaced()
+        with self._operation():
             result = self._retrying(partial(self._run_autocommit, work))
-            if self.dialect.supports_nowait and not self._nonblocking:
-                self._nonblocking.append(self._open_nonblocking())
+            if self.dialect.supports_nowait:
+                self.pools.keep_nonblocking()
         return result
 
     def read_nowait(self, work: Callable[[Any], T]) -> T:
@@ -172,12 +146,13 @@ class Database:
         Readers of SQLite's write-ahead log wait only for a process that locks the whole file. Opening a connection
         could wait too, so this only uses idle connections and raises an error if there is none. `read_batch` opens one.
         """
-        if self._operations.is_closed:
+        pools = self.pools
+        if pools.operations.is_closed:
             raise RepositoryUnavailableError("the process is forking")
-        with self._operations:
-            self._check_not_replaced()
+        with pools.operations:
+            pools.check_not_replaced()
             try:
-                pooled = self._nonblocking.pop()
+                pooled = pools.nonblocking.pop()
             except IndexError:
                 raise RepositoryUnavailableError("no nonblocking connection is idle") from None
             try:
@@ -187,7 +162,7 @@ class Database:
                 if isinstance(error, (self._driver_error, *self.dialect.data_errors)):
                     raise self._unavailable(error) from None
                 raise
-            self._nonblocking.append(pooled)
+            pools.nonblocking.append(pooled)
         return result
 
     def write_repeatable(self, work: Callable[[Any], T]) -> T:
@@ -196,8 +171,7 @@ class Database:
         After a transient error, such as a lost connection, ``work`` is called again. Its statement may then take effect
         twice: the connection can be lost after the statement was committed.
         """
-        with self._operations, self._write_slot(), self._translating_errors():
-            self._check_not_replaced()
+        with self._operation(writes=True):
             return self._retrying(partial(self._run_autocommit, work))
 
     def write_batch(self, work: Callable[[Any], T], *, commit_by: float | None = None) -> T:
@@ -224,8 +198,7 @@ class Database:
             pooled.close()
             return result
 
-        with self._operations, self._write_slot(), self._translating_errors():
-            self._check_not_replaced()
+        with self._operation(writes=True):
             return self._retrying(attempt)
 
     @contextmanager
@@ -239,39 +212,12 @@ class Database:
             ConfigurationError: if the SQLite file does not exist.
             RepositoryUnavailableError: if the database is unavailable, locked or unreadable.
         """
-        with self._operations, self.dialect.open_existing(self, purpose) as connection:
+        with self.pools.operations, self.dialect.open_existing(self, purpose) as connection:
             yield connection
 
     def close(self) -> None:
         """Close all connections. The database can still be used; it then connects again."""
-        while self._nonblocking:
-            self._nonblocking.pop().close()
-        self.engine.dispose()
-        self._browsing.dispose()
-
-    def pause(self) -> None:
-        """Before a fork, wait for the transactions of other threads. Close the connections to an SQLite file.
-
-        The locks of SQLite's connections belong to the process that opened them. SQLite does not notice in a child
-        that it has lost them, so no connection may be open there.
-        """
-        is_file = self.dialect.supports_nowait
-        timeout_seconds = _FORK_TIMEOUT_SECONDS if is_file else _SERVER_FORK_TIMEOUT_SECONDS
-        self._was_busy_at_fork = not self._operations.close(timeout_seconds=timeout_seconds)
-        if is_file and not self._was_busy_at_fork:
-            self.close()
-
-    def resume(self) -> None:
-        """Continue after a fork."""
-        self._operations.open()
-
-    def _restart(self) -> None:
-        """In a forked child, drop the connections of the parent without using them, and connect again on first use."""
-        self.dialect.abandon(self.engine)
-        self.dialect.abandon(self._browsing)
-        self._create_pools()
-        if self._was_busy_at_fork and self.dialect.supports_nowait:
-            self._find_file_change = _refuse_torn_file
+        self.pools.close()
 
     def __enter__(self) -> Self:
         return self
@@ -285,24 +231,6 @@ class Database:
             result = self.dialect.run_autocommit(pooled.driver_connection, work)
         pooled.close()
         return result
-
-    def _open_nonblocking(self) -> PoolProxiedConnection:
-        pooled: PoolProxiedConnection = self.engine.raw_connection()
-        connection = pooled.driver_connection
-        pooled.detach()  # it no longer counts against the size of the pool
-        self.dialect.set_nowait(connection)
-        return pooled
-
-    def _check_not_replaced(self) -> None:
-        """Reconnect if an SQLite file was replaced since the last call, and raise an error if it was removed.
-
-        Connections that are open still use the old file, so no other process would see what they write.
-        """
-        change = self._find_file_change()
-        if change is not None:
-            self.close()
-        if change == "removed":
-            raise RepositoryUnavailableError("the database file was removed")
 
     def _begin(self, **options: str) -> tuple[ExitStack, Connection]:
         """Begin a transaction on a connection that works. Return the connection, and the stack that ends both."""
@@ -327,35 +255,22 @@ class Database:
             raise
 
     @contextmanager
-    def _write_slot(self) -> Iterator[None]:
-        """Limit the number of threads that write at the same time to `Dialect.max_writers`."""
-        if not self._writers.acquire(timeout=self.timeout_seconds):
-            self._drop_stale_connections()
-            raise RepositoryUnavailableError("the database is busy: too many threads are writing")
-        try:
-            yield
-        finally:
-            self._writers.release()
-
-    @contextmanager
-    def _translating_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except DBAPIError as error:
-            raise self._unavailable(error.orig) from None
-        except (self._driver_error, *self.dialect.data_errors) as error:
-            raise self._unavailable(error) from None
-        except PoolTimeoutError:
-            self._drop_stale_connections()
-            raise RepositoryUnavailableError("the database is busy: no free connection") from None
+    def _operation(self, *, writes: bool = False) -> Iterator[None]:
+        """Keep the process from forking during the block, limit the number of writers, and translate the errors."""
+        with self.pools.operations, self.pools.write_slot() if writes else nullcontext():
+            try:
+                self.pools.check_not_replaced()
+                yield
+            except DBAPIError as error:
+                raise self._unavailable(error.orig) from None
+            except (self._driver_error, *self.dialect.data_errors) as error:
+                raise self._unavailable(error) from None
+            except PoolTimeoutError:
+                self.pools.drop_stale_connections()
+                raise RepositoryUnavailableError("the database is busy: no free connection") from None
 
     def _unavailable(self, error: BaseException | None) -> RepositoryUnavailableError:
         return RepositoryUnavailableError(self.dialect.describe_error(error))
-
-    def _drop_stale_connections(self) -> None:
-        """Break connections that are stuck on a former primary and may have exhausted the pool."""
-        with suppress(DBAPIError, self._driver_error):  # raised while no primary is available
-            self.dialect.drop_stale_connections(self.engine)
 
     def _retrying(self, attempt: Callable[[], T]) -> T:
         """Call ``attempt`` and return its result. After a transient error, retry immediately on a new connection.
@@ -371,8 +286,7 @@ class Database:
             except (DBAPIError, self._driver_error) as error:
                 cause = error.orig if isinstance(error, DBAPIError) else error
                 if self.dialect.is_connection_lost(cause):  # the idle connections in the pools are probably lost, too
-                    self.engine.dispose()
-                    self._browsing.dispose()
+                    self.pools.dispose()
                 if not self.dialect.is_transient(cause):
                     raise
                 if attempts == _MAX_ATTEMPTS or (attempts > 1 and time.monotonic() > last_start):
@@ -387,7 +301,3 @@ def _invalidated_by_errors(pooled: PoolProxiedConnection) -> Iterator[None]:
     except BaseException:
         pooled.invalidate()
         raise
-
-
-def _refuse_torn_file() -> NoReturn:
-    raise RepositoryUnavailableError("this process was forked during a transaction: fork before or after it")
