@@ -11,7 +11,8 @@ import pytest
 
 from mlapi import AttemptLimiter, RepositoryUnavailableError, TooManyAttemptsError
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
-from mlapi.domain.attempts import Attempt, AttemptCounts, WindowCount
+from mlapi.domain.attempts import Attempt, WindowCount
+from mlapi.domain.ports import AttemptCounts
 from mlapi.testing.attempts import ELSEWHERE, HOME, give_up, guess, log_in
 
 WINDOW_SECONDS = 60

@@ -14,7 +14,8 @@ from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens, PlainCipher
 from mlapi.adapters.sql import Database, SqlAttempts, SqlUserRepository, upgrade
 from mlapi.adapters.sql.tables import attempts
 from mlapi.application.login_throttle import KNOWN_ADDRESS_SECONDS, AttemptLimits, FixedWindowAttemptLimiter
-from mlapi.domain.attempts import Attempt, AttemptCounts, WindowCount
+from mlapi.domain.attempts import Attempt, WindowCount
+from mlapi.domain.ports import AttemptCounts
 from mlapi.domain.users import UsernameKey
 from mlapi.testing.attempts import ELSEWHERE, HOME, guess, log_in
 from tests.contract.attempts_contract import WINDOW_SECONDS, FixedWindowContract, guesses, make_limits

@@ -14,7 +14,8 @@ from mlapi import TooManyAttemptsError, Users
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryUserRepository, PlainCipher
 from mlapi.application import registration
 from mlapi.application.registration import RegistrationLimiter
-from mlapi.domain.attempts import AttemptCounts, WindowCount
+from mlapi.domain.attempts import WindowCount
+from mlapi.domain.ports import AttemptCounts
 from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app

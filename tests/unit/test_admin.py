@@ -8,10 +8,11 @@ import attrs
 import pytest
 
 from mlapi.config import ManagementSettings, RegistrationSettings, SecretSettings, Settings
+from mlapi.domain.addresses import Network
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.local_peers import describe_trusted_peers, trust_any_peer
-from mlapi.entrypoints.wire.client import MAX_FORWARDED_ENTRIES, Client, Network
+from mlapi.entrypoints.wire.client import MAX_FORWARDED_ENTRIES, Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
 
 TOKEN = "an-admin-token-of-32-characters."

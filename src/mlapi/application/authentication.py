@@ -19,7 +19,8 @@ from mlapi.application.deadlines import abandonment, abandonment_error, deadline
 from mlapi.application.guard import Guard
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
-from mlapi.domain.attempts import Attempt, client_site
+from mlapi.domain.addresses import client_site
+from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import Actor, ChangePassword, Reencrypt, UserCommand
 from mlapi.domain.credentials import IssuedToken, check_access
 from mlapi.domain.errors import (

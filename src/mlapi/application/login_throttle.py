@@ -23,8 +23,10 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from mlapi.application.repeated_warnings import RepeatedWarnings
-from mlapi.domain.attempts import Attempt, AttemptCounts, WindowCount, client_site
+from mlapi.domain.addresses import client_site
+from mlapi.domain.attempts import Attempt, WindowCount
 from mlapi.domain.errors import RepositoryUnavailableError, TooManyAttemptsError
+from mlapi.domain.ports import AttemptCounts
 from mlapi.forks import call_in_children, new_lock
 
 WINDOW_SECONDS = 60

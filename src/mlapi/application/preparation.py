@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
-from mlapi.domain.attempts import AttemptCounts, WindowCount
+from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
-from mlapi.domain.ports import AuditTrail, NonblockingLookup, UserRepository
+from mlapi.domain.ports import AttemptCounts, AuditTrail, NonblockingLookup, UserRepository
 from mlapi.domain.storage import Storage
 from mlapi.domain.users import User, UserId, UsernameKey
 from mlapi.forks import new_lock

@@ -10,8 +10,9 @@ from mlapi.application.login_throttle import WINDOW_SECONDS, count_key, digest, 
 from mlapi.application.lookups import UsernameLookup
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
-from mlapi.domain.attempts import AttemptCounts, client_site
+from mlapi.domain.addresses import client_site
 from mlapi.domain.errors import TooManyAttemptsError, UserExistsError, UserNotFoundError
+from mlapi.domain.ports import AttemptCounts
 from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import User
 

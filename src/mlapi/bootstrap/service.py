@@ -25,10 +25,9 @@ from mlapi.application.users import Users
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
-from mlapi.domain.attempts import AttemptCounts
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
-from mlapi.domain.ports import AttemptLimiter
+from mlapi.domain.ports import AttemptCounts, AttemptLimiter
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.storage import Storage
 from mlapi.file_access import find_database_error, find_database_warning

@@ -5,6 +5,8 @@ from typing import Literal
 
 import attrs
 
+from mlapi.domain.addresses import Network
+
 MIN_ADMIN_TOKEN_CHARS = 16
 """The minimum in production. 16 characters of random base64 contain 96 random bits."""
 MIN_PASSWORD_CHARS = 8
@@ -83,7 +85,7 @@ class HttpSettings:
     """Addresses or networks of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` headers are trusted."""
 
     @property
-    def trusted_networks(self) -> tuple[ipaddress.IPv4Network | ipaddress.IPv6Network, ...]:
+    def trusted_networks(self) -> tuple[Network, ...]:
         return tuple(ipaddress.ip_network(proxy, strict=False) for proxy in self.trusted_proxies)
 
 

@@ -7,9 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from mlapi.domain.attempts import AttemptCounts
 from mlapi.domain.inspection import Inspection
-from mlapi.domain.ports import UserRepository
+from mlapi.domain.ports import AttemptCounts, UserRepository
 
 
 class Storage(Protocol):

@@ -13,9 +13,10 @@ from typing import Literal
 import attrs
 
 from mlapi.config import Settings
+from mlapi.domain.addresses import is_loopback
 from mlapi.domain.commands import ANYONE
 from mlapi.entrypoints.local_peers import PeerOwners, describe_trusted_peers
-from mlapi.entrypoints.wire.client import Client, parse_address
+from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
 from mlapi.entrypoints.wire.headers import Headers, parse_authorization
 from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
@@ -197,6 +198,9 @@ class AdminPolicy:
             )
 
 
+_is_loopback = lru_cache(maxsize=1024)(is_loopback)
+
+
 def _looks_local(client: Client) -> bool:
     """Return whether a request looks as if it came from a program on this machine, and not through a known proxy.
 
@@ -219,9 +223,3 @@ def _looks_local(client: Client) -> bool:
         and _is_loopback(client.peer_address)
         and _is_loopback(client.server_address)
     )
-
-
-@lru_cache(maxsize=1024)
-def _is_loopback(address: str) -> bool:
-    parsed = parse_address(address)
-    return parsed is not None and parsed.is_loopback

@@ -15,6 +15,7 @@ from mlapi.application.authentication import Access
 from mlapi.application.registration import RegistrationLimiter
 from mlapi.application.users import Users
 from mlapi.bootstrap import in_memory_access
+from mlapi.domain.addresses import Network
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import CONSOLE_PATH, console_routes
 from mlapi.entrypoints.http.docs import documentation_routes
@@ -31,7 +32,6 @@ from mlapi.entrypoints.http.middleware import (
 )
 from mlapi.entrypoints.http.request_context import RequestContextMiddleware
 from mlapi.entrypoints.http.runtime import Runtime, install, lifespan_for, lifespan_from_config
-from mlapi.entrypoints.wire.client import Network
 from mlapi.entrypoints.wire.operations import OPERATIONS
 
 

@@ -22,8 +22,9 @@ from pathlib import Path
 
 import attrs
 
+from mlapi.domain.addresses import parse_address
 from mlapi.domain.errors import ServiceUnavailableError
-from mlapi.entrypoints.wire.client import Client, parse_address
+from mlapi.entrypoints.wire.client import Client
 
 _MAX_CACHED_CONNECTIONS = 10_000
 

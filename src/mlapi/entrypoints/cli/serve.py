@@ -13,11 +13,11 @@ import click
 
 from mlapi.bootstrap import locate_data
 from mlapi.config import Settings, load_settings
+from mlapi.domain.addresses import is_loopback
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli.output import CommandError, command_errors
 from mlapi.entrypoints.server.listeners import reserve_address
 from mlapi.entrypoints.server.processes import SIGNALS, raise_open_file_limit
-from mlapi.entrypoints.wire.client import parse_address
 
 MIN_OPEN_FILES = 256
 """The open files that a worker needs: for its database, its other files and about 150 connections."""
@@ -104,8 +104,7 @@ def _validate_address(address: str, settings: Settings) -> None:
     Raises:
         CommandError: if other machines could connect.
     """
-    parsed = parse_address(address)
-    if (parsed is not None and parsed.is_loopback) or AdminPolicy.from_settings(settings).mode != "local":
+    if is_loopback(address) or AdminPolicy.from_settings(settings).mode != "local":
         return
     _, secrets = locate_data(settings)
     if secrets.exists and secrets.load().admin_token is not None:

@@ -11,9 +11,9 @@ from urllib.parse import quote
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi.application.deadlines import end_deadline, start_deadline
+from mlapi.domain.addresses import Network
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.logs import REQUEST_ID
-from mlapi.entrypoints.wire.client import Network
 from mlapi.entrypoints.wire.requests import redact_credentials
 
 HEADERS = (

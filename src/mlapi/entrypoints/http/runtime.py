@@ -21,7 +21,7 @@ from mlapi.application.registration import AsyncRegistration, RegistrationLimite
 from mlapi.application.users import Users
 from mlapi.bootstrap import async_guard, audit_retention, command_batcher, open_service
 from mlapi.config import load_settings
-from mlapi.domain.attempts import client_site
+from mlapi.domain.addresses import Network, client_site
 from mlapi.domain.commands import Actor, ApiKeyCommand, Command, UserCommand
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.ports import PasswordCipher, is_costly
@@ -33,7 +33,6 @@ from mlapi.entrypoints.http.search_pool import SearchPool
 from mlapi.entrypoints.http.shared_call import SharedCall
 from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, Priority, Turn, cores
 from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
-from mlapi.entrypoints.wire.client import Network
 
 MAX_QUEUED_PER_HASHING_THREAD = 64  # a thread hashes about this many in 1.3 to 3.2 seconds, at 20 to 50 ms each
 LOGIN_THREADS = 4

@@ -4,8 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from mlapi.domain.attempts import client_site
-from mlapi.entrypoints.wire.client import Network, parse_address
+from mlapi.domain.addresses import Network, client_site, is_in_any
 
 MIN_DEFAULT_PER_ADDRESS = 10
 _MAX_LOGGED_ADDRESSES = 100
@@ -37,7 +36,7 @@ class ConnectionsPerAddress:
         network = client_site(address)
         self._counts[network] += 1
         surplus = self._counts[network] - self.limit
-        if surplus <= 0 or self._is_trusted(address):
+        if surplus <= 0 or is_in_any(address, self._trusted_proxies):
             return 0
         self._log_once(network)
         return surplus
@@ -48,10 +47,6 @@ class ConnectionsPerAddress:
         self._counts[network] -= 1
         if not self._counts[network]:
             del self._counts[network]
-
-    def _is_trusted(self, address: str) -> bool:
-        parsed = parse_address(address)
-        return parsed is not None and any(parsed in network for network in self._trusted_proxies)
 
     def _log_once(self, network: str) -> None:
         if network not in self._logged and len(self._logged) < _MAX_LOGGED_ADDRESSES:

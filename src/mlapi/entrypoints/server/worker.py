@@ -21,6 +21,7 @@ from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 
 from mlapi.config import load_settings
+from mlapi.domain.addresses import Network
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.logs import log_config
 from mlapi.entrypoints.server.addresses import ConnectionsPerAddress, default_per_address
@@ -35,7 +36,6 @@ from mlapi.entrypoints.server.connections import (
 from mlapi.entrypoints.server.listeners import BACKLOG, drain_backlog, start_listening
 from mlapi.entrypoints.server.messages import Order, Status
 from mlapi.entrypoints.server.processes import raise_open_file_limit
-from mlapi.entrypoints.wire.client import Network
 
 APP = "mlapi.entrypoints.http:app"
 _logger = getLogger("mlapi")

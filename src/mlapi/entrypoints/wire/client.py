@@ -1,22 +1,18 @@
 """Determine the address, origin and scheme of a client from its connection and headers."""
 
-import ipaddress
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
 
+from mlapi.domain.addresses import Address, Network, is_in_any, parse_address
 from mlapi.entrypoints.wire.headers import Headers, wsgi_headers
 
 MAX_FORWARDED_ENTRIES = 50
 """How many entries of X-Forwarded-For are parsed, from the end: each proxy adds one, and clients may add any number."""
-_MAX_ADDRESS_CHARS = 64
 _MAX_PORT_DIGITS = 5
 _UNKNOWN = "unknown"
 _UNKNOWN_END = ("", 0)
-
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 @attrs.frozen(kw_only=True)
@@ -115,7 +111,7 @@ class Client:
 
     def is_trusted_proxy(self, trusted_proxies: Sequence[Network]) -> bool:
         """Return whether the other end of the connection is a trusted proxy."""
-        return _is_in_any(self.peer_address, trusted_proxies)
+        return is_in_any(self.peer_address, trusted_proxies)
 
     def resolve_address(self, trusted_proxies: Sequence[Network] = ()) -> str:
         """Return the address of the client behind any proxies.
@@ -142,7 +138,7 @@ class Client:
                 break
             nearest = str(address)
             checked.append(address)
-            if not _is_in_any(nearest, trusted_proxies):
+            if not is_in_any(nearest, trusted_proxies):
                 break
         # If the server took the peer address from the header, trusted proxies must have confirmed it.
         return nearest if is_trusted or parse_address(self.peer_address) in checked else _UNKNOWN
@@ -165,11 +161,6 @@ def _parse_port(text: object) -> int:
     return int(digits) if digits.isdecimal() and len(digits) <= _MAX_PORT_DIGITS else 0
 
 
-def _is_in_any(address: str, networks: Sequence[Network]) -> bool:
-    parsed = parse_address(address)
-    return parsed is not None and any(parsed in network for network in networks)
-
-
 def _parse_forwarded_address(entry: str) -> Address | None:
     """Return the address in an X-Forwarded-For entry, which may have brackets and a port."""
     address, _ = _split_port(entry)
@@ -186,15 +177,3 @@ def _split_port(entry: str) -> tuple[str, int]:
         return entry, 0
     address, _, port = entry.rpartition(":")
     return address, _parse_port(port)
-
-
-def parse_address(address: str) -> Address | None:
-    """Return the address, or None if it is invalid. IPv4-mapped IPv6 addresses are converted to IPv4."""
-    if len(address) > _MAX_ADDRESS_CHARS:
-        return None
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return None
-    mapped = parsed.ipv4_mapped if isinstance(parsed, ipaddress.IPv6Address) else None
-    return mapped or parsed
