@@ -204,8 +204,8 @@ def test_missing_sqlite_table_is_reported(folder: Path) -> None:
 
     assert readiness() == 503
     assert problem == (
-        "the database cannot be changed (a statement failed (SQLITE_ERROR)): a table is missing or was changed by"
-        " another program, so restore the database from a backup"
+        "the database cannot be changed (the table mlapi_attempts is missing (SQLITE_ERROR)): a table is missing"
+        " or was changed by another program, so restore the database from a backup"
     )
 
 

@@ -1,5 +1,6 @@
 """The tables in the newest schema revision. The migrations create them step by step."""
 
+import re
 from datetime import UTC, datetime
 
 from sqlalchemy import (
@@ -92,3 +93,8 @@ key_check = Table(
     Column("id", Integer, primary_key=True, autoincrement=False),
     Column("value", String, nullable=False),
 )
+
+
+def find_table_name(message: str) -> str | None:
+    """Return the table of this schema that a database's message names, in any language, or None."""
+    return next((name for name in re.findall(r"\w+", message) if name in metadata.tables), None)

@@ -6,12 +6,15 @@ if the connection failed, on well-known words in the message.
 
 from typing import TYPE_CHECKING
 
+from mlapi.adapters.sql.tables import find_table_name
+
 if TYPE_CHECKING:
     import psycopg
 
 # SQLSTATEs: PostgreSQL 18, appendix A.
 LOCK_NOT_AVAILABLE = "55P03"
 QUERY_CANCELED = "57014"
+_DUPLICATE_TABLE = "42P07"
 _RETRYABLE_STATES = {"40001", "40P01", "25006"}
 """A serialization failure, a deadlock, and a read-only transaction: the server may have become a standby."""
 
@@ -98,6 +101,13 @@ def describe_error(error: BaseException | None) -> str:
                 return description
     if state is None:
         return f"the connection failed ({type(error).__name__})"
+    return _describe_statement_error(error, state)
+
+
+def _describe_statement_error(error: BaseException | None, state: str) -> str:
+    table = find_table_name(str(error))
+    if state == _DUPLICATE_TABLE and table:
+        return f"the table {table} exists already: rename it (SQLSTATE {state})"
     for beginning in (state, state[:3], state[:2]):
         if beginning in _BY_STATE:
             return f"{_BY_STATE[beginning]} (SQLSTATE {state})"

@@ -2,6 +2,8 @@
 
 import sqlite3
 
+from mlapi.adapters.sql.tables import find_table_name
+
 UNDECODABLE = "Could not decode to UTF-8"
 """Beginning of sqlite3's message about invalid text. The rest of the message is the text itself."""
 
@@ -33,4 +35,13 @@ def primary_code(error: BaseException | None) -> int:
 def describe_error(error: BaseException | None) -> str:
     """Describe an error of SQLite by its result code, or any other error by its class."""
     name = getattr(error, "sqlite_errorname", type(error).__name__)
-    return f"{_MESSAGES.get(primary_code(error), 'a statement failed')} ({name})"
+    return f"{_MESSAGES.get(primary_code(error)) or _describe_statement_error(str(error))} ({name})"
+
+
+def _describe_statement_error(message: str) -> str:
+    table = find_table_name(message)
+    if table and message.startswith("no such table: "):
+        return f"the table {table} is missing"
+    if table and message.endswith(" already exists"):
+        return f"the table {table} exists already: rename it"
+    return "a statement failed"
