@@ -14,10 +14,10 @@ from mlapi.application.authentication import (
     MAX_RUNNING_PER_ADDRESS,
     MAX_RUNNING_PER_NAME_AND_ADDRESS,
     AsyncAuthenticator,
-    InlineExecutor,
-    Turns,
 )
+from mlapi.application.concurrency import ConcurrencyLimit
 from mlapi.application.deadlines import start_deadline
+from mlapi.application.executors import InlineExecutor
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.entrypoints.http.peers import connected_client
 
@@ -214,20 +214,20 @@ def test_too_many_parallel_failures_are_logged(users: Users, caplog: pytest.LogC
     ]
 
 
-def test_turns_of_finished_tasks_are_forgotten() -> None:
-    async def run() -> Turns:
-        turns = Turns(1)
+def test_keys_of_finished_tasks_are_forgotten() -> None:
+    async def run() -> ConcurrencyLimit:
+        limit = ConcurrencyLimit(1)
 
         async def take(key: str) -> None:
-            async with turns.take(key):
+            async with limit.slot(key):
                 await asyncio.sleep(0)
 
         await asyncio.gather(*[take(key) for key in "aabbc"])
-        return turns
+        return limit
 
-    turns = asyncio.run(run())
+    limit = asyncio.run(run())
 
-    assert (turns._semaphores, turns._tasks) == ({}, {})
+    assert (limit._semaphores, limit._tasks) == ({}, {})
 
 
 def test_attempt_that_starts_after_its_end_takes_no_place(

@@ -35,7 +35,8 @@ from mlapi import (
     Users,
 )
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
-from mlapi.application.authentication import VerifiedLogin, run_inline
+from mlapi.application.authentication import VerifiedLogin
+from mlapi.application.executors import run_inline
 from mlapi.bootstrap import async_guard
 from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import AddApiKey, ChangePassword, EndTokens, RecordApiKeyUse, Reencrypt

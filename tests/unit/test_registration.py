@@ -14,7 +14,7 @@ from mlapi import (
     Users,
 )
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
-from mlapi.application.authentication import InlineExecutor
+from mlapi.application.executors import InlineExecutor
 from mlapi.application.lookups import UsernameLookup
 from mlapi.application.registration import AsyncRegistration
 from mlapi.domain.commands import ANYONE, Remove

@@ -1,27 +1,26 @@
 """Login with username and password, and password changes by the users themselves.
 
-`LoginFlow` defines the order of the steps for synchronous and asynchronous callers. Some steps wait for the database,
-others use processor time, so an `Executor` decides where each one runs: inline for `Authenticator`, in thread pools for
-`AsyncAuthenticator`.
+`LoginFlow` defines the order of the steps for synchronous and asynchronous callers. An `Executor` decides where each
+step runs: inline for `Authenticator`, in thread pools for `AsyncAuthenticator`.
 """
 
 import asyncio
-import hashlib
 import logging
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Coroutine, Hashable
-from contextlib import asynccontextmanager, suppress
-from typing import ParamSpec, Protocol, TypeVar, final
+from contextlib import suppress
+from typing import final
 
 import attrs
 
-from mlapi.application.deadlines import abandonment, abandonment_error, deadline_error, remaining_seconds
+from mlapi.application.concurrency import ConcurrencyLimit
+from mlapi.application.deadlines import raise_if_abandoned, remaining_seconds
+from mlapi.application.executors import Executor, InlineExecutor, run_inline
 from mlapi.application.guard import Guard
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
+from mlapi.application.window_counts import digest
 from mlapi.domain.addresses import client_site
 from mlapi.domain.attempts import Attempt
-from mlapi.domain.commands import Actor, ChangePassword, Reencrypt, UserCommand
+from mlapi.domain.commands import Actor, ChangePassword, Reencrypt
 from mlapi.domain.credentials import IssuedToken, check_access
 from mlapi.domain.errors import (
     InvalidCredentialsError,
@@ -33,7 +32,6 @@ from mlapi.domain.errors import (
 from mlapi.domain.ports import AttemptLimiter, Clock, TokenIssuer
 from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import User, utc_now
-from mlapi.forks import call_in_children
 
 MAX_RUNNING_PER_ADDRESS = 16
 """Maximum number of concurrent logins of one IPv4 address or IPv6 /64 network, in this process."""
@@ -43,9 +41,6 @@ _REJECTION_LOG_SECONDS = 60
 
 _logger = logging.getLogger("mlapi")
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
 
 @attrs.frozen(kw_only=True)
 class VerifiedLogin:
@@ -53,60 +48,6 @@ class VerifiedLogin:
 
     user: User
     needs_upgrade: bool
-
-
-class Executor(Protocol):
-    """Decides where each step of a `LoginFlow` runs."""
-
-    def for_client(self, address: str, *, is_urgent: bool = True) -> "Executor":
-        """Return an executor for the calls of one client. The clients take turns.
-
-        Args:
-            address: the client's address.
-            is_urgent: False lets all urgent calls go first.
-        """
-        ...
-
-    async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that waits for the database."""
-        ...
-
-    async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that runs the password cipher."""
-        ...
-
-    async def apply(self, command: UserCommand) -> User:
-        """Apply a command durably. Raises the same errors as `Users.apply`."""
-        ...
-
-
-class InlineExecutor:
-    """An `Executor` that runs every step in the calling thread."""
-
-    def __init__(self, users: Users) -> None:
-        self._users = users
-
-    def for_client(self, address: str, *, is_urgent: bool = True) -> "InlineExecutor":  # noqa: ARG002 - in the protocol
-        return self
-
-    async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return function(*args, **kwargs)
-
-    async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return function(*args, **kwargs)
-
-    async def apply(self, command: UserCommand) -> User:
-        return self._users.apply(command)
-
-
-def run_inline(flow: Coroutine[object, object, T]) -> T:
-    """Return the result of a coroutine that never suspends, without an event loop."""
-    try:
-        flow.send(None)
-    except StopIteration as finished:
-        result: T = finished.value
-        return result
-    raise RuntimeError("a flow that runs inline must not wait for an event loop")
 
 
 class LoginFlow:
@@ -295,14 +236,13 @@ class AsyncAuthenticator(LoginFlow):
     def __init__(self, authenticator: Authenticator, executor: Executor) -> None:
         super().__init__(authenticator, executor)
         self._rejections = RepeatedWarnings(interval_seconds=_REJECTION_LOG_SECONDS)
-        self._turns = Turns(MAX_RUNNING_PER_ADDRESS)
-        self._pair_turns = Turns(MAX_RUNNING_PER_NAME_AND_ADDRESS)
+        self._per_address = ConcurrencyLimit(MAX_RUNNING_PER_ADDRESS)
+        self._per_name_and_address = ConcurrencyLimit(MAX_RUNNING_PER_NAME_AND_ADDRESS)
 
     async def _run(self, attempt: Attempt, password: str) -> VerifiedLogin:
         site = client_site(attempt.address)
-        async with self._pair_turns.take((site, attempt.username)), self._turns.take(site):
-            if abandonment()():
-                raise abandonment_error()
+        async with self._per_name_and_address.slot((site, attempt.username)), self._per_address.slot(site):
+            raise_if_abandoned()
             return await super()._run(attempt, password)
 
     async def _start(self, attempt: Attempt) -> User | None:
@@ -329,48 +269,6 @@ class AsyncAuthenticator(LoginFlow):
         return verified
 
 
-class Turns:
-    """Lets a limited number of tasks with the same key run concurrently. The others wait, first come, first served.
-
-    Args:
-        max_running: maximum number of concurrent tasks with the same key.
-    """
-
-    def __init__(self, max_running: int) -> None:
-        self._max_running = max_running
-        self._initialize()
-        call_in_children(self._initialize)
-
-    def _initialize(self) -> None:
-        self._semaphores: dict[Hashable, asyncio.Semaphore] = {}
-        self._tasks: Counter[Hashable] = Counter()
-        """Number of tasks that run or wait, by key."""
-
-    @asynccontextmanager
-    async def take(self, key: Hashable) -> AsyncIterator[None]:
-        """Wait for a turn, and run the block. Use it on one event loop only.
-
-        Raises:
-            ServiceUnavailableError: if the deadline of the request passes before its turn.
-        """
-        semaphore = self._semaphores.setdefault(key, asyncio.Semaphore(self._max_running))
-        self._tasks[key] += 1
-        try:
-            try:
-                async with asyncio.timeout(remaining_seconds()):
-                    await semaphore.acquire()
-            except TimeoutError:
-                raise deadline_error() from None
-            try:
-                yield
-            finally:
-                semaphore.release()
-        finally:
-            self._tasks[key] -= 1
-            if not self._tasks[key]:
-                del self._tasks[key], self._semaphores[key]
-
-
 def _counted_username(username: str) -> str:
     """Return the name under which to count an attempt: the canonical form, or a digest of a name that is invalid.
 
@@ -380,7 +278,7 @@ def _counted_username(username: str) -> str:
     try:
         return canonical_username(username)
     except InvalidFieldsError:
-        return "\0" + hashlib.sha256(username.encode("utf-8", "surrogatepass")).hexdigest()
+        return "\0" + digest(username)
 
 
 @attrs.frozen(kw_only=True)

@@ -77,6 +77,12 @@ def abandonment() -> Callable[[], bool]:
     return _never if request is None else request.is_abandoned
 
 
+def raise_if_abandoned() -> None:
+    """Raise `ServiceUnavailableError` if the client of the current request has disconnected."""
+    if abandonment()():
+        raise abandonment_error()
+
+
 def abandonment_error() -> ServiceUnavailableError:
     """Return the error for a request whose client has disconnected. No client sees it."""
     return ServiceUnavailableError("the client has disconnected")
@@ -98,4 +104,4 @@ def paused_deadline() -> Iterator[None]:
         request = _current.get()
         if request is not None:
             deadline = request.deadline_monotonic + time.monotonic() - started
-            _current.set(_Request(deadline, request.is_abandoned))
+            _current.set(attrs.evolve(request, deadline_monotonic=deadline))

@@ -14,8 +14,6 @@ many more attempts as they run at the same moment. The last of these to fail exc
 as attempts that are rejected at the start.
 """
 
-import hashlib
-import math
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -23,13 +21,13 @@ from collections.abc import Iterator, Sequence
 import attrs
 
 from mlapi.application.repeated_warnings import RepeatedWarnings
+from mlapi.application.window_counts import WINDOW_SECONDS, count_key, digest, seconds_until
 from mlapi.domain.addresses import client_site
 from mlapi.domain.attempts import Attempt, WindowCount
 from mlapi.domain.errors import RepositoryUnavailableError, TooManyAttemptsError
 from mlapi.domain.ports import AttemptCounts
 from mlapi.forks import call_in_children, new_lock
 
-WINDOW_SECONDS = 60
 KNOWN_ADDRESS_SECONDS = 30 * 24 * 3600
 _MAX_CACHED_COUNTS = 10_000
 _RETRY_SECONDS = 1
@@ -215,17 +213,3 @@ class FixedWindowAttemptLimiter:
     def _limit(self, kind: str, counted: str, max_count: int | None) -> _Limit:
         limit = _UNLIMITED if max_count is None else max_count
         return _Limit(count_key(kind, counted, limit, self._window_seconds), limit)
-
-
-def count_key(kind: str, counted: str, limit: int, window_seconds: int) -> str:
-    """Return the key of a count. It contains the limit, so that counting starts again when the limit is changed."""
-    return f"{kind}/{counted}/{limit}/{window_seconds}/second"
-
-
-def seconds_until(until: float) -> int:
-    return max(1, math.ceil(until - time.time()))
-
-
-def digest(text: str) -> str:
-    """Return a digest for a key, so that the table of counts contains neither names nor addresses."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

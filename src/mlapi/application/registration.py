@@ -5,11 +5,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import final
 
-from mlapi.application.authentication import Executor
-from mlapi.application.login_throttle import WINDOW_SECONDS, count_key, digest, seconds_until
+from mlapi.application.executors import Executor
 from mlapi.application.lookups import UsernameLookup
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
+from mlapi.application.window_counts import WINDOW_SECONDS, count_key, digest, seconds_until
 from mlapi.domain.addresses import client_site
 from mlapi.domain.errors import TooManyAttemptsError, UserExistsError, UserNotFoundError
 from mlapi.domain.ports import AttemptCounts

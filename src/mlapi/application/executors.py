@@ -1,0 +1,68 @@
+"""Where the steps of a use case run. Some wait for the database, and others use processor time.
+
+The same flow of steps serves synchronous callers, inline, and an event loop, in threads.
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import ParamSpec, Protocol, TypeVar
+
+from mlapi.application.users import Users
+from mlapi.domain.commands import UserCommand
+from mlapi.domain.users import User
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Executor(Protocol):
+    """Decides where each step runs."""
+
+    def for_client(self, address: str, *, is_urgent: bool = True) -> "Executor":
+        """Return an executor for the calls of one client. The clients take turns.
+
+        Args:
+            address: the client's address.
+            is_urgent: False lets all urgent calls go first.
+        """
+        ...
+
+    async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that waits for the database."""
+        ...
+
+    async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that runs the password cipher."""
+        ...
+
+    async def apply(self, command: UserCommand) -> User:
+        """Apply a command durably. Raises the same errors as `Users.apply`."""
+        ...
+
+
+class InlineExecutor:
+    """An `Executor` that runs every step in the calling thread."""
+
+    def __init__(self, users: Users) -> None:
+        self._users = users
+
+    def for_client(self, address: str, *, is_urgent: bool = True) -> "InlineExecutor":  # noqa: ARG002 - in the protocol
+        return self
+
+    async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return function(*args, **kwargs)
+
+    async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        return function(*args, **kwargs)
+
+    async def apply(self, command: UserCommand) -> User:
+        return self._users.apply(command)
+
+
+def run_inline(flow: Coroutine[object, object, T]) -> T:
+    """Return the result of a coroutine that never suspends, without an event loop."""
+    try:
+        flow.send(None)
+    except StopIteration as finished:
+        result: T = finished.value
+        return result
+    raise RuntimeError("a flow that runs inline must not wait for an event loop")
