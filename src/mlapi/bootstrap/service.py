@@ -1,7 +1,7 @@
 """Compose the users, the authenticator and the guard from the settings."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
@@ -14,7 +14,6 @@ from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens
 from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.authentication import Access, Authenticator
-from mlapi.application.batching import CommandBatcher
 from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.application.lookups import PrincipalLookup
@@ -25,7 +24,6 @@ from mlapi.application.users import Users
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
-from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.ports import AttemptCounts, AttemptLimiter
 from mlapi.domain.rules import PasswordPolicy
@@ -132,13 +130,6 @@ def async_guard(guard: Guard) -> Iterator[AsyncGuard]:
         yield AsyncGuard(guard, look_up.find)
     finally:
         look_up.close()
-
-
-def command_batcher(
-    users: Users, *, on_committed: Callable[[Sequence[Command], Sequence[Outcome]], None]
-) -> CommandBatcher:
-    """Return a batcher for the commands of concurrent requests. See `CommandBatcher` for ``on_committed``."""
-    return CommandBatcher(users.repository, on_committed=on_committed)
 
 
 @contextmanager

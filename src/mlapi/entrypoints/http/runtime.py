@@ -1,120 +1,33 @@
-"""The runtime of an application: thread pools, batching and metrics, from startup to shutdown."""
+"""The runtime of an application: the objects that its handlers share, from startup to shutdown."""
 
 import gc
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager
-from typing import ParamSpec, TypeVar, overload
 
 import attrs
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.types import Receive
 
 from mlapi import __version__
 from mlapi.application.authentication import Access, AsyncAuthenticator
-from mlapi.application.batching import CommandBatcher
-from mlapi.application.deadlines import abandonment
 from mlapi.application.guard import AsyncGuard
 from mlapi.application.lookups import UsernameLookup
 from mlapi.application.registration import AsyncRegistration, RegistrationLimiter
 from mlapi.application.users import Users
-from mlapi.bootstrap import async_guard, audit_retention, command_batcher, open_service
+from mlapi.bootstrap import async_guard, audit_retention, open_service
 from mlapi.config import load_settings
-from mlapi.domain.addresses import Network, client_site
-from mlapi.domain.commands import Actor, ApiKeyCommand, Command, UserCommand
-from mlapi.domain.credentials import ApiKey
-from mlapi.domain.ports import PasswordCipher, is_costly
-from mlapi.domain.users import User
+from mlapi.domain.addresses import Network
+from mlapi.domain.commands import Actor
 from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.http.executor import PoolExecutor
 from mlapi.entrypoints.http.metrics import Metrics
 from mlapi.entrypoints.http.peers import connected_client
-from mlapi.entrypoints.http.search_pool import SearchPool
-from mlapi.entrypoints.http.shared_call import SharedCall
-from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, Priority, Turn, cores
 from mlapi.entrypoints.logs import REQUEST_ID, log_to_stderr
 
-MAX_QUEUED_PER_HASHING_THREAD = 64  # a thread hashes about this many in 1.3 to 3.2 seconds, at 20 to 50 ms each
-LOGIN_THREADS = 4
-"""Threads that wait for the database during logins. Nothing else uses them."""
-_MAX_QUEUED_PER_LOGIN_THREAD = 1_000
-PAGE_THREADS = 2
-"""Threads for the pages of managers. Together with the searches, they need four connections to the database."""
-_MAX_QUEUED_PER_PAGE_THREAD = 50
-READY_TIMEOUT_SECONDS = 4.5
-_MAX_QUEUED_FOR_FILES = 100
 _GC_THRESHOLDS = (20_000, 10, 10)
 
 _logger = logging.getLogger("mlapi")
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-@attrs.frozen
-class PoolExecutor:
-    """An `Executor` for an event loop: each kind of work has threads of its own, and commands are batched.
-
-    The kinds are the queries of logins, hashing, the pages of managers, their searches, files, and the readiness check.
-    The pages and searches of managers therefore never delay logins, changes, the guard or the readiness check.
-
-    Every wait ends at the deadline of the request; see `mlapi.application.deadlines`.
-    """
-
-    _cipher: PasswordCipher
-    _commands: CommandBatcher
-    _hashing: BoundedThreadPool
-    _logins: BoundedThreadPool
-    _pages: BoundedThreadPool
-    _searches: SearchPool
-    _readiness: SharedCall
-    _files: BoundedThreadPool
-    _turn: Turn = attrs.field(factory=Turn)
-
-    def for_client(self, address: str, *, is_urgent: bool = True) -> "PoolExecutor":
-        turn = Turn(client_site(address), Priority.HIGH if is_urgent else Priority.LOW)
-        return attrs.evolve(self, turn=turn)
-
-    async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._logins.run_as(self._turn, function, *args, **kwargs)
-
-    async def page(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that reads a few rows through an index, for a manager."""
-        return await self._pages.run(function, *args, **kwargs)
-
-    async def search(self, receive: Receive, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function whose cost grows with the number of rows, for a manager. See `SearchPool.run`."""
-        return await self._searches.run(receive, function, *args, **kwargs)
-
-    async def check_ready(self) -> None:
-        """Raise `ServiceUnavailableError` if the database cannot start a write transaction now."""
-        await self._readiness.run()
-
-    async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        if is_costly(self._cipher):
-            turn = attrs.evolve(self._turn, is_abandoned=abandonment())
-            return await self._hashing.run_as(turn, function, *args, **kwargs)
-        return function(*args, **kwargs)  # switching to a thread would take longer than the call
-
-    async def read_files(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that reads files, but not the database. It does not wait while the database hangs."""
-        return await self._files.run(function, *args, **kwargs)
-
-    @overload
-    async def apply(self, command: UserCommand) -> User: ...
-    @overload
-    async def apply(self, command: ApiKeyCommand) -> ApiKey: ...
-    async def apply(self, command: Command) -> User | ApiKey:
-        return await self._commands.apply(command)
-
-    def close(self) -> None:
-        self._hashing.close()
-        self._logins.close()
-        self._pages.close()
-        self._searches.close()
-        self._readiness.close()
-        self._files.close()
-        self._commands.close()
 
 
 @attrs.frozen
@@ -153,16 +66,7 @@ class Runtime:
         token_in_path: bool = True,
     ) -> "Runtime":
         resources, metrics = ExitStack(), Metrics()
-        executor = PoolExecutor(
-            cipher=users.cipher,
-            commands=command_batcher(users, on_committed=metrics.count_commands),
-            hashing=BoundedThreadPool(cores(), max_queued_per_thread=MAX_QUEUED_PER_HASHING_THREAD),
-            files=BoundedThreadPool(1, max_queued_per_thread=_MAX_QUEUED_FOR_FILES),
-            logins=BoundedThreadPool(LOGIN_THREADS, max_queued_per_thread=_MAX_QUEUED_PER_LOGIN_THREAD),
-            pages=BoundedThreadPool(PAGE_THREADS, max_queued_per_thread=_MAX_QUEUED_PER_PAGE_THREAD),
-            searches=SearchPool(),
-            readiness=SharedCall(users.check, timeout_seconds=READY_TIMEOUT_SECONDS),
-        )
+        executor = PoolExecutor.from_users(users, on_committed=metrics.count_commands)
         return cls(
             users=users,
             registration=AsyncRegistration(
