@@ -253,11 +253,14 @@ def create_secrets_file(file: Path) -> None:
         ConfigurationError: if the file cannot be written.
     """
     try:
-        _write(file, {"key": new_key(), "salt": new_salt()}, replace=False)
+        # The target of a symbolic link may not exist yet.
+        _write(file.resolve(), {"key": new_key(), "salt": new_salt()}, replace=False)
     except FileExistsError:
         return
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be created: {error.strerror}") from None
+    except RuntimeError:
+        raise ConfigurationError(f"{file} cannot be created: it is a symbolic link to itself") from None
     _logger.warning("generated a key and a salt in %s; back it up together with the database", file)
 
 

@@ -72,6 +72,43 @@ def test_dangling_link_creates_private_files_at_its_target(data: Path, tmp_path:
     assert usernames(data / "mlapi.db") == usernames(link) == ["ada"]
 
 
+def test_dangling_link_for_the_secrets_creates_its_target(data: Path, tmp_path: Path) -> None:
+    (data / "secrets.yml").symlink_to(tmp_path / "links" / "keys.yml")
+
+    register(data / "mlapi.db")
+
+    assert (data / "secrets.yml").is_symlink()
+    assert mode_of(tmp_path / "links" / "keys.yml") == 0o600
+
+
+def test_secrets_that_link_to_themselves_are_rejected(data: Path) -> None:
+    (data / "secrets.yml").symlink_to(data / "secrets.yml")
+
+    with pytest.raises(ConfigurationError, match=r"secrets\.yml cannot be created"):
+        register(data / "mlapi.db")
+
+
+def make_loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+def link_into_missing_folder(path: Path) -> None:
+    path.symlink_to(path.parent / "missing" / "mlapi.db")
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, make_loop, link_into_missing_folder, Path.mkdir])
+def test_path_that_is_no_file_is_rejected(data: Path, make: Callable[[Path], object]) -> None:
+    make(data / "mlapi.db")
+
+    with pytest.raises(ConfigurationError, match=r"mlapi\.db' must be a file in an existing folder"):
+        register(data / "mlapi.db")
+
+
+def test_device_is_rejected_as_a_database() -> None:
+    with pytest.raises(ConfigurationError, match="'/dev/null' must be a file in an existing folder"):
+        register(Path("/dev/null"))
+
+
 def test_link_and_target_share_one_write_ahead_log(data: Path, tmp_path: Path) -> None:
     register(data / "mlapi.db")
     link = tmp_path / "links" / "users.db"
@@ -172,7 +209,7 @@ def test_mount_points_are_unknown_without_proc(monkeypatch: pytest.MonkeyPatch, 
     assert usernames(data / "mlapi.db") == ["ada"]
 
 
-@pytest.mark.parametrize("suffix", ["", "-wal"], ids=["database", "write-ahead log"])
+@pytest.mark.parametrize("suffix", ["", "-wal", "-journal"], ids=["database", "write-ahead log", "rollback journal"])
 def test_file_that_every_account_can_change_is_rejected(data: Path, suffix: str) -> None:
     register(data / "mlapi.db")
     file = data / f"mlapi.db{suffix}"

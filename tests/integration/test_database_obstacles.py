@@ -71,8 +71,46 @@ def run_suggestion(problem: str, postgres: PostgresServer, url: URL) -> None:
     postgres.execute(statement, url.database or "")
 
 
+def grant_rows(postgres: PostgresServer, url: URL) -> None:
+    for grant in ("SELECT, INSERT, UPDATE, DELETE ON ALL TABLES", "USAGE ON ALL SEQUENCES"):
+        postgres.execute(f'GRANT {grant} IN SCHEMA public TO "{READER}"', url.database or "")
+
+
+def registration() -> int:
+    with open_service(load_settings()) as service:
+        client = asgi_client(create_app(service.users, access=service.access))
+        body = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
+        return client.post("/register-user", json=body).status_code
+
+
+def test_missing_privilege_for_new_ids_is_reported(role_url: URL, postgres: PostgresServer) -> None:
+    prepare(role_url)
+    grant_rows(postgres, role_url)
+    postgres.execute(f'REVOKE ALL ON SEQUENCE users_id_seq FROM "{READER}"', role_url.database or "")
+
+    (problem,) = database_problems()
+
+    assert (readiness(), registration()) == (503, 503)
+    assert f'`GRANT USAGE ON SEQUENCE public.users_id_seq TO "{READER}"`' in problem
+    run_suggestion(problem, postgres, role_url)
+    assert (database_problems(), readiness(), registration()) == ([], 200, 201)
+
+
+@pytest.mark.parametrize("table", ["users", "mlapi_api_keys", "mlapi_attempts", "mlapi_audit", "mlapi_key_check"])
+def test_row_level_security_is_reported(role_url: URL, postgres: PostgresServer, table: str) -> None:
+    prepare(role_url)
+    grant_rows(postgres, role_url)
+    postgres.execute(f"ALTER TABLE {table} ENABLE ROW LEVEL SECURITY", role_url.database or "")
+
+    assert readiness() == 503
+    (problem,) = [problem for problem in database_problems() if "row-level security" in problem]
+    assert problem.startswith(f"row-level security may hide rows of {table} and reject changes")
+    assert f'`ALTER ROLE "{READER}" BYPASSRLS`' in problem
+
+
 def test_role_that_may_only_read_is_reported(role_url: URL, postgres: PostgresServer) -> None:
     prepare(role_url)
+    postgres.execute(f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO "{READER}"', role_url.database or "")
     postgres.execute(f'GRANT SELECT ON ALL TABLES IN SCHEMA public TO "{READER}"', role_url.database or "")
 
     (problem,) = database_problems()
@@ -92,6 +130,7 @@ def test_one_missing_privilege_is_enough(role_url: URL, postgres: PostgresServer
     prepare(role_url)
     for statement in (
         f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "{READER}"',
+        f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO "{READER}"',
         f'REVOKE {kind} ON {table} FROM "{READER}"',
     ):
         postgres.execute(statement, role_url.database or "")
@@ -116,8 +155,7 @@ def test_read_only_default_is_reported(
     source: str, role_url: URL, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prepare(role_url)
-    privileges = "SELECT, INSERT, UPDATE, DELETE"
-    postgres.execute(f'GRANT {privileges} ON ALL TABLES IN SCHEMA public TO "{READER}"', role_url.database or "")
+    grant_rows(postgres, role_url)
     with ExitStack() as stack:
         if source == "URL":
             options = {"options": "-c default_transaction_read_only=on"}

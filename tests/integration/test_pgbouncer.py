@@ -243,6 +243,16 @@ def test_full_pooler_is_named_in_the_error(
             upgrade_database(load_settings())
 
 
+def test_pooler_without_transactions_is_explained(
+    postgres: PostgresServer, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running_pgbouncer(postgres, pool_mode="statement") as running:
+        set_url(running.url(postgres_url), monkeypatch)
+
+        with pytest.raises(RepositoryUnavailableError, match="set its pool_mode to transaction or session"):
+            upgrade_database(load_settings())
+
+
 def test_startup_parameter_that_the_pooler_rejects_is_explained(
     pooler: PgBouncer, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:

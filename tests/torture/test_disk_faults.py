@@ -433,7 +433,9 @@ def test_damaged_file_is_reported_until_a_copy_is_restored(
     assert set().union(*while_running) <= {200, 201, 401, 404, 409, 503}
     assert 503 in set().union(*while_running)
     assert [result.exit_code for result in results] == [3, 3]
-    assert "restore mlapi.db from a backup, and delete mlapi.db-wal and mlapi.db-shm" in results[0].stdout
+    assert (
+        "restore mlapi.db from a backup, and delete mlapi.db-wal, mlapi.db-shm, mlapi.db-journal" in results[0].stdout
+    )
     assert "Traceback" not in server.log
     assert "run `mlapi doctor`" in server.log
     report(f"damaged file: no 500; recovered {max(first_recovery, second_recovery):.2f} s after a copy was restored")

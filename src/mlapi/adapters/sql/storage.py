@@ -43,7 +43,7 @@ class SqlStorage:
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The SQLite file, its write-ahead log, and the log's index; empty for PostgreSQL."""
+        """The SQLite file, its write-ahead log, the log's index, and the journal; empty for PostgreSQL."""
         return self._files
 
     @property

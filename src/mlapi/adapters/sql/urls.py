@@ -1,5 +1,6 @@
 """Parse and build database URLs."""
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -89,10 +90,10 @@ def _validate_sqlite_path(url: URL) -> None:
         raise ConfigurationError(
             "database.url for SQLite must be sqlite:/// and a file path, without options: sqlite:///mlapi.db"
         )
-    path = Path(url.database).absolute()
     try:
-        is_usable = path.parent.is_dir() and not path.is_dir()
-    except (OSError, ValueError):  # the path is too long, contains a NUL or cannot be accessed
+        path = Path(url.database).resolve()  # the target of a symbolic link, even if it does not exist yet
+        is_usable = path.is_file() or (path.parent.is_dir() and not os.path.lexists(path))
+    except (OSError, ValueError, RuntimeError):  # too long, contains a NUL, cannot be accessed, or links to itself
         is_usable = False
     if not is_usable:
         shown = "its path" if "@" in url.database else repr(url.database)  # it may be another URL with a password

@@ -132,7 +132,7 @@ def _check_database(settings: Settings, files: Sequence[Path], *, has_secrets: b
     except RepositoryUnavailableError as error:
         solution = "check that the server is running and that database.url is correct"
         if files:
-            logs = " and ".join(path.name for path in files[1:])
+            logs = ", ".join(path.name for path in files[1:])
             solution = f"if it is damaged, restore {files[0].name} from a backup" + (
                 f", and delete {logs}" if logs else ""
             )

@@ -18,6 +18,7 @@ from mlapi.adapters.sql.probes import write_probes
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
+from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.users import User, UsernameKey
 from mlapi.interruption import Interruption
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_WRITE_PROBE = "; ".join(write_probes(postgresql.dialect())).encode()  # type: ignore[no-untyped-call]
+_WRITE_PROBE = "; ".join([*write_probes(postgresql.dialect()), privileges.HAS_FURTHER_PRIVILEGES]).encode()  # type: ignore[no-untyped-call]
 # The operator class is in the schema of the extension, which need not be on the search path.
 _TRIGRAM_SCHEMA = """
     SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace
@@ -139,7 +140,11 @@ class PostgresqlDialect:
         return execution.add_counts(connection, keys, now=now, ends_at=ends_at)
 
     def check_writable(self, connection: "BoundedConnection") -> None:
-        connection.execute(_WRITE_PROBE)
+        cursor = connection.execute(_WRITE_PROBE)
+        if cursor.set_result(-1).fetchone() != (True,):
+            raise RepositoryUnavailableError(
+                "the user in database.url lacks a privilege, or row-level security hides rows: run `mlapi doctor`"
+            )
 
     def disable_timeouts(self, connection: Connection) -> None:
         connection.exec_driver_sql("SET LOCAL lock_timeout = 0; SET LOCAL statement_timeout = 0")

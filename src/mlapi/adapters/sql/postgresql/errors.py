@@ -53,6 +53,10 @@ _BY_WORDS = (
         "the server or a connection pooler has no free connection",
     ),
     (
+        ("statement pooling mode",),
+        "the connection pooler allows no transactions: set its pool_mode to transaction or session",
+    ),
+    (
         ("unsupported startup parameter",),
         "the connection pooler rejects a startup parameter: remove `options` from database.url and PGOPTIONS",
     ),

@@ -12,11 +12,27 @@ _quote = dialect().identifier_preparer.quote_identifier  # type: ignore[no-untyp
 
 _READ_ONLY = text("SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on', current_user")
 _HAS_PRIVILEGE = text("SELECT coalesce(has_table_privilege(to_regclass(:table), :privilege), false)")
+_ID_SEQUENCE = text(
+    "SELECT sequence, has_sequence_privilege(sequence, 'USAGE') FROM pg_get_serial_sequence('users', 'id') AS sequence"
+)
+_FILTERED_TABLES = text(
+    "SELECT relname FROM pg_class WHERE oid IN (SELECT to_regclass(name) FROM unnest(CAST(:names AS text[])) AS name)"
+    " AND row_security_active(oid) ORDER BY relname"
+)
 _SCHEMA = text("SELECT current_schema(), has_schema_privilege(current_schema(), 'CREATE'), current_user")
 _FOREIGN_TABLES = text(
     "SELECT relname FROM pg_class WHERE oid IN (SELECT to_regclass(name) FROM unnest(CAST(:names AS text[])) AS name)"
     " AND NOT pg_has_role(relowner, 'USAGE') ORDER BY relname"
 )
+
+# A statement that changes no row needs no id, and is not rejected by row-level security.
+HAS_FURTHER_PRIVILEGES = " AND ".join(
+    [
+        "SELECT coalesce(has_sequence_privilege(pg_get_serial_sequence('users', 'id'), 'USAGE'), false)",
+        *(f"NOT row_security_active('{name}')" for name in metadata.tables),
+    ]
+)
+"""A query for whether the role has the privileges that `mlapi.adapters.sql.probes` does not try."""
 
 
 def find_write_errors(connection: Connection) -> Iterator[str]:
@@ -40,6 +56,16 @@ def find_write_errors(connection: Connection) -> Iterator[str]:
         kinds = ", ".join(dict.fromkeys(kind for _, kind in missing))
         tables = ", ".join(dict.fromkeys(name for name, _ in missing))
         yield f"the role may not change all tables: as their owner, run `GRANT {kinds} ON {tables} TO {_quote(role)}`"
+    sequence, may_create_ids = connection.execute(_ID_SEQUENCE).one()
+    if not may_create_ids:
+        grant = f"GRANT USAGE ON SEQUENCE {sequence} TO {_quote(role)}"
+        yield f"the role may not create ids for new users: as the owner of the tables, run `{grant}`"
+    filtered = connection.scalars(_FILTERED_TABLES, {"names": list(metadata.tables)}).all()
+    if filtered:
+        yield (
+            f"row-level security may hide rows of {', '.join(filtered)} and reject changes: as a superuser, run"
+            f" `ALTER ROLE {_quote(role)} BYPASSRLS`, or turn it off for these tables"
+        )
 
 
 def find_upgrade_errors(connection: Connection) -> Iterator[str]:

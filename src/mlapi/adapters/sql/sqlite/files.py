@@ -65,9 +65,9 @@ _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
 def all_files(url: URL) -> tuple[Path, ...]:
-    """Return the database file, its write-ahead log, and the log's index."""
+    """Return the database file, its write-ahead log, the log's index, and the rollback journal."""
     file = database_file(url)
-    return (file, *(file.with_name(f"{file.name}{ending}") for ending in ("-wal", "-shm")))
+    return (file, *(file.with_name(f"{file.name}{ending}") for ending in ("-wal", "-shm", "-journal")))
 
 
 class FileChangeCheck:
