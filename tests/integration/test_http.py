@@ -22,7 +22,8 @@ from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app, middleware, runtime
 from mlapi.testing import UnavailableRepository
-from mlapi.testing.http import ADA, ADMIN_TOKEN, LOCAL_MODE, content
+from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE, content
+from mlapi.testing.http_samples import ADA
 from mlapi.testing.samples import registered
 from tests.contract.test_http import asgi_client
 

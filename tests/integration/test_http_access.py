@@ -23,7 +23,8 @@ from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.testing import UnavailableRepository
-from mlapi.testing.http import ADMIN_TOKEN, INVALID_CONTENT_TYPES, LOCAL_MODE, UNREADABLE_BODIES, content
+from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE, content
+from mlapi.testing.http_samples import INVALID_CONTENT_TYPES, UNREADABLE_BODIES
 from tests.contract.test_http import BASE, asgi_client
 
 PASSWORD = "difference engine"

@@ -21,7 +21,8 @@ from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http.metrics import Metrics
 from mlapi.entrypoints.logs import REQUEST_ID, JsonFormatter, log_to_stderr
 from mlapi.testing.fakes import UnavailableRepository
-from mlapi.testing.http import ADA, ADMIN_TOKEN, LOCAL_MODE, content
+from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE, content
+from mlapi.testing.http_samples import ADA
 from tests.asgi import Request
 from tests.contract.test_http import BASE, asgi_client
 

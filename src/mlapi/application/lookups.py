@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from copy import copy
 from typing import Generic, TypeVar
 
-from mlapi.application.batching import TIMEOUT_SECONDS, Batcher
+from mlapi.application.batching import Batcher
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.ports import NonblockingLookup, UserRepository
@@ -24,18 +24,15 @@ class Lookup(Generic[Key, Found]):
         find_nowait: does the same without waiting; see `NonblockingLookup`. It runs on the event loop, once for all
             calls in one turn of the loop, because switching threads would take longer than the query. If it is None or
             would have to wait, ``find`` is used.
-        timeout_seconds: see `Batcher`.
     """
 
     def __init__(
         self,
         find: Callable[[Sequence[Key]], Sequence[Found | None]],
         find_nowait: Callable[[Sequence[Key]], Sequence[Found | None]] | None,
-        *,
-        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         self._find_nowait = find_nowait
-        self._batcher = Batcher[Key, Found | None](lambda keys, _: find(keys), timeout_seconds=timeout_seconds)
+        self._batcher = Batcher[Key, Found | None](lambda keys, _: find(keys))
         self._initialize()
         call_in_children(self._initialize)
 
@@ -90,14 +87,14 @@ class Lookup(Generic[Key, Found]):
 class PrincipalLookup(Lookup[PrincipalId, Principal]):
     """An asynchronous wrapper around `UserRepository.find_principals`."""
 
-    def __init__(self, repository: UserRepository, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, repository: UserRepository) -> None:
         nowait = repository.find_principals_nowait if isinstance(repository, NonblockingLookup) else None
-        super().__init__(repository.find_principals, nowait, timeout_seconds=timeout_seconds)
+        super().__init__(repository.find_principals, nowait)
 
 
 class UsernameLookup(Lookup[UsernameKey, User]):
     """An asynchronous wrapper around `UserRepository.find_many`."""
 
-    def __init__(self, repository: UserRepository, *, timeout_seconds: float = TIMEOUT_SECONDS) -> None:
+    def __init__(self, repository: UserRepository) -> None:
         nowait = repository.find_many_nowait if isinstance(repository, NonblockingLookup) else None
-        super().__init__(repository.find_many, nowait, timeout_seconds=timeout_seconds)
+        super().__init__(repository.find_many, nowait)

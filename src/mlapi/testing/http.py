@@ -10,100 +10,19 @@ from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.local_peers import trust_any_peer
 from mlapi.testing.fakes import UnavailableRepository
+from mlapi.testing.http_samples import (
+    ADA,
+    CANARY,
+    INVALID_BODIES,
+    INVALID_CONTENT_TYPES,
+    INVALID_PERMISSIONS,
+    INVALID_USER_IDS,
+    UNREADABLE_BODIES,
+)
 
-ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
-CANARY = "c4n4ry-p4ssw0rd"
 ADMIN_TOKEN = "an-admin-token-for-tests"
 LOCAL_MODE = AdminPolicy(is_trusted_peer=trust_any_peer)
 """Local mode for tests that call an application in their own process, without a connection."""
-
-UNREADABLE_BODIES = {
-    "empty": b"",
-    "form data": b"username=ada",
-    "truncated": b'{"username": "ada"',
-    "two values": b"{}{}",
-    "not UTF-8": b'{"username": "\xff", "password": "x", "email": "a@b.c"}',
-    "UTF-16": json.dumps(ADA).encode("utf-16"),
-    "byte order mark": b"\xef\xbb\xbf" + json.dumps(ADA).encode(),
-    "lone surrogate": rb'{"username": "\ud800", "password": "x", "email": "a@b.c"}',
-    "lone surrogate in the password": rb'{"username": "a", "password": "\udfff", "email": "a@b.c"}',
-    "duplicate key": b'{"username": "a", "username": "b", "password": "x", "email": "a@b.c"}',
-    "duplicate key with an escape": rb'{"username": "a", "\u0075sername": "b", "password": "x", "email": "a@b.c"}',
-    "nested duplicate key": b'{"username": {"a": 1, "a": 2}, "password": "x", "email": "a@b.c"}',
-    "NaN": b'{"username": NaN, "password": "x", "email": "a@b.c"}',
-    "Infinity": b'{"username": -Infinity, "password": "x", "email": "a@b.c"}',
-    "raw control character": b'{"username": "a\nb", "password": "x", "email": "a@b.c"}',
-    "deeply nested": b"[" * 16000,
-    "thousands of digits": b"9" * 5000,
-    "single quotes": b"{'username': 'a'}",
-    "trailing comma": b'{"username": "a",}',
-}
-INVALID_BODIES: dict[str, tuple[object, list[str]]] = {
-    "empty object": ({}, ["username", "password", "email"]),
-    "list": ([ADA], ["body"]),
-    "string": ("ada", ["body"]),
-    "null": (None, ["body"]),
-    "number": (12, ["body"]),
-    "null name": ({**ADA, "username": None}, ["username"]),
-    "number as name": ({**ADA, "username": 12345}, ["username"]),
-    "boolean as name": ({**ADA, "username": True}, ["username"]),
-    "object as name": ({**ADA, "username": {"$ne": ""}}, ["username"]),
-    "list as password": ({**ADA, "password": [CANARY]}, ["password"]),
-    "number as password": ({**ADA, "password": 123456}, ["password"]),
-    "null e-mail": ({**ADA, "email": None}, ["email"]),
-    "two invalid fields": ({"username": 1, "password": CANARY}, ["username", "email"]),
-    "unknown field": ({**ADA, "enabled": False}, ["body"]),
-    "unexpected id": ({**ADA, "id": 7}, ["body"]),
-    "empty name": ({**ADA, "username": ""}, ["username"]),
-    "empty password": ({**ADA, "password": ""}, ["password"]),
-    "empty e-mail": ({**ADA, "email": ""}, ["email"]),
-    "all empty": ({"username": "", "password": "", "email": ""}, ["username", "password", "email"]),
-    "long name": ({**ADA, "username": "a" * 255}, ["username"]),
-    "username that NFKC makes too long": ({**ADA, "username": "\ufdfa" * 20}, ["username"]),
-    "long password": ({**ADA, "password": CANARY * 100}, ["password"]),
-    "long e-mail": ({**ADA, "email": "a" * 250 + "@b.cd"}, ["email"]),
-    "leading space": ({**ADA, "username": " ada"}, ["username"]),
-    "trailing space": ({**ADA, "username": "ada\u3000"}, ["username"]),
-    "only spaces": ({**ADA, "username": "   "}, ["username"]),
-    "NUL in name": ({**ADA, "username": "a\0da"}, ["username"]),
-    "newline in name": ({**ADA, "username": "ada\n"}, ["username"]),
-    "right-to-left override": ({**ADA, "username": "a\u202eda"}, ["username"]),
-    "zero-width space": ({**ADA, "username": "a\u200bda"}, ["username"]),
-    "no @": ({**ADA, "email": "ada.example.com"}, ["email"]),
-    "two @": ({**ADA, "email": "ada@b@example.com"}, ["email"]),
-    "no domain": ({**ADA, "email": "ada@"}, ["email"]),
-    "injected header in e-mail": ({**ADA, "email": "ada@example.com\r\nBcc: x@y.z"}, ["email"]),
-    "NUL in e-mail": ({**ADA, "email": "ada\0@example.com"}, ["email"]),
-}
-INVALID_USER_IDS = [
-    "abc",
-    "-1",
-    "+1",
-    "1.0",
-    "1e3",
-    "0x1",
-    "1_0",
-    "%201",
-    "1%20",
-    "١",
-    "１",
-    "²",
-    "null",
-    "1%00",
-    "%E2%82%81",
-]
-INVALID_PERMISSIONS = ["2", "01", "00", "-1", "true", "yes", "on", "t", "１", "١", "1%20", "%00"]
-INVALID_CONTENT_TYPES = [
-    "text/plain",
-    "application/x-www-form-urlencoded",
-    "multipart/form-data; boundary=x",
-    "application/json; charset=latin-1",
-    "application/json, text/plain",
-    "application/jsonp",
-    "application/vnd.api+json",
-    "application/json; charset=utf-8; charset=utf-7",
-    "",
-]
 
 
 def content(response: httpx2.Response) -> tuple[int, object]:

@@ -10,7 +10,8 @@ A subclass provides the fixture ``repository``, an empty repository for each tes
 
 from mlapi.testing.api_keys import ApiKeyContract, PrincipalContract
 from mlapi.testing.audit_trail import AuditTrailContract
-from mlapi.testing.user_commands import BatchContract, UserCommandContract
+from mlapi.testing.batches import BatchContract
+from mlapi.testing.user_commands import UserCommandContract
 from mlapi.testing.user_queries import UserQueryContract
 
 

@@ -1,6 +1,5 @@
-"""The contract of `UserRepository.apply` for commands about users, and for batches."""
+"""The contract of `UserRepository.apply` for commands about users."""
 
-import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta, timezone
 
@@ -8,11 +7,9 @@ import attrs
 import pytest
 
 from mlapi import (
-    ApiKeyNotFoundError,
     Command,
     Outcome,
     PasswordChangedError,
-    RepositoryUnavailableError,
     User,
     UserExistsError,
     UserId,
@@ -23,11 +20,9 @@ from mlapi.domain.commands import (
     AddApiKey,
     ChangePassword,
     EndTokens,
-    RecordApiKeyUse,
     Reencrypt,
     RejectRegistration,
     Remove,
-    RemoveApiKey,
     SetEnabled,
 )
 from mlapi.domain.rules import canonical_username
@@ -44,7 +39,6 @@ from mlapi.testing.samples import (
     registered,
     registration,
     rejections,
-    with_api_key,
 )
 
 
@@ -292,155 +286,3 @@ class UserCommandContract:
                 with pytest.raises(UserNotFoundError) as error_info:
                     read(user_id)
                 assert error_info.value == UserNotFoundError(user_id)
-
-
-class BatchContract:
-    def test_rejected_command_does_not_affect_the_others(self, repository: UserRepository) -> None:
-        outcomes = repository.apply(
-            [
-                registration("ada"),
-                registration("ADA"),
-                registration("charles"),
-                Remove(user_id=NO_USER),
-                SetEnabled(user_id=NO_USER, enabled=False, at=LATER),
-                registration("grace"),
-            ]
-        )
-
-        names = [user.username for user in repository.list_page(after=UserId(0), limit=10)]
-        assert names == ["ada", "charles", "grace"]
-        assert [isinstance(outcome, User) for outcome in outcomes] == [True, False, True, False, False, True]
-
-    def test_batch_is_applied_in_order(self, repository: UserRepository) -> None:
-        ada = registered(repository)
-
-        outcomes = repository.apply(
-            [
-                SetEnabled(user_id=ada.id, enabled=False, at=LATER),
-                Remove(user_id=ada.id),
-                SetEnabled(user_id=ada.id, enabled=True, at=LATER),
-                registration("ada"),
-                registration("ada"),
-            ]
-        )
-
-        again = repository.find(canonical_username("ada"))
-        assert again is not None
-        assert again.id > ada.id
-        assert rejections(outcomes) == [UserNotFoundError(ada.id), UserExistsError(again.id)]
-
-    def test_batch_of_all_commands_is_applied_in_order(self, repository: UserRepository) -> None:
-        ada = registered(repository)
-        old, new = api_key(ada.id, 1), api_key(ada.id, 2)
-        ending = EndTokens(user_id=ada.id, at=LATER)
-        changing = ChangePassword(user_id=ada.id, password=ANOTHER, replacing=STORED, at=LATER)
-
-        outcomes = repository.apply(
-            [
-                AddApiKey(key=old),
-                ending,
-                RecordApiKeyUse(key_id=old.id, at=LATER),
-                changing,
-                AddApiKey(key=new),
-                RemoveApiKey(key_id=old.id),
-                Reencrypt(user_id=ada.id, password=EncryptedPassword("better"), replacing=ANOTHER),
-                RemoveApiKey(key_id=old.id),
-                Remove(user_id=ada.id),
-                RecordApiKeyUse(key_id=new.id, at=LATER),
-                AddApiKey(key=new),
-            ]
-        )
-
-        ended = ending.apply_to(ada)
-        changed = changing.apply_to(ended)
-        used = attrs.evolve(old, last_used_datetime=LATER)
-        assert isinstance(changed, User)
-        better = attrs.evolve(changed, password=EncryptedPassword("better"))
-        assert outcomes == [
-            old,
-            ended,
-            used,
-            changed,
-            new,
-            used,
-            better,
-            ApiKeyNotFoundError(old.id),
-            better,
-            ApiKeyNotFoundError(new.id),
-            UserNotFoundError(ada.id),
-        ]
-
-    def test_command_before_its_user_is_registered_is_rejected(self, repository: UserRepository) -> None:
-        guessed = UserId(registered(repository).id + 1)
-        early, late = [EndTokens(user_id=guessed, at=LATER) for _ in range(2)]
-
-        too_early, bob, ended = repository.apply([early, registration("bob"), late])
-
-        assert too_early == UserNotFoundError(guessed)
-        assert isinstance(bob, User)
-        assert bob.id == guessed
-        assert ended == late.apply_to(bob)
-        assert repository.get(guessed) == ended
-
-    def test_api_key_before_its_user_is_registered_is_rejected(self, repository: UserRepository) -> None:
-        guessed = UserId(registered(repository).id + 1)
-        early, late = api_key(guessed, 1), api_key(guessed, 2)
-
-        too_early, bob, added = repository.apply([AddApiKey(key=early), registration("bob"), AddApiKey(key=late)])
-
-        assert too_early == UserNotFoundError(guessed)
-        assert isinstance(bob, User)
-        assert bob.id == guessed
-        assert added == late
-        assert repository.list_api_keys(guessed) == [late]
-
-    def test_empty_batch_has_no_outcomes(self, repository: UserRepository) -> None:
-        assert repository.apply([]) == []
-
-    def test_command_after_the_deadline_is_rolled_back(self, repository: UserRepository) -> None:
-        with pytest.raises(RepositoryUnavailableError, match="too late to commit"):
-            repository.apply([registration("ada")], commit_by=time.monotonic() - 1)
-
-        assert repository.list_page(after=UserId(0), limit=10) == []
-        (user,) = repository.apply([registration("ada")], commit_by=time.monotonic() + 60)
-        assert repository.list_page(after=UserId(0), limit=10) == [user]
-
-    def test_batch_after_the_deadline_is_rolled_back(self, repository: UserRepository) -> None:
-        ada, bob = registered(repository, "ada"), registered(repository, "bob")
-        key = with_api_key(repository, ada, 1)
-        commands: list[Command] = [
-            registration("eve"),
-            SetEnabled(user_id=ada.id, enabled=False, at=LATER),
-            Remove(user_id=bob.id),
-            RecordApiKeyUse(key_id=key.id, at=LATER),
-            AddApiKey(key=api_key(ada.id, 2)),
-            Remove(user_id=NO_USER),
-        ]
-        entries = repository.audit.list_page(limit=10)
-
-        with pytest.raises(RepositoryUnavailableError):
-            repository.apply(commands, commit_by=time.monotonic() - 1)
-
-        assert repository.list_page(after=UserId(0), limit=10) == [ada, bob]
-        assert repository.list_api_keys(ada.id) == [key]
-        assert repository.audit.list_page(limit=10) == entries
-        assert repository.apply([registration("eve")], commit_by=time.monotonic() + 60) == [
-            repository.find(canonical_username("eve"))
-        ]
-
-    def test_batch_of_a_thousand_commands_is_applied(self, repository: UserRepository) -> None:
-        ada = registered(repository)
-        names = [f"user{number}" for number in range(500)]
-
-        people = repository.apply([registration(name) for name in names])
-        outcomes = repository.apply(
-            [SetEnabled(user_id=user.id, enabled=False, at=LATER) for user in people if isinstance(user, User)]
-            + [SetEnabled(user_id=ada.id, enabled=number % 2 == 1, at=NOON) for number in range(500)]
-        )
-
-        assert repository.list_page(after=ada.id, limit=1000) == outcomes[:500]
-        assert [(user.username, user.enabled) for user in repository.list_page(after=ada.id, limit=1000)] == [
-            (name, False) for name in names
-        ]
-        assert repository.get(ada.id) == outcomes[-1]
-        assert repository.get(ada.id).enabled

@@ -124,5 +124,4 @@ AUDIT_COLUMNS = entity_columns(AuditEntry, audit)
 
 read_user = row_reader(User, users)
 read_api_key = row_reader(ApiKey, api_keys)
-read_api_key_principal = principal_reader(read_api_key, read_user)
 read_audit_entry = row_reader(AuditEntry, audit)
