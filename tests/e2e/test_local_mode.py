@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import requests
@@ -68,6 +69,15 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     with server_type(tmp_path_factory.mktemp("server")) as server:
         requests.post(f"{server.base}/register-user", json=ADA, timeout=15)
         yield server
+
+
+@pytest.fixture
+def public_path() -> Iterator[Path]:
+    """Return a folder that other users can read. Unlike `tmp_path`, all its parents are public, too."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        yield folder
 
 
 @contextmanager
@@ -141,17 +151,13 @@ def test_nginx_of_another_user_has_no_admin_access(server: Server, tmp_path: Pat
 
 
 @needs_root
-def test_caddy_of_another_user_has_no_admin_access(server: Server, tmp_path: Path) -> None:
+def test_caddy_of_another_user_has_no_admin_access(server: Server, public_path: Path) -> None:
     port = free_port()
-    config = tmp_path / "Caddyfile"
+    config = public_path / "Caddyfile"
     config.write_text(CADDY.format(port=port, upstream=server.port))
-    config.chmod(0o644)
-    tmp_path.chmod(0o755)
-    for folder in tmp_path.parents[:2]:
-        folder.chmod(folder.stat().st_mode | 0o055)
     command = [require_program("caddy"), "run", "--config", str(config), "--adapter", "caddyfile"]
 
-    with running(command, port, tmp_path / "caddy", user=OTHER_USER) as base:
+    with running(command, port, public_path / "caddy", user=OTHER_USER) as base:
         statuses = management_statuses(base)
 
     assert statuses == [403] * 5
