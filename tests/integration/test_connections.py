@@ -20,7 +20,8 @@ from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.server import listeners, worker
 from mlapi.entrypoints.server.connections import MAX_HEAD_BYTES, MAX_SURPLUS_CONNECTIONS, Connection, Deadlines, Phase
 from mlapi.entrypoints.server.messages import Order, Status
-from mlapi.entrypoints.server.worker import Arguments, Server, config, limit_connections
+from mlapi.entrypoints.server.open_files import limit_connections
+from mlapi.entrypoints.server.worker import Arguments, Server, config
 from mlapi.testing.http import LOCAL_MODE
 
 SHORT_DEADLINES = Deadlines(head_seconds=1.0, body_seconds=2.5, response_seconds=1.0, closing_seconds=1.0)

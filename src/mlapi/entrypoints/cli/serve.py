@@ -17,10 +17,9 @@ from mlapi.domain.addresses import is_loopback
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli.output import CommandError, command_errors
 from mlapi.entrypoints.server.listeners import reserve_address
-from mlapi.entrypoints.server.processes import SIGNALS, raise_open_file_limit
+from mlapi.entrypoints.server.open_files import needed_files, raise_open_file_limit
+from mlapi.entrypoints.server.processes import SIGNALS
 
-MIN_OPEN_FILES = 256
-"""The open files that a worker needs: for its database, its other files and about 150 connections."""
 STANDARD_STREAMS = (0, 1, 2)
 
 
@@ -87,10 +86,7 @@ def check_open_files(workers: int) -> None:
     Raises:
         CommandError: if the limit is too low for this number of workers.
     """
-    # The supervisor has a listener, two sockets and pipes for each worker, and two workers for each listener while it
-    # replaces them.
-    needed = max(MIN_OPEN_FILES, 50 + 6 * workers)
-    limit = raise_open_file_limit()
+    needed, limit = needed_files(workers), raise_open_file_limit()
     if limit < needed:
         raise CommandError(
             f"a process may open only {limit} files, and {workers} workers need {needed}:"

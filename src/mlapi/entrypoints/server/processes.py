@@ -1,8 +1,6 @@
 """A worker process of ``mlapi serve``, as the supervisor sees it."""
 
-import math
 import os
-import resource
 import signal
 import socket
 import subprocess
@@ -162,13 +160,3 @@ def describe_exit(exit_code: int) -> str:
     with suppress(ValueError):
         return signal.Signals(-exit_code).name
     return f"signal {-exit_code}"
-
-
-def raise_open_file_limit() -> float:
-    """Raise the limit of open files of this process to the maximum, and return it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != hard:
-        with suppress(ValueError, OSError):  # macOS does not allow the hard limit that it reports
-            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-            soft = hard
-    return math.inf if soft == resource.RLIM_INFINITY else soft

@@ -35,7 +35,7 @@ from mlapi.entrypoints.server.connections import (
 )
 from mlapi.entrypoints.server.listeners import BACKLOG, drain_backlog, start_listening
 from mlapi.entrypoints.server.messages import Order, Status
-from mlapi.entrypoints.server.processes import raise_open_file_limit
+from mlapi.entrypoints.server.open_files import limit_connections
 
 APP = "mlapi.entrypoints.http:app"
 _logger = getLogger("mlapi")
@@ -47,8 +47,6 @@ kernel would drop the packets of others.
 """
 ACCEPTS_PER_ITERATION = 16
 """How many connections are accepted in one iteration of the event loop. uvloop accepts one for each file descriptor."""
-RESERVED_FILES = 100
-"""File descriptors that are reserved for the database, other files and the log."""
 
 
 class Arguments(msgspec.Struct, kw_only=True, frozen=True):
@@ -211,11 +209,6 @@ def config(
         # By then, every request has been served or has exceeded its deadlines, so this timeout interrupts no request.
         timeout_graceful_shutdown=round(Deadlines().max_request_seconds),
     )
-
-
-def limit_connections(wanted: int) -> int:
-    """Raise the limit of open files to the maximum, and return how many of the wanted connections it allows."""
-    return int(max(1, min(wanted, raise_open_file_limit() - RESERVED_FILES)))
 
 
 def main(arguments: Arguments) -> None:
