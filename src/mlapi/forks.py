@@ -73,6 +73,7 @@ def notice_fork() -> None:
 
 
 def _register() -> None:
+    notice_fork()  # before the new object exists: its lock may be held at the next call of `notice_fork`
     if not _state.is_registered:
         _state.is_registered = True
         os.register_at_fork(before=_pause_all, after_in_parent=_resume_all, after_in_child=_restart)

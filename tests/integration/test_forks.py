@@ -5,7 +5,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,9 +15,14 @@ from sqlalchemy import URL
 from mlapi import RepositoryUnavailableError, TooManyAttemptsError, forks
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryUserRepository
 from mlapi.adapters.sql import Database
+from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.application.preparation import Preparation
 from mlapi.domain.attempts import Attempt
+from mlapi.domain.commands import Command, Outcome
+from mlapi.domain.credentials import ApiKey, ApiKeyId
+from mlapi.domain.users import UserId, utc_now
 from tests.conftest import KEY, SALT
 from tests.integration import forking_script
 
@@ -178,6 +183,58 @@ def test_fork_without_hooks_is_noticed_by_the_process_id(database: Database, mon
     assert select_one(database) == 1
     assert database.engine is not engine
     engine.dispose()
+
+
+OPEN_IN_CHILD = """
+import os
+from mlapi.bootstrap import open_guard
+from mlapi.config import load_settings
+
+if (pid := os.fork()) == 0:
+    with open_guard(load_settings()) as guard:
+        guard.repository.check()
+    os._exit(0)
+raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+"""
+
+
+def test_guard_that_is_first_opened_in_a_child_works(tmp_path: Path) -> None:
+    environ = {**os.environ, "MLAPI_SECRETS__KEY": KEY, "MLAPI_SECRETS__SALT": SALT}
+    command = [sys.executable, "-c", OPEN_IN_CHILD]
+
+    run = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)
+
+    assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.parametrize("is_new", [True, False])
+def test_noticed_fork_keeps_the_lock_of_a_preparation(*, is_new: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    preparation = Preparation(forks.notice_fork)
+    monkeypatch.setattr(forks._state, "pid", 1)  # as if this was a child
+    if is_new:
+        preparation = Preparation(forks.notice_fork)
+
+    preparation.ensure()
+
+    assert preparation.is_done
+
+
+def test_child_leaves_collected_uses_of_api_keys_to_its_parent(monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[Command] = []
+
+    class NoticingRepository(InMemoryUserRepository):
+        def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+            forks.notice_fork()
+            written.extend(commands)
+            return []
+
+    usage = BackgroundApiKeyUsage(NoticingRepository(), interval_seconds=60)
+    usage(ApiKey(id=ApiKeyId("a"), user_id=UserId(1), name="a", digest="a", created_datetime=utc_now()), utc_now())
+    monkeypatch.setattr(forks._state, "pid", 1)  # as if this was a child
+
+    usage.close()
+
+    assert written == []
 
 
 def test_operations_wait_until_the_process_has_forked(sqlite_database: Database) -> None:

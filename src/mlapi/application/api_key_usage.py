@@ -9,7 +9,7 @@ from mlapi.domain.commands import RecordApiKeyUse
 from mlapi.domain.credentials import USE_RECORDING_INTERVAL, ApiKey, ApiKeyId
 from mlapi.domain.errors import MlapiError
 from mlapi.domain.ports import UserRepository
-from mlapi.forks import call_in_children, new_lock
+from mlapi.forks import call_in_children, new_lock, notice_fork
 
 INTERVAL_SECONDS = 1.0
 
@@ -58,6 +58,7 @@ class BackgroundApiKeyUsage:
         self._write()
 
     def _write(self) -> None:
+        notice_fork()  # before taking the lock: a noticed fork unlocks it
         with self._write_lock:
             self._write_collected()
 

@@ -11,7 +11,7 @@ from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.ports import AttemptCounts, AuditTrail, NonblockingLookup, UserRepository
 from mlapi.domain.storage import Storage
 from mlapi.domain.users import User, UserId, UsernameKey
-from mlapi.forks import new_lock
+from mlapi.forks import new_lock, notice_fork
 
 WAIT_SECONDS = 2.0
 
@@ -64,6 +64,7 @@ class Preparation:
         """
         if self._action is None:
             return
+        notice_fork()  # before taking the lock: a noticed fork unlocks it
         if not self._running.acquire(timeout=WAIT_SECONDS):
             raise RepositoryUnavailableError("the database is being opened")
         try:
