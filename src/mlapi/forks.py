@@ -1,10 +1,10 @@
 """Let objects survive ``os.fork``, as in gunicorn with ``--preload``, multiprocessing, Celery and uWSGI.
 
-A forked child has the memory of its parent, but only the thread that called ``fork``. So locks that other threads held
-stay locked forever, threads that a queue relies on are missing, and database connections are shared with the parent.
+A forked child has the memory of its parent, but only the thread that called ``fork``. Locks that other threads held
+stay locked, the threads that serve queues are missing, and database connections are shared with the parent.
 
-The functions that Python calls at each fork are registered when the first object needs them. uWSGI forks without them,
-so `notice_fork` also compares process ids.
+This module registers Python's fork hooks when the first object needs them. uWSGI does not run these hooks, so
+`notice_fork` also compares process ids.
 """
 
 import os
@@ -18,14 +18,14 @@ class PausesForForks(Protocol):
     """An object that must not be in use while the process forks."""
 
     def pause(self) -> None:
-        """Wait until other threads no longer use the object, and let them wait until `resume`."""
+        """Wait until no other thread uses the object, and block new uses until `resume`."""
 
     def resume(self) -> None:
         """Continue after a fork, in the parent and in the child."""
 
 
 class _State:
-    """The objects of this process."""
+    """The registered objects of this process."""
 
     def __init__(self) -> None:
         self.is_registered = False
@@ -65,7 +65,7 @@ def pause_during_forks(thing: PausesForForks) -> None:
 
 
 def notice_fork() -> None:
-    """Initialize all objects again if this process was forked without calling Python's functions."""
+    """Initialize all objects again if this process was forked without running Python's fork hooks."""
     if os.getpid() != _state.pid:
         with _state.lock:
             if os.getpid() != _state.pid:  # pragma: no branch - another thread may have been first

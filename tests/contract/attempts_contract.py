@@ -279,7 +279,7 @@ class FixedWindowContract:
 
         assert results == [[True] * 12, [False] * 12, [False] * 12]
         assert len(limiter._seen) <= 5
-        assert not limiter._places
+        assert not limiter._running_counts
 
     def test_failures_that_cannot_be_stored_are_limited(
         self, counts: AttemptCounts, caplog: pytest.LogCaptureFixture
@@ -292,9 +292,9 @@ class FixedWindowContract:
         results = guesses(limiter, *[("ada", HOME)] * 4, *[("bob", HOME)] * 4)
 
         assert results == [True, True, False, False, True, True, True, False]
-        assert "counted by this process only: the database is unavailable: disk full" in caplog.text
+        assert "only this process counts failed logins: the database is unavailable: disk full" in caplog.text
         assert log_in(limiter, "eve")
-        assert "could not be stored as known: the database is unavailable: disk full" in caplog.text
+        assert "was not stored as known: the database is unavailable: disk full" in caplog.text
 
     def test_names_and_addresses_may_be_any_text(self, counts: AttemptCounts) -> None:
         limiter = FixedWindowAttemptLimiter(counts, make_limits(per_name_and_address=1))

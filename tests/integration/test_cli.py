@@ -464,7 +464,7 @@ def test_low_limit_of_open_files_is_reported(monkeypatch: pytest.MonkeyPatch) ->
 
     assert result.exit_code == 3
     assert result.stderr == (
-        "mlapi: a process may open only 300 files, and 64 workers need 434: raise the limit (ulimit -n 434)\n"
+        "mlapi: a process may open only 300 files, but 64 workers need 434: raise the limit (ulimit -n 434)\n"
     )
 
 

@@ -110,8 +110,8 @@ def test_abandoned_calls_never_start() -> None:
         gone = asyncio.Event()
         tasks = [
             pool.call("a"),
-            pool.call("b", Turn(is_abandoned=gone.is_set)),
-            pool.call("c", Turn(is_abandoned=lambda: False)),
+            pool.call("b", Turn(is_disconnected=gone.is_set)),
+            pool.call("c", Turn(is_disconnected=lambda: False)),
         ]
         await asyncio.sleep(0)
         gone.set()
@@ -131,10 +131,10 @@ def test_abandoned_calls_make_room_in_a_full_queue() -> None:
     async def run(pool: BusyPool) -> list[object]:
         busy = await start(pool)
         gone = asyncio.Event()
-        tasks = [pool.call(name, Turn(is_abandoned=gone.is_set)) for name in "ab"]
+        tasks = [pool.call(name, Turn(is_disconnected=gone.is_set)) for name in "ab"]
         await asyncio.sleep(0)
         gone.set()
-        tasks += [pool.call(name, Turn(is_abandoned=lambda: False)) for name in "cde"]
+        tasks += [pool.call(name, Turn(is_disconnected=lambda: False)) for name in "cde"]
         await asyncio.sleep(0)
         pool.release()
         await busy

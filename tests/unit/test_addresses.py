@@ -4,7 +4,7 @@ from ipaddress import ip_network
 
 import pytest
 
-from mlapi.domain.addresses import client_site, is_in_any, is_loopback, parse_address
+from mlapi.domain.addresses import is_in_any, is_loopback, parse_address, rate_limit_key
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from mlapi.domain.addresses import client_site, is_in_any, is_loopback, parse_ad
     ],
 )
 def test_address_in_any_notation_has_the_same_site(text: str, site: str) -> None:
-    assert client_site(text) == site
+    assert rate_limit_key(text) == site
 
 
 @pytest.mark.parametrize("text", ["", "localhost", "192.0.2.256", "192.0.2.1:80", "[::1]", "0" * 65])

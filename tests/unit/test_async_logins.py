@@ -144,8 +144,8 @@ def test_wait_ends_at_the_deadline_of_the_request(authenticator: Authenticator, 
 
 
 def test_logins_of_disconnected_clients_end_at_their_turn(authenticator: Authenticator) -> None:
-    async def log_in(logins: AsyncAuthenticator, is_abandoned: Callable[[], bool]) -> object:
-        start_deadline(is_abandoned=is_abandoned)
+    async def log_in(logins: AsyncAuthenticator, is_disconnected: Callable[[], bool]) -> object:
+        start_deadline(is_disconnected=is_disconnected)
         return await logins.log_in(username="ada", password=PASSWORD, address=HOME)
 
     async def run() -> tuple[int, list[object]]:
@@ -180,7 +180,7 @@ def test_canceled_logins_leave_nothing_behind(authenticator: Authenticator, limi
 
     asyncio.run(run())
 
-    assert not limiter._places
+    assert not limiter._running_counts
     for _ in range(20):
         with pytest.raises(InvalidCredentialsError):
             authenticator.log_in(username="ada", password="wrong", address=HOME)
@@ -230,7 +230,7 @@ def test_keys_of_finished_tasks_are_forgotten() -> None:
     assert (limit._semaphores, limit._tasks) == ({}, {})
 
 
-def test_attempt_that_starts_after_its_end_takes_no_place(
+def test_attempt_that_starts_after_its_end_takes_no_slot(
     users: Users, limiter: FixedWindowAttemptLimiter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started, resumed, finished = threading.Event(), threading.Event(), threading.Event()
@@ -262,7 +262,7 @@ def test_attempt_that_starts_after_its_end_takes_no_place(
 
     asyncio.run(run())
 
-    assert (limiter._running, dict(limiter._places)) == ({}, {})
+    assert (limiter._running, dict(limiter._running_counts)) == ({}, {})
 
 
 # --- the address of a connection

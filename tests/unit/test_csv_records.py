@@ -13,7 +13,7 @@ from mlapi.entrypoints.cli.csv_records import MAX_RECORD_BYTES, CsvRecord, read_
 from mlapi.entrypoints.cli.user_files import FileFormat, read_rows, write_users
 
 MISPLACED = "must have quotes only around whole cells; a quote inside a quoted cell must be doubled"
-UNCLOSED = "has a quote that is never closed: the rest of the file is part of it, and was not imported"
+UNCLOSED = "has a quote that is never closed, so the rest of the file was not imported: close or double the quote"
 CARRIAGE_RETURN = "must not contain a carriage return outside quotes: end lines with LF or CRLF"
 MALLORY = b"mallory,m@example.com,pw,1"
 

@@ -12,7 +12,7 @@ from mlapi.entrypoints.server.pipelining import (
     SHORT_READS_PER_ITERATION,
     TURNS_PER_ITERATION,
     RequestSplitter,
-    Turns,
+    RoundRobin,
 )
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -75,7 +75,7 @@ def test_a_few_turns_are_taken_in_each_iteration() -> None:
     counts: list[int] = []
 
     async def take_turns() -> None:
-        turns = Turns()
+        turns = RoundRobin()
         for number in range(2 * TURNS_PER_ITERATION + 1):
             turns.add(partial(taken.append, number))
         turns.add(lambda: turns.add(partial(taken.append, -1)))
@@ -90,7 +90,7 @@ def test_a_few_turns_are_taken_in_each_iteration() -> None:
 
 
 def test_long_reads_and_too_many_short_ones_wait_for_their_turn() -> None:
-    turns = Turns()
+    turns = RoundRobin()
 
     waits = [turns.must_wait(SHORT_READ_BYTES, 1.0) for _ in range(SHORT_READS_PER_ITERATION + 2)]
 
@@ -104,7 +104,7 @@ def test_failed_turn_does_not_stop_the_others() -> None:
 
     async def take_turns() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda *_: None)
-        turns = Turns()
+        turns = RoundRobin()
         turns.add(partial(taken.remove, 1))
         turns.add(partial(taken.append, 2))
         for _ in range(5):

@@ -33,7 +33,7 @@ class BackgroundApiKeyUsage:
         call_in_children(self._initialize)
 
     def _initialize(self) -> None:
-        """Start without uses. In a forked child, the parent writes those that were collected before the fork."""
+        """Start without uses. After a fork, the parent writes those that it collected before."""
         self._collected: dict[ApiKeyId, datetime] = {}
         # When each key's use was last written, on the clock of `time.monotonic`. Readers may still see the older row
         # for a while.

@@ -42,7 +42,7 @@ class AuditRetention:
         self._thread.start()
 
     def _stop_closing(self) -> None:
-        """Replace the event in a forked child, which has no thread that purges: the parent goes on."""
+        """Replace the event in a forked child, which has no purging thread. The parent keeps purging."""
         self._closing = threading.Event()
 
     def close(self) -> None:

@@ -12,13 +12,13 @@ from typing import final
 import attrs
 
 from mlapi.application.concurrency import ConcurrencyLimit
-from mlapi.application.deadlines import raise_if_abandoned, remaining_seconds
+from mlapi.application.deadlines import raise_if_disconnected, remaining_seconds
 from mlapi.application.executors import Executor, InlineExecutor, run_inline
 from mlapi.application.guard import Guard
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
 from mlapi.application.window_counts import digest
-from mlapi.domain.addresses import client_site
+from mlapi.domain.addresses import rate_limit_key
 from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import Actor, ChangePassword, Reencrypt
 from mlapi.domain.credentials import IssuedToken, check_access
@@ -34,7 +34,7 @@ from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import User, utc_now
 
 MAX_RUNNING_PER_ADDRESS = 16
-"""Maximum number of concurrent logins of one IPv4 address or IPv6 /64 network, in this process."""
+"""Maximum number of concurrent logins from one IPv4 address or IPv6 /64 network, in this process."""
 MAX_RUNNING_PER_NAME_AND_ADDRESS = 8
 POLL_SECONDS = 0.05
 _REJECTION_LOG_SECONDS = 60
@@ -153,7 +153,7 @@ class Authenticator:
         return run_inline(self._flow.change_password(user=user, current=current, new=new, address=address))
 
     def start(self, attempt: Attempt) -> User | None:
-        """Start an attempt within the limits, then return its user, or None. Waits for the database.
+        """Start an attempt within the limits. Return its user or None. Waits for the database.
 
         Raises:
             TooManyAttemptsError, RepositoryUnavailableError: see `log_in`.
@@ -193,7 +193,7 @@ class Authenticator:
         self._attempts.end(attempt)
 
     def prepare_upgrade(self, verified: VerifiedLogin, password: str) -> Reencrypt:
-        """Encrypt the correct password again, because it is stored in an outdated form."""
+        """Encrypt the password again, because it is stored in an outdated form."""
         user = verified.user
         return Reencrypt(user_id=user.id, password=self.users.cipher.encrypt(password), replacing=user.password)
 
@@ -225,9 +225,9 @@ class AsyncAuthenticator(LoginFlow):
     """An asynchronous wrapper around an `Authenticator`, for one event loop. It logs attempts and handles bursts.
 
     A client may start many workers that all log in at the same time. Their attempts take turns: at most
-    `MAX_RUNNING_PER_ADDRESS` of one address run concurrently, so that one address cannot delay the logins of others by
-    more than a few password hashes. If only running attempts keep an attempt from starting, it waits for them, because
-    attempts with the correct password do not count. An attempt whose client has disconnected ends without a hash.
+    `MAX_RUNNING_PER_ADDRESS` from one address run concurrently, so one address delays the logins of others by a few
+    password hashes at most. If a limit is only reached because of running attempts, an attempt waits for them, because
+    correct passwords do not count. An attempt whose client has disconnected ends without a hash.
 
     Log lines contain the address and the user's id, but never the username: it may be a password typed into the wrong
     field.
@@ -240,9 +240,9 @@ class AsyncAuthenticator(LoginFlow):
         self._per_name_and_address = ConcurrencyLimit(MAX_RUNNING_PER_NAME_AND_ADDRESS)
 
     async def _run(self, attempt: Attempt, password: str) -> VerifiedLogin:
-        site = client_site(attempt.address)
+        site = rate_limit_key(attempt.address)
         async with self._per_name_and_address.slot((site, attempt.username)), self._per_address.slot(site):
-            raise_if_abandoned()
+            raise_if_disconnected()
             return await super()._run(attempt, password)
 
     async def _start(self, attempt: Attempt) -> User | None:
@@ -270,10 +270,10 @@ class AsyncAuthenticator(LoginFlow):
 
 
 def _counted_username(username: str) -> str:
-    """Return the name under which to count an attempt: the canonical form, or a digest of a name that is invalid.
+    """Return the name under which to count an attempt: the canonical form, or a digest if the name is invalid.
 
-    An invalid name may be as long as the body of a request. The result then starts with a NUL character, which no valid
-    username contains.
+    An invalid name can be as long as a request body. Its digest starts with a NUL character, which no valid username
+    contains.
     """
     try:
         return canonical_username(username)

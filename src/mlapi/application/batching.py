@@ -76,7 +76,7 @@ class Batcher(Generic[Item, Result]):
     Args:
         execute: called in the writer thread with the items of a batch and its deadline, a `time.monotonic` time.
             Returns a result for each item, or an exception that `submit` raises for this item.
-        max_waiting_requests: maximum number of waiting requests. Further ones are rejected.
+        max_waiting_requests: maximum number of waiting requests. Any more are rejected.
         timeout_seconds: maximum time that a batch waits and runs. A request also ends at its own deadline; see
             `mlapi.application.deadlines`.
     """
@@ -130,7 +130,7 @@ class Batcher(Generic[Item, Result]):
             self._queues[loop] = queue
         request = _Request(item, loop.create_future())
         queue.add(request)
-        if remaining >= self._timeout_seconds:  # nearly always: the timer of the batch is enough
+        if remaining >= self._timeout_seconds:  # nearly always, the timer of the batch is enough
             result: Result = await request.future
             return result
         timer = loop.call_later(remaining, request.fail, self._timeout_error)

@@ -12,7 +12,7 @@ from mlapi.forks import call_in_children
 
 @final
 class ConcurrencyLimit:
-    """Lets a limited number of tasks with the same key run concurrently. The others wait, first come, first served.
+    """Limits how many tasks with the same key run concurrently. The others wait, first come, first served.
 
     Args:
         max_running: maximum number of concurrent tasks with the same key.
@@ -30,10 +30,10 @@ class ConcurrencyLimit:
 
     @asynccontextmanager
     async def slot(self, key: Hashable) -> AsyncIterator[None]:
-        """Wait for a turn, and run the block. Use it on one event loop only.
+        """Wait for a free slot, then run the block. Use it on one event loop only.
 
         Raises:
-            ServiceUnavailableError: if the deadline of the request passes before its turn.
+            ServiceUnavailableError: if the deadline of the request passes during the wait.
         """
         semaphore = self._semaphores.setdefault(key, asyncio.Semaphore(self._max_running))
         self._tasks[key] += 1

@@ -1,7 +1,7 @@
-"""The deadline of the current request. Every wait in a request takes the time that is left, so all end together.
+"""The deadline of the current request. Each wait lasts at most until the deadline, so the request ends in time.
 
-A context variable holds the deadline, so each task has its own, and functions need no extra argument. It also holds
-whether the client still waits, so that no processor time is spent on a response that no client will read.
+A context variable holds the deadline, so each task has its own, and functions need no extra argument. It also tells
+whether the client is still connected, so that the service can skip work for a response that no client will read.
 """
 
 import asyncio
@@ -25,25 +25,25 @@ def _never() -> bool:
 
 @attrs.frozen
 class _Request:
-    """The current request. ``is_abandoned`` can be called from any thread."""
+    """The current request. ``is_disconnected`` can be called from any thread."""
 
     deadline_monotonic: float
-    is_abandoned: Callable[[], bool]
+    is_disconnected: Callable[[], bool]
 
 
 _current: ContextVar[_Request | None] = ContextVar("mlapi_request", default=None)
 
 
 def start_deadline(
-    seconds: float = REQUEST_SECONDS, *, is_abandoned: Callable[[], bool] = _never
+    seconds: float = REQUEST_SECONDS, *, is_disconnected: Callable[[], bool] = _never
 ) -> Token[_Request | None]:
     """Start the deadline of a request, and return the token for `end_deadline`.
 
     Args:
         seconds: how long the request may take.
-        is_abandoned: returns whether the client has disconnected. It must be callable from any thread.
+        is_disconnected: returns whether the client has disconnected. It must be callable from any thread.
     """
-    return _current.set(_Request(time.monotonic() + seconds, is_abandoned))
+    return _current.set(_Request(time.monotonic() + seconds, is_disconnected))
 
 
 def end_deadline(token: Token[_Request | None]) -> None:
@@ -52,7 +52,7 @@ def end_deadline(token: Token[_Request | None]) -> None:
 
 
 def remaining_seconds() -> float:
-    """Return how long the current request may still wait. Without a deadline, this is `REQUEST_SECONDS`.
+    """Return how long the current request may still wait. Without a deadline, return `REQUEST_SECONDS`.
 
     Raises:
         ServiceUnavailableError: if no time is left.
@@ -71,19 +71,19 @@ def deadline_error() -> ServiceUnavailableError:
     return ServiceUnavailableError("the request took too long")
 
 
-def abandonment() -> Callable[[], bool]:
-    """Return a function that returns whether the client of the current request has disconnected, in any thread."""
+def disconnect_check() -> Callable[[], bool]:
+    """Return a function that tells, in any thread, whether the client of the current request has disconnected."""
     request = _current.get()
-    return _never if request is None else request.is_abandoned
+    return _never if request is None else request.is_disconnected
 
 
-def raise_if_abandoned() -> None:
+def raise_if_disconnected() -> None:
     """Raise `ServiceUnavailableError` if the client of the current request has disconnected."""
-    if abandonment()():
-        raise abandonment_error()
+    if disconnect_check()():
+        raise disconnect_error()
 
 
-def abandonment_error() -> ServiceUnavailableError:
+def disconnect_error() -> ServiceUnavailableError:
     """Return the error for a request whose client has disconnected. No client sees it."""
     return ServiceUnavailableError("the client has disconnected")
 
@@ -96,7 +96,7 @@ async def pause(seconds: float) -> None:
 
 @contextmanager
 def paused_deadline() -> Iterator[None]:
-    """Extend the deadline by the duration of the block, which waits for the client and not for the service."""
+    """Extend the deadline by the duration of the block, in which the service waits for the client."""
     started = time.monotonic()
     try:
         yield

@@ -18,11 +18,11 @@ class Executor(Protocol):
     """Decides where each step runs."""
 
     def for_client(self, address: str, *, is_urgent: bool = True) -> "Executor":
-        """Return an executor for the calls of one client. The clients take turns.
+        """Return an executor for the calls of one client, so that clients take turns.
 
         Args:
             address: the client's address.
-            is_urgent: False lets all urgent calls go first.
+            is_urgent: whether the calls run before those that are not urgent.
         """
         ...
 

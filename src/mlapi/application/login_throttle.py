@@ -5,13 +5,13 @@ many addresses. The last count could let an attacker lock a user out. Therefore 
 user has logged in before, and all windows are short.
 
 The limits must not reveal which names exist, or where a user logs in. Every failure adds to all three counts, whether
-the name exists or not. The exemption decides only about correct passwords: while the limit for a name is reached, the
-cipher still runs for each attempt, and every wrong password gets the same error.
+the name exists or not. Known addresses are exempt only with the correct password. While the limit for a name is
+reached, the cipher still runs for each attempt, and every wrong password gets the same error.
 
-Only failures are stored. Attempts that are running take up places in the memory of this process, so an attempt that is
-canceled, times out or finds the database unavailable leaves nothing behind. Several processes may together allow as
-many more attempts as they run at the same moment. The last of these to fail exceed the limit, and get the same error
-as attempts that are rejected at the start.
+Only failures are stored. Running attempts occupy slots in the memory of this process, so an attempt that is canceled,
+times out or finds the database unavailable leaves nothing behind. Processes do not share these slots, so together they
+may start more attempts than the limit allows. The failures above the limit get the same error as attempts that are
+rejected at the start.
 """
 
 import time
@@ -22,7 +22,7 @@ import attrs
 
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.window_counts import WINDOW_SECONDS, count_key, digest, seconds_until
-from mlapi.domain.addresses import client_site
+from mlapi.domain.addresses import rate_limit_key
 from mlapi.domain.attempts import Attempt, WindowCount
 from mlapi.domain.errors import RepositoryUnavailableError, TooManyAttemptsError
 from mlapi.domain.ports import AttemptCounts
@@ -68,7 +68,7 @@ class _Limits:
 
 
 @attrs.frozen(kw_only=True)
-class _Running:
+class _RunningAttempt:
     """An attempt that has been started."""
 
     limits: _Limits
@@ -76,7 +76,7 @@ class _Running:
     is_name_limited: bool
     """True if the limit for the name is reached."""
     may_exceed_name_limit: bool
-    """True if the limit for the name would be reached if all running attempts failed."""
+    """True if the limit for the name is reached once all running attempts have failed."""
 
 
 class FixedWindowAttemptLimiter:
@@ -94,17 +94,17 @@ class FixedWindowAttemptLimiter:
         self._window_seconds = window_seconds
         self._lock = new_lock()
         self._forget_running()
-        call_in_children(self._forget_running)  # the attempts run, and end, only in the parent
+        call_in_children(self._forget_running)  # the attempts continue only in the parent
         self._warnings = RepeatedWarnings(interval_seconds=1)
         self._seen: dict[str, WindowCount] = {}
         """The highest counts that this process has seen, by key.
 
-        With this cache, a flood of attempts from one address is rejected without reaching the database. It also
-        contains failures that could not be stored, because the database was unavailable."""
+        This cache rejects a flood of attempts from one address without asking the database. It also contains
+        failures that could not be stored, because the database was unavailable."""
 
     def _forget_running(self) -> None:
-        self._running: dict[Attempt, _Running] = {}
-        self._places: Counter[str] = Counter()
+        self._running: dict[Attempt, _RunningAttempt] = {}
+        self._running_counts: Counter[str] = Counter()
         """Number of running attempts, by key."""
 
     def start(self, attempt: Attempt) -> None:
@@ -119,20 +119,20 @@ class FixedWindowAttemptLimiter:
             if attempt.is_over:
                 return
             name, failures = limits.name, self._count(limits.name.key)
-            self._running[attempt] = _Running(
+            self._running[attempt] = _RunningAttempt(
                 limits=limits,
                 is_address_known=known.count > 0,
                 is_name_limited=failures >= name.max_count,
-                may_exceed_name_limit=failures + self._places[name.key] >= name.max_count,
+                may_exceed_name_limit=failures + self._running_counts[name.key] >= name.max_count,
             )
-            self._places.update(limits.keys)
+            self._running_counts.update(limits.keys)
 
     def record_failure(self, attempt: Attempt) -> None:
         limits = self._limits_for(attempt)
         try:
             counts = self._counts.add(limits.keys, window_seconds=self._window_seconds)
         except RepositoryUnavailableError as error:
-            self._warnings.log(f"failed logins are counted by this process only: {error}")
+            self._warnings.log(f"only this process counts failed logins: {error}")
             counts = self._add_locally(limits.keys)
         with self._lock:
             for key, count in zip(limits.keys, counts, strict=True):
@@ -146,22 +146,22 @@ class FixedWindowAttemptLimiter:
         if running is None or running.is_address_known:
             return
         if running.is_name_limited or (running.may_exceed_name_limit and self._is_limited(running.limits.name)):
-            # Do exactly what a failure does, which raises the error: the counts and the response time must not reveal
+            # Do the same as for a failure, which raises the error: the counts and the response time must not reveal
             # that the password was correct.
             self.record_failure(attempt)
         try:
             self._counts.add([running.limits.known_key], window_seconds=KNOWN_ADDRESS_SECONDS)
         except RepositoryUnavailableError as error:
-            self._warnings.log(f"the address of a login could not be stored as known: {error}")
+            self._warnings.log(f"the address of a successful login was not stored as known: {error}")
 
     def end(self, attempt: Attempt) -> None:
         with self._lock:
             attempt.is_over = True
             running = self._running.pop(attempt, None)
             for key in () if running is None else running.limits.keys:
-                self._places[key] -= 1
-                if not self._places[key]:
-                    del self._places[key]
+                self._running_counts[key] -= 1
+                if not self._running_counts[key]:
+                    del self._running_counts[key]
 
     def _is_limited(self, limit: _Limit) -> bool:
         (count,) = self._counts.read([limit.key])
@@ -170,7 +170,7 @@ class FixedWindowAttemptLimiter:
         return count.count >= limit.max_count
 
     def _add_locally(self, keys: Sequence[str]) -> list[WindowCount]:
-        """Do the same as `AttemptCounts.add`, with the counts that this process has seen."""
+        """Add like `AttemptCounts.add`, but only to the counts that this process has seen."""
         now = time.time()
         new_window = WindowCount(0, now + self._window_seconds)
         with self._lock:
@@ -186,7 +186,7 @@ class FixedWindowAttemptLimiter:
             if self._count(limit.key) >= limit.max_count:
                 raise TooManyAttemptsError(seconds_until(self._seen[limit.key].ends_at_timestamp))
         for limit in (limits.address, limits.pair):
-            if self._count(limit.key) + self._places[limit.key] >= limit.max_count:
+            if self._count(limit.key) + self._running_counts[limit.key] >= limit.max_count:
                 raise TooManyAttemptsError(_RETRY_SECONDS, is_final=False)
 
     def _count(self, key: str) -> int:
@@ -202,7 +202,7 @@ class FixedWindowAttemptLimiter:
                 del self._seen[next(iter(self._seen))]
 
     def _limits_for(self, attempt: Attempt) -> _Limits:
-        name, network = digest(attempt.username), digest(client_site(attempt.address))
+        name, network = digest(attempt.username), digest(rate_limit_key(attempt.address))
         return _Limits(
             address=self._limit("address", network, self._limits.per_address),
             pair=self._limit("pair", f"{name}/{network}", self._limits.per_name_and_address),

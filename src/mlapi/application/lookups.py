@@ -41,7 +41,7 @@ class Lookup(Generic[Key, Found]):
         self._turns: dict[asyncio.AbstractEventLoop, list[tuple[Key, asyncio.Future[Found | None]]]] = {}
 
     async def find(self, key: Key) -> Found | None:
-        """Return what is stored for a key at the time of this call or later; None if nothing is.
+        """Return what is stored for a key at the time of this call or later, or None.
 
         Raises:
             ServiceUnavailableError, RepositoryUnavailableError: see `Batcher.submit`.

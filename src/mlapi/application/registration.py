@@ -1,4 +1,4 @@
-"""Registration of new users: each step is cheaper than the next, so that rejected requests cost little."""
+"""Register new users. The cheapest checks come first, so that rejected requests cost little."""
 
 import time
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from mlapi.application.lookups import UsernameLookup
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
 from mlapi.application.window_counts import WINDOW_SECONDS, count_key, digest, seconds_until
-from mlapi.domain.addresses import client_site
+from mlapi.domain.addresses import rate_limit_key
 from mlapi.domain.errors import TooManyAttemptsError, UserExistsError, UserNotFoundError
 from mlapi.domain.ports import AttemptCounts
 from mlapi.domain.rules import canonical_username
@@ -21,7 +21,7 @@ _MAX_CACHED_REJECTIONS = 10_000
 
 @final
 class RegistrationLimiter:
-    """Limits how many registrations each address may send, in fixed windows. Taken usernames count, too.
+    """Limits how many registrations each address may send, in fixed windows. Taken usernames count too.
 
     Args:
         counts: stores the counts, which all processes share.
@@ -35,15 +35,15 @@ class RegistrationLimiter:
         self._window_seconds = window_seconds
         self._rejections = RepeatedWarnings(interval_seconds=window_seconds)
         self._rejected_until: dict[str, float] = {}
-        """Keys that are over the limit, with the end of their window (`time.time`).
+        """The end of the window (`time.time`), by key, for the keys that have exceeded the limit.
 
-        With this cache, a flood from one address is rejected without reaching the database."""
+        This cache rejects a flood from one address without asking the database."""
 
     def check(self, address: str) -> None:
-        """Raise an error if this process knows that the limit is reached. Does not wait or count.
+        """Raise an error if this process knows that the limit is exceeded. Does not wait or count.
 
         Raises:
-            TooManyAttemptsError: if the limit is reached.
+            TooManyAttemptsError: if the limit is exceeded.
         """
         until = self._rejected_until.get(self._key(address), 0.0)
         if until > time.time():
@@ -67,7 +67,7 @@ class RegistrationLimiter:
             raise TooManyAttemptsError(seconds_until(count.ends_at_timestamp))
 
     def _key(self, address: str) -> str:
-        return count_key("registration", digest(client_site(address)), self._per_address, self._window_seconds)
+        return count_key("registration", digest(rate_limit_key(address)), self._per_address, self._window_seconds)
 
 
 @final
@@ -77,7 +77,7 @@ class AsyncRegistration:
     Args:
         limiter: limits the registrations of clients without credentials. None for no limit.
         executor: encrypts the passwords and applies the commands.
-        names: looks up usernames, so that a taken one costs a read and no hash. The repository still decides.
+        names: looks up usernames, so that a taken one costs a read instead of a hash. The repository still checks.
         on_rejected: called for each registration of a taken username that is not recorded in the audit trail.
     """
 
@@ -98,14 +98,14 @@ class AsyncRegistration:
         """Register a user. See `Users.register`.
 
         Args:
-            users: the users, with the actor. Registrations by clients without credentials wait for all other hashing.
+            users: the users, with the actor. Clients without credentials wait until all other passwords are hashed.
             username: the new username.
             password: as typed.
             email: the new user's e-mail address.
-            address: the client's address. Clients take turns.
+            address: the client's address. Clients at different addresses take turns.
 
         Raises:
-            TooManyAttemptsError: if a client without credentials has reached the limit.
+            TooManyAttemptsError: if a client without credentials exceeds the limit.
         """
         is_anonymous = users.actor.is_anonymous
         executor = self._executor.for_client(address, is_urgent=not is_anonymous)

@@ -1,8 +1,8 @@
-"""Search for users by part of their name or e-mail address, without reading the whole table if the name says enough.
+"""Search for users by part of their name or e-mail address, and avoid reading the whole table if possible.
 
-Usernames that begin with the text are found through an index, at once. Everything else, such as the middle of a name or
-an address, needs a scan. In a large table, the first pages therefore contain the users whose names begin with the text,
-and the pages after them the others.
+An index quickly finds usernames that begin with the text. Other matches, such as the middle of a name or an e-mail
+address, need a scan. In a large table, the first pages therefore contain the users whose names begin with the text.
+Later pages contain the others.
 """
 
 from collections.abc import Sequence
@@ -15,9 +15,9 @@ from mlapi.domain.rules import fold
 from mlapi.domain.users import User, UserId
 
 SMALL_TABLE_MAX_ID = 20_000
-"""A scan of a table without larger ids takes about 10 ms, so one page can contain every user that matches."""
+"""The largest id in a small table. A scan of a small table takes about 10 ms, so the index is not needed."""
 MAX_INDEXED_USERS = 1_000
-"""If more names begin with the text, a scan in order of id soon fills a page."""
+"""The maximum number of users from the index. If more names match, a scan in order of id quickly fills a page."""
 
 # Added to the id in a cursor, to tell the pages apart. The sums are exact in JSON numbers (RFC 8259, section 6).
 _INDEXED = 2**51
@@ -31,7 +31,8 @@ class FoundUsers:
     Attributes:
         users: sorted by id.
         next: the ``after`` of the next page, or None if this is the last one.
-        is_indexed: True if the page contains only users whose names begin with the text, and later pages the others.
+        is_indexed: True if the page contains only users whose names begin with the text. Later pages contain the
+            others.
     """
 
     users: Sequence[User]
@@ -72,7 +73,7 @@ class UserSearch:
             return None
         begin_with_text = self._users.repository.find_by_prefix(self._text, limit=MAX_INDEXED_USERS + 1)
         if len(begin_with_text) > MAX_INDEXED_USERS:
-            self._after = UserId(0)  # if more names were added since the first page, repeat users rather than omit any
+            self._after = UserId(0)  # names may have been added since page 1: repeat users rather than omit any
             return None
         found = [user for user in begin_with_text if user.id > self._after and self._enabled in {None, user.enabled}]
         page, has_more = found[: self._limit], len(found) > self._limit
@@ -91,7 +92,7 @@ class UserSearch:
         page, has_more = found[: self._limit], len(found) > self._limit
         if not self._is_rest:
             return FoundUsers(page, page[-1].id if has_more else None)
-        rest = [user for user in page if not fold(user.username).startswith(self._text)]  # the others were on page 1
+        rest = [user for user in page if not fold(user.username).startswith(self._text)]  # earlier pages had these
         return FoundUsers(rest, page[-1].id + _REST if has_more else None)
 
     def _may_be_indexed(self) -> bool:

@@ -253,7 +253,7 @@ class Users:
         )
 
     def reject_registration(self, taken_by: User) -> RejectRegistration:
-        """Return the command that records a rejected registration, because a user has the username.
+        """Return the command that records a registration as rejected, because the username is taken.
 
         Raises:
             UserExistsError: if the actor is anonymous. Their rejected registrations are not recorded.

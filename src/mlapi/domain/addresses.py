@@ -22,7 +22,7 @@ def parse_address(text: str) -> Address | None:
     return mapped or parsed
 
 
-def client_site(text: str) -> str:
+def rate_limit_key(text: str) -> str:
     """Return the rate-limit key for an address.
 
     An IPv6 address is truncated to its /64 network, because one client controls all of it. Text that is not an address

@@ -59,7 +59,7 @@ class Actor:
 
     @property
     def is_anonymous(self) -> bool:
-        """True if the actor has no credentials. Their rejected commands are not stored: there could be any number."""
+        """True if the actor has no credentials. Rejected commands of such actors are not stored."""
         return self.name == ANYONE
 
 

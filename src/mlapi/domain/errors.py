@@ -126,7 +126,8 @@ class UserDisabledError(AccessDeniedError):
 class TooManyAttemptsError(MlapiError):
     """``retry_after_seconds`` is at least 1.
 
-    ``is_final`` is False if only attempts that are still running make it too many: they may turn out not to count.
+    ``is_final`` is False if the limit is only reached because of attempts that are still running. These count only if
+    they fail, so a retry may succeed.
     """
 
     retry_after_seconds: int

@@ -232,19 +232,19 @@ class TokenIssuer(Protocol):
 class AttemptLimiter(Protocol):
     """Limits how fast passwords can be guessed. Only attempts with a wrong username or password count.
 
-    Every attempt goes through `start`, then `record_failure` or `record_success`, then `end`. An attempt that is
-    running takes up a place within the limits, so that parallel guesses cannot exceed them. If it fails for any other
-    reason than a wrong username or password, `end` alone is called: the attempt is then not counted.
+    Call `start`, then `record_failure` or `record_success`, then `end` for every attempt. If it fails for any other
+    reason than a wrong username or password, call only `end`: the attempt is then not counted. A running attempt
+    occupies a slot within the limits, so that parallel guesses cannot exceed them.
 
     The limiter treats unknown usernames like existing ones, so that it does not reveal which names exist.
     """
 
     def start(self, attempt: Attempt) -> None:
-        """Check the limits, and let the attempt take up a place within them until `end`.
+        """Check the limits, and let the attempt occupy a slot until `end`.
 
         Raises:
-            TooManyAttemptsError: if a limit is reached. Its ``is_final`` is False if the limit would not be reached
-                without the attempts that are running: try again when one of them has ended.
+            TooManyAttemptsError: if a limit is reached. Its ``is_final`` is False if the limit is only reached because
+                of running attempts: retry when one of them has ended.
             RepositoryUnavailableError: if the counts cannot be read.
         """
         ...
@@ -253,7 +253,7 @@ class AttemptLimiter(Protocol):
         """Count an attempt with an unknown username or a wrong password.
 
         Raises:
-            TooManyAttemptsError: if the attempt is one too many, although it was started.
+            TooManyAttemptsError: if the attempt exceeds a limit, although `start` allowed it.
         """
         ...
 
@@ -268,7 +268,7 @@ class AttemptLimiter(Protocol):
         ...
 
     def end(self, attempt: Attempt) -> None:
-        """Free the place of an attempt. Never waits or fails. A concurrent or later `start` takes up no place."""
+        """Free the slot of an attempt. Never waits or fails. A concurrent or later `start` occupies no slot."""
         ...
 
 
@@ -278,7 +278,7 @@ class AttemptCounts(Protocol):
     Keys are printable ASCII of at most 200 characters and contain neither usernames nor addresses. Counts must be
     shared by all processes that share the users. Delete expired counts regularly, because attacks create many.
 
-    An implementation may repeat each method on a new connection after losing one. An event may then be counted twice,
+    If the connection is lost, an implementation may repeat a method on a new one. An event may then be counted twice,
     but it is never lost. Both methods raise `RepositoryUnavailableError` while the database is unavailable.
     """
 

@@ -116,7 +116,7 @@ class AdminPolicy:
     def registration_actor(self, headers: Headers) -> str:
         """Return the name of the actor of a registration that `check` has allowed.
 
-        While registration is open, only the admin token tells an admin from any other client.
+        While registration is open, only the admin token distinguishes an admin from other clients.
         """
         return ANYONE if self.registration_open and not self._has_admin_token(headers) else self.actor
 
@@ -202,9 +202,10 @@ _is_loopback = lru_cache(maxsize=1024)(is_loopback)
 
 
 def _looks_local(client: Client) -> bool:
-    """Return whether a request looks as if it came from a program on this machine, and not through a known proxy.
+    """Return whether a request seems to come from a program on this machine, and not through a known proxy.
 
-    The addresses and headers also show requests of web pages, which the owner of the connection cannot show.
+    This also detects requests of web pages. The owner of the connection cannot reveal those, because they come from
+    the user's own browser.
     """
     host_headers = 0
     for name, value in client.headers:

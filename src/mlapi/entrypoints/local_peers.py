@@ -1,11 +1,10 @@
 """Find out which user of this machine runs the program at the other end of a connection.
 
-Headers cannot prove that a request comes from a program on this machine: a proxy on the same machine may add none. The
-kernel knows the owner of every socket, though, and a proxy usually runs as a user of its own.
+Headers cannot prove that a request comes from a program on this machine, because a local proxy may add none. However,
+the kernel knows the owner of every socket, and a proxy usually runs as its own user.
 
-The owner is read with the sock_diag protocol, which looks up a single connection in constant time (sock_diag(7)). Where
-it is forbidden, such as by systemd's ``RestrictAddressFamilies``, the table of connections in ``/proc/net`` is searched
-instead.
+The sock_diag protocol looks up the owner of a connection in constant time (sock_diag(7)). If it is forbidden, for
+example by systemd's ``RestrictAddressFamilies``, search the table of connections in ``/proc/net`` instead.
 """
 
 import errno
@@ -52,8 +51,8 @@ _CONNECTION_TABLES = ("/proc/net/tcp", "/proc/net/tcp6")
 
 
 @attrs.frozen
-class _End:
-    """One end of a TCP connection."""
+class _Endpoint:
+    """One endpoint of a TCP connection."""
 
     address: IPv4Address | IPv6Address
     port: int
@@ -70,8 +69,8 @@ def describe_trusted_peers() -> str:
 class PeerOwners:
     """Decides whether the program at the other end of a connection runs as the same user as this process, or as root.
 
-    The kernel is asked once per connection. Only Linux reports the owner; on other systems every peer is trusted, so
-    that the checks of addresses and headers decide.
+    It asks the kernel once per connection. Only Linux reports the owner. On other systems every peer is trusted, and
+    only the checks of addresses and headers apply.
     """
 
     def __init__(self) -> None:
@@ -79,9 +78,9 @@ class PeerOwners:
         """For each peer address and port, the connection that was looked up, and the result."""
 
     def __call__(self, client: Client) -> bool:
-        """Return whether the peer is trusted. A peer that the kernel does not know is not.
+        """Return whether the peer is trusted. Peers that the kernel does not know are not.
 
-        Peers in another network namespace are unknown, such as the clients of a container's published port.
+        The kernel does not know peers in other network namespaces, such as the clients of a container's published port.
 
         Raises:
             ServiceUnavailableError: if this process or the machine has no free file descriptor or memory.
@@ -115,7 +114,7 @@ def _find_owner(client: Client) -> int | None:
     server = parse_address(client.server_address)
     if peer is None or server is None or peer.version != server.version:
         return None
-    ends = [(_End(peer, client.peer_port), _End(server, client.server_port))]
+    ends = [(_Endpoint(peer, client.peer_port), _Endpoint(server, client.server_port))]
     if isinstance(peer, IPv4Address):  # programs such as Java's connect with an IPv6 socket and IPv4-mapped addresses
         ends.append((_mapped(ends[0][0]), _mapped(ends[0][1])))
     try:
@@ -127,7 +126,7 @@ def _find_owner(client: Client) -> int | None:
     return owners[0] if owners and owners[0] != _overflow_user_id() else None
 
 
-def _ask_kernel(peer: _End, server: _End) -> int | None:
+def _ask_kernel(peer: _Endpoint, server: _Endpoint) -> int | None:
     """Return the owner of the peer's socket from sock_diag, or None.
 
     Raises:
@@ -154,11 +153,11 @@ def _ask_kernel(peer: _End, server: _End) -> int | None:
         source.ljust(16, b"\0"),
         destination.ljust(16, b"\0"),
     )
-    # A socket that its program has closed has no inode, and no owner: the kernel then reports root.
+    # A socket without an inode was closed by its program. The kernel reports root as its owner.
     return user_id if is_connection and inode else None
 
 
-def _search_table(ends: Sequence[tuple[_End, _End]]) -> list[int]:
+def _search_table(ends: Sequence[tuple[_Endpoint, _Endpoint]]) -> list[int]:
     """Return the owners of the sockets with these ends from the table of connections in ``/proc/net``."""
     wanted = {(_format(peer), _format(server)) for peer, server in ends}
     owners = []
@@ -171,20 +170,20 @@ def _search_table(ends: Sequence[tuple[_End, _End]]) -> list[int]:
     return owners
 
 
-def _format(end: _End) -> str:
-    """Return an end of a connection as ``/proc/net/tcp`` lists it: 32-bit words in host byte order, in hexadecimal."""
+def _format(end: _Endpoint) -> str:
+    """Format an endpoint like ``/proc/net/tcp``: 32-bit words in host byte order, in hexadecimal."""
     packed = end.address.packed
     words = struct.unpack(f"={len(packed) // 4}I", packed)
     return f"{''.join(f'{word:08X}' for word in words)}:{end.port:04X}"
 
 
-def _mapped(end: _End) -> _End:
-    return _End(IPv6Address(b"\0" * 10 + b"\xff" * 2 + end.address.packed), end.port)
+def _mapped(end: _Endpoint) -> _Endpoint:
+    return _Endpoint(IPv6Address(b"\0" * 10 + b"\xff" * 2 + end.address.packed), end.port)
 
 
 @cache
 def _overflow_user_id() -> int | None:
-    """Return the id that stands for all users who do not exist in this user namespace, or None if all exist.
+    """Return the id that represents all users without an id in this user namespace, or None if every user has one.
 
     See user_namespaces(7).
     """

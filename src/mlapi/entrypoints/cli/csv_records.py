@@ -1,7 +1,7 @@
 """Split CSV into records as RFC 4180 describes. A quoted cell may contain line breaks, commas and doubled quotes.
 
-A malformed record is rejected as a whole: no part of it is returned as a record of its own. Where quotes are misplaced,
-a line break ends the record only if no reader could take it for a part of a quoted cell.
+A malformed record is rejected as a whole: no part of it is returned as another record. In a record with misplaced
+quotes, a line break ends the record only if no reader would place it inside a quoted cell.
 """
 
 import csv
@@ -14,7 +14,7 @@ from typing import BinaryIO
 import attrs
 
 MAX_RECORD_BYTES = 64 * 1024
-"""Enough for cells of the maximum length, even if every character is escaped."""
+"""The maximum length of a record. Sufficient for the longest cells, even if every character is escaped."""
 
 
 @attrs.frozen
@@ -61,7 +61,7 @@ def read_csv(stream: BinaryIO) -> Iterator[CsvRecord]:
 
 def _find_error(content: bytearray, quotes: "_Quotes", size_bytes: int) -> str | None:
     if quotes.is_open:
-        return "has a quote that is never closed: the rest of the file is part of it, and was not imported"
+        return "has a quote that is never closed, so the rest of the file was not imported: close or double the quote"
     if size_bytes >= MAX_RECORD_BYTES:
         return f"must be shorter than {MAX_RECORD_BYTES} bytes"
     return quotes.error or _find_encoding_error(content)
@@ -84,7 +84,7 @@ def _split_cells(text: str) -> list[str]:
 
 
 class _State(Enum):
-    """The state of a record between two characters."""
+    """The state of the reader after a character of a record."""
 
     CELL_START = auto()
     BLANK = auto()
@@ -92,9 +92,9 @@ class _State(Enum):
     UNQUOTED = auto()
     QUOTED = auto()
     CLOSED = auto()
-    """After a quote that ends a quoted cell, or that is the first of two."""
+    """After a quote in a quoted cell, which ends the cell unless another quote follows."""
     OUTSIDE = auto()
-    """After a misplaced quote: every further quote opens or closes a quoted part."""
+    """Outside quotes, after a misplaced quote. From then on, each quote opens or closes a quoted part."""
     INSIDE = auto()
 
 
@@ -111,7 +111,7 @@ _AFTER_QUOTE = {
 
 
 class _Quotes:
-    """Follows the quotes of one record, line by line."""
+    """Tracks the quotes of one record, line by line."""
 
     def __init__(self) -> None:
         self.error: str | None = None

@@ -62,7 +62,7 @@ def serve_command(
     }
     # Replace this process: otherwise, the modules of the command line would stay in memory while the service runs.
     command = [sys.executable, "-P", "-m", "mlapi.entrypoints.server.supervisor", json.dumps(arguments)]
-    # The supervisor inherits the blocked signals, and handles them as soon as it can.
+    # The supervisor inherits the blocked signals, and handles them when it is ready.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         os.execv(sys.executable, command)  # noqa: S606 - runs a module of this package
@@ -89,7 +89,7 @@ def check_open_files(workers: int) -> None:
     needed, limit = needed_files(workers), raise_open_file_limit()
     if limit < needed:
         raise CommandError(
-            f"a process may open only {limit} files, and {workers} workers need {needed}:"
+            f"a process may open only {limit} files, but {workers} workers need {needed}:"
             f" raise the limit (ulimit -n {needed})"
         )
 
@@ -144,7 +144,7 @@ def _bind_first(addresses: Iterable[tuple[Any, ...]], count: int) -> list[socket
 
 def _bind_all(family: socket.AddressFamily, address: tuple[Any, ...], count: int) -> list[socket.socket]:
     # Bind without SO_REUSEPORT first, to detect another server on the same address. Then bind to the same port
-    # explicitly: if the kernel had chosen it for this socket, the socket would lose it when it stops listening.
+    # explicitly. Otherwise, a socket whose port the kernel has chosen would lose the port when it stops listening.
     with _bind(family, address, reuse_port=False) as first:
         address = first.getsockname()[:2]
     return [_bind(family, address, reuse_port=count > 1) for _ in range(count)]

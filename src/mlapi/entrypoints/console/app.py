@@ -82,7 +82,7 @@ class ConsoleApp:
             request = attrs.evolve(request, session=session)
             # Only page views renew the session: every form redirects to a page, and logging out must delete the cookie.
             if request.is_safe and cookie is None:
-                cookie = request.sessions.renew(session) if session is not None else _removal_of(sent_cookies)
+                cookie = request.sessions.renew(session) if session is not None else _clear_cookie(sent_cookies)
             if not request.is_safe:
                 request = await _with_form(request)
             response = await self._route(request)
@@ -107,8 +107,8 @@ class ConsoleApp:
         return error_page(request, HTTPStatus.NOT_FOUND, "The console has no page at this address.")
 
 
-def _removal_of(sent_cookies: list[str]) -> str | None:
-    """Return the value that removes invalid session cookies from the browser, or None if it sent none."""
+def _clear_cookie(sent_cookies: list[str]) -> str | None:
+    """Return the Set-Cookie value that removes invalid session cookies, or None if the browser sent none."""
     return "" if sent_cookies else None
 
 

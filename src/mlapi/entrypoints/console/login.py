@@ -23,7 +23,7 @@ class LoginPage:
 
     def __init__(self) -> None:
         self._attempts = in_memory_attempts(
-            # All managers share one token, so a limit for the token would let an attacker lock them out.
+            # All admins share one token, so a limit for the token would let an attacker lock them out.
             AttemptLimits(per_address=MAX_WRONG_TOKENS_PER_MINUTE, per_name=None, per_name_and_address=None)
         )
 

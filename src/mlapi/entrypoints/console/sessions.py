@@ -4,8 +4,8 @@ The server stores no sessions, so any process can verify a cookie. Logging out d
 copy of it stays valid until the session expires or the admin token changes. A session expires eight hours after login,
 or one hour after the last page view.
 
-In local mode the signing key is not secret, so a valid signature proves nothing. Therefore every cookie is checked
-against a type and a length before it is used.
+In local mode the signing key is not secret, so a valid signature proves nothing. Therefore, the type and length of
+every cookie are checked before it is used.
 """
 
 import hashlib
@@ -27,9 +27,9 @@ IDLE_SECONDS = 3600
 FLASH_SECONDS = 60
 """A flash message expires after this time if no page has shown it."""
 MAX_COOKIE_CHARS = 4096
-"""Longer cookies are not ours: browsers store at most 4096 bytes (RFC 6265, 6.1)."""
+"""The console sets no longer cookies, because browsers store at most 4096 bytes (RFC 6265, 6.1)."""
 MAX_FLASH_CHARS = 600
-"""Longer flash messages are cut, so that their cookies stay below `MAX_COOKIE_CHARS` in every script."""
+"""Longer flash messages are truncated, so that their cookies stay below `MAX_COOKIE_CHARS` in any script."""
 _RENEWAL_SECONDS = 60  # the minimum interval between renewals, so that most responses set no cookie
 _CLOCK_SKEW_SECONDS = 60  # another machine's clock may be ahead by this much
 

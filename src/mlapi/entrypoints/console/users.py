@@ -61,7 +61,7 @@ async def show_users(request: ConsoleRequest) -> Response:
 
 
 async def _read_overview(request: ConsoleRequest) -> tuple[int, Chart | None]:
-    """Return the number of users and the chart. The page is shown without them if they cannot be read now."""
+    """Return the number of users and the chart, or 0 and None if the database cannot be read now."""
     if request.is_partial:  # htmx replaces only the list
         return 0, None
     users, now = request.runtime.users, utc_now()

@@ -7,9 +7,9 @@ import attrs
 from starlette.types import Receive
 
 from mlapi.application.batching import CommandBatcher
-from mlapi.application.deadlines import abandonment
+from mlapi.application.deadlines import disconnect_check
 from mlapi.application.users import Users
-from mlapi.domain.addresses import client_site
+from mlapi.domain.addresses import rate_limit_key
 from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, UserCommand
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.ports import PasswordCipher, is_costly
@@ -23,7 +23,7 @@ LOGIN_THREADS = 4
 """Threads that wait for the database during logins. Nothing else uses them."""
 _MAX_QUEUED_PER_LOGIN_THREAD = 1_000
 PAGE_THREADS = 2
-"""Threads for the pages of managers. Together with the searches, they need four connections to the database."""
+"""Threads for the pages of admins. Together with the searches, they need four connections to the database."""
 _MAX_QUEUED_PER_PAGE_THREAD = 50
 READY_TIMEOUT_SECONDS = 4.5
 _MAX_QUEUED_FOR_FILES = 100
@@ -36,8 +36,8 @@ T = TypeVar("T")
 class PoolExecutor:
     """An `Executor` for an event loop: each kind of work has threads of its own, and commands are batched.
 
-    The kinds are the queries of logins, hashing, the pages of managers, their searches, files, and the readiness check.
-    The pages and searches of managers therefore never delay logins, changes, the guard or the readiness check.
+    The kinds are login queries, hashing, pages for admins, searches by admins, files, and the readiness check. Pages
+    and searches therefore never delay logins, changes, the guard or the readiness check.
 
     Every wait ends at the deadline of the request; see `mlapi.application.deadlines`.
     """
@@ -69,18 +69,18 @@ class PoolExecutor:
         )
 
     def for_client(self, address: str, *, is_urgent: bool = True) -> "PoolExecutor":
-        turn = Turn(client_site(address), Priority.HIGH if is_urgent else Priority.LOW)
+        turn = Turn(rate_limit_key(address), Priority.HIGH if is_urgent else Priority.LOW)
         return attrs.evolve(self, turn=turn)
 
     async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._logins.run_as(self._turn, function, *args, **kwargs)
 
     async def page(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that reads a few rows through an index, for a manager."""
+        """Call a function that reads a few rows through an index, for an admin."""
         return await self._pages.run(function, *args, **kwargs)
 
     async def search(self, receive: Receive, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function whose cost grows with the number of rows, for a manager. See `SearchPool.run`."""
+        """Call a function whose cost grows with the number of rows, for an admin. See `SearchPool.run`."""
         return await self._searches.run(receive, function, *args, **kwargs)
 
     async def check_ready(self) -> None:
@@ -89,12 +89,12 @@ class PoolExecutor:
 
     async def hash(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         if is_costly(self._cipher):
-            turn = attrs.evolve(self._turn, is_abandoned=abandonment())
+            turn = attrs.evolve(self._turn, is_disconnected=disconnect_check())
             return await self._hashing.run_as(turn, function, *args, **kwargs)
         return function(*args, **kwargs)  # switching to a thread would take longer than the call
 
     async def read_files(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that reads files, but not the database. It does not wait while the database hangs."""
+        """Call a function that reads files. A hanging database does not delay it, because it has its own thread."""
         return await self._files.run(function, *args, **kwargs)
 
     @overload

@@ -90,7 +90,7 @@ class Metrics:
                 self._changes.labels(action, result).inc(count)
 
     def count_rejected_registration(self) -> None:
-        """Count a registration whose username was found to be taken before there was a command."""
+        """Count a registration that was rejected without a command, because its username is taken."""
         self._changes.labels("register", "user_exists").inc()
 
     def exposition(self) -> bytes:

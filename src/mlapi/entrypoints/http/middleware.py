@@ -25,7 +25,7 @@ from mlapi.entrypoints.wire.responses import Response
 REJECTION_SECONDS = 0.1
 """Delay of a 429 response. Without it, clients that ignore these responses would keep the event loop busy."""
 error_log = RepeatedWarnings(interval_seconds=1)
-"""Errors that the operator has to act on. Clients could cause thousands per second."""
+"""Errors for the operator. They are logged at most once per interval, because clients can cause thousands a second."""
 
 
 class Endpoint:

@@ -1,4 +1,4 @@
-"""Find out who is at the other end of a connection, even if the server has replaced the address in the scope."""
+"""Find the address at the other end of a connection, even if the server has replaced it in the scope."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,10 +9,11 @@ from mlapi.entrypoints.wire.client import Client
 
 
 def connected_client(scope: Mapping[str, Any], receive: Receive) -> Client:
-    """Return the client of a request, with the address of its connection if the server tells it.
+    """Return the client of a request, with the address of its connection if the server exposes it.
 
-    By default, uvicorn replaces the address in the scope with one from ``X-Forwarded-For`` if the request comes from
-    the same machine. ``receive`` is a method of an object that also has the connection, which knows the real address.
+    If a request comes from the same machine, uvicorn by default replaces the address in the scope with one from
+    ``X-Forwarded-For``. ``receive`` is a method of an object that also refers to the connection, which has the real
+    address.
 
     Args:
         scope: an ASGI HTTP scope.

@@ -26,7 +26,7 @@ HEADERS = (
 """The default headers of all responses, including errors (OWASP Secure Headers Project)."""
 
 CLIENT_CLOSED_REQUEST = 499
-"""The status that metrics and access log record if the client disconnects before it has the whole response.
+"""The status in metrics and access log if the client disconnects before it has received the whole response.
 
 nginx uses the same code.
 """
@@ -53,7 +53,7 @@ class RequestContextMiddleware:
         runtime = scope["app"].state.runtime
         request_id = _forwarded_id(scope, receive, runtime.trusted_proxies) or f"{random.getrandbits(64):016x}"
         has_disconnected = partial(_has_disconnected, send)
-        token, deadline_token = REQUEST_ID.set(request_id), start_deadline(is_abandoned=has_disconnected)
+        token, deadline_token = REQUEST_ID.set(request_id), start_deadline(is_disconnected=has_disconnected)
         status = CLIENT_CLOSED_REQUEST
         has_failed_to_send = False
         started = time.perf_counter()
@@ -90,9 +90,10 @@ class RequestContextMiddleware:
 
 
 def _is_disconnect(error: Exception) -> bool:
-    """Return whether the server could not send because the client has disconnected.
+    """Return whether sending failed because the client has disconnected.
 
-    ASGI servers raise an `OSError`. uvicorn discards the message, except for pipelined requests: then uvloop fails.
+    ASGI servers raise an `OSError`. uvicorn discards the message instead, except for pipelined requests, where uvloop
+    raises.
     """
     return isinstance(error, OSError) or "the handler is closed" in str(error)
 
@@ -103,7 +104,7 @@ def _has_disconnected(send: Send) -> bool:
 
 
 def _log_disconnect(scope: Scope) -> None:
-    """Write a line to the access log. The server writes one only when it starts to send a response."""
+    """Write a line to the access log. The server only writes one when it starts to send a response."""
     client = ":".join(map(str, scope.get("client") or ()))
     path = quote(redact_credentials(scope["path"]))
     arguments = (client, scope["method"], path, scope["http_version"], CLIENT_CLOSED_REQUEST)

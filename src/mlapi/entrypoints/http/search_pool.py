@@ -1,4 +1,4 @@
-"""Run the searches of managers: few at a time, for a limited time, and only while their client waits."""
+"""Run searches by admins. Limit their number and duration, and end them when their client disconnects."""
 
 import asyncio
 import threading
@@ -23,7 +23,7 @@ MAX_WAIT_SECONDS = 0.25
 _MAX_WAITING = 16
 _DISCONNECT_GRACE_SECONDS = 0.3
 _GRACE_SECONDS = 0.5
-"""A search that has reached its time limit ends itself. If it has not after this time, stop waiting for it."""
+"""A search that reaches its time limit ends itself. If it has not done so after this time, stop waiting for it."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -33,7 +33,7 @@ T = TypeVar("T")
 class SearchPool:
     """Threads for the queries whose cost grows with the number of rows.
 
-    A search keeps its thread until it has really ended, so there are never more than `MAX_SEARCHES` at a time.
+    A search keeps its thread until it has ended, so there are never more than `MAX_SEARCHES` at a time.
     """
 
     def __init__(self, *, timeout_seconds: float = SEARCH_TIMEOUT_SECONDS) -> None:
@@ -71,7 +71,7 @@ class SearchPool:
         try:
             either: set[asyncio.Future[Any]] = {result, disconnect}
             await asyncio.wait(either, timeout=timeout_seconds + _GRACE_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            if disconnect.done():  # a short search may as well finish
+            if disconnect.done():  # let a short search finish
                 await asyncio.wait({result}, timeout=_DISCONNECT_GRACE_SECONDS)
             if result.cancelled():
                 raise _busy()
@@ -96,7 +96,7 @@ async def _wait_for_disconnect(receive: Receive) -> None:
 
 
 def _retrieve(result: "asyncio.Future[T]") -> None:
-    """Mark an error as handled. The client that it belongs to may have disconnected."""
+    """Mark an error as handled. Its client may have disconnected."""
     if not result.cancelled():
         result.exception()
 

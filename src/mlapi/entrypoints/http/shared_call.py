@@ -34,7 +34,7 @@ class SharedCall:
         """Wait for the running call, or start one.
 
         Raises:
-            ServiceUnavailableError: if there is no result in time. The call keeps running, and others wait for it.
+            ServiceUnavailableError: if there is no result in time. The call keeps running for the other requests.
         """
         timeout_seconds = min(self._timeout_seconds, remaining_seconds())
         with self._lock:

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import attrs
 
-from mlapi.application.deadlines import abandonment_error, deadline_error, remaining_seconds
+from mlapi.application.deadlines import deadline_error, disconnect_error, remaining_seconds
 from mlapi.domain.errors import ServiceUnavailableError
 from mlapi.forks import call_in_children, new_lock
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 class Priority(IntEnum):
-    """The order in which waiting calls start. Each priority has a queue of its own, with its own bound."""
+    """The order in which waiting calls start. Each priority has its own bounded queue."""
 
     HIGH = 0
     LOW = 1
@@ -28,18 +28,18 @@ class Priority(IntEnum):
 
 @attrs.frozen
 class Turn:
-    """The place of a call in the queue.
+    """Determines when a waiting call runs.
 
     Attributes:
-        client: the client that the call is for. The clients in a queue take turns.
-        priority: calls of low priority start only if no others wait.
-        is_abandoned: returns whether the call is no longer needed, in any thread. Such a call does not start, and makes
-            room in a full queue. None if the call is always needed.
+        client: the client that sent the request. The clients in a queue take turns.
+        priority: a call of low priority starts only if no call of high priority waits.
+        is_disconnected: tells, in any thread, whether the client has disconnected. Its calls then do not start, and
+            make room in a full queue. None if the call must run anyway.
     """
 
     client: str = ""
     priority: Priority = Priority.HIGH
-    is_abandoned: Callable[[], bool] | None = None
+    is_disconnected: Callable[[], bool] | None = None
 
 
 class BoundedThreadPool:
@@ -69,7 +69,7 @@ class BoundedThreadPool:
         self._queues = {priority: _FairQueue(max_calls) for priority in Priority}
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function in a thread, in a turn shared with all calls that name no client. See `run_as`."""
+        """Call a function in a thread. All calls without a client take turns as one client. See `run_as`."""
         return await self.run_as(Turn(), function, *args, **kwargs)
 
     async def run_as(self, turn: Turn, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -79,8 +79,8 @@ class BoundedThreadPool:
         started, it keeps running in its thread.
 
         Raises:
-            ServiceUnavailableError: if the queue is full, the deadline of the request passes, or the call was abandoned
-                before it started.
+            ServiceUnavailableError: if the queue is full, the deadline of the request passes, or the client disconnects
+                before the call starts.
         """
         timeout_seconds = remaining_seconds()
         call = _Call(turn, partial(function, *args, **kwargs))
@@ -92,7 +92,7 @@ class BoundedThreadPool:
             call.future.add_done_callback(partial(self._remove, call))
             self._executor.submit(self._run_next)
         try:
-            async with asyncio.timeout(timeout_seconds):  # `wait_for` needs another turn of a busy event loop
+            async with asyncio.timeout(timeout_seconds):  # `wait_for` takes another iteration of the event loop
                 result: T = await asyncio.wrap_future(call.future)
         except TimeoutError:
             raise deadline_error() from None
@@ -106,13 +106,13 @@ class BoundedThreadPool:
             call.future.cancel()
 
     def _run_next(self) -> None:
-        """Run the next call in a thread. There is one such job for each call, but other calls may have gone first."""
+        """Run the next call in a thread. Each call submits one such job, which may run another call."""
         with self._lock:
             call = next(filter(None, (queue.take() for queue in self._queues.values())), None)
         if call is None or not call.future.set_running_or_notify_cancel():
             return
-        if call.is_abandoned:
-            call.future.set_exception(abandonment_error())
+        if call.is_disconnected:
+            call.future.set_exception(disconnect_error())
             return
         try:
             result = call.function()
@@ -133,9 +133,9 @@ class _Call:
     future: "Future[Any]" = attrs.field(factory=Future)
 
     @property
-    def is_abandoned(self) -> bool:
-        is_abandoned = self.turn.is_abandoned
-        return is_abandoned is not None and is_abandoned()
+    def is_disconnected(self) -> bool:
+        is_disconnected = self.turn.is_disconnected
+        return is_disconnected is not None and is_disconnected()
 
 
 class _FairQueue:
@@ -156,10 +156,10 @@ class _FairQueue:
         return [call for calls in self._waiting.values() for call in calls]
 
     def add(self, call: _Call) -> _Call | None:
-        """Add a call. If the queue is full, return the call that must be rejected instead: it may be the new one."""
+        """Add a call. If the queue is full, return the call to reject instead, which may be the new one."""
         rejected = None
         if len(self._unfinished) >= self._max_calls:
-            rejected = self._find_abandoned(call) or self._latest_of_greediest(call.turn.client)
+            rejected = self._find_disconnected(call) or self._find_unfair(call.turn.client)
             if rejected is None:
                 return call
             self.remove(rejected)
@@ -186,18 +186,18 @@ class _FairQueue:
             if not calls:
                 del self._waiting[call.turn.client]
 
-    def _find_abandoned(self, added: _Call) -> _Call | None:
-        """Return an abandoned call. Calls that are always needed share no queue with others, so do not search there."""
-        if added.turn.is_abandoned is None:
+    def _find_disconnected(self, added: _Call) -> _Call | None:
+        """Return a call whose client has disconnected. Do not search if the calls in this queue must run anyway."""
+        if added.turn.is_disconnected is None:
             return None
-        return next((call for call in self.waiting if call.is_abandoned), None)
+        return next((call for call in self.waiting if call.is_disconnected), None)
 
-    def _latest_of_greediest(self, client: str) -> _Call | None:
+    def _find_unfair(self, client: str) -> _Call | None:
         """Return the latest call of the client with the most waiting calls, if it has more than ``client`` would."""
-        greediest = max(self._waiting.values(), key=len, default=OrderedDict())
-        if len(greediest) <= len(self._waiting.get(client, ())) + 1:
+        most_calls = max(self._waiting.values(), key=len, default=OrderedDict())
+        if len(most_calls) <= len(self._waiting.get(client, ())) + 1:
             return None
-        return next(reversed(greediest))
+        return next(reversed(most_calls))
 
 
 def cores() -> int:

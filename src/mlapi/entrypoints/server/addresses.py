@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from mlapi.domain.addresses import Network, client_site, is_in_any
+from mlapi.domain.addresses import Network, is_in_any, rate_limit_key
 
 MIN_DEFAULT_PER_ADDRESS = 10
 _MAX_LOGGED_ADDRESSES = 100
@@ -13,7 +13,7 @@ _logger = logging.getLogger("mlapi")
 
 
 def default_per_address(max_connections: int) -> int:
-    """Return the default limit: a tenth of all connections, or 10 if that still leaves half of them to others."""
+    """Return the default limit: a tenth of all connections, but at least 10 or half of them, whichever is less."""
     return max(1, max_connections // 10, min(MIN_DEFAULT_PER_ADDRESS, max_connections // 2))
 
 
@@ -33,7 +33,7 @@ class ConnectionsPerAddress:
 
     def add(self, address: str) -> int:
         """Count a new connection. Return how many connections above the limit the address now has."""
-        network = client_site(address)
+        network = rate_limit_key(address)
         self._counts[network] += 1
         surplus = self._counts[network] - self.limit
         if surplus <= 0 or is_in_any(address, self._trusted_proxies):
@@ -43,7 +43,7 @@ class ConnectionsPerAddress:
 
     def remove(self, address: str) -> None:
         """Forget a closed connection."""
-        network = client_site(address)
+        network = rate_limit_key(address)
         self._counts[network] -= 1
         if not self._counts[network]:
             del self._counts[network]

@@ -2,7 +2,7 @@
 
 A periodic check reads the state of each connection from uvicorn's own objects, so deadlines add no cost to requests.
 
-A connection holds a bounded amount of memory: one request, `READ_BYTES` of the following ones, and one response. It
+The memory of a connection is bounded: it holds one request, `READ_BYTES` of the following ones, and one response. It
 reads, parses and serves nothing more until the client has read the response.
 """
 
@@ -21,7 +21,7 @@ from uvicorn.server import ServerState
 
 from mlapi.entrypoints.http.request_context import HEADERS
 from mlapi.entrypoints.server.addresses import ConnectionsPerAddress
-from mlapi.entrypoints.server.pipelining import RequestSplitter, Turns
+from mlapi.entrypoints.server.pipelining import RequestSplitter, RoundRobin
 from mlapi.entrypoints.wire.error_responses import http_error_response
 from mlapi.entrypoints.wire.errors import MAX_HEADERS
 
@@ -30,7 +30,7 @@ IDLE_SECONDS = 5
 MAX_HEAD_BYTES = 64 * 1024
 """The limit for the request line and headers together. h11 uses the same limit."""
 READ_BYTES = 16 * 1024
-"""How much is read from a connection at once. Most requests are much shorter."""
+"""The maximum length of one read from a connection. Most requests are much shorter."""
 MAX_SURPLUS_CONNECTIONS = 50
 """How many connections above a maximum receive a 503 response. All others are closed without a response."""
 CHECK_INTERVAL_SECONDS = 0.5
@@ -45,7 +45,7 @@ _TOO_MANY_CONNECTIONS_OF_ADDRESS = (
 
 
 class TooManyHeadersError(Exception):
-    """Stops the parser."""
+    """Stops the parser at the first header above the limit."""
 
 
 class Phase(Enum):
@@ -96,17 +96,17 @@ class State(ServerState):
         super().__init__()
         self.max_connections = max_connections
         self.per_address = per_address
-        self.turns = Turns()
+        self.turns = RoundRobin()
         self.read_buffer = memoryview(bytearray(READ_BYTES))
-        """Received data is copied from here at once, so all connections share the buffer."""
+        """A read is copied from here immediately, so all connections share this buffer."""
         self.drain_now = False
         """Whether connections without a request are closed immediately when draining."""
 
 
 class Cycle(RequestResponseCycle):
-    """A request and its response, which is complete when the kernel has taken all of it.
+    """A request and its response. Sending ends when the kernel has accepted the whole response.
 
-    The application can therefore tell whether the client has disconnected before it has read the response.
+    The application can therefore detect that the client disconnected before it read the response.
     """
 
     async def send(self, message: ASGISendEvent) -> None:
@@ -142,7 +142,7 @@ class Connection(HttpToolsProtocol):
         """When a check first saw this phase and request, in event loop time."""
         self._splitter = RequestSplitter()
         self._unparsed = b""
-        """Received data that has to wait. While there is any, nothing more is read."""
+        """Received data that waits to be parsed. Reading stops until all of it is parsed."""
 
     @property
     def phase(self) -> Phase:
@@ -158,7 +158,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
         super().connection_made(transport)
-        transport.set_write_buffer_limits(0)  # the kernel has a buffer for each connection; fill no second one
+        transport.set_write_buffer_limits(0)  # the kernel already buffers responses
         state = self.server_state
         surplus = len(self.connections) - state.max_connections
         if surplus > 0:
@@ -194,7 +194,7 @@ class Connection(HttpToolsProtocol):
             self._parse(data)
 
     def _parse(self, data: bytes) -> None:
-        """Parse received data until a request is complete. Postpone what follows."""
+        """Parse received data until a request is complete. Postpone the rest."""
         for _ in range(MAX_PIECES_PER_TURN):
             if self._is_busy:
                 break
@@ -208,7 +208,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _is_busy(self) -> bool:
-        """Whether the next request has to wait: the current one is complete, and its response has not been read."""
+        """Whether the next request has to wait until the client has read the response to the current one."""
         cycle = self.cycle
         if cycle is None:
             return False
@@ -242,7 +242,7 @@ class Connection(HttpToolsProtocol):
         if not self._is_busy:
             self.server_state.turns.add(self._take_turn)
         elif self.cycle is not None and _CLOSE in self.cycle.default_headers:
-            # Also serve the received requests when draining. Only the last response closes the connection.
+            # Also serve the received requests while draining. Only the last response closes the connection.
             self.cycle.default_headers = [header for header in self.cycle.default_headers if header != _CLOSE]
 
     def _take_turn(self) -> None:
@@ -258,11 +258,11 @@ class Connection(HttpToolsProtocol):
             self.transport.resume_reading()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: ASGI3Application) -> None:
-        cycle.__class__ = Cycle  # uvicorn has created it, and offers no other way
+        cycle.__class__ = Cycle  # uvicorn has created the object, and has no setting for its class
         super()._start_asgi_task(cycle, app)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        # Repeats the method of the base class, because calling it would take longer than all that it does.
+        # A copy of the base method, because a call would take longer than the method itself.
         name = name.lower()
         if name == b"expect" and value.lower() == b"100-continue":
             self.expect_100_continue = True
@@ -290,7 +290,7 @@ class Connection(HttpToolsProtocol):
             self.server_state.turns.add(self._take_turn)
 
     def shutdown(self) -> None:
-        """Close the connection after its current or next request, and after requests that have been received already.
+        """Close the connection after its current or next request, and after all requests that have been received.
 
         The client may already have sent its next request, which must be served. A connection without a request
         therefore stays open until its deadline, unless the worker has to drain now.
@@ -301,7 +301,7 @@ class Connection(HttpToolsProtocol):
         super().shutdown()
 
     def has_read_all(self) -> bool:
-        """Return whether the client has sent nothing that this process has not read yet."""
+        """Return whether this process has read everything that it has received from the client."""
         poll = select.poll()
         poll.register(self.transport.get_extra_info("socket"), select.POLLIN)
         return not poll.poll(0)
@@ -353,7 +353,7 @@ def _content_length(headers: Iterable[tuple[bytes, bytes]]) -> int:
 
 
 class BufferedReader(asyncio.BufferedProtocol):
-    """Reads the data of a connection, at most `READ_BYTES` at once. asyncio would read 256 KiB."""
+    """Reads the data of a connection, at most `READ_BYTES` at a time. asyncio would read 256 KiB."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""The sockets that ``mlapi serve`` listens on: start to listen, serve the waiting connections, and stop listening."""
+"""The sockets that ``mlapi serve`` listens on: start listening, accept the waiting connections, and stop."""
 
 import asyncio
 import ctypes
@@ -10,7 +10,7 @@ from contextlib import suppress
 BACKLOG = 2048
 """The maximum number of connections that the kernel queues until a worker accepts them."""
 HANDSHAKE_SECONDS = 0.5
-"""The time in which a TCP handshake completes. It is longer than a round trip to the other side of the Earth."""
+"""How long a TCP handshake may take. This is longer than a round trip to the other side of the Earth."""
 MAX_DRAIN_SECONDS = 5.0
 """The maximum time for accepting the waiting connections."""
 _POLL_SECONDS = 0.02
@@ -29,8 +29,8 @@ _DROP_SYN = (
 def reserve_address(listener: socket.socket) -> None:
     """Keep other servers from binding the address of a socket that does not listen.
 
-    SO_REUSEADDR is required to bind the address while old connections are in TIME_WAIT. With it, another server could
-    bind the address too until one of the two listens.
+    SO_REUSEADDR is required to bind the address while old connections are in TIME_WAIT. While it is set, another server
+    can bind the same address, until one of the two listens.
     """
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
 
@@ -61,9 +61,9 @@ def stop_listening(listener: socket.socket) -> None:
 async def drain_backlog(listener: socket.socket) -> None:
     """Wait until the event loop has accepted all connections that clients have opened or are opening.
 
-    The kernel resets the connections that wait in the queue of a listener when it is closed. Therefore, first drop the
-    packets that open connections. Their clients send them again after a second, and are then refused or accepted by
-    another server.
+    When a listener is closed, the kernel resets the connections in its queue. Therefore, first drop the packets that
+    open connections. The clients send them again after a second, and another server then accepts them, or they are
+    refused.
     """
     loop = asyncio.get_running_loop()
     started_at = loop.time()

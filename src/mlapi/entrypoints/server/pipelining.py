@@ -1,7 +1,7 @@
 """Process pipelined requests one at a time, and take turns between connections.
 
-uvicorn prepares every request in the bytes that it receives, before it has answered the first one. A client could make
-it prepare thousands of requests per connection.
+uvicorn parses every request that it receives before it has answered the first one. A client could make it hold
+thousands of requests per connection.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ TURNS_PER_ITERATION = 32
 SHORT_READS_PER_ITERATION = 128
 """How many short reads are parsed immediately in one iteration. The others wait for their turn."""
 SHORT_READ_BYTES = 4096
-"""How long a read may be to be parsed immediately. Most requests are shorter."""
+"""The maximum length of a read that is parsed immediately. Most requests are shorter."""
 _END = b"\r\n\r\n"
 
 
@@ -26,12 +26,12 @@ class RequestSplitter:
 
     def __init__(self) -> None:
         self.body_bytes_left = 0
-        """The number of bytes that are missing from a body of known length."""
+        """The number of bytes still missing from a body of known length."""
         self._last_bytes = b""
-        """The last three bytes of an unfinished part, because an empty line may have started in them."""
+        """The last three bytes of an incomplete request, because an empty line may have started in them."""
 
     def next_piece(self, data: bytes) -> bytes:
-        """Return the start of the data, up to the end of a request or to the end of the data."""
+        """Return the first piece of the data: up to the end of a request, or all of it."""
         if self.body_bytes_left:
             piece = data[: self.body_bytes_left]
             self.body_bytes_left -= len(piece)
@@ -51,11 +51,11 @@ class RequestSplitter:
         return data[:end]
 
 
-class Turns:
+class RoundRobin:
     """Calls functions in the order in which they were added, a few in each iteration of the event loop.
 
-    In each iteration, the event loop also accepts connections and reads short requests. Their clients therefore wait
-    only briefly, however much others have sent.
+    In each iteration, the event loop also accepts connections and reads short requests. These clients therefore wait
+    only briefly, no matter how much data others have sent.
     """
 
     def __init__(self) -> None:

@@ -42,7 +42,7 @@ class Timeouts:
     """The delay before another attempt if a worker failed to start. It doubles with each failure."""
     max_retry_seconds: float = 30.0
     backlog_seconds: float = 5.0
-    """How long new connections may wait for a worker if none is serving. Then they are refused."""
+    """How long new connections wait if no worker is serving. Then they are refused."""
 
 
 class WorkerState(Enum):
@@ -111,7 +111,7 @@ class Worker:
         self._send(Order.LEAVE)
 
     def serve(self, connection: socket.socket) -> bool:
-        """Pass a connection to the worker. Return whether that succeeded."""
+        """Pass a connection to the worker. Return False if the worker does not take it."""
         return self._send(Order.SERVE_CONNECTION, connection.fileno())
 
     def drain_now(self) -> None:
@@ -122,7 +122,7 @@ class Worker:
         self._process.kill()
 
     def timed_out(self) -> bool:
-        """Return whether the time for the current state has run out. Call this once per check."""
+        """Return whether the worker has spent too much time in its current state. Call this once per check."""
         self._seconds_left -= self._timeouts.check_seconds
         return self._seconds_left < 0
 
@@ -142,9 +142,9 @@ class Worker:
 
 @contextmanager
 def _terminal_signals_blocked() -> Iterator[None]:
-    """Block SIGINT and SIGHUP, which a terminal sends to all processes, in the processes that are started.
+    """Block SIGINT and SIGHUP in the processes that this block starts. A terminal sends them to all processes.
 
-    Only the supervisor handles them. A worker that is starting could not.
+    Only the supervisor handles them. A worker could not handle them while it is starting.
     """
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
     try:

@@ -45,11 +45,11 @@ from mlapi.entrypoints.server.processes import (
 _logger = logging.getLogger("mlapi")
 
 MAX_START_ATTEMPTS = 5
-"""How many workers may fail to start in a row, while none is serving, before the supervisor exits."""
+"""The supervisor exits if this many workers in a row fail to start while none is serving."""
 CONFIGURATION_ERROR = 3
 """The exit code of a worker whose settings, secrets or database must be fixed first. Other errors may be transient."""
 _PASS_ON_SECONDS = 5.0
-"""How long to wait until a worker takes a connection. Then the connection is closed."""
+"""How long to wait for a worker to take a connection. Then the connection is closed."""
 _MAX_ACCEPTS = 100
 """The maximum number of connections that are passed on before other events are handled."""
 
@@ -244,15 +244,15 @@ class Supervisor:
             self._refuse_connections()
 
     def _refuse_connections(self) -> None:
-        """Stop listening, once, until a worker is serving: a worker that is starting may be about to listen."""
+        """Stop listening until a worker is serving. Do so only once, because a new worker may be about to listen."""
         self._refuse_at = math.inf
         for listener in self._listeners:
             stop_listening(listener)
 
-    # --- connections of listeners without a worker
+    # --- listeners whose worker has died
 
     def _watch_orphans(self) -> None:
-        """Watch the listeners whose worker stopped accepting connections, if another worker is serving."""
+        """If any worker is serving, watch the listeners whose own worker has stopped accepting connections."""
         serving = self._serving
         owned = [worker.listener for worker in serving]
         orphans = [
@@ -273,7 +273,7 @@ class Supervisor:
         for _ in range(_MAX_ACCEPTS):
             try:
                 connection, _address = listener.accept()
-            except OSError:  # none is waiting, or the client has already closed the connection
+            except OSError:  # no connection is waiting, or its client has closed it
                 return
             self._passed_on += 1
             first = self._passed_on % max(len(serving), 1)
@@ -322,7 +322,7 @@ def supervise(
         supervisor = Supervisor([socket.socket(fileno=listener) for listener in listeners], command)
         for signal_number in SIGNALS:
             signal.signal(signal_number, lambda number, _: supervisor.send_signal(number))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # blocked by the process that started this one
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the parent process has blocked them
         return supervisor.run()
 
 

@@ -40,10 +40,10 @@ from mlapi.entrypoints.server.open_files import limit_connections
 APP = "mlapi.entrypoints.http:app"
 _logger = getLogger("mlapi")
 RECEIVE_BUFFER_BYTES = 32 * 1024
-"""How much the kernel receives for each connection before it is read. Linux doubles this.
+"""The size of the kernel's receive buffer for each connection. Linux doubles it.
 
-By default, it can grow to many megabytes. A thousand connections could then use up the kernel's memory for TCP, and the
-kernel would drop the packets of others.
+By default, the buffer can grow to many megabytes, so a thousand connections could exhaust the kernel's memory for TCP.
+The kernel would then drop packets of other clients.
 """
 ACCEPTS_PER_ITERATION = 16
 """How many connections are accepted in one iteration of the event loop. uvloop accepts one for each file descriptor."""

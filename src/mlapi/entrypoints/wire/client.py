@@ -9,7 +9,7 @@ from mlapi.domain.addresses import Address, Network, is_in_any, parse_address
 from mlapi.entrypoints.wire.headers import Headers, wsgi_headers
 
 MAX_FORWARDED_ENTRIES = 50
-"""How many entries of X-Forwarded-For are parsed, from the end: each proxy adds one, and clients may add any number."""
+"""How many entries of X-Forwarded-For are parsed, starting from the last: clients can add any number."""
 _MAX_PORT_DIGITS = 5
 _UNKNOWN = "unknown"
 _UNKNOWN_END = ("", 0)
@@ -29,7 +29,7 @@ class Client:
         scheme: ``http`` or ``https``.
         peer_port: the port of the other end of the connection; 0 if unknown.
         server_port: the port of our end of the connection; 0 if unknown.
-        is_peer_certain: whether the peer address belongs to the connection. Otherwise, the server may have replaced it
+        is_peer_certain: whether the peer address is that of the connection. Otherwise, the server may have replaced it
             with an address from X-Forwarded-For.
         connection: identifies the connection. The requests of one connection may share the same object; requests of
             different connections never do. Compare it by identity.
@@ -144,9 +144,9 @@ class Client:
         return nearest if is_trusted or parse_address(self.peer_address) in checked else _UNKNOWN
 
     def _may_be_peer(self, entry: str) -> bool:
-        """Return whether the server may have taken the peer address from an X-Forwarded-For entry.
+        """Return whether the server may have taken the peer address from this X-Forwarded-For entry.
 
-        The port is then 0 or from the same entry. The real port of a connection is never 0.
+        The port is then 0 or that of the entry. The real port of a connection is never 0.
         """
         address, port = _split_port(entry)
         if not self.peer_address or (self.peer_port and self.peer_port != port):

@@ -6,7 +6,7 @@ from mlapi.domain.errors import MlapiError
 
 MAX_BODY_BYTES = 16 * 1024  # three fields of maximum length need less than half of this in UTF-8
 MAX_PATH_CHARS = 4096
-"""Longer than every path of an operation, tokens included."""
+"""Longer than the path of every operation, including tokens."""
 MAX_QUERY_BYTES = 4096
 """Longer than the longest search, in any script, with every byte percent-encoded."""
 MAX_HEADERS = 100

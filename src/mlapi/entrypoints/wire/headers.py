@@ -145,7 +145,8 @@ def parse_authorization(headers: Headers) -> tuple[bytes, bytes]:
 def get_cookies(headers: Headers, name: str) -> list[str]:
     """Return the values of the cookies with this name, which may be repeated.
 
-    Quoted values are not decoded: our cookies have none, and Python's decoder takes quadratic time (CVE-2024-7592).
+    Quoted values are not decoded: mlapi's cookies contain none, and Python's decoder takes quadratic time
+    (CVE-2024-7592).
     """
     prefix = name.encode("ascii") + b"="
     pairs = b";".join([value for header, value in headers if header == b"cookie"]).split(b";", _MAX_COOKIES)

@@ -198,7 +198,7 @@ def parse_permission(text: str) -> bool:
 
 
 def redact_credentials(path: str) -> str:
-    """Return the path with tokens and API keys removed, for logging. Too long paths are not shown at all."""
+    """Return the path with tokens and API keys removed, for logging. Omit paths that are too long."""
     if len(path) > MAX_PATH_CHARS:
         return f"/{_REDACTED}"
     if TOKEN_PATH_PREFIX not in path and "eyJ" not in path and "mlapi_" not in path:
