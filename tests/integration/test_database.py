@@ -5,6 +5,7 @@ import sqlite3
 import stat
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -36,6 +37,7 @@ from mlapi.testing.samples import (
     with_api_key,
 )
 from tests.postgres_server import PASSWORD, PostgresServer
+from tests.torture.slow_database import SlowProxy
 
 OpenDatabase = Callable[[URL], Database]
 
@@ -634,3 +636,24 @@ def test_maximum_time_can_be_stored_in_any_server_time_zone(
 
     assert repository.list_api_keys(user.id) == [key]
     assert repository.find_principals([key.id]) == [ApiKeyPrincipal(key, user)]
+
+
+def test_connections_are_opened_concurrently(postgres_url: URL, open_database: Callable[[URL], Database]) -> None:
+    assert postgres_url.port is not None
+    threads = 8
+
+    def read_seconds(count: int) -> float:
+        database.close()  # as after a lost connection
+        begin = time.monotonic()
+        with ThreadPoolExecutor(count) as pool:
+            list(pool.map(lambda _: database.read(lambda connection: connection.scalar(select(1))), range(count)))
+        return time.monotonic() - begin
+
+    with SlowProxy(postgres_url.port) as proxy:
+        database = open_database(postgres_url.set(port=proxy.port))
+        read_seconds(1)
+        proxy.delay_seconds = 0.1
+        alone, together = read_seconds(1), read_seconds(threads)
+        database.close()
+
+    assert together < 2 * alone

@@ -74,23 +74,34 @@ def create(
     except (ProgrammingError, ArgumentError):
         raise ConfigurationError("database.url has an unknown PostgreSQL option") from None
 
+    is_dialect_ready = False
+
     @event.listens_for(engine, "do_connect")
     def _connect(
         _dialect: object, _record: object, arguments: list[Any], keywords: dict[str, Any]
     ) -> BoundedConnection:
+        # Set the connection up here, because SQLAlchemy calls the listeners for "connect" in one thread at a time.
         connection = BoundedConnection.open(*arguments, timeout_seconds=timeout_seconds, **keywords)
         connections.add(connection)
+        with _closing_after_errors(connection):
+            connection.set_up()
         return connection
 
-    @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy's first queries
-    def _begin_setup(connection: DBAPIConnection, _record: object) -> None:
-        with _closing_after_errors(connection) as driver:
-            driver.begin_setup()
+    @event.listens_for(engine, "connect", insert=True)  # before SQLAlchemy's queries on the first connection
+    def _begin_first_queries(connection: DBAPIConnection, _record: object) -> None:
+        if not is_dialect_ready:
+            driver = cast("BoundedConnection", connection)
+            with _closing_after_errors(driver):
+                driver.begin()
 
-    @event.listens_for(engine, "connect")  # after SQLAlchemy's first queries
-    def _finish_setup(connection: DBAPIConnection, _record: object) -> None:
-        with _closing_after_errors(connection) as driver:
-            driver.finish_setup()
+    @event.listens_for(engine, "connect")  # after SQLAlchemy's queries on the first connection
+    def _end_first_queries(connection: DBAPIConnection, _record: object) -> None:
+        nonlocal is_dialect_ready
+        if not is_dialect_ready:
+            driver = cast("BoundedConnection", connection)
+            with _closing_after_errors(driver):
+                driver.rollback()
+            is_dialect_ready = True
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
@@ -104,9 +115,9 @@ def create(
 
 
 @contextmanager
-def _closing_after_errors(connection: DBAPIConnection) -> Iterator["BoundedConnection"]:
+def _closing_after_errors(connection: "BoundedConnection") -> Iterator[None]:
     try:
-        yield cast("BoundedConnection", connection)
+        yield
     except BaseException:
         connection.close()
         raise

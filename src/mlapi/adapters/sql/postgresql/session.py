@@ -58,13 +58,13 @@ class BoundedConnection(psycopg.Connection[Any]):
     max_wait_seconds: float = _UNLIMITED
     """How long to wait if nothing arrives."""
     is_pooled: bool = True
-    """Whether the session may serve other clients between two transactions. `finish_setup` decides."""
+    """Whether the session may serve other clients between two transactions. `set_up` decides."""
 
     _is_interrupted: bool = False
 
     @classmethod
     def open(cls, conninfo: str = "", *, timeout_seconds: float, **keywords: Any) -> Self:  # noqa: ANN401 - passed on
-        """Connect. `begin_setup` and `finish_setup` must follow.
+        """Connect. `set_up` must follow.
 
         Args:
             conninfo: for libpq, like the keywords.
@@ -119,8 +119,8 @@ class BoundedConnection(psycopg.Connection[Any]):
         else:
             self.cancel_safe(timeout=_CANCEL_SECONDS)
 
-    def begin_setup(self) -> None:
-        """Begin a transaction with all settings, and check the encoding of the database.
+    def set_up(self) -> None:
+        """Check the encoding of the database. A direct connection gets its settings, and may prepare statements.
 
         Raises:
             ConfigurationError: if it is not UTF-8.
@@ -135,9 +135,6 @@ class BoundedConnection(psycopg.Connection[Any]):
                 f"the database's encoding is {encoding}, which cannot store every name: create a database with"
                 " CREATE DATABASE ... TEMPLATE template0 ENCODING 'UTF8'"
             )
-
-    def finish_setup(self) -> None:
-        """End the transaction. A direct connection keeps its settings, and may prepare statements."""
         self.rollback()
         if self.is_pooled:
             return
