@@ -114,6 +114,16 @@ class RepeatingTheLastUser(InMemoryUserRepository):
         return super().list_page(after=UserId(after - 1), limit=limit, enabled=enabled, containing=containing)
 
 
+class FindingPartsOfNames(InMemoryUserRepository):
+    def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
+        return self.list_page(after=UserId(0), limit=limit, containing=prefix)
+
+
+class OmittingUnknownNames(InMemoryUserRepository):
+    def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
+        return [user for user in super().find_many(keys) if user is not None]
+
+
 class FilteringAfterTheLimit(InMemoryUserRepository):
     """Applies the limit before the filter, so that pages are too short."""
 

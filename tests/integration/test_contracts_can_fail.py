@@ -89,6 +89,12 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     ),
     (UserRepositoryContract, faulty_adapters.ShortPages, "test_pages_are_sorted_by_id"),
     (UserRepositoryContract, faulty_adapters.RepeatingTheLastUser, "test_pages_are_sorted_by_id"),
+    (
+        UserRepositoryContract,
+        faulty_adapters.FindingPartsOfNames,
+        "test_users_are_found_by_the_start_of_their_name",
+    ),
+    (UserRepositoryContract, faulty_adapters.OmittingUnknownNames, "test_many_usernames_are_found_in_any_order"),
     (UserRepositoryContract, faulty_adapters.FilteringAfterTheLimit, "test_filter_does_not_shorten_pages"),
     (UserRepositoryContract, faulty_adapters.ReorderingUsers, "test_update_does_not_move_a_user_to_another_page"),
     (UserRepositoryContract, faulty_adapters.TruncatingPasswords, "test_special_characters_and_long_texts_are_stored"),
