@@ -23,7 +23,7 @@ from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.application import user_search
 from mlapi.bootstrap import in_memory_access
 from mlapi.config import HttpSettings
-from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.errors import ConfigurationError, SearchUnavailableError
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import CONSOLE_PATH
@@ -1143,6 +1143,19 @@ class UnusableRepository(UnavailableRepository):
 class BrokenRepository(UnavailableRepository):
     def list_page(self, **_arguments: object) -> list[User]:
         raise ZeroDivisionError("a bug")
+
+
+class BusyRepository(InMemoryUserRepository):
+    def list_page(self, **_arguments: object) -> list[User]:
+        raise SearchUnavailableError("Two other searches are running: try again in a moment")
+
+
+def test_page_says_that_other_searches_are_running() -> None:
+    with asgi_client(create_app(Users(BusyRepository(), PlainCipher()), LOCAL_MODE)) as client:
+        page = open_page(client)
+
+    assert page.response.status_code == 503
+    assert "Two other searches are running: try again in a moment." in page.text
 
 
 def test_page_does_not_show_details_of_a_configuration_error() -> None:

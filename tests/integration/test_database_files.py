@@ -201,6 +201,18 @@ def test_mounted_folder_is_accepted(data: Path, tmp_path: Path) -> None:
     assert (run.stdout, usernames(data / "mlapi.db")) == ("", ["ada", "grace"])
 
 
+def test_file_listed_as_a_mount_point_is_rejected(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
+    file = data / "my users.db"
+    register(file)
+    mounts = data.with_name("mountinfo")
+    listed = str(file).replace(" ", r"\040")
+    mounts.write_text(f"36 35 98:0 / / rw - ext4 /dev/root rw\n37 36 98:0 /users.db {listed} rw - ext4 /dev/root rw\n")
+    monkeypatch.setattr(files, "_MOUNTS", mounts)
+
+    with pytest.raises(ConfigurationError, match="is mounted as a single file"):
+        register(file, "grace")
+
+
 def test_mount_points_are_unknown_without_proc(monkeypatch: pytest.MonkeyPatch, data: Path) -> None:
     monkeypatch.setattr(files, "_MOUNTS", Path("/proc/missing"))
 

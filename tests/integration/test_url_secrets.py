@@ -118,7 +118,7 @@ def run_everything(environ: dict[str, str], caplog: pytest.LogCaptureFixture) ->
     return "\n".join([*output.texts, caplog.text])
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(secret=secrets, template=st.sampled_from(sorted(URLS.values())), is_encoded=st.booleans())
 def test_no_piece_of_a_password_is_shown(
     folder: Path, caplog: pytest.LogCaptureFixture, secret: str, template: str, *, is_encoded: bool

@@ -131,7 +131,7 @@ def stored(url: URL) -> tuple[int, int]:
 def test_flood_from_one_address_does_not_delay_logins_of_another(
     tmp_path: Path, kind: Flood, short_or_full: ShortOrFull, report: Report
 ) -> None:
-    connections, seconds = short_or_full(50, 150), short_or_full(2, 20)
+    connections, seconds = short_or_full(30, 150), short_or_full(1, 20)
     url = URL.create("sqlite", database=str(tmp_path / "mlapi.db"))
     with MlapiServer(tmp_path, {**DEVELOPMENT, **kind.environ}, "--no-access-log") as server:
         neighbor = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
@@ -140,7 +140,7 @@ def test_flood_from_one_address_does_not_delay_logins_of_another(
         request = {"method": kind.method, "path": kind.path, "body": kind.body}
         if kind.is_user:
             request["bearer"] = token_of_a_user(server.port)
-        _, calm = log_ins(server.port, 0, at_least=10)
+        _, calm = log_ins(server.port, 0, at_least=short_or_full(3, 10))
         before, responses = stored(url), Counter[str]()
         with flood(server, request, connections, responses):
             time.sleep(0.5)
