@@ -56,7 +56,7 @@ def atomic_write(file: Path, *, replace: bool, like: os.stat_result | None = Non
 
 
 def _rename_to_new_file(draft: Path, file: Path) -> None:
-    """Give a file its name. Unlike rename, fail if another process has created a file with this name.
+    """Rename a file to its final name, but fail if a file with this name exists.
 
     Raises:
         FileExistsError: if the file exists.

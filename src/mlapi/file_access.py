@@ -1,32 +1,32 @@
 """Check which accounts of this machine can access a file, before trusting its content.
 
-The functions return an error message with a solution, or None. They check the file itself, and do not consider accounts
-that can rename files in its folder.
+The functions return an error message with a solution, or None. They check only the file itself, and ignore that other
+accounts may be able to rename files in its folder.
 """
 
 import os
 import stat
 from pathlib import Path
 
-_NO_EFFECT = "if that has no effect, move it to a file system that stores modes"
+_NO_EFFECT = "if that has no effect, move it to a file system that supports permissions"
 
 
 def find_secrets_error(file: Path) -> str | None:
-    """Return an error if a file with secrets exists, and other accounts than its owner and group can access it."""
+    """Return an error if a file with secrets exists, and accounts outside its group can access it."""
     if _mode(file) & (stat.S_IROTH | stat.S_IWOTH):
         return f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`; {_NO_EFFECT}"
     return _find_owner_error(file)
 
 
 def find_database_error(file: Path) -> str | None:
-    """Return an error if a file of a database exists, and other accounts than its owner and group can change it."""
+    """Return an error if a file of a database exists, and accounts outside its group can change it."""
     if _mode(file) & stat.S_IWOTH:
         return f"every account can change {file}: run `chmod 600 {file}`; {_NO_EFFECT}"
     return _find_owner_error(file)
 
 
 def find_database_warning(file: Path) -> str | None:
-    """Return a warning if a file of a database exists, and other accounts than its owner and group can read it."""
+    """Return a warning if a file of a database exists, and accounts outside its group can read it."""
     if _mode(file) & stat.S_IROTH:
         return f"every account can read {file}: run `chmod 600 {file}`; {_NO_EFFECT}"
     return None

@@ -1,7 +1,7 @@
 """End the database reads of a search early, because its client has disconnected or its time is up.
 
-The thread that serves a search runs it with `Interruption.run`. A storage that can end a read early finds the
-interruption with `current_interruption`; other storages can ignore it.
+The thread that serves a search calls it with `Interruption.run`. A storage that can end a read early gets the
+interruption from `current_interruption`. Other storages can ignore it.
 """
 
 import threading
@@ -51,7 +51,7 @@ class Interruption:
 
     @contextmanager
     def calling(self, interrupt: Callable[[], None]) -> Iterator[None]:
-        """During the block, let `request` call ``interrupt``. After the block, it is not called and not running."""
+        """During the block, let `request` call ``interrupt``. Leave the block only when that call has returned."""
         with self._lock:
             self._interrupt = interrupt
         try:
@@ -66,7 +66,7 @@ class Interruption:
             raise took_too_long()
 
     def run(self, search: Callable[[], T]) -> T:
-        """Call a function whose reads this interruption ends."""
+        """Call a function, and end its reads if this interruption is due."""
         self.raise_if_due()
         token = _CURRENT.set(self)
         try:
@@ -76,7 +76,7 @@ class Interruption:
 
 
 def current_interruption() -> Interruption | None:
-    """Return the interruption of the search that runs in this thread. None for reads that are not searches."""
+    """Return the interruption of the search that runs in this thread, or None for other reads."""
     return _CURRENT.get()
 
 

@@ -364,7 +364,7 @@ def test_startup_fails_if_others_can_read_the_secrets_file(start_server: StartSe
     file = tmp_path / "secrets.yml"
     assert line.endswith(
         f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
-        "; if that has no effect, move it to a file system that stores modes"
+        "; if that has no effect, move it to a file system that supports permissions"
     )
 
 

@@ -319,7 +319,7 @@ def test_world_readable_secrets_cause_a_warning_in_development(
             logging.WARNING,
             (
                 f"{file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
-                "; if that has no effect, move it to a file system that stores modes"
+                "; if that has no effect, move it to a file system that supports permissions"
             ),
         )
     ]
@@ -332,7 +332,7 @@ def test_world_readable_secrets_cause_an_error_in_production(tmp_path: Path) -> 
         load_settings(file, {})
 
     assert str(exc_info.value).startswith(f"{file} holds secrets, but other accounts can access it: run `chmod 600")
-    "; if that has no effect, move it to a file system that stores modes"
+    "; if that has no effect, move it to a file system that supports permissions"
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ def test_world_readable_secret_error_names_the_setting(tmp_path: Path) -> None:
 
     assert str(exc_info.value) == (
         f"MLAPI_SECRETS__SALT_FILE: {file} holds secrets, but other accounts can access it: run `chmod 600 {file}`"
-        "; if that has no effect, move it to a file system that stores modes"
+        "; if that has no effect, move it to a file system that supports permissions"
     )
 
 

@@ -34,7 +34,7 @@ def test_access_by_other_accounts_is_detected(tmp_path: Path, mode: int, expecte
 
 def test_messages_suggest_chmod_and_a_way_out(tmp_path: Path) -> None:
     file = write(tmp_path, "secret", name="secret", mode=0o666)
-    solution = f"run `chmod 600 {file}`; if that has no effect, move it to a file system that stores modes"
+    solution = f"run `chmod 600 {file}`; if that has no effect, move it to a file system that supports permissions"
 
     assert (find_secrets_error(file), find_database_error(file), find_database_warning(file)) == (
         f"{file} holds secrets, but other accounts can access it: {solution}",

@@ -184,7 +184,7 @@ def test_world_readable_secrets_file_is_rejected(tmp_path: Path, profile: str) -
         with_secrets(load(tmp_path, f"profile: {profile}"), file)
 
     assert str(exc_info.value).startswith(f"{file} holds secrets, but other accounts can access it: run `chmod 600")
-    "; if that has no effect, move it to a file system that stores modes"
+    "; if that has no effect, move it to a file system that supports permissions"
 
 
 def test_unknown_key_in_the_secrets_file_is_rejected(tmp_path: Path) -> None:

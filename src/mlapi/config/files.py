@@ -32,7 +32,7 @@ def read_mounted_value(file: Path, setting: str, *, is_secret: bool) -> str:
 
 
 def _is_path(file: Path) -> bool:
-    """Return False if this may be a secret that was set in place of the path of its file."""
+    """Return False if this may be the secret itself instead of the path of its file."""
     folder = file.parent
     return os.path.lexists(file) or (file.is_absolute() and folder != folder.parent and folder.is_dir())
 

@@ -96,7 +96,7 @@ class RegistrationSettings:
 
 @attrs.frozen(kw_only=True)
 class RegistrationLimitSettings:
-    """The number of registrations allowed per minute, not counting those by admins."""
+    """The limit of registrations per minute. Registrations by admins do not count."""
 
     per_address: int | None = None
     """None means `REGISTRATIONS_PER_ADDRESS` in production and no limit in development. 0 means no limit."""

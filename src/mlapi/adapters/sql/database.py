@@ -110,7 +110,7 @@ class Database:
             return self._retrying(attempt)
 
     def browse(self, work: Callable[[Connection], T]) -> T:
-        """Like `read`, but for managers' pages and searches: it uses other connections, and can be interrupted.
+        """Like `read`, but for pages and searches by admins: use separate connections, and allow interruptions.
 
         Raises:
             SearchUnavailableError: if the current `Interruption` ended the read.
@@ -233,7 +233,7 @@ class Database:
         return result
 
     def _begin(self, **options: str) -> tuple[ExitStack, Connection]:
-        """Begin a transaction on a connection that works. Return the connection, and the stack that ends both."""
+        """Begin a transaction on a working connection. Return the connection, and a stack that ends both."""
         with ExitStack() as stack:
             connection = stack.enter_context(self.engine.connect())
             connection.execution_options(**options)
@@ -275,7 +275,7 @@ class Database:
     def _retrying(self, attempt: Callable[[], T]) -> T:
         """Call ``attempt`` and return its result. After a transient error, retry immediately on a new connection.
 
-        The first attempt can be slow, because it may use a connection that was cut silently. It is always repeated.
+        The first attempt is always repeated. It can be slow, because its connection may have been cut silently.
         """
         last_start = time.monotonic() + 2 * self.timeout_seconds
         attempts = 0

@@ -109,7 +109,7 @@ class Dialect(Protocol[DriverConnectionT]):
         ...
 
     def run_autocommit(self, connection: DriverConnectionT, work: Callable[[DriverConnectionT], T]) -> T:
-        """Call ``work`` so that each statement is a transaction of its own, and return its result."""
+        """Call ``work`` with each statement in its own transaction, and return its result."""
         ...
 
     def set_nowait(self, connection: DriverConnectionT) -> None:
@@ -135,7 +135,7 @@ class Dialect(Protocol[DriverConnectionT]):
     def add_counts(
         self, connection: DriverConnectionT, keys: Sequence[str], *, now: float, ends_at: float
     ) -> dict[str, WindowCount]:
-        """Add 1 to the counts for sorted keys, in one statement that does not wait for the disk if it can avoid it.
+        """Add 1 to the counts for sorted keys, in one statement. If possible, do not wait for the disk.
 
         Return the new counts by key. A count whose window ended at ``now`` or earlier starts again, with a window until
         ``ends_at``.

@@ -9,9 +9,9 @@ _POLL_SECONDS = 0.001
 
 
 class ForkGate:
-    """Lets operations run concurrently, and makes new ones wait while it is closed. Use it as a context manager.
+    """Makes new operations wait while it is closed. Use it as a context manager around each operation.
 
-    It takes no lock, because it is used for each query: appending to a list and removing from it are atomic.
+    Operations may run concurrently. The gate has no lock, because every query passes it: list operations are atomic.
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class ForkGate:
     def __enter__(self) -> None:
         forks.notice_fork()
         self._active.append(None)
-        while self.is_closed:  # checked after the operation was counted, so that `close` cannot miss it
+        while self.is_closed:  # check this after counting the operation, so that `close` cannot miss it
             self._active.pop()
             self._opened.wait()
             self._active.append(None)

@@ -37,7 +37,7 @@ def inspect_database(connection: Connection, *, find_password_error: Callable[[s
 
 
 def find_obstacles(connection: Connection, found: Inspection) -> tuple[str, ...]:
-    """Try in a transaction what the service will do next: change rows, or first create or upgrade the tables."""
+    """Return why the service could not change rows or, before an upgrade, could not create and change tables."""
     dialect = dialect_for(connection.dialect.name)
     if found.kind == "mlapi" and found.revision == HEAD:
         return tuple(dialect.find_write_errors(connection))

@@ -14,7 +14,7 @@ from mlapi.adapters.sql.fork_gate import ForkGate
 from mlapi.domain.errors import RepositoryUnavailableError
 
 MAX_BROWSING_CONNECTIONS = 4
-"""For the pages and searches of managers, so that they never take the connections of logins, changes or the guard."""
+"""For pages and searches by admins, so that they never use the connections of logins, changes or the guard."""
 _FORK_TIMEOUT_SECONDS = 10.0
 """How long a fork waits for transactions in an SQLite file."""
 _SERVER_FORK_TIMEOUT_SECONDS = 1.0
@@ -51,7 +51,7 @@ class ConnectionPools:
     def _create(self) -> None:
         self.engine = self._create_engine(self._max_connections)
         self.browsing = self._create_engine(MAX_BROWSING_CONNECTIONS)
-        """For the pages and searches of managers."""
+        """For pages and searches by admins."""
         self.nonblocking: list[PoolProxiedConnection] = []
         """Idle connections that raise an error instead of waiting for a lock."""
         self._writers = threading.BoundedSemaphore(self._dialect.max_writers(self._max_connections))

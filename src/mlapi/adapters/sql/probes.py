@@ -1,6 +1,6 @@
-"""Statements that the service must be able to execute, in a form that changes no row.
+"""Statements of every kind that the service executes, in a form that changes no row.
 
-A database checks privileges, and that it is writable, even for a statement that affects no row.
+Even for these, a database checks privileges and whether it is writable.
 """
 
 from collections.abc import Mapping, Sequence

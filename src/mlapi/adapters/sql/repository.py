@@ -114,7 +114,7 @@ class SqliteUserRepository(SqlUserRepository):
 
 
 def _prefix_end(prefix: str) -> str:
-    """Return a text that sorts behind every text with this prefix, by code point.
+    """Return a text that sorts after every text with this prefix, by code point.
 
     Canonical usernames contain no private-use or unassigned characters, and the last code point is unassigned.
     """

@@ -81,7 +81,7 @@ def downgrade(database: Database, revision: str) -> None:
 def migrate(connection: Connection, revision: str) -> None:
     """Upgrade the schema to a revision in the current transaction.
 
-    Upgrading to the newest also creates the optional indexes that the database has come to support.
+    Upgrading to the newest also creates optional indexes, if the database supports them by now.
     """
     from alembic import command  # noqa: PLC0415 - slow
 

@@ -68,7 +68,7 @@ def connection_url(*, username: str, password: str, host: str, port: int, databa
 
 
 def _validate_unambiguous(rest: str) -> None:
-    """Check that every parser splits the part of a URL behind the scheme in the same way.
+    """Check that all parsers split the part of a URL after the scheme in the same way.
 
     If a password contains an unencoded ``@``, for example, its end is taken for the host, which driver errors show.
     """
@@ -78,7 +78,7 @@ def _validate_unambiguous(rest: str) -> None:
 
 
 def _with_hidden_password(url: URL) -> URL:
-    """Move a password from the options to where SQLAlchemy hides it when it shows the URL."""
+    """Move a password from the options to the user information, where SQLAlchemy hides it when it shows the URL."""
     password = url.query.get("password")
     if not isinstance(password, str):
         return url

@@ -105,9 +105,9 @@ class PostgresqlDialect:
         engine.commit(connection)
 
     def run_autocommit(self, connection: "BoundedConnection", work: Callable[["BoundedConnection"], T]) -> T:
-        """Let each statement be a transaction of its own. This saves the round trips for BEGIN and COMMIT.
+        """Run each statement in its own transaction. This saves the round trips for BEGIN and COMMIT.
 
-        Behind a pooler, use a transaction nevertheless: only then are the settings certain.
+        Behind a pooler, use one transaction instead, because the settings apply only within it.
         """
         if not connection.is_pooled:
             connection.limit_waiting()
@@ -167,7 +167,7 @@ class PostgresqlDialect:
         def cancel() -> None:
             nonlocal was_canceled
             was_canceled = True
-            with suppress(Error):  # without a connection to the server, the time limit ends the statement
+            with suppress(Error):  # if the server is unreachable, the time limit ends the statement
                 driver_connection.interrupt()
 
         try:

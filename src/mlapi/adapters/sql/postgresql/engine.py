@@ -31,8 +31,8 @@ def create(
 
     Args:
         url: must use the driver psycopg.
-        timeout_seconds: for connecting, for waiting for a lock, and for waiting for a pooled connection. Waits for
-            the database's answer are limited, too: see `BoundedConnection.open`.
+        timeout_seconds: for connecting, for waiting for a lock, and for waiting for a pooled connection.
+            `BoundedConnection.open` limits the other waits.
         max_connections: size of the connection pool.
         connections: the engine adds every connection that it opens to this set.
 
@@ -150,7 +150,7 @@ def drop_stale_connections(engine: Engine, connections: "WeakSet[BoundedConnecti
 
 
 def abandon(engine: Engine, connections: "WeakSet[BoundedConnection]") -> None:
-    """In a forked child, detach the inherited connections from their sockets without sending anything.
+    """In a forked child, detach inherited connections from their sockets without sending data.
 
     Closing a connection would end its session, which the parent still uses.
     """

@@ -1,7 +1,7 @@
 """Classify errors of PostgreSQL, and describe them without their messages.
 
-A message may contain stored values, or parts of the database URL. So the description depends only on the SQLSTATE, or,
-if the connection failed, on well-known words in the message.
+A message may contain stored values, or parts of the database URL. Therefore the description depends only on the
+SQLSTATE or, if the connection failed, on well-known words in the message.
 """
 
 from typing import TYPE_CHECKING
@@ -62,7 +62,7 @@ _BY_WORDS = (
     ),
     (
         ("server login", "login failed", "cannot connect to server", "server conn crashed"),
-        "the connection pooler cannot connect to the server",
+        "the connection pooler cannot connect to the server: check its log",
     ),
     ((' value: "', "invalid value for"), "an option in database.url has an invalid value"),
     (("starting up", "shutting down", "recovery mode", "not yet accepting"), "the server is starting or stopping"),

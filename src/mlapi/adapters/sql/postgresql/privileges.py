@@ -1,4 +1,4 @@
-"""Find out whether the role and the server let mlapi change rows and upgrade the schema."""
+"""Check whether the role and the server allow mlapi to change rows and upgrade the schema."""
 
 from collections.abc import Iterator
 

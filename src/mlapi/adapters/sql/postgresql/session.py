@@ -1,7 +1,7 @@
-"""Connections that depend on no setting of the server, the database, the role or a connection pooler.
+"""Connections whose behavior does not depend on settings of the server, the database, the role or a connection pooler.
 
-A direct connection gets all settings once. Behind a pooler, a session serves several clients in turn, so each
-transaction brings its own settings, and nothing outlasts it. Import this module only if psycopg is installed.
+A direct connection gets all settings once. Behind a pooler, a session serves several clients in turn. Each transaction
+therefore sets its own values, which end with it. Import this module only if psycopg is installed.
 """
 
 import time
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 _UNLIMITED: Final = float("inf")
 
-# Every value is PostgreSQL's default, except for the time zone. Comments say what another value would break.
+# Every value is PostgreSQL's default, except for the time zone. The comments name what another value would break.
 _SETTINGS: Final = {
     "client_encoding": "UTF8",  # names
     "DateStyle": "ISO, MDY",  # times
@@ -28,9 +28,9 @@ _SETTINGS: Final = {
     "standard_conforming_strings": "on",
     "transform_null_equals": "off",
     "quote_all_identifiers": "off",  # names of database objects
-    "gin_fuzzy_search_limit": "0",  # searches would miss rows
-    "row_security": "on",  # if off, reading a table with policies fails
-    "client_min_messages": "notice",  # a commit's warnings
+    "gin_fuzzy_search_limit": "0",  # searches, which would miss rows
+    "row_security": "on",  # reading a table with policies, which would fail
+    "client_min_messages": "notice",  # the detection of warnings at a commit
     "idle_in_transaction_session_timeout": "0",
 }
 _SETTINGS_SINCE: Final = {170000: {"transaction_timeout": "0"}}
@@ -53,12 +53,12 @@ class NoAnswerError(psycopg.OperationalError):
 
 
 class BoundedConnection(psycopg.Connection[Any]):
-    """A connection in autocommit mode that waits only a limited time for each answer. `begin` begins a transaction."""
+    """A connection in autocommit mode that waits for each answer for a limited time. `begin` begins a transaction."""
 
     max_wait_seconds: float = _UNLIMITED
     """How long to wait if nothing arrives."""
     is_pooled: bool = True
-    """Whether the session may serve other clients between two transactions. `set_up` decides."""
+    """Whether the session may serve other clients between two transactions."""
 
     _is_interrupted: bool = False
 
@@ -68,7 +68,7 @@ class BoundedConnection(psycopg.Connection[Any]):
 
         Args:
             conninfo: for libpq, like the keywords.
-            timeout_seconds: for waiting for a lock. The first answer may take 1 second longer, a statement 2 seconds.
+            timeout_seconds: for waiting for a lock. An answer may take 1 second longer, a statement 2 seconds longer.
         """
         connection = cls.connect(conninfo, autocommit=True, prepare_threshold=None, **keywords)
         connection.adapters.register_loader("timestamptz", Int8BinaryLoader)  # only for binary results
@@ -90,9 +90,9 @@ class BoundedConnection(psycopg.Connection[Any]):
     begin_sql: bytes
 
     def begin(self) -> None:
-        """Begin a transaction. A commit must be on disk when it returns: turn on synchronous_commit if it is off.
+        """Begin a transaction. If synchronous_commit is off, turn it on, so that a commit waits for the disk.
 
-        Keep its other values, which also wait for standbys.
+        Keep the other values of synchronous_commit, which wait for the disk or for standbys.
         """
         self.limit_waiting()
         cursor = self.execute(self.begin_sql)
@@ -129,7 +129,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         ((encoding, pid),) = self.execute(
             "SELECT current_setting('server_encoding'), pg_catalog.pg_backend_pid()"
         ).fetchall()
-        self.is_pooled = self.info.backend_pid != pid  # poolers invent the number that they send to their clients
+        self.is_pooled = self.info.backend_pid != pid  # poolers report an invented process id
         if encoding != "UTF8":
             raise ConfigurationError(
                 f"the database's encoding is {encoding}, which cannot store every name: create a database with"
@@ -146,7 +146,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         self.prepare_threshold = _PREPARE_THRESHOLD
 
     def wait(self, gen: Generator[Any, Any, T], *arguments: Any, **keywords: Any) -> T:  # noqa: ANN401 - passed on
-        """Run a generator of psycopg's, which communicates with the server. See `psycopg.Connection.wait`.
+        """Run a psycopg generator, which communicates with the server. See `psycopg.Connection.wait`.
 
         Raises:
             NoAnswerError: if nothing arrives for `max_wait_seconds`.
@@ -154,7 +154,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         return super().wait(self._bounded(gen), *arguments, **keywords)
 
     def _bounded(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
-        """Pass everything on between the generator and psycopg, which resumes it at least every 0.1 seconds."""
+        """Wrap a generator with a timeout. psycopg resumes it at least every 0.1 seconds."""
         ready = None
         deadline = time.monotonic() + self.max_wait_seconds
         while True:
@@ -170,14 +170,14 @@ class BoundedConnection(psycopg.Connection[Any]):
                 self.close()
                 raise psycopg.errors.QueryCanceled("the wait for the answer was interrupted")
             elif time.monotonic() > deadline:
-                self.close()  # do not cancel the statement: its own timeout ends it, and see `interrupt`
+                self.close()  # the statement's own timeout ends it; `interrupt` explains why it is not canceled
                 raise NoAnswerError(self.max_wait_seconds)
 
 
 def _known(
     connection: "psycopg.Connection[Any]", settings: Mapping[str, str], since: Mapping[int, Mapping[str, str]]
 ) -> dict[str, str]:
-    """Return the settings, and those of ``since`` whose version of PostgreSQL is old enough for the server."""
+    """Return the settings that the server's version of PostgreSQL supports, including those in ``since``."""
     newer = (each for version, each in since.items() if connection.info.server_version >= version)
     return {name: value for each in (settings, *newer) for name, value in each.items()}
 

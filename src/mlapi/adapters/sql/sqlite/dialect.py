@@ -24,7 +24,7 @@ from mlapi.interruption import Interruption
 _WRITE_PROBES = write_probes(sqlite.dialect())
 _MAX_DAMAGE_LINES = 20
 _INSTRUCTIONS_PER_CHECK = 200_000
-"""How often a search checks whether to end: about every 10 ms."""
+"""A search checks whether to end after this many instructions, which is about every 10 ms."""
 _CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 T = TypeVar("T")
@@ -83,7 +83,7 @@ class SqliteDialect:
         """Do nothing: SQLite has no server."""
 
     def abandon(self, engine: Engine) -> None:
-        """Close the idle connections that `Database.pause` could not close, because it was not called."""
+        """Close the idle connections. The fork hooks have closed them before the fork, unless they did not run."""
         engine.dispose()
 
     def begin(self, connection: sqlite3.Connection) -> None:
@@ -128,7 +128,7 @@ class SqliteDialect:
 
     @contextmanager
     def interruptible(self, connection: Connection, interruption: Interruption) -> Iterator[None]:
-        # Unlike `sqlite3.Connection.interrupt`, this cannot come too early, before the statement starts.
+        # `sqlite3.Connection.interrupt` would have no effect if called before the statement starts.
         driver_connection: Any = connection.connection.driver_connection
         driver_connection.set_progress_handler(lambda: interruption.is_due, _INSTRUCTIONS_PER_CHECK)
         try:

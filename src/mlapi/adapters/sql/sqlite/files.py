@@ -24,7 +24,7 @@ def database_file(url: URL) -> Path:
 
 
 def validate_single_name(file: Path) -> None:
-    """Check that the database file has no second name.
+    """Check that the database file has a single name.
 
     SQLite derives the name of the write-ahead log from the name of the file. Processes that open the file by different
     names do not see each other's changes, lose changes, and damage the file: see section 2.5 of

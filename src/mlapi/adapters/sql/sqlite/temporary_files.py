@@ -1,4 +1,4 @@
-"""Where SQLite keeps the temporary data of large sorts, such as building an index."""
+"""Choose where SQLite keeps the temporary data of large sorts, for example to build an index."""
 
 import os
 
@@ -6,7 +6,7 @@ from sqlalchemy.engine.interfaces import DBAPICursor
 
 
 def configure_temporary_files(cursor: DBAPICursor) -> None:
-    """Keep temporary data in memory if SQLite finds no folder for it, as on a read-only root file system.
+    """Keep temporary data in memory if no folder is writable, as on a read-only root file system.
 
     Otherwise, statements that sort many rows would fail with "disk I/O error".
     """
