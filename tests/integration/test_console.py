@@ -605,6 +605,17 @@ def test_search_while_others_are_running_keeps_the_page(users: Users, ada: User)
     assert busy.form("Search").fields == {"q": "ada", "enabled": ""}
 
 
+def test_rejected_search_starts_no_other_search(local: TestClient, ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def reject(*_arguments: object) -> None:
+        raise SearchUnavailableError("Two other searches are running")
+
+    monkeypatch.setattr("mlapi.entrypoints.console.users.list_users", reject)
+
+    page = open_page(local, "?q=ada")
+
+    assert (page.response.status_code, page.find_all("figure")) == (503, [])
+
+
 def test_unknown_and_empty_query_parameters_are_ignored(local: TestClient, ada: User) -> None:
     page = open_page(local, "?utm_source=x&limit=500&q=&enabled=&after=")
 

@@ -36,10 +36,11 @@ async def show_users(request: ConsoleRequest) -> Response:
     status, headers = HTTPStatus.OK, {}
     try:
         found = await list_users(request.runtime, request.http_request.receive, query)
+        total, chart = await _read_overview(request)
     except SearchUnavailableError as error:  # show it on this page, which keeps what the user has typed
         found, notice = FoundUsers([]), f"{error}."
+        total, chart = 0, None  # reading them would be another search
         status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(error.retry_after_seconds)}
-    total, chart = await _read_overview(request)
     search = urlencode({name: value for name, value in parameters.items() if name != "after"})
     return render_page(
         request,
