@@ -211,10 +211,11 @@ class SecretStore(Generic[Cipher]):
         for name, value in required.items():
             if not value:
                 variable = f"MLAPI_SECRETS__{name.upper()}"
+                command = "mlapi keys new" if name == "key" else "mlapi admin-token new"
                 in_file = "" if self._file is None else f", or in {self._file}"
                 raise ConfigurationError(
                     f"secrets.{name} is missing: set it in config.yml, as {variable}, in a file named by"
-                    f" {variable}_FILE{in_file}"
+                    f" {variable}_FILE{in_file}; for a new database, `{command}` makes one"
                 )
         if self._settings.is_production:
             validate_for_production(current, self._settings.passwords)

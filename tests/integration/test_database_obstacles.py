@@ -124,6 +124,17 @@ def test_role_that_may_only_read_is_reported(role_url: URL, postgres: PostgresSe
     assert (database_problems(), readiness()) == ([], 200)
 
 
+def test_role_without_any_privilege_is_reported(role_url: URL) -> None:
+    prepare(role_url)
+
+    (problem,) = database_problems()
+
+    assert problem.startswith(
+        "permission denied: as the owner of the tables, run `GRANT SELECT, INSERT, UPDATE, DELETE"
+    )
+    assert "check that the server is running" not in problem
+
+
 @pytest.mark.parametrize("kind", ["INSERT", "UPDATE", "DELETE"])
 @pytest.mark.parametrize("table", ["users", "mlapi_api_keys", "mlapi_attempts"])
 def test_one_missing_privilege_is_enough(role_url: URL, postgres: PostgresServer, table: str, kind: str) -> None:

@@ -92,7 +92,7 @@ def test_healthy_postgresql_has_no_problems(
         (
             {"MLAPI_DATABASE__URL": "postgresql://u:c4n4ry@127.0.0.1:1/d"},
             "database",
-            "check that the server is running",
+            "the connection was refused: check the host and port in database.url",
         ),
         ({"MLAPI_SECRETS__KEY": OLDER_KEY}, "database", "secrets.key or secrets.salt does not match"),
         ({"MLAPI_PROFILE": "production"}, "secrets", "secrets.admin_token is missing"),

@@ -3,6 +3,7 @@
 import ipaddress
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +24,7 @@ from mlapi.config import (
     TokenSettings,
     load_settings,
 )
+from mlapi.domain.errors import ConfigurationError
 from tests.sample_settings import (
     ALL_SECRETS,
     CANARY,
@@ -401,6 +403,22 @@ def test_settings_repr_contains_no_secrets() -> None:
         " registrations=RegistrationLimitSettings(per_address=None), management=ManagementSettings(local=True),"
         " audit=AuditSettings(days=365), logging=LoggingSettings(format=None), metrics=MetricsSettings(open=False))"
     )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("registration: {open: maybe}", "registration.open: must be true or false"),
+        ("tokens: {minutes: soon}", "tokens.minutes: must be a whole number"),
+        ("tokens: {issuer: 1}", "tokens.issuer: must be text: put it in quotes"),
+        ("http: {trusted_proxies: 5}", "http.trusted_proxies: must be a list"),
+    ],
+)
+def test_value_of_the_wrong_type_is_explained(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "config.yml").write_text(text)
+
+    with pytest.raises(ConfigurationError, match=f"^{re.escape(message)}$"):
+        load_settings(tmp_path / "config.yml", environ={})
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,10 @@ class RegistrationLimiter:
             if len(self._rejected_until) >= _MAX_CACHED_REJECTIONS:
                 self._rejected_until.clear()
             self._rejected_until[key] = count.ends_at_timestamp
-            self._rejections.log(f"registration from {address}: too many in {self._window_seconds} seconds")
+            self._rejections.log(
+                f"registration from {address}: too many in {self._window_seconds} seconds: if it is a proxy, add it to"
+                " http.trusted_proxies; otherwise, registrations.per_address sets the limit"
+            )
             raise TooManyAttemptsError(seconds_until(count.ends_at_timestamp))
 
     def _key(self, address: str) -> str:

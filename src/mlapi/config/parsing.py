@@ -24,6 +24,13 @@ _CHOICES = {
     "passwords.scheme": ("argon2id", "fernet"),
     "logging.format": ("text", "json"),
 }
+_TYPE_RULES = {
+    "Expected `bool": "must be true or false",
+    "Expected `int": "must be a whole number",
+    "Expected `str": "must be text: put it in quotes",
+    "Expected `array": "must be a list",
+}
+"""Rules by the beginnings of the messages of msgspec."""
 _KEY_NAME = re.compile(r"[a-z_]{1,32}")
 
 
@@ -74,7 +81,9 @@ def parse_settings(tree: dict[str, Any], prefix: str = "") -> Settings:
         name = path.strip("`").removeprefix("$.") or "the configuration"
         if message.startswith("Invalid enum value"):  # msgspec would show the value instead of the choices
             message = f"must be {' or '.join(_CHOICES[name])}"
-        raise ConfigurationError(f"{prefix}{name}: {message[:1].lower()}{message[1:]}") from None
+        rules = (rule for beginning, rule in _TYPE_RULES.items() if message.startswith(beginning))
+        message = next(rules, message[:1].lower() + message[1:])
+        raise ConfigurationError(f"{prefix}{name}: {message}") from None
     validate_values(settings, prefix)
     return settings
 

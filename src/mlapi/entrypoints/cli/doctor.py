@@ -130,13 +130,13 @@ def _check_database(settings: Settings, files: Sequence[Path], *, has_secrets: b
         yield Check("database", "problem", str(error))
         return
     except RepositoryUnavailableError as error:
-        solution = "check that the server is running and that database.url is correct"
+        solution = "" if ":" in error.reason else "; check that the server is running and that database.url is correct"
         if files:
             logs = ", ".join(path.name for path in files[1:])
-            solution = f"if it is damaged, restore {files[0].name} from a backup" + (
+            solution = f"; if it is damaged, restore {files[0].name} from a backup" + (
                 f", and delete {logs}" if logs else ""
             )
-        yield Check("database", "problem", f"{error.reason}; {solution}")
+        yield Check("database", "problem", f"{error.reason}{solution}")
         return
     if not has_secrets:
         check = attrs.evolve(check, key_error=None)  # missing secrets are reported above

@@ -15,10 +15,16 @@ if TYPE_CHECKING:
 LOCK_NOT_AVAILABLE = "55P03"
 QUERY_CANCELED = "57014"
 _DUPLICATE_TABLE = "42P07"
+_INSUFFICIENT_PRIVILEGE = "42501"
 _RETRYABLE_STATES = {"40001", "40P01", "25006"}
 """A serialization failure, a deadlock, and a read-only transaction: the server may have become a standby."""
 
 _PROTOCOL_VIOLATION = "08P01"  # of all errors that PgBouncer itself reports
+
+_TABLE_PRIVILEGES = (
+    "permission denied: as the owner of the tables, run `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA"
+    " <schema> TO <user>` for the user in database.url (SQLSTATE 42501)"
+)
 
 _BY_STATE = {
     "08": "the connection was lost",
@@ -28,7 +34,7 @@ _BY_STATE = {
     "28": "the server rejected the user or the password",
     "3D000": "the database does not exist: check database.url",
     "40": "the transaction was rolled back because of other transactions",
-    "42501": "permission denied: the user in database.url lacks a privilege",
+    "42501": "permission denied: run `mlapi doctor` to see which privilege the user in database.url lacks",
     "42P01": "a table is missing: run `mlapi db upgrade`",
     "53100": "the server's disk is full",
     "53200": "the server is out of memory",
@@ -112,6 +118,8 @@ def _describe_statement_error(error: BaseException | None, state: str) -> str:
     table = find_table_name(str(error))
     if state == _DUPLICATE_TABLE and table:
         return f"the table {table} exists already: rename it (SQLSTATE {state})"
+    if state == _INSUFFICIENT_PRIVILEGE and "for table" in str(error):
+        return _TABLE_PRIVILEGES
     for beginning in (state, state[:3], state[:2]):
         if beginning in _BY_STATE:
             return f"{_BY_STATE[beginning]} (SQLSTATE {state})"
