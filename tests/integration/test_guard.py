@@ -229,7 +229,9 @@ def test_unknown_scope_types_are_rejected(users: Users, tokens: TokenIssuer) -> 
     assert reached == []
 
 
-def test_guard_rejects_while_the_database_is_unavailable(tokens: TokenIssuer, ada: User) -> None:
+def test_guard_rejects_while_the_database_is_unavailable(
+    tokens: TokenIssuer, ada: User, caplog: pytest.LogCaptureFixture
+) -> None:
     guard = Guard(UnavailableRepository(), tokens)
     http = TestClient(GuardMiddleware(Starlette(routes=ROUTES), guard, exempt=["/health"]))
 
@@ -237,6 +239,7 @@ def test_guard_rejects_while_the_database_is_unavailable(tokens: TokenIssuer, ad
 
     assert content(response) == (503, {"message": "Service unavailable, try again"})
     assert response.headers["retry-after"] == "1"
+    assert caplog.messages == ["guard: the database is unavailable: simulated outage"]
     assert http.get("/health").status_code == 200
 
 

@@ -21,6 +21,7 @@ from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
 from mlapi.entrypoints.http.middleware import (
     RejectAmbiguousFraming,
     StartupErrorMiddleware,
+    log_outage,
     send_response,
     starlette_response,
 )
@@ -68,6 +69,7 @@ class GuardMiddleware:
                 credential = get_bearer_credential(scope["headers"])
                 scope["user"] = await (self._async_guard or self._open_async_guard()).check(credential)
             except MlapiError as error:
+                log_outage("guard", error)
                 await _reject(error_response(error), scope, receive, send)
                 return
             scope["auth"] = _AUTHENTICATED
@@ -83,7 +85,9 @@ class GuardMiddleware:
     def _open_async_guard(self) -> AsyncGuard:
         """Open the guard on the first request, because mounted applications have no lifespan that could open it."""
         if self._guard is None:
-            raise RepositoryUnavailableError("the server has not run the lifespan, which opens the guard")
+            raise RepositoryUnavailableError(
+                "the guard is not open: it opens when the server runs the lifespan, and did not, or failed"
+            )
         self._async_guard = self._resources.enter_context(async_guard(self._guard))
         return self._async_guard
 

@@ -181,9 +181,14 @@ async def send_response(response: Response, send: Send) -> None:
 
 def logged_error_response(request: Request, error: MlapiError) -> Response:
     """Return the response for an error. If the operator has to act, log the details, which the response omits."""
-    if isinstance(error, ServiceUnavailableError | ConfigurationError):
-        error_log.log(f"{request.method} {redact_credentials(request.scope['path'])}: {error}")
+    log_outage(f"{request.method} {redact_credentials(request.scope['path'])}", error)
     return error_response(error)
+
+
+def log_outage(operation: str, error: MlapiError) -> None:
+    """Log an error if the operator has to act."""
+    if isinstance(error, ServiceUnavailableError | ConfigurationError):
+        error_log.log(f"{operation}: {error}")
 
 
 # --- error handlers for any Starlette application
