@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -26,8 +27,9 @@ REVISIONS = [script.revision for script in reversed(list(MIGRATIONS.walk_revisio
 
 
 @pytest.fixture
-def empty_database(url: URL) -> Database:
-    return Database(url)
+def empty_database(url: URL) -> Iterator[Database]:
+    with Database(url) as database:
+        yield database
 
 
 def table_names(database: Database) -> set[str]:
@@ -54,7 +56,6 @@ def test_every_revision_can_be_upgraded_and_downgraded(empty_database: Database)
 
     assert table_names(empty_database) == {VERSION_TABLE}
     assert upgrade(empty_database) == (None, HEAD)
-    empty_database.close()
 
 
 def test_users_survive_a_downgrade_and_an_upgrade(empty_database: Database) -> None:
@@ -68,7 +69,6 @@ def test_users_survive_a_downgrade_and_an_upgrade(empty_database: Database) -> N
     assert repository.list_page(after=UserId(0), limit=10) == [ada]
     assert repository.list_api_keys(ada.id) == []
     assert repository.audit.list_page(limit=10) == []
-    empty_database.close()
 
 
 def test_migrations_create_the_tables_that_the_code_defines(database: Database) -> None:
@@ -98,7 +98,6 @@ def test_schema_is_upgraded_at_startup_if_allowed(empty_database: Database) -> N
     prepare_schema(empty_database, may_upgrade=True)
 
     assert revision_of(empty_database) == HEAD
-    empty_database.close()
 
 
 def test_error_names_the_command_if_upgrading_is_not_allowed(empty_database: Database) -> None:
@@ -109,7 +108,6 @@ def test_error_names_the_command_if_upgrading_is_not_allowed(empty_database: Dat
         f"the database's schema is at revision none and must be at {HEAD}: run `mlapi db upgrade`"
     )
     assert table_names(empty_database) == set()
-    empty_database.close()
 
 
 def test_schema_of_a_newer_mlapi_is_rejected(database: Database) -> None:
@@ -129,7 +127,6 @@ def test_users_table_of_another_program_is_not_changed(empty_database: Database)
         prepare_schema(empty_database, may_upgrade=True)
 
     assert table_names(empty_database) == {"users", "alembic_version"}
-    empty_database.close()
 
 
 def test_failed_upgrade_changes_nothing(empty_database: Database) -> None:
@@ -140,7 +137,6 @@ def test_failed_upgrade_changes_nothing(empty_database: Database) -> None:
         upgrade(empty_database)
 
     assert table_names(empty_database) == {"mlapi_key_check"}
-    empty_database.close()
 
 
 def test_threads_can_upgrade_concurrently(url: URL) -> None:
