@@ -240,7 +240,7 @@ def test_starting_a_replacement_is_retried(start_service: StartService) -> None:
 def test_connections_of_a_killed_worker_are_passed_to_the_others(
     max_accepts: int, start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_MAX_ACCEPTS", max_accepts)
+    monkeypatch.setattr("mlapi.entrypoints.server.orphans._MAX_ACCEPTS", max_accepts)
     service = start_service(3)
     wait_until(lambda: all(map(is_listening, service.listeners)))
     service.set_behavior("exit3")
@@ -394,7 +394,7 @@ def test_waiting_connections_are_passed_on_before_shutdown(start_service: StartS
 def test_connection_is_closed_if_no_worker_takes_it(
     start_service: StartService, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "_PASS_ON_SECONDS", 0.1)
+    monkeypatch.setattr("mlapi.entrypoints.server.orphans._PASS_ON_SECONDS", 0.1)
     monkeypatch.setattr(processes.Worker, "serve", lambda _worker, _connection: False)
     service = start_service(2)
     wait_until(lambda: all(map(is_listening, service.listeners)))

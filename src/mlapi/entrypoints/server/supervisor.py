@@ -31,8 +31,9 @@ from contextlib import contextmanager, suppress
 
 from mlapi.entrypoints.http.metrics import FOLDER_VARIABLE
 from mlapi.entrypoints.logs import Format, log_config
-from mlapi.entrypoints.server.listeners import is_listening, start_listening, stop_listening
+from mlapi.entrypoints.server.listeners import start_listening, stop_listening
 from mlapi.entrypoints.server.messages import Status
+from mlapi.entrypoints.server.orphans import OrphanedListeners
 from mlapi.entrypoints.server.processes import (
     SIGNALS,
     Command,
@@ -48,10 +49,6 @@ MAX_START_ATTEMPTS = 5
 """The supervisor exits if this many workers in a row fail to start while none is serving."""
 CONFIGURATION_ERROR = 3
 """The exit code of a worker whose settings, secrets or database must be fixed first. Other errors may be transient."""
-_PASS_ON_SECONDS = 5.0
-"""How long to wait for a worker to take a connection. Then the connection is closed."""
-_MAX_ACCEPTS = 100
-"""The maximum number of connections that are passed on before other events are handled."""
 
 
 class Supervisor:
@@ -81,10 +78,7 @@ class Supervisor:
         self._signals, self._signal_pipe = os.pipe()
         self._selector = selectors.DefaultSelector()
         self._selector.register(self._signals, selectors.EVENT_READ)
-        self._orphans: list[socket.socket] = []
-        """The listeners without a worker, whose connections are passed to other workers."""
-        self._passed_on = 0
-        """The number of connections that were passed on."""
+        self._orphans = OrphanedListeners(self._selector)
 
     def send_signal(self, signal_number: int) -> None:
         """Queue SIGHUP, SIGTERM or SIGINT. Safe to call from signal handlers and from other threads."""
@@ -101,7 +95,7 @@ class Supervisor:
         next_check = time.monotonic() + self._timeouts.check_seconds
         while self._exit_code is None or self._workers:
             self._start_missing_worker()
-            self._watch_orphans()
+            self._orphans.watch([] if self._exit_code is not None else self._listeners, self._serving)
             for key, _ in self._selector.select(self._timeouts.check_seconds):
                 if key.fd == self._signals:
                     for signal_number in os.read(self._signals, 100):
@@ -109,7 +103,7 @@ class Supervisor:
                 elif isinstance(key.data, Worker):
                     self._read_status(key.data)
                 else:
-                    self._pass_on_connections(key.data)
+                    self._orphans.pass_on_connections(key.data, self._serving)
             if time.monotonic() > next_check:
                 next_check = time.monotonic() + self._timeouts.check_seconds
                 self._check_workers()
@@ -141,10 +135,7 @@ class Supervisor:
         if self._exit_code is None:
             self._exit_code = exit_code
             self._refuse_at = math.inf
-            for orphan in self._orphans:
-                self._pass_on_connections(orphan)
-                self._selector.unregister(orphan)
-            self._orphans = []
+            self._orphans.pass_on_all(self._serving)
             # The workers have copies of the listeners, and close them once they have accepted the waiting connections.
             for listener in self._listeners:
                 listener.close()
@@ -248,44 +239,6 @@ class Supervisor:
         self._refuse_at = math.inf
         for listener in self._listeners:
             stop_listening(listener)
-
-    # --- listeners whose worker has died
-
-    def _watch_orphans(self) -> None:
-        """If any worker is serving, watch the listeners whose own worker has stopped accepting connections."""
-        serving = self._serving
-        owned = [worker.listener for worker in serving]
-        orphans = [
-            listener
-            for listener in self._listeners
-            if serving and self._exit_code is None and listener not in owned and is_listening(listener)
-        ]
-        for listener in self._listeners:
-            if listener in orphans and listener not in self._orphans:
-                self._selector.register(listener, selectors.EVENT_READ, listener)
-            elif listener in self._orphans and listener not in orphans:
-                self._selector.unregister(listener)
-        self._orphans = orphans
-
-    def _pass_on_connections(self, listener: socket.socket) -> None:
-        """Accept the waiting connections and pass each of them to a worker."""
-        serving = self._serving
-        for _ in range(_MAX_ACCEPTS):
-            try:
-                connection, _address = listener.accept()
-            except OSError:  # no connection is waiting, or its client has closed it
-                return
-            self._passed_on += 1
-            first = self._passed_on % max(len(serving), 1)
-            with connection:
-                _pass_on(connection, serving[first:] + serving[:first])
-
-
-def _pass_on(connection: socket.socket, workers: Sequence[Worker]) -> None:
-    """Pass a connection to the first worker that takes it."""
-    give_up_at = time.monotonic() + _PASS_ON_SECONDS
-    while not any(worker.serve(connection) for worker in workers) and time.monotonic() < give_up_at:
-        time.sleep(0.01)  # the workers have not read their previous orders yet
 
 
 def supervise(
