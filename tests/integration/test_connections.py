@@ -18,10 +18,17 @@ from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.server import listeners, worker
-from mlapi.entrypoints.server.connections import MAX_HEAD_BYTES, MAX_SURPLUS_CONNECTIONS, Connection, Deadlines, Phase
+from mlapi.entrypoints.server.connections import (
+    MAX_HEAD_BYTES,
+    MAX_SURPLUS_CONNECTIONS,
+    MAX_TARGET_BYTES,
+    Connection,
+    Deadlines,
+    Phase,
+)
 from mlapi.entrypoints.server.messages import Order, Status
 from mlapi.entrypoints.server.open_files import limit_connections
-from mlapi.entrypoints.server.worker import Arguments, Server, config
+from mlapi.entrypoints.server.worker import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, Arguments, Server, config
 from mlapi.testing.http import LOCAL_MODE
 
 SHORT_DEADLINES = Deadlines(head_seconds=1.0, body_seconds=2.5, response_seconds=1.0, closing_seconds=1.0)
@@ -322,6 +329,26 @@ def test_oversized_request_headers_get_431(server: ServerThread) -> None:
     connection.sendall(b"x" * 2_000)
 
     assert read_all(connection).startswith(b"HTTP/1.1 431 Request Header Fields Too Large\r\n")
+
+
+@pytest.mark.parametrize("separator", [b"/", b"/?"])
+def test_long_path_or_query_gets_414(server: ServerThread, separator: bytes) -> None:
+    connection = server.connect(b"GET " + separator + b"%41" * (MAX_TARGET_BYTES // 3) + b" HTTP/1.1\r\n\r\n")
+
+    assert read_all(connection).startswith(b"HTTP/1.1 414 Request-URI Too Long\r\n")
+
+
+def test_kernel_buffers_of_a_connection_are_bounded(server: ServerThread) -> None:
+    client = server.connect(LIVE)
+    read_response(client)
+
+    (held,) = server.server.server_state.connections
+    assert isinstance(held, Connection)
+    connection = held.transport.get_extra_info("socket")
+
+    for option, size_bytes in ((socket.SO_SNDBUF, SEND_BUFFER_BYTES), (socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)):
+        assert connection.getsockopt(socket.SOL_SOCKET, option) <= 2 * size_bytes
+    client.close()
 
 
 def test_header_limit_applies_to_each_request(server: ServerThread) -> None:

@@ -239,6 +239,8 @@ def make_header_requests(target: Target) -> Iterator[Request]:
     for name in HEADERS:
         yield target.make_request([(name, b"127.0.0.1," * (MAX_HEADER_BYTES // 10))] * 4)
         yield target.make_request([(name, b"")] * (MAX_HEAD_BYTES // (len(name) + 4)))
+    for cookie in (b"mlapi_session=a.b.c;", b"mlapi_flash=a.b.c;"):
+        yield target.make_request([(b"cookie", cookie * (MAX_HEADER_BYTES // len(cookie)))])
     yield target.make_request(query="&" * MAX_QUERY_BYTES)
     yield target.make_request(query="a" * MAX_HEAD_BYTES)
     for body in BODIES.values() if target.body_type is not None else ():

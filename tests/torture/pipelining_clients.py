@@ -5,18 +5,23 @@ them, and reads no response. The process prints ``open`` once all connections ar
 input closes.
 """
 
+import hashlib
 import resource
 import selectors
 import socket
 import sys
 from contextlib import suppress
+from importlib.resources import files
 
+BUNDLE = files("mlapi.entrypoints").joinpath("static/swagger-ui/swagger-ui-bundle.js").read_bytes()
+BUNDLE_PATH = f"/docs/{hashlib.sha256(BUNDLE).hexdigest()[:32]}/swagger-ui-bundle.js"
 HOST = b"Host: localhost\r\n"
 BODY = b'{"username": "ada", "password": "wrong"}'
 JSON_HEADERS = HOST + b"Content-Type: application/json\r\n"
 REQUESTS: dict[str, bytes] = {
     "small": b"GET /health/live HTTP/1.1\r\n" + HOST + b"\r\n",
     "unread": b"GET /openapi.json HTTP/1.1\r\n" + HOST + b"\r\n",
+    "large-unread": f"GET {BUNDLE_PATH} HTTP/1.1\r\n".encode() + HOST + b"\r\n",
     "large-body": b"POST /token HTTP/1.1\r\n" + JSON_HEADERS + b"Content-Length: 16000\r\n\r\n" + b"[" * 16_000,
     "long-header": b"GET /health/live HTTP/1.1\r\n" + HOST + b"X: " + b"x" * 60_000 + b"\r\n\r\n",
     "many-headers": b"GET /health/live HTTP/1.1\r\n" + HOST + b"a:\r\n" * 15_000 + b"\r\n",

@@ -244,6 +244,7 @@ MAX_SECONDS_SHORT_FORM = 5
         ("small", ((200, 200), (1_000, 200))),
         ("small", ((200, 1_500), (1_000, 1_500))),  # about 64 KiB on each connection
         ("unread", ((60, 1_000), (1_000, 1_000))),
+        ("large-unread", ((60, 10), (1_000, 10))),
         ("large-body", ((60, 10), (1_000, 100))),
         ("long-header", ((60, 10), (1_000, 100))),
         ("many-headers", ((60, 10), (1_000, 10))),

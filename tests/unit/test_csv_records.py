@@ -68,6 +68,11 @@ def test_records_are_read_as_rfc_4180_describes(content: bytes, expected: list[l
         (b'"He said "hi" to\n%s\nall",1' % MALLORY, MISPLACED),
         (b'"He said "hi, there" to\n%s\nall",1' % MALLORY, MISPLACED),
         (b'"a"b,"c\n%s\nd",e' % MALLORY, MISPLACED),
+        (b'"5" nail\n%s\nall",1' % MALLORY, MISPLACED),
+        (b'a,"5" nail\n%s\n"' % MALLORY, MISPLACED),
+        (b'"a\\"b",c', MISPLACED),
+        (b'"a"b","c"', MISPLACED),
+        (b'a, "b', MISPLACED),
         (b"a\r%s" % MALLORY, CARRIAGE_RETURN),
         (b"a\r\r", CARRIAGE_RETURN),
         (b'"a"\r,b', MISPLACED),
@@ -99,6 +104,20 @@ def test_unclosed_quote_rejects_the_rest_of_the_file(rest: bytes) -> None:
 
     assert [record.cells for record in read(content)] == [["x", "y"], None]
     assert errors(content) == {2: UNCLOSED}
+
+
+@pytest.mark.parametrize("rest", [b"z,w\n" * 20_000, b'"z","w"\n' * 20_000, b'z,"w"\n' * 20_000])
+def test_misplaced_quote_does_not_affect_later_records(rest: bytes) -> None:
+    records = read(b'x,y\n"a"b",c\n"a\\"b",c\nd,"e"f\n' + rest)
+
+    assert [record.number for record in records if record.error] == [2, 3, 4]
+    assert [record.cells for record in records[4:]] == [["z", "w"]] * 20_000
+
+
+def test_misplaced_unclosed_quotes_reject_the_rest_of_the_file() -> None:
+    records = read(b'x,y\n"a"b"c,d\n' + (MALLORY + b"\n") * 10_000)
+
+    assert [record.cells for record in records] == [["x", "y"], None]
 
 
 def test_record_ends_where_the_next_one_starts() -> None:

@@ -1,11 +1,13 @@
 """Split CSV into records as RFC 4180 describes. A quoted cell may contain line breaks, commas and doubled quotes.
 
-A malformed record is rejected as a whole: no part of it is returned as another record. In a record with misplaced
-quotes, a line break ends the record only if no reader would place it inside a quoted cell.
+A malformed record is rejected as a whole: no part of it is returned as another record. Readers disagree on the end of a
+record with misplaced quotes. It ends where it has as many cells as the header, unless its last line is a valid record.
+Otherwise, a line break ends it only outside a pair of quotes.
 """
 
 import csv
 import io
+import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator
 from enum import Enum, auto
@@ -15,6 +17,9 @@ import attrs
 
 MAX_RECORD_BYTES = 64 * 1024
 """The maximum length of a record. Sufficient for the longest cells, even if every character is escaped."""
+
+MAX_AHEAD_BYTES = 8 * 1024
+"""How far to look for the end of a malformed record: farther than most records, but not so far that it takes long."""
 
 
 @attrs.frozen
@@ -35,28 +40,129 @@ def read_csv(stream: BinaryIO) -> Iterator[CsvRecord]:
     Args:
         stream: UTF-8 text, with or without a byte order mark. Lines end in LF or CRLF.
     """
-    number, offset_bytes = 1, 0
-    while line := stream.readline(MAX_RECORD_BYTES):
-        first_number, size_bytes, content, quotes = number, 0, bytearray(), _Quotes()
-        while line:
-            size_bytes += len(line)
-            if offset_bytes == 0 and size_bytes == len(line):
-                line = line.removeprefix(BOM_UTF8)
-            if size_bytes <= MAX_RECORD_BYTES:
-                content += line
-            quotes.read(line)
-            if line.endswith(b"\n"):
-                number += 1
-                if not quotes.is_open:
-                    break
-            line = stream.readline(MAX_RECORD_BYTES)
-        offset_bytes += size_bytes
-        content = content.removesuffix(b"\n").removesuffix(b"\r")
-        error = _find_error(content, quotes, size_bytes)
+    lines, number, columns = _Lines(stream), 1, None
+    while line := lines.readline():
+        content, error = _read_record(line, lines, columns)
         if error is not None:
-            yield CsvRecord(first_number, offset_bytes, error=error)
+            yield CsvRecord(number, lines.offset_bytes, error=error)
         elif content:
-            yield CsvRecord(first_number, offset_bytes, _split_cells(content.decode("utf-8")))
+            cells = _split_cells(content.decode("utf-8"))
+            columns = len(cells) if columns is None else columns
+            yield CsvRecord(number, lines.offset_bytes, cells)
+        number = lines.number
+
+
+class _Lines:
+    """Reads lines, and counts lines and bytes. Data that was read too far can be put back."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.number = 1
+        """The number of the next line."""
+        self.offset_bytes = 0
+        """The offset of the next line."""
+        self._stream = stream
+        self._returned = io.BytesIO()
+
+    def readline(self) -> bytes:
+        """Return the next line, or `MAX_RECORD_BYTES` of it if it is longer."""
+        line = self._returned.readline(MAX_RECORD_BYTES)
+        if not line.endswith(b"\n"):
+            line += self._stream.readline(MAX_RECORD_BYTES - len(line))
+        return self._count(line)
+
+    def read(self, max_bytes: int) -> bytes:
+        data = self._returned.read(max_bytes)
+        return self._count(data + self._stream.read(max_bytes - len(data)))
+
+    def put_back(self, data: bytes) -> None:
+        self.number -= data.count(b"\n")
+        self.offset_bytes -= len(data)
+        self._returned = io.BytesIO(data + self._returned.read())
+
+    def _count(self, data: bytes) -> bytes:
+        self.number += data.count(b"\n")
+        self.offset_bytes += len(data)
+        return data
+
+
+def _read_record(line: bytes, lines: _Lines, columns: int | None) -> tuple[bytes, str | None]:
+    """Return the content of a record, and why it is malformed, or None.
+
+    Args:
+        line: the first line of the record.
+        lines: the lines after it.
+        columns: the number of cells in the header; None if this record is the header.
+    """
+    if lines.offset_bytes == len(line):
+        line = line.removeprefix(BOM_UTF8)
+    content, size_bytes, quotes = bytearray(), 0, _Quotes()
+    while line:
+        size_bytes += len(line)
+        if size_bytes <= 2 * MAX_RECORD_BYTES:
+            content += line
+        quotes.read(line)
+        if quotes.is_complete or (quotes.is_misplaced and size_bytes > MAX_RECORD_BYTES):
+            break
+        line = lines.readline()
+    if quotes.is_misplaced and size_bytes == len(content) and _skip_malformed(content, lines, quotes, columns):
+        return b"", quotes.error
+    while not quotes.is_complete and (line := lines.readline()):
+        size_bytes += len(line)
+        quotes.read(line)
+    content = content.removesuffix(b"\n").removesuffix(b"\r")
+    return bytes(content), _find_error(content, quotes, size_bytes)
+
+
+def _skip_malformed(content: bytearray, lines: _Lines, quotes: "_Quotes", columns: int | None) -> bool:
+    """Skip a record with misplaced quotes. Return False if its end was not found.
+
+    Args:
+        content: the record as far as it has been read.
+        lines: the lines after it, which are read ahead if necessary.
+        quotes: the quotes in the content.
+        columns: the number of cells in the header.
+    """
+    size_bytes = len(content)
+    content += lines.read(MAX_AHEAD_BYTES)
+    is_rest = len(content) < size_bytes + MAX_AHEAD_BYTES
+    text = bytes(content) + b"\n" if is_rest else bytes(content)
+    ends = (_find_lenient_end(text, cell, columns) for cell in _LENIENT_CELLS)
+    end = next(filter(None, ends), size_bytes if quotes.is_complete else None)
+    lines.put_back(text[end or size_bytes : len(content)])
+    return end is not None
+
+
+# The cells of readers for which a quote ends a cell only before a comma or a line break, as in "5" nail",
+_LENIENT_CELLS = (
+    re.compile(rb'[ \t]*"(?>[^"]+|""|"(?![ \t]*(?:,|\r?\n)))*+"[ \t]*|(?![ \t]*")[^,\n]*'),  # also after blanks
+    re.compile(rb'"(?>[^"]+|""|"(?![ \t]*(?:,|\r?\n)))*+"[ \t]*|(?!")[^,\n]*'),
+)
+
+
+def _find_lenient_end(text: bytes, cell: re.Pattern[bytes], columns: int | None) -> int | None:
+    """Return where a record ends for a reader that accepts misplaced quotes, or None if that is implausible.
+
+    Args:
+        text: the record and the lines after it.
+        cell: the cells of the reader.
+        columns: the number of cells in the header.
+    """
+    position = cells = 0
+    while match := cell.match(text, position):
+        position, cells = match.end(), cells + 1
+        if not text.startswith(b",", position):
+            end = text.find(b"\n", position) + 1
+            return end if end and cells == columns and not _ends_with_record(text[:end], columns) else None
+        position += 1
+    return None
+
+
+def _ends_with_record(text: bytes, columns: int | None) -> bool:
+    """Return whether the last of several lines is a valid record, and therefore not the end of another record."""
+    first, _, last = text.removesuffix(b"\n").rpartition(b"\n")
+    quotes = _Quotes()
+    quotes.read(last)
+    return bool(first) and quotes.error is None and not quotes.is_open and quotes.cells == columns
 
 
 def _find_error(content: bytearray, quotes: "_Quotes", size_bytes: int) -> str | None:
@@ -116,6 +222,12 @@ class _Quotes:
     def __init__(self) -> None:
         self.error: str | None = None
         """Why the record is malformed, or None."""
+        self.is_misplaced = False
+        """Whether a quote is misplaced."""
+        self.is_complete = False
+        """Whether the last line ended the record."""
+        self.cells = 1
+        """How many cells have started."""
         self._state = _State.CELL_START
 
     @property
@@ -129,18 +241,22 @@ class _Quotes:
         self._read_text(first)
         for text in others:
             if self._state in {_State.BLANK, _State.UNQUOTED}:
-                self.error = _MISPLACED
+                self.error, self.is_misplaced = _MISPLACED, True
             self._state = _AFTER_QUOTE[self._state]
             self._read_text(text)
+        self.is_complete = line.endswith(b"\n") and not self.is_open
 
     def _read_text(self, text: bytes) -> None:
         """Read text without quotes and without the end of the line."""
-        if self.is_open or self._state is _State.OUTSIDE or not text:
+        if self.is_open or not text:
+            return
+        self.cells += text.count(b",")
+        if self._state is _State.OUTSIDE:
             return
         if b"\r" in text:
             self.error = "must not contain a carriage return outside quotes: end lines with LF or CRLF"
         if self._state is _State.CLOSED and not text.startswith(b","):
-            self.error, self._state = _MISPLACED, _State.OUTSIDE
+            self.error, self.is_misplaced, self._state = _MISPLACED, True, _State.OUTSIDE
             return
         _, comma, cell = text.rpartition(b",")
         if comma:

@@ -29,6 +29,8 @@ IDLE_SECONDS = 5
 """How long a connection stays open between requests."""
 MAX_HEAD_BYTES = 64 * 1024
 """The limit for the request line and headers together. h11 uses the same limit."""
+MAX_TARGET_BYTES = 16 * 1024
+"""The limit for the path and query of a request, which uvicorn decodes. The application accepts shorter ones only."""
 READ_BYTES = 16 * 1024
 """The maximum length of one read from a connection. Most requests are much shorter."""
 MAX_SURPLUS_CONNECTIONS = 50
@@ -44,8 +46,8 @@ _TOO_MANY_CONNECTIONS_OF_ADDRESS = (
 )
 
 
-class TooManyHeadersError(Exception):
-    """Stops the parser at the first header above the limit."""
+class HeadTooLargeError(Exception):
+    """Stops the parser if the path or query is too long, or at the first header above the limit."""
 
 
 class Phase(Enum):
@@ -131,7 +133,7 @@ class Connection(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self.headers = []  # before the first request, it is None in the base class
+        self.url, self.headers = b"", []  # before the first request, they are missing or None in the base class
         self.rejection: str | None = None
         """The reason why this connection is not served, or None."""
         self.unsized_bytes = 0
@@ -261,6 +263,11 @@ class Connection(HttpToolsProtocol):
         cycle.__class__ = Cycle  # uvicorn has created the object, and has no setting for its class
         super()._start_asgi_task(cycle, app)
 
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+        if len(self.url) > MAX_TARGET_BYTES:
+            raise HeadTooLargeError
+
     def on_header(self, name: bytes, value: bytes) -> None:
         # A copy of the base method, because a call would take longer than the method itself.
         name = name.lower()
@@ -268,10 +275,12 @@ class Connection(HttpToolsProtocol):
             self.expect_100_continue = True
         self.headers.append((name, value))
         if len(self.headers) > MAX_HEADERS:
-            raise TooManyHeadersError
+            raise HeadTooLargeError
 
     def send_400_response(self, msg: str) -> None:
-        if len(self.headers) > MAX_HEADERS:
+        if len(self.url) > MAX_TARGET_BYTES:
+            self.send_error(HTTPStatus.REQUEST_URI_TOO_LONG)
+        elif len(self.headers) > MAX_HEADERS:
             self.send_error(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
         else:
             super().send_400_response(msg)

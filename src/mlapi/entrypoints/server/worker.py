@@ -45,6 +45,11 @@ RECEIVE_BUFFER_BYTES = 32 * 1024
 By default, the buffer can grow to many megabytes, so a thousand connections could exhaust the kernel's memory for TCP.
 The kernel would then drop packets of other clients.
 """
+SEND_BUFFER_BYTES = 64 * 1024
+"""How much of a response the kernel keeps for each connection until the client reads it. Linux doubles this too.
+
+By default, this can also grow to many megabytes. The server keeps only a reference to the rest of the response.
+"""
 ACCEPTS_PER_ITERATION = 16
 """How many connections are accepted in one iteration of the event loop. uvloop accepts one for each file descriptor."""
 
@@ -108,7 +113,9 @@ class Server(uvicorn.Server):
         await super().startup([])  # start the application, without listening
         try:
             for listener in sockets or []:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)  # of its connections
+                # Its connections inherit the sizes.
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
                 start_listening(listener)
                 self.servers += [
                     await self._loop.create_server(self._create_connection, sock=copy, backlog=BACKLOG)

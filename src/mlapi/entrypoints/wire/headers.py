@@ -25,6 +25,7 @@ _JSON = re.compile(rb'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGN
 _CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # without the HTTP_ prefix: RFC 3875, 4.1
 _FRAMING_HEADERS = frozenset({b"transfer-encoding", b"upgrade"})
 _MAX_COOKIES = 300  # browsers store up to 180 for each host
+_MAX_COOKIES_OF_SAME_NAME = 20  # for different paths and domains. Verifying the signature of each takes a while
 _MAX_LENGTH_DIGITS = 19  # the maximum for a signed 64-bit integer
 
 
@@ -143,15 +144,12 @@ def parse_authorization(headers: Headers) -> tuple[bytes, bytes]:
 
 
 def get_cookies(headers: Headers, name: str) -> list[str]:
-    """Return the values of the cookies with this name, which may be repeated.
+    """Return the values of the cookies with this name, which may be repeated up to 20 times.
 
     Quoted values are not decoded: mlapi's cookies contain none, and Python's decoder takes quadratic time
     (CVE-2024-7592).
     """
     prefix = name.encode("ascii") + b"="
     pairs = b";".join([value for header, value in headers if header == b"cookie"]).split(b";", _MAX_COOKIES)
-    return [
-        pair.removeprefix(prefix).decode("latin-1")
-        for pair in map(bytes.strip, pairs[:_MAX_COOKIES])
-        if pair.startswith(prefix)
-    ]
+    values = [pair.removeprefix(prefix) for pair in map(bytes.strip, pairs[:_MAX_COOKIES]) if pair.startswith(prefix)]
+    return [value.decode("latin-1") for value in values[:_MAX_COOKIES_OF_SAME_NAME]]
