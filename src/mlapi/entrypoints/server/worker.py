@@ -28,7 +28,6 @@ from mlapi.entrypoints.server.addresses import ConnectionsPerAddress, default_pe
 from mlapi.entrypoints.server.connections import (
     CHECK_INTERVAL_SECONDS,
     IDLE_SECONDS,
-    BufferedReader,
     Connection,
     Deadlines,
     State,
@@ -36,6 +35,7 @@ from mlapi.entrypoints.server.connections import (
 from mlapi.entrypoints.server.listeners import BACKLOG, drain_backlog, start_listening
 from mlapi.entrypoints.server.messages import Order, Status
 from mlapi.entrypoints.server.open_files import limit_connections
+from mlapi.entrypoints.server.reader import BufferedReader
 
 APP = "mlapi.entrypoints.http:app"
 _logger = getLogger("mlapi")
