@@ -316,8 +316,8 @@ class IgnoringRunningAttempts(Counting):
         super().start(attempt)
 
 
-class KeepingPlaces(Counting):
-    """Lets an attempt take up a place although it is over."""
+class KeepingSlots(Counting):
+    """Counts an attempt as running although it has ended."""
 
     def start(self, attempt: Attempt) -> None:
         attempt.is_over = False

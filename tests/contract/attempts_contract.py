@@ -196,10 +196,10 @@ class FixedWindowContract:
 
         assert log_in(limiter, "ada", ELSEWHERE)
 
-    def test_attempts_become_too_many_while_they_run(self, counts: AttemptCounts) -> None:
+    def test_attempts_may_exceed_the_limit_while_they_run(self, counts: AttemptCounts) -> None:
         limits = make_limits(per_name_and_address=2)
         attempts = [Attempt(username="ada", address=HOME) for _ in range(4)]
-        limiters = [FixedWindowAttemptLimiter(counts, limits) for _ in attempts]  # each in a process of its own
+        limiters = [FixedWindowAttemptLimiter(counts, limits) for _ in attempts]  # each in its own process
         results = []
         for limiter, attempt in zip(limiters, attempts, strict=True):
             limiter.start(attempt)

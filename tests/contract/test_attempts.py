@@ -250,7 +250,7 @@ def test_rejected_attempt_writes_nothing(database: Database) -> None:
     assert read_rows(database) == before
 
 
-def test_only_counting_skips_the_sync_to_disk(postgres_database: Database) -> None:
+def test_only_counts_are_written_without_a_disk_sync(postgres_database: Database) -> None:
     with postgres_database.writing() as connection:
         connection.execute(
             text(

@@ -64,7 +64,7 @@ async def check_concurrently(service: Service, credentials: Credentials, rounds:
 
 
 def change(service: Service, credentials: Credentials, rounds: int) -> int:
-    """Disable and enable a user of this process's own, and log in."""
+    """Disable and enable the user of this process, and log in."""
     user = service.users.register(username=f"user-{os.getpid()}", password=PASSWORD, email="user@example.com")
     for number in range(rounds):
         changed = service.users.set_enabled(user_id=user.id, enabled=number % 2 == 1)

@@ -457,7 +457,7 @@ def test_address_is_reserved_before_the_service_listens(workers: int) -> None:
         listener.close()
 
 
-def test_low_limit_of_open_files_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_open_file_limit_that_is_too_low_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _which: (300, 300))
 
     result = mlapi("serve", "--workers", "64")

@@ -547,7 +547,7 @@ def test_worker_that_is_starting_exits_on_sigterm(app: ASGIApp, monkeypatch: pyt
     assert exit_info.value.code == 0
 
 
-def test_address_that_is_used_meanwhile_is_reported(app: ASGIApp, caplog: pytest.LogCaptureFixture) -> None:
+def test_address_taken_during_startup_is_reported(app: ASGIApp, caplog: pytest.LogCaptureFixture) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other, socket.socket() as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         address = other.getsockname()

@@ -54,7 +54,7 @@ def console_paths(user: User, key_id: str) -> list[str]:
 
 
 def sign(content: bytes, cookie: str, mode: AdminPolicy, *, timestamp: int = NOW) -> str:
-    """Sign any content, like a program that knows the key. In local mode, the key is not secret."""
+    """Sign any content, like a program that knows the key. The key of local mode is not secret."""
 
     class Signer(TimestampSigner):
         def get_timestamp(self) -> int:
@@ -166,7 +166,7 @@ def test_forged_flash_cookie_is_removed(client: TestClient, mode: AdminPolicy) -
     assert {(response.status_code, response.headers["set-cookie"]) for response in responses} == {(200, removal)}
 
 
-def test_valid_cookie_counts_beside_forged_ones(client: TestClient, mode: AdminPolicy) -> None:
+def test_valid_cookie_is_found_among_forged_ones(client: TestClient, mode: AdminPolicy) -> None:
     sessions = Sessions(mode.session_key)
     session, flash = sessions.create()[1], sessions.sign("User ada was added.")
     forged = "mlapi_session=x; mlapi_flash=x"

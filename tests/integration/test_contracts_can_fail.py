@@ -152,12 +152,12 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (AttemptLimiterContract, faulty_adapters.CountingOnlyNames, "test_other_names_and_addresses_are_not_limited"),
     (AttemptLimiterContract, faulty_adapters.CountingSuccesses, "test_successful_attempts_are_not_counted"),
     (AttemptLimiterContract, faulty_adapters.CountingEveryStart, "test_attempts_without_a_result_are_not_counted"),
-    (AttemptLimiterContract, faulty_adapters.IgnoringRunningAttempts, "test_running_attempts_take_up_places"),
-    (AttemptLimiterContract, faulty_adapters.KeepingPlaces, "test_attempt_that_is_over_takes_up_no_place"),
+    (AttemptLimiterContract, faulty_adapters.IgnoringRunningAttempts, "test_running_attempts_count_toward_the_limit"),
+    (AttemptLimiterContract, faulty_adapters.KeepingSlots, "test_ended_attempt_occupies_no_slot"),
     (
         AttemptLimiterContract,
         faulty_adapters.TrustingKnownAddresses,
-        "test_guesses_at_a_known_address_are_limited_alike",
+        "test_guesses_at_a_known_address_are_limited_too",
     ),
     (
         AttemptLimiterContract,

@@ -169,7 +169,7 @@ def test_name_added_while_running_does_not_interrupt_the_service(data: Path) -> 
 
 
 @needs_root
-def test_file_mounted_by_itself_is_rejected(data: Path, tmp_path: Path) -> None:
+def test_database_mounted_as_a_single_file_is_rejected(data: Path, tmp_path: Path) -> None:
     file = data / "my users.db"
     register(file)
     mounted = tmp_path / "links" / "a mounted.db"

@@ -137,7 +137,7 @@ def test_role_without_any_privilege_is_reported(role_url: URL) -> None:
 
 @pytest.mark.parametrize("kind", ["INSERT", "UPDATE", "DELETE"])
 @pytest.mark.parametrize("table", ["users", "mlapi_api_keys", "mlapi_attempts"])
-def test_one_missing_privilege_is_enough(role_url: URL, postgres: PostgresServer, table: str, kind: str) -> None:
+def test_single_missing_privilege_is_reported(role_url: URL, postgres: PostgresServer, table: str, kind: str) -> None:
     prepare(role_url)
     for statement in (
         f'GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO "{READER}"',

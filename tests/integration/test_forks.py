@@ -64,7 +64,7 @@ def run_in_child(function: Callable[[], object]) -> str:
     return text
 
 
-def test_attempts_of_the_parent_take_up_no_places_in_a_child() -> None:
+def test_child_does_not_count_running_attempts_of_its_parent() -> None:
     limiter = FixedWindowAttemptLimiter(InMemoryAttempts(), AttemptLimits(per_name_and_address=2))
     for _ in range(2):
         limiter.start(Attempt(username="ada", address="192.0.2.1"))
@@ -141,7 +141,7 @@ def test_sqlite_refuses_a_child_forked_during_a_transaction(
 
 
 def become_child() -> None:
-    """Do in this process what Python does in a forked child."""
+    """Run Python's fork hooks for a child in this process."""
     forks._pause_all()
     forks._state.lock.release()
     forks._restart()

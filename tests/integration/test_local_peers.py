@@ -233,7 +233,7 @@ def test_remembered_connections_are_bounded(monkeypatch: pytest.MonkeyPatch) -> 
     assert len(owners._cache) <= 3
 
 
-def test_id_of_unmapped_users_is_no_owner(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_id_of_unmapped_users_does_not_count_as_owner(monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
         socket.create_connection(listener.getsockname()),

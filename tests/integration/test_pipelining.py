@@ -299,7 +299,7 @@ def test_oversized_head_or_chunked_body_is_rejected(
     assert app.started in ([], ["/chunked"])
 
 
-def test_two_heads_in_one_piece_do_not_add_up(server: ServerThread) -> None:
+def test_sizes_of_two_heads_in_one_piece_are_not_added(server: ServerThread) -> None:
     long_head = GET[:-4] % 1 + b"\r\nX: " + b"x" * (MAX_HEAD_BYTES - 1_000) + b"\r\n\r\n"
 
     assert len(echoes(read_all(server.connect(long_head * 3 + LAST)))) == 4

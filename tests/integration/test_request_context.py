@@ -338,7 +338,7 @@ def test_unread_response_counts_as_499(
     assert caplog.messages == ['127.0.0.1:50000 - "GET /health/live HTTP/1.1" 499']
 
 
-def test_other_errors_of_the_server_are_not_hidden(app: Starlette, http: TestClient) -> None:
+def test_other_server_errors_are_not_hidden(app: Starlette, http: TestClient) -> None:
     with pytest.raises(RuntimeError, match="Content-Length"):
         call_health_check(app, UvicornCycle(RuntimeError("Response content longer than Content-Length")))
 

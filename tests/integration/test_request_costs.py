@@ -1,4 +1,4 @@
-"""The processor time of one hostile request: lengths are checked before anything slower.
+"""The processor time of one hostile request: the service checks lengths before it does anything slower.
 
 Every text of a request is filled to its limit with the characters that are slowest to process. New operations and
 console pages are covered without a change here.
@@ -264,7 +264,7 @@ def measure_seconds(target: Target, request: Request, limit_seconds: float) -> f
 
 
 def find_slow_requests(target: Target, requests: Iterator[Request]) -> list[str]:
-    """Return the requests that cost too much more than a short one: some pages are expensive themselves."""
+    """Return the requests that cost much more than a short one, because some pages are always expensive."""
     limit = MAX_SECONDS + min(measure_seconds(target, target.make_request(), 0) for _ in range(3))
     costs = ((measure_seconds(target, request, limit), request) for request in requests)
     return [f"{seconds * 1000:.1f} ms: {request}"[:300] for seconds, request in costs if seconds >= limit]

@@ -1,4 +1,4 @@
-"""Searches: few at a time, for a limited time, only while the client waits, and apart from everything else."""
+"""Searches are limited in number and duration, end when their client disconnects, and delay no other requests."""
 
 import asyncio
 import threading

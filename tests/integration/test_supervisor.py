@@ -305,7 +305,7 @@ def test_clients_are_refused_if_the_next_worker_starts_slowly(start_service: Sta
     assert ask(service) == f"accepted by {service.pids[2]}"
 
 
-def test_listener_that_stopped_listening_is_repaired(start_service: StartService) -> None:
+def test_listener_that_stopped_listening_listens_again(start_service: StartService) -> None:
     """It may stop at the same moment as its next worker starts to listen."""
     service = start_service(1, behavior="not listening")
 
@@ -538,7 +538,7 @@ def test_service_starts_without_a_temporary_folder(
     assert caplog.messages[-1].startswith("no temporary folder is writable")
 
 
-def test_end_of_a_process_is_described_in_words() -> None:
+def test_exit_of_a_process_is_described_in_words() -> None:
     assert [processes.describe_exit(code) for code in (3, -9, -200)] == ["exit code 3", "SIGKILL", "signal 200"]
 
 

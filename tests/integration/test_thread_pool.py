@@ -193,7 +193,7 @@ def test_calls_of_low_priority_wait_for_all_others() -> None:
     assert pool.calls == ["high0", "high1", "low0", "low1"]
 
 
-def test_full_queue_of_low_priority_rejects_no_others() -> None:
+def test_full_low_priority_queue_rejects_no_urgent_calls() -> None:
     async def run(pool: BusyPool) -> list[object]:
         busy = await start(pool)
         low = [pool.call(name, Turn(name, Priority.LOW)) for name in "abcd"]
@@ -275,7 +275,7 @@ def test_waiting_for_the_client_extends_the_deadline() -> None:
 
 
 @pytest.mark.parametrize("is_set", [True, False])
-def test_time_without_a_deadline_is_that_of_a_request(is_set: bool) -> None:
+def test_default_time_left_is_that_of_a_request(is_set: bool) -> None:
     if is_set:
         end_deadline(start_deadline(1))
     with paused_deadline():

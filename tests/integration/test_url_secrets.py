@@ -120,7 +120,7 @@ def run_everything(environ: dict[str, str], caplog: pytest.LogCaptureFixture) ->
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(secret=secrets, template=st.sampled_from(sorted(URLS.values())), is_encoded=st.booleans())
-def test_no_piece_of_a_password_is_shown(
+def test_no_part_of_a_password_is_shown(
     folder: Path, caplog: pytest.LogCaptureFixture, secret: str, template: str, *, is_encoded: bool
 ) -> None:
     url = template.format(quote(secret, safe="") if is_encoded else secret, free_port())

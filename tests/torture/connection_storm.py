@@ -15,7 +15,7 @@ CONNECT_TIMEOUT_SECONDS = 5.0
 RESPONSE_TIMEOUT_SECONDS = 20.0
 
 
-async def visit(port: int, outcomes: Counter[str]) -> None:
+async def request_once(port: int, outcomes: Counter[str]) -> None:
     """Open a connection, send a request and count the outcome: ``served``, ``refused`` or ``cut: ...``."""
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
@@ -41,12 +41,12 @@ async def storm(port: int, connections_per_second: int) -> Counter[str]:
     outcomes: Counter[str] = Counter()
     started = 0
     begin = time.monotonic()
-    async with asyncio.TaskGroup() as visits:
+    async with asyncio.TaskGroup() as requests:
         while not stop.done():
             due = int((time.monotonic() - begin) * connections_per_second)
-            # Skip what a slow machine did not start in time, instead of opening thousands of connections at once.
+            # Skip connections that a slow machine could not open in time, instead of opening thousands at once.
             for _ in range(min(due - started, connections_per_second // 10)):
-                visits.create_task(visit(port, outcomes))
+                requests.create_task(request_once(port, outcomes))
             started = due
             await asyncio.sleep(0.005)
     return outcomes

@@ -252,7 +252,7 @@ MAX_SECONDS_SHORT_FORM = 5
         ("long-trailer", ((60, 1), (1_000, 1))),
     ],
 )
-def test_pipelined_requests_stall_and_bloat_nothing(
+def test_pipelined_requests_use_little_memory_and_time(
     server: MlapiServer, short_or_full: ShortOrFull, report: Report, kind: str, sizes: tuple[tuple[int, int], ...]
 ) -> None:
     connections, repeat = sizes[short_or_full(0, 1)]
@@ -310,7 +310,7 @@ def test_one_address_at_its_limit_does_not_disturb_others(
 
 
 @pytest.mark.parametrize("server_class", [MlapiServer, Server], ids=["mlapi serve", "uvicorn"])
-def test_aborted_unread_responses_are_no_server_errors(
+def test_reset_of_unread_responses_causes_no_server_error(
     server_class: type[Server], tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
     attempts = short_or_full(20, 500)

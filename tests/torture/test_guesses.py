@@ -1,4 +1,4 @@
-"""Guessing passwords, and bursts of correct logins: only wrong passwords count, and no answer reveals who exists."""
+"""Guessing passwords, and bursts of correct logins: only wrong passwords count, and no response reveals a user."""
 
 import http.client
 import json
@@ -150,7 +150,9 @@ def test_parallel_guesses_at_two_workers_do_not_exceed_the_limit(
     assert statuses == {401: 20, 429: count - 20}
 
 
-def test_limits_do_not_reveal_who_exists(server: MlapiServer, short_or_full: ShortOrFull, report: Report) -> None:
+def test_limits_do_not_reveal_which_users_exist(
+    server: MlapiServer, short_or_full: ShortOrFull, report: Report
+) -> None:
     rounds = short_or_full(1, 10)
     ratios = []
     for number in range(rounds):
@@ -167,7 +169,7 @@ def test_limits_do_not_reveal_who_exists(server: MlapiServer, short_or_full: Sho
     assert 1 / 2 < statistics.median(ratios) < 2
 
 
-def test_flooded_name_looks_alike_and_admits_its_owner(server: MlapiServer) -> None:
+def test_flooded_name_reveals_nothing_and_admits_its_owner(server: MlapiServer) -> None:
     register(server, "flooded")
     home = "127.0.4.1"
     assert log_in(server, "flooded", PASSWORD, home)[0] == 200
@@ -185,7 +187,7 @@ def test_flooded_name_looks_alike_and_admits_its_owner(server: MlapiServer) -> N
 
 
 @pytest.mark.parametrize("server_class", [MlapiServer, Server])
-def test_forwarding_the_own_address_gives_no_second_chance(
+def test_forwarding_header_does_not_bypass_login_limits(
     server_class: type[Server], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     folder = tmp_path_factory.mktemp("own_address")

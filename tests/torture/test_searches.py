@@ -1,4 +1,4 @@
-"""Searches of managers in a large table, while users log in, change and are checked."""
+"""Searches by admins in a large table, while users log in and are changed and checked."""
 
 import http.client
 import threading

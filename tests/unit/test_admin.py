@@ -625,7 +625,7 @@ def test_long_forwarding_header_is_not_parsed_at_full_length(value: str) -> None
     assert via_proxy in {"10.0.0.1", "203.0.113.9"}
 
 
-def test_address_is_unknown_if_an_entry_not_parsed_may_hold_it() -> None:
+def test_address_is_unknown_if_it_may_be_in_a_skipped_entry() -> None:
     entries = ", ".join(["203.0.113.9", *["192.0.2.1"] * MAX_FORWARDED_ENTRIES])
 
     assert forwarded(REPLACED, entries).resolve_address() == "unknown"

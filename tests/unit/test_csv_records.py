@@ -1,4 +1,4 @@
-"""The CSV reader of the import: records as in RFC 4180, and no part of a malformed record is a record of its own."""
+"""The CSV reader of the import: records as in RFC 4180, and no part of a malformed record becomes another record."""
 
 import csv
 import io

@@ -32,7 +32,7 @@ def test_access_by_other_accounts_is_detected(tmp_path: Path, mode: int, expecte
     assert tuple(message is not None for message in found) == expected
 
 
-def test_messages_suggest_chmod_and_a_way_out(tmp_path: Path) -> None:
+def test_messages_suggest_chmod_and_an_alternative(tmp_path: Path) -> None:
     file = write(tmp_path, "secret", name="secret", mode=0o666)
     solution = f"run `chmod 600 {file}`; if that has no effect, move it to a file system that supports permissions"
 

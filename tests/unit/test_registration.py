@@ -1,4 +1,4 @@
-"""Registration looks the username up before it encrypts the password, and records only what admins do."""
+"""Registration looks the username up before it encrypts the password, and records only rejections by admins."""
 
 import asyncio
 from collections.abc import Sequence

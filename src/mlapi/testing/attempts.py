@@ -90,7 +90,7 @@ class AttemptLimiterContract:
 
         assert [guess(attempts) for _ in range(ATTEMPT_LIMIT + 1)] == [True] * ATTEMPT_LIMIT + [False]
 
-    def test_running_attempts_take_up_places(self, attempts: AttemptLimiter) -> None:
+    def test_running_attempts_count_toward_the_limit(self, attempts: AttemptLimiter) -> None:
         running = [Attempt(username="ada", address=HOME) for _ in range(ATTEMPT_LIMIT)]
         for attempt in running:
             attempts.start(attempt)
@@ -104,7 +104,7 @@ class AttemptLimiterContract:
             attempts.end(attempt)
         assert log_in(attempts)
 
-    def test_attempt_that_is_over_takes_up_no_place(self, attempts: AttemptLimiter) -> None:
+    def test_ended_attempt_occupies_no_slot(self, attempts: AttemptLimiter) -> None:
         for _ in range(2 * ATTEMPT_LIMIT):
             attempt = Attempt(username="ada", address=HOME)
             attempts.end(attempt)
@@ -112,7 +112,7 @@ class AttemptLimiterContract:
 
         assert log_in(attempts)
 
-    def test_guesses_at_a_known_address_are_limited_alike(self, attempts: AttemptLimiter) -> None:
+    def test_guesses_at_a_known_address_are_limited_too(self, attempts: AttemptLimiter) -> None:
         log_in(attempts)
 
         results = [[guess(attempts, name) for _ in range(ATTEMPT_LIMIT + 2)] for name in ("ada", "nobody")]

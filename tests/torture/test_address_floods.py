@@ -21,16 +21,16 @@ from mlapi.adapters.sql.tables import audit, users
 from tests.e2e.server import ROOT, MlapiServer
 from tests.torture.clients import PASSWORD, call, new_user
 from tests.torture.conftest import Report, ShortOrFull
-from tests.torture.strangers import NEW_NAME
+from tests.torture.flood_clients import NEW_NAME
 
-STRANGER = "127.0.0.2"
-ADMIN_TOKEN = "strangers-do-not-have-this-token"
+FLOOD_ADDRESS = "127.0.0.2"
+ADMIN_TOKEN = "flood-clients-do-not-have-this-token"
 DEVELOPMENT = {"MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN}
 
 
 @attrs.frozen(kw_only=True)
 class Flood:
-    """A request that strangers repeat, and the statuses of the responses."""
+    """A request that the flood clients repeat, and the statuses of the responses."""
 
     name: str
     path: str
@@ -38,7 +38,7 @@ class Flood:
     method: str = "POST"
     expected: frozenset[str]
     is_user: bool = False
-    """True if the strangers have a token."""
+    """True if the flood clients have a token."""
     environ: Mapping[str, str] = attrs.field(factory=dict)
 
 
@@ -79,7 +79,7 @@ FLOODS = [
 @contextmanager
 def flood(server: MlapiServer, request: Mapping[str, Any], connections: int, statuses: Counter[str]) -> Iterator[None]:
     """Send a request again and again from another address during the block, and count the responses by status."""
-    command = [sys.executable, "-m", "tests.torture.strangers", str(server.port), STRANGER, str(connections)]
+    command = [sys.executable, "-m", "tests.torture.flood_clients", str(server.port), FLOOD_ADDRESS, str(connections)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -94,7 +94,7 @@ def flood(server: MlapiServer, request: Mapping[str, Any], connections: int, sta
 
 
 def log_ins(port: int, seconds: float, at_least: int) -> tuple[Counter[int], list[float]]:
-    """Log in again and again as a neighbor with a new connection each time, and measure each login."""
+    """Log in repeatedly as another user, on a new connection each time, and measure each login."""
     statuses, durations = Counter[int](), list[float]()
     end = time.monotonic() + seconds
     while time.monotonic() < end or len(durations) < at_least:

@@ -1,4 +1,4 @@
-"""Send requests from another address: ``python -m tests.torture.strangers PORT ADDRESS CONNECTIONS``.
+"""Send requests from another address: ``python -m tests.torture.flood_clients PORT ADDRESS CONNECTIONS``.
 
 Runs in a separate process. It reads the request as JSON from the first line of its standard input, prints ``open``, and
 sends the request again and again over all connections until its standard input closes. A username of ``{}`` is replaced
@@ -19,7 +19,7 @@ NEW_NAME = "{}"
 def encode(request: Mapping[str, Any], number: int) -> bytes:
     content = request["body"]
     if isinstance(content, dict) and content.get("username") == NEW_NAME:
-        content = {**content, "username": f"stranger{number}"}
+        content = {**content, "username": f"flood{number}"}
     body = content.encode() if isinstance(content, str) else json.dumps(content).encode()
     authorization = f"Authorization: Bearer {request['bearer']}\r\n" if "bearer" in request else ""
     head = (
@@ -29,7 +29,7 @@ def encode(request: Mapping[str, Any], number: int) -> bytes:
     return head.encode() + body
 
 
-class Strangers:
+class FloodClients:
     """Connections that all send the same request."""
 
     def __init__(self, port: int, address: str, request: Mapping[str, Any]) -> None:
@@ -70,9 +70,9 @@ class Strangers:
 
 
 def main(port: int, address: str, connections: int) -> None:
-    strangers = Strangers(port, address, json.loads(sys.stdin.readline()))
-    asyncio.run(strangers.run(connections))
-    print(json.dumps(strangers.statuses), flush=True)  # noqa: T201 - for the test
+    clients = FloodClients(port, address, json.loads(sys.stdin.readline()))
+    asyncio.run(clients.run(connections))
+    print(json.dumps(clients.statuses), flush=True)  # noqa: T201 - for the test
 
 
 if __name__ == "__main__":
