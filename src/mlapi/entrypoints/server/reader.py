@@ -9,7 +9,7 @@ from mlapi.entrypoints.server.connections import Connection, State
 
 
 class BufferedReader(asyncio.BufferedProtocol):
-    """Reads the data of a connection, at most `mlapi.entrypoints.server.connections.READ_BYTES` at a time. asyncio would read 256 KiB."""
+    """Reads the data of a connection into `State.read_buffer`, at most 16 KiB at a time. asyncio would read 256 KiB."""
 
     def __init__(
         self,
