@@ -108,6 +108,15 @@ def test_row_level_security_is_reported(role_url: URL, postgres: PostgresServer,
     assert f'`ALTER ROLE "{READER}" BYPASSRLS`' in problem
 
 
+def test_users_without_a_sequence_are_reported(role_url: URL, postgres: PostgresServer) -> None:
+    prepare(role_url)
+    grant_rows(postgres, role_url)
+    postgres.execute("ALTER TABLE users ALTER id DROP IDENTITY", role_url.database or "")
+
+    assert readiness() == 503
+    assert "users.id has no sequence that creates ids: restore the table from a backup" in database_problems()
+
+
 def test_role_that_may_only_read_is_reported(role_url: URL, postgres: PostgresServer) -> None:
     prepare(role_url)
     postgres.execute(f'GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO "{READER}"', role_url.database or "")

@@ -57,7 +57,9 @@ def find_write_errors(connection: Connection) -> Iterator[str]:
         tables = ", ".join(dict.fromkeys(name for name, _ in missing))
         yield f"the role may not change all tables: as their owner, run `GRANT {kinds} ON {tables} TO {_quote(role)}`"
     sequence, may_create_ids = connection.execute(_ID_SEQUENCE).one()
-    if not may_create_ids:
+    if sequence is None:
+        yield "users.id has no sequence that creates ids: restore the table from a backup"
+    elif not may_create_ids:
         grant = f"GRANT USAGE ON SEQUENCE {sequence} TO {_quote(role)}"
         yield f"the role may not create ids for new users: as the owner of the tables, run `{grant}`"
     filtered = connection.scalars(_FILTERED_TABLES, {"names": list(metadata.tables)}).all()
