@@ -77,6 +77,13 @@ class SecretStore(Generic[Cipher]):
         self._lock = new_lock()
 
     @property
+    def may_be_generated(self) -> bool:
+        """Whether the secrets of a new database would be generated: there are none yet, outside production."""
+        configured = self._settings.secrets
+        has_configured = configured.key or configured.salt or configured.token_key
+        return not (has_configured or self._settings.is_production or self.exists)
+
+    @property
     def location(self) -> str:
         """Where generated secrets are stored, for use in messages."""
         return "memory" if self._file is None else str(self._file)
@@ -95,9 +102,7 @@ class SecretStore(Generic[Cipher]):
         Raises:
             ConfigurationError: if the file is missing and the database needs it, or if the file cannot be written.
         """
-        configured = self._settings.secrets
-        has_configured = configured.key or configured.salt or configured.token_key
-        if has_configured or self._settings.is_production or self.exists:
+        if not self.may_be_generated:
             return
         if self._file is None:
             self._generated = SecretSettings(key=(new_key(),), salt=(new_salt(),))

@@ -253,9 +253,32 @@ def test_encoding_other_than_utf8_is_reported_as_a_problem(
     assert message.startswith("the database's encoding is LATIN1")
 
 
+def test_lost_secrets_of_a_database_are_a_problem(folder: Path) -> None:
+    with open_users(load_settings()):
+        pass
+    (folder / "secrets.yml").unlink()
+
+    ((about, message),) = find_checks("problem")
+
+    assert about == "database"
+    assert message.startswith("secrets.key is missing")
+
+
+def test_salt_without_a_key_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
+
+    ((about, message),) = find_checks("problem")
+
+    assert about == "secrets"
+    assert message.startswith("secrets.key is missing")
+
+
 def test_memory_storage_has_no_problems(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLAPI_DATABASE__URL", "memory://")
 
     assert find_checks("problem") == []
-    assert ("secrets", "none yet: mlapi generates them in memory on first startup") in find_checks("ok")
+    assert (
+        "secrets",
+        "none yet: mlapi generates them in memory on first startup, if the database is new",
+    ) in find_checks("ok")
     assert list(folder.iterdir()) == []

@@ -5,6 +5,7 @@ import logging
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from mlapi.config import (
     LoginSettings,
@@ -12,6 +13,7 @@ from mlapi.config import (
     load_settings,
 )
 from mlapi.domain.errors import ConfigurationError
+from mlapi.entrypoints.cli import main
 from tests.sample_settings import (
     CANARY,
     KEY,
@@ -239,14 +241,14 @@ def test_invalid_key_error_shows_how_to_generate_a_key(tmp_path: Path, name: str
     error = load_error(tmp_path, f"secrets: {{{name}: ['{key}']}}")
 
     assert error.startswith(
-        f"secrets.{name} is not a Fernet key, 32 bytes in URL-safe base64 (44 characters): make one with `python -c"
+        f"secrets.{name} is not a Fernet key, 32 bytes in URL-safe base64 (44 characters): make one with `mlapi keys"
     )
 
 
-def test_command_in_the_error_message_generates_a_valid_key(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    command = load_error(tmp_path, "secrets: {key: short}").partition("python -c '")[2].removesuffix("'`")
-    exec(command, {})
-    key = capsys.readouterr().out.strip()
+def test_command_in_the_error_message_generates_a_valid_key(tmp_path: Path) -> None:
+    command = load_error(tmp_path, "secrets: {key: short}").partition("`mlapi ")[2].removesuffix("`")
+
+    key = CliRunner().invoke(main, command).stdout.strip()
 
     assert load(tmp_path, f"secrets: {{key: {key}}}").secrets.key == (key,)
 
@@ -271,7 +273,7 @@ def test_invalid_key_in_a_list_is_identified_by_its_position(tmp_path: Path, nam
 def test_published_key_is_rejected(tmp_path: Path, name: str, profile: str, key: str) -> None:
     error = load_error(tmp_path, f"profile: {profile}\nsecrets: {{{name}: {key}}}")
 
-    assert error.startswith(f"secrets.{name} is a published sample key: make one with `python -c")
+    assert error.startswith(f"secrets.{name} is a published sample key: make one with `mlapi keys new`")
 
 
 @pytest.mark.parametrize("name", ["key", "token_key"])

@@ -142,8 +142,7 @@ def test_production_rejects_a_short_admin_token() -> None:
         with_secrets(settings, NOWHERE)
 
     assert str(exc_info.value) == (
-        "secrets.admin_token must have at least 16 characters in production: make one with"
-        " `python -c 'import secrets; print(secrets.token_urlsafe())'`"
+        "secrets.admin_token must have at least 16 characters in production: make one with `mlapi admin-token new`"
     )
 
 

@@ -27,7 +27,7 @@ _BEARER_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, 2.1
 # The key in the Fernet specification's test vectors, which tutorials copy.
 _PUBLISHED_KEYS = frozenset({"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="})
 _SAMPLE_SALTS = frozenset({"changeme", "change-me", "secret", "salt", "password", "admin", "token", "example"})
-_MAKE_A_KEY = "make one with `python -c 'import base64, os; print(base64.urlsafe_b64encode(os.urandom(32)).decode())'`"
+_MAKE_A_KEY = "make one with `mlapi keys new`"
 
 
 def validate_values(settings: Settings, prefix: str = "") -> None:
@@ -74,7 +74,7 @@ def validate_for_production(secrets: SecretSettings, passwords: PasswordSettings
     if secrets.admin_token is not None and len(secrets.admin_token) < MIN_ADMIN_TOKEN_CHARS:
         raise ConfigurationError(
             f"secrets.admin_token must have at least {MIN_ADMIN_TOKEN_CHARS} characters in production: make one with"
-            " `python -c 'import secrets; print(secrets.token_urlsafe())'`"
+            " `mlapi admin-token new`"
         )
     if passwords.min_length is not None and passwords.min_length < MIN_PASSWORD_CHARS:
         raise ConfigurationError(f"passwords.min_length must be at least {MIN_PASSWORD_CHARS} in production")

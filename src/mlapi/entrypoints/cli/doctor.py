@@ -79,19 +79,21 @@ def run_checks() -> Iterator[Check]:
     except ConfigurationError as error:
         yield Check("database", "problem", str(error))
         return
-    completed = settings
+    completed, is_missing = settings, False
     try:
         completed = attrs.evolve(settings, secrets=secrets.load())
     except ConfigurationError as error:
-        if settings.is_production or settings.secrets.key or secrets.exists:
-            yield Check("secrets", "problem", str(error))
+        if secrets.may_be_generated:
+            is_missing = True
+            message = f"none yet: mlapi generates them in {secrets.location} on first startup, if the database is new"
+            yield Check("secrets", "ok", message)
         else:
-            yield Check("secrets", "ok", f"none yet: mlapi generates them in {secrets.location} on first startup")
+            yield Check("secrets", "problem", str(error))
     else:
         source = "the configuration" if settings.secrets.key else secrets.location
         yield Check("secrets", "ok", f"key and salt are in {source}")
     yield from _check_access(completed)
-    yield from _check_database(settings, files, has_secrets=completed is not settings)
+    yield from _check_database(settings, files, has_secrets=completed is not settings, is_missing=is_missing)
 
 
 def _check_access(settings: Settings) -> Iterator[Check]:
@@ -119,7 +121,9 @@ def _check_access(settings: Settings) -> Iterator[Check]:
         yield Check("metrics", "warning", "metrics.open is true: anyone who can reach the port can read the metrics")
 
 
-def _check_database(settings: Settings, files: Sequence[Path], *, has_secrets: bool) -> Iterator[Check]:
+def _check_database(
+    settings: Settings, files: Sequence[Path], *, has_secrets: bool, is_missing: bool
+) -> Iterator[Check]:
     if files:
         yield from _check_files(files)
         if not files[0].exists():
@@ -138,8 +142,8 @@ def _check_database(settings: Settings, files: Sequence[Path], *, has_secrets: b
             )
         yield Check("database", "problem", f"{error.reason}{solution}")
         return
-    if not has_secrets:
-        check = attrs.evolve(check, key_error=None)  # missing secrets are reported above
+    if not has_secrets and not (is_missing and check.found.fingerprint is not None):
+        check = attrs.evolve(check, key_error=None)  # reported above, or the database needs no secrets yet
     problems = list(find_problems(check))
     for problem in problems:
         yield Check("database", "problem", problem)
