@@ -86,7 +86,8 @@ class GuardMiddleware:
         """Open the guard on the first request, because mounted applications have no lifespan that could open it."""
         if self._guard is None:
             raise RepositoryUnavailableError(
-                "the guard is not open: it opens when the server runs the lifespan, and did not, or failed"
+                "the guard is not open, because the application's lifespan did not run or failed: enable the lifespan,"
+                " or pass a Guard to GuardMiddleware"
             )
         self._async_guard = self._resources.enter_context(async_guard(self._guard))
         return self._async_guard

@@ -1,8 +1,8 @@
 """Split CSV into records as RFC 4180 describes. A quoted cell may contain line breaks, commas and doubled quotes.
 
-A malformed record is rejected as a whole: no part of it is returned as another record. Readers disagree on the end of a
-record with misplaced quotes. It ends where it has as many cells as the header, unless its last line is a valid record.
-Otherwise, a line break ends it only outside a pair of quotes.
+A malformed record is rejected as a whole: no part of it is returned as another record. Readers disagree on where a
+record with misplaced quotes ends. This one ends it where it has as many cells as the header, unless its last line is a
+valid record. Otherwise, only a line break outside quotes ends it.
 """
 
 import csv
@@ -19,7 +19,7 @@ MAX_RECORD_BYTES = 64 * 1024
 """The maximum length of a record. Sufficient for the longest cells, even if every character is escaped."""
 
 MAX_AHEAD_BYTES = 8 * 1024
-"""How far to look for the end of a malformed record: farther than most records, but not so far that it takes long."""
+"""How far to read ahead for the end of a malformed record. Most records are shorter, and this much is read quickly."""
 
 
 @attrs.frozen
@@ -53,7 +53,7 @@ def read_csv(stream: BinaryIO) -> Iterator[CsvRecord]:
 
 
 class _Lines:
-    """Reads lines, and counts lines and bytes. Data that was read too far can be put back."""
+    """Reads lines, and counts lines and bytes. Data that was read ahead can be returned."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self.number = 1
@@ -132,7 +132,7 @@ def _skip_malformed(content: bytearray, lines: _Lines, quotes: "_Quotes", column
     return end is not None
 
 
-# The cells of readers for which a quote ends a cell only before a comma or a line break, as in "5" nail",
+# Cells of readers for which a quote ends a cell only before a comma or a line break, as in "5" nail",
 _LENIENT_CELLS = (
     re.compile(rb'[ \t]*"(?>[^"]+|""|"(?![ \t]*(?:,|\r?\n)))*+"[ \t]*|(?![ \t]*")[^,\n]*'),  # also after blanks
     re.compile(rb'"(?>[^"]+|""|"(?![ \t]*(?:,|\r?\n)))*+"[ \t]*|(?!")[^,\n]*'),
@@ -227,7 +227,7 @@ class _Quotes:
         self.is_complete = False
         """Whether the last line ended the record."""
         self.cells = 1
-        """How many cells have started."""
+        """The number of cells so far."""
         self._state = _State.CELL_START
 
     @property

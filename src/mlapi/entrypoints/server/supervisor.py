@@ -182,7 +182,7 @@ class Supervisor:
             worker.is_outdated = worker.is_outdated or Status.REPLACE_ME.value in status
 
     def _handle_start(self, worker: Worker) -> None:
-        # The listener may have stopped listening at the same moment, because no worker was serving.
+        # The supervisor may have stopped the listener at the same moment, because no worker was serving.
         start_listening(worker.listener)
         self._refuse_at = math.inf
         if not self._has_served:

@@ -105,7 +105,7 @@ def _decoder_of(column: Column[Any]) -> Callable[[int], datetime] | None:
     return _read_time if isinstance(column.type, UtcDateTime) else None
 
 
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # of binary times, which need no time zone and no date style
+_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # binary times count from it, so they need no time zone or date style
 _read_user = rows.row_reader(User, users, _decoder_of)
 _read_api_key = rows.row_reader(ApiKey, api_keys, _decoder_of)
 

@@ -25,14 +25,14 @@ _FOREIGN_TABLES = text(
     " AND NOT pg_has_role(relowner, 'USAGE') ORDER BY relname"
 )
 
-# A statement that changes no row needs no id, and is not rejected by row-level security.
+# The probes need no new id, and row-level security does not reject them, because they change no row.
 HAS_FURTHER_PRIVILEGES = " AND ".join(
     [
         "SELECT coalesce(has_sequence_privilege(pg_get_serial_sequence('users', 'id'), 'USAGE'), false)",
         *(f"NOT row_security_active('{name}')" for name in metadata.tables),
     ]
 )
-"""A query for whether the role has the privileges that `mlapi.adapters.sql.probes` does not try."""
+"""A query that returns whether the role has the privileges that `mlapi.adapters.sql.probes` cannot test."""
 
 
 def find_write_errors(connection: Connection) -> Iterator[str]:
