@@ -25,6 +25,8 @@ PASSWORD = "difference engine"
 
 
 class CountingCipher(PlainCipher):
+    is_costly = True
+
     def __init__(self) -> None:
         self.encrypted = 0
 

@@ -580,6 +580,10 @@ def forwarded(client: Client, *values: str) -> Client:
     return with_headers(client, *(("x-forwarded-for", value) for value in values))
 
 
+def connected(client: Client, peer: str) -> Client:
+    return attrs.evolve(client, peer_address=peer, peer_port=50001, is_peer_certain=True)
+
+
 @pytest.mark.parametrize("trusted", [[], TRUSTED], ids=["no proxies", "proxies"])
 @pytest.mark.parametrize("peer", ["203.0.113.9", "2001:db8::1", "10.0.0.1", "", "testclient"])
 def test_peer_address_is_used_without_forwarding_headers(peer: str, trusted: Sequence[Network]) -> None:
@@ -697,8 +701,8 @@ def test_address_is_unknown_if_its_port_may_be_from_a_header() -> None:
 def test_proxies_are_trusted_if_the_server_replaced_the_address() -> None:
     client = forwarded(attrs.evolve(REPLACED, peer_address="198.51.100.4"), "198.51.100.4, 203.0.113.9")
 
-    assert client.with_peer("10.0.0.1", 50001).resolve_address(TRUSTED) == "203.0.113.9"
-    assert client.with_peer("192.0.2.9", 50001).resolve_address(TRUSTED) == "192.0.2.9"
+    assert connected(client, "10.0.0.1").resolve_address(TRUSTED) == "203.0.113.9"
+    assert connected(client, "192.0.2.9").resolve_address(TRUSTED) == "192.0.2.9"
 
 
 OWN_ADDRESSES = {
@@ -735,10 +739,10 @@ OWN_ADDRESSES = {
 def test_client_cannot_hide_by_forwarding_its_own_address(
     peer: str, values: list[str], trusted: Sequence[Network]
 ) -> None:
-    connected = forwarded(REPLACED, *values).with_peer(peer, 50001)
+    client = connected(forwarded(REPLACED, *values), peer)
     uncertain = forwarded(attrs.evolve(REMOTE, peer_address=peer, peer_port=50000), *values)
 
-    assert connected.resolve_address(trusted) == uncertain.resolve_address(trusted) == peer
+    assert client.resolve_address(trusted) == uncertain.resolve_address(trusted) == peer
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Registration looks the username up before it encrypts the password, and records only rejections by admins."""
+"""Registration looks the username up before a costly encryption, and records only rejections by admins."""
 
 import asyncio
 from collections.abc import Sequence
@@ -26,6 +26,8 @@ ACTORS = [Actor(ANYONE), Actor("admin")]
 
 
 class CountingCipher(PlainCipher):
+    is_costly = True
+
     def __init__(self) -> None:
         self.encrypted = 0
 
@@ -105,11 +107,20 @@ def test_new_username_is_registered(is_async: bool, actor: Actor) -> None:
     assert result == users.get(UserId(1))
 
 
-def test_username_freed_after_the_lookup_is_registered(is_async: bool) -> None:
+def test_username_is_not_looked_up_if_encryption_is_cheap(is_async: bool) -> None:
     repository = VanishingRepository()
     ada = registered(repository)
 
     result = register(Users(repository, PlainCipher()), is_async)
+
+    assert result == UserExistsError(ada.id)
+
+
+def test_username_freed_after_the_lookup_is_registered(is_async: bool) -> None:
+    repository = VanishingRepository()
+    ada = registered(repository)
+
+    result = register(Users(repository, CountingCipher()), is_async)
 
     assert isinstance(result, User)
     assert result.id > ada.id

@@ -12,7 +12,7 @@ from mlapi.application.users import Users
 from mlapi.application.window_counts import WINDOW_SECONDS, count_key, digest, seconds_until
 from mlapi.domain.addresses import rate_limit_key
 from mlapi.domain.errors import TooManyAttemptsError, UserExistsError, UserNotFoundError
-from mlapi.domain.ports import AttemptCounts
+from mlapi.domain.ports import AttemptCounts, is_costly
 from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import User
 
@@ -80,7 +80,8 @@ class AsyncRegistration:
     Args:
         limiter: limits the registrations of clients without credentials. None for no limit.
         executor: encrypts the passwords and applies the commands.
-        names: looks up usernames, so that a taken one costs a read instead of a hash. The repository still checks.
+        names: looks up usernames, so that a taken one costs a read instead of a hash, unless hashes are cheap. The
+            repository still checks.
         on_rejected: called for each registration of a taken username that is not recorded in the audit trail.
     """
 
@@ -111,14 +112,18 @@ class AsyncRegistration:
             TooManyAttemptsError: if a client without credentials exceeds the limit.
         """
         is_anonymous = users.actor.is_anonymous
+        limiter = self._limiter if is_anonymous else None
+        is_hash_costly = is_costly(users.cipher)
         executor = self._executor.for_client(address, is_urgent=not is_anonymous)
-        users.validate_registration(username=username, password=password, email=email)
-        if is_anonymous and self._limiter is not None:
-            self._limiter.check(address)
-            await executor.query(self._limiter.count, address)
-        taken_by = await self._names.find(canonical_username(username))
-        if taken_by is not None:
-            await self._reject(users, taken_by)
+        if limiter is not None or is_hash_costly:  # otherwise, validating twice would cost more than it saves
+            users.validate_registration(username=username, password=password, email=email)
+        if limiter is not None:
+            limiter.check(address)
+            await executor.query(limiter.count, address)
+        if is_hash_costly:
+            taken_by = await self._names.find(canonical_username(username))
+            if taken_by is not None:
+                await self._reject(users, taken_by)
         command = await executor.hash(users.prepare_registration, username=username, password=password, email=email)
         return await self._executor.apply(command)
 

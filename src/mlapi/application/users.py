@@ -29,7 +29,7 @@ from mlapi.domain.commands import (
 )
 from mlapi.domain.credentials import ApiKey, ApiKeyId, generate_api_key, parse_api_key, validate_api_key_fields
 from mlapi.domain.errors import InvalidFieldsError, MlapiError, UserExistsError, UserNotFoundError
-from mlapi.domain.ports import Clock, PasswordCipher, UserRepository
+from mlapi.domain.ports import Clock, PasswordCipher, UserRepository, is_costly
 from mlapi.domain.rules import PasswordPolicy, canonical_username, find_email_error, find_username_error, fold
 from mlapi.domain.users import EncryptedPassword, User, UserId, utc_now
 
@@ -81,11 +81,12 @@ class Users:
             UserExistsError: if the username is taken, in any case or spelling with the same canonical form.
             RepositoryUnavailableError: if the database is unavailable.
         """
-        self.validate_registration(username=username, password=password, email=email)
-        taken_by = self.find(username)  # before the costly encryption
-        if taken_by is not None:
-            with suppress(UserNotFoundError):  # removed in the meantime
-                self.apply(self.reject_registration(taken_by))
+        if is_costly(self.cipher):
+            self.validate_registration(username=username, password=password, email=email)
+            taken_by = self.find(username)
+            if taken_by is not None:
+                with suppress(UserNotFoundError):  # removed in the meantime
+                    self.apply(self.reject_registration(taken_by))
         return self.apply(self.prepare_registration(username=username, password=password, email=email))
 
     def set_enabled(self, *, user_id: UserId, enabled: bool) -> User:

@@ -2,11 +2,13 @@
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _MAX_ADDRESS_CHARS = 64
+_MAX_CACHED_KEYS = 1_000
 _IPV6_PREFIX_BITS = 64  # one customer has at least a /64: RFC 6177, section 2
 
 
@@ -22,6 +24,7 @@ def parse_address(text: str) -> Address | None:
     return mapped or parsed
 
 
+@lru_cache(_MAX_CACHED_KEYS)
 def rate_limit_key(text: str) -> str:
     """Return the rate-limit key for an address.
 

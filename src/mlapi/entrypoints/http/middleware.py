@@ -1,4 +1,8 @@
-"""ASGI middleware and error handlers for the service, the guard and other Starlette applications."""
+"""ASGI middleware and error handlers for the service, the guard and other Starlette applications.
+
+Middleware that only decides what to call is not a coroutine function but returns the coroutine of the next application.
+Every coroutine function on the path of a request would cost as much time as its checks.
+"""
 
 from collections.abc import Awaitable, Callable, Mapping
 from http import HTTPStatus
@@ -62,10 +66,10 @@ class MethodDispatch:
     def __init__(self, endpoints: Mapping[str, Endpoint]) -> None:
         self._endpoints = endpoints
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         method = scope["method"]
         scope["endpoint"] = endpoint = self._endpoints["GET" if method == "HEAD" else method]
-        await endpoint(scope, receive, send)
+        return endpoint(scope, receive, send)
 
 
 class RequireAdmin:
@@ -78,18 +82,17 @@ class RequireAdmin:
 
     def __init__(self, app: ASGIApp, *, exclude: str | None = None) -> None:
         self._app = app
-        self._exclude = exclude
+        self._excluded_prefix = None if exclude is None else f"{exclude}/"
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http":
             client = Client.from_asgi(scope)
             try:
-                if self._exclude is None or not f"{client.path}/".startswith(f"{self._exclude}/"):
+                if self._excluded_prefix is None or not f"{client.path}/".startswith(self._excluded_prefix):
                     scope["app"].state.admin_policy.check(client)
             except MlapiError as error:
-                await send_response(error_response(error), send)
-                return
-        await self._app(scope, receive, send)
+                return send_response(error_response(error), send)
+        return self._app(scope, receive, send)
 
 
 class RejectLargeHead:
@@ -98,14 +101,13 @@ class RejectLargeHead:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http":
             try:
                 validate_head(scope["path"], scope["query_string"], scope["headers"])
             except MlapiError as error:
-                await send_response(error_response(error), send)
-                return
-        await self._app(scope, receive, send)
+                return send_response(error_response(error), send)
+        return self._app(scope, receive, send)
 
 
 class RejectAmbiguousFraming:
@@ -117,14 +119,13 @@ class RejectAmbiguousFraming:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http" and (scope["method"] == "CONNECT" or has_framing_header(scope["headers"])):
             if has_ambiguous_framing(scope["headers"]):
-                await send_response(ambiguous_framing(), send)
-                return
+                return send_response(ambiguous_framing(), send)
             if scope["method"] == "CONNECT" or requests_upgrade(scope["headers"]):
                 send = _with_connection_close(send)
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
 
 def _with_connection_close(send: Send) -> Send:
@@ -142,11 +143,11 @@ class StartupErrorMiddleware:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "lifespan":
-            await self._app(scope, receive, send)
-            return
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        run = self._run_lifespan if scope["type"] == "lifespan" else self._app
+        return run(scope, receive, send)
 
+    async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         failure: Message | None = None
 
         async def send_unless_failed(message: Message) -> None:
@@ -167,14 +168,12 @@ class StartupErrorMiddleware:
 
 
 async def send_response(response: Response, send: Send) -> None:
-    content_headers = [
-        (b"content-type", response.media_type.encode("latin-1")),
-        (b"content-length", b"%d" % len(response.body)),
-    ]
-    headers = [
-        *(content_headers if response.body else []),
-        *((name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers),
-    ]
+    headers = [(name.lower().encode("latin-1"), value.encode("latin-1")) for name, value in response.headers]
+    if response.body:
+        headers += [
+            (b"content-type", response.media_type.encode("latin-1")),
+            (b"content-length", b"%d" % len(response.body)),
+        ]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
 

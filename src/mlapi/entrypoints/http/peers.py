@@ -20,9 +20,8 @@ def connected_client(scope: Mapping[str, Any], receive: Receive) -> Client:
         receive: the callable that the server passed with the scope. If another application has wrapped it, or the
             server is not uvicorn, `Client.resolve_address` guesses whether the address was replaced.
     """
-    client = Client.from_asgi(scope)
     transport = getattr(getattr(receive, "__self__", None), "transport", None)
     peer = None if transport is None else transport.get_extra_info("peername")
     if not isinstance(peer, tuple):  # a Unix socket, or another server
-        return client
-    return client.with_peer(str(peer[0]), int(peer[1]))
+        return Client.from_asgi(scope)
+    return Client.from_asgi(scope, (peer[0], peer[1]))

@@ -15,9 +15,11 @@ _UNKNOWN = "unknown"
 _UNKNOWN_END = ("", 0)
 
 
-@attrs.frozen(kw_only=True)
+@attrs.define(kw_only=True)
 class Client:
     """The client that sent a request, identified by its connection and headers.
+
+    Do not change it. It is not frozen only because creating it would take twice as long, for every request.
 
     Attributes:
         path: the path of the request, relative to the mount point of the application.
@@ -47,20 +49,28 @@ class Client:
     connection: object = attrs.field(factory=object, eq=False, repr=False)
 
     @classmethod
-    def from_asgi(cls, scope: Mapping[str, Any]) -> "Client":
-        """Create a client from an ASGI HTTP scope."""
+    def from_asgi(cls, scope: Mapping[str, Any], peer: tuple[str, int] | None = None) -> "Client":
+        """Create a client from an ASGI HTTP scope.
+
+        Args:
+            scope: of an HTTP request.
+            peer: the address and port at the other end of the connection, if they are certain. By default, take them
+                from the scope.
+        """
         path, root = scope["path"], scope.get("root_path", "")
-        peer, server = scope.get("client") or _UNKNOWN_END, scope.get("server") or _UNKNOWN_END
+        client, server = scope.get("client") or _UNKNOWN_END, scope.get("server") or _UNKNOWN_END
+        address, port = peer or client
         return cls(
             path=path.removeprefix(root) if path.startswith(f"{root}/") else path,
-            peer_address=peer[0],
+            peer_address=address,
             server_address=server[0],
             http_version=scope["http_version"],
             headers=scope["headers"],
             scheme=scope.get("scheme", "http"),
-            peer_port=peer[1] or 0,
+            peer_port=port or 0,
             server_port=server[1] or 0,  # None for a Unix socket
-            connection=peer,  # servers create it once per connection
+            is_peer_certain=peer is not None,
+            connection=client,  # servers create it once per connection
         )
 
     @classmethod
@@ -96,10 +106,6 @@ class Client:
     def _values(self, name: bytes) -> list[bytes]:
         return [value for header, value in self.headers if header == name]
 
-    def with_peer(self, address: str, port: int) -> "Client":
-        """Return a copy of this client with the address and port at the other end of its connection."""
-        return attrs.evolve(self, peer_address=address, peer_port=port, is_peer_certain=True)
-
     def with_forwarded_scheme(self, trusted_proxies: Sequence[Network]) -> "Client":
         """Return a copy of this client with the scheme that the browser uses.
 
@@ -124,7 +130,9 @@ class Client:
         ``unknown``.
         """
         values = self._values(b"x-forwarded-for")
-        entries = b",".join(values).rsplit(b",", MAX_FORWARDED_ENTRIES) if values else []
+        if not values:
+            return self.peer_address
+        entries = b",".join(values).rsplit(b",", MAX_FORWARDED_ENTRIES)
         forwarded = [entry.strip().decode("latin-1") for entry in entries[-MAX_FORWARDED_ENTRIES:]]
         is_cut = len(entries) > MAX_FORWARDED_ENTRIES
         may_be_replaced = not self.is_peer_certain and (is_cut or any(map(self._may_be_peer, forwarded)))
