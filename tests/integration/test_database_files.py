@@ -97,7 +97,7 @@ def link_into_missing_folder(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, make_loop, link_into_missing_folder, Path.mkdir])
-def test_path_that_is_no_file_is_rejected(data: Path, make: Callable[[Path], object]) -> None:
+def test_path_that_is_not_a_file_is_rejected(data: Path, make: Callable[[Path], object]) -> None:
     make(data / "mlapi.db")
 
     with pytest.raises(ConfigurationError, match=r"mlapi\.db' must be a file in an existing folder"):

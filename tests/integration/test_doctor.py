@@ -253,7 +253,7 @@ def test_encoding_other_than_utf8_is_reported_as_a_problem(
     assert message.startswith("the database's encoding is LATIN1")
 
 
-def test_lost_secrets_of_a_database_are_a_problem(folder: Path) -> None:
+def test_lost_secrets_of_a_database_are_reported(folder: Path) -> None:
     with open_users(load_settings()):
         pass
     (folder / "secrets.yml").unlink()
@@ -264,7 +264,7 @@ def test_lost_secrets_of_a_database_are_a_problem(folder: Path) -> None:
     assert message.startswith("secrets.key is missing")
 
 
-def test_salt_without_a_key_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_salt_without_a_key_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
 
     ((about, message),) = find_checks("problem")

@@ -8,7 +8,7 @@ from mlapi.domain.addresses import is_in_any, is_loopback, parse_address, rate_l
 
 
 @pytest.mark.parametrize(
-    ("text", "site"),
+    ("text", "key"),
     [
         ("192.0.2.1", "192.0.2.1"),
         ("::ffff:192.0.2.1", "192.0.2.1"),
@@ -20,17 +20,17 @@ from mlapi.domain.addresses import is_in_any, is_loopback, parse_address, rate_l
         ("1" * 100, "1" * 100),
     ],
 )
-def test_address_in_any_notation_has_the_same_site(text: str, site: str) -> None:
-    assert rate_limit_key(text) == site
+def test_address_in_any_notation_has_the_same_key(text: str, key: str) -> None:
+    assert rate_limit_key(text) == key
 
 
 @pytest.mark.parametrize("text", ["", "localhost", "192.0.2.256", "192.0.2.1:80", "[::1]", "0" * 65])
-def test_other_text_is_no_address(text: str) -> None:
+def test_other_text_is_not_an_address(text: str) -> None:
     assert parse_address(text) is None
     assert not is_loopback(text)
     assert not is_in_any(text, [ip_network("0.0.0.0/0"), ip_network("::/0")])
 
 
-def test_mapped_address_is_the_address_that_it_stands_for() -> None:
+def test_mapped_address_is_converted_to_ipv4() -> None:
     assert is_loopback("::ffff:127.0.0.1")
     assert is_in_any("::ffff:192.0.2.7", [ip_network("192.0.2.0/24")])

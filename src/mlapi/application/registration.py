@@ -128,7 +128,7 @@ class AsyncRegistration:
         return await self._executor.apply(command)
 
     async def _reject(self, users: Users, taken_by: User) -> None:
-        """Raise `UserExistsError`, unless the user was removed in the meantime."""
+        """Raise `UserExistsError`, unless the user has been removed."""
         try:
             command = users.reject_registration(taken_by)
         except UserExistsError:

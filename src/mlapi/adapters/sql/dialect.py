@@ -52,7 +52,7 @@ class Dialect(Protocol[DriverConnectionT]):
         """Return the absolute paths of the local files that hold the database, the main file first."""
         ...
 
-    def file_change_check(self, url: URL) -> Callable[[], FileChange | None]:
+    def create_file_change_check(self, url: URL) -> Callable[[], FileChange | None]:
         """Return a function that returns whether the database file was removed or replaced since the last call."""
         ...
 

@@ -46,7 +46,7 @@ class ConnectionPools:
         self._create()
         forks.call_in_children(self._restart)
         forks.pause_during_forks(self)
-        self._find_file_change = dialect.file_change_check(url)
+        self._find_file_change = dialect.create_file_change_check(url)
 
     def _create(self) -> None:
         self.engine = self._create_engine(self._max_connections)

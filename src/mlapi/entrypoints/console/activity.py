@@ -21,7 +21,7 @@ async def show_activity(request: ConsoleRequest) -> Response:
         limit=query.limit + 1,  # fetch one more entry to find out whether there is a next page
         user_id=query.user_id,
     )
-    found = await (request.search(list_page) if query.is_search else request.runtime.executor.page(list_page))
+    found = await (request.search(list_page) if query.is_search else request.runtime.executor.read_page(list_page))
     entries, has_more = found[: query.limit], len(found) > query.limit
     user_filter = request.query_parameters("user_id")
     return render_page(

@@ -31,8 +31,8 @@ async def add_key(request: ConsoleRequest) -> Response:
 async def remove_key(request: ConsoleRequest) -> Response:
     """Ask for confirmation on GET; remove the key on POST."""
     user_id, key_id = user_id_in_path(request), request.http_request.path_params["key_id"]
-    user = await request.runtime.executor.page(request.runtime.users.get, user_id)
-    keys = await request.runtime.executor.page(request.runtime.users.list_api_keys, user_id)
+    user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
+    keys = await request.runtime.executor.read_page(request.runtime.users.list_api_keys, user_id)
     key = next((key for key in keys if key.id == key_id), None)
     if key is None:
         raise ApiKeyNotFoundError(key_id)

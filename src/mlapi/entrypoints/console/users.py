@@ -148,7 +148,7 @@ async def remove_user(request: ConsoleRequest) -> Response:
     """Ask for confirmation on GET; remove the user on POST."""
     user_id = user_id_in_path(request)
     if request.is_safe:
-        user = await request.runtime.executor.page(request.runtime.users.get, user_id)
+        user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
         return render_page(request, "remove_user.html", user=user)
     user = await request.runtime.executor.apply(request.users.prepare_remove(user_id=user_id))
     return redirect(request, flash=f"User {user.username} was removed.")
@@ -181,7 +181,7 @@ async def user_page(
         user, keys = users.get(user_id), users.list_api_keys(user_id)
         return user, keys, users.list_audit_page(limit=RECENT_ENTRIES, user_id=user_id)
 
-    user, keys, entries = await request.runtime.executor.page(read)
+    user, keys, entries = await request.runtime.executor.read_page(read)
     return render_page(
         request,
         "user.html",

@@ -34,7 +34,7 @@ T = TypeVar("T")
 
 @attrs.frozen
 class PoolExecutor:
-    """An `Executor` for an event loop: each kind of work has threads of its own, and commands are batched.
+    """An `Executor` for an event loop: each kind of work has its own threads, and commands are batched.
 
     The kinds are login queries, hashing, pages for admins, searches by admins, files, and the readiness check. Pages
     and searches therefore never delay logins, changes, the guard or the readiness check.
@@ -85,7 +85,7 @@ class PoolExecutor:
     async def query(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         return await self._logins.run_as(self._turn, function, *args, **kwargs)
 
-    async def page(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def read_page(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that reads a few rows through an index, for an admin."""
         return await self._pages.run(function, *args, **kwargs)
 

@@ -102,7 +102,7 @@ async def list_users(request: Request) -> Response:
 @handler
 async def show_user(request: Request) -> Response:
     runtime = _runtime(request)
-    return responses.user(await runtime.executor.page(runtime.users.get, _user_id(request)))
+    return responses.user(await runtime.executor.read_page(runtime.users.get, _user_id(request)))
 
 
 @handler
@@ -164,7 +164,7 @@ async def add_api_key(request: Request) -> Response:
 @handler
 async def api_keys(request: Request) -> Response:
     runtime = _runtime(request)
-    return responses.api_keys(await runtime.executor.page(runtime.users.list_api_keys, _user_id(request)))
+    return responses.api_keys(await runtime.executor.read_page(runtime.users.list_api_keys, _user_id(request)))
 
 
 @handler
@@ -179,7 +179,7 @@ async def audit(request: Request) -> Response:
     query = queries.parse_audit_query(request.scope["query_string"])
     list_page = partial(runtime.users.list_audit_page, after=query.after, limit=query.limit + 1, user_id=query.user_id)
     executor = runtime.executor
-    page = await (executor.search(request.receive, list_page) if query.is_search else executor.page(list_page))
+    page = await (executor.search(request.receive, list_page) if query.is_search else executor.read_page(list_page))
     return responses.audit_page(page[: query.limit], more=len(page) > query.limit)
 
 

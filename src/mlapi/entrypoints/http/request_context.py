@@ -99,7 +99,7 @@ def _is_disconnect(error: Exception) -> bool:
 
 
 def _has_disconnected(send: Send) -> bool:
-    """Return whether uvicorn has noticed that the client has disconnected. Other servers do not tell."""
+    """Return whether uvicorn has noticed that the client has disconnected. Other servers do not report this."""
     return getattr(getattr(send, "__self__", None), "disconnected", False) is True
 
 

@@ -12,7 +12,7 @@ from mlapi.forks import call_in_children, new_lock
 
 @final
 class SharedCall:
-    """A blocking call in a thread of its own. Requests that arrive while it runs share its result.
+    """A blocking call in its own thread. Requests that arrive while it runs share its result.
 
     Args:
         function: the function to call.

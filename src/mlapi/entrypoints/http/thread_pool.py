@@ -174,7 +174,7 @@ class _FairQueue:
         client, calls = self._waiting.popitem(last=False)
         call, _ = calls.popitem(last=False)
         if calls:
-            self._waiting[client] = calls  # behind the other clients
+            self._waiting[client] = calls  # after the other clients
         return call
 
     def remove(self, call: _Call) -> None:

@@ -18,6 +18,6 @@ async def list_users(runtime: Runtime, receive: Receive, query: UsersQuery) -> F
         runtime.users, containing=query.containing, enabled=query.enabled, after=query.after, limit=query.limit
     )
     if not search.needs_scan:
-        return await runtime.executor.page(search.scan)
-    found = await runtime.executor.page(search.look_up)
+        return await runtime.executor.read_page(search.scan)
+    found = await runtime.executor.read_page(search.look_up)
     return await runtime.executor.search(receive, search.scan) if found is None else found

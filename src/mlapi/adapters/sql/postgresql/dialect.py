@@ -58,7 +58,7 @@ class PostgresqlDialect:
     def files(self, url: URL) -> tuple[Path, ...]:  # noqa: ARG002 - part of the protocol
         return ()
 
-    def file_change_check(self, url: URL) -> Callable[[], None]:  # noqa: ARG002 - part of the protocol
+    def create_file_change_check(self, url: URL) -> Callable[[], None]:  # noqa: ARG002 - part of the protocol
         return lambda: None
 
     @contextmanager

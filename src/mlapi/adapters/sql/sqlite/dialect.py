@@ -46,7 +46,7 @@ class SqliteDialect:
     def files(self, url: URL) -> tuple[Path, ...]:
         return files.all_files(url)
 
-    def file_change_check(self, url: URL) -> Callable[[], FileChange | None]:
+    def create_file_change_check(self, url: URL) -> Callable[[], FileChange | None]:
         return files.FileChangeCheck(files.configured_file(url))
 
     def open_existing(self, pool: ConnectionPool, purpose: Purpose) -> AbstractContextManager[Connection]:
