@@ -19,7 +19,7 @@ SMALL_TABLE_MAX_ID = 20_000
 MAX_INDEXED_USERS = 1_000
 """The maximum number of users from the index. If more names match, a scan in order of id quickly fills a page."""
 
-# Added to the id in a cursor, to distinguish the kinds of pages. The sums are exact in JSON numbers (RFC 8259, section 6).
+# Added to the id in a cursor, to distinguish the kinds of pages. The sums are exact in JSON (RFC 8259, section 6).
 _INDEXED = 2**51
 _REST = 2**52
 
