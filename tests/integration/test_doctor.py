@@ -16,6 +16,7 @@ from mlapi.adapters.sql.schema import downgrade
 from mlapi.adapters.sql.tables import users as users_table
 from mlapi.bootstrap import open_users
 from mlapi.config import load_settings
+from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.cli import main
 from mlapi.file_access import find_database_error, find_database_warning, find_secrets_error
@@ -251,6 +252,35 @@ def test_encoding_other_than_utf8_is_reported_as_a_problem(
 
     assert about == "database"
     assert message.startswith("the database's encoding is LATIN1")
+
+
+@pytest.mark.parametrize(
+    ("url", "reason", "solution"),
+    [
+        (
+            "sqlite:///mlapi.db",
+            "the database file is damaged",
+            "; if it is damaged, restore mlapi.db from a backup, and",
+        ),
+        ("sqlite:///mlapi.db", "the database file is read-only: check its owner", ""),
+        ("postgresql://u@127.0.0.1/d", "the server did not answer in time", "; check that the server is running and"),
+    ],
+)
+def test_unavailable_database_is_reported_with_one_solution(
+    folder: Path, url: str, reason: str, solution: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_settings: object) -> None:
+        raise RepositoryUnavailableError(reason)
+
+    monkeypatch.setattr("mlapi.entrypoints.cli.doctor.check_database", fail)
+    monkeypatch.setenv("MLAPI_DATABASE__URL", url)
+    (folder / "mlapi.db").touch(0o600)
+
+    ((about, message),) = find_checks("problem")
+
+    assert about == "database"
+    assert message.startswith(f"{reason}{solution}")
+    assert bool(solution) == (message != reason)
 
 
 def test_lost_secrets_of_a_database_are_reported(folder: Path) -> None:

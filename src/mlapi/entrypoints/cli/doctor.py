@@ -134,13 +134,7 @@ def _check_database(
         yield Check("database", "problem", str(error))
         return
     except RepositoryUnavailableError as error:
-        solution = "" if ":" in error.reason else "; check that the server is running and that database.url is correct"
-        if files:
-            logs = ", ".join(path.name for path in files[1:])
-            solution = f"; if it is damaged, restore {files[0].name} from a backup" + (
-                f", and delete {logs}" if logs else ""
-            )
-        yield Check("database", "problem", f"{error.reason}{solution}")
+        yield Check("database", "problem", _with_solution(error.reason, files))
         return
     if not has_secrets and not (is_missing and check.found.fingerprint is not None):
         check = attrs.evolve(check, key_error=None)  # reported above, or the database needs no secrets yet
@@ -153,6 +147,16 @@ def _check_database(
         summary = f"users {check.found.users}, schema at revision {check.found.newest_revision}"
         yield Check("database", "ok", f"{name}{summary}{key}")
     yield from _check_clock(check)
+
+
+def _with_solution(reason: str, files: Sequence[Path]) -> str:
+    if ":" in reason:  # it includes a solution
+        return reason
+    if not files:
+        return f"{reason}; check that the server is running and that database.url is correct"
+    logs = ", ".join(path.name for path in files[1:])
+    deletion = f", and delete {logs}" if logs else ""
+    return f"{reason}; if it is damaged, restore {files[0].name} from a backup{deletion}"
 
 
 def _check_files(files: Sequence[Path]) -> Iterator[Check]:

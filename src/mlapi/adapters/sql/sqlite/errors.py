@@ -7,9 +7,11 @@ from mlapi.adapters.sql.tables import find_table_name
 UNDECODABLE = "Could not decode to UTF-8"
 """Beginning of sqlite3's message about invalid text. The rest of the message is the text itself."""
 
+_CHECK_OWNER = "check that the account that runs mlapi owns it and its folder"
+
 _MESSAGES = {
     sqlite3.SQLITE_BUSY: "the database is locked",
-    sqlite3.SQLITE_CANTOPEN: "the database file cannot be opened",
+    sqlite3.SQLITE_CANTOPEN: f"the database file cannot be opened: {_CHECK_OWNER}",
     sqlite3.SQLITE_CONSTRAINT: "a constraint failed",
     sqlite3.SQLITE_CORRUPT: "the database file is damaged",
     sqlite3.SQLITE_FULL: "the disk is full",
@@ -18,9 +20,9 @@ _MESSAGES = {
     sqlite3.SQLITE_LOCKED: "a table is locked",
     sqlite3.SQLITE_NOMEM: "out of memory",
     sqlite3.SQLITE_NOTADB: "the file is not a database",
-    sqlite3.SQLITE_PERM: "access to the database file was denied",
+    sqlite3.SQLITE_PERM: f"access to the database file was denied: {_CHECK_OWNER}",
     sqlite3.SQLITE_PROTOCOL: "the database is locked",
-    sqlite3.SQLITE_READONLY: "the database file is read-only",
+    sqlite3.SQLITE_READONLY: f"the database file is read-only: {_CHECK_OWNER}",
     sqlite3.SQLITE_SCHEMA: "the schema has changed",
     sqlite3.SQLITE_TOOBIG: "a value is too large",
 }
