@@ -16,9 +16,10 @@ from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.application import secret_rotation
 from mlapi.bootstrap import upgrade_database
 from mlapi.config import load_settings
-from mlapi.domain.errors import SearchUnavailableError
-from mlapi.domain.users import UserId
+from mlapi.domain.errors import RepositoryUnavailableError, SearchUnavailableError
+from mlapi.domain.users import UserId, UsernameKey
 from mlapi.interruption import Interruption
+from mlapi.testing.samples import registered
 from tests.postgres_server import PostgresServer
 from tests.session_scenario import COMMANDS, run_commands, run_service
 
@@ -220,3 +221,16 @@ def test_interruption_ends_the_wait_for_a_pooled_statement(pooled: Database) -> 
 
     assert time.monotonic() - started_at < 15
     timer.join()
+
+
+@pytest.mark.parametrize("time", ["infinity", "4000-01-01 BC"])
+def test_time_outside_of_the_range_of_python_is_reported(postgres_url: URL, time: str) -> None:
+    upgrade_database(load_settings())
+    with Database(postgres_url) as database:
+        repository = SqlUserRepository(database)
+        registered(repository)
+        with database.writing() as connection:
+            connection.exec_driver_sql(f"UPDATE users SET created_datetime = '{time}'")
+
+        with pytest.raises(RepositoryUnavailableError, match="a stored time is too early or too late"):
+            repository.find_many([UsernameKey("ada")])

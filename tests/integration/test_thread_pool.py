@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import pytest
 
 from mlapi import ServiceUnavailableError
-from mlapi.application.deadlines import end_deadline, pause, paused_deadline, remaining_seconds, start_deadline
+from mlapi.application.deadlines import PausedDeadline, end_deadline, pause, remaining_seconds, start_deadline
 from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, Priority, Turn
 
 TOO_MANY = ServiceUnavailableError("too many requests are waiting")
@@ -266,7 +266,7 @@ def test_closing_the_pool_cancels_waiting_calls() -> None:
 def test_waiting_for_the_client_extends_the_deadline() -> None:
     token = start_deadline(5)
 
-    with paused_deadline():
+    with PausedDeadline():
         time.sleep(0.1)
     remaining = remaining_seconds()
     end_deadline(token)
@@ -278,7 +278,7 @@ def test_waiting_for_the_client_extends_the_deadline() -> None:
 def test_default_time_left_is_that_of_a_request(is_set: bool) -> None:
     if is_set:
         end_deadline(start_deadline(1))
-    with paused_deadline():
+    with PausedDeadline():
         remaining = remaining_seconds()
 
     assert remaining == 8

@@ -6,8 +6,7 @@ whether the client is still connected, so that the service can skip work for a r
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar, Token
 
 import attrs
@@ -23,7 +22,7 @@ def _never() -> bool:
     return False
 
 
-@attrs.frozen
+@attrs.define
 class _Request:
     """The current request. ``is_disconnected`` can be called from any thread."""
 
@@ -94,14 +93,13 @@ async def pause(seconds: float) -> None:
     await asyncio.sleep(seconds if request is None else min(seconds, request.deadline_monotonic - time.monotonic()))
 
 
-@contextmanager
-def paused_deadline() -> Iterator[None]:
-    """Extend the deadline by the duration of the block, in which the service waits for the client."""
-    started = time.monotonic()
-    try:
-        yield
-    finally:
+class PausedDeadline:
+    """Extends the deadline by the duration of a ``with`` block, in which the service waits for the client."""
+
+    def __enter__(self) -> None:
+        self._started_monotonic = time.monotonic()
+
+    def __exit__(self, *_error: object) -> None:
         request = _current.get()
         if request is not None:
-            deadline = request.deadline_monotonic + time.monotonic() - started
-            _current.set(attrs.evolve(request, deadline_monotonic=deadline))
+            request.deadline_monotonic += time.monotonic() - self._started_monotonic

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import attrs
 from starlette.requests import Request
 
-from mlapi.application.deadlines import paused_deadline
+from mlapi.application.deadlines import PausedDeadline
 from mlapi.application.users import Users
 from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.entrypoints.admin import AdminPolicy
@@ -115,7 +115,7 @@ async def read_form(request: Request) -> dict[str, str]:
         BodyTooLargeError: if the body is too large.
     """
     content_type, _, _ = request.headers.get("content-type", "").partition(";")
-    with paused_deadline():
+    with PausedDeadline():
         body = await requests.read_body(request.stream())
     try:
         pairs = _split_form(body)

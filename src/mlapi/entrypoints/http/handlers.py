@@ -8,7 +8,7 @@ from typing import TypeVar
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from mlapi.application.deadlines import paused_deadline
+from mlapi.application.deadlines import PausedDeadline
 from mlapi.application.users import Users
 from mlapi.domain.commands import Actor
 from mlapi.domain.credentials import ApiKeyId, looks_like_api_key
@@ -227,7 +227,7 @@ def _user_id(request: Request) -> UserId:
 
 async def _decode_body(request: Request, body_type: type[T]) -> T:
     validate_content_headers(request.scope["headers"])
-    with paused_deadline():
+    with PausedDeadline():
         body = await requests.read_body(request.stream())
     return requests.decode(body, body_type)
 

@@ -45,7 +45,7 @@ class PostgresqlDialect:
 
     supports_nowait: Final = False
     write_options: Final[Mapping[str, str]] = {}
-    data_errors: Final[tuple[type[Exception], ...]] = (OverflowError,)  # times outside of Python's range
+    data_errors: Final[tuple[type[Exception], ...]] = ()
 
     def __init__(self) -> None:
         self._connections: WeakSet[BoundedConnection] = WeakSet()

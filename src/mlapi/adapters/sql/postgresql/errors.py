@@ -96,7 +96,7 @@ _BY_WORDS = (
 
 def describe_error(error: BaseException | None) -> str:
     """Describe an error by its SQLSTATE, or a failed connection by well-known words in the message."""
-    from psycopg.errors import ConnectionTimeout  # noqa: PLC0415 - an optional dependency
+    from psycopg.errors import ConnectionTimeout, DataError  # noqa: PLC0415 - an optional dependency
 
     from mlapi.adapters.sql.postgresql.session import NO_ANSWER, NoAnswerError  # noqa: PLC0415 - as above
 
@@ -110,6 +110,8 @@ def describe_error(error: BaseException | None) -> str:
         for words, description in _BY_WORDS:
             if any(word in message for word in words):
                 return description
+    if state is None and isinstance(error, DataError):  # psycopg's own error
+        return "a stored time is too early or too late"
     if state is None:
         return f"the connection failed ({type(error).__name__})"
     return _describe_statement_error(error, state)

@@ -1,18 +1,16 @@
 """Apply commands to a PostgreSQL database in groups, and find principals."""
 
-from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from sqlalchemy import Column
 
 from mlapi.adapters.sql import rows, statements
 from mlapi.adapters.sql.postgresql import statements as sql
 from mlapi.adapters.sql.postgresql.batches import Segment, split_batch
 from mlapi.adapters.sql.rows import Row
-from mlapi.adapters.sql.tables import UtcDateTime, api_keys, users
+from mlapi.adapters.sql.tables import users
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import (
     AddApiKey,
@@ -97,21 +95,9 @@ def add_counts(
 _user_row = rows.dict_writer(Register, users)
 
 
-def _read_time(microseconds: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=microseconds)
-
-
-def _decoder_of(column: Column[Any]) -> Callable[[int], datetime] | None:
-    return _read_time if isinstance(column.type, UtcDateTime) else None
-
-
-_EPOCH = datetime(2000, 1, 1, tzinfo=UTC)  # binary times count from it, so they need no time zone or date style
-_read_user = rows.row_reader(User, users, _decoder_of)
-_read_api_key = rows.row_reader(ApiKey, api_keys, _decoder_of)
-
 # The same rows are looked up repeatedly, so cache the parsed objects.
-_cached_user = lru_cache(statements.MAX_CACHED_ROWS)(_read_user)
-_cached_principal = lru_cache(statements.MAX_CACHED_ROWS)(rows.principal_reader(_read_api_key, _read_user))
+_cached_user = lru_cache(statements.MAX_CACHED_ROWS)(rows.read_user)
+_cached_principal = lru_cache(statements.MAX_CACHED_ROWS)(rows.principal_reader(rows.read_api_key, rows.read_user))
 
 
 def _lock_users(connection: "BoundedConnection", commands: Sequence[Command]) -> None:
@@ -210,7 +196,7 @@ def _apply_to_api_keys(
             removed.append({"id": command.key_id})
     added_ids = {key_id for (key_id,) in _fetch(connection, sql.ADD_API_KEY, added)}
     found = [*_fetch(connection, sql.RECORD_USE, used), *_fetch(connection, sql.REMOVE_API_KEY, removed)]
-    keys = {key.id: key for key in map(_read_api_key, found)}
+    keys = {key.id: key for key in map(rows.read_api_key, found)}
     for position, command in commands.items():
         if isinstance(command, AddApiKey):
             outcomes[position] = command.key if command.key.id in added_ids else UserNotFoundError(command.user_id)
@@ -221,7 +207,7 @@ def _apply_to_api_keys(
 def _fetch_users(
     connection: "BoundedConnection", statement: bytes, parameters: Sequence[Mapping[str, object]]
 ) -> dict[UserId, User]:
-    return {user.id: user for user in map(_read_user, _fetch(connection, statement, parameters))}
+    return {user.id: user for user in map(rows.read_user, _fetch(connection, statement, parameters))}
 
 
 def _fetch(connection: "BoundedConnection", statement: bytes, parameters: Sequence[object]) -> list[Row]:

@@ -9,7 +9,6 @@ from collections.abc import Generator, Mapping
 from typing import Any, Final, Self, TypeVar
 
 import psycopg
-from psycopg.types.numeric import Int8BinaryLoader
 
 from mlapi.domain.errors import ConfigurationError
 
@@ -71,7 +70,6 @@ class BoundedConnection(psycopg.Connection[Any]):
             timeout_seconds: for waiting for a lock. An answer may take 1 second longer, a statement 2 seconds longer.
         """
         connection = cls.connect(conninfo, autocommit=True, prepare_threshold=None, **keywords)
-        connection.adapters.register_loader("timestamptz", Int8BinaryLoader)  # only for binary results
         connection.answer_seconds = timeout_seconds + 1
         connection.statement_seconds = timeout_seconds + 3  # the server's own timeout should come first
         connection.settings = {
@@ -95,9 +93,14 @@ class BoundedConnection(psycopg.Connection[Any]):
         Keep the other values of synchronous_commit, which wait for the disk or for standbys.
         """
         self.limit_waiting()
+        if not self.is_pooled:
+            with self.lock:
+                self.wait(self._exec_command(self.begin_sql))  # in a tenth of the time that a cursor takes
+            self.max_wait_seconds = self.statement_seconds
+            return
         cursor = self.execute(self.begin_sql)
         self.max_wait_seconds = self.statement_seconds
-        if self.is_pooled and cursor.set_result(-1).fetchone() == ("off",):
+        if cursor.set_result(-1).fetchone() == ("off",):
             self.execute(b"SET LOCAL synchronous_commit = on")
 
     def allow_waiting(self, max_seconds: float = _UNLIMITED) -> None:
