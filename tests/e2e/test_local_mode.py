@@ -208,18 +208,6 @@ def test_serve_in_local_mode_listens_on_loopback_only(host: str, tmp_path: Path)
     )
 
 
-def test_admin_token_in_the_secrets_file_opens_every_address(tmp_path: Path) -> None:
-    with Server(tmp_path):
-        pass
-    with (tmp_path / "secrets.yml").open("a") as file:
-        file.write(f"admin_token: {'a' * 32}\n")
-
-    with MlapiServer(tmp_path, {}, "--host", "0.0.0.0") as server:
-        status = requests.get(f"{server.base}/users", timeout=15).status_code
-
-    assert status == 401
-
-
 @pytest.mark.parametrize(
     "environ",
     [{"MLAPI_SECRETS__ADMIN_TOKEN": "a" * 32}, {"MLAPI_MANAGEMENT__LOCAL": "false"}],

@@ -195,6 +195,21 @@ def test_read_only_default_is_reported(
     assert (problems, status) == ([expected], 503)
 
 
+def test_standby_is_reported(role_url: URL, postgres: PostgresServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(role_url)
+    grant_rows(postgres, role_url)
+    # A function of the same name takes the place of PostgreSQL's own, so that no second server is needed.
+    postgres.execute("CREATE FUNCTION pg_is_in_recovery() RETURNS bool RETURN true", role_url.database or "")
+    options = {"options": "-c search_path=public,pg_catalog"}
+    configure(monkeypatch, role_url.set(username=READER, password="reader").update_query_dict(options))
+
+    problems = database_problems()
+
+    assert problems == [
+        "the server is a standby, which is read-only: connect to the primary (target_session_attrs=read-write)"
+    ]
+
+
 @pytest.mark.parametrize("revision", [None, "0003"], ids=["first start", "upgrade"])
 def test_missing_create_privilege_is_reported_before_an_upgrade(
     revision: str | None, role_url: URL, postgres: PostgresServer

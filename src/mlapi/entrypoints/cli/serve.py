@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from collections.abc import Iterable
+from contextlib import ExitStack
 from typing import Any
 
 import click
@@ -49,8 +50,11 @@ def serve_command(
     with command_errors():
         settings = load_settings()
     listeners = bind_listeners(host, port, workers)
-    with command_errors():
+    with ExitStack() as on_error, command_errors():
+        for listener in listeners:
+            on_error.callback(listener.close)
         _validate_address(listeners[0].getsockname()[0], settings)
+        on_error.pop_all()
     for listener in listeners:
         listener.set_inheritable(True)
     arguments = {
