@@ -39,6 +39,8 @@ _SESSION_SETTINGS_SINCE: Final = {140000: {"idle_session_timeout": "0"}}
 _BEGIN: Final = "BEGIN ISOLATION LEVEL READ COMMITTED"
 _PREPARE_THRESHOLD: Final = 5  # psycopg's default
 _CANCEL_SECONDS: Final = 2.0
+_WAIT_TIMEOUT: Final[Any] = getattr(psycopg.errors, "_WaitTimeout", None)
+"""What psycopg's own wait raises after its timeout. None if this version of psycopg has no timeout."""
 
 
 NO_ANSWER: Final = "the server may be overloaded or may hang, or a connection pooler may have no free server connection"
@@ -152,9 +154,16 @@ class BoundedConnection(psycopg.Connection[Any]):
         """Run a psycopg generator, which communicates with the server. See `psycopg.Connection.wait`.
 
         Raises:
-            NoAnswerError: if nothing arrives for `max_wait_seconds`.
+            NoAnswerError: if no complete answer arrives within `max_wait_seconds`; behind a pooler, if nothing arrives.
         """
-        return super().wait(self._bounded(gen), *arguments, **keywords)
+        if self.is_pooled or _WAIT_TIMEOUT is None:  # psycopg's own wait is faster, but cannot be interrupted
+            return super().wait(self._bounded(gen), *arguments, **keywords)
+        try:
+            seconds = None if self.max_wait_seconds == _UNLIMITED else self.max_wait_seconds
+            return super().wait(gen, *arguments, **{"timeout": seconds, **keywords})
+        except _WAIT_TIMEOUT:
+            self.close()
+            raise NoAnswerError(self.max_wait_seconds) from None
 
     def _bounded(self, gen: Generator[Any, Any, T]) -> Generator[Any, Any, T]:
         """Wrap a generator with a timeout. psycopg resumes it at least every 0.1 seconds."""
