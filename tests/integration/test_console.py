@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from mlapi import AuditEntry, User, UserId, Users
-from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
+from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryUserRepository, PlainCipher
 from mlapi.application import user_search
 from mlapi.bootstrap import in_memory_access
 from mlapi.config import HttpSettings
@@ -1156,14 +1156,24 @@ class BrokenRepository(UnavailableRepository):
         raise ZeroDivisionError("a bug")
 
 
+class BusyAuditTrail(InMemoryAuditTrail):
+    def list_page(self, **_arguments: object) -> list[AuditEntry]:
+        raise SearchUnavailableError("Two other searches are running: try again in a moment")
+
+
 class BusyRepository(InMemoryUserRepository):
+    def __init__(self) -> None:
+        super().__init__()
+        self.audit = BusyAuditTrail()
+
     def list_page(self, **_arguments: object) -> list[User]:
         raise SearchUnavailableError("Two other searches are running: try again in a moment")
 
 
-def test_page_says_that_other_searches_are_running() -> None:
+@pytest.mark.parametrize("path", ["", "/activity?user_id=1"])
+def test_page_says_that_other_searches_are_running(path: str) -> None:
     with asgi_client(create_app(Users(BusyRepository(), PlainCipher()), LOCAL_MODE)) as client:
-        page = open_page(client)
+        page = open_page(client, path)
 
     assert page.response.status_code == 503
     assert "Two other searches are running: try again in a moment." in page.text
