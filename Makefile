@@ -19,7 +19,7 @@ test: .venv/dev ## run all checks and all tests, with full branch coverage
 	@$(MAKE) --no-print-directory -j --output-sync $(CHECKS) compile-tests
 	$(PYTEST) -n 4 --dist worksteal --cov --cov-report=term
 
-torture: .venv/dev ## run the fault tests with as many repetitions as RELIABILITY.md reports; takes half an hour
+torture: .venv/dev ## run the fault tests with as many repetitions as RELIABILITY.md reports; takes about an hour
 	$(PYTEST) tests/torture --torture
 
 failover: .venv/dev .venv/failover/installed ## kill PostgreSQL primaries under Patroni and etcd on this machine; takes 6 minutes
