@@ -27,7 +27,7 @@ from tests.cut_connections import CuttingProxy
 from tests.integration.html_page import Page
 from tests.postgres_server import PostgresServer
 
-# A connection that a background thread returns to a pool which was disposed of meanwhile is closed by its finalizer.
+# A background thread may return a connection to a pool that was disposed of. Its finalizer then closes it.
 pytestmark = pytest.mark.filterwarnings("ignore:.*was deleted while still open:ResourceWarning")
 
 PASSWORD = "difference engine"

@@ -16,23 +16,12 @@ from mlapi.application import registration
 from mlapi.application.registration import RegistrationLimiter
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.ports import AttemptCounts
-from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
+from tests.counting_cipher import CountingCipher
 from tests.sample_settings import TOKEN
 
 PASSWORD = "difference engine"
-
-
-class CountingCipher(PlainCipher):
-    is_costly = True
-
-    def __init__(self) -> None:
-        self.encrypted = 0
-
-    def encrypt(self, password: str) -> EncryptedPassword:
-        self.encrypted += 1
-        return super().encrypt(password)
 
 
 class RecordingCounts(InMemoryAttempts):

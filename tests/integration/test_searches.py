@@ -106,14 +106,21 @@ def test_search_ends_when_its_time_is_up(database: Database) -> None:
     assert time.monotonic() - begin < PATIENCE_SECONDS
 
 
-def test_search_ends_when_its_client_disconnects(database: Database) -> None:
-    ended = threading.Event()
+def reporting_end(search: Callable[[], object], ended: threading.Event) -> Callable[[], object]:
+    """Return a search that also sets an event when it ends."""
 
-    def search() -> object:
+    def run() -> object:
         try:
-            return endless_search(database)()
+            return search()
         finally:
             ended.set()
+
+    return run
+
+
+def test_search_ends_when_its_client_disconnects(database: Database) -> None:
+    ended = threading.Event()
+    search = reporting_end(endless_search(database), ended)
 
     async def run(pool: SearchPool) -> None:
         client = Client()
@@ -131,12 +138,7 @@ def test_search_ends_when_its_client_disconnects(database: Database) -> None:
 
 def test_search_of_a_canceled_request_ends(database: Database) -> None:
     ended = threading.Event()
-
-    def search() -> object:
-        try:
-            return endless_search(database)()
-        finally:
-            ended.set()
+    search = reporting_end(endless_search(database), ended)
 
     async def run(pool: SearchPool) -> None:
         searching = asyncio.create_task(pool.run(Client().receive, search))

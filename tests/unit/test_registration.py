@@ -18,22 +18,12 @@ from mlapi.application.executors import InlineExecutor
 from mlapi.application.lookups import UsernameLookup
 from mlapi.application.registration import AsyncRegistration
 from mlapi.domain.commands import ANYONE, Remove
-from mlapi.domain.users import EncryptedPassword, UserId, UsernameKey
+from mlapi.domain.users import UserId, UsernameKey
 from mlapi.testing.samples import registered
+from tests.counting_cipher import CountingCipher
 
 PASSWORD = "difference engine"
 ACTORS = [Actor(ANYONE), Actor("admin")]
-
-
-class CountingCipher(PlainCipher):
-    is_costly = True
-
-    def __init__(self) -> None:
-        self.encrypted = 0
-
-    def encrypt(self, password: str) -> EncryptedPassword:
-        self.encrypted += 1
-        return super().encrypt(password)
 
 
 class VanishingRepository(InMemoryUserRepository):

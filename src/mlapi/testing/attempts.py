@@ -4,6 +4,8 @@ A subclass provides the fixture ``attempts``: a limiter that has counted no atte
 a minute for one name from one address, and at least a hundred for one name or one address alone.
 """
 
+from collections.abc import Callable
+
 import pytest
 
 from mlapi import AttemptLimiter, TooManyAttemptsError
@@ -15,23 +17,18 @@ ATTEMPT_LIMIT = 3
 
 def guess(attempts: AttemptLimiter, username: str = "ada", address: str = HOME) -> bool:
     """Make an attempt with a wrong password. Return whether it was allowed."""
-    attempt = Attempt(username=username, address=address)
-    try:
-        attempts.start(attempt)
-        attempts.record_failure(attempt)
-    except TooManyAttemptsError:
-        return False
-    finally:
-        attempts.end(attempt)
-    return True
+    return _make(attempts, attempts.record_failure, Attempt(username=username, address=address))
 
 
 def log_in(attempts: AttemptLimiter, username: str = "ada", address: str = HOME) -> bool:
     """Make an attempt with the correct password. Return whether it was allowed."""
-    attempt = Attempt(username=username, address=address)
+    return _make(attempts, attempts.record_success, Attempt(username=username, address=address))
+
+
+def _make(attempts: AttemptLimiter, record: Callable[[Attempt], object], attempt: Attempt) -> bool:
     try:
         attempts.start(attempt)
-        attempts.record_success(attempt)
+        record(attempt)
     except TooManyAttemptsError:
         return False
     finally:
