@@ -146,6 +146,16 @@ def test_secrets_for_postgresql_are_in_the_working_directory(folder: Path, postg
     assert [path.name for path in folder.iterdir()] == ["secrets.yml"]
 
 
+def test_schema_is_not_created_without_permission(folder: Path) -> None:
+    (folder / "mlapi.db").touch()
+
+    with (
+        pytest.raises(ConfigurationError, match="contains no tables of mlapi"),
+        open_users(load_settings(environ={}), may_create=False),
+    ):
+        pass
+
+
 def test_production_requires_an_explicit_schema_upgrade(url: URL, caplog: pytest.LogCaptureFixture) -> None:
     environ = {**PRODUCTION, "MLAPI_DATABASE__URL": to_text(url)}
 

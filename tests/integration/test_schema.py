@@ -105,9 +105,25 @@ def test_error_names_the_command_if_upgrading_is_not_allowed(empty_database: Dat
         prepare_schema(empty_database, may_upgrade=False)
 
     assert str(exc_info.value) == (
-        f"the database's schema is at revision none and must be at {HEAD}: run `mlapi db upgrade`"
+        "the database contains no tables of mlapi: check database.url (MLAPI_DATABASE__URL), or run `mlapi db upgrade`"
+        " to create them"
     )
     assert table_names(empty_database) == set()
+
+
+@pytest.mark.parametrize(
+    ("revision", "error"),
+    [
+        ("9999", "revision 9999, which this version of mlapi does not know: upgrade mlapi"),
+        ("0001", f"revision 0001 and must be at {HEAD}: run `mlapi db upgrade`"),
+    ],
+)
+def test_other_schema_is_rejected_without_permission(database: Database, revision: str, error: str) -> None:
+    with database.writing() as connection:
+        connection.execute(text(f"UPDATE {VERSION_TABLE} SET version_num = '{revision}'"))
+
+    with pytest.raises(ConfigurationError, match=error):
+        prepare_schema(database, may_upgrade=False)
 
 
 def test_schema_of_a_newer_mlapi_is_rejected(database: Database) -> None:

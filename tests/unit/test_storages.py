@@ -55,6 +55,17 @@ def test_installed_package_can_declare_a_storage(tmp_path: Path, monkeypatch: py
     assert isinstance(opened, InMemoryStorage)
 
 
+def test_missing_database_is_named_unless_it_may_be_created(tmp_path: Path) -> None:
+    settings = settings_for(f"sqlite:///{tmp_path}/users.db")
+
+    with pytest.raises(
+        ConfigurationError, match=rf"no database at {tmp_path}/users\.db: set MLAPI_CONFIG .*MLAPI_DATABASE__URL"
+    ):
+        open_storage(settings, may_create=False)
+    (tmp_path / "users.db").touch()
+    open_storage(settings, may_create=False).close()
+
+
 def from_any_url(url: str) -> InMemoryStorage:
     return InMemoryStorage()
 

@@ -48,14 +48,14 @@ class Service:
 
 
 @contextmanager
-def open_service(settings: Settings, *, must_be_available: bool = False) -> Iterator[Service]:
-    """Yield the configured service. See `open_users` for the argument, the side effects and the errors."""
-    with closing(open_storage(settings)) as storage:
+def open_service(settings: Settings, *, must_be_available: bool = False, may_create: bool = True) -> Iterator[Service]:
+    """Yield the configured service. See `open_users` for the arguments, the side effects and the errors."""
+    with closing(open_storage(settings, may_create=may_create)) as storage:
         _check_access(storage.files)
         secrets = open_secrets(settings, storage)
         secrets.create_missing(is_database_in_use=partial(_has_fingerprint, storage))
         settings = attrs.evolve(settings, secrets=secrets.reloader.get().secrets)
-        preparation = Preparation(partial(_prepare, storage, settings, secrets))
+        preparation = Preparation(partial(_prepare, storage, settings, secrets, may_create=may_create))
         try:
             preparation.ensure()
         except RepositoryUnavailableError as error:
@@ -91,11 +91,16 @@ def open_service(settings: Settings, *, must_be_available: bool = False) -> Iter
 
 
 @contextmanager
-def open_users(settings: Settings, *, must_be_available: bool = False) -> Iterator[Users]:
+def open_users(settings: Settings, *, must_be_available: bool = False, may_create: bool = True) -> Iterator[Users]:
     """Yield the users of the configured database, and close the database afterwards.
 
     In development, a missing schema, key or salt is created. By default, the database does not have to be available:
-    calls raise `RepositoryUnavailableError` until it is. With ``must_be_available``, this function raises it at once.
+    calls raise `RepositoryUnavailableError` until it is.
+
+    Args:
+        settings: the settings.
+        must_be_available: raise `RepositoryUnavailableError` at once if the database is unavailable.
+        may_create: if False, the database and its schema must exist already.
 
     >>> from mlapi.config import load_settings
     >>> with open_users(load_settings()) as users:
@@ -104,7 +109,7 @@ def open_users(settings: Settings, *, must_be_available: bool = False) -> Iterat
     Raises:
         ConfigurationError: if the settings, the secrets or the database must be fixed first.
     """
-    with open_service(settings, must_be_available=must_be_available) as service:
+    with open_service(settings, must_be_available=must_be_available, may_create=may_create) as service:
         yield service.users
 
 
@@ -176,9 +181,11 @@ def _has_fingerprint(storage: Storage) -> bool:
         return False  # if there is one, `check_key` rejects a new key once the database is available
 
 
-def _prepare(storage: Storage, settings: Settings, secrets: SecretStore[StoredPasswordCipher]) -> None:
+def _prepare(
+    storage: Storage, settings: Settings, secrets: SecretStore[StoredPasswordCipher], *, may_create: bool
+) -> None:
     fingerprints = [fingerprint for row in secrets.current().fingerprints for fingerprint in row]
-    storage.prepare(may_upgrade=bool(storage.files) or not settings.is_production)
+    storage.prepare(may_upgrade=may_create and (bool(storage.files) or not settings.is_production))
     check_key(storage, fingerprints)
 
 

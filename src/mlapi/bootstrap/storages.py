@@ -41,12 +41,27 @@ def register_storage(scheme: str, from_url: Callable[[str], Storage]) -> None:
     _storages[scheme] = from_url
 
 
-def open_storage(settings: Settings) -> Storage:
+def open_storage(settings: Settings, *, may_create: bool = True) -> Storage:
     """Return the configured storage. It connects on first use, and the caller must close it.
 
+    Args:
+        settings: the settings.
+        may_create: if False, the file of an SQLite database must exist already.
+
     Raises:
-        ConfigurationError: if ``database.url`` is invalid or its scheme is not supported.
+        ConfigurationError: if ``database.url`` is invalid, its scheme is not supported, or the file does not exist.
     """
+    storage = _make_storage(settings)
+    if not may_create and storage.files and not storage.files[0].exists():
+        storage.close()
+        raise ConfigurationError(
+            f"there is no database at {storage.files[0]}: set MLAPI_CONFIG to the service's configuration file, or"
+            " database.url (MLAPI_DATABASE__URL) to its database; `mlapi serve` creates a new one"
+        )
+    return storage
+
+
+def _make_storage(settings: Settings) -> Storage:
     if settings.connection is not None:
         return SqlStorage(Database(connection_url(**attrs.asdict(settings.connection))))
     url = settings.database.url or _DEFAULT_URL

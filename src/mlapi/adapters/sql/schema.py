@@ -35,11 +35,19 @@ def prepare_schema(database: Database, *, may_upgrade: bool) -> None:
     revision = database.read(current_revision)
     if revision == HEAD:
         return
-    if not may_upgrade:
+    if may_upgrade:
+        upgrade(database)
+    elif revision is None:
         raise ConfigurationError(
-            f"the database's schema is at revision {revision or 'none'} and must be at {HEAD}: run `mlapi db upgrade`"
+            "the database contains no tables of mlapi: check database.url (MLAPI_DATABASE__URL), or run"
+            " `mlapi db upgrade` to create them"
         )
-    upgrade(database)
+    elif revision not in REVISIONS:
+        raise _unknown_revision_error(revision)
+    else:
+        raise ConfigurationError(
+            f"the database's schema is at revision {revision} and must be at {HEAD}: run `mlapi db upgrade`"
+        )
 
 
 def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str | None]:
@@ -123,9 +131,13 @@ def _check_ownership(connection: Connection, revision: str | None) -> None:
                 "the database has a table `users` that mlapi did not create: point database.url at an empty database"
             )
     elif revision not in REVISIONS:
-        raise ConfigurationError(
-            f"the database's schema is at revision {revision}, which this version of mlapi does not know: upgrade mlapi"
-        )
+        raise _unknown_revision_error(revision)
+
+
+def _unknown_revision_error(revision: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"the database's schema is at revision {revision}, which this version of mlapi does not know: upgrade mlapi"
+    )
 
 
 def _alembic_config(connection: Connection) -> "Config":
