@@ -169,7 +169,7 @@ class SecretStore(Generic[Cipher]):
             raise ConfigurationError(
                 f"secrets.{kind} is not in {self.location}, so mlapi cannot rotate it. Rotate it where it is set: add a"
                 " new one at the end of the list and restart every process, then move it to the front and restart"
-                " them again. For secrets.key, run `mlapi keys rotate` afterwards"
+                " them again. For secrets.key, run `mlapi secrets rotate` afterwards"
             )
         former = _token_keys(current) if kind == "token_key" else getattr(current, kind)
         new = new_salt() if kind == "salt" else new_key()
@@ -216,7 +216,7 @@ class SecretStore(Generic[Cipher]):
         for name, value in required.items():
             if not value:
                 variable = f"MLAPI_SECRETS__{name.upper()}"
-                command = "mlapi keys new" if name == "key" else "mlapi admin-token new"
+                command = "mlapi secrets new" if name == "key" else "mlapi admin-token new"
                 in_file = "" if self._file is None else f", or in {self._file}"
                 raise ConfigurationError(
                     f"secrets.{name} is missing: set it in config.yml, as {variable}, in a file named by"

@@ -1,6 +1,6 @@
 """``mlapi`` with a key rotation that waits 4 seconds for requests in flight instead of 10.
 
-Usage: ``python -m tests.e2e.fast_rotation keys rotate``. The test server answers all requests well within that time.
+Usage: ``python -m tests.e2e.fast_rotation secrets rotate``. The test server answers all requests well within that time.
 """
 
 from mlapi.application import secret_rotation

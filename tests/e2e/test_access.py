@@ -255,12 +255,12 @@ def test_no_login_fails_during_key_rotation(start_server: StartServer, tmp_path:
 
     with ThreadPoolExecutor(3) as pool:
         clients = [pool.submit(log_in_repeatedly, number) for number in range(3)]
-        rotated = run("keys", "rotate")
-        run("keys", "rotate", "--salt")
-        run("keys", "rotate", "--tokens")
+        rotated = run("secrets", "rotate")
+        run("secrets", "rotate", "--salt")
+        run("secrets", "rotate", "--tokens")
         time.sleep(1.5)  # servers reload the keys every second
         valid_after_rotation = [is_accepted(server, token) for server in servers]
-        pruned = run("keys", "prune")
+        pruned = run("secrets", "prune")
         deadline = time.monotonic() + 30
         while any(is_accepted(server, token) for server in servers) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -285,7 +285,7 @@ def test_next_key_rotation_completes_an_interrupted_one(
     server, secrets = start_server(), tmp_path / "secrets.yml"
     register(server)
 
-    killed = start_command(tmp_path, environ, "keys", "rotate")
+    killed = start_command(tmp_path, environ, "secrets", "rotate")
     deadline = time.monotonic() + 60
     while "- " not in secrets.read_text() and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -293,10 +293,10 @@ def test_next_key_rotation_completes_an_interrupted_one(
     killed.communicate()
     keys = secrets.read_text().count("\n- ")
     status_between = log_in(server).status_code
-    resumed = start_command(tmp_path, environ, "keys", "rotate")
+    resumed = start_command(tmp_path, environ, "secrets", "rotate")
     resumed.communicate(timeout=60)
 
     assert (keys, status_between, resumed.returncode) == (2, 200, 0)
     assert secrets.read_text().count("\n- ") == 2
-    assert start_command(tmp_path, environ, "keys", "prune").communicate(timeout=60)[0] == "pruned\n"
+    assert start_command(tmp_path, environ, "secrets", "prune").communicate(timeout=60)[0] == "pruned\n"
     assert log_in(server).status_code == 200

@@ -540,7 +540,7 @@ def test_prune_keeps_a_key_that_adopted_passwords_need(url: URL, monkeypatch: py
     Path("secrets.yml").chmod(0o600)
     adopt_all()
 
-    pruned = CliRunner().invoke(main, ["keys", "prune"])
+    pruned = CliRunner().invoke(main, ["secrets", "prune"])
 
     assert pruned.stdout.startswith("kept keys and salts: passwords may be stored under an older key")
     assert LEGACY["key"] in Path("secrets.yml").read_text()

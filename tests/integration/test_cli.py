@@ -182,19 +182,19 @@ def test_taken_username_is_reported_with_the_existing_user() -> None:
 def test_invalid_settings_are_reported_in_one_line(folder: Path) -> None:
     (folder / "config.yml").write_text("databse: {}\n")
 
-    for command in (["users", "list"], ["keys", "rotate"], ["keys", "prune"], ["db", "upgrade"]):
+    for command in (["users", "list"], ["secrets", "rotate"], ["secrets", "prune"], ["db", "upgrade"]):
         result = mlapi(*command)
 
         line = "mlapi: config.yml: databse is not a setting; did you mean database?\n"
         assert (result.exit_code, result.stderr) == (3, line)
 
 
-@pytest.mark.parametrize("command", [["keys", "new"], ["admin-token", "new"]])
+@pytest.mark.parametrize("command", [["secrets", "new"], ["admin-token", "new"]])
 def test_generated_secret_is_unique_and_valid(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = mlapi(*command).stdout.strip(), mlapi(*command).stdout.strip()
 
     assert first != second
-    if command == ["keys", "new"]:
+    if command == ["secrets", "new"]:
         monkeypatch.setenv("MLAPI_SECRETS__KEY", first)
         monkeypatch.setenv("MLAPI_SECRETS__TOKEN_KEY", second)
     else:
@@ -205,13 +205,27 @@ def test_generated_secret_is_unique_and_valid(command: list[str], monkeypatch: p
 # --- all commands
 
 
+@pytest.mark.parametrize("name", ["new", "rotate", "prune"])
+def test_renamed_command_is_rejected_with_its_new_name(name: str, folder: Path) -> None:
+    result = mlapi("keys", name, "--json")
+
+    line = f"mlapi: `mlapi keys {name}` is now `mlapi secrets {name}`\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (2, "", line)
+    assert not list(folder.iterdir())
+
+
+def test_short_help_option_works_everywhere() -> None:
+    for path in [(), ("users",), *(path for path, _ in commands(main))]:
+        assert mlapi(*path, "-h").stdout == mlapi(*path, "--help").stdout != ""
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "line"),
     [
         (["frob"], 2, "mlapi: No such command 'frob'; see `mlapi --help`"),
         (["--frob"], 2, "mlapi: No such option '--frob'; see `mlapi --help`"),
         (["users", "show"], 2, "mlapi: Missing argument 'USER'; see `mlapi users show --help`"),
-        (["keys", "new", "7"], 2, "mlapi: Got unexpected extra argument (7); see `mlapi keys new --help`"),
+        (["secrets", "new", "7"], 2, "mlapi: Got unexpected extra argument (7); see `mlapi secrets new --help`"),
         (
             ["serve", "--port", "99999"],
             2,
@@ -353,12 +367,12 @@ def test_every_command_has_help() -> None:
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        (["keys", "new"], {"key"}),
+        (["secrets", "new"], {"key"}),
         (["admin-token", "new"], {"admin_token"}),
         (["db", "upgrade"], {"before", "after"}),
-        (["keys", "prune"], {"left"}),
-        (["keys", "rotate", "--tokens"], {"added"}),
-        (["keys", "rotate", "--salt"], {"added"}),
+        (["secrets", "prune"], {"left"}),
+        (["secrets", "rotate", "--tokens"], {"added"}),
+        (["secrets", "rotate", "--salt"], {"added"}),
     ],
 )
 def test_json_output_is_one_object(command: list[str], expected: set[str]) -> None:
@@ -527,7 +541,7 @@ def test_uvicorn_log_uses_the_configured_format(form: Format, kind: type[logging
 
 def test_closed_standard_streams_are_treated_as_empty(folder: Path) -> None:
     mlapi_command = Path(sys.executable).with_name("mlapi")
-    script = f"{mlapi_command} users add ada ada@example.com <&- ; {mlapi_command} keys new >&-"
+    script = f"{mlapi_command} users add ada ada@example.com <&- ; {mlapi_command} secrets new >&-"
 
     process = subprocess.run(["bash", "-c", script], cwd=folder, capture_output=True, text=True, check=False)
 

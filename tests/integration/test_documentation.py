@@ -216,7 +216,7 @@ def test_guard_in_another_folder_needs_an_absolute_url(folder: Path) -> None:
 
 
 def find_mentioned_commands() -> set[tuple[str, ...]]:
-    """Return all mlapi commands on the pages. ``mlapi keys new | rotate`` counts as two commands."""
+    """Return all mlapi commands on the pages. ``mlapi secrets new | rotate`` counts as two commands."""
     groups = "|".join(name for name, command in main.commands.items() if isinstance(command, click.Group))
     word = "[a-z][a-z-]*"
     pattern = rf"(?:^|`|\$\()mlapi (?:({groups}) )?({word}(?: \| {word})*)"

@@ -60,7 +60,7 @@ def test_rotation_reencrypts_every_password_with_the_new_key(folder: Path, setti
     with open_service(settings) as service:
         register(service.users, 7)
         before = stored_values(service.users)
-        result = mlapi("keys", "rotate")
+        result = mlapi("secrets", "rotate")
         after = stored_values(service.users)
         issued = service.access.authenticator.log_in(username="user3", password="password 3")
 
@@ -86,16 +86,16 @@ def test_interrupted_rotation_resumes_without_adding_a_key(folder: Path, setting
         next(iter(rotation.rotate_key()))  # stop after the first batch
     interrupted = secrets(folder, "key")
 
-    result = mlapi("keys", "rotate")
+    result = mlapi("secrets", "rotate")
 
     assert result.exit_code == 0
     assert secrets(folder, "key") == interrupted
-    assert mlapi("keys", "prune").stdout == "pruned\n"
+    assert mlapi("secrets", "prune").stdout == "pruned\n"
     assert secrets(folder, "key") == interrupted[:1]
 
 
 def test_key_can_be_rotated_before_any_user_exists(folder: Path) -> None:
-    results = [mlapi("keys", "rotate"), mlapi("keys", "prune"), mlapi("keys", "rotate")]
+    results = [mlapi("secrets", "rotate"), mlapi("secrets", "prune"), mlapi("secrets", "rotate")]
 
     assert [result.exit_code for result in results] == [0, 0, 0]
     assert len(secrets(folder, "key")) == 2
@@ -107,10 +107,10 @@ def test_unfinished_rotation_prevents_pruning(folder: Path, settings: Settings) 
     with open_secret_rotation(settings) as rotation:
         next(iter(rotation.rotate_key()))
 
-    result = mlapi("keys", "prune")
+    result = mlapi("secrets", "prune")
 
     assert result.stdout == (
-        "kept keys and salts: passwords may be stored under an older key, run `mlapi keys rotate` first\npruned\n"
+        "kept keys and salts: passwords may be stored under an older key, run `mlapi secrets rotate` first\npruned\n"
     )
     assert len(secrets(folder, "key")) == 2
 
@@ -125,7 +125,7 @@ def test_key_added_during_a_rotation_is_used_too(folder: Path, settings: Setting
             list(progress)
         newest_cipher = HashingFernetCipher([KEY], *secrets(folder, "salt"))
         assert all(newest_cipher.reencrypt(user.password) is None for user in service.users.iterate_users())
-    assert mlapi("keys", "prune").stdout == "pruned\n"
+    assert mlapi("secrets", "prune").stdout == "pruned\n"
     assert secrets(folder, "key") == [KEY]
 
 
@@ -137,7 +137,7 @@ def test_second_concurrent_key_command_is_rejected(folder: Path, settings: Setti
         next(iter(rotation.rotate_key()))
         before = (folder / "secrets.yml").read_text()
 
-        result = mlapi("keys", *command)
+        result = mlapi("secrets", *command)
 
         assert (result.exit_code, result.stdout) == (3, "")
         assert result.stderr == f"mlapi: another command is changing {folder}/secrets.yml: wait until it finishes\n"
@@ -151,10 +151,10 @@ def test_undecryptable_password_leaves_rotation_unfinished(folder: Path, setting
         lost = EncryptedPassword("gAAAAA")
         service.users.apply(Reencrypt(user_id=first.id, password=lost, replacing=first.password))
 
-    failed = mlapi("keys", "rotate")
+    failed = mlapi("secrets", "rotate")
     with open_service(settings) as service:
         service.users.set_password(user_id=first.id, password="another")
-    repeated = mlapi("keys", "rotate")
+    repeated = mlapi("secrets", "rotate")
 
     assert failed.exit_code == 3
     assert (
@@ -169,12 +169,12 @@ def test_old_salt_is_kept_until_every_user_has_logged_in(folder: Path, settings:
     with open_service(settings) as service:
         register(service.users, 2)
         older = secrets(folder, "salt")
-        rotated = mlapi("keys", "rotate", "--salt")
+        rotated = mlapi("secrets", "rotate", "--salt")
         both = secrets(folder, "salt")
         service.access.authenticator.log_in(username="user0", password="password 0")
-        kept = mlapi("keys", "prune")
+        kept = mlapi("secrets", "prune")
         service.access.authenticator.log_in(username="user1", password="password 1")
-        pruned = mlapi("keys", "prune")
+        pruned = mlapi("secrets", "prune")
 
     assert rotated.stdout == "added a salt; each user's password is upgraded to it when they next log in\n"
     assert both[1:] == older
@@ -189,12 +189,12 @@ def test_old_token_key_verifies_tokens_until_it_is_pruned(folder: Path, settings
     with open_service(settings) as service:
         register(service.users, 1)
         former = service.access.authenticator.log_in(username="user0", password="password 0").token
-        result = mlapi("keys", "rotate", "--tokens")
+        result = mlapi("secrets", "rotate", "--tokens")
     with open_service(settings) as service:
         guard = service.access.guard
         newer = service.access.authenticator.log_in(username="user0", password="password 0").token
         names = [guard.check(token).username for token in (former, newer)]
-        mlapi("keys", "prune")
+        mlapi("secrets", "prune")
     with open_service(settings) as service, pytest.raises(Exception, match="invalid, expired or revoked"):
         service.access.guard.check(former)
 
@@ -211,7 +211,7 @@ def test_secrets_configured_elsewhere_are_not_rotated(
     monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
     monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
 
-    result = mlapi("keys", "rotate", *options)
+    result = mlapi("secrets", "rotate", *options)
 
     assert result.exit_code == 3
     assert "secrets.yml, so mlapi cannot rotate it" in result.stderr
@@ -227,7 +227,7 @@ def test_manually_prepended_key_is_used_as_the_new_key(monkeypatch: pytest.Monke
         register(service.users, 3)
     monkeypatch.setenv("MLAPI_SECRETS__KEY", f"{KEY},{OLDER_KEY}")
 
-    result = mlapi("keys", "rotate")
+    result = mlapi("secrets", "rotate")
 
     assert result.stdout == "every password is encrypted with the newest key; 3 were encrypted with an older key\n"
     monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)

@@ -48,7 +48,7 @@ COMMANDS = [
     ["users", "add", "bob", "--email", "bob@example.com", "--password-stdin"],
     ["users", "export", "-"],
     ["users", "import", "-"],
-    ["keys", "rotate"],
+    ["secrets", "rotate"],
     ["admin-token", "new"],
 ]
 secrets = st.text(st.sampled_from("qzxjkvwQZXJKVW73" + NASTY), min_size=6, max_size=24)

@@ -92,9 +92,9 @@ COMMANDS: Sequence[tuple[str, ...]] = (
     ("users", "disable", "user0"),
     ("users", "remove", "user0"),
     ("users", "export", "users.csv"),
-    ("keys", "rotate"),
-    ("keys", "rotate", "--tokens"),
-    ("keys", "prune"),
+    ("secrets", "rotate"),
+    ("secrets", "rotate", "--tokens"),
+    ("secrets", "prune"),
     ("db", "check"),
     ("doctor",),
 )
@@ -212,8 +212,8 @@ def test_damaged_password_is_reported_and_keeps_the_older_key(environ: dict[str,
         broken = EncryptedPassword(user.password.value[:-9])
         service.users.apply(Reencrypt(user_id=user.id, password=broken, replacing=user.password))
 
-    rotated = run(tmp_path, environ, ["keys", "rotate"])
-    pruned = run(tmp_path, environ, ["keys", "prune"])
+    rotated = run(tmp_path, environ, ["secrets", "rotate"])
+    pruned = run(tmp_path, environ, ["secrets", "prune"])
 
     assert (rotated, pruned) == (3, 0)
     assert "1 stored passwords cannot be decrypted with any key" in (tmp_path / "command.log").read_text()
@@ -226,10 +226,15 @@ def test_damaged_password_is_reported_and_keeps_the_older_key(environ: dict[str,
 
 
 KILLED_COMMANDS: dict[str, list[list[str]]] = {
-    "rotate": [["keys", "rotate"]],
-    "rotate --tokens": [["keys", "rotate", "--tokens"]],
-    "rotate --salt": [["keys", "rotate", "--salt"]],
-    "prune": [["keys", "rotate"], ["keys", "rotate", "--tokens"], ["keys", "rotate", "--salt"], ["keys", "prune"]],
+    "rotate": [["secrets", "rotate"]],
+    "rotate --tokens": [["secrets", "rotate", "--tokens"]],
+    "rotate --salt": [["secrets", "rotate", "--salt"]],
+    "prune": [
+        ["secrets", "rotate"],
+        ["secrets", "rotate", "--tokens"],
+        ["secrets", "rotate", "--salt"],
+        ["secrets", "prune"],
+    ],
 }
 _MAX_STEPS = 1_000  # a rotation for four users takes about 60
 
@@ -264,7 +269,7 @@ def test_killed_rotation_is_completed_by_the_next_run(
         assert run(tmp_path, environ, command) == 0
         with open_current_service() as service:
             assert find_working_logins(service) == set(PASSWORDS), step  # logging in also applies the newest salt
-        assert run(tmp_path, environ, ["keys", "prune"]) == 0
+        assert run(tmp_path, environ, ["secrets", "prune"]) == 0
         assert [len(read_secrets(tmp_path, kind)) for kind in ("key", "salt")] == [1, 1], step
         with open_current_service() as service:
             assert find_working_logins(service) == set(PASSWORDS), step
@@ -311,16 +316,16 @@ def test_service_keeps_working_while_rotations_are_killed(
         with ThreadPoolExecutor(2) as pool:
             callers = [pool.submit(load, caller) for caller in range(2)]
             for _ in range(kills):
-                code = run(tmp_path, environ, ["keys", "rotate"], kill_at=rng.randrange(70), in_flight_seconds=0.3)
+                code = run(tmp_path, environ, ["secrets", "rotate"], kill_at=rng.randrange(70), in_flight_seconds=0.3)
                 assert code in {0, -signal.SIGKILL}
-                assert run(tmp_path, environ, ["keys", "rotate", "--tokens"], kill_at=rng.randrange(20)) in {
+                assert run(tmp_path, environ, ["secrets", "rotate", "--tokens"], kill_at=rng.randrange(20)) in {
                     0,
                     -signal.SIGKILL,
                 }
             # Wait longer than the service's reload interval of one second. In production, a rotation waits ten seconds.
             exit_codes = [
-                run(tmp_path, environ, ["keys", "rotate"], in_flight_seconds=1.5),
-                run(tmp_path, environ, ["keys", "prune"]),
+                run(tmp_path, environ, ["secrets", "rotate"], in_flight_seconds=1.5),
+                run(tmp_path, environ, ["secrets", "prune"]),
             ]
             time.sleep(1.1)  # the service reloads the keys every second
             done.set()
@@ -346,12 +351,12 @@ UNAVAILABLE = "postgresql+psycopg://u@127.0.0.1:1/d?connect_timeout=1"
 @pytest.mark.parametrize(
     ("command", "code", "added"),
     [
-        (["keys", "rotate", "--tokens"], 0, "token_key"),
-        (["keys", "rotate", "--salt"], 0, "salt"),
-        (["keys", "rotate"], 3, None),
-        (["keys", "prune"], 3, None),
+        (["secrets", "rotate", "--tokens"], 0, "token_key"),
+        (["secrets", "rotate", "--salt"], 0, "salt"),
+        (["secrets", "rotate"], 3, None),
+        (["secrets", "prune"], 3, None),
     ],
-    ids=["tokens", "salt", "keys", "prune"],
+    ids=["tokens", "salt", "secrets", "prune"],
 )
 def test_rotation_without_database_changes_only_the_file(
     command: list[str], code: int, added: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -241,7 +241,7 @@ def test_invalid_key_error_shows_how_to_generate_a_key(tmp_path: Path, name: str
     error = load_error(tmp_path, f"secrets: {{{name}: ['{key}']}}")
 
     assert error.startswith(
-        f"secrets.{name} is not a Fernet key, 32 bytes in URL-safe base64 (44 characters): make one with `mlapi keys"
+        f"secrets.{name} is not a Fernet key, 32 bytes in URL-safe base64 (44 characters): make one with `mlapi"
     )
 
 
@@ -273,7 +273,7 @@ def test_invalid_key_in_a_list_is_identified_by_its_position(tmp_path: Path, nam
 def test_published_key_is_rejected(tmp_path: Path, name: str, profile: str, key: str) -> None:
     error = load_error(tmp_path, f"profile: {profile}\nsecrets: {{{name}: {key}}}")
 
-    assert error.startswith(f"secrets.{name} is a published sample key: make one with `mlapi keys new`")
+    assert error.startswith(f"secrets.{name} is a published sample key: make one with `mlapi secrets new`")
 
 
 @pytest.mark.parametrize("name", ["key", "token_key"])

@@ -119,7 +119,7 @@ def test_missing_secret_error_lists_all_ways_to_set_it(tmp_path: Path, profile: 
     assert str(exc_info.value) == (
         f"secrets.{name} is missing: set it in config.yml, as MLAPI_SECRETS__{name.upper()}, in a file named by"
         f" MLAPI_SECRETS__{name.upper()}_FILE, or in /nowhere/secrets.yml; for a new database, `mlapi"
-        f" {'keys' if name == 'key' else 'admin-token'} new` makes one"
+        f" {'secrets' if name == 'key' else 'admin-token'} new` makes one"
     )
 
 
@@ -333,7 +333,7 @@ def test_missing_secret_error_omits_the_file_if_none_is_used() -> None:
     with pytest.raises(ConfigurationError) as exc_info:
         make_store(Settings(profile="production"), None).load()
 
-    assert str(exc_info.value).endswith("_FILE; for a new database, `mlapi keys new` makes one")
+    assert str(exc_info.value).endswith("_FILE; for a new database, `mlapi secrets new` makes one")
 
 
 def test_added_secret_comes_first_and_survives_pruning(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Rotate keys and salts while the service runs: the use cases behind ``mlapi keys``.
+"""Rotate keys and salts while the service runs: the use cases behind ``mlapi secrets``.
 
 Running processes reload the secrets file before they reject a password or token, and once a second in any case. A new
 key is therefore written to the file first and used afterwards. An older key is removed when it is no longer needed.
@@ -126,7 +126,7 @@ class SecretRotation:
         kept: list[str] = []
         kinds: set[SecretKind] = {"token_key"}
         if self._is_unfinished():
-            kept.append("keys and salts: passwords may be stored under an older key, run `mlapi keys rotate` first")
+            kept.append("keys and salts: passwords may be stored under an older key, run `mlapi secrets rotate` first")
         else:
             kinds.add("key")
             cipher = self._secrets.current().cipher

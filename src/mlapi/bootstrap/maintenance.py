@@ -98,7 +98,7 @@ def open_adoption(settings: Settings, *, timezone: str | None = None, plan_only:
                 find_password_error=cipher.find_stored_error,
                 # A random password, so that the value can be re-encrypted like any other when the key is rotated.
                 locked=cipher.encrypt(new_password()),
-                # The oldest key's fingerprint. `mlapi keys prune` keeps all keys until `mlapi keys rotate` replaces it.
+                # The oldest key's fingerprint: `secrets prune` keeps all keys until `secrets rotate` replaces it.
                 fingerprint=secrets.fingerprints[-1][-1],
                 plan_only=plan_only,
             )

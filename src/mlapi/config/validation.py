@@ -27,7 +27,7 @@ _BEARER_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, 2.1
 # The key in the Fernet specification's test vectors, which tutorials copy.
 _PUBLISHED_KEYS = frozenset({"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="})
 _SAMPLE_SALTS = frozenset({"changeme", "change-me", "secret", "salt", "password", "admin", "token", "example"})
-_MAKE_A_KEY = "make one with `mlapi keys new`"
+_MAKE_A_KEY = "make one with `mlapi secrets new`"
 
 
 def validate_values(settings: Settings, prefix: str = "") -> None:

@@ -70,7 +70,7 @@ class _KeyedCipher:
         """
         InvalidFieldsError.raise_for([("stored_password", self._keys.find_stored_error(value))])
         encrypted = EncryptedPassword(str(value))
-        # `mlapi keys prune` relies on every new value being encrypted with the newest key.
+        # `mlapi secrets prune` relies on every new value being encrypted with the newest key.
         return self.reencrypt(encrypted) or encrypted
 
 

@@ -3,11 +3,12 @@
 import click
 
 from mlapi import __version__
+from mlapi.entrypoints.cli.api_keys import api_key_commands
 from mlapi.entrypoints.cli.completion import completion_command
 from mlapi.entrypoints.cli.database import database_commands
 from mlapi.entrypoints.cli.doctor import doctor_command
-from mlapi.entrypoints.cli.keys import admin_token_commands, key_commands
 from mlapi.entrypoints.cli.output import OneLineGroup
+from mlapi.entrypoints.cli.secrets import admin_token_commands, secret_commands
 from mlapi.entrypoints.cli.serve import serve_command
 from mlapi.entrypoints.cli.transfer import users_export, users_import
 from mlapi.entrypoints.cli.users import user_commands
@@ -15,7 +16,7 @@ from mlapi.entrypoints.cli.users import user_commands
 __all__ = ["main"]
 
 
-@click.group("mlapi", cls=OneLineGroup)
+@click.group("mlapi", cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Manage the users of a machine-learning API."""
@@ -27,7 +28,8 @@ for _command in (users_import, users_export):
 for _command in (
     serve_command,
     user_commands,
-    key_commands,
+    api_key_commands,
+    secret_commands,
     admin_token_commands,
     database_commands,
     doctor_command,

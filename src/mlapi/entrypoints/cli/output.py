@@ -11,6 +11,7 @@ import msgspec
 
 from mlapi.domain.errors import MlapiError
 
+EXIT_USAGE = 2
 EXIT_ERROR = 3
 """The same exit code that uvicorn uses if the application fails to start."""
 EXIT_INTERRUPTED = 130
@@ -24,6 +25,10 @@ class CommandError(click.ClickException):
 
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"mlapi: {self.message}", file=file, err=file is None)
+
+
+class RenamedCommandError(CommandError):
+    exit_code = EXIT_USAGE
 
 
 class OneLineGroup(click.Group):

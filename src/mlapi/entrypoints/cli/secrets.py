@@ -1,4 +1,4 @@
-"""``mlapi keys`` and ``mlapi admin-token``: generate secrets, and rotate keys while the service is running."""
+"""``mlapi secrets`` and ``mlapi admin-token``: generate secrets, and rotate keys while the service is running."""
 
 import sys
 
@@ -11,24 +11,24 @@ from mlapi.entrypoints.cli.output import command_errors, json_option, show
 from mlapi.secret_store import new_admin_token, new_key
 
 
-@click.group("keys")
-def key_commands() -> None:
+@click.group("secrets")
+def secret_commands() -> None:
     """Manage the keys that encrypt passwords and sign tokens."""
 
 
-@key_commands.command("new")
+@secret_commands.command("new")
 @json_option
-def keys_new(*, as_json: bool) -> None:
+def secrets_new(*, as_json: bool) -> None:
     """Print a new key for secrets.key or secrets.token_key."""
     key = new_key()
     show(key, {"key": key}, as_json=as_json)
 
 
-@key_commands.command("rotate")
+@secret_commands.command("rotate")
 @click.option("--tokens", "kind", flag_value="tokens", help="Rotate the key that signs tokens instead.")
 @click.option("--salt", "kind", flag_value="salt", help="Rotate the password salt instead.")
 @json_option
-def keys_rotate(kind: str | None, *, as_json: bool) -> None:
+def secrets_rotate(kind: str | None, *, as_json: bool) -> None:
     """Rotate the key that encrypts passwords while the service is running.
 
     Adds a new key and re-encrypts every password with it. Users do not have to log in again. If the command is
@@ -60,9 +60,9 @@ def _reencrypt(rotation: SecretRotation) -> int:
     return changed
 
 
-@key_commands.command("prune")
+@secret_commands.command("prune")
 @json_option
-def keys_prune(*, as_json: bool) -> None:
+def secrets_prune(*, as_json: bool) -> None:
     """Remove unused keys and salts from the secrets file."""
     with command_errors(), open_secret_rotation(load_settings()) as rotation:
         kept = rotation.prune()
