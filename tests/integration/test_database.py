@@ -70,10 +70,29 @@ def test_driver_is_selected_for_each_supported_url(text: str, driver: str) -> No
         ("sqlite:///:memory:", "must be sqlite:///"),
         ("sqlite://mlapi.db", "must be sqlite:///"),
         ("sqlite:///mlapi.db?mode=ro", "must be sqlite:///"),
+        ("sqlite:///users?backup.db", "write %3F if the question mark is part of the path"),
+        ("sqlite:///mlapi.db?", "remove the ?"),
+        ("sqlite://ada:hunter2@/mlapi.db", "must be sqlite:///"),
+        ("sqlite://:80/mlapi.db", "must be sqlite:///"),
+        ("sqlite:///mlapi.db\n", "a control character"),
+        (" sqlite:///mlapi.db", "begins or ends with a space"),
+        ("postgresql://u:hunter2@h/d?sslmode", "sslmode after the ? has no value: write sslmode=value"),
+        ("postgresql://u:hunter2@h/d?sslmode=", "sslmode after the ? has no value"),
+        ("postgresql://u@h/d?password=a&hunter2", "an option after the ? has no value: write name=value"),
+        ("postgresql://u:hunter2@h/d?", "an option after the ? has no value"),
+        ("postgresql://u:hunter2@h/d?sslmode=require&", "an option after the ? has no value"),
+        ("postgresql://u:hunter2@h/d?=require", "an option after the ? has no value"),
+        ("postgresql://u:hunter2@h/d?ssl%6Dode=allow&sslmode=require", "database.url sets sslmode twice"),
+        ("postgresql://u:hunter2@h/d?password=other", "database.url sets password twice"),
+        ("postgresql://u:hunter2@h1/d?host=h2", "database.url sets host twice"),
+        ("postgresql://u@h/d?password=hunter2+3", "password contains a +: write %2B"),
+        ("postgresql://u:hunter2@h/d?connect_timeout=3\n&sslmode=require", "a control character"),
+        ("postgresql://u:hunter2@h/d#fragment", "can be read in more than one way"),
+        ("postgresql://u:hunter2@h/a%00b", "a control character"),
         ("sqlite:////no/such/folder/mlapi.db", "'/no/such/folder/mlapi.db' must be a file in an existing folder"),
         ("sqlite:////tmp", "'/tmp' must be a file in an existing folder"),
         (f"sqlite:////{'a' * 300}/mlapi.db", "must be a file in an existing folder"),
-        ("sqlite:////tmp/a\0b/mlapi.db", "must be a file in an existing folder"),
+        ("sqlite:////tmp/a\0b/mlapi.db", "a control character"),
         (f"postgresql://u@{'a' * 70}.x/d", "is not a valid URL"),
         ("postgresql://u:hunter2@h:0/d", "the port must be from 1 to 65535"),
     ],
@@ -86,10 +105,24 @@ def test_error_for_an_invalid_url_does_not_contain_it(text: str, reason: str) ->
     assert "hunter2" not in str(caught.value)
 
 
-@pytest.mark.parametrize("options", ["sslmod=require", "host=a:x&host=b:1"])
-def test_unknown_postgresql_option_is_rejected(options: str) -> None:
-    with pytest.raises(ConfigurationError, match="an unknown PostgreSQL option"):
-        Database(database_url(f"postgresql://u:p@/d?{options}"))
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("sslmod=require", "an unknown PostgreSQL option: did you mean sslmode"),
+        ("password=a&hunter2=b", "an unknown PostgreSQL option: remove it, and write & in a value as %26"),
+        ("host=a:x&host=b:1", "write several hosts as host=db1:5432&host=db2:5432"),
+    ],
+)
+def test_unknown_postgresql_option_is_rejected(options: str, reason: str) -> None:
+    with pytest.raises(ConfigurationError, match=reason) as caught:
+        Database(database_url(f"postgresql://u@/d?{options}"))
+
+    assert "hunter2" not in str(caught.value)
+
+
+def test_path_in_a_url_may_be_percent_encoded(tmp_path: Path) -> None:
+    assert database_url(f"sqlite:///{tmp_path}/users%3Fbackup%25.db").database == f"{tmp_path}/users?backup%.db"
+    assert database_url("postgresql://h/my%3Fusers").database == "my?users"
 
 
 @pytest.mark.parametrize("encoding", ["LATIN1", "SQL_ASCII"])

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from urllib.parse import unquote
 
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
@@ -22,12 +23,41 @@ _SQLITE_SCHEMES = frozenset(scheme for scheme, driver in _DRIVERS.items() if dri
 SCHEMES = tuple(_DRIVERS)
 """The URL schemes of SQLite and PostgreSQL."""
 _MAX_PORT = 65535
+_SHOWN_OPTIONS = (
+    "application_name",
+    "connect_timeout",
+    "dbname",
+    "host",
+    "load_balance_hosts",
+    "options",
+    "passfile",
+    "password",
+    "port",
+    "service",
+    "sslcert",
+    "sslkey",
+    "sslmode",
+    "sslpassword",
+    "sslrootcert",
+    "target_session_attrs",
+    "user",
+)
+"""The PostgreSQL options that errors may name. Another name could be a part of a password that contains ``&``."""
+_PART_NAMES = ("user", "password", "host", "port", "dbname")
+"""The options that are also parts of a URL, in the order of the parts."""
+_DECODES_PATH = make_url("sqlite:///%25").database == "%"
+"""Whether SQLAlchemy percent-decodes the path. Versions before 2.1 do not."""
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 # RFC 3986, 3.2.1 allows fewer characters, but the others do not change how a URL is split.
 _SPLITS_URL = re.compile(r"[@/?#\[\]\\\x00-\x1f\x7f]")
 _INVALID_ESCAPE = re.compile(r"%(?![0-9A-Fa-f]{2})")
 _AMBIGUOUS = (
     "database.url can be read in more than one way: percent-encode the characters @ / ? # [ ] % and \\ in its user"
     " name, password and options; for example, write p%40ss for the password p@ss"
+)
+_SQLITE_OPTIONS = (
+    "database.url for SQLite must be sqlite:/// and a file path, without options: remove the ? and what follows it, or"
+    " write %3F if the question mark is part of the path"
 )
 
 
@@ -38,9 +68,13 @@ def database_url(text: str) -> URL:
         ConfigurationError: if the URL is invalid or the database is unsupported. The message never contains the URL,
             because the URL may contain a password.
     """
+    if text != text.strip() or _CONTROL_CHARACTER.search(text) or "%00" in text:
+        raise ConfigurationError("database.url begins or ends with a space, or contains a control character: remove it")
     scheme, _, rest = text.partition("://")
     if scheme.casefold() not in _SQLITE_SCHEMES:
         _validate_unambiguous(rest)
+    elif "?" in rest:
+        raise ConfigurationError(_SQLITE_OPTIONS)
     try:
         url = make_url(text)
         (url.host or "").encode("idna")  # resolving the host name would raise the same error later
@@ -49,10 +83,14 @@ def database_url(text: str) -> URL:
     if url.drivername not in _DRIVERS:
         raise unsupported_scheme_error(url.drivername, SCHEMES)
     url = url.set(drivername=_DRIVERS[url.drivername])
+    if url.database and not _DECODES_PATH:  # pragma: no cover - depends on the version of SQLAlchemy
+        url = url.set(database=unquote(url.database))
     if url.drivername == "sqlite":
         _validate_sqlite_path(url)
-    elif url.port is not None and not 0 < url.port <= _MAX_PORT:
+        return url
+    if url.port is not None and not 0 < url.port <= _MAX_PORT:
         raise ConfigurationError(f"database.url: the port must be from 1 to {_MAX_PORT}: {_EXAMPLES}")
+    _validate_options(url, rest)
     return _with_hidden_password(url)
 
 
@@ -77,6 +115,33 @@ def _validate_unambiguous(rest: str) -> None:
         raise ConfigurationError(_AMBIGUOUS)
 
 
+def _validate_options(url: URL, rest: str) -> None:
+    """Check the options of a PostgreSQL URL.
+
+    SQLAlchemy would drop an option without a value, and read a ``+`` as a space, unlike libpq.
+    """
+    _, separator, query = rest.partition("?")
+    if not separator:
+        return
+    parts = (url.username, url.password, url.host, url.port, url.database)
+    seen = {name for name, value in zip(_PART_NAMES, parts, strict=True) if value}
+    for option in query.split("&"):
+        encoded_name, _, value = option.partition("=")
+        name = unquote(encoded_name)
+        shown = name if name in _SHOWN_OPTIONS else "an option"
+        if not name or not value:
+            raise ConfigurationError(
+                f"database.url: {shown} after the ? has no value: write"
+                f" {name if name in _SHOWN_OPTIONS else 'name'}=value, or remove it"
+            )
+        if "+" in value and "password" in name:
+            raise ConfigurationError(f"database.url: {shown} contains a +: write %2B for a plus sign, %20 for a space")
+        if name in seen:
+            raise ConfigurationError(f"database.url sets {shown} twice: remove one")
+        if name != "host":  # a URL can list several hosts
+            seen.add(name)
+
+
 def _with_hidden_password(url: URL) -> URL:
     """Move a password from the options to the user information, where SQLAlchemy hides it when it shows the URL."""
     password = url.query.get("password")
@@ -86,7 +151,7 @@ def _with_hidden_password(url: URL) -> URL:
 
 
 def _validate_sqlite_path(url: URL) -> None:
-    if url.host or url.query or not url.database or url.database == ":memory:":
+    if url.host or url.port or url.username is not None or not url.database or url.database == ":memory:":
         raise ConfigurationError(
             "database.url for SQLite must be sqlite:/// and a file path, without options: sqlite:///mlapi.db"
         )

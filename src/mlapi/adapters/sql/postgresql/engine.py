@@ -1,5 +1,6 @@
 """Create engines for PostgreSQL, drop connections to lost servers, and commit."""
 
+import difflib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -41,8 +42,7 @@ def create(
             the encoding of the database is not UTF-8.
     """
     try:
-        from psycopg import Error, ProgrammingError  # noqa: PLC0415 - an optional dependency
-        from psycopg.conninfo import make_conninfo  # noqa: PLC0415 - as above
+        from psycopg import Error  # noqa: PLC0415 - an optional dependency
 
         from mlapi.adapters.sql.postgresql.session import BoundedConnection  # noqa: PLC0415 - as above
     except ImportError:
@@ -56,8 +56,8 @@ def create(
         "keepalives_interval": 2,
         "keepalives_count": 3,
     }
+    _validate_option_names(url)
     try:
-        make_conninfo(**dict.fromkeys(url.query, ""))
         engine = create_engine(
             url,
             connect_args={
@@ -71,8 +71,8 @@ def create(
             pool_use_lifo=True,
             use_native_hstore=False,  # saves queries on connecting
         )
-    except (ProgrammingError, ArgumentError):
-        raise ConfigurationError("database.url has an unknown PostgreSQL option") from None
+    except ArgumentError:
+        raise ConfigurationError("database.url: write several hosts as host=db1:5432&host=db2:5432") from None
 
     is_dialect_ready = False
 
@@ -112,6 +112,18 @@ def create(
             raise
 
     return engine
+
+
+def _validate_option_names(url: URL) -> None:
+    """Check that libpq knows the options. Never show an unknown one: it may be a part of a password."""
+    from psycopg.pq import Conninfo  # noqa: PLC0415 - an optional dependency
+
+    known = [option.keyword.decode() for option in Conninfo.get_defaults()]
+    for name in url.query:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]}?" if close else "remove it, and write & in a value as %26"
+            raise ConfigurationError(f"database.url has an unknown PostgreSQL option: {hint}")
 
 
 @contextmanager
