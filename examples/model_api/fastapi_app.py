@@ -22,7 +22,7 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, FiniteFloat
 
-from mlapi import MlapiError, User
+from mlapi import AsyncGuard, MlapiError, User
 from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
 from mlapi.entrypoints.http.middleware import handle_error
@@ -36,8 +36,8 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def current_user(request: Request) -> User:
-    user: User = await request.app.state.guard.check(get_bearer_credential(request.scope["headers"]))
-    return user
+    guard: AsyncGuard = request.app.state.guard
+    return await guard.check(get_bearer_credential(request.scope["headers"], accept_bare=guard.accept_bare))
 
 
 class Flower(BaseModel):

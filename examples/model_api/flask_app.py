@@ -34,7 +34,8 @@ def guarded(guard: Guard) -> Callable[[Callable[P, T]], Callable[P, T]]:
     def decorate(view: Callable[P, T]) -> Callable[P, T]:
         @wraps(view)
         def guarded_view(*args: P.args, **kwargs: P.kwargs) -> T:
-            g.user = guard.check(get_bearer_credential(wsgi_headers(request.environ)))
+            headers = wsgi_headers(request.environ)
+            g.user = guard.check(get_bearer_credential(headers, accept_bare=guard.accept_bare))
             return view(*args, **kwargs)
 
         return guarded_view

@@ -14,6 +14,7 @@ from werkzeug.serving import make_server
 
 from mlapi.bootstrap import open_guard, open_users
 from mlapi.config import load_settings
+from mlapi.entrypoints.wire.errors import MissingCredentialError
 from mlapi.testing import assert_all_routes_guarded
 from tests.contract.test_http import SilentRequestHandler
 from tests.e2e.server import Server
@@ -126,9 +127,22 @@ def test_missing_and_invalid_credentials_are_rejected(service: str, model: str) 
     token = log_in(service)
     requests.delete(f"{service}/remove-user/{user_id}", timeout=10)
 
-    responses = [predict(model, value) for value in (None, "", "nonsense", token, token[:-1], "mlapi_0_0")]
+    missing = [predict(model, value) for value in (None, "")]
+    invalid = [predict(model, value) for value in ("nonsense", token, token[:-1], "mlapi_0_0")]
 
-    assert responses == [(401, {"message": "Invalid token"})] * 6
+    assert missing == [(401, {"message": str(MissingCredentialError())})] * 2
+    assert invalid == [(401, {"message": "Invalid token"})] * 4
+
+
+@pytest.mark.parametrize("header", ["Authorization", "X-API-Key"])
+def test_credential_of_a_legacy_or_other_client_works(service: str, model: str, header: str) -> None:
+    user_id = register(service)
+    key = requests.post(f"{service}/users/{user_id}/keys", json={"name": "job"}, timeout=10).json()["key"]
+    credential = log_in(service) if header == "Authorization" else key
+
+    response = requests.post(f"{model}/predict", json=SETOSA, headers={header: credential}, timeout=10)
+
+    assert response.status_code == 200
 
 
 def test_rejection_names_the_authentication_scheme(model: str) -> None:

@@ -22,6 +22,7 @@ from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.wire.errors import MissingCredentialError
 from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE, content
 from mlapi.testing.http_samples import INVALID_CONTENT_TYPES, UNREADABLE_BODIES
@@ -29,6 +30,7 @@ from tests.contract.test_http import BASE, asgi_client
 
 PASSWORD = "difference engine"
 INVALID_TOKEN = (401, {"message": "Invalid token"})
+MISSING_CREDENTIAL = (401, {"message": str(MissingCredentialError())})
 INVALID_CREDENTIALS = (401, {"message": "Invalid credentials"})
 
 
@@ -375,7 +377,7 @@ def test_own_account_operations_reject_api_keys(
         for headers in ({}, bearer("nonsense"), bearer(key))
     ]
 
-    assert responses == [INVALID_TOKEN] * 3
+    assert responses == [MISSING_CREDENTIAL, INVALID_TOKEN, INVALID_TOKEN]
     assert users.get(ada.id) == ada
 
 
@@ -649,7 +651,7 @@ def test_user_can_be_read_by_id_or_with_their_own_token(http: TestClient, users:
 
     assert content(by_id) == content(by_token) == content(by_key) == (200, as_json(ada))
     assert content(http.get("/users/7")) == (404, {"message": "User not found"})
-    assert content(http.get("/users/me")) == INVALID_TOKEN
+    assert content(http.get("/users/me")) == MISSING_CREDENTIAL
 
 
 @pytest.mark.parametrize("path", ["/users", "/users/1"])

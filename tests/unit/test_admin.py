@@ -13,9 +13,15 @@ from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.local_peers import describe_trusted_peers, trust_any_peer
 from mlapi.entrypoints.wire.client import MAX_FORWARDED_ENTRIES, Client
-from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
+from mlapi.entrypoints.wire.errors import (
+    AdminAccessDeniedError,
+    AdminTokenRequiredError,
+    UserIsNotAdminError,
+    WrongAdminTokenError,
+)
 
 TOKEN = "an-admin-token-of-32-characters."
+USER_TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJlLV8"
 HOST = ("host", "localhost:8001")
 
 
@@ -265,7 +271,6 @@ def test_token_is_accepted_through_proxies_and_over_http_1_0() -> None:
         pytest.param([f"Basic {TOKEN}"], id="Basic scheme"),
         pytest.param([f"Token {TOKEN}"], id="Token scheme"),
         pytest.param([f"Bearer{TOKEN}"], id="no space"),
-        pytest.param([f"Bearer  {TOKEN}"], id="two spaces"),
         pytest.param([f"Bearer\t{TOKEN}"], id="tab"),
         pytest.param([f"Bearer {TOKEN[:-1]}"], id="one character missing"),
         pytest.param([f"Bearer {TOKEN}x"], id="one extra character"),
@@ -282,6 +287,33 @@ def test_token_is_accepted_through_proxies_and_over_http_1_0() -> None:
 def test_missing_or_wrong_token_is_rejected(client: Client, values: list[str]) -> None:
     with pytest.raises(AdminTokenRequiredError):
         TOKEN_MODE.check(with_headers(client, *(("authorization", value) for value in values)))
+
+
+@pytest.mark.parametrize(
+    ("header", "error"),
+    [
+        (("accept", "*/*"), AdminTokenRequiredError),
+        (("authorization", "Bearer"), AdminTokenRequiredError),
+        (("authorization", f"Basic {TOKEN}"), AdminTokenRequiredError),
+        (("authorization", "Bearer another"), WrongAdminTokenError),
+        (("authorization", f"Bearer {USER_TOKEN}"), UserIsNotAdminError),
+        (("authorization", f"Bearer mlapi_{'0' * 16}_{'0' * 64}"), UserIsNotAdminError),
+        (("authorization", USER_TOKEN), UserIsNotAdminError),
+        (("x-api-key", f"mlapi_{'0' * 16}_{'0' * 64}"), UserIsNotAdminError),
+    ],
+)
+def test_error_tells_missing_wrong_and_user_credentials_apart(
+    header: tuple[str, str], error: type[AdminTokenRequiredError]
+) -> None:
+    with pytest.raises(AdminTokenRequiredError) as raised:
+        TOKEN_MODE.check(with_headers(REMOTE, header))
+
+    assert raised.type is error
+
+
+@pytest.mark.parametrize("separator", [" ", "  ", "     "])
+def test_admin_token_may_follow_several_spaces(separator: str) -> None:
+    TOKEN_MODE.check(with_headers(REMOTE, ("authorization", f"Bearer{separator}{TOKEN}")))
 
 
 @pytest.mark.parametrize("value", ["Bearer", "Bearer ", "bearer "])

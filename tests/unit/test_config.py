@@ -396,7 +396,7 @@ def test_settings_repr_contains_no_secrets() -> None:
         "Settings(profile='development', database=DatabaseSettings(),"
         " connection=ConnectionSettings(username='mlapi', host='localhost', port=5432, database='users'),"
         " secrets=SecretSettings(), passwords=PasswordSettings(scheme='argon2id', min_length=None),"
-        " tokens=TokenSettings(minutes=60, issuer='mlapi', audience='mlapi'),"
+        " tokens=TokenSettings(minutes=60, issuer='mlapi', audience='mlapi', accept_bare=None),"
         " logins=LoginSettings(per_address=200, per_name=200, per_name_and_address=20),"
         " http=HttpSettings(trusted_proxies=()),"
         " registration=RegistrationSettings(open=True),"

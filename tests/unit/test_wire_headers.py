@@ -12,11 +12,19 @@ from mlapi.domain.errors import (
 from mlapi.entrypoints.wire.errors import (
     BodyTooLargeError,
     HeadersTooLargeError,
+    MissingCredentialError,
     UnsupportedMediaTypeError,
     UriTooLongError,
 )
-from mlapi.entrypoints.wire.headers import Headers, get_bearer_credential, validate_content_headers, validate_head
+from mlapi.entrypoints.wire.headers import (
+    Headers,
+    get_bearer_credential,
+    has_user_credential,
+    validate_content_headers,
+    validate_head,
+)
 
+TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJlLV8"
 SECRET = f"mlapi_0123456789abcdef_{'0' * 64}"
 
 
@@ -99,6 +107,7 @@ def test_content_length_over_the_limit_is_rejected(lengths: list[str]) -> None:
         (b"Bearer abc.def-_~+/9==", "abc.def-_~+/9=="),
         (b"bearer abc", "abc"),
         (b"BEARER abc", "abc"),
+        (b"Bearer    abc", "abc"),
         (b" \tBearer abc \t", "abc"),
         (f"Bearer {SECRET}".encode(), SECRET),
     ],
@@ -115,26 +124,114 @@ def test_bearer_credential_is_returned(value: bytes, credential: str) -> None:
         pytest.param([], id="missing"),
         pytest.param([b""], id="empty"),
         pytest.param([b"abc"], id="no scheme"),
+        pytest.param([TOKEN.encode()], id="token without a scheme"),
         pytest.param([b"Bearer"], id="no credential"),
         pytest.param([b"Bearer "], id="empty credential"),
         pytest.param([b" abc"], id="empty scheme"),
         pytest.param([b"Basic abc"], id="another scheme"),
         pytest.param([b"Bearerabc"], id="no space"),
         pytest.param([b"Bearer\tabc"], id="tab"),
-        pytest.param([b"Bearer \xc3\xa4"], id="not ASCII"),
         pytest.param([b"B\xe4arer abc"], id="non-ASCII scheme"),
+    ],
+)
+def test_missing_credential_has_its_own_error(values: list[bytes]) -> None:
+    with pytest.raises(MissingCredentialError):
+        get_bearer_credential([(b"host", b"localhost"), *((b"authorization", value) for value in values)])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param([b"Bearer \xc3\xa4"], id="not ASCII"),
+        pytest.param([b"Bearer " + b"a" * 4097], id="too long"),
         pytest.param([b"Bearer abc", b"Bearer abc"], id="two headers"),
         pytest.param([b"Bearer abc", b""], id="credential, then an empty header"),
         pytest.param([b"Basic abc", b"Bearer abc"], id="another scheme, then a credential"),
     ],
 )
-def test_missing_or_repeated_credential_is_rejected(values: list[bytes]) -> None:
-    with pytest.raises(InvalidTokenError):
-        get_bearer_credential([(b"host", b"localhost"), *((b"authorization", value) for value in values)])
+@pytest.mark.parametrize("others", [[], [(b"x-api-key", SECRET.encode())]], ids=["", "and an API key"])
+def test_repeated_or_unusable_credential_is_rejected(values: list[bytes], others: Headers) -> None:
+    with pytest.raises(InvalidTokenError) as raised:
+        get_bearer_credential([*others, *((b"authorization", value) for value in values)])
+
+    assert raised.type is InvalidTokenError
 
 
-def test_credential_in_another_header_is_rejected() -> None:
+@pytest.mark.parametrize(
+    "authorization",
+    [
+        pytest.param(None, id="no Authorization"),
+        pytest.param("", id="empty Authorization"),
+        pytest.param("Basic YWRhOng=", id="password for a proxy"),
+        pytest.param(f"Bearer {SECRET}", id="the same key"),
+    ],
+)
+def test_api_key_may_be_in_its_own_header(authorization: str | None) -> None:
+    others = [] if authorization is None else [(b"authorization", authorization.encode())]
+
+    assert get_bearer_credential([(b"x-api-key", f" {SECRET}\t".encode()), *others]) == SECRET
+
+
+@pytest.mark.parametrize("api_key", [b"", b"a-key-for-a-gateway"])
+def test_api_key_for_a_gateway_is_ignored_beside_a_token(api_key: bytes) -> None:
+    headers = [(b"authorization", f"Bearer {TOKEN}".encode()), (b"x-api-key", api_key)]
+
+    assert get_bearer_credential(headers) == TOKEN
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        pytest.param([b"a-key-for-a-gateway"], id="not an API key"),
+        pytest.param([TOKEN.encode()], id="token"),
+        pytest.param([f"Bearer {SECRET}".encode()], id="with a scheme"),
+        pytest.param([SECRET.encode(), SECRET.encode()], id="two headers"),
+        pytest.param([b"mlapi_" + b"a" * 4096], id="too long"),
+        pytest.param([b"mlapi_\xc3\xa4"], id="not ASCII"),
+    ],
+)
+def test_unusable_api_key_is_rejected(values: list[bytes]) -> None:
+    with pytest.raises(InvalidTokenError) as raised:
+        get_bearer_credential([(b"x-api-key", value) for value in values])
+
+    assert raised.type is InvalidTokenError
+
+
+@pytest.mark.parametrize("other", [TOKEN, SECRET.replace("0", "1")])
+def test_two_different_credentials_are_rejected(other: str) -> None:
     with pytest.raises(InvalidTokenError):
+        get_bearer_credential([(b"authorization", f"Bearer {other}".encode()), (b"x-api-key", SECRET.encode())])
+
+
+@pytest.mark.parametrize("value", [TOKEN, SECRET, f" {TOKEN}\t", f"Bearer {TOKEN}"])
+def test_token_without_a_scheme_may_be_accepted(value: str) -> None:
+    credential = get_bearer_credential([(b"authorization", value.encode())], accept_bare=True)
+
+    assert credential == value.strip().removeprefix("Bearer ")
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "abc",
+        "an-admin-token-for-tests",
+        "Basic YWRhOng=",
+        "Basic",
+        f"Token {TOKEN}",
+        f"{TOKEN} ada",
+        f"{TOKEN},{TOKEN}",
+        f"{TOKEN}.e30",
+        f"{SECRET}0",
+        "eyJ" + "a" * 4096 + ".e30.c2ln",
+    ],
+)
+def test_only_tokens_and_api_keys_are_accepted_without_a_scheme(value: str) -> None:
+    with pytest.raises(MissingCredentialError):
+        get_bearer_credential([(b"authorization", value.encode())], accept_bare=True)
+
+
+def test_credential_in_another_header_is_missing() -> None:
+    with pytest.raises(MissingCredentialError):
         get_bearer_credential([(b"x-authorization", b"Bearer abc"), (b"cookie", b"authorization=Bearer abc")])
 
 
@@ -145,8 +242,24 @@ def test_any_header_yields_a_credential_or_is_rejected(values: list[bytes]) -> N
     except InvalidTokenError:
         return
     (value,) = values
-    assert value.strip(b" \t")[7:] == credential.encode()
+    assert value.strip(b" \t")[7:].lstrip(b" ") == credential.encode()
     assert credential
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ((b"authorization", f"Bearer {TOKEN}".encode()), True),
+        ((b"authorization", f"bearer  {SECRET}".encode()), True),
+        ((b"authorization", TOKEN.encode()), True),
+        ((b"x-api-key", SECRET.encode()), True),
+        ((b"authorization", b"Bearer an-admin-token"), False),
+        ((b"authorization", b"Bearer"), False),
+        ((b"cookie", TOKEN.encode()), False),
+    ],
+)
+def test_credential_of_a_user_is_recognized_by_its_form(header: tuple[bytes, bytes], *, expected: bool) -> None:
+    assert has_user_credential([(b"host", b"localhost"), header]) is expected
 
 
 @pytest.mark.parametrize(

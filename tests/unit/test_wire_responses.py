@@ -39,10 +39,13 @@ from mlapi.entrypoints.wire.errors import (
     AdminTokenRequiredError,
     BodyTooLargeError,
     HeadersTooLargeError,
+    MissingCredentialError,
     RequestError,
     UnreadableBodyError,
     UnsupportedMediaTypeError,
     UriTooLongError,
+    UserIsNotAdminError,
+    WrongAdminTokenError,
 )
 from mlapi.entrypoints.wire.responses import Response
 
@@ -57,6 +60,7 @@ ADA = User(
     updated_datetime=NOON,
     token_epoch="the-epoch",
 )
+INVALID_TOKEN_CHALLENGE = (("WWW-Authenticate", 'Bearer error="invalid_token"'),)
 SECRET = f"mlapi_0123456789abcdef_{'0' * 64}"
 KEY = ApiKey(
     id=ApiKeyId("0123456789abcdef"),
@@ -205,7 +209,16 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
     ),
     (
         InvalidTokenError(),
-        Response(HTTPStatus.UNAUTHORIZED, b'{"message":"Invalid token"}', (("WWW-Authenticate", "Bearer"),)),
+        Response(HTTPStatus.UNAUTHORIZED, b'{"message":"Invalid token"}', INVALID_TOKEN_CHALLENGE),
+    ),
+    (
+        MissingCredentialError(),
+        Response(
+            HTTPStatus.UNAUTHORIZED,
+            b'{"message":"This needs a token or an API key: send Authorization: Bearer <token>,'
+            b' or X-API-Key: <API key>"}',
+            (("WWW-Authenticate", "Bearer"),),
+        ),
     ),
     (UserDisabledError(7), Response(HTTPStatus.FORBIDDEN, b'{"message":"User is disabled"}')),
     (
@@ -291,6 +304,24 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
             HTTPStatus.UNAUTHORIZED,
             b'{"message":"This needs the admin token: send one Authorization header with Bearer <admin token>"}',
             (("WWW-Authenticate", "Bearer"),),
+        ),
+    ),
+    (
+        WrongAdminTokenError(),
+        Response(
+            HTTPStatus.UNAUTHORIZED,
+            b'{"message":"The admin token is wrong: send the value of secrets.admin_token in'
+            b' Authorization: Bearer <admin token>"}',
+            INVALID_TOKEN_CHALLENGE,
+        ),
+    ),
+    (
+        UserIsNotAdminError(),
+        Response(
+            HTTPStatus.UNAUTHORIZED,
+            b'{"message":"This needs the admin token, and the request has a user\'s token or API key: send'
+            b' Authorization: Bearer <admin token>"}',
+            INVALID_TOKEN_CHALLENGE,
         ),
     ),
     (

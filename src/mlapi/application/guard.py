@@ -41,6 +41,8 @@ class Guard:
         tokens: verifies the tokens.
         clock: used to check whether credentials have expired.
         api_key_usage: records when API keys are used. By default, each use is written immediately.
+        accept_bare: whether requests may have a token in the Authorization header without the scheme Bearer. `check`
+            ignores it: pass it to the function that reads the header.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class Guard:
         *,
         clock: Clock = utc_now,
         api_key_usage: ApiKeyUsage | None = None,
+        accept_bare: bool = False,
     ) -> None:
         self.repository = repository
+        self.accept_bare = accept_bare
         self._tokens = tokens
         self._clock = clock
         self._api_key_usage = self._record_use if api_key_usage is None else api_key_usage
@@ -101,6 +105,7 @@ class AsyncGuard:
     """
 
     def __init__(self, guard: Guard, look_up: Callable[[PrincipalId], Awaitable[Principal | None]]) -> None:
+        self.accept_bare = guard.accept_bare
         self._guard = guard
         self._look_up = look_up
 

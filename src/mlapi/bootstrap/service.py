@@ -75,7 +75,7 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
         api_key_usage = BackgroundApiKeyUsage(repository)
         access = Access(
             authenticator=Authenticator(users, tokens, attempts),
-            guard=Guard(repository, tokens, api_key_usage=api_key_usage),
+            guard=Guard(repository, tokens, api_key_usage=api_key_usage, accept_bare=settings.accepts_bare_credentials),
         )
         try:
             yield Service(
@@ -154,7 +154,7 @@ def in_memory_access(users: Users) -> Access:
     """Return an authenticator and a guard for these users. They keep tokens and attempt counts in memory."""
     tokens = InMemoryTokens()
     authenticator = Authenticator(users, tokens, in_memory_attempts(AttemptLimits()))
-    return Access(authenticator=authenticator, guard=Guard(users.repository, tokens))
+    return Access(authenticator=authenticator, guard=Guard(users.repository, tokens, accept_bare=True))
 
 
 def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:

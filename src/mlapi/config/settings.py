@@ -67,6 +67,9 @@ class TokenSettings:
     minutes: int = 60
     issuer: str = "mlapi"
     audience: str = "mlapi"
+    accept_bare: bool | None = None
+    """Whether requests may have a token in ``Authorization`` without the scheme ``Bearer``, as in the legacy app. None
+    means True in development and False in production."""
 
 
 @attrs.frozen(kw_only=True)
@@ -153,6 +156,10 @@ class Settings:
         if self.registrations.per_address is None:
             return REGISTRATIONS_PER_ADDRESS if self.is_production else 0
         return self.registrations.per_address
+
+    @property
+    def accepts_bare_credentials(self) -> bool:
+        return not self.is_production if self.tokens.accept_bare is None else self.tokens.accept_bare
 
     @property
     def log_format(self) -> Literal["text", "json"]:

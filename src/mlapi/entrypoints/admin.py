@@ -17,8 +17,13 @@ from mlapi.domain.addresses import is_loopback
 from mlapi.domain.commands import ANYONE
 from mlapi.entrypoints.local_peers import PeerOwners, describe_trusted_peers
 from mlapi.entrypoints.wire.client import Client
-from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
-from mlapi.entrypoints.wire.headers import Headers, parse_authorization
+from mlapi.entrypoints.wire.errors import (
+    AdminAccessDeniedError,
+    AdminTokenRequiredError,
+    UserIsNotAdminError,
+    WrongAdminTokenError,
+)
+from mlapi.entrypoints.wire.headers import Headers, has_user_credential, parse_authorization
 from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
 
 DOCS_PATH = "/docs"
@@ -142,7 +147,7 @@ class AdminPolicy:
             return
         if self._token_digest is not None:
             if not self._has_admin_token(client.headers):
-                raise AdminTokenRequiredError
+                raise _token_error(client.headers)
         else:
             self._check_without_token(client)
 
@@ -196,6 +201,17 @@ class AdminPolicy:
                 "Management is open to programs that run as the same user as the service, or as root: run the program"
                 " as that user, or set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
             )
+
+
+def _token_error(headers: Headers) -> AdminTokenRequiredError:
+    """Return the error for a request without the admin token.
+
+    The form of a user's credential decides, not its validity, so that the message does not reveal which are valid.
+    """
+    if has_user_credential(headers):
+        return UserIsNotAdminError()
+    scheme, credential = parse_authorization(headers)
+    return WrongAdminTokenError() if scheme == b"bearer" and credential else AdminTokenRequiredError()
 
 
 _is_loopback = lru_cache(maxsize=1024)(is_loopback)

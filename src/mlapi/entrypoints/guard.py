@@ -26,6 +26,7 @@ from mlapi.entrypoints.http.middleware import (
     starlette_response,
 )
 from mlapi.entrypoints.wire.error_responses import error_response
+from mlapi.entrypoints.wire.errors import MissingCredentialError
 from mlapi.entrypoints.wire.headers import get_bearer_credential
 from mlapi.entrypoints.wire.responses import Response
 
@@ -66,7 +67,8 @@ class GuardMiddleware:
     async def _authenticate(self, scope: Scope, receive: Receive, send: Send) -> None:
         if not self._is_exempt(scope):
             try:
-                credential = get_bearer_credential(scope["headers"])
+                guard = self._async_guard or self._guard
+                credential = get_bearer_credential(scope["headers"], accept_bare=guard is not None and guard.accept_bare)
                 scope["user"] = await (self._async_guard or self._open_async_guard()).check(credential)
             except MlapiError as error:
                 log_outage("guard", error)
@@ -134,10 +136,11 @@ class GuardBackend(AuthenticationBackend):
         Raises:
             GuardError: if the guard rejects the credential.
         """
-        if "authorization" not in conn.headers:
-            return None
         try:
-            return _AUTHENTICATED, await self._guard.check(get_bearer_credential(conn.scope["headers"]))
+            credential = get_bearer_credential(conn.scope["headers"], accept_bare=self._guard.accept_bare)
+            return _AUTHENTICATED, await self._guard.check(credential)
+        except MissingCredentialError:
+            return None
         except MlapiError as error:
             raise GuardError(error) from None
 

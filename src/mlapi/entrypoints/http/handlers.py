@@ -19,6 +19,8 @@ from mlapi.entrypoints.http.runtime import Runtime
 from mlapi.entrypoints.http.user_lists import list_users as find_users
 from mlapi.entrypoints.logs import REQUEST_ID
 from mlapi.entrypoints.wire import queries, requests, responses
+from mlapi.entrypoints.wire.error_responses import BEARER_CHALLENGE, http_error_response
+from mlapi.entrypoints.wire.errors import MissingCredentialError
 from mlapi.entrypoints.wire.headers import get_bearer_credential, validate_content_headers
 from mlapi.entrypoints.wire.responses import Response
 
@@ -75,7 +77,11 @@ async def token(request: Request) -> Response:
 
 @handler
 async def token_status(request: Request) -> Response:
-    return await _check_token(request, get_bearer_credential(request.scope["headers"]))
+    try:
+        return await _check_token(request, _credential(request))
+    except MissingCredentialError:
+        # Clients of the legacy app expect this message for every 401 of this path.
+        return http_error_response(HTTPStatus.UNAUTHORIZED, [BEARER_CHALLENGE], "Invalid token")
 
 
 @handler
@@ -107,8 +113,7 @@ async def show_user(request: Request) -> Response:
 
 @handler
 async def show_own_user(request: Request) -> Response:
-    credential = get_bearer_credential(request.scope["headers"])
-    return responses.user(await _runtime(request).guard.check(credential))
+    return responses.user(await _runtime(request).guard.check(_credential(request)))
 
 
 @handler
@@ -225,6 +230,10 @@ def _user_id(request: Request) -> UserId:
     return requests.parse_user_id(request.path_params["user_id"])
 
 
+def _credential(request: Request) -> str:
+    return get_bearer_credential(request.scope["headers"], accept_bare=_runtime(request).guard.accept_bare)
+
+
 async def _decode_body(request: Request, body_type: type[T]) -> T:
     validate_content_headers(request.scope["headers"])
     with PausedDeadline():
@@ -237,7 +246,7 @@ async def _user_with_token(request: Request) -> User:
 
     API keys are rejected, because a key that leaks from a client must not be enough to take over the account.
     """
-    credential = get_bearer_credential(request.scope["headers"])
+    credential = _credential(request)
     if looks_like_api_key(credential):
         raise InvalidTokenError
     return await _runtime(request).guard.check(credential)

@@ -6,7 +6,13 @@ import attrs
 
 from mlapi.domain.credentials import AUTHENTICATION_ERRORS
 from mlapi.domain.errors import InvalidTokenError, MlapiError
-from mlapi.entrypoints.wire.errors import AdminAccessDeniedError, AdminTokenRequiredError
+from mlapi.entrypoints.wire.errors import (
+    AdminAccessDeniedError,
+    AdminTokenRequiredError,
+    MissingCredentialError,
+    UserIsNotAdminError,
+    WrongAdminTokenError,
+)
 
 SecurityRequirement = dict[str, list[Any]]
 """An OpenAPI security requirement: the name of a security scheme. It is empty if no credential is needed."""
@@ -29,7 +35,7 @@ class Callers:
     open_if: Literal["registration_open", "metrics_open"] | None = None
 
 
-_ADMIN_ERRORS = (AdminTokenRequiredError, AdminAccessDeniedError)
+_ADMIN_ERRORS = (AdminTokenRequiredError, WrongAdminTokenError, UserIsNotAdminError, AdminAccessDeniedError)
 _OPTIONAL_ADMIN_TOKEN: tuple[SecurityRequirement, ...] = ({}, {"adminToken": []})
 ANYONE = Callers()
 ANYONE_IF_REGISTRATION_IS_OPEN = Callers(
@@ -39,6 +45,6 @@ ANYONE_IF_METRICS_ARE_OPEN = Callers(
     security=_OPTIONAL_ADMIN_TOKEN, errors=_ADMIN_ERRORS, needs_admin=True, open_if="metrics_open"
 )
 ADMINS = Callers(security=({"adminToken": []},), errors=_ADMIN_ERRORS, needs_admin=True)
-USERS = Callers(security=({"userToken": []}, {"apiKey": []}), errors=AUTHENTICATION_ERRORS)
+USERS = Callers(security=({"userToken": []}, {"apiKey": []}), errors=(MissingCredentialError, *AUTHENTICATION_ERRORS))
 USERS_EVEN_DISABLED = attrs.evolve(USERS, errors=(InvalidTokenError,))
 USERS_WITH_TOKEN = attrs.evolve(USERS, security=({"userToken": []},))

@@ -27,13 +27,17 @@ from mlapi.entrypoints.wire.errors import (
     AdminTokenRequiredError,
     BodyTooLargeError,
     HeadersTooLargeError,
+    MissingCredentialError,
     UnreadableBodyError,
     UnsupportedMediaTypeError,
     UriTooLongError,
+    UserIsNotAdminError,
+    WrongAdminTokenError,
 )
 from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, UserMessage, json_response
 
-_BEARER_CHALLENGE = ("WWW-Authenticate", "Bearer")  # every 401 has one: RFC 9110, 11.6.1
+BEARER_CHALLENGE = ("WWW-Authenticate", "Bearer")  # every 401 has a challenge: RFC 9110, 11.6.1
+_INVALID_TOKEN_CHALLENGE = ("WWW-Authenticate", 'Bearer error="invalid_token"')  # RFC 6750, 3.1
 
 
 @attrs.frozen
@@ -79,6 +83,7 @@ _ENTRIES = (
         "Invalid token",
         "The token or API key is forged, expired or revoked, or its user was removed.",
     ),
+    ErrorEntry(MissingCredentialError(), HTTPStatus.UNAUTHORIZED, None, "The request has no token and no API key."),
     ErrorEntry(UserDisabledError(1), HTTPStatus.FORBIDDEN, "User is disabled", "The user is disabled."),
     ErrorEntry(
         TooManyAttemptsError(30),
@@ -125,6 +130,10 @@ _ENTRIES = (
         UnsupportedMediaTypeError(), HTTPStatus.UNSUPPORTED_MEDIA_TYPE, None, "The body is not `application/json`."
     ),
     ErrorEntry(AdminTokenRequiredError(), HTTPStatus.UNAUTHORIZED, None, "This operation needs the admin token."),
+    ErrorEntry(WrongAdminTokenError(), HTTPStatus.UNAUTHORIZED, None, "The admin token is wrong."),
+    ErrorEntry(
+        UserIsNotAdminError(), HTTPStatus.UNAUTHORIZED, None, "A user's token or API key gives no admin access."
+    ),
     ErrorEntry(
         AdminAccessDeniedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"),
         HTTPStatus.FORBIDDEN,
@@ -134,6 +143,8 @@ _ENTRIES = (
 )
 ERRORS: dict[type[MlapiError], ErrorEntry] = {type(entry.example): entry for entry in _ENTRIES}
 """To add an error, add an entry. A test checks that every subclass of `MlapiError` has one."""
+_INVALID_TOKEN_ERRORS = frozenset({InvalidTokenError, WrongAdminTokenError, UserIsNotAdminError})
+"""The errors for a credential that is present but does not grant access."""
 _OUTCOME_UNKNOWN = "Service unavailable, try again: this may have been done already"
 _CONFIGURATION_RETRY_SECONDS = "10"
 
@@ -142,7 +153,9 @@ def error_response(error: MlapiError) -> Response:
     """Return the response for an error that mlapi raised."""
     entry = ERRORS[type(error)]
     status = entry.status
-    headers: list[tuple[str, str]] = [_BEARER_CHALLENGE] if status == HTTPStatus.UNAUTHORIZED else []
+    headers: list[tuple[str, str]] = []
+    if status == HTTPStatus.UNAUTHORIZED:
+        headers.append(_INVALID_TOKEN_CHALLENGE if type(error) in _INVALID_TOKEN_ERRORS else BEARER_CHALLENGE)
     message = entry.message or str(error)
     body = Message(message)
     match error:

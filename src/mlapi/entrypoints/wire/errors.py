@@ -2,7 +2,7 @@
 
 import attrs
 
-from mlapi.domain.errors import MlapiError
+from mlapi.domain.errors import InvalidTokenError, MlapiError
 
 MAX_BODY_BYTES = 16 * 1024  # three fields of maximum length need less than half of this in UTF-8
 MAX_PATH_CHARS = 4096
@@ -46,11 +46,35 @@ class UnsupportedMediaTypeError(RequestError):
         return "The Content-Type must be application/json, in UTF-8"
 
 
+class MissingCredentialError(RequestError, InvalidTokenError):
+    """The request has no token and no API key."""
+
+    def __str__(self) -> str:
+        return "This needs a token or an API key: send Authorization: Bearer <token>, or X-API-Key: <API key>"
+
+
 class AdminTokenRequiredError(RequestError):
-    """The operation needs the admin token, but the request does not contain it."""
+    """The operation needs the admin token, but the request contains no credential, or several."""
 
     def __str__(self) -> str:
         return "This needs the admin token: send one Authorization header with Bearer <admin token>"
+
+
+class WrongAdminTokenError(AdminTokenRequiredError):
+    """The operation needs the admin token, but the request contains another one."""
+
+    def __str__(self) -> str:
+        return "The admin token is wrong: send the value of secrets.admin_token in Authorization: Bearer <admin token>"
+
+
+class UserIsNotAdminError(AdminTokenRequiredError):
+    """The operation needs the admin token, but the request contains a user's token or API key."""
+
+    def __str__(self) -> str:
+        return (
+            "This needs the admin token, and the request has a user's token or API key: send Authorization: Bearer"
+            " <admin token>"
+        )
 
 
 @attrs.frozen

@@ -4,6 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from mlapi.domain.credentials import MAX_CREDENTIAL_CHARS
 from mlapi.domain.errors import InvalidTokenError
 from mlapi.entrypoints.wire.errors import (
     MAX_BODY_BYTES,
@@ -13,6 +14,7 @@ from mlapi.entrypoints.wire.errors import (
     MAX_QUERY_BYTES,
     BodyTooLargeError,
     HeadersTooLargeError,
+    MissingCredentialError,
     UnsupportedMediaTypeError,
     UriTooLongError,
 )
@@ -26,6 +28,10 @@ _CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # without the HTTP
 _FRAMING_HEADERS = frozenset({b"transfer-encoding", b"upgrade"})
 _MAX_COOKIES = 300  # browsers store up to 180 for each host
 _MAX_COOKIES_OF_SAME_NAME = 20  # for different paths and domains. Verifying the signature of each takes a while
+_WHITESPACE = b" \t"  # RFC 9110, 5.6.3
+_API_KEY_PREFIX = b"mlapi_"
+# A JSON Web Token, whose header is an object in base64, or an API key.
+_USER_CREDENTIAL = re.compile(rb"eyJ[\w-]+\.[\w-]+\.[\w-]+|mlapi_[0-9a-f]{16}_[0-9a-f]{64}")
 _MAX_LENGTH_DIGITS = 19  # the maximum for a signed 64-bit integer
 
 
@@ -119,16 +125,69 @@ def requests_upgrade(headers: Headers) -> bool:
     return b"upgrade" in connection.lower() and any(name == b"upgrade" for name, _ in headers)
 
 
-def get_bearer_credential(headers: Headers) -> str:
-    """Return the token or API key of a request (RFC 6750, 2.1).
+def get_bearer_credential(headers: Headers, *, accept_bare: bool = False) -> str:
+    """Return the token or API key of a request, from ``Authorization: Bearer`` or ``X-API-Key``.
+
+    An Authorization header with another scheme, and an X-API-Key that is not one of mlapi's API keys, may be meant for
+    a proxy. They are ignored if the other header has a credential.
+
+    Args:
+        headers: of the request.
+        accept_bare: whether to accept a token or API key in Authorization without a scheme, as the legacy app does.
 
     Raises:
-        InvalidTokenError: unless there is exactly one Authorization header, with the scheme Bearer.
+        MissingCredentialError: if neither header has a credential.
+        InvalidTokenError: if a header is repeated, if its credential is too long, or if both headers have different
+            credentials.
     """
-    scheme, credential = parse_authorization(headers)
-    if scheme != b"bearer" or not credential or not credential.isascii():
+    authorization = _get_single_value(headers, b"authorization")
+    api_key = _get_single_value(headers, b"x-api-key")
+    credential = b"" if authorization is None else _parse_user_credential(authorization, accept_bare=accept_bare)
+    if api_key and (not credential or api_key.startswith(_API_KEY_PREFIX)):
+        if credential not in {b"", api_key} or not api_key.startswith(_API_KEY_PREFIX):
+            raise InvalidTokenError
+        credential = api_key
+    if not credential:
+        raise MissingCredentialError
+    if len(credential) > MAX_CREDENTIAL_CHARS or not credential.isascii():
         raise InvalidTokenError
     return credential.decode("ascii")
+
+
+def looks_like_user_credential(credential: bytes) -> bool:
+    """Return whether this has the form of a token or an API key, even if it is invalid."""
+    return len(credential) <= MAX_CREDENTIAL_CHARS and _USER_CREDENTIAL.fullmatch(credential) is not None
+
+
+def has_user_credential(headers: Headers) -> bool:
+    """Return whether a credential of a user, valid or not, is in one of the headers."""
+    values = [
+        _split_scheme(value)[1] or value.strip(_WHITESPACE) for name, value in headers if name == b"authorization"
+    ]
+    values += [value.strip(_WHITESPACE) for name, value in headers if name == b"x-api-key"]
+    return any(map(looks_like_user_credential, values))
+
+
+def _get_single_value(headers: Headers, name: bytes) -> bytes | None:
+    """Return the value of a header without surrounding white space (RFC 9110, 5.5), or None if it is missing.
+
+    Raises:
+        InvalidTokenError: if the header is repeated. Proxies and applications may read different ones.
+    """
+    found = None
+    for header, value in headers:
+        if header == name:
+            if found is not None:
+                raise InvalidTokenError
+            found = value.strip(_WHITESPACE)
+    return found
+
+
+def _parse_user_credential(authorization: bytes, *, accept_bare: bool) -> bytes:
+    scheme, credential = _split_scheme(authorization)
+    if scheme == b"bearer":
+        return credential
+    return authorization if accept_bare and looks_like_user_credential(authorization) else b""
 
 
 def parse_authorization(headers: Headers) -> tuple[bytes, bytes]:
@@ -137,10 +196,13 @@ def parse_authorization(headers: Headers) -> tuple[bytes, bytes]:
     Both are empty if the header is missing or repeated.
     """
     values = [value for name, value in headers if name == b"authorization"]
-    if len(values) != 1:
-        return b"", b""
-    scheme, _, credential = values[0].strip(b" \t").partition(b" ")  # surrounding white space: RFC 9110, 5.5
-    return scheme.lower(), credential
+    return _split_scheme(values[0]) if len(values) == 1 else (b"", b"")
+
+
+def _split_scheme(authorization: bytes) -> tuple[bytes, bytes]:
+    """Split an Authorization header at its spaces, of which there may be several (RFC 9110, 11.4)."""
+    scheme, _, credential = authorization.strip(_WHITESPACE).partition(b" ")
+    return scheme.lower(), credential.lstrip(b" ")
 
 
 def get_cookies(headers: Headers, name: str) -> list[str]:

@@ -57,7 +57,10 @@ _HEADERS: Mapping[str, Schema] = {
     "Allow": {"description": "Methods that this path supports.", "schema": {"type": "string"}},
     "Cache-Control": {"description": "Not cacheable.", "schema": {"type": "string", "const": "no-store"}},
     "Retry-After": {"description": "Seconds to wait before retrying.", "schema": {"type": "integer", "minimum": 1}},
-    "WWW-Authenticate": {"description": "Authentication scheme.", "schema": {"type": "string", "const": "Bearer"}},
+    "WWW-Authenticate": {
+        "description": "Authentication scheme. `error` is present if the request contains a credential.",
+        "schema": {"type": "string", "enum": ["Bearer", 'Bearer error="invalid_token"']},
+    },
     "X-Request-Id": {
         "description": "Id of the request in the log and in the audit trail.",
         "schema": {"type": "string"},
