@@ -68,7 +68,9 @@ class GuardMiddleware:
         if not self._is_exempt(scope):
             try:
                 guard = self._async_guard or self._guard
-                credential = get_bearer_credential(scope["headers"], accept_bare=guard is not None and guard.accept_bare)
+                credential = get_bearer_credential(
+                    scope["headers"], accept_bare=guard is not None and guard.accept_bare
+                )
                 scope["user"] = await (self._async_guard or self._open_async_guard()).check(credential)
             except MlapiError as error:
                 log_outage("guard", error)
