@@ -226,7 +226,7 @@ def test_every_row_is_validated_like_a_registration(
         (2, " ada", "username", "must not begin or end with white space"),
         (3, "bell\a", "username", "must not contain control, invisible or unassigned characters"),
         (4, "bob", "email", "must look like name@example.com"),
-        (4, "bob", "enabled", "must be 1, 0, true or false"),
+        (4, "bob", "enabled", "must be true or false, also written 1/0, t/f, yes/no or on/off"),
         (4, "bob", "created_datetime", time_error),
         (4, "bob", "password", "must be at least 7 characters"),
         (5, "cyd", "created_datetime", time_error),
@@ -293,12 +293,52 @@ def test_password_with_line_breaks_is_imported_from_csv() -> None:
     assert can_log_in("ada", 'a\nb\r\nc, "d"')
 
 
-def test_other_separators_than_commas_are_reported() -> None:
-    for separator in ";\t|":
-        result = import_text(HEADER.replace(",", separator))
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_cells_may_be_separated_by_semicolons_or_tabs(separator: str) -> None:
+    quoted = f'"a{separator} ""b"""'
+    rows = ["username,email,password,enabled", f"ada,ada@example.com,{quoted},t", "bob,bob@example.com,x,F"]
 
-        assert (result.exit_code, result.stdout) == (3, "")
-        assert "separated by commas" in result.stderr
+    result = import_text("".join(f"{row.replace(',', separator)}\r\n" for row in rows), name="users.tsv")
+
+    assert (result.exit_code, [(user.username, user.enabled) for user in all_users()]) == (
+        0,
+        [("ada", True), ("bob", False)],
+    )
+    assert can_log_in("ada", f'a{separator} "b"')
+
+
+def test_comma_separates_cells_although_a_column_contains_semicolons() -> None:
+    import_text("username,email,password,notes;seen;by\nada,ada@example.com,a;b;c,x\n", "--ignore-columns")
+
+    assert can_log_in("ada", "a;b;c")
+
+
+def test_unknown_separators_are_reported() -> None:
+    result = import_text(HEADER.replace(",", "|"))
+
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "separated by commas, semicolons or tabs" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "enabled"), [("T", True), (" yes ", True), ("on", True), ("f", False), ("N", False), ("off", False)]
+)
+def test_flags_of_other_systems_are_read(flag: str, enabled: bool) -> None:
+    import_text(f"username,email,password,enabled\nada,ada@example.com,x,{flag}\n")
+
+    assert [user.enabled for user in all_users()] == [enabled]
+
+
+def test_hash_in_the_password_column_is_rejected_with_its_column() -> None:
+    """Otherwise, the hash itself would become the password. Django and the legacy app call both columns password."""
+    stored = FernetCipher([KEY], SALT).encrypt("secret").value
+    import_text(f"{HEADER}ada,ada@example.com,pbkdf2_sha256$1000$salt$aa==\nbob,bob@example.com,{stored}\n")
+
+    message = "is already hashed or encrypted: name the column"
+    assert read_rejects() == [
+        (2, "ada", "password", f"{message} password_hash"),
+        (3, "bob", "password", f"{message} stored_password"),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -370,7 +410,7 @@ def test_json_values_of_wrong_types_are_reported_by_field() -> None:
     assert read_rejects("users.jsonl.rejects.jsonl") == [
         (1, None, "username", "must be a string"),
         (1, None, "email", "must be a string"),
-        (1, None, "enabled", "must be 1, 0, true or false"),
+        (1, None, "enabled", "must be true or false, also written 1/0, t/f, yes/no or on/off"),
         (1, None, "created_datetime", "must be ISO 8601 with a time zone, such as 2026-01-31T12:00:00Z"),
         (1, None, "password", "must be a string"),
     ]

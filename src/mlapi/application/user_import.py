@@ -30,7 +30,10 @@ COMMIT_TIMEOUT_SECONDS = 8.0
 """A password is stored within this time after its encryption, or not at all. Key rotation waits longer than that:
 `mlapi.application.secret_rotation.SETTLE_SECONDS`."""
 
-_FLAGS = {"1": True, "true": True, "0": False, "false": False, "": True}
+_FLAGS = {
+    **dict.fromkeys(["1", "true", "t", "yes", "y", "on", ""], True),
+    **dict.fromkeys(["0", "false", "f", "no", "n", "off"], False),
+}
 _NAME_TAKEN = FieldError("username", "belongs to another user with a different e-mail address")
 
 
@@ -52,7 +55,10 @@ class PasswordImporter(Protocol):
     """The part of a cipher that encrypts passwords hashed by other systems."""
 
     def import_hash(self, text: object) -> EncryptedPassword:
-        """Encrypt an argon2 or bcrypt hash. Raises `InvalidFieldsError`."""
+        """Encrypt a hash from another system. Raises `InvalidFieldsError`."""
+
+    def find_column(self, value: object) -> str | None:
+        """Return the column for a value that is already hashed or encrypted; None if it may be a password."""
 
     def import_stored(self, value: object) -> EncryptedPassword:
         """Re-encrypt a password stored by mlapi or the legacy app with the newest key. Raises `InvalidFieldsError`."""
@@ -224,19 +230,24 @@ class UserImport:
         values = row.values
         username, email = values.get("username"), values.get("email")
         flag = values.get("enabled")
-        enabled = _FLAGS.get("" if flag is None else str(flag).lower())
+        enabled = _FLAGS.get("" if flag is None else str(flag).strip().lower())
         created = _parse_time(values.get("created_datetime"))
         time_error = None if created is not None else "must be ISO 8601 with a time zone, such as 2026-01-31T12:00:00Z"
         errors = [
             ("username", find_username_error(username)),
             ("email", find_email_error(email)),
-            ("enabled", None if enabled is not None else "must be 1, 0, true or false"),
+            (
+                "enabled",
+                None if enabled is not None else "must be true or false, also written 1/0, t/f, yes/no or on/off",
+            ),
             ("created_datetime", time_error),
         ]
         password = encrypted = None
         try:
             if "password" in values:
                 password = str(values["password"])
+                if (column := self._importer().find_column(password)) is not None:
+                    errors.append(("password", f"is already hashed or encrypted: name the column {column}"))
                 self._users.validate_password(values["password"])  # type: ignore[arg-type]  # it rejects other types
             elif "password_hash" in values:
                 encrypted = self._importer().import_hash(values["password_hash"])

@@ -12,6 +12,7 @@ The tag is outside the token, so a password cannot be mistaken for a hash.
 import hashlib
 import hmac
 import logging
+import re
 from collections.abc import Sequence
 from functools import cached_property
 
@@ -19,7 +20,7 @@ from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from cryptography.fernet import Fernet, InvalidToken, MultiFernet
 
-from mlapi.adapters.fernet.imported_hashes import find_hash_error, verify_hash
+from mlapi.adapters.fernet.imported_hashes import find_hash_error, is_hash, verify_hash
 from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.users import EncryptedPassword
 
@@ -28,6 +29,10 @@ _ARGON2ID, _IMPORTED = "|argon2id", "|foreign"
 # are in bytes and follow RFC 9106, section 4.
 _HASHER = PasswordHasher(time_cost=2, memory_cost=19 * 1024, parallelism=1, salt_len=16, hash_len=32)
 _DECOY = "stands in for a missing password"
+
+_FERNET_TOKEN = re.compile(r"gAAAA[A-Za-z0-9_-]{90}")
+"""The beginning of every token until the year 2106: the version, the high bits of the time, and at least 90 more
+characters (Fernet specification, "Token Format")."""
 
 _logger = logging.getLogger("mlapi")
 
@@ -54,13 +59,21 @@ class _KeyedCipher:
         return self._keys.find_stored_error(value)
 
     def import_hash(self, text: object) -> EncryptedPassword:
-        """Return the value to store for another system's argon2 or bcrypt hash.
+        """Return the value to store for another system's password hash.
 
         Raises:
             InvalidFieldsError: for ``password_hash``, if the hash is unsupported or too costly to verify.
         """
         InvalidFieldsError.raise_for([("password_hash", find_hash_error(text))])
         return EncryptedPassword(self._keys.encrypt(str(text)) + _IMPORTED)
+
+    def find_column(self, value: object) -> str | None:
+        """Return the import column for a value that is already hashed or encrypted; None if it may be a password."""
+        if not isinstance(value, str):
+            return None
+        if is_hash(value):
+            return "password_hash"
+        return "stored_password" if _FERNET_TOKEN.match(value) else None
 
     def import_stored(self, value: object) -> EncryptedPassword:
         """Return a password stored by the legacy app or mlapi, re-encrypted with the newest key if necessary.

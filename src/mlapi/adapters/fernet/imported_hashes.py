@@ -1,4 +1,6 @@
-"""Verify password hashes that other systems made without our salt: argon2 (PHC strings) and bcrypt.
+"""Verify password hashes that other systems made without our salt: argon2, bcrypt, PBKDF2 and scrypt.
+
+The text is as the other system stores it, including the names that Django writes before argon2 and bcrypt hashes.
 
 The other system chose how costly its hashes are to verify. Only hashes that take at most about one second on one core
 are accepted.
@@ -6,11 +8,22 @@ are accepted.
 
 import base64
 import binascii
+import hashlib
 import re
+from collections.abc import Callable
 
+import attrs
 from argon2.exceptions import VerificationError
 from argon2.low_level import Type, verify_secret
 
+from mlapi.adapters.fernet.derived_keys import (
+    find_pbkdf2_error,
+    find_scrypt_error,
+    match_pbkdf2,
+    match_scrypt,
+    verify_pbkdf2,
+    verify_scrypt,
+)
 from mlapi.domain.rules import find_text_error
 
 MAX_HASH_CHARS = 256
@@ -29,13 +42,44 @@ MAX_BCRYPT_PASSWORD_BYTES = 72
 
 _TYPES = {"argon2id": Type.ID, "argon2i": Type.I, "argon2d": Type.D}
 _ARGON2 = re.compile(
-    r"\$(?P<type>argon2(?:id|i|d))(?:\$v=(?:16|19))?"
+    r"(?:argon2)?(?P<phc>\$(?P<type>argon2(?:id|i|d))(?:\$v=(?:16|19))?"
     r"\$m=(?P<memory>[1-9]\d{0,9}),t=(?P<passes>[1-9]\d{0,9}),p=(?P<lanes>[1-9]\d{0,9})"
-    r"\$(?P<salt>[A-Za-z0-9+/]+)\$(?P<tag>[A-Za-z0-9+/]+)",
+    r"\$(?P<salt>[A-Za-z0-9+/]+)\$(?P<tag>[A-Za-z0-9+/]+))",
     re.ASCII,
 )
 # The last characters of the salt and the checksum contain unused bits, which libraries set to zero.
-_BCRYPT = re.compile(r"\$2[aby]\$(?P<cost>\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26]", re.ASCII)
+_BCRYPT = re.compile(
+    r"(?:(?P<django>bcrypt|bcrypt_sha256)\$)?"
+    r"(?P<hash>\$2[aby]\$(?P<cost>\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26])",
+    re.ASCII,
+)
+_UNSUPPORTED = {
+    r"!.*": "Django's mark for a user without a password",
+    r"(?:md5|sha1|sha256|sha512)\$.*|sha1\$\$.*": "a salted MD5 or SHA hash, which attackers can guess quickly",
+    r"\$argon2.*|argon2.*": "an argon2 hash in an unknown form",
+    r"\$2[abxy]?\$.*|bcrypt.*": "a bcrypt hash in an unknown form",
+    r"\$?pbkdf2.*": "a PBKDF2 hash in an unknown form",
+    r"\$?scrypt.*": "an scrypt hash in an unknown form",
+    r"\$bcrypt-sha256\$.*": "a passlib bcrypt-sha256 hash",
+    r"\$fbscrypt\$.*": "a Firebase scrypt hash",
+    r"\$1\$.*|\$apr1\$.*": "an MD5-crypt hash",
+    r"\$5\$.*": "a SHA-256-crypt hash",
+    r"\$6\$.*": "a SHA-512-crypt hash",
+    r"\$y\$.*|\$7\$.*": "a yescrypt hash",
+    r"\$[PH]\$.*": "a phpass hash (WordPress)",
+    r"\{[A-Z0-9-]+\}.*": "an LDAP hash",
+    r"[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}|[0-9a-f]{128}": "a plain MD5 or SHA digest in hex",
+}
+_SUPPORTED = "an argon2, bcrypt, PBKDF2 or scrypt hash in the format of Django, Werkzeug or passlib"
+
+
+@attrs.frozen
+class _HashFormat:
+    """A kind of hash: how to recognize it, which ones to reject, and how to verify it."""
+
+    match: Callable[[str], re.Match[str] | None]
+    find_error: Callable[[re.Match[str]], str | None]
+    verify: Callable[[bytes, re.Match[str]], bool]
 
 
 def find_hash_error(text: object) -> str | None:
@@ -46,34 +90,51 @@ def find_hash_error(text: object) -> str | None:
     error = find_text_error(text, MAX_HASH_CHARS)
     if error is not None or not isinstance(text, str):
         return error
-    if (argon2 := _ARGON2.fullmatch(text)) is not None:
-        return _find_argon2_error(argon2)
-    if (bcrypt := _BCRYPT.fullmatch(text)) is not None:
-        if not MIN_BCRYPT_COST <= int(bcrypt["cost"]) <= MAX_BCRYPT_COST:
-            return f"must have a bcrypt cost of {MIN_BCRYPT_COST} to {MAX_BCRYPT_COST}"
-        return None
-    return "must be an argon2 ($argon2id$..., $argon2i$..., $argon2d$...) or bcrypt ($2a$..., $2b$..., $2y$...) hash"
+    for hash_format in _FORMATS:
+        if (match := hash_format.match(text)) is not None:
+            return hash_format.find_error(match)
+    kinds = (kind for pattern, kind in _UNSUPPORTED.items() if re.fullmatch(pattern, text, re.IGNORECASE | re.ASCII))
+    kind = next(kinds, None)
+    return f"is {kind}, which cannot be imported; it must be {_SUPPORTED}" if kind else f"must be {_SUPPORTED}"
+
+
+def is_hash(text: str) -> bool:
+    """Return whether a text has one of the supported formats, whatever its costs."""
+    return len(text) <= MAX_HASH_CHARS and any(hash_format.match(text) for hash_format in _FORMATS)
 
 
 def verify_hash(password: bytes, text: str) -> bool:
     """Return whether the password matches a hash for which `find_hash_error` returned None."""
-    if text.startswith("$2"):
-        return _verify_bcrypt(password, text)
+    for hash_format in _FORMATS:
+        if (match := hash_format.match(text)) is not None:
+            return hash_format.verify(password, match)
+    raise AssertionError  # find_hash_error would have returned an error
+
+
+def _verify_argon2(password: bytes, match: re.Match[str]) -> bool:
     try:
-        return verify_secret(text.encode(), password, _TYPES[text.split("$")[1]])
+        return verify_secret(match["phc"].encode(), password, _TYPES[match["type"]])
     except VerificationError:
         return False
 
 
-def _verify_bcrypt(password: bytes, text: str) -> bool:
+def _verify_bcrypt(password: bytes, match: re.Match[str]) -> bool:
     import bcrypt  # noqa: PLC0415 - only needed for users with a bcrypt hash
 
+    if match["django"] == "bcrypt_sha256":  # django.contrib.auth.hashers.BCryptSHA256PasswordHasher
+        password = hashlib.sha256(password).hexdigest().encode()
     # The systems that made these hashes ignored everything after 72 bytes, even in the middle of a character. Do the
     # same, so that their users can log in: the library would raise an error. The first login then hashes the whole
     # password.
     truncated = password[:MAX_BCRYPT_PASSWORD_BYTES]
     # Reject NUL: some systems cut off the password there, and bcrypt cannot distinguish `a` from `a\0a`.
-    return bcrypt.checkpw(truncated, text.encode()) and b"\0" not in password
+    return bcrypt.checkpw(truncated, match["hash"].encode()) and b"\0" not in password
+
+
+def _find_bcrypt_error(match: re.Match[str]) -> str | None:
+    if MIN_BCRYPT_COST <= int(match["cost"]) <= MAX_BCRYPT_COST:
+        return None
+    return f"must have a bcrypt cost of {MIN_BCRYPT_COST} to {MAX_BCRYPT_COST}"
 
 
 def _find_argon2_error(match: re.Match[str]) -> str | None:
@@ -98,3 +159,11 @@ def _decode_base64(text: str) -> bytes:
     except binascii.Error:
         return b""
     return decoded if base64.b64encode(decoded).decode("ascii").rstrip("=") == text else b""
+
+
+_FORMATS = (
+    _HashFormat(_ARGON2.fullmatch, _find_argon2_error, _verify_argon2),
+    _HashFormat(_BCRYPT.fullmatch, _find_bcrypt_error, _verify_bcrypt),
+    _HashFormat(match_pbkdf2, find_pbkdf2_error, verify_pbkdf2),
+    _HashFormat(match_scrypt, find_scrypt_error, verify_scrypt),
+)

@@ -1,11 +1,14 @@
 """Split CSV into records as RFC 4180 describes. A quoted cell may contain line breaks, commas and doubled quotes.
 
+Cells are separated by commas, semicolons or tabs, as in the header.
+
 A malformed record is rejected as a whole: no part of it is returned as another record. Readers disagree on where a
 record with misplaced quotes ends. This one ends it where it has as many cells as the header, unless its last line is a
 valid record. Otherwise, only a line break outside quotes ends it.
 """
 
 import csv
+import functools
 import io
 import re
 from codecs import BOM_UTF8
@@ -22,6 +25,9 @@ MAX_AHEAD_BYTES = 8 * 1024
 """How far to read ahead for the end of a malformed record. Most records are shorter, and this much is read quickly."""
 
 
+_SEPARATORS = (b",", b";", b"\t")
+
+
 @attrs.frozen
 class CsvRecord:
     """A record of a CSV file. ``cells`` is None if it is malformed; ``error`` then says why."""
@@ -34,22 +40,33 @@ class CsvRecord:
     error: str = ""
 
 
-def read_csv(stream: BinaryIO) -> Iterator[CsvRecord]:
+def read_csv(stream: BinaryIO, *, known_column: str = "username") -> Iterator[CsvRecord]:
     """Yield each record that is not empty.
 
     Args:
         stream: UTF-8 text, with or without a byte order mark. Lines end in LF or CRLF.
+        known_column: a column of the header. What separates it from the others separates all cells.
     """
-    lines, number, columns = _Lines(stream), 1, None
+    lines, number, columns, separator = _Lines(stream), 1, None, b","
     while line := lines.readline():
-        content, error = _read_record(line, lines, columns)
+        if columns is None:
+            separator = _find_separator(line, known_column.encode())
+        content, error = _read_record(line, lines, _Format(separator, columns))
         if error is not None:
             yield CsvRecord(number, lines.offset_bytes, error=error)
         elif content:
-            cells = _split_cells(content.decode("utf-8"))
+            cells = _split_cells(content.decode("utf-8"), separator.decode("ascii"))
             columns = len(cells) if columns is None else columns
             yield CsvRecord(number, lines.offset_bytes, cells)
         number = lines.number
+
+
+def _find_separator(header: bytes, column: bytes) -> bytes:
+    """Return the separator of a header. By default, it is a comma."""
+    for separator in _SEPARATORS:
+        if column in [cell.strip(b' "\r\n') for cell in header.removeprefix(BOM_UTF8).split(separator)]:
+            return separator
+    return _SEPARATORS[0]
 
 
 class _Lines:
@@ -85,17 +102,24 @@ class _Lines:
         return data
 
 
-def _read_record(line: bytes, lines: _Lines, columns: int | None) -> tuple[bytes, str | None]:
+@attrs.frozen
+class _Format:
+    separator: bytes
+    columns: int | None
+    """The number of cells in the header; None if the header has not been read."""
+
+
+def _read_record(line: bytes, lines: _Lines, file_format: _Format) -> tuple[bytes, str | None]:
     """Return the content of a record, and why it is malformed, or None.
 
     Args:
         line: the first line of the record.
         lines: the lines after it.
-        columns: the number of cells in the header; None if this record is the header.
+        file_format: the format of the file.
     """
     if lines.offset_bytes == len(line):
         line = line.removeprefix(BOM_UTF8)
-    content, size_bytes, quotes = bytearray(), 0, _Quotes()
+    content, size_bytes, quotes = bytearray(), 0, _Quotes(file_format.separator)
     while line:
         size_bytes += len(line)
         if size_bytes <= 2 * MAX_RECORD_BYTES:
@@ -104,7 +128,7 @@ def _read_record(line: bytes, lines: _Lines, columns: int | None) -> tuple[bytes
         if quotes.is_complete or (quotes.is_misplaced and size_bytes > MAX_RECORD_BYTES):
             break
         line = lines.readline()
-    if quotes.is_misplaced and size_bytes == len(content) and _skip_malformed(content, lines, quotes, columns):
+    if quotes.is_misplaced and size_bytes == len(content) and _skip_malformed(content, lines, quotes, file_format):
         return b"", quotes.error
     while not quotes.is_complete and (line := lines.readline()):
         size_bytes += len(line)
@@ -113,56 +137,61 @@ def _read_record(line: bytes, lines: _Lines, columns: int | None) -> tuple[bytes
     return bytes(content), _find_error(content, quotes, size_bytes)
 
 
-def _skip_malformed(content: bytearray, lines: _Lines, quotes: "_Quotes", columns: int | None) -> bool:
+def _skip_malformed(content: bytearray, lines: _Lines, quotes: "_Quotes", file_format: _Format) -> bool:
     """Skip a record with misplaced quotes. Return False if its end was not found.
 
     Args:
         content: the record as far as it has been read.
         lines: the lines after it, which are read ahead if necessary.
         quotes: the quotes in the content.
-        columns: the number of cells in the header.
+        file_format: the format of the file.
     """
     size_bytes = len(content)
     content += lines.read(MAX_AHEAD_BYTES)
     is_rest = len(content) < size_bytes + MAX_AHEAD_BYTES
     text = bytes(content) + b"\n" if is_rest else bytes(content)
-    ends = (_find_lenient_end(text, cell, columns) for cell in _LENIENT_CELLS)
+    ends = (_find_lenient_end(text, cell, file_format) for cell in _lenient_cells(file_format.separator))
     end = next(filter(None, ends), size_bytes if quotes.is_complete else None)
     lines.put_back(text[end or size_bytes : len(content)])
     return end is not None
 
 
-# Cells of readers for which a quote ends a cell only before a comma or a line break, as in "5" nail",
-_LENIENT_CELLS = (
-    re.compile(rb'[ \t]*"(?>[^"]+|""|"(?![ \t]*(?:,|\r?\n)))*+"[ \t]*|(?![ \t]*")[^,\n]*'),  # also after blanks
-    re.compile(rb'"(?>[^"]+|""|"(?![ \t]*(?:,|\r?\n)))*+"[ \t]*|(?!")[^,\n]*'),
-)
+@functools.cache
+def _lenient_cells(separator: bytes) -> tuple[re.Pattern[bytes], ...]:
+    """Return the cells of readers for which a quote ends a cell only before a separator or line break: "5" nail"."""
+    blank = b" " if separator == b"\t" else b" \t"
+    pattern = rb'"(?>[^"]+|""|"(?![%b]*(?:%b|\r?\n)))*+"[%b]*' % (blank, separator, blank)
+    return (
+        re.compile(rb'[%b]*%b|(?![%b]*")[^%b\n]*' % (blank, pattern, blank, separator)),  # also after blanks
+        re.compile(rb'%b|(?!")[^%b\n]*' % (pattern, separator)),
+    )
 
 
-def _find_lenient_end(text: bytes, cell: re.Pattern[bytes], columns: int | None) -> int | None:
+def _find_lenient_end(text: bytes, cell: re.Pattern[bytes], file_format: _Format) -> int | None:
     """Return where a record ends for a reader that accepts misplaced quotes, or None if that is implausible.
 
     Args:
         text: the record and the lines after it.
         cell: the cells of the reader.
-        columns: the number of cells in the header.
+        file_format: the format of the file.
     """
     position = cells = 0
     while match := cell.match(text, position):
         position, cells = match.end(), cells + 1
-        if not text.startswith(b",", position):
+        if not text.startswith(file_format.separator, position):
             end = text.find(b"\n", position) + 1
-            return end if end and cells == columns and not _ends_with_record(text[:end], columns) else None
+            is_end = end and cells == file_format.columns and not _ends_with_record(text[:end], file_format)
+            return end if is_end else None
         position += 1
     return None
 
 
-def _ends_with_record(text: bytes, columns: int | None) -> bool:
+def _ends_with_record(text: bytes, file_format: _Format) -> bool:
     """Return whether the last of several lines is a valid record, and therefore not the end of another record."""
     first, _, last = text.removesuffix(b"\n").rpartition(b"\n")
-    quotes = _Quotes()
+    quotes = _Quotes(file_format.separator)
     quotes.read(last)
-    return bool(first) and quotes.error is None and not quotes.is_open and quotes.cells == columns
+    return bool(first) and quotes.error is None and not quotes.is_open and quotes.cells == file_format.columns
 
 
 def _find_error(content: bytearray, quotes: "_Quotes", size_bytes: int) -> str | None:
@@ -183,10 +212,10 @@ def _find_encoding_error(content: bytearray) -> str | None:
     return None
 
 
-def _split_cells(text: str) -> list[str]:
+def _split_cells(text: str, separator: str) -> list[str]:
     if '"' not in text:
-        return text.split(",")
-    return next(csv.reader(io.StringIO(text, newline=""), strict=True))
+        return text.split(separator)
+    return next(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True))
 
 
 class _State(Enum):
@@ -219,7 +248,9 @@ _AFTER_QUOTE = {
 class _Quotes:
     """Tracks the quotes of one record, line by line."""
 
-    def __init__(self) -> None:
+    def __init__(self, separator: bytes) -> None:
+        self._separator = separator
+        self._blanks = b" " if separator == b"\t" else b" \t"
         self.error: str | None = None
         """Why the record is malformed, or None."""
         self.is_misplaced = False
@@ -250,18 +281,18 @@ class _Quotes:
         """Read text without quotes and without the end of the line."""
         if self.is_open or not text:
             return
-        self.cells += text.count(b",")
+        self.cells += text.count(self._separator)
         if self._state is _State.OUTSIDE:
             return
         if b"\r" in text:
             self.error = "must not contain a carriage return outside quotes: end lines with LF or CRLF"
-        if self._state is _State.CLOSED and not text.startswith(b","):
+        if self._state is _State.CLOSED and not text.startswith(self._separator):
             self.error, self.is_misplaced, self._state = _MISPLACED, True, _State.OUTSIDE
             return
-        _, comma, cell = text.rpartition(b",")
-        if comma:
+        _, separator, cell = text.rpartition(self._separator)
+        if separator:
             self._state = _State.CELL_START
-        if cell.strip(b" \t"):
+        if cell.strip(self._blanks):
             self._state = _State.UNQUOTED
         elif cell and self._state is _State.CELL_START:
             self._state = _State.BLANK

@@ -24,7 +24,7 @@ EXIT_SOME_REJECTED = 4
 """The exit code if some rows of an import were rejected. All other rows are stored."""
 
 _PAGE_SIZE = 2_000
-_FORMAT_BY_SUFFIX: dict[str, FileFormat] = {".csv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
+_FORMAT_BY_SUFFIX: dict[str, FileFormat] = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
 
 
 class InterruptedCommandError(CommandError):
@@ -59,8 +59,8 @@ def users_import(
     """Register the users in FILE. Use - for standard input.
 
     FILE is CSV with a header, or JSON lines. Required columns: username, email, and one of password, password_hash
-    (argon2 or bcrypt) and stored_password (from mlapi, with the same secrets). Optional columns: enabled,
-    created_datetime.
+    (argon2, bcrypt, PBKDF2 or scrypt) and stored_password (from mlapi, with the same secrets). Optional columns:
+    enabled, created_datetime.
 
     If rows are rejected, the reasons are written to a file next to FILE, and the exit code is 4. An import
     can be repeated safely: if it is interrupted, run it again to continue.
@@ -135,7 +135,7 @@ def users_export(
 def _format_of(file: Path) -> FileFormat:
     file_format = _FORMAT_BY_SUFFIX.get(file.suffix.lower())
     if file_format is None:
-        raise click.UsageError("the file name does not end in .csv or .jsonl: add --format csv or --format jsonl")
+        raise click.UsageError("the file name does not end in .csv, .tsv or .jsonl: add --format csv or --format jsonl")
     return file_format
 
 

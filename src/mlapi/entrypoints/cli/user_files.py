@@ -87,7 +87,7 @@ def _parse_header(columns: list[str], *, ignore_columns: bool) -> list[str]:
     if not columns or set(columns).isdisjoint(_KNOWN):  # do not show the line: it may be the first user
         raise CommandError(
             f"the first line must be a header in UTF-8 with username, email and {_PASSWORD_CHOICES}, separated by"
-            " commas"
+            " commas, semicolons or tabs"
         )
     if len(set(columns)) != len(columns):
         raise CommandError("the header contains a duplicate column")
