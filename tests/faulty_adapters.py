@@ -4,6 +4,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from typing import Any
 
 import attrs
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,7 +24,7 @@ from mlapi.adapters.memory import InMemoryAuditTrail
 from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import Register, Rejection
 from mlapi.domain.credentials import Principal, PrincipalId, TokenClaims
-from mlapi.domain.users import EncryptedPassword, UsernameKey
+from mlapi.domain.users import EncryptedPassword, UsernameKey, UserOrder
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.wire.client import Client
@@ -112,6 +113,23 @@ class ShortPages(InMemoryUserRepository):
 class RepeatingTheLastUser(InMemoryUserRepository):
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         return super().list_page(after=UserId(after - 1), limit=limit, enabled=enabled, containing=containing)
+
+
+class SortingByIdOnly(InMemoryUserRepository):
+    def list_sorted(self, order: UserOrder, **options: Any) -> list[User]:
+        return super().list_sorted("id" if order == "name" else order, **options)
+
+
+class SortedPagesThatNeverEnd(InMemoryUserRepository):
+    """Ignores ``after`` if its user has been removed."""
+
+    def list_sorted(self, order: UserOrder, *, after: User | None = None, **options: Any) -> list[User]:
+        return super().list_sorted(order, after=after if after in self._users.values() else None, **options)
+
+
+class UnfilteredSorting(InMemoryUserRepository):
+    def list_sorted(self, order: UserOrder, *, containing: str = "", **options: Any) -> list[User]:
+        return super().list_sorted(order, **options)
 
 
 class FindingPartsOfNames(InMemoryUserRepository):

@@ -88,6 +88,13 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
         "test_batch_after_the_deadline_is_rolled_back",
     ),
     (UserRepositoryContract, faulty_adapters.ShortPages, "test_pages_are_sorted_by_id"),
+    (UserRepositoryContract, faulty_adapters.SortingByIdOnly, "test_pages_can_be_sorted"),
+    (
+        UserRepositoryContract,
+        faulty_adapters.SortedPagesThatNeverEnd,
+        "test_sorted_page_follows_a_user_who_has_been_removed",
+    ),
+    (UserRepositoryContract, faulty_adapters.UnfilteredSorting, "test_sorted_pages_are_filtered"),
     (UserRepositoryContract, faulty_adapters.RepeatingTheLastUser, "test_pages_are_sorted_by_id"),
     (
         UserRepositoryContract,

@@ -7,7 +7,7 @@ import pytest
 from mlapi import User, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.application import user_search
-from mlapi.application.user_search import FoundUsers, UserSearch
+from mlapi.application.user_search import FoundUsers, UserSearch, iterate_sorted
 
 NAMES = ["nevada", "ada", "bob", "Adam", "canada", "adalbert", "eve"]
 
@@ -108,3 +108,12 @@ def test_list_without_text_needs_no_scan(users: Users) -> None:
     assert not UserSearch(users, limit=2).needs_scan
     assert UserSearch(users, enabled=True, limit=2).needs_scan
     assert [user.id for user in find(users, "", after=2**52 - 1).users] == []
+
+
+@pytest.mark.parametrize("limit", [None, 1, 3, 6, 7, 9])
+def test_sorted_users_are_read_in_pages(users: Users, limit: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user_search, "MAX_SORTED_PAGE", 3)
+
+    found = [user.username for user in iterate_sorted(users, "name", descending=True, limit=limit)]
+
+    assert found == ["nevada", "eve", "canada", "bob", "Adam", "adalbert", "ada"][:limit]

@@ -7,11 +7,13 @@ import hmac
 import logging
 import secrets
 import time
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import attrs
 
@@ -39,7 +41,7 @@ from mlapi.domain.errors import (
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.ports import Clock
 from mlapi.domain.rules import canonical_username, fold
-from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, utc_now
+from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, UserOrder, utc_now
 from mlapi.forks import new_lock
 
 _URL = "memory://"
@@ -122,14 +124,32 @@ class InMemoryUserRepository:
         return [self.find(key) for key in keys]
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        return [user for user in self._select(enabled=enabled, containing=containing) if user.id > after][:limit]
+
+    def list_sorted(
+        self,
+        order: UserOrder,
+        *,
+        descending: bool = False,
+        after: User | None = None,
+        limit: int,
+        enabled: bool | None = None,
+        containing: str = "",
+    ) -> list[User]:
+        found = sorted(self._select(enabled=enabled, containing=containing), key=partial(_sort_key, order))
+        if after is not None:
+            keys, last = [_sort_key(order, user) for user in found], _sort_key(order, after)
+            found = found[: bisect_left(keys, last)] if descending else found[bisect_right(keys, last) :]
+        return (found[::-1] if descending else found)[:limit]
+
+    def _select(self, *, enabled: bool | None, containing: str) -> list[User]:
         with self._lock:  # already sorted by id: ids only increase, and a dict keeps its insertion order
             return [
                 user
                 for user in self._users.values()
-                if user.id > after
-                and enabled in {None, user.enabled}
+                if enabled in {None, user.enabled}
                 and (containing in fold(user.username) or containing in user.email.lower())
-            ][:limit]
+            ]
 
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
         with self._lock:
@@ -367,6 +387,12 @@ class UnlimitedAttempts:
 
     def end(self, attempt: Attempt) -> None:
         attempt.is_over = True
+
+
+def _sort_key(order: UserOrder, user: User) -> tuple[Any, UserId]:
+    if order == "name":
+        return fold(user.username), user.id
+    return getattr(user, "id" if order == "id" else f"{order}_datetime"), user.id
 
 
 def _encoded(text: str) -> bytes:

@@ -10,7 +10,7 @@ from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.ports import AttemptCounts, AuditTrail, NonblockingLookup, UserRepository
 from mlapi.domain.storage import Storage
-from mlapi.domain.users import User, UserId, UsernameKey
+from mlapi.domain.users import User, UserId, UsernameKey, UserOrder
 from mlapi.forks import new_lock, notice_fork
 
 WAIT_SECONDS = 2.0
@@ -125,6 +125,20 @@ class PreparedRepository:
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         return self._prepared().list_page(after=after, limit=limit, enabled=enabled, containing=containing)
+
+    def list_sorted(
+        self,
+        order: UserOrder,
+        *,
+        descending: bool = False,
+        after: User | None = None,
+        limit: int,
+        enabled: bool | None = None,
+        containing: str = "",
+    ) -> list[User]:
+        return self._prepared().list_sorted(
+            order, descending=descending, after=after, limit=limit, enabled=enabled, containing=containing
+        )
 
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
         return self._prepared().find_by_prefix(prefix, limit=limit)

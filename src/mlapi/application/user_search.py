@@ -5,19 +5,24 @@ address, need a scan. In a large table, the first pages therefore contain the us
 Later pages contain the others.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from typing import final
 
 import attrs
 
 from mlapi.application.users import Users
 from mlapi.domain.rules import fold
-from mlapi.domain.users import User, UserId
+from mlapi.domain.users import User, UserId, UserOrder
 
 SMALL_TABLE_MAX_ID = 20_000
 """The largest id in a small table. A scan of a small table takes about 10 ms, so the index is not needed."""
 MAX_INDEXED_USERS = 1_000
 """The maximum number of users from the index. If more names match, a scan in order of id quickly fills a page."""
+
+MAX_SORTED_PAGE = 10_000
+"""The maximum number of users in memory while they are read in another order than that of their ids. For each page in
+order of time, the database reads all users, so pages are large."""
 
 # Added to the id in a cursor, to distinguish the kinds of pages. The sums are exact in JSON (RFC 8259, section 6).
 _INDEXED = 2**51
@@ -100,3 +105,29 @@ class UserSearch:
             return True
         is_first = bool(self._text) and self._after == 0 and not self._is_rest
         return is_first and bool(self._users.list_page(after=UserId(SMALL_TABLE_MAX_ID), limit=1))
+
+
+def iterate_sorted(
+    users: Users,
+    order: UserOrder,
+    *,
+    descending: bool = False,
+    limit: int | None = None,
+    enabled: bool | None = None,
+    containing: str = "",
+) -> Iterator[User]:
+    """Yield the matching users in any order, at most ``limit``. The arguments are those of `Users.list_page`.
+
+    Raises:
+        RepositoryUnavailableError: if the database is unavailable.
+    """
+    last, text, remaining = None, fold(containing), sys.maxsize if limit is None else limit
+    while remaining > 0:
+        size = min(remaining, MAX_SORTED_PAGE)
+        page = users.repository.list_sorted(
+            order, descending=descending, after=last, limit=size, enabled=enabled, containing=text
+        )
+        yield from page
+        if len(page) < size:
+            return
+        last, remaining = page[-1], remaining - size

@@ -11,7 +11,7 @@ from mlapi.domain.attempts import Attempt, WindowCount
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, IssuedToken, Principal, PrincipalId, TokenClaims
-from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey
+from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, UserOrder
 
 
 class AuditTrail(Protocol):
@@ -107,6 +107,29 @@ class UserRepository(Protocol):
 
         Raises:
             SearchUnavailableError: if the repository ends long reads early; see `mlapi.interruption`.
+        """
+        ...
+
+    def list_sorted(
+        self,
+        order: UserOrder,
+        *,
+        descending: bool = False,
+        after: User | None = None,
+        limit: int,
+        enabled: bool | None = None,
+        containing: str = "",
+    ) -> list[User]:
+        """Return a page of users in any order. It may have to read every user.
+
+        Args:
+            order: names are sorted by their canonical form. Users with equal values are sorted by id.
+            descending: reverse the order, including that of users with equal values.
+            after: the last user of the previous page, as it was returned; None for the first page. The user may have
+                been changed or removed since.
+            limit: maximum number of users to return. Only the last page may contain fewer.
+            enabled: see `list_page`.
+            containing: see `list_page`.
         """
         ...
 

@@ -10,7 +10,7 @@ from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
-from mlapi.domain.users import User, UserId, UsernameKey, to_utc
+from mlapi.domain.users import User, UserId, UsernameKey, UserOrder, to_utc
 
 
 @attrs.define(eq=False)
@@ -61,6 +61,18 @@ class UnavailableRepository:
         raise RepositoryUnavailableError("simulated outage")
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+        raise RepositoryUnavailableError("simulated outage")
+
+    def list_sorted(
+        self,
+        order: UserOrder,
+        *,
+        descending: bool = False,
+        after: User | None = None,
+        limit: int,
+        enabled: bool | None = None,
+        containing: str = "",
+    ) -> list[User]:
         raise RepositoryUnavailableError("simulated outage")
 
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:

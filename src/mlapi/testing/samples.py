@@ -44,9 +44,9 @@ def apply_one(repository: UserRepository, command: Command) -> Outcome:
     return outcome
 
 
-def registered(repository: UserRepository, username: str = "ada") -> User:
+def registered(repository: UserRepository, username: str = "ada", **fields: object) -> User:
     """Register a user and return it."""
-    user = apply_one(repository, registration(username))
+    user = apply_one(repository, registration(username, **fields))
     assert isinstance(user, User)
     return user
 

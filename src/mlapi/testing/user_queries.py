@@ -12,6 +12,7 @@ from mlapi import (
     UserRepository,
 )
 from mlapi.domain.commands import (
+    EndTokens,
     RecordApiKeyUse,
     Remove,
     SetEnabled,
@@ -19,7 +20,8 @@ from mlapi.domain.commands import (
 from mlapi.domain.credentials import ApiKeyPrincipal
 from mlapi.domain.ports import NonblockingLookup
 from mlapi.domain.rules import canonical_username
-from mlapi.testing.samples import LATER, apply_one, registered, registration, with_api_key
+from mlapi.domain.users import UserOrder
+from mlapi.testing.samples import LATER, MINUTE, NOON, SECOND, apply_one, registered, registration, with_api_key
 
 
 class UserQueryContract:
@@ -124,6 +126,42 @@ class UserQueryContract:
         assert repository.list_page(after=UserId(0), limit=10, containing=text) == [
             people[number] for number in expected
         ]
+
+    @pytest.mark.parametrize("descending", [False, True])
+    @pytest.mark.parametrize(
+        ("order", "expected"), [("id", "cBda"), ("name", "aBcd"), ("created", "Bdac"), ("updated", "dcBa")]
+    )
+    def test_pages_can_be_sorted(
+        self, repository: UserRepository, order: UserOrder, expected: str, descending: bool
+    ) -> None:
+        created = {"c": LATER, "B": NOON, "d": NOON, "a": NOON + SECOND}
+        users = [registered(repository, name, at=at, created=at) for name, at in created.items()]
+        times = [LATER, LATER + SECOND, NOON, LATER + MINUTE]
+        repository.apply([EndTokens(user_id=user.id, at=at) for user, at in zip(users, times, strict=True)])
+
+        pages, last = [], None
+        while page := repository.list_sorted(order, descending=descending, after=last, limit=3):
+            pages.append("".join(user.username for user in page))
+            last = page[-1]
+
+        wanted = expected[::-1] if descending else expected
+        assert pages == [wanted[:3], wanted[3:]]
+
+    def test_sorted_pages_are_filtered(self, repository: UserRepository) -> None:
+        ada, bob, adam = [registered(repository, name) for name in ("ada", "bob", "adam")]
+        disabled = apply_one(repository, SetEnabled(user_id=ada.id, enabled=False, at=LATER))
+
+        by_text = repository.list_sorted("updated", limit=9, containing="dam")
+        by_state = [repository.list_sorted("name", limit=9, enabled=enabled) for enabled in (True, False)]
+
+        assert by_text == [adam]
+        assert by_state == [[adam, bob], [disabled]]
+
+    def test_sorted_page_follows_a_user_who_has_been_removed(self, repository: UserRepository) -> None:
+        users = [registered(repository, name) for name in ("ada", "bob", "eve")]
+        repository.apply([Remove(user_id=users[1].id)])
+
+        assert repository.list_sorted("name", after=users[1], limit=9) == users[2:]
 
     @pytest.mark.parametrize(
         ("prefix", "expected"),

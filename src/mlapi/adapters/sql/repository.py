@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
-from sqlalchemy import bindparam, func, or_, select
+from sqlalchemy import Column, Select, bindparam, func, or_, select, tuple_
 
 from mlapi.adapters.sql.audit import SqlAuditTrail
 from mlapi.adapters.sql.database import Database
@@ -13,7 +14,8 @@ from mlapi.adapters.sql.tables import api_keys, users
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import UserNotFoundError
-from mlapi.domain.users import MAX_USER_ID, User, UserId, UsernameKey
+from mlapi.domain.rules import fold
+from mlapi.domain.users import MAX_USER_ID, User, UserId, UsernameKey, UserOrder
 
 _SELECT = select(*USER_COLUMNS).where(users.c.id == bindparam("by_id"))
 
@@ -23,6 +25,12 @@ _SELECT_BY_PREFIX = (
     .order_by(users.c.username_key)
     .limit(bindparam("limit"))
 )
+_SORTED_BY: dict[UserOrder, Column[Any]] = {
+    "id": users.c.id,
+    "name": users.c.username_key,
+    "created": users.c.created_datetime,
+    "updated": users.c.updated_datetime,
+}
 _LAST_CODE_POINT = "\U0010ffff"
 
 _COUNT = select(func.count()).select_from(users)
@@ -70,16 +78,28 @@ class SqlUserRepository:
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
         if after > MAX_USER_ID:
             return []
-        page = select(*USER_COLUMNS).where(users.c.id > after).order_by(users.c.id).limit(limit)
-        if enabled is not None:
-            page = page.where(users.c.enabled == enabled)
-        if containing:
-            page = page.where(
-                or_(
-                    users.c.username_key.contains(containing, autoescape=True),
-                    func.lower(users.c.email).contains(containing, autoescape=True),
-                )
-            )
+        page = _select_users(enabled=enabled, containing=containing)
+        return self._read_page(page.where(users.c.id > after).order_by(users.c.id).limit(limit))
+
+    def list_sorted(
+        self,
+        order: UserOrder,
+        *,
+        descending: bool = False,
+        after: User | None = None,
+        limit: int,
+        enabled: bool | None = None,
+        containing: str = "",
+    ) -> list[User]:
+        columns = [_SORTED_BY[order], users.c.id]
+        page = _select_users(enabled=enabled, containing=containing).limit(limit)
+        page = page.order_by(*(column.desc() if descending else column for column in columns))
+        if after is not None:
+            row, last = tuple_(*columns), (_sort_value(after, order), after.id)
+            page = page.where(row < last if descending else row > last)
+        return self._read_page(page)
+
+    def _read_page(self, page: Select[Any]) -> list[User]:
         return [read_user(row) for row in self._database.browse(lambda connection: connection.execute(page).all())]
 
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
@@ -111,6 +131,31 @@ class SqliteUserRepository(SqlUserRepository):
     def find_many_nowait(self, keys: Sequence[UsernameKey]) -> list[User | None]:
         found = self._database.read_nowait(partial(self._database.dialect.find_users, keys=keys))
         return [found.get(key) for key in keys]
+
+
+def _select_users(*, enabled: bool | None, containing: str) -> Select[Any]:
+    """Return a query for the users that match, in no particular order."""
+    found = select(*USER_COLUMNS)
+    if enabled is not None:
+        found = found.where(users.c.enabled == enabled)
+    if containing:
+        found = found.where(
+            or_(
+                users.c.username_key.contains(containing, autoescape=True),
+                func.lower(users.c.email).contains(containing, autoescape=True),
+            )
+        )
+    return found
+
+
+def _sort_value(user: User, order: UserOrder) -> object:
+    values = {
+        "id": user.id,
+        "name": fold(user.username),
+        "created": user.created_datetime,
+        "updated": user.updated_datetime,
+    }
+    return values[order]
 
 
 def _prefix_end(prefix: str) -> str:
