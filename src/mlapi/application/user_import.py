@@ -57,8 +57,8 @@ class PasswordImporter(Protocol):
     def import_hash(self, text: object) -> EncryptedPassword:
         """Encrypt a hash from another system. Raises `InvalidFieldsError`."""
 
-    def find_column(self, value: object) -> str | None:
-        """Return the column for a value that is already hashed or encrypted; None if it may be a password."""
+    def find_column(self, text: str) -> str | None:
+        """Return the column for a text that is hashed or encrypted already; None if it may be a password."""
 
     def import_stored(self, value: object) -> EncryptedPassword:
         """Re-encrypt a password stored by mlapi or the legacy app with the newest key. Raises `InvalidFieldsError`."""

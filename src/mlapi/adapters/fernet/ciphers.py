@@ -67,13 +67,11 @@ class _KeyedCipher:
         InvalidFieldsError.raise_for([("password_hash", find_hash_error(text))])
         return EncryptedPassword(self._keys.encrypt(str(text)) + _IMPORTED)
 
-    def find_column(self, value: object) -> str | None:
-        """Return the import column for a value that is already hashed or encrypted; None if it may be a password."""
-        if not isinstance(value, str):
-            return None
-        if is_hash(value):
+    def find_column(self, text: str) -> str | None:
+        """Return the import column for a text that is hashed or encrypted already; None if it may be a password."""
+        if is_hash(text):
             return "password_hash"
-        return "stored_password" if _FERNET_TOKEN.match(value) else None
+        return "stored_password" if _FERNET_TOKEN.match(text) else None
 
     def import_stored(self, value: object) -> EncryptedPassword:
         """Return a password stored by the legacy app or mlapi, re-encrypted with the newest key if necessary.

@@ -54,21 +54,25 @@ _BCRYPT = re.compile(
     re.ASCII,
 )
 _UNSUPPORTED = {
-    r"!.*": "Django's mark for a user without a password",
-    r"(?:md5|sha1|sha256|sha512)\$.*|sha1\$\$.*": "a salted MD5 or SHA hash, which attackers can guess quickly",
-    r"\$argon2.*|argon2.*": "an argon2 hash in an unknown form",
-    r"\$2[abxy]?\$.*|bcrypt.*": "a bcrypt hash in an unknown form",
-    r"\$?pbkdf2.*": "a PBKDF2 hash in an unknown form",
-    r"\$?scrypt.*": "an scrypt hash in an unknown form",
-    r"\$bcrypt-sha256\$.*": "a passlib bcrypt-sha256 hash",
-    r"\$fbscrypt\$.*": "a Firebase scrypt hash",
-    r"\$1\$.*|\$apr1\$.*": "an MD5-crypt hash",
-    r"\$5\$.*": "a SHA-256-crypt hash",
-    r"\$6\$.*": "a SHA-512-crypt hash",
-    r"\$y\$.*|\$7\$.*": "a yescrypt hash",
-    r"\$[PH]\$.*": "a phpass hash (WordPress)",
-    r"\{[A-Z0-9-]+\}.*": "an LDAP hash",
-    r"[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}|[0-9a-f]{128}": "a plain MD5 or SHA digest in hex",
+    "Django's mark for a user without a password": re.compile(r"!.*", re.IGNORECASE | re.ASCII),
+    "a salted MD5 or SHA hash, which attackers can guess quickly": re.compile(
+        r"(?:md5|sha1|sha256|sha512)\$.*|sha1\$\$.*", re.IGNORECASE | re.ASCII
+    ),
+    "an argon2 hash in an unknown form": re.compile(r"\$argon2.*|argon2.*", re.IGNORECASE | re.ASCII),
+    "a bcrypt hash in an unknown form": re.compile(r"\$2[abxy]?\$.*|bcrypt.*", re.IGNORECASE | re.ASCII),
+    "a PBKDF2 hash in an unknown form": re.compile(r"\$?pbkdf2.*", re.IGNORECASE | re.ASCII),
+    "an scrypt hash in an unknown form": re.compile(r"\$?scrypt.*", re.IGNORECASE | re.ASCII),
+    "a passlib bcrypt-sha256 hash": re.compile(r"\$bcrypt-sha256\$.*", re.IGNORECASE | re.ASCII),
+    "a Firebase scrypt hash": re.compile(r"\$fbscrypt\$.*", re.IGNORECASE | re.ASCII),
+    "an MD5-crypt hash": re.compile(r"\$1\$.*|\$apr1\$.*", re.IGNORECASE | re.ASCII),
+    "a SHA-256-crypt hash": re.compile(r"\$5\$.*", re.IGNORECASE | re.ASCII),
+    "a SHA-512-crypt hash": re.compile(r"\$6\$.*", re.IGNORECASE | re.ASCII),
+    "a yescrypt hash": re.compile(r"\$y\$.*|\$7\$.*", re.IGNORECASE | re.ASCII),
+    "a phpass hash (WordPress)": re.compile(r"\$[PH]\$.*", re.IGNORECASE | re.ASCII),
+    "an LDAP hash": re.compile(r"\{[A-Z0-9-]+\}.*", re.IGNORECASE | re.ASCII),
+    "a plain MD5 or SHA digest in hex": re.compile(
+        r"[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}|[0-9a-f]{128}", re.IGNORECASE | re.ASCII
+    ),
 }
 _SUPPORTED = "an argon2, bcrypt, PBKDF2 or scrypt hash in the format of Django, Werkzeug or passlib"
 
@@ -93,8 +97,7 @@ def find_hash_error(text: object) -> str | None:
     for hash_format in _FORMATS:
         if (match := hash_format.match(text)) is not None:
             return hash_format.find_error(match)
-    kinds = (kind for pattern, kind in _UNSUPPORTED.items() if re.fullmatch(pattern, text, re.IGNORECASE | re.ASCII))
-    kind = next(kinds, None)
+    kind = next((kind for kind, pattern in _UNSUPPORTED.items() if pattern.fullmatch(text)), None)
     return f"is {kind}, which cannot be imported; it must be {_SUPPORTED}" if kind else f"must be {_SUPPORTED}"
 
 
@@ -105,10 +108,11 @@ def is_hash(text: str) -> bool:
 
 def verify_hash(password: bytes, text: str) -> bool:
     """Return whether the password matches a hash for which `find_hash_error` returned None."""
-    for hash_format in _FORMATS:
-        if (match := hash_format.match(text)) is not None:
-            return hash_format.verify(password, match)
-    raise AssertionError  # find_hash_error would have returned an error
+    return any(
+        hash_format.verify(password, match)
+        for hash_format in _FORMATS
+        if (match := hash_format.match(text)) is not None
+    )
 
 
 def _verify_argon2(password: bytes, match: re.Match[str]) -> bool:
