@@ -39,8 +39,8 @@ class InAnUnknownFolder(InMemoryStorage):
     files = (Path("/no/such/folder/users"),)
 
 
-class WithRelativeSecrets(InMemoryStorage):
-    secrets_folder = Path()
+class WithoutAFolderForSecrets(InMemoryStorage):
+    secrets_folder = Path("no-such-folder")
 
 
 class CreatingNoFile(InMemoryStorage):

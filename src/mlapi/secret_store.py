@@ -93,11 +93,12 @@ class SecretStore(Generic[Cipher]):
         """True if secrets have been generated."""
         return bool(self._generated.key) if self._file is None else self._file.exists()
 
-    def create_missing(self, *, is_database_in_use: Callable[[], bool]) -> None:
+    def create_missing(self, *, is_database_in_use: Callable[[], bool], may_create: bool = True) -> None:
         """In development, generate a key and a salt if neither the settings nor the file contain any.
 
         Args:
             is_database_in_use: returns whether the database already contains encrypted passwords.
+            may_create: if False, the file must exist already.
 
         Raises:
             ConfigurationError: if the file is missing and the database needs it, or if the file cannot be written.
@@ -112,6 +113,8 @@ class SecretStore(Generic[Cipher]):
                 f"{self._file} is missing, and the passwords in this database were encrypted with the key in it:"
                 " restore the file, or point database.url at a different database"
             )
+        if not may_create:
+            raise ConfigurationError(f"{self._file} is missing: `mlapi serve` and `mlapi db upgrade` create it")
         create_secrets_file(self._file)
 
     def load(self) -> SecretSettings:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sqlite3
 import stat
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -146,14 +147,18 @@ def test_secrets_for_postgresql_are_in_the_working_directory(folder: Path, postg
     assert [path.name for path in folder.iterdir()] == ["secrets.yml"]
 
 
-def test_schema_is_not_created_without_permission(folder: Path) -> None:
-    (folder / "mlapi.db").touch()
+def test_schema_is_not_created_without_permission(folder: Path, url: URL) -> None:
+    environ = {"MLAPI_DATABASE__URL": to_text(url)}
+    with sqlite3.connect(folder / "mlapi.db") as connection:
+        connection.execute("CREATE TABLE notes (text)")
 
     with (
         pytest.raises(ConfigurationError, match="contains no tables of mlapi"),
-        open_users(load_settings(environ={}), may_create=False),
+        open_users(load_settings(environ=environ), may_create=False),
     ):
         pass
+
+    assert [path.name for path in folder.iterdir()] == ["mlapi.db"]
 
 
 def test_production_requires_an_explicit_schema_upgrade(url: URL, caplog: pytest.LogCaptureFixture) -> None:

@@ -166,6 +166,8 @@ def test_set_password_replaces_the_old_password() -> None:
     ],
 )
 def test_invalid_input_is_reported_in_one_line(arguments: list[str], stdin: str | None, line: str) -> None:
+    assert mlapi("db", "upgrade").exit_code == 0
+
     result = mlapi(*arguments, stdin=stdin)
 
     assert (result.exit_code, result.stdout, result.stderr) == (3, "", f"{line}\n")

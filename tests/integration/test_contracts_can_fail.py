@@ -137,7 +137,7 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (StorageContract, faulty_storages.ForgettingWhenClosed, "test_reopened_storage_contains_everything"),
     (StorageContract, faulty_storages.ClosingOnce, "test_storage_can_be_closed_twice"),
     (StorageContract, faulty_storages.InAnUnknownFolder, "test_paths_are_absolute_and_in_existing_folders"),
-    (StorageContract, faulty_storages.WithRelativeSecrets, "test_paths_are_absolute_and_in_existing_folders"),
+    (StorageContract, faulty_storages.WithoutAFolderForSecrets, "test_paths_are_absolute_and_in_existing_folders"),
     (StorageContract, faulty_storages.CreatingNoFile, "test_preparing_creates_the_main_file"),
     (StorageContract, faulty_storages.CreatingAFileTooEarly, "test_opening_and_inspecting_create_no_file"),
     (StorageContract, faulty_storages.WithAFingerprint, "test_new_storage_has_no_fingerprint"),

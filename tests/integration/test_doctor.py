@@ -119,7 +119,6 @@ def test_misconfiguration_is_reported_as_a_problem(
         ({"MLAPI_HTTP__TRUSTED_PROXIES": ""}, "proxies"),
         ({"MLAPI_PASSWORDS__SCHEME": "fernet"}, "passwords"),
         ({"MLAPI_METRICS__OPEN": "true"}, "metrics"),
-        ({"MLAPI_FROB": "1"}, "configuration"),
     ],
 )
 def test_risky_setting_is_reported_as_a_warning(
@@ -131,6 +130,17 @@ def test_risky_setting_is_reported_as_a_warning(
 
     assert doctor().exit_code == 0
     assert [name for name, _ in find_checks("warning")] == [about]
+
+
+def test_misspelled_variable_is_reported_as_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    set_up(monkeypatch)
+    monkeypatch.setenv("MLAPI_DATABASE_URL", "sqlite:///users.db")
+
+    doctor()
+
+    assert ("configuration", "MLAPI_DATABASE_URL is not a setting: did you mean MLAPI_DATABASE__URL?") in find_checks(
+        "warning"
+    )
 
 
 def test_world_readable_secrets_file_is_reported_once(folder: Path) -> None:

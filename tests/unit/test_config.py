@@ -63,7 +63,7 @@ def test_every_setting_has_a_default(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_shipped_config_file_contains_the_defaults() -> None:
     settings = load_settings(ROOT / "config.yml", {})
 
-    assert settings == Settings(database=DatabaseSettings(url="sqlite:///mlapi.db"))
+    assert settings == Settings(database=DatabaseSettings(url=f"sqlite:///{ROOT}/mlapi.db"))
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "---\n", "null\n"])
@@ -366,9 +366,37 @@ def test_unknown_variable_is_logged_without_its_value(tmp_path: Path, caplog: py
         (
             "mlapi",
             logging.WARNING,
-            "ignoring MLAPI_SALT: mlapi's settings are named MLAPI_SECTION__KEY",
+            "MLAPI_SALT is not a setting: did you mean MLAPI_SECRETS__SALT?",
         )
     ]
+
+
+@pytest.mark.parametrize(
+    ("variable", "message"),
+    [
+        ("MLAPI_DATABASE_URL", "MLAPI_DATABASE_URL is not a setting: did you mean MLAPI_DATABASE__URL?"),
+        ("mlapi_database__url", "mlapi_database__url is not a setting: did you mean MLAPI_DATABASE__URL?"),
+        ("MLAPI_DATABASE__URL ", "MLAPI_DATABASE__URL  is not a setting: did you mean MLAPI_DATABASE__URL?"),
+        ("MLAPI_PROFIL", "MLAPI_PROFIL is not a setting: did you mean MLAPI_PROFILE?"),
+        ("MLAPI_CONFIG_FILE", "MLAPI_CONFIG_FILE is not a setting: did you mean MLAPI_CONFIG?"),
+        ("MLAPI_KEY_FILE", "MLAPI_KEY_FILE is not a setting: did you mean MLAPI_SECRETS__KEY_FILE?"),
+        ("MLAPI_FROB", "MLAPI_FROB is not a setting: mlapi's settings are named MLAPI_SECTION__KEY"),
+        ("MLAPI_\n", "'MLAPI_\\n' is not a setting: mlapi's settings are named MLAPI_SECTION__KEY"),
+    ],
+)
+def test_misspelled_variable_is_an_error_only_in_production(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, variable: str, message: str
+) -> None:
+    load(tmp_path, "", {variable: CANARY})
+
+    assert caplog.messages == [message]
+    assert load_error(tmp_path, "profile: production", {variable: CANARY}) == message
+
+
+def test_misspelled_production_profile_is_an_error(tmp_path: Path) -> None:
+    error = load_error(tmp_path, "", {"MLAPI_PROFIL": "production"})
+
+    assert error == "MLAPI_PROFIL is not a setting: did you mean MLAPI_PROFILE?"
 
 
 def test_variables_without_our_prefix_are_ignored(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

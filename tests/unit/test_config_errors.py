@@ -64,14 +64,14 @@ def test_error_names_the_path_of_an_unknown_key_in_the_file(tmp_path: Path, cont
 @pytest.mark.parametrize(
     ("variable", "error"),
     [
-        ("MLAPI_SECRETS__KEYS", "secrets.keys is not a setting; did you mean secrets.key?"),
-        ("MLAPI_SECRET__KEY", "secret is not a setting; did you mean secrets?"),
-        ("MLAPI_DATABASE__URI", "database.uri is not a setting; did you mean database.url?"),
+        ("MLAPI_SECRETS__KEYS", "secrets.keys is not a setting; did you mean MLAPI_SECRETS__KEY?"),
+        ("MLAPI_SECRET__KEY", "secret is not a setting; did you mean MLAPI_SECRETS__KEY?"),
+        ("MLAPI_DATABASE__URI", "database.uri is not a setting; did you mean MLAPI_DATABASE__URL?"),
         (
             "MLAPI_FROBNICATE__X",
             f"frobnicate is not a setting; {ALL_SECTIONS}",
         ),
-        ("MLAPI_SECRETS__KEY__X", "secrets.key__x is not a setting; did you mean secrets.key?"),
+        ("MLAPI_SECRETS__KEY__X", "secrets.key__x is not a setting; did you mean MLAPI_SECRETS__KEY?"),
     ],
 )
 def test_error_names_the_path_of_an_unknown_key_in_a_variable(tmp_path: Path, variable: str, error: str) -> None:
@@ -214,6 +214,20 @@ def test_variable_and_its_file_variable_cannot_both_be_set(tmp_path: Path) -> No
     assert load_error(tmp_path, "", environ) == (
         "MLAPI_SECRETS__SALT_FILE and MLAPI_SECRETS__SALT are both set: remove one"
     )
+
+
+@pytest.mark.parametrize("variable", ["MLAPI_secrets__salt", "MLAPI_SECRETS__salt_file"])
+def test_variable_in_two_spellings_is_rejected(tmp_path: Path, variable: str) -> None:
+    error = load_error(tmp_path, "", {"MLAPI_SECRETS__SALT": CANARY, variable: "x"})
+
+    assert error == f"{variable} and MLAPI_SECRETS__SALT are both set: remove one"
+
+
+@pytest.mark.parametrize("url", ["sqlite:///mlapi.db ", " sqlite:///mlapi.db"])
+def test_white_space_around_the_url_is_rejected(tmp_path: Path, url: str) -> None:
+    error = load_error(tmp_path, "", {"MLAPI_DATABASE__URL": url})
+
+    assert error == "database.url starts or ends with white space: remove it"
 
 
 def test_missing_mounted_file_is_rejected(tmp_path: Path) -> None:

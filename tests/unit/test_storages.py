@@ -63,6 +63,9 @@ def test_missing_database_is_named_unless_it_may_be_created(tmp_path: Path) -> N
     ):
         open_storage(settings, may_create=False)
     (tmp_path / "users.db").touch()
+    with pytest.raises(ConfigurationError, match=rf"the database {tmp_path}/users\.db is empty \(0 bytes\)"):
+        open_storage(settings, may_create=False)
+    (tmp_path / "users.db").write_text("not empty")
     open_storage(settings, may_create=False).close()
 
 

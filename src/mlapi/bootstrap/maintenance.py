@@ -5,13 +5,15 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from zoneinfo import ZoneInfo
 
+from mlapi.adapters.memory import InMemoryStorage, InMemoryUserRepository
 from mlapi.adapters.sql import SqlStorage
 from mlapi.adapters.sql.adoption import Adoption
 from mlapi.application.database_check import DatabaseCheck, check_storage
 from mlapi.application.secret_rotation import SecretRotation
 from mlapi.application.user_import import RejectReport, UserImport
+from mlapi.application.users import Users
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
-from mlapi.bootstrap.service import open_service
+from mlapi.bootstrap.service import open_service, password_policy
 from mlapi.bootstrap.storages import open_database, open_storage
 from mlapi.config import Settings
 from mlapi.domain.commands import Actor
@@ -26,7 +28,7 @@ def open_secret_rotation(settings: Settings) -> Iterator[SecretRotation]:
     Raises:
         ConfigurationError: if another rotation is open, or for the same reasons as in `open_users`.
     """
-    with open_service(settings) as service, service.secrets.lock():
+    with open_service(settings, may_create=False) as service, service.secrets.lock():
         yield SecretRotation(service.users, service.secrets, service.storage)
 
 
@@ -36,25 +38,49 @@ def open_user_import(
 ) -> Iterator[UserImport]:
     """Yield a `UserImport`, which documents the arguments. See `open_users` for side effects and errors.
 
+    A dry run creates no database. If there is none, it checks the rows as for a new one.
+
     Raises:
         RepositoryUnavailableError: if the database is unavailable.
     """
-    with open_service(settings, must_be_available=True) as service:
+    if dry_run and (trial := _find_trial(settings)) is not None:
+        users, cipher = trial
+        yield UserImport(users, lambda: cipher, rejects, actor=actor, threads=threads, dry_run=True)
+        return
+    with open_service(settings, must_be_available=True, may_create=not dry_run) as service:
         reloader = service.secrets.reloader
         yield UserImport(
             service.users, lambda: reloader.get().cipher, rejects, actor=actor, threads=threads, dry_run=dry_run
         )
 
 
+def _find_trial(settings: Settings) -> tuple[Users, StoredPasswordCipher] | None:
+    """Return users in memory and their cipher if there is no database file yet; otherwise, None."""
+    with closing(open_storage(settings)) as storage:
+        if not storage.files or storage.files[0].exists():
+            return None
+        secrets = open_secrets(settings, storage)
+        if secrets.may_be_generated:
+            secrets = open_secrets(settings, InMemoryStorage())
+            secrets.create_missing(is_database_in_use=lambda: False)
+        cipher = secrets.current().cipher
+    return Users(InMemoryUserRepository(), cipher, password_policy=password_policy(settings)), cipher
+
+
 def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
     """Upgrade the schema to the newest revision, and return the revisions before and after.
+
+    Creates a database and its secrets if they do not exist.
 
     Raises:
         ConfigurationError: if the database does not belong to mlapi.
         RepositoryUnavailableError: if it is unavailable.
     """
     with closing(open_storage(settings)) as storage:
-        return storage.upgrade()
+        revisions = storage.upgrade()
+        if storage.find_fingerprint() is None:
+            open_secrets(settings, storage).create_missing(is_database_in_use=lambda: False)
+        return revisions
 
 
 def check_database(settings: Settings) -> DatabaseCheck:

@@ -53,7 +53,9 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
     with closing(open_storage(settings, may_create=may_create)) as storage:
         _check_access(storage.files)
         secrets = open_secrets(settings, storage)
-        secrets.create_missing(is_database_in_use=partial(_has_fingerprint, storage))
+        if not may_create and secrets.may_be_generated:
+            storage.prepare(may_upgrade=False)  # if there are no tables, say this instead of asking for the secrets
+        secrets.create_missing(is_database_in_use=partial(_has_fingerprint, storage), may_create=may_create)
         settings = attrs.evolve(settings, secrets=secrets.reloader.get().secrets)
         preparation = Preparation(partial(_prepare, storage, settings, secrets, may_create=may_create))
         try:
@@ -69,7 +71,7 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
             )
         repository = prepare_on_first_use(storage.users, preparation)
         cipher, tokens = ReloadingCipher(secrets.reloader), ReloadingTokens(secrets.reloader)
-        users = Users(repository, cipher, password_policy=_password_policy(settings))
+        users = Users(repository, cipher, password_policy=password_policy(settings))
         counts = PreparedAttemptCounts(storage.attempts, preparation)
         attempts = FixedWindowAttemptLimiter(counts, AttemptLimits(**attrs.asdict(settings.logins)))
         api_key_usage = BackgroundApiKeyUsage(repository)
@@ -194,7 +196,8 @@ def _registration_limiter(counts: AttemptCounts, settings: Settings) -> Registra
     return RegistrationLimiter(counts, per_address=per_address) if per_address else None
 
 
-def _password_policy(settings: Settings) -> PasswordPolicy:
+def password_policy(settings: Settings) -> PasswordPolicy:
+    """Return the rules for new passwords."""
     min_length = settings.passwords.min_length
     if settings.is_production:
         return PasswordPolicy(

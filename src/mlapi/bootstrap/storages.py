@@ -3,18 +3,19 @@
 import re
 from collections.abc import Callable
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import attrs
 
 from mlapi.adapters.memory import InMemoryStorage
 from mlapi.adapters.sql import Database, SqlStorage, connection_url, unsupported_scheme_error
 from mlapi.config import Settings
+from mlapi.config.database_paths import database_url
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.storage import Storage
 
 ENTRY_POINTS = "mlapi.storages"
 """The entry point group for storages from other packages. The entry point's name is the URL scheme."""
-_DEFAULT_URL = "sqlite:///mlapi.db"
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 _storages: dict[str, Callable[[str], Storage]] = {
@@ -46,25 +47,33 @@ def open_storage(settings: Settings, *, may_create: bool = True) -> Storage:
 
     Args:
         settings: the settings.
-        may_create: if False, the file of an SQLite database must exist already.
+        may_create: if False, the file of an SQLite database must exist already, and not be empty.
 
     Raises:
         ConfigurationError: if ``database.url`` is invalid, its scheme is not supported, or the file does not exist.
     """
     storage = _make_storage(settings)
-    if not may_create and storage.files and not storage.files[0].exists():
+    if not may_create and storage.files and (problem := _find_missing(storage.files[0])) is not None:
         storage.close()
         raise ConfigurationError(
-            f"there is no database at {storage.files[0]}: set MLAPI_CONFIG to the service's configuration file, or"
-            " database.url (MLAPI_DATABASE__URL) to its database; `mlapi serve` creates a new one"
+            f"{problem}: set MLAPI_CONFIG to the service's configuration file, or database.url (MLAPI_DATABASE__URL) to"
+            " its database; `mlapi serve` and `mlapi db upgrade` create a new one"
         )
     return storage
+
+
+def _find_missing(file: Path) -> str | None:
+    """Return an error if a file does not exist or is empty."""
+    try:
+        return None if file.stat().st_size else f"the database {file} is empty (0 bytes)"
+    except OSError:
+        return f"there is no database at {file}"
 
 
 def _make_storage(settings: Settings) -> Storage:
     if settings.connection is not None:
         return SqlStorage(Database(connection_url(**attrs.asdict(settings.connection))))
-    url = settings.database.url or _DEFAULT_URL
+    url = settings.database.url or database_url(None, settings.folder)
     scheme = _SCHEME.match(url)
     if scheme is None:
         return SqlStorage.from_url(url)  # raises an error that states the reason

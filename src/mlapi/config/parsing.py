@@ -44,7 +44,7 @@ def validate_keys(tree: dict[Any, Any], source: str) -> dict[Any, Any]:
     Raises:
         ConfigurationError: for the first key that is not a setting.
     """
-    sections = _section_types()
+    sections = section_types()
     for name, value in tree.items():
         if name not in sections:
             raise _unknown_key_error(source, "", name, list(sections))
@@ -106,10 +106,12 @@ def _unknown_key_error(source: str, prefix: str, name: object, known: list[str])
     return ConfigurationError(f"{source}: {path} is not a setting; {hint}")
 
 
-def _section_types() -> dict[str, type[Any] | None]:
+def section_types() -> dict[str, type[Any] | None]:
     """Return the class of each section, and None for each top-level setting."""
     types: dict[str, type[Any] | None] = {}
     for field in attrs.fields(Settings):
+        if field.name == "folder":  # not a setting
+            continue
         section: Any = ConnectionSettings if field.name == "connection" else field.type
         types[field.name] = section if attrs.has(section) else None
     return types

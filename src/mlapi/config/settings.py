@@ -1,12 +1,15 @@
 """The settings of the service, with one class for each section of ``config.yml``."""
 
 import ipaddress
+from pathlib import Path
 from typing import Literal
 
 import attrs
 
 from mlapi.domain.addresses import Network
 
+DEFAULT_DATABASE_FILE = "mlapi.db"
+"""In the folder of the configuration file."""
 MIN_ADMIN_TOKEN_CHARS = 16
 """The minimum in production. 16 characters of random base64 contain 96 random bits."""
 MIN_PASSWORD_CHARS = 8
@@ -145,6 +148,9 @@ class Settings:
     audit: AuditSettings = AuditSettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
+    folder: Path = attrs.field(default=Path(), eq=False, repr=False)
+    """The folder of the configuration file, for the default database and the secrets file. The default is the current
+    folder. It is not a setting."""
 
     @property
     def is_production(self) -> bool:

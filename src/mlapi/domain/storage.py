@@ -49,8 +49,9 @@ class Storage(Protocol):
 
     @property
     def secrets_folder(self) -> Path | None:
-        """The absolute path of an existing folder for the generated ``secrets.yml``; None to keep them in memory.
+        """The path of an existing folder for the generated ``secrets.yml``; None to keep them in memory.
 
+        A relative path is relative to the folder of the configuration file: a server returns ``Path()``.
         The secrets must be kept for exactly as long as the passwords that they encrypt.
         """
         ...

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -92,7 +93,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
     def test_paths_are_absolute_and_in_existing_folders(self, storage: Storage) -> None:
         folders = [file.parent for file in storage.files]
         if storage.secrets_folder is not None:
-            folders.append(storage.secrets_folder)
+            folders.append(Path.cwd() / storage.secrets_folder)
 
         assert [folder for folder in folders if not (folder.is_absolute() and folder.is_dir())] == []
 

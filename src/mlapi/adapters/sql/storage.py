@@ -48,8 +48,8 @@ class SqlStorage:
 
     @property
     def secrets_folder(self) -> Path:
-        """The folder that contains the SQLite file; the current folder for PostgreSQL."""
-        return self._files[0].parent if self._files else Path.cwd()
+        """The folder that contains the SQLite file; the folder of the configuration file for PostgreSQL."""
+        return self._files[0].parent if self._files else Path()
 
     def find_fingerprint(self) -> str | None:
         return find_fingerprint(self.database)

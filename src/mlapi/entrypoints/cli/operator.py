@@ -13,9 +13,13 @@ from mlapi.entrypoints.cli.output import command_errors
 
 
 @contextmanager
-def open_users_as_operator() -> Iterator[Users]:
-    """Yield the users of the configured database. The audit trail records the operator as the actor of every change."""
-    with command_errors(), open_users(load_settings(), must_be_available=True) as users:
+def open_users_as_operator(*, may_create: bool = False) -> Iterator[Users]:
+    """Yield the users of the configured database. The audit trail records the operator as the actor of every change.
+
+    Args:
+        may_create: whether to create the database if it does not exist.
+    """
+    with command_errors(), open_users(load_settings(), must_be_available=True, may_create=may_create) as users:
         yield users.as_actor(Actor(f"command line of {account_name()}"))
 
 

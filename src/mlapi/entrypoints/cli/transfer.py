@@ -121,7 +121,7 @@ def users_export(
     with (
         command_errors(),
         open_output(file, force=force) as stream,
-        open_users(load_settings(), must_be_available=True) as users,
+        open_users(load_settings(), must_be_available=True, may_create=False) as users,
     ):
         selected = users.iterate_users(batch_size=_PAGE_SIZE, enabled=enabled, containing=containing)
         with _progress_bar("exporting", users.count()) as bar:

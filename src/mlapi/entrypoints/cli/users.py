@@ -60,7 +60,7 @@ def users_show(user: str, *, by_id: bool, as_json: bool) -> None:
 def users_add(username: str, email: str, *, as_json: bool) -> None:
     """Register a user. Prompts for the password, or reads it from standard input."""
     password = _read_password()
-    with open_users_as_operator() as users:
+    with open_users_as_operator(may_create=True) as users:
         _show(users.register(username=username, password=password, email=email), as_json=as_json)
 
 

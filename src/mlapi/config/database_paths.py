@@ -1,0 +1,65 @@
+"""Relative paths in a configuration file: they are relative to the folder of the file."""
+
+import re
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from mlapi.config.settings import DEFAULT_DATABASE_FILE
+from mlapi.domain.errors import ConfigurationError
+
+_DEFAULT_URL = f"sqlite:///{DEFAULT_DATABASE_FILE}"
+_SQLITE_URL = re.compile(r"(sqlite(?:\+pysqlite)?:///)(.+)", re.DOTALL)
+# Options of libpq that name a file: https://www.postgresql.org/docs/current/libpq-connect.html
+_PATH_OPTION = re.compile(r"(?<=[?&])(sslcert|sslkey|sslrootcert|sslcrl|sslcrldir|passfile)=([^&]+)")
+_NOT_A_PATH = frozenset({"system"})  # sslrootcert=system: the certificates of the operating system
+
+
+def database_url(url: str | None, folder: Path) -> str:
+    """Return ``database.url``, or the default. Relative paths in it become absolute.
+
+    Args:
+        url: from a configuration file; None if it is not set there.
+        folder: the folder of the file.
+
+    Raises:
+        ConfigurationError: if the folder cannot be a part of a URL.
+    """
+    if url is not None and not _SQLITE_URL.match(url):
+        return _PATH_OPTION.sub(lambda match: f"{match[1]}={_resolve_option(match[2], folder)}", url)
+    match = _SQLITE_URL.match(_DEFAULT_URL if url is None else url)
+    if match is None or Path(match[2]).is_absolute() or match[2] == ":memory:":
+        return url or _DEFAULT_URL
+    if "?" in str(folder):
+        raise ConfigurationError(f"{folder} cannot hold the database, because its name contains a question mark")
+    return f"{match[1]}{folder / match[2]}"
+
+
+def find_moved_error(url: str | None, folder: Path, config: Path) -> str | None:
+    """Return an error if the database was left at its former place: in the current folder.
+
+    Earlier versions looked there. Without this error, they would start with a new, empty database.
+
+    Args:
+        url: from a configuration file; None if it is not set there.
+        folder: the folder of the file.
+        config: the file, for the message.
+    """
+    match = _SQLITE_URL.match(url or _DEFAULT_URL)
+    if match is None or Path(match[2]).is_absolute():
+        return None
+    former, current = Path(match[2]), folder / match[2]
+    try:
+        if current.exists() or not former.is_file():
+            return None
+    except (OSError, ValueError):  # too long, inaccessible, or contains a NUL
+        return None
+    return (
+        f"{current} does not exist, but {former.absolute()} does. Paths in {config} are relative to its folder: move"
+        " the database and its secrets.yml there, or set database.url to the absolute path. For a new database, start"
+        " mlapi in another folder"
+    )
+
+
+def _resolve_option(value: str, folder: Path) -> str:
+    path = Path(unquote(value))
+    return value if path.is_absolute() or value in _NOT_A_PATH else quote(str(folder / path))

@@ -1,0 +1,98 @@
+"""Read settings from environment variables, and detect misspelled ones.
+
+``MLAPI_SECTION__KEY=value`` overrides ``section: {key: value}``; ``MLAPI_SECTION__KEY_FILE=path`` reads the value from
+a file instead.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import attrs
+
+from mlapi.config.files import read_mounted_value
+from mlapi.config.parsing import section_types
+from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.rules import has_lone_surrogate
+
+CONFIG_VARIABLE = "MLAPI_CONFIG"
+_PREFIX = "MLAPI_"
+_SECRET_SECTIONS = frozenset({"secrets", "connection", "database"})
+# Kubernetes sets these variables in every container if a service is named mlapi or mlapi-*.
+_KUBERNETES_VARIABLE = re.compile(r"MLAPI_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT)|PORT)(_.*)?")
+_PRINTABLE = re.compile(r"[\w .-]{1,100}", re.ASCII)
+
+
+@attrs.frozen
+class Override:
+    """The value of a setting from an environment variable. ``section`` is None for a top-level setting."""
+
+    variable: str
+    section: str | None
+    key: str
+    value: str = attrs.field(repr=False)
+
+
+def read_overrides(environ: Mapping[str, str]) -> Iterator[Override]:
+    """Yield the settings in the environment variables, including ones with an unknown section or key.
+
+    Raises:
+        ConfigurationError: if a value is not UTF-8, a file cannot be read, or a setting is set twice.
+    """
+    variables: dict[tuple[str | None, str], str] = {}
+    for variable in sorted(filter(_is_setting, environ)):
+        section, separator, key = variable.removeprefix(_PREFIX).lower().partition("__")
+        value = environ[variable]
+        if has_lone_surrogate(value):
+            raise ConfigurationError(f"{variable} is not UTF-8")
+        is_file = bool(separator) and key.endswith("_file")
+        place: tuple[str | None, str] = (section, key.removesuffix("_file")) if separator else (None, section)
+        if place in variables:
+            raise ConfigurationError(f"{variable} and {variables[place]} are both set: remove one")
+        variables[place] = variable
+        if is_file:
+            value = read_mounted_value(Path(value), variable, is_secret=section in _SECRET_SECTIONS)
+        yield Override(variable, place[0], place[1], value)
+
+
+def find_unknown_variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
+    """Yield each variable that looks like a setting but is none, and the variable that was probably meant, or None.
+
+    Variables such as MLAPI_SECTION__KEY, with an unknown section or key, are not included: see `read_overrides`.
+    """
+    for name in sorted(environ):
+        if not name.strip().upper().startswith(_PREFIX) or name == CONFIG_VARIABLE:
+            continue
+        if not _is_setting(name) and not _KUBERNETES_VARIABLE.fullmatch(name):
+            yield name if _PRINTABLE.fullmatch(name) else repr(name), find_similar_variable(name)
+
+
+def find_similar_variable(name: str) -> str | None:
+    """Return the variable that a misspelled name probably means, or None."""
+    wanted = _simplify(name)
+    known = {_simplify(variable): variable for variable in _known_variables()}
+    close = difflib.get_close_matches(wanted, known, n=1, cutoff=0.7)
+    endings = [simple for simple in known if simple.endswith(f"_{wanted}")]  # MLAPI_SALT instead of MLAPI_SECRETS__SALT
+    found = close or endings
+    return known[found[0]] if found else None
+
+
+def _is_setting(name: str) -> bool:
+    is_ours = name.startswith(_PREFIX) and name == name.strip() and name != CONFIG_VARIABLE
+    return is_ours and ("__" in name or name.upper() == f"{_PREFIX}PROFILE")
+
+
+def _simplify(name: str) -> str:
+    return re.sub("_+", "_", name.strip().upper().removeprefix(_PREFIX)).strip("_")
+
+
+def _known_variables() -> Iterator[str]:
+    yield CONFIG_VARIABLE
+    for section, kind in section_types().items():
+        if kind is None:
+            yield f"{_PREFIX}{section.upper()}"
+            continue
+        for key in attrs.fields_dict(kind):
+            yield f"{_PREFIX}{section}__{key}".upper()
+            yield f"{_PREFIX}{section}__{key}_file".upper()
