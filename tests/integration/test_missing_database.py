@@ -72,9 +72,11 @@ def test_reading_command_creates_no_tables_on_a_server(
     assert list(folder.iterdir()) == []
 
 
-def test_doctor_creates_no_files(folder: Path) -> None:
-    mlapi("doctor")
+def test_doctor_names_the_database_before_the_first_startup(folder: Path) -> None:
+    result = mlapi("doctor")
 
+    assert result.exit_code == 0
+    assert f"none yet: mlapi creates {folder}/mlapi.db on first startup; if the service has one" in result.stdout
     assert list(folder.iterdir()) == []
 
 
@@ -84,7 +86,7 @@ def test_dry_run_without_a_database_checks_the_rows(folder: Path) -> None:
     result = mlapi("users", "import", "--dry-run", "--format", "csv", "-", stdin=rows)
 
     assert result.exit_code == 4
-    assert "imported 1" in result.stdout
+    assert "1 imported" in result.stdout
     assert [path.name for path in folder.iterdir()] == ["import.rejects.jsonl"]
 
 

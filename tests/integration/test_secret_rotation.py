@@ -95,6 +95,8 @@ def test_interrupted_rotation_resumes_without_adding_a_key(folder: Path, setting
 
 
 def test_key_can_be_rotated_before_any_user_exists(folder: Path) -> None:
+    mlapi("db", "upgrade")
+
     results = [mlapi("secrets", "rotate"), mlapi("secrets", "prune"), mlapi("secrets", "rotate")]
 
     assert [result.exit_code for result in results] == [0, 0, 0]
@@ -210,6 +212,7 @@ def test_secrets_configured_elsewhere_are_not_rotated(
 ) -> None:
     monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
     monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
+    mlapi("db", "upgrade")
 
     result = mlapi("secrets", "rotate", *options)
 

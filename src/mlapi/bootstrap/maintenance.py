@@ -85,7 +85,7 @@ def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
 
 def check_database(settings: Settings) -> DatabaseCheck:
     """Inspect the configured database and its secrets. Raises the same errors as `check_storage`."""
-    with closing(open_storage(settings)) as storage:
+    with closing(open_storage(settings, may_create=False)) as storage:
         return check_storage(storage, open_secrets(settings, storage))
 
 
@@ -114,7 +114,7 @@ def open_adoption(settings: Settings, *, timezone: str | None = None, plan_only:
         RepositoryUnavailableError: if it is unavailable or in use by another program.
     """
     zone = None if timezone is None else _time_zone(timezone)
-    with open_database(settings) as database:
+    with open_database(settings, may_create=False) as database:
         secrets = open_secrets(settings, SqlStorage(database)).current()
         cipher = secrets.cipher
         with database.open_existing("plan" if plan_only else "change") as connection:

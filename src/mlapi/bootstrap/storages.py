@@ -83,13 +83,15 @@ def _make_storage(settings: Settings) -> Storage:
     return from_url(url)
 
 
-def open_database(settings: Settings) -> Database:
+def open_database(settings: Settings, *, may_create: bool = True) -> Database:
     """Return the configured SQL database. It connects on first use, and its ``engine`` gives access to the tables.
+
+    See `open_storage` for the arguments.
 
     Raises:
         ConfigurationError: if the storage is not an SQL database, or for the same reasons as in `open_storage`.
     """
-    storage = open_storage(settings)
+    storage = open_storage(settings, may_create=may_create)
     if not isinstance(storage, SqlStorage):
         raise ConfigurationError("this needs an SQLite or PostgreSQL database: change database.url")
     return storage.database

@@ -162,7 +162,11 @@ def _with_solution(reason: str, files: Sequence[Path]) -> str:
 def _check_files(files: Sequence[Path]) -> Iterator[Check]:
     file, folder = files[0], files[0].parent
     if not file.exists():
-        yield Check("database", "ok", f"none yet: mlapi creates {file} on first startup")
+        message = (
+            f"none yet: mlapi creates {file} on first startup; if the service has one, set MLAPI_CONFIG to its"
+            " configuration file, or database.url (MLAPI_DATABASE__URL) to its database"
+        )
+        yield Check("database", "ok", message)
     # A command run by another account may have left a write-ahead log that this account cannot write to.
     if not os.access(folder, os.W_OK | os.X_OK) or any(
         path.exists() and not os.access(path, os.W_OK) for path in files
