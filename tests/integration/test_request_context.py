@@ -3,6 +3,9 @@
 import asyncio
 import json
 import logging
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -284,6 +287,39 @@ def test_multiprocess_metrics_are_served(tmp_path: Path, monkeypatch: pytest.Mon
     http.get("/health/live")
 
     assert http.get("/metrics").status_code == 200
+
+
+SHARED_FOLDER_SCRIPT = """
+import os, sys
+folder, is_imported_first = sys.argv[1], sys.argv[2] == "first"
+if is_imported_first:
+    import prometheus_client
+os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
+import prometheus_client
+for kind in (prometheus_client.Counter, prometheus_client.Histogram, prometheus_client.Gauge):
+    kind(f"host_{kind.__name__.lower()}", "Of the host.", ["customer"]).labels("acme")
+from mlapi.entrypoints.http.metrics import Metrics
+metrics = Metrics()
+metrics.count_request("live", "GET", 200, 0.01)
+metrics.count_rejected_registration()
+sys.stdout.buffer.write(metrics.exposition())
+"""
+
+
+@pytest.mark.parametrize("client_is_imported", ["first", "later"])
+def test_metrics_of_the_host_application_are_left_out(tmp_path: Path, client_is_imported: str) -> None:
+    # prometheus_client reads the variable when it is imported, so this needs a process of its own
+    command = [sys.executable, "-c", SHARED_FOLDER_SCRIPT, str(tmp_path), client_is_imported]
+
+    metrics = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    assert "acme" not in metrics
+    assert "host_" not in metrics
+    assert set(re.findall(r"^# TYPE (\w+)", metrics, re.MULTILINE)).issuperset(
+        {"mlapi_requests_total", "mlapi_request_seconds", "mlapi_changes_total", "mlapi_info"}
+    )
+    assert re.search(r'^mlapi_requests_total\{endpoint="live",method="GET",status="200"\} 1.0$', metrics, re.MULTILINE)
+    assert list(tmp_path.glob("*.db")) or client_is_imported == "first"
 
 
 def test_unwritable_metrics_folder_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:

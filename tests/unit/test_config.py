@@ -309,6 +309,26 @@ def test_empty_list_trusts_no_proxies(tmp_path: Path) -> None:
     assert load(tmp_path, "http: {trusted_proxies: []}", {"MLAPI_HTTP__TRUSTED_PROXIES": ""}) == Settings()
 
 
+@pytest.mark.parametrize(
+    "value",
+    ["[https://app.example.com, 'http://[::1]:3000']", "https://app.example.com, http://[::1]:3000"],
+    ids=["list", "comma"],
+)
+def test_pages_of_several_origins_may_be_allowed(tmp_path: Path, value: str) -> None:
+    origins = ("https://app.example.com", "http://[::1]:3000")
+    quoted = value if value.startswith("[") else f'"{value}"'
+
+    assert load(tmp_path, f"http:\n  cors_origins: {quoted}\n").http == HttpSettings(cors_origins=origins)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    ["*", "http://localhost:8080", "https://xn--bcher-kva.example", "capacitor://localhost", "http://10.0.0.1"],
+)
+def test_variable_may_allow_an_origin(tmp_path: Path, origin: str) -> None:
+    assert load(tmp_path, "", {"MLAPI_HTTP__CORS_ORIGINS": origin}).http == HttpSettings(cors_origins=(origin,))
+
+
 def test_trusted_proxies_are_parsed_as_networks() -> None:
     settings = HttpSettings(trusted_proxies=("192.0.2.7", "10.1.2.3/8", "2001:db8::1", "2001:db8::/32"))
 
@@ -426,7 +446,7 @@ def test_settings_repr_contains_no_secrets() -> None:
         " secrets=SecretSettings(), passwords=PasswordSettings(scheme='argon2id', min_length=None),"
         " tokens=TokenSettings(minutes=60, issuer='mlapi', audience='mlapi', accept_bare=None),"
         " logins=LoginSettings(per_address=200, per_name=200, per_name_and_address=20),"
-        " http=HttpSettings(trusted_proxies=()),"
+        " http=HttpSettings(trusted_proxies=(), cors_origins=()),"
         " registration=RegistrationSettings(open=True),"
         " registrations=RegistrationLimitSettings(per_address=None), management=ManagementSettings(local=True),"
         " audit=AuditSettings(days=365), logging=LoggingSettings(format=None), metrics=MetricsSettings(open=False))"

@@ -435,6 +435,39 @@ def test_proxy_that_is_not_an_address_is_rejected(tmp_path: Path, proxies: str) 
 
 
 @pytest.mark.parametrize(
+    ("origin", "advice"),
+    [
+        ("app.example.com", "begin each with its scheme, http:// or https://"),
+        ("https:app.example.com", "begin each with its scheme, http:// or https://"),
+        ("https://app.example.com/", "remove the slash at the end"),
+        ("https://app.example.com/login", "remove everything but scheme, host and port"),
+        ("https://app.example.com?x", "remove everything but scheme, host and port"),
+        ("https://ada@app.example.com", "remove everything but scheme, host and port"),
+        ("https://App.example.com", "use lower case, and xn-- names for international hosts"),
+        ("https://bücher.example", "use lower case, and xn-- names for international hosts"),
+        ("https://app.example.com:443", "remove :443, because browsers omit the default port"),
+        ("http://app.example.com:80", "remove :80, because browsers omit the default port"),
+        ("'https://app.example.com:'", "one of them is not scheme://host or scheme://host:port"),
+        ("https://app.example.com:port", "one of them is not scheme://host or scheme://host:port"),
+        ("'https://:1'", "one of them is not scheme://host or scheme://host:port"),
+        ("https://*.example.com", "list every origin, because wildcards in host names are not supported"),
+        ("'null'", "null is the origin of every local file and sandboxed page, so it cannot be allowed"),
+        ("['']", "begin each with its scheme, http:// or https://"),
+    ],
+)
+def test_text_that_is_not_an_origin_is_rejected(tmp_path: Path, origin: str, advice: str) -> None:
+    assert load_error(tmp_path, f"http:\n  cors_origins: {origin}") == (
+        f"http.cors_origins must be origins such as https://app.example.com, or *: {advice}"
+    )
+
+
+def test_asterisk_with_other_origins_is_rejected(tmp_path: Path) -> None:
+    assert load_error(tmp_path, "http: {cors_origins: ['*', 'https://app.example.com']}") == (
+        "http.cors_origins contains * and other origins: remove either"
+    )
+
+
+@pytest.mark.parametrize(
     ("content", "environ"),
     [
         pytest.param(f"secrets: {{key: {CANARY}}}", {}, id="key"),

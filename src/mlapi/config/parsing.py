@@ -18,6 +18,7 @@ _LIST_SETTINGS = [
     ("secrets", "token_key", True),
     ("secrets", "salt", False),
     ("http", "trusted_proxies", True),
+    ("http", "cors_origins", True),
 ]
 _CHOICES = {
     "profile": ("development", "production"),

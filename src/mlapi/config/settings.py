@@ -89,6 +89,11 @@ class LoginSettings:
 class HttpSettings:
     trusted_proxies: tuple[str, ...] = ()
     """Addresses or networks of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` headers are trusted."""
+    cors_origins: tuple[str, ...] = ()
+    """The origins of the pages from which browsers may register users, log in and manage their own account.
+
+    ``*`` allows every origin.
+    """
 
     @property
     def trusted_networks(self) -> tuple[Network, ...]:

@@ -24,6 +24,8 @@ from mlapi.domain.rules import MAX_PASSWORD_CHARS
 KEY_BYTES = 32
 """A Fernet key has 16 bytes for signing and 16 for encryption (Fernet specification, "Key Format")."""
 _BEARER_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, 2.1
+_ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
+_DEFAULT_PORTS = {"http": "80", "https": "443"}
 # The key in the Fernet specification's test vectors, which tutorials copy.
 _PUBLISHED_KEYS = frozenset({"cw_0x689RpI-jtRR7oE8h_eQsKImvJapLeSbXpwF4e4="})
 _SAMPLE_SALTS = frozenset({"changeme", "change-me", "secret", "salt", "password", "admin", "token", "example"})
@@ -48,6 +50,7 @@ def validate_values(settings: Settings, prefix: str = "") -> None:
         raise ConfigurationError(
             "http.trusted_proxies must be IP addresses or networks, for example 10.0.0.0/8"
         ) from None
+    _validate_cors_origins(settings.http.cors_origins)
     if settings.registrations_per_address < 0:
         raise ConfigurationError("registrations.per_address must be 1 or more, or 0 for no limit")
     if not 0 <= settings.audit.days <= MAX_AUDIT_DAYS:
@@ -87,6 +90,33 @@ def _validate_tokens(tokens: TokenSettings) -> None:
         value = getattr(tokens, name)
         if not 0 < len(value) <= MAX_TOKEN_NAME_CHARS or not (value.isascii() and value.isprintable()):
             raise ConfigurationError(f"tokens.{name} must be 1 to {MAX_TOKEN_NAME_CHARS} printable ASCII characters")
+
+
+def _validate_cors_origins(origins: tuple[str, ...]) -> None:
+    if "*" in origins and len(origins) > 1:
+        raise ConfigurationError("http.cors_origins contains * and other origins: remove either")
+    for origin in origins:
+        if origin != "*" and (advice := _find_origin_error(origin)):
+            raise ConfigurationError(
+                f"http.cors_origins must be origins such as https://app.example.com, or *: {advice}"
+            )
+
+
+def _find_origin_error(origin: str) -> str | None:
+    """Return how to correct an origin, or None. Browsers send origins in exactly one form (RFC 6454, 6.2)."""
+    scheme, separator, authority = origin.partition("://")
+    port = _DEFAULT_PORTS.get(scheme)
+    rules = (
+        (origin == "null", "null is the origin of every local file and sandboxed page, so it cannot be allowed"),
+        ("*" in origin, "list every origin, because wildcards in host names are not supported"),
+        (not separator, "begin each with its scheme, http:// or https://"),
+        (origin.endswith("/"), "remove the slash at the end"),
+        (not {"/", "?", "#", "@"}.isdisjoint(authority), "remove everything but scheme, host and port"),
+        (origin != origin.lower() or not origin.isascii(), "use lower case, and xn-- names for international hosts"),
+        (not _ORIGIN.fullmatch(origin), "one of them is not scheme://host or scheme://host:port"),
+        (authority.endswith(f":{port}"), f"remove :{port}, because browsers omit the default port"),
+    )
+    return next((advice for is_broken, advice in rules if is_broken), None)
 
 
 def _validate_logins(logins: LoginSettings) -> None:

@@ -43,6 +43,7 @@ def create_app(
     registration_limiter: RegistrationLimiter | None = None,
     trusted_proxies: Sequence[Network] = (),
     token_in_path: bool = True,
+    cors_origins: Sequence[str] = (),
 ) -> Starlette:
     """Return the service as an ASGI application.
 
@@ -54,6 +55,7 @@ def create_app(
         registration_limiter: limits the registrations of clients without credentials. By default, there is no limit.
         trusted_proxies: proxies that may set ``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Request-Id``.
         token_in_path: whether to serve ``GET /token_status/<token>``, for clients that cannot send headers.
+        cors_origins: origins from which browsers may register users, log in and manage their own account, or ``*``.
     """
     if users is None:
         return _build_app(lifespan_from_config)
@@ -64,6 +66,7 @@ def create_app(
         registration_limiter=registration_limiter,
         trusted_proxies=trusted_proxies,
         token_in_path=token_in_path,
+        cors_origins=cors_origins,
     )
     app = _build_app(lifespan_for(runtime))
     install(app, runtime, admin_policy or AdminPolicy())

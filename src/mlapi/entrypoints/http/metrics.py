@@ -1,7 +1,8 @@
 """Prometheus metrics: the number and duration of requests, and changes to users. They contain no usernames or ids.
 
 If several processes serve the same port, each writes its metrics to the folder in ``PROMETHEUS_MULTIPROC_DIR``, and any
-of them can report the sum. ``mlapi serve`` sets the variable.
+of them can report the sum. ``mlapi serve`` sets the variable. An application in the same processes may write its own
+metrics to the folder; they are left out.
 """
 
 import logging
@@ -23,6 +24,8 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 
 # Enabling or disabling a user takes 1 ms, a password hash 20 to 50 ms. Requests time out within 10 seconds.
 _BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_REQUESTS, _REQUEST_SECONDS, _CHANGES, _INFO = "mlapi_requests", "mlapi_request_seconds", "mlapi_changes", "mlapi_info"
+_NAMES = frozenset({_REQUESTS, _REQUEST_SECONDS, _CHANGES, _INFO})
 _logger = logging.getLogger("mlapi")
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
@@ -43,26 +46,27 @@ class Metrics:
             )
         # Imported here, because importing takes 25 ms and reads the environment variable.
         import prometheus_client as prometheus  # noqa: PLC0415
+        from prometheus_client.values import MutexValue, ValueClass  # noqa: PLC0415
 
         self._exposed = registry = prometheus.CollectorRegistry()
-        if folder is not None:
+        if folder is not None and ValueClass is not MutexValue:
             registry = prometheus.CollectorRegistry()
             self._exposed.register(_MultiprocessCollector(Path(folder)))
         self._requests = prometheus.Counter(
-            "mlapi_requests", "HTTP requests.", ["endpoint", "method", "status"], registry=registry
+            _REQUESTS, "HTTP requests.", ["endpoint", "method", "status"], registry=registry
         )
         self._seconds = prometheus.Histogram(
-            "mlapi_request_seconds",
+            _REQUEST_SECONDS,
             "Duration of requests in seconds.",
             ["endpoint"],
             buckets=_BUCKETS_SECONDS,
             registry=registry,
         )
         self._changes = prometheus.Counter(
-            "mlapi_changes", "Changes to users, applied or rejected.", ["action", "outcome"], registry=registry
+            _CHANGES, "Changes to users, applied or rejected.", ["action", "outcome"], registry=registry
         )
         version = prometheus.Gauge(
-            "mlapi_info", "The running version.", ["version"], registry=registry, multiprocess_mode="max"
+            _INFO, "The running version.", ["version"], registry=registry, multiprocess_mode="max"
         )
         version.labels(__version__).set(1)
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
@@ -101,12 +105,18 @@ class Metrics:
 
 
 class _MultiprocessCollector:
-    """Collects the metrics of all processes from their files. Truncated or empty files are skipped."""
+    """Collects the metrics of all processes from their files. Truncated or empty files are skipped.
+
+    The files also contain the metrics of an application that runs in the same process. They are left out.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def collect(self) -> Iterable["Metric"]:
+        return [metric for metric in self._collect_all() if metric.name in _NAMES]
+
+    def _collect_all(self) -> Iterable["Metric"]:
         files = sorted(self._folder.glob("*.db"))
         try:
             return _merge(files)

@@ -6,14 +6,17 @@ import re
 import time
 from collections.abc import Sequence
 from functools import partial
+from http import HTTPStatus
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi.application.deadlines import end_deadline, start_deadline
 from mlapi.domain.addresses import Network
+from mlapi.entrypoints.http.middleware import error_log, send_response
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.logs import REQUEST_ID
+from mlapi.entrypoints.wire.error_responses import http_error_response
 from mlapi.entrypoints.wire.requests import redact_credentials
 
 HEADERS = (
@@ -31,6 +34,12 @@ CLIENT_CLOSED_REQUEST = 499
 nginx uses the same code.
 """
 
+NOT_STARTED = (
+    "mlapi has not started, because its lifespan did not run: create the application that mounts it with"
+    " lifespan=compose_lifespans(<mounted application>), from mlapi.entrypoints.http"
+)
+"""The message of every response until the lifespan has opened the database."""
+_NOT_STARTED_RETRY_SECONDS = 10
 _HEADER_NAMES = frozenset(name for name, _ in HEADERS)
 _access_logger = logging.getLogger("uvicorn.access")
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._~+/=-]{1,64}")
@@ -50,7 +59,11 @@ class RequestContextMiddleware:
             await self._app(scope, receive, send)
             return
         scope = _redact_access_log(scope)
-        runtime = scope["app"].state.runtime
+        try:
+            runtime = scope["app"].state.runtime
+        except AttributeError:
+            await _respond_not_started(send)
+            return
         request_id = _forwarded_id(scope, receive, runtime.trusted_proxies) or f"{random.getrandbits(64):016x}"
         has_disconnected = partial(_has_disconnected, send)
         token, deadline_token = REQUEST_ID.set(request_id), start_deadline(is_disconnected=has_disconnected)
@@ -74,7 +87,8 @@ class RequestContextMiddleware:
                 has_failed_to_send = True
 
         try:
-            await self._app(scope, receive, send_with_headers)
+            app = self._app if runtime.cors is None else partial(runtime.cors.respond, self._app)
+            await app(scope, receive, send_with_headers)
             if has_failed_to_send or has_disconnected():
                 status = CLIENT_CLOSED_REQUEST
         except BaseException:
@@ -87,6 +101,13 @@ class RequestContextMiddleware:
             runtime.metrics.count_request(_endpoint_name(scope), scope["method"], status, seconds)
             end_deadline(deadline_token)
             REQUEST_ID.reset(token)
+
+
+async def _respond_not_started(send: Send) -> None:
+    error_log.log(NOT_STARTED)
+    headers = [(name.decode(), value.decode()) for name, value in HEADERS]
+    headers.append(("Retry-After", str(_NOT_STARTED_RETRY_SECONDS)))
+    await send_response(http_error_response(HTTPStatus.SERVICE_UNAVAILABLE, headers, NOT_STARTED), send)
 
 
 def _is_disconnect(error: Exception) -> bool:

@@ -20,6 +20,7 @@ from mlapi.config import load_settings
 from mlapi.domain.addresses import Network
 from mlapi.domain.commands import Actor
 from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.http.cors import CorsPolicy
 from mlapi.entrypoints.http.executor import PoolExecutor
 from mlapi.entrypoints.http.metrics import Metrics
 from mlapi.entrypoints.http.peers import connected_client
@@ -43,6 +44,7 @@ class Runtime:
         metrics: the metrics of this process.
         trusted_proxies: proxies whose headers may set the client address, the scheme and the request id.
         token_in_path: whether ``GET /token_status/<token>`` is served.
+        cors: decides from which origins browsers may call the service. None if from its own only.
     """
 
     users: Users
@@ -53,6 +55,7 @@ class Runtime:
     metrics: Metrics
     trusted_proxies: Sequence[Network]
     token_in_path: bool
+    cors: CorsPolicy | None
     _resources: ExitStack
 
     @classmethod
@@ -64,6 +67,7 @@ class Runtime:
         registration_limiter: RegistrationLimiter | None = None,
         trusted_proxies: Sequence[Network] = (),
         token_in_path: bool = True,
+        cors_origins: Sequence[str] = (),
     ) -> "Runtime":
         resources, metrics = ExitStack(), Metrics()
         executor = PoolExecutor.from_users(users, on_committed=metrics.count_commands)
@@ -81,6 +85,7 @@ class Runtime:
             metrics=metrics,
             trusted_proxies=trusted_proxies,
             token_in_path=token_in_path,
+            cors=CorsPolicy(cors_origins) if cors_origins else None,
             resources=resources,
         )
 
@@ -112,6 +117,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
             registration_limiter=service.registration_limiter,
             trusted_proxies=settings.http.trusted_networks,
             token_in_path=not settings.is_production,
+            cors_origins=settings.http.cors_origins,
         )
         install(app, runtime, admin_policy)
         _logger.info("mlapi %s, profile %s", __version__, settings.profile)

@@ -80,6 +80,7 @@ class Operation:
         may_be_disabled: whether a setting can disable the operation. Its path then responds with 404.
         needs_database: whether the operation fails if the database is unavailable.
         deprecated: whether clients should use another operation instead.
+        cross_origin: whether browsers may call it from pages in ``http.cors_origins``. Never true for management.
     """
 
     method: str
@@ -97,6 +98,7 @@ class Operation:
     may_be_disabled: bool = False
     needs_database: bool = True
     deprecated: bool = False
+    cross_origin: bool = False
 
     @property
     def openapi_path(self) -> str:
@@ -154,6 +156,7 @@ OPERATIONS = (
         summary="Register a user, who is enabled immediately",
         tag=_USERS,
         callers=ANYONE_IF_REGISTRATION_IS_OPEN,
+        cross_origin=True,
         request=RegisterRequest,
         success=responses.user_registered(examples.USER),
         response=UserMessage,
@@ -179,6 +182,7 @@ OPERATIONS = (
         summary="Log in: get a token for a username and password",
         tag=_ACCESS,
         callers=ANYONE,
+        cross_origin=True,
         request=LoginRequest,
         success=responses.token_issued(examples.TOKEN),
         response=responses.Token,
@@ -192,6 +196,7 @@ OPERATIONS = (
         summary="Check whether a token or API key is valid and its user is enabled",
         tag=_ACCESS,
         callers=USERS_EVEN_DISABLED,
+        cross_origin=True,
         success=responses.token_valid(examples.USER),
         response=Message,
     ),
@@ -203,6 +208,7 @@ OPERATIONS = (
         summary="Check a token in the path, for old clients. Disabled in production, because proxies log paths",
         tag=_ACCESS,
         callers=ANYONE,
+        cross_origin=True,
         success=responses.token_valid(examples.USER),
         response=Message,
         errors=(InvalidTokenError,),
@@ -230,6 +236,7 @@ OPERATIONS = (
         summary="Get the user that the token or API key belongs to",
         tag=_OWN_ACCOUNT,
         callers=USERS,
+        cross_origin=True,
         success=responses.user(examples.USER),
         response=responses.UserResponse,
     ),
@@ -253,6 +260,7 @@ OPERATIONS = (
         summary="Change your own password, which revokes all of your tokens",
         tag=_OWN_ACCOUNT,
         callers=USERS_WITH_TOKEN,
+        cross_origin=True,
         request=ChangePasswordRequest,
         success=responses.password_changed(examples.USER),
         errors=(InvalidCredentialsError, UserNotFoundError, PasswordChangedError, TooManyAttemptsError),
@@ -265,6 +273,7 @@ OPERATIONS = (
         summary="Revoke all of your own tokens. API keys stay valid",
         tag=_OWN_ACCOUNT,
         callers=USERS_WITH_TOKEN,
+        cross_origin=True,
         success=responses.tokens_ended(examples.USER),
         response=UserMessage,
         errors=(UserNotFoundError,),

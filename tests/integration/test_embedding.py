@@ -1,0 +1,307 @@
+"""The service mounted in another application: its lifespan, and its pages and access rules below the mount."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Mount, Route
+from starlette.testclient import TestClient
+from starlette.types import Receive, Scope, Send
+
+from mlapi import ConfigurationError, Users
+from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
+from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.guard import GuardMiddleware
+from mlapi.entrypoints.http import compose_lifespans, create_app
+from mlapi.entrypoints.http.request_context import NOT_STARTED
+from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
+from tests.contract.test_http import asgi_client
+
+ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
+CREDENTIALS = {"username": "ada", "password": "difference engine"}
+AS_ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def recording_lifespan(
+    events: list[str], name: str, error: Exception | None = None
+) -> Callable[[Any], AbstractAsyncContextManager[dict[str, str]]]:
+    @asynccontextmanager
+    async def lifespan(_app: object) -> AsyncIterator[dict[str, str]]:
+        events.append(f"start {name}")
+        if error is not None:
+            raise error
+        try:
+            yield {name: "started"}
+        finally:
+            events.append(f"stop {name}")
+
+    return lifespan
+
+
+# --- without the lifespan
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
+def test_mounted_service_without_lifespan_names_the_remedy(method: str) -> None:
+    http = asgi_client(Starlette(routes=[Mount("/people", create_app())]))
+    paths = ["/", "/users", "/token_status/secret", "/console/log-in", "/docs", "/openapi.json", "/unknown"]
+
+    responses = [http.request(method, f"/people{path}") for path in paths]
+
+    assert [response.status_code for response in responses] == [503] * len(paths)
+    assert all(method == "HEAD" or response.json() == {"message": NOT_STARTED} for response in responses)
+    assert "compose_lifespans" in NOT_STARTED
+    headers = responses[0].headers
+    assert (headers["content-type"], headers["retry-after"]) == ("application/json", "10")
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+def test_missing_lifespan_is_logged_once_per_second(caplog: pytest.LogCaptureFixture) -> None:
+    http = asgi_client(create_app())
+
+    for _ in range(3):
+        http.get("/users")
+
+    assert caplog.messages == [NOT_STARTED]
+
+
+# --- composed lifespans
+
+
+def test_mounted_service_starts_with_the_outer_application(folder: Path) -> None:
+    events: list[str] = []
+    people = create_app()
+    app = FastAPI(lifespan=compose_lifespans(people, lifespan=recording_lifespan(events, "own")))
+    app.mount("/people", people)
+
+    @app.get("/state")
+    async def state(request: Request) -> str:
+        own: str = request.state.own
+        return own
+
+    with asgi_client(app) as http:
+        registered = http.post("/people/register-user", json=ADA)
+        own = http.get("/state").json()
+
+    assert (registered.status_code, own) == (201, "started")
+    assert events == ["start own", "stop own"]
+    assert (folder / "mlapi.db").exists()
+
+
+def test_two_services_can_be_mounted(folder: Path) -> None:
+    people, staff = create_app(), create_app()
+    app = Starlette(
+        routes=[Mount("/people", people), Mount("/staff", staff)], lifespan=compose_lifespans(people, staff)
+    )
+
+    with asgi_client(app) as http:
+        first = http.post("/people/register-user", json=ADA)
+        second = http.post("/staff/register-user", json=ADA)  # both use the configured database
+
+    assert (first.status_code, second.status_code) == (201, 409)
+
+
+def test_composed_lifespan_opens_the_guard_of_a_mounted_model(folder: Path) -> None:
+    async def predict(request: Request) -> JSONResponse:
+        return JSONResponse(request.user.username)
+
+    people = create_app()
+    model = FastAPI()
+    model.add_route("/predict", predict)
+    model.add_middleware(GuardMiddleware)
+    app = FastAPI(lifespan=compose_lifespans(people, model))
+    app.mount("/people", people)
+    app.mount("/model", model)
+
+    with asgi_client(app) as http:
+        http.post("/people/register-user", json=ADA)
+        token = http.post("/people/token", json=CREDENTIALS).json()["token"]
+        answer = http.get("/model/predict", headers={"Authorization": f"Bearer {token}"})
+
+    assert (answer.status_code, answer.json()) == (200, "ada")
+
+
+def test_lifespans_stop_in_reverse_order() -> None:
+    events: list[str] = []
+    first, second = (Starlette(lifespan=recording_lifespan(events, name)) for name in ("first", "second"))
+    app = Starlette(lifespan=compose_lifespans(first, second, lifespan=recording_lifespan(events, "own")))
+
+    with TestClient(app):
+        events.append("serve")
+
+    started, stopped = ["start own", "start first", "start second"], ["stop second", "stop first", "stop own"]
+    assert events == [*started, "serve", *stopped]
+
+
+def test_lifespans_stop_if_a_later_one_fails_to_start() -> None:
+    events: list[str] = []
+    first = Starlette(lifespan=recording_lifespan(events, "first"))
+    second = Starlette(lifespan=recording_lifespan(events, "second", ZeroDivisionError()))
+    app = Starlette(lifespan=compose_lifespans(first, second, lifespan=recording_lifespan(events, "own")))
+
+    with pytest.raises(ZeroDivisionError), TestClient(app):
+        pass
+
+    assert events == ["start own", "start first", "start second", "stop first", "stop own"]
+
+
+def test_other_lifespans_stop_if_one_fails_at_shutdown() -> None:
+    events: list[str] = []
+
+    @asynccontextmanager
+    async def fails_at_shutdown(_app: object) -> AsyncIterator[None]:
+        yield
+        raise ZeroDivisionError
+
+    first = Starlette(lifespan=recording_lifespan(events, "first"))
+    app = Starlette(lifespan=compose_lifespans(first, Starlette(lifespan=fails_at_shutdown)))
+
+    with pytest.raises(ZeroDivisionError), TestClient(app):
+        pass
+
+    assert events == ["start first", "stop first"]
+
+
+def test_configuration_error_of_a_mounted_service_is_raised(folder: Path) -> None:
+    (folder / "config.yml").write_text("databse: {url: x}")
+    app = Starlette(lifespan=compose_lifespans(create_app()))
+
+    with pytest.raises(ConfigurationError, match=r"^config\.yml: databse is not a setting"), TestClient(app):
+        pass
+
+
+async def ignores_lifespans(_scope: Scope, receive: Receive, _send: Send) -> None:
+    await receive()
+
+
+async def stops_early(_scope: Scope, receive: Receive, send: Send) -> None:
+    await receive()
+    await send({"type": "lifespan.startup.complete"})
+
+
+def test_application_without_lifespan_support_cannot_be_composed() -> None:
+    app = Starlette(lifespan=compose_lifespans(ignores_lifespans))
+
+    with pytest.raises(ConfigurationError, match="does not support the lifespan protocol"), TestClient(app):
+        pass
+
+
+def test_application_whose_lifespan_ends_early_can_be_composed() -> None:
+    with TestClient(Starlette(lifespan=compose_lifespans(stops_early))):
+        pass
+
+
+def test_canceled_startup_cancels_the_mounted_application() -> None:
+    canceled = []
+
+    async def never_starts(_scope: Scope, receive: Receive, _send: Send) -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            canceled.append(True)
+            raise
+
+    async def start_and_cancel() -> None:
+        async with asyncio.timeout(0.01), compose_lifespans(never_starts)(None):
+            pass
+
+    with pytest.raises(TimeoutError):
+        asyncio.run(start_and_cancel())
+
+    assert canceled == [True]
+
+
+# --- pages and rules below the mount
+
+
+def mounted(policy: AdminPolicy) -> TestClient:
+    service = create_app(Users(InMemoryUserRepository(), PlainCipher()), policy)
+    return asgi_client(Starlette(routes=[Mount("/tools", routes=[Mount("/people", service)])]))
+
+
+@pytest.mark.parametrize(
+    "path", ["/users", "/users/1", "/audit", "/metrics", "/docs", "/openapi.json", "/unknown", "/"]
+)
+def test_management_needs_the_admin_token_below_a_mount(path: str) -> None:
+    http = mounted(AdminPolicy(admin_token=ADMIN_TOKEN))
+
+    assert http.get(f"/tools/people{path}").status_code == 401
+    assert http.get(f"/tools/people{path}", headers=AS_ADMIN).status_code != 401
+
+
+@pytest.mark.parametrize(
+    "path", ["/tools/people/tools/people/users", "/tools/people//users", "/tools/people/health/live/../../users"]
+)
+def test_other_spellings_of_management_paths_stay_closed(path: str) -> None:
+    assert mounted(AdminPolicy(admin_token=ADMIN_TOKEN)).get(path).status_code in {401, 404}
+
+
+def test_local_mode_works_below_a_mount() -> None:
+    http = mounted(LOCAL_MODE)
+    user_id = http.post("/tools/people/register-user", json=ADA).json()["user_id"]
+
+    toggled = http.put(f"/tools/people/toggle-user-permission/{user_id}/0")
+    through_proxy = http.get("/tools/people/users", headers={"X-Forwarded-For": "192.0.2.1"})
+    from_page = http.get("/tools/people/users", headers={"Origin": "https://evil.example"})
+
+    assert (toggled.status_code, through_proxy.status_code, from_page.status_code) == (200, 403, 403)
+
+
+def test_console_links_forms_and_redirects_stay_below_the_mount() -> None:
+    http = mounted(AdminPolicy(admin_token=ADMIN_TOKEN))
+
+    redirected = http.get("/tools/people/console", follow_redirects=False)
+    page = http.get(redirected.headers["location"])
+    targets = set(re.findall(r'(?:href|src|action)="(/[^"]*)"', page.text))
+
+    assert redirected.headers["location"].startswith("/tools/people/console/")
+    assert targets
+    assert all(target.startswith("/tools/people/console") for target in targets)
+    assert [http.get(target).status_code for target in targets if "." in target] == [200] * len(
+        [target for target in targets if "." in target]
+    )
+
+
+def test_cookies_are_limited_to_the_mounted_console() -> None:
+    http = mounted(AdminPolicy(admin_token=ADMIN_TOKEN))
+    page = http.get("/tools/people/console/log-in")
+
+    cookies = page.headers.get_list("set-cookie")
+
+    assert all("Path=/tools/people/console" in cookie for cookie in cookies)
+
+
+def test_docs_below_a_mount_find_their_files_and_the_description() -> None:
+    http = mounted(LOCAL_MODE)
+
+    page = http.get("/tools/people/docs")
+    assets = re.findall(r'(?:href|src)="([^"]*docs/[^"]*)"', page.text)
+    statuses = [http.get(str(page.url.join(asset))).status_code for asset in assets]
+
+    assert assets
+    assert statuses == [200] * len(assets)
+
+
+def test_health_check_routes_of_the_outer_application_still_work() -> None:
+    async def own(_request: Request) -> JSONResponse:
+        return JSONResponse("own")
+
+    service = create_app(Users(InMemoryUserRepository(), PlainCipher()), LOCAL_MODE)
+    http = asgi_client(Starlette(routes=[Route("/health/live", own), Mount("/people", service)]))
+
+    assert http.get("/health/live").json() == "own"
+    assert http.get("/people/health/live").json() == {"message": "Alive"}
