@@ -453,13 +453,45 @@ def test_settings_repr_contains_no_secrets() -> None:
     )
 
 
+@pytest.mark.parametrize("is_open", [True, False])
+@pytest.mark.parametrize("word", ["yes", "No", "on", "OFF", "true", "False", "1", "0"])
+def test_flags_may_be_written_as_yes_or_on(tmp_path: Path, word: str, is_open: bool) -> None:
+    expected = word.lower() in {"yes", "on", "true", "1"}
+    defaults = f"registration: {{open: {is_open}}}"
+
+    assert load(tmp_path, f"registration: {{open: {word}}}").registration.open is expected
+    assert load(tmp_path, f"registration: {{open: '{word}'}}").registration.open is expected
+    assert load(tmp_path, defaults, {"MLAPI_REGISTRATION__OPEN": word}).registration.open is expected
+
+
+def test_section_merges_a_mapping_and_overrides_parts_of_it(tmp_path: Path) -> None:
+    content = """
+x-strict: &strict {per_name: 5, per_address: 7}
+x-stricter: &stricter {<<: *strict, per_address: 3}
+logins: {<<: *stricter, per_name: 6}
+"""
+
+    assert load(tmp_path, content).logins == LoginSettings(per_name=6, per_address=3)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("registration: {open: maybe}", "registration.open: must be true or false"),
-        ("tokens: {minutes: soon}", "tokens.minutes: must be a whole number"),
-        ("tokens: {issuer: 1}", "tokens.issuer: must be text: put it in quotes"),
-        ("http: {trusted_proxies: 5}", "http.trusted_proxies: must be a list"),
+        ("profile: test", "profile must be development or production"),
+        ("logging: {format: xml}", "logging.format must be text or json"),
+        ("registration: {open: maybe}", "registration.open must be true or false"),
+        ("tokens: {accept_bare: maybe}", "tokens.accept_bare must be true or false"),
+        ("tokens: {minutes: soon}", "tokens.minutes must be a whole number"),
+        ("tokens: {minutes: }", "tokens.minutes has no value: write one, or remove the line"),
+        ("tokens: {issuer: 1}", "tokens.issuer must be text: put it in quotes"),
+        ("secrets: {salt: 12345}", "secrets.salt must be text, or a list of text: put each value in quotes"),
+        ("secrets: {salt: [a, 12345]}", "secrets.salt (number 2) must be text: put it in quotes"),
+        ("connection: {username: a, password: 12345678}", "connection.password must be text: put it in quotes"),
+        ("connection: {username: a, password: b}", "connection.database is missing"),
+        (
+            "http: {trusted_proxies: 5}",
+            "http.trusted_proxies must be text, or a list of text: put each value in quotes",
+        ),
     ],
 )
 def test_value_of_the_wrong_type_is_explained(tmp_path: Path, text: str, message: str) -> None:

@@ -87,7 +87,7 @@ def test_error_names_the_path_of_an_unknown_key_in_a_variable(tmp_path: Path, va
         pytest.param("database: sqlite", "database", id="text as section"),
         pytest.param("database: {url: 5}", "database.url", id="number as URL"),
         pytest.param("connection: text", "connection", id="text as connection"),
-        pytest.param("connection: {username: mlapi}", "connection", id="incomplete connection"),
+        pytest.param("connection: {username: mlapi}", "connection.password", id="incomplete connection"),
         pytest.param(
             "connection: {username: a, password: p, database: d, port: x}", "connection.port", id="word as port"
         ),
@@ -98,10 +98,10 @@ def test_error_names_the_path_of_an_unknown_key_in_a_variable(tmp_path: Path, va
         pytest.param("secrets: key", "secrets", id="text as secrets section"),
         pytest.param("secrets: 5", "secrets", id="number as secrets section"),
         pytest.param("secrets: {key: 5}", "secrets.key", id="number as key"),
-        pytest.param("secrets: {key: [5]}", "secrets.key[0]", id="number in a list of keys"),
+        pytest.param("secrets: {key: [5]}", "secrets.key (number 1)", id="number in a list of keys"),
         pytest.param("secrets: {token_key: 5}", "secrets.token_key", id="number as token key"),
         pytest.param("secrets: {salt: 5}", "secrets.salt", id="number as salt"),
-        pytest.param("secrets: {salt: [5]}", "secrets.salt[0]", id="number in a list of salts"),
+        pytest.param("secrets: {salt: [5]}", "secrets.salt (number 1)", id="number in a list of salts"),
         pytest.param("secrets: {salt: 2026-03-01}", "secrets.salt", id="date as salt"),
         pytest.param("secrets: {admin_token: 5}", "secrets.admin_token", id="number as admin token"),
         pytest.param("passwords: {scheme: md5}", "passwords.scheme", id="unknown scheme"),
@@ -115,7 +115,9 @@ def test_error_names_the_path_of_an_unknown_key_in_a_variable(tmp_path: Path, va
         pytest.param("logins: {per_address: many}", "logins.per_address", id="word as limit"),
         pytest.param("logins: {per_name: null}", "logins.per_name", id="null as limit"),
         pytest.param("http: {trusted_proxies: 5}", "http.trusted_proxies", id="number as proxies"),
-        pytest.param("http: {trusted_proxies: [5]}", "http.trusted_proxies[0]", id="number in a list of proxies"),
+        pytest.param(
+            "http: {trusted_proxies: [5]}", "http.trusted_proxies (number 1)", id="number in a list of proxies"
+        ),
         pytest.param("http: text", "http", id="text as http section"),
         pytest.param("registration: {open: maybe}", "registration.open", id="word as boolean"),
         pytest.param("management: {local: 5}", "management.local", id="number as boolean"),
@@ -124,7 +126,7 @@ def test_error_names_the_path_of_an_unknown_key_in_a_variable(tmp_path: Path, va
 def test_type_error_in_the_file_names_the_path_of_the_setting(tmp_path: Path, content: str, path: str) -> None:
     error = load_error(tmp_path, content).removeprefix("FOLDER/config.yml: ")
 
-    assert error.startswith((f"{path}: ", f"{path} must contain"))
+    assert error.startswith((f"{path} must ", f"{path} has no value: ", f"{path} is missing"))
 
 
 @pytest.mark.parametrize(
@@ -145,9 +147,7 @@ def test_type_error_in_the_file_names_the_path_of_the_setting(tmp_path: Path, co
     ],
 )
 def test_type_error_in_a_variable_names_the_path_of_the_setting(tmp_path: Path, variable: str, path: str) -> None:
-    path_in_error, separator, _ = load_error(tmp_path, "", {variable: "nonsense"}).partition(": ")
-
-    assert (path_in_error, separator) == (path, ": ")
+    assert load_error(tmp_path, "", {variable: "nonsense"}).startswith((f"{path} must ", f"{path}: "))
 
 
 def test_variable_cannot_extend_a_section_that_is_text(tmp_path: Path) -> None:

@@ -67,13 +67,14 @@ class _DuplicateKeyError(yaml.YAMLError):
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that rejects duplicate keys."""
+    """A SafeLoader that rejects duplicate keys. A key beside ``<<`` overrides the same key of the merged mapping."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 - inherited signature
-        mapping = super().construct_mapping(node, deep)
-        if len(mapping) != len(node.value):
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:  # noqa: ANN401 - types-PyYAML is wrong about it
+        node = super().compose_mapping_node(anchor)
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        if len(set(keys)) != len(keys):
             raise _DuplicateKeyError(node.start_mark)
-        return mapping
+        return node
 
 
 def _read_text(file: Path, name: str) -> str:

@@ -2,7 +2,8 @@
 
 import difflib
 import re
-from typing import Any
+from types import NoneType
+from typing import Any, get_args
 
 import attrs
 import msgspec
@@ -20,18 +21,19 @@ _LIST_SETTINGS = [
     ("http", "trusted_proxies", True),
     ("http", "cors_origins", True),
 ]
-_CHOICES = {
-    "profile": ("development", "production"),
-    "passwords.scheme": ("argon2id", "fernet"),
-    "logging.format": ("text", "json"),
+_FLAGS = {
+    **dict.fromkeys(["true", "yes", "on", "1"], True),
+    **dict.fromkeys(["false", "no", "off", "0"], False),
 }
-_TYPE_RULES = {
-    "Expected `bool": "must be true or false",
-    "Expected `int": "must be a whole number",
-    "Expected `str": "must be text: put it in quotes",
-    "Expected `array": "must be a list",
+_TYPE_RULES: dict[object, str] = {
+    bool: "must be true or false",
+    int: "must be a whole number",
+    str: "must be text: put it in quotes",
+    tuple[str, ...]: "must be text, or a list of text: put each value in quotes",
 }
-"""Rules by the beginnings of the messages of msgspec."""
+_MISSING = re.compile(r"Object missing required field `(\w+)`")
+_EXTENSION_PREFIX = "x-"
+"""Top-level keys with this prefix are ignored: a place for values that ``<<`` merges into sections."""
 _KEY_NAME = re.compile(r"[a-z_]{1,32}")
 
 
@@ -46,6 +48,7 @@ def validate_keys(tree: dict[Any, Any], source: str) -> dict[Any, Any]:
         ConfigurationError: for the first key that is not a setting.
     """
     sections = section_types()
+    tree = {name: value for name, value in tree.items() if not str(name).startswith(_EXTENSION_PREFIX)}
     for name, value in tree.items():
         if name not in sections:
             raise _unknown_key_error(source, "", name, list(sections))
@@ -75,16 +78,11 @@ def parse_settings(tree: dict[str, Any], prefix: str = "") -> Settings:
         value = tree.get(section, {}).get(key)
         if isinstance(value, str):
             tree[section][key] = value.replace(",", " ").split() if is_split else [value] * bool(value)
+    _parse_flags(tree)
     try:
         settings = msgspec.convert(tree, Settings, strict=False)
     except msgspec.ValidationError as error:
-        message, _, path = str(error).partition(" - at ")
-        name = path.strip("`").removeprefix("$.") or "the configuration"
-        if message.startswith("Invalid enum value"):  # msgspec would show the value instead of the choices
-            message = f"must be {' or '.join(_CHOICES[name])}"
-        rules = (rule for beginning, rule in _TYPE_RULES.items() if message.startswith(beginning))
-        message = next(rules, message[:1].lower() + message[1:])
-        raise ConfigurationError(f"{prefix}{name}: {message}") from None
+        raise ConfigurationError(f"{prefix}{_describe_type_error(str(error))}") from None
     validate_values(settings, prefix)
     return settings
 
@@ -96,6 +94,39 @@ def parse_secrets(tree: dict[str, Any], source: str) -> SecretSettings:
         ConfigurationError: for the first invalid key or value. The message names the source.
     """
     return parse_settings(validate_keys({"secrets": tree}, source), f"{source}: ").secrets
+
+
+def _parse_flags(tree: dict[str, Any]) -> None:
+    """Replace ``yes``, ``off`` and the like, which YAML knows as flags, but environment variables contain as text."""
+    for name, section in section_types().items():
+        for field in attrs.fields(section) if section is not None else ():
+            value = tree.get(name, {}).get(field.name)
+            if bool in {field.type, *get_args(field.type)} and isinstance(value, str):
+                tree[name][field.name] = _FLAGS.get(value.strip().lower(), value)
+
+
+def _describe_type_error(error: str) -> str:
+    """Return an error of msgspec in terms of settings: the name of the setting, and what its value must be."""
+    message, _, path = error.partition(" - at ")
+    name, _, index = path.strip("`").removeprefix("$.").partition("[")
+    if (missing := _MISSING.match(message)) is not None:
+        return f"{name}.{missing[1]} is missing"
+    section, _, key = name.rpartition(".")
+    owner = section_types()[section] if section else Settings
+    rule = _describe_type(str if index else attrs.fields_dict(owner or Settings)[key].type)
+    label = f"{name} (number {int(index.rstrip(']')) + 1})" if index else name
+    if message.endswith("got `null`"):
+        return f"{label} has no value: write one, or remove the line"
+    return f"{label} {rule}"
+
+
+def _describe_type(annotation: Any) -> str:  # noqa: ANN401 - any type
+    if annotation in _TYPE_RULES:
+        return _TYPE_RULES[annotation]
+    choices = [argument for argument in get_args(annotation) if argument is not NoneType]
+    if all(isinstance(choice, str) for choice in choices):
+        return f"must be {' or '.join(choices)}"
+    return _describe_type(choices[0])  # an optional setting
 
 
 def _unknown_key_error(source: str, prefix: str, name: object, known: list[str]) -> ConfigurationError:
