@@ -24,7 +24,7 @@ COMMANDS = [
     ["secrets", "prune"],
     ["db", "check"],
     ["doctor"],
-    ["users", "remove", "ada"],
+    ["users", "remove", "ada", "--yes"],
 ]
 NAME, PASSWORD = "Zoë", "difference engine"
 

@@ -84,7 +84,8 @@ def test_terminal_prompts_twice_for_a_hidden_password(monkeypatch: pytest.Monkey
 
     prompts: list[tuple[str, bool, bool]] = []
 
-    def prompt(text: str, *, hide_input: bool, confirmation_prompt: bool) -> str:
+    def prompt(text: str, *, hide_input: bool, confirmation_prompt: bool, err: bool) -> str:
+        assert err  # standard output is only for the result
         prompts.append((text, hide_input, confirmation_prompt))
         return PASSWORD
 
@@ -99,19 +100,16 @@ def list_users(*options: str) -> list[str]:
     return mlapi("users", "list", "--json", *options).stdout.splitlines()
 
 
-def test_user_list_is_paginated_and_filtered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(users_command, "_PAGE_SIZE", 2)
+def test_user_list_is_filtered() -> None:
     for name in ("ada", "bob", "Adam"):
         add_user(name)
     mlapi("users", "disable", "BOB")
 
-    all_users = mlapi("users", "list")
     lists = {
         options: [json.loads(line)["username"] for line in list_users(*options)]
         for options in [(), ("--enabled",), ("--disabled",), ("--containing", "ADA"), ("--containing", "example")]
     }
 
-    assert all_users.stdout.splitlines()[1] == "       2  disabled  bob  <bob@example.com>"
     assert lists == {
         (): ["ada", "bob", "Adam"],
         ("--enabled",): ["ada", "Adam"],
@@ -132,9 +130,10 @@ def test_show_finds_a_user_by_name_and_by_id() -> None:
 def test_user_can_be_disabled_enabled_and_removed() -> None:
     add_user("ada")
 
-    lines = [mlapi("users", command, "ada").stdout for command in ("disable", "enable", "remove")]
+    commands = [["disable", "ada"], ["enable", "1"], ["remove", "ADA", "--yes"]]
+    lines = [mlapi("users", *command).stdout for command in commands]
 
-    assert [line.split()[1] for line in lines] == ["disabled", "enabled", "enabled"]
+    assert lines == ["disabled user 1 (ada)\n", "enabled user 1 (ada)\n", "removed user 1 (ada)\n"]
     with open_users(load_settings()) as users:
         assert users.find("ada") is None
 
@@ -155,7 +154,7 @@ def test_set_password_replaces_the_old_password() -> None:
         (["users", "show", "--id", "7"], None, "mlapi: user 7 does not exist"),
         (["users", "show", "--id", "x"], None, "mlapi: user_id must be ASCII digits"),
         (["users", "disable", "nobody"], None, "mlapi: user 'nobody' does not exist"),
-        (["users", "remove", "nobody\n"], None, "mlapi: user 'nobody\\n' does not exist"),
+        (["users", "remove", "nobody\n", "--yes"], None, "mlapi: user 'nobody\\n' does not exist"),
         (["users", "set-password", "nobody"], "x\n", "mlapi: user 'nobody' does not exist"),
         (
             ["users", "add", "ada", "nonsense"],
@@ -226,7 +225,7 @@ def test_short_help_option_works_everywhere() -> None:
     [
         (["frob"], 2, "mlapi: No such command 'frob'; see `mlapi --help`"),
         (["--frob"], 2, "mlapi: No such option '--frob'; see `mlapi --help`"),
-        (["users", "show"], 2, "mlapi: Missing argument 'USER'; see `mlapi users show --help`"),
+        (["users", "show"], 2, "mlapi: Missing argument 'USER...'; see `mlapi users show --help`"),
         (["secrets", "new", "7"], 2, "mlapi: Got unexpected extra argument (7); see `mlapi secrets new --help`"),
         (
             ["serve", "--port", "99999"],

@@ -90,7 +90,7 @@ COMMANDS: Sequence[tuple[str, ...]] = (
     ("users", "list"),
     ("users", "show", "user0"),
     ("users", "disable", "user0"),
-    ("users", "remove", "user0"),
+    ("users", "remove", "user0", "--yes"),
     ("users", "export", "users.csv"),
     ("secrets", "rotate"),
     ("secrets", "rotate", "--tokens"),

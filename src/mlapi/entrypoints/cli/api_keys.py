@@ -2,7 +2,7 @@
 
 import click
 
-from mlapi.entrypoints.cli.output import RenamedCommandError
+from mlapi.entrypoints.cli.output import UsageError
 
 _RENAMED = {"new", "rotate", "prune"}
 
@@ -14,7 +14,7 @@ class ApiKeyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] in _RENAMED:
-            raise RenamedCommandError(f"`mlapi keys {args[0]}` is now `mlapi secrets {args[0]}`")
+            raise UsageError(f"`mlapi keys {args[0]}` is now `mlapi secrets {args[0]}`")
         return super().resolve_command(ctx, args)
 
 

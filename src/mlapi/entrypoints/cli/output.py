@@ -1,5 +1,6 @@
 """Print the results of commands as text or JSON, and their errors."""
 
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +15,8 @@ from mlapi.domain.errors import MlapiError
 EXIT_USAGE = 2
 EXIT_ERROR = 3
 """The same exit code that uvicorn uses if the application fails to start."""
+EXIT_PARTIAL = 4
+"""The exit code if a command changed something, but not everything that was requested."""
 EXIT_INTERRUPTED = 130
 """The exit code that shells use for SIGINT: 128 + 2."""
 
@@ -27,7 +30,7 @@ class CommandError(click.ClickException):
         click.echo(f"mlapi: {self.message}", file=file, err=file is None)
 
 
-class RenamedCommandError(CommandError):
+class UsageError(CommandError):
     exit_code = EXIT_USAGE
 
 
@@ -42,6 +45,7 @@ class OneLineGroup(click.Group):
         # Python sets a standard stream to None if the parent process closed it.
         sys.stdin = sys.stdin or open(os.devnull, encoding="utf-8")  # noqa: PTH123, SIM115 - open until the process ends
         sys.stdout = sys.stdout or open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 - as above
+        _escape_unencodable(sys.stdout)
         try:
             code: object = super().main(*args, **options)
         except CommandError as error:
@@ -67,6 +71,12 @@ class OneLineGroup(click.Group):
         except (ValueError, RuntimeError) as error:  # not UTF-8, a NUL in a path, a loop of symbolic links
             _exit(f"an argument or the input is invalid ({type(error).__name__})", 1)
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _escape_unencodable(stream: object) -> None:
+    """Escape the characters that the encoding of the terminal lacks, instead of raising `UnicodeEncodeError`."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="backslashreplace")
 
 
 def _exit(message: str, code: int) -> NoReturn:

@@ -15,13 +15,10 @@ from mlapi.domain.commands import Actor
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.cli.files import STDIO, RejectsFile, open_input, open_output, size_of
 from mlapi.entrypoints.cli.operator import account_name
-from mlapi.entrypoints.cli.output import EXIT_INTERRUPTED, CommandError, command_errors, json_option, show
+from mlapi.entrypoints.cli.output import EXIT_INTERRUPTED, EXIT_PARTIAL, CommandError, command_errors, json_option, show
 from mlapi.entrypoints.cli.user_files import FileFormat, read_rows, write_users
 from mlapi.entrypoints.cli.users import filter_options
 from mlapi.entrypoints.http.thread_pool import cores
-
-EXIT_SOME_REJECTED = 4
-"""The exit code if some rows of an import were rejected. All other rows are stored."""
 
 _PAGE_SIZE = 2_000
 _FORMAT_BY_SUFFIX: dict[str, FileFormat] = {".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl"}
@@ -84,7 +81,7 @@ def users_import(
     }
     show(line, details, as_json=as_json)
     if summary.rejected:
-        click.get_current_context().exit(EXIT_SOME_REJECTED)
+        click.get_current_context().exit(EXIT_PARTIAL)
 
 
 def _run(importing: UserImport, rows: Iterable[Row], *, size_bytes: int | None) -> None:

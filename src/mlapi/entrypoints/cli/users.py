@@ -1,28 +1,46 @@
 """``mlapi users``: list, register, enable, disable and remove users."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import click
 
-from mlapi.application.users import Users
-from mlapi.domain.users import User
+from mlapi.application.user_search import iterate_sorted
+from mlapi.domain.commands import UserCommand
+from mlapi.domain.users import User, UserOrder
 from mlapi.entrypoints.cli.operator import open_users_as_operator
-from mlapi.entrypoints.cli.output import CommandError, json_option, show
-from mlapi.entrypoints.wire import requests, responses
+from mlapi.entrypoints.cli.output import json_option
+from mlapi.entrypoints.cli.selection import (
+    STDIN,
+    Report,
+    apply_to_each,
+    confirm,
+    describe,
+    find_each,
+    find_user,
+    read_names,
+    require_terminal,
+    user_argument,
+    users_argument,
+    yes_option,
+)
+from mlapi.entrypoints.cli.tables import Column, format_time, list_format_options, printable, show_rows
+from mlapi.entrypoints.wire.responses import UserResponse
 
-_PAGE_SIZE = 500
+_COLUMNS: list[Column[UserResponse]] = [
+    Column(heading="ID", cell=lambda user: user.user_id, is_number=True),
+    Column(heading="STATE", cell=lambda user: "enabled" if user.enabled else "disabled"),
+    Column(heading="USERNAME", cell=lambda user: user.username, may_shrink=True),
+    Column(heading="EMAIL", cell=lambda user: user.email, may_shrink=True),
+    Column(heading="CREATED (UTC)", cell=lambda user: format_time(user.created_datetime)),
+    Column(heading="UPDATED (UTC)", cell=lambda user: format_time(user.updated_datetime), is_optional=True),
+]
 
 
 @click.group("users")
 def user_commands() -> None:
     """Manage the users of the configured database."""
-
-
-def user_argument(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the USER argument and the ``--id`` and ``--json`` options."""
-    command = click.option("--id", "by_id", is_flag=True, help="USER is an id, not a name.")(json_option(command))
-    return click.argument("user")(command)
 
 
 def filter_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -37,20 +55,31 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @user_commands.command("list")
 @filter_options
-@click.option("--json", "as_json", is_flag=True, help="Print JSON, one line per user.")
-def users_list(*, enabled: bool | None, containing: str, as_json: bool) -> None:
-    """List users, ordered by id."""
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N users.")
+@click.option("--sort", type=click.Choice(get_args(UserOrder)), default="id", help="What to sort by. Default: id.")
+@click.option("--reverse", is_flag=True, help="Reverse the order.")
+@list_format_options
+def users_list(*, sort: UserOrder, reverse: bool, list_format: str | None, **selection: Any) -> None:  # noqa: ANN401 - see `iterate_sorted`
+    """List users.
+
+    \b
+    The ten newest users: mlapi users list --sort created --reverse --limit 10
+    """  # noqa: D301 - the backspace tells click not to rewrap the paragraph
     with open_users_as_operator() as users:
-        for user in users.iterate_users(batch_size=_PAGE_SIZE, enabled=enabled, containing=containing):
-            _show(user, as_json=as_json)
+        found = iterate_sorted(users, sort, descending=reverse, **selection)
+        show_rows(map(UserResponse.from_user, found), _COLUMNS, UserResponse, list_format, empty="no users found")
 
 
 @user_commands.command("show")
-@user_argument
-def users_show(user: str, *, by_id: bool, as_json: bool) -> None:
-    """Show one user."""
+@users_argument
+@list_format_options
+def users_show(names: Sequence[str], *, reference: str | None, list_format: str | None) -> None:
+    """Show users. Use - to read their names or ids from standard input."""
+    report = Report("found")
     with open_users_as_operator() as users:
-        _show(_find(users, user, by_id=by_id), as_json=as_json)
+        found = report.count(find_each(users, read_names(names), reference, report))
+        show_rows(map(UserResponse.from_user, found), _COLUMNS, UserResponse, list_format)
+    report.exit_on_failure()
 
 
 @user_commands.command("add")
@@ -61,68 +90,82 @@ def users_add(username: str, email: str, *, as_json: bool) -> None:
     """Register a user. Prompts for the password, or reads it from standard input."""
     password = _read_password()
     with open_users_as_operator(may_create=True) as users:
-        _show(users.register(username=username, password=password, email=email), as_json=as_json)
+        Report("registered", as_json=as_json).succeed(users.register(username=username, password=password, email=email))
 
 
 @user_commands.command("enable")
-@user_argument
-def users_enable(user: str, *, by_id: bool, as_json: bool) -> None:
-    """Enable a user."""
-    _set_enabled(user, by_id=by_id, as_json=as_json, enabled=True)
+@users_argument
+@json_option
+def users_enable(names: Sequence[str], *, reference: str | None, as_json: bool) -> None:
+    """Enable users. Use - to read their names or ids from standard input."""
+    _set_enabled(names, reference, Report("enabled", as_json=as_json), enabled=True)
 
 
 @user_commands.command("disable")
-@user_argument
-def users_disable(user: str, *, by_id: bool, as_json: bool) -> None:
-    """Disable a user. Their requests are rejected immediately."""
-    _set_enabled(user, by_id=by_id, as_json=as_json, enabled=False)
+@users_argument
+@json_option
+def users_disable(names: Sequence[str], *, reference: str | None, as_json: bool) -> None:
+    """Disable users. Use - to read their names or ids from standard input.
+
+    Their requests are rejected immediately.
+    """
+    _set_enabled(names, reference, Report("disabled", as_json=as_json), enabled=False)
 
 
 @user_commands.command("remove")
-@user_argument
-def users_remove(user: str, *, by_id: bool, as_json: bool) -> None:
-    """Remove a user and their API keys permanently."""
+@users_argument
+@yes_option
+@json_option
+def users_remove(names: Sequence[str], *, reference: str | None, yes: bool, as_json: bool) -> None:
+    """Remove users and their API keys permanently. Use - to read their names or ids from standard input.
+
+    Asks for confirmation. Without a terminal, --yes is required.
+    """
+    report = Report("removed", as_json=as_json)
+    if not yes:
+        require_terminal(may_read=STDIN not in names)
     with open_users_as_operator() as users:
-        _show(users.remove(user_id=_find(users, user, by_id=by_id).id), as_json=as_json)
+        selected = find_each(users, read_names(names), reference, report)
+        if not yes:
+            selected = iter(_confirm_removal(list(selected)))
+        apply_to_each(users, selected, lambda user: users.prepare_remove(user_id=user.id), report)
+    report.exit_on_failure()
 
 
 @user_commands.command("set-password")
 @user_argument
-def users_set_password(user: str, *, by_id: bool, as_json: bool) -> None:
+@json_option
+def users_set_password(user: str, *, reference: str | None, as_json: bool) -> None:
     """Change a user's password and revoke their tokens.
 
     Prompts for the password, or reads it from standard input.
     """
     password = _read_password()
     with open_users_as_operator() as users:
-        user_id = _find(users, user, by_id=by_id).id
-        _show(users.set_password(user_id=user_id, password=password), as_json=as_json)
+        user_id = find_user(users, user, reference).id
+        changed = users.set_password(user_id=user_id, password=password)
+        Report("changed the password of", as_json=as_json).succeed(changed)
 
 
-def _set_enabled(user: str, *, by_id: bool, as_json: bool, enabled: bool) -> None:
+def _set_enabled(names: Sequence[str], reference: str | None, report: Report, *, enabled: bool) -> None:
+    def prepare(user: User) -> UserCommand:
+        return users.prepare_set_enabled(user_id=user.id, enabled=enabled)
+
     with open_users_as_operator() as users:
-        user_id = _find(users, user, by_id=by_id).id
-        _show(users.set_enabled(user_id=user_id, enabled=enabled), as_json=as_json)
+        apply_to_each(users, find_each(users, read_names(names), reference, report), prepare, report)
+    report.exit_on_failure()
 
 
-def _find(users: Users, user: str, *, by_id: bool) -> User:
-    if by_id:
-        return users.get(requests.parse_user_id(user))
-    found = users.find(user)
-    if found is None:
-        raise CommandError(f"user {user!r} does not exist")
-    return found
-
-
-def _show(user: User, *, as_json: bool) -> None:
-    state = "enabled" if user.enabled else "disabled"
-    line = f"{user.id:>8}  {state:8}  {user.username}  <{user.email}>"
-    show(line, responses.UserResponse.from_user(user), as_json=as_json)
+def _confirm_removal(selected: Sequence[User]) -> Sequence[User]:
+    if selected:
+        items = [f"{describe(user)}, {printable(user.email)}" for user in selected]
+        confirm("Remove these users and their API keys permanently?", items)
+    return selected
 
 
 def _read_password() -> str:
     """Read a password from the terminal or standard input: other accounts could see it in the arguments."""
     if sys.stdin.isatty():
-        password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+        password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
         return password
     return sys.stdin.readline().rstrip("\r\n")

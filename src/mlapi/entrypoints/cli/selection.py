@@ -1,0 +1,163 @@
+"""Find the users that the arguments of a command name, and apply a change to each of them."""
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import cast
+
+import attrs
+import click
+
+from mlapi.application.users import Users
+from mlapi.domain.commands import UserCommand
+from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
+from mlapi.domain.users import User
+from mlapi.entrypoints.cli.output import EXIT_PARTIAL, CommandError, UsageError, show
+from mlapi.entrypoints.cli.tables import printable
+from mlapi.entrypoints.wire import requests, responses
+
+STDIN = "-"
+MAX_SHOWN_ITEMS = 20
+"""The maximum number of items that a question lists."""
+_BATCH_USERS = 500
+
+
+def reference_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--id`` and ``--name``, which the command receives as ``reference``."""
+    command = click.option("--name", "reference", flag_value="name", help="USER is a name, even if it is a number.")(
+        command
+    )
+    return click.option("--id", "reference", flag_value="id", help="USER is an id.")(command)
+
+
+def user_argument(command: Callable[..., None]) -> Callable[..., None]:
+    """Add one USER argument and its options."""
+    return click.argument("user")(reference_options(command))
+
+
+def users_argument(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the argument for several users and its options."""
+    return click.argument("names", metavar="USER...", nargs=-1, required=True)(reference_options(command))
+
+
+def yes_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Add ``--yes``."""
+    return click.option("--yes", is_flag=True, help="Do not ask for confirmation.")(command)
+
+
+def find_user(users: Users, text: str, reference: str | None) -> User:
+    """Return the user that a name or an id refers to. Without ``reference``, digits are an id and other text a name.
+
+    Raises:
+        CommandError: if no user has this name, or if it may be an id or another user's name.
+        MlapiError: if no user has this id.
+    """
+    if reference == "id":
+        return users.get(requests.parse_user_id(text))
+    named = users.find(text)
+    if reference is None and _is_id(text):
+        user_id = requests.parse_user_id(text)
+        if named is not None and named.id != user_id:
+            raise CommandError(f"{text} may be an id or the name of user {named.id}: add --id or --name")
+        return users.get(user_id)
+    if named is None:
+        raise CommandError(f"user {text!r} does not exist")
+    return named
+
+
+def read_names(names: Sequence[str]) -> Iterator[str]:
+    """Yield the names in the arguments. In place of ``-``, yield the lines of standard input that are not empty."""
+    for name in names:
+        if name == STDIN:
+            yield from filter(None, map(str.strip, sys.stdin))
+        else:
+            yield name
+
+
+def require_terminal(*, may_read: bool = True) -> None:
+    """Raise `UsageError` if there is no terminal to ask a question on, or if standard input contains names."""
+    if not (may_read and sys.stdin.isatty()):
+        raise UsageError("nothing was changed: there is no terminal to ask for confirmation, so add --yes")
+
+
+def confirm(question: str, items: Sequence[str] = ()) -> None:
+    """List the items and ask a question on the terminal.
+
+    Raises:
+        CommandError: if the answer is no.
+    """
+    for item in items[:MAX_SHOWN_ITEMS]:
+        click.echo(f"  {item}", err=True)
+    if len(items) > MAX_SHOWN_ITEMS:
+        click.echo(f"  ... and {len(items) - MAX_SHOWN_ITEMS} more", err=True)
+    if not click.confirm(question, err=True):
+        raise CommandError("nothing was changed")
+
+
+@attrs.define
+class Report:
+    """Counts and prints what happened to each user."""
+
+    done_word: str
+    as_json: bool = False
+    done: int = 0
+    failed: int = 0
+
+    def succeed(self, user: User) -> None:
+        self.done += 1
+        show(f"{self.done_word} {describe(user)}", responses.UserResponse.from_user(user), as_json=self.as_json)
+
+    def count(self, users: Iterable[User]) -> Iterator[User]:
+        """Yield the users, and count them as done."""
+        for user in users:
+            self.done += 1
+            yield user
+
+    def fail(self, error: Exception) -> None:
+        self.failed += 1
+        CommandError(str(error)).show()
+
+    def exit_on_failure(self) -> None:
+        """Exit with code 3 if every user failed, and with code 4 if only some did."""
+        if self.failed:
+            raise click.exceptions.Exit(EXIT_PARTIAL if self.done else CommandError.exit_code)
+
+
+def find_each(users: Users, names: Iterable[str], reference: str | None, report: Report) -> Iterator[User]:
+    """Yield the user for each name, and report the names that refer to none."""
+    for name in names:
+        try:
+            yield find_user(users, name, reference)
+        except RepositoryUnavailableError:
+            raise
+        except (MlapiError, CommandError) as error:
+            report.fail(error)
+
+
+def apply_to_each(
+    users: Users, selected: Iterable[User], prepare: Callable[[User], UserCommand], report: Report
+) -> None:
+    """Apply a command to each user, in one transaction per batch, and report the outcomes.
+
+    Raises:
+        CommandError: if the database becomes unavailable. The outcomes of former batches have been reported.
+    """
+    try:
+        iterator = iter(selected)
+        while batch := list({user.id: user for user in islice(iterator, _BATCH_USERS)}.values()):
+            for outcome in users.repository.apply([prepare(user) for user in batch]):
+                if isinstance(outcome, MlapiError):  # removed in the meantime
+                    report.fail(outcome)
+                else:
+                    report.succeed(cast("User", outcome))
+    except RepositoryUnavailableError as error:
+        raise CommandError(f"{error}; users changed before: {report.done}; run the command again") from None
+
+
+def _is_id(text: str) -> bool:
+    return text.isascii() and text.isdigit() and not text.startswith("0")
+
+
+def describe(user: User) -> str:
+    """Return the id and name of a user, for messages."""
+    return f"user {user.id} ({printable(user.username)})"
