@@ -20,6 +20,12 @@ from sqlalchemy import URL
 
 PASSWORD = "p@ss/w:rd?#%41 é"  # breaks URLs that do not escape it
 START_TIMEOUT_SECONDS = 60
+_DROP_SCHEMAS = r"""
+    DO $$ DECLARE name text; BEGIN
+        FOR name IN SELECT nspname FROM pg_namespace WHERE nspname !~ '^(pg_|information_schema$)'
+        LOOP EXECUTE format('DROP SCHEMA %I CASCADE', name); END LOOP;
+    END $$
+"""
 
 
 class PostgresServer:
@@ -135,7 +141,7 @@ class PostgresServer:
         self.execute(
             "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity"
             " WHERE datname = current_database() AND pid <> pg_backend_pid();"
-            "DROP SCHEMA public CASCADE;"
+            f"{_DROP_SCHEMAS};"
             "CREATE SCHEMA public AUTHORIZATION pg_database_owner;"
             "GRANT USAGE ON SCHEMA public TO PUBLIC;"
             "SELECT pg_stat_reset()",

@@ -24,7 +24,9 @@ class TestInMemoryStorage(StorageContract):
 class TestSqlStorage(StorageContract):
     @pytest.fixture
     def open_storage(self, url: URL) -> Callable[[], Storage]:
-        return lambda: SqlStorage(Database(url))
+        # A schema on PostgreSQL. The other tests use the default schema.
+        namespace = None if url.get_backend_name() == "sqlite" else "Model-Users"
+        return lambda: SqlStorage(Database(url, namespace=namespace))
 
 
 class TestPreparedRepository(UserRepositoryContract):

@@ -17,9 +17,9 @@ from sqlalchemy import URL, inspect, text
 from mlapi import ConfigurationError, RepositoryUnavailableError, UserId
 from mlapi.adapters.sql import Database, SqlUserRepository, prepare_schema, upgrade
 from mlapi.adapters.sql import schema as schema_module
-from mlapi.adapters.sql.schema import HEAD, VERSION_TABLE, current_revision, downgrade
+from mlapi.adapters.sql.schema import HEAD, current_revision, downgrade
 from mlapi.adapters.sql.sqlite.engine import enable_write_ahead_log
-from mlapi.adapters.sql.tables import metadata
+from mlapi.adapters.sql.tables import VERSION_TABLE, metadata
 from mlapi.testing.samples import registered, with_api_key
 
 MIGRATIONS = ScriptDirectory(schema_module.__file__.replace("schema.py", "migrations"))

@@ -108,7 +108,7 @@ def test_empty_mlapi_config_variable_is_ignored(tmp_path: Path, monkeypatch: pyt
 def test_every_setting_can_be_set_in_the_file(tmp_path: Path) -> None:
     content = f"""
         profile: production
-        database: {{url: "postgresql://db.example/mlapi"}}
+        database: {{url: "postgresql://db.example/mlapi", schema: model-users}}
         secrets: {{key: {KEY}, salt: "{SALT}", token_key: {TOKEN_KEY}, admin_token: {TOKEN}}}
         passwords: {{scheme: fernet, min_length: 15}}
         tokens: {{minutes: 5, issuer: users.example, audience: models.example}}
@@ -121,7 +121,7 @@ def test_every_setting_can_be_set_in_the_file(tmp_path: Path) -> None:
 
     assert load(tmp_path, content) == Settings(
         profile="production",
-        database=DatabaseSettings(url="postgresql://db.example/mlapi"),
+        database=DatabaseSettings(url="postgresql://db.example/mlapi", schema="model-users"),
         secrets=ALL_SECRETS,
         passwords=PasswordSettings(scheme="fernet", min_length=15),
         tokens=TokenSettings(minutes=5, issuer="users.example", audience="models.example"),
@@ -137,6 +137,7 @@ def test_every_setting_can_be_set_in_the_environment(tmp_path: Path) -> None:
     environ = {
         "MLAPI_PROFILE": "production",
         "MLAPI_DATABASE__URL": "postgresql://db.example/mlapi",
+        "MLAPI_DATABASE__SCHEMA": "model-users",
         "MLAPI_SECRETS__KEY": KEY,
         "MLAPI_SECRETS__SALT": SALT,
         "MLAPI_SECRETS__TOKEN_KEY": TOKEN_KEY,
@@ -157,7 +158,7 @@ def test_every_setting_can_be_set_in_the_environment(tmp_path: Path) -> None:
 
     assert load(tmp_path, "", environ) == Settings(
         profile="production",
-        database=DatabaseSettings(url="postgresql://db.example/mlapi"),
+        database=DatabaseSettings(url="postgresql://db.example/mlapi", schema="model-users"),
         secrets=ALL_SECRETS,
         passwords=PasswordSettings(scheme="fernet", min_length=15),
         tokens=TokenSettings(minutes=5, issuer="users.example", audience="models.example"),
@@ -441,7 +442,7 @@ def test_settings_repr_contains_no_secrets() -> None:
     )
 
     assert repr(settings) == (
-        "Settings(profile='development', database=DatabaseSettings(),"
+        "Settings(profile='development', database=DatabaseSettings(schema=None),"
         " connection=ConnectionSettings(username='mlapi', host='localhost', port=5432, database='users'),"
         " secrets=SecretSettings(), passwords=PasswordSettings(scheme='argon2id', min_length=None),"
         " tokens=TokenSettings(minutes=60, issuer='mlapi', audience='mlapi', accept_bare=None),"

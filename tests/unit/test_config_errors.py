@@ -373,12 +373,21 @@ def test_secrets_in_variables_allow_a_world_readable_file(tmp_path: Path, caplog
     assert caplog.messages == []
 
 
+SCHEMA_RULE = (
+    "database.schema must consist of letters, digits, _ and -, begin with a letter or _, and have at most 63 bytes"
+)
+RESERVED_SCHEMA = "database.schema: PostgreSQL reserves information_schema and names that begin with pg_"
+
+
 @pytest.mark.parametrize(
     ("content", "error"),
     [
         ("connection: {username: a, password: p, database: d, port: 0}", "connection.port must be from 1 to 65535"),
         ("connection: {username: a, password: p, database: d, port: 65536}", "connection.port must be from 1 to 65535"),
         ("passwords: {min_length: 0}", "passwords.min_length must be from 1 to 1024"),
+        *((f"database: {{schema: '{name}'}}", SCHEMA_RULE) for name in ("", "1a", "$user", "a.b", "a b", "é" * 32)),
+        ("database: {schema: pg_users}", RESERVED_SCHEMA),
+        ("database: {schema: information_schema}", RESERVED_SCHEMA),
         ("passwords: {min_length: 1025}", "passwords.min_length must be from 1 to 1024"),
         ("audit: {days: -1}", "audit.days must be from 1 to 36500, or 0 to keep audit entries indefinitely"),
         ("audit: {days: 36501}", "audit.days must be from 1 to 36500, or 0 to keep audit entries indefinitely"),

@@ -116,7 +116,7 @@ def test_no_request_value_is_interpolated_into_sql() -> None:
     # SQL allows no parameters in these places. The values are settings, numbers and table names from our own code.
     assert interpolated == {
         *("setting", "timeout_seconds * 1000", "VERSION_TABLE", "_MAX_DAMAGE_LINES", "notes.name"),
-        "_assignments('SET', settings)",
+        *("_assignments('SET', settings)", "quote(name)"),
     }
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import attrs
 
 from mlapi.adapters.memory import InMemoryStorage
-from mlapi.adapters.sql import Database, SqlStorage, connection_url, unsupported_scheme_error
+from mlapi.adapters.sql import Database, SqlStorage, connection_url, namespace_error, unsupported_scheme_error
 from mlapi.config import Settings
 from mlapi.config.database_paths import database_url
 from mlapi.domain.errors import ConfigurationError
@@ -71,8 +71,9 @@ def _find_missing(file: Path) -> str | None:
 
 
 def _make_storage(settings: Settings) -> Storage:
+    namespace = settings.database.schema
     if settings.connection is not None:
-        return SqlStorage(Database(connection_url(**attrs.asdict(settings.connection))))
+        return SqlStorage(Database(connection_url(**attrs.asdict(settings.connection)), namespace=namespace))
     url = settings.database.url or database_url(None, settings.folder)
     scheme = _SCHEME.match(url)
     if scheme is None:
@@ -80,6 +81,10 @@ def _make_storage(settings: Settings) -> Storage:
     from_url = _find_factory(scheme[1].lower())
     if from_url is None:
         raise unsupported_scheme_error(scheme[1], _storages)
+    if from_url == SqlStorage.from_url:
+        return SqlStorage.from_url(url, namespace=namespace)
+    if namespace is not None:
+        raise namespace_error()
     return from_url(url)
 
 

@@ -31,6 +31,8 @@ MAX_TOKEN_NAME_CHARS = 200
 @attrs.frozen(kw_only=True)
 class DatabaseSettings:
     url: str | None = attrs.field(default=None, repr=False)
+    schema: str | None = None
+    """The PostgreSQL schema that contains the tables. None means the first existing one on the ``search_path``."""
 
 
 @attrs.frozen(kw_only=True)

@@ -23,6 +23,9 @@ from mlapi.domain.rules import MAX_PASSWORD_CHARS
 
 KEY_BYTES = 32
 """A Fernet key has 16 bytes for signing and 16 for encryption (Fernet specification, "Key Format")."""
+MAX_SCHEMA_NAME_BYTES = 63
+"""PostgreSQL truncates longer names (PostgreSQL 18, section 4.1.1)."""
+_SCHEMA_NAME = re.compile(r"[^\W\d][\w-]*")
 _BEARER_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, 2.1
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?")
 _DEFAULT_PORTS = {"http": "80", "https": "443"}
@@ -61,6 +64,8 @@ def validate_values(settings: Settings, prefix: str = "") -> None:
         raise ConfigurationError("database.url and connection are both set: remove one")
     if settings.connection is not None and not 0 < settings.connection.port < 2**16:
         raise ConfigurationError("connection.port must be from 1 to 65535")
+    if settings.database.schema is not None:
+        _validate_schema(settings.database.schema)
     if settings.passwords.min_length is not None and not 0 < settings.passwords.min_length <= MAX_PASSWORD_CHARS:
         raise ConfigurationError(f"passwords.min_length must be from 1 to {MAX_PASSWORD_CHARS}")
     _validate_secrets(settings.secrets, prefix)
@@ -81,6 +86,18 @@ def validate_for_production(secrets: SecretSettings, passwords: PasswordSettings
         )
     if passwords.min_length is not None and passwords.min_length < MIN_PASSWORD_CHARS:
         raise ConfigurationError(f"passwords.min_length must be at least {MIN_PASSWORD_CHARS} in production")
+
+
+def _validate_schema(name: str) -> None:
+    if not _SCHEMA_NAME.fullmatch(name) or len(name.encode()) > MAX_SCHEMA_NAME_BYTES:
+        raise ConfigurationError(
+            f"database.schema must consist of letters, digits, _ and -, begin with a letter or _, and have at most"
+            f" {MAX_SCHEMA_NAME_BYTES} bytes"
+        )
+    if name.startswith("pg_") or name == "information_schema":
+        raise ConfigurationError(
+            "database.schema: PostgreSQL reserves information_schema and names that begin with pg_"
+        )
 
 
 def _validate_tokens(tokens: TokenSettings) -> None:

@@ -27,6 +27,8 @@ class Inspection:
     """Number of sampled legacy passwords that the secrets cannot decrypt."""
     sampled: int = 0
     """Number of legacy passwords that were checked."""
+    other_namespaces: tuple[str, ...] = ()
+    """Other PostgreSQL schemas of the database with tables of mlapi. Only set if ``revision`` is None."""
     damage: tuple[str, ...] = ()
     """Descriptions of damage to the file."""
     obstacles: tuple[str, ...] = ()

@@ -2,6 +2,7 @@
 
 from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.dialect import namespace_error
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.schema import HEAD, prepare_schema, upgrade
 from mlapi.adapters.sql.storage import SqlStorage
@@ -16,6 +17,7 @@ __all__ = [
     "SqliteUserRepository",
     "connection_url",
     "database_url",
+    "namespace_error",
     "prepare_schema",
     "unsupported_scheme_error",
     "upgrade",

@@ -36,18 +36,25 @@ class Database:
 
     Args:
         url: from `mlapi.adapters.sql.urls.database_url`.
+        namespace: the PostgreSQL schema that contains the tables; None for the first one on the ``search_path``.
         timeout_seconds: see `TIMEOUT_SECONDS`.
         max_connections: size of the connection pool.
 
     Raises:
-        ConfigurationError: if the URL has an unknown option, or psycopg is needed and not installed.
+        ConfigurationError: if the URL has an unknown option, psycopg is needed and not installed, or there is a
+            namespace and the database is not PostgreSQL.
     """
 
     def __init__(
-        self, url: URL, *, timeout_seconds: float = TIMEOUT_SECONDS, max_connections: int = MAX_CONNECTIONS
+        self,
+        url: URL,
+        *,
+        namespace: str | None = None,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+        max_connections: int = MAX_CONNECTIONS,
     ) -> None:
         self.timeout_seconds = timeout_seconds
-        self.dialect: Dialect[Any] = dialect_for(url.get_backend_name())
+        self.dialect: Dialect[Any] = dialect_for(url.get_backend_name(), namespace)
         self.pools = ConnectionPools(
             url, self.dialect, timeout_seconds=timeout_seconds, max_connections=max_connections
         )

@@ -15,6 +15,7 @@ from mlapi.adapters.sql.sqlite import SqliteDialect
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
+from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.users import User, UsernameKey
 from mlapi.interruption import Interruption
 
@@ -28,6 +29,11 @@ class Dialect(Protocol[DriverConnectionT]):
     @property
     def supports_nowait(self) -> bool:
         """True if a read takes microseconds and `set_nowait` can keep it from waiting for locks."""
+        ...
+
+    @property
+    def supports_namespaces(self) -> bool:
+        """True if a database can contain several PostgreSQL schemas."""
         ...
 
     @property
@@ -156,6 +162,22 @@ class Dialect(Protocol[DriverConnectionT]):
         """Keep other processes from changing the schema until the current transaction ends."""
         ...
 
+    def create_namespace(self, connection: Connection) -> None:
+        """Create the PostgreSQL schema ``database.schema`` unless it exists."""
+        ...
+
+    def check_namespace(self, connection: Connection) -> None:
+        """Check that the role can see the tables in the PostgreSQL schema ``database.schema``.
+
+        Raises:
+            ConfigurationError: if it lacks the privilege.
+        """
+        ...
+
+    def find_other_namespaces(self, connection: Connection) -> tuple[str, ...]:
+        """Return the other PostgreSQL schemas of the database that contain tables of mlapi."""
+        ...
+
     def interruptible(self, connection: Connection, interruption: Interruption) -> AbstractContextManager[None]:
         """During the block, end the running statement when the interruption is due."""
         ...
@@ -181,6 +203,25 @@ class Dialect(Protocol[DriverConnectionT]):
         ...
 
 
-def dialect_for(backend: str) -> Dialect[Any]:
-    """Return the dialect for an SQLAlchemy backend name: ``sqlite`` or ``postgresql``."""
-    return SqliteDialect() if backend == "sqlite" else PostgresqlDialect()
+def dialect_for(backend: str, namespace: str | None = None) -> Dialect[Any]:
+    """Return the dialect for an SQLAlchemy backend name: ``sqlite`` or ``postgresql``.
+
+    Args:
+        backend: the name.
+        namespace: the PostgreSQL schema that contains the tables; None for the first one on the ``search_path``.
+
+    Raises:
+        ConfigurationError: if there is a namespace and the backend is SQLite.
+    """
+    if backend != "sqlite":
+        return PostgresqlDialect(namespace)
+    if namespace is not None:
+        raise namespace_error()
+    return SqliteDialect()
+
+
+def namespace_error() -> ConfigurationError:
+    """Return the error for ``database.schema`` together with a database other than PostgreSQL."""
+    return ConfigurationError(
+        "database.schema needs PostgreSQL: remove it, or set database.url to a PostgreSQL database"
+    )

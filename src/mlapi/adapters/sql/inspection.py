@@ -30,6 +30,7 @@ def inspect_database(connection: Connection, *, find_password_error: Callable[[s
         misnamed=_misnamed(connection) if kind == "mlapi" else (),
         unreadable=sum(find_password_error is not None and find_password_error(value) is not None for value in sample),
         sampled=len(sample),
+        other_namespaces=() if revision is not None else dialect.find_other_namespaces(connection),
         damage=tuple(dialect.find_damage(connection)),
         clock=dialect.server_time(connection),
         latest_change=connection.scalar(select(func.max(users.c.updated_datetime))) if kind == "mlapi" else None,

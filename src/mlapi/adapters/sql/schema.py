@@ -3,6 +3,7 @@
 Importing alembic takes 0.4 seconds, so it is only imported when the schema must change.
 """
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from sqlalchemy import Connection, inspect, text
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.legacy import is_legacy
+from mlapi.adapters.sql.tables import VERSION_TABLE
 from mlapi.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -20,8 +22,9 @@ _MIGRATIONS = Path(__file__).with_name("migrations")
 REVISIONS = tuple(sorted(path.name.partition("_")[0] for path in _MIGRATIONS.glob("versions/[0-9]*_*.py")))
 """All revisions, oldest first. Each migration's file name begins with its revision."""
 HEAD = REVISIONS[-1]
-VERSION_TABLE = "mlapi_alembic_version"
-"""Not alembic's default name, because the legacy app's ``alembic_version`` may be in the same database."""
+_OWN_NAMESPACE = ", or set database.schema to create mlapi's tables in a PostgreSQL schema of their own"
+
+_logger = logging.getLogger("mlapi")
 
 
 def prepare_schema(database: Database, *, may_upgrade: bool) -> None:
@@ -40,7 +43,7 @@ def prepare_schema(database: Database, *, may_upgrade: bool) -> None:
     elif revision is None:
         raise ConfigurationError(
             "the database contains no tables of mlapi: check database.url (MLAPI_DATABASE__URL), or run"
-            " `mlapi db upgrade` to create them"
+            f" `mlapi db upgrade` to create them{database.read(_hint_at_other_namespaces)}"
         )
     elif revision not in REVISIONS:
         raise _unknown_revision_error(revision)
@@ -66,6 +69,9 @@ def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str
         _check_ownership(connection, before)
         if before != HEAD and (errors := list(database.dialect.find_upgrade_errors(connection))):
             raise ConfigurationError("; ".join(errors))
+        if before is None:
+            _warn_about_other_namespaces(connection)
+            database.dialect.create_namespace(connection)
         migrate(connection, revision)
         return before, current_revision(connection)
 
@@ -106,11 +112,33 @@ def stamp(connection: Connection, revision: str) -> None:
 
 
 def current_revision(connection: Connection) -> str | None:
-    """Return the revision of the schema, or None if the database has no mlapi schema."""
+    """Return the revision of the schema, or None if the database has no mlapi schema.
+
+    Raises:
+        ConfigurationError: if the role may not use the PostgreSQL schema ``database.schema``.
+    """
     if not inspect(connection).has_table(VERSION_TABLE):
+        dialect_for(connection.dialect.name).check_namespace(connection)
         return None
     revision: str | None = connection.scalar(text(f"SELECT version_num FROM {VERSION_TABLE}"))  # noqa: S608 - a constant
     return revision
+
+
+def _hint_at_other_namespaces(connection: Connection) -> str:
+    """Return the end of an error message that names the PostgreSQL schemas in which the missing tables may be."""
+    names = dialect_for(connection.dialect.name).find_other_namespaces(connection)
+    return "" if not names else f"; to use the tables of mlapi in the schema {' or '.join(names)}, set database.schema"
+
+
+def _warn_about_other_namespaces(connection: Connection) -> None:
+    """Log a warning if this database already has tables of mlapi in another PostgreSQL schema."""
+    names = dialect_for(connection.dialect.name).find_other_namespaces(connection)
+    if names:
+        _logger.warning(
+            "creating empty tables, although the schema %s of this database also contains tables of mlapi: to use those"
+            " instead, set database.schema",
+            " or ".join(names),
+        )
 
 
 def _lock(database: Database, connection: Connection) -> None:
@@ -129,6 +157,8 @@ def _check_ownership(connection: Connection, revision: str | None) -> None:
         if inspect(connection).has_table("users"):
             raise ConfigurationError(
                 "the database has a table `users` that mlapi did not create: point database.url at an empty database"
+                f"{_OWN_NAMESPACE if dialect_for(connection.dialect.name).supports_namespaces else ''}"
+                f"{_hint_at_other_namespaces(connection)}"
             )
     elif revision not in REVISIONS:
         raise _unknown_revision_error(revision)

@@ -33,13 +33,17 @@ class SqlStorage:
         self._files = database.dialect.files(database.engine.url)
 
     @classmethod
-    def from_url(cls, url: str) -> Self:
+    def from_url(cls, url: str, *, namespace: str | None = None) -> Self:
         """Return a storage in the database with this URL. It connects on first use.
 
+        Args:
+            url: the URL.
+            namespace: the PostgreSQL schema that contains the tables; None for the first one on the ``search_path``.
+
         Raises:
-            ConfigurationError: if the URL is invalid or unsupported, or psycopg is needed and not installed.
+            ConfigurationError: see `database_url` and `Database`.
         """
-        return cls(Database(database_url(url)))
+        return cls(Database(database_url(url), namespace=namespace))
 
     @property
     def files(self) -> tuple[Path, ...]:

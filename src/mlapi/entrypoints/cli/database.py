@@ -172,6 +172,9 @@ def find_problems(check: DatabaseCheck) -> Iterator[str]:
     found = check.found
     if found.kind == "legacy":
         yield "the legacy app's users have not been adopted yet: run `mlapi db adopt`"
+    elif found.other_namespaces:
+        names = " or ".join(found.other_namespaces)
+        yield f"tables of mlapi are in the schema {names}: set database.schema, or run `mlapi db upgrade` for new ones"
     elif found.kind == "other":
         yield "the table `users` belongs to another program: point database.url at a different database"
     elif found.revision is None or found.revision < found.newest_revision:

@@ -2,8 +2,7 @@
 
 from alembic import context
 
-from mlapi.adapters.sql.schema import VERSION_TABLE
-from mlapi.adapters.sql.tables import metadata
+from mlapi.adapters.sql.tables import VERSION_TABLE, metadata
 
 context.configure(
     connection=context.config.attributes["connection"],

@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, translating_errors
-from mlapi.adapters.sql.postgresql import engine, errors, execution, privileges
+from mlapi.adapters.sql.postgresql import engine, errors, execution, namespaces, privileges
 from mlapi.adapters.sql.probes import write_probes
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
@@ -37,22 +37,33 @@ _CREATE_TRIGRAM_INDEX = """
     CREATE INDEX IF NOT EXISTS ix_users_trigrams ON users
     USING gin (username_key {schema}.gin_trgm_ops, lower(email) {schema}.gin_trgm_ops)
 """
-_SCHEMA_LOCK = 0x6D6C617069  # "mlapi" in ASCII
+_SCHEMA_LOCK = 0x6D6C6170  # "mlap" in ASCII
 
 
 class PostgresqlDialect:
-    """PostgreSQL, through psycopg. Use one instance per `mlapi.adapters.sql.database.Database`."""
+    """PostgreSQL, through psycopg. Use one instance per `mlapi.adapters.sql.database.Database`.
+
+    Args:
+        namespace: the PostgreSQL schema that contains the tables; None for the first one on the ``search_path``. Only
+            `create_engine` uses it. The methods that take a connection find it there.
+    """
 
     supports_nowait: Final = False
+    supports_namespaces: Final = True
     write_options: Final[Mapping[str, str]] = {}
     data_errors: Final[tuple[type[Exception], ...]] = ()
 
-    def __init__(self) -> None:
+    def __init__(self, namespace: str | None = None) -> None:
+        self._namespace = namespace
         self._connections: WeakSet[BoundedConnection] = WeakSet()
 
     def create_engine(self, url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
         return engine.create(
-            url, timeout_seconds=timeout_seconds, max_connections=max_connections, connections=self._connections
+            url,
+            namespace=self._namespace,
+            timeout_seconds=timeout_seconds,
+            max_connections=max_connections,
+            connections=self._connections,
         )
 
     def files(self, url: URL) -> tuple[Path, ...]:  # noqa: ARG002 - part of the protocol
@@ -151,7 +162,17 @@ class PostgresqlDialect:
         engine.driver_connection(connection).allow_waiting()
 
     def lock_schema(self, connection: Connection) -> None:
-        connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA_LOCK)))
+        name = func.coalesce(func.current_schema(), namespaces.configured_namespace(connection) or "")
+        connection.execute(select(func.pg_advisory_xact_lock(_SCHEMA_LOCK, func.hashtext(name))))
+
+    def create_namespace(self, connection: Connection) -> None:
+        namespaces.create_namespace(connection)
+
+    def check_namespace(self, connection: Connection) -> None:
+        namespaces.check_namespace(connection)
+
+    def find_other_namespaces(self, connection: Connection) -> tuple[str, ...]:
+        return namespaces.find_other_namespaces(connection)
 
     @contextmanager
     def interruptible(self, connection: Connection, interruption: Interruption) -> Iterator[None]:

@@ -12,6 +12,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError
 
 from mlapi.adapters.sql.postgresql.errors import has_lost_connection
+from mlapi.adapters.sql.postgresql.namespaces import OPTION
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
 if TYPE_CHECKING:
@@ -26,12 +27,18 @@ _abandoned: list[object] = []
 
 
 def create(
-    url: URL, *, timeout_seconds: float, max_connections: int, connections: "WeakSet[BoundedConnection]"
+    url: URL,
+    *,
+    namespace: str | None,
+    timeout_seconds: float,
+    max_connections: int,
+    connections: "WeakSet[BoundedConnection]",
 ) -> Engine:
     """Create an engine.
 
     Args:
         url: must use the driver psycopg.
+        namespace: the PostgreSQL schema that contains the tables; None for the first one on the ``search_path``.
         timeout_seconds: for connecting, for waiting for a lock, and for waiting for a pooled connection.
             `BoundedConnection.open` limits the other waits.
         max_connections: size of the connection pool.
@@ -64,6 +71,7 @@ def create(
                 "client_encoding": "utf8",
                 **{name: value for name, value in network_options.items() if name not in url.query},
             },
+            execution_options={} if namespace is None else {OPTION: namespace},
             hide_parameters=True,
             pool_size=max_connections,
             max_overflow=0,
@@ -81,7 +89,9 @@ def create(
         _dialect: object, _record: object, arguments: list[Any], keywords: dict[str, Any]
     ) -> BoundedConnection:
         # Set the connection up here, because SQLAlchemy calls the listeners for "connect" in one thread at a time.
-        connection = BoundedConnection.open(*arguments, timeout_seconds=timeout_seconds, **keywords)
+        connection = BoundedConnection.open(
+            *arguments, namespace=namespace, timeout_seconds=timeout_seconds, **keywords
+        )
         connections.add(connection)
         with _closing_after_errors(connection):
             connection.set_up()

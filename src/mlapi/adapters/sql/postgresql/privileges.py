@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 
 from sqlalchemy import Connection, text
-from sqlalchemy.dialects.postgresql import dialect
 
+from mlapi.adapters.sql.postgresql.namespaces import configured_namespace, find_creation_error, quote
 from mlapi.adapters.sql.probes import WRITES
 from mlapi.adapters.sql.tables import metadata
-
-_quote = dialect().identifier_preparer.quote_identifier  # type: ignore[no-untyped-call]  # SQLAlchemy does not type it
 
 _READ_ONLY = text("SELECT pg_is_in_recovery(), current_setting('transaction_read_only') = 'on', current_user")
 _HAS_PRIVILEGE = text("SELECT coalesce(has_table_privilege(to_regclass(:table), :privilege), false)")
@@ -54,30 +52,37 @@ def find_write_errors(connection: Connection) -> Iterator[str]:
     ]
     if missing:
         kinds = ", ".join(dict.fromkeys(kind for _, kind in missing))
-        tables = ", ".join(dict.fromkeys(name for name, _ in missing))
-        yield f"the role may not change all tables: as their owner, run `GRANT {kinds} ON {tables} TO {_quote(role)}`"
+        namespace = configured_namespace(connection)
+        prefix = "" if namespace is None else f"{quote(namespace)}."
+        tables = ", ".join(dict.fromkeys(f"{prefix}{name}" for name, _ in missing))
+        yield f"the role may not change all tables: as their owner, run `GRANT {kinds} ON {tables} TO {quote(role)}`"
     sequence, may_create_ids = connection.execute(_ID_SEQUENCE).one()
     if sequence is None:
         yield "users.id has no sequence that creates ids: restore the table from a backup"
     elif not may_create_ids:
-        grant = f"GRANT USAGE ON SEQUENCE {sequence} TO {_quote(role)}"
+        grant = f"GRANT USAGE ON SEQUENCE {sequence} TO {quote(role)}"
         yield f"the role may not create ids for new users: as the owner of the tables, run `{grant}`"
     filtered = connection.scalars(_FILTERED_TABLES, {"names": list(metadata.tables)}).all()
     if filtered:
         yield (
             f"row-level security may hide rows of {', '.join(filtered)} and reject changes: as a superuser, run"
-            f" `ALTER ROLE {_quote(role)} BYPASSRLS`, or turn it off for these tables"
+            f" `ALTER ROLE {quote(role)} BYPASSRLS`, or turn it off for these tables"
         )
 
 
 def find_upgrade_errors(connection: Connection) -> Iterator[str]:
     """Yield why the role could not create or change tables. Each message includes a solution."""
     schema, may_create, role = connection.execute(_SCHEMA).one()
+    namespace = configured_namespace(connection)
+    if schema is None and namespace is not None:
+        if (error := find_creation_error(connection, namespace)) is not None:
+            yield error
+        return
     if schema is None:
         yield "no schema of the search_path exists: create one, or change the search_path of the role or database.url"
         return
     if not may_create:
-        grant = f"GRANT CREATE ON SCHEMA {_quote(schema)} TO {_quote(role)}"
+        grant = f"GRANT CREATE ON SCHEMA {quote(schema)} TO {quote(role)}"
         yield f"the role may not create tables: as the owner of the schema, run `{grant}` or `mlapi db upgrade`"
     foreign = connection.scalars(_FOREIGN_TABLES, {"names": list(metadata.tables)}).all()
     if foreign:

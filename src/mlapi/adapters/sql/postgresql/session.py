@@ -64,11 +64,19 @@ class BoundedConnection(psycopg.Connection[Any]):
     _is_interrupted: bool = False
 
     @classmethod
-    def open(cls, conninfo: str = "", *, timeout_seconds: float, **keywords: Any) -> Self:  # noqa: ANN401 - passed on
+    def open(
+        cls,
+        conninfo: str = "",
+        *,
+        namespace: str | None,
+        timeout_seconds: float,
+        **keywords: Any,  # noqa: ANN401 - passed on
+    ) -> Self:
         """Connect. `set_up` must follow.
 
         Args:
             conninfo: for libpq, like the keywords.
+            namespace: the only PostgreSQL schema on the ``search_path``; None to keep the server's ``search_path``.
             timeout_seconds: for waiting for a lock. An answer may take 1 second longer, a statement 2 seconds longer.
         """
         connection = cls.connect(conninfo, autocommit=True, prepare_threshold=None, **keywords)
@@ -76,6 +84,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         connection.statement_seconds = timeout_seconds + 3  # the server's own timeout should come first
         connection.settings = {
             **_known(connection, _SETTINGS, _SETTINGS_SINCE),
+            **({} if namespace is None else {"search_path": namespace}),
             "lock_timeout": f"{timeout_seconds * 1000:.0f}",
             "statement_timeout": f"{(timeout_seconds + 2) * 1000:.0f}",
         }
@@ -195,4 +204,9 @@ def _known(
 
 
 def _assignments(command: str, settings: Mapping[str, str]) -> str:
-    return "; ".join(f"{command} {name} = '{value}'" for name, value in settings.items())
+    return "; ".join(f"{command} {name} = {_literal(value)}" for name, value in settings.items())
+
+
+def _literal(value: str) -> str:
+    escaped = value.replace("'", "''")
+    return f"'{escaped}'"

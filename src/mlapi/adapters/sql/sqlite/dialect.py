@@ -34,6 +34,7 @@ class SqliteDialect:
     """SQLite with a write-ahead log and explicit transactions. Writers lock the file when they begin."""
 
     supports_nowait: Final = True  # readers of the write-ahead log do not wait for the writer
+    supports_namespaces: Final = False
     # Take the write lock first: a transaction that has read an older state of the file can no longer get it.
     write_options: Final[Mapping[str, str]] = {engine.BEGIN_OPTION: "BEGIN IMMEDIATE"}
     # In a damaged file, a time may be invalid text, and a unique name may occur twice.
@@ -125,6 +126,15 @@ class SqliteDialect:
 
     def lock_schema(self, connection: Connection) -> None:
         """Do nothing: a write transaction locks the whole file."""
+
+    def create_namespace(self, connection: Connection) -> None:
+        """Do nothing: SQLite has no namespaces."""
+
+    def check_namespace(self, connection: Connection) -> None:
+        """Do nothing: SQLite has no namespaces."""
+
+    def find_other_namespaces(self, connection: Connection) -> tuple[str, ...]:  # noqa: ARG002 - part of the protocol
+        return ()
 
     @contextmanager
     def interruptible(self, connection: Connection, interruption: Interruption) -> Iterator[None]:
