@@ -13,10 +13,10 @@ from itsdangerous.encoding import base64_decode, base64_encode
 from mlapi.domain.audit import DailyCount
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Day, chart_start, make_chart
-from mlapi.entrypoints.console.request import unquote_form
 from mlapi.entrypoints.console.sessions import FLASH_SECONDS, IDLE_SECONDS, LIFETIME_SECONDS, Session, Sessions
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
+from mlapi.entrypoints.wire.forms import unquote_form
 from tests.unit.test_admin import LOCAL, LOCAL_MODE, LOCKED, REMOTE, TOKEN, TOKEN_MODE, with_headers
 
 NOW = 1_800_000_000

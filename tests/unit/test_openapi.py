@@ -204,8 +204,10 @@ def test_description_lists_the_headers_that_clients_need() -> None:
         status: set(response["headers"]) - {"Cache-Control", "X-Request-Id"} for status, response in responses.items()
     }
     assert {status: names for status, names in headers.items() if names} == {
+        "200": {"Pragma"},
         "401": {"WWW-Authenticate"},
         "405": {"Allow"},
+        "415": {"Accept-Encoding"},
         "429": {"Retry-After"},
         "503": {"Retry-After"},
     }

@@ -1,5 +1,6 @@
 """Request headers: content type, content length and credentials."""
 
+import time
 from contextlib import nullcontext
 
 import pytest
@@ -13,10 +14,13 @@ from mlapi.entrypoints.wire.errors import (
     BodyTooLargeError,
     HeadersTooLargeError,
     MissingCredentialError,
+    UnsupportedContentEncodingError,
     UnsupportedMediaTypeError,
     UriTooLongError,
 )
 from mlapi.entrypoints.wire.headers import (
+    FORM,
+    JSON,
     Headers,
     get_bearer_credential,
     has_user_credential,
@@ -48,10 +52,16 @@ def headers(types: list[str], lengths: list[str] | None = None) -> Headers:
         'application/json;charset="utf-8"',
         "application/json ; charset=utf-8",
         " application/json ",
+        "application/json;",
+        "application/json ; ;; ",
+        "application/json; boundary=x",
+        "application/json;odata.metadata=minimal;IEEE754Compatible=true; charset=utf-8",
+        'application/json; profile="https://example.com/a;b,c\\"d"; charset="utf\\-8"',
+        "application/json; charset=utf-8; charset=UTF-8",
     ],
 )
 def test_json_in_utf8_is_accepted(content_type: str) -> None:
-    validate_content_headers(headers([content_type]))
+    assert validate_content_headers(headers([content_type])) == b"application/json"
 
 
 @pytest.mark.parametrize(
@@ -70,13 +80,53 @@ def test_json_in_utf8_is_accepted(content_type: str) -> None:
         pytest.param(["application/json; charset=latin-1"], id="latin-1"),
         pytest.param(["application/json; charset=utf-16"], id="utf-16"),
         pytest.param(["application/json; charset=utf-8; charset=latin-1"], id="two charsets"),
-        pytest.param(["application/json; boundary=x"], id="other parameter"),
+        pytest.param(["application/json; charset"], id="parameter without a value"),
+        pytest.param(["application/json; charset="], id="parameter with an empty value"),
+        pytest.param(["application/json; charset = utf-8"], id="spaces around an equals sign"),
+        pytest.param(["application/json; a=b c=d"], id="no semicolon between parameters"),
+        pytest.param(['application/json; a="b'], id="unclosed quote"),
+        pytest.param(['application/json; charset="utf-8, latin-1"'], id="two quoted charsets"),
+        pytest.param(["application/json charset=utf-8"], id="no semicolon"),
+        pytest.param(["application/json; a=" + "b" * 1024], id="too long"),
+        pytest.param([";application/json"], id="no media type"),
         pytest.param(["application/j\u017fon"], id="long s (U+017F)"),
     ],
 )
 def test_other_content_types_are_rejected(content_types: list[str]) -> None:
     with pytest.raises(UnsupportedMediaTypeError):
         validate_content_headers(headers(content_types))
+
+
+def test_malformed_parameters_take_linear_time() -> None:
+    started = time.perf_counter()
+    for hostile in ('"' + "\\a" * 500, "; " * 500 + "=", " ;\t" * 340 + '"', "a" * 1000):
+        with pytest.raises(UnsupportedMediaTypeError):
+            validate_content_headers(headers([f"application/json; a={hostile}\x01"]))
+
+    assert time.perf_counter() - started < 1
+
+
+def test_form_is_accepted_only_where_it_is_expected() -> None:
+    form = headers(["application/x-www-form-urlencoded; charset=UTF-8"])
+
+    assert validate_content_headers(form, (JSON, FORM)) == FORM
+    assert validate_content_headers(headers(["application/json;"]), (JSON, FORM)) == JSON
+    with pytest.raises(UnsupportedMediaTypeError) as raised:
+        validate_content_headers(headers(["application/json"]), (FORM,))
+    assert "application/x-www-form-urlencoded" in str(raised.value)
+
+
+@pytest.mark.parametrize("codings", [[""], ["identity"], ["IDENTITY, "], [" identity\t,identity"], ["", "identity"]])
+def test_body_without_coding_is_accepted(codings: list[str]) -> None:
+    validate_content_headers([*headers(["application/json"]), *((b"content-encoding", c.encode()) for c in codings)])
+
+
+@pytest.mark.parametrize("codings", [["gzip"], ["x-gzip"], ["identity, br"], ["identity", "zstd"], ["identity;q=1"]])
+def test_coded_body_is_rejected(codings: list[str]) -> None:
+    with pytest.raises(UnsupportedContentEncodingError):
+        validate_content_headers(
+            [*headers(["application/json"]), *((b"content-encoding", c.encode()) for c in codings)]
+        )
 
 
 @pytest.mark.parametrize(

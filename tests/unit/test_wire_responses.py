@@ -42,6 +42,8 @@ from mlapi.entrypoints.wire.errors import (
     MissingCredentialError,
     RequestError,
     UnreadableBodyError,
+    UnsupportedContentEncodingError,
+    UnsupportedGrantTypeError,
     UnsupportedMediaTypeError,
     UriTooLongError,
     UserIsNotAdminError,
@@ -283,6 +285,18 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
             HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
             b'{"message":"The Content-Type must be application/json, in UTF-8"}',
         ),
+    ),
+    (
+        UnsupportedContentEncodingError(),
+        Response(
+            HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+            b'{"message":"The body is compressed: send it without Content-Encoding"}',
+            (("Accept-Encoding", "identity"),),
+        ),
+    ),
+    (
+        UnsupportedGrantTypeError(),
+        Response(HTTPStatus.BAD_REQUEST, b'{"message":"The grant_type must be password"}'),
     ),
     (
         UriTooLongError(),

@@ -13,6 +13,7 @@ from mlapi.testing.fakes import UnavailableRepository
 from mlapi.testing.http_samples import (
     ADA,
     CANARY,
+    IGNORED_FIELDS,
     INVALID_BODIES,
     INVALID_CONTENT_TYPES,
     INVALID_PERMISSIONS,
@@ -132,6 +133,22 @@ class HttpContract:
         assert CANARY not in response.text
         assert self.stored(users) == []
 
+    @pytest.mark.parametrize("name", IGNORED_FIELDS)
+    def test_unknown_fields_are_ignored(self, http: httpx2.Client, users: Users, name: str) -> None:
+        response = http.post("/register-user", json={name: IGNORED_FIELDS[name], **ADA})
+
+        assert content(response) == (201, {"message": "User created successfully", "user_id": 1})
+        (user,) = self.stored(users)
+        assert (user.username, user.enabled) == ("ada", True)
+
+    def test_unknown_fields_are_not_repeated_in_errors(self, http: httpx2.Client, users: Users) -> None:
+        response = http.post("/register-user", json=IGNORED_FIELDS)
+
+        status, error = content(response)
+        assert (status, CANARY in response.text) == (422, False)
+        assert isinstance(error, dict)
+        assert [field_error["field"] for field_error in error["errors"]] == ["username", "password", "email"]
+
     @pytest.mark.parametrize("text", INVALID_USER_IDS)
     def test_user_id_must_be_ascii_digits(self, http: httpx2.Client, users: Users, text: str) -> None:
         http.post("/register-user", json=ADA)
@@ -170,11 +187,31 @@ class HttpContract:
 
         assert response.status_code == 415
 
-    @pytest.mark.parametrize("media_type", ["Application/JSON", "application/json; charset=utf-8"])
+    @pytest.mark.parametrize(
+        "media_type",
+        [
+            "Application/JSON",
+            "application/json;",
+            "application/json; charset=utf-8",
+            'application/json;charset="UTF-8"; profile="a;b"',
+        ],
+    )
     def test_content_type_variants_are_accepted(self, http: httpx2.Client, media_type: str) -> None:
         response = http.post("/register-user", content=json.dumps(ADA).encode(), headers={"content-type": media_type})
 
         assert response.status_code == 201
+
+    @pytest.mark.parametrize("coding", ["gzip", "br", "identity, gzip", "aes128gcm"])
+    def test_compressed_body_is_rejected(self, http: httpx2.Client, users: Users, coding: str) -> None:
+        response = http.post("/register-user", json=ADA, headers={"content-encoding": coding})
+
+        assert content(response) == (415, {"message": "The body is compressed: send it without Content-Encoding"})
+        assert response.headers["accept-encoding"] == "identity"
+        assert self.stored(users) == []
+
+    @pytest.mark.parametrize("coding", ["", "identity", "Identity"])
+    def test_content_encoding_identity_is_accepted(self, http: httpx2.Client, coding: str) -> None:
+        assert http.post("/register-user", json=ADA, headers={"content-encoding": coding}).status_code == 201
 
     def test_body_larger_than_16_kib_is_rejected(self, http: httpx2.Client, users: Users) -> None:
         body = json.dumps(ADA).encode()

@@ -11,17 +11,22 @@ from starlette.requests import Request
 from mlapi.application.deadlines import PausedDeadline
 from mlapi.application.users import Users
 from mlapi.domain.commands import Actor
-from mlapi.domain.credentials import ApiKeyId, looks_like_api_key
-from mlapi.domain.errors import AccessDeniedError, InvalidTokenError
+from mlapi.domain.credentials import ApiKeyId, IssuedToken, looks_like_api_key
+from mlapi.domain.errors import AccessDeniedError, InvalidTokenError, MlapiError
 from mlapi.domain.users import User, UserId
 from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.http.middleware import delayed_error_response
 from mlapi.entrypoints.http.runtime import Runtime
 from mlapi.entrypoints.http.user_lists import list_users as find_users
 from mlapi.entrypoints.logs import REQUEST_ID
 from mlapi.entrypoints.wire import queries, requests, responses
-from mlapi.entrypoints.wire.error_responses import BEARER_CHALLENGE, http_error_response
+from mlapi.entrypoints.wire.error_responses import (
+    BEARER_CHALLENGE,
+    http_error_response,
+    oauth_error_response,
+)
 from mlapi.entrypoints.wire.errors import MissingCredentialError
-from mlapi.entrypoints.wire.headers import get_bearer_credential, validate_content_headers
+from mlapi.entrypoints.wire.headers import FORM, JSON, get_bearer_credential, validate_content_headers
 from mlapi.entrypoints.wire.responses import Response
 
 T = TypeVar("T")
@@ -67,12 +72,25 @@ async def remove_user(request: Request) -> Response:
 
 @handler
 async def token(request: Request) -> Response:
+    media_type = validate_content_headers(request.scope["headers"], (JSON, FORM))
+    body = await _read_body(request)
+    if media_type == FORM:
+        return await _oauth_token(request, body)
+    return responses.token_issued(await _log_in(request, requests.decode(body, requests.LoginRequest)))
+
+
+async def _oauth_token(request: Request, body: bytes) -> Response:
+    try:
+        return responses.oauth_token_issued(await _log_in(request, requests.decode_login_form(body)))
+    except MlapiError as error:
+        return oauth_error_response(await delayed_error_response(request, error), error)
+
+
+async def _log_in(request: Request, login: requests.LoginRequest) -> IssuedToken:
     runtime = _runtime(request)
-    body = await _decode_body(request, requests.LoginRequest)
-    issued = await runtime.authenticator.log_in(
-        username=body.username, password=body.password, address=runtime.client_address(request)
+    return await runtime.authenticator.log_in(
+        username=login.username, password=login.password, address=runtime.client_address(request)
     )
-    return responses.token_issued(issued)
 
 
 @handler
@@ -236,9 +254,12 @@ def _credential(request: Request) -> str:
 
 async def _decode_body(request: Request, body_type: type[T]) -> T:
     validate_content_headers(request.scope["headers"])
+    return requests.decode(await _read_body(request), body_type)
+
+
+async def _read_body(request: Request) -> bytes:
     with PausedDeadline():
-        body = await requests.read_body(request.stream())
-    return requests.decode(body, body_type)
+        return await requests.read_body(request.stream())
 
 
 async def _user_with_token(request: Request) -> User:

@@ -49,9 +49,7 @@ class Endpoint:
         try:
             response = await self._handler(request)
         except MlapiError as error:
-            if isinstance(error, TooManyAttemptsError):
-                await pause(REJECTION_SECONDS)
-            response = logged_error_response(request, error)
+            response = await delayed_error_response(request, error)
         except ClientDisconnect:
             return
         await send_response(response, send)
@@ -176,6 +174,13 @@ async def send_response(response: Response, send: Send) -> None:
         ]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
+
+
+async def delayed_error_response(request: Request, error: MlapiError) -> Response:
+    """Return the response for an error, after a delay if the client has made too many attempts."""
+    if isinstance(error, TooManyAttemptsError):
+        await pause(REJECTION_SECONDS)
+    return logged_error_response(request, error)
 
 
 def logged_error_response(request: Request, error: MlapiError) -> Response:

@@ -4,8 +4,10 @@ from collections.abc import Sequence
 from http import HTTPStatus
 
 import attrs
+import msgspec
 
 from mlapi.domain.errors import (
+    AccessDeniedError,
     ApiKeyNotFoundError,
     ConfigurationError,
     FieldError,
@@ -29,6 +31,8 @@ from mlapi.entrypoints.wire.errors import (
     HeadersTooLargeError,
     MissingCredentialError,
     UnreadableBodyError,
+    UnsupportedContentEncodingError,
+    UnsupportedGrantTypeError,
     UnsupportedMediaTypeError,
     UriTooLongError,
     UserIsNotAdminError,
@@ -115,9 +119,7 @@ _ENTRIES = (
         "Service unavailable, see the server log",
         "The service is connected to the wrong database.",
     ),
-    ErrorEntry(
-        UnreadableBodyError("it is not UTF-8"), HTTPStatus.BAD_REQUEST, None, "The body is not strict JSON in UTF-8."
-    ),
+    ErrorEntry(UnreadableBodyError("it is not UTF-8"), HTTPStatus.BAD_REQUEST, None, "The body cannot be decoded."),
     ErrorEntry(BodyTooLargeError(), HTTPStatus.REQUEST_ENTITY_TOO_LARGE, None, "The body is too large."),
     ErrorEntry(UriTooLongError(), HTTPStatus.REQUEST_URI_TOO_LONG, None, "The path or the query is too long."),
     ErrorEntry(
@@ -127,7 +129,14 @@ _ENTRIES = (
         "There are too many headers, or one is too long.",
     ),
     ErrorEntry(
-        UnsupportedMediaTypeError(), HTTPStatus.UNSUPPORTED_MEDIA_TYPE, None, "The body is not `application/json`."
+        UnsupportedMediaTypeError(),
+        HTTPStatus.UNSUPPORTED_MEDIA_TYPE,
+        None,
+        "The media type is not supported, or its charset is not UTF-8.",
+    ),
+    ErrorEntry(UnsupportedContentEncodingError(), HTTPStatus.UNSUPPORTED_MEDIA_TYPE, None, "The body is compressed."),
+    ErrorEntry(
+        UnsupportedGrantTypeError(), HTTPStatus.BAD_REQUEST, None, "The `grant_type` of the form is not `password`."
     ),
     ErrorEntry(AdminTokenRequiredError(), HTTPStatus.UNAUTHORIZED, None, "This operation needs the admin token."),
     ErrorEntry(WrongAdminTokenError(), HTTPStatus.UNAUTHORIZED, None, "The admin token is wrong."),
@@ -167,9 +176,30 @@ def error_response(error: MlapiError) -> Response:
             headers.append(("Retry-After", str(seconds)))
             if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
                 body = Message(_OUTCOME_UNKNOWN)
+        case UnsupportedContentEncodingError():
+            headers.append(("Accept-Encoding", "identity"))  # RFC 9110, 15.5.16
         case ConfigurationError():  # the database was replaced after startup
             headers.append(("Retry-After", _CONFIGURATION_RETRY_SECONDS))
     return json_response(status, body, tuple(headers))
+
+
+def oauth_error_response(response: Response, error: MlapiError) -> Response:
+    """Add the fields that OAuth clients expect (RFC 6749, 5.2) to the response for an error.
+
+    The status stays the same as for a JSON request, where RFC 6749 asks for 400.
+    """
+    fields = msgspec.json.decode(response.body)
+    match error:
+        case InvalidCredentialsError() | AccessDeniedError():
+            code = "invalid_grant"
+        case UnsupportedGrantTypeError():
+            code = "unsupported_grant_type"
+        case InvalidFieldsError() | UnreadableBodyError():
+            code = "invalid_request"
+        case _:
+            code = "temporarily_unavailable"
+    body = msgspec.json.encode({**fields, "error": code, "error_description": fields["message"]})
+    return attrs.evolve(response, body=body)
 
 
 def http_error_response(status: int, headers: Sequence[tuple[str, str]] = (), message: str | None = None) -> Response:

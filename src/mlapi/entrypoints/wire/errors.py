@@ -1,5 +1,7 @@
 """Errors that are detected before the application logic runs: unreadable bodies and missing admin access."""
 
+from typing import Literal
+
 import attrs
 
 from mlapi.domain.errors import InvalidTokenError, MlapiError
@@ -21,9 +23,11 @@ class RequestError(MlapiError):
 @attrs.frozen
 class UnreadableBodyError(RequestError):
     reason: str
+    media_type: Literal["JSON", "form"] = "JSON"
 
     def __str__(self) -> str:
-        return f"The body is not valid JSON: {self.reason}"
+        expected = "valid JSON" if self.media_type == "JSON" else "a valid form"
+        return f"The body is not {expected}: {self.reason}"
 
 
 class BodyTooLargeError(RequestError):
@@ -41,9 +45,22 @@ class HeadersTooLargeError(RequestError):
         return f"There are more than {MAX_HEADERS} headers, or one is longer than {MAX_HEADER_BYTES} bytes"
 
 
+@attrs.frozen
 class UnsupportedMediaTypeError(RequestError):
+    accepted: str = "application/json"
+
     def __str__(self) -> str:
-        return "The Content-Type must be application/json, in UTF-8"
+        return f"The Content-Type must be {self.accepted}, in UTF-8"
+
+
+class UnsupportedContentEncodingError(RequestError):
+    def __str__(self) -> str:
+        return "The body is compressed: send it without Content-Encoding"
+
+
+class UnsupportedGrantTypeError(RequestError):
+    def __str__(self) -> str:
+        return "The grant_type must be password"
 
 
 class MissingCredentialError(RequestError, InvalidTokenError):

@@ -15,6 +15,7 @@ from mlapi.entrypoints.wire.errors import (
     BodyTooLargeError,
     HeadersTooLargeError,
     MissingCredentialError,
+    UnsupportedContentEncodingError,
     UnsupportedMediaTypeError,
     UriTooLongError,
 )
@@ -22,8 +23,17 @@ from mlapi.entrypoints.wire.errors import (
 Headers = Sequence[tuple[bytes, bytes]]
 """Headers in the format of ASGI: lower-case names, with one pair for each header line."""
 
-_MAX_CONTENT_TYPE_BYTES = 100
-_JSON = re.compile(rb'application/json(\s*;\s*charset=(utf-8|"utf-8"))?', re.IGNORECASE)
+JSON = b"application/json"
+FORM = b"application/x-www-form-urlencoded"
+_MAX_CONTENT_TYPE_BYTES = 1024
+# A semicolon and a parameter, which may be missing (RFC 9110, 5.6.6). Every quantifier is possessive, so that
+# each header takes linear time.
+_PARAMETER = re.compile(
+    rb"[ \t]*+;[ \t]*+"
+    rb"(?:([!#$%&'*+.^_`|~0-9A-Za-z-]++)="
+    rb'([!#$%&\'*+.^_`|~0-9A-Za-z-]++|"(?:[\t \x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\t -\x7e\x80-\xff])*+"))?+'
+)
+_QUOTED_PAIR = re.compile(rb"\\(.)", re.DOTALL)
 _CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # without the HTTP_ prefix: RFC 3875, 4.1
 _FRAMING_HEADERS = frozenset({b"transfer-encoding", b"upgrade"})
 _MAX_COOKIES = 300  # browsers store up to 180 for each host
@@ -47,31 +57,62 @@ def wsgi_headers(environ: Mapping[str, Any]) -> Headers:
     ]
 
 
-def validate_content_headers(headers: Headers) -> None:
-    """Check the headers that describe the body, before the body is read.
+def validate_content_headers(headers: Headers, accepted: Sequence[bytes] = (JSON,)) -> bytes:
+    """Check the headers that describe the body, before the body is read. Return the media type.
+
+    Args:
+        headers: of the request.
+        accepted: the media types that the operation accepts.
 
     Raises:
-        UnsupportedMediaTypeError: unless there is exactly one Content-Type header, and it is application/json with no
-            charset other than UTF-8.
+        UnsupportedMediaTypeError: unless there is exactly one Content-Type header, with an accepted media type and no
+            charset other than UTF-8. Other parameters are ignored.
+        UnsupportedContentEncodingError: if the body is compressed.
         BodyTooLargeError: if Content-Length exceeds `MAX_BODY_BYTES`.
     """
-    content_types = content_length = 0
+    media_types = []
+    content_length = 0
     for name, value in headers:
         if name == b"content-type":
-            content_types += 1
-            if value != b"application/json" and not _is_json(value):
-                raise UnsupportedMediaTypeError
+            media_types.append(value if value == JSON else _parse_media_type(value))
+        elif name == b"content-encoding" and not _is_identity(value):
+            raise UnsupportedContentEncodingError
         elif name == b"content-length" and value.isdigit():
             length = MAX_BODY_BYTES + 1 if len(value) > _MAX_LENGTH_DIGITS else int(value)
             content_length = max(content_length, length)
-    if content_types != 1:
-        raise UnsupportedMediaTypeError
+    if len(media_types) != 1 or media_types[0] not in accepted:
+        raise UnsupportedMediaTypeError(b" or ".join(accepted).decode("ascii"))
     if content_length > MAX_BODY_BYTES:
         raise BodyTooLargeError
+    return media_types[0]
 
 
-def _is_json(content_type: bytes) -> bool:
-    return len(content_type) <= _MAX_CONTENT_TYPE_BYTES and _JSON.fullmatch(content_type.strip()) is not None
+def _parse_media_type(content_type: bytes) -> bytes:
+    """Return the lower-case media type, or nothing if the header is malformed or has a charset other than UTF-8."""
+    essence, separator, rest = content_type.strip(_WHITESPACE).partition(b";")
+    rest = separator + rest
+    if len(rest) > _MAX_CONTENT_TYPE_BYTES:
+        return b""
+    end = 0
+    while end < len(rest):
+        parameter = _PARAMETER.match(rest, end)
+        if parameter is None:
+            return b""
+        name, value = parameter.groups(b"")
+        if name.lower() == b"charset" and _unquote(value).lower() != b"utf-8":
+            return b""
+        end = parameter.end()
+    return essence.rstrip(_WHITESPACE).lower()
+
+
+def _unquote(value: bytes) -> bytes:
+    """Return the content of a quoted string, or a token unchanged (RFC 9110, 5.6.4)."""
+    return _QUOTED_PAIR.sub(rb"\1", value[1:-1]) if value.startswith(b'"') else value
+
+
+def _is_identity(content_encoding: bytes) -> bool:
+    codings = content_encoding.lower().replace(b"\t", b" ").split(b",")
+    return all(coding.strip() in {b"", b"identity"} for coding in codings)
 
 
 def validate_head(path: str, query: bytes, headers: Headers) -> None:

@@ -16,6 +16,7 @@ from mlapi.domain.errors import InvalidFieldsError, MlapiError, UserExistsError
 from mlapi.domain.rules import MAX_USERNAME_CHARS
 from mlapi.entrypoints.wire import examples
 from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_error_response
+from mlapi.entrypoints.wire.headers import FORM
 from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
 from mlapi.entrypoints.wire.queries import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, ResponseBody, UserMessage
@@ -54,8 +55,16 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
     "after": {"description": "`next` of the previous page. Omit it for the first page.", "schema": _ID},
 }
 _HEADERS: Mapping[str, Schema] = {
+    "Accept-Encoding": {
+        "description": "Present if the body is compressed.",
+        "schema": {"type": "string", "const": "identity"},
+    },
     "Allow": {"description": "Methods that this path supports.", "schema": {"type": "string"}},
     "Cache-Control": {"description": "Not cacheable.", "schema": {"type": "string", "const": "no-store"}},
+    "Pragma": {
+        "description": "Present if the request is a form (RFC 6749, 5.1).",
+        "schema": {"type": "string", "const": "no-cache"},
+    },
     "Retry-After": {"description": "Seconds to wait before retrying.", "schema": {"type": "integer", "minimum": 1}},
     "WWW-Authenticate": {
         "description": "Authentication scheme. `error` is present if the request contains a credential.",
@@ -67,6 +76,7 @@ _HEADERS: Mapping[str, Schema] = {
     },
 }
 _HEADERS_OF_ALL_RESPONSES = {"Cache-Control", "X-Request-Id"}
+_OPTIONAL_HEADERS = {"Accept-Encoding", "Pragma"}
 _SECURITY_SCHEMES: Mapping[str, Schema] = {
     "adminToken": {
         "type": "http",
@@ -103,9 +113,9 @@ _RESPONSE_TYPES: Mapping[type[MlapiError], type[ResponseBody]] = {
 @cache
 def openapi() -> bytes:
     """Return the OpenAPI document as JSON. Its server URL is relative to the URL that serves it."""
-    body_types = [operation.response for operation in OPERATIONS] + [operation.request for operation in OPERATIONS]
+    body_types = [body_type for operation in OPERATIONS for body_type in operation.body_types]
     (*_, schemas) = msgspec.json.schema_components(
-        [*dict.fromkeys(body_type for body_type in body_types if body_type is not None), InvalidInput],
+        [*dict.fromkeys(body_types), InvalidInput],
         ref_template="#/components/schemas/{name}",
     )
     paths: dict[str, Schema] = {}
@@ -125,7 +135,9 @@ def openapi() -> bytes:
         "components": {
             "schemas": schemas,
             "securitySchemes": _SECURITY_SCHEMES,
-            "headers": {name: {**header, "required": True} for name, header in _HEADERS.items()},
+            "headers": {
+                name: {**header, "required": name not in _OPTIONAL_HEADERS} for name, header in _HEADERS.items()
+            },
         },
     }
     return msgspec.json.encode(document)
@@ -144,7 +156,10 @@ def _describe(operation: Operation) -> Schema:
         "responses": dict(sorted(_describe_responses(operation))),
     }
     if operation.request is not None:
-        description["requestBody"] = {"required": True, "content": _json_content(operation.request)}
+        content = _json_content(operation.request)
+        if operation.form is not None:
+            content[FORM.decode("ascii")] = _json_content(operation.form.request)["application/json"]
+        description["requestBody"] = {"required": True, "content": content}
     if operation.deprecated:
         description["deprecated"] = True
     return description
@@ -180,9 +195,16 @@ def _describe_responses(operation: Operation) -> Iterator[tuple[str, Schema]]:
 
 def _describe_success(operation: Operation) -> tuple[str, Schema]:
     success = operation.success
-    description: Schema = {"description": "Success.", "headers": _header_references([success])}
+    examples = {"Success": success}
+    if operation.form is not None:
+        examples["SuccessOfForm"] = operation.form.success
+    description: Schema = {"description": "Success.", "headers": _header_references(examples.values())}
     if operation.response is not None:
-        description["content"] = _json_content(operation.response, {"Success": success})
+        description["content"] = content = _json_content(operation.response, examples)
+        if operation.form is not None:
+            content["application/json"]["schema"] = {
+                "anyOf": [_reference(operation.response), _reference(operation.form.response)]
+            }
         if success.status == HTTPStatus.CREATED:
             description["links"] = _links(operation.response)
     elif success.status != HTTPStatus.NO_CONTENT:
@@ -221,8 +243,12 @@ def _header_references(responses: Iterable[Response]) -> Schema:
     return {name: {"$ref": f"#/components/headers/{name}"} for name in sorted(names)}
 
 
+def _reference(body_type: type[msgspec.Struct]) -> Schema:
+    return {"$ref": f"#/components/schemas/{body_type.__name__}"}
+
+
 def _json_content(body_type: type[msgspec.Struct], responses: Mapping[str, Response] | None = None) -> Schema:
-    content: Schema = {"schema": {"$ref": f"#/components/schemas/{body_type.__name__}"}}
+    content: Schema = {"schema": _reference(body_type)}
     if responses:
         content["examples"] = {name: {"value": json.loads(response.body)} for name, response in responses.items()}
     return {"application/json": content}

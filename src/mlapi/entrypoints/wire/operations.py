@@ -7,6 +7,7 @@ endpoint, add an entry here and a handler with the same name in `mlapi.entrypoin
 import re
 
 import attrs
+import msgspec
 
 from mlapi.domain.credentials import ACCESS_ERRORS
 from mlapi.domain.errors import (
@@ -39,6 +40,8 @@ from mlapi.entrypoints.wire.errors import (
     BodyTooLargeError,
     HeadersTooLargeError,
     UnreadableBodyError,
+    UnsupportedContentEncodingError,
+    UnsupportedGrantTypeError,
     UnsupportedMediaTypeError,
     UriTooLongError,
 )
@@ -47,6 +50,7 @@ from mlapi.entrypoints.wire.requests import (
     TOKEN_PATH_PREFIX,
     AddApiKeyRequest,
     ChangePasswordRequest,
+    LoginForm,
     LoginRequest,
     RegisterRequest,
     RequestBody,
@@ -55,8 +59,23 @@ from mlapi.entrypoints.wire.requests import (
 from mlapi.entrypoints.wire.responses import Message, Response, ResponseBody, UserMessage
 
 _HEAD_ERRORS = (UriTooLongError, HeadersTooLargeError)
-_BODY_ERRORS = (UnreadableBodyError, BodyTooLargeError, UnsupportedMediaTypeError, InvalidFieldsError)
+_BODY_ERRORS = (
+    UnreadableBodyError,
+    BodyTooLargeError,
+    UnsupportedMediaTypeError,
+    UnsupportedContentEncodingError,
+    InvalidFieldsError,
+)
 _DATABASE_ERRORS = (ServiceUnavailableError, RepositoryUnavailableError, ConfigurationError)
+
+
+@attrs.frozen
+class Form:
+    """The types of a form and of the response to it, and an example of the response."""
+
+    request: type[RequestBody]
+    success: Response
+    response: type[ResponseBody]
 
 
 @attrs.frozen(kw_only=True)
@@ -71,7 +90,8 @@ class Operation:
         summary: an imperative sentence for API users.
         tag: the group of the operation in the OpenAPI description.
         callers: the clients that may call it.
-        request: the type of the request body, or None if there is no body.
+        request: the type of the JSON body of the request, or None if there is no body.
+        form: the type of a form that the operation accepts as well as JSON, with an example of the response.
         query: the names of the query parameters.
         success: an example of the response.
         response: the type of the JSON body, or None if the body is empty or not JSON.
@@ -91,6 +111,7 @@ class Operation:
     tag: str
     callers: Callers
     request: type[RequestBody] | None = None
+    form: Form | None = None
     query: tuple[str, ...] = ()
     success: Response
     response: type[ResponseBody] | None = None
@@ -103,6 +124,12 @@ class Operation:
     @property
     def openapi_path(self) -> str:
         return re.sub(r":\w+}", "}", self.path)
+
+    @property
+    def body_types(self) -> list[type[msgspec.Struct]]:
+        """The types of its request and response bodies."""
+        forms = () if self.form is None else (self.form.request, self.form.response)
+        return [body_type for body_type in (self.response, self.request, *forms) if body_type is not None]
 
     @property
     def path_parameters(self) -> list[str]:
@@ -184,9 +211,10 @@ OPERATIONS = (
         callers=ANYONE,
         cross_origin=True,
         request=LoginRequest,
+        form=Form(LoginForm, responses.oauth_token_issued(examples.TOKEN), responses.OAuthToken),
         success=responses.token_issued(examples.TOKEN),
         response=responses.Token,
-        errors=(InvalidCredentialsError, *ACCESS_ERRORS, TooManyAttemptsError),
+        errors=(InvalidCredentialsError, *ACCESS_ERRORS, TooManyAttemptsError, UnsupportedGrantTypeError),
     ),
     Operation(
         method="GET",

@@ -12,7 +12,14 @@ from mlapi.domain.credentials import MAX_API_KEY_NAME_CHARS
 from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.domain.rules import MAX_EMAIL_CHARS, MAX_PASSWORD_CHARS, MAX_USERNAME_CHARS
 from mlapi.domain.users import UserId
-from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES, MAX_PATH_CHARS, BodyTooLargeError, UnreadableBodyError
+from mlapi.entrypoints.wire.errors import (
+    MAX_BODY_BYTES,
+    MAX_PATH_CHARS,
+    BodyTooLargeError,
+    UnreadableBodyError,
+    UnsupportedGrantTypeError,
+)
+from mlapi.entrypoints.wire.forms import decode_form
 
 TOKEN_PATH_PREFIX = "/token_status/"  # noqa: S105 - a path
 """The prefix of paths that contain a token."""
@@ -69,6 +76,8 @@ ApiKeyName = Annotated[
 # Existing credentials have no constraints: an invalid value simply does not match.
 KnownUsername = Annotated[str, _field("Matched case-insensitively, after NFKC normalization.", "ada")]
 KnownPassword = Annotated[str, _field("The current password.", "difference engine")]
+GrantType = Annotated[str, _field("The grant type of OAuth 2.0.", "password", enum=["password", ""])]
+IgnoredField = Annotated[str, _field("Ignored.", "")]
 Expiry = Annotated[
     datetime | None,
     _field(
@@ -86,19 +95,28 @@ class RequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return f"{type(self).__name__}(...)"
 
 
-class RegisterRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
-    """The body of ``POST /register-user``."""
+class RegisterRequest(RequestBody, frozen=True, forbid_unknown_fields=False):
+    """The body of ``POST /register-user``. Unknown fields are ignored, as in the legacy app."""
 
     username: Username
     password: Password
     email: Email
 
 
-class LoginRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
-    """The body of ``POST /token``."""
+class LoginRequest(RequestBody, frozen=True, forbid_unknown_fields=False):
+    """The JSON body of ``POST /token``. Unknown fields are ignored, as in the legacy app."""
 
     username: KnownUsername
     password: KnownPassword
+
+
+class LoginForm(LoginRequest, frozen=True, forbid_unknown_fields=False):
+    """The form of ``POST /token``: the password grant of OAuth 2.0 (RFC 6749, 4.3)."""
+
+    grant_type: GrantType = ""
+    scope: IgnoredField = ""
+    client_id: IgnoredField = ""
+    client_secret: IgnoredField = ""
 
 
 class ChangePasswordRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
@@ -143,7 +161,8 @@ def decode(body: bytes, body_type: type[T]) -> T:
     Raises:
         BodyTooLargeError: if the body is longer than `MAX_BODY_BYTES`.
         UnreadableBodyError: if the body is not strict JSON.
-        InvalidFieldsError: if a field is missing, unknown or of the wrong type. The error lists all of them.
+        InvalidFieldsError: if a field is missing, of the wrong type, or unknown (unless the type ignores unknown
+            fields). The error lists all of them.
     """
     if len(body) > MAX_BODY_BYTES:
         raise BodyTooLargeError
@@ -166,6 +185,24 @@ def decode(body: bytes, body_type: type[T]) -> T:
         raise UnreadableBodyError("it is nested too deeply") from None
     except ValueError:  # an integer with thousands of digits
         raise UnreadableBodyError("it contains a number that is too long") from None
+    return _convert(value, body_type)
+
+
+def decode_login_form(body: bytes) -> LoginForm:
+    """Decode the form of a login.
+
+    Raises:
+        UnreadableBodyError: if the body is not a form, or repeats a field.
+        InvalidFieldsError: if a field is missing.
+        UnsupportedGrantTypeError: if the grant type is neither ``password`` nor empty.
+    """
+    form = _convert(decode_form(body), LoginForm)
+    if form.grant_type not in {"", "password"}:
+        raise UnsupportedGrantTypeError
+    return form
+
+
+def _convert(value: object, body_type: type[T]) -> T:
     try:
         return msgspec.convert(value, body_type)
     except msgspec.ValidationError:
@@ -240,7 +277,7 @@ def _find_field_errors(value: object, body_type: type[Any]) -> list[FieldError]:
             msgspec.convert(value[name], field.type)
         except msgspec.ValidationError:
             errors.append(FieldError(name, f"must be {_TYPE_NAMES[_without_annotation(field.type)]}"))
-    if value.keys() - fields.keys():
+    if body_type.__struct_config__.forbid_unknown_fields and value.keys() - fields.keys():
         # Do not show unknown keys: if a client swaps keys and values, one of them is a password.
         errors.append(FieldError("body", f"must contain only {', '.join(fields)}"))
     return errors

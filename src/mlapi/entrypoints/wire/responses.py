@@ -61,6 +61,14 @@ class Token(ResponseBody, frozen=True):
     expires_in: Annotated[int, msgspec.Meta(ge=1, description="Lifetime in seconds.")]
 
 
+class OAuthToken(ResponseBody, frozen=True):
+    """A token, in the form that OAuth clients expect (RFC 6749, 5.1)."""
+
+    access_token: str
+    token_type: Literal["bearer"]
+    expires_in: Annotated[int, msgspec.Meta(ge=1, description="Lifetime in seconds.")]
+
+
 class UserResponse(ResponseBody, frozen=True):
     """A user. Times are in UTC; the password is never returned."""
 
@@ -198,6 +206,11 @@ def user_removed(_user: User) -> Response:
 
 def token_issued(issued: IssuedToken) -> Response:
     return json_response(HTTPStatus.OK, Token(issued.token, "bearer", issued.expires_in), _NO_STORE)
+
+
+def oauth_token_issued(issued: IssuedToken) -> Response:
+    body = OAuthToken(issued.token, "bearer", issued.expires_in)
+    return json_response(HTTPStatus.OK, body, (*_NO_STORE, ("Pragma", "no-cache")))
 
 
 def token_valid(_user: User) -> Response:
