@@ -690,7 +690,15 @@ def test_invalid_replaced_peer_address_is_unknown() -> None:
         pytest.param(["nonsense, 203.0.113.9"], "203.0.113.9", id="malformed entry before"),
         pytest.param(["203.0.113.9, nonsense"], "10.0.0.1", id="malformed entry after"),
         pytest.param(["203.0.113.9, nonsense, 10.0.0.2"], "10.0.0.2", id="malformed entry between"),
-        pytest.param(["203.0.113.9,"], "10.0.0.1", id="empty entry after"),
+        pytest.param(["203.0.113.9, ,"], "203.0.113.9", id="empty entries after"),
+        pytest.param(["203.0.113.9", ""], "203.0.113.9", id="empty header after"),
+        pytest.param(["203.0.113.9,, 10.0.0.2,\t, 10.0.0.3"], "203.0.113.9", id="empty entries between"),
+        pytest.param([", 203.0.113.9"], "203.0.113.9", id="empty entry before"),
+        pytest.param(["unknown, 203.0.113.9, 10.0.0.2"], "203.0.113.9", id="unknown before"),
+        pytest.param(["203.0.113.9, unknown, 10.0.0.2"], "10.0.0.2", id="unknown between"),
+        pytest.param(["203.0.113.9, Unknown"], "10.0.0.1", id="unknown after"),
+        pytest.param(['"[2001:db8::1]:4711"'], "2001:db8::1", id="quoted IPv6 with a port"),
+        pytest.param(['"203.0.113.9"'], "203.0.113.9", id="quoted"),
         pytest.param([""], "10.0.0.1", id="empty header"),
         pytest.param(["unknown"], "10.0.0.1", id="unknown"),
         pytest.param(["203.0.113.256"], "10.0.0.1", id="not an address"),
@@ -816,8 +824,17 @@ def test_forwarding_headers_without_a_peer_are_ignored() -> None:
 # --- schemes behind proxies
 
 
-@pytest.mark.parametrize("values", [[], ["http"], ["HTTPS"], ["https, http"], ["https", "https"], ["ftp"]])
-def test_ambiguous_forwarded_scheme_is_ignored(values: list[str]) -> None:
+@pytest.mark.parametrize(
+    "values", [["HTTPS"], ["https, http"], ["https,https"], ["https", "http"], [" Https "], ["", ",https"]]
+)
+def test_first_forwarded_scheme_is_that_of_the_browser(values: list[str]) -> None:
+    client = with_headers(PROXY, *(("x-forwarded-proto", value) for value in values))
+
+    assert client.with_forwarded_scheme(TRUSTED).scheme == "https"
+
+
+@pytest.mark.parametrize("values", [[], ["http"], ["http, https"], ["http", "https"], ["ftp"], [""], [","], ["https;"]])
+def test_other_forwarded_schemes_are_ignored(values: list[str]) -> None:
     client = with_headers(PROXY, *(("x-forwarded-proto", value) for value in values))
 
     assert client.with_forwarded_scheme(TRUSTED) == client

@@ -110,9 +110,13 @@ class Client:
         """Return a copy of this client with the scheme that the browser uses.
 
         A trusted proxy that terminates TLS forwards requests over plain HTTP, and sends the original scheme in
-        X-Forwarded-Proto.
+        X-Forwarded-Proto. If several proxies add their schemes, the first one is that of the browser.
         """
-        is_https = self._values(b"x-forwarded-proto") == [b"https"] and self.is_trusted_proxy(trusted_proxies)
+        values = self._values(b"x-forwarded-proto")
+        if not values or not self.is_trusted_proxy(trusted_proxies):
+            return self
+        schemes = (scheme.strip().lower() for value in values for scheme in value.split(b","))
+        is_https = next(filter(None, schemes), None) == b"https"
         return attrs.evolve(self, scheme="https") if is_https else self
 
     def is_trusted_proxy(self, trusted_proxies: Sequence[Network]) -> bool:
@@ -123,7 +127,9 @@ class Client:
         """Return the address of the client behind any proxies.
 
         X-Forwarded-For is used only if a trusted proxy sent it. Each proxy appends the address that it received the
-        request from, so the client is the last address that does not belong to a trusted proxy.
+        request from, so the client is the last address that does not belong to a trusted proxy. Empty entries are
+        ignored (RFC 9110, 5.6.1). If a trusted proxy added ``unknown``, the result is the address of that proxy: a
+        client may have written whatever comes before that entry.
 
         Servers such as uvicorn trust proxies on the same machine, and may already have replaced the peer address with
         one from that header. Unless the peer address is certain or trusted proxies confirm it, the result is
@@ -133,7 +139,8 @@ class Client:
         if not values:
             return self.peer_address
         entries = b",".join(values).rsplit(b",", MAX_FORWARDED_ENTRIES)
-        forwarded = [entry.strip().decode("latin-1") for entry in entries[-MAX_FORWARDED_ENTRIES:]]
+        last_entries = map(bytes.strip, entries[-MAX_FORWARDED_ENTRIES:])
+        forwarded = [entry.decode("latin-1") for entry in last_entries if entry]
         is_cut = len(entries) > MAX_FORWARDED_ENTRIES
         may_be_replaced = not self.is_peer_certain and (is_cut or any(map(self._may_be_peer, forwarded)))
         is_trusted = self.is_trusted_proxy(trusted_proxies)
@@ -170,14 +177,14 @@ def _parse_port(text: object) -> int:
 
 
 def _parse_forwarded_address(entry: str) -> Address | None:
-    """Return the address in an X-Forwarded-For entry, which may have brackets and a port."""
+    """Return the address in an X-Forwarded-For entry, which may have quotation marks, brackets and a port."""
     address, _ = _split_port(entry)
     return parse_address(address)
 
 
 def _split_port(entry: str) -> tuple[str, int]:
     """Return the address and the port of an X-Forwarded-For entry. The port is 0 if there is none."""
-    entry = entry.strip()
+    entry = entry.strip().removeprefix('"').removesuffix('"')
     if entry.startswith("["):
         address, _, rest = entry[1:].partition("]")
         return address, _parse_port(rest.removeprefix(":"))
