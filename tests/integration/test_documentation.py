@@ -190,6 +190,8 @@ def test_fastapi_application_in_the_guard_guide_works(folder: Path) -> None:
 
         assert predict(token) == (200, {"species": "setosa", "asked_by": "ada"})
         assert client.options("/predict", headers=origin | preflight).status_code == 200
+        with client.websocket_connect("/chat", subprotocols=["bearer", token]) as socket:
+            assert socket.receive_text() == "Hello ada"
         opened = [client.get(path).status_code for path in ("/health", "/docs", "/openapi.json", "/redoc")]
         service.users.set_enabled(user_id=user.id, enabled=False)
         assert predict(token)[0] == predict(api_key)[0] == 403

@@ -135,6 +135,18 @@ def test_composed_lifespan_opens_the_guard_of_a_mounted_model(folder: Path) -> N
     assert (answer.status_code, answer.json()) == (200, "ada")
 
 
+def test_own_lifespan_works_together_with_the_guard(folder: Path) -> None:
+    events: list[str] = []
+    app = FastAPI(lifespan=recording_lifespan(events, "own"))
+    app.add_middleware(GuardMiddleware, exempt=["/health"])
+
+    with asgi_client(app) as http:
+        answers = [http.get("/health").status_code, http.get("/predict").status_code]
+
+    assert answers == [404, 401]
+    assert events == ["start own", "stop own"]
+
+
 def test_lifespans_stop_in_reverse_order() -> None:
     events: list[str] = []
     first, second = (Starlette(lifespan=recording_lifespan(events, name)) for name in ("first", "second"))

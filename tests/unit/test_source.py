@@ -190,7 +190,7 @@ def test_modules_that_wait_for_a_call_use_the_deadline() -> None:
         for file in files_calling(waits)
         if file.startswith(("application/", "entrypoints/")) and not file.startswith("entrypoints/server/")
     } - {"application/deadlines.py"}
-    outside_requests = {"entrypoints/http/lifespans.py"}
+    outside_requests = {"entrypoints/guard/rechecks.py", "entrypoints/http/lifespans.py"}
 
     assert in_requests - files_importing("mlapi.application.deadlines.remaining_seconds") == outside_requests
     assert "entrypoints/http/thread_pool.py" in in_requests

@@ -1,39 +1,33 @@
-"""ASGI guards for a model's API, which let only enabled users through.
-
-`GuardMiddleware` protects a whole application. `GuardBackend` plugs into Starlette's ``AuthenticationMiddleware``.
-Test your routes with `mlapi.testing.assert_all_routes_guarded`.
-"""
+"""The guard as ASGI middleware."""
 
 import re
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import Any
 
-from starlette import responses as starlette_responses
-from starlette.authentication import AuthCredentials, AuthenticationBackend, AuthenticationError
-from starlette.requests import HTTPConnection
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
+from mlapi.domain.users import User
+from mlapi.entrypoints.guard.backend import AUTHENTICATED
+from mlapi.entrypoints.guard.preflights import call_for_preflight
+from mlapi.entrypoints.guard.rechecks import POLICY_VIOLATION, Rechecks
 from mlapi.entrypoints.http.middleware import (
     RejectAmbiguousFraming,
     StartupErrorMiddleware,
     log_outage,
     send_response,
-    starlette_response,
 )
 from mlapi.entrypoints.wire.error_responses import error_response
-from mlapi.entrypoints.wire.errors import MissingCredentialError
 from mlapi.entrypoints.wire.headers import get_bearer_credential
+from mlapi.entrypoints.wire.preflights import is_preflight
 from mlapi.entrypoints.wire.responses import Response
+from mlapi.entrypoints.wire.subprotocols import find_bearer_subprotocol, get_websocket_credential
 
 _PARENT_SEGMENT = re.compile(r"(^|[/\\])\.\.?($|[/\\])|\\")
 _MAX_EXEMPT_PATH_CHARS = 8192
-_AUTHENTICATED = AuthCredentials(["authenticated"])
-_POLICY_VIOLATION = 1008  # RFC 6455, 7.4.1
 
 
 class GuardMiddleware:
@@ -41,15 +35,27 @@ class GuardMiddleware:
 
     All paths and WebSockets are guarded unless they are exempt, so new routes are guarded by default. Requests with
     ambiguous framing are rejected on every path, exempt ones included: a request smuggled inside one would bypass the
-    guard.
+    guard. The preflights of browsers reach the application without a user, but it can send no body in response.
+
+    Browsers send the credential of a WebSocket as a subprotocol: ``new WebSocket(url, ["bearer", token])``. The
+    application's scope does not contain it.
 
     Args:
         app: the application to guard.
         guard: checks the credentials. If None, it is opened from the configuration when the application starts.
         exempt: paths that need no credential, such as ``/health``, or ``/docs/*`` for all paths below ``/docs``.
+        recheck_seconds: the interval at which the users of open WebSockets and streams are checked again. Connections
+            of users who have lost access are ended. If None, they stay open until they end by themselves.
     """
 
-    def __init__(self, app: ASGIApp, guard: Guard | None = None, *, exempt: Iterable[str] = ()) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        guard: Guard | None = None,
+        *,
+        exempt: Iterable[str] = (),
+        recheck_seconds: float | None = None,
+    ) -> None:
         self.app = app
         self._guard = guard
         self._async_guard: AsyncGuard | None = None
@@ -57,6 +63,7 @@ class GuardMiddleware:
         exempt_paths = list(exempt)
         self._exempt_paths = frozenset(path for path in exempt_paths if not path.endswith("/*"))
         self._exempt_prefixes = tuple(path.removesuffix("*") for path in exempt_paths if path.endswith("/*"))
+        self._rechecks = None if recheck_seconds is None else Rechecks(recheck_seconds, self._check)
         self._handle_lifespan = StartupErrorMiddleware(self._run_lifespan)
         self._handle_request = RejectAmbiguousFraming(self._authenticate)
 
@@ -65,19 +72,40 @@ class GuardMiddleware:
         await handle(scope, receive, send)
 
     async def _authenticate(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if not self._is_exempt(scope):
-            try:
-                guard = self._async_guard or self._guard
-                credential = get_bearer_credential(
-                    scope["headers"], accept_bare=guard is not None and guard.accept_bare
-                )
-                scope["user"] = await (self._async_guard or self._open_async_guard()).check(credential)
-            except MlapiError as error:
-                log_outage("guard", error)
-                await _reject(error_response(error), scope, receive, send)
-                return
-            scope["auth"] = _AUTHENTICATED
-        await self.app(scope, receive, send)
+        if self._is_exempt(scope):
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] == "http" and is_preflight(scope["method"], scope["headers"]):
+            await call_for_preflight(self.app, scope, receive, send)
+            return
+        try:
+            credential, send_accepted = self._get_credential(scope, send)
+            scope["user"] = await self._check(credential)
+        except MlapiError as error:
+            log_outage("guard", error)
+            await _reject(error_response(error), scope, receive, send)
+            return
+        scope["auth"] = AUTHENTICATED
+        if self._rechecks is None:
+            await self.app(scope, receive, send_accepted)
+        else:
+            await self._rechecks.run(self.app, scope, receive, send_accepted, credential)
+
+    async def _check(self, credential: str) -> User:
+        return await (self._async_guard or self._open_async_guard()).check(credential)
+
+    def _get_credential(self, scope: Scope, send: Send) -> tuple[str, Send]:
+        """Return the credential, which is removed from the subprotocols in the scope, and a function to send with."""
+        guard, headers = self._async_guard or self._guard, scope["headers"]
+        accept_bare = guard is not None and guard.accept_bare
+        if scope["type"] != "websocket":
+            return get_bearer_credential(headers, accept_bare=accept_bare), send
+        bearer = find_bearer_subprotocol(scope.get("subprotocols", ()))
+        credential = get_websocket_credential(headers, bearer, accept_bare=accept_bare)
+        if bearer is None:
+            return credential, send
+        scope["headers"], scope["subprotocols"] = bearer.remove_from(headers), bearer.others
+        return credential, _with_subprotocol(bearer.name, send)
 
     async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._resources:
@@ -91,7 +119,8 @@ class GuardMiddleware:
         if self._guard is None:
             raise RepositoryUnavailableError(
                 "the guard is not open, because the application's lifespan did not run or failed: enable the lifespan,"
-                " or pass a Guard to GuardMiddleware"
+                " or pass a Guard to GuardMiddleware; if the application is mounted, pass it to compose_lifespans of"
+                " mlapi.entrypoints.http"
             )
         self._async_guard = self._resources.enter_context(async_guard(self._guard))
         return self._async_guard
@@ -110,52 +139,20 @@ class GuardMiddleware:
         )
 
 
-class GuardError(AuthenticationError):
-    """The error that `GuardBackend` raises. ``cause`` is the error from the guard."""
-
-    def __init__(self, cause: MlapiError) -> None:
-        super().__init__(str(cause))
-        self.cause = cause
-
-
-class GuardBackend(AuthenticationBackend):
-    """A guard as a backend for Starlette's ``AuthenticationMiddleware``.
-
-    Requests without a credential pass as unauthenticated; protect routes with ``@requires``.
-
-    >>> Middleware(AuthenticationMiddleware, backend=GuardBackend(guard), on_error=handle_guard_error)  # doctest: +SKIP
-
-    Args:
-        guard: checks the credentials.
-    """
-
-    def __init__(self, guard: AsyncGuard) -> None:
-        self._guard = guard
-
-    async def authenticate(self, conn: HTTPConnection) -> tuple[AuthCredentials, Any] | None:
-        """Return the user, or None if the request has no credential.
-
-        Raises:
-            GuardError: if the guard rejects the credential.
-        """
-        try:
-            credential = get_bearer_credential(conn.scope["headers"], accept_bare=self._guard.accept_bare)
-            return _AUTHENTICATED, await self._guard.check(credential)
-        except MissingCredentialError:
-            return None
-        except MlapiError as error:
-            raise GuardError(error) from None
-
-
-def handle_guard_error(_conn: HTTPConnection, error: AuthenticationError) -> starlette_responses.Response:
-    """Return the same error response as `GuardMiddleware`. Pass it to ``AuthenticationMiddleware`` as ``on_error``."""
-    assert isinstance(error, GuardError)  # noqa: S101 - `GuardBackend` raises no other error
-    return starlette_response(error_response(error.cause))
-
-
 async def _reject(response: Response, scope: Scope, receive: Receive, send: Send) -> None:
     if scope["type"] == "http":
         await send_response(response, send)
     else:  # closing a WebSocket before accepting it sends a 403 response: ASGI specification
         await receive()
-        await send({"type": "websocket.close", "code": _POLICY_VIOLATION, "reason": "Invalid token"})
+        await send({"type": "websocket.close", "code": POLICY_VIOLATION, "reason": "Invalid token"})
+
+
+def _with_subprotocol(name: str, send: Send) -> Send:
+    """Return a function that selects this subprotocol for a WebSocket unless the application selects another one."""
+
+    async def send_with_subprotocol(message: Message) -> None:
+        if message["type"] == "websocket.accept" and not message.get("subprotocol"):
+            message = {**message, "subprotocol": name}
+        await send(message)
+
+    return send_with_subprotocol
