@@ -156,10 +156,9 @@ def test_secrets_at_their_former_place_are_not_ignored(service: Path, current: P
 
 
 @pytest.mark.usefixtures("current")
-def test_folder_with_a_question_mark_is_rejected(tmp_path: Path) -> None:
-    folder = tmp_path / "what?"
+def test_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "100%25 what? #1"
     folder.mkdir()
 
-    for content in ("", "database: {url: sqlite:///users.db}"):
-        with pytest.raises(ConfigurationError, match="its name contains a question mark"):
-            find_files(write(folder, content))
+    for name, content in (("mlapi.db", ""), ("users.db", "database: {url: sqlite:///users.db}")):
+        assert find_files(write(folder, content))[0] == folder / name

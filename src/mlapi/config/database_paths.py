@@ -5,7 +5,6 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from mlapi.config.settings import DEFAULT_DATABASE_FILE
-from mlapi.domain.errors import ConfigurationError
 
 _DEFAULT_URL = f"sqlite:///{DEFAULT_DATABASE_FILE}"
 _SQLITE_URL = re.compile(r"(sqlite(?:\+pysqlite)?:///)(.+)", re.DOTALL)
@@ -20,18 +19,14 @@ def database_url(url: str | None, folder: Path) -> str:
     Args:
         url: from a configuration file; None if it is not set there.
         folder: the folder of the file.
-
-    Raises:
-        ConfigurationError: if the folder cannot be a part of a URL.
     """
     if url is not None and not _SQLITE_URL.match(url):
         return _PATH_OPTION.sub(lambda match: f"{match[1]}={_resolve_option(match[2], folder)}", url)
     match = _SQLITE_URL.match(_DEFAULT_URL if url is None else url)
     if match is None or Path(match[2]).is_absolute() or match[2] == ":memory:":
         return url or _DEFAULT_URL
-    if "?" in str(folder):
-        raise ConfigurationError(f"{folder} cannot hold the database, because its name contains a question mark")
-    return f"{match[1]}{folder / match[2]}"
+    encoded = str(folder).replace("%", "%25").replace("?", "%3F")
+    return f"{match[1]}{encoded}/{match[2]}"
 
 
 def find_moved_error(url: str | None, folder: Path, config: Path) -> str | None:

@@ -1,0 +1,34 @@
+"""Keep the Alembic of an application away from mlapi's tables in the same database.
+
+mlapi has migrations of its own, in ``mlapi db upgrade``. This module imports nothing, so that a migration stays fast.
+"""
+
+from typing import Any
+
+_TABLES = frozenset(
+    {"mlapi_alembic_version", "mlapi_api_keys", "mlapi_attempts", "mlapi_audit", "mlapi_key_check"},
+)
+_USER_COLUMNS = frozenset({"username_key", "token_epoch"})
+"""Columns that only mlapi's table ``users`` has."""
+
+
+def include_object(item: Any, name: str | None, type_: str, reflected: bool, compare_to: Any) -> bool:  # noqa: ANN401, ARG001, FBT001 - alembic calls it by position
+    """Return False for mlapi's tables, so that ``alembic revision --autogenerate`` ignores them.
+
+    Pass this function to ``context.configure`` in the ``env.py`` of your application. It recognizes mlapi's tables in
+    every PostgreSQL schema, and in SQLite. Your own table ``users`` in another schema is included. To combine it with a
+    function of your own, call both: ``lambda *each: include_object(*each) and my_function(*each)``.
+
+    Args:
+        item: a table, column, index or constraint of SQLAlchemy.
+        name: its name.
+        type_: its type, such as ``table``. Alembic only asks for the parts of tables that are included.
+        reflected: True if the item was read from the database.
+        compare_to: the item that alembic compares it with: a table in the database for one of the application's
+            metadata; None if there is no such table.
+    """
+    return type_ != "table" or not any(_belongs_to_mlapi(table) for table in (item, compare_to) if table is not None)
+
+
+def _belongs_to_mlapi(table: Any) -> bool:  # noqa: ANN401 - an SQLAlchemy table, which this module does not import
+    return table.name in _TABLES or (table.name == "users" and set(table.columns.keys()) >= _USER_COLUMNS)
