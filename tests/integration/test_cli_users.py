@@ -137,7 +137,7 @@ def test_names_are_read_from_standard_input_in_batches(monkeypatch: pytest.Monke
 
 
 def test_several_users_are_shown(folder: Path) -> None:
-    table, some = mlapi("users", "show", "ada", "--name", "17"), mlapi("users", "show", "ada", "nobody", "--json")
+    table, some = mlapi("users", "show", "ada", "--username", "17"), mlapi("users", "show", "ada", "nobody", "--json")
 
     assert [line.split()[2] for line in table.stdout.splitlines()] == ["USERNAME", "ada", "17"]
     assert (some.exit_code, names_of(some)) == (4, ["ada"])
@@ -186,15 +186,15 @@ def test_number_that_is_also_a_name_is_rejected_as_ambiguous(name: str) -> None:
     result = mlapi("users", "remove", name, "--yes")
 
     assert (result.exit_code, result.stdout) == (3, "")
-    assert result.stderr == f"mlapi: {name} may be an id or the name of user 5: add --id or --name\n"
-    assert mlapi("users", "remove", "--name", name, "--yes").stdout == f"removed user 5 ({name})\n"
+    assert result.stderr == f"mlapi: {name} may be an id or the name of user 5: add --id or --username\n"
+    assert mlapi("users", "remove", "--username", name, "--yes").stdout == f"removed user 5 ({name})\n"
     assert find("bob") is not None
 
 
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["--name", "4"], "user '4' does not exist"),
+        (["--username", "4"], "user '4' does not exist"),
         (["--id", "ada"], "user_id must be ASCII digits"),
         (["3"], "user 3 does not exist"),
         (["03"], "user '03' does not exist"),
@@ -202,7 +202,7 @@ def test_number_that_is_also_a_name_is_rejected_as_ambiguous(name: str) -> None:
     ],
 )
 def test_reference_that_names_no_user_removes_none(arguments: list[str], line: str) -> None:
-    mlapi("users", "remove", "--name", "17", "--yes")
+    mlapi("users", "remove", "--username", "17", "--yes")
 
     result = mlapi("users", "remove", "--yes", *arguments)
 

@@ -19,6 +19,7 @@ from mlapi.domain.commands import (
     ChangePassword,
     Command,
     EndTokens,
+    IssueToken,
     Reencrypt,
     Register,
     RejectRegistration,
@@ -278,6 +279,9 @@ class Users:
 
     def prepare_end_tokens(self, *, user_id: UserId) -> EndTokens:
         return EndTokens(user_id=user_id, at=self._clock(), actor=self.actor)
+
+    def prepare_issue_token(self, *, user_id: UserId) -> IssueToken:
+        return IssueToken(user_id=user_id, at=self._clock(), actor=self.actor)
 
     def prepare_remove(self, *, user_id: UserId) -> Remove:
         return Remove(user_id=user_id, at=self._clock(), actor=self.actor)

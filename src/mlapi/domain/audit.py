@@ -14,6 +14,7 @@ from mlapi.domain.commands import (
     ChangePassword,
     Command,
     EndTokens,
+    IssueToken,
     Outcome,
     RecordApiKeyUse,
     Reencrypt,
@@ -37,13 +38,22 @@ AuditId = NewType("AuditId", int)
 UNSAVED_ID = AuditId(0)
 
 Action = Literal[
-    "register", "enable", "disable", "end_tokens", "set_password", "remove", "add_api_key", "remove_api_key"
+    "register",
+    "enable",
+    "disable",
+    "issue_token",
+    "end_tokens",
+    "set_password",
+    "remove",
+    "add_api_key",
+    "remove_api_key",
 ]
 Result = Literal["done", "user_exists", "user_not_found", "password_changed", "api_key_not_found"]
 
 _ACTIONS: dict[type[Command], Action] = {
     Register: "register",
     RejectRegistration: "register",
+    IssueToken: "issue_token",
     EndTokens: "end_tokens",
     ChangePassword: "set_password",
     Remove: "remove",

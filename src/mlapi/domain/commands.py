@@ -132,6 +132,18 @@ class RejectRegistration:
 
 
 @attrs.frozen(kw_only=True)
+class IssueToken:
+    """Record in the audit trail that an operator got a token for this user. Changes nothing."""
+
+    user_id: UserId
+    at: datetime = attrs.field(converter=to_utc)
+    actor: Actor = UNKNOWN_ACTOR
+
+    def apply_to(self, user: User) -> User:
+        return user
+
+
+@attrs.frozen(kw_only=True)
 class SetEnabled:
     """Enable or disable a user. Always sets ``updated_datetime``.
 
@@ -254,7 +266,7 @@ class RecordApiKeyUse:
         return attrs.evolve(key, last_used_datetime=self.at)
 
 
-UserUpdate = SetEnabled | EndTokens | ChangePassword | Reencrypt | RejectRegistration
+UserUpdate = SetEnabled | EndTokens | ChangePassword | Reencrypt | RejectRegistration | IssueToken
 """Commands for an existing user; ``apply_to`` returns the modified user, or the error that rejects the command."""
 UserCommand = Register | UserUpdate | Remove
 ApiKeyCommand = AddApiKey | RemoveApiKey | RecordApiKeyUse

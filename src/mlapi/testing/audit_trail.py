@@ -19,6 +19,7 @@ from mlapi.domain.commands import (
     AddApiKey,
     ChangePassword,
     EndTokens,
+    IssueToken,
     RecordApiKeyUse,
     Reencrypt,
     Remove,
@@ -52,6 +53,7 @@ class AuditTrailContract:
         commands: list[Command] = [
             SetEnabled(user_id=ada.id, enabled=False, at=LATER, actor=actor),
             SetEnabled(user_id=ada.id, enabled=True, at=LATER, actor=actor),
+            IssueToken(user_id=ada.id, at=LATER, actor=actor),
             EndTokens(user_id=ada.id, at=LATER, actor=actor),
             ChangePassword(user_id=ada.id, password=ANOTHER, replacing=None, at=LATER, actor=actor),
             AddApiKey(key=key, actor=actor),
@@ -65,6 +67,7 @@ class AuditTrailContract:
             ("register", None),
             ("disable", None),
             ("enable", None),
+            ("issue_token", None),
             ("end_tokens", None),
             ("set_password", None),
             ("add_api_key", key.id),

@@ -29,6 +29,7 @@ from mlapi.domain.audit import AuditEntry, make_audit_entry
 from mlapi.domain.commands import (
     ChangePassword,
     Command,
+    IssueToken,
     Outcome,
     RecordApiKeyUse,
     Reencrypt,
@@ -122,6 +123,7 @@ _CONDITIONAL_UPDATES: dict[type[UserUpdate], Update] = {
     ChangePassword: _SET_PASSWORD,
     Reencrypt: _SET_PASSWORD,
     RejectRegistration: _UNCHANGED,
+    IssueToken: _UNCHANGED,
 }
 USER_UPDATES: dict[type[UserUpdate], Update] = {
     command: _CONDITIONAL_UPDATES.get(command) or _assignment(command) for command in get_args(UserUpdate)

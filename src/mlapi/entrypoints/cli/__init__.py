@@ -4,12 +4,14 @@ import click
 
 from mlapi import __version__
 from mlapi.entrypoints.cli.api_keys import api_key_commands
+from mlapi.entrypoints.cli.audit import audit_commands
 from mlapi.entrypoints.cli.completion import completion_command
 from mlapi.entrypoints.cli.database import database_commands
 from mlapi.entrypoints.cli.doctor import doctor_command
 from mlapi.entrypoints.cli.output import OneLineGroup
 from mlapi.entrypoints.cli.secrets import admin_token_commands, secret_commands
 from mlapi.entrypoints.cli.serve import serve_command
+from mlapi.entrypoints.cli.tokens import token_commands
 from mlapi.entrypoints.cli.transfer import users_export, users_import
 from mlapi.entrypoints.cli.users import user_commands
 
@@ -29,6 +31,8 @@ for _command in (
     serve_command,
     user_commands,
     api_key_commands,
+    token_commands,
+    audit_commands,
     secret_commands,
     admin_token_commands,
     database_commands,

@@ -5,22 +5,37 @@ import pwd
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+import attrs
+
 from mlapi.application.users import Users
-from mlapi.bootstrap import open_users
-from mlapi.config import load_settings
+from mlapi.bootstrap import Service, open_service
+from mlapi.config import Settings, load_settings
 from mlapi.domain.commands import Actor
 from mlapi.entrypoints.cli.output import command_errors
 
 
 @contextmanager
-def open_users_as_operator(*, may_create: bool = False) -> Iterator[Users]:
-    """Yield the users of the configured database. The audit trail records the operator as the actor of every change.
+def open_service_as_operator(*, settings: Settings | None = None, may_create: bool = False) -> Iterator[Service]:
+    """Yield the configured service. The audit trail records the operator as the actor of every change.
 
     Args:
+        settings: by default, those of the configuration.
         may_create: whether to create the database if it does not exist.
+
+    Raises:
+        CommandError: if the database is unavailable or the configuration is invalid.
     """
-    with command_errors(), open_users(load_settings(), must_be_available=True, may_create=may_create) as users:
-        yield users.as_actor(Actor(f"command line of {account_name()}"))
+    with command_errors():
+        settings = load_settings() if settings is None else settings
+        with open_service(settings, must_be_available=True, may_create=may_create) as service:
+            yield attrs.evolve(service, users=service.users.as_actor(Actor(f"command line of {account_name()}")))
+
+
+@contextmanager
+def open_users_as_operator(*, may_create: bool = False) -> Iterator[Users]:
+    """Yield the users of the configured service. See `open_service_as_operator`."""
+    with open_service_as_operator(may_create=may_create) as service:
+        yield service.users
 
 
 def account_name() -> str:

@@ -23,10 +23,10 @@ _BATCH_USERS = 500
 
 
 def reference_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--id`` and ``--name``, which the command receives as ``reference``."""
-    command = click.option("--name", "reference", flag_value="name", help="USER is a name, even if it is a number.")(
-        command
-    )
+    """Add ``--id`` and ``--username``, which the command receives as ``reference``."""
+    command = click.option(
+        "--username", "reference", flag_value="username", help="USER is a name, even if it is a number."
+    )(command)
     return click.option("--id", "reference", flag_value="id", help="USER is an id.")(command)
 
 
@@ -58,7 +58,7 @@ def find_user(users: Users, text: str, reference: str | None) -> User:
     if reference is None and _is_id(text):
         user_id = requests.parse_user_id(text)
         if named is not None and named.id != user_id:
-            raise CommandError(f"{text} may be an id or the name of user {named.id}: add --id or --name")
+            raise CommandError(f"{text} may be an id or the name of user {named.id}: add --id or --username")
         return users.get(user_id)
     if named is None:
         raise CommandError(f"user {text!r} does not exist")
@@ -96,16 +96,27 @@ def confirm(question: str, items: Sequence[str] = ()) -> None:
 
 @attrs.define
 class Report:
-    """Counts and prints what happened to each user."""
+    """Counts and prints what happened to each user or API key.
+
+    Args:
+        done_word: what was done, for messages.
+        as_json: whether to print JSON.
+        is_quiet: whether to print errors only.
+    """
 
     done_word: str
     as_json: bool = False
+    is_quiet: bool = False
     done: int = 0
     failed: int = 0
 
-    def succeed(self, user: User) -> None:
+    def succeed(self, description: str, value: responses.ResponseBody) -> None:
         self.done += 1
-        show(f"{self.done_word} {describe(user)}", responses.UserResponse.from_user(user), as_json=self.as_json)
+        if not self.is_quiet:
+            show(f"{self.done_word} {description}", value, as_json=self.as_json)
+
+    def succeed_for(self, user: User) -> None:
+        self.succeed(describe(user), responses.UserResponse.from_user(user))
 
     def count(self, users: Iterable[User]) -> Iterator[User]:
         """Yield the users, and count them as done."""
@@ -149,7 +160,7 @@ def apply_to_each(
                 if isinstance(outcome, MlapiError):  # removed in the meantime
                     report.fail(outcome)
                 else:
-                    report.succeed(cast("User", outcome))
+                    report.succeed_for(cast("User", outcome))
     except RepositoryUnavailableError as error:
         raise CommandError(f"{error}; users changed before: {report.done}; run the command again") from None
 

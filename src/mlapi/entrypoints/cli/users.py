@@ -90,7 +90,9 @@ def users_add(username: str, email: str, *, as_json: bool) -> None:
     """Register a user. Prompts for the password, or reads it from standard input."""
     password = _read_password()
     with open_users_as_operator(may_create=True) as users:
-        Report("registered", as_json=as_json).succeed(users.register(username=username, password=password, email=email))
+        Report("registered", as_json=as_json).succeed_for(
+            users.register(username=username, password=password, email=email)
+        )
 
 
 @user_commands.command("enable")
@@ -144,7 +146,7 @@ def users_set_password(user: str, *, reference: str | None, as_json: bool) -> No
     with open_users_as_operator() as users:
         user_id = find_user(users, user, reference).id
         changed = users.set_password(user_id=user_id, password=password)
-        Report("changed the password of", as_json=as_json).succeed(changed)
+        Report("changed the password of", as_json=as_json).succeed_for(changed)
 
 
 def _set_enabled(names: Sequence[str], reference: str | None, report: Report, *, enabled: bool) -> None:

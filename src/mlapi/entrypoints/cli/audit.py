@@ -1,0 +1,73 @@
+"""``mlapi audit``: read the audit trail."""
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import islice
+
+import click
+
+from mlapi.application.users import Users
+from mlapi.domain.audit import AuditEntry
+from mlapi.domain.errors import UserNotFoundError
+from mlapi.domain.users import UserId
+from mlapi.entrypoints.cli.operator import open_users_as_operator
+from mlapi.entrypoints.cli.selection import find_user, reference_options
+from mlapi.entrypoints.cli.tables import Column, format_time, list_format_options, show_rows
+from mlapi.entrypoints.cli.times import PastTime
+from mlapi.entrypoints.wire.responses import AuditEntryResponse
+
+_PAGE_SIZE = 500
+_MAX_DISORDER = timedelta(hours=1)
+"""How much older an entry may be than one with a smaller id: the clocks of several machines may differ."""
+
+_COLUMNS: list[Column[AuditEntryResponse]] = [
+    Column(heading="TIME (UTC)", cell=lambda entry: format_time(entry.at, seconds=True)),
+    Column(heading="ACTION", cell=lambda entry: entry.action),
+    Column(heading="USER ID", cell=lambda entry: _or_dash(entry.user_id), is_number=True),
+    Column(heading="OUTCOME", cell=lambda entry: entry.outcome),
+    Column(heading="ACTOR", cell=lambda entry: entry.actor, may_shrink=True),
+    Column(heading="KEY ID", cell=lambda entry: _or_dash(entry.key_id), is_optional=True),
+    Column(heading="REQUEST", cell=lambda entry: _or_dash(entry.request_id), is_optional=True),
+]
+
+
+@click.group("audit")
+def audit_commands() -> None:
+    """Read the audit trail."""
+
+
+@audit_commands.command("list")
+@click.option("--user", metavar="USER", help="Only changes to this user. A removed user must be named by id.")
+@reference_options
+@click.option("--since", type=PastTime(), metavar="TIME", help="Only newer entries: 30d, or a date or time.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N entries.")
+@list_format_options
+def audit_list(
+    *, user: str | None, reference: str | None, since: datetime | None, limit: int | None, list_format: str | None
+) -> None:
+    """List who changed which user, newest first."""
+    with open_users_as_operator() as users:
+        user_id = None if user is None else _find_user_id(users, user, reference)
+        entries = islice(_iterate_entries(users, user_id, since), limit)
+        rows = map(AuditEntryResponse.from_entry, entries)
+        show_rows(rows, _COLUMNS, AuditEntryResponse, list_format, empty="no entries found")
+
+
+def _find_user_id(users: Users, text: str, reference: str | None) -> UserId:
+    try:
+        return find_user(users, text, reference).id
+    except UserNotFoundError as error:  # entries outlive their user
+        return UserId(error.user_id)
+
+
+def _iterate_entries(users: Users, user_id: UserId | None, since: datetime | None) -> Iterator[AuditEntry]:
+    last = None
+    while page := users.list_audit_page(after=last, limit=_PAGE_SIZE, user_id=user_id):
+        yield from (entry for entry in page if since is None or entry.at >= since)
+        if since is not None and all(entry.at < since - _MAX_DISORDER for entry in page):
+            return
+        last = page[-1].id
+
+
+def _or_dash(value: object) -> object:
+    return "-" if value is None else value
