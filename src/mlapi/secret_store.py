@@ -25,12 +25,12 @@ from mlapi.application.secret_rotation import SecretKind
 from mlapi.atomic_files import atomic_write, remove_abandoned_drafts
 from mlapi.config import PasswordSettings, SecretSettings, Settings, TokenSettings
 from mlapi.config.files import read_yaml
-from mlapi.config.parsing import parse_secrets
+from mlapi.config.secrets_file import file_signature, read_secrets_file
 from mlapi.config.validation import KEY_BYTES, validate_for_production
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.ports import PasswordCipher, TokenIssuer
-from mlapi.file_access import find_secrets_error
 from mlapi.forks import new_lock
+from mlapi.token_keys import decode_token_keys, get_token_keys
 
 _HEADER = "# Made by mlapi. Keep a copy: without it, no stored password can be verified.\n"
 
@@ -174,7 +174,7 @@ class SecretStore(Generic[Cipher]):
                 " new one at the end of the list and restart every process, then move it to the front and restart"
                 " them again. For secrets.key, run `mlapi secrets rotate` afterwards"
             )
-        former = _token_keys(current) if kind == "token_key" else getattr(current, kind)
+        former = get_token_keys(current) if kind == "token_key" else getattr(current, kind)
         new = new_salt() if kind == "salt" else new_key()
         update_secrets_file(self._file, lambda tree: {**tree, kind: [new, *former]})
 
@@ -197,20 +197,17 @@ class SecretStore(Generic[Cipher]):
             update_secrets_file(self._file, pruned)
 
     def _make(self, current: SecretSettings) -> LoadedSecrets[Cipher]:
-        token_keys = [base64.urlsafe_b64decode(key) for key in _token_keys(current)]
         return LoadedSecrets(
             secrets=current,
             cipher=self._make_cipher(self._settings.passwords, current.key, current.salt),
-            tokens=self._make_tokens(self._settings.tokens, token_keys),
+            tokens=self._make_tokens(self._settings.tokens, decode_token_keys(current)),
             fingerprints=[[fingerprint(key, salt) for salt in current.salt] for key in current.key],
         )
 
     def _read_file(self) -> SecretSettings:
         if self._file is None or not self._file.exists():
             return self._generated
-        if (error := find_secrets_error(self._file)) is not None:
-            raise ConfigurationError(error)
-        return parse_secrets(read_yaml(self._file), str(self._file))
+        return read_secrets_file(self._file)
 
     def _validate(self, current: SecretSettings) -> None:
         required: dict[str, object] = {"key": current.key, "salt": current.salt}
@@ -310,23 +307,6 @@ def lock_secrets_file(file: Path) -> Iterator[None]:
         raise ConfigurationError(f"another command is changing {file}: wait until it finishes") from None
     finally:
         os.close(descriptor)
-
-
-def file_signature(file: Path) -> tuple[int, int, int] | None:
-    """Return a value that changes whenever the file is written or replaced; None if the file does not exist."""
-    try:
-        status = file.stat()
-    except OSError:
-        return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
-
-
-def _token_keys(current: SecretSettings) -> Sequence[str]:
-    """Return the keys that sign tokens: the configured token keys, or keys derived from the password keys."""
-    return current.token_key or [
-        base64.urlsafe_b64encode(hmac.digest(key.encode(), b"mlapi token key", hashlib.sha256)).decode("ascii")
-        for key in current.key
-    ]
 
 
 def _write(file: Path, tree: dict[str, Any], *, replace: bool, like: os.stat_result | None = None) -> None:

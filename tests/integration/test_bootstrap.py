@@ -13,10 +13,10 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import URL
 
-from mlapi import ConfigurationError, InvalidFieldsError, RepositoryUnavailableError, secret_store
+from mlapi import ConfigurationError, InvalidFieldsError, RepositoryUnavailableError
 from mlapi.adapters.sql.schema import HEAD
 from mlapi.bootstrap import open_database, open_service, open_users
-from mlapi.config import load_settings
+from mlapi.config import load_settings, secrets_file
 from mlapi.config.files import read_yaml
 from mlapi.entrypoints.cli import main
 from tests.conftest import KEY, OLDER_KEY, SALT
@@ -73,7 +73,7 @@ def test_second_startup_uses_the_same_users_and_secrets(folder: Path) -> None:
 def test_startup_reads_the_secrets_file_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     register_ada({})
     read = Mock(wraps=read_yaml)
-    monkeypatch.setattr(secret_store, "read_yaml", read)
+    monkeypatch.setattr(secrets_file, "read_yaml", read)
 
     with open_service(load_settings(environ={})) as service:
         assert service.users.find("ada") is not None

@@ -14,7 +14,7 @@ from sqlalchemy import URL
 
 from mlapi import RepositoryUnavailableError, TooManyAttemptsError, forks
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryUserRepository
-from mlapi.adapters.sql import Database
+from mlapi.adapters.sql import Database, database_url, upgrade
 from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
@@ -192,7 +192,7 @@ from mlapi.config import load_settings
 
 if (pid := os.fork()) == 0:
     with open_guard(load_settings()) as guard:
-        guard.repository.check()
+        guard.repository.find_principals([1])
     os._exit(0)
 raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 """
@@ -200,6 +200,8 @@ raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
 
 def test_guard_that_is_first_opened_in_a_child_works(tmp_path: Path) -> None:
     environ = {**os.environ, "MLAPI_SECRETS__KEY": KEY, "MLAPI_SECRETS__SALT": SALT}
+    with Database(database_url(f"sqlite:///{tmp_path}/mlapi.db")) as database:
+        upgrade(database)
     command = [sys.executable, "-c", OPEN_IN_CHILD]
 
     run = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=False)

@@ -19,9 +19,9 @@ from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import PlainCipher
 from mlapi.application import secret_reload
 from mlapi.application.secret_reload import Reloader, ReloadingCipher, ReloadingTokens
+from mlapi.config.secrets_file import file_signature
 from mlapi.domain.ports import is_costly
 from mlapi.domain.users import EncryptedPassword
-from mlapi.secret_store import file_signature
 from mlapi.testing import SettableClock
 from mlapi.testing.tokens import ADA, HOUR, is_rejected
 from tests.conftest import KEY, OLDER_KEY, SALT

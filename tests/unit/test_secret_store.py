@@ -6,12 +6,12 @@ from unittest.mock import Mock, call
 import attrs
 import pytest
 
-from mlapi import secret_store
 from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.config import (
     PasswordSettings,
     SecretSettings,
     Settings,
+    secrets_file,
 )
 from mlapi.config.files import read_yaml
 from mlapi.domain.errors import ConfigurationError
@@ -385,7 +385,7 @@ def test_each_version_of_the_file_is_read_once(tmp_path: Path, monkeypatch: pyte
     file = write(tmp_path, f"key: {KEY}\nsalt: x\n", name="secrets.yml")
     store = make_store(Settings(), file)
     read = Mock(wraps=read_yaml)
-    monkeypatch.setattr(secret_store, "read_yaml", read)
+    monkeypatch.setattr(secrets_file, "read_yaml", read)
 
     first = [store.current(), store.reloader.get(), store.reloader.get(check_now=True), store.current()]
     replacement = write(tmp_path, f"key: [{OLD_KEY}, {KEY}]\nsalt: x\n", name="new.yml")

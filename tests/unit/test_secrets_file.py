@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 from mlapi.atomic_files import atomic_write, fsync_folder
 from mlapi.config import SecretSettings, Settings
 from mlapi.config.files import read_yaml
+from mlapi.config.secrets_file import file_signature
 from mlapi.domain.errors import ConfigurationError
 from mlapi.secret_store import (
     create_secrets_file,
-    file_signature,
     lock_secrets_file,
     new_key,
     new_salt,

@@ -12,6 +12,8 @@ from mlapi.domain.ports import UserRepository
 from mlapi.forks import call_in_children, new_lock, notice_fork
 
 INTERVAL_SECONDS = 1.0
+_RETRY_SECONDS = 60.0
+"""After a failed write. A guard with a read-only database account never succeeds, and needs not."""
 
 _logger = logging.getLogger("mlapi")
 
@@ -39,6 +41,7 @@ class BackgroundApiKeyUsage:
         # for a while.
         self._written_at: dict[ApiKeyId, float] = {}
         self._timer: threading.Timer | None = None
+        self._is_failing = False
 
     def __call__(self, key: ApiKey, at: datetime) -> None:
         with self._lock:
@@ -46,7 +49,8 @@ class BackgroundApiKeyUsage:
                 return
             self._collected[key.id] = at
             if self._timer is None:
-                self._timer = threading.Timer(self._interval_seconds, self._write)
+                delay_seconds = _RETRY_SECONDS if self._is_failing else self._interval_seconds
+                self._timer = threading.Timer(delay_seconds, self._write)
                 self._timer.daemon = True
                 self._timer.start()
 
@@ -74,7 +78,14 @@ class BackgroundApiKeyUsage:
         try:
             self._repository.apply([RecordApiKeyUse(key_id=key_id, at=at) for key_id, at in collected.items()])
         except MlapiError as error:
-            _logger.warning("cannot record the last use of %d API keys: %s", len(collected), error)
+            if not self._is_failing:
+                _logger.warning(
+                    "cannot record when API keys were last used, and will retry every minute: %s",
+                    error,
+                )
+            self._is_failing = True
+        else:
+            self._is_failing = False
 
     @staticmethod
     def _is_recent(then: float, now: float) -> bool:

@@ -12,7 +12,7 @@ from typing import Generic, Protocol, TypeVar
 
 from mlapi.domain.credentials import IssuedToken, TokenClaims
 from mlapi.domain.errors import ConfigurationError, InvalidTokenError
-from mlapi.domain.ports import PasswordCipher, TokenIssuer, is_costly
+from mlapi.domain.ports import PasswordCipher, TokenIssuer, TokenVerifier, is_costly
 from mlapi.domain.users import EncryptedPassword, User
 from mlapi.forks import new_lock
 
@@ -102,14 +102,19 @@ class ReloadingCipher:
         return self._reloader.get().cipher.reencrypt(encrypted)
 
 
-class ReloadingTokens:
-    """A `TokenIssuer` that always uses the current secrets."""
+class TokenKeysInUse(Protocol):
+    """The part of `SecretsInUse` that verifies tokens."""
 
-    def __init__(self, reloader: Reloader[SecretsInUse]) -> None:
+    @property
+    def tokens(self) -> TokenVerifier:
+        """Verifies tokens."""
+
+
+class ReloadingTokenVerifier:
+    """A `TokenVerifier` that always uses the current token keys."""
+
+    def __init__(self, reloader: Reloader[TokenKeysInUse]) -> None:
         self._reloader = reloader
-
-    def issue(self, user: User) -> IssuedToken:
-        return self._reloader.get().tokens.issue(user)
 
     def verify(self, token: str) -> TokenClaims:
         issuer = self._reloader.get().tokens
@@ -120,3 +125,14 @@ class ReloadingTokens:
             if newer is issuer:
                 raise
         return newer.verify(token)
+
+
+class ReloadingTokens(ReloadingTokenVerifier):
+    """A `TokenIssuer` that always uses the current secrets."""
+
+    def __init__(self, reloader: Reloader[SecretsInUse]) -> None:
+        super().__init__(reloader)
+        self._secrets = reloader
+
+    def issue(self, user: User) -> IssuedToken:
+        return self._secrets.get().tokens.issue(user)

@@ -3,6 +3,7 @@
 from mlapi.adapters.sql.adoption import Adoption, Choice, Finding, Found
 from mlapi.application.database_check import DatabaseCheck
 from mlapi.application.login_throttle import AttemptLimits
+from mlapi.bootstrap.guard import async_guard, open_guard
 from mlapi.bootstrap.maintenance import (
     check_database,
     locate_data,
@@ -14,11 +15,9 @@ from mlapi.bootstrap.maintenance import (
 from mlapi.bootstrap.secrets import open_secrets
 from mlapi.bootstrap.service import (
     Service,
-    async_guard,
     audit_retention,
     in_memory_access,
     in_memory_attempts,
-    open_guard,
     open_service,
     open_users,
 )

@@ -1,11 +1,10 @@
 """Compose the users, the authenticator and the guard from the settings."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from datetime import timedelta
 from functools import partial
-from pathlib import Path
 
 import attrs
 
@@ -14,21 +13,20 @@ from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens
 from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.authentication import Access, Authenticator
-from mlapi.application.guard import AsyncGuard, Guard
+from mlapi.application.guard import Guard
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
-from mlapi.application.lookups import PrincipalLookup
 from mlapi.application.preparation import Preparation, PreparedAttemptCounts, check_key, prepare_on_first_use
 from mlapi.application.registration import RegistrationLimiter
 from mlapi.application.secret_reload import ReloadingCipher, ReloadingTokens
 from mlapi.application.users import Users
+from mlapi.bootstrap.guard import check_access
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
-from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
+from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.ports import AttemptCounts, AttemptLimiter
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.storage import Storage
-from mlapi.file_access import find_database_error, find_database_warning
 from mlapi.secret_store import SecretStore
 
 _logger = logging.getLogger("mlapi")
@@ -51,7 +49,7 @@ class Service:
 def open_service(settings: Settings, *, must_be_available: bool = False, may_create: bool = True) -> Iterator[Service]:
     """Yield the configured service. See `open_users` for the arguments, the side effects and the errors."""
     with closing(open_storage(settings, may_create=may_create)) as storage:
-        _check_access(storage.files)
+        check_access(storage.files)
         secrets = open_secrets(settings, storage)
         if not may_create and secrets.may_be_generated:
             storage.prepare(may_upgrade=False)  # if there are no tables, say this instead of asking for the secrets
@@ -116,30 +114,6 @@ def open_users(settings: Settings, *, must_be_available: bool = False, may_creat
 
 
 @contextmanager
-def open_guard(settings: Settings) -> Iterator[Guard]:
-    """Yield a guard for the users of the configured database. See `open_users` for side effects and errors.
-
-    >>> from mlapi.config import load_settings
-    >>> with open_guard(load_settings()) as guard:
-    ...     guard.check("a token or an API key")
-    Traceback (most recent call last):
-    mlapi.domain.errors.InvalidTokenError: invalid, expired or revoked token or API key
-    """
-    with open_service(settings) as service:
-        yield service.access.guard
-
-
-@contextmanager
-def async_guard(guard: Guard) -> Iterator[AsyncGuard]:
-    """Yield an asynchronous guard. It looks up the users of concurrent requests with one query."""
-    look_up = PrincipalLookup(guard.repository)
-    try:
-        yield AsyncGuard(guard, look_up.find)
-    finally:
-        look_up.close()
-
-
-@contextmanager
 def audit_retention(users: Users, settings: Settings) -> Iterator[None]:
     """Delete audit entries older than ``audit.days`` in the background until the block ends."""
     if settings.audit.days == 0:
@@ -162,18 +136,6 @@ def in_memory_access(users: Users) -> Access:
 def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:
     """Return a login attempt limiter that counts only the attempts in this process."""
     return FixedWindowAttemptLimiter(InMemoryAttempts(), limits)
-
-
-def _check_access(files: Sequence[Path]) -> None:
-    """Check who can access the files of a database. Log a warning if other accounts can read them.
-
-    Raises:
-        ConfigurationError: if other accounts can change them.
-    """
-    for error in filter(None, map(find_database_error, files)):
-        raise ConfigurationError(error)
-    for warning in filter(None, map(find_database_warning, files)):
-        _logger.warning("%s", warning)
 
 
 def _has_fingerprint(storage: Storage) -> bool:

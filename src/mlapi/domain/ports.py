@@ -232,15 +232,8 @@ def is_costly(cipher: PasswordCipher) -> bool:
     return bool(getattr(cipher, "is_costly", True))
 
 
-class TokenIssuer(Protocol):
-    """Issues tokens and verifies them."""
-
-    def issue(self, user: User) -> IssuedToken:
-        """Return a new token with the user's id and token epoch, and a unique token id.
-
-        The token is valid as ``Bearer`` credentials in a header (RFC 6750, 2.1) and does not look like an API key.
-        """
-        ...
+class TokenVerifier(Protocol):
+    """Verifies tokens."""
 
     def verify(self, token: str) -> TokenClaims:
         """Return the claims of a token. The caller then checks them against the user with `authenticate`.
@@ -248,6 +241,17 @@ class TokenIssuer(Protocol):
         Raises:
             InvalidTokenError: if the token has expired, or if any character differs from the token that was issued.
                 A token expires exactly at its ``expires_datetime``.
+        """
+        ...
+
+
+class TokenIssuer(TokenVerifier, Protocol):
+    """Issues tokens and verifies them."""
+
+    def issue(self, user: User) -> IssuedToken:
+        """Return a new token with the user's id and token epoch, and a unique token id.
+
+        The token is valid as ``Bearer`` credentials in a header (RFC 6750, 2.1) and does not look like an API key.
         """
         ...
 

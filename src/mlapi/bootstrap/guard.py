@@ -1,0 +1,82 @@
+"""Compose a guard, which reads users from an existing database and needs no secret except the token key."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from functools import partial
+from pathlib import Path
+
+from mlapi.application.api_key_usage import BackgroundApiKeyUsage
+from mlapi.application.guard import AsyncGuard, Guard
+from mlapi.application.lookups import PrincipalLookup
+from mlapi.application.preparation import Preparation, prepare_on_first_use
+from mlapi.application.secret_reload import ReloadingTokenVerifier
+from mlapi.bootstrap.storages import open_storage
+from mlapi.bootstrap.tokens import locate_secrets_file, make_tokens
+from mlapi.config import Settings
+from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
+from mlapi.file_access import find_database_error, find_database_warning
+from mlapi.token_keys import TokenKeys
+
+_logger = logging.getLogger("mlapi")
+
+
+@contextmanager
+def open_guard(settings: Settings) -> Iterator[Guard]:
+    """Yield a guard for the users of the configured database, and close the database afterwards.
+
+    A guard creates neither a database nor secrets, and can use a database account that may only read. To verify tokens,
+    it needs ``secrets.token_key`` or a ``secrets.yml`` of the service. Without them, it accepts only API keys. The
+    database does not have to be available: checks raise `RepositoryUnavailableError` until it is.
+
+    >>> from mlapi.bootstrap import open_users
+    >>> from mlapi.config import load_settings
+    >>> with open_users(load_settings()):  # creates the database
+    ...     pass
+    >>> with open_guard(load_settings()) as guard:
+    ...     guard.check("a token or an API key")
+    Traceback (most recent call last):
+    mlapi.domain.errors.InvalidTokenError: invalid, expired or revoked token or API key
+
+    Raises:
+        ConfigurationError: if the database or its tables do not exist, or the settings must be fixed first.
+    """
+    with closing(open_storage(settings, may_create=False)) as storage:
+        check_access(storage.files)
+        has_token_key = bool(settings.secrets.token_key)
+        file = None if has_token_key else locate_secrets_file(settings, storage.secrets_folder)
+        token_keys = TokenKeys(settings, file, make_tokens=make_tokens)
+        tokens = ReloadingTokenVerifier(token_keys.reloader)
+        preparation = Preparation(partial(storage.prepare, may_upgrade=False))
+        try:
+            preparation.ensure()
+        except RepositoryUnavailableError as error:
+            _logger.warning("%s; starting anyway", error)
+        repository = prepare_on_first_use(storage.users, preparation)
+        api_key_usage = BackgroundApiKeyUsage(repository)
+        try:
+            yield Guard(repository, tokens, api_key_usage=api_key_usage, accept_bare=settings.accepts_bare_credentials)
+        finally:
+            api_key_usage.close()
+
+
+@contextmanager
+def async_guard(guard: Guard) -> Iterator[AsyncGuard]:
+    """Yield an asynchronous guard. It looks up the users of concurrent requests with one query."""
+    look_up = PrincipalLookup(guard.repository)
+    try:
+        yield AsyncGuard(guard, look_up.find)
+    finally:
+        look_up.close()
+
+
+def check_access(files: Sequence[Path]) -> None:
+    """Check who can access the files of a database. Log a warning if other accounts can read them.
+
+    Raises:
+        ConfigurationError: if other accounts can change them.
+    """
+    for error in filter(None, map(find_database_error, files)):
+        raise ConfigurationError(error)
+    for warning in filter(None, map(find_database_warning, files)):
+        _logger.warning("%s", warning)

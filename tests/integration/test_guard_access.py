@@ -1,0 +1,235 @@
+"""A guard needs no admin secrets, creates nothing, and can use an account that may only read."""
+
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
+from starlette.testclient import TestClient
+
+from mlapi import ConfigurationError, InvalidTokenError
+from mlapi.bootstrap import open_guard, open_service
+from mlapi.config import Settings, load_settings
+from mlapi.entrypoints.guard import GuardMiddleware
+from mlapi.secret_store import new_key, update_secrets_file
+from tests.conftest import KEY, SALT
+from tests.postgres_server import PostgresServer
+from tests.sample_settings import TOKEN, TOKEN_KEY
+
+PASSWORD = "difference engine"
+SERVICE_SECRETS = {"MLAPI_SECRETS__KEY": KEY, "MLAPI_SECRETS__SALT": SALT, "MLAPI_SECRETS__ADMIN_TOKEN": TOKEN}
+TOKEN_KEY_ONLY = {"MLAPI_SECRETS__TOKEN_KEY": TOKEN_KEY}
+NO_TOKEN_KEY = (
+    "user tokens are rejected, and only API keys are accepted, because this guard has no token key: set"
+    " secrets.token_key (MLAPI_SECRETS__TOKEN_KEY) to the token key of the service"
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def settings_for(url: URL | str, secrets: dict[str, str], profile: str = "production") -> Settings:
+    text = url if isinstance(url, str) else url.render_as_string(hide_password=False)
+    return load_settings(environ={"MLAPI_PROFILE": profile, "MLAPI_DATABASE__URL": text, **secrets})
+
+
+def register(settings: Settings) -> tuple[str, str]:
+    """Register a user with the service, and return a token and an API key."""
+    with open_service(settings) as service:
+        ada = service.users.register(username="ada", password=PASSWORD, email="ada@example.com")
+        _, api_key = service.users.add_api_key(user_id=ada.id, name="job")
+        return service.access.authenticator.log_in(username="ada", password=PASSWORD).token, api_key
+
+
+@pytest.fixture
+def credentials(url: URL) -> tuple[str, str]:
+    """Return the token and the API key of a user of a service that has an explicit token key."""
+    register_schema(url)
+    return register(settings_for(url, {**SERVICE_SECRETS, **TOKEN_KEY_ONLY}))
+
+
+def register_schema(url: URL) -> None:
+    with open_service(settings_for(url, {**SERVICE_SECRETS}, "development")):
+        pass
+
+
+def test_token_key_is_the_only_secret_of_a_guard(url: URL, credentials: tuple[str, str], folder: Path) -> None:
+    with open_guard(settings_for(url, TOKEN_KEY_ONLY)) as guard:
+        users = [guard.check(credential) for credential in credentials]
+
+    assert [user.username for user in users] == ["ada", "ada"]
+    assert list(folder.iterdir()) == []
+
+
+def test_guard_without_secrets_accepts_only_api_keys(
+    url: URL, credentials: tuple[str, str], caplog: pytest.LogCaptureFixture
+) -> None:
+    token, api_key = credentials
+    with open_guard(settings_for(url, {})) as guard:
+        assert guard.check(api_key).username == "ada"
+        for _ in range(3):
+            with pytest.raises(InvalidTokenError):
+                guard.check(token)
+
+    assert caplog.messages == [NO_TOKEN_KEY, f"a token was rejected: {NO_TOKEN_KEY}"]
+
+
+async def whoami(request: Request) -> JSONResponse:
+    return JSONResponse(request.user.username)
+
+
+def test_middleware_without_secrets_answers_tokens_with_401(
+    url: URL, credentials: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLAPI_PROFILE", "production")
+    monkeypatch.setenv("MLAPI_DATABASE__URL", url.render_as_string(hide_password=False))
+    app = GuardMiddleware(Starlette(routes=[Route("/", whoami)]))
+
+    with TestClient(app) as client:
+        responses = [client.get("/", headers={"Authorization": f"Bearer {text}"}) for text in credentials]
+
+    assert [response.status_code for response in responses] == [401, 200]
+
+
+def test_guard_derives_token_keys_from_the_service_secrets(sqlite_url: URL) -> None:
+    token, _ = register(settings_for(sqlite_url, {}, "development"))
+
+    with open_guard(settings_for(sqlite_url, {})) as guard:
+        assert guard.check(token).username == "ada"
+
+
+def test_guard_uses_new_token_keys_without_a_restart(sqlite_url: URL, tmp_path: Path) -> None:
+    settings = settings_for(sqlite_url, {}, "development")
+    first, _ = register(settings)
+    file = tmp_path / "secrets.yml"
+
+    with open_guard(settings_for(sqlite_url, {})) as guard, open_service(settings) as service:
+        assert guard.check(first).username == "ada"
+        update_secrets_file(file, lambda tree: {**tree, "token_key": [new_key()]})
+        second = service.access.authenticator.log_in(username="ada", password=PASSWORD).token
+        while second.partition(".")[0] == first.partition(".")[0]:  # the service reloads within a second
+            second = service.access.authenticator.log_in(username="ada", password=PASSWORD).token
+        assert guard.check(second).username == "ada"
+
+
+def test_secrets_that_appear_later_are_used(sqlite_url: URL, tmp_path: Path) -> None:
+    token, _ = register(settings_for(sqlite_url, {}, "development"))
+    file = tmp_path / "secrets.yml"
+    file.rename(tmp_path / "hidden")
+
+    with open_guard(settings_for(sqlite_url, {})) as guard:
+        with pytest.raises(InvalidTokenError):
+            guard.check(token)
+        (tmp_path / "hidden").rename(file)
+        assert guard.check(token).username == "ada"
+
+
+def test_unreadable_secrets_are_named_in_the_log(
+    sqlite_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, api_key = register(settings_for(sqlite_url, {}, "development"))
+    caplog.clear()
+    monkeypatch.setattr("os.access", lambda path, _mode: Path(path).name != "secrets.yml")
+
+    with open_guard(settings_for(sqlite_url, {})) as guard:
+        assert guard.check(api_key).username == "ada"
+
+    assert caplog.messages == [f"{NO_TOKEN_KEY}. This account cannot read {tmp_path}/secrets.yml"]
+
+
+def test_guard_creates_no_database(folder: Path) -> None:
+    expected = rf"no database at {folder}/mlapi\.db: set MLAPI_CONFIG .* \(MLAPI_DATABASE__URL\)"
+
+    for profile in ("development", "production"):
+        with (
+            pytest.raises(ConfigurationError, match=expected),
+            open_guard(load_settings(environ={"MLAPI_PROFILE": profile})),
+        ):
+            pass
+
+    assert list(folder.iterdir()) == []
+
+
+def test_guard_creates_no_tables(url: URL, sqlite_url: URL, folder: Path) -> None:
+    if url == sqlite_url:
+        file = Path(str(url.database))
+        with closing(sqlite3.connect(file)) as connection:
+            connection.execute("CREATE TABLE notes (id INTEGER)")
+        file.chmod(0o600)
+    expected = r"contains no tables of mlapi: check database.url \(MLAPI_DATABASE__URL\)"
+
+    with pytest.raises(ConfigurationError, match=expected), open_guard(settings_for(url, {}, "development")):
+        pass
+
+    assert list(folder.iterdir()) == []
+
+
+# --- a PostgreSQL role that may only read
+
+GRANTS = "GRANT SELECT ON users, mlapi_api_keys, mlapi_alembic_version TO {role}"
+
+
+@pytest.fixture
+def reader(postgres: PostgresServer, postgres_url: URL) -> Iterator[Callable[..., URL]]:
+    """Return a function that creates a role with some grants and returns the URL for it."""
+    database, role = str(postgres_url.database), f"guard_{postgres_url.database}"
+    postgres.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'reader'")
+
+    def grant(*statements: str) -> URL:
+        for statement in statements:
+            postgres.execute(statement.format(role=role), database)
+        return postgres_url.set(username=role, password="reader")
+
+    yield grant
+    postgres.execute(f"DROP OWNED BY {role}", database)
+    postgres.execute(f"DROP ROLE {role}")
+
+
+def last_used(url: URL) -> list[bool]:
+    with open_service(settings_for(url, SERVICE_SECRETS)) as service:
+        (user,) = service.users.list_page()
+        return [key.last_used_datetime is not None for key in service.users.list_api_keys(user.id)]
+
+
+@pytest.mark.parametrize("option", ["", "ALTER ROLE {role} SET default_transaction_read_only = on"])
+def test_documented_grants_suffice_for_a_guard(
+    postgres_url: URL, reader: Callable[..., URL], option: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    register_schema(postgres_url)
+    credentials = register(settings_for(postgres_url, {**SERVICE_SECRETS, **TOKEN_KEY_ONLY}))
+    url = reader(GRANTS, *filter(None, [option]))
+    caplog.clear()
+
+    with open_guard(settings_for(url, TOKEN_KEY_ONLY)) as guard:
+        users = [guard.check(credential).username for credential in credentials]
+
+    assert users == ["ada", "ada"]
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        "cannot record when API keys were last used, and will retry every minute"
+    ]
+    assert last_used(postgres_url) == [False]
+
+
+def test_guard_role_may_also_record_the_use_of_keys(
+    postgres_url: URL, reader: Callable[..., URL], caplog: pytest.LogCaptureFixture
+) -> None:
+    register_schema(postgres_url)
+    _, api_key = register(settings_for(postgres_url, {**SERVICE_SECRETS, **TOKEN_KEY_ONLY}))
+    url = reader(GRANTS, "GRANT UPDATE (last_used_datetime) ON mlapi_api_keys TO {role}")
+    caplog.clear()
+
+    with open_guard(settings_for(url, TOKEN_KEY_ONLY)) as guard:
+        guard.check(api_key)
+
+    assert caplog.messages == []
+    assert last_used(postgres_url) == [True]
