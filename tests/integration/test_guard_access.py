@@ -1,5 +1,6 @@
 """A guard needs no admin secrets, creates nothing, and can use an account that may only read."""
 
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
