@@ -290,11 +290,15 @@ def test_console_links_forms_and_redirects_stay_below_the_mount() -> None:
 
 def test_cookies_are_limited_to_the_mounted_console() -> None:
     http = mounted(AdminPolicy(admin_token=ADMIN_TOKEN))
-    page = http.get("/tools/people/console/log-in")
+    origin = {"Origin": "http://127.0.0.1:8001", "Sec-Fetch-Site": "same-origin"}
 
-    cookies = page.headers.get_list("set-cookie")
+    form = {"token": ADMIN_TOKEN}
+    logged_in = http.post("/tools/people/console/log-in", data=form, headers=origin, follow_redirects=False)
+    users_page = http.get(logged_in.headers["location"])
 
-    assert all("Path=/tools/people/console" in cookie for cookie in cookies)
+    assert logged_in.headers["location"] == "/tools/people/console"
+    assert "; Path=/tools/people/console;" in logged_in.headers["set-cookie"]
+    assert "/tools/people/console/users/new" in users_page.text
 
 
 def test_docs_below_a_mount_find_their_files_and_the_description() -> None:

@@ -278,7 +278,9 @@ def test_exempt_paths_are_relative_to_the_mount_point(users: Users, tokens: Toke
     assert authenticated.status_code == 200
 
 
-def test_guard_from_config_opens_its_database_at_startup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_guard_from_config_opens_its_database_at_startup(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     with open_service(load_settings(environ={})) as opened:
         ada = registered(opened.users.repository)
@@ -291,6 +293,10 @@ def test_guard_from_config_opens_its_database_at_startup(tmp_path: Path, monkeyp
     after = http.get("/whoami", headers=bearer(key))
 
     assert [response.status_code for response in (before, during, after)] == [503, 200, 503]
+    reasons = [message for message in caplog.messages if message.startswith("guard: ")]
+    assert len(reasons) == 1  # at most one line a second
+    assert reasons[0].startswith("guard: the guard is not open, because the application's lifespan did not run")
+    assert "compose_lifespans" in reasons[0]
 
 
 def test_configuration_error_is_one_line_at_startup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from datetime import timedelta
 from typing import Any
 
 import attrs
 import pytest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware, RequestResponseEndpoint
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -19,6 +21,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from mlapi import Guard, RepositoryUnavailableError, User, Users
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
 from mlapi.domain.credentials import Principal, PrincipalId
+from mlapi.domain.users import utc_now
 from mlapi.entrypoints.guard import GuardMiddleware, rechecks
 from mlapi.testing import assert_all_routes_guarded
 from mlapi.testing.samples import registered
@@ -347,6 +350,33 @@ def test_stream_is_cut_whatever_ends_the_access(reason: str, guard: Guard, users
     connection = end_stream(
         stream_until_disconnect, guard, token, lose_access[reason], is_started=lambda opened: len(opened.sent) > 1
     )
+
+    assert connection.body == [(b"first", True)]
+
+
+def test_stream_is_cut_when_its_token_expires(users: Users, ada: User) -> None:
+    now = [utc_now()]
+    tokens = InMemoryTokens(lifetime=timedelta(minutes=1), clock=lambda: now[0])
+    guard = Guard(users.repository, tokens, clock=lambda: now[0])
+
+    connection = end_stream(
+        stream_until_disconnect,
+        guard,
+        tokens.issue(ada).token,
+        lambda: now.insert(0, now[0] + timedelta(minutes=1)),
+        is_started=lambda opened: len(opened.sent) > 1,
+    )
+
+    assert connection.body == [(b"first", True)]
+
+
+def test_stream_behind_other_middleware_is_cut(guard: Guard, token: str, disable: Callable[[], object]) -> None:
+    async def pass_on(request: Request, call_next: RequestResponseEndpoint) -> Response:
+        return await call_next(request)
+
+    app = BaseHTTPMiddleware(stream_until_disconnect, pass_on)
+
+    connection = end_stream(app, guard, token, disable, is_started=lambda opened: len(opened.sent) > 1)
 
     assert connection.body == [(b"first", True)]
 

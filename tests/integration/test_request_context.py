@@ -4,13 +4,12 @@ import asyncio
 import json
 import logging
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import prometheus_client.values
 import pytest
 from starlette.applications import Starlette
 from starlette.testclient import TestClient
@@ -280,46 +279,54 @@ def test_metrics_need_admin_access_unless_they_are_open(users: Users) -> None:
     assert closed.get("/metrics", headers=ADMIN).status_code == 200
 
 
-def test_multiprocess_metrics_are_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, users: Users) -> None:
-    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))  # tests/e2e checks the totals of all workers
-    http = asgi_client(create_app(users, LOCAL_MODE))
+@pytest.fixture
+def metrics_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to which prometheus_client writes metrics, as if it had been imported after setting the variable."""
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MultiProcessValue())  # type: ignore[no-untyped-call]
+    return tmp_path
+
+
+def test_multiprocess_metrics_are_served(metrics_folder: Path, users: Users) -> None:
+    http = asgi_client(create_app(users, LOCAL_MODE))  # tests/e2e checks the totals of all workers
 
     http.get("/health/live")
 
-    assert http.get("/metrics").status_code == 200
+    lines = http.get("/metrics").text.splitlines()
+    assert 'mlapi_requests_total{endpoint="live",method="GET",status="200"} 1.0' in lines
 
 
-SHARED_FOLDER_SCRIPT = """
-import os, sys
-folder, is_imported_first = sys.argv[1], sys.argv[2] == "first"
-if is_imported_first:
-    import prometheus_client
-os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
-import prometheus_client
-for kind in (prometheus_client.Counter, prometheus_client.Histogram, prometheus_client.Gauge):
-    kind(f"host_{kind.__name__.lower()}", "Of the host.", ["customer"]).labels("acme")
-from mlapi.entrypoints.http.metrics import Metrics
-metrics = Metrics()
-metrics.count_request("live", "GET", 200, 0.01)
-metrics.count_rejected_registration()
-sys.stdout.buffer.write(metrics.exposition())
-"""
+def test_unreadable_metrics_files_are_skipped(metrics_folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (metrics_folder / "counter_1.db").write_bytes(b"")  # created by another process, but still empty
+
+    assert b"mlapi_info" in Metrics().exposition()
+    assert [message.partition(":")[0] for message in caplog.messages] == [
+        f"metrics file {metrics_folder}/counter_1.db is unreadable and was skipped"
+    ]
 
 
-@pytest.mark.parametrize("client_is_imported", ["first", "later"])
-def test_metrics_of_the_host_application_are_left_out(tmp_path: Path, client_is_imported: str) -> None:
-    # prometheus_client reads the variable when it is imported, so this needs a process of its own
-    command = [sys.executable, "-c", SHARED_FOLDER_SCRIPT, str(tmp_path), client_is_imported]
+@pytest.mark.parametrize("shares_files", [True, False])
+def test_metrics_of_the_host_application_are_left_out(
+    metrics_folder: Path, monkeypatch: pytest.MonkeyPatch, shares_files: bool
+) -> None:
+    if not shares_files:  # prometheus_client was imported before the variable was set, so it writes no files
+        monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MutexValue)
+    registry = prometheus_client.CollectorRegistry()
+    for kind in (prometheus_client.Counter, prometheus_client.Histogram, prometheus_client.Gauge):
+        kind(f"host_{kind.__name__.lower()}", "Of the host.", ["customer"], registry=registry).labels("acme")
+    metrics = Metrics()
+    metrics.count_request("live", "GET", 200, 0.01)
+    metrics.count_rejected_registration()
 
-    metrics = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    text = metrics.exposition().decode()
 
-    assert "acme" not in metrics
-    assert "host_" not in metrics
-    assert set(re.findall(r"^# TYPE (\w+)", metrics, re.MULTILINE)).issuperset(
-        {"mlapi_requests_total", "mlapi_request_seconds", "mlapi_changes_total", "mlapi_info"}
-    )
-    assert re.search(r'^mlapi_requests_total\{endpoint="live",method="GET",status="200"\} 1.0$', metrics, re.MULTILINE)
-    assert list(tmp_path.glob("*.db")) or client_is_imported == "first"
+    assert any(metrics_folder.iterdir()) == shares_files
+    assert "acme" not in text
+    assert "host_" not in text
+    assert 'mlapi_requests_total{endpoint="live",method="GET",status="200"} 1.0' in text.splitlines()
+    assert {name for name in re.findall(r"^# TYPE (\w+)", text, re.MULTILINE) if not name.endswith("_created")} == {
+        *("mlapi_changes_total", "mlapi_info", "mlapi_request_seconds", "mlapi_requests_total")
+    }
 
 
 def test_unwritable_metrics_folder_is_a_configuration_error(monkeypatch: pytest.MonkeyPatch) -> None:

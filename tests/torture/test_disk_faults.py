@@ -20,6 +20,7 @@ from types import SimpleNamespace
 from typing import Any, Self
 
 import attrs
+import prometheus_client.values
 import pytest
 import requests
 from click.testing import CliRunner
@@ -539,9 +540,8 @@ def test_fifo_is_rejected_as_secrets_file(tmp_path: Path) -> None:
 def test_truncated_metrics_files_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    import prometheus_client  # noqa: F401, PLC0415 - import before setting the variable, so that this process writes no files
-
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MultiProcessValue())  # type: ignore[no-untyped-call]
     (tmp_path / "counter_1.db").write_bytes(b"")  # created by another process, but still empty
     (tmp_path / "histogram_2.db").write_bytes((1000).to_bytes(8, "little"))
     program = "from mlapi.entrypoints.http.metrics import Metrics; Metrics().count_request('live', 'GET', 200, 0.1)"

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
-from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
+from mlapi.domain.errors import ConfigurationError, MlapiError
 from mlapi.domain.users import User
 from mlapi.entrypoints.guard.backend import AUTHENTICATED
 from mlapi.entrypoints.guard.preflights import call_for_preflight
@@ -117,7 +117,7 @@ class GuardMiddleware:
     def _open_async_guard(self) -> AsyncGuard:
         """Open the guard on the first request, because mounted applications have no lifespan that could open it."""
         if self._guard is None:
-            raise RepositoryUnavailableError(
+            raise ConfigurationError(
                 "the guard is not open, because the application's lifespan did not run or failed: enable the lifespan,"
                 " or pass a Guard to GuardMiddleware; if the application is mounted, pass it to compose_lifespans of"
                 " mlapi.entrypoints.http"
