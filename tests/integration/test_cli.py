@@ -20,11 +20,13 @@ from mlapi import __main__ as program
 from mlapi import __version__
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
+from mlapi.domain.errors import ConfigurationError
 from mlapi.entrypoints.cli import main
 from mlapi.entrypoints.cli import users as users_command
-from mlapi.entrypoints.cli.output import CommandError, OneLineGroup
-from mlapi.entrypoints.cli.serve import bind_listeners, open_standard_streams
+from mlapi.entrypoints.cli.output import OneLineGroup
+from mlapi.entrypoints.cli.serve import open_standard_streams
 from mlapi.entrypoints.logs import Format, JsonFormatter, TextFormatter, log_config
+from mlapi.entrypoints.server.binding import bind_hosts
 
 PASSWORD = "difference engine"
 CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
@@ -410,7 +412,7 @@ def test_serve_passes_a_socket_per_worker_to_the_supervisor(
 
     def execv(_program: str, arguments: list[str]) -> None:
         run.extend(arguments)
-        for number, descriptor in enumerate(json.loads(arguments[-1])["listeners"]):
+        for number, (descriptor,) in enumerate(json.loads(arguments[-1])["listener_fds"]):
             with socket.socket(fileno=descriptor) as bound:
                 is_listening.append(bool(bound.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)))
                 addresses.add(bound.getsockname())
@@ -425,12 +427,18 @@ def test_serve_passes_a_socket_per_worker_to_the_supervisor(
     assert run[:-1] == [sys.executable, "-P", "-m", "mlapi.entrypoints.server.supervisor"]
     assert is_listening == [False] * int(workers)  # each socket listens once its worker is ready
     assert len(addresses) == 1
-    assert json.loads(run[-1]) | {"listeners": []} == {
-        "listeners": [],
-        "max_connections": 50,
-        "connections_per_address": 7,
-        "access_log": False,
+    assert json.loads(run[-1]) | {"listener_fds": []} == {
+        "listener_fds": [],
+        "socket_file": None,
         "log_format": "text",
+        "worker": {
+            "max_connections": 50,
+            "connections_per_address": 7,
+            "access_log": False,
+            "keep_alive_seconds": 5,
+            "root_path": "",
+            "is_inherited": False,
+        },
     }
     assert not (folder / "mlapi.db").exists()
 
@@ -440,7 +448,7 @@ def test_serve_can_listen_on_ipv6(workers: str, monkeypatch: pytest.MonkeyPatch)
     addresses: list[object] = []
 
     def execv(_program: str, arguments: list[str]) -> None:
-        for descriptor in json.loads(arguments[-1])["listeners"]:
+        for (descriptor,) in json.loads(arguments[-1])["listener_fds"]:
             with socket.socket(fileno=descriptor) as bound:
                 addresses.append(bound.getsockname()[0])
 
@@ -455,7 +463,7 @@ def test_next_address_of_a_host_is_used_if_the_first_is_down(monkeypatch: pytest
     available = socket.getaddrinfo("127.0.0.1", 0, type=socket.SOCK_STREAM)
     monkeypatch.setattr("socket.getaddrinfo", lambda *_, **_options: unavailable + available)
 
-    (listener,) = bind_listeners("localhost", 0, 1)
+    ((listener,),) = bind_hosts(["localhost"], 0, 1)
 
     assert listener.getsockname()[0] == "127.0.0.1"
     listener.close()
@@ -463,10 +471,10 @@ def test_next_address_of_a_host_is_used_if_the_first_is_down(monkeypatch: pytest
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_address_is_reserved_before_the_service_listens(workers: int) -> None:
-    listeners = bind_listeners("127.0.0.1", 0, workers)
+    (listeners,) = bind_hosts(["127.0.0.1"], 0, workers)
 
-    with pytest.raises(CommandError, match="address already in use"):
-        bind_listeners("127.0.0.1", listeners[0].getsockname()[1], workers)
+    with pytest.raises(ConfigurationError, match="address already in use"):
+        bind_hosts(["127.0.0.1"], listeners[0].getsockname()[1], workers)
 
     for listener in listeners:
         listener.close()

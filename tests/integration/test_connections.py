@@ -18,6 +18,7 @@ from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.server import listeners, worker
+from mlapi.entrypoints.server.arguments import WorkerArguments, WorkerOptions
 from mlapi.entrypoints.server.connections import (
     MAX_HEAD_BYTES,
     MAX_SURPLUS_CONNECTIONS,
@@ -28,7 +29,7 @@ from mlapi.entrypoints.server.connections import (
 )
 from mlapi.entrypoints.server.messages import Order, Status
 from mlapi.entrypoints.server.open_files import limit_connections
-from mlapi.entrypoints.server.worker import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, Arguments, Server, config
+from mlapi.entrypoints.server.worker import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, Server, config
 from mlapi.testing.http import LOCAL_MODE
 
 SHORT_DEADLINES = Deadlines(head_seconds=1.0, body_seconds=2.5, response_seconds=1.0, closing_seconds=1.0)
@@ -612,12 +613,11 @@ def test_worker_reports_its_status_and_exits_with_its_supervisor(
     client = threading.Thread(target=supervise)
     client.start()
     worker.main(
-        Arguments(
-            listener_fd=os.dup(listener.fileno()),
+        WorkerArguments(
+            listener_fds=[os.dup(listener.fileno())],
             supervisor_fd=orders.detach(),
             status_fd=status_fd,
-            max_connections=10,
-            access_log=True,
+            options=WorkerOptions(max_connections=10),
         )
     )
     client.join()
@@ -634,8 +634,10 @@ def test_invalid_settings_are_reported_in_one_line(
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MLAPI_PROFILE", "holiday")
 
+    options = WorkerOptions(max_connections=1)
+
     with pytest.raises(SystemExit) as exit_info:
-        worker.main(Arguments(listener_fd=0, supervisor_fd=0, status_fd=0, max_connections=1, access_log=True))
+        worker.main(WorkerArguments(listener_fds=[0], supervisor_fd=0, status_fd=0, options=options))
 
     assert exit_info.value.code == 3
     assert capsys.readouterr().err.startswith("mlapi: profile: ")

@@ -26,10 +26,10 @@ from mlapi.config import HttpSettings
 from mlapi.domain.errors import ConfigurationError, SearchUnavailableError
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.console import CONSOLE_PATH
 from mlapi.entrypoints.console.app import ConsoleApp
-from mlapi.entrypoints.console.sessions import IDLE_SECONDS, LIFETIME_SECONDS, Sessions
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.http.sessions import IDLE_SECONDS, LIFETIME_SECONDS, Sessions
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
 from tests.contract.test_http import BASE, asgi_client
@@ -133,6 +133,8 @@ PUBLIC = {
     ("HEAD", f"{CONSOLE_PATH}/log-in"),
     ("GET", f"{CONSOLE_PATH}/static/1/1"),
     ("HEAD", f"{CONSOLE_PATH}/static/1/1"),
+    ("GET", f"{CONSOLE_PATH}/page-token"),
+    ("HEAD", f"{CONSOLE_PATH}/page-token"),
 }
 
 
@@ -147,8 +149,9 @@ def test_every_page_redirects_to_the_login_in_token_mode(users: Users, ada: User
     for (method, path), response in responses.items():
         assert "ada" not in response.text
         if (method, path) in PUBLIC:
-            assert response.status_code == (200 if "log-in" in path else 404)
-        elif path == f"{CONSOLE_PATH}/log-in":
+            assert response.status_code == (404 if "static" in path else 200)
+            assert "page-token" not in path or response.text in {"", '{"token":null}'}
+        elif path in {f"{CONSOLE_PATH}/log-in", f"{CONSOLE_PATH}/page-token"}:
             assert response.status_code == 403
         else:
             assert (response.status_code, response.headers["location"]) == (303, "/console/log-in")
@@ -199,16 +202,20 @@ def test_login_with_the_admin_token_succeeds(remote: TestClient, ada: User) -> N
 
 
 @pytest.mark.parametrize(("scheme", "name", "secure"), [("http", "mlapi", ""), ("https", "__Secure-mlapi", "; Secure")])
-def test_session_cookie_is_limited_to_the_console(users: Users, scheme: str, name: str, secure: str) -> None:
+def test_cookies_are_limited_to_the_console_and_docs(users: Users, scheme: str, name: str, secure: str) -> None:
     client = remote_client(create_app(users, TOKEN_MODE), f"{scheme}://api.example.com")
 
     origin = {"origin": f"{scheme}://api.example.com"}
     response = client.post(f"{CONSOLE_PATH}/log-in", data={"token": ADMIN_TOKEN}, headers=origin)
 
-    cookie = re.sub(r"=[\w-]+\.[\w-]+\.[\w-]{43};", "=VALUE;", response.headers["set-cookie"])
+    cookies = re.sub(r"=[\w-]+\.[\w-]+\.[\w-]{43};", "=VALUE;", response.headers["set-cookie"])
     assert (response.status_code, response.headers["location"]) == (303, CONSOLE_PATH)
-    attributes = f"Path={CONSOLE_PATH}; Max-Age={LIFETIME_SECONDS}; HttpOnly; SameSite=Strict{secure}"
-    assert cookie == f"{name}_session=VALUE; {attributes}"
+    attributes = f"Max-Age={LIFETIME_SECONDS}; HttpOnly; SameSite=Strict{secure}"
+    assert cookies.split(", ") == [
+        f"{name}_session=VALUE; Path={CONSOLE_PATH}; {attributes}",
+        f"{name}_docs=VALUE; Path=/docs; {attributes}",
+        f"{name}_docs=VALUE; Path=/openapi.json; {attributes}",
+    ]
 
 
 def test_cookie_is_secure_behind_a_trusted_tls_proxy(users: Users) -> None:
@@ -1111,7 +1118,10 @@ def test_console_works_when_mounted_under_a_path(users: Users, ada: User) -> Non
         for name, value in tag_attributes.items()
         if name in {"href", "action", "src"}
     }
-    assert {path for path in paths if not path.startswith("/my%20accounts/console")} == {"#main"}
+    assert {path for path in paths if not path.startswith("/my%20accounts/console")} == {
+        "#main",
+        "/my%20accounts/docs",
+    }
     assert "Path=/my%20accounts/console;" in page.response.headers.get("set-cookie", "") or page.response.history
 
 

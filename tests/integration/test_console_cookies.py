@@ -16,10 +16,11 @@ from starlette.testclient import TestClient
 from mlapi import User, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.console import CONSOLE_PATH, console_routes
+from mlapi.entrypoints.console import console_routes
 from mlapi.entrypoints.console.app import ConsoleApp
-from mlapi.entrypoints.console.sessions import MAX_COOKIE_CHARS, MAX_FLASH_CHARS, Sessions
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.http.sessions import MAX_COOKIE_CHARS, MAX_FLASH_CHARS, Sessions
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
 from tests.contract.test_http import BASE
 

@@ -18,8 +18,8 @@ from mlapi.adapters.sql import Database, SqlStorage
 from mlapi.bootstrap import Service, async_guard, open_service
 from mlapi.config import load_settings
 from mlapi.domain.users import utc_now
-from mlapi.entrypoints.console import CONSOLE_PATH
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 from mlapi.testing.http import LOCAL_MODE
 from tests.conftest import KEY, SALT
 from tests.contract.test_http import BASE, asgi_client

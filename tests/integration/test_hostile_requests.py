@@ -12,8 +12,8 @@ from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
 from mlapi.entrypoints.console.app import ConsoleApp
-from mlapi.entrypoints.console.sessions import Sessions
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.http.sessions import Sessions
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADMIN_TOKEN

@@ -32,9 +32,9 @@ from mlapi.domain.rules import PasswordPolicy
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
 from mlapi.entrypoints.console.app import ConsoleApp
-from mlapi.entrypoints.console.sessions import Sessions
 from mlapi.entrypoints.guard import GuardMiddleware
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.http.sessions import Sessions
 from mlapi.entrypoints.wire.errors import MAX_BODY_BYTES, MAX_HEADER_BYTES, MAX_PATH_CHARS, MAX_QUERY_BYTES
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.testing.http import ADMIN_TOKEN

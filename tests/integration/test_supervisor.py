@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
@@ -15,8 +15,9 @@ import attrs
 import pytest
 import requests
 
-from mlapi.entrypoints.cli.serve import bind_listeners
 from mlapi.entrypoints.server import processes, supervisor
+from mlapi.entrypoints.server.arguments import SupervisorArguments, WorkerOptions
+from mlapi.entrypoints.server.binding import bind_hosts
 from mlapi.entrypoints.server.listeners import is_listening
 from mlapi.entrypoints.server.processes import Timeouts
 from mlapi.entrypoints.server.supervisor import MAX_START_ATTEMPTS, Supervisor, supervise
@@ -88,14 +89,14 @@ class Supervised:
     def __init__(self, folder: Path, workers: int, timeouts: Timeouts) -> None:
         self.folder = folder
         self.set_behavior("normal")
-        self.listeners = bind_listeners("127.0.0.1", 0, workers)
+        (self.listeners,) = bind_hosts(["127.0.0.1"], 0, workers)
         self.address = self.listeners[0].getsockname()
-        self.supervisor = Supervisor(self.listeners, self._command, timeouts)
+        self.supervisor = Supervisor([[listener] for listener in self.listeners], self._command, timeouts)
         self.code: int | None = None
         self._thread = threading.Thread(target=self._run)
 
-    def _command(self, *descriptors: int) -> list[str]:
-        return [sys.executable, "-I", "-c", WORKER, str(self.folder), *map(str, descriptors)]
+    def _command(self, listeners: Sequence[int], *descriptors: int) -> list[str]:
+        return [sys.executable, "-I", "-c", WORKER, str(self.folder), *map(str, [*listeners, *descriptors])]
 
     def _run(self) -> None:
         self.code = self.supervisor.run()
@@ -509,7 +510,7 @@ def test_worker_that_is_starting_and_hangs_is_killed(start_service: StartService
 
 
 def test_worker_that_was_ready_at_the_last_moment_may_drain(tmp_path: Path) -> None:
-    worker = processes.Worker(lambda *_: ["sleep", "60"], socket.socket(), Timeouts(abort_seconds=0))
+    worker = processes.Worker(lambda *_: ["sleep", "60"], [socket.socket()], Timeouts(abort_seconds=0))
     worker.stop()
     assert worker.timed_out()
 
@@ -518,7 +519,7 @@ def test_worker_that_was_ready_at_the_last_moment_may_drain(tmp_path: Path) -> N
     assert not worker.timed_out()
     worker.kill()
     worker.reap()
-    with worker.listener as connection:
+    with worker.listeners[0] as connection:
         assert not worker.serve(connection)
 
 
@@ -546,7 +547,7 @@ def test_exit_of_a_process_is_described_in_words() -> None:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_real_workers_serve_on_the_given_sockets(workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    listeners = bind_listeners("127.0.0.1", 0, workers)
+    (listeners,) = bind_hosts(["127.0.0.1"], 0, workers)
     base = f"http://127.0.0.1:{listeners[0].getsockname()[1]}"
     statuses: list[int] = []
 
@@ -566,7 +567,11 @@ def test_real_workers_serve_on_the_given_sockets(workers: int, tmp_path: Path, m
     thread = threading.Thread(target=client)
     thread.start()
     code = supervise(
-        [listener.detach() for listener in listeners], max_connections=100, access_log=False, log_format="text"
+        SupervisorArguments(
+            listener_fds=[[listener.detach()] for listener in listeners],
+            log_format="text",
+            worker=WorkerOptions(max_connections=100, access_log=False),
+        )
     )
     thread.join()
 

@@ -31,8 +31,8 @@ from mlapi.domain.ports import UserRepository
 from mlapi.domain.rules import canonical_username, fold
 from mlapi.domain.users import EncryptedPassword, utc_now
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.console.sessions import Sessions
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.http.sessions import Sessions
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.testing.http import LOCAL_MODE
 from tests.asgi import Request, Response, call_app

@@ -27,7 +27,7 @@ from mlapi.domain.commands import Reencrypt
 from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli import main
-from mlapi.entrypoints.console.sessions import Sessions
+from mlapi.entrypoints.http.sessions import Sessions
 from tests.conftest import KEY, OLDER_KEY, SALT
 from tests.e2e.server import Server
 from tests.torture.conftest import Report, ShortOrFull

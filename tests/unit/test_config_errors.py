@@ -439,7 +439,7 @@ def test_invalid_issuer_or_audience_is_rejected(tmp_path: Path, name: str, value
 )
 def test_proxy_that_is_not_an_address_is_rejected(tmp_path: Path, proxies: str) -> None:
     assert load_error(tmp_path, f"http:\n  trusted_proxies: {proxies}") == (
-        "http.trusted_proxies must be IP addresses or networks, for example 10.0.0.0/8"
+        "http.trusted_proxies must be IP addresses or networks, for example 10.0.0.0/8, or unix for a Unix socket"
     )
 
 

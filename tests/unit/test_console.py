@@ -13,7 +13,7 @@ from itsdangerous.encoding import base64_decode, base64_encode
 from mlapi.domain.audit import DailyCount
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Day, chart_start, make_chart
-from mlapi.entrypoints.console.sessions import FLASH_SECONDS, IDLE_SECONDS, LIFETIME_SECONDS, Session, Sessions
+from mlapi.entrypoints.http.sessions import FLASH_SECONDS, IDLE_SECONDS, LIFETIME_SECONDS, Session, Sessions
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
 from mlapi.entrypoints.wire.forms import unquote_form

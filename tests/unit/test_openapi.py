@@ -13,8 +13,6 @@ from starlette.routing import Match, Route
 
 from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
-from mlapi.entrypoints.admin import DOCS_PATH, OPENAPI_PATH
-from mlapi.entrypoints.console import CONSOLE_PATH
 from mlapi.entrypoints.http import create_app
 from mlapi.entrypoints.http.handlers import HANDLERS
 from mlapi.entrypoints.http.middleware import Endpoint
@@ -23,6 +21,7 @@ from mlapi.entrypoints.wire.callers import ANYONE
 from mlapi.entrypoints.wire.error_responses import ERRORS
 from mlapi.entrypoints.wire.openapi import openapi
 from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, START_PATH
 from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS
 
 DOCUMENT: dict[str, Any] = json.loads(openapi())
@@ -57,7 +56,9 @@ def operation_routes() -> list[Route]:
     return [
         route
         for route in create_app().routes
-        if isinstance(route, Route) and not f"{route.path}/".startswith(tuple(f"{page}/" for page in PAGES))
+        if isinstance(route, Route)
+        and route.path != START_PATH
+        and not f"{route.path}/".startswith(tuple(f"{page}/" for page in PAGES))
     ]
 
 

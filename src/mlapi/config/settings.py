@@ -6,7 +6,7 @@ from typing import Literal
 
 import attrs
 
-from mlapi.domain.addresses import Network
+from mlapi.domain.addresses import UNIX_PEER, Network
 
 DEFAULT_DATABASE_FILE = "mlapi.db"
 """In the folder of the configuration file."""
@@ -90,7 +90,10 @@ class LoginSettings:
 @attrs.frozen(kw_only=True)
 class HttpSettings:
     trusted_proxies: tuple[str, ...] = ()
-    """Addresses or networks of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` headers are trusted."""
+    """Addresses or networks of proxies whose ``X-Forwarded-For`` and ``X-Forwarded-Proto`` headers are trusted.
+
+    ``unix`` stands for the programs that connect through a Unix socket.
+    """
     cors_origins: tuple[str, ...] = ()
     """The origins of the pages from which browsers may register users, log in and manage their own account.
 
@@ -99,7 +102,10 @@ class HttpSettings:
 
     @property
     def trusted_networks(self) -> tuple[Network, ...]:
-        return tuple(ipaddress.ip_network(proxy, strict=False) for proxy in self.trusted_proxies)
+        return tuple(
+            UNIX_PEER if proxy == UNIX_PEER else ipaddress.ip_network(proxy, strict=False)
+            for proxy in self.trusted_proxies
+        )
 
 
 @attrs.frozen(kw_only=True)

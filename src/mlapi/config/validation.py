@@ -51,7 +51,7 @@ def validate_values(settings: Settings, prefix: str = "") -> None:
         settings.http.trusted_networks  # noqa: B018 - parses them
     except ValueError:
         raise ConfigurationError(
-            "http.trusted_proxies must be IP addresses or networks, for example 10.0.0.0/8"
+            "http.trusted_proxies must be IP addresses or networks, for example 10.0.0.0/8, or unix for a Unix socket"
         ) from None
     _validate_cors_origins(settings.http.cors_origins)
     if settings.registrations_per_address < 0:

@@ -3,9 +3,14 @@
 import ipaddress
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Final, Literal
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network | Literal["unix"]
+"""A network, or ``unix`` for the programs that connect through a Unix socket."""
+
+UNIX_PEER: Final = "unix"
+"""Stands for the address of a client that is connected through a Unix socket."""
 
 _MAX_ADDRESS_CHARS = 64
 _MAX_CACHED_KEYS = 1_000
@@ -47,5 +52,7 @@ def is_loopback(text: str) -> bool:
 
 def is_in_any(text: str, networks: Iterable[Network]) -> bool:
     """Return whether a text is an address in one of the networks."""
+    if text == UNIX_PEER:
+        return any(network == UNIX_PEER for network in networks)
     parsed = parse_address(text)
-    return parsed is not None and any(parsed in network for network in networks)
+    return parsed is not None and any(network != UNIX_PEER and parsed in network for network in networks)

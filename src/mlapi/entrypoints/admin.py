@@ -13,7 +13,7 @@ from typing import Literal
 import attrs
 
 from mlapi.config import Settings
-from mlapi.domain.addresses import is_loopback
+from mlapi.domain.addresses import UNIX_PEER, is_loopback
 from mlapi.domain.commands import ANYONE
 from mlapi.entrypoints.local_peers import PeerOwners, describe_trusted_peers
 from mlapi.entrypoints.wire.client import Client
@@ -25,11 +25,7 @@ from mlapi.entrypoints.wire.errors import (
 )
 from mlapi.entrypoints.wire.headers import Headers, has_user_credential, parse_authorization
 from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
-
-DOCS_PATH = "/docs"
-OPENAPI_PATH = "/openapi.json"
-# These paths, and all paths below them, are public if `docs_open` is true.
-_DOCS_PREFIXES = (f"{DOCS_PATH}/", f"{OPENAPI_PATH}/")
+from mlapi.entrypoints.wire.paths import START_PATH, is_docs_path
 
 # Headers that proxies add. A request with any of these headers may come from a different machine.
 _PROXY_HEADER = re.compile(
@@ -143,7 +139,7 @@ class AdminPolicy:
         """
         if client.path in self._open_paths or self._open_pattern.fullmatch(client.path):
             return
-        if self.docs_open and f"{client.path}/".startswith(_DOCS_PREFIXES):
+        if self.docs_open and (client.path == START_PATH or is_docs_path(client.path)):
             return
         if self._token_digest is not None:
             if not self._has_admin_token(client.headers):
@@ -191,6 +187,12 @@ class AdminPolicy:
     def _check_without_token(self, client: Client) -> None:
         if not self.local:
             raise AdminAccessDeniedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)")
+        if client.peer_address == UNIX_PEER:
+            # A proxy may run as the same user as this process, and need not send any header that reveals it.
+            raise AdminAccessDeniedError(
+                "Management through a Unix socket needs a token, because a proxy may be at its other end: connect to a"
+                " loopback address, use the mlapi command, or set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
+            )
         if not _looks_local(client):
             raise AdminAccessDeniedError(
                 "Management is open to programs on this machine only, and not through a proxy or a web page: to manage"

@@ -17,7 +17,8 @@ from mlapi.application.users import Users
 from mlapi.bootstrap import in_memory_access
 from mlapi.domain.addresses import Network
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.console import CONSOLE_PATH, console_routes
+from mlapi.entrypoints.console import console_routes
+from mlapi.entrypoints.http.browser_sessions import is_manager_in_browser
 from mlapi.entrypoints.http.docs import documentation_routes
 from mlapi.entrypoints.http.handlers import HANDLERS
 from mlapi.entrypoints.http.middleware import (
@@ -32,7 +33,9 @@ from mlapi.entrypoints.http.middleware import (
 )
 from mlapi.entrypoints.http.request_context import RequestContextMiddleware
 from mlapi.entrypoints.http.runtime import Runtime, install, lifespan_for, lifespan_from_config
+from mlapi.entrypoints.http.start_page import start_routes
 from mlapi.entrypoints.wire.operations import OPERATIONS
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH, START_PATH
 
 
 def create_app(
@@ -75,12 +78,16 @@ def create_app(
 
 def _build_app(lifespan: Lifespan[Starlette]) -> Starlette:
     app = _Application(
-        routes=[*operation_routes(), *documentation_routes(), *console_routes()],
+        routes=[*operation_routes(), *start_routes(), *documentation_routes(), *console_routes()],
         middleware=[
             Middleware(StartupErrorMiddleware),
             Middleware(RejectLargeHead),
             Middleware(RejectAmbiguousFraming),
-            Middleware(RequireAdmin, exclude=CONSOLE_PATH),
+            Middleware(
+                RequireAdmin,
+                exclude=[START_PATH, CONSOLE_PATH, f"{CONSOLE_PATH}/*"],
+                is_manager=is_manager_in_browser,
+            ),
         ],
         exception_handlers={HTTPException: handle_http_exception, Exception: handle_server_error},
         lifespan=lifespan,

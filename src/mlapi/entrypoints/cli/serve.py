@@ -1,32 +1,72 @@
 """``mlapi serve``: run the service on uvicorn."""
 
-import errno
-import json
 import os
+import re
 import signal
 import socket
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import ExitStack
-from typing import Any
 
 import click
+import msgspec
 
 from mlapi.bootstrap import locate_data
 from mlapi.config import Settings, load_settings
 from mlapi.domain.addresses import is_loopback
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli.output import CommandError, command_errors
-from mlapi.entrypoints.server.listeners import reserve_address
+from mlapi.entrypoints.server.arguments import KEEP_ALIVE_SECONDS, SupervisorArguments, WorkerOptions
+from mlapi.entrypoints.server.binding import SocketFile, adopt_socket, bind_hosts, bind_path, close_all
 from mlapi.entrypoints.server.open_files import needed_files, raise_open_file_limit
 from mlapi.entrypoints.server.processes import SIGNALS
 
 STANDARD_STREAMS = (0, 1, 2)
+DEFAULT_HOST = "127.0.0.1"
+_MAX_MODE = 0o777
+_ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
+
+
+def _parse_root_path(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
+    path = value.rstrip("/")
+    if not _ROOT_PATH.fullmatch(path):
+        raise click.BadParameter("must be a path such as /um: a slash, then letters, digits and the signs . _ ~ -")
+    return path
+
+
+def _parse_mode(_context: click.Context, _parameter: click.Parameter, value: str) -> int:
+    try:
+        mode = int(value, 8)
+    except ValueError:
+        mode = -1
+    if not 0 <= mode <= _MAX_MODE:
+        raise click.BadParameter("must be an octal number such as 660")
+    return mode
 
 
 @click.command("serve")
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; 0.0.0.0 for all.")
+@click.option(
+    "--host",
+    "hosts",
+    multiple=True,
+    help=f"Address to listen on; 0.0.0.0 for all of IPv4, :: for all of IPv6. Can be repeated.  [default:"
+    f" {DEFAULT_HOST}]",
+)
 @click.option("--port", default=8001, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
+@click.option("--uds", type=click.Path(), help="Path of a Unix socket to listen on, instead of the default host.")
+@click.option(
+    "--uds-mode", default="666", show_default=True, callback=_parse_mode, help="Permissions of the Unix socket."
+)
+@click.option(
+    "--fd",
+    "descriptors",
+    multiple=True,
+    type=click.IntRange(3),
+    help="Number of a listening socket that the parent process has opened. Can be repeated.",
+)
+@click.option(
+    "--root-path", default="", callback=_parse_root_path, help="Path under which a proxy serves mlapi, such as /um."
+)
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1, 64), help="Worker processes.")
 @click.option(
     "--connections", default=10_000, show_default=True, type=click.IntRange(1), help="Maximum connections per worker."
@@ -36,36 +76,67 @@ STANDARD_STREAMS = (0, 1, 2)
     type=click.IntRange(1),
     help="Maximum connections per worker from one address.  [default: a tenth of --connections]",
 )
+@click.option(
+    "--keep-alive",
+    "keep_alive_seconds",
+    metavar="SECONDS",
+    default=KEEP_ALIVE_SECONDS,
+    show_default=True,
+    type=click.IntRange(1, 600),
+    help="How long an idle connection stays open.",
+)
 @click.option("--access-log/--no-access-log", default=True, show_default=True, help="Log every request.")
 def serve_command(
-    *, host: str, port: int, workers: int, connections: int, connections_per_address: int | None, access_log: bool
+    *,
+    hosts: tuple[str, ...],
+    port: int,
+    uds: str | None,
+    uds_mode: int,
+    descriptors: tuple[int, ...],
+    root_path: str,
+    workers: int,
+    connections: int,
+    connections_per_address: int | None,
+    keep_alive_seconds: int,
+    access_log: bool,
 ) -> None:
     """Serve the API over HTTP.
 
     Exits with code 3 if the settings, the secrets or the database must be fixed first. SIGHUP restarts the workers
     without interrupting requests. SIGTERM and Ctrl-C let running requests finish, then stop the service.
     """
+    if descriptors and (hosts or uds):
+        raise click.UsageError("--fd cannot be combined with --host or --uds")
     open_standard_streams()
-    check_open_files(workers)
-    with command_errors():
-        settings = load_settings()
-    listeners = bind_listeners(host, port, workers)
     with ExitStack() as on_error, command_errors():
-        for listener in listeners:
-            on_error.callback(listener.close)
-        _validate_address(listeners[0].getsockname()[0], settings)
+        settings = load_settings()
+        addresses, socket_file = _open_listeners(
+            hosts, port, uds, uds_mode, descriptors, workers=workers, on_error=on_error
+        )
+        check_open_files(workers, len(addresses))
+        for listener, *_ in addresses:
+            if listener.family != socket.AF_UNIX:  # its clients are never admins without a token
+                _validate_address(listener.getsockname()[0], settings)
         on_error.pop_all()
+    listeners = [listener for copies in addresses for listener in copies]
     for listener in listeners:
         listener.set_inheritable(True)
-    arguments = {
-        "listeners": [listener.detach() for listener in listeners],
-        "max_connections": connections,
-        "connections_per_address": connections_per_address,
-        "access_log": access_log,
-        "log_format": settings.log_format,
-    }
+    arguments = SupervisorArguments(
+        listener_fds=[[copies[number].detach() for copies in addresses] for number in range(workers)],
+        socket_file=socket_file,
+        log_format=settings.log_format,
+        worker=WorkerOptions(
+            max_connections=connections,
+            connections_per_address=connections_per_address,
+            access_log=access_log,
+            keep_alive_seconds=keep_alive_seconds,
+            root_path=root_path,
+            is_inherited=bool(descriptors),
+        ),
+    )
     # Replace this process: otherwise, the modules of the command line would stay in memory while the service runs.
-    command = [sys.executable, "-P", "-m", "mlapi.entrypoints.server.supervisor", json.dumps(arguments)]
+    module = "mlapi.entrypoints.server.supervisor"
+    command = [sys.executable, "-P", "-m", module, msgspec.json.encode(arguments).decode()]
     # The supervisor inherits the blocked signals, and handles them when it is ready.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
@@ -84,18 +155,53 @@ def open_standard_streams() -> None:
         os.set_inheritable(descriptor, True)  # noqa: FBT003 - it has no keyword
 
 
-def check_open_files(workers: int) -> None:
+def check_open_files(workers: int, addresses: int) -> None:
     """Raise the limit of open files to the maximum.
 
     Raises:
-        CommandError: if the limit is too low for this number of workers.
+        CommandError: if the limit is too low for this number of workers and addresses.
     """
-    needed, limit = needed_files(workers), raise_open_file_limit()
+    needed, limit = needed_files(workers, addresses), raise_open_file_limit()
     if limit < needed:
         raise CommandError(
             f"a process may open only {limit} files, but {workers} workers need {needed}:"
             f" raise the limit (ulimit -n {needed})"
         )
+
+
+def _open_listeners(
+    hosts: Sequence[str],
+    port: int,
+    uds: str | None,
+    uds_mode: int,
+    descriptors: Sequence[int],
+    *,
+    workers: int,
+    on_error: ExitStack,
+) -> tuple[list[list[socket.socket]], SocketFile | None]:
+    """Return the sockets of each address, one for each worker, and the file of the Unix socket.
+
+    Raises:
+        ConfigurationError: if an address is invalid or in use.
+    """
+    socket_file = None
+    addresses = [_copies(adopt_socket(descriptor), workers, on_error) for descriptor in descriptors]
+    if uds is not None:
+        listener, socket_file = bind_path(uds, uds_mode)
+        on_error.callback(socket_file.remove)
+        addresses.append(_copies(listener, workers, on_error))
+    if hosts or not addresses:
+        bound = bind_hosts(hosts or [DEFAULT_HOST], port, workers)
+        on_error.callback(close_all, [listener for copies in bound for listener in copies])
+        addresses += bound
+    return addresses, socket_file
+
+
+def _copies(listener: socket.socket, count: int, on_error: ExitStack) -> list[socket.socket]:
+    """Return copies of a socket that cannot be bound again, so the workers share its queue of connections."""
+    copies = [listener, *(listener.dup() for _ in range(count - 1))]
+    on_error.callback(close_all, copies)
+    return copies
 
 
 def _validate_address(address: str, settings: Settings) -> None:
@@ -113,58 +219,3 @@ def _validate_address(address: str, settings: Settings) -> None:
         f"without an admin token, mlapi does not listen on {address}: to serve this machine only, leave out --host;"
         " otherwise, set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
     )
-
-
-def bind_listeners(host: str, port: int, count: int) -> list[socket.socket]:
-    """Return sockets that are bound to the same address. They do not listen yet.
-
-    Raises:
-        CommandError: if the address is invalid or in use.
-    """
-    try:
-        addresses = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        return _bind_first(addresses, count)
-    except socket.gaierror as error:  # its error codes are not errno values
-        reason = str(error.args[1])
-    except OSError as error:
-        reason = os.strerror(error.errno or 0)
-    except UnicodeError:
-        reason = "invalid host name"
-    raise CommandError(f"cannot listen on {host} port {port}: {reason.lower()}; change --host or --port")
-
-
-def _bind_first(addresses: Iterable[tuple[Any, ...]], count: int) -> list[socket.socket]:
-    """Bind to the first address that this machine has. ``localhost`` may resolve to IPv6, which may be disabled."""
-    unavailable = OSError(errno.EADDRNOTAVAIL, "")
-    for family, _, _, _, address in addresses:
-        try:
-            return _bind_all(family, address[:2], count)
-        except OSError as error:
-            if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-                raise
-            unavailable = error
-    raise unavailable
-
-
-def _bind_all(family: socket.AddressFamily, address: tuple[Any, ...], count: int) -> list[socket.socket]:
-    # Bind without SO_REUSEPORT first, to detect another server on the same address. Then bind to the same port
-    # explicitly. Otherwise, a socket whose port the kernel has chosen would lose the port when it stops listening.
-    with _bind(family, address, reuse_port=False) as first:
-        address = first.getsockname()[:2]
-    return [_bind(family, address, reuse_port=count > 1) for _ in range(count)]
-
-
-def _bind(family: socket.AddressFamily, address: tuple[Any, ...], *, reuse_port: bool) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if reuse_port:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        if family == socket.AF_INET6:
-            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        listener.bind(address)
-        reserve_address(listener)
-    except BaseException:
-        listener.close()
-        raise
-    return listener

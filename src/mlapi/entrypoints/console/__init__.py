@@ -3,7 +3,6 @@
 It works without JavaScript. If JavaScript is enabled, htmx updates parts of a page instead of reloading it.
 """
 
-from mlapi.entrypoints.console.request import CONSOLE_PATH
 from mlapi.entrypoints.console.routes import console_routes
 
-__all__ = ["CONSOLE_PATH", "console_routes"]
+__all__ = ["console_routes"]

@@ -14,11 +14,13 @@ from starlette.types import Message, Receive, Scope, Send
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.console.assets import ASSETS_PATH
 from mlapi.entrypoints.console.login import set_session_cookie
-from mlapi.entrypoints.console.pages import HEADERS, LOGIN_PATH, error_page, handle_error, redirect
-from mlapi.entrypoints.console.request import CONSOLE_PATH, SESSION_COOKIE, ConsoleRequest, read_form
-from mlapi.entrypoints.console.sessions import LIFETIME_SECONDS, Sessions
+from mlapi.entrypoints.console.pages import HEADERS, LOGIN_PATH, PAGE_TOKEN_PATH, error_page, handle_error, redirect
+from mlapi.entrypoints.console.request import ConsoleRequest, read_form
+from mlapi.entrypoints.http.browser_sessions import session_cookies
 from mlapi.entrypoints.http.peers import connected_client
+from mlapi.entrypoints.http.sessions import Sessions
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 
 
 class ConsoleApp:
@@ -73,11 +75,11 @@ class ConsoleApp:
             if path.startswith(ASSETS_PATH) and request.is_safe:
                 return await self._route(request)
             request.admin_policy.check_page(request.client)
-            sent_cookies = request.cookies(SESSION_COOKIE)
+            sent_cookies = session_cookies(request.client)
             session, cookie = request.sessions.load_first(sent_cookies), None
             if session is None and request.admin_policy.mode != "token":
                 session, cookie = request.sessions.create()
-            if session is None and path != LOGIN_PATH:
+            if session is None and path not in {LOGIN_PATH, PAGE_TOKEN_PATH}:
                 return redirect(request, LOGIN_PATH)
             request = attrs.evolve(request, session=session)
             # Only page views renew the session: every form redirects to a page, and logging out must delete the cookie.
@@ -90,7 +92,7 @@ class ConsoleApp:
             return handle_error(request, error)
         if cookie is None:
             return response
-        return set_session_cookie(response, request, cookie, LIFETIME_SECONDS if cookie else 0)
+        return set_session_cookie(response, request, cookie)
 
     async def _route(self, request: ConsoleRequest) -> Response:
         scope = request.http_request.scope

@@ -8,9 +8,9 @@ from starlette.responses import Response
 from mlapi.bootstrap import AttemptLimits, in_memory_attempts
 from mlapi.domain.attempts import Attempt
 from mlapi.domain.errors import TooManyAttemptsError
-from mlapi.entrypoints.console.pages import LOGIN_PATH, redirect, render_page, set_cookie
-from mlapi.entrypoints.console.request import SESSION_COOKIE, ConsoleRequest
-from mlapi.entrypoints.console.sessions import LIFETIME_SECONDS
+from mlapi.entrypoints.console.pages import LOGIN_PATH, redirect, render_page
+from mlapi.entrypoints.console.request import ConsoleRequest
+from mlapi.entrypoints.http.sessions import Session
 
 MAX_WRONG_TOKENS_PER_MINUTE = 10
 """The limit per process for each IPv4 address or IPv6 /64 network."""
@@ -49,16 +49,24 @@ class LoginPage:
             _logger.warning("console: wrong admin token from %s", address)
             return render_page(request, "login.html", HTTPStatus.UNAUTHORIZED, error="The admin token is wrong.")
         _logger.info("console: login from %s", address)
-        _session, cookie = request.sessions.create()
-        return set_session_cookie(redirect(request), request, cookie, LIFETIME_SECONDS)
+        session, cookie = request.sessions.create()
+        return _set_all_cookies(redirect(request), request, session, cookie)
 
 
 async def log_out(request: ConsoleRequest) -> Response:
-    """Delete the session cookie. Sessions are not stored on the server."""
-    return set_session_cookie(redirect(request, LOGIN_PATH, flash="You have logged out."), request, "", 0)
+    """Delete the cookies. Sessions are not stored on the server."""
+    return _set_all_cookies(redirect(request, LOGIN_PATH, flash="You have logged out."), request, None, "")
 
 
-def set_session_cookie(response: Response, request: ConsoleRequest, value: str, max_age_seconds: int) -> Response:
-    """Set the session cookie. A maximum age of 0 deletes it."""
-    set_cookie(response, request, SESSION_COOKIE, value, max_age_seconds)
+def _set_all_cookies(response: Response, request: ConsoleRequest, session: Session | None, cookie: str) -> Response:
+    """Set the cookies of a new session, or delete them."""
+    set_session_cookie(response, request, cookie)
+    for docs_cookie in request.docs_cookies(session):
+        response.headers.append("Set-Cookie", docs_cookie)
+    return response
+
+
+def set_session_cookie(response: Response, request: ConsoleRequest, value: str) -> Response:
+    """Set the session cookie. An empty value deletes it."""
+    response.headers.append("Set-Cookie", request.session_cookie(value))
     return response

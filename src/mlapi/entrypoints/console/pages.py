@@ -16,9 +16,9 @@ from mlapi.domain.errors import (
     UserNotFoundError,
 )
 from mlapi.entrypoints.console.assets import asset_path
-from mlapi.entrypoints.console.request import FLASH_COOKIE, ConsoleRequest
-from mlapi.entrypoints.console.sessions import FLASH_SECONDS
+from mlapi.entrypoints.console.request import ConsoleRequest
 from mlapi.entrypoints.http.middleware import logged_error_response
+from mlapi.entrypoints.wire.paths import DOCS_PATH, base_path
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -33,12 +33,13 @@ def render_page(
     **context: object,
 ) -> Response:
     """Render a template with the flash message from the previous page, if any."""
-    flash_cookies = request.cookies(FLASH_COOKIE)
+    flash_cookies = request.flash_cookies
     text = (
         _templates()
         .get_template(template)
         .render(
             base=request.base,
+            docs=base_path(request.http_request.scope) + DOCS_PATH,
             asset=lambda name: request.base + asset_path(name),
             session=request.session,
             mode=request.admin_policy.mode,
@@ -48,7 +49,7 @@ def render_page(
     )
     response = Response(text, status, dict(headers), media_type="text/html; charset=utf-8")
     if flash_cookies:
-        set_cookie(response, request, FLASH_COOKIE, "", 0)
+        response.headers.append("Set-Cookie", request.flash_cookie(""))
     return response
 
 
@@ -61,7 +62,7 @@ def redirect(request: ConsoleRequest, path: str = "", *, flash: str = "") -> Res
         return Response(status_code=HTTPStatus.UNAUTHORIZED, headers={"HX-Redirect": request.base + path})
     response = Response(status_code=HTTPStatus.SEE_OTHER, headers={"Location": request.base + path})
     if flash:
-        set_cookie(response, request, FLASH_COOKIE, request.sessions.sign(flash), FLASH_SECONDS)
+        response.headers.append("Set-Cookie", request.flash_cookie(flash))
     return response
 
 
@@ -90,17 +91,8 @@ def error_page(request: ConsoleRequest, status: int, text: str, *, headers: Iter
     return render_page(request, "error.html", status, headers=headers, title=title, text=text)
 
 
-def set_cookie(response: Response, request: ConsoleRequest, name: str, value: str, max_age_seconds: int) -> None:
-    """Set a cookie that browsers send only to the console. A maximum age of 0 deletes it."""
-    secure = "; Secure" if request.client.scheme == "https" else ""
-    response.headers.append(
-        "Set-Cookie",
-        f"{request.cookie_name(name)}={value}; Path={request.base}; Max-Age={max_age_seconds}"
-        f"; HttpOnly; SameSite=Strict{secure}",
-    )
-
-
 LOGIN_PATH = "/log-in"
+PAGE_TOKEN_PATH = "/page-token"  # noqa: S105 - a path
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self';"

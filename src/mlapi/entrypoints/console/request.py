@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
-from urllib.parse import quote
 
 import attrs
 from starlette.requests import Request
@@ -11,8 +10,9 @@ from mlapi.application.deadlines import PausedDeadline
 from mlapi.application.users import Users
 from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.console.sessions import Session, Sessions
+from mlapi.entrypoints.http.browser_sessions import cookie_name, docs_cookies, session_cookie, set_cookie
 from mlapi.entrypoints.http.runtime import Runtime
+from mlapi.entrypoints.http.sessions import FLASH_SECONDS, Session, Sessions
 from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import (
@@ -22,14 +22,12 @@ from mlapi.entrypoints.wire.errors import (
 )
 from mlapi.entrypoints.wire.forms import decode_form
 from mlapi.entrypoints.wire.headers import FORM, get_cookies, validate_content_headers
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH, base_path
 from mlapi.entrypoints.wire.queries import split_query
 
 T = TypeVar("T")
 
-CONSOLE_PATH = "/console"
-"""The path of the console, relative to the mount point of the application."""
-SESSION_COOKIE = "session"
-FLASH_COOKIE = "flash"
+_FLASH_COOKIE = "flash"
 
 
 @attrs.frozen(kw_only=True)
@@ -46,12 +44,8 @@ class ConsoleRequest:
 
     @property
     def base(self) -> str:
-        """The URL-encoded path of the console as the browser sees it.
-
-        It starts with exactly one slash, because browsers treat what follows two slashes as a host name.
-        """
-        root: str = self.http_request.scope.get("root_path", "")
-        return "/" + quote((root + CONSOLE_PATH).lstrip("/"))
+        """The URL-encoded path of the console as the browser sees it."""
+        return base_path(self.http_request.scope) + CONSOLE_PATH
 
     @property
     def admin_policy(self) -> AdminPolicy:
@@ -96,16 +90,23 @@ class ConsoleRequest:
         query = dict(split_query(self.http_request.scope["query_string"]))
         return {name: query[name] for name in names if query.get(name)}
 
-    def cookies(self, name: str) -> list[str]:
-        """Return the values of a cookie. Other applications on this host may have set cookies of the same name."""
-        return get_cookies(self.http_request.scope["headers"], self.cookie_name(name))
+    @property
+    def flash_cookies(self) -> list[str]:
+        """The flash messages in the cookies. Other applications on this host may have set cookies of the same name."""
+        return get_cookies(self.client.headers, cookie_name(self.client, _FLASH_COOKIE))
 
-    def cookie_name(self, name: str) -> str:
-        """Return the full name of a cookie.
+    def flash_cookie(self, text: str) -> str:
+        """Return a Set-Cookie header for a flash message. An empty text deletes the cookie."""
+        value, max_age_seconds = (self.sessions.sign(text), FLASH_SECONDS) if text else ("", 0)
+        return set_cookie(self.client, _FLASH_COOKIE, value, self.base, max_age_seconds)
 
-        Browsers accept a cookie with the ``__Secure-`` prefix only over HTTPS, so a network attacker cannot plant one.
-        """
-        return f"__Secure-mlapi_{name}" if self.client.scheme == "https" else f"mlapi_{name}"
+    def docs_cookies(self, session: Session | None) -> list[str]:
+        """Return the Set-Cookie headers that let a session read the documentation, or delete these cookies."""
+        return docs_cookies(self.http_request.scope, self.client, self.sessions, session)
+
+    def session_cookie(self, value: str) -> str:
+        """Return a Set-Cookie header for the session. An empty value deletes the cookie."""
+        return session_cookie(self.http_request.scope, self.client, value)
 
 
 async def read_form(request: Request) -> dict[str, str]:

@@ -8,8 +8,9 @@ from mlapi.entrypoints.console.app import ConsoleApp
 from mlapi.entrypoints.console.assets import ASSETS_PATH, show_asset
 from mlapi.entrypoints.console.keys import add_key, remove_key
 from mlapi.entrypoints.console.login import LoginPage, log_out
-from mlapi.entrypoints.console.pages import LOGIN_PATH
-from mlapi.entrypoints.console.request import CONSOLE_PATH
+from mlapi.entrypoints.console.page_token import show_page_token
+from mlapi.entrypoints.console.pages import LOGIN_PATH, PAGE_TOKEN_PATH
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 
 _GET_AND_POST = ["GET", "POST"]
 
@@ -23,6 +24,7 @@ def console_routes() -> list[Route]:
             Route(f"{CONSOLE_PATH}/", users.redirect_to_users, methods=["GET"]),
             Route(f"{CONSOLE_PATH}{LOGIN_PATH}", LoginPage(), methods=_GET_AND_POST),
             Route(f"{CONSOLE_PATH}/log-out", log_out, methods=["POST"]),
+            Route(f"{CONSOLE_PATH}{PAGE_TOKEN_PATH}", show_page_token, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/activity", show_activity, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/users/new", users.add_user, methods=_GET_AND_POST),
             Route(user, users.show_user, methods=["GET"]),

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from mlapi.entrypoints.admin import DOCS_PATH, OPENAPI_PATH
 from mlapi.entrypoints.http.static_files import REVALIDATE, StaticFile, StaticFiles
 from mlapi.entrypoints.wire.openapi import openapi
+from mlapi.entrypoints.wire.paths import DOCS_PATH, OPENAPI_PATH
 
 # Swagger UI sets styles through the DOM, which style-src does not restrict. Its style sheet contains data: images.
 CONTENT_SECURITY_POLICY = (

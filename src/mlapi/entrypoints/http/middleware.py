@@ -4,7 +4,7 @@ Middleware that only decides what to call is not a coroutine function but return
 Every coroutine function on the path of a request would cost as much time as its checks.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from http import HTTPStatus
 
 from starlette import responses as starlette_responses
@@ -75,21 +75,32 @@ class RequireAdmin:
 
     Args:
         app: the application to protect.
-        exclude: a path that checks access itself, as do all paths below it.
+        exclude: paths that check access themselves. A path that ends with ``/*`` stands for all paths below it.
+        is_manager: decides about requests that the policy rejects.
     """
 
-    def __init__(self, app: ASGIApp, *, exclude: str | None = None) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        exclude: Iterable[str] = (),
+        is_manager: Callable[[Scope, Receive], bool] = lambda _scope, _receive: False,
+    ) -> None:
         self._app = app
-        self._excluded_prefix = None if exclude is None else f"{exclude}/"
+        paths = list(exclude)
+        self._excluded_paths = frozenset(path for path in paths if not path.endswith("/*"))
+        self._excluded_prefixes = tuple(path.removesuffix("*") for path in paths if path.endswith("/*"))
+        self._is_manager = is_manager
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         if scope["type"] == "http":
             client = Client.from_asgi(scope)
-            try:
-                if self._excluded_prefix is None or not f"{client.path}/".startswith(self._excluded_prefix):
+            if client.path not in self._excluded_paths and not client.path.startswith(self._excluded_prefixes):
+                try:
                     scope["app"].state.admin_policy.check(client)
-            except MlapiError as error:
-                return send_response(error_response(error), send)
+                except MlapiError as error:
+                    if not self._is_manager(scope, receive):
+                        return send_response(error_response(error), send)
         return self._app(scope, receive, send)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from starlette.types import Receive
 
+from mlapi.domain.addresses import UNIX_PEER
 from mlapi.entrypoints.wire.client import Client
 
 
@@ -22,6 +23,7 @@ def connected_client(scope: Mapping[str, Any], receive: Receive) -> Client:
     """
     transport = getattr(getattr(receive, "__self__", None), "transport", None)
     peer = None if transport is None else transport.get_extra_info("peername")
-    if not isinstance(peer, tuple):  # a Unix socket, or another server
-        return Client.from_asgi(scope)
-    return Client.from_asgi(scope, (peer[0], peer[1]))
+    if isinstance(peer, tuple):
+        return Client.from_asgi(scope, (peer[0], peer[1]))
+    is_unix_socket = isinstance(peer, str | bytes)  # the client's socket usually has no name
+    return Client.from_asgi(scope, (UNIX_PEER, 0) if is_unix_socket else None)

@@ -15,7 +15,9 @@ from mlapi.application.deadlines import end_deadline, start_deadline
 from mlapi.domain.addresses import Network
 from mlapi.entrypoints.http.middleware import error_log, send_response
 from mlapi.entrypoints.http.peers import connected_client
+from mlapi.entrypoints.http.root_path import remove_repeated_root
 from mlapi.entrypoints.logs import REQUEST_ID
+from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.error_responses import http_error_response
 from mlapi.entrypoints.wire.requests import redact_credentials
 
@@ -58,13 +60,17 @@ class RequestContextMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        scope = _redact_access_log(scope)
+        remove_repeated_root(scope)
         try:
             runtime = scope["app"].state.runtime
         except AttributeError:
+            _correct_access_log(scope, None)
             await _respond_not_started(send)
             return
-        request_id = _forwarded_id(scope, receive, runtime.trusted_proxies) or f"{random.getrandbits(64):016x}"
+        proxied = _proxied_client(scope, receive, runtime.trusted_proxies)
+        address = None if proxied is None else proxied.resolve_address(runtime.trusted_proxies)
+        scope = _correct_access_log(scope, address)
+        request_id = (proxied and _forwarded_id(scope)) or f"{random.getrandbits(64):016x}"
         has_disconnected = partial(_has_disconnected, send)
         token, deadline_token = REQUEST_ID.set(request_id), start_deadline(is_disconnected=has_disconnected)
         status = CLIENT_CLOSED_REQUEST
@@ -96,7 +102,7 @@ class RequestContextMiddleware:
             raise
         finally:
             if status == CLIENT_CLOSED_REQUEST:
-                _log_disconnect(scope)
+                _log_disconnect(scope, address)
             seconds = time.perf_counter() - started
             runtime.metrics.count_request(_endpoint_name(scope), scope["method"], status, seconds)
             end_deadline(deadline_token)
@@ -124,32 +130,45 @@ def _has_disconnected(send: Send) -> bool:
     return getattr(getattr(send, "__self__", None), "disconnected", False) is True
 
 
-def _log_disconnect(scope: Scope) -> None:
+def _log_disconnect(scope: Scope, address: str | None) -> None:
     """Write a line to the access log. The server only writes one when it starts to send a response."""
-    client = ":".join(map(str, scope.get("client") or ()))
+    client = ":".join(map(str, scope.get("client") or ())) if address is None else f"{address}:0"
     path = quote(redact_credentials(scope["path"]))
     arguments = (client, scope["method"], path, scope["http_version"], CLIENT_CLOSED_REQUEST)
     _access_logger.info('%s - "%s %s HTTP/%s" %d', *arguments)
 
 
-def _redact_access_log(scope: Scope) -> Scope:
-    """Return a copy of the scope for the application, and remove credentials from the original.
+def _correct_access_log(scope: Scope, address: str | None) -> Scope:
+    """Return a copy of the scope for the application. Remove credentials from the original, and set the client address.
 
-    The server writes its access log from the original scope. Scopes without credentials are not copied.
+    The server writes its access log from the original scope. Most scopes need no copy.
+
+    Args:
+        scope: the scope from the server.
+        address: the client address behind a trusted proxy, or None if there is no proxy.
     """
     path = scope["path"]
     redacted = redact_credentials(path)
-    if redacted == path and not scope["query_string"]:
+    if redacted == path and not scope["query_string"] and address is None:
         return scope
     server_scope, scope = scope, dict(scope)
     server_scope["path"], server_scope["query_string"] = redacted, b""
     server_scope.pop("raw_path", None)
+    if address is not None:
+        server_scope["client"] = (address, 0)
     return scope
 
 
-def _forwarded_id(scope: Scope, receive: Receive, trusted_proxies: Sequence[Network]) -> str | None:
-    if not trusted_proxies or not connected_client(scope, receive).is_trusted_proxy(trusted_proxies):
+def _proxied_client(scope: Scope, receive: Receive, trusted_proxies: Sequence[Network]) -> Client | None:
+    """Return the client if it is a trusted proxy, or None."""
+    if not trusted_proxies:
         return None
+    client = connected_client(scope, receive)
+    return client if client.is_trusted_proxy(trusted_proxies) else None
+
+
+def _forwarded_id(scope: Scope) -> str | None:
+    """Return the request id that a trusted proxy sent, or None."""
     ids = [value for name, value in scope["headers"] if name == b"x-request-id"]
     return ids[0].decode("ascii") if len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0]) else None
 

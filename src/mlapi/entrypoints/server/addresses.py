@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 
-from mlapi.domain.addresses import Network, is_in_any, rate_limit_key
+from mlapi.domain.addresses import UNIX_PEER, Network, is_in_any, rate_limit_key
 
 MIN_DEFAULT_PER_ADDRESS = 10
 _MAX_LOGGED_ADDRESSES = 100
@@ -35,6 +35,8 @@ class ConnectionsPerAddress:
         """Count a new connection. Return how many connections above the limit the address now has."""
         network = rate_limit_key(address)
         self._counts[network] += 1
+        if address == UNIX_PEER:  # its clients are proxies, and file permissions decide who may connect
+            return 0
         surplus = self._counts[network] - self.limit
         if surplus <= 0 or is_in_any(address, self._trusted_proxies):
             return 0

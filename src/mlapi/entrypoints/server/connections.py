@@ -19,14 +19,15 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from mlapi.domain.addresses import UNIX_PEER
 from mlapi.entrypoints.http.request_context import HEADERS
 from mlapi.entrypoints.server.addresses import ConnectionsPerAddress
 from mlapi.entrypoints.server.pipelining import RequestSplitter, RoundRobin
 from mlapi.entrypoints.wire.error_responses import http_error_response
 from mlapi.entrypoints.wire.errors import MAX_HEADERS
 
-IDLE_SECONDS = 5
-"""How long a connection stays open between requests."""
+RETRY_SECONDS = "5"
+"""When a client may try again that has too many connections."""
 MAX_HEAD_BYTES = 64 * 1024
 """The limit for the request line and headers together. h11 uses the same limit."""
 MAX_TARGET_BYTES = 16 * 1024
@@ -181,13 +182,16 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _address(self) -> str:
-        return self.client[0] if self.client else ""  # unknown if the client has disconnected already
+        if self.client:
+            return self.client[0]
+        is_unix = self.server is not None and self.server[1] is None
+        return UNIX_PEER if is_unix else ""  # unknown if the client has disconnected already
 
     def data_received(self, data: bytes) -> None:
         if self.rejection:
             # Respond only after data has arrived: closing a connection with unread data resets it, and the client would
             # lose the response.
-            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, ("Retry-After", str(IDLE_SECONDS)), message=self.rejection)
+            self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, ("Retry-After", RETRY_SECONDS), message=self.rejection)
         elif self._unparsed:  # uvicorn resumed reading because the application has read the body
             self._postpone(self._unparsed + data)
         elif self.server_state.turns.must_wait(len(data), self.loop.time()):

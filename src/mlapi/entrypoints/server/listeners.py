@@ -51,6 +51,9 @@ def is_listening(listener: socket.socket) -> bool:
 
 def stop_listening(listener: socket.socket) -> None:
     """Refuse new connections and reset the waiting ones, but keep the address. A worker can listen again."""
+    if listener.family == socket.AF_UNIX:
+        _empty_queue(listener)
+        return
     # On a socket that does not listen, Linux would remember the shutdown and apply it to all later connections.
     if is_listening(listener):
         with suppress(OSError):  # not supported by macOS
@@ -58,17 +61,34 @@ def stop_listening(listener: socket.socket) -> None:
         reserve_address(listener)
 
 
-async def drain_backlog(listener: socket.socket) -> None:
+def _empty_queue(listener: socket.socket) -> None:
+    """Close the waiting connections of a Unix socket, and make its queue as short as possible.
+
+    A Unix socket cannot stop listening: after a shutdown, it would refuse all connections indefinitely.
+    """
+    if is_listening(listener):
+        listener.listen(0)
+        with suppress(OSError):  # no connection is waiting
+            while True:
+                listener.accept()[0].close()
+
+
+async def drain_backlog(listener: socket.socket, *, is_shared: bool = False) -> None:
     """Wait until the event loop has accepted all connections that clients have opened or are opening.
 
     When a listener is closed, the kernel resets the connections in its queue. Therefore, first drop the packets that
     open connections. The clients send them again after a second, and another server then accepts them, or they are
     refused.
+
+    Args:
+        listener: a listener that the event loop accepts connections from.
+        is_shared: whether another program keeps the listener open. A filter would then stay in place.
     """
     loop = asyncio.get_running_loop()
     started_at = loop.time()
     # Without the filter, new clients would keep arriving, so only wait until the queue is empty.
-    wait_until = started_at + (HANDSHAKE_SECONDS if _drop_new_handshakes(listener) else 0.0)
+    is_filtered = not is_shared and listener.family != socket.AF_UNIX and _drop_new_handshakes(listener)
+    wait_until = started_at + (HANDSHAKE_SECONDS if is_filtered else 0.0)
     while loop.time() < wait_until or (  # noqa: ASYNC110 - the kernel sends no event when the queue is empty
         _has_waiting(listener) and loop.time() < started_at + MAX_DRAIN_SECONDS
     ):

@@ -29,7 +29,7 @@ class OrphanedListeners:
 
     def watch(self, listeners: Sequence[socket.socket], serving: Sequence[Worker]) -> None:
         """If any worker is serving, watch the listeners whose own worker has stopped accepting connections."""
-        owned = [worker.listener for worker in serving]
+        owned = [listener for worker in serving for listener in worker.listeners]
         orphans = [listener for listener in listeners if serving and listener not in owned and is_listening(listener)]
         for listener in self._watched:
             if listener not in orphans:

@@ -10,15 +10,18 @@ from enum import Enum
 
 import attrs
 
+from mlapi.entrypoints.server.arguments import extra_seconds
 from mlapi.entrypoints.server.messages import Order
 
 SIGNALS = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 """The signals that the supervisor handles."""
 
-Command = Callable[[int, int, int], Sequence[str]]
+Listeners = Sequence[socket.socket]
+"""The listeners of one worker: one for each address."""
+Command = Callable[[Sequence[int], int, int], Sequence[str]]
 """A function that returns the command line of a worker. The worker inherits the file descriptors in its arguments:
 
-1. The listener.
+1. The listeners.
 2. A Unix socket for orders of the supervisor.
 3. The write end of a pipe for the status of the worker.
 """
@@ -44,6 +47,12 @@ class Timeouts:
     backlog_seconds: float = 5.0
     """How long new connections wait if no worker is serving. Then they are refused."""
 
+    @classmethod
+    def for_keep_alive(cls, keep_alive_seconds: int) -> "Timeouts":
+        """Return timeouts that let a draining worker keep its idle connections open."""
+        defaults = cls()
+        return attrs.evolve(defaults, drain_seconds=defaults.drain_seconds + extra_seconds(keep_alive_seconds))
+
 
 class WorkerState(Enum):
     STARTING = "starting"
@@ -58,7 +67,7 @@ class Worker:
         OSError: if the process cannot be started.
     """
 
-    def __init__(self, command: Command, listener: socket.socket, timeouts: Timeouts) -> None:
+    def __init__(self, command: Command, listeners: Listeners, timeouts: Timeouts) -> None:
         with ExitStack() as on_error, ExitStack() as always:
             self._orders, worker_orders = socket.socketpair()
             on_error.callback(self._orders.close)
@@ -66,14 +75,16 @@ class Worker:
             self.status_pipe, status_fd = os.pipe()
             on_error.callback(os.close, self.status_pipe)
             always.callback(os.close, status_fd)
-            descriptors = listener.fileno(), worker_orders.fileno(), status_fd
+            listener_fds = [listener.fileno() for listener in listeners]
             with _terminal_signals_blocked():
                 self._process = subprocess.Popen(  # noqa: S603 - runs a module of this package
-                    command(*descriptors), pass_fds=descriptors, stdin=subprocess.DEVNULL
+                    command(listener_fds, worker_orders.fileno(), status_fd),
+                    pass_fds=[*listener_fds, worker_orders.fileno(), status_fd],
+                    stdin=subprocess.DEVNULL,
                 )
             on_error.pop_all()
         self._orders.settimeout(0)
-        self.listener = listener
+        self.listeners = listeners
         self.pid = self._process.pid
         self.state = WorkerState.STARTING
         self.is_outdated = False

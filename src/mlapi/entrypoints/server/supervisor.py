@@ -2,13 +2,15 @@
 
 It does not read requests or open the database.
 
-Each worker has its own listener: a socket bound to the same address as the others. The kernel distributes new
-connections evenly among the listeners. With a single shared socket, the worker that wakes up first would accept a whole
-burst of connections, and they would all stay with it.
+Each worker has its own listener for each TCP address: a socket bound to the same address as the others. The kernel
+distributes new connections evenly among the listeners. With a single shared socket, the worker that wakes up first
+would accept a whole burst of connections, and they would all stay with it. Unix sockets and inherited sockets cannot be
+bound twice, so the workers share those.
 
 A listener starts to listen when its worker is ready. If the worker dies, the supervisor accepts the connections of this
 listener and passes them to the other workers, until a new worker takes over. If no worker is left, new connections wait
-while one is started. If that fails or takes long, the listeners stop listening, so that clients are refused.
+while one is started. If that fails or takes long, the listeners stop listening, so that clients are refused. Inherited
+listeners keep listening: the parent process decides what happens to their connections.
 
 - SIGHUP replaces each worker with a new one, which loads the current code and configuration. The port stays open and no
   request is lost.
@@ -29,19 +31,26 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+import msgspec
+
+from mlapi import __version__
 from mlapi.entrypoints.http.metrics import FOLDER_VARIABLE
-from mlapi.entrypoints.logs import Format, log_config
+from mlapi.entrypoints.logs import log_config
+from mlapi.entrypoints.server.arguments import SupervisorArguments
+from mlapi.entrypoints.server.binding import SocketFile, describe_listener
 from mlapi.entrypoints.server.listeners import start_listening, stop_listening
 from mlapi.entrypoints.server.messages import Status
 from mlapi.entrypoints.server.orphans import OrphanedListeners
 from mlapi.entrypoints.server.processes import (
     SIGNALS,
     Command,
+    Listeners,
     Timeouts,
     Worker,
     WorkerState,
     describe_exit,
 )
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 
 _logger = logging.getLogger("mlapi")
 
@@ -52,18 +61,31 @@ CONFIGURATION_ERROR = 3
 
 
 class Supervisor:
-    """Keeps one worker running for each listener until a signal ends the service.
+    """Keeps one worker running for each group of listeners until a signal ends the service.
 
     Args:
-        listeners: sockets that are bound to the same address. The supervisor closes them when it shuts down.
+        groups: the listeners of each worker. The supervisor closes them when it shuts down.
         command: returns the command line of a worker.
         timeouts: how long to wait for a worker.
+        is_inherited: whether the parent process has opened the listeners, which then keep listening.
+        socket_file: the file of a Unix socket, which the supervisor removes when it shuts down.
     """
 
-    def __init__(self, listeners: Sequence[socket.socket], command: Command, timeouts: Timeouts | None = None) -> None:
-        self._listeners = listeners
+    def __init__(
+        self,
+        groups: Sequence[Listeners],
+        command: Command,
+        timeouts: Timeouts | None = None,
+        *,
+        is_inherited: bool = False,
+        socket_file: SocketFile | None = None,
+    ) -> None:
+        self._groups = groups
+        self._listeners = [listener for group in groups for listener in group]
         self._command = command
         self._timeouts = timeouts or Timeouts()
+        self._is_inherited = is_inherited
+        self._socket_file = socket_file
         self._workers: list[Worker] = []
         self._has_served = False
         """True after a worker has started successfully."""
@@ -135,6 +157,8 @@ class Supervisor:
         if self._exit_code is None:
             self._exit_code = exit_code
             self._refuse_at = math.inf
+            if self._socket_file is not None:  # remove it first: from now on, no more clients should connect
+                self._socket_file.remove()
             self._orphans.pass_on_all(self._serving)
             # The workers have copies of the listeners, and close them once they have accepted the waiting connections.
             for listener in self._listeners:
@@ -150,11 +174,11 @@ class Supervisor:
         The first worker creates what all workers need, such as secrets and tables, or reports a configuration error.
         """
         used = [
-            worker.listener
+            worker.listeners
             for worker in self._workers
             if not worker.is_outdated and worker.state is not WorkerState.DRAINING
         ]
-        free = [listener for listener in self._listeners if listener not in used]
+        free = [group for group in self._groups if group not in used]
         is_starting = any(worker.state is WorkerState.STARTING for worker in self._workers)
         must_wait = self._exit_code is not None or is_starting or time.monotonic() < self._next_start_at
         if free and not must_wait:
@@ -183,15 +207,15 @@ class Supervisor:
 
     def _handle_start(self, worker: Worker) -> None:
         # The supervisor may have stopped the listener at the same moment, because no worker was serving.
-        start_listening(worker.listener)
+        for listener in worker.listeners:
+            start_listening(listener)
         self._refuse_at = math.inf
         if not self._has_served:
             self._has_served = True
-            address, port, *_ = worker.listener.getsockname()
-            _logger.info("listening at http://%s:%d", f"[{address}]" if ":" in address else address, port)
+            _logger.info("listening at %s", ", ".join(map(describe_listener, worker.listeners)))
         self._failed_starts = 0
         for other in self._serving:
-            if other.is_outdated and not worker.is_outdated and other.listener is worker.listener:
+            if other.is_outdated and not worker.is_outdated and other.listeners is worker.listeners:
                 other.leave()
 
     def _handle_exit(self, worker: Worker, exit_code: int) -> None:
@@ -237,46 +261,46 @@ class Supervisor:
     def _refuse_connections(self) -> None:
         """Stop listening until a worker is serving. Do so only once, because a new worker may be about to listen."""
         self._refuse_at = math.inf
-        for listener in self._listeners:
+        for listener in [] if self._is_inherited else self._listeners:
             stop_listening(listener)
 
 
-def supervise(
-    listeners: Sequence[int],
-    *,
-    max_connections: int,
-    connections_per_address: int | None = None,
-    access_log: bool,
-    log_format: Format,
-) -> int:
-    """Serve until a signal ends the service, and return the exit code.
+def supervise(arguments: SupervisorArguments) -> int:
+    """Serve until a signal ends the service, and return the exit code."""
+    logging.config.dictConfig(log_config(arguments.log_format))
+    groups = [[socket.socket(fileno=descriptor) for descriptor in group] for group in arguments.listener_fds]
+    _logger.info("mlapi %s: the console is at %s", __version__, _console_url(groups[0], arguments.worker.root_path))
 
-    Args:
-        listeners: file descriptors of sockets that are bound to the same address, one for each worker.
-        max_connections: the maximum number of connections per worker.
-        connections_per_address: the maximum number of connections per worker from one address; by default a tenth.
-        access_log: whether the workers log each request.
-        log_format: the log format of the supervisor. Each worker reads the configuration itself.
-    """
-    logging.config.dictConfig(log_config(log_format))
+    def command(listener_fds: Sequence[int], supervisor_fd: int, status_fd: int) -> list[str]:
+        descriptors = {"listener_fds": listener_fds, "supervisor_fd": supervisor_fd, "status_fd": status_fd}
+        options = {**descriptors, "options": msgspec.to_builtins(arguments.worker)}
+        return [sys.executable, "-P", "-m", "mlapi.entrypoints.server.worker", json.dumps(options)]
 
-    def command(listener_fd: int, supervisor_fd: int, status_fd: int) -> list[str]:
-        arguments = {
-            "listener_fd": listener_fd,
-            "supervisor_fd": supervisor_fd,
-            "status_fd": status_fd,
-            "max_connections": max_connections,
-            "connections_per_address": connections_per_address,
-            "access_log": access_log,
-        }
-        return [sys.executable, "-P", "-m", "mlapi.entrypoints.server.worker", json.dumps(arguments)]
-
-    with _metrics_folder(len(listeners)):
-        supervisor = Supervisor([socket.socket(fileno=listener) for listener in listeners], command)
+    with _metrics_folder(len(groups)):
+        supervisor = Supervisor(
+            groups,
+            command,
+            Timeouts.for_keep_alive(arguments.worker.keep_alive_seconds),
+            is_inherited=arguments.worker.is_inherited,
+            socket_file=arguments.socket_file,
+        )
         for signal_number in SIGNALS:
             signal.signal(signal_number, lambda number, _: supervisor.send_signal(number))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)  # the parent process has blocked them
         return supervisor.run()
+
+
+def _console_url(listeners: Sequence[socket.socket], root_path: str) -> str:
+    """Return the address of the console for the log. Over a Unix socket, only a proxy knows the host."""
+    path = f"{root_path}{CONSOLE_PATH}"
+    for listener in listeners:
+        if listener.family != socket.AF_UNIX:
+            wildcards = {"http://0.0.0.0:": "http://127.0.0.1:", "http://[::]:": "http://[::1]:"}
+            url = describe_listener(listener)
+            for wildcard, loopback in wildcards.items():
+                url = url.replace(wildcard, loopback)
+            return url + path
+    return f"{path} of the proxy in front of {describe_listener(listeners[0])}"
 
 
 @contextmanager
@@ -306,4 +330,4 @@ def _create_temporary_folder() -> "tempfile.TemporaryDirectory[str] | None":
 
 
 if __name__ == "__main__":
-    sys.exit(supervise(**json.loads(sys.argv[1])))
+    sys.exit(supervise(msgspec.json.decode(sys.argv[1], type=SupervisorArguments)))

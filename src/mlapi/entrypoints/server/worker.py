@@ -25,16 +25,11 @@ from mlapi.domain.addresses import Network
 from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.logs import log_config
 from mlapi.entrypoints.server.addresses import ConnectionsPerAddress, default_per_address
-from mlapi.entrypoints.server.connections import (
-    CHECK_INTERVAL_SECONDS,
-    IDLE_SECONDS,
-    Connection,
-    Deadlines,
-    State,
-)
+from mlapi.entrypoints.server.arguments import KEEP_ALIVE_SECONDS, WorkerArguments, extra_seconds
+from mlapi.entrypoints.server.connections import CHECK_INTERVAL_SECONDS, Connection, Deadlines, State
 from mlapi.entrypoints.server.listeners import BACKLOG, drain_backlog, start_listening
 from mlapi.entrypoints.server.messages import Order, Status
-from mlapi.entrypoints.server.open_files import limit_connections
+from mlapi.entrypoints.server.open_files import LISTENERS_PER_ADDRESS, limit_connections
 from mlapi.entrypoints.server.reader import BufferedReader
 
 APP = "mlapi.entrypoints.http:app"
@@ -50,22 +45,6 @@ SEND_BUFFER_BYTES = 64 * 1024
 
 By default, this can also grow to many megabytes. The server keeps only a reference to the rest of the response.
 """
-ACCEPTS_PER_ITERATION = 16
-"""How many connections are accepted in one iteration of the event loop. uvloop accepts one for each file descriptor."""
-
-
-class Arguments(msgspec.Struct, kw_only=True, frozen=True):
-    """The arguments of a worker, passed as JSON. It inherits the file descriptors from the supervisor."""
-
-    listener_fd: int
-    supervisor_fd: int
-    """A Unix socket for orders."""
-    status_fd: int
-    """The write end of a pipe for status reports."""
-    max_connections: int
-    connections_per_address: int | None = None
-    """By default, a tenth of the maximum."""
-    access_log: bool
 
 
 class Server(uvicorn.Server):
@@ -79,6 +58,7 @@ class Server(uvicorn.Server):
         deadlines: the deadlines of each connection.
         report: called with each status report.
         supervisor: a Unix socket for orders. Without it, the server drains on SIGTERM.
+        is_inherited: whether the listeners belong to the parent process of the service, which keeps them open.
     """
 
     def __init__(
@@ -91,6 +71,7 @@ class Server(uvicorn.Server):
         deadlines: Deadlines | None = None,
         report: Callable[[Status], None] = lambda _: None,
         supervisor: socket.socket | None = None,
+        is_inherited: bool = False,
     ) -> None:
         super().__init__(config)
         self.server_state: State = State(
@@ -100,6 +81,7 @@ class Server(uvicorn.Server):
         self._deadlines = deadlines or Deadlines()
         self._report = report
         self._supervisor = supervisor
+        self._is_inherited = is_inherited
         self._check_task: asyncio.Task[None] | None = None
         self._starting_connections: set[asyncio.Task[Any]] = set()
         self._has_successor = False
@@ -119,7 +101,7 @@ class Server(uvicorn.Server):
                 start_listening(listener)
                 self.servers += [
                     await self._loop.create_server(self._create_connection, sock=copy, backlog=BACKLOG)
-                    for copy in (listener, *[listener.dup() for _ in range(ACCEPTS_PER_ITERATION - 1)])
+                    for copy in (listener, *[listener.dup() for _ in range(LISTENERS_PER_ADDRESS - 1)])
                 ]
         except OSError as error:
             _logger.error("cannot listen: %s; change --host or --port", error.strerror)  # noqa: TRY400 - one line
@@ -133,7 +115,8 @@ class Server(uvicorn.Server):
         # Requests on open connections are still served. Tell the client to send no more requests on its connection.
         self.server_state.default_headers = [*self.server_state.default_headers, (b"connection", b"close")]
         if not self._has_successor:
-            await asyncio.gather(*map(drain_backlog, sockets or []))
+            drains = [drain_backlog(listener, is_shared=self._is_inherited) for listener in sockets or []]
+            await asyncio.gather(*drains)
         self._is_drained = True
         self._report(Status.DRAINING)
         self.server_state.drain_now |= self._must_close_idle
@@ -200,7 +183,12 @@ class Server(uvicorn.Server):
 
 
 def config(
-    app: str | ASGIApp = APP, *, access_log: bool = True, logging: dict[str, Any] | None = None
+    app: str | ASGIApp = APP,
+    *,
+    access_log: bool = True,
+    logging: dict[str, Any] | None = None,
+    root_path: str = "",
+    keep_alive_seconds: int = KEEP_ALIVE_SECONDS,
 ) -> uvicorn.Config:
     """Return the uvicorn configuration for this service."""
     return uvicorn.Config(
@@ -212,13 +200,14 @@ def config(
         log_config=logging,
         server_header=False,
         proxy_headers=False,  # mlapi reads them itself, and only from http.trusted_proxies
-        timeout_keep_alive=IDLE_SECONDS,
+        root_path=root_path,
+        timeout_keep_alive=keep_alive_seconds,
         # By then, every request has been served or has exceeded its deadlines, so this timeout interrupts no request.
-        timeout_graceful_shutdown=round(Deadlines().max_request_seconds),
+        timeout_graceful_shutdown=round(Deadlines().max_request_seconds) + extra_seconds(keep_alive_seconds),
     )
 
 
-def main(arguments: Arguments) -> None:
+def main(arguments: WorkerArguments) -> None:
     """Serve until the supervisor asks the worker to drain.
 
     Raises:
@@ -238,17 +227,24 @@ def main(arguments: Arguments) -> None:
 
     os.set_blocking(arguments.status_fd, False)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # only the supervisor handles it, but it may be sent to all processes
-    max_connections = limit_connections(arguments.max_connections)
+    options = arguments.options
+    max_connections = limit_connections(options.max_connections, len(arguments.listener_fds))
     server = Server(
-        config(access_log=arguments.access_log, logging=logging),
+        config(
+            access_log=options.access_log,
+            logging=logging,
+            root_path=options.root_path,
+            keep_alive_seconds=options.keep_alive_seconds,
+        ),
         max_connections=max_connections,
-        connections_per_address=arguments.connections_per_address or default_per_address(max_connections),
+        connections_per_address=options.connections_per_address or default_per_address(max_connections),
         trusted_proxies=trusted_proxies,
         report=report,
         supervisor=socket.socket(fileno=arguments.supervisor_fd),
+        is_inherited=options.is_inherited,
     )
-    server.run([socket.socket(fileno=arguments.listener_fd)])
+    server.run([socket.socket(fileno=descriptor) for descriptor in arguments.listener_fds])
 
 
 if __name__ == "__main__":
-    main(msgspec.json.decode(sys.argv[1], type=Arguments))
+    main(msgspec.json.decode(sys.argv[1], type=WorkerArguments))

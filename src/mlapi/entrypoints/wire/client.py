@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 
-from mlapi.domain.addresses import Address, Network, is_in_any, parse_address
+from mlapi.domain.addresses import UNIX_PEER, Address, Network, is_in_any, parse_address
 from mlapi.entrypoints.wire.headers import Headers, wsgi_headers
 
 MAX_FORWARDED_ENTRIES = 50
@@ -13,6 +13,7 @@ MAX_FORWARDED_ENTRIES = 50
 _MAX_PORT_DIGITS = 5
 _UNKNOWN = "unknown"
 _UNKNOWN_END = ("", 0)
+_UNIX_END = (UNIX_PEER, 0)
 
 
 @attrs.define(kw_only=True)
@@ -23,7 +24,8 @@ class Client:
 
     Attributes:
         path: the path of the request, relative to the mount point of the application.
-        peer_address: the address of the other end of the connection, which may be a proxy. Empty if unknown.
+        peer_address: the address of the other end of the connection, which may be a proxy. ``unix`` for a Unix socket.
+            Empty if unknown.
         server_address: the address of our end of the connection. WSGI servers may provide a host name instead; the
             client is then not considered local.
         http_version: the HTTP version, such as ``1.1``.
@@ -58,7 +60,8 @@ class Client:
                 from the scope.
         """
         path, root = scope["path"], scope.get("root_path", "")
-        client, server = scope.get("client") or _UNKNOWN_END, scope.get("server") or _UNKNOWN_END
+        server = scope.get("server") or _UNKNOWN_END
+        client = scope.get("client") or (_UNIX_END if server[1] is None else _UNKNOWN_END)
         address, port = peer or client
         return cls(
             path=path.removeprefix(root) if path.startswith(f"{root}/") else path,
@@ -102,6 +105,11 @@ class Client:
         """
         sites = self._values(b"sec-fetch-site")
         return sites == [b"same-origin"] if sites else [self.origin] == self._values(b"origin") != [b""]
+
+    @property
+    def reveals_origin(self) -> bool:
+        """True if the request has a header that tells which page sent it. Only browsers send such headers."""
+        return any(name in {b"sec-fetch-site", b"origin"} for name, _ in self.headers)
 
     def _values(self, name: bytes) -> list[bytes]:
         return [value for header, value in self.headers if header == name]

@@ -82,7 +82,8 @@ _SECURITY_SCHEMES: Mapping[str, Schema] = {
         "type": "http",
         "scheme": "bearer",
         "description": "The value of the setting `secrets.admin_token`. If it is not set in the development profile,"
-        " programs on the same machine need no token; web pages, including this one, can then only read.",
+        " programs on the same machine need no token, and neither does the documentation page at `/docs`. Managers who"
+        " are logged in to the console need none on that page either.",
     },
     "userToken": {
         "type": "http",

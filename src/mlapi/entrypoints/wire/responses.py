@@ -41,6 +41,14 @@ class Message(ResponseBody, frozen=True):
     message: str
 
 
+class StartPage(Message, frozen=True):
+    """The paths of the service's pages."""
+
+    console: str
+    docs: str
+    openapi: str
+
+
 class UserMessage(Message, frozen=True):
     """The result or the error message, and the id of the user."""
 
@@ -261,6 +269,11 @@ def metrics(exposition: bytes) -> Response:
 
 def alive() -> Response:
     return json_response(HTTPStatus.OK, Message("Alive"))
+
+
+def start_page(*, console: str, docs: str, openapi: str) -> Response:
+    message = "mlapi keeps the users of a machine-learning API"
+    return json_response(HTTPStatus.OK, StartPage(message, console=console, docs=docs, openapi=openapi))
 
 
 def ready() -> Response:

@@ -24,6 +24,8 @@ LIFETIME_SECONDS = 8 * 3600
 """The maximum age of a session, even if it is in use."""
 IDLE_SECONDS = 3600
 """An unused session expires after this time (NIST SP 800-63B-4, 2.2.3)."""
+PAGE_TOKEN_SECONDS = 60
+"""A page token authenticates one request, which the page sends immediately."""
 FLASH_SECONDS = 60
 """A flash message expires after this time if no page has shown it."""
 MAX_COOKIE_CHARS = 4096
@@ -62,6 +64,8 @@ class Sessions:
             _SessionContent, key, b"mlapi console session", clock
         )
         self._flashes: _SignedValue[str] = _SignedValue(_FlashContent, key, b"mlapi console flash", clock)
+        self._page_tokens: _SignedValue[str] = _SignedValue(_SessionId, key, b"mlapi page token", clock)
+        self._docs_cookies: _SignedValue[str] = _SignedValue(_SessionId, key, b"mlapi docs cookie", clock)
         self._csrf = Signer(key, b"mlapi console csrf", key_derivation="hmac", digest_method=hashlib.sha256)
 
     def create(self) -> tuple[Session, str]:
@@ -88,6 +92,22 @@ class Sessions:
         """Return the session in the first valid cookie, or None."""
         return next((session for session in map(self.load, cookies) if session is not None), None)
 
+    def page_token(self, session: Session) -> str:
+        """Return a token with which a page of this service sends a request to the API."""
+        return self._page_tokens.dump(session.id)
+
+    def is_page_token(self, text: str) -> bool:
+        """Return whether a text is a page token that has not expired."""
+        return self._page_tokens.load(text, PAGE_TOKEN_SECONDS) is not None
+
+    def docs_cookie(self, session: Session) -> str:
+        """Return the value of a cookie that grants access to the documentation, even after the session has expired."""
+        return self._docs_cookies.dump(session.id)
+
+    def is_docs_cookie(self, cookie: str) -> bool:
+        """Return whether a cookie grants access to the documentation."""
+        return self._docs_cookies.load(cookie, LIFETIME_SECONDS) is not None
+
     def sign(self, text: str) -> str:
         """Return a flash message as a signed cookie value, which `unsign` reads."""
         return self._flashes.dump(text[:MAX_FLASH_CHARS])
@@ -109,9 +129,8 @@ class Sessions:
         return self._sessions.dump((session.id, session.started_at))
 
 
-_SessionContent = tuple[
-    Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")], Annotated[int, msgspec.Meta(ge=0, le=2**40)]
-]
+_SessionId = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{32}$")]
+_SessionContent = tuple[_SessionId, Annotated[int, msgspec.Meta(ge=0, le=2**40)]]
 """The id of a session, and when it started."""
 _FlashContent = Annotated[str, msgspec.Meta(max_length=MAX_FLASH_CHARS)]
 

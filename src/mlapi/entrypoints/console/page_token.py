@@ -1,0 +1,20 @@
+"""Give the documentation page a token that authenticates its next request to the API."""
+
+import msgspec
+from starlette.responses import Response
+
+from mlapi.entrypoints.console.request import ConsoleRequest
+from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
+
+
+async def show_page_token(request: ConsoleRequest) -> Response:
+    """Return a token as JSON, or null if no manager is logged in.
+
+    Raises:
+        AdminAccessDeniedError: if the request comes from a page of another origin, which could not read the response.
+    """
+    client = request.client
+    if client.reveals_origin and not client.is_same_origin:
+        raise AdminAccessDeniedError("Only this service's own pages may request a page token")
+    token = None if request.session is None else request.sessions.page_token(request.session)
+    return Response(msgspec.json.encode({"token": token}), media_type="application/json")

@@ -1,0 +1,87 @@
+"""The access of a manager's browser: the console's session, and what the API documentation derives from it.
+
+Each credential grants as little as possible, because other applications may share the host:
+
+- The session cookie is sent to the console only.
+- The docs cookie is sent to the documentation only, and only grants access to read it.
+- A page token authenticates requests to the API that the documentation page sends. The page asks the console for a new
+  one before each request, and sends it in a header. Other sites can neither read it nor set this header.
+"""
+
+from starlette.types import Receive, Scope
+
+from mlapi.domain.errors import MlapiError
+from mlapi.entrypoints.admin import AdminPolicy
+from mlapi.entrypoints.http.peers import connected_client
+from mlapi.entrypoints.http.sessions import LIFETIME_SECONDS, Session, Sessions
+from mlapi.entrypoints.wire.client import Client
+from mlapi.entrypoints.wire.headers import get_cookies
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, base_path, is_docs_path
+
+SESSION_COOKIE = "session"
+_DOCS_COOKIE = "docs"
+_PAGE_TOKEN_HEADER = b"x-page-token"
+_SAFE_METHODS = frozenset({"GET", "HEAD"})
+
+
+def is_manager_in_browser(scope: Scope, receive: Receive) -> bool:
+    """Return whether a manager's browser reads the documentation, or its page sent this request to the API.
+
+    In token mode, the manager has logged in to the console. In local mode, the browser runs on this machine: see
+    `AdminPolicy.check_page`.
+    """
+    is_safe = scope["method"] in _SAFE_METHODS
+    tokens = [value for name, value in scope["headers"] if name == _PAGE_TOKEN_HEADER]
+    if len(tokens) != 1 and not (is_safe and is_docs_path(Client.from_asgi(scope).path)):
+        return False
+    state = scope["app"].state
+    policy: AdminPolicy = state.admin_policy
+    sessions = Sessions(policy.session_key)
+    client = connected_client(scope, receive).with_forwarded_scheme(state.runtime.trusted_proxies)
+    if len(tokens) != 1:
+        cookies = get_cookies(client.headers, cookie_name(client, _DOCS_COOKIE))
+        return policy.mode == "token" and any(map(sessions.is_docs_cookie, cookies))
+    # Browsers that do not know Sec-Fetch-Site send no such header with a GET request to the same origin.
+    is_same_origin = client.is_same_origin or (is_safe and not client.reveals_origin)
+    is_accepted = is_same_origin and sessions.is_page_token(tokens[0].decode("latin-1"))
+    return is_accepted and _has_page_access(client, policy)
+
+
+def _has_page_access(client: Client, policy: AdminPolicy) -> bool:
+    try:
+        policy.check_page(client)
+    except MlapiError:
+        return False
+    return True
+
+
+def session_cookies(client: Client) -> list[str]:
+    """Return the session cookies of a request. Other applications on this host may have set one of the same name."""
+    return get_cookies(client.headers, cookie_name(client, SESSION_COOKIE))
+
+
+def session_cookie(scope: Scope, client: Client, value: str) -> str:
+    """Return a Set-Cookie header for the session. An empty value deletes the cookie."""
+    return set_cookie(client, SESSION_COOKIE, value, base_path(scope) + CONSOLE_PATH, LIFETIME_SECONDS if value else 0)
+
+
+def docs_cookies(scope: Scope, client: Client, sessions: Sessions, session: Session | None) -> list[str]:
+    """Return the Set-Cookie headers that let the browser of a session read the documentation, or no longer."""
+    value, max_age_seconds = ("", 0) if session is None else (sessions.docs_cookie(session), LIFETIME_SECONDS)
+    paths = (base_path(scope) + DOCS_PATH, base_path(scope) + OPENAPI_PATH)
+    return [set_cookie(client, _DOCS_COOKIE, value, path, max_age_seconds) for path in paths]
+
+
+def set_cookie(client: Client, name: str, value: str, path: str, max_age_seconds: int) -> str:
+    """Return a Set-Cookie header. A maximum age of 0 deletes the cookie."""
+    secure = "; Secure" if client.scheme == "https" else ""
+    attributes = f"Path={path}; Max-Age={max_age_seconds}; HttpOnly; SameSite=Strict{secure}"
+    return f"{cookie_name(client, name)}={value}; {attributes}"
+
+
+def cookie_name(client: Client, name: str) -> str:
+    """Return the full name of a cookie.
+
+    Browsers accept a cookie with the ``__Secure-`` prefix only over HTTPS, so a network attacker cannot plant one.
+    """
+    return f"__Secure-mlapi_{name}" if client.scheme == "https" else f"mlapi_{name}"

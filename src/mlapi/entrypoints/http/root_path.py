@@ -1,0 +1,26 @@
+"""Accept paths from proxies that remove the root path, and from those that do not."""
+
+from starlette.types import Scope
+
+from mlapi.entrypoints.wire.operations import OPERATIONS
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH
+
+_OWN_PATHS = [*(operation.path for operation in OPERATIONS), CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH]
+_OWN_SEGMENTS = frozenset(path.split("/")[1] for path in _OWN_PATHS)
+
+
+def remove_repeated_root(scope: Scope) -> None:
+    """Remove the second root path from the path of a request, if there are two.
+
+    uvicorn puts the root path in front of every path, as if the proxy had removed it. If the proxy has not, the path
+    starts with it twice. A root path such as ``/users`` may also be the start of our own paths, so it stays.
+    """
+    root = scope.get("root_path", "")
+    if not root or "app_root_path" in scope:  # Starlette sets the latter in mounted applications
+        return
+    if scope["path"] == root:
+        scope["path"] = f"{root}/"
+    elif f"{scope['path']}/".startswith(f"{root}{root}/") and root.split("/")[1] not in _OWN_SEGMENTS:
+        scope["path"] = scope["path"].removeprefix(root) if scope["path"] != root + root else f"{root}/"
+        if "raw_path" in scope:
+            scope["raw_path"] = scope["raw_path"].removeprefix(root.encode())
