@@ -57,3 +57,9 @@ def test_exceeded_limit_is_logged_once_per_address(caplog: pytest.LogCaptureFixt
 )
 def test_one_address_may_use_a_tenth_by_default(max_connections: int, expected: int) -> None:
     assert default_per_address(max_connections) == expected
+
+
+def test_unix_sockets_are_not_limited() -> None:
+    connections = ConnectionsPerAddress(1)
+
+    assert [connections.add("unix") for _ in range(3)] == [0, 0, 0]
