@@ -10,14 +10,17 @@ from typing import Any
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Mount, Route
 from starlette.testclient import TestClient
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi import ConfigurationError, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
+from mlapi.bootstrap import open_users
+from mlapi.config import load_settings
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.guard import GuardMiddleware
 from mlapi.entrypoints.http import compose_lifespans, create_app
@@ -135,7 +138,85 @@ def test_composed_lifespan_opens_the_guard_of_a_mounted_model(folder: Path) -> N
     assert (answer.status_code, answer.json()) == (200, "ada")
 
 
+def test_guarded_application_may_mount_the_service_itself(folder: Path) -> None:
+    async def predict(request: Request) -> JSONResponse:
+        return JSONResponse(request.user.username)
+
+    people = create_app()
+    app = FastAPI(lifespan=compose_lifespans(people))
+    app.mount("/people", people)
+    app.add_route("/predict", predict)
+    app.add_middleware(GuardMiddleware, exempt=["/people/*"])
+
+    with asgi_client(app) as http:  # the folder is empty: the service creates the database that the guard opens
+        http.post("/people/register-user", json=ADA)
+        token = http.post("/people/token", json=CREDENTIALS).json()["token"]
+        answer = http.get("/predict", headers={"Authorization": f"Bearer {token}"})
+
+    assert (answer.status_code, answer.json()) == (200, "ada")
+
+
+def test_application_stops_if_its_guard_cannot_be_opened(folder: Path) -> None:
+    events: list[str] = []
+    app = Starlette(lifespan=recording_lifespan(events, "own"), middleware=[Middleware(GuardMiddleware)])
+
+    failed = start_app(app)
+
+    assert failed["type"] == "lifespan.startup.failed"
+    assert failed["message"].startswith("mlapi: there is no database at ")
+    assert events == ["start own", "stop own"]
+
+
+async def raises_on_lifespan(scope: Scope, _receive: Receive, _send: Send) -> None:
+    assert scope["type"] == "http"
+
+
+async def returns_on_lifespan(_scope: Scope, receive: Receive, _send: Send) -> None:
+    await receive()
+
+
+@pytest.mark.parametrize("app", [raises_on_lifespan, returns_on_lifespan])
+def test_guard_opens_for_applications_without_a_lifespan(folder: Path, app: ASGIApp) -> None:
+    with open_users(load_settings()):
+        pass
+
+    with asgi_client(GuardMiddleware(app)) as http:
+        answer = http.get("/predict")
+
+    assert answer.status_code == 401
+
+
+def test_error_of_a_started_application_is_raised(folder: Path) -> None:
+    async def fails_at_shutdown(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        raise ZeroDivisionError
+
+    with open_users(load_settings()):
+        pass
+
+    with pytest.raises(ZeroDivisionError), asgi_client(GuardMiddleware(fails_at_shutdown)):
+        pass
+
+
+def start_app(app: ASGIApp) -> Message:
+    """Start an application like a server, and return its answer."""
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    asyncio.run(app({"type": "lifespan", "state": {}}, receive, send))  # type: ignore[arg-type]  # a coroutine
+    return sent[0]
+
+
 def test_own_lifespan_works_together_with_the_guard(folder: Path) -> None:
+    with open_users(load_settings()):
+        pass
     events: list[str] = []
     app = FastAPI(lifespan=recording_lifespan(events, "own"))
     app.add_middleware(GuardMiddleware, exempt=["/health"])

@@ -12,6 +12,7 @@ from mlapi.config import load_settings
 from mlapi.domain.errors import ConfigurationError, MlapiError
 from mlapi.domain.users import User
 from mlapi.entrypoints.guard.backend import AUTHENTICATED
+from mlapi.entrypoints.guard.lifespans import run_lifespan
 from mlapi.entrypoints.guard.preflights import call_for_preflight
 from mlapi.entrypoints.guard.rechecks import POLICY_VIOLATION, Rechecks
 from mlapi.entrypoints.http.middleware import (
@@ -63,7 +64,7 @@ class GuardMiddleware:
         exempt_paths = list(exempt)
         self._exempt_paths = frozenset(path for path in exempt_paths if not path.endswith("/*"))
         self._exempt_prefixes = tuple(path.removesuffix("*") for path in exempt_paths if path.endswith("/*"))
-        self._rechecks = None if recheck_seconds is None else Rechecks(recheck_seconds, self._check)
+        self._rechecks = None if recheck_seconds is None else Rechecks(recheck_seconds, self._check_again)
         self._handle_lifespan = StartupErrorMiddleware(self._run_lifespan)
         self._handle_request = RejectAmbiguousFraming(self._authenticate)
 
@@ -80,7 +81,7 @@ class GuardMiddleware:
             return
         try:
             credential, send_accepted = self._get_credential(scope, send)
-            scope["user"] = await self._check(credential)
+            scope["user"] = await (self._async_guard or self._open_async_guard()).check(credential)
         except MlapiError as error:
             log_outage("guard", error)
             await _reject(error_response(error), scope, receive, send)
@@ -91,7 +92,7 @@ class GuardMiddleware:
         else:
             await self._rechecks.run(self.app, scope, receive, send_accepted, credential)
 
-    async def _check(self, credential: str) -> User:
+    async def _check_again(self, credential: str) -> User:
         return await (self._async_guard or self._open_async_guard()).check(credential)
 
     def _get_credential(self, scope: Scope, send: Send) -> tuple[str, Send]:
@@ -108,11 +109,14 @@ class GuardMiddleware:
         return credential, _with_subprotocol(bearer.name, send)
 
     async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
+        # The guard is opened last, because a service that is mounted in the application may create the database.
         with self._resources:
-            guard = self._guard or self._resources.enter_context(open_guard(load_settings()))
-            self._async_guard = self._resources.enter_context(async_guard(guard))
-            await self.app(scope, receive, send)
+            await run_lifespan(self.app, scope, receive, send, on_started=self._open_configured_guard)
         self._async_guard = None
+
+    def _open_configured_guard(self) -> None:
+        guard = self._guard or self._resources.enter_context(open_guard(load_settings()))
+        self._async_guard = self._resources.enter_context(async_guard(guard))
 
     def _open_async_guard(self) -> AsyncGuard:
         """Open the guard on the first request, because mounted applications have no lifespan that could open it."""
