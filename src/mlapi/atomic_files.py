@@ -17,7 +17,9 @@ _NO_HARD_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, er
 _NO_FOLDER_FSYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP}
 _MARKER_TIMEOUT_SECONDS = 5.0
 _MARKER_POLL_SECONDS = 0.01
-_DRAFT_SUFFIX = re.compile(r"[0-9a-f]{16}")
+_DRAFT_ENDINGS = ("", "-journal", "-wal", "-shm")
+"""The file itself, and the files that SQLite keeps beside it."""
+_DRAFT_SUFFIX = re.compile(rf"[0-9a-f]{{16}}({'|'.join(_DRAFT_ENDINGS)})")
 
 
 @contextmanager
@@ -25,10 +27,35 @@ def atomic_write(file: Path, *, replace: bool, like: os.stat_result | None = Non
     """Yield a UTF-8 stream for the new content of ``file``, which is stored when the block ends without an error.
 
     The content is written to a temporary file in the same folder and flushed to disk. The temporary file never
-    outlives the block.
+    outlives the block. See `publish` for the arguments and errors.
+    """
+    with drafting(file) as draft:
+        with draft.open("w", encoding="utf-8", newline="") as stream:
+            yield stream
+        publish(draft, file, replace=replace, like=like)
+
+
+@contextmanager
+def drafting(file: Path) -> Iterator[Path]:
+    """Yield the path of a new, empty temporary file beside ``file``. It does not outlive the block.
+
+    The same is true for files that SQLite keeps beside the temporary file.
+    """
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    os.close(os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    try:
+        yield draft
+    finally:
+        for ending in _DRAFT_ENDINGS:
+            draft.with_name(f"{draft.name}{ending}").unlink(missing_ok=True)
+
+
+def publish(draft: Path, file: Path, *, replace: bool, like: os.stat_result | None = None) -> None:
+    """Flush a complete temporary file from `drafting` to disk, and give it its final name.
 
     Args:
-        file: the file to write. Resolve symbolic links first, otherwise the link is replaced instead of its target.
+        draft: the temporary file.
+        file: the final name. Resolve symbolic links first, otherwise the link is replaced instead of its target.
         replace: whether to replace an existing file.
         like: the owner, group and mode to give the file. By default, only the current account can access it.
 
@@ -36,22 +63,18 @@ def atomic_write(file: Path, *, replace: bool, like: os.stat_result | None = Non
         FileExistsError: if the file exists and ``replace`` is false.
         OSError: if the file cannot be written.
     """
-    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
-    descriptor = os.open(draft, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    descriptor = os.open(draft, os.O_RDWR)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8", newline="") as stream:
-            yield stream
-            stream.flush()
-            if like is not None:
-                os.fchown(descriptor, like.st_uid, like.st_gid)
-                os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
-            os.fsync(descriptor)
-        if replace:
-            draft.replace(file)
-        else:
-            _rename_to_new_file(draft, file)
+        if like is not None:
+            os.fchown(descriptor, like.st_uid, like.st_gid)
+            os.fchmod(descriptor, stat.S_IMODE(like.st_mode))
+        os.fsync(descriptor)
     finally:
-        draft.unlink(missing_ok=True)
+        os.close(descriptor)
+    if replace:
+        draft.replace(file)
+    else:
+        _rename_to_new_file(draft, file)
     fsync_folder(file.parent)
 
 

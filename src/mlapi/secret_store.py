@@ -84,6 +84,11 @@ class SecretStore(Generic[Cipher]):
         return not (has_configured or self._settings.is_production or self.exists)
 
     @property
+    def file(self) -> Path | None:
+        """The secrets file, which may not exist. None if generated secrets are kept in memory."""
+        return self._file
+
+    @property
     def location(self) -> str:
         """Where generated secrets are stored, for use in messages."""
         return "memory" if self._file is None else str(self._file)
@@ -201,7 +206,7 @@ class SecretStore(Generic[Cipher]):
             secrets=current,
             cipher=self._make_cipher(self._settings.passwords, current.key, current.salt),
             tokens=self._make_tokens(self._settings.tokens, decode_token_keys(current)),
-            fingerprints=[[fingerprint(key, salt) for salt in current.salt] for key in current.key],
+            fingerprints=fingerprints_of(current),
         )
 
     def _read_file(self) -> SecretSettings:
@@ -232,6 +237,11 @@ class SecretStore(Generic[Cipher]):
 def fingerprint(key: str, salt: str) -> str:
     """Return a hex digest that identifies a key and a salt without revealing them."""
     return hmac.digest(key.encode(), b"mlapi key check\0" + salt.encode(), hashlib.sha256).hex()
+
+
+def fingerprints_of(current: SecretSettings) -> list[list[str]]:
+    """Return a row for each key, with a fingerprint for each salt."""
+    return [[fingerprint(key, salt) for salt in current.salt] for key in current.key]
 
 
 def new_key() -> str:

@@ -3,6 +3,7 @@
 from mlapi.adapters.sql.adoption import Adoption, Choice, Finding, Found
 from mlapi.application.database_check import DatabaseCheck
 from mlapi.application.login_throttle import AttemptLimits
+from mlapi.bootstrap.backups import Backup, PreparedRestore, back_up, open_restore
 from mlapi.bootstrap.guard import async_guard, open_guard
 from mlapi.bootstrap.maintenance import (
     check_database,
@@ -26,13 +27,16 @@ from mlapi.bootstrap.storages import open_database, open_storage, register_stora
 __all__ = [
     "Adoption",
     "AttemptLimits",
+    "Backup",
     "Choice",
     "DatabaseCheck",
     "Finding",
     "Found",
+    "PreparedRestore",
     "Service",
     "async_guard",
     "audit_retention",
+    "back_up",
     "check_database",
     "in_memory_access",
     "in_memory_attempts",
@@ -40,6 +44,7 @@ __all__ = [
     "open_adoption",
     "open_database",
     "open_guard",
+    "open_restore",
     "open_secret_rotation",
     "open_secrets",
     "open_service",

@@ -24,7 +24,8 @@ class Storage(Protocol):
 
     Every method except `close` raises `RepositoryUnavailableError` while the database is unavailable.
 
-    The repository ``users`` may offer optional capabilities for speed, such as `NonblockingLookup`.
+    The repository ``users`` may offer optional capabilities for speed, such as `NonblockingLookup`. A storage may also
+    be a `mlapi.domain.backups.BackupStorage`.
     """
 
     @property

@@ -66,6 +66,10 @@ class Dialect(Protocol[DriverConnectionT]):
         """See `mlapi.adapters.sql.database.Database.open_existing`."""
         ...
 
+    def describe_backup_tools(self, url: URL) -> str | None:
+        """Return how to back up a database with its own programs; None for a file that mlapi can copy."""
+        ...
+
     def max_writers(self, max_connections: int) -> int:
         """Return how many threads may write at the same time."""
         ...

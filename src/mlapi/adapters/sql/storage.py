@@ -1,11 +1,13 @@
 """The storage in SQLite or PostgreSQL."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import ClassVar, Self
 
 import attrs
 
+from mlapi.adapters.sql import backups
 from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.inspection import find_obstacles, inspect_database
@@ -13,11 +15,12 @@ from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, 
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.schema import HEAD, prepare_schema, upgrade
 from mlapi.adapters.sql.urls import SCHEMES, database_url
+from mlapi.domain.backups import Restore
 from mlapi.domain.inspection import Inspection
 
 
 class SqlStorage:
-    """A `Storage` in SQLite or PostgreSQL.
+    """A `Storage` in SQLite or PostgreSQL, and a `BackupStorage`.
 
     Args:
         database: the database to use. Closing the storage closes it.
@@ -78,6 +81,12 @@ class SqlStorage:
             obstacles = find_obstacles(connection, found)
             connection.rollback()
         return attrs.evolve(found, obstacles=obstacles)
+
+    def back_up(self, file: Path) -> int:
+        return backups.back_up(self.database, file)
+
+    def open_restore(self, file: Path) -> AbstractContextManager[Restore]:
+        return backups.open_restore(self.database, file)
 
     def close(self) -> None:
         self.database.close()

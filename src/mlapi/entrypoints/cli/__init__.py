@@ -5,6 +5,7 @@ import click
 from mlapi import __version__
 from mlapi.entrypoints.cli.api_keys import api_key_commands
 from mlapi.entrypoints.cli.audit import audit_commands
+from mlapi.entrypoints.cli.backup import backup_command, restore_command
 from mlapi.entrypoints.cli.completion import completion_command
 from mlapi.entrypoints.cli.database import database_commands
 from mlapi.entrypoints.cli.doctor import doctor_command
@@ -36,6 +37,8 @@ for _command in (
     secret_commands,
     admin_token_commands,
     database_commands,
+    backup_command,
+    restore_command,
     doctor_command,
     completion_command,
 ):

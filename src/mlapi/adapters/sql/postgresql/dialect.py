@@ -13,7 +13,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, translating_errors
-from mlapi.adapters.sql.postgresql import engine, errors, execution, namespaces, privileges
+from mlapi.adapters.sql.postgresql import engine, errors, execution, namespaces, privileges, tools
 from mlapi.adapters.sql.probes import write_probes
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
@@ -82,6 +82,9 @@ class PostgresqlDialect:
             if purpose == "read":
                 connection.exec_driver_sql("SET TRANSACTION READ ONLY")
             yield connection
+
+    def describe_backup_tools(self, url: URL) -> str:
+        return tools.describe_backup_tools(url, self._namespace)
 
     def max_writers(self, max_connections: int) -> int:
         # Commits hang while a synchronous standby is unavailable. Keep half of the connections free for reads, which

@@ -54,6 +54,9 @@ class SqliteDialect:
         file = files.database_file(pool.engine.url)
         return existing.open_existing(file, purpose, timeout_seconds=pool.timeout_seconds)
 
+    def describe_backup_tools(self, url: URL) -> None:
+        """Return None: mlapi copies the file."""
+
     def max_writers(self, max_connections: int) -> int:  # noqa: ARG002 - part of the protocol
         # SQLite lets waiting writers race for the lock, and some starve under load. Let the threads of this process
         # queue for the lock instead.

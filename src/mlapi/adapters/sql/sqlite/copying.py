@@ -1,0 +1,76 @@
+"""Copy an SQLite database while other processes use it."""
+
+import os
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote
+
+from mlapi.adapters.sql.sqlite.errors import describe_error, primary_code
+from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
+
+_HEADER = b"SQLite format 3\0"  # https://www.sqlite.org/fileformat.html, 1.3
+_PAGES_PER_STEP = 1024
+"""4 MiB. Ctrl-C ends the copy between two steps."""
+_DAMAGED_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+
+
+def copy_database(source: sqlite3.Connection, file: Path, *, name: str) -> None:
+    """Write a consistent copy of the database to an empty file. The copy needs no other file beside it.
+
+    Args:
+        source: a connection with an open transaction that has read something. With the write-ahead log, it neither
+            waits for writers nor makes them wait. Without the transaction, every change by another process would
+            start the copy again.
+        file: is not flushed to disk.
+        name: the database, for error messages.
+
+    Raises:
+        ConfigurationError: if the copy is damaged, because the database is.
+    """
+    with closing(sqlite3.connect(file, isolation_level=None)) as copy:
+        # A file that vanishes after a crash needs no journal.
+        for setting in ("locking_mode = EXCLUSIVE", "journal_mode = OFF", "synchronous = OFF"):
+            copy.execute(f"PRAGMA {setting}")
+        source.backup(copy, pages=_PAGES_PER_STEP)
+        copy.execute("PRAGMA journal_mode = DELETE")  # instead of the write-ahead log, which is in other files
+        damage = [line for (line,) in copy.execute("PRAGMA integrity_check(1)") if line != "ok"]
+    if damage:
+        raise ConfigurationError(f"{name} is damaged: {damage[0]}")
+
+
+@contextmanager
+def reading_file(file: Path) -> Iterator[sqlite3.Connection]:
+    """Open a read transaction in a file, and leave no other file beside it.
+
+    Raises:
+        ConfigurationError: if the file is not an intact SQLite database.
+    """
+    with file.open("rb") as stream:
+        if stream.read(len(_HEADER)) != _HEADER:
+            raise ConfigurationError(f"{file} is not an SQLite database")
+    has_log = any(file.with_name(f"{file.name}{ending}").exists() for ending in ("-wal", "-journal"))
+    uri = f"file:{quote(str(file))}?{'mode=rw' if has_log else 'mode=ro&immutable=1'}"
+    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection, translating_errors(file):
+        connection.execute("BEGIN")
+        connection.execute("SELECT 1 FROM sqlite_master").fetchone()
+        yield connection
+
+
+@contextmanager
+def translating_errors(file: Path) -> Iterator[None]:
+    """Raise mlapi's errors instead of SQLite's. A damaged file is a `ConfigurationError`."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        if primary_code(error) in _DAMAGED_CODES:
+            raise ConfigurationError(f"{file} is damaged, or is not an SQLite database") from None
+        raise RepositoryUnavailableError(describe_error(error)) from None
+
+
+def remove_side_files(file: Path) -> None:
+    """Remove the write-ahead log, its index and the journal of a file that no process uses."""
+    for ending in ("-wal", "-shm", "-journal"):
+        with suppress(FileNotFoundError):
+            os.unlink(f"{file}{ending}")  # noqa: PTH108 - also counted by the tests that kill this process

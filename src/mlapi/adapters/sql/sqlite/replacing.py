@@ -1,0 +1,196 @@
+"""Replace an SQLite database with a checked copy of a backup, while no process uses it."""
+
+import fcntl
+import os
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import quote
+
+import attrs
+
+from mlapi.adapters.sql.sqlite.copying import copy_database, remove_side_files, translating_errors
+from mlapi.adapters.sql.sqlite.errors import primary_code
+from mlapi.atomic_files import drafting, publish
+from mlapi.domain.backups import MAX_EXAMPLES, Affected, RestoreEffects
+from mlapi.domain.commands import generate_token_epoch
+from mlapi.domain.errors import ConfigurationError
+
+_IN_USE = (
+    "{} is in use: stop the service, every application with the guard and other programs that use it, then run this"
+    " again"
+)
+_TIMEOUT_SECONDS = 2.0
+_BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+_DAMAGED_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+# The bytes that SQLite locks: https://www.sqlite.org/src/file/src/os.h, PENDING_BYTE
+_FIRST_LOCK_BYTE = 0x4000_0000
+_LOCK_BYTES = 512
+
+# "main" is the current database and "restored" the copy of the backup.
+_SAME_USERS = "FROM restored.users AS r JOIN main.users AS m ON (r.id, r.username_key) = (m.id, m.username_key)"
+_AFFECTED = {
+    "enabled": f"SELECT r.username {_SAME_USERS} WHERE r.enabled AND NOT m.enabled",
+    "disabled": f"SELECT r.username {_SAME_USERS} WHERE m.enabled AND NOT r.enabled",
+    "returning": "SELECT username FROM restored.users WHERE (id, username_key) NOT IN"
+    " (SELECT id, username_key FROM main.users)",
+    "lost": "SELECT username FROM main.users WHERE (id, username_key) NOT IN"
+    " (SELECT id, username_key FROM restored.users)",
+    "returning_api_keys": "SELECT u.username || ': ' || k.name FROM restored.mlapi_api_keys AS k"
+    " JOIN restored.users AS u ON u.id = k.user_id WHERE k.id NOT IN (SELECT id FROM main.mlapi_api_keys)",
+    "lost_api_keys": "SELECT u.username || ': ' || k.name FROM main.mlapi_api_keys AS k JOIN main.users AS u"
+    " ON u.id = k.user_id WHERE k.id NOT IN (SELECT id FROM restored.mlapi_api_keys)",
+    "revived_tokens": f"SELECT r.username {_SAME_USERS} WHERE r.token_epoch != m.token_epoch",
+}
+
+
+@contextmanager
+def replaceable(file: Path, draft: Path) -> Iterator["Replacement"]:
+    """Lock a database file, which may be damaged or missing, until the block ends.
+
+    Args:
+        file: the database file, with symbolic links resolved.
+        draft: the file that shall replace it.
+
+    Raises:
+        ConfigurationError: if another process uses the database, or if it does not belong to mlapi.
+    """
+    if not file.exists() or not file.stat().st_size:
+        yield Replacement(file, draft)
+        return
+    uri = f"file:{quote(str(file))}?mode=rw"
+    with (
+        closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_SECONDS, isolation_level=None)) as connection,
+        translating_errors(file),
+    ):
+        try:
+            _lock(connection, draft)
+        except sqlite3.Error as error:
+            if primary_code(error) in _BUSY_CODES:
+                raise ConfigurationError(_IN_USE.format(file)) from None
+            if primary_code(error) not in _DAMAGED_CODES:
+                raise
+        else:
+            yield Replacement(file, draft, connection)
+            return
+    with file.open("r+b") as stream:
+        try:
+            fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB, _LOCK_BYTES, _FIRST_LOCK_BYTE)
+        except OSError:
+            raise ConfigurationError(_IN_USE.format(file)) from None
+        yield Replacement(file, draft, damaged=stream)
+
+
+def _lock(connection: sqlite3.Connection, draft: Path) -> None:
+    """Lock the file exclusively, and merge its write-ahead log into it."""
+    connection.execute("ATTACH ? AS restored", [str(draft)])
+    connection.execute("PRAGMA main.locking_mode = EXCLUSIVE")
+    connection.execute("PRAGMA main.synchronous = EXTRA")
+    connection.execute("PRAGMA main.journal_mode = DELETE").fetchall()
+    connection.execute("BEGIN EXCLUSIVE")  # in this locking mode, the lock is kept after the transaction
+    connection.execute("COMMIT")
+    tables = {name for (name,) in connection.execute("SELECT name FROM main.sqlite_master WHERE type = 'table'")}
+    if "users" in tables and "mlapi_key_check" not in tables:
+        raise ConfigurationError("the current database does not belong to mlapi: check database.url")
+
+
+@attrs.frozen
+class Replacement:
+    """The replacement of a locked database. See `mlapi.domain.backups.Restore`."""
+
+    _file: Path
+    _draft: Path
+    _connection: sqlite3.Connection | None = None
+    """Holds the lock of an intact database."""
+    _damaged: BinaryIO | None = attrs.field(default=None, kw_only=True)
+    """Holds the lock of a damaged database."""
+
+    def find_effects(self) -> RestoreEffects | None:
+        """Compare the current database with the draft. Return None if this is impossible."""
+        if self._connection is None:
+            return None
+        try:
+            return RestoreEffects(**{name: _find(self._connection, query) for name, query in _AFFECTED.items()})
+        except sqlite3.Error:  # it is damaged, or has an older schema
+            return None
+
+    def carry_out(self, *, end_tokens: bool) -> Path | None:
+        """Replace the database. Return the file that keeps the replaced one, or None if there was none."""
+        like = self._file.stat() if self._file.exists() else None
+        kept = None
+        if self._connection is not None:
+            last_ids = _find_last_ids(self._connection)
+            self._connection.execute("DETACH restored")
+            _edit(self._draft, last_ids, end_tokens=end_tokens)
+            kept = _keep(self._file, like, partial(_copy_locked, self._connection, self._file))
+        else:
+            _edit(self._draft, [], end_tokens=end_tokens)
+            if self._damaged is not None:
+                kept = _keep(self._file, like, partial(_copy_bytes, self._damaged))
+        if like is None:
+            _give_to_owner_of_folder(self._draft)
+        remove_side_files(self._file)  # they would damage the new database
+        publish(self._draft, self._file, replace=True, like=like)
+        return kept
+
+
+def _find(connection: sqlite3.Connection, query: str) -> Affected:
+    ((count,),) = connection.execute(f"SELECT count(*) FROM ({query})").fetchall()  # noqa: S608 - constants
+    examples = connection.execute(f"{query} ORDER BY 1 LIMIT {MAX_EXAMPLES}").fetchall()
+    return Affected(count, tuple(str(example) for (example,) in examples))
+
+
+def _find_last_ids(connection: sqlite3.Connection) -> list[tuple[int, str]]:
+    try:
+        return connection.execute("SELECT seq, name FROM main.sqlite_sequence").fetchall()
+    except sqlite3.Error:  # the file is damaged
+        return []
+
+
+def _edit(draft: Path, last_ids: Sequence[tuple[int, str]], *, end_tokens: bool) -> None:
+    """Make the changes to the backup that it needs as the new database."""
+    with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
+        connection.create_function("new_epoch", 0, generate_token_epoch)
+        connection.execute("BEGIN")
+        # Do not use the ids of lost users again: other systems may still refer to them.
+        connection.executemany("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?", last_ids)
+        if end_tokens:
+            connection.execute("UPDATE users SET token_epoch = new_epoch()")
+        connection.execute("COMMIT")
+        connection.execute("PRAGMA journal_mode = DELETE").fetchall()  # an upgrade has enabled the write-ahead log
+
+
+def _keep(file: Path, like: os.stat_result | None, copy_to: Callable[[Path], None]) -> Path:
+    """Copy the database that is about to be replaced. Renaming it would leave no database after a crash."""
+    kept = file.with_name(f"{file.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    with drafting(kept) as draft:
+        copy_to(draft)
+        publish(draft, kept, replace=False, like=like)
+    return kept
+
+
+def _copy_locked(connection: sqlite3.Connection, file: Path, draft: Path) -> None:
+    try:
+        connection.execute("BEGIN")
+        connection.execute("SELECT 1 FROM main.sqlite_master").fetchone()
+        copy_database(connection, draft, name="the current database")
+        connection.execute("COMMIT")
+    except (ConfigurationError, sqlite3.Error):  # it is damaged, which may be the reason for the restore
+        shutil.copyfile(file, draft)
+
+
+def _copy_bytes(damaged: BinaryIO, draft: Path) -> None:
+    with draft.open("wb") as copy:
+        shutil.copyfileobj(damaged, copy)
+
+
+def _give_to_owner_of_folder(file: Path) -> None:
+    """If root restores a database that did not exist, the account of the service must be able to open it."""
+    if os.geteuid() == 0:
+        folder = file.parent.stat()
+        os.chown(file, folder.st_uid, folder.st_gid)

@@ -1,0 +1,96 @@
+"""The interface for backups in files, which a `Storage` may offer."""
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import attrs
+
+MAX_EXAMPLES = 20
+
+
+@attrs.frozen
+class Affected:
+    """Users or API keys that a restore affects."""
+
+    count: int = 0
+    examples: tuple[str, ...] = ()
+    """At most `MAX_EXAMPLES` usernames. For API keys, the username and the name of the key."""
+
+
+@attrs.frozen(kw_only=True)
+class RestoreEffects:
+    """What a restore changes, compared with the database that it replaces."""
+
+    enabled: Affected
+    """Users who were disabled after the backup and become enabled again."""
+    disabled: Affected
+    """Users who were enabled after the backup and become disabled again."""
+    returning: Affected
+    """Users who were removed after the backup and exist again."""
+    lost: Affected
+    """Users who were registered after the backup and no longer exist."""
+    returning_api_keys: Affected
+    """API keys that were removed after the backup and work again."""
+    lost_api_keys: Affected
+    """API keys that were added after the backup and no longer exist."""
+    revived_tokens: Affected
+    """Users whose tokens were revoked after the backup. Those tokens are valid again until they expire."""
+
+
+class Restore(Protocol):
+    """A backup that has been checked and is ready to replace the database."""
+
+    @property
+    def users(self) -> int:
+        """The number of users in the backup."""
+        ...
+
+    @property
+    def fingerprint(self) -> str | None:
+        """The fingerprint of the key that encrypts the passwords in the backup."""
+        ...
+
+    @property
+    def effects(self) -> RestoreEffects | None:
+        """None if there is no database to compare with, or if it cannot be read."""
+        ...
+
+    def carry_out(self, *, end_tokens: bool) -> Path | None:
+        """Replace the database. Return the file that keeps the replaced one, or None if there was none.
+
+        If the process is killed at any time, either the old or the new database is in place and complete.
+
+        Args:
+            end_tokens: revoke all tokens of all users.
+        """
+        ...
+
+
+@runtime_checkable
+class BackupStorage(Protocol):
+    """An optional capability of a `Storage`. Without it, ``mlapi backup`` and ``mlapi restore`` are refused.
+
+    A storage with its own tools can implement it and raise a `ConfigurationError` that names them.
+    """
+
+    def back_up(self, file: Path) -> int:
+        """Write a consistent copy of the database to an empty file, and return the number of users in it.
+
+        Other processes can use the database meanwhile. The copy is checked for damage.
+
+        Raises:
+            ConfigurationError: if the database does not exist or is damaged, or cannot be backed up with this command.
+            RepositoryUnavailableError: if the database is unavailable, or the file cannot be written.
+        """
+        ...
+
+    def open_restore(self, file: Path) -> AbstractContextManager[Restore]:
+        """Check a backup and lock the database until the block ends. A `Restore` replaces the database.
+
+        Raises:
+            ConfigurationError: if the file is not an intact backup, was made by a newer version of mlapi, or another
+                process uses the database.
+            RepositoryUnavailableError: if the disk is full or the database is unavailable.
+        """
+        ...
