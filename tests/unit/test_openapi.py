@@ -19,7 +19,7 @@ from mlapi.entrypoints.http.middleware import Endpoint
 from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.callers import ANYONE
 from mlapi.entrypoints.wire.error_responses import ERRORS
-from mlapi.entrypoints.wire.openapi import openapi
+from mlapi.entrypoints.wire.openapi import DescribedAccess, openapi
 from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, START_PATH
 from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS
@@ -218,6 +218,27 @@ def test_open_operations_need_no_credential() -> None:
     security = [description_of(operation)["security"] for operation in OPERATIONS if operation.callers is ANYONE]
 
     assert security == [[]] * len(security)
+
+
+@pytest.mark.parametrize(
+    ("access", "required"),
+    [
+        (DescribedAccess(), {"listUsers", "showMetrics"}),
+        (DescribedAccess(open_if=frozenset()), {"listUsers", "showMetrics", "registerUser"}),
+        (DescribedAccess(open_if=frozenset({"metrics_open"})), {"listUsers", "registerUser"}),
+        (DescribedAccess(local=True, open_if=frozenset()), set()),
+    ],
+)
+def test_admin_token_is_required_where_the_server_needs_it(access: DescribedAccess, required: set[str]) -> None:
+    document = json.loads(openapi(access))
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+
+    found = {
+        operation["operationId"]
+        for operation in operations
+        if {"adminToken": []} in operation["security"] and {} not in operation["security"]
+    }
+    assert found & {"listUsers", "showMetrics", "registerUser"} == required
 
 
 def test_registration_links_to_operations_on_the_new_user() -> None:

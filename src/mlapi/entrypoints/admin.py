@@ -110,6 +110,12 @@ class AdminPolicy:
         return "local" if self.local else "locked"
 
     @property
+    def open_flags(self) -> frozenset[str]:
+        """The flags that open operations to everyone; see `Callers.open_if`."""
+        flags = {"registration_open": self.registration_open, "metrics_open": self.metrics_open}
+        return frozenset(name for name, is_open in flags.items() if is_open)
+
+    @property
     def actor(self) -> str:
         """The name of an admin in the audit trail. Admins share one token, so they all have the same name."""
         return "admin" if self.mode == "token" else "local"

@@ -8,8 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.static_files import REVALIDATE, StaticFile, StaticFiles
-from mlapi.entrypoints.wire.openapi import openapi
+from mlapi.entrypoints.wire.openapi import DescribedAccess, openapi
 from mlapi.entrypoints.wire.paths import DOCS_PATH, OPENAPI_PATH
 
 # Swagger UI sets styles through the DOM, which style-src does not restrict. Its style sheet contains data: images.
@@ -36,7 +37,9 @@ def documentation_routes() -> list[Route]:
 
 
 async def show_description(request: Request) -> Response:
-    return _openapi_file().response(request, cache_control=REVALIDATE)
+    policy: AdminPolicy = request.app.state.admin_policy
+    access = DescribedAccess(policy.mode == "local", policy.open_flags)
+    return _openapi_file(access).response(request, cache_control=REVALIDATE)
 
 
 async def show_page(request: Request) -> Response:
@@ -51,8 +54,8 @@ async def show_asset(request: Request) -> Response:
 
 
 @cache
-def _openapi_file() -> StaticFile:
-    return StaticFile(openapi(), "application/json")
+def _openapi_file(access: DescribedAccess) -> StaticFile:
+    return StaticFile(openapi(access), "application/json")
 
 
 @cache

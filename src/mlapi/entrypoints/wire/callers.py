@@ -23,7 +23,8 @@ class Callers:
     """The clients that may call an operation.
 
     Attributes:
-        security: alternative OpenAPI security requirements. Empty if no credential is needed.
+        security: alternative OpenAPI security requirements. Empty if no credential is needed. In local mode, and if
+            the operation is open to everyone, the admin token is optional.
         errors: the errors that all other clients receive.
         needs_admin: whether the request needs admin access.
         open_if: the flag of `AdminPolicy` that opens the operation to everyone.
@@ -36,15 +37,12 @@ class Callers:
 
 
 _ADMIN_ERRORS = (AdminTokenRequiredError, WrongAdminTokenError, UserIsNotAdminError, AdminAccessDeniedError)
-_OPTIONAL_ADMIN_TOKEN: tuple[SecurityRequirement, ...] = ({}, {"adminToken": []})
 ANYONE = Callers()
-ANYONE_IF_REGISTRATION_IS_OPEN = Callers(
-    security=_OPTIONAL_ADMIN_TOKEN, errors=_ADMIN_ERRORS, needs_admin=True, open_if="registration_open"
-)
-ANYONE_IF_METRICS_ARE_OPEN = Callers(
-    security=_OPTIONAL_ADMIN_TOKEN, errors=_ADMIN_ERRORS, needs_admin=True, open_if="metrics_open"
-)
 ADMINS = Callers(security=({"adminToken": []},), errors=_ADMIN_ERRORS, needs_admin=True)
-USERS = Callers(security=({"userToken": []}, {"apiKey": []}), errors=(MissingCredentialError, *AUTHENTICATION_ERRORS))
+ANYONE_IF_REGISTRATION_IS_OPEN = attrs.evolve(ADMINS, open_if="registration_open")
+ANYONE_IF_METRICS_ARE_OPEN = attrs.evolve(ADMINS, open_if="metrics_open")
+_USER_TOKEN: tuple[SecurityRequirement, ...] = ({"userToken": []}, {"userLogin": []})
+_API_KEY: tuple[SecurityRequirement, ...] = ({"apiKey": []}, {"apiKeyHeader": []})
+USERS = Callers(security=(*_USER_TOKEN, *_API_KEY), errors=(MissingCredentialError, *AUTHENTICATION_ERRORS))
 USERS_EVEN_DISABLED = attrs.evolve(USERS, errors=(InvalidTokenError,))
-USERS_WITH_TOKEN = attrs.evolve(USERS, security=({"userToken": []},))
+USERS_WITH_TOKEN = attrs.evolve(USERS, security=_USER_TOKEN)

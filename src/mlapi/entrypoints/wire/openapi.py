@@ -9,12 +9,13 @@ from functools import cache
 from http import HTTPStatus
 from typing import Any
 
+import attrs
 import msgspec
 
 from mlapi import __version__
 from mlapi.domain.errors import InvalidFieldsError, MlapiError, UserExistsError
 from mlapi.domain.rules import MAX_USERNAME_CHARS
-from mlapi.entrypoints.wire import examples
+from mlapi.entrypoints.wire import examples, patterns
 from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_error_response
 from mlapi.entrypoints.wire.headers import FORM
 from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
@@ -44,8 +45,14 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
         "schema": {"type": "integer", "enum": [0, 1]},
     },
     "q": {
-        "description": "Only list users with this text in their username or e-mail address, ignoring case.",
-        "schema": {"type": "string", "format": "visible-text", "maxLength": MAX_USERNAME_CHARS},
+        "description": "Only list users with this text in their username or e-mail address, ignoring case: at least two"
+        " characters, or empty for all users.",
+        "schema": {
+            "type": "string",
+            "format": "visible-text",
+            "pattern": patterns.SEARCH,
+            "maxLength": MAX_USERNAME_CHARS,
+        },
     },
     "user_id": {"description": "Only list changes to this user, even if they have since been removed.", "schema": _ID},
     "limit": {
@@ -92,6 +99,12 @@ _SECURITY_SCHEMES: Mapping[str, Schema] = {
         "description": "The `token` from `POST /token`. It is valid until it expires, it is revoked, or its user is"
         " disabled.",
     },
+    "userLogin": {
+        "type": "oauth2",
+        "flows": {"password": {"tokenUrl": "token", "scopes": {}}},
+        "description": "Log in with a username and password. Leave the client id and the client secret empty.",
+    },
+    "apiKeyHeader": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same as `apiKey`."},
     "apiKey": {
         "type": "http",
         "scheme": "bearer",
@@ -111,8 +124,25 @@ _RESPONSE_TYPES: Mapping[type[MlapiError], type[ResponseBody]] = {
 }
 
 
+@attrs.frozen
+class DescribedAccess:
+    """The parts of the configuration that change the description.
+
+    Attributes:
+        local: whether programs on this machine may manage users without the admin token.
+        open_if: the flags of `AdminPolicy` that are true.
+    """
+
+    local: bool = False
+    open_if: frozenset[str] = frozenset({"registration_open"})
+
+    def is_optional(self, operation: Operation) -> bool:
+        """Return whether the admin token is optional."""
+        return operation.callers.needs_admin and (self.local or operation.callers.open_if in self.open_if)
+
+
 @cache
-def openapi() -> bytes:
+def openapi(access: DescribedAccess = DescribedAccess()) -> bytes:
     """Return the OpenAPI document as JSON. Its server URL is relative to the URL that serves it."""
     body_types = [body_type for operation in OPERATIONS for body_type in operation.body_types]
     (*_, schemas) = msgspec.json.schema_components(
@@ -121,7 +151,7 @@ def openapi() -> bytes:
     )
     paths: dict[str, Schema] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.openapi_path, {})[operation.method.lower()] = _describe(operation)
+        paths.setdefault(operation.openapi_path, {})[operation.method.lower()] = _describe(operation, access)
     document = {
         "openapi": "3.1.1",
         "info": {
@@ -144,12 +174,12 @@ def openapi() -> bytes:
     return msgspec.json.encode(document)
 
 
-def _describe(operation: Operation) -> Schema:
+def _describe(operation: Operation, access: DescribedAccess) -> Schema:
     description: Schema = {
         "operationId": operation.operation_id,
         "summary": operation.summary,
         "tags": [operation.tag],
-        "security": list(operation.callers.security),
+        "security": [*([{}] if access.is_optional(operation) else []), *operation.callers.security],
         "parameters": [
             *(_describe_parameter("path", name, _PATH_PARAMETERS[name]) for name in operation.path_parameters),
             *(_describe_parameter("query", name, _QUERY_PARAMETERS[name]) for name in operation.query),

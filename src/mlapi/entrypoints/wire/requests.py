@@ -12,6 +12,7 @@ from mlapi.domain.credentials import MAX_API_KEY_NAME_CHARS
 from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.domain.rules import MAX_EMAIL_CHARS, MAX_PASSWORD_CHARS, MAX_USERNAME_CHARS
 from mlapi.domain.users import UserId
+from mlapi.entrypoints.wire import patterns
 from mlapi.entrypoints.wire.errors import (
     MAX_BODY_BYTES,
     MAX_PATH_CHARS,
@@ -39,6 +40,7 @@ Username = Annotated[
         "Usernames are compared case-insensitively after NFKC normalization: `Ada` and `ADA` refer to the same user.",
         "ada",
         format="username",
+        pattern=patterns.USERNAME,
         minLength=1,
         maxLength=MAX_USERNAME_CHARS,
     ),
@@ -69,6 +71,7 @@ ApiKeyName = Annotated[
         "The purpose of the key. No control or invisible characters, and not only whitespace.",
         "nightly job",
         format="visible-text",
+        pattern=patterns.API_KEY_NAME,
         minLength=1,
         maxLength=MAX_API_KEY_NAME_CHARS,
     ),
