@@ -37,8 +37,7 @@ def documentation_routes() -> list[Route]:
 
 
 async def show_description(request: Request) -> Response:
-    policy: AdminPolicy = request.app.state.admin_policy
-    access = DescribedAccess(policy.mode == "local", policy.open_flags)
+    access = _described_access(request.app.state.admin_policy)
     return _openapi_file(access).response(request, cache_control=REVALIDATE)
 
 
@@ -51,6 +50,10 @@ async def show_asset(request: Request) -> Response:
     if response.status_code == HTTPStatus.NOT_FOUND:
         raise HTTPException(HTTPStatus.NOT_FOUND)
     return response
+
+
+def _described_access(policy: AdminPolicy) -> DescribedAccess:
+    return DescribedAccess(policy.mode == "local", policy.open_flags)
 
 
 @cache
