@@ -1,6 +1,8 @@
 """``database.schema``: mlapi's tables in a PostgreSQL schema of their own, beside the tables of other programs."""
 
+import os
 import re
+import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -19,7 +21,7 @@ from mlapi.entrypoints.cli import main
 from tests.conftest import KEY, OLDER_KEY, SALT
 from tests.legacy_database import LEGACY, create_legacy_database, execute
 from tests.pgbouncer import PgBouncer, running_pgbouncer
-from tests.postgres_server import PostgresServer
+from tests.postgres_server import PASSWORD, PostgresServer
 from tests.session_scenario import COMMANDS, run_commands, run_service
 
 SCHEMA = "Model-Users"  # PostgreSQL needs quotation marks for it
@@ -146,6 +148,7 @@ def test_adoption_works_in_the_schema(
     postgres: PostgresServer, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_legacy_database(postgres_url)
+    assert "to adopt, but the schema public has one: move it, or set database.schema" in run("db", "adopt").stderr
     execute(postgres_url, f'CREATE SCHEMA "{SCHEMA}"', f'ALTER TABLE users SET SCHEMA "{SCHEMA}"', HOST_TABLE)
 
     monkeypatch.setenv("MLAPI_SECRETS__KEY", LEGACY["key"])
@@ -158,6 +161,25 @@ def test_adoption_works_in_the_schema(
         0,
         {"users", "users_pkey", "users_id_seq", "alembic_version", "alembic_version_pkey"},
     )
+
+
+def test_printed_commands_back_up_and_restore_the_schema(
+    postgres: PostgresServer, postgres_url: URL, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    execute(postgres_url, HOST_TABLE)
+    register_ada(load_settings())
+    monkeypatch.setenv("PATH", f"{postgres._bin}:{os.environ['PATH']}")
+    monkeypatch.setenv("PGPASSWORD", PASSWORD)
+
+    _, dump, _, restore, _ = run("backup", "backup.db").stderr.split("`")
+    subprocess.run(dump, shell=True, check=True)
+    with open_users(load_settings()) as users:
+        users.remove(user_id=1)
+    subprocess.run(restore, shell=True, check=True)
+
+    with open_users(load_settings()) as users:
+        assert names(users) == ["ada"]
+        assert users.register(username="bob", password="analytical", email="b@example.com").id == 2
 
 
 # --- tables in another schema
@@ -199,7 +221,7 @@ def test_changed_schema_is_reported(
     assert message in check.output
     assert message in doctor.output
     assert (check.exit_code, doctor.exit_code, upgraded.exit_code) == (3, 3, 0)
-    assert f"although the schema {place} of this database also contains tables of mlapi" in caplog.text
+    assert f"although this database also contains tables of mlapi in the schema {place}" in caplog.text
     assert run("db", "check").exit_code == 0
 
 

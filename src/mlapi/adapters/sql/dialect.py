@@ -178,8 +178,8 @@ class Dialect(Protocol[DriverConnectionT]):
         """
         ...
 
-    def find_other_namespaces(self, connection: Connection) -> tuple[str, ...]:
-        """Return the other PostgreSQL schemas of the database that contain tables of mlapi."""
+    def find_other_namespaces(self, connection: Connection, table: str) -> tuple[str, ...]:
+        """Return the other PostgreSQL schemas of the database that contain a table with this name."""
         ...
 
     def interruptible(self, connection: Connection, interruption: Interruption) -> AbstractContextManager[None]:

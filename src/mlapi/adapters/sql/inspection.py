@@ -7,7 +7,7 @@ from sqlalchemy import Connection, func, inspect, select
 from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.legacy import is_legacy, legacy_users
 from mlapi.adapters.sql.schema import HEAD, current_revision
-from mlapi.adapters.sql.tables import key_check, users
+from mlapi.adapters.sql.tables import VERSION_TABLE, key_check, users
 from mlapi.domain.inspection import Inspection, Kind
 from mlapi.domain.rules import fold
 
@@ -30,7 +30,7 @@ def inspect_database(connection: Connection, *, find_password_error: Callable[[s
         misnamed=_misnamed(connection) if kind == "mlapi" else (),
         unreadable=sum(find_password_error is not None and find_password_error(value) is not None for value in sample),
         sampled=len(sample),
-        other_namespaces=() if revision is not None else dialect.find_other_namespaces(connection),
+        other_namespaces=() if revision is not None else dialect.find_other_namespaces(connection, VERSION_TABLE),
         damage=tuple(dialect.find_damage(connection)),
         clock=dialect.server_time(connection),
         latest_change=connection.scalar(select(func.max(users.c.updated_datetime))) if kind == "mlapi" else None,

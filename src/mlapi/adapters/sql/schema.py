@@ -126,17 +126,17 @@ def current_revision(connection: Connection) -> str | None:
 
 def _hint_at_other_namespaces(connection: Connection) -> str:
     """Return the end of an error message that names the PostgreSQL schemas in which the missing tables may be."""
-    names = dialect_for(connection.dialect.name).find_other_namespaces(connection)
+    names = dialect_for(connection.dialect.name).find_other_namespaces(connection, VERSION_TABLE)
     return "" if not names else f"; to use the tables of mlapi in the schema {' or '.join(names)}, set database.schema"
 
 
 def _warn_about_other_namespaces(connection: Connection) -> None:
     """Log a warning if this database already has tables of mlapi in another PostgreSQL schema."""
-    names = dialect_for(connection.dialect.name).find_other_namespaces(connection)
+    names = dialect_for(connection.dialect.name).find_other_namespaces(connection, VERSION_TABLE)
     if names:
         _logger.warning(
-            "creating empty tables, although the schema %s of this database also contains tables of mlapi: to use those"
-            " instead, set database.schema",
+            "creating empty tables, although this database also contains tables of mlapi in the schema %s: to use those"
+            " instead, change database.schema",
             " or ".join(names),
         )
 

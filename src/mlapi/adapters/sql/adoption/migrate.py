@@ -88,7 +88,11 @@ class Adoption:
 def _require_legacy_table(connection: Connection) -> None:
     found = inspect(connection)
     if not found.has_table("users"):
-        raise ConfigurationError("the database has no table `users` to adopt; `mlapi db upgrade` creates an empty one")
+        names = dialect_for(connection.dialect.name).find_other_namespaces(connection, "users")
+        place = f", but the schema {' or '.join(names)} has one: move it, or set database.schema" if names else ""
+        raise ConfigurationError(
+            f"the database has no table `users` to adopt{place}; `mlapi db upgrade` creates an empty one"
+        )
     if not is_legacy(connection):
         names = {column["name"] for column in found.get_columns("users")}
         missing = [f"no column {name!r}" for name in LEGACY_COLUMNS if name not in names]

@@ -174,8 +174,8 @@ class PostgresqlDialect:
     def check_namespace(self, connection: Connection) -> None:
         namespaces.check_namespace(connection)
 
-    def find_other_namespaces(self, connection: Connection) -> tuple[str, ...]:
-        return namespaces.find_other_namespaces(connection)
+    def find_other_namespaces(self, connection: Connection, table: str) -> tuple[str, ...]:
+        return namespaces.find_other_namespaces(connection, table)
 
     @contextmanager
     def interruptible(self, connection: Connection, interruption: Interruption) -> Iterator[None]:

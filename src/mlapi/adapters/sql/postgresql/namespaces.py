@@ -7,13 +7,14 @@ once for a direct connection. Therefore, statements do not name it.
 from sqlalchemy import Connection, text
 from sqlalchemy.dialects.postgresql import dialect
 
-from mlapi.adapters.sql.tables import VERSION_TABLE
 from mlapi.domain.errors import ConfigurationError
 
 OPTION = "mlapi_namespace"
 """The SQLAlchemy execution option with the name of the namespace, if one is configured."""
 
-quote = dialect().identifier_preparer.quote_identifier  # type: ignore[no-untyped-call]  # SQLAlchemy does not type it
+_preparer = dialect().identifier_preparer  # type: ignore[no-untyped-call]  # SQLAlchemy does not type it
+quote = _preparer.quote_identifier
+quote_if_needed = _preparer.quote
 
 _FIND = text("SELECT has_schema_privilege(oid, 'USAGE'), current_user FROM pg_namespace WHERE nspname = :name")
 _FIND_OTHERS = text(
@@ -61,6 +62,6 @@ def find_creation_error(connection: Connection, name: str) -> str | None:
     return f"the role may not create the schema {name}: as the owner of the database, run `{statement}`"
 
 
-def find_other_namespaces(connection: Connection) -> tuple[str, ...]:
-    """Return the other namespaces of the database that contain tables of mlapi."""
-    return tuple(connection.scalars(_FIND_OTHERS, {"table": VERSION_TABLE}))
+def find_other_namespaces(connection: Connection, table: str) -> tuple[str, ...]:
+    """Return the other namespaces of the database that contain a table with this name."""
+    return tuple(connection.scalars(_FIND_OTHERS, {"table": table}))
