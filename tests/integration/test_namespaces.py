@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import URL, text
 
-from mlapi import ConfigurationError, InvalidTokenError, Users
+from mlapi import ConfigurationError, InvalidTokenError, UserId, Users
 from mlapi.adapters.sql import Database
 from mlapi.application import secret_rotation
 from mlapi.bootstrap import Service, open_database, open_service, open_users, upgrade_database
@@ -174,7 +174,7 @@ def test_printed_commands_back_up_and_restore_the_schema(
     _, dump, _, restore, _ = run("backup", "backup.db").stderr.split("`")
     subprocess.run(dump, shell=True, check=True)
     with open_users(load_settings()) as users:
-        users.remove(user_id=1)
+        users.remove(user_id=UserId(1))
     subprocess.run(restore, shell=True, check=True)
 
     with open_users(load_settings()) as users:

@@ -88,8 +88,10 @@ class Adoption:
 def _require_legacy_table(connection: Connection) -> None:
     found = inspect(connection)
     if not found.has_table("users"):
-        names = dialect_for(connection.dialect.name).find_other_namespaces(connection, "users")
-        place = f", but the schema {' or '.join(names)} has one: move it, or set database.schema" if names else ""
+        namespaces = dialect_for(connection.dialect.name).find_other_namespaces(connection, "users")
+        place = (
+            f", but the schema {' or '.join(namespaces)} has one: move it, or set database.schema" if namespaces else ""
+        )
         raise ConfigurationError(
             f"the database has no table `users` to adopt{place}; `mlapi db upgrade` creates an empty one"
         )

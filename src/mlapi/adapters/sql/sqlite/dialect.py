@@ -136,7 +136,7 @@ class SqliteDialect:
     def check_namespace(self, connection: Connection) -> None:
         """Do nothing: SQLite has no namespaces."""
 
-    def find_other_namespaces(self, connection: Connection, table: str) -> tuple[str, ...]:  # noqa: ARG002 - as above
+    def find_other_namespaces(self, connection: Connection, table: str) -> tuple[str, ...]:  # noqa: ARG002 - part of the protocol
         return ()
 
     @contextmanager
