@@ -12,7 +12,10 @@ from sqlalchemy import URL
 
 from mlapi.adapters.sql import Database, database_url, upgrade
 from mlapi.entrypoints.http.middleware import error_log
+from tests.old_versions import adapt_test_tools
 from tests.postgres_server import PostgresServer, running_postgres
+
+adapt_test_tools()
 
 KEY = "Vq3n0hYyYc1cZk8Yw1m0x3m2lC1Tq0g1mJX0cM3r7aQ="  # for tests only
 OLDER_KEY = "oB7QbT0r2kq3lYQ0m9w9fB0c8m2d4h3e5i6g7k8n9p0="
@@ -25,6 +28,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--torture", action="store_true", help="repeat tests in tests/torture as often as RELIABILITY.md states"
     )
+    parser.addoption("--distributions", metavar="FOLDER", help="test the wheel and the sdist in a folder: `make dist`")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

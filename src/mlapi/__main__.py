@@ -2,14 +2,22 @@
 
 import sys
 
+from mlapi.domain.errors import ConfigurationError
+
 
 def main() -> None:
-    """Run the command line. If Ctrl-C is pressed while it is loading, print one line instead of a traceback."""
+    """Run the command line. On Windows, and if Ctrl-C is pressed while it is loading, print one line instead."""
     try:
+        from mlapi.config.platforms import require_unix  # noqa: PLC0415 - loading takes a tenth of a second
+
+        require_unix()
         from mlapi.entrypoints.cli import main as run  # noqa: PLC0415 - loading takes a third of a second
     except KeyboardInterrupt:
         sys.stderr.write("mlapi: interrupted\n")
         sys.exit(130)  # the exit code that shells use for SIGINT
+    except ConfigurationError as error:
+        sys.stderr.write(f"mlapi: {error}\n")
+        sys.exit(1)
     run(prog_name="mlapi")
 
 

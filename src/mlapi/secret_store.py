@@ -5,7 +5,6 @@
 """
 
 import base64
-import fcntl
 import hashlib
 import hmac
 import logging
@@ -309,6 +308,8 @@ def lock_secrets_file(file: Path) -> Iterator[None]:
     Raises:
         ConfigurationError: if another process holds the lock.
     """
+    import fcntl  # noqa: PLC0415 - missing on Windows, where tests of other projects import this module
+
     descriptor = os.open(file.resolve().parent, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -139,7 +139,7 @@ def test_database_with_an_encoding_other_than_utf8_is_rejected(
 def test_missing_driver_is_named_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "psycopg", None)
 
-    with pytest.raises(ConfigurationError, match=r"PostgreSQL needs psycopg: pip install 'psycopg\[binary\]'"):
+    with pytest.raises(ConfigurationError, match=r"PostgreSQL needs psycopg: pip install 'mlapi-users\[postgres\]'"):
         Database(database_url("postgresql://u:p@h/d"))
 
 

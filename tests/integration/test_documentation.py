@@ -7,10 +7,12 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import attrs
 import click
@@ -33,6 +35,11 @@ ROOT = Path(__file__).parents[2]
 ROOT_PAGES = [Path("CONTRIBUTING.md"), Path("CHANGELOG.md"), Path("RELIABILITY.md"), Path("SECURITY.md")]
 PAGES = [Path("README.md"), *sorted(path.relative_to(ROOT) for path in ROOT.glob("docs/*.md"))]
 README_MAX_LINES = 150
+REPOSITORY = urlsplit(tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["urls"]["Repository"])
+HOSTS = (REPOSITORY.netloc, "raw.githubusercontent.com")
+REPOSITORY_LINK = re.compile(
+    rf"https://(?:{HOSTS[0]}{REPOSITORY.path}/(?:blob|tree)|{HOSTS[1]}{REPOSITORY.path})/main/([^#]+).*"
+)
 ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
 MODULES = [
     ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
@@ -358,11 +365,29 @@ def test_code_in_the_contributing_guide_works() -> None:
 
 @pytest.mark.parametrize("page", [*PAGES, *ROOT_PAGES], ids=str)
 def test_links_between_pages_resolve(page: Path) -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]+))?\)", read_page(page))
+    links = re.findall(r"\]\(([^)#]*)(?:#([^)]+))?\)", read_page(page))
 
-    targets = [(page.parent / file if file else page, anchor) for file, anchor in links]
+    targets = [(target, anchor) for file, anchor in links if (target := find_linked_file(page, file)) is not None]
     assert [str(target) for target, _ in targets if not (ROOT / target).exists()] == []
     assert [f"{target}#{anchor}" for target, anchor in targets if anchor and anchor not in find_anchors(target)] == []
+
+
+def find_linked_file(page: Path, link: str) -> Path | None:
+    """Return the file of this repository that a link leads to, or None if it leads to another site."""
+    if (absolute := REPOSITORY_LINK.fullmatch(link)) is not None:
+        return Path(absolute[1])
+    if link.startswith(("http:", "https:")):
+        return None
+    return page.parent / link if link else page
+
+
+def test_links_in_the_readme_work_on_the_package_index() -> None:
+    links = re.findall(r"\]\(([^)]+)\)", read_page(Path("README.md")))
+
+    assert len(links) > 20
+    assert [link for link in links if not link.startswith("https://")] == []
+    assert [link for link in links if urlsplit(link).netloc in HOSTS and not REPOSITORY_LINK.match(link)] == []
+    assert all(link.startswith("https://raw.") for link in links if link.endswith((".png", ".svg")))
 
 
 def find_anchors(page: Path) -> set[str]:
@@ -374,7 +399,7 @@ def test_table_of_contents_links_to_every_page() -> None:
     pages = [page.name for page in PAGES[1:] if page.name != "README.md"]
 
     assert [page for page in pages if f"({page})" not in read_page(Path("docs/README.md"))] == []
-    assert "(docs/README.md)" in read_page(Path("README.md"))
+    assert "blob/main/docs/README.md)" in read_page(Path("README.md"))
 
 
 def test_every_setting_is_documented() -> None:

@@ -184,7 +184,7 @@ def test_audit_trail_identifies_users_by_id(http: TestClient) -> None:
 
 def test_client_with_the_admin_token_is_recorded_as_admin(users: Users) -> None:
     http = asgi_client(create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN, registration_open=False)))
-    http.headers |= ADMIN
+    http.headers.update(ADMIN)
 
     http.post("/register-user", json=ADA)
     key = http.post("/users/1/keys", json={"name": "laptop"}).json()["key_id"]

@@ -92,7 +92,7 @@ def test_suite_error_names_the_missing_package(name: str, missing: str, monkeypa
     with pytest.raises(ModuleNotFoundError) as error_info:
         getattr(mlapi.testing, name)
 
-    message = f"{name} needs {missing}, which is not installed: pip install 'mlapi[testing]'"
+    message = f"{name} needs {missing}, which is not installed: pip install 'mlapi-users[testing]'"
     assert (str(error_info.value), error_info.value.name) == (message, missing)
 
 

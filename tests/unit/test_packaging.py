@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,7 +55,34 @@ def test_names_imported_into_the_package_are_public() -> None:
 
 
 def test_version_matches_the_installed_package() -> None:
-    assert mlapi.__version__ == importlib.metadata.version("mlapi")
+    assert mlapi.__version__ == importlib.metadata.version("mlapi-users")
+
+
+def test_documented_lowest_versions_are_the_tested_ones() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    stated = "\n".join([*project["dependencies"], *extras["postgres"], *extras["testing"]])
+    lock = (ROOT / "requirements-lowest.lock").read_text("utf-8")
+    table = (ROOT / "docs" / "embed.md").read_text("utf-8").partition("\n## Supported versions\n")[2]
+    lowest, locked, documented = (
+        {name.lower(): as_numbers(version) for name, version in re.findall(pattern, text, re.MULTILINE)}
+        for pattern, text in (
+            (r"^([\w-]+)(?:\[\w+\])?>=([\d.]+)", stated),
+            (r"^([\w-]+)==([\d.]*\d)", lock),
+            (r"^\| ([\w-]+).*? \| ([\d.]+)", table),
+        )
+    )
+
+    assert documented.pop("python") == as_numbers(project["requires-python"].removeprefix(">="))
+    clients = {"httpx", "httpx2"}  # for Starlette's test client
+    assert documented == {name: version for name, version in lowest.items() if name not in clients}
+    del lowest["pytest"]  # mlapi's own tests need a newer one; tests/distributions installs the lowest
+    assert lowest == {name: locked[name] for name in lowest}
+
+
+def as_numbers(version: str) -> tuple[int, ...]:
+    """Return the numbers of a version, without zeros at the end."""
+    return tuple(map(int, re.sub(r"(\.0)+$", "", version).split(".")))
 
 
 def test_package_is_marked_as_typed() -> None:

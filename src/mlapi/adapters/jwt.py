@@ -22,7 +22,8 @@ from mlapi.domain.users import User, UserId, utc_now
 from mlapi.forks import new_lock
 
 ALGORITHM = "HS256"
-_TOKEN = re.compile(r"([\w-]{1,200})\.[\w-]{1,2000}\.[\w-]{43}", re.ASCII)
+_TOKEN = re.compile(r"([\w-]{1,200})\.[\w-]{1,2000}\.[\w-]{42}[AEIMQUYcgkosw048]", re.ASCII)
+"""The last character of a signature encodes only four bits. Others decode to the same bytes, so reject them here."""
 _REQUIRED_CLAIMS = ["exp", "iat", "sub", "iss", "aud", "jti", "epoch"]
 _USER_ID = re.compile(r"[1-9][0-9]{0,18}")
 _MAX_CLOCK_SKEW = timedelta(minutes=1)
@@ -98,19 +99,20 @@ class JwtTokenIssuer:
                 # Expiry and issue time are checked against `self._clock` instead.
                 options={"require": _REQUIRED_CLAIMS, "strict_aud": True, "verify_exp": False, "verify_iat": False},
             )
-            subject, epoch = payload["sub"], payload["epoch"]
+            # PyJWT checks the types of registered claims only since version 2.10.
+            subject, token_id, epoch = (_text(payload[name]) for name in ("sub", "jti", "epoch"))
             issued_at, expires_datetime = (
                 datetime.fromtimestamp(_integer(payload[name]), UTC) for name in ("iat", "exp")
             )
         except (jwt.InvalidTokenError, TypeError, ValueError, OverflowError, OSError):
             raise InvalidTokenError from None
-        if not isinstance(epoch, str) or not _USER_ID.fullmatch(subject) or issued_at > self._clock() + _MAX_CLOCK_SKEW:
+        if not _USER_ID.fullmatch(subject) or issued_at > self._clock() + _MAX_CLOCK_SKEW:
             raise InvalidTokenError
         return TokenClaims(
             user_id=UserId(int(subject)),
             token_epoch=epoch,
             expires_datetime=expires_datetime,
-            token_id=str(payload["jti"]),
+            token_id=token_id,
         )
 
 
@@ -121,6 +123,12 @@ def _key_id(key: bytes) -> str:
 def _header(key: bytes) -> str:
     """Return the encoded header of tokens signed with this key."""
     return jwt.encode({}, key, algorithm=ALGORITHM, headers={"kid": _key_id(key)}).partition(".")[0]
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError
+    return value
 
 
 def _integer(number: object) -> int:

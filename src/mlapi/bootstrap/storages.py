@@ -11,6 +11,7 @@ from mlapi.adapters.memory import InMemoryStorage
 from mlapi.adapters.sql import Database, SqlStorage, connection_url, namespace_error, unsupported_scheme_error
 from mlapi.config import Settings
 from mlapi.config.database_paths import database_url
+from mlapi.config.platforms import require_unix
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.storage import Storage
 
@@ -51,7 +52,9 @@ def open_storage(settings: Settings, *, may_create: bool = True) -> Storage:
 
     Raises:
         ConfigurationError: if ``database.url`` is invalid, its scheme is not supported, or the file does not exist.
+            Also on Windows, where mlapi does not run.
     """
+    require_unix()
     storage = _make_storage(settings)
     if not may_create and storage.files and (problem := _find_missing(storage.files[0])) is not None:
         storage.close()

@@ -17,6 +17,7 @@ from mlapi.config.environment import (
 )
 from mlapi.config.files import read_yaml
 from mlapi.config.parsing import parse_settings, validate_keys
+from mlapi.config.platforms import require_unix
 from mlapi.config.settings import Settings
 from mlapi.domain.errors import ConfigurationError
 from mlapi.file_access import find_secrets_error
@@ -36,7 +37,9 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
 
     Raises:
         ConfigurationError: for the first invalid setting. The message names the setting and never shows its value.
+            Also on Windows, where mlapi does not run.
     """
+    require_unix()
     explicit_path = path or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
     file = explicit_path or Path("config.yml")
     if explicit_path is None and not file.exists():

@@ -1,7 +1,7 @@
 """Test support: fakes for unit tests, contract suites for your own adapters, and a check that all routes are guarded.
 
 The fakes need only mlapi. The contract suites need pytest, and `HttpContract` also needs httpx2 (``pip install
-'mlapi[testing]'``), so they are imported on first use. Fixtures are in `mlapi.testing.fixtures`.
+'mlapi-users[testing]'``), so they are imported on first use. Fixtures are in `mlapi.testing.fixtures`.
 """
 
 import importlib
@@ -70,5 +70,5 @@ else:
         except ModuleNotFoundError as error:
             if error.name not in {"pytest", "httpx2"}:
                 raise
-            needed = f"{name} needs {error.name}, which is not installed: pip install 'mlapi[testing]'"
+            needed = f"{name} needs {error.name}, which is not installed: pip install 'mlapi-users[testing]'"
             raise ModuleNotFoundError(needed, name=error.name) from error

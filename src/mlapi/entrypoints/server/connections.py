@@ -311,6 +311,8 @@ class Connection(HttpToolsProtocol):
         is_idle = self.phase in {Phase.HEAD, Phase.IDLE}
         if self._unparsed or (is_idle and not (self.server_state.drain_now and self.has_read_all())):
             return
+        if self.cycle is not None and _CLOSE not in self.cycle.default_headers:
+            self.cycle.default_headers = [*self.cycle.default_headers, _CLOSE]  # older uvicorn does not add it
         super().shutdown()
 
     def has_read_all(self) -> bool:

@@ -18,7 +18,6 @@ from typing import Any
 import msgspec
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.config import STARTUP_FAILURE
 
 from mlapi.config import load_settings
 from mlapi.domain.addresses import Network
@@ -32,6 +31,8 @@ from mlapi.entrypoints.server.messages import Order, Status
 from mlapi.entrypoints.server.open_files import LISTENERS_PER_ADDRESS, limit_connections
 from mlapi.entrypoints.server.reader import BufferedReader
 
+STARTUP_FAILURE = 3
+"""The exit code of a worker that cannot start. uvicorn uses the same one."""
 APP = "mlapi.entrypoints.http:app"
 _logger = getLogger("mlapi")
 RECEIVE_BUFFER_BYTES = 32 * 1024

@@ -154,8 +154,7 @@ class PostgresqlDialect:
         return execution.add_counts(connection, keys, now=now, ends_at=ends_at)
 
     def check_writable(self, connection: "BoundedConnection") -> None:
-        cursor = connection.execute(_WRITE_PROBE)
-        if cursor.set_result(-1).fetchone() != (True,):
+        if connection.fetch_last(_WRITE_PROBE) != (True,):
             raise RepositoryUnavailableError(
                 "the user in database.url lacks a privilege, or row-level security hides rows: run `mlapi doctor`"
             )

@@ -53,7 +53,7 @@ def create(
 
         from mlapi.adapters.sql.postgresql.session import BoundedConnection  # noqa: PLC0415 - as above
     except ImportError:
-        raise ConfigurationError("PostgreSQL needs psycopg: pip install 'psycopg[binary]'") from None
+        raise ConfigurationError("PostgreSQL needs psycopg: pip install 'mlapi-users[postgres]'") from None
 
     # Detect a server that disappears silently: by unacknowledged data, or by keepalives while the connection is idle.
     network_options = {

@@ -109,10 +109,17 @@ class BoundedConnection(psycopg.Connection[Any]):
                 self.wait(self._exec_command(self.begin_sql))  # in a tenth of the time that a cursor takes
             self.max_wait_seconds = self.statement_seconds
             return
-        cursor = self.execute(self.begin_sql)
+        synchronous_commit = self.fetch_last(self.begin_sql)
         self.max_wait_seconds = self.statement_seconds
-        if cursor.set_result(-1).fetchone() == ("off",):
+        if synchronous_commit == ("off",):
             self.execute(b"SET LOCAL synchronous_commit = on")
+
+    def fetch_last(self, statements: bytes) -> tuple[Any, ...] | None:
+        """Execute statements that are separated by semicolons, and return the first row of the last one."""
+        cursor = self.execute(statements)
+        while cursor.nextset():
+            pass
+        return cursor.fetchone()
 
     def allow_waiting(self, max_seconds: float = _UNLIMITED) -> None:
         """Wait longer for answers until the next `begin` or `limit_waiting`, by default without a limit."""
@@ -153,8 +160,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         if self.is_pooled:
             return
         settings = {**self.settings, **_known(self, _SESSION_SETTINGS, _SESSION_SETTINGS_SINCE)}
-        cursor = self.execute(f"{_assignments('SET', settings)}; SHOW synchronous_commit".encode())
-        if cursor.set_result(-1).fetchone() == ("off",):
+        if self.fetch_last(f"{_assignments('SET', settings)}; SHOW synchronous_commit".encode()) == ("off",):
             self.execute(b"SET synchronous_commit = on")
         self.begin_sql = _BEGIN.encode()
         self.prepare_threshold = _PREPARE_THRESHOLD
