@@ -329,7 +329,7 @@ def run_failing_startup(folder: Path, environ: dict[str, str], *options: str) ->
 
 PRODUCTION = {"MLAPI_PROFILE": "production", **SECRETS}
 STARTUP_FAILURES: dict[str, tuple[dict[str, str], str]] = {
-    "unknown key": ({"MLAPI_DATABASE__ULR": "x"}, "database.ulr is not a setting; did you mean database.url?"),
+    "unknown key": ({"MLAPI_DATABASE__ULR": "x"}, "database.ulr is not a setting; did you mean MLAPI_DATABASE__URL?"),
     "bad URL": ({"MLAPI_DATABASE__URL": f"postgres//{CANARY}@"}, "database.url is not a valid URL"),
     "bad port": ({"MLAPI_DATABASE__URL": f"postgresql://u:{CANARY}@h:x/d"}, "database.url is not a valid URL"),
     "unsupported database": ({"MLAPI_DATABASE__URL": f"oracle://u:{CANARY}@h/d"}, "unsupported scheme oracle"),
@@ -340,7 +340,7 @@ STARTUP_FAILURES: dict[str, tuple[dict[str, str], str]] = {
     "production without secrets": ({"MLAPI_PROFILE": "production"}, "secrets.key is missing"),
     "production without admin token": (PRODUCTION, "secrets.admin_token is missing"),
     "short admin token": ({**PRODUCTION, "MLAPI_SECRETS__ADMIN_TOKEN": "c4n4ry"}, "at least 16 characters"),
-    "unknown profile": ({"MLAPI_PROFILE": "prod"}, "profile: "),
+    "unknown profile": ({"MLAPI_PROFILE": "prod"}, "profile must be "),
     "missing configuration file": ({"MLAPI_CONFIG": "/no/such/config.yml"}, "cannot be read"),
 }
 

@@ -640,7 +640,7 @@ def test_invalid_settings_are_reported_in_one_line(
         worker.main(WorkerArguments(listener_fds=[0], supervisor_fd=0, status_fd=0, options=options))
 
     assert exit_info.value.code == 3
-    assert capsys.readouterr().err.startswith("mlapi: profile: ")
+    assert capsys.readouterr().err.startswith("mlapi: profile must be ")
 
 
 def test_maximum_connections_respect_the_open_file_limit(monkeypatch: pytest.MonkeyPatch) -> None:
