@@ -38,7 +38,7 @@ def local(users: Users) -> Iterator[TestClient]:
 
 @pytest.fixture
 def remote(users: Users) -> Iterator[TestClient]:
-    """A browser in token mode, with the policy of the production profile. Nobody has logged in yet."""
+    """A browser in token mode, with the policy of the production profile. It has not logged in yet."""
     app = create_app(users, AdminPolicy(admin_token=ADMIN_TOKEN))
     with TestClient(app, base_url=REMOTE_ORIGIN, client=("203.0.113.9", 5), follow_redirects=False) as client:
         yield client
@@ -146,7 +146,7 @@ def test_foreign_page_with_a_stolen_token_changes_nothing(
         log_in(client)
     token = page_token(client)
 
-    # Without an Origin header, local mode accepts the request, like that of any local program.
+    # Without an Origin header, local mode accepts the request, as from any local program.
     if mode == "local" and headers.keys() <= {"Sec-Fetch-Site"} and headers.get("Sec-Fetch-Site", "none") == "none":
         return
     response = client.put(TOGGLE, headers={"X-Page-Token": token, **headers})
@@ -276,7 +276,7 @@ def test_start_page_tells_programs_where_the_pages_are(users: Users) -> None:
     ] * len(responses)
 
 
-def test_start_page_tells_strangers_nothing_in_production(remote: TestClient) -> None:
+def test_start_page_needs_the_admin_token_in_production(remote: TestClient) -> None:
     anonymous = remote.get("/")
     manager = remote.get("/", headers={"Authorization": f"Bearer {ADMIN_TOKEN}"})
 

@@ -53,7 +53,7 @@ REJECTED_STATUSES = {400, 401, 403, 404, 405, 409, 413, 414, 415, 422, 429, 431}
 OPERATIONS_WITHOUT_ADMIN = {
     operation.path for operation in OPERATIONS if not operation.callers.needs_admin and not operation.path_parameters
 }
-PATHS_WITHOUT_ADMIN = {*OPERATIONS_WITHOUT_ADMIN, "/register-user", "/openapi.json", "/docs"}
+PATHS_WITHOUT_ADMIN = {*OPERATIONS_WITHOUT_ADMIN, "/", "/register-user", "/openapi.json", "/docs"}
 
 
 class Target:

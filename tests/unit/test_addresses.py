@@ -31,6 +31,13 @@ def test_other_text_is_not_an_address(text: str) -> None:
     assert not is_in_any(text, [ip_network("0.0.0.0/0"), ip_network("::/0")])
 
 
+def test_unix_stands_for_unix_sockets_only() -> None:
+    assert is_in_any("unix", [ip_network("192.0.2.0/24"), "unix"])
+    assert is_in_any("192.0.2.7", ["unix", ip_network("192.0.2.0/24")])
+    assert not is_in_any("unix", [ip_network("0.0.0.0/0")])
+    assert not is_in_any("192.0.2.7", ["unix"])
+
+
 def test_mapped_address_is_converted_to_ipv4() -> None:
     assert is_loopback("::ffff:127.0.0.1")
     assert is_in_any("::ffff:192.0.2.7", [ip_network("192.0.2.0/24")])

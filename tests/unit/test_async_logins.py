@@ -284,7 +284,7 @@ class UvicornLikeCycle:
         (("203.0.113.9", 50001), "203.0.113.9"),
         (("2001:db8::1", 50001, 0, 0), "2001:db8::1"),
         (None, "unknown"),
-        ("", "unknown"),
+        ("", "unix"),
     ],
 )
 def test_address_is_taken_from_the_connection(peername: object, address: str) -> None:
