@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable
 from importlib.metadata import entry_points
-from pathlib import Path
 
 import attrs
 
@@ -56,7 +55,7 @@ def open_storage(settings: Settings, *, may_create: bool = True) -> Storage:
     """
     require_unix()
     storage = _make_storage(settings)
-    if not may_create and storage.files and (problem := _find_missing(storage.files[0])) is not None:
+    if not may_create and (problem := _find_missing(storage)) is not None:
         storage.close()
         raise ConfigurationError(
             f"{problem}: set MLAPI_CONFIG to the service's configuration file, or database.url (MLAPI_DATABASE__URL) to"
@@ -65,12 +64,16 @@ def open_storage(settings: Settings, *, may_create: bool = True) -> Storage:
     return storage
 
 
-def _find_missing(file: Path) -> str | None:
-    """Return an error if a file does not exist or is empty."""
+def _find_missing(storage: Storage) -> str | None:
+    """Return an error if the database's file does not exist, or if an SQLite file is empty."""
+    if not storage.files:
+        return None
+    file = storage.files[0]
     try:
-        return None if file.stat().st_size else f"the database {file} is empty (0 bytes)"
+        is_empty = file.stat().st_size == 0
     except OSError:
         return f"there is no database at {file}"
+    return f"the database {file} is empty (0 bytes)" if is_empty and isinstance(storage, SqlStorage) else None
 
 
 def _make_storage(settings: Settings) -> Storage:
