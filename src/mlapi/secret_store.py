@@ -5,6 +5,7 @@
 """
 
 import base64
+import errno
 import hashlib
 import hmac
 import logging
@@ -20,7 +21,7 @@ import attrs
 import yaml
 
 from mlapi.application.secret_reload import Reloader
-from mlapi.application.secret_rotation import SecretKind
+from mlapi.application.secret_rotation import PendingSecret, SecretKind, SecretPendingError
 from mlapi.atomic_files import atomic_write, remove_abandoned_drafts
 from mlapi.config import PasswordSettings, SecretSettings, Settings, TokenSettings
 from mlapi.config.files import read_yaml
@@ -31,6 +32,8 @@ from mlapi.domain.ports import PasswordCipher, TokenIssuer
 from mlapi.forks import new_lock
 from mlapi.token_keys import decode_token_keys, get_token_keys
 
+_READ_ONLY_ERRORS = {errno.EROFS, errno.EBUSY, errno.EACCES, errno.EPERM}
+"""The errors of a read-only mount, of a single mounted file, and of a file of another account."""
 _HEADER = "# Made by mlapi. Keep a copy: without it, no stored password can be verified.\n"
 
 _logger = logging.getLogger("mlapi")
@@ -167,23 +170,35 @@ class SecretStore(Generic[Cipher]):
         """Generate a secret of this kind and put it before the others in the file. The caller must hold the lock.
 
         Raises:
-            ConfigurationError: if the secrets of this kind are not in the file, or if the file cannot be changed.
+            SecretPendingError: if the secrets of this kind are not in the file, or if the file is read-only.
+            ConfigurationError: if the file cannot be changed for another reason.
         """
         current = self.load()
         if self._file is None:
             raise ConfigurationError("this database has no secrets file, so mlapi cannot rotate its secrets")
-        if getattr(self._settings.secrets, kind) or not self._file.exists():
-            raise ConfigurationError(
-                f"secrets.{kind} is not in {self.location}, so mlapi cannot rotate it. Rotate it where it is set: add a"
-                " new one at the end of the list and restart every process, then move it to the front and restart"
-                " them again. For secrets.key, run `mlapi secrets rotate` afterwards"
-            )
         former = get_token_keys(current) if kind == "token_key" else getattr(current, kind)
         new = new_salt() if kind == "salt" else new_key()
-        update_secrets_file(self._file, lambda tree: {**tree, kind: [new, *former]})
+        is_in_file = not getattr(self._settings.secrets, kind) and self._file.exists()
+        if is_in_file and not _is_replaced_by_kubernetes(self._file):
+            try:
+                _replace_secrets_file(self._file, lambda tree: {**tree, kind: [new, *former]})
+            except OSError as error:
+                if error.errno not in _READ_ONLY_ERRORS:
+                    raise ConfigurationError(f"{self._file} cannot be changed: {error.strerror}") from None
+            else:
+                return
+        if len(getattr(current, kind)) > 1:
+            raise ConfigurationError(
+                f"secrets.{kind} has several values already. To rotate to the last one, move it to the front where they"
+                " are set and restart every process. To add another one, remove all but the first before"
+            )
+        values = (new,) if getattr(current, kind) else (*former, new)
+        raise SecretPendingError(PendingSecret(kind=kind, values=values, file=self._file if is_in_file else None))
 
-    def prune(self, kinds: Collection[SecretKind]) -> None:
+    def prune(self, kinds: Collection[SecretKind]) -> list[str]:
         """Keep only the newest secret of each of these kinds in the file. The caller must hold the lock.
+
+        Return a message for each kind whose other secrets must be removed by the operator.
 
         Raises:
             ConfigurationError: if the file cannot be changed.
@@ -197,8 +212,15 @@ class SecretStore(Generic[Cipher]):
                 for name, value in tree.items()
             }
 
-        if self._file is not None:
+        is_fixed = self._file is None or _is_replaced_by_kubernetes(self._file)
+        elsewhere = [
+            kind
+            for kind in sorted(newest)
+            if len(getattr(current, kind)) > 1 and (is_fixed or getattr(self._settings.secrets, kind))
+        ]
+        if self._file is not None and self._file.exists() and not is_fixed:
             update_secrets_file(self._file, pruned)
+        return [f"secrets.{kind}: remove all but the first value where it is set" for kind in elsewhere]
 
     def _make(self, current: SecretSettings) -> LoadedSecrets[Cipher]:
         return LoadedSecrets(
@@ -292,13 +314,22 @@ def update_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str,
     Raises:
         ConfigurationError: if the file cannot be read or written.
     """
-    file = file.resolve()  # replace the target of a symbolic link, not the link
     try:
-        tree = read_yaml(file)
-        remove_abandoned_drafts(file)
-        _write(file, change(tree), replace=True, like=file.stat())
+        _replace_secrets_file(file, change)
     except OSError as error:
-        raise ConfigurationError(f"{file} cannot be changed: {error.strerror}") from None
+        raise ConfigurationError(f"{file.resolve()} cannot be changed: {error.strerror}") from None
+
+
+def _replace_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    file = file.resolve()  # replace the target of a symbolic link, not the link
+    tree = read_yaml(file)
+    remove_abandoned_drafts(file)
+    _write(file, change(tree), replace=True, like=file.stat())
+
+
+def _is_replaced_by_kubernetes(file: Path) -> bool:
+    """Return whether Kubernetes mounted the file. It would overwrite changes, and does not keep them."""
+    return (file.parent / "..data").is_symlink()
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """Key and salt rotation: the effect of each command on the secrets file and the database."""
 
+import errno
+import json
+import os
 from pathlib import Path
 
 import pytest
@@ -206,21 +209,169 @@ def test_old_token_key_verifies_tokens_until_it_is_pruned(folder: Path, settings
     assert len(secrets(folder, "token_key")) == 1
 
 
-@pytest.mark.parametrize("options", [[], ["--tokens"], ["--salt"]])
-def test_secrets_configured_elsewhere_are_not_rotated(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, options: list[str]
+def set_in_files(folder: Path, monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    for name, value in values.items():
+        file = folder / name
+        file.write_text(f"{value}\n")
+        file.chmod(0o600)
+        monkeypatch.setenv(f"MLAPI_SECRETS__{name.upper()}_FILE", str(file))
+
+
+def test_key_in_a_mounted_file_is_rotated_in_steps(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    set_in_files(folder, monkeypatch, key=OLDER_KEY, salt=SALT)
+    with open_service(load_settings()) as service:
+        register(service.users, 2)
+
+    first = mlapi("secrets", "rotate")
+    set_in_files(folder, monkeypatch, key=f"{OLDER_KEY}\n{first.stdout}")
+    too_early = mlapi("secrets", "rotate")
+    set_in_files(folder, monkeypatch, key=f"{first.stdout}{OLDER_KEY}")
+    finished = mlapi("secrets", "rotate")
+    pruned = mlapi("secrets", "prune")
+    set_in_files(folder, monkeypatch, key=first.stdout.strip())
+
+    assert (first.exit_code, first.stdout.count("\n")) == (4, 1)
+    assert first.stderr.splitlines() == [
+        (
+            f"mlapi cannot change MLAPI_SECRETS__KEY_FILE ({folder}/key), so rotate secrets.key there."
+            " The new key is on standard output."
+        ),
+        f"  1. Add the new key on a line of its own at the end of {folder}/key, and restart every process.",
+        "  2. Move it to the front, and restart every process.",
+        "  3. Run `mlapi secrets rotate` again. It re-encrypts every password with the new key.",
+        "  4. Remove the former key, and restart every process.",
+    ]
+    assert (too_early.exit_code, too_early.stdout) == (3, "")
+    assert "secrets.key has several values already" in too_early.stderr
+    assert finished.stdout.startswith("every password is encrypted with the newest key; 2 were")
+    assert pruned.stdout == "kept secrets.key: remove all but the first value where it is set\npruned\n"
+    assert OLDER_KEY not in f"{first.stderr}{too_early.stderr}{pruned.stdout}"
+    with open_service(load_settings()) as service:
+        assert service.access.authenticator.log_in(username="user1", password="password 1").expires_in == 3600
+    assert not (folder / "secrets.yml").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "lines", "step"),
+    [
+        ([], 1, "  1. Add the new key after a comma at the end of MLAPI_SECRETS__KEY, and restart every process."),
+        (
+            ["--tokens"],
+            2,
+            "  1. Set secrets.token_key to all lines on standard output, in this order, and restart every process.",
+        ),
+        (
+            ["--salt"],
+            1,
+            (
+                "  1. A variable or its file holds one salt only: remove it, list the current salt and then the new one"
+                " as secrets.salt in the configuration file, and restart every process."
+            ),
+        ),
+    ],
+)
+def test_secret_in_a_variable_is_rotated_by_the_operator(
+    options: list[str], lines: int, step: str, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
     monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
-    mlapi("db", "upgrade")
+    with open_service(load_settings()):
+        pass
 
-    result = mlapi("secrets", "rotate", *options)
+    result, as_json = mlapi("secrets", "rotate", *options), mlapi("secrets", "rotate", *options, "--json")
 
-    assert result.exit_code == 3
-    assert "secrets.yml, so mlapi cannot rotate it" in result.stderr
-    assert result.stderr.count("\n") == 1
+    assert (result.exit_code, as_json.exit_code) == (4, 4)
+    assert result.stderr.splitlines()[1] == step
+    assert result.stdout.count("\n") == lines
+    assert len(json.loads(as_json.stdout)["append"]) == lines
     assert KEY not in result.stderr
     assert not (folder / "secrets.yml").exists()
+
+
+def test_token_keys_on_standard_output_keep_tokens_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
+    monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
+    with open_service(load_settings()) as service:
+        register(service.users, 1)
+        token = service.access.authenticator.log_in(username="user0", password="password 0").token
+
+    derived, new = mlapi("secrets", "rotate", "--tokens").stdout.split()
+
+    monkeypatch.setenv("MLAPI_SECRETS__TOKEN_KEY", f"{new},{derived}")
+    with open_service(load_settings()) as service:
+        assert service.access.guard.check(token).username == "user0"
+
+
+def test_key_in_a_configuration_file_is_rotated_there(folder: Path) -> None:
+    (folder / "config.yml").write_text(f"secrets: {{key: {KEY}, salt: {SALT}, token_key: {OLDER_KEY}}}\n")
+    (folder / "config.yml").chmod(0o600)
+    with open_service(load_settings()):
+        pass
+
+    results = [mlapi("secrets", "rotate", option) for option in ("--salt", "--tokens")]
+
+    place = "at the end of the list in config.yml, and restart every process."
+    assert results[0].stderr.splitlines()[1] == f"  1. Add the new salt {place}"
+    assert results[1].stderr.splitlines()[1] == f"  1. Add the new token key {place}"
+
+
+def test_secrets_file_mounted_by_kubernetes_is_left_alone(folder: Path, settings: Settings) -> None:
+    with open_service(settings) as service:
+        register(service.users, 1)
+    (folder / "..2026_01_31").mkdir()
+    (folder / "secrets.yml").rename(folder / "..2026_01_31" / "secrets.yml")
+    (folder / "..data").symlink_to("..2026_01_31")
+    (folder / "secrets.yml").symlink_to("..data/secrets.yml")
+    before = (folder / "secrets.yml").read_text()
+
+    result, pruned = mlapi("secrets", "rotate"), mlapi("secrets", "prune")
+
+    assert (result.exit_code, pruned.exit_code) == (4, 0)
+    assert result.stderr.splitlines()[1] == (
+        f"  1. Add the new key at the end of the list in {folder}/secrets.yml, and wait until every machine has the new"
+        f" {folder}/secrets.yml (in Kubernetes, two minutes)."
+    )
+    assert (folder / "secrets.yml").read_text() == before
+
+
+@pytest.mark.parametrize("code", [errno.EROFS, errno.EBUSY, errno.EACCES])
+def test_read_only_secrets_file_is_rotated_by_the_operator(
+    folder: Path, settings: Settings, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_service(settings) as service:
+        register(service.users, 1)
+    before = (folder / "secrets.yml").read_text()
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("mlapi.secret_store.atomic_write", fail)
+
+    result = mlapi("secrets", "rotate", "--tokens")
+
+    assert result.exit_code == 4
+    assert f"mlapi cannot change {folder}/secrets.yml, so rotate secrets.token_key there." in result.stderr
+    assert (folder / "secrets.yml").read_text() == before
+
+
+@pytest.mark.parametrize("command", [["rotate"], ["rotate", "--tokens"], ["rotate", "--salt"], ["prune"]])
+def test_rotation_without_database_changes_nothing(
+    command: list[str], folder: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_service(settings):
+        pass
+    before = (folder / "secrets.yml").read_text()
+    monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
+    monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
+    monkeypatch.setenv("MLAPI_DATABASE__URL", "postgresql://u:p@127.0.0.1:1/d")
+
+    result = mlapi("secrets", *command)
+
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert result.stderr == (
+        "mlapi: the database is unavailable: the connection was refused: check the host and port in database.url\n"
+    )
+    assert (folder / "secrets.yml").read_text() == before
 
 
 def test_manually_prepended_key_is_used_as_the_new_key(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:

@@ -351,8 +351,8 @@ UNAVAILABLE = "postgresql+psycopg://u@127.0.0.1:1/d?connect_timeout=1"
 @pytest.mark.parametrize(
     ("command", "code", "added"),
     [
-        (["secrets", "rotate", "--tokens"], 0, "token_key"),
-        (["secrets", "rotate", "--salt"], 0, "salt"),
+        (["secrets", "rotate", "--tokens"], 3, None),
+        (["secrets", "rotate", "--salt"], 3, None),
         (["secrets", "rotate"], 3, None),
         (["secrets", "prune"], 3, None),
     ],

@@ -6,6 +6,7 @@ key is therefore written to the file first and used afterwards. An older key is 
 
 import time
 from collections.abc import Collection, Generator, Iterator, Sequence
+from pathlib import Path
 from typing import Literal, Protocol
 
 import attrs
@@ -23,6 +24,29 @@ _RELOAD_SECONDS = 1.5
 _MAX_SHOWN_IDS = 10
 
 SecretKind = Literal["key", "token_key", "salt"]
+
+
+@attrs.frozen(kw_only=True)
+class PendingSecret:
+    """A new secret that the operator must add, because mlapi cannot change the place where the secret is set.
+
+    Attributes:
+        kind: which secret it is.
+        values: what to append to the list, in this order. The last one is the new secret.
+        file: the secrets file, if it is read-only; None if the secret is set elsewhere.
+    """
+
+    kind: SecretKind
+    values: tuple[str, ...] = attrs.field(repr=False)
+    file: Path | None = None
+
+
+class SecretPendingError(Exception):
+    """The operator must add a secret. The message contains no secret."""
+
+    def __init__(self, pending: PendingSecret) -> None:
+        super().__init__(f"secrets.{pending.kind} must be rotated where it is set")
+        self.pending = pending
 
 
 class StoredPasswordReader(Protocol):
@@ -58,10 +82,10 @@ class RotatableSecrets(Protocol):
         """Return the current secrets. Raises `ConfigurationError` if they are invalid."""
 
     def add(self, kind: SecretKind) -> None:
-        """Generate a secret and make it the newest. Raises `ConfigurationError` if it is not in the file."""
+        """Generate a secret and make it the newest. Raises `SecretPendingError` if the operator must do that."""
 
-    def prune(self, kinds: Collection[SecretKind]) -> None:
-        """Remove every secret of these kinds except the newest."""
+    def prune(self, kinds: Collection[SecretKind]) -> list[str]:
+        """Remove every secret of these kinds except the newest. Return which must be removed by the operator."""
 
 
 @attrs.frozen(kw_only=True)
@@ -95,7 +119,7 @@ class SecretRotation:
         an older key, and no running request can store one anymore.
 
         Raises:
-            ConfigurationError: if the key is not in the secrets file and must therefore be rotated where it is set.
+            SecretPendingError: if the operator must add the key where it is set.
             RepositoryUnavailableError: if the database is unavailable. Completed batches are kept, so run it again.
         """
         if not self._is_unfinished():
@@ -106,7 +130,7 @@ class SecretRotation:
         """Add a token key. Tokens signed with the former keys stay valid until they expire.
 
         Raises:
-            ConfigurationError: if the key is not in the secrets file and must therefore be rotated where it is set.
+            SecretPendingError: if the operator must add the key where it is set.
         """
         self._secrets.add("token_key")
 
@@ -114,7 +138,7 @@ class SecretRotation:
         """Add a salt. Each user's password is upgraded to the new salt at their next login.
 
         Raises:
-            ConfigurationError: if the salt is not in the secrets file and must therefore be rotated where it is set.
+            SecretPendingError: if the operator must add the salt where it is set.
         """
         self._secrets.add("salt")
 
@@ -136,8 +160,7 @@ class SecretRotation:
             else:
                 kinds.add("salt")
                 self._storage.replace_fingerprint(self._secrets.current().fingerprints[0][0])
-        self._secrets.prune(kinds)
-        return kept
+        return kept + self._secrets.prune(kinds)
 
     def _passes(self) -> Iterator[Progress]:
         started = time.monotonic()

@@ -27,8 +27,12 @@ def open_secret_rotation(settings: Settings) -> Iterator[SecretRotation]:
 
     Raises:
         ConfigurationError: if another rotation is open, or for the same reasons as in `open_users`.
+        RepositoryUnavailableError: if the database is unavailable.
     """
-    with open_service(settings, may_create=False) as service, service.secrets.lock():
+    with (
+        open_service(settings, must_be_available=True, may_create=False) as service,
+        service.secrets.lock(),
+    ):
         yield SecretRotation(service.users, service.secrets, service.storage)
 
 

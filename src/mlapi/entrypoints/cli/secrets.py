@@ -1,13 +1,15 @@
 """``mlapi secrets`` and ``mlapi admin-token``: generate secrets, and rotate keys while the service is running."""
 
+import os
 import sys
 
 import click
 
-from mlapi.application.secret_rotation import SecretRotation
+from mlapi.application.secret_rotation import SecretPendingError, SecretRotation
 from mlapi.bootstrap import open_secret_rotation
 from mlapi.config import load_settings
-from mlapi.entrypoints.cli.output import command_errors, json_option, show
+from mlapi.entrypoints.cli.manual_rotation import SecretSource, describe_steps
+from mlapi.entrypoints.cli.output import EXIT_PARTIAL, command_errors, json_option, show
 from mlapi.secret_store import new_admin_token, new_key
 
 
@@ -33,20 +35,34 @@ def secrets_rotate(kind: str | None, *, as_json: bool) -> None:
 
     Adds a new key and re-encrypts every password with it. Users do not have to log in again. If the command is
     interrupted, run it again to continue.
+
+    If mlapi cannot change the place where the key is set, such as an environment variable or a mounted file, it prints
+    the new key on standard output and the steps to take on standard error, and exits with code 4.
     """
-    with command_errors(), open_secret_rotation(load_settings()) as rotation:
-        if kind == "tokens":
-            rotation.rotate_token_key()
-            line = "added a token key; tokens signed with the previous key stay valid until they expire"
-            show(line, {"added": "token_key"}, as_json=as_json)
-        elif kind == "salt":
-            rotation.rotate_salt()
-            line = "added a salt; each user's password is upgraded to it when they next log in"
-            show(line, {"added": "salt"}, as_json=as_json)
-        else:
-            changed = _reencrypt(rotation)
-            line = f"every password is encrypted with the newest key; {changed} were encrypted with an older key"
-            show(line, {"added": "key", "changed": changed}, as_json=as_json)
+    try:
+        with command_errors(), open_secret_rotation(load_settings()) as rotation:
+            _rotate(rotation, kind, as_json=as_json)
+    except SecretPendingError as error:
+        pending, source = error.pending, SecretSource.find(error.pending, os.environ)
+        value = {"added": None, "setting": f"secrets.{pending.kind}", "set_in": source.name, "append": pending.values}
+        click.echo("\n".join(describe_steps(pending, source)), err=True)
+        show("\n".join(pending.values), value, as_json=as_json)
+        raise click.exceptions.Exit(EXIT_PARTIAL) from None
+
+
+def _rotate(rotation: SecretRotation, kind: str | None, *, as_json: bool) -> None:
+    if kind == "tokens":
+        rotation.rotate_token_key()
+        line = "added a token key; tokens signed with the previous key stay valid until they expire"
+        show(line, {"added": "token_key"}, as_json=as_json)
+    elif kind == "salt":
+        rotation.rotate_salt()
+        line = "added a salt; each user's password is upgraded to it when they next log in"
+        show(line, {"added": "salt"}, as_json=as_json)
+    else:
+        changed = _reencrypt(rotation)
+        line = f"every password is encrypted with the newest key; {changed} were encrypted with an older key"
+        show(line, {"added": "key", "changed": changed}, as_json=as_json)
 
 
 def _reencrypt(rotation: SecretRotation) -> int:
