@@ -9,7 +9,7 @@ PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 # The test client of old Starlette versions leaves streams for the garbage collector.
 LOWEST_OPTIONS := -W ignore::pytest.PytestUnraisableExceptionWarning
 
-.PHONY: help run test test-lowest test-python run-tests dist torture failover check $(CHECKS) compile-tests fmt install bench lock clean
+.PHONY: help run test faults test-lowest test-python run-tests dist torture failover check $(CHECKS) compile-tests fmt install bench lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the commands
@@ -18,9 +18,12 @@ help: ## list the commands
 run: $(VENV)/runtime ## serve on http://127.0.0.1:8001 (PORT=... for a different port)
 	$(BIN)/uvicorn mlapi.entrypoints.http:app --port $(PORT)
 
-test: $(VENV)/dev ## run all checks and all tests, with full branch coverage
+test: $(VENV)/dev ## run all checks, and all tests but the fault tests, with full branch coverage
 	@$(MAKE) --no-print-directory -j --output-sync $(CHECKS) compile-tests
-	$(PYTEST) -n 4 --dist worksteal --cov --cov-report=term
+	$(PYTEST) -n 4 --dist worksteal --ignore=tests/torture --cov --cov-report=term
+
+faults: $(VENV)/dev ## run each fault test with few repetitions; takes 3 minutes
+	$(PYTEST) tests/torture -n 4 --dist worksteal
 
 test-lowest: .venv/lowest/installed ## run all tests with the lowest supported version of each dependency, on Python 3.11
 	$(MAKE) --no-print-directory run-tests VENV=.venv/lowest TESTS='$(LOWEST_OPTIONS) $(TESTS)'

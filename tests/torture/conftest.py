@@ -1,6 +1,6 @@
 """Fixtures for the fault tests: repetition counts, reported results and PostgreSQL with fsync.
 
-``make test`` runs a short form of each test. ``make torture`` uses the counts published in RELIABILITY.md.
+``make faults`` runs a short form of each test. ``make torture`` uses the counts published in RELIABILITY.md.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ Report = Callable[[str], None]
 
 @pytest.fixture
 def short_or_full(request: pytest.FixtureRequest) -> ShortOrFull:
-    """Return a function that returns its first argument in ``make test`` and its second in ``make torture``."""
+    """Return a function that returns its first argument in ``make faults`` and its second in ``make torture``."""
     is_full: bool = request.config.getoption("--torture")
     return lambda short, full: full if is_full else short
 
