@@ -73,12 +73,12 @@ bench: $(VENV)/dev .venv/peers/installed ## measure mlapi, the ceiling and the p
 
 lock: $(VENV)/dev ## update the lock files (needs uv on the path)
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-		--extra postgres --group build --upgrade pyproject.toml -o requirements.lock
+		--extra postgres --group build --group examples --upgrade pyproject.toml -o requirements.lock
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-		--extra postgres --extra testing --group build --group dev --group browser -c requirements.lock --upgrade pyproject.toml \
+		--extra postgres --extra testing --group build --group examples --group dev --group browser -c requirements.lock --upgrade pyproject.toml \
 		-o requirements-dev.lock --no-emit-package pip # the virtual environment has its own pip
 	uv pip compile -q --resolution lowest-direct --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-		--only-binary :all: --extra postgres --extra testing --group build --group dev --group browser --group lowest --upgrade \
+		--only-binary :all: --extra postgres --extra testing --group build --group examples --group dev --group browser --group lowest --upgrade \
 		pyproject.toml -o requirements-lowest.lock --no-emit-package pip
 	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
 		--upgrade bench/peers/requirements.in -o bench/peers/requirements.lock

@@ -80,6 +80,15 @@ def test_documented_lowest_versions_are_the_tested_ones() -> None:
     assert lowest == {name: locked[name] for name in lowest}
 
 
+@pytest.mark.parametrize("page", ["README.md", "docs/getting-started.md"])
+def test_snippets_need_only_what_make_run_installs(page: str) -> None:
+    snippets = re.findall(r"^```python\n(.*?)^```$", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL)
+    imported = set(re.findall(r"^(?:>>> )?(?:from|import) (\w+)", "".join(snippets), re.MULTILINE))
+    locked = set(re.findall(r"^([\w-]+)==", (ROOT / "requirements.lock").read_text("utf-8"), re.MULTILINE))
+
+    assert imported - sys.stdlib_module_names - {"mlapi"} <= locked
+
+
 def as_numbers(version: str) -> tuple[int, ...]:
     """Return the numbers of a version, without zeros at the end."""
     return tuple(map(int, re.sub(r"(\.0)+$", "", version).split(".")))

@@ -34,6 +34,10 @@ class UsageError(CommandError):
     exit_code = EXIT_USAGE
 
 
+_NoArgumentsError: type[click.ClickException] = getattr(click.exceptions, "NoArgsIsHelpError", CommandError)
+"""Raised by click to show the help. Before version 8.2, click shows it itself."""
+
+
 class OneLineGroup(click.Group):
     """A command group that prints every error as one line on standard error, where click would print three.
 
@@ -48,10 +52,7 @@ class OneLineGroup(click.Group):
         _escape_unencodable(sys.stdout)
         try:
             code: object = super().main(*args, **options)
-        except CommandError as error:
-            error.show()
-            sys.exit(error.exit_code)
-        except click.exceptions.NoArgsIsHelpError as error:
+        except (CommandError, _NoArgumentsError) as error:
             error.show()
             sys.exit(error.exit_code)
         except click.UsageError as error:
