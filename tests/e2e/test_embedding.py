@@ -157,6 +157,13 @@ def test_page_of_another_origin_uses_the_service_and_the_model(tmp_path: Path) -
         found: dict[str, Any] = page.evaluate(SCRIPT, [server.base, ADA])
         requests.put(f"{server.base}/people/toggle-user-permission/{found['userId']}/0", timeout=10).raise_for_status()
         closed = page.evaluate("window.ended")
+        page.goto(f"{server.base}/people/docs")
+        live = page.locator("[id$='-isAlive']")
+        live.locator(".opblock-summary-control").click()
+        live.locator("button.execute").click()
+        response = live.locator(".live-responses-table .response")
+        response.wait_for()
+        documented = response.inner_text()
 
     assert found == {
         "statuses": [201, 401, 200, 200, 401],
@@ -168,3 +175,4 @@ def test_page_of_another_origin_uses_the_service_and_the_model(tmp_path: Path) -
         "protocol": "bearer",
     }
     assert closed == [1008, "User is disabled"]
+    assert "Alive" in documented  # the description below the mount names the right server
