@@ -24,6 +24,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mlapi import (
+    ConfigurationError,
     Guard,
     InvalidTokenError,
     RepositoryUnavailableError,
@@ -310,7 +311,8 @@ def test_configuration_error_is_one_line_at_startup(tmp_path: Path, monkeypatch:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    asyncio.run(GuardMiddleware(Starlette(routes=ROUTES))({"type": "lifespan"}, receive, send))
+    with pytest.raises(ConfigurationError):  # servers ignore an exception that follows the message
+        asyncio.run(GuardMiddleware(Starlette(routes=ROUTES))({"type": "lifespan"}, receive, send))
 
     message = "mlapi: config.yml: databse is not a setting; did you mean database?"
     assert sent == [{"type": "lifespan.startup.failed", "message": message}]
