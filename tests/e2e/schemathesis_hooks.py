@@ -1,24 +1,26 @@
-"""Schemathesis hooks: data for mlapi's own formats, future times, and a user that requests must not change."""
+"""Schemathesis hooks: the only values that JSON Schema allows and mlapi rejects, and a user that must not change.
 
+- Unassigned code points: which ones are unassigned depends on the version of Unicode.
+- Usernames that are too long when normalized: JSON Schema does not know NFKC.
+- Times in the past: JSON Schema does not know the current time.
+"""
+
+import re
+import unicodedata
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import schemathesis
 from hypothesis import strategies as st
 
-from mlapi.domain.rules import find_username_error, has_invisible
+from mlapi.domain.rules import MAX_USERNAME_CHARS, fold
+from mlapi.entrypoints.wire import patterns
 
 PROTECTED_ID = "1"
 """Id of the user that schemathesis logs in as. Without that user, all later ``/users/me`` requests would fail."""
+MAX_NFKC_EXPANSION = 18
+"""How many characters one character becomes at most: U+FDFA."""
 
-_visible = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"])).filter(lambda text: not has_invisible(text))
-# Random text rarely has a length close to a limit, so these lengths are chosen explicitly.
-_sized = st.tuples(_visible, st.sampled_from([None, None, 1, 2, 99, 100, 101, 253, 254, 255])).map(
-    lambda drawn: drawn[0] if drawn[1] is None else (drawn[0] * drawn[1])[: drawn[1]]
-)
-
-schemathesis.openapi.format("visible-text", _sized.filter(lambda text: not text or bool(text.strip())))
-schemathesis.openapi.format("username", _sized.map(str.strip).filter(lambda name: find_username_error(name) is None))
 schemathesis.openapi.format(
     "date-time",
     st.datetimes(datetime.now() + timedelta(days=1), datetime(9999, 12, 30), timezones=st.just(UTC)).map(  # noqa: DTZ001, DTZ005
@@ -32,3 +34,25 @@ def before_call(_context: object, case: Any, _kwargs: object) -> None:
     parameters = case.path_parameters or {}
     if str(parameters.get("user_id")) == PROTECTED_ID:
         parameters["user_id"] = 10**9
+    for fields in (case.body, case.query):
+        if isinstance(fields, dict):
+            for name in fields.keys() & {"username", "name", "q"}:
+                fields[name] = replace_unassigned(fields[name])
+    if isinstance(case.body, dict) and "username" in case.body:
+        case.body["username"] = shorten_normal_form(case.body["username"])
+
+
+def replace_unassigned(value: object) -> object:
+    """Replace the unassigned characters that the description allows."""
+    if not isinstance(value, str):
+        return value
+    return "".join(
+        "x" if unicodedata.category(character) == "Cn" and re.search(patterns.API_KEY_NAME, character) else character
+        for character in value
+    )
+
+
+def shorten_normal_form(value: object) -> object:
+    if isinstance(value, str) and len(value) <= MAX_USERNAME_CHARS < len(fold(value)):
+        return value[: MAX_USERNAME_CHARS // MAX_NFKC_EXPANSION]
+    return value

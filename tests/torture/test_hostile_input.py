@@ -38,7 +38,7 @@ from mlapi.testing.http import LOCAL_MODE
 from tests.asgi import Request, Response, call_app
 from tests.conftest import KEY, SALT
 from tests.e2e.server import MlapiServer, Server
-from tests.e2e.test_openapi import run_schemathesis
+from tests.e2e.test_openapi import Mode, run_schemathesis
 from tests.postgres_server import PostgresServer
 from tests.torture.conftest import Report, ShortOrFull
 from tests.torture.fuzzing import CANARY, PASSWORD, Fuzzer, Knowledge
@@ -343,20 +343,21 @@ def send_all(server: Server, requests_to_send: Sequence[Request]) -> list[int]:
     return statuses
 
 
+@pytest.mark.parametrize("mode", ["token", "local"])
 def test_server_matches_openapi_for_many_random_requests(
-    url: URL, tmp_path: Path, short_or_full: ShortOrFull, report: Report
+    url: URL, mode: Mode, tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
     examples = short_or_full(0, 100)
     if not examples:
         pytest.skip("tests/e2e/test_openapi.py is the short form of this test")
 
-    result = run_schemathesis(url, tmp_path, examples)
+    result = run_schemathesis(url, tmp_path, mode, examples)
 
     assert result.returncode == 0, result.stdout + result.stderr
     cases = re.search(r"(\d+) generated", result.stdout)
     assert cases is not None, result.stdout
     report(
-        f"schemathesis, {url.get_backend_name()}: {cases[1]} requests, all responses match the OpenAPI"
+        f"schemathesis, {url.get_backend_name()}, {mode} mode: {cases[1]} requests, all responses match the OpenAPI"
         " description, 0 5xx responses"
     )
 

@@ -49,7 +49,6 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
         " characters, or empty for all users.",
         "schema": {
             "type": "string",
-            "format": "visible-text",
             "pattern": patterns.SEARCH,
             "maxLength": MAX_USERNAME_CHARS,
         },

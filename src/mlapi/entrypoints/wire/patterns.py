@@ -10,7 +10,7 @@ _INVISIBLE = (
     r"\u180b-\u180f\u200b-\u200f\u2028-\u202e\u2060-\u206f\u2800\u3164\ue000-\uf8ff\ufdd0-\ufdef\ufe00-\ufe0f\ufeff"
     r"\uffa0\ufff9-\ufffb\ufffe\uffff"
     "\U000110bd\U000110cd\U00013430-\U0001343f\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U0001fffe\U0001ffff"
-    "\U0002fffe\U0002ffff\U0003fffe-\U0010ffff"
+    "\U0002fffe\U0002ffff\U0003fffe\U0003ffff\U000e0000-\U000e0fff\U000f0000-\U0010ffff"
 )
 _SPACES = r"\u0020\u00a0\u1680\u2000-\u200a\u202f\u205f\u3000"
 # NFKC replaces each of these with a space and a mark, so a username must not begin with one.
@@ -20,6 +20,6 @@ _SPACES_WITH_MARKS = (
     r"\uffe3"
 )
 
-USERNAME = f"^[^{_INVISIBLE}{_SPACES}{_SPACES_WITH_MARKS}](?:[^{_INVISIBLE}]*[^{_INVISIBLE}{_SPACES}])?$"
-API_KEY_NAME = f"^[^{_INVISIBLE}]*[^{_INVISIBLE}{_SPACES}][^{_INVISIBLE}]*$"
+USERNAME = f"^(?![{_SPACES}{_SPACES_WITH_MARKS}])[^{_INVISIBLE}]+(?<![{_SPACES}])$"
+API_KEY_NAME = f"^(?![{_SPACES}]+$)[^{_INVISIBLE}]+$"
 SEARCH = f"^(?:[^{_INVISIBLE}]{{2,}})?$"

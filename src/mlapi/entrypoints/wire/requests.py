@@ -39,7 +39,6 @@ Username = Annotated[
         "No control, invisible or unassigned characters, and no leading or trailing whitespace. "
         "Usernames are compared case-insensitively after NFKC normalization: `Ada` and `ADA` refer to the same user.",
         "ada",
-        format="username",
         pattern=patterns.USERNAME,
         minLength=1,
         maxLength=MAX_USERNAME_CHARS,
@@ -70,7 +69,6 @@ ApiKeyName = Annotated[
     _field(
         "The purpose of the key. No control or invisible characters, and not only whitespace.",
         "nightly job",
-        format="visible-text",
         pattern=patterns.API_KEY_NAME,
         minLength=1,
         maxLength=MAX_API_KEY_NAME_CHARS,
