@@ -21,12 +21,13 @@ from mlapi import __version__
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.domain.errors import ConfigurationError
-from mlapi.entrypoints.cli import main
+from mlapi.entrypoints.cli import COMMANDS, main
 from mlapi.entrypoints.cli import users as users_command
 from mlapi.entrypoints.cli.output import OneLineGroup
 from mlapi.entrypoints.cli.serve import open_standard_streams
 from mlapi.entrypoints.logs import Format, JsonFormatter, TextFormatter, log_config
 from mlapi.entrypoints.server.binding import bind_hosts
+from tests.conftest import KEY, SALT
 
 PASSWORD = "difference engine"
 CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
@@ -346,7 +347,10 @@ def test_completion_prints_a_script_for_the_shell(shell: str) -> None:
 
 def commands(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
     if isinstance(command, click.Group):
-        for name, inner in command.commands.items():
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            inner = command.get_command(context, name)
+            assert inner is not None
             yield from commands(inner, (*path, name))
     else:
         yield path, command
@@ -360,6 +364,49 @@ def test_every_command_with_output_offers_json() -> None:
     }
 
     assert without == {"serve", "completion", "users export"}  # export writes JSON with --format jsonl
+
+
+def test_help_lists_commands_without_importing_them() -> None:
+    code = "import sys; from mlapi.entrypoints.cli import main; main(['--help'], standalone_mode=False)"
+    script = f"import atexit, sys\natexit.register(lambda: print(sorted(sys.modules)))\n{code}"
+
+    printed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+
+    assert "Manage the API keys of users." in printed
+    assert "'mlapi.entrypoints.cli.users'" not in printed
+    assert "'mlapi.bootstrap'" not in printed
+
+
+def test_short_help_of_every_command_is_its_first_sentence() -> None:
+    for name, (_, short_help) in COMMANDS.items():
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        assert command.get_short_help_str(limit=200) == short_help
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["users", "list"],
+        ["users", "add", "ada", "a@b.cd"],
+        ["users", "remove", "ada", "--yes"],
+        ["keys", "list", "ada"],
+        ["tokens", "revoke", "ada"],
+        ["audit", "list"],
+        ["db", "upgrade"],
+        ["db", "check"],
+    ],
+    ids=" ".join,
+)
+def test_command_without_database_prints_one_line(command: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
+    monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
+    monkeypatch.setenv("MLAPI_DATABASE__URL", "postgresql://u:p@127.0.0.1:1/d")
+
+    result = mlapi(*command, stdin=f"{PASSWORD}\n")
+
+    line = "mlapi: the database is unavailable: the connection was refused: check the host and port in database.url\n"
+    assert (result.exit_code, result.stdout, result.stderr) == (3, "", line)
 
 
 def test_every_command_has_help() -> None:

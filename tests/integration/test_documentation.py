@@ -224,9 +224,17 @@ def test_guard_in_another_folder_needs_an_absolute_url(folder: Path) -> None:
         pass
 
 
+def subcommands(group: click.Command) -> dict[str, click.Command]:
+    if not isinstance(group, click.Group):
+        return {}
+    context = click.Context(group)
+    found = {name: group.get_command(context, name) for name in group.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
 def find_mentioned_commands() -> set[tuple[str, ...]]:
     """Return all mlapi commands on the pages. ``mlapi secrets new | rotate`` counts as two commands."""
-    groups = "|".join(name for name, command in main.commands.items() if isinstance(command, click.Group))
+    groups = "|".join(name for name, command in subcommands(main).items() if isinstance(command, click.Group))
     word = "[a-z][a-z-]*"
     pattern = rf"(?:^|`|\$\()mlapi (?:({groups}) )?({word}(?: \| {word})*)"
     mentioned: set[tuple[str, ...]] = set()
@@ -238,9 +246,9 @@ def find_mentioned_commands() -> set[tuple[str, ...]]:
 
 
 def test_pages_mention_all_commands_and_no_others() -> None:
-    commands: set[tuple[str, ...]] = {(name,) for name in main.commands}
-    for name, group in main.commands.items():
-        commands |= {(name, inner) for inner in getattr(group, "commands", {})}
+    commands: set[tuple[str, ...]] = {(name,) for name in subcommands(main)}
+    for name, group in subcommands(main).items():
+        commands |= {(name, inner) for inner in subcommands(group)}
 
     assert find_mentioned_commands() - commands == set()
     assert {name for name in commands if len(name) == 2 or name[0] in {"serve", "doctor"}} <= find_mentioned_commands()
@@ -248,7 +256,7 @@ def test_pages_mention_all_commands_and_no_others() -> None:
 
 def find_commands(group: click.Group, prefix: str = "") -> Iterator[tuple[str, click.Command]]:
     """Yield every command with its full name, such as ``users list``."""
-    for name, command in group.commands.items():
+    for name, command in subcommands(group).items():
         if isinstance(command, click.Group):
             yield from find_commands(command, f"{prefix}{name} ")
         else:

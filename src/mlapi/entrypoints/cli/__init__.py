@@ -1,45 +1,53 @@
 """The command line ``mlapi``. Errors are shown as one line with an exit code, never as a traceback."""
 
+from importlib import import_module
+
 import click
 
 from mlapi import __version__
-from mlapi.entrypoints.cli.api_keys import api_key_commands
-from mlapi.entrypoints.cli.audit import audit_commands
-from mlapi.entrypoints.cli.backup import backup_command, restore_command
-from mlapi.entrypoints.cli.completion import completion_command
-from mlapi.entrypoints.cli.database import database_commands
-from mlapi.entrypoints.cli.doctor import doctor_command
 from mlapi.entrypoints.cli.output import OneLineGroup
-from mlapi.entrypoints.cli.secrets import admin_token_commands, secret_commands
-from mlapi.entrypoints.cli.serve import serve_command
-from mlapi.entrypoints.cli.tokens import token_commands
-from mlapi.entrypoints.cli.transfer import users_export, users_import
-from mlapi.entrypoints.cli.users import user_commands
 
 __all__ = ["main"]
 
+COMMANDS = {
+    "admin-token": ("secrets:admin_token_commands", "Manage the token that authenticates admins."),
+    "audit": ("audit:audit_commands", "Read the audit trail."),
+    "backup": ("backup:backup_command", "Back up the SQLite database to FILE while the service is running."),
+    "completion": ("completion:completion_command", "Print the completion script for SHELL."),
+    "db": ("database:database_commands", "Manage the configured database."),
+    "doctor": (
+        "doctor:doctor_command",
+        "Check configuration, secrets, management, database, schema, key and clock.",
+    ),
+    "keys": ("api_keys:api_key_commands", "Manage the API keys of users."),
+    "restore": ("backup:restore_command", "Replace the SQLite database with the backup FILE."),
+    "secrets": ("secrets:secret_commands", "Manage the keys that encrypt passwords and sign tokens."),
+    "serve": ("serve:serve_command", "Serve the API over HTTP."),
+    "tokens": ("tokens:token_commands", "Manage the tokens of users."),
+    "users": ("users:user_commands", "Manage the users of the configured database."),
+}
+"""The module and object of each command, and its short help. Importing all modules takes half a second."""
 
-@click.group("mlapi", cls=OneLineGroup, context_settings={"help_option_names": ["-h", "--help"]})
+
+class LazyGroup(OneLineGroup):
+    """A command group that imports a command when it is used."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - inherited signature
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - inherited signature
+        if cmd_name not in COMMANDS:
+            return None
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        command: click.Command = getattr(import_module(f"mlapi.entrypoints.cli.{module}"), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - inherited signature
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, short_help) for name, (_, short_help) in COMMANDS.items()])
+
+
+@click.group("mlapi", cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__)
 def main() -> None:
     """Manage the users of a machine-learning API."""
-
-
-for _command in (users_import, users_export):
-    user_commands.add_command(_command)
-
-for _command in (
-    serve_command,
-    user_commands,
-    api_key_commands,
-    token_commands,
-    audit_commands,
-    secret_commands,
-    admin_token_commands,
-    database_commands,
-    backup_command,
-    restore_command,
-    doctor_command,
-    completion_command,
-):
-    main.add_command(_command)

@@ -22,6 +22,16 @@ MAX_SHOWN_ITEMS = 20
 _BATCH_USERS = 500
 
 
+def filter_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the options that filter users."""
+    command = click.option(
+        "--containing", default="", metavar="TEXT", help="Only users with TEXT in their name or e-mail address."
+    )(command)
+    return click.option("--enabled/--disabled", default=None, help="Only enabled users, or only disabled ones.")(
+        command
+    )
+
+
 def reference_options(command: Callable[..., None]) -> Callable[..., None]:
     """Add ``--id`` and ``--username``, which the command receives as ``reference``."""
     command = click.option(

@@ -16,8 +16,8 @@ from mlapi.domain.errors import MlapiError
 from mlapi.entrypoints.cli.files import STDIO, RejectsFile, open_input, open_output, size_of
 from mlapi.entrypoints.cli.operator import account_name
 from mlapi.entrypoints.cli.output import EXIT_INTERRUPTED, EXIT_PARTIAL, CommandError, command_errors, json_option, show
+from mlapi.entrypoints.cli.selection import filter_options
 from mlapi.entrypoints.cli.user_files import FileFormat, read_rows, write_users
-from mlapi.entrypoints.cli.users import filter_options
 from mlapi.entrypoints.http.thread_pool import cores
 
 _PAGE_SIZE = 2_000

@@ -1,7 +1,7 @@
 """``mlapi users``: list, register, enable, disable and remove users."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, get_args
 
 import click
@@ -17,6 +17,7 @@ from mlapi.entrypoints.cli.selection import (
     apply_to_each,
     confirm,
     describe,
+    filter_options,
     find_each,
     find_user,
     read_names,
@@ -26,6 +27,7 @@ from mlapi.entrypoints.cli.selection import (
     yes_option,
 )
 from mlapi.entrypoints.cli.tables import Column, format_time, list_format_options, printable, show_rows
+from mlapi.entrypoints.cli.transfer import users_export, users_import
 from mlapi.entrypoints.wire.responses import UserResponse
 
 _COLUMNS: list[Column[UserResponse]] = [
@@ -43,14 +45,8 @@ def user_commands() -> None:
     """Manage the users of the configured database."""
 
 
-def filter_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that filter users."""
-    command = click.option(
-        "--containing", default="", metavar="TEXT", help="Only users with TEXT in their name or e-mail address."
-    )(command)
-    return click.option("--enabled/--disabled", default=None, help="Only enabled users, or only disabled ones.")(
-        command
-    )
+user_commands.add_command(users_import)
+user_commands.add_command(users_export)
 
 
 @user_commands.command("list")
