@@ -10,12 +10,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import msgspec
 import pytest
 from click.testing import CliRunner
 
 from mlapi.domain.errors import ConfigurationError
 from mlapi.entrypoints.cli import main
 from mlapi.entrypoints.server import binding
+from mlapi.entrypoints.server.arguments import SupervisorArguments
 from mlapi.entrypoints.server.binding import adopt_socket, bind_hosts, bind_path, close_all, describe_listener
 from mlapi.entrypoints.server.listeners import BACKLOG, drain_backlog, is_listening, start_listening, stop_listening
 from mlapi.entrypoints.server.open_files import MIN_OPEN_FILES, needed_files
@@ -306,6 +308,25 @@ def test_failed_start_removes_the_unix_socket(folder: Path, monkeypatch: pytest.
 
     assert result.exit_code == 3
     assert not (folder / "mlapi.sock").exists()
+
+
+def test_workers_share_the_unix_socket(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    passed: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _program, command: passed.append(command[-1]))
+
+    result = CliRunner().invoke(main, ["serve", "--uds", "mlapi.sock", "--workers", "2", "--root-path", "/um/"])
+
+    arguments = msgspec.json.decode(passed[0], type=SupervisorArguments)
+    listeners = [socket.socket(fileno=descriptor) for (descriptor,) in arguments.listener_fds]
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert {listener.getsockname() for listener in listeners} == {str(folder / "mlapi.sock")}
+    assert [os.get_blocking(listener.fileno()) for listener in listeners] == [False, False]
+    assert arguments.worker.root_path == "/um"
+    assert arguments.socket_file is not None
+    arguments.socket_file.remove()
+    close_all(listeners)
+    assert list(folder.iterdir()) == []
 
 
 # --- descriptions and limits

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import attrs
 import pytest
@@ -17,7 +18,7 @@ import requests
 
 from mlapi.entrypoints.server import processes, supervisor
 from mlapi.entrypoints.server.arguments import SupervisorArguments, WorkerOptions
-from mlapi.entrypoints.server.binding import bind_hosts
+from mlapi.entrypoints.server.binding import bind_hosts, bind_path
 from mlapi.entrypoints.server.listeners import is_listening
 from mlapi.entrypoints.server.processes import Timeouts
 from mlapi.entrypoints.server.supervisor import MAX_START_ATTEMPTS, Supervisor, supervise
@@ -507,6 +508,25 @@ def test_worker_that_is_starting_and_hangs_is_killed(start_service: StartService
 
     assert service.stop() == 0
     assert service.running == []
+
+
+def test_inherited_listener_keeps_listening_if_no_worker_starts() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        group = [socket.socket(fileno=os.dup(listener.fileno()))]
+        service = Supervisor([group], lambda *_: ["false"], FAST, is_inherited=True)
+
+        assert service.run() == 1
+        with socket.create_connection(listener.getsockname(), timeout=5):
+            pass
+
+
+def test_unix_socket_file_is_removed_at_the_stop() -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "mlapi.sock"
+        listener, file = bind_path(str(path), 0o600)
+
+        assert Supervisor([[listener]], lambda *_: ["false"], FAST, socket_file=file).run() == 1
+        assert not path.exists()
 
 
 def test_worker_that_was_ready_at_the_last_moment_may_drain(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The access of a manager's browser: the console's session, and what the API documentation derives from it.
+"""Authenticate the browser of a manager who is logged in to the console.
 
 Each credential grants as little as possible, because other applications may share the host:
 
@@ -56,7 +56,7 @@ def _has_page_access(client: Client, policy: AdminPolicy) -> bool:
 
 
 def session_cookies(client: Client) -> list[str]:
-    """Return the session cookies of a request. Other applications on this host may have set one of the same name."""
+    """Return the session cookies of a request. Other applications on this host may use the same name."""
     return get_cookies(client.headers, cookie_name(client, SESSION_COOKIE))
 
 
