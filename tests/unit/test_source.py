@@ -106,7 +106,9 @@ def test_no_request_value_is_interpolated_into_sql() -> None:
         for tree in TREES.values()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
-        and re.fullmatch(r"(sqlalchemy\.)?text|.*\.(execute|executemany|exec_driver_sql)", ast.unparse(node.func))
+        and re.fullmatch(
+            r"(sqlalchemy\.)?text|.*\.(execute|executemany|exec_driver_sql|fetch_last)", ast.unparse(node.func)
+        )
         for argument in node.args[:1]
         for part in ast.walk(argument)
         if isinstance(part, ast.FormattedValue)
@@ -116,7 +118,7 @@ def test_no_request_value_is_interpolated_into_sql() -> None:
     # SQL allows no parameters in these places. The values are settings, numbers and table names from our own code.
     assert interpolated == {
         *("setting", "timeout_seconds * 1000", "VERSION_TABLE", "_MAX_DAMAGE_LINES", "notes.name"),
-        *("_assignments('SET', settings)", "quote(name)"),
+        *("_assignments('SET', settings)", "quote(name)", "query", "MAX_EXAMPLES"),
     }
 
 
@@ -149,10 +151,12 @@ def test_regular_expressions_are_constants() -> None:
         and not isinstance(node.args[0], ast.Constant)
     ]
 
-    # The paths in the operation table and the separators of CSV files are constants too.
+    # The paths in the operation table, separators of CSV files, endings of drafts and units of times are constants too.
     assert {pattern.partition(":")[0] for pattern in dynamic_patterns} == {
+        "atomic_files.py",
         "entrypoints/admin.py",
         "entrypoints/cli/csv_records.py",
+        "entrypoints/cli/times.py",
         "entrypoints/http/cors.py",
     }
 
