@@ -21,8 +21,7 @@ MAX_INDEXED_USERS = 1_000
 """The maximum number of users from the index. If more names match, a scan in order of id quickly fills a page."""
 
 MAX_SORTED_PAGE = 10_000
-"""The maximum number of users in memory while they are read in another order than that of their ids. For each page in
-order of time, the database reads all users, so pages are large."""
+"""Users per page of a sorted list. The database reads all users for each page in order of time, so pages are large."""
 
 # Added to the id in a cursor, to distinguish the kinds of pages. The sums are exact in JSON (RFC 8259, section 6).
 _INDEXED = 2**51

@@ -18,7 +18,7 @@ from mlapi.entrypoints.wire.responses import AuditEntryResponse
 
 _PAGE_SIZE = 500
 _MAX_DISORDER = timedelta(hours=1)
-"""How much older an entry may be than one with a smaller id: the clocks of several machines may differ."""
+"""The maximum difference between the clocks of several machines. Ids increase, but times may be out of order."""
 
 _COLUMNS: list[Column[AuditEntryResponse]] = [
     Column(heading="TIME (UTC)", cell=lambda entry: format_time(entry.at, seconds=True)),

@@ -1,4 +1,4 @@
-"""Find the users that the arguments of a command name, and apply a change to each of them."""
+"""Select users by name or id, ask for confirmation, and apply a change to several users."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -109,7 +109,7 @@ class Report:
     """Counts and prints what happened to each user or API key.
 
     Args:
-        done_word: what was done, for messages.
+        done_word: the past participle of the change, for messages.
         as_json: whether to print JSON.
         is_quiet: whether to print errors only.
     """

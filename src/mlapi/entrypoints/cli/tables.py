@@ -160,7 +160,7 @@ def _choose_columns(columns: Sequence[Column[Any]], widths: Sequence[int], termi
 def _shrink(
     columns: Sequence[Column[Any]], widths: Sequence[int], shown: Sequence[int], terminal_width: int | None
 ) -> list[int]:
-    """Return the widths of the columns. The widest ones that may shrink do so until the table fits the terminal."""
+    """Return the widths of the columns. Shrink the widest column that may shrink, until the table fits the terminal."""
     fitted = list(widths)
     flexible = [index for index in shown if columns[index].may_shrink]
     while terminal_width is not None and flexible and _total(fitted, shown) > terminal_width:
@@ -182,7 +182,7 @@ def _align(text: str, width: int, column: Column[Any]) -> str:
 
 
 def _cut(text: str, width: int) -> str:
-    """Return a text that is at most ``width`` columns wide. A text that is cut ends with an ellipsis."""
+    """Cut a text to at most ``width`` columns, including an ellipsis."""
     if display_width(text) <= width:
         return text
     cut = unicodedata.normalize("NFC", text)

@@ -52,7 +52,7 @@ user_commands.add_command(users_export)
 @user_commands.command("list")
 @filter_options
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Only the first N users.")
-@click.option("--sort", type=click.Choice(get_args(UserOrder)), default="id", help="What to sort by. Default: id.")
+@click.option("--sort", type=click.Choice(get_args(UserOrder)), default="id", help="Default: id.")
 @click.option("--reverse", is_flag=True, help="Reverse the order.")
 @list_format_options
 def users_list(*, sort: UserOrder, reverse: bool, list_format: str | None, **selection: Any) -> None:  # noqa: ANN401 - see `iterate_sorted`
