@@ -103,6 +103,26 @@ def test_docs_page_lists_all_operations_and_manages_users(local: Server, browser
         assert monitor.errors == []
 
 
+def test_authorize_button_logs_a_user_in(local: Server, browser: Browser) -> None:
+    requests.put(f"{local.base}/toggle-user-permission/1/1", timeout=15)
+    with browser.new_context() as context:
+        monitor = BrowserMonitor(context)
+        page = context.new_page()
+        page.goto(f"{local.base}/docs")
+        page.locator(".opblock").first.wait_for()
+        page.locator("button.authorize").first.click()
+        form = page.locator(".auth-container", has_text="userLogin")
+        form.locator("#oauth_username").fill(ADA["username"])
+        form.locator("#oauth_password").fill(ADA["password"])
+        form.locator("button.authorize").click()
+        form.locator("button", has_text="Logout").wait_for()
+        page.locator(".btn-done").first.click()
+        status, text = execute(page, "showOwnUser")
+
+        assert (status, '"username": "ada"' in text) == ("200", True)
+        assert monitor.errors == []
+
+
 def test_page_of_another_port_manages_nothing(local: Server, browser: Browser) -> None:
     enable = f"{local.base}/toggle-user-permission/1/1"
     requests.put(enable, timeout=15)

@@ -69,8 +69,12 @@ def test_three_endpoints_work_without_configuration(start_server: StartServer, t
     removed = requests.delete(f"{base}/remove-user/{first}", timeout=10)
     new = requests.post(f"{base}/register-user", json=body, timeout=10)
     second = new.json()["user_id"]
+    login = requests.post(f"{base}/token", json=body, timeout=10)  # with the e-mail address, as in the tutorial
+    bare = {"Authorization": login.json()["token"]}  # without a scheme
+    checked = [requests.get(f"{base}/{path}", headers=bare, timeout=10) for path in ("token_status", "users/me")]
     toggled = requests.put(f"{base}/toggle-user-permission/{second}/0", timeout=10)
 
+    assert [response.status_code for response in (login, *checked)] == [200, 200, 200]
     assert status_and_body(created) == (201, {"message": "User created successfully", "user_id": first})
     assert status_and_body(again) == (409, {"message": "User already exists", "user_id": first})
     assert status_and_body(removed) == (200, {"message": "User deleted successfully"})

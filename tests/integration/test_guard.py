@@ -171,6 +171,27 @@ def test_request_without_one_valid_credential_is_rejected(
     assert response.headers["www-authenticate"] == 'Bearer error="invalid_token"'
 
 
+@pytest.mark.parametrize("accept_bare", [True, False])
+def test_guard_accepts_a_token_without_a_scheme_if_configured(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, *, accept_bare: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    environ = {"MLAPI_DATABASE__URL": "memory://", "MLAPI_TOKENS__ACCEPT_BARE": str(accept_bare).lower()}
+    with open_service(load_settings(environ=environ)) as service:
+        zoe = service.users.register(username="zoe", password="difference engine", email="zoe@example.com")
+        token = service.access.authenticator.log_in(username="zoe", password="difference engine").token
+        http = TestClient(GuardMiddleware(Starlette(routes=ROUTES), service.access.guard))
+        bare = {"authorization": token}
+
+        response = http.get("/whoami", headers=bare)
+        if accept_bare:
+            assert content(response)[1] == [zoe.id, "zoe", "zoe", str(zoe.id), True]
+            with http.websocket_connect("/echo", headers=bare) as socket:
+                assert socket.receive_text() == "zoe"
+        else:
+            assert content(response) == (401, {"message": str(MissingCredentialError())})
+
+
 @pytest.mark.parametrize("scheme", ["Bearer ", "Bearer   ", "bEARER "])
 def test_token_may_follow_several_spaces(http: TestClient, tokens: TokenIssuer, ada: User, scheme: str) -> None:
     response = http.get("/whoami", headers={"authorization": f"{scheme}{tokens.issue(ada).token} "})
