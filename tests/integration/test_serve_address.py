@@ -33,6 +33,12 @@ def test_local_mode_refuses_every_address(has_secrets_file: bool) -> None:
     assert (result.exit_code, result.stderr) == (3, REFUSED)
 
 
+def test_local_mode_checks_every_host() -> None:
+    result = CliRunner().invoke(main, ["serve", "--host", "::1", "--host", "0.0.0.0", "--port", "0"])
+
+    assert (result.exit_code, result.stderr) == (3, REFUSED)
+
+
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.2", "::1"])
 def test_local_mode_accepts_loopback_addresses(address: str) -> None:
     _validate_address(address, load_settings())
