@@ -5,6 +5,8 @@ import os
 import shutil
 import sqlite3
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
@@ -12,6 +14,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
+from mlapi.adapters.sql import backups
+from mlapi.adapters.sql.sqlite import replacing
 from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.domain.errors import InvalidTokenError
@@ -494,7 +498,6 @@ def test_backup_with_other_secrets_is_refused(folder: Path, backup: Path) -> Non
 
 def test_damaged_database_is_replaced_and_kept(folder: Path, backup: Path) -> None:
     (folder / "mlapi.db").write_bytes(b"damaged" * 1000)
-    (folder / "mlapi.db-wal").write_bytes(b"damaged")
 
     result = restore(backup)
 
@@ -502,6 +505,55 @@ def test_damaged_database_is_replaced_and_kept(folder: Path, backup: Path) -> No
     assert "  the current database cannot be compared with it\n" in result.stdout
     assert kept.read_bytes() == b"damaged" * 1000
     assert states() == {"ada": True, "bob": True, "cyd": False}
+
+
+def test_log_of_a_damaged_database_is_kept(folder: Path) -> None:
+    (folder / "mlapi.db-wal").write_bytes(b"recent changes")
+
+    replacing._keep_logs(folder / "mlapi.db", folder / "kept")
+
+    assert (folder / "kept-wal").read_bytes() == b"recent changes"
+
+
+def test_damaged_database_in_use_is_not_replaced(folder: Path, backup: Path) -> None:
+    (folder / "mlapi.db").write_bytes(b"damaged" * 1000)
+    lock = "import fcntl, sys; file = open('mlapi.db', 'r+b'); fcntl.lockf(file, fcntl.LOCK_SH, 1, 0x40000002)"
+    command = [sys.executable, "-c", f"{lock}; print(flush=True); sys.stdin.read()"]
+
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        result = restore(backup)
+        process.communicate()
+
+    assert f"{folder}/mlapi.db is in use" in result.stderr
+    assert (folder / "mlapi.db").read_bytes() == b"damaged" * 1000
+
+
+def test_full_disk_leaves_no_part_of_a_backup(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    register("ada")
+
+    def copy(source: object, file: Path, *, name: str) -> None:
+        file.write_bytes(b"a part")
+        raise full
+
+    full = sqlite3.OperationalError("database or disk is full")
+    full.sqlite_errorcode, full.sqlite_errorname = sqlite3.SQLITE_FULL, "SQLITE_FULL"
+    monkeypatch.setattr(backups, "copy_database", copy)
+
+    result = mlapi("backup", str(tmp_path / "backup.db"))
+
+    assert (result.exit_code, result.stderr) == (
+        3,
+        "mlapi: the database is unavailable: the disk is full (SQLITE_FULL)\n",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["service"]
+
+
+def test_terminal_can_revoke_tokens_without_a_question(backup: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal(monkeypatch)
+
+    assert "all tokens were revoked" in mlapi("restore", str(backup), "--end-tokens", stdin="y\n").stdout
 
 
 def test_damaged_pages_do_not_prevent_a_restore(folder: Path, backup: Path) -> None:

@@ -21,7 +21,8 @@ from mlapi.domain.inspection import Inspection
 def back_up(database: Database, file: Path) -> int:
     """Write a copy of the database to an empty file. See `mlapi.domain.backups.BackupStorage`."""
     _require_file(database)
-    with database.open_existing("read") as connection, translating_errors(file):
+    (source, *_) = database.dialect.files(database.engine.url)
+    with database.open_existing("read") as connection, translating_errors(source):
         connection.exec_driver_sql("SELECT 1 FROM sqlite_master").fetchall()
         copy_database(connection.connection.driver_connection, file, name="the database")  # type: ignore[arg-type]
     return _inspect(file).users

@@ -52,7 +52,7 @@ def reading_file(file: Path) -> Iterator[sqlite3.Connection]:
             raise ConfigurationError(f"{file} is not an SQLite database")
     has_log = any(file.with_name(f"{file.name}{ending}").exists() for ending in ("-wal", "-journal"))
     uri = f"file:{quote(str(file))}?{'mode=rw' if has_log else 'mode=ro&immutable=1'}"
-    with closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection, translating_errors(file):
+    with translating_errors(file), closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
         connection.execute("BEGIN")
         connection.execute("SELECT 1 FROM sqlite_master").fetchone()
         yield connection

@@ -27,7 +27,6 @@ _IN_USE = (
 )
 _TIMEOUT_SECONDS = 2.0
 _BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
-_DAMAGED_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 # The bytes that SQLite locks: https://www.sqlite.org/src/file/src/os.h, PENDING_BYTE
 _FIRST_LOCK_BYTE = 0x4000_0000
 _LOCK_BYTES = 512
@@ -64,20 +63,17 @@ def replaceable(file: Path, draft: Path) -> Iterator["Replacement"]:
         yield Replacement(file, draft)
         return
     uri = f"file:{quote(str(file))}?mode=rw"
-    with (
-        closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_SECONDS, isolation_level=None)) as connection,
-        translating_errors(file),
-    ):
+    with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_SECONDS, isolation_level=None)) as connection:
         try:
             _lock(connection, draft)
         except sqlite3.Error as error:
             if primary_code(error) in _BUSY_CODES:
                 raise ConfigurationError(_IN_USE.format(file)) from None
-            if primary_code(error) not in _DAMAGED_CODES:
-                raise
         else:
-            yield Replacement(file, draft, connection)
+            with translating_errors(file):
+                yield Replacement(file, draft, connection)
             return
+    # SQLite cannot read the file, which may be the reason for the restore.
     with file.open("r+b") as stream:
         try:
             fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB, _LOCK_BYTES, _FIRST_LOCK_BYTE)
@@ -132,6 +128,7 @@ class Replacement:
             _edit(self._draft, [], end_tokens=end_tokens)
             if self._damaged is not None:
                 kept = _keep(self._file, like, partial(_copy_bytes, self._damaged))
+                _keep_logs(self._file, kept)
         if like is None:
             _give_to_owner_of_folder(self._draft)
         remove_side_files(self._file)  # they would damage the new database
@@ -187,6 +184,16 @@ def _copy_locked(connection: sqlite3.Connection, file: Path, draft: Path) -> Non
 def _copy_bytes(damaged: BinaryIO, draft: Path) -> None:
     with draft.open("wb") as copy:
         shutil.copyfileobj(damaged, copy)
+
+
+def _keep_logs(file: Path, kept: Path) -> None:
+    """Copy the files that may contain recent changes of a damaged database."""
+    for ending in ("-wal", "-journal"):
+        log = file.with_name(f"{file.name}{ending}")
+        if log.exists():
+            with log.open("rb") as stream, drafting(kept) as draft:
+                _copy_bytes(stream, draft)
+                publish(draft, kept.with_name(f"{kept.name}{ending}"), replace=False)
 
 
 def _give_to_owner_of_folder(file: Path) -> None:
