@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -329,9 +330,10 @@ def test_database_is_not_restored_under_a_running_guard(folder: Path) -> None:
     back_up, restore, _check = find_code_blocks(Path("docs/backup.md"), "sh")
     environ = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
-    with Server(folder, app="tests.torture.guarded_app:app") as guarded:
+    with ExitStack() as stack:
         with Server(folder) as server:
             requests.post(f"{server.base}/register-user", json=ADA, timeout=10)
+            guarded = stack.enter_context(Server(folder, app="tests.torture.guarded_app:app"))
             headers = {"Authorization": f"Bearer {log_in(server.base)}"}
             assert requests.get(f"{guarded.base}/predict", headers=headers, timeout=10).status_code == 200
             subprocess.run(["bash", "-ec", back_up], env=environ, check=True)
