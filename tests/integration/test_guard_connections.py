@@ -20,6 +20,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mlapi import Guard, RepositoryUnavailableError, User, Users
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
+from mlapi.adapters.sql import Database, SqliteUserRepository, SqlUserRepository
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.guard import GuardMiddleware, rechecks
@@ -364,6 +365,22 @@ def test_stream_is_cut_when_its_token_expires(users: Users, ada: User) -> None:
         guard,
         tokens.issue(ada).token,
         lambda: now.insert(0, now[0] + timedelta(minutes=1)),
+        is_started=lambda opened: len(opened.sent) > 1,
+    )
+
+    assert connection.body == [(b"first", True)]
+
+
+def test_stream_is_cut_on_every_database(database: Database, tokens: InMemoryTokens) -> None:
+    repository = (SqliteUserRepository if database.dialect.supports_nowait else SqlUserRepository)(database)
+    users = Users(repository, PlainCipher())
+    ada = registered(repository)
+
+    connection = end_stream(
+        stream_until_disconnect,
+        Guard(repository, tokens),
+        tokens.issue(ada).token,
+        lambda: users.set_enabled(user_id=ada.id, enabled=False),
         is_started=lambda opened: len(opened.sent) > 1,
     )
 
