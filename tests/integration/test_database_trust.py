@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from sqlalchemy import URL
 
-from mlapi import InvalidTokenError, RepositoryUnavailableError
+from mlapi import ConfigurationError, InvalidTokenError, RepositoryUnavailableError
 from mlapi.adapters.sql import Database, database_url
 from mlapi.bootstrap import open_service, upgrade_database
 from mlapi.config import load_settings
@@ -187,6 +187,12 @@ def test_required_encryption_never_falls_back_to_plain_text(postgres: PostgresSe
             database.read(lambda connection: connection.exec_driver_sql("SELECT 1"))
 
         assert "check sslmode" in str(caught.value)
+
+
+@pytest.mark.parametrize("option", ["sslmode", "sslmode=", "sslmode=disable&sslmode=verify-full"])
+def test_encryption_is_never_required_without_effect(option: str) -> None:
+    with pytest.raises(ConfigurationError, match="sslmode"):
+        database_url(f"postgresql://ada:c4n4ry@localhost/mlapi?{option}")
 
 
 def test_server_with_an_untrusted_certificate_receives_nothing(

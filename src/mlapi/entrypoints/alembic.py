@@ -1,6 +1,6 @@
 """Keep the Alembic of an application away from mlapi's tables in the same database.
 
-mlapi has migrations of its own, in ``mlapi db upgrade``. This module imports nothing, so that a migration stays fast.
+``mlapi db upgrade`` migrates these tables. This module imports no other part of mlapi's service, so it loads quickly.
 """
 
 from typing import Any
@@ -24,8 +24,7 @@ def include_object(item: Any, name: str | None, type_: str, reflected: bool, com
         name: its name.
         type_: its type, such as ``table``. Alembic only asks for the parts of tables that are included.
         reflected: True if the item was read from the database.
-        compare_to: the item that alembic compares it with: a table in the database for one of the application's
-            metadata; None if there is no such table.
+        compare_to: for a table of the application, the table in the database that alembic compares it with, or None.
     """
     return type_ != "table" or not any(_belongs_to_mlapi(table) for table in (item, compare_to) if table is not None)
 
