@@ -5,9 +5,9 @@ These are the names that an application needs. Adapters also need the commands a
 Importing this module reads no file, opens no database, and loads neither SQLAlchemy, Starlette nor cryptography.
 """
 
-from mlapi.application.authentication import Access, Authenticator
+from typing import TYPE_CHECKING
+
 from mlapi.application.guard import AsyncGuard, Guard
-from mlapi.application.users import Users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Actor, Command, Outcome
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
@@ -30,6 +30,10 @@ from mlapi.domain.ports import AttemptLimiter, AuditTrail, Clock, PasswordCipher
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.storage import Storage
 from mlapi.domain.users import User, UserId
+
+if TYPE_CHECKING:
+    from mlapi.application.authentication import Access, Authenticator
+    from mlapi.application.users import Users
 
 __version__ = "0.1.0"
 
@@ -70,3 +74,16 @@ __all__ = [
     "UserRepository",
     "Users",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import the names that need asyncio on first use: a synchronous guard does without it."""
+    if name in {"Access", "Authenticator"}:
+        from mlapi.application import authentication  # noqa: PLC0415
+
+        return getattr(authentication, name)
+    if name == "Users":
+        from mlapi.application.users import Users  # noqa: PLC0415
+
+        return Users
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

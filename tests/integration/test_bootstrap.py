@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from sqlalchemy import URL
 
 from mlapi import ConfigurationError, InvalidFieldsError, RepositoryUnavailableError
-from mlapi.adapters.sql.schema import HEAD
+from mlapi.adapters.sql.revisions import HEAD
 from mlapi.bootstrap import open_database, open_service, open_users
 from mlapi.config import load_settings, secrets_file
 from mlapi.config.files import read_yaml

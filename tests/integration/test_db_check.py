@@ -9,8 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import URL
 
-from mlapi.adapters.sql.schema import HEAD
-from mlapi.adapters.sql.tables import VERSION_TABLE
+from mlapi.adapters.sql.revisions import HEAD, VERSION_TABLE
 from mlapi.bootstrap import check_database, open_users
 from mlapi.config import load_settings
 from mlapi.domain.users import utc_now

@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -452,16 +452,12 @@ def test_application_without_routes_fails_the_check() -> None:
 
 
 @pytest.fixture
-def make_guard(database: Database) -> Callable[[TokenIssuer], Guard]:
-    repository_class = SqliteUserRepository if database.dialect.supports_nowait else SqlUserRepository
-    return lambda tokens: Guard(repository_class(database), tokens)
+def repository(database: Database) -> SqlUserRepository:
+    return SqliteUserRepository(database) if database.dialect.supports_nowait else SqlUserRepository(database)
 
 
-def test_checks_see_all_previously_acknowledged_changes(
-    make_guard: Callable[[TokenIssuer], Guard], tokens: InMemoryTokens
-) -> None:
-    guard = make_guard(tokens)
-    repository = guard.repository
+def test_checks_see_all_previously_acknowledged_changes(repository: SqlUserRepository, tokens: InMemoryTokens) -> None:
+    guard = Guard(repository, tokens)
     ada = registered(repository)
     token = tokens.issue(ada).token
 
@@ -482,11 +478,9 @@ def test_checks_see_all_previously_acknowledged_changes(
     assert asyncio.run(check_after_each_change()) == [True, False] * 20
 
 
-def test_concurrent_checks_return_the_right_users(
-    make_guard: Callable[[TokenIssuer], Guard], tokens: InMemoryTokens
-) -> None:
-    guard = make_guard(tokens)
-    people = [registered(guard.repository, f"user{number}") for number in range(50)]
+def test_concurrent_checks_return_the_right_users(repository: SqlUserRepository, tokens: InMemoryTokens) -> None:
+    guard = Guard(repository, tokens)
+    people = [registered(repository, f"user{number}") for number in range(50)]
     credentials = [tokens.issue(user).token for user in people] + ["forged"]
 
     async def check_all() -> list[User | BaseException]:
@@ -538,8 +532,9 @@ def test_database_is_prepared_on_the_first_lookup(database: Database) -> None:
 def test_locked_database_does_not_block_the_event_loop(
     sqlite_database: Database, sqlite_url: URL, tokens: InMemoryTokens
 ) -> None:
-    guard = Guard(SqliteUserRepository(sqlite_database), tokens)
-    ada = registered(guard.repository)
+    repository = SqliteUserRepository(sqlite_database)
+    guard = Guard(repository, tokens)
+    ada = registered(repository)
     token = tokens.issue(ada).token
     loop_seconds = []
 

@@ -15,11 +15,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, inspect, text
 
 from mlapi import ConfigurationError, RepositoryUnavailableError, UserId
-from mlapi.adapters.sql import Database, SqlUserRepository, prepare_schema, upgrade
+from mlapi.adapters.sql import Database, SqlUserRepository, prepare_schema, revisions, upgrade
 from mlapi.adapters.sql import schema as schema_module
-from mlapi.adapters.sql.schema import HEAD, current_revision, downgrade
-from mlapi.adapters.sql.sqlite.engine import enable_write_ahead_log
-from mlapi.adapters.sql.tables import VERSION_TABLE, metadata
+from mlapi.adapters.sql.revisions import HEAD, VERSION_TABLE
+from mlapi.adapters.sql.schema import current_revision, downgrade
+from mlapi.adapters.sql.sqlite.connections import enable_write_ahead_log
+from mlapi.adapters.sql.tables import metadata
 from mlapi.testing.samples import registered, with_api_key
 
 MIGRATIONS = ScriptDirectory(schema_module.__file__.replace("schema.py", "migrations"))
@@ -43,7 +44,7 @@ def revision_of(database: Database) -> str | None:
 
 
 def test_revisions_match_the_migration_scripts() -> None:
-    assert (list(schema_module.REVISIONS), MIGRATIONS.get_current_head()) == (REVISIONS, HEAD)
+    assert (list(revisions.REVISIONS), MIGRATIONS.get_current_head()) == (REVISIONS, HEAD)
 
 
 def test_every_revision_can_be_upgraded_and_downgraded(empty_database: Database) -> None:

@@ -27,7 +27,7 @@ from click.testing import CliRunner
 from sqlalchemy import URL
 
 from mlapi.adapters.sql import Database, SqliteUserRepository, database_url
-from mlapi.adapters.sql.sqlite.engine import enable_write_ahead_log
+from mlapi.adapters.sql.sqlite.connections import enable_write_ahead_log
 from mlapi.application.users import Users
 from mlapi.bootstrap import open_users
 from mlapi.config import DatabaseSettings, PasswordSettings, Settings

@@ -8,7 +8,7 @@ from datetime import datetime
 from mlapi.domain.commands import RecordApiKeyUse
 from mlapi.domain.credentials import USE_RECORDING_INTERVAL, ApiKey, ApiKeyId
 from mlapi.domain.errors import MlapiError
-from mlapi.domain.ports import UserRepository
+from mlapi.domain.ports import PrincipalRepository
 from mlapi.forks import call_in_children, new_lock, notice_fork
 
 INTERVAL_SECONDS = 1.0
@@ -26,7 +26,7 @@ class BackgroundApiKeyUsage:
         interval_seconds: how long to collect uses before writing them.
     """
 
-    def __init__(self, repository: UserRepository, *, interval_seconds: float = INTERVAL_SECONDS) -> None:
+    def __init__(self, repository: PrincipalRepository, *, interval_seconds: float = INTERVAL_SECONDS) -> None:
         self._repository = repository
         self._interval_seconds = interval_seconds
         self._lock = new_lock()

@@ -20,7 +20,7 @@ from mlapi.domain.credentials import (
     parse_api_key,
 )
 from mlapi.domain.errors import InvalidTokenError, RepositoryUnavailableError
-from mlapi.domain.ports import ApiKeyUsage, Clock, TokenVerifier, UserRepository
+from mlapi.domain.ports import ApiKeyUsage, Clock, PrincipalRepository, TokenVerifier
 from mlapi.domain.users import User, utc_now
 
 
@@ -47,7 +47,7 @@ class Guard:
 
     def __init__(
         self,
-        repository: UserRepository,
+        repository: PrincipalRepository,
         tokens: TokenVerifier,
         *,
         clock: Clock = utc_now,

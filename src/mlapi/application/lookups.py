@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 from mlapi.application.batching import Batcher
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
-from mlapi.domain.ports import NonblockingLookup, UserRepository
+from mlapi.domain.ports import NonblockingLookup, NonblockingPrincipalLookup, PrincipalRepository, UserRepository
 from mlapi.domain.users import User, UsernameKey
 from mlapi.forks import call_in_children
 
@@ -85,10 +85,10 @@ class Lookup(Generic[Key, Found]):
 
 
 class PrincipalLookup(Lookup[PrincipalId, Principal]):
-    """An asynchronous wrapper around `UserRepository.find_principals`."""
+    """An asynchronous wrapper around `PrincipalRepository.find_principals`."""
 
-    def __init__(self, repository: UserRepository) -> None:
-        nowait = repository.find_principals_nowait if isinstance(repository, NonblockingLookup) else None
+    def __init__(self, repository: PrincipalRepository) -> None:
+        nowait = repository.find_principals_nowait if isinstance(repository, NonblockingPrincipalLookup) else None
         super().__init__(repository.find_principals, nowait)
 
 

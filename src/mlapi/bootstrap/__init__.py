@@ -1,28 +1,35 @@
-"""Compose the service from settings. Only this package imports adapters."""
+"""Compose the service from settings. Only this package imports adapters.
 
-from mlapi.adapters.sql.adoption import Adoption, Choice, Finding, Found
-from mlapi.application.database_check import DatabaseCheck
-from mlapi.application.login_throttle import AttemptLimits
-from mlapi.bootstrap.backups import Backup, PreparedRestore, back_up, open_restore
+Most names are imported on first use: a guard needs neither the password ciphers nor SQLAlchemy.
+"""
+
+from typing import TYPE_CHECKING
+
 from mlapi.bootstrap.guard import async_guard, open_guard
-from mlapi.bootstrap.maintenance import (
-    check_database,
-    locate_data,
-    open_adoption,
-    open_secret_rotation,
-    open_user_import,
-    upgrade_database,
-)
-from mlapi.bootstrap.secrets import open_secrets
-from mlapi.bootstrap.service import (
-    Service,
-    audit_retention,
-    in_memory_access,
-    in_memory_attempts,
-    open_service,
-    open_users,
-)
-from mlapi.bootstrap.storages import open_database, open_storage, register_storage
+
+if TYPE_CHECKING:
+    from mlapi.adapters.sql.adoption import Adoption, Choice, Finding, Found
+    from mlapi.application.database_check import DatabaseCheck
+    from mlapi.application.login_throttle import AttemptLimits
+    from mlapi.bootstrap.backups import Backup, PreparedRestore, back_up, open_restore
+    from mlapi.bootstrap.maintenance import (
+        check_database,
+        locate_data,
+        open_adoption,
+        open_secret_rotation,
+        open_user_import,
+        upgrade_database,
+    )
+    from mlapi.bootstrap.secrets import open_secrets
+    from mlapi.bootstrap.service import (
+        Service,
+        audit_retention,
+        in_memory_access,
+        in_memory_attempts,
+        open_service,
+        open_users,
+    )
+    from mlapi.bootstrap.storages import open_database, open_storage, register_storage
 
 __all__ = [
     "Adoption",
@@ -54,3 +61,11 @@ __all__ = [
     "register_storage",
     "upgrade_database",
 ]
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from mlapi.bootstrap import exports  # noqa: PLC0415 - imported on first use
+
+    return getattr(exports, name)

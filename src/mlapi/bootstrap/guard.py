@@ -5,18 +5,22 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from mlapi.adapters.sql.sqlite.guard_storage import SqliteGuardStorage
 from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.application.guard import AsyncGuard, Guard
-from mlapi.application.lookups import PrincipalLookup
 from mlapi.application.preparation import Preparation, prepare_on_first_use
 from mlapi.application.secret_reload import ReloadingTokenVerifier
-from mlapi.bootstrap.storages import open_storage
+from mlapi.bootstrap.storages import find_sqlite_file, open_storage
 from mlapi.bootstrap.tokens import locate_secrets_file, make_tokens
 from mlapi.config import Settings
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.file_access import find_database_error, find_database_warning
 from mlapi.token_keys import TokenKeys
+
+if TYPE_CHECKING:
+    from mlapi.domain.ports import PrincipalRepository
 
 _logger = logging.getLogger("mlapi")
 
@@ -41,18 +45,23 @@ def open_guard(settings: Settings) -> Iterator[Guard]:
     Raises:
         ConfigurationError: if the database or its tables do not exist, or the settings must be fixed first.
     """
-    with closing(open_storage(settings, may_create=False)) as storage:
+    file = find_sqlite_file(settings)
+    with closing(
+        open_storage(settings, may_create=False) if file is None else SqliteGuardStorage.from_file(file)
+    ) as storage:
         check_access(storage.files)
         has_token_key = bool(settings.secrets.token_key)
-        file = None if has_token_key else locate_secrets_file(settings, storage.secrets_folder)
-        token_keys = TokenKeys(settings, file, make_tokens=make_tokens)
+        secrets_file = None if has_token_key else locate_secrets_file(settings, storage.secrets_folder)
+        token_keys = TokenKeys(settings, secrets_file, make_tokens=make_tokens)
         tokens = ReloadingTokenVerifier(token_keys.reloader)
         preparation = Preparation(partial(storage.prepare, may_upgrade=False))
         try:
             preparation.ensure()
         except RepositoryUnavailableError as error:
             _logger.warning("%s; starting anyway", error)
-        repository = prepare_on_first_use(storage.users, preparation)
+        repository: PrincipalRepository = (
+            storage if isinstance(storage, SqliteGuardStorage) else prepare_on_first_use(storage.users, preparation)
+        )
         api_key_usage = BackgroundApiKeyUsage(repository)
         try:
             yield Guard(repository, tokens, api_key_usage=api_key_usage, accept_bare=settings.accepts_bare_credentials)
@@ -63,6 +72,8 @@ def open_guard(settings: Settings) -> Iterator[Guard]:
 @contextmanager
 def async_guard(guard: Guard) -> Iterator[AsyncGuard]:
     """Yield an asynchronous guard. It looks up the users of concurrent requests with one query."""
+    from mlapi.application.lookups import PrincipalLookup  # noqa: PLC0415 - a synchronous guard does without asyncio
+
     look_up = PrincipalLookup(guard.repository)
     try:
         yield AsyncGuard(guard, look_up.find)

@@ -9,7 +9,7 @@ from typing import Protocol, runtime_checkable
 
 from mlapi.domain.attempts import Attempt, WindowCount
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
-from mlapi.domain.commands import Command, Outcome
+from mlapi.domain.commands import Command, Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import ApiKey, IssuedToken, Principal, PrincipalId, TokenClaims
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, UserOrder
 
@@ -41,6 +41,18 @@ class AuditTrail(Protocol):
 
     def purge(self, *, before: datetime, limit: int) -> int:
         """Delete at most ``limit`` entries older than ``before``, the oldest first. Return how many were deleted."""
+        ...
+
+
+class PrincipalRepository(Protocol):
+    """The part of a `UserRepository` that a guard uses."""
+
+    def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        """See `UserRepository.find_principals`."""
+        ...
+
+    def apply(self, commands: Sequence[RecordApiKeyUse]) -> list[Outcome]:
+        """See `UserRepository.apply`. It may raise `RepositoryUnavailableError` in a read-only database."""
         ...
 
 
@@ -176,19 +188,24 @@ class UserRepository(Protocol):
 
 
 @runtime_checkable
-class NonblockingLookup(Protocol):
+class NonblockingPrincipalLookup(Protocol):
+    """An optional capability of a `PrincipalRepository`. See `NonblockingLookup`."""
+
+    def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        """Return the same result as `UserRepository.find_principals`, without waiting."""
+        ...
+
+
+@runtime_checkable
+class NonblockingLookup(NonblockingPrincipalLookup, Protocol):
     """An optional capability of a `UserRepository`: looking up users on an event loop, without a thread.
 
     Implement it only if a lookup takes microseconds, for example in memory or in a local file. If a repository lacks
     these methods, `UserRepository.find_principals` and `UserRepository.find_many` are called in a thread instead.
 
-    Both methods raise `RepositoryUnavailableError` if the lookup would have to wait, for a lock or for a connection to
+    All methods raise `RepositoryUnavailableError` if the lookup would have to wait, for a lock or for a connection to
     open. The caller then retries in a thread.
     """
-
-    def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-        """Return the same result as `UserRepository.find_principals`, without waiting."""
-        ...
 
     def find_many_nowait(self, keys: Sequence[UsernameKey]) -> list[User | None]:
         """Return the same result as `UserRepository.find_many`, without waiting."""

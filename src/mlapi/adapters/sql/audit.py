@@ -5,8 +5,8 @@ from datetime import datetime
 from sqlalchemy import Date, bindparam, delete, func, select, type_coerce
 
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.principals import is_storable_user_id
 from mlapi.adapters.sql.rows import AUDIT_COLUMNS, read_audit_entry
-from mlapi.adapters.sql.statements import is_storable_user_id
 from mlapi.adapters.sql.tables import audit
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.users import MAX_USER_ID, UserId

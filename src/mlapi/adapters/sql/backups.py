@@ -9,7 +9,8 @@ from sqlalchemy import URL
 
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.inspection import inspect_database
-from mlapi.adapters.sql.schema import HEAD, REVISIONS, upgrade
+from mlapi.adapters.sql.revisions import HEAD, REVISIONS
+from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.sqlite.copying import copy_database, reading_file, translating_errors
 from mlapi.adapters.sql.sqlite.replacing import Replacement, replaceable
 from mlapi.atomic_files import drafting, remove_abandoned_drafts

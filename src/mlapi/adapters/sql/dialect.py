@@ -9,9 +9,10 @@ from typing import Any, Protocol, TypeVar
 from sqlalchemy import URL, Connection, Engine, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
-from mlapi.adapters.sql.existing import ConnectionPool, FileChange, Purpose
+from mlapi.adapters.sql.existing import ConnectionPool, Purpose
 from mlapi.adapters.sql.postgresql import PostgresqlDialect
-from mlapi.adapters.sql.sqlite import SqliteDialect
+from mlapi.adapters.sql.sqlite.dialect import SqliteDialect
+from mlapi.adapters.sql.sqlite.files import FileChange
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId

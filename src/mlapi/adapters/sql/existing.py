@@ -12,9 +12,6 @@ from mlapi.domain.errors import RepositoryUnavailableError
 Purpose = Literal["read", "plan", "change"]
 """``plan`` is like ``read``, but allows temporary tables on PostgreSQL. ``change`` locks an SQLite file exclusively."""
 
-FileChange = Literal["removed", "replaced"]
-"""What happened to the file of an open SQLite database."""
-
 IN_USE = "another program is using the database: stop it, then run this again"
 
 

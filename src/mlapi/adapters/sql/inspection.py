@@ -6,8 +6,9 @@ from sqlalchemy import Connection, func, inspect, select
 
 from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.legacy import is_legacy, legacy_users
-from mlapi.adapters.sql.schema import HEAD, current_revision
-from mlapi.adapters.sql.tables import VERSION_TABLE, key_check, users
+from mlapi.adapters.sql.revisions import HEAD, VERSION_TABLE
+from mlapi.adapters.sql.schema import current_revision
+from mlapi.adapters.sql.tables import key_check, users
 from mlapi.domain.inspection import Inspection, Kind
 from mlapi.domain.rules import fold
 

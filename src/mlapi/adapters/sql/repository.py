@@ -8,8 +8,8 @@ from sqlalchemy import Column, Select, bindparam, func, or_, select, tuple_
 
 from mlapi.adapters.sql.audit import SqlAuditTrail
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.principals import is_storable_user_id
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, read_api_key, read_user
-from mlapi.adapters.sql.statements import is_storable_user_id
 from mlapi.adapters.sql.tables import api_keys, users
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId

@@ -3,24 +3,21 @@
 Columns are named after their entity's fields, so both mappings are derived from them. A new column needs no code here.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from operator import attrgetter
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import attrs
 from sqlalchemy import Column, Table
 
+from mlapi.adapters.sql.row_readers import Convert, EntityT, is_wrapped, row_reader
 from mlapi.adapters.sql.tables import api_keys, audit, users
 from mlapi.domain.audit import AuditEntry
-from mlapi.domain.credentials import ApiKey, ApiKeyPrincipal
+from mlapi.domain.credentials import ApiKey
 from mlapi.domain.users import User
 
-Row = Sequence[Any]
-Convert = Callable[[Any], Any]
-"""Converts a value other than NULL."""
 ConverterOf = Callable[[Column[Any]], Convert | None]
 """Returns the converter for the values of a column, or None for values that need none."""
-EntityT = TypeVar("EntityT", bound=attrs.AttrsInstance)
 
 
 def entity_columns(entity: type[attrs.AttrsInstance], table: Table) -> tuple[Column[Any], ...]:
@@ -31,32 +28,6 @@ def entity_columns(entity: type[attrs.AttrsInstance], table: Table) -> tuple[Col
 def inserted_columns(source: type[attrs.AttrsInstance], table: Table) -> tuple[Column[Any], ...]:
     """Return the columns that ``source`` has an attribute for, without the ids that the database generates."""
     return tuple(column for column in table.c if column.identity is None and _has_attribute(source, column.name))
-
-
-def row_reader(
-    entity: type[EntityT], table: Table, decoder_of: ConverterOf = lambda _: None
-) -> Callable[[Row], EntityT]:
-    """Return a function that converts a row of `entity_columns` into an entity.
-
-    Args:
-        entity: an attrs class. If a field's type is an attrs class too, such as `EncryptedPassword`, the column's value
-            is wrapped in it.
-        table: has a column for each field.
-        decoder_of: returns the function that decodes the driver's values for a column.
-    """
-    names = tuple(field.name for field in attrs.fields(entity))
-    decoders = [(name, decode) for name in names if (decode := decoder_of(table.c[name])) is not None]
-    decoders += [(field.name, field.type) for field in attrs.fields(entity) if _is_wrapped(field)]
-
-    def read(row: Row) -> EntityT:
-        values = dict(zip(names, row))  # noqa: B905 - passing ``strict`` costs 0.2 us
-        for name, decode in decoders:
-            value = values[name]
-            if value is not None:
-                values[name] = decode(value)
-        return entity(**values)
-
-    return read
 
 
 def row_writer(
@@ -94,25 +65,13 @@ def dict_writer(
     return lambda entity: dict(zip(names, write(entity), strict=True))
 
 
-def principal_reader(
-    read_api_key: Callable[[Row], ApiKey], read_user: Callable[[Row], User]
-) -> Callable[[Row], ApiKeyPrincipal]:
-    """Return a function that converts a row of `API_KEY_COLUMNS` and `USER_COLUMNS` into a principal."""
-    width = len(API_KEY_COLUMNS)
-    return lambda row: ApiKeyPrincipal(read_api_key(row[:width]), read_user(row[width:]))
-
-
 def _has_attribute(source: type[attrs.AttrsInstance], name: str) -> bool:
     return name in attrs.fields_dict(source) or hasattr(source, name)
 
 
-def _is_wrapped(field: "attrs.Attribute[Any] | None") -> bool:
-    return field is not None and isinstance(field.type, type) and attrs.has(field.type)
-
-
 def _attribute(field: "attrs.Attribute[Any] | None", name: str) -> str:
     """Return the path of the attribute with the stored value, such as ``password.value``."""
-    if field is None or not _is_wrapped(field):
+    if field is None or not is_wrapped(field):
         return name
     (wrapped,) = attrs.fields(cast("type[attrs.AttrsInstance]", field.type))
     return f"{name}.{wrapped.name}"
@@ -122,6 +81,6 @@ USER_COLUMNS = entity_columns(User, users)
 API_KEY_COLUMNS = entity_columns(ApiKey, api_keys)
 AUDIT_COLUMNS = entity_columns(AuditEntry, audit)
 
-read_user = row_reader(User, users)
-read_api_key = row_reader(ApiKey, api_keys)
-read_audit_entry = row_reader(AuditEntry, audit)
+read_user = row_reader(User)
+read_api_key = row_reader(ApiKey)
+read_audit_entry = row_reader(AuditEntry)

@@ -4,7 +4,6 @@ Importing alembic takes 0.4 seconds, so it is only imported when the schema must
 """
 
 import logging
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sqlalchemy import Connection, inspect, text
@@ -12,16 +11,12 @@ from sqlalchemy import Connection, inspect, text
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.dialect import dialect_for
 from mlapi.adapters.sql.legacy import is_legacy
-from mlapi.adapters.sql.tables import VERSION_TABLE
+from mlapi.adapters.sql.revisions import HEAD, MIGRATIONS, VERSION_TABLE, require_head, require_known
 from mlapi.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
-_MIGRATIONS = Path(__file__).with_name("migrations")
-REVISIONS = tuple(sorted(path.name.partition("_")[0] for path in _MIGRATIONS.glob("versions/[0-9]*_*.py")))
-"""All revisions, oldest first. Each migration's file name begins with its revision."""
-HEAD = REVISIONS[-1]
 _OWN_NAMESPACE = ", or set database.schema to create mlapi's tables in a PostgreSQL schema of their own"
 
 _logger = logging.getLogger("mlapi")
@@ -40,17 +35,8 @@ def prepare_schema(database: Database, *, may_upgrade: bool) -> None:
         return
     if may_upgrade:
         upgrade(database)
-    elif revision is None:
-        raise ConfigurationError(
-            "the database contains no tables of mlapi: check database.url (MLAPI_DATABASE__URL), or run"
-            f" `mlapi db upgrade` to create them{database.read(_hint_at_other_namespaces)}"
-        )
-    elif revision not in REVISIONS:
-        raise _unknown_revision_error(revision)
     else:
-        raise ConfigurationError(
-            f"the database's schema is at revision {revision} and must be at {HEAD}: run `mlapi db upgrade`"
-        )
+        require_head(revision, hint="" if revision else database.read(_hint_at_other_namespaces))
 
 
 def upgrade(database: Database, revision: str = "head") -> tuple[str | None, str | None]:
@@ -160,19 +146,13 @@ def _check_ownership(connection: Connection, revision: str | None) -> None:
                 f"{_OWN_NAMESPACE if dialect_for(connection.dialect.name).supports_namespaces else ''}"
                 f"{_hint_at_other_namespaces(connection)}"
             )
-    elif revision not in REVISIONS:
-        raise _unknown_revision_error(revision)
-
-
-def _unknown_revision_error(revision: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"the database's schema is at revision {revision}, which this version of mlapi does not know: upgrade mlapi"
-    )
+    else:
+        require_known(revision)
 
 
 def _alembic_config(connection: Connection) -> "Config":
     from alembic.config import Config  # noqa: PLC0415 - slow
 
     config = Config(attributes={"connection": connection})
-    config.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     return config

@@ -37,12 +37,8 @@ from mlapi.domain.commands import (
     SetEnabled,
     UserUpdate,
 )
-from mlapi.domain.credentials import ApiKeyId, ApiKeyPrincipal, Principal, PrincipalId
 from mlapi.domain.errors import PasswordChangedError
-from mlapi.domain.users import MAX_USER_ID, User, UserId
-
-MAX_CACHED_ROWS = 10_000
-"""Size of the caches for parsed users and for parsed API keys. An entry takes about a kilobyte."""
+from mlapi.domain.users import User
 
 Parameter = Callable[[str], ColumnElement[Any]]
 """Returns the statement parameter with the given name."""
@@ -174,22 +170,6 @@ def audit_entries(commands: Sequence[Command], outcomes: Sequence[Outcome]) -> l
     return [entry for entry in entries if entry is not None]
 
 
-def find_principals(
-    ids: Sequence[PrincipalId],
-    find_users: Callable[[list[UserId]], Iterable[User]],
-    find_api_keys: Callable[[list[ApiKeyId]], Iterable[ApiKeyPrincipal]],
-) -> list[Principal | None]:
-    """Return the principal for each id, or None, using functions that find users and API keys by their ids."""
-    user_ids = [UserId(each) for each in ids if isinstance(each, int) and is_storable_user_id(UserId(each))]
-    key_ids = [ApiKeyId(each) for each in ids if isinstance(each, str) and is_storable_key_id(each)]
-    found: dict[PrincipalId, Principal] = {}
-    if user_ids:
-        found.update((user.id, user) for user in find_users(user_ids))
-    if key_ids:
-        found.update((principal.key.id, principal) for principal in find_api_keys(key_ids))
-    return [found.get(each) for each in ids]
-
-
 def counts_upsert(insert: Callable[[Table], Any], given: Any) -> ClauseElement:  # noqa: ANN401 - depends on the dialect
     """Return the statement that adds 1 to the counts for the keys in ``given``, a SELECT of (key, 1, end of window)."""
     has_expired = attempts.c.expires_at <= bindparam("now")
@@ -212,16 +192,6 @@ def counts_upsert(insert: Callable[[Table], Any], given: Any) -> ClauseElement: 
 def counts_by_key(found: Iterable[tuple[Any, ...]]) -> dict[str, WindowCount]:
     """Return counts by key, given rows of `COUNT_COLUMNS`."""
     return {key: WindowCount(count, ends_at) for key, count, ends_at in found}
-
-
-def is_storable_user_id(user_id: UserId) -> bool:
-    """Return False for ids that no user can have. Drivers raise errors for integers too large for the column."""
-    return 0 < user_id <= MAX_USER_ID
-
-
-def is_storable_key_id(key_id: str) -> bool:
-    """Return False for ids that no API key can have. Valid ids are ASCII, and PostgreSQL rejects NUL."""
-    return key_id.isascii() and "\0" not in key_id
 
 
 def compile_statement(statement: ClauseElement, dialect: Dialect) -> str:

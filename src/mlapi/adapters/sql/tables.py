@@ -34,8 +34,6 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value and (value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC))
 
 
-VERSION_TABLE = "mlapi_alembic_version"
-"""Not alembic's default name, because another program's ``alembic_version`` may be in the same database."""
 metadata = MetaData()
 
 users = Table(

@@ -22,7 +22,8 @@ from sqlalchemy.engine.interfaces import ReflectedColumn
 from sqlalchemy.types import TypeEngine
 
 from mlapi.adapters.sql.adoption.findings import notes
-from mlapi.adapters.sql.schema import REVISIONS, stamp
+from mlapi.adapters.sql.revisions import REVISIONS
+from mlapi.adapters.sql.schema import stamp
 
 _TYPES: dict[str, type[TypeEngine[Any]]] = {
     "id": Integer,

@@ -9,7 +9,8 @@ from sqlalchemy import ColumnElement, Connection, func, inspect, text
 from sqlalchemy.engine.interfaces import ReflectedColumn
 
 from mlapi.adapters.sql.legacy import LEGACY_COLUMNS
-from mlapi.adapters.sql.schema import REVISIONS, migrate
+from mlapi.adapters.sql.revisions import REVISIONS
+from mlapi.adapters.sql.schema import migrate
 from mlapi.adapters.sql.sqlite.times import encode_time
 
 _OBJECTS = text("""

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mlapi.adapters.sql import rows, statements
+from mlapi.adapters.sql import principals, rows, statements
 from mlapi.adapters.sql.postgresql import statements as sql
 from mlapi.adapters.sql.postgresql.batches import Segment, split_batch
-from mlapi.adapters.sql.rows import Row
+from mlapi.adapters.sql.row_readers import Row, principal_reader
 from mlapi.adapters.sql.tables import users
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import (
@@ -67,7 +67,7 @@ def find_users(connection: "BoundedConnection", keys: Sequence[UsernameKey]) -> 
 
 def find_principals(connection: "BoundedConnection", ids: Sequence[PrincipalId]) -> list[Principal | None]:
     """Return the principal for each id, or None. Every earlier commit is visible."""
-    return statements.find_principals(
+    return principals.find_principals(
         ids,
         lambda user_ids: map(
             _cached_user, connection.execute(sql.USERS_BY_IDS, {"ids": user_ids}, binary=True).fetchall()
@@ -96,8 +96,8 @@ _user_row = rows.dict_writer(Register, users)
 
 
 # The same rows are looked up repeatedly, so cache the parsed objects.
-_cached_user = lru_cache(statements.MAX_CACHED_ROWS)(rows.read_user)
-_cached_principal = lru_cache(statements.MAX_CACHED_ROWS)(rows.principal_reader(rows.read_api_key, rows.read_user))
+_cached_user = lru_cache(principals.MAX_CACHED_ROWS)(rows.read_user)
+_cached_principal = lru_cache(principals.MAX_CACHED_ROWS)(principal_reader(rows.read_api_key, rows.read_user))
 
 
 def _lock_users(connection: "BoundedConnection", commands: Sequence[Command]) -> None:
@@ -107,7 +107,7 @@ def _lock_users(connection: "BoundedConnection", commands: Sequence[Command]) ->
     resolves deadlocks only after its ``deadlock_timeout`` of one second.
     """
     ids = {command.user_id for command in commands if isinstance(command, UserUpdate | Remove | AddApiKey)}
-    storable = [user_id for user_id in ids if statements.is_storable_user_id(user_id)]
+    storable = [user_id for user_id in ids if principals.is_storable_user_id(user_id)]
     connection.execute(sql.LOCK_USERS, {"ids": storable})
 
 
@@ -132,7 +132,7 @@ def _apply_segment(connection: "BoundedConnection", segment: Segment, outcomes: 
 def _update(connection: "BoundedConnection", updates: Mapping[int, UserUpdate], outcomes: Outcomes) -> None:
     parameters: dict[bytes, list[dict[str, Any]]] = {statement: [] for statement in sql.UPDATE_USER.values()}
     for command in updates.values():
-        if statements.is_storable_user_id(command.user_id):
+        if principals.is_storable_user_id(command.user_id):
             parameters[sql.UPDATE_USER[type(command)]].append(statements.update_row(command))
     updated: dict[UserId, User] = {}
     for statement, its_rows in parameters.items():  # in the same order in every batch, to avoid deadlocks
@@ -145,7 +145,7 @@ def _update(connection: "BoundedConnection", updates: Mapping[int, UserUpdate], 
 
 
 def _remove(connection: "BoundedConnection", removals: Mapping[int, Remove], outcomes: Outcomes) -> None:
-    ids = [command.user_id for command in removals.values() if statements.is_storable_user_id(command.user_id)]
+    ids = [command.user_id for command in removals.values() if principals.is_storable_user_id(command.user_id)]
     removed = _fetch_users(connection, sql.REMOVE_USER, [{"id": user_id} for user_id in ids])
     for position, command in removals.items():
         outcomes[position] = removed.get(command.user_id) or UserNotFoundError(command.user_id)
@@ -184,11 +184,11 @@ def _apply_to_api_keys(
     for position, command in commands.items():
         if isinstance(command, AddApiKey):
             if (
-                statements.is_storable_user_id(command.user_id)
+                principals.is_storable_user_id(command.user_id)
                 and registered.get(command.user_id, position) <= position
             ):
                 added.append(command.key)
-        elif not statements.is_storable_key_id(command.key_id):
+        elif not principals.is_storable_key_id(command.key_id):
             continue
         elif isinstance(command, RecordApiKeyUse):
             used.append(statements.usage_row(command))

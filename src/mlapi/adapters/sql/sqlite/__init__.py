@@ -1,5 +1,1 @@
 """SQLite: one file and one writer at a time. Commands are applied one by one, which takes about 10 us each."""
-
-from mlapi.adapters.sql.sqlite.dialect import SqliteDialect
-
-__all__ = ["SqliteDialect"]

@@ -11,10 +11,11 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 
-from mlapi.adapters.sql.existing import ConnectionPool, FileChange, Purpose
+from mlapi.adapters.sql.existing import ConnectionPool, Purpose
 from mlapi.adapters.sql.probes import write_probes
-from mlapi.adapters.sql.sqlite import engine, execution, existing, files
-from mlapi.adapters.sql.sqlite.errors import UNDECODABLE, describe_error, primary_code
+from mlapi.adapters.sql.sqlite import engine, execution, existing, files, reading
+from mlapi.adapters.sql.sqlite.errors import DATA_ERRORS, describe_file_error, primary_code
+from mlapi.adapters.sql.sqlite.files import FileChange
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
@@ -25,7 +26,6 @@ _WRITE_PROBES = write_probes(sqlite.dialect())
 _MAX_DAMAGE_LINES = 20
 _INSTRUCTIONS_PER_CHECK = 200_000
 """A search checks whether to end after this many instructions, which is about every 10 ms."""
-_CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 T = TypeVar("T")
 
@@ -38,14 +38,14 @@ class SqliteDialect:
     # Take the write lock first: a transaction that has read an older state of the file can no longer get it.
     write_options: Final[Mapping[str, str]] = {engine.BEGIN_OPTION: "BEGIN IMMEDIATE"}
     # In a damaged file, a time may be invalid text, and a unique name may occur twice.
-    data_errors: Final[tuple[type[Exception], ...]] = (ValueError, TypeError, MultipleResultsFound, NoResultFound)
+    data_errors: Final[tuple[type[Exception], ...]] = (*DATA_ERRORS, MultipleResultsFound, NoResultFound)
 
     def create_engine(self, url: URL, *, timeout_seconds: float, max_connections: int) -> Engine:
         files.validate_single_name(files.database_file(url))
         return engine.create(url, timeout_seconds=timeout_seconds, max_connections=max_connections)
 
     def files(self, url: URL) -> tuple[Path, ...]:
-        return files.all_files(url)
+        return files.all_files(files.database_file(url))
 
     def create_file_change_check(self, url: URL) -> Callable[[], FileChange | None]:
         return files.FileChangeCheck(files.configured_file(url))
@@ -74,11 +74,9 @@ class SqliteDialect:
         return isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_READONLY
 
     def describe_error(self, error: BaseException | None) -> str:
-        # The messages of these errors may contain stored values.
-        if isinstance(error, self.data_errors) or str(error).startswith(UNDECODABLE):
+        if isinstance(error, MultipleResultsFound | NoResultFound):
             return f"the database file contains unreadable data ({type(error).__name__}); run `mlapi doctor`"
-        is_corrupt = isinstance(error, sqlite3.Error) and primary_code(error) in _CORRUPTION_CODES
-        return describe_error(error) + ("; run `mlapi doctor`" if is_corrupt else "")
+        return describe_file_error(error)
 
     def is_interruption(self, error: BaseException | None) -> bool:
         return isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_INTERRUPT
@@ -109,7 +107,7 @@ class SqliteDialect:
         return execution.find_users(connection, keys)
 
     def find_principals(self, connection: sqlite3.Connection, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-        return execution.find_principals(connection, ids)
+        return reading.find_principals(connection, ids)
 
     def read_counts(self, connection: sqlite3.Connection, keys: Sequence[str], *, now: float) -> dict[str, WindowCount]:
         return execution.read_counts(connection, keys, now=now)

@@ -2,11 +2,13 @@
 
 import sqlite3
 
-from mlapi.adapters.sql.tables import find_table_name
-
 UNDECODABLE = "Could not decode to UTF-8"
 """Beginning of sqlite3's message about invalid text. The rest of the message is the text itself."""
 
+DATA_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError)
+"""In a damaged file, a time may be invalid text."""
+
+_CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 _CHECK_OWNER = "check that the account that runs mlapi owns it and its folder"
 
 _MESSAGES = {
@@ -34,6 +36,15 @@ def primary_code(error: BaseException | None) -> int:
     return extended_code & 0xFF
 
 
+def describe_file_error(error: BaseException | None) -> str:
+    """Describe an error of SQLite, or the error that damaged data raises, such as a `ValueError`."""
+    # The messages of these errors may contain stored values.
+    if isinstance(error, DATA_ERRORS) or str(error).startswith(UNDECODABLE):
+        return f"the database file contains unreadable data ({type(error).__name__}); run `mlapi doctor`"
+    is_corrupt = isinstance(error, sqlite3.Error) and primary_code(error) in _CORRUPTION_CODES
+    return describe_error(error) + ("; run `mlapi doctor`" if is_corrupt else "")
+
+
 def describe_error(error: BaseException | None) -> str:
     """Describe an error of SQLite by its result code, or any other error by its class."""
     name = getattr(error, "sqlite_errorname", type(error).__name__)
@@ -41,6 +52,8 @@ def describe_error(error: BaseException | None) -> str:
 
 
 def _describe_statement_error(message: str) -> str:
+    from mlapi.adapters.sql.tables import find_table_name  # noqa: PLC0415 - guards do without SQLAlchemy
+
     table = find_table_name(message)
     if table and message.startswith("no such table: "):
         return f"the table {table} is missing"

@@ -3,16 +3,17 @@
 import sqlite3
 from collections.abc import Sequence
 from datetime import datetime
-from functools import lru_cache
 from typing import Any
 
 import msgspec
-from sqlalchemy import Boolean, Column
+from sqlalchemy import Column
 
 from mlapi.adapters.sql import rows, statements
-from mlapi.adapters.sql.rows import Convert, Row
+from mlapi.adapters.sql.principals import is_storable_key_id, is_storable_user_id
+from mlapi.adapters.sql.row_readers import Convert, Row
+from mlapi.adapters.sql.sqlite import reading
 from mlapi.adapters.sql.sqlite import statements as sql
-from mlapi.adapters.sql.sqlite.times import decode_time, encode_time
+from mlapi.adapters.sql.sqlite.times import encode_time
 from mlapi.adapters.sql.tables import UtcDateTime, api_keys, audit, users
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
@@ -26,7 +27,7 @@ from mlapi.domain.commands import (
     Remove,
     UserCommand,
 )
-from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
+from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import ApiKeyNotFoundError, UserExistsError, UserNotFoundError
 from mlapi.domain.users import User, UserId, UsernameKey
 
@@ -47,18 +48,7 @@ def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[O
 def find_users(connection: sqlite3.Connection, keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
     """Return the users with these canonical usernames. Names of unknown users are omitted."""
     found = connection.execute(sql.USERS_BY_USERNAME_KEYS, {"keys": msgspec.json.encode(keys).decode()}).fetchall()
-    return {row[0]: _cached_user(row[1:]) for row in found}
-
-
-def find_principals(connection: sqlite3.Connection, ids: Sequence[PrincipalId]) -> list[Principal | None]:
-    """Return the principal for each id, or None. Every earlier commit is visible."""
-    return statements.find_principals(
-        ids,
-        lambda user_ids: map(_cached_user, _select(connection, sql.USER_BY_ID, sql.USERS_BY_IDS, user_ids)),
-        lambda key_ids: map(
-            _cached_principal, _select(connection, sql.PRINCIPAL_BY_KEY_ID, sql.PRINCIPALS_BY_KEY_IDS, key_ids)
-        ),
-    )
+    return {row[0]: reading.cached_user(row[1:]) for row in found}
 
 
 def read_counts(connection: sqlite3.Connection, keys: Sequence[str], *, now: float) -> dict[str, WindowCount]:
@@ -77,41 +67,32 @@ def add_counts(
     return statements.counts_by_key(added.fetchall())
 
 
-def _select(
-    connection: sqlite3.Connection, by_id: str, by_ids: str, ids: Sequence[UserId] | Sequence[str]
-) -> list[Row]:
-    if len(ids) == 1:
-        return connection.execute(by_id, {"id": ids[0]}).fetchall()
-    return connection.execute(by_ids, {"ids": msgspec.json.encode(ids).decode()}).fetchall()
-
-
 def _apply_to_user(connection: sqlite3.Connection, command: UserCommand) -> Outcome:
     if isinstance(command, Register):
         return _register(connection, command)
-    if not statements.is_storable_user_id(command.user_id):
+    if not is_storable_user_id(command.user_id):
         return UserNotFoundError(command.user_id)
     if isinstance(command, Remove):
         row = _fetch_one(connection, sql.REMOVE_USER, {"id": command.user_id})
-        return UserNotFoundError(command.user_id) if row is None else _read_user(row)
+        return UserNotFoundError(command.user_id) if row is None else reading.read_user(row)
     row = _fetch_one(connection, sql.UPDATE_USER[type(command)], _encode_times(statements.update_row(command)))
     if row is None:
         return UserNotFoundError(command.user_id)
-    return statements.update_outcome(command, _read_user(row))
+    return statements.update_outcome(command, reading.read_user(row))
 
 
 def _apply_to_api_key(connection: sqlite3.Connection, command: ApiKeyCommand) -> Outcome:
     if isinstance(command, AddApiKey):
-        if not statements.is_storable_user_id(command.user_id):
+        if not is_storable_user_id(command.user_id):
             return UserNotFoundError(command.user_id)
         row = _fetch_one(connection, sql.INSERT_API_KEY, _api_key_row(command.key))
         return UserNotFoundError(command.user_id) if row is None else command.key
-    if not statements.is_storable_key_id(command.key_id):
+    if not is_storable_key_id(command.key_id):
         return ApiKeyNotFoundError(command.key_id)
     if isinstance(command, RecordApiKeyUse):
-        row = _fetch_one(connection, sql.RECORD_USE, _encode_times(statements.usage_row(command)))
-    else:
-        row = _fetch_one(connection, sql.REMOVE_API_KEY, {"id": command.key_id})
-    return ApiKeyNotFoundError(command.key_id) if row is None else _read_api_key(row)
+        return reading.record_use(connection, command) or ApiKeyNotFoundError(command.key_id)
+    row = _fetch_one(connection, sql.REMOVE_API_KEY, {"id": command.key_id})
+    return ApiKeyNotFoundError(command.key_id) if row is None else reading.read_api_key(row)
 
 
 def _register(connection: sqlite3.Connection, command: Register) -> Outcome:
@@ -141,18 +122,6 @@ def _encoder_of(column: Column[Any]) -> Convert | None:
     return encode_time if isinstance(column.type, UtcDateTime) else None
 
 
-def _decoder_of(column: Column[Any]) -> Convert | None:
-    if isinstance(column.type, UtcDateTime):
-        return decode_time
-    return bool if isinstance(column.type, Boolean) else None
-
-
-_read_user = rows.row_reader(User, users, _decoder_of)
-_read_api_key = rows.row_reader(ApiKey, api_keys, _decoder_of)
 _user_row = rows.row_writer(Register, users, _encoder_of)
 _api_key_row = rows.dict_writer(ApiKey, api_keys, _encoder_of)
 _audit_row = rows.row_writer(AuditEntry, audit, _encoder_of)
-
-# The same rows are looked up repeatedly, so cache the parsed objects.
-_cached_user = lru_cache(statements.MAX_CACHED_ROWS)(_read_user)
-_cached_principal = lru_cache(statements.MAX_CACHED_ROWS)(rows.principal_reader(_read_api_key, _read_user))

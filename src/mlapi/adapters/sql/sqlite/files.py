@@ -3,19 +3,23 @@
 import re
 from pathlib import Path
 from shlex import quote
+from typing import TYPE_CHECKING, Literal
 
-from sqlalchemy import URL
-
-from mlapi.adapters.sql.existing import FileChange
 from mlapi.domain.errors import ConfigurationError
 
+if TYPE_CHECKING:
+    from sqlalchemy import URL
 
-def configured_file(url: URL) -> Path:
+FileChange = Literal["removed", "replaced"]
+"""What happened to the file of an open database."""
+
+
+def configured_file(url: "URL") -> Path:
     """Return the absolute path in the URL, which may be a symbolic link to the database file."""
     return Path(url.database or "").absolute()
 
 
-def database_file(url: URL) -> Path:
+def database_file(url: "URL") -> Path:
     """Return the absolute path of the database file, with symbolic links resolved, as SQLite does.
 
     SQLite keeps the write-ahead log beside this file. The generated secrets belong there, too.
@@ -64,9 +68,8 @@ _MOUNTS = Path("/proc/self/mountinfo")
 _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 
-def all_files(url: URL) -> tuple[Path, ...]:
+def all_files(file: Path) -> tuple[Path, ...]:
     """Return the database file, its write-ahead log, the log's index, and the rollback journal."""
-    file = database_file(url)
     return (file, *(file.with_name(f"{file.name}{ending}") for ending in ("-wal", "-shm", "-journal")))
 
 

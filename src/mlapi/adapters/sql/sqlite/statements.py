@@ -32,10 +32,8 @@ def _compile_update(template: Update) -> str:
     return _compile(statement.values(**template.new_values(bindparam)).returning(*returned))
 
 
-_IDS = select(func.json_each(bindparam("ids")).table_valued("value").c.value)
 _KEYS = select(func.json_each(bindparam("keys")).table_valued("value").c.value)
 _SELECT_USERS = select(*USER_COLUMNS)
-_SELECT_PRINCIPALS = select(*API_KEY_COLUMNS, *USER_COLUMNS).join_from(api_keys, users)
 _WITH_ID = users.c.id == bindparam("id")
 _WITH_KEY_ID = api_keys.c.id == bindparam("id")
 
@@ -45,8 +43,6 @@ INSERT_USER = _compile(
 ID_BY_USERNAME_KEY = _compile(select(users.c.id).where(users.c.username_key == bindparam("username_key")))
 UPDATE_USER = {command: _compile_update(template) for command, template in USER_UPDATES.items()}
 REMOVE_USER = _compile(delete(users).where(_WITH_ID).returning(*USER_COLUMNS))
-USER_BY_ID = _compile(_SELECT_USERS.where(_WITH_ID))
-USERS_BY_IDS = _compile(_SELECT_USERS.where(users.c.id.in_(_IDS)))
 USERS_BY_USERNAME_KEYS = _compile(select(users.c.username_key, *USER_COLUMNS).where(users.c.username_key.in_(_KEYS)))
 
 INSERT_API_KEY = _compile(
@@ -59,10 +55,7 @@ INSERT_API_KEY = _compile(
     )
     .returning(api_keys.c.id)
 )
-RECORD_USE = _compile_update(statements.RECORD_USE)
 REMOVE_API_KEY = _compile(delete(api_keys).where(_WITH_KEY_ID).returning(*API_KEY_COLUMNS))
-PRINCIPAL_BY_KEY_ID = _compile(_SELECT_PRINCIPALS.where(_WITH_KEY_ID))
-PRINCIPALS_BY_KEY_IDS = _compile(_SELECT_PRINCIPALS.where(api_keys.c.id.in_(_IDS)))
 
 INSERT_AUDIT = _compile(_insert(AuditEntry, audit), _POSITIONAL)
 

@@ -1,11 +1,15 @@
 """Choose where SQLite keeps the temporary data of large sorts, for example to build an index."""
 
 import os
+from typing import TYPE_CHECKING
 
-from sqlalchemy.engine.interfaces import DBAPICursor
+if TYPE_CHECKING:
+    import sqlite3
+
+    from sqlalchemy.engine.interfaces import DBAPICursor
 
 
-def configure_temporary_files(cursor: DBAPICursor) -> None:
+def configure_temporary_files(cursor: "sqlite3.Cursor | DBAPICursor") -> None:
     """Keep temporary data in memory if no folder is writable, as on a read-only root file system.
 
     Otherwise, statements that sort many rows would fail with "disk I/O error".

@@ -1,0 +1,35 @@
+"""Find users and API keys by the ids in credentials. The same for both databases, and independent of SQLAlchemy."""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from mlapi.domain.credentials import ApiKeyId, ApiKeyPrincipal, Principal, PrincipalId
+from mlapi.domain.users import MAX_USER_ID, User, UserId
+
+MAX_CACHED_ROWS = 10_000
+"""Size of the caches for parsed users and for parsed API keys. An entry takes about a kilobyte."""
+
+
+def find_principals(
+    ids: Sequence[PrincipalId],
+    find_users: Callable[[list[UserId]], Iterable[User]],
+    find_api_keys: Callable[[list[ApiKeyId]], Iterable[ApiKeyPrincipal]],
+) -> list[Principal | None]:
+    """Return the principal for each id, or None, using functions that find users and API keys by their ids."""
+    user_ids = [UserId(each) for each in ids if isinstance(each, int) and is_storable_user_id(UserId(each))]
+    key_ids = [ApiKeyId(each) for each in ids if isinstance(each, str) and is_storable_key_id(each)]
+    found: dict[PrincipalId, Principal] = {}
+    if user_ids:
+        found.update((user.id, user) for user in find_users(user_ids))
+    if key_ids:
+        found.update((principal.key.id, principal) for principal in find_api_keys(key_ids))
+    return [found.get(each) for each in ids]
+
+
+def is_storable_user_id(user_id: UserId) -> bool:
+    """Return False for ids that no user can have. Drivers raise errors for integers too large for the column."""
+    return 0 < user_id <= MAX_USER_ID
+
+
+def is_storable_key_id(key_id: str) -> bool:
+    """Return False for ids that no API key can have. Valid ids are ASCII, and PostgreSQL rejects NUL."""
+    return key_id.isascii() and "\0" not in key_id

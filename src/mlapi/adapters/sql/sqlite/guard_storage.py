@@ -1,0 +1,193 @@
+"""Read users from an existing SQLite file, for guards. This does without SQLAlchemy, which takes 20 MB of memory."""
+
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Self, TypeVar
+from urllib.parse import quote
+
+from mlapi import forks
+from mlapi.adapters.sql.fork_gate import ForkGate
+from mlapi.adapters.sql.revisions import VERSION_TABLE, require_head
+from mlapi.adapters.sql.sqlite import connections, files, reading
+from mlapi.adapters.sql.sqlite.errors import DATA_ERRORS, describe_file_error
+from mlapi.domain.commands import Outcome, RecordApiKeyUse
+from mlapi.domain.credentials import Principal, PrincipalId
+from mlapi.domain.errors import ApiKeyNotFoundError, ConfigurationError, RepositoryUnavailableError
+
+TIMEOUT_SECONDS = 2.0
+_FORK_TIMEOUT_SECONDS = 10.0
+_MAX_IDLE_CONNECTIONS = 8
+_FIND_VERSION_TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
+_SELECT_REVISION = f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608 - a constant
+_ERRORS: tuple[type[Exception], ...] = (sqlite3.Error, *DATA_ERRORS)
+
+T = TypeVar("T")
+
+
+class SqliteGuardStorage:
+    """The part of a `Storage` that a guard needs, in an existing SQLite file. It is a `PrincipalRepository` itself.
+
+    The account may be one that can only read the file, its write-ahead log and the log's index.
+
+    Args:
+        file: the absolute path, which may be a symbolic link.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._idle: list[sqlite3.Connection] = []
+        self._idle_nowait: list[sqlite3.Connection] = []
+        """Connections that raise an error instead of waiting for a lock."""
+        self._operations = ForkGate()
+        self._find_file_change = files.FileChangeCheck(file)
+        self._was_busy_at_fork = False
+        self._is_torn = False
+        forks.call_in_children(self._restart)
+        forks.pause_during_forks(self)
+
+    @classmethod
+    def from_file(cls, file: Path) -> Self:
+        """Return the storage in a file.
+
+        Raises:
+            ConfigurationError: if the file has several names.
+        """
+        files.validate_single_name(file.resolve())
+        return cls(file)
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The database file, its write-ahead log, the log's index, and the journal."""
+        return files.all_files(self._file.resolve())
+
+    @property
+    def secrets_folder(self) -> Path:
+        """The folder that contains the file."""
+        return self._file.resolve().parent
+
+    def prepare(self, *, may_upgrade: bool) -> None:
+        """Check the revision of the schema.
+
+        Raises:
+            ConfigurationError: if it is not the newest, or ``may_upgrade`` is set: a guard changes no schema.
+            RepositoryUnavailableError: if the file cannot be read.
+        """
+        if may_upgrade:
+            raise ConfigurationError("a guard cannot change the schema: run `mlapi db upgrade`")
+        require_head(self._run(_find_revision))
+
+    def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        """See `PrincipalRepository`."""
+        found = self._run(lambda connection: reading.find_principals(connection, ids))
+        if not self._idle_nowait:
+            with self._operations, suppress(*_ERRORS):
+                connection = self._connect()
+                connection.execute("PRAGMA busy_timeout = 0")
+                self._idle_nowait.append(connection)
+        return found
+
+    def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
+        """See `NonblockingPrincipalLookup`. Only an idle connection is used: opening one could wait."""
+        if self._operations.is_closed:
+            raise RepositoryUnavailableError("the process is forking")
+        with self._operations:
+            self._check_not_replaced()
+            try:
+                connection = self._idle_nowait.pop()
+            except IndexError:
+                raise RepositoryUnavailableError("no nonblocking connection is idle") from None
+            found = self._use(connection, lambda opened: reading.find_principals(opened, ids))
+            self._idle_nowait.append(connection)
+        return found
+
+    def apply(self, commands: Sequence[RecordApiKeyUse]) -> list[Outcome]:
+        """See `PrincipalRepository`."""
+
+        def record(connection: sqlite3.Connection) -> list[Outcome]:
+            connection.execute("BEGIN IMMEDIATE")
+            outcomes: list[Outcome] = [
+                reading.record_use(connection, command) or ApiKeyNotFoundError(command.key_id) for command in commands
+            ]
+            connection.commit()
+            return outcomes
+
+        return self._run(record)
+
+    def close(self) -> None:
+        """Close all idle connections."""
+        for idle in (self._idle, self._idle_nowait):
+            while idle:
+                idle.pop().close()
+
+    def pause(self) -> None:
+        """Before a fork, wait for other threads and close all connections: SQLite's locks are lost in a child."""
+        self._was_busy_at_fork = not self._operations.close(timeout_seconds=_FORK_TIMEOUT_SECONDS)
+        if not self._was_busy_at_fork:
+            self.close()
+
+    def resume(self) -> None:
+        """Continue after a fork."""
+        self._operations.open()
+
+    def _restart(self) -> None:
+        """In a forked child, connect again on first use. `pause` has closed the connections of the parent.
+
+        Otherwise, another thread was using the file. SQLite's state in the child is then undefined.
+        """
+        self._idle, self._idle_nowait = [], []
+        self._is_torn = self._was_busy_at_fork
+
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Call ``work`` with an idle or new connection."""
+        with self._operations:
+            self._check_not_replaced()
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._open()
+            result = self._use(connection, work)
+            if len(self._idle) < _MAX_IDLE_CONNECTIONS:
+                self._idle.append(connection)
+            else:
+                connection.close()
+            return result
+
+    def _use(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+        try:
+            return work(connection)
+        except BaseException as error:
+            connection.close()
+            if isinstance(error, _ERRORS):
+                raise RepositoryUnavailableError(describe_file_error(error)) from None
+            raise
+
+    def _open(self) -> sqlite3.Connection:
+        try:
+            return self._connect()
+        except sqlite3.Error as error:
+            raise RepositoryUnavailableError(describe_file_error(error)) from None
+
+    def _connect(self) -> sqlite3.Connection:
+        uri = f"file:{quote(str(self._file.resolve()))}?mode=rw"  # never creates the file
+        connection = connections.connect(uri, timeout_seconds=TIMEOUT_SECONDS, uri=True, check_same_thread=False)
+        connections.configure(connection, timeout_seconds=TIMEOUT_SECONDS)
+        return connection
+
+    def _check_not_replaced(self) -> None:
+        """Reconnect if the file was replaced since the last call, and raise an error if it was removed."""
+        if self._is_torn:
+            raise RepositoryUnavailableError("this process was forked during a query: fork before or after it")
+        change = self._find_file_change()
+        if change is not None:
+            self.close()
+        if change == "removed":
+            raise RepositoryUnavailableError("the database file was removed")
+
+
+def _find_revision(connection: sqlite3.Connection) -> str | None:
+    if not connection.execute(_FIND_VERSION_TABLE, (VERSION_TABLE,)).fetchall():
+        return None
+    ((revision,),) = connection.execute(_SELECT_REVISION).fetchall()
+    return str(revision)
