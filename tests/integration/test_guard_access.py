@@ -1,8 +1,13 @@
 """A guard needs no admin secrets, creates nothing, and can use an account that may only read."""
 
+import os
+import re
 import sqlite3
+import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -177,7 +182,10 @@ def test_guard_creates_no_tables(url: URL, sqlite_url: URL, folder: Path) -> Non
 
 # --- a PostgreSQL role that may only read
 
-GRANTS = "GRANT SELECT ON users, mlapi_api_keys, mlapi_alembic_version TO {role}"
+PAGE = (Path(__file__).parents[2] / "docs" / "guard.md").read_text("utf-8")
+READ, RECORD_USE = (
+    statement.replace("mlapi_guard", "{role}") for statement in re.findall(r"^(GRANT .*);$", PAGE, re.MULTILINE)
+)
 
 
 @pytest.fixture
@@ -208,7 +216,7 @@ def test_documented_grants_suffice_for_a_guard(
 ) -> None:
     register_schema(postgres_url)
     credentials = register(settings_for(postgres_url, {**SERVICE_SECRETS, **TOKEN_KEY_ONLY}))
-    url = reader(GRANTS, *filter(None, [option]))
+    url = reader(READ, *filter(None, [option]))
     caplog.clear()
 
     with open_guard(settings_for(url, TOKEN_KEY_ONLY)) as guard:
@@ -226,7 +234,7 @@ def test_guard_role_may_also_record_the_use_of_keys(
 ) -> None:
     register_schema(postgres_url)
     _, api_key = register(settings_for(postgres_url, {**SERVICE_SECRETS, **TOKEN_KEY_ONLY}))
-    url = reader(GRANTS, "GRANT UPDATE (last_used_datetime) ON mlapi_api_keys TO {role}")
+    url = reader(READ, RECORD_USE)
     caplog.clear()
 
     with open_guard(settings_for(url, TOKEN_KEY_ONLY)) as guard:
@@ -234,3 +242,72 @@ def test_guard_role_may_also_record_the_use_of_keys(
 
     assert caplog.messages == []
     assert last_used(postgres_url) == [True]
+
+
+# --- an SQLite file that the account may only read
+
+
+@pytest.fixture
+def readable_folder() -> Iterator[Path]:
+    """Return a folder that other accounts can reach, unlike pytest's."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+        Path(name).chmod(0o755)
+
+
+def run_as_reader(folder: Path, action: Callable[[], object]) -> str:
+    """Return the result of an action, or its error, in a child whose account can only read the folder."""
+    account = 65534 if os.geteuid() == 0 else os.geteuid()
+    for path in (*folder.iterdir(), folder):
+        os.chown(path, account, -1)
+        path.chmod(0o500 if path == folder else 0o400)
+    reading, writing = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            os.setuid(account)
+            result = str(action())
+        except Exception as error:  # noqa: BLE001 - the parent compares it
+            result = f"{type(error).__name__}: {error}"
+        os.write(writing, result.encode())
+        os._exit(0)
+    os.close(writing)
+    os.waitpid(pid, 0)
+    with os.fdopen(reading) as stream:
+        return stream.read()
+
+
+@contextmanager
+def keeping_open(file: Path) -> Iterator[None]:
+    """Keep a database open in another process, as the service does."""
+    script = (
+        "import sqlite3, sys; connection = sqlite3.connect(sys.argv[1]);"
+        "connection.execute('SELECT count(*) FROM users').fetchall(); print(flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(file)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+        process.stdin.close()
+
+
+def test_guard_can_use_an_account_that_only_reads_sqlite(readable_folder: Path) -> None:
+    url = f"sqlite:///{readable_folder}/mlapi.db"
+    settings = settings_for(url, {**SERVICE_SECRETS, **TOKEN_KEY_ONLY})
+    credentials = register(settings)
+
+    def check() -> list[str]:
+        with open_guard(settings_for(url, TOKEN_KEY_ONLY)) as guard:
+            return [guard.check(credential).username for credential in credentials]
+
+    check()  # imports all modules, which the other account may be unable to read
+    with keeping_open(readable_folder / "mlapi.db"):
+        while_running = run_as_reader(readable_folder, check)
+    after_stop = run_as_reader(readable_folder, check)
+
+    assert while_running == "['ada', 'ada']"
+    assert after_stop.startswith(
+        "RepositoryUnavailableError: the database is unavailable: the database file is read-only"
+    )
