@@ -218,8 +218,9 @@ def run_setup(
     model = Server(folder, environ, *options, str(MODEL_WORKERS), *keep_alive, app="tests.torture.guarded_app:app")
     servers = [MlapiServer(folder, environ, *options, str(workers)) for _ in range(services)]
     with ExitStack() as stack, ThreadPoolExecutor(WATCHERS + CONTENDERS) as pool:
-        for started in [pool.submit(server.start) for server in (model, *servers)]:
+        for started in [pool.submit(server.start) for server in servers]:
             stack.callback(started.result().stop)
+        stack.enter_context(model)  # after the services, which create the database
 
         def watch(number: int) -> Counter[str]:
             with (
