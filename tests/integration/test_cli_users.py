@@ -1,12 +1,14 @@
 """``mlapi users``: lists for people and programs, and changes to several users at once."""
 
 import csv
+import io
 import json
 import os
 import pty
 import subprocess
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -19,6 +21,7 @@ from mlapi.config import load_settings
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.entrypoints.cli import main, selection
+from mlapi.entrypoints.cli.output import UsageError
 
 NAMES = ["ada", "Bob", "17", "漢字"]
 
@@ -254,6 +257,56 @@ def test_removal_on_a_terminal_asks_first(answer: str, code: int) -> None:
     assert f"  user 1 (ada), ada@example.com\n  user 2 (Bob), Bob@example.com\n{question}" in shown
     assert ("nothing was changed" in shown) == bool(code)
     assert [find("ada") is None, find("bob") is None] == [code == 0] * 2
+
+
+@pytest.mark.parametrize(("answer", "code"), [("n\n", 3), ("y\n", 0)])
+def test_only_confirmed_removals_are_carried_out(answer: str, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlapi.entrypoints.cli.users.require_terminal", lambda **_options: None)
+
+    result = mlapi("users", "remove", "ada", "bob", stdin=answer)
+
+    assert result.exit_code == code
+    assert [find("ada") is None, find("bob") is None] == [code == 0] * 2
+
+
+def test_removal_of_unknown_users_asks_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mlapi.entrypoints.cli.users.require_terminal", lambda **_options: None)
+
+    result = mlapi("users", "remove", "nobody")
+
+    assert (result.exit_code, result.stderr) == (3, "mlapi: user 'nobody' does not exist\n")
+
+
+@pytest.mark.parametrize(
+    ("is_terminal", "may_read", "is_accepted"), [(True, True, True), (True, False, False), (False, True, False)]
+)
+def test_question_needs_a_terminal_that_is_not_read_for_names(
+    is_terminal: bool, may_read: bool, is_accepted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stdin = io.StringIO()
+    monkeypatch.setattr(stdin, "isatty", lambda: is_terminal)
+    monkeypatch.setattr("sys.stdin", stdin)
+
+    with nullcontext() if is_accepted else pytest.raises(UsageError, match="add --yes"):
+        selection.require_terminal(may_read=may_read)
+
+
+def test_outage_while_users_are_looked_up_is_reported_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_users: Users, _username: str) -> User:
+        raise RepositoryUnavailableError("simulated outage")
+
+    monkeypatch.setattr(Users, "find", fail)
+
+    result = mlapi("users", "disable", "ada", "bob")
+
+    assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (3, "", 1)
+
+
+def test_output_can_be_captured_by_another_program() -> None:
+    with redirect_stdout(io.StringIO()) as output, pytest.raises(SystemExit):
+        main(["users", "list", "--limit", "1"])
+
+    assert "ada" in output.getvalue()
 
 
 def test_table_fits_a_narrow_terminal() -> None:

@@ -402,6 +402,8 @@ def test_failed_write_of_the_secrets_file_changes_nothing(
     monkeypatch.setattr("os.fsync", fail)
     with open_secret_rotation(settings) as rotation, pytest.raises(ConfigurationError, match="No space left on device"):
         list(rotation.rotate_key())
+    with open_secret_rotation(settings) as rotation, pytest.raises(ConfigurationError, match="No space left on device"):
+        rotation.prune()
 
     assert (folder / "secrets.yml").read_text() == before
     assert sorted(path.suffix for path in folder.iterdir() if "secrets" in path.name) == [".yml"]
