@@ -73,7 +73,7 @@ def test_preflight_names_the_methods_of_the_path(path: str, methods: list[str]) 
     assert "access-control-allow-credentials" not in response.headers
 
 
-def test_tested_paths_are_those_of_the_operation_table() -> None:
+def test_operation_table_marks_the_tested_paths() -> None:
     marked = [operation for operation in OPERATIONS if operation.cross_origin]
 
     assert sorted(operation.method for operation in marked) == sorted(chain.from_iterable(PATHS.values()))
@@ -156,7 +156,7 @@ def test_asterisk_allows_every_origin() -> None:
     assert "vary" not in responses[0].headers
 
 
-def test_caches_are_told_that_responses_depend_on_the_origin() -> None:
+def test_responses_vary_by_origin() -> None:
     response = client().get("/users/me")
 
     assert (response.headers["vary"], allowed_origin(response)) == ("Origin", None)

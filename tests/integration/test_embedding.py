@@ -278,8 +278,19 @@ def test_application_without_lifespan_support_cannot_be_composed() -> None:
         pass
 
 
-def test_application_whose_lifespan_ends_early_can_be_composed() -> None:
+def test_application_may_end_its_lifespan_early() -> None:
     with TestClient(Starlette(lifespan=compose_lifespans(stops_early))):
+        pass
+
+
+def test_failure_that_an_application_only_reports_is_raised() -> None:
+    async def reports_failure(_scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.failed", "message": "the model is missing"})
+
+    app = Starlette(lifespan=compose_lifespans(reports_failure))
+
+    with pytest.raises(ConfigurationError, match="the model is missing"), TestClient(app):
         pass
 
 

@@ -157,7 +157,7 @@ def test_forged_preflight_gets_no_result_from_the_model(guard: Guard) -> None:
     ],
     ids=str,
 )
-def test_other_requests_are_no_preflights(guard: Guard, method: str, headers: dict[str, str]) -> None:
+def test_requests_similar_to_preflights_need_a_credential(guard: Guard, method: str, headers: dict[str, str]) -> None:
     http = guarded_model(guard, Middleware(CORSMiddleware, allow_origins=["*"]))
 
     assert http.request(method, "/predict", headers=headers).status_code == 401
@@ -609,7 +609,7 @@ def test_websocket_of_an_expired_api_key_is_closed(guard: Guard, users: Users, a
     assert sent[-1] == {"type": "websocket.close", "code": 1008, "reason": "Invalid token"}
 
 
-def test_websocket_that_closes_by_itself_is_not_closed_again(guard: Guard, users: Users, token: str) -> None:
+def test_websocket_closed_by_the_application_is_left_alone(guard: Guard, users: Users, token: str) -> None:
     async def close(socket: WebSocket, _events: list[object]) -> None:
         await socket.accept()
         await socket.close(4000)

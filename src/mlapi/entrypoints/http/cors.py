@@ -1,6 +1,6 @@
 """Let browsers call some operations from pages of other origins (CORS, Fetch Standard, 3.3).
 
-The table of operations marks these operations. There is no credentials mode: browsers send no cookies.
+The table of operations marks these operations. Browsers send no cookies, because credentials mode is not enabled.
 """
 
 import re
@@ -30,7 +30,7 @@ _METHODS = list(_METHODS_BY_PATTERN.values())
 
 
 class CorsPolicy:
-    """Decides from which origins browsers may call the operations that are open to other origins.
+    """Decides whether a browser may call an operation from a page of another origin.
 
     Args:
         origins: such as ``https://app.example.com``, or only ``*`` for all origins.

@@ -14,10 +14,10 @@ Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
 
 
 def compose_lifespans(*apps: ASGIApp, lifespan: Lifespan | None = None) -> Lifespan:
-    """Return a lifespan for an application in which other applications are mounted.
+    """Return a lifespan that also starts and stops the applications that are mounted in an application.
 
     At startup, it starts the application's own lifespan and then each mounted application, in this order. At shutdown,
-    it stops them in reverse order. If one fails to start, it stops those that have started.
+    it stops them in reverse order. If one fails to start, it stops the others.
 
     >>> from fastapi import FastAPI
     >>> from mlapi.entrypoints.http import create_app

@@ -44,7 +44,7 @@ class Runtime:
         metrics: the metrics of this process.
         trusted_proxies: proxies whose headers may set the client address, the scheme and the request id.
         token_in_path: whether ``GET /token_status/<token>`` is served.
-        cors: decides from which origins browsers may call the service. None if from its own only.
+        cors: decides whether pages of other origins may call the service. None if they may not.
     """
 
     users: Users

@@ -18,7 +18,7 @@ _HEADER = b"sec-websocket-protocol"
 
 @attrs.frozen
 class BearerSubprotocol:
-    """The subprotocol ``bearer`` in the form in which the client offered it, and the credential that followed it.
+    """The subprotocol ``bearer``, as the client spelled it, and the credential that followed it.
 
     Attributes:
         name: must be selected unless the application selects another one. Browsers fail the connection otherwise.
@@ -56,7 +56,7 @@ def get_websocket_credential(headers: Headers, bearer: BearerSubprotocol | None,
     """Return the credential of a handshake, from its headers or its subprotocols.
 
     Raises:
-        MissingCredentialError: if there is none.
+        MissingCredentialError: if neither contains one.
         InvalidTokenError: if the headers and the subprotocols have different credentials.
     """
     if bearer is None:
