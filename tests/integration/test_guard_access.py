@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
 
-from mlapi import ConfigurationError, InvalidTokenError
+from mlapi import ConfigurationError, InvalidTokenError, RepositoryUnavailableError
 from mlapi.bootstrap import open_guard, open_service
 from mlapi.config import Settings, load_settings
 from mlapi.entrypoints.guard import GuardMiddleware
@@ -151,6 +151,24 @@ def test_unreadable_secrets_are_named_in_the_log(
         assert guard.check(api_key).username == "ada"
 
     assert caplog.messages == [f"{NO_TOKEN_KEY}. This account cannot read {tmp_path}/secrets.yml"]
+
+
+def test_guard_of_another_storage_works_without_token_keys(caplog: pytest.LogCaptureFixture) -> None:
+    with open_guard(settings_for("memory://", {})) as guard, pytest.raises(InvalidTokenError):
+        guard.check("mlapi_0123456789abcdef_" + "0" * 64)
+
+    assert NO_TOKEN_KEY in caplog.messages
+
+
+def test_guard_starts_while_the_database_is_unavailable(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    file = tmp_path / "mlapi.db"
+    file.write_text("not a database " * 100, "utf-8")
+    file.chmod(0o600)
+
+    with open_guard(settings_for(f"sqlite:///{file}", TOKEN_KEY_ONLY)) as guard:
+        with pytest.raises(RepositoryUnavailableError):
+            guard.check("mlapi_0123456789abcdef_" + "0" * 64)
+        assert "; starting anyway" in caplog.text
 
 
 def test_guard_creates_no_database(folder: Path) -> None:
