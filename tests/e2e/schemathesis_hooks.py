@@ -19,7 +19,7 @@ from mlapi.entrypoints.wire import patterns
 PROTECTED_ID = "1"
 """Id of the user that schemathesis logs in as. Without that user, all later ``/users/me`` requests would fail."""
 MAX_NFKC_EXPANSION = 18
-"""How many characters one character becomes at most: U+FDFA."""
+"""NFKC replaces U+FDFA with 18 characters, and no other character with more."""
 
 schemathesis.openapi.format(
     "date-time",

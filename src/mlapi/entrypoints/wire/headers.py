@@ -40,7 +40,7 @@ _MAX_COOKIES = 300  # browsers store up to 180 for each host
 _MAX_COOKIES_OF_SAME_NAME = 20  # for different paths and domains. Verifying the signature of each takes a while
 _WHITESPACE = b" \t"  # RFC 9110, 5.6.3
 _API_KEY_PREFIX = b"mlapi_"
-# A JSON Web Token, whose header is an object in base64, or an API key.
+# A JSON Web Token (its header is a JSON object in base64) or an API key.
 _USER_CREDENTIAL = re.compile(rb"eyJ[\w-]+\.[\w-]+\.[\w-]+|mlapi_[0-9a-f]{16}_[0-9a-f]{64}")
 _MAX_LENGTH_DIGITS = 19  # the maximum for a signed 64-bit integer
 
@@ -169,8 +169,8 @@ def requests_upgrade(headers: Headers) -> bool:
 def get_bearer_credential(headers: Headers, *, accept_bare: bool = False) -> str:
     """Return the token or API key of a request, from ``Authorization: Bearer`` or ``X-API-Key``.
 
-    An Authorization header with another scheme, and an X-API-Key that is not one of mlapi's API keys, may be meant for
-    a proxy. They are ignored if the other header has a credential.
+    Ignore an Authorization header with another scheme, and an X-API-Key that mlapi did not create, if the other header
+    contains a credential: they may be meant for a proxy.
 
     Args:
         headers: of the request.
@@ -201,7 +201,7 @@ def looks_like_user_credential(credential: bytes) -> bool:
 
 
 def has_user_credential(headers: Headers) -> bool:
-    """Return whether a credential of a user, valid or not, is in one of the headers."""
+    """Return whether a header contains a user's token or API key, valid or not."""
     values = [
         _split_scheme(value)[1] or value.strip(_WHITESPACE) for name, value in headers if name == b"authorization"
     ]
@@ -241,7 +241,7 @@ def parse_authorization(headers: Headers) -> tuple[bytes, bytes]:
 
 
 def _split_scheme(authorization: bytes) -> tuple[bytes, bytes]:
-    """Split an Authorization header at its spaces, of which there may be several (RFC 9110, 11.4)."""
+    """Split an Authorization header at one or more spaces (RFC 9110, 11.4)."""
     scheme, _, credential = authorization.strip(_WHITESPACE).partition(b" ")
     return scheme.lower(), credential.lstrip(b" ")
 
