@@ -28,8 +28,7 @@ def _insert(source: type[attrs.AttrsInstance], table: Table) -> Insert:
 
 def _compile_update(template: Update) -> str:
     statement = update(template.table).where(template.table.c.id == bindparam("id"))
-    returned = USER_COLUMNS if template.table is users else API_KEY_COLUMNS
-    return _compile(statement.values(**template.new_values(bindparam)).returning(*returned))
+    return _compile(statement.values(**template.new_values(bindparam)).returning(*USER_COLUMNS))
 
 
 _KEYS = select(func.json_each(bindparam("keys")).table_valued("value").c.value)
