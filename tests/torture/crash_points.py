@@ -9,7 +9,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-STEPS = frozenset({"fsync", "fchown", "fchmod", "chown", "chmod", "replace", "rename", "link", "unlink", "commit"})
+STEPS = frozenset(
+    {"backup", "fsync", "fchown", "fchmod", "chown", "chmod", "replace", "rename", "link", "unlink", "commit"}
+)
 """Names of the functions in `os`, `sqlite3` and psycopg that count as steps."""
 FORK_SERVER = get_context("forkserver")
 """Starts each command in 50 ms instead of a second, by forking a process that has already imported everything."""
