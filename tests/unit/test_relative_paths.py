@@ -136,6 +136,7 @@ def test_other_databases_in_the_current_folder_are_ignored(service: Path, curren
         f"database: {{url: 'sqlite:///{service}/mlapi.db'}}",
         "database: {url: 'memory://'}",
         'database: {url: "sqlite:///a\\0b"}',
+        f"database: {{url: 'sqlite:///{'a' * 300}'}}",
     ):
         load_settings(write(service, content), {})
 
