@@ -25,7 +25,8 @@ from bench import bulk, report
 from bench.measure import Figure, fsync_milliseconds, load
 from bench.results import Results
 from bench.targets import LOAD_CORE, OPTIONS, PEERS_BIN, SERVER_CORE, UVICORN, Server, Target
-from mlapi.adapters.sql import Database, database_url
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.urls import database_url
 
 HERE = Path(__file__).parent
 CONNECTIONS = (1, 16, 64)

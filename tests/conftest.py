@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from mlapi.adapters.sql import Database, database_url, upgrade
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.schema import upgrade
+from mlapi.adapters.sql.urls import database_url
 from mlapi.entrypoints.http.middleware import error_log
 from tests.old_versions import adapt_test_tools
 from tests.postgres_server import PostgresServer, running_postgres

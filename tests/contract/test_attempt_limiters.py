@@ -4,7 +4,8 @@ import pytest
 
 from mlapi import AttemptLimiter
 from mlapi.adapters.memory import InMemoryAttempts
-from mlapi.adapters.sql import Database, SqlAttempts
+from mlapi.adapters.sql.attempts import SqlAttempts
+from mlapi.adapters.sql.database import Database
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.testing import AttemptLimiterContract
 

@@ -11,7 +11,10 @@ from sqlalchemy import URL, select, text
 
 from mlapi import Authenticator, InvalidCredentialsError, RepositoryUnavailableError, TooManyAttemptsError, User, Users
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens, PlainCipher
-from mlapi.adapters.sql import Database, SqlAttempts, SqlUserRepository, upgrade
+from mlapi.adapters.sql.attempts import SqlAttempts
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqlUserRepository
+from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.tables import attempts
 from mlapi.application.login_throttle import KNOWN_ADDRESS_SECONDS, AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.domain.attempts import Attempt, WindowCount

@@ -7,7 +7,8 @@ from sqlalchemy import URL
 
 from mlapi import UserRepository
 from mlapi.adapters.memory import InMemoryStorage, InMemoryUserRepository
-from mlapi.adapters.sql import Database, SqlStorage
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.application.preparation import Preparation, prepare_on_first_use
 from mlapi.domain.storage import Storage
 from mlapi.testing import StorageContract, UserRepositoryContract

@@ -170,7 +170,9 @@ def test_pages_and_their_assets_are_served(service: InstalledService, page: str)
 
 def test_migrations_upgrade_an_older_database(installation: Installation) -> None:
     code = f"""
-from mlapi.adapters.sql import Database, database_url, upgrade
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.schema import upgrade
+from mlapi.adapters.sql.urls import database_url
 upgrade(Database(database_url("sqlite:///older.db")), {OLD_REVISION!r})
 """
     installation.run("python", "-c", code)

@@ -7,7 +7,7 @@ from statistics import median
 
 import requests
 
-from mlapi.adapters.sql import database_url
+from mlapi.adapters.sql.urls import database_url
 from tests.conftest import KEY, SALT, SUMMARY_PROPERTY
 from tests.failover.cluster import Cluster, wait_until
 from tests.torture.clients import new_user, stored_users

@@ -17,9 +17,10 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import URL, inspect, text
 
-from mlapi.adapters.sql import Database, upgrade
 from mlapi.adapters.sql.adoption import survey
+from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.revisions import HEAD, VERSION_TABLE
+from mlapi.adapters.sql.schema import upgrade
 from mlapi.bootstrap import open_adoption, open_service, open_users
 from mlapi.config import load_settings
 from mlapi.domain.errors import ConfigurationError, InvalidCredentialsError

@@ -13,7 +13,8 @@ import pytest
 
 from mlapi import ApiKey, Command, Guard, Outcome, RepositoryUnavailableError, Users
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
-from mlapi.adapters.sql import Database, SqlUserRepository
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.application import api_key_usage
 from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.domain.commands import RecordApiKeyUse, RemoveApiKey

@@ -12,7 +12,9 @@ from sqlalchemy import URL, delete
 
 from mlapi import ApiKey, ApiKeyId, ApiKeyNotFoundError, Command, Outcome, User, UserId, UserRepository
 from mlapi.adapters.memory import InMemoryUserRepository
-from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqlUserRepository
+from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.tables import audit as audit_table
 from mlapi.adapters.sql.tables import users as users_table
 from mlapi.domain.audit import UNSAVED_ID

@@ -23,7 +23,8 @@ from mlapi import (
     UserRepository,
 )
 from mlapi.adapters.memory import InMemoryUserRepository
-from mlapi.adapters.sql import Database, SqlUserRepository
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.application.batching import CommandBatcher
 from mlapi.application.deadlines import start_deadline
 from mlapi.domain.commands import Register, Remove, SetEnabled, UserCommand

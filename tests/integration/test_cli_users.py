@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mlapi import User, UserId, Users
-from mlapi.adapters.sql import SqlUserRepository
+from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.bootstrap import open_users
 from mlapi.config import load_settings
 from mlapi.domain.commands import Command, Outcome

@@ -14,7 +14,8 @@ import pytest
 from sqlalchemy import URL, Connection
 
 from mlapi import RepositoryUnavailableError, User
-from mlapi.adapters.sql import Database, SqlStorage
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.bootstrap import Service, async_guard, open_service
 from mlapi.config import load_settings
 from mlapi.domain.users import utc_now

@@ -17,15 +17,11 @@ import pytest
 from sqlalchemy import URL, event, literal, select, text
 
 from mlapi import Command, ConfigurationError, Outcome, RepositoryUnavailableError, User, UserExistsError, UserId
-from mlapi.adapters.sql import (
-    Database,
-    SqliteUserRepository,
-    SqlUserRepository,
-    connection_url,
-    database_url,
-    upgrade,
-)
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
+from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.tables import UtcDateTime
+from mlapi.adapters.sql.urls import connection_url, database_url
 from mlapi.domain.commands import Remove, SetEnabled
 from mlapi.domain.credentials import ApiKeyPrincipal
 from mlapi.testing.samples import (

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 from sqlalchemy import URL
 
-from mlapi.adapters.sql import Database
+from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.schema import downgrade
 from mlapi.bootstrap import open_service
 from mlapi.config import load_settings

@@ -17,7 +17,8 @@ from cryptography.x509.oid import NameOID
 from sqlalchemy import URL
 
 from mlapi import ConfigurationError, InvalidTokenError, RepositoryUnavailableError
-from mlapi.adapters.sql import Database, database_url
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.urls import database_url
 from mlapi.bootstrap import open_service, upgrade_database
 from mlapi.config import load_settings
 from mlapi.secret_store import new_key

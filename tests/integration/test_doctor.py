@@ -11,9 +11,10 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import URL, text, update
 
-from mlapi.adapters.sql import Database, database_url
+from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.schema import downgrade
 from mlapi.adapters.sql.tables import users as users_table
+from mlapi.adapters.sql.urls import database_url
 from mlapi.bootstrap import open_users
 from mlapi.config import load_settings
 from mlapi.domain.errors import RepositoryUnavailableError

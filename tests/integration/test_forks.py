@@ -14,7 +14,9 @@ from sqlalchemy import URL
 
 from mlapi import RepositoryUnavailableError, TooManyAttemptsError, forks
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryUserRepository
-from mlapi.adapters.sql import Database, database_url, upgrade
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.schema import upgrade
+from mlapi.adapters.sql.urls import database_url
 from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter

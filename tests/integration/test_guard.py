@@ -35,7 +35,8 @@ from mlapi import (
     Users,
 )
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
-from mlapi.adapters.sql import Database, SqliteUserRepository, SqlUserRepository
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.application.preparation import Preparation, prepare_on_first_use
 from mlapi.bootstrap import async_guard, open_service
 from mlapi.config import load_settings

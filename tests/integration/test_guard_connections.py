@@ -20,7 +20,8 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from mlapi import Guard, RepositoryUnavailableError, User, Users
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
-from mlapi.adapters.sql import Database, SqliteUserRepository, SqlUserRepository
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.guard import GuardMiddleware, rechecks

@@ -14,7 +14,9 @@ from sqlalchemy import URL
 import mlapi.bootstrap
 from mlapi import ApiKey, ConfigurationError, RepositoryUnavailableError, User
 from mlapi.adapters import sql
-from mlapi.adapters.sql import Database, SqliteUserRepository, upgrade
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqliteUserRepository
+from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.sqlite import guard_storage
 from mlapi.adapters.sql.sqlite.guard_storage import SqliteGuardStorage
 from mlapi.domain.commands import AddApiKey, RecordApiKeyUse, SetEnabled

@@ -6,7 +6,10 @@ from sqlalchemy import URL
 
 from mlapi import Authenticator, InvalidCredentialsError, Users
 from mlapi.adapters.memory import InMemoryTokens, PlainCipher
-from mlapi.adapters.sql import Database, SqlAttempts, SqlUserRepository, upgrade
+from mlapi.adapters.sql.attempts import SqlAttempts
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqlUserRepository
+from mlapi.adapters.sql.schema import upgrade
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from tests.cut_connections import CuttingProxy
 

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from sqlalchemy import URL, text
 
 from mlapi import ConfigurationError, InvalidTokenError, UserId, Users
-from mlapi.adapters.sql import Database
+from mlapi.adapters.sql.database import Database
 from mlapi.application import secret_rotation
 from mlapi.bootstrap import Service, open_database, open_service, open_users, upgrade_database
 from mlapi.config import Settings, load_settings

@@ -11,7 +11,7 @@ import pytest
 from psycopg import ConnectionInfo
 from sqlalchemy import URL, Connection
 
-from mlapi.adapters.sql import Database
+from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.application import secret_rotation
 from mlapi.bootstrap import upgrade_database

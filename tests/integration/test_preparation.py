@@ -9,7 +9,8 @@ from sqlalchemy import URL
 
 from mlapi import ConfigurationError, RepositoryUnavailableError
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryStorage, InMemoryUserRepository
-from mlapi.adapters.sql import Database, SqlStorage
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.application.preparation import (
     Preparation,
     PreparedAttemptCounts,

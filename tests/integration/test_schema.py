@@ -15,10 +15,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import URL, inspect, text
 
 from mlapi import ConfigurationError, RepositoryUnavailableError, UserId
-from mlapi.adapters.sql import Database, SqlUserRepository, prepare_schema, revisions, upgrade
+from mlapi.adapters.sql import revisions
 from mlapi.adapters.sql import schema as schema_module
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.adapters.sql.revisions import HEAD, VERSION_TABLE
-from mlapi.adapters.sql.schema import current_revision, downgrade
+from mlapi.adapters.sql.schema import current_revision, downgrade, prepare_schema, upgrade
 from mlapi.adapters.sql.sqlite.connections import enable_write_ahead_log
 from mlapi.adapters.sql.tables import metadata
 from mlapi.testing.samples import registered, with_api_key
@@ -205,7 +207,10 @@ def test_busy_error_while_enabling_write_ahead_log_is_retried() -> None:
 
 def test_processes_can_upgrade_concurrently(url: URL) -> None:
     script = (
-        "import sys; from mlapi.adapters.sql import Database, database_url, prepare_schema;"
+        "import sys;"
+        "from mlapi.adapters.sql.database import Database;"
+        "from mlapi.adapters.sql.schema import prepare_schema;"
+        "from mlapi.adapters.sql.urls import database_url;"
         "prepare_schema(Database(database_url(sys.argv[1])), may_upgrade=True)"
     )
     command = [sys.executable, "-c", script, url.render_as_string(hide_password=False)]

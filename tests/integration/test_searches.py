@@ -12,7 +12,9 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Message
 
 from mlapi import UserId
-from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqlUserRepository
+from mlapi.adapters.sql.schema import upgrade
 from mlapi.domain.errors import SearchUnavailableError, ServiceUnavailableError
 from mlapi.entrypoints.http.search_pool import MAX_SEARCHES, SearchPool
 from mlapi.entrypoints.http.shared_call import SharedCall

@@ -23,7 +23,7 @@ from sqlalchemy import URL
 from mlapi import Actor, User, Users
 from mlapi.adapters.fernet import FernetCipher
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
-from mlapi.adapters.sql import Database
+from mlapi.adapters.sql.database import Database
 from mlapi.application import secret_reload, user_import
 from mlapi.application.user_import import Row, Summary, UserImport
 from mlapi.bootstrap import open_service, open_users

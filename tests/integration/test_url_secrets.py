@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from starlette.types import Message
 
 from mlapi import ConfigurationError, RepositoryUnavailableError
-from mlapi.adapters.sql import Database, database_url
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.urls import database_url
 from mlapi.bootstrap import open_guard
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli import main

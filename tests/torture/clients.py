@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 from sqlalchemy import URL, select
 
-from mlapi.adapters.sql import Database
+from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.tables import audit, users
 
 PASSWORD = "correct horse battery"

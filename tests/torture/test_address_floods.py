@@ -16,7 +16,7 @@ import attrs
 import pytest
 from sqlalchemy import URL, func, select
 
-from mlapi.adapters.sql import Database
+from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.tables import audit, users
 from tests.e2e.server import ROOT, MlapiServer
 from tests.torture.clients import PASSWORD, call, new_user

@@ -26,8 +26,10 @@ import requests
 from click.testing import CliRunner
 from sqlalchemy import URL
 
-from mlapi.adapters.sql import Database, SqliteUserRepository, database_url
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqliteUserRepository
 from mlapi.adapters.sql.sqlite.connections import enable_write_ahead_log
+from mlapi.adapters.sql.urls import database_url
 from mlapi.application.users import Users
 from mlapi.bootstrap import open_users
 from mlapi.config import DatabaseSettings, PasswordSettings, Settings

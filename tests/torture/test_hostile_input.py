@@ -23,7 +23,8 @@ from mlapi import InvalidFieldsError, User, UserExistsError, Users
 from mlapi.adapters.fernet import FernetCipher
 from mlapi.adapters.jwt import JwtTokenIssuer
 from mlapi.adapters.memory import InMemoryUserRepository, UnlimitedAttempts
-from mlapi.adapters.sql import Database, SqlUserRepository
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.guard import Guard
 from mlapi.domain.commands import Register

@@ -18,7 +18,9 @@ import pytest
 import requests
 from sqlalchemy import URL
 
-from mlapi.adapters.sql import Database, SqlUserRepository, upgrade
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.repository import SqlUserRepository
+from mlapi.adapters.sql.schema import upgrade
 from mlapi.domain.errors import RepositoryUnavailableError, UserExistsError
 from mlapi.domain.rules import canonical_username
 from mlapi.testing.samples import registration

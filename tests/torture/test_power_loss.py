@@ -21,7 +21,10 @@ import yaml
 from sqlalchemy import Pool, event, text
 
 from mlapi.adapters.fernet import FernetCipher
-from mlapi.adapters.sql import HEAD, Database, database_url, upgrade
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.revisions import HEAD
+from mlapi.adapters.sql.schema import upgrade
+from mlapi.adapters.sql.urls import database_url
 from mlapi.application.batching import CommandBatcher
 from mlapi.application.users import Users
 from mlapi.bootstrap import open_service

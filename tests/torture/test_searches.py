@@ -10,7 +10,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, text
 
-from mlapi.adapters.sql import Database
+from mlapi.adapters.sql.database import Database
 from tests.e2e.server import MlapiServer
 from tests.torture.clients import PASSWORD, call, new_user
 from tests.torture.conftest import Report, ShortOrFull

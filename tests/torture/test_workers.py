@@ -11,7 +11,7 @@ from pathlib import Path
 
 from sqlalchemy import URL, text
 
-from mlapi.adapters.sql import Database
+from mlapi.adapters.sql.database import Database
 from tests.conftest import KEY, SALT
 from tests.e2e.server import MlapiServer, Server
 from tests.torture.clients import PASSWORD, TIMEOUT_SECONDS, call, new_user, receive, send, stored_users

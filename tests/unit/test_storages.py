@@ -1,13 +1,15 @@
 """The scheme of `database.url` selects the storage. Also tests the in-memory storage."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mlapi import ConfigurationError
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryStorage
-from mlapi.bootstrap import open_storage, register_storage, storages
+from mlapi.bootstrap import open_storage, register_storage
+from mlapi.bootstrap.storage_registry import registered_storages
 from mlapi.config import Settings
 from mlapi.config.settings import DatabaseSettings
 
@@ -17,9 +19,12 @@ def settings_for(url: str) -> Settings:
 
 
 @pytest.fixture(autouse=True)
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+def registry() -> Iterator[None]:
     """Remove the schemes that a test registers."""
-    monkeypatch.setattr(storages, "_storages", dict(storages._storages))
+    before = dict(registered_storages)
+    yield
+    registered_storages.clear()
+    registered_storages.update(before)
 
 
 def test_scheme_selects_the_storage() -> None:

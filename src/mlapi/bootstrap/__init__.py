@@ -3,69 +3,15 @@
 Most names are imported on first use: a guard needs neither the password ciphers nor SQLAlchemy.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from mlapi.bootstrap.guard import async_guard, open_guard
+from mlapi.bootstrap.guard import async_guard as async_guard
+from mlapi.bootstrap.guard import open_guard as open_guard
 
 if TYPE_CHECKING:
-    from mlapi.adapters.sql.adoption import Adoption, Choice, Finding, Found
-    from mlapi.application.database_check import DatabaseCheck
-    from mlapi.application.login_throttle import AttemptLimits
-    from mlapi.bootstrap.backups import Backup, PreparedRestore, back_up, open_restore
-    from mlapi.bootstrap.maintenance import (
-        check_database,
-        locate_data,
-        open_adoption,
-        open_secret_rotation,
-        open_user_import,
-        upgrade_database,
-    )
-    from mlapi.bootstrap.secrets import open_secrets
-    from mlapi.bootstrap.service import (
-        Service,
-        audit_retention,
-        in_memory_access,
-        in_memory_attempts,
-        open_service,
-        open_users,
-    )
-    from mlapi.bootstrap.storages import open_database, open_storage, register_storage
-
-__all__ = [
-    "Adoption",
-    "AttemptLimits",
-    "Backup",
-    "Choice",
-    "DatabaseCheck",
-    "Finding",
-    "Found",
-    "PreparedRestore",
-    "Service",
-    "async_guard",
-    "audit_retention",
-    "back_up",
-    "check_database",
-    "in_memory_access",
-    "in_memory_attempts",
-    "locate_data",
-    "open_adoption",
-    "open_database",
-    "open_guard",
-    "open_restore",
-    "open_secret_rotation",
-    "open_secrets",
-    "open_service",
-    "open_storage",
-    "open_user_import",
-    "open_users",
-    "register_storage",
-    "upgrade_database",
-]
+    from mlapi.bootstrap.exports import *  # noqa: F403
 
 
 def __getattr__(name: str) -> object:
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from mlapi.bootstrap import exports  # noqa: PLC0415 - imported on first use
-
-    return getattr(exports, name)
+    return getattr(import_module("mlapi.bootstrap.exports"), name)

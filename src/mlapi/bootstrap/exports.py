@@ -1,4 +1,4 @@
-"""The public names of `mlapi.bootstrap`, which imports this module on first use."""
+"""The names that `mlapi.bootstrap` imports on first use."""
 
 from mlapi.adapters.sql.adoption import Adoption, Choice, Finding, Found
 from mlapi.application.database_check import DatabaseCheck
@@ -22,7 +22,8 @@ from mlapi.bootstrap.service import (
     open_service,
     open_users,
 )
-from mlapi.bootstrap.storages import open_database, open_storage, register_storage
+from mlapi.bootstrap.storage_registry import register_storage
+from mlapi.bootstrap.storages import open_database, open_storage
 
 __all__ = [
     "Adoption",

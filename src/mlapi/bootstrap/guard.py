@@ -1,6 +1,7 @@
 """Compose a guard, which reads users from an existing database and needs no secret except the token key."""
 
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
@@ -12,15 +13,21 @@ from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.application.preparation import Preparation, prepare_on_first_use
 from mlapi.application.secret_reload import ReloadingTokenVerifier
-from mlapi.bootstrap.storages import find_sqlite_file, open_storage
+from mlapi.bootstrap.storage_registry import registered_storages
 from mlapi.bootstrap.tokens import locate_secrets_file, make_tokens
 from mlapi.config import Settings
+from mlapi.config.database_paths import database_url
+from mlapi.config.platforms import require_unix
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.file_access import find_database_error, find_database_warning
 from mlapi.token_keys import TokenKeys
 
 if TYPE_CHECKING:
     from mlapi.domain.ports import PrincipalRepository
+    from mlapi.domain.storage import Storage
+
+# A path that has the same meaning without the rules for URLs.
+_PLAIN_SQLITE_PATH = re.compile(r"(sqlite(?:\+pysqlite)?):///([^?#%\x00-\x1f\x7f]+)")
 
 _logger = logging.getLogger("mlapi")
 
@@ -45,10 +52,7 @@ def open_guard(settings: Settings) -> Iterator[Guard]:
     Raises:
         ConfigurationError: if the database or its tables do not exist, or the settings must be fixed first.
     """
-    file = find_sqlite_file(settings)
-    with closing(
-        open_storage(settings, may_create=False) if file is None else SqliteGuardStorage.from_file(file)
-    ) as storage:
+    with closing(_open_storage(settings)) as storage:
         check_access(storage.files)
         has_token_key = bool(settings.secrets.token_key)
         secrets_file = None if has_token_key else locate_secrets_file(settings, storage.secrets_folder)
@@ -79,6 +83,32 @@ def async_guard(guard: Guard) -> Iterator[AsyncGuard]:
         yield AsyncGuard(guard, look_up.find)
     finally:
         look_up.close()
+
+
+def _open_storage(settings: Settings) -> "Storage | SqliteGuardStorage":
+    """Open the configured storage. If it is an existing SQLite file, do without SQLAlchemy."""
+    require_unix()
+    file = _find_sqlite_file(settings)
+    if file is not None:
+        return SqliteGuardStorage.from_file(file)
+    from mlapi.bootstrap.storages import open_storage  # noqa: PLC0415 - imports SQLAlchemy
+
+    return open_storage(settings, may_create=False)
+
+
+def _find_sqlite_file(settings: Settings) -> Path | None:
+    """Return the configured database if it is an existing SQLite file.
+
+    None also stands for every configuration that may be wrong: `open_storage` raises the error for it.
+    """
+    if settings.connection is not None or settings.database.schema is not None:
+        return None
+    url = settings.database.url or database_url(None, settings.folder)
+    match = _PLAIN_SQLITE_PATH.fullmatch(url)
+    if match is None or match[1] in registered_storages or url != url.strip():
+        return None
+    file = Path(match[2]).absolute()
+    return file if file.is_file() and file.stat().st_size else None
 
 
 def check_access(files: Sequence[Path]) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from zoneinfo import ZoneInfo
 
 from mlapi.adapters.memory import InMemoryStorage, InMemoryUserRepository
-from mlapi.adapters.sql import SqlStorage
 from mlapi.adapters.sql.adoption import Adoption
+from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.application.database_check import DatabaseCheck, check_storage
 from mlapi.application.secret_rotation import SecretRotation
 from mlapi.application.user_import import RejectReport, UserImport

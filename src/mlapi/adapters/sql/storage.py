@@ -15,8 +15,7 @@ from mlapi.adapters.sql.key_check import find_fingerprint, replace_fingerprint, 
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
 from mlapi.adapters.sql.revisions import HEAD
 from mlapi.adapters.sql.schema import prepare_schema, upgrade
-from mlapi.adapters.sql.schemes import SCHEMES
-from mlapi.adapters.sql.urls import database_url
+from mlapi.adapters.sql.urls import SCHEMES, database_url
 from mlapi.domain.backups import Restore
 from mlapi.domain.inspection import Inspection
 

@@ -9,11 +9,20 @@ from urllib.parse import unquote
 from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
-from mlapi.adapters.sql.schemes import DRIVERS, SCHEMES
 from mlapi.domain.errors import ConfigurationError
 
+_DRIVERS = {
+    "sqlite": "sqlite",
+    "sqlite+pysqlite": "sqlite",
+    "postgres": "postgresql+psycopg",
+    "postgresql": "postgresql+psycopg",
+    "postgresql+psycopg": "postgresql+psycopg",
+}
+"""The driver of SQLAlchemy for each scheme."""
+SCHEMES = tuple(_DRIVERS)
+"""The URL schemes of SQLite and PostgreSQL."""
 _EXAMPLES = "write sqlite:///mlapi.db or postgresql://user:password@host:5432/database"
-_SQLITE_SCHEMES = frozenset(scheme for scheme, driver in DRIVERS.items() if driver == "sqlite")
+_SQLITE_SCHEMES = frozenset(scheme for scheme, driver in _DRIVERS.items() if driver == "sqlite")
 _MAX_PORT = 65535
 _SHOWN_OPTIONS = (
     "application_name",
@@ -72,9 +81,9 @@ def database_url(text: str) -> URL:
         (url.host or "").encode("idna")  # resolving the host name would raise the same error later
     except (ArgumentError, ValueError):
         raise ConfigurationError(f"database.url is not a valid URL: {_EXAMPLES}") from None
-    if url.drivername not in DRIVERS:
+    if url.drivername not in _DRIVERS:
         raise unsupported_scheme_error(url.drivername, SCHEMES)
-    url = url.set(drivername=DRIVERS[url.drivername])
+    url = url.set(drivername=_DRIVERS[url.drivername])
     if url.database and not _DECODES_PATH:  # pragma: no cover - depends on the version of SQLAlchemy
         url = url.set(database=unquote(url.database))
     if url.drivername == "sqlite":
@@ -94,7 +103,7 @@ def unsupported_scheme_error(scheme: str, supported: Iterable[str]) -> Configura
 
 def connection_url(*, username: str, password: str, host: str, port: int, database: str) -> URL:
     """Build a PostgreSQL URL from its parts, which may contain any characters."""
-    return URL.create(DRIVERS["postgresql"], username, password, host, port, database)
+    return URL.create(_DRIVERS["postgresql"], username, password, host, port, database)
 
 
 def _validate_unambiguous(rest: str) -> None:
