@@ -22,7 +22,7 @@ from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
-from mlapi.entrypoints.wire.errors import MissingCredentialError
+from mlapi.entrypoints.wire.errors import ApiKeyNotAcceptedError, MissingCredentialError, TokenRequiredError
 from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE, content
 from mlapi.testing.http_samples import INVALID_CONTENT_TYPES, UNREADABLE_BODIES
@@ -380,11 +380,15 @@ def test_own_account_operations_reject_api_keys(
     sent = {"content-type": "application/json"}
 
     responses = [
-        content(http.request(method, path, content=body, headers={**sent, **headers}))
-        for headers in ({}, bearer("nonsense"), bearer(key))
+        http.request(method, path, content=body, headers={**sent, **headers})
+        for headers in ({}, bearer("nonsense"), bearer(key), {"x-api-key": key})
     ]
 
-    assert responses == [MISSING_CREDENTIAL, INVALID_TOKEN, INVALID_TOKEN]
+    no_key = (401, {"message": str(ApiKeyNotAcceptedError())})
+    missing = (401, {"message": str(TokenRequiredError())})
+    assert [content(response) for response in responses] == [missing, INVALID_TOKEN, no_key, no_key]
+    challenges = [response.headers["www-authenticate"] for response in responses]
+    assert challenges == ["Bearer", *['Bearer error="invalid_token"'] * 3]
     assert users.get(ada.id) == ada
 
 

@@ -112,6 +112,13 @@ def test_disabled_user_gets_no_token(http: TestClient, users: Users, ada: User) 
     assert content(http.post("/token", data=ADA)) == (403, body)
 
 
+def test_other_grants_are_unsupported_rather_than_incomplete(http: TestClient) -> None:
+    message = "The grant_type must be password"
+    body = {"message": message, "error": "unsupported_grant_type", "error_description": message}
+    for form in (b"grant_type=client_credentials&client_id=a", b"grant_type=refresh_token&refresh_token=a"):
+        assert send(http, form) == (400, body)
+
+
 def test_missing_fields_are_listed(http: TestClient) -> None:
     assert send(http, b"grant_type=password") == (
         422,

@@ -58,6 +58,8 @@ def headers(types: list[str], lengths: list[str] | None = None) -> Headers:
         "application/json;odata.metadata=minimal;IEEE754Compatible=true; charset=utf-8",
         'application/json; profile="https://example.com/a;b,c\\"d"; charset="utf\\-8"',
         "application/json; charset=utf-8; charset=UTF-8",
+        "application/json; charset=utf8",
+        "application/json; charset=US-ASCII",
     ],
 )
 def test_json_in_utf8_is_accepted(content_type: str) -> None:

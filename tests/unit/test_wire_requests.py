@@ -119,6 +119,11 @@ def test_reading_stops_at_the_limit() -> None:
             RegisterRequest("u", "p", "e"),
             id="unknown fields",
         ),
+        pytest.param(
+            GOOD_BODY[:-1] + b', "ignored": ' + b"1" * 5000 + b"}",
+            RegisterRequest("test", "test", "test@testmail.com"),
+            id="unknown field with an integer of 5000 digits",
+        ),
     ],
 )
 def test_valid_body_is_decoded(body: bytes, decoded: RegisterRequest) -> None:
@@ -174,12 +179,6 @@ CONSTANT = "NaN and Infinity are not JSON"
         pytest.param(b'{"username": NaN}', CONSTANT, id="NaN"),
         pytest.param(b"[Infinity]", CONSTANT, id="Infinity"),
         pytest.param(b"-Infinity", CONSTANT, id="-Infinity"),
-        pytest.param(b"1" * 5000, "it contains a number that is too long", id="integer of 5000 digits"),
-        pytest.param(
-            b'{"username": -' + b"1" * 5000 + b"}",
-            "it contains a number that is too long",
-            id="negative integer of 5000 digits",
-        ),
     ],
 )
 def test_invalid_json_is_rejected_with_the_reason(body: bytes, reason: str) -> None:

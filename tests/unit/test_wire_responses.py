@@ -37,10 +37,12 @@ from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_
 from mlapi.entrypoints.wire.errors import (
     AdminAccessDeniedError,
     AdminTokenRequiredError,
+    ApiKeyNotAcceptedError,
     BodyTooLargeError,
     HeadersTooLargeError,
     MissingCredentialError,
     RequestError,
+    TokenRequiredError,
     UnreadableBodyError,
     UnsupportedContentEncodingError,
     UnsupportedGrantTypeError,
@@ -220,6 +222,23 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
             b'{"message":"This needs a token or an API key: send Authorization: Bearer <token>,'
             b' or X-API-Key: <API key>"}',
             (("WWW-Authenticate", "Bearer"),),
+        ),
+    ),
+    (
+        TokenRequiredError(),
+        Response(
+            HTTPStatus.UNAUTHORIZED,
+            b'{"message":"This needs a token: log in with POST /token, and send Authorization: Bearer <token>"}',
+            (("WWW-Authenticate", "Bearer"),),
+        ),
+    ),
+    (
+        ApiKeyNotAcceptedError(),
+        Response(
+            HTTPStatus.UNAUTHORIZED,
+            b'{"message":"This needs a token, and the request has an API key: log in with POST /token, and send'
+            b' Authorization: Bearer <token>"}',
+            INVALID_TOKEN_CHALLENGE,
         ),
     ),
     (UserDisabledError(7), Response(HTTPStatus.FORBIDDEN, b'{"message":"User is disabled"}')),

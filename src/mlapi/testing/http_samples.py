@@ -22,7 +22,6 @@ UNREADABLE_BODIES = {
     "Infinity": b'{"username": -Infinity, "password": "x", "email": "a@b.c"}',
     "raw control character": b'{"username": "a\nb", "password": "x", "email": "a@b.c"}',
     "deeply nested": b"[" * 16000,
-    "thousands of digits": b"9" * 5000,
     "single quotes": b"{'username': 'a'}",
     "trailing comma": b'{"username": "a",}',
 }

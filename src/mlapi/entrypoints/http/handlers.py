@@ -25,7 +25,7 @@ from mlapi.entrypoints.wire.error_responses import (
     http_error_response,
     oauth_error_response,
 )
-from mlapi.entrypoints.wire.errors import MissingCredentialError
+from mlapi.entrypoints.wire.errors import ApiKeyNotAcceptedError, MissingCredentialError, TokenRequiredError
 from mlapi.entrypoints.wire.headers import FORM, JSON, get_bearer_credential, validate_content_headers
 from mlapi.entrypoints.wire.responses import Response
 
@@ -267,7 +267,10 @@ async def _user_with_token(request: Request) -> User:
 
     API keys are rejected, because a key that leaks from a client must not be enough to take over the account.
     """
-    credential = _credential(request)
+    try:
+        credential = _credential(request)
+    except MissingCredentialError:
+        raise TokenRequiredError from None
     if looks_like_api_key(credential):
-        raise InvalidTokenError
+        raise ApiKeyNotAcceptedError
     return await _runtime(request).guard.check(credential)

@@ -9,7 +9,9 @@ from mlapi.domain.errors import InvalidTokenError, MlapiError
 from mlapi.entrypoints.wire.errors import (
     AdminAccessDeniedError,
     AdminTokenRequiredError,
+    ApiKeyNotAcceptedError,
     MissingCredentialError,
+    TokenRequiredError,
     UserIsNotAdminError,
     WrongAdminTokenError,
 )
@@ -45,4 +47,6 @@ _USER_TOKEN: tuple[SecurityRequirement, ...] = ({"userToken": []}, {"userLogin":
 _API_KEY: tuple[SecurityRequirement, ...] = ({"apiKey": []}, {"apiKeyHeader": []})
 USERS = Callers(security=(*_USER_TOKEN, *_API_KEY), errors=(MissingCredentialError, *AUTHENTICATION_ERRORS))
 USERS_EVEN_DISABLED = attrs.evolve(USERS, errors=(InvalidTokenError,))
-USERS_WITH_TOKEN = attrs.evolve(USERS, security=_USER_TOKEN)
+USERS_WITH_TOKEN = Callers(
+    security=_USER_TOKEN, errors=(TokenRequiredError, ApiKeyNotAcceptedError, *AUTHENTICATION_ERRORS)
+)

@@ -27,9 +27,11 @@ from mlapi.domain.errors import (
 from mlapi.entrypoints.wire.errors import (
     AdminAccessDeniedError,
     AdminTokenRequiredError,
+    ApiKeyNotAcceptedError,
     BodyTooLargeError,
     HeadersTooLargeError,
     MissingCredentialError,
+    TokenRequiredError,
     UnreadableBodyError,
     UnsupportedContentEncodingError,
     UnsupportedGrantTypeError,
@@ -88,6 +90,8 @@ _ENTRIES = (
         "The token or API key is forged, expired or revoked, or its user was removed.",
     ),
     ErrorEntry(MissingCredentialError(), HTTPStatus.UNAUTHORIZED, None, "The request has no token and no API key."),
+    ErrorEntry(TokenRequiredError(), HTTPStatus.UNAUTHORIZED, None, "The request has no token."),
+    ErrorEntry(ApiKeyNotAcceptedError(), HTTPStatus.UNAUTHORIZED, None, "API keys are not accepted here."),
     ErrorEntry(UserDisabledError(1), HTTPStatus.FORBIDDEN, "User is disabled", "The user is disabled."),
     ErrorEntry(
         TooManyAttemptsError(30),
@@ -152,7 +156,9 @@ _ENTRIES = (
 )
 ERRORS: dict[type[MlapiError], ErrorEntry] = {type(entry.example): entry for entry in _ENTRIES}
 """To add an error, add an entry. A test checks that every subclass of `MlapiError` has one."""
-_INVALID_TOKEN_ERRORS = frozenset({InvalidTokenError, WrongAdminTokenError, UserIsNotAdminError})
+_INVALID_TOKEN_ERRORS = frozenset(
+    {InvalidTokenError, ApiKeyNotAcceptedError, WrongAdminTokenError, UserIsNotAdminError}
+)
 """The errors for a credential that is present but does not grant access."""
 _OUTCOME_UNKNOWN = "Service unavailable, try again: this may have been done already"
 _CONFIGURATION_RETRY_SECONDS = "10"

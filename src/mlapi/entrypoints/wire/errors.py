@@ -70,6 +70,23 @@ class MissingCredentialError(RequestError, InvalidTokenError):
         return "This needs a token or an API key: send Authorization: Bearer <token>, or X-API-Key: <API key>"
 
 
+class TokenRequiredError(RequestError, InvalidTokenError):
+    """The operation needs a token, but the request has no credential."""
+
+    def __str__(self) -> str:
+        return "This needs a token: log in with POST /token, and send Authorization: Bearer <token>"
+
+
+class ApiKeyNotAcceptedError(TokenRequiredError):
+    """The operation needs a token, but the request has an API key."""
+
+    def __str__(self) -> str:
+        return (
+            "This needs a token, and the request has an API key: log in with POST /token, and send Authorization:"
+            " Bearer <token>"
+        )
+
+
 class AdminTokenRequiredError(RequestError):
     """The operation needs the admin token, but the request contains no credential, or several."""
 

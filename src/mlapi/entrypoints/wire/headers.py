@@ -25,6 +25,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 
 JSON = b"application/json"
 FORM = b"application/x-www-form-urlencoded"
+_CHARSETS = frozenset({b"utf-8", b"utf8", b"us-ascii", b"ascii"})  # UTF-8, its frequent misspelling, and a subset
 _MAX_CONTENT_TYPE_BYTES = 1024
 # A semicolon and a parameter, which may be missing (RFC 9110, 5.6.6). Every quantifier is possessive, so that
 # each header takes linear time.
@@ -66,7 +67,7 @@ def validate_content_headers(headers: Headers, accepted: Sequence[bytes] = (JSON
 
     Raises:
         UnsupportedMediaTypeError: unless there is exactly one Content-Type header, with an accepted media type and no
-            charset other than UTF-8. Other parameters are ignored.
+            charset other than UTF-8 or ASCII. Other parameters are ignored.
         UnsupportedContentEncodingError: if the body is compressed.
         BodyTooLargeError: if Content-Length exceeds `MAX_BODY_BYTES`.
     """
@@ -88,7 +89,7 @@ def validate_content_headers(headers: Headers, accepted: Sequence[bytes] = (JSON
 
 
 def _parse_media_type(content_type: bytes) -> bytes:
-    """Return the lower-case media type, or nothing if the header is malformed or has a charset other than UTF-8."""
+    """Return the lower-case media type, or nothing if the header is malformed or has another charset."""
     essence, separator, rest = content_type.strip(_WHITESPACE).partition(b";")
     rest = separator + rest
     if len(rest) > _MAX_CONTENT_TYPE_BYTES:
@@ -99,7 +100,7 @@ def _parse_media_type(content_type: bytes) -> bytes:
         if parameter is None:
             return b""
         name, value = parameter.groups(b"")
-        if name.lower() == b"charset" and _unquote(value).lower() != b"utf-8":
+        if name.lower() == b"charset" and _unquote(value).lower() not in _CHARSETS:
             return b""
         end = parameter.end()
     return essence.rstrip(_WHITESPACE).lower()

@@ -77,7 +77,8 @@ ApiKeyName = Annotated[
 # Existing credentials have no constraints: an invalid value simply does not match.
 KnownUsername = Annotated[str, _field("Matched case-insensitively, after NFKC normalization.", "ada")]
 KnownPassword = Annotated[str, _field("The current password.", "difference engine")]
-GrantType = Annotated[str, _field("The grant type of OAuth 2.0.", "password", enum=["password", ""])]
+_GRANT_TYPES = ["password", ""]
+GrantType = Annotated[str, _field("The grant type of OAuth 2.0.", "password", enum=_GRANT_TYPES)]
 IgnoredField = Annotated[str, _field("Ignored.", "")]
 Expiry = Annotated[
     datetime | None,
@@ -184,8 +185,6 @@ def decode(body: bytes, body_type: type[T]) -> T:
         ) from None
     except RecursionError:
         raise UnreadableBodyError("it is nested too deeply") from None
-    except ValueError:  # an integer with thousands of digits
-        raise UnreadableBodyError("it contains a number that is too long") from None
     return _convert(value, body_type)
 
 
@@ -197,10 +196,10 @@ def decode_login_form(body: bytes) -> LoginForm:
         InvalidFieldsError: if a field is missing.
         UnsupportedGrantTypeError: if the grant type is neither ``password`` nor empty.
     """
-    form = _convert(decode_form(body), LoginForm)
-    if form.grant_type not in {"", "password"}:
+    fields = decode_form(body)
+    if fields.get("grant_type", "") not in _GRANT_TYPES:  # other grant types have other fields
         raise UnsupportedGrantTypeError
-    return form
+    return _convert(fields, LoginForm)
 
 
 def _convert(value: object, body_type: type[T]) -> T:
@@ -256,8 +255,9 @@ def _reject_constant(_name: str) -> NoReturn:
     raise UnreadableBodyError("NaN and Infinity are not JSON")
 
 
-# One decoder for all bodies, because json.loads() would create a new one for every call.
-_DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant)
+# One decoder for all bodies, because json.loads() would create a new one for every call. No field is an integer, so
+# decode them as floats: Python rejects integers of more than 4300 digits, even in fields that are ignored.
+_DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant, parse_int=float)
 _CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi_[0-9a-f][^/]*")
 _REDACTED = "redacted"
 _MAX_ID_DIGITS = 19  # the maximum for a signed 64-bit integer
