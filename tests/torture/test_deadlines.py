@@ -13,7 +13,8 @@ import attrs
 import requests
 from sqlalchemy import URL
 
-from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
+from mlapi.entrypoints.wire.operation import Operation
+from mlapi.entrypoints.wire.operations import OPERATIONS
 from tests.e2e.server import MlapiServer, Server
 from tests.postgres_server import PostgresServer
 from tests.torture.clients import PASSWORD, new_user

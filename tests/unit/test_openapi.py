@@ -20,7 +20,8 @@ from mlapi.entrypoints.wire import requests
 from mlapi.entrypoints.wire.callers import ANYONE
 from mlapi.entrypoints.wire.error_responses import ERRORS
 from mlapi.entrypoints.wire.openapi import DescribedAccess, openapi
-from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
+from mlapi.entrypoints.wire.operation import Operation
+from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, START_PATH
 from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS
 

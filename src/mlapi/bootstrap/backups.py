@@ -7,6 +7,7 @@ from pathlib import Path
 
 import attrs
 
+from mlapi.adapters.sql.sqlite.files import HEADER, SIDE_FILE_ENDINGS
 from mlapi.atomic_files import atomic_write, drafting, publish, remove_abandoned_drafts
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
@@ -17,9 +18,6 @@ from mlapi.domain.backups import BackupStorage, Restore, RestoreEffects
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.storage import Storage
 from mlapi.secret_store import SecretStore, fingerprints_of
-
-_SQLITE_HEADER = b"SQLite format 3\0"
-_SIDE_FILES = ("-wal", "-shm", "-journal")
 
 Secrets = SecretStore[StoredPasswordCipher]
 
@@ -136,7 +134,7 @@ def _validate(file: Path, storage: Storage, secrets: Secrets, *, replace: bool) 
     for own in (*storage.files, *([] if secrets.file is None else [secrets.file.resolve()])):
         if resolved == own or (resolved.exists() and own.exists() and resolved.samefile(own)):
             raise ConfigurationError(f"{file} belongs to the service itself: choose another name")
-    if file.name in {"", "-"} or file.name.endswith(_SIDE_FILES):
+    if file.name in {"", "-"} or file.name.endswith(SIDE_FILE_ENDINGS):
         raise ConfigurationError(f"{str(file)!r} cannot be the name of a backup: use a name such as mlapi-backup.db")
     if not resolved.parent.is_dir():
         raise ConfigurationError(f"the folder {resolved.parent} does not exist: create it first")
@@ -147,9 +145,9 @@ def _validate(file: Path, storage: Storage, secrets: Secrets, *, replace: bool) 
     if not replace:
         raise ConfigurationError(f"{file} exists: use --force to replace it")
     with resolved.open("rb") as stream:
-        if stream.read(len(_SQLITE_HEADER)) not in {_SQLITE_HEADER, b""}:
+        if stream.read(len(HEADER)) not in {HEADER, b""}:
             raise ConfigurationError(f"{file} is not a backup, so --force does not replace it: choose another name")
-    if any(os.path.lexists(f"{resolved}{ending}") for ending in _SIDE_FILES):
+    if any(os.path.lexists(f"{resolved}{ending}") for ending in SIDE_FILE_ENDINGS):
         raise ConfigurationError(f"{file} is a database in use, so --force does not replace it: choose another name")
     return resolved
 

@@ -16,7 +16,7 @@ from mlapi.application.secret_reload import ReloadingTokenVerifier
 from mlapi.bootstrap.storage_registry import registered_storages
 from mlapi.bootstrap.tokens import locate_secrets_file, make_tokens
 from mlapi.config import Settings
-from mlapi.config.database_paths import database_url
+from mlapi.config.database_paths import resolve_database_url
 from mlapi.config.platforms import require_unix
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.file_access import find_database_error, find_database_warning
@@ -103,7 +103,7 @@ def _find_sqlite_file(settings: Settings) -> Path | None:
     """
     if settings.connection is not None or settings.database.schema is not None:
         return None
-    url = settings.database.url or database_url(None, settings.folder)
+    url = settings.database.url or resolve_database_url(None, settings.folder)
     match = _PLAIN_SQLITE_PATH.fullmatch(url)
     if match is None or match[1] in registered_storages or url != url.strip():
         return None

@@ -13,7 +13,7 @@ _PATH_OPTION = re.compile(r"(?<=[?&])(sslcert|sslkey|sslrootcert|sslcrl|sslcrldi
 _NOT_A_PATH = frozenset({"system"})  # sslrootcert=system: the certificates of the operating system
 
 
-def database_url(url: str | None, folder: Path) -> str:
+def resolve_database_url(url: str | None, folder: Path) -> str:
     """Return ``database.url``, or the default. Relative paths in it become absolute.
 
     Args:

@@ -8,7 +8,7 @@ from typing import Any
 
 import attrs
 
-from mlapi.config.database_paths import database_url, find_moved_error
+from mlapi.config.database_paths import find_moved_error, resolve_database_url
 from mlapi.config.environment import (
     CONFIG_VARIABLE,
     find_similar_variable,
@@ -49,7 +49,7 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
     has_secrets = "secrets" in tree or "connection" in tree or "@" in str(url) or "password" in str(url)
     # Do not resolve symbolic links: Kubernetes mounts a file as a link into a folder that it replaces.
     folder = file.absolute().parent
-    resolved = database_url(url, folder) if url is None or isinstance(url, str) else url
+    resolved = resolve_database_url(url, folder) if url is None or isinstance(url, str) else url
     if isinstance(url, str):
         tree["database"]["url"] = resolved
     settings = parse_settings(_apply_overrides(tree, environ))

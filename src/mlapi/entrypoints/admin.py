@@ -24,7 +24,8 @@ from mlapi.entrypoints.wire.errors import (
     WrongAdminTokenError,
 )
 from mlapi.entrypoints.wire.headers import Headers, has_user_credential, parse_authorization
-from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
+from mlapi.entrypoints.wire.operation import Operation
+from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.entrypoints.wire.paths import START_PATH, is_docs_path
 
 # Headers that proxies add. A request with any of these headers may come from a different machine.

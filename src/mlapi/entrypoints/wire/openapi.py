@@ -18,7 +18,8 @@ from mlapi.domain.rules import MAX_USERNAME_CHARS
 from mlapi.entrypoints.wire import examples, patterns
 from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_error_response
 from mlapi.entrypoints.wire.headers import FORM
-from mlapi.entrypoints.wire.operations import OPERATIONS, Operation
+from mlapi.entrypoints.wire.operation import Operation
+from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.entrypoints.wire.queries import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
 from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, ResponseBody, UserMessage
 

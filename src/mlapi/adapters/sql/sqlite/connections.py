@@ -6,14 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mlapi.adapters.sql.sqlite.errors import primary_code
+from mlapi.adapters.sql.sqlite.errors import LOCKED_CODES, primary_code
 from mlapi.adapters.sql.sqlite.temporary_files import configure_temporary_files
 
 if TYPE_CHECKING:
     from sqlalchemy.engine.interfaces import DBAPIConnection
 
 _RETRY_SECONDS = 0.01
-_LOCKED_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL}
 _UNWRITABLE_CODES = {sqlite3.SQLITE_FULL, sqlite3.SQLITE_READONLY}
 
 
@@ -67,7 +66,7 @@ def enable_write_ahead_log(connect_and_execute: Callable[[str], object], *, dead
         try:
             connect_and_execute("PRAGMA journal_mode = WAL")
         except sqlite3.OperationalError as error:
-            if time.monotonic() > deadline or primary_code(error) not in _LOCKED_CODES:
+            if time.monotonic() > deadline or primary_code(error) not in LOCKED_CODES:
                 raise
             time.sleep(_RETRY_SECONDS)
         else:

@@ -7,13 +7,12 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import quote
 
-from mlapi.adapters.sql.sqlite.errors import describe_error, primary_code
+from mlapi.adapters.sql.sqlite.errors import CORRUPTION_CODES, describe_error, primary_code
+from mlapi.adapters.sql.sqlite.files import HEADER, LOG_ENDINGS, SIDE_FILE_ENDINGS, existing_uri
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
-_HEADER = b"SQLite format 3\0"  # https://www.sqlite.org/fileformat.html, 1.3
 _PAGES_PER_STEP = 1024
 """4 MiB. Ctrl-C ends the copy between two steps."""
-_DAMAGED_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 
 
 def copy_database(source: sqlite3.Connection, file: Path, *, name: str) -> None:
@@ -48,10 +47,10 @@ def reading_file(file: Path) -> Iterator[sqlite3.Connection]:
         ConfigurationError: if the file is not an intact SQLite database.
     """
     with file.open("rb") as stream:
-        if stream.read(len(_HEADER)) != _HEADER:
+        if stream.read(len(HEADER)) != HEADER:
             raise ConfigurationError(f"{file} is not an SQLite database")
-    has_log = any(file.with_name(f"{file.name}{ending}").exists() for ending in ("-wal", "-journal"))
-    uri = f"file:{quote(str(file))}?{'mode=rw' if has_log else 'mode=ro&immutable=1'}"
+    has_log = any(file.with_name(f"{file.name}{ending}").exists() for ending in LOG_ENDINGS)
+    uri = existing_uri(file) if has_log else f"file:{quote(str(file))}?mode=ro&immutable=1"
     with translating_errors(file), closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
         connection.execute("BEGIN")
         connection.execute("SELECT 1 FROM sqlite_master").fetchone()
@@ -64,13 +63,13 @@ def translating_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        if primary_code(error) in _DAMAGED_CODES:
+        if primary_code(error) in CORRUPTION_CODES:
             raise ConfigurationError(f"{file} is damaged, or is not an SQLite database") from None
         raise RepositoryUnavailableError(describe_error(error)) from None
 
 
 def remove_side_files(file: Path) -> None:
     """Remove the write-ahead log, its index and the journal of a file that no process uses."""
-    for ending in ("-wal", "-shm", "-journal"):
+    for ending in SIDE_FILE_ENDINGS:
         with suppress(FileNotFoundError):
             os.unlink(f"{file}{ending}")  # noqa: PTH108 - also counted by the tests that kill this process

@@ -8,7 +8,8 @@ UNDECODABLE = "Could not decode to UTF-8"
 DATA_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError)
 """In a damaged file, a time may be invalid text."""
 
-_CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
+LOCKED_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 _CHECK_OWNER = "check that the account that runs mlapi owns it and its folder"
 
 _MESSAGES = {
@@ -41,7 +42,7 @@ def describe_file_error(error: BaseException | None) -> str:
     # The messages of these errors may contain stored values.
     if isinstance(error, DATA_ERRORS) or str(error).startswith(UNDECODABLE):
         return f"the database file contains unreadable data ({type(error).__name__}); run `mlapi doctor`"
-    is_corrupt = isinstance(error, sqlite3.Error) and primary_code(error) in _CORRUPTION_CODES
+    is_corrupt = isinstance(error, sqlite3.Error) and primary_code(error) in CORRUPTION_CODES
     return describe_error(error) + ("; run `mlapi doctor`" if is_corrupt else "")
 
 

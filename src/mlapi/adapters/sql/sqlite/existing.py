@@ -4,13 +4,13 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote
 
 from sqlalchemy import Connection, Engine, NullPool, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from mlapi.adapters.sql.existing import IN_USE, Purpose, translating_errors
 from mlapi.adapters.sql.sqlite.errors import UNDECODABLE, describe_error
+from mlapi.adapters.sql.sqlite.files import existing_uri
 from mlapi.adapters.sql.sqlite.temporary_files import configure_temporary_files
 from mlapi.domain.errors import ConfigurationError
 
@@ -29,9 +29,7 @@ def open_existing(file: Path, purpose: Purpose, *, timeout_seconds: float) -> It
 
 def _create_engine(file: Path, timeout_seconds: float, purpose: Purpose) -> Engine:
     def connect() -> sqlite3.Connection:
-        # Not mode=ro: after a crash, the first connection must be able to roll back the unfinished transaction.
-        uri = f"file:{quote(str(file))}?mode=rw"
-        return sqlite3.connect(uri, uri=True, timeout=timeout_seconds, isolation_level=None)
+        return sqlite3.connect(existing_uri(file), uri=True, timeout=timeout_seconds, isolation_level=None)
 
     engine = create_engine("sqlite://", creator=connect, poolclass=NullPool, hide_parameters=True)
 

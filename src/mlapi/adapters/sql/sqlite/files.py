@@ -1,14 +1,22 @@
 """The files of an SQLite database."""
 
 import re
+import shlex
 from pathlib import Path
-from shlex import quote
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
 
 from mlapi.domain.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from sqlalchemy import URL
+
+HEADER = b"SQLite format 3\0"
+"""The first bytes of a database that is not empty (https://www.sqlite.org/fileformat.html, 1.3)."""
+LOG_ENDINGS = ("-wal", "-journal")
+"""The endings of the files that may contain changes: the write-ahead log and the rollback journal."""
+SIDE_FILE_ENDINGS = ("-wal", "-shm", "-journal")
+"""The endings of all files beside a database: the write-ahead log, its index, and the rollback journal."""
 
 FileChange = Literal["removed", "replaced"]
 """What happened to the file of an open database."""
@@ -47,7 +55,7 @@ def validate_single_name(file: Path) -> None:
             " folder that contains it instead"
         )
     if link_count > 1:
-        name, copy = quote(str(file)), quote(f"{file}.copy")
+        name, copy = shlex.quote(str(file)), shlex.quote(f"{file}.copy")
         raise ConfigurationError(
             f"{file} has {link_count} names (hard links), and programs that open different names damage it: stop them,"
             f" then run `cp -p {name} {copy} && mv {copy} {name}`. To share the database, share its folder"
@@ -70,7 +78,15 @@ _OCTAL_ESCAPE = re.compile(r"\\([0-7]{3})")
 
 def all_files(file: Path) -> tuple[Path, ...]:
     """Return the database file, its write-ahead log, the log's index, and the rollback journal."""
-    return (file, *(file.with_name(f"{file.name}{ending}") for ending in ("-wal", "-shm", "-journal")))
+    return (file, *(file.with_name(f"{file.name}{ending}") for ending in SIDE_FILE_ENDINGS))
+
+
+def existing_uri(file: Path) -> str:
+    """Return the URI that opens an existing file. SQLite does not create a file for it.
+
+    It is not read-only: after a crash, the first connection must be able to roll back the unfinished transaction.
+    """
+    return f"file:{quote(str(file))}?mode=rw"
 
 
 class FileChangeCheck:

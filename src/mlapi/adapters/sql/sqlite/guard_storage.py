@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Self, TypeVar
-from urllib.parse import quote
 
 from mlapi import forks
 from mlapi.adapters.sql.fork_gate import ForkGate
@@ -170,7 +169,7 @@ class SqliteGuardStorage:
             raise RepositoryUnavailableError(describe_file_error(error)) from None
 
     def _connect(self) -> sqlite3.Connection:
-        uri = f"file:{quote(str(self._file.resolve()))}?mode=rw"  # never creates the file
+        uri = files.existing_uri(self._file.resolve())
         connection = connections.connect(uri, timeout_seconds=TIMEOUT_SECONDS, uri=True, check_same_thread=False)
         connections.configure(connection, timeout_seconds=TIMEOUT_SECONDS)
         return connection

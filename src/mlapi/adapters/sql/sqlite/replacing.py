@@ -9,12 +9,12 @@ from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
-from urllib.parse import quote
 
 import attrs
 
 from mlapi.adapters.sql.sqlite.copying import copy_database, remove_side_files, translating_errors
-from mlapi.adapters.sql.sqlite.errors import primary_code
+from mlapi.adapters.sql.sqlite.errors import LOCKED_CODES, primary_code
+from mlapi.adapters.sql.sqlite.files import LOG_ENDINGS, existing_uri
 from mlapi.atomic_files import drafting, publish
 from mlapi.domain.backups import MAX_EXAMPLES, Affected, RestoreEffects
 from mlapi.domain.commands import generate_token_epoch
@@ -25,7 +25,6 @@ _IN_USE = (
     " again"
 )
 _TIMEOUT_SECONDS = 2.0
-_BUSY_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
 # The bytes that SQLite locks: https://www.sqlite.org/src/file/src/os.h, PENDING_BYTE
 _FIRST_LOCK_BYTE = 0x4000_0000
 _LOCK_BYTES = 512
@@ -63,12 +62,13 @@ def replaceable(file: Path, draft: Path) -> Iterator["Replacement"]:
     if not file.exists() or not file.stat().st_size:
         yield Replacement(file, draft)
         return
-    uri = f"file:{quote(str(file))}?mode=rw"
-    with closing(sqlite3.connect(uri, uri=True, timeout=_TIMEOUT_SECONDS, isolation_level=None)) as connection:
+    with closing(
+        sqlite3.connect(existing_uri(file), uri=True, timeout=_TIMEOUT_SECONDS, isolation_level=None)
+    ) as connection:
         try:
             _lock(connection, draft)
         except sqlite3.Error as error:
-            if primary_code(error) in _BUSY_CODES:
+            if primary_code(error) in LOCKED_CODES:
                 raise ConfigurationError(_IN_USE.format(file)) from None
         else:
             with translating_errors(file):
@@ -189,7 +189,7 @@ def _copy_bytes(damaged: BinaryIO, draft: Path) -> None:
 
 def _keep_logs(file: Path, kept: Path) -> None:
     """Copy the files that may contain recent changes of a damaged database."""
-    for ending in ("-wal", "-journal"):
+    for ending in LOG_ENDINGS:
         log = file.with_name(f"{file.name}{ending}")
         if log.exists():
             with log.open("rb") as stream, drafting(kept) as draft:
