@@ -6,8 +6,15 @@ BIN := $(VENV)/bin
 CHECKS := check-format check-lint check-types check-imports check-dependencies
 # Write bytecode even if the environment disables it. Otherwise each test worker compiles all tests again.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
+ALL_BUT_FAULTS := -n 4 --dist worksteal --ignore=tests/torture
 # The test client of old Starlette versions leaves streams for the garbage collector.
 LOWEST_OPTIONS := -W ignore::pytest.PytestUnraisableExceptionWarning
+
+define check_python
+@$(PYTHON) -c '' 2>/dev/null || { echo "Cannot run $(PYTHON): install it, or name a different Python: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	|| { echo "mlapi needs Python >= 3.11. Use a newer Python: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
+endef
 
 .PHONY: help run test faults test-lowest test-python run-tests dist torture failover check $(CHECKS) compile-tests fmt install bench lock clean
 .DEFAULT_GOAL := help
@@ -20,19 +27,20 @@ run: $(VENV)/runtime ## serve on http://127.0.0.1:8001 (PORT=... for a different
 
 test: $(VENV)/dev ## run all checks, and all tests but the fault tests, with full branch coverage
 	@$(MAKE) --no-print-directory -j --output-sync $(CHECKS) compile-tests
-	$(PYTEST) -n 4 --dist worksteal --ignore=tests/torture --cov --cov-report=term
+	$(PYTEST) $(ALL_BUT_FAULTS) --cov --cov-report=term
 
 faults: $(VENV)/dev ## run each fault test with few repetitions; takes 3 minutes
 	$(PYTEST) tests/torture -n 4 --dist worksteal
 
-test-lowest: .venv/lowest/installed ## run all tests with the lowest supported version of each dependency, on Python 3.11
+test-lowest: .venv/lowest/installed ## run the same tests with the lowest supported version of each dependency, on Python 3.11
 	$(MAKE) --no-print-directory run-tests VENV=.venv/lowest TESTS='$(LOWEST_OPTIONS) $(TESTS)'
 
-test-python: ## run all tests on another Python: make test-python PYTHON=python3.13
+test-python: ## run the same tests on another Python: make test-python PYTHON=python3.13
+	$(check_python)
 	$(MAKE) --no-print-directory .venv/$(notdir $(PYTHON))/dev run-tests VENV=.venv/$(notdir $(PYTHON))
 
-run-tests: # the tests without the checks; TESTS=... for some of them
-	$(PYTEST) -n 4 --dist worksteal $(TESTS)
+run-tests: # the tests without the checks and the fault tests; TESTS=... for some of them
+	$(PYTEST) $(ALL_BUT_FAULTS) $(TESTS)
 
 dist: $(VENV)/dev .venv/distributions/installed ## build the wheel and the source distribution, and test them in fresh environments
 	rm -rf dist
@@ -90,8 +98,7 @@ clean: ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
 
 $(VENV)/bin/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "mlapi needs Python >= 3.11. Use a newer Python: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
+	$(check_python)
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/runtime: $(VENV)/bin/python requirements.lock pyproject.toml
@@ -104,6 +111,7 @@ $(VENV)/dev: $(VENV)/runtime requirements-dev.lock
 	@touch $@
 
 .venv/lowest/installed: requirements-lowest.lock pyproject.toml
+	$(check_python)
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 		|| { echo "The lowest versions have no wheels for a newer Python: make test-lowest PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv/lowest

@@ -191,7 +191,8 @@ def test_all_model_routes_are_guarded() -> None:
 def test_routes_with_guard_dependency_count_as_guarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     app = import_example("fastapi").app
-    with open_guard(load_settings(environ={})) as guard:
+    settings = load_settings(environ={})
+    with open_users(settings), open_guard(settings) as guard:
         monkeypatch.setattr(app.state, "guard", guard, raising=False)
 
         assert_all_routes_guarded(app)

@@ -10,7 +10,7 @@ from mlapi.domain.credentials import ApiKey, ApiKeyId, looks_like_api_key
 from mlapi.domain.errors import ApiKeyNotFoundError
 from mlapi.domain.users import User, utc_now
 from mlapi.entrypoints.cli.operator import open_users_as_operator
-from mlapi.entrypoints.cli.output import CommandError, UsageError, json_option
+from mlapi.entrypoints.cli.output import CommandError, CommandGroup, UsageError, json_option
 from mlapi.entrypoints.cli.selection import (
     Report,
     confirm,
@@ -37,7 +37,7 @@ _COLUMNS: list[Column[ApiKeyResponse]] = [
 ]
 
 
-class ApiKeyGroup(click.Group):
+class ApiKeyGroup(CommandGroup):
     """A command group that rejects the former names of ``mlapi secrets``."""
 
     def resolve_command(

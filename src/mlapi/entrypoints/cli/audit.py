@@ -11,6 +11,7 @@ from mlapi.domain.audit import AuditEntry
 from mlapi.domain.errors import UserNotFoundError
 from mlapi.domain.users import UserId
 from mlapi.entrypoints.cli.operator import open_users_as_operator
+from mlapi.entrypoints.cli.output import CommandGroup
 from mlapi.entrypoints.cli.selection import find_user, reference_options
 from mlapi.entrypoints.cli.tables import Column, format_time, list_format_options, show_rows
 from mlapi.entrypoints.cli.times import PastTime
@@ -31,7 +32,7 @@ _COLUMNS: list[Column[AuditEntryResponse]] = [
 ]
 
 
-@click.group("audit")
+@click.group("audit", cls=CommandGroup)
 def audit_commands() -> None:
     """Read the audit trail."""
 

@@ -15,7 +15,7 @@ from mlapi.bootstrap import (
     upgrade_database,
 )
 from mlapi.config import load_settings
-from mlapi.entrypoints.cli.output import EXIT_ERROR, CommandError, command_errors, json_option, show
+from mlapi.entrypoints.cli.output import EXIT_ERROR, CommandError, CommandGroup, command_errors, json_option, show
 
 _MAX_SHOWN_USERS = 20
 _MAX_SHOWN_NAME_CHARS = 60
@@ -32,7 +32,7 @@ _OWNERS = {
 }
 
 
-@click.group("db")
+@click.group("db", cls=CommandGroup)
 def database_commands() -> None:
     """Manage the configured database."""
 

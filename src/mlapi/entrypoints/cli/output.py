@@ -34,11 +34,23 @@ class UsageError(CommandError):
     exit_code = EXIT_USAGE
 
 
-_NoArgumentsError: type[click.ClickException] = getattr(click.exceptions, "NoArgsIsHelpError", CommandError)
-"""Raised by click to show the help. Before version 8.2, click shows it itself."""
+class MissingCommandError(UsageError):
+    """A command group is used without a command. The message is its help."""
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(self.message, file=file, err=file is None)
 
 
-class OneLineGroup(click.Group):
+class CommandGroup(click.Group):
+    """A command group that shows its help as an error if no command is given. click 8.1 would report success."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        if not args and not ctx.resilient_parsing:
+            raise MissingCommandError(ctx.get_help())
+        return super().parse_args(ctx, args)
+
+
+class OneLineGroup(CommandGroup):
     """A command group that prints every error as one line on standard error, where click would print three.
 
     The exit code is 2 for incorrect usage and 1 for operating system errors.
@@ -52,7 +64,7 @@ class OneLineGroup(click.Group):
         _escape_unencodable(sys.stdout)
         try:
             code: object = super().main(*args, **options)
-        except (CommandError, _NoArgumentsError) as error:
+        except CommandError as error:
             error.show()
             sys.exit(error.exit_code)
         except click.UsageError as error:

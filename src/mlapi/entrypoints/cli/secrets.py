@@ -9,11 +9,11 @@ from mlapi.application.secret_rotation import SecretPendingError, SecretRotation
 from mlapi.bootstrap import open_secret_rotation
 from mlapi.config import load_settings
 from mlapi.entrypoints.cli.manual_rotation import SecretSource, describe_steps
-from mlapi.entrypoints.cli.output import EXIT_PARTIAL, command_errors, json_option, show
+from mlapi.entrypoints.cli.output import EXIT_PARTIAL, CommandGroup, command_errors, json_option, show
 from mlapi.secret_store import new_admin_token, new_key
 
 
-@click.group("secrets")
+@click.group("secrets", cls=CommandGroup)
 def secret_commands() -> None:
     """Manage the keys that encrypt passwords and sign tokens."""
 
@@ -86,7 +86,7 @@ def secrets_prune(*, as_json: bool) -> None:
     show("\n".join(lines), {"left": kept}, as_json=as_json)
 
 
-@click.group("admin-token")
+@click.group("admin-token", cls=CommandGroup)
 def admin_token_commands() -> None:
     """Manage the token that authenticates admins."""
 

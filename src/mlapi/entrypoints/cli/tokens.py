@@ -12,7 +12,7 @@ from mlapi.domain.commands import UserCommand
 from mlapi.domain.credentials import ApiKeyPrincipal, TokenClaims, authenticate, get_principal_id
 from mlapi.domain.users import User, utc_now
 from mlapi.entrypoints.cli.operator import open_service_as_operator, open_users_as_operator
-from mlapi.entrypoints.cli.output import command_errors, json_option, show
+from mlapi.entrypoints.cli.output import CommandGroup, command_errors, json_option, show
 from mlapi.entrypoints.cli.selection import (
     Report,
     apply_to_each,
@@ -30,7 +30,7 @@ from mlapi.entrypoints.cli.tables import format_time
 from mlapi.entrypoints.wire import responses
 
 
-@click.group("tokens")
+@click.group("tokens", cls=CommandGroup)
 def token_commands() -> None:
     """Manage the tokens of users."""
 

@@ -10,7 +10,7 @@ from mlapi.application.user_search import iterate_sorted
 from mlapi.domain.commands import UserCommand
 from mlapi.domain.users import User, UserOrder
 from mlapi.entrypoints.cli.operator import open_users_as_operator
-from mlapi.entrypoints.cli.output import json_option
+from mlapi.entrypoints.cli.output import CommandGroup, json_option
 from mlapi.entrypoints.cli.selection import (
     STDIN,
     Report,
@@ -40,7 +40,7 @@ _COLUMNS: list[Column[UserResponse]] = [
 ]
 
 
-@click.group("users")
+@click.group("users", cls=CommandGroup)
 def user_commands() -> None:
     """Manage the users of the configured database."""
 
