@@ -257,6 +257,9 @@ def test_unusable_descriptors_are_reported(folder: Path) -> None:
             unbound_unix.fileno(): "is not bound to an address",
             first.fileno(): "is connected to a client",
             999_999: "is not an open socket",
+            2**31: "is not an open socket",
+            2**32 + datagram.fileno(): "is not an open socket",
+            10**30: "is not an open socket",
         }
 
         for descriptor, problem in problems.items():
@@ -285,6 +288,8 @@ def test_unusable_descriptors_are_reported(folder: Path) -> None:
             (["--root-path", path], 2, "must be a path such as /um")
             for path in ("um", "//evil.example", "/um/../x", "/u m", "/um?x", "/\u00fcm", "https://x/um")
         ),
+        (["--host", "127.0.0.1", "--host", ""], 2, "Invalid value for '--host': must not be empty"),
+        (["--uds", ""], 2, "Invalid value for '--uds': must not be empty"),
         (["--keep-alive", "0"], 2, "Invalid value for '--keep-alive'"),
     ],
 )
@@ -327,6 +332,19 @@ def test_workers_share_the_unix_socket(folder: Path, monkeypatch: pytest.MonkeyP
     arguments.socket_file.remove()
     close_all(listeners)
     assert list(folder.iterdir()) == []
+
+
+def test_repeated_descriptor_is_adopted_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    passed: list[str] = []
+    monkeypatch.setattr("os.execv", lambda _program, command: passed.append(command[-1]))
+    listener = socket.create_server(("127.0.0.1", 0))
+    fd = str(listener.detach())
+
+    result = CliRunner().invoke(main, ["serve", "--fd", fd, "--fd", fd])
+
+    arguments = msgspec.json.decode(passed[0], type=SupervisorArguments)
+    assert (result.exit_code, arguments.listener_fds) == (0, [[int(fd)]])
+    os.close(int(fd))
 
 
 # --- descriptions and limits

@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from typing import TypeVar
 
 import click
 import msgspec
@@ -24,7 +25,14 @@ from mlapi.entrypoints.server.processes import SIGNALS
 STANDARD_STREAMS = (0, 1, 2)
 DEFAULT_HOST = "127.0.0.1"
 _MAX_MODE = 0o777
+_TextT = TypeVar("_TextT", str | None, tuple[str, ...])
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
+
+
+def _require_text(_context: click.Context, _parameter: click.Parameter, value: _TextT) -> _TextT:
+    if value == "" or (isinstance(value, tuple) and "" in value):
+        raise click.BadParameter("must not be empty")
+    return value
 
 
 def _parse_root_path(_context: click.Context, _parameter: click.Parameter, value: str) -> str:
@@ -49,11 +57,17 @@ def _parse_mode(_context: click.Context, _parameter: click.Parameter, value: str
     "--host",
     "hosts",
     multiple=True,
+    callback=_require_text,
     help=f"Address to listen on; 0.0.0.0 for all of IPv4, :: for all of IPv6. Can be repeated.  [default:"
     f" {DEFAULT_HOST}]",
 )
 @click.option("--port", default=8001, show_default=True, type=click.IntRange(0, 65535), help="Port to listen on.")
-@click.option("--uds", type=click.Path(), help="Path of a Unix socket to listen on, instead of the default host.")
+@click.option(
+    "--uds",
+    type=click.Path(),
+    callback=_require_text,
+    help="Path of a Unix socket to listen on, instead of the default host.",
+)
 @click.option(
     "--uds-mode", default="666", show_default=True, callback=_parse_mode, help="Permissions of the Unix socket."
 )
@@ -185,7 +199,7 @@ def _open_listeners(
         ConfigurationError: if an address is invalid or in use.
     """
     socket_file = None
-    addresses = [_copies(adopt_socket(descriptor), workers, on_error) for descriptor in descriptors]
+    addresses = [_copies(adopt_socket(descriptor), workers, on_error) for descriptor in dict.fromkeys(descriptors)]
     if uds is not None:
         listener, socket_file = bind_path(uds, uds_mode)
         on_error.callback(socket_file.remove)

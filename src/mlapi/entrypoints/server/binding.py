@@ -214,8 +214,9 @@ def adopt_socket(descriptor: int) -> socket.socket:
         ConfigurationError: if the file descriptor is not a bound stream socket.
     """
     try:
+        os.fstat(descriptor)  # `socket` would ignore the high bits of a number that is too large
         listener = socket.socket(fileno=descriptor)
-    except OSError:
+    except (OSError, OverflowError):
         raise _not_usable(descriptor, "is not an open socket") from None
     checks: tuple[tuple[str, Callable[[], bool]], ...] = (
         ("is not a TCP or Unix stream socket", lambda: _is_stream(listener)),
