@@ -1,6 +1,7 @@
 """Fork while a guard, users or an asynchronous guard are open, and use them in the parent and in all children.
 
-Run as a script by test_forks.py. Prints the number of checks in all processes, or the first error.
+Run as a script by test_forks.py. For each kind of work, prints the number of checks in all processes. Exits with the
+first error.
 """
 
 import asyncio
@@ -118,10 +119,18 @@ def keep_busy(service: Service, credentials: Credentials, stop: threading.Event,
             failures.append(str(error))
 
 
-def main(kind: str, children: int, rounds: int) -> None:
+def main(children: int, rounds: int) -> None:
     with open_service(load_settings()) as service:
         credentials = Credentials(service, 20)
-        work = WORK[kind]
+    for kind, work in WORK.items():
+        sys.stdout.write(f"{kind} {fork_during(work, credentials, children, rounds)}\n")
+
+
+def fork_during(
+    work: Callable[[Service, Credentials, int], int], credentials: Credentials, children: int, rounds: int
+) -> int:
+    """Open a service, fork, and do the work in all children. Return the number of checks in all processes."""
+    with open_service(load_settings()) as service:
         work(service, credentials, 1)  # opens connections and threads
         stop, failures = threading.Event(), list[str]()
         busy = threading.Thread(target=keep_busy, args=(service, credentials, stop, failures))
@@ -133,8 +142,8 @@ def main(kind: str, children: int, rounds: int) -> None:
         checks += collect(forked)
         checks += check_all(service, credentials, rounds)  # the children have not ended the parent's sessions
         assert not failures, failures[0]
-    sys.stdout.write(f"{checks}\n")
+    return checks
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(int(sys.argv[1]), int(sys.argv[2]))

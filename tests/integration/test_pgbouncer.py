@@ -1,8 +1,8 @@
 """PostgreSQL behind a real PgBouncer, in session and transaction mode."""
 
+import os
+import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +21,7 @@ from mlapi.config import load_settings
 from tests.pgbouncer import PgBouncer, running_pgbouncer
 from tests.postgres_server import PostgresServer
 from tests.session_scenario import COMMANDS, run_commands, run_service
+from tests.torture.crash_points import run
 
 MAX_SECONDS = 10
 MAX_COMMAND_SECONDS = 10  # without the time to start several interpreters at once, which is seconds on a busy machine
@@ -209,33 +210,40 @@ def wait_until_available(users: Users) -> None:
     raise AssertionError
 
 
-def start_together(commands: list[list[str]]) -> list[subprocess.Popen[bytes]]:
-    """Start commands of mlapi at the same time."""
-    return [
-        subprocess.Popen([sys.executable, "-m", "mlapi", *command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-        for command in commands
-    ]
+def run_together(commands: list[list[str]], folder: Path) -> tuple[list[tuple[int, str]], float]:
+    """Run commands of mlapi in separate processes at the same time.
+
+    Returns:
+        The exit code and the output of each command, and how long they took in seconds.
+    """
+    environ = {name: value for name, value in os.environ.items() if name.startswith("MLAPI_")}
+    folders = [folder / str(number) for number in range(len(commands))]
+    for each in folders:
+        each.mkdir(exist_ok=True)
+        (each / "users.csv").write_text("username,email,password\nada,ada@example.com,difference engine\n", "utf-8")
+        shutil.copyfile(folder / "secrets.yml", each / "secrets.yml")
+        (each / "secrets.yml").chmod(0o600)
+    begin = time.monotonic()
+    with ThreadPoolExecutor(len(commands)) as pool:
+        codes = list(pool.map(lambda each, command: run(each, environ, command), folders, commands))
+    seconds = time.monotonic() - begin
+    return [(code, (each / "command.log").read_text()) for code, each in zip(codes, folders, strict=True)], seconds
 
 
 def test_commands_end_in_time_without_a_free_server_connection(
     pooler: PgBouncer, postgres: PostgresServer, postgres_url: URL, folder: Path
 ) -> None:
-    upgrade_database(load_settings())
-    (folder / "users.csv").write_text("username,email,password\nada,ada@example.com,difference engine\n", "utf-8")
+    with open_service(load_settings()):
+        pass  # creates the schema and the secrets
     commands = [["db", "upgrade"], ["users", "import", "users.csv"], ["users", "list"], ["doctor"]]
-
-    begin = time.monotonic()
-    for process in start_together([[*command, "--help"] for command in commands]):
-        process.communicate(timeout=120)
-    start_seconds = time.monotonic() - begin
+    _, start_seconds = run_together([[*command, "--help"] for command in commands], folder)
 
     with held_by_a_neighbor(pooler, postgres, postgres_url):
-        processes = start_together(commands)
-        timeout_seconds = MAX_COMMAND_SECONDS + 3 * start_seconds
-        outputs = [process.communicate(timeout=timeout_seconds)[0].decode() for process in processes]
+        results, seconds = run_together(commands, folder)
 
-    assert [process.returncode for process in processes] == [3, 3, 3, 3]
-    for output in outputs:
+    assert [code for code, _ in results] == [3, 3, 3, 3]
+    assert seconds < MAX_COMMAND_SECONDS + 3 * start_seconds
+    for _, output in results:
         assert "a connection pooler may have no free server connection" in output
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from mlapi.adapters.sql.tables import metadata
 from mlapi.config import CONTEXT_WORDS, Settings
-from tests.unit.test_source import TREES
+from tests.unit.test_source import trees
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "SECURITY.md").read_text("utf-8")
@@ -151,7 +151,7 @@ def test_documented_limits_match_the_code() -> None:
 def test_every_logger_is_documented() -> None:
     used = {
         name
-        for tree in TREES.values()
+        for tree in trees().values()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "logging.getLogger"
         for argument in node.args

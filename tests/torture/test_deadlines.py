@@ -23,6 +23,7 @@ from tests.torture.slow_database import SlowProxy, hanging, write_lock_held
 
 LIMIT_SECONDS = 10
 RECOVERY_SECONDS = 20
+STOP_SECONDS = 15
 DELAY_SECONDS = 0.7
 """Each step of a request succeeds with this delay, but all steps together take too long."""
 BODIES: dict[str, Any] = {
@@ -143,6 +144,38 @@ def test_responses_arrive_in_time_while_postgresql_hangs(
         results = check_deadlines(calls, lambda: hanging(postgres), short_or_full(1, 5))
 
     report(summary("hanging PostgreSQL", *results))
+
+
+def test_changes_rejected_while_postgresql_hangs_are_not_applied(
+    tmp_path: Path, postgres: PostgresServer, postgres_url: URL
+) -> None:
+    environ = {"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)}
+    with Server(tmp_path, environ) as server:
+        requests.post(f"{server.base}/register-user", json=new_user("ada"), timeout=30)
+
+        def toggle(_number: int) -> int:
+            return requests.put(f"{server.base}/toggle-user-permission/1/0", timeout=30).status_code
+
+        with hanging(postgres), ThreadPoolExecutor(24) as pool:
+            statuses = list(pool.map(toggle, range(24)))
+            assert requests.get(f"{server.base}/health/live", timeout=2).status_code == 200
+
+        assert statuses == [503] * 24
+        time.sleep(1)
+        assert requests.get(f"{server.base}/users/1", timeout=30).json()["enabled"] is True
+        assert toggle(0) == 200
+
+
+def test_server_stops_while_postgresql_hangs(tmp_path: Path, postgres: PostgresServer, postgres_url: URL) -> None:
+    server = Server(tmp_path, {"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)}).start()
+    url = f"{server.base}/register-user"
+    assert requests.post(url, json=new_user("ada"), timeout=30).status_code == 201
+
+    with hanging(postgres):
+        assert requests.post(url, json=new_user("bob"), timeout=30).status_code == 503
+        begin = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begin < STOP_SECONDS
 
 
 def test_responses_arrive_in_time_while_postgresql_is_slow(

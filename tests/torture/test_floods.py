@@ -187,7 +187,7 @@ def test_memory_and_latency_stay_bounded_in_registration_flood(
         f" {toggling.p99_ms:.0f} ms"
     )
     assert set(statuses) <= {201, 503}
-    assert statuses[201] > 0
+    assert statuses[201] > 2 * len(os.sched_getaffinity(0))  # all hashing threads were busy
     assert growth_mib < 19 * len(os.sched_getaffinity(0)) + 25  # 19 MiB per hashing thread, 25 MiB for connections
     assert set(toggling.statuses) == {200}
     assert toggling.p99_ms < short_or_full(1_000, 250)

@@ -3,19 +3,24 @@
 import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "mlapi"
-TREES = {
-    str(path.relative_to(PACKAGE)): ast.parse(path.read_text("utf-8"))
-    for path in sorted(PACKAGE.rglob("*.py"))
-    if path.relative_to(PACKAGE).parts[0] != "testing"
-}
-
 MAX_TEST_NAME_LENGTH = 60
 
 CRYPTOGRAPHY = {"argon2", "bcrypt", "cryptography", "hashlib", "hmac", "itsdangerous", "jwt", "secrets", "ssl"}
+
+
+@cache
+def trees() -> dict[str, ast.Module]:
+    """Return the parsed source files by path. Not a constant, because each test worker imports this module."""
+    return {
+        str(path.relative_to(PACKAGE)): ast.parse(path.read_text("utf-8"))
+        for path in sorted(PACKAGE.rglob("*.py"))
+        if path.relative_to(PACKAGE).parts[0] != "testing"
+    }
 
 
 def iterate_imports(tree: ast.Module) -> Iterator[str]:
@@ -30,7 +35,7 @@ def files_importing(*modules: str) -> set[str]:
     """Return the files that import any of these modules, or names from them."""
     return {
         file
-        for file, tree in TREES.items()
+        for file, tree in trees().items()
         for name in iterate_imports(tree)
         if any(f"{name}.".startswith(f"{module}.") for module in modules)
     }
@@ -42,7 +47,7 @@ def iterate_calls(tree: ast.Module) -> Iterator[str]:
 
 
 def files_calling(pattern: str) -> set[str]:
-    return {file for file, tree in TREES.items() if any(re.fullmatch(pattern, call) for call in iterate_calls(tree))}
+    return {file for file, tree in trees().items() if any(re.fullmatch(pattern, call) for call in iterate_calls(tree))}
 
 
 def test_strings_are_never_executed_as_code() -> None:
@@ -66,7 +71,7 @@ def test_only_the_server_starts_processes_and_uses_no_shell() -> None:
     assert files_calling(r"os\.(system|popen|fork|exec\w*|spawn\w*|posix_spawn\w*)") == {"entrypoints/cli/serve.py"}
     with_shell = [
         file
-        for file, tree in TREES.items()
+        for file, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.keyword) and node.arg == "shell"
     ]
@@ -85,8 +90,8 @@ def test_only_the_sql_adapter_opens_outgoing_connections() -> None:
         "smtplib",
         "imaplib",
     ]
-    database_files = {file for file in TREES if file.startswith("adapters/sql/")}
-    server_files = {file for file in TREES if file.startswith("entrypoints/server/")}
+    database_files = {file for file in trees() if file.startswith("adapters/sql/")}
+    server_files = {file for file in trees() if file.startswith("entrypoints/server/")}
     listeners = {"entrypoints/cli/serve.py", *server_files}
     kernel_clients = {"entrypoints/local_peers.py"}
 
@@ -103,7 +108,7 @@ def test_no_request_value_is_interpolated_into_sql() -> None:
     outside = {file for file in files_importing("sqlalchemy", "alembic") if not file.startswith("adapters/sql/")}
     interpolated = {
         ast.unparse(part.value)
-        for tree in TREES.values()
+        for tree in trees().values()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and re.fullmatch(
@@ -125,7 +130,7 @@ def test_no_request_value_is_interpolated_into_sql() -> None:
 def test_only_dialect_and_url_modules_check_the_database_type() -> None:
     comparing = {
         file
-        for file, tree in TREES.items()
+        for file, tree in trees().items()
         if not file.startswith("adapters/sql/migrations/")  # a migration must not change when the dialects do
         for node in ast.walk(tree)
         if isinstance(node, ast.Compare)
@@ -143,7 +148,7 @@ def test_templates_are_never_built_from_strings() -> None:
 def test_regular_expressions_are_constants() -> None:
     dynamic_patterns = [
         f"{file}: {ast.unparse(node)}"
-        for file, tree in TREES.items()
+        for file, tree in trees().items()
         for node in ast.walk(tree)
         if isinstance(node, ast.Call)
         and re.fullmatch(r"re\.\w+", ast.unparse(node.func))
