@@ -1,6 +1,7 @@
 """The guard with what browsers send: preflights and WebSockets. It ends open connections of disabled users."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -406,6 +407,8 @@ def test_outage_does_not_end_streams(
     disable: Callable[[], object],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level(logging.WARNING, "mlapi")
+
     async def run() -> bool:
         connection = Connection("http", token)
         guarded = GuardMiddleware(stream_until_disconnect, guard, recheck_seconds=INTERVAL_SECONDS)
