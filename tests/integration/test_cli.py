@@ -26,7 +26,7 @@ from mlapi.entrypoints.cli import users as users_command
 from mlapi.entrypoints.cli.output import OneLineGroup
 from mlapi.entrypoints.cli.serve import open_standard_streams
 from mlapi.entrypoints.logs import Format, JsonFormatter, TextFormatter, log_config
-from mlapi.entrypoints.server.binding import bind_hosts
+from mlapi.entrypoints.server.tcp_sockets import bind_hosts
 from tests.conftest import KEY, SALT
 
 PASSWORD = "difference engine"

@@ -18,10 +18,11 @@ import requests
 
 from mlapi.entrypoints.server import processes, supervisor
 from mlapi.entrypoints.server.arguments import SupervisorArguments, WorkerOptions
-from mlapi.entrypoints.server.binding import bind_hosts, bind_path
 from mlapi.entrypoints.server.listeners import is_listening
 from mlapi.entrypoints.server.processes import Timeouts
 from mlapi.entrypoints.server.supervisor import MAX_START_ATTEMPTS, Supervisor, supervise
+from mlapi.entrypoints.server.tcp_sockets import bind_hosts
+from mlapi.entrypoints.server.unix_sockets import bind_path
 
 WORKER = """
 import os, select, signal, socket, sys, time

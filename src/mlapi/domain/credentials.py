@@ -25,6 +25,9 @@ MAX_API_KEY_NAME_CHARS = 100
 USE_RECORDING_INTERVAL = timedelta(minutes=1)
 """How precisely an API key's last use is recorded. Recording every use would cost one write per request."""
 
+API_KEY_PREFIX = "mlapi_"
+"""The beginning of every API key. Tokens never start this way."""
+
 _ID_BYTES = 8
 _SECRET_BYTES = 32  # impossible to guess, so a fast hash is sufficient
 _API_KEY = re.compile(r"mlapi_([0-9a-f]{16})_[0-9a-f]{64}")
@@ -135,12 +138,12 @@ def authenticate(parsed: ParsedCredential, principal: Principal | None, at: date
 
 def generate_api_key() -> str:
     """Return a new API key in the form that clients send: ``mlapi_<id>_<secret>``, with both parts in hex."""
-    return f"mlapi_{secrets.token_hex(_ID_BYTES)}_{secrets.token_hex(_SECRET_BYTES)}"
+    return f"{API_KEY_PREFIX}{secrets.token_hex(_ID_BYTES)}_{secrets.token_hex(_SECRET_BYTES)}"
 
 
 def looks_like_api_key(credential: str) -> bool:
-    """Return whether a credential starts like an API key, even if it is invalid. Tokens never start this way."""
-    return credential.startswith("mlapi_")
+    """Return whether a credential starts like an API key, even if it is invalid."""
+    return credential.startswith(API_KEY_PREFIX)
 
 
 def parse_api_key(credential: str) -> PresentedApiKey:

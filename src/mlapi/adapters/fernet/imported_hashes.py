@@ -16,7 +16,7 @@ import attrs
 from argon2.exceptions import VerificationError
 from argon2.low_level import Type, verify_secret
 
-from mlapi.adapters.fernet.derived_keys import (
+from mlapi.adapters.fernet.kdf_hashes import (
     find_pbkdf2_error,
     find_scrypt_error,
     match_pbkdf2,

@@ -23,8 +23,6 @@ MAX_RECORD_BYTES = 64 * 1024
 
 MAX_AHEAD_BYTES = 8 * 1024
 """How far to read ahead for the end of a malformed record. Most records are shorter, and this much is read quickly."""
-
-
 _SEPARATORS = (b",", b";", b"\t")
 
 

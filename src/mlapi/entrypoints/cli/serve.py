@@ -7,6 +7,7 @@ import socket
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
+from itertools import chain
 from typing import TypeVar
 
 import click
@@ -18,9 +19,12 @@ from mlapi.domain.addresses import is_loopback
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli.output import CommandError, command_errors
 from mlapi.entrypoints.server.arguments import KEEP_ALIVE_SECONDS, SupervisorArguments, WorkerOptions
-from mlapi.entrypoints.server.binding import SocketFile, adopt_socket, bind_hosts, bind_path, close_all
+from mlapi.entrypoints.server.inherited_sockets import adopt_socket
+from mlapi.entrypoints.server.listeners import close_all
 from mlapi.entrypoints.server.open_files import needed_files, raise_open_file_limit
 from mlapi.entrypoints.server.processes import SIGNALS
+from mlapi.entrypoints.server.tcp_sockets import bind_hosts
+from mlapi.entrypoints.server.unix_sockets import SocketFile, bind_path
 
 STANDARD_STREAMS = (0, 1, 2)
 DEFAULT_HOST = "127.0.0.1"
@@ -132,11 +136,8 @@ def serve_command(
             if listener.family != socket.AF_UNIX:  # its clients are never admins without a token
                 _validate_address(listener.getsockname()[0], settings)
         on_error.pop_all()
-    listeners = [listener for copies in addresses for listener in copies]
-    for listener in listeners:
-        listener.set_inheritable(True)
     arguments = SupervisorArguments(
-        listener_fds=[[copies[number].detach() for copies in addresses] for number in range(workers)],
+        listener_fds=_inheritable_descriptors(addresses),
         socket_file=socket_file,
         log_format=settings.log_format,
         worker=WorkerOptions(
@@ -148,7 +149,18 @@ def serve_command(
             is_inherited=bool(descriptors),
         ),
     )
-    # Replace this process: otherwise, the modules of the command line would stay in memory while the service runs.
+    _run_supervisor(arguments)
+
+
+def _inheritable_descriptors(addresses: list[list[socket.socket]]) -> list[list[int]]:
+    """Return the file descriptors of the listeners of each worker, detached from their sockets."""
+    for listener in chain.from_iterable(addresses):
+        listener.set_inheritable(True)
+    return [[listener.detach() for listener in listeners] for listeners in zip(*addresses, strict=True)]
+
+
+def _run_supervisor(arguments: SupervisorArguments) -> None:
+    """Replace this process: otherwise, the modules of the command line would stay in memory while the service runs."""
     module = "mlapi.entrypoints.server.supervisor"
     command = [sys.executable, "-P", "-m", module, msgspec.json.encode(arguments).decode()]
     # The supervisor inherits the blocked signals, and handles them when it is ready.

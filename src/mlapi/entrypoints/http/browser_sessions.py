@@ -15,7 +15,7 @@ from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.sessions import LIFETIME_SECONDS, Session, Sessions
 from mlapi.entrypoints.wire.client import Client
-from mlapi.entrypoints.wire.headers import get_cookies
+from mlapi.entrypoints.wire.headers import get_cookies, header_values
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, base_path, is_docs_path
 
 SESSION_COOKIE = "session"
@@ -31,7 +31,7 @@ def is_manager_in_browser(scope: Scope, receive: Receive) -> bool:
     `AdminPolicy.check_page`.
     """
     is_safe = scope["method"] in _SAFE_METHODS
-    tokens = [value for name, value in scope["headers"] if name == _PAGE_TOKEN_HEADER]
+    tokens = header_values(scope["headers"], _PAGE_TOKEN_HEADER)
     if len(tokens) != 1 and not (is_safe and is_docs_path(Client.from_asgi(scope).path)):
         return False
     state = scope["app"].state

@@ -12,6 +12,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mlapi.entrypoints.http.middleware import send_response
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.error_responses import http_error_response
+from mlapi.entrypoints.wire.headers import header_values
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.entrypoints.wire.preflights import is_preflight
 from mlapi.entrypoints.wire.responses import Response
@@ -65,7 +66,7 @@ class CorsPolicy:
         if self._allows_any:
             return [(b"access-control-allow-origin", b"*"), (b"access-control-expose-headers", _EXPOSED_HEADERS)]
         vary = (b"vary", b"Origin")
-        origins = [value for name, value in scope["headers"] if name == b"origin"]
+        origins = header_values(scope["headers"], b"origin")
         if len(origins) != 1 or origins[0] not in self._origins:
             return [vary]
         return [

@@ -19,6 +19,7 @@ from mlapi.entrypoints.http.root_path import remove_repeated_root
 from mlapi.entrypoints.logs import REQUEST_ID
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.error_responses import http_error_response
+from mlapi.entrypoints.wire.headers import header_values
 from mlapi.entrypoints.wire.requests import redact_credentials
 
 HEADERS = (
@@ -169,7 +170,7 @@ def _proxied_client(scope: Scope, receive: Receive, trusted_proxies: Sequence[Ne
 
 def _forwarded_id(scope: Scope) -> str | None:
     """Return the request id that a trusted proxy sent, or None."""
-    ids = [value for name, value in scope["headers"] if name == b"x-request-id"]
+    ids = header_values(scope["headers"], b"x-request-id")
     return ids[0].decode("ascii") if len(ids) == 1 and _REQUEST_ID.fullmatch(ids[0]) else None
 
 

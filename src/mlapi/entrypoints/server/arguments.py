@@ -3,7 +3,7 @@
 import msgspec
 
 from mlapi.entrypoints.logs import Format
-from mlapi.entrypoints.server.binding import SocketFile
+from mlapi.entrypoints.server.unix_sockets import SocketFile
 
 KEEP_ALIVE_SECONDS = 5
 """How long a connection stays open between requests, unless an option changes it."""

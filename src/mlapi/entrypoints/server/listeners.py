@@ -5,6 +5,7 @@ import ctypes
 import select
 import socket
 import struct
+from collections.abc import Sequence
 from contextlib import suppress
 
 BACKLOG = 2048
@@ -24,6 +25,15 @@ _DROP_SYN = (
     (0x06, 0, 0, 0xFFFFFFFF),  # accept the packet
 )
 """A classic BPF program that drops the first packet of each handshake, and accepts all others."""
+
+
+def describe_listener(listener: socket.socket) -> str:
+    """Return the address of a listener as a URL, or ``unix:`` and the path of a Unix socket."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name if isinstance(name, str) else name.decode('utf-8', 'replace')}"
+    address, port, *_ = name
+    return f"http://[{address}]:{port}" if ":" in address else f"http://{address}:{port}"
 
 
 def reserve_address(listener: socket.socket) -> None:
@@ -71,6 +81,11 @@ def _empty_queue(listener: socket.socket) -> None:
         with suppress(OSError):  # no connection is waiting
             while True:
                 listener.accept()[0].close()
+
+
+def close_all(listeners: Sequence[socket.socket]) -> None:
+    for listener in listeners:
+        listener.close()
 
 
 async def drain_backlog(listener: socket.socket, *, is_shared: bool = False) -> None:

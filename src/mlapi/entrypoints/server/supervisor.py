@@ -37,8 +37,7 @@ from mlapi import __version__
 from mlapi.entrypoints.http.metrics import FOLDER_VARIABLE
 from mlapi.entrypoints.logs import log_config
 from mlapi.entrypoints.server.arguments import SupervisorArguments
-from mlapi.entrypoints.server.binding import SocketFile, describe_listener
-from mlapi.entrypoints.server.listeners import start_listening, stop_listening
+from mlapi.entrypoints.server.listeners import describe_listener, start_listening, stop_listening
 from mlapi.entrypoints.server.messages import Status
 from mlapi.entrypoints.server.orphans import OrphanedListeners
 from mlapi.entrypoints.server.processes import (
@@ -50,6 +49,7 @@ from mlapi.entrypoints.server.processes import (
     WorkerState,
     describe_exit,
 )
+from mlapi.entrypoints.server.unix_sockets import SocketFile
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 
 _logger = logging.getLogger("mlapi")

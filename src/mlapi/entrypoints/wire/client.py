@@ -6,7 +6,7 @@ from typing import Any
 import attrs
 
 from mlapi.domain.addresses import UNIX_PEER, Address, Network, is_in_any, parse_address
-from mlapi.entrypoints.wire.headers import Headers, wsgi_headers
+from mlapi.entrypoints.wire.headers import Headers, header_values, wsgi_headers
 
 MAX_FORWARDED_ENTRIES = 50
 """How many entries of X-Forwarded-For are parsed, starting from the last: clients can add any number."""
@@ -93,7 +93,7 @@ class Client:
     @property
     def origin(self) -> bytes:
         """The origin of the service's own pages, as the browser sees it. Empty unless there is one Host header."""
-        hosts = self._values(b"host")
+        hosts = header_values(self.headers, b"host")
         return b"%s://%s" % (self.scheme.encode(), hosts[0]) if len(hosts) == 1 else b""
 
     @property
@@ -103,16 +103,13 @@ class Client:
         If Sec-Fetch-Site is present, it decides: pages cannot set it, and it is correct even if a proxy changes the
         scheme or host. Browsers omit it over plain HTTP to another machine. In that case, Origin decides.
         """
-        sites = self._values(b"sec-fetch-site")
-        return sites == [b"same-origin"] if sites else [self.origin] == self._values(b"origin") != [b""]
+        sites = header_values(self.headers, b"sec-fetch-site")
+        return sites == [b"same-origin"] if sites else [self.origin] == header_values(self.headers, b"origin") != [b""]
 
     @property
     def reveals_origin(self) -> bool:
         """True if the request has a header that tells which page sent it. Only browsers send such headers."""
         return any(name in {b"sec-fetch-site", b"origin"} for name, _ in self.headers)
-
-    def _values(self, name: bytes) -> list[bytes]:
-        return [value for header, value in self.headers if header == name]
 
     def with_forwarded_scheme(self, trusted_proxies: Sequence[Network]) -> "Client":
         """Return a copy of this client with the scheme that the browser uses.
@@ -120,7 +117,7 @@ class Client:
         A trusted proxy that terminates TLS forwards requests over plain HTTP, and sends the original scheme in
         X-Forwarded-Proto. If several proxies add their schemes, the first one is that of the browser.
         """
-        values = self._values(b"x-forwarded-proto")
+        values = header_values(self.headers, b"x-forwarded-proto")
         if not values or not self.is_trusted_proxy(trusted_proxies):
             return self
         schemes = (scheme.strip().lower() for value in values for scheme in value.split(b","))
@@ -143,7 +140,7 @@ class Client:
         one from that header. Unless the peer address is certain or trusted proxies confirm it, the result is
         ``unknown``.
         """
-        values = self._values(b"x-forwarded-for")
+        values = header_values(self.headers, b"x-forwarded-for")
         if not values:
             return self.peer_address
         entries = b",".join(values).rsplit(b",", MAX_FORWARDED_ENTRIES)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mlapi.domain.credentials import MAX_CREDENTIAL_CHARS
+from mlapi.domain.credentials import API_KEY_PREFIX, MAX_CREDENTIAL_CHARS
 from mlapi.domain.errors import InvalidTokenError
 from mlapi.entrypoints.wire.errors import (
     MAX_BODY_BYTES,
@@ -40,10 +40,15 @@ _FRAMING_HEADERS = frozenset({b"transfer-encoding", b"upgrade"})
 _MAX_COOKIES = 300  # browsers store up to 180 for each host
 _MAX_COOKIES_OF_SAME_NAME = 20  # for different paths and domains. Verifying the signature of each takes a while
 _WHITESPACE = b" \t"  # RFC 9110, 5.6.3
-_API_KEY_PREFIX = b"mlapi_"
+_API_KEY_PREFIX = API_KEY_PREFIX.encode()
 # A JSON Web Token (its header is a JSON object in base64) or an API key.
 _USER_CREDENTIAL = re.compile(rb"eyJ[\w-]+\.[\w-]+\.[\w-]+|mlapi_[0-9a-f]{16}_[0-9a-f]{64}")
 _MAX_LENGTH_DIGITS = 19  # the maximum for a signed 64-bit integer
+
+
+def header_values(headers: Headers, name: bytes) -> list[bytes]:
+    """Return the value of each header line with this lower-case name."""
+    return [value for header, value in headers if header == name]
 
 
 def wsgi_headers(environ: Mapping[str, Any]) -> Headers:
@@ -157,13 +162,13 @@ def has_ambiguous_framing(headers: Headers) -> bool:
         return True
     if b"upgrade" not in names or not requests_upgrade(headers):
         return False
-    lengths = [value.strip() for name, value in headers if name == b"content-length"]
+    lengths = map(bytes.strip, header_values(headers, b"content-length"))
     return b"transfer-encoding" in names or any(length != b"0" for length in lengths)
 
 
 def requests_upgrade(headers: Headers) -> bool:
     """Return whether the client asks to switch protocols (RFC 9110, 7.8). The service never does."""
-    connection = b",".join(value for name, value in headers if name == b"connection")
+    connection = b",".join(header_values(headers, b"connection"))
     return b"upgrade" in connection.lower() and any(name == b"upgrade" for name, _ in headers)
 
 
@@ -203,10 +208,9 @@ def looks_like_user_credential(credential: bytes) -> bool:
 
 def has_user_credential(headers: Headers) -> bool:
     """Return whether a header contains a user's token or API key, valid or not."""
-    values = [
-        _split_scheme(value)[1] or value.strip(_WHITESPACE) for name, value in headers if name == b"authorization"
-    ]
-    values += [value.strip(_WHITESPACE) for name, value in headers if name == b"x-api-key"]
+    authorizations, api_keys = header_values(headers, b"authorization"), header_values(headers, b"x-api-key")
+    values = [_split_scheme(value)[1] or value.strip(_WHITESPACE) for value in authorizations]
+    values += [value.strip(_WHITESPACE) for value in api_keys]
     return any(map(looks_like_user_credential, values))
 
 
@@ -237,7 +241,7 @@ def parse_authorization(headers: Headers) -> tuple[bytes, bytes]:
 
     Both are empty if the header is missing or repeated.
     """
-    values = [value for name, value in headers if name == b"authorization"]
+    values = header_values(headers, b"authorization")
     return _split_scheme(values[0]) if len(values) == 1 else (b"", b"")
 
 
@@ -254,6 +258,6 @@ def get_cookies(headers: Headers, name: str) -> list[str]:
     (CVE-2024-7592).
     """
     prefix = name.encode("ascii") + b"="
-    pairs = b";".join([value for header, value in headers if header == b"cookie"]).split(b";", _MAX_COOKIES)
+    pairs = b";".join(header_values(headers, b"cookie")).split(b";", _MAX_COOKIES)
     values = [pair.removeprefix(prefix) for pair in map(bytes.strip, pairs[:_MAX_COOKIES]) if pair.startswith(prefix)]
     return [value.decode("latin-1") for value in values[:_MAX_COOKIES_OF_SAME_NAME]]

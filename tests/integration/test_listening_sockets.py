@@ -16,13 +16,23 @@ from click.testing import CliRunner
 
 from mlapi.domain.errors import ConfigurationError
 from mlapi.entrypoints.cli import main
-from mlapi.entrypoints.server import binding
+from mlapi.entrypoints.server import tcp_sockets, unix_sockets
 from mlapi.entrypoints.server.arguments import SupervisorArguments
-from mlapi.entrypoints.server.binding import adopt_socket, bind_hosts, bind_path, close_all, describe_listener
-from mlapi.entrypoints.server.listeners import BACKLOG, drain_backlog, is_listening, start_listening, stop_listening
+from mlapi.entrypoints.server.inherited_sockets import adopt_socket
+from mlapi.entrypoints.server.listeners import (
+    BACKLOG,
+    close_all,
+    describe_listener,
+    drain_backlog,
+    is_listening,
+    start_listening,
+    stop_listening,
+)
 from mlapi.entrypoints.server.open_files import MIN_OPEN_FILES, needed_files
 from mlapi.entrypoints.server.processes import Timeouts
 from mlapi.entrypoints.server.supervisor import _console_url
+from mlapi.entrypoints.server.tcp_sockets import bind_hosts
+from mlapi.entrypoints.server.unix_sockets import bind_path
 
 
 @pytest.fixture
@@ -63,7 +73,7 @@ def test_host_name_stands_for_all_its_addresses(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_another_free_port_is_chosen_if_it_is_taken_on_one_host(monkeypatch: pytest.MonkeyPatch) -> None:
-    bind_copies, calls = binding._bind_copies, []
+    bind_copies, calls = tcp_sockets._bind_copies, []
 
     def fail_once(family: socket.AddressFamily, address: tuple[object, ...], copies: int) -> list[socket.socket]:
         calls.append(address)
@@ -71,7 +81,7 @@ def test_another_free_port_is_chosen_if_it_is_taken_on_one_host(monkeypatch: pyt
             raise OSError(errno.EADDRINUSE, "")
         return bind_copies(family, address, copies)
 
-    monkeypatch.setattr(binding, "_bind_copies", fail_once)
+    monkeypatch.setattr(tcp_sockets, "_bind_copies", fail_once)
 
     found = names(bind_hosts(["127.0.0.1", "::1"], 0, 1))
 
@@ -85,7 +95,7 @@ def test_port_taken_on_every_attempt_is_reported(monkeypatch: pytest.MonkeyPatch
             return [socket.create_server(("127.0.0.1", 0))]
         raise OSError(errno.EADDRINUSE, "")
 
-    monkeypatch.setattr(binding, "_bind_copies", fail)
+    monkeypatch.setattr(tcp_sockets, "_bind_copies", fail)
 
     with pytest.raises(ConfigurationError, match=r"cannot listen on ::1 port [1-9][0-9]*: address already in use"):
         bind_hosts(["127.0.0.1", "::1"], 0, 1)
@@ -152,7 +162,7 @@ def test_unix_socket_in_use_is_kept(kind: str, folder: Path, monkeypatch: pytest
                 except BlockingIOError:
                     break
         if "without" in kind:
-            monkeypatch.setattr(binding, "_BOUND_SOCKETS", folder / "missing")
+            monkeypatch.setattr(unix_sockets, "_BOUND_SOCKETS", folder / "missing")
         with pytest.raises(ConfigurationError, match=r"another process is using this socket; change --uds or stop"):
             bind_path(str(path), 0o600)
         assert path.exists()
@@ -160,7 +170,7 @@ def test_unix_socket_in_use_is_kept(kind: str, folder: Path, monkeypatch: pytest
 
 def test_stale_socket_is_recognized_without_proc(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / "mlapi.sock"
-    monkeypatch.setattr(binding, "_BOUND_SOCKETS", folder / "missing")
+    monkeypatch.setattr(unix_sockets, "_BOUND_SOCKETS", folder / "missing")
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
 
@@ -194,7 +204,7 @@ def test_bind_path_closes_the_socket_after_other_errors(folder: Path, monkeypatc
     def interrupt(_path: str) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(binding, "_remove_stale", interrupt)
+    monkeypatch.setattr(unix_sockets, "_remove_stale", interrupt)
 
     with pytest.raises(KeyboardInterrupt):
         bind_path(str(folder / "mlapi.sock"), 0o600)
