@@ -29,7 +29,7 @@ from mlapi.entrypoints.server.unix_sockets import SocketFile, bind_path
 STANDARD_STREAMS = (0, 1, 2)
 DEFAULT_HOST = "127.0.0.1"
 _MAX_MODE = 0o777
-_TextT = TypeVar("_TextT", str | None, tuple[str, ...])
+_TextT = TypeVar("_TextT", bound=str | tuple[str, ...] | None)
 _ROOT_PATH = re.compile(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*")
 
 
