@@ -840,6 +840,14 @@ def test_other_forwarded_schemes_are_ignored(values: list[str]) -> None:
     assert client.with_forwarded_scheme(TRUSTED) == client
 
 
+@pytest.mark.parametrize("values", [["http"], ["HTTP, https"], ["http", "https"]])
+def test_forwarded_scheme_replaces_the_one_of_the_server(values: list[str]) -> None:
+    client = with_headers(PROXY, *(("x-forwarded-proto", value) for value in values))
+    of_server = attrs.evolve(client, scheme="https")  # uvicorn takes the last value of a repeated header
+
+    assert of_server.with_forwarded_scheme(TRUSTED).scheme == "http"
+
+
 def test_only_trusted_proxies_can_set_the_scheme() -> None:
     from_proxy, from_remote = (with_headers(client, ("x-forwarded-proto", "https")) for client in (PROXY, REMOTE))
 

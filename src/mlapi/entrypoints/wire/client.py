@@ -11,6 +11,7 @@ from mlapi.entrypoints.wire.headers import Headers, header_values, wsgi_headers
 MAX_FORWARDED_ENTRIES = 50
 """How many entries of X-Forwarded-For are parsed, starting from the last: clients can add any number."""
 _MAX_PORT_DIGITS = 5
+_SCHEMES = frozenset({"http", "https"})
 _UNKNOWN = "unknown"
 _UNKNOWN_END = ("", 0)
 _UNIX_END = (UNIX_PEER, 0)
@@ -115,14 +116,15 @@ class Client:
         """Return a copy of this client with the scheme that the browser uses.
 
         A trusted proxy that terminates TLS forwards requests over plain HTTP, and sends the original scheme in
-        X-Forwarded-Proto. If several proxies add their schemes, the first one is that of the browser.
+        X-Forwarded-Proto. If several proxies add their schemes, the first one is that of the browser. It replaces the
+        scheme of servers such as uvicorn, which take the last one.
         """
         values = header_values(self.headers, b"x-forwarded-proto")
         if not values or not self.is_trusted_proxy(trusted_proxies):
             return self
         schemes = (scheme.strip().lower() for value in values for scheme in value.split(b","))
-        is_https = next(filter(None, schemes), None) == b"https"
-        return attrs.evolve(self, scheme="https") if is_https else self
+        scheme = next(filter(None, schemes), b"").decode("latin-1")
+        return attrs.evolve(self, scheme=scheme) if scheme in _SCHEMES else self
 
     def is_trusted_proxy(self, trusted_proxies: Sequence[Network]) -> bool:
         """Return whether the other end of the connection is a trusted proxy."""
