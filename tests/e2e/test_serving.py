@@ -35,13 +35,16 @@ http {{
     fastcgi_temp_path {folder}/fastcgi;
     uwsgi_temp_path {folder}/uwsgi;
     scgi_temp_path {folder}/scgi;
+    {config}
+}}
+"""
+NGINX_SERVER = """
     proxy_http_version 1.1;
     proxy_set_header Connection "";
     server {{
         listen 127.0.0.1:{port};
         {locations}
     }}
-}}
 """
 
 
@@ -77,12 +80,24 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 @contextmanager
 def running_nginx(folder: Path, locations: str) -> Iterator[str]:
-    """Run nginx with these locations as the user of this process. Yield its base URL."""
-    folder.mkdir(parents=True)
+    """Run nginx with these locations. Yield its base URL."""
     port = free_port()
+    with running_nginx_config(folder, port, NGINX_SERVER.format(port=port, locations=locations)) as base:
+        yield base
+
+
+@contextmanager
+def running_nginx_config(folder: Path, port: int, config: str) -> Iterator[str]:
+    """Run nginx with this configuration as the user of this process. Yield its base URL.
+
+    Args:
+        folder: a new folder for the files of nginx.
+        port: the port on which the configuration listens.
+        config: the directives of the ``http`` block.
+    """
+    folder.mkdir(parents=True)
     user = "user root;" if os.geteuid() == 0 else ""
-    config = NGINX.format(folder=folder, user=user, port=port, locations=locations)
-    (folder / "nginx.conf").write_text(config)
+    (folder / "nginx.conf").write_text(NGINX.format(folder=folder, user=user, config=config))
     command = [require_program("nginx"), "-e", "stderr", "-c", str(folder / "nginx.conf")]
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
