@@ -82,7 +82,7 @@ class SecretStore(Generic[Cipher]):
     def may_be_generated(self) -> bool:
         """Whether the secrets of a new database would be generated: there are none yet, outside production."""
         configured = self._settings.secrets
-        has_configured = configured.key or configured.salt or configured.token_key
+        has_configured = configured.key or configured.salt  # not the token key, which a guard may share
         return not (has_configured or self._settings.is_production or self.exists)
 
     @property

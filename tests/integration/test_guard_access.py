@@ -6,8 +6,8 @@ import sqlite3
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from mlapi import ConfigurationError, InvalidTokenError, RepositoryUnavailableError
-from mlapi.bootstrap import open_guard, open_service
+from mlapi.bootstrap import open_guard, open_service, open_users
 from mlapi.config import Settings, load_settings
 from mlapi.entrypoints.guard import GuardMiddleware
 from mlapi.secret_store import new_key, update_secrets_file
@@ -274,10 +274,10 @@ def readable_folder() -> Iterator[Path]:
         Path(name).chmod(0o755)
 
 
-def run_as_reader(folder: Path, action: Callable[[], object]) -> str:
+def run_as_reader(folder: Path, action: Callable[[], object], *, changed: Iterable[Path] | None = None) -> str:
     """Return the result of an action, or its error, in a child whose account can only read the folder."""
     account = 65534 if os.geteuid() == 0 else os.geteuid()
-    for path in (*folder.iterdir(), folder):
+    for path in (*folder.iterdir(), folder) if changed is None else changed:
         os.chown(path, account, -1)
         path.chmod(0o500 if path == folder else 0o400)
     reading, writing = os.pipe()
@@ -327,5 +327,30 @@ def test_guard_can_use_an_account_that_only_reads_sqlite(readable_folder: Path) 
 
     assert while_running == "['ada', 'ada']"
     assert after_stop.startswith(
-        "RepositoryUnavailableError: the database is unavailable: the database file is read-only"
+        "RepositoryUnavailableError: the database is unavailable: this account cannot open the database file: allow it"
+        " to read the folder and mlapi.db. If it may only read, also start the service ("
+    )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another account")
+@pytest.mark.parametrize("open_database", [open_guard, open_users])
+def test_inaccessible_folder_is_named(
+    readable_folder: Path, open_database: Callable[[Settings], AbstractContextManager[object]]
+) -> None:
+    settings = settings_for(f"sqlite:///{readable_folder}/private/mlapi.db", {**SERVICE_SECRETS, **TOKEN_KEY_ONLY})
+    (readable_folder / "private").mkdir(0o700)
+    register(settings)
+
+    def check() -> None:
+        with open_database(settings):
+            pass
+
+    check()  # imports all modules, which the other account may be unable to read
+    (readable_folder / "private").chmod(0)
+
+    error = run_as_reader(readable_folder, check, changed=())
+
+    assert error == (
+        f"ConfigurationError: database.url: this account may not access the folder of"
+        f" '{readable_folder}/private/mlapi.db': give it access to the folder"
     )

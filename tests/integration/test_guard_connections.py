@@ -297,6 +297,11 @@ async def stream_forever(_scope: Scope, _receive: Receive, send: Send) -> None:
         await asyncio.sleep(0.001)
 
 
+async def stream_in_a_task_group(scope: Scope, receive: Receive, send: Send) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(stream_forever(scope, receive, send))
+
+
 async def hang_after_first_chunk(_scope: Scope, _receive: Receive, send: Send) -> None:
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"first", "more_body": True})
@@ -331,7 +336,10 @@ def end_stream(
     return asyncio.run(run())
 
 
-@pytest.mark.parametrize("app", [stream_until_disconnect, stream_forever, hang_after_first_chunk, hang_after_head])
+@pytest.mark.parametrize(
+    "app",
+    [stream_until_disconnect, stream_forever, stream_in_a_task_group, hang_after_first_chunk, hang_after_head],
+)
 def test_stream_of_a_disabled_user_is_cut(
     app: ASGIApp, guard: Guard, token: str, disable: Callable[[], object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -552,6 +560,11 @@ async def push_forever(socket: WebSocket, events: list[object]) -> None:
         events.append((error.code, error.reason))
 
 
+async def echo_in_a_task_group(socket: WebSocket, events: list[object]) -> None:
+    async with asyncio.TaskGroup() as group:
+        group.create_task(echo_forever(socket, events))
+
+
 async def ignore_the_end(socket: WebSocket, events: list[object]) -> None:
     await socket.accept()
     events.extend([await socket._receive(), await socket._receive()])  # as in an application without Starlette
@@ -589,6 +602,7 @@ def run_websocket(
     [
         (echo_forever, (1008, "User is disabled")),
         (push_forever, (1006, "")),
+        (echo_in_a_task_group, (1008, "User is disabled")),
         (ignore_the_end, {"type": "websocket.disconnect", "code": 1008, "reason": "User is disabled"}),
     ],
 )

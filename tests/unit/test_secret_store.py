@@ -288,7 +288,6 @@ def test_lost_file_of_a_database_in_use_is_not_regenerated(tmp_path: Path) -> No
         pytest.param(Settings(profile="production"), id="production"),
         pytest.param(Settings(secrets=SecretSettings(key=(KEY,))), id="configured key"),
         pytest.param(Settings(secrets=SecretSettings(salt=(SALT,))), id="configured salt"),
-        pytest.param(Settings(secrets=SecretSettings(token_key=(TOKEN_KEY,))), id="configured token key"),
     ],
 )
 def test_no_secrets_are_generated_if_configured_or_in_production(tmp_path: Path, settings: Settings) -> None:
@@ -297,12 +296,15 @@ def test_no_secrets_are_generated_if_configured_or_in_production(tmp_path: Path,
     assert list(tmp_path.iterdir()) == []
 
 
-def test_admin_token_alone_does_not_prevent_generation(tmp_path: Path) -> None:
-    store = make_store(Settings(secrets=SecretSettings(admin_token=TOKEN)), tmp_path / "secrets.yml")
+@pytest.mark.parametrize("configured", [SecretSettings(admin_token=TOKEN), SecretSettings(token_key=(TOKEN_KEY,))])
+def test_other_secrets_do_not_prevent_generation(tmp_path: Path, configured: SecretSettings) -> None:
+    store = make_store(Settings(secrets=configured), tmp_path / "secrets.yml")
 
     store.create_missing(is_database_in_use=lambda: False)
 
-    assert store.load().admin_token == TOKEN
+    loaded = store.load()
+    assert len(loaded.key) == len(loaded.salt) == 1
+    assert (loaded.admin_token, loaded.token_key) == (configured.admin_token, configured.token_key)
 
 
 def test_secrets_without_a_file_are_kept_in_memory() -> None:

@@ -108,7 +108,10 @@ def _find_sqlite_file(settings: Settings) -> Path | None:
     if match is None or match[1] in registered_storages or url != url.strip():
         return None
     file = Path(match[2]).absolute()
-    return file if file.is_file() and file.stat().st_size else None
+    try:
+        return file if file.is_file() and file.stat().st_size else None
+    except OSError:
+        return None
 
 
 def check_access(files: Sequence[Path]) -> None:

@@ -156,11 +156,15 @@ def _validate_sqlite_path(url: URL) -> None:
         raise ConfigurationError(
             "database.url for SQLite must be sqlite:/// and a file path, without options: sqlite:///mlapi.db"
         )
+    shown = "its path" if "@" in url.database else repr(url.database)  # it may be another URL with a password
     try:
         path = Path(url.database).resolve()  # the target of a symbolic link, even if it does not exist yet
         is_usable = path.is_file() or (path.parent.is_dir() and not os.path.lexists(path))
-    except (OSError, ValueError, RuntimeError):  # too long, contains a NUL, cannot be accessed, or links to itself
+    except PermissionError:
+        raise ConfigurationError(
+            f"database.url: this account may not access the folder of {shown}: give it access to the folder"
+        ) from None
+    except (OSError, ValueError, RuntimeError):  # too long, contains a NUL, or links to itself
         is_usable = False
     if not is_usable:
-        shown = "its path" if "@" in url.database else repr(url.database)  # it may be another URL with a password
         raise ConfigurationError(f"database.url: {shown} must be a file in an existing folder: create the folder first")

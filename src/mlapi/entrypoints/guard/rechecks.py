@@ -165,8 +165,8 @@ class _Stream(_Connection):
                     await app(scope, self.receive, self.send)
                 finally:
                     self._rechecks.discard(self)
-        except (OSError, ClientDisconnect):  # an OSError is also the TimeoutError of an application that did not end
-            if self.error is None:
+        except BaseException as error:
+            if self.error is None or not _is_disconnect(error):
                 raise
 
     def end(self, error: MlapiError) -> None:
@@ -193,8 +193,8 @@ class _WebSocket(_Connection):
     async def run(self, app: ASGIApp, scope: Scope) -> None:
         try:
             await app(scope, self.receive, self.send)
-        except (OSError, WebSocketDisconnect):
-            if self.error is None:
+        except BaseException as error:
+            if self.error is None or not _is_disconnect(error):
                 raise
         finally:
             self._rechecks.discard(self)
@@ -220,3 +220,14 @@ class _WebSocket(_Connection):
         await self._send(message)
         if message["type"] == "websocket.accept":
             self._rechecks.add(self)
+
+
+def _is_disconnect(error: BaseException) -> bool:
+    """Return whether an application raised an error only because its connection has been ended.
+
+    An application that streams in a task group raises a group. An `OSError` is also the `TimeoutError` of an
+    application that did not end in time.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(_is_disconnect, error.exceptions))
+    return isinstance(error, OSError | ClientDisconnect | WebSocketDisconnect)

@@ -10,7 +10,7 @@ from mlapi import forks
 from mlapi.adapters.sql.fork_gate import ForkGate
 from mlapi.adapters.sql.revisions import VERSION_TABLE, require_head
 from mlapi.adapters.sql.sqlite import connections, files, reading
-from mlapi.adapters.sql.sqlite.errors import DATA_ERRORS, describe_file_error
+from mlapi.adapters.sql.sqlite.errors import DATA_ERRORS, describe_file_error, primary_code
 from mlapi.domain.commands import Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import ApiKeyNotFoundError, ConfigurationError, RepositoryUnavailableError
@@ -21,6 +21,8 @@ _MAX_IDLE_CONNECTIONS = 8
 _FIND_VERSION_TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
 _SELECT_REVISION = f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608 - a constant
 _ERRORS: tuple[type[Exception], ...] = (sqlite3.Error, *DATA_ERRORS)
+
+_ACCESS_CODES = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
 
 T = TypeVar("T")
 
@@ -159,14 +161,14 @@ class SqliteGuardStorage:
         except BaseException as error:
             connection.close()
             if isinstance(error, _ERRORS):
-                raise RepositoryUnavailableError(describe_file_error(error)) from None
+                raise RepositoryUnavailableError(_describe_error(error)) from None
             raise
 
     def _open(self) -> sqlite3.Connection:
         try:
             return self._connect()
         except sqlite3.Error as error:
-            raise RepositoryUnavailableError(describe_file_error(error)) from None
+            raise RepositoryUnavailableError(_describe_error(error)) from None
 
     def _connect(self) -> sqlite3.Connection:
         uri = files.existing_uri(self._file.resolve())
@@ -190,3 +192,15 @@ def _find_revision(connection: sqlite3.Connection) -> str | None:
         return None
     ((revision,),) = connection.execute(_SELECT_REVISION).fetchall()
     return str(revision)
+
+
+def _describe_error(error: BaseException) -> str:
+    """Describe an error of SQLite. The account of a guard does not have to own the file."""
+    if primary_code(error) not in _ACCESS_CODES:
+        return describe_file_error(error)
+    if error.sqlite_errorcode == sqlite3.SQLITE_READONLY:  # type: ignore[attr-defined]  # it has a code
+        return "this account may only read the database (SQLITE_READONLY)"
+    return (
+        "this account cannot open the database file: allow it to read the folder and mlapi.db. If it may only read,"
+        f" also start the service ({error.sqlite_errorname})"  # type: ignore[attr-defined]
+    )
