@@ -12,7 +12,7 @@ import pytest
 import requests
 from playwright.sync_api import Browser, Page, ViewportSize, expect
 
-from tests.e2e.browser import MISSING, BrowserMonitor, find_chromium, running_browser
+from tests.e2e.browser import MISSING, BrowserMonitor, find_chromium
 from tests.e2e.server import Server
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason=MISSING)
@@ -52,12 +52,6 @@ FIND_LOW_CONTRAST = """
   return weak;
 }
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import requests
 from playwright.sync_api import Browser, Page
 
 from mlapi.entrypoints.wire.operations import OPERATIONS
-from tests.e2e.browser import MISSING, BrowserMonitor, find_chromium, running_browser
+from tests.e2e.browser import MISSING, BrowserMonitor, find_chromium
 from tests.e2e.server import MlapiServer, Server
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason=MISSING)
@@ -38,12 +38,6 @@ async ([target, token]) => {
   return (await Promise.allSettled(attempts)).map(attempt => attempt.status);
 }
 """
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with running_browser() as browser:
-        yield browser
 
 
 @pytest.fixture(scope="module")
