@@ -20,6 +20,7 @@ _MARKER_POLL_SECONDS = 0.01
 _DRAFT_ENDINGS = ("", "-journal", "-wal", "-shm")
 """The file itself, and the files that SQLite keeps beside it."""
 _DRAFT_SUFFIX = re.compile(rf"[0-9a-f]{{16}}({'|'.join(_DRAFT_ENDINGS)})")
+_DRAFT_NAME = re.compile(rf"\.(.+)\.{_DRAFT_SUFFIX.pattern}")
 
 
 @contextmanager
@@ -76,6 +77,19 @@ def publish(draft: Path, file: Path, *, replace: bool, like: os.stat_result | No
     else:
         _rename_to_new_file(draft, file)
     fsync_folder(file.parent)
+
+
+def final_name(path: Path) -> Path:
+    """Return the final name of a temporary file from `drafting`, or the path itself if it is a different file."""
+    found = _DRAFT_NAME.fullmatch(path.name)
+    return path if found is None else path.with_name(found[1])
+
+
+def give_to_owner_of_folder(file: Path) -> None:
+    """If root creates a file in the folder of a service, the service's account must be able to open it."""
+    if os.geteuid() == 0:  # pragma: no branch - tests run as root or as another account
+        folder = file.parent.stat()
+        os.chown(file, folder.st_uid, folder.st_gid)
 
 
 def _rename_to_new_file(draft: Path, file: Path) -> None:

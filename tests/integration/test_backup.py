@@ -1,5 +1,6 @@
 """``mlapi backup`` and ``mlapi restore``."""
 
+import errno
 import json
 import os
 import shutil
@@ -92,7 +93,7 @@ def test_backup_contains_users_and_their_secrets(folder: Path, tmp_path: Path) -
 
     secrets = tmp_path / "backup.db.secrets.yml"
     assert result.stdout == (
-        f"backed up 1 users to {file}\n"
+        f"backed up 1 user to {file}\n"
         f"copied the secrets to {secrets}: without this key, no password in the backup can be verified. Keep the two"
         " files in different places, because a thief who has both can guess passwords\n"
     )
@@ -161,16 +162,21 @@ def test_secrets_of_another_backup_are_not_replaced(backup: Path) -> None:
         ("other.db-shm", "cannot be the name of a backup"),
         ("-", "cannot be the name of a backup"),
         (".", "cannot be the name of a backup"),
-        ("..", "is not a regular file"),
-        ("pipe", "is not a regular file"),
+        ("..", "is not a regular file: add the name of a file, such as ../mlapi.db"),
+        ("pipe", "is not a regular file: choose another name"),
         ("missing/backup.db", "does not exist: create it first"),
         ("notes.txt", "is not a backup, so --force does not replace it"),
+        ("dashboards.db", "is not a backup, so --force does not replace it"),
+        ("other-service.db", "is not a backup, so --force does not replace it"),
         ("used.db", "is a database in use, so --force does not replace it"),
         (f"{'a' * 250}", "cannot be read or written: File name too long"),
     ],
 )
 def test_unsuitable_file_is_refused(folder: Path, name: str, error: str) -> None:
     register("ada")
+    shutil.copy("mlapi.db", "other-service.db")
+    with closing(sqlite3.connect("dashboards.db")) as connection:
+        connection.execute("CREATE TABLE dashboards (name)")
     (folder / "notes.txt").write_text("notes")
     (folder / "used.db").touch()
     (folder / "used.db-wal").touch()
@@ -187,12 +193,26 @@ def test_unsuitable_file_is_refused(folder: Path, name: str, error: str) -> None
     assert snapshot(folder) == before
 
 
+def test_database_without_access_is_named_by_a_restore(
+    folder: Path, backup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path, *_: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+
+    monkeypatch.setattr("mlapi.atomic_files.os.open", fail)
+
+    result = restore(backup)
+
+    assert result.stderr == f"mlapi: {folder}/mlapi.db cannot be read or written: Read-only file system\n"
+
+
 def test_drafts_of_killed_backups_are_removed(folder: Path, tmp_path: Path) -> None:
     register("ada")
     for ending in ("", "-wal", "-shm", "-journal"):
-        draft = tmp_path / f".backup.db.0123456789abcdef{ending}"
-        draft.touch()
-        os.utime(draft, (0, 0))
+        for name in ("backup.db", "backup.db.secrets.yml"):
+            draft = tmp_path / f".{name}.0123456789abcdef{ending}"
+            draft.touch()
+            os.utime(draft, (0, 0))
 
     mlapi("backup", str(tmp_path / "backup.db"))
 
@@ -286,7 +306,7 @@ def test_restore_reports_and_reverts_later_changes(folder: Path, backup: Path) -
         "  users disabled again, who were enabled after the backup: 1 (cyd)\n"
         "  users who exist again, although they were removed after the backup: 1 (bob)\n"
         "  users who no longer exist, because they were registered after the backup: 1 (dan)\n"
-        "  users with tokens that are valid again, although they were revoked after the backup: 2 (ada, cyd)\n"
+        "  users with tokens that are valid again, although they were revoked after the backup: 2 (ada, bob)\n"
         f"restored 3 users to {folder}/mlapi.db\n"
         f"the replaced database is kept in {kept}: delete it when you no longer need it\n"
         "tokens were kept; --end-tokens revokes them\n"
@@ -336,7 +356,14 @@ def test_restore_can_end_all_tokens(backup: Path) -> None:
     with open_service(load_settings()) as service:
         assert service.access.guard.check(token).username == "ada"
 
-    assert "all tokens were revoked\n" in restore(backup, "--end-tokens").stdout
+    with open_users(load_settings()) as users:
+        users.remove(user_id=UserId(2))
+    assert "users with tokens that are valid again" in restore(backup).stdout
+    with open_users(load_settings()) as users:
+        users.remove(user_id=UserId(2))
+    output = restore(backup, "--end-tokens").stdout
+    assert "all tokens were revoked\n" in output
+    assert "users with tokens that are valid again" not in output
     with open_service(load_settings()) as service, pytest.raises(InvalidTokenError):
         service.access.guard.check(token)
 
@@ -588,16 +615,19 @@ def test_link_to_the_database_is_kept(folder: Path, tmp_path: Path, backup: Path
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files to other accounts")
 @pytest.mark.parametrize("exists", [True, False])
-def test_restored_database_belongs_to_the_account_of_the_service(exists: bool, folder: Path, backup: Path) -> None:
+def test_restored_files_belong_to_the_account_of_the_service(exists: bool, folder: Path, backup: Path) -> None:
     database = folder / "mlapi.db"
     os.chown(folder, 65534, 65534)
     os.chown(database, 65534, 65534)
+    os.chown(folder / "secrets.yml", 65534, 65534)
     if not exists:
         database.unlink()
+        (folder / "secrets.yml").unlink()
 
     restore(backup)
 
-    assert (database.stat().st_uid, database.stat().st_gid) == (65534, 65534)
+    owners = [(file.stat().st_uid, file.stat().st_gid) for file in (database, folder / "secrets.yml")]
+    assert owners == [(65534, 65534)] * 2
 
 
 def test_running_process_continues_with_the_restored_database(folder: Path, backup: Path) -> None:

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import attrs
 
-from mlapi.adapters.sql.sqlite.files import HEADER, SIDE_FILE_ENDINGS
-from mlapi.atomic_files import atomic_write, drafting, publish, remove_abandoned_drafts
+from mlapi.adapters.sql.sqlite.copying import is_backup
+from mlapi.adapters.sql.sqlite.files import SIDE_FILE_ENDINGS
+from mlapi.atomic_files import drafting, final_name, give_to_owner_of_folder, publish, remove_abandoned_drafts
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import SecretSettings, Settings
@@ -59,7 +60,7 @@ class PreparedRestore:
         """Restore the secrets and the database. See `mlapi.domain.backups.Restore`."""
         with _file_errors(self.target):
             if self.secrets_source is not None and self._secrets_file is not None:
-                _copy_text(self.secrets_source, self._secrets_file, replace=False)
+                _copy_secrets(self.secrets_source, self._secrets_file, give_away=True)
             return self._restore.carry_out(end_tokens=end_tokens)
 
 
@@ -93,7 +94,7 @@ def back_up(settings: Settings, file: Path, *, replace: bool, with_secrets: bool
             users = backups.back_up(draft)
             # The secrets come second, so that they include a key that was just added. Keys are removed much later.
             if copy is not None and secrets.file is not None:
-                _copy_text(secrets.file, copy.resolve(), replace=replace)
+                _copy_secrets(secrets.file, copy.resolve(), replace=replace)
             publish(draft, file, replace=replace)
     return Backup(file=file, users=users, secrets_copy=copy, secrets_location=_describe_location(settings, secrets))
 
@@ -141,14 +142,14 @@ def _validate(file: Path, storage: Storage, secrets: Secrets, *, replace: bool) 
     if not resolved.exists():
         return resolved
     if not resolved.is_file():
-        raise ConfigurationError(f"{file} is not a regular file: add the name of a file, such as {file}/mlapi.db")
+        advice = f"add the name of a file, such as {file}/mlapi.db" if resolved.is_dir() else "choose another name"
+        raise ConfigurationError(f"{file} is not a regular file: {advice}")
     if not replace:
         raise ConfigurationError(f"{file} exists: use --force to replace it")
-    with resolved.open("rb") as stream:
-        if stream.read(len(HEADER)) not in {HEADER, b""}:
-            raise ConfigurationError(f"{file} is not a backup, so --force does not replace it: choose another name")
     if any(os.path.lexists(f"{resolved}{ending}") for ending in SIDE_FILE_ENDINGS):
         raise ConfigurationError(f"{file} is a database in use, so --force does not replace it: choose another name")
+    if resolved.stat().st_size and not is_backup(resolved):
+        raise ConfigurationError(f"{file} is not a backup, so --force does not replace it: choose another name")
     return resolved
 
 
@@ -191,9 +192,14 @@ def _secrets_beside(file: Path) -> Path:
     return file.with_name(f"{file.name}.secrets.yml")
 
 
-def _copy_text(source: Path, file: Path, *, replace: bool) -> None:
-    with atomic_write(file, replace=replace) as stream:
-        stream.write(source.read_text("utf-8"))
+def _copy_secrets(source: Path, file: Path, *, replace: bool = False, give_away: bool = False) -> None:
+    """Copy a secrets file. If ``give_away`` is true, the copy belongs to the owner of its folder."""
+    remove_abandoned_drafts(file)
+    with drafting(file) as draft:
+        draft.write_bytes(source.read_bytes())
+        if give_away:
+            give_to_owner_of_folder(draft)
+        publish(draft, file, replace=replace)
 
 
 @contextmanager
@@ -202,4 +208,6 @@ def _file_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise ConfigurationError(f"{file} cannot be read or written: {error.strerror}") from None
+        # With a restore, this may be the database instead of the backup.
+        name = final_name(Path(error.filename)) if isinstance(error.filename, str) else file
+        raise ConfigurationError(f"{name} cannot be read or written: {error.strerror}") from None

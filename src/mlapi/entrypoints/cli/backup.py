@@ -41,7 +41,7 @@ def backup_command(file: Path, *, force: bool, without_secrets: bool, as_json: b
     """
     with command_errors():
         done = back_up(load_settings(), file, replace=force, with_secrets=not without_secrets)
-    lines = [f"backed up {done.users} users to {done.file}"]
+    lines = [f"backed up {_count(done.users)} to {done.file}"]
     if done.secrets_copy is None:
         lines.append(f"keep {done.secrets_location}, too: without the key, no password in this backup can be verified")
     else:
@@ -77,6 +77,8 @@ def restore_command(file: Path, *, end_tokens: bool | None, yes: bool, as_json: 
         require_terminal()
     with command_errors(), open_restore(load_settings(), file) as restore:
         effects = restore.effects
+        if effects is not None and end_tokens:
+            effects = attrs.evolve(effects, revived_tokens=Affected())
         click.echo("\n".join(_describe(file, restore, effects)), err=as_json)
         if not yes:
             confirm("Replace the database?")
@@ -84,7 +86,7 @@ def restore_command(file: Path, *, end_tokens: bool | None, yes: bool, as_json: 
                 question = "Revoke all tokens, so that every user must log in again?"
                 end_tokens = click.confirm(question, default=True, err=True)
         kept = restore.carry_out(end_tokens=bool(end_tokens))
-    lines = [f"restored {restore.users} users to {restore.target}"]
+    lines = [f"restored {_count(restore.users)} to {restore.target}"]
     if kept is not None:
         lines.append(f"the replaced database is kept in {kept}: delete it when you no longer need it")
     lines.append("all tokens were revoked" if end_tokens else "tokens were kept; --end-tokens revokes them")
@@ -100,7 +102,7 @@ def restore_command(file: Path, *, end_tokens: bool | None, yes: bool, as_json: 
 
 
 def _describe(file: Path, restore: PreparedRestore, effects: RestoreEffects | None) -> Iterator[str]:
-    yield f"{file} contains {restore.users} users. Restoring it changes {restore.target}:"
+    yield f"{file} contains {_count(restore.users)}. Restoring it changes {restore.target}:"
     if restore.secrets_source is not None:
         yield f"  the secrets are restored from {restore.secrets_source}"
     if effects is None:
@@ -113,6 +115,10 @@ def _describe(file: Path, restore: PreparedRestore, effects: RestoreEffects | No
     for effect, value in affected:
         more = ", ..." if value.count > len(value.examples) else ""
         yield f"  {effect}: {value.count} ({', '.join(value.examples)}{more})"
+
+
+def _count(users: int) -> str:
+    return "1 user" if users == 1 else f"{users} users"
 
 
 def _items(effects: RestoreEffects) -> Iterator[tuple[str, Affected]]:

@@ -11,6 +11,9 @@ from mlapi.adapters.sql.sqlite.errors import CORRUPTION_CODES, describe_error, p
 from mlapi.adapters.sql.sqlite.files import HEADER, LOG_ENDINGS, SIDE_FILE_ENDINGS, existing_uri
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 
+_FORMAT_VERSIONS = slice(18, 20)  # https://www.sqlite.org/fileformat.html, 1.3
+_WITHOUT_LOG = b"\1\1"
+"""The format versions of a file that does not use the write-ahead log."""
 _PAGES_PER_STEP = 1024
 """4 MiB. Ctrl-C ends the copy between two steps."""
 
@@ -55,6 +58,19 @@ def reading_file(file: Path) -> Iterator[sqlite3.Connection]:
         connection.execute("BEGIN")
         connection.execute("SELECT 1 FROM sqlite_master").fetchone()
         yield connection
+
+
+def is_backup(file: Path) -> bool:
+    """Return whether `copy_database` may have written this file, from a database of mlapi."""
+    with file.open("rb") as stream:
+        if stream.read(_FORMAT_VERSIONS.stop)[_FORMAT_VERSIONS] != _WITHOUT_LOG:  # used by a service, or another file
+            return False
+    try:
+        with reading_file(file) as connection:
+            query = "SELECT 1 FROM sqlite_master WHERE name = 'mlapi_key_check'"
+            return connection.execute(query).fetchone() is not None
+    except ConfigurationError:  # another file, or damaged
+        return False
 
 
 @contextmanager

@@ -15,7 +15,7 @@ import attrs
 from mlapi.adapters.sql.sqlite.copying import copy_database, remove_side_files, translating_errors
 from mlapi.adapters.sql.sqlite.errors import LOCKED_CODES, primary_code
 from mlapi.adapters.sql.sqlite.files import LOG_ENDINGS, existing_uri
-from mlapi.atomic_files import drafting, publish
+from mlapi.atomic_files import drafting, give_to_owner_of_folder, publish
 from mlapi.domain.backups import MAX_EXAMPLES, Affected, RestoreEffects
 from mlapi.domain.commands import generate_token_epoch
 from mlapi.domain.errors import ConfigurationError
@@ -42,7 +42,9 @@ _AFFECTED = {
     " JOIN restored.users AS u ON u.id = k.user_id WHERE k.id NOT IN (SELECT id FROM main.mlapi_api_keys)",
     "lost_api_keys": "SELECT u.username || ': ' || k.name FROM main.mlapi_api_keys AS k JOIN main.users AS u"
     " ON u.id = k.user_id WHERE k.id NOT IN (SELECT id FROM restored.mlapi_api_keys)",
-    "revived_tokens": f"SELECT r.username {_SAME_USERS} WHERE r.token_epoch != m.token_epoch",
+    # The tokens of a user who is disabled in the backup stay invalid. Removing a user has revoked the user's tokens.
+    "revived_tokens": "SELECT username FROM restored.users AS r WHERE enabled AND (id, username_key, token_epoch)"
+    " NOT IN (SELECT id, username_key, token_epoch FROM main.users WHERE enabled)",
 }
 
 
@@ -131,7 +133,7 @@ class Replacement:
                 kept = _keep(self._file, like, partial(_copy_bytes, self._damaged))
                 _keep_logs(self._file, kept)
         if like is None:
-            _give_to_owner_of_folder(self._draft)
+            give_to_owner_of_folder(self._draft)
         remove_side_files(self._file)  # they would damage the new database
         publish(self._draft, self._file, replace=True, like=like)
         return kept
@@ -166,7 +168,7 @@ def _edit(draft: Path, last_ids: Sequence[tuple[int, str]], *, end_tokens: bool)
 def _keep(file: Path, like: os.stat_result | None, copy_to: Callable[[Path], None]) -> Path:
     """Copy the database that is about to be replaced. Renaming it would leave no database after a crash."""
     kept = file.with_name(f"{file.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
-    with drafting(kept) as draft:
+    with drafting(file) as draft:  # the name of the database, so that the next restore removes an abandoned draft
         copy_to(draft)
         publish(draft, kept, replace=False, like=like)
     return kept
@@ -192,13 +194,6 @@ def _keep_logs(file: Path, kept: Path) -> None:
     for ending in LOG_ENDINGS:
         log = file.with_name(f"{file.name}{ending}")
         if log.exists():
-            with log.open("rb") as stream, drafting(kept) as draft:
+            with log.open("rb") as stream, drafting(file) as draft:
                 _copy_bytes(stream, draft)
                 publish(draft, kept.with_name(f"{kept.name}{ending}"), replace=False)
-
-
-def _give_to_owner_of_folder(file: Path) -> None:
-    """If root restores a database that did not exist, the account of the service must be able to open it."""
-    if os.geteuid() == 0:  # pragma: no branch - tests run as root or as another account
-        folder = file.parent.stat()
-        os.chown(file, folder.st_uid, folder.st_gid)
