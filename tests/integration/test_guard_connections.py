@@ -221,6 +221,21 @@ def test_same_credential_in_header_and_subprotocol_is_accepted(guard: Guard, tok
     assert connect(guard, ["bearer", token], Authorization=f"Bearer {token}")[1] == "bearer"
 
 
+@pytest.mark.parametrize("header", [{"X-API-Key": "of-a-gateway"}, {"Authorization": "Basic Z2F0ZTp3YXk="}])
+def test_credential_of_a_proxy_is_ignored_beside_a_subprotocol(
+    guard: Guard, token: str, header: dict[str, str]
+) -> None:
+    assert connect(guard, ["bearer", token], **header)[1] == "bearer"
+
+
+def test_api_key_and_token_of_a_websocket_must_be_the_same(guard: Guard, users: Users, ada: User, token: str) -> None:
+    _, key = users.add_api_key(user_id=ada.id, name="page")
+
+    assert connect(guard, ["bearer", key], **{"X-API-Key": key})[1] == "bearer"
+    with pytest.raises(WebSocketDisconnect):
+        connect(guard, ["bearer", token], **{"X-API-Key": key})
+
+
 @pytest.mark.parametrize(
     ("subprotocols", "authorization"),
     [

@@ -172,7 +172,7 @@ def requests_upgrade(headers: Headers) -> bool:
     return b"upgrade" in connection.lower() and any(name == b"upgrade" for name, _ in headers)
 
 
-def get_bearer_credential(headers: Headers, *, accept_bare: bool = False) -> str:
+def get_bearer_credential(headers: Headers, *, accept_bare: bool = False, offered: str = "") -> str:
     """Return the token or API key of a request, from ``Authorization: Bearer`` or ``X-API-Key``.
 
     Ignore an Authorization header with another scheme, and an X-API-Key that mlapi did not create, if the other header
@@ -181,15 +181,19 @@ def get_bearer_credential(headers: Headers, *, accept_bare: bool = False) -> str
     Args:
         headers: of the request.
         accept_bare: whether to accept a token or API key in Authorization without a scheme, as the legacy app does.
+        offered: a credential from elsewhere in the request.
 
     Raises:
-        MissingCredentialError: if neither header has a credential.
-        InvalidTokenError: if a header is repeated, if its credential is too long, or if both headers have different
-            credentials.
+        MissingCredentialError: if there is no credential.
+        InvalidTokenError: if a header is repeated, if a credential is too long, or if there are different credentials.
     """
     authorization = _get_single_value(headers, b"authorization")
     api_key = _get_single_value(headers, b"x-api-key")
     credential = b"" if authorization is None else _parse_user_credential(authorization, accept_bare=accept_bare)
+    other = offered.encode("utf-8", "replace")
+    if credential and other not in {b"", credential}:
+        raise InvalidTokenError
+    credential = credential or other
     if api_key and (not credential or api_key.startswith(_API_KEY_PREFIX)):
         if credential not in {b"", api_key} or not api_key.startswith(_API_KEY_PREFIX):
             raise InvalidTokenError

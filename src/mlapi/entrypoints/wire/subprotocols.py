@@ -9,7 +9,6 @@ from collections.abc import Sequence
 import attrs
 
 from mlapi.domain.errors import InvalidTokenError
-from mlapi.entrypoints.wire.errors import MissingCredentialError
 from mlapi.entrypoints.wire.headers import Headers, get_bearer_credential
 
 _BEARER = "bearer"
@@ -59,12 +58,5 @@ def get_websocket_credential(headers: Headers, bearer: BearerSubprotocol | None,
         MissingCredentialError: if neither contains one.
         InvalidTokenError: if the headers and the subprotocols have different credentials.
     """
-    if bearer is None:
-        return get_bearer_credential(headers, accept_bare=accept_bare)
-    try:
-        in_headers = get_bearer_credential(headers, accept_bare=accept_bare)
-    except MissingCredentialError:
-        return bearer.credential
-    if in_headers != bearer.credential:
-        raise InvalidTokenError
-    return in_headers
+    offered = "" if bearer is None else bearer.credential
+    return get_bearer_credential(headers, accept_bare=accept_bare, offered=offered)
