@@ -328,7 +328,7 @@ def test_guard_can_use_an_account_that_only_reads_sqlite(readable_folder: Path) 
     assert while_running == "['ada', 'ada']"
     assert after_stop.startswith(
         "RepositoryUnavailableError: the database is unavailable: this account cannot open the database file: allow it"
-        " to read the folder and mlapi.db. If it may only read, also start the service ("
+        " to read the file and its folder. If it may only read, also start the service ("
     )
 
 

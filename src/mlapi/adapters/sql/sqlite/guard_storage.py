@@ -21,7 +21,6 @@ _MAX_IDLE_CONNECTIONS = 8
 _FIND_VERSION_TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
 _SELECT_REVISION = f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608 - a constant
 _ERRORS: tuple[type[Exception], ...] = (sqlite3.Error, *DATA_ERRORS)
-
 _ACCESS_CODES = {sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY}
 
 T = TypeVar("T")
@@ -201,6 +200,6 @@ def _describe_error(error: BaseException) -> str:
     if error.sqlite_errorcode == sqlite3.SQLITE_READONLY:  # type: ignore[attr-defined]  # it has a code
         return "this account may only read the database (SQLITE_READONLY)"
     return (
-        "this account cannot open the database file: allow it to read the folder and mlapi.db. If it may only read,"
+        "this account cannot open the database file: allow it to read the file and its folder. If it may only read,"
         f" also start the service ({error.sqlite_errorname})"  # type: ignore[attr-defined]
     )
