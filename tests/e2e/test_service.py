@@ -326,9 +326,10 @@ def test_startup_with_invalid_settings_logs_one_line(
     assert not (tmp_path / "mlapi.db").exists()
 
 
-def test_startup_fails_if_others_can_read_the_secrets_file(start_server: StartServer, tmp_path: Path) -> None:
-    start_server().stop()
-    (tmp_path / "server.log").unlink()
+def test_startup_fails_if_others_can_read_the_secrets_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with open_service(load_settings(environ={})):
+        pass  # creates the file
     (tmp_path / "secrets.yml").chmod(0o644)
 
     line = run_failing_startup(tmp_path, {})
@@ -340,11 +341,9 @@ def test_startup_fails_if_others_can_read_the_secrets_file(start_server: StartSe
     )
 
 
-def test_server_refuses_to_start_with_a_different_key(
-    start_server: StartServer, tmp_path: Path, environ: dict[str, str]
-) -> None:
-    start_server({**environ, **SECRETS}).stop()
-    (tmp_path / "server.log").unlink()
+def test_server_refuses_to_start_with_a_different_key(tmp_path: Path, environ: dict[str, str]) -> None:
+    with open_service(load_settings(environ={**environ, **SECRETS})):
+        pass  # stores which key the database belongs to
 
     line = run_failing_startup(tmp_path, {**environ, **SECRETS, "MLAPI_SECRETS__KEY": OLDER_KEY})
 

@@ -2,14 +2,8 @@
 
 import doctest
 import json
-import os
-import signal
 import sqlite3
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +34,6 @@ from tests.legacy_database import (
     row,
     snapshot,
 )
-from tests.postgres_server import PostgresServer
 
 only_sqlite = pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 only_postgresql = pytest.mark.parametrize("url", ["postgres"], indirect=True)
@@ -879,65 +872,6 @@ def test_file_that_is_not_a_database_is_reported_in_one_line(folder: Path) -> No
 
     line = "mlapi: the database is unavailable: the file is not a database (SQLITE_NOTADB)\n"
     assert (result.exit_code, result.stderr) == (3, line)
-
-
-@contextmanager
-def adopting(folder: Path, url: URL) -> Iterator["subprocess.Popen[bytes]"]:
-    """Run `mlapi db adopt` in another process."""
-    script = "from mlapi.entrypoints.cli import main; main(['db', 'adopt'])"
-    process = subprocess.Popen(
-        [sys.executable, "-c", script],
-        cwd=folder,
-        env={**os.environ, **environment(url)},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(30)
-
-
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
-@only_sqlite
-def test_killed_adoption_leaves_sqlite_unchanged(url: URL, folder: Path) -> None:
-    create_legacy_database(url, [row(number, f"user{number}") for number in range(1, 3_001)])
-    before = content(url)
-    journal = Path(f"{url.database}-journal")
-
-    with adopting(folder, url) as process:
-        wait_until(lambda: journal.exists() and journal.stat().st_size > 0)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(30) == -signal.SIGKILL
-
-    assert journal.stat().st_size > 0
-    assert CliRunner().invoke(main, ["db", "check", "--json"]).exit_code == 3
-    assert content(url) == before
-    assert adopt().exit_code == 0
-
-
-@only_postgresql
-def test_killed_adoption_leaves_postgresql_unchanged(url: URL, folder: Path, postgres: PostgresServer) -> None:
-    create_legacy_database(url)
-    execute(url, "CREATE TABLE orders (user_id INTEGER REFERENCES users (id))")
-    before = snapshot(url)
-    waiting = "SELECT 1 FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%ALTER id TYPE bigint%'"
-
-    with connected(url) as other, adopting(folder, url) as process:
-        other.exec_driver_sql("SELECT * FROM orders")  # this lock blocks ALTER TABLE users ALTER id
-        wait_until(lambda: postgres.execute(waiting))
-        process.send_signal(signal.SIGKILL)
-        assert process.wait(30) == -signal.SIGKILL
-
-    assert snapshot(url) == before
-    assert adopt().exit_code == 0
 
 
 def test_failed_adoption_changes_nothing(url: URL) -> None:

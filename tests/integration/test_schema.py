@@ -1,12 +1,11 @@
 """Tests of the schema: upgrades, downgrades, concurrent upgrades, and databases of other programs."""
 
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -24,6 +23,7 @@ from mlapi.adapters.sql.schema import current_revision, downgrade, prepare_schem
 from mlapi.adapters.sql.sqlite.connections import enable_write_ahead_log
 from mlapi.adapters.sql.tables import metadata
 from mlapi.testing.samples import registered, with_api_key
+from tests.torture.crash_points import run
 
 MIGRATIONS = ScriptDirectory(schema_module.__file__.replace("schema.py", "migrations"))
 REVISIONS = [script.revision for script in reversed(list(MIGRATIONS.walk_revisions()))]
@@ -205,17 +205,13 @@ def test_busy_error_while_enabling_write_ahead_log_is_retried() -> None:
     assert statements == ["PRAGMA journal_mode = WAL"] * 3
 
 
-def test_processes_can_upgrade_concurrently(url: URL) -> None:
-    script = (
-        "import sys;"
-        "from mlapi.adapters.sql.database import Database;"
-        "from mlapi.adapters.sql.schema import prepare_schema;"
-        "from mlapi.adapters.sql.urls import database_url;"
-        "prepare_schema(Database(database_url(sys.argv[1])), may_upgrade=True)"
-    )
-    command = [sys.executable, "-c", script, url.render_as_string(hide_password=False)]
+def test_processes_can_upgrade_concurrently(url: URL, tmp_path: Path) -> None:
+    environ = {"MLAPI_DATABASE__URL": url.render_as_string(hide_password=False)}
+    folders = [tmp_path / str(number) for number in range(4)]
+    for folder in folders:
+        folder.mkdir()
 
-    processes = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    errors = [process.communicate(timeout=60)[1] for process in processes]
+    with ThreadPoolExecutor(len(folders)) as pool:
+        codes = list(pool.map(lambda folder: run(folder, environ, ["db", "upgrade"]), folders))
 
-    assert [(process.returncode, error) for process, error in zip(processes, errors, strict=True)] == [(0, "")] * 4
+    assert codes == [0, 0, 0, 0], [(folder / "command.log").read_text() for folder in folders]

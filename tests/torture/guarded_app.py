@@ -12,4 +12,8 @@ async def predict(request: Request) -> JSONResponse:
     return JSONResponse({"asked_by": request.user.username})
 
 
-app = GuardMiddleware(Starlette(routes=[Route("/predict", predict)]))
+async def health(_request: Request) -> JSONResponse:
+    return JSONResponse({"message": "Alive"})
+
+
+app = GuardMiddleware(Starlette(routes=[Route("/predict", predict), Route("/health", health)]), exempt=["/health"])
