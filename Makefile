@@ -29,7 +29,7 @@ test: $(VENV)/dev ## run all checks, and all tests but the fault tests, with ful
 	@$(MAKE) --no-print-directory -j --output-sync $(CHECKS) compile-tests
 	$(PYTEST) $(ALL_BUT_FAULTS) --cov --cov-report=term
 
-faults: $(VENV)/dev ## run each fault test with few repetitions; takes 3 minutes
+faults: $(VENV)/dev ## run each fault test with few repetitions; takes 4 minutes
 	$(PYTEST) tests/torture -n 4 --dist worksteal
 
 test-lowest: .venv/lowest/installed ## run the same tests with the lowest supported version of each dependency, on Python 3.11

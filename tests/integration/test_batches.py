@@ -207,7 +207,7 @@ def repositories(
 
 
 @pytest.mark.parametrize("kind", ["memory", "sqlite", "postgres"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(sequence=batches)
 def test_batch_has_the_same_effect_as_separate_commands(
     repositories: dict[str, Callable[[], UserRepository]], kind: str, sequence: list[list[Template]]

@@ -11,7 +11,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from itertools import chain, islice, product
+from itertools import chain, product
 from typing import Any
 from urllib.parse import quote
 
@@ -188,6 +188,15 @@ def find_targets() -> list[Target]:
     ]
 
 
+def one_of_each_kind(targets: Sequence[Target]) -> list[Target]:
+    """Return the first target of each kind. Targets of one kind read the same headers."""
+    kinds = {
+        (id(target.app), "/console" in target.path, target.method, target.body_type is None): target
+        for target in targets[::-1]
+    }
+    return list(kinds.values())
+
+
 TARGETS = find_targets()
 
 
@@ -252,40 +261,41 @@ def make_header_requests(target: Target) -> Iterator[Request]:
         yield target.make_request(body=body)
 
 
-def measure_seconds(
+async def measure_seconds(
     target: Target, request: Request, limit_seconds: float, pause_seconds: float = PAUSE_SECONDS
 ) -> float:
     """Return the processor time of a request in all threads, which also keep the event loop from running."""
-
-    async def measure() -> float:
-        for attempt in range(MAX_ATTEMPTS):
-            await asyncio.sleep(attempt * pause_seconds)
-            scope = request.to_scope(target.app)
-            started = time.process_time()
-            await call_with_scope(target.app, scope, request.body)
-            seconds = time.process_time() - started
-            if seconds < limit_seconds:
-                break
-        return seconds
-
-    return asyncio.run(measure())
+    for attempt in range(MAX_ATTEMPTS):
+        await asyncio.sleep(attempt * pause_seconds)
+        scope = request.to_scope(target.app)
+        started = time.process_time()
+        await call_with_scope(target.app, scope, request.body)
+        seconds = time.process_time() - started
+        if seconds < limit_seconds:
+            break
+    return seconds
 
 
-def find_slow_requests(target: Target, requests: Iterator[Request]) -> list[str]:
+async def find_slow_requests(target: Target, requests: Iterator[Request]) -> list[str]:
     """Return the first requests that cost much more than a short one, because some pages are always expensive."""
-    limit = MAX_SECONDS + min(measure_seconds(target, target.make_request(), 0, 0) for _ in range(3))
-    costs = ((measure_seconds(target, request, limit), request) for request in requests)
-    slow = (f"{seconds * 1000:.1f} ms: {request}"[:300] for seconds, request in costs if seconds >= limit)
-    return list(islice(slow, MAX_REPORTED))
+    limit = MAX_SECONDS + min([await measure_seconds(target, target.make_request(), 0, 0) for _ in range(3)])
+    slow: list[str] = []
+    for request in requests:
+        seconds = await measure_seconds(target, request, limit)
+        if seconds >= limit:
+            slow.append(f"{seconds * 1000:.1f} ms: {request}"[:300])
+        if len(slow) == MAX_REPORTED:
+            break
+    return slow
 
 
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_text_at_any_length_costs_little_processor_time(target: Target) -> None:
     requests = chain.from_iterable(make_requests(target, text) for text in SLOW_TEXTS.values())
 
-    assert find_slow_requests(target, requests) == []
+    assert asyncio.run(find_slow_requests(target, requests)) == []
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize("target", one_of_each_kind(TARGETS), ids=str)
 def test_header_at_any_length_costs_little_processor_time(target: Target) -> None:
-    assert find_slow_requests(target, make_header_requests(target)) == []
+    assert asyncio.run(find_slow_requests(target, make_header_requests(target))) == []
