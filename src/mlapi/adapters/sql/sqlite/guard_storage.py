@@ -200,6 +200,6 @@ def _describe_error(error: BaseException) -> str:
     if error.sqlite_errorcode == sqlite3.SQLITE_READONLY:  # type: ignore[attr-defined]  # it has a code
         return "this account may only read the database (SQLITE_READONLY)"
     return (
-        "this account cannot open the database file: allow it to read the file and its folder. If it may only read,"
-        f" also start the service ({error.sqlite_errorname})"  # type: ignore[attr-defined]
+        "the database file cannot be opened: check that it exists, and that this account may read it and its folder. If"
+        f" the account may only read, also start the service ({error.sqlite_errorname})"  # type: ignore[attr-defined]
     )
