@@ -69,11 +69,10 @@ def test_command_line_uses_the_journal(tmp_path: Path, environ: dict[str, str]) 
 
     missing = mlapi("users", "list")
     created = mlapi("db", "upgrade")
-    listed = mlapi("users", "list")
     checked = mlapi("db", "check")
 
     assert (missing.returncode, "there is no database at" in missing.stderr) == (3, True)
-    assert (created.returncode, listed.returncode) == (0, 0)
+    assert created.returncode == 0
     assert ("users: 0" in checked.stdout, checked.returncode) == (True, 0)
 
 

@@ -15,7 +15,7 @@ from tests.e2e.server import Server
 
 PASSWORD = "c4n4ry difference engine"
 ADA = {"username": "ada", "password": PASSWORD, "email": "ada@example.com"}
-TOGGLES = 150
+TOGGLES = 50
 
 
 class Pair(NamedTuple):
@@ -101,7 +101,7 @@ def test_no_concurrent_request_is_accepted_after_disabling(pair: Pair) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         clients = [pool.submit(send_requests) for _ in range(4)]
-        for _ in range(TOGGLES // 5):
+        for _ in range(TOGGLES // 2):
             set_enabled(pair.first, user_id, 0)
             begin = time.monotonic()
             time.sleep(0.02)

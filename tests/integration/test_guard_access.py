@@ -285,7 +285,7 @@ def run_as_reader(folder: Path, action: Callable[[], object], *, changed: Iterab
         try:
             os.setuid(account)
             result = str(action())
-        except Exception as error:  # noqa: BLE001 - the parent compares it
+        except BaseException as error:  # noqa: BLE001 - the parent compares it
             result = f"{type(error).__name__}: {error}"
         os.write(writing, result.encode())
         os._exit(0)
