@@ -296,7 +296,7 @@ SUPPORTED = "must be an argon2, bcrypt, PBKDF2 or scrypt hash in the format of D
         ("{SSHA}W6ph5Mm5Pz8GgiULbPgzG37mj9g", "an LDAP hash"),
         (
             "sha1$salt$59b3e8d637cf97edbe2384cf59cb7453dfe30789",
-            "a salted MD5 or SHA hash, which attackers can guess quickly",
+            "a salted MD5 or SHA hash",
         ),
         ("!QPBOFUAmcAqyMqc28x2TA6PnXeWN3RyKbwAgFswX", "Django's mark for a user without a password"),
         ("pbkdf2:sha256$salt$72f6dc91", "a PBKDF2 hash in an unknown form"),

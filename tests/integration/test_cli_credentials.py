@@ -171,7 +171,7 @@ def test_no_token_is_issued_for_a_disabled_user() -> None:
 def test_check_describes_an_accepted_token() -> None:
     token = mlapi("tokens", "issue", "ada").stdout.strip()
 
-    result = mlapi("tokens", "check", stdin=f"Bearer {token}\n")
+    result = mlapi("tokens", "check", stdin=f"bearer  {token}\n")
 
     assert result.stdout.startswith("accepted: token of user 1 (ada), valid until ")
     as_json = json.loads(mlapi("tokens", "check", "--json", stdin=token).stdout)

@@ -132,7 +132,7 @@ def test_unknown_users_are_reported_and_the_others_changed() -> None:
 def test_names_are_read_from_standard_input_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(selection, "_BATCH_USERS", 2)
 
-    result = mlapi("users", "disable", "-", "漢字", stdin="ada\r\n\n 2 \nnobody\n3\n")
+    result = mlapi("users", "disable", "-", "漢字", stdin="\ufeffada\r\n\n 2 \nnobody\n3\n")
 
     assert result.exit_code == 4
     assert result.stderr == "mlapi: user 'nobody' does not exist\n"

@@ -3,6 +3,7 @@
 import msgspec
 import pytest
 
+from mlapi.entrypoints.cli import tables
 from mlapi.entrypoints.cli.tables import Column, display_width, printable, show_rows
 
 
@@ -54,6 +55,16 @@ def test_columns_are_aligned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     lines = table([Row(7, "漢字"), Row(123, "ada")], monkeypatch, capsys)
 
     assert lines == [" NO  NAME  NOTE", "  7  漢字  note", "123  ada   note"]
+
+
+def test_long_tables_are_written_in_chunks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    written: list[str] = []
+    monkeypatch.setattr(tables.click, "echo", written.append)
+
+    table([Row(number, "ada") for number in range(1_000)], monkeypatch, capsys)
+
+    assert len("\n".join(written).splitlines()) == 1_001
+    assert len(written) < 10
 
 
 def test_text_in_a_pipe_is_never_cut(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

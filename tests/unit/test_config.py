@@ -396,6 +396,7 @@ def test_unknown_variable_is_logged_without_its_value(tmp_path: Path, caplog: py
     ("variable", "message"),
     [
         ("MLAPI_DATABASE_URL", "MLAPI_DATABASE_URL is not a setting: did you mean MLAPI_DATABASE__URL?"),
+        ("MLAPI_CONNECTION_PORT", "MLAPI_CONNECTION_PORT is not a setting: did you mean MLAPI_CONNECTION__PORT?"),
         ("mlapi_database__url", "mlapi_database__url is not a setting: did you mean MLAPI_DATABASE__URL?"),
         ("MLAPI_DATABASE__URL ", "MLAPI_DATABASE__URL  is not a setting: did you mean MLAPI_DATABASE__URL?"),
         ("MLAPI_PROFIL", "MLAPI_PROFIL is not a setting: did you mean MLAPI_PROFILE?"),

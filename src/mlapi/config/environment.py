@@ -20,7 +20,9 @@ CONFIG_VARIABLE = "MLAPI_CONFIG"
 _PREFIX = "MLAPI_"
 _SECRET_SECTIONS = frozenset({"secrets", "connection", "database"})
 # Kubernetes sets these variables in every container if a service is named mlapi or mlapi-*.
-_KUBERNETES_VARIABLE = re.compile(r"MLAPI_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT)|PORT)(_.*)?")
+# MLAPI_PORT is one of them only if its value is a URL: otherwise, it is meant to be a setting.
+_KUBERNETES_VARIABLE = re.compile(r"MLAPI_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_.+)?)|PORT_\d+_(TCP|UDP|SCTP)(_.+)?)")
+_KUBERNETES_URL = re.compile(r"(tcp|udp|sctp)://.*")
 _PRINTABLE = re.compile(r"[\w .-]{1,100}", re.ASCII)
 
 
@@ -64,7 +66,7 @@ def find_unknown_variables(environ: Mapping[str, str]) -> Iterator[tuple[str, st
     for name in sorted(environ):
         if not name.strip().upper().startswith(_PREFIX) or name == CONFIG_VARIABLE:
             continue
-        if not _is_setting(name) and not _KUBERNETES_VARIABLE.fullmatch(name):
+        if not _is_setting(name) and not _is_from_kubernetes(name, environ[name]):
             yield name if _PRINTABLE.fullmatch(name) else repr(name), find_similar_variable(name)
 
 
@@ -81,6 +83,11 @@ def find_similar_variable(name: str) -> str | None:
 def _is_setting(name: str) -> bool:
     is_ours = name.startswith(_PREFIX) and name == name.strip() and name != CONFIG_VARIABLE
     return is_ours and ("__" in name or name.upper() == f"{_PREFIX}PROFILE")
+
+
+def _is_from_kubernetes(name: str, value: str) -> bool:
+    has_url = name.endswith("_PORT") and _KUBERNETES_URL.fullmatch(value) is not None
+    return has_url or _KUBERNETES_VARIABLE.fullmatch(name) is not None
 
 
 def _simplify(name: str) -> str:

@@ -147,11 +147,11 @@ class HashingFernetCipher(_KeyedCipher):
 
     def __init__(self, keys: Sequence[str], *salts: str) -> None:
         super().__init__(keys, *salts)
-        self._decoy = self.encrypt(_DECOY)
         self._decoy_hash = self._keys.hash(_DECOY)
+        self._decoy = self._encrypt_hash(self._decoy_hash)
 
     def encrypt(self, password: str) -> EncryptedPassword:
-        return EncryptedPassword(self._keys.encrypt(self._keys.hash(password)) + _ARGON2ID)
+        return self._encrypt_hash(self._keys.hash(password))
 
     def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
         token, tag = _split_tag(self._decoy if encrypted is None else encrypted)
@@ -170,6 +170,9 @@ class HashingFernetCipher(_KeyedCipher):
         if plaintext is None:
             return False
         return tag != _ARGON2ID or self._keys.has_older_key(token) or self._keys.needs_rehash(plaintext)
+
+    def _encrypt_hash(self, hashed: str) -> EncryptedPassword:
+        return EncryptedPassword(self._keys.encrypt(hashed) + _ARGON2ID)
 
 
 class _KeyRing:

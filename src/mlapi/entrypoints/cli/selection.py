@@ -20,6 +20,7 @@ STDIN = "-"
 MAX_SHOWN_ITEMS = 20
 """The maximum number of items that a question lists."""
 _BATCH_USERS = 500
+_BYTE_ORDER_MARK = "\ufeff"
 
 
 def filter_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -79,7 +80,8 @@ def read_names(names: Sequence[str]) -> Iterator[str]:
     """Yield the names in the arguments. In place of ``-``, yield the lines of standard input that are not empty."""
     for name in names:
         if name == STDIN:
-            yield from filter(None, map(str.strip, sys.stdin))
+            lines = (line.removeprefix(_BYTE_ORDER_MARK).strip() for line in sys.stdin)
+            yield from filter(None, lines)
         else:
             yield name
 

@@ -79,8 +79,8 @@ def show_rows(
         click.echo(empty, err=True, nl=bool(empty))
     else:
         width = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
-        for line in _format_table(chain([first], chunks), columns, width):
-            click.echo(line)
+        for text in _format_table(chain([first], chunks), columns, width):
+            click.echo(text)
 
 
 def format_time(time: datetime | None, *, seconds: bool = False, none: str = "") -> str:
@@ -99,6 +99,8 @@ def printable(text: str) -> str:
 
 def display_width(text: str) -> int:
     """Return how many columns of a terminal a text occupies."""
+    if text.isascii():
+        return len(text)
     return sum(map(_character_width, unicodedata.normalize("NFC", text)))
 
 
@@ -130,7 +132,7 @@ def format_cell(value: object) -> object:
 def _format_table(
     chunks: Iterable[list[Row]], columns: Sequence[Column[Row]], terminal_width: int | None
 ) -> Iterator[str]:
-    """Yield the lines of a table. Each chunk may widen the columns for the rows that follow."""
+    """Yield the lines of a table, chunk by chunk. Each chunk may widen the columns for the rows that follow."""
     widths = [len(column.heading) for column in columns]
     shown: list[int] = []
     for chunk in chunks:
@@ -144,8 +146,9 @@ def _format_table(
             shown = _choose_columns(columns, widths, terminal_width)
             lines = [[column.heading for column in columns], *table]
         fitted = _shrink(columns, widths, shown, terminal_width)
-        for line in lines:
-            yield _GAP.join(_align(line[index], fitted[index], columns[index]) for index in shown).rstrip()
+        yield "\n".join(
+            _GAP.join(_align(line[index], fitted[index], columns[index]) for index in shown).rstrip() for line in lines
+        )
 
 
 def _choose_columns(columns: Sequence[Column[Any]], widths: Sequence[int], terminal_width: int | None) -> list[int]:

@@ -1,5 +1,6 @@
 """``mlapi tokens``: issue, check and revoke tokens of users."""
 
+import re
 import sys
 from collections.abc import Sequence
 
@@ -28,6 +29,8 @@ from mlapi.entrypoints.cli.selection import (
 )
 from mlapi.entrypoints.cli.tables import format_time
 from mlapi.entrypoints.wire import responses
+
+_SCHEME = re.compile(r"^bearer +", re.IGNORECASE)
 
 
 @click.group("tokens", cls=CommandGroup)
@@ -126,4 +129,4 @@ def _read_credential() -> str:
         text: str = click.prompt("Token or API key", hide_input=True, err=True)
     else:
         text = sys.stdin.readline()
-    return text.strip().removeprefix("Bearer ")
+    return _SCHEME.sub("", text.strip())
