@@ -3,7 +3,6 @@
 import msgspec
 import pytest
 
-from mlapi.entrypoints.cli import tables
 from mlapi.entrypoints.cli.tables import Column, display_width, printable, show_rows
 
 
@@ -59,7 +58,7 @@ def test_columns_are_aligned(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
 def test_long_tables_are_written_in_chunks(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     written: list[str] = []
-    monkeypatch.setattr(tables.click, "echo", written.append)
+    monkeypatch.setattr("mlapi.entrypoints.cli.tables.click.echo", written.append)
 
     table([Row(number, "ada") for number in range(1_000)], monkeypatch, capsys)
 
