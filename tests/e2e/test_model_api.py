@@ -110,6 +110,7 @@ def test_api_key_is_rejected_while_its_user_is_disabled(service: str, model: str
     api_key = requests.post(f"{service}/users/{user_id}/keys", json={"name": "batch"}, timeout=10).json()
 
     before = predict(model, api_key["key"])
+    own_header = requests.post(f"{model}/predict", json=SETOSA, headers={"X-API-Key": api_key["key"]}, timeout=10)
     requests.put(f"{service}/toggle-user-permission/{user_id}/0", timeout=10)
     while_disabled = predict(model, api_key["key"])
     requests.put(f"{service}/toggle-user-permission/{user_id}/1", timeout=10)
@@ -118,6 +119,7 @@ def test_api_key_is_rejected_while_its_user_is_disabled(service: str, model: str
     removed = predict(model, api_key["key"])
 
     assert before == enabled_again == (200, {"species": "setosa", "asked_by": "ada"})
+    assert own_header.json() == before[1]
     assert while_disabled == (403, {"message": "User is disabled"})
     assert removed == (401, {"message": "Invalid token"})
 
