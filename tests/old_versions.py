@@ -43,5 +43,6 @@ def _accept_client_address() -> None:
             await app(scope, receive, send)
 
         create(http, app if client is None else app_with_address, *arguments, **options)
+        http.app = app
 
     TestClient.__init__ = create_with_address  # type: ignore[assignment, method-assign]

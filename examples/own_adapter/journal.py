@@ -58,7 +58,7 @@ def read_entries(path: Path) -> tuple[list[Entry], int]:
     for number, line in enumerate(complete.splitlines(), 1):
         try:
             entries += [_parse_entry(KINDS[kind], values) for kind, values in json.loads(line)]
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, msgspec.ValidationError):  # the last: no ValueError in msgspec 0.18
             raise ConfigurationError(f"line {number} of {path} is damaged: restore the file from a backup") from None
     return entries, len(complete)
 

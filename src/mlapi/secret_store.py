@@ -292,12 +292,12 @@ def create_secrets_file(file: Path) -> None:
     try:
         # The target of a symbolic link may not exist yet.
         _write(file.resolve(), {"key": new_key(), "salt": new_salt()}, replace=False)
-    except FileExistsError:
+    except (FileExistsError, RuntimeError):  # the second: a link to itself before Python 3.13
+        if not file.exists():
+            raise ConfigurationError(f"{file} cannot be created: it is a symbolic link to itself") from None
         return
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be created: {error.strerror}") from None
-    except RuntimeError:
-        raise ConfigurationError(f"{file} cannot be created: it is a symbolic link to itself") from None
     _logger.warning("generated a key and a salt in %s; back it up together with the database", file)
 
 

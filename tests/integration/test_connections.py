@@ -336,7 +336,7 @@ def test_oversized_request_headers_get_431(server: ServerThread) -> None:
 def test_long_path_or_query_gets_414(server: ServerThread, separator: bytes) -> None:
     connection = server.connect(b"GET " + separator + b"%41" * (MAX_TARGET_BYTES // 3) + b" HTTP/1.1\r\n\r\n")
 
-    assert read_all(connection).startswith(b"HTTP/1.1 414 Request-URI Too Long\r\n")
+    assert read_all(connection).startswith(b"HTTP/1.1 414 ")
 
 
 def test_kernel_buffers_of_a_connection_are_bounded(server: ServerThread) -> None:

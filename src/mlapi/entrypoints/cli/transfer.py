@@ -1,5 +1,6 @@
 """``mlapi users import`` and ``mlapi users export``."""
 
+import io
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, closing
@@ -142,5 +143,6 @@ def _name_of(file: Path) -> str:
 
 def _progress_bar(label: str, length: int | None) -> AbstractContextManager[Any]:
     """Return a progress bar. It is hidden if standard error is not a terminal or the length is unknown."""
-    hidden = length is None or not sys.stderr.isatty()
-    return click.progressbar(length=length or 1, label=label, file=sys.stderr, hidden=hidden)
+    is_shown = length is not None and sys.stderr.isatty()
+    file = sys.stderr if is_shown else io.StringIO()  # click 8.1 cannot hide it
+    return click.progressbar(length=length or 1, label=label, file=file)

@@ -118,6 +118,12 @@ class Cycle(RequestResponseCycle):
             await self.flow.drain()
 
 
+def _unix_server(transport: asyncio.BaseTransport) -> tuple[str, None] | None:
+    """Return our end of a connection to a Unix socket, as newer versions of uvicorn do. None for other sockets."""
+    name = transport.get_extra_info("sockname")
+    return (name, None) if isinstance(name, str) else None
+
+
 class Connection(HttpToolsProtocol):
     """A client connection with deadlines and size limits, which serves one request at a time."""
 
@@ -161,6 +167,7 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
         super().connection_made(transport)
+        self.server = self.server or _unix_server(transport)
         transport.set_write_buffer_limits(0)  # the kernel already buffers responses
         state = self.server_state
         surplus = len(self.connections) - state.max_connections
