@@ -168,6 +168,7 @@ def test_secrets_of_another_backup_are_not_replaced(backup: Path) -> None:
         ("notes.txt", "is not a backup, so --force does not replace it"),
         ("dashboards.db", "is not a backup, so --force does not replace it"),
         ("other-service.db", "is not a backup, so --force does not replace it"),
+        ("damaged.db", "is not a backup, so --force does not replace it"),
         ("used.db", "is a database in use, so --force does not replace it"),
         (f"{'a' * 250}", "cannot be read or written: File name too long"),
     ],
@@ -178,6 +179,7 @@ def test_unsuitable_file_is_refused(folder: Path, name: str, error: str) -> None
     with closing(sqlite3.connect("dashboards.db")) as connection:
         connection.execute("CREATE TABLE dashboards (name)")
     (folder / "notes.txt").write_text("notes")
+    (folder / "damaged.db").write_bytes(b"SQLite format 3\0\x10\0\1\1" + b"?" * 4096)
     (folder / "used.db").touch()
     (folder / "used.db-wal").touch()
     (folder / "symbolic-link").symlink_to("mlapi.db")
