@@ -160,8 +160,16 @@ def test_variable_cannot_extend_a_section_that_is_text(tmp_path: Path) -> None:
     ("content", "error"),
     [
         pytest.param("profile: [", "is not valid YAML (line 1)", id="not YAML"),
-        pytest.param("profile: development\n\tdatabase: x\n", "is not valid YAML (line 2)", id="tab"),
-        pytest.param("profile: !!python/object:os.system x", "is not valid YAML (line 1)", id="Python object"),
+        pytest.param(
+            "profile: development\n\tdatabase: x\n",
+            "is not valid YAML (line 2): indent with spaces instead of tabs",
+            id="tab",
+        ),
+        pytest.param(
+            "profile: !!python/object:os.system x",
+            "is not valid YAML (line 1): put values that begin with ! in quotes",
+            id="Python object",
+        ),
         pytest.param("profile: \x00", "is not valid YAML", id="control character"),
         pytest.param(b"profile: \xff", "is not UTF-8", id="not UTF-8"),
         pytest.param("- profile", NOT_A_MAPPING, id="list"),

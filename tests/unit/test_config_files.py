@@ -106,7 +106,23 @@ def test_empty_yaml_file_is_an_empty_mapping(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error"),
     [
-        pytest.param("key: secret\nsalt: 'secret", "is not valid YAML (line 2)", id="unclosed quote"),
+        pytest.param(
+            "key: secret\nsalt: 'secret", "is not valid YAML (line 2): close every quote", id="unclosed quote"
+        ),
+        pytest.param("a:\n\tkey: secret", "is not valid YAML (line 2): indent with spaces instead of tabs", id="tab"),
+        pytest.param(
+            "salt: @secret",
+            "is not valid YAML (line 1): put values that begin with a special character in quotes",
+            id="special character",
+        ),
+        pytest.param(
+            "salt: secret: more",
+            "is not valid YAML (line 1): indent the lines of a section equally, and put values with a colon in quotes",
+            id="colon",
+        ),
+        pytest.param("tokens: {<<: 5}", "is not valid YAML (line 1): `<<` can merge only mappings", id="merged number"),
+        pytest.param("salt: *secret", "is not valid YAML (line 1): put values that begin with * in quotes", id="alias"),
+        pytest.param("key: [secret", "is not valid YAML (line 1)", id="unclosed list"),
         pytest.param("key: secret\x00", "is not valid YAML", id="NUL, reported without a line number"),
         pytest.param(b"secret\xff", "is not UTF-8", id="not UTF-8"),
         pytest.param("secret", "must contain `key: value` lines", id="text"),

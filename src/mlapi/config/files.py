@@ -50,7 +50,7 @@ def read_yaml(file: Path) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f" (line {mark.line + 1})" if mark is not None else ""
         reason = str(error) if isinstance(error, _DuplicateKeyError) else "is not valid YAML"
-        raise ConfigurationError(f"{file} {reason}{line}") from None
+        raise ConfigurationError(f"{file} {reason}{line}{_find_advice(error)}") from None
     except (ValueError, RecursionError):  # for example month 13, a number with thousands of digits, or deep nesting
         raise ConfigurationError(f"{file} is not valid YAML") from None
     if tree is None:
@@ -58,6 +58,24 @@ def read_yaml(file: Path) -> dict[str, Any]:
     if not isinstance(tree, dict):
         raise ConfigurationError(f"{file} must contain `key: value` lines")
     return tree
+
+
+_ADVICE = {
+    "found character '\\t'": "indent with spaces instead of tabs",
+    "found character": "put values that begin with a special character in quotes",
+    "mapping values are not allowed": "indent the lines of a section equally, and put values with a colon in quotes",
+    "expected a mapping": "`<<` can merge only mappings",
+    "found unexpected end of stream": "close every quote",
+    "found undefined alias": "put values that begin with * in quotes",
+    "could not determine a constructor": "put values that begin with ! in quotes",
+}
+"""Advice by the beginnings of PyYAML's descriptions of problems."""
+
+
+def _find_advice(error: yaml.YAMLError) -> str:
+    problem = str(getattr(error, "problem", ""))
+    advice = (text for beginning, text in _ADVICE.items() if problem.startswith(beginning))
+    return "".join(f": {text}" for text in list(advice)[:1])
 
 
 class _DuplicateKeyError(yaml.YAMLError):
