@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 import requests
+from httptools import HttpParserError, HttpRequestParser
 from sqlalchemy import URL
 
 from mlapi.entrypoints.wire.operations import OPERATIONS
@@ -57,6 +58,15 @@ def test_server_matches_its_openapi_description(postgres_url: URL, tmp_path: Pat
     assert f"Tested: {len(OPERATIONS)}" in result.stdout
 
 
+def parses_query_method() -> bool:
+    """Return whether httptools knows the method QUERY. With version 0.6, the server answers 400 instead of 405."""
+    try:
+        HttpRequestParser(object()).feed_data(b"QUERY / HTTP/1.1\r\n\r\n")
+    except HttpParserError:
+        return False
+    return True
+
+
 def run_schemathesis(
     url: URL, folder: Path, mode: Mode, examples: int = 0, phases: str = ALL_PHASES
 ) -> "subprocess.CompletedProcess[str]":
@@ -85,7 +95,7 @@ def run_schemathesis(
             [
                 *(Path(sys.executable).with_name("schemathesis"), "run", f"{server.base}/openapi.json"),
                 *("--checks", "all", "--max-response-time", "10", "--max-examples", str(examples or 3)),
-                *("--phases", phases),
+                *("--phases", phases, *([] if parses_query_method() else ["--exclude-checks", "unsupported_method"])),
             ],
             cwd=folder,
             env={**os.environ, "PYTHONPATH": str(ROOT)},

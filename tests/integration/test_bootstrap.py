@@ -5,7 +5,7 @@ import os
 import sqlite3
 import stat
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 from unittest.mock import Mock, call
 
@@ -149,7 +149,7 @@ def test_secrets_for_postgresql_are_in_the_working_directory(folder: Path, postg
 
 def test_schema_is_not_created_without_permission(folder: Path, url: URL) -> None:
     environ = {"MLAPI_DATABASE__URL": to_text(url)}
-    with sqlite3.connect(folder / "mlapi.db") as connection:
+    with closing(sqlite3.connect(folder / "mlapi.db")) as connection:
         connection.execute("CREATE TABLE notes (text)")
 
     with (
