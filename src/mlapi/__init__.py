@@ -77,7 +77,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import the names that need asyncio on first use: a synchronous guard does without it."""
+    """Import the names that need asyncio on first use, because a synchronous guard does not need asyncio."""
     if name in {"Access", "Authenticator"}:
         from mlapi.application import authentication  # noqa: PLC0415
 

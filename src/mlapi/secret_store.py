@@ -198,7 +198,7 @@ class SecretStore(Generic[Cipher]):
     def prune(self, kinds: Collection[SecretKind]) -> list[str]:
         """Keep only the newest secret of each of these kinds in the file. The caller must hold the lock.
 
-        Return a message for each kind whose other secrets must be removed by the operator.
+        Return a message for each kind whose other secrets the operator must remove.
 
         Raises:
             ConfigurationError: if the file cannot be changed.
@@ -328,7 +328,7 @@ def _replace_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[st
 
 
 def _is_replaced_by_kubernetes(file: Path) -> bool:
-    """Return whether Kubernetes mounted the file. It would overwrite changes, and does not keep them."""
+    """Return whether Kubernetes mounted the file. Kubernetes would overwrite changes to it."""
     return (file.parent / "..data").is_symlink()
 
 

@@ -35,7 +35,7 @@ def get_token_keys(secrets: SecretSettings) -> list[str]:
 
 
 def decode_token_keys(secrets: SecretSettings) -> list[bytes]:
-    """Return the bytes of the `get_token_keys`."""
+    """Return the keys from `get_token_keys`, decoded from base64."""
     return [base64.urlsafe_b64decode(key) for key in get_token_keys(secrets)]
 
 

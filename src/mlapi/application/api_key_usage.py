@@ -13,7 +13,7 @@ from mlapi.forks import call_in_children, new_lock, notice_fork
 
 INTERVAL_SECONDS = 1.0
 _RETRY_SECONDS = 60.0
-"""After a failed write. A guard with a read-only database account never succeeds, and needs not."""
+"""How long to wait after a failed write. A guard with a read-only database account can never write."""
 
 _logger = logging.getLogger("mlapi")
 

@@ -82,10 +82,10 @@ class RotatableSecrets(Protocol):
         """Return the current secrets. Raises `ConfigurationError` if they are invalid."""
 
     def add(self, kind: SecretKind) -> None:
-        """Generate a secret and make it the newest. Raises `SecretPendingError` if the operator must do that."""
+        """Generate a secret and make it the newest. Raises `SecretPendingError` if the operator must add it."""
 
     def prune(self, kinds: Collection[SecretKind]) -> list[str]:
-        """Remove every secret of these kinds except the newest. Return which must be removed by the operator."""
+        """Remove all secrets of these kinds except the newest. Return messages about those the operator must remove."""
 
 
 @attrs.frozen(kw_only=True)

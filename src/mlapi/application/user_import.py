@@ -58,7 +58,7 @@ class PasswordImporter(Protocol):
         """Encrypt a hash from another system. Raises `InvalidFieldsError`."""
 
     def find_column(self, text: str) -> str | None:
-        """Return the column for a text that is hashed or encrypted already; None if it may be a password."""
+        """Return the column in which a hashed or encrypted text belongs; None if the text may be a password."""
 
     def import_stored(self, value: object) -> EncryptedPassword:
         """Re-encrypt a password stored by mlapi or the legacy app with the newest key. Raises `InvalidFieldsError`."""

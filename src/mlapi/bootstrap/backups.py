@@ -30,7 +30,7 @@ class Backup:
     file: Path
     users: int
     secrets_copy: Path | None
-    """The copy of the secrets file; None if there is no such file or no copy was wanted."""
+    """The copy of the secrets file; None if there is no such file or no copy was requested."""
     secrets_location: str
     """Where the key and the salt of the backup are."""
 
@@ -73,7 +73,8 @@ def back_up(settings: Settings, file: Path, *, replace: bool, with_secrets: bool
         settings: the settings.
         file: the backup.
         replace: whether to replace an existing backup.
-        with_secrets: whether to copy the secrets file, too: to the name of the backup followed by ``.secrets.yml``.
+        with_secrets: whether to copy the secrets file, too. The name of the copy is that of the backup, followed by
+            ``.secrets.yml``.
 
     Raises:
         ConfigurationError: if there is no intact database, or if the file cannot be a backup.
@@ -208,6 +209,6 @@ def _file_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        # With a restore, this may be the database instead of the backup.
+        # During a restore, this may be the database file instead of the backup.
         name = final_name(Path(error.filename)) if isinstance(error.filename, str) else file
         raise ConfigurationError(f"{name} cannot be read or written: {error.strerror}") from None

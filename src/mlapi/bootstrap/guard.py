@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlapi.domain.ports import PrincipalRepository
     from mlapi.domain.storage import Storage
 
-# A path that has the same meaning without the rules for URLs.
+# An SQLite URL whose path contains no options, escapes or control characters.
 _PLAIN_SQLITE_PATH = re.compile(r"(sqlite(?:\+pysqlite)?):///([^?#%\x00-\x1f\x7f]+)")
 
 _logger = logging.getLogger("mlapi")
@@ -50,7 +50,7 @@ def open_guard(settings: Settings) -> Iterator[Guard]:
     mlapi.domain.errors.InvalidTokenError: invalid, expired or revoked token or API key
 
     Raises:
-        ConfigurationError: if the database or its tables do not exist, or the settings must be fixed first.
+        ConfigurationError: if the database or its tables do not exist, or the settings are invalid.
     """
     with closing(_open_storage(settings)) as storage:
         check_access(storage.files)
@@ -99,7 +99,7 @@ def _open_storage(settings: Settings) -> "Storage | SqliteGuardStorage":
 def _find_sqlite_file(settings: Settings) -> Path | None:
     """Return the configured database if it is an existing SQLite file.
 
-    None also stands for every configuration that may be wrong: `open_storage` raises the error for it.
+    Also return None if the configuration may be invalid: `open_storage` then raises the error.
     """
     if settings.connection is not None or settings.database.schema is not None:
         return None

@@ -42,7 +42,7 @@ def open_user_import(
 ) -> Iterator[UserImport]:
     """Yield a `UserImport`, which documents the arguments. See `open_users` for side effects and errors.
 
-    A dry run creates no database. If there is none, it checks the rows as for a new one.
+    A dry run creates no database. Without a database, it checks the rows as if the database were new.
 
     Raises:
         RepositoryUnavailableError: if the database is unavailable.
@@ -78,7 +78,7 @@ def upgrade_database(settings: Settings) -> tuple[str | None, str | None]:
 
     Raises:
         ConfigurationError: if the database does not belong to mlapi.
-        RepositoryUnavailableError: if it is unavailable.
+        RepositoryUnavailableError: if the database is unavailable.
     """
     with closing(open_storage(settings)) as storage:
         revisions = storage.upgrade()

@@ -15,7 +15,7 @@ def open_secrets(settings: Settings, storage: Storage) -> SecretStore[StoredPass
     """Return the secrets that encrypt the passwords in a storage.
 
     Raises:
-        ConfigurationError: if the secrets file was left at its former place: in the current folder.
+        ConfigurationError: if the secrets file is still at its former place, the current folder.
     """
     return SecretStore(
         settings,

@@ -52,7 +52,7 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
         check_access(storage.files)
         secrets = open_secrets(settings, storage)
         if not may_create and secrets.may_be_generated:
-            storage.prepare(may_upgrade=False)  # if there are no tables, say this instead of asking for the secrets
+            storage.prepare(may_upgrade=False)  # report missing tables before missing secrets
         secrets.create_missing(is_database_in_use=partial(_has_fingerprint, storage), may_create=may_create)
         settings = attrs.evolve(settings, secrets=secrets.reloader.get().secrets)
         preparation = Preparation(partial(_prepare, storage, settings, secrets, may_create=may_create))
@@ -107,7 +107,7 @@ def open_users(settings: Settings, *, must_be_available: bool = False, may_creat
     ...     users.find("nobody")
 
     Raises:
-        ConfigurationError: if the settings, the secrets or the database must be fixed first.
+        ConfigurationError: if the settings, the secrets or the database are invalid.
     """
     with open_service(settings, must_be_available=must_be_available, may_create=may_create) as service:
         yield service.users

@@ -33,7 +33,7 @@ def open_storage(settings: Settings, *, may_create: bool = True) -> Storage:
 
     Raises:
         ConfigurationError: if ``database.url`` is invalid, its scheme is not supported, or the file does not exist.
-            Also on Windows, where mlapi does not run.
+            Always raised on Windows, where mlapi does not run.
     """
     require_unix()
     storage = _make_storage(settings)
@@ -81,7 +81,7 @@ def _is_sql(scheme: str) -> bool:
 
 
 def _find_factory(scheme: str) -> Callable[[str], Storage] | None:
-    """Return the function that makes a storage from a URL with this scheme, which is not one of SQL databases."""
+    """Return the function that makes a storage from a URL with this scheme. SQL schemes are not included."""
     if scheme in registered_storages:
         return registered_storages[scheme]
     if scheme == _MEMORY:

@@ -31,7 +31,7 @@ def locate_secrets_file(settings: Settings, folder: Path | None) -> Path | None:
         folder: the `Storage.secrets_folder`.
 
     Raises:
-        ConfigurationError: if the secrets file was left at its former place: in the current folder.
+        ConfigurationError: if the secrets file is still at its former place, the current folder.
     """
     if folder is None:
         return None

@@ -1,4 +1,4 @@
-"""Relative paths in a configuration file: they are relative to the folder of the file."""
+"""Resolve relative paths in a configuration file, which are relative to the folder of the file."""
 
 import re
 from pathlib import Path
@@ -30,7 +30,7 @@ def resolve_database_url(url: str | None, folder: Path) -> str:
 
 
 def find_moved_error(url: str | None, folder: Path, config: Path) -> str | None:
-    """Return an error if the database was left at its former place: in the current folder.
+    """Return an error if the database is still at its former place, the current folder.
 
     Earlier versions looked there. Without this error, they would start with a new, empty database.
 

@@ -59,7 +59,7 @@ def read_overrides(environ: Mapping[str, str]) -> Iterator[Override]:
 
 
 def find_unknown_variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
-    """Yield each variable that looks like a setting but is none, and the variable that was probably meant, or None.
+    """Yield each variable that looks like a setting but is not, and the variable that it probably means, or None.
 
     Variables such as MLAPI_SECTION__KEY, with an unknown section or key, are not included: see `read_overrides`.
     """

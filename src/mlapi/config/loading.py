@@ -28,8 +28,8 @@ _logger = logging.getLogger("mlapi")
 def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """Load the settings from a file and the environment. Every setting has a default.
 
-    Relative paths in the file are relative to its folder, and so is the default database. Relative paths in environment
-    variables are relative to the current folder.
+    Relative paths in the file are relative to its folder. The default database is in that folder, too. Relative paths
+    in environment variables are relative to the current folder.
 
     Args:
         path: the file. By default, the path in MLAPI_CONFIG, or ``config.yml`` if it exists.
@@ -37,7 +37,7 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
 
     Raises:
         ConfigurationError: for the first invalid setting. The message names the setting and never shows its value.
-            Also on Windows, where mlapi does not run.
+            Always raised on Windows, where mlapi does not run.
     """
     require_unix()
     explicit_path = path or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)

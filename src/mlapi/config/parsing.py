@@ -97,7 +97,7 @@ def parse_secrets(tree: dict[str, Any], source: str) -> SecretSettings:
 
 
 def _parse_flags(tree: dict[str, Any]) -> None:
-    """Replace ``yes``, ``off`` and the like, which YAML knows as flags, but environment variables contain as text."""
+    """Convert words such as ``yes`` and ``off`` to flags, as YAML does: environment variables contain only text."""
     for name, section in section_types().items():
         for field in attrs.fields(section) if section is not None else ():
             value = tree.get(name, {}).get(field.name)
@@ -106,7 +106,7 @@ def _parse_flags(tree: dict[str, Any]) -> None:
 
 
 def _describe_type_error(error: str) -> str:
-    """Return an error of msgspec in terms of settings: the name of the setting, and what its value must be."""
+    """Return an error of msgspec as a message that names the setting and says what its value must be."""
     message, _, path = error.partition(" - at ")
     name, _, index = path.strip("`").removeprefix("$.").partition("[")
     if (missing := _MISSING.match(message)) is not None:

@@ -195,7 +195,7 @@ class AdminPolicy:
         if not self.local:
             raise AdminAccessDeniedError("Management is locked: set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)")
         if client.peer_address == UNIX_PEER:
-            # A proxy may run as the same user as this process, and need not send any header that reveals it.
+            # A proxy may run as the same user as this process, and send no header that reveals the proxy.
             raise AdminAccessDeniedError(
                 "Management through a Unix socket needs a token, because a proxy may be at its other end: connect to a"
                 " loopback address, use the mlapi command, or set secrets.admin_token (MLAPI_SECRETS__ADMIN_TOKEN)"
@@ -215,7 +215,8 @@ class AdminPolicy:
 def _token_error(headers: Headers) -> AdminTokenRequiredError:
     """Return the error for a request without the admin token.
 
-    The form of a user's credential decides, not its validity, so that the message does not reveal which are valid.
+    The message depends on the form of a user's credential, not on its validity. It therefore does not reveal which
+    credentials are valid.
     """
     if has_user_credential(headers):
         return UserIsNotAdminError()

@@ -16,8 +16,8 @@ def include_object(item: Any, name: str | None, type_: str, reflected: bool, com
     """Return False for mlapi's tables, so that ``alembic revision --autogenerate`` ignores them.
 
     Pass this function to ``context.configure`` in the ``env.py`` of your application. It recognizes mlapi's tables in
-    every PostgreSQL schema, and in SQLite. Your own table ``users`` in another schema is included. To combine it with a
-    function of your own, call both: ``lambda *each: include_object(*each) and my_function(*each)``.
+    every PostgreSQL schema, and in SQLite. For your own table ``users`` in another schema, it returns True. To combine
+    it with a function of your own, call both: ``lambda *each: include_object(*each) and my_function(*each)``.
 
     Args:
         item: a table, column, index or constraint of SQLAlchemy.

@@ -68,7 +68,7 @@ class _KeyedCipher:
         return EncryptedPassword(self._keys.encrypt(str(text)) + _IMPORTED)
 
     def find_column(self, text: str) -> str | None:
-        """Return the import column for a text that is hashed or encrypted already; None if it may be a password."""
+        """Return the import column in which a hashed or encrypted text belongs; None if the text may be a password."""
         if is_hash(text):
             return "password_hash"
         return "stored_password" if _FERNET_TOKEN.match(text) else None

@@ -1,6 +1,6 @@
 """Verify password hashes that other systems made without our salt: argon2, bcrypt, PBKDF2 and scrypt.
 
-The text is as the other system stores it, including the names that Django writes before argon2 and bcrypt hashes.
+Hashes are accepted as the other system stores them. Django, for example, writes a name before argon2 and bcrypt hashes.
 
 The other system chose how costly its hashes are to verify. Only hashes that take at most about one second on one core
 are accepted.

@@ -94,7 +94,7 @@ def verify_scrypt(password: bytes, match: Match) -> bool:
     """Return whether the password matches a hash for which `find_scrypt_error` returned None."""
     n, r, p = _scrypt_costs(match)
     tag = _tag(match)
-    max_bytes = 128 * r * (n + p + 2)  # what OpenSSL allocates, and some more
+    max_bytes = 128 * r * (n + p + 2)  # slightly more than OpenSSL allocates
     key = hashlib.scrypt(password, salt=_salt(match) or b"", n=n, r=r, p=p, maxmem=2 * max_bytes, dklen=len(tag))
     return hmac.compare_digest(key, tag)
 
@@ -120,7 +120,7 @@ def _encoding(match: Match) -> str:
 
 
 def _tag(match: Match) -> bytes:
-    """Return the derived key. It is empty if it is not exactly what an encoder would write."""
+    """Return the derived key. Return empty bytes unless an encoder would write exactly this text."""
     groups = match.groupdict()
     if "hex" not in groups:
         return _decode_base64(groups["base64"], is_padded="salt64" not in groups) or b""

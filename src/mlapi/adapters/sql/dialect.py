@@ -175,7 +175,7 @@ class Dialect(Protocol[DriverConnectionT]):
         """Check that the role can see the tables in the PostgreSQL schema ``database.schema``.
 
         Raises:
-            ConfigurationError: if it lacks the privilege.
+            ConfigurationError: if the role lacks the privilege.
         """
         ...
 

@@ -1,4 +1,4 @@
-"""Find users and API keys by the ids in credentials. The same for both databases, and independent of SQLAlchemy."""
+"""Find users and API keys by the ids in credentials. Both databases use this module, without SQLAlchemy."""
 
 from collections.abc import Callable, Iterable, Sequence
 

@@ -20,7 +20,7 @@ def require_head(revision: str | None, *, hint: str = "") -> None:
         hint: the end of the message if there is no schema.
 
     Raises:
-        ConfigurationError: if it is at another one, or if there is no schema.
+        ConfigurationError: if the schema is at another revision, or does not exist.
     """
     if revision == HEAD:
         return

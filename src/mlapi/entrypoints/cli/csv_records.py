@@ -3,8 +3,8 @@
 Cells are separated by commas, semicolons or tabs, as in the header.
 
 A malformed record is rejected as a whole: no part of it is returned as another record. Readers disagree on where a
-record with misplaced quotes ends. This one ends it where it has as many cells as the header, unless its last line is a
-valid record. Otherwise, only a line break outside quotes ends it.
+record with misplaced quotes ends. This reader ends such a record where it has as many cells as the header, unless its
+last line is a valid record. Otherwise, only a line break outside quotes ends the record.
 """
 
 import csv
@@ -43,7 +43,7 @@ def read_csv(stream: BinaryIO, *, known_column: str = "username") -> Iterator[Cs
 
     Args:
         stream: UTF-8 text, with or without a byte order mark. Lines end in LF or CRLF.
-        known_column: a column of the header. What separates it from the others separates all cells.
+        known_column: a column of the header. The character beside it in the header separates all cells.
     """
     lines, number, columns, separator = _Lines(stream), 1, None, b","
     while line := lines.readline():
@@ -156,7 +156,7 @@ def _skip_malformed(content: bytearray, lines: _Lines, quotes: "_Quotes", file_f
 
 @functools.cache
 def _lenient_cells(separator: bytes) -> tuple[re.Pattern[bytes], ...]:
-    """Return the cells of readers for which a quote ends a cell only before a separator or line break: "5" nail"."""
+    """Return patterns for cells like "5" nail", in which a quote ends a cell only before a separator or line break."""
     blank = b" " if separator == b"\t" else b" \t"
     pattern = rb'"(?>[^"]+|""|"(?![%b]*(?:%b|\r?\n)))*+"[%b]*' % (blank, separator, blank)
     return (
@@ -170,7 +170,7 @@ def _find_lenient_end(text: bytes, cell: re.Pattern[bytes], file_format: _Format
 
     Args:
         text: the record and the lines after it.
-        cell: the cells of the reader.
+        cell: the pattern of the reader's cells.
         file_format: the format of the file.
     """
     position = cells = 0

@@ -19,7 +19,7 @@ def open_service_as_operator(*, settings: Settings | None = None, may_create: bo
     """Yield the configured service. The audit trail records the operator as the actor of every change.
 
     Args:
-        settings: by default, those of the configuration.
+        settings: by default, the settings that `load_settings` returns.
         may_create: whether to create the database if it does not exist.
 
     Raises:

@@ -225,7 +225,7 @@ def _open_listeners(
 
 def _copies(listener: socket.socket, count: int, on_error: ExitStack) -> list[socket.socket]:
     """Return copies of a socket that cannot be bound again, so the workers share its queue of connections."""
-    listener.settimeout(0)  # copies share this setting, and so may a parent process that accepts connections
+    listener.settimeout(0)  # the copies, and perhaps sockets of the parent process, share this setting
     copies = [listener, *(listener.dup() for _ in range(count - 1))]
     on_error.callback(close_all, copies)
     return copies

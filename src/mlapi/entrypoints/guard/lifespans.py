@@ -8,15 +8,15 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 async def run_lifespan(
     app: ASGIApp, scope: Scope, receive: Receive, send: Send, *, on_started: Callable[[], None]
 ) -> None:
-    """Run the lifespan of an application, or of one that has none, such as a wrapped WSGI application.
+    """Run the lifespan of an application. Some applications, such as wrapped WSGI applications, have no lifespan.
 
     Args:
         app: the application. If it raises an exception or returns before it answers, it does not support lifespans
             (ASGI specification), and only ``on_started`` is called.
-        scope: of the lifespan.
+        scope: the scope of the lifespan.
         receive: provides the messages of the server.
-        send: takes the answers.
-        on_started: is called when the application has started, before the server is told.
+        send: sends messages to the server.
+        on_started: called when the application has started, before the server is notified.
     """
     has_received = has_answered = False
 

@@ -36,7 +36,7 @@ class GuardMiddleware:
 
     All paths and WebSockets are guarded unless they are exempt, so new routes are guarded by default. Requests with
     ambiguous framing are rejected on every path, exempt ones included: a request smuggled inside one would bypass the
-    guard. The preflights of browsers reach the application without a user, but it can send no body in response.
+    guard. Preflights of browsers reach the application without a user, but the guard drops the body of the response.
 
     Browsers send the credential of a WebSocket as a subprotocol: ``new WebSocket(url, ["bearer", token])``. The
     application's scope does not contain it.
@@ -96,7 +96,7 @@ class GuardMiddleware:
         return await (self._async_guard or self._open_async_guard()).check(credential)
 
     def _get_credential(self, scope: Scope, send: Send) -> tuple[str, Send]:
-        """Return the credential, which is removed from the subprotocols in the scope, and a function to send with."""
+        """Remove the credential from the scope's subprotocols. Return it, and a function that sends messages."""
         guard, headers = self._async_guard or self._guard, scope["headers"]
         accept_bare = guard is not None and guard.accept_bare
         if scope["type"] != "websocket":
@@ -109,7 +109,7 @@ class GuardMiddleware:
         return credential, _with_subprotocol(bearer.name, send)
 
     async def _run_lifespan(self, scope: Scope, receive: Receive, send: Send) -> None:
-        # The guard is opened last, because a service that is mounted in the application may create the database.
+        # Open the guard last, because a service that is mounted in the application may create the database.
         with self._resources:
             await run_lifespan(self.app, scope, receive, send, on_started=self._open_configured_guard)
         self._async_guard = None

@@ -9,8 +9,8 @@ _BODY_HEADERS = frozenset({b"content-length", b"content-type", b"content-encodin
 async def call_for_preflight(app: ASGIApp, scope: Scope, receive: Receive, send: Send) -> None:
     """Call an application without a user, and send only the status and the headers of its response.
 
-    Any client can send a request that looks like a preflight. An application that serves all methods alike would answer
-    it with its result, so the body is left out. Browsers ignore the body of a preflight's response.
+    Any client can send a request that looks like a preflight. An application that handles all methods alike would
+    respond with its usual result, so the guard drops the body. Browsers ignore the body of a preflight's response.
     """
 
     async def send_without_body(message: Message) -> None:
@@ -20,6 +20,6 @@ async def call_for_preflight(app: ASGIApp, scope: Scope, receive: Receive, send:
         else:
             await send({"type": "http.response.body", "more_body": message.get("more_body", False)})
 
-    # Extensions of the server can send a body by other messages.
+    # Through extensions of the server, an application can send a body in other messages.
     anonymous = {**scope, "user": UnauthenticatedUser(), "auth": AuthCredentials(), "extensions": {}}
     await app(anonymous, receive, send_without_body)

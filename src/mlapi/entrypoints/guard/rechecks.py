@@ -23,7 +23,7 @@ POLICY_VIOLATION = 1008
 """The code with which the guard closes WebSockets (RFC 6455, 7.4.1)."""
 GRACE_SECONDS = 1.0
 """How long the application may finish after its stream has been ended, before it is canceled."""
-_MAX_CHECKS = 200  # at a time. They share a query, which runs on the event loop if the database is an SQLite file
+_MAX_CHECKS = 200  # per query, which runs on the event loop if the database is an SQLite file
 
 _logger = logging.getLogger("mlapi")
 
@@ -31,8 +31,8 @@ _logger = logging.getLogger("mlapi")
 class Rechecks:
     """Checks the credentials of open connections at an interval.
 
-    All connections of an event loop are checked together, each credential once, so this costs one query per interval. A
-    connection stays open if its credential cannot be checked, because the database is unavailable.
+    All connections of an event loop are checked together, and each credential only once. If the database is
+    unavailable, connections stay open.
 
     Args:
         interval_seconds: the time between two checks.
@@ -64,7 +64,7 @@ class Rechecks:
         self._open.get(asyncio.get_running_loop(), set()).discard(connection)
 
     def _schedule(self, loop: asyncio.AbstractEventLoop) -> None:
-        # An empty context: the deadline, the request id and other variables of the current request do not apply.
+        # Use an empty context: the deadline, the request id and other variables of this request do not apply to it.
         loop.call_later(self._interval_seconds, self._start, loop, context=Context())
 
     def _start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -225,8 +225,8 @@ class _WebSocket(_Connection):
 def _is_disconnect(error: BaseException) -> bool:
     """Return whether an application raised an error only because its connection has been ended.
 
-    An application that streams in a task group raises a group. An `OSError` is also the `TimeoutError` of an
-    application that did not end in time.
+    An application that streams in a task group raises an exception group. A `TimeoutError`, which is an `OSError`,
+    means that the application did not finish in time.
     """
     if isinstance(error, BaseExceptionGroup):
         return all(map(_is_disconnect, error.exceptions))

@@ -66,7 +66,7 @@ def session_cookie(scope: Scope, client: Client, value: str) -> str:
 
 
 def docs_cookies(scope: Scope, client: Client, sessions: Sessions, session: Session | None) -> list[str]:
-    """Return the Set-Cookie headers that let the browser of a session read the documentation, or no longer."""
+    """Return Set-Cookie headers that let the browser of a session read the documentation, or revoke this access."""
     value, max_age_seconds = ("", 0) if session is None else (sessions.docs_cookie(session), LIFETIME_SECONDS)
     paths = (base_path(scope) + DOCS_PATH, base_path(scope) + OPENAPI_PATH)
     return [set_cookie(client, _DOCS_COOKIE, value, path, max_age_seconds) for path in paths]

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message
 from mlapi.domain.errors import ConfigurationError
 
 Lifespan = Callable[[Any], AbstractAsyncContextManager[Any]]
-"""A lifespan as Starlette and FastAPI take it: a function that gets the application."""
+"""A lifespan as Starlette and FastAPI accept it: a function that receives the application."""
 
 
 def compose_lifespans(*apps: ASGIApp, lifespan: Lifespan | None = None) -> Lifespan:

@@ -170,7 +170,7 @@ class StartupErrorMiddleware:
             await self._app(scope, receive, send_unless_failed)
         except ConfigurationError as error:
             await send({"type": "lifespan.startup.failed", "message": f"mlapi: {error}"})
-            raise  # servers ignore it after this message, and Starlette's TestClient raises it
+            raise  # servers ignore this exception after the message; Starlette's TestClient raises it
         except BaseException:
             if failure is not None:
                 await send(failure)

@@ -12,8 +12,9 @@ _OWN_SEGMENTS = frozenset(path.split("/")[1] for path in _OWN_PATHS)
 def remove_repeated_root(scope: Scope) -> None:
     """Remove the second root path from the path of a request, if there are two.
 
-    uvicorn puts the root path in front of every path, as if the proxy had removed it. If the proxy has not, the path
-    starts with it twice. A root path such as ``/users`` may also be the start of our own paths, so it stays.
+    uvicorn puts the root path in front of every path, as if the proxy had removed it. If the proxy has kept it, the
+    path starts with the root path twice. Do not remove a root path such as ``/users``: mlapi's own paths start with it,
+    too.
     """
     root = scope.get("root_path", "")
     if not root or "app_root_path" in scope:  # Starlette sets the latter in mounted applications

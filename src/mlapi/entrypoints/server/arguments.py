@@ -1,4 +1,4 @@
-"""The arguments of the processes of ``mlapi serve``, which they pass to each other as JSON."""
+"""The arguments that the processes of ``mlapi serve`` pass to each other as JSON."""
 
 import msgspec
 
@@ -10,9 +10,9 @@ KEEP_ALIVE_SECONDS = 5
 
 
 def extra_seconds(keep_alive_seconds: int) -> int:
-    """Return how much longer than by default a draining worker may take.
+    """Return how many more seconds than by default a draining worker may take.
 
-    It keeps an idle connection open for as long as the client may expect, because its next request may be on the way.
+    The worker keeps idle connections open for as long as clients expect: their next requests may be on the way.
     """
     return max(0, keep_alive_seconds - KEEP_ALIVE_SECONDS)
 
@@ -22,7 +22,7 @@ class WorkerOptions(msgspec.Struct, kw_only=True, frozen=True):
 
     max_connections: int
     connections_per_address: int | None = None
-    """By default, a tenth of the maximum."""
+    """By default, a tenth of ``max_connections``."""
     access_log: bool = True
     keep_alive_seconds: int = KEEP_ALIVE_SECONDS
     root_path: str = ""

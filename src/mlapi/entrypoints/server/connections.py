@@ -27,7 +27,7 @@ from mlapi.entrypoints.wire.error_responses import http_error_response
 from mlapi.entrypoints.wire.errors import MAX_HEADERS
 
 RETRY_SECONDS = "5"
-"""When a client may try again that has too many connections."""
+"""When a client with too many connections may try again."""
 MAX_HEAD_BYTES = 64 * 1024
 """The limit for the request line and headers together. h11 uses the same limit."""
 MAX_TARGET_BYTES = 16 * 1024

@@ -96,10 +96,10 @@ class Server(uvicorn.Server):
         await super().startup([])  # start the application, without listening
         try:
             for listener in sockets or []:
-                # Other workers may share it. A copy of a blocking socket would make it blocking for all of them, and a
-                # worker that loses the race for a connection would wait for the next one.
+                # Other workers may share the socket. If a copy were blocking, all copies would be, and a worker that
+                # loses the race for a connection would wait for the next connection.
                 listener.settimeout(0)
-                # Its connections inherit the sizes.
+                # Accepted connections inherit the buffer sizes.
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
                 start_listening(listener)

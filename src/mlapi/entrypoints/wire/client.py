@@ -109,7 +109,7 @@ class Client:
 
     @property
     def reveals_origin(self) -> bool:
-        """True if the request has a header that tells which page sent it. Only browsers send such headers."""
+        """True if the request has a header that identifies the page that sent it. Only browsers send such headers."""
         return any(name in {b"sec-fetch-site", b"origin"} for name, _ in self.headers)
 
     def with_forwarded_scheme(self, trusted_proxies: Sequence[Network]) -> "Client":

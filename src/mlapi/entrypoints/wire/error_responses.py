@@ -192,7 +192,7 @@ def error_response(error: MlapiError) -> Response:
 def oauth_error_response(response: Response, error: MlapiError) -> Response:
     """Add the fields that OAuth clients expect (RFC 6749, 5.2) to the response for an error.
 
-    The status stays the same as for a JSON request, where RFC 6749 asks for 400.
+    The status is the same as for a JSON request, although RFC 6749 requires 400.
     """
     fields = msgspec.json.decode(response.body)
     match error:

@@ -181,7 +181,7 @@ def get_bearer_credential(headers: Headers, *, accept_bare: bool = False, offere
     Args:
         headers: of the request.
         accept_bare: whether to accept a token or API key in Authorization without a scheme, as the legacy app does.
-        offered: a credential from elsewhere in the request.
+        offered: a credential from elsewhere in the request, such as a WebSocket subprotocol.
 
     Raises:
         MissingCredentialError: if there is no credential.

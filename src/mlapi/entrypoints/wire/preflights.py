@@ -5,7 +5,8 @@ import re
 from mlapi.entrypoints.wire.headers import Headers
 
 _METHOD = re.compile(rb"[A-Za-z]{1,32}")
-# Browsers send no credentials and no body with a preflight. Headers that replace the method would hide another request.
+# Browsers send no credentials and no body with a preflight. A request that overrides its method in a header is not a
+# preflight.
 _NEVER_SENT = frozenset(
     {
         b"authorization",
@@ -21,7 +22,7 @@ _NEVER_SENT = frozenset(
 
 
 def is_preflight(method: str, headers: Headers) -> bool:
-    """Return whether a browser asks with this request whether a page of another origin may send a different one.
+    """Return whether a browser sends this request to ask if a page of another origin may send another request.
 
     Any client can send a request that looks like a preflight, so the response must not depend on the user.
     """

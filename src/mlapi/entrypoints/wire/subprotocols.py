@@ -20,7 +20,8 @@ class BearerSubprotocol:
     """The subprotocol ``bearer``, as the client spelled it, and the credential that followed it.
 
     Attributes:
-        name: must be selected unless the application selects another one. Browsers fail the connection otherwise.
+        name: the server must select it unless the application selects another subprotocol. Otherwise, browsers fail the
+            connection.
         credential: a token or an API key.
         others: the other subprotocols that the client offered.
     """

@@ -1,7 +1,7 @@
 """The PostgreSQL schema ``database.schema``, here called namespace, that contains the tables.
 
-`BoundedConnection` makes it the only one on the ``search_path``: in each transaction behind a connection pooler, and
-once for a direct connection. Therefore, statements do not name it.
+`BoundedConnection` sets the ``search_path`` to this schema only: in each transaction behind a connection pooler, and
+once on a direct connection. Therefore, statements do not name the schema.
 """
 
 from sqlalchemy import Connection, text
@@ -35,7 +35,7 @@ def check_namespace(connection: Connection) -> None:
     """Check that the role can use the configured namespace, if it exists.
 
     Raises:
-        ConfigurationError: if it lacks the privilege. Its tables would appear to be missing.
+        ConfigurationError: if the role lacks the privilege. The tables would otherwise appear to be missing.
     """
     name = configured_namespace(connection)
     found = None if name is None else connection.execute(_FIND, {"name": name}).one_or_none()
@@ -47,7 +47,7 @@ def check_namespace(connection: Connection) -> None:
 
 
 def create_namespace(connection: Connection) -> None:
-    """Create the configured namespace unless it exists. `find_creation_error` returns why the role may not."""
+    """Create the configured namespace unless it exists. `find_creation_error` explains a failure."""
     name = configured_namespace(connection)
     if name is not None and connection.execute(_FIND, {"name": name}).one_or_none() is None:
         connection.exec_driver_sql(f"CREATE SCHEMA {quote(name)}")

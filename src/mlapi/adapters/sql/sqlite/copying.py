@@ -25,8 +25,8 @@ def copy_database(source: sqlite3.Connection, file: Path, *, name: str) -> None:
         source: a connection with an open transaction that has read something. With the write-ahead log, it neither
             waits for writers nor makes them wait. Without the transaction, every change by another process would
             start the copy again.
-        file: is not flushed to disk.
-        name: the database, for error messages.
+        file: the empty file. The caller must flush it to disk.
+        name: the name of the database, for error messages.
 
     Raises:
         ConfigurationError: if the copy is damaged, because the database is.
@@ -63,13 +63,14 @@ def reading_file(file: Path) -> Iterator[sqlite3.Connection]:
 def is_backup(file: Path) -> bool:
     """Return whether `copy_database` may have written this file, from a database of mlapi."""
     with file.open("rb") as stream:
-        if stream.read(_FORMAT_VERSIONS.stop)[_FORMAT_VERSIONS] != _WITHOUT_LOG:  # used by a service, or another file
+        # A service has used the file, or the file is not a database.
+        if stream.read(_FORMAT_VERSIONS.stop)[_FORMAT_VERSIONS] != _WITHOUT_LOG:
             return False
     try:
         with reading_file(file) as connection:
             query = "SELECT 1 FROM sqlite_master WHERE name = 'mlapi_key_check'"
             return connection.execute(query).fetchone() is not None
-    except ConfigurationError:  # another file, or damaged
+    except ConfigurationError:  # it is not a database, or is damaged
         return False
 
 

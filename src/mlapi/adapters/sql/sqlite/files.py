@@ -82,9 +82,9 @@ def all_files(file: Path) -> tuple[Path, ...]:
 
 
 def existing_uri(file: Path) -> str:
-    """Return the URI that opens an existing file. SQLite does not create a file for it.
+    """Return the URI that opens an existing file. SQLite does not create a missing file.
 
-    It is not read-only: after a crash, the first connection must be able to roll back the unfinished transaction.
+    The URI is not read-only: after a crash, the first connection must be able to roll back the unfinished transaction.
     """
     return f"file:{quote(str(file))}?mode=rw"
 

@@ -132,9 +132,9 @@ class SqliteGuardStorage:
         self._operations.open()
 
     def _restart(self) -> None:
-        """In a forked child, connect again on first use. `pause` has closed the connections of the parent.
+        """In a forked child, connect again on first use. `pause` closes the parent's connections before the fork.
 
-        Otherwise, another thread was using the file. SQLite's state in the child is then undefined.
+        It cannot close them while another thread uses the file. SQLite's state in the child is then undefined.
         """
         self._idle, self._idle_nowait = [], []
         self._is_torn = self._was_busy_at_fork
@@ -194,7 +194,7 @@ def _find_revision(connection: sqlite3.Connection) -> str | None:
 
 
 def _describe_error(error: BaseException) -> str:
-    """Describe an error of SQLite. The account of a guard does not have to own the file."""
+    """Describe an error of SQLite for an account that may not own the file."""
     if primary_code(error) not in _ACCESS_CODES:
         return describe_file_error(error)
     if error.sqlite_errorcode == sqlite3.SQLITE_READONLY:  # type: ignore[attr-defined]  # it has a code

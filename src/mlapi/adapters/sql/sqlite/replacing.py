@@ -54,7 +54,7 @@ def replaceable(file: Path, draft: Path) -> Iterator["Replacement"]:
 
     Args:
         file: the database file, with symbolic links resolved.
-        draft: the file that shall replace it.
+        draft: the file that will replace it.
 
     Raises:
         ConfigurationError: if another process uses the database, or if it does not belong to mlapi.
@@ -153,7 +153,7 @@ def _find_last_ids(connection: sqlite3.Connection) -> list[tuple[int, str]]:
 
 
 def _edit(draft: Path, last_ids: Sequence[tuple[int, str]], *, end_tokens: bool) -> None:
-    """Make the changes to the backup that it needs as the new database."""
+    """Prepare the copy of the backup for use as the database."""
     with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
         connection.create_function("new_epoch", 0, generate_token_epoch)
         connection.execute("BEGIN")
@@ -168,7 +168,7 @@ def _edit(draft: Path, last_ids: Sequence[tuple[int, str]], *, end_tokens: bool)
 def _keep(file: Path, like: os.stat_result | None, copy_to: Callable[[Path], None]) -> Path:
     """Copy the database that is about to be replaced. Renaming it would leave no database after a crash."""
     kept = file.with_name(f"{file.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
-    with drafting(file) as draft:  # the name of the database, so that the next restore removes an abandoned draft
+    with drafting(file) as draft:  # named after the database, so that the next restore removes an abandoned draft
         copy_to(draft)
         publish(draft, kept, replace=False, like=like)
     return kept
