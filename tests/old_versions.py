@@ -12,7 +12,7 @@ from starlette.types import Receive, Scope, Send
 
 
 def adapt_test_tools() -> None:
-    """Add what newer versions of the test tools have and the tests need."""
+    """Add the features of newer test tools that the tests need."""
     if "mix_stderr" in signature(CliRunner.__init__).parameters:  # click < 8.2
         _capture_both_streams()
     if "client" not in signature(TestClient.__init__).parameters:  # Starlette < 0.44

@@ -86,7 +86,7 @@ def final_name(path: Path) -> Path:
 
 
 def give_to_owner_of_folder(file: Path) -> None:
-    """If root creates a file in the folder of a service, the service's account must be able to open it."""
+    """Give a file that root has created to the owner of its folder, because the service's account must open it."""
     if os.geteuid() == 0:  # pragma: no branch - tests run as root or as another account
         folder = file.parent.stat()
         os.chown(file, folder.st_uid, folder.st_gid)

@@ -22,7 +22,7 @@ HOSTS = {
     ".whl": ["fastapi==0.115.0", "httpx", "pytest==8.0.0"],  # an application with the oldest versions
     ".tar.gz": ["fastapi", "httpx2", "pytest"],
 }
-"""What is already installed before the wheel or the source distribution, by file name extension."""
+"""Requirements that are installed before the wheel or the source distribution, by file name extension."""
 UNWANTED = re.compile(r"__pycache__|\.pyc$|\.db$|secrets\.yml$|(^|/)\.(?!gitignore$)|^dist/")
 """Caches, and files that a running service leaves behind."""
 GUARDED_APP = """

@@ -333,7 +333,7 @@ def test_configuration_error_is_one_line_at_startup(tmp_path: Path, monkeypatch:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    with pytest.raises(ConfigurationError):  # servers ignore an exception that follows the message
+    with pytest.raises(ConfigurationError):  # servers ignore an exception after the failure message
         asyncio.run(GuardMiddleware(Starlette(routes=ROUTES))({"type": "lifespan"}, receive, send))
 
     message = "mlapi: config.yml: databse is not a setting; did you mean database?"

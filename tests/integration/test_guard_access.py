@@ -320,7 +320,7 @@ def test_guard_can_use_an_account_that_only_reads_sqlite(readable_folder: Path) 
         with open_guard(settings_for(url, TOKEN_KEY_ONLY)) as guard:
             return [guard.check(credential).username for credential in credentials]
 
-    check()  # imports all modules, which the other account may be unable to read
+    check()  # import all modules first: the other account may be unable to read them
     with keeping_open(readable_folder / "mlapi.db"):
         while_running = run_as_reader(readable_folder, check)
     after_stop = run_as_reader(readable_folder, check)
@@ -346,7 +346,7 @@ def test_inaccessible_folder_is_named(
         with open_database(settings):
             pass
 
-    check()  # imports all modules, which the other account may be unable to read
+    check()  # import all modules first: the other account may be unable to read them
     (readable_folder / "private").chmod(0)
 
     error = run_as_reader(readable_folder, check, changed=())

@@ -1,4 +1,4 @@
-"""The guard with what browsers send: preflights and WebSockets. It ends open connections of disabled users."""
+"""The guard handles preflights and WebSockets of browsers, and ends open connections of disabled users."""
 
 import asyncio
 import logging
@@ -336,7 +336,7 @@ def end_stream(
     *,
     is_started: Callable[[Connection], bool],
 ) -> Connection:
-    """Call an application, take the user's access away once its response has started, and wait for its end."""
+    """Call an application, take the user's access away once the response has started, and wait until the call ends."""
 
     async def run() -> Connection:
         connection = Connection("http", token)

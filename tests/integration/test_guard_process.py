@@ -1,4 +1,4 @@
-"""A process that only guards imports little and needs few packages."""
+"""A process that only runs a guard imports few modules and needs few packages."""
 
 import subprocess
 import sys

@@ -174,7 +174,7 @@ def test_guard_continues_in_a_forked_child(storage: SqliteGuardStorage, ada: Use
         try:
             is_found = storage.find_principals([ada.id]) == [ada]
         finally:
-            os._exit(not is_found)  # after an error too, or the child would continue with the other tests
+            os._exit(not is_found)  # even after an error: the child must not run the other tests
 
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     assert storage.find_principals([ada.id]) == [ada]

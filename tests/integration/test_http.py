@@ -133,7 +133,7 @@ def lifespan_messages() -> list[Message]:
     async def send(message: Message) -> None:
         sent.append(message)
 
-    with suppress(ConfigurationError):  # servers ignore an exception that follows the message
+    with suppress(ConfigurationError):  # servers ignore an exception after the failure message
         asyncio.run(create_app()({"type": "lifespan", "state": {}}, _startup, send))
     return sent
 

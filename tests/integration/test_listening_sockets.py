@@ -1,4 +1,4 @@
-"""Bind the sockets of ``mlapi serve``, and describe what is wrong with those that cannot be used."""
+"""Bind the sockets of ``mlapi serve``, and describe why a socket cannot be used."""
 
 import asyncio
 import errno

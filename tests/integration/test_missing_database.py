@@ -1,4 +1,4 @@
-"""Only some commands create a database. The others say where they looked, and create no file."""
+"""Only some commands create a database. The other commands name the missing path, and create no file."""
 
 import os
 from pathlib import Path

@@ -330,7 +330,7 @@ def test_flags_of_other_systems_are_read(flag: str, enabled: bool) -> None:
 
 
 def test_hash_in_the_password_column_is_rejected_with_its_column() -> None:
-    """Otherwise, the hash itself would become the password. Django and the legacy app call both columns password."""
+    """If it were accepted, the hash would become the password. Django and the legacy app call both columns password."""
     stored = FernetCipher([KEY], SALT).encrypt("secret").value
     import_text(f"{HEADER}ada,ada@example.com,pbkdf2_sha256$1000$salt$aa==\nbob,bob@example.com,{stored}\n")
 

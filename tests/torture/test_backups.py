@@ -126,7 +126,7 @@ def test_killed_command_leaves_a_usable_database(
         assert names in possible
         seen.append(names)
         if arguments[0] == "backup":
-            assert crash_points.run(attempt, CHEAP, ["restore", "backup.db", "--yes"]) == 0  # it is complete
+            assert crash_points.run(attempt, CHEAP, ["restore", "backup.db", "--yes"]) == 0  # the backup is complete
         shutil.rmtree(attempt)
         if exit_code == 0:
             break

@@ -76,7 +76,7 @@ def test_documented_lowest_versions_are_the_tested_ones() -> None:
     assert documented.pop("python") == as_numbers(project["requires-python"].removeprefix(">="))
     clients = {"httpx", "httpx2"}  # for Starlette's test client
     assert documented == {name: version for name, version in lowest.items() if name not in clients}
-    del lowest["pytest"]  # mlapi's own tests need a newer one; tests/distributions installs the lowest
+    del lowest["pytest"]  # mlapi's own tests need a newer pytest; tests/distributions installs the lowest
     assert lowest == {name: locked[name] for name in lowest}
 
 

@@ -73,7 +73,7 @@ def back_up(settings: Settings, file: Path, *, replace: bool, with_secrets: bool
         settings: the settings.
         file: the backup.
         replace: whether to replace an existing backup.
-        with_secrets: whether to copy the secrets file, too. The name of the copy is that of the backup, followed by
+        with_secrets: whether to copy the secrets file, too. The copy has the name of the backup and the ending
             ``.secrets.yml``.
 
     Raises:

@@ -37,7 +37,7 @@ class Override:
 
 
 def read_overrides(environ: Mapping[str, str]) -> Iterator[Override]:
-    """Yield the settings in the environment variables, including ones with an unknown section or key.
+    """Yield the settings in the environment variables, including settings with an unknown section or key.
 
     Raises:
         ConfigurationError: if a value is not UTF-8, a file cannot be read, or a setting is set twice.

@@ -33,7 +33,7 @@ _TYPE_RULES: dict[object, str] = {
 }
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _EXTENSION_PREFIX = "x-"
-"""Top-level keys with this prefix are ignored: a place for values that ``<<`` merges into sections."""
+"""Top-level keys with this prefix are ignored. They may hold values that ``<<`` merges into sections."""
 _KEY_NAME = re.compile(r"[a-z_]{1,32}")
 
 

@@ -69,7 +69,7 @@ class Restore(Protocol):
 
 @runtime_checkable
 class BackupStorage(Protocol):
-    """An optional capability of a `Storage`. Without it, ``mlapi backup`` and ``mlapi restore`` are refused.
+    """An optional capability of a `Storage`. Without it, ``mlapi backup`` and ``mlapi restore`` report an error.
 
     A storage with its own tools can implement it and raise a `ConfigurationError` that names them.
     """

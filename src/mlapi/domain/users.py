@@ -10,7 +10,7 @@ UsernameKey = NewType("UsernameKey", str)
 """A username in canonical form, which is unique. Only `mlapi.domain.rules.canonical_username` creates one."""
 
 UserOrder = Literal["id", "name", "created", "updated"]
-"""What a list of users is sorted by. Users with equal values are sorted by id."""
+"""The sort order of a list of users. Users with equal values are sorted by id."""
 
 MAX_USER_ID = 2**63 - 1
 """The largest signed 64-bit integer. Larger ids are valid, but no user has one."""

@@ -12,7 +12,7 @@ Row = Sequence[Any]
 Convert = Callable[[Any], Any]
 """Converts a value other than NULL."""
 DecoderOf = Callable[["attrs.Attribute[Any]"], Convert | None]
-"""Returns the function that decodes the driver's values for a field, or None for values that need none."""
+"""Returns the function that decodes the driver's values for a field, or None if they need no decoding."""
 EntityT = TypeVar("EntityT", bound=attrs.AttrsInstance)
 
 

@@ -11,7 +11,7 @@ async def show_page_token(request: ConsoleRequest) -> Response:
     """Return a token as JSON, or null if no manager is logged in.
 
     Raises:
-        AdminAccessDeniedError: if the request comes from a page of another origin. Such a page could not read the
+        AdminAccessDeniedError: if the request comes from a page of another origin. That page could not read the
             response.
     """
     client = request.client

@@ -45,8 +45,8 @@ class GuardMiddleware:
         app: the application to guard.
         guard: checks the credentials. If None, it is opened from the configuration when the application starts.
         exempt: paths that need no credential, such as ``/health``, or ``/docs/*`` for all paths below ``/docs``.
-        recheck_seconds: the interval at which the users of open WebSockets and streams are checked again. Connections
-            of users who have lost access are ended. If None, they stay open until they end by themselves.
+        recheck_seconds: the interval between two checks of the users of open WebSockets and streams. The guard ends the
+            connections of users who have lost access. If None, the guard ends no connections.
     """
 
     def __init__(

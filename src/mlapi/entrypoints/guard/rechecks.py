@@ -1,4 +1,4 @@
-"""Check the users of open WebSockets and streams again, and end those whose users have lost access."""
+"""Check the users of open WebSockets and streams again, and end the connections of users who have lost access."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ from mlapi.entrypoints.http.middleware import error_log
 from mlapi.entrypoints.wire.error_responses import ERRORS
 
 POLICY_VIOLATION = 1008
-"""The code with which the guard closes WebSockets (RFC 6455, 7.4.1)."""
+"""The code that the guard sends when it closes a WebSocket (RFC 6455, 7.4.1)."""
 GRACE_SECONDS = 1.0
 """How long the application may finish after its stream has been ended, before it is canceled."""
 _MAX_CHECKS = 200  # per query, which runs on the event loop if the database is an SQLite file
@@ -102,8 +102,8 @@ class _Connection(ABC):
     """A request or a WebSocket. The application calls ``receive`` and ``send``, `Rechecks` calls ``end``.
 
     Attributes:
-        credential: the credential with which it was opened.
-        error: why the guard has ended it, or None.
+        credential: the credential that opened the connection.
+        error: why the guard has ended the connection, or None.
     """
 
     def __init__(self, rechecks: Rechecks, credential: str, receive: Receive, send: Send) -> None:

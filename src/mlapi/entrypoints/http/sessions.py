@@ -93,7 +93,7 @@ class Sessions:
         return next((session for session in map(self.load, cookies) if session is not None), None)
 
     def page_token(self, session: Session) -> str:
-        """Return a token with which a page of this service sends a request to the API."""
+        """Return a token that authenticates a request of this service's page to the API."""
         return self._page_tokens.dump(session.id)
 
     def is_page_token(self, text: str) -> bool:

@@ -92,8 +92,8 @@ async def drain_backlog(listener: socket.socket, *, is_shared: bool = False) -> 
     """Wait until the event loop has accepted all connections that clients have opened or are opening.
 
     When a listener is closed, the kernel resets the connections in its queue. Therefore, first drop the packets that
-    open connections. The clients send them again after a second, and another server then accepts them, or they are
-    refused.
+    open connections. The clients send these packets again after a second. By then, another server accepts the
+    connections, or the kernel refuses them.
 
     Args:
         listener: a listener that the event loop accepts connections from.

@@ -4,13 +4,13 @@ It does not read requests or open the database.
 
 Each worker has its own listener for each TCP address: a socket bound to the same address as the others. The kernel
 distributes new connections evenly among the listeners. With a single shared socket, the worker that wakes up first
-would accept a whole burst of connections, and they would all stay with it. Unix sockets and inherited sockets cannot be
-bound twice, so the workers share those.
+would accept a whole burst of connections, and keep all of them. Unix sockets and inherited sockets cannot be bound
+twice, so the workers share them.
 
 A listener starts to listen when its worker is ready. If the worker dies, the supervisor accepts the connections of this
 listener and passes them to the other workers, until a new worker takes over. If no worker is left, new connections wait
-while one is started. If that fails or takes long, the listeners stop listening, so that clients are refused. Inherited
-listeners keep listening: the parent process decides what happens to their connections.
+while one is started. If the start fails or takes too long, the listeners stop listening, so the kernel refuses clients.
+Inherited listeners keep listening: the parent process decides what happens to their connections.
 
 - SIGHUP replaces each worker with a new one, which loads the current code and configuration. The port stays open and no
   request is lost.

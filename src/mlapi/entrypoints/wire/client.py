@@ -116,8 +116,8 @@ class Client:
         """Return a copy of this client with the scheme that the browser uses.
 
         A trusted proxy that terminates TLS forwards requests over plain HTTP, and sends the original scheme in
-        X-Forwarded-Proto. If several proxies add their schemes, the first one is that of the browser. It replaces the
-        scheme of servers such as uvicorn, which take the last one.
+        X-Forwarded-Proto. If several proxies add their schemes, the first is the browser's. It replaces the scheme from
+        servers such as uvicorn, which use the last.
         """
         values = header_values(self.headers, b"x-forwarded-proto")
         if not values or not self.is_trusted_proxy(trusted_proxies):
@@ -136,7 +136,7 @@ class Client:
         X-Forwarded-For is used only if a trusted proxy sent it. Each proxy appends the address that it received the
         request from, so the client is the last address that does not belong to a trusted proxy. Empty entries are
         ignored (RFC 9110, 5.6.1). If a trusted proxy added ``unknown``, the result is the address of that proxy: a
-        client may have written whatever comes before that entry.
+        client may have written the entries before it.
 
         Servers such as uvicorn trust proxies on the same machine, and may already have replaced the peer address with
         one from that header. Unless the peer address is certain or trusted proxies confirm it, the result is

@@ -38,7 +38,7 @@ _QUOTED_PAIR = re.compile(rb"\\(.)", re.DOTALL)
 _CGI_HEADERS = frozenset({"CONTENT_TYPE", "CONTENT_LENGTH"})  # without the HTTP_ prefix: RFC 3875, 4.1
 _FRAMING_HEADERS = frozenset({b"transfer-encoding", b"upgrade"})
 _MAX_COOKIES = 300  # browsers store up to 180 for each host
-_MAX_COOKIES_OF_SAME_NAME = 20  # for different paths and domains. Verifying the signature of each takes a while
+_MAX_COOKIES_OF_SAME_NAME = 20  # for different paths and domains. Verifying each signature takes time
 _WHITESPACE = b" \t"  # RFC 9110, 5.6.3
 _API_KEY_PREFIX = API_KEY_PREFIX.encode()
 # A JSON Web Token (its header is a JSON object in base64) or an API key.

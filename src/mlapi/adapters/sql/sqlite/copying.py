@@ -22,9 +22,9 @@ def copy_database(source: sqlite3.Connection, file: Path, *, name: str) -> None:
     """Write a consistent copy of the database to an empty file. The copy needs no other file beside it.
 
     Args:
-        source: a connection with an open transaction that has read something. With the write-ahead log, it neither
-            waits for writers nor makes them wait. Without the transaction, every change by another process would
-            start the copy again.
+        source: a connection with an open transaction that has already read something. With the write-ahead log, the
+            transaction neither waits for writers nor makes them wait. Without a transaction, every change by another
+            process would restart the copy.
         file: the empty file. The caller must flush it to disk.
         name: the name of the database, for error messages.
 

@@ -29,7 +29,7 @@ T = TypeVar("T")
 class SqliteGuardStorage:
     """The part of a `Storage` that a guard needs, in an existing SQLite file. It is a `PrincipalRepository` itself.
 
-    The account may be one that can only read the file, its write-ahead log and the log's index.
+    The account only needs permission to read the file, its write-ahead log and the log's index.
 
     Args:
         file: the absolute path, which may be a symbolic link.
