@@ -56,7 +56,8 @@ def publish(draft: Path, file: Path, *, replace: bool, like: os.stat_result | No
 
     Args:
         draft: the temporary file.
-        file: the final name. Resolve symbolic links first, otherwise the link is replaced instead of its target.
+        file: the final name. Resolve symbolic links first: otherwise, this function replaces the link instead of its
+            target.
         replace: whether to replace an existing file.
         like: the owner, group and mode to give the file. By default, only the current account can access it.
 

@@ -292,7 +292,7 @@ def create_secrets_file(file: Path) -> None:
     try:
         # The target of a symbolic link may not exist yet.
         _write(file.resolve(), {"key": new_key(), "salt": new_salt()}, replace=False)
-    except (FileExistsError, RuntimeError):  # the second: a link to itself before Python 3.13
+    except (FileExistsError, RuntimeError):  # RuntimeError: a link to itself, before Python 3.13
         if not file.exists():
             raise ConfigurationError(f"{file} cannot be created: it is a symbolic link to itself") from None
         return

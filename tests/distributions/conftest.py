@@ -1,4 +1,4 @@
-"""Tests of the built wheel and source distribution. Only `make dist` runs them: each one is installed from PyPI."""
+"""Tests of the wheel and the source distribution. Only `make dist` runs them: they install packages from PyPI."""
 
 from pathlib import Path
 

@@ -32,7 +32,7 @@ class PendingSecret:
 
     Attributes:
         kind: which secret it is.
-        values: what to append to the list, in this order. The last one is the new secret.
+        values: the secrets to append to the list, in this order. The last is the new secret.
         file: the secrets file, if it is read-only; None if the secret is set elsewhere.
     """
 

@@ -115,7 +115,7 @@ def iterate_sorted(
     enabled: bool | None = None,
     containing: str = "",
 ) -> Iterator[User]:
-    """Yield the matching users in any order, at most ``limit``. The arguments are those of `Users.list_page`.
+    """Yield the matching users in any order, at most ``limit``. See `Users.list_page` for the arguments.
 
     Raises:
         RepositoryUnavailableError: if the database is unavailable.

@@ -42,7 +42,7 @@ class PreparedRestore:
     target: Path
     """The database file."""
     secrets_source: Path | None
-    """The secrets file that is restored as well, because the service has none; otherwise, None."""
+    """The secrets file to restore if the service has no secrets; otherwise, None."""
     _restore: Restore
     _secrets_file: Path | None
 

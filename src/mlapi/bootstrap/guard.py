@@ -37,8 +37,8 @@ def open_guard(settings: Settings) -> Iterator[Guard]:
     """Yield a guard for the users of the configured database, and close the database afterwards.
 
     A guard creates neither a database nor secrets, and can use a database account that may only read. To verify tokens,
-    it needs ``secrets.token_key`` or a ``secrets.yml`` of the service. Without them, it accepts only API keys. The
-    database does not have to be available: checks raise `RepositoryUnavailableError` until it is.
+    it needs ``secrets.token_key`` or a ``secrets.yml`` of the service. Without them, it accepts only API keys. If the
+    database is unavailable, the guard opens, and checks raise `RepositoryUnavailableError`.
 
     >>> from mlapi.bootstrap import open_users
     >>> from mlapi.config import load_settings

@@ -94,8 +94,8 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
 def open_users(settings: Settings, *, must_be_available: bool = False, may_create: bool = True) -> Iterator[Users]:
     """Yield the users of the configured database, and close the database afterwards.
 
-    In development, a missing schema, key or salt is created. By default, the database does not have to be available:
-    calls raise `RepositoryUnavailableError` until it is.
+    In development, a missing schema, key or salt is created. By default, the database may be unavailable: calls then
+    raise `RepositoryUnavailableError`.
 
     Args:
         settings: the settings.

@@ -20,7 +20,7 @@ CONFIG_VARIABLE = "MLAPI_CONFIG"
 _PREFIX = "MLAPI_"
 _SECRET_SECTIONS = frozenset({"secrets", "connection", "database"})
 # Kubernetes sets these variables in every container if a service is named mlapi or mlapi-*.
-# MLAPI_PORT is one of them only if its value is a URL: otherwise, it is meant to be a setting.
+# Among them, MLAPI_PORT is a URL. If it has another value, the user probably means a setting.
 _KUBERNETES_VARIABLE = re.compile(r"MLAPI_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_.+)?)|PORT_\d+_(TCP|UDP|SCTP)(_.+)?)")
 _KUBERNETES_URL = re.compile(r"(tcp|udp|sctp)://.*")
 _PRINTABLE = re.compile(r"[\w .-]{1,100}", re.ASCII)

@@ -69,7 +69,7 @@ _ADVICE = {
     "found undefined alias": "put values that begin with * in quotes",
     "could not determine a constructor": "put values that begin with ! in quotes",
 }
-"""Advice by the beginnings of PyYAML's descriptions of problems."""
+"""Maps the beginning of PyYAML's description of a problem to our advice."""
 
 
 def _find_advice(error: yaml.YAMLError) -> str:

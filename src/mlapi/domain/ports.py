@@ -136,7 +136,7 @@ class UserRepository(Protocol):
 
         Args:
             order: names are sorted by their canonical form. Users with equal values are sorted by id.
-            descending: reverse the order, including that of users with equal values.
+            descending: reverse the order, including the order of users with equal values.
             after: the last user of the previous page, as it was returned; None for the first page. The user may have
                 been changed or removed since.
             limit: maximum number of users to return. Only the last page may contain fewer.

@@ -9,7 +9,7 @@ REVISIONS = tuple(sorted(path.name.partition("_")[0] for path in MIGRATIONS.glob
 """All revisions, oldest first. Each migration's file name begins with its revision."""
 HEAD = REVISIONS[-1]
 VERSION_TABLE = "mlapi_alembic_version"
-"""Not alembic's default name, because another program's ``alembic_version`` may be in the same database."""
+"""Differs from alembic's default, because the database may contain another program's ``alembic_version``."""
 
 
 def require_head(revision: str | None, *, hint: str = "") -> None:

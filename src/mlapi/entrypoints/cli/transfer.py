@@ -144,5 +144,5 @@ def _name_of(file: Path) -> str:
 def _progress_bar(label: str, length: int | None) -> AbstractContextManager[Any]:
     """Return a progress bar. It is hidden if standard error is not a terminal or the length is unknown."""
     is_shown = length is not None and sys.stderr.isatty()
-    file = sys.stderr if is_shown else io.StringIO()  # click 8.1 cannot hide it
+    file = sys.stderr if is_shown else io.StringIO()  # click 8.1 cannot hide the progress bar
     return click.progressbar(length=length or 1, label=label, file=file)

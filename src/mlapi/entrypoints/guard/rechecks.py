@@ -153,7 +153,7 @@ class _Connection(ABC):
 
 
 class _Stream(_Connection):
-    """A request. It is checked again from the start of its response until the end of its body.
+    """A request. The checks begin at the start of the response, and stop at the end of its body.
 
     If it is ended, the application's call returns before the response is complete, so the server cuts the connection.
     """
@@ -186,7 +186,7 @@ class _Stream(_Connection):
 
 
 class _WebSocket(_Connection):
-    """A WebSocket. It is checked again from when the application accepts it until it is closed."""
+    """A WebSocket. The checks begin when the application accepts the WebSocket, and stop when it is closed."""
 
     _closing: "asyncio.Task[None] | None" = None
 

@@ -17,7 +17,7 @@ def compose_lifespans(*apps: ASGIApp, lifespan: Lifespan | None = None) -> Lifes
     """Return a lifespan that also starts and stops the applications that are mounted in an application.
 
     At startup, it starts the application's own lifespan and then each mounted application, in this order. At shutdown,
-    it stops them in reverse order. If one fails to start, it stops the others.
+    it stops them in reverse order. If an application fails to start, the others are stopped.
 
     >>> from fastapi import FastAPI
     >>> from mlapi.entrypoints.http import create_app

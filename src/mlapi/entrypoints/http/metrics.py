@@ -107,7 +107,7 @@ class Metrics:
 class _MultiprocessCollector:
     """Collects the metrics of all processes from their files. Truncated or empty files are skipped.
 
-    The files also contain the metrics of an application that runs in the same process. They are left out.
+    The files also contain the metrics of an application that runs in the same process. Those metrics are left out.
     """
 
     def __init__(self, folder: Path) -> None:

@@ -17,7 +17,7 @@ def remove_repeated_root(scope: Scope) -> None:
     too.
     """
     root = scope.get("root_path", "")
-    if not root or "app_root_path" in scope:  # Starlette sets the latter in mounted applications
+    if not root or "app_root_path" in scope:  # Starlette sets app_root_path in mounted applications
         return
     if scope["path"] == root:
         scope["path"] = f"{root}/"

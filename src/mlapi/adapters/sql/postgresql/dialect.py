@@ -45,7 +45,7 @@ class PostgresqlDialect:
 
     Args:
         namespace: the PostgreSQL schema that contains the tables; None for the first one on the ``search_path``. Only
-            `create_engine` uses it. The methods that take a connection find it there.
+            `create_engine` uses it. Other methods use the namespace of their connection.
     """
 
     supports_nowait: Final = False

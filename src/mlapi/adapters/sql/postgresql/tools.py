@@ -11,7 +11,7 @@ def describe_backup_tools(url: URL, namespace: str | None) -> str:
     """Return how to back up and restore a database with PostgreSQL's own programs, without its password.
 
     Args:
-        url: of the database. It may name several hosts.
+        url: the URL of the database, which may name several hosts.
         namespace: the PostgreSQL schema that contains the tables; None for the whole database.
     """
     hosts = url.query.get("host", ())
