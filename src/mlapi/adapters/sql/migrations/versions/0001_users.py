@@ -31,5 +31,5 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("mlapi_key_check")
-    op.drop_index("uq_users_username_key", "users")
+    op.drop_index("uq_users_username_key", table_name="users")
     op.drop_table("users")
