@@ -42,7 +42,7 @@ class Guard:
         clock: used to check whether credentials have expired.
         api_key_usage: records when API keys are used. By default, each use is written immediately.
         accept_bare: whether requests may have a token in the Authorization header without the scheme Bearer. `check`
-            ignores it: pass it to the function that reads the header.
+            does not use this value: pass it to the function that reads the header.
     """
 
     def __init__(

@@ -120,7 +120,7 @@ def _find_keys(users: Users, owner: User, key_ids: Sequence[str], report: Report
     owned = {key.id: key for key in users.list_api_keys(owner.id)}
     found = []
     for key_id in dict.fromkeys(key_ids):
-        if looks_like_api_key(key_id):  # do not print it
+        if looks_like_api_key(key_id):  # do not print an API key
             report.fail(
                 CommandError("KEY_ID must be the id of a key, which `mlapi keys list` shows, not the key itself")
             )

@@ -166,7 +166,7 @@ def _lenient_cells(separator: bytes) -> tuple[re.Pattern[bytes], ...]:
 
 
 def _find_lenient_end(text: bytes, cell: re.Pattern[bytes], file_format: _Format) -> int | None:
-    """Return where a record ends for a reader that accepts misplaced quotes, or None if that is implausible.
+    """Return where a record ends for a reader that accepts misplaced quotes, or None if that end is implausible.
 
     Args:
         text: the record and the lines after it.

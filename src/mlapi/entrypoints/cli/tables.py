@@ -61,11 +61,11 @@ def show_rows(
     """Print rows while they are read.
 
     Args:
-        rows: JSON and CSV contain all fields of each row.
+        rows: the rows. JSON and CSV contain all of their fields, and a table contains only ``columns``.
         columns: the columns of the table.
         row_type: the type of every row; its fields are the header of CSV.
-        list_format: None prints a table.
-        empty: printed on standard error instead of a table without rows.
+        list_format: the format. None prints a table.
+        empty: the message on standard error if a table would have no rows.
     """
     chunks = _chunks(rows)
     if list_format == "json":

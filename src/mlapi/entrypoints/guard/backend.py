@@ -17,7 +17,7 @@ AUTHENTICATED = AuthCredentials(["authenticated"])
 
 
 class GuardError(AuthenticationError):
-    """The error that `GuardBackend` raises. ``cause`` is the error from the guard."""
+    """The error that `GuardBackend` raises. ``cause`` is the guard's own error."""
 
     def __init__(self, cause: MlapiError) -> None:
         super().__init__(str(cause))

@@ -75,7 +75,7 @@ class BoundedConnection(psycopg.Connection[Any]):
         """Connect. `set_up` must follow.
 
         Args:
-            conninfo: for libpq, like the keywords.
+            conninfo: the connection string for libpq. The keywords are other parameters for libpq.
             namespace: the only PostgreSQL schema on the ``search_path``; None to keep the server's ``search_path``.
             timeout_seconds: for waiting for a lock. An answer may take 1 second longer, a statement 2 seconds longer.
         """

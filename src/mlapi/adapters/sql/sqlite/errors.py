@@ -6,7 +6,7 @@ UNDECODABLE = "Could not decode to UTF-8"
 """Beginning of sqlite3's message about invalid text. The rest of the message is the text itself."""
 
 DATA_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError)
-"""The errors that parsing raises if a file is damaged, for example if a time is invalid text."""
+"""The errors that parsing raises if the file is damaged, for example if a stored time is invalid."""
 
 CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 LOCKED_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}

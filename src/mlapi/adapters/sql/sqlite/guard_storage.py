@@ -52,7 +52,7 @@ class SqliteGuardStorage:
         """Return the storage in a file.
 
         Raises:
-            ConfigurationError: if the file has several names.
+            ConfigurationError: if the file has several names (hard links).
         """
         files.validate_single_name(file.resolve())
         return cls(file)
