@@ -362,7 +362,7 @@ def test_stream_of_a_disabled_user_is_cut(
 
     connection = end_stream(app, guard, token, disable, is_started=lambda opened: bool(opened.sent))
 
-    assert all(has_more for _, has_more in connection.body)  # so the server closes the connection
+    assert all(has_more for _, has_more in connection.body)  # an incomplete body makes the server close the connection
 
 
 @pytest.mark.parametrize("reason", ["removed", "password changed", "tokens ended"])

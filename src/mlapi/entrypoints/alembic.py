@@ -1,4 +1,4 @@
-"""Keep the Alembic of an application away from mlapi's tables in the same database.
+"""Keep an application's own Alembic migrations away from mlapi's tables in the same database.
 
 ``mlapi db upgrade`` migrates these tables. This module imports no other part of mlapi's service, so it loads quickly.
 """

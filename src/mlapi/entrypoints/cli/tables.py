@@ -45,7 +45,7 @@ class Column(Generic[Row]):
 
 
 def list_format_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add ``--json`` and ``--csv``, which the command receives as ``list_format``. The last one takes precedence."""
+    """Add ``--json`` and ``--csv``, which the command receives as ``list_format``. The last option takes precedence."""
     command = click.option("--csv", "list_format", flag_value="csv", help="Print CSV with a header.")(command)
     return click.option("--json", "list_format", flag_value="json", help="Print JSON, one line per row.")(command)
 

@@ -223,7 +223,7 @@ class _WebSocket(_Connection):
 
 
 def _is_disconnect(error: BaseException) -> bool:
-    """Return whether an application raised an error only because its connection has been ended.
+    """Return whether an application raised an error only because the guard has ended its connection.
 
     An application that streams in a task group raises an exception group. A `TimeoutError`, which is an `OSError`,
     means that the application did not finish in time.

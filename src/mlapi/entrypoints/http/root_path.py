@@ -1,4 +1,4 @@
-"""Accept paths from proxies that remove the root path, and from those that do not."""
+"""Accept paths from proxies, whether or not they remove the root path."""
 
 from starlette.types import Scope
 

@@ -61,8 +61,8 @@ class Operation:
         query: the names of the query parameters.
         success: an example of the response.
         response: the type of the JSON body, or None if the body is empty or not JSON.
-        errors: the errors that are specific to the operation. `all_errors` adds those for access, the body, parameters
-            and the database.
+        errors: the errors that are specific to the operation. `all_errors` adds the errors for access, the body,
+            parameters and the database.
         may_be_disabled: whether a setting can disable the operation. Its path then responds with 404.
         needs_database: whether the operation fails if the database is unavailable.
         deprecated: whether clients should use another operation instead.
