@@ -93,7 +93,7 @@ def _validate(settings: Settings, environ: Mapping[str, str]) -> Settings:
     for variable, similar in find_unknown_variables(environ):
         hint = f"did you mean {similar}?" if similar else "mlapi's settings are named MLAPI_SECTION__KEY"
         message = f"{variable} is not a setting: {hint}"
-        # A misspelled MLAPI_PROFILE=production would otherwise start an open service with a warning.
+        # Otherwise, a misspelled MLAPI_PROFILE=production would start an open service, and only log a warning.
         is_production = similar == "MLAPI_PROFILE" and environ.get(variable, "").strip() == "production"
         if settings.is_production or is_production:
             raise ConfigurationError(message)

@@ -57,7 +57,7 @@ class Restore(Protocol):
         ...
 
     def carry_out(self, *, end_tokens: bool) -> Path | None:
-        """Replace the database. Return the file that keeps the replaced one, or None if there was none.
+        """Replace the database. Return the file that keeps the replaced database, or None if there was no database.
 
         If the process is killed at any time, either the old or the new database is in place and complete.
 

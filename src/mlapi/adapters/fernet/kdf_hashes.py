@@ -43,7 +43,7 @@ Match = re.Match[str]
 
 
 def match_pbkdf2(text: str) -> Match | None:
-    """Return the parts of a PBKDF2 hash, or None if the text is not one."""
+    """Return the parts of a PBKDF2 hash, or None for any other text."""
     return next(filter(None, (pattern.fullmatch(text) for pattern in _PBKDF2)), None)
 
 
@@ -69,7 +69,7 @@ def verify_pbkdf2(password: bytes, match: Match) -> bool:
 
 
 def match_scrypt(text: str) -> Match | None:
-    """Return the parts of an scrypt hash, or None if the text is not one."""
+    """Return the parts of an scrypt hash, or None for any other text."""
     return next(filter(None, (pattern.fullmatch(text) for pattern in _SCRYPT)), None)
 
 

@@ -119,7 +119,7 @@ class GuardMiddleware:
         self._async_guard = self._resources.enter_context(async_guard(guard))
 
     def _open_async_guard(self) -> AsyncGuard:
-        """Open the guard on the first request, because mounted applications have no lifespan that could open it."""
+        """Open the guard on the first request, because frameworks run no lifespan of a mounted application."""
         if self._guard is None:
             raise ConfigurationError(
                 "the guard is not open, because the application's lifespan did not run or failed: enable the lifespan,"

@@ -155,7 +155,8 @@ class _Connection(ABC):
 class _Stream(_Connection):
     """A request. The checks begin at the start of the response, and stop at the end of its body.
 
-    If it is ended, the application's call returns before the response is complete, so the server cuts the connection.
+    If the guard ends the request, the application's call returns before the response is complete, so the server cuts
+    the connection.
     """
 
     async def run(self, app: ASGIApp, scope: Scope) -> None:

@@ -29,7 +29,7 @@ PAGE_TOKEN_SECONDS = 60
 FLASH_SECONDS = 60
 """A flash message expires after this time if no page has shown it."""
 MAX_COOKIE_CHARS = 4096
-"""The console sets no longer cookies, because browsers store at most 4096 bytes (RFC 6265, 6.1)."""
+"""The console never sets a longer cookie, because browsers store at most 4096 bytes (RFC 6265, 6.1)."""
 MAX_FLASH_CHARS = 600
 """Longer flash messages are truncated, so that their cookies stay below `MAX_COOKIE_CHARS` in any script."""
 _RENEWAL_SECONDS = 60  # the minimum interval between renewals, so that most responses set no cookie

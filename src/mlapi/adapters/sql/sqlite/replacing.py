@@ -119,7 +119,7 @@ class Replacement:
             return None
 
     def carry_out(self, *, end_tokens: bool) -> Path | None:
-        """Replace the database. Return the file that keeps the replaced one, or None if there was none."""
+        """Replace the database. Return the file that keeps the replaced database, or None if there was no database."""
         like = self._file.stat() if self._file.exists() else None
         kept = None
         if self._connection is not None:
