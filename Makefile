@@ -7,6 +7,8 @@ CHECKS := check-format check-lint check-types check-imports check-dependencies
 # Write bytecode even if the environment disables it. Otherwise each test worker compiles all tests again.
 PYTEST := PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest
 ALL_BUT_FAULTS := -n 4 --dist worksteal --ignore=tests/torture
+# These run in the process of the tests, so they also show which lines are covered.
+QUICK_FAULTS := $(addprefix tests/torture/test_,postgresql_faults.py disk_faults.py power_loss.py)
 # The test client of old Starlette versions leaves streams for the garbage collector.
 LOWEST_OPTIONS := -W ignore::pytest.PytestUnraisableExceptionWarning
 
@@ -25,9 +27,9 @@ help: ## list the commands
 run: $(VENV)/runtime ## serve on http://127.0.0.1:8001 (PORT=... for a different port)
 	$(BIN)/uvicorn mlapi.entrypoints.http:app --port $(PORT)
 
-test: $(VENV)/dev ## run all checks, and all tests but the fault tests, with full branch coverage
+test: $(VENV)/dev ## run all checks, and all tests but the slow fault tests, with full branch coverage
 	@$(MAKE) --no-print-directory -j --output-sync $(CHECKS) compile-tests
-	$(PYTEST) $(ALL_BUT_FAULTS) --cov --cov-report=term
+	$(PYTEST) $(ALL_BUT_FAULTS) tests examples $(QUICK_FAULTS) --cov --cov-report=term
 
 faults: $(VENV)/dev ## run each fault test with few repetitions; takes 4 minutes
 	$(PYTEST) tests/torture -n 4 --dist worksteal

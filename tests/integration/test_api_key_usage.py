@@ -186,6 +186,19 @@ def test_failed_write_is_logged_and_the_next_one_works(
     assert repository.uses == [[RecordApiKeyUse(key_id=keys[2].id, at=NOON)]]
 
 
+def test_repeated_failure_is_logged_once(
+    repository: RecordingRepository, keys: list[ApiKey], caplog: pytest.LogCaptureFixture
+) -> None:
+    repository.unavailable = True
+    with recording(repository, SOON) as uses:
+        uses(keys[0], NOON)
+        assert eventually(lambda: caplog.records != [])
+        uses(keys[1], NOON)
+
+    assert len(caplog.records) == 1
+    assert repository.uses == []
+
+
 def test_removed_key_does_not_affect_others(
     repository: RecordingRepository, keys: list[ApiKey], caplog: pytest.LogCaptureFixture
 ) -> None:

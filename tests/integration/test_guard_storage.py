@@ -19,6 +19,7 @@ from mlapi.adapters.sql.repository import SqliteUserRepository
 from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.sqlite import guard_storage
 from mlapi.adapters.sql.sqlite.guard_storage import SqliteGuardStorage
+from mlapi.config import DatabaseSettings, Settings
 from mlapi.domain.commands import AddApiKey, RecordApiKeyUse, SetEnabled
 from mlapi.domain.credentials import ApiKeyId, ApiKeyPrincipal, PrincipalId
 from mlapi.domain.errors import ApiKeyNotFoundError
@@ -199,3 +200,17 @@ def test_child_refuses_a_file_that_was_in_use_at_the_fork(
 def test_packages_with_lazy_imports_have_no_other_names(package: object) -> None:
     with pytest.raises(AttributeError, match="has no attribute 'missing'"):
         package.missing  # type: ignore[attr-defined]  # noqa: B018
+
+
+def test_error_of_a_read_only_account_is_described() -> None:
+    error = sqlite3.OperationalError("attempt to write a readonly database")
+    error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_READONLY, "SQLITE_READONLY"
+
+    assert guard_storage._describe_error(error) == "this account may only read the database (SQLITE_READONLY)"
+
+
+def test_path_that_is_too_long_is_left_to_the_service_storage() -> None:
+    settings = Settings(database=DatabaseSettings(url=f"sqlite:////{'x' * 5000}"))
+
+    with pytest.raises(ConfigurationError, match="database"), mlapi.bootstrap.open_guard(settings):
+        pass

@@ -7,7 +7,9 @@ import pytest
 from click.testing import CliRunner, Result
 from sqlalchemy import URL
 
+from mlapi.adapters.fernet import HashingFernetCipher
 from mlapi.entrypoints.cli import main
+from tests.conftest import KEY, SALT
 from tests.sample_settings import write
 
 
@@ -88,6 +90,18 @@ def test_dry_run_without_a_database_checks_the_rows(folder: Path) -> None:
     assert result.exit_code == 4
     assert "1 imported" in result.stdout
     assert [path.name for path in folder.iterdir()] == ["import.rejects.jsonl"]
+
+
+def test_dry_run_without_a_database_uses_configured_secrets(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)
+    monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
+    stored = HashingFernetCipher([KEY], SALT).encrypt("battery").value
+    rows = f"username,email,stored_password\nada,ada@example.com,{stored}\n"
+
+    result = mlapi("users", "import", "--dry-run", "--format", "csv", "-", stdin=rows)
+
+    assert (result.exit_code, list(folder.iterdir())) == (0, [])
+    assert "1 imported" in result.stdout
 
 
 CREATING = {

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from mlapi.__main__ import main
+
 BLOCK_UNIX_MODULES = "import sys; sys.modules.update(dict.fromkeys(['fcntl', 'grp', 'pwd', 'resource', 'termios'])); "
 ERROR = (
     "mlapi needs Linux or macOS: on Windows, run it in WSL (https://learn.microsoft.com/windows/wsl)."
@@ -55,3 +57,14 @@ print(users.register(username="ada", password="difference engine", email="ada@ex
 """
 
     assert run_without_unix_modules(code.strip(), tmp_path) == (0, "1\n", "")
+
+
+def test_command_reports_the_system_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "fcntl", None)  # an import then fails
+
+    with pytest.raises(SystemExit) as exc_info:
+        main()
+
+    assert (exc_info.value.code, capsys.readouterr().err) == (1, f"mlapi: {ERROR}\n")

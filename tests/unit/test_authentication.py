@@ -40,7 +40,7 @@ from mlapi.application.executors import run_inline
 from mlapi.bootstrap import async_guard
 from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import AddApiKey, ChangePassword, EndTokens, RecordApiKeyUse, Reencrypt
-from mlapi.domain.credentials import Principal, PrincipalId, authenticate
+from mlapi.domain.credentials import MAX_CREDENTIAL_CHARS, Principal, PrincipalId, authenticate
 from mlapi.domain.errors import AccessDeniedError, FieldError
 from mlapi.domain.users import EncryptedPassword, UsernameKey
 from mlapi.testing import SettableClock, UnavailableRepository
@@ -1046,3 +1046,10 @@ def test_reencrypt_keeps_concurrently_changed_passwords(
     outcome = users.apply(Reencrypt(user_id=ada.id, password=reencrypt, replacing=page[0].password))
 
     assert outcome == users.get(ada.id) == changed
+
+
+def test_overlong_credential_is_rejected_unread() -> None:
+    guard = Guard(InMemoryUserRepository(), InMemoryTokens())
+
+    with pytest.raises(InvalidTokenError):
+        guard.check("x" * (MAX_CREDENTIAL_CHARS + 1))

@@ -1,5 +1,6 @@
 """Reading mounted secrets and YAML files."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -143,3 +144,10 @@ def test_folder_instead_of_a_yaml_file_is_rejected(tmp_path: Path) -> None:
         read_yaml(tmp_path)
 
     assert str(exc_info.value) == f"{tmp_path} cannot be read: Is a directory"
+
+
+def test_fifo_instead_of_a_yaml_file_is_rejected(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "secret")
+
+    with pytest.raises(ConfigurationError, match="is not a regular file"):
+        read_yaml(tmp_path / "secret")

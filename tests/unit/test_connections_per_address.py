@@ -1,10 +1,13 @@
 """The limit of connections from one address."""
 
+import asyncio
 import ipaddress
 
 import pytest
 
+from mlapi.domain.addresses import UNIX_PEER
 from mlapi.entrypoints.server.addresses import ConnectionsPerAddress, default_per_address
+from mlapi.entrypoints.server.connections import Connection, unix_server
 
 
 def test_connections_are_counted_per_address() -> None:
@@ -63,3 +66,13 @@ def test_unix_sockets_are_not_limited() -> None:
     connections = ConnectionsPerAddress(1)
 
     assert [connections.add("unix") for _ in range(3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize(("socket_name", "address"), [("/run/mlapi.sock", UNIX_PEER), (("192.0.2.1", 80), "")])
+def test_peers_of_a_unix_socket_have_one_address(socket_name: object, address: str) -> None:
+    """Old versions of uvicorn do not set ``server`` for a Unix socket."""
+    connection = Connection.__new__(Connection)
+    connection.client = None
+    connection.server = unix_server(asyncio.BaseTransport({"sockname": socket_name}))
+
+    assert connection.address == address

@@ -5,9 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from sqlalchemy.exc import NoResultFound
 
 from mlapi import ConfigurationError
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryStorage
+from mlapi.adapters.sql.sqlite.dialect import SqliteDialect
 from mlapi.bootstrap import open_storage, register_storage
 from mlapi.bootstrap.storage_registry import registered_storages
 from mlapi.config import Settings
@@ -96,3 +98,19 @@ def test_in_memory_storage_drops_expired_attempts() -> None:
     attempts.add(["newest"], window_seconds=60)
 
     assert set(attempts._counts) == {"new", "newest"}
+
+
+def test_folder_that_may_not_be_entered_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_path: Path) -> Path:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "resolve", fail)  # root may enter every folder
+
+    with pytest.raises(ConfigurationError, match="this account may not access the folder"):
+        open_storage(Settings(database=DatabaseSettings(url=f"sqlite:///{tmp_path}/users.db")))
+
+
+def test_unreadable_data_of_sqlite_is_described() -> None:
+    assert SqliteDialect().describe_error(NoResultFound()) == (
+        "the database file contains unreadable data (NoResultFound); run `mlapi doctor`"
+    )

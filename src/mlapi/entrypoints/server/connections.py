@@ -118,7 +118,7 @@ class Cycle(RequestResponseCycle):
             await self.flow.drain()
 
 
-def _unix_server(transport: asyncio.BaseTransport) -> tuple[str, None] | None:
+def unix_server(transport: asyncio.BaseTransport) -> tuple[str, None] | None:
     """Return our end of a connection to a Unix socket, as newer versions of uvicorn do. None for other sockets."""
     name = transport.get_extra_info("sockname")
     return (name, None) if isinstance(name, str) else None
@@ -167,13 +167,13 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as in the base class
         super().connection_made(transport)
-        self.server = self.server or _unix_server(transport)
+        self.server = self.server or unix_server(transport)
         transport.set_write_buffer_limits(0)  # the kernel already buffers responses
         state = self.server_state
         surplus = len(self.connections) - state.max_connections
         if surplus > 0:
             self.rejection = _TOO_MANY_CONNECTIONS
-        surplus_of_address = state.per_address.add(self._address)
+        surplus_of_address = state.per_address.add(self.address)
         if surplus_of_address > 0:
             self.rejection = _TOO_MANY_CONNECTIONS_OF_ADDRESS
             surplus = max(surplus, surplus_of_address)
@@ -185,10 +185,11 @@ class Connection(HttpToolsProtocol):
             self.cycle.disconnected = True
         super().connection_lost(exc)
         self._unparsed = b""
-        self.server_state.per_address.remove(self._address)
+        self.server_state.per_address.remove(self.address)
 
     @property
-    def _address(self) -> str:
+    def address(self) -> str:
+        """The address that counts for the limit of connections per address."""
         if self.client:
             return self.client[0]
         is_unix = self.server is not None and self.server[1] is None
