@@ -29,7 +29,7 @@ run: $(VENV)/runtime ## serve on http://127.0.0.1:8001 (PORT=... for a different
 
 test: $(VENV)/dev ## run all checks, and all tests but the slow fault tests, with full branch coverage
 	@$(MAKE) --no-print-directory -j --output-sync $(CHECKS) compile-tests
-	$(PYTEST) $(ALL_BUT_FAULTS) tests examples $(QUICK_FAULTS) --cov --cov-report=term
+	$(PYTEST) $(ALL_BUT_FAULTS) $(filter-out tests/torture/,$(wildcard tests/*/)) examples $(QUICK_FAULTS) --cov --cov-report=term
 
 faults: $(VENV)/dev ## run each fault test with few repetitions; takes 4 minutes
 	$(PYTEST) tests/torture -n 4 --dist worksteal

@@ -209,6 +209,13 @@ def test_error_of_a_read_only_account_is_described() -> None:
     assert guard_storage._describe_error(error) == "this account may only read the database (SQLITE_READONLY)"
 
 
+def test_error_of_a_missing_file_says_what_to_check() -> None:
+    error = sqlite3.OperationalError("unable to open database file")
+    error.sqlite_errorcode, error.sqlite_errorname = sqlite3.SQLITE_CANTOPEN, "SQLITE_CANTOPEN"
+
+    assert guard_storage._describe_error(error).endswith("also start the service (SQLITE_CANTOPEN)")
+
+
 def test_path_that_is_too_long_is_left_to_the_service_storage() -> None:
     settings = Settings(database=DatabaseSettings(url=f"sqlite:////{'x' * 5000}"))
 

@@ -122,8 +122,8 @@ class Client:
         values = header_values(self.headers, b"x-forwarded-proto")
         if not values or not self.is_trusted_proxy(trusted_proxies):
             return self
-        schemes = (scheme.strip().lower() for value in values for scheme in value.split(b","))
-        scheme = next(filter(None, schemes), b"").decode("latin-1")
+        first, _, _ = b",".join(values).lstrip(b", \t").partition(b",")
+        scheme = first.strip().lower().decode("latin-1")
         return attrs.evolve(self, scheme=scheme) if scheme in _SCHEMES else self
 
     def is_trusted_proxy(self, trusted_proxies: Sequence[Network]) -> bool:
