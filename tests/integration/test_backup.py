@@ -380,6 +380,18 @@ def test_ids_of_lost_users_are_not_used_again(backup: Path) -> None:
         assert users.get(UserId(5)).username == "eve"
 
 
+def test_ids_are_not_used_again_after_a_backup_without_users(folder: Path) -> None:
+    mlapi("db", "upgrade")
+    mlapi("backup", "empty-backup.db")
+    register("ada")
+    restore(folder / "empty-backup.db")
+
+    register("bob")
+
+    with open_users(load_settings()) as users:
+        assert users.get(UserId(2)).username == "bob"
+
+
 @pytest.mark.parametrize(
     ("answers", "states_after", "line"),
     [

@@ -30,6 +30,9 @@ _FIRST_LOCK_BYTE = 0x4000_0000
 _LOCK_BYTES = 512
 
 # "main" is the current database and "restored" the copy of the backup.
+_ADD_LAST_ID = (  # SQLite adds the row of a table with its first id
+    "INSERT INTO sqlite_sequence (seq, name) SELECT ?1, ?2 WHERE ?2 NOT IN (SELECT name FROM sqlite_sequence)"
+)
 _SAME_USERS = "FROM restored.users AS r JOIN main.users AS m ON (r.id, r.username_key) = (m.id, m.username_key)"
 _AFFECTED = {
     "enabled": f"SELECT r.username {_SAME_USERS} WHERE r.enabled AND NOT m.enabled",
@@ -158,7 +161,8 @@ def _edit(draft: Path, last_ids: Sequence[tuple[int, str]], *, end_tokens: bool)
         connection.create_function("new_epoch", 0, generate_token_epoch)
         connection.execute("BEGIN")
         # Do not use the ids of lost users again: other systems may still refer to them.
-        connection.executemany("UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?", last_ids)
+        connection.executemany("UPDATE sqlite_sequence SET seq = max(seq, ?1) WHERE name = ?2", last_ids)
+        connection.executemany(_ADD_LAST_ID, last_ids)
         if end_tokens:
             connection.execute("UPDATE users SET token_epoch = new_epoch()")
         connection.execute("COMMIT")
