@@ -1,14 +1,11 @@
 """Compose the use cases of ``mlapi backup`` and ``mlapi restore``: the database together with its secrets."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import attrs
 
-from mlapi.adapters.sql.sqlite.copying import is_backup
-from mlapi.adapters.sql.sqlite.files import SIDE_FILE_ENDINGS
 from mlapi.atomic_files import drafting, final_name, give_to_owner_of_folder, publish, remove_abandoned_drafts
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
@@ -87,7 +84,7 @@ def back_up(settings: Settings, file: Path, *, replace: bool, with_secrets: bool
             if with_secrets and secrets.file is not None and secrets.file.exists()
             else None
         )
-        file = _validate(file, storage, secrets, replace=replace)
+        file = _validate(file, storage, backups, secrets, replace=replace)
         if copy is not None and copy.exists() and not replace:
             raise ConfigurationError(f"{copy} exists: use --force to replace it")
         remove_abandoned_drafts(file)
@@ -130,27 +127,24 @@ def _require_backups(storage: Storage) -> BackupStorage:
     return storage
 
 
-def _validate(file: Path, storage: Storage, secrets: Secrets, *, replace: bool) -> Path:
+def _validate(file: Path, storage: Storage, backups: BackupStorage, secrets: Secrets, *, replace: bool) -> Path:
     """Check that a file can be a backup. Return its path with symbolic links resolved."""
     resolved = file.resolve()
     for own in (*storage.files, *([] if secrets.file is None else [secrets.file.resolve()])):
         if resolved == own or (resolved.exists() and own.exists() and resolved.samefile(own)):
             raise ConfigurationError(f"{file} belongs to the service itself: choose another name")
-    if file.name in {"", "-"} or file.name.endswith(SIDE_FILE_ENDINGS):
+    if file.name in {"", "-"}:
         raise ConfigurationError(f"{str(file)!r} cannot be the name of a backup: use a name such as mlapi-backup.db")
     if not resolved.parent.is_dir():
         raise ConfigurationError(f"the folder {resolved.parent} does not exist: create it first")
-    if not resolved.exists():
-        return resolved
-    if not resolved.is_file():
-        advice = f"add the name of a file, such as {file}/mlapi.db" if resolved.is_dir() else "choose another name"
-        raise ConfigurationError(f"{file} is not a regular file: {advice}")
-    if not replace:
-        raise ConfigurationError(f"{file} exists: use --force to replace it")
-    if any(os.path.lexists(f"{resolved}{ending}") for ending in SIDE_FILE_ENDINGS):
-        raise ConfigurationError(f"{file} is a database in use, so --force does not replace it: choose another name")
-    if resolved.stat().st_size and not is_backup(resolved):
-        raise ConfigurationError(f"{file} is not a backup, so --force does not replace it: choose another name")
+    if resolved.exists():
+        if not resolved.is_file():
+            advice = f"add the name of a file, such as {file}/mlapi.db" if resolved.is_dir() else "choose another name"
+            raise ConfigurationError(f"{file} is not a regular file: {advice}")
+        if not replace:
+            raise ConfigurationError(f"{file} exists: use --force to replace it")
+    if (error := backups.find_file_error(resolved)) is not None:
+        raise ConfigurationError(f"{file} {error}")
     return resolved
 
 

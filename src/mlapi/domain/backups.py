@@ -74,6 +74,16 @@ class BackupStorage(Protocol):
     A storage with its own tools can implement it and raise a `ConfigurationError` that names them.
     """
 
+    def find_file_error(self, file: Path) -> str | None:
+        """Return why a file cannot become a backup, or None.
+
+        The file may not exist yet. An existing file may only be an earlier backup, which the new one replaces.
+
+        Args:
+            file: a regular file, or the path of a new one, with symbolic links resolved.
+        """
+        ...
+
     def back_up(self, file: Path) -> int:
         """Write a consistent copy of the database to an empty file, and return the number of users in it.
 

@@ -1,5 +1,6 @@
 """Back up an SQLite database, and replace it with a backup."""
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,12 +12,26 @@ from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.inspection import inspect_database
 from mlapi.adapters.sql.revisions import HEAD, REVISIONS
 from mlapi.adapters.sql.schema import upgrade
-from mlapi.adapters.sql.sqlite.copying import copy_database, reading_file, translating_errors
+from mlapi.adapters.sql.sqlite.copying import copy_database, is_backup, reading_file, translating_errors
+from mlapi.adapters.sql.sqlite.files import SIDE_FILE_ENDINGS
 from mlapi.adapters.sql.sqlite.replacing import Replacement, replaceable
 from mlapi.atomic_files import drafting, remove_abandoned_drafts
 from mlapi.domain.backups import RestoreEffects
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.inspection import Inspection
+
+
+def find_file_error(file: Path) -> str | None:
+    """Return why a file cannot become a backup. See `mlapi.domain.backups.BackupStorage`."""
+    if file.name.endswith(SIDE_FILE_ENDINGS):
+        return "cannot be the name of a backup: use a name such as mlapi-backup.db"
+    if not file.exists():
+        return None
+    if any(os.path.lexists(f"{file}{ending}") for ending in SIDE_FILE_ENDINGS):
+        return "is a database in use, so --force does not replace it: choose another name"
+    if file.stat().st_size and not is_backup(file):
+        return "is not a backup, so --force does not replace it: choose another name"
+    return None
 
 
 def back_up(database: Database, file: Path) -> int:

@@ -83,6 +83,9 @@ class SqlStorage:
             connection.rollback()
         return attrs.evolve(found, obstacles=obstacles)
 
+    def find_file_error(self, file: Path) -> str | None:
+        return backups.find_file_error(file)
+
     def back_up(self, file: Path) -> int:
         return backups.back_up(self.database, file)
 
