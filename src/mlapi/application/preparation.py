@@ -1,5 +1,6 @@
 """Prepare a storage before its first use, even if the database is unavailable at startup."""
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import datetime
 
@@ -14,6 +15,8 @@ from mlapi.domain.users import User, UserId, UsernameKey, UserOrder
 from mlapi.forks import new_lock, notice_fork
 
 WAIT_SECONDS = 2.0
+
+_logger = logging.getLogger("mlapi")
 
 
 def check_key(storage: Storage, fingerprints: Sequence[str]) -> None:
@@ -53,6 +56,17 @@ class Preparation:
     @property
     def is_done(self) -> bool:
         return self._action is None
+
+    def ensure_or_warn(self) -> None:
+        """Run the action unless it has already succeeded. Log a warning if the database is unavailable.
+
+        Raises:
+            ConfigurationError: if the action raises it.
+        """
+        try:
+            self.ensure()
+        except RepositoryUnavailableError as error:
+            _logger.warning("%s; starting anyway", error)
 
     def ensure(self) -> None:
         """Run the action unless it has already succeeded. One thread at a time runs it; the others wait.

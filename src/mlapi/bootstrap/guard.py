@@ -18,7 +18,7 @@ from mlapi.bootstrap.tokens import locate_secrets_file, make_tokens
 from mlapi.config import Settings
 from mlapi.config.database_paths import resolve_database_url
 from mlapi.config.platforms import require_unix
-from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
+from mlapi.domain.errors import ConfigurationError
 from mlapi.file_access import find_database_error, find_database_warning
 from mlapi.token_keys import TokenKeys
 
@@ -59,10 +59,7 @@ def open_guard(settings: Settings) -> Iterator[Guard]:
         token_keys = TokenKeys(settings, secrets_file, make_tokens=make_tokens)
         tokens = ReloadingTokenVerifier(token_keys.reloader)
         preparation = Preparation(partial(storage.prepare, may_upgrade=False))
-        try:
-            preparation.ensure()
-        except RepositoryUnavailableError as error:
-            _logger.warning("%s; starting anyway", error)
+        preparation.ensure_or_warn()
         repository: PrincipalRepository = (
             storage if isinstance(storage, SqliteGuardStorage) else prepare_on_first_use(storage.users, preparation)
         )

@@ -56,12 +56,10 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
         secrets.create_missing(is_database_in_use=partial(_has_fingerprint, storage), may_create=may_create)
         settings = attrs.evolve(settings, secrets=secrets.reloader.get().secrets)
         preparation = Preparation(partial(_prepare, storage, settings, secrets, may_create=may_create))
-        try:
+        if must_be_available:
             preparation.ensure()
-        except RepositoryUnavailableError as error:
-            if must_be_available:
-                raise
-            _logger.warning("%s; starting anyway", error)
+        else:
+            preparation.ensure_or_warn()
         if settings.passwords.scheme == "fernet":
             _logger.warning(
                 "passwords.scheme is fernet: anyone with the key can decrypt every password; remove the setting to use"
