@@ -468,7 +468,7 @@ def test_proxy_that_is_not_an_address_is_rejected(tmp_path: Path, proxies: str) 
         ("https://app.example.com:port", "one of them is not scheme://host or scheme://host:port"),
         ("'https://:1'", "one of them is not scheme://host or scheme://host:port"),
         ("https://*.example.com", "list every origin, because wildcards in host names are not supported"),
-        ("'null'", "null is the origin of every local file and sandboxed page, so it cannot be allowed"),
+        ("'null'", "remove null, which is the origin of every local file and sandboxed page"),
         ("['']", "begin each with its scheme, http:// or https://"),
     ],
 )

@@ -124,7 +124,7 @@ def _find_origin_error(origin: str) -> str | None:
     scheme, separator, authority = origin.partition("://")
     port = _DEFAULT_PORTS.get(scheme)
     rules = (
-        (origin == "null", "null is the origin of every local file and sandboxed page, so it cannot be allowed"),
+        (origin == "null", "remove null, which is the origin of every local file and sandboxed page"),
         ("*" in origin, "list every origin, because wildcards in host names are not supported"),
         (not separator, "begin each with its scheme, http:// or https://"),
         (origin.endswith("/"), "remove the slash at the end"),

@@ -87,7 +87,7 @@ class BackupStorage(Protocol):
     def back_up(self, file: Path) -> int:
         """Write a consistent copy of the database to an empty file, and return the number of users in it.
 
-        Other processes can use the database meanwhile. The copy is checked for damage.
+        Other processes can use the database during the backup. The copy is then checked for damage.
 
         Raises:
             ConfigurationError: if the database does not exist or is damaged, or cannot be backed up with this command.

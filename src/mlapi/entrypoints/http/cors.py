@@ -91,5 +91,5 @@ def _preflight_response(methods: list[str]) -> Response:
 
 
 def _forbidden() -> Response:
-    message = "Pages of this origin may not call the service: add the origin to http.cors_origins"
+    message = "The service rejects requests from pages of this origin: add the origin to http.cors_origins"
     return http_error_response(HTTPStatus.FORBIDDEN, message=message)
