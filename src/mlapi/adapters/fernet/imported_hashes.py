@@ -6,8 +6,6 @@ The other system chose how costly its hashes are to verify. Only hashes that tak
 are accepted.
 """
 
-import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Callable
@@ -17,6 +15,8 @@ from argon2.exceptions import VerificationError
 from argon2.low_level import Type, verify_secret
 
 from mlapi.adapters.fernet.kdf_hashes import (
+    decode_base64,
+    find_limit_error,
     find_pbkdf2_error,
     find_scrypt_error,
     match_pbkdf2,
@@ -53,24 +53,23 @@ _BCRYPT = re.compile(
     r"(?P<hash>\$2[aby]\$(?P<cost>\d\d)\$[./A-Za-z0-9]{21}[.Oeu][./A-Za-z0-9]{30}[.CGKOSWaeimquy26])",
     re.ASCII,
 )
+_FLAGS = re.IGNORECASE | re.ASCII
 _UNSUPPORTED = {
-    "Django's mark for a user without a password": re.compile(r"!.*", re.IGNORECASE | re.ASCII),
-    "a salted MD5 or SHA hash": re.compile(r"(?:md5|sha1|sha256|sha512)\$.*|sha1\$\$.*", re.IGNORECASE | re.ASCII),
-    "an argon2 hash in an unknown form": re.compile(r"\$argon2.*|argon2.*", re.IGNORECASE | re.ASCII),
-    "a bcrypt hash in an unknown form": re.compile(r"\$2[abxy]?\$.*|bcrypt.*", re.IGNORECASE | re.ASCII),
-    "a PBKDF2 hash in an unknown form": re.compile(r"\$?pbkdf2.*", re.IGNORECASE | re.ASCII),
-    "an scrypt hash in an unknown form": re.compile(r"\$?scrypt.*", re.IGNORECASE | re.ASCII),
-    "a passlib bcrypt-sha256 hash": re.compile(r"\$bcrypt-sha256\$.*", re.IGNORECASE | re.ASCII),
-    "a Firebase scrypt hash": re.compile(r"\$fbscrypt\$.*", re.IGNORECASE | re.ASCII),
-    "an MD5-crypt hash": re.compile(r"\$1\$.*|\$apr1\$.*", re.IGNORECASE | re.ASCII),
-    "a SHA-256-crypt hash": re.compile(r"\$5\$.*", re.IGNORECASE | re.ASCII),
-    "a SHA-512-crypt hash": re.compile(r"\$6\$.*", re.IGNORECASE | re.ASCII),
-    "a yescrypt hash": re.compile(r"\$y\$.*|\$7\$.*", re.IGNORECASE | re.ASCII),
-    "a phpass hash (WordPress)": re.compile(r"\$[PH]\$.*", re.IGNORECASE | re.ASCII),
-    "an LDAP hash": re.compile(r"\{[A-Z0-9-]+\}.*", re.IGNORECASE | re.ASCII),
-    "a plain MD5 or SHA digest in hex": re.compile(
-        r"[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}|[0-9a-f]{128}", re.IGNORECASE | re.ASCII
-    ),
+    "Django's mark for a user without a password": re.compile(r"!.*", _FLAGS),
+    "a salted MD5 or SHA hash": re.compile(r"(?:md5|sha1|sha256|sha512)\$.*", _FLAGS),
+    "an argon2 hash in an unknown form": re.compile(r"\$argon2.*|argon2.*", _FLAGS),
+    "a bcrypt hash in an unknown form": re.compile(r"\$2[abxy]?\$.*|bcrypt.*", _FLAGS),
+    "a PBKDF2 hash in an unknown form": re.compile(r"\$?pbkdf2.*", _FLAGS),
+    "an scrypt hash in an unknown form": re.compile(r"\$?scrypt.*", _FLAGS),
+    "a passlib bcrypt-sha256 hash": re.compile(r"\$bcrypt-sha256\$.*", _FLAGS),
+    "a Firebase scrypt hash": re.compile(r"\$fbscrypt\$.*", _FLAGS),
+    "an MD5-crypt hash": re.compile(r"\$1\$.*|\$apr1\$.*", _FLAGS),
+    "a SHA-256-crypt hash": re.compile(r"\$5\$.*", _FLAGS),
+    "a SHA-512-crypt hash": re.compile(r"\$6\$.*", _FLAGS),
+    "a yescrypt hash": re.compile(r"\$y\$.*|\$7\$.*", _FLAGS),
+    "a phpass hash (WordPress)": re.compile(r"\$[PH]\$.*", _FLAGS),
+    "an LDAP hash": re.compile(r"\{[A-Z0-9-]+\}.*", _FLAGS),
+    "a plain MD5 or SHA digest in hex": re.compile(r"[0-9a-f]{32}|[0-9a-f]{40}|[0-9a-f]{64}|[0-9a-f]{128}", _FLAGS),
 }
 _SUPPORTED = "an argon2, bcrypt, PBKDF2 or scrypt hash in the format of Django, Werkzeug or passlib"
 
@@ -141,7 +140,7 @@ def _find_bcrypt_error(match: re.Match[str]) -> str | None:
 
 def _find_argon2_error(match: re.Match[str]) -> str | None:
     memory, passes, lanes = int(match["memory"]), int(match["passes"]), int(match["lanes"])
-    salt, tag = _decode_base64(match["salt"]), _decode_base64(match["tag"])
+    salt, tag = (decode_base64(match[name], is_padded=False) or b"" for name in ("salt", "tag"))
     limits = [
         (memory <= MAX_ARGON2_MEMORY_KIB, f"a memory (m) of at most {MAX_ARGON2_MEMORY_KIB} KiB"),
         (passes <= MAX_ARGON2_PASSES, f"a time (t) of at most {MAX_ARGON2_PASSES}"),
@@ -151,16 +150,7 @@ def _find_argon2_error(match: re.Match[str]) -> str | None:
         (len(salt) >= MIN_ARGON2_SALT_BYTES, f"a salt of at least {MIN_ARGON2_SALT_BYTES} bytes, in base64"),
         (len(tag) >= MIN_ARGON2_TAG_BYTES, f"a tag of at least {MIN_ARGON2_TAG_BYTES} bytes, in base64"),
     ]
-    return next((f"must be an argon2 hash with {limit}" for is_met, limit in limits if not is_met), None)
-
-
-def _decode_base64(text: str) -> bytes:
-    """Decode unpadded base64. Return empty bytes unless the text is exactly what an encoder would write."""
-    try:
-        decoded = base64.b64decode(text + "=" * (-len(text) % 4))
-    except binascii.Error:
-        return b""
-    return decoded if base64.b64encode(decoded).decode("ascii").rstrip("=") == text else b""
+    return find_limit_error("an argon2 hash", limits)
 
 
 _FORMATS = (

@@ -13,6 +13,7 @@ import binascii
 import hashlib
 import hmac
 import re
+from collections.abc import Sequence
 
 MAX_PBKDF2_ITERATIONS = 4_000_000
 """Four million iterations of SHA-256 take about a second on one core."""
@@ -42,6 +43,16 @@ _SCRYPT = (
 Match = re.Match[str]
 
 
+def find_limit_error(kind: str, limits: Sequence[tuple[bool, str]]) -> str | None:
+    """Return the first limit that a hash does not meet, or None.
+
+    Args:
+        kind: the kind of hash, for the message.
+        limits: whether each limit is met, and its description.
+    """
+    return next((f"must be {kind} with {limit}" for is_met, limit in limits if not is_met), None)
+
+
 def match_pbkdf2(text: str) -> Match | None:
     """Return the parts of a PBKDF2 hash, or None for any other text."""
     return next(filter(None, (pattern.fullmatch(text) for pattern in _PBKDF2)), None)
@@ -58,7 +69,7 @@ def find_pbkdf2_error(match: Match) -> str | None:
             f"a tag of {MIN_TAG_BYTES} to {digest_bytes} bytes, in {_encoding(match)}",
         ),
     ]
-    return next((f"must be a PBKDF2 hash with {limit}" for is_met, limit in limits if not is_met), None)
+    return find_limit_error("a PBKDF2 hash", limits)
 
 
 def verify_pbkdf2(password: bytes, match: Match) -> bool:
@@ -87,7 +98,7 @@ def find_scrypt_error(match: Match) -> str | None:
             f"a tag of {MIN_TAG_BYTES} to {MAX_SCRYPT_TAG_BYTES} bytes, in {_encoding(match)}",
         ),
     ]
-    return next((f"must be an scrypt hash with {limit}" for is_met, limit in limits if not is_met), None)
+    return find_limit_error("an scrypt hash", limits)
 
 
 def verify_scrypt(password: bytes, match: Match) -> bool:
@@ -123,7 +134,7 @@ def _tag(match: Match) -> bytes:
     """Return the derived key. Return empty bytes unless an encoder would write exactly this text."""
     groups = match.groupdict()
     if "hex" not in groups:
-        return _decode_base64(groups["base64"], is_padded="salt64" not in groups) or b""
+        return decode_base64(groups["base64"], is_padded="salt64" not in groups) or b""
     try:
         tag = bytes.fromhex(groups["hex"])
     except ValueError:
@@ -134,12 +145,12 @@ def _tag(match: Match) -> bytes:
 def _salt(match: Match) -> bytes | None:
     groups = match.groupdict()
     if "salt64" in groups:
-        return _decode_base64(groups["salt64"], is_padded=False)
+        return decode_base64(groups["salt64"], is_padded=False)
     salt: str = groups["salt"]
     return salt.encode()
 
 
-def _decode_base64(text: str, *, is_padded: bool) -> bytes | None:
+def decode_base64(text: str, *, is_padded: bool) -> bytes | None:
     """Decode base64, in which passlib writes "." for "+". Return None unless an encoder would write the text."""
     standard = text if is_padded else text.replace(".", "+") + "=" * (-len(text) % 4)
     try:
