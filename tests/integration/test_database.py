@@ -624,6 +624,24 @@ def test_replaced_database_file_is_detected_on_next_use(
     assert repository.find_principals_nowait([ada.id]) == [ada]
 
 
+def test_connection_to_a_file_replaced_during_use_is_closed(
+    sqlite_database: Database, sqlite_url: URL, tmp_path: Path
+) -> None:
+    repository = SqliteUserRepository(sqlite_database)
+    ada = registered(repository)
+    back_up_database(sqlite_url, tmp_path / "backup.db")
+    repository.apply([SetEnabled(user_id=ada.id, enabled=False, at=LATER)])
+    repository.find_principals([ada.id])
+
+    def notice_replacement(_connection: object) -> None:
+        replace_database(sqlite_url, tmp_path / "backup.db")
+        repository.find_principals([ada.id])
+
+    sqlite_database.read_nowait(notice_replacement)
+
+    assert repository.find_principals_nowait([ada.id]) == [ada]
+
+
 def test_write_to_a_removed_database_file_raises_an_error(sqlite_database: Database, sqlite_url: URL) -> None:
     repository = SqlUserRepository(sqlite_database)
     registered(repository)

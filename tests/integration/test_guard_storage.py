@@ -12,8 +12,9 @@ import pytest
 from sqlalchemy import URL
 
 import mlapi.bootstrap
-from mlapi import ApiKey, ConfigurationError, RepositoryUnavailableError, User
+from mlapi import ApiKey, ConfigurationError, RepositoryUnavailableError, User, forks
 from mlapi.adapters import sql
+from mlapi.adapters.sql import idle_connections
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqliteUserRepository
 from mlapi.adapters.sql.schema import upgrade
@@ -96,7 +97,7 @@ def test_lookup_without_waiting_needs_an_idle_connection(storage: SqliteGuardSto
 
 
 def test_threads_can_read_concurrently(storage: SqliteGuardStorage, ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(guard_storage, "_MAX_IDLE_CONNECTIONS", 2)
+    monkeypatch.setattr(idle_connections, "MAX_IDLE_CONNECTIONS", 2)
     barrier = Barrier(8)
 
     def find(_number: int) -> list[object]:
@@ -137,6 +138,27 @@ def test_guard_uses_a_replaced_file_and_notices_its_removal(
         with pytest.raises(RepositoryUnavailableError):
             find([ada.id])
     assert not file.exists()
+
+
+def test_guard_closes_connections_in_use_to_a_replaced_file(
+    storage: SqliteGuardStorage, service: SqliteUserRepository, file: Path, ada: User, tmp_path: Path
+) -> None:
+    service._database.close()
+    with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(tmp_path / "copy.db")) as copy:
+        source.backup(copy)
+        copy.execute("DELETE FROM users")
+        copy.commit()
+
+    def notice_replacement(_connection: sqlite3.Connection) -> None:
+        (tmp_path / "copy.db").replace(file)
+        for ending in ("-wal", "-shm"):  # they belong to the old file
+            Path(f"{file}{ending}").unlink()
+        storage.find_principals([ada.id])
+
+    assert storage.find_principals([ada.id]) == [ada]
+    storage._run(notice_replacement)
+
+    assert storage.find_principals([ada.id]) == [None]
 
 
 def test_damaged_rows_are_reported_without_their_content(storage: SqliteGuardStorage, file: Path, ada: User) -> None:
@@ -190,8 +212,13 @@ def test_child_refuses_a_file_that_was_in_use_at_the_fork(
         with pytest.raises(RepositoryUnavailableError, match="the process is forking"):
             storage.find_principals_nowait([ada.id])
         storage.resume()
-    storage._restart()
+    forks._initialize_all()
 
+    with pytest.raises(RepositoryUnavailableError, match="fork before or after it"):
+        storage.find_principals([ada.id])
+    storage.pause()  # the refusal also applies to a child of this child
+    storage.resume()
+    forks._initialize_all()
     with pytest.raises(RepositoryUnavailableError, match="fork before or after it"):
         storage.find_principals([ada.id])
 

@@ -158,10 +158,8 @@ class Database:
             raise RepositoryUnavailableError("the process is forking")
         with pools.operations:
             pools.check_not_replaced()
-            try:
-                pooled = pools.nonblocking.pop()
-            except IndexError:
-                raise RepositoryUnavailableError("no nonblocking connection is idle") from None
+            idle = pools.nonblocking
+            pooled = idle.take_nowait()
             try:
                 result = work(pooled.dbapi_connection)
             except BaseException as error:
@@ -169,7 +167,7 @@ class Database:
                 if isinstance(error, (self._driver_error, *self.dialect.data_errors)):
                     raise self._unavailable(error) from None
                 raise
-            pools.nonblocking.append(pooled)
+            idle.give_back(pooled)
         return result
 
     def write_repeatable(self, work: Callable[[Any], T]) -> T:

@@ -15,13 +15,20 @@ class ForkGate:
     """
 
     def __init__(self) -> None:
+        self.is_torn = False
+        """Whether this process, or a process that it descends from, was forked during an operation."""
+        self._was_busy = False
         self._initialize()
-        forks.call_in_children(self._initialize)
+        forks.call_in_children(self._restart)
 
     def _initialize(self) -> None:
         self._active: list[None] = []
         self._opened = threading.Event()
         self.is_closed = False
+
+    def _restart(self) -> None:
+        self.is_torn = self.is_torn or self._was_busy
+        self._initialize()
 
     def __enter__(self) -> None:
         forks.notice_fork()
@@ -40,11 +47,10 @@ class ForkGate:
         self._opened.clear()
         self.is_closed = True
         deadline = time.monotonic() + timeout_seconds
-        while self._active:
-            if time.monotonic() > deadline:
-                return False
+        while self._active and time.monotonic() <= deadline:
             time.sleep(_POLL_SECONDS)
-        return True
+        self._was_busy = bool(self._active)
+        return not self._was_busy
 
     def open(self) -> None:
         self.is_closed = False

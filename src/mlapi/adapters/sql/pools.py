@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NoReturn
+from typing import Any
 
 from sqlalchemy import URL, Engine, PoolProxiedConnection
 from sqlalchemy.exc import DBAPIError
@@ -11,6 +11,7 @@ from sqlalchemy.exc import DBAPIError
 from mlapi import forks
 from mlapi.adapters.sql.dialect import Dialect
 from mlapi.adapters.sql.fork_gate import ForkGate
+from mlapi.adapters.sql.idle_connections import IdleConnections
 from mlapi.domain.errors import RepositoryUnavailableError
 
 MAX_BROWSING_CONNECTIONS = 4
@@ -42,7 +43,6 @@ class ConnectionPools:
         self._is_file = bool(dialect.files(url))
         self.operations = ForkGate()
         """Every use of a connection happens inside of this."""
-        self._was_busy_at_fork = False
         self._create()
         forks.call_in_children(self._restart)
         forks.pause_during_forks(self)
@@ -52,8 +52,8 @@ class ConnectionPools:
         self.engine = self._create_engine(self._max_connections)
         self.browsing = self._create_engine(MAX_BROWSING_CONNECTIONS)
         """For pages and searches by admins."""
-        self.nonblocking: list[PoolProxiedConnection] = []
-        """Idle connections that raise an error instead of waiting for a lock."""
+        self.nonblocking = IdleConnections[PoolProxiedConnection]()
+        """Connections that raise an error instead of waiting for a lock."""
         self._writers = threading.BoundedSemaphore(self._dialect.max_writers(self._max_connections))
 
     def _create_engine(self, max_connections: int) -> Engine:
@@ -74,18 +74,21 @@ class ConnectionPools:
 
     def keep_nonblocking(self) -> None:
         """Open a nonblocking connection, unless one is idle."""
-        if not self.nonblocking:
+        idle = self.nonblocking
+        if not idle:
             pooled: PoolProxiedConnection = self.engine.raw_connection()
             connection = pooled.driver_connection
             pooled.detach()  # it no longer counts against the size of the pool
             self._dialect.set_nowait(connection)
-            self.nonblocking.append(pooled)
+            idle.give_back(pooled)
 
     def check_not_replaced(self) -> None:
         """Reconnect if an SQLite file was replaced since the last call, and raise an error if it was removed.
 
         Connections that are open still use the old file, so no other process would see what they write.
         """
+        if self._is_file and self.operations.is_torn:
+            raise RepositoryUnavailableError("this process was forked during a transaction: fork before or after it")
         change = self._find_file_change()
         if change is not None:
             self.close()
@@ -104,8 +107,8 @@ class ConnectionPools:
 
     def close(self) -> None:
         """Close all idle connections."""
-        while self.nonblocking:
-            self.nonblocking.pop().close()
+        idle, self.nonblocking = self.nonblocking, IdleConnections()
+        idle.close()
         self.dispose()
 
     def pause(self) -> None:
@@ -115,8 +118,7 @@ class ConnectionPools:
         that it has lost them, so no connection may be open there.
         """
         timeout_seconds = _FORK_TIMEOUT_SECONDS if self._is_file else _SERVER_FORK_TIMEOUT_SECONDS
-        self._was_busy_at_fork = not self.operations.close(timeout_seconds=timeout_seconds)
-        if self._is_file and not self._was_busy_at_fork:
+        if self.operations.close(timeout_seconds=timeout_seconds) and self._is_file:
             self.close()
 
     def resume(self) -> None:
@@ -128,9 +130,3 @@ class ConnectionPools:
         self._dialect.abandon(self.engine)
         self._dialect.abandon(self.browsing)
         self._create()
-        if self._was_busy_at_fork and self._is_file:
-            self._find_file_change = _refuse_torn_file
-
-
-def _refuse_torn_file() -> NoReturn:
-    raise RepositoryUnavailableError("this process was forked during a transaction: fork before or after it")

@@ -8,6 +8,7 @@ from typing import Self, TypeVar
 
 from mlapi import forks
 from mlapi.adapters.sql.fork_gate import ForkGate
+from mlapi.adapters.sql.idle_connections import IdleConnections
 from mlapi.adapters.sql.revisions import VERSION_TABLE, require_head
 from mlapi.adapters.sql.sqlite import connections, files, reading
 from mlapi.adapters.sql.sqlite.errors import DATA_ERRORS, describe_file_error, primary_code
@@ -17,7 +18,6 @@ from mlapi.domain.errors import ApiKeyNotFoundError, ConfigurationError, Reposit
 
 TIMEOUT_SECONDS = 2.0
 _FORK_TIMEOUT_SECONDS = 10.0
-_MAX_IDLE_CONNECTIONS = 8
 _FIND_VERSION_TABLE = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ?"
 _SELECT_REVISION = f"SELECT version_num FROM {VERSION_TABLE}"  # noqa: S608 - a constant
 _ERRORS: tuple[type[Exception], ...] = (sqlite3.Error, *DATA_ERRORS)
@@ -37,15 +37,17 @@ class SqliteGuardStorage:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._idle: list[sqlite3.Connection] = []
-        self._idle_nowait: list[sqlite3.Connection] = []
-        """Connections that raise an error instead of waiting for a lock."""
         self._operations = ForkGate()
         self._find_file_change = files.FileChangeCheck(file)
-        self._was_busy_at_fork = False
-        self._is_torn = False
-        forks.call_in_children(self._restart)
+        self._create_pools()
+        # In a child, drop the parent's connections. `pause` closed them, except while another thread used the file.
+        forks.call_in_children(self._create_pools)
         forks.pause_during_forks(self)
+
+    def _create_pools(self) -> None:
+        self._idle = IdleConnections[sqlite3.Connection]()
+        self._idle_nowait = IdleConnections[sqlite3.Connection]()
+        """Connections that raise an error instead of waiting for a lock."""
 
     @classmethod
     def from_file(cls, file: Path) -> Self:
@@ -81,11 +83,12 @@ class SqliteGuardStorage:
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         """See `PrincipalRepository`."""
         found = self._run(lambda connection: reading.find_principals(connection, ids))
-        if not self._idle_nowait:
+        idle = self._idle_nowait
+        if not idle:
             with self._operations, suppress(*_ERRORS):
                 connection = self._connect()
                 connection.execute("PRAGMA busy_timeout = 0")
-                self._idle_nowait.append(connection)
+                idle.give_back(connection)
         return found
 
     def find_principals_nowait(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
@@ -94,13 +97,8 @@ class SqliteGuardStorage:
             raise RepositoryUnavailableError("the process is forking")
         with self._operations:
             self._check_not_replaced()
-            try:
-                connection = self._idle_nowait.pop()
-            except IndexError:
-                raise RepositoryUnavailableError("no nonblocking connection is idle") from None
-            found = self._use(connection, lambda opened: reading.find_principals(opened, ids))
-            self._idle_nowait.append(connection)
-        return found
+            idle = self._idle_nowait
+            return self._use(idle, idle.take_nowait(), lambda connection: reading.find_principals(connection, ids))
 
     def apply(self, commands: Sequence[RecordApiKeyUse]) -> list[Outcome]:
         """See `PrincipalRepository`."""
@@ -117,51 +115,42 @@ class SqliteGuardStorage:
 
     def close(self) -> None:
         """Close all idle connections."""
-        for idle in (self._idle, self._idle_nowait):
-            while idle:
-                idle.pop().close()
+        pools = self._idle, self._idle_nowait
+        self._create_pools()
+        for idle in pools:
+            idle.close()
 
     def pause(self) -> None:
         """Before a fork, wait for other threads and close all connections: SQLite's locks are lost in a child."""
-        self._was_busy_at_fork = not self._operations.close(timeout_seconds=_FORK_TIMEOUT_SECONDS)
-        if not self._was_busy_at_fork:
+        if self._operations.close(timeout_seconds=_FORK_TIMEOUT_SECONDS):
             self.close()
 
     def resume(self) -> None:
         """Continue after a fork."""
         self._operations.open()
 
-    def _restart(self) -> None:
-        """In a forked child, connect again on first use. `pause` closes the parent's connections before the fork.
-
-        It cannot close them while another thread uses the file. SQLite's state in the child is then undefined.
-        """
-        self._idle, self._idle_nowait = [], []
-        self._is_torn = self._was_busy_at_fork
-
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
         """Call ``work`` with an idle or new connection."""
         with self._operations:
             self._check_not_replaced()
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = self._open()
-            result = self._use(connection, work)
-            if len(self._idle) < _MAX_IDLE_CONNECTIONS:
-                self._idle.append(connection)
-            else:
-                connection.close()
-            return result
+            idle = self._idle
+            return self._use(idle, idle.take() or self._open(), work)
 
-    def _use(self, connection: sqlite3.Connection, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _use(
+        self,
+        idle: IdleConnections[sqlite3.Connection],
+        connection: sqlite3.Connection,
+        work: Callable[[sqlite3.Connection], T],
+    ) -> T:
         try:
-            return work(connection)
+            result = work(connection)
         except BaseException as error:
             connection.close()
             if isinstance(error, _ERRORS):
                 raise RepositoryUnavailableError(_describe_error(error)) from None
             raise
+        idle.give_back(connection)
+        return result
 
     def _open(self) -> sqlite3.Connection:
         try:
@@ -177,7 +166,7 @@ class SqliteGuardStorage:
 
     def _check_not_replaced(self) -> None:
         """Reconnect if the file was replaced since the last call, and raise an error if it was removed."""
-        if self._is_torn:
+        if self._operations.is_torn:  # SQLite's state in this process is undefined
             raise RepositoryUnavailableError("this process was forked during a query: fork before or after it")
         change = self._find_file_change()
         if change is not None:
