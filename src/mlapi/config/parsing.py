@@ -12,24 +12,16 @@ from mlapi.config.settings import ConnectionSettings, SecretSettings, Settings
 from mlapi.config.validation import validate_values
 from mlapi.domain.errors import ConfigurationError
 
-# (section, key, is_split): lists that may also be written as a string. Salts can contain spaces and commas, so they are
-# not split.
-_LIST_SETTINGS = [
-    ("secrets", "key", True),
-    ("secrets", "token_key", True),
-    ("secrets", "salt", False),
-    ("http", "trusted_proxies", True),
-    ("http", "cors_origins", True),
-]
 _FLAGS = {
     **dict.fromkeys(["true", "yes", "on", "1"], True),
     **dict.fromkeys(["false", "no", "off", "0"], False),
 }
+_LIST = tuple[str, ...]
 _TYPE_RULES: dict[object, str] = {
     bool: "must be true or false",
     int: "must be a whole number",
     str: "must be text: put it in quotes",
-    tuple[str, ...]: "must be text, or a list of text: put each value in quotes",
+    _LIST: "must be text, or a list of text: put each value in quotes",
 }
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _EXTENSION_PREFIX = "x-"
@@ -73,14 +65,8 @@ def parse_settings(tree: dict[str, Any], prefix: str = "") -> Settings:
     Raises:
         ConfigurationError: for the first value that has the wrong type or is out of range.
     """
-    tree = {name: dict(section) if isinstance(section, dict) else section for name, section in tree.items()}
-    for section, key, is_split in _LIST_SETTINGS:
-        value = tree.get(section, {}).get(key)
-        if isinstance(value, str):
-            tree[section][key] = value.replace(",", " ").split() if is_split else [value] * bool(value)
-    _parse_flags(tree)
     try:
-        settings = msgspec.convert(tree, Settings, strict=False)
+        settings = msgspec.convert(_parse_text(tree), Settings, strict=False)
     except msgspec.ValidationError as error:
         raise ConfigurationError(f"{prefix}{_describe_type_error(str(error))}") from None
     validate_values(settings, prefix)
@@ -96,13 +82,28 @@ def parse_secrets(tree: dict[str, Any], source: str) -> SecretSettings:
     return parse_settings(validate_keys({"secrets": tree}, source), f"{source}: ").secrets
 
 
-def _parse_flags(tree: dict[str, Any]) -> None:
-    """Convert words such as ``yes`` and ``off`` to flags, as YAML does: environment variables contain only text."""
-    for name, section in section_types().items():
-        for field in attrs.fields(section) if section is not None else ():
-            value = tree.get(name, {}).get(field.name)
-            if bool in {field.type, *get_args(field.type)} and isinstance(value, str):
-                tree[name][field.name] = _FLAGS.get(value.strip().lower(), value)
+def _parse_text(tree: dict[str, Any]) -> dict[str, Any]:
+    """Return the tree with text converted to flags and lists, because environment variables contain only text."""
+    sections, parsed = section_types(), {}
+    for name, value in tree.items():
+        section = sections[name]
+        parsed[name] = (
+            value
+            if section is None
+            else {key: _parse_value(key, attrs.fields_dict(section)[key].type, each) for key, each in value.items()}
+        )
+    return parsed
+
+
+def _parse_value(key: str, annotation: Any, value: object) -> object:  # noqa: ANN401 - any type
+    if not isinstance(value, str):
+        return value
+    if annotation == _LIST:
+        # A salt can contain spaces and commas.
+        return [value] * bool(value) if key == "salt" else value.replace(",", " ").split()
+    if bool in {annotation, *get_args(annotation)}:
+        return _FLAGS.get(value.strip().lower(), value)  # words such as ``yes`` and ``off``, as in YAML
+    return value
 
 
 def _describe_type_error(error: str) -> str:
