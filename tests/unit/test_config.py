@@ -476,6 +476,20 @@ logins: {<<: *stricter, per_name: 6}
     assert load(tmp_path, content).logins == LoginSettings(per_name=6, per_address=3)
 
 
+def test_variable_changes_only_one_of_two_equal_sections(tmp_path: Path) -> None:
+    content = "registration: &flag {open: false}\nmetrics: *flag\n"
+
+    settings = load(tmp_path, content, {"MLAPI_REGISTRATION__OPEN": "true"})
+
+    assert (settings.registration.open, settings.metrics.open) == (True, False)
+
+
+def test_variable_overrides_a_value_of_the_wrong_type(tmp_path: Path) -> None:
+    settings = load(tmp_path, "database: {url: [x]}", {"MLAPI_DATABASE__URL": "sqlite:///own.db"})
+
+    assert settings.database.url == "sqlite:///own.db"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

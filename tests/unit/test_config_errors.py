@@ -150,6 +150,12 @@ def test_type_error_in_a_variable_names_the_path_of_the_setting(tmp_path: Path, 
     assert load_error(tmp_path, "", {variable: "nonsense"}).startswith((f"{path} must ", f"{path}: "))
 
 
+def test_variable_cannot_turn_the_profile_into_a_section(tmp_path: Path) -> None:
+    error = load_error(tmp_path, "profile: production", {"MLAPI_PROFILE__X": "1"})
+
+    assert error == "profile must be development or production"
+
+
 def test_variable_cannot_extend_a_section_that_is_text(tmp_path: Path) -> None:
     error = load_error(tmp_path, "secrets: text", {"MLAPI_SECRETS__SALT": SALT})
 

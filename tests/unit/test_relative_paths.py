@@ -141,6 +141,15 @@ def test_other_databases_in_the_current_folder_are_ignored(service: Path, curren
         load_settings(write(service, content), {})
 
 
+def test_variable_with_the_absolute_path_ends_the_error(service: Path, current: Path) -> None:
+    config = write(service, "")
+    (current / "mlapi.db").touch()
+
+    found, _ = find_files(config, {"MLAPI_DATABASE__URL": f"sqlite:///{service}/mlapi.db"})
+
+    assert found == service / "mlapi.db"
+
+
 def test_secrets_at_their_former_place_are_not_ignored(service: Path, current: Path) -> None:
     config = write(service, "database: {url: 'postgresql://db.example/users'}")
     (current / "secrets.yml").touch()

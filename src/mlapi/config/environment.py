@@ -8,6 +8,7 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import attrs
 
@@ -26,36 +27,28 @@ _KUBERNETES_URL = re.compile(r"(tcp|udp|sctp)://.*")
 _PRINTABLE = re.compile(r"[\w .-]{1,100}", re.ASCII)
 
 
-@attrs.frozen
-class Override:
-    """The value of a setting from an environment variable. ``section`` is None for a top-level setting."""
+def read_overrides(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield each variable that is a setting, and a tree of settings that contains only this one.
 
-    variable: str
-    section: str | None
-    key: str
-    value: str = attrs.field(repr=False)
-
-
-def read_overrides(environ: Mapping[str, str]) -> Iterator[Override]:
-    """Yield the settings in the environment variables, including settings with an unknown section or key.
+    The section and the key may be unknown.
 
     Raises:
         ConfigurationError: if a value is not UTF-8, a file cannot be read, or a setting is set twice.
     """
-    variables: dict[tuple[str | None, str], str] = {}
+    variables: dict[tuple[str, str], str] = {}
     for variable in sorted(filter(_is_setting, environ)):
         section, separator, key = variable.removeprefix(_PREFIX).lower().partition("__")
         value = environ[variable]
         if has_lone_surrogate(value):
             raise ConfigurationError(f"{variable} is not UTF-8")
-        is_file = bool(separator) and key.endswith("_file")
-        place: tuple[str | None, str] = (section, key.removesuffix("_file")) if separator else (None, section)
-        if place in variables:
-            raise ConfigurationError(f"{variable} and {variables[place]} are both set: remove one")
-        variables[place] = variable
+        is_file = key.endswith("_file")
+        key = key.removesuffix("_file")
+        if (section, key) in variables:
+            raise ConfigurationError(f"{variable} and {variables[section, key]} are both set: remove one")
+        variables[section, key] = variable
         if is_file:
             value = read_mounted_value(Path(value), variable, is_secret=section in _SECRET_SECTIONS)
-        yield Override(variable, place[0], place[1], value)
+        yield variable, {section: {key: value}} if separator else {section: value}
 
 
 def find_unknown_variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:

@@ -42,21 +42,20 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
     require_unix()
     explicit_path = path or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
     file = explicit_path or Path("config.yml")
-    if explicit_path is None and not file.exists():
-        return _validate(parse_settings(_apply_overrides({}, environ)), environ)
-    tree = validate_keys(read_yaml(file), str(file))
-    url = tree.get("database", {}).get("url")
-    has_secrets = "secrets" in tree or "connection" in tree or "@" in str(url) or "password" in str(url)
+    has_file = explicit_path is not None or file.exists()
+    tree = validate_keys(read_yaml(file), str(file)) if has_file else {}
     # Do not resolve symbolic links: Kubernetes mounts a file as a link into a folder that it replaces.
-    folder = file.absolute().parent
-    resolved = resolve_database_url(url, folder) if url is None or isinstance(url, str) else url
+    folder = file.absolute().parent if has_file else Path()
+    url = tree.get("database", {}).get("url")
     if isinstance(url, str):
-        tree["database"]["url"] = resolved
-    settings = parse_settings(_apply_overrides(tree, environ))
-    settings = _validate(attrs.evolve(settings, folder=folder), environ)
-    is_from_file = settings.connection is None and settings.database.url in {None, resolved}
-    if is_from_file and (error := find_moved_error(url, folder, file)) is not None:
+        tree = _merge(tree, {"database": {"url": resolve_database_url(url, folder)}})
+    overrides = _load_overrides(environ)
+    settings = attrs.evolve(parse_settings(_merge(tree, overrides)), folder=folder)
+    _validate_variables(settings, environ)
+    is_overridden = settings.connection is not None or "url" in overrides.get("database", {})
+    if not is_overridden and (error := find_moved_error(url, folder, file)) is not None:
         raise ConfigurationError(error)
+    has_secrets = "secrets" in tree or "connection" in tree or "@" in str(url) or "password" in str(url)
     if has_secrets and (error := find_secrets_error(file)) is not None:
         if settings.is_production:
             raise ConfigurationError(error)
@@ -64,32 +63,32 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
     return settings
 
 
-def _apply_overrides(tree: dict[str, Any], environ: Mapping[str, str]) -> dict[str, Any]:
-    """Add the settings in environment variables to a tree of settings, and return it."""
-    for override in read_overrides(environ):
-        section, key = override.section, override.key
-        try:
-            validate_keys(
-                {key: override.value} if section is None else {section: {key: override.value}}, override.variable
-            )
-        except ConfigurationError as error:
-            similar = find_similar_variable(override.variable)
-            problem, separator, _ = str(error).partition("; did you mean ")
-            raise ConfigurationError(f"{problem}{separator}{similar}?") if separator and similar else error from None
-        target = tree if section is None else tree.setdefault(section, {})
-        target[key] = override.value
+def _load_overrides(environ: Mapping[str, str]) -> dict[str, Any]:
+    """Return the settings in environment variables as a tree, like that in a file."""
+    tree: dict[str, Any] = {}
+    for variable, override in read_overrides(environ):
+        tree = _merge(tree, validate_keys(override, variable, find_similar=find_similar_variable))
     return tree
 
 
-def _validate(settings: Settings, environ: Mapping[str, str]) -> Settings:
-    """Check the database URL for surrounding white space, and the environment for misspelled variables.
+def _merge(tree: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """Return a copy of a tree with other settings, which override those in the tree.
+
+    The sections are copied, too: several names may refer to the same section, because YAML has aliases.
+    """
+    merged = dict(tree)
+    for name, value in overrides.items():
+        former = tree.get(name)
+        merged[name] = {**former, **value} if isinstance(former, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _validate_variables(settings: Settings, environ: Mapping[str, str]) -> None:
+    """Check the environment for misspelled variables.
 
     Raises:
-        ConfigurationError: if there is any. In development, a misspelled variable only causes a warning.
+        ConfigurationError: if there is any. In development, it only causes a warning.
     """
-    url = settings.database.url
-    if url is not None and url != url.strip():
-        raise ConfigurationError("database.url starts or ends with white space: remove it")
     for variable, similar in find_unknown_variables(environ):
         hint = f"did you mean {similar}?" if similar else "mlapi's settings are named MLAPI_SECTION__KEY"
         message = f"{variable} is not a setting: {hint}"
@@ -98,4 +97,3 @@ def _validate(settings: Settings, environ: Mapping[str, str]) -> Settings:
         if settings.is_production or is_production:
             raise ConfigurationError(message)
         _logger.warning("%s", message)
-    return settings

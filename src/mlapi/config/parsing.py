@@ -2,6 +2,7 @@
 
 import difflib
 import re
+from collections.abc import Callable
 from types import NoneType
 from typing import Any, get_args
 
@@ -29,12 +30,15 @@ _EXTENSION_PREFIX = "x-"
 _KEY_NAME = re.compile(r"[a-z_]{1,32}")
 
 
-def validate_keys(tree: dict[Any, Any], source: str) -> dict[Any, Any]:
+def validate_keys(
+    tree: dict[Any, Any], source: str, *, find_similar: Callable[[str], str | None] = lambda _source: None
+) -> dict[Any, Any]:
     """Check that every key is a setting, and return the tree without empty sections.
 
     Args:
         tree: sections with their keys and values.
         source: the file or variable, for error messages.
+        find_similar: returns the source that an unknown one probably means, or None to suggest a key instead.
 
     Raises:
         ConfigurationError: for the first key that is not a setting.
@@ -43,7 +47,7 @@ def validate_keys(tree: dict[Any, Any], source: str) -> dict[Any, Any]:
     tree = {name: value for name, value in tree.items() if not str(name).startswith(_EXTENSION_PREFIX)}
     for name, value in tree.items():
         if name not in sections:
-            raise _unknown_key_error(source, "", name, list(sections))
+            raise _unknown_key_error(source, "", name, list(sections), find_similar)
         section = sections[name]
         if section is None:
             continue
@@ -51,7 +55,7 @@ def validate_keys(tree: dict[Any, Any], source: str) -> dict[Any, Any]:
             raise ConfigurationError(f"{source}: {name} must contain `key: value` lines")
         for key in value or {}:
             if key not in attrs.fields_dict(section):
-                raise _unknown_key_error(source, f"{name}.", key, list(attrs.fields_dict(section)))
+                raise _unknown_key_error(source, f"{name}.", key, list(attrs.fields_dict(section)), find_similar)
     return {name: value for name, value in tree.items() if value not in (None, {})}
 
 
@@ -130,11 +134,14 @@ def _describe_type(annotation: Any) -> str:  # noqa: ANN401 - any type
     return _describe_type(choices[0])  # an optional setting
 
 
-def _unknown_key_error(source: str, prefix: str, name: object, known: list[str]) -> ConfigurationError:
+def _unknown_key_error(
+    source: str, prefix: str, name: object, known: list[str], find_similar: Callable[[str], str | None]
+) -> ConfigurationError:
     # Do not show a key unless it is a plain name: in `key:abc`, without a space, the secret is part of the key.
     shown = name if isinstance(name, str) and _KEY_NAME.fullmatch(name) else None
     close = difflib.get_close_matches(shown or "", known, n=1)
-    hint = f"did you mean {prefix}{close[0]}?" if close else f"the settings are {', '.join(known)}"
+    similar = (find_similar(source) or f"{prefix}{close[0]}") if close else None
+    hint = f"did you mean {similar}?" if similar else f"the settings are {', '.join(known)}"
     path = f"{prefix}{shown}" if shown else f"a key in {prefix.rstrip('.') or 'it'}"
     return ConfigurationError(f"{source}: {path} is not a setting; {hint}")
 

@@ -64,6 +64,8 @@ def validate_values(settings: Settings, prefix: str = "") -> None:
         raise ConfigurationError("database.url and connection are both set: remove one")
     if settings.connection is not None and not 0 < settings.connection.port < 2**16:
         raise ConfigurationError("connection.port must be from 1 to 65535")
+    if settings.database.url is not None and settings.database.url != settings.database.url.strip():
+        raise ConfigurationError("database.url starts or ends with white space: remove it")
     if settings.database.schema is not None:
         _validate_schema(settings.database.schema)
     if settings.passwords.min_length is not None and not 0 < settings.passwords.min_length <= MAX_PASSWORD_CHARS:
