@@ -111,6 +111,14 @@ def json_option(command: Callable[..., None]) -> Callable[..., None]:
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(command)
 
 
+def read_secret(label: str, *, confirm: bool = False) -> str:
+    """Read a line from the terminal, hidden, or from standard input: other accounts could see it in the arguments."""
+    if sys.stdin.isatty():
+        secret: str = click.prompt(label, hide_input=True, confirmation_prompt=confirm, err=True)
+        return secret
+    return sys.stdin.readline().rstrip("\r\n")
+
+
 def show(text: str, value: object, *, as_json: bool) -> None:
     """Print ``text``, or ``value`` as JSON."""
     click.echo(msgspec.json.encode(value) if as_json else text)

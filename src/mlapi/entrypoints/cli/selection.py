@@ -76,7 +76,7 @@ def find_user(users: Users, text: str, reference: str | None) -> User:
     return named
 
 
-def read_names(names: Sequence[str]) -> Iterator[str]:
+def _read_names(names: Sequence[str]) -> Iterator[str]:
     """Yield the names in the arguments. In place of ``-``, yield the lines of standard input that are not empty."""
     for name in names:
         if name == STDIN:
@@ -146,9 +146,9 @@ class Report:
             raise click.exceptions.Exit(EXIT_PARTIAL if self.done else CommandError.exit_code)
 
 
-def find_each(users: Users, names: Iterable[str], reference: str | None, report: Report) -> Iterator[User]:
-    """Yield the user for each name, and report the names that refer to none."""
-    for name in names:
+def find_each(users: Users, names: Sequence[str], reference: str | None, report: Report) -> Iterator[User]:
+    """Yield the user for each name in the arguments or on standard input, and report the names that refer to none."""
+    for name in _read_names(names):
         try:
             yield find_user(users, name, reference)
         except RepositoryUnavailableError:

@@ -1,7 +1,6 @@
 """``mlapi tokens``: issue, check and revoke tokens of users."""
 
 import re
-import sys
 from collections.abc import Sequence
 
 import attrs
@@ -9,11 +8,10 @@ import click
 
 from mlapi.application.authentication import VerifiedLogin
 from mlapi.config import MAX_TOKEN_MINUTES, load_settings
-from mlapi.domain.commands import UserCommand
 from mlapi.domain.credentials import ApiKeyPrincipal, TokenClaims, authenticate, get_principal_id
-from mlapi.domain.users import User, utc_now
+from mlapi.domain.users import utc_now
 from mlapi.entrypoints.cli.operator import open_service_as_operator, open_users_as_operator
-from mlapi.entrypoints.cli.output import CommandGroup, command_errors, json_option, show
+from mlapi.entrypoints.cli.output import CommandGroup, command_errors, json_option, read_secret, show
 from mlapi.entrypoints.cli.selection import (
     Report,
     apply_to_each,
@@ -21,7 +19,6 @@ from mlapi.entrypoints.cli.selection import (
     describe,
     find_each,
     find_user,
-    read_names,
     reference_options,
     require_terminal,
     user_argument,
@@ -109,24 +106,15 @@ def tokens_revoke(names: Sequence[str], *, reference: str | None, is_all: bool, 
     report = Report("revoked the tokens of", as_json=as_json, is_quiet=is_all)
     if is_all and not yes:
         require_terminal()
-
-    def prepare(user: User) -> UserCommand:
-        return users.prepare_end_tokens(user_id=user.id)
-
     with open_users_as_operator() as users:
         if is_all and not yes:
             confirm(f"Revoke the tokens of all {users.count()} users?")
-        selected = users.iterate_users() if is_all else find_each(users, read_names(names), reference, report)
-        apply_to_each(users, selected, prepare, report)
+        selected = users.iterate_users() if is_all else find_each(users, names, reference, report)
+        apply_to_each(users, selected, lambda user: users.prepare_end_tokens(user_id=user.id), report)
     if is_all:
         show(f"revoked the tokens of {report.done} users", {"revoked": report.done}, as_json=as_json)
     report.exit_on_failure()
 
 
 def _read_credential() -> str:
-    """Read a credential from the terminal or standard input: other accounts could see it in the arguments."""
-    if sys.stdin.isatty():
-        text: str = click.prompt("Token or API key", hide_input=True, err=True)
-    else:
-        text = sys.stdin.readline()
-    return _SCHEME.sub("", text.strip())
+    return _SCHEME.sub("", read_secret("Token or API key").strip())

@@ -5,7 +5,6 @@ import json
 import re
 from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import datetime
 from typing import BinaryIO, Literal, TextIO
 
 import attrs
@@ -16,6 +15,7 @@ from mlapi.domain.errors import FieldError
 from mlapi.domain.users import User
 from mlapi.entrypoints.cli.csv_records import CsvRecord, read_csv
 from mlapi.entrypoints.cli.output import CommandError
+from mlapi.entrypoints.cli.tables import format_cell
 
 MAX_LINE_BYTES = 64 * 1024
 """Enough for fields of the maximum length, even if every character is escaped."""
@@ -178,13 +178,7 @@ def write_users(stream: TextIO, file_format: FileFormat, users: Iterable[User], 
         if passwords:
             values["stored_password"] = user.password.value
         if file_format == "csv":
-            writer.writerow(map(_format_cell, values.values()))
+            writer.writerow(map(format_cell, values.values()))
         else:
             stream.write(f"{msgspec.json.encode(values).decode()}\n")
         yield
-
-
-def _format_cell(value: object) -> object:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return value.isoformat() if isinstance(value, datetime) else value

@@ -1,16 +1,14 @@
 """``mlapi users``: list, register, enable, disable and remove users."""
 
-import sys
 from collections.abc import Sequence
 from typing import Any, get_args
 
 import click
 
 from mlapi.application.user_search import iterate_sorted
-from mlapi.domain.commands import UserCommand
 from mlapi.domain.users import User, UserOrder
 from mlapi.entrypoints.cli.operator import open_users_as_operator
-from mlapi.entrypoints.cli.output import CommandGroup, json_option
+from mlapi.entrypoints.cli.output import CommandGroup, json_option, read_secret
 from mlapi.entrypoints.cli.selection import (
     STDIN,
     Report,
@@ -20,7 +18,6 @@ from mlapi.entrypoints.cli.selection import (
     filter_options,
     find_each,
     find_user,
-    read_names,
     require_terminal,
     user_argument,
     users_argument,
@@ -73,7 +70,7 @@ def users_show(names: Sequence[str], *, reference: str | None, list_format: str 
     """Show users. Use - to read their names or ids from standard input."""
     report = Report("found")
     with open_users_as_operator() as users:
-        found = report.count(find_each(users, read_names(names), reference, report))
+        found = report.count(find_each(users, names, reference, report))
         show_rows(map(UserResponse.from_user, found), _COLUMNS, UserResponse, list_format)
     report.exit_on_failure()
 
@@ -123,7 +120,7 @@ def users_remove(names: Sequence[str], *, reference: str | None, yes: bool, as_j
     if not yes:
         require_terminal(may_read=STDIN not in names)
     with open_users_as_operator() as users:
-        selected = find_each(users, read_names(names), reference, report)
+        selected = find_each(users, names, reference, report)
         if not yes:
             selected = iter(_confirm_removal(list(selected)))
         apply_to_each(users, selected, lambda user: users.prepare_remove(user_id=user.id), report)
@@ -146,11 +143,9 @@ def users_set_password(user: str, *, reference: str | None, as_json: bool) -> No
 
 
 def _set_enabled(names: Sequence[str], reference: str | None, report: Report, *, enabled: bool) -> None:
-    def prepare(user: User) -> UserCommand:
-        return users.prepare_set_enabled(user_id=user.id, enabled=enabled)
-
     with open_users_as_operator() as users:
-        apply_to_each(users, find_each(users, read_names(names), reference, report), prepare, report)
+        selected = find_each(users, names, reference, report)
+        apply_to_each(users, selected, lambda user: users.prepare_set_enabled(user_id=user.id, enabled=enabled), report)
     report.exit_on_failure()
 
 
@@ -162,8 +157,4 @@ def _confirm_removal(selected: Sequence[User]) -> Sequence[User]:
 
 
 def _read_password() -> str:
-    """Read a password from the terminal or standard input: other accounts could see it in the arguments."""
-    if sys.stdin.isatty():
-        password: str = click.prompt("Password", hide_input=True, confirmation_prompt=True, err=True)
-        return password
-    return sys.stdin.readline().rstrip("\r\n")
+    return read_secret("Password", confirm=True)
