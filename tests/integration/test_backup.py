@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from mlapi.adapters.sql import backups
 from mlapi.adapters.sql.sqlite import replacing
@@ -21,7 +22,7 @@ from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.domain.errors import InvalidTokenError
 from mlapi.domain.users import UserId
-from mlapi.entrypoints.cli import main
+from tests.command_line import Terminal, mlapi
 from tests.conftest import KEY, SALT
 
 PASSWORD = "difference engine"
@@ -48,10 +49,6 @@ def backup(folder: Path) -> Path:
     return file
 
 
-def mlapi(*arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(main, arguments, input=stdin)
-
-
 def restore(file: Path, *options: str) -> Result:
     return mlapi("restore", str(file), "--yes", *options)
 
@@ -72,14 +69,7 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 
 
 def terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mlapi.entrypoints.cli.selection.sys", _Terminal())
-
-
-class _Terminal:
-    class stdin:  # noqa: N801 - stands for `sys.stdin`
-        @staticmethod
-        def isatty() -> bool:
-            return True
+    monkeypatch.setattr("mlapi.entrypoints.cli.selection.sys", SimpleNamespace(stdin=Terminal()))
 
 
 # --- back up

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import CliRunner
 
 from mlapi import __main__ as program
 from mlapi import __version__
@@ -27,6 +27,7 @@ from mlapi.entrypoints.cli.output import OneLineGroup
 from mlapi.entrypoints.cli.serve import open_standard_streams
 from mlapi.entrypoints.logs import Format, JsonFormatter, TextFormatter, log_config
 from mlapi.entrypoints.server.tcp_sockets import bind_hosts
+from tests.command_line import Terminal, mlapi
 from tests.conftest import KEY, SALT
 
 PASSWORD = "difference engine"
@@ -39,10 +40,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in CHEAP.items():
         monkeypatch.setenv(name, value)
     return tmp_path
-
-
-def mlapi(*arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(main, arguments, input=stdin)
 
 
 def add_user(username: str) -> dict[str, object]:
@@ -80,11 +77,6 @@ def test_password_from_stdin_keeps_spaces_but_not_the_newline() -> None:
 
 
 def test_terminal_prompts_twice_for_a_hidden_password(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Terminal:
-        @staticmethod
-        def isatty() -> bool:
-            return True
-
     prompts: list[tuple[str, bool, bool]] = []
 
     def prompt(text: str, *, hide_input: bool, confirmation_prompt: bool, err: bool) -> str:
@@ -532,7 +524,7 @@ def test_address_is_reserved_before_the_service_listens(workers: int) -> None:
 def test_open_file_limit_that_is_too_low_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("resource.getrlimit", lambda _which: (300, 300))
 
-    result = mlapi("serve", "--workers", "64")
+    result = mlapi("serve", "--port", "0", "--workers", "64")
 
     assert result.exit_code == 3
     assert result.stderr == (

@@ -2,35 +2,33 @@
 
 import csv
 import json
+import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 
 from mlapi import ApiKey, ApiKeyId, ApiKeyNotFoundError, Users
 from mlapi.bootstrap import open_guard, open_users
 from mlapi.config import load_settings
 from mlapi.domain.commands import SetEnabled
 from mlapi.domain.users import UserId, utc_now
-from mlapi.entrypoints.cli import audit, main
+from mlapi.entrypoints.cli import audit
 from mlapi.entrypoints.cli.times import FutureTime, PastTime
+from mlapi.entrypoints.cli.tokens import _read_credential
+from tests.command_line import Terminal, create_users, mlapi
 
-PASSWORD = "difference engine"
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return create_users(tmp_path_factory.mktemp("original"), ("ada", "bob"), "difference engine")
 
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def folder(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(shutil.copytree(original, tmp_path, dirs_exist_ok=True))
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", "fernet")
-    with open_users(load_settings()) as users:
-        for name in ("ada", "bob"):
-            users.register(username=name, password=PASSWORD, email="a@b.cd")
     return tmp_path
-
-
-def mlapi(*arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(main, arguments, input=stdin)
 
 
 def is_accepted(credential: str) -> bool:
@@ -208,15 +206,7 @@ def test_check_reports_a_rejected_credential(credential: str | None, line: str) 
 
 def test_credential_is_prompted_for_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     token = mlapi("tokens", "issue", "ada").stdout.strip()
-    monkeypatch.setattr("mlapi.entrypoints.cli.tokens.click.prompt", lambda *_arguments, **_options: token)
-
-    class Terminal:
-        @staticmethod
-        def isatty() -> bool:
-            return True
-
-    from mlapi.entrypoints.cli.tokens import _read_credential  # noqa: PLC0415 - after the patch
-
+    monkeypatch.setattr("click.prompt", lambda *_arguments, **_options: token)
     monkeypatch.setattr("sys.stdin", Terminal())
 
     assert _read_credential() == token

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pty
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from mlapi import User, UserId, Users
 from mlapi.adapters.sql.repository import SqlUserRepository
@@ -22,22 +23,21 @@ from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.entrypoints.cli import main, selection
 from mlapi.entrypoints.cli.output import UsageError
+from tests.command_line import create_users, mlapi
 
 NAMES = ["ada", "Bob", "17", "漢字"]
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return create_users(tmp_path_factory.mktemp("original"), NAMES, "x")
+
+
 @pytest.fixture(autouse=True)
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
+def folder(original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(shutil.copytree(original, tmp_path, dirs_exist_ok=True))
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", "fernet")
-    with open_users(load_settings()) as users:
-        for name in NAMES:
-            users.register(username=name, password="x", email=f"{name}@example.com")
     return tmp_path
-
-
-def mlapi(*arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(main, arguments, input=stdin)
 
 
 def find(name: str) -> User | None:

@@ -4,11 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from sqlalchemy import URL
 
 from mlapi.adapters.fernet import HashingFernetCipher
-from mlapi.entrypoints.cli import main
+from tests.command_line import mlapi
 from tests.conftest import KEY, SALT
 from tests.sample_settings import write
 
@@ -20,10 +19,6 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(folder)
     monkeypatch.setenv("MLAPI_PASSWORDS__SCHEME", "fernet")
     return folder
-
-
-def mlapi(*arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(main, arguments, input=stdin)
 
 
 READING = {

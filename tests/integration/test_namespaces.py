@@ -9,7 +9,6 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from sqlalchemy import URL, text
 
 from mlapi import ConfigurationError, InvalidTokenError, UserId, Users
@@ -17,7 +16,7 @@ from mlapi.adapters.sql.database import Database
 from mlapi.application import secret_rotation
 from mlapi.bootstrap import Service, open_database, open_service, open_users, upgrade_database
 from mlapi.config import Settings, load_settings
-from mlapi.entrypoints.cli import main
+from tests.command_line import mlapi
 from tests.conftest import KEY, OLDER_KEY, SALT
 from tests.legacy_database import LEGACY, create_legacy_database, execute
 from tests.pgbouncer import PgBouncer, running_pgbouncer
@@ -148,16 +147,16 @@ def test_adoption_works_in_the_schema(
     postgres: PostgresServer, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     create_legacy_database(postgres_url)
-    assert "to adopt, but the schema public has one: move it, or set database.schema" in run("db", "adopt").stderr
+    assert "to adopt, but the schema public has one: move it, or set database.schema" in mlapi("db", "adopt").stderr
     execute(postgres_url, f'CREATE SCHEMA "{SCHEMA}"', f'ALTER TABLE users SET SCHEMA "{SCHEMA}"', HOST_TABLE)
 
     monkeypatch.setenv("MLAPI_SECRETS__KEY", LEGACY["key"])
     monkeypatch.setenv("MLAPI_SECRETS__SALT", LEGACY["salt"])
 
-    result = run("db", "adopt", "--rename-duplicates", "--rename-invalid", "--lock-passwordless")
+    result = mlapi("db", "adopt", "--rename-duplicates", "--rename-invalid", "--lock-passwordless")
 
     assert result.output.splitlines()[-1].startswith("adopted ")
-    assert (run("db", "check").exit_code, tables(postgres, postgres_url)["public"]) == (
+    assert (mlapi("db", "check").exit_code, tables(postgres, postgres_url)["public"]) == (
         0,
         {"users", "users_pkey", "users_id_seq", "alembic_version", "alembic_version_pkey"},
     )
@@ -171,7 +170,7 @@ def test_printed_commands_back_up_and_restore_the_schema(
     monkeypatch.setenv("PATH", f"{postgres._bin}:{os.environ['PATH']}")
     monkeypatch.setenv("PGPASSWORD", PASSWORD)
 
-    _, dump, _, restore, _ = run("backup", "backup.db").stderr.split("`")
+    _, dump, _, restore, _ = mlapi("backup", "backup.db").stderr.split("`")
     subprocess.run(dump, shell=True, check=True)
     with open_users(load_settings()) as users:
         users.remove(user_id=UserId(1))
@@ -183,10 +182,6 @@ def test_printed_commands_back_up_and_restore_the_schema(
 
 
 # --- tables in another schema
-
-
-def run(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
 
 
 def register_ada(settings: Settings) -> None:
@@ -212,17 +207,17 @@ def test_changed_schema_is_reported(
         monkeypatch.setenv("MLAPI_DATABASE__SCHEMA", after)
     place = before or "public"
 
-    check, doctor = run("db", "check"), run("doctor")
+    check, doctor = mlapi("db", "check"), mlapi("doctor")
     with pytest.raises(ConfigurationError, match=f"tables of mlapi in the schema {place}, set database.schema"):
         register_ada(settings_for(postgres_url, after, profile="production"))
-    upgraded = run("db", "upgrade")
+    upgraded = mlapi("db", "upgrade")
 
     message = f"tables of mlapi are in the schema {place}: set database.schema, or run `mlapi db upgrade`"
     assert message in check.output
     assert message in doctor.output
     assert (check.exit_code, doctor.exit_code, upgraded.exit_code) == (3, 3, 0)
     assert f"although this database also contains tables of mlapi in the schema {place}" in caplog.text
-    assert run("db", "check").exit_code == 0
+    assert mlapi("db", "check").exit_code == 0
 
 
 def test_forgotten_schema_is_named_beside_the_table_of_a_host(postgres_url: URL) -> None:
@@ -292,11 +287,11 @@ def test_role_with_few_privileges_gets_the_statements(
 
     with pytest.raises(ConfigurationError, match=f"the role may not use the schema {SCHEMA}") as caught:
         register_ada(settings)
-    assert str(caught.value) in run("doctor").output
+    assert str(caught.value) in mlapi("doctor").output
     postgres.execute(suggested_statement(str(caught.value)), postgres_url.database or "")
     grant = f'GRANT SELECT ON ALL TABLES IN SCHEMA "{SCHEMA}" TO "{ROLE}"'
     postgres.execute(grant, postgres_url.database or "")
-    problems = [line for line in run("doctor").output.splitlines() if line.startswith("problem")]
+    problems = [line for line in mlapi("doctor").output.splitlines() if line.startswith("problem")]
 
     assert f'ON "{SCHEMA}".users, "{SCHEMA}".mlapi_api_keys' in problems[0]
     for problem in problems:

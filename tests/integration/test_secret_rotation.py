@@ -6,7 +6,6 @@ import os
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
 from sqlalchemy import URL
 
 from mlapi import ConfigurationError, Users
@@ -17,8 +16,8 @@ from mlapi.config import Settings, load_settings
 from mlapi.config.files import read_yaml
 from mlapi.domain.commands import Reencrypt
 from mlapi.domain.users import EncryptedPassword
-from mlapi.entrypoints.cli import main
 from mlapi.secret_store import update_secrets_file
+from tests.command_line import mlapi
 from tests.conftest import KEY, OLDER_KEY, SALT
 
 CHEAP = {"MLAPI_PASSWORDS__SCHEME": "fernet"}
@@ -39,10 +38,6 @@ def folder(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def settings(folder: Path) -> Settings:
     return load_settings()
-
-
-def mlapi(*arguments: str) -> Result:
-    return CliRunner().invoke(main, arguments)
 
 
 def register(users: Users, count: int) -> None:
