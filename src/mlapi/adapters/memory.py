@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import attrs
 
@@ -40,7 +40,7 @@ from mlapi.domain.errors import (
 )
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.ports import Clock
-from mlapi.domain.rules import canonical_username, fold
+from mlapi.domain.rules import canonical_username, fold, sort_key
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, UserOrder, utc_now
 from mlapi.forks import new_lock
 
@@ -136,9 +136,9 @@ class InMemoryUserRepository:
         enabled: bool | None = None,
         containing: str = "",
     ) -> list[User]:
-        found = sorted(self._select(enabled=enabled, containing=containing), key=partial(_sort_key, order))
+        found = sorted(self._select(enabled=enabled, containing=containing), key=partial(sort_key, order))
         if after is not None:
-            keys, last = [_sort_key(order, user) for user in found], _sort_key(order, after)
+            keys, last = [sort_key(order, user) for user in found], sort_key(order, after)
             found = found[: bisect_left(keys, last)] if descending else found[bisect_right(keys, last) :]
         return (found[::-1] if descending else found)[:limit]
 
@@ -387,12 +387,6 @@ class UnlimitedAttempts:
 
     def end(self, attempt: Attempt) -> None:
         attempt.is_over = True
-
-
-def _sort_key(order: UserOrder, user: User) -> tuple[Any, UserId]:
-    if order == "name":
-        return fold(user.username), user.id
-    return getattr(user, "id" if order == "id" else f"{order}_datetime"), user.id
 
 
 def _encoded(text: str) -> bytes:

@@ -1,15 +1,16 @@
-"""The rules for usernames, e-mail addresses and passwords.
+"""The rules for usernames, e-mail addresses and passwords, and how lists of users are sorted.
 
-They apply to new values only, so that rows stored before a rule existed stay readable.
+The rules apply to new values only, so that rows stored before a rule existed stay readable.
 """
 
 import re
 import unicodedata
+from datetime import datetime
 
 import attrs
 
 from mlapi.domain.errors import InvalidFieldsError
-from mlapi.domain.users import UsernameKey
+from mlapi.domain.users import User, UserId, UsernameKey, UserOrder
 
 MAX_USERNAME_CHARS = 254
 """Limits both the original and the canonical form. Long enough for e-mail addresses, which many use as usernames."""
@@ -50,6 +51,15 @@ def fold(text: str) -> str:
     if text.isascii():
         return text.lower()
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+def sort_key(order: UserOrder, user: User) -> tuple[UserId | str | datetime, UserId]:
+    """Return the values by which a list of users in this order is sorted. Names are sorted in canonical form."""
+    if order == "id":
+        return user.id, user.id
+    if order == "name":
+        return fold(user.username), user.id
+    return (user.created_datetime if order == "created" else user.updated_datetime), user.id
 
 
 def find_username_error(username: object) -> str | None:

@@ -14,7 +14,7 @@ from mlapi.adapters.sql.tables import api_keys, users
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import UserNotFoundError
-from mlapi.domain.rules import fold
+from mlapi.domain.rules import sort_key
 from mlapi.domain.users import MAX_USER_ID, User, UserId, UsernameKey, UserOrder
 
 _SELECT = select(*USER_COLUMNS).where(users.c.id == bindparam("by_id"))
@@ -95,7 +95,7 @@ class SqlUserRepository:
         page = _select_users(enabled=enabled, containing=containing).limit(limit)
         page = page.order_by(*(column.desc() if descending else column for column in columns))
         if after is not None:
-            row, last = tuple_(*columns), (_sort_value(after, order), after.id)
+            row, last = tuple_(*columns), sort_key(order, after)
             page = page.where(row < last if descending else row > last)
         return self._read_page(page)
 
@@ -146,16 +146,6 @@ def _select_users(*, enabled: bool | None, containing: str) -> Select[Any]:
             )
         )
     return found
-
-
-def _sort_value(user: User, order: UserOrder) -> object:
-    values = {
-        "id": user.id,
-        "name": fold(user.username),
-        "created": user.created_datetime,
-        "updated": user.updated_datetime,
-    }
-    return values[order]
 
 
 def _prefix_end(prefix: str) -> str:
