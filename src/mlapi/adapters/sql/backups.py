@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import attrs
 from sqlalchemy import URL
@@ -40,7 +41,8 @@ def back_up(database: Database, file: Path) -> int:
     (source, *_) = database.dialect.files(database.engine.url)
     with database.open_existing("read") as connection, translating_errors(source):
         connection.exec_driver_sql("SELECT 1 FROM sqlite_master").fetchall()
-        copy_database(connection.connection.driver_connection, file, name="the database")  # type: ignore[arg-type]
+        driver_connection: Any = connection.connection.driver_connection
+        copy_database(driver_connection, file, name="the database")
     return _inspect(file).users
 
 

@@ -5,8 +5,9 @@ Even for these, a database checks privileges and whether it is writable.
 
 from collections.abc import Mapping, Sequence
 
-from sqlalchemy import Dialect, Executable, Table, delete, false, insert, select, update
+from sqlalchemy import ClauseElement, Dialect, Table, delete, false, insert, select, update
 
+from mlapi.adapters.sql.statements import compile_statement
 from mlapi.adapters.sql.tables import api_keys, attempts, audit, users
 
 WRITES: Mapping[Table, Sequence[str]] = {
@@ -20,11 +21,10 @@ WRITES: Mapping[Table, Sequence[str]] = {
 
 def write_probes(dialect: Dialect) -> list[str]:
     """Return one SQL statement for each kind of change to each table."""
-    statements = [_probe(table, kind) for table, kinds in WRITES.items() for kind in kinds]
-    return [str(statement.compile(dialect=dialect)) for statement in statements]  # type: ignore[attr-defined]
+    return [compile_statement(_probe(table, kind), dialect) for table, kinds in WRITES.items() for kind in kinds]
 
 
-def _probe(table: Table, kind: str) -> Executable:
+def _probe(table: Table, kind: str) -> ClauseElement:
     columns = [column for column in table.columns if column.identity is None]
     if kind == "INSERT":
         return insert(table).from_select(columns, select(*columns).where(false()))

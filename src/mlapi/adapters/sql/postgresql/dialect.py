@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_WRITE_PROBE = "; ".join([*write_probes(postgresql.dialect()), privileges.HAS_FURTHER_PRIVILEGES]).encode()  # type: ignore[no-untyped-call]
+_WRITE_PROBES = write_probes(postgresql.dialect())  # type: ignore[no-untyped-call]  # SQLAlchemy does not type it
+_WRITE_PROBE = "; ".join([*_WRITE_PROBES, privileges.HAS_FURTHER_PRIVILEGES]).encode()
 # The operator class is in the schema of the extension, which need not be on the search path.
 _TRIGRAM_SCHEMA = """
     SELECT quote_ident(nspname) FROM pg_extension JOIN pg_namespace ON pg_namespace.oid = extnamespace

@@ -105,9 +105,7 @@ def _register(connection: sqlite3.Connection, command: Register) -> Outcome:
 
 
 def _fetch_one(connection: sqlite3.Connection, statement: str, parameters: dict[str, Any] | list[Any]) -> Row | None:
-    found = connection.execute(
-        statement, parameters
-    ).fetchall()  # fetch all: an unfinished statement would block the commit
+    found = connection.execute(statement, parameters).fetchall()  # an unfinished statement would block the commit
     return found[0] if found else None
 
 

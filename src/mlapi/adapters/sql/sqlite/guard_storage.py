@@ -184,11 +184,11 @@ def _find_revision(connection: sqlite3.Connection) -> str | None:
 
 def _describe_error(error: BaseException) -> str:
     """Describe an error of SQLite for an account that may not own the file."""
-    if primary_code(error) not in _ACCESS_CODES:
+    if not isinstance(error, sqlite3.Error) or primary_code(error) not in _ACCESS_CODES:
         return describe_file_error(error)
-    if error.sqlite_errorcode == sqlite3.SQLITE_READONLY:  # type: ignore[attr-defined]  # it has a code
+    if error.sqlite_errorcode == sqlite3.SQLITE_READONLY:
         return "this account may only read the database (SQLITE_READONLY)"
     return (
         "the database file cannot be opened: check that it exists, and that this account may read it and its folder. If"
-        f" the account may only read, also start the service ({error.sqlite_errorname})"  # type: ignore[attr-defined]
+        f" the account may only read, also start the service ({error.sqlite_errorname})"
     )

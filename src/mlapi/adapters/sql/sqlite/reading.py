@@ -23,10 +23,10 @@ def _columns(entity: type[attrs.AttrsInstance], table: str) -> str:
 
 _USER_COLUMNS, _API_KEY_COLUMNS = _columns(User, "users"), _columns(ApiKey, "mlapi_api_keys")
 _SELECT_USERS = f"SELECT {_USER_COLUMNS} FROM users WHERE users.id "  # noqa: S608 - names from our own classes
-_SELECT_PRINCIPALS = (
-    f"SELECT {_API_KEY_COLUMNS}, {_USER_COLUMNS} FROM mlapi_api_keys JOIN users ON users.id = mlapi_api_keys.user_id"  # noqa: S608
-    " WHERE mlapi_api_keys.id "
-)
+_SELECT_PRINCIPALS = f"""
+    SELECT {_API_KEY_COLUMNS}, {_USER_COLUMNS} FROM mlapi_api_keys JOIN users ON users.id = mlapi_api_keys.user_id
+    WHERE mlapi_api_keys.id
+"""  # noqa: S608 - as above
 _IS_ID, _IN_IDS = "= :id", "IN (SELECT value FROM json_each(:ids))"
 _USERS = _SELECT_USERS + _IS_ID, _SELECT_USERS + _IN_IDS
 _PRINCIPALS = _SELECT_PRINCIPALS + _IS_ID, _SELECT_PRINCIPALS + _IN_IDS
@@ -34,7 +34,7 @@ _RECORD_USE = f"""
     UPDATE mlapi_api_keys
     SET last_used_datetime = CASE WHEN last_used_datetime > :unless_since THEN last_used_datetime ELSE :at END
     WHERE id = :id RETURNING {_API_KEY_COLUMNS}
-"""  # noqa: S608
+"""  # noqa: S608 - as above
 
 
 def find_principals(connection: sqlite3.Connection, ids: Sequence[PrincipalId]) -> list[Principal | None]:

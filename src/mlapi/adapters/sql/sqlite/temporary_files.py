@@ -19,6 +19,6 @@ def configure_temporary_files(cursor: "sqlite3.Cursor | DBAPICursor") -> None:
 
 
 def _has_temporary_folder() -> bool:
-    # https://sqlite.org/tempfiles.html, section 5
+    # SQLite's own list: https://sqlite.org/tempfiles.html, section 5
     folders = os.environ.get("SQLITE_TMPDIR"), os.environ.get("TMPDIR"), "/var/tmp", "/usr/tmp", "/tmp", "."  # noqa: S108
     return any(folder and os.access(folder, os.W_OK | os.X_OK) for folder in folders)
