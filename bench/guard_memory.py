@@ -3,15 +3,13 @@
 Prints the resident set size after 1,000 checks of a token and of an API key, for each kind of process.
 """
 
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-from urllib.request import Request, urlopen
 
-from tests.postgres_server import free_port
+import requests
+from tests.e2e.server import Server
 
 REGISTER = """
 from mlapi.bootstrap import open_service
@@ -65,26 +63,13 @@ def measure_synchronous(folder: Path, credentials: list[str]) -> float:
 def measure_uvicorn(folder: Path, credentials: list[str], application: str) -> float:
     """Return the MiB of a uvicorn worker with a Starlette application."""
     (folder / "guarded.py").write_text(application, "utf-8")
-    port = free_port()
-    command = [sys.executable, "-m", "uvicorn", "guarded:app", "--port", str(port), "--log-level", "warning"]
-    server = subprocess.Popen(command, cwd=folder, env={**os.environ, "PYTHONPATH": ""})
-    try:
-        for count in range(1_000):
+    options = ("--log-level", "warning")
+    with Server(folder, {"PYTHONPATH": str(folder)}, *options, app="guarded:app") as server:
+        for _ in range(1_000):
             for credential in credentials:
-                request = Request(f"http://127.0.0.1:{port}/", headers={"Authorization": f"Bearer {credential}"})
-                for attempt in range(100):
-                    try:
-                        with urlopen(request) as response:  # noqa: S310 - our own server
-                            assert response.read() == b"ada"
-                        break
-                    except OSError:
-                        assert count == 0, "the server does not answer"
-                        assert attempt < 99, "the server does not start"
-                        time.sleep(0.1)
+                response = requests.get(server.base, headers={"Authorization": f"Bearer {credential}"}, timeout=30)
+                assert response.text == "ada"
         return _mebibytes(Path(f"/proc/{server.pid}/status").read_text("utf-8"))
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def _mebibytes(status: str) -> float:
