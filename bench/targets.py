@@ -78,7 +78,7 @@ class Server:
 
     def call(self, method: str, path: str) -> int:
         request = urllib.request.Request(self.base + path, method=method)  # noqa: S310 - a local server
-        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310
+        with urllib.request.urlopen(request, timeout=30) as response:  # noqa: S310 - as above
             status: int = response.status
             return status
 

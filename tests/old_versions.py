@@ -26,8 +26,9 @@ def _capture_both_streams() -> None:
     def create_separating(runner: CliRunner, *arguments: Any, **options: Any) -> None:
         create(runner, *arguments, **{"mix_stderr": False, **options})
 
-    CliRunner.__init__ = create_separating  # type: ignore[assignment, method-assign]
-    Result.output = property(lambda result: result.stdout + result.stderr)  # type: ignore[assignment, method-assign]
+    CliRunner.__init__ = create_separating  # type: ignore[assignment, method-assign]  # replaced on purpose
+    output = property(lambda result: result.stdout + result.stderr)
+    Result.output = output  # type: ignore[assignment, method-assign]  # replaced on purpose
 
 
 def _accept_client_address() -> None:
@@ -45,4 +46,4 @@ def _accept_client_address() -> None:
         create(http, app if client is None else app_with_address, *arguments, **options)
         http.app = app
 
-    TestClient.__init__ = create_with_address  # type: ignore[assignment, method-assign]
+    TestClient.__init__ = create_with_address  # type: ignore[assignment, method-assign]  # replaced on purpose

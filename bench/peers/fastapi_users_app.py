@@ -131,7 +131,7 @@ async def remove_user(user: Annotated[User, Depends(get_user_or_404)], manager: 
 
 
 # How the library itself guards an endpoint: it verifies a JWT and reads the user on each request.
-SECRET = "a key of 32 characters or more, for the benchmark only"  # noqa: S105
+SECRET = "a key of 32 characters or more, for the benchmark only"  # noqa: S105 - it protects nothing
 backend = AuthenticationBackend(
     name="jwt",
     transport=BearerTransport(tokenUrl="token"),

@@ -4,9 +4,9 @@ import math
 from functools import cache
 
 from sklearn.datasets import load_iris  # type: ignore[import-untyped]  # scikit-learn has no types
-from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]
-from sklearn.pipeline import Pipeline, make_pipeline  # type: ignore[import-untyped]
-from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]
+from sklearn.linear_model import LogisticRegression  # type: ignore[import-untyped]  # as above
+from sklearn.pipeline import Pipeline, make_pipeline  # type: ignore[import-untyped]  # as above
+from sklearn.preprocessing import StandardScaler  # type: ignore[import-untyped]  # as above
 
 MEASUREMENTS = ("sepal_length", "sepal_width", "petal_length", "petal_width")
 """In centimeters, in the order of Fisher's data set."""

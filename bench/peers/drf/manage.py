@@ -10,7 +10,7 @@ os.environ.setdefault("DJANGO_SETTINGS_MODULE", "settings")
 def prepare(count: int) -> None:
     django.setup()
     from django.contrib.auth.hashers import make_password  # noqa: PLC0415 - after setup()
-    from django.contrib.auth.models import User  # noqa: PLC0415
+    from django.contrib.auth.models import User  # noqa: PLC0415 - after setup()
 
     call_command("migrate", verbosity=0)
     call_command("flush", interactive=False, verbosity=0)  # ids begin at 1 again
