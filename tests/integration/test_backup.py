@@ -410,6 +410,20 @@ def test_terminal_asks_before_restoring(
     assert line is None or line in result.stdout
 
 
+@pytest.mark.parametrize(("answers", "expected"), [("y\ny\n", 0), ("y\nn\n", 1)])
+def test_json_counts_tokens_valid_again_after_the_answers(
+    answers: str, expected: int, backup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_users(load_settings()) as users:
+        users.remove(user_id=UserId(2))
+    terminal(monkeypatch)
+
+    result = mlapi("restore", str(backup), "--json", stdin=answers)
+
+    report = json.loads(result.stdout.splitlines()[-1])  # click 8.1 echoes the answers in tests
+    assert (report["tokens_ended"], report["effects"]["revived_tokens"]) == (expected == 0, expected)
+
+
 def test_restore_without_a_terminal_needs_yes(folder: Path, backup: Path) -> None:
     before = snapshot(folder)
 

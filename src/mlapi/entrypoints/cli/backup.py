@@ -76,9 +76,8 @@ def restore_command(file: Path, *, end_tokens: bool | None, yes: bool, as_json: 
     if not yes:
         require_terminal()
     with command_errors(), open_restore(load_settings(), file) as restore:
-        effects = restore.effects
-        if effects is not None and end_tokens:
-            effects = attrs.evolve(effects, revived_tokens=Affected())
+        found = restore.effects
+        effects = _without_revoked(found, end_tokens=end_tokens)
         click.echo("\n".join(_describe(file, restore, effects)), err=as_json)
         if not yes:
             confirm("Replace the database?")
@@ -86,6 +85,7 @@ def restore_command(file: Path, *, end_tokens: bool | None, yes: bool, as_json: 
                 question = "Revoke all tokens, so that every user must log in again?"
                 end_tokens = click.confirm(question, default=True, err=True)
         kept = restore.carry_out(end_tokens=bool(end_tokens))
+    effects = _without_revoked(found, end_tokens=end_tokens)  # the answer may have changed them
     lines = [f"restored {_count(restore.users)} to {restore.target}"]
     if kept is not None:
         lines.append(f"the replaced database is kept in {kept}: delete it when you no longer need it")
@@ -99,6 +99,11 @@ def restore_command(file: Path, *, end_tokens: bool | None, yes: bool, as_json: 
         "effects": None if effects is None else {name: value.count for name, value in _items(effects)},
     }
     show("\n".join(lines), details, as_json=as_json)
+
+
+def _without_revoked(effects: RestoreEffects | None, *, end_tokens: bool | None) -> RestoreEffects | None:
+    """Return the effects. No token becomes valid again if all are revoked."""
+    return attrs.evolve(effects, revived_tokens=Affected()) if effects is not None and end_tokens else effects
 
 
 def _describe(file: Path, restore: PreparedRestore, effects: RestoreEffects | None) -> Iterator[str]:
