@@ -25,7 +25,7 @@ from mlapi.application.secret_rotation import PendingSecret, SecretKind, SecretP
 from mlapi.atomic_files import atomic_write, remove_abandoned_drafts
 from mlapi.config import PasswordSettings, SecretSettings, Settings, TokenSettings
 from mlapi.config.files import read_yaml
-from mlapi.config.secrets_file import file_signature, read_secrets_file
+from mlapi.config.secrets_file import file_signature, merge_secrets, read_secrets_file
 from mlapi.config.validation import KEY_BYTES, validate_for_production
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.ports import PasswordCipher, TokenIssuer
@@ -130,13 +130,7 @@ class SecretStore(Generic[Cipher]):
         Raises:
             ConfigurationError: if the file is invalid or accessible to other accounts, or if a secret is missing.
         """
-        configured, stored = self._settings.secrets, self._read_file()
-        current = SecretSettings(
-            key=configured.key or stored.key,
-            salt=configured.salt or stored.salt,
-            token_key=configured.token_key or stored.token_key,
-            admin_token=stored.admin_token if configured.admin_token is None else configured.admin_token,
-        )
+        current = merge_secrets(self._settings.secrets, self._read_file())
         self._validate(current)
         return current
 

@@ -13,7 +13,7 @@ import attrs
 
 from mlapi.application.secret_reload import Reloader
 from mlapi.config import SecretSettings, Settings, TokenSettings
-from mlapi.config.secrets_file import file_signature, read_secrets_file
+from mlapi.config.secrets_file import file_signature, merge_secrets, read_secrets_file
 from mlapi.domain.credentials import TokenClaims
 from mlapi.domain.errors import InvalidTokenError
 from mlapi.domain.ports import TokenVerifier
@@ -76,14 +76,8 @@ class TokenKeys:
         return Reloader(self._load, self._signature)
 
     def _load(self) -> LoadedTokenKeys:
-        configured = self._settings.secrets
-        stored, note = (SecretSettings(), "") if configured.token_key else self._read_file()
-        keys = decode_token_keys(
-            SecretSettings(
-                token_key=configured.token_key or stored.token_key,
-                key=configured.key or stored.key,
-            )
-        )
+        stored, note = self._read_file()
+        keys = decode_token_keys(merge_secrets(self._settings.secrets, stored))
         if keys:
             return LoadedTokenKeys(self._make_tokens(self._settings.tokens, keys))
         _logger.warning("%s%s", _MISSING, note)

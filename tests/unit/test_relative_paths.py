@@ -165,6 +165,14 @@ def test_secrets_at_their_former_place_are_not_ignored(service: Path, current: P
     assert find_files(config, environ)[1] == f"{service}/secrets.yml"
 
 
+@pytest.mark.parametrize("content", ["", "database: {url: 'postgresql://db.example/users'}"])
+def test_current_folder_may_have_been_deleted(service: Path, current: Path, content: str) -> None:
+    config = write(service, content)
+    current.rmdir()
+
+    assert find_files(config)[1] == f"{service}/secrets.yml"
+
+
 @pytest.mark.usefixtures("current")
 def test_folder_may_have_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "100%25 what? #1"

@@ -14,10 +14,11 @@ from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.application.preparation import Preparation, prepare_on_first_use
 from mlapi.application.secret_reload import ReloadingTokenVerifier
 from mlapi.bootstrap.storage_registry import registered_storages
-from mlapi.bootstrap.tokens import locate_secrets_file, make_tokens
+from mlapi.bootstrap.tokens import make_tokens
 from mlapi.config import Settings
 from mlapi.config.database_paths import resolve_database_url
 from mlapi.config.platforms import require_unix
+from mlapi.config.secrets_file import locate_secrets_file
 from mlapi.domain.errors import ConfigurationError
 from mlapi.file_access import find_database_error, find_database_warning
 from mlapi.token_keys import TokenKeys

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 
 from mlapi.adapters.fernet import FernetCipher, HashingFernetCipher
-from mlapi.bootstrap.tokens import locate_secrets_file, make_tokens
+from mlapi.bootstrap.tokens import make_tokens
 from mlapi.config import PasswordSettings, Settings
+from mlapi.config.secrets_file import locate_secrets_file
 from mlapi.domain.storage import Storage
 from mlapi.secret_store import SecretStore
 

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from urllib.parse import quote, unquote
 
+from mlapi.config.files import was_left_behind
 from mlapi.config.settings import DEFAULT_DATABASE_FILE
 
 _DEFAULT_URL = f"sqlite:///{DEFAULT_DATABASE_FILE}"
@@ -43,10 +44,7 @@ def find_moved_error(url: str | None, folder: Path, config: Path) -> str | None:
     if match is None or Path(match[2]).is_absolute():
         return None
     former, current = Path(match[2]), folder / match[2]
-    try:
-        if current.exists() or not former.is_file():
-            return None
-    except (OSError, ValueError):  # too long, inaccessible, or contains a NUL
+    if not was_left_behind(former, current):
         return None
     return (
         f"{current} does not exist, but {former.absolute()} does. Paths in {config} are relative to its folder: move"

@@ -37,6 +37,14 @@ def _is_path(file: Path) -> bool:
     return os.path.lexists(file) or (file.is_absolute() and folder != folder.parent and folder.is_dir())
 
 
+def was_left_behind(former: Path, current: Path) -> bool:
+    """Return whether a file exists only at its former place. Earlier versions looked for it in the current folder."""
+    try:
+        return former.is_file() and not current.exists()
+    except (OSError, ValueError):  # too long, inaccessible, or contains a NUL
+        return False
+
+
 def read_yaml(file: Path) -> dict[str, Any]:
     """Return the mapping in a YAML file. An empty file yields an empty mapping.
 
@@ -74,8 +82,7 @@ _ADVICE = {
 
 def _find_advice(error: yaml.YAMLError) -> str:
     problem = str(getattr(error, "problem", ""))
-    advice = (text for beginning, text in _ADVICE.items() if problem.startswith(beginning))
-    return "".join(f": {text}" for text in list(advice)[:1])
+    return next((f": {advice}" for beginning, advice in _ADVICE.items() if problem.startswith(beginning)), "")
 
 
 class _DuplicateKeyError(yaml.YAMLError):
