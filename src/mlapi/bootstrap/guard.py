@@ -16,7 +16,7 @@ from mlapi.application.secret_reload import ReloadingTokenVerifier
 from mlapi.bootstrap.storage_registry import registered_storages
 from mlapi.bootstrap.tokens import make_tokens
 from mlapi.config import Settings
-from mlapi.config.database_paths import resolve_database_url
+from mlapi.config.database_paths import database_url_of
 from mlapi.config.platforms import require_unix
 from mlapi.config.secrets_file import locate_secrets_file
 from mlapi.domain.errors import ConfigurationError
@@ -101,7 +101,7 @@ def _find_sqlite_file(settings: Settings) -> Path | None:
     """
     if settings.connection is not None or settings.database.schema is not None:
         return None
-    url = settings.database.url or resolve_database_url(None, settings.folder)
+    url = database_url_of(settings)
     match = _PLAIN_SQLITE_PATH.fullmatch(url)
     if match is None or match[1] in registered_storages or url != url.strip():
         return None

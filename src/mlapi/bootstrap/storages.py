@@ -13,7 +13,7 @@ from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.adapters.sql.urls import connection_url, unsupported_scheme_error
 from mlapi.bootstrap.storage_registry import registered_storages
 from mlapi.config import Settings
-from mlapi.config.database_paths import resolve_database_url
+from mlapi.config.database_paths import database_url_of
 from mlapi.config.platforms import require_unix
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.storage import Storage
@@ -64,7 +64,7 @@ def _make_storage(settings: Settings) -> Storage:
     namespace = settings.database.schema
     if settings.connection is not None:
         return SqlStorage(Database(connection_url(**attrs.asdict(settings.connection)), namespace=namespace))
-    url = settings.database.url or resolve_database_url(None, settings.folder)
+    url = database_url_of(settings)
     scheme = _SCHEME.match(url)
     if scheme is None or _is_sql(scheme[1].lower()):
         return SqlStorage.from_url(url, namespace=namespace)

@@ -1,31 +1,31 @@
-"""Resolve relative paths in a configuration file, which are relative to the folder of the file."""
+"""Find the default database, and resolve the relative paths in a configuration file, from the folder of the file."""
 
 import re
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from mlapi.config.files import was_left_behind
-from mlapi.config.settings import DEFAULT_DATABASE_FILE
+from mlapi.config.settings import Settings
 
-_DEFAULT_URL = f"sqlite:///{DEFAULT_DATABASE_FILE}"
+_DEFAULT_URL = "sqlite:///mlapi.db"
 _SQLITE_URL = re.compile(r"(sqlite(?:\+pysqlite)?:///)(.+)", re.DOTALL)
 # Options of libpq that name a file: https://www.postgresql.org/docs/current/libpq-connect.html
 _PATH_OPTION = re.compile(r"(?<=[?&])(sslcert|sslkey|sslrootcert|sslcrl|sslcrldir|passfile)=([^&]+)")
 _NOT_A_PATH = frozenset({"system"})  # sslrootcert=system: the certificates of the operating system
 
 
-def resolve_database_url(url: str | None, folder: Path) -> str:
-    """Return ``database.url``, or the default. Relative paths in it become absolute.
+def database_url_of(settings: Settings) -> str:
+    """Return ``database.url``, or the URL of the default database, which is in `Settings.folder`."""
+    return settings.database.url or resolve_database_url(_DEFAULT_URL, settings.folder)
 
-    Args:
-        url: from a configuration file; None if it is not set there.
-        folder: the folder of the file.
-    """
-    if url is not None and not _SQLITE_URL.match(url):
-        return _PATH_OPTION.sub(lambda match: f"{match[1]}={_resolve_option(match[2], folder)}", url)
-    match = _SQLITE_URL.match(_DEFAULT_URL if url is None else url)
-    if match is None or Path(match[2]).is_absolute() or match[2] == ":memory:":
-        return url or _DEFAULT_URL
+
+def resolve_database_url(url: str, folder: Path) -> str:
+    """Return a database URL with absolute paths instead of those relative to a folder."""
+    match = _SQLITE_URL.match(url)
+    if match is None:
+        return _PATH_OPTION.sub(lambda option: f"{option[1]}={_resolve_option(option[2], folder)}", url)
+    if Path(match[2]).is_absolute() or match[2] == ":memory:":
+        return url
     encoded = str(folder).replace("%", "%25").replace("?", "%3F")
     return f"{match[1]}{encoded}/{match[2]}"
 

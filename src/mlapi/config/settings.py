@@ -8,8 +8,6 @@ import attrs
 
 from mlapi.domain.addresses import UNIX_PEER, Network
 
-DEFAULT_DATABASE_FILE = "mlapi.db"
-"""The file is in the folder of the configuration file."""
 MIN_ADMIN_TOKEN_CHARS = 16
 """The minimum in production. 16 characters of random base64 contain 96 random bits."""
 MIN_PASSWORD_CHARS = 8
