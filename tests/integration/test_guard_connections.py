@@ -1,6 +1,7 @@
 """The guard handles preflights and WebSockets of browsers, and ends open connections of disabled users."""
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
@@ -19,7 +20,7 @@ from starlette.testclient import TestClient
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from mlapi import Guard, RepositoryUnavailableError, User, Users
+from mlapi import Guard, RepositoryUnavailableError, User, UserDisabledError, Users
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepository
@@ -499,6 +500,40 @@ def test_more_connections_than_one_query_takes_are_checked(
             await asyncio.gather(*running)
 
     asyncio.run(run())
+
+
+def test_stream_that_finishes_during_its_check_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def run() -> None:
+        is_checking, may_answer = asyncio.Event(), asyncio.Event()
+
+        async def check(_credential: str) -> User:
+            is_checking.set()
+            await may_answer.wait()
+            raise UserDisabledError(1)
+
+        opened = rechecks.Rechecks(INTERVAL_SECONDS, check)
+
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            await opened.run(stream_until_disconnect, scope, receive, send, "token")
+
+        connections = [Connection("http", "token") for _ in range(10)]
+        running = [asyncio.create_task(connection.call(guarded)) for connection in connections]
+        await is_checking.wait()
+        for connection in connections[1:]:
+            connection.incoming.put_nowait({"type": "http.disconnect"})
+        await asyncio.gather(*running[1:])
+        may_answer.set()
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await running[0]
+
+    asyncio.run(run())
+
+    gc.collect()  # asyncio logs the error of a task when the task is deleted
+    assert [record.getMessage() for record in caplog.records if record.name in {"mlapi", "asyncio"}] == [
+        "guard: ended an open connection: User is disabled"
+    ]
 
 
 def test_complete_responses_and_errors_pass_unchanged(guard: Guard, token: str) -> None:

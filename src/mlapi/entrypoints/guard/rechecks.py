@@ -76,8 +76,9 @@ class Rechecks:
         task.add_done_callback(self._tasks.discard)
 
     async def _recheck(self, loop: asyncio.AbstractEventLoop) -> None:
+        opened = self._open[loop]
         connections_by_credential: defaultdict[str, list[_Connection]] = defaultdict(list)
-        for connection in self._open[loop]:
+        for connection in opened:
             connections_by_credential[connection.credential].append(connection)
         credentials = list(connections_by_credential)
         try:
@@ -85,11 +86,12 @@ class Rechecks:
                 checked = credentials[first : first + _MAX_CHECKS]
                 results = await asyncio.gather(*map(self._check, checked), return_exceptions=True)
                 for credential, result in zip(checked, results, strict=True):
-                    self._apply(result, connections_by_credential[credential])
+                    # Some connections may have been closed during the check.
+                    self._apply(result, opened.intersection(connections_by_credential[credential]))
         finally:
             self._schedule(loop)
 
-    def _apply(self, result: User | BaseException, connections: list["_Connection"]) -> None:
+    def _apply(self, result: User | BaseException, connections: set["_Connection"]) -> None:
         if isinstance(result, AUTHENTICATION_ERRORS):
             for connection in connections:
                 connection.end(result)
