@@ -23,6 +23,7 @@ from mlapi.entrypoints.http.middleware import (
 )
 from mlapi.entrypoints.wire.error_responses import error_response
 from mlapi.entrypoints.wire.headers import get_bearer_credential
+from mlapi.entrypoints.wire.paths import relative_path, split_patterns
 from mlapi.entrypoints.wire.preflights import is_preflight
 from mlapi.entrypoints.wire.responses import Response
 from mlapi.entrypoints.wire.subprotocols import find_bearer_subprotocol, get_websocket_credential
@@ -61,9 +62,7 @@ class GuardMiddleware:
         self._guard = guard
         self._async_guard: AsyncGuard | None = None
         self._resources = ExitStack()
-        exempt_paths = list(exempt)
-        self._exempt_paths = frozenset(path for path in exempt_paths if not path.endswith("/*"))
-        self._exempt_prefixes = tuple(path.removesuffix("*") for path in exempt_paths if path.endswith("/*"))
+        self._exempt_paths, self._exempt_prefixes = split_patterns(exempt)
         self._rechecks = None if recheck_seconds is None else Rechecks(recheck_seconds, self._check_again)
         self._handle_lifespan = StartupErrorMiddleware(self._run_lifespan)
         self._handle_request = RejectAmbiguousFraming(self._authenticate)
@@ -130,9 +129,7 @@ class GuardMiddleware:
         return self._async_guard
 
     def _is_exempt(self, scope: Scope) -> bool:
-        path, root = scope["path"], scope.get("root_path", "")
-        if root and path.startswith(f"{root}/"):
-            path = path.removeprefix(root)
+        path = relative_path(scope)
         if path in self._exempt_paths:
             return True
         # Paths with ".." are not exempt: the application may resolve them to a path outside the prefix.

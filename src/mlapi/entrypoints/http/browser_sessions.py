@@ -16,7 +16,7 @@ from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.sessions import LIFETIME_SECONDS, Session, Sessions
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.headers import get_cookies, header_values
-from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, base_path, is_docs_path
+from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, base_path, is_docs_path, relative_path
 
 SESSION_COOKIE = "session"
 _DOCS_COOKIE = "docs"
@@ -32,7 +32,7 @@ def is_manager_in_browser(scope: Scope, receive: Receive) -> bool:
     """
     is_safe = scope["method"] in _SAFE_METHODS
     tokens = header_values(scope["headers"], _PAGE_TOKEN_HEADER)
-    if len(tokens) != 1 and not (is_safe and is_docs_path(Client.from_asgi(scope).path)):
+    if len(tokens) != 1 and not (is_safe and is_docs_path(relative_path(scope))):
         return False
     state = scope["app"].state
     policy: AdminPolicy = state.admin_policy

@@ -10,10 +10,10 @@ from http import HTTPStatus
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi.entrypoints.http.middleware import send_response
-from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.error_responses import http_error_response
 from mlapi.entrypoints.wire.headers import header_values
 from mlapi.entrypoints.wire.operations import OPERATIONS
+from mlapi.entrypoints.wire.paths import relative_path
 from mlapi.entrypoints.wire.preflights import is_preflight
 from mlapi.entrypoints.wire.responses import Response
 
@@ -77,7 +77,7 @@ class CorsPolicy:
 
 
 def _find_methods(scope: Scope) -> list[str]:
-    match = _PATHS.fullmatch(Client.from_asgi(scope).path)
+    match = _PATHS.fullmatch(relative_path(scope))
     return [] if match is None or match.lastindex is None else _METHODS[match.lastindex - 1]
 
 

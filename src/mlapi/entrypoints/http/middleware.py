@@ -23,6 +23,7 @@ from mlapi.entrypoints.wire.headers import (
     requests_upgrade,
     validate_head,
 )
+from mlapi.entrypoints.wire.paths import split_patterns
 from mlapi.entrypoints.wire.requests import redact_credentials
 from mlapi.entrypoints.wire.responses import Response
 
@@ -87,9 +88,7 @@ class RequireAdmin:
         is_manager: Callable[[Scope, Receive], bool] = lambda _scope, _receive: False,
     ) -> None:
         self._app = app
-        paths = list(exclude)
-        self._excluded_paths = frozenset(path for path in paths if not path.endswith("/*"))
-        self._excluded_prefixes = tuple(path.removesuffix("*") for path in paths if path.endswith("/*"))
+        self._excluded_paths, self._excluded_prefixes = split_patterns(exclude)
         self._is_manager = is_manager
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:

@@ -7,6 +7,7 @@ import attrs
 
 from mlapi.domain.addresses import UNIX_PEER, Address, Network, is_in_any, parse_address
 from mlapi.entrypoints.wire.headers import Headers, header_values, wsgi_headers
+from mlapi.entrypoints.wire.paths import relative_path
 
 MAX_FORWARDED_ENTRIES = 50
 """How many entries of X-Forwarded-For are parsed, starting from the last: clients can add any number."""
@@ -60,12 +61,11 @@ class Client:
             peer: the address and port at the other end of the connection, if they are certain. By default, take them
                 from the scope.
         """
-        path, root = scope["path"], scope.get("root_path", "")
         server = scope.get("server") or _UNKNOWN_END
         client = scope.get("client") or (_UNIX_END if server[1] is None else _UNKNOWN_END)
         address, port = peer or client
         return cls(
-            path=path.removeprefix(root) if path.startswith(f"{root}/") else path,
+            path=relative_path(scope),
             peer_address=address,
             server_address=server[0],
             http_version=scope["http_version"],

@@ -1,6 +1,6 @@
 """The paths of the service's pages, and the prefix of all its paths if it is mounted or behind a proxy."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -14,6 +14,20 @@ _DOCS_PREFIXES = (f"{DOCS_PATH}/", f"{OPENAPI_PATH}/")
 def is_docs_path(path: str) -> bool:
     """Return whether a path belongs to the API documentation, or is below it."""
     return f"{path}/".startswith(_DOCS_PREFIXES)
+
+
+def split_patterns(patterns: Iterable[str]) -> tuple[frozenset[str], tuple[str, ...]]:
+    """Return the paths among the patterns, and the prefixes of patterns that end with ``/*``."""
+    given = list(patterns)
+    prefixes = tuple(pattern.removesuffix("*") for pattern in given if pattern.endswith("/*"))
+    return frozenset(pattern for pattern in given if not pattern.endswith("/*")), prefixes
+
+
+def relative_path(scope: Mapping[str, Any]) -> str:
+    """Return the path of a request, relative to the mount point of the application."""
+    path: str = scope["path"]
+    root = scope.get("root_path", "")
+    return path.removeprefix(root) if path.startswith(f"{root}/") else path
 
 
 def base_path(scope: Mapping[str, Any]) -> str:
