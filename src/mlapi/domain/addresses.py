@@ -13,14 +13,19 @@ UNIX_PEER: Final = "unix"
 """Stands for the address of a client that is connected through a Unix socket."""
 
 _MAX_ADDRESS_CHARS = 64
-_MAX_CACHED_KEYS = 1_000
+_MAX_CACHED_ADDRESSES = 1_000
 _IPV6_PREFIX_BITS = 64  # one customer has at least a /64: RFC 6177, section 2
 
 
 def parse_address(text: str) -> Address | None:
     """Return the address, or None if it is invalid. IPv4-mapped IPv6 addresses are converted to IPv4."""
-    if len(text) > _MAX_ADDRESS_CHARS:
-        return None
+    return _parse(text) if len(text) <= _MAX_ADDRESS_CHARS else None
+
+
+@lru_cache(_MAX_CACHED_ADDRESSES)
+def _parse(text: str) -> Address | None:
+    # Cached, because most requests come from the same clients and proxies: parsing takes most of the time to find the
+    # client behind a proxy.
     try:
         parsed = ipaddress.ip_address(text)
     except ValueError:
@@ -29,7 +34,7 @@ def parse_address(text: str) -> Address | None:
     return mapped or parsed
 
 
-@lru_cache(_MAX_CACHED_KEYS)
+@lru_cache(_MAX_CACHED_ADDRESSES)
 def rate_limit_key(text: str) -> str:
     """Return the rate-limit key for an address.
 
@@ -53,6 +58,6 @@ def is_loopback(text: str) -> bool:
 def is_in_any(text: str, networks: Iterable[Network]) -> bool:
     """Return whether a text is an address in one of the networks."""
     if text == UNIX_PEER:
-        return any(network == UNIX_PEER for network in networks)
+        return UNIX_PEER in networks
     parsed = parse_address(text)
-    return parsed is not None and any(network != UNIX_PEER and parsed in network for network in networks)
+    return parsed is not None and any(not isinstance(network, str) and parsed in network for network in networks)
