@@ -89,9 +89,9 @@ class AdminPolicy:
         return re.compile("|".join(patterns) or "(?!)", re.DOTALL)
 
     def _open_operations(self) -> Iterator[Operation]:
+        open_flags = self.open_flags
         for operation in OPERATIONS:
-            flag = operation.callers.open_if
-            if not operation.callers.needs_admin or (flag is not None and getattr(self, flag)):
+            if not operation.callers.needs_admin or operation.callers.open_if in open_flags:
                 yield operation
 
     @classmethod
