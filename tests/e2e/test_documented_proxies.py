@@ -8,11 +8,9 @@ from pathlib import Path
 import pytest
 import requests
 
+from tests.e2e.proxies import running_caddy, running_nginx_config
 from tests.e2e.server import ROOT, MlapiServer
-from tests.e2e.test_local_mode import running
-from tests.e2e.test_serving import running_nginx_config
 from tests.postgres_server import free_port
-from tests.system_programs import require_program
 
 ADMIN_TOKEN = "an-admin-token-for-tests-0123456789"
 SETTINGS = {"MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN, "MLAPI_HTTP__TRUSTED_PROXIES": "127.0.0.1,unix"}
@@ -43,7 +41,7 @@ def documented_nginx(server: MlapiServer, folder: Path, *, socket: bool) -> Iter
     port = free_port()
     config = re.sub(r"ssl_certificate.*\n", "", config).replace("443 ssl", f"127.0.0.1:{port}")
     config = config.replace(":8001;", f":{server.port};").replace("/run/mlapi", str(server.folder))
-    with running_nginx_config(folder, port, config) as base:
+    with running_nginx_config(folder, config, port) as base:
         yield base
 
 
@@ -53,10 +51,7 @@ def documented_caddy(server: MlapiServer, folder: Path) -> Iterator[str]:
     (config,) = read_blocks("users.example.com")
     port = free_port()
     config = config.replace("users.example.com", f"http://127.0.0.1:{port}").replace(":8001", f":{server.port}")
-    file = folder.with_name("Caddyfile")
-    file.write_text(f"{{\n\tadmin off\n}}\n{config}")
-    command = [require_program("caddy"), "run", "--config", str(file), "--adapter", "caddyfile"]
-    with running(command, port, folder) as base:
+    with running_caddy(folder, f"{{\n\tadmin off\n}}\n{config}", port) as base:
         yield base
 
 

@@ -2,15 +2,14 @@
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 import requests
 
+from tests.e2e.proxies import running_caddy, running_nginx, running_proxy
 from tests.e2e.server import MlapiServer, Server
 from tests.postgres_server import free_port
 from tests.system_programs import require_program
@@ -21,30 +20,6 @@ needs_root = pytest.mark.skipif(
     os.geteuid() != 0, reason="not tested with other users: only root can run programs as another user"
 )
 
-# The defaults of nginx 1.29.7: HTTP/1.1 to the upstream server, and no header that reveals the proxy.
-NGINX = """
-daemon off;
-pid {folder}/nginx.pid;
-error_log stderr;
-{user}
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://127.0.0.1:{upstream};
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-        }}
-    }}
-}}
-"""
 CADDY = """
 {{
     admin off
@@ -80,43 +55,6 @@ def public_path() -> Iterator[Path]:
         yield folder
 
 
-@contextmanager
-def running(command: list[str], port: int, folder: Path, *, user: int | None = None) -> Iterator[str]:
-    """Run a proxy. Yield its base URL when it responds."""
-    folder.mkdir()
-    folder.chmod(0o777)  # the proxy runs as another user
-    environ = {**os.environ, "HOME": str(folder), "XDG_DATA_HOME": str(folder), "XDG_CONFIG_HOME": str(folder)}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, cwd="/", env=environ, stdout=log, stderr=log, user=user)
-    try:
-        base = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 30
-        while not _responds(f"{base}/health/live"):
-            has_failed = process.poll() is not None or time.monotonic() > deadline
-            assert not has_failed, (folder / "log").read_text()
-            time.sleep(0.05)
-        yield base
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _responds(url: str) -> bool:
-    try:
-        return requests.get(url, timeout=5).status_code == 200
-    except requests.RequestException:
-        return False
-
-
-def nginx(server: Server, folder: Path, *, user: str) -> tuple[list[str], int]:
-    """Return the command line and the port of an nginx whose workers run as this user."""
-    port = free_port()
-    config = folder.with_name("nginx.conf")
-    line = f"user {user};" if os.geteuid() == 0 else ""
-    config.write_text(NGINX.format(folder=folder, user=line, port=port, upstream=server.port))
-    return [require_program("nginx"), "-e", "stderr", "-c", str(config)], port
-
-
 def management_statuses(base: str) -> list[int]:
     """Return the status of each kind of management request: API, page and form."""
     return [
@@ -137,9 +75,9 @@ def test_tutorial_runs_unchanged_for_the_same_user(server: Server) -> None:
 
 @needs_root
 def test_nginx_of_another_user_has_no_admin_access(server: Server, tmp_path: Path) -> None:
-    command, port = nginx(server, tmp_path / "nginx", user="daemon")
+    location = f"location / {{ proxy_pass http://127.0.0.1:{server.port}; }}"
 
-    with running(command, port, tmp_path / "nginx") as base:
+    with running_nginx(tmp_path / "nginx", location, user="daemon") as base:
         logged_in = requests.post(
             f"{base}/token", json={name: ADA[name] for name in ("username", "password")}, timeout=15
         )
@@ -153,11 +91,9 @@ def test_nginx_of_another_user_has_no_admin_access(server: Server, tmp_path: Pat
 @needs_root
 def test_caddy_of_another_user_has_no_admin_access(server: Server, public_path: Path) -> None:
     port = free_port()
-    config = public_path / "Caddyfile"
-    config.write_text(CADDY.format(port=port, upstream=server.port))
-    command = [require_program("caddy"), "run", "--config", str(config), "--adapter", "caddyfile"]
+    config = CADDY.format(port=port, upstream=server.port)
 
-    with running(command, port, public_path / "caddy", user=OTHER_USER) as base:
+    with running_caddy(public_path / "caddy", config, port, user=OTHER_USER) as base:
         statuses = management_statuses(base)
 
     assert statuses == [403] * 5
@@ -168,7 +104,7 @@ def test_tcp_forwarder_of_another_user_has_no_admin_access(server: Server, tmp_p
     port = free_port()
     listen, target = f"TCP4-LISTEN:{port},bind=127.0.0.1,reuseaddr,fork", f"TCP4:127.0.0.1:{server.port}"
 
-    with running([require_program("socat"), listen, target], port, tmp_path / "socat", user=OTHER_USER) as base:
+    with running_proxy([require_program("socat"), listen, target], port, tmp_path / "socat", user=OTHER_USER) as base:
         response = requests.get(f"{base}/users", headers={"Host": f"127.0.0.1:{server.port}"}, timeout=15)
 
     assert response.status_code == 403

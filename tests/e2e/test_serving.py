@@ -10,42 +10,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import requests
 
+from tests.e2e.proxies import running_nginx
 from tests.e2e.server import MlapiServer, Server
-from tests.postgres_server import free_port
-from tests.system_programs import require_program
 
 ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
 TRUST_UNIX = {"MLAPI_HTTP__TRUSTED_PROXIES": "unix"}
-NGINX = """
-daemon off;
-pid {folder}/nginx.pid;
-error_log stderr;
-{user}
-events {{}}
-http {{
-    access_log off;
-    client_body_temp_path {folder}/body;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    {config}
-}}
-"""
-NGINX_SERVER = """
-    proxy_http_version 1.1;
-    proxy_set_header Connection "";
-    server {{
-        listen 127.0.0.1:{port};
-        {locations}
-    }}
-"""
 
 
 class UnixConnection(http.client.HTTPConnection):
@@ -76,42 +50,6 @@ def wait_until(condition: Callable[[], bool]) -> None:
     while not condition():
         assert time.monotonic() < deadline, "the condition was not met in time"
         time.sleep(0.02)
-
-
-@contextmanager
-def running_nginx(folder: Path, locations: str) -> Iterator[str]:
-    """Run nginx with these locations. Yield its base URL."""
-    port = free_port()
-    with running_nginx_config(folder, port, NGINX_SERVER.format(port=port, locations=locations)) as base:
-        yield base
-
-
-@contextmanager
-def running_nginx_config(folder: Path, port: int, config: str) -> Iterator[str]:
-    """Run nginx with this configuration as the user of this process. Yield its base URL.
-
-    Args:
-        folder: a new folder for the files of nginx.
-        port: the port on which the configuration listens.
-        config: the directives of the ``http`` block.
-    """
-    folder.mkdir(parents=True)
-    user = "user root;" if os.geteuid() == 0 else ""
-    (folder / "nginx.conf").write_text(NGINX.format(folder=folder, user=user, config=config))
-    command = [require_program("nginx"), "-e", "stderr", "-c", str(folder / "nginx.conf")]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-    try:
-        wait_until(lambda: is_open(port))
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def is_open(port: int) -> bool:
-    with socket.socket() as client:
-        return client.connect_ex(("127.0.0.1", port)) == 0
 
 
 # --- addresses
