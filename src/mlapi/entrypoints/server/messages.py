@@ -1,6 +1,12 @@
-"""The messages between the supervisor and a worker: one byte each."""
+"""The messages between the supervisor and a worker, one byte each, and the exit code of a worker that cannot start."""
 
 from enum import Enum
+
+STARTUP_FAILURE = 3
+"""The exit code of a worker whose settings, secrets, database or address must be fixed first.
+
+uvicorn uses the same code if the application cannot start. Other exit codes may have transient causes.
+"""
 
 
 class Order(bytes, Enum):

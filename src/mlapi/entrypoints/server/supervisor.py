@@ -38,7 +38,7 @@ from mlapi.entrypoints.http.metrics import FOLDER_VARIABLE
 from mlapi.entrypoints.logs import log_config
 from mlapi.entrypoints.server.arguments import SupervisorArguments
 from mlapi.entrypoints.server.listeners import describe_listener, start_listening, stop_listening
-from mlapi.entrypoints.server.messages import Status
+from mlapi.entrypoints.server.messages import STARTUP_FAILURE, Status
 from mlapi.entrypoints.server.orphans import OrphanedListeners
 from mlapi.entrypoints.server.processes import (
     SIGNALS,
@@ -56,8 +56,6 @@ _logger = logging.getLogger("mlapi")
 
 MAX_START_ATTEMPTS = 5
 """The supervisor exits if this many workers in a row fail to start while none is serving."""
-CONFIGURATION_ERROR = 3
-"""The exit code of a worker whose settings, secrets or database must be fixed first. Other errors may be transient."""
 
 
 class Supervisor:
@@ -241,7 +239,7 @@ class Supervisor:
                 worker.is_outdated = False
             return
         self._refuse_connections()
-        is_fatal = exit_code == CONFIGURATION_ERROR or self._failed_starts == MAX_START_ATTEMPTS or not self._has_served
+        is_fatal = exit_code == STARTUP_FAILURE or self._failed_starts == MAX_START_ATTEMPTS or not self._has_served
         _logger.error(
             "no worker is serving, and a new one failed to start (%s); %s",
             reason,

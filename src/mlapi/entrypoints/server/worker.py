@@ -27,12 +27,10 @@ from mlapi.entrypoints.server.addresses import ConnectionsPerAddress, default_pe
 from mlapi.entrypoints.server.arguments import KEEP_ALIVE_SECONDS, WorkerArguments, extra_seconds
 from mlapi.entrypoints.server.connections import CHECK_INTERVAL_SECONDS, Connection, Deadlines, State
 from mlapi.entrypoints.server.listeners import BACKLOG, drain_backlog, start_listening
-from mlapi.entrypoints.server.messages import Order, Status
+from mlapi.entrypoints.server.messages import STARTUP_FAILURE, Order, Status
 from mlapi.entrypoints.server.open_files import LISTENERS_PER_ADDRESS, limit_connections
 from mlapi.entrypoints.server.reader import BufferedReader
 
-STARTUP_FAILURE = 3
-"""The exit code of a worker that cannot start. uvicorn uses the same one."""
 APP = "mlapi.entrypoints.http:app"
 _logger = getLogger("mlapi")
 RECEIVE_BUFFER_BYTES = 32 * 1024

@@ -10,9 +10,7 @@ import msgspec
 
 from mlapi.domain.audit import Action, AuditEntry, Result
 from mlapi.domain.credentials import ApiKey, IssuedToken
-from mlapi.domain.errors import (
-    FieldError,
-)
+from mlapi.domain.errors import FieldError
 from mlapi.domain.users import User
 
 _NO_STORE = (("Cache-Control", "no-store"),)  # for responses with credentials or personal data: RFC 6749, 5.1
