@@ -2,19 +2,18 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
-from threading import Thread
 
 import httpx2
 import pytest
 from examples import fastapi_app, flask_app
 from starlette.testclient import TestClient
 from starlette.types import ASGIApp
-from werkzeug.serving import WSGIRequestHandler, make_server
 
 from mlapi import Users
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
 from mlapi.testing import HttpContract
+from tests.wsgi_server import serving
 
 BASE = "http://127.0.0.1:8001"
 
@@ -44,14 +43,5 @@ class TestFlask(HttpContract):
 
     def client(self, users: Users, admin_policy: AdminPolicy) -> httpx2.Client:
         app = flask_app.create_app(users, admin_policy)
-        server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=SilentRequestHandler)
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        self.resources.callback(thread.join)
-        self.resources.callback(server.shutdown)
-        return self.resources.enter_context(httpx2.Client(base_url=f"http://127.0.0.1:{server.port}"))
-
-
-class SilentRequestHandler(WSGIRequestHandler):
-    def log(self, *_args: object) -> None:
-        pass
+        base = self.resources.enter_context(serving(app))
+        return self.resources.enter_context(httpx2.Client(base_url=base))

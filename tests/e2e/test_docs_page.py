@@ -1,9 +1,6 @@
 """Swagger UI in a headless browser: it lists and executes operations within its content security policy."""
 
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,6 +11,7 @@ from playwright.sync_api import Browser, Page
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from tests.e2e.browser import MISSING, BrowserMonitor, find_chromium
 from tests.e2e.server import MlapiServer, Server
+from tests.wsgi_server import empty_page, serving
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason=MISSING)
 
@@ -59,27 +57,6 @@ def execute(page: Page, operation_id: str) -> tuple[str, str]:
     return response.locator(".response-col_status").inner_text()[:3], block.inner_text()
 
 
-@contextmanager
-def foreign_page() -> Iterator[str]:
-    """Serve an empty page from another port of this machine. Yield its URL."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html")
-            self.end_headers()
-
-        def log_message(self, *_arguments: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
-        thread.join()
-
-
 def test_docs_page_lists_all_operations_and_manages_users(local: Server, browser: Browser) -> None:
     with browser.new_context() as context:
         monitor = BrowserMonitor(context)
@@ -120,11 +97,11 @@ def test_authorize_button_logs_a_user_in(local: Server, browser: Browser) -> Non
 def test_page_of_another_port_manages_nothing(local: Server, browser: Browser) -> None:
     enable = f"{local.base}/toggle-user-permission/1/1"
     requests.put(enable, timeout=15)
-    with foreign_page() as url, browser.new_context() as context:
+    with serving(empty_page) as foreign_origin, browser.new_context() as context:
         page = context.new_page()
         page.goto(f"{local.base}/docs")
         token = page.evaluate("fetch('console/page-token').then(response => response.json())")["token"]
-        page.goto(url)
+        page.goto(foreign_origin)
         attempts = page.evaluate(ATTACK, [local.base, token])
 
     assert token

@@ -3,20 +3,18 @@
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 import requests
 from websockets.exceptions import ConnectionClosed, InvalidStatus
-from websockets.sync.client import connect
-from werkzeug.serving import make_server
+from websockets.sync.client import ClientConnection, connect
+from websockets.typing import Subprotocol
 
-from tests.contract.test_http import SilentRequestHandler
 from tests.e2e.browser import MISSING, find_chromium, running_browser
 from tests.e2e.server import Server
+from tests.wsgi_server import empty_page, serving
 
 ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
 CREDENTIALS = {"username": "ada", "password": "difference engine"}
@@ -70,9 +68,13 @@ def test_stream_is_cut_soon_after_its_user_is_disabled(
     assert "Traceback" not in server.log
 
 
-def test_websocket_is_closed_with_the_reason(server: Server, token: str, disable: Callable[[], None]) -> None:
+def connect_to_echo(server: Server, *subprotocols: str) -> ClientConnection:
     url = f"{server.base.replace('http', 'ws')}/model/echo"
-    with connect(url, subprotocols=["bearer", token, "chat"]) as socket:  # type: ignore[list-item]
+    return connect(url, subprotocols=[*map(Subprotocol, subprotocols)])
+
+
+def test_websocket_is_closed_with_the_reason(server: Server, token: str, disable: Callable[[], None]) -> None:
+    with connect_to_echo(server, "bearer", token, "chat") as socket:
         greeting = json.loads(socket.recv(timeout=TIMEOUT_SECONDS))
         socket.send("still here")
         echoed = socket.recv(timeout=TIMEOUT_SECONDS)
@@ -85,32 +87,14 @@ def test_websocket_is_closed_with_the_reason(server: Server, token: str, disable
     assert (closed.value.rcvd.code, closed.value.rcvd.reason) == (1008, "User is disabled")
     assert token not in server.log
     with pytest.raises(InvalidStatus):
-        connect(url, subprotocols=["bearer", token])  # type: ignore[list-item]
+        connect_to_echo(server, "bearer", token)
 
 
 def test_upgrade_to_a_websocket_does_not_bypass_the_guard(server: Server) -> None:
     with pytest.raises(InvalidStatus) as rejected:
-        connect(f"{server.base.replace('http', 'ws')}/model/echo", subprotocols=["bearer", "nonsense"])  # type: ignore[list-item]
+        connect_to_echo(server, "bearer", "nonsense")
 
     assert rejected.value.response.status_code == 403
-
-
-@contextmanager
-def serve_page() -> Iterator[str]:
-    """Serve an empty page, and yield its origin."""
-
-    def page(_environ: object, start_response: Callable[[str, list[tuple[str, str]]], object]) -> list[bytes]:
-        start_response("200 OK", [("Content-Type", "text/html")])
-        return [b"<!doctype html><title>Page</title>"]
-
-    server = make_server("127.0.0.1", 0, page, request_handler=SilentRequestHandler)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.port}"
-    finally:
-        server.shutdown()
-        thread.join()
 
 
 SCRIPT = """
@@ -147,7 +131,7 @@ async ([base, user]) => {
 def test_page_of_another_origin_uses_the_service_and_the_model(tmp_path: Path) -> None:
     # Another port is another origin. Chromium blocks pages of other machines from calling this one.
     with (
-        serve_page() as page_origin,
+        serving(empty_page) as page_origin,
         Server(tmp_path, {"MLAPI_HTTP__CORS_ORIGINS": page_origin}, app="tests.e2e.embedding_app:app") as server,
         running_browser() as browser,
         browser.new_context() as context,

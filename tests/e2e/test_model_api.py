@@ -1,23 +1,19 @@
 """Model APIs behind the guard, each in a separate process next to the service."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 import requests
-from flask import Flask
-from werkzeug.serving import make_server
 
 from mlapi.bootstrap import open_guard, open_users
 from mlapi.config import load_settings
 from mlapi.entrypoints.wire.errors import MissingCredentialError
 from mlapi.testing import assert_all_routes_guarded
-from tests.contract.test_http import SilentRequestHandler
 from tests.e2e.server import Server
+from tests.wsgi_server import serving
 
 SETOSA = {"sepal_length": 5.1, "sepal_width": 3.5, "petal_length": 1.4, "petal_width": 0.2}
 VIRGINICA = {"sepal_length": 6.3, "sepal_width": 3.3, "petal_length": 6.0, "petal_width": 2.5}
@@ -46,7 +42,7 @@ def model(request: pytest.FixtureRequest, service: str, folder: Path) -> Iterato
     if request.param == "flask":
         environ = {"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"}
         create_app = import_example("flask").create_app
-        with open_guard(load_settings(environ=environ)) as guard, serve_flask(create_app(guard)) as base:
+        with open_guard(load_settings(environ=environ)) as guard, serving(create_app(guard)) as base:
             yield base
     else:
         with Server(folder, app=f"examples.model_api.{request.param}_app:app") as server:
@@ -59,18 +55,6 @@ def remove_users(service: str, folder: Path) -> None:
     with open_users(load_settings(environ={"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"})) as users:
         for user in users.iterate_users():
             users.remove(user_id=user.id)
-
-
-@contextmanager
-def serve_flask(app: Flask) -> Iterator[str]:
-    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=SilentRequestHandler)
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.port}"
-    finally:
-        server.shutdown()
-        thread.join()
 
 
 def register(service: str) -> int:

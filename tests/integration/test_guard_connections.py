@@ -440,7 +440,7 @@ def test_outage_does_not_end_streams(
         await wait_until(lambda: len(connection.sent) > 1)
         for repository.error in (RepositoryUnavailableError("simulated outage"), ZeroDivisionError("a secret")):
             count = len(repository.lookups)
-            await wait_until(lambda count=count: len(repository.lookups) > count + 2)  # type: ignore[misc]
+            await wait_until(lambda count=count: len(repository.lookups) > count + 2)  # type: ignore[misc]  # of the default value
         was_open = not running.done()
         repository.error = None
         disable()
@@ -567,7 +567,7 @@ def test_timeout_of_the_server_is_not_mistaken_for_the_end(guard: Guard, token: 
 
     async def run() -> None:
         connection = Connection("http", token)
-        connection.incoming.get = times_out  # type: ignore[method-assign]
+        connection.incoming.get = times_out  # type: ignore[method-assign]  # in the role of the server
         await connection.call(GuardMiddleware(reads, guard, recheck_seconds=INTERVAL_SECONDS))
 
     with pytest.raises(TimeoutError, match="the server's own"):

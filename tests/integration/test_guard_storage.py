@@ -226,7 +226,7 @@ def test_child_refuses_a_file_that_was_in_use_at_the_fork(
 @pytest.mark.parametrize("package", [mlapi, mlapi.bootstrap, sql], ids=lambda package: package.__name__)
 def test_packages_with_lazy_imports_have_no_other_names(package: object) -> None:
     with pytest.raises(AttributeError, match="has no attribute 'missing'"):
-        package.missing  # type: ignore[attr-defined]  # noqa: B018
+        package.missing  # type: ignore[attr-defined]  # noqa: B018 - this is what the test checks
 
 
 def test_error_of_a_read_only_account_is_described() -> None:

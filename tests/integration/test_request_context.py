@@ -283,7 +283,7 @@ def test_metrics_need_admin_access_unless_they_are_open(users: Users) -> None:
 def metrics_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to which prometheus_client writes metrics, as if it had been imported after setting the variable."""
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MultiProcessValue())  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MultiProcessValue())  # type: ignore[no-untyped-call]  # of prometheus_client
     return tmp_path
 
 

@@ -543,7 +543,7 @@ def test_truncated_metrics_files_are_skipped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
-    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MultiProcessValue())  # type: ignore[no-untyped-call]
+    monkeypatch.setattr(prometheus_client.values, "ValueClass", prometheus_client.values.MultiProcessValue())  # type: ignore[no-untyped-call]  # of prometheus_client
     (tmp_path / "counter_1.db").write_bytes(b"")  # created by another process, but still empty
     (tmp_path / "histogram_2.db").write_bytes((1000).to_bytes(8, "little"))
     program = "from mlapi.entrypoints.http.metrics import Metrics; Metrics().count_request('live', 'GET', 200, 0.1)"
