@@ -1,5 +1,6 @@
 """Imported hashes: both ciphers verify them, costly ones are rejected, and logins replace them."""
 
+import hashlib
 import time
 
 import bcrypt
@@ -260,6 +261,7 @@ def test_tagged_value_without_a_hash_matches_no_password(kind: Kind, caplog: pyt
             "scrypt:1024:0:1$salt$aa",
             "must be an scrypt hash with a block size (r) and a parallelism (p) of at least 1",
         ),
+        ("scrypt:65536:1:1$salt$aa", "must be an scrypt hash with a work factor (n) below 2^(16 x r)"),
         (
             "$scrypt$ln=99,r=8,p=1$$aa",
             "must be an scrypt hash with a memory (128 x n x r) of at most 268435456 bytes",
@@ -276,6 +278,17 @@ def test_invalid_or_costly_hash_is_rejected(text: object, message: str) -> None:
         FernetCipher([KEY], SALT).import_hash(text)
 
     assert exc_info.value.errors == (FieldError("password_hash", message),)
+
+
+@pytest.mark.parametrize(("n", "r", "p"), [(2**15, 1, 1), (2**17, 2, 1), (2, 2**15, 1), (2, 1, 2**15)])
+def test_scrypt_hash_with_unusual_costs_can_be_verified(n: int, r: int, p: int) -> None:
+    key = hashlib.scrypt(b"password", salt=b"salt", n=n, r=r, p=p, maxmem=2**27, dklen=16)
+    cipher = FernetCipher([KEY], SALT)
+
+    stored = cipher.import_hash(f"scrypt:{n}:{r}:{p}$salt${key.hex()}")
+
+    assert cipher.matches("password", stored)
+    assert not cipher.matches("Password", stored)
 
 
 UNKNOWN_ARGON2, UNKNOWN_BCRYPT = "an argon2 hash in an unknown form", "a bcrypt hash in an unknown form"

@@ -90,6 +90,7 @@ def find_scrypt_error(match: Match) -> str | None:
     limits = [
         (n > 1 and n & (n - 1) == 0, "a work factor (n) that is a power of 2"),  # RFC 7914, section 2
         (r > 0 and p > 0, "a block size (r) and a parallelism (p) of at least 1"),
+        (n.bit_length() <= 16 * r, "a work factor (n) below 2^(16 x r)"),  # as above; hashlib raises an error
         (128 * n * r <= MAX_SCRYPT_MEMORY_BYTES, f"a memory (128 x n x r) of at most {MAX_SCRYPT_MEMORY_BYTES} bytes"),
         (n * r * p <= MAX_SCRYPT_WORK, f"costs (n x r x p) of at most {MAX_SCRYPT_WORK}"),
         (_salt(match) is not None, "a salt in base64"),
