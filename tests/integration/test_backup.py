@@ -267,6 +267,8 @@ def test_commands_for_postgresql_are_printed(command: list[str], monkeypatch: py
         ("postgresql:///users", "--dbname=users"),
         ("postgresql://a@/users?host=h1:1&host=h2:2", "--host=h1,h2 --port=1,2 --username=a --dbname=users"),
         ("postgresql:///users?host=/run/postgresql", "--host=/run/postgresql --dbname=users"),
+        ("postgresql:///?host=h1&port=1&user=a&dbname=users", "--host=h1 --port=1 --username=a --dbname=users"),
+        ("postgresql://a@/users?host=%3A%3A1", "--host=::1 --username=a --dbname=users"),
         ("postgresql:///users?host=h1&password=c4n4ry", "--host=h1 --dbname=users"),
     ],
 )

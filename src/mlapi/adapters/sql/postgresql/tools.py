@@ -11,20 +11,14 @@ def describe_backup_tools(url: URL, namespace: str | None) -> str:
     """Return how to back up and restore a database with PostgreSQL's own programs, without its password.
 
     Args:
-        url: the URL of the database, which may name several hosts.
+        url: the URL of the database. Its options may also name the user, the hosts, their ports and the database.
         namespace: the PostgreSQL schema that contains the tables; None for the whole database.
     """
-    hosts = url.query.get("host", ())
-    pairs = [host.rpartition(":") for host in ([hosts] if isinstance(hosts, str) else hosts)]
-    names = [name if separator and not port.startswith("/") else port for name, separator, port in pairs]
-    ports = [port for _, separator, port in pairs if separator]
-    options = {
-        "host": url.host or ",".join(names) or None,
-        "port": str(url.port) if url.port else ",".join(ports) or None,
-        "username": url.username,
-        "dbname": url.database,
-    }
-    target = " ".join(f"--{name}={shlex.quote(value)}" for name, value in options.items() if value)
+    _, parameters = url.get_dialect()().create_connect_args(url)
+    options = {"host": "host", "port": "port", "username": "user", "dbname": "dbname"}
+    target = " ".join(
+        f"--{option}={shlex.quote(str(parameters[name]))}" for option, name in options.items() if name in parameters
+    )
     schema = "" if namespace is None else f" --schema={shlex.quote(namespace)}"
     # For pg_dump, the name is a pattern: PostgreSQL converts its letters to lower case unless it is quoted.
     pattern = "" if namespace is None else f" --schema={shlex.quote(quote_if_needed(namespace))}"
