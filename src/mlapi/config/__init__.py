@@ -1,5 +1,6 @@
 """Read and validate the settings from ``config.yml``, environment variables and mounted files."""
 
+from mlapi.config.environment import locate_config_file
 from mlapi.config.loading import load_settings
 from mlapi.config.settings import (
     CONTEXT_WORDS,
@@ -48,4 +49,5 @@ __all__ = [
     "Settings",
     "TokenSettings",
     "load_settings",
+    "locate_config_file",
 ]

@@ -27,6 +27,11 @@ _KUBERNETES_URL = re.compile(r"(tcp|udp|sctp)://.*")
 _PRINTABLE = re.compile(r"[\w .-]{1,100}", re.ASCII)
 
 
+def locate_config_file(environ: Mapping[str, str]) -> Path:
+    """Return the path of the configuration file, which does not have to exist unless MLAPI_CONFIG names it."""
+    return Path(environ.get(CONFIG_VARIABLE) or "config.yml")
+
+
 def read_overrides(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield each variable that is a setting, and a tree of settings that contains only this one.
 

@@ -13,6 +13,7 @@ from mlapi.config.environment import (
     CONFIG_VARIABLE,
     find_similar_variable,
     find_unknown_variables,
+    locate_config_file,
     read_overrides,
 )
 from mlapi.config.files import read_yaml
@@ -40,9 +41,8 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
             Always raised on Windows, where mlapi does not run.
     """
     require_unix()
-    explicit_path = path or (Path(environ[CONFIG_VARIABLE]) if environ.get(CONFIG_VARIABLE) else None)
-    file = explicit_path or Path("config.yml")
-    has_file = explicit_path is not None or file.exists()
+    file = path or locate_config_file(environ)
+    has_file = path is not None or bool(environ.get(CONFIG_VARIABLE)) or file.exists()
     tree = validate_keys(read_yaml(file), str(file)) if has_file else {}
     # Do not resolve symbolic links: Kubernetes mounts a file as a link into a folder that it replaces.
     folder = file.absolute().parent if has_file else Path()

@@ -117,8 +117,8 @@ def _describe_type_error(error: str) -> str:
     if (missing := _MISSING.match(message)) is not None:
         return f"{name}.{missing[1]} is missing"
     section, _, key = name.rpartition(".")
-    owner = section_types()[section] if section else Settings
-    rule = _describe_type(str if index else attrs.fields_dict(owner or Settings)[key].type)
+    fields = attrs.fields_dict(section_types().get(section) or Settings)
+    rule = _describe_type(str if index else fields[key].type)
     label = f"{name} (number {int(index.rstrip(']')) + 1})" if index else name
     if message.endswith("got `null`"):
         return f"{label} has no value: write one, or remove the line"

@@ -23,7 +23,7 @@ from mlapi.domain.rules import MAX_PASSWORD_CHARS
 
 KEY_BYTES = 32
 """A Fernet key has 16 bytes for signing and 16 for encryption (Fernet specification, "Key Format")."""
-MAX_SCHEMA_NAME_BYTES = 63
+_MAX_SCHEMA_NAME_BYTES = 63
 """PostgreSQL truncates longer names (PostgreSQL 18, section 4.1.1)."""
 _SCHEMA_NAME = re.compile(r"[^\W\d][\w-]*")
 _BEARER_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")  # RFC 6750, 2.1
@@ -91,10 +91,10 @@ def validate_for_production(secrets: SecretSettings, passwords: PasswordSettings
 
 
 def _validate_schema(name: str) -> None:
-    if not _SCHEMA_NAME.fullmatch(name) or len(name.encode()) > MAX_SCHEMA_NAME_BYTES:
+    if not _SCHEMA_NAME.fullmatch(name) or len(name.encode()) > _MAX_SCHEMA_NAME_BYTES:
         raise ConfigurationError(
             f"database.schema must consist of letters, digits, _ and -, begin with a letter or _, and have at most"
-            f" {MAX_SCHEMA_NAME_BYTES} bytes"
+            f" {_MAX_SCHEMA_NAME_BYTES} bytes"
         )
     if name.startswith("pg_") or name == "information_schema":
         raise ConfigurationError(

@@ -13,7 +13,7 @@ import attrs
 import click
 
 from mlapi.bootstrap import DatabaseCheck, check_database, locate_data
-from mlapi.config import Settings, load_settings
+from mlapi.config import Settings, load_settings, locate_config_file
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.admin import AdminPolicy
@@ -63,7 +63,7 @@ _STATES: list[State] = ["ok", "warning", "problem"]
 
 def run_checks() -> Iterator[Check]:
     """Yield the results. Checks that depend on a failed check are skipped."""
-    config = Path(os.environ.get("MLAPI_CONFIG") or "config.yml")
+    config = locate_config_file(os.environ)
     with _captured_warnings() as warnings:
         try:
             settings = load_settings()

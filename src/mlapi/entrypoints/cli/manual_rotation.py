@@ -7,6 +7,7 @@ from typing import Self
 import attrs
 
 from mlapi.application.secret_rotation import PendingSecret
+from mlapi.config import locate_config_file
 
 _NAMES = {"key": "key", "token_key": "token key", "salt": "salt"}
 
@@ -37,7 +38,7 @@ class SecretSource:
                 return cls(name, None)
             if name.upper() == f"{variable}_FILE":
                 return cls(f"{name} ({environ[name]})", Path(environ[name]), is_plain=True)
-        file = Path(environ.get("MLAPI_CONFIG") or "config.yml")
+        file = locate_config_file(environ)
         return cls(str(file), file)
 
     @property
