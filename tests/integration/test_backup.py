@@ -22,7 +22,7 @@ from mlapi.bootstrap import open_service, open_users
 from mlapi.config import load_settings
 from mlapi.domain.errors import InvalidTokenError
 from mlapi.domain.users import UserId
-from tests.command_line import Terminal, mlapi
+from tests.command_line import Terminal, create_users, mlapi
 from tests.conftest import KEY, SALT
 
 PASSWORD = "difference engine"
@@ -38,15 +38,26 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def original(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the folder of a service and a backup of its users, who are ada, bob and cyd. cyd is disabled."""
+    parent = tmp_path_factory.mktemp("original")
+    service = parent / "service"
+    service.mkdir()
+    create_users(service, ("ada", "bob", "cyd"), PASSWORD)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(service)
+        with open_users(load_settings()) as users:
+            users.set_enabled(user_id=UserId(3), enabled=False)
+        assert mlapi("backup", str(parent / "backup.db")).exit_code == 0
+    return parent
+
+
 @pytest.fixture
-def backup(folder: Path) -> Path:
-    """A backup with the users ada, bob and cyd, of whom cyd is disabled."""
-    register("ada", "bob", "cyd")
-    with open_users(load_settings()) as users:
-        users.set_enabled(user_id=UserId(3), enabled=False)
-    file = folder.parent / "backup.db"
-    assert mlapi("backup", str(file)).exit_code == 0
-    return file
+def backup(original: Path, folder: Path) -> Path:
+    """A backup of the users of the service."""
+    shutil.copytree(original, folder.parent, dirs_exist_ok=True)
+    return folder.parent / "backup.db"
 
 
 def restore(file: Path, *options: str) -> Result:
