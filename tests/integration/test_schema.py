@@ -79,8 +79,9 @@ def test_migrations_create_the_tables_that_the_code_defines(database: Database) 
         context = MigrationContext.configure(connection, opts={"compare_type": True, "version_table": VERSION_TABLE})
         differences = compare_metadata(context, metadata)
 
-    # SQLite has no identities. alembic 1.11 reports them as differences.
-    assert [each for each in differences if not (isinstance(each, list) and each[0][0] == "modify_default")] == []
+    if database.engine.dialect.name == "sqlite":  # it has no identities, which alembic 1.11 reports as differences
+        differences = [each for each in differences if not (isinstance(each, list) and each[0][0] == "modify_default")]
+    assert differences == []
 
 
 def test_upgrade_of_a_current_schema_does_nothing(database: Database) -> None:
