@@ -52,6 +52,10 @@ class LoadedSecrets(Generic[Cipher]):
     """A row for each key, with a fingerprint for each salt. Keys and salts are sorted from newest to oldest."""
 
 
+class ReadOnlySecretsError(ConfigurationError):
+    """The secrets file is on a read-only mount, is mounted by itself, or belongs to another account."""
+
+
 class SecretStore(Generic[Cipher]):
     """The current secrets of a database. Secrets in the settings take precedence over those in the file.
 
@@ -173,14 +177,8 @@ class SecretStore(Generic[Cipher]):
         former = get_token_keys(current) if kind == "token_key" else getattr(current, kind)
         new = new_salt() if kind == "salt" else new_key()
         is_in_file = not getattr(self._settings.secrets, kind) and self._file.exists()
-        if is_in_file and not _is_replaced_by_kubernetes(self._file):
-            try:
-                _replace_secrets_file(self._file, lambda tree: {**tree, kind: [new, *former]})
-            except OSError as error:
-                if error.errno not in _READ_ONLY_ERRORS:
-                    raise ConfigurationError(f"{self._file} cannot be changed: {error.strerror}") from None
-            else:
-                return
+        if is_in_file and self._change_file(lambda tree: {**tree, kind: [new, *former]}):
+            return
         if len(getattr(current, kind)) > 1:
             raise ConfigurationError(
                 f"secrets.{kind} has several values already. To rotate to the last one, move it to the front where they"
@@ -206,15 +204,23 @@ class SecretStore(Generic[Cipher]):
                 for name, value in tree.items()
             }
 
-        is_fixed = self._file is None or _is_replaced_by_kubernetes(self._file)
+        was_changed = self._change_file(pruned)
         elsewhere = [
             kind
             for kind in sorted(newest)
-            if len(getattr(current, kind)) > 1 and (is_fixed or getattr(self._settings.secrets, kind))
+            if len(getattr(current, kind)) > 1 and (not was_changed or getattr(self._settings.secrets, kind))
         ]
-        if self._file is not None and self._file.exists() and not is_fixed:
-            update_secrets_file(self._file, pruned)
         return [f"secrets.{kind}: remove all but the first value where it is set" for kind in elsewhere]
+
+    def _change_file(self, change: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
+        """Change the file, and return True. Return False if there is none, or if the operator must change it."""
+        if self._file is None or not self._file.exists() or _is_replaced_by_kubernetes(self._file):
+            return False
+        try:
+            update_secrets_file(self._file, change)
+        except ReadOnlySecretsError:
+            return False
+        return True
 
     def _make(self, current: SecretSettings) -> LoadedSecrets[Cipher]:
         return LoadedSecrets(
@@ -306,19 +312,17 @@ def update_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str,
         change: takes the current content and returns the new content.
 
     Raises:
-        ConfigurationError: if the file cannot be read or written.
+        ReadOnlySecretsError: if this account cannot change the file.
+        ConfigurationError: if the file cannot be read or written for another reason.
     """
-    try:
-        _replace_secrets_file(file, change)
-    except OSError as error:
-        raise ConfigurationError(f"{file.resolve()} cannot be changed: {error.strerror}") from None
-
-
-def _replace_secrets_file(file: Path, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
     file = file.resolve()  # replace the target of a symbolic link, not the link
-    tree = read_yaml(file)
-    remove_abandoned_drafts(file)
-    _write(file, change(tree), replace=True, like=file.stat())
+    try:
+        tree = read_yaml(file)
+        remove_abandoned_drafts(file)
+        _write(file, change(tree), replace=True, like=file.stat())
+    except OSError as error:
+        kind = ReadOnlySecretsError if error.errno in _READ_ONLY_ERRORS else ConfigurationError
+        raise kind(f"{file} cannot be changed: {error.strerror}") from None
 
 
 def _is_replaced_by_kubernetes(file: Path) -> bool:

@@ -329,6 +329,13 @@ def test_secrets_file_mounted_by_kubernetes_is_left_alone(folder: Path, settings
     assert (folder / "secrets.yml").read_text() == before
 
 
+def make_read_only(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("mlapi.secret_store.atomic_write", fail)
+
+
 @pytest.mark.parametrize("code", [errno.EROFS, errno.EBUSY, errno.EACCES])
 def test_read_only_secrets_file_is_rotated_by_the_operator(
     folder: Path, settings: Settings, code: int, monkeypatch: pytest.MonkeyPatch
@@ -337,15 +344,25 @@ def test_read_only_secrets_file_is_rotated_by_the_operator(
         register(service.users, 1)
     before = (folder / "secrets.yml").read_text()
 
-    def fail(*_arguments: object, **_options: object) -> None:
-        raise OSError(code, os.strerror(code))
-
-    monkeypatch.setattr("mlapi.secret_store.atomic_write", fail)
+    make_read_only(monkeypatch, code)
 
     result = mlapi("secrets", "rotate", "--tokens")
 
     assert result.exit_code == 4
     assert f"mlapi cannot change {folder}/secrets.yml, so rotate secrets.token_key there." in result.stderr
+    assert (folder / "secrets.yml").read_text() == before
+
+
+def test_read_only_secrets_file_is_pruned_by_the_operator(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mlapi("db", "upgrade")
+    mlapi("secrets", "rotate", "--tokens")
+    before = (folder / "secrets.yml").read_text()
+    make_read_only(monkeypatch, errno.EROFS)
+
+    result = mlapi("secrets", "prune")
+
+    assert result.exit_code == 0
+    assert result.stdout == "kept secrets.token_key: remove all but the first value where it is set\npruned\n"
     assert (folder / "secrets.yml").read_text() == before
 
 
