@@ -12,6 +12,13 @@ QUICK_FAULTS := $(addprefix tests/torture/test_,postgresql_faults.py disk_faults
 # The test client of old Starlette versions leaves streams for the garbage collector.
 LOWEST_OPTIONS := -W ignore::pytest.PytestUnraisableExceptionWarning
 
+PIP_INSTALL := -m pip install --disable-pip-version-check -q --no-deps
+INSTALL_LOCKED := $(PIP_INSTALL) --require-hashes --only-binary :all:
+INSTALL_MLAPI := $(PIP_INSTALL) --no-build-isolation --no-index -e .
+LOCK := uv pip compile -q --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate --upgrade
+# The virtual environments have their own pip.
+LOCK_DEV := $(LOCK) --extra postgres --extra testing --group build --group examples --group dev --group browser --no-emit-package pip
+
 define check_python
 @$(PYTHON) -c '' 2>/dev/null || { echo "Cannot run $(PYTHON): install it, or name a different Python: make $(MAKECMDGOALS) PYTHON=python3.12"; exit 1; }
 @$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -82,19 +89,11 @@ bench: $(VENV)/dev .venv/peers/installed ## measure mlapi, the ceiling and the p
 	$(BIN)/python -m bench.run $(BENCH)
 
 lock: $(VENV)/dev ## update the lock files (needs uv on the path)
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-		--extra postgres --group build --group examples --upgrade pyproject.toml -o requirements.lock
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-		--extra postgres --extra testing --group build --group examples --group dev --group browser -c requirements.lock --upgrade pyproject.toml \
-		-o requirements-dev.lock --no-emit-package pip # the virtual environment has its own pip
-	uv pip compile -q --resolution lowest-direct --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-		--only-binary :all: --extra postgres --extra testing --group build --group examples --group dev --group browser --group lowest --upgrade \
-		pyproject.toml -o requirements-lowest.lock --no-emit-package pip
-	uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-		--upgrade bench/peers/requirements.in -o bench/peers/requirements.lock
-	for name in failover/build-requirements failover/requirements distributions/requirements; do \
-		uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url --no-header --no-annotate \
-		--upgrade tests/$$name.in -o tests/$$name.lock || exit 1; done
+	$(LOCK) --universal --extra postgres --group build --group examples pyproject.toml -o requirements.lock
+	$(LOCK_DEV) --universal -c requirements.lock pyproject.toml -o requirements-dev.lock
+	$(LOCK_DEV) --resolution lowest-direct --only-binary :all: --group lowest pyproject.toml -o requirements-lowest.lock
+	for name in bench/peers/requirements tests/failover/build-requirements tests/failover/requirements tests/distributions/requirements; do \
+		$(LOCK) --universal $$name.in -o $$name.lock || exit 1; done
 
 clean: ## remove the virtual environment and caches
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .coverage .coverage.*
@@ -104,12 +103,12 @@ $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/runtime: $(VENV)/bin/python requirements.lock pyproject.toml
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: -r requirements.lock
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation --no-index -e .
+	$(BIN)/python $(INSTALL_LOCKED) -r requirements.lock
+	$(BIN)/python $(INSTALL_MLAPI)
 	@touch $@
 
 $(VENV)/dev: $(VENV)/runtime requirements-dev.lock
-	$(BIN)/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: -r requirements-dev.lock
+	$(BIN)/python $(INSTALL_LOCKED) -r requirements-dev.lock
 	@touch $@
 
 .venv/lowest/installed: requirements-lowest.lock pyproject.toml
@@ -117,27 +116,22 @@ $(VENV)/dev: $(VENV)/runtime requirements-dev.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' \
 		|| { echo "The lowest versions have no wheels for a newer Python: make test-lowest PYTHON=python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv/lowest
-	.venv/lowest/bin/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: \
-		-r requirements-lowest.lock
-	.venv/lowest/bin/python -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation --no-index -e .
+	.venv/lowest/bin/python $(INSTALL_LOCKED) -r requirements-lowest.lock
+	.venv/lowest/bin/python $(INSTALL_MLAPI)
 	@touch $@
 
 .venv/distributions/installed: $(VENV)/bin/python tests/distributions/requirements.lock
 	$(PYTHON) -m venv .venv/distributions
-	.venv/distributions/bin/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: \
-		-r tests/distributions/requirements.lock
+	.venv/distributions/bin/python $(INSTALL_LOCKED) -r tests/distributions/requirements.lock
 	@touch $@
 
 .venv/peers/installed: $(VENV)/bin/python bench/peers/requirements.lock
 	$(PYTHON) -m venv .venv/peers
-	.venv/peers/bin/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: \
-		-r bench/peers/requirements.lock
+	.venv/peers/bin/python $(INSTALL_LOCKED) -r bench/peers/requirements.lock
 	@touch $@
 
 .venv/failover/installed: $(VENV)/bin/python tests/failover/build-requirements.lock tests/failover/requirements.lock
 	$(PYTHON) -m venv .venv/failover
-	.venv/failover/bin/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: \
-		-r tests/failover/build-requirements.lock
-	.venv/failover/bin/python -m pip install --disable-pip-version-check -q --no-deps --require-hashes --only-binary :all: \
-		--no-binary python-etcd,ydiff --no-build-isolation -r tests/failover/requirements.lock
+	.venv/failover/bin/python $(INSTALL_LOCKED) -r tests/failover/build-requirements.lock
+	.venv/failover/bin/python $(INSTALL_LOCKED) --no-binary python-etcd,ydiff --no-build-isolation -r tests/failover/requirements.lock
 	@touch $@
