@@ -116,6 +116,18 @@ def test_ambiguous_framing_is_rejected_on_every_path(
     assert http.get(path, headers=headers).headers["connection"] == "close"
 
 
+def test_response_without_headers_closes_an_upgrade_request(users: Users, tokens: TokenIssuer) -> None:
+    async def respond(_scope: Scope, _receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 204})  # headers are optional: ASGI specification
+        await send({"type": "http.response.body"})
+
+    http = TestClient(GuardMiddleware(respond, Guard(users.repository, tokens), exempt=["/health"]))
+
+    response = http.get("/health", headers={"connection": "upgrade", "upgrade": "h2c"})
+
+    assert (response.status_code, response.headers["connection"]) == (204, "close")
+
+
 def test_endpoint_gets_the_authenticated_user(http: TestClient, tokens: TokenIssuer, ada: User) -> None:
     response = http.get("/whoami", headers=bearer(tokens.issue(ada).token))
 

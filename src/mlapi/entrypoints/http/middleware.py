@@ -139,7 +139,7 @@ class RejectAmbiguousFraming:
 def _with_connection_close(send: Send) -> Send:
     async def send_with_header(message: Message) -> None:
         if message["type"] == "http.response.start":
-            message["headers"] = [*message["headers"], (b"connection", b"close")]
+            message["headers"] = [*message.get("headers", ()), (b"connection", b"close")]
         await send(message)
 
     return send_with_header
