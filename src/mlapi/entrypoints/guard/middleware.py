@@ -26,7 +26,7 @@ from mlapi.entrypoints.wire.headers import get_bearer_credential
 from mlapi.entrypoints.wire.paths import relative_path, split_patterns
 from mlapi.entrypoints.wire.preflights import is_preflight
 from mlapi.entrypoints.wire.responses import Response
-from mlapi.entrypoints.wire.subprotocols import find_bearer_subprotocol, get_websocket_credential
+from mlapi.entrypoints.wire.subprotocols import find_bearer_subprotocol
 
 _PARENT_SEGMENT = re.compile(r"(^|[/\\])\.\.?($|[/\\])|\\")
 _MAX_EXEMPT_PATH_CHARS = 8192
@@ -98,10 +98,9 @@ class GuardMiddleware:
         """Remove the credential from the scope's subprotocols. Return it, and a function that sends messages."""
         guard, headers = self._async_guard or self._guard, scope["headers"]
         accept_bare = guard is not None and guard.accept_bare
-        if scope["type"] != "websocket":
-            return get_bearer_credential(headers, accept_bare=accept_bare), send
-        bearer = find_bearer_subprotocol(scope.get("subprotocols", ()))
-        credential = get_websocket_credential(headers, bearer, accept_bare=accept_bare)
+        bearer = find_bearer_subprotocol(scope.get("subprotocols", ())) if scope["type"] == "websocket" else None
+        offered = "" if bearer is None else bearer.credential
+        credential = get_bearer_credential(headers, accept_bare=accept_bare, offered=offered)
         if bearer is None:
             return credential, send
         scope["headers"], scope["subprotocols"] = bearer.remove_from(headers), bearer.others

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import attrs
 
 from mlapi.domain.errors import InvalidTokenError
-from mlapi.entrypoints.wire.headers import Headers, get_bearer_credential
+from mlapi.entrypoints.wire.headers import Headers
 
 _BEARER = "bearer"
 _HEADER = b"sec-websocket-protocol"
@@ -50,14 +50,3 @@ def find_bearer_subprotocol(offered: Sequence[str]) -> BearerSubprotocol | None:
         raise InvalidTokenError
     others = [*offered[:position], *offered[position + 2 :]]
     return BearerSubprotocol(offered[position], offered[position + 1], others)
-
-
-def get_websocket_credential(headers: Headers, bearer: BearerSubprotocol | None, *, accept_bare: bool) -> str:
-    """Return the credential of a handshake, from its headers or its subprotocols.
-
-    Raises:
-        MissingCredentialError: if neither contains one.
-        InvalidTokenError: if the headers and the subprotocols have different credentials.
-    """
-    offered = "" if bearer is None else bearer.credential
-    return get_bearer_credential(headers, accept_bare=accept_bare, offered=offered)
