@@ -9,7 +9,7 @@ import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ import requests
 
 from tests.e2e.proxies import running_nginx
 from tests.e2e.server import MlapiServer, Server
+from tests.waiting import wait_until
 
 ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
 TRUST_UNIX = {"MLAPI_HTTP__TRUSTED_PROXIES": "unix"}
@@ -43,13 +44,6 @@ def get_through(path: Path, target: str, **headers: str) -> tuple[int, str]:
     body = response.read().decode()
     connection.close()
     return response.status, body
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        time.sleep(0.02)
 
 
 # --- addresses
@@ -99,7 +93,7 @@ def test_local_mode_grants_no_access_through_a_unix_socket(server: MlapiServer) 
 def test_access_log_contains_the_client_behind_a_unix_socket(server: MlapiServer) -> None:
     get_through(server.folder / "mlapi.sock", "/health/live?behind=proxy", X_Forwarded_For="203.0.113.7, 198.51.100.9")
 
-    wait_until(lambda: '198.51.100.9:0 - "GET /um/health/live HTTP/1.1" 200' in server.log)
+    wait_until(lambda: '198.51.100.9:0 - "GET /um/health/live HTTP/1.1" 200' in server.log, timeout_seconds=30)
 
 
 def test_restart_keeps_the_unix_socket(server: MlapiServer) -> None:
@@ -144,7 +138,7 @@ def test_stale_unix_socket_is_replaced_and_drained_at_the_stop(tmp_path: Path) -
         for connection in connections:
             connection.connect()
         os.kill(server.pid, signal.SIGTERM)
-        wait_until(lambda: not path.exists())
+        wait_until(lambda: not path.exists(), timeout_seconds=30)
         statuses = set()
         for connection in connections:
             connection.request("GET", "/health/live")

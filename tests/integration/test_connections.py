@@ -7,13 +7,15 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Self
 
 import pytest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+import tests.waiting
 from mlapi import Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.entrypoints.http import create_app
@@ -32,6 +34,7 @@ from mlapi.entrypoints.server.open_files import limit_connections
 from mlapi.entrypoints.server.worker import RECEIVE_BUFFER_BYTES, SEND_BUFFER_BYTES, Server, config
 from mlapi.testing.http import LOCAL_MODE
 
+wait_until = partial(tests.waiting.wait_until, timeout_seconds=5)
 SHORT_DEADLINES = Deadlines(head_seconds=1.0, body_seconds=2.5, response_seconds=1.0, closing_seconds=1.0)
 DEFAULT_DEADLINES = Deadlines()
 LIVE = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -103,13 +106,6 @@ class ServerThread:
         connection = socket.create_connection(self.address, timeout=10)
         connection.sendall(first)
         return connection
-
-
-def wait_until(condition: Callable[[], bool], timeout_seconds: float = 5) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @pytest.fixture(autouse=True)

@@ -23,6 +23,7 @@ from mlapi.entrypoints.server.processes import Timeouts
 from mlapi.entrypoints.server.supervisor import MAX_START_ATTEMPTS, Supervisor, supervise
 from mlapi.entrypoints.server.tcp_sockets import bind_hosts
 from mlapi.entrypoints.server.unix_sockets import bind_path
+from tests.waiting import wait_until
 
 WORKER = """
 import os, select, signal, socket, sys, time
@@ -137,13 +138,6 @@ def ask(service: Supervised) -> str:
     """Return what a worker sends to a new connection."""
     with socket.create_connection(service.address, timeout=10) as connection:
         return connection.recv(100).decode()
-
-
-def wait_until(condition: Callable[[], bool], timeout_seconds: float = 10) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        time.sleep(0.02)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -22,6 +21,7 @@ from tests.integration.test_adoption import adopt, content, environment
 from tests.integration.test_transfer import HEADER, all_names, import_text
 from tests.legacy_database import connected, create_legacy_database, execute, row, snapshot
 from tests.postgres_server import PostgresServer
+from tests.waiting import wait_until
 
 
 @pytest.fixture(autouse=True)
@@ -126,13 +126,6 @@ def adopting(folder: Path, url: URL) -> Iterator["subprocess.Popen[bytes]"]:
         process.wait(30)
 
 
-def wait_until(condition: Any) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.002)
-
-
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
 def test_killed_adoption_leaves_sqlite_unchanged(url: URL, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     set_environment(url, monkeypatch)
@@ -141,7 +134,7 @@ def test_killed_adoption_leaves_sqlite_unchanged(url: URL, folder: Path, monkeyp
     journal = Path(f"{url.database}-journal")
 
     with adopting(folder, url) as process:
-        wait_until(lambda: journal.exists() and journal.stat().st_size > 0)
+        wait_until(lambda: journal.exists() and journal.stat().st_size > 0, 60, interval_seconds=0.002)
         process.send_signal(signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL
 
@@ -163,7 +156,7 @@ def test_killed_adoption_leaves_postgresql_unchanged(
 
     with connected(url) as other, adopting(folder, url) as process:
         other.exec_driver_sql("SELECT * FROM orders")  # this lock blocks ALTER TABLE users ALTER id
-        wait_until(lambda: postgres.execute(waiting))
+        wait_until(lambda: postgres.execute(waiting), 60, interval_seconds=0.002)
         process.send_signal(signal.SIGKILL)
         assert process.wait(30) == -signal.SIGKILL
 

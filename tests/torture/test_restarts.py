@@ -9,7 +9,6 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 from tests.e2e.server import ROOT, MlapiServer
 from tests.torture.clients import call, new_user
 from tests.torture.conftest import Report, ShortOrFull
+from tests.waiting import wait_until
 
 CLIENTS = 8
 
@@ -100,13 +100,6 @@ def test_graceful_restart_under_load_loses_no_request(
     assert "Traceback" not in server.log
 
 
-def wait_until(condition: Callable[[], bool], timeout_seconds: float = 60) -> None:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        assert time.monotonic() < deadline, "the condition was not met in time"
-        time.sleep(0.02)
-
-
 def wait_for_workers(server: MlapiServer, count: int) -> set[int]:
     """Wait until exactly this many workers exist and all have started; return their process ids."""
     deadline = time.monotonic() + 60
@@ -170,7 +163,7 @@ def wait_for_exit(server: MlapiServer) -> int:
 
 def replace_workers(server: MlapiServer, workers: set[int]) -> None:
     os.kill(server.pid, signal.SIGHUP)
-    wait_until(lambda: not server.workers & workers)
+    wait_until(lambda: not server.workers & workers, 60)
 
 
 STORM_OPTIONS = ("--no-access-log", "--connections-per-address", "10000")
@@ -218,7 +211,7 @@ def test_sigterm_during_startup_cuts_no_connection(tmp_path: Path, short_or_full
         server = MlapiServer(tmp_path, FAST_HASHES, "--workers", "2", *STORM_OPTIONS)
         server._spawn()
         storm = Storm(server.port)
-        wait_until(lambda server=server: "Started server process" in server.log)  # type: ignore[misc]
+        wait_until(lambda server=server: "Started server process" in server.log, 60)  # type: ignore[misc]  # of the default
         time.sleep(2 * number / starts)
 
         os.kill(server.pid, signal.SIGTERM)
