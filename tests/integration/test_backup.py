@@ -18,10 +18,10 @@ from click.testing import Result
 
 from mlapi.adapters.sql import backups
 from mlapi.adapters.sql.sqlite import replacing
-from mlapi.bootstrap import open_service, open_users
+from mlapi.bootstrap import open_guard, open_service, open_users
 from mlapi.config import load_settings
 from mlapi.domain.errors import InvalidTokenError
-from mlapi.domain.users import UserId
+from mlapi.domain.users import User, UserId
 from tests.command_line import Terminal, create_users, mlapi
 from tests.conftest import KEY, SALT
 
@@ -290,6 +290,22 @@ def test_commands_for_postgresql_name_its_hosts(url: str, target: str, monkeypat
 
     assert f"`pg_dump --format=custom --file=mlapi.dump {target}`" in result.stderr
     assert "c4n4ry" not in result.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems only allow names in UTF-8 or UTF-16")
+def test_folder_may_have_a_name_that_is_not_utf8(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    other_folder = Path(os.fsdecode(os.fsencode(folder) + b"/caf\xe9"))
+    other_folder.mkdir()
+    monkeypatch.chdir(other_folder)
+    monkeypatch.setenv("MLAPI_SECRETS__KEY", KEY)  # pytest-xdist cannot report a log line that contains the path
+    monkeypatch.setenv("MLAPI_SECRETS__SALT", SALT)
+    register("ada")
+
+    commands = ["db", "check"], ["backup", "backup.db"], ["restore", "backup.db", "--yes"]
+    assert [mlapi(*command).exit_code for command in commands] == [0, 0, 0]
+    with open_guard(load_settings()) as guard:
+        (ada,) = guard.repository.find_principals([UserId(1)])
+    assert isinstance(ada, User)
 
 
 # --- restore

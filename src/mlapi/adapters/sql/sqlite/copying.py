@@ -5,7 +5,6 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from urllib.parse import quote
 
 from mlapi.adapters.sql.sqlite.errors import CORRUPTION_CODES, describe_error, primary_code
 from mlapi.adapters.sql.sqlite.files import HEADER, LOG_ENDINGS, SIDE_FILE_ENDINGS, existing_uri
@@ -53,7 +52,7 @@ def reading_file(file: Path) -> Iterator[sqlite3.Connection]:
         if stream.read(len(HEADER)) != HEADER:
             raise ConfigurationError(f"{file} is not an SQLite database")
     has_log = any(file.with_name(f"{file.name}{ending}").exists() for ending in LOG_ENDINGS)
-    uri = existing_uri(file) if has_log else f"file:{quote(str(file))}?mode=ro&immutable=1"
+    uri = existing_uri(file, is_immutable=not has_log)
     with translating_errors(file), closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as connection:
         connection.execute("BEGIN")
         connection.execute("SELECT 1 FROM sqlite_master").fetchone()

@@ -1,5 +1,6 @@
 """The files of an SQLite database."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -81,12 +82,15 @@ def all_files(file: Path) -> tuple[Path, ...]:
     return (file, *(file.with_name(f"{file.name}{ending}") for ending in SIDE_FILE_ENDINGS))
 
 
-def existing_uri(file: Path) -> str:
+def existing_uri(file: Path, *, is_immutable: bool = False) -> str:
     """Return the URI that opens an existing file. SQLite does not create a missing file.
 
-    The URI is not read-only: after a crash, the first connection must be able to roll back the unfinished transaction.
+    Args:
+        file: the path, in any encoding.
+        is_immutable: whether nothing changes the file, so that SQLite needs no other file beside it. Otherwise, the URI
+            is not read-only: after a crash, the first connection must be able to roll back the unfinished transaction.
     """
-    return f"file:{quote(str(file))}?mode=rw"
+    return f"file:{quote(os.fsencode(file))}?{'mode=ro&immutable=1' if is_immutable else 'mode=rw'}"
 
 
 class FileChangeCheck:

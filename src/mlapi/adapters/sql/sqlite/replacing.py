@@ -90,7 +90,7 @@ def replaceable(file: Path, draft: Path) -> Iterator["Replacement"]:
 
 def _lock(connection: sqlite3.Connection, draft: Path) -> None:
     """Lock the file exclusively, and merge its write-ahead log into it."""
-    connection.execute("ATTACH ? AS restored", [str(draft)])
+    connection.execute("ATTACH ? AS restored", [existing_uri(draft)])
     connection.execute("PRAGMA main.locking_mode = EXCLUSIVE")
     connection.execute("PRAGMA main.synchronous = EXTRA")
     connection.execute("PRAGMA main.journal_mode = DELETE").fetchall()
