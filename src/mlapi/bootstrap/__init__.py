@@ -10,7 +10,7 @@ from mlapi.bootstrap.guard import async_guard as async_guard
 from mlapi.bootstrap.guard import open_guard as open_guard
 
 if TYPE_CHECKING:
-    from mlapi.bootstrap.exports import *  # noqa: F403
+    from mlapi.bootstrap.exports import *  # noqa: F403 - the names in its __all__
 
 
 def __getattr__(name: str) -> object:
