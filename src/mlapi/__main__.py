@@ -3,15 +3,14 @@
 import sys
 
 from mlapi.domain.errors import ConfigurationError
+from mlapi.platforms import require_unix
 
 
 def main() -> None:
     """Run the command line. On Windows, and if Ctrl-C is pressed while it is loading, print one line instead."""
     try:
-        from mlapi.config.platforms import require_unix  # noqa: PLC0415 - loading takes a tenth of a second
-
         require_unix()
-        from mlapi.entrypoints.cli import main as run  # noqa: PLC0415 - loading takes a third of a second
+        from mlapi.entrypoints.cli import main as run  # noqa: PLC0415 - Ctrl-C may be pressed while it loads
     except KeyboardInterrupt:
         sys.stderr.write("mlapi: interrupted\n")
         sys.exit(130)  # the exit code that shells use for SIGINT

@@ -17,10 +17,10 @@ from mlapi.bootstrap.storage_registry import registered_storages
 from mlapi.bootstrap.tokens import make_tokens
 from mlapi.config import Settings
 from mlapi.config.database_paths import database_url_of
-from mlapi.config.platforms import require_unix
 from mlapi.config.secrets_file import locate_secrets_file
 from mlapi.domain.errors import ConfigurationError
 from mlapi.file_access import find_database_error, find_database_warning
+from mlapi.platforms import require_unix
 from mlapi.token_keys import TokenKeys
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ from mlapi.adapters.sql.urls import connection_url, unsupported_scheme_error
 from mlapi.bootstrap.storage_registry import registered_storages
 from mlapi.config import Settings
 from mlapi.config.database_paths import database_url_of
-from mlapi.config.platforms import require_unix
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.storage import Storage
+from mlapi.platforms import require_unix
 
 ENTRY_POINTS = "mlapi.storages"
 """The entry point group for storages from other packages. The entry point's name is the URL scheme."""

@@ -18,10 +18,10 @@ from mlapi.config.environment import (
 )
 from mlapi.config.files import read_yaml
 from mlapi.config.parsing import parse_settings, validate_keys
-from mlapi.config.platforms import require_unix
 from mlapi.config.settings import Settings
 from mlapi.domain.errors import ConfigurationError
 from mlapi.file_access import find_secrets_error
+from mlapi.platforms import require_unix
 
 _logger = logging.getLogger("mlapi")
 
