@@ -15,6 +15,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import Result
+from cryptography.fernet import Fernet
 
 from mlapi.adapters.sql import backups
 from mlapi.adapters.sql.sqlite import replacing
@@ -140,6 +141,51 @@ def test_backup_is_replaced_only_with_force(backup: Path) -> None:
     assert (refused.exit_code, refused.stderr) == (3, f"mlapi: {backup} exists: use --force to replace it\n")
     assert backup.read_bytes() == before
     assert "backed up 4 users" in mlapi("backup", str(backup), "--force").stdout
+
+
+def test_only_secrets_of_the_replaced_backup_are_replaced(folder: Path, tmp_path: Path) -> None:
+    """Without its secrets, a restored backup has no password that can be verified."""
+    register("ada")
+    copy = tmp_path / "backup.db.secrets.yml"
+    others = {
+        "other secrets": (f"key: {Fernet.generate_key().decode()}\nsalt: other\n", "contains other secrets, but there"),
+        "another file": ("notes", "does not contain secrets"),
+    }
+    for content, error in others.values():
+        copy.write_text(content)
+        copy.chmod(0o600)
+
+        result = mlapi("backup", str(tmp_path / "backup.db"), "--force")
+
+        assert (result.exit_code, copy.read_text(), (tmp_path / "backup.db").exists()) == (3, content, False)
+        assert error in result.stderr
+
+    copy.write_bytes((folder / "secrets.yml").read_bytes())
+    assert mlapi("backup", str(tmp_path / "backup.db"), "--force").exit_code == 0
+
+
+@pytest.mark.parametrize("target", ["mlapi.db", "secrets.yml", "missing/secrets.yml", "notes.txt"])
+def test_link_in_place_of_the_secrets_is_not_followed(folder: Path, tmp_path: Path, target: str) -> None:
+    register("ada")
+    (folder / "notes.txt").write_text("notes")
+    (tmp_path / "backup.db.secrets.yml").symlink_to(folder / target)
+    before = snapshot(folder)
+
+    result = mlapi("backup", str(tmp_path / "backup.db"), "--force")
+
+    assert (result.exit_code, snapshot(folder), (tmp_path / "backup.db").exists()) == (3, before, False)
+
+
+def test_database_kept_by_a_restore_is_not_replaced(folder: Path, backup: Path) -> None:
+    restore(backup)
+    (kept,) = folder.glob("mlapi.db.before-restore-*")
+    before = snapshot(folder)
+
+    result = mlapi("backup", str(kept), "--force")
+
+    assert result.exit_code == 3
+    assert "is a database that a restore has kept, so --force does not replace it" in result.stderr
+    assert snapshot(folder) == before
 
 
 def test_secrets_of_another_backup_are_not_replaced(backup: Path) -> None:

@@ -85,14 +85,14 @@ def back_up(settings: Settings, file: Path, *, replace: bool, with_secrets: bool
             else None
         )
         file = _validate(file, storage, backups, secrets, replace=replace)
-        if copy is not None and copy.exists() and not replace:
-            raise ConfigurationError(f"{copy} exists: use --force to replace it")
+        if copy is not None:
+            copy = _validate_copy(copy, storage, secrets, replace=replace, has_backup=file.exists())
         remove_abandoned_drafts(file)
         with drafting(file) as draft:
             users = backups.back_up(draft)
             # The secrets come second, so that they include a key that was just added. Keys are removed much later.
             if copy is not None and secrets.file is not None:
-                _copy_secrets(secrets.file, copy.resolve(), replace=replace)
+                _copy_secrets(secrets.file, copy, replace=replace)
             publish(draft, file, replace=replace)
     return Backup(file=file, users=users, secrets_copy=copy, secrets_location=_describe_location(settings, secrets))
 
@@ -129,12 +129,45 @@ def _require_backups(storage: Storage) -> BackupStorage:
 
 def _validate(file: Path, storage: Storage, backups: BackupStorage, secrets: Secrets, *, replace: bool) -> Path:
     """Check that a file can be a backup. Return its path with symbolic links resolved."""
+    if file.name in {"", "-"}:
+        raise ConfigurationError(f"{str(file)!r} cannot be the name of a backup: use a name such as mlapi-backup.db")
+    resolved = _validate_path(file, storage, secrets, replace=replace)
+    if (error := backups.find_file_error(resolved)) is not None:
+        raise ConfigurationError(f"{file} {error}")
+    return resolved
+
+
+def _validate_copy(copy: Path, storage: Storage, secrets: Secrets, *, replace: bool, has_backup: bool) -> Path:
+    """Check that a file can be the secrets of a backup. Return its path with symbolic links resolved.
+
+    Only the secrets of the backup that is replaced may be lost.
+    """
+    resolved = _validate_path(copy, storage, secrets, replace=replace)
+    if resolved.exists():
+        try:
+            lost = parse_secrets(read_yaml(resolved), str(copy))
+        except ConfigurationError:
+            raise ConfigurationError(
+                f"{copy} does not contain secrets, so --force does not replace it: choose another name for the backup"
+            ) from None
+        if not (has_backup or _all_values(lost) <= _all_values(secrets.load())):
+            raise ConfigurationError(
+                f"{copy} contains other secrets, but there is no such backup to replace: choose another name for the"
+                " backup"
+            )
+    return resolved
+
+
+def _all_values(secrets: SecretSettings) -> set[str]:
+    return {*secrets.key, *secrets.salt, *secrets.token_key}
+
+
+def _validate_path(file: Path, storage: Storage, secrets: Secrets, *, replace: bool) -> Path:
+    """Check that a file may be written. Return its path with symbolic links resolved."""
     resolved = file.resolve()
     for own in (*storage.files, *([] if secrets.file is None else [secrets.file.resolve()])):
         if resolved == own or (resolved.exists() and own.exists() and resolved.samefile(own)):
             raise ConfigurationError(f"{file} belongs to the service itself: choose another name")
-    if file.name in {"", "-"}:
-        raise ConfigurationError(f"{str(file)!r} cannot be the name of a backup: use a name such as mlapi-backup.db")
     if not resolved.parent.is_dir():
         raise ConfigurationError(f"the folder {resolved.parent} does not exist: create it first")
     if resolved.exists():
@@ -143,8 +176,6 @@ def _validate(file: Path, storage: Storage, backups: BackupStorage, secrets: Sec
             raise ConfigurationError(f"{file} is not a regular file: {advice}")
         if not replace:
             raise ConfigurationError(f"{file} exists: use --force to replace it")
-    if (error := backups.find_file_error(resolved)) is not None:
-        raise ConfigurationError(f"{file} {error}")
     return resolved
 
 

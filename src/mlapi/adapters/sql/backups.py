@@ -14,7 +14,7 @@ from mlapi.adapters.sql.inspection import inspect_database
 from mlapi.adapters.sql.revisions import HEAD, REVISIONS
 from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.sqlite.copying import copy_database, is_backup, reading_file, translating_errors
-from mlapi.adapters.sql.sqlite.files import SIDE_FILE_ENDINGS
+from mlapi.adapters.sql.sqlite.files import KEPT_INFIX, SIDE_FILE_ENDINGS
 from mlapi.adapters.sql.sqlite.replacing import Replacement, replaceable
 from mlapi.atomic_files import drafting, remove_abandoned_drafts
 from mlapi.domain.backups import RestoreEffects
@@ -28,6 +28,8 @@ def find_file_error(file: Path) -> str | None:
         return "cannot be the name of a backup: use a name such as mlapi-backup.db"
     if not file.exists():
         return None
+    if KEPT_INFIX in file.name:
+        return "is a database that a restore has kept, so --force does not replace it: choose another name"
     if any(os.path.lexists(f"{file}{ending}") for ending in SIDE_FILE_ENDINGS):
         return "is a database in use, so --force does not replace it: choose another name"
     if file.stat().st_size and not is_backup(file):

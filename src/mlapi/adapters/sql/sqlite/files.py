@@ -16,6 +16,8 @@ HEADER = b"SQLite format 3\0"
 """The first bytes of a database that is not empty (https://www.sqlite.org/fileformat.html, 1.3)."""
 LOG_ENDINGS = ("-wal", "-journal")
 """The endings of the files that may contain changes: the write-ahead log and the rollback journal."""
+KEPT_INFIX = ".before-restore-"
+"""A part of the name of a database that a restore has replaced and kept."""
 SIDE_FILE_ENDINGS = ("-wal", "-shm", "-journal")
 """The endings of all files beside a database: the write-ahead log, its index, and the rollback journal."""
 

@@ -14,7 +14,7 @@ import attrs
 
 from mlapi.adapters.sql.sqlite.copying import copy_database, remove_side_files, translating_errors
 from mlapi.adapters.sql.sqlite.errors import LOCKED_CODES, primary_code
-from mlapi.adapters.sql.sqlite.files import LOG_ENDINGS, existing_uri
+from mlapi.adapters.sql.sqlite.files import KEPT_INFIX, LOG_ENDINGS, existing_uri
 from mlapi.atomic_files import drafting, give_to_owner_of_folder, publish
 from mlapi.domain.backups import MAX_EXAMPLES, Affected, RestoreEffects
 from mlapi.domain.commands import generate_token_epoch
@@ -171,7 +171,7 @@ def _edit(draft: Path, last_ids: Sequence[tuple[int, str]], *, end_tokens: bool)
 
 def _keep(file: Path, like: os.stat_result | None, copy_to: Callable[[Path], None]) -> Path:
     """Copy the database that is about to be replaced. Renaming it would leave no database after a crash."""
-    kept = file.with_name(f"{file.name}.before-restore-{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
+    kept = file.with_name(f"{file.name}{KEPT_INFIX}{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}")
     with drafting(file) as draft:  # named after the database, so that the next restore removes an abandoned draft
         copy_to(draft)
         publish(draft, kept, replace=False, like=like)
