@@ -127,6 +127,14 @@ class UserQueryContract:
             people[number] for number in expected
         ]
 
+    @pytest.mark.parametrize("text", ["\0", "ad\0", "\ud800"], ids=ascii)
+    def test_text_that_no_name_can_contain_finds_no_user(self, repository: UserRepository, text: str) -> None:
+        registered(repository, "ada")
+
+        assert repository.list_page(after=UserId(0), limit=9, containing=text) == []
+        assert repository.list_sorted("name", limit=9, containing=text) == []
+        assert repository.find_by_prefix(text, limit=9) == []
+
     @pytest.mark.parametrize("descending", [False, True])
     @pytest.mark.parametrize(
         ("order", "expected"), [("id", "cBda"), ("name", "aBcd"), ("created", "Bdac"), ("updated", "dcBa")]

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 
 from mlapi.domain.credentials import ApiKeyId, ApiKeyPrincipal, Principal, PrincipalId
+from mlapi.domain.rules import has_lone_surrogate
 from mlapi.domain.users import MAX_USER_ID, User, UserId
 
 MAX_CACHED_ROWS = 10_000
@@ -33,3 +34,8 @@ def is_storable_user_id(user_id: UserId) -> bool:
 def is_storable_key_id(key_id: str) -> bool:
     """Return False for ids that no API key can have. Valid ids are ASCII, and PostgreSQL rejects NUL."""
     return key_id.isascii() and "\0" not in key_id
+
+
+def is_storable_text(text: str) -> bool:
+    """Return False for texts that no column can contain: drivers raise errors for lone surrogates and for NUL."""
+    return "\0" not in text and not has_lone_surrogate(text)

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from sqlalchemy import Column, Select, bindparam, func, or_, select, tuple_
+from sqlalchemy import Column, Select, bindparam, false, func, or_, select, tuple_
 
 from mlapi.adapters.sql.audit import SqlAuditTrail
 from mlapi.adapters.sql.database import Database
-from mlapi.adapters.sql.principals import is_storable_user_id
+from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, read_api_key, read_user
 from mlapi.adapters.sql.tables import api_keys, users
 from mlapi.domain.commands import Command, Outcome
@@ -103,6 +103,8 @@ class SqlUserRepository:
         return [read_user(row) for row in self._database.browse(lambda connection: connection.execute(page).all())]
 
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
+        if not is_storable_text(prefix):
+            return []
         parameters = {"prefix": prefix, "prefix_end": _prefix_end(prefix), "limit": limit}
         rows = self._database.browse(lambda connection: connection.execute(_SELECT_BY_PREFIX, parameters).all())
         return sorted((read_user(row) for row in rows), key=lambda user: user.id)
@@ -138,6 +140,8 @@ def _select_users(*, enabled: bool | None, containing: str) -> Select[Any]:
     found = select(*USER_COLUMNS)
     if enabled is not None:
         found = found.where(users.c.enabled == enabled)
+    if not is_storable_text(containing):
+        return found.where(false())
     if containing:
         found = found.where(
             or_(
