@@ -124,7 +124,7 @@ class InMemoryUserRepository:
         return [self.find(key) for key in keys]
 
     def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        return [user for user in self._select(enabled=enabled, containing=containing) if user.id > after][:limit]
+        return self._select(after=after, enabled=enabled, containing=containing)[:limit]
 
     def list_sorted(
         self,
@@ -142,12 +142,13 @@ class InMemoryUserRepository:
             found = found[: bisect_left(keys, last)] if descending else found[bisect_right(keys, last) :]
         return (found[::-1] if descending else found)[:limit]
 
-    def _select(self, *, enabled: bool | None, containing: str) -> list[User]:
+    def _select(self, *, after: int = 0, enabled: bool | None, containing: str) -> list[User]:
         with self._lock:  # already sorted by id: ids only increase, and a dict keeps its insertion order
             return [
                 user
                 for user in self._users.values()
-                if enabled in {None, user.enabled}
+                if user.id > after
+                and enabled in {None, user.enabled}
                 and (containing in fold(user.username) or containing in user.email.lower())
             ]
 
