@@ -1,6 +1,6 @@
 """``mlapi backup`` and ``mlapi restore``."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import attrs
@@ -23,7 +23,7 @@ _EFFECTS = {
 }
 
 
-def file_argument(command: click.decorators.FC) -> click.decorators.FC:
+def file_argument(command: Callable[..., None]) -> Callable[..., None]:
     """Add the FILE argument."""
     return click.argument("file", type=click.Path(path_type=Path, readable=False))(command)
 
