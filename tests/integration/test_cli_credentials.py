@@ -238,6 +238,15 @@ def test_tokens_of_every_user_are_revoked_at_once(monkeypatch: pytest.MonkeyPatc
     assert json.loads(mlapi("tokens", "revoke", "--all", "--yes", "--json").stdout) == {"revoked": 2}
 
 
+def test_one_minute_and_one_user_are_counted_in_the_singular() -> None:
+    issued = mlapi("tokens", "issue", "ada", "--minutes", "1")
+    mlapi("users", "remove", "bob", "--yes")
+    revoked = mlapi("tokens", "revoke", "--all", "--yes")
+
+    assert issued.stderr == "issued a token for user 1 (ada); it is valid for 1 minute\n"
+    assert revoked.stdout == "revoked the tokens of 1 user\n"
+
+
 @pytest.mark.parametrize("arguments", [[], ["ada", "--all"]])
 def test_revocation_needs_users_or_all(arguments: list[str]) -> None:
     result = mlapi("tokens", "revoke", *arguments)

@@ -9,7 +9,7 @@ import click
 from mlapi.bootstrap import PreparedRestore, back_up, open_restore
 from mlapi.config import load_settings
 from mlapi.domain.backups import Affected, RestoreEffects
-from mlapi.entrypoints.cli.output import command_errors, json_option, show
+from mlapi.entrypoints.cli.output import command_errors, format_count, json_option, show
 from mlapi.entrypoints.cli.selection import confirm, require_terminal, yes_option
 
 _EFFECTS = {
@@ -41,7 +41,7 @@ def backup_command(file: Path, *, force: bool, without_secrets: bool, as_json: b
     """
     with command_errors():
         done = back_up(load_settings(), file, replace=force, with_secrets=not without_secrets)
-    lines = [f"backed up {_count(done.users)} to {done.file}"]
+    lines = [f"backed up {format_count(done.users, 'user')} to {done.file}"]
     if done.secrets_copy is None:
         lines.append(f"keep {done.secrets_location}, too: without the key, no password in this backup can be verified")
     else:
@@ -86,7 +86,7 @@ def restore_command(file: Path, *, end_tokens: bool | None, yes: bool, as_json: 
                 end_tokens = click.confirm(question, default=True, err=True)
         kept = restore.carry_out(end_tokens=bool(end_tokens))
     effects = _without_revoked(found, end_tokens=end_tokens)  # the answer may have changed them
-    lines = [f"restored {_count(restore.users)} to {restore.target}"]
+    lines = [f"restored {format_count(restore.users, 'user')} to {restore.target}"]
     if kept is not None:
         lines.append(f"the replaced database is kept in {kept}: delete it when you no longer need it")
     lines.append("all tokens were revoked" if end_tokens else "tokens were kept; --end-tokens revokes them")
@@ -107,7 +107,7 @@ def _without_revoked(effects: RestoreEffects | None, *, end_tokens: bool | None)
 
 
 def _describe(file: Path, restore: PreparedRestore, effects: RestoreEffects | None) -> Iterator[str]:
-    yield f"{file} contains {_count(restore.users)}. Restoring it changes {restore.target}:"
+    yield f"{file} contains {format_count(restore.users, 'user')}. Restoring it changes {restore.target}:"
     if restore.secrets_source is not None:
         yield f"  the secrets are restored from {restore.secrets_source}"
     if effects is None:
@@ -120,10 +120,6 @@ def _describe(file: Path, restore: PreparedRestore, effects: RestoreEffects | No
     for effect, value in affected:
         more = ", ..." if value.count > len(value.examples) else ""
         yield f"  {effect}: {value.count} ({', '.join(value.examples)}{more})"
-
-
-def _count(users: int) -> str:
-    return "1 user" if users == 1 else f"{users} users"
 
 
 def _items(effects: RestoreEffects) -> Iterator[tuple[str, Affected]]:

@@ -119,6 +119,10 @@ def read_secret(label: str, *, confirm: bool = False) -> str:
     return sys.stdin.readline().rstrip("\r\n")
 
 
+def format_count(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def show(text: str, value: object, *, as_json: bool) -> None:
     """Print ``text``, or ``value`` as JSON."""
     click.echo(msgspec.json.encode(value) if as_json else text)

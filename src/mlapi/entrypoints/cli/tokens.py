@@ -11,7 +11,7 @@ from mlapi.config import MAX_TOKEN_MINUTES, load_settings
 from mlapi.domain.credentials import ApiKeyPrincipal, TokenClaims, authenticate, get_principal_id
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.cli.operator import open_service_as_operator, open_users_as_operator
-from mlapi.entrypoints.cli.output import CommandGroup, command_errors, json_option, read_secret, show
+from mlapi.entrypoints.cli.output import CommandGroup, command_errors, format_count, json_option, read_secret, show
 from mlapi.entrypoints.cli.selection import (
     Report,
     apply_to_each,
@@ -63,7 +63,8 @@ def tokens_issue(user: str, *, reference: str | None, minutes: int | None, as_js
     if as_json:
         click.echo(responses.token_issued(issued).body)
         return
-    click.echo(f"issued a token for {describe(owner)}; it is valid for {issued.expires_in // 60} minutes", err=True)
+    validity = format_count(issued.expires_in // 60, "minute")
+    click.echo(f"issued a token for {describe(owner)}; it is valid for {validity}", err=True)
     click.echo(issued.token)
 
 
@@ -112,7 +113,7 @@ def tokens_revoke(names: Sequence[str], *, reference: str | None, is_all: bool, 
         selected = users.iterate_users() if is_all else find_each(users, names, reference, report)
         apply_to_each(users, selected, lambda user: users.prepare_end_tokens(user_id=user.id), report)
     if is_all:
-        show(f"revoked the tokens of {report.done} users", {"revoked": report.done}, as_json=as_json)
+        show(f"revoked the tokens of {format_count(report.done, 'user')}", {"revoked": report.done}, as_json=as_json)
     report.exit_on_failure()
 
 
