@@ -11,6 +11,9 @@ def main() -> None:
     try:
         require_unix()
         from mlapi.entrypoints.cli import main as run  # noqa: PLC0415 - Ctrl-C may be pressed while it loads
+    except ModuleNotFoundError as error:  # only a guard was installed: docs/guard.md
+        sys.stderr.write(f"mlapi: the command line needs the package {error.name}: pip install mlapi-users\n")
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.stderr.write("mlapi: interrupted\n")
         sys.exit(130)  # the exit code that shells use for SIGINT

@@ -369,10 +369,10 @@ def test_restore_reports_and_reverts_later_changes(folder: Path, backup: Path) -
     (kept,) = folder.glob("mlapi.db.before-restore-*Z")
     assert result.stdout == (
         f"{backup} contains 3 users. Restoring it changes {folder}/mlapi.db:\n"
-        "  users enabled again, who were disabled after the backup: 1 (ada)\n"
-        "  users disabled again, who were enabled after the backup: 1 (cyd)\n"
-        "  users who exist again, although they were removed after the backup: 1 (bob)\n"
-        "  users who no longer exist, because they were registered after the backup: 1 (dan)\n"
+        "  users enabled again: they were disabled after the backup: 1 (ada)\n"
+        "  users disabled again: they were enabled after the backup: 1 (cyd)\n"
+        "  users restored: they were removed after the backup: 1 (bob)\n"
+        "  users lost: they were registered after the backup: 1 (dan)\n"
         "  users with tokens that are valid again, although they were revoked after the backup: 2 (ada, bob)\n"
         f"restored 3 users to {folder}/mlapi.db\n"
         f"the replaced database is kept in {kept}: delete it when you no longer need it\n"
@@ -396,8 +396,8 @@ def test_restore_reports_api_keys(backup: Path) -> None:
 
     result = restore(backup)
 
-    assert "API keys that work again, although they were removed after the backup: 1 (ada: laptop)\n" in result.stdout
-    assert "API keys that no longer exist, because they were added after the backup: 1 (bob: ci)\n" in result.stdout
+    assert "API keys that work again: they were removed after the backup: 1 (ada: laptop)\n" in result.stdout
+    assert "API keys lost: they were added after the backup: 1 (bob: ci)\n" in result.stdout
 
 
 def test_unchanged_database_can_be_restored(backup: Path) -> None:

@@ -68,3 +68,16 @@ def test_command_reports_the_system_in_one_line(
         main()
 
     assert (exc_info.value.code, capsys.readouterr().err) == (1, f"mlapi: {ERROR}\n")
+
+
+def test_missing_packages_are_named_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delitem(sys.modules, "mlapi.entrypoints.cli", raising=False)
+    monkeypatch.setitem(sys.modules, "click", None)
+
+    with pytest.raises(SystemExit) as stopped:
+        main()
+
+    expected = "mlapi: the command line needs the package click: pip install mlapi-users\n"
+    assert (stopped.value.code, capsys.readouterr().err) == (1, expected)

@@ -1,4 +1,4 @@
-"""Find the default database, and resolve the relative paths in a configuration file, from the folder of the file."""
+"""Find the default database, and resolve relative paths in a configuration file from its folder."""
 
 import re
 from pathlib import Path

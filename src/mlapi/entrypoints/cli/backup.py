@@ -13,12 +13,12 @@ from mlapi.entrypoints.cli.output import command_errors, format_count, json_opti
 from mlapi.entrypoints.cli.selection import confirm, require_terminal, yes_option
 
 _EFFECTS = {
-    "enabled": "users enabled again, who were disabled after the backup",
-    "disabled": "users disabled again, who were enabled after the backup",
-    "returning": "users who exist again, although they were removed after the backup",
-    "lost": "users who no longer exist, because they were registered after the backup",
-    "returning_api_keys": "API keys that work again, although they were removed after the backup",
-    "lost_api_keys": "API keys that no longer exist, because they were added after the backup",
+    "enabled": "users enabled again: they were disabled after the backup",
+    "disabled": "users disabled again: they were enabled after the backup",
+    "returning": "users restored: they were removed after the backup",
+    "lost": "users lost: they were registered after the backup",
+    "returning_api_keys": "API keys that work again: they were removed after the backup",
+    "lost_api_keys": "API keys lost: they were added after the backup",
     "revived_tokens": "users with tokens that are valid again, although they were revoked after the backup",
 }
 

@@ -98,7 +98,7 @@ def tokens_check(*, as_json: bool) -> None:
 @yes_option
 @json_option
 def tokens_revoke(names: Sequence[str], *, reference: str | None, is_all: bool, yes: bool, as_json: bool) -> None:
-    """Revoke all tokens of users, who must log in again. Use - to read names or ids from standard input.
+    """Revoke all tokens of the given users. They must log in again. Use - to read names or ids from standard input.
 
     API keys stay valid. With --all, the command asks for confirmation; without a terminal, --yes is required.
     """

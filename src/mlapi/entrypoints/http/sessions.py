@@ -25,7 +25,7 @@ LIFETIME_SECONDS = 8 * 3600
 IDLE_SECONDS = 3600
 """An unused session expires after this time (NIST SP 800-63B-4, 2.2.3)."""
 PAGE_TOKEN_SECONDS = 60
-"""A page token authenticates one request, which the page sends immediately."""
+"""How long a page token is valid. The page asks for one before each of its requests."""
 FLASH_SECONDS = 60
 """A flash message expires after this time if no page has shown it."""
 MAX_COOKIE_CHARS = 4096

@@ -23,7 +23,7 @@ _FOREIGN_TABLES = text(
     " AND NOT pg_has_role(relowner, 'USAGE') ORDER BY relname"
 )
 
-# The probes need no new id, and row-level security does not reject them, because they change no row.
+# The probes change no rows, so they reveal neither a missing sequence privilege nor row-level security.
 HAS_FURTHER_PRIVILEGES = " AND ".join(
     [
         "SELECT coalesce(has_sequence_privilege(pg_get_serial_sequence('users', 'id'), 'USAGE'), false)",

@@ -8,7 +8,7 @@ from mlapi.adapters.sql.postgresql.namespaces import quote_if_needed
 
 
 def describe_backup_tools(url: URL, namespace: str | None) -> str:
-    """Return how to back up and restore a database with PostgreSQL's own programs, without its password.
+    """Return the pg_dump and pg_restore commands for a database, without its password.
 
     Args:
         url: the URL of the database. Its options may also name the user, the hosts, their ports and the database.
