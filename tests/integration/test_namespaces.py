@@ -13,6 +13,7 @@ from sqlalchemy import URL, text
 
 from mlapi import ConfigurationError, InvalidTokenError, UserId, Users
 from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.revisions import HEAD
 from mlapi.application import secret_rotation
 from mlapi.bootstrap import Service, open_database, open_service, open_users, upgrade_database
 from mlapi.config import Settings, load_settings
@@ -140,7 +141,7 @@ def test_concurrent_starts_create_the_schema_once(postgres_url: URL) -> None:
     with ThreadPoolExecutor() as pool:
         results = list(pool.map(upgrade_database, [load_settings()] * 4))
 
-    assert sorted(before or "" for before, _ in results) == ["", "0004", "0004", "0004"]
+    assert sorted(before or "" for before, _ in results) == ["", HEAD, HEAD, HEAD]
 
 
 def test_adoption_works_in_the_schema(

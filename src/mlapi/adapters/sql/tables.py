@@ -7,6 +7,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    Date,
     DateTime,
     Dialect,
     Double,
@@ -18,6 +19,7 @@ from sqlalchemy import (
     String,
     Table,
     TypeDecorator,
+    text,
 )
 
 
@@ -49,7 +51,16 @@ users = Table(
     # Sorted by code point, so that the index finds prefixes. This is SQLite's default.
     Column("username_key", String().with_variant(String(collation="C"), "postgresql"), nullable=False),
     Column("token_epoch", String, nullable=False),
+    Column("expires_datetime", UtcDateTime),
+    Column("plan", String),
+    Column("metadata", String),  # JSON
     Index("uq_users_username_key", "username_key", unique=True),
+    Index(
+        "ix_users_expires_datetime",
+        "expires_datetime",
+        postgresql_where=text("expires_datetime IS NOT NULL"),
+        sqlite_where=text("expires_datetime IS NOT NULL"),
+    ),
     sqlite_autoincrement=True,  # otherwise SQLite would reuse the id of the newest user after their removal
 )
 
@@ -84,7 +95,30 @@ audit = Table(
     Column("api_key_id", String),
     Column("outcome", String, nullable=False),
     Column("request_id", String),
+    Column("changes", String),  # JSON
     sqlite_autoincrement=True,
+)
+
+allowances = Table(
+    "mlapi_allowances",
+    metadata,
+    Column("user_id", BigInteger, ForeignKey("users.id", ondelete="CASCADE"), primary_key=True),
+    Column("allowance", String, primary_key=True),  # for example "requests per minute"
+    Column("starts_at", BigInteger, nullable=False),  # the start of the current window, in seconds since 1970
+    Column("used", BigInteger, nullable=False),  # in the current window, including all leases
+    Column("granted", BigInteger, nullable=False),  # by the latest lease
+)
+
+usage = Table(
+    "mlapi_usage",
+    metadata,
+    Column("day", Date, primary_key=True),
+    Column("user_id", BigInteger, primary_key=True, autoincrement=False),  # no foreign key: usage outlives its user
+    Column("key_id", String, primary_key=True),  # "" for requests with a token
+    Column("requests", BigInteger, nullable=False),
+    Column("units", BigInteger, nullable=False),
+    Column("seen_datetime", UtcDateTime, nullable=False),  # the latest request
+    Index("ix_mlapi_usage_user_id", "user_id", "day"),
 )
 
 key_check = Table(
