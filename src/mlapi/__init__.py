@@ -13,6 +13,7 @@ from mlapi.domain.commands import Actor, Command, Outcome
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
+    ChangeRejectedError,
     ConfigurationError,
     InvalidCredentialsError,
     InvalidFieldsError,
@@ -25,6 +26,7 @@ from mlapi.domain.errors import (
     UserDisabledError,
     UserExistsError,
     UserNotFoundError,
+    UserReferencedError,
 )
 from mlapi.domain.ports import AttemptLimiter, AuditTrail, Clock, PasswordCipher, TokenIssuer, UserRepository
 from mlapi.domain.rules import PasswordPolicy
@@ -48,6 +50,7 @@ __all__ = [
     "AuditEntry",
     "AuditTrail",
     "Authenticator",
+    "ChangeRejectedError",
     "Clock",
     "Command",
     "ConfigurationError",
@@ -71,6 +74,7 @@ __all__ = [
     "UserExistsError",
     "UserId",
     "UserNotFoundError",
+    "UserReferencedError",
     "UserRepository",
     "Users",
 ]

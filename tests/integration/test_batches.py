@@ -10,7 +10,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL, delete
 
-from mlapi import ApiKey, ApiKeyId, ApiKeyNotFoundError, Command, Outcome, User, UserId, UserRepository
+from mlapi import (
+    ApiKey,
+    ApiKeyId,
+    ApiKeyNotFoundError,
+    ChangeRejectedError,
+    Command,
+    Outcome,
+    User,
+    UserId,
+    UserRepository,
+)
 from mlapi.adapters.memory import InMemoryUserRepository
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqlUserRepository
@@ -164,7 +174,7 @@ class Replay:
             return attrs.evolve(outcome, id=UserId(self._number(outcome.id)))
         if isinstance(outcome, ApiKey):
             return attrs.evolve(outcome, user_id=UserId(self._number(outcome.user_id)))
-        if isinstance(outcome, ApiKeyNotFoundError):
+        if isinstance(outcome, ApiKeyNotFoundError | ChangeRejectedError):
             return outcome
         return type(outcome)(self._number(outcome.user_id))
 

@@ -21,7 +21,7 @@ from sqlalchemy import URL
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.adapters.sql.schema import upgrade
-from mlapi.domain.errors import RepositoryUnavailableError, UserExistsError
+from mlapi.domain.errors import ChangeRejectedError, RepositoryUnavailableError, UserExistsError
 from mlapi.domain.rules import canonical_username
 from mlapi.testing.samples import registration
 from tests.e2e.server import MlapiServer
@@ -299,10 +299,9 @@ def test_commit_rejected_by_the_server_is_not_applied(postgres_database: Databas
         )
     repository = SqlUserRepository(postgres_database)
 
-    with pytest.raises(RepositoryUnavailableError) as raised:
-        repository.apply([registration("ada")])
-
-    assert raised.value == RepositoryUnavailableError("a statement failed (RaiseException, SQLSTATE P0001)")
+    assert repository.apply([registration("ada")]) == [
+        ChangeRejectedError(None, "a trigger rejected the change (SQLSTATE P0001)")
+    ]
     assert repository.find(canonical_username("ada")) is None
 
 

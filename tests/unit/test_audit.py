@@ -12,6 +12,7 @@ from mlapi import (
     ApiKeyId,
     ApiKeyNotFoundError,
     AuditEntry,
+    ChangeRejectedError,
     Command,
     Outcome,
     PasswordChangedError,
@@ -19,6 +20,7 @@ from mlapi import (
     UserExistsError,
     UserId,
     UserNotFoundError,
+    UserReferencedError,
     Users,
 )
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
@@ -66,6 +68,8 @@ REJECTIONS: list[Rejection] = [
     UserNotFoundError(7),
     PasswordChangedError(7),
     ApiKeyNotFoundError("x"),
+    ChangeRejectedError(None, "a constraint failed"),
+    UserReferencedError(7),
 ]
 
 

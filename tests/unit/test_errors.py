@@ -7,6 +7,7 @@ import pytest
 
 from mlapi import (
     ApiKeyNotFoundError,
+    ChangeRejectedError,
     ConfigurationError,
     InvalidCredentialsError,
     InvalidFieldsError,
@@ -19,6 +20,7 @@ from mlapi import (
     UserDisabledError,
     UserExistsError,
     UserNotFoundError,
+    UserReferencedError,
 )
 from mlapi.domain.errors import FieldError
 
@@ -27,6 +29,11 @@ MESSAGES: list[tuple[MlapiError, str]] = [
     (UserNotFoundError(7), "user 7 does not exist"),
     (PasswordChangedError(7), "the password of user 7 was changed concurrently"),
     (ApiKeyNotFoundError("0123456789abcdef"), "this API key does not exist"),
+    (
+        ChangeRejectedError(None, "a constraint failed"),
+        "the database rejects this change, check the constraints and triggers on its tables: a constraint failed",
+    ),
+    (UserReferencedError(7), "user 7 is referenced by other tables: remove those rows first"),
     (InvalidCredentialsError(), "unknown username or wrong password"),
     (InvalidTokenError(), "invalid, expired or revoked token or API key"),
     (UserDisabledError(7), "user 7 is disabled"),

@@ -16,6 +16,7 @@ from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
 from mlapi.domain.errors import (
     AccessDeniedError,
     ApiKeyNotFoundError,
+    ChangeRejectedError,
     ConfigurationError,
     FieldError,
     InvalidCredentialsError,
@@ -30,6 +31,7 @@ from mlapi.domain.errors import (
     UserDisabledError,
     UserExistsError,
     UserNotFoundError,
+    UserReferencedError,
 )
 from mlapi.domain.users import EncryptedPassword, User, UserId
 from mlapi.entrypoints.wire import responses
@@ -205,6 +207,14 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
     (
         PasswordChangedError(7),
         Response(HTTPStatus.CONFLICT, b'{"message":"The password was changed by another request, log in again"}'),
+    ),
+    (
+        UserReferencedError(7),
+        Response(HTTPStatus.CONFLICT, b'{"message":"User is referenced by other tables"}'),
+    ),
+    (
+        ChangeRejectedError(7, "a constraint failed"),
+        Response(HTTPStatus.CONFLICT, b'{"message":"The database rejects this change"}'),
     ),
     (ApiKeyNotFoundError("0123456789abcdef"), Response(HTTPStatus.NOT_FOUND, b'{"message":"Key not found"}')),
     (

@@ -23,6 +23,7 @@ from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import Actor, ChangePassword, Reencrypt
 from mlapi.domain.credentials import IssuedToken, check_access
 from mlapi.domain.errors import (
+    ChangeRejectedError,
     InvalidCredentialsError,
     InvalidFieldsError,
     ServiceUnavailableError,
@@ -68,7 +69,8 @@ class LoginFlow:
         if verified.needs_upgrade:
             executor = self._executor.for_client(address)
             upgrade = await executor.hash(self._authenticator.prepare_upgrade, verified, password)
-            with suppress(UserNotFoundError, ServiceUnavailableError):  # the next login tries again
+            # The next login tries again.
+            with suppress(UserNotFoundError, ChangeRejectedError, ServiceUnavailableError):
                 await self._executor.apply(upgrade)
         return self._authenticator.issue_token(verified)
 

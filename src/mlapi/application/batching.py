@@ -225,7 +225,8 @@ class CommandBatcher(Batcher[Command, User | ApiKey]):
         """Apply a command, and return the resulting user or API key once the change is durable.
 
         Raises:
-            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError: if the command is rejected.
+            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError, UserReferencedError,
+                ChangeRejectedError: if the command is rejected.
             ServiceUnavailableError, RepositoryUnavailableError: see `submit` and `UserRepository.apply`.
         """
         return await self.submit(command)

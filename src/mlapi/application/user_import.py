@@ -17,7 +17,7 @@ import attrs
 from mlapi.application.users import Users
 from mlapi.domain.commands import Actor, Register
 from mlapi.domain.credentials import Principal
-from mlapi.domain.errors import FieldError, InvalidFieldsError, UserExistsError
+from mlapi.domain.errors import ChangeRejectedError, FieldError, InvalidFieldsError, UserExistsError
 from mlapi.domain.ports import is_costly
 from mlapi.domain.rules import canonical_username, find_email_error, find_username_error
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, to_utc, utc_now
@@ -35,6 +35,7 @@ _FLAGS = {
     **dict.fromkeys(["0", "false", "f", "no", "n", "off"], False),
 }
 _NAME_TAKEN = FieldError("username", "belongs to another user with a different e-mail address")
+_REJECTED_BY_DATABASE = FieldError("line", "a constraint or trigger in the database rejects this user")
 
 
 @attrs.frozen
@@ -282,6 +283,8 @@ class UserImport:
         for row, outcome in zip(batch.rows, outcomes, strict=True):
             if isinstance(outcome, InvalidFieldsError):
                 self._reject(row, outcome.errors)
+            elif isinstance(outcome, ChangeRejectedError):
+                self._reject(row, (_REJECTED_BY_DATABASE,))
             elif not isinstance(outcome, UserExistsError):
                 self.summary.imported += 1
             elif _is_same_user(row, existing[outcome.user_id]):

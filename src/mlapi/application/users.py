@@ -29,7 +29,13 @@ from mlapi.domain.commands import (
     UserCommand,
 )
 from mlapi.domain.credentials import ApiKey, ApiKeyId, generate_api_key, parse_api_key, validate_api_key_fields
-from mlapi.domain.errors import InvalidFieldsError, MlapiError, UserExistsError, UserNotFoundError
+from mlapi.domain.errors import (
+    ChangeRejectedError,
+    InvalidFieldsError,
+    MlapiError,
+    UserExistsError,
+    UserNotFoundError,
+)
 from mlapi.domain.ports import Clock, PasswordCipher, UserRepository, is_costly
 from mlapi.domain.rules import PasswordPolicy, canonical_username, find_email_error, find_username_error, fold
 from mlapi.domain.users import EncryptedPassword, User, UserId, utc_now
@@ -348,6 +354,7 @@ class Users:
 
         Raises:
             RepositoryUnavailableError: if the database is unavailable. Completed batches are kept.
+            ChangeRejectedError: if a constraint or trigger in the database rejects a new password. The others are kept.
         """
         for page in self._pages(batch_size):
             reencrypted = ((user, self.cipher.reencrypt(user.password)) for user in page)
@@ -356,7 +363,9 @@ class Users:
                 for user, password in reencrypted
                 if password is not None
             ]
-            self.repository.apply(commands)
+            for outcome in self.repository.apply(commands):
+                if isinstance(outcome, ChangeRejectedError):  # the user needs the older key
+                    raise outcome
             yield len(page), len(commands)
 
     @overload
@@ -367,7 +376,8 @@ class Users:
         """Apply one command durably. Return the resulting user or API key (its last state, if it was removed).
 
         Raises:
-            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError: if the command is rejected.
+            UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError, UserReferencedError,
+                ChangeRejectedError: if the command is rejected.
             RepositoryUnavailableError: if the database is unavailable.
         """
         (outcome,) = self.repository.apply([command])

@@ -27,9 +27,11 @@ from mlapi.domain.commands import (
 from mlapi.domain.credentials import ApiKey, ApiKeyId
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
+    ChangeRejectedError,
     PasswordChangedError,
     UserExistsError,
     UserNotFoundError,
+    UserReferencedError,
 )
 from mlapi.domain.users import MAX_USER_ID, User, UserId, to_utc
 
@@ -48,7 +50,15 @@ Action = Literal[
     "add_api_key",
     "remove_api_key",
 ]
-Result = Literal["done", "user_exists", "user_not_found", "password_changed", "api_key_not_found"]
+Result = Literal[
+    "done",
+    "user_exists",
+    "user_not_found",
+    "password_changed",
+    "api_key_not_found",
+    "user_referenced",
+    "change_rejected",
+]
 
 _ACTIONS: dict[type[Command], Action] = {
     Register: "register",
@@ -67,6 +77,8 @@ _RESULTS: dict[type[Outcome], Result] = {
     UserNotFoundError: "user_not_found",
     PasswordChangedError: "password_changed",
     ApiKeyNotFoundError: "api_key_not_found",
+    UserReferencedError: "user_referenced",
+    ChangeRejectedError: "change_rejected",
 }
 
 
@@ -74,7 +86,8 @@ _RESULTS: dict[type[Outcome], Result] = {
 class AuditEntry:
     """One command, applied or rejected.
 
-    ``user_id`` is None if the command named an id that no user can have, or an unknown API key.
+    ``user_id`` is None if the command named an id that no user can have or an unknown API key, or if the database
+    rejected a registration or the removal of an API key.
     ``api_key_id`` is set only if an API key was added or removed.
     """
 
@@ -136,6 +149,6 @@ def _get_user_id(outcome: Outcome) -> UserId | None:
         return outcome.id
     if isinstance(outcome, ApiKey):
         return outcome.user_id
-    if isinstance(outcome, ApiKeyNotFoundError):
+    if isinstance(outcome, ApiKeyNotFoundError) or outcome.user_id is None:
         return None
     return UserId(outcome.user_id) if 0 < outcome.user_id <= MAX_USER_ID else None

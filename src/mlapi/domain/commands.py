@@ -12,10 +12,12 @@ import attrs
 from mlapi.domain.credentials import USE_RECORDING_INTERVAL, ApiKey, ApiKeyId
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
+    ChangeRejectedError,
     InvalidFieldsError,
     PasswordChangedError,
     UserExistsError,
     UserNotFoundError,
+    UserReferencedError,
 )
 from mlapi.domain.rules import canonical_username, find_email_error, find_text_error, has_invisible
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, to_utc, utc_now
@@ -271,6 +273,13 @@ UserUpdate = SetEnabled | EndTokens | ChangePassword | Reencrypt | RejectRegistr
 UserCommand = Register | UserUpdate | Remove
 ApiKeyCommand = AddApiKey | RemoveApiKey | RecordApiKeyUse
 Command = UserCommand | ApiKeyCommand
-Rejection = UserExistsError | UserNotFoundError | PasswordChangedError | ApiKeyNotFoundError
+Rejection = (
+    UserExistsError
+    | UserNotFoundError
+    | PasswordChangedError
+    | ApiKeyNotFoundError
+    | UserReferencedError
+    | ChangeRejectedError
+)
 Outcome = User | ApiKey | Rejection
 """The resulting user or API key (its last state, if it was removed), or the error that rejects the command."""

@@ -6,6 +6,8 @@ MlapiError
 ├── UserNotFoundError                no user has this id
 ├── PasswordChangedError             the password was changed concurrently
 ├── ApiKeyNotFoundError              no API key has this id
+├── UserReferencedError              rows in other tables refer to the user
+├── ChangeRejectedError              a constraint or trigger in the database rejects the change
 ├── InvalidCredentialsError          unknown username or wrong password
 ├── InvalidTokenError                invalid, expired or revoked token or API key
 ├── AccessDeniedError                valid credentials of a user who has no access now
@@ -94,6 +96,31 @@ class ApiKeyNotFoundError(MlapiError):
 
     def __str__(self) -> str:
         return "this API key does not exist"
+
+
+@attrs.frozen
+class UserReferencedError(MlapiError):
+    """The user cannot be removed, because rows in tables of another application refer to it."""
+
+    user_id: int
+
+    def __str__(self) -> str:
+        return f"user {self.user_id} is referenced by other tables: remove those rows first"
+
+
+@attrs.frozen
+class ChangeRejectedError(MlapiError):
+    """A constraint or a trigger that another application has added to the database rejects the change.
+
+    ``user_id`` is None for a registration, and for an API key that is named by its id. ``reason`` contains no stored
+    values.
+    """
+
+    user_id: int | None
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the database rejects this change, check the constraints and triggers on its tables: {self.reason}"
 
 
 class InvalidCredentialsError(MlapiError):

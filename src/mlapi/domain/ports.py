@@ -75,9 +75,11 @@ class UserRepository(Protocol):
         - A command sees the effects of those before it: it can update a user registered earlier in the batch.
         - Removing a user also removes the user's API keys.
         - The audit entries that `mlapi.domain.audit.make_audit_entry` returns are written in the same transaction.
+        - If a constraint or trigger of another application rejects a command, its outcome is a `UserReferencedError` or
+          a `ChangeRejectedError`. To apply the others, the repository may split the batch into several transactions.
 
         Once this returns, the changes survive a crash. If it raises, nothing was applied, unless the connection was
-        lost during the commit: then the error's ``may_be_done`` is True.
+        lost during the commit or a part of a split batch was applied: then the error's ``may_be_done`` is True.
 
         Args:
             commands: the list may be empty or contain several thousand commands.

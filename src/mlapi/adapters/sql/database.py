@@ -26,6 +26,19 @@ _MAX_ATTEMPTS = 4
 T = TypeVar("T")
 
 
+class BatchRejectedError(Exception):
+    """A constraint or a trigger rejected a batch, which was rolled back.
+
+    Args:
+        reason: describes the error, without stored values.
+        is_reference: whether the constraint is a foreign key.
+    """
+
+    def __init__(self, reason: str, *, is_reference: bool) -> None:
+        super().__init__(reason)
+        self.is_reference = is_reference
+
+
 class Database:
     """Runs transactions, which raise `RepositoryUnavailableError` for every database fault.
 
@@ -191,10 +204,22 @@ class Database:
         Raises:
             RepositoryUnavailableError: if the database is unavailable, or ``commit_by`` has passed.
         """
+        try:
+            return self.apply_batch(work, commit_by=commit_by)
+        except BatchRejectedError as rejected:
+            raise RepositoryUnavailableError(str(rejected)) from None
+
+    def apply_batch(self, work: Callable[[Any], T], *, commit_by: float | None = None) -> T:
+        """Like `write_batch`, but report separately that a constraint or a trigger rejects the changes.
+
+        Raises:
+            RepositoryUnavailableError: see `write_batch`.
+            BatchRejectedError: if a constraint or a trigger rejects a change, immediately or at the commit.
+        """
 
         def attempt() -> T:
             pooled = self.engine.raw_connection()
-            with _invalidated_by_errors(pooled):
+            with self._invalidated_by_errors(pooled):
                 self.dialect.begin(pooled.driver_connection)
                 result = work(pooled.driver_connection)
                 if commit_by is not None and time.monotonic() > commit_by:
@@ -204,7 +229,13 @@ class Database:
             return result
 
         with self._operation(writes=True):
-            return self._retrying(attempt)
+            try:
+                return self._retrying(attempt)
+            except self._driver_error as error:
+                if not self.dialect.is_rejection(error):
+                    raise
+                is_reference = self.dialect.is_reference(error)
+                raise BatchRejectedError(self.dialect.describe_error(error), is_reference=is_reference) from None
 
     @contextmanager
     def open_existing(self, purpose: Purpose) -> Iterator[Connection]:
@@ -232,7 +263,7 @@ class Database:
 
     def _run_autocommit(self, work: Callable[[Any], T]) -> T:
         pooled = self.engine.raw_connection()
-        with _invalidated_by_errors(pooled):
+        with self._invalidated_by_errors(pooled):
             result = self.dialect.run_autocommit(pooled.driver_connection, work)
         pooled.close()
         return result
@@ -246,10 +277,15 @@ class Database:
             return stack.pop_all(), connection
 
     def _commit(self, connection: Any) -> None:  # noqa: ANN401 - a connection of the driver
-        """Commit, and raise an error that `_retrying` does not catch: a failed commit may have succeeded."""
+        """Commit. Unless a constraint or trigger rejects the changes, raise an error that `_retrying` does not catch.
+
+        Any other failed commit may have succeeded.
+        """
         try:
             self.dialect.commit(connection)
         except self._driver_error as error:
+            if self.dialect.is_rejection(error):
+                raise
             raise self._unavailable(error) from None
 
     def _commit_sqlalchemy(self, connection: Connection) -> None:
@@ -274,6 +310,21 @@ class Database:
                 self.pools.drop_stale_connections()
                 raise RepositoryUnavailableError("the database is busy: no free connection") from None
 
+    @contextmanager
+    def _invalidated_by_errors(self, pooled: PoolProxiedConnection) -> Iterator[None]:
+        """Close a connection after an error: it may be broken, still in a transaction, or read-only after a failover.
+
+        After a rejected change, it works, and the pool rolls the transaction back.
+        """
+        try:
+            yield
+        except BaseException as error:
+            if self.dialect.is_rejection(error):
+                pooled.close()
+            else:
+                pooled.invalidate()
+            raise
+
     def _unavailable(self, error: BaseException | None) -> RepositoryUnavailableError:
         return RepositoryUnavailableError(self.dialect.describe_error(error))
 
@@ -296,13 +347,3 @@ class Database:
                     raise
                 if attempts == _MAX_ATTEMPTS or (attempts > 1 and time.monotonic() > last_start):
                     raise
-
-
-@contextmanager
-def _invalidated_by_errors(pooled: PoolProxiedConnection) -> Iterator[None]:
-    """Close a connection after an error: it may be broken, still in a transaction, or read-only after a failover."""
-    try:
-        yield
-    except BaseException:
-        pooled.invalidate()
-        raise

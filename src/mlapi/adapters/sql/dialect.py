@@ -14,6 +14,7 @@ from mlapi.adapters.sql.postgresql import PostgresqlDialect
 from mlapi.adapters.sql.sqlite.dialect import SqliteDialect
 from mlapi.adapters.sql.sqlite.files import FileChange
 from mlapi.domain.attempts import WindowCount
+from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError
@@ -89,6 +90,14 @@ class Dialect(Protocol[DriverConnectionT]):
         """Return True if a retry on a new connection may succeed."""
         ...
 
+    def is_rejection(self, error: BaseException | None) -> bool:
+        """Return True if a constraint or a trigger rejected a change. The same change would be rejected again."""
+        ...
+
+    def is_reference(self, error: BaseException | None) -> bool:
+        """Return True for a rejection because of a foreign key."""
+        ...
+
     def describe_error(self, error: BaseException | None) -> str:
         """Describe a driver error, or an error in `data_errors`, in one line without stored values."""
         ...
@@ -129,6 +138,10 @@ class Dialect(Protocol[DriverConnectionT]):
 
     def apply(self, connection: DriverConnectionT, commands: Sequence[Command]) -> list[Outcome]:
         """Apply commands in order in the current transaction, and write the audit entries."""
+        ...
+
+    def add_audit_entries(self, connection: DriverConnectionT, entries: Sequence[AuditEntry]) -> None:
+        """Write audit entries in the current transaction."""
         ...
 
     def find_users(self, connection: DriverConnectionT, keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:

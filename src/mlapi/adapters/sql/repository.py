@@ -4,16 +4,23 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import attrs
 from sqlalchemy import Column, Select, bindparam, false, func, or_, select, tuple_
 
 from mlapi.adapters.sql.audit import SqlAuditTrail
-from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.database import BatchRejectedError, Database
 from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, read_api_key, read_user
 from mlapi.adapters.sql.tables import api_keys, users
-from mlapi.domain.commands import Command, Outcome
+from mlapi.domain.audit import make_audit_entry
+from mlapi.domain.commands import Command, Outcome, Remove
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
-from mlapi.domain.errors import UserNotFoundError
+from mlapi.domain.errors import (
+    ChangeRejectedError,
+    RepositoryUnavailableError,
+    UserNotFoundError,
+    UserReferencedError,
+)
 from mlapi.domain.rules import sort_key
 from mlapi.domain.users import MAX_USER_ID, User, UserId, UsernameKey, UserOrder
 
@@ -56,7 +63,36 @@ class SqlUserRepository:
         if not commands:
             return []
         dialect = self._database.dialect
-        return self._database.write_batch(lambda connection: dialect.apply(connection, commands), commit_by=commit_by)
+        try:
+            return self._database.apply_batch(
+                lambda connection: dialect.apply(connection, commands), commit_by=commit_by
+            )
+        except BatchRejectedError as rejected:
+            if len(commands) == 1:
+                return [self._reject(commands[0], rejected, commit_by)]
+        return self._apply_halves(commands, commit_by)
+
+    def _apply_halves(self, commands: Sequence[Command], commit_by: float | None) -> list[Outcome]:
+        """Apply each half of a rejected batch, to find the commands that the database rejects."""
+        middle = len(commands) // 2
+        outcomes = self.apply(commands[:middle], commit_by=commit_by)
+        try:
+            return outcomes + self.apply(commands[middle:], commit_by=commit_by)
+        except RepositoryUnavailableError as error:
+            raise attrs.evolve(error, may_be_done=True) from None  # the first half has been committed
+
+    def _reject(self, command: Command, rejected: BatchRejectedError, commit_by: float | None) -> Outcome:
+        """Write the audit entry for a command that the database rejects, and return its outcome."""
+        outcome: Outcome
+        if rejected.is_reference and isinstance(command, Remove):
+            outcome = UserReferencedError(command.user_id)
+        else:
+            outcome = ChangeRejectedError(getattr(command, "user_id", None), str(rejected))
+        entry = make_audit_entry(command, outcome)
+        if entry is not None:
+            add_entries = self._database.dialect.add_audit_entries
+            self._database.write_batch(lambda connection: add_entries(connection, [entry]), commit_by=commit_by)
+        return outcome
 
     def get(self, user_id: UserId) -> User:
         if is_storable_user_id(user_id):

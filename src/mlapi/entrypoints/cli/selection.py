@@ -169,7 +169,7 @@ def apply_to_each(
         iterator = iter(selected)
         while batch := list({user.id: user for user in islice(iterator, _BATCH_USERS)}.values()):
             for outcome in users.repository.apply([prepare(user) for user in batch]):
-                if isinstance(outcome, MlapiError):  # removed in the meantime
+                if isinstance(outcome, MlapiError):  # removed in the meantime, or rejected
                     report.fail(outcome)
                 else:
                     report.succeed_for(cast("User", outcome))

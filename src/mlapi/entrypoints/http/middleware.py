@@ -14,7 +14,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi.application.deadlines import pause
 from mlapi.application.repeated_warnings import RepeatedWarnings
-from mlapi.domain.errors import ConfigurationError, MlapiError, ServiceUnavailableError, TooManyAttemptsError
+from mlapi.domain.errors import (
+    ChangeRejectedError,
+    ConfigurationError,
+    MlapiError,
+    ServiceUnavailableError,
+    TooManyAttemptsError,
+)
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.error_responses import ambiguous_framing, error_response, http_error_response
 from mlapi.entrypoints.wire.headers import (
@@ -202,7 +208,7 @@ def logged_error_response(request: Request, error: MlapiError) -> Response:
 
 def log_outage(operation: str, error: MlapiError) -> None:
     """Log an error if the operator has to act."""
-    if isinstance(error, ServiceUnavailableError | ConfigurationError):
+    if isinstance(error, ServiceUnavailableError | ConfigurationError | ChangeRejectedError):
         error_log.log(f"{operation}: {error}")
 
 

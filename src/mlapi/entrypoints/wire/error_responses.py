@@ -9,6 +9,7 @@ import msgspec
 from mlapi.domain.errors import (
     AccessDeniedError,
     ApiKeyNotFoundError,
+    ChangeRejectedError,
     ConfigurationError,
     FieldError,
     InvalidCredentialsError,
@@ -23,6 +24,7 @@ from mlapi.domain.errors import (
     UserDisabledError,
     UserExistsError,
     UserNotFoundError,
+    UserReferencedError,
 )
 from mlapi.entrypoints.wire.errors import (
     AdminAccessDeniedError,
@@ -78,6 +80,18 @@ _ENTRIES = (
         HTTPStatus.CONFLICT,
         "The password was changed by another request, log in again",
         "Another request changed the password at the same time.",
+    ),
+    ErrorEntry(
+        UserReferencedError(1),
+        HTTPStatus.CONFLICT,
+        "User is referenced by other tables",
+        "Rows in other tables of the database refer to the user. Remove those rows first.",
+    ),
+    ErrorEntry(
+        ChangeRejectedError(1, "a constraint was violated"),
+        HTTPStatus.CONFLICT,
+        "The database rejects this change",
+        "A constraint or trigger that another application has added to the database rejects the change.",
     ),
     ErrorEntry(ApiKeyNotFoundError(""), HTTPStatus.NOT_FOUND, "Key not found", "The API key does not exist."),
     ErrorEntry(

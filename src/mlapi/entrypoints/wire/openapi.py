@@ -209,13 +209,13 @@ def _describe_responses(operation: Operation) -> Iterator[tuple[str, Schema]]:
         error_responses = {
             error.__name__.removesuffix("Error"): error_response(ERRORS[error].example) for error in errors
         }
-        (response_type,) = {_RESPONSE_TYPES.get(error, Message) for error in errors}
+        response_types = dict.fromkeys(_RESPONSE_TYPES.get(error, Message) for error in errors)
         yield (
             str(status.value),
             {
                 "description": " ".join(ERRORS[error].description for error in errors),
                 "headers": _header_references(error_responses.values()),
-                "content": _json_content(response_type, error_responses),
+                "content": _json_content(*response_types, responses=error_responses),
             },
         )
     method_not_allowed = http_error_response(HTTPStatus.METHOD_NOT_ALLOWED, [("Allow", operation.method)])
@@ -227,15 +227,13 @@ def _describe_responses(operation: Operation) -> Iterator[tuple[str, Schema]]:
 def _describe_success(operation: Operation) -> tuple[str, Schema]:
     success = operation.success
     examples = {"Success": success}
+    form_responses = []
     if operation.form is not None:
         examples["SuccessOfForm"] = operation.form.success
+        form_responses.append(operation.form.response)
     description: Schema = {"description": "Success.", "headers": _header_references(examples.values())}
     if operation.response is not None:
-        description["content"] = content = _json_content(operation.response, examples)
-        if operation.form is not None:
-            content["application/json"]["schema"] = {
-                "anyOf": [_reference(operation.response), _reference(operation.form.response)]
-            }
+        description["content"] = _json_content(operation.response, *form_responses, responses=examples)
         if success.status == HTTPStatus.CREATED:
             description["links"] = _links(operation.response)
     elif success.status != HTTPStatus.NO_CONTENT:
@@ -247,7 +245,7 @@ def _describe_success(operation: Operation) -> tuple[str, Schema]:
 def _describe_http_error(response: Response, description: str) -> tuple[str, Schema]:
     """Describe an error response from the framework."""
     name = response.status.phrase.title().replace(" ", "")
-    content = _json_content(Message, {name: response})
+    content = _json_content(Message, responses={name: response})
     return (
         str(response.status.value),
         {"description": description, "headers": _header_references([response]), "content": content},
@@ -278,8 +276,9 @@ def _reference(body_type: type[msgspec.Struct]) -> Schema:
     return {"$ref": f"#/components/schemas/{body_type.__name__}"}
 
 
-def _json_content(body_type: type[msgspec.Struct], responses: Mapping[str, Response] | None = None) -> Schema:
-    content: Schema = {"schema": _reference(body_type)}
+def _json_content(*body_types: type[msgspec.Struct], responses: Mapping[str, Response] | None = None) -> Schema:
+    references = [_reference(body_type) for body_type in body_types]
+    content: Schema = {"schema": references[0] if len(references) == 1 else {"anyOf": references}}
     if responses:
         content["examples"] = {name: {"value": json.loads(response.body)} for name, response in responses.items()}
     return {"application/json": content}

@@ -7,6 +7,7 @@ endpoint, add an entry here and a handler with the same name in `mlapi.entrypoin
 from mlapi.domain.credentials import ACCESS_ERRORS
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
+    ChangeRejectedError,
     InvalidCredentialsError,
     InvalidTokenError,
     PasswordChangedError,
@@ -14,6 +15,7 @@ from mlapi.domain.errors import (
     TooManyAttemptsError,
     UserExistsError,
     UserNotFoundError,
+    UserReferencedError,
 )
 from mlapi.entrypoints.wire import examples, responses
 from mlapi.entrypoints.wire.callers import (
@@ -53,7 +55,7 @@ OPERATIONS = (
         callers=ADMINS,
         success=responses.permission_updated(examples.USER),
         response=UserMessage,
-        errors=(UserNotFoundError,),
+        errors=(UserNotFoundError, ChangeRejectedError),
     ),
     Operation(
         method="POST",
@@ -67,7 +69,7 @@ OPERATIONS = (
         request=RegisterRequest,
         success=responses.user_registered(examples.USER),
         response=UserMessage,
-        errors=(UserExistsError, TooManyAttemptsError),
+        errors=(UserExistsError, ChangeRejectedError, TooManyAttemptsError),
     ),
     Operation(
         method="DELETE",
@@ -79,7 +81,7 @@ OPERATIONS = (
         callers=ADMINS,
         success=responses.user_removed(examples.USER),
         response=Message,
-        errors=(UserNotFoundError,),
+        errors=(UserNotFoundError, UserReferencedError, ChangeRejectedError),
     ),
     Operation(
         method="POST",
@@ -171,7 +173,13 @@ OPERATIONS = (
         cross_origin=True,
         request=ChangePasswordRequest,
         success=responses.password_changed(examples.USER),
-        errors=(InvalidCredentialsError, UserNotFoundError, PasswordChangedError, TooManyAttemptsError),
+        errors=(
+            InvalidCredentialsError,
+            UserNotFoundError,
+            PasswordChangedError,
+            ChangeRejectedError,
+            TooManyAttemptsError,
+        ),
     ),
     Operation(
         method="DELETE",
@@ -184,7 +192,7 @@ OPERATIONS = (
         cross_origin=True,
         success=responses.tokens_ended(examples.USER),
         response=UserMessage,
-        errors=(UserNotFoundError,),
+        errors=(UserNotFoundError, ChangeRejectedError),
     ),
     Operation(
         method="PUT",
@@ -196,7 +204,7 @@ OPERATIONS = (
         callers=ADMINS,
         request=SetPasswordRequest,
         success=responses.password_changed(examples.USER),
-        errors=(UserNotFoundError,),
+        errors=(UserNotFoundError, ChangeRejectedError),
     ),
     Operation(
         method="DELETE",
@@ -208,7 +216,7 @@ OPERATIONS = (
         callers=ADMINS,
         success=responses.tokens_ended(examples.USER),
         response=UserMessage,
-        errors=(UserNotFoundError,),
+        errors=(UserNotFoundError, ChangeRejectedError),
     ),
     Operation(
         method="GET",
@@ -233,7 +241,7 @@ OPERATIONS = (
         request=AddApiKeyRequest,
         success=responses.api_key_added(examples.API_KEY, examples.API_KEY_SECRET),
         response=responses.NewApiKeyResponse,
-        errors=(UserNotFoundError,),
+        errors=(UserNotFoundError, ChangeRejectedError),
     ),
     Operation(
         method="DELETE",
@@ -245,7 +253,7 @@ OPERATIONS = (
         callers=ADMINS,
         success=responses.api_key_removed(examples.API_KEY),
         response=Message,
-        errors=(ApiKeyNotFoundError,),
+        errors=(ApiKeyNotFoundError, ChangeRejectedError),
     ),
     Operation(
         method="GET",

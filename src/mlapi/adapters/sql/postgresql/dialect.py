@@ -16,6 +16,7 @@ from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, transla
 from mlapi.adapters.sql.postgresql import engine, errors, execution, namespaces, privileges, tools
 from mlapi.adapters.sql.probes import write_probes
 from mlapi.domain.attempts import WindowCount
+from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
@@ -101,6 +102,12 @@ class PostgresqlDialect:
     def is_transient(self, error: BaseException | None) -> bool:
         return errors.is_transient(error)
 
+    def is_rejection(self, error: BaseException | None) -> bool:
+        return errors.is_rejection(error)
+
+    def is_reference(self, error: BaseException | None) -> bool:
+        return errors.is_reference(error)
+
     def describe_error(self, error: BaseException | None) -> str:
         return errors.describe_error(error)
 
@@ -137,6 +144,9 @@ class PostgresqlDialect:
 
     def apply(self, connection: "BoundedConnection", commands: Sequence[Command]) -> list[Outcome]:
         return execution.apply(connection, commands)
+
+    def add_audit_entries(self, connection: "BoundedConnection", entries: Sequence[AuditEntry]) -> None:
+        execution.add_audit_entries(connection, entries)
 
     def find_users(self, connection: "BoundedConnection", keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
         return execution.find_users(connection, keys)

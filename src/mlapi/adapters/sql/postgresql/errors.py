@@ -19,6 +19,12 @@ _INSUFFICIENT_PRIVILEGE = "42501"
 _RETRYABLE_STATES = {"40001", "40P01", "25006"}
 """A serialization failure, a deadlock, and a read-only transaction: the server may have become a standby."""
 
+_REFERENCE_STATES = {"23001", "23503"}
+_REJECTION_CLASSES = {"23", "27", "44", "P0"}
+"""The classes of SQLSTATEs for constraints, changes in triggers, WITH CHECK OPTION, and RAISE in PL/pgSQL."""
+_RAISING_FUNCTIONS = {"exec_stmt_assert", "exec_stmt_raise"}
+"""The functions in the server's source code that execute RAISE and ASSERT. RAISE may use any SQLSTATE."""
+
 _PROTOCOL_VIOLATION = "08P01"  # of all errors that PgBouncer itself reports
 
 _TABLE_PRIVILEGES = (
@@ -44,6 +50,7 @@ _BY_STATE = {
     "57014": "the statement took too long",
     "57P": "the server ended the session",
     "58": "the server reports a system error",
+    "P0": "a trigger rejected the change",
     "XX": "the server reports an internal error or damaged data",
 }
 """Descriptions by SQLSTATE (PostgreSQL 18, appendix A) or its beginning."""
@@ -143,6 +150,20 @@ def must_reconnect(error: BaseException | None) -> bool:
     from psycopg import Error  # noqa: PLC0415 - an optional dependency
 
     return isinstance(error, Error) and (has_lost_connection(error) or error.sqlstate in _RETRYABLE_STATES)
+
+
+def is_rejection(error: BaseException | None) -> bool:
+    """Return True if a constraint or a trigger rejected a change."""
+    from psycopg import Error  # noqa: PLC0415 - an optional dependency
+
+    if not isinstance(error, Error) or error.sqlstate is None:
+        return False
+    return error.sqlstate[:2] in _REJECTION_CLASSES or error.diag.source_function in _RAISING_FUNCTIONS
+
+
+def is_reference(error: BaseException | None) -> bool:
+    """Return True for a rejection because of a foreign key."""
+    return getattr(error, "sqlstate", None) in _REFERENCE_STATES
 
 
 def has_lost_connection(error: "psycopg.Error") -> bool:

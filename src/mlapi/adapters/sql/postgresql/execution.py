@@ -12,6 +12,7 @@ from mlapi.adapters.sql.postgresql.batches import Segment, split_batch
 from mlapi.adapters.sql.row_readers import Row, principal_reader
 from mlapi.adapters.sql.tables import users
 from mlapi.domain.attempts import WindowCount
+from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import (
     AddApiKey,
     ApiKeyCommand,
@@ -55,8 +56,12 @@ def apply(connection: "BoundedConnection", commands: Sequence[Command]) -> list[
         _apply_segment(connection, segment, outcomes)
     in_order = [outcomes[position] for position in range(len(commands))]
     if entries := statements.audit_entries(commands, in_order):
-        _execute(connection, sql.INSERT_AUDIT, entries)
+        add_audit_entries(connection, entries)
     return in_order
+
+
+def add_audit_entries(connection: "BoundedConnection", entries: Sequence[AuditEntry]) -> None:
+    _execute(connection, sql.INSERT_AUDIT, entries)
 
 
 def find_users(connection: "BoundedConnection", keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:

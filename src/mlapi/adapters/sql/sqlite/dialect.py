@@ -14,9 +14,16 @@ from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 from mlapi.adapters.sql.existing import ConnectionPool, Purpose
 from mlapi.adapters.sql.probes import write_probes
 from mlapi.adapters.sql.sqlite import engine, execution, existing, files, reading
-from mlapi.adapters.sql.sqlite.errors import DATA_ERRORS, describe_file_error, primary_code
+from mlapi.adapters.sql.sqlite.errors import (
+    DATA_ERRORS,
+    describe_file_error,
+    is_reference,
+    is_rejection,
+    primary_code,
+)
 from mlapi.adapters.sql.sqlite.files import FileChange
 from mlapi.domain.attempts import WindowCount
+from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.users import User, UsernameKey
@@ -73,6 +80,12 @@ class SqliteDialect:
         # other errors: SQLite itself has already waited for the lock.
         return isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_READONLY
 
+    def is_rejection(self, error: BaseException | None) -> bool:
+        return is_rejection(error)
+
+    def is_reference(self, error: BaseException | None) -> bool:
+        return is_reference(error)
+
     def describe_error(self, error: BaseException | None) -> str:
         if isinstance(error, MultipleResultsFound | NoResultFound):
             return f"the database file contains unreadable data ({type(error).__name__}); run `mlapi doctor`"
@@ -102,6 +115,9 @@ class SqliteDialect:
 
     def apply(self, connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
         return execution.apply(connection, commands)
+
+    def add_audit_entries(self, connection: sqlite3.Connection, entries: Sequence[AuditEntry]) -> None:
+        execution.add_audit_entries(connection, entries)
 
     def find_users(self, connection: sqlite3.Connection, keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
         return execution.find_users(connection, keys)

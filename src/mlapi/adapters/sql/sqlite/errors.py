@@ -10,6 +10,7 @@ DATA_ERRORS: tuple[type[Exception], ...] = (ValueError, TypeError)
 
 CORRUPTION_CODES = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB}
 LOCKED_CODES = {sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL}
+_FOREIGN_KEY_MESSAGE = "FOREIGN KEY constraint failed"
 _CHECK_OWNER = "check that the account that runs mlapi owns it and its folder"
 
 _MESSAGES = {
@@ -35,6 +36,16 @@ def primary_code(error: BaseException | None) -> int:
     """Return SQLite's primary result code, or 0 if the sqlite3 module itself raised the error."""
     extended_code: int = getattr(error, "sqlite_errorcode", 0)
     return extended_code & 0xFF
+
+
+def is_rejection(error: BaseException | None) -> bool:
+    """Return True if a constraint or a trigger rejected a change."""
+    return isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_CONSTRAINT
+
+
+def is_reference(error: BaseException | None) -> bool:
+    """Return True for a rejection because of a foreign key. The code for ON DELETE RESTRICT is that of a trigger."""
+    return str(error) == _FOREIGN_KEY_MESSAGE
 
 
 def describe_file_error(error: BaseException | None) -> str:

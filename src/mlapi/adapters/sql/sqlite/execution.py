@@ -40,9 +40,12 @@ def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[O
         else _apply_to_api_key(connection, command)
         for command in commands
     ]
-    entries = statements.audit_entries(commands, outcomes)
-    connection.executemany(sql.INSERT_AUDIT, [_audit_row(entry) for entry in entries])
+    add_audit_entries(connection, statements.audit_entries(commands, outcomes))
     return outcomes
+
+
+def add_audit_entries(connection: sqlite3.Connection, entries: Sequence[AuditEntry]) -> None:
+    connection.executemany(sql.INSERT_AUDIT, [_audit_row(entry) for entry in entries])
 
 
 def find_users(connection: sqlite3.Connection, keys: Sequence[UsernameKey]) -> dict[UsernameKey, User]:
