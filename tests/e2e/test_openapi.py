@@ -41,6 +41,10 @@ extract_selector = "/token"
 deterministic = %(deterministic)s
 database = "none"
 
+[[operations]]
+include-path = "/verify"
+checks.unsupported_method.enabled = false
+
 [cache]
 enabled = false
 """

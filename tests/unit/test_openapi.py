@@ -23,11 +23,13 @@ from mlapi.entrypoints.wire.openapi import DescribedAccess, openapi
 from mlapi.entrypoints.wire.operation import Operation
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, START_PATH
-from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS
+from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS, VERIFY_PARAMETERS
 
 DOCUMENT: dict[str, Any] = json.loads(openapi())
 PAGES = (CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH)
 """Routes without an operation: web pages and the description itself."""
+ANY_METHOD = ("GET",)
+"""The method in the description of operations that accept every method."""
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 
 
@@ -95,7 +97,7 @@ def test_every_operation_has_a_handler_and_vice_versa() -> None:
 
 
 def test_every_route_has_an_operation_and_vice_versa() -> None:
-    routes = {(method, route.path) for route in operation_routes() for method in route.methods or ()}
+    routes = {(method, route.path) for route in operation_routes() for method in route.methods or ANY_METHOD}
 
     without_head = {(method, path) for method, path in routes if method != "HEAD"}  # Starlette adds HEAD to GET
     assert without_head == {(operation.method, operation.path) for operation in OPERATIONS}
@@ -114,6 +116,7 @@ def test_only_the_listed_operations_are_open_to_non_admins() -> None:
         "/token",
         "/token_status",
         "/token_status/{token:path}",
+        "/verify",
         "/users/me",
         "/users/me/password",
         "/users/me/tokens",
@@ -165,6 +168,7 @@ def test_endpoints_are_named_after_their_handlers() -> None:
         ("/token_status", "token_status"),
         ("/token_status/{token:path}", "token_status_of_path"),
         ("/users", "list_users"),
+        ("/verify", "verify"),
         ("/users/me", "show_own_user"),
         ("/users/{user_id}", "show_user"),
         ("/users/me/password", "change_password"),
@@ -189,14 +193,20 @@ def test_every_error_belongs_to_an_operation_and_has_an_example() -> None:
 def test_description_lists_the_status_of_every_error(operation: Operation) -> None:
     statuses = {ERRORS[error].status.value for error in operation.all_errors}
 
-    expected = {*statuses, operation.success.status.value, 405, *([404] if operation.may_be_disabled else [])}
+    statuses |= {operation.success.status.value}
+    statuses |= {404} if operation.may_be_disabled else set()
+    expected = statuses if operation.any_method else {*statuses, 405}
     assert set(description_of(operation)["responses"]) == {str(status) for status in expected}
 
 
 def test_description_lists_every_query_parameter() -> None:
     queries = {operation.path: operation.query for operation in OPERATIONS if operation.query}
 
-    assert queries == {"/users": tuple(USERS_PARAMETERS), "/audit": tuple(AUDIT_PARAMETERS)}
+    assert queries == {
+        "/users": tuple(USERS_PARAMETERS),
+        "/audit": tuple(AUDIT_PARAMETERS),
+        "/verify": tuple(VERIFY_PARAMETERS),
+    }
 
 
 def test_description_lists_the_headers_that_clients_need() -> None:

@@ -5,15 +5,19 @@ from contextlib import suppress
 from datetime import datetime
 from typing import final
 
+import attrs
+
 from mlapi.domain.commands import RecordApiKeyUse
 from mlapi.domain.credentials import (
     MAX_CREDENTIAL_CHARS,
     USE_RECORDING_INTERVAL,
     ApiKey,
+    ApiKeyId,
     ApiKeyPrincipal,
     ParsedCredential,
     Principal,
     PrincipalId,
+    TokenClaims,
     authenticate,
     get_principal_id,
     looks_like_api_key,
@@ -22,6 +26,20 @@ from mlapi.domain.credentials import (
 from mlapi.domain.errors import InvalidTokenError, RepositoryUnavailableError
 from mlapi.domain.ports import ApiKeyUsage, Clock, PrincipalRepository, TokenVerifier
 from mlapi.domain.users import User, utc_now
+
+
+@final
+@attrs.frozen
+class Admission:
+    """A request that the guard has admitted.
+
+    Attributes:
+        user: the authenticated user.
+        key_id: the id of the API key that the request presented; None if it presented a token.
+    """
+
+    user: User
+    key_id: ApiKeyId | None
 
 
 @final
@@ -61,12 +79,34 @@ class Guard:
         self._api_key_usage = self._record_use if api_key_usage is None else api_key_usage
 
     def check(self, credential: str) -> User:
-        """Authenticate a token or API key, and return its user.
+        """Admit a request like `admit`, and return its user."""
+        return self.admit(credential).user
+
+    def admit(self, credential: str, *, cost: int = 1) -> Admission:
+        """Authenticate the token or API key of a request, and count the request.
+
+        Args:
+            credential: the token or API key.
+            cost: how much the request counts. 0 counts nothing, but raises the same errors.
 
         Raises:
             InvalidTokenError: if the credential is invalid, expired or revoked, or its user was removed.
-            UserDisabledError: if the credential is valid but the user is disabled.
-            RepositoryUnavailableError: if the database is unavailable. In that case, no credential is accepted.
+            AccessDeniedError: if the credential is valid but the user has no access now, for example because the user
+                is disabled.
+            RepositoryUnavailableError: if the database is unavailable. In that case, no request is admitted.
+        """
+        parsed = self.parse_credential(credential)
+        (principal,) = self.repository.find_principals([get_principal_id(parsed)])
+        return self.enforce(parsed, self.authenticate(parsed, principal), cost)
+
+    def identify(self, credential: str) -> User:
+        """Authenticate a token or API key and return its user, without counting a request.
+
+        Use it to look up the owner of a credential, for example to check an open connection again. To let a user call a
+        model, use `admit` or `check`.
+
+        Raises:
+            InvalidTokenError, AccessDeniedError, RepositoryUnavailableError: see `admit`.
         """
         parsed = self.parse_credential(credential)
         (principal,) = self.repository.find_principals([get_principal_id(parsed)])
@@ -81,7 +121,7 @@ class Guard:
         return self._tokens.verify(credential)
 
     def authenticate(self, parsed: ParsedCredential, principal: Principal | None) -> User:
-        """Return the user, given the credential's current principal. Raises the same errors as `check`."""
+        """Return the user, given the credential's current principal. Raises the same errors as `identify`."""
         now = self._clock()
         user = authenticate(parsed, principal, now)
         if isinstance(principal, ApiKeyPrincipal):
@@ -89,6 +129,10 @@ class Guard:
             if last_used is None or now - last_used >= USE_RECORDING_INTERVAL:
                 self._api_key_usage(principal.key, now)
         return user
+
+    def enforce(self, parsed: ParsedCredential, user: User, cost: int) -> Admission:  # noqa: ARG002
+        """Admit a request of an authenticated user."""
+        return Admission(user, None if isinstance(parsed, TokenClaims) else parsed.id)
 
     def _record_use(self, key: ApiKey, at: datetime) -> None:
         with suppress(RepositoryUnavailableError):  # authentication also works with a read-only database
@@ -110,6 +154,16 @@ class AsyncGuard:
         self._look_up = look_up
 
     async def check(self, credential: str) -> User:
-        """Authenticate a token or API key, and return its user. Raises the same errors as `Guard.check`."""
+        """Admit a request like `admit`, and return its user."""
+        return (await self.admit(credential)).user
+
+    async def admit(self, credential: str, *, cost: int = 1) -> Admission:
+        """Authenticate the token or API key of a request, and count the request. See `Guard.admit`."""
+        parsed = self._guard.parse_credential(credential)
+        user = self._guard.authenticate(parsed, await self._look_up(get_principal_id(parsed)))
+        return self._guard.enforce(parsed, user, cost)
+
+    async def identify(self, credential: str) -> User:
+        """Authenticate a token or API key and return its user, without counting a request. See `Guard.identify`."""
         parsed = self._guard.parse_credential(credential)
         return self._guard.authenticate(parsed, await self._look_up(get_principal_id(parsed)))

@@ -102,7 +102,11 @@ def operation_routes() -> list[Route]:
     for operation in OPERATIONS:
         endpoint = Endpoint(HANDLERS[operation.name], operation.name)
         endpoints.setdefault(operation.path, {})[operation.method] = endpoint
-    return [Route(path, _merge(by_method), methods=list(by_method)) for path, by_method in endpoints.items()]
+    any_method = {operation.path for operation in OPERATIONS if operation.any_method}
+    return [
+        Route(path, _merge(by_method), methods=None if path in any_method else list(by_method))
+        for path, by_method in endpoints.items()
+    ]
 
 
 def _merge(endpoints: Mapping[str, Endpoint]) -> ASGIApp:

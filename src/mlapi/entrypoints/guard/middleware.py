@@ -80,19 +80,19 @@ class GuardMiddleware:
             return
         try:
             credential, send_accepted = self._get_credential(scope, send)
-            scope["user"] = await (self._async_guard or self._open_async_guard()).check(credential)
+            admission = await (self._async_guard or self._open_async_guard()).admit(credential)
         except MlapiError as error:
             log_outage("guard", error)
             await _reject(error_response(error), scope, receive, send)
             return
-        scope["auth"] = AUTHENTICATED
+        scope["user"], scope["auth"], scope["mlapi"] = admission.user, AUTHENTICATED, admission
         if self._rechecks is None:
             await self.app(scope, receive, send_accepted)
         else:
             await self._rechecks.run(self.app, scope, receive, send_accepted, credential)
 
     async def _check_again(self, credential: str) -> User:
-        return await (self._async_guard or self._open_async_guard()).check(credential)
+        return await (self._async_guard or self._open_async_guard()).identify(credential)
 
     def _get_credential(self, scope: Scope, send: Send) -> tuple[str, Send]:
         """Remove the credential from the scope's subprotocols. Return it, and a function that sends messages."""

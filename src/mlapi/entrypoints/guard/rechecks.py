@@ -36,7 +36,7 @@ class Rechecks:
 
     Args:
         interval_seconds: the time between two checks.
-        check: checks a credential, like `AsyncGuard.check`.
+        check: checks a credential, like `AsyncGuard.identify`.
     """
 
     def __init__(self, interval_seconds: float, check: Callable[[str], Awaitable[User]]) -> None:

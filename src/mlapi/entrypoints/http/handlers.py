@@ -111,9 +111,16 @@ async def token_status_of_path(request: Request) -> Response:
 
 async def _check_token(request: Request, credential: str) -> Response:
     try:
-        return responses.token_valid(await _runtime(request).guard.check(credential))
+        return responses.token_valid(await _runtime(request).guard.identify(credential))
     except AccessDeniedError:
         raise InvalidTokenError from None
+
+
+@handler
+async def verify(request: Request) -> Response:
+    # Never read the body: proxies forward the headers of uploads without it.
+    cost = queries.parse_cost(request.scope["query_string"])
+    return responses.admitted(await _runtime(request).guard.admit(_credential(request), cost=cost))
 
 
 @handler
@@ -131,7 +138,7 @@ async def show_user(request: Request) -> Response:
 
 @handler
 async def show_own_user(request: Request) -> Response:
-    return responses.user(await _runtime(request).guard.check(_credential(request)))
+    return responses.user(await _runtime(request).guard.identify(_credential(request)))
 
 
 @handler
@@ -273,4 +280,4 @@ async def _user_with_token(request: Request) -> User:
         raise TokenRequiredError from None
     if looks_like_api_key(credential):
         raise ApiKeyNotAcceptedError
-    return await _runtime(request).guard.check(credential)
+    return await _runtime(request).guard.identify(credential)

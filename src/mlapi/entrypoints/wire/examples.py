@@ -2,6 +2,7 @@
 
 from datetime import UTC, datetime
 
+from mlapi.application.guard import Admission
 from mlapi.domain.audit import AuditEntry, AuditId
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
 from mlapi.domain.users import EncryptedPassword, User, UserId
@@ -21,6 +22,7 @@ API_KEY = ApiKey(
     id=ApiKeyId("0123456789abcdef"), user_id=USER.id, name="nightly job", digest="", created_datetime=_NOON
 )
 API_KEY_SECRET = f"mlapi_{API_KEY.id}_{'0' * 64}"
+ADMISSION = Admission(user=USER, key_id=API_KEY.id)
 TOKEN = IssuedToken("eyJ...", 3600)
 AUDIT_ENTRY = AuditEntry(
     id=AuditId(1),

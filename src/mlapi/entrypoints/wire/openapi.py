@@ -54,6 +54,10 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
             "maxLength": MAX_USERNAME_CHARS,
         },
     },
+    "cost": {
+        "description": "0 checks without counting the request.",
+        "schema": {"type": "integer", "enum": [0, 1], "default": 1},
+    },
     "user_id": {"description": "Only list changes to this user, even if they have since been removed.", "schema": _ID},
     "limit": {
         "description": "Maximum number of items on the page.",
@@ -77,6 +81,12 @@ _HEADERS: Mapping[str, Schema] = {
         "description": "Authentication scheme. `error` is present if the request contains a credential.",
         "schema": {"type": "string", "enum": ["Bearer", 'Bearer error="invalid_token"']},
     },
+    "X-Auth-Request-User": {
+        "description": "Username, percent-encoded in UTF-8.",
+        "schema": {"type": "string"},
+        "example": "ada",
+    },
+    "X-Auth-Request-User-Id": {"description": "Id of the user.", "schema": {"type": "integer", "minimum": 1}},
     "X-Request-Id": {
         "description": "Id of the request in the log and in the audit trail.",
         "schema": {"type": "string"},
@@ -218,8 +228,9 @@ def _describe_responses(operation: Operation) -> Iterator[tuple[str, Schema]]:
                 "content": _json_content(*response_types, responses=error_responses),
             },
         )
-    method_not_allowed = http_error_response(HTTPStatus.METHOD_NOT_ALLOWED, [("Allow", operation.method)])
-    yield _describe_http_error(method_not_allowed, "This path does not support the method.")
+    if not operation.any_method:
+        method_not_allowed = http_error_response(HTTPStatus.METHOD_NOT_ALLOWED, [("Allow", operation.method)])
+        yield _describe_http_error(method_not_allowed, "This path does not support the method.")
     if operation.may_be_disabled:
         yield _describe_http_error(http_error_response(HTTPStatus.NOT_FOUND), "This operation is disabled.")
 

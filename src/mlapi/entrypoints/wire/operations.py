@@ -29,7 +29,7 @@ from mlapi.entrypoints.wire.callers import (
 )
 from mlapi.entrypoints.wire.errors import UnsupportedGrantTypeError
 from mlapi.entrypoints.wire.operation import Form, Operation
-from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS
+from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS, VERIFY_PARAMETERS
 from mlapi.entrypoints.wire.requests import (
     TOKEN_PATH_PREFIX,
     AddApiKeyRequest,
@@ -124,6 +124,19 @@ OPERATIONS = (
         errors=(InvalidTokenError,),
         may_be_disabled=True,
         deprecated=True,
+    ),
+    Operation(
+        method="GET",
+        path="/verify",
+        name="verify",
+        operation_id="verifyRequest",
+        summary="For proxies: check whether the user may send a request, and count it. Accepts every method",
+        tag=_ACCESS,
+        callers=USERS,
+        query=tuple(VERIFY_PARAMETERS),
+        success=responses.admitted(examples.ADMISSION),
+        response=Message,
+        any_method=True,
     ),
     Operation(
         method="GET",

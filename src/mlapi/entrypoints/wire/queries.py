@@ -1,4 +1,4 @@
-"""Parse the query parameters of the user list and the audit trail."""
+"""Parse the query parameters of the operations."""
 
 from collections.abc import Callable, Mapping
 from urllib.parse import parse_qsl
@@ -73,6 +73,16 @@ def parse_audit_query(query: bytes) -> AuditQuery:
     )
 
 
+def parse_cost(query: bytes) -> int:
+    """Parse the query string of ``/verify``. Return how much the request counts: 1, or 0 if it only asks.
+
+    Raises:
+        InvalidFieldsError: if the parameter is invalid, or there are others. A proxy that forwards the query of its
+            client would otherwise let the client choose the cost.
+    """
+    return int(_parse(query, VERIFY_PARAMETERS).get("cost", "1")) if query else 1
+
+
 def split_query(query: bytes) -> list[tuple[str, str]]:
     """Return the names and values in a query string, in their order.
 
@@ -135,6 +145,9 @@ USERS_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "q": _find_search_error,
     "limit": _find_page_size_error,
     "after": _find_id_error,
+}
+VERIFY_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
+    "cost": lambda text: None if text in {"0", "1"} else "must be 0 or 1",
 }
 AUDIT_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "user_id": _find_id_error,

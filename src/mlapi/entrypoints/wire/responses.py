@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from http import HTTPStatus
 from typing import Annotated, Literal, Self
+from urllib.parse import quote
 
 import attrs
 import msgspec
 
+from mlapi.application.guard import Admission
 from mlapi.domain.audit import Action, AuditEntry, Result
 from mlapi.domain.credentials import ApiKey, IssuedToken
 from mlapi.domain.errors import FieldError
@@ -221,6 +223,17 @@ def oauth_token_issued(issued: IssuedToken) -> Response:
 
 def token_valid(_user: User) -> Response:
     return json_response(HTTPStatus.OK, Message("Token is valid"))
+
+
+def admitted(admission: Admission) -> Response:
+    """Return the response of ``/verify``. Values are percent-encoded UTF-8, because headers are ASCII."""
+    user = admission.user
+    headers = (
+        *_NO_STORE,
+        ("X-Auth-Request-User-Id", str(user.id)),
+        ("X-Auth-Request-User", quote(user.username, safe="")),
+    )
+    return json_response(HTTPStatus.OK, Message("Request is admitted"), headers)
 
 
 def password_changed(_user: User) -> Response:
