@@ -6,7 +6,8 @@
 from typing import Any
 
 _TABLES = frozenset(
-    {"mlapi_alembic_version", "mlapi_api_keys", "mlapi_attempts", "mlapi_audit", "mlapi_key_check"},
+    {"mlapi_alembic_version", "mlapi_allowances", "mlapi_api_keys", "mlapi_attempts", "mlapi_audit"}
+    | {"mlapi_key_check", "mlapi_usage"}
 )
 _USER_COLUMNS = frozenset({"username_key", "token_epoch"})
 """Columns that only mlapi's table ``users`` has."""
