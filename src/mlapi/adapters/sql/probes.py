@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from sqlalchemy import ClauseElement, Dialect, Table, delete, false, insert, select, update
 
 from mlapi.adapters.sql.statements import compile_statement
-from mlapi.adapters.sql.tables import api_keys, attempts, audit, users
+from mlapi.adapters.sql.tables import allowances, api_keys, attempts, audit, usage, users
 
 WRITES: Mapping[Table, Sequence[str]] = {
     users: ("INSERT", "UPDATE", "DELETE"),
     api_keys: ("INSERT", "UPDATE", "DELETE"),
     attempts: ("INSERT", "UPDATE", "DELETE"),
     audit: ("INSERT",),  # entries are deleted only if `audit.days` is set
+    allowances: ("INSERT", "UPDATE"),  # rows are deleted together with their user
+    usage: ("INSERT", "UPDATE", "DELETE"),
 }
 """The kinds of changes that the service makes to each table."""
 

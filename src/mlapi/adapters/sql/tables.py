@@ -106,7 +106,6 @@ allowances = Table(
     Column("allowance", String, primary_key=True),  # for example "requests per minute"
     Column("starts_at", BigInteger, nullable=False),  # the start of the current window, in seconds since 1970
     Column("used", BigInteger, nullable=False),  # in the current window, including all leases
-    Column("granted", BigInteger, nullable=False),  # by the latest lease
 )
 
 usage = Table(

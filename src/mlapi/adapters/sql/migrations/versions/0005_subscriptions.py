@@ -23,7 +23,6 @@ def upgrade() -> None:
         sa.Column("allowance", sa.String(), primary_key=True),
         sa.Column("starts_at", sa.BigInteger(), nullable=False),
         sa.Column("used", sa.BigInteger(), nullable=False),
-        sa.Column("granted", sa.BigInteger(), nullable=False),
     )
     op.create_table(
         "mlapi_usage",
