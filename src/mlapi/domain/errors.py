@@ -13,6 +13,7 @@ MlapiError
 ├── AccessDeniedError                valid credentials of a user who has no access now
 │   └── UserDisabledError            the user is disabled
 ├── TooManyAttemptsError             too many attempts from one client
+├── RequestLimitReachedError         an allowance of the user's plan is used up; see `mlapi.domain.plans`
 ├── ServiceUnavailableError          the service is overloaded; retry later
 │   ├── RepositoryUnavailableError   the database is unavailable; retry later
 │   └── SearchUnavailableError       too many searches, or the search takes too long

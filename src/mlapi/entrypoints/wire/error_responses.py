@@ -26,6 +26,7 @@ from mlapi.domain.errors import (
     UserNotFoundError,
     UserReferencedError,
 )
+from mlapi.domain.plans import Allowance, RequestLimitReachedError, Window
 from mlapi.entrypoints.wire.errors import (
     AdminAccessDeniedError,
     AdminTokenRequiredError,
@@ -114,6 +115,12 @@ _ENTRIES = (
         "Too many requests of this kind from one client. Wait for the number of seconds in `Retry-After`.",
     ),
     ErrorEntry(
+        RequestLimitReachedError(Allowance("requests", Window.MINUTE, 60), 34),
+        HTTPStatus.TOO_MANY_REQUESTS,
+        None,
+        "An allowance of the user's plan is used up. Wait for the number of seconds in `Retry-After`.",
+    ),
+    ErrorEntry(
         ServiceUnavailableError("overloaded"),
         HTTPStatus.SERVICE_UNAVAILABLE,
         "Service unavailable, try again",
@@ -192,7 +199,11 @@ def error_response(error: MlapiError) -> Response:
             body = InvalidInput(message, errors)
         case UserExistsError(user_id=user_id):
             body = UserMessage(message, user_id)
-        case ServiceUnavailableError(retry_after_seconds=seconds) | TooManyAttemptsError(retry_after_seconds=seconds):
+        case (
+            ServiceUnavailableError(retry_after_seconds=seconds)
+            | TooManyAttemptsError(retry_after_seconds=seconds)
+            | RequestLimitReachedError(retry_after_seconds=seconds)
+        ):
             headers.append(("Retry-After", str(seconds)))
             if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
                 body = Message(_OUTCOME_UNKNOWN)

@@ -17,6 +17,7 @@ from mlapi.domain.errors import (
     UserNotFoundError,
     UserReferencedError,
 )
+from mlapi.domain.plans import RequestLimitReachedError
 from mlapi.entrypoints.wire import examples, responses
 from mlapi.entrypoints.wire.callers import (
     ADMINS,
@@ -136,6 +137,7 @@ OPERATIONS = (
         query=tuple(VERIFY_PARAMETERS),
         success=responses.admitted(examples.ADMISSION),
         response=Message,
+        errors=(RequestLimitReachedError,),
         any_method=True,
     ),
     Operation(

@@ -1,23 +1,14 @@
-"""In-memory users and tokens, and a cipher that does not encrypt. For demos and tests.
+"""Users, their API keys and the audit trail in memory."""
 
-These adapters pass the same contract suites as the others, but all data is lost when the process ends.
-"""
-
-import hmac
-import logging
-import secrets
 import time
 from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
-from typing import Self
 
 import attrs
 
-from mlapi.domain.attempts import Attempt, WindowCount
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount, make_audit_entry
 from mlapi.domain.commands import (
     AddApiKey,
@@ -29,26 +20,16 @@ from mlapi.domain.commands import (
     Remove,
     UserCommand,
 )
-from mlapi.domain.credentials import ApiKey, ApiKeyId, ApiKeyPrincipal, IssuedToken, Principal, PrincipalId, TokenClaims
+from mlapi.domain.credentials import ApiKey, ApiKeyId, ApiKeyPrincipal, Principal, PrincipalId
 from mlapi.domain.errors import (
     ApiKeyNotFoundError,
-    ConfigurationError,
-    InvalidTokenError,
     RepositoryUnavailableError,
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.inspection import Inspection
-from mlapi.domain.ports import Clock
 from mlapi.domain.rules import canonical_username, fold, sort_key
-from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, UserOrder, utc_now
+from mlapi.domain.users import User, UserId, UsernameKey, UserOrder
 from mlapi.forks import new_lock
-
-_URL = "memory://"
-_REVISION = "1"
-_PURGE_INTERVAL_SECONDS = 10.0
-
-_logger = logging.getLogger("mlapi")
 
 
 class InMemoryAuditTrail:
@@ -114,6 +95,10 @@ class InMemoryUserRepository:
                 return self._users[user_id]
             except KeyError:
                 raise UserNotFoundError(user_id) from None
+
+    def has(self, user_id: UserId) -> bool:
+        """Return whether a user with this id exists."""
+        return user_id in self._users
 
     def find(self, key: UsernameKey) -> User | None:
         with self._lock:
@@ -226,170 +211,3 @@ class InMemoryUserRepository:
             self._api_keys[key.id] = command.apply_to(key)
             return self._api_keys[key.id]
         return self._api_keys.pop(key.id)
-
-
-class InMemoryAttempts:
-    """`AttemptCounts` for one process.
-
-    Args:
-        clock: returns seconds since 1970.
-    """
-
-    def __init__(self, *, clock: Callable[[], float] = time.time) -> None:
-        self._clock = clock
-        self._lock = new_lock()
-        self._counts: dict[str, WindowCount] = {}
-        self._purged_at = clock()
-
-    def read(self, keys: Sequence[str]) -> list[WindowCount]:
-        now = self._clock()
-        return [self._get(key, now) for key in keys]
-
-    def add(self, keys: Sequence[str], *, window_seconds: float) -> list[WindowCount]:
-        with self._lock:
-            now = self._clock()
-            self._purge(now)
-            new_window = WindowCount(0, now + window_seconds)
-            for key in keys:
-                window = self._counts.get(key, new_window)
-                window = window if window.ends_at_timestamp > now else new_window
-                self._counts[key] = attrs.evolve(window, count=window.count + 1)
-            return [self._counts[key] for key in keys]
-
-    def _get(self, key: str, now: float) -> WindowCount:
-        found = self._counts.get(key)
-        return WindowCount(0, now) if found is None or found.ends_at_timestamp <= now else found
-
-    def _purge(self, now: float) -> None:
-        if now - self._purged_at >= _PURGE_INTERVAL_SECONDS:
-            self._purged_at = now
-            self._counts = {key: count for key, count in self._counts.items() if count.ends_at_timestamp > now}
-
-
-class InMemoryStorage:
-    """A `Storage` for a single process, for demos and tests. All data is lost when the process ends."""
-
-    files: tuple[Path, ...] = ()
-    secrets_folder: Path | None = None
-
-    def __init__(self) -> None:
-        self.users = InMemoryUserRepository()
-        self.attempts = InMemoryAttempts()
-        self._lock = new_lock()
-        self._fingerprint: str | None = None
-
-    @classmethod
-    def from_url(cls, url: str) -> Self:
-        """Return a new, empty storage.
-
-        Raises:
-            ConfigurationError: unless the URL is ``memory://``.
-        """
-        if url != _URL:
-            raise ConfigurationError("database.url: write just memory:// to keep the users in memory")
-        return cls()
-
-    def find_fingerprint(self) -> str | None:
-        return self._fingerprint
-
-    def store_fingerprint(self, fingerprint: str) -> str:
-        with self._lock:
-            if self._fingerprint is None:
-                self._fingerprint = fingerprint
-            return self._fingerprint
-
-    def replace_fingerprint(self, fingerprint: str) -> None:
-        self._fingerprint = fingerprint
-
-    def prepare(self, *, may_upgrade: bool) -> None:  # noqa: ARG002 - part of the port
-        _logger.warning("database.url is memory://: all users are lost when this process ends")
-
-    def upgrade(self) -> tuple[str | None, str]:
-        return _REVISION, _REVISION
-
-    def inspect(self, *, find_password_error: Callable[[str], str | None] | None) -> Inspection:  # noqa: ARG002 - part of the port
-        users = self.users.list_page(after=UserId(0), limit=self.users.count())
-        return Inspection(
-            revision=_REVISION,
-            newest_revision=_REVISION,
-            fingerprint=self._fingerprint,
-            users=len(users),
-            latest_change=max((user.updated_datetime for user in users), default=None),
-        )
-
-    def close(self) -> None:
-        """Do nothing: there is nothing to close."""
-
-
-class PlainCipher:
-    """A fast `PasswordCipher` for tests that stores passwords in plain text."""
-
-    is_costly = False
-
-    def encrypt(self, password: str) -> EncryptedPassword:
-        # The contract requires a random part, so that equal passwords have different stored values.
-        return EncryptedPassword(f"plain:{secrets.token_hex(4)}:{password}")
-
-    def matches(self, password: str, encrypted: EncryptedPassword | None) -> bool:
-        if encrypted is None:
-            return False
-        scheme, _, salted = encrypted.value.partition(":")
-        _, _, stored = salted.partition(":")
-        return scheme == "plain" and hmac.compare_digest(_encoded(stored), _encoded(password))
-
-    def needs_upgrade(self, encrypted: EncryptedPassword) -> bool:
-        return not encrypted.value.startswith("plain:")
-
-    def reencrypt(self, encrypted: EncryptedPassword) -> EncryptedPassword | None:  # noqa: ARG002 - part of the port
-        return None  # plain text is not encrypted with a key
-
-
-class InMemoryTokens:
-    """A `TokenIssuer` for a single process that keeps its random tokens in memory.
-
-    Args:
-        lifetime: how long a token is valid.
-        clock: returns the current time.
-    """
-
-    def __init__(self, *, lifetime: timedelta = timedelta(hours=1), clock: Clock = utc_now) -> None:
-        self._lifetime = lifetime
-        self._clock = clock
-        self._issued: dict[str, TokenClaims] = {}
-
-    def issue(self, user: User) -> IssuedToken:
-        token = secrets.token_urlsafe(32)
-        self._issued[token] = TokenClaims(
-            user_id=user.id,
-            token_epoch=user.token_epoch,
-            expires_datetime=self._clock() + self._lifetime,
-            token_id=secrets.token_hex(8),
-        )
-        return IssuedToken(token, round(self._lifetime.total_seconds()))
-
-    def verify(self, token: str) -> TokenClaims:
-        claims = self._issued.get(token)
-        if claims is None or claims.expires_datetime <= self._clock():
-            raise InvalidTokenError
-        return claims
-
-
-class UnlimitedAttempts:
-    """An `AttemptLimiter` for tests that allows every attempt."""
-
-    def start(self, attempt: Attempt) -> None:
-        """Allow the attempt."""
-
-    def record_failure(self, attempt: Attempt) -> None:
-        """Do nothing."""
-
-    def record_success(self, attempt: Attempt) -> None:
-        """Do nothing."""
-
-    def end(self, attempt: Attempt) -> None:
-        attempt.is_over = True
-
-
-def _encoded(text: str) -> bytes:
-    # A password with a lone surrogate matches nothing, but it must not raise an error.
-    return text.encode("utf-8", "surrogatepass")

@@ -1,0 +1,20 @@
+"""In-memory users and tokens, and a cipher that does not encrypt. For demos and tests.
+
+These adapters pass the same contract suites as the others, but all data is lost when the process ends.
+"""
+
+from mlapi.adapters.memory.counts import InMemoryAllowances, InMemoryAttempts, UnlimitedAttempts
+from mlapi.adapters.memory.credentials import InMemoryTokens, PlainCipher
+from mlapi.adapters.memory.storage import InMemoryStorage
+from mlapi.adapters.memory.users import InMemoryAuditTrail, InMemoryUserRepository
+
+__all__ = [
+    "InMemoryAllowances",
+    "InMemoryAttempts",
+    "InMemoryAuditTrail",
+    "InMemoryStorage",
+    "InMemoryTokens",
+    "InMemoryUserRepository",
+    "PlainCipher",
+    "UnlimitedAttempts",
+]

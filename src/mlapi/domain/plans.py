@@ -1,0 +1,141 @@
+"""Plans: how many requests and units the users of a plan may use in each minute, hour, day and month.
+
+An allowance is a number of requests or units in a calendar window, in UTC. `mlapi.domain.allowances` counts their use.
+"""
+
+import enum
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Literal
+
+import attrs
+
+from mlapi.domain.errors import ConfigurationError, MlapiError
+
+Measure = Literal["requests", "units"]
+
+LEASES_PER_ALLOWANCE = 20
+
+
+class Window(enum.Enum):
+    """A calendar window in UTC. The value is its name in messages and settings."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+    MONTH = "month"
+
+    def start_of(self, timestamp: float) -> int:
+        """Return when the window that contains an instant starts. Both are in seconds since 1970."""
+        if self is Window.MONTH:
+            at = datetime.fromtimestamp(timestamp, UTC)
+            return int(datetime(at.year, at.month, 1, tzinfo=UTC).timestamp())
+        seconds = _SECONDS[self]
+        return int(timestamp // seconds) * seconds
+
+    def end_of(self, starts_at: int) -> int:
+        """Return when the window ends, given when it starts. Both are in seconds since 1970."""
+        if self is Window.MONTH:
+            at = datetime.fromtimestamp(starts_at, UTC)
+            year, month = (at.year + 1, 1) if at.month == 12 else (at.year, at.month + 1)  # noqa: PLR2004
+            return int(datetime(year, month, 1, tzinfo=UTC).timestamp())
+        return starts_at + _SECONDS[self]
+
+
+_SECONDS = {Window.MINUTE: 60, Window.HOUR: 3600, Window.DAY: 86_400}
+
+
+@attrs.frozen
+class Allowance:
+    """The number of requests or units that a user may use in each window."""
+
+    measure: Measure
+    window: Window
+    limit: int
+
+    @property
+    def key(self) -> str:
+        """The name under which the use is stored. It does not contain the limit, so changing it keeps the count."""
+        return f"{self.measure} per {self.window.value}"
+
+    def __str__(self) -> str:
+        unit = "units " if self.measure == "units" else ""
+        return f"{self.limit} {unit}per {self.window.value}"
+
+
+def lease_size(limit: int) -> int:
+    """Return how many requests of an allowance a process draws at once. A crash forfeits at most as many."""
+    return max(1, limit // LEASES_PER_ALLOWANCE)
+
+
+@attrs.frozen
+class Plan:
+    """A named set of allowances, at most one for each measure and window. Without allowances, there are no limits."""
+
+    name: str
+    allowances: tuple[Allowance, ...] = ()
+
+
+@attrs.frozen
+class Plans:
+    """The plans in the configuration.
+
+    Args:
+        by_name: the plans.
+        default: the name of the plan for users without one. None means that these users have no limits.
+    """
+
+    by_name: Mapping[str, Plan] = attrs.field(factory=dict, hash=False)
+    default: str | None = None
+
+    def find(self, name: str | None) -> Plan | None:
+        """Return the plan whose limits apply to a user, or None if there are no limits.
+
+        The default plan applies to users without a plan, and to those whose plan is not in the configuration.
+
+        Args:
+            name: the name in the user's row, or None.
+
+        Raises:
+            ConfigurationError: if the plan is not in the configuration, and there is no default plan.
+        """
+        if not self.by_name:
+            return None
+        plan = self.by_name.get(name or "") or self.by_name.get(self.default or "")
+        if plan is None and name is not None:
+            raise ConfigurationError(
+                f"a user has the plan {name!r}, which the configuration does not contain: add it to plans, set"
+                " default_plan, or give these users another plan; `mlapi doctor` counts them"
+            )
+        return plan
+
+
+@attrs.frozen
+class AllowanceState:
+    """What is left of an allowance in the current window, as far as this process knows.
+
+    Other processes may have used some of it since.
+    """
+
+    allowance: Allowance
+    remaining: int
+    reset_seconds: int
+    """When the window ends: the time from now, rounded up, and at least 1."""
+
+
+@attrs.frozen
+class RequestLimitReachedError(MlapiError):
+    """The user has used up an allowance.
+
+    Attributes:
+        allowance: the allowance. If several are used up, the one whose window ends last.
+        retry_after_seconds: when its window ends, at least 1.
+        states: the states of all allowances of the user's plan.
+    """
+
+    allowance: Allowance
+    retry_after_seconds: int
+    states: tuple[AllowanceState, ...] = ()
+
+    def __str__(self) -> str:
+        return f"Request limit reached: {self.allowance}"
