@@ -2,6 +2,7 @@
 
 from mlapi.config.environment import locate_config_file
 from mlapi.config.loading import load_settings
+from mlapi.config.plans import make_plans
 from mlapi.config.settings import (
     CONTEXT_WORDS,
     MAX_AUDIT_DAYS,
@@ -19,6 +20,7 @@ from mlapi.config.settings import (
     ManagementSettings,
     MetricsSettings,
     PasswordSettings,
+    PlanSettings,
     RegistrationLimitSettings,
     RegistrationSettings,
     SecretSettings,
@@ -43,6 +45,7 @@ __all__ = [
     "ManagementSettings",
     "MetricsSettings",
     "PasswordSettings",
+    "PlanSettings",
     "RegistrationLimitSettings",
     "RegistrationSettings",
     "SecretSettings",
@@ -50,4 +53,5 @@ __all__ = [
     "TokenSettings",
     "load_settings",
     "locate_config_file",
+    "make_plans",
 ]

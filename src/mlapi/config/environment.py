@@ -1,7 +1,7 @@
 """Read settings from environment variables, and detect misspelled ones.
 
 ``MLAPI_SECTION__KEY=value`` overrides ``section: {key: value}``; ``MLAPI_SECTION__KEY_FILE=path`` reads the value from
-a file instead.
+a file instead. ``MLAPI_PLANS__NAME__KEY`` overrides a value in a plan.
 """
 
 import difflib
@@ -24,6 +24,7 @@ _SECRET_SECTIONS = frozenset({"secrets", "connection", "database"})
 # Among them, MLAPI_PORT is a URL. If it has another value, the user probably means a setting.
 _KUBERNETES_VARIABLE = re.compile(r"MLAPI_([A-Z0-9_]+_)?(SERVICE_(HOST|PORT(_.+)?)|PORT_\d+_(TCP|UDP|SCTP)(_.+)?)")
 _KUBERNETES_URL = re.compile(r"(tcp|udp|sctp)://.*")
+_TOP_LEVEL_VARIABLES = frozenset({f"{_PREFIX}PROFILE", f"{_PREFIX}DEFAULT_PLAN"})
 _PRINTABLE = re.compile(r"[\w .-]{1,100}", re.ASCII)
 
 
@@ -53,7 +54,12 @@ def read_overrides(environ: Mapping[str, str]) -> Iterator[tuple[str, dict[str, 
         variables[section, key] = variable
         if is_file:
             value = read_mounted_value(Path(value), variable, is_secret=section in _SECRET_SECTIONS)
-        yield variable, {section: {key: value}} if separator else {section: value}
+        yield variable, {section: _nest(section, key, value)} if separator else {section: value}
+
+
+def _nest(section: str, key: str, value: str) -> dict[str, Any]:
+    plan, separator, limit = key.rpartition("__")
+    return {plan: {limit: value}} if section == "plans" and separator else {key: value}
 
 
 def find_unknown_variables(environ: Mapping[str, str]) -> Iterator[tuple[str, str | None]]:
@@ -80,7 +86,7 @@ def find_similar_variable(name: str) -> str | None:
 
 def _is_setting(name: str) -> bool:
     is_ours = name.startswith(_PREFIX) and name == name.strip() and name != CONFIG_VARIABLE
-    return is_ours and ("__" in name or name.upper() == f"{_PREFIX}PROFILE")
+    return is_ours and ("__" in name or name.upper() in _TOP_LEVEL_VARIABLES)
 
 
 def _is_from_kubernetes(name: str, value: str) -> bool:
@@ -94,10 +100,8 @@ def _simplify(name: str) -> str:
 
 def _known_variables() -> Iterator[str]:
     yield CONFIG_VARIABLE
+    yield from _TOP_LEVEL_VARIABLES
     for section, kind in section_types().items():
-        if kind is None:
-            yield f"{_PREFIX}{section.upper()}"
-            continue
-        for key in attrs.fields_dict(kind):
+        for key in () if kind is None else attrs.fields_dict(kind):
             yield f"{_PREFIX}{section}__{key}".upper()
             yield f"{_PREFIX}{section}__{key}_file".upper()

@@ -50,7 +50,9 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
     if isinstance(url, str):
         tree = _merge(tree, {"database": {"url": resolve_database_url(url, folder)}})
     overrides = _load_overrides(environ)
-    settings = attrs.evolve(parse_settings(_merge(tree, overrides)), folder=folder)
+    settings = attrs.evolve(
+        parse_settings(_merge(tree, overrides)), folder=folder, file=file.absolute() if has_file else None
+    )
     _validate_variables(settings, environ)
     is_overridden = settings.connection is not None or "url" in overrides.get("database", {})
     if not is_overridden and (error := find_moved_error(url, folder, file)) is not None:
@@ -74,12 +76,12 @@ def _load_overrides(environ: Mapping[str, str]) -> dict[str, Any]:
 def _merge(tree: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a tree with other settings, which override those in the tree.
 
-    The sections are copied, too: several names may refer to the same section, because YAML has aliases.
+    Sections and plans are copied, too: several names may refer to the same one, because YAML has aliases.
     """
     merged = dict(tree)
     for name, value in overrides.items():
         former = tree.get(name)
-        merged[name] = {**former, **value} if isinstance(former, dict) and isinstance(value, dict) else value
+        merged[name] = _merge(former, value) if isinstance(former, dict) and isinstance(value, dict) else value
     return merged
 
 

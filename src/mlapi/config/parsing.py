@@ -9,6 +9,7 @@ from typing import Any, get_args
 import attrs
 import msgspec
 
+from mlapi.config.plans import parse_plans, validate_plan_keys
 from mlapi.config.settings import ConnectionSettings, SecretSettings, Settings
 from mlapi.config.validation import validate_values
 from mlapi.domain.errors import ConfigurationError
@@ -49,6 +50,8 @@ def validate_keys(
         if name not in sections:
             raise _unknown_key_error(source, "", name, list(sections), find_similar)
         section = sections[name]
+        if name == "plans":
+            validate_plan_keys(value, source)
         if section is None:
             continue
         if value is not None and not isinstance(value, dict):
@@ -92,7 +95,7 @@ def _parse_text(tree: dict[str, Any]) -> dict[str, Any]:
     for name, value in tree.items():
         section = sections[name]
         parsed[name] = (
-            value
+            (parse_plans(value) if name == "plans" else value)
             if section is None
             else {key: _parse_value(key, attrs.fields_dict(section)[key].type, each) for key, each in value.items()}
         )
@@ -150,7 +153,7 @@ def section_types() -> dict[str, type[Any] | None]:
     """Return the class of each section, and None for each top-level setting."""
     types: dict[str, type[Any] | None] = {}
     for field in attrs.fields(Settings):
-        if field.name == "folder":  # not a setting
+        if field.name in {"file", "folder"}:  # not settings
             continue
         section: Any = ConnectionSettings if field.name == "connection" else field.type
         types[field.name] = section if attrs.has(section) else None

@@ -22,6 +22,7 @@ MAX_TOKEN_MINUTES = 24 * 60
 MAX_AUDIT_DAYS = 36_500
 REGISTRATIONS_PER_ADDRESS = 60
 """The default limit per minute in production."""
+MAX_ALLOWANCE = 10**12
 MAX_TOKEN_NAME_CHARS = 200
 """The maximum length of ``tokens.issuer`` and ``tokens.audience``. Every token contains both."""
 
@@ -144,6 +145,18 @@ class MetricsSettings:
 
 
 @attrs.frozen(kw_only=True)
+class PlanSettings:
+    """The allowances of a plan. None means no limit."""
+
+    per_minute: int | None = None
+    per_hour: int | None = None
+    per_day: int | None = None
+    per_month: int | None = None
+    units_per_day: int | None = None
+    units_per_month: int | None = None
+
+
+@attrs.frozen(kw_only=True)
 class Settings:
     profile: Literal["development", "production"] = "development"
     database: DatabaseSettings = DatabaseSettings()
@@ -159,6 +172,11 @@ class Settings:
     audit: AuditSettings = AuditSettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
+    plans: dict[str, PlanSettings] = attrs.field(factory=dict, hash=False)
+    default_plan: str | None = None
+    """The plan of users without one. None means that these users have no limits."""
+    file: Path | None = attrs.field(default=None, eq=False, repr=False)
+    """The configuration file, from which changed plans are read again. None if there is none. It is not a setting."""
     folder: Path = attrs.field(default=Path(), eq=False, repr=False)
     """The folder of the configuration file, for the default database and the secrets file. The default is the current
     folder. It is not a setting."""

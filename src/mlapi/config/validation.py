@@ -6,6 +6,7 @@ import re
 
 import attrs
 
+from mlapi.config.plans import validate_default_plan
 from mlapi.config.settings import (
     MAX_AUDIT_DAYS,
     MAX_TOKEN_MINUTES,
@@ -70,6 +71,7 @@ def validate_values(settings: Settings, prefix: str = "") -> None:
         _validate_schema(settings.database.schema)
     if settings.passwords.min_length is not None and not 0 < settings.passwords.min_length <= MAX_PASSWORD_CHARS:
         raise ConfigurationError(f"passwords.min_length must be from 1 to {MAX_PASSWORD_CHARS}")
+    validate_default_plan(settings)
     _validate_secrets(settings.secrets, prefix)
 
 

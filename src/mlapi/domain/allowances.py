@@ -24,8 +24,6 @@ class AllowanceUse:
     """The start of the window, in seconds since 1970."""
     used: int
     """Including what processes have drawn and not used yet. Charged units may exceed the limit."""
-    granted: int = 0
-    """By the latest draw."""
 
 
 @attrs.frozen
@@ -90,8 +88,7 @@ class Draw:
         current = self._find_current(stored, timestamp)
         granted = self._count_granted(current)
         if granted:
-            used = max(0, current.used + granted)
-            current = AllowanceUse(current.starts_at, used, max(0, granted))
+            current = AllowanceUse(current.starts_at, max(0, current.used + granted))
         ends_in_seconds = self.window.end_of(current.starts_at) - timestamp
         return current, Drawn(granted, current.used, current.starts_at, ends_in_seconds)
 
