@@ -42,6 +42,7 @@ def test_verify_accepts_any_method(http: TestClient, ada: LoggedInUser, method: 
     assert response.headers["x-auth-request-user-id"] == str(ada.user.id)
     assert response.headers["x-auth-request-user"] == "ada"
     assert response.headers["cache-control"] == "no-store"
+    assert (response.headers["content-length"], response.content) == ("0", b"")
 
 
 @pytest.mark.parametrize("name", ["Zoë Käse", "a/b?c#d%e", "李", "x@example.com"])
@@ -70,7 +71,8 @@ def test_verify_rejects_missing_and_invalid_credentials(http: TestClient, header
     assert response.status_code == 401
     assert response.headers["www-authenticate"].startswith("Bearer")
     assert set(response.json()) == {"message"}
-    assert not any(name.startswith("x-auth-request") for name in response.headers)
+    assert response.headers["x-auth-request-error"] == response.text
+    assert not any(name.startswith("x-auth-request-user") for name in response.headers)
 
 
 def test_verify_rejects_disabled_users(http: TestClient, access: Access, ada: LoggedInUser) -> None:

@@ -24,6 +24,7 @@ from mlapi.entrypoints.wire.error_responses import (
     BEARER_CHALLENGE,
     http_error_response,
     oauth_error_response,
+    proxy_error_response,
 )
 from mlapi.entrypoints.wire.errors import ApiKeyNotAcceptedError, MissingCredentialError, TokenRequiredError
 from mlapi.entrypoints.wire.headers import FORM, JSON, get_bearer_credential, validate_content_headers
@@ -119,8 +120,11 @@ async def _check_token(request: Request, credential: str) -> Response:
 @handler
 async def verify(request: Request) -> Response:
     # Never read the body: proxies forward the headers of uploads without it.
-    cost = queries.parse_cost(request.scope["query_string"])
-    return responses.admitted(await _runtime(request).guard.admit(_credential(request), cost=cost))
+    try:
+        cost = queries.parse_cost(request.scope["query_string"])
+        return responses.admitted(await _runtime(request).guard.admit(_credential(request), cost=cost))
+    except MlapiError as error:
+        return proxy_error_response(await delayed_error_response(request, error))
 
 
 @handler

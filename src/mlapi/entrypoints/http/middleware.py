@@ -189,6 +189,8 @@ async def send_response(response: Response, send: Send) -> None:
             (b"content-type", response.media_type.encode("latin-1")),
             (b"content-length", b"%d" % len(response.body)),
         ]
+    elif response.status == HTTPStatus.OK:
+        headers.append((b"content-length", b"0"))  # otherwise, the server would send an empty chunk
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     await send({"type": "http.response.body", "body": response.body})
 

@@ -233,6 +233,12 @@ def oauth_error_response(response: Response, error: MlapiError) -> Response:
     return attrs.evolve(response, body=body)
 
 
+def proxy_error_response(response: Response) -> Response:
+    """Repeat the body of an error response in a header: nginx discards the body when it asks ``/verify``."""
+    header = ("X-Auth-Request-Error", response.body.decode("latin-1"))
+    return attrs.evolve(response, headers=(*response.headers, header))
+
+
 def http_error_response(status: int, headers: Sequence[tuple[str, str]] = (), message: str | None = None) -> Response:
     """Return the response for an error of the framework or server, such as an unknown path or a wrong method.
 

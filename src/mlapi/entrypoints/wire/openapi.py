@@ -247,7 +247,7 @@ def _describe_success(operation: Operation) -> tuple[str, Schema]:
         description["content"] = _json_content(operation.response, *form_responses, responses=examples)
         if success.status == HTTPStatus.CREATED:
             description["links"] = _links(operation.response)
-    elif success.status != HTTPStatus.NO_CONTENT:
+    elif success.body:
         media_type = success.media_type.partition(";")[0]
         description["content"] = {media_type: {"schema": {"type": "string"}}}
     return str(success.status.value), description

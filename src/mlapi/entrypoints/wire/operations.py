@@ -136,7 +136,6 @@ OPERATIONS = (
         callers=USERS,
         query=tuple(VERIFY_PARAMETERS),
         success=responses.admitted(examples.ADMISSION),
-        response=Message,
         errors=(RequestLimitReachedError,),
         any_method=True,
     ),

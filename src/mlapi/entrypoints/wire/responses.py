@@ -226,14 +226,17 @@ def token_valid(_user: User) -> Response:
 
 
 def admitted(admission: Admission) -> Response:
-    """Return the response of ``/verify``. Values are percent-encoded UTF-8, because headers are ASCII."""
+    """Return the response of ``/verify``. Values are percent-encoded UTF-8, because headers are ASCII.
+
+    The body is empty: proxies ignore it, and Caddy would close the connection instead of reading it.
+    """
     user = admission.user
     headers = (
         *_NO_STORE,
         ("X-Auth-Request-User-Id", str(user.id)),
         ("X-Auth-Request-User", quote(user.username, safe="")),
     )
-    return json_response(HTTPStatus.OK, Message("Request is admitted"), headers)
+    return Response(HTTPStatus.OK, b"", headers)
 
 
 def password_changed(_user: User) -> Response:
