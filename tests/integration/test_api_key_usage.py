@@ -1,4 +1,4 @@
-"""Tests of `BackgroundApiKeyUsage`: the time of each API key's last use is recorded in the background."""
+"""Tests of `BackgroundUsage`: the time of each API key's last use is recorded in the background."""
 
 import logging
 import threading
@@ -12,11 +12,11 @@ import attrs
 import pytest
 
 from mlapi import ApiKey, Command, Guard, Outcome, RepositoryUnavailableError, Users
-from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher
+from mlapi.adapters.memory import InMemoryTokens, InMemoryUsage, InMemoryUserRepository, PlainCipher
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqlUserRepository
-from mlapi.application import api_key_usage
-from mlapi.application.api_key_usage import BackgroundApiKeyUsage
+from mlapi.application import usage
+from mlapi.application.usage import BackgroundUsage
 from mlapi.domain.commands import RecordApiKeyUse, RemoveApiKey
 from mlapi.testing.samples import MINUTE, NOON, SECOND, registered, with_api_key
 
@@ -57,10 +57,8 @@ def keys(repository: RecordingRepository) -> list[ApiKey]:
 
 
 @contextmanager
-def recording(
-    repository: InMemoryUserRepository, interval_seconds: float = MUCH_LATER
-) -> Iterator[BackgroundApiKeyUsage]:
-    uses = BackgroundApiKeyUsage(repository, interval_seconds=interval_seconds)
+def recording(repository: InMemoryUserRepository, interval_seconds: float = MUCH_LATER) -> Iterator[BackgroundUsage]:
+    uses = BackgroundUsage(InMemoryUsage(), repository, interval_seconds=interval_seconds)
     try:
         yield uses
     finally:
@@ -76,7 +74,7 @@ def eventually(condition: Callable[[], bool]) -> bool:
 
 def test_key_use_is_recorded_in_the_background(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with recording(repository, SOON) as uses:
-        uses(keys[0], NOON)
+        uses.record_key_use(keys[0], NOON)
 
         assert eventually(lambda: repository.uses != [])
 
@@ -87,7 +85,7 @@ def test_key_use_is_recorded_in_the_background(repository: RecordingRepository, 
 def test_key_uses_within_an_interval_are_written_together(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with recording(repository) as uses:
         for key in [*keys, *keys]:
-            uses(key, NOON)
+            uses.record_key_use(key, NOON)
         before = repository.uses
 
     assert before == []
@@ -96,19 +94,19 @@ def test_key_uses_within_an_interval_are_written_together(repository: RecordingR
 
 def test_last_key_use_within_an_interval_is_written(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with recording(repository) as uses:
-        uses(keys[0], NOON)
-        uses(keys[0], NOON + SECOND)
+        uses.record_key_use(keys[0], NOON)
+        uses.record_key_use(keys[0], NOON + SECOND)
 
     assert repository.uses == [[RecordApiKeyUse(key_id=keys[0].id, at=NOON + SECOND)]]
 
 
 def test_key_use_is_written_at_most_once_a_minute(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with recording(repository, SOON) as uses:
-        uses(keys[0], NOON)
+        uses.record_key_use(keys[0], NOON)
         assert eventually(lambda: repository.uses != [])
         for _ in range(100):
-            uses(keys[0], NOON + MINUTE)  # a guard repeats this until it has read the new time
-        uses(keys[1], NOON + MINUTE)
+            uses.record_key_use(keys[0], NOON + MINUTE)  # a guard repeats this until it has read the new time
+        uses.record_key_use(keys[1], NOON + MINUTE)
 
     assert repository.uses == [
         [RecordApiKeyUse(key_id=keys[0].id, at=NOON)],
@@ -119,16 +117,16 @@ def test_key_use_is_written_at_most_once_a_minute(repository: RecordingRepositor
 def test_key_use_is_written_again_after_a_minute(
     repository: RecordingRepository, keys: list[ApiKey], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(api_key_usage, "USE_RECORDING_INTERVAL", timedelta(milliseconds=50))
+    monkeypatch.setattr(usage, "USE_RECORDING_INTERVAL", timedelta(milliseconds=50))
     with recording(repository) as uses:
         for number in range(3):
-            uses(keys[0], NOON + number * MINUTE)
+            uses.record_key_use(keys[0], NOON + number * MINUTE)
             if number == 0:
-                uses(keys[1], NOON)
+                uses.record_key_use(keys[1], NOON)
             uses.close()
             time.sleep(0.06)
 
-        assert list(uses._written_at) == [keys[0].id]
+        assert list(uses._uses_written_at) == [keys[0].id]
 
     assert [[command.at for command in batch] for batch in repository.uses] == [
         [NOON, NOON],
@@ -138,8 +136,8 @@ def test_key_use_is_written_again_after_a_minute(
 
 
 def test_close_writes_pending_key_uses_once(repository: RecordingRepository, keys: list[ApiKey]) -> None:
-    uses = BackgroundApiKeyUsage(repository, interval_seconds=MUCH_LATER)
-    uses(keys[0], NOON)
+    uses = BackgroundUsage(InMemoryUsage(), repository, interval_seconds=MUCH_LATER)
+    uses.record_key_use(keys[0], NOON)
 
     uses.close()
     batches = len(repository.batches)
@@ -150,20 +148,9 @@ def test_close_writes_pending_key_uses_once(repository: RecordingRepository, key
 
 
 def test_nothing_is_written_without_key_use(repository: RecordingRepository) -> None:
-    BackgroundApiKeyUsage(repository).close()
+    BackgroundUsage(InMemoryUsage(), repository).close()
 
     assert repository.batches == []
-
-
-def test_default_interval_is_one_second(repository: RecordingRepository, keys: list[ApiKey]) -> None:
-    uses = BackgroundApiKeyUsage(repository)
-    uses(keys[0], NOON)
-
-    timer = uses._timer
-    uses.close()
-
-    assert timer is not None
-    assert (timer.interval, timer.daemon) == (1.0, True)
 
 
 def test_failed_write_is_logged_and_the_next_one_works(
@@ -171,11 +158,11 @@ def test_failed_write_is_logged_and_the_next_one_works(
 ) -> None:
     repository.unavailable = True
     with recording(repository, SOON) as uses:
-        uses(keys[0], NOON)
-        uses(keys[1], NOON)
+        uses.record_key_use(keys[0], NOON)
+        uses.record_key_use(keys[1], NOON)
         assert eventually(lambda: caplog.records != [])
         repository.unavailable = False
-        uses(keys[2], NOON)
+        uses.record_key_use(keys[2], NOON)
 
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
@@ -191,9 +178,9 @@ def test_repeated_failure_is_logged_once(
 ) -> None:
     repository.unavailable = True
     with recording(repository, SOON) as uses:
-        uses(keys[0], NOON)
+        uses.record_key_use(keys[0], NOON)
         assert eventually(lambda: caplog.records != [])
-        uses(keys[1], NOON)
+        uses.record_key_use(keys[1], NOON)
 
     assert len(caplog.records) == 1
     assert repository.uses == []
@@ -204,7 +191,7 @@ def test_removed_key_does_not_affect_others(
 ) -> None:
     with recording(repository) as uses:
         for key in keys:
-            uses(key, NOON)
+            uses.record_key_use(key, NOON)
         repository.apply([RemoveApiKey(key_id=keys[1].id)])
 
     used = [attrs.evolve(key, last_used_datetime=NOON) for key in (keys[0], keys[2])]
@@ -214,7 +201,7 @@ def test_removed_key_does_not_affect_others(
 
 def test_threads_can_record_key_use_concurrently(repository: RecordingRepository, keys: list[ApiKey]) -> None:
     with recording(repository, SOON) as uses, ThreadPoolExecutor(8) as pool:
-        list(pool.map(lambda number: uses(keys[number % 3], NOON), range(300)))
+        list(pool.map(lambda number: uses.record_key_use(keys[number % 3], NOON), range(300)))
 
     written = [command for batch in repository.uses for command in batch]
     assert sorted(written, key=lambda command: command.key_id) == [
@@ -232,9 +219,9 @@ def test_key_use_during_a_write_is_written_afterwards(keys: list[ApiKey], reposi
             return repository.apply(commands, commit_by=commit_by)
 
     with recording(Slow(), SOON) as uses:
-        uses(keys[0], NOON)
+        uses.record_key_use(keys[0], NOON)
         assert writing.wait(10)
-        uses(keys[1], NOON)
+        uses.record_key_use(keys[1], NOON)
         resume.set()
 
     assert eventually(lambda: len(repository.uses) == 2)
@@ -247,7 +234,7 @@ def test_guard_does_not_wait_for_the_write(repository: RecordingRepository) -> N
     key, secret = users.add_api_key(user_id=ada.id, name="job")
 
     with recording(repository) as uses:
-        guard = Guard(repository, InMemoryTokens(), api_key_usage=uses)
+        guard = Guard(repository, InMemoryTokens(), api_key_usage=uses.record_key_use)
         authenticated = [guard.check(secret) for _ in range(5)]
         before = users.list_api_keys(ada.id)
 
@@ -263,10 +250,10 @@ def test_key_use_is_stored_in_a_database(database: Database) -> None:
     repository = SqlUserRepository(database)
     ada = registered(repository)
     keys = [with_api_key(repository, ada, number) for number in range(3)]
-    uses = BackgroundApiKeyUsage(repository, interval_seconds=SOON)
+    uses = BackgroundUsage(InMemoryUsage(), repository, interval_seconds=SOON)
 
     for key in keys:
-        uses(key, NOON)
+        uses.record_key_use(key, NOON)
 
     assert eventually(lambda: None not in [key.last_used_datetime for key in repository.list_api_keys(ada.id)])
     uses.close()
@@ -286,7 +273,7 @@ def test_close_waits_for_the_current_write(keys: list[ApiKey]) -> None:
 
     repository = Slow()
     with recording(repository, SOON) as uses:
-        uses(keys[0], NOON)
+        uses.record_key_use(keys[0], NOON)
         repository.begun.wait(10)
 
     assert repository.uses == [[RecordApiKeyUse(key_id=keys[0].id, at=NOON)]]

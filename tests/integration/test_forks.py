@@ -15,14 +15,14 @@ import pytest
 from sqlalchemy import URL
 
 from mlapi import RepositoryUnavailableError, TooManyAttemptsError, forks
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryUserRepository
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryUsage, InMemoryUserRepository
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.urls import database_url
-from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.application.preparation import Preparation
+from mlapi.application.usage import BackgroundUsage
 from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, ApiKeyId
@@ -247,8 +247,9 @@ def test_child_leaves_collected_uses_of_api_keys_to_its_parent(monkeypatch: pyte
             written.extend(commands)
             return []
 
-    usage = BackgroundApiKeyUsage(NoticingRepository(), interval_seconds=60)
-    usage(ApiKey(id=ApiKeyId("a"), user_id=UserId(1), name="a", digest="a", created_datetime=utc_now()), utc_now())
+    usage = BackgroundUsage(InMemoryUsage(), NoticingRepository(), interval_seconds=60)
+    key = ApiKey(id=ApiKeyId("a"), user_id=UserId(1), name="a", digest="a", created_datetime=utc_now())
+    usage.record_key_use(key, utc_now())
     monkeypatch.setattr(forks._state, "pid", 1)  # as if this was a child
 
     usage.close()

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from datetime import datetime
+from datetime import date, datetime
 
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
@@ -11,6 +11,7 @@ from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.ports import AttemptCounts, AuditTrail, NonblockingLookup, UserRepository
 from mlapi.domain.storage import Storage
+from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRepository, UsageRow
 from mlapi.domain.users import User, UserId, UsernameKey, UserOrder
 from mlapi.forks import new_lock, notice_fork
 
@@ -115,6 +116,43 @@ class PreparedAttemptCounts:
     def add(self, keys: Sequence[str], *, window_seconds: float) -> list[WindowCount]:
         self._preparation.ensure()
         return self._counts.add(keys, window_seconds=window_seconds)
+
+
+class PreparedUsage:
+    """A `UsageRepository` that runs a `Preparation` before each call, until it has succeeded."""
+
+    def __init__(self, usage: UsageRepository, preparation: Preparation) -> None:
+        self._usage = usage
+        self._preparation = preparation
+
+    def add(self, rows: Sequence[UsageRow]) -> None:
+        self._prepared().add(rows)
+
+    def list_page(
+        self,
+        *,
+        first_day: date | None = None,
+        last_day: date | None = None,
+        user_id: UserId | None = None,
+        after: UsagePosition | None = None,
+        limit: int,
+    ) -> list[UsageRow]:
+        return self._prepared().list_page(
+            first_day=first_day, last_day=last_day, user_id=user_id, after=after, limit=limit
+        )
+
+    def sum_per_day(self, *, first_day: date, last_day: date, user_id: UserId | None = None) -> list[DailyUsage]:
+        return self._prepared().sum_per_day(first_day=first_day, last_day=last_day, user_id=user_id)
+
+    def last_seen(self, user_ids: Sequence[UserId]) -> dict[UserId, datetime]:
+        return self._prepared().last_seen(user_ids)
+
+    def purge(self, *, before: date, limit: int) -> int:
+        return self._prepared().purge(before=before, limit=limit)
+
+    def _prepared(self) -> UsageRepository:
+        self._preparation.ensure()
+        return self._usage
 
 
 class PreparedRepository:

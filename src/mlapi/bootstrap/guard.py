@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mlapi.adapters.sql.sqlite.guard_storage import SqliteGuardStorage
-from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.application.guard import AsyncGuard, Guard
-from mlapi.application.preparation import Preparation, prepare_on_first_use
+from mlapi.application.preparation import Preparation, PreparedUsage, prepare_on_first_use
 from mlapi.application.secret_reload import ReloadingTokenVerifier
+from mlapi.application.usage import BackgroundUsage
 from mlapi.bootstrap.storage_registry import registered_storages
 from mlapi.bootstrap.tokens import make_tokens
 from mlapi.config import Settings
@@ -64,11 +64,14 @@ def open_guard(settings: Settings) -> Iterator[Guard]:
         repository: PrincipalRepository = (
             storage if isinstance(storage, SqliteGuardStorage) else prepare_on_first_use(storage.users, preparation)
         )
-        api_key_usage = BackgroundApiKeyUsage(repository)
+        usage = storage.usage if isinstance(storage, SqliteGuardStorage) else PreparedUsage(storage.usage, preparation)
+        recorder = BackgroundUsage(usage, repository)
         try:
-            yield Guard(repository, tokens, api_key_usage=api_key_usage, accept_bare=settings.accepts_bare_credentials)
+            yield Guard(
+                repository, tokens, api_key_usage=recorder.record_key_use, accept_bare=settings.accepts_bare_credentials
+            )
         finally:
-            api_key_usage.close()
+            recorder.close()
 
 
 @contextmanager

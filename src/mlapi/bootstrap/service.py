@@ -10,14 +10,20 @@ import attrs
 
 from mlapi.adapters.common_passwords import load_common_passwords
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens
-from mlapi.application.api_key_usage import BackgroundApiKeyUsage
 from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.guard import Guard
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
-from mlapi.application.preparation import Preparation, PreparedAttemptCounts, check_key, prepare_on_first_use
+from mlapi.application.preparation import (
+    Preparation,
+    PreparedAttemptCounts,
+    PreparedUsage,
+    check_key,
+    prepare_on_first_use,
+)
 from mlapi.application.registration import RegistrationLimiter
 from mlapi.application.secret_reload import ReloadingCipher, ReloadingTokens
+from mlapi.application.usage import BackgroundUsage
 from mlapi.application.users import Users
 from mlapi.bootstrap.guard import check_access
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
@@ -27,6 +33,7 @@ from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.ports import AttemptCounts, AttemptLimiter
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.storage import Storage
+from mlapi.domain.usage import UsageRepository
 from mlapi.secret_store import SecretStore
 
 _logger = logging.getLogger("mlapi")
@@ -39,6 +46,7 @@ class Service:
     users: Users
     access: Access
     registration_limiter: RegistrationLimiter | None
+    usage: UsageRepository
     settings: Settings
     """The settings, including secrets that were loaded from a file or generated."""
     storage: Storage
@@ -70,22 +78,26 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
         users = Users(repository, cipher, password_policy=password_policy(settings))
         counts = PreparedAttemptCounts(storage.attempts, preparation)
         attempts = FixedWindowAttemptLimiter(counts, AttemptLimits(**attrs.asdict(settings.logins)))
-        api_key_usage = BackgroundApiKeyUsage(repository)
+        usage = PreparedUsage(storage.usage, preparation)
+        recorder = BackgroundUsage(usage, repository)
         access = Access(
             authenticator=Authenticator(users, tokens, attempts),
-            guard=Guard(repository, tokens, api_key_usage=api_key_usage, accept_bare=settings.accepts_bare_credentials),
+            guard=Guard(
+                repository, tokens, api_key_usage=recorder.record_key_use, accept_bare=settings.accepts_bare_credentials
+            ),
         )
         try:
             yield Service(
                 users=users,
                 access=access,
                 registration_limiter=_registration_limiter(counts, settings),
+                usage=usage,
                 settings=settings,
                 storage=storage,
                 secrets=secrets,
             )
         finally:
-            api_key_usage.close()
+            recorder.close()
 
 
 @contextmanager

@@ -16,6 +16,7 @@ MlapiError
 ├── RequestLimitReachedError         an allowance of the user's plan is used up; see `mlapi.domain.plans`
 ├── ServiceUnavailableError          the service is overloaded; retry later
 │   ├── RepositoryUnavailableError   the database is unavailable; retry later
+│   │   └── ReadOnlyRepositoryError  this account may only read the database
 │   └── SearchUnavailableError       too many searches, or the search takes too long
 └── ConfigurationError               the operator must fix the configuration
 """
@@ -188,6 +189,11 @@ class RepositoryUnavailableError(ServiceUnavailableError):
 
     def __str__(self) -> str:
         return f"the database is unavailable: {self.reason}"
+
+
+@attrs.frozen
+class ReadOnlyRepositoryError(RepositoryUnavailableError):
+    """The account lacks the permission to write. Retries fail until an operator grants it."""
 
 
 @attrs.frozen

@@ -9,18 +9,19 @@ from typing import Protocol
 
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.ports import AttemptCounts, UserRepository
+from mlapi.domain.usage import UsageRepository
 
 
 class Storage(Protocol):
-    """A database for everything that the service stores: users, audit trail, login attempts, and the key fingerprint.
+    """A database for everything that the service stores: users, audit trail, attempts, usage, and the key fingerprint.
 
     `mlapi.bootstrap.register_storage` maps a URL scheme to a function that creates a storage from the URL. That
     function creates no file and does not connect, because the service must start even without its database. It raises
     `ConfigurationError` for a URL that it cannot use. The message does not repeat the URL, which may contain a
     password.
 
-    Applied commands, the audit trail and the fingerprint are still there after the storage is closed and reopened. The
-    in-memory storage is an exception: it loses everything, and logs a warning.
+    Applied commands, the audit trail, usage and the fingerprint are still there after the storage is closed and
+    reopened. The in-memory storage is an exception: it loses everything, and logs a warning.
 
     Every method except `close` raises `RepositoryUnavailableError` while the database is unavailable.
 
@@ -36,6 +37,11 @@ class Storage(Protocol):
     @property
     def attempts(self) -> AttemptCounts:
         """The counts of login attempts. Its methods are called only after `prepare` has returned."""
+        ...
+
+    @property
+    def usage(self) -> UsageRepository:
+        """The usage of each user. Its methods are called only after `prepare` has returned."""
         ...
 
     @property

@@ -6,6 +6,7 @@ These adapters pass the same contract suites as the others, but all data is lost
 from mlapi.adapters.memory.counts import InMemoryAllowances, InMemoryAttempts, UnlimitedAttempts
 from mlapi.adapters.memory.credentials import InMemoryTokens, PlainCipher
 from mlapi.adapters.memory.storage import InMemoryStorage
+from mlapi.adapters.memory.usage import InMemoryUsage
 from mlapi.adapters.memory.users import InMemoryAuditTrail, InMemoryUserRepository
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "InMemoryAuditTrail",
     "InMemoryStorage",
     "InMemoryTokens",
+    "InMemoryUsage",
     "InMemoryUserRepository",
     "PlainCipher",
     "UnlimitedAttempts",

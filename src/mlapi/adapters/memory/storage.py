@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from mlapi.adapters.memory.counts import InMemoryAllowances, InMemoryAttempts
+from mlapi.adapters.memory.usage import InMemoryUsage
 from mlapi.adapters.memory.users import InMemoryUserRepository
 from mlapi.domain.errors import (
     ConfigurationError,
@@ -30,6 +31,7 @@ class InMemoryStorage:
         self.users = InMemoryUserRepository()
         self.attempts = InMemoryAttempts()
         self.allowances = InMemoryAllowances(self.users.has)
+        self.usage = InMemoryUsage()
         self._lock = new_lock()
         self._fingerprint: str | None = None
 

@@ -13,7 +13,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from mlapi.adapters.sql.dialect import Dialect, dialect_for
 from mlapi.adapters.sql.existing import Purpose
 from mlapi.adapters.sql.pools import ConnectionPools
-from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.errors import ReadOnlyRepositoryError, RepositoryUnavailableError
 from mlapi.interruption import current_interruption, took_too_long
 
 TIMEOUT_SECONDS = 2.0
@@ -303,9 +303,9 @@ class Database:
                 self.pools.check_not_replaced()
                 yield
             except DBAPIError as error:
-                raise self._unavailable(error.orig) from None
+                raise self._unavailable(error.orig, writes=writes) from None
             except (self._driver_error, *self.dialect.data_errors) as error:
-                raise self._unavailable(error) from None
+                raise self._unavailable(error, writes=writes) from None
             except PoolTimeoutError:
                 self.pools.drop_stale_connections()
                 raise RepositoryUnavailableError("the database is busy: no free connection") from None
@@ -325,8 +325,10 @@ class Database:
                 pooled.invalidate()
             raise
 
-    def _unavailable(self, error: BaseException | None) -> RepositoryUnavailableError:
-        return RepositoryUnavailableError(self.dialect.describe_error(error))
+    def _unavailable(self, error: BaseException | None, *, writes: bool = False) -> RepositoryUnavailableError:
+        is_read_only = writes and self.dialect.is_read_only(error)
+        kind = ReadOnlyRepositoryError if is_read_only else RepositoryUnavailableError
+        return kind(self.dialect.describe_error(error))
 
     def _retrying(self, attempt: Callable[[], T]) -> T:
         """Call ``attempt`` and return its result. After a transient error, retry immediately on a new connection.

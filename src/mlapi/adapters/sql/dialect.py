@@ -18,6 +18,7 @@ from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UsernameKey
 from mlapi.interruption import Interruption
 
@@ -98,6 +99,10 @@ class Dialect(Protocol[DriverConnectionT]):
         """Return True for a rejection because of a foreign key."""
         ...
 
+    def is_read_only(self, error: BaseException | None) -> bool:
+        """Return True if the account may not write, or the database is read-only."""
+        ...
+
     def describe_error(self, error: BaseException | None) -> str:
         """Describe a driver error, or an error in `data_errors`, in one line without stored values."""
         ...
@@ -164,6 +169,10 @@ class Dialect(Protocol[DriverConnectionT]):
         Return the new counts by key. A count whose window ended at ``now`` or earlier starts again, with a window until
         ``ends_at``.
         """
+        ...
+
+    def add_usage(self, connection: DriverConnectionT, rows: Sequence[UsageRow]) -> None:
+        """Add rows in one statement. See `mlapi.domain.usage.UsageRepository.add`."""
         ...
 
     def check_writable(self, connection: DriverConnectionT) -> None:

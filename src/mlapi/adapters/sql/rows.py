@@ -10,10 +10,11 @@ from typing import Any, cast
 import attrs
 from sqlalchemy import Column, Table
 
-from mlapi.adapters.sql.row_readers import Convert, EntityT, is_wrapped, row_reader
-from mlapi.adapters.sql.tables import api_keys, audit, users
+from mlapi.adapters.sql.row_readers import Convert, EntityT, Row, is_wrapped, row_reader
+from mlapi.adapters.sql.tables import api_keys, audit, usage, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.credentials import ApiKey
+from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User
 
 ConverterOf = Callable[[Column[Any]], Convert | None]
@@ -80,7 +81,14 @@ def _attribute(field: "attrs.Attribute[Any] | None", name: str) -> str:
 USER_COLUMNS = entity_columns(User, users)
 API_KEY_COLUMNS = entity_columns(ApiKey, api_keys)
 AUDIT_COLUMNS = entity_columns(AuditEntry, audit)
+USAGE_COLUMNS = entity_columns(UsageRow, usage)
 
 read_user = row_reader(User)
 read_api_key = row_reader(ApiKey)
 read_audit_entry = row_reader(AuditEntry)
+_read_usage = row_reader(UsageRow)
+
+
+def read_usage(row: Row) -> UsageRow:
+    found = _read_usage(row)
+    return found if found.key_id else attrs.evolve(found, key_id=None)

@@ -16,6 +16,7 @@ from mlapi.adapters.sql.repository import SqliteUserRepository, SqlUserRepositor
 from mlapi.adapters.sql.revisions import HEAD
 from mlapi.adapters.sql.schema import prepare_schema, upgrade
 from mlapi.adapters.sql.urls import SCHEMES, database_url
+from mlapi.adapters.sql.usage import SqlUsage
 from mlapi.domain.backups import Restore
 from mlapi.domain.inspection import Inspection
 
@@ -34,6 +35,7 @@ class SqlStorage:
         self.database = database
         self.users = SqliteUserRepository(database) if database.dialect.supports_nowait else SqlUserRepository(database)
         self.attempts = SqlAttempts(database)
+        self.usage = SqlUsage(database)
         self._files = database.dialect.files(database.engine.url)
 
     @classmethod

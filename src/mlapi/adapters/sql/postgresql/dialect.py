@@ -20,6 +20,7 @@ from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UsernameKey
 from mlapi.interruption import Interruption
 
@@ -108,6 +109,9 @@ class PostgresqlDialect:
     def is_reference(self, error: BaseException | None) -> bool:
         return errors.is_reference(error)
 
+    def is_read_only(self, error: BaseException | None) -> bool:
+        return errors.is_read_only(error)
+
     def describe_error(self, error: BaseException | None) -> str:
         return errors.describe_error(error)
 
@@ -163,6 +167,9 @@ class PostgresqlDialect:
         self, connection: "BoundedConnection", keys: Sequence[str], *, now: float, ends_at: float
     ) -> dict[str, WindowCount]:
         return execution.add_counts(connection, keys, now=now, ends_at=ends_at)
+
+    def add_usage(self, connection: "BoundedConnection", rows: Sequence[UsageRow]) -> None:
+        execution.add_usage(connection, rows)
 
     def check_writable(self, connection: "BoundedConnection") -> None:
         if connection.fetch_last(_WRITE_PROBE) != (True,):

@@ -16,7 +16,8 @@ LOCK_NOT_AVAILABLE = "55P03"
 QUERY_CANCELED = "57014"
 _DUPLICATE_TABLE = "42P07"
 _INSUFFICIENT_PRIVILEGE = "42501"
-_RETRYABLE_STATES = {"40001", "40P01", "25006"}
+_READ_ONLY_TRANSACTION = "25006"
+_RETRYABLE_STATES = {"40001", "40P01", _READ_ONLY_TRANSACTION}
 """A serialization failure, a deadlock, and a read-only transaction: the server may have become a standby."""
 
 _REFERENCE_STATES = {"23001", "23503"}
@@ -164,6 +165,11 @@ def is_rejection(error: BaseException | None) -> bool:
 def is_reference(error: BaseException | None) -> bool:
     """Return True for a rejection because of a foreign key."""
     return getattr(error, "sqlstate", None) in _REFERENCE_STATES
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Return True if the role lacks a privilege, or the transaction is read-only."""
+    return getattr(error, "sqlstate", None) in {_INSUFFICIENT_PRIVILEGE, _READ_ONLY_TRANSACTION}
 
 
 def has_lost_connection(error: "psycopg.Error") -> bool:

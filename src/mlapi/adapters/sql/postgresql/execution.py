@@ -30,6 +30,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
+from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UserId, UsernameKey
 
 if TYPE_CHECKING:
@@ -95,6 +96,24 @@ def add_counts(
     """Add 1 to the counts for sorted keys, and return the new counts by key. See `Dialect.add_counts`."""
     added = connection.execute(sql.ADD_COUNTS, {"keys": list(keys), "now": now, "ends_at": ends_at}, binary=True)
     return statements.counts_by_key(added.fetchall())
+
+
+def add_usage(connection: "BoundedConnection", added: Sequence[UsageRow]) -> None:
+    """Add rows in the current transaction. See `mlapi.domain.usage.UsageRepository.add`."""
+    storable = [
+        {
+            "day": row.day,
+            "user_id": row.user_id,
+            "key_id": row.key_id or "",
+            "requests": row.requests,
+            "units": row.units,
+            "seen_datetime": row.seen_datetime,
+        }
+        for row in added
+        if principals.is_storable_user_id(row.user_id)
+    ]
+    if storable:
+        _execute(connection, sql.ADD_USAGE, storable)
 
 
 _user_row = rows.dict_writer(Register, users)

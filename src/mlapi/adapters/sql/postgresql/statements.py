@@ -36,10 +36,11 @@ from sqlalchemy.dialects.postgresql import insert
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
-from mlapi.adapters.sql.tables import api_keys, attempts, audit, users
+from mlapi.adapters.sql.tables import api_keys, attempts, audit, usage, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
+from mlapi.domain.usage import MAX_COUNT
 
 _DIALECT: Dialect = postgresql.dialect()  # type: ignore[no-untyped-call]  # SQLAlchemy does not type it
 
@@ -138,6 +139,20 @@ def _compile_add_counts() -> bytes:
     return _compile(statements.counts_upsert(insert, given))
 
 
+def _compile_add_usage() -> bytes:
+    given = _given(*usage.c)
+    position = ["day", "user_id", "key_id"]
+    statement = insert(usage).from_select(
+        list(given.c.keys()), select(given).order_by(*(given.c[name] for name in position))
+    )
+    sums = {
+        name: func.least(usage.c[name] + statement.excluded[name], literal_column(str(MAX_COUNT)))
+        for name in ("requests", "units")
+    }
+    seen = func.greatest(usage.c.seen_datetime, statement.excluded.seen_datetime)
+    return _compile(statement.on_conflict_do_update(index_elements=position, set_={**sums, "seen_datetime": seen}))
+
+
 UPDATE_USER = {command: _compile_update(template) for command, template in USER_UPDATES.items()}
 REGISTER = _compile_register()
 IDS_BY_USERNAME_KEY = _compile_ids_by_username_key()
@@ -164,3 +179,4 @@ READ_COUNTS = _compile(
     )
 )
 ADD_COUNTS = _compile_add_counts()
+ADD_USAGE = _compile_add_usage()

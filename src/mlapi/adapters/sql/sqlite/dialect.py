@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 
 from mlapi.adapters.sql.existing import ConnectionPool, Purpose
 from mlapi.adapters.sql.probes import write_probes
-from mlapi.adapters.sql.sqlite import engine, execution, existing, files, reading
+from mlapi.adapters.sql.sqlite import engine, execution, existing, files, reading, usage
 from mlapi.adapters.sql.sqlite.errors import (
     DATA_ERRORS,
     describe_file_error,
@@ -26,6 +26,7 @@ from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
+from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UsernameKey
 from mlapi.interruption import Interruption
 
@@ -78,13 +79,16 @@ class SqliteDialect:
     def is_transient(self, error: BaseException | None) -> bool:
         # A connection that was opened while the disk was read-only stays read-only. There is no reason to retry after
         # other errors: SQLite itself has already waited for the lock.
-        return isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_READONLY
+        return self.is_read_only(error)
 
     def is_rejection(self, error: BaseException | None) -> bool:
         return is_rejection(error)
 
     def is_reference(self, error: BaseException | None) -> bool:
         return is_reference(error)
+
+    def is_read_only(self, error: BaseException | None) -> bool:
+        return isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_READONLY
 
     def describe_error(self, error: BaseException | None) -> str:
         if isinstance(error, MultipleResultsFound | NoResultFound):
@@ -132,6 +136,9 @@ class SqliteDialect:
         self, connection: sqlite3.Connection, keys: Sequence[str], *, now: float, ends_at: float
     ) -> dict[str, WindowCount]:
         return execution.add_counts(connection, keys, now=now, ends_at=ends_at)
+
+    def add_usage(self, connection: sqlite3.Connection, rows: Sequence[UsageRow]) -> None:
+        usage.add_usage(connection, rows)
 
     def check_writable(self, connection: sqlite3.Connection) -> None:
         # `begin` has taken the write lock. The probes fail if the file is new and empty.

@@ -11,10 +11,17 @@ from mlapi.adapters.sql.fork_gate import ForkGate
 from mlapi.adapters.sql.idle_connections import IdleConnections
 from mlapi.adapters.sql.revisions import VERSION_TABLE, require_head
 from mlapi.adapters.sql.sqlite import connections, files, reading
+from mlapi.adapters.sql.sqlite import usage as usage_statements
 from mlapi.adapters.sql.sqlite.errors import DATA_ERRORS, describe_file_error, primary_code
 from mlapi.domain.commands import Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import Principal, PrincipalId
-from mlapi.domain.errors import ApiKeyNotFoundError, ConfigurationError, RepositoryUnavailableError
+from mlapi.domain.errors import (
+    ApiKeyNotFoundError,
+    ConfigurationError,
+    ReadOnlyRepositoryError,
+    RepositoryUnavailableError,
+)
+from mlapi.domain.usage import UsageRow, UsageWriter
 
 TIMEOUT_SECONDS = 2.0
 _FORK_TIMEOUT_SECONDS = 10.0
@@ -104,14 +111,27 @@ class SqliteGuardStorage:
         """See `PrincipalRepository`."""
 
         def record(connection: sqlite3.Connection) -> list[Outcome]:
-            connection.execute("BEGIN IMMEDIATE")
-            outcomes: list[Outcome] = [
+            return [
                 reading.record_use(connection, command) or ApiKeyNotFoundError(command.key_id) for command in commands
             ]
-            connection.commit()
-            return outcomes
 
-        return self._run(record)
+        return self.write(record)
+
+    @property
+    def usage(self) -> UsageWriter:
+        """Stores usage in the file."""
+        return _GuardUsage(self)
+
+    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Call ``work`` in a write transaction, commit durably, and return its result."""
+
+        def run(connection: sqlite3.Connection) -> T:
+            connection.execute("BEGIN IMMEDIATE")
+            result = work(connection)
+            connection.commit()
+            return result
+
+        return self._run(run)
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -147,7 +167,7 @@ class SqliteGuardStorage:
         except BaseException as error:
             connection.close()
             if isinstance(error, _ERRORS):
-                raise RepositoryUnavailableError(_describe_error(error)) from None
+                raise _unavailable(error) from None
             raise
         idle.give_back(connection)
         return result
@@ -156,7 +176,7 @@ class SqliteGuardStorage:
         try:
             return self._connect()
         except sqlite3.Error as error:
-            raise RepositoryUnavailableError(_describe_error(error)) from None
+            raise _unavailable(error) from None
 
     def _connect(self) -> sqlite3.Connection:
         uri = files.existing_uri(self._file.resolve())
@@ -180,6 +200,21 @@ def _find_revision(connection: sqlite3.Connection) -> str | None:
         return None
     ((revision,),) = connection.execute(_SELECT_REVISION).fetchall()
     return str(revision)
+
+
+class _GuardUsage:
+    """The `UsageWriter` of a `SqliteGuardStorage`."""
+
+    def __init__(self, storage: SqliteGuardStorage) -> None:
+        self._storage = storage
+
+    def add(self, rows: Sequence[UsageRow]) -> None:
+        self._storage.write(lambda connection: usage_statements.add_usage(connection, rows))
+
+
+def _unavailable(error: BaseException) -> RepositoryUnavailableError:
+    is_read_only = isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_READONLY
+    return (ReadOnlyRepositoryError if is_read_only else RepositoryUnavailableError)(_describe_error(error))
 
 
 def _describe_error(error: BaseException) -> str:

@@ -1,0 +1,67 @@
+"""Usage in memory."""
+
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime
+from itertools import groupby
+from operator import attrgetter
+
+from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRow
+from mlapi.domain.users import UserId
+from mlapi.forks import new_lock
+
+
+class InMemoryUsage:
+    """A `UsageRepository` for one process."""
+
+    def __init__(self) -> None:
+        self._lock = new_lock()
+        self._rows: dict[UsagePosition, UsageRow] = {}
+
+    def add(self, rows: Sequence[UsageRow]) -> None:
+        with self._lock:
+            for row in rows:
+                stored = self._rows.get(row.position)
+                self._rows[row.position] = row if stored is None else stored.plus(row)
+
+    def list_page(
+        self,
+        *,
+        first_day: date | None = None,
+        last_day: date | None = None,
+        user_id: UserId | None = None,
+        after: UsagePosition | None = None,
+        limit: int,
+    ) -> list[UsageRow]:
+        found = self._select(first_day or date.min, last_day or date.max, user_id)
+        return [row for row in found if after is None or row.position > after][:limit]
+
+    def sum_per_day(self, *, first_day: date, last_day: date, user_id: UserId | None = None) -> list[DailyUsage]:
+        by_day = groupby(self._select(first_day, last_day, user_id), attrgetter("day"))
+        return [_sum(day, rows) for day, rows in by_day]
+
+    def last_seen(self, user_ids: Sequence[UserId]) -> dict[UserId, datetime]:
+        seen: dict[UserId, datetime] = {}
+        for row in self._select(date.min, date.max, None):
+            if row.user_id in user_ids:
+                seen[row.user_id] = max(seen.get(row.user_id, row.seen_datetime), row.seen_datetime)
+        return seen
+
+    def purge(self, *, before: date, limit: int) -> int:
+        with self._lock:
+            old = [position for position in sorted(self._rows) if position.day < before][:limit]
+            for position in old:
+                del self._rows[position]
+            return len(old)
+
+    def _select(self, first_day: date, last_day: date, user_id: UserId | None) -> list[UsageRow]:
+        with self._lock:
+            return [
+                row
+                for position, row in sorted(self._rows.items())
+                if first_day <= position.day <= last_day and user_id in {None, position.user_id}
+            ]
+
+
+def _sum(day: date, rows: Iterator[UsageRow]) -> DailyUsage:
+    listed = list(rows)
+    return DailyUsage(day, sum(row.requests for row in listed), sum(row.units for row in listed))

@@ -1,0 +1,183 @@
+"""Usage: the requests and units of each user and API key on each day, in UTC.
+
+Usage outlives its user and API key, so it contains their ids but no personal data.
+"""
+
+import re
+from collections.abc import Sequence
+from datetime import date, datetime
+from typing import Protocol, Self
+
+import attrs
+
+from mlapi.domain.credentials import ApiKey, ApiKeyId
+from mlapi.domain.users import MAX_USER_ID, UserId, to_utc
+
+MAX_COUNT = 2**53 - 1
+"""The largest number of requests or units in a row. Counts stop there. Every JSON parser reads it exactly."""
+
+_POSITION = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})\.([0-9]{1,19})(?:\.([0-9a-f]{16}))?", re.ASCII)
+
+
+@attrs.frozen(order=True)
+class UsagePosition:
+    """The place of a row in a list: rows are sorted by day, then by user, then by API key.
+
+    The row for requests with tokens comes before those for API keys.
+
+    >>> str(UsagePosition(date(2026, 11, 30), UserId(7), ApiKeyId("00112233445566aa")))
+    '2026-11-30.7.00112233445566aa'
+    >>> UsagePosition.parse("2026-11-30.7")
+    UsagePosition(day=datetime.date(2026, 11, 30), user_id=7, key_id=None)
+    """
+
+    day: date
+    user_id: UserId
+    key_id: ApiKeyId | None = attrs.field(order=lambda key_id: key_id or "")
+
+    def __str__(self) -> str:
+        """Return the position as text, for `parse`."""
+        return f"{self.day.isoformat()}.{self.user_id}" + ("" if self.key_id is None else f".{self.key_id}")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Return the position for a text from a client. The row need not exist.
+
+        Raises:
+            ValueError: if the text is not a position.
+        """
+        match = _POSITION.fullmatch(text)
+        if match is None or int(match[2]) > MAX_USER_ID:
+            raise ValueError("not the position of a row of usage")
+        return cls(date.fromisoformat(match[1]), UserId(int(match[2])), ApiKeyId(match[3]) if match[3] else None)
+
+
+@attrs.frozen(kw_only=True)
+class UsageRow:
+    """The usage of a user on one day in UTC, with one API key or with tokens.
+
+    ``key_id`` is None for requests with tokens. ``seen_datetime`` is the time of the latest request. ``requests`` and
+    ``units`` are from 0 to `MAX_COUNT`.
+    """
+
+    day: date
+    user_id: UserId
+    key_id: ApiKeyId | None = None
+    requests: int
+    units: int = 0
+    seen_datetime: datetime = attrs.field(converter=to_utc)
+
+    @property
+    def position(self) -> UsagePosition:
+        return UsagePosition(self.day, self.user_id, self.key_id)
+
+    def plus(self, other: "UsageRow") -> "UsageRow":
+        """Return the sum of two rows with the same position."""
+        return attrs.evolve(
+            self,
+            requests=min(self.requests + other.requests, MAX_COUNT),
+            units=min(self.units + other.units, MAX_COUNT),
+            seen_datetime=max(self.seen_datetime, other.seen_datetime),
+        )
+
+
+@attrs.frozen
+class DailyUsage:
+    """The sum of the requests and units on one day, in UTC."""
+
+    day: date
+    requests: int
+    units: int
+
+
+class UsageWriter(Protocol):
+    """The part of a `UsageRepository` that a guard uses."""
+
+    def add(self, rows: Sequence[UsageRow]) -> None:
+        """See `UsageRepository.add`. It may raise `ReadOnlyRepositoryError` in a database that it may only read."""
+        ...
+
+
+class UsageRepository(Protocol):
+    """Stores the usage of each user and API key on each day.
+
+    Rows are sorted by `UsagePosition`. They do not refer to users or API keys that exist: removing a user keeps the
+    user's usage. Callers may pass ids of any size: no usage is stored for an id that the database cannot store.
+
+    Every method raises `RepositoryUnavailableError` while the database is unavailable.
+    """
+
+    def add(self, rows: Sequence[UsageRow]) -> None:
+        """Add the requests and units of each row to the stored row with the same position, in one durable transaction.
+
+        The stored row keeps the later ``seen_datetime``. A sum above `MAX_COUNT` becomes that
+        number. Concurrent calls do not lose each other's counts, and do not deadlock.
+
+        If it raises, nothing was added, unless the connection was lost during the commit: then the error's
+        ``may_be_done`` is True.
+
+        Args:
+            rows: with different positions, in any order. The list may be empty or contain several thousand rows.
+
+        Raises:
+            ReadOnlyRepositoryError: if the account may only read the database.
+        """
+        ...
+
+    def list_page(
+        self,
+        *,
+        first_day: date | None = None,
+        last_day: date | None = None,
+        user_id: UserId | None = None,
+        after: UsagePosition | None = None,
+        limit: int,
+    ) -> list[UsageRow]:
+        """Return a page of rows, sorted by position. Use an index.
+
+        Args:
+            first_day: return no earlier days; None for no bound.
+            last_day: return no later days; None for no bound.
+            user_id: return only the usage of this user, who may have been removed. None returns the usage of all users.
+            after: the position of the last row of the previous page; None for the first page. No row needs to be there.
+            limit: maximum number of rows to return. Only the last page may contain fewer.
+        """
+        ...
+
+    def sum_per_day(self, *, first_day: date, last_day: date, user_id: UserId | None = None) -> list[DailyUsage]:
+        """Return the sum for each day, sorted by day. Days without usage are omitted.
+
+        See `list_page` for the arguments.
+        """
+        ...
+
+    def last_seen(self, user_ids: Sequence[UserId]) -> dict[UserId, datetime]:
+        """Return the time of the latest request of each user. Users without usage are omitted."""
+        ...
+
+    def purge(self, *, before: date, limit: int) -> int:
+        """Delete at most ``limit`` rows of days earlier than ``before``. Return how many were deleted."""
+        ...
+
+
+class UsageRecorder(Protocol):
+    """Records usage. Its methods take microseconds and can be called from any thread.
+
+    They raise no error and do not wait for the database: a request succeeds even if its usage cannot be stored.
+    """
+
+    def record(self, user_id: UserId, key_id: ApiKeyId | None, at: datetime, requests: int = 1, units: int = 0) -> None:
+        """Add requests and units to the usage of a user.
+
+        Args:
+            user_id: the user.
+            key_id: the API key of the request; None for a token.
+            at: when the request was admitted. It counts on this day in UTC.
+            requests: at least 0; see ``units``.
+            units: at least 0. Charge units after the answer is known with ``requests=0``.
+        """
+        ...
+
+    def record_key_use(self, key: ApiKey, at: datetime) -> None:
+        """Record that an API key was used. Call this once per `mlapi.domain.credentials.USE_RECORDING_INTERVAL`."""
+        ...
