@@ -3,7 +3,7 @@
 import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import attrs
@@ -24,6 +24,7 @@ from mlapi.adapters.memory import InMemoryAuditTrail
 from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import Register, Rejection
 from mlapi.domain.credentials import Principal, PrincipalId, TokenClaims
+from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.users import EncryptedPassword, UsernameKey, UserOrder
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
@@ -106,13 +107,13 @@ class ApplyingBeforeTheDeadlineCheck(InMemoryUserRepository):
 
 
 class ShortPages(InMemoryUserRepository):
-    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        return super().list_page(after=after, limit=limit - 1, enabled=enabled, containing=containing)
+    def list_page(self, *, after: UserId, limit: int, matching: UserFilter = EVERY_USER) -> list[User]:
+        return super().list_page(after=after, limit=limit - 1, matching=matching)
 
 
 class RepeatingTheLastUser(InMemoryUserRepository):
-    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        return super().list_page(after=UserId(after - 1), limit=limit, enabled=enabled, containing=containing)
+    def list_page(self, *, after: UserId, limit: int, matching: UserFilter = EVERY_USER) -> list[User]:
+        return super().list_page(after=UserId(after - 1), limit=limit, matching=matching)
 
 
 class SortingByIdOnly(InMemoryUserRepository):
@@ -128,13 +129,13 @@ class SortedPagesThatNeverEnd(InMemoryUserRepository):
 
 
 class UnfilteredSorting(InMemoryUserRepository):
-    def list_sorted(self, order: UserOrder, *, containing: str = "", **options: Any) -> list[User]:
+    def list_sorted(self, order: UserOrder, *, matching: UserFilter = EVERY_USER, **options: Any) -> list[User]:
         return super().list_sorted(order, **options)
 
 
 class FindingPartsOfNames(InMemoryUserRepository):
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
-        return self.list_page(after=UserId(0), limit=limit, containing=prefix)
+        return self.list_page(after=UserId(0), limit=limit, matching=UserFilter(containing=prefix))
 
 
 class OmittingUnknownNames(InMemoryUserRepository):
@@ -145,9 +146,8 @@ class OmittingUnknownNames(InMemoryUserRepository):
 class FilteringAfterTheLimit(InMemoryUserRepository):
     """Applies the limit before the filter, so that pages are too short."""
 
-    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        matching = super().list_page(after=after, limit=10**6, enabled=enabled, containing=containing)
-        return [user for user in super().list_page(after=after, limit=limit) if user in matching]
+    def list_page(self, *, after: UserId, limit: int, matching: UserFilter = EVERY_USER) -> list[User]:
+        return [user for user in super().list_page(after=after, limit=limit) if matching.matches(user)]
 
 
 class ReorderingUsers(InMemoryUserRepository):
@@ -234,15 +234,20 @@ class MatchingWithoutAPassword(PlainCipher):
 
 class NeverExpiring(InMemoryTokens):
     def verify(self, token: str) -> TokenClaims:
-        if token not in self._issued:
-            raise InvalidTokenError
-        return self._issued[token]
+        return attrs.evolve(super().verify(token), expires_datetime=datetime.max.replace(tzinfo=UTC))
 
 
-class ValidAtItsExpiry(InMemoryTokens):
+class RejectingExpiredTokens(InMemoryTokens):
     def verify(self, token: str) -> TokenClaims:
-        claims = self._issued.get(token)
-        return super().verify(token) if claims is None or claims.expires_datetime != self._clock() else claims
+        claims = super().verify(token)
+        if claims.expires_datetime <= self._clock():
+            raise InvalidTokenError
+        return claims
+
+
+class IgnoringTheEndOfAccess(InMemoryTokens):
+    def issue(self, user: User) -> IssuedToken:
+        return super().issue(attrs.evolve(user, expires_datetime=None))
 
 
 class TrimmingTokens(InMemoryTokens):

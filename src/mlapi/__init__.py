@@ -12,6 +12,7 @@ from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Actor, Command, Outcome
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
 from mlapi.domain.errors import (
+    AccessExpiredError,
     ApiKeyNotFoundError,
     ChangeRejectedError,
     ConfigurationError,
@@ -29,7 +30,7 @@ from mlapi.domain.errors import (
     UserReferencedError,
 )
 from mlapi.domain.ports import AttemptLimiter, AuditTrail, Clock, PasswordCipher, TokenIssuer, UserRepository
-from mlapi.domain.rules import PasswordPolicy
+from mlapi.domain.rules import PasswordPolicy, UserFilter
 from mlapi.domain.storage import Storage
 from mlapi.domain.users import User, UserId
 
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Access",
+    "AccessExpiredError",
     "Actor",
     "ApiKey",
     "ApiKeyId",
@@ -72,6 +74,7 @@ __all__ = [
     "User",
     "UserDisabledError",
     "UserExistsError",
+    "UserFilter",
     "UserId",
     "UserNotFoundError",
     "UserReferencedError",

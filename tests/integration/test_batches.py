@@ -38,6 +38,7 @@ from mlapi.domain.commands import (
     Remove,
     RemoveApiKey,
     SetEnabled,
+    UserChange,
 )
 from mlapi.domain.credentials import ApiKeyPrincipal, Principal, PrincipalId
 from mlapi.domain.users import EncryptedPassword
@@ -174,6 +175,8 @@ class Replay:
             return attrs.evolve(outcome, id=UserId(self._number(outcome.id)))
         if isinstance(outcome, ApiKey):
             return attrs.evolve(outcome, user_id=UserId(self._number(outcome.user_id)))
+        if isinstance(outcome, UserChange):
+            return self._numbered(outcome.before), self._numbered(outcome.after)
         if isinstance(outcome, ApiKeyNotFoundError | ChangeRejectedError):
             return outcome
         return type(outcome)(self._number(outcome.user_id))

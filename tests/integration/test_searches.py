@@ -16,6 +16,7 @@ from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.adapters.sql.schema import upgrade
 from mlapi.domain.errors import SearchUnavailableError, ServiceUnavailableError
+from mlapi.domain.rules import UserFilter
 from mlapi.entrypoints.http.search_pool import MAX_SEARCHES, SearchPool
 from mlapi.entrypoints.http.shared_call import SharedCall
 from mlapi.interruption import Interruption
@@ -263,5 +264,7 @@ def test_trigram_index_is_created_if_the_extension_is_installed(postgres_databas
     assert "ix_users_trigrams" not in before
     assert "ix_users_trigrams" in explain(postgres_database, part)
     ada = registered(SqlUserRepository(postgres_database), "nevada")
-    found = SqlUserRepository(postgres_database).list_page(after=UserId(0), limit=10, containing="vad")
+    found = SqlUserRepository(postgres_database).list_page(
+        after=UserId(0), limit=10, matching=UserFilter(containing="vad")
+    )
     assert found == [ada]

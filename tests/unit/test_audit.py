@@ -39,6 +39,8 @@ from mlapi.domain.commands import (
     Remove,
     RemoveApiKey,
     SetEnabled,
+    UpdateUser,
+    UserChange,
 )
 from mlapi.domain.users import EncryptedPassword
 
@@ -49,6 +51,7 @@ KEY = ApiKey(id=ApiKeyId("0" * 16), user_id=ADA, name="laptop", digest="digest",
 REGISTER = Register(username="ada", password=STORED, email="ada@example.com", at=NOON)
 AUDITED: list[Command] = [
     REGISTER,
+    UpdateUser(user_id=ADA, plan="pro", at=NOON),
     SetEnabled(user_id=ADA, enabled=True, at=NOON),
     SetEnabled(user_id=ADA, enabled=False, at=NOON),
     IssueToken(user_id=ADA, at=NOON),
@@ -59,6 +62,7 @@ AUDITED: list[Command] = [
     AddApiKey(key=KEY),
     RemoveApiKey(key_id=KEY.id, at=NOON),
 ]
+CHANGE = UserChange(REGISTER.as_user(ADA), attrs.evolve(REGISTER.as_user(ADA), plan="pro"))
 INTERNAL: list[Command] = [
     Reencrypt(user_id=ADA, password=STORED, replacing=STORED),
     RecordApiKeyUse(key_id=KEY.id, at=NOON),
@@ -80,14 +84,14 @@ def test_all_commands_and_rejections_are_tested() -> None:
 
 @pytest.mark.parametrize("command", AUDITED, ids=lambda command: type(command).__name__)
 @pytest.mark.parametrize(
-    "outcome", [REGISTER.as_user(ADA), KEY, *REJECTIONS], ids=lambda outcome: type(outcome).__name__
+    "outcome", [REGISTER.as_user(ADA), CHANGE, KEY, *REJECTIONS], ids=lambda outcome: type(outcome).__name__
 )
 def test_every_command_and_outcome_is_audited(command: Command, outcome: Outcome) -> None:
     entry = make_audit_entry(command, outcome)
 
     assert entry is not None
     assert entry.at == NOON
-    assert (entry.outcome == "done") == isinstance(outcome, User | ApiKey)
+    assert (entry.outcome == "done") == isinstance(outcome, User | UserChange | ApiKey)
 
 
 @pytest.mark.parametrize("outcome", [REGISTER.as_user(ADA), UserExistsError(ADA)], ids=["done", "rejected"])

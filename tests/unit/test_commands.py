@@ -76,7 +76,8 @@ def test_registration_with_invalid_fields_is_rejected(username: str, email: str,
 def test_repr_of_a_registration_hides_personal_data() -> None:
     assert (
         repr(REGISTER)
-        == f"Register(username='Ada', password=EncryptedPassword(), enabled=True, at={NOON!r}, created=None, {ACTOR})"
+        == f"Register(username='Ada', password=EncryptedPassword(), enabled=True, at={NOON!r}, created=None,"
+        f" expires_datetime=None, plan=None, {ACTOR})"
     )
 
 

@@ -6,6 +6,7 @@ import pickle
 import pytest
 
 from mlapi import (
+    AccessExpiredError,
     ApiKeyNotFoundError,
     ChangeRejectedError,
     ConfigurationError,
@@ -37,6 +38,7 @@ MESSAGES: list[tuple[MlapiError, str]] = [
     (InvalidCredentialsError(), "unknown username or wrong password"),
     (InvalidTokenError(), "invalid, expired or revoked token or API key"),
     (UserDisabledError(7), "user 7 is disabled"),
+    (AccessExpiredError(7), "the access of user 7 has expired"),
     (TooManyAttemptsError(30), "too many attempts: retry in 30 seconds"),
     (ServiceUnavailableError("too many requests"), "the service is unavailable: too many requests"),
     (RepositoryUnavailableError("simulated outage"), "the database is unavailable: simulated outage"),

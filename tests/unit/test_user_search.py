@@ -8,6 +8,7 @@ from mlapi import User, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.application import user_search
 from mlapi.application.user_search import FoundUsers, UserSearch, iterate_sorted
+from mlapi.domain.rules import UserFilter
 
 NAMES = ["nevada", "ada", "bob", "Adam", "canada", "adalbert", "eve"]
 
@@ -28,7 +29,7 @@ def large(users: Users, monkeypatch: pytest.MonkeyPatch) -> Users:
 
 
 def find(users: Users, text: str, *, after: int = 0, limit: int = 10, enabled: bool | None = None) -> FoundUsers:
-    search = UserSearch(users, containing=text, after=after, limit=limit, enabled=enabled)
+    search = UserSearch(users, matching=UserFilter(containing=text, enabled=enabled), after=after, limit=limit)
     return search.look_up() or search.scan()
 
 
@@ -67,7 +68,7 @@ def test_removing_found_users_omits_none(large: Users) -> None:
 
 
 def test_text_that_begins_no_name_is_found_by_a_scan(large: Users) -> None:
-    assert UserSearch(large, containing="vad", limit=10).look_up() is None
+    assert UserSearch(large, matching=UserFilter(containing="vad"), limit=10).look_up() is None
     assert find_all(large, "vad", limit=10) == [["nevada"]]
 
 
@@ -106,7 +107,7 @@ def test_indexed_search_without_matches_in_that_state_scans(large: Users) -> Non
 
 def test_list_without_text_needs_no_scan(users: Users) -> None:
     assert not UserSearch(users, limit=2).needs_scan
-    assert UserSearch(users, enabled=True, limit=2).needs_scan
+    assert UserSearch(users, matching=UserFilter(enabled=True), limit=2).needs_scan
     assert [user.id for user in find(users, "", after=2**52 - 1).users] == []
 
 

@@ -15,6 +15,7 @@ from mlapi.domain.audit import AuditEntry, AuditId
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
 from mlapi.domain.errors import (
     AccessDeniedError,
+    AccessExpiredError,
     ApiKeyNotFoundError,
     ChangeRejectedError,
     ConfigurationError,
@@ -252,6 +253,7 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
         ),
     ),
     (UserDisabledError(7), Response(HTTPStatus.FORBIDDEN, b'{"message":"User is disabled"}')),
+    (AccessExpiredError(7), Response(HTTPStatus.FORBIDDEN, b'{"message":"Access has expired"}')),
     (
         TooManyAttemptsError(30),
         Response(

@@ -56,21 +56,24 @@ class JwtTokenIssuer:
         self._eviction_lock = new_lock()
 
     def issue(self, user: User) -> IssuedToken:
-        now = self._clock()
+        issued_at = int(self._clock().timestamp())
+        expires_at = issued_at + round(self._lifetime.total_seconds())
+        if user.expires_datetime is not None:
+            expires_at = max(issued_at, min(expires_at, int(user.expires_datetime.timestamp())))
         payload = {
             "iss": self._issuer,
             "aud": self._audience,
             "sub": str(user.id),
-            "iat": int(now.timestamp()),
-            "exp": int(now.timestamp()) + round(self._lifetime.total_seconds()),
+            "iat": issued_at,
+            "exp": expires_at,
             "jti": secrets.token_hex(16),
             "epoch": user.token_epoch,
         }
         token = jwt.encode(payload, self._newest, algorithm=ALGORITHM, headers={"kid": _key_id(self._newest)})
-        return IssuedToken(token, round(self._lifetime.total_seconds()))
+        return IssuedToken(token, expires_at - issued_at)
 
     def verify(self, token: str) -> TokenClaims:
-        # Cache verified tokens: a valid signature stays valid, so only the expiry must be checked again.
+        # Cache verified tokens: a valid signature stays valid.
         claims = self._verified.get(token)
         if claims is None:
             claims = self._verify(token)
@@ -78,10 +81,6 @@ class JwtTokenIssuer:
                 if len(self._verified) >= _MAX_CACHED_TOKENS:
                     del self._verified[next(iter(self._verified))]  # the oldest
                 self._verified[token] = claims
-        if claims.expires_datetime <= self._clock():
-            with self._eviction_lock:
-                self._verified.pop(token, None)
-            raise InvalidTokenError
         return claims
 
     def _verify(self, token: str) -> TokenClaims:
@@ -96,7 +95,7 @@ class JwtTokenIssuer:
                 algorithms=[ALGORITHM],
                 issuer=self._issuer,
                 audience=self._audience,
-                # Expiry and issue time are checked against `self._clock` instead.
+                # `authenticate` checks the expiry. The issue time is checked against `self._clock` below.
                 options={"require": _REQUIRED_CLAIMS, "strict_aud": True, "verify_exp": False, "verify_iat": False},
             )
             # PyJWT checks the types of registered claims only since version 2.10.

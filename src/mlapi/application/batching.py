@@ -22,7 +22,7 @@ from weakref import WeakKeyDictionary
 import attrs
 
 from mlapi.application.deadlines import remaining_seconds
-from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, UserCommand
+from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, UpdateUser, UserChange, UserCommand
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError, ServiceUnavailableError
 from mlapi.domain.ports import UserRepository
@@ -189,7 +189,7 @@ class Batcher(Generic[Item, Result]):
             return [result for item in items for result in self._get_results([item], deadline_monotonic)]
 
 
-class CommandBatcher(Batcher[Command, User | ApiKey]):
+class CommandBatcher(Batcher[Command, User | UserChange | ApiKey]):
     """An asynchronous wrapper around `UserRepository.apply`: commands of concurrent requests share a commit.
 
     Args:
@@ -220,9 +220,11 @@ class CommandBatcher(Batcher[Command, User | ApiKey]):
     @overload
     async def apply(self, command: UserCommand) -> User: ...
     @overload
+    async def apply(self, command: UpdateUser) -> UserChange: ...
+    @overload
     async def apply(self, command: ApiKeyCommand) -> ApiKey: ...
-    async def apply(self, command: Command) -> User | ApiKey:
-        """Apply a command, and return the resulting user or API key once the change is durable.
+    async def apply(self, command: Command) -> User | UserChange | ApiKey:
+        """Apply a command, and return its outcome once the change is durable.
 
         Raises:
             UserExistsError, UserNotFoundError, PasswordChangedError, ApiKeyNotFoundError, UserReferencedError,

@@ -10,6 +10,7 @@ from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.ports import AttemptCounts, AuditTrail, NonblockingLookup, UserRepository
+from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.storage import Storage
 from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRepository, UsageRow
 from mlapi.domain.users import User, UserId, UsernameKey, UserOrder
@@ -175,8 +176,8 @@ class PreparedRepository:
     def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
         return self._prepared().find_many(keys)
 
-    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        return self._prepared().list_page(after=after, limit=limit, enabled=enabled, containing=containing)
+    def list_page(self, *, after: UserId, limit: int, matching: UserFilter = EVERY_USER) -> list[User]:
+        return self._prepared().list_page(after=after, limit=limit, matching=matching)
 
     def list_sorted(
         self,
@@ -185,12 +186,9 @@ class PreparedRepository:
         descending: bool = False,
         after: User | None = None,
         limit: int,
-        enabled: bool | None = None,
-        containing: str = "",
+        matching: UserFilter = EVERY_USER,
     ) -> list[User]:
-        return self._prepared().list_sorted(
-            order, descending=descending, after=after, limit=limit, enabled=enabled, containing=containing
-        )
+        return self._prepared().list_sorted(order, descending=descending, after=after, limit=limit, matching=matching)
 
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
         return self._prepared().find_by_prefix(prefix, limit=limit)

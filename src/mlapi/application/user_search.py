@@ -12,7 +12,7 @@ from typing import final
 import attrs
 
 from mlapi.application.users import Users
-from mlapi.domain.rules import fold
+from mlapi.domain.rules import EVERY_USER, UserFilter, fold
 from mlapi.domain.users import User, UserId, UserOrder
 
 SMALL_TABLE_MAX_ID = 20_000
@@ -50,26 +50,20 @@ class UserSearch:
 
     Args:
         users: the users to search.
-        containing: part of a username or e-mail address; may be empty.
-        enabled: True finds only enabled users, False only disabled users, None all users.
+        matching: selects the users.
         after: the ``next`` of the previous page; 0 for the first page.
         limit: maximum number of users on the page.
     """
 
-    def __init__(
-        self, users: Users, *, containing: str = "", enabled: bool | None = None, after: int = 0, limit: int
-    ) -> None:
+    def __init__(self, users: Users, *, matching: UserFilter = EVERY_USER, after: int = 0, limit: int) -> None:
         self._users = users
-        self._text = fold(containing)
-        self._enabled = enabled
+        self._matching = users.with_time(matching)
+        self._text = matching.containing
+        self.needs_scan = matching != EVERY_USER
+        """Whether `scan` may have to read the whole table."""
         offset = next((offset for offset in (_REST, _INDEXED) if after >= offset), 0) if self._text else 0
         self._after, self._is_rest, self._is_indexed = UserId(after - offset), offset == _REST, offset == _INDEXED
         self._limit = limit
-
-    @property
-    def needs_scan(self) -> bool:
-        """Whether `scan` may have to read the whole table."""
-        return bool(self._text) or self._enabled is not None
 
     def look_up(self) -> FoundUsers | None:
         """Return the next users whose names begin with the text, or None if `scan` must find the page."""
@@ -79,7 +73,7 @@ class UserSearch:
         if len(begin_with_text) > MAX_INDEXED_USERS:
             self._after = UserId(0)  # names may have been added since page 1: repeat users rather than omit any
             return None
-        found = [user for user in begin_with_text if user.id > self._after and self._enabled in {None, user.enabled}]
+        found = [user for user in begin_with_text if user.id > self._after and self._matching.matches(user)]
         page, has_more = found[: self._limit], len(found) > self._limit
         if not page and not self._is_indexed:
             return None
@@ -90,8 +84,7 @@ class UserSearch:
         found = self._users.list_page(
             after=self._after,
             limit=self._limit + 1,  # fetch one more user to find out whether there is a next page
-            enabled=self._enabled,
-            containing=self._text,
+            matching=self._matching,
         )
         page, has_more = found[: self._limit], len(found) > self._limit
         if not self._is_rest:
@@ -112,20 +105,17 @@ def iterate_sorted(
     *,
     descending: bool = False,
     limit: int | None = None,
-    enabled: bool | None = None,
-    containing: str = "",
+    matching: UserFilter = EVERY_USER,
 ) -> Iterator[User]:
     """Yield the matching users in any order, at most ``limit``. See `Users.list_page` for the arguments.
 
     Raises:
         RepositoryUnavailableError: if the database is unavailable.
     """
-    last, text, remaining = None, fold(containing), sys.maxsize if limit is None else limit
+    last, matching, remaining = None, users.with_time(matching), sys.maxsize if limit is None else limit
     while remaining > 0:
         size = min(remaining, MAX_SORTED_PAGE)
-        page = users.repository.list_sorted(
-            order, descending=descending, after=last, limit=size, enabled=enabled, containing=text
-        )
+        page = users.repository.list_sorted(order, descending=descending, after=last, limit=size, matching=matching)
         yield from page
         if len(page) < size:
             return

@@ -10,6 +10,8 @@ from contextlib import suppress
 from datetime import datetime
 from typing import final, overload
 
+import attrs
+
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import (
     UNKNOWN_ACTOR,
@@ -26,6 +28,8 @@ from mlapi.domain.commands import (
     Remove,
     RemoveApiKey,
     SetEnabled,
+    UpdateUser,
+    UserChange,
     UserCommand,
 )
 from mlapi.domain.credentials import ApiKey, ApiKeyId, generate_api_key, parse_api_key, validate_api_key_fields
@@ -37,7 +41,14 @@ from mlapi.domain.errors import (
     UserNotFoundError,
 )
 from mlapi.domain.ports import Clock, PasswordCipher, UserRepository, is_costly
-from mlapi.domain.rules import PasswordPolicy, canonical_username, find_email_error, find_username_error, fold
+from mlapi.domain.rules import (
+    EVERY_USER,
+    PasswordPolicy,
+    UserFilter,
+    canonical_username,
+    find_email_error,
+    find_username_error,
+)
 from mlapi.domain.users import EncryptedPassword, User, UserId, utc_now
 
 
@@ -187,28 +198,27 @@ class Users:
         return self.repository.find(key)
 
     def list_page(
-        self, *, after: UserId | None = None, limit: int = 100, enabled: bool | None = None, containing: str = ""
+        self, *, after: UserId | None = None, limit: int = 100, matching: UserFilter = EVERY_USER
     ) -> list[User]:
         """Return a page of users, sorted by id.
 
         Args:
             after: the last id of the previous page; None for the first page.
             limit: maximum number of users to return.
-            enabled: True returns only enabled users, False only disabled users, None all users.
-            containing: return only users with this text in the username or e-mail address, ignoring case.
+            matching: return only the users that it matches.
 
         Raises:
             RepositoryUnavailableError: if the database is unavailable.
         """
-        return self.repository.list_page(
-            after=after or UserId(0), limit=limit, enabled=enabled, containing=fold(containing)
-        )
+        return self.repository.list_page(after=after or UserId(0), limit=limit, matching=self.with_time(matching))
 
-    def iterate_users(
-        self, *, batch_size: int = 500, enabled: bool | None = None, containing: str = ""
-    ) -> Iterator[User]:
+    def with_time(self, matching: UserFilter) -> UserFilter:
+        """Return the filter with the time for ``state``, from the clock of these users."""
+        return matching if matching.at is not None else attrs.evolve(matching, at=self._clock())
+
+    def iterate_users(self, matching: UserFilter = EVERY_USER, *, batch_size: int = 500) -> Iterator[User]:
         """Yield every matching user, sorted by id. Reads ``batch_size`` users at a time."""
-        for page in self._pages(batch_size, enabled=enabled, containing=containing):
+        for page in self._pages(batch_size, matching):
             yield from page
 
     def count(self) -> int:
@@ -371,8 +381,10 @@ class Users:
     @overload
     def apply(self, command: UserCommand) -> User: ...
     @overload
+    def apply(self, command: UpdateUser) -> UserChange: ...
+    @overload
     def apply(self, command: ApiKeyCommand) -> ApiKey: ...
-    def apply(self, command: Command) -> User | ApiKey:
+    def apply(self, command: Command) -> User | UserChange | ApiKey:
         """Apply one command durably. Return the resulting user or API key (its last state, if it was removed).
 
         Raises:
@@ -385,8 +397,8 @@ class Users:
             raise outcome
         return outcome
 
-    def _pages(self, batch_size: int, *, enabled: bool | None = None, containing: str = "") -> Iterator[list[User]]:
+    def _pages(self, batch_size: int, matching: UserFilter = EVERY_USER) -> Iterator[list[User]]:
         last = None
-        while page := self.list_page(after=last, limit=batch_size, enabled=enabled, containing=containing):
+        while page := self.list_page(after=last, limit=batch_size, matching=matching):
             yield page
             last = page[-1].id

@@ -4,6 +4,7 @@ Each entry is written in the same transaction as the change. Entries outlive the
 but no personal data.
 """
 
+import json
 from datetime import date, datetime
 from typing import Literal, NewType
 
@@ -23,6 +24,8 @@ from mlapi.domain.commands import (
     Remove,
     RemoveApiKey,
     SetEnabled,
+    UpdateUser,
+    UserChange,
 )
 from mlapi.domain.credentials import ApiKey, ApiKeyId
 from mlapi.domain.errors import (
@@ -33,6 +36,7 @@ from mlapi.domain.errors import (
     UserNotFoundError,
     UserReferencedError,
 )
+from mlapi.domain.metadata import NO_METADATA, find_changed_keys
 from mlapi.domain.users import MAX_USER_ID, User, UserId, to_utc
 
 AuditId = NewType("AuditId", int)
@@ -41,6 +45,7 @@ UNSAVED_ID = AuditId(0)
 
 Action = Literal[
     "register",
+    "update",
     "enable",
     "disable",
     "issue_token",
@@ -63,6 +68,7 @@ Result = Literal[
 _ACTIONS: dict[type[Command], Action] = {
     Register: "register",
     RejectRegistration: "register",
+    UpdateUser: "update",
     IssueToken: "issue_token",
     EndTokens: "end_tokens",
     ChangePassword: "set_password",
@@ -72,6 +78,7 @@ _ACTIONS: dict[type[Command], Action] = {
 }
 _RESULTS: dict[type[Outcome], Result] = {
     User: "done",
+    UserChange: "done",
     ApiKey: "done",
     UserExistsError: "user_exists",
     UserNotFoundError: "user_not_found",
@@ -88,7 +95,7 @@ class AuditEntry:
 
     ``user_id`` is None if the command named an id that no user can have or an unknown API key, or if the database
     rejected a registration or the removal of an API key.
-    ``api_key_id`` is set only if an API key was added or removed.
+    ``api_key_id`` is set only if an API key was added or removed. ``changes`` is the JSON text of `describe_changes`.
     """
 
     id: AuditId = UNSAVED_ID
@@ -99,6 +106,7 @@ class AuditEntry:
     api_key_id: ApiKeyId | None
     outcome: Result
     request_id: str | None
+    changes: str | None = None
 
 
 @attrs.frozen
@@ -130,7 +138,33 @@ def make_audit_entry(command: Command, outcome: Outcome) -> AuditEntry | None:
         api_key_id=outcome.id if isinstance(outcome, ApiKey) else None,
         outcome=get_result(outcome),
         request_id=command.actor.request_id,
+        changes=_encode_changes(outcome, is_new=isinstance(command, Register)),
     )
+
+
+def describe_changes(before: User | None, after: User) -> dict[str, object]:
+    """Return what changed, without personal data.
+
+    Args:
+        before: the user before the change; None for a new user.
+        after: the user after the change.
+
+    Returns:
+        The old and the new value of ``expires_at`` and ``plan``, None for ``username`` and ``email``, and the changed
+        keys of ``metadata``. Fields that have not changed are omitted.
+    """
+    changes: dict[str, object] = {}
+    old_expiry, old_plan = (None, None) if before is None else (before.expires_datetime, before.plan)
+    if old_expiry != after.expires_datetime:
+        changes["expires_at"] = [_format_time(old_expiry), _format_time(after.expires_datetime)]
+    if old_plan != after.plan:
+        changes["plan"] = [old_plan, after.plan]
+    for name in ("username", "email"):
+        if before is not None and getattr(before, name) != getattr(after, name):
+            changes[name] = None
+    if keys := find_changed_keys(NO_METADATA if before is None else before.metadata, after.metadata):
+        changes["metadata"] = keys
+    return changes
 
 
 def get_action(command: Command) -> Action | None:
@@ -147,8 +181,24 @@ def get_result(outcome: Outcome) -> Result:
 def _get_user_id(outcome: Outcome) -> UserId | None:
     if isinstance(outcome, User):
         return outcome.id
+    if isinstance(outcome, UserChange):
+        return outcome.after.id
     if isinstance(outcome, ApiKey):
         return outcome.user_id
     if isinstance(outcome, ApiKeyNotFoundError) or outcome.user_id is None:
         return None
     return UserId(outcome.user_id) if 0 < outcome.user_id <= MAX_USER_ID else None
+
+
+def _encode_changes(outcome: Outcome, *, is_new: bool) -> str | None:
+    if isinstance(outcome, UserChange):
+        changes = describe_changes(outcome.before, outcome.after)
+    elif isinstance(outcome, User) and is_new:
+        changes = describe_changes(None, outcome)
+    else:
+        return None
+    return json.dumps(changes, ensure_ascii=False) if changes else None
+
+
+def _format_time(time: datetime | None) -> str | None:
+    return None if time is None else time.isoformat().replace("+00:00", "Z")

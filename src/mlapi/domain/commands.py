@@ -6,6 +6,8 @@ therefore give the same result in every repository, in one batch or in many.
 
 import secrets
 from datetime import datetime
+from enum import Enum
+from typing import Any
 
 import attrs
 
@@ -19,6 +21,8 @@ from mlapi.domain.errors import (
     UserNotFoundError,
     UserReferencedError,
 )
+from mlapi.domain.expiry import Extension
+from mlapi.domain.metadata import NO_METADATA, Metadata
 from mlapi.domain.rules import canonical_username, find_email_error, find_text_error, has_invisible
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, to_utc, utc_now
 
@@ -85,6 +89,9 @@ class Register:
     enabled: bool = True
     at: datetime = attrs.field(converter=to_utc)
     created: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
+    expires_datetime: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
+    plan: str | None = None
+    metadata: Metadata = attrs.field(default=NO_METADATA, repr=False)
     token_epoch: str = attrs.field(factory=generate_token_epoch, repr=False)
     actor: Actor = UNKNOWN_ACTOR
     username_key: UsernameKey = attrs.field(init=False, repr=False)
@@ -115,6 +122,9 @@ class Register:
             created_datetime=self.created_datetime,
             updated_datetime=self.updated_datetime,
             token_epoch=self.token_epoch,
+            expires_datetime=self.expires_datetime,
+            plan=self.plan,
+            metadata=self.metadata,
         )
 
 
@@ -217,6 +227,70 @@ class Reencrypt:
         return attrs.evolve(user, password=self.password) if user.password == self.replacing else user
 
 
+class Unchanged(Enum):
+    """The type of `UNCHANGED`."""
+
+    UNCHANGED = "unchanged"
+
+
+UNCHANGED = Unchanged.UNCHANGED
+"""The value of each field that an `UpdateUser` does not change. None removes an expiry or a plan."""
+
+
+@attrs.frozen
+class UserChange:
+    """A user before and after an `UpdateUser`."""
+
+    before: User
+    after: User
+
+
+@attrs.frozen(kw_only=True)
+class UpdateUser:
+    """Change a user's name, e-mail address, expiry, plan or metadata. Tokens and API keys stay valid.
+
+    ``expires`` is a time, None, or an `Extension` of the present expiry. ``metadata`` replaces all keys.
+
+    Rejected with `UserExistsError` if another user has the new name.
+
+    Raises:
+        InvalidFieldsError: if the username or the e-mail address violates a rule. Reports only the first invalid field.
+    """
+
+    user_id: UserId
+    username: str | Unchanged = UNCHANGED
+    email: str | Unchanged = attrs.field(default=UNCHANGED, repr=False)
+    expires: datetime | Extension | Unchanged | None = UNCHANGED
+    plan: str | Unchanged | None = UNCHANGED
+    metadata: Metadata | Unchanged = attrs.field(default=UNCHANGED, repr=False)
+    at: datetime = attrs.field(converter=to_utc)
+    actor: Actor = UNKNOWN_ACTOR
+    username_key: UsernameKey | None = attrs.field(init=False, repr=False)
+
+    @username_key.default
+    def _canonical(self) -> UsernameKey | None:
+        return None if isinstance(self.username, Unchanged) else canonical_username(self.username)
+
+    @email.validator
+    def _validate_email(self, _attribute: object, email: str | Unchanged) -> None:
+        if not isinstance(email, Unchanged):
+            InvalidFieldsError.raise_for([("email", find_email_error(email))])
+
+    def apply_to(self, user: User) -> UserChange:
+        expires = self.expires
+        if isinstance(expires, Extension):
+            expires = expires.extend(user.expires_datetime, self.at)
+        new_values: dict[str, Any] = {
+            "username": self.username,
+            "email": self.email,
+            "expires_datetime": expires,
+            "plan": self.plan,
+            "metadata": self.metadata,
+        }
+        changed = {name: value for name, value in new_values.items() if value is not UNCHANGED}
+        return UserChange(user, attrs.evolve(user, updated_datetime=self.at, **changed))
+
+
 @attrs.frozen(kw_only=True)
 class Remove:
     """Remove a user and the user's API keys. The id is never used again."""
@@ -272,7 +346,7 @@ UserUpdate = SetEnabled | EndTokens | ChangePassword | Reencrypt | RejectRegistr
 """Commands for an existing user; ``apply_to`` returns the modified user, or the error that rejects the command."""
 UserCommand = Register | UserUpdate | Remove
 ApiKeyCommand = AddApiKey | RemoveApiKey | RecordApiKeyUse
-Command = UserCommand | ApiKeyCommand
+Command = UserCommand | UpdateUser | ApiKeyCommand
 Rejection = (
     UserExistsError
     | UserNotFoundError
@@ -281,5 +355,7 @@ Rejection = (
     | UserReferencedError
     | ChangeRejectedError
 )
-Outcome = User | ApiKey | Rejection
-"""The resulting user or API key (its last state, if it was removed), or the error that rejects the command."""
+Outcome = User | UserChange | ApiKey | Rejection
+"""The resulting user or API key (its last state, if it was removed), or the error that rejects the command.
+
+The outcome of `UpdateUser` is a `UserChange`."""

@@ -13,7 +13,14 @@ from typing import NewType
 
 import attrs
 
-from mlapi.domain.errors import AccessDeniedError, InvalidFieldsError, InvalidTokenError, MlapiError, UserDisabledError
+from mlapi.domain.errors import (
+    AccessDeniedError,
+    AccessExpiredError,
+    InvalidFieldsError,
+    InvalidTokenError,
+    MlapiError,
+    UserDisabledError,
+)
 from mlapi.domain.rules import find_text_error, has_invisible
 from mlapi.domain.users import User, UserId, to_utc
 
@@ -28,6 +35,7 @@ USE_RECORDING_INTERVAL = timedelta(minutes=1)
 API_KEY_PREFIX = "mlapi_"
 """The beginning of every API key. Tokens never start this way."""
 
+_TOKEN_PRECISION = timedelta(seconds=1)
 _ID_BYTES = 8
 _SECRET_BYTES = 32  # impossible to guess, so a fast hash is sufficient
 _API_KEY = re.compile(r"mlapi_([0-9a-f]{16})_[0-9a-f]{64}")
@@ -93,20 +101,22 @@ def get_principal_id(parsed: ParsedCredential) -> PrincipalId:
     return parsed.user_id if isinstance(parsed, TokenClaims) else parsed.id
 
 
-ACCESS_ERRORS: tuple[type[AccessDeniedError], ...] = (UserDisabledError,)
+ACCESS_ERRORS: tuple[type[AccessDeniedError], ...] = (UserDisabledError, AccessExpiredError)
 """The errors that `check_access` raises."""
 AUTHENTICATION_ERRORS: tuple[type[MlapiError], ...] = (InvalidTokenError, *ACCESS_ERRORS)
 """The errors that `authenticate` raises."""
 
 
-def check_access(user: User, at: datetime) -> None:  # noqa: ARG001 - a rule may depend on the time
+def check_access(user: User, at: datetime) -> None:
     """Check that a user with valid credentials has access at this time. Logins and the guard both call this.
 
     Raises:
         UserDisabledError: if the user is disabled.
+        AccessExpiredError: if the user is enabled, and their access has expired.
     """
-    if not user.enabled:
-        raise UserDisabledError(user.id)
+    state = user.state_at(at)
+    if state != "active":
+        raise UserDisabledError(user.id) if state == "disabled" else AccessExpiredError(user.id)
 
 
 def authenticate(parsed: ParsedCredential, principal: Principal | None, at: datetime) -> User:
@@ -122,7 +132,7 @@ def authenticate(parsed: ParsedCredential, principal: Principal | None, at: date
         InvalidTokenError: if the credential is unknown, forged, expired or revoked.
     """
     if isinstance(parsed, TokenClaims):
-        if not isinstance(principal, User) or parsed.expires_datetime <= at:
+        if not isinstance(principal, User) or _has_expired(parsed, principal, at):
             raise InvalidTokenError
         check_access(principal, at)
         if parsed.token_epoch != principal.token_epoch:
@@ -134,6 +144,17 @@ def authenticate(parsed: ParsedCredential, principal: Principal | None, at: date
         raise InvalidTokenError
     check_access(principal.user, at)
     return principal.user
+
+
+def _has_expired(claims: TokenClaims, user: User, at: datetime) -> bool:
+    """Return whether a token has expired for another reason than the end of the user's access.
+
+    A token issued shortly before that end expires with it, rounded down to a whole second. `check_access` then decides.
+    """
+    if claims.expires_datetime > at:
+        return False
+    end = user.expires_datetime
+    return end is None or end - claims.expires_datetime >= _TOKEN_PRECISION
 
 
 def generate_api_key() -> str:

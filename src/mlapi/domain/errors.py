@@ -11,7 +11,8 @@ MlapiError
 ├── InvalidCredentialsError          unknown username or wrong password
 ├── InvalidTokenError                invalid, expired or revoked token or API key
 ├── AccessDeniedError                valid credentials of a user who has no access now
-│   └── UserDisabledError            the user is disabled
+│   ├── UserDisabledError            the user is disabled
+│   └── AccessExpiredError           the user's access has ended
 ├── TooManyAttemptsError             too many attempts from one client
 ├── RequestLimitReachedError         an allowance of the user's plan is used up; see `mlapi.domain.plans`
 ├── ServiceUnavailableError          the service is overloaded; retry later
@@ -149,6 +150,14 @@ class UserDisabledError(AccessDeniedError):
 
     def __str__(self) -> str:
         return f"user {self.user_id} is disabled"
+
+
+@attrs.frozen
+class AccessExpiredError(AccessDeniedError):
+    user_id: int
+
+    def __str__(self) -> str:
+        return f"the access of user {self.user_id} has expired"
 
 
 @attrs.frozen

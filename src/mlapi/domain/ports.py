@@ -11,6 +11,7 @@ from mlapi.domain.attempts import Attempt, WindowCount
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import ApiKey, IssuedToken, Principal, PrincipalId, TokenClaims
+from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, UserOrder
 
 
@@ -109,15 +110,14 @@ class UserRepository(Protocol):
         """
         ...
 
-    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+    def list_page(self, *, after: UserId, limit: int, matching: UserFilter = EVERY_USER) -> list[User]:
         """Return a page of users, sorted by id.
 
         Args:
             after: the last id of the previous page; 0 for the first page.
             limit: maximum number of users to return. Only the last page may contain fewer.
-            enabled: True returns only enabled users, False only disabled users, None all users.
-            containing: return only users with this text in the canonical username or e-mail address. The text is
-                in canonical form (`mlapi.domain.rules.fold`). For addresses, ignore the case of at least ASCII letters.
+            matching: return only the users for which its ``matches`` is True. In e-mail addresses, ignore the case of
+                at least ASCII letters.
 
         Raises:
             SearchUnavailableError: if the repository ends long reads early; see `mlapi.interruption`.
@@ -131,8 +131,7 @@ class UserRepository(Protocol):
         descending: bool = False,
         after: User | None = None,
         limit: int,
-        enabled: bool | None = None,
-        containing: str = "",
+        matching: UserFilter = EVERY_USER,
     ) -> list[User]:
         """Return a page of users in any order. It may have to read every user.
 
@@ -142,8 +141,7 @@ class UserRepository(Protocol):
             after: the last user of the previous page, as it was returned; None for the first page. The user may have
                 been changed or removed since.
             limit: maximum number of users to return. Only the last page may contain fewer.
-            enabled: see `list_page`.
-            containing: see `list_page`.
+            matching: see `list_page`.
         """
         ...
 
@@ -257,9 +255,10 @@ class TokenVerifier(Protocol):
     def verify(self, token: str) -> TokenClaims:
         """Return the claims of a token. The caller then checks them against the user with `authenticate`.
 
+        An expired token is not an error here: `authenticate` compares ``expires_datetime`` with the current time.
+
         Raises:
-            InvalidTokenError: if the token has expired, or if any character differs from the token that was issued.
-                A token expires exactly at its ``expires_datetime``.
+            InvalidTokenError: if any character differs from the token that was issued.
         """
         ...
 
@@ -269,6 +268,8 @@ class TokenIssuer(TokenVerifier, Protocol):
 
     def issue(self, user: User) -> IssuedToken:
         """Return a new token with the user's id and token epoch, and a unique token id.
+
+        It expires at the user's ``expires_datetime`` at the latest, rounded down by less than a second.
 
         The token is valid as ``Bearer`` credentials in a header (RFC 6750, 2.1) and does not look like an API key.
         """

@@ -1,4 +1,4 @@
-"""The rules for usernames, e-mail addresses and passwords, and how lists of users are sorted.
+"""The rules for usernames, e-mail addresses and passwords, and how lists of users are filtered and sorted.
 
 The rules apply to new values only, so that rows stored before a rule existed stay readable.
 """
@@ -10,7 +10,7 @@ from datetime import datetime
 import attrs
 
 from mlapi.domain.errors import InvalidFieldsError
-from mlapi.domain.users import User, UserId, UsernameKey, UserOrder
+from mlapi.domain.users import User, UserId, UsernameKey, UserOrder, UserState, to_utc, utc_now
 
 MAX_USERNAME_CHARS = 254
 """Limits both the original and the canonical form. Long enough for e-mail addresses, which many use as usernames."""
@@ -51,6 +51,46 @@ def fold(text: str) -> str:
     if text.isascii():
         return text.lower()
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+
+
+@attrs.frozen(kw_only=True)
+class UserFilter:
+    """Selects users. Each field that is set excludes the users that do not match it.
+
+    Args:
+        enabled: whether the user is enabled.
+        containing: a text in the canonical username or e-mail address. Converted to canonical form.
+        state: the user's state at ``at``.
+        expires_before: matches users whose access ends before this time, or has ended.
+        metadata: a key and the text of its value; see `Metadata.has`.
+        at: the time for ``state``; None for the current time.
+    """
+
+    enabled: bool | None = None
+    containing: str = attrs.field(default="", repr=False, converter=fold)
+    state: UserState | None = None
+    expires_before: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
+    metadata: tuple[str, str] | None = attrs.field(default=None, repr=False)
+    at: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
+
+    @property
+    def state_time(self) -> datetime:
+        """The time for ``state``."""
+        return self.at or utc_now()
+
+    def matches(self, user: User) -> bool:
+        """Return whether a user matches every field."""
+        end, limit = user.expires_datetime, self.expires_before
+        return (
+            self.enabled in {None, user.enabled}
+            and self.state in {None, user.state_at(self.state_time)}
+            and (limit is None or (end is not None and end < limit))
+            and (self.metadata is None or user.metadata.has(*self.metadata))
+            and (self.containing in fold(user.username) or self.containing in user.email.lower())
+        )
+
+
+EVERY_USER = UserFilter()
 
 
 def sort_key(order: UserOrder, user: User) -> tuple[UserId | str | datetime, UserId]:

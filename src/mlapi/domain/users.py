@@ -5,12 +5,17 @@ from typing import Literal, NewType
 
 import attrs
 
+from mlapi.domain.metadata import NO_METADATA, Metadata, or_no_metadata
+
 UserId = NewType("UserId", int)
 UsernameKey = NewType("UsernameKey", str)
 """A username in canonical form, which is unique. Only `mlapi.domain.rules.canonical_username` creates one."""
 
 UserOrder = Literal["id", "name", "created", "updated"]
 """The sort order of a list of users. Users with equal values are sorted by id."""
+
+UserState = Literal["active", "disabled", "expired"]
+"""Whether a user has access. A disabled user is "disabled", even if their access has expired too."""
 
 MAX_USER_ID = 2**63 - 1
 """The largest signed 64-bit integer. Larger ids are valid, but no user has one."""
@@ -44,6 +49,9 @@ class EncryptedPassword:
 class User:
     """A stored user. All times are in UTC.
 
+    Access ends at ``expires_datetime``; None means that it does not end by itself. ``plan`` is the name of a plan in
+    the configuration; None means the default plan. ``metadata`` is for admins only.
+
     Every token contains the ``token_epoch`` that its user had when it was issued. The epoch is random; replacing it
     revokes all tokens of the user.
     """
@@ -56,6 +64,16 @@ class User:
     created_datetime: datetime = attrs.field(converter=to_utc)
     updated_datetime: datetime = attrs.field(converter=to_utc)
     token_epoch: str = attrs.field(repr=False)
+    expires_datetime: datetime | None = attrs.field(default=None, converter=attrs.converters.optional(to_utc))
+    plan: str | None = None
+    metadata: Metadata = attrs.field(default=NO_METADATA, repr=False, converter=or_no_metadata)
+
+    def state_at(self, at: datetime) -> UserState:
+        """Return whether the user has access at this time. Access has expired from ``expires_datetime`` on."""
+        if not self.enabled:
+            return "disabled"
+        has_expired = self.expires_datetime is not None and self.expires_datetime <= at
+        return "expired" if has_expired else "active"
 
     @property
     def is_authenticated(self) -> bool:

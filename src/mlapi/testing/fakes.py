@@ -10,6 +10,7 @@ from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.users import User, UserId, UsernameKey, UserOrder, to_utc
 
 
@@ -60,7 +61,7 @@ class UnavailableRepository:
     def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
         raise RepositoryUnavailableError("simulated outage")
 
-    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+    def list_page(self, *, after: UserId, limit: int, matching: UserFilter = EVERY_USER) -> list[User]:
         raise RepositoryUnavailableError("simulated outage")
 
     def list_sorted(
@@ -70,8 +71,7 @@ class UnavailableRepository:
         descending: bool = False,
         after: User | None = None,
         limit: int,
-        enabled: bool | None = None,
-        containing: str = "",
+        matching: UserFilter = EVERY_USER,
     ) -> list[User]:
         raise RepositoryUnavailableError("simulated outage")
 

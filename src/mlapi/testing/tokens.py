@@ -8,18 +8,18 @@ import base64
 import hmac
 import re
 from concurrent.futures import ThreadPoolExecutor
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import attrs
 import pytest
 
-from mlapi import InvalidTokenError, IssuedToken, TokenIssuer, User, UserId
-from mlapi.domain.credentials import TokenClaims, looks_like_api_key
+from mlapi import AccessExpiredError, InvalidTokenError, IssuedToken, TokenIssuer, User, UserId
+from mlapi.domain.credentials import TokenClaims, authenticate, looks_like_api_key
 from mlapi.domain.users import EncryptedPassword
 from mlapi.testing.fakes import SettableClock
 
 NOON = SettableClock().now
-HOUR = timedelta(hours=1)
+HOUR, MINUTE, SECOND = timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1)
 MICROSECOND = timedelta(microseconds=1)
 ADA = User(
     id=UserId(7),
@@ -49,6 +49,15 @@ MALFORMED_TOKENS = [
     "mlapi_",
     "=" * 44,
 ]
+
+
+def is_invalid(claims: TokenClaims, user: User, at: datetime) -> bool:
+    """Return whether `authenticate` rejects the claims with `InvalidTokenError`."""
+    try:
+        authenticate(claims, user, at)
+    except InvalidTokenError:
+        return True
+    return False
 
 
 def is_rejected(tokens: TokenIssuer, token: str) -> bool:
@@ -119,18 +128,51 @@ class TokenIssuerContract:
 
         clock.now = NOON + HOUR - MICROSECOND
         claims = tokens.verify(token)
-        clock.now = NOON + HOUR
 
-        assert claims.expires_datetime == clock.now
-        assert is_rejected(tokens, token)
-        assert is_rejected(tokens, token)
+        assert authenticate(claims, ADA, clock.now) == ADA
+        assert is_invalid(claims, ADA, NOON + HOUR)
+        assert is_invalid(claims, ADA, NOON + 2 * HOUR)
 
-    def test_expired_token_is_rejected_at_first_use(self, tokens: TokenIssuer, clock: SettableClock) -> None:
+    def test_claims_of_an_expired_token_are_returned(self, tokens: TokenIssuer, clock: SettableClock) -> None:
         token = tokens.issue(ADA).token
 
-        clock.now = NOON + HOUR
+        clock.now = NOON + 2 * HOUR
+        first, second = tokens.verify(token), tokens.verify(token)
 
-        assert is_rejected(tokens, token)
+        assert first == second
+        assert is_invalid(first, ADA, clock.now)
+
+    @pytest.mark.parametrize("lifetime", [SECOND, MINUTE, MINUTE + MICROSECOND, HOUR - MICROSECOND, HOUR, 2 * HOUR])
+    def test_token_ends_with_the_access_of_its_user(self, tokens: TokenIssuer, lifetime: timedelta) -> None:
+        end = NOON + lifetime
+        user = attrs.evolve(ADA, expires_datetime=end)
+
+        issued = tokens.issue(user)
+        claims = tokens.verify(issued.token)
+
+        assert min(end, NOON + HOUR) - SECOND < claims.expires_datetime <= min(end, NOON + HOUR)
+        assert issued.expires_in <= lifetime.total_seconds()
+        if lifetime < HOUR:
+            assert authenticate(claims, user, end - MICROSECOND) == user
+            with pytest.raises(AccessExpiredError):
+                authenticate(claims, user, end)
+
+    def test_extended_access_does_not_extend_tokens(self, tokens: TokenIssuer) -> None:
+        user = attrs.evolve(ADA, expires_datetime=NOON + MINUTE)
+        claims = tokens.verify(tokens.issue(user).token)
+        extended = attrs.evolve(ADA, expires_datetime=NOON + 2 * HOUR)
+
+        assert authenticate(claims, extended, NOON + MINUTE - SECOND) == extended
+        assert is_invalid(claims, extended, NOON + MINUTE)
+
+    def test_token_of_a_user_without_access_expires_at_once(self, tokens: TokenIssuer) -> None:
+        user = attrs.evolve(ADA, expires_datetime=NOON - HOUR)
+
+        issued = tokens.issue(user)
+
+        assert issued.expires_in == 0
+        with pytest.raises(AccessExpiredError):
+            authenticate(tokens.verify(issued.token), user, NOON)
 
     def test_tokens_of_one_user_are_unique(self, tokens: TokenIssuer) -> None:
         issued = [tokens.issue(ADA).token for _ in range(100)]

@@ -1,7 +1,5 @@
 """The contract of `UserRepository` for reading users."""
 
-from typing import Any
-
 import attrs
 import pytest
 
@@ -19,7 +17,7 @@ from mlapi.domain.commands import (
 )
 from mlapi.domain.credentials import ApiKeyPrincipal
 from mlapi.domain.ports import NonblockingLookup
-from mlapi.domain.rules import canonical_username
+from mlapi.domain.rules import UserFilter, canonical_username
 from mlapi.domain.users import UserOrder
 from mlapi.testing.samples import LATER, MINUTE, NOON, SECOND, apply_one, registered, registration, with_api_key
 
@@ -85,14 +83,15 @@ class UserQueryContract:
         assert repository.list_page(after=bob.id, limit=2) == [eve]
 
     @pytest.mark.parametrize(
-        "wanted", [{"enabled": False}, {"containing": "even"}, {"enabled": False, "containing": "n"}]
+        "matching",
+        [UserFilter(enabled=False), UserFilter(containing="even"), UserFilter(enabled=False, containing="n")],
     )
-    def test_filter_does_not_shorten_pages(self, repository: UserRepository, wanted: dict[str, Any]) -> None:
+    def test_filter_does_not_shorten_pages(self, repository: UserRepository, matching: UserFilter) -> None:
         people = [registered(repository, f"{'odd' if number % 2 else 'even'}-{number}") for number in range(8)]
         evens = repository.apply([SetEnabled(user_id=user.id, enabled=False, at=LATER) for user in people[::2]])
 
         pages, last = [], UserId(0)
-        while page := repository.list_page(after=last, limit=3, **wanted):
+        while page := repository.list_page(after=last, limit=3, matching=matching):
             pages.append(page)
             last = page[-1].id
 
@@ -102,7 +101,10 @@ class UserQueryContract:
         ada, bob = registered(repository, "ada"), registered(repository, "bob")
         disabled = apply_one(repository, SetEnabled(user_id=bob.id, enabled=False, at=LATER))
 
-        pages = [repository.list_page(after=UserId(0), limit=10, enabled=enabled) for enabled in (True, False, None)]
+        pages = [
+            repository.list_page(after=UserId(0), limit=10, matching=UserFilter(enabled=enabled))
+            for enabled in (True, False, None)
+        ]
 
         assert pages == [[ada], [disabled], [ada, disabled]]
 
@@ -123,7 +125,7 @@ class UserQueryContract:
         commands = [registration(name, email=f"User{number}@Example.com") for number, name in enumerate(names)]
         people = repository.apply(commands)
 
-        assert repository.list_page(after=UserId(0), limit=10, containing=text) == [
+        assert repository.list_page(after=UserId(0), limit=10, matching=UserFilter(containing=text)) == [
             people[number] for number in expected
         ]
 
@@ -131,8 +133,9 @@ class UserQueryContract:
     def test_text_that_no_name_can_contain_finds_no_user(self, repository: UserRepository, text: str) -> None:
         registered(repository, "ada")
 
-        assert repository.list_page(after=UserId(0), limit=9, containing=text) == []
-        assert repository.list_sorted("name", limit=9, containing=text) == []
+        matching = UserFilter(containing=text)
+        assert repository.list_page(after=UserId(0), limit=9, matching=matching) == []
+        assert repository.list_sorted("name", limit=9, matching=matching) == []
         assert repository.find_by_prefix(text, limit=9) == []
 
     @pytest.mark.parametrize("descending", [False, True])
@@ -159,8 +162,10 @@ class UserQueryContract:
         ada, bob, adam = [registered(repository, name) for name in ("ada", "bob", "adam")]
         disabled = apply_one(repository, SetEnabled(user_id=ada.id, enabled=False, at=LATER))
 
-        by_text = repository.list_sorted("updated", limit=9, containing="dam")
-        by_state = [repository.list_sorted("name", limit=9, enabled=enabled) for enabled in (True, False)]
+        by_text = repository.list_sorted("updated", limit=9, matching=UserFilter(containing="dam"))
+        by_state = [
+            repository.list_sorted("name", limit=9, matching=UserFilter(enabled=enabled)) for enabled in (True, False)
+        ]
 
         assert by_text == [adam]
         assert by_state == [[adam, bob], [disabled]]
@@ -213,7 +218,7 @@ class UserQueryContract:
                 repository.find(canonical_username("ada")),
                 repository.find_many([canonical_username("ada")]),
                 repository.list_page(after=UserId(0), limit=10),
-                repository.list_page(after=UserId(0), limit=10, enabled=False),
+                repository.list_page(after=UserId(0), limit=10, matching=UserFilter(enabled=False)),
                 repository.find_principals([ada.id, key.id]),
                 repository.list_api_keys(ada.id),
                 repository.count(),

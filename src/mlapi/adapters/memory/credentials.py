@@ -50,17 +50,18 @@ class InMemoryTokens:
 
     def issue(self, user: User) -> IssuedToken:
         token = secrets.token_urlsafe(32)
+        now = self._clock()
+        end = now + self._lifetime
+        if user.expires_datetime is not None:
+            end = min(end, user.expires_datetime)
         self._issued[token] = TokenClaims(
-            user_id=user.id,
-            token_epoch=user.token_epoch,
-            expires_datetime=self._clock() + self._lifetime,
-            token_id=secrets.token_hex(8),
+            user_id=user.id, token_epoch=user.token_epoch, expires_datetime=end, token_id=secrets.token_hex(8)
         )
-        return IssuedToken(token, round(self._lifetime.total_seconds()))
+        return IssuedToken(token, max(0, int((end - now).total_seconds())))
 
     def verify(self, token: str) -> TokenClaims:
         claims = self._issued.get(token)
-        if claims is None or claims.expires_datetime <= self._clock():
+        if claims is None:
             raise InvalidTokenError
         return claims
 

@@ -18,6 +18,7 @@ from mlapi.domain.commands import (
     RecordApiKeyUse,
     Register,
     Remove,
+    UpdateUser,
     UserCommand,
 )
 from mlapi.domain.credentials import ApiKey, ApiKeyId, ApiKeyPrincipal, Principal, PrincipalId
@@ -27,7 +28,7 @@ from mlapi.domain.errors import (
     UserExistsError,
     UserNotFoundError,
 )
-from mlapi.domain.rules import canonical_username, fold, sort_key
+from mlapi.domain.rules import EVERY_USER, UserFilter, canonical_username, fold, sort_key
 from mlapi.domain.users import User, UserId, UsernameKey, UserOrder
 from mlapi.forks import new_lock
 
@@ -108,8 +109,8 @@ class InMemoryUserRepository:
     def find_many(self, keys: Sequence[UsernameKey]) -> list[User | None]:
         return [self.find(key) for key in keys]
 
-    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
-        return self._select(after=after, enabled=enabled, containing=containing)[:limit]
+    def list_page(self, *, after: UserId, limit: int, matching: UserFilter = EVERY_USER) -> list[User]:
+        return self._select(matching, after=after)[:limit]
 
     def list_sorted(
         self,
@@ -118,24 +119,17 @@ class InMemoryUserRepository:
         descending: bool = False,
         after: User | None = None,
         limit: int,
-        enabled: bool | None = None,
-        containing: str = "",
+        matching: UserFilter = EVERY_USER,
     ) -> list[User]:
-        found = sorted(self._select(enabled=enabled, containing=containing), key=partial(sort_key, order))
+        found = sorted(self._select(matching), key=partial(sort_key, order))
         if after is not None:
             keys, last = [sort_key(order, user) for user in found], sort_key(order, after)
             found = found[: bisect_left(keys, last)] if descending else found[bisect_right(keys, last) :]
         return (found[::-1] if descending else found)[:limit]
 
-    def _select(self, *, after: int = 0, enabled: bool | None, containing: str) -> list[User]:
+    def _select(self, matching: UserFilter, *, after: int = 0) -> list[User]:
         with self._lock:  # already sorted by id: ids only increase, and a dict keeps its insertion order
-            return [
-                user
-                for user in self._users.values()
-                if user.id > after
-                and enabled in {None, user.enabled}
-                and (containing in fold(user.username) or containing in user.email.lower())
-            ]
+            return [user for user in self._users.values() if user.id > after and matching.matches(user)]
 
     def find_by_prefix(self, prefix: str, *, limit: int) -> list[User]:
         with self._lock:
@@ -171,9 +165,12 @@ class InMemoryUserRepository:
         return None if key is None else ApiKeyPrincipal(key, self._users[key.user_id])
 
     def _apply(self, command: Command) -> Outcome:
-        outcome = (
-            self._apply_to_users(command) if isinstance(command, UserCommand) else self._apply_to_api_keys(command)
-        )
+        if isinstance(command, UpdateUser):
+            outcome = self._update(command)
+        elif isinstance(command, UserCommand):
+            outcome = self._apply_to_users(command)
+        else:
+            outcome = self._apply_to_api_keys(command)
         if (entry := make_audit_entry(command, outcome)) is not None:
             self.audit.write(entry)
         return outcome
@@ -198,6 +195,18 @@ class InMemoryUserRepository:
         if isinstance(changed, User):
             self._users[stored.id] = changed
         return changed
+
+    def _update(self, command: UpdateUser) -> Outcome:
+        if (stored := self._users.get(command.user_id)) is None:
+            return UserNotFoundError(command.user_id)
+        if command.username_key is not None:
+            if (holder := self._ids.get(command.username_key, stored.id)) != stored.id:
+                return UserExistsError(holder)
+            del self._ids[canonical_username(stored.username)]
+            self._ids[command.username_key] = stored.id
+        change = command.apply_to(stored)
+        self._users[stored.id] = change.after
+        return change
 
     def _apply_to_api_keys(self, command: ApiKeyCommand) -> Outcome:
         if isinstance(command, AddApiKey):

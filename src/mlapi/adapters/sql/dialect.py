@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, Table
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Table
 from sqlalchemy.dialects import postgresql, sqlite
 
 from mlapi.adapters.sql.existing import ConnectionPool, Purpose
@@ -207,6 +207,10 @@ class Dialect(Protocol[DriverConnectionT]):
 
     def interruptible(self, connection: Connection, interruption: Interruption) -> AbstractContextManager[None]:
         """During the block, end the running statement when the interruption is due."""
+        ...
+
+    def has_metadata(self, key: str, text: str) -> ColumnElement[bool]:
+        """Return the condition that `mlapi.domain.metadata.Metadata.has` is True for the metadata of a user."""
         ...
 
     def create_text_index(self, connection: Connection) -> None:

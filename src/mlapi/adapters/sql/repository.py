@@ -1,14 +1,16 @@
 """A user repository in SQLite or PostgreSQL."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any
 
 import attrs
-from sqlalchemy import Column, Select, bindparam, false, func, or_, select, tuple_
+from sqlalchemy import Column, ColumnElement, Select, and_, bindparam, false, func, or_, select, tuple_
 
 from mlapi.adapters.sql.audit import SqlAuditTrail
 from mlapi.adapters.sql.database import BatchRejectedError, Database
+from mlapi.adapters.sql.dialect import Dialect
 from mlapi.adapters.sql.principals import is_storable_text, is_storable_user_id
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, read_api_key, read_user
 from mlapi.adapters.sql.tables import api_keys, users
@@ -21,8 +23,8 @@ from mlapi.domain.errors import (
     UserNotFoundError,
     UserReferencedError,
 )
-from mlapi.domain.rules import sort_key
-from mlapi.domain.users import MAX_USER_ID, User, UserId, UsernameKey, UserOrder
+from mlapi.domain.rules import EVERY_USER, UserFilter, sort_key
+from mlapi.domain.users import MAX_USER_ID, User, UserId, UsernameKey, UserOrder, UserState
 
 _SELECT = select(*USER_COLUMNS).where(users.c.id == bindparam("by_id"))
 
@@ -111,10 +113,10 @@ class SqlUserRepository:
         found = self._database.read_batch(partial(self._database.dialect.find_users, keys=keys)) if keys else {}
         return [found.get(key) for key in keys]
 
-    def list_page(self, *, after: UserId, limit: int, enabled: bool | None = None, containing: str = "") -> list[User]:
+    def list_page(self, *, after: UserId, limit: int, matching: UserFilter = EVERY_USER) -> list[User]:
         if after > MAX_USER_ID:
             return []
-        page = _select_users(enabled=enabled, containing=containing)
+        page = self._select(matching)
         return self._read_page(page.where(users.c.id > after).order_by(users.c.id).limit(limit))
 
     def list_sorted(
@@ -124,16 +126,19 @@ class SqlUserRepository:
         descending: bool = False,
         after: User | None = None,
         limit: int,
-        enabled: bool | None = None,
-        containing: str = "",
+        matching: UserFilter = EVERY_USER,
     ) -> list[User]:
         columns = [_SORTED_BY[order], users.c.id]
-        page = _select_users(enabled=enabled, containing=containing).limit(limit)
+        page = self._select(matching).limit(limit)
         page = page.order_by(*(column.desc() if descending else column for column in columns))
         if after is not None:
             row, last = tuple_(*columns), sort_key(order, after)
             page = page.where(row < last if descending else row > last)
         return self._read_page(page)
+
+    def _select(self, matching: UserFilter) -> Select[Any]:
+        """Return a query for the users that match, in no particular order."""
+        return select(*USER_COLUMNS).where(*_conditions(matching, self._database.dialect))
 
     def _read_page(self, page: Select[Any]) -> list[User]:
         return [read_user(row) for row in self._database.browse(lambda connection: connection.execute(page).all())]
@@ -171,21 +176,30 @@ class SqliteUserRepository(SqlUserRepository):
         return [found.get(key) for key in keys]
 
 
-def _select_users(*, enabled: bool | None, containing: str) -> Select[Any]:
-    """Return a query for the users that match, in no particular order."""
-    found = select(*USER_COLUMNS)
-    if enabled is not None:
-        found = found.where(users.c.enabled == enabled)
-    if not is_storable_text(containing):
-        return found.where(false())
-    if containing:
-        found = found.where(
-            or_(
-                users.c.username_key.contains(containing, autoescape=True),
-                func.lower(users.c.email).contains(containing, autoescape=True),
-            )
+def _conditions(matching: UserFilter, dialect: Dialect[Any]) -> Iterator[ColumnElement[bool]]:
+    if matching.enabled is not None:
+        yield users.c.enabled == matching.enabled
+    if matching.state is not None:
+        yield _has_state(matching.state, matching.state_time)
+    if matching.expires_before is not None:
+        yield users.c.expires_datetime < matching.expires_before
+    if matching.metadata is not None:
+        key, text = matching.metadata
+        yield dialect.has_metadata(key, text) if is_storable_text(key + text) else false()
+    if not is_storable_text(matching.containing):
+        yield false()
+    elif matching.containing:
+        yield or_(
+            users.c.username_key.contains(matching.containing, autoescape=True),
+            func.lower(users.c.email).contains(matching.containing, autoescape=True),
         )
-    return found
+
+
+def _has_state(state: UserState, at: datetime) -> ColumnElement[bool]:
+    if state == "disabled":
+        return users.c.enabled.is_(False)
+    end = users.c.expires_datetime
+    return and_(users.c.enabled, end <= at if state == "expired" else or_(end.is_(None), end > at))
 
 
 def _prefix_end(prefix: str) -> str:

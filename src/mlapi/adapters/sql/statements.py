@@ -35,6 +35,7 @@ from mlapi.domain.commands import (
     Reencrypt,
     RejectRegistration,
     SetEnabled,
+    UpdateUser,
     UserUpdate,
 )
 from mlapi.domain.errors import PasswordChangedError
@@ -88,6 +89,12 @@ def _password_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
     }
 
 
+def _changed_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
+    """Set the columns that an `UpdateUser` can change. If ``username_key`` is NULL, the column keeps its value."""
+    new_values = {name: parameter(name) for name in _CHANGED}
+    return {**new_values, "username_key": func.coalesce(parameter("username_key"), users.c.username_key)}
+
+
 def _assignment(command: type[attrs.AttrsInstance]) -> Update:
     """Return the statement for a command that sets each column to the value of its field with the same name."""
     columns = [users.c[field.name] for field in attrs.fields(command) if field.name in users.c]
@@ -107,6 +114,9 @@ def _usage_values(parameter: Parameter) -> dict[str, ColumnElement[Any]]:
     return {"last_used_datetime": case((last > parameter("unless_since"), last), else_=parameter("at"))}
 
 
+_CHANGED = ("username", "email", "updated_datetime", "expires_datetime", "plan", "metadata")
+CHANGE_USER = Update(users, {name: users.c[name].type for name in (*_CHANGED, "username_key")}, _changed_values)
+"""The statement for `UpdateUser`. `change_row` returns the parameters."""
 _SET_ENABLED = Update(users, {"enabled": Boolean(), "at": UtcDateTime(), "token_epoch": String()}, _enabled_values)
 _SET_PASSWORD = Update(
     users,
@@ -148,6 +158,17 @@ def update_row(command: UserUpdate) -> dict[str, Any]:
         }
     names = USER_UPDATES[type(command)].parameters
     return {"id": command.user_id, **{name: getattr(command, name) for name in names}}
+
+
+def change_row(command: UpdateUser, changed: User) -> dict[str, Any]:
+    """Return the parameters of `CHANGE_USER` for a command and its result."""
+    new_values = {name: getattr(changed, name) for name in _CHANGED}
+    return {
+        **new_values,
+        "metadata": changed.metadata.value,
+        "id": changed.id,
+        "username_key": command.username_key,
+    }
 
 
 def usage_row(command: RecordApiKeyUse) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import attrs
 import click
 
 from mlapi.application.users import Users
-from mlapi.domain.commands import UserCommand
+from mlapi.domain.commands import UpdateUser, UserChange, UserCommand
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
 from mlapi.domain.users import User
 from mlapi.entrypoints.cli.output import EXIT_PARTIAL, CommandError, UsageError, show
@@ -158,7 +158,7 @@ def find_each(users: Users, names: Sequence[str], reference: str | None, report:
 
 
 def apply_to_each(
-    users: Users, selected: Iterable[User], prepare: Callable[[User], UserCommand], report: Report
+    users: Users, selected: Iterable[User], prepare: Callable[[User], UserCommand | UpdateUser], report: Report
 ) -> None:
     """Apply a command to each user, in one transaction per batch, and report the outcomes.
 
@@ -172,7 +172,7 @@ def apply_to_each(
                 if isinstance(outcome, MlapiError):  # removed in the meantime, or rejected
                     report.fail(outcome)
                 else:
-                    report.succeed_for(cast("User", outcome))
+                    report.succeed_for(cast("User", outcome.after if isinstance(outcome, UserChange) else outcome))
     except RepositoryUnavailableError as error:
         raise CommandError(f"{error}; users changed before: {report.done}; run the command again") from None
 

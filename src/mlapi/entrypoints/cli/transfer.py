@@ -14,6 +14,7 @@ from mlapi.bootstrap import open_user_import, open_users
 from mlapi.config import load_settings
 from mlapi.domain.commands import Actor
 from mlapi.domain.errors import MlapiError
+from mlapi.domain.rules import UserFilter
 from mlapi.entrypoints.cli.files import STDIO, RejectsFile, open_input, open_output, size_of
 from mlapi.entrypoints.cli.operator import account_name
 from mlapi.entrypoints.cli.output import EXIT_INTERRUPTED, EXIT_PARTIAL, CommandError, command_errors, json_option, show
@@ -105,10 +106,9 @@ def users_export(
     file: Path,
     *,
     file_format: FileFormat | None,
-    enabled: bool | None,
-    containing: str,
     with_stored_passwords: bool,
     force: bool,
+    **selection: Any,  # noqa: ANN401 - see `UserFilter`
 ) -> None:
     """Write the users to FILE, ordered by id. Use - for standard output.
 
@@ -121,7 +121,7 @@ def users_export(
         open_output(file, force=force) as stream,
         open_users(load_settings(), must_be_available=True, may_create=False) as users,
     ):
-        selected = users.iterate_users(batch_size=_PAGE_SIZE, enabled=enabled, containing=containing)
+        selected = users.iterate_users(UserFilter(**selection), batch_size=_PAGE_SIZE)
         with _progress_bar("exporting", users.count()) as bar:
             for _ in write_users(stream, file_format, selected, passwords=with_stored_passwords):
                 bar.update(1)

@@ -6,6 +6,7 @@ from typing import Any, get_args
 import click
 
 from mlapi.application.user_search import iterate_sorted
+from mlapi.domain.rules import UserFilter
 from mlapi.domain.users import User, UserOrder
 from mlapi.entrypoints.cli.operator import open_users_as_operator
 from mlapi.entrypoints.cli.output import CommandGroup, json_option, read_secret
@@ -52,14 +53,14 @@ user_commands.add_command(users_export)
 @click.option("--sort", type=click.Choice(get_args(UserOrder)), default="id", help="Default: id.")
 @click.option("--reverse", is_flag=True, help="Reverse the order.")
 @list_format_options
-def users_list(*, sort: UserOrder, reverse: bool, list_format: str | None, **selection: Any) -> None:  # noqa: ANN401 - see `iterate_sorted`
+def users_list(*, sort: UserOrder, reverse: bool, limit: int | None, list_format: str | None, **selection: Any) -> None:  # noqa: ANN401 - see `UserFilter`
     """List users.
 
     \b
     The ten newest users: mlapi users list --sort created --reverse --limit 10
     """  # noqa: D301 - the backspace tells click not to rewrap the paragraph
     with open_users_as_operator() as users:
-        found = iterate_sorted(users, sort, descending=reverse, **selection)
+        found = iterate_sorted(users, sort, descending=reverse, limit=limit, matching=UserFilter(**selection))
         show_rows(map(UserResponse.from_user, found), _COLUMNS, UserResponse, list_format, empty="no users found")
 
 

@@ -10,7 +10,7 @@ from mlapi.application.batching import CommandBatcher
 from mlapi.application.deadlines import disconnect_check
 from mlapi.application.users import Users
 from mlapi.domain.addresses import rate_limit_key
-from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, UserCommand
+from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, UpdateUser, UserChange, UserCommand
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.ports import PasswordCipher, is_costly
 from mlapi.domain.users import User
@@ -110,8 +110,10 @@ class PoolExecutor:
     @overload
     async def apply(self, command: UserCommand) -> User: ...
     @overload
+    async def apply(self, command: UpdateUser) -> UserChange: ...
+    @overload
     async def apply(self, command: ApiKeyCommand) -> ApiKey: ...
-    async def apply(self, command: Command) -> User | ApiKey:
+    async def apply(self, command: Command) -> User | UserChange | ApiKey:
         return await self._commands.apply(command)
 
     def close(self) -> None:

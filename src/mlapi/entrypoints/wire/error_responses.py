@@ -8,6 +8,7 @@ import msgspec
 
 from mlapi.domain.errors import (
     AccessDeniedError,
+    AccessExpiredError,
     ApiKeyNotFoundError,
     ChangeRejectedError,
     ConfigurationError,
@@ -108,6 +109,7 @@ _ENTRIES = (
     ErrorEntry(TokenRequiredError(), HTTPStatus.UNAUTHORIZED, None, "The request has no token."),
     ErrorEntry(ApiKeyNotAcceptedError(), HTTPStatus.UNAUTHORIZED, None, "API keys are not accepted here."),
     ErrorEntry(UserDisabledError(1), HTTPStatus.FORBIDDEN, "User is disabled", "The user is disabled."),
+    ErrorEntry(AccessExpiredError(1), HTTPStatus.FORBIDDEN, "Access has expired", "The user's access has ended."),
     ErrorEntry(
         TooManyAttemptsError(30),
         HTTPStatus.TOO_MANY_REQUESTS,

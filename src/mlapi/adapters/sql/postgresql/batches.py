@@ -4,7 +4,16 @@ from collections.abc import Iterator, Sequence
 
 import attrs
 
-from mlapi.domain.commands import AddApiKey, ApiKeyCommand, Command, Register, Remove, UserUpdate
+from mlapi.domain.commands import (
+    AddApiKey,
+    ApiKeyCommand,
+    Command,
+    Register,
+    Remove,
+    UpdateUser,
+    UserCommand,
+    UserUpdate,
+)
 from mlapi.domain.credentials import ApiKeyId
 from mlapi.domain.users import UserId, UsernameKey
 
@@ -13,10 +22,13 @@ from mlapi.domain.users import UserId, UsernameKey
 class Segment:
     """Commands by their position in the batch. Apply them by kind: updates, registrations, API keys, removals.
 
+    An `UpdateUser` has a segment of its own, because it may free a name or take one.
+
     The result is the same as applying them in order, because each user, name and API key occurs at most once, and no
     registration or API key command comes after a removal, which may free a name and deletes the user's API keys.
     """
 
+    change: tuple[int, UpdateUser] | None = None
     updates: dict[int, UserUpdate] = attrs.field(factory=dict)
     registrations: dict[int, Register] = attrs.field(factory=dict)
     api_keys: dict[int, ApiKeyCommand] = attrs.field(factory=dict)
@@ -25,8 +37,14 @@ class Segment:
 
     def try_add(self, position: int, command: Command) -> bool:
         """Add a command and return True, or return False if it must go into the next segment."""
+        if isinstance(command, UpdateUser):
+            if self._targets or self.change is not None:
+                return False
+            self.change = position, command
+            return True
         target = _target(command)
-        if target in self._targets or (self.removals and isinstance(command, Register | ApiKeyCommand)):
+        is_after_removal = bool(self.removals) and isinstance(command, Register | ApiKeyCommand)
+        if self.change is not None or is_after_removal or target in self._targets:
             return False
         self._targets.add(target)
         if isinstance(command, UserUpdate):
@@ -51,7 +69,7 @@ def split_batch(commands: Sequence[Command]) -> Iterator[Segment]:
     yield segment
 
 
-def _target(command: Command) -> UserId | UsernameKey | tuple[ApiKeyId]:
+def _target(command: UserCommand | ApiKeyCommand) -> UserId | UsernameKey | tuple[ApiKeyId]:
     """Return the key of the row that a command changes.
 
     API key ids are wrapped in a tuple, because a username may equal an id.

@@ -1,5 +1,6 @@
 """The PostgreSQL dialect. See `mlapi.adapters.sql.dialect.Dialect`."""
 
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -8,18 +9,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 from weakref import WeakSet
 
-from sqlalchemy import URL, Connection, Engine, Table, func, select
+from sqlalchemy import URL, ColumnElement, Connection, Engine, String, Table, and_, cast, func, literal, or_, select
 from sqlalchemy.dialects import postgresql
 from sqlalchemy.dialects.postgresql import Insert, insert
 
 from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, translating_errors
 from mlapi.adapters.sql.postgresql import engine, errors, execution, namespaces, privileges, tools
 from mlapi.adapters.sql.probes import write_probes
+from mlapi.adapters.sql.tables import users
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.metadata import find_json_texts
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UsernameKey
 from mlapi.interruption import Interruption
@@ -217,6 +220,14 @@ class PostgresqlDialect:
         finally:
             if was_canceled:  # the server may handle the request late, and cancel a later statement
                 connection.invalidate()
+
+    def has_metadata(self, key: str, text: str) -> ColumnElement[bool]:
+        texts, quoted_key = find_json_texts(text), json.dumps(key)
+        objects = [cast(literal(f"{{{quoted_key}:{each}}}", String), postgresql.JSONB) for each in texts]
+        as_jsonb = cast(users.c.metadata, postgresql.JSONB)
+        value = cast(cast(users.c.metadata, postgresql.JSON)[key], String)
+        # The first condition uses the index. The second also compares how numbers are written: 1 and 1.0 differ.
+        return and_(or_(*[as_jsonb.contains(each) for each in objects]), value.in_(texts))
 
     def create_text_index(self, connection: Connection) -> None:
         """Create a trigram index if the extension pg_trgm is installed in the database."""

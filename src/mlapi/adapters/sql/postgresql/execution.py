@@ -21,6 +21,7 @@ from mlapi.domain.commands import (
     RecordApiKeyUse,
     Register,
     Remove,
+    UpdateUser,
     UserUpdate,
 )
 from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from mlapi.adapters.sql.postgresql.session import BoundedConnection
 
 _MAX_REGISTER_ATTEMPTS = 5
+_UNIQUE_VIOLATION = "23505"
 
 Outcomes = dict[int, Outcome]
 """Outcomes by the position of their command in the batch."""
@@ -130,12 +132,16 @@ def _lock_users(connection: "BoundedConnection", commands: Sequence[Command]) ->
     Call this if several statements of the batch lock users. Otherwise two batches could deadlock, and the server
     resolves deadlocks only after its ``deadlock_timeout`` of one second.
     """
-    ids = {command.user_id for command in commands if isinstance(command, UserUpdate | Remove | AddApiKey)}
+    ids = {command.user_id for command in commands if isinstance(command, UserUpdate | UpdateUser | Remove | AddApiKey)}
     storable = [user_id for user_id in ids if principals.is_storable_user_id(user_id)]
     connection.execute(sql.LOCK_USERS, {"ids": storable})
 
 
 def _apply_segment(connection: "BoundedConnection", segment: Segment, outcomes: Outcomes) -> None:
+    if segment.change is not None:
+        position, command = segment.change
+        outcomes[position] = _change(connection, command)
+        return
     _update(connection, segment.updates, outcomes)
     _register(connection, segment.registrations, outcomes)
     # If the caller guessed the id, an update may target a user whom this segment has only now registered: apply it
@@ -166,6 +172,37 @@ def _update(connection: "BoundedConnection", updates: Mapping[int, UserUpdate], 
         outcomes[position] = (
             UserNotFoundError(command.user_id) if user is None else statements.update_outcome(command, user)
         )
+
+
+def _change(connection: "BoundedConnection", command: UpdateUser) -> Outcome:
+    if not principals.is_storable_user_id(command.user_id):
+        return UserNotFoundError(command.user_id)
+    found = connection.execute(sql.LOCKED_USER, {"id": command.user_id}, binary=True).fetchall()
+    if not found:
+        return UserNotFoundError(command.user_id)
+    change = command.apply_to(rows.read_user(found[0]))
+    new_row = statements.change_row(command, change.after)
+    for _ in range(_MAX_REGISTER_ATTEMPTS):
+        if _try_change(connection, new_row):
+            return change
+        taken = [{"username_key": command.username_key}]
+        for user_id, _key in _fetch(connection, sql.IDS_BY_USERNAME_KEY, taken):
+            return UserExistsError(user_id)
+    raise RepositoryUnavailableError("other processes keep registering and removing the same username")
+
+
+def _try_change(connection: "BoundedConnection", new_row: dict[str, Any]) -> bool:
+    """Change a user and return True, or return False if the unique index rejects the name."""
+    connection.execute(b"SAVEPOINT mlapi_change")
+    try:
+        _fetch(connection, sql.CHANGE_USER, [new_row])
+    except Exception as error:
+        if getattr(error, "sqlstate", None) != _UNIQUE_VIOLATION:
+            raise
+        connection.execute(b"ROLLBACK TO SAVEPOINT mlapi_change")
+        return False
+    connection.execute(b"RELEASE SAVEPOINT mlapi_change")
+    return True
 
 
 def _remove(connection: "BoundedConnection", removals: Mapping[int, Remove], outcomes: Outcomes) -> None:

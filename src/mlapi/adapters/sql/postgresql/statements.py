@@ -157,6 +157,8 @@ UPDATE_USER = {command: _compile_update(template) for command, template in USER_
 REGISTER = _compile_register()
 IDS_BY_USERNAME_KEY = _compile_ids_by_username_key()
 LOCK_USERS = _compile_lock_users()
+LOCKED_USER = _compile(select(*USER_COLUMNS).where(users.c.id == bindparam("id", type_=BigInteger)).with_for_update())
+CHANGE_USER = _compile_update(statements.CHANGE_USER)
 REMOVE_USER = _compile_remove(users)
 USERS_BY_IDS = _compile(select(*USER_COLUMNS).where(users.c.id == any_(bindparam("ids", type_=ARRAY(BigInteger)))))
 USERS_BY_USERNAME_KEYS = _compile(

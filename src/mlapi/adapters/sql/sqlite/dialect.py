@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import URL, Connection, Engine, Table
+from sqlalchemy import URL, ColumnElement, Connection, Engine, String, Table, false
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
@@ -22,10 +22,12 @@ from mlapi.adapters.sql.sqlite.errors import (
     primary_code,
 )
 from mlapi.adapters.sql.sqlite.files import FileChange
+from mlapi.adapters.sql.tables import users
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.credentials import Principal, PrincipalId
+from mlapi.domain.metadata import find_json_texts, is_key
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import User, UsernameKey
 from mlapi.interruption import Interruption
@@ -169,6 +171,11 @@ class SqliteDialect:
             yield
         finally:
             driver_connection.set_progress_handler(None, 0)
+
+    def has_metadata(self, key: str, text: str) -> ColumnElement[bool]:
+        # ``->`` returns the JSON text of the value. Keys contain no characters that would be escaped in the path.
+        value: ColumnElement[str] = users.c.metadata.op("->", return_type=String())(f'$."{key}"')
+        return value.in_(find_json_texts(text)) if is_key(key) else false()
 
     def create_text_index(self, connection: Connection) -> None:
         """Do nothing: an index of trigrams would slow down changes more than it speeds up searches."""

@@ -25,6 +25,7 @@ from mlapi.domain.commands import (
     RecordApiKeyUse,
     Register,
     Remove,
+    UpdateUser,
     UserCommand,
 )
 from mlapi.domain.credentials import ApiKey
@@ -35,9 +36,9 @@ from mlapi.domain.users import User, UserId, UsernameKey
 def apply(connection: sqlite3.Connection, commands: Sequence[Command]) -> list[Outcome]:
     """Apply commands in order in the current transaction, and write the audit entries."""
     outcomes = [
-        _apply_to_user(connection, command)
-        if isinstance(command, UserCommand)
-        else _apply_to_api_key(connection, command)
+        _apply_to_api_key(connection, command)
+        if isinstance(command, ApiKeyCommand)
+        else _apply_to_user(connection, command)
         for command in commands
     ]
     add_audit_entries(connection, statements.audit_entries(commands, outcomes))
@@ -70,7 +71,7 @@ def add_counts(
     return statements.counts_by_key(added.fetchall())
 
 
-def _apply_to_user(connection: sqlite3.Connection, command: UserCommand) -> Outcome:
+def _apply_to_user(connection: sqlite3.Connection, command: UserCommand | UpdateUser) -> Outcome:
     if isinstance(command, Register):
         return _register(connection, command)
     if not is_storable_user_id(command.user_id):
@@ -78,10 +79,23 @@ def _apply_to_user(connection: sqlite3.Connection, command: UserCommand) -> Outc
     if isinstance(command, Remove):
         row = _fetch_one(connection, sql.REMOVE_USER, {"id": command.user_id})
         return UserNotFoundError(command.user_id) if row is None else reading.read_user(row)
+    if isinstance(command, UpdateUser):
+        return _change(connection, command)
     row = _fetch_one(connection, sql.UPDATE_USER[type(command)], _encode_times(statements.update_row(command)))
     if row is None:
         return UserNotFoundError(command.user_id)
     return statements.update_outcome(command, reading.read_user(row))
+
+
+def _change(connection: sqlite3.Connection, command: UpdateUser) -> Outcome:
+    row = _fetch_one(connection, sql.USER_BY_ID, {"id": command.user_id})
+    if row is None:
+        return UserNotFoundError(command.user_id)
+    change = command.apply_to(reading.read_user(row))
+    parameters = _encode_times(statements.change_row(command, change.after))
+    if _fetch_one(connection, sql.CHANGE_USER, parameters) is None:
+        return _name_taken(connection, command.username_key)
+    return change
 
 
 def _apply_to_api_key(connection: sqlite3.Connection, command: ApiKeyCommand) -> Outcome:
@@ -102,8 +116,12 @@ def _register(connection: sqlite3.Connection, command: Register) -> Outcome:
     row = _fetch_one(connection, sql.INSERT_USER, _user_row(command))
     if row is not None:
         return command.as_user(UserId(row[0]))
-    # The name is taken. This transaction holds the only write lock, so the user with the name still exists.
-    ((user_id,),) = connection.execute(sql.ID_BY_USERNAME_KEY, {"username_key": command.username_key}).fetchall()
+    return _name_taken(connection, command.username_key)
+
+
+def _name_taken(connection: sqlite3.Connection, key: UsernameKey | None) -> UserExistsError:
+    # This transaction holds the only write lock, so the user with the name still exists.
+    ((user_id,),) = connection.execute(sql.ID_BY_USERNAME_KEY, {"username_key": key}).fetchall()
     return UserExistsError(user_id)
 
 
