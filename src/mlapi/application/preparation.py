@@ -12,7 +12,7 @@ from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
 from mlapi.domain.ports import AttemptCounts, AuditTrail, NonblockingLookup, UserRepository
 from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.storage import Storage
-from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRepository, UsageRow
+from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRepository, UsageRow, UserTotal
 from mlapi.domain.users import User, UserId, UsernameKey, UserOrder
 from mlapi.forks import new_lock, notice_fork
 
@@ -144,6 +144,22 @@ class PreparedUsage:
 
     def sum_per_day(self, *, first_day: date, last_day: date, user_id: UserId | None = None) -> list[DailyUsage]:
         return self._prepared().sum_per_day(first_day=first_day, last_day=last_day, user_id=user_id)
+
+    def sum_per_user(
+        self,
+        *,
+        first_day: date,
+        last_day: date,
+        user_id: UserId | None = None,
+        after: UserId | None = None,
+        limit: int,
+    ) -> list[UserTotal]:
+        return self._prepared().sum_per_user(
+            first_day=first_day, last_day=last_day, user_id=user_id, after=after, limit=limit
+        )
+
+    def list_top_users(self, *, first_day: date, last_day: date, limit: int) -> list[UserTotal]:
+        return self._prepared().list_top_users(first_day=first_day, last_day=last_day, limit=limit)
 
     def last_seen(self, user_ids: Sequence[UserId]) -> dict[UserId, datetime]:
         return self._prepared().last_seen(user_ids)

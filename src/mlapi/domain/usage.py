@@ -47,9 +47,10 @@ class UsagePosition:
             ValueError: if the text is not a position.
         """
         match = _POSITION.fullmatch(text)
-        if match is None or int(match[2]) > MAX_USER_ID:
+        if match is None:
             raise ValueError("not the position of a row of usage")
-        return cls(date.fromisoformat(match[1]), UserId(int(match[2])), ApiKeyId(match[3]) if match[3] else None)
+        user_id = UserId(min(int(match[2]), MAX_USER_ID))
+        return cls(date.fromisoformat(match[1]), user_id, ApiKeyId(match[3]) if match[3] else None)
 
 
 @attrs.frozen(kw_only=True)
@@ -82,12 +83,38 @@ class UsageRow:
 
 
 @attrs.frozen
+class DayRange:
+    """The days from ``first`` to ``last``, both included, in UTC."""
+
+    first: date
+    last: date
+
+    @property
+    def length(self) -> int:
+        """The number of days."""
+        return (self.last - self.first).days + 1
+
+
+@attrs.frozen
 class DailyUsage:
     """The sum of the requests and units on one day, in UTC."""
 
     day: date
     requests: int
     units: int
+
+
+@attrs.frozen
+class UserTotal:
+    """The sum of the requests and units of one user in a range of days.
+
+    ``seen_datetime`` is the time of the latest request in this range.
+    """
+
+    user_id: UserId
+    requests: int
+    units: int
+    seen_datetime: datetime
 
 
 class UsageWriter(Protocol):
@@ -148,6 +175,33 @@ class UsageRepository(Protocol):
         """Return the sum for each day, sorted by day. Days without usage are omitted.
 
         See `list_page` for the arguments.
+        """
+        ...
+
+    def sum_per_user(
+        self,
+        *,
+        first_day: date,
+        last_day: date,
+        user_id: UserId | None = None,
+        after: UserId | None = None,
+        limit: int,
+    ) -> list[UserTotal]:
+        """Return a page of the sums for each user, sorted by user id. Users without usage are omitted.
+
+        Args:
+            first_day: see `list_page`.
+            last_day: see `list_page`.
+            user_id: return only the sum for this user.
+            after: the last user id of the previous page; None for the first page.
+            limit: maximum number of sums to return. Only the last page may contain fewer.
+        """
+        ...
+
+    def list_top_users(self, *, first_day: date, last_day: date, limit: int) -> list[UserTotal]:
+        """Return the sums for the users with the most requests, the largest number first.
+
+        Users with the same number of requests are sorted by id.
         """
         ...
 

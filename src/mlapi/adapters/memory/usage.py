@@ -5,7 +5,7 @@ from datetime import date, datetime
 from itertools import groupby
 from operator import attrgetter
 
-from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRow
+from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRow, UserTotal
 from mlapi.domain.users import UserId
 from mlapi.forks import new_lock
 
@@ -39,6 +39,24 @@ class InMemoryUsage:
         by_day = groupby(self._select(first_day, last_day, user_id), attrgetter("day"))
         return [_sum(day, rows) for day, rows in by_day]
 
+    def sum_per_user(
+        self,
+        *,
+        first_day: date,
+        last_day: date,
+        user_id: UserId | None = None,
+        after: UserId | None = None,
+        limit: int,
+    ) -> list[UserTotal]:
+        return [
+            total
+            for total in self._sum_per_user(first_day, last_day, user_id)
+            if after is None or total.user_id > after
+        ][:limit]
+
+    def list_top_users(self, *, first_day: date, last_day: date, limit: int) -> list[UserTotal]:
+        return sorted(self._sum_per_user(first_day, last_day), key=lambda total: -total.requests)[:limit]
+
     def last_seen(self, user_ids: Sequence[UserId]) -> dict[UserId, datetime]:
         seen: dict[UserId, datetime] = {}
         for row in self._select(date.min, date.max, None):
@@ -52,6 +70,20 @@ class InMemoryUsage:
             for position in old:
                 del self._rows[position]
             return len(old)
+
+    def _sum_per_user(self, first_day: date, last_day: date, user_id: UserId | None = None) -> list[UserTotal]:
+        by_user: dict[UserId, list[UsageRow]] = {}
+        for row in self._select(first_day, last_day, user_id):
+            by_user.setdefault(row.user_id, []).append(row)
+        return [
+            UserTotal(
+                found_id,
+                sum(row.requests for row in rows),
+                sum(row.units for row in rows),
+                max(row.seen_datetime for row in rows),
+            )
+            for found_id, rows in sorted(by_user.items())
+        ]
 
     def _select(self, first_day: date, last_day: date, user_id: UserId | None) -> list[UsageRow]:
         with self._lock:

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from datetime import date, datetime
 from typing import Any
 
-from sqlalchemy import ColumnElement, bindparam, delete, func, select, tuple_
+from sqlalchemy import ColumnElement, Select, bindparam, delete, func, select, tuple_
 
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.principals import is_storable_user_id
 from mlapi.adapters.sql.rows import USAGE_COLUMNS, read_usage
 from mlapi.adapters.sql.tables import usage
-from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRow
-from mlapi.domain.users import UserId
+from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRow, UserTotal
+from mlapi.domain.users import MAX_USER_ID, UserId
 
 _POSITION = (usage.c.day, usage.c.user_id, usage.c.key_id)
 _OLDEST = (
@@ -23,6 +23,8 @@ _OLDEST = (
 )
 _PURGE = delete(usage).where(tuple_(*_POSITION).in_(_OLDEST))
 
+_TOTAL_REQUESTS = func.sum(usage.c.requests)
+_TOTAL = (usage.c.user_id, _TOTAL_REQUESTS, func.sum(usage.c.units), func.max(usage.c.seen_datetime))
 _LATEST_DAYS = (
     select(usage.c.user_id, func.max(usage.c.day).label("day"))
     .where(usage.c.user_id.in_(bindparam("ids", expanding=True)))
@@ -79,6 +81,30 @@ class SqlUsage:
         )
         rows = self._database.browse(lambda connection: connection.execute(sums).all())
         return [DailyUsage(day, int(requests), int(units)) for day, requests, units in rows]
+
+    def sum_per_user(
+        self,
+        *,
+        first_day: date,
+        last_day: date,
+        user_id: UserId | None = None,
+        after: UserId | None = None,
+        limit: int,
+    ) -> list[UserTotal]:
+        if not _may_exist(user_id):
+            return []
+        sums = select(*_TOTAL).where(*_conditions(first_day, last_day, user_id)).group_by(usage.c.user_id)
+        if after is not None:
+            sums = sums.where(usage.c.user_id > min(after, MAX_USER_ID))
+        return self._read_totals(sums.order_by(usage.c.user_id).limit(limit))
+
+    def list_top_users(self, *, first_day: date, last_day: date, limit: int) -> list[UserTotal]:
+        sums = select(*_TOTAL).where(*_conditions(first_day, last_day, None)).group_by(usage.c.user_id)
+        return self._read_totals(sums.order_by(_TOTAL_REQUESTS.desc(), usage.c.user_id).limit(limit))
+
+    def _read_totals(self, sums: Select[Any]) -> list[UserTotal]:
+        rows = self._database.browse(lambda connection: connection.execute(sums).all())
+        return [UserTotal(UserId(user_id), int(requests), int(units), seen) for user_id, requests, units, seen in rows]
 
     def last_seen(self, user_ids: Sequence[UserId]) -> dict[UserId, datetime]:
         ids = [user_id for user_id in user_ids if is_storable_user_id(user_id)]
