@@ -27,7 +27,7 @@ from mlapi.domain.errors import (
     UserNotFoundError,
     UserReferencedError,
 )
-from mlapi.domain.plans import Allowance, RequestLimitReachedError, Window
+from mlapi.domain.plans import Allowance, AllowanceState, RequestLimitReachedError, Window
 from mlapi.entrypoints.wire.errors import (
     AdminAccessDeniedError,
     AdminTokenRequiredError,
@@ -44,6 +44,7 @@ from mlapi.entrypoints.wire.errors import (
     UserIsNotAdminError,
     WrongAdminTokenError,
 )
+from mlapi.entrypoints.wire.rate_limits import rate_limit_headers
 from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, UserMessage, json_response
 
 BEARER_CHALLENGE = ("WWW-Authenticate", "Bearer")  # every 401 has a challenge: RFC 9110, 11.6.1
@@ -63,6 +64,7 @@ class ErrorEntry:
     description: str
 
 
+_ALLOWANCE = Allowance("requests", Window.MINUTE, 60)
 _ENTRIES = (
     ErrorEntry(
         InvalidFieldsError((FieldError("username", "is missing"),)),
@@ -117,7 +119,7 @@ _ENTRIES = (
         "Too many requests of this kind from one client. Wait for the number of seconds in `Retry-After`.",
     ),
     ErrorEntry(
-        RequestLimitReachedError(Allowance("requests", Window.MINUTE, 60), 34),
+        RequestLimitReachedError(_ALLOWANCE, 34, (AllowanceState(_ALLOWANCE, remaining=0, reset_seconds=34),)),
         HTTPStatus.TOO_MANY_REQUESTS,
         None,
         "An allowance of the user's plan is used up. Wait for the number of seconds in `Retry-After`.",
@@ -209,6 +211,8 @@ def error_response(error: MlapiError) -> Response:
             headers.append(("Retry-After", str(seconds)))
             if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
                 body = Message(_OUTCOME_UNKNOWN)
+            if isinstance(error, RequestLimitReachedError):
+                headers.extend(rate_limit_headers(error.states))
         case UnsupportedContentEncodingError():
             headers.append(("Accept-Encoding", "identity"))  # RFC 9110, 15.5.16
         case ConfigurationError():  # the database was replaced after startup

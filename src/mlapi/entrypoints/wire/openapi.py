@@ -76,6 +76,18 @@ _HEADERS: Mapping[str, Schema] = {
         "description": "Present if the request is a form (RFC 6749, 5.1).",
         "schema": {"type": "string", "const": "no-cache"},
     },
+    "RateLimit": {
+        "description": "What is left of each allowance (`r`), and the seconds until it starts again (`t`). Present if the"
+        " user's plan has limits.",
+        "schema": {"type": "string"},
+        "example": '"requests per minute";r=59;t=34',
+    },
+    "RateLimit-Policy": {
+        "description": "The allowances of the user's plan: the limit (`q`) and the seconds of a window (`w`). Present if"
+        " the plan has limits.",
+        "schema": {"type": "string"},
+        "example": '"requests per minute";q=60;w=60',
+    },
     "Retry-After": {"description": "Seconds to wait before retrying.", "schema": {"type": "integer", "minimum": 1}},
     "WWW-Authenticate": {
         "description": "Authentication scheme. `error` is present if the request contains a credential.",
@@ -93,7 +105,7 @@ _HEADERS: Mapping[str, Schema] = {
     },
 }
 _HEADERS_OF_ALL_RESPONSES = {"Cache-Control", "X-Request-Id"}
-_OPTIONAL_HEADERS = {"Accept-Encoding", "Pragma"}
+_OPTIONAL_HEADERS = {"Accept-Encoding", "Pragma", "RateLimit", "RateLimit-Policy"}
 _SECURITY_SCHEMES: Mapping[str, Schema] = {
     "adminToken": {
         "type": "http",
