@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from datetime import datetime
+from datetime import date, datetime
 from io import FileIO
 from pathlib import Path
 from typing import Any, get_args
@@ -21,7 +21,8 @@ import attrs
 import msgspec
 
 from mlapi import Command, ConfigurationError, Outcome, RepositoryUnavailableError
-from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryUserRepository
+from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryUsage, InMemoryUserRepository
+from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import to_utc
 
 
@@ -34,13 +35,21 @@ class Purge:
 
 
 @attrs.frozen(kw_only=True)
+class PurgeUsage:
+    """Delete the usage of old days."""
+
+    before: date
+    limit: int
+
+
+@attrs.frozen(kw_only=True)
 class SetFingerprint:
     """Store the fingerprint of the key that encrypts the passwords."""
 
     value: str
 
 
-Entry = Command | Purge | SetFingerprint
+Entry = Command | Purge | PurgeUsage | UsageRow | SetFingerprint
 KINDS = {kind.__name__: kind for kind in get_args(Entry)}
 
 
@@ -103,7 +112,7 @@ class Journal:
             RepositoryUnavailableError: if ``commit_by`` has passed, or the file cannot be written.
         """
         named = [[type(entry).__name__, attrs.asdict(entry)] for entry in entries]
-        line = json.dumps(named, default=datetime.isoformat).encode("ascii") + b"\n"
+        line = json.dumps(named, default=lambda value: value.isoformat()).encode("ascii") + b"\n"
         with self._lock:
             file = self.require_file()
             if commit_by is not None and time.monotonic() > commit_by:
@@ -139,6 +148,30 @@ class JournaledAuditTrail(InMemoryAuditTrail):
             return super().purge(before=before, limit=limit)
 
 
+class JournaledUsage(InMemoryUsage):
+    """A `UsageRepository` that writes rows to a journal before it adds them in memory."""
+
+    def __init__(self, journal: Journal) -> None:
+        super().__init__()
+        self._journal = journal
+
+    def replay(self, entries: Iterable[Entry]) -> None:
+        """Apply entries that were read from the journal."""
+        for entry in entries:
+            if isinstance(entry, UsageRow):
+                super().add([entry])
+            elif isinstance(entry, PurgeUsage):
+                super().purge(before=entry.before, limit=entry.limit)
+
+    def add(self, rows: Sequence[UsageRow]) -> None:
+        with self._journal.append(rows):
+            super().add(rows)
+
+    def purge(self, *, before: date, limit: int) -> int:
+        with self._journal.append([PurgeUsage(before=before, limit=limit)]):
+            return super().purge(before=before, limit=limit)
+
+
 class JournaledUserRepository(InMemoryUserRepository):
     """A `UserRepository` that writes commands to a journal before it applies them in memory."""
 
@@ -152,7 +185,7 @@ class JournaledUserRepository(InMemoryUserRepository):
         for entry in entries:
             if isinstance(entry, Purge):
                 InMemoryAuditTrail.purge(self.audit, before=entry.before, limit=entry.limit)
-            elif not isinstance(entry, SetFingerprint):
+            elif not isinstance(entry, PurgeUsage | UsageRow | SetFingerprint):
                 super().apply([entry])
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:

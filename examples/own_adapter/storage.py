@@ -2,8 +2,7 @@
 
 It meets the contract for a single process: commands are on disk before `apply` returns. It has limitations. Only one
 process can open the file. All users are kept in memory. The file only grows, so it still contains the stored passwords
-and e-mail addresses of removed users. Login attempts and usage are counted in memory, so a restart
-resets the counts.
+and e-mail addresses of removed users. Login attempts are counted in memory, so a restart resets the counts.
 """
 
 import threading
@@ -11,10 +10,17 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
-from examples.own_adapter.journal import Entry, Journal, JournaledUserRepository, SetFingerprint, read_entries
+from examples.own_adapter.journal import (
+    Entry,
+    Journal,
+    JournaledUsage,
+    JournaledUserRepository,
+    SetFingerprint,
+    read_entries,
+)
 
 from mlapi import ConfigurationError, UserId
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryUsage
+from mlapi.adapters.memory import InMemoryAttempts
 from mlapi.domain.inspection import Inspection
 
 PREFIX = "journal://"
@@ -32,7 +38,7 @@ class JournalStorage:
         self._journal = Journal(path.absolute())
         self.users = JournaledUserRepository(self._journal)
         self.attempts = InMemoryAttempts()
-        self.usage = InMemoryUsage()
+        self.usage = JournaledUsage(self._journal)
         self.files = (self._journal.path,)
         self.secrets_folder = self._journal.path.parent
         self._lock = threading.Lock()
@@ -92,6 +98,7 @@ class JournalStorage:
             if not self._is_open:
                 entries = self._journal.open()
                 self.users.replay(entries)
+                self.usage.replay(entries)
                 self._fingerprint = _last_fingerprint(entries)
                 self._is_open = True
 

@@ -19,9 +19,9 @@ from mlapi.adapters.memory import InMemoryAttempts, InMemoryUsage, InMemoryUserR
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.urls import database_url
-from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.application.preparation import Preparation
+from mlapi.application.retention import Retention, RetentionRule
 from mlapi.application.usage import BackgroundUsage
 from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import Command, Outcome
@@ -182,7 +182,7 @@ def test_lock_of_another_thread_is_free_in_a_child() -> None:
 
 
 def test_retention_can_be_closed_in_a_child() -> None:
-    retention = AuditRetention(InMemoryUserRepository().audit, timedelta(days=1))
+    retention = Retention([RetentionRule.for_audit(InMemoryUserRepository().audit, timedelta(days=1))])
 
     assert run_in_child(retention.close) == "None"
     retention.close()

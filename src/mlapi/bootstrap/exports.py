@@ -16,11 +16,11 @@ from mlapi.bootstrap.maintenance import (
 from mlapi.bootstrap.secrets import open_secrets
 from mlapi.bootstrap.service import (
     Service,
-    audit_retention,
     in_memory_access,
     in_memory_attempts,
     open_service,
     open_users,
+    retention,
 )
 from mlapi.bootstrap.storage_registry import register_storage
 from mlapi.bootstrap.storages import open_database, open_storage
@@ -36,7 +36,6 @@ __all__ = [
     "PreparedRestore",
     "Service",
     "async_guard",
-    "audit_retention",
     "back_up",
     "check_database",
     "in_memory_access",
@@ -53,5 +52,6 @@ __all__ = [
     "open_user_import",
     "open_users",
     "register_storage",
+    "retention",
     "upgrade_database",
 ]

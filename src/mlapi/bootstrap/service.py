@@ -10,7 +10,6 @@ import attrs
 
 from mlapi.adapters.common_passwords import load_common_passwords
 from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens
-from mlapi.application.audit_retention import AuditRetention
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.guard import Guard
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
@@ -22,6 +21,7 @@ from mlapi.application.preparation import (
     prepare_on_first_use,
 )
 from mlapi.application.registration import RegistrationLimiter
+from mlapi.application.retention import Retention, RetentionRule
 from mlapi.application.secret_reload import ReloadingCipher, ReloadingTokens
 from mlapi.application.usage import BackgroundUsage
 from mlapi.application.users import Users
@@ -30,7 +30,7 @@ from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
 from mlapi.domain.errors import RepositoryUnavailableError
-from mlapi.domain.ports import AttemptCounts, AttemptLimiter
+from mlapi.domain.ports import AttemptCounts, AttemptLimiter, AuditTrail
 from mlapi.domain.rules import PasswordPolicy
 from mlapi.domain.storage import Storage
 from mlapi.domain.usage import UsageRepository
@@ -124,16 +124,17 @@ def open_users(settings: Settings, *, must_be_available: bool = False, may_creat
 
 
 @contextmanager
-def audit_retention(users: Users, settings: Settings) -> Iterator[None]:
-    """Delete audit entries older than ``audit.days`` in the background until the block ends."""
-    if settings.audit.days == 0:
+def retention(audit: AuditTrail, usage: UsageRepository, settings: Settings) -> Iterator[None]:
+    """Delete data older than ``audit.days`` and ``usage.days`` in the background until the block ends."""
+    rules = [
+        *([RetentionRule.for_audit(audit, timedelta(days=settings.audit.days))] if settings.audit.days else []),
+        *([RetentionRule.for_usage(usage, timedelta(days=settings.usage.days))] if settings.usage.days else []),
+    ]
+    if not rules:
         yield
         return
-    retention = AuditRetention(users.repository.audit, timedelta(days=settings.audit.days))
-    try:
+    with closing(Retention(rules)):
         yield
-    finally:
-        retention.close()
 
 
 def in_memory_access(users: Users) -> Access:

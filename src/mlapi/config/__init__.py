@@ -5,7 +5,7 @@ from mlapi.config.loading import load_settings
 from mlapi.config.plans import make_plans
 from mlapi.config.settings import (
     CONTEXT_WORDS,
-    MAX_AUDIT_DAYS,
+    MAX_RETENTION_DAYS,
     MAX_TOKEN_MINUTES,
     MAX_TOKEN_NAME_CHARS,
     MIN_ADMIN_TOKEN_CHARS,
@@ -26,11 +26,12 @@ from mlapi.config.settings import (
     SecretSettings,
     Settings,
     TokenSettings,
+    UsageSettings,
 )
 
 __all__ = [
     "CONTEXT_WORDS",
-    "MAX_AUDIT_DAYS",
+    "MAX_RETENTION_DAYS",
     "MAX_TOKEN_MINUTES",
     "MAX_TOKEN_NAME_CHARS",
     "MIN_ADMIN_TOKEN_CHARS",
@@ -51,6 +52,7 @@ __all__ = [
     "SecretSettings",
     "Settings",
     "TokenSettings",
+    "UsageSettings",
     "load_settings",
     "locate_config_file",
     "make_plans",

@@ -19,7 +19,7 @@ CONTEXT_WORDS = frozenset(
 """Words related to this service. In production, a password must not consist only of these words, digits and symbols."""
 MAX_TOKEN_MINUTES = 24 * 60
 """One day. Expiry is the only protection against an undetected stolen token."""
-MAX_AUDIT_DAYS = 36_500
+MAX_RETENTION_DAYS = 36_500
 REGISTRATIONS_PER_ADDRESS = 60
 """The default limit per minute in production."""
 MAX_ALLOWANCE = 10**12
@@ -133,6 +133,12 @@ class AuditSettings:
 
 
 @attrs.frozen(kw_only=True)
+class UsageSettings:
+    days: int = 400
+    """Usage is deleted after this many days; 0 keeps it indefinitely."""
+
+
+@attrs.frozen(kw_only=True)
 class LoggingSettings:
     format: Literal["text", "json"] | None = None
     """None means text in development and JSON in production."""
@@ -170,6 +176,7 @@ class Settings:
     registrations: RegistrationLimitSettings = RegistrationLimitSettings()
     management: ManagementSettings = ManagementSettings()
     audit: AuditSettings = AuditSettings()
+    usage: UsageSettings = UsageSettings()
     logging: LoggingSettings = LoggingSettings()
     metrics: MetricsSettings = MetricsSettings()
     plans: dict[str, PlanSettings] = attrs.field(factory=dict, hash=False)

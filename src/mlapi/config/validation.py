@@ -8,7 +8,7 @@ import attrs
 
 from mlapi.config.plans import validate_default_plan
 from mlapi.config.settings import (
-    MAX_AUDIT_DAYS,
+    MAX_RETENTION_DAYS,
     MAX_TOKEN_MINUTES,
     MAX_TOKEN_NAME_CHARS,
     MIN_ADMIN_TOKEN_CHARS,
@@ -57,10 +57,12 @@ def validate_values(settings: Settings, prefix: str = "") -> None:
     _validate_cors_origins(settings.http.cors_origins)
     if settings.registrations_per_address < 0:
         raise ConfigurationError("registrations.per_address must be 1 or more, or 0 for no limit")
-    if not 0 <= settings.audit.days <= MAX_AUDIT_DAYS:
-        raise ConfigurationError(
-            f"audit.days must be from 1 to {MAX_AUDIT_DAYS}, or 0 to keep audit entries indefinitely"
-        )
+    for name, days, what in (
+        ("audit.days", settings.audit.days, "audit entries"),
+        ("usage.days", settings.usage.days, "usage"),
+    ):
+        if not 0 <= days <= MAX_RETENTION_DAYS:
+            raise ConfigurationError(f"{name} must be from 1 to {MAX_RETENTION_DAYS}, or 0 to keep {what} indefinitely")
     if settings.connection is not None and settings.database.url is not None:
         raise ConfigurationError("database.url and connection are both set: remove one")
     if settings.connection is not None and not 0 < settings.connection.port < 2**16:

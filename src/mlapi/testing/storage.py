@@ -8,7 +8,8 @@ with a new, empty storage:
         def open_storage(self, tmp_path):
             return lambda: MyStorage(tmp_path / "users")
 
-The suite includes the contracts of `UserRepository` and `AttemptLimiter`, for the storage's users and attempt counts.
+The suite includes the contracts of `UserRepository`, `AttemptLimiter` and `UsageRepository`, for the storage's users,
+attempt counts and usage.
 """
 
 import time
@@ -25,9 +26,11 @@ from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Remove, SetEnabled
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.storage import Storage
+from mlapi.domain.usage import UsageRepository
 from mlapi.testing.attempts import ATTEMPT_LIMIT, AttemptLimiterContract
 from mlapi.testing.repository import UserRepositoryContract
 from mlapi.testing.samples import LATER, NOON, registered, with_api_key
+from mlapi.testing.usage import UsageRepositoryContract, row
 
 OpenStorage = Callable[[], Storage]
 
@@ -35,7 +38,7 @@ LONG_SECONDS = 60.0
 SHORT_SECONDS = 0.05
 
 
-class StorageContract(UserRepositoryContract, AttemptLimiterContract):
+class StorageContract(UserRepositoryContract, AttemptLimiterContract, UsageRepositoryContract):
     forgets = False
     """Set this to True for a storage that loses everything when it is closed, such as mlapi's in-memory storage."""
 
@@ -54,6 +57,10 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
     def attempts(self, storage: Storage) -> AttemptLimiter:
         return FixedWindowAttemptLimiter(storage.attempts, AttemptLimits(per_name_and_address=ATTEMPT_LIMIT))
 
+    @pytest.fixture
+    def usage(self, storage: Storage) -> UsageRepository:
+        return storage.usage
+
     # --- closing and opening again
 
     def test_reopened_storage_contains_everything(self, open_storage: OpenStorage) -> None:
@@ -65,18 +72,20 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract):
             [SetEnabled(user_id=ada.id, enabled=False, at=LATER), Remove(user_id=bob.id, at=LATER)]
         )
         storage.store_fingerprint("a fingerprint")
+        storage.usage.add([row(user_id=ada.id), row(user_id=bob.id)])
         entries = storage.users.audit.list_page(limit=10)
         storage.close()
 
         again = open_storage()
         if self.forgets:
-            assert again.users.count() == 0
+            assert (again.users.count(), again.usage.list_page(limit=9)) == (0, [])
             return
         again.prepare(may_upgrade=False)
         assert again.users.list_page(after=UserId(0), limit=10) == [disabled]
         assert again.users.list_api_keys(ada.id) == [key]
         assert again.users.audit.list_page(limit=10) == entries
         assert again.find_fingerprint() == "a fingerprint"
+        assert again.usage.list_page(limit=9) == [row(user_id=ada.id), row(user_id=bob.id)]
         assert registered(again.users, "eve").id > bob.id
         again.close()
 

@@ -6,7 +6,7 @@ from itertools import groupby
 from operator import attrgetter
 
 from mlapi.domain.usage import DailyUsage, UsagePosition, UsageRow, UserTotal
-from mlapi.domain.users import UserId
+from mlapi.domain.users import MAX_USER_ID, UserId
 from mlapi.forks import new_lock
 
 
@@ -20,6 +20,8 @@ class InMemoryUsage:
     def add(self, rows: Sequence[UsageRow]) -> None:
         with self._lock:
             for row in rows:
+                if not 0 < row.user_id <= MAX_USER_ID:
+                    continue
                 stored = self._rows.get(row.position)
                 self._rows[row.position] = row if stored is None else stored.plus(row)
 

@@ -15,7 +15,7 @@ from mlapi.application.guard import AsyncGuard
 from mlapi.application.lookups import UsernameLookup
 from mlapi.application.registration import AsyncRegistration, RegistrationLimiter
 from mlapi.application.users import Users
-from mlapi.bootstrap import async_guard, audit_retention, open_service
+from mlapi.bootstrap import async_guard, open_service, retention
 from mlapi.config import load_settings
 from mlapi.domain.addresses import Network
 from mlapi.domain.commands import Actor
@@ -108,7 +108,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
     """Read the configuration and open the service at startup, and close it at shutdown."""
     settings = load_settings()
     log_to_stderr(settings.log_format)
-    with open_service(settings) as service, audit_retention(service.users, service.settings):
+    with open_service(settings) as service, retention(service.users.repository.audit, service.usage, service.settings):
         settings = service.settings
         admin_policy = AdminPolicy.from_settings(settings)
         runtime = Runtime.from_users(
