@@ -234,7 +234,7 @@ def test_guard_does_not_wait_for_the_write(repository: RecordingRepository) -> N
     key, secret = users.add_api_key(user_id=ada.id, name="job")
 
     with recording(repository) as uses:
-        guard = Guard(repository, InMemoryTokens(), api_key_usage=uses.record_key_use)
+        guard = Guard(repository, InMemoryTokens(), usage=uses)
         authenticated = [guard.check(secret) for _ in range(5)]
         before = users.list_api_keys(ada.id)
 

@@ -201,7 +201,7 @@ def test_guard_creates_no_tables(url: URL, sqlite_url: URL, folder: Path) -> Non
 # --- a PostgreSQL role that may only read
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guard.md").read_text("utf-8")
-READ, RECORD_USE = (
+READ, RECORD_KEY_USE, RECORD_USAGE = (
     statement.replace("mlapi_guard", "{role}") for statement in re.findall(r"^(GRANT .*);$", PAGE, re.MULTILINE)
 )
 
@@ -242,17 +242,17 @@ def test_documented_grants_suffice_for_a_guard(
 
     assert users == ["ada", "ada"]
     assert [message.partition(":")[0] for message in caplog.messages] == [
-        "cannot record when API keys were last used, and will retry every minute"
+        "cannot record usage, and drop it until this account may write"
     ]
     assert last_used(postgres_url) == [False]
 
 
-def test_guard_role_may_also_record_the_use_of_keys(
+def test_guard_role_may_also_record_usage(
     postgres_url: URL, reader: Callable[..., URL], caplog: pytest.LogCaptureFixture
 ) -> None:
     register_schema(postgres_url)
     _, api_key = register(settings_for(postgres_url, {**SERVICE_SECRETS, **TOKEN_KEY_ONLY}))
-    url = reader(READ, RECORD_USE)
+    url = reader(READ, RECORD_KEY_USE, RECORD_USAGE)
     caplog.clear()
 
     with open_guard(settings_for(url, TOKEN_KEY_ONLY)) as guard:
@@ -260,6 +260,8 @@ def test_guard_role_may_also_record_the_use_of_keys(
 
     assert caplog.messages == []
     assert last_used(postgres_url) == [True]
+    with open_service(settings_for(postgres_url, SERVICE_SECRETS)) as service:
+        assert [row.requests for row in service.usage.list_page(limit=10)] == [1]
 
 
 # --- an SQLite file that the account may only read

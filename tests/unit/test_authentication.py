@@ -854,21 +854,6 @@ def test_rejected_api_key_is_not_recorded_as_used(
     assert added in users.list_api_keys(ada.id)
 
 
-def test_api_key_uses_are_passed_to_the_usage_recorder(
-    users: Users, tokens: InMemoryTokens, clock: SettableClock, ada: User, key: str
-) -> None:
-    uses: list[tuple[ApiKey, datetime]] = []
-    guard = Guard(users.repository, tokens, clock=clock, api_key_usage=lambda key, at: uses.append((key, at)))
-    (stored,) = users.list_api_keys(ada.id)
-
-    guard.check(key)
-    clock.now += SECOND
-    guard.check(key)
-
-    assert uses == [(stored, NOON), (stored, NOON + SECOND)]
-    assert users.list_api_keys(ada.id) == [stored]
-
-
 # --- managing users
 
 

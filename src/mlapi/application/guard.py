@@ -1,9 +1,16 @@
-"""The guard authenticates tokens and API keys against the current state of the users."""
+"""The guard authenticates tokens and API keys against the current state of the users, and enforces the limits of plans.
 
+`Guard` and `AsyncGuard` are the only places that admit requests. Middleware, dependencies, decorators and ``/verify``
+call `Guard.admit` or `AsyncGuard.admit`.
+"""
+
+import re
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from datetime import datetime
-from typing import final
+from functools import cache
+from typing import TYPE_CHECKING, final
 
 import attrs
 
@@ -23,23 +30,77 @@ from mlapi.domain.credentials import (
     looks_like_api_key,
     parse_api_key,
 )
-from mlapi.domain.errors import InvalidTokenError, RepositoryUnavailableError
-from mlapi.domain.ports import ApiKeyUsage, Clock, PrincipalRepository, TokenVerifier
+from mlapi.domain.errors import InvalidTokenError, MlapiError, RepositoryUnavailableError
+from mlapi.domain.plans import AllowanceState
+from mlapi.domain.ports import Clock, PrincipalRepository, TokenVerifier
+from mlapi.domain.usage import MAX_COUNT, UsageRecorder
 from mlapi.domain.users import User, utc_now
+from mlapi.forks import new_lock
+
+if TYPE_CHECKING:
+    from mlapi.application.charges import BackgroundCharges, ChargeBatch
+    from mlapi.application.limits import AsyncLimiter, Limiter
+
+ADMITTED = "admitted"
+_WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
+
+
+def validate_units(units: object) -> None:
+    """Raise `ValueError` unless this is a number of units that can be charged."""
+    if isinstance(units, bool) or not isinstance(units, int) or not 0 <= units <= MAX_COUNT:
+        raise ValueError("units must be a whole number from 0 to 2**53 - 1")
+
+
+@cache
+def _name_reason(error_name: str) -> str:
+    """Return the reason for a rejection, such as ``access_expired``, given the name of the error's class."""
+    return _WORD_START.sub("_", error_name.removesuffix("Error")).lower()
 
 
 @final
-@attrs.frozen
+@attrs.define(eq=False)
 class Admission:
     """A request that the guard has admitted.
 
     Attributes:
-        user: the authenticated user.
+        user: the authenticated user. Their ``plan`` is the one whose limits apply.
         key_id: the id of the API key that the request presented; None if it presented a token.
+        limits: what is left of each allowance of the plan. Empty if there are no limits.
     """
 
     user: User
     key_id: ApiKeyId | None
+    limits: tuple[AllowanceState, ...] = ()
+    _charge: "Callable[[Admission, int], None] | None" = attrs.field(default=None, repr=False)
+    pending: "ChargeBatch | None" = attrs.field(default=None, init=False, repr=False)
+    """The units that are being stored. None if there are none."""
+
+    @property
+    def limits_units(self) -> bool:
+        """Whether the plan limits units."""
+        return any(state.allowance.measure == "units" for state in self.limits)
+
+    def charge(self, units: int) -> None:
+        """Count units of the request, such as the tokens of an answer. Call it as often as needed, from any thread.
+
+        An admission by a `Guard` returns when the units are stored. An admission by an `AsyncGuard` returns at once:
+        `GuardMiddleware` stores the units before the end of the response, and the guard stores later ones within a
+        second. If the plan does not limit units, they are only recorded as usage.
+
+        Raises:
+            ValueError: unless ``units`` is a whole number from 0 to 2**53 - 1.
+            RepositoryUnavailableError: see `Guard.charge`. An admission by an `AsyncGuard` never raises it.
+        """
+        if self._charge is not None:
+            self._charge(self, units)
+
+    async def settle(self) -> None:
+        """Wait until the units that were charged so far are stored.
+
+        Return after a few seconds while the database is unavailable. The units are then stored later.
+        """
+        if self.pending is not None:
+            await self.pending.settle()
 
 
 @final
@@ -57,10 +118,16 @@ class Guard:
     Args:
         repository: queried at every check.
         tokens: verifies the tokens.
-        clock: used to check whether credentials have expired.
-        api_key_usage: records when API keys are used. By default, each use is written immediately.
-        accept_bare: whether requests may have a token in the Authorization header without the scheme Bearer. `check`
+        clock: used to check whether credentials and access have expired.
+        usage: records requests, charged units and the last use of API keys. By default, only the last use of API keys
+            is recorded, and written immediately.
+        limiter: enforces the limits of plans. By default, there are no limits.
+        accept_bare: whether requests may have a token in the Authorization header without the scheme Bearer. `admit`
             does not use this value: pass it to the function that reads the header.
+
+    Attributes:
+        decisions: how many requests this guard has admitted, and rejected for each reason, such as
+            ``request_limit_reached``.
     """
 
     def __init__(
@@ -69,21 +136,25 @@ class Guard:
         tokens: TokenVerifier,
         *,
         clock: Clock = utc_now,
-        api_key_usage: ApiKeyUsage | None = None,
+        usage: UsageRecorder | None = None,
+        limiter: "Limiter | None" = None,
         accept_bare: bool = False,
     ) -> None:
         self.repository = repository
+        self.limiter = limiter
         self.accept_bare = accept_bare
+        self.decisions: Counter[str] = Counter()
+        self.clock = clock
         self._tokens = tokens
-        self._clock = clock
-        self._api_key_usage = self._record_use if api_key_usage is None else api_key_usage
+        self._usage = usage
+        self._lock = new_lock()
 
     def check(self, credential: str) -> User:
         """Admit a request like `admit`, and return its user."""
         return self.admit(credential).user
 
     def admit(self, credential: str, *, cost: int = 1) -> Admission:
-        """Authenticate the token or API key of a request, and count the request.
+        """Authenticate the token or API key of a request, and count the request in the user's limits and usage.
 
         Args:
             credential: the token or API key.
@@ -93,14 +164,22 @@ class Guard:
             InvalidTokenError: if the credential is invalid, expired or revoked, or its user was removed.
             AccessDeniedError: if the credential is valid but the user has no access now, for example because the user
                 is disabled.
+            RequestLimitReachedError: if the user has used up an allowance. The request counts nothing.
+            ConfigurationError: if the user has a plan that the configuration does not contain.
             RepositoryUnavailableError: if the database is unavailable. In that case, no request is admitted.
         """
-        parsed = self.parse_credential(credential)
-        (principal,) = self.repository.find_principals([get_principal_id(parsed)])
-        return self.enforce(parsed, self.authenticate(parsed, principal), cost)
+        try:
+            parsed = self.parse_credential(credential)
+            (principal,) = self.repository.find_principals([get_principal_id(parsed)])
+            user = self.authenticate(parsed, principal)
+            limits = () if self.limiter is None else self.limiter.admit(user, cost)
+        except MlapiError as error:
+            self.count_rejection(error)
+            raise
+        return self.conclude(parsed, user, limits, cost, self._charge_now)
 
     def identify(self, credential: str) -> User:
-        """Authenticate a token or API key and return its user, without counting a request.
+        """Authenticate a token or API key and return its user. Count no request, and apply no limits.
 
         Use it to look up the owner of a credential, for example to check an open connection again. To let a user call a
         model, use `admit` or `check`.
@@ -112,6 +191,27 @@ class Guard:
         (principal,) = self.repository.find_principals([get_principal_id(parsed)])
         return self.authenticate(parsed, principal)
 
+    def charge(self, user: User, units: int, *, key_id: ApiKeyId | None = None) -> None:
+        """Count units of a user, such as the tokens of an answer. Return when they are stored.
+
+        They may exceed the limit of the plan; the user's next request is then rejected. If the plan does not limit
+        units, they are only recorded as usage. If you have an `Admission`, call its `charge` instead.
+
+        Args:
+            user: from `check` or `admit`.
+            units: how many.
+            key_id: the API key that the usage belongs to.
+
+        Raises:
+            ValueError: unless ``units`` is a whole number from 0 to 2**53 - 1.
+            RepositoryUnavailableError: if the database is unavailable. Unless ``may_be_done`` is True, nothing was
+                counted.
+        """
+        validate_units(units)
+        if self.limiter is not None and units:
+            self.limiter.charge(user, units)
+        self.record_units(user, key_id, units)
+
     def parse_credential(self, credential: str) -> ParsedCredential:
         """Parse a token or API key without looking up its user. Raises `InvalidTokenError`."""
         if len(credential) > MAX_CREDENTIAL_CHARS:
@@ -122,26 +222,53 @@ class Guard:
 
     def authenticate(self, parsed: ParsedCredential, principal: Principal | None) -> User:
         """Return the user, given the credential's current principal. Raises the same errors as `identify`."""
-        now = self._clock()
+        now = self.clock()
         user = authenticate(parsed, principal, now)
         if isinstance(principal, ApiKeyPrincipal):
             last_used = principal.key.last_used_datetime
             if last_used is None or now - last_used >= USE_RECORDING_INTERVAL:
-                self._api_key_usage(principal.key, now)
+                self._record_key_use(principal.key, now)
         return user
 
-    def enforce(self, parsed: ParsedCredential, user: User, cost: int) -> Admission:  # noqa: ARG002
-        """Admit a request of an authenticated user."""
-        return Admission(user, None if isinstance(parsed, TokenClaims) else parsed.id)
+    def conclude(
+        self,
+        parsed: ParsedCredential,
+        user: User,
+        limits: tuple[AllowanceState, ...],
+        cost: int,
+        charge: Callable[[Admission, int], None],
+    ) -> Admission:
+        """Record an admitted request, and return the admission. ``charge`` counts its units."""
+        key_id = None if isinstance(parsed, TokenClaims) else parsed.id
+        if cost and self._usage is not None:
+            self._usage.record(user.id, key_id, self.clock(), cost)
+        with self._lock:
+            self.decisions[ADMITTED] += 1
+        return Admission(user, key_id, limits, charge)
 
-    def _record_use(self, key: ApiKey, at: datetime) -> None:
+    def count_rejection(self, error: MlapiError) -> None:
+        with self._lock:
+            self.decisions[_name_reason(type(error).__name__)] += 1
+
+    def record_units(self, user: User, key_id: ApiKeyId | None, units: int) -> None:
+        """Record units as usage."""
+        if units and self._usage is not None:
+            self._usage.record(user.id, key_id, self.clock(), 0, units)
+
+    def _charge_now(self, admission: Admission, units: int) -> None:
+        self.charge(admission.user, units, key_id=admission.key_id)
+
+    def _record_key_use(self, key: ApiKey, at: datetime) -> None:
+        if self._usage is not None:
+            self._usage.record_key_use(key, at)
+            return
         with suppress(RepositoryUnavailableError):  # authentication also works with a read-only database
             self.repository.apply([RecordApiKeyUse(key_id=key.id, at=at)])
 
 
 @final
 class AsyncGuard:
-    """An asynchronous wrapper around a `Guard`.
+    """An asynchronous wrapper around a `Guard`. Use `mlapi.bootstrap.async_guard`, which also closes it.
 
     Args:
         guard: checks the credentials.
@@ -152,6 +279,14 @@ class AsyncGuard:
         self.accept_bare = guard.accept_bare
         self._guard = guard
         self._look_up = look_up
+        self._limiter: AsyncLimiter | None
+        self._charges: BackgroundCharges | None
+        self._limiter, self._charges = (None, None) if guard.limiter is None else _open_limits(guard.limiter)
+
+    @property
+    def decisions(self) -> Counter[str]:
+        """See `Guard.decisions`."""
+        return self._guard.decisions
 
     async def check(self, credential: str) -> User:
         """Admit a request like `admit`, and return its user."""
@@ -159,11 +294,44 @@ class AsyncGuard:
 
     async def admit(self, credential: str, *, cost: int = 1) -> Admission:
         """Authenticate the token or API key of a request, and count the request. See `Guard.admit`."""
-        parsed = self._guard.parse_credential(credential)
-        user = self._guard.authenticate(parsed, await self._look_up(get_principal_id(parsed)))
-        return self._guard.enforce(parsed, user, cost)
+        guard = self._guard
+        try:
+            parsed = guard.parse_credential(credential)
+            user = guard.authenticate(parsed, await self._look_up(get_principal_id(parsed)))
+            limits = () if self._limiter is None else await self._limiter.admit(user, cost)
+        except MlapiError as error:
+            guard.count_rejection(error)
+            raise
+        return guard.conclude(parsed, user, limits, cost, self._charge_later)
 
     async def identify(self, credential: str) -> User:
         """Authenticate a token or API key and return its user, without counting a request. See `Guard.identify`."""
         parsed = self._guard.parse_credential(credential)
         return self._guard.authenticate(parsed, await self._look_up(get_principal_id(parsed)))
+
+    async def charge(self, user: User, units: int, *, key_id: ApiKeyId | None = None) -> None:
+        """Count units of a user, such as the tokens of an answer. Return when they are stored. See `Guard.charge`."""
+        validate_units(units)
+        if self._limiter is not None and units:
+            await self._limiter.charge(user, units)
+        self._guard.record_units(user, key_id, units)
+
+    def close(self) -> None:
+        """Store the units that `Admission.charge` has collected. Nothing may be admitted afterwards."""
+        if self._limiter is not None and self._charges is not None:
+            self._charges.close()
+            self._limiter.close()
+
+    def _charge_later(self, admission: Admission, units: int) -> None:
+        validate_units(units)
+        self._guard.record_units(admission.user, admission.key_id, units)
+        if units and admission.limits_units and self._charges is not None:
+            admission.pending = self._charges.add(admission.user, units)
+
+
+def _open_limits(limiter: "Limiter") -> "tuple[AsyncLimiter, BackgroundCharges]":
+    # Imported here, because a synchronous guard does without asyncio.
+    from mlapi.application.charges import BackgroundCharges  # noqa: PLC0415
+    from mlapi.application.limits import AsyncLimiter  # noqa: PLC0415
+
+    return AsyncLimiter(limiter), BackgroundCharges(limiter.charge)

@@ -67,9 +67,7 @@ def open_guard(settings: Settings) -> Iterator[Guard]:
         usage = storage.usage if isinstance(storage, SqliteGuardStorage) else PreparedUsage(storage.usage, preparation)
         recorder = BackgroundUsage(usage, repository)
         try:
-            yield Guard(
-                repository, tokens, api_key_usage=recorder.record_key_use, accept_bare=settings.accepts_bare_credentials
-            )
+            yield Guard(repository, tokens, usage=recorder, accept_bare=settings.accepts_bare_credentials)
         finally:
             recorder.close()
 
@@ -80,9 +78,11 @@ def async_guard(guard: Guard) -> Iterator[AsyncGuard]:
     from mlapi.application.lookups import PrincipalLookup  # noqa: PLC0415 - a synchronous guard does without asyncio
 
     look_up = PrincipalLookup(guard.repository)
+    wrapper = AsyncGuard(guard, look_up.find)
     try:
-        yield AsyncGuard(guard, look_up.find)
+        yield wrapper
     finally:
+        wrapper.close()
         look_up.close()
 
 

@@ -82,9 +82,7 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
         recorder = BackgroundUsage(usage, repository)
         access = Access(
             authenticator=Authenticator(users, tokens, attempts),
-            guard=Guard(
-                repository, tokens, api_key_usage=recorder.record_key_use, accept_bare=settings.accepts_bare_credentials
-            ),
+            guard=Guard(repository, tokens, usage=recorder, accept_bare=settings.accepts_bare_credentials),
         )
         try:
             yield Service(

@@ -352,14 +352,6 @@ class AttemptCounts(Protocol):
         ...
 
 
-class ApiKeyUsage(Protocol):
-    """Records when API keys are used."""
-
-    def __call__(self, key: ApiKey, at: datetime) -> None:
-        """Record that a key was used. Returns immediately, without waiting for the database."""
-        ...
-
-
 class Clock(Protocol):
     def __call__(self) -> datetime:
         """Return the current time, with a time zone."""

@@ -11,17 +11,26 @@ from typing import TYPE_CHECKING
 from mlapi.adapters.memory import (
     InMemoryStorage,
     InMemoryTokens,
+    InMemoryUsage,
     InMemoryUserRepository,
     PlainCipher,
     UnlimitedAttempts,
 )
-from mlapi.testing.fakes import LoggedInUser, SettableClock, UnavailableRepository, register_and_log_in
+from mlapi.testing.fakes import (
+    ImmediateUsage,
+    LoggedInUser,
+    SettableClock,
+    UnavailableRepository,
+    register_and_log_in,
+)
 
 __all__ = [
     "AttemptLimiterContract",
     "HttpContract",
+    "ImmediateUsage",
     "InMemoryStorage",
     "InMemoryTokens",
+    "InMemoryUsage",
     "InMemoryUserRepository",
     "LoggedInUser",
     "PasswordCipherContract",

@@ -7,10 +7,12 @@ import attrs
 
 from mlapi.application.authentication import Access
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
-from mlapi.domain.commands import Command, Outcome
-from mlapi.domain.credentials import ApiKey, Principal, PrincipalId
+from mlapi.domain.commands import Command, Outcome, RecordApiKeyUse
+from mlapi.domain.credentials import ApiKey, ApiKeyId, Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
+from mlapi.domain.ports import PrincipalRepository
 from mlapi.domain.rules import EVERY_USER, UserFilter
+from mlapi.domain.usage import UsageRow, UsageWriter
 from mlapi.domain.users import User, UserId, UsernameKey, UserOrder, to_utc
 
 
@@ -29,6 +31,28 @@ class SettableClock:
 
     def __call__(self) -> datetime:
         return self.now
+
+
+@attrs.define(eq=False)
+class ImmediateUsage:
+    """A `UsageRecorder` that stores usage and the last use of API keys at once.
+
+    Args:
+        usage: stores the usage.
+        keys: stores the last use of API keys. By default, it is not stored.
+    """
+
+    usage: UsageWriter
+    keys: PrincipalRepository | None = None
+
+    def record(self, user_id: UserId, key_id: ApiKeyId | None, at: datetime, requests: int = 1, units: int = 0) -> None:
+        day = to_utc(at).date()
+        row = UsageRow(day=day, user_id=user_id, key_id=key_id, requests=requests, units=units, seen_datetime=at)
+        self.usage.add([row])
+
+    def record_key_use(self, key: ApiKey, at: datetime) -> None:
+        if self.keys is not None:
+            self.keys.apply([RecordApiKeyUse(key_id=key.id, at=at)])
 
 
 class UnavailableAuditTrail:

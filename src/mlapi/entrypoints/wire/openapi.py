@@ -77,14 +77,14 @@ _HEADERS: Mapping[str, Schema] = {
         "schema": {"type": "string", "const": "no-cache"},
     },
     "RateLimit": {
-        "description": "What is left of each allowance (`r`), and the seconds until it starts again (`t`). Present if the"
-        " user's plan has limits.",
+        "description": "What is left of each allowance (`r`), and the seconds until it starts again (`t`). Present if"
+        " the user's plan has limits.",
         "schema": {"type": "string"},
         "example": '"requests per minute";r=59;t=34',
     },
     "RateLimit-Policy": {
-        "description": "The allowances of the user's plan: the limit (`q`) and the seconds of a window (`w`). Present if"
-        " the plan has limits.",
+        "description": "The allowances of the user's plan: the limit (`q`) and the seconds of a window (`w`). Present"
+        " if the plan has limits.",
         "schema": {"type": "string"},
         "example": '"requests per minute";q=60;w=60',
     },

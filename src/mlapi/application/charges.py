@@ -1,0 +1,134 @@
+"""Store the units that applications charge while they respond, so that no call has to wait for the database."""
+
+import asyncio
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import final
+
+from mlapi.application.repeated_warnings import RepeatedWarnings
+from mlapi.domain.errors import MlapiError, RepositoryUnavailableError, ServiceUnavailableError
+from mlapi.domain.users import User, UserId
+from mlapi.forks import call_in_children, notice_fork
+
+INTERVAL_SECONDS = 0.5
+"""How long units are collected before they are stored, unless a response waits for them."""
+RETRY_SECONDS = 1.0
+SETTLE_SECONDS = 5.0
+"""How long a response waits at most."""
+CLOSING_SECONDS = 5.0
+
+_Units = dict[UserId, tuple[User, int]]
+
+
+@final
+class ChargeBatch:
+    """Units of several users that are stored together."""
+
+    def __init__(self, is_wanted: threading.Event) -> None:
+        self.units: _Units = {}
+        self.stored: Future[None] = Future()
+        self._is_wanted = is_wanted
+
+    def add(self, user: User, units: int) -> None:
+        _, before = self.units.get(user.id, (user, 0))
+        self.units[user.id] = user, before + units
+
+    async def settle(self) -> None:
+        """Store the batch now. Wait until it is stored, but not longer than `SETTLE_SECONDS`."""
+        self._is_wanted.set()
+        await asyncio.wait([asyncio.wrap_future(self.stored)], timeout=SETTLE_SECONDS)
+
+
+@final
+class BackgroundCharges:
+    """Collects the charged units of each user, and stores them from one thread.
+
+    While the database is unavailable, the units are kept and stored later. If the connection was lost during the
+    commit, they are not stored again, because they could count twice; a warning says so.
+
+    Args:
+        charge: stores units durably, like `Limiter.charge`.
+        interval_seconds: how long to collect units.
+    """
+
+    def __init__(self, charge: Callable[[User, int], None], *, interval_seconds: float = INTERVAL_SECONDS) -> None:
+        self._charge = charge
+        self._interval_seconds = interval_seconds
+        self._warnings = RepeatedWarnings(interval_seconds=60)
+        self._initialize()
+        call_in_children(self._initialize)
+
+    def _initialize(self) -> None:
+        """Start without units. After a fork, the parent stores those that it collected before."""
+        self._lock = threading.Lock()
+        self._has_units, self._is_wanted, self._closed = threading.Event(), threading.Event(), threading.Event()
+        self._batch = ChargeBatch(self._is_wanted)
+        self._thread: threading.Thread | None = None
+
+    def add(self, user: User, units: int) -> ChargeBatch:
+        """Collect units without waiting. Return the batch that contains them. After `close`, store them at once."""
+        notice_fork()
+        with self._lock:
+            if not self._closed.is_set():
+                self._batch.add(user, units)
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, name="mlapi-charges", daemon=True)
+                    self._thread.start()
+                self._has_units.set()
+                return self._batch
+        batch = ChargeBatch(self._is_wanted)
+        batch.add(user, units)
+        self._finish(batch)
+        return batch
+
+    def close(self) -> None:
+        """Store the rest, or give up after `CLOSING_SECONDS`."""
+        with self._lock:
+            self._closed.set()
+        self._is_wanted.set()
+        self._has_units.set()
+        if self._thread is not None:
+            self._thread.join(CLOSING_SECONDS)
+
+    def _run(self) -> None:
+        while not self._closed.is_set() or self._batch.units:
+            self._has_units.wait()
+            self._is_wanted.wait(self._interval_seconds)
+            with self._lock:
+                batch, self._batch = self._batch, ChargeBatch(self._is_wanted)
+                if not self._closed.is_set():
+                    self._has_units.clear()
+                    self._is_wanted.clear()
+            self._finish(batch)
+
+    def _finish(self, batch: ChargeBatch) -> None:
+        """Store a batch. Add units that cannot be stored now to the next batch, unless there is none after `close`."""
+        kept = self._store(batch.units)
+        batch.stored.set_result(None)
+        if not kept:
+            return
+        with self._lock:
+            is_last = self._closed.is_set()
+            if not is_last:
+                for user, units in kept:
+                    self._batch.add(user, units)
+                self._has_units.set()
+        if is_last:
+            lost = sum(units for _, units in kept)
+            self._warnings.log(f"{lost} charged units are lost, because the database is unavailable")
+        else:
+            self._closed.wait(RETRY_SECONDS)
+
+    def _store(self, collected: _Units) -> list[tuple[User, int]]:
+        """Store units. Return those that can be stored later."""
+        kept = []
+        for user, units in collected.values():
+            try:
+                self._charge(user, units)
+            except MlapiError as error:
+                may_be_done = isinstance(error, RepositoryUnavailableError) and error.may_be_done
+                if isinstance(error, ServiceUnavailableError) and not may_be_done:
+                    kept.append((user, units))
+                self._warnings.log(f"cannot store charged units: {error}")
+        return kept

@@ -1,0 +1,104 @@
+"""What the guard counts: usage, decisions and charged units."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from mlapi import Guard, InvalidTokenError, User, UserDisabledError, Users
+from mlapi.adapters.memory import InMemoryTokens, InMemoryUsage, InMemoryUserRepository, PlainCipher
+from mlapi.domain.usage import UsageRow
+from mlapi.testing import ImmediateUsage, SettableClock
+
+SECOND = timedelta(seconds=1)
+
+
+@pytest.fixture
+def clock() -> SettableClock:
+    return SettableClock()
+
+
+@pytest.fixture
+def users(clock: SettableClock) -> Users:
+    return Users(InMemoryUserRepository(), PlainCipher(), clock=clock)
+
+
+@pytest.fixture
+def ada(users: Users) -> User:
+    return users.register(username="ada", password="difference engine", email="ada@example.com")
+
+
+@pytest.fixture
+def tokens(clock: SettableClock) -> InMemoryTokens:
+    return InMemoryTokens(clock=clock)
+
+
+@pytest.fixture
+def token(tokens: InMemoryTokens, ada: User) -> str:
+    return tokens.issue(ada).token
+
+
+@pytest.fixture
+def key(users: Users, ada: User) -> str:
+    _, secret = users.add_api_key(user_id=ada.id, name="job")
+    return secret
+
+
+@pytest.fixture
+def usage() -> InMemoryUsage:
+    return InMemoryUsage()
+
+
+@pytest.fixture
+def guard(users: Users, tokens: InMemoryTokens, clock: SettableClock, usage: InMemoryUsage) -> Guard:
+    """A guard that records usage, but not the last use of API keys."""
+    return Guard(users.repository, tokens, clock=clock, usage=ImmediateUsage(usage))
+
+
+def test_requests_and_key_uses_are_passed_to_the_recorder(
+    guard: Guard, usage: InMemoryUsage, users: Users, key: str, clock: SettableClock
+) -> None:
+    (stored,) = users.list_api_keys(guard.identify(key).id)
+    before = clock.now
+
+    guard.check(key)
+    clock.now += SECOND
+    guard.check(key)
+
+    assert usage.list_page(limit=10) == [
+        UsageRow(day=before.date(), user_id=stored.user_id, key_id=stored.id, requests=2, seen_datetime=before + SECOND)
+    ]
+    assert users.list_api_keys(stored.user_id) == [stored]
+
+
+def test_only_admitted_requests_are_usage(
+    guard: Guard, usage: InMemoryUsage, users: Users, key: str, token: str
+) -> None:
+    user = guard.admit(token).user
+    guard.admit(key, cost=0)
+    guard.identify(key)
+    users.set_enabled(user_id=user.id, enabled=False)
+
+    with pytest.raises(UserDisabledError):
+        guard.admit(key)
+    with pytest.raises(InvalidTokenError):
+        guard.check("forged")
+
+    assert [(row.key_id, row.requests) for row in usage.list_page(limit=10)] == [(None, 1)]
+    assert guard.decisions == {"admitted": 2, "user_disabled": 1, "invalid_token": 1}
+
+
+def test_charged_units_are_usage_of_the_user_and_key(guard: Guard, usage: InMemoryUsage, key: str, token: str) -> None:
+    guard.admit(key).charge(12)
+    guard.charge(guard.check(token), 5)
+
+    assert [(row.key_id, row.requests, row.units) for row in usage.list_page(limit=10)] == [
+        (None, 1, 5),
+        (key.split("_")[1], 1, 12),
+    ]
+
+
+@pytest.mark.parametrize("units", [-1, 2**53, 1.5, True, "1"])
+def test_units_must_be_whole_numbers(guard: Guard, key: str, units: Any) -> None:
+    with pytest.raises(ValueError, match="units must be a whole number"):
+        guard.admit(key).charge(units)
