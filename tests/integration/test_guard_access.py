@@ -329,7 +329,7 @@ def test_guard_can_use_an_account_that_only_reads_sqlite(readable_folder: Path) 
 
     assert while_running == "['ada', 'ada']"
     assert after_stop.startswith(
-        "RepositoryUnavailableError: the database is unavailable: the database file cannot be opened: check that it"
+        "ReadOnlyRepositoryError: the database is unavailable: the database file cannot be opened: check that it"
         " exists, and that this account may read it and its folder. If the account may only read, also start"
         " the service ("
     )
