@@ -92,6 +92,11 @@ def snapshot(url: URL) -> object:
         return describe_schema(connection), tables, rows
 
 
+def _describe_index(index: Any) -> dict[str, Any]:
+    """Return an index without SQL expressions, which are equal only to themselves."""
+    return {**index, "dialect_options": {name: str(value) for name, value in index["dialect_options"].items()}}
+
+
 def describe_schema(connection: Connection) -> dict[str, Any]:
     """Return the schema in a form that can be compared. Columns are unordered, because PostgreSQL appends new ones."""
     found = inspect(connection)
@@ -99,7 +104,7 @@ def describe_schema(connection: Connection) -> dict[str, Any]:
         table: {
             "columns": {column["name"]: {**column, "type": repr(column["type"])} for column in columns},
             "key": found.get_pk_constraint(table),
-            "indexes": sorted(found.get_indexes(table), key=str),
+            "indexes": sorted(map(_describe_index, found.get_indexes(table)), key=str),
             "unique": found.get_unique_constraints(table),
             "foreign": found.get_foreign_keys(table),
             "checks": found.get_check_constraints(table),

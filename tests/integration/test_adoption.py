@@ -634,10 +634,10 @@ def test_extra_columns_are_kept(url: URL) -> None:
     execute(
         url,
         'ALTER TABLE users ADD COLUMN "full name: x" VARCHAR',
-        "ALTER TABLE users ADD COLUMN plan VARCHAR(19) NOT NULL DEFAULT 'it''s: free'",
+        "ALTER TABLE users ADD COLUMN tariff VARCHAR(19) NOT NULL DEFAULT 'it''s: free'",
     )
     with connected(url) as connection:
-        add(connection, [row(1, "ada", plan="paid"), row(2, "bob")])
+        add(connection, [row(1, "ada", tariff="paid"), row(2, "bob")])
     execute(url, "UPDATE users SET \"full name: x\" = 'Ada' WHERE id = 1")
 
     result = adopt_all()
@@ -645,10 +645,10 @@ def test_extra_columns_are_kept(url: URL) -> None:
 
     assert result.stdout.splitlines()[1:3] == [
         "column 'full name: x': kept; mlapi leaves it empty for new users",
-        "column 'plan': kept; mlapi leaves it empty for new users",
+        "column 'tariff': kept; mlapi leaves it empty for new users",
     ]
     assert registered == 3
-    assert [(each["full name: x"], each["plan"]) for each in content(url)] == [
+    assert [(each["full name: x"], each["tariff"]) for each in content(url)] == [
         ("Ada", "paid"),
         (None, "it's: free"),
         (None, "it's: free"),
@@ -688,7 +688,8 @@ def test_non_unique_index_is_kept(url: URL) -> None:
 
     with connected(url) as connection:
         indexes = {each["name"]: each["column_names"] for each in inspect(connection).get_indexes("users")}
-    assert indexes == {"by_email": ["email"], "uq_users_username_key": ["username_key"]}
+    assert indexes["by_email"] == ["email"]
+    assert indexes["uq_users_username_key"] == ["username_key"]
 
 
 @only_sqlite
@@ -710,8 +711,11 @@ SQLITE_OBSTACLES = {
         "CHECK in its CREATE TABLE statement would be lost: recreate the table without it; COLLATE in its CREATE TABLE"
         " statement would be lost: recreate the table without it; the primary key must be id"
     ),
-    "ALTER TABLE users ADD COLUMN plan VARCHAR NOT NULL": (
-        "column 'plan' needs a default or must allow NULL, because mlapi does not fill it"
+    "ALTER TABLE users ADD COLUMN Plan VARCHAR": (
+        "column 'plan' has the name of a column of mlapi: rename it, for example to legacy_plan"
+    ),
+    "ALTER TABLE users ADD COLUMN tariff VARCHAR NOT NULL": (
+        "column 'tariff' needs a default or must allow NULL, because mlapi does not fill it"
     ),
     "CREATE TRIGGER noted AFTER INSERT ON users BEGIN SELECT 1; END": "trigger 'noted' must be dropped",
     "CREATE UNIQUE INDEX one_address ON users (email)": "unique index 'one_address' must be dropped",
@@ -726,8 +730,11 @@ POSTGRESQL_OBSTACLES = {
         "column 'enabled' has the type INTEGER, which differs from the legacy app's"
     ),
     "ALTER TABLE users DROP CONSTRAINT users_pkey": "the primary key must be id",
-    "ALTER TABLE users ADD COLUMN plan integer NOT NULL": (
-        "column 'plan' needs a default or must allow NULL, because mlapi does not fill it"
+    "ALTER TABLE users ADD COLUMN metadata json": (
+        "column 'metadata' has the name of a column of mlapi: rename it, for example to legacy_metadata"
+    ),
+    "ALTER TABLE users ADD COLUMN tariff integer NOT NULL": (
+        "column 'tariff' needs a default or must allow NULL, because mlapi does not fill it"
     ),
     "CREATE TRIGGER noted BEFORE UPDATE ON users FOR EACH ROW EXECUTE FUNCTION nothing()": (
         "trigger 'noted' must be dropped"

@@ -74,6 +74,7 @@ def test_users_survive_a_downgrade_and_an_upgrade(empty_database: Database) -> N
     assert repository.audit.list_page(limit=10) == []
 
 
+@pytest.mark.filterwarnings("ignore:autogenerate skipping metadata-specified expression-based index")
 def test_migrations_create_the_tables_that_the_code_defines(database: Database) -> None:
     with database.reading() as connection:
         context = MigrationContext.configure(connection, opts={"compare_type": True, "version_table": VERSION_TABLE})

@@ -19,8 +19,10 @@ from sqlalchemy import (
     String,
     Table,
     TypeDecorator,
+    cast,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 
 
 class UtcDateTime(TypeDecorator[datetime]):
@@ -63,6 +65,14 @@ users = Table(
     ),
     sqlite_autoincrement=True,  # otherwise SQLite would reuse the id of the newest user after their removal
 )
+
+Index(
+    "ix_users_metadata",
+    cast(users.c.metadata, JSONB).label("object"),
+    postgresql_using="gin",
+    postgresql_ops={"object": "jsonb_path_ops"},
+    postgresql_where=users.c.metadata.is_not(None),
+).ddl_if(dialect="postgresql")
 
 api_keys = Table(
     "mlapi_api_keys",

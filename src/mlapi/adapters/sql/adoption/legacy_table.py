@@ -4,7 +4,7 @@ import attrs
 from sqlalchemy import Connection, inspect
 
 from mlapi.adapters.sql.adoption.dialect import AdoptionDialect
-from mlapi.adapters.sql.legacy import LEGACY_COLUMNS
+from mlapi.adapters.sql.legacy import LATER_COLUMNS, LEGACY_COLUMNS
 
 
 @attrs.frozen(kw_only=True)
@@ -31,6 +31,11 @@ def inspect_legacy_table(connection: Connection, dialect: AdoptionDialect) -> Le
         f"column {column['name']!r} needs a default or must allow NULL, because mlapi does not fill it"
         for column in extra
         if not column["nullable"] and column["default"] is None and "identity" not in column
+    ]
+    obstacles += [
+        f"column {name!r} has the name of a column of mlapi: rename it, for example to legacy_{name}"
+        for name in sorted(column["name"].lower() for column in extra)
+        if name in LATER_COLUMNS
     ]
     obstacles += [f"{kind} {name!r} must be dropped" for kind, name in dialect.find_objects_to_drop()]
     return LegacyTable(

@@ -3,11 +3,15 @@
 import sqlalchemy as sa
 from alembic import op
 
+from mlapi.adapters.sql.legacy import LATER_COLUMNS
+from mlapi.domain.errors import ConfigurationError
+
 revision = "0005"
 down_revision = "0004"
 
 
 def upgrade() -> None:
+    _check_columns()
     # Nullable columns without a default: neither database rewrites the table.
     op.add_column("users", sa.Column("expires_datetime", sa.DateTime(timezone=True)))
     op.add_column("users", sa.Column("plan", sa.String()))
@@ -16,6 +20,11 @@ def upgrade() -> None:
     op.create_index(
         "ix_users_expires_datetime", "users", ["expires_datetime"], postgresql_where=expires, sqlite_where=expires
     )
+    if op.get_bind().dialect.name == "postgresql":
+        op.execute(
+            "CREATE INDEX ix_users_metadata ON users USING gin ((metadata::jsonb) jsonb_path_ops)"
+            " WHERE metadata IS NOT NULL"
+        )
     op.add_column("mlapi_audit", sa.Column("changes", sa.String()))
     op.create_table(
         "mlapi_allowances",
@@ -34,6 +43,16 @@ def upgrade() -> None:
         sa.Column("seen_datetime", sa.DateTime(timezone=True), nullable=False),
     )
     op.create_index("ix_mlapi_usage_user_id", "mlapi_usage", ["user_id", "day"])
+
+
+def _check_columns() -> None:
+    """Raise an error if the table was adopted with columns of these names, which mlapi has kept until now."""
+    found = {column["name"].lower() for column in sa.inspect(op.get_bind()).get_columns("users")}
+    if taken := sorted(found & LATER_COLUMNS):
+        raise ConfigurationError(
+            "the table `users` has columns of another program with the names of new columns of mlapi:"
+            f" {', '.join(taken)}: rename them, for example to legacy_{taken[0]}, then run `mlapi db upgrade`"
+        )
 
 
 def downgrade() -> None:
