@@ -20,7 +20,7 @@ from mlapi.entrypoints.http import create_app
 from tests.conftest import KEY, OLDER_KEY, SALT
 from tests.e2e.server import Server
 
-ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
+ADA: dict[str, Any] = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
 CANARY = "c4n4ry-p4ssw0rd"
 ADMIN_TOKEN = "an-admin-token-for-tests"
 SECRETS = {"MLAPI_SECRETS__KEY": KEY, "MLAPI_SECRETS__SALT": SALT}

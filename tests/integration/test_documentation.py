@@ -40,7 +40,7 @@ HOSTS = (REPOSITORY.netloc, "raw.githubusercontent.com")
 REPOSITORY_LINK = re.compile(
     rf"https://(?:{HOSTS[0]}{REPOSITORY.path}/(?:blob|tree)|{HOSTS[1]}{REPOSITORY.path})/main/([^#]+).*"
 )
-ADA = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
+ADA: dict[str, Any] = {"username": "ada", "password": "difference engine", "email": "ada@example.com"}
 MODULES = [
     ".".join(path.relative_to(ROOT / "src").with_suffix("").parts)
     for path in sorted(ROOT.glob("src/mlapi/**/*.py"))

@@ -3,7 +3,7 @@
 import logging
 from base64 import b64encode
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 import pytest
 from fastapi import Depends, FastAPI
@@ -20,7 +20,7 @@ from tests.contract.test_http import asgi_client
 
 FORM = "application/x-www-form-urlencoded"
 PASSWORD = "difference engine +&=%é"
-ADA = {"username": "ada", "password": PASSWORD}
+ADA: dict[str, Any] = {"username": "ada", "password": PASSWORD}
 
 
 @pytest.fixture

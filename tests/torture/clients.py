@@ -40,7 +40,7 @@ def receive(connection: HTTPConnection) -> tuple[int, Any]:
     return response.status, json.loads(response.read())
 
 
-def new_user(name: str) -> dict[str, str]:
+def new_user(name: str) -> dict[str, Any]:
     """Return a registration request body."""
     return {"username": name, "password": PASSWORD, "email": f"{name}@example.com"}
 

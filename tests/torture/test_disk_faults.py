@@ -139,7 +139,7 @@ class Load:
                 self.unresolved.remove(user_id)
 
 
-def registration_body(name: str) -> dict[str, str]:
+def registration_body(name: str) -> dict[str, Any]:
     return {"username": name, "password": "difference engine", "email": f"{name}@example.com"}
 
 

@@ -90,7 +90,7 @@ class Client:
     async def work(self, users: Users, apply: Callable[[Command], Any], prefix: str, rounds: int) -> None:
         for number in range(rounds):
             name = f"{prefix}-{self.number}-{number}"
-            body = {"username": name, "password": "difference engine", "email": f"{name}@example.com"}
+            body: dict[str, Any] = {"username": name, "password": "difference engine", "email": f"{name}@example.com"}
             user = await apply(users.prepare_registration(**body))
             self.record(**{name: make_row(user)})
             user = await apply(users.prepare_set_enabled(user_id=user.id, enabled=False))

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -41,7 +42,7 @@ class VanishingRepository(InMemoryUserRepository):
 
 def register(users: Users, is_async: bool, **fields: str) -> User | MlapiError:
     """Register a user synchronously or on an event loop, and return the user or the error."""
-    values = {"username": "Ada", "password": PASSWORD, "email": "ada@example.com", **fields}
+    values: dict[str, Any] = {"username": "Ada", "password": PASSWORD, "email": "ada@example.com", **fields}
 
     async def run() -> User:
         lookup = UsernameLookup(users.repository)

@@ -3,8 +3,9 @@
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from typing import final
+from typing import Unpack, final
 
+from mlapi.application.command_factory import UserDetails
 from mlapi.application.executors import Executor
 from mlapi.application.lookups import UsernameLookup
 from mlapi.application.repeated_warnings import RepeatedWarnings
@@ -98,7 +99,9 @@ class AsyncRegistration:
         self._names = names
         self._on_rejected = on_rejected
 
-    async def register(self, users: Users, *, username: str, password: str, email: str, address: str) -> User:
+    async def register(
+        self, users: Users, *, username: str, password: str, email: str, address: str, **details: Unpack[UserDetails]
+    ) -> User:
         """Register a user. See `Users.register`.
 
         Args:
@@ -107,6 +110,7 @@ class AsyncRegistration:
             password: as typed.
             email: the new user's e-mail address.
             address: the client's address. Clients at different addresses take turns.
+            **details: the new user's expiry, plan and metadata. Clients without credentials must not set them.
 
         Raises:
             TooManyAttemptsError: if a client without credentials exceeds the limit.
@@ -116,7 +120,7 @@ class AsyncRegistration:
         is_hash_costly = is_costly(users.cipher)
         executor = self._executor.for_client(address, is_urgent=not is_anonymous)
         if limiter is not None or is_hash_costly:  # otherwise, validating twice would cost more than it saves
-            users.validate_registration(username=username, password=password, email=email)
+            users.validate_registration(username=username, password=password, email=email, **details)
         if limiter is not None:
             limiter.check(address)
             await executor.query(limiter.count, address)
@@ -124,7 +128,9 @@ class AsyncRegistration:
             taken_by = await self._names.find(canonical_username(username))
             if taken_by is not None:
                 await self._reject(users, taken_by)
-        command = await executor.hash(users.prepare_registration, username=username, password=password, email=email)
+        command = await executor.hash(
+            users.prepare_registration, username=username, password=password, email=email, **details
+        )
         return await self._executor.apply(command)
 
     async def _reject(self, users: Users, taken_by: User) -> None:

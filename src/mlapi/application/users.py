@@ -1,59 +1,36 @@
 """The use cases for managing users, shared by the HTTP service, scripts and workers.
 
-Each change has two steps: ``prepare_*`` checks the input and makes a command, and `Users.apply` stores it. Preparing
-may take processor time to encrypt a password; applying waits for the database. An asynchronous caller therefore
-prepares in a thread, and passes the command to `mlapi.application.batching`.
+Each change has two steps: a method of `CommandFactory` checks the input and makes a command, and `Users.apply` stores
+it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
-from typing import final, overload
+from typing import Unpack, final, overload
 
-import attrs
-
+from mlapi.application.command_factory import CommandFactory, UserChanges, UserDetails
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import (
     UNKNOWN_ACTOR,
     Actor,
-    AddApiKey,
     ApiKeyCommand,
-    ChangePassword,
     Command,
-    EndTokens,
-    IssueToken,
     Reencrypt,
-    Register,
-    RejectRegistration,
-    Remove,
-    RemoveApiKey,
-    SetEnabled,
     UpdateUser,
     UserChange,
     UserCommand,
 )
-from mlapi.domain.credentials import ApiKey, ApiKeyId, generate_api_key, parse_api_key, validate_api_key_fields
-from mlapi.domain.errors import (
-    ChangeRejectedError,
-    InvalidFieldsError,
-    MlapiError,
-    UserExistsError,
-    UserNotFoundError,
-)
+from mlapi.domain.credentials import ApiKey, ApiKeyId
+from mlapi.domain.errors import ChangeRejectedError, InvalidFieldsError, MlapiError, UserNotFoundError
+from mlapi.domain.plans import Plans
 from mlapi.domain.ports import Clock, PasswordCipher, UserRepository, is_costly
-from mlapi.domain.rules import (
-    EVERY_USER,
-    PasswordPolicy,
-    UserFilter,
-    canonical_username,
-    find_email_error,
-    find_username_error,
-)
-from mlapi.domain.users import EncryptedPassword, User, UserId, utc_now
+from mlapi.domain.rules import EVERY_USER, PasswordPolicy, UserFilter, canonical_username
+from mlapi.domain.users import User, UserId, utc_now
 
 
 @final
-class Users:
+class Users(CommandFactory):
     """The users of one database.
 
     Args:
@@ -61,6 +38,7 @@ class Users:
         cipher: encrypts their passwords.
         clock: returns the time of each change.
         password_policy: checks new passwords.
+        plans: returns the plans that users can have.
         actor: recorded in the audit trail as the author of the changes.
 
     >>> from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
@@ -77,22 +55,31 @@ class Users:
         *,
         clock: Clock = utc_now,
         password_policy: PasswordPolicy = PasswordPolicy(),  # noqa: B008 - frozen
+        plans: Callable[[], Plans] = Plans,
         actor: Actor = UNKNOWN_ACTOR,
     ) -> None:
+        super().__init__(cipher, clock=clock, password_policy=password_policy, plans=plans, actor=actor)
         self.repository = repository
-        self.cipher = cipher
-        self._clock = clock
-        self._password_policy = password_policy
-        self.actor = actor
 
     def as_actor(self, actor: Actor) -> "Users":
         """Return a copy that records further changes in the audit trail under a different actor."""
         return Users(
-            self.repository, self.cipher, clock=self._clock, password_policy=self._password_policy, actor=actor
+            self.repository,
+            self.cipher,
+            clock=self._clock,
+            password_policy=self._password_policy,
+            plans=self._plans,
+            actor=actor,
         )
 
-    def register(self, *, username: str, password: str, email: str) -> User:
+    def register(self, *, username: str, password: str, email: str, **details: Unpack[UserDetails]) -> User:
         """Register a new, enabled user.
+
+        Args:
+            username: unique in canonical form.
+            password: as typed.
+            email: need not be unique.
+            **details: the user's expiry, plan and metadata; see `UserDetails`.
 
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
@@ -100,12 +87,33 @@ class Users:
             RepositoryUnavailableError: if the database is unavailable.
         """
         if is_costly(self.cipher):
-            self.validate_registration(username=username, password=password, email=email)
+            self.validate_registration(username=username, password=password, email=email, **details)
             taken_by = self.find(username)
             if taken_by is not None:
                 with suppress(UserNotFoundError):  # removed in the meantime
                     self.apply(self.reject_registration(taken_by))
-        return self.apply(self.prepare_registration(username=username, password=password, email=email))
+        return self.apply(self.prepare_registration(username=username, password=password, email=email, **details))
+
+    def update(self, *, user_id: UserId, **changes: Unpack[UserChanges]) -> User:
+        """Change a user's name, e-mail address, expiry, plan or metadata. Tokens and API keys stay valid.
+
+        >>> from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
+        >>> users = Users(InMemoryUserRepository(), PlainCipher())
+        >>> ada = users.register(username="ada", password="difference engine", email="ada@example.com")
+        >>> users.update(user_id=ada.id, metadata={"customer": "cus_123"}).metadata.as_dict()
+        {'customer': 'cus_123'}
+
+        Args:
+            user_id: the user to change.
+            **changes: the new values; see `UserChanges`. Omitted fields keep their value.
+
+        Raises:
+            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
+            UserExistsError: if another user has the new name.
+            UserNotFoundError: if no user has this id.
+            RepositoryUnavailableError: if the database is unavailable.
+        """
+        return self.apply(self.prepare_update(user_id=user_id, **changes)).after
 
     def set_enabled(self, *, user_id: UserId, enabled: bool) -> User:
         """Enable or disable a user. Safe to repeat.
@@ -212,10 +220,6 @@ class Users:
         """
         return self.repository.list_page(after=after or UserId(0), limit=limit, matching=self.with_time(matching))
 
-    def with_time(self, matching: UserFilter) -> UserFilter:
-        """Return the filter with the time for ``state``, from the clock of these users."""
-        return matching if matching.at is not None else attrs.evolve(matching, at=self._clock())
-
     def iterate_users(self, matching: UserFilter = EVERY_USER, *, batch_size: int = 500) -> Iterator[User]:
         """Yield every matching user, sorted by id. Reads ``batch_size`` users at a time."""
         for page in self._pages(batch_size, matching):
@@ -255,106 +259,6 @@ class Users:
             RepositoryUnavailableError: if the database is unavailable.
         """
         return self.repository.audit.count_per_day(since=since)
-
-    def validate_registration(self, *, username: str, password: str, email: str) -> None:
-        """Check the fields of a new user.
-
-        Raises:
-            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
-        """
-        InvalidFieldsError.raise_for(
-            [
-                ("username", find_username_error(username)),
-                ("password", self._password_policy.find_error(password)),
-                ("email", find_email_error(email)),
-            ],
-        )
-
-    def reject_registration(self, taken_by: User) -> RejectRegistration:
-        """Return the command that records a registration as rejected, because the username is taken.
-
-        Raises:
-            UserExistsError: if the actor is anonymous. Their rejected registrations are not recorded.
-        """
-        if self.actor.is_anonymous:
-            raise UserExistsError(taken_by.id)
-        return RejectRegistration(user_id=taken_by.id, at=self._clock(), actor=self.actor)
-
-    def prepare_registration(self, *, username: str, password: str, email: str) -> Register:
-        """Check the fields and encrypt the password. Takes up to 50 ms of processor time.
-
-        Raises:
-            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
-        """
-        self.validate_registration(username=username, password=password, email=email)
-        encrypted = self.cipher.encrypt(password)
-        return Register(username=username, password=encrypted, email=email, at=self._clock(), actor=self.actor)
-
-    def prepare_set_enabled(self, *, user_id: UserId, enabled: bool) -> SetEnabled:
-        return SetEnabled(user_id=user_id, enabled=enabled, at=self._clock(), actor=self.actor)
-
-    def prepare_end_tokens(self, *, user_id: UserId) -> EndTokens:
-        return EndTokens(user_id=user_id, at=self._clock(), actor=self.actor)
-
-    def prepare_issue_token(self, *, user_id: UserId) -> IssueToken:
-        return IssueToken(user_id=user_id, at=self._clock(), actor=self.actor)
-
-    def prepare_remove(self, *, user_id: UserId) -> Remove:
-        return Remove(user_id=user_id, at=self._clock(), actor=self.actor)
-
-    def prepare_remove_api_key(self, key_id: ApiKeyId) -> RemoveApiKey:
-        return RemoveApiKey(key_id=key_id, at=self._clock(), actor=self.actor)
-
-    def validate_password(self, password: str, *, field: str = "password") -> None:
-        """Raise `InvalidFieldsError` for ``field`` if a password violates the policy."""
-        InvalidFieldsError.raise_for([(field, self._password_policy.find_error(password))])
-
-    def prepare_password(
-        self,
-        *,
-        user_id: UserId,
-        password: str,
-        replacing: EncryptedPassword | None = None,
-        field: str = "password",
-    ) -> ChangePassword:
-        """Check a new password and encrypt it. Takes up to 50 ms of processor time.
-
-        Args:
-            user_id: the user whose password is replaced.
-            password: the new password.
-            replacing: the stored password that must still be current; see `ChangePassword`.
-            field: the name of the input field, for error messages.
-
-        Raises:
-            InvalidFieldsError: if the password violates the policy.
-        """
-        self.validate_password(password, field=field)
-        encrypted = self.cipher.encrypt(password)
-        return ChangePassword(
-            user_id=user_id, password=encrypted, replacing=replacing, at=self._clock(), actor=self.actor
-        )
-
-    def prepare_api_key(
-        self, *, user_id: UserId, name: str, expires_datetime: datetime | None
-    ) -> tuple[AddApiKey, str]:
-        """Return a command that adds a new API key, and the secret that clients send.
-
-        Raises:
-            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
-        """
-        now = self._clock()
-        validate_api_key_fields(name=name, expires_datetime=expires_datetime, now=now)
-        secret = generate_api_key()
-        presented = parse_api_key(secret)
-        key = ApiKey(
-            id=presented.id,
-            user_id=user_id,
-            name=name,
-            digest=presented.digest,
-            created_datetime=now,
-            expires_datetime=expires_datetime,
-        )
-        return AddApiKey(key=key, actor=self.actor), secret
 
     def reencrypt(self, *, batch_size: int = 500) -> Iterator[tuple[int, int]]:
         """Encrypt all passwords with the newest key, in one durable transaction per batch. Safe to repeat.

@@ -29,6 +29,7 @@ from mlapi.bootstrap.guard import check_access
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
+from mlapi.config.plans import make_plans
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.ports import AttemptCounts, AttemptLimiter, AuditTrail
 from mlapi.domain.rules import PasswordPolicy
@@ -75,7 +76,8 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
             )
         repository = prepare_on_first_use(storage.users, preparation)
         cipher, tokens = ReloadingCipher(secrets.reloader), ReloadingTokens(secrets.reloader)
-        users = Users(repository, cipher, password_policy=password_policy(settings))
+        plans = make_plans(settings)
+        users = Users(repository, cipher, password_policy=password_policy(settings), plans=lambda: plans)
         counts = PreparedAttemptCounts(storage.attempts, preparation)
         attempts = FixedWindowAttemptLimiter(counts, AttemptLimits(**attrs.asdict(settings.logins)))
         usage = PreparedUsage(storage.usage, preparation)

@@ -245,6 +245,10 @@ class UserChange:
     after: User
 
 
+def _to_expiry(expires: datetime | Extension | Unchanged | None) -> datetime | Extension | Unchanged | None:
+    return to_utc(expires) if isinstance(expires, datetime) else expires
+
+
 @attrs.frozen(kw_only=True)
 class UpdateUser:
     """Change a user's name, e-mail address, expiry, plan or metadata. Tokens and API keys stay valid.
@@ -260,7 +264,7 @@ class UpdateUser:
     user_id: UserId
     username: str | Unchanged = UNCHANGED
     email: str | Unchanged = attrs.field(default=UNCHANGED, repr=False)
-    expires: datetime | Extension | Unchanged | None = UNCHANGED
+    expires: datetime | Extension | Unchanged | None = attrs.field(default=UNCHANGED, converter=_to_expiry)
     plan: str | Unchanged | None = UNCHANGED
     metadata: Metadata | Unchanged = attrs.field(default=UNCHANGED, repr=False)
     at: datetime = attrs.field(converter=to_utc)

@@ -21,7 +21,7 @@ from mlapi.domain.errors import (
     MlapiError,
     UserDisabledError,
 )
-from mlapi.domain.rules import find_text_error, has_invisible
+from mlapi.domain.rules import find_text_error, find_time_error, has_invisible
 from mlapi.domain.users import User, UserId, to_utc
 
 ApiKeyId = NewType("ApiKeyId", str)
@@ -203,9 +203,5 @@ def _find_name_error(name: object) -> str | None:
 def _find_expiry_error(expires_datetime: datetime | None, now: datetime) -> str | None:
     if expires_datetime is None:
         return None
-    try:
-        return None if to_utc(expires_datetime) > now else "must be in the future"
-    except ValueError:
-        return "must have a time zone, as in 2030-01-31T12:00:00Z"
-    except OverflowError:
-        return "must be between the years 1 and 9999 in UTC"
+    error = find_time_error(expires_datetime)
+    return error or (None if expires_datetime > now else "must be in the future")

@@ -190,6 +190,19 @@ def _is_domain_label(label: str) -> bool:
     )
 
 
+def find_time_error(time: object) -> str | None:
+    """Return the rule that a time violates, or None."""
+    if not isinstance(time, datetime):
+        return "must be a time"
+    try:
+        to_utc(time)
+    except ValueError:
+        return "must have a time zone, as in 2030-01-31T12:00:00Z"
+    except OverflowError:
+        return "must be between the years 1 and 9999 in UTC"
+    return None
+
+
 def find_text_error(value: object, max_chars: int) -> str | None:
     """Return the rule that a text violates, or None. These rules apply to every text field."""
     if not isinstance(value, str):

@@ -1,0 +1,244 @@
+"""Check the input for changes to users, and make commands of it.
+
+Making a command may take processor time to encrypt a password; applying it waits for the database. An asynchronous
+caller therefore makes it in a thread, and passes it to `mlapi.application.batching`.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from datetime import datetime
+from typing import Any, TypedDict, Unpack
+
+import attrs
+
+from mlapi.domain.commands import (
+    UNCHANGED,
+    Actor,
+    AddApiKey,
+    ChangePassword,
+    EndTokens,
+    IssueToken,
+    Register,
+    RejectRegistration,
+    Remove,
+    RemoveApiKey,
+    SetEnabled,
+    UpdateUser,
+)
+from mlapi.domain.credentials import ApiKey, ApiKeyId, generate_api_key, parse_api_key, validate_api_key_fields
+from mlapi.domain.errors import InvalidFieldsError, UserExistsError
+from mlapi.domain.expiry import Extension
+from mlapi.domain.metadata import Metadata, find_metadata_error
+from mlapi.domain.plans import Plans
+from mlapi.domain.ports import Clock, PasswordCipher
+from mlapi.domain.rules import PasswordPolicy, UserFilter, find_email_error, find_time_error, find_username_error
+from mlapi.domain.users import EncryptedPassword, User, UserId
+
+
+class UserDetails(TypedDict, total=False):
+    """The optional fields of a user, which only admins set.
+
+    Attributes:
+        expires: when access ends, with a time zone; an `Extension` of it; or None for access without an end.
+        plan: the name of a plan in the configuration; None for the default plan.
+        metadata: any JSON object of at most 4 KiB, such as ``{"customer": "cus_123"}``; None for an empty one.
+    """
+
+    expires: datetime | Extension | None
+    plan: str | None
+    metadata: Mapping[str, Any] | None
+
+
+class UserChanges(UserDetails, total=False):
+    """The fields of a user that `CommandFactory.prepare_update` changes."""
+
+    username: str
+    email: str
+
+
+class CommandFactory:
+    """Makes commands from checked input.
+
+    Args:
+        cipher: encrypts passwords.
+        clock: returns the time of each change.
+        password_policy: checks new passwords.
+        plans: returns the plans that users can have.
+        actor: recorded in the audit trail as the author of the changes.
+    """
+
+    def __init__(
+        self,
+        cipher: PasswordCipher,
+        *,
+        clock: Clock,
+        password_policy: PasswordPolicy,
+        plans: Callable[[], Plans],
+        actor: Actor,
+    ) -> None:
+        self.cipher = cipher
+        self._clock = clock
+        self._password_policy = password_policy
+        self._plans = plans
+        self.actor = actor
+
+    def with_time(self, matching: UserFilter) -> UserFilter:
+        """Return the filter with the time for ``state``, from the clock of these users."""
+        return matching if matching.at is not None else attrs.evolve(matching, at=self._clock())
+
+    def validate_registration(
+        self, *, username: str, password: str, email: str, **details: Unpack[UserDetails]
+    ) -> None:
+        """Check the fields of a new user.
+
+        Raises:
+            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
+        """
+        InvalidFieldsError.raise_for(
+            [
+                ("username", find_username_error(username)),
+                ("password", self._password_policy.find_error(password)),
+                ("email", find_email_error(email)),
+                *find_detail_errors(details, self._plans()),
+            ],
+        )
+
+    def reject_registration(self, taken_by: User) -> RejectRegistration:
+        """Return the command that records a registration as rejected, because the username is taken.
+
+        Raises:
+            UserExistsError: if the actor is anonymous. Their rejected registrations are not recorded.
+        """
+        if self.actor.is_anonymous:
+            raise UserExistsError(taken_by.id)
+        return RejectRegistration(user_id=taken_by.id, at=self._clock(), actor=self.actor)
+
+    def prepare_registration(
+        self, *, username: str, password: str, email: str, **details: Unpack[UserDetails]
+    ) -> Register:
+        """Check the fields and encrypt the password. Takes up to 50 ms of processor time.
+
+        Raises:
+            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
+        """
+        self.validate_registration(username=username, password=password, email=email, **details)
+        encrypted = self.cipher.encrypt(password)
+        now, expires = self._clock(), details.get("expires")
+        return Register(
+            username=username,
+            password=encrypted,
+            email=email,
+            at=now,
+            expires_datetime=expires.extend(None, now) if isinstance(expires, Extension) else expires,
+            plan=details.get("plan"),
+            metadata=Metadata.from_object(details.get("metadata") or {}),
+            actor=self.actor,
+        )
+
+    def prepare_update(self, *, user_id: UserId, **changes: Unpack[UserChanges]) -> UpdateUser:
+        """Check the new values. Omitted fields keep their value.
+
+        Raises:
+            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
+        """
+        InvalidFieldsError.raise_for(
+            [
+                ("username", find_username_error(changes["username"]) if "username" in changes else None),
+                ("email", find_email_error(changes["email"]) if "email" in changes else None),
+                *find_detail_errors(changes, self._plans()),
+            ]
+        )
+        metadata = Metadata.from_object(changes["metadata"] or {}) if "metadata" in changes else UNCHANGED
+        return UpdateUser(
+            user_id=user_id,
+            username=changes.get("username", UNCHANGED),
+            email=changes.get("email", UNCHANGED),
+            expires=changes.get("expires", UNCHANGED),
+            plan=changes.get("plan", UNCHANGED),
+            metadata=metadata,
+            at=self._clock(),
+            actor=self.actor,
+        )
+
+    def prepare_set_enabled(self, *, user_id: UserId, enabled: bool) -> SetEnabled:
+        return SetEnabled(user_id=user_id, enabled=enabled, at=self._clock(), actor=self.actor)
+
+    def prepare_end_tokens(self, *, user_id: UserId) -> EndTokens:
+        return EndTokens(user_id=user_id, at=self._clock(), actor=self.actor)
+
+    def prepare_issue_token(self, *, user_id: UserId) -> IssueToken:
+        return IssueToken(user_id=user_id, at=self._clock(), actor=self.actor)
+
+    def prepare_remove(self, *, user_id: UserId) -> Remove:
+        return Remove(user_id=user_id, at=self._clock(), actor=self.actor)
+
+    def prepare_remove_api_key(self, key_id: ApiKeyId) -> RemoveApiKey:
+        return RemoveApiKey(key_id=key_id, at=self._clock(), actor=self.actor)
+
+    def validate_password(self, password: str, *, field: str = "password") -> None:
+        """Raise `InvalidFieldsError` for ``field`` if a password violates the policy."""
+        InvalidFieldsError.raise_for([(field, self._password_policy.find_error(password))])
+
+    def prepare_password(
+        self,
+        *,
+        user_id: UserId,
+        password: str,
+        replacing: EncryptedPassword | None = None,
+        field: str = "password",
+    ) -> ChangePassword:
+        """Check a new password and encrypt it. Takes up to 50 ms of processor time.
+
+        Args:
+            user_id: the user whose password is replaced.
+            password: the new password.
+            replacing: the stored password that must still be current; see `ChangePassword`.
+            field: the name of the input field, for error messages.
+
+        Raises:
+            InvalidFieldsError: if the password violates the policy.
+        """
+        self.validate_password(password, field=field)
+        encrypted = self.cipher.encrypt(password)
+        return ChangePassword(
+            user_id=user_id, password=encrypted, replacing=replacing, at=self._clock(), actor=self.actor
+        )
+
+    def prepare_api_key(
+        self, *, user_id: UserId, name: str, expires_datetime: datetime | None
+    ) -> tuple[AddApiKey, str]:
+        """Return a command that adds a new API key, and the secret that clients send.
+
+        Raises:
+            InvalidFieldsError: if a field is invalid. The error lists every invalid field.
+        """
+        now = self._clock()
+        validate_api_key_fields(name=name, expires_datetime=expires_datetime, now=now)
+        secret = generate_api_key()
+        presented = parse_api_key(secret)
+        key = ApiKey(
+            id=presented.id,
+            user_id=user_id,
+            name=name,
+            digest=presented.digest,
+            created_datetime=now,
+            expires_datetime=expires_datetime,
+        )
+        return AddApiKey(key=key, actor=self.actor), secret
+
+
+def find_detail_errors(details: Mapping[str, Any], plans: Plans) -> Iterator[tuple[str, str | None]]:
+    """Yield the name of each optional field that is set, and the rule that it violates or None."""
+    expires, plan, metadata = (details.get(name) for name in ("expires", "plan", "metadata"))
+    if expires is not None and not isinstance(expires, Extension):
+        yield "expires_at", find_time_error(expires)
+    if plan is not None:
+        yield "plan", _find_plan_error(plan, plans)
+    if metadata is not None:
+        yield "metadata", find_metadata_error(metadata)
+
+
+def _find_plan_error(name: object, plans: Plans) -> str | None:
+    if name in plans.by_name:
+        return None
+    known = ", ".join(plans.by_name)
+    return f"must be one of the plans in the configuration: {known or 'there are none, so add it to plans'}"
