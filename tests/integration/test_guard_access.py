@@ -242,7 +242,7 @@ def test_documented_grants_suffice_for_a_guard(
 
     assert users == ["ada", "ada"]
     assert [message.partition(":")[0] for message in caplog.messages] == [
-        "cannot record usage, and drop it until this account may write"
+        "cannot record usage, which is dropped until this account may write"
     ]
     assert last_used(postgres_url) == [False]
 
@@ -329,7 +329,7 @@ def test_guard_can_use_an_account_that_only_reads_sqlite(readable_folder: Path) 
 
     assert while_running == "['ada', 'ada']"
     assert after_stop.startswith(
-        "ReadOnlyRepositoryError: the database is unavailable: the database file cannot be opened: check that it"
+        "RepositoryUnavailableError: the database is unavailable: the database file cannot be opened: check that it"
         " exists, and that this account may read it and its folder. If the account may only read, also start"
         " the service ("
     )

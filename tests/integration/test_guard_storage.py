@@ -2,7 +2,7 @@
 
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -20,12 +20,15 @@ from mlapi.adapters.sql.repository import SqliteUserRepository
 from mlapi.adapters.sql.schema import upgrade
 from mlapi.adapters.sql.sqlite import guard_storage
 from mlapi.adapters.sql.sqlite.guard_storage import SqliteGuardStorage
+from mlapi.adapters.sql.usage import SqlUsage
 from mlapi.config import DatabaseSettings, Settings
 from mlapi.domain.commands import AddApiKey, RecordApiKeyUse, SetEnabled
 from mlapi.domain.credentials import ApiKeyId, ApiKeyPrincipal, PrincipalId
-from mlapi.domain.errors import ApiKeyNotFoundError
+from mlapi.domain.errors import ApiKeyNotFoundError, ReadOnlyRepositoryError
+from mlapi.domain.usage import UsageRepository, UsageRow
 from mlapi.domain.users import UserId, utc_now
 from mlapi.testing.samples import registered
+from mlapi.testing.usage import UsageRepositoryContract, row
 
 
 @pytest.fixture
@@ -89,6 +92,53 @@ def test_guard_records_the_use_of_api_keys(
     assert isinstance(used, ApiKey)
     assert used.last_used_datetime == now
     assert isinstance(unknown, ApiKeyNotFoundError)
+
+
+class GuardUsage(SqlUsage):
+    """Adds usage like a guard, and reads it like the service."""
+
+    def __init__(self, database: Database, guard: SqliteGuardStorage) -> None:
+        super().__init__(database)
+        self._guard = guard
+
+    def add(self, rows: Sequence[UsageRow]) -> None:
+        self._guard.usage.add(rows)
+
+
+class TestGuardUsage(UsageRepositoryContract):
+    @pytest.fixture
+    def usage(self, sqlite_url: URL, storage: SqliteGuardStorage) -> Iterator[UsageRepository]:
+        with Database(sqlite_url) as database:
+            yield GuardUsage(database, storage)
+
+
+def test_account_that_may_only_read_cannot_add_usage(
+    storage: SqliteGuardStorage, key: ApiKey, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = storage._connect
+
+    def connect_read_only() -> sqlite3.Connection:
+        connection = connect()
+        connection.execute("PRAGMA query_only = ON")
+        return connection
+
+    monkeypatch.setattr(storage, "_connect", connect_read_only)
+
+    with pytest.raises(ReadOnlyRepositoryError, match="this account may only read the database"):
+        storage.usage.add([row()])
+    with pytest.raises(ReadOnlyRepositoryError):
+        storage.apply([RecordApiKeyUse(key_id=key.id, at=utc_now())])
+    assert storage.find_principals([key.user_id]) != [None]
+
+
+def test_other_errors_while_adding_usage_are_transient(storage: SqliteGuardStorage, file: Path) -> None:
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("DROP TABLE mlapi_usage")
+
+    with pytest.raises(RepositoryUnavailableError, match="the table mlapi_usage is missing") as raised:
+        storage.usage.add([row()])
+
+    assert type(raised.value) is RepositoryUnavailableError
 
 
 def test_lookup_without_waiting_needs_an_idle_connection(storage: SqliteGuardStorage, ada: User) -> None:

@@ -212,8 +212,8 @@ def test_read_only_account_drops_usage_with_one_warning(caplog: pytest.LogCaptur
     assert usage.rows == []
     assert caplog.messages == [
         (
-            "cannot record usage, which is dropped until this account may write: the database is unavailable: this account"
-            " may only read"
+            "cannot record usage, which is dropped until this account may write: the database is unavailable:"
+            " this account may only read"
         )
     ]
 

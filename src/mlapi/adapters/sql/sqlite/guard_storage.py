@@ -123,12 +123,22 @@ class SqliteGuardStorage:
         return _GuardUsage(self)
 
     def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Call ``work`` in a write transaction, commit durably, and return its result."""
+        """Call ``work`` in a write transaction, commit durably, and return its result.
+
+        Raises:
+            ReadOnlyRepositoryError: if the account may only read the file.
+            RepositoryUnavailableError: if the file cannot be written for another reason.
+        """
 
         def run(connection: sqlite3.Connection) -> T:
-            connection.execute("BEGIN IMMEDIATE")
-            result = work(connection)
-            connection.commit()
+            try:
+                connection.execute("BEGIN IMMEDIATE")
+                result = work(connection)
+                connection.commit()
+            except sqlite3.Error as error:
+                if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY:
+                    raise ReadOnlyRepositoryError(_describe_error(error)) from None
+                raise
             return result
 
         return self._run(run)
@@ -167,7 +177,7 @@ class SqliteGuardStorage:
         except BaseException as error:
             connection.close()
             if isinstance(error, _ERRORS):
-                raise _unavailable(error) from None
+                raise RepositoryUnavailableError(_describe_error(error)) from None
             raise
         idle.give_back(connection)
         return result
@@ -176,7 +186,7 @@ class SqliteGuardStorage:
         try:
             return self._connect()
         except sqlite3.Error as error:
-            raise _unavailable(error) from None
+            raise RepositoryUnavailableError(_describe_error(error)) from None
 
     def _connect(self) -> sqlite3.Connection:
         uri = files.existing_uri(self._file.resolve())
@@ -210,11 +220,6 @@ class _GuardUsage:
 
     def add(self, rows: Sequence[UsageRow]) -> None:
         self._storage.write(lambda connection: usage_statements.add_usage(connection, rows))
-
-
-def _unavailable(error: BaseException) -> RepositoryUnavailableError:
-    is_read_only = isinstance(error, sqlite3.Error) and primary_code(error) == sqlite3.SQLITE_READONLY
-    return (ReadOnlyRepositoryError if is_read_only else RepositoryUnavailableError)(_describe_error(error))
 
 
 def _describe_error(error: BaseException) -> str:
