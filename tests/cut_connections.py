@@ -14,12 +14,19 @@ class CuttingProxy:
 
     Args:
         port: the port of the server.
+
+    Attributes:
+        received: everything that clients have sent.
+        connection_count: the number of connections so far.
     """
 
     def __init__(self, port: int) -> None:
         self._server_port = port
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
+        self.received = bytearray()
+        self.connection_count = 0
+        self._clients: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._connections: list[tuple[socket.socket, socket.socket]] = []
         self._silenced: set[socket.socket] = set()
@@ -58,6 +65,8 @@ class CuttingProxy:
                 server = socket.create_connection(("127.0.0.1", self._server_port))
                 with self._lock:
                     self._connections.append((client, server))
+                    self._clients.add(client)
+                    self.connection_count += 1
                 for ends in ((client, server), (server, client)):
                     self._threads.append(threading.Thread(target=self._forward, args=ends))
                     self._threads[-1].start()
@@ -65,6 +74,8 @@ class CuttingProxy:
     def _forward(self, source: socket.socket, target: socket.socket) -> None:
         with suppress(OSError):
             while data := source.recv(65536):
+                if source in self._clients:
+                    self.received += data
                 if source not in self._silenced:
                     target.sendall(data)
         for connection in (source, target):

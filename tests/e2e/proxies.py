@@ -1,4 +1,4 @@
-"""Real proxies in front of the service: nginx, Caddy and programs like socat."""
+"""Real proxies in front of the service: nginx, Caddy, HAProxy and programs like socat."""
 
 import os
 import socket
@@ -103,6 +103,17 @@ def running_caddy(folder: Path, config: str, port: int, *, user: int | None = No
     file.write_text(config)
     command = [program, "run", "--config", str(file), "--adapter", "caddyfile"]
     with running_proxy(command, port, folder, user=user) as base:
+        yield base
+
+
+@contextmanager
+def running_haproxy(folder: Path, config: str, port: int) -> Iterator[str]:
+    """Run HAProxy with this configuration. Yield its base URL. For the other arguments, see `running_proxy`."""
+    program = require_program("haproxy")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / "haproxy.cfg"
+    file.write_text(config)
+    with running_proxy([program, "-f", str(file)], port, folder) as base:
         yield base
 
 

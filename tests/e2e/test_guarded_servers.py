@@ -1,0 +1,449 @@
+"""The configurations in deploy/ let nginx, Caddy and HAProxy guard a server that knows nothing about mlapi."""
+
+import re
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+import attrs
+import pytest
+import requests
+
+from tests.cut_connections import CuttingProxy
+from tests.e2e.model_server import ModelServer, running_model_server
+from tests.e2e.proxies import running_caddy, running_haproxy, running_nginx_config
+from tests.e2e.server import ROOT, MlapiServer
+from tests.postgres_server import free_port
+
+ADMIN_TOKEN = "an-admin-token-for-tests-0123456789"
+AS_ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
+SETTINGS = {"MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN, "MLAPI_HTTP__TRUSTED_PROXIES": "127.0.0.1"}
+UPLOAD_BYTES = 100 * 1024 * 1024
+PIECE = bytes(1 << 20)
+TIMEOUT_SECONDS = 30
+
+
+Replacements = Sequence[tuple[str, str]]
+
+
+def read_config(name: str, mlapi_port: int, model_port: int, replacements: Replacements) -> str:
+    """Return a file in deploy/ with other ports, other text, and without TLS."""
+    config = re.sub(r" *ssl_certificate.*\n", "", (ROOT / "deploy" / name).read_text("utf-8"))
+    ports = [(":8001", f":{mlapi_port}"), (":8000", f":{model_port}")]
+    for old, new in (*ports, *replacements):
+        assert old in config
+        config = config.replace(old, new)
+    return config
+
+
+def deployed_nginx(
+    folder: Path, mlapi_port: int, model_port: int, replacements: Replacements = ()
+) -> AbstractContextManager[str]:
+    port = free_port()
+    listen = ("listen 443 ssl", f"listen 127.0.0.1:{port}")
+    config = read_config("nginx.conf", mlapi_port, model_port, [listen, *replacements])
+    return running_nginx_config(folder, config, port)
+
+
+def deployed_caddy(
+    folder: Path, mlapi_port: int, model_port: int, replacements: Replacements = ()
+) -> AbstractContextManager[str]:
+    port = free_port()
+    site = ("model.example.com {", f"http://127.0.0.1:{port} {{")
+    config = read_config("Caddyfile", mlapi_port, model_port, [site, *replacements])
+    return running_caddy(folder, config.replace("{\n", "{\n\tadmin off\n", 1), port)
+
+
+def deployed_haproxy(
+    folder: Path, mlapi_port: int, model_port: int, replacements: Replacements = ()
+) -> AbstractContextManager[str]:
+    port, lua_port, script = free_port(), free_port(), folder / "mlapi.lua"
+    folder.mkdir()
+    script.write_text((ROOT / "deploy/haproxy.lua").read_text("utf-8").replace(":8010", f":{lua_port}"))
+    bind = ("bind :443 ssl crt /etc/haproxy/model.example.com.pem", f"bind 127.0.0.1:{port}")
+    own = [(":8010", f":{lua_port}"), bind, ("/etc/haproxy/mlapi.lua", str(script))]
+    return running_haproxy(folder, read_config("haproxy.cfg", mlapi_port, model_port, [*own, *replacements]), port)
+
+
+PROXIES: dict[str, Callable[..., AbstractContextManager[str]]] = {
+    "nginx": deployed_nginx,
+    "Caddy": deployed_caddy,
+    "HAProxy": deployed_haproxy,
+}
+
+
+@attrs.frozen
+class Deployment:
+    """A proxy that guards a model server. `mlapi` records what the proxy sends to the service."""
+
+    base: str
+    model: ModelServer
+    mlapi: CuttingProxy
+    folder: Path
+
+    def request(self, method: str, path: str, credential: str = "", **options: Any) -> requests.Response:
+        headers = {**options.pop("headers", {}), **({"Authorization": f"Bearer {credential}"} if credential else {})}
+        return requests.request(method, self.base + path, headers=headers, timeout=TIMEOUT_SECONDS, **options)
+
+    def send_raw(self, lines: str) -> bytes:
+        """Send a request with exactly these lines and a Host header, and return the response."""
+        with self.connect(f"{lines}\nConnection: close") as connection:
+            received = b""
+            while data := connection.recv(65536):
+                received += data
+        return received
+
+    def connect(self, lines: str) -> socket.socket:
+        """Send a request with exactly these lines and a Host header. Return the connection."""
+        host = self.base.removeprefix("http://")
+        connection = socket.create_connection(("127.0.0.1", int(host.rpartition(":")[2])), timeout=TIMEOUT_SECONDS)
+        connection.sendall(f"{lines}\nHost: {host}\n\n".replace("\n", "\r\n").encode())
+        return connection
+
+
+@attrs.frozen
+class Account:
+    """A user of the service, with an API key."""
+
+    id: int
+    key: str
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlapiServer]:
+    with MlapiServer(tmp_path_factory.mktemp("service"), SETTINGS) as server:
+        yield server
+
+
+def register(service: MlapiServer, username: str) -> Account:
+    body = {"username": username, "password": "difference engine", "email": "ada@example.com"}
+    user_id = requests.post(f"{service.base}/register-user", json=body, timeout=TIMEOUT_SECONDS).json()["user_id"]
+    keys = f"{service.base}/users/{user_id}/keys"
+    response = requests.post(keys, json={"name": "test"}, headers=AS_ADMIN, timeout=TIMEOUT_SECONDS)
+    return Account(user_id, response.json()["key"])
+
+
+def set_enabled(service: MlapiServer, account: Account, flag: int) -> None:
+    path = f"/toggle-user-permission/{account.id}/{flag}"
+    requests.put(service.base + path, headers=AS_ADMIN, timeout=TIMEOUT_SECONDS).raise_for_status()
+
+
+@pytest.fixture(scope="module")
+def ada(service: MlapiServer) -> Account:
+    return register(service, "ada")
+
+
+@pytest.fixture(scope="module", params=PROXIES)
+def guarded(
+    request: pytest.FixtureRequest, service: MlapiServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Deployment]:
+    folder = tmp_path_factory.mktemp("proxy") / "files"
+    with (
+        running_model_server() as model,
+        CuttingProxy(service.port) as mlapi,
+        PROXIES[request.param](folder, mlapi.port, model.port) as base,
+    ):
+        yield Deployment(base, model, mlapi, folder)
+
+
+def headers_of(request: Any) -> dict[str, str]:
+    """Return the headers that the model received. Fail if one of them is repeated."""
+    headers = dict(request["headers"])
+    assert len(headers) == len(request["headers"])
+    return headers
+
+
+# --- what the model receives
+
+
+def test_model_receives_the_request_and_the_user(guarded: Deployment, ada: Account) -> None:
+    answer = guarded.request("POST", "/v1/chat%20x?a=1&b=%2F", ada.key, data=b"x" * 1000, headers={"X-Trace": "7"})
+
+    received = answer.json()
+    headers = headers_of(received)
+    assert (answer.status_code, received["method"], received["path"]) == (200, "POST", "/v1/chat%20x?a=1&b=%2F")
+    assert (received["body_bytes"], headers["x-trace"]) == (1000, "7")
+    assert (headers["x-auth-request-user-id"], headers["x-auth-request-user"]) == (str(ada.id), "ada")
+    assert {"authorization", "x-api-key", "x-auth-request-plan"}.isdisjoint(headers)
+
+
+def test_api_key_header_is_accepted_and_removed(guarded: Deployment, ada: Account) -> None:
+    answer = guarded.request("GET", "/", headers={"X-API-Key": ada.key})
+
+    assert (answer.status_code, "x-api-key" in headers_of(answer.json())) == (200, False)
+
+
+def test_username_is_percent_encoded(guarded: Deployment, service: MlapiServer) -> None:
+    zoe = register(service, "Zoë 李/%")
+
+    username = headers_of(guarded.request("GET", "/", zoe.key).json())["x-auth-request-user"]
+
+    assert (username.isascii(), unquote(username)) == (True, "Zoë 李/%")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"])
+def test_every_method_is_guarded(guarded: Deployment, ada: Account, method: str) -> None:
+    guarded.model.request_lines.clear()
+    rejected, admitted = guarded.request(method, "/x"), guarded.request(method, "/x", ada.key)
+
+    assert (rejected.status_code, admitted.status_code) == (401, 200)
+    assert guarded.model.request_lines == [f"{method} /x"]
+
+
+FORGED_HEADERS = """\
+X-Auth-Request-User: forged
+x-auth-request-user: forged
+X-AUTH-REQUEST-USER-ID: forged
+X-Auth-Request-Plan: forged
+X_Auth_Request_User: forged
+x_auth-request_user_id: forged
+X-Auth-Request_Plan: forged
+X-Auth-Request-Email: forged
+X-Auth-Request-Groups: forged"""
+
+
+def test_forged_user_headers_are_removed(guarded: Deployment, ada: Account) -> None:
+    answer = guarded.send_raw(f"GET / HTTP/1.1\nAuthorization: Bearer {ada.key}\n{FORGED_HEADERS}")
+
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert b"forged" not in answer
+
+
+@pytest.mark.parametrize(
+    "path", ["/health/../x", "/health/%2e%2e/x", "/health%2f..%2fx", "/health/x", "/x/../health/y"]
+)
+def test_open_path_does_not_open_other_paths(guarded: Deployment, path: str) -> None:
+    guarded.model.request_lines.clear()
+
+    answer = guarded.send_raw(f"GET {path} HTTP/1.1")
+
+    assert answer[9:12] in {b"400", b"401"}
+    assert guarded.model.request_lines == []
+
+
+def test_open_path_needs_no_credential(guarded: Deployment) -> None:
+    answer = guarded.request("GET", "/health", headers={"X-Auth-Request-User": "forged"})
+
+    assert (answer.status_code, answer.json()["path"]) == (200, "/health")
+    assert "forged" not in answer.text
+
+
+# --- what clients receive
+
+
+def test_credential_errors_reach_the_client(guarded: Deployment) -> None:
+    missing, wrong = guarded.request("GET", "/"), guarded.request("POST", "/", "nonsense", data=b"x")
+
+    assert missing.json()["message"].startswith("This needs a token or an API key")
+    assert (missing.status_code, missing.headers["WWW-Authenticate"]) == (401, "Bearer")
+    assert (wrong.status_code, wrong.json()) == (401, {"message": "Invalid token"})
+    assert wrong.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
+    assert {answer.headers["Content-Type"] for answer in (missing, wrong)} == {"application/json"}
+
+
+def test_repeated_credentials_are_rejected(guarded: Deployment, ada: Account) -> None:
+    lines = f"Authorization: Bearer nonsense\nAuthorization: Bearer {ada.key}"
+
+    answer = guarded.send_raw(f"GET / HTTP/1.1\n{lines}")
+
+    assert answer[9:12] in {b"400", b"401"}
+
+
+def test_disabled_user_is_rejected_at_the_next_request(guarded: Deployment, service: MlapiServer) -> None:
+    bob = register(service, f"bob of {guarded.base}")
+    before = guarded.request("GET", "/", bob.key).status_code
+
+    set_enabled(service, bob, 0)
+    disabled = guarded.request("GET", "/", bob.key)
+    set_enabled(service, bob, 1)
+
+    assert (before, disabled.status_code, disabled.json()) == (200, 403, {"message": "User is disabled"})
+    assert guarded.request("GET", "/", bob.key).status_code == 200
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
+def test_errors_of_the_model_are_not_changed(guarded: Deployment, ada: Account, status: int) -> None:
+    answer = guarded.request("GET", f"/status/{status}", ada.key)
+
+    assert (answer.status_code, answer.json()) == (status, {"message": "from the model"})
+
+
+# --- what mlapi receives
+
+
+def test_service_receives_the_head_of_the_request_only(guarded: Deployment, ada: Account) -> None:
+    guarded.mlapi.received.clear()
+
+    guarded.request("PUT", "/x?cost=0", ada.key, data=b"the body", headers={"Cookie": "session=1"})
+
+    received = guarded.mlapi.received.decode().lower()
+    method, target, _ = received.partition("\r\n")[0].split(" ")
+    assert (method in {"get", "head"}, target) == (True, "/verify")
+    assert received.count("\r\n\r\n") == 1
+    assert received.endswith("\r\n\r\n")
+    for line in ("x-forwarded-method: put", "x-forwarded-uri: /x?cost=0", "x-forwarded-for: 127.0.0.1"):
+        assert f"{line}\r\n" in received
+    assert f"authorization: bearer {ada.key}\r\n" in received
+
+
+def test_connections_to_the_service_are_reused(guarded: Deployment, ada: Account) -> None:
+    guarded.request("GET", "/", ada.key)
+    before = guarded.mlapi.connection_count
+
+    statuses = {guarded.request("GET", "/", ada.key).status_code for _ in range(20)}
+
+    assert statuses == {200}
+    assert guarded.mlapi.connection_count - before <= 3
+
+
+# --- streams
+
+
+def test_events_arrive_when_they_are_sent(guarded: Deployment, ada: Account) -> None:
+    guarded.model.first_event_received.clear()
+
+    with guarded.request("GET", "/events", ada.key, stream=True) as answer:
+        lines = answer.iter_lines(chunk_size=1)
+        first = next(lines)
+        guarded.model.first_event_received.set()
+        rest = list(lines)
+
+    assert (first, [line for line in rest if line]) == (b"data: first", [b"data: second"])
+    assert answer.headers["Content-Type"] == "text/event-stream"
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_upload_of_100_mb_is_streamed_to_the_model(guarded: Deployment, ada: Account, framing: str) -> None:
+    guarded.model.upload_started.clear()
+    guarded.mlapi.received.clear()
+    arrived_early = []
+
+    def pieces() -> Iterator[bytes]:
+        yield PIECE
+        arrived_early.append(guarded.model.upload_started.wait(TIMEOUT_SECONDS))
+        for _ in range(UPLOAD_BYTES // len(PIECE) - 1):
+            yield PIECE
+
+    body: Any = SizedBody(pieces()) if framing == "length" else pieces()
+    answer = guarded.request("POST", "/upload", ada.key, data=body)
+
+    assert (answer.status_code, answer.json()["body_bytes"], arrived_early) == (200, UPLOAD_BYTES, [True])
+    assert len(guarded.mlapi.received) < 2000
+    assert sum(file.stat().st_size for file in guarded.folder.rglob("*") if file.is_file()) < UPLOAD_BYTES // 10
+
+
+class SizedBody:
+    """A body that requests sends with a Content-Length, one piece after the other."""
+
+    def __init__(self, pieces: Iterator[bytes]) -> None:
+        self._pieces = pieces
+
+    def __len__(self) -> int:
+        return UPLOAD_BYTES
+
+    def __iter__(self) -> Iterator[bytes]:
+        return self._pieces
+
+    def read(self, _size: int) -> bytes:
+        return next(self._pieces, b"")
+
+
+def test_upload_without_a_credential_does_not_reach_the_model(guarded: Deployment) -> None:
+    guarded.model.request_lines.clear()
+
+    with guarded.connect(f"POST /upload HTTP/1.1\nContent-Length: {UPLOAD_BYTES}") as connection:
+        connection.sendall(b"the first bytes")
+        answer = connection.recv(65536)
+
+    assert answer.startswith(b"HTTP/1.1 401 ")
+    assert guarded.model.request_lines == []
+
+
+HANDSHAKE = """\
+GET /ws HTTP/1.1
+Connection: Upgrade
+Upgrade: {protocol}
+Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==
+Sec-WebSocket-Version: 13"""
+
+
+def test_websocket_reaches_the_model_after_the_check(guarded: Deployment, ada: Account) -> None:
+    guarded.model.request_lines.clear()
+    head = HANDSHAKE.format(protocol="websocket")
+    anonymous = guarded.send_raw(head)
+    assert guarded.model.request_lines == []
+
+    with guarded.connect(f"{head}\nAuthorization: Bearer {ada.key}") as connection:
+        accepted = connection.recv(65536)
+        connection.sendall(b"ping")
+        answer = connection.recv(65536)
+
+    assert (anonymous[:12], accepted[:12], answer) == (b"HTTP/1.1 401", b"HTTP/1.1 101", b"PING")
+
+
+@pytest.mark.parametrize("protocol", ["h2c", "h2c\nUpgrade: websocket", "websocket, h2c"])
+def test_other_upgrades_are_not_passed_on(guarded: Deployment, ada: Account, protocol: str) -> None:
+    lines = f"{HANDSHAKE.format(protocol=protocol)}\nAuthorization: Bearer {ada.key}"
+
+    with guarded.connect(lines) as connection:
+        answer = connection.recv(65536)
+
+    assert b"h2c" not in answer.replace(b"http/1.1", b"").lower()
+
+
+# --- outages
+
+
+@contextmanager
+def all_proxies(folder: Path, mlapi_port: int, model_port: int) -> Iterator[list[str]]:
+    """Run all proxies in front of one model server. They wait for mlapi for one second at most."""
+    with ExitStack() as stack:
+        yield [
+            stack.enter_context(deployed(folder / name, mlapi_port, model_port, [("5s", "1s")]))
+            for name, deployed in PROXIES.items()
+        ]
+
+
+def test_outage_of_the_service_denies_access(tmp_path: Path) -> None:
+    settings = {**SETTINGS, "MLAPI_DATABASE__URL": f"postgresql://mlapi@127.0.0.1:{free_port()}/mlapi"}
+    headers = {"X-API-Key": f"mlapi_{'0' * 16}_{'0' * 64}"}
+    with (
+        running_model_server() as model,
+        MlapiServer(tmp_path, settings) as service,
+        all_proxies(tmp_path, service.port, model.port) as bases,
+    ):
+        answers = [requests.get(base, headers=headers, timeout=TIMEOUT_SECONDS) for base in bases]
+        service.stop(signal.SIGKILL)
+        answers += [requests.get(base, headers=headers, timeout=TIMEOUT_SECONDS) for base in bases]
+        answers += [requests.put(base, headers=headers, data=PIECE, timeout=TIMEOUT_SECONDS) for base in bases]
+
+    for answer in answers:
+        assert (answer.status_code, answer.json()) == (503, {"message": "Service unavailable, try again"})
+        assert int(answer.headers["Retry-After"]) >= 1
+    assert model.request_lines == []
+
+
+def test_hanging_service_denies_access(tmp_path: Path) -> None:
+    headers = {"X-API-Key": "mlapi_1"}
+    with (
+        running_model_server() as model,
+        socket.create_server(("127.0.0.1", 0)) as silent,
+        all_proxies(tmp_path, silent.getsockname()[1], model.port) as bases,
+    ):
+        answers = [requests.get(base, headers=headers, timeout=TIMEOUT_SECONDS) for base in bases]
+
+    for answer in answers:
+        assert (answer.status_code, answer.json()) == (503, {"message": "Service unavailable, try again"})
+    assert model.request_lines == []
+
+
+def test_outage_of_the_model_is_reported_in_json(service: MlapiServer, ada: Account, tmp_path: Path) -> None:
+    with all_proxies(tmp_path, service.port, free_port()) as bases:
+        answers = [requests.get(base, headers={"X-API-Key": ada.key}, timeout=TIMEOUT_SECONDS) for base in bases]
+
+    assert [answer.status_code for answer in answers] == [502, 502, 503]
+    assert [answer.json() for answer in answers] == [{"message": "The model is unavailable"}] * 3
