@@ -30,9 +30,19 @@ PATHS = {
     "/users/me": ["GET"],
     "/users/me/password": ["PUT"],
     "/users/me/tokens": ["DELETE"],
+    "/users/me/usage": ["GET"],
 }
 CLOSED_PATHS = [
-    *("/users", "/users/1", "/users/1/password", "/users/1/tokens", "/users/1/keys", "/keys/0123456789abcdef"),
+    *(
+        "/users",
+        "/users/1",
+        "/users/1/usage",
+        "/usage",
+        "/users/1/password",
+        "/users/1/tokens",
+        "/users/1/keys",
+        "/keys/0123456789abcdef",
+    ),
     *("/toggle-user-permission/1/0", "/remove-user/1", "/audit", "/metrics", "/health/live", "/health/ready"),
     *("/console", "/console/log-in", "/docs", "/openapi.json", "/unknown", "/", "/token/", "/users/me/"),
     *("//token", "/users/me/password/x"),

@@ -12,7 +12,7 @@ from itsdangerous.encoding import base64_decode, base64_encode
 
 from mlapi.domain.audit import DailyCount
 from mlapi.entrypoints.admin import AdminPolicy
-from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Day, chart_start, make_chart
+from mlapi.entrypoints.console.chart import DAYS, HEIGHT, Bar, Day, chart_start, make_bar_chart, make_chart
 from mlapi.entrypoints.http.sessions import FLASH_SECONDS, IDLE_SECONDS, LIFETIME_SECONDS, Session, Sessions
 from mlapi.entrypoints.wire.client import Client
 from mlapi.entrypoints.wire.errors import AdminAccessDeniedError
@@ -302,6 +302,25 @@ def test_empty_chart_has_its_baseline_at_the_bottom() -> None:
     chart = make_chart([], NOON)
 
     assert (chart.registered, chart.removed, chart.baseline) == (0, 0, HEIGHT)
+
+
+def test_bars_fill_the_width_of_any_range() -> None:
+    counts = {TODAY: 6, TODAY - timedelta(days=1): 3}
+
+    chart, two_days = (make_bar_chart(counts, TODAY - timedelta(days=days), TODAY) for days in (29, 1))
+
+    assert (chart.total, chart.peak.day, len(chart.bars), chart.bar_width) == (9, TODAY, 30, 14)
+    assert chart.bars[-2:] == [
+        Bar(day=TODAY - timedelta(days=1), count=3, x=563, height=48),
+        Bar(day=TODAY, count=6, x=583, height=96),
+    ]
+    assert (two_days.bar_width, [bar.x for bar in two_days.bars]) == (210, [45, 345])
+
+
+def test_bar_chart_without_counts_has_no_bars() -> None:
+    chart = make_bar_chart({}, TODAY, TODAY)
+
+    assert (chart.total, chart.peak) == (0, Bar(day=TODAY, count=0, x=90, height=0))
 
 
 # --- forms

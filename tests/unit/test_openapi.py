@@ -23,7 +23,13 @@ from mlapi.entrypoints.wire.openapi import DescribedAccess, openapi
 from mlapi.entrypoints.wire.operation import Operation
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH, START_PATH
-from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS, VERIFY_PARAMETERS
+from mlapi.entrypoints.wire.queries import (
+    AUDIT_PARAMETERS,
+    DAYS_PARAMETERS,
+    USAGE_PARAMETERS,
+    USERS_PARAMETERS,
+    VERIFY_PARAMETERS,
+)
 
 DOCUMENT: dict[str, Any] = json.loads(openapi())
 PAGES = (CONSOLE_PATH, DOCS_PATH, OPENAPI_PATH)
@@ -120,6 +126,7 @@ def test_only_the_listed_operations_are_open_to_non_admins() -> None:
         "/users/me",
         "/users/me/password",
         "/users/me/tokens",
+        "/users/me/usage",
     }
 
 
@@ -206,6 +213,9 @@ def test_description_lists_every_query_parameter() -> None:
         "/users": tuple(USERS_PARAMETERS),
         "/audit": tuple(AUDIT_PARAMETERS),
         "/verify": tuple(VERIFY_PARAMETERS),
+        "/usage": tuple(USAGE_PARAMETERS),
+        "/users/{user_id}/usage": tuple(DAYS_PARAMETERS),
+        "/users/me/usage": tuple(DAYS_PARAMETERS),
     }
 
 

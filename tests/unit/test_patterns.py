@@ -3,13 +3,15 @@
 import re
 import sys
 import unicodedata
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
 from mlapi.domain.credentials import validate_api_key_fields
 from mlapi.domain.errors import InvalidFieldsError
 from mlapi.domain.rules import find_username_error, fold, has_invisible
+from mlapi.domain.usage import UsagePosition
+from mlapi.domain.users import UserId
 from mlapi.entrypoints.wire import patterns
 from mlapi.entrypoints.wire.queries import parse_users_query
 
@@ -61,3 +63,39 @@ def test_search_matches_if_the_query_is_accepted(text: str) -> None:
         is_valid = False
 
     assert (re.search(patterns.SEARCH, text) is not None) == is_valid
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *["2026-11-30.7", "2026-11-30.7.00000000000000aa", "2024-02-29.0", "2000-02-29.1", f"9999-12-31.{'9' * 19}"],
+        *[
+            "2026-02-29.1",
+            "1900-02-29.1",
+            "2026-04-31.1",
+            "2026-13-01.1",
+            "2026-00-01.1",
+            "2026-01-00.1",
+            "0000-02-29.1",
+        ],
+        *["0000-01-01.1", "0001-01-01.1", "2026-11-30", "2026-11-30.", f"2026-11-30.{'9' * 20}", "2026-11-30.1.00AA"],
+        *["2026-11-30.1.", "2026-11-30.-1", "2026-11-30.\u0661", "2026-11-30.1.00000000000000aa0", ""],
+    ],
+)
+def test_usage_cursor_matches_if_it_is_accepted(text: str) -> None:
+    try:
+        UsagePosition.parse(text)
+    except ValueError:
+        is_valid = False
+    else:
+        is_valid = True
+
+    assert (re.search(patterns.USAGE_POSITION, text) is not None) == is_valid
+
+
+def test_every_day_matches_the_pattern_of_usage_cursors() -> None:
+    days = [date(2023, 12, 31) + timedelta(days=number) for number in range(800)]
+
+    assert [
+        day for day in days if not re.search(patterns.USAGE_POSITION, str(UsagePosition(day, UserId(1), None)))
+    ] == []

@@ -9,7 +9,7 @@ from functools import partial
 import attrs
 
 from mlapi.adapters.common_passwords import load_common_passwords
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryTokens, InMemoryUsage
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.guard import Guard
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
@@ -142,6 +142,11 @@ def in_memory_access(users: Users) -> Access:
     tokens = InMemoryTokens()
     authenticator = Authenticator(users, tokens, in_memory_attempts(AttemptLimits()))
     return Access(authenticator=authenticator, guard=Guard(users.repository, tokens, accept_bare=True))
+
+
+def in_memory_usage() -> UsageRepository:
+    """Return an empty repository of usage, which is lost when the process ends."""
+    return InMemoryUsage()
 
 
 def in_memory_attempts(limits: AttemptLimits) -> AttemptLimiter:

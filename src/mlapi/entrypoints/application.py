@@ -14,8 +14,9 @@ from starlette.types import ASGIApp, Lifespan
 from mlapi.application.authentication import Access
 from mlapi.application.registration import RegistrationLimiter
 from mlapi.application.users import Users
-from mlapi.bootstrap import in_memory_access
+from mlapi.bootstrap import in_memory_access, in_memory_usage
 from mlapi.domain.addresses import Network
+from mlapi.domain.usage import UsageRepository
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.console import console_routes
 from mlapi.entrypoints.http.browser_sessions import is_manager_in_browser
@@ -43,6 +44,7 @@ def create_app(
     admin_policy: AdminPolicy | None = None,
     access: Access | None = None,
     *,
+    usage: UsageRepository | None = None,
     registration_limiter: RegistrationLimiter | None = None,
     trusted_proxies: Sequence[Network] = (),
     token_in_path: bool = True,
@@ -55,6 +57,7 @@ def create_app(
             reads the configuration and opens the database at startup, and ignores the other arguments.
         admin_policy: decides who may manage users. By default, programs on this machine.
         access: authenticates users. By default, tokens are kept in memory until the process ends.
+        usage: the usage that is shown. By default, there is none.
         registration_limiter: limits the registrations of clients without credentials. By default, there is no limit.
         trusted_proxies: proxies that may set ``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Request-Id``.
         token_in_path: whether to serve ``GET /token_status/<token>``, for clients that cannot send headers.
@@ -66,6 +69,7 @@ def create_app(
     runtime = Runtime.from_users(
         users,
         access,
+        in_memory_usage() if usage is None else usage,
         registration_limiter=registration_limiter,
         trusted_proxies=trusted_proxies,
         token_in_path=token_in_path,

@@ -24,6 +24,7 @@ COMMANDS = {
     "secrets": ("secrets:secret_commands", "Manage the keys that encrypt passwords and sign tokens."),
     "serve": ("serve:serve_command", "Serve the API over HTTP."),
     "tokens": ("tokens:token_commands", "Manage the tokens of users."),
+    "usage": ("usage:usage_command", "Show the requests and units of users."),
     "users": ("users:user_commands", "Manage the users of the configured database."),
 }
 """The module and object of each command, and its short help. Importing all modules takes half a second."""

@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
-from typing import cast
+from typing import TypeVar, cast
 
 import attrs
 import click
@@ -15,6 +15,8 @@ from mlapi.domain.users import User
 from mlapi.entrypoints.cli.output import EXIT_PARTIAL, CommandError, UsageError, show
 from mlapi.entrypoints.cli.tables import printable
 from mlapi.entrypoints.wire import requests, responses
+
+T = TypeVar("T")
 
 STDIN = "-"
 MAX_SHOWN_ITEMS = 20
@@ -130,11 +132,11 @@ class Report:
     def succeed_for(self, user: User) -> None:
         self.succeed(describe(user), responses.UserResponse.from_user(user))
 
-    def count(self, users: Iterable[User]) -> Iterator[User]:
-        """Yield the users, and count them as done."""
-        for user in users:
+    def count(self, items: Iterable[T]) -> Iterator[T]:
+        """Yield the items, and count them as done."""
+        for item in items:
             self.done += 1
-            yield user
+            yield item
 
     def fail(self, error: Exception) -> None:
         self.failed += 1
@@ -146,11 +148,16 @@ class Report:
             raise click.exceptions.Exit(EXIT_PARTIAL if self.done else CommandError.exit_code)
 
 
-def find_each(users: Users, names: Sequence[str], reference: str | None, report: Report) -> Iterator[User]:
-    """Yield the user for each name in the arguments or on standard input, and report the names that refer to none."""
+def find_each_user(users: Users, names: Sequence[str], reference: str | None, report: Report) -> Iterator[User]:
+    """Yield the user for each name. See `find_each`."""
+    return find_each(names, lambda name: find_user(users, name, reference), report)
+
+
+def find_each(names: Sequence[str], find: Callable[[str], T], report: Report) -> Iterator[T]:
+    """Yield what ``find`` returns for each name in the arguments or on standard input, and report its errors."""
     for name in _read_names(names):
         try:
-            yield find_user(users, name, reference)
+            yield find(name)
         except RepositoryUnavailableError:
             raise
         except (MlapiError, CommandError) as error:

@@ -17,7 +17,7 @@ from mlapi.entrypoints.cli.selection import (
     apply_to_each,
     confirm,
     describe,
-    find_each,
+    find_each_user,
     find_user,
     reference_options,
     require_terminal,
@@ -110,7 +110,7 @@ def tokens_revoke(names: Sequence[str], *, reference: str | None, is_all: bool, 
     with open_users_as_operator() as users:
         if is_all and not yes:
             confirm(f"Revoke the tokens of all {users.count()} users?")
-        selected = users.iterate_users() if is_all else find_each(users, names, reference, report)
+        selected = users.iterate_users() if is_all else find_each_user(users, names, reference, report)
         apply_to_each(users, selected, lambda user: users.prepare_end_tokens(user_id=user.id), report)
     if is_all:
         show(f"revoked the tokens of {format_count(report.done, 'user')}", {"revoked": report.done}, as_json=as_json)

@@ -5,10 +5,11 @@ from typing import Any, get_args
 
 import click
 
+from mlapi.application.usage_reports import find_last_seen
 from mlapi.application.user_search import iterate_sorted
 from mlapi.domain.rules import UserFilter
 from mlapi.domain.users import User, UserOrder
-from mlapi.entrypoints.cli.operator import open_users_as_operator
+from mlapi.entrypoints.cli.operator import open_service_as_operator, open_users_as_operator
 from mlapi.entrypoints.cli.output import CommandGroup, json_option, read_secret
 from mlapi.entrypoints.cli.selection import (
     STDIN,
@@ -17,7 +18,7 @@ from mlapi.entrypoints.cli.selection import (
     confirm,
     describe,
     filter_options,
-    find_each,
+    find_each_user,
     find_user,
     require_terminal,
     user_argument,
@@ -26,15 +27,19 @@ from mlapi.entrypoints.cli.selection import (
 )
 from mlapi.entrypoints.cli.tables import Column, format_time, list_format_options, printable, show_rows
 from mlapi.entrypoints.cli.transfer import users_export, users_import
-from mlapi.entrypoints.wire.responses import UserResponse
+from mlapi.entrypoints.wire.responses import ShownUserResponse, UserResponse
 
-_COLUMNS: list[Column[UserResponse]] = [
+_COLUMNS: list[Column[Any]] = [  # of `UserResponse` and its subclass
     Column(heading="ID", cell=lambda user: user.user_id, is_number=True),
     Column(heading="STATE", cell=lambda user: "enabled" if user.enabled else "disabled"),
     Column(heading="USERNAME", cell=lambda user: user.username, may_shrink=True),
     Column(heading="EMAIL", cell=lambda user: user.email, may_shrink=True),
     Column(heading="CREATED (UTC)", cell=lambda user: format_time(user.created_datetime)),
     Column(heading="UPDATED (UTC)", cell=lambda user: format_time(user.updated_datetime), is_optional=True),
+]
+_SHOWN_COLUMNS: list[Column[ShownUserResponse]] = [
+    *_COLUMNS,
+    Column(heading="LAST SEEN (UTC)", cell=lambda user: format_time(user.last_seen, none="-"), is_optional=True),
 ]
 
 
@@ -70,9 +75,10 @@ def users_list(*, sort: UserOrder, reverse: bool, limit: int | None, list_format
 def users_show(names: Sequence[str], *, reference: str | None, list_format: str | None) -> None:
     """Show users. Use - to read their names or ids from standard input."""
     report = Report("found")
-    with open_users_as_operator() as users:
-        found = report.count(find_each(users, names, reference, report))
-        show_rows(map(UserResponse.from_user, found), _COLUMNS, UserResponse, list_format)
+    with open_service_as_operator() as service:
+        found = report.count(find_each_user(service.users, names, reference, report))
+        rows = (ShownUserResponse.from_user_and_time(user, find_last_seen(service.usage, user.id)) for user in found)
+        show_rows(rows, _SHOWN_COLUMNS, ShownUserResponse, list_format)
     report.exit_on_failure()
 
 
@@ -121,7 +127,7 @@ def users_remove(names: Sequence[str], *, reference: str | None, yes: bool, as_j
     if not yes:
         require_terminal(may_read=STDIN not in names)
     with open_users_as_operator() as users:
-        selected = find_each(users, names, reference, report)
+        selected = find_each_user(users, names, reference, report)
         if not yes:
             selected = iter(_confirm_removal(list(selected)))
         apply_to_each(users, selected, lambda user: users.prepare_remove(user_id=user.id), report)
@@ -145,7 +151,7 @@ def users_set_password(user: str, *, reference: str | None, as_json: bool) -> No
 
 def _set_enabled(names: Sequence[str], reference: str | None, report: Report, *, enabled: bool) -> None:
     with open_users_as_operator() as users:
-        selected = find_each(users, names, reference, report)
+        selected = find_each_user(users, names, reference, report)
         apply_to_each(users, selected, lambda user: users.prepare_set_enabled(user_id=user.id, enabled=enabled), report)
     report.exit_on_failure()
 

@@ -1,6 +1,6 @@
-"""The bar chart of registrations and removals per day: its coordinates for an inline SVG."""
+"""Bar charts of numbers per day: their coordinates for an inline SVG."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, time, timedelta
 
 import attrs
@@ -32,6 +32,8 @@ class Day:
 
 @attrs.frozen(kw_only=True)
 class Chart:
+    """The chart of registrations and removals."""
+
     days: Sequence[Day]
     baseline: int
     """The distance of the baseline from the top of the chart."""
@@ -75,6 +77,52 @@ def make_chart(counts: Sequence[DailyCount], now: datetime) -> Chart:
                 down=_bar_height(removals, scale),
             )
             for number, (day, registrations, removals) in enumerate(zip(days, registered, removed, strict=True))
+        ],
+    )
+
+
+@attrs.frozen(kw_only=True)
+class Bar:
+    """The bar of one day in a `BarChart`."""
+
+    day: date
+    count: int
+    x: float
+    height: int
+
+
+@attrs.frozen(kw_only=True)
+class BarChart:
+    """A chart of one number per day, without a second row of bars below the baseline."""
+
+    bars: Sequence[Bar]
+    bar_width: float
+
+    @property
+    def total(self) -> int:
+        return sum(bar.count for bar in self.bars)
+
+    @property
+    def peak(self) -> Bar:
+        """The day with the largest number; the first of several."""
+        return max(self.bars, key=lambda bar: bar.count)
+
+
+def make_bar_chart(counts: Mapping[date, int], first: date, last: date) -> BarChart:
+    """Return the chart of a range of days, both inclusive. Days without a count have the number 0."""
+    days = [first + timedelta(days=number) for number in range((last - first).days + 1)]
+    slot_width = WIDTH / len(days)
+    scale = HEIGHT / max(1, *(counts.get(day, 0) for day in days))
+    return BarChart(
+        bar_width=round(slot_width * _BAR_WIDTH / _SLOT_WIDTH, 2),
+        bars=[
+            Bar(
+                day=day,
+                count=counts.get(day, 0),
+                x=round((number + (1 - _BAR_WIDTH / _SLOT_WIDTH) / 2) * slot_width, 2),
+                height=_bar_height(counts.get(day, 0), scale),
+            )
+            for number, day in enumerate(days)
         ],
     )
 

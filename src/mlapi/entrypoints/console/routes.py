@@ -10,6 +10,7 @@ from mlapi.entrypoints.console.keys import add_key, remove_key
 from mlapi.entrypoints.console.login import LoginPage, log_out
 from mlapi.entrypoints.console.page_token import show_page_token
 from mlapi.entrypoints.console.pages import LOGIN_PATH, PAGE_TOKEN_PATH
+from mlapi.entrypoints.console.usage import show_usage
 from mlapi.entrypoints.wire.paths import CONSOLE_PATH
 
 _GET_AND_POST = ["GET", "POST"]
@@ -26,6 +27,7 @@ def console_routes() -> list[Route]:
             Route(f"{CONSOLE_PATH}/log-out", log_out, methods=["POST"]),
             Route(f"{CONSOLE_PATH}{PAGE_TOKEN_PATH}", show_page_token, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/activity", show_activity, methods=["GET"]),
+            Route(f"{CONSOLE_PATH}/usage", show_usage, methods=["GET"]),
             Route(f"{CONSOLE_PATH}/users/new", users.add_user, methods=_GET_AND_POST),
             Route(user, users.show_user, methods=["GET"]),
             Route(f"{user}/enabled", users.set_enabled, methods=_GET_AND_POST),

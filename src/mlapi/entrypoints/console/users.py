@@ -15,6 +15,7 @@ from mlapi.domain.users import User, UserId, utc_now
 from mlapi.entrypoints.console.chart import Chart, chart_start, make_chart
 from mlapi.entrypoints.console.pages import redirect, render_page
 from mlapi.entrypoints.console.request import ConsoleRequest
+from mlapi.entrypoints.console.usage import UsageOverview, default_days, read_overview
 from mlapi.entrypoints.http.user_lists import list_users
 from mlapi.entrypoints.wire import queries, requests
 
@@ -176,12 +177,13 @@ async def user_page(
         ServiceUnavailableError: if the database is unavailable.
     """
 
-    def read() -> tuple[User, list[ApiKey], list[AuditEntry]]:
+    def read() -> tuple[User, list[ApiKey], list[AuditEntry], UsageOverview]:
         users = request.runtime.users
         user, keys = users.get(user_id), users.list_api_keys(user_id)
-        return user, keys, users.list_audit_page(limit=RECENT_ENTRIES, user_id=user_id)
+        entries = users.list_audit_page(limit=RECENT_ENTRIES, user_id=user_id)
+        return user, keys, entries, read_overview(request.runtime.usage, default_days(), user_id)
 
-    user, keys, entries = await request.runtime.executor.read_page(read)
+    user, keys, entries, usage = await request.runtime.executor.read_page(read)
     return render_page(
         request,
         "user.html",
@@ -189,6 +191,7 @@ async def user_page(
         user=user,
         keys=keys,
         entries=entries,
+        usage=usage,
         form={} if errors is None else request.form,
         errors=errors or {},
         secret=secret,

@@ -13,7 +13,7 @@ from mlapi.domain.addresses import rate_limit_key
 from mlapi.domain.commands import ApiKeyCommand, Command, Outcome, UpdateUser, UserChange, UserCommand
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.ports import PasswordCipher, is_costly
-from mlapi.domain.users import User
+from mlapi.domain.users import User, UserId
 from mlapi.entrypoints.http.search_pool import SearchPool
 from mlapi.entrypoints.http.shared_call import SharedCall
 from mlapi.entrypoints.http.thread_pool import BoundedThreadPool, Priority, Turn, cores
@@ -88,6 +88,10 @@ class PoolExecutor:
     async def read_page(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function that reads a few rows through an index, for an admin."""
         return await self._pages.run(function, *args, **kwargs)
+
+    async def read_own(self, user_id: UserId, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function that reads the rows of a user, for the same user. Users and admins take turns."""
+        return await self._pages.run_as(Turn(f"user {user_id}"), function, *args, **kwargs)
 
     async def search(self, receive: Receive, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function whose cost grows with the number of rows, for an admin. See `SearchPool.run`."""

@@ -9,11 +9,13 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from mlapi.application.deadlines import PausedDeadline
+from mlapi.application.usage_reports import find_last_seen, iterate_usage
 from mlapi.application.users import Users
 from mlapi.domain.commands import Actor
 from mlapi.domain.credentials import ApiKeyId, IssuedToken, looks_like_api_key
 from mlapi.domain.errors import AccessDeniedError, InvalidTokenError, MlapiError
-from mlapi.domain.users import User, UserId
+from mlapi.domain.usage import DayRange, UsageRepository
+from mlapi.domain.users import User, UserId, utc_now
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.middleware import delayed_error_response
 from mlapi.entrypoints.http.runtime import Runtime
@@ -136,8 +138,12 @@ async def list_users(request: Request) -> Response:
 
 @handler
 async def show_user(request: Request) -> Response:
-    runtime = _runtime(request)
-    return responses.user(await runtime.executor.read_page(runtime.users.get, _user_id(request)))
+    runtime, user_id = _runtime(request), _user_id(request)
+
+    def read() -> Response:
+        return responses.shown_user(runtime.users.get(user_id), find_last_seen(runtime.usage, user_id))
+
+    return await runtime.executor.read_page(read)
 
 
 @handler
@@ -183,6 +189,47 @@ async def set_password(request: Request) -> Response:
 async def end_tokens(request: Request) -> Response:
     command = _users_as_admin(request).prepare_end_tokens(user_id=_user_id(request))
     return responses.tokens_ended(await _runtime(request).executor.apply(command))
+
+
+@handler
+async def own_usage(request: Request) -> Response:
+    runtime = _runtime(request)
+    user = await runtime.guard.identify(_credential(request))
+    return await runtime.executor.read_own(user.id, _read_usage, runtime.usage, user.id, _days(request))
+
+
+@handler
+async def user_usage(request: Request) -> Response:
+    runtime, user_id, days = _runtime(request), _user_id(request), _days(request)
+
+    def read() -> Response:
+        return _read_usage(runtime.usage, runtime.users.get(user_id).id, days)
+
+    return await runtime.executor.read_page(read)
+
+
+def _days(request: Request) -> DayRange:
+    return queries.parse_user_usage_query(request.scope["query_string"], today=utc_now().date())
+
+
+def _read_usage(usage: UsageRepository, user_id: UserId, days: DayRange) -> Response:
+    """Return the usage of a user. Encoding many rows takes some time, so call this in a thread."""
+    return responses.user_usage(iterate_usage(usage, days, user_id), find_last_seen(usage, user_id))
+
+
+@handler
+async def usage(request: Request) -> Response:
+    runtime = _runtime(request)
+    query = queries.parse_usage_query(request.scope["query_string"], today=utc_now().date())
+    found = await runtime.executor.read_page(
+        runtime.usage.list_page,
+        first_day=query.days.first,
+        last_day=query.days.last,
+        after=query.after,
+        limit=query.limit + 1,
+    )
+    rows, has_more = found[: query.limit], len(found) > query.limit
+    return responses.usage_page(rows, next_page=rows[-1].position if has_more else None)
 
 
 @handler

@@ -19,6 +19,7 @@ from mlapi.bootstrap import async_guard, open_service, retention
 from mlapi.config import load_settings
 from mlapi.domain.addresses import Network
 from mlapi.domain.commands import Actor
+from mlapi.domain.usage import UsageRepository
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.cors import CorsPolicy
 from mlapi.entrypoints.http.executor import PoolExecutor
@@ -40,6 +41,7 @@ class Runtime:
         registration: registers users.
         authenticator: logs users in and changes their passwords.
         guard: checks tokens and API keys.
+        usage: stores the usage of the users.
         executor: queries the users, hashes passwords and applies commands without blocking the event loop.
         metrics: the metrics of this process.
         trusted_proxies: proxies whose headers may set the client address, the scheme and the request id.
@@ -51,6 +53,7 @@ class Runtime:
     registration: AsyncRegistration
     authenticator: AsyncAuthenticator
     guard: AsyncGuard
+    usage: UsageRepository
     executor: PoolExecutor
     metrics: Metrics
     trusted_proxies: Sequence[Network]
@@ -63,6 +66,7 @@ class Runtime:
         cls,
         users: Users,
         access: Access,
+        usage: UsageRepository,
         *,
         registration_limiter: RegistrationLimiter | None = None,
         trusted_proxies: Sequence[Network] = (),
@@ -81,6 +85,7 @@ class Runtime:
             ),
             authenticator=AsyncAuthenticator(access.authenticator, executor),
             guard=resources.enter_context(async_guard(access.guard)),
+            usage=usage,
             executor=executor,
             metrics=metrics,
             trusted_proxies=trusted_proxies,
@@ -114,6 +119,7 @@ async def lifespan_from_config(app: Starlette) -> AsyncIterator[None]:
         runtime = Runtime.from_users(
             service.users,
             service.access,
+            service.usage,
             registration_limiter=service.registration_limiter,
             trusted_proxies=settings.http.trusted_networks,
             token_in_path=not settings.is_production,

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from mlapi.application.guard import Admission
 from mlapi.domain.audit import AuditEntry, AuditId
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
+from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import EncryptedPassword, User, UserId
 
 _NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
@@ -34,3 +35,4 @@ AUDIT_ENTRY = AuditEntry(
     outcome="done",
     request_id=None,
 )
+USAGE = UsageRow(day=_NOON.date(), user_id=USER.id, key_id=API_KEY.id, requests=250, units=18_000, seen_datetime=_NOON)

@@ -20,13 +20,14 @@ from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_
 from mlapi.entrypoints.wire.headers import FORM
 from mlapi.entrypoints.wire.operation import Operation
 from mlapi.entrypoints.wire.operations import OPERATIONS
-from mlapi.entrypoints.wire.queries import DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE
+from mlapi.entrypoints.wire.queries import DEFAULT_PAGE_SIZE, DEFAULT_USAGE_DAYS, MAX_PAGE_SIZE
 from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, ResponseBody, UserMessage
 
 Schema = dict[str, Any]
 """JSON Schema 2020-12, or another part of an OpenAPI document."""
 
 _ID: Schema = {"type": "integer", "minimum": 0}
+_DAY: Schema = {"type": "string", "format": "date"}
 _PATH_PARAMETERS: Mapping[str, Schema] = {
     "user_id": {"description": "Id of the user.", "schema": _ID, "example": 1},
     "permission": {
@@ -64,7 +65,25 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
         "schema": {"type": "integer", "minimum": 1, "maximum": MAX_PAGE_SIZE, "default": DEFAULT_PAGE_SIZE},
     },
     "after": {"description": "`next` of the previous page. Omit it for the first page.", "schema": _ID},
+    "from": {
+        "description": f"The first day, in UTC. By default, the range has {DEFAULT_USAGE_DAYS} days.",
+        "schema": _DAY,
+        "example": examples.USAGE.day.isoformat(),
+    },
+    "to": {
+        "description": "The last day, which is included, in UTC. By default, today. It must not be before `from`.",
+        "schema": _DAY,
+        "example": examples.USAGE.day.isoformat(),
+    },
 }
+_QUERY_PARAMETERS_OF_OPERATIONS: Mapping[tuple[str, str], Schema] = {
+    ("usage", "after"): {
+        **_QUERY_PARAMETERS["after"],
+        "schema": {"type": "string", "pattern": patterns.USAGE_POSITION},
+        "example": str(examples.USAGE.position),
+    },
+}
+"""The parameters that differ from others of the same name, by the name of the operation."""
 _HEADERS: Mapping[str, Schema] = {
     "Accept-Encoding": {
         "description": "Present if the body is compressed.",
@@ -204,7 +223,7 @@ def _describe(operation: Operation, access: DescribedAccess) -> Schema:
         "security": [*([{}] if access.is_optional(operation) else []), *operation.callers.security],
         "parameters": [
             *(_describe_parameter("path", name, _PATH_PARAMETERS[name]) for name in operation.path_parameters),
-            *(_describe_parameter("query", name, _QUERY_PARAMETERS[name]) for name in operation.query),
+            *(_describe_parameter("query", name, _query_parameter(operation, name)) for name in operation.query),
         ],
         "responses": dict(sorted(_describe_responses(operation))),
     }
@@ -216,6 +235,10 @@ def _describe(operation: Operation, access: DescribedAccess) -> Schema:
     if operation.deprecated:
         description["deprecated"] = True
     return description
+
+
+def _query_parameter(operation: Operation, name: str) -> Schema:
+    return _QUERY_PARAMETERS_OF_OPERATIONS.get((operation.name, name)) or _QUERY_PARAMETERS[name]
 
 
 def _describe_parameter(location: str, name: str, schema: Schema) -> Schema:

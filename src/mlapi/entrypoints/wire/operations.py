@@ -30,7 +30,13 @@ from mlapi.entrypoints.wire.callers import (
 )
 from mlapi.entrypoints.wire.errors import UnsupportedGrantTypeError
 from mlapi.entrypoints.wire.operation import Form, Operation
-from mlapi.entrypoints.wire.queries import AUDIT_PARAMETERS, USERS_PARAMETERS, VERIFY_PARAMETERS
+from mlapi.entrypoints.wire.queries import (
+    AUDIT_PARAMETERS,
+    DAYS_PARAMETERS,
+    USAGE_PARAMETERS,
+    USERS_PARAMETERS,
+    VERIFY_PARAMETERS,
+)
 from mlapi.entrypoints.wire.requests import (
     TOKEN_PATH_PREFIX,
     AddApiKeyRequest,
@@ -42,7 +48,7 @@ from mlapi.entrypoints.wire.requests import (
 )
 from mlapi.entrypoints.wire.responses import Message, UserMessage
 
-_USERS, _OWN_ACCOUNT, _ACCESS, _STATE = "Users", "Own account", "Access", "State"
+_USERS, _OWN_ACCOUNT, _ACCESS, _USAGE, _STATE = "Users", "Own account", "Access", "Usage", "State"
 
 # Routes are in the same order, and the first match wins, so /users/me comes before /users/{user_id}.
 OPERATIONS = (
@@ -172,8 +178,8 @@ OPERATIONS = (
         summary="Get a user",
         tag=_USERS,
         callers=ADMINS,
-        success=responses.user(examples.USER),
-        response=responses.UserResponse,
+        success=responses.shown_user(examples.USER, examples.USAGE.seen_datetime),
+        response=responses.ShownUserResponse,
         errors=(UserNotFoundError,),
     ),
     Operation(
@@ -231,6 +237,44 @@ OPERATIONS = (
         success=responses.tokens_ended(examples.USER),
         response=UserMessage,
         errors=(UserNotFoundError, ChangeRejectedError),
+    ),
+    Operation(
+        method="GET",
+        path="/users/me/usage",
+        name="own_usage",
+        operation_id="listOwnUsage",
+        summary="List your own requests and units per day",
+        tag=_OWN_ACCOUNT,
+        callers=USERS,
+        cross_origin=True,
+        query=tuple(DAYS_PARAMETERS),
+        success=responses.user_usage([examples.USAGE], examples.USAGE.seen_datetime),
+        response=responses.UserUsage,
+    ),
+    Operation(
+        method="GET",
+        path="/users/{user_id}/usage",
+        name="user_usage",
+        operation_id="listUserUsage",
+        summary="List the requests and units of a user per day",
+        tag=_USAGE,
+        callers=ADMINS,
+        query=tuple(DAYS_PARAMETERS),
+        success=responses.user_usage([examples.USAGE], examples.USAGE.seen_datetime),
+        response=responses.UserUsage,
+        errors=(UserNotFoundError,),
+    ),
+    Operation(
+        method="GET",
+        path="/usage",
+        name="usage",
+        operation_id="listUsage",
+        summary="List the requests and units of all users per day, one page at a time",
+        tag=_USAGE,
+        callers=ADMINS,
+        query=tuple(USAGE_PARAMETERS),
+        success=responses.usage_page([examples.USAGE], next_page=None),
+        response=responses.UsagePage,
     ),
     Operation(
         method="GET",

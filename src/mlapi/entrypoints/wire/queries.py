@@ -1,6 +1,9 @@
 """Parse the query parameters of the operations."""
 
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import date
 from urllib.parse import parse_qsl
 
 import attrs
@@ -8,6 +11,7 @@ import attrs
 from mlapi.domain.audit import AuditId
 from mlapi.domain.errors import FieldError, InvalidFieldsError
 from mlapi.domain.rules import MAX_USERNAME_CHARS, has_invisible
+from mlapi.domain.usage import DayRange, UsagePosition
 from mlapi.domain.users import UserId
 from mlapi.entrypoints.wire.errors import MAX_QUERY_BYTES
 from mlapi.entrypoints.wire.requests import parse_permission, parse_user_id
@@ -16,6 +20,7 @@ _BEFORE_FIRST_USER = UserId(0)
 MAX_QUERY_FIELDS = 20
 DEFAULT_PAGE_SIZE = 100
 MAX_PAGE_SIZE = 500
+DEFAULT_USAGE_DAYS = 30
 MIN_SEARCH_CHARS = 2
 """A single character is in nearly every username or e-mail address."""
 
@@ -42,6 +47,15 @@ class AuditQuery:
     def is_search(self) -> bool:
         """Whether the query may have to read many entries to fill a page."""
         return self.user_id is not None
+
+
+@attrs.frozen(kw_only=True)
+class UsageQuery:
+    """The parsed query string of ``GET /usage``."""
+
+    days: DayRange
+    limit: int = DEFAULT_PAGE_SIZE
+    after: UsagePosition | None = None
 
 
 def parse_users_query(query: bytes) -> UsersQuery:
@@ -81,6 +95,42 @@ def parse_cost(query: bytes) -> int:
             client would otherwise let the client choose the cost.
     """
     return int(_parse(query, VERIFY_PARAMETERS).get("cost", "1")) if query else 1
+
+
+def parse_usage_query(query: bytes, *, today: date) -> UsageQuery:
+    """Parse the query string of ``GET /usage``. See `parse_days`."""
+    values = _parse(query, USAGE_PARAMETERS)
+    return UsageQuery(
+        days=parse_days(values, today=today),
+        limit=int(values.get("limit", DEFAULT_PAGE_SIZE)),
+        after=UsagePosition.parse(values["after"]) if "after" in values else None,
+    )
+
+
+def parse_user_usage_query(query: bytes, *, today: date) -> DayRange:
+    """Parse the query string of ``GET /users/<id>/usage``. See `parse_days`."""
+    return parse_days(_parse(query, DAYS_PARAMETERS), today=today)
+
+
+def parse_days(values: Mapping[str, str], *, today: date) -> DayRange:
+    """Return the range of days from ``from`` to ``to``.
+
+    Without ``to``, the range ends today. Without ``from``, it has `DEFAULT_USAGE_DAYS` days.
+
+    Args:
+        values: may contain ``from`` and ``to``.
+        today: the current day in UTC.
+
+    Raises:
+        InvalidFieldsError: if a value is not a date such as 2030-01-31, or the range ends before it begins.
+    """
+    found = {name: _parse_date(values[name]) for name in DAYS_PARAMETERS if name in values}
+    InvalidFieldsError.raise_for([(name, None if day else _DATE_ERROR) for name, day in found.items()])
+    last = found.get("to") or today
+    first = found.get("from") or date.fromordinal(max(1, last.toordinal() - DEFAULT_USAGE_DAYS + 1))
+    if first > last:
+        raise InvalidFieldsError((FieldError("from", "must not be after the last day (by default, today)"),))
+    return DayRange(first, last)
 
 
 def split_query(query: bytes) -> list[tuple[str, str]]:
@@ -140,6 +190,27 @@ def _find_id_error(text: str) -> str | None:
     return None if text.isascii() and text.isdigit() else "must be ASCII digits"
 
 
+def _find_date_error(text: str) -> str | None:
+    return None if _parse_date(text) else _DATE_ERROR
+
+
+def _parse_date(text: str) -> date | None:
+    with suppress(ValueError):  # there is no such day
+        if _DATE.fullmatch(text):  # Python also accepts 20300131 and 2030-W05-4
+            return date.fromisoformat(text)
+    return None
+
+
+def _find_position_error(text: str) -> str | None:
+    try:
+        UsagePosition.parse(text)
+    except ValueError:
+        return "must be the next of the previous page"
+    return None
+
+
+_DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
+_DATE_ERROR = "must be a date such as 2030-01-31"
 USERS_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "enabled": lambda text: None if text in {"0", "1"} else "must be 0 or 1",
     "q": _find_search_error,
@@ -153,4 +224,10 @@ AUDIT_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "user_id": _find_id_error,
     "limit": _find_page_size_error,
     "after": _find_id_error,
+}
+DAYS_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {"from": _find_date_error, "to": _find_date_error}
+USAGE_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
+    **DAYS_PARAMETERS,
+    "limit": _find_page_size_error,
+    "after": _find_position_error,
 }

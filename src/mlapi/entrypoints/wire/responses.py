@@ -1,7 +1,7 @@
 """JSON response bodies, and a function for each successful response. For errors, see `error_responses`."""
 
-from collections.abc import Sequence
-from datetime import datetime
+from collections.abc import Iterable, Sequence
+from datetime import date, datetime
 from http import HTTPStatus
 from typing import Annotated, Literal, Self
 from urllib.parse import quote
@@ -13,6 +13,7 @@ from mlapi.application.guard import Admission
 from mlapi.domain.audit import Action, AuditEntry, Result
 from mlapi.domain.credentials import ApiKey, IssuedToken
 from mlapi.domain.errors import FieldError
+from mlapi.domain.usage import UsagePosition, UsageRow
 from mlapi.domain.users import User
 
 _NO_STORE = (("Cache-Control", "no-store"),)  # for responses with credentials or personal data: RFC 6749, 5.1
@@ -26,6 +27,11 @@ KeyNumber = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$", examples=["012
 Next = Annotated[
     int | None, msgspec.Meta(description="The value of `after` for the next page. Null if this is the last page.")
 ]
+LastSeen = Annotated[
+    Time | None,
+    msgspec.Meta(description="The time of the latest request that was admitted, in UTC. Null if there was none."),
+]
+Count = Annotated[int, msgspec.Meta(ge=0, extra_json_schema={"format": "int64"})]
 
 
 class ResponseBody(msgspec.Struct, frozen=True):
@@ -97,6 +103,16 @@ class UserResponse(ResponseBody, frozen=True):
             created_datetime=user.created_datetime,
             updated_datetime=user.updated_datetime,
         )
+
+
+class ShownUserResponse(UserResponse, frozen=True):
+    """A user, and when their latest request was. Times are in UTC; the password is never returned."""
+
+    last_seen: LastSeen
+
+    @classmethod
+    def from_user_and_time(cls, user: User, last_seen: datetime | None) -> Self:
+        return cls(**msgspec.structs.asdict(UserResponse.from_user(user)), last_seen=last_seen)
 
 
 class UsersPage(ResponseBody, frozen=True):
@@ -177,6 +193,36 @@ class AuditPage(ResponseBody, frozen=True):
 
     entries: list[AuditEntryResponse]
     next: Next
+
+
+class UsageResponse(ResponseBody, frozen=True):
+    """The requests and units of a user on one day in UTC, with one API key or with tokens."""
+
+    date: date
+    user_id: UserNumber
+    key_id: Annotated[KeyNumber | None, msgspec.Meta(description="Null for requests with tokens.")]
+    requests: Count
+    units: Count
+
+    @classmethod
+    def from_row(cls, row: UsageRow) -> Self:
+        return cls(date=row.day, user_id=row.user_id, key_id=row.key_id, requests=row.requests, units=row.units)
+
+
+class UserUsage(ResponseBody, frozen=True):
+    """The usage of one user, sorted by date."""
+
+    usage: list[UsageResponse]
+    last_seen: LastSeen
+
+
+class UsagePage(ResponseBody, frozen=True):
+    """A page of the usage of all users, sorted by date, user and API key. It includes removed users."""
+
+    usage: list[UsageResponse]
+    next: Annotated[
+        str | None, msgspec.Meta(description="The value of `after` for the next page. Null if this is the last page.")
+    ]
 
 
 @attrs.frozen
@@ -265,6 +311,10 @@ def user(found: User) -> Response:
     return json_response(HTTPStatus.OK, UserResponse.from_user(found), _NO_STORE)
 
 
+def shown_user(found: User, last_seen: datetime | None) -> Response:
+    return json_response(HTTPStatus.OK, ShownUserResponse.from_user_and_time(found, last_seen), _NO_STORE)
+
+
 def users_page(page: Sequence[User], *, next_page: int | None) -> Response:
     """Return a page of users. ``next_page`` is the ``after`` of the next page, or None."""
     body = UsersPage([UserResponse.from_user(user) for user in page], next_page)
@@ -274,6 +324,17 @@ def users_page(page: Sequence[User], *, next_page: int | None) -> Response:
 def audit_page(page: Sequence[AuditEntry], *, more: bool) -> Response:
     """Return a page of audit entries. If there are more, ``next`` is the id of the last one."""
     body = AuditPage([AuditEntryResponse.from_entry(entry) for entry in page], page[-1].id if more else None)
+    return json_response(HTTPStatus.OK, body, _NO_STORE)
+
+
+def user_usage(rows: Iterable[UsageRow], last_seen: datetime | None) -> Response:
+    body = UserUsage([UsageResponse.from_row(row) for row in rows], last_seen)
+    return json_response(HTTPStatus.OK, body, _NO_STORE)
+
+
+def usage_page(rows: Sequence[UsageRow], *, next_page: UsagePosition | None) -> Response:
+    """Return a page of usage. ``next_page`` is the ``after`` of the next page, or None."""
+    body = UsagePage([UsageResponse.from_row(row) for row in rows], None if next_page is None else str(next_page))
     return json_response(HTTPStatus.OK, body, _NO_STORE)
 
 

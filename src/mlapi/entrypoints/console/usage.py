@@ -1,0 +1,143 @@
+"""The usage page: requests and units per day, of all users or of one user."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import partial
+from http import HTTPStatus
+
+import attrs
+from starlette.responses import Response
+
+from mlapi.application.usage_reports import iterate_usage
+from mlapi.domain.credentials import ApiKeyId
+from mlapi.domain.errors import FieldError, InvalidFieldsError, UserNotFoundError
+from mlapi.domain.usage import DailyUsage, DayRange, UsageRepository
+from mlapi.domain.users import User, UserId, utc_now
+from mlapi.entrypoints.console.chart import BarChart, make_bar_chart
+from mlapi.entrypoints.console.pages import render_page
+from mlapi.entrypoints.console.request import ConsoleRequest
+from mlapi.entrypoints.http.runtime import Runtime
+from mlapi.entrypoints.wire import queries, requests
+
+MAX_CHART_DAYS = 366
+TOP_USERS = 10
+
+
+@attrs.frozen(kw_only=True)
+class UsageOverview:
+    """The charts of requests and units per day.
+
+    Attributes:
+        requests: the chart of the requests.
+        units: the chart of the units.
+        days: the days that have usage, for a table.
+        last_seen: the time of the latest request, at any time, if the overview is that of one user.
+    """
+
+    requests: BarChart
+    units: BarChart
+    days: Sequence[DailyUsage]
+    last_seen: datetime | None
+
+
+@attrs.frozen(kw_only=True)
+class UsageShare:
+    """The usage of one user, or of one API key or the tokens of a user.
+
+    Attributes:
+        id: the id of the user or the API key; None for tokens.
+        name: the name of the user or the API key; None if it has been removed.
+        requests: the sum of the requests.
+        units: the sum of the units.
+    """
+
+    id: UserId | ApiKeyId | None
+    name: str | None
+    requests: int
+    units: int
+
+
+def default_days() -> DayRange:
+    """Return the days that are shown by default, which end today."""
+    return queries.parse_days({}, today=utc_now().date())
+
+
+def read_overview(usage: UsageRepository, days: DayRange, user_id: UserId | None = None) -> UsageOverview:
+    """Return the overview of all users, or of one user."""
+    found = usage.sum_per_day(first_day=days.first, last_day=days.last, user_id=user_id)
+    return UsageOverview(
+        requests=make_bar_chart({day.day: day.requests for day in found}, days.first, days.last),
+        units=make_bar_chart({day.day: day.units for day in found}, days.first, days.last),
+        days=found,
+        last_seen=None if user_id is None else usage.last_seen([user_id]).get(user_id),
+    )
+
+
+async def show_usage(request: ConsoleRequest) -> Response:
+    """Show the usage of all users and the biggest of them, or the usage of one user and their API keys."""
+    parameters = request.query_parameters("user_id", "from", "to")
+    user_id = requests.parse_user_id(parameters["user_id"]) if "user_id" in parameters else None
+    try:
+        days, errors = _parse_days(parameters), {}
+    except InvalidFieldsError as error:
+        days = default_days()
+        errors = {field_error.field: field_error.message for field_error in error.errors}
+    runtime = request.runtime
+    if user_id is None:
+        user, (overview, shares) = None, await request.search(partial(_read_all, runtime, days))
+    else:
+        user, overview, shares = await runtime.executor.read_page(_read_user, runtime, days, user_id)
+    return render_page(
+        request,
+        "usage.html",
+        HTTPStatus.UNPROCESSABLE_ENTITY if errors else HTTPStatus.OK,
+        user_id=user_id,
+        user=user,
+        usage=overview,
+        shares=shares,
+        days=days,
+        form={"from": days.first.isoformat(), "to": days.last.isoformat(), **parameters},
+        errors=errors,
+    )
+
+
+def _parse_days(parameters: Mapping[str, str]) -> DayRange:
+    days = queries.parse_days(parameters, today=utc_now().date())
+    if days.length > MAX_CHART_DAYS:
+        raise InvalidFieldsError((FieldError("from", f"must be at most {MAX_CHART_DAYS} days before the last day"),))
+    return days
+
+
+def _read_all(runtime: Runtime, days: DayRange) -> tuple[UsageOverview, list[UsageShare]]:
+    top = runtime.usage.list_top_users(first_day=days.first, last_day=days.last, limit=TOP_USERS)
+    users = runtime.users.repository.find_principals([total.user_id for total in top])
+    shares = [
+        UsageShare(
+            id=total.user_id,
+            name=user.username if isinstance(user, User) else None,
+            requests=total.requests,
+            units=total.units,
+        )
+        for total, user in zip(top, users, strict=True)
+    ]
+    return read_overview(runtime.usage, days), shares
+
+
+def _read_user(
+    runtime: Runtime, days: DayRange, user_id: UserId
+) -> tuple[User | None, UsageOverview, list[UsageShare]]:
+    try:
+        user, keys = runtime.users.get(user_id), runtime.users.list_api_keys(user_id)
+    except UserNotFoundError:  # usage outlives its user
+        user, keys = None, []
+    names: dict[ApiKeyId | None, str] = {key.id: key.name for key in keys}
+    totals: dict[ApiKeyId | None, list[int]] = {}
+    for row in iterate_usage(runtime.usage, days, user_id):
+        total = totals.setdefault(row.key_id, [0, 0])
+        total[0] += row.requests
+        total[1] += row.units
+    shares = [
+        UsageShare(id=key_id, name=names.get(key_id), requests=requests, units=units)
+        for key_id, (requests, units) in totals.items()
+    ]
+    return user, read_overview(runtime.usage, days, user_id), shares
