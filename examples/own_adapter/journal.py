@@ -10,7 +10,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import date, datetime
 from io import FileIO
@@ -21,9 +21,11 @@ import attrs
 import msgspec
 
 from mlapi import Command, ConfigurationError, Outcome, RepositoryUnavailableError
-from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryUsage, InMemoryUserRepository
+from mlapi.adapters.memory import InMemoryAllowances, InMemoryAuditTrail, InMemoryUsage, InMemoryUserRepository
+from mlapi.domain.allowances import Draw, Drawn
+from mlapi.domain.plans import Window
 from mlapi.domain.usage import UsageRow
-from mlapi.domain.users import to_utc
+from mlapi.domain.users import UserId, to_utc
 
 
 @attrs.frozen(kw_only=True)
@@ -49,7 +51,15 @@ class SetFingerprint:
     value: str
 
 
-Entry = Command | Purge | PurgeUsage | UsageRow | SetFingerprint
+@attrs.frozen(kw_only=True)
+class TimedDraw:
+    """A draw from an allowance, and when it was made, in seconds since 1970."""
+
+    draw: Draw
+    timestamp: float
+
+
+Entry = Command | Purge | PurgeUsage | UsageRow | SetFingerprint | TimedDraw
 KINDS = {kind.__name__: kind for kind in get_args(Entry)}
 
 
@@ -112,7 +122,7 @@ class Journal:
             RepositoryUnavailableError: if ``commit_by`` has passed, or the file cannot be written.
         """
         named = [[type(entry).__name__, attrs.asdict(entry)] for entry in entries]
-        line = json.dumps(named, default=lambda value: value.isoformat()).encode("ascii") + b"\n"
+        line = json.dumps(named, default=_encode).encode("ascii") + b"\n"
         with self._lock:
             file = self.require_file()
             if commit_by is not None and time.monotonic() > commit_by:
@@ -185,7 +195,7 @@ class JournaledUserRepository(InMemoryUserRepository):
         for entry in entries:
             if isinstance(entry, Purge):
                 InMemoryAuditTrail.purge(self.audit, before=entry.before, limit=entry.limit)
-            elif not isinstance(entry, PurgeUsage | UsageRow | SetFingerprint):
+            elif not isinstance(entry, PurgeUsage | UsageRow | SetFingerprint | TimedDraw):
                 super().apply([entry])
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
@@ -194,6 +204,37 @@ class JournaledUserRepository(InMemoryUserRepository):
 
     def check(self) -> None:
         self._journal.require_file()
+
+
+class JournaledAllowances(InMemoryAllowances):
+    """`Allowances` that write draws to a journal before they apply them in memory."""
+
+    def __init__(self, journal: Journal, has_user: Callable[[UserId], bool]) -> None:
+        super().__init__(has_user, clock=lambda: self._timestamp)
+        self._journal = journal
+        self._timestamp = 0.0
+
+    def replay(self, entries: Iterable[Entry]) -> None:
+        """Apply draws that were read from the journal."""
+        for entry in entries:
+            if isinstance(entry, TimedDraw):
+                self._timestamp = entry.timestamp
+                super().draw([entry.draw])
+
+    def draw(self, requests: Sequence[Draw], *, commit_by: float | None = None) -> list[Drawn | None]:
+        timestamp = time.time()
+        entries = [TimedDraw(draw=request, timestamp=timestamp) for request in requests]
+        with self._journal.append(entries, commit_by):
+            self._timestamp = timestamp
+            return super().draw(requests)
+
+    def read(self, requests: Sequence[Draw]) -> list[Drawn | None]:
+        self._timestamp = time.time()
+        return super().draw([attrs.evolve(request, wanted=0) for request in requests])
+
+
+def _encode(value: date | Window) -> str:
+    return value.value if isinstance(value, Window) else value.isoformat()
 
 
 def _write(file: FileIO, line: bytes) -> None:

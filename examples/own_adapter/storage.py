@@ -13,6 +13,7 @@ from typing import Self
 from examples.own_adapter.journal import (
     Entry,
     Journal,
+    JournaledAllowances,
     JournaledUsage,
     JournaledUserRepository,
     SetFingerprint,
@@ -37,6 +38,7 @@ class JournalStorage:
     def __init__(self, path: Path) -> None:
         self._journal = Journal(path.absolute())
         self.users = JournaledUserRepository(self._journal)
+        self.allowances = JournaledAllowances(self._journal, self.users.has)
         self.attempts = InMemoryAttempts()
         self.usage = JournaledUsage(self._journal)
         self.files = (self._journal.path,)
@@ -99,6 +101,7 @@ class JournalStorage:
                 entries = self._journal.open()
                 self.users.replay(entries)
                 self.usage.replay(entries)
+                self.allowances.replay(entries)
                 self._fingerprint = _last_fingerprint(entries)
                 self._is_open = True
 

@@ -151,7 +151,7 @@ def test_threads_can_read_concurrently(storage: SqliteGuardStorage, ada: User, m
     barrier = Barrier(8)
 
     def find(_number: int) -> list[object]:
-        return storage._run(lambda connection: [barrier.wait(10) >= 0, connection.execute("SELECT 1").fetchall()])
+        return storage.read(lambda connection: [barrier.wait(10) >= 0, connection.execute("SELECT 1").fetchall()])
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(find, range(8))) == [[True, [(1,)]]] * 8
@@ -206,7 +206,7 @@ def test_guard_closes_connections_in_use_to_a_replaced_file(
         storage.find_principals([ada.id])
 
     assert storage.find_principals([ada.id]) == [ada]
-    storage._run(notice_replacement)
+    storage.read(notice_replacement)
 
     assert storage.find_principals([ada.id]) == [None]
 
@@ -236,7 +236,7 @@ def test_unexpected_error_is_not_hidden(storage: SqliteGuardStorage) -> None:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        storage._run(fail)
+        storage.read(fail)
 
 
 def test_guard_continues_in_a_forked_child(storage: SqliteGuardStorage, ada: User) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from mlapi.domain.allowances import Allowances
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.ports import AttemptCounts, UserRepository
 from mlapi.domain.usage import UsageRepository
@@ -37,6 +38,11 @@ class Storage(Protocol):
     @property
     def attempts(self) -> AttemptCounts:
         """The counts of login attempts. Its methods are called only after `prepare` has returned."""
+        ...
+
+    @property
+    def allowances(self) -> Allowances:
+        """What users have used of their plans' allowances. Its methods are called only after `prepare` has returned."""
         ...
 
     @property

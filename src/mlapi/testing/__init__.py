@@ -25,6 +25,7 @@ from mlapi.testing.fakes import (
 )
 
 __all__ = [
+    "AllowancesContract",
     "AttemptLimiterContract",
     "HttpContract",
     "ImmediateUsage",
@@ -46,6 +47,7 @@ __all__ = [
 ]
 
 _SUITES = {
+    "AllowancesContract": "mlapi.testing.allowances",
     "AttemptLimiterContract": "mlapi.testing.attempts",
     "HttpContract": "mlapi.testing.http",
     "PasswordCipherContract": "mlapi.testing.cipher",
@@ -62,6 +64,7 @@ if (pytest := sys.modules.get("pytest")) is not None:  # so that failed assertio
     pytest.register_assert_rewrite(*_SUITES.values(), *(f"mlapi.testing.{topic}" for topic in _TOPICS))
 
 if TYPE_CHECKING:
+    from mlapi.testing.allowances import AllowancesContract
     from mlapi.testing.attempts import AttemptLimiterContract
     from mlapi.testing.cipher import PasswordCipherContract
     from mlapi.testing.guarded_routes import assert_all_routes_guarded

@@ -8,8 +8,8 @@ with a new, empty storage:
         def open_storage(self, tmp_path):
             return lambda: MyStorage(tmp_path / "users")
 
-The suite includes the contracts of `UserRepository`, `AttemptLimiter` and `UsageRepository`, for the storage's users,
-attempt counts and usage.
+The suite includes the contracts of `UserRepository`, `AttemptLimiter`, `Allowances` and `UsageRepository`, for the
+storage's users, attempt counts, allowances and usage.
 """
 
 import time
@@ -22,11 +22,13 @@ import pytest
 
 from mlapi import AttemptLimiter, ConfigurationError, UserId, UserRepository
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
+from mlapi.domain.allowances import Allowances
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.commands import Remove, SetEnabled
 from mlapi.domain.inspection import Inspection
 from mlapi.domain.storage import Storage
 from mlapi.domain.usage import UsageRepository
+from mlapi.testing.allowances import AllowancesContract, draw_one, request_draw
 from mlapi.testing.attempts import ATTEMPT_LIMIT, AttemptLimiterContract
 from mlapi.testing.repository import UserRepositoryContract
 from mlapi.testing.samples import LATER, NOON, registered, with_api_key
@@ -38,7 +40,7 @@ LONG_SECONDS = 60.0
 SHORT_SECONDS = 0.05
 
 
-class StorageContract(UserRepositoryContract, AttemptLimiterContract, UsageRepositoryContract):
+class StorageContract(UserRepositoryContract, AttemptLimiterContract, AllowancesContract, UsageRepositoryContract):
     forgets = False
     """Set this to True for a storage that loses everything when it is closed, such as mlapi's in-memory storage."""
 
@@ -61,6 +63,10 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract, UsageRepos
     def usage(self, storage: Storage) -> UsageRepository:
         return storage.usage
 
+    @pytest.fixture
+    def allowances(self, storage: Storage) -> Allowances:
+        return storage.allowances
+
     # --- closing and opening again
 
     def test_reopened_storage_contains_everything(self, open_storage: OpenStorage) -> None:
@@ -74,6 +80,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract, UsageRepos
         storage.store_fingerprint("a fingerprint")
         storage.usage.add([row(user_id=ada.id), row(user_id=bob.id)])
         entries = storage.users.audit.list_page(limit=10)
+        storage.allowances.draw([request_draw(ada.id, 7)])
         storage.close()
 
         again = open_storage()
@@ -86,6 +93,7 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract, UsageRepos
         assert again.users.audit.list_page(limit=10) == entries
         assert again.find_fingerprint() == "a fingerprint"
         assert again.usage.list_page(limit=9) == [row(user_id=ada.id), row(user_id=bob.id)]
+        assert draw_one(again.allowances, request_draw(ada.id)).used == 8
         assert registered(again.users, "eve").id > bob.id
         again.close()
 

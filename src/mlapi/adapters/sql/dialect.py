@@ -13,6 +13,7 @@ from mlapi.adapters.sql.existing import ConnectionPool, Purpose
 from mlapi.adapters.sql.postgresql import PostgresqlDialect
 from mlapi.adapters.sql.sqlite.dialect import SqliteDialect
 from mlapi.adapters.sql.sqlite.files import FileChange
+from mlapi.domain.allowances import Draw, Drawn
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
@@ -173,6 +174,21 @@ class Dialect(Protocol[DriverConnectionT]):
 
     def add_usage(self, connection: DriverConnectionT, rows: Sequence[UsageRow]) -> None:
         """Add rows in one statement. See `mlapi.domain.usage.UsageRepository.add`."""
+        ...
+
+    def draw(
+        self, connection: DriverConnectionT, requests: Sequence[Draw], *, adds_rows: bool
+    ) -> list[Drawn | None] | None:
+        """Apply draws of allowances in order in the current transaction.
+
+        Return None, and change nothing, if rows have to be added and ``adds_rows`` is False. Rows must be added before
+        any is locked: adding one locks its user, and a transaction that removes a user locks the user first. If a user
+        is removed while a row is added, the transaction fails with a rejection.
+        """
+        ...
+
+    def read_draws(self, connection: DriverConnectionT, requests: Sequence[Draw]) -> list[Drawn | None]:
+        """Return what each draw would return if it drew nothing, without waiting for writers."""
         ...
 
     def check_writable(self, connection: DriverConnectionT) -> None:

@@ -8,6 +8,7 @@ from typing import ClassVar, Self
 import attrs
 
 from mlapi.adapters.sql import backups
+from mlapi.adapters.sql.allowances import SqlAllowances
 from mlapi.adapters.sql.attempts import SqlAttempts
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.inspection import find_obstacles, inspect_database
@@ -35,6 +36,7 @@ class SqlStorage:
         self.database = database
         self.users = SqliteUserRepository(database) if database.dialect.supports_nowait else SqlUserRepository(database)
         self.attempts = SqlAttempts(database)
+        self.allowances = SqlAllowances(database)
         self.usage = SqlUsage(database)
         self._files = database.dialect.files(database.engine.url)
 

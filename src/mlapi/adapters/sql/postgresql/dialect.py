@@ -17,6 +17,7 @@ from mlapi.adapters.sql.existing import IN_USE, ConnectionPool, Purpose, transla
 from mlapi.adapters.sql.postgresql import engine, errors, execution, namespaces, privileges, tools
 from mlapi.adapters.sql.probes import write_probes
 from mlapi.adapters.sql.tables import users
+from mlapi.domain.allowances import Draw, Drawn
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
@@ -173,6 +174,14 @@ class PostgresqlDialect:
 
     def add_usage(self, connection: "BoundedConnection", rows: Sequence[UsageRow]) -> None:
         execution.add_usage(connection, rows)
+
+    def draw(
+        self, connection: "BoundedConnection", requests: Sequence[Draw], *, adds_rows: bool
+    ) -> list[Drawn | None] | None:
+        return execution.draw(connection, requests, adds_rows=adds_rows)
+
+    def read_draws(self, connection: "BoundedConnection", requests: Sequence[Draw]) -> list[Drawn | None]:
+        return execution.read_draws(connection, requests)
 
     def check_writable(self, connection: "BoundedConnection") -> None:
         if connection.fetch_last(_WRITE_PROBE) != (True,):

@@ -19,6 +19,7 @@ from sqlalchemy import (
     Double,
     String,
     Table,
+    and_,
     any_,
     bindparam,
     cast,
@@ -36,7 +37,7 @@ from sqlalchemy.dialects.postgresql import insert
 from mlapi.adapters.sql import statements
 from mlapi.adapters.sql.rows import API_KEY_COLUMNS, USER_COLUMNS, inserted_columns
 from mlapi.adapters.sql.statements import USER_UPDATES, Update
-from mlapi.adapters.sql.tables import api_keys, attempts, audit, usage, users
+from mlapi.adapters.sql.tables import allowances, api_keys, attempts, audit, usage, users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Register
 from mlapi.domain.credentials import ApiKey
@@ -153,6 +154,58 @@ def _compile_add_usage() -> bytes:
     return _compile(statement.on_conflict_do_update(index_elements=position, set_={**sums, "seen_datetime": seen}))
 
 
+def _given_keys(*columns: ColumnElement[Any]) -> CTE:
+    return _given(allowances.c.user_id, allowances.c.allowance, *columns)
+
+
+def _has_key_of(given: CTE) -> ColumnElement[bool]:
+    return and_(allowances.c.user_id == given.c.user_id, allowances.c.allowance == given.c.allowance)
+
+
+def _compile_lock_allowances() -> bytes:
+    given = _given_keys()
+    locked = (
+        select(*USE_COLUMNS)
+        .join_from(allowances, given, _has_key_of(given))
+        .order_by(allowances.c.user_id, allowances.c.allowance)
+        .with_for_update(key_share=True, of=allowances)
+        .cte("locked")
+        .prefix_with("MATERIALIZED")
+    )
+    return _compile(select(locked, _CLOCK))
+
+
+def _compile_add_allowances() -> bytes:
+    given = _given_keys()
+    zero: ColumnElement[int] = literal_column("0")
+    new_rows = select(given.c.user_id, given.c.allowance, zero, zero).where(
+        select(users.c.id).where(users.c.id == given.c.user_id).exists()
+    )
+    return _compile(
+        insert(allowances)
+        .from_select([column.name for column in USE_COLUMNS], new_rows.order_by(given.c.user_id, given.c.allowance))
+        .on_conflict_do_nothing()
+    )
+
+
+def _compile_set_allowances() -> bytes:
+    given = _given_keys(allowances.c.starts_at, allowances.c.used)
+    return _compile(update(allowances).where(_has_key_of(given)).values(starts_at=given.c.starts_at, used=given.c.used))
+
+
+def _compile_allowances() -> bytes:
+    given = _given_keys()
+    use = allowances.c.starts_at, allowances.c.used
+    return _compile(
+        select(given.c.user_id, given.c.allowance, *use, _CLOCK).join_from(
+            given, allowances, _has_key_of(given), isouter=True
+        )
+    )
+
+
+USE_COLUMNS = (allowances.c.user_id, allowances.c.allowance, allowances.c.starts_at, allowances.c.used)
+_CLOCK = cast(func.extract("epoch", func.clock_timestamp()), Double)
+
 UPDATE_USER = {command: _compile_update(template) for command, template in USER_UPDATES.items()}
 REGISTER = _compile_register()
 IDS_BY_USERNAME_KEY = _compile_ids_by_username_key()
@@ -175,6 +228,10 @@ PRINCIPALS_BY_KEY_IDS = _compile(
     .where(api_keys.c.id == any_(bindparam("ids", type_=ARRAY(String))))
 )
 INSERT_AUDIT = _compile_insert_audit()
+LOCK_ALLOWANCES = _compile_lock_allowances()
+ADD_ALLOWANCES = _compile_add_allowances()
+SET_ALLOWANCES = _compile_set_allowances()
+ALLOWANCES = _compile_allowances()
 READ_COUNTS = _compile(
     select(*statements.COUNT_COLUMNS).where(
         attempts.c.id == any_(bindparam("keys", type_=ARRAY(String))), attempts.c.expires_at > bindparam("now")

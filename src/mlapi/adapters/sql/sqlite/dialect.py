@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
 
 from mlapi.adapters.sql.existing import ConnectionPool, Purpose
 from mlapi.adapters.sql.probes import write_probes
-from mlapi.adapters.sql.sqlite import engine, execution, existing, files, reading, usage
+from mlapi.adapters.sql.sqlite import drawing, engine, execution, existing, files, reading, usage
 from mlapi.adapters.sql.sqlite.errors import (
     DATA_ERRORS,
     describe_file_error,
@@ -23,6 +23,7 @@ from mlapi.adapters.sql.sqlite.errors import (
 )
 from mlapi.adapters.sql.sqlite.files import FileChange
 from mlapi.adapters.sql.tables import users
+from mlapi.domain.allowances import Draw, Drawn
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Command, Outcome
@@ -141,6 +142,18 @@ class SqliteDialect:
 
     def add_usage(self, connection: sqlite3.Connection, rows: Sequence[UsageRow]) -> None:
         usage.add_usage(connection, rows)
+
+    def draw(
+        self,
+        connection: sqlite3.Connection,
+        requests: Sequence[Draw],
+        *,
+        adds_rows: bool,  # noqa: ARG002 - part of the protocol
+    ) -> list[Drawn | None]:
+        return drawing.draw(connection, requests)
+
+    def read_draws(self, connection: sqlite3.Connection, requests: Sequence[Draw]) -> list[Drawn | None]:
+        return drawing.read(connection, requests)
 
     def check_writable(self, connection: sqlite3.Connection) -> None:
         # `begin` has taken the write lock. The probes fail if the file is new and empty.

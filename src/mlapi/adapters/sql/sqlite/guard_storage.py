@@ -1,6 +1,10 @@
-"""Read users from an existing SQLite file, for guards. This does without SQLAlchemy, which takes 20 MB of memory."""
+"""Read users and draw from allowances in an existing SQLite file, for guards.
+
+This does without SQLAlchemy, which takes 20 MB of memory.
+"""
 
 import sqlite3
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -10,9 +14,10 @@ from mlapi import forks
 from mlapi.adapters.sql.fork_gate import ForkGate
 from mlapi.adapters.sql.idle_connections import IdleConnections
 from mlapi.adapters.sql.revisions import VERSION_TABLE, require_head
-from mlapi.adapters.sql.sqlite import connections, files, reading
+from mlapi.adapters.sql.sqlite import connections, drawing, files, reading
 from mlapi.adapters.sql.sqlite import usage as usage_statements
 from mlapi.adapters.sql.sqlite.errors import DATA_ERRORS, describe_file_error, primary_code
+from mlapi.domain.allowances import Allowances, Draw, Drawn
 from mlapi.domain.commands import Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import Principal, PrincipalId
 from mlapi.domain.errors import (
@@ -36,7 +41,8 @@ T = TypeVar("T")
 class SqliteGuardStorage:
     """The part of a `Storage` that a guard needs, in an existing SQLite file. It is a `PrincipalRepository` itself.
 
-    The account only needs permission to read the file, its write-ahead log and the log's index.
+    The account only needs permission to read the file, its write-ahead log and the log's index. To limit requests, it
+    also needs permission to write them.
 
     Args:
         file: the absolute path, which may be a symbolic link.
@@ -46,6 +52,8 @@ class SqliteGuardStorage:
         self._file = file
         self._operations = ForkGate()
         self._find_file_change = files.FileChangeCheck(file)
+        self._write_slot = forks.new_lock()
+        """Let threads queue for SQLite's write lock: if they waited for it in SQLite, some would starve."""
         self._create_pools()
         # In a child, drop the parent's connections. `pause` closed them, except while another thread used the file.
         forks.call_in_children(self._create_pools)
@@ -85,11 +93,11 @@ class SqliteGuardStorage:
         """
         if may_upgrade:
             raise ConfigurationError("a guard cannot change the schema: run `mlapi db upgrade`")
-        require_head(self._run(_find_revision))
+        require_head(self.read(_find_revision))
 
     def find_principals(self, ids: Sequence[PrincipalId]) -> list[Principal | None]:
         """See `PrincipalRepository`."""
-        found = self._run(lambda connection: reading.find_principals(connection, ids))
+        found = self.read(lambda connection: reading.find_principals(connection, ids))
         idle = self._idle_nowait
         if not idle:
             with self._operations, suppress(*_ERRORS):
@@ -118,22 +126,40 @@ class SqliteGuardStorage:
         return self.write(record)
 
     @property
+    def allowances(self) -> Allowances:
+        """Counts in the file what users have used of their allowances."""
+        return _GuardAllowances(self)
+
+    @property
     def usage(self) -> UsageWriter:
         """Stores usage in the file."""
         return _GuardUsage(self)
 
-    def write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def read(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Call ``work`` with an idle or new connection, and return its result."""
+        with self._operations:
+            self._check_not_replaced()
+            idle = self._idle
+            return self._use(idle, idle.take() or self._open(), work)
+
+    def write(self, work: Callable[[sqlite3.Connection], T], *, commit_by: float | None = None) -> T:
         """Call ``work`` in a write transaction, commit durably, and return its result.
+
+        Args:
+            work: executes statements in the transaction.
+            commit_by: a deadline, on the clock of `time.monotonic`. If it has passed, roll back instead of committing.
 
         Raises:
             ReadOnlyRepositoryError: if the account may only read the file.
-            RepositoryUnavailableError: if the file cannot be written for another reason.
+            RepositoryUnavailableError: if the file cannot be written for another reason, or ``commit_by`` has passed.
         """
 
         def run(connection: sqlite3.Connection) -> T:
             try:
                 connection.execute("BEGIN IMMEDIATE")
                 result = work(connection)
+                if commit_by is not None and time.monotonic() > commit_by:
+                    raise RepositoryUnavailableError("too late to commit")
                 connection.commit()
             except sqlite3.Error as error:
                 if getattr(error, "sqlite_errorcode", 0) == sqlite3.SQLITE_READONLY:
@@ -141,7 +167,12 @@ class SqliteGuardStorage:
                 raise
             return result
 
-        return self._run(run)
+        if not self._write_slot.acquire(timeout=TIMEOUT_SECONDS):
+            raise RepositoryUnavailableError("the database is busy: too many threads are writing")
+        try:
+            return self.read(run)
+        finally:
+            self._write_slot.release()
 
     def close(self) -> None:
         """Close all idle connections."""
@@ -158,13 +189,6 @@ class SqliteGuardStorage:
     def resume(self) -> None:
         """Continue after a fork."""
         self._operations.open()
-
-    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
-        """Call ``work`` with an idle or new connection."""
-        with self._operations:
-            self._check_not_replaced()
-            idle = self._idle
-            return self._use(idle, idle.take() or self._open(), work)
 
     def _use(
         self,
@@ -210,6 +234,21 @@ def _find_revision(connection: sqlite3.Connection) -> str | None:
         return None
     ((revision,),) = connection.execute(_SELECT_REVISION).fetchall()
     return str(revision)
+
+
+class _GuardAllowances:
+    """The `Allowances` of a `SqliteGuardStorage`."""
+
+    def __init__(self, storage: SqliteGuardStorage) -> None:
+        self._storage = storage
+
+    def draw(self, requests: Sequence[Draw], *, commit_by: float | None = None) -> list[Drawn | None]:
+        if not requests:
+            return []
+        return self._storage.write(lambda connection: drawing.draw(connection, requests), commit_by=commit_by)
+
+    def read(self, requests: Sequence[Draw]) -> list[Drawn | None]:
+        return self._storage.read(lambda connection: drawing.read(connection, requests))
 
 
 class _GuardUsage:
