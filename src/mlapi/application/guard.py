@@ -41,8 +41,11 @@ if TYPE_CHECKING:
     from mlapi.application.charges import BackgroundCharges, ChargeBatch
     from mlapi.application.limits import AsyncLimiter, Limiter
 
-ADMITTED = "admitted"
 _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
+
+
+def _key_id(parsed: ParsedCredential) -> ApiKeyId | None:
+    return None if isinstance(parsed, TokenClaims) else parsed.id
 
 
 def validate_units(units: object) -> None:
@@ -124,10 +127,6 @@ class Guard:
         limiter: enforces the limits of plans. By default, there are no limits.
         accept_bare: whether requests may have a token in the Authorization header without the scheme Bearer. `admit`
             does not use this value: pass it to the function that reads the header.
-
-    Attributes:
-        decisions: how many requests this guard has admitted, and rejected for each reason, such as
-            ``request_limit_reached``.
     """
 
     def __init__(
@@ -143,11 +142,21 @@ class Guard:
         self.repository = repository
         self.limiter = limiter
         self.accept_bare = accept_bare
-        self.decisions: Counter[str] = Counter()
+        self._admitted = 0
+        self._rejections: Counter[str] = Counter()
         self.clock = clock
         self._tokens = tokens
         self._usage = usage
         self._lock = new_lock()
+
+    @property
+    def decisions(self) -> dict[str, int]:
+        """How many requests this guard has admitted, and rejected for each reason, such as ``request_limit_reached``.
+
+        Requests without a credential do not reach the guard, so they are not counted.
+        """
+        with self._lock:
+            return {"admitted": self._admitted, **self._rejections}
 
     def check(self, credential: str) -> User:
         """Admit a request like `admit`, and return its user."""
@@ -171,12 +180,13 @@ class Guard:
         try:
             parsed = self.parse_credential(credential)
             (principal,) = self.repository.find_principals([get_principal_id(parsed)])
-            user = self.authenticate(parsed, principal)
+            now = self.clock()
+            user = self.authenticate(parsed, principal, now)
             limits = () if self.limiter is None else self.limiter.admit(user, cost)
         except MlapiError as error:
             self.count_rejection(error)
             raise
-        return self.conclude(parsed, user, limits, cost, self._charge_now)
+        return self.record(Admission(user, _key_id(parsed), limits, self._charge_now), cost, now)
 
     def identify(self, credential: str) -> User:
         """Authenticate a token or API key and return its user. Count no request, and apply no limits.
@@ -189,7 +199,7 @@ class Guard:
         """
         parsed = self.parse_credential(credential)
         (principal,) = self.repository.find_principals([get_principal_id(parsed)])
-        return self.authenticate(parsed, principal)
+        return self.authenticate(parsed, principal, self.clock())
 
     def charge(self, user: User, units: int, *, key_id: ApiKeyId | None = None) -> None:
         """Count units of a user, such as the tokens of an answer. Return when they are stored.
@@ -220,9 +230,8 @@ class Guard:
             return parse_api_key(credential)
         return self._tokens.verify(credential)
 
-    def authenticate(self, parsed: ParsedCredential, principal: Principal | None) -> User:
+    def authenticate(self, parsed: ParsedCredential, principal: Principal | None, now: datetime) -> User:
         """Return the user, given the credential's current principal. Raises the same errors as `identify`."""
-        now = self.clock()
         user = authenticate(parsed, principal, now)
         if isinstance(principal, ApiKeyPrincipal):
             last_used = principal.key.last_used_datetime
@@ -230,25 +239,16 @@ class Guard:
                 self._record_key_use(principal.key, now)
         return user
 
-    def conclude(
-        self,
-        parsed: ParsedCredential,
-        user: User,
-        limits: tuple[AllowanceState, ...],
-        cost: int,
-        charge: Callable[[Admission, int], None],
-    ) -> Admission:
-        """Record an admitted request, and return the admission. ``charge`` counts its units."""
-        key_id = None if isinstance(parsed, TokenClaims) else parsed.id
+    def record(self, admission: Admission, cost: int, now: datetime) -> Admission:
+        """Record an admitted request, and return its admission."""
         if cost and self._usage is not None:
-            self._usage.record(user.id, key_id, self.clock(), cost)
-        with self._lock:
-            self.decisions[ADMITTED] += 1
-        return Admission(user, key_id, limits, charge)
+            self._usage.record(admission.user.id, admission.key_id, now, cost)
+        self._admitted += 1  # without the lock, which would take as long as the rest of this method
+        return admission
 
     def count_rejection(self, error: MlapiError) -> None:
         with self._lock:
-            self.decisions[_name_reason(type(error).__name__)] += 1
+            self._rejections[_name_reason(type(error).__name__)] += 1
 
     def record_units(self, user: User, key_id: ApiKeyId | None, units: int) -> None:
         """Record units as usage."""
@@ -284,7 +284,7 @@ class AsyncGuard:
         self._limiter, self._charges = (None, None) if guard.limiter is None else _open_limits(guard.limiter)
 
     @property
-    def decisions(self) -> Counter[str]:
+    def decisions(self) -> dict[str, int]:
         """See `Guard.decisions`."""
         return self._guard.decisions
 
@@ -297,17 +297,20 @@ class AsyncGuard:
         guard = self._guard
         try:
             parsed = guard.parse_credential(credential)
-            user = guard.authenticate(parsed, await self._look_up(get_principal_id(parsed)))
+            principal = await self._look_up(get_principal_id(parsed))
+            now = guard.clock()
+            user = guard.authenticate(parsed, principal, now)
             limits = () if self._limiter is None else await self._limiter.admit(user, cost)
         except MlapiError as error:
             guard.count_rejection(error)
             raise
-        return guard.conclude(parsed, user, limits, cost, self._charge_later)
+        return guard.record(Admission(user, _key_id(parsed), limits, self._charge_later), cost, now)
 
     async def identify(self, credential: str) -> User:
         """Authenticate a token or API key and return its user, without counting a request. See `Guard.identify`."""
         parsed = self._guard.parse_credential(credential)
-        return self._guard.authenticate(parsed, await self._look_up(get_principal_id(parsed)))
+        principal = await self._look_up(get_principal_id(parsed))
+        return self._guard.authenticate(parsed, principal, self._guard.clock())
 
     async def charge(self, user: User, units: int, *, key_id: ApiKeyId | None = None) -> None:
         """Count units of a user, such as the tokens of an answer. Return when they are stored. See `Guard.charge`."""

@@ -8,10 +8,10 @@ from starlette.requests import HTTPConnection
 
 from mlapi.application.guard import AsyncGuard
 from mlapi.domain.errors import MlapiError
-from mlapi.entrypoints.http.middleware import starlette_response
+from mlapi.entrypoints.guard.admissions import admit_request
+from mlapi.entrypoints.http.middleware import log_outage, starlette_response
 from mlapi.entrypoints.wire.error_responses import error_response
 from mlapi.entrypoints.wire.errors import MissingCredentialError
-from mlapi.entrypoints.wire.headers import get_bearer_credential
 
 AUTHENTICATED = AuthCredentials(["authenticated"])
 
@@ -27,8 +27,10 @@ class GuardError(AuthenticationError):
 class GuardBackend(AuthenticationBackend):
     """A guard as a backend for Starlette's ``AuthenticationMiddleware``.
 
-    Requests without a credential pass as unauthenticated; protect routes with ``@requires``.
+    Requests without a credential pass as unauthenticated; protect routes with ``@requires``. `AdmissionMiddleware`
+    finishes the responses.
 
+    >>> Middleware(AdmissionMiddleware)  # doctest: +SKIP
     >>> Middleware(AuthenticationMiddleware, backend=GuardBackend(guard), on_error=handle_guard_error)  # doctest: +SKIP
 
     Args:
@@ -45,8 +47,7 @@ class GuardBackend(AuthenticationBackend):
             GuardError: if the guard rejects the credential.
         """
         try:
-            credential = get_bearer_credential(conn.scope["headers"], accept_bare=self._guard.accept_bare)
-            return AUTHENTICATED, await self._guard.check(credential)
+            return AUTHENTICATED, (await admit_request(conn, self._guard)).user
         except MissingCredentialError:
             return None
         except MlapiError as error:
@@ -56,4 +57,5 @@ class GuardBackend(AuthenticationBackend):
 def handle_guard_error(_conn: HTTPConnection, error: AuthenticationError) -> starlette_responses.Response:
     """Return the same error response as `GuardMiddleware`. Pass it to ``AuthenticationMiddleware`` as ``on_error``."""
     assert isinstance(error, GuardError)  # noqa: S101 - `GuardBackend` raises no other error
+    log_outage("guard", error.cause)
     return starlette_response(error_response(error.cause))

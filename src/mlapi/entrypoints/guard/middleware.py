@@ -11,6 +11,7 @@ from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
 from mlapi.domain.errors import ConfigurationError, MlapiError
 from mlapi.domain.users import User
+from mlapi.entrypoints.guard.admissions import SCOPE_KEY, finishing
 from mlapi.entrypoints.guard.backend import AUTHENTICATED
 from mlapi.entrypoints.guard.lifespans import run_lifespan
 from mlapi.entrypoints.guard.preflights import call_for_preflight
@@ -33,7 +34,10 @@ _MAX_EXEMPT_PATH_CHARS = 8192
 
 
 class GuardMiddleware:
-    """Passes only requests from enabled users to an ASGI application, and sets ``request.user``.
+    """Passes only the requests that a guard admits to an ASGI application, and sets ``request.user``.
+
+    ``request.scope["mlapi"]`` is the `mlapi.Admission`: call its ``charge`` to count units, such as the tokens of an
+    answer. Units that are charged during a response are stored before its end.
 
     All paths and WebSockets are guarded unless they are exempt, so new routes are guarded by default. Requests with
     ambiguous framing are rejected on every path, exempt ones included: a request smuggled inside one would bypass the
@@ -85,7 +89,9 @@ class GuardMiddleware:
             log_outage("guard", error)
             await _reject(error_response(error), scope, receive, send)
             return
-        scope["user"], scope["auth"], scope["mlapi"] = admission.user, AUTHENTICATED, admission
+        scope["user"], scope["auth"], scope[SCOPE_KEY] = admission.user, AUTHENTICATED, admission
+        if admission.limits and scope["type"] == "http":
+            send_accepted = finishing(send_accepted, admission)
         if self._rechecks is None:
             await self.app(scope, receive, send_accepted)
         else:

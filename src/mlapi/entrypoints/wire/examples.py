@@ -2,9 +2,12 @@
 
 from datetime import UTC, datetime
 
+import attrs
+
 from mlapi.application.guard import Admission
 from mlapi.domain.audit import AuditEntry, AuditId
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
+from mlapi.domain.plans import Allowance, AllowanceState, Window
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import EncryptedPassword, User, UserId
 
@@ -23,7 +26,11 @@ API_KEY = ApiKey(
     id=ApiKeyId("0123456789abcdef"), user_id=USER.id, name="nightly job", digest="", created_datetime=_NOON
 )
 API_KEY_SECRET = f"mlapi_{API_KEY.id}_{'0' * 64}"
-ADMISSION = Admission(user=USER, key_id=API_KEY.id)
+ADMISSION = Admission(
+    attrs.evolve(USER, plan="free"),
+    API_KEY.id,
+    (AllowanceState(Allowance("requests", Window.MINUTE, 60), remaining=59, reset_seconds=34),),
+)
 TOKEN = IssuedToken("eyJ...", 3600)
 AUDIT_ENTRY = AuditEntry(
     id=AuditId(1),

@@ -112,6 +112,11 @@ _HEADERS: Mapping[str, Schema] = {
         "description": "Authentication scheme. `error` is present if the request contains a credential.",
         "schema": {"type": "string", "enum": ["Bearer", 'Bearer error="invalid_token"']},
     },
+    "X-Auth-Request-Plan": {
+        "description": "The plan whose limits apply to the user, percent-encoded in UTF-8. Present if there is one.",
+        "schema": {"type": "string"},
+        "example": "free",
+    },
     "X-Auth-Request-User": {
         "description": "Username, percent-encoded in UTF-8.",
         "schema": {"type": "string"},
@@ -124,7 +129,7 @@ _HEADERS: Mapping[str, Schema] = {
     },
 }
 _HEADERS_OF_ALL_RESPONSES = {"Cache-Control", "X-Request-Id"}
-_OPTIONAL_HEADERS = {"Accept-Encoding", "Pragma", "RateLimit", "RateLimit-Policy"}
+_OPTIONAL_HEADERS = {"Accept-Encoding", "Pragma", "RateLimit", "RateLimit-Policy", "X-Auth-Request-Plan"}
 _SECURITY_SCHEMES: Mapping[str, Schema] = {
     "adminToken": {
         "type": "http",

@@ -15,6 +15,7 @@ from mlapi.domain.credentials import ApiKey, IssuedToken
 from mlapi.domain.errors import FieldError
 from mlapi.domain.usage import UsagePosition, UsageRow
 from mlapi.domain.users import User
+from mlapi.entrypoints.wire.rate_limits import rate_limit_headers
 
 _NO_STORE = (("Cache-Control", "no-store"),)  # for responses with credentials or personal data: RFC 6749, 5.1
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus, "Exposition formats", text-based format
@@ -281,6 +282,8 @@ def admitted(admission: Admission) -> Response:
         *_NO_STORE,
         ("X-Auth-Request-User-Id", str(user.id)),
         ("X-Auth-Request-User", quote(user.username, safe="")),
+        *([] if user.plan is None else [("X-Auth-Request-Plan", quote(user.plan, safe=""))]),
+        *rate_limit_headers(admission.limits),
     )
     return Response(HTTPStatus.OK, b"", headers)
 
