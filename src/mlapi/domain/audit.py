@@ -134,7 +134,7 @@ def make_audit_entry(command: Command, outcome: Outcome) -> AuditEntry | None:
         at=command.key.created_datetime if isinstance(command, AddApiKey) else command.at,
         actor=command.actor.name,
         action=action,
-        user_id=_get_user_id(outcome),
+        user_id=_get_user_id(command, outcome),
         api_key_id=outcome.id if isinstance(outcome, ApiKey) else None,
         outcome=get_result(outcome),
         request_id=command.actor.request_id,
@@ -178,16 +178,16 @@ def get_result(outcome: Outcome) -> Result:
     return _RESULTS[type(outcome)]
 
 
-def _get_user_id(outcome: Outcome) -> UserId | None:
-    if isinstance(outcome, User):
-        return outcome.id
-    if isinstance(outcome, UserChange):
-        return outcome.after.id
-    if isinstance(outcome, ApiKey):
-        return outcome.user_id
-    if isinstance(outcome, ApiKeyNotFoundError) or outcome.user_id is None:
-        return None
-    return UserId(outcome.user_id) if 0 < outcome.user_id <= MAX_USER_ID else None
+def _get_user_id(command: Command, outcome: Outcome) -> UserId | None:
+    if isinstance(command, UpdateUser):  # a `UserExistsError` has the id of another user
+        user_id: int | None = command.user_id
+    elif isinstance(outcome, User):
+        user_id = outcome.id
+    elif isinstance(outcome, ApiKeyNotFoundError | UserChange):
+        user_id = None
+    else:
+        user_id = outcome.user_id
+    return UserId(user_id) if user_id is not None and 0 < user_id <= MAX_USER_ID else None
 
 
 def _encode_changes(outcome: Outcome, *, is_new: bool) -> str | None:

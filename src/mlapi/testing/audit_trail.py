@@ -1,5 +1,6 @@
 """The contract of `AuditTrail`, which reads what `UserRepository.apply` writes."""
 
+import json
 from datetime import UTC, date, datetime, timedelta, timezone
 
 import attrs
@@ -25,7 +26,9 @@ from mlapi.domain.commands import (
     Remove,
     RemoveApiKey,
     SetEnabled,
+    UpdateUser,
 )
+from mlapi.domain.metadata import Metadata
 from mlapi.domain.users import EncryptedPassword
 from mlapi.testing.samples import (
     ANOTHER,
@@ -35,6 +38,7 @@ from mlapi.testing.samples import (
     NOON,
     SECOND,
     STORED,
+    SUBSCRIBED,
     UNKNOWN_IDS,
     api_key,
     apply_one,
@@ -110,6 +114,48 @@ class AuditTrailContract:
             ("remove_api_key", "api_key_not_found", None, None),
         ]
         assert {(entry.actor, entry.request_id) for entry in entries} == {("library", None)}
+
+    def test_entry_of_an_update_contains_the_changes(self, repository: UserRepository) -> None:
+        ada = registered(repository, **SUBSCRIBED)
+        metadata = Metadata.from_object({"customer": "cus_456", "seats": 5})
+        repository.apply(
+            [
+                UpdateUser(user_id=ada.id, expires=None, plan="free", at=LATER),
+                UpdateUser(user_id=ada.id, username="eve", email="eve@example.com", metadata=metadata, at=LATER),
+                UpdateUser(user_id=ada.id, username="eve", plan="free", at=LATER),
+                UpdateUser(user_id=NO_USER, plan="free", at=LATER),
+                registration("bob"),
+                UpdateUser(user_id=ada.id, username="BOB", plan="pro", at=LATER),
+            ]
+        )
+
+        entries = repository.audit.list_page(limit=7)
+        assert [
+            (entry.action, entry.outcome, entry.user_id, entry.changes and json.loads(entry.changes))
+            for entry in reversed(entries)
+            if entry.user_id in {ada.id, NO_USER}
+        ] == [
+            (
+                "register",
+                "done",
+                ada.id,
+                {
+                    "expires_at": [None, "2026-12-24T12:00:00.123456Z"],
+                    "plan": [None, "pro"],
+                    "metadata": ["customer", "seats", "tags"],
+                },
+            ),
+            (
+                "update",
+                "done",
+                ada.id,
+                {"expires_at": ["2026-12-24T12:00:00.123456Z", None], "plan": ["pro", "free"]},
+            ),
+            ("update", "done", ada.id, {"username": None, "email": None, "metadata": ["customer", "tags"]}),
+            ("update", "done", ada.id, None),
+            ("update", "user_not_found", NO_USER, None),
+            ("update", "user_exists", ada.id, None),
+        ]
 
     def test_rejected_registration_without_credentials_has_no_entry(self, repository: UserRepository) -> None:
         anyone = Actor(ANYONE, "request-7")

@@ -24,6 +24,8 @@ from mlapi.domain.commands import (
     Remove,
     RemoveApiKey,
     SetEnabled,
+    UpdateUser,
+    UserChange,
 )
 from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import EncryptedPassword
@@ -81,6 +83,7 @@ class BatchContract:
         old, new = api_key(ada.id, 1), api_key(ada.id, 2)
         ending = EndTokens(user_id=ada.id, at=LATER)
         changing = ChangePassword(user_id=ada.id, password=ANOTHER, replacing=STORED, at=LATER)
+        upgrading = UpdateUser(user_id=ada.id, plan="pro", at=LATER)
 
         outcomes = repository.apply(
             [
@@ -91,6 +94,7 @@ class BatchContract:
                 AddApiKey(key=new),
                 RemoveApiKey(key_id=old.id),
                 Reencrypt(user_id=ada.id, password=EncryptedPassword("better"), replacing=ANOTHER),
+                upgrading,
                 RemoveApiKey(key_id=old.id),
                 Remove(user_id=ada.id),
                 RecordApiKeyUse(key_id=new.id, at=LATER),
@@ -111,10 +115,41 @@ class BatchContract:
             new,
             used,
             better,
+            upgrading.apply_to(better),
             ApiKeyNotFoundError(old.id),
-            better,
+            attrs.evolve(better, plan="pro"),
             ApiKeyNotFoundError(new.id),
             UserNotFoundError(ada.id),
+        ]
+
+    def test_renaming_frees_and_takes_names_in_order(self, repository: UserRepository) -> None:
+        ada, bob = registered(repository, "ada"), registered(repository, "bob")
+
+        def rename(user: User, name: str) -> UpdateUser:
+            return UpdateUser(user_id=user.id, username=name, at=LATER)
+
+        outcomes = repository.apply(
+            [
+                registration("ada"),
+                rename(ada, "eve"),
+                registration("ada"),
+                registration("eve"),
+                rename(ada, "bob"),
+                Remove(user_id=bob.id),
+                rename(ada, "bob"),
+                rename(bob, "eve"),
+                registration("eve"),
+            ]
+        )
+
+        names = {user.username: user.id for user in repository.list_page(after=UserId(0), limit=10)}
+        assert list(names) == ["bob", "ada", "eve"]
+        assert names["bob"] == ada.id
+        assert rejections([each for each in outcomes if not isinstance(each, UserChange)]) == [
+            UserExistsError(ada.id),
+            UserExistsError(ada.id),
+            UserExistsError(bob.id),
+            UserNotFoundError(bob.id),
         ]
 
     def test_command_before_its_user_is_registered_is_rejected(self, repository: UserRepository) -> None:

@@ -13,9 +13,16 @@ from mlapi.testing.audit_trail import AuditTrailContract
 from mlapi.testing.batches import BatchContract
 from mlapi.testing.user_commands import UserCommandContract
 from mlapi.testing.user_queries import UserQueryContract
+from mlapi.testing.user_updates import UserUpdateContract
 
 
 class UserRepositoryContract(
-    UserCommandContract, BatchContract, UserQueryContract, ApiKeyContract, PrincipalContract, AuditTrailContract
+    UserCommandContract,
+    UserUpdateContract,
+    BatchContract,
+    UserQueryContract,
+    ApiKeyContract,
+    PrincipalContract,
+    AuditTrailContract,
 ):
     """Every rule of the port. Each base class covers one topic."""

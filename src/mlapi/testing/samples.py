@@ -1,6 +1,7 @@
 """Users, commands and API keys for the contract suites."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from mlapi import (
     ApiKey,
@@ -15,15 +16,22 @@ from mlapi.domain.commands import (
     AddApiKey,
     Register,
 )
+from mlapi.domain.metadata import Metadata
 from mlapi.domain.users import EncryptedPassword
 
 NOON = datetime(2026, 11, 24, 12, 0, 0, 123456, tzinfo=UTC)
 LATER = NOON + timedelta(hours=1)
-SECOND, MINUTE = timedelta(seconds=1), timedelta(minutes=1)
+MICROSECOND, SECOND, MINUTE = timedelta(microseconds=1), timedelta(seconds=1), timedelta(minutes=1)
 NO_USER = UserId(2**62)
 UNKNOWN_IDS = [UserId(0), UserId(-1), NO_USER, UserId(2**63), UserId(10**20)]
 STORED, ANOTHER = EncryptedPassword("stored"), EncryptedPassword("another")
 NO_KEY = ApiKeyId("f" * 16)
+SUBSCRIBED: dict[str, Any] = {
+    "expires_datetime": NOON + timedelta(days=30),
+    "plan": "pro",
+    "metadata": Metadata.from_object({"customer": "cus_123", "seats": 5, "tags": ["é", None, {"x": 1.5}]}),
+}
+"""The optional fields of a user."""
 
 
 def registration(username: str = "ada", **fields: object) -> Register:

@@ -24,6 +24,7 @@ from mlapi.domain.commands import (
     RejectRegistration,
     Remove,
     SetEnabled,
+    UpdateUser,
 )
 from mlapi.domain.rules import canonical_username
 from mlapi.domain.users import EncryptedPassword
@@ -33,6 +34,7 @@ from mlapi.testing.samples import (
     NO_USER,
     NOON,
     STORED,
+    SUBSCRIBED,
     UNKNOWN_IDS,
     api_key,
     apply_one,
@@ -51,6 +53,15 @@ class UserCommandContract:
         assert isinstance(user, User)
         assert user == command.as_user(user.id)
         assert repository.get(user.id) == user
+
+    def test_registered_user_has_expiry_plan_and_metadata(self, repository: UserRepository) -> None:
+        command = registration(**SUBSCRIBED)
+
+        ada = apply_one(repository, command)
+
+        assert isinstance(ada, User)
+        assert ada == command.as_user(ada.id) == repository.get(ada.id)
+        assert {name: getattr(ada, name) for name in SUBSCRIBED} == SUBSCRIBED
 
     def test_imported_user_keeps_the_registration_time(self, repository: UserRepository) -> None:
         command = registration(enabled=False, at=LATER, created=NOON)
@@ -275,12 +286,13 @@ class UserCommandContract:
                 ChangePassword(user_id=user_id, password=ANOTHER, replacing=STORED, at=NOON),
                 Reencrypt(user_id=user_id, password=ANOTHER, replacing=STORED),
                 RejectRegistration(user_id=user_id, at=NOON),
+                UpdateUser(user_id=user_id, plan="pro", at=NOON),
                 AddApiKey(key=api_key(user_id)),
             ]
 
         outcomes = repository.apply([command for user_id in UNKNOWN_IDS for command in commands(user_id)])
 
-        assert outcomes == [UserNotFoundError(user_id) for user_id in UNKNOWN_IDS for _ in range(8)]
+        assert outcomes == [UserNotFoundError(user_id) for user_id in UNKNOWN_IDS for _ in range(9)]
         for user_id in UNKNOWN_IDS:
             for read in (repository.get, repository.list_api_keys):
                 with pytest.raises(UserNotFoundError) as error_info:

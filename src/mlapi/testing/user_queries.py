@@ -1,5 +1,7 @@
 """The contract of `UserRepository` for reading users."""
 
+from typing import Any, get_args
+
 import attrs
 import pytest
 
@@ -14,12 +16,26 @@ from mlapi.domain.commands import (
     RecordApiKeyUse,
     Remove,
     SetEnabled,
+    UpdateUser,
+    UserChange,
 )
 from mlapi.domain.credentials import ApiKeyPrincipal
+from mlapi.domain.metadata import Metadata
 from mlapi.domain.ports import NonblockingLookup
 from mlapi.domain.rules import UserFilter, canonical_username
-from mlapi.domain.users import UserOrder
-from mlapi.testing.samples import LATER, MINUTE, NOON, SECOND, apply_one, registered, registration, with_api_key
+from mlapi.domain.users import UserOrder, UserState
+from mlapi.testing.samples import (
+    LATER,
+    MICROSECOND,
+    MINUTE,
+    NOON,
+    SECOND,
+    SUBSCRIBED,
+    apply_one,
+    registered,
+    registration,
+    with_api_key,
+)
 
 
 class UserQueryContract:
@@ -128,6 +144,84 @@ class UserQueryContract:
         assert repository.list_page(after=UserId(0), limit=10, matching=UserFilter(containing=text)) == [
             people[number] for number in expected
         ]
+
+    def test_pages_can_be_filtered_by_state(self, repository: UserRepository) -> None:
+        ends = [None, LATER + MICROSECOND, LATER, NOON, None, NOON]
+        users = [registered(repository, f"user{number}", expires_datetime=end) for number, end in enumerate(ends)]
+        repository.apply([SetEnabled(user_id=user.id, enabled=False, at=NOON) for user in users[4:]])
+
+        def found(state: UserState, **fields: Any) -> list[UserId]:
+            matching = UserFilter(state=state, at=LATER, **fields)
+            page = repository.list_page(after=UserId(0), limit=10, matching=matching)
+            assert repository.list_sorted("id", limit=10, matching=matching) == page
+            assert all(user.state_at(LATER) == state for user in page)
+            return [user.id for user in page]
+
+        ids = [user.id for user in users]
+        assert [found(state) for state in get_args(UserState)] == [ids[:2], ids[4:], ids[2:4]]
+        assert found("active", expires_before=LATER + SECOND) == ids[1:2]
+        assert found("disabled", containing="user5") == ids[5:]
+
+    def test_pages_can_be_filtered_by_the_end_of_access(self, repository: UserRepository) -> None:
+        ends = [None, NOON - SECOND, NOON, NOON + SECOND]
+        users = [registered(repository, f"user{number}", expires_datetime=end) for number, end in enumerate(ends)]
+
+        found = [
+            repository.list_page(after=UserId(0), limit=10, matching=UserFilter(expires_before=time))
+            for time in (NOON, NOON + MICROSECOND, LATER)
+        ]
+
+        assert found == [users[1:2], users[1:3], users[1:]]
+
+    @pytest.mark.parametrize(
+        ("key", "text", "expected"),
+        [
+            ("customer", "cus_1", ["ada"]),
+            ("customer", "cus", []),
+            ("customer", "CUS_1", []),
+            ("id", "7", ["ada", "bob"]),
+            ("id", "7.0", ["eve"]),
+            ("id", "true", ["cyd"]),
+            ("id", "True", []),
+            ("id", "1e+22", ["dan"]),
+            ("id", "null", []),
+            ("id", "[1]", []),
+            ("none", "null", []),
+            ("inner", "x", []),
+            ("a.b c", "'é%_", ["bob"]),
+            ("", "", ["cyd"]),
+            ("id", "1e999", []),
+            ("id", "9" * 5000, []),
+            ("id", "NaN", []),
+            ("id", '"', ["kim"]),
+            ('"', "x", []),
+            ("id", "\0", []),
+            ("\ud800", "x", []),
+            ("id", "\ud800", []),
+        ],
+        ids=ascii,
+    )
+    def test_pages_can_be_filtered_by_metadata(
+        self, repository: UserRepository, key: str, text: str, expected: list[str]
+    ) -> None:
+        metadata: dict[str, dict[str, object]] = {
+            "ada": {"customer": "cus_1", "id": "7", "nested": {"inner": "x"}},
+            "bob": {"id": 7, "a.b c": "'é%_", "customer": ["cus_1"]},
+            "cyd": {"id": True, "": "", "none": None},
+            "dan": {"id": 1e22},
+            "eve": {"id": 7.0},
+            "fay": {"id": [1], "nested": {"id": "7"}},
+            "kim": {"id": '"'},
+            "liz": {},
+        }
+        for name, value in metadata.items():
+            registered(repository, name, metadata=Metadata.from_object(value))
+
+        matching = UserFilter(metadata=(key, text))
+        page = repository.list_page(after=UserId(0), limit=10, matching=matching)
+
+        assert [user.username for user in page] == expected
+        assert repository.list_sorted("name", limit=10, matching=matching) == page
 
     @pytest.mark.parametrize("text", ["\0", "ad\0", "\ud800"], ids=ascii)
     def test_text_that_no_name_can_contain_finds_no_user(self, repository: UserRepository, text: str) -> None:
@@ -246,6 +340,22 @@ class UserQueryContract:
             [used],
             1,
         ]
+
+    def test_every_read_returns_expiry_plan_and_metadata(self, repository: UserRepository) -> None:
+        before = registered(repository, "ada", **SUBSCRIBED)
+        key = with_api_key(repository, before)
+        repository.find_principals([before.id, key.id])
+
+        change = apply_one(repository, UpdateUser(user_id=before.id, expires=LATER, plan="free", at=LATER))
+
+        assert isinstance(change, UserChange)
+        ada = change.after
+        assert (change.before, ada.plan, ada.expires_datetime) == (before, "free", LATER)
+        assert repository.find(canonical_username("ada")) == repository.get(ada.id) == ada
+        assert repository.find_principals([ada.id, key.id]) == [ada, ApiKeyPrincipal(key, ada)]
+        assert repository.find_by_prefix("ad", limit=9) == repository.list_sorted("name", limit=9) == [ada]
+        if isinstance(repository, NonblockingLookup):
+            assert repository.find_principals_nowait([ada.id, key.id]) == [ada, ApiKeyPrincipal(key, ada)]
 
     def test_users_are_counted(self, repository: UserRepository) -> None:
         counts = [repository.count()]

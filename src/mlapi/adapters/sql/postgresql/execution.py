@@ -217,28 +217,36 @@ def _change(connection: "BoundedConnection", command: UpdateUser) -> Outcome:
     if not found:
         return UserNotFoundError(command.user_id)
     change = command.apply_to(rows.read_user(found[0]))
-    new_row = statements.change_row(command, change.after)
-    for _ in range(_MAX_REGISTER_ATTEMPTS):
-        if _try_change(connection, new_row):
-            return change
-        taken = [{"username_key": command.username_key}]
-        for user_id, _key in _fetch(connection, sql.IDS_BY_USERNAME_KEY, taken):
-            return UserExistsError(user_id)
-    raise RepositoryUnavailableError("other processes keep registering and removing the same username")
+    holder = _change_row(connection, statements.change_row(command, change.after))
+    return change if holder is None else UserExistsError(holder)
 
 
-def _try_change(connection: "BoundedConnection", new_row: dict[str, Any]) -> bool:
-    """Change a user and return True, or return False if the unique index rejects the name."""
-    connection.execute(b"SAVEPOINT mlapi_change")
-    try:
+def _change_row(connection: "BoundedConnection", new_row: dict[str, Any]) -> UserId | None:
+    """Change the row of a user and return None, or return the id of another user who has the new name."""
+    if new_row["username_key"] is None:
         _fetch(connection, sql.CHANGE_USER, [new_row])
-    except Exception as error:
-        if getattr(error, "sqlstate", None) != _UNIQUE_VIOLATION:
-            raise
-        connection.execute(b"ROLLBACK TO SAVEPOINT mlapi_change")
-        return False
+        return None
+    for attempt in range(_MAX_REGISTER_ATTEMPTS):  # the user with the name may be removed before the lookup
+        connection.execute(b"SAVEPOINT mlapi_change")
+        try:
+            _fetch(connection, sql.CHANGE_USER, [new_row])
+            break
+        except Exception as error:
+            if getattr(error, "sqlstate", None) != _UNIQUE_VIOLATION:
+                raise
+            connection.execute(b"ROLLBACK TO SAVEPOINT mlapi_change")
+            holder = _find_id(connection, new_row["username_key"])
+            if holder not in {None, new_row["id"]}:
+                return holder
+            if attempt == _MAX_REGISTER_ATTEMPTS - 1:
+                raise  # another unique index rejects the change
     connection.execute(b"RELEASE SAVEPOINT mlapi_change")
-    return True
+    return None
+
+
+def _find_id(connection: "BoundedConnection", key: UsernameKey) -> UserId | None:
+    found = _fetch(connection, sql.IDS_BY_USERNAME_KEY, [{"username_key": key}])
+    return UserId(found[0][0]) if found else None
 
 
 def _remove(connection: "BoundedConnection", removals: Mapping[int, Remove], outcomes: Outcomes) -> None:

@@ -92,9 +92,13 @@ def _change(connection: sqlite3.Connection, command: UpdateUser) -> Outcome:
     if row is None:
         return UserNotFoundError(command.user_id)
     change = command.apply_to(reading.read_user(row))
-    parameters = _encode_times(statements.change_row(command, change.after))
-    if _fetch_one(connection, sql.CHANGE_USER, parameters) is None:
-        return _name_taken(connection, command.username_key)
+    try:
+        _fetch_one(connection, sql.CHANGE_USER, _encode_times(statements.change_row(command, change.after)))
+    except sqlite3.IntegrityError:
+        holder = _find_id(connection, command.username_key)
+        if holder in {None, command.user_id}:  # another constraint or a trigger rejects the change
+            raise
+        return UserExistsError(holder)
     return change
 
 
@@ -116,13 +120,14 @@ def _register(connection: sqlite3.Connection, command: Register) -> Outcome:
     row = _fetch_one(connection, sql.INSERT_USER, _user_row(command))
     if row is not None:
         return command.as_user(UserId(row[0]))
-    return _name_taken(connection, command.username_key)
-
-
-def _name_taken(connection: sqlite3.Connection, key: UsernameKey | None) -> UserExistsError:
-    # This transaction holds the only write lock, so the user with the name still exists.
-    ((user_id,),) = connection.execute(sql.ID_BY_USERNAME_KEY, {"username_key": key}).fetchall()
+    # The name is taken. This transaction holds the only write lock, so the user with the name still exists.
+    ((user_id,),) = connection.execute(sql.ID_BY_USERNAME_KEY, {"username_key": command.username_key}).fetchall()
     return UserExistsError(user_id)
+
+
+def _find_id(connection: sqlite3.Connection, key: UsernameKey | None) -> UserId | None:
+    row = _fetch_one(connection, sql.ID_BY_USERNAME_KEY, {"username_key": key})
+    return None if row is None else UserId(row[0])
 
 
 def _fetch_one(connection: sqlite3.Connection, statement: str, parameters: dict[str, Any] | list[Any]) -> Row | None:

@@ -26,8 +26,8 @@ def _insert(source: type[attrs.AttrsInstance], table: Table) -> Insert:
     return insert(table).values({column.name: bindparam(column.name) for column in inserted_columns(source, table)})
 
 
-def _compile_update(template: Update, prefix: str = "") -> str:
-    statement = update(template.table).prefix_with(prefix).where(template.table.c.id == bindparam("id"))
+def _compile_update(template: Update) -> str:
+    statement = update(template.table).where(template.table.c.id == bindparam("id"))
     return _compile(statement.values(**template.new_values(bindparam)).returning(*USER_COLUMNS))
 
 
@@ -42,8 +42,7 @@ INSERT_USER = _compile(
 ID_BY_USERNAME_KEY = _compile(select(users.c.id).where(users.c.username_key == bindparam("username_key")))
 UPDATE_USER = {command: _compile_update(template) for command, template in USER_UPDATES.items()}
 USER_BY_ID = _compile(_SELECT_USERS.where(_WITH_ID))
-# Update nothing if another row has the name. This needs no lookup, so the unique index decides.
-CHANGE_USER = _compile_update(statements.CHANGE_USER, "OR IGNORE")
+CHANGE_USER = _compile_update(statements.CHANGE_USER)
 REMOVE_USER = _compile(delete(users).where(_WITH_ID).returning(*USER_COLUMNS))
 USERS_BY_USERNAME_KEYS = _compile(select(users.c.username_key, *USER_COLUMNS).where(users.c.username_key.in_(_KEYS)))
 
