@@ -32,7 +32,7 @@ class ModelServer:
 def running_model_server() -> Iterator[ModelServer]:
     """Run a model server in threads of this process."""
     model = ModelServer()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, model))
+    server = _SilentServer(("127.0.0.1", 0), partial(_Handler, model))
     model.port = server.server_port
     thread = Thread(target=partial(server.serve_forever, poll_interval=0.01))
     thread.start()
@@ -43,6 +43,11 @@ def running_model_server() -> Iterator[ModelServer]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+class _SilentServer(ThreadingHTTPServer):
+    def handle_error(self, *_args: object) -> None:
+        """Ignore connections that a proxy has reset."""
 
 
 class _Handler(BaseHTTPRequestHandler):

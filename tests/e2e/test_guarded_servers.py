@@ -26,8 +26,9 @@ UPLOAD_BYTES = 100 * 1024 * 1024
 PIECE = bytes(1 << 20)
 TIMEOUT_SECONDS = 30
 
-
 Replacements = Sequence[tuple[str, str]]
+SHORT_TIMEOUTS = (("5s", "1s"),)
+"""How long the proxies wait for mlapi."""
 
 
 def read_config(name: str, mlapi_port: int, model_port: int, replacements: Replacements) -> str:
@@ -78,12 +79,10 @@ PROXIES: dict[str, Callable[..., AbstractContextManager[str]]] = {
 
 @attrs.frozen
 class Deployment:
-    """A proxy that guards a model server. `mlapi` records what the proxy sends to the service."""
+    """A proxy that guards a model server."""
 
     base: str
     model: ModelServer
-    mlapi: CuttingProxy
-    folder: Path
 
     def request(self, method: str, path: str, credential: str = "", **options: Any) -> requests.Response:
         headers = {**options.pop("headers", {}), **({"Authorization": f"Bearer {credential}"} if credential else {})}
@@ -103,6 +102,14 @@ class Deployment:
         connection = socket.create_connection(("127.0.0.1", int(host.rpartition(":")[2])), timeout=TIMEOUT_SECONDS)
         connection.sendall(f"{lines}\nHost: {host}\n\n".replace("\n", "\r\n").encode())
         return connection
+
+
+@attrs.frozen
+class RecordedDeployment(Deployment):
+    """A deployment that records the traffic from the proxy to mlapi, with the folder of the proxy."""
+
+    mlapi: CuttingProxy
+    folder: Path
 
 
 @attrs.frozen
@@ -140,24 +147,24 @@ def ada(service: MlapiServer) -> Account:
 @pytest.fixture(scope="module", params=PROXIES)
 def guarded(
     request: pytest.FixtureRequest, service: MlapiServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Deployment]:
+) -> Iterator[RecordedDeployment]:
     folder = tmp_path_factory.mktemp("proxy") / "files"
     with (
         running_model_server() as model,
         CuttingProxy(service.port) as mlapi,
         PROXIES[request.param](folder, mlapi.port, model.port) as base,
     ):
-        yield Deployment(base, model, mlapi, folder)
+        yield RecordedDeployment(base, model, mlapi, folder)
 
 
 def headers_of(request: Any) -> dict[str, str]:
-    """Return the headers that the model received. Fail if one of them is repeated."""
+    """Return the headers that the model received. Fail if a header is repeated."""
     headers = dict(request["headers"])
     assert len(headers) == len(request["headers"])
     return headers
 
 
-# --- what the model receives
+# --- requests to the model
 
 
 def test_model_receives_the_request_and_the_user(guarded: Deployment, ada: Account) -> None:
@@ -232,7 +239,7 @@ def test_open_path_needs_no_credential(guarded: Deployment) -> None:
     assert "forged" not in answer.text
 
 
-# --- what clients receive
+# --- responses to clients
 
 
 def test_credential_errors_reach_the_client(guarded: Deployment) -> None:
@@ -272,10 +279,10 @@ def test_errors_of_the_model_are_not_changed(guarded: Deployment, ada: Account, 
     assert (answer.status_code, answer.json()) == (status, {"message": "from the model"})
 
 
-# --- what mlapi receives
+# --- requests to mlapi
 
 
-def test_service_receives_the_head_of_the_request_only(guarded: Deployment, ada: Account) -> None:
+def test_service_receives_the_head_of_the_request_only(guarded: RecordedDeployment, ada: Account) -> None:
     guarded.mlapi.received.clear()
 
     guarded.request("PUT", "/x?cost=0", ada.key, data=b"the body", headers={"Cookie": "session=1"})
@@ -290,7 +297,7 @@ def test_service_receives_the_head_of_the_request_only(guarded: Deployment, ada:
     assert f"authorization: bearer {ada.key}\r\n" in received
 
 
-def test_connections_to_the_service_are_reused(guarded: Deployment, ada: Account) -> None:
+def test_connections_to_the_service_are_reused(guarded: RecordedDeployment, ada: Account) -> None:
     guarded.request("GET", "/", ada.key)
     before = guarded.mlapi.connection_count
 
@@ -317,7 +324,7 @@ def test_events_arrive_when_they_are_sent(guarded: Deployment, ada: Account) -> 
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
-def test_upload_of_100_mb_is_streamed_to_the_model(guarded: Deployment, ada: Account, framing: str) -> None:
+def test_upload_of_100_mb_is_streamed_to_the_model(guarded: RecordedDeployment, ada: Account, framing: str) -> None:
     guarded.model.upload_started.clear()
     guarded.mlapi.received.clear()
     arrived_early = []
@@ -399,11 +406,13 @@ def test_other_upgrades_are_not_passed_on(guarded: Deployment, ada: Account, pro
 
 
 @contextmanager
-def all_proxies(folder: Path, mlapi_port: int, model_port: int) -> Iterator[list[str]]:
-    """Run all proxies in front of one model server. They wait for mlapi for one second at most."""
+def all_proxies(
+    folder: Path, mlapi_port: int, model_port: int, replacements: Replacements = SHORT_TIMEOUTS
+) -> Iterator[list[str]]:
+    """Run all proxies in front of one model server."""
     with ExitStack() as stack:
         yield [
-            stack.enter_context(deployed(folder / name, mlapi_port, model_port, [("5s", "1s")]))
+            stack.enter_context(deployed(folder / name, mlapi_port, model_port, replacements))
             for name, deployed in PROXIES.items()
         ]
 
@@ -447,3 +456,62 @@ def test_outage_of_the_model_is_reported_in_json(service: MlapiServer, ada: Acco
 
     assert [answer.status_code for answer in answers] == [502, 502, 503]
     assert [answer.json() for answer in answers] == [{"message": "The model is unavailable"}] * 3
+
+
+# --- the model servers in docs/any-server.md
+
+
+MODEL_SERVERS = {
+    "vLLM": (
+        ["/v1/models", "/v1/chat/completions", "/v1/embeddings"],
+        ["/metrics", "/invocations", "/v1/load_lora_adapter", "/docs", "/v1", "/v1/chat/completions/x"],
+    ),
+    "Ollama": (
+        ["/v1/chat/completions", "/api/chat", "/api/tags"],
+        ["/api/pull", "/api/delete", "/api/blobs/sha256:0", "/api/chatx", "/"],
+    ),
+    "Triton": (
+        ["/v2/models/m/infer", "/v2/models/m/versions/1/infer", "/v2/models/m", "/v2/models/m/generate_stream"],
+        ["/v2/repository/index", "/v2/models/m/trace/setting", "/v2/models/m%2ftrace%2fsetting", "/metrics"],
+    ),
+    "TensorFlow Serving": (
+        ["/v1/models/m:predict", "/v1/models/m/versions/1:predict", "/v1/models/m/metadata"],
+        ["/monitoring/prometheus/metrics", "/v1/models/m:predict/x"],
+    ),
+}
+
+
+def read_model_paths(server: str) -> Replacements:
+    """Return the replacements from the section of a model server for the lines marked with ``model:``."""
+    page = (ROOT / "docs/any-server.md").read_text("utf-8")
+    section = page.partition(f"### {server}\n")[2]
+    block = re.search(r"```\nport +\d+\nopen path +(\S+)\nuser paths +(\S+)\n```", section)
+    assert block is not None
+    return [("/health", block[1]), ("^/ ", f"{block[2]} ")]
+
+
+@pytest.mark.parametrize("server", MODEL_SERVERS)
+def test_documented_paths_of_model_servers_work(
+    server: str, service: MlapiServer, ada: Account, tmp_path: Path
+) -> None:
+    offered, closed = MODEL_SERVERS[server]
+    replacements = read_model_paths(server)
+    open_path = replacements[0][1]
+    hidden = [f"{offered[0]}/..{closed[0]}", f"{offered[0]}/%2e%2e{closed[0]}", f"{open_path}/..{closed[0]}"]
+    with running_model_server() as model, all_proxies(tmp_path, service.port, model.port, replacements) as bases:
+        for base in bases:
+            guarded = Deployment(base, model)
+            model.request_lines.clear()
+            anonymous = [status_of(guarded, path) for path in offered]
+            rejected = [status_of(guarded, path, ada.key) for path in closed + hidden]
+            assert model.request_lines == []
+
+            admitted = [status_of(guarded, path, ada.key) for path in offered]
+
+            assert (set(anonymous), set(admitted), set(rejected) - {b"400", b"404"}) == ({b"401"}, {b"200"}, set())
+            assert (status_of(guarded, open_path), model.request_lines[-1]) == (b"200", f"GET {open_path}")
+
+
+def status_of(guarded: Deployment, path: str, credential: str = "") -> bytes:
+    """Return the status of a request for exactly this path: requests would normalize it."""
+    return guarded.send_raw(f"GET {path} HTTP/1.1\nX-API-Key: {credential}")[9:12]
