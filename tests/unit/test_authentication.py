@@ -36,7 +36,7 @@ from mlapi import (
 )
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
 from mlapi.application.authentication import VerifiedLogin
-from mlapi.application.executors import run_inline
+from mlapi.application.inline import run_inline
 from mlapi.bootstrap import async_guard
 from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import AddApiKey, ChangePassword, EndTokens, RecordApiKeyUse, Reencrypt

@@ -13,8 +13,9 @@ import attrs
 
 from mlapi.application.concurrency import ConcurrencyLimit
 from mlapi.application.deadlines import raise_if_disconnected, remaining_seconds
-from mlapi.application.executors import Executor, InlineExecutor, run_inline
+from mlapi.application.executors import Executor, InlineExecutor
 from mlapi.application.guard import Guard
+from mlapi.application.inline import run_inline
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.application.users import Users
 from mlapi.application.window_counts import digest

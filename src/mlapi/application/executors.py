@@ -3,7 +3,7 @@
 The same flow of steps serves synchronous callers, inline, and an event loop, in threads.
 """
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import ParamSpec, Protocol, TypeVar
 
 from mlapi.application.users import Users
@@ -56,13 +56,3 @@ class InlineExecutor:
 
     async def apply(self, command: UserCommand) -> User:
         return self._users.apply(command)
-
-
-def run_inline(flow: Coroutine[object, object, T]) -> T:
-    """Return the result of a coroutine that never suspends, without an event loop."""
-    try:
-        flow.send(None)
-    except StopIteration as finished:
-        result: T = finished.value
-        return result
-    raise RuntimeError("a flow that runs inline must not wait for an event loop")

@@ -38,8 +38,9 @@ from mlapi.domain.users import User, utc_now
 from mlapi.forks import new_lock
 
 if TYPE_CHECKING:
+    from mlapi.application.async_limits import AsyncLimiter
     from mlapi.application.charges import BackgroundCharges, ChargeBatch
-    from mlapi.application.limits import AsyncLimiter, Limiter
+    from mlapi.application.limits import Limiter
 
 _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
 
@@ -334,7 +335,7 @@ class AsyncGuard:
 
 def _open_limits(limiter: "Limiter") -> "tuple[AsyncLimiter, BackgroundCharges]":
     # Imported here, because a synchronous guard does without asyncio.
+    from mlapi.application.async_limits import AsyncLimiter  # noqa: PLC0415
     from mlapi.application.charges import BackgroundCharges  # noqa: PLC0415
-    from mlapi.application.limits import AsyncLimiter  # noqa: PLC0415
 
     return AsyncLimiter(limiter), BackgroundCharges(limiter.charge)

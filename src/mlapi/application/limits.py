@@ -1,11 +1,94 @@
-"""Enforce the limits of plans: draw requests from allowances in advance, and serve them from memory."""
+"""Enforce the limits of plans. `mlapi.application.leases` says how requests are served from memory."""
 
-from mlapi.domain.plans import AllowanceState
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import attrs
+
+from mlapi.application.inline import run_inline
+from mlapi.application.leases import DRAW_TIMEOUT_SECONDS, Leases, PendingDraw, States
+from mlapi.application.repeated_warnings import RepeatedWarnings
+from mlapi.domain.allowances import Allowances, Draw, Drawn
+from mlapi.domain.errors import InvalidTokenError, MlapiError, ReadOnlyRepositoryError, RepositoryUnavailableError
+from mlapi.domain.plans import Allowance, AllowanceState, Plan, Plans
 from mlapi.domain.users import User
+from mlapi.forks import call_in_children, new_lock, notice_fork
+
+IDLE_SECONDS = 6.0
+"""When a user has not called for this time, or at most twice as long, the leases are given back. No request waits for
+as long."""
+_MAX_RETURNS = 1000
+_WARNING_INTERVAL_SECONDS = 60.0
+_READ_ONLY = (
+    "requests are rejected: the plans have limits, but the database account may not change the table"
+    " mlapi_allowances; grant it that, or remove plans from the configuration"
+)
+
+Charges = tuple[Draw, ...]
+TIMED_OUT = RepositoryUnavailableError("the database did not answer in time")
+
+_logger = logging.getLogger("mlapi")
+
+
+class Signal(Protocol):
+    """Wakes a waiting request."""
+
+    def notify(self) -> None:
+        """Wake the request. Callable from any thread."""
+        ...
+
+    async def wait(self) -> None:
+        """Wait for `notify`. Raise `RepositoryUnavailableError` after `DRAW_TIMEOUT_SECONDS`."""
+        ...
+
+
+class LimitsExecutor(Protocol):
+    """Decides where the steps run that wait for the database."""
+
+    def new_signal(self) -> Signal: ...
+
+    async def read(self, draws: Sequence[Draw]) -> Sequence[Drawn | None]:
+        """See `Allowances.read`."""
+        ...
+
+    async def draw(self, item: PendingDraw | Charges) -> None:
+        """See `Limiter.execute`."""
+        ...
 
 
 class Limiter:
-    """Admits the requests of users within the limits of their plans. Thread-safe."""
+    """Admits the requests of users within the limits of their plans. Thread-safe.
+
+    Args:
+        allowances: counts the requests of all processes.
+        plans: returns the current plans.
+        monotonic: returns the time in seconds.
+    """
+
+    def __init__(
+        self,
+        allowances: Allowances,
+        plans: Callable[[], Plans],
+        *,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._leases = Leases(monotonic)
+        self._monotonic = monotonic
+        self._allowances = allowances
+        self._plans = plans
+        self._lock = new_lock()
+        self._warnings = RepeatedWarnings(interval_seconds=_WARNING_INTERVAL_SECONDS)
+        self._inline = _InlineExecutor(self)
+        self._initialize()
+        call_in_children(self._initialize)
+
+    def _initialize(self) -> None:
+        """Start without a thread. After a fork, the parent gives back what it has drawn."""
+        self._sweeper: threading.Thread | None = None
+        self._closing = threading.Event()
 
     def admit(self, user: User, cost: int = 1) -> tuple[AllowanceState, ...]:
         """Count a request, and return the states of all allowances of the user's plan: none if there are no limits.
@@ -22,7 +105,8 @@ class Limiter:
             InvalidTokenError: if the user was removed.
             RepositoryUnavailableError: if the database is unavailable and the request needs it.
         """
-        raise NotImplementedError
+        states = self.admit_nowait(user, cost)
+        return run_inline(self.admit_with(self._inline, user, cost)) if states is None else states
 
     def charge(self, user: User, units: int) -> None:
         """Count units, for example the tokens of an answer. Return when they are durable.
@@ -32,31 +116,170 @@ class Limiter:
         Raises:
             ConfigurationError, RepositoryUnavailableError: see `admit`.
         """
-        raise NotImplementedError
+        run_inline(self.charge_with(self._inline, user, units))
 
     def close(self) -> None:
         """Give unused requests back to the allowances. Nothing may be admitted afterwards."""
-        raise NotImplementedError
+        self._closing.set()
+        self._give_back(self._leases.take_returns(self._leases.close()), attempts=2)
+
+    def admit_nowait(self, user: User, cost: int) -> States | None:
+        """Admit a request like `admit`, but return None if it has to wait for the database."""
+        if cost < 0:
+            raise ValueError("the cost must be 0 or more")
+        notice_fork()  # a child must not use the leases of its parent
+        plan = self._plans().find(user.plan)
+        if plan is None or not plan.allowances:
+            return ()
+        return None if plan.limits_units else self._leases.take(user.id, plan, cost)
+
+    async def admit_with(self, executor: LimitsExecutor, user: User, cost: int) -> States:
+        """Admit a request for which `admit_nowait` has returned None."""
+        plan = self._plans().find(user.plan)
+        if plan is None or not plan.allowances:
+            return ()  # the plans have just changed
+        self._start_sweeper()
+        states: States = ()
+        to_read = [allowance for allowance in plan.allowances if allowance.measure == "units" or cost == 0]
+        if to_read:
+            states = await self._read(executor, user, plan, to_read)
+        return await self._wait(executor, user, plan, cost) if cost else states
+
+    async def charge_with(self, executor: LimitsExecutor, user: User, units: int) -> None:
+        """Charge units like `charge`."""
+        if units < 0:
+            raise ValueError("the number of units must be 0 or more")
+        notice_fork()
+        plan = self._plans().find(user.plan)
+        if plan is None or not plan.limits_units or not units:
+            return
+        await executor.draw(
+            tuple(
+                attrs.evolve(Draw.from_allowance(user.id, allowance, units), limit=None)
+                for allowance in plan.allowances
+                if allowance.measure == "units"
+            )
+        )
+
+    def read(self, draws: Sequence[Draw]) -> Sequence[Drawn | None]:
+        return self._allowances.read(draws)
+
+    def execute(self, items: Sequence[PendingDraw | Charges], commit_by: float) -> list[None]:
+        """Make the draws of several requests in one transaction, and serve the requests that wait for them.
+
+        Args:
+            items: what the requests draw or charge.
+            commit_by: see `Allowances.draw`.
+        """
+        begun = [item for item in items if not isinstance(item, PendingDraw) or self._leases.begin(item)]
+        draws = [_draws_of(item) for item in begun]
+        before = self._monotonic()
+        try:
+            results = iter(self._allowances.draw([each for some in draws for each in some], commit_by=commit_by))
+        except Exception as error:
+            self._fail([item for item in begun if isinstance(item, PendingDraw)], error)
+            raise
+        returns: list[Draw] = []
+        for item, some in zip(begun, draws, strict=True):
+            own = [next(results) for _ in some]
+            if isinstance(item, PendingDraw):
+                returns += self._leases.finish(item, own, before)
+        self._give_back(returns)
+        return [None] * len(items)
+
+    async def _read(self, executor: LimitsExecutor, user: User, plan: Plan, allowances: Sequence[Allowance]) -> States:
+        draws = [Draw.from_allowance(user.id, allowance, 0) for allowance in allowances]
+        before = self._monotonic()
+        results = await executor.read(draws)
+        found = [(allowance, drawn) for allowance, drawn in zip(allowances, results, strict=True) if drawn is not None]
+        if len(found) < len(allowances):
+            raise InvalidTokenError
+        return self._leases.record(user.id, plan, found, before)
+
+    async def _wait(self, executor: LimitsExecutor, user: User, plan: Plan, cost: int) -> States:
+        signal = executor.new_signal()
+        waiter = self._leases.wait(user.id, plan, cost, signal.notify)
+        try:
+            while (outcome := waiter.outcome) is None:
+                if (pending := self._leases.start(waiter)) is not None:
+                    await executor.draw(pending)
+                elif waiter.outcome is None:
+                    await signal.wait()
+        except BaseException:
+            self._leases.leave(waiter)
+            raise
+        if isinstance(outcome, Exception):
+            raise outcome
+        return outcome
+
+    def _fail(self, pending: Sequence[PendingDraw], error: Exception) -> None:
+        if isinstance(error, ReadOnlyRepositoryError):
+            self._warnings.log(_READ_ONLY)
+        if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
+            error = attrs.evolve(error, may_be_done=False)  # the request itself was not executed
+        for each in pending:
+            self._leases.fail(each, error)
+
+    def _give_back(self, draws: Sequence[Draw], *, attempts: int = 1) -> None:
+        for start in range(0, len(draws), _MAX_RETURNS):
+            some = draws[start : start + _MAX_RETURNS]
+            for attempt in range(1, attempts + 1):
+                try:
+                    self._allowances.draw(some, commit_by=time.monotonic() + DRAW_TIMEOUT_SECONDS)
+                except MlapiError as error:
+                    may_be_done = isinstance(error, RepositoryUnavailableError) and error.may_be_done
+                    if may_be_done or attempt == attempts:
+                        self._warnings.log(f"unused requests could not be given back to the plans' allowances: {error}")
+                        break
+                else:
+                    break
+
+    def _start_sweeper(self) -> None:
+        if self._sweeper is None:
+            with self._lock:
+                if self._sweeper is None:
+                    self._sweeper = threading.Thread(target=self._sweep, name="mlapi-limits", daemon=True)
+                    self._sweeper.start()
+
+    def _sweep(self) -> None:
+        """Give back the leases of users who have stopped calling. End when there are no more users."""
+        closing = self._closing
+        while not closing.wait(IDLE_SECONDS):
+            self._give_back(self._leases.take_returns(self._leases.turn()))
+            with self._lock:
+                if self._leases.is_empty:
+                    self._sweeper = None
+                    return
 
 
-class AsyncLimiter:
-    """An asynchronous wrapper around a `Limiter`, for any number of event loops.
-
-    Args:
-        limiter: holds the drawn requests.
-    """
+class _InlineExecutor:
+    """Runs every step in the calling thread."""
 
     def __init__(self, limiter: Limiter) -> None:
         self._limiter = limiter
 
-    async def admit(self, user: User, cost: int = 1) -> tuple[AllowanceState, ...]:
-        """Count a request. See `Limiter.admit`. Canceling this coroutine before it returns counts nothing."""
-        raise NotImplementedError
+    def new_signal(self) -> "_ThreadSignal":
+        return _ThreadSignal()
 
-    async def charge(self, user: User, units: int) -> None:
-        """Count units. See `Limiter.charge`."""
-        raise NotImplementedError
+    async def read(self, draws: Sequence[Draw]) -> Sequence[Drawn | None]:
+        return self._limiter.read(draws)
 
-    def close(self) -> None:
-        """Stop the thread that draws for event loops. The limiter stays open."""
-        raise NotImplementedError
+    async def draw(self, item: PendingDraw | Charges) -> None:
+        self._limiter.execute([item], time.monotonic() + DRAW_TIMEOUT_SECONDS)
+
+
+class _ThreadSignal:
+    """Wakes a waiting thread."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self.notify = self._event.set
+
+    async def wait(self) -> None:
+        if not self._event.wait(DRAW_TIMEOUT_SECONDS):
+            raise attrs.evolve(TIMED_OUT)
+        self._event.clear()
+
+
+def _draws_of(item: PendingDraw | Charges) -> Sequence[Draw]:
+    return item.draws if isinstance(item, PendingDraw) else item

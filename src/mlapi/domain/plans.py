@@ -6,7 +6,7 @@ An allowance is a number of requests or units in a calendar window, in UTC. `mla
 import enum
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import attrs
 
@@ -74,6 +74,11 @@ class Plan:
 
     name: str
     allowances: tuple[Allowance, ...] = ()
+    limits_units: bool = attrs.field(init=False, eq=False, repr=False)
+
+    @limits_units.default
+    def _find_units(self) -> bool:
+        return any(allowance.measure == "units" for allowance in self.allowances)
 
 
 @attrs.frozen
@@ -110,8 +115,7 @@ class Plans:
         return plan
 
 
-@attrs.frozen
-class AllowanceState:
+class AllowanceState(NamedTuple):
     """What is left of an allowance in the current window, as far as this process knows.
 
     Other processes may have used some of it since.
