@@ -19,10 +19,15 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from mlapi import ConfigurationError, InvalidTokenError, RepositoryUnavailableError
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.bootstrap import open_guard, open_service, open_users
 from mlapi.config import Settings, load_settings
+from mlapi.domain.errors import ReadOnlyRepositoryError
 from mlapi.entrypoints.guard import GuardMiddleware
 from mlapi.secret_store import new_key, update_secrets_file
+from mlapi.testing.allowances import granted, request_draw
+from mlapi.testing.samples import NO_USER, registered
 from tests.conftest import KEY, SALT
 from tests.postgres_server import PostgresServer
 from tests.sample_settings import TOKEN, TOKEN_KEY
@@ -201,7 +206,7 @@ def test_guard_creates_no_tables(url: URL, sqlite_url: URL, folder: Path) -> Non
 # --- a PostgreSQL role that may only read
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guard.md").read_text("utf-8")
-READ, RECORD_KEY_USE, RECORD_USAGE = (
+READ, RECORD_KEY_USE, RECORD_USAGE, COUNT_REQUESTS = (
     statement.replace("mlapi_guard", "{role}") for statement in re.findall(r"^(GRANT .*);$", PAGE, re.MULTILINE)
 )
 
@@ -262,6 +267,21 @@ def test_guard_role_may_also_record_usage(
     assert last_used(postgres_url) == [True]
     with open_service(settings_for(postgres_url, SERVICE_SECRETS)) as service:
         assert [row.requests for row in service.usage.list_page(limit=10)] == [1]
+
+
+def test_guard_role_may_also_count_requests(postgres_url: URL, reader: Callable[..., URL]) -> None:
+    register_schema(postgres_url)
+    with closing(SqlStorage(Database(postgres_url))) as service:
+        ada, bob = registered(service.users, "ada").id, registered(service.users, "bob").id
+        service.allowances.draw([request_draw(ada, 4)])
+        for grants, expected in (((READ,), None), ((READ, COUNT_REQUESTS), [6, 7, None])):
+            with closing(SqlStorage(Database(reader(*grants)))) as guard:
+                draws = [request_draw(ada, 7), request_draw(bob, 7), request_draw(NO_USER)]
+                if expected is None:
+                    with pytest.raises(ReadOnlyRepositoryError):
+                        guard.allowances.draw(draws)
+                else:
+                    assert granted(guard.allowances.draw(draws)) == expected
 
 
 # --- an SQLite file that the account may only read

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,14 @@ from psycopg import Connection
 from sqlalchemy import URL
 
 from mlapi import RepositoryUnavailableError, Users
+from mlapi.adapters.sql.database import Database
+from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.application import secret_rotation
 from mlapi.bootstrap import open_service, open_users, upgrade_database
 from mlapi.config import load_settings
+from mlapi.domain.plans import Window
+from mlapi.testing.allowances import granted, request_draw
+from mlapi.testing.samples import registered
 from tests.pgbouncer import PgBouncer, running_pgbouncer
 from tests.postgres_server import PostgresServer
 from tests.session_scenario import COMMANDS, run_commands, run_service
@@ -65,6 +70,21 @@ def test_everything_works_behind_pgbouncer_in_mode(
 
         assert run_commands(folder) == [(command, 0) for command in COMMANDS]
         run_service(load_settings())
+
+
+def test_draws_count_in_utc_behind_a_pooler(pooler: PgBouncer, postgres_url: URL) -> None:
+    with pooler.connect(postgres_url.database or "") as neighbor:
+        neighbor.execute(b"SET TimeZone = 'Asia/Tokyo'; SET synchronous_commit = off")
+    with closing(SqlStorage(Database(pooler.url(postgres_url)))) as storage:
+        storage.prepare(may_upgrade=True)
+        draw = request_draw(registered(storage.users).id, 6, allowance="requests per day", window=Window.DAY)
+        days = [Window.DAY.start_of(time.time())]
+
+        results = [storage.allowances.draw([draw]) for _ in range(2)]
+
+    days.append(Window.DAY.start_of(time.time()))
+    assert [granted(drawn) for drawn in results] == [[6], [4]]
+    assert {drawn.starts_at for each in results for drawn in each if drawn is not None} <= set(days)
 
 
 @pytest.mark.parametrize("leaked", ["SET statement_timeout = 1", "SET TimeZone = 'Asia/Tokyo'; SET DateStyle = 'SQL'"])

@@ -14,6 +14,8 @@ from mlapi.domain.users import UserId
 
 MAX_FUTURE_SECONDS = 300
 """A stored window that starts further in the future was made by a wrong clock, so it is replaced."""
+MAX_USED = 2**62
+"""Counts never exceed this, so that databases can store them."""
 
 
 @attrs.frozen
@@ -88,7 +90,7 @@ class Draw:
         current = self._find_current(stored, timestamp)
         granted = self._count_granted(current)
         if granted:
-            current = AllowanceUse(current.starts_at, max(0, current.used + granted))
+            current = AllowanceUse(current.starts_at, min(max(0, current.used + granted), MAX_USED))
         ends_in_seconds = self.window.end_of(current.starts_at) - timestamp
         return current, Drawn(granted, current.used, current.starts_at, ends_in_seconds)
 

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mlapi import RepositoryUnavailableError, UserId, UserRepository
-from mlapi.domain.allowances import Allowances, Draw, Drawn
+from mlapi.domain.allowances import MAX_USED, Allowances, Draw, Drawn
 from mlapi.domain.commands import Remove
 from mlapi.domain.plans import Window
 from mlapi.testing.samples import LATER, UNKNOWN_IDS, registered
@@ -66,6 +66,11 @@ class AllowancesContract:
         drawn = draw_one(allowances, request_draw(ada, MANY, limit=None))
 
         assert (drawn.granted, drawn.used) == (MANY, MANY + LIMIT)
+
+    def test_count_stays_within_what_databases_can_store(self, allowances: Allowances, ada: UserId) -> None:
+        drawn = [draw_one(allowances, request_draw(ada, MAX_USED - 1, limit=None)) for _ in range(3)]
+
+        assert [each.used for each in drawn] == [MAX_USED - 1, MAX_USED, MAX_USED]
 
     def test_given_back_requests_can_be_drawn_again(self, allowances: Allowances, ada: UserId) -> None:
         starts_at = draw_one(allowances, request_draw(ada, LIMIT)).starts_at
