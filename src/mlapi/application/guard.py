@@ -34,7 +34,7 @@ from mlapi.domain.errors import InvalidTokenError, MlapiError, RepositoryUnavail
 from mlapi.domain.plans import AllowanceState
 from mlapi.domain.ports import Clock, PrincipalRepository, TokenVerifier
 from mlapi.domain.usage import MAX_COUNT, UsageRecorder
-from mlapi.domain.users import User, utc_now
+from mlapi.domain.users import User, UserId, utc_now
 from mlapi.forks import new_lock
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from mlapi.application.charges import BackgroundCharges, ChargeBatch
     from mlapi.application.limits import Limiter
 
+_MAX_PLANNED = 2000
 _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
 
 
@@ -149,6 +150,8 @@ class Guard:
         self._tokens = tokens
         self._usage = usage
         self._lock = new_lock()
+        # Users with the plan that applies, because creating one takes 5 us. Repositories return the same object again.
+        self._planned: dict[UserId, tuple[User, User]] = {}
 
     @property
     def decisions(self) -> dict[str, int]:
@@ -182,7 +185,7 @@ class Guard:
             parsed = self.parse_credential(credential)
             (principal,) = self.repository.find_principals([get_principal_id(parsed)])
             now = self.clock()
-            user = self.authenticate(parsed, principal, now)
+            user = self.apply_plan(self.authenticate(parsed, principal, now))
             limits = () if self.limiter is None else self.limiter.admit(user, cost)
         except MlapiError as error:
             self.count_rejection(error)
@@ -239,6 +242,22 @@ class Guard:
             if last_used is None or now - last_used >= USE_RECORDING_INTERVAL:
                 self._record_key_use(principal.key, now)
         return user
+
+    def apply_plan(self, user: User) -> User:
+        """Return the user with the name of the plan whose limits apply.
+
+        Raises:
+            ConfigurationError: if the configuration does not contain the user's plan.
+        """
+        plan = None if self.limiter is None else self.limiter.find_plan(user)
+        if plan is None or plan.name == user.plan:
+            return user
+        stored, planned = self._planned.get(user.id, (None, user))
+        if stored is not user or planned.plan != plan.name:
+            if len(self._planned) >= _MAX_PLANNED:
+                self._planned.clear()
+            self._planned[user.id] = user, (planned := attrs.evolve(user, plan=plan.name))
+        return planned
 
     def record(self, admission: Admission, cost: int, now: datetime) -> Admission:
         """Record an admitted request, and return its admission."""
@@ -300,7 +319,7 @@ class AsyncGuard:
             parsed = guard.parse_credential(credential)
             principal = await self._look_up(get_principal_id(parsed))
             now = guard.clock()
-            user = guard.authenticate(parsed, principal, now)
+            user = guard.apply_plan(guard.authenticate(parsed, principal, now))
             limits = () if self._limiter is None else await self._limiter.admit(user, cost)
         except MlapiError as error:
             guard.count_rejection(error)

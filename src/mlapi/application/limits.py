@@ -108,6 +108,14 @@ class Limiter:
         states = self.admit_nowait(user, cost)
         return run_inline(self.admit_with(self._inline, user, cost)) if states is None else states
 
+    def find_plan(self, user: User) -> Plan | None:
+        """Return the plan whose limits apply to a user, or None if there are no limits.
+
+        Raises:
+            ConfigurationError: see `admit`.
+        """
+        return self._plans().find(user.plan)
+
     def charge(self, user: User, units: int) -> None:
         """Count units, for example the tokens of an answer. Return when they are durable.
 
