@@ -314,7 +314,7 @@ def test_metrics_of_the_host_application_are_left_out(
     registry = prometheus_client.CollectorRegistry()
     for kind in (prometheus_client.Counter, prometheus_client.Histogram, prometheus_client.Gauge):
         kind(f"host_{kind.__name__.lower()}", "Of the host.", ["customer"], registry=registry).labels("acme")
-    metrics = Metrics()
+    metrics = Metrics(lambda: {"admitted": 2})
     metrics.count_request("live", "GET", 200, 0.01)
     metrics.count_rejected_registration()
 
@@ -325,7 +325,27 @@ def test_metrics_of_the_host_application_are_left_out(
     assert "host_" not in text
     assert 'mlapi_requests_total{endpoint="live",method="GET",status="200"} 1.0' in text.splitlines()
     assert {name for name in re.findall(r"^# TYPE (\w+)", text, re.MULTILINE) if not name.endswith("_created")} == {
-        *("mlapi_changes_total", "mlapi_info", "mlapi_request_seconds", "mlapi_requests_total")
+        *("mlapi_changes_total", "mlapi_guard_decisions_total", "mlapi_info"),
+        *("mlapi_request_seconds", "mlapi_requests_total"),
+    }
+    assert 'mlapi_guard_decisions_total{decision="admitted"} 2.0' in text.splitlines()
+
+
+def test_metrics_count_the_decisions_of_the_guard(users: Users) -> None:
+    http = asgi_client(create_app(users, LOCAL_MODE))
+    user = users.register(username="ada", password="difference engine", email="ada@example.com")
+    _, key = users.add_api_key(user_id=user.id, name="job")
+
+    for secret in (key, key, f"{key[:-1]}x", key):
+        http.get("/verify", headers={"x-api-key": secret})
+    users.set_enabled(user_id=user.id, enabled=False)
+    http.get("/verify", headers={"x-api-key": key})
+    http.get("/users/me", headers={"x-api-key": key})
+
+    assert set(sample(http.get("/metrics").text, "mlapi_guard_decisions_total")) == {
+        'mlapi_guard_decisions_total{decision="admitted"} 3.0',
+        'mlapi_guard_decisions_total{decision="invalid_token"} 1.0',
+        'mlapi_guard_decisions_total{decision="user_disabled"} 1.0',
     }
 
 

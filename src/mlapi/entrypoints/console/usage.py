@@ -31,7 +31,7 @@ class UsageOverview:
         requests: the chart of the requests.
         units: the chart of the units.
         days: the days that have usage, for a table.
-        last_seen: the time of the latest request, at any time, if the overview is that of one user.
+        last_seen: the time of the user's latest request on any day; None for the overview of all users.
     """
 
     requests: BarChart

@@ -1,4 +1,4 @@
-"""Prometheus metrics: the number and duration of requests, and changes to users. They contain no usernames or ids.
+"""Prometheus metrics: requests, changes to users, and decisions of the guard. They contain no usernames or ids.
 
 If several processes serve the same port, each writes its metrics to the folder in ``PROMETHEUS_MULTIPROC_DIR``, and any
 of them can report the sum. ``mlapi serve`` sets the variable. An application in the same processes may write its own
@@ -8,7 +8,7 @@ metrics to the folder; they are left out.
 import logging
 import os
 from collections import Counter as Multiset
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from mlapi import __version__
 from mlapi.domain.audit import get_action, get_result
 from mlapi.domain.commands import Command, Outcome
 from mlapi.domain.errors import ConfigurationError
+from mlapi.forks import new_lock
 
 if TYPE_CHECKING:
     from prometheus_client import Counter, Histogram, Metric
@@ -25,7 +26,11 @@ FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
 # Enabling or disabling a user takes 1 ms, a password hash 20 to 50 ms. Requests time out within 10 seconds.
 _BUCKETS_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _REQUESTS, _REQUEST_SECONDS, _CHANGES, _INFO = "mlapi_requests", "mlapi_request_seconds", "mlapi_changes", "mlapi_info"
-_NAMES = frozenset({_REQUESTS, _REQUEST_SECONDS, _CHANGES, _INFO})
+_DECISIONS = "mlapi_guard_decisions"
+_NAMES = frozenset({_REQUESTS, _REQUEST_SECONDS, _CHANGES, _DECISIONS, _INFO})
+GUARD_ENDPOINT = "verify"
+"""The name of the endpoint that counts requests in the limits and the usage of users."""
+
 _logger = logging.getLogger("mlapi")
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"})
@@ -34,11 +39,14 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS", "PATCH"
 class Metrics:
     """The metrics of one process.
 
+    Args:
+        read_decisions: returns how often the guard has made each decision. The numbers only grow.
+
     Raises:
         ConfigurationError: if ``PROMETHEUS_MULTIPROC_DIR`` is not a writable folder.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, read_decisions: Callable[[], Mapping[str, int]] = dict) -> None:
         folder = os.environ.get(FOLDER_VARIABLE)
         if folder is not None and not os.access(folder, os.W_OK | os.X_OK):
             raise ConfigurationError(
@@ -65,10 +73,16 @@ class Metrics:
         self._changes = prometheus.Counter(
             _CHANGES, "Changes to users, applied or rejected.", ["action", "outcome"], registry=registry
         )
+        self._decisions = prometheus.Counter(
+            _DECISIONS, "Requests that the guard admitted or rejected.", ["decision"], registry=registry
+        )
         version = prometheus.Gauge(
             _INFO, "The running version.", ["version"], registry=registry, multiprocess_mode="max"
         )
         version.labels(__version__).set(1)
+        self._read_decisions = read_decisions
+        self._counted_decisions: Mapping[str, int] = {}
+        self._decisions_lock = new_lock()
         self._children: dict[tuple[str, str, int], tuple[Counter, Histogram]] = {}
 
     def count_request(self, endpoint: str, method: str, status: int, seconds: float) -> None:
@@ -85,6 +99,8 @@ class Metrics:
         requests, durations = children
         requests.inc()
         durations.observe(seconds)
+        if endpoint == GUARD_ENDPOINT:
+            self._count_decisions()
 
     def count_commands(self, commands: Sequence[Command], outcomes: Sequence[Outcome]) -> None:
         """Count the commands of a committed batch."""
@@ -97,10 +113,20 @@ class Metrics:
         """Count a registration that was rejected without a command, because its username is taken."""
         self._changes.labels("register", "user_exists").inc()
 
+    def _count_decisions(self) -> None:
+        """Count the decisions that the guard has made since the last call."""
+        with self._decisions_lock:
+            decisions = self._read_decisions()
+            for decision, count in decisions.items():
+                if new := count - self._counted_decisions.get(decision, 0):
+                    self._decisions.labels(decision).inc(new)
+            self._counted_decisions = decisions
+
     def exposition(self) -> bytes:
         """Return the metrics of all processes in Prometheus' text format."""
         from prometheus_client import generate_latest  # noqa: PLC0415 - see __init__
 
+        self._count_decisions()
         return generate_latest(self._exposed)
 
 

@@ -73,7 +73,7 @@ class Runtime:
         token_in_path: bool = True,
         cors_origins: Sequence[str] = (),
     ) -> "Runtime":
-        resources, metrics = ExitStack(), Metrics()
+        resources, metrics = ExitStack(), Metrics(lambda: access.guard.decisions)
         executor = PoolExecutor.from_users(users, on_committed=metrics.count_commands)
         return cls(
             users=users,
