@@ -60,11 +60,11 @@ def test_list_is_an_aligned_table_with_headings_and_times() -> None:
     result = mlapi("users", "list")
 
     assert result.stdout.splitlines() == [
-        "ID  STATE    USERNAME  EMAIL             CREATED (UTC)     UPDATED (UTC)",
-        f" 1  enabled  ada       ada@example.com   {time}  {time}",
-        f" 2  enabled  Bob       Bob@example.com   {time}  {time}",
-        f" 3  enabled  17        17@example.com    {time}  {time}",
-        f" 4  enabled  漢字      漢字@example.com  {time}  {time}",
+        "ID  STATE   USERNAME  EMAIL             CREATED (UTC)     UPDATED (UTC)",
+        f" 1  active  ada       ada@example.com   {time}  {time}",
+        f" 2  active  Bob       Bob@example.com   {time}  {time}",
+        f" 3  active  17        17@example.com    {time}  {time}",
+        f" 4  active  漢字      漢字@example.com  {time}  {time}",
     ]
 
 
@@ -314,7 +314,7 @@ def test_table_fits_a_narrow_terminal() -> None:
 
     _, shown = on_terminal("users", "list", answer="", columns=50)
 
-    lines = [line for line in shown.splitlines() if "ID" in line or "enabled" in line]
+    lines = [line for line in shown.splitlines() if "ID" in line or "active" in line]
     assert max(map(len, lines)) <= 50
     assert lines[0].split()[:5] == ["ID", "STATE", "USERNAME", "EMAIL", "CREATED"]
     assert lines[-1].count("…") == 2

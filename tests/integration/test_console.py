@@ -544,19 +544,19 @@ def test_user_list_can_be_searched_and_filtered(local: TestClient, users: Users)
     users.register(username="Grace", password=PASSWORD, email="grace@navy.example")
 
     page = open_page(local).send("Search", q="GRACE")
-    disabled = page.send("Search", q="user", enabled="0")
+    disabled = page.send("Search", q="user", state="disabled")
     further = disabled.follow("Next page")
     no_match = page.send("Search", q="nobody")
 
     assert (listed_names(page), "1 user." in page.text) == (["Grace"], True)
     assert listed_names(disabled) + listed_names(further) == [f"user{number:02}" for number in range(0, 60, 2)]
-    assert further.form("Search").fields == {"q": "user", "enabled": "0"}
-    assert [further.response.url.params["q"], further.response.url.params["enabled"]] == ["user", "0"]
-    assert further.links["First page"] == f"{CONSOLE_PATH}?q=user&enabled=0"
+    assert further.form("Search").fields == {"q": "user", "state": "disabled"}
+    assert [further.response.url.params["q"], further.response.url.params["state"]] == ["user", "disabled"]
+    assert further.links["First page"] == f"{CONSOLE_PATH}?q=user&state=disabled"
     assert "No matching users." in no_match.text
 
 
-@pytest.mark.parametrize("query", ["?enabled=2", "?after=x", "?q=%00", f"?q={'a' * 300}", "/activity?user_id=x"])
+@pytest.mark.parametrize("query", ["?state=x", "?after=x", "?q=%00", f"?q={'a' * 300}", "/activity?user_id=x"])
 def test_invalid_query_parameter_is_reported(local: TestClient, query: str) -> None:
     page = open_page(local, query)
 
@@ -569,7 +569,7 @@ def test_single_character_gets_a_hint_and_the_whole_list(local: TestClient, ada:
 
     assert (page.response.status_code, listed_names(page)) == (200, ["ada"])
     assert "Type at least 2 characters to search." in page.text
-    assert page.form("Search").fields == {"q": "x", "enabled": ""}
+    assert page.form("Search").fields == {"q": "x", "state": ""}
 
 
 def test_first_page_of_a_large_table_shows_names_with_the_prefix(
@@ -609,7 +609,7 @@ def test_search_while_others_are_running_keeps_the_page(users: Users, ada: User)
     assert (listed.response.status_code, listed_names(listed), listed.find_all("figure")) == (200, ["ada"], [])
     assert (busy.response.status_code, busy.response.headers["retry-after"]) == (503, "1")
     assert "Two other searches are running: try again in a moment." in busy.text
-    assert busy.form("Search").fields == {"q": "ada", "enabled": ""}
+    assert busy.form("Search").fields == {"q": "ada", "state": ""}
 
 
 def test_rejected_search_starts_no_other_search(local: TestClient, ada: User, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -624,7 +624,7 @@ def test_rejected_search_starts_no_other_search(local: TestClient, ada: User, mo
 
 
 def test_unknown_and_empty_query_parameters_are_ignored(local: TestClient, ada: User) -> None:
-    page = open_page(local, "?utm_source=x&limit=500&q=&enabled=&after=")
+    page = open_page(local, "?utm_source=x&limit=500&q=&state=&after=")
 
     assert listed_names(page) == ["ada"]
 
@@ -1040,7 +1040,7 @@ def test_every_page_is_accessible_to_screen_readers(all_pages: list[Page]) -> No
 
 def test_every_response_has_the_security_headers(local: TestClient, remote: TestClient, ada: User) -> None:
     responses = [
-        *[local.get(f"{CONSOLE_PATH}{path}") for path in ["", "/users/new", "/nothing", "/users/9", "?enabled=2"]],
+        *[local.get(f"{CONSOLE_PATH}{path}") for path in ["", "/users/new", "/nothing", "/users/9", "?state=x"]],
         local.get(f"{CONSOLE_PATH}/", follow_redirects=False),
         local.get(f"{CONSOLE_PATH}/static/x/console.css"),
         local.put(f"{CONSOLE_PATH}/users/new", data={"x": "y"}, headers=SAME_ORIGIN),

@@ -479,7 +479,9 @@ def test_standard_input_and_output_need_an_explicit_format() -> None:
         {"imported": 1, "already_there": 0, "refused": 1, "rejects": "import.rejects.jsonl"},
     )
     assert read_rejects("import.rejects.jsonl")[0][:2] == (3, "eve")
-    assert exported.stdout.splitlines()[0] == "user_id,username,email,enabled,created_datetime,updated_datetime"
+    assert exported.stdout.splitlines()[0] == (
+        "user_id,username,email,enabled,created_datetime,updated_datetime,expires_datetime,plan,metadata"
+    )
     assert exported.stdout.splitlines()[1].startswith("1,ada,ada@example.com,true,20")
 
 
@@ -593,6 +595,9 @@ def test_export_is_filtered_and_omits_passwords(options: list[str], expected: li
         "enabled",
         "created_datetime",
         "updated_datetime",
+        "expires_datetime",
+        "plan",
+        "metadata",
     }
     assert expected != ["ada"] or datetime.fromisoformat(written[0]["created_datetime"]) == ada.created_datetime
 

@@ -1,5 +1,6 @@
 """Tables for terminals: wide characters, control characters and narrow windows."""
 
+import attrs
 import msgspec
 import pytest
 
@@ -94,3 +95,26 @@ def test_headings_are_printed_once_for_a_long_table(
     assert len(lines) == 1201
     assert [line for line in lines if "NAME" in line] == lines[:1]
     assert lines[-1] == "1199  ada   note"
+
+
+def test_column_without_any_text_is_omitted(capsys: pytest.CaptureFixture[str]) -> None:
+    sparse = [*COLUMNS[:2], attrs.evolve(COLUMNS[2], is_sparse=True)]
+
+    show_rows([Row(1, "ada", ""), Row(2, "bob", "")], sparse, Row, None)
+    show_rows([Row(1, "ada", ""), Row(2, "bob", "x")], sparse, Row, None)
+
+    assert capsys.readouterr().out.splitlines() == [
+        *("NO  NAME", " 1  ada", " 2  bob"),
+        *("NO  NAME  NOTE", " 1  ada", " 2  bob   x"),
+    ]
+
+
+def test_headings_are_repeated_if_a_column_is_needed_later(capsys: pytest.CaptureFixture[str]) -> None:
+    sparse = [*COLUMNS[:2], attrs.evolve(COLUMNS[2], is_sparse=True)]
+
+    show_rows([Row(number, "ada", "x" if number == 700 else "") for number in range(1600)], sparse, Row, None)
+
+    lines = capsys.readouterr().out.splitlines()
+    assert [number for number, line in enumerate(lines) if "NAME" in line] == [0, 501]
+    assert lines[501].split() == ["NO", "NAME", "NOTE"]
+    assert len(lines) == 1602

@@ -9,7 +9,7 @@ import pytest
 
 from mlapi.domain.credentials import validate_api_key_fields
 from mlapi.domain.errors import InvalidFieldsError
-from mlapi.domain.rules import find_username_error, fold, has_invisible
+from mlapi.domain.rules import UserFilter, find_username_error, fold, has_invisible
 from mlapi.domain.usage import UsagePosition
 from mlapi.domain.users import UserId
 from mlapi.entrypoints.wire import patterns
@@ -58,7 +58,7 @@ def test_key_name_matches_if_the_domain_accepts_it(name: str) -> None:
 def test_search_matches_if_the_query_is_accepted(text: str) -> None:
     quoted = "".join(f"%{byte:02x}" for byte in text.encode())
     try:
-        is_valid = parse_users_query(f"q={quoted}".encode()).containing == text
+        is_valid = parse_users_query(f"q={quoted}".encode()).matching == UserFilter(containing=text)
     except InvalidFieldsError:
         is_valid = False
 

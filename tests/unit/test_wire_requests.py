@@ -16,6 +16,7 @@ from mlapi.domain.errors import (
     InvalidFieldsError,
     MlapiError,
 )
+from mlapi.domain.rules import UserFilter
 from mlapi.domain.users import UserId
 from mlapi.entrypoints.wire import queries, requests
 from mlapi.entrypoints.wire.error_responses import error_response
@@ -589,9 +590,9 @@ def test_credentials_in_a_path_are_redacted(path: str, redacted: str) -> None:
 
 
 def test_users_query_is_parsed() -> None:
-    assert queries.parse_users_query(b"") == UsersQuery(enabled=None, containing="", limit=100, after=UserId(0))
+    assert queries.parse_users_query(b"") == UsersQuery(matching=UserFilter(), limit=100, after=UserId(0))
     assert queries.parse_users_query(b"enabled=0&q=%C3%89va&limit=500&after=7") == UsersQuery(
-        enabled=False, containing="Éva", limit=500, after=UserId(7)
+        matching=UserFilter(enabled=False, containing="Éva"), limit=500, after=UserId(7)
     )
 
 

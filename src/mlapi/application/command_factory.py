@@ -81,6 +81,15 @@ class CommandFactory:
         self._plans = plans
         self.actor = actor
 
+    @property
+    def plans(self) -> Plans:
+        """The plans that users can have now."""
+        return self._plans()
+
+    def now(self) -> datetime:
+        """Return the current time, from the clock of these users."""
+        return self._clock()
+
     def with_time(self, matching: UserFilter) -> UserFilter:
         """Return the filter with the time for ``state``, from the clock of these users."""
         return matching if matching.at is not None else attrs.evolve(matching, at=self._clock())
@@ -238,7 +247,7 @@ def find_detail_errors(details: Mapping[str, Any], plans: Plans) -> Iterator[tup
 
 
 def _find_plan_error(name: object, plans: Plans) -> str | None:
-    if name in plans.by_name:
+    if isinstance(name, str) and name in plans.by_name:
         return None
     known = ", ".join(plans.by_name)
     return f"must be one of the plans in the configuration: {known or 'there are none, so add it to plans'}"

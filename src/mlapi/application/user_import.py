@@ -14,10 +14,12 @@ from typing import Protocol, final
 
 import attrs
 
+from mlapi.application.command_factory import find_detail_errors
 from mlapi.application.users import Users
 from mlapi.domain.commands import Actor, Register
 from mlapi.domain.credentials import Principal
 from mlapi.domain.errors import ChangeRejectedError, FieldError, InvalidFieldsError, UserExistsError
+from mlapi.domain.metadata import NO_METADATA, Metadata
 from mlapi.domain.ports import is_costly
 from mlapi.domain.rules import canonical_username, find_email_error, find_username_error
 from mlapi.domain.users import EncryptedPassword, User, UserId, UsernameKey, to_utc, utc_now
@@ -92,6 +94,9 @@ class _Candidate:
     email: str
     enabled: bool
     created: datetime | None
+    expires: datetime | None
+    plan: str | None
+    metadata: Metadata = attrs.field(repr=False)
     password: str | None = attrs.field(repr=False)
     encrypted: EncryptedPassword | None
 
@@ -107,6 +112,9 @@ class _Candidate:
             enabled=self.enabled,
             at=utc_now(),
             created=self.created,
+            expires_datetime=self.expires,
+            plan=self.plan,
+            metadata=self.metadata,
             actor=actor,
         )
 
@@ -229,11 +237,9 @@ class UserImport:
         if row.error is not None:
             raise InvalidFieldsError((row.error,))
         values = row.values
-        username, email = values.get("username"), values.get("email")
+        username, email, plan = values.get("username"), values.get("email"), values.get("plan") or None
         flag = values.get("enabled")
         enabled = _FLAGS.get("" if flag is None else str(flag).strip().lower())
-        created = _parse_time(values.get("created_datetime"))
-        time_error = None if created is not None else "must be ISO 8601 with a time zone, such as 2026-01-31T12:00:00Z"
         errors = [
             ("username", find_username_error(username)),
             ("email", find_email_error(email)),
@@ -241,8 +247,12 @@ class UserImport:
                 "enabled",
                 None if enabled is not None else "must be true or false, also written 1/0, t/f, yes/no or on/off",
             ),
-            ("created_datetime", time_error),
+            *find_detail_errors({"plan": plan}, self._users.plans),
         ]
+        times: dict[str, datetime | None] = {}
+        for name in ("created_datetime", "expires_datetime"):
+            times[name], error = _parse_time(values.get(name))
+            errors.append((name, error))
         password = encrypted = None
         try:
             if "password" in values:
@@ -256,12 +266,20 @@ class UserImport:
                 encrypted = self._importer().import_stored(values["stored_password"])
         except InvalidFieldsError as error:
             errors += [(field_error.field, field_error.message) for field_error in error.errors]
+        metadata = NO_METADATA
+        try:
+            metadata = _parse_metadata(values.get("metadata"))
+        except InvalidFieldsError as error:
+            errors += [(field_error.field, field_error.message) for field_error in error.errors]
         InvalidFieldsError.raise_for(errors)
         return _Candidate(
             username=str(username),
             email=str(email),
             enabled=enabled is True,
-            created=created,
+            created=times["created_datetime"] or utc_now(),
+            expires=times["expires_datetime"],
+            plan=None if plan is None else str(plan),
+            metadata=metadata,
             password=password,
             encrypted=encrypted,
         )
@@ -326,11 +344,22 @@ def _is_same_user(row: Row, existing: Principal | None) -> bool:
     return isinstance(existing, User) and existing.email == row.values["email"]
 
 
-def _parse_time(value: object) -> datetime | None:
-    """Return the time in a row, or the current time for an empty value; None if it is invalid."""
+def _parse_time(value: object) -> tuple[datetime | None, str | None]:
+    """Return the time in a row (None for an empty value), and an error message if it is invalid."""
     if value is None or value == "":
-        return utc_now()
+        return None, None
     try:
-        return to_utc(datetime.fromisoformat(str(value)))
+        return to_utc(datetime.fromisoformat(str(value))), None
     except (ValueError, OverflowError):  # invalid, without a time zone, or before year 1 in UTC
-        return None
+        return None, "must be ISO 8601 with a time zone, such as 2026-01-31T12:00:00Z"
+
+
+def _parse_metadata(value: object) -> Metadata:
+    """Return the metadata in a row: an object in JSON lines, a JSON text in CSV.
+
+    Raises:
+        InvalidFieldsError: if it is invalid.
+    """
+    if value is None or value == "":
+        return NO_METADATA
+    return Metadata.from_json(value) if isinstance(value, str) else Metadata.from_object(value)

@@ -154,6 +154,16 @@ class AdminPolicy:
         else:
             self._check_without_token(client)
 
+    def is_admin(self, client: Client) -> bool:
+        """Return whether the client has admin access, on any path."""
+        if self._token_digest is not None:
+            return self._has_admin_token(client.headers)
+        try:
+            self._check_without_token(client)
+        except AdminAccessDeniedError:
+            return False
+        return True
+
     def check_page(self, client: Client) -> None:
         """Check that the client may open a console page. In token mode, the page itself asks for a login.
 

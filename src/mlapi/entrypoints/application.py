@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.routing import Route
-from starlette.types import ASGIApp, Lifespan
+from starlette.routing import Match, Route
+from starlette.types import ASGIApp, Lifespan, Scope
 
 from mlapi.application.authentication import Access
 from mlapi.application.registration import RegistrationLimiter
@@ -108,9 +108,20 @@ def operation_routes() -> list[Route]:
         endpoints.setdefault(operation.path, {})[operation.method] = endpoint
     any_method = {operation.path for operation in OPERATIONS if operation.any_method}
     return [
-        Route(path, _merge(by_method), methods=None if path in any_method else list(by_method))
+        _PathRoute(path, _merge(by_method), methods=None if path in any_method else list(by_method))
         for path, by_method in endpoints.items()
     ]
+
+
+class _PathRoute(Route):
+    """A route that responds to every method of its path, with 405 to those it does not support.
+
+    Otherwise, ``/users/{user_id}``, which is for admins, would receive the other methods of ``/users/me``.
+    """
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child_scope = super().matches(scope)
+        return Match.FULL if match is Match.PARTIAL else match, child_scope
 
 
 def _merge(endpoints: Mapping[str, Endpoint]) -> ASGIApp:

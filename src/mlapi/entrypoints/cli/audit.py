@@ -1,8 +1,9 @@
 """``mlapi audit``: read the audit trail."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from itertools import islice
+from typing import Any
 
 import click
 
@@ -27,6 +28,7 @@ _COLUMNS: list[Column[AuditEntryResponse]] = [
     Column(heading="USER ID", cell=lambda entry: _or_dash(entry.user_id), is_number=True),
     Column(heading="OUTCOME", cell=lambda entry: entry.outcome),
     Column(heading="ACTOR", cell=lambda entry: entry.actor, may_shrink=True),
+    Column(heading="CHANGES", cell=lambda entry: _describe_changes(entry.changes), may_shrink=True, is_sparse=True),
     Column(heading="KEY ID", cell=lambda entry: _or_dash(entry.key_id), is_optional=True),
     Column(heading="REQUEST", cell=lambda entry: _or_dash(entry.request_id), is_optional=True),
 ]
@@ -68,6 +70,20 @@ def _iterate_entries(users: Users, user_id: UserId | None, since: datetime | Non
         if since is not None and all(entry.at < since - _MAX_DISORDER for entry in page):
             return
         last = page[-1].id
+
+
+def _describe_changes(changes: Mapping[str, Any] | None) -> str:
+    """Describe the changed fields: the old and the new value, or only the names if the values may be personal data."""
+    return "; ".join(_describe_change(name, change) for name, change in (changes or {}).items())
+
+
+def _describe_change(name: str, change: Sequence[str | None] | None) -> str:
+    if change is None:
+        return name
+    if name == "metadata":
+        return f"{name}: {', '.join(map(str, change))}"
+    old, new = change
+    return f"{name}: {old or 'none'} -> {new or 'none'}"
 
 
 def _or_dash(value: object) -> object:

@@ -2,8 +2,10 @@
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from datetime import datetime
+from functools import wraps
 from itertools import islice
-from typing import TypeVar, cast
+from typing import TypeVar, cast, get_args
 
 import attrs
 import click
@@ -11,9 +13,11 @@ import click
 from mlapi.application.users import Users
 from mlapi.domain.commands import UpdateUser, UserChange, UserCommand
 from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
-from mlapi.domain.users import User
+from mlapi.domain.rules import UserFilter
+from mlapi.domain.users import User, UserId, UserState, utc_now
 from mlapi.entrypoints.cli.output import EXIT_PARTIAL, CommandError, UsageError, show
 from mlapi.entrypoints.cli.tables import printable
+from mlapi.entrypoints.cli.times import AnyTime
 from mlapi.entrypoints.wire import requests, responses
 
 T = TypeVar("T")
@@ -26,13 +30,52 @@ _BYTE_ORDER_MARK = "\ufeff"
 
 
 def filter_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options that filter users."""
-    command = click.option(
-        "--containing", default="", metavar="TEXT", help="Only users with TEXT in their name or e-mail address."
-    )(command)
-    return click.option("--enabled/--disabled", default=None, help="Only enabled users, or only disabled ones.")(
-        command
-    )
+    """Add the options that filter users. The command receives them as ``matching``, a `UserFilter`."""
+
+    @wraps(command)
+    def with_filter(
+        *arguments: object,
+        enabled: bool | None,
+        containing: str,
+        state: UserState | None,
+        expires_before: datetime | None,
+        metadata: str | None,
+        **others: object,
+    ) -> None:
+        if state is not None and enabled not in {None, state != "disabled"}:
+            raise UsageError(f"no user matches both --state {state} and --{'enabled' if enabled else 'disabled'}")
+        matching = UserFilter(
+            enabled=enabled,
+            containing=containing,
+            state=state,
+            expires_before=expires_before,
+            metadata=None if metadata is None else _parse_pair(metadata),
+        )
+        command(*arguments, matching=matching, **others)
+
+    for option in (
+        click.option("--metadata", metavar="KEY=VALUE", help="Only users whose metadata has this value for KEY."),
+        click.option(
+            "--expires-before",
+            type=AnyTime(),
+            metavar="TIME",
+            help="Only users whose access ends before: +7d, or a date.",
+        ),
+        click.option("--state", type=click.Choice(get_args(UserState)), help="Only users in this state now."),
+        click.option("--enabled/--disabled", default=None, help="Only enabled users, or only disabled ones."),
+        click.option(
+            "--containing", default="", metavar="TEXT", help="Only users with TEXT in their name or e-mail address."
+        ),
+    ):
+        with_filter = option(with_filter)
+    return with_filter
+
+
+def _parse_pair(text: str) -> tuple[str, str]:
+    key, separator, value = text.partition("=")
+    if not (key and separator):
+        raise UsageError("--metadata must be KEY=VALUE, such as --metadata customer=cus_123")
+    return key, value
 
 
 def reference_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -108,6 +151,11 @@ def confirm(question: str, items: Sequence[str] = ()) -> None:
         raise CommandError("nothing was changed")
 
 
+def describe(user: User) -> str:
+    """Return the id and name of a user, for messages."""
+    return f"user {user.id} ({printable(user.username)})"
+
+
 @attrs.define
 class Report:
     """Counts and prints what happened to each user or API key.
@@ -116,11 +164,13 @@ class Report:
         done_word: the past participle of the change, for messages.
         as_json: whether to print JSON.
         is_quiet: whether to print errors only.
+        describe: describes a user, for messages.
     """
 
     done_word: str
     as_json: bool = False
     is_quiet: bool = False
+    describe: Callable[[User], str] = describe
     done: int = 0
     failed: int = 0
 
@@ -130,7 +180,7 @@ class Report:
             show(f"{self.done_word} {description}", value, as_json=self.as_json)
 
     def succeed_for(self, user: User) -> None:
-        self.succeed(describe(user), responses.UserResponse.from_user(user))
+        self.succeed(self.describe(user), responses.UserResponse.from_user(user, utc_now()))
 
     def count(self, items: Iterable[T]) -> Iterator[T]:
         """Yield the items, and count them as done."""
@@ -165,29 +215,45 @@ def find_each(names: Sequence[str], find: Callable[[str], T], report: Report) ->
 
 
 def apply_to_each(
-    users: Users, selected: Iterable[User], prepare: Callable[[User], UserCommand | UpdateUser], report: Report
+    users: Users,
+    selected: Iterable[User],
+    prepare: Callable[[User], UserCommand | UpdateUser],
+    report: Report,
+    *,
+    is_repeatable: bool = True,
 ) -> None:
     """Apply a command to each user, in one transaction per batch, and report the outcomes.
+
+    Args:
+        users: the users.
+        selected: the users to change. Repeated users are changed once.
+        prepare: returns the command for a user.
+        report: reports the outcomes.
+        is_repeatable: whether applying the commands again has no further effect.
 
     Raises:
         CommandError: if the database becomes unavailable. The outcomes of former batches have been reported.
     """
     try:
-        iterator = iter(selected)
-        while batch := list({user.id: user for user in islice(iterator, _BATCH_USERS)}.values()):
+        iterator = _skip_repeated(selected)
+        while batch := list(islice(iterator, _BATCH_USERS)):
             for outcome in users.repository.apply([prepare(user) for user in batch]):
                 if isinstance(outcome, MlapiError):  # removed in the meantime, or rejected
                     report.fail(outcome)
                 else:
                     report.succeed_for(cast("User", outcome.after if isinstance(outcome, UserChange) else outcome))
     except RepositoryUnavailableError as error:
-        raise CommandError(f"{error}; users changed before: {report.done}; run the command again") from None
+        advice = "run the command again" if is_repeatable else "check the others, then run the command again for them"
+        raise CommandError(f"{error}; users changed before: {report.done}; {advice}") from None
+
+
+def _skip_repeated(selected: Iterable[User]) -> Iterator[User]:
+    seen: set[UserId] = set()
+    for user in selected:
+        if user.id not in seen:
+            seen.add(user.id)
+            yield user
 
 
 def _is_id(text: str) -> bool:
     return text.isascii() and text.isdigit() and not text.startswith("0")
-
-
-def describe(user: User) -> str:
-    """Return the id and name of a user, for messages."""
-    return f"user {user.id} ({printable(user.username)})"

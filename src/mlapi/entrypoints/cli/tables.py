@@ -35,6 +35,7 @@ class Column(Generic[Row]):
         is_number: whether to align it at the right.
         may_shrink: whether long cells may be cut on a narrow terminal.
         is_optional: whether a narrow terminal may omit the column.
+        is_sparse: whether to omit the column as long as all its cells are empty.
     """
 
     heading: str
@@ -42,6 +43,7 @@ class Column(Generic[Row]):
     is_number: bool = False
     may_shrink: bool = False
     is_optional: bool = False
+    is_sparse: bool = False
 
 
 def list_format_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -126,35 +128,48 @@ def format_cell(value: object) -> object:
     """Return a value as it is written in CSV."""
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, dict | msgspec.Raw):
+        return msgspec.json.encode(value).decode()
     return value.isoformat() if isinstance(value, datetime) else value
 
 
 def _format_table(
     chunks: Iterable[list[Row]], columns: Sequence[Column[Row]], terminal_width: int | None
 ) -> Iterator[str]:
-    """Yield the lines of a table, chunk by chunk. Each chunk may widen the columns for the rows that follow."""
-    widths = [len(column.heading) for column in columns]
+    """Yield the lines of a table, chunk by chunk. Each chunk may widen the columns for the rows that follow.
+
+    If a sparse column gets its first text after the first chunk, the headings are repeated with the new column.
+    """
+    headings = [column.heading for column in columns]
+    cell_widths = [0] * len(columns)
+    filled: list[int] = []
     shown: list[int] = []
     for chunk in chunks:
-        table = [[printable(str(column.cell(row))) for column in columns] for row in chunk]
-        widths = [
+        lines = [[printable(str(column.cell(row))) for column in columns] for row in chunk]
+        cell_widths = [
             max(width, *map(display_width, cells))
-            for width, cells in zip(widths, zip(*table, strict=True), strict=True)
+            for width, cells in zip(cell_widths, zip(*lines, strict=True), strict=True)
         ]
-        lines: list[list[str]] = table
-        if not shown:
-            shown = _choose_columns(columns, widths, terminal_width)
-            lines = [[column.heading for column in columns], *table]
+        widths = [max(width, len(heading)) for width, heading in zip(cell_widths, headings, strict=True)]
+        before, filled = (
+            filled,
+            [index for index, column in enumerate(columns) if cell_widths[index] or not column.is_sparse],
+        )
+        if filled != before:
+            shown = _choose_columns(columns, widths, filled, terminal_width)
+            lines = [headings, *lines]
         fitted = _shrink(columns, widths, shown, terminal_width)
         yield "\n".join(
             _GAP.join(_align(line[index], fitted[index], columns[index]) for index in shown).rstrip() for line in lines
         )
 
 
-def _choose_columns(columns: Sequence[Column[Any]], widths: Sequence[int], terminal_width: int | None) -> list[int]:
+def _choose_columns(
+    columns: Sequence[Column[Any]], widths: Sequence[int], filled: Sequence[int], terminal_width: int | None
+) -> list[int]:
     """Return the indexes of the columns to show. A narrow terminal omits optional ones, the last one first."""
-    shown = list(range(len(columns)))
-    for index in reversed(shown.copy()):
+    shown = list(filled)
+    for index in reversed(filled):
         if terminal_width is not None and columns[index].is_optional and _total(widths, shown) > terminal_width:
             shown.remove(index)
     return shown

@@ -87,7 +87,7 @@ def tokens_check(*, as_json: bool) -> None:
         expires, key_id = principal.key.expires_datetime, principal.key.id
     until = "" if expires is None else f", valid until {format_time(expires, seconds=True)} UTC"
     kind = "token" if key_id is None else f"API key {key_id}"
-    value = {"user": responses.UserResponse.from_user(user), "key_id": key_id, "expires_at": expires}
+    value = {"user": responses.UserResponse.from_user(user, utc_now()), "key_id": key_id, "expires_at": expires}
     show(f"accepted: {kind} of {describe(user)}{until}", value, as_json=as_json)
 
 

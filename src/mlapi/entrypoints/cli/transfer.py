@@ -59,7 +59,7 @@ def users_import(
 
     FILE is CSV with a header, or JSON lines. Required columns: username, email, and one of password, password_hash
     (argon2, bcrypt, PBKDF2 or scrypt) and stored_password (from mlapi, with the same secrets). Optional columns:
-    enabled, created_datetime.
+    enabled, created_datetime, expires_datetime, plan, metadata.
 
     If rows are rejected, the reasons are written to a file next to FILE, and the exit code is 4. An import
     can be repeated safely: if it is interrupted, run it again to continue.
@@ -106,9 +106,9 @@ def users_export(
     file: Path,
     *,
     file_format: FileFormat | None,
+    matching: UserFilter,
     with_stored_passwords: bool,
     force: bool,
-    **selection: Any,  # noqa: ANN401 - see `UserFilter`
 ) -> None:
     """Write the users to FILE, ordered by id. Use - for standard output.
 
@@ -121,7 +121,7 @@ def users_export(
         open_output(file, force=force) as stream,
         open_users(load_settings(), must_be_available=True, may_create=False) as users,
     ):
-        selected = users.iterate_users(UserFilter(**selection), batch_size=_PAGE_SIZE)
+        selected = users.iterate_users(matching, batch_size=_PAGE_SIZE)
         with _progress_bar("exporting", users.count()) as bar:
             for _ in write_users(stream, file_format, selected, passwords=with_stored_passwords):
                 bar.update(1)

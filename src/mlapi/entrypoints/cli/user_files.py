@@ -4,7 +4,7 @@ import csv
 import json
 import re
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO, Literal, TextIO
 
 import attrs
@@ -23,8 +23,8 @@ MAX_LINE_BYTES = 64 * 1024
 PASSWORD_COLUMNS = ("password", "password_hash", "stored_password")
 _REQUIRED = {"username", "email"}
 _UNUSED = {"user_id", "updated_datetime"}  # exports contain these columns, but imports set new values
-_KNOWN = {*_REQUIRED, *PASSWORD_COLUMNS, "enabled", "created_datetime", *_UNUSED}
-_EXPORTED = ("user_id", "username", "email", "enabled", "created_datetime", "updated_datetime")
+_OPTIONAL = {"enabled", "created_datetime", "expires_datetime", "plan", "metadata"}
+_KNOWN = {*_REQUIRED, *PASSWORD_COLUMNS, *_OPTIONAL, *_UNUSED}
 _PASSWORD_CHOICES = f"one of {', '.join(PASSWORD_COLUMNS)}"
 _PASSWORD_ERROR = f"must have exactly {_PASSWORD_CHOICES}"
 _PLAIN_NAME = re.compile(r"[A-Za-z][\w .-]{0,40}", re.ASCII)
@@ -121,14 +121,17 @@ def _parse_object(text: str) -> dict[str, object]:
     values = msgspec.json.decode(text, type=dict[str, object])
     strings = len(values) + sum(isinstance(value, str) for value in values.values())
     if text.count('"') != 2 * strings:
-        # The line contains an escaped quote or a duplicate key. msgspec accepts both, so parse again to find out.
-        json.loads(text, object_pairs_hook=_reject_duplicates)
+        # The line contains an escaped quote, an object or a duplicate key. msgspec accepts duplicate keys and rounds
+        # long integers in objects, so parse again.
+        values = json.loads(text, object_pairs_hook=_to_dict)
     return values
 
 
-def _reject_duplicates(pairs: list[tuple[str, object]]) -> None:
-    if len(dict(pairs)) != len(pairs):
+def _to_dict(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    values = dict(pairs)
+    if len(values) != len(pairs):
         raise ValueError("duplicate key")
+    return values
 
 
 def _find_key_error(values: Mapping[str, object], *, ignore_columns: bool) -> str | None:
@@ -164,17 +167,11 @@ def write_users(stream: TextIO, file_format: FileFormat, users: Iterable[User], 
         passwords: whether to include stored passwords.
     """
     writer = csv.writer(stream, lineterminator="\n")
+    columns = [*_EXPORTED, "stored_password"] if passwords else [*_EXPORTED]
     if file_format == "csv":
-        writer.writerow([*_EXPORTED, "stored_password"] if passwords else _EXPORTED)
+        writer.writerow(columns)
     for user in users:
-        values: dict[str, object] = {
-            "user_id": user.id,
-            "username": user.username,
-            "email": user.email,
-            "enabled": user.enabled,
-            "created_datetime": user.created_datetime,
-            "updated_datetime": user.updated_datetime,
-        }
+        values = {name: _EXPORTED[name](user) for name in _EXPORTED}
         if passwords:
             values["stored_password"] = user.password.value
         if file_format == "csv":
@@ -182,3 +179,17 @@ def write_users(stream: TextIO, file_format: FileFormat, users: Iterable[User], 
         else:
             stream.write(f"{msgspec.json.encode(values).decode()}\n")
         yield
+
+
+_EXPORTED: Mapping[str, Callable[[User], object]] = {
+    "user_id": lambda user: user.id,
+    "username": lambda user: user.username,
+    "email": lambda user: user.email,
+    "enabled": lambda user: user.enabled,
+    "created_datetime": lambda user: user.created_datetime,
+    "updated_datetime": lambda user: user.updated_datetime,
+    "expires_datetime": lambda user: user.expires_datetime,
+    "plan": lambda user: user.plan,
+    "metadata": lambda user: None if user.metadata.value is None else msgspec.Raw(user.metadata.value.encode()),
+}
+"""The columns of an export, in order."""

@@ -1,16 +1,20 @@
-"""``mlapi users``: list, register, enable, disable and remove users."""
+"""``mlapi users``: list, register, change, enable, disable and remove users."""
 
-from collections.abc import Sequence
-from typing import Any, get_args
+from collections.abc import Container, Iterable, Sequence
+from datetime import datetime
+from functools import partial
+from typing import Any, Literal, get_args
 
 import click
 
 from mlapi.application.usage_reports import find_last_seen
 from mlapi.application.user_search import iterate_sorted
+from mlapi.domain.expiry import Extension
+from mlapi.domain.metadata import Metadata
 from mlapi.domain.rules import UserFilter
-from mlapi.domain.users import User, UserOrder
+from mlapi.domain.users import User, UserOrder, utc_now
 from mlapi.entrypoints.cli.operator import open_service_as_operator, open_users_as_operator
-from mlapi.entrypoints.cli.output import CommandGroup, json_option, read_secret
+from mlapi.entrypoints.cli.output import CommandGroup, UsageError, command_errors, json_option, read_secret
 from mlapi.entrypoints.cli.selection import (
     STDIN,
     Report,
@@ -26,14 +30,20 @@ from mlapi.entrypoints.cli.selection import (
     yes_option,
 )
 from mlapi.entrypoints.cli.tables import Column, format_time, list_format_options, printable, show_rows
+from mlapi.entrypoints.cli.times import AccessEndTime
 from mlapi.entrypoints.cli.transfer import users_export, users_import
 from mlapi.entrypoints.wire.responses import ShownUserResponse, UserResponse
 
+AccessEnd = datetime | Extension | Literal["never"]
+
+_NO_PLAN = "none"
 _COLUMNS: list[Column[Any]] = [  # of `UserResponse` and its subclass
     Column(heading="ID", cell=lambda user: user.user_id, is_number=True),
-    Column(heading="STATE", cell=lambda user: "enabled" if user.enabled else "disabled"),
+    Column(heading="STATE", cell=lambda user: user.state),
     Column(heading="USERNAME", cell=lambda user: user.username, may_shrink=True),
     Column(heading="EMAIL", cell=lambda user: user.email, may_shrink=True),
+    Column(heading="PLAN", cell=lambda user: user.plan or "", may_shrink=True, is_sparse=True),
+    Column(heading="ENDS (UTC)", cell=lambda user: format_time(user.expires_at), is_sparse=True),
     Column(heading="CREATED (UTC)", cell=lambda user: format_time(user.created_datetime)),
     Column(heading="UPDATED (UTC)", cell=lambda user: format_time(user.updated_datetime), is_optional=True),
 ]
@@ -58,15 +68,18 @@ user_commands.add_command(users_export)
 @click.option("--sort", type=click.Choice(get_args(UserOrder)), default="id", help="Default: id.")
 @click.option("--reverse", is_flag=True, help="Reverse the order.")
 @list_format_options
-def users_list(*, sort: UserOrder, reverse: bool, limit: int | None, list_format: str | None, **selection: Any) -> None:  # noqa: ANN401 - see `UserFilter`
+def users_list(
+    *, matching: UserFilter, limit: int | None, sort: UserOrder, reverse: bool, list_format: str | None
+) -> None:
     """List users.
 
     \b
     The ten newest users: mlapi users list --sort created --reverse --limit 10
+    Users whose access ends within a week: mlapi users list --state active --expires-before +7d
     """  # noqa: D301 - the backspace tells click not to rewrap the paragraph
     with open_users_as_operator() as users:
-        found = iterate_sorted(users, sort, descending=reverse, limit=limit, matching=UserFilter(**selection))
-        show_rows(map(UserResponse.from_user, found), _COLUMNS, UserResponse, list_format, empty="no users found")
+        found = iterate_sorted(users, sort, descending=reverse, limit=limit, matching=matching)
+        _show_users(found, list_format, empty="no users found")
 
 
 @user_commands.command("show")
@@ -76,8 +89,10 @@ def users_show(names: Sequence[str], *, reference: str | None, list_format: str 
     """Show users. Use - to read their names or ids from standard input."""
     report = Report("found")
     with open_service_as_operator() as service:
-        found = report.count(find_each_user(service.users, names, reference, report))
-        rows = (ShownUserResponse.from_user_and_time(user, find_last_seen(service.usage, user.id)) for user in found)
+        found, now = report.count(find_each_user(service.users, names, reference, report)), utc_now()
+        rows = (
+            ShownUserResponse.from_user_and_time(user, now, find_last_seen(service.usage, user.id)) for user in found
+        )
         show_rows(rows, _SHOWN_COLUMNS, ShownUserResponse, list_format)
     report.exit_on_failure()
 
@@ -85,14 +100,62 @@ def users_show(names: Sequence[str], *, reference: str | None, list_format: str 
 @user_commands.command("add")
 @click.argument("username")
 @click.argument("email")
+@click.option("--expires", type=AccessEndTime(), metavar="TIME", help="When access ends. Default: never.")
+@click.option("--plan", metavar="NAME", help="A plan in the configuration. Default: default_plan.")
+@click.option("--metadata", metavar="JSON", help='A JSON object, such as \'{"customer": "cus_123"}\'.')
 @json_option
-def users_add(username: str, email: str, *, as_json: bool) -> None:
-    """Register a user. Prompts for the password, or reads it from standard input."""
+def users_add(
+    username: str, email: str, *, expires: AccessEnd | None, plan: str | None, metadata: str | None, as_json: bool
+) -> None:
+    """Register a user. Prompts for the password, or reads it from standard input.
+
+    TIME is a date (its start, in UTC), a time, or an amount of h, d, w, mo or y, such as +30d.
+    """
     password = _read_password()
+    changes = _parse_changes(expires=expires, plan=plan, metadata=metadata)
     with open_users_as_operator(may_create=True) as users:
         Report("registered", as_json=as_json).succeed_for(
-            users.register(username=username, password=password, email=email)
+            users.register(username=username, password=password, email=email, **changes)
         )
+
+
+@user_commands.command("set")
+@users_argument
+@click.option("--expires", type=AccessEndTime(), metavar="TIME", help="When access ends; never removes the end.")
+@click.option("--plan", metavar="NAME", help="A plan in the configuration; none selects default_plan.")
+@click.option("--new-username", "username", metavar="NAME", help="A new name, for one user.")
+@click.option("--email", metavar="ADDRESS", help="A new e-mail address.")
+@click.option("--metadata", metavar="JSON", help="A JSON object that replaces the present one; {} removes all keys.")
+@json_option
+def users_set(
+    names: Sequence[str], *, reference: str | None, as_json: bool, expires: AccessEnd | None, **fields: str | None
+) -> None:
+    """Change users: the end of access, plan, name, e-mail address or metadata.
+
+    \b
+    Renew for a month: mlapi users set ada --expires +1mo
+    Start a plan that is paid until February: mlapi users set ada --plan pro --expires 2027-02-01
+
+    TIME is a date (its start, in UTC), a time, or an extension in h, d, w, mo or y, such as +30d. An extension starts
+    from the present end, or from now if access has ended or has no end. Tokens and API keys stay valid.
+
+    Use - to read the names or ids of users from standard input.
+    """  # noqa: D301 - see `users_list`
+    changes = _parse_changes(expires=expires, **fields)
+    if not changes:
+        raise UsageError("nothing to change: add --expires, --plan, --new-username, --email or --metadata")
+    if "username" in changes and (len(names) > 1 or STDIN in names):
+        raise UsageError("--new-username changes one user: name exactly one")
+    report = Report("updated", as_json=as_json, describe=partial(_describe_access, shown=changes.keys()))
+    with open_users_as_operator() as users:
+        apply_to_each(
+            users,
+            find_each_user(users, names, reference, report),
+            lambda user: users.prepare_update(user_id=user.id, **changes),
+            report,
+            is_repeatable=not isinstance(expires, Extension),
+        )
+    report.exit_on_failure()
 
 
 @user_commands.command("enable")
@@ -147,6 +210,36 @@ def users_set_password(user: str, *, reference: str | None, as_json: bool) -> No
         user_id = find_user(users, user, reference).id
         changed = users.set_password(user_id=user_id, password=password)
         Report("changed the password of", as_json=as_json).succeed_for(changed)
+
+
+def _show_users(found: Iterable[User], list_format: str | None, *, empty: str = "") -> None:
+    now = utc_now()
+    rows = (UserResponse.from_user(user, now) for user in found)
+    show_rows(rows, _COLUMNS, UserResponse, list_format, empty=empty)
+
+
+def _parse_changes(*, expires: AccessEnd | None, metadata: str | None, **fields: str | None) -> dict[str, Any]:
+    """Return the arguments for `Users.prepare_update`, without the options that were omitted."""
+    changes: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    if changes.get("plan") == _NO_PLAN:
+        changes["plan"] = None
+    if expires is not None:
+        changes["expires"] = None if expires == "never" else expires
+    if metadata is not None:
+        with command_errors():
+            changes["metadata"] = Metadata.from_json(metadata).as_dict()
+    return changes
+
+
+def _describe_access(user: User, *, shown: Container[str]) -> str:
+    """Describe a user, with the fields that admins want to check after a change."""
+    texts = []
+    if "expires" in shown:
+        end = format_time(user.expires_datetime)
+        texts.append(f"access ends {end} UTC" if end else "access does not end")
+    if "plan" in shown:
+        texts.append(f"plan {user.plan}" if user.plan else "the default plan")
+    return ": ".join(filter(None, [describe(user), ", ".join(texts)]))
 
 
 def _set_enabled(names: Sequence[str], reference: str | None, report: Report, *, enabled: bool) -> None:

@@ -1,6 +1,8 @@
 """Console responses: pages, redirects and error pages."""
 
+import json
 from collections.abc import Iterable, Mapping
+from datetime import datetime
 from functools import cache
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -120,7 +122,7 @@ _TITLES: Mapping[int, str] = {
 def _templates() -> "Environment":
     from jinja2 import Environment, PackageLoader, StrictUndefined  # noqa: PLC0415 - takes 40 ms, so import it on first use
 
-    return Environment(
+    environment = Environment(
         loader=PackageLoader("mlapi.entrypoints.console"),
         autoescape=True,
         undefined=StrictUndefined,
@@ -128,3 +130,5 @@ def _templates() -> "Environment":
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters |= {"parse_json": json.loads, "parse_time": datetime.fromisoformat}
+    return environment

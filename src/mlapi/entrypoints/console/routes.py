@@ -31,6 +31,8 @@ def console_routes() -> list[Route]:
             Route(f"{CONSOLE_PATH}/users/new", users.add_user, methods=_GET_AND_POST),
             Route(user, users.show_user, methods=["GET"]),
             Route(f"{user}/enabled", users.set_enabled, methods=_GET_AND_POST),
+            Route(f"{user}/expiry", users.set_expiry, methods=_GET_AND_POST),
+            Route(f"{user}/plan", users.set_plan, methods=_GET_AND_POST),
             Route(f"{user}/password", users.set_password, methods=_GET_AND_POST),
             Route(f"{user}/tokens", users.revoke_tokens, methods=_GET_AND_POST),
             Route(f"{user}/remove", users.remove_user, methods=_GET_AND_POST),

@@ -1,16 +1,20 @@
 """The user list, the user page, and the forms that change users."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import UTC, date, datetime, time, timedelta
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import urlencode
 
+import attrs
 from starlette.responses import Response
 
 from mlapi.application.user_search import FoundUsers
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.credentials import ApiKey
-from mlapi.domain.errors import InvalidFieldsError, SearchUnavailableError, UserExistsError
-from mlapi.domain.rules import MAX_USERNAME_CHARS
+from mlapi.domain.errors import FieldError, InvalidFieldsError, SearchUnavailableError, UserExistsError
+from mlapi.domain.expiry import Extension, parse_extension
+from mlapi.domain.rules import MAX_USERNAME_CHARS, UserFilter
 from mlapi.domain.users import User, UserId, utc_now
 from mlapi.entrypoints.console.chart import Chart, chart_start, make_chart
 from mlapi.entrypoints.console.pages import redirect, render_page
@@ -22,7 +26,12 @@ from mlapi.entrypoints.wire import queries, requests
 USERS_PER_PAGE = 25
 RECENT_ENTRIES = 10
 """The number of audit entries on a user's page."""
-_LIST_PARAMETERS = ("q", "enabled", "after")
+ENDING_SOON = timedelta(days=7)
+MAX_ENDING_SOON = 5
+"""The number of users whose access ends soon that the first page shows."""
+_LIST_PARAMETERS = ("q", "state", "after")
+_ENDING = "ending"
+"""A choice of the state filter: active users whose access ends soon."""
 
 
 async def show_users(request: ConsoleRequest) -> Response:
@@ -32,15 +41,14 @@ async def show_users(request: ConsoleRequest) -> Response:
     if 0 < len(typed) < queries.MIN_SEARCH_CHARS and typed.isprintable():  # htmx sends it while the user types
         del parameters["q"]
         notice = f"Type at least {queries.MIN_SEARCH_CHARS} characters to search."
-    query = queries.parse_users_query(urlencode({**parameters, "limit": USERS_PER_PAGE}).encode("ascii"))
-
+    query = _parse_list_query(parameters)
     status, headers = HTTPStatus.OK, {}
     try:
         found = await list_users(request.runtime, request.http_request.receive, query)
-        total, chart = await _read_overview(request)
+        overview = await _read_overview(request)
     except SearchUnavailableError as error:  # show it on this page, which keeps what the user has typed
         found, notice = FoundUsers([]), f"{error}."
-        total, chart = 0, None  # reading them would be another search
+        overview = None  # reading it would be another search
         status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(error.retry_after_seconds)}
     search = urlencode({name: value for name, value in parameters.items() if name != "after"})
     return render_page(
@@ -56,25 +64,63 @@ async def show_users(request: ConsoleRequest) -> Response:
         list_query=urlencode(parameters),
         first_page=search if query.after else None,
         next_page=None if found.next is None else urlencode({**parameters, "after": found.next}),
-        total=total,
-        chart=chart,
+        overview=overview,
+        has_access_columns=any(user.expires_datetime or user.plan for user in found.users),
         search_max_length=MAX_USERNAME_CHARS,
+        now=utc_now(),
     )
 
 
-async def _read_overview(request: ConsoleRequest) -> tuple[int, Chart | None]:
-    """Return the number of users and the chart, or 0 and None if the database cannot be read now."""
+def _parse_list_query(parameters: Mapping[str, str]) -> queries.UsersQuery:
+    """Parse the parameters of the list. ``state`` may also be `_ENDING`.
+
+    Raises:
+        InvalidFieldsError: if a parameter is invalid.
+    """
+    fields = {**parameters, "limit": USERS_PER_PAGE}
+    if parameters.get("state") == _ENDING:
+        fields |= {"state": "active", "expires_before": (utc_now() + ENDING_SOON).isoformat()}
+    return queries.parse_users_query(urlencode(fields).encode("ascii"))
+
+
+@attrs.frozen
+class Overview:
+    """What the first page shows above the list.
+
+    Attributes:
+        total: the number of users.
+        chart: registrations and removals.
+        ending: users whose access ends soon, the soonest first; at most `MAX_ENDING_SOON`.
+        has_more_ending: whether there are more.
+    """
+
+    total: int
+    chart: Chart
+    ending: Sequence[User]
+    has_more_ending: bool
+
+
+async def _read_overview(request: ConsoleRequest) -> Overview | None:
+    """Return the overview, or None if the database cannot be read now."""
     if request.is_partial:  # htmx replaces only the list
-        return 0, None
+        return None
     users, now = request.runtime.users, utc_now()
 
-    def read() -> tuple[int, Chart | None]:
-        return users.count(), make_chart(users.count_actions_per_day(chart_start(now)), now)
+    def read() -> Overview:
+        matching = UserFilter(state="active", expires_before=now + ENDING_SOON, at=now)
+        ending = users.list_page(limit=queries.MAX_PAGE_SIZE, matching=matching)
+        ending.sort(key=lambda user: user.expires_datetime or now)
+        return Overview(
+            users.count(),
+            make_chart(users.count_actions_per_day(chart_start(now)), now),
+            ending[:MAX_ENDING_SOON],
+            len(ending) > MAX_ENDING_SOON,
+        )
 
     try:
         return await request.search(read)
     except SearchUnavailableError:
-        return 0, None
+        return None
 
 
 async def redirect_to_users(request: ConsoleRequest) -> Response:
@@ -137,6 +183,54 @@ async def set_password(request: ConsoleRequest) -> Response:
     return redirect(request, f"/users/{user_id}", flash=flash)
 
 
+async def set_expiry(request: ConsoleRequest) -> Response:
+    """Set, extend or remove the end of a user's access."""
+    user_id = user_id_in_path(request)
+    if request.is_safe:
+        return redirect(request, f"/users/{user_id}")
+    try:
+        expires = _parse_access_end(request.form.get("expires_on", ""))
+    except InvalidFieldsError as error:
+        return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))
+    user = await _update(request, user_id, expires=expires)
+    end = user.expires_datetime
+    text = f"ends on {end.day} {end:%b %Y, %H:%M} UTC" if end else "no longer ends by itself"
+    return redirect(request, f"/users/{user_id}", flash=f"Access of {user.username} {text}.")
+
+
+async def set_plan(request: ConsoleRequest) -> Response:
+    user_id = user_id_in_path(request)
+    if request.is_safe:
+        return redirect(request, f"/users/{user_id}")
+    try:
+        user = await _update(request, user_id, plan=request.form.get("plan", "") or None)
+    except InvalidFieldsError as error:
+        return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))
+    text = f"the plan {user.plan}" if user.plan else "the default plan"
+    return redirect(request, f"/users/{user_id}", flash=f"User {user.username} now has {text}.")
+
+
+async def _update(request: ConsoleRequest, user_id: UserId, **changes: Any) -> User:  # noqa: ANN401 - see `Users.prepare_update`
+    change = await request.runtime.executor.apply(request.users.prepare_update(user_id=user_id, **changes))
+    return change.after
+
+
+def _parse_access_end(text: str) -> datetime | Extension | None:
+    """Parse a date, which ends access at its first instant in UTC, an extension, or ``never``.
+
+    Raises:
+        InvalidFieldsError: if the text is invalid.
+    """
+    if text == "never":
+        return None
+    if text.startswith("+"):
+        return parse_extension(text)
+    try:
+        return datetime.combine(date.fromisoformat(text), time(), UTC)
+    except ValueError:
+        raise InvalidFieldsError((FieldError("expires_on", "must be a date such as 2030-01-31"),)) from None
+
+
 async def revoke_tokens(request: ConsoleRequest) -> Response:
     user_id = user_id_in_path(request)
     if request.is_safe:
@@ -195,6 +289,7 @@ async def user_page(
         form={} if errors is None else request.form,
         errors=errors or {},
         secret=secret,
+        plans=request.runtime.users.plans,
         now=utc_now(),
     )
 

@@ -18,6 +18,7 @@ from mlapi.domain.usage import DayRange, UsageRepository
 from mlapi.domain.users import User, UserId, utc_now
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http.middleware import delayed_error_response
+from mlapi.entrypoints.http.peers import connected_client
 from mlapi.entrypoints.http.runtime import Runtime
 from mlapi.entrypoints.http.user_lists import list_users as find_users
 from mlapi.entrypoints.logs import REQUEST_ID
@@ -47,14 +48,18 @@ def handler(function: Handler) -> Handler:
 
 @handler
 async def register_user(request: Request) -> Response:
-    runtime = _runtime(request)
-    body = await _decode_body(request, requests.RegisterRequest)
+    runtime, admin_policy = _runtime(request), _admin_policy(request)
+    validate_content_headers(request.scope["headers"])
+    client = connected_client(request.scope, request.receive)
+    body = requests.decode_registration(await _read_body(request), is_admin=partial(admin_policy.is_admin, client))
+    actor = admin_policy.actor if body.details else admin_policy.registration_actor(client.headers)
     registered = await runtime.registration.register(
-        runtime.as_actor(_admin_policy(request).registration_actor(request.scope["headers"])),
+        runtime.as_actor(actor),
         username=body.username,
         password=body.password,
         email=body.email,
-        address=runtime.client_address(request),
+        address=client.resolve_address(runtime.trusted_proxies),
+        **body.details,
     )
     return responses.user_registered(registered)
 
@@ -132,8 +137,9 @@ async def verify(request: Request) -> Response:
 @handler
 async def list_users(request: Request) -> Response:
     query = queries.parse_users_query(request.scope["query_string"])
-    found = await find_users(_runtime(request), request.receive, query)
-    return responses.users_page(found.users, next_page=found.next)
+    runtime = _runtime(request)
+    found = await find_users(runtime, request.receive, query)
+    return responses.users_page(found.users, runtime.users.now(), next_page=found.next)
 
 
 @handler
@@ -141,14 +147,26 @@ async def show_user(request: Request) -> Response:
     runtime, user_id = _runtime(request), _user_id(request)
 
     def read() -> Response:
-        return responses.shown_user(runtime.users.get(user_id), find_last_seen(runtime.usage, user_id))
+        return responses.shown_user(
+            runtime.users.get(user_id), runtime.users.now(), find_last_seen(runtime.usage, user_id)
+        )
 
     return await runtime.executor.read_page(read)
 
 
 @handler
+async def update_user(request: Request) -> Response:
+    user_id = _user_id(request)
+    body = await _decode_body(request, requests.UpdateUserRequest)
+    users = _users_as_admin(request)
+    change = await _runtime(request).executor.apply(users.prepare_update(user_id=user_id, **body.get_changes()))
+    return responses.user(change.after, users.now())
+
+
+@handler
 async def show_own_user(request: Request) -> Response:
-    return responses.user(await _runtime(request).guard.identify(_credential(request)))
+    runtime = _runtime(request)
+    return responses.own_user(await runtime.guard.identify(_credential(request)), runtime.users.now())
 
 
 @handler

@@ -3,7 +3,6 @@
 from starlette.types import Receive
 
 from mlapi.application.user_search import FoundUsers, UserSearch
-from mlapi.domain.rules import UserFilter
 from mlapi.entrypoints.http.runtime import Runtime
 from mlapi.entrypoints.wire.queries import UsersQuery
 
@@ -15,8 +14,7 @@ async def list_users(runtime: Runtime, receive: Receive, query: UsersQuery) -> F
         SearchUnavailableError, ClientDisconnect: see `mlapi.entrypoints.http.search_pool.SearchPool.run`.
         ServiceUnavailableError: if the database is unavailable.
     """
-    matching = UserFilter(containing=query.containing, enabled=query.enabled)
-    search = UserSearch(runtime.users, matching=matching, after=query.after, limit=query.limit)
+    search = UserSearch(runtime.users, matching=query.matching, after=query.after, limit=query.limit)
     if not search.needs_scan:
         return await runtime.executor.read_page(search.scan)
     found = await runtime.executor.read_page(search.look_up)

@@ -7,24 +7,26 @@ import attrs
 from mlapi.application.guard import Admission
 from mlapi.domain.audit import AuditEntry, AuditId
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
+from mlapi.domain.metadata import Metadata
 from mlapi.domain.plans import Allowance, AllowanceState, Window
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import EncryptedPassword, User, UserId
 
-_NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 USER = User(
     id=UserId(1),
     username="ada",
     password=EncryptedPassword(""),
     email="ada@example.com",
     enabled=True,
-    created_datetime=_NOON,
-    updated_datetime=_NOON,
+    created_datetime=NOON,
+    updated_datetime=NOON,
     token_epoch="",
+    expires_datetime=datetime(2030, 1, 31, 12, tzinfo=UTC),
+    plan="pro",
+    metadata=Metadata.from_object({"customer": "cus_123"}),
 )
-API_KEY = ApiKey(
-    id=ApiKeyId("0123456789abcdef"), user_id=USER.id, name="nightly job", digest="", created_datetime=_NOON
-)
+API_KEY = ApiKey(id=ApiKeyId("0123456789abcdef"), user_id=USER.id, name="nightly job", digest="", created_datetime=NOON)
 API_KEY_SECRET = f"mlapi_{API_KEY.id}_{'0' * 64}"
 ADMISSION = Admission(
     attrs.evolve(USER, plan="free"),
@@ -34,12 +36,13 @@ ADMISSION = Admission(
 TOKEN = IssuedToken("eyJ...", 3600)
 AUDIT_ENTRY = AuditEntry(
     id=AuditId(1),
-    at=_NOON,
+    at=NOON,
     actor="admin",
     action="register",
     user_id=USER.id,
     api_key_id=None,
     outcome="done",
     request_id=None,
+    changes='{"expires_at": [null, "2030-01-31T12:00:00Z"], "plan": [null, "pro"], "metadata": ["customer"]}',
 )
-USAGE = UsageRow(day=_NOON.date(), user_id=USER.id, key_id=API_KEY.id, requests=250, units=18_000, seen_datetime=_NOON)
+USAGE = UsageRow(day=NOON.date(), user_id=USER.id, key_id=API_KEY.id, requests=250, units=18_000, seen_datetime=NOON)

@@ -17,10 +17,11 @@ from mlapi.domain.errors import InvalidFieldsError, MlapiError, UserExistsError
 from mlapi.domain.rules import MAX_USERNAME_CHARS
 from mlapi.entrypoints.wire import examples, patterns
 from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_error_response
+from mlapi.entrypoints.wire.fields import describe_access_end
 from mlapi.entrypoints.wire.headers import FORM
 from mlapi.entrypoints.wire.operation import Operation
 from mlapi.entrypoints.wire.operations import OPERATIONS
-from mlapi.entrypoints.wire.queries import DEFAULT_PAGE_SIZE, DEFAULT_USAGE_DAYS, MAX_PAGE_SIZE
+from mlapi.entrypoints.wire.queries import DEFAULT_PAGE_SIZE, DEFAULT_USAGE_DAYS, MAX_PAGE_SIZE, STATES
 from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, ResponseBody, UserMessage
 
 Schema = dict[str, Any]
@@ -45,6 +46,26 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
     "enabled": {
         "description": "Only list enabled (1) or disabled (0) users.",
         "schema": {"type": "integer", "enum": [0, 1]},
+    },
+    "state": {
+        "description": "Only list users in this state. Disabled users are never listed as expired.",
+        "schema": {"type": "string", "enum": STATES},
+    },
+    "expires_before": {
+        "description": "Only list users whose access ends before this time, or has ended.",
+        "schema": {"type": "string", "format": "date-time"},
+    },
+    "metadata": {
+        "description": "`metadata.customer=cus_123` only lists users whose metadata has this value for the key"
+        " `customer`. Numbers, true and false are compared by their JSON text. Only one key is allowed.",
+        "style": "form",
+        "explode": True,
+        "schema": {
+            "type": "object",
+            "maxProperties": 1,
+            "patternProperties": {r"^metadata\.[^\u0000]": {"type": "string", "pattern": r"^[^\u0000]*$"}},
+            "additionalProperties": False,
+        },
     },
     "q": {
         "description": "Only list users with this text in their username or e-mail address, ignoring case: at least two"
@@ -194,6 +215,7 @@ def openapi(access: DescribedAccess = DescribedAccess()) -> bytes:
     (*_, schemas) = msgspec.json.schema_components(
         [*dict.fromkeys(body_types), InvalidInput],
         ref_template="#/components/schemas/{name}",
+        schema_hook=describe_access_end,
     )
     paths: dict[str, Schema] = {}
     for operation in OPERATIONS:

@@ -43,8 +43,9 @@ from mlapi.entrypoints.wire.requests import (
     ChangePasswordRequest,
     LoginForm,
     LoginRequest,
-    RegisterRequest,
+    ManagedRegisterRequest,
     SetPasswordRequest,
+    UpdateUserRequest,
 )
 from mlapi.entrypoints.wire.responses import Message, UserMessage
 
@@ -73,7 +74,7 @@ OPERATIONS = (
         tag=_USERS,
         callers=ANYONE_IF_REGISTRATION_IS_OPEN,
         cross_origin=True,
-        request=RegisterRequest,
+        request=ManagedRegisterRequest,
         success=responses.user_registered(examples.USER),
         response=UserMessage,
         errors=(UserExistsError, ChangeRejectedError, TooManyAttemptsError),
@@ -155,7 +156,7 @@ OPERATIONS = (
         callers=ADMINS,
         query=tuple(USERS_PARAMETERS),
         errors=(SearchUnavailableError,),
-        success=responses.users_page([examples.USER], next_page=None),
+        success=responses.users_page([examples.USER], examples.NOON, next_page=None),
         response=responses.UsersPage,
     ),
     Operation(
@@ -167,8 +168,8 @@ OPERATIONS = (
         tag=_OWN_ACCOUNT,
         callers=USERS,
         cross_origin=True,
-        success=responses.user(examples.USER),
-        response=responses.UserResponse,
+        success=responses.own_user(examples.USER, examples.NOON),
+        response=responses.OwnUserResponse,
     ),
     Operation(
         method="GET",
@@ -178,9 +179,22 @@ OPERATIONS = (
         summary="Get a user",
         tag=_USERS,
         callers=ADMINS,
-        success=responses.shown_user(examples.USER, examples.USAGE.seen_datetime),
+        success=responses.shown_user(examples.USER, examples.NOON, examples.USAGE.seen_datetime),
         response=responses.ShownUserResponse,
         errors=(UserNotFoundError,),
+    ),
+    Operation(
+        method="PATCH",
+        path="/users/{user_id}",
+        name="update_user",
+        operation_id="updateUser",
+        summary="Change a user's end of access, plan, name, e-mail address or metadata",
+        tag=_USERS,
+        callers=ADMINS,
+        request=UpdateUserRequest,
+        success=responses.user(examples.USER, examples.NOON),
+        response=responses.UserResponse,
+        errors=(UserNotFoundError, UserExistsError),
     ),
     Operation(
         method="PUT",

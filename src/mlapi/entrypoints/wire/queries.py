@@ -1,18 +1,20 @@
 """Parse the query parameters of the operations."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from datetime import date
+from datetime import date, datetime
+from typing import cast, get_args
 from urllib.parse import parse_qsl
 
 import attrs
+import msgspec
 
 from mlapi.domain.audit import AuditId
 from mlapi.domain.errors import FieldError, InvalidFieldsError
-from mlapi.domain.rules import MAX_USERNAME_CHARS, has_invisible
+from mlapi.domain.rules import EVERY_USER, MAX_USERNAME_CHARS, UserFilter, has_invisible
 from mlapi.domain.usage import DayRange, UsagePosition
-from mlapi.domain.users import UserId
+from mlapi.domain.users import UserId, UserState, to_utc
 from mlapi.entrypoints.wire.errors import MAX_QUERY_BYTES
 from mlapi.entrypoints.wire.requests import parse_permission, parse_user_id
 
@@ -23,14 +25,15 @@ MAX_PAGE_SIZE = 500
 DEFAULT_USAGE_DAYS = 30
 MIN_SEARCH_CHARS = 2
 """A single character is in nearly every username or e-mail address."""
+METADATA_PREFIX = "metadata."
+"""The beginning of the parameter that filters by a key of the metadata, such as ``metadata.customer``."""
 
 
 @attrs.frozen(kw_only=True)
 class UsersQuery:
     """The parsed query string of ``GET /users``."""
 
-    enabled: bool | None = None
-    containing: str = attrs.field(default="", repr=False)
+    matching: UserFilter = EVERY_USER
     limit: int = DEFAULT_PAGE_SIZE
     after: UserId = _BEFORE_FIRST_USER
 
@@ -64,10 +67,21 @@ def parse_users_query(query: bytes) -> UsersQuery:
     Raises:
         InvalidFieldsError: if a parameter is invalid. The error lists every invalid parameter.
     """
-    values = _parse(query, USERS_PARAMETERS)
+    pairs = split_query(query)
+    metadata = [(name, value) for name, value in pairs if name.startswith(METADATA_PREFIX)]
+    values = _parse(
+        [pair for pair in pairs if pair not in metadata],
+        USERS_PARAMETERS,
+        [*_find_contradictions(dict(pairs)), ("metadata", _find_metadata_error(metadata))],
+    )
     return UsersQuery(
-        enabled=parse_permission(values["enabled"]) if "enabled" in values else None,
-        containing=values.get("q", ""),
+        matching=UserFilter(
+            enabled=parse_permission(values["enabled"]) if "enabled" in values else None,
+            containing=values.get("q", ""),
+            state=cast("UserState | None", values.get("state")),
+            expires_before=_parse_time(values["expires_before"]) if "expires_before" in values else None,
+            metadata=next(((name.removeprefix(METADATA_PREFIX), value) for name, value in metadata), None),
+        ),
         limit=int(values.get("limit", DEFAULT_PAGE_SIZE)),
         after=parse_user_id(values.get("after", "0")),
     )
@@ -79,7 +93,7 @@ def parse_audit_query(query: bytes) -> AuditQuery:
     Raises:
         InvalidFieldsError: if a parameter is invalid. The error lists every invalid parameter.
     """
-    values = _parse(query, AUDIT_PARAMETERS)
+    values = _parse(split_query(query), AUDIT_PARAMETERS)
     return AuditQuery(
         user_id=parse_user_id(values["user_id"]) if "user_id" in values else None,
         limit=int(values.get("limit", DEFAULT_PAGE_SIZE)),
@@ -94,12 +108,12 @@ def parse_cost(query: bytes) -> int:
         InvalidFieldsError: if the parameter is invalid, or there are others. A proxy that forwards the query of its
             client would otherwise let the client choose the cost.
     """
-    return int(_parse(query, VERIFY_PARAMETERS).get("cost", "1")) if query else 1
+    return int(_parse(split_query(query), VERIFY_PARAMETERS).get("cost", "1")) if query else 1
 
 
 def parse_usage_query(query: bytes, *, today: date) -> UsageQuery:
     """Parse the query string of ``GET /usage``. See `parse_days`."""
-    values = _parse(query, USAGE_PARAMETERS)
+    values = _parse(split_query(query), USAGE_PARAMETERS)
     return UsageQuery(
         days=parse_days(values, today=today),
         limit=int(values.get("limit", DEFAULT_PAGE_SIZE)),
@@ -109,7 +123,7 @@ def parse_usage_query(query: bytes, *, today: date) -> UsageQuery:
 
 def parse_user_usage_query(query: bytes, *, today: date) -> DayRange:
     """Parse the query string of ``GET /users/<id>/usage``. See `parse_days`."""
-    return parse_days(_parse(query, DAYS_PARAMETERS), today=today)
+    return parse_days(_parse(split_query(query), DAYS_PARAMETERS), today=today)
 
 
 def parse_days(values: Mapping[str, str], *, today: date) -> DayRange:
@@ -149,28 +163,66 @@ def split_query(query: bytes) -> list[tuple[str, str]]:
         raise InvalidFieldsError((FieldError("query", message),)) from None
 
 
-def _parse(query: bytes, parameters: Mapping[str, Callable[[str], str | None]]) -> dict[str, str]:
+def _parse(
+    pairs: Iterable[tuple[str, str]],
+    parameters: Mapping[str, Callable[[str], str | None]],
+    errors: Iterable[tuple[str, str | None]] = (),
+) -> dict[str, str]:
     """Return the values of the parameters.
 
     Args:
-        query: the query string.
+        pairs: the names and values in the query string.
         parameters: for each known parameter, a function that returns an error message for a value, or None.
+        errors: further errors to report.
 
     Raises:
         InvalidFieldsError: if a parameter is unknown, repeated or invalid. The error lists all of them.
     """
     values: dict[str, list[str]] = {}
-    for name, value in split_query(query):
+    for name, value in pairs:
         values.setdefault(name, []).append(value)
-    errors: list[tuple[str, str | None]] = [
+    own_errors: list[tuple[str, str | None]] = [
         (name, parameters[name](found[0]) if len(found) == 1 else "must be given once")
         for name, found in values.items()
         if name in parameters
     ]
     if values.keys() - parameters.keys():
-        errors.append(("query", f"must contain only {', '.join(parameters)}"))
-    InvalidFieldsError.raise_for(errors)
+        own_errors.append(("query", f"must contain only {', '.join(parameters)}"))
+    InvalidFieldsError.raise_for([*own_errors, *errors])
     return {name: found[0] for name, found in values.items()}
+
+
+def _find_contradictions(values: Mapping[str, str]) -> list[tuple[str, str | None]]:
+    """Return an error if no user can match both ``state`` and ``enabled``."""
+    is_disabled = values.get("state") == "disabled"
+    if "state" in values and values.get("enabled") == ("1" if is_disabled else "0"):
+        return [("state", f"contradicts enabled={values['enabled']}: omit enabled")]
+    return []
+
+
+def _find_metadata_error(pairs: Sequence[tuple[str, str]]) -> str | None:
+    if len(pairs) > 1:
+        return "must be given for one key only"
+    if any(name == METADATA_PREFIX for name, _value in pairs):
+        return "must name a key, as in metadata.customer"
+    return "must not contain NUL characters" if any("\0" in text for pair in pairs for text in pair) else None
+
+
+def _parse_time(text: str) -> datetime:
+    """Parse a time with a time zone (RFC 3339).
+
+    Raises:
+        ValueError, OverflowError: if it is invalid.
+    """
+    return to_utc(msgspec.convert(text, datetime))
+
+
+def _find_time_error(text: str) -> str | None:
+    try:
+        _parse_time(text)
+    except (ValueError, OverflowError):
+        return "must be a time with a time zone, such as 2030-01-31T12:00:00Z"
+    return None
 
 
 def _find_page_size_error(text: str) -> str | None:
@@ -211,8 +263,12 @@ def _find_position_error(text: str) -> str | None:
 
 _DATE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _DATE_ERROR = "must be a date such as 2030-01-31"
+STATES: tuple[str, ...] = get_args(UserState)
 USERS_PARAMETERS: Mapping[str, Callable[[str], str | None]] = {
     "enabled": lambda text: None if text in {"0", "1"} else "must be 0 or 1",
+    "state": lambda text: None if text in STATES else f"must be {', '.join(STATES[:-1])} or {STATES[-1]}",
+    "expires_before": _find_time_error,
+    "metadata": lambda _text: "must name a key, as in metadata.customer",  # see METADATA_PREFIX
     "q": _find_search_error,
     "limit": _find_page_size_error,
     "after": _find_id_error,

@@ -2,17 +2,17 @@
 
 import json
 import re
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Callable
 from datetime import datetime
 from typing import Annotated, Any, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
+from msgspec import UNSET, UnsetType
 
-from mlapi.domain.credentials import MAX_API_KEY_NAME_CHARS
+from mlapi.application.command_factory import UserChanges, UserDetails
 from mlapi.domain.errors import FieldError, InvalidFieldsError
-from mlapi.domain.rules import MAX_EMAIL_CHARS, MAX_PASSWORD_CHARS, MAX_USERNAME_CHARS
+from mlapi.domain.expiry import Extension
 from mlapi.domain.users import UserId
-from mlapi.entrypoints.wire import patterns
 from mlapi.entrypoints.wire.errors import (
     MAX_BODY_BYTES,
     MAX_PATH_CHARS,
@@ -20,74 +20,30 @@ from mlapi.entrypoints.wire.errors import (
     UnreadableBodyError,
     UnsupportedGrantTypeError,
 )
+from mlapi.entrypoints.wire.fields import (
+    GRANT_TYPES,
+    TYPE_NAMES,
+    AccessEnd,
+    ApiKeyExpiry,
+    ApiKeyName,
+    Email,
+    GrantType,
+    IgnoredField,
+    KnownPassword,
+    KnownUsername,
+    MetadataFields,
+    NullableAccessEnd,
+    Password,
+    PlanName,
+    Username,
+    decode_access_end,
+)
 from mlapi.entrypoints.wire.forms import decode_form
 
 TOKEN_PATH_PREFIX = "/token_status/"  # noqa: S105 - a path
 """The prefix of paths that contain a token."""
 
 T = TypeVar("T")
-
-
-def _field(description: str, example: str, **schema: object) -> msgspec.Meta:
-    """Describe a field for OpenAPI only: the domain validates values, and reports all invalid fields together."""
-    return msgspec.Meta(description=description, examples=[example], extra_json_schema=schema)
-
-
-Username = Annotated[
-    str,
-    _field(
-        "No control, invisible or unassigned characters, and no leading or trailing whitespace. "
-        "Usernames are compared case-insensitively after NFKC normalization: `Ada` and `ADA` refer to the same user.",
-        "ada",
-        pattern=patterns.USERNAME,
-        minLength=1,
-        maxLength=MAX_USERNAME_CHARS,
-    ),
-]
-Password = Annotated[
-    str,
-    _field(
-        "Stored exactly as sent, without normalization or truncation. The production profile sets a minimum length and"
-        " rejects common passwords and the name of this service.",
-        "difference engine",
-        minLength=1,
-        maxLength=MAX_PASSWORD_CHARS,
-    ),
-]
-Email = Annotated[
-    str,
-    _field(
-        "Only the format is checked. Several users may share an address.",
-        "ada@example.com",
-        format="idn-email",
-        minLength=3,
-        maxLength=MAX_EMAIL_CHARS,
-    ),
-]
-ApiKeyName = Annotated[
-    str,
-    _field(
-        "The purpose of the key. No control or invisible characters, and not only whitespace.",
-        "nightly job",
-        pattern=patterns.API_KEY_NAME,
-        minLength=1,
-        maxLength=MAX_API_KEY_NAME_CHARS,
-    ),
-]
-# Existing credentials have no constraints: an invalid value simply does not match.
-KnownUsername = Annotated[str, _field("Matched case-insensitively, after NFKC normalization.", "ada")]
-KnownPassword = Annotated[str, _field("The current password.", "difference engine")]
-_GRANT_TYPES = ["password", ""]
-GrantType = Annotated[str, _field("The grant type of OAuth 2.0.", "password", enum=_GRANT_TYPES)]
-IgnoredField = Annotated[str, _field("Ignored.", "")]
-Expiry = Annotated[
-    datetime | None,
-    _field(
-        "The expiry time, which must be in the future and have a time zone. If null, the key does not expire.",
-        "2030-01-31T12:00:00Z",
-        format="date-time",
-    ),
-]
 
 
 class RequestBody(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -103,6 +59,60 @@ class RegisterRequest(RequestBody, frozen=True, forbid_unknown_fields=False):
     username: Username
     password: Password
     email: Email
+
+    @property
+    def details(self) -> UserDetails:
+        """The fields that only admins may set."""
+        return {}
+
+
+class ManagedRegisterRequest(RegisterRequest, frozen=True, forbid_unknown_fields=False):
+    """The body of ``POST /register-user`` from a client with admin access."""
+
+    expires_at: NullableAccessEnd = None
+    plan: PlanName = None
+    metadata: MetadataFields = None
+
+    @property
+    def details(self) -> UserDetails:
+        return {"expires": _get_value(self.expires_at), "plan": self.plan, "metadata": self.metadata}
+
+
+class UpdateUserRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
+    """The body of ``PATCH /users/<id>``. Missing fields are not changed."""
+
+    username: Username | UnsetType = UNSET
+    email: Email | UnsetType = UNSET
+    expires_at: NullableAccessEnd | UnsetType = UNSET
+    plan: PlanName | UnsetType = UNSET
+    metadata: MetadataFields | UnsetType = UNSET
+
+    def get_changes(self) -> UserChanges:
+        """Return the fields that the body contains.
+
+        Raises:
+            InvalidFieldsError: if it contains none.
+        """
+        changes: UserChanges = {}
+        if self.username is not UNSET:
+            changes["username"] = self.username
+        if self.email is not UNSET:
+            changes["email"] = self.email
+        if self.expires_at is not UNSET:
+            changes["expires"] = _get_value(self.expires_at)
+        if self.plan is not UNSET:
+            changes["plan"] = self.plan
+        if self.metadata is not UNSET:
+            changes["metadata"] = self.metadata
+        if not changes:
+            raise InvalidFieldsError(
+                (FieldError("body", f"must contain at least one of {', '.join(self.__struct_fields__)}"),)
+            )
+        return changes
+
+
+def _get_value(end: AccessEnd | None) -> datetime | Extension | None:
+    return None if end is None else end.value
 
 
 class LoginRequest(RequestBody, frozen=True, forbid_unknown_fields=False):
@@ -138,7 +148,7 @@ class AddApiKeyRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
     """The body of ``POST /users/<id>/keys``."""
 
     name: ApiKeyName
-    expires_at: Expiry = None
+    expires_at: ApiKeyExpiry = None
 
 
 async def read_body(chunks: AsyncIterable[bytes]) -> bytes:
@@ -166,6 +176,26 @@ def decode(body: bytes, body_type: type[T]) -> T:
         InvalidFieldsError: if a field is missing, of the wrong type, or unknown (unless the type ignores unknown
             fields). The error lists all of them.
     """
+    return _convert(_parse(body), body_type)
+
+
+def decode_registration(body: bytes, *, is_admin: Callable[[], bool]) -> RegisterRequest:
+    """Decode the body of a registration. Only admins may set the fields of `ManagedRegisterRequest`.
+
+    In requests of other clients, these fields are ignored like unknown ones.
+
+    Args:
+        body: the request body.
+        is_admin: returns whether the client has admin access. Called only if the body contains such a field.
+
+    Raises: see `decode`.
+    """
+    value = _parse(body)
+    has_managed_fields = isinstance(value, dict) and not _MANAGED_FIELDS.isdisjoint(value)
+    return _convert(value, ManagedRegisterRequest if has_managed_fields and is_admin() else RegisterRequest)
+
+
+def _parse(body: bytes) -> object:
     if len(body) > MAX_BODY_BYTES:
         raise BodyTooLargeError
     try:
@@ -185,7 +215,7 @@ def decode(body: bytes, body_type: type[T]) -> T:
         ) from None
     except RecursionError:
         raise UnreadableBodyError("it is nested too deeply") from None
-    return _convert(value, body_type)
+    return value
 
 
 def decode_login_form(body: bytes) -> LoginForm:
@@ -197,14 +227,14 @@ def decode_login_form(body: bytes) -> LoginForm:
         UnsupportedGrantTypeError: if the grant type is neither ``password`` nor empty.
     """
     fields = decode_form(body)
-    if fields.get("grant_type", "") not in _GRANT_TYPES:  # other grant types have other fields
+    if fields.get("grant_type", "") not in GRANT_TYPES:  # other grant types have other fields
         raise UnsupportedGrantTypeError
     return _convert(fields, LoginForm)
 
 
 def _convert(value: object, body_type: type[T]) -> T:
     try:
-        return msgspec.convert(value, body_type)
+        return msgspec.convert(value, body_type, dec_hook=decode_access_end)
     except msgspec.ValidationError:
         raise InvalidFieldsError(tuple(_find_field_errors(value, body_type))) from None
 
@@ -255,9 +285,17 @@ def _reject_constant(_name: str) -> NoReturn:
     raise UnreadableBodyError("NaN and Infinity are not JSON")
 
 
-# One decoder for all bodies, because json.loads() would create a new one for every call. No field is an integer, so
-# decode them as floats: Python rejects integers of more than 4300 digits, even in fields that are ignored.
-_DECODER = json.JSONDecoder(object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant, parse_int=float)
+def _parse_int(text: str) -> int | float:
+    """Return an integer. Python rejects very long ones, even in fields that are ignored, so return them as a float."""
+    return int(text) if len(text) <= _MAX_INT_CHARS else float(text)
+
+
+_MAX_INT_CHARS = 4096  # as many as metadata may have
+# One decoder for all bodies, because json.loads() would create a new one for every call.
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_reject_duplicate_keys, parse_constant=_reject_constant, parse_int=_parse_int
+)
+_MANAGED_FIELDS = set(ManagedRegisterRequest.__struct_fields__) - set(RegisterRequest.__struct_fields__)
 _CREDENTIAL = re.compile(r"eyJ[^/]*|mlapi_[0-9a-f][^/]*")
 _REDACTED = "redacted"
 _MAX_ID_DIGITS = 19  # the maximum for a signed 64-bit integer
@@ -275,9 +313,9 @@ def _find_field_errors(value: object, body_type: type[Any]) -> list[FieldError]:
                 errors.append(FieldError(name, "is missing"))
             continue
         try:
-            msgspec.convert(value[name], field.type)
+            msgspec.convert(value[name], field.type, dec_hook=decode_access_end)
         except msgspec.ValidationError:
-            errors.append(FieldError(name, f"must be {_TYPE_NAMES[_without_annotation(field.type)]}"))
+            errors.append(FieldError(name, f"must be {TYPE_NAMES[_without_annotation(field.type)]}"))
     if body_type.__struct_config__.forbid_unknown_fields and value.keys() - fields.keys():
         # Do not show unknown keys: if a client swaps keys and values, one of them is a password.
         errors.append(FieldError("body", f"must contain only {', '.join(fields)}"))
@@ -285,7 +323,8 @@ def _find_field_errors(value: object, body_type: type[Any]) -> list[FieldError]:
 
 
 def _without_annotation(annotation: Any) -> object:  # noqa: ANN401 - any type
-    return get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-
-
-_TYPE_NAMES: dict[object, str] = {str: "a string", datetime | None: "a time such as 2030-01-31T12:00:00Z, or null"}
+    """Return the type of a field without its description, and without `UnsetType`."""
+    arguments = get_args(annotation)
+    if UnsetType in arguments:
+        return _without_annotation(arguments[0])
+    return arguments[0] if get_origin(annotation) is Annotated else annotation

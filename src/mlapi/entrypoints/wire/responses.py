@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from http import HTTPStatus
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import quote
 
 import attrs
@@ -14,7 +14,7 @@ from mlapi.domain.audit import Action, AuditEntry, Result
 from mlapi.domain.credentials import ApiKey, IssuedToken
 from mlapi.domain.errors import FieldError
 from mlapi.domain.usage import UsagePosition, UsageRow
-from mlapi.domain.users import User
+from mlapi.domain.users import User, UserState
 from mlapi.entrypoints.wire.rate_limits import rate_limit_headers
 
 _NO_STORE = (("Cache-Control", "no-store"),)  # for responses with credentials or personal data: RFC 6749, 5.1
@@ -25,6 +25,13 @@ _ID = msgspec.Meta(ge=1, description="Never reused.", examples=[1], extra_json_s
 UserNumber = Annotated[int, _ID]
 Time = Annotated[datetime, msgspec.Meta(tz=True)]
 KeyNumber = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$", examples=["0123456789abcdef"])]
+State = Annotated[
+    UserState, msgspec.Meta(description="Whether the user has access. Disabled users are not shown as expired.")
+]
+AccessEnd = Annotated[
+    Time | None, msgspec.Meta(description="When access ends, or has ended. Null if it does not end by itself.")
+]
+PlanName = Annotated[str | None, msgspec.Meta(description="Null if the default plan applies.")]
 Next = Annotated[
     int | None, msgspec.Meta(description="The value of `after` for the next page. Null if this is the last page.")
 ]
@@ -84,7 +91,7 @@ class OAuthToken(ResponseBody, frozen=True):
     expires_in: Annotated[int, msgspec.Meta(ge=1, description="Lifetime in seconds.")]
 
 
-class UserResponse(ResponseBody, frozen=True):
+class OwnUserResponse(ResponseBody, frozen=True):
     """A user. Times are in UTC; the password is never returned."""
 
     user_id: UserNumber
@@ -93,17 +100,38 @@ class UserResponse(ResponseBody, frozen=True):
     enabled: bool
     created_datetime: Time
     updated_datetime: Time
+    state: State
+    expires_at: AccessEnd
+    plan: PlanName
 
     @classmethod
-    def from_user(cls, user: User) -> Self:
-        return cls(
-            user_id=user.id,
-            username=user.username,
-            email=user.email,
-            enabled=user.enabled,
-            created_datetime=user.created_datetime,
-            updated_datetime=user.updated_datetime,
-        )
+    def from_user(cls, user: User, at: datetime) -> Self:
+        """Return the response about a user at this time."""
+        return cls(**_user_fields(user, at))
+
+
+class UserResponse(OwnUserResponse, frozen=True):
+    """A user, with the fields that only admins see. Times are in UTC; the password is never returned."""
+
+    metadata: Annotated[msgspec.Raw, msgspec.Meta(description="May be empty.", extra_json_schema={"type": "object"})]
+
+    @classmethod
+    def from_user(cls, user: User, at: datetime) -> Self:
+        return cls(**_user_fields(user, at), metadata=msgspec.Raw((user.metadata.value or "{}").encode()))
+
+
+def _user_fields(user: User, at: datetime) -> dict[str, Any]:
+    return {
+        "user_id": user.id,
+        "username": user.username,
+        "email": user.email,
+        "enabled": user.enabled,
+        "created_datetime": user.created_datetime,
+        "updated_datetime": user.updated_datetime,
+        "state": user.state_at(at),
+        "expires_at": user.expires_datetime,
+        "plan": user.plan,
+    }
 
 
 class ShownUserResponse(UserResponse, frozen=True):
@@ -112,8 +140,8 @@ class ShownUserResponse(UserResponse, frozen=True):
     last_seen: LastSeen
 
     @classmethod
-    def from_user_and_time(cls, user: User, last_seen: datetime | None) -> Self:
-        return cls(**msgspec.structs.asdict(UserResponse.from_user(user)), last_seen=last_seen)
+    def from_user_and_time(cls, user: User, at: datetime, last_seen: datetime | None) -> Self:
+        return cls(**msgspec.structs.asdict(UserResponse.from_user(user, at)), last_seen=last_seen)
 
 
 class UsersPage(ResponseBody, frozen=True):
@@ -174,6 +202,13 @@ class AuditEntryResponse(ResponseBody, frozen=True):
     key_id: KeyNumber | None
     outcome: Result
     request_id: str | None
+    changes: Annotated[
+        dict[str, Any] | None,
+        msgspec.Meta(
+            description="The old and the new value of `expires_at` and `plan`, null for `username` and `email`, and the"
+            " changed keys of `metadata`. Null for other actions."
+        ),
+    ]
 
     @classmethod
     def from_entry(cls, entry: AuditEntry) -> Self:
@@ -186,6 +221,7 @@ class AuditEntryResponse(ResponseBody, frozen=True):
             key_id=entry.api_key_id,
             outcome=entry.outcome,
             request_id=entry.request_id,
+            changes=None if entry.changes is None else msgspec.json.decode(entry.changes),
         )
 
 
@@ -310,17 +346,21 @@ def api_key_removed(_key: ApiKey) -> Response:
     return json_response(HTTPStatus.OK, Message("Key deleted successfully"))
 
 
-def user(found: User) -> Response:
-    return json_response(HTTPStatus.OK, UserResponse.from_user(found), _NO_STORE)
+def user(found: User, at: datetime) -> Response:
+    return json_response(HTTPStatus.OK, UserResponse.from_user(found, at), _NO_STORE)
 
 
-def shown_user(found: User, last_seen: datetime | None) -> Response:
-    return json_response(HTTPStatus.OK, ShownUserResponse.from_user_and_time(found, last_seen), _NO_STORE)
+def shown_user(found: User, at: datetime, last_seen: datetime | None) -> Response:
+    return json_response(HTTPStatus.OK, ShownUserResponse.from_user_and_time(found, at, last_seen), _NO_STORE)
 
 
-def users_page(page: Sequence[User], *, next_page: int | None) -> Response:
+def own_user(found: User, at: datetime) -> Response:
+    return json_response(HTTPStatus.OK, OwnUserResponse.from_user(found, at), _NO_STORE)
+
+
+def users_page(page: Sequence[User], at: datetime, *, next_page: int | None) -> Response:
     """Return a page of users. ``next_page`` is the ``after`` of the next page, or None."""
-    body = UsersPage([UserResponse.from_user(user) for user in page], next_page)
+    body = UsersPage([UserResponse.from_user(user, at) for user in page], next_page)
     return json_response(HTTPStatus.OK, body, _NO_STORE)
 
 
