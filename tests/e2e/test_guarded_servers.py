@@ -1,107 +1,20 @@
 """The configurations in deploy/ let nginx, Caddy and HAProxy guard a server that knows nothing about mlapi."""
 
-import re
-import signal
-import socket
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
 import attrs
 import pytest
-import requests
 
 from tests.cut_connections import CuttingProxy
-from tests.e2e.model_server import ModelServer, running_model_server
-from tests.e2e.proxies import running_caddy, running_haproxy, running_nginx_config
-from tests.e2e.server import ROOT, MlapiServer
-from tests.postgres_server import free_port
+from tests.e2e.deployed_proxies import PROXIES, TIMEOUT_SECONDS, Account, Deployment, register, set_enabled
+from tests.e2e.model_server import running_model_server
+from tests.e2e.server import MlapiServer
 
-ADMIN_TOKEN = "an-admin-token-for-tests-0123456789"
-AS_ADMIN = {"Authorization": f"Bearer {ADMIN_TOKEN}"}
-SETTINGS = {"MLAPI_SECRETS__ADMIN_TOKEN": ADMIN_TOKEN, "MLAPI_HTTP__TRUSTED_PROXIES": "127.0.0.1"}
 UPLOAD_BYTES = 100 * 1024 * 1024
 PIECE = bytes(1 << 20)
-TIMEOUT_SECONDS = 30
-
-Replacements = Sequence[tuple[str, str]]
-SHORT_TIMEOUTS = (("5s", "1s"),)
-"""How long the proxies wait for mlapi."""
-
-
-def read_config(name: str, mlapi_port: int, model_port: int, replacements: Replacements) -> str:
-    """Return a file in deploy/ with other ports, other text, and without TLS."""
-    config = re.sub(r" *ssl_certificate.*\n", "", (ROOT / "deploy" / name).read_text("utf-8"))
-    ports = [(":8001", f":{mlapi_port}"), (":8000", f":{model_port}")]
-    for old, new in (*ports, *replacements):
-        assert old in config
-        config = config.replace(old, new)
-    return config
-
-
-def deployed_nginx(
-    folder: Path, mlapi_port: int, model_port: int, replacements: Replacements = ()
-) -> AbstractContextManager[str]:
-    port = free_port()
-    listen = ("listen 443 ssl", f"listen 127.0.0.1:{port}")
-    config = read_config("nginx.conf", mlapi_port, model_port, [listen, *replacements])
-    return running_nginx_config(folder, config, port)
-
-
-def deployed_caddy(
-    folder: Path, mlapi_port: int, model_port: int, replacements: Replacements = ()
-) -> AbstractContextManager[str]:
-    port = free_port()
-    site = ("model.example.com {", f"http://127.0.0.1:{port} {{")
-    config = read_config("Caddyfile", mlapi_port, model_port, [site, *replacements])
-    return running_caddy(folder, config.replace("{\n", "{\n\tadmin off\n", 1), port)
-
-
-def deployed_haproxy(
-    folder: Path, mlapi_port: int, model_port: int, replacements: Replacements = ()
-) -> AbstractContextManager[str]:
-    port, lua_port, script = free_port(), free_port(), folder / "mlapi.lua"
-    folder.mkdir()
-    script.write_text((ROOT / "deploy/haproxy.lua").read_text("utf-8").replace(":8010", f":{lua_port}"))
-    bind = ("bind :443 ssl crt /etc/haproxy/model.example.com.pem", f"bind 127.0.0.1:{port}")
-    own = [(":8010", f":{lua_port}"), bind, ("/etc/haproxy/mlapi.lua", str(script))]
-    return running_haproxy(folder, read_config("haproxy.cfg", mlapi_port, model_port, [*own, *replacements]), port)
-
-
-PROXIES: dict[str, Callable[..., AbstractContextManager[str]]] = {
-    "nginx": deployed_nginx,
-    "Caddy": deployed_caddy,
-    "HAProxy": deployed_haproxy,
-}
-
-
-@attrs.frozen
-class Deployment:
-    """A proxy that guards a model server."""
-
-    base: str
-    model: ModelServer
-
-    def request(self, method: str, path: str, credential: str = "", **options: Any) -> requests.Response:
-        headers = {**options.pop("headers", {}), **({"Authorization": f"Bearer {credential}"} if credential else {})}
-        return requests.request(method, self.base + path, headers=headers, timeout=TIMEOUT_SECONDS, **options)
-
-    def send_raw(self, lines: str) -> bytes:
-        """Send a request with exactly these lines and a Host header, and return the response."""
-        with self.connect(f"{lines}\nConnection: close") as connection:
-            received = b""
-            while data := connection.recv(65536):
-                received += data
-        return received
-
-    def connect(self, lines: str) -> socket.socket:
-        """Send a request with exactly these lines and a Host header. Return the connection."""
-        host = self.base.removeprefix("http://")
-        connection = socket.create_connection(("127.0.0.1", int(host.rpartition(":")[2])), timeout=TIMEOUT_SECONDS)
-        connection.sendall(f"{lines}\nHost: {host}\n\n".replace("\n", "\r\n").encode())
-        return connection
 
 
 @attrs.frozen
@@ -112,46 +25,14 @@ class RecordedDeployment(Deployment):
     folder: Path
 
 
-@attrs.frozen
-class Account:
-    """A user of the service, with an API key."""
-
-    id: int
-    key: str
-
-
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlapiServer]:
-    with MlapiServer(tmp_path_factory.mktemp("service"), SETTINGS) as server:
-        yield server
-
-
-def register(service: MlapiServer, username: str) -> Account:
-    body = {"username": username, "password": "difference engine", "email": "ada@example.com"}
-    user_id = requests.post(f"{service.base}/register-user", json=body, timeout=TIMEOUT_SECONDS).json()["user_id"]
-    keys = f"{service.base}/users/{user_id}/keys"
-    response = requests.post(keys, json={"name": "test"}, headers=AS_ADMIN, timeout=TIMEOUT_SECONDS)
-    return Account(user_id, response.json()["key"])
-
-
-def set_enabled(service: MlapiServer, account: Account, flag: int) -> None:
-    path = f"/toggle-user-permission/{account.id}/{flag}"
-    requests.put(service.base + path, headers=AS_ADMIN, timeout=TIMEOUT_SECONDS).raise_for_status()
-
-
-@pytest.fixture(scope="module")
-def ada(service: MlapiServer) -> Account:
-    return register(service, "ada")
-
-
 @pytest.fixture(scope="module", params=PROXIES)
 def guarded(
-    request: pytest.FixtureRequest, service: MlapiServer, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest, verifier: MlapiServer, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RecordedDeployment]:
     folder = tmp_path_factory.mktemp("proxy") / "files"
     with (
         running_model_server() as model,
-        CuttingProxy(service.port) as mlapi,
+        CuttingProxy(verifier.port) as mlapi,
         PROXIES[request.param](folder, mlapi.port, model.port) as base,
     ):
         yield RecordedDeployment(base, model, mlapi, folder)
@@ -184,8 +65,8 @@ def test_api_key_header_is_accepted_and_removed(guarded: Deployment, ada: Accoun
     assert (answer.status_code, "x-api-key" in headers_of(answer.json())) == (200, False)
 
 
-def test_username_is_percent_encoded(guarded: Deployment, service: MlapiServer) -> None:
-    zoe = register(service, "Zoë 李/%")
+def test_username_is_percent_encoded(guarded: Deployment, verifier: MlapiServer) -> None:
+    zoe = register(verifier, "Zoë 李/%")
 
     username = headers_of(guarded.request("GET", "/", zoe.key).json())["x-auth-request-user"]
 
@@ -260,13 +141,13 @@ def test_repeated_credentials_are_rejected(guarded: Deployment, ada: Account) ->
     assert answer[9:12] in {b"400", b"401"}
 
 
-def test_disabled_user_is_rejected_at_the_next_request(guarded: Deployment, service: MlapiServer) -> None:
-    bob = register(service, f"bob of {guarded.base}")
+def test_disabled_user_is_rejected_at_the_next_request(guarded: Deployment, verifier: MlapiServer) -> None:
+    bob = register(verifier, f"bob of {guarded.base}")
     before = guarded.request("GET", "/", bob.key).status_code
 
-    set_enabled(service, bob, 0)
+    set_enabled(verifier, bob, 0)
     disabled = guarded.request("GET", "/", bob.key)
-    set_enabled(service, bob, 1)
+    set_enabled(verifier, bob, 1)
 
     assert (before, disabled.status_code, disabled.json()) == (200, 403, {"message": "User is disabled"})
     assert guarded.request("GET", "/", bob.key).status_code == 200
@@ -400,118 +281,3 @@ def test_other_upgrades_are_not_passed_on(guarded: Deployment, ada: Account, pro
         answer = connection.recv(65536)
 
     assert b"h2c" not in answer.replace(b"http/1.1", b"").lower()
-
-
-# --- outages
-
-
-@contextmanager
-def all_proxies(
-    folder: Path, mlapi_port: int, model_port: int, replacements: Replacements = SHORT_TIMEOUTS
-) -> Iterator[list[str]]:
-    """Run all proxies in front of one model server."""
-    with ExitStack() as stack:
-        yield [
-            stack.enter_context(deployed(folder / name, mlapi_port, model_port, replacements))
-            for name, deployed in PROXIES.items()
-        ]
-
-
-def test_outage_of_the_service_denies_access(tmp_path: Path) -> None:
-    settings = {**SETTINGS, "MLAPI_DATABASE__URL": f"postgresql://mlapi@127.0.0.1:{free_port()}/mlapi"}
-    headers = {"X-API-Key": f"mlapi_{'0' * 16}_{'0' * 64}"}
-    with (
-        running_model_server() as model,
-        MlapiServer(tmp_path, settings) as service,
-        all_proxies(tmp_path, service.port, model.port) as bases,
-    ):
-        answers = [requests.get(base, headers=headers, timeout=TIMEOUT_SECONDS) for base in bases]
-        service.stop(signal.SIGKILL)
-        answers += [requests.get(base, headers=headers, timeout=TIMEOUT_SECONDS) for base in bases]
-        answers += [requests.put(base, headers=headers, data=PIECE, timeout=TIMEOUT_SECONDS) for base in bases]
-
-    for answer in answers:
-        assert (answer.status_code, answer.json()) == (503, {"message": "Service unavailable, try again"})
-        assert int(answer.headers["Retry-After"]) >= 1
-    assert model.request_lines == []
-
-
-def test_hanging_service_denies_access(tmp_path: Path) -> None:
-    headers = {"X-API-Key": "mlapi_1"}
-    with (
-        running_model_server() as model,
-        socket.create_server(("127.0.0.1", 0)) as silent,
-        all_proxies(tmp_path, silent.getsockname()[1], model.port) as bases,
-    ):
-        answers = [requests.get(base, headers=headers, timeout=TIMEOUT_SECONDS) for base in bases]
-
-    for answer in answers:
-        assert (answer.status_code, answer.json()) == (503, {"message": "Service unavailable, try again"})
-    assert model.request_lines == []
-
-
-def test_outage_of_the_model_is_reported_in_json(service: MlapiServer, ada: Account, tmp_path: Path) -> None:
-    with all_proxies(tmp_path, service.port, free_port()) as bases:
-        answers = [requests.get(base, headers={"X-API-Key": ada.key}, timeout=TIMEOUT_SECONDS) for base in bases]
-
-    assert [answer.status_code for answer in answers] == [502, 502, 503]
-    assert [answer.json() for answer in answers] == [{"message": "The model is unavailable"}] * 3
-
-
-# --- the model servers in docs/any-server.md
-
-
-MODEL_SERVERS = {
-    "vLLM": (
-        ["/v1/models", "/v1/chat/completions", "/v1/embeddings"],
-        ["/metrics", "/invocations", "/v1/load_lora_adapter", "/docs", "/v1", "/v1/chat/completions/x"],
-    ),
-    "Ollama": (
-        ["/v1/chat/completions", "/api/chat", "/api/tags"],
-        ["/api/pull", "/api/delete", "/api/blobs/sha256:0", "/api/chatx", "/"],
-    ),
-    "Triton": (
-        ["/v2/models/m/infer", "/v2/models/m/versions/1/infer", "/v2/models/m", "/v2/models/m/generate_stream"],
-        ["/v2/repository/index", "/v2/models/m/trace/setting", "/v2/models/m%2ftrace%2fsetting", "/metrics"],
-    ),
-    "TensorFlow Serving": (
-        ["/v1/models/m:predict", "/v1/models/m/versions/1:predict", "/v1/models/m/metadata"],
-        ["/monitoring/prometheus/metrics", "/v1/models/m:predict/x"],
-    ),
-}
-
-
-def read_model_paths(server: str) -> Replacements:
-    """Return the replacements from the section of a model server for the lines marked with ``model:``."""
-    page = (ROOT / "docs/any-server.md").read_text("utf-8")
-    section = page.partition(f"### {server}\n")[2]
-    block = re.search(r"```\nport +\d+\nopen path +(\S+)\nuser paths +(\S+)\n```", section)
-    assert block is not None
-    return [("/health", block[1]), ("^/ ", f"{block[2]} ")]
-
-
-@pytest.mark.parametrize("server", MODEL_SERVERS)
-def test_documented_paths_of_model_servers_work(
-    server: str, service: MlapiServer, ada: Account, tmp_path: Path
-) -> None:
-    offered, closed = MODEL_SERVERS[server]
-    replacements = read_model_paths(server)
-    open_path = replacements[0][1]
-    hidden = [f"{offered[0]}/..{closed[0]}", f"{offered[0]}/%2e%2e{closed[0]}", f"{open_path}/..{closed[0]}"]
-    with running_model_server() as model, all_proxies(tmp_path, service.port, model.port, replacements) as bases:
-        for base in bases:
-            guarded = Deployment(base, model)
-            model.request_lines.clear()
-            anonymous = [status_of(guarded, path) for path in offered]
-            rejected = [status_of(guarded, path, ada.key) for path in closed + hidden]
-            assert model.request_lines == []
-
-            admitted = [status_of(guarded, path, ada.key) for path in offered]
-
-            assert (set(anonymous), set(admitted), set(rejected) - {b"400", b"404"}) == ({b"401"}, {b"200"}, set())
-            assert (status_of(guarded, open_path), model.request_lines[-1]) == (b"200", f"GET {open_path}")
-
-
-def status_of(guarded: Deployment, path: str, credential: str = "") -> bytes:
-    """Return the status of a request for exactly this path: requests would normalize it."""
-    return guarded.send_raw(f"GET {path} HTTP/1.1\nX-API-Key: {credential}")[9:12]
