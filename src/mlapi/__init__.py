@@ -29,6 +29,7 @@ from mlapi.domain.errors import (
     UserNotFoundError,
     UserReferencedError,
 )
+from mlapi.domain.plans import RequestLimitReachedError
 from mlapi.domain.ports import AttemptLimiter, AuditTrail, Clock, PasswordCipher, TokenIssuer, UserRepository
 from mlapi.domain.rules import PasswordPolicy, UserFilter
 from mlapi.domain.storage import Storage
@@ -68,6 +69,7 @@ __all__ = [
     "PasswordCipher",
     "PasswordPolicy",
     "RepositoryUnavailableError",
+    "RequestLimitReachedError",
     "ServiceUnavailableError",
     "Storage",
     "TokenIssuer",

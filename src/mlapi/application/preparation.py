@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Sequence
 from datetime import date, datetime
 
+from mlapi.domain.allowances import Allowances, Draw, Drawn
 from mlapi.domain.attempts import WindowCount
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome
@@ -170,6 +171,22 @@ class PreparedUsage:
     def _prepared(self) -> UsageRepository:
         self._preparation.ensure()
         return self._usage
+
+
+class PreparedAllowances:
+    """`Allowances` that run a `Preparation` before each call, until it has succeeded."""
+
+    def __init__(self, allowances: Allowances, preparation: Preparation) -> None:
+        self._allowances = allowances
+        self._preparation = preparation
+
+    def draw(self, requests: Sequence[Draw], *, commit_by: float | None = None) -> list[Drawn | None]:
+        self._preparation.ensure()
+        return self._allowances.draw(requests, commit_by=commit_by)
+
+    def read(self, requests: Sequence[Draw]) -> list[Drawn | None]:
+        self._preparation.ensure()
+        return self._allowances.read(requests)
 
 
 class PreparedRepository:

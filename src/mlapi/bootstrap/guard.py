@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
@@ -10,20 +10,24 @@ from typing import TYPE_CHECKING
 
 from mlapi.adapters.sql.sqlite.guard_storage import SqliteGuardStorage
 from mlapi.application.guard import AsyncGuard, Guard
-from mlapi.application.preparation import Preparation, PreparedUsage, prepare_on_first_use
+from mlapi.application.preparation import Preparation, PreparedAllowances, PreparedUsage, prepare_on_first_use
 from mlapi.application.secret_reload import ReloadingTokenVerifier
 from mlapi.application.usage import BackgroundUsage
 from mlapi.bootstrap.storage_registry import registered_storages
 from mlapi.bootstrap.tokens import make_tokens
 from mlapi.config import Settings
 from mlapi.config.database_paths import database_url_of
+from mlapi.config.plan_reload import reloading_plans
 from mlapi.config.secrets_file import locate_secrets_file
 from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.plans import Plans
 from mlapi.file_access import find_database_error, find_database_warning
 from mlapi.platforms import require_unix
 from mlapi.token_keys import TokenKeys
 
 if TYPE_CHECKING:
+    from mlapi.application.limits import Limiter
+    from mlapi.domain.allowances import Allowances
     from mlapi.domain.ports import PrincipalRepository
     from mlapi.domain.storage import Storage
 
@@ -66,10 +70,31 @@ def open_guard(settings: Settings) -> Iterator[Guard]:
         )
         usage = storage.usage if isinstance(storage, SqliteGuardStorage) else PreparedUsage(storage.usage, preparation)
         recorder = BackgroundUsage(usage, repository)
-        try:
-            yield Guard(repository, tokens, usage=recorder, accept_bare=settings.accepts_bare_credentials)
-        finally:
-            recorder.close()
+        allowances: Allowances = (
+            storage.allowances
+            if isinstance(storage, SqliteGuardStorage)
+            else PreparedAllowances(storage.allowances, preparation)
+        )
+        with closing(recorder), limiter_for(settings, allowances, reloading_plans(settings)) as limiter:
+            yield Guard(
+                repository,
+                tokens,
+                usage=recorder,
+                limiter=limiter,
+                accept_bare=settings.accepts_bare_credentials,
+            )
+
+
+@contextmanager
+def limiter_for(settings: Settings, allowances: "Allowances", plans: Callable[[], Plans]) -> "Iterator[Limiter | None]":
+    """Yield a limiter, or None if the settings contain no plans. Afterwards, give back what it has drawn."""
+    if not settings.plans:
+        yield None
+        return
+    from mlapi.application.limits import Limiter  # noqa: PLC0415 - only needed with plans
+
+    with closing(Limiter(allowances, plans)) as limiter:
+        yield limiter
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from mlapi.application.guard import Guard
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.application.preparation import (
     Preparation,
+    PreparedAllowances,
     PreparedAttemptCounts,
     PreparedUsage,
     check_key,
@@ -25,11 +26,11 @@ from mlapi.application.retention import Retention, RetentionRule
 from mlapi.application.secret_reload import ReloadingCipher, ReloadingTokens
 from mlapi.application.usage import BackgroundUsage
 from mlapi.application.users import Users
-from mlapi.bootstrap.guard import check_access
+from mlapi.bootstrap.guard import check_access, limiter_for
 from mlapi.bootstrap.secrets import StoredPasswordCipher, open_secrets
 from mlapi.bootstrap.storages import open_storage
 from mlapi.config import CONTEXT_WORDS, MIN_PASSWORD_CHARS, Settings
-from mlapi.config.plans import make_plans
+from mlapi.config.plan_reload import reloading_plans
 from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.ports import AttemptCounts, AttemptLimiter, AuditTrail
 from mlapi.domain.rules import PasswordPolicy
@@ -76,28 +77,30 @@ def open_service(settings: Settings, *, must_be_available: bool = False, may_cre
             )
         repository = prepare_on_first_use(storage.users, preparation)
         cipher, tokens = ReloadingCipher(secrets.reloader), ReloadingTokens(secrets.reloader)
-        plans = make_plans(settings)
-        users = Users(repository, cipher, password_policy=password_policy(settings), plans=lambda: plans)
+        plans = reloading_plans(settings)
+        users = Users(repository, cipher, password_policy=password_policy(settings), plans=plans)
         counts = PreparedAttemptCounts(storage.attempts, preparation)
         attempts = FixedWindowAttemptLimiter(counts, AttemptLimits(**attrs.asdict(settings.logins)))
         usage = PreparedUsage(storage.usage, preparation)
         recorder = BackgroundUsage(usage, repository)
-        access = Access(
-            authenticator=Authenticator(users, tokens, attempts),
-            guard=Guard(repository, tokens, usage=recorder, accept_bare=settings.accepts_bare_credentials),
-        )
-        try:
+        allowances = PreparedAllowances(storage.allowances, preparation)
+        with closing(recorder), limiter_for(settings, allowances, plans) as limiter:
+            guard = Guard(
+                repository,
+                tokens,
+                usage=recorder,
+                limiter=limiter,
+                accept_bare=settings.accepts_bare_credentials,
+            )
             yield Service(
                 users=users,
-                access=access,
+                access=Access(authenticator=Authenticator(users, tokens, attempts), guard=guard),
                 registration_limiter=_registration_limiter(counts, settings),
                 usage=usage,
                 settings=settings,
                 storage=storage,
                 secrets=secrets,
             )
-        finally:
-            recorder.close()
 
 
 @contextmanager

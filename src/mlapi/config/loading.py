@@ -18,8 +18,10 @@ from mlapi.config.environment import (
 )
 from mlapi.config.files import read_yaml
 from mlapi.config.parsing import parse_settings, validate_keys
+from mlapi.config.plans import make_plans
 from mlapi.config.settings import Settings
 from mlapi.domain.errors import ConfigurationError
+from mlapi.domain.plans import Plans
 from mlapi.file_access import find_secrets_error
 from mlapi.platforms import require_unix
 
@@ -63,6 +65,18 @@ def load_settings(path: Path | None = None, environ: Mapping[str, str] = os.envi
             raise ConfigurationError(error)
         _logger.warning("%s", error)
     return settings
+
+
+def load_plans(file: Path, environ: Mapping[str, str] = os.environ) -> Plans:
+    """Load only the plans, from a file and the environment. Log no warnings.
+
+    Raises:
+        ConfigurationError: if the file is invalid or empty. An editor may just be writing it.
+    """
+    tree = validate_keys(read_yaml(file), str(file))
+    if not tree:
+        raise ConfigurationError(f"{file} is empty")
+    return make_plans(parse_settings(_merge(tree, _load_overrides(environ))))
 
 
 def _load_overrides(environ: Mapping[str, str]) -> dict[str, Any]:
