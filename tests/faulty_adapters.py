@@ -22,8 +22,9 @@ from mlapi import (
 )
 from mlapi.adapters.memory import InMemoryAuditTrail
 from mlapi.domain.attempts import Attempt
-from mlapi.domain.commands import Register, Rejection
+from mlapi.domain.commands import Register, Rejection, UpdateUser, UserChange
 from mlapi.domain.credentials import Principal, PrincipalId, TokenClaims
+from mlapi.domain.expiry import Extension
 from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.users import EncryptedPassword, UsernameKey, UserOrder
 from mlapi.entrypoints.admin import AdminPolicy
@@ -131,6 +132,69 @@ class SortedPagesThatNeverEnd(InMemoryUserRepository):
 class UnfilteredSorting(InMemoryUserRepository):
     def list_sorted(self, order: UserOrder, *, matching: UserFilter = EVERY_USER, **options: Any) -> list[User]:
         return super().list_sorted(order, **options)
+
+
+class ForgettingExpiry(InMemoryUserRepository):
+    """Registers users without their expiry."""
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        kept = [
+            attrs.evolve(command, expires_datetime=None) if isinstance(command, Register) else command
+            for command in commands
+        ]
+        return super().apply(kept, commit_by=commit_by)
+
+
+class KeepingTheOldName(InMemoryUserRepository):
+    """Finds renamed users by their old name only."""
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        before = dict(self._ids)
+        outcomes = super().apply(commands, commit_by=commit_by)
+        if any(isinstance(outcome, UserChange) for outcome in outcomes):
+            self._ids = before
+        return outcomes
+
+
+class ExtendingFromNow(InMemoryUserRepository):
+    """Loses the rest of the paid time at an extension."""
+
+    def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
+        changed = [
+            attrs.evolve(command, expires=command.expires.extend(None, command.at))
+            if isinstance(command, UpdateUser) and isinstance(command.expires, Extension)
+            else command
+            for command in commands
+        ]
+        return super().apply(changed, commit_by=commit_by)
+
+
+class IncludingTheInstantOfExpiry(InMemoryUserRepository):
+    """Treats access as active at the very instant when it ends."""
+
+    def list_page(self, *, after: UserId, limit: int, matching: UserFilter = EVERY_USER) -> list[User]:
+        if matching.at is not None:
+            matching = attrs.evolve(matching, at=matching.at - timedelta(microseconds=1))
+        return super().list_page(after=after, limit=limit, matching=matching)
+
+
+class FindingPartsOfMetadata(InMemoryUserRepository):
+    def list_page(self, *, after: UserId, limit: int, matching: UserFilter = EVERY_USER) -> list[User]:
+        if matching.metadata is None:
+            return super().list_page(after=after, limit=limit, matching=matching)
+        key, text = matching.metadata
+        return [user for user in self._users.values() if text in str(user.metadata.as_dict().get(key, ""))]
+
+
+class AuditingWithoutChanges(InMemoryAuditTrail):
+    def write(self, entry: AuditEntry) -> None:
+        super().write(attrs.evolve(entry, changes=None))
+
+
+class ForgettingChanges(InMemoryUserRepository):
+    def __init__(self) -> None:
+        super().__init__()
+        self.audit = AuditingWithoutChanges()
 
 
 class FindingPartsOfNames(InMemoryUserRepository):

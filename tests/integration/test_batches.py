@@ -38,9 +38,11 @@ from mlapi.domain.commands import (
     Remove,
     RemoveApiKey,
     SetEnabled,
+    UpdateUser,
     UserChange,
 )
 from mlapi.domain.credentials import ApiKeyPrincipal, Principal, PrincipalId
+from mlapi.domain.expiry import Extension
 from mlapi.domain.users import EncryptedPassword
 from mlapi.testing.samples import NOON
 
@@ -59,11 +61,14 @@ token_endings = st.tuples(st.just("end tokens"), user_numbers)
 password_changes = st.tuples(st.just("change password"), user_numbers, st.none() | password_ages)
 reencryptions = st.tuples(st.just("reencrypt"), user_numbers, password_ages)
 removals = st.tuples(st.just("remove"), user_numbers)
+renamings = st.tuples(st.just("rename"), user_numbers, st.sampled_from(["ada", "ADA", "bob", "eve", "kim"]))
+extensions = st.tuples(st.just("extend"), user_numbers, st.integers(0, 1))
 added_keys = st.tuples(st.just("add key"), user_numbers, st.booleans())
 used_keys = st.tuples(st.just("use key"), key_numbers, st.sampled_from([-90, 0, 57, 58, 59, 60, 61]))
 removed_keys = st.tuples(st.just("remove key"), key_numbers)
 user_templates = registrations | toggles | token_endings | password_changes | reencryptions | removals
-templates = user_templates | added_keys | used_keys | removed_keys
+updates = renamings | extensions
+templates = user_templates | updates | added_keys | used_keys | removed_keys
 Template = tuple[object, ...]
 INITIAL_TEMPLATES: list[Template] = [
     *(("register", name) for name in ("eve", "kay", "liz")),
@@ -107,7 +112,7 @@ class Replay:
             "principals": [self._numbered_principal(found) for found in self._repository.find_principals(ids)],
         }
 
-    def _command(self, kind: object, *values: object) -> Command:  # noqa: PLR0911 - one return for each kind of command
+    def _command(self, kind: object, *values: object) -> Command:  # noqa: C901, PLR0911 - one return for each kind of command
         self._now += timedelta(seconds=1)
         epoch = f"epoch at {self._now}"
         match kind, *values:
@@ -135,6 +140,11 @@ class Replay:
                 return Reencrypt(user_id=self._id(number), replacing=self._password(age), password=self._new_password())
             case "remove", int(number):
                 return Remove(user_id=self._id(number), at=self._now)
+            case "rename", int(number), str(name):
+                return UpdateUser(user_id=self._id(number), username=name, at=self._now)
+            case "extend", int(number), int(months):
+                plan = f"plan at {self._now}"
+                return UpdateUser(user_id=self._id(number), expires=Extension(months=months), plan=plan, at=self._now)
             case "add key", int(number), bool(expires):
                 return AddApiKey(key=self._new_key(number, expires=expires))
             case "use key", int(number), int(seconds):

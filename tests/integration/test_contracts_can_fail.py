@@ -103,6 +103,20 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     ),
     (UserRepositoryContract, faulty_adapters.OmittingUnknownNames, "test_many_usernames_are_found_in_any_order"),
     (UserRepositoryContract, faulty_adapters.FilteringAfterTheLimit, "test_filter_does_not_shorten_pages"),
+    (
+        UserRepositoryContract,
+        faulty_adapters.ForgettingExpiry,
+        "test_registered_user_has_expiry_plan_and_metadata",
+    ),
+    (UserRepositoryContract, faulty_adapters.KeepingTheOldName, "test_user_is_found_by_the_new_name_only"),
+    (
+        UserRepositoryContract,
+        faulty_adapters.ExtendingFromNow,
+        "test_extension_starts_at_the_later_of_now_and_the_end",
+    ),
+    (UserRepositoryContract, faulty_adapters.IncludingTheInstantOfExpiry, "test_pages_can_be_filtered_by_state"),
+    (UserRepositoryContract, faulty_adapters.FindingPartsOfMetadata, "test_pages_can_be_filtered_by_metadata"),
+    (UserRepositoryContract, faulty_adapters.ForgettingChanges, "test_entry_of_an_update_contains_the_changes"),
     (UserRepositoryContract, faulty_adapters.ReorderingUsers, "test_update_does_not_move_a_user_to_another_page"),
     (UserRepositoryContract, faulty_adapters.TruncatingPasswords, "test_special_characters_and_long_texts_are_stored"),
     (

@@ -17,6 +17,7 @@ from mlapi import (
     Outcome,
     RepositoryUnavailableError,
     User,
+    UserExistsError,
     UserId,
     UserNotFoundError,
     UserReferencedError,
@@ -30,7 +31,7 @@ from mlapi.application.batching import CommandBatcher
 from mlapi.application.user_import import Row, Summary, UserImport
 from mlapi.bootstrap import open_users
 from mlapi.config import load_settings
-from mlapi.domain.commands import ANYONE, Actor, Remove, SetEnabled
+from mlapi.domain.commands import ANYONE, Actor, Remove, SetEnabled, UpdateUser, UserChange
 from mlapi.domain.errors import FieldError
 from mlapi.domain.users import EncryptedPassword
 from mlapi.entrypoints.cli import main
@@ -111,6 +112,38 @@ def test_only_removals_of_referenced_users_are_rejected(
     assert (outcomes[2], outcomes[7]) == tuple(referenced)
     assert not repository.get(users[0].id).enabled
     assert names(repository) == ["user0", "user2", "user7", "ada"]
+
+
+@pytest.mark.parametrize("has_trigger", [False, True], ids=["index", "trigger"])
+def test_update_that_the_host_rejects_is_no_taken_name(
+    url: URL, repository: SqlUserRepository, has_trigger: bool
+) -> None:
+    ada, bob = registered(repository, "ada", email="1@example.com"), registered(repository, "bob")
+    if has_trigger:
+        add_trigger(url, "UPDATE", condition="email = '1@example.com'")
+    else:
+        execute(url, "CREATE UNIQUE INDEX by_email ON users (email)")
+
+    outcomes = repository.apply(
+        [
+            UpdateUser(user_id=ada.id, plan="pro", email="ada@example.com" if not has_trigger else ada.email, at=LATER),
+            UpdateUser(user_id=bob.id, plan="pro", at=LATER),
+            UpdateUser(user_id=ada.id, username="Ada", email=bob.email if not has_trigger else ada.email, at=LATER),
+            UpdateUser(user_id=ada.id, username="eve", email=bob.email if not has_trigger else ada.email, at=LATER),
+            UpdateUser(user_id=bob.id, username="ada", at=LATER),
+        ]
+    )
+
+    assert [type(outcome) for outcome in outcomes] == [
+        ChangeRejectedError,
+        UserChange,
+        ChangeRejectedError,
+        ChangeRejectedError,
+        UserExistsError,
+    ]
+    assert outcomes[4] == UserExistsError(ada.id)
+    assert repository.get(ada.id) == ada
+    assert repository.get(bob.id).plan == "pro"
 
 
 def test_batch_with_a_rejected_command_is_applied_in_order(url: URL, repository: SqlUserRepository) -> None:

@@ -15,7 +15,9 @@ from mlapi import UserId
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.repository import SqlUserRepository
 from mlapi.adapters.sql.schema import upgrade
+from mlapi.adapters.sql.tables import users as users_table
 from mlapi.domain.errors import SearchUnavailableError, ServiceUnavailableError
+from mlapi.domain.metadata import Metadata
 from mlapi.domain.rules import UserFilter
 from mlapi.entrypoints.http.search_pool import MAX_SEARCHES, SearchPool
 from mlapi.entrypoints.http.shared_call import SharedCall
@@ -250,6 +252,35 @@ def test_start_of_a_name_is_found_through_the_index(database: Database) -> None:
 
     assert "uq_users_username_key" in plan
     assert "username_key>? AND username_key<?" in plan or "Index Cond" in plan
+
+
+@pytest.mark.parametrize("text", ["cus_7", "7", "true"])
+def test_metadata_is_found_through_the_index(postgres_database: Database, text: str) -> None:
+    repository = SqlUserRepository(postgres_database)
+    ada = registered(repository, metadata=Metadata.from_object({"customer": "cus_7"}))
+    with postgres_database.writing() as connection:
+        connection.exec_driver_sql(
+            "INSERT INTO users (username, password, email, enabled, created_datetime, updated_datetime, username_key,"
+            " token_epoch, metadata) SELECT 'x' || n, '', '', true, now(), now(), 'x' || n, '',"
+            " '{\"customer\":\"cus_0' || n || '\"}' FROM generate_series(1, 5000) AS n"
+        )
+        connection.exec_driver_sql("ANALYZE users")
+
+    matching = UserFilter(metadata=("customer", text))
+    found = repository.list_page(after=UserId(0), limit=10, matching=matching)
+    listed = repository.list_sorted("created", limit=10, matching=matching)
+    plan = explain_select(postgres_database, repository, matching)
+
+    assert found == listed == ([ada] if text == "cus_7" else [])
+    assert "ix_users_metadata" in plan
+    assert "Seq Scan" not in plan
+
+
+def explain_select(database: Database, repository: SqlUserRepository, matching: UserFilter) -> str:
+    query = repository._select(matching).order_by(users_table.c.id).limit(10)
+    with database.reading() as connection:
+        statement = query.compile(connection, compile_kwargs={"render_postcompile": True})
+        return "\n".join(connection.exec_driver_sql(f"EXPLAIN {statement}", statement.params).scalars())
 
 
 def test_trigram_index_is_created_if_the_extension_is_installed(postgres_database: Database) -> None:

@@ -10,6 +10,7 @@ import attrs
 import pytest
 
 from mlapi import (
+    AccessExpiredError,
     Actor,
     ApiKey,
     ApiKeyId,
@@ -42,6 +43,7 @@ from mlapi.domain.attempts import Attempt
 from mlapi.domain.commands import AddApiKey, ChangePassword, EndTokens, RecordApiKeyUse, Reencrypt
 from mlapi.domain.credentials import MAX_CREDENTIAL_CHARS, Principal, PrincipalId, authenticate
 from mlapi.domain.errors import AccessDeniedError, FieldError
+from mlapi.domain.expiry import Extension
 from mlapi.domain.users import EncryptedPassword, UsernameKey
 from mlapi.testing import SettableClock, UnavailableRepository
 from mlapi.testing.tokens import HOUR, MICROSECOND, NOON
@@ -184,8 +186,10 @@ def attempts(calls: list[tuple[object, ...]]) -> RecordingAttempts:
 
 
 @pytest.fixture
-def authenticator(users: Users, tokens: InMemoryTokens, attempts: RecordingAttempts) -> Authenticator:
-    return Authenticator(users, tokens, attempts)
+def authenticator(
+    users: Users, tokens: InMemoryTokens, attempts: RecordingAttempts, clock: SettableClock
+) -> Authenticator:
+    return Authenticator(users, tokens, attempts, clock=clock)
 
 
 @pytest.fixture
@@ -762,6 +766,48 @@ def test_token_and_api_key_expire(check: Check, users: Users, ada: User, token: 
 
     assert before == [ada, ada]
     assert outcomes(check, token, expiring) == [InvalidTokenError()] * 2
+
+
+def test_access_ends_at_the_exact_instant(
+    check: Check, users: Users, ada: User, both_credentials: tuple[str, str], clock: SettableClock
+) -> None:
+    ada = users.update(user_id=ada.id, expires=NOON + HOUR / 2)
+    clock.now = NOON + HOUR / 2 - MICROSECOND
+    before = outcomes(check, *both_credentials)
+
+    clock.now = NOON + HOUR / 2
+
+    assert before == [ada, ada]
+    assert outcomes(check, *both_credentials) == [AccessExpiredError(ada.id)] * 2
+
+
+def test_extended_access_holds_at_the_next_request(
+    check: Check, users: Users, tokens: InMemoryTokens, ada: User, key: str
+) -> None:
+    ended = users.update(user_id=ada.id, expires=NOON)
+    token = tokens.issue(ended).token
+    before = outcomes(check, token, key)
+
+    extended = users.update(user_id=ada.id, expires=Extension(hours=1))
+
+    assert before == [AccessExpiredError(ada.id)] * 2
+    assert extended.expires_datetime == NOON + HOUR
+    assert outcomes(check, token, key, tokens.issue(extended).token) == [InvalidTokenError(), extended, extended]
+
+
+def test_login_is_denied_after_the_end_of_access(
+    authenticator: Authenticator, users: Users, ada: User, clock: SettableClock
+) -> None:
+    users.update(user_id=ada.id, expires=NOON + MINUTE)
+    issued = authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
+
+    clock.now = NOON + MINUTE
+
+    assert issued.expires_in == 60
+    with pytest.raises(AccessExpiredError):
+        authenticator.log_in(username="ada", password=PASSWORD, address=HOME)
+    with pytest.raises(InvalidCredentialsError):
+        authenticator.log_in(username="ada", password=NEW_PASSWORD, address=HOME)
 
 
 def test_expired_api_key_of_a_disabled_user_is_invalid(

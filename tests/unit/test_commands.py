@@ -17,10 +17,12 @@ from mlapi.domain.commands import (
     Remove,
     RemoveApiKey,
     SetEnabled,
+    UpdateUser,
     generate_token_epoch,
 )
 from mlapi.domain.credentials import ApiKey, ApiKeyId
 from mlapi.domain.errors import FieldError, InvalidFieldsError, PasswordChangedError
+from mlapi.domain.metadata import Metadata
 from mlapi.domain.users import EncryptedPassword, User, UserId
 
 ACTOR = f"actor={UNKNOWN_ACTOR!r}"
@@ -230,6 +232,22 @@ def test_commands_are_immutable() -> None:
         command.user_id = UserId(8)  # type: ignore[misc]  # must raise
 
     assert command == Remove(user_id=UserId(7), at=NOON)
+
+
+def test_update_with_invalid_fields_is_rejected() -> None:
+    with pytest.raises(InvalidFieldsError, match="username must not be empty"):
+        UpdateUser(user_id=UserId(7), at=NOON, username="")
+    with pytest.raises(InvalidFieldsError, match="email must look like"):
+        UpdateUser(user_id=UserId(7), at=NOON, email="ada")
+    with pytest.raises(ValueError, match="no time zone"):
+        UpdateUser(user_id=UserId(7), expires=datetime(2027, 1, 1), at=NOON)  # noqa: DTZ001 - must be rejected
+
+
+def test_repr_of_an_update_hides_personal_data() -> None:
+    command = UpdateUser(user_id=UserId(7), email="ada@example.com", metadata=Metadata('{"a":1}'), at=NOON)
+
+    assert "ada@example.com" not in repr(command)
+    assert '"a"' not in repr(command)
 
 
 @pytest.mark.parametrize("text", ["", "a" * 201, "a\nb", "\ud800", "a\u202eb"])

@@ -7,7 +7,17 @@ from datetime import UTC, datetime, timedelta, timezone
 import attrs
 import pytest
 
-from mlapi import ApiKey, ApiKeyId, InvalidFieldsError, InvalidTokenError, IssuedToken, User, UserDisabledError, UserId
+from mlapi import (
+    AccessExpiredError,
+    ApiKey,
+    ApiKeyId,
+    InvalidFieldsError,
+    InvalidTokenError,
+    IssuedToken,
+    User,
+    UserDisabledError,
+    UserId,
+)
 from mlapi.domain.credentials import (
     MAX_API_KEY_NAME_CHARS,
     USE_RECORDING_INTERVAL,
@@ -46,6 +56,9 @@ ADA = User(
 DISABLED = attrs.evolve(ADA, enabled=False, token_epoch="a-later-epoch")
 CLAIMS = TokenClaims(user_id=ADA.id, token_epoch="the-epoch", expires_datetime=LATER, token_id="one")
 KEY = ApiKey(id=ApiKeyId(ID), user_id=ADA.id, name="laptop", digest=DIGEST, created_datetime=NOON)
+ENDING = attrs.evolve(ADA, expires_datetime=LATER)
+"""Access that ends when the token expires."""
+ENDED = attrs.evolve(ADA, expires_datetime=NOON)
 EXPIRING = attrs.evolve(KEY, expires_datetime=LATER)
 PRESENTED = PresentedApiKey(ApiKeyId(ID), DIGEST)
 OTHER = PresentedApiKey(ApiKeyId(ID), hashlib.sha256(b"another").hexdigest())
@@ -120,7 +133,9 @@ def test_principal_id_is_a_user_id_or_an_api_key_id() -> None:
 ACCEPTED: dict[str, tuple[ParsedCredential, Principal, User]] = {
     "token": (CLAIMS, ADA, ADA),
     "token just before it expires": (attrs.evolve(CLAIMS, expires_datetime=NOON + MICROSECOND), ADA, ADA),
+    "token of a user whose access ends later": (CLAIMS, ENDING, ENDING),
     "key": (PRESENTED, ApiKeyPrincipal(KEY, ADA), ADA),
+    "key of a user whose access ends later": (PRESENTED, ApiKeyPrincipal(KEY, ENDING), ENDING),
     "key that expires later": (PRESENTED, ApiKeyPrincipal(EXPIRING, ADA), ADA),
     "key of a user with a different token epoch": (
         PRESENTED,
@@ -141,6 +156,31 @@ REJECTED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exceptio
         NOON,
         UserDisabledError(7),
     ),
+    "token, ended access": (CLAIMS, ENDED, NOON, AccessExpiredError(7)),
+    "token at the end of access": (CLAIMS, ENDING, LATER, AccessExpiredError(7)),
+    "token long after the end of access": (CLAIMS, ENDING, LATER + timedelta(days=99), AccessExpiredError(7)),
+    "token rounded down from the end of access": (
+        CLAIMS,
+        attrs.evolve(ADA, expires_datetime=LATER + timedelta(seconds=1) - MICROSECOND),
+        LATER + timedelta(seconds=1),
+        AccessExpiredError(7),
+    ),
+    "token that expired long before the end of access": (
+        CLAIMS,
+        attrs.evolve(ADA, expires_datetime=LATER + timedelta(seconds=1)),
+        LATER + timedelta(hours=1),
+        InvalidTokenError(),
+    ),
+    "token, ended access, disabled": (CLAIMS, attrs.evolve(ENDED, enabled=False), NOON, UserDisabledError(7)),
+    "token from an earlier epoch, ended access": (
+        CLAIMS,
+        attrs.evolve(ENDING, token_epoch="x"),
+        LATER,
+        AccessExpiredError(7),
+    ),
+    "key, ended access": (PRESENTED, ApiKeyPrincipal(KEY, ENDED), NOON, AccessExpiredError(7)),
+    "expired key, ended access": (PRESENTED, ApiKeyPrincipal(EXPIRING, ENDED), LATER, InvalidTokenError()),
+    "key with a different secret, ended access": (OTHER, ApiKeyPrincipal(KEY, ENDED), NOON, InvalidTokenError()),
     "token from an earlier epoch": (CLAIMS, attrs.evolve(ADA, token_epoch="x"), NOON, InvalidTokenError()),
     "unknown key": (PRESENTED, None, NOON, InvalidTokenError()),
     "key with the principal of a token": (PRESENTED, ADA, NOON, InvalidTokenError()),
@@ -156,6 +196,12 @@ REJECTED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exceptio
 @pytest.mark.parametrize(("credential", "principal", "user"), ACCEPTED.values(), ids=ACCEPTED.keys())
 def test_authenticate_returns_the_current_user(credential: ParsedCredential, principal: Principal, user: User) -> None:
     assert authenticate(credential, principal, NOON) == user
+
+
+def test_token_rounded_down_is_valid_until_access_ends() -> None:
+    user = attrs.evolve(ADA, expires_datetime=LATER + MICROSECOND)
+
+    assert authenticate(CLAIMS, user, LATER) == user
 
 
 @pytest.mark.parametrize(("credential", "principal", "at", "error"), REJECTED.values(), ids=REJECTED.keys())

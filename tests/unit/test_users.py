@@ -1,6 +1,7 @@
 """The use cases for users, tested with the in-memory adapters."""
 
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 
 import attrs
 import pytest
@@ -9,8 +10,11 @@ from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.application.users import Users
 from mlapi.domain.commands import Register, Remove, SetEnabled
 from mlapi.domain.errors import FieldError, InvalidFieldsError, UserExistsError, UserNotFoundError
-from mlapi.domain.rules import PasswordPolicy
-from mlapi.domain.users import EncryptedPassword, User, UserId
+from mlapi.domain.expiry import Extension
+from mlapi.domain.metadata import NO_METADATA, Metadata
+from mlapi.domain.plans import Plan, Plans
+from mlapi.domain.rules import PasswordPolicy, UserFilter
+from mlapi.domain.users import EncryptedPassword, User, UserId, utc_now
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
@@ -30,6 +34,12 @@ class SteppingClock:
 @pytest.fixture
 def users() -> Users:
     return Users(InMemoryUserRepository(), PlainCipher(), clock=SteppingClock())
+
+
+@pytest.fixture
+def planned() -> Users:
+    plans = Plans({name: Plan(name) for name in ("free", "pro")})
+    return Users(InMemoryUserRepository(), PlainCipher(), clock=lambda: NOON, plans=lambda: plans)
 
 
 def register(users: Users, username: str = "ada") -> User:
@@ -272,6 +282,102 @@ def test_invalid_username_is_not_found(users: Users, name: str) -> None:
     register(users, "ada")
 
     assert users.find(name) is None
+
+
+# --- update
+
+
+def test_update_changes_only_the_given_fields(users: Users) -> None:
+    ada = register(users)
+
+    changed = users.update(user_id=ada.id, username="Grace", plan=None, metadata={"customer": "cus_123"})
+
+    assert changed == users.get(ada.id)
+    assert changed == attrs.evolve(
+        ada,
+        username="Grace",
+        metadata=Metadata.from_object({"customer": "cus_123"}),
+        updated_datetime=NOON + timedelta(hours=1),
+    )
+    assert users.update(user_id=ada.id).metadata == changed.metadata
+    assert users.update(user_id=ada.id, metadata=None).metadata == NO_METADATA
+
+
+def test_expiry_may_be_in_the_past_or_removed(users: Users) -> None:
+    ada = register(users)
+
+    ends = [users.update(user_id=ada.id, expires=end).expires_datetime for end in (NOON - timedelta(days=1), None)]
+
+    assert ends == [NOON - timedelta(days=1), None]
+
+
+def test_users_can_be_registered_with_an_expiry_and_a_plan(planned: Users) -> None:
+    ada = planned.register(
+        username="ada",
+        password="difference engine",
+        email="ada@example.com",
+        expires=Extension(months=1),
+        plan="pro",
+        metadata={"customer": "cus_123"},
+    )
+
+    assert (ada.expires_datetime, ada.plan) == (datetime(2026, 4, 1, 12, tzinfo=UTC), "pro")
+    assert ada.metadata.as_dict() == {"customer": "cus_123"}
+
+
+def test_invalid_changes_are_all_reported(planned: Users) -> None:
+    ada = register(planned)
+    details: dict[str, Any] = {"expires": datetime(2027, 1, 1), "plan": "gold", "metadata": []}  # noqa: DTZ001
+    errors = (
+        FieldError("expires_at", "must have a time zone, as in 2030-01-31T12:00:00Z"),
+        FieldError("plan", "must be one of the plans in the configuration: free, pro"),
+        FieldError("metadata", 'must be a JSON object without repeated keys, such as {"customer": "cus_123"}'),
+    )
+
+    with pytest.raises(InvalidFieldsError) as update_error:
+        planned.update(user_id=ada.id, username="", email="", **details)
+    with pytest.raises(InvalidFieldsError) as register_error:
+        planned.register(username="bob", password="x", email="bob@example.com", **details)
+
+    assert update_error.value.errors == (
+        FieldError("username", "must not be empty"),
+        FieldError("email", "must not be empty"),
+        *errors,
+    )
+    assert register_error.value.errors == errors
+    assert planned.list_page() == [ada]
+
+
+@pytest.mark.parametrize(
+    ("expires", "error"),
+    [
+        (datetime.max.replace(tzinfo=timezone(timedelta(hours=-1))), "must be between the years 1 and 9999 in UTC"),
+        ("2027-01-01", "must be a time"),
+    ],
+)
+def test_invalid_expiry_is_rejected(users: Users, expires: Any, error: str) -> None:
+    with pytest.raises(InvalidFieldsError) as error_info:
+        users.prepare_update(user_id=UserId(1), expires=expires)
+
+    assert error_info.value.errors == (FieldError("expires_at", error),)
+
+
+def test_plan_is_rejected_if_none_is_configured(users: Users) -> None:
+    with pytest.raises(InvalidFieldsError) as error_info:
+        users.prepare_update(user_id=UserId(1), plan="pro")
+
+    message = "must be one of the plans in the configuration: there are none, so add it to plans"
+    assert error_info.value.errors == (FieldError("plan", message),)
+
+
+def test_state_filter_uses_the_clock_of_the_users(users: Users) -> None:
+    ada = register(users)
+    users.update(user_id=ada.id, expires=NOON + timedelta(hours=3))
+
+    states = [bool(users.list_page(matching=UserFilter(state="active"))) for _ in range(3)]  # at 14:00, 15:00 and 16:00
+
+    assert states == [True, False, False]
+    assert UserFilter(state="expired").matches(users.get(ada.id)) == (utc_now() >= NOON + timedelta(hours=3))
 
 
 # --- the in-memory adapters
