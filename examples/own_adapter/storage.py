@@ -22,7 +22,7 @@ from examples.own_adapter.journal import (
 
 from mlapi import ConfigurationError, UserId
 from mlapi.adapters.memory import InMemoryAttempts
-from mlapi.domain.inspection import Inspection
+from mlapi.domain.inspection import Inspection, count_plans
 
 PREFIX = "journal://"
 REVISION = "1"
@@ -89,6 +89,7 @@ class JournalStorage:
             newest_revision=REVISION,
             fingerprint=_last_fingerprint(entries),
             users=len(users),
+            plans=count_plans(users),
             latest_change=max((user.updated_datetime for user in users), default=None),
         )
 

@@ -323,3 +323,36 @@ def test_memory_storage_has_no_problems(folder: Path, monkeypatch: pytest.Monkey
         "none yet: mlapi generates them in memory on first startup, if the database is new",
     ) in find_checks("ok")
     assert list(folder.iterdir()) == []
+
+
+_PLANS_SOLUTION = "add it to plans, or give them another plan with `mlapi users set NAME --plan PLAN`"
+
+
+@pytest.mark.parametrize(
+    ("config", "state", "effect"),
+    [
+        ("plans: {free: {per_day: 5}}", "problem", "so their requests get 503"),
+        ("{plans: {free: {per_day: 5}}, default_plan: free}", "warning", "so the limits of free apply to them"),
+        ("{}", "warning", "so no limits apply to them"),
+    ],
+)
+def test_plan_that_is_not_configured_is_reported(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, config: str, state: str, effect: str
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    (folder / "config.yml").write_text("plans: {free: {}, old: {}, older: {}}")
+    with open_users(load_settings()) as users:
+        for name, plan in (("ada", "old"), ("bob", "older"), ("eve", "older"), ("joe", "free")):
+            users.register(username=name, password="difference engine", email="ada@example.com", plan=plan)
+
+    (folder / "config.yml").write_text(config)
+
+    found = [message for about, message in find_checks(state) if about == "plans"]
+    if config == "{}":
+        assert len(found) == 3
+        found = found[1:]
+    assert found == [
+        f"1 user has the plan 'old', which the configuration does not contain, {effect}: {_PLANS_SOLUTION}",
+        f"2 users have the plan 'older', which the configuration does not contain, {effect}: {_PLANS_SOLUTION}",
+    ]

@@ -1,9 +1,13 @@
 """The state of a database, as `Storage.inspect` reports it to ``mlapi doctor`` and ``mlapi db check``."""
 
+from collections import Counter
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Literal
 
 import attrs
+
+from mlapi.domain.users import User
 
 Kind = Literal["mlapi", "legacy", "other", "empty"]
 """The program that created the ``users`` table: mlapi, the legacy app or another. ``empty``: no such table exists."""
@@ -21,6 +25,8 @@ class Inspection:
     fingerprint: str | None = None
     """The fingerprint of the key that encrypts the passwords; None before the first startup of the service."""
     users: int = 0
+    plans: tuple[tuple[str, int], ...] = ()
+    """See `count_plans`."""
     misnamed: tuple[int, ...] = ()
     """Ids of users whose stored canonical username is wrong, so look-ups by name do not find them."""
     unreadable: int = 0
@@ -37,3 +43,8 @@ class Inspection:
     """The database server's time in UTC; None for a database in a file or in memory."""
     latest_change: datetime | None = None
     """The latest ``updated_datetime`` of any user, in UTC; None if there are no users."""
+
+
+def count_plans(users: Iterable[User]) -> tuple[tuple[str, int], ...]:
+    """Return the name of each plan that users have, and how many users have it, sorted by name."""
+    return tuple(sorted(Counter(user.plan for user in users if user.plan is not None).items()))

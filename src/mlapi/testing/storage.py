@@ -210,6 +210,12 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract, Allowances
         assert (after.users, after.fingerprint, after.latest_change) == (2, "a fingerprint", LATER)
         assert (after.misnamed, after.unreadable, after.damage) == ((), 0, ())
 
+    def test_inspection_counts_the_users_of_each_plan(self, storage: Storage) -> None:
+        for name, plan in (("ada", "pro"), ("bob", "free"), ("eve", "pro"), ("joe", None)):
+            registered(storage.users, name, plan=plan)
+
+        assert storage.inspect(find_password_error=None).plans == (("free", 1), ("pro", 2))
+
     def test_inspected_times_have_a_time_zone(self, storage: Storage) -> None:
         registered(storage.users)
 

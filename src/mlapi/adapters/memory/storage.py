@@ -11,7 +11,7 @@ from mlapi.adapters.memory.users import InMemoryUserRepository
 from mlapi.domain.errors import (
     ConfigurationError,
 )
-from mlapi.domain.inspection import Inspection
+from mlapi.domain.inspection import Inspection, count_plans
 from mlapi.domain.users import UserId
 from mlapi.forks import new_lock
 
@@ -71,6 +71,7 @@ class InMemoryStorage:
             newest_revision=_REVISION,
             fingerprint=self._fingerprint,
             users=len(users),
+            plans=count_plans(users),
             latest_change=max((user.updated_datetime for user in users), default=None),
         )
 

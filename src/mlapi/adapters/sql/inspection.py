@@ -28,6 +28,7 @@ def inspect_database(connection: Connection, *, find_password_error: Callable[[s
         newest_revision=HEAD,
         fingerprint=connection.scalar(select(key_check.c.value)) if kind == "mlapi" else None,
         users=_count(connection) if kind in {"mlapi", "legacy"} else 0,
+        plans=_count_plans(connection) if revision == HEAD else (),
         misnamed=_misnamed(connection) if kind == "mlapi" else (),
         unreadable=sum(find_password_error is not None and find_password_error(value) is not None for value in sample),
         sampled=len(sample),
@@ -56,6 +57,11 @@ def _kind(connection: Connection, revision: str | None) -> Kind:
 
 def _count(connection: Connection) -> int:
     return connection.scalar(select(func.count()).select_from(users)) or 0
+
+
+def _count_plans(connection: Connection) -> tuple[tuple[str, int], ...]:
+    query = select(users.c.plan, func.count()).where(users.c.plan.is_not(None)).group_by(users.c.plan)
+    return tuple(sorted((plan, count) for plan, count in connection.execute(query)))
 
 
 def _sample(connection: Connection) -> list[str]:

@@ -146,6 +146,7 @@ def _check_database(
         key = ", the key matches" if has_secrets else ""
         summary = f"users {check.found.users}, schema at revision {check.found.newest_revision}"
         yield Check("database", "ok", f"{name}{summary}{key}")
+    yield from _check_plans(settings, check)
     yield from _check_clock(check)
 
 
@@ -185,6 +186,27 @@ def _check_files(files: Sequence[Path]) -> Iterator[Check]:
     effect = "changes fail until you free space: " if state == "problem" else ""
     recommended = f"{LOW_DISK_BYTES / 1024**3:.0f} GiB or more is recommended"
     yield Check("disk", state, f"{effect}{free / 1024**3:.1f} GiB free in {folder}; {recommended}")
+
+
+def _check_plans(settings: Settings, check: DatabaseCheck) -> Iterator[Check]:
+    for plan, count in check.found.plans:
+        if plan in settings.plans:
+            continue
+        users = "1 user has" if count == 1 else f"{count} users have"
+        effect = (
+            "so no limits apply to them"
+            if not settings.plans
+            else f"so the limits of {settings.default_plan} apply to them"
+            if settings.default_plan
+            else "so their requests get 503"
+        )
+        state: State = "problem" if settings.plans and settings.default_plan is None else "warning"
+        yield Check(
+            "plans",
+            state,
+            f"{users} the plan {plan!r}, which the configuration does not contain, {effect}: add it to plans, or give"
+            " them another plan with `mlapi users set NAME --plan PLAN`",
+        )
 
 
 def _check_clock(check: DatabaseCheck) -> Iterator[Check]:
