@@ -273,6 +273,6 @@ def test_test_files_in_the_documentation_pass(pytester: pytest.Pytester) -> None
     run = pytester.inline_run()
 
     passed, skipped, failed = run.listoutcomes()
-    assert [name for name, _ in files] == ["conftest.py", "test_application.py", "test_adapter.py"]
+    assert [name for name, _ in files] == ["conftest.py", "test_application.py", "test_limits.py", "test_adapter.py"]
     assert (skipped, failed) == ([], [])
     assert len(passed) > 70

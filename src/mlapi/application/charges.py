@@ -1,13 +1,14 @@
 """Store the units that applications charge while they respond, so that no call has to wait for the database."""
 
 import asyncio
+import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import final
 
 from mlapi.application.repeated_warnings import RepeatedWarnings
-from mlapi.domain.errors import MlapiError, RepositoryUnavailableError, ServiceUnavailableError
+from mlapi.domain.errors import MlapiError, RepositoryUnavailableError
 from mlapi.domain.users import User, UserId
 from mlapi.forks import call_in_children, notice_fork
 
@@ -17,6 +18,8 @@ RETRY_SECONDS = 1.0
 SETTLE_SECONDS = 5.0
 """How long a response waits at most."""
 CLOSING_SECONDS = 5.0
+
+_logger = logging.getLogger("mlapi")
 
 _Units = dict[UserId, tuple[User, int]]
 
@@ -29,6 +32,9 @@ class ChargeBatch:
         self.units: _Units = {}
         self.stored: Future[None] = Future()
         self._is_wanted = is_wanted
+
+    def __str__(self) -> str:
+        return f"{sum(units for _, units in self.units.values())} charged units"
 
     def add(self, user: User, units: int) -> None:
         _, before = self.units.get(user.id, (user, 0))
@@ -48,11 +54,13 @@ class BackgroundCharges:
     commit, they are not stored again, because they could count twice; a warning says so.
 
     Args:
-        charge: stores units durably, like `Limiter.charge`.
+        charge: stores units durably, like `Limiter.charge_all`.
         interval_seconds: how long to collect units.
     """
 
-    def __init__(self, charge: Callable[[User, int], None], *, interval_seconds: float = INTERVAL_SECONDS) -> None:
+    def __init__(
+        self, charge: Callable[[Sequence[tuple[User, int]]], None], *, interval_seconds: float = INTERVAL_SECONDS
+    ) -> None:
         self._charge = charge
         self._interval_seconds = interval_seconds
         self._warnings = RepeatedWarnings(interval_seconds=60)
@@ -104,31 +112,32 @@ class BackgroundCharges:
 
     def _finish(self, batch: ChargeBatch) -> None:
         """Store a batch. Add units that cannot be stored now to the next batch, unless there is none after `close`."""
-        kept = self._store(batch.units)
+        error = self._store(batch) if batch.units else None
         batch.stored.set_result(None)
-        if not kept:
+        if error is None:
             return
         with self._lock:
             is_last = self._closed.is_set()
             if not is_last:
-                for user, units in kept:
+                for user, units in batch.units.values():
                     self._batch.add(user, units)
                 self._has_units.set()
         if is_last:
-            lost = sum(units for _, units in kept)
-            self._warnings.log(f"{lost} charged units are lost, because the database is unavailable")
+            _logger.warning("%s are lost: %s", batch, error)
         else:
+            self._warnings.log(f"charged units cannot be stored, and will be stored later: {error}")
             self._closed.wait(RETRY_SECONDS)
 
-    def _store(self, collected: _Units) -> list[tuple[User, int]]:
-        """Store units. Return those that can be stored later."""
-        kept = []
-        for user, units in collected.values():
-            try:
-                self._charge(user, units)
-            except MlapiError as error:
-                may_be_done = isinstance(error, RepositoryUnavailableError) and error.may_be_done
-                if isinstance(error, ServiceUnavailableError) and not may_be_done:
-                    kept.append((user, units))
-                self._warnings.log(f"cannot store charged units: {error}")
-        return kept
+    def _store(self, batch: ChargeBatch) -> MlapiError | None:
+        """Store a batch. Return an error if it can be stored later."""
+        try:
+            self._charge(list(batch.units.values()))
+        except RepositoryUnavailableError as error:
+            if not error.may_be_done:
+                return error
+            _logger.warning(
+                "%s may not be stored, and are not stored again, because they could count twice: %s", batch, error
+            )
+        except Exception:
+            _logger.exception("%s are lost", batch)
+        return None

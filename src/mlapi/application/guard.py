@@ -357,4 +357,4 @@ def _open_limits(limiter: "Limiter") -> "tuple[AsyncLimiter, BackgroundCharges]"
     from mlapi.application.async_limits import AsyncLimiter  # noqa: PLC0415
     from mlapi.application.charges import BackgroundCharges  # noqa: PLC0415
 
-    return AsyncLimiter(limiter), BackgroundCharges(limiter.charge)
+    return AsyncLimiter(limiter), BackgroundCharges(limiter.charge_all)

@@ -4,6 +4,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 import attrs
@@ -12,7 +13,13 @@ from mlapi.application.inline import run_inline
 from mlapi.application.leases import DRAW_TIMEOUT_SECONDS, Leases, PendingDraw, States
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.domain.allowances import Allowances, Draw, Drawn
-from mlapi.domain.errors import InvalidTokenError, MlapiError, ReadOnlyRepositoryError, RepositoryUnavailableError
+from mlapi.domain.errors import (
+    ConfigurationError,
+    InvalidTokenError,
+    MlapiError,
+    ReadOnlyRepositoryError,
+    RepositoryUnavailableError,
+)
 from mlapi.domain.plans import Allowance, AllowanceState, Plan, Plans
 from mlapi.domain.users import User
 from mlapi.forks import call_in_children, new_lock, notice_fork
@@ -158,15 +165,27 @@ class Limiter:
         if units < 0:
             raise ValueError("the number of units must be 0 or more")
         notice_fork()
-        plan = self._plans().find(user.plan)
+        charges = self._make_charges(user, units)
+        if charges:
+            await executor.draw(charges)
+
+    def charge_all(self, units: Sequence[tuple[User, int]]) -> None:
+        """Count the units of several users, like `charge`, in one transaction. Skip users whose plan is unknown."""
+        charges = []
+        for user, number in units:
+            with suppress(ConfigurationError):
+                charges.append(self._make_charges(user, number))
+        if any(charges):
+            self.execute(charges, time.monotonic() + DRAW_TIMEOUT_SECONDS)
+
+    def _make_charges(self, user: User, units: int) -> Charges:
+        plan = self.find_plan(user)
         if plan is None or not plan.limits_units or not units:
-            return
-        await executor.draw(
-            tuple(
-                attrs.evolve(Draw.from_allowance(user.id, allowance, units), limit=None)
-                for allowance in plan.allowances
-                if allowance.measure == "units"
-            )
+            return ()
+        return tuple(
+            attrs.evolve(Draw.from_allowance(user.id, allowance, units), limit=None)
+            for allowance in plan.allowances
+            if allowance.measure == "units"
         )
 
     def read(self, draws: Sequence[Draw]) -> Sequence[Drawn | None]:

@@ -21,6 +21,8 @@ from mlapi.testing.fakes import (
     LoggedInUser,
     SettableClock,
     UnavailableRepository,
+    make_limiter,
+    make_plans,
     register_and_log_in,
 )
 
@@ -43,6 +45,8 @@ __all__ = [
     "UnlimitedAttempts",
     "UserRepositoryContract",
     "assert_all_routes_guarded",
+    "make_limiter",
+    "make_plans",
     "register_and_log_in",
 ]
 

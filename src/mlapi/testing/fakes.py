@@ -1,19 +1,24 @@
-"""Fakes for tests: a clock that stands still, an unavailable database, and a user with a token."""
+"""Fakes for tests: a clock that stands still, plans and usage, an unavailable database, and a user with a token."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
 import attrs
 
+from mlapi.adapters.memory import InMemoryAllowances, InMemoryUserRepository
 from mlapi.application.authentication import Access
+from mlapi.application.limits import Limiter
+from mlapi.config.plans import make_plans as make_configured_plans
+from mlapi.config.settings import PlanSettings, Settings
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import ApiKey, ApiKeyId, Principal, PrincipalId
 from mlapi.domain.errors import RepositoryUnavailableError
-from mlapi.domain.ports import PrincipalRepository
+from mlapi.domain.plans import Plans
+from mlapi.domain.ports import Clock, PrincipalRepository
 from mlapi.domain.rules import EVERY_USER, UserFilter
 from mlapi.domain.usage import UsageRow, UsageWriter
-from mlapi.domain.users import User, UserId, UsernameKey, UserOrder, to_utc
+from mlapi.domain.users import User, UserId, UsernameKey, UserOrder, to_utc, utc_now
 
 
 @attrs.define(eq=False)
@@ -53,6 +58,26 @@ class ImmediateUsage:
     def record_key_use(self, key: ApiKey, at: datetime) -> None:
         if self.keys is not None:
             self.keys.apply([RecordApiKeyUse(key_id=key.id, at=at)])
+
+
+def make_plans(plans: Mapping[str, Mapping[str, int]], *, default_plan: str | None = None) -> Plans:
+    """Return plans, given the content of the settings ``plans`` and ``default_plan``.
+
+    >>> plans = make_plans({"free": {"per_minute": 60}}, default_plan="free")
+    >>> [str(allowance) for allowance in plans.find(None).allowances]
+    ['60 per minute']
+    """
+    settings = {name: PlanSettings(**allowances) for name, allowances in plans.items()}
+    return make_configured_plans(Settings(plans=settings, default_plan=default_plan))
+
+
+def make_limiter(repository: InMemoryUserRepository, plans: Plans, *, clock: Clock = utc_now) -> Limiter:
+    """Return a limiter that keeps its counts in memory. Its windows follow the clock."""
+
+    def timestamp() -> float:
+        return clock().timestamp()
+
+    return Limiter(InMemoryAllowances(repository.has, clock=timestamp), lambda: plans, monotonic=timestamp)
 
 
 class UnavailableAuditTrail:

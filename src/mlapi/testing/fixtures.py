@@ -7,13 +7,22 @@ Enable them in the ``conftest.py`` at the root of your tests:
 Within a test, all fixtures share the same in-memory users and the same clock, which stands still.
 """
 
+from collections.abc import Iterator
+
 import pytest
 
-from mlapi.adapters.memory import InMemoryTokens, InMemoryUserRepository, PlainCipher, UnlimitedAttempts
+from mlapi.adapters.memory import (
+    InMemoryTokens,
+    InMemoryUsage,
+    InMemoryUserRepository,
+    PlainCipher,
+    UnlimitedAttempts,
+)
 from mlapi.application.authentication import Access, Authenticator
 from mlapi.application.guard import Guard
 from mlapi.application.users import Users
-from mlapi.testing.fakes import LoggedInUser, SettableClock, register_and_log_in
+from mlapi.domain.plans import Plans
+from mlapi.testing.fakes import ImmediateUsage, LoggedInUser, SettableClock, make_limiter, register_and_log_in
 
 
 @pytest.fixture
@@ -23,19 +32,37 @@ def mlapi_clock() -> SettableClock:
 
 
 @pytest.fixture
-def mlapi_users(mlapi_clock: SettableClock) -> Users:
+def mlapi_users(mlapi_clock: SettableClock, mlapi_plans: Plans) -> Users:
     """An empty in-memory user database."""
-    return Users(InMemoryUserRepository(), PlainCipher(), clock=mlapi_clock)
+    return Users(InMemoryUserRepository(), PlainCipher(), clock=mlapi_clock, plans=lambda: mlapi_plans)
 
 
 @pytest.fixture
-def mlapi_access(mlapi_users: Users, mlapi_clock: SettableClock) -> Access:
+def mlapi_plans() -> Plans:
+    """The plans, with no limits. To test limits, override this fixture; see `mlapi.testing.make_plans`."""
+    return Plans()
+
+
+@pytest.fixture
+def mlapi_usage() -> InMemoryUsage:
+    """The usage that the guard records: call its ``list_page``."""
+    return InMemoryUsage()
+
+
+@pytest.fixture
+def mlapi_access(
+    mlapi_users: Users, mlapi_clock: SettableClock, mlapi_plans: Plans, mlapi_usage: InMemoryUsage
+) -> Iterator[Access]:
     """An authenticator without attempt limits, and the guard. Tokens expire after an hour."""
-    tokens = InMemoryTokens(clock=mlapi_clock)
-    return Access(
+    tokens, repository = InMemoryTokens(clock=mlapi_clock), mlapi_users.repository
+    assert isinstance(repository, InMemoryUserRepository)
+    limiter = make_limiter(repository, mlapi_plans, clock=mlapi_clock)
+    usage = ImmediateUsage(mlapi_usage, repository)
+    yield Access(
         authenticator=Authenticator(mlapi_users, tokens, UnlimitedAttempts(), clock=mlapi_clock),
-        guard=Guard(mlapi_users.repository, tokens, clock=mlapi_clock),
+        guard=Guard(repository, tokens, clock=mlapi_clock, usage=usage, limiter=limiter),
     )
+    limiter.close()
 
 
 @pytest.fixture
