@@ -8,8 +8,6 @@ import attrs
 from mlapi.adapters.memory import InMemoryAllowances, InMemoryUserRepository
 from mlapi.application.authentication import Access
 from mlapi.application.limits import Limiter
-from mlapi.config.plans import make_plans as make_configured_plans
-from mlapi.config.settings import PlanSettings, Settings
 from mlapi.domain.audit import AuditEntry, AuditId, DailyCount
 from mlapi.domain.commands import Command, Outcome, RecordApiKeyUse
 from mlapi.domain.credentials import ApiKey, ApiKeyId, Principal, PrincipalId
@@ -67,6 +65,10 @@ def make_plans(plans: Mapping[str, Mapping[str, int]], *, default_plan: str | No
     >>> [str(allowance) for allowance in plans.find(None).allowances]
     ['60 per minute']
     """
+    # Imported here, because the configuration needs libraries that a test without plans does not.
+    from mlapi.config.plans import make_plans as make_configured_plans  # noqa: PLC0415
+    from mlapi.config.settings import PlanSettings, Settings  # noqa: PLC0415
+
     settings = {name: PlanSettings(**allowances) for name, allowances in plans.items()}
     return make_configured_plans(Settings(plans=settings, default_plan=default_plan))
 
