@@ -22,11 +22,11 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, FiniteFloat
 
-from mlapi import AsyncGuard, MlapiError, User
+from mlapi import MlapiError, User
 from mlapi.bootstrap import async_guard, open_guard
 from mlapi.config import load_settings
+from mlapi.entrypoints.guard import AdmissionMiddleware, admit_request
 from mlapi.entrypoints.http.middleware import handle_error
-from mlapi.entrypoints.wire.headers import get_bearer_credential
 
 
 @asynccontextmanager
@@ -36,8 +36,7 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 async def current_user(request: Request) -> User:
-    guard: AsyncGuard = request.app.state.guard
-    return await guard.check(get_bearer_credential(request.scope["headers"], accept_bare=guard.accept_bare))
+    return (await admit_request(request, request.app.state.guard)).user
 
 
 class Flower(BaseModel):
@@ -49,6 +48,7 @@ class Flower(BaseModel):
 
 # Disable the OpenAPI pages: FastAPI does not apply the dependency to them, so the guard would not protect them.
 app = FastAPI(lifespan=lifespan, dependencies=[Depends(current_user)], openapi_url=None)
+app.add_middleware(AdmissionMiddleware)
 app.add_exception_handler(MlapiError, handle_error)
 
 

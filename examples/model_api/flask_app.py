@@ -23,19 +23,23 @@ from mlapi.bootstrap import open_guard
 from mlapi.config import load_settings
 from mlapi.entrypoints.wire.error_responses import error_response
 from mlapi.entrypoints.wire.headers import get_bearer_credential, wsgi_headers
+from mlapi.entrypoints.wire.rate_limits import rate_limit_headers
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 def guarded(guard: Guard) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Return a decorator that authenticates the user of a view and stores the user in ``g.user``."""
+    """Return a decorator that admits a request, or raises an `MlapiError`.
+
+    It stores the admission in ``g.admission``. Call ``g.admission.charge(1234)`` to count units.
+    """
 
     def decorate(view: Callable[P, T]) -> Callable[P, T]:
         @wraps(view)
         def guarded_view(*args: P.args, **kwargs: P.kwargs) -> T:
             headers = wsgi_headers(request.environ)
-            g.user = guard.check(get_bearer_credential(headers, accept_bare=guard.accept_bare))
+            g.admission = guard.admit(get_bearer_credential(headers, accept_bare=guard.accept_bare))
             return view(*args, **kwargs)
 
         return guarded_view
@@ -51,6 +55,12 @@ def create_app(guard: Guard) -> Flask:
         response = error_response(error)
         return Response(response.body, response.status, response.headers, content_type="application/json")
 
+    @app.after_request
+    def add_rate_limits(response: Response) -> Response:
+        if "admission" in g:
+            response.headers.extend(rate_limit_headers(g.admission.limits))
+        return response
+
     @app.errorhandler(ValueError)
     def handle_value_error(error: ValueError) -> tuple[dict[str, str], int]:
         return {"message": str(error)}, 422
@@ -58,7 +68,7 @@ def create_app(guard: Guard) -> Flask:
     @app.post("/predict")
     @guarded(guard)
     def predict() -> dict[str, str]:
-        return {"species": classify(request.get_json()), "asked_by": g.user.username}
+        return {"species": classify(request.get_json()), "asked_by": g.admission.user.username}
 
     return app
 

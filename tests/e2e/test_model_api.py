@@ -27,7 +27,9 @@ def import_example(framework: str) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("model_api")
+    folder = tmp_path_factory.mktemp("model_api")
+    (folder / "config.yml").write_text("plans: {small: {per_day: 2}}\n")
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +42,7 @@ def service(folder: Path) -> Iterator[str]:
 def model(request: pytest.FixtureRequest, service: str, folder: Path) -> Iterator[str]:
     """The base URL of a model API, once for each framework. It uses the service's database."""
     if request.param == "flask":
-        environ = {"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"}
+        environ = {"MLAPI_CONFIG": str(folder / "config.yml")}
         create_app = import_example("flask").create_app
         with open_guard(load_settings(environ=environ)) as guard, serving(create_app(guard)) as base:
             yield base
@@ -106,6 +108,21 @@ def test_api_key_is_rejected_while_its_user_is_disabled(service: str, model: str
     assert own_header.json() == before[1]
     assert while_disabled == (403, {"message": "User is disabled"})
     assert removed == (401, {"message": "Invalid token"})
+
+
+def test_requests_over_the_limit_of_a_plan_are_rejected(service: str, model: str) -> None:
+    user_id = register(service)
+    requests.patch(f"{service}/users/{user_id}", json={"plan": "small"}, timeout=10)
+    headers = {"Authorization": f"Bearer {log_in(service)}"}
+
+    responses = [requests.post(f"{model}/predict", json=SETOSA, headers=headers, timeout=10) for _ in range(3)]
+
+    assert [response.status_code for response in responses] == [200, 200, 429]
+    assert responses[-1].json() == {"message": "Request limit reached: 2 per day"}
+    assert {response.headers["RateLimit-Policy"] for response in responses} == {'"requests per day";q=2;w=86400'}
+    assert [response.headers["RateLimit"].partition(";t=")[0] for response in responses] == [
+        f'"requests per day";r={left}' for left in (1, 0, 0)
+    ]
 
 
 def test_missing_and_invalid_credentials_are_rejected(service: str, model: str) -> None:
