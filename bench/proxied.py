@@ -59,14 +59,14 @@ def main() -> None:
         mlapi = stack.enter_context(MlapiServer(folder, environ, *options))
         quiet = ("--no-access-log", "--log-level", "warning")
         bare = stack.enter_context(Server(folder, None, *quiet, app="bench.ceiling:app"))
-        bases = {}
+        bases: dict[tuple[str, str], str] = {}
         for model, app in MODELS.items():
             server = stack.enter_context(Server(folder, None, *quiet, app=app))
             for verifier, replacements in VERIFIERS.items():
                 port = bare.port if verifier == "bare Starlette" else mlapi.port
                 nginx = deployed_nginx(folder / str(len(bases)), port, server.port, replacements)
                 bases[model, verifier] = stack.enter_context(nginx)
-        rates = defaultdict(list)
+        rates: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
         for _ in range(arguments.rounds):
             for names, base in bases.items():
                 rates[names].append(rate(base, folder / "keys", arguments.connections, arguments.seconds))

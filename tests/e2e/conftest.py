@@ -16,8 +16,10 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def verifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlapiServer]:
-    """A service that proxies ask whether a user may call a model."""
-    with MlapiServer(tmp_path_factory.mktemp("service"), SETTINGS) as server:
+    """A service that proxies ask whether a user may call a model. The plan ``trial`` allows two requests a day."""
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "config.yml").write_text("plans: {trial: {per_day: 2}}\n")
+    with MlapiServer(folder, SETTINGS) as server:
         yield server
 
 

@@ -126,6 +126,11 @@ def register(service: MlapiServer, username: str) -> Account:
     return Account(user_id, response.json()["key"])
 
 
+def update(service: MlapiServer, account: Account, **changes: str) -> None:
+    path = f"/users/{account.id}"
+    requests.patch(service.base + path, json=changes, headers=AS_ADMIN, timeout=TIMEOUT_SECONDS).raise_for_status()
+
+
 def set_enabled(service: MlapiServer, account: Account, flag: int) -> None:
     path = f"/toggle-user-permission/{account.id}/{flag}"
     requests.put(service.base + path, headers=AS_ADMIN, timeout=TIMEOUT_SECONDS).raise_for_status()

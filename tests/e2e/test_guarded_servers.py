@@ -1,5 +1,6 @@
 """The configurations in deploy/ let nginx, Caddy and HAProxy guard a server that knows nothing about mlapi."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,14 @@ import attrs
 import pytest
 
 from tests.cut_connections import CuttingProxy
-from tests.e2e.deployed_proxies import PROXIES, TIMEOUT_SECONDS, Account, Deployment, register, set_enabled
+from tests.e2e.deployed_proxies import PROXIES, TIMEOUT_SECONDS, Account, Deployment, register, set_enabled, update
 from tests.e2e.model_server import running_model_server
 from tests.e2e.server import MlapiServer
 
 UPLOAD_BYTES = 100 * 1024 * 1024
 PIECE = bytes(1 << 20)
+DAY_SECONDS = 86_400
+POLICY = '"requests per day";q=2;w=86400'
 
 
 @attrs.frozen
@@ -151,6 +154,32 @@ def test_disabled_user_is_rejected_at_the_next_request(guarded: Deployment, veri
 
     assert (before, disabled.status_code, disabled.json()) == (200, 403, {"message": "User is disabled"})
     assert guarded.request("GET", "/", bob.key).status_code == 200
+
+
+def test_expired_access_reaches_the_client(guarded: Deployment, verifier: MlapiServer) -> None:
+    eve = register(verifier, f"eve of {guarded.base}")
+    update(verifier, eve, expires_at="2026-01-01T00:00:00Z")
+
+    expired = guarded.request("GET", "/", eve.key)
+    update(verifier, eve, expires_at="+1mo")
+
+    assert (expired.status_code, expired.json()) == (403, {"message": "Access has expired"})
+    assert guarded.request("GET", "/", eve.key).status_code == 200
+
+
+def test_request_limit_reaches_the_client(guarded: Deployment, verifier: MlapiServer) -> None:
+    eve = register(verifier, f"eve on trial of {guarded.base}")
+    update(verifier, eve, plan="trial")
+
+    admitted = [guarded.request("GET", "/?cost=0", eve.key) for _ in range(2)]
+    limited = guarded.request("POST", "/?cost=0", eve.key, data=PIECE)
+
+    assert {headers_of(answer.json())["x-auth-request-plan"] for answer in admitted} == {"trial"}
+    assert (limited.status_code, limited.json()) == (429, {"message": "Request limit reached: 2 per day"})
+    assert 0 < int(limited.headers["Retry-After"]) <= DAY_SECONDS
+    assert {answer.headers["RateLimit-Policy"] for answer in (*admitted, limited)} == {POLICY}
+    remaining = [re.search(r";r=(\d+);t=\d+$", answer.headers["RateLimit"]) for answer in (*admitted, limited)]
+    assert [found and found[1] for found in remaining] == ["1", "0", "0"]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
