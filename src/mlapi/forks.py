@@ -7,7 +7,9 @@ This module registers Python's fork hooks when the first object needs them. uWSG
 `notice_fork` also compares process ids.
 """
 
+import atexit
 import os
+import sys
 import threading
 from collections.abc import Callable
 from typing import Protocol
@@ -70,6 +72,20 @@ def notice_fork() -> None:
         with _state.lock:
             if os.getpid() != _state.pid:  # pragma: no branch - another thread may have been first
                 _initialize_all()
+
+
+def call_at_exit(function: Callable[[], None]) -> Callable[[], None]:
+    """Call a function when this process exits without being killed. Return a function that undoes this.
+
+    A forked child inherits this, except a child of multiprocessing: it runs no functions of `atexit`.
+    """
+    processes = sys.modules.get("multiprocessing.process")
+    if processes is None or processes.parent_process() is None:
+        atexit.register(function)
+        return lambda: atexit.unregister(function)
+    from multiprocessing.util import Finalize  # noqa: PLC0415 - multiprocessing has imported it already
+
+    return Finalize(None, function, exitpriority=0).cancel
 
 
 def _register() -> None:

@@ -1,6 +1,8 @@
 """Services that are opened before ``os.fork`` work in the parent and in all children, on SQLite and PostgreSQL."""
 
 import gc
+import multiprocessing.process
+import multiprocessing.util
 import os
 import subprocess
 import sys
@@ -255,6 +257,21 @@ def test_child_leaves_collected_uses_of_api_keys_to_its_parent(monkeypatch: pyte
     usage.close()
 
     assert written == []
+
+
+def test_children_of_multiprocessing_call_functions_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    registry: dict[object, Callable[[], None]] = multiprocessing.util._finalizer_registry  # type: ignore[attr-defined]
+    before = set(registry)
+    monkeypatch.setattr(multiprocessing.process, "parent_process", lambda: "the parent")
+
+    forks.call_at_exit(lambda: calls.append("called"))
+    forget = forks.call_at_exit(lambda: calls.append("forgotten"))
+    forget()
+    for finalizer in [registry[key] for key in set(registry) - before]:  # as a child does when it ends
+        finalizer()
+
+    assert calls == ["called"]
 
 
 def test_operations_wait_until_the_process_has_forked(sqlite_database: Database) -> None:

@@ -1,9 +1,11 @@
 """Tests of `BackgroundUsage`: usage is summed up in memory, and written about once a second in the background."""
 
+import gc
 import logging
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -357,18 +359,39 @@ def test_close_waits_for_the_current_write() -> None:
 
 
 EXITING_SCRIPT = """
-import atexit
+import multiprocessing, sys
 from datetime import UTC, datetime
 from mlapi.adapters.memory import InMemoryUsage, InMemoryUserRepository
 from mlapi.application.usage import BackgroundUsage
-usage = InMemoryUsage()
-atexit.register(lambda: print([row.requests for row in usage.list_page(limit=9)]))  # runs last
-recorder = BackgroundUsage(usage, InMemoryUserRepository(), interval_seconds=1000)
-recorder.record(1, None, datetime(2026, 11, 23, tzinfo=UTC), 7)
+
+class PrintedUsage(InMemoryUsage):
+    def add(self, rows):
+        print([row.requests for row in rows], flush=True)
+
+def record(requests):
+    recorder.record(1, None, datetime(2026, 11, 23, tzinfo=UTC), requests)
+
+recorder = BackgroundUsage(PrintedUsage(), InMemoryUserRepository(), interval_seconds=1000)
+record(7)
+child = multiprocessing.get_context("fork").Process(target=record, args=(2,))
+child.start()
+child.join()
 """
 
 
-def test_usage_is_written_when_the_interpreter_exits() -> None:
+def test_usage_is_written_when_a_process_exits() -> None:
     run = subprocess.run([sys.executable, "-c", EXITING_SCRIPT], capture_output=True, text=True, check=True)
 
-    assert run.stdout == "[7]\n"
+    assert run.stdout.splitlines() == ["[2]", "[7]"]
+    assert run.stderr == ""
+
+
+def test_closed_recorder_is_not_kept_until_exit() -> None:
+    recorder = BackgroundUsage(InMemoryUsage(), InMemoryUserRepository(), interval_seconds=MUCH_LATER)
+    recorder.record(ADA, None, SEEN)
+    recorder.close()
+    reference = weakref.ref(recorder)
+    del recorder
+    gc.collect()
+
+    assert reference() is None

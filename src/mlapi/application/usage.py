@@ -1,10 +1,9 @@
 """Record usage in the background, so that no request waits for a write or fails because of one."""
 
-import atexit
 import logging
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, date, datetime
 from itertools import islice
 from typing import final
@@ -17,7 +16,7 @@ from mlapi.domain.errors import MlapiError, ReadOnlyRepositoryError, RepositoryU
 from mlapi.domain.ports import PrincipalRepository
 from mlapi.domain.usage import MAX_COUNT, UsageRow, UsageWriter
 from mlapi.domain.users import UserId, to_utc
-from mlapi.forks import call_in_children, new_lock, notice_fork
+from mlapi.forks import call_at_exit, call_in_children, new_lock, notice_fork
 
 INTERVAL_SECONDS = 0.8
 """How long usage is collected before it is written. With the time of the write, a crash loses about a second."""
@@ -87,7 +86,7 @@ class BackgroundUsage:
     - if the connection was lost during the commit: writing the rows again could count them twice;
     - if there are `MAX_ROWS` rows: further rows are dropped until the database is available again.
 
-    Close it to write the rest. If it is not closed, the rest is written when the interpreter exits.
+    Close it to write the rest. If it is not closed, the rest is written when the process exits without being killed.
 
     Args:
         usage: stores the usage.
@@ -118,6 +117,7 @@ class BackgroundUsage:
         self._due: dict[_Key, _Count] = {}
         self._usage_outage, self._uses_outage = _Outage(), _Outage()
         self._thread: threading.Thread | None = None
+        self._forget_exit: Callable[[], None] = lambda: None
         self._has_work, self._is_closing = threading.Event(), threading.Event()
 
     def record(self, user_id: UserId, key_id: ApiKeyId | None, at: datetime, requests: int = 1, units: int = 0) -> None:
@@ -146,8 +146,8 @@ class BackgroundUsage:
     def close(self) -> None:
         """Write the rest, and return when it is stored. Retry for a few seconds unless writes were failing already."""
         notice_fork()  # before taking the lock: a noticed fork unlocks it
-        atexit.unregister(self.close)
         with self._lock:
+            self._forget_exit()
             thread, has_work, is_closing = self._thread, self._has_work, self._is_closing
             self._thread, self._has_work, self._is_closing = None, threading.Event(), threading.Event()
         is_closing.set()
@@ -172,7 +172,8 @@ class BackgroundUsage:
             self._thread = threading.Thread(
                 target=self._run, args=(self._has_work, self._is_closing), name="mlapi-usage", daemon=True
             )
-            atexit.register(self.close)
+            self._forget_exit()
+            self._forget_exit = call_at_exit(self.close)
             try:
                 self._thread.start()
             except RuntimeError:  # too many threads: try again with the next row

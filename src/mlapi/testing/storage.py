@@ -105,6 +105,19 @@ class StorageContract(UserRepositoryContract, AttemptLimiterContract, Allowances
 
         storage.close()
 
+    # --- usage
+
+    def test_usage_outlives_its_user_and_api_key(self, storage: Storage) -> None:
+        ada = registered(storage.users)
+        key = with_api_key(storage.users, ada)
+        rows = [row(user_id=ada.id), row(user_id=ada.id, key_id=key.id)]
+        storage.usage.add(rows)
+        storage.users.apply([Remove(user_id=ada.id, at=LATER)])
+
+        storage.usage.add([row(user_id=ada.id, requests=2)])
+
+        assert storage.usage.list_page(user_id=ada.id, limit=9) == [row(user_id=ada.id, requests=3), rows[1]]
+
     # --- files
 
     def test_paths_are_absolute_and_in_existing_folders(self, storage: Storage) -> None:

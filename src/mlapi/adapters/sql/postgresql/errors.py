@@ -31,7 +31,8 @@ _PROTOCOL_VIOLATION = "08P01"  # of all errors that PgBouncer itself reports
 _TABLE_PRIVILEGES = (
     "permission denied: as the owner of the tables, run `GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA"
     " <schema> TO <user>` and `GRANT USAGE ON ALL SEQUENCES IN SCHEMA <schema> TO <user>` for the user in database.url."
-    " A guard only needs `GRANT SELECT ON users, mlapi_api_keys, mlapi_alembic_version TO <user>` (SQLSTATE 42501)"
+    " A guard only needs `GRANT SELECT ON users, mlapi_api_keys, mlapi_alembic_version TO <user>`, and for usage also"
+    " `GRANT SELECT, INSERT, UPDATE ON mlapi_usage TO <user>` (SQLSTATE 42501)"
 )
 
 _BY_STATE = {
