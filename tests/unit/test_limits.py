@@ -1,194 +1,468 @@
-"""Limits: no user gets more than an allowance, over all processes, whatever happens to them."""
+"""Limits of plans: requests are admitted from leases in memory, and counted exactly."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+import pytest
 
-from mlapi.adapters.memory import InMemoryAllowances
-from mlapi.application.limits import Limiter
-from mlapi.domain.allowances import Draw, Drawn
-from mlapi.domain.errors import RepositoryUnavailableError
-from mlapi.domain.plans import Allowance, Plan, Plans, RequestLimitReachedError, Window, lease_size
-from mlapi.domain.users import EncryptedPassword, User, UserId
-
-NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
-MINUTE_60 = Allowance("requests", Window.MINUTE, 60)
-DAY_100 = Allowance("requests", Window.DAY, 100)
-UNITS = Allowance("units", Window.DAY, 1000)
-
-
-def make_user(user_id: int = 1, plan: str | None = "free") -> User:
-    return User(
-        id=UserId(user_id),
-        username="ada",
-        password=EncryptedPassword(""),
-        email="ada@example.com",
-        enabled=True,
-        created_datetime=NOON,
-        updated_datetime=NOON,
-        token_epoch="",
-        plan=plan,
-    )
+from mlapi.application import limits
+from mlapi.application.leases import DRAW_TIMEOUT_SECONDS
+from mlapi.domain.errors import (
+    ConfigurationError,
+    InvalidTokenError,
+    ReadOnlyRepositoryError,
+    RepositoryUnavailableError,
+    ServiceUnavailableError,
+)
+from mlapi.domain.plans import Allowance, AllowanceState, Plan, Plans, RequestLimitReachedError, Window
+from tests.limited_world import DAY_100, MINUTE_60, UNITS, USER, World, count_admitted, make_user
+from tests.waiting import wait_until
 
 
-USER = make_user()
+def test_requests_are_served_from_a_lease() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+
+    states = [limiter.admit(USER) for _ in range(7)]
+
+    assert [state.remaining for (state,) in states] == [59, 58, 57, 56, 55, 54, 53]
+    assert states[0] == (AllowanceState(MINUTE_60, 59, 60),)
+    assert [[draw.wanted for draw in draws] for draws in world.draws] == [[3], [3], [3]]
 
 
-class World:
-    """A database, its clock, and the plans that all processes use."""
+def test_used_up_allowance_is_refused_until_its_window_ends() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    world.now += 20
 
-    def __init__(self, *allowances: Allowance) -> None:
-        self.now = NOON.timestamp()
-        self.plans = Plans({"free": Plan("free", allowances)}, "free")
-        self.removed: set[UserId] = set()
-        self.database = InMemoryAllowances(lambda user_id: user_id not in self.removed, clock=lambda: self.now)
-        self.draws: list[Sequence[Draw]] = []
-        self.latency_seconds = 0.0
-        self.errors: list[Exception] = []
-        self.before_draw: Callable[[], None] = lambda: None
-        self.after_draw: Callable[[], None] = lambda: None
-
-    def start_process(self) -> Limiter:
-        return Limiter(self, lambda: self.plans, monotonic=lambda: self.now)
-
-    def set_plan(self, *allowances: Allowance) -> None:
-        self.plans = Plans({"free": Plan("free", allowances)}, "free")
-
-    def draw(self, requests: Sequence[Draw], *, commit_by: float | None = None) -> list[Drawn | None]:
-        self.before_draw()
-        self.draws.append(requests)
-        self.now += self.latency_seconds
-        if self.errors:
-            error = self.errors.pop()
-            if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
-                self.database.draw(requests)
-            raise error
-        results = self.database.draw(requests, commit_by=commit_by)
-        self.now += self.latency_seconds
-        self.after_draw()
-        return results
-
-    def read(self, requests: Sequence[Draw]) -> list[Drawn | None]:
-        return self.database.read(requests)
-
-    def used(self, allowance: Allowance, user: User = USER) -> int:
-        (drawn,) = self.database.read([Draw.from_allowance(user.id, allowance, 0)])
-        assert drawn is not None
-        return drawn.used
+    assert count_admitted(limiter, 100) == 60
+    with pytest.raises(RequestLimitReachedError) as error:
+        limiter.admit(USER)
+    assert error.value == RequestLimitReachedError(MINUTE_60, 40, (AllowanceState(MINUTE_60, 0, 40),))
+    assert str(error.value) == "Request limit reached: 60 per minute"
+    world.now += 40
+    assert count_admitted(limiter, 100) == 60
 
 
-def count_admitted(limiter: Limiter, attempts: int, user: User = USER) -> int:
-    admitted = 0
-    for _ in range(attempts):
-        try:
-            limiter.admit(user)
-        except RequestLimitReachedError:
-            continue
-        admitted += 1
-    return admitted
+def test_refused_user_causes_at_most_one_draw_per_second() -> None:
+    world = World(Allowance("requests", Window.MINUTE, 1))
+    limiter = world.start_process()
+    count_admitted(limiter, 2)
+    before = len(world.draws)
+
+    for _ in range(100):
+        count_admitted(limiter, 10)
+        world.now += 0.05
+
+    assert 4 <= len(world.draws) - before <= 6
 
 
-_MINUTE_LIMITS = st.integers(1, 100)
-_DAY_LIMITS = st.integers(1, 100) | st.integers(100, 1000)
+def test_refused_request_counts_in_no_window() -> None:
+    world = World(MINUTE_60, Allowance("requests", Window.DAY, 10))
+    first, second = world.start_process(), world.start_process()
+
+    assert count_admitted(first, 50) == 10
+    assert count_admitted(second, 50) == 0
+    first.close()
+    second.close()
+    assert world.used(MINUTE_60) == 10
 
 
-class LimitsMachine(RuleBasedStateMachine):
-    """Processes that serve requests, crash, stop, and lose their database, against a model that only counts."""
+def test_refusal_names_the_window_that_ends_last() -> None:
+    world = World(Allowance("requests", Window.MINUTE, 2), Allowance("requests", Window.HOUR, 2))
+    limiter = world.start_process()
+    count_admitted(limiter, 2)
 
-    @initialize(minute=_MINUTE_LIMITS, day=_DAY_LIMITS)
-    def start(self, minute: int, day: int) -> None:
-        self.world = World()
-        self.processes = [self.world.start_process() for _ in range(2)]
-        self.admitted: dict[tuple[str, int], int] = defaultdict(int)
-        self.charged: dict[int, int] = defaultdict(int)
-        self.forfeits = 0
-        self.is_changed = False
-        self.set_limits(minute, day)
+    with pytest.raises(RequestLimitReachedError, match="Request limit reached: 2 per hour") as error:
+        limiter.admit(USER)
 
-    def set_limits(self, minute: int, day: int) -> None:
-        self.allowances = (
-            Allowance("requests", Window.MINUTE, minute),
-            Allowance("requests", Window.DAY, day),
-            Allowance("units", Window.DAY, 500),
-        )
-        self.world.set_plan(*self.allowances)
-
-    @rule(process=st.integers(0, 1), cost=st.sampled_from([1, 1, 1, 1, 0, 7]), attempts=st.sampled_from([1, 9, 300]))
-    def request(self, process: int, cost: int, attempts: int) -> None:
-        for _ in range(attempts):
-            started = self.world.now
-            try:
-                states = self.processes[process].admit(USER, cost)
-            except (RequestLimitReachedError, RepositoryUnavailableError):
-                return
-            assert [state.allowance for state in states] == list(self.allowances)
-            assert self.world.now - started < 60
-            self.count(cost)
-
-    def count(self, cost: int) -> None:
-        for allowance in self.allowances[:2]:
-            # When the request was admitted, on the database's clock: it is the only clock here.
-            start = allowance.window.start_of(self.world.now)
-            self.admitted[allowance.key, start] += cost
-            if cost:
-                assert self.admitted[allowance.key, start] <= allowance.limit
-        assert self.charged[Window.DAY.start_of(self.world.now)] < 500
-
-    @rule(process=st.integers(0, 1), units=st.sampled_from([1, 200]))
-    def charge(self, process: int, units: int) -> None:
-        try:
-            self.processes[process].charge(USER, units)
-        except RepositoryUnavailableError:
-            return
-        self.charged[Window.DAY.start_of(self.world.now)] += units
-
-    @rule(offset_seconds=st.sampled_from([-0.5, 0, 0, 0.5]), window=st.sampled_from([Window.MINUTE, Window.DAY]))
-    def pass_window(self, offset_seconds: float, window: Window) -> None:
-        start = window.start_of(self.world.now)
-        self.world.now = max(self.world.now, window.end_of(start) + offset_seconds)
-
-    @rule(seconds=st.floats(0.1, 100) | st.just(301))
-    def pass_time(self, seconds: float) -> None:
-        self.world.now += seconds
-
-    @rule(minute=_MINUTE_LIMITS, day=_DAY_LIMITS)
-    def change_plan(self, minute: int, day: int) -> None:
-        self.set_limits(minute, day)
-        self.is_changed = True
-
-    @rule(process=st.integers(0, 1), event=st.sampled_from(["crash", "restart", "idle", "outage", "unknown outcome"]))
-    def disturb(self, process: int, event: str) -> None:
-        limiter = self.processes[process]
-        if event == "idle":
-            limiter._give_back(limiter._leases.take_returns(limiter._leases.turn()))
-        elif event in {"outage", "unknown outcome"}:
-            self.world.errors = [RepositoryUnavailableError("lost", may_be_done=event == "unknown outcome")]
-            self.forfeits += 1
-        else:
-            if event == "crash":
-                self.forfeits += 1
-            else:
-                limiter.close()
-            self.processes[process] = self.world.start_process()
-
-    @invariant()
-    def nothing_is_lost_but_by_crashes(self) -> None:
-        if not hasattr(self, "world") or self.is_changed:
-            return
-        for allowance in self.allowances[:2]:
-            start = allowance.window.start_of(self.world.now)
-            held = self.world.used(allowance) - self.admitted[allowance.key, start]
-            # A draw for a request that costs more than a lease may be lost as well.
-            assert 0 <= held <= (2 + self.forfeits) * max(lease_size(allowance.limit), 9)
-
-    def teardown(self) -> None:
-        for process in getattr(self, "processes", ()):
-            process.close()
+    assert error.value.retry_after_seconds == 3600
 
 
-LimitsMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
-TestLimits = LimitsMachine.TestCase
+def test_cost_is_counted_completely_or_not_at_all() -> None:
+    world = World(DAY_100)
+    limiter = world.start_process()
+    limiter.admit(USER, 95)
+
+    for cost in (6, 101, 2**40):
+        with pytest.raises(RequestLimitReachedError):
+            limiter.admit(USER, cost)
+    (state,) = limiter.admit(USER, 5)
+
+    assert (state.remaining, world.used(DAY_100)) == (0, 100)
+
+
+def test_cost_of_zero_counts_nothing() -> None:
+    world = World(Allowance("requests", Window.DAY, 3))
+    looking, limiter = world.start_process(), world.start_process()
+
+    assert [looking.admit(USER, 0)[0].remaining for _ in range(9)] == [3] * 9
+    assert count_admitted(limiter, 9) == 3
+    with pytest.raises(RequestLimitReachedError):
+        looking.admit(USER, 0)
+    with pytest.raises(ValueError, match="the cost must be 0 or more"):
+        limiter.admit(USER, -1)
+
+
+def test_cost_of_zero_is_answered_from_a_lease() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    limiter.admit(USER)
+
+    assert limiter.admit(USER, 0)[0].remaining == 59
+    assert len(world.draws) == 1
+
+
+def test_look_does_not_invalidate_newer_leases() -> None:
+    world = World(MINUTE_60, Allowance("requests", Window.DAY, 2))
+    limiter = world.start_process()
+    limiter.admit(USER)
+
+    limiter.admit(USER, 0)
+
+    assert count_admitted(limiter, 9) == 1
+
+
+def test_lease_is_not_used_after_its_window() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    world.now += 50
+    world.latency_seconds = 1.0  # the database reads its clock a second after it is asked
+    limiter.admit(USER)
+    assert limiter.admit(USER)[0].reset_seconds == 9
+    world.latency_seconds = 0.0
+
+    world.now += 7.5  # half a second before the window ends, less than the time that the draw took
+    limiter.admit(USER)
+    assert len(world.draws) == 2
+    world.now += 0.5
+    limiter.admit(USER)
+
+    assert world.used(MINUTE_60) == 3
+
+
+def test_old_lease_is_renewed() -> None:
+    world = World(DAY_100)
+    limiter = world.start_process()
+    limiter.admit(USER)
+
+    world.now += 301
+    limiter.admit(USER)
+
+    assert [draw.wanted for draw in world.draws[-1]] == [-4, 5]
+    assert world.used(DAY_100) == 6
+
+
+def test_changed_limit_holds_at_the_next_request() -> None:
+    world = World(DAY_100)
+    first, second = world.start_process(), world.start_process()
+    count_admitted(first, 6)
+    count_admitted(second, 6)
+    world.set_plan(Allowance("requests", Window.DAY, 14))
+
+    assert count_admitted(first, 9) + count_admitted(second, 9) == 2
+
+
+def test_changed_plan_keeps_equal_allowances() -> None:
+    world = World(MINUTE_60, DAY_100)
+    limiter = world.start_process()
+    limiter.admit(USER)
+
+    world.plans = Plans({"free": Plan("free", (DAY_100,)), "pro": Plan("pro", (DAY_100, MINUTE_60))})
+    limiter.admit(make_user(plan="pro"))
+    assert len(world.draws) == 1
+    limiter.admit(USER)
+    limiter.admit(USER)
+    limiter.close()
+
+    assert (world.used(MINUTE_60), world.used(DAY_100)) == (2, 4)
+
+
+def test_users_without_limits_cost_nothing() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    world.plans = Plans({"staff": Plan("staff")})
+
+    assert limiter.admit(make_user(plan="staff")) == limiter.admit(make_user(plan=None)) == ()
+    limiter.charge(make_user(plan="staff"), 5)
+    assert world.draws == []
+    with pytest.raises(ConfigurationError, match="a user has the plan 'free', which"):
+        limiter.admit(USER)
+
+
+def test_default_plan_applies_to_missing_plans() -> None:
+    plans = Plans({"free": Plan("free"), "pro": Plan("pro")}, "free")
+
+    assert [plans.find(name) for name in ("pro", "gone", "", None)] == [Plan("pro"), *[Plan("free")] * 3]
+    assert Plans().find("gone") is None
+
+
+def test_charged_units_refuse_the_next_request() -> None:
+    world = World(MINUTE_60, UNITS)
+    limiter = world.start_process()
+    limiter.charge(USER, 999)
+    states = limiter.admit(USER)
+    limiter.charge(USER, 500)
+
+    assert [(str(state.allowance), state.remaining) for state in states] == [
+        ("60 per minute", 59),
+        ("1000 units per day", 1),
+    ]
+    with pytest.raises(RequestLimitReachedError, match="Request limit reached: 1000 units per day") as error:
+        limiter.admit(USER)
+    assert [state.remaining for state in error.value.states] == [59, 0]
+    assert error.value.retry_after_seconds == 12 * 3600
+
+
+def test_invalid_or_no_units_are_not_charged() -> None:
+    world = World(UNITS)
+    limiter = world.start_process()
+
+    limiter.charge(USER, 0)
+    with pytest.raises(ValueError, match="the number of units must be 0 or more"):
+        limiter.charge(USER, -1)
+
+    assert world.draws == []
+
+
+@pytest.mark.parametrize("cost", [0, 1])
+@pytest.mark.parametrize("allowance", [MINUTE_60, UNITS])
+def test_removed_user_is_rejected(allowance: Allowance, cost: int) -> None:
+    world = World(allowance)
+    limiter = world.start_process()
+    world.removed.add(USER.id)
+
+    with pytest.raises(InvalidTokenError):
+        limiter.admit(USER, cost)
+
+
+def test_closed_limiter_gives_back_its_leases() -> None:
+    world = World(MINUTE_60, DAY_100)
+    limiter = world.start_process()
+    users = [make_user(number) for number in range(1, 1502)]
+    for user in users:
+        limiter.admit(user)
+
+    limiter.close()
+
+    assert {world.used(allowance, user) for user in users for allowance in (MINUTE_60, DAY_100)} == {1}
+    with pytest.raises(ServiceUnavailableError):
+        limiter.admit(USER)
+
+
+def test_lease_is_not_given_back_to_another_window() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    limiter.admit(USER)
+    world.now += 60
+    count_admitted(world.start_process(), 1)
+
+    limiter.close()
+
+    assert world.used(MINUTE_60) == 3
+
+
+@pytest.mark.parametrize(("may_be_done", "used"), [(False, 1), (True, 1)])
+def test_giving_back_is_not_done_twice(may_be_done: bool, used: int, caplog: pytest.LogCaptureFixture) -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    limiter.admit(USER)
+    world.errors = [RepositoryUnavailableError("lost", may_be_done=may_be_done)]
+
+    limiter.close()
+
+    assert world.used(MINUTE_60) == used
+    assert ("could not be given back" in caplog.text) == may_be_done
+
+
+def test_outage_fails_requests_and_grants_nothing_twice() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    world.errors = [RepositoryUnavailableError("lost", may_be_done=True)]
+
+    with pytest.raises(RepositoryUnavailableError) as error:
+        limiter.admit(USER)
+
+    assert not error.value.may_be_done
+    assert count_admitted(limiter, 100) == 57
+
+
+def test_read_only_database_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(MINUTE_60)
+    world.errors = [ReadOnlyRepositoryError("read-only"), ReadOnlyRepositoryError("read-only")]
+    limiter = world.start_process()
+
+    for _ in range(2):
+        with pytest.raises(ReadOnlyRepositoryError):
+            limiter.admit(USER)
+
+    (message,) = caplog.messages
+    assert "may not change the table mlapi_allowances; grant it that, or remove plans" in message
+
+
+def test_threads_share_one_draw_per_user() -> None:
+    world = World(Allowance("requests", Window.DAY, 400))
+    limiter = world.start_process()
+    running: list[int] = []
+
+    def before_draw() -> None:
+        running.append(1)
+        assert len(running) == 1
+        time.sleep(0.001)
+        running.pop()
+
+    world.before_draw = before_draw
+    with ThreadPoolExecutor(16) as pool:
+        admitted = sum(pool.map(lambda _: count_admitted(limiter, 40), range(16)))
+
+    assert admitted == 400
+    assert len(world.draws) <= 22
+
+
+def test_waiting_thread_ends_when_the_database_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    started, finish = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        started.set()
+        assert finish.wait(10)
+
+    world.after_draw = hang
+    monkeypatch.setattr(limits, "DRAW_TIMEOUT_SECONDS", 0.05)
+    with ThreadPoolExecutor(1) as pool:
+        hanging = pool.submit(limiter.admit, USER)
+        started.wait(10)
+        with pytest.raises(RepositoryUnavailableError, match="did not answer in time"):
+            limiter.admit(USER)
+        world.after_draw = lambda: None
+        world.now += DRAW_TIMEOUT_SECONDS + 1  # the hanging draw is given up, so the next request draws
+        assert limiter.admit(USER)[0].remaining == 56
+        finish.set()
+        with pytest.raises(RepositoryUnavailableError):
+            hanging.result(10)
+
+    assert count_admitted(limiter, 100) == 56  # what the hanging draw granted is forfeited
+
+
+def test_failed_draw_fails_the_requests_that_wait_for_it() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    waiting = 5
+
+    def fail_when_all_wait() -> None:
+        wait_until(lambda: len(limiter._leases._recent[USER.id].waiting) == waiting)
+        world.errors = [RuntimeError("a bug")]
+
+    world.before_draw = fail_when_all_wait
+    with ThreadPoolExecutor(waiting) as pool:
+        results = [pool.submit(limiter.admit, USER) for _ in range(waiting)]
+        assert [str(result.exception(10)) for result in results] == ["a bug"] * waiting
+    world.before_draw = lambda: None
+
+    assert limiter.admit(USER)[0].remaining == 59
+
+
+def test_interrupted_draw_lets_the_next_request_draw() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    world.before_draw = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        limiter.admit(USER)
+    world.before_draw = lambda: None
+
+    assert limiter.admit(USER)[0].remaining == 59
+
+
+def test_waiting_requests_are_served_in_order() -> None:
+    world = World(Allowance("requests", Window.DAY, 10))
+    limiter = world.start_process()
+    first = limiter._leases.wait(USER.id, world.plans.by_name["free"], 1, lambda: None)
+    with ThreadPoolExecutor(1) as pool:
+        second = pool.submit(limiter.admit, USER)
+        wait_until(lambda: len(first.account.waiting) == 2)
+        pending = limiter._leases.start(first)
+        assert pending is not None
+        limiter.execute([pending], time.monotonic() + 1)
+        (state,) = second.result(10)
+
+    assert isinstance(first.outcome, tuple)
+    assert (first.outcome[0].remaining, state.remaining) == (9, 8)
+
+
+def test_users_who_stop_calling_leave_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "IDLE_SECONDS", 0.05)
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    for user_id in range(1, 100):
+        limiter.admit(make_user(user_id))
+
+    wait_until(lambda: limiter._leases.is_empty and limiter._sweeper is None)
+
+    assert [world.used(MINUTE_60, make_user(user_id)) for user_id in range(1, 100)] == [1] * 99
+    limiter.admit(USER)
+    assert limiter._sweeper is not None
+    limiter.close()
+    wait_until(lambda: not any(thread.name == "mlapi-limits" for thread in threading.enumerate()))
+
+
+def test_user_who_calls_again_keeps_the_lease() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    limiter.admit(USER)
+
+    for _ in range(2):
+        limiter._give_back(limiter._leases.take_returns(limiter._leases.turn()))
+        limiter.admit(USER)
+
+    assert len(world.draws) == 1
+
+
+def test_late_draw_of_a_forgotten_user_is_given_back() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+
+    def close() -> None:
+        world.after_draw = lambda: None
+        assert limiter._leases.take_returns(limiter._leases.close()) == []
+
+    world.after_draw = close
+
+    assert limiter.admit(USER)[0].remaining == 59
+
+    assert world.used(MINUTE_60) == 1
+
+
+def test_late_draw_for_a_former_plan_is_given_back() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+
+    def change_plan() -> None:
+        world.after_draw = lambda: None
+        world.set_plan(DAY_100)
+        limiter._leases._recent[USER.id].adopt(world.plans.by_name["free"], world.now)
+
+    world.after_draw = change_plan
+    limiter.admit(USER)
+    limiter.close()
+
+    assert (world.used(MINUTE_60), world.used(DAY_100)) == (1, 0)
+
+
+def test_forked_child_has_no_leases() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    limiter.admit(USER)
+
+    if (child := os.fork()) == 0:
+        limiter.admit(USER)
+        os._exit(len(world.draws))
+    _, status = os.waitpid(child, 0)
+
+    assert os.waitstatus_to_exitcode(status) == 2

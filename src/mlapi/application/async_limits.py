@@ -8,8 +8,8 @@ import attrs
 
 from mlapi.application.batching import Batcher
 from mlapi.application.deadlines import remaining_seconds
-from mlapi.application.leases import DRAW_TIMEOUT_SECONDS, PendingDraw
-from mlapi.application.limits import TIMED_OUT, Charges, Limiter
+from mlapi.application.leases import DRAW_TIMEOUT_SECONDS, TIMED_OUT, PendingDraw
+from mlapi.application.limits import Charges, Limiter
 from mlapi.domain.allowances import Draw, Drawn
 from mlapi.domain.plans import AllowanceState
 from mlapi.domain.users import User

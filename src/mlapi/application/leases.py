@@ -14,7 +14,7 @@ from math import ceil
 import attrs
 
 from mlapi.domain.allowances import Draw, Drawn
-from mlapi.domain.errors import InvalidTokenError, ServiceUnavailableError
+from mlapi.domain.errors import InvalidTokenError, RepositoryUnavailableError, ServiceUnavailableError
 from mlapi.domain.plans import Allowance, AllowanceState, Plan, RequestLimitReachedError, lease_size
 from mlapi.domain.users import UserId
 from mlapi.forks import call_in_children, new_lock
@@ -24,6 +24,8 @@ REFUSAL_SECONDS = 1.0
 """How long a used-up allowance is remembered. Another process may have given some of it back since."""
 MAX_LEASE_SECONDS = 300.0
 """Renew older leases: the database's clock may run faster, and the monotonic clock stops while a machine sleeps."""
+
+TIMED_OUT = RepositoryUnavailableError("the database did not answer in time")
 
 States = tuple[AllowanceState, ...]
 Outcome = States | Exception
@@ -218,7 +220,7 @@ class Leases:
             now = self._monotonic()
             pending = account.pending
             if pending is not None and now - pending.started_monotonic > DRAW_TIMEOUT_SECONDS:
-                pending.state, account.pending = DrawState.OVER, None  # the outcome is unknown: forfeit it
+                self._give_up(pending)
             if account.pending is None:
                 self._serve(account, now, current=waiter)
             if waiter.outcome is not None or account.pending is not None or account.waiting[0] is not waiter:
@@ -376,6 +378,15 @@ class Leases:
             if not isinstance(waiter.outcome, Exception):
                 waiter.taken = tuple((lease, lease.starts_at) for lease in account.requests)
             account.waiting.popleft()
+
+    @staticmethod
+    def _give_up(pending: PendingDraw) -> None:
+        """Stop waiting for draws whose outcome is unknown. What they may have granted is forfeited."""
+        account, waiter = pending.waiter.account, pending.waiter
+        pending.state, account.pending = DrawState.OVER, None
+        if waiter in account.waiting:
+            account.waiting.remove(waiter)
+            waiter.outcome = copy(TIMED_OUT)
 
     @staticmethod
     def _fail(pending: PendingDraw, error: Exception) -> None:

@@ -10,7 +10,7 @@ from typing import Protocol
 import attrs
 
 from mlapi.application.inline import run_inline
-from mlapi.application.leases import DRAW_TIMEOUT_SECONDS, Leases, PendingDraw, States
+from mlapi.application.leases import DRAW_TIMEOUT_SECONDS, TIMED_OUT, Leases, PendingDraw, States
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.domain.allowances import Allowances, Draw, Drawn
 from mlapi.domain.errors import (
@@ -35,7 +35,6 @@ _READ_ONLY = (
 )
 
 Charges = tuple[Draw, ...]
-TIMED_OUT = RepositoryUnavailableError("the database did not answer in time")
 
 _logger = logging.getLogger("mlapi")
 
@@ -203,7 +202,7 @@ class Limiter:
         before = self._monotonic()
         try:
             results = iter(self._allowances.draw([each for some in draws for each in some], commit_by=commit_by))
-        except Exception as error:
+        except BaseException as error:
             self._fail([item for item in begun if isinstance(item, PendingDraw)], error)
             raise
         returns: list[Draw] = []
@@ -232,6 +231,9 @@ class Limiter:
                     await executor.draw(pending)
                 elif waiter.outcome is None:
                     await signal.wait()
+        except RepositoryUnavailableError as error:
+            self._leases.leave(waiter)
+            raise _as_not_executed(error) from None
         except BaseException:
             self._leases.leave(waiter)
             raise
@@ -239,13 +241,13 @@ class Limiter:
             raise outcome
         return outcome
 
-    def _fail(self, pending: Sequence[PendingDraw], error: Exception) -> None:
+    def _fail(self, pending: Sequence[PendingDraw], error: BaseException) -> None:
         if isinstance(error, ReadOnlyRepositoryError):
             self._warnings.log(_READ_ONLY)
-        if isinstance(error, RepositoryUnavailableError) and error.may_be_done:
-            error = attrs.evolve(error, may_be_done=False)  # the request itself was not executed
+        if isinstance(error, RepositoryUnavailableError):
+            error = _as_not_executed(error)
         for each in pending:
-            self._leases.fail(each, error)
+            self._leases.fail(each, error if isinstance(error, Exception) else TIMED_OUT)
 
     def _give_back(self, draws: Sequence[Draw], *, attempts: int = 1) -> None:
         for start in range(0, len(draws), _MAX_RETURNS):
@@ -310,3 +312,8 @@ class _ThreadSignal:
 
 def _draws_of(item: PendingDraw | Charges) -> Sequence[Draw]:
     return item.draws if isinstance(item, PendingDraw) else item
+
+
+def _as_not_executed(error: RepositoryUnavailableError) -> RepositoryUnavailableError:
+    """Return the error for a request that was not admitted. Whether its draws are stored does not matter to clients."""
+    return attrs.evolve(error, may_be_done=False)
