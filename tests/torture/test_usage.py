@@ -1,11 +1,13 @@
 """Usage, by count: a graceful stop loses no request, and a killed process at most about a second of them."""
 
 import os
+import re
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 
@@ -216,3 +218,49 @@ def test_kills_lose_at_most_a_second_of_usage(
     )
     assert fleet.unexpected == []
     assert worst_seconds < short_or_full(3, 1)  # the short form shares the processor with other tests
+
+
+@contextmanager
+def locked(file: str) -> Iterator[None]:
+    """Keep other connections from writing to an SQLite file."""
+    with closing(sqlite3.connect(file, isolation_level=None, timeout=30)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        yield
+
+
+def cause_outage(url: URL, request: pytest.FixtureRequest) -> None:
+    """Lock an SQLite file for longer than the service waits, or kill and restart PostgreSQL."""
+    if url.drivername == "sqlite":
+        with locked(str(url.database)):
+            time.sleep(5)
+    else:
+        postgres = request.getfixturevalue("durable_postgres")
+        postgres.signal_all(signal.SIGKILL)
+        postgres.start()
+
+
+def test_outages_lose_no_usage_and_count_none_twice(
+    durable_url: URL, tmp_path: Path, short_or_full: ShortOrFull, report: Report, request: pytest.FixtureRequest
+) -> None:
+    outages, seconds = short_or_full(1, 20), short_or_full(1, 3)
+    fleet = Fleet(durable_url)
+    server = service_in_uvicorn(durable_url, tmp_path).start()
+    try:
+        with fleet.requesting(server.port, "/verify"):
+            for _ in range(outages):
+                time.sleep(seconds)
+                cause_outage(durable_url, request)
+            time.sleep(seconds)
+        server.stop()
+    finally:
+        server.stop(signal.SIGKILL)
+
+    acknowledged, recorded = len(fleet.acknowledged_at), fleet.recorded()
+    unknown = sum(map(int, re.findall(r"usage of (\d+) requests .* may or may not be recorded", server.log)))
+    report(
+        f"usage, {name_of(durable_url)}: {outages} outages under load, {acknowledged:,} requests acknowledged,"
+        f" {recorded:,} recorded, {unknown:,} of them in commits with an unknown outcome"
+    )
+    assert set(fleet.unexpected) <= {503}
+    assert acknowledged - unknown <= recorded <= acknowledged + fleet.unanswered
+    assert "was lost" not in server.log
