@@ -95,7 +95,7 @@ def test_threads_and_loops_share_the_leases(async_limiter: AsyncLimiter, limiter
         waiting = asyncio.create_task(async_limiter.admit(USER))
         await pause.wait()
         thread = asyncio.create_task(asyncio.to_thread(limiter.admit, USER))
-        await asyncio.to_thread(wait_until, lambda: len(limiter._leases._recent[USER.id].waiting) == 2)
+        await asyncio.to_thread(wait_until, lambda: len(limiter._accounts._recent[USER.id].waiting) == 2)
         pause.end()
         assert [(await task)[0].remaining for task in (waiting, thread)] == [59, 58]
 
@@ -156,7 +156,7 @@ def test_request_canceled_after_it_was_served_counts_nothing(
         pause = Pause(world)
         tasks = [asyncio.create_task(async_limiter.admit(USER)) for _ in range(2)]
         await pause.wait()
-        waiters = list(limiter._leases._recent[USER.id].waiting)
+        waiters = list(limiter._accounts._recent[USER.id].waiting)
         pause.end()
         time.sleep(0.01)  # block the loop, so that neither task can continue  # noqa: ASYNC251
         wait_until(lambda: waiters[1].outcome is not None)

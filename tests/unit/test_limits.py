@@ -353,7 +353,7 @@ def test_failed_draw_fails_the_requests_that_wait_for_it() -> None:
     waiting = 5
 
     def fail_when_all_wait() -> None:
-        wait_until(lambda: len(limiter._leases._recent[USER.id].waiting) == waiting)
+        wait_until(lambda: len(limiter._accounts._recent[USER.id].waiting) == waiting)
         world.errors = [RuntimeError("a bug")]
 
     world.before_draw = fail_when_all_wait
@@ -383,11 +383,11 @@ def test_interrupted_draw_lets_the_next_request_draw() -> None:
 def test_waiting_requests_are_served_in_order() -> None:
     world = World(Allowance("requests", Window.DAY, 10))
     limiter = world.start_process()
-    first = limiter._leases.wait(USER.id, world.plans.by_name["free"], 1, lambda: None)
+    first = limiter._accounts.wait(USER.id, world.plans.by_name["free"], 1, lambda: None)
     with ThreadPoolExecutor(1) as pool:
         second = pool.submit(limiter.admit, USER)
         wait_until(lambda: len(first.account.waiting) == 2)
-        pending = limiter._leases.start(first)
+        pending = limiter._accounts.start(first)
         assert pending is not None
         limiter.execute([pending], time.monotonic() + 1)
         (state,) = second.result(10)
@@ -403,7 +403,7 @@ def test_users_who_stop_calling_leave_the_memory(monkeypatch: pytest.MonkeyPatch
     for user_id in range(1, 100):
         limiter.admit(make_user(user_id))
 
-    wait_until(lambda: limiter._leases.is_empty and limiter._sweeper is None)
+    wait_until(lambda: limiter._accounts.is_empty and limiter._sweeper is None)
 
     assert [world.used(MINUTE_60, make_user(user_id)) for user_id in range(1, 100)] == [1] * 99
     limiter.admit(USER)
@@ -418,7 +418,7 @@ def test_user_who_calls_again_keeps_the_lease() -> None:
     limiter.admit(USER)
 
     for _ in range(2):
-        limiter._give_back(limiter._leases.take_returns(limiter._leases.turn()))
+        limiter._give_back(limiter._accounts.take_returns(limiter._accounts.turn()))
         limiter.admit(USER)
 
     assert len(world.draws) == 1
@@ -430,7 +430,7 @@ def test_late_draw_of_a_forgotten_user_is_given_back() -> None:
 
     def close() -> None:
         world.after_draw = lambda: None
-        assert limiter._leases.take_returns(limiter._leases.close()) == []
+        assert limiter._accounts.take_returns(limiter._accounts.close()) == []
 
     world.after_draw = close
 
@@ -446,7 +446,7 @@ def test_late_draw_for_a_former_plan_is_given_back() -> None:
     def change_plan() -> None:
         world.after_draw = lambda: None
         world.set_plan(DAY_100)
-        limiter._leases._recent[USER.id].adopt(world.plans.by_name["free"], world.now)
+        limiter._accounts._recent[USER.id].adopt(world.plans.by_name["free"], world.now)
 
     world.after_draw = change_plan
     limiter.admit(USER)

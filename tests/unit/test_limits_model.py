@@ -82,7 +82,7 @@ class LimitsMachine(RuleBasedStateMachine):
     def disturb(self, process: int, event: str) -> None:
         limiter = self.processes[process]
         if event == "idle":
-            limiter._give_back(limiter._leases.take_returns(limiter._leases.turn()))
+            limiter._give_back(limiter._accounts.take_returns(limiter._accounts.turn()))
         elif event in {"outage", "unknown outcome"}:
             self.world.errors = [RepositoryUnavailableError("lost", may_be_done=event == "unknown outcome")]
             self.forfeits += 1

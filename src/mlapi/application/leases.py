@@ -1,23 +1,20 @@
 """The requests that this process has drawn from allowances: leases, from which it serves users without the database.
 
 A lease is valid until its window ends. The process measures that with its monotonic clock from before it asked the
-database, so it never serves a request after the window has ended on the database's clock. Each user has at most one
-pending draw; further requests wait for it, and are served in order.
+database, so it never serves a request after the window has ended on the database's clock.
 """
 
 import enum
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
-from copy import copy
 from math import ceil
 
 import attrs
 
 from mlapi.domain.allowances import Draw, Drawn
-from mlapi.domain.errors import InvalidTokenError, RepositoryUnavailableError, ServiceUnavailableError
+from mlapi.domain.errors import RepositoryUnavailableError
 from mlapi.domain.plans import Allowance, AllowanceState, Plan, RequestLimitReachedError, lease_size
 from mlapi.domain.users import UserId
-from mlapi.forks import call_in_children, new_lock
 
 DRAW_TIMEOUT_SECONDS = 5.0
 REFUSAL_SECONDS = 1.0
@@ -166,250 +163,7 @@ class Account:
         return tuple([lease.state(now) for lease in self.all if now < lease.resets])
 
 
-class Leases:
-    """The leases of all users. Thread-safe.
-
-    Users who have not called for one to two turns leave the memory: see `turn`.
-
-    Args:
-        monotonic: returns the time in seconds.
-    """
-
-    def __init__(self, monotonic: Callable[[], float]) -> None:
-        self._monotonic = monotonic
-        self._lock = new_lock()
-        self._initialize()
-        call_in_children(self._initialize)
-
-    def _initialize(self) -> None:
-        """Start without leases. The parent keeps those from before a fork."""
-        self._recent: dict[UserId, Account] = {}
-        self._former: dict[UserId, Account] = {}
-        self._is_closed = False
-
-    def take(self, user_id: UserId, plan: Plan, cost: int) -> States | None:
-        """Serve a request from memory. Return None if the database must be asked.
-
-        Raises:
-            RequestLimitReachedError: if an allowance is known to be used up.
-        """
-        with self._lock:
-            account = self._recent.get(user_id) or self._open(user_id, plan)
-            if account.waiting:
-                return None
-            now = self._monotonic()
-            if account.plan is not plan:
-                account.adopt(plan, now)
-            outcome = self._try_take(account, cost, now)
-        if isinstance(outcome, Exception):
-            raise outcome
-        return outcome
-
-    def wait(self, user_id: UserId, plan: Plan, cost: int, notify: Callable[[], None]) -> Waiter:
-        """Let a request wait for its turn. Call `start` at once, and again whenever it is notified."""
-        with self._lock:
-            account = self._recent.get(user_id) or self._open(user_id, plan)
-            waiter = Waiter(account, plan, cost, notify)
-            account.waiting.append(waiter)
-            return waiter
-
-    def start(self, waiter: Waiter) -> PendingDraw | None:
-        """Return the draws that a request has to make, or None if it has an outcome or must wait."""
-        account = waiter.account
-        with self._lock:
-            now = self._monotonic()
-            pending = account.pending
-            if pending is not None and now - pending.started_monotonic > DRAW_TIMEOUT_SECONDS:
-                self._give_up(pending)
-            if account.pending is None:
-                self._serve(account, now, current=waiter)
-            if waiter.outcome is not None or account.pending is not None or account.waiting[0] is not waiter:
-                return None
-            return self._make_draws(account, waiter, now)
-
-    def begin(self, pending: PendingDraw) -> bool:
-        """Return whether to make these draws: the request may have been canceled in the meantime."""
-        with self._lock:
-            if pending.state is not DrawState.QUEUED:
-                return False
-            pending.state = DrawState.RUNNING
-            return True
-
-    def finish(self, pending: PendingDraw, results: Sequence[Drawn | None], before: float) -> list[Draw]:
-        """Record the results of draws, and serve the waiting requests.
-
-        Args:
-            pending: the draws.
-            results: for each draw.
-            before: a monotonic time before the database was asked.
-
-        Returns:
-            What must be given back, because the user was forgotten in the meantime.
-        """
-        account = pending.waiter.account
-        with self._lock:
-            if pending.state is DrawState.OVER:
-                return []
-            pending.state, account.pending = DrawState.OVER, None
-            now = self._monotonic()
-            granted = [
-                (lease, drawn) for lease, drawn in zip(pending.leases, results, strict=True) if lease is not None
-            ]
-            for lease, drawn in granted:
-                if drawn is None:  # the user was removed
-                    self._fail(pending, InvalidTokenError())
-                    return []
-                lease.record(drawn, before, now)
-                if lease.in_hand < pending.waiter.cost:
-                    lease.refuse(now)
-            account.give_back([lease for lease, _ in granted if lease not in account.requests], now)
-            self._serve(account, now, current=pending.waiter)
-            return account.take_returns(now) if account.is_forgotten else []
-
-    def fail(self, pending: PendingDraw, error: Exception) -> None:
-        """Fail all requests that wait for these draws. What the draws may have granted is forfeited."""
-        with self._lock:
-            if pending.state is not DrawState.OVER:
-                pending.state, pending.waiter.account.pending = DrawState.OVER, None
-                self._fail(pending, error)
-
-    def leave(self, waiter: Waiter) -> None:
-        """Let a request stop waiting. If it has been served in the meantime, put back what it took."""
-        account = waiter.account
-        with self._lock:
-            for lease, starts_at in waiter.taken:
-                if lease.starts_at == starts_at:
-                    lease.in_hand += waiter.cost
-            waiter.taken = ()
-            if waiter in account.waiting:
-                account.waiting.remove(waiter)
-            pending = account.pending
-            if pending is not None and pending.waiter is waiter and pending.state is DrawState.QUEUED:
-                pending.state, account.pending = DrawState.OVER, None
-            if account.pending is None:
-                self._serve(account, self._monotonic())
-
-    def record(self, user_id: UserId, plan: Plan, results: Sequence[tuple[Allowance, Drawn]], before: float) -> States:
-        """Record what a database has counted, and return the states.
-
-        Raises:
-            RequestLimitReachedError: if nothing is left of one of these allowances.
-        """
-        with self._lock:
-            account = self._recent.get(user_id) or self._open(user_id, plan)
-            now = self._monotonic()
-            account.adopt(plan, now)
-            leases = {lease.allowance: lease for lease in account.all}
-            for allowance, drawn in results:
-                lease = leases[allowance]
-                if drawn.starts_at >= lease.starts_at or now >= lease.expires:
-                    lease.record(attrs.evolve(drawn, granted=0), before, now)
-                if lease.in_hand + lease.left < 1:
-                    lease.refuse(now)
-            blocked = [lease for lease in leases.values() if now < lease.refused_until and lease.refused_cost <= 1]
-            states = account.states(now)
-        if blocked:
-            raise _refusal(blocked, states, now)
-        return states
-
-    @property
-    def is_empty(self) -> bool:
-        return not (self._recent or self._former)
-
-    def turn(self) -> list[Account]:
-        """Forget the users who have not called since the turn before the last. The caller gives back their leases."""
-        with self._lock:
-            idle, self._former, self._recent = self._former, self._recent, {}
-            return list(idle.values())
-
-    def close(self) -> list[Account]:
-        """Forget all users, and return them. The caller gives back their leases."""
-        with self._lock:
-            self._is_closed = True
-            accounts = [*self._recent.values(), *self._former.values()]
-            self._recent, self._former = {}, {}
-            return accounts
-
-    def take_returns(self, accounts: Iterable[Account]) -> list[Draw]:
-        """Return the draws that give back everything that forgotten users have in hand."""
-        returns: list[Draw] = []
-        for account in accounts:
-            with self._lock:  # for each one, so that requests do not wait for thousands of them
-                account.is_forgotten = True
-                returns += account.take_returns(self._monotonic())
-        return returns
-
-    def _open(self, user_id: UserId, plan: Plan) -> Account:
-        if self._is_closed:
-            raise ServiceUnavailableError("the guard is closed")
-        account = self._former.pop(user_id, None)
-        if account is None:
-            account = Account(user_id)
-            account.adopt(plan, self._monotonic())
-        self._recent[user_id] = account
-        return account
-
-    @staticmethod
-    def _try_take(account: Account, cost: int, now: float) -> Outcome | None:
-        """Take a request from all allowances, or from none. Return None if the database must be asked."""
-        needed = cost or 1
-        leases = account.requests
-        for lease in leases:
-            if lease.in_hand < needed or now >= lease.renew_at:
-                break
-        else:
-            for lease in leases:
-                lease.in_hand -= cost
-            return tuple([lease.state(now) for lease in account.all])
-        blocked = [lease for lease in leases if now < lease.refused_until and needed >= lease.refused_cost]
-        return _refusal(blocked, account.states(now), now) if blocked else None
-
-    def _serve(self, account: Account, now: float, *, current: Waiter | None = None) -> None:
-        """Serve the waiting requests in order, until one has to draw. Notify all but the current one."""
-        while account.waiting:
-            waiter = account.waiting[0]
-            if account.plan is not waiter.plan:
-                account.adopt(waiter.plan, now)
-            waiter.outcome = self._try_take(account, waiter.cost, now)
-            if waiter is not current:
-                waiter.notify()
-            if waiter.outcome is None:
-                return
-            if not isinstance(waiter.outcome, Exception):
-                waiter.taken = tuple((lease, lease.starts_at) for lease in account.requests)
-            account.waiting.popleft()
-
-    @staticmethod
-    def _give_up(pending: PendingDraw) -> None:
-        """Stop waiting for draws whose outcome is unknown. What they may have granted is forfeited."""
-        account, waiter = pending.waiter.account, pending.waiter
-        pending.state, account.pending = DrawState.OVER, None
-        if waiter in account.waiting:
-            account.waiting.remove(waiter)
-            waiter.outcome = copy(TIMED_OUT)
-
-    @staticmethod
-    def _fail(pending: PendingDraw, error: Exception) -> None:
-        waiting = pending.waiter.account.waiting
-        while waiting:
-            waiter = waiting.popleft()
-            waiter.outcome = copy(error)  # raising an exception modifies its traceback
-            if waiter is not pending.waiter:
-                waiter.notify()
-
-    @staticmethod
-    def _make_draws(account: Account, waiter: Waiter, now: float) -> PendingDraw:
-        draws, account.returns = account.returns, []
-        leases: list[Lease | None] = [None] * len(draws)
-        for lease in account.requests:
-            if lease.in_hand < waiter.cost or now >= lease.renew_at:
-                needed = lease.take_draws(account.user_id, waiter.cost, now)
-                draws += needed
-                leases += [*[None] * (len(needed) - 1), lease]
-        account.pending = PendingDraw(waiter, draws, leases, now)
-        return account.pending
-
-
-def _refusal(blocked: Sequence[Lease], states: States, now: float) -> RequestLimitReachedError:
+def refusal(blocked: Sequence[Lease], states: States, now: float) -> RequestLimitReachedError:
+    """Return the error for a request, given the leases of used-up allowances and the states of all."""
     latest = max(blocked, key=lambda lease: lease.resets)
     return RequestLimitReachedError(latest.allowance, latest.state(now).reset_seconds, states)

@@ -1,4 +1,4 @@
-"""Enforce the limits of plans. `mlapi.application.leases` says how requests are served from memory."""
+"""Enforce the limits of plans. `mlapi.application.leases` says how they are served from memory."""
 
 import logging
 import threading
@@ -9,8 +9,9 @@ from typing import Protocol
 
 import attrs
 
+from mlapi.application.accounts import Accounts
 from mlapi.application.inline import run_inline
-from mlapi.application.leases import DRAW_TIMEOUT_SECONDS, TIMED_OUT, Leases, PendingDraw, States
+from mlapi.application.leases import DRAW_TIMEOUT_SECONDS, TIMED_OUT, PendingDraw, States
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.domain.allowances import Allowances, Draw, Drawn
 from mlapi.domain.errors import (
@@ -81,7 +82,7 @@ class Limiter:
         *,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._leases = Leases(monotonic)
+        self._accounts = Accounts(monotonic)
         self._monotonic = monotonic
         self._allowances = allowances
         self._plans = plans
@@ -135,7 +136,7 @@ class Limiter:
     def close(self) -> None:
         """Give unused requests back to the allowances. Nothing may be admitted afterwards."""
         self._closing.set()
-        self._give_back(self._leases.take_returns(self._leases.close()), attempts=2)
+        self._give_back(self._accounts.take_returns(self._accounts.close()), attempts=2)
 
     def admit_nowait(self, user: User, cost: int) -> States | None:
         """Admit a request like `admit`, but return None if it has to wait for the database."""
@@ -145,7 +146,7 @@ class Limiter:
         plan = self._plans().find(user.plan)
         if plan is None or not plan.allowances:
             return ()
-        return None if plan.limits_units else self._leases.take(user.id, plan, cost)
+        return None if plan.limits_units else self._accounts.take(user.id, plan, cost)
 
     async def admit_with(self, executor: LimitsExecutor, user: User, cost: int) -> States:
         """Admit a request for which `admit_nowait` has returned None."""
@@ -197,7 +198,7 @@ class Limiter:
             items: what the requests draw or charge.
             commit_by: see `Allowances.draw`.
         """
-        begun = [item for item in items if not isinstance(item, PendingDraw) or self._leases.begin(item)]
+        begun = [item for item in items if not isinstance(item, PendingDraw) or self._accounts.begin(item)]
         draws = [_draws_of(item) for item in begun]
         before = self._monotonic()
         try:
@@ -209,7 +210,7 @@ class Limiter:
         for item, some in zip(begun, draws, strict=True):
             own = [next(results) for _ in some]
             if isinstance(item, PendingDraw):
-                returns += self._leases.finish(item, own, before)
+                returns += self._accounts.finish(item, own, before)
         self._give_back(returns)
         return [None] * len(items)
 
@@ -220,22 +221,22 @@ class Limiter:
         found = [(allowance, drawn) for allowance, drawn in zip(allowances, results, strict=True) if drawn is not None]
         if len(found) < len(allowances):
             raise InvalidTokenError
-        return self._leases.record(user.id, plan, found, before)
+        return self._accounts.record(user.id, plan, found, before)
 
     async def _wait(self, executor: LimitsExecutor, user: User, plan: Plan, cost: int) -> States:
         signal = executor.new_signal()
-        waiter = self._leases.wait(user.id, plan, cost, signal.notify)
+        waiter = self._accounts.wait(user.id, plan, cost, signal.notify)
         try:
             while (outcome := waiter.outcome) is None:
-                if (pending := self._leases.start(waiter)) is not None:
+                if (pending := self._accounts.start(waiter)) is not None:
                     await executor.draw(pending)
                 elif waiter.outcome is None:
                     await signal.wait()
         except RepositoryUnavailableError as error:
-            self._leases.leave(waiter)
+            self._accounts.leave(waiter)
             raise _as_not_executed(error) from None
         except BaseException:
-            self._leases.leave(waiter)
+            self._accounts.leave(waiter)
             raise
         if isinstance(outcome, Exception):
             raise outcome
@@ -247,7 +248,7 @@ class Limiter:
         if isinstance(error, RepositoryUnavailableError):
             error = _as_not_executed(error)
         for each in pending:
-            self._leases.fail(each, error if isinstance(error, Exception) else TIMED_OUT)
+            self._accounts.fail(each, error if isinstance(error, Exception) else TIMED_OUT)
 
     def _give_back(self, draws: Sequence[Draw], *, attempts: int = 1) -> None:
         for start in range(0, len(draws), _MAX_RETURNS):
@@ -274,9 +275,9 @@ class Limiter:
         """Give back the leases of users who have stopped calling. End when there are no more users."""
         closing = self._closing
         while not closing.wait(IDLE_SECONDS):
-            self._give_back(self._leases.take_returns(self._leases.turn()))
+            self._give_back(self._accounts.take_returns(self._accounts.turn()))
             with self._lock:
-                if self._leases.is_empty:
+                if self._accounts.is_empty:
                     self._sweeper = None
                     return
 
