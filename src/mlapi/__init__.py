@@ -29,6 +29,7 @@ from mlapi.domain.errors import (
     UserNotFoundError,
     UserReferencedError,
 )
+from mlapi.domain.expiry import Extension
 from mlapi.domain.plans import RequestLimitReachedError
 from mlapi.domain.ports import AttemptLimiter, AuditTrail, Clock, PasswordCipher, TokenIssuer, UserRepository
 from mlapi.domain.rules import PasswordPolicy, UserFilter
@@ -58,6 +59,7 @@ __all__ = [
     "Clock",
     "Command",
     "ConfigurationError",
+    "Extension",
     "Guard",
     "InvalidCredentialsError",
     "InvalidFieldsError",

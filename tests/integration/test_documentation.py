@@ -9,6 +9,7 @@ import sys
 import tomllib
 from collections.abc import Iterator
 from contextlib import ExitStack
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,20 @@ def test_getting_started_runs_from_top_to_bottom(folder: Path) -> None:
     with open_users(load_settings()) as users:
         actions = [entry.action for entry in users.list_audit_page(limit=10)]
     assert actions == ["disable", "register", "remove", "disable", "register"]
+
+
+def test_subscription_guide_runs_from_top_to_bottom(folder: Path) -> None:
+    registered, status, first, heading, row, renewed = run_page("docs/subscriptions.md", folder)
+
+    assert (json.loads(registered)["user_id"], status) == (1, "201")
+    assert [line.partition(":")[0] for line in (first, renewed)] == ["updated user 1 (ada)"] * 2
+    assert (heading.split()[1], row.split()[1:3]) == ("STATE", ["active", "ada"])
+    with open_users(load_settings()) as users:
+        (ada,) = users.list_page()
+        entries = [entry.changes for entry in users.list_audit_page(limit=2)]
+    assert ada.expires_datetime is not None
+    assert ada.expires_datetime - ada.created_datetime > timedelta(days=58)
+    assert all(entry is not None and set(json.loads(entry)) == {"expires_at"} for entry in entries)
 
 
 def test_readme_runs_from_top_to_bottom_as_shown(folder: Path) -> None:
