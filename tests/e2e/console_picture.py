@@ -15,7 +15,7 @@ from playwright.sync_api import Browser, ViewportSize
 from mlapi import UserId, Users
 from mlapi.adapters.memory import PlainCipher
 from mlapi.bootstrap import open_users
-from mlapi.config import load_settings
+from mlapi.config import load_settings, make_plans
 from tests.e2e.browser import running_browser
 from tests.e2e.server import ROOT, Server
 
@@ -35,6 +35,9 @@ USERS = (
     ("nightly-batch", "ml-platform@example.com"),
 )
 DISABLED = ("edsger.dijkstra", "tony.hoare")
+PLANS = "plans: {free: {per_minute: 60}, pro: {per_minute: 600}}\ndefault_plan: free\n"
+ENDS = {"ada.lovelace": 2, "grace.hopper": 5, "radia.perlman": 40, "claude.shannon": -3, "nightly-batch": 90}
+"""The days until access ends."""
 DAYS = 30
 VARIANTS: tuple[tuple[str, int, Literal["light", "dark"]], ...] = (
     ("light", 1280, "light"),
@@ -48,9 +51,11 @@ def create_database(folder: Path) -> None:
     """Create a database with the demo users, and with guests who were added and removed in the last month."""
     rng = random.Random(7)  # a fixed seed, so that only the dates in the picture change
     now = at = datetime.now(UTC).replace(hour=9, minute=30)
-    url = f"sqlite:///{folder}/mlapi.db"
-    with open_users(load_settings(environ={"MLAPI_DATABASE__URL": url})) as service:
-        users = Users(service.repository, PlainCipher(), clock=lambda: at)
+    config = folder / "config.yml"
+    config.write_text(PLANS)
+    settings = load_settings(config, environ={"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"})
+    with open_users(settings) as service:
+        users = Users(service.repository, PlainCipher(), clock=lambda: at, plans=lambda: make_plans(settings))
         remaining = list(USERS)
         removals: dict[int, list[UserId]] = {}  # the guests to remove on each day
         for day in range(DAYS):
@@ -66,6 +71,8 @@ def create_database(folder: Path) -> None:
                 users.remove(user_id=user_id)
         for name in DISABLED:
             users.set_enabled(user_id=_id(users, name), enabled=False)
+        for name, days in ENDS.items():
+            users.update(user_id=_id(users, name), expires=now + timedelta(days=days), plan="pro")
         users.add_api_key(user_id=_id(users, "nightly-batch"), name="nightly scoring job")
         users.add_api_key(
             user_id=_id(users, "nightly-batch"), name="backfill", expires_datetime=now + timedelta(days=90)
@@ -89,6 +96,7 @@ def take_all_screenshots(browser: Browser, base: str, folder: Path) -> None:
         for title, path in {
             "users": "/console",
             "no-match": "/console?q=nobody",
+            "ending": "/console?state=ending",
             "add": "/console/users/new",
             "user": user_path,
             "remove": f"{user_path}/remove",

@@ -145,7 +145,7 @@ def test_getting_started_runs_from_top_to_bottom(folder: Path) -> None:
     assert printed[: len(documented)] == documented == ["ada", "User is disabled"]
     registered, heading, row, disabled = printed[2:]
     assert (registered, disabled) == ("registered user 2 (grace)", "disabled user 2 (grace)")
-    assert (heading.split()[1:3], row.split()[1:3]) == (["STATE", "USERNAME"], ["enabled", "grace"])
+    assert (heading.split()[1:3], row.split()[1:3]) == (["STATE", "USERNAME"], ["active", "grace"])
     with open_users(load_settings()) as users:
         actions = [entry.action for entry in users.list_audit_page(limit=10)]
     assert actions == ["disable", "register", "remove", "disable", "register"]

@@ -238,7 +238,7 @@ def _describe_access(user: User, *, shown: Container[str]) -> str:
         end = format_time(user.expires_datetime)
         texts.append(f"access ends {end} UTC" if end else "access does not end")
     if "plan" in shown:
-        texts.append(f"plan {user.plan}" if user.plan else "the default plan")
+        texts.append(f"plan {user.plan}" if user.plan else "default plan")
     return ": ".join(filter(None, [describe(user), ", ".join(texts)]))
 
 

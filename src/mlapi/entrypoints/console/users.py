@@ -192,6 +192,10 @@ async def set_expiry(request: ConsoleRequest) -> Response:
         expires = _parse_access_end(request.form.get("expires_on", ""))
     except InvalidFieldsError as error:
         return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))
+    user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
+    if request.form.get("present_end", _end_text(user)) != _end_text(user):  # a double click must not extend it twice
+        flash = f"Nothing was changed: the end of access of {user.username} had changed since this page was opened."
+        return redirect(request, f"/users/{user_id}", flash=flash)
     user = await _update(request, user_id, expires=expires)
     end = user.expires_datetime
     text = f"ends on {end.day} {end:%b %Y, %H:%M} UTC" if end else "no longer ends by itself"
@@ -215,6 +219,10 @@ async def _update(request: ConsoleRequest, user_id: UserId, **changes: Any) -> U
     return change.after
 
 
+def _end_text(user: User) -> str:
+    return str(user.expires_datetime or "")
+
+
 def _parse_access_end(text: str) -> datetime | Extension | None:
     """Parse a date, which ends access at its first instant in UTC, an extension, or ``never``.
 
@@ -223,11 +231,11 @@ def _parse_access_end(text: str) -> datetime | Extension | None:
     """
     if text == "never":
         return None
-    if text.startswith("+"):
-        return parse_extension(text)
     try:
+        if text.startswith("+"):
+            return parse_extension(text)
         return datetime.combine(date.fromisoformat(text), time(), UTC)
-    except ValueError:
+    except (ValueError, InvalidFieldsError):
         raise InvalidFieldsError((FieldError("expires_on", "must be a date such as 2030-01-31"),)) from None
 
 

@@ -14,7 +14,7 @@ from mlapi.domain.audit import Action, AuditEntry, Result
 from mlapi.domain.credentials import ApiKey, IssuedToken
 from mlapi.domain.errors import FieldError
 from mlapi.domain.usage import UsagePosition, UsageRow
-from mlapi.domain.users import User, UserState
+from mlapi.domain.users import User, UserState, utc_now
 from mlapi.entrypoints.wire.rate_limits import rate_limit_headers
 
 _NO_STORE = (("Cache-Control", "no-store"),)  # for responses with credentials or personal data: RFC 6749, 5.1
@@ -346,8 +346,9 @@ def api_key_removed(_key: ApiKey) -> Response:
     return json_response(HTTPStatus.OK, Message("Key deleted successfully"))
 
 
-def user(found: User, at: datetime) -> Response:
-    return json_response(HTTPStatus.OK, UserResponse.from_user(found, at), _NO_STORE)
+def user(found: User, at: datetime | None = None) -> Response:
+    """Return a user, with their state at this time (by default, now)."""
+    return json_response(HTTPStatus.OK, UserResponse.from_user(found, at or utc_now()), _NO_STORE)
 
 
 def shown_user(found: User, at: datetime, last_seen: datetime | None) -> Response:
