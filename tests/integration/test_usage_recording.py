@@ -220,7 +220,7 @@ def test_read_only_account_drops_usage_with_one_warning(caplog: pytest.LogCaptur
     ]
 
 
-def test_rows_are_dropped_between_attempts_of_a_read_only_account(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_dropped_while_the_account_may_only_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recording_module, "READ_ONLY_RETRY_SECONDS", 0.0)
     usage = FailingUsage(READ_ONLY, READ_ONLY)
     with recording(usage) as recorder:

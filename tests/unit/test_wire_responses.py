@@ -34,6 +34,7 @@ from mlapi.domain.errors import (
     UserNotFoundError,
     UserReferencedError,
 )
+from mlapi.domain.plans import Allowance, AllowanceState, RequestLimitReachedError, Window
 from mlapi.domain.users import EncryptedPassword, User, UserId
 from mlapi.entrypoints.wire import responses
 from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_error_response
@@ -56,6 +57,7 @@ from mlapi.entrypoints.wire.errors import (
 )
 from mlapi.entrypoints.wire.responses import Response
 
+PER_MINUTE = Allowance("requests", Window.MINUTE, 60)
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 ADA = User(
     id=UserId(7),
@@ -257,6 +259,18 @@ ERROR_RESPONSES: list[tuple[MlapiError, Response]] = [
     (UserDisabledError(7), Response(HTTPStatus.FORBIDDEN, b'{"message":"User is disabled"}')),
     (AccessExpiredError(7), Response(HTTPStatus.FORBIDDEN, b'{"message":"Access has expired"}')),
     (
+        RequestLimitReachedError(PER_MINUTE, 34, (AllowanceState(PER_MINUTE, remaining=0, reset_seconds=34),)),
+        Response(
+            HTTPStatus.TOO_MANY_REQUESTS,
+            b'{"message":"Request limit reached: 60 per minute"}',
+            (
+                ("Retry-After", "34"),
+                ("RateLimit-Policy", '"requests per minute";q=60;w=60'),
+                ("RateLimit", '"requests per minute";r=0;t=34'),
+            ),
+        ),
+    ),
+    (
         TooManyAttemptsError(30),
         Response(
             HTTPStatus.TOO_MANY_REQUESTS,
@@ -408,5 +422,7 @@ def test_module_docstring_lists_every_error() -> None:
     named = re.findall(r"[├└]── (\w+)  ", errors.__doc__ or "", re.MULTILINE)
 
     assert sorted(named) == sorted(
-        error.__name__ for error in subclasses(MlapiError) - {MlapiError} if error.__module__ == errors.__name__
+        error.__name__
+        for error in subclasses(MlapiError) - {MlapiError}
+        if error.__module__.startswith("mlapi.domain.")
     )
