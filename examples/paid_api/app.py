@@ -11,10 +11,9 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, FiniteFloat
 
-from mlapi import MlapiError, Users
+from mlapi import Extension, MlapiError, Users
 from mlapi.bootstrap import open_users
 from mlapi.config import load_settings
-from mlapi.domain.expiry import Extension
 from mlapi.entrypoints.guard import GuardMiddleware
 from mlapi.entrypoints.http.middleware import handle_error
 
