@@ -8,7 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from mlapi.application import limits
-from mlapi.application.leases import DRAW_TIMEOUT_SECONDS
+from mlapi.application.leases import DRAW_TIMEOUT_SECONDS, PendingDraw, Waiter
+from mlapi.application.limits import Limiter
+from mlapi.domain.allowances import Draw
 from mlapi.domain.errors import (
     ConfigurationError,
     InvalidTokenError,
@@ -466,3 +468,91 @@ def test_forked_child_has_no_leases() -> None:
     _, status = os.waitpid(child, 0)
 
     assert os.waitstatus_to_exitcode(status) == 2
+
+
+class TestPendingDraws:
+    """What happens to draws whose requests are canceled or time out, step by step."""
+
+    @pytest.fixture
+    def world(self) -> World:
+        return World(DAY_100)
+
+    @pytest.fixture
+    def limiter(self, world: World) -> Limiter:
+        return world.start_process()
+
+    @pytest.fixture
+    def waiter(self, world: World, limiter: Limiter) -> Waiter:
+        return limiter._accounts.wait(USER.id, world.plans.by_name["free"], 1, lambda: None)
+
+    @pytest.fixture
+    def pending(self, limiter: Limiter, waiter: Waiter) -> PendingDraw:
+        pending = limiter._accounts.start(waiter)
+        assert pending is not None
+        return pending
+
+    def test_draw_of_a_canceled_request_is_not_made(
+        self, world: World, limiter: Limiter, waiter: Waiter, pending: PendingDraw
+    ) -> None:
+        limiter._accounts.leave(waiter)
+
+        limiter.execute([pending], time.monotonic() + 1)
+
+        assert world.used(DAY_100) == 0
+
+    def test_error_of_a_draw_that_was_given_up_is_ignored(
+        self, world: World, limiter: Limiter, waiter: Waiter, pending: PendingDraw
+    ) -> None:
+        limiter._accounts.begin(pending)
+        limiter._accounts.leave(waiter)
+        world.now += DRAW_TIMEOUT_SECONDS + 1
+
+        assert limiter.admit(USER)[0].remaining == 99
+        limiter._accounts.fail(pending, RuntimeError("late"))
+        assert limiter.admit(USER)[0].remaining == 98
+
+    def test_request_of_a_former_window_is_not_put_back(
+        self, world: World, limiter: Limiter, waiter: Waiter, pending: PendingDraw
+    ) -> None:
+        limiter.execute([pending], time.monotonic() + 1)
+        world.now += 86_400
+        limiter.admit(USER)
+
+        limiter._accounts.leave(waiter)
+        limiter.close()
+
+        assert world.used(DAY_100) == 1
+
+
+def test_older_reading_does_not_replace_a_newer_lease() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    (old,) = world.read([Draw.from_allowance(USER.id, MINUTE_60, 0)])
+    assert old is not None
+    world.now += 60
+    limiter.admit(USER)
+
+    limiter._accounts.record(USER.id, world.plans.by_name["free"], [(MINUTE_60, old)], world.now)
+    limiter.admit(USER)
+
+    assert len(world.draws) == 1
+
+
+def test_plan_may_lose_its_limits_during_a_request() -> None:
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    plans = [world.plans, Plans({"free": Plan("free")})]
+    limiter._plans = lambda: plans.pop(0)
+
+    assert limiter.admit(USER) == ()
+
+
+def test_units_of_several_users_are_charged_together() -> None:
+    world = World(UNITS)
+    limiter = world.start_process()
+
+    limiter.charge_all([(USER, 5), (make_user(2), 7), (make_user(3), 0)])
+    limiter.charge_all([(USER, 0)])
+
+    assert [world.used(UNITS, make_user(user_id)) for user_id in (1, 2, 3)] == [5, 7, 0]
+    assert len(world.draws) == 1

@@ -252,22 +252,22 @@ class Limiter:
 
     def _give_back(self, draws: Sequence[Draw], *, attempts: int = 1) -> None:
         for start in range(0, len(draws), _MAX_RETURNS):
-            some = draws[start : start + _MAX_RETURNS]
-            for attempt in range(1, attempts + 1):
-                try:
-                    self._allowances.draw(some, commit_by=time.monotonic() + DRAW_TIMEOUT_SECONDS)
-                except MlapiError as error:
-                    may_be_done = isinstance(error, RepositoryUnavailableError) and error.may_be_done
-                    if may_be_done or attempt == attempts:
-                        self._warnings.log(f"unused requests could not be given back to the plans' allowances: {error}")
-                        break
-                else:
-                    break
+            self._give_back_some(draws[start : start + _MAX_RETURNS], attempts)
+
+    def _give_back_some(self, draws: Sequence[Draw], attempts: int) -> None:
+        try:
+            self._allowances.draw(draws, commit_by=time.monotonic() + DRAW_TIMEOUT_SECONDS)
+        except MlapiError as error:
+            may_be_done = isinstance(error, RepositoryUnavailableError) and error.may_be_done
+            if attempts > 1 and not may_be_done:
+                self._give_back_some(draws, attempts - 1)
+            else:
+                self._warnings.log(f"unused requests could not be given back to the plans' allowances: {error}")
 
     def _start_sweeper(self) -> None:
         if self._sweeper is None:
             with self._lock:
-                if self._sweeper is None:
+                if self._sweeper is None:  # pragma: no branch - another thread may have been first
                     self._sweeper = threading.Thread(target=self._sweep, name="mlapi-limits", daemon=True)
                     self._sweeper.start()
 
