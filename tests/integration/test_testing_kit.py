@@ -17,8 +17,10 @@ from starlette.testclient import TestClient
 import mlapi.testing
 from mlapi import (
     Access,
+    AccessExpiredError,
     AuditTrail,
     Clock,
+    Extension,
     Guard,
     InvalidTokenError,
     PasswordCipher,
@@ -219,6 +221,18 @@ def test_disabled_user_is_rejected_by_the_guard(
 
     assert error_info.value == UserDisabledError(mlapi_disabled_user.user.id)
     assert mlapi_disabled_user.user == mlapi_users.find("disabled-user")
+
+
+def test_expired_user_is_rejected_until_extended(
+    mlapi_guard: Guard, mlapi_expired_user: LoggedInUser, mlapi_users: Users
+) -> None:
+    with pytest.raises(AccessExpiredError) as error_info:
+        mlapi_guard.check(mlapi_expired_user.token)
+
+    extended = mlapi_users.update(user_id=mlapi_expired_user.user.id, expires=Extension(hours=2))
+
+    assert error_info.value == AccessExpiredError(mlapi_expired_user.user.id)
+    assert mlapi_guard.check(mlapi_expired_user.token) == extended
 
 
 def test_guarded_app_accepts_only_the_enabled_user(

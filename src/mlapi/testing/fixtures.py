@@ -83,3 +83,11 @@ def mlapi_disabled_user(mlapi_access: Access) -> LoggedInUser:
     logged_in = register_and_log_in(mlapi_access, "disabled-user")
     user = mlapi_access.authenticator.users.set_enabled(user_id=logged_in.user.id, enabled=False)
     return LoggedInUser(user, logged_in.token)
+
+
+@pytest.fixture
+def mlapi_expired_user(mlapi_access: Access, mlapi_clock: SettableClock) -> LoggedInUser:
+    """A user who received a token and whose access then expired."""
+    logged_in = register_and_log_in(mlapi_access, "expired-user")
+    user = mlapi_access.authenticator.users.update(user_id=logged_in.user.id, expires=mlapi_clock.now)
+    return LoggedInUser(user, logged_in.token)
