@@ -142,6 +142,9 @@ class UsageRepositoryContract:
         assert usage.list_page(first_day=WEDNESDAY, last_day=MONDAY, limit=9) == []
         after = UsagePosition(MONDAY, ADA, None)
         assert usage.list_page(user_id=ADA, after=after, limit=9) == [row(TUESDAY, ADA), row(WEDNESDAY, ADA)]
+        in_range = [row(TUESDAY, ADA), row(TUESDAY, BOB)]
+        assert usage.list_page(first_day=TUESDAY, last_day=TUESDAY, after=after, limit=9) == in_range
+        assert usage.list_page(first_day=MONDAY, last_day=TUESDAY, after=in_range[0].position, limit=9) == in_range[1:]
 
     def test_usage_can_be_read_for_any_id_and_day(self, usage: UsageRepository) -> None:
         usage.add([row()])
