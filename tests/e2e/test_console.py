@@ -14,6 +14,7 @@ from playwright.sync_api import Browser, Page, ViewportSize, expect
 
 from tests.e2e.browser import MISSING, BrowserMonitor, find_chromium
 from tests.e2e.server import Server
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.skipif(find_chromium() is None, reason=MISSING)
 
@@ -102,6 +103,13 @@ def register(server: Server, username: str, email: str = "someone@example.com") 
     assert response.status_code == 201, response.text
     user_id: int = response.json()["user_id"]
     return user_id
+
+
+def use_model(server: Server, user_id: int, key_name: str) -> None:
+    """Send a request with a new API key, and wait until it is part of the usage."""
+    key = requests.post(f"{server.base}/users/{user_id}/keys", json={"name": key_name}, timeout=15).json()["key"]
+    assert requests.get(f"{server.base}/verify", headers={"x-api-key": key}, timeout=15).status_code == 200
+    wait_until(lambda: requests.get(f"{server.base}/users/{user_id}/usage", timeout=15).json()["usage"] != [])
 
 
 def is_enabled(server: Server, user_id: int) -> bool:
@@ -291,11 +299,11 @@ def test_new_api_key_is_shown_once_and_works(local: Server, open_console: OpenCo
 
 def test_no_page_scrolls_sideways_on_a_phone(local: Server, open_console: OpenConsole) -> None:
     user_id = register(local, "W" * 200, f"{'w' * 60}@{'example' * 8}.com")
-    requests.post(f"{local.base}/users/{user_id}/keys", json={"name": "k" * 100}, timeout=15)
+    use_model(local, user_id, "k" * 100)
     page = open_console(local, viewport=PHONE)
 
     overflow_pixels = {}
-    for path in ("", "/users/new", f"/users/{user_id}", f"/users/{user_id}/remove", "/activity"):
+    for path in ("", "/users/new", f"/users/{user_id}", f"/users/{user_id}/remove", "/usage", "/activity"):
         page.goto(f"{local.base}/console{path}")
         overflow_pixels[path] = page.evaluate(HORIZONTAL_OVERFLOW)
 
@@ -305,6 +313,7 @@ def test_no_page_scrolls_sideways_on_a_phone(local: Server, open_console: OpenCo
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_contrast_is_sufficient(local: Server, open_console: OpenConsole, scheme: str) -> None:
     user_id = register(local, f"contrast in {scheme}")
+    use_model(local, user_id, "a job")
     page = open_console(local, color_scheme=scheme)
     page.get_by_role("button", name=f"Disable contrast in {scheme}").click()
     expect(page.locator("#status")).not_to_be_empty()
@@ -313,6 +322,9 @@ def test_text_contrast_is_sufficient(local: Server, open_console: OpenConsole, s
     page.goto(f"{local.base}/console/users/{user_id}/remove")
     low_contrast += page.evaluate(FIND_LOW_CONTRAST)
     page.goto(f"{local.base}/console/users/{user_id}")
+    low_contrast += page.evaluate(FIND_LOW_CONTRAST)
+    page.goto(f"{local.base}/console/usage")
+    page.get_by_text("Show as table").click()
     low_contrast += page.evaluate(FIND_LOW_CONTRAST)
 
     assert low_contrast == []

@@ -8,7 +8,7 @@ import threading
 import time
 import tomllib
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from importlib.resources import files
 
 import httpx2
@@ -19,7 +19,7 @@ from starlette.testclient import TestClient
 from starlette.types import Message
 
 from mlapi import AuditEntry, User, UserId, Users
-from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryUserRepository, PlainCipher
+from mlapi.adapters.memory import InMemoryAuditTrail, InMemoryUsage, InMemoryUserRepository, PlainCipher
 from mlapi.application import user_search
 from mlapi.bootstrap import in_memory_access
 from mlapi.config import HttpSettings
@@ -34,6 +34,7 @@ from mlapi.testing import UnavailableRepository
 from mlapi.testing.http import ADMIN_TOKEN, LOCAL_MODE
 from tests.contract.test_http import BASE, asgi_client
 from tests.integration.html_page import Page
+from tests.integration.test_usage_api import row
 
 TOKEN_MODE = AdminPolicy(admin_token=ADMIN_TOKEN)
 LOCKED_MODE = AdminPolicy(local=False)
@@ -65,8 +66,13 @@ def ada(users: Users) -> User:
 
 
 @pytest.fixture
-def local(users: Users) -> Iterator[TestClient]:
-    with asgi_client(create_app(users, LOCAL_MODE)) as client:
+def usage() -> InMemoryUsage:
+    return InMemoryUsage()
+
+
+@pytest.fixture
+def local(users: Users, usage: InMemoryUsage) -> Iterator[TestClient]:
+    with asgi_client(create_app(users, LOCAL_MODE, usage=usage)) as client:
         yield client
 
 
@@ -979,10 +985,11 @@ def test_activity_shows_the_request_id(local: TestClient, users: Users, ada: Use
 
 
 @pytest.fixture
-def all_pages(users: Users, local: TestClient) -> list[Page]:
+def all_pages(users: Users, usage: InMemoryUsage, local: TestClient) -> list[Page]:
     """One page of each kind, showing names that contain HTML."""
     user = users.register(username=HTML_NAME, password=PASSWORD, email="a'b&c@example.com")
     key, _secret = users.add_api_key(user_id=user.id, name=HTML_NAME)
+    usage.add([row(date(2026, 1, 2), user.id, key.id, units=3), row(datetime.now(UTC).date(), user.id, units=3)])
     first = open_page(local, "/users/1").send("Revoke tokens")
     return [
         first,
@@ -995,6 +1002,9 @@ def all_pages(users: Users, local: TestClient) -> list[Page]:
         open_page(local, "/users/1/remove"),
         open_page(local, f"/users/1/keys/{key.id}/remove"),
         open_page(local, "/activity"),
+        open_page(local, "/usage"),
+        open_page(local, "/usage?user_id=1&from=2026-01-01&to=2026-12-31"),
+        open_page(local, "/usage?from=%3Cb%3E"),
         open_page(local, "/nothing"),
         open_page(local, "/users/9"),
         *[open_page(remote_client(create_app(users, policy))) for policy in (TOKEN_MODE, LOCKED_MODE)],

@@ -8,6 +8,8 @@ from starlette.testclient import TestClient
 
 from mlapi import User, Users
 from mlapi.adapters.memory import InMemoryUsage, InMemoryUserRepository, PlainCipher
+from mlapi.domain.errors import SearchUnavailableError
+from mlapi.domain.usage import DailyUsage
 from mlapi.entrypoints.console.usage import TOP_USERS
 from mlapi.entrypoints.http import create_app
 from mlapi.testing.http import LOCAL_MODE
@@ -116,6 +118,20 @@ def test_invalid_range_is_reported_next_to_its_field(local: TestClient, query: s
     assert page.response.status_code == 422
     assert message in page.text
     assert "No requests on these days." in page.text
+
+
+class BusyUsage(InMemoryUsage):
+    def sum_per_day(self, **_arguments: object) -> list[DailyUsage]:
+        raise SearchUnavailableError("The search took too long")
+
+
+def test_page_keeps_its_form_if_reading_takes_too_long(users: Users) -> None:
+    with asgi_client(create_app(users, LOCAL_MODE, usage=BusyUsage())) as client:
+        page = open_page(client, "/usage?from=2026-01-01&to=2026-12-01")
+
+    assert (page.response.status_code, page.response.headers["retry-after"]) == (503, "1")
+    assert "The search took too long. Fewer days take less time." in page.text
+    assert page.form("Show").fields == {"from": "2026-01-01", "to": "2026-12-01"}
 
 
 def test_usage_of_a_user_is_shown_per_token_and_key(

@@ -10,7 +10,7 @@ from starlette.responses import Response
 
 from mlapi.application.usage_reports import iterate_usage
 from mlapi.domain.credentials import ApiKeyId
-from mlapi.domain.errors import FieldError, InvalidFieldsError, UserNotFoundError
+from mlapi.domain.errors import FieldError, InvalidFieldsError, SearchUnavailableError, UserNotFoundError
 from mlapi.domain.usage import DailyUsage, DayRange, UsageRepository
 from mlapi.domain.users import User, UserId, utc_now
 from mlapi.entrypoints.console.chart import BarChart, make_bar_chart
@@ -82,19 +82,26 @@ async def show_usage(request: ConsoleRequest) -> Response:
     except InvalidFieldsError as error:
         days = default_days()
         errors = {field_error.field: field_error.message for field_error in error.errors}
-    runtime = request.runtime
-    if user_id is None:
-        user, (overview, shares) = None, await request.search(partial(_read_all, runtime, days))
-    else:
-        user, overview, shares = await runtime.executor.read_page(_read_user, runtime, days, user_id)
+    status, headers = HTTPStatus.UNPROCESSABLE_ENTITY if errors else HTTPStatus.OK, {}
+    found, notice = _FoundUsage(), ""
+    try:
+        if user_id is None:
+            found = await request.search(partial(_read_all, request.runtime, days))
+        else:
+            found = await request.runtime.executor.read_page(_read_user, request.runtime, days, user_id)
+    except SearchUnavailableError as error:  # show it on this page, where fewer days can be chosen
+        status, headers = HTTPStatus.SERVICE_UNAVAILABLE, {"Retry-After": str(error.retry_after_seconds)}
+        notice = f"{error}. Fewer days take less time."
     return render_page(
         request,
         "usage.html",
-        HTTPStatus.UNPROCESSABLE_ENTITY if errors else HTTPStatus.OK,
+        status,
+        headers=headers.items(),
         user_id=user_id,
-        user=user,
-        usage=overview,
-        shares=shares,
+        user=found.user,
+        usage=found.overview,
+        shares=found.shares,
+        notice=notice,
         days=days,
         form={"from": days.first.isoformat(), "to": days.last.isoformat(), **parameters},
         errors=errors,
@@ -108,7 +115,14 @@ def _parse_days(parameters: Mapping[str, str]) -> DayRange:
     return days
 
 
-def _read_all(runtime: Runtime, days: DayRange) -> tuple[UsageOverview, list[UsageShare]]:
+@attrs.frozen(kw_only=True)
+class _FoundUsage:
+    overview: UsageOverview | None = None
+    shares: Sequence[UsageShare] = ()
+    user: User | None = None
+
+
+def _read_all(runtime: Runtime, days: DayRange) -> _FoundUsage:
     top = runtime.usage.list_top_users(first_day=days.first, last_day=days.last, limit=TOP_USERS)
     users = runtime.users.repository.find_principals([total.user_id for total in top])
     shares = [
@@ -120,12 +134,10 @@ def _read_all(runtime: Runtime, days: DayRange) -> tuple[UsageOverview, list[Usa
         )
         for total, user in zip(top, users, strict=True)
     ]
-    return read_overview(runtime.usage, days), shares
+    return _FoundUsage(overview=read_overview(runtime.usage, days), shares=shares)
 
 
-def _read_user(
-    runtime: Runtime, days: DayRange, user_id: UserId
-) -> tuple[User | None, UsageOverview, list[UsageShare]]:
+def _read_user(runtime: Runtime, days: DayRange, user_id: UserId) -> _FoundUsage:
     try:
         user, keys = runtime.users.get(user_id), runtime.users.list_api_keys(user_id)
     except UserNotFoundError:  # usage outlives its user
@@ -140,4 +152,4 @@ def _read_user(
         UsageShare(id=key_id, name=names.get(key_id), requests=requests, units=units)
         for key_id, (requests, units) in totals.items()
     ]
-    return user, read_overview(runtime.usage, days, user_id), shares
+    return _FoundUsage(overview=read_overview(runtime.usage, days, user_id), shares=shares, user=user)
