@@ -153,6 +153,17 @@ def test_default_range_is_the_last_thirty_days() -> None:
     assert since_yesterday == [f"{TODAY},1,,1,0"]
 
 
+def test_named_user_without_usage_has_a_total_of_zero() -> None:
+    add_november()
+
+    result = mlapi("usage", "--from", "2026-11-29", "--to", "2026-11-29", "bob")
+
+    assert result.stdout.splitlines() == [
+        "USER ID  USERNAME  REQUESTS  UNITS  LATEST (UTC)",
+        "      2  Bob              0      0  -",
+    ]
+
+
 def test_no_usage_is_an_empty_list() -> None:
     table, as_csv = mlapi("usage"), mlapi("usage", "--csv")
     known_user = mlapi("usage", "ada", "--daily")
