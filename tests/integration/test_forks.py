@@ -16,10 +16,11 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from mlapi import RepositoryUnavailableError, TooManyAttemptsError, forks
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryUsage, InMemoryUserRepository
+from mlapi import RepositoryUnavailableError, TooManyAttemptsError, Users, forks
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryUsage, InMemoryUserRepository, PlainCipher
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.schema import upgrade
+from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.adapters.sql.urls import database_url
 from mlapi.application.login_throttle import AttemptLimits, FixedWindowAttemptLimiter
 from mlapi.application.preparation import Preparation
@@ -52,6 +53,42 @@ def test_every_check_after_a_fork_finds_the_right_user(url: URL) -> None:
     checks = dict(line.split() for line in run.stdout.splitlines())
     assert set(checks) == set(forking_script.WORK)
     assert min(map(int, checks.values())) > CHILDREN * ROUNDS
+
+
+PRELOADING_SCRIPT = """
+import os, sys
+from contextlib import ExitStack
+from mlapi.bootstrap import open_guard
+from mlapi.config import load_settings
+
+guard = ExitStack().enter_context(open_guard(load_settings()))  # never closed, as in gunicorn --preload
+for _ in range(5):
+    guard.check(sys.argv[1])
+if any(os.fork() == 0 for _ in range(3)):
+    for _ in range(7):
+        guard.check(sys.argv[1])
+    sys.exit()
+for _ in range(3):
+    os.wait()
+"""
+
+
+def test_usage_of_parent_and_children_is_counted_once(url: URL) -> None:
+    with Database(url) as database:
+        upgrade(database)
+        storage = SqlStorage(database)
+        users = Users(storage.users, PlainCipher())
+        ada = users.register(username="ada", password="difference engine", email="ada@example.com")
+        key, secret = users.add_api_key(user_id=ada.id, name="test")
+        environ = {**os.environ, "MLAPI_DATABASE__URL": url.render_as_string(hide_password=False)}
+
+        run = subprocess.run(
+            [sys.executable, "-c", PRELOADING_SCRIPT, secret], env=environ, capture_output=True, text=True, check=True
+        )
+
+        rows = storage.usage.list_page(limit=9)
+    assert "usage" not in run.stderr
+    assert [(row.user_id, row.key_id, row.requests) for row in rows] == [(ada.id, key.id, 5 + 3 * 7)]
 
 
 def run_in_child(function: Callable[[], object]) -> str:
@@ -249,14 +286,16 @@ def test_child_leaves_collected_uses_of_api_keys_to_its_parent(monkeypatch: pyte
             written.extend(commands)
             return []
 
-    usage = BackgroundUsage(InMemoryUsage(), NoticingRepository(), interval_seconds=60)
+    stored = InMemoryUsage()
+    usage = BackgroundUsage(stored, NoticingRepository(), interval_seconds=60)
     key = ApiKey(id=ApiKeyId("a"), user_id=UserId(1), name="a", digest="a", created_datetime=utc_now())
     usage.record_key_use(key, utc_now())
+    usage.record(key.user_id, key.id, utc_now())
     monkeypatch.setattr(forks._state, "pid", 1)  # as if this was a child
 
     usage.close()
 
-    assert written == []
+    assert (written, stored.list_page(limit=1)) == ([], [])
 
 
 def test_children_of_multiprocessing_call_functions_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
