@@ -6,12 +6,14 @@ import pytest
 from sqlalchemy import URL
 
 from mlapi import UserRepository
-from mlapi.adapters.memory import InMemoryStorage, InMemoryUserRepository
+from mlapi.adapters.memory import InMemoryStorage, InMemoryUsage, InMemoryUserRepository
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.storage import SqlStorage
-from mlapi.application.preparation import Preparation, prepare_on_first_use
+from mlapi.application.preparation import Preparation, PreparedUsage, prepare_on_first_use
 from mlapi.domain.storage import Storage
+from mlapi.domain.usage import UsageRepository
 from mlapi.testing import StorageContract, UserRepositoryContract
+from mlapi.testing.usage import UsageRepositoryContract
 
 
 class TestInMemoryStorage(StorageContract):
@@ -34,3 +36,9 @@ class TestPreparedRepository(UserRepositoryContract):
     @pytest.fixture
     def repository(self) -> UserRepository:
         return prepare_on_first_use(InMemoryUserRepository(), Preparation(lambda: None))
+
+
+class TestPreparedUsage(UsageRepositoryContract):
+    @pytest.fixture
+    def usage(self) -> UsageRepository:
+        return PreparedUsage(InMemoryUsage(), Preparation(lambda: None))

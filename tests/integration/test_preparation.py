@@ -8,19 +8,21 @@ import pytest
 from sqlalchemy import URL
 
 from mlapi import ConfigurationError, RepositoryUnavailableError
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryStorage, InMemoryUserRepository
+from mlapi.adapters.memory import InMemoryAttempts, InMemoryStorage, InMemoryUsage, InMemoryUserRepository
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.application.preparation import (
     Preparation,
     PreparedAttemptCounts,
     PreparedRepository,
+    PreparedUsage,
     check_key,
     prepare_on_first_use,
 )
 from mlapi.domain.ports import NonblockingLookup
 from mlapi.domain.rules import canonical_username
 from mlapi.testing.samples import registered
+from mlapi.testing.usage import row
 
 Open = Callable[[URL], Database]
 
@@ -134,6 +136,17 @@ def test_attempt_counts_are_prepared_before_their_first_use() -> None:
         counts.add(["key"], window_seconds=60)
     counts.add(["key"], window_seconds=60)
     assert [found.count for found in counts.read(["key"])] == [1]
+
+
+def test_usage_is_prepared_before_its_first_use() -> None:
+    usage = PreparedUsage(InMemoryUsage(), Preparation(FailingAtFirst()))
+
+    with pytest.raises(RepositoryUnavailableError, match="not started yet"):
+        usage.add([row()])
+    with pytest.raises(RepositoryUnavailableError, match="not started yet"):
+        usage.list_page(limit=1)
+    usage.add([row()])
+    assert usage.list_page(limit=1) == [row()]
 
 
 def test_repository_is_prepared_before_its_first_use() -> None:
