@@ -7,7 +7,8 @@ Importing this module reads no file, opens no database, and loads neither SQLAlc
 
 from typing import TYPE_CHECKING
 
-from mlapi.application.guard import Admission, AsyncGuard, Guard
+from mlapi.application.admissions import Admission
+from mlapi.application.guard import AsyncGuard, Guard
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.commands import Actor, Command, Outcome
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken

@@ -214,6 +214,8 @@ def test_fastapi_application_in_the_guard_guide_works(folder: Path) -> None:
         assert client.options("/predict", headers=origin | preflight).status_code == 200
         with client.websocket_connect("/chat", subprotocols=["bearer", token]) as socket:
             assert socket.receive_text() == "Hello ada"
+        generated = client.post("/generate", headers={"Authorization": f"Bearer {token}"})
+        assert generated.text == "Iris setosa is small."
         opened = [client.get(path).status_code for path in ("/health", "/docs", "/openapi.json", "/redoc")]
         service.users.set_enabled(user_id=user.id, enabled=False)
         assert predict(token)[0] == predict(api_key)[0] == 403
@@ -221,6 +223,8 @@ def test_fastapi_application_in_the_guard_guide_works(folder: Path) -> None:
         assert (predict(token)[0], predict(api_key)[0]) == (401, 200)
 
     assert opened == [200, 200, 200, 401]
+    with open_service(load_settings()) as service:  # the guard has written its usage when its lifespan ended
+        assert sum(row.units for row in service.usage.list_page(user_id=user.id, limit=10)) == 4
     assert_all_routes_guarded(app, exempt=["/health", "/docs", "/docs/oauth2-redirect", "/openapi.json"])
 
 

@@ -18,13 +18,14 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from mlapi import Guard, RepositoryUnavailableError, User
+from mlapi import Access, Guard, RepositoryUnavailableError, User
 from mlapi.adapters.memory import InMemoryUsage
 from mlapi.application import charges
 from mlapi.application.charges import BackgroundCharges
 from mlapi.bootstrap import async_guard
 from mlapi.domain.plans import Plans, RequestLimitReachedError
 from mlapi.entrypoints.guard import AdmissionMiddleware, GuardBackend, GuardMiddleware, handle_guard_error
+from mlapi.entrypoints.http import create_app
 from mlapi.testing import LoggedInUser, SettableClock, make_plans
 from tests.waiting import wait_until
 
@@ -373,3 +374,39 @@ def test_units_are_stored_at_once_after_close(ada: LoggedInUser) -> None:
     background.add(ada.user, 5)
 
     assert flaky.stored == [(ada.user, 5)]
+
+
+# --- /verify
+
+
+@pytest.fixture
+def proxy(mlapi_access: Access, ada: LoggedInUser) -> Iterator[TestClient]:
+    with TestClient(create_app(mlapi_access.authenticator.users, access=mlapi_access), headers=ada.headers) as client:
+        yield client
+
+
+def test_verify_enforces_limits_and_counts(proxy: TestClient, mlapi_usage: InMemoryUsage) -> None:
+    responses = [proxy.post("/verify") for _ in range(4)]
+
+    assert [response.status_code for response in responses] == [200, 200, 200, 429]
+    assert responses[-1].json() == {"message": "Request limit reached: 3 per minute"}
+    assert {response.headers["ratelimit-policy"] for response in responses} == {POLICY}
+    assert [response.headers.get("x-auth-request-plan") for response in responses] == ["free"] * 3 + [None]
+    assert usage_of(mlapi_usage) == (3, 0)
+
+
+def test_verify_can_ask_without_counting(proxy: TestClient, mlapi_usage: InMemoryUsage) -> None:
+    asked = [proxy.get("/verify?cost=0").status_code for _ in range(5)]
+    for _ in range(3):
+        proxy.get("/verify")
+
+    assert asked == [200] * 5
+    assert proxy.get("/verify?cost=0").status_code == 429
+    assert usage_of(mlapi_usage) == (3, 0)
+
+
+def test_own_endpoints_of_the_service_are_not_limited(proxy: TestClient, mlapi_usage: InMemoryUsage) -> None:
+    statuses = {proxy.get(path).status_code for _ in range(5) for path in ("/users/me", "/token_status")}
+
+    assert statuses == {200}
+    assert mlapi_usage.list_page(limit=1) == []

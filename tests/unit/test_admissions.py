@@ -3,6 +3,7 @@
 from datetime import timedelta
 from typing import Any
 
+import attrs
 import pytest
 
 from mlapi import Guard, InvalidTokenError, User, UserDisabledError, Users
@@ -102,3 +103,15 @@ def test_charged_units_are_usage_of_the_user_and_key(guard: Guard, usage: InMemo
 def test_units_must_be_whole_numbers(guard: Guard, key: str, units: Any) -> None:
     with pytest.raises(ValueError, match="units must be a whole number"):
         guard.admit(key).charge(units)
+
+
+def test_guard_without_plans_warns_about_users_with_a_plan(
+    guard: Guard, users: Users, key: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    user = guard.check(key)
+    planned = attrs.evolve(user, plan="free")
+
+    assert [guard.apply_plan(user), guard.apply_plan(planned), guard.apply_plan(planned)] == [user, planned, planned]
+
+    (message,) = caplog.messages
+    assert message.startswith("users have plans, but the configuration of this process has none, so no limits apply:")

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, final
 
 import attrs
 
+from mlapi.application.admissions import Admission, validate_units
+from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.domain.commands import RecordApiKeyUse
 from mlapi.domain.credentials import (
     MAX_CREDENTIAL_CHARS,
@@ -31,18 +33,22 @@ from mlapi.domain.credentials import (
     parse_api_key,
 )
 from mlapi.domain.errors import InvalidTokenError, MlapiError, RepositoryUnavailableError
-from mlapi.domain.plans import AllowanceState
 from mlapi.domain.ports import Clock, PrincipalRepository, TokenVerifier
-from mlapi.domain.usage import MAX_COUNT, UsageRecorder
+from mlapi.domain.usage import UsageRecorder
 from mlapi.domain.users import User, UserId, utc_now
 from mlapi.forks import new_lock
 
 if TYPE_CHECKING:
     from mlapi.application.async_limits import AsyncLimiter
-    from mlapi.application.charges import BackgroundCharges, ChargeBatch
+    from mlapi.application.charges import BackgroundCharges
     from mlapi.application.limits import Limiter
 
 _MAX_PLANNED = 2000
+_WARNING_INTERVAL_SECONDS = 3600
+_NO_PLANS = (
+    "users have plans, but the configuration of this process has none, so no limits apply: copy plans and default_plan"
+    " from the configuration of the service, or set the plan of these users to null"
+)
 _WORD_START = re.compile(r"(?<!^)(?=[A-Z])")
 
 
@@ -50,62 +56,10 @@ def _key_id(parsed: ParsedCredential) -> ApiKeyId | None:
     return None if isinstance(parsed, TokenClaims) else parsed.id
 
 
-def validate_units(units: object) -> None:
-    """Raise `ValueError` unless this is a number of units that can be charged."""
-    if isinstance(units, bool) or not isinstance(units, int) or not 0 <= units <= MAX_COUNT:
-        raise ValueError("units must be a whole number from 0 to 2**53 - 1")
-
-
 @cache
 def _name_reason(error_name: str) -> str:
     """Return the reason for a rejection, such as ``access_expired``, given the name of the error's class."""
     return _WORD_START.sub("_", error_name.removesuffix("Error")).lower()
-
-
-@final
-@attrs.define(eq=False)
-class Admission:
-    """A request that the guard has admitted.
-
-    Attributes:
-        user: the authenticated user. Their ``plan`` is the one whose limits apply.
-        key_id: the id of the API key that the request presented; None if it presented a token.
-        limits: what is left of each allowance of the plan. Empty if there are no limits.
-    """
-
-    user: User
-    key_id: ApiKeyId | None
-    limits: tuple[AllowanceState, ...] = ()
-    _charge: "Callable[[Admission, int], None] | None" = attrs.field(default=None, repr=False)
-    pending: "ChargeBatch | None" = attrs.field(default=None, init=False, repr=False)
-    """The units that are being stored. None if there are none."""
-
-    @property
-    def limits_units(self) -> bool:
-        """Whether the plan limits units."""
-        return any(state.allowance.measure == "units" for state in self.limits)
-
-    def charge(self, units: int) -> None:
-        """Count units of the request, such as the tokens of an answer. Call it as often as needed, from any thread.
-
-        An admission by a `Guard` returns when the units are stored. An admission by an `AsyncGuard` returns at once:
-        `GuardMiddleware` stores the units before the end of the response, and the guard stores later ones within a
-        second. If the plan does not limit units, they are only recorded as usage.
-
-        Raises:
-            ValueError: unless ``units`` is a whole number from 0 to 2**53 - 1.
-            RepositoryUnavailableError: see `Guard.charge`. An admission by an `AsyncGuard` never raises it.
-        """
-        if self._charge is not None:
-            self._charge(self, units)
-
-    async def settle(self) -> None:
-        """Wait until the units that were charged so far are stored.
-
-        Return after a few seconds while the database is unavailable. The units are then stored later.
-        """
-        if self.pending is not None:
-            await self.pending.settle()
 
 
 @final
@@ -149,6 +103,7 @@ class Guard:
         self.clock = clock
         self._tokens = tokens
         self._usage = usage
+        self._warnings = RepeatedWarnings(interval_seconds=_WARNING_INTERVAL_SECONDS)
         self._lock = new_lock()
         # Users with the plan that applies, because creating one takes 5 us. Repositories return the same object again.
         self._planned: dict[UserId, tuple[User, User]] = {}
@@ -249,7 +204,11 @@ class Guard:
         Raises:
             ConfigurationError: if the configuration does not contain the user's plan.
         """
-        plan = None if self.limiter is None else self.limiter.find_plan(user)
+        if self.limiter is None:
+            if user.plan is not None:
+                self._warnings.log(_NO_PLANS)
+            return user
+        plan = self.limiter.find_plan(user)
         if plan is None or plan.name == user.plan:
             return user
         stored, planned = self._planned.get(user.id, (None, user))

@@ -3,7 +3,8 @@
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mlapi.application.guard import Admission, AsyncGuard
+from mlapi.application.admissions import Admission
+from mlapi.application.guard import AsyncGuard
 from mlapi.entrypoints.wire.headers import get_bearer_credential
 from mlapi.entrypoints.wire.rate_limits import rate_limit_headers
 

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 import attrs
 
-from mlapi.application.guard import Admission
+from mlapi.application.admissions import Admission
 from mlapi.domain.audit import AuditEntry, AuditId
 from mlapi.domain.credentials import ApiKey, ApiKeyId, IssuedToken
 from mlapi.domain.metadata import Metadata

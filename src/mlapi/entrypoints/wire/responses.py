@@ -9,7 +9,7 @@ from urllib.parse import quote
 import attrs
 import msgspec
 
-from mlapi.application.guard import Admission
+from mlapi.application.admissions import Admission
 from mlapi.domain.audit import Action, AuditEntry, Result
 from mlapi.domain.credentials import ApiKey, IssuedToken
 from mlapi.domain.errors import FieldError

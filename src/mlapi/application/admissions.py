@@ -1,0 +1,67 @@
+"""Admissions: what a guard returns for a request that it has admitted."""
+
+from typing import TYPE_CHECKING, final
+
+import attrs
+
+from mlapi.domain.credentials import ApiKeyId
+from mlapi.domain.plans import AllowanceState
+from mlapi.domain.usage import MAX_COUNT
+from mlapi.domain.users import User
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlapi.application.charges import ChargeBatch
+
+
+@final
+@attrs.define(eq=False)
+class Admission:
+    """A request that the guard has admitted.
+
+    Attributes:
+        user: the authenticated user. Their ``plan`` is the one whose limits apply.
+        key_id: the id of the API key that the request presented; None if it presented a token.
+        limits: what is left of each allowance of the plan. Empty if there are no limits.
+    """
+
+    user: User
+    key_id: ApiKeyId | None
+    limits: tuple[AllowanceState, ...] = ()
+    _charge: "Callable[[Admission, int], None] | None" = attrs.field(default=None, repr=False)
+    pending: "ChargeBatch | None" = attrs.field(default=None, init=False, repr=False)
+    """The units that are being stored. None if there are none."""
+
+    @property
+    def limits_units(self) -> bool:
+        """Whether the plan limits units."""
+        return any(state.allowance.measure == "units" for state in self.limits)
+
+    def charge(self, units: int) -> None:
+        """Count units of the request, such as the tokens of an answer. Call it as often as needed, from any thread.
+
+        An admission by a `Guard` returns when the units are stored. An admission by an `AsyncGuard` returns at once:
+        `GuardMiddleware` stores the units before the end of the response, and the guard stores later ones within a
+        second. If the plan does not limit units, they are only recorded as usage.
+
+        Raises:
+            ValueError: unless ``units`` is a whole number from 0 to 2**53 - 1.
+            RepositoryUnavailableError: see `Guard.charge`. An admission by an `AsyncGuard` never raises it.
+        """
+        if self._charge is not None:
+            self._charge(self, units)
+
+    async def settle(self) -> None:
+        """Wait until the units that were charged so far are stored.
+
+        Return after a few seconds while the database is unavailable. The units are then stored later.
+        """
+        if self.pending is not None:
+            await self.pending.settle()
+
+
+def validate_units(units: object) -> None:
+    """Raise `ValueError` unless this is a number of units that can be charged."""
+    if isinstance(units, bool) or not isinstance(units, int) or not 0 <= units <= MAX_COUNT:
+        raise ValueError("units must be a whole number from 0 to 2**53 - 1")
