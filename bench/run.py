@@ -55,13 +55,22 @@ class Run:
         command = [*UVICORN, "mlapi.entrypoints.http:app", "--port", "{port}"]
         return Target(name, command, folder, environ, make_flag_reader(url, "users", "enabled"), users=users)
 
-    def guarded(self, name: str, *, kind: str) -> Target:
-        """Return a model behind the guard, with the credentials of a thousand users in its folder."""
+    def guarded(self, name: str, *, kind: str, per_minute: int | None = None, credentials: int = CREDENTIALS) -> Target:
+        """Return a model behind the guard, with the credentials of some of its 10,000 users in its folder.
+
+        Args:
+            name: the name of the target.
+            kind: the database.
+            per_minute: the allowance of each user. None for no plans.
+            credentials: how many users have credentials.
+        """
         folder = self._folder(name)
         url = f"sqlite:///{folder}/mlapi.db" if kind == "sqlite" else self.new_postgres()
         environ = mlapi_environ(url, "fernet")
         bulk.register(environ, 10_000)
-        bulk.write_credentials(environ, CREDENTIALS, folder)
+        bulk.write_credentials(environ, credentials, folder)
+        if per_minute is not None:
+            environ |= {"MLAPI_PLANS__BENCH__PER_MINUTE": str(per_minute), "MLAPI_DEFAULT_PLAN": "bench"}
         return Target(name, [*UVICORN, "bench.guarded:app", *APP_DIR, "--port", "{port}"], folder, environ)
 
     def open_model(self) -> Target:
@@ -228,11 +237,25 @@ def measure_guard(run: Run, arguments: argparse.Namespace) -> None:
         run.peer(f"fastapi-users, {kind}, current_user", framework="fastapi-users", kind=kind, hashing="cheap")
         for kind in ([] if arguments.no_peers else ("sqlite", "postgresql"))
     ]
+    limited = [
+        run.guarded(f"guard, {limit:,} per minute, {kind}", kind=kind, per_minute=limit)
+        for kind in ("sqlite", "postgresql")
+        for limit in (1_000, 100_000)
+    ]
+    # A user's allowance must not be used up during a measurement, so every user has credentials.
+    written = [
+        run.guarded(f"guard, 10 per minute, {kind}", kind=kind, per_minute=10, credentials=10_000)
+        for kind in ("sqlite", "postgresql")
+    ]
     for number in range(arguments.rounds):
         print(f"guard, round {number + 1} of {arguments.rounds}", flush=True)
         run.measure(open_model, ("open",), (16, 64))
         for target in ours:
             run.measure(target, ("token", "key"), (16, 64))
+        for target in limited:
+            run.measure(target, ("key",), (64,))
+        for target in written:
+            run.measure(target, ("key",), (64,))
         for target in peers:
             run.measure(target, ("token",), (16, 64))
 

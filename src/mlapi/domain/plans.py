@@ -52,10 +52,11 @@ class Allowance:
     measure: Measure
     window: Window
     limit: int
+    key: str = attrs.field(init=False, repr=False, eq=False)
+    """The name under which the use is stored. It does not contain the limit, so changing it keeps the count."""
 
-    @property
-    def key(self) -> str:
-        """The name under which the use is stored. It does not contain the limit, so changing it keeps the count."""
+    @key.default
+    def _make_key(self) -> str:
         return f"{self.measure} per {self.window.value}"
 
     def __str__(self) -> str:

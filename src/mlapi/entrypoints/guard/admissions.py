@@ -1,17 +1,20 @@
 """Admit the requests of any ASGI framework, and finish the responses to admitted requests."""
 
+from collections.abc import Awaitable
+
 from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mlapi.application.admissions import Admission
 from mlapi.application.guard import AsyncGuard
 from mlapi.entrypoints.wire.headers import get_bearer_credential
-from mlapi.entrypoints.wire.rate_limits import rate_limit_headers
+from mlapi.entrypoints.wire.rate_limits import RATE_LIMIT_HEADERS, rate_limit_headers
 
 SCOPE_KEY = "mlapi"
 """The key of the admission in the scope of a request."""
 _LAST_MESSAGES = frozenset({"http.response.pathsend", "http.response.trailers"})
-_FIRST_FIELD = b"ratelimit-policy"
+_FIELDS = {name: name.lower().encode("ascii") for name in RATE_LIMIT_HEADERS}
+_FIRST_FIELD = _FIELDS[RATE_LIMIT_HEADERS[0]]
 
 
 async def admit_request(connection: HTTPConnection, guard: AsyncGuard) -> Admission:
@@ -44,9 +47,9 @@ class AdmissionMiddleware:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        async def send_finished(message: Message) -> None:
+        def send_finished(message: Message) -> Awaitable[None]:
             admission = scope.get(SCOPE_KEY)
-            await send(message if admission is None else await finish(message, admission))
+            return send(message) if admission is None else _send_finished(message, send, admission)
 
         await self._app(scope, receive, send_finished if scope["type"] == "http" else send)
 
@@ -54,23 +57,28 @@ class AdmissionMiddleware:
 def finishing(send: Send, admission: Admission) -> Send:
     """Return a function that sends the messages of the response to an admitted request."""
 
-    async def send_finished(message: Message) -> None:
-        await send(await finish(message, admission))
-
-    return send_finished
+    return lambda message: _send_finished(message, send, admission)
 
 
-async def finish(message: Message, admission: Admission) -> Message:
-    """Add the rate-limit fields to the start of a response. Before its end, wait until charged units are stored."""
+def _send_finished(message: Message, send: Send, admission: Admission) -> Awaitable[None]:
+    """Send a message with rate-limit fields if it starts a response. If it ends one, first store charged units."""
     kind = message["type"]
     if kind == "http.response.start":
-        headers = list(message.get("headers", ()))
-        if admission.limits and not any(name.lower() == _FIRST_FIELD for name, _ in headers):
-            fields = [
-                (name.lower().encode("ascii"), value.encode("ascii"))
-                for name, value in rate_limit_headers(admission.limits)
-            ]
-            return {**message, "headers": [*headers, *fields]}
-    elif kind in _LAST_MESSAGES or (kind == "http.response.body" and not message.get("more_body", False)):
-        await admission.settle()
-    return message
+        return send(_add_fields(message, admission) if admission.limits else message)
+    is_last = kind in _LAST_MESSAGES or (kind == "http.response.body" and not message.get("more_body", False))
+    return _send_settled(message, send, admission) if is_last and admission.pending is not None else send(message)
+
+
+def _add_fields(message: Message, admission: Admission) -> Message:
+    headers = list(message.get("headers", ()))
+    for name, _ in headers:
+        if name.lower() == _FIRST_FIELD:
+            return message
+    fields = rate_limit_headers(admission.limits)
+    headers += [(_FIELDS[name], value.encode("ascii")) for name, value in fields]
+    return {**message, "headers": headers}
+
+
+async def _send_settled(message: Message, send: Send, admission: Admission) -> None:
+    await admission.settle()
+    await send(message)
