@@ -56,7 +56,6 @@ class AdmissionMiddleware:
 
 def finishing(send: Send, admission: Admission) -> Send:
     """Return a function that sends the messages of the response to an admitted request."""
-
     return lambda message: _send_finished(message, send, admission)
 
 
