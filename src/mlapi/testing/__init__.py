@@ -43,6 +43,7 @@ __all__ = [
     "TokenIssuerContract",
     "UnavailableRepository",
     "UnlimitedAttempts",
+    "UsageRepositoryContract",
     "UserRepositoryContract",
     "assert_all_routes_guarded",
     "make_limiter",
@@ -57,11 +58,12 @@ _SUITES = {
     "PasswordCipherContract": "mlapi.testing.cipher",
     "StorageContract": "mlapi.testing.storage",
     "TokenIssuerContract": "mlapi.testing.tokens",
+    "UsageRepositoryContract": "mlapi.testing.usage",
     "UserRepositoryContract": "mlapi.testing.repository",
 }
 _MODULES = {**_SUITES, "assert_all_routes_guarded": "mlapi.testing.guarded_routes"}
 
-_TOPICS = ("api_keys", "audit_trail", "batches", "usage", "user_commands", "user_queries", "user_updates")
+_TOPICS = ("api_keys", "audit_trail", "batches", "user_commands", "user_queries", "user_updates")
 """Modules that contain parts of a contract suite."""
 
 if (pytest := sys.modules.get("pytest")) is not None:  # so that failed assertions show the compared values
@@ -76,6 +78,7 @@ if TYPE_CHECKING:
     from mlapi.testing.repository import UserRepositoryContract
     from mlapi.testing.storage import StorageContract
     from mlapi.testing.tokens import TokenIssuerContract
+    from mlapi.testing.usage import UsageRepositoryContract
 else:
 
     def __getattr__(name: str) -> object:

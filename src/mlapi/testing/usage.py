@@ -1,4 +1,4 @@
-"""The contract suite for `mlapi.domain.usage.UsageRepository`. `StorageContract` includes it.
+"""The contract suite for `UsageRepository`.
 
 A subclass provides the fixture ``usage``: a new, empty repository.
 """
