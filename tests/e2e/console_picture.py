@@ -6,6 +6,7 @@ Given a folder, take screenshots of every page instead: in light and dark mode, 
 import random
 import sys
 import tempfile
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal
@@ -14,8 +15,9 @@ from playwright.sync_api import Browser, ViewportSize
 
 from mlapi import UserId, Users
 from mlapi.adapters.memory import PlainCipher
-from mlapi.bootstrap import open_users
+from mlapi.bootstrap import open_service
 from mlapi.config import load_settings, make_plans
+from mlapi.domain.usage import UsageRow
 from tests.e2e.browser import running_browser
 from tests.e2e.server import ROOT, Server
 
@@ -39,6 +41,7 @@ PLANS = "plans: {free: {per_minute: 60}, pro: {per_minute: 600}}\ndefault_plan: 
 ENDS = {"ada.lovelace": 2, "grace.hopper": 5, "radia.perlman": 40, "claude.shannon": -3, "nightly-batch": 90}
 """The days until access ends."""
 DAYS = 30
+SATURDAY = 5
 VARIANTS: tuple[tuple[str, int, Literal["light", "dark"]], ...] = (
     ("light", 1280, "light"),
     ("dark", 1280, "dark"),
@@ -54,8 +57,8 @@ def create_database(folder: Path) -> None:
     config = folder / "config.yml"
     config.write_text(PLANS)
     settings = load_settings(config, environ={"MLAPI_DATABASE__URL": f"sqlite:///{folder}/mlapi.db"})
-    with open_users(settings) as service:
-        users = Users(service.repository, PlainCipher(), clock=lambda: at, plans=lambda: make_plans(settings))
+    with open_service(settings) as service:
+        users = Users(service.users.repository, PlainCipher(), clock=lambda: at, plans=lambda: make_plans(settings))
         remaining = list(USERS)
         removals: dict[int, list[UserId]] = {}  # the guests to remove on each day
         for day in range(DAYS):
@@ -77,6 +80,25 @@ def create_database(folder: Path) -> None:
         users.add_api_key(
             user_id=_id(users, "nightly-batch"), name="backfill", expires_datetime=now + timedelta(days=90)
         )
+        service.usage.add(list(_create_usage(users, rng, now)))
+
+
+def _create_usage(users: Users, rng: random.Random, now: datetime) -> Iterator[UsageRow]:
+    """Yield the usage of the demo users in the last month. On weekends, they send few requests."""
+    keys = users.list_api_keys(_id(users, "nightly-batch"))
+    credentials = [*((_id(users, name), None) for name, _email in USERS), *((key.user_id, key.id) for key in keys)]
+    for day in range(DAYS):
+        at = now - timedelta(days=day)
+        for user_id, key_id in credentials:
+            requests = rng.randint(1, 4 if at.weekday() >= SATURDAY else 400)
+            yield UsageRow(
+                day=at.date(),
+                user_id=user_id,
+                key_id=key_id,
+                requests=requests,
+                units=requests * rng.randint(200, 900) if key_id else 0,
+                seen_datetime=at,
+            )
 
 
 def take_screenshot(browser: Browser, base: str, file: Path) -> None:
@@ -100,6 +122,7 @@ def take_all_screenshots(browser: Browser, base: str, folder: Path) -> None:
             "add": "/console/users/new",
             "user": user_path,
             "remove": f"{user_path}/remove",
+            "usage": "/console/usage",
             "activity": "/console/activity",
         }.items():
             page.goto(f"{base}{path}")
