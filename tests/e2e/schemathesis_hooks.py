@@ -3,18 +3,22 @@
 - Unassigned code points: which ones are unassigned depends on the version of Unicode.
 - Usernames that are too long when normalized: JSON Schema does not know NFKC.
 - Times in the past: JSON Schema does not know the current time.
+- Plans that the configuration does not contain, and metadata that is too large or contains NUL characters.
+- A state together with ``enabled``, which may contradict each other.
 - Ranges of days that end before they begin: JSON Schema cannot compare two parameters.
 """
 
 import re
 import unicodedata
 from datetime import UTC, date, datetime, timedelta
-from typing import Any
+from typing import Any, get_args
 
 import schemathesis
 from hypothesis import strategies as st
 
+from mlapi.domain.metadata import find_metadata_error
 from mlapi.domain.rules import MAX_USERNAME_CHARS, fold
+from mlapi.domain.users import UserState
 from mlapi.entrypoints.wire import patterns
 
 PROTECTED_ID = "1"
@@ -41,8 +45,20 @@ def before_call(_context: object, case: Any, _kwargs: object) -> None:
                 fields[name] = replace_unassigned(fields[name])
     if isinstance(case.query, dict):
         order_days(case.query)
+        if case.query.get("state") in get_args(UserState) and str(case.query.get("enabled")) in {"0", "1"}:
+            del case.query["enabled"]
+    if isinstance(case.body, dict):
+        replace_unknown_plan(case.body)
     if isinstance(case.body, dict) and "username" in case.body:
         case.body["username"] = shorten_normal_form(case.body["username"])
+
+
+def replace_unknown_plan(body: dict[str, Any]) -> None:
+    """Replace a valid name of a plan, because the configuration has none, and invalid metadata."""
+    if isinstance(body.get("plan"), str) and re.search(patterns.PLAN_NAME, body["plan"]):
+        body["plan"] = None
+    if isinstance(body.get("metadata"), dict) and find_metadata_error(body["metadata"]):
+        body["metadata"] = {}
 
 
 def order_days(query: dict[str, Any]) -> None:

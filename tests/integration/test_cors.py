@@ -97,8 +97,9 @@ def test_management_console_and_docs_stay_closed_to_pages(policy: AdminPolicy, p
     as_admin = {"Origin": PAGE, "Authorization": f"Bearer {ADMIN_TOKEN}"}
 
     responses = [preflight(http, path, "GET"), *(http.request(m, path, headers=as_admin) for m in ("GET", "PUT"))]
+    responses.append(preflight(http, path, "PATCH"))
 
-    assert [allowed_origin(response) for response in responses] == [None] * 3
+    assert [allowed_origin(response) for response in responses] == [None] * 4
     assert responses[0].status_code not in {200, 204}
 
 

@@ -219,7 +219,14 @@ def test_strangers_cannot_give_themselves_access(
 
 @pytest.mark.parametrize(
     ("headers", "expected"),
-    [({}, (END, "pro", {"customer": "cus_123"})), ({"x-forwarded-for": "::1"}, (None, None, {}))],
+    [
+        ({}, (END, "pro", {"customer": "cus_123"})),
+        ({"x-forwarded-for": "::1"}, (None, None, {})),
+        ({"origin": "https://app.example.com"}, (None, None, {})),
+        ({"sec-fetch-site": "cross-site"}, (None, None, {})),
+        ({"host": "api.example.com"}, (None, None, {})),
+    ],
+    ids=["program", "proxy", "page", "other site", "rebinding"],
 )
 def test_local_mode_trusts_programs_on_this_machine(
     users: Users, headers: dict[str, str], expected: tuple[object, ...]

@@ -7,8 +7,9 @@ from datetime import UTC, date, datetime, timedelta
 
 import pytest
 
+from mlapi.config.plans import validate_plan_keys
 from mlapi.domain.credentials import validate_api_key_fields
-from mlapi.domain.errors import InvalidFieldsError
+from mlapi.domain.errors import ConfigurationError, InvalidFieldsError
 from mlapi.domain.rules import UserFilter, find_username_error, fold, has_invisible
 from mlapi.domain.usage import UsagePosition
 from mlapi.domain.users import UserId
@@ -99,3 +100,14 @@ def test_every_day_matches_the_pattern_of_usage_cursors() -> None:
     assert [
         day for day in days if not re.search(patterns.USAGE_POSITION, str(UsagePosition(day, UserId(1), None)))
     ] == []
+
+
+@pytest.mark.parametrize("name", ["pro", "Pro-2.0_x", "9", "a" * 64, "", "a" * 65, "-a", ".a", "a b", "é", "a\n"])
+def test_plan_name_matches_if_the_configuration_accepts_it(name: str) -> None:
+    try:
+        validate_plan_keys({name: {}}, "config.yml")
+        is_valid = True
+    except ConfigurationError:
+        is_valid = False
+
+    assert (re.fullmatch(patterns.PLAN_NAME, name) is not None) == is_valid

@@ -73,6 +73,10 @@ def test_the_file_of_the_settings_is_known(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "error"),
     [
+        (
+            "plans: {none: {per_minute: 60}}",
+            "FOLDER/config.yml: plans.none is reserved for users without a plan: use another name",
+        ),
         ("plans: 5", "FOLDER/config.yml: plans must contain `name: {per_minute: 60}` lines"),
         ("plans: {1: {}}", f"FOLDER/config.yml: {_NAME_ERROR}"),
         ("plans: {'a b': {}}", f"FOLDER/config.yml: {_NAME_ERROR}"),

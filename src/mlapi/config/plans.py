@@ -10,6 +10,8 @@ from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.plans import Allowance, Measure, Plan, Plans, Window
 
 _PLAN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+NO_PLAN = "none"
+"""The name for users without a plan on the command line, which no plan may have."""
 _KEYS = tuple(attrs.fields_dict(PlanSettings))
 
 
@@ -32,6 +34,10 @@ def validate_plan_keys(plans: object, source: str) -> None:
             raise ConfigurationError(
                 f"{source}: a name in plans is invalid: use 1 to 64 ASCII letters, digits and - . _, and begin with a"
                 " letter or digit; put names such as 1 or yes in quotes"
+            )
+        if name == NO_PLAN:
+            raise ConfigurationError(
+                f"{source}: plans.{NO_PLAN} is reserved for users without a plan: use another name"
             )
         if not isinstance(plan, dict):
             raise ConfigurationError(

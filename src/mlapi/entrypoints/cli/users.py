@@ -9,6 +9,7 @@ import click
 
 from mlapi.application.usage_reports import find_last_seen
 from mlapi.application.user_search import iterate_sorted
+from mlapi.config.plans import NO_PLAN
 from mlapi.domain.expiry import Extension
 from mlapi.domain.metadata import Metadata
 from mlapi.domain.rules import UserFilter
@@ -36,7 +37,6 @@ from mlapi.entrypoints.wire.responses import ShownUserResponse, UserResponse
 
 AccessEnd = datetime | Extension | Literal["never"]
 
-_NO_PLAN = "none"
 _COLUMNS: list[Column[Any]] = [  # of `UserResponse` and its subclass
     Column(heading="ID", cell=lambda user: user.user_id, is_number=True),
     Column(heading="STATE", cell=lambda user: user.state),
@@ -221,7 +221,7 @@ def _show_users(found: Iterable[User], list_format: str | None, *, empty: str = 
 def _parse_changes(*, expires: AccessEnd | None, metadata: str | None, **fields: str | None) -> dict[str, Any]:
     """Return the arguments for `Users.prepare_update`, without the options that were omitted."""
     changes: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
-    if changes.get("plan") == _NO_PLAN:
+    if changes.get("plan") == NO_PLAN:
         changes["plan"] = None
     if expires is not None:
         changes["expires"] = None if expires == "never" else expires

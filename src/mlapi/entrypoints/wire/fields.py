@@ -106,7 +106,10 @@ NullableAccessEnd = Annotated[
     ),
 ]
 PlanName = Annotated[
-    str | None, _field("The name of a plan in the configuration. If null, the default plan applies.", None)
+    str | None,
+    _field(
+        "The name of a plan in the configuration. If null, the default plan applies.", None, pattern=patterns.PLAN_NAME
+    ),
 ]
 MetadataFields = Annotated[
     dict[str, Any] | None,

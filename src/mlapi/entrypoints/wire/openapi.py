@@ -22,6 +22,7 @@ from mlapi.entrypoints.wire.headers import FORM
 from mlapi.entrypoints.wire.operation import Operation
 from mlapi.entrypoints.wire.operations import OPERATIONS
 from mlapi.entrypoints.wire.queries import DEFAULT_PAGE_SIZE, DEFAULT_USAGE_DAYS, MAX_PAGE_SIZE, STATES
+from mlapi.entrypoints.wire.requests import UpdateUserRequest
 from mlapi.entrypoints.wire.responses import InvalidInput, Message, Response, ResponseBody, UserMessage
 
 Schema = dict[str, Any]
@@ -217,6 +218,7 @@ def openapi(access: DescribedAccess = DescribedAccess()) -> bytes:
         ref_template="#/components/schemas/{name}",
         schema_hook=describe_access_end,
     )
+    schemas[UpdateUserRequest.__name__]["minProperties"] = 1  # see `UpdateUserRequest.get_changes`
     paths: dict[str, Schema] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.openapi_path, {})[operation.method.lower()] = _describe(operation, access)

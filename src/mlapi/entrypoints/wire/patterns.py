@@ -21,6 +21,7 @@ _SPACES_WITH_MARKS = (
 )
 
 USERNAME = f"^(?![{_SPACES}{_SPACES_WITH_MARKS}])[^{_INVISIBLE}]+(?<![{_SPACES}])$"
+PLAN_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 API_KEY_NAME = f"^(?![{_SPACES}]+$)[^{_INVISIBLE}]+$"
 SEARCH = f"^(?:[^{_INVISIBLE}]{{2,}})?$"
 _LEAP_YEAR = "(?:[0-9]{2}(?:0[48]|[2468][048]|[13579][26])|(?:[02468][048]|[13579][26])00)"
