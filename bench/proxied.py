@@ -45,7 +45,7 @@ def rate(base: str, credentials: Path, connections: int, seconds: float) -> floa
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=3, help="seconds for each measurement")
+    parser.add_argument("--seconds", type=int, default=3, help="seconds for each measurement")
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--workers", default="1", help="workers of mlapi")
     arguments = parser.parse_args()

@@ -60,7 +60,8 @@ def deployed_haproxy(
     folder.mkdir()
     script.write_text((ROOT / "deploy/haproxy.lua").read_text("utf-8").replace(":8010", f":{lua_port}"))
     bind = ("bind :443 ssl crt /etc/haproxy/model.example.com.pem", f"bind 127.0.0.1:{port}")
-    own = [(":8010", f":{lua_port}"), bind, ("/etc/haproxy/mlapi.lua", str(script))]
+    account = ("    user haproxy\n    group haproxy\n", "")  # the tests may not run as root
+    own = [account, (":8010", f":{lua_port}"), bind, ("/etc/haproxy/mlapi.lua", str(script))]
     return running_haproxy(folder, read_config("haproxy.cfg", mlapi_port, model_port, [*own, *replacements]), port)
 
 

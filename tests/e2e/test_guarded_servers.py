@@ -217,6 +217,15 @@ def test_connections_to_the_service_are_reused(guarded: RecordedDeployment, ada:
     assert guarded.mlapi.connection_count - before <= 3
 
 
+def test_lost_connections_to_the_service_are_replaced(guarded: RecordedDeployment, ada: Account) -> None:
+    statuses = []
+    for _ in range(3):
+        statuses.append(guarded.request("GET", "/", ada.key).status_code)
+        guarded.mlapi.reset()  # as after a restart of mlapi
+
+    assert statuses == [200, 200, 200]
+
+
 # --- streams
 
 
