@@ -1,6 +1,9 @@
 """Guards of one database share the limits of plans, and follow the configuration file."""
 
 import asyncio
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -75,6 +78,30 @@ def test_closed_guard_gives_back_its_lease(deployment: Deployment) -> None:
     with open_guard(load_settings(deployment.file)) as first:
         assert deployment.count_admitted(first, 1) == 1
 
+    assert deployment.count_admitted(deployment.open_guard()) == 39
+
+
+_SCRIPT = """
+import sys
+from contextlib import ExitStack
+from mlapi.bootstrap import open_guard
+from mlapi.config import load_settings
+
+resources = ExitStack()  # never closed
+print(resources.enter_context(open_guard(load_settings())).admit(sys.argv[1]).limits[0].remaining)
+"""
+
+
+def test_script_that_ends_gives_back_its_lease(deployment: Deployment) -> None:
+    script = subprocess.run(
+        [sys.executable, "-c", _SCRIPT, deployment.key],
+        env={**os.environ, "MLAPI_CONFIG": str(deployment.file)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+    assert script.stdout == "39\n"
     assert deployment.count_admitted(deployment.open_guard()) == 39
 
 

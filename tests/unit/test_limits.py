@@ -414,6 +414,25 @@ def test_users_who_stop_calling_leave_the_memory(monkeypatch: pytest.MonkeyPatch
     wait_until(lambda: not any(thread.name == "mlapi-limits" for thread in threading.enumerate()))
 
 
+def test_closing_waits_until_idle_leases_are_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "IDLE_SECONDS", 0.01)
+    world = World(MINUTE_60)
+    limiter = world.start_process()
+    started = threading.Event()
+
+    def be_slow() -> None:
+        started.set()
+        time.sleep(0.1)
+
+    limiter.admit(USER)
+    world.before_draw = be_slow
+    assert started.wait(10)
+
+    limiter.close()
+
+    assert world.used(MINUTE_60) == 1
+
+
 def test_user_who_calls_again_keeps_the_lease() -> None:
     world = World(MINUTE_60)
     limiter = world.start_process()

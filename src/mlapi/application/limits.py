@@ -23,7 +23,7 @@ from mlapi.domain.errors import (
 )
 from mlapi.domain.plans import Allowance, AllowanceState, Plan, Plans
 from mlapi.domain.users import User
-from mlapi.forks import call_in_children, new_lock, notice_fork
+from mlapi.forks import call_at_exit, call_in_children, new_lock, notice_fork
 
 IDLE_SECONDS = 6.0
 """When a user has not called for this time, or at most twice as long, the leases are given back. No request waits for
@@ -96,6 +96,7 @@ class Limiter:
         """Start without a thread. After a fork, the parent gives back what it has drawn."""
         self._sweeper: threading.Thread | None = None
         self._closing = threading.Event()
+        self._forget_exit: Callable[[], None] = lambda: None
 
     def admit(self, user: User, cost: int = 1) -> tuple[AllowanceState, ...]:
         """Count a request, and return the states of all allowances of the user's plan: none if there are no limits.
@@ -134,8 +135,15 @@ class Limiter:
         run_inline(self.charge_with(self._inline, user, units))
 
     def close(self) -> None:
-        """Give unused requests back to the allowances. Nothing may be admitted afterwards."""
+        """Give unused requests back to the allowances. Nothing may be admitted afterwards.
+
+        A limiter that is not closed does this when the process exits without being killed.
+        """
+        notice_fork()
         self._closing.set()
+        self._forget_exit()
+        if (sweeper := self._sweeper) is not None:
+            sweeper.join(DRAW_TIMEOUT_SECONDS)  # it may be giving something back
         self._give_back(self._accounts.take_returns(self._accounts.close()), attempts=2)
 
     def admit_nowait(self, user: User, cost: int) -> States | None:
@@ -270,6 +278,8 @@ class Limiter:
                 if self._sweeper is None:  # pragma: no branch - another thread may have been first
                     self._sweeper = threading.Thread(target=self._sweep, name="mlapi-limits", daemon=True)
                     self._sweeper.start()
+                    self._forget_exit()
+                    self._forget_exit = call_at_exit(self.close)
 
     def _sweep(self) -> None:
         """Give back the leases of users who have stopped calling. End when there are no more users."""
