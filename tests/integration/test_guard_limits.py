@@ -18,7 +18,7 @@ from starlette.routing import BaseRoute, Route, WebSocketRoute
 from starlette.testclient import TestClient
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from mlapi import Access, Guard, RepositoryUnavailableError, User
+from mlapi import Access, Guard, RepositoryUnavailableError, User, Users
 from mlapi.adapters.memory import InMemoryUsage
 from mlapi.application import charges
 from mlapi.application.charges import BackgroundCharges
@@ -36,7 +36,7 @@ POLICY = '"requests per minute";q=3;w=60, "units per day";q=100;w=86400'
 
 @pytest.fixture
 def mlapi_plans() -> Plans:
-    return make_plans({"free": {"per_minute": 3, "units_per_day": 100}}, default_plan="free")
+    return make_plans({"free": {"per_minute": 3, "units_per_day": 100}, "staff": {}}, default_plan="free")
 
 
 @pytest.fixture
@@ -374,6 +374,36 @@ def test_units_are_stored_at_once_after_close(ada: LoggedInUser) -> None:
     background.add(ada.user, 5)
 
     assert flaky.stored == [(ada.user, 5)]
+
+
+def test_unexpected_failure_is_logged_and_ends_nothing(ada: LoggedInUser, caplog: pytest.LogCaptureFixture) -> None:
+    flaky = FlakyCharges(ZeroDivisionError())
+    background = BackgroundCharges(flaky, interval_seconds=0.01)
+
+    background.add(ada.user, 5)
+    wait_until(lambda: caplog.messages)
+    background.add(ada.user, 6)
+    background.close()
+
+    assert flaky.stored == [(ada.user, 6)]
+    assert caplog.messages == ["5 charged units are lost"]
+
+
+# --- plans without limits
+
+
+@pytest.mark.parametrize("wrapper", [in_middleware, in_backend])
+def test_plan_without_limits_has_no_rate_limit_fields(
+    mlapi_users: Users, mlapi_guard: Guard, mlapi_usage: InMemoryUsage, ada: LoggedInUser, wrapper: Callable[..., Any]
+) -> None:
+    mlapi_users.update(user_id=ada.user.id, plan="staff")
+
+    with ExitStack() as stack, TestClient(wrapper(mlapi_guard, stack), headers=ada.headers) as client:
+        responses = [client.get("/chat") for _ in range(5)]
+
+    assert {response.status_code for response in responses} == {200}
+    assert not any("ratelimit" in response.headers for response in responses)
+    assert usage_of(mlapi_usage) == (5, 150)
 
 
 # --- /verify

@@ -1,5 +1,6 @@
 """What the guard counts: usage, decisions and charged units."""
 
+import asyncio
 from datetime import timedelta
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 
 from mlapi import Guard, InvalidTokenError, User, UserDisabledError, Users
 from mlapi.adapters.memory import InMemoryTokens, InMemoryUsage, InMemoryUserRepository, PlainCipher
+from mlapi.application import guard as guard_module
+from mlapi.bootstrap import async_guard
 from mlapi.domain.usage import UsageRow
-from mlapi.testing import ImmediateUsage, SettableClock
+from mlapi.testing import ImmediateUsage, SettableClock, make_limiter, make_plans
 
 SECOND = timedelta(seconds=1)
 
@@ -115,3 +118,41 @@ def test_guard_without_plans_warns_about_users_with_a_plan(
 
     (message,) = caplog.messages
     assert message.startswith("users have plans, but the configuration of this process has none, so no limits apply:")
+
+
+def test_charged_units_are_dropped_without_a_recorder(users: Users, tokens: InMemoryTokens, key: str) -> None:
+    guard = Guard(users.repository, tokens)
+
+    guard.admit(key).charge(5)
+
+    assert guard.decisions == {"admitted": 1}
+
+
+def test_async_guard_charges_units_without_plans(guard: Guard, usage: InMemoryUsage, token: str) -> None:
+    async def charge() -> dict[str, int]:
+        with async_guard(guard) as wrapper:
+            admission = await wrapper.admit(token)
+            admission.charge(12)
+            await admission.settle()
+            await wrapper.charge(admission.user, 5)
+            return wrapper.decisions
+
+    assert asyncio.run(charge()) == {"admitted": 1}
+    assert [(row.requests, row.units) for row in usage.list_page(limit=10)] == [(1, 17)]
+
+
+def test_known_users_with_their_plan_are_bounded(
+    users: Users, tokens: InMemoryTokens, ada: User, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guard_module, "_MAX_PLANNED", 1)
+    assert isinstance(users.repository, InMemoryUserRepository)
+    limiter = make_limiter(users.repository, make_plans({"free": {}, "pro": {}}, default_plan="free"))
+    guard = Guard(users.repository, tokens, limiter=limiter)
+    grace = users.register(username="grace", password="a compiler", email="grace@example.com")
+    pro = attrs.evolve(grace, plan="pro")
+
+    planned = [guard.apply_plan(user) for user in (ada, ada, grace, pro, ada)]
+
+    assert [user.plan for user in planned] == ["free", "free", "free", "pro", "free"]
+    assert planned[0] is planned[1]
+    assert planned[3] is pro

@@ -28,8 +28,8 @@ class Admission:
 
     user: User
     key_id: ApiKeyId | None
-    limits: tuple[AllowanceState, ...] = ()
-    _charge: "Callable[[Admission, int], None] | None" = attrs.field(default=None, repr=False)
+    limits: tuple[AllowanceState, ...]
+    _charge: "Callable[[Admission, int], None]" = attrs.field(repr=False)
     pending: "ChargeBatch | None" = attrs.field(default=None, init=False, repr=False)
     """The units that are being stored. None if there are none."""
 
@@ -49,8 +49,7 @@ class Admission:
             ValueError: unless ``units`` is a whole number from 0 to 2**53 - 1.
             RepositoryUnavailableError: see `Guard.charge`. An admission by an `AsyncGuard` never raises it.
         """
-        if self._charge is not None:
-            self._charge(self, units)
+        self._charge(self, units)
 
     async def settle(self) -> None:
         """Wait until the units that were charged so far are stored.

@@ -32,6 +32,7 @@ ADMISSION = Admission(
     attrs.evolve(USER, plan="free"),
     API_KEY.id,
     (AllowanceState(Allowance("requests", Window.MINUTE, 60), remaining=59, reset_seconds=34),),
+    charge=lambda _admission, _units: None,
 )
 TOKEN = IssuedToken("eyJ...", 3600)
 AUDIT_ENTRY = AuditEntry(
