@@ -85,6 +85,23 @@ def test_migrations_create_the_tables_that_the_code_defines(database: Database) 
     assert differences == []
 
 
+def test_upgrade_names_columns_of_the_host_to_rename(empty_database: Database) -> None:
+    upgrade(empty_database, "0004")
+    with empty_database.writing() as connection:
+        connection.execute(text("ALTER TABLE users ADD COLUMN plan VARCHAR"))
+
+    with pytest.raises(ConfigurationError) as exc_info:
+        upgrade(empty_database)
+    with empty_database.writing() as connection:
+        connection.execute(text("ALTER TABLE users RENAME COLUMN plan TO legacy_plan"))
+
+    assert str(exc_info.value) == (
+        "the table `users` has columns of another program with the names of new columns of mlapi: plan: rename them, for"
+        " example to legacy_plan, then run `mlapi db upgrade`"
+    )
+    assert upgrade(empty_database) == ("0004", HEAD)
+
+
 def test_upgrade_of_a_current_schema_does_nothing(database: Database) -> None:
     assert upgrade(database) == (HEAD, HEAD)
 
