@@ -1,6 +1,9 @@
 """Usage over HTTP: of one user, of oneself, and of all users in pages."""
 
+import asyncio
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC, date, datetime, timedelta
 
 import pytest
@@ -13,6 +16,7 @@ from mlapi.domain.credentials import ApiKeyId
 from mlapi.domain.usage import UsageRow
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.http.executor import PAGE_THREADS, PoolExecutor
 from mlapi.testing.http import ADMIN_TOKEN, content
 from tests.contract.test_http import asgi_client
 
@@ -204,6 +208,26 @@ def test_extreme_dates_are_accepted(http: TestClient, usage: InMemoryUsage, quer
     usage.add([row(TODAY, 1)])
 
     assert content(http.get(f"/usage?{query}", headers=ADMIN)) == (200, {"usage": [], "next": None})
+
+
+def test_own_usage_of_users_does_not_delay_admins(users: Users) -> None:
+    executor = PoolExecutor.from_users(users, on_committed=lambda _commands, _outcomes: None)
+    releases, order = [threading.Event() for _ in range(PAGE_THREADS)], list[str]()
+
+    async def read() -> None:
+        busy = [asyncio.ensure_future(executor.read_page(release.wait)) for release in releases]
+        own = [executor.read_own(UserId(user_id), order.append, f"user {user_id}") for user_id in (1, 1, 2)]
+        waiting = [asyncio.ensure_future(call) for call in (*own, executor.read_page(order.append, "admin"))]
+        await asyncio.sleep(0)
+        releases[0].set()  # only one thread reads, so that the order is certain
+        await asyncio.gather(*waiting)
+        releases[1].set()
+        await asyncio.gather(*busy)
+
+    with closing(executor):
+        asyncio.run(read())
+
+    assert order == ["admin", "user 1", "user 2", "user 1"]
 
 
 def test_user_shows_when_they_were_last_seen(http: TestClient, usage: InMemoryUsage, ada: User) -> None:

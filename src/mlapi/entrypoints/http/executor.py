@@ -90,8 +90,8 @@ class PoolExecutor:
         return await self._pages.run(function, *args, **kwargs)
 
     async def read_own(self, user_id: UserId, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that reads the rows of a user, for the same user. Users and admins take turns."""
-        return await self._pages.run_as(Turn(f"user {user_id}"), function, *args, **kwargs)
+        """Call a function that reads the rows of a user, for this user. Pages of admins come first."""
+        return await self._pages.run_as(Turn(str(user_id), Priority.LOW), function, *args, **kwargs)
 
     async def search(self, receive: Receive, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function whose cost grows with the number of rows, for an admin. See `SearchPool.run`."""
