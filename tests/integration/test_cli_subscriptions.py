@@ -329,6 +329,15 @@ def test_invalid_cells_are_reported_with_their_column() -> None:
     assert "yyy" not in Path("users.jsonl.rejects.jsonl").read_text()
 
 
+def test_metadata_is_shown_for_one_user() -> None:
+    update("ada", metadata={"customer": "cus_1"})
+
+    with_metadata, without = (mlapi("users", "show", name).stdout for name in ("ada", "Bob"))
+
+    assert '  {"customer":"cus_1"}  ' in with_metadata
+    assert ("METADATA" in with_metadata, "METADATA" in without) == (True, False)
+
+
 def test_csv_list_contains_metadata_as_json() -> None:
     update("ada", metadata={"customer": "cus_1"})
 

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any, Literal, get_args
 
 import click
+import msgspec
 
 from mlapi.application.usage_reports import find_last_seen
 from mlapi.application.user_search import iterate_sorted
@@ -49,6 +50,7 @@ _COLUMNS: list[Column[Any]] = [  # of `UserResponse` and its subclass
 ]
 _SHOWN_COLUMNS: list[Column[ShownUserResponse]] = [
     *_COLUMNS,
+    Column(heading="METADATA", cell=lambda user: _format_metadata(user.metadata), may_shrink=True, is_sparse=True),
     Column(heading="LAST SEEN (UTC)", cell=lambda user: format_time(user.last_seen, none="-"), is_optional=True),
 ]
 
@@ -216,6 +218,11 @@ def _show_users(found: Iterable[User], list_format: str | None, *, empty: str = 
     now = utc_now()
     rows = (UserResponse.from_user(user, now) for user in found)
     show_rows(rows, _COLUMNS, UserResponse, list_format, empty=empty)
+
+
+def _format_metadata(metadata: msgspec.Raw) -> str:
+    text = bytes(metadata).decode()
+    return "" if text == "{}" else text
 
 
 def _parse_changes(*, expires: AccessEnd | None, metadata: str | None, **fields: str | None) -> dict[str, Any]:
