@@ -159,6 +159,14 @@ def test_rejected_requests_are_not_usage(client: TestClient, mlapi_guard: Guard,
     assert mlapi_guard.decisions == {"admitted": 3, "request_limit_reached": 3}
 
 
+def test_fields_are_sent_once_by_nested_middleware(mlapi_guard: Guard, ada: LoggedInUser) -> None:
+    app = AdmissionMiddleware(GuardMiddleware(Starlette(routes=ROUTES), mlapi_guard))
+    with TestClient(app, headers=ada.headers) as client:
+        response = client.get("/predict")
+
+    assert response.headers.get_list("ratelimit-policy") == [POLICY]
+
+
 @pytest.mark.parametrize("path", ["/chat", "/thread", "/later", "/fail"])
 def test_charged_units_are_stored(
     client: TestClient, path: str, mlapi_guard: Guard, mlapi_usage: InMemoryUsage, ada: LoggedInUser
