@@ -78,11 +78,16 @@ class LimitsMachine(RuleBasedStateMachine):
         self.set_limits(minute, day)
         self.is_changed = True
 
-    @rule(process=st.integers(0, 1), event=st.sampled_from(["crash", "restart", "idle", "outage", "unknown outcome"]))
+    @rule(
+        process=st.integers(0, 1),
+        event=st.sampled_from(["crash", "restart", "idle", "slow", "outage", "unknown outcome"]),
+    )
     def disturb(self, process: int, event: str) -> None:
         limiter = self.processes[process]
         if event == "idle":
             limiter._give_back(limiter._accounts.take_returns(limiter._accounts.turn()))
+        elif event == "slow":
+            self.world.latency_seconds = 0.3 - self.world.latency_seconds
         elif event in {"outage", "unknown outcome"}:
             self.world.errors = [RepositoryUnavailableError("lost", may_be_done=event == "unknown outcome")]
             self.forfeits += 1
