@@ -206,7 +206,7 @@ class AuditEntryResponse(ResponseBody, frozen=True):
         dict[str, Any] | None,
         msgspec.Meta(
             description="The old and the new value of `expires_at` and `plan`, null for `username` and `email`, and the"
-            " changed keys of `metadata`. Null for other actions."
+            " changed keys of `metadata`. Null if nothing of this changed."
         ),
     ]
 
