@@ -1,6 +1,6 @@
 """Measure `/verify` behind nginx: ``python -m bench.proxied``. Prints Markdown.
 
-nginx runs with deploy/nginx.conf. It asks mlapi, or bare Starlette, or answers with a static 204 by itself. The models
+nginx runs with deploy/nginx.conf. It asks mlapi, or bare Starlette, or answers with a static 204. The models
 are Starlette applications. All processes share all cores, as on a single small machine.
 """
 

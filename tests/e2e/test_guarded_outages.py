@@ -48,7 +48,7 @@ def test_hanging_service_denies_access(tmp_path: Path) -> None:
 
 
 def test_outage_of_the_model_is_reported_in_json(verifier: MlapiServer, ada: Account, tmp_path: Path) -> None:
-    with all_proxies(tmp_path, verifier.port, free_port()) as bases:
+    with all_proxies(tmp_path, verifier.port, free_port(), ()) as bases:
         answers = [requests.get(base, headers={"X-API-Key": ada.key}, timeout=TIMEOUT_SECONDS) for base in bases]
 
     assert [answer.status_code for answer in answers] == [502, 502, 503]
