@@ -284,6 +284,23 @@ def test_guard_role_may_also_count_requests(postgres_url: URL, reader: Callable[
                     assert granted(guard.allowances.draw(draws)) == expected
 
 
+def test_guard_that_may_not_count_rejects_users_with_limits(
+    postgres_url: URL, reader: Callable[..., URL], folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    register_schema(postgres_url)
+    _, api_key = register(settings_for(postgres_url, {**SERVICE_SECRETS, **TOKEN_KEY_ONLY}))
+    url = reader(READ)
+    (folder / "config.yml").write_text("plans: {free: {per_day: 2}}\ndefault_plan: free\n")
+
+    with open_guard(settings_for(url, TOKEN_KEY_ONLY)) as guard:
+        app = GuardMiddleware(Starlette(routes=[Route("/", lambda _: JSONResponse({}))]), guard)
+        with TestClient(app, headers={"X-API-Key": api_key}) as client:
+            response = client.get("/")
+
+    assert (response.status_code, response.json()) == (503, {"message": "Service unavailable, try again"})
+    assert any("may not change the table mlapi_allowances; grant it that" in message for message in caplog.messages)
+
+
 # --- an SQLite file that the account may only read
 
 

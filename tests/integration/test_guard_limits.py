@@ -23,6 +23,7 @@ from mlapi.adapters.memory import InMemoryUsage
 from mlapi.application import charges
 from mlapi.application.charges import BackgroundCharges
 from mlapi.bootstrap import async_guard
+from mlapi.domain.errors import ReadOnlyRepositoryError
 from mlapi.domain.plans import Plans, RequestLimitReachedError
 from mlapi.entrypoints.guard import AdmissionMiddleware, GuardBackend, GuardMiddleware, handle_guard_error
 from mlapi.entrypoints.http import create_app
@@ -382,6 +383,28 @@ def test_units_are_stored_at_once_after_close(ada: LoggedInUser) -> None:
     background.add(ada.user, 5)
 
     assert flaky.stored == [(ada.user, 5)]
+
+
+def test_users_with_limited_units_are_rejected_if_units_cannot_be_stored(
+    mlapi_guard: Guard, ada: LoggedInUser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise, a guard that may only read would never reach the limit."""
+    assert mlapi_guard.limiter is not None
+    read_only = FlakyCharges(*[ReadOnlyRepositoryError("read-only")] * 3)
+    monkeypatch.setattr(mlapi_guard.limiter, "charge_all", read_only)
+    monkeypatch.setattr(charges, "RETRY_SECONDS", 60)
+
+    async def charge() -> None:
+        with async_guard(mlapi_guard) as guard:
+            admission = await guard.admit(ada.token)
+            admission.charge(30)
+            await admission.settle()
+            with pytest.raises(ReadOnlyRepositoryError):
+                await guard.admit(ada.token)
+
+    asyncio.run(charge())
+
+    assert mlapi_guard.decisions == {"admitted": 1, "read_only_repository": 1}
 
 
 def test_unexpected_failure_is_logged_and_ends_nothing(ada: LoggedInUser, caplog: pytest.LogCaptureFixture) -> None:

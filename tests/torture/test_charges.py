@@ -65,13 +65,15 @@ def test_units_of_complete_answers_survive_kills(
         threads = [threading.Thread(target=client.run, args=(stop,)) for client in clients]
         for thread in threads:
             thread.start()
-        for _ in range(kills):
-            time.sleep(0.3 + random.random() * 0.5)
-            server.stop(signal.SIGKILL)
-            server.start()
-        stop.set()
-        for thread in threads:
-            thread.join()
+        try:
+            for _ in range(kills):
+                time.sleep(0.3 + random.random() * 0.5)
+                server.stop(signal.SIGKILL)
+                server.start()
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
 
     complete, cut = sum(client.complete for client in clients), sum(client.cut for client in clients)
     stored = count_units(settings, api_key)

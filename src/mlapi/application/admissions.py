@@ -1,5 +1,6 @@
 """Admissions: what a guard returns for a request that it has admitted."""
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, final
 
 import attrs
@@ -33,11 +34,6 @@ class Admission:
     pending: "ChargeBatch | None" = attrs.field(default=None, init=False, repr=False)
     """The units that are being stored. None if there are none."""
 
-    @property
-    def limits_units(self) -> bool:
-        """Whether the plan limits units."""
-        return any(state.allowance.measure == "units" for state in self.limits)
-
     def charge(self, units: int) -> None:
         """Count units of the request, such as the tokens of an answer. Call it as often as needed, from any thread.
 
@@ -58,6 +54,11 @@ class Admission:
         """
         if self.pending is not None:
             await self.pending.settle()
+
+
+def limits_units(limits: Iterable[AllowanceState]) -> bool:
+    """Return whether units are limited."""
+    return any(state.allowance.measure == "units" for state in limits)
 
 
 def validate_units(units: object) -> None:

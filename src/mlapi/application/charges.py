@@ -56,6 +56,9 @@ class BackgroundCharges:
     Args:
         charge: stores units durably, like `Limiter.charge_all`.
         interval_seconds: how long to collect units.
+
+    Attributes:
+        error: why the latest units could not be stored; None if they have been.
     """
 
     def __init__(
@@ -73,6 +76,7 @@ class BackgroundCharges:
         self._has_units, self._is_wanted, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._batch = ChargeBatch(self._is_wanted)
         self._thread: threading.Thread | None = None
+        self.error: MlapiError | None = None
 
     def add(self, user: User, units: int) -> ChargeBatch:
         """Collect units without waiting. Return the batch that contains them. After `close`, store them at once."""
@@ -112,7 +116,7 @@ class BackgroundCharges:
 
     def _finish(self, batch: ChargeBatch) -> None:
         """Store a batch. Add units that cannot be stored now to the next batch, unless there is none after `close`."""
-        error = self._store(batch) if batch.units else None
+        self.error = error = self._store(batch) if batch.units else None
         batch.stored.set_result(None)
         if error is None:
             return

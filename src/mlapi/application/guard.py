@@ -8,13 +8,14 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from copy import copy
 from datetime import datetime
 from functools import cache
 from typing import TYPE_CHECKING, final
 
 import attrs
 
-from mlapi.application.admissions import Admission, validate_units
+from mlapi.application.admissions import Admission, limits_units, validate_units
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.domain.commands import RecordApiKeyUse
 from mlapi.domain.credentials import (
@@ -280,6 +281,8 @@ class AsyncGuard:
             now = guard.clock()
             user = guard.apply_plan(guard.authenticate(parsed, principal, now))
             limits = () if self._limiter is None else await self._limiter.admit(user, cost)
+            if self._charges is not None and self._charges.error is not None and limits_units(limits):
+                raise copy(self._charges.error)  # the limit would never be reached while no units can be stored
         except MlapiError as error:
             guard.count_rejection(error)
             raise
@@ -307,7 +310,7 @@ class AsyncGuard:
     def _charge_later(self, admission: Admission, units: int) -> None:
         validate_units(units)
         self._guard.record_units(admission.user, admission.key_id, units)
-        if units and admission.limits_units and self._charges is not None:
+        if units and limits_units(admission.limits) and self._charges is not None:
             admission.pending = self._charges.add(admission.user, units)
 
 
