@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from sqlalchemy import URL, ColumnElement, Connection, Engine, String, Table, false
+from sqlalchemy import URL, ColumnElement, Connection, Engine, Table, false, func
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.dialects.sqlite import Insert, insert
 from sqlalchemy.exc import DBAPIError, MultipleResultsFound, NoResultFound
@@ -186,9 +186,11 @@ class SqliteDialect:
             driver_connection.set_progress_handler(None, 0)
 
     def has_metadata(self, key: str, text: str) -> ColumnElement[bool]:
-        # ``->`` returns the JSON text of the value. Keys contain no characters that would be escaped in the path.
-        value: ColumnElement[str] = users.c.metadata.op("->", return_type=String())(f'$."{key}"')
-        return value.in_(find_json_texts(text)) if is_key(key) else false()
+        # With two paths, ``json_extract`` returns a JSON array, in which numbers are written as stored. (``->`` needs
+        # SQLite 3.38.) Keys contain no characters that would be escaped in the path.
+        path = f'$."{key}"'
+        values: ColumnElement[str] = func.json_extract(users.c.metadata, path, path)
+        return values.in_([f"[{each},{each}]" for each in find_json_texts(text)]) if is_key(key) else false()
 
     def create_text_index(self, connection: Connection) -> None:
         """Do nothing: an index of trigrams would slow down changes more than it speeds up searches."""
