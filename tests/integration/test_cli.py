@@ -66,6 +66,10 @@ def test_added_user_can_log_in() -> None:
         "enabled": True,
         "created_datetime": user["created_datetime"],
         "updated_datetime": user["created_datetime"],
+        "state": "active",
+        "expires_at": None,
+        "plan": None,
+        "metadata": {},
     }
     assert can_log_in("ada", PASSWORD)
 
@@ -119,7 +123,7 @@ def test_show_finds_a_user_by_name_and_by_id() -> None:
 
     by_name, by_id = mlapi("users", "show", "ADA", "--json"), mlapi("users", "show", "--id", "1", "--json")
 
-    assert json.loads(by_name.stdout) == json.loads(by_id.stdout) == user
+    assert json.loads(by_name.stdout) == json.loads(by_id.stdout) == {**user, "last_seen": None}
 
 
 def test_user_can_be_disabled_enabled_and_removed() -> None:

@@ -65,7 +65,9 @@ def usage_command(
     daily: bool,
     list_format: str | None,
 ) -> None:
-    """Show the requests and units of users, by default of all users. Use - to read names from standard input.
+    """Show the requests and units of users.
+
+    Without USER, show all users. Use - to read names or ids from standard input.
 
     \b
     The table has the totals of each user. --json and --csv have a line for each day, user and API key.
