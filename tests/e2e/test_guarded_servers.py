@@ -17,7 +17,7 @@ from tests.e2e.server import MlapiServer
 UPLOAD_BYTES = 100 * 1024 * 1024
 PIECE = bytes(1 << 20)
 DAY_SECONDS = 86_400
-POLICY = '"requests per day";q=2;w=86400'
+POLICY = '"requests per day";q=2;w=86400, "requests per month";q=100'
 
 
 @attrs.frozen
@@ -178,8 +178,8 @@ def test_request_limit_reaches_the_client(guarded: Deployment, verifier: MlapiSe
     assert (limited.status_code, limited.json()) == (429, {"message": "Request limit reached: 2 per day"})
     assert 0 < int(limited.headers["Retry-After"]) <= DAY_SECONDS
     assert {answer.headers["RateLimit-Policy"] for answer in (*admitted, limited)} == {POLICY}
-    remaining = [re.search(r";r=(\d+);t=\d+$", answer.headers["RateLimit"]) for answer in (*admitted, limited)]
-    assert [found and found[1] for found in remaining] == ["1", "0", "0"]
+    remaining = [re.findall(r";r=(\d+);t=\d+", answer.headers["RateLimit"]) for answer in (*admitted, limited)]
+    assert remaining == [["1", "99"], ["0", "98"], ["0", "98"]]
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 429, 500, 503])
