@@ -24,6 +24,10 @@ GOALS = {
 """The goal for each endpoint and database, as a share of the ceiling, by number of connections."""
 GUARD_GOALS = {"sqlite": 0.80, "postgresql": 0.60}
 """The goal for each database with 64 connections, as a share of the unguarded endpoint."""
+PLAN_GOAL = 0.90
+"""The goal with allowances of 1,000 and more, as a share of the guard without plans."""
+WRITE_GOAL = 0.80
+"""The goal with an allowance of 10, as a share of the rate of toggles."""
 PACKAGES = (
     "mlapi", "starlette", "uvicorn", "uvloop", "httptools", "msgspec", "sqlalchemy", "psycopg", "cryptography",
     "argon2-cffi",
@@ -90,6 +94,7 @@ def _results(
     lines += _default_scheme(results, figures)
     lines += _peers(figures)
     lines += _guard(figures)
+    lines += _limits(figures)
     lines += _growth(figures)
     lines += [
         "",
@@ -176,6 +181,7 @@ def _guard(figures: dict[str, dict[str, Figure]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|---|",
     ]
     guarded = [name for name in figures if name.startswith("guard, ") or name.endswith("current_user")]
+    guarded = [name for name in guarded if " per minute, " not in name]
     for name in ("open model", *guarded):
         for measurement, figure in figures[name].items():
             credential, connections = measurement.split()
@@ -183,6 +189,30 @@ def _guard(figures: dict[str, dict[str, Figure]]) -> list[str]:
             goal = GUARD_GOALS.get(name.removeprefix("guard, "), "") if connections == "64" else ""
             lines.append(
                 f"| {name} | {credential} | {connections} | {figure.per_second:,.0f} | {share:.2f} | {goal} |"
+                f" {figure.p50:.2f} | {figure.p99:.2f} | {figure.errors} |"
+            )
+    return lines
+
+
+def _limits(figures: dict[str, dict[str, Figure]]) -> list[str]:
+    lines = [
+        "",
+        "## The guard with plans, 64 connections",
+        "",
+        "The first column has each user's allowance. With 10 requests per minute, every request is a durable write,"
+        " so the rate is compared with that of toggles; otherwise, with the guard without plans.",
+        "",
+        "| allowance and database | requests/s | share | goal | p50 ms | p99 ms | errors |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name in figures:
+        if " per minute, " in name:
+            figure, kind = figures[name]["key 64"], name.rpartition(", ")[2]
+            is_write = name.startswith("guard, 10 ")
+            base = figures[f"mlapi, {kind}"]["toggle 64"] if is_write else figures[f"guard, {kind}"]["key 64"]
+            lines.append(
+                f"| {name.removeprefix('guard, ')} | {figure.per_second:,.0f} |"
+                f" {figure.per_second / base.per_second:.2f} | {WRITE_GOAL if is_write else PLAN_GOAL} |"
                 f" {figure.p50:.2f} | {figure.p99:.2f} | {figure.errors} |"
             )
     return lines
