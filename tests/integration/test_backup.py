@@ -19,10 +19,14 @@ from cryptography.fernet import Fernet
 
 from mlapi.adapters.sql import backups
 from mlapi.adapters.sql.sqlite import replacing
+from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.bootstrap import open_guard, open_service, open_users
 from mlapi.config import load_settings
+from mlapi.domain.commands import Remove
 from mlapi.domain.errors import InvalidTokenError
-from mlapi.domain.users import User, UserId
+from mlapi.domain.users import User, UserId, utc_now
+from mlapi.testing.allowances import granted, request_draw
+from mlapi.testing.samples import registered
 from tests.command_line import Terminal, create_users, mlapi
 from tests.conftest import KEY, SALT
 
@@ -443,6 +447,20 @@ def test_ids_of_lost_users_are_not_used_again(backup: Path) -> None:
 
     with open_users(load_settings()) as users:
         assert users.get(UserId(5)).username == "eve"
+
+
+def test_requests_since_the_backup_still_count(folder: Path, backup: Path) -> None:
+    with closing(SqlStorage.from_url(f"sqlite:///{folder}/mlapi.db")) as storage:
+        storage.users.apply([Remove(user_id=UserId(2), at=utc_now())])
+        eve = registered(storage.users, "eve").id
+        storage.allowances.draw([request_draw(UserId(1), 7), request_draw(eve, 7)])
+
+    result = restore(backup)
+
+    assert result.exit_code == 0
+    with closing(SqlStorage.from_url(f"sqlite:///{folder}/mlapi.db")) as storage:
+        drawn = storage.allowances.draw([request_draw(user_id, 5) for user_id in (UserId(1), UserId(2), eve)])
+    assert granted(drawn) == [3, 5, None]
 
 
 def test_ids_are_not_used_again_after_a_backup_without_users(folder: Path) -> None:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 import attrs
 
+from mlapi.adapters.sql.row_readers import Row
 from mlapi.adapters.sql.sqlite.copying import copy_database, remove_side_files, translating_errors
 from mlapi.adapters.sql.sqlite.errors import LOCKED_CODES, primary_code
 from mlapi.adapters.sql.sqlite.files import KEPT_INFIX, LOG_ENDINGS, existing_uri
@@ -33,7 +34,16 @@ _LOCK_BYTES = 512
 _ADD_LAST_ID = (  # SQLite adds the row of a table with its first id
     "INSERT INTO sqlite_sequence (seq, name) SELECT ?1, ?2 WHERE ?2 NOT IN (SELECT name FROM sqlite_sequence)"
 )
+_LAST_IDS = "SELECT seq, name FROM main.sqlite_sequence"
 _SAME_USERS = "FROM restored.users AS r JOIN main.users AS m ON (r.id, r.username_key) = (m.id, m.username_key)"
+_USED = (
+    "SELECT a.user_id, a.allowance, a.starts_at, a.used FROM main.mlapi_allowances AS a JOIN main.users AS m"
+    " ON m.id = a.user_id JOIN restored.users AS r ON (r.id, r.username_key) = (m.id, m.username_key)"
+)
+_KEEP_USED = (
+    "INSERT INTO mlapi_allowances (user_id, allowance, starts_at, used) VALUES (?, ?, ?, ?)"
+    " ON CONFLICT (user_id, allowance) DO UPDATE SET starts_at = excluded.starts_at, used = excluded.used"
+)
 _AFFECTED = {
     "enabled": f"SELECT r.username {_SAME_USERS} WHERE r.enabled AND NOT m.enabled",
     "disabled": f"SELECT r.username {_SAME_USERS} WHERE m.enabled AND NOT r.enabled",
@@ -126,12 +136,12 @@ class Replacement:
         like = self._file.stat() if self._file.exists() else None
         kept = None
         if self._connection is not None:
-            last_ids = _find_last_ids(self._connection)
+            last_ids, used = _find_rows(self._connection, _LAST_IDS), _find_rows(self._connection, _USED)
             self._connection.execute("DETACH restored")
-            _edit(self._draft, last_ids, end_tokens=end_tokens)
+            _edit(self._draft, last_ids, used, end_tokens=end_tokens)
             kept = _keep(self._file, like, partial(_copy_locked, self._connection, self._file))
         else:
-            _edit(self._draft, [], end_tokens=end_tokens)
+            _edit(self._draft, [], [], end_tokens=end_tokens)
             if self._damaged is not None:
                 kept = _keep(self._file, like, partial(_copy_bytes, self._damaged))
                 _keep_logs(self._file, kept)
@@ -148,14 +158,14 @@ def _find(connection: sqlite3.Connection, query: str) -> Affected:
     return Affected(count, tuple(str(example) for (example,) in examples))
 
 
-def _find_last_ids(connection: sqlite3.Connection) -> list[tuple[int, str]]:
+def _find_rows(connection: sqlite3.Connection, query: str) -> list[Row]:
     try:
-        return connection.execute("SELECT seq, name FROM main.sqlite_sequence").fetchall()
-    except sqlite3.Error:  # the file is damaged
+        return connection.execute(query).fetchall()
+    except sqlite3.Error:  # the file is damaged, or has an older schema
         return []
 
 
-def _edit(draft: Path, last_ids: Sequence[tuple[int, str]], *, end_tokens: bool) -> None:
+def _edit(draft: Path, last_ids: Sequence[Row], used: Sequence[Row], *, end_tokens: bool) -> None:
     """Prepare the copy of the backup for use as the database."""
     with closing(sqlite3.connect(draft, isolation_level=None)) as connection:
         connection.create_function("new_epoch", 0, generate_token_epoch)
@@ -163,6 +173,8 @@ def _edit(draft: Path, last_ids: Sequence[tuple[int, str]], *, end_tokens: bool)
         # Do not use the ids of lost users again: other systems may still refer to them.
         connection.executemany("UPDATE sqlite_sequence SET seq = max(seq, ?1) WHERE name = ?2", last_ids)
         connection.executemany(_ADD_LAST_ID, last_ids)
+        # Requests that users have made since the backup still count, or a restore would grant them again.
+        connection.executemany(_KEEP_USED, used)
         if end_tokens:
             connection.execute("UPDATE users SET token_epoch = new_epoch()")
         connection.execute("COMMIT")
