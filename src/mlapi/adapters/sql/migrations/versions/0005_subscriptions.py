@@ -32,6 +32,7 @@ def upgrade() -> None:
         sa.Column("allowance", sa.String(), primary_key=True),
         sa.Column("starts_at", sa.BigInteger(), nullable=False),
         sa.Column("used", sa.BigInteger(), nullable=False),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "mlapi_usage",
@@ -41,6 +42,7 @@ def upgrade() -> None:
         sa.Column("requests", sa.BigInteger(), nullable=False),
         sa.Column("units", sa.BigInteger(), nullable=False),
         sa.Column("seen_datetime", sa.DateTime(timezone=True), nullable=False),
+        sqlite_with_rowid=False,
     )
     op.create_index("ix_mlapi_usage_user_id", "mlapi_usage", ["user_id", "day"])
 
