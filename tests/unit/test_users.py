@@ -423,3 +423,12 @@ def test_value_of_another_cipher_needs_an_upgrade() -> None:
 
     assert cipher.needs_upgrade(EncryptedPassword("gAAAA"))
     assert not cipher.needs_upgrade(cipher.encrypt("difference engine"))
+
+
+def test_unknown_fields_are_rejected_and_not_ignored(users: Users) -> None:
+    fields: dict[str, Any] = {"expires_datetime": datetime(2027, 1, 31, tzinfo=UTC)}
+
+    with pytest.raises(TypeError, match=r"'expires_datetime' is not a field of a user: use .*expires"):
+        users.update(user_id=UserId(1), **fields)
+    with pytest.raises(TypeError, match="'expires_datetime' is not a field of a user"):
+        users.register(username="ada", password="difference engine", email="ada@example.com", **fields)

@@ -102,6 +102,7 @@ class CommandFactory:
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
         """
+        _reject_unknown(details, UserDetails)
         InvalidFieldsError.raise_for(
             [
                 ("username", find_username_error(username)),
@@ -149,6 +150,7 @@ class CommandFactory:
         Raises:
             InvalidFieldsError: if a field is invalid. The error lists every invalid field.
         """
+        _reject_unknown(changes, UserChanges)
         InvalidFieldsError.raise_for(
             [
                 ("username", find_username_error(changes["username"]) if "username" in changes else None),
@@ -251,3 +253,9 @@ def _find_plan_error(name: object, plans: Plans) -> str | None:
         return None
     known = ", ".join(plans.by_name)
     return f"must be one of the plans in the configuration: {known or 'there are none, so add it to plans'}"
+
+
+def _reject_unknown(given: Mapping[str, object], known: type[UserDetails]) -> None:
+    """Raise `TypeError` for an unknown argument, as Python does: type checkers are not used everywhere."""
+    for name in given.keys() - known.__annotations__.keys():
+        raise TypeError(f"{name!r} is not a field of a user: use {', '.join(known.__annotations__)}")
