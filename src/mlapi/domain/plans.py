@@ -45,7 +45,7 @@ class Window(enum.Enum):
 _SECONDS = {Window.MINUTE: 60, Window.HOUR: 3600, Window.DAY: 86_400}
 
 
-@attrs.frozen
+@attrs.frozen(cache_hash=True)
 class Allowance:
     """The number of requests or units that a user may use in each window."""
 

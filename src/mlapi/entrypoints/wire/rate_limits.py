@@ -1,8 +1,9 @@
 """The fields ``RateLimit-Policy`` and ``RateLimit`` (draft-ietf-httpapi-ratelimit-headers-11)."""
 
 from collections.abc import Sequence
+from functools import lru_cache
 
-from mlapi.domain.plans import AllowanceState, Window
+from mlapi.domain.plans import Allowance, AllowanceState, Window
 
 RATE_LIMIT_HEADERS = ("RateLimit-Policy", "RateLimit")
 _WINDOW_PARAMETERS = {
@@ -22,9 +23,16 @@ def rate_limit_headers(states: Sequence[AllowanceState]) -> tuple[tuple[str, str
     """
     if not states:
         return ()
-    policies, limits = [], []
-    for state in states:
-        allowance = state.allowance
-        policies.append(f'"{allowance.key}";q={allowance.limit}{_WINDOW_PARAMETERS[allowance.window]}')
-        limits.append(f'"{allowance.key}";r={max(0, state.remaining)};t={state.reset_seconds}')
-    return ("RateLimit-Policy", ", ".join(policies)), ("RateLimit", ", ".join(limits))
+    policies = [_describe(state.allowance) for state in states]
+    limits = [
+        f"{name};r={max(0, state.remaining)};t={state.reset_seconds}"
+        for (name, _), state in zip(policies, states, strict=True)
+    ]
+    return ("RateLimit-Policy", ", ".join([policy for _, policy in policies])), ("RateLimit", ", ".join(limits))
+
+
+@lru_cache(maxsize=1000)
+def _describe(allowance: Allowance) -> tuple[str, str]:
+    """Return the name of an allowance, and its policy."""
+    name = f'"{allowance.key}"'
+    return name, f"{name};q={allowance.limit}{_WINDOW_PARAMETERS[allowance.window]}"
