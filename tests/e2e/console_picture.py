@@ -39,7 +39,7 @@ USERS = (
 DISABLED = ("edsger.dijkstra", "tony.hoare")
 PLANS = "plans: {free: {per_minute: 60}, pro: {per_minute: 600}}\ndefault_plan: free\n"
 ENDS = {"ada.lovelace": 2, "grace.hopper": 5, "radia.perlman": 40, "claude.shannon": -3, "nightly-batch": 90}
-"""The days until access ends."""
+"""The days until access expires."""
 DAYS = 30
 SATURDAY = 5
 VARIANTS: tuple[tuple[str, int, Literal["light", "dark"]], ...] = (

@@ -294,8 +294,8 @@ def test_console_works_without_javascript(token_mode: Server, open_console: Open
 def test_subscription_is_changed_without_javascript(local: Server, open_console: OpenConsole) -> None:
     page = open_console(local, f"/users/{register(local, 'subscriber')}", java_script_enabled=False)
 
-    page.get_by_label("End access on").fill("2099-01-31")
-    page.get_by_role("button", name="Set end").click()
+    page.get_by_label("Expiry date").fill("2099-01-31")
+    page.get_by_role("button", name="Set expiry").click()
     expect(page.locator("#status")).to_have_text("Access of subscriber ends on 31 Jan 2099, 00:00 UTC.")
     page.get_by_role("button", name="+1 month").click()
     expect(page.locator("#status")).to_have_text("Access of subscriber ends on 28 Feb 2099, 00:00 UTC.")

@@ -1,4 +1,4 @@
-"""The end of access, plans and metadata on the command line: changes, lists, imports and exports."""
+"""The expiry, plans and metadata on the command line: changes, lists, imports and exports."""
 
 import csv
 import json
@@ -68,14 +68,14 @@ def names_of(result: Result) -> list[str]:
         ("2020-01-31", datetime(2020, 1, 31, tzinfo=UTC)),
     ],
 )
-def test_end_of_access_is_set_to_a_time(text: str, end: datetime) -> None:
+def test_expiry_is_set_to_a_time(text: str, end: datetime) -> None:
     result = mlapi("users", "set", "ada", "--expires", text, "--plan", "pro")
 
-    assert result.stdout == f"updated user 1 (ada): access ends {end:%Y-%m-%d %H:%M} UTC, plan pro\n"
+    assert result.stdout == f"updated user 1 (ada): access expires {end:%Y-%m-%d %H:%M} UTC, plan pro\n"
     assert (all_users()["ada"].expires_datetime, all_users()["ada"].plan) == (end, "pro")
 
 
-def test_extension_starts_from_the_end_of_each_user() -> None:
+def test_extension_starts_from_the_expiry_of_each_user() -> None:
     update("ada", expires=END)
 
     result = mlapi("users", "set", "ada", "BOB", "1", "--expires", "+1mo", "--plan", "none")
@@ -86,8 +86,8 @@ def test_extension_starts_from_the_end_of_each_user() -> None:
     assert users["ada"].expires_datetime == datetime(2099, 2, 28, tzinfo=UTC)
     assert timedelta(days=27) < bob_end - datetime.now(UTC) < timedelta(days=32)
     assert result.stdout == (
-        "updated user 1 (ada): access ends 2099-02-28 00:00 UTC, default plan\n"
-        f"updated user 2 (Bob): access ends {bob_end:%Y-%m-%d %H:%M} UTC, default plan\n"
+        "updated user 1 (ada): access expires 2099-02-28 00:00 UTC, default plan\n"
+        f"updated user 2 (Bob): access expires {bob_end:%Y-%m-%d %H:%M} UTC, default plan\n"
     )
 
 

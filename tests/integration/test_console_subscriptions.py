@@ -1,4 +1,4 @@
-"""The console's pages about the end of access, plans and metadata."""
+"""The console's pages about the expiry, plans and metadata."""
 
 import re
 from collections.abc import Iterator
@@ -43,7 +43,7 @@ def local(users: Users) -> Iterator[TestClient]:
 
 
 def add_ending(users: Users, *days: float) -> list[User]:
-    """Register a user for each number of days until access ends."""
+    """Register a user for each number of days until access expires."""
     now = datetime.now(UTC)
     return [
         users.register(
@@ -59,25 +59,25 @@ def add_ending(users: Users, *days: float) -> list[User]:
 # --- the list
 
 
-def test_first_page_shows_whose_access_ends_within_a_week(local: TestClient, users: Users, ada: User) -> None:
+def test_first_page_shows_whose_access_expires_within_a_week(local: TestClient, users: Users, ada: User) -> None:
     add_ending(users, 6.9, 0.02, 1.5, 3, -1, 7.1)
 
     text = open_page(local).text
 
-    (section,) = [part for part in text.split("Access ends within 7 days") if part.startswith(" ends in 0.02")]
+    (section,) = [part for part in text.split("Access expires within 7 days") if part.startswith(" ends in 0.02")]
     shown = section.partition("Total")[0]
     assert [shown.count(name) for name in ("ends in 6.9", "ends in -1", "ends in 7.1", "ada")] == [1, 0, 0, 0]
     assert shown.index("0.02") < shown.index("1.5") < shown.index("ends in 3") < shown.index("6.9")
     assert [word in shown for word in ("in 28 min", "in 35 hours", "in 2 days", "in 6 days")] == [True] * 4
 
 
-def test_first_page_shows_no_section_if_no_access_ends(local: TestClient, users: Users, ada: User) -> None:
+def test_first_page_shows_no_section_if_no_access_expires(local: TestClient, users: Users, ada: User) -> None:
     add_ending(users, -1, 30)
 
-    assert "within 7 days" not in open_page(local).text.replace("Ends within 7 days", "")
+    assert "within 7 days" not in open_page(local).text.replace("Expires within 7 days", "")
 
 
-def test_first_page_links_to_further_users_whose_access_ends(local: TestClient, users: Users) -> None:
+def test_first_page_links_to_further_users_whose_access_expires(local: TestClient, users: Users) -> None:
     add_ending(users, *range(1, 7), 20)
 
     page = open_page(local)
@@ -110,14 +110,14 @@ def test_list_is_filtered_by_state(local: TestClient, users: Users, ada: User, s
     assert re.findall(r"<bdi>([^<]*)</bdi></a>", table) == names
 
 
-def test_list_shows_ends_and_plans_only_if_a_user_has_one(local: TestClient, users: Users, ada: User) -> None:
+def test_list_shows_expiry_and_plan_only_if_a_user_has_one(local: TestClient, users: Users, ada: User) -> None:
     before = open_page(local).text
     users.update(user_id=ada.id, expires=datetime(2099, 1, 31, tzinfo=UTC), plan="pro")
     after = open_page(local).text
 
-    assert "Access ends (UTC)" not in before
-    assert "Access ends (UTC)PlanRegistered" in after
-    assert "Ends 31 Jan 2099, 00:00 Plan pro" in after
+    assert "Access expires (UTC)" not in before
+    assert "Access expires (UTC)PlanRegistered" in after
+    assert "Expires 31 Jan 2099, 00:00 Plan pro" in after
 
 
 def test_list_keeps_its_filter_after_a_toggle(local: TestClient, users: Users) -> None:
@@ -136,18 +136,18 @@ def user_page(local: TestClient, user: User) -> Page:
     return open_page(local, f"/users/{user.id}")
 
 
-def test_user_page_shows_and_sets_the_end_of_access(local: TestClient, users: Users, ada: User) -> None:
+def test_user_page_shows_and_sets_the_expiry(local: TestClient, users: Users, ada: User) -> None:
     page = user_page(local, ada)
-    after = page.send("Set end", expires_on="2099-01-31")
+    after = page.send("Set expiry", expires_on="2099-01-31")
 
-    assert "Access ends (UTC)Never" in page.text
-    assert status_and_flash(after) == (200, "Access of ada ends on 31 Jan 2099, 00:00 UTC.")
+    assert "Access expires (UTC)Never" in page.text
+    assert status_and_flash(after) == (200, "Access of ada expires on 31 Jan 2099, 00:00 UTC.")
     assert users.get(ada.id).expires_datetime == datetime(2099, 1, 31, tzinfo=UTC)
-    assert "Access ends (UTC)31 Jan 2099, 00:00" in after.text
-    assert "End of access: none → 31 Jan 2099, 00:00" in after.text
+    assert "Access expires (UTC)31 Jan 2099, 00:00" in after.text
+    assert "Expiry: none → 31 Jan 2099, 00:00" in after.text
 
 
-def test_month_is_added_to_the_present_end(local: TestClient, users: Users, ada: User) -> None:
+def test_month_is_added_to_the_current_expiry(local: TestClient, users: Users, ada: User) -> None:
     users.update(user_id=ada.id, expires=datetime(2099, 1, 31, 12, tzinfo=UTC))
 
     page = user_page(local, ada).send("+1 month")
@@ -164,27 +164,27 @@ def test_double_click_adds_one_month(local: TestClient, users: Users, ada: User)
     again = page.send("+1 month")
 
     assert users.get(ada.id).expires_datetime == end
-    assert status_and_flash(again)[1].startswith("Nothing was changed: the end of access of ada had changed")
+    assert status_and_flash(again)[1].startswith("Nothing was changed: the expiry of ada was changed")
 
 
-def test_end_of_access_can_be_removed(local: TestClient, users: Users, ada: User) -> None:
+def test_expiry_can_be_removed(local: TestClient, users: Users, ada: User) -> None:
     users.update(user_id=ada.id, expires=datetime(2020, 1, 31, tzinfo=UTC))
 
     page = user_page(local, ada)
-    after = page.send("Remove end")
+    after = page.send("Remove expiry")
 
     assert "StateExpired" in page.text
-    assert "Remove end" not in after.text
-    assert status_and_flash(after) == (200, "Access of ada no longer ends by itself.")
+    assert "Remove expiry" not in after.text
+    assert status_and_flash(after) == (200, "Access of ada no longer expires.")
     assert users.get(ada.id).expires_datetime is None
 
 
 @pytest.mark.parametrize("text", ["", "soon", "2099-02-30", "+1", "31.01.2099"])
 def test_invalid_end_is_shown_at_its_field(local: TestClient, users: Users, ada: User, text: str) -> None:
-    page = user_page(local, ada).send("Set end", expires_on=text)
+    page = user_page(local, ada).send("Set expiry", expires_on=text)
 
     assert page.response.status_code == 422
-    assert "End access on must be a date such as 2030-01-31." in page.text
+    assert "Expiry date must be a date such as 2030-01-31." in page.text
     assert users.get(ada.id) == ada
 
 

@@ -385,7 +385,7 @@ def test_units_are_stored_at_once_after_close(ada: LoggedInUser) -> None:
     assert flaky.stored == [(ada.user, 5)]
 
 
-def test_users_with_limited_units_are_rejected_if_units_cannot_be_stored(
+def test_users_are_rejected_if_their_units_cannot_be_stored(
     mlapi_guard: Guard, ada: LoggedInUser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Otherwise, a guard that may only read would never reach the limit."""

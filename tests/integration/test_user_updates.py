@@ -1,4 +1,4 @@
-"""The end of access, plans and metadata over HTTP: who may set them, who sees them, and filters by them."""
+"""The expiry, plans and metadata over HTTP: who may set them, who sees them, and filters by them."""
 
 import json
 from collections.abc import Iterator
@@ -86,7 +86,7 @@ def test_null_removes_the_end_the_plan_and_the_metadata(http: TestClient, users:
     assert [response.json()[name] for name in MANAGED_FIELDS] == [None, None, {}]
 
 
-def test_extension_starts_from_the_present_end(http: TestClient, users: Users, ada: User) -> None:
+def test_extension_starts_from_the_current_expiry(http: TestClient, users: Users, ada: User) -> None:
     patch(http, ada.id, expires_at="2030-01-31T12:00:00+00:00")
 
     patch(http, ada.id, expires_at="+1mo")

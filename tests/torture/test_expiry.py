@@ -1,4 +1,4 @@
-"""Access ends at the exact instant in every process, and an extension holds at the next request in every process."""
+"""Access expires at the exact instant in every process, and an extension holds at the next request in every process."""
 
 import random
 import time
@@ -71,10 +71,10 @@ class Watcher:
                 status, body = call(connection, "GET", path, bearer=credential)
                 assert status == 200 or body == {"message": "Access has expired"}, (status, body)
                 if status == 200:
-                    assert sent_timestamp < end_timestamp, "admitted after the end of access"
+                    assert sent_timestamp < end_timestamp, "admitted after the expiry"
                     self.counts["admitted"] += 1
                 else:
-                    assert time.time() >= end_timestamp, "rejected before the end of access"
+                    assert time.time() >= end_timestamp, "rejected before the expiry"
                     self.counts["rejected"] += 1
 
     def _call_any_worker(self, method: str, path: str, body: object = None) -> tuple[int, dict[str, str | int]]:
@@ -91,7 +91,7 @@ class Watcher:
         return str(token["token"])
 
 
-def test_access_ends_at_the_same_instant_in_every_process(
+def test_access_expires_at_the_same_instant_in_every_process(
     url: URL, tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
     environ = {
@@ -122,7 +122,7 @@ def test_access_ends_at_the_same_instant_in_every_process(
     assert min(counts["admitted"], counts["rejected"]) > 0
     report(
         f"{'SQLite' if url.drivername == 'sqlite' else 'PostgreSQL'}, {WORKERS} workers of the service and of a model:"
-        f" {counts['changes']:,} changes of the end of access; {counts['admitted']:,} requests admitted, 0 of them sent"
+        f" {counts['changes']:,} changes of the expiry; {counts['admitted']:,} requests admitted, 0 of them sent"
         f" after the end; {counts['rejected']:,} rejected, 0 of them before it;"
         f" {counts['requests after an extension']:,} requests after an extension, all admitted"
     )

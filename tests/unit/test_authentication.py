@@ -768,7 +768,7 @@ def test_token_and_api_key_expire(check: Check, users: Users, ada: User, token: 
     assert outcomes(check, token, expiring) == [InvalidTokenError()] * 2
 
 
-def test_access_ends_at_the_exact_instant(
+def test_access_expires_at_the_exact_instant(
     check: Check, users: Users, ada: User, both_credentials: tuple[str, str], clock: SettableClock
 ) -> None:
     ada = users.update(user_id=ada.id, expires=NOON + HOUR / 2)
@@ -795,7 +795,7 @@ def test_extended_access_holds_at_the_next_request(
     assert outcomes(check, token, key, tokens.issue(extended).token) == [InvalidTokenError(), extended, extended]
 
 
-def test_login_is_denied_after_the_end_of_access(
+def test_login_is_denied_after_the_expiry(
     authenticator: Authenticator, users: Users, ada: User, clock: SettableClock
 ) -> None:
     users.update(user_id=ada.id, expires=NOON + MINUTE)

@@ -133,9 +133,9 @@ def test_principal_id_is_a_user_id_or_an_api_key_id() -> None:
 ACCEPTED: dict[str, tuple[ParsedCredential, Principal, User]] = {
     "token": (CLAIMS, ADA, ADA),
     "token just before it expires": (attrs.evolve(CLAIMS, expires_datetime=NOON + MICROSECOND), ADA, ADA),
-    "token of a user whose access ends later": (CLAIMS, ENDING, ENDING),
+    "token of a user whose access expires later": (CLAIMS, ENDING, ENDING),
     "key": (PRESENTED, ApiKeyPrincipal(KEY, ADA), ADA),
-    "key of a user whose access ends later": (PRESENTED, ApiKeyPrincipal(KEY, ENDING), ENDING),
+    "key of a user whose access expires later": (PRESENTED, ApiKeyPrincipal(KEY, ENDING), ENDING),
     "key that expires later": (PRESENTED, ApiKeyPrincipal(EXPIRING, ADA), ADA),
     "key of a user with a different token epoch": (
         PRESENTED,
@@ -157,15 +157,15 @@ REJECTED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exceptio
         UserDisabledError(7),
     ),
     "token, ended access": (CLAIMS, ENDED, NOON, AccessExpiredError(7)),
-    "token at the end of access": (CLAIMS, ENDING, LATER, AccessExpiredError(7)),
-    "token long after the end of access": (CLAIMS, ENDING, LATER + timedelta(days=99), AccessExpiredError(7)),
-    "token rounded down from the end of access": (
+    "token at the expiry": (CLAIMS, ENDING, LATER, AccessExpiredError(7)),
+    "token long after the expiry": (CLAIMS, ENDING, LATER + timedelta(days=99), AccessExpiredError(7)),
+    "token rounded down from the expiry": (
         CLAIMS,
         attrs.evolve(ADA, expires_datetime=LATER + timedelta(seconds=1) - MICROSECOND),
         LATER + timedelta(seconds=1),
         AccessExpiredError(7),
     ),
-    "token that expired long before the end of access": (
+    "token that expired long before the expiry": (
         CLAIMS,
         attrs.evolve(ADA, expires_datetime=LATER + timedelta(seconds=1)),
         LATER + timedelta(hours=1),
@@ -198,7 +198,7 @@ def test_authenticate_returns_the_current_user(credential: ParsedCredential, pri
     assert authenticate(credential, principal, NOON) == user
 
 
-def test_token_rounded_down_is_valid_until_access_ends() -> None:
+def test_token_rounded_down_is_valid_until_access_expires() -> None:
     user = attrs.evolve(ADA, expires_datetime=LATER + MICROSECOND)
 
     assert authenticate(CLAIMS, user, LATER) == user

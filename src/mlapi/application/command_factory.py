@@ -38,7 +38,7 @@ class UserDetails(TypedDict, total=False):
     """The optional fields of a user, which only admins set.
 
     Attributes:
-        expires: when access ends, with a time zone; an `Extension` of it; or None for access without an end.
+        expires: when access expires, with a time zone; an `Extension` of the current expiry; or None for never.
         plan: the name of a plan in the configuration; None for the default plan.
         metadata: any JSON object of at most 4 KiB, such as ``{"customer": "cus_123"}``; None for an empty one.
     """

@@ -1,7 +1,8 @@
 """How a database counts what users have used of their allowances.
 
-Processes draw requests from an allowance in advance and serve them from memory. What they have drawn counts as used, so
-all processes together never exceed the allowance, even if some of them crash.
+A process draws requests: it adds them to the stored count before it serves them. The requests that it has drawn and not
+served yet are its lease, which it keeps in memory. Drawn requests count as used, so all processes together never exceed
+the allowance, even if some of them crash.
 """
 
 from collections.abc import Sequence
@@ -13,9 +14,9 @@ from mlapi.domain.plans import Allowance, Window
 from mlapi.domain.users import UserId
 
 MAX_FUTURE_SECONDS = 300
-"""A stored window that starts further in the future was made by a wrong clock, so it is replaced."""
+"""Replace a stored window that starts further in the future: the clock was wrong when it was stored."""
 MAX_USED = 2**62
-"""Counts never exceed this, so that databases can store them."""
+"""The largest count that is stored. It fits into the column of every database."""
 
 
 @attrs.frozen
@@ -25,7 +26,7 @@ class AllowanceUse:
     starts_at: int
     """The start of the window, in seconds since 1970."""
     used: int
-    """Including what processes have drawn and not used yet. Charged units may exceed the limit."""
+    """The number of drawn requests or charged units. Charged units may exceed the limit."""
 
 
 @attrs.frozen
@@ -34,25 +35,25 @@ class Drawn:
 
     granted: int
     used: int
-    """After the draw. See `AllowanceUse`."""
+    """The count after the draw. See `AllowanceUse.used`."""
     starts_at: int
     """The start of the window that the draw counts in, in seconds since 1970."""
     ends_in_seconds: float
-    """When this window ends: the time from now, on the database's clock."""
+    """The time until this window ends, on the database's clock."""
 
 
 @attrs.frozen(kw_only=True)
 class Draw:
-    """A change of what a user has used of an allowance.
+    """A request of a process for a part of a user's allowance, or for giving back an unused part.
 
     Args:
-        user_id: the user.
+        user_id: the id of the user.
         allowance: the key of the allowance, such as ``requests per minute``.
         window: the window of the allowance.
-        limit: the limit; None grants any number.
-        wanted: how many to draw. 0 only reads. A negative number gives drawn ones back.
-        at_least: grant none if fewer than these are left.
-        starts_at: the window in which those that are given back were drawn. If it has ended, nothing changes.
+        limit: the limit of the allowance; None grants any number.
+        wanted: how many requests or units to draw. 0 only reads the count. A negative number gives requests back.
+        at_least: grant nothing if fewer than this are left.
+        starts_at: for giving back: the window in which they were drawn. If it has ended, nothing changes.
     """
 
     user_id: UserId
@@ -67,7 +68,7 @@ class Draw:
     def from_allowance(
         cls, user_id: UserId, allowance: Allowance, wanted: int, *, at_least: int = 1, starts_at: int | None = None
     ) -> "Draw":
-        """Return a draw from an allowance, bounded by its limit."""
+        """Return a draw from an allowance, with its limit."""
         return cls(
             user_id=user_id,
             allowance=allowance.key,
@@ -79,12 +80,12 @@ class Draw:
         )
 
     def apply_to(self, stored: AllowanceUse | None, timestamp: float) -> tuple[AllowanceUse, Drawn]:
-        """Return what to store, and the result.
+        """Return the use to store, and the result.
 
-        A stored window is never replaced by an earlier one, so that a clock that was set back grants nothing twice.
+        Never replace a stored window with an earlier one: if the clock is set back, no request is granted twice.
 
         Args:
-            stored: what is stored; None if nothing is.
+            stored: the stored use; None if there is none.
             timestamp: the database's clock, in seconds since 1970, read after the row was locked.
         """
         current = self._find_current(stored, timestamp)
@@ -112,26 +113,26 @@ class Draw:
 class Allowances(Protocol):
     """Counts what each user has used of each allowance, in the current window.
 
-    Counts are shared by all processes that share the users. They are kept for each user and each key of an allowance,
-    so that a changed limit or plan keeps the count. The counts of a removed user are removed.
+    All processes with the same users share the counts. There is one count for each user and key of an allowance, so a
+    changed limit or plan keeps the count. Removing a user removes the user's counts.
 
-    The database's clock decides which window is current: the clock of the server, or that of the machine for a local
-    file. Read it after the rows are locked. Both methods raise `RepositoryUnavailableError` while the database is
+    The database's clock decides which window is current: the clock of the server, or for a local file, the clock of the
+    machine. Read it after locking the rows. Both methods raise `RepositoryUnavailableError` while the database is
     unavailable.
     """
 
     def draw(self, requests: Sequence[Draw], *, commit_by: float | None = None) -> list[Drawn | None]:
-        """Apply each draw to what is stored, in one durable transaction, and return the results in the same order.
+        """Apply each draw to the stored use, in one durable transaction, and return the results in the same order.
 
-        Store the first value that `Draw.apply_to` returns, if the draw granted anything. Concurrent draws of the same
+        If a draw grants anything, store the first value that `Draw.apply_to` returns. Concurrent draws of the same
         allowance wait for each other. Once this returns, the changes survive a crash. If it raises, nothing was
-        applied, unless the error's ``may_be_done`` is True. A transaction whose outcome is unknown is not repeated.
+        applied, unless the error's ``may_be_done`` is True. Do not repeat a transaction whose outcome is unknown.
 
-        The result is None if the user does not exist, or is removed at the same time. The others are not affected.
+        The result is None if the user does not exist, or is removed at the same time. Other draws are not affected.
 
         Args:
-            requests: several thousand at most, in any order, possibly several of the same allowance: the later ones see
-                the effects of those before.
+            requests: several thousand at most, in any order. If several draws are of the same allowance, later ones see
+                the effects of earlier ones.
             commit_by: a deadline, in the time of `time.monotonic`. If the commit would start later, roll back and raise
                 `RepositoryUnavailableError("too late to commit")`.
         """

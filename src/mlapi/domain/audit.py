@@ -93,7 +93,7 @@ _RESULTS: dict[type[Outcome], Result] = {
 class AuditEntry:
     """One command, applied or rejected.
 
-    ``user_id`` is None if the command named an id that no user can have or an unknown API key, or if the database
+    ``user_id`` is None if no user can have the id in the command, if the API key is unknown, or if the database
     rejected a registration or the removal of an API key.
     ``api_key_id`` is set only if an API key was added or removed. ``changes`` is the JSON text of `describe_changes`.
     """

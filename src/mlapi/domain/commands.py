@@ -253,7 +253,7 @@ def _to_expiry(expires: datetime | Extension | Unchanged | None) -> datetime | E
 class UpdateUser:
     """Change a user's name, e-mail address, expiry, plan or metadata. Tokens and API keys stay valid.
 
-    ``expires`` is a time, None, or an `Extension` of the present expiry. ``metadata`` replaces all keys.
+    ``expires`` is a time, None, or an `Extension` of the current expiry. ``metadata`` replaces all keys.
 
     Rejected with `UserExistsError` if another user has the new name.
 

@@ -147,14 +147,14 @@ def authenticate(parsed: ParsedCredential, principal: Principal | None, at: date
 
 
 def _has_expired(claims: TokenClaims, user: User, at: datetime) -> bool:
-    """Return whether a token has expired for another reason than the end of the user's access.
+    """Return whether a token has expired, although it was not shortened because the user's access expires.
 
-    A token issued shortly before that end expires with it, rounded down to a whole second. `check_access` then decides.
+    A shortened token expires with the user's access, rounded down to a whole second. `check_access` judges such tokens.
     """
     if claims.expires_datetime > at:
         return False
-    end = user.expires_datetime
-    return end is None or end - claims.expires_datetime >= _TOKEN_PRECISION
+    expiry = user.expires_datetime
+    return expiry is None or expiry - claims.expires_datetime >= _TOKEN_PRECISION
 
 
 def generate_api_key() -> str:

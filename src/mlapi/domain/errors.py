@@ -12,9 +12,9 @@ MlapiError
 ├── InvalidTokenError                invalid, expired or revoked token or API key
 ├── AccessDeniedError                valid credentials of a user who has no access now
 │   ├── UserDisabledError            the user is disabled
-│   └── AccessExpiredError           the user's access has ended
+│   └── AccessExpiredError           the user's access has expired
 ├── TooManyAttemptsError             too many attempts from one client
-├── RequestLimitReachedError         an allowance of the user's plan is used up; see `mlapi.domain.plans`
+├── RequestLimitReachedError         the user has reached a limit of their plan; see `mlapi.domain.plans`
 ├── ServiceUnavailableError          the service is overloaded; retry later
 │   ├── RepositoryUnavailableError   the database is unavailable; retry later
 │   │   └── ReadOnlyRepositoryError  this account may only read the database
@@ -115,8 +115,7 @@ class UserReferencedError(MlapiError):
 class ChangeRejectedError(MlapiError):
     """A constraint or a trigger that another application has added to the database rejects the change.
 
-    ``user_id`` is None for a registration, and for an API key that is named by its id. ``reason`` contains no stored
-    values.
+    ``user_id`` is None for a registration, and for the removal of an API key. ``reason`` contains no stored values.
     """
 
     user_id: int | None

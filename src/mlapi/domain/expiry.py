@@ -21,18 +21,18 @@ class Extension:
     months: int = 0
     hours: int = 0
 
-    def extend(self, end: datetime | None, now: datetime) -> datetime:
-        """Return the new end of access. A renewal never loses paid time.
+    def extend(self, expiry: datetime | None, now: datetime) -> datetime:
+        """Return the new expiry. It counts from the later of both arguments, so early renewals lose no paid time.
 
         Args:
-            end: the present end of access, in UTC; None for a user without one.
-            now: the current time, in UTC. Access is extended from ``now`` if it has already ended.
+            expiry: the current expiry, in UTC; None for a user whose access never expires.
+            now: the current time, in UTC.
 
         Returns:
-            The new end, at most in the year 9999. Calendar months keep the day of the month; in a shorter month, the
-            last day is used.
+            The new expiry, at most the end of the year 9999. Calendar months keep the day of the month, or use the last
+            day of a shorter month.
         """
-        start = now if end is None else max(end, now)
+        start = now if expiry is None else max(expiry, now)
         try:
             return min(_add_months(start, self.months) + timedelta(hours=self.hours), _LAST_INSTANT)
         except (OverflowError, ValueError):  # after the year 9999

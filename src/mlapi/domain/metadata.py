@@ -60,7 +60,7 @@ class Metadata:
         return found
 
     def has(self, key: str, text: str) -> bool:
-        """Return whether a key has this value. Numbers, true and false are compared by their JSON text."""
+        """Return whether a key has this value. Numbers, true and false are written as in JSON."""
         found = self.as_dict()
         return key in found and _encode(found[key]) in find_json_texts(text)
 
@@ -69,7 +69,7 @@ NO_METADATA = Metadata()
 
 
 def or_no_metadata(stored: Metadata | None) -> Metadata:
-    """Return stored metadata, which a database stores as NULL if it is empty."""
+    """Return the metadata in a row. Databases store empty metadata as NULL."""
     return NO_METADATA if stored is None else stored
 
 
@@ -95,7 +95,7 @@ def is_key(text: str) -> bool:
 
 
 def find_json_texts(text: str) -> list[str]:
-    """Return the JSON texts of the values that a text stands for: a string, and a number, true or false."""
+    """Return the JSON texts of the values that match a text: the string, and possibly a number, true or false."""
     texts = [_encode(text)]
     with suppress(ValueError, RecursionError):
         value = json.loads(text)

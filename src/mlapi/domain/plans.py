@@ -1,6 +1,7 @@
 """Plans: how many requests and units the users of a plan may use in each minute, hour, day and month.
 
-An allowance is a number of requests or units in a calendar window, in UTC. `mlapi.domain.allowances` counts their use.
+An `Allowance` is one limit of a plan: the number of requests or units that a user may use in a calendar window, in UTC.
+`mlapi.domain.allowances` counts what users have used.
 """
 
 import enum
@@ -15,6 +16,7 @@ from mlapi.domain.errors import ConfigurationError, MlapiError
 Measure = Literal["requests", "units"]
 
 LEASES_PER_ALLOWANCE = 20
+"""A process draws an allowance in this many parts. See `mlapi.domain.allowances`."""
 
 
 class Window(enum.Enum):
@@ -26,7 +28,7 @@ class Window(enum.Enum):
     MONTH = "month"
 
     def start_of(self, timestamp: float) -> int:
-        """Return when the window that contains an instant starts. Both are in seconds since 1970."""
+        """Return the start of the window that contains a timestamp. Both are in seconds since 1970."""
         if self is Window.MONTH:
             at = datetime.fromtimestamp(timestamp, UTC)
             return int(datetime(at.year, at.month, 1, tzinfo=UTC).timestamp())
@@ -34,7 +36,7 @@ class Window(enum.Enum):
         return int(timestamp // seconds) * seconds
 
     def end_of(self, starts_at: int) -> int:
-        """Return when the window ends, given when it starts. Both are in seconds since 1970."""
+        """Return the end of the window that starts at ``starts_at``. Both are in seconds since 1970."""
         if self is Window.MONTH:
             at = datetime.fromtimestamp(starts_at, UTC)
             year, month = (at.year + 1, 1) if at.month == 12 else (at.year, at.month + 1)  # noqa: PLR2004
@@ -53,7 +55,7 @@ class Allowance:
     window: Window
     limit: int
     key: str = attrs.field(init=False, repr=False, eq=False)
-    """The name under which the use is stored. It does not contain the limit, so changing it keeps the count."""
+    """The name under which the count is stored. It does not contain the limit, so a changed limit keeps the count."""
 
     @key.default
     def _make_key(self) -> str:
@@ -65,7 +67,7 @@ class Allowance:
 
 
 def lease_size(limit: int) -> int:
-    """Return how many requests of an allowance a process draws at once. A crash forfeits at most as many."""
+    """Return how many requests a process draws at once. If it crashes, at most this many are lost."""
     return max(1, limit // LEASES_PER_ALLOWANCE)
 
 
@@ -97,7 +99,7 @@ class Plans:
     def find(self, name: str | None) -> Plan | None:
         """Return the plan whose limits apply to a user, or None if there are no limits.
 
-        The default plan applies to users without a plan, and to those whose plan is not in the configuration.
+        The default plan applies to users without a plan, and to users whose plan is not in the configuration.
 
         Args:
             name: the name in the user's row, or None.
@@ -111,21 +113,21 @@ class Plans:
         if plan is None and name is not None:
             raise ConfigurationError(
                 f"a user has the plan {name!r}, which the configuration does not contain: add it to plans, set"
-                " default_plan, or give these users another plan; `mlapi doctor` counts them"
+                " default_plan, or give these users another plan; `mlapi doctor` shows how many users have it"
             )
         return plan
 
 
 class AllowanceState(NamedTuple):
-    """What is left of an allowance in the current window, as far as this process knows.
+    """What is left of an allowance in the current window.
 
-    Other processes may have used some of it since.
+    It is an estimate: other processes may have used some of it since this process read the count.
     """
 
     allowance: Allowance
     remaining: int
     reset_seconds: int
-    """When the window ends: the time from now, rounded up, and at least 1."""
+    """The time until the window ends, rounded up, and at least 1."""
 
 
 @attrs.frozen
@@ -134,7 +136,7 @@ class RequestLimitReachedError(MlapiError):
 
     Attributes:
         allowance: the allowance. If several are used up, the one whose window ends last.
-        retry_after_seconds: when its window ends, at least 1.
+        retry_after_seconds: the time until its window ends, at least 1.
         states: the states of all allowances of the user's plan.
     """
 

@@ -255,7 +255,7 @@ class TokenVerifier(Protocol):
     def verify(self, token: str) -> TokenClaims:
         """Return the claims of a token. The caller then checks them against the user with `authenticate`.
 
-        An expired token is not an error here: `authenticate` compares ``expires_datetime`` with the current time.
+        This also returns the claims of an expired token: `authenticate` compares its expiry with the current time.
 
         Raises:
             InvalidTokenError: if any character differs from the token that was issued.

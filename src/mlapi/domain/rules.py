@@ -61,7 +61,7 @@ class UserFilter:
         enabled: whether the user is enabled.
         containing: a text in the canonical username or e-mail address. Converted to canonical form.
         state: the user's state at ``at``.
-        expires_before: matches users whose access ends before this time, or has ended.
+        expires_before: matches users whose access expires before this time, or has already expired.
         metadata: a key and the text of its value; see `Metadata.has`.
         at: the time for ``state``; None for the current time.
     """
@@ -80,11 +80,11 @@ class UserFilter:
 
     def matches(self, user: User) -> bool:
         """Return whether a user matches every field."""
-        end, limit = user.expires_datetime, self.expires_before
+        expiry, limit = user.expires_datetime, self.expires_before
         return (
             self.enabled in {None, user.enabled}
             and self.state in {None, user.state_at(self.state_time)}
-            and (limit is None or (end is not None and end < limit))
+            and (limit is None or (expiry is not None and expiry < limit))
             and (self.metadata is None or user.metadata.has(*self.metadata))
             and (self.containing in fold(user.username) or self.containing in user.email.lower())
         )

@@ -42,7 +42,7 @@ class Storage(Protocol):
 
     @property
     def allowances(self) -> Allowances:
-        """What users have used of their plans' allowances. Its methods are called only after `prepare` has returned."""
+        """Counts what users have used of their allowances. Its methods are called only after `prepare` has returned."""
         ...
 
     @property

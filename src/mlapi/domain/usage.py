@@ -14,7 +14,7 @@ from mlapi.domain.credentials import ApiKey, ApiKeyId
 from mlapi.domain.users import MAX_USER_ID, UserId, to_utc
 
 MAX_COUNT = 2**53 - 1
-"""The largest number of requests or units in a row. Counts stop there. Every JSON parser reads it exactly."""
+"""The largest number of requests or units in a row. Every JSON parser reads it exactly."""
 
 _POSITION = re.compile(r"([0-9]{4}-[0-9]{2}-[0-9]{2})\.([0-9]{1,19})(?:\.([0-9a-f]{16}))?", re.ASCII)
 
@@ -128,8 +128,8 @@ class UsageWriter(Protocol):
 class UsageRepository(Protocol):
     """Stores the usage of each user and API key on each day.
 
-    Rows are sorted by `UsagePosition`. They do not refer to users or API keys that exist: removing a user keeps the
-    user's usage. Callers may pass ids of any size: no usage is stored for an id that the database cannot store.
+    Rows are sorted by `UsagePosition`. Removing a user or an API key keeps its usage, so do not declare foreign keys.
+    Callers may pass ids of any size: an id that the database cannot store has no usage.
 
     Every method raises `RepositoryUnavailableError` while the database is unavailable.
     """
@@ -137,14 +137,14 @@ class UsageRepository(Protocol):
     def add(self, rows: Sequence[UsageRow]) -> None:
         """Add the requests and units of each row to the stored row with the same position, in one durable transaction.
 
-        The stored row keeps the later ``seen_datetime``. A sum above `MAX_COUNT` becomes that
-        number. Concurrent calls do not lose each other's counts, and do not deadlock.
+        The stored row keeps the later ``seen_datetime``. A sum above `MAX_COUNT` is stored as `MAX_COUNT`. Concurrent
+        calls do not lose each other's counts, and do not deadlock.
 
         If it raises, nothing was added, unless the connection was lost during the commit: then the error's
         ``may_be_done`` is True.
 
         Args:
-            rows: with different positions, in any order. The list may be empty or contain several thousand rows.
+            rows: rows with different positions, in any order. The list may be empty or contain several thousand rows.
 
         Raises:
             ReadOnlyRepositoryError: if the account may only read the database.
@@ -166,7 +166,8 @@ class UsageRepository(Protocol):
             first_day: return no earlier days; None for no bound.
             last_day: return no later days; None for no bound.
             user_id: return only the usage of this user, who may have been removed. None returns the usage of all users.
-            after: the position of the last row of the previous page; None for the first page. No row needs to be there.
+            after: the position of the last row of the previous page; None for the first page. The row may have been
+                deleted since.
             limit: maximum number of rows to return. Only the last page may contain fewer.
         """
         ...
@@ -217,7 +218,7 @@ class UsageRepository(Protocol):
 class UsageRecorder(Protocol):
     """Records usage. Its methods take microseconds and can be called from any thread.
 
-    They raise no error and do not wait for the database: a request succeeds even if its usage cannot be stored.
+    They never raise an error or wait for the database: a request succeeds even if its usage cannot be stored.
     """
 
     def record(self, user_id: UserId, key_id: ApiKeyId | None, at: datetime, requests: int = 1, units: int = 0) -> None:
@@ -226,9 +227,9 @@ class UsageRecorder(Protocol):
         Args:
             user_id: the user.
             key_id: the API key of the request; None for a token.
-            at: when the request was admitted. It counts on this day in UTC.
-            requests: at least 0; see ``units``.
-            units: at least 0. Charge units after the answer is known with ``requests=0``.
+            at: the time when the request was admitted. It counts on this day in UTC.
+            requests: at least 0.
+            units: at least 0. To charge units after the request has been counted, pass ``requests=0``.
         """
         ...
 

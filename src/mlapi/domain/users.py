@@ -49,8 +49,8 @@ class EncryptedPassword:
 class User:
     """A stored user. All times are in UTC.
 
-    Access ends at ``expires_datetime``; None means that it does not end by itself. ``plan`` is the name of a plan in
-    the configuration; None means the default plan. ``metadata`` is for admins only.
+    Access expires at ``expires_datetime``; None means that it never expires. ``plan`` is the name of a plan in the
+    configuration; None means the default plan. Only admins can see ``metadata``.
 
     Every token contains the ``token_epoch`` that its user had when it was issued. The epoch is random; replacing it
     revokes all tokens of the user.

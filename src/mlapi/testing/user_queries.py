@@ -162,7 +162,7 @@ class UserQueryContract:
         assert found("active", expires_before=LATER + SECOND) == ids[1:2]
         assert found("disabled", containing="user5") == ids[5:]
 
-    def test_pages_can_be_filtered_by_the_end_of_access(self, repository: UserRepository) -> None:
+    def test_pages_can_be_filtered_by_expiry(self, repository: UserRepository) -> None:
         ends = [None, NOON - SECOND, NOON, NOON + SECOND]
         users = [registered(repository, f"user{number}", expires_datetime=end) for number, end in enumerate(ends)]
 

@@ -71,7 +71,7 @@ class UserUpdateContract:
             (NOON, LATER + timedelta(days=30)),
             (LATER + SECOND, LATER + SECOND + timedelta(days=30)),
         ],
-        ids=["without an end", "ended", "not ended"],
+        ids=["no expiry", "expired", "not expired"],
     )
     def test_extension_starts_at_the_later_of_now_and_the_end(
         self, repository: UserRepository, end: datetime | None, expected: datetime

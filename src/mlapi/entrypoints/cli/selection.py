@@ -59,7 +59,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
             "--expires-before",
             type=AnyTime(),
             metavar="TIME",
-            help="Only users whose access ends before: +7d, or a date.",
+            help="Only users whose access expires before: +7d, or a date.",
         ),
         click.option("--state", type=click.Choice(get_args(UserState)), help="Only users in this state now."),
         click.option("--enabled/--disabled", default=None, help="Only enabled users, or only disabled ones."),

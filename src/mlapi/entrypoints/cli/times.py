@@ -46,8 +46,8 @@ class PastTime(FutureTime):
     _sign = "-"
 
 
-class AccessEndTime(click.ParamType):  # type: ignore[type-arg]  # as above
-    """The end of a user's access: a date or time in ISO 8601, an extension such as ``+30d``, or ``never``."""
+class ExpiryTime(click.ParamType):  # type: ignore[type-arg]  # as above
+    """When access expires: a date or time in ISO 8601, an extension such as ``+30d``, or ``never``."""
 
     name = "time"
 

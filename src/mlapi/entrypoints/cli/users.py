@@ -32,11 +32,11 @@ from mlapi.entrypoints.cli.selection import (
     yes_option,
 )
 from mlapi.entrypoints.cli.tables import Column, format_time, list_format_options, printable, show_rows
-from mlapi.entrypoints.cli.times import AccessEndTime
+from mlapi.entrypoints.cli.times import ExpiryTime
 from mlapi.entrypoints.cli.transfer import users_export, users_import
 from mlapi.entrypoints.wire.responses import ShownUserResponse, UserResponse
 
-AccessEnd = datetime | Extension | Literal["never"]
+NewExpiry = datetime | Extension | Literal["never"]
 
 _COLUMNS: list[Column[Any]] = [  # of `UserResponse` and its subclass
     Column(heading="ID", cell=lambda user: user.user_id, is_number=True),
@@ -77,7 +77,7 @@ def users_list(
 
     \b
     The ten newest users: mlapi users list --sort created --reverse --limit 10
-    Users whose access ends within a week: mlapi users list --state active --expires-before +7d
+    Users whose access expires within a week: mlapi users list --state active --expires-before +7d
     """  # noqa: D301 - the backspace tells click not to rewrap the paragraph
     with open_users_as_operator() as users:
         found = iterate_sorted(users, sort, descending=reverse, limit=limit, matching=matching)
@@ -102,12 +102,12 @@ def users_show(names: Sequence[str], *, reference: str | None, list_format: str 
 @user_commands.command("add")
 @click.argument("username")
 @click.argument("email")
-@click.option("--expires", type=AccessEndTime(), metavar="TIME", help="When access ends. Default: never.")
+@click.option("--expires", type=ExpiryTime(), metavar="TIME", help="When access expires. Default: never.")
 @click.option("--plan", metavar="NAME", help="A plan in the configuration. Default: default_plan.")
 @click.option("--metadata", metavar="JSON", help='A JSON object, such as \'{"customer": "cus_123"}\'.')
 @json_option
 def users_add(
-    username: str, email: str, *, expires: AccessEnd | None, plan: str | None, metadata: str | None, as_json: bool
+    username: str, email: str, *, expires: NewExpiry | None, plan: str | None, metadata: str | None, as_json: bool
 ) -> None:
     """Register a user. Prompts for the password, or reads it from standard input.
 
@@ -123,23 +123,23 @@ def users_add(
 
 @user_commands.command("set")
 @users_argument
-@click.option("--expires", type=AccessEndTime(), metavar="TIME", help="When access ends; never removes the end.")
+@click.option("--expires", type=ExpiryTime(), metavar="TIME", help="When access expires, or never.")
 @click.option("--plan", metavar="NAME", help="A plan in the configuration; none selects default_plan.")
 @click.option("--new-username", "username", metavar="NAME", help="A new name, for one user.")
 @click.option("--email", metavar="ADDRESS", help="A new e-mail address.")
 @click.option("--metadata", metavar="JSON", help="A JSON object that replaces the present one; {} removes all keys.")
 @json_option
 def users_set(
-    names: Sequence[str], *, reference: str | None, as_json: bool, expires: AccessEnd | None, **fields: str | None
+    names: Sequence[str], *, reference: str | None, as_json: bool, expires: NewExpiry | None, **fields: str | None
 ) -> None:
-    """Change users: the end of access, plan, name, e-mail address or metadata.
+    """Change users: the expiry, plan, name, e-mail address or metadata.
 
     \b
     Renew for a month: mlapi users set ada --expires +1mo
     Start a plan that is paid until February: mlapi users set ada --plan pro --expires 2027-02-01
 
     TIME is a date (its start, in UTC), a time, or an extension in h, d, w, mo or y, such as +30d. An extension starts
-    from the present end, or from now if access has ended or has no end. Tokens and API keys stay valid.
+    from the current expiry, or from now if access has expired or never expires. Tokens and API keys stay valid.
 
     Use - to read the names or ids of users from standard input.
     """  # noqa: D301 - see `users_list`
@@ -225,7 +225,7 @@ def _format_metadata(metadata: msgspec.Raw) -> str:
     return "" if text == "{}" else text
 
 
-def _parse_changes(*, expires: AccessEnd | None, metadata: str | None, **fields: str | None) -> dict[str, Any]:
+def _parse_changes(*, expires: NewExpiry | None, metadata: str | None, **fields: str | None) -> dict[str, Any]:
     """Return the arguments for `Users.prepare_update`, without the options that were omitted."""
     changes: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
     if changes.get("plan") == NO_PLAN:
@@ -243,7 +243,7 @@ def _describe_access(user: User, *, shown: Container[str]) -> str:
     texts = []
     if "expires" in shown:
         end = format_time(user.expires_datetime)
-        texts.append(f"access ends {end} UTC" if end else "access does not end")
+        texts.append(f"access expires {end} UTC" if end else "access never expires")
     if "plan" in shown:
         texts.append(f"plan {user.plan}" if user.plan else "default plan")
     return ": ".join(filter(None, [describe(user), ", ".join(texts)]))

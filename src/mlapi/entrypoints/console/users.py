@@ -28,10 +28,10 @@ RECENT_ENTRIES = 10
 """The number of audit entries on a user's page."""
 ENDING_SOON = timedelta(days=7)
 MAX_ENDING_SOON = 5
-"""The number of users whose access ends soon that the first page shows."""
+"""The number of users whose access expires soon that the first page shows."""
 _LIST_PARAMETERS = ("q", "state", "after")
 _ENDING = "ending"
-"""A choice of the state filter: active users whose access ends soon."""
+"""A choice of the state filter: active users whose access expires soon."""
 
 
 async def show_users(request: ConsoleRequest) -> Response:
@@ -90,7 +90,7 @@ class Overview:
     Attributes:
         total: the number of users.
         chart: registrations and removals.
-        ending: users whose access ends soon, the soonest first; at most `MAX_ENDING_SOON`.
+        ending: users whose access expires soon, the soonest first; at most `MAX_ENDING_SOON`.
         has_more_ending: whether there are more.
     """
 
@@ -189,16 +189,18 @@ async def set_expiry(request: ConsoleRequest) -> Response:
     if request.is_safe:
         return redirect(request, f"/users/{user_id}")
     try:
-        expires = _parse_access_end(request.form.get("expires_on", ""))
+        expires = _parse_expiry(request.form.get("expires_on", ""))
     except InvalidFieldsError as error:
         return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))
     user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
-    if request.form.get("present_end", _end_text(user)) != _end_text(user):  # a double click must not extend it twice
-        flash = f"Nothing was changed: the end of access of {user.username} had changed since this page was opened."
+    if request.form.get("current_expiry", _expiry_text(user)) != _expiry_text(
+        user
+    ):  # a double click must not extend it twice
+        flash = f"Nothing was changed: the expiry of {user.username} was changed after this page was opened."
         return redirect(request, f"/users/{user_id}", flash=flash)
     user = await _update(request, user_id, expires=expires)
     end = user.expires_datetime
-    text = f"ends on {end.day} {end:%b %Y, %H:%M} UTC" if end else "no longer ends by itself"
+    text = f"expires on {end.day} {end:%b %Y, %H:%M} UTC" if end else "no longer expires"
     return redirect(request, f"/users/{user_id}", flash=f"Access of {user.username} {text}.")
 
 
@@ -219,12 +221,12 @@ async def _update(request: ConsoleRequest, user_id: UserId, **changes: Any) -> U
     return change.after
 
 
-def _end_text(user: User) -> str:
+def _expiry_text(user: User) -> str:
     return str(user.expires_datetime or "")
 
 
-def _parse_access_end(text: str) -> datetime | Extension | None:
-    """Parse a date, which ends access at its first instant in UTC, an extension, or ``never``.
+def _parse_expiry(text: str) -> datetime | Extension | None:
+    """Parse an expiry: a date, which means its start in UTC; an extension; or ``never``.
 
     Raises:
         InvalidFieldsError: if the text is invalid.

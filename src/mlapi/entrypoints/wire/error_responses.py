@@ -111,7 +111,7 @@ _ENTRIES = (
     ErrorEntry(TokenRequiredError(), HTTPStatus.UNAUTHORIZED, None, "The request has no token."),
     ErrorEntry(ApiKeyNotAcceptedError(), HTTPStatus.UNAUTHORIZED, None, "API keys are not accepted here."),
     ErrorEntry(UserDisabledError(1), HTTPStatus.FORBIDDEN, "User is disabled", "The user is disabled."),
-    ErrorEntry(AccessExpiredError(1), HTTPStatus.FORBIDDEN, "Access has expired", "The user's access has ended."),
+    ErrorEntry(AccessExpiredError(1), HTTPStatus.FORBIDDEN, "Access has expired", "The user's access has expired."),
     ErrorEntry(
         TooManyAttemptsError(30),
         HTTPStatus.TOO_MANY_REQUESTS,
@@ -122,7 +122,7 @@ _ENTRIES = (
         RequestLimitReachedError(_ALLOWANCE, 34, (AllowanceState(_ALLOWANCE, remaining=0, reset_seconds=34),)),
         HTTPStatus.TOO_MANY_REQUESTS,
         None,
-        "An allowance of the user's plan is used up. Wait for the number of seconds in `Retry-After`.",
+        "The user has reached a limit of their plan. Wait for the number of seconds in `Retry-After`.",
     ),
     ErrorEntry(
         ServiceUnavailableError("overloaded"),

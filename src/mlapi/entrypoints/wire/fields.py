@@ -75,8 +75,8 @@ ApiKeyExpiry = Annotated[
 ]
 
 
-class AccessEnd:
-    """The end of a user's access in a request: a time, or an extension of the present end.
+class NewExpiry:
+    """The expiry of a user's access in a request: a time, or an extension of the current expiry.
 
     Not an attrs class: msgspec would decode that from an object.
     """
@@ -85,7 +85,7 @@ class AccessEnd:
         self.value = value
 
     @classmethod
-    def parse(cls, value: object) -> "AccessEnd":
+    def parse(cls, value: object) -> "NewExpiry":
         """Parse a time with a time zone (RFC 3339) or an extension such as ``+30d``. Raise `ValueError` if invalid."""
         if not isinstance(value, str):
             raise ValueError("not a string")  # noqa: TRY004 - msgspec reports a ValueError as an invalid field
@@ -96,12 +96,12 @@ class AccessEnd:
 
 
 _EXTENSION = r"^\+[1-9][0-9]{0,3}(h|d|w|mo|y)$"
-NullableAccessEnd = Annotated[
-    AccessEnd | None,
+NullableNewExpiry = Annotated[
+    NewExpiry | None,
     _field(
-        "The end of access: a time with a time zone, or an extension in hours (`h`), days (`d`), weeks (`w`), calendar"
-        " months (`mo`) or years (`y`). An extension starts from the present end, or from now if access has ended or"
-        " has no end. If null, access does not end.",
+        "When access expires: a time with a time zone, or an extension in hours (`h`), days (`d`), weeks (`w`),"
+        " calendar months (`mo`) or years (`y`). An extension starts from the current expiry, or from now if access has"
+        " expired or never expires. If null, access never expires.",
         "2030-01-31T12:00:00Z",
     ),
 ]
@@ -120,12 +120,12 @@ MetadataFields = Annotated[
 ]
 
 
-def decode_access_end(_field_type: type[Any], value: object) -> AccessEnd:
+def decode_expiry(_field_type: type[Any], value: object) -> NewExpiry:
     """Decode the only type that msgspec does not know. It reports a `ValueError` as an invalid field."""
-    return AccessEnd.parse(value)
+    return NewExpiry.parse(value)
 
 
-def describe_access_end(_field_type: type[Any]) -> dict[str, object]:
+def describe_expiry(_field_type: type[Any]) -> dict[str, object]:
     """Return the JSON Schema of the only type that msgspec does not know."""
     return {"type": "string", "anyOf": [{"format": "date-time"}, {"pattern": _EXTENSION}]}
 
@@ -135,6 +135,6 @@ TYPE_NAMES: dict[object, str] = {
     str | None: "a string or null",
     dict[str, Any] | None: "an object or null",
     datetime | None: "a time such as 2030-01-31T12:00:00Z, or null",
-    AccessEnd | None: "a time with a time zone such as 2030-01-31T12:00:00Z, an extension such as +30d, or null",
+    NewExpiry | None: "a time with a time zone such as 2030-01-31T12:00:00Z, an extension such as +30d, or null",
 }
 """How error messages describe the values of each type."""

@@ -17,7 +17,7 @@ from mlapi.domain.errors import InvalidFieldsError, MlapiError, UserExistsError
 from mlapi.domain.rules import MAX_USERNAME_CHARS
 from mlapi.entrypoints.wire import examples, patterns
 from mlapi.entrypoints.wire.error_responses import ERRORS, error_response, http_error_response
-from mlapi.entrypoints.wire.fields import describe_access_end
+from mlapi.entrypoints.wire.fields import describe_expiry
 from mlapi.entrypoints.wire.headers import FORM
 from mlapi.entrypoints.wire.operation import Operation
 from mlapi.entrypoints.wire.operations import OPERATIONS
@@ -53,7 +53,7 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
         "schema": {"type": "string", "enum": STATES},
     },
     "expires_before": {
-        "description": "Only list users whose access ends before this time, or has ended.",
+        "description": "Only list users whose access expires before this time, or has already expired.",
         "schema": {"type": "string", "format": "date-time"},
     },
     "metadata": {
@@ -118,14 +118,14 @@ _HEADERS: Mapping[str, Schema] = {
         "schema": {"type": "string", "const": "no-cache"},
     },
     "RateLimit": {
-        "description": "What is left of each allowance (`r`), and the seconds until it starts again (`t`). Present if"
-        " the user's plan has limits.",
+        "description": "For each limit of the user's plan, the number of requests or units that remain (`r`), and the"
+        " number of seconds until the window ends (`t`). Present if the plan has limits.",
         "schema": {"type": "string"},
         "example": '"requests per minute";r=59;t=34',
     },
     "RateLimit-Policy": {
-        "description": "The allowances of the user's plan: the limit (`q`) and the seconds of a window (`w`). Present"
-        " if the plan has limits.",
+        "description": "The limits of the user's plan: the number of requests or units (`q`) in each window of `w`"
+        " seconds. Present if the plan has limits.",
         "schema": {"type": "string"},
         "example": '"requests per minute";q=60;w=60',
     },
@@ -216,7 +216,7 @@ def openapi(access: DescribedAccess = DescribedAccess()) -> bytes:
     (*_, schemas) = msgspec.json.schema_components(
         [*dict.fromkeys(body_types), InvalidInput],
         ref_template="#/components/schemas/{name}",
-        schema_hook=describe_access_end,
+        schema_hook=describe_expiry,
     )
     schemas[UpdateUserRequest.__name__]["minProperties"] = 1  # see `UpdateUserRequest.get_changes`
     paths: dict[str, Schema] = {}

@@ -23,7 +23,6 @@ from mlapi.entrypoints.wire.errors import (
 from mlapi.entrypoints.wire.fields import (
     GRANT_TYPES,
     TYPE_NAMES,
-    AccessEnd,
     ApiKeyExpiry,
     ApiKeyName,
     Email,
@@ -32,11 +31,12 @@ from mlapi.entrypoints.wire.fields import (
     KnownPassword,
     KnownUsername,
     MetadataFields,
-    NullableAccessEnd,
+    NewExpiry,
+    NullableNewExpiry,
     Password,
     PlanName,
     Username,
-    decode_access_end,
+    decode_expiry,
 )
 from mlapi.entrypoints.wire.forms import decode_form
 
@@ -69,7 +69,7 @@ class RegisterRequest(RequestBody, frozen=True, forbid_unknown_fields=False):
 class ManagedRegisterRequest(RegisterRequest, frozen=True, forbid_unknown_fields=False):
     """The body of ``POST /register-user`` from a client with admin access."""
 
-    expires_at: NullableAccessEnd = None
+    expires_at: NullableNewExpiry = None
     plan: PlanName = None
     metadata: MetadataFields = None
 
@@ -83,7 +83,7 @@ class UpdateUserRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
 
     username: Username | UnsetType = UNSET
     email: Email | UnsetType = UNSET
-    expires_at: NullableAccessEnd | UnsetType = UNSET
+    expires_at: NullableNewExpiry | UnsetType = UNSET
     plan: PlanName | UnsetType = UNSET
     metadata: MetadataFields | UnsetType = UNSET
 
@@ -111,8 +111,8 @@ class UpdateUserRequest(RequestBody, frozen=True, forbid_unknown_fields=True):
         return changes
 
 
-def _get_value(end: AccessEnd | None) -> datetime | Extension | None:
-    return None if end is None else end.value
+def _get_value(expiry: NewExpiry | None) -> datetime | Extension | None:
+    return None if expiry is None else expiry.value
 
 
 class LoginRequest(RequestBody, frozen=True, forbid_unknown_fields=False):
@@ -234,7 +234,7 @@ def decode_login_form(body: bytes) -> LoginForm:
 
 def _convert(value: object, body_type: type[T]) -> T:
     try:
-        return msgspec.convert(value, body_type, dec_hook=decode_access_end)
+        return msgspec.convert(value, body_type, dec_hook=decode_expiry)
     except msgspec.ValidationError:
         raise InvalidFieldsError(tuple(_find_field_errors(value, body_type))) from None
 
@@ -313,7 +313,7 @@ def _find_field_errors(value: object, body_type: type[Any]) -> list[FieldError]:
                 errors.append(FieldError(name, "is missing"))
             continue
         try:
-            msgspec.convert(value[name], field.type, dec_hook=decode_access_end)
+            msgspec.convert(value[name], field.type, dec_hook=decode_expiry)
         except msgspec.ValidationError:
             errors.append(FieldError(name, f"must be {TYPE_NAMES[_without_annotation(field.type)]}"))
     if body_type.__struct_config__.forbid_unknown_fields and value.keys() - fields.keys():

@@ -28,8 +28,8 @@ KeyNumber = Annotated[str, msgspec.Meta(pattern="^[0-9a-f]{16}$", examples=["012
 State = Annotated[
     UserState, msgspec.Meta(description="Whether the user has access. Disabled users are not shown as expired.")
 ]
-AccessEnd = Annotated[
-    Time | None, msgspec.Meta(description="When access ends, or has ended. Null if it does not end by itself.")
+Expiry = Annotated[
+    Time | None, msgspec.Meta(description="When access expires, or has expired. Null if it never expires.")
 ]
 PlanName = Annotated[str | None, msgspec.Meta(description="Null if the default plan applies.")]
 Next = Annotated[
@@ -101,7 +101,7 @@ class OwnUserResponse(ResponseBody, frozen=True):
     created_datetime: Time
     updated_datetime: Time
     state: State
-    expires_at: AccessEnd
+    expires_at: Expiry
     plan: PlanName
 
     @classmethod
