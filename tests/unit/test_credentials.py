@@ -172,11 +172,13 @@ REJECTED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exceptio
         InvalidTokenError(),
     ),
     "token, ended access, disabled": (CLAIMS, attrs.evolve(ENDED, enabled=False), NOON, UserDisabledError(7)),
-    "token from an earlier epoch, ended access": (
+    "revoked token, ended access": (CLAIMS, attrs.evolve(ENDED, token_epoch="x"), NOON, InvalidTokenError()),
+    "revoked token at the end of access": (CLAIMS, attrs.evolve(ENDING, token_epoch="x"), LATER, InvalidTokenError()),
+    "revoked token, ended access, disabled": (
         CLAIMS,
-        attrs.evolve(ENDING, token_epoch="x"),
-        LATER,
-        AccessExpiredError(7),
+        attrs.evolve(ENDED, token_epoch="x", enabled=False),
+        NOON,
+        UserDisabledError(7),
     ),
     "key, ended access": (PRESENTED, ApiKeyPrincipal(KEY, ENDED), NOON, AccessExpiredError(7)),
     "expired key, ended access": (PRESENTED, ApiKeyPrincipal(EXPIRING, ENDED), LATER, InvalidTokenError()),

@@ -134,9 +134,10 @@ def authenticate(parsed: ParsedCredential, principal: Principal | None, at: date
     if isinstance(parsed, TokenClaims):
         if not isinstance(principal, User) or _has_expired(parsed, principal, at):
             raise InvalidTokenError
-        check_access(principal, at)
-        if parsed.token_epoch != principal.token_epoch:
+        # Disabling a user starts a new epoch. The tokens from before get the answer for disabled users.
+        if principal.enabled and parsed.token_epoch != principal.token_epoch:
             raise InvalidTokenError
+        check_access(principal, at)
         return principal
     if not isinstance(principal, ApiKeyPrincipal) or not hmac.compare_digest(parsed.digest, principal.key.digest):
         raise InvalidTokenError
