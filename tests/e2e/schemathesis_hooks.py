@@ -62,7 +62,7 @@ def replace_unknown_plan(body: dict[str, Any]) -> None:
 
 
 def order_days(query: dict[str, Any]) -> None:
-    """Let a range of valid days begin on its last day if it would begin later."""
+    """Make a generated range of days valid: if it begins after its last day, let it begin on its last day."""
     try:
         first = date.fromisoformat(query["from"])
         last = date.fromisoformat(query["to"]) if "to" in query else datetime.now(UTC).date()

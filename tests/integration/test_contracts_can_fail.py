@@ -112,7 +112,7 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (
         UserRepositoryContract,
         faulty_adapters.ExtendingFromNow,
-        "test_extension_starts_at_the_later_of_now_and_the_end",
+        "test_extension_starts_at_the_later_of_now_and_the_expiry",
     ),
     (UserRepositoryContract, faulty_adapters.IncludingTheInstantOfExpiry, "test_pages_can_be_filtered_by_state"),
     (UserRepositoryContract, faulty_adapters.FindingPartsOfMetadata, "test_pages_can_be_filtered_by_metadata"),

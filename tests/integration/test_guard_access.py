@@ -298,7 +298,9 @@ def test_guard_that_may_not_count_rejects_users_with_limits(
             response = client.get("/")
 
     assert (response.status_code, response.json()) == (503, {"message": "Service unavailable, try again"})
-    assert any("may not change the table mlapi_allowances; grant it that" in message for message in caplog.messages)
+    assert any(
+        "may not write to the table mlapi_allowances: grant this privilege" in message for message in caplog.messages
+    )
 
 
 # --- an SQLite file that the account may only read

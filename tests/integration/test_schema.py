@@ -96,8 +96,8 @@ def test_upgrade_names_columns_of_the_host_to_rename(empty_database: Database) -
         connection.execute(text("ALTER TABLE users RENAME COLUMN plan TO legacy_plan"))
 
     assert str(exc_info.value) == (
-        "the table `users` has columns of another program with the names of new columns of mlapi: plan: rename them,"
-        " for example to legacy_plan, then run `mlapi db upgrade`"
+        "mlapi needs columns that the table `users` already has for another program: plan: rename them, for example to"
+        " legacy_plan, then run `mlapi db upgrade`"
     )
     assert upgrade(empty_database) == ("0004", HEAD)
 

@@ -55,7 +55,7 @@ class LimitedUser:
     Attributes:
         granted: the number of responses with status 200. Each client has its own counter.
         drawn: what another process has drawn from each window.
-        refused_until: when to try again, on the clock of `time.time`.
+        rejected_until: when to try again, on the clock of `time.time`.
         granted_at: the time of the latest grant.
         kills: how many processes were killed that may have had a lease of this user.
     """
@@ -66,7 +66,7 @@ class LimitedUser:
     granted: list[Counter[Span]] = attrs.field(factory=list)
     drawn: Counter[int] = attrs.field(factory=Counter)
     unanswered: int = 0
-    refused_until: float = 0.0
+    rejected_until: float = 0.0
     granted_at: float = 0.0
     kills: int = 0
 
@@ -117,13 +117,13 @@ class UserPool:
         self._rng = random.Random(len(users))
 
     def choose(self) -> LimitedUser | None:
-        """Return the user for the next request: sometimes one who was refused and must still be."""
+        """Return the user for the next request. Some have reached their limit, so the request must be rejected."""
         now = time.time()
         if self._rng.random() < _PROBE_PROBABILITY:
             return self._rng.choice(self.users)
         active: list[LimitedUser] = []
         for user in self.users:
-            if user.refused_until <= now:
+            if user.rejected_until <= now:
                 active.append(user)
                 if len(active) == ACTIVE_USERS:
                     break
@@ -182,7 +182,7 @@ class LimitClient:
             user.granted_at = now
         elif response.status == 429:
             self.refused += 1
-            user.refused_until = now + int(response.headers["Retry-After"])
+            user.rejected_until = now + int(response.headers["Retry-After"])
         else:
             self.unexpected.append((response.status, body))
 

@@ -100,7 +100,7 @@ class Scenario:
     def describe(self) -> str:
         answers = sum(user.answers for user in self.users)
         refused = sum(client.refused for client in self.clients)
-        reached = sum(user.refused_until > 0 for user in self.users)
+        reached = sum(user.rejected_until > 0 for user in self.users)
         return (
             f"{answers:,} requests granted to {len(self.users):,} users, {refused:,} refused, 0 over an allowance"
             f" (reached by {reached:,} users)"
@@ -182,7 +182,7 @@ def test_wrong_clock_of_a_worker_grants_no_second_allowance(
 
     with running(durable_postgres_url, tmp_path, plans, environs) as scenario:
         with scenario.load():
-            wait_until(lambda: all(user.refused_until for user in scenario.users), timeout_seconds=60)
+            wait_until(lambda: all(user.rejected_until for user in scenario.users), timeout_seconds=60)
             time.sleep(short_or_full(1, 300))
         scenario.stop_all()
 

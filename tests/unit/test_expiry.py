@@ -59,7 +59,7 @@ def test_months_keep_the_day_or_use_the_last_one(start: str, text: str, end: str
 
 
 @pytest.mark.parametrize(
-    ("end", "start"),
+    ("expiry", "start"),
     [
         (None, NOW),
         (NOW - timedelta(days=9), NOW),
@@ -67,11 +67,11 @@ def test_months_keep_the_day_or_use_the_last_one(start: str, text: str, end: str
         (NOW + timedelta(microseconds=1), NOW + timedelta(microseconds=1)),
     ],
 )
-def test_extension_starts_at_the_later_of_now_and_the_end(end: datetime | None, start: datetime) -> None:
-    assert Extension(hours=24).extend(end, NOW) == start + timedelta(days=1)
+def test_extension_starts_at_the_later_of_now_and_the_expiry(expiry: datetime | None, start: datetime) -> None:
+    assert Extension(hours=24).extend(expiry, NOW) == start + timedelta(days=1)
 
 
 @pytest.mark.parametrize("extension", [Extension(months=12 * 9999), Extension(hours=9999 * 366 * 24)])
-@pytest.mark.parametrize("end", [None, datetime(9999, 12, 31, 23, 59, 59, 999, tzinfo=UTC)])
-def test_extension_ends_in_the_year_9999(extension: Extension, end: datetime | None) -> None:
-    assert extension.extend(end, NOW) == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+@pytest.mark.parametrize("expiry", [None, datetime(9999, 12, 31, 23, 59, 59, 999, tzinfo=UTC)])
+def test_extension_ends_in_the_year_9999(extension: Extension, expiry: datetime | None) -> None:
+    assert extension.extend(expiry, NOW) == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)

@@ -34,7 +34,7 @@ def test_requests_are_served_from_a_lease() -> None:
     assert [[draw.wanted for draw in draws] for draws in world.draws] == [[3], [3], [3]]
 
 
-def test_used_up_allowance_is_refused_until_its_window_ends() -> None:
+def test_used_up_allowance_is_rejected_until_its_window_ends() -> None:
     world = World(MINUTE_60)
     limiter = world.start_process()
     world.now += 20
@@ -48,7 +48,7 @@ def test_used_up_allowance_is_refused_until_its_window_ends() -> None:
     assert count_admitted(limiter, 100) == 60
 
 
-def test_refused_user_causes_at_most_one_draw_per_second() -> None:
+def test_rejected_user_causes_at_most_one_draw_per_second() -> None:
     world = World(Allowance("requests", Window.MINUTE, 1))
     limiter = world.start_process()
     count_admitted(limiter, 2)
@@ -61,7 +61,7 @@ def test_refused_user_causes_at_most_one_draw_per_second() -> None:
     assert 4 <= len(world.draws) - before <= 6
 
 
-def test_refused_request_counts_in_no_window() -> None:
+def test_rejected_request_counts_in_no_window() -> None:
     world = World(MINUTE_60, Allowance("requests", Window.DAY, 10))
     first, second = world.start_process(), world.start_process()
 
@@ -72,7 +72,7 @@ def test_refused_request_counts_in_no_window() -> None:
     assert world.used(MINUTE_60) == 10
 
 
-def test_refusal_names_the_window_that_ends_last() -> None:
+def test_rejection_names_the_window_that_ends_last() -> None:
     world = World(Allowance("requests", Window.MINUTE, 2), Allowance("requests", Window.HOUR, 2))
     limiter = world.start_process()
     count_admitted(limiter, 2)
@@ -201,7 +201,7 @@ def test_default_plan_applies_to_missing_plans() -> None:
     assert Plans().find("gone") is None
 
 
-def test_charged_units_refuse_the_next_request() -> None:
+def test_request_after_charged_units_is_rejected() -> None:
     world = World(MINUTE_60, UNITS)
     limiter = world.start_process()
     limiter.charge(USER, 999)
@@ -301,7 +301,7 @@ def test_read_only_database_is_logged(caplog: pytest.LogCaptureFixture) -> None:
             limiter.admit(USER)
 
     (message,) = caplog.messages
-    assert "may not change the table mlapi_allowances; grant it that, or remove plans" in message
+    assert "may not write to the table mlapi_allowances: grant this privilege, or remove plans" in message
 
 
 def test_threads_share_one_draw_per_user() -> None:
@@ -439,7 +439,7 @@ def test_user_who_calls_again_keeps_the_lease() -> None:
     limiter.admit(USER)
 
     for _ in range(2):
-        limiter._give_back(limiter._accounts.take_returns(limiter._accounts.turn()))
+        limiter._give_back(limiter._accounts.take_returns(limiter._accounts.evict_idle()))
         limiter.admit(USER)
 
     assert len(world.draws) == 1

@@ -85,7 +85,7 @@ class LimitsMachine(RuleBasedStateMachine):
     def disturb(self, process: int, event: str) -> None:
         limiter = self.processes[process]
         if event == "idle":
-            limiter._give_back(limiter._accounts.take_returns(limiter._accounts.turn()))
+            limiter._give_back(limiter._accounts.take_returns(limiter._accounts.evict_idle()))
         elif event == "slow":
             self.world.latency_seconds = 0.3 - self.world.latency_seconds
         elif event in {"outage", "unknown outcome"}:

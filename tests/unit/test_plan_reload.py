@@ -71,7 +71,7 @@ def test_changed_file_is_read_at_the_next_request(reloading: Reloading, caplog: 
     reloading.write(_SECOND)
 
     assert reloading.get() == plans_with(25)
-    assert caplog.messages == ["the plans changed and were reloaded"]
+    assert caplog.messages == ["reloaded the plans from the configuration"]
 
 
 def test_file_is_checked_only_once_in_half_a_millisecond(reloading: Reloading) -> None:

@@ -366,7 +366,7 @@ def test_plan_is_rejected_if_none_is_configured(users: Users) -> None:
     with pytest.raises(InvalidFieldsError) as error_info:
         users.prepare_update(user_id=UserId(1), plan="pro")
 
-    message = "must be one of the plans in the configuration: there are none, so add it to plans"
+    message = "is not in the configuration, which has no plans: add it to plans"
     assert error_info.value.errors == (FieldError("plan", message),)
 
 

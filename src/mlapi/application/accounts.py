@@ -1,6 +1,6 @@
-"""The accounts of all users who have sent a request to this process lately.
+"""The accounts of all users who have recently sent a request to this process.
 
-Each user has at most one pending draw; further requests wait for it, and are served in order.
+Each user has at most one pending draw. Further requests of the user wait for it, and are served in order.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -18,7 +18,7 @@ from mlapi.application.leases import (
     PendingDraw,
     States,
     Waiter,
-    refusal,
+    limit_error,
 )
 from mlapi.domain.allowances import Draw, Drawn
 from mlapi.domain.errors import InvalidTokenError, ServiceUnavailableError
@@ -28,9 +28,7 @@ from mlapi.forks import call_in_children, new_lock
 
 
 class Accounts:
-    """The accounts of all users. Thread-safe.
-
-    Users who have not called for one to two turns leave the memory: see `turn`.
+    """The accounts of all users. Thread-safe. `evict_idle` removes the users who have stopped sending requests.
 
     Args:
         monotonic: returns the time in seconds.
@@ -43,16 +41,16 @@ class Accounts:
         call_in_children(self._initialize)
 
     def _initialize(self) -> None:
-        """Start without leases. The parent keeps those from before a fork."""
+        """Start without leases. After a fork, the parent keeps its leases."""
         self._recent: dict[UserId, Account] = {}
         self._former: dict[UserId, Account] = {}
         self._is_closed = False
 
     def take(self, user_id: UserId, plan: Plan, cost: int) -> States | None:
-        """Serve a request from memory. Return None if the database must be asked.
+        """Serve a request from a lease. Return None if it needs the database, or must wait for earlier requests.
 
         Raises:
-            RequestLimitReachedError: if an allowance is known to be used up.
+            RequestLimitReachedError: if this process knows that an allowance is used up.
         """
         with self._lock:
             account = self._recent.get(user_id) or self._open(user_id, plan)
@@ -67,7 +65,7 @@ class Accounts:
         return outcome
 
     def wait(self, user_id: UserId, plan: Plan, cost: int, notify: Callable[[], None]) -> Waiter:
-        """Let a request wait for its turn. Call `start` at once, and again whenever it is notified."""
+        """Add a request to the user's queue. Call `start` immediately, and again whenever ``notify`` is called."""
         with self._lock:
             account = self._recent.get(user_id) or self._open(user_id, plan)
             waiter = Waiter(account, plan, cost, notify)
@@ -75,7 +73,7 @@ class Accounts:
             return waiter
 
     def start(self, waiter: Waiter) -> PendingDraw | None:
-        """Return the draws that a request has to make, or None if it has an outcome or must wait."""
+        """Return the draws that a request must make, or None if it has an outcome or must wait for another draw."""
         account = waiter.account
         with self._lock:
             now = self._monotonic()
@@ -89,7 +87,7 @@ class Accounts:
             return self._make_draws(account, waiter, now)
 
     def begin(self, pending: PendingDraw) -> bool:
-        """Return whether to make these draws: the request may have been canceled in the meantime."""
+        """Return whether to make these draws. If the request has been canceled, do not make them."""
         with self._lock:
             if pending.state is not DrawState.QUEUED:
                 return False
@@ -101,11 +99,11 @@ class Accounts:
 
         Args:
             pending: the draws.
-            results: for each draw.
-            before: a monotonic time before the database was asked.
+            results: the result of each draw.
+            before: a monotonic time before the draws were made.
 
         Returns:
-            What must be given back, because the user was forgotten in the meantime.
+            Draws that give the requests back, if the user has been evicted in the meantime.
         """
         account = pending.waiter.account
         with self._lock:
@@ -122,20 +120,20 @@ class Accounts:
                     return []
                 lease.record(drawn, before, now)
                 if lease.in_hand < pending.waiter.cost:
-                    lease.refuse(now)
+                    lease.mark_used_up(now)
             account.give_back([lease for lease, _ in granted if lease not in account.requests], now)
             self._serve(account, now, current=pending.waiter)
-            return account.take_returns(now) if account.is_forgotten else []
+            return account.take_returns(now) if account.is_evicted else []
 
     def fail(self, pending: PendingDraw, error: Exception) -> None:
-        """Fail all requests that wait for these draws. What the draws may have granted is forfeited."""
+        """Fail all requests that wait for these draws. Requests that the draws may have granted are lost."""
         with self._lock:
             if pending.state is not DrawState.OVER:
                 pending.state, pending.waiter.account.pending = DrawState.OVER, None
                 self._fail(pending, error)
 
     def leave(self, waiter: Waiter) -> None:
-        """Let a request stop waiting. If it has been served in the meantime, put back what it took."""
+        """Remove a canceled request from the queue. If it has been served in the meantime, put back what it took."""
         account = waiter.account
         with self._lock:
             for lease, starts_at in waiter.taken:
@@ -151,10 +149,10 @@ class Accounts:
                 self._serve(account, self._monotonic())
 
     def record(self, user_id: UserId, plan: Plan, results: Sequence[tuple[Allowance, Drawn]], before: float) -> States:
-        """Record what a database has counted, and return the states.
+        """Record the counts that were read from the database, and return the states of all allowances.
 
         Raises:
-            RequestLimitReachedError: if nothing is left of one of these allowances.
+            RequestLimitReachedError: if one of these allowances is used up.
         """
         with self._lock:
             account = self._recent.get(user_id) or self._open(user_id, plan)
@@ -166,25 +164,28 @@ class Accounts:
                 if drawn.starts_at >= lease.starts_at or now >= lease.expires:
                     lease.record(attrs.evolve(drawn, granted=0), before, now)
                 if lease.in_hand + lease.left < 1:
-                    lease.refuse(now)
-            blocked = [lease for lease in leases.values() if now < lease.refused_until and lease.refused_cost <= 1]
+                    lease.mark_used_up(now)
+            blocked = [lease for lease in leases.values() if now < lease.rejected_until and lease.rejected_cost <= 1]
             states = account.states(now)
         if blocked:
-            raise refusal(blocked, states, now)
+            raise limit_error(blocked, states, now)
         return states
 
     @property
     def is_empty(self) -> bool:
         return not (self._recent or self._former)
 
-    def turn(self) -> list[Account]:
-        """Forget the users who have not called since the turn before the last. The caller gives back their leases."""
+    def evict_idle(self) -> list[Account]:
+        """Remove and return the users without requests since the call before the last.
+
+        The caller gives back their leases.
+        """
         with self._lock:
             idle, self._former, self._recent = self._former, self._recent, {}
             return list(idle.values())
 
     def close(self) -> list[Account]:
-        """Forget all users, and return them. The caller gives back their leases."""
+        """Remove and return all users. The caller gives back their leases."""
         with self._lock:
             self._is_closed = True
             accounts = [*self._recent.values(), *self._former.values()]
@@ -192,11 +193,11 @@ class Accounts:
             return accounts
 
     def take_returns(self, accounts: Iterable[Account]) -> list[Draw]:
-        """Return the draws that give back everything that forgotten users have in hand."""
+        """Return the draws that give back the leases of evicted users."""
         returns: list[Draw] = []
         for account in accounts:
-            with self._lock:  # for each one, so that requests do not wait for thousands of them
-                account.is_forgotten = True
+            with self._lock:  # once per user, so that requests do not wait for thousands of users
+                account.is_evicted = True
                 returns += account.take_returns(self._monotonic())
         return returns
 
@@ -212,7 +213,7 @@ class Accounts:
 
     @staticmethod
     def _try_take(account: Account, cost: int, now: float) -> Outcome | None:
-        """Take a request from all allowances, or from none. Return None if the database must be asked."""
+        """Take a request from all leases, or from none. Return None if a lease must be renewed."""
         needed = cost or 1
         leases = account.requests
         for lease in leases:
@@ -222,11 +223,11 @@ class Accounts:
             for lease in leases:
                 lease.in_hand -= cost
             return tuple([lease.state(now) for lease in account.all])
-        blocked = [lease for lease in leases if now < lease.refused_until and needed >= lease.refused_cost]
-        return refusal(blocked, account.states(now), now) if blocked else None
+        blocked = [lease for lease in leases if now < lease.rejected_until and needed >= lease.rejected_cost]
+        return limit_error(blocked, account.states(now), now) if blocked else None
 
     def _serve(self, account: Account, now: float, *, current: Waiter | None = None) -> None:
-        """Serve the waiting requests in order, until one has to draw. Notify all but the current one."""
+        """Serve the waiting requests in order, until one must draw. Notify each request except the current one."""
         while account.waiting:
             waiter = account.waiting[0]
             if account.plan is not waiter.plan:
@@ -242,7 +243,7 @@ class Accounts:
 
     @staticmethod
     def _give_up(pending: PendingDraw) -> None:
-        """Stop waiting for draws whose outcome is unknown. What they may have granted is forfeited."""
+        """Stop waiting for draws whose outcome is unknown. Requests that they may have granted are lost."""
         account, waiter = pending.waiter.account, pending.waiter
         pending.state, account.pending = DrawState.OVER, None
         if waiter in account.waiting:

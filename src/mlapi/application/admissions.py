@@ -22,9 +22,9 @@ class Admission:
     """A request that the guard has admitted.
 
     Attributes:
-        user: the authenticated user. Their ``plan`` is the one whose limits apply.
+        user: the authenticated user. ``user.plan`` is the plan whose limits apply.
         key_id: the id of the API key that the request presented; None if it presented a token.
-        limits: what is left of each allowance of the plan. Empty if there are no limits.
+        limits: the state of each allowance of the plan. Empty if there are no limits.
     """
 
     user: User
@@ -35,15 +35,15 @@ class Admission:
     """The units that are being stored. None if there are none."""
 
     def charge(self, units: int) -> None:
-        """Count units of the request, such as the tokens of an answer. Call it as often as needed, from any thread.
+        """Count units of the request, such as generated tokens. Can be called repeatedly, and from any thread.
 
-        An admission by a `Guard` returns when the units are stored. An admission by an `AsyncGuard` returns at once:
-        `GuardMiddleware` stores the units before the end of the response, and the guard stores later ones within a
-        second. If the plan does not limit units, they are only recorded as usage.
+        For the admission of a `Guard`, this returns when the units are stored. For the admission of an `AsyncGuard`, it
+        returns immediately: `GuardMiddleware` stores the units before the end of the response, and the guard stores
+        units that are charged later within a second. If the plan does not limit units, they are only recorded as usage.
 
         Raises:
             ValueError: unless ``units`` is a whole number from 0 to 2**53 - 1.
-            RepositoryUnavailableError: see `Guard.charge`. An admission by an `AsyncGuard` never raises it.
+            RepositoryUnavailableError: see `Guard.charge`. The admission of an `AsyncGuard` never raises it.
         """
         self._charge(self, units)
 

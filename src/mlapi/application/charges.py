@@ -16,7 +16,7 @@ INTERVAL_SECONDS = 0.5
 """How long units are collected before they are stored, unless a response waits for them."""
 RETRY_SECONDS = 1.0
 SETTLE_SECONDS = 5.0
-"""How long a response waits at most."""
+"""The longest time that a response waits for its units to be stored."""
 CLOSING_SECONDS = 5.0
 
 _logger = logging.getLogger("mlapi")
@@ -50,15 +50,15 @@ class ChargeBatch:
 class BackgroundCharges:
     """Collects the charged units of each user, and stores them from one thread.
 
-    While the database is unavailable, the units are kept and stored later. If the connection was lost during the
-    commit, they are not stored again, because they could count twice; a warning says so.
+    While the database is unavailable, it keeps the units and stores them later. If the connection was lost during the
+    commit, it does not store them again, because they could count twice, and logs a warning.
 
     Args:
         charge: stores units durably, like `Limiter.charge_all`.
-        interval_seconds: how long to collect units.
+        interval_seconds: how long to collect units before storing them.
 
     Attributes:
-        error: why the latest units could not be stored; None if they have been.
+        error: the reason why the latest units could not be stored; None if they were stored.
     """
 
     def __init__(
@@ -71,7 +71,7 @@ class BackgroundCharges:
         call_in_children(self._initialize)
 
     def _initialize(self) -> None:
-        """Start without units. After a fork, the parent stores those that it collected before."""
+        """Start without units. After a fork, the parent stores the units that it has collected."""
         self._lock = threading.Lock()
         self._has_units, self._is_wanted, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._batch = ChargeBatch(self._is_wanted)
@@ -79,7 +79,7 @@ class BackgroundCharges:
         self.error: MlapiError | None = None
 
     def add(self, user: User, units: int) -> ChargeBatch:
-        """Collect units without waiting. Return the batch that contains them. After `close`, store them at once."""
+        """Add units to the current batch, and return the batch. After `close`, store them immediately."""
         notice_fork()
         with self._lock:
             if not self._closed.is_set():
@@ -95,7 +95,7 @@ class BackgroundCharges:
         return batch
 
     def close(self) -> None:
-        """Store the rest, or give up after `CLOSING_SECONDS`."""
+        """Store the remaining units, or give up after `CLOSING_SECONDS`."""
         with self._lock:
             self._closed.set()
         self._is_wanted.set()
@@ -115,7 +115,7 @@ class BackgroundCharges:
             self._finish(batch)
 
     def _finish(self, batch: ChargeBatch) -> None:
-        """Store a batch. Add units that cannot be stored now to the next batch, unless there is none after `close`."""
+        """Store a batch. If that fails, add its units to the next batch, or after `close`, log that they are lost."""
         self.error = error = self._store(batch) if batch.units else None
         batch.stored.set_result(None)
         if error is None:

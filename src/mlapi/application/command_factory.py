@@ -1,7 +1,7 @@
-"""Check the input for changes to users, and make commands of it.
+"""Make commands that change users, from checked input.
 
-Making a command may take processor time to encrypt a password; applying it waits for the database. An asynchronous
-caller therefore makes it in a thread, and passes it to `mlapi.application.batching`.
+Making a command may take processor time to encrypt a password. Applying it waits for the database. An asynchronous
+caller therefore makes the command in a thread, and passes it to `mlapi.application.batching`.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,12 +35,12 @@ from mlapi.domain.users import EncryptedPassword, User, UserId
 
 
 class UserDetails(TypedDict, total=False):
-    """The optional fields of a user, which only admins set.
+    """The optional fields of a user. Only admins may set them.
 
     Attributes:
         expires: when access expires, with a time zone; an `Extension` of the current expiry; or None for never.
         plan: the name of a plan in the configuration; None for the default plan.
-        metadata: any JSON object of at most 4 KiB, such as ``{"customer": "cus_123"}``; None for an empty one.
+        metadata: a JSON object of at most 4 KiB, such as ``{"customer": "cus_123"}``; None for an empty object.
     """
 
     expires: datetime | Extension | None
@@ -251,11 +251,12 @@ def find_detail_errors(details: Mapping[str, Any], plans: Plans) -> Iterator[tup
 def _find_plan_error(name: object, plans: Plans) -> str | None:
     if isinstance(name, str) and name in plans.by_name:
         return None
-    known = ", ".join(plans.by_name)
-    return f"must be one of the plans in the configuration: {known or 'there are none, so add it to plans'}"
+    if not plans.by_name:
+        return "is not in the configuration, which has no plans: add it to plans"
+    return f"must be one of the plans in the configuration: {', '.join(plans.by_name)}"
 
 
 def _reject_unknown(given: Mapping[str, object], known: type[UserDetails]) -> None:
-    """Raise `TypeError` for an unknown argument, as Python does: type checkers are not used everywhere."""
+    """Raise `TypeError` for an unknown argument, as Python does: some callers use no type checker."""
     for name in given.keys() - known.__annotations__.keys():
         raise TypeError(f"{name!r} is not a field of a user: use {', '.join(known.__annotations__)}")

@@ -106,7 +106,7 @@ class Guard:
         self._usage = usage
         self._warnings = RepeatedWarnings(interval_seconds=_WARNING_INTERVAL_SECONDS)
         self._lock = new_lock()
-        # Users with the plan that applies, because creating one takes 5 us. Repositories return the same object again.
+        # Cache users with the plan that applies: making one takes 5 us, and repositories return the same object again.
         self._planned: dict[UserId, tuple[User, User]] = {}
 
     @property
@@ -127,13 +127,13 @@ class Guard:
 
         Args:
             credential: the token or API key.
-            cost: how much the request counts. 0 counts nothing, but raises the same errors.
+            cost: the number of requests to count. 0 counts none, but raises the same errors.
 
         Raises:
             InvalidTokenError: if the credential is invalid, expired or revoked, or its user was removed.
             AccessDeniedError: if the credential is valid but the user has no access now, for example because the user
                 is disabled.
-            RequestLimitReachedError: if the user has used up an allowance. The request counts nothing.
+            RequestLimitReachedError: if the user has reached a limit of their plan. The request is not counted.
             ConfigurationError: if the user has a plan that the configuration does not contain.
             RepositoryUnavailableError: if the database is unavailable. In that case, no request is admitted.
         """
@@ -149,9 +149,9 @@ class Guard:
         return self.record(Admission(user, _key_id(parsed), limits, self._charge_now), cost, now)
 
     def identify(self, credential: str) -> User:
-        """Authenticate a token or API key and return its user. Count no request, and apply no limits.
+        """Authenticate a token or API key and return its user, without counting a request or applying limits.
 
-        Use it to look up the owner of a credential, for example to check an open connection again. To let a user call a
+        Use it to find out whose credential it is, for example to check an open connection again. To let a user call a
         model, use `admit` or `check`.
 
         Raises:
@@ -162,15 +162,15 @@ class Guard:
         return self.authenticate(parsed, principal, self.clock())
 
     def charge(self, user: User, units: int, *, key_id: ApiKeyId | None = None) -> None:
-        """Count units of a user, such as the tokens of an answer. Return when they are stored.
+        """Count units of a user, such as generated tokens. Return when they are stored.
 
-        They may exceed the limit of the plan; the user's next request is then rejected. If the plan does not limit
+        The units may exceed the limit of the plan. The user's next request is then rejected. If the plan does not limit
         units, they are only recorded as usage. If you have an `Admission`, call its `charge` instead.
 
         Args:
-            user: from `check` or `admit`.
-            units: how many.
-            key_id: the API key that the usage belongs to.
+            user: the user that `check` or `admit` returned.
+            units: the number of units.
+            key_id: the id of the API key in whose usage the units count; None for the usage with tokens.
 
         Raises:
             ValueError: unless ``units`` is a whole number from 0 to 2**53 - 1.
@@ -295,14 +295,14 @@ class AsyncGuard:
         return self._guard.authenticate(parsed, principal, self._guard.clock())
 
     async def charge(self, user: User, units: int, *, key_id: ApiKeyId | None = None) -> None:
-        """Count units of a user, such as the tokens of an answer. Return when they are stored. See `Guard.charge`."""
+        """Count units of a user, such as generated tokens. Return when they are stored. See `Guard.charge`."""
         validate_units(units)
         if self._limiter is not None and units:
             await self._limiter.charge(user, units)
         self._guard.record_units(user, key_id, units)
 
     def close(self) -> None:
-        """Store the units that `Admission.charge` has collected. Nothing may be admitted afterwards."""
+        """Store the units that `Admission.charge` has collected. Do not admit requests afterwards."""
         if self._limiter is not None and self._charges is not None:
             self._charges.close()
             self._limiter.close()

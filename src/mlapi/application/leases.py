@@ -1,7 +1,7 @@
-"""The requests that this process has drawn from allowances: leases, from which it serves users without the database.
+"""Leases: requests that this process has drawn from allowances, and from which it serves users without the database.
 
-A lease is valid until its window ends. The process measures that with its monotonic clock from before it asked the
-database, so it never serves a request after the window has ended on the database's clock.
+A lease is valid until its window ends. The process measures this time with its monotonic clock, starting before the
+draw. It therefore never serves a request after the window has ended on the database's clock.
 """
 
 import enum
@@ -17,10 +17,10 @@ from mlapi.domain.plans import Allowance, AllowanceState, Plan, RequestLimitReac
 from mlapi.domain.users import UserId
 
 DRAW_TIMEOUT_SECONDS = 5.0
-REFUSAL_SECONDS = 1.0
-"""How long a used-up allowance is remembered. Another process may have given some of it back since."""
+REJECTION_SECONDS = 1.0
+"""How long requests are rejected without a draw. After that, another process may have given requests back."""
 MAX_LEASE_SECONDS = 300.0
-"""Renew older leases: the database's clock may run faster, and the monotonic clock stops while a machine sleeps."""
+"""Older leases are renewed: the database's clock may run faster, and the monotonic clock stops during sleep."""
 
 TIMED_OUT = RepositoryUnavailableError("the database did not answer in time")
 
@@ -30,27 +30,30 @@ Outcome = States | Exception
 
 @attrs.define(eq=False)
 class Lease:
-    """What this process knows about an allowance of a user, and what it has drawn from it. Times are monotonic."""
+    """The part of a user's allowance that this process has drawn, and the rest as it was last read.
+
+    All times are monotonic, except ``starts_at``.
+    """
 
     allowance: Allowance
     in_hand: int = 0
-    """Drawn, and not used yet."""
+    """The number of drawn requests that have not been used yet."""
     left: int = 0
-    """Not drawn by any process when the database was last asked. Negative if too many units were charged."""
+    """The number that no process had drawn at the last draw or read. Negative if charged units exceed the limit."""
     starts_at: int = 0
     """The start of the window, in seconds since 1970 on the database's clock."""
     expires: float = float("-inf")
-    """The window has not ended before this time."""
+    """The earliest time at which the window may end. The lease is not used after it."""
     resets: float = float("-inf")
-    """The window has ended at this time. Clients may retry then."""
+    """The latest time at which the window may end. Clients are told to retry then."""
     renew_at: float = float("-inf")
     """Draw again after this time."""
-    refused_cost: int = 0
-    """Requests of this cost or more are refused until `refused_until`."""
-    refused_until: float = float("-inf")
+    rejected_cost: int = 0
+    """Requests of this cost or more are rejected until `rejected_until`."""
+    rejected_until: float = float("-inf")
 
     def record(self, drawn: Drawn, before: float, after: float) -> None:
-        """Record the result of a draw that was made between two times."""
+        """Record the result of a draw that was made between the times ``before`` and ``after``."""
         expires = before + drawn.ends_in_seconds
         if drawn.starts_at != self.starts_at:
             self.in_hand = 0
@@ -61,10 +64,10 @@ class Lease:
         self.starts_at = drawn.starts_at
         self.left = self.allowance.limit - drawn.used
 
-    def refuse(self, now: float) -> None:
-        """Remember that no more is left than is known."""
-        self.refused_cost = self.in_hand + max(0, self.left) + 1
-        self.refused_until = min(now + REFUSAL_SECONDS, self.expires)
+    def mark_used_up(self, now: float) -> None:
+        """Reject requests for a moment if they cost more than what is left."""
+        self.rejected_cost = self.in_hand + max(0, self.left) + 1
+        self.rejected_until = min(now + REJECTION_SECONDS, self.expires)
 
     def state(self, now: float) -> AllowanceState:
         reset_seconds = ceil(self.resets - now)
@@ -72,7 +75,7 @@ class Lease:
         return AllowanceState(self.allowance, max(0, left), max(1, reset_seconds))
 
     def take_draws(self, user_id: UserId, cost: int, now: float) -> list[Draw]:
-        """Return the draws that are needed to serve a request. A lease that must be renewed is given back first."""
+        """Return the draws that a request needs. To renew a lease, the first draw gives it back."""
         returned = []
         if now >= self.renew_at:
             returned = self.take_all(user_id, now)
@@ -81,7 +84,7 @@ class Lease:
         return [*returned, draw]
 
     def take_all(self, user_id: UserId, now: float) -> list[Draw]:
-        """Return the draw that gives back everything in hand, if there is anything and the window has not ended."""
+        """Return a draw that gives back all unused requests. Return none if there are none, or the window has ended."""
         in_hand, self.in_hand = self.in_hand, 0
         if not in_hand or now >= self.expires:
             return []
@@ -93,8 +96,8 @@ class Waiter:
     """A request that waits for a draw.
 
     Attributes:
-        notify: called when there is an outcome, or when the request has to draw: not while it draws.
-        outcome: what the request gets; None while it waits.
+        notify: called when the request has an outcome, or when it must draw. Not called while it draws.
+        outcome: the states of the allowances, or the error for the request; None while it waits.
     """
 
     account: "Account"
@@ -114,7 +117,7 @@ class DrawState(enum.Enum):
 
 @attrs.define(eq=False)
 class PendingDraw:
-    """The draws for one user that are queued or running. ``leases`` has None for those that give something back."""
+    """The queued or running draws of one user. ``leases`` contains the lease of each draw, or None if it gives back."""
 
     waiter: Waiter
     draws: list[Draw]
@@ -131,15 +134,15 @@ class Account:
     plan: Plan | None = None
     requests: tuple[Lease, ...] = ()
     all: tuple[Lease, ...] = ()
-    """The leases of requests, then those of units. Of units, none are drawn in advance."""
+    """The leases of requests, then the leases of units, which are always empty: units are not drawn in advance."""
     returns: list[Draw] = attrs.field(factory=list)
     """Draws that give back leases of a former plan."""
     waiting: deque[Waiter] = attrs.field(factory=deque)
     pending: PendingDraw | None = None
-    is_forgotten: bool = False
+    is_evicted: bool = False
 
     def adopt(self, plan: Plan, now: float) -> None:
-        """Use the allowances of a plan. Leases of equal allowances are kept; the others will be given back."""
+        """Change to the allowances of a plan. Keep the leases of allowances in both plans, and give back the others."""
         if plan != self.plan:
             known = {lease.allowance: lease for lease in self.all}
             leases = [known.pop(each) if each in known else Lease(each) for each in plan.allowances]
@@ -153,7 +156,7 @@ class Account:
             self.returns += lease.take_all(self.user_id, now)
 
     def take_returns(self, now: float) -> list[Draw]:
-        """Return the draws that give back everything in hand."""
+        """Return the draws that give back all unused requests."""
         self.give_back(self.requests, now)
         returns, self.returns = self.returns, []
         return returns
@@ -163,7 +166,7 @@ class Account:
         return tuple([lease.state(now) for lease in self.all if now < lease.resets])
 
 
-def refusal(blocked: Sequence[Lease], states: States, now: float) -> RequestLimitReachedError:
-    """Return the error for a request, given the leases of used-up allowances and the states of all."""
+def limit_error(blocked: Sequence[Lease], states: States, now: float) -> RequestLimitReachedError:
+    """Return the error for a request. ``blocked`` contains the leases of the used-up allowances."""
     latest = max(blocked, key=lambda lease: lease.resets)
     return RequestLimitReachedError(latest.allowance, latest.state(now).reset_seconds, states)

@@ -1,4 +1,4 @@
-"""Enforce the limits of plans. `mlapi.application.leases` says how they are served from memory."""
+"""Enforce the limits of plans. `mlapi.application.leases` explains how requests are served from memory."""
 
 import logging
 import threading
@@ -26,13 +26,13 @@ from mlapi.domain.users import User
 from mlapi.forks import call_at_exit, call_in_children, new_lock, notice_fork
 
 IDLE_SECONDS = 6.0
-"""When a user has not called for this time, or at most twice as long, the leases are given back. No request waits for
-as long."""
+"""A user's leases are given back this long after the user's last request, or at most twice as long. It exceeds the time
+that a request may wait."""
 _MAX_RETURNS = 1000
 _WARNING_INTERVAL_SECONDS = 60.0
 _READ_ONLY = (
-    "requests are rejected: the plans have limits, but the database account may not change the table"
-    " mlapi_allowances; grant it that, or remove plans from the configuration"
+    "requests are rejected: the plans have limits, but the database account may not write to the table"
+    " mlapi_allowances: grant this privilege, or remove plans from the configuration"
 )
 
 Charges = tuple[Draw, ...]
@@ -53,7 +53,7 @@ class Signal(Protocol):
 
 
 class LimitsExecutor(Protocol):
-    """Decides where the steps run that wait for the database."""
+    """Decides in which thread the steps that wait for the database run."""
 
     def new_signal(self) -> Signal: ...
 
@@ -93,22 +93,22 @@ class Limiter:
         call_in_children(self._initialize)
 
     def _initialize(self) -> None:
-        """Start without a thread. After a fork, the parent gives back what it has drawn."""
+        """Start without a thread. After a fork, the parent gives back its own leases."""
         self._sweeper: threading.Thread | None = None
         self._closing = threading.Event()
         self._forget_exit: Callable[[], None] = lambda: None
 
     def admit(self, user: User, cost: int = 1) -> tuple[AllowanceState, ...]:
-        """Count a request, and return the states of all allowances of the user's plan: none if there are no limits.
+        """Count a request, and return the states of the allowances of the user's plan. Without limits, there are none.
 
-        If several requests of a user have to wait for the database, they are served in order.
+        If several requests of a user must wait for the database, they are served in order.
 
         Args:
-            user: as the database has it now.
-            cost: how much the request counts in each window. 0 counts nothing, but raises the same errors as 1.
+            user: the user, as currently stored.
+            cost: the number of requests to count. 0 counts none, but raises the same errors as 1.
 
         Raises:
-            RequestLimitReachedError: if an allowance is used up. The request then counts in no window.
+            RequestLimitReachedError: if an allowance is used up. The request then counts toward none.
             ConfigurationError: if the configuration does not contain the user's plan, and has no default plan.
             InvalidTokenError: if the user was removed.
             RepositoryUnavailableError: if the database is unavailable and the request needs it.
@@ -125,9 +125,10 @@ class Limiter:
         return self._plans().find(user.plan)
 
     def charge(self, user: User, units: int) -> None:
-        """Count units, for example the tokens of an answer. Return when they are durable.
+        """Count units, for example generated tokens. Return when they are stored durably.
 
-        They may exceed the limit; the next request is then refused. Do nothing if the user's plan does not limit units.
+        The units may exceed the limit. The user's next request is then rejected. If the user's plan does not limit
+        units, this does nothing.
 
         Raises:
             ConfigurationError, RepositoryUnavailableError: see `admit`.
@@ -135,15 +136,15 @@ class Limiter:
         run_inline(self.charge_with(self._inline, user, units))
 
     def close(self) -> None:
-        """Give unused requests back to the allowances. Nothing may be admitted afterwards.
+        """Give all unused requests back. Do not admit requests afterwards.
 
-        A limiter that is not closed does this when the process exits without being killed.
+        If you do not close the limiter, it gives them back when the process exits, unless the process is killed.
         """
         notice_fork()
         self._closing.set()
         self._forget_exit()
         if (sweeper := self._sweeper) is not None:
-            sweeper.join(DRAW_TIMEOUT_SECONDS)  # it may be giving something back
+            sweeper.join(DRAW_TIMEOUT_SECONDS)  # it may be giving requests back
         self._give_back(self._accounts.take_returns(self._accounts.close()), attempts=2)
 
     def admit_nowait(self, user: User, cost: int) -> States | None:
@@ -203,7 +204,7 @@ class Limiter:
         """Make the draws of several requests in one transaction, and serve the requests that wait for them.
 
         Args:
-            items: what the requests draw or charge.
+            items: the draws and charges of each request.
             commit_by: see `Allowances.draw`.
         """
         begun = [item for item in items if not isinstance(item, PendingDraw) or self._accounts.begin(item)]
@@ -270,7 +271,7 @@ class Limiter:
             if attempts > 1 and not may_be_done:
                 self._give_back_some(draws, attempts - 1)
             else:
-                self._warnings.log(f"unused requests could not be given back to the plans' allowances: {error}")
+                self._warnings.log(f"unused requests could not be given back, so users have lost them: {error}")
 
     def _start_sweeper(self) -> None:
         if self._sweeper is None:
@@ -282,10 +283,10 @@ class Limiter:
                     self._forget_exit = call_at_exit(self.close)
 
     def _sweep(self) -> None:
-        """Give back the leases of users who have stopped calling. End when there are no more users."""
+        """Give back the leases of users who have stopped sending requests. End when there are no more users."""
         closing = self._closing
         while not closing.wait(IDLE_SECONDS):
-            self._give_back(self._accounts.take_returns(self._accounts.turn()))
+            self._give_back(self._accounts.take_returns(self._accounts.evict_idle()))
             with self._lock:
                 if self._accounts.is_empty:
                     self._sweeper = None

@@ -28,9 +28,9 @@ class RetentionRule:
     """How long one kind of data is kept.
 
     Attributes:
-        what: names the data in the log.
-        max_age: delete older data.
-        purge: deletes at most ``limit`` rows from before a time, and returns how many.
+        what: the name of the data in log messages.
+        max_age: how long the data is kept.
+        purge: deletes at most ``limit`` rows from before a time, and returns the number of deleted rows.
     """
 
     what: str
@@ -51,7 +51,7 @@ class Retention:
     """Deletes old data in a background thread until it is closed.
 
     Args:
-        rules: what to delete.
+        rules: the data to delete, and its age.
         interval_seconds: the time between two purges; by default `INTERVAL_SECONDS`.
         clock: used to calculate the age of the data.
     """

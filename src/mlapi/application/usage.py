@@ -39,7 +39,7 @@ _Key = tuple[int, UserId, ApiKeyId | None]
 
 @attrs.define(eq=False)
 class _Count:
-    """The requests and units of a row that is not written yet."""
+    """The requests and units of a row that has not been written yet."""
 
     requests: int
     units: int
@@ -58,7 +58,7 @@ class _Outage:
     error: MlapiError | None = None
     """The latest error; None unless writes are failing."""
     is_permanent: bool = False
-    """True if the account has repeatedly not been allowed to write. A single such error may be due to a failover."""
+    """True if writes failed repeatedly because the account may only read. A failover may cause a single such error."""
     retry_at_monotonic: float = float("-inf")
 
     def begin(self, error: MlapiError, *, retry_seconds: float) -> bool:
@@ -79,14 +79,15 @@ class _Outage:
 class BackgroundUsage:
     """A `UsageRecorder` that collects usage and the last use of API keys, and writes both from one thread.
 
-    Usage is summed up per day, user and API key in memory, and written about once a second. If a write fails, the rows
-    are kept and written later. They are lost, and a warning says so,
+    It adds up usage per day, user and API key in memory, and writes it about once a second. If a write fails, it keeps
+    the rows and writes them later. It drops rows and logs a warning in three cases:
 
-    - if the account may only read the database;
-    - if the connection was lost during the commit: writing the rows again could count them twice;
-    - if there are `MAX_ROWS` rows: further rows are dropped until the database is available again.
+    - The account may only read the database.
+    - The connection was lost during the commit: writing the rows again could count them twice.
+    - `MAX_ROWS` rows are waiting: it drops further rows until the database is available again.
 
-    Close it to write the rest. If it is not closed, the rest is written when the process exits without being killed.
+    Close it to write the remaining rows. If you do not close it, it writes them when the process exits, unless the
+    process is killed.
 
     Args:
         usage: stores the usage.
@@ -106,7 +107,7 @@ class BackgroundUsage:
         call_in_children(self._initialize)
 
     def _initialize(self) -> None:
-        """Start empty. After a fork, the parent writes what it collected before."""
+        """Start empty. After a fork, the parent writes the usage that it has collected."""
         self._counts: dict[_Key, _Count] = {}
         self._uses: dict[ApiKeyId, datetime] = {}
         # When each key's use was last written, on the clock of `time.monotonic`. Readers may still see the older row
@@ -144,7 +145,7 @@ class BackgroundUsage:
                 self._wake_writer()
 
     def close(self) -> None:
-        """Write the rest, and return when it is stored. Retry for a few seconds unless writes were failing already."""
+        """Write the remaining rows, and return when they are stored. Retry for a few seconds, but not in an outage."""
         notice_fork()  # before taking the lock: a noticed fork unlocks it
         with self._lock:
             self._forget_exit()
@@ -165,7 +166,7 @@ class BackgroundUsage:
         self._report_dropped()
 
     def _wake_writer(self) -> None:
-        """Let the thread write, and start it if necessary. The caller holds the lock."""
+        """Tell the thread to write, and start it if necessary. The caller holds the lock."""
         if self._has_work.is_set():
             return
         if self._thread is None or not self._thread.is_alive():
@@ -193,7 +194,7 @@ class BackgroundUsage:
                 has_work.set()
 
     def _write(self, *, is_last_chance: bool = False) -> None:
-        """Write what was collected. During an outage, only do so if the next attempt is due or at the last chance."""
+        """Write the collected rows. During an outage, write only if a retry is due, or if this is the last chance."""
         notice_fork()  # before taking the lock: a noticed fork unlocks it
         with self._write_lock:
             uses = self._collect()
@@ -205,7 +206,7 @@ class BackgroundUsage:
                 self._write_uses(uses)
 
     def _collect(self) -> dict[ApiKeyId, datetime]:
-        """Move the collected rows to those that are due. Return the collected uses of API keys."""
+        """Add the collected rows to the rows that are due. Return the collected uses of API keys."""
         with self._lock:
             self._has_work.clear()
             counts, self._counts = self._counts, {}

@@ -268,7 +268,8 @@ class Users(CommandFactory):
 
         Raises:
             RepositoryUnavailableError: if the database is unavailable. Completed batches are kept.
-            ChangeRejectedError: if a constraint or trigger in the database rejects a new password. The others are kept.
+            ChangeRejectedError: if a constraint or trigger in the database rejects a new password. The other new
+                passwords of its batch are kept.
         """
         for page in self._pages(batch_size):
             reencrypted = ((user, self.cipher.reencrypt(user.password)) for user in page)

@@ -87,7 +87,7 @@ def open_guard(settings: Settings) -> Iterator[Guard]:
 
 @contextmanager
 def limiter_for(settings: Settings, allowances: "Allowances", plans: Callable[[], Plans]) -> "Iterator[Limiter | None]":
-    """Yield a limiter, or None if the settings contain no plans. Afterwards, give back what it has drawn."""
+    """Yield a limiter, or None if the settings contain no plans. Afterwards, give back its unused requests."""
     if not settings.plans:
         yield None
         return

@@ -71,7 +71,7 @@ def load_plans(file: Path, environ: Mapping[str, str] = os.environ) -> Plans:
     """Load only the plans, from a file and the environment. Log no warnings.
 
     Raises:
-        ConfigurationError: if the file is invalid or empty. An editor may just be writing it.
+        ConfigurationError: if the file is invalid or empty, for example while an editor writes it.
     """
     tree = validate_keys(read_yaml(file), str(file))
     if not tree:
@@ -90,7 +90,7 @@ def _load_overrides(environ: Mapping[str, str]) -> dict[str, Any]:
 def _merge(tree: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
     """Return a copy of a tree with other settings, which override those in the tree.
 
-    Sections and plans are copied, too: several names may refer to the same one, because YAML has aliases.
+    Copy sections and plans too: because YAML has aliases, several names may refer to the same object.
     """
     merged = dict(tree)
     for name, value in overrides.items():

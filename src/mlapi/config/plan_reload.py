@@ -15,7 +15,7 @@ from mlapi.forks import new_lock
 CHECK_SECONDS = 0.0005
 """Check the file at most this often: a system call takes longer than admitting a request."""
 SETTLE_SECONDS = 0.1
-"""Read a changed file once more after this time: two changes in quick succession may have the same time and size."""
+"""Read a changed file again after this time: two changes in quick succession may have the same time and size."""
 
 _logger = logging.getLogger("mlapi")
 
@@ -23,7 +23,7 @@ _logger = logging.getLogger("mlapi")
 def reloading_plans(settings: Settings) -> Callable[[], Plans]:
     """Return a function that returns the current plans.
 
-    If the settings contain no plans, or were not read from a file, it always returns the same.
+    If the settings contain no plans, or were not read from a file, it always returns the same plans.
     """
     plans = make_plans(settings)
     return PlansInFile(settings.file, plans) if settings.plans and settings.file is not None else lambda: plans
@@ -71,7 +71,7 @@ class PlansInFile:
 
     def _reload(self, signature: object, now: float) -> None:
         if signature == self._signature and now < self._settled_at:
-            return  # another thread has done it
+            return  # another thread has reloaded the plans
         self._settled_at = float("inf") if signature == self._signature else now + SETTLE_SECONDS
         self._signature = signature
         try:
@@ -84,7 +84,7 @@ class PlansInFile:
         self._logged = ""
         if plans != self._plans:
             self._plans = plans
-            _logger.info("the plans changed and were reloaded")
+            _logger.info("reloaded the plans from the configuration")
 
     def _read_signature(self) -> object:
         try:

@@ -11,7 +11,7 @@ from mlapi.domain.plans import Allowance, Measure, Plan, Plans, Window
 
 _PLAN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 NO_PLAN = "none"
-"""The name for users without a plan on the command line, which no plan may have."""
+"""On the command line, this name means no plan, so no plan may have it."""
 _KEYS = tuple(attrs.fields_dict(PlanSettings))
 
 
@@ -54,7 +54,7 @@ def validate_plan_keys(plans: object, source: str) -> None:
 
 
 def parse_plans(plans: dict[str, dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """Return the section with whole numbers, which environment variables contain as text.
+    """Return the section with each limit as a whole number. Environment variables contain limits as text.
 
     Raises:
         ConfigurationError: for the first limit that is not a whole number from 1 to `MAX_ALLOWANCE`.
@@ -76,10 +76,10 @@ def _parse_limit(setting: str, limit: object) -> int:
 
 
 def validate_default_plan(settings: Settings) -> None:
-    """Check that the default plan exists.
+    """Check that ``default_plan`` is one of the plans.
 
     Raises:
-        ConfigurationError: if it does not.
+        ConfigurationError: if it is not.
     """
     if settings.default_plan is not None and settings.default_plan not in settings.plans:
         plans = f"one of the plans: {', '.join(settings.plans)}" if settings.plans else "defined in plans"

@@ -20,7 +20,7 @@ MANY = 2**40
 
 
 def request_draw(user_id: UserId, wanted: int = 1, **fields: object) -> Draw:
-    """Return a draw from ten requests per month, a window that rarely ends during a test."""
+    """Return a draw from an allowance of ten requests per month: a month rarely ends during a test."""
     values = {"allowance": "requests per month", "window": Window.MONTH, "limit": LIMIT, **fields}
     return Draw(user_id=user_id, wanted=wanted, **values)  # type: ignore[arg-type]  # the test passes the right types
 
@@ -33,7 +33,7 @@ def draw_one(allowances: Allowances, draw: Draw) -> Drawn:
 
 
 def granted(results: Sequence[Drawn | None]) -> list[int | None]:
-    """Return how many each draw granted, or None for unknown users."""
+    """Return the number that each draw granted, or None for unknown users."""
     return [None if drawn is None else drawn.granted for drawn in results]
 
 
@@ -53,7 +53,7 @@ class AllowancesContract:
 
         assert [(drawn.granted, drawn.used) for drawn in results] == [(3, 3), (5, 8), (2, 10), (0, 10)]
 
-    def test_too_few_are_not_granted(self, allowances: Allowances, ada: UserId) -> None:
+    def test_nothing_is_granted_if_too_few_are_left(self, allowances: Allowances, ada: UserId) -> None:
         allowances.draw([request_draw(ada, LIMIT - 2)])
 
         results = [allowances.draw([request_draw(ada, 5, at_least=least)]) for least in (3, 2)]
@@ -67,7 +67,7 @@ class AllowancesContract:
 
         assert (drawn.granted, drawn.used) == (MANY, MANY + LIMIT)
 
-    def test_count_stays_within_what_databases_can_store(self, allowances: Allowances, ada: UserId) -> None:
+    def test_count_never_exceeds_the_storable_maximum(self, allowances: Allowances, ada: UserId) -> None:
         drawn = [draw_one(allowances, request_draw(ada, MAX_USED - 1, limit=None)) for _ in range(3)]
 
         assert [each.used for each in drawn] == [MAX_USED - 1, MAX_USED, MAX_USED]

@@ -38,7 +38,7 @@ class SettableClock:
 
 @attrs.define(eq=False)
 class ImmediateUsage:
-    """A `UsageRecorder` that stores usage and the last use of API keys at once.
+    """A `UsageRecorder` that stores usage and the last use of API keys immediately.
 
     Args:
         usage: stores the usage.
@@ -74,7 +74,7 @@ def make_plans(plans: Mapping[str, Mapping[str, int]], *, default_plan: str | No
 
 
 def make_limiter(repository: InMemoryUserRepository, plans: Plans, *, clock: Clock = utc_now) -> Limiter:
-    """Return a limiter that keeps its counts in memory. Its windows follow the clock."""
+    """Return a limiter that keeps its counts in memory. The clock decides when its windows end."""
 
     def timestamp() -> float:
         return clock().timestamp()

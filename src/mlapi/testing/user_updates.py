@@ -33,7 +33,7 @@ from mlapi.testing.samples import (
 
 
 class UserUpdateContract:
-    def test_update_changes_the_given_fields_only(self, repository: UserRepository) -> None:
+    def test_update_changes_only_the_specified_fields(self, repository: UserRepository) -> None:
         ada, bob = registered(repository, "ada", **SUBSCRIBED), registered(repository, "bob", **SUBSCRIBED)
         commands = [
             UpdateUser(user_id=ada.id, at=LATER),
@@ -65,7 +65,7 @@ class UserUpdateContract:
         assert repository.get(bob.id) == bob
 
     @pytest.mark.parametrize(
-        ("end", "expected"),
+        ("expiry", "expected"),
         [
             (None, LATER + timedelta(days=30)),
             (NOON, LATER + timedelta(days=30)),
@@ -73,10 +73,10 @@ class UserUpdateContract:
         ],
         ids=["no expiry", "expired", "not expired"],
     )
-    def test_extension_starts_at_the_later_of_now_and_the_end(
-        self, repository: UserRepository, end: datetime | None, expected: datetime
+    def test_extension_starts_at_the_later_of_now_and_the_expiry(
+        self, repository: UserRepository, expiry: datetime | None, expected: datetime
     ) -> None:
-        ada = registered(repository, expires_datetime=end)
+        ada = registered(repository, expires_datetime=expiry)
 
         change = apply_one(repository, UpdateUser(user_id=ada.id, expires=Extension(hours=30 * 24), at=LATER))
 

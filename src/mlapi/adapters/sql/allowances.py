@@ -1,4 +1,4 @@
-"""Count in a database table what users have used of their allowances, so that all processes share the counts."""
+"""Count what users have used of their allowances, in a database table that all processes share."""
 
 from collections.abc import Callable, Sequence
 from functools import partial

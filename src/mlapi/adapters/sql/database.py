@@ -210,7 +210,7 @@ class Database:
             raise RepositoryUnavailableError(str(rejected)) from None
 
     def apply_batch(self, work: Callable[[Any], T], *, commit_by: float | None = None) -> T:
-        """Like `write_batch`, but report separately that a constraint or a trigger rejects the changes.
+        """Write a batch like `write_batch`, but raise `BatchRejectedError` if a constraint or trigger rejects it.
 
         Raises:
             RepositoryUnavailableError: see `write_batch`.
@@ -277,7 +277,7 @@ class Database:
             return stack.pop_all(), connection
 
     def _commit(self, connection: Any) -> None:  # noqa: ANN401 - a connection of the driver
-        """Commit. Unless a constraint or trigger rejects the changes, raise an error that `_retrying` does not catch.
+        """Commit. If the commit fails, raise an error that `_retrying` does not catch, except for a rejection.
 
         Any other failed commit may have succeeded.
         """

@@ -188,7 +188,7 @@ class Dialect(Protocol[DriverConnectionT]):
         ...
 
     def read_draws(self, connection: DriverConnectionT, requests: Sequence[Draw]) -> list[Drawn | None]:
-        """Return what each draw would return if it drew nothing, without waiting for writers."""
+        """Return the result of each draw as if its ``wanted`` were 0, without waiting for writers."""
         ...
 
     def check_writable(self, connection: DriverConnectionT) -> None:
@@ -226,7 +226,7 @@ class Dialect(Protocol[DriverConnectionT]):
         ...
 
     def has_metadata(self, key: str, text: str) -> ColumnElement[bool]:
-        """Return the condition that `mlapi.domain.metadata.Metadata.has` is True for the metadata of a user."""
+        """Return an SQL condition that is true for users whose metadata has this value. See `Metadata.has`."""
         ...
 
     def create_text_index(self, connection: Connection) -> None:

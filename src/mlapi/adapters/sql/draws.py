@@ -22,7 +22,7 @@ def keys_of(requests: Iterable[Draw]) -> list[AllowanceKey]:
 def apply_draws(
     requests: Sequence[Draw], found: FoundUses
 ) -> tuple[list[Drawn | None], dict[AllowanceKey, AllowanceUse]]:
-    """Apply draws in order to locked rows. Return the results, and what to store in the rows that changed."""
+    """Apply draws in order to locked rows. Return the results, and the new content of the rows that changed."""
     changed: dict[AllowanceKey, AllowanceUse] = {}
     results: list[Drawn | None] = []
     for draw in requests:
@@ -39,6 +39,6 @@ def apply_draws(
 
 
 def read_draws(requests: Sequence[Draw], found: FoundUses) -> list[Drawn | None]:
-    """Return what each draw would return if it drew nothing. See `mlapi.domain.allowances.Allowances.read`."""
+    """Return the result of each draw as if its ``wanted`` were 0. See `mlapi.domain.allowances.Allowances.read`."""
     results, _ = apply_draws([attrs.evolve(draw, wanted=0) for draw in requests], found)
     return results

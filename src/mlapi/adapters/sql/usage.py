@@ -65,7 +65,7 @@ class SqlUsage:
         if not _may_exist(user_id):
             return []
         if after is not None and (first_day is None or first_day <= after.day):
-            # SQLite would use it instead of the position to find the first row, and read all rows before the position.
+            # Omit it: SQLite would search by it instead of by the position, and read all rows before the position.
             first_day = None
         page = select(*USAGE_COLUMNS).where(*_conditions(first_day, last_day, user_id)).order_by(*_POSITION)
         if after is not None:

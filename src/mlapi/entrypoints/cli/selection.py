@@ -59,7 +59,7 @@ def filter_options(command: Callable[..., None]) -> Callable[..., None]:
             "--expires-before",
             type=AnyTime(),
             metavar="TIME",
-            help="Only users whose access expires before: +7d, or a date.",
+            help="Only users whose access expires before TIME: +7d, or a date.",
         ),
         click.option("--state", type=click.Choice(get_args(UserState)), help="Only users in this state now."),
         click.option("--enabled/--disabled", default=None, help="Only enabled users, or only disabled ones."),
@@ -225,14 +225,14 @@ def apply_to_each(
     """Apply a command to each user, in one transaction per batch, and report the outcomes.
 
     Args:
-        users: the users.
+        users: all users.
         selected: the users to change. Repeated users are changed once.
         prepare: returns the command for a user.
         report: reports the outcomes.
         is_repeatable: whether applying the commands again has no further effect.
 
     Raises:
-        CommandError: if the database becomes unavailable. The outcomes of former batches have been reported.
+        CommandError: if the database becomes unavailable. The outcomes of earlier batches have been reported.
     """
     try:
         iterator = _skip_repeated(selected)

@@ -70,8 +70,8 @@ def usage_command(
     Without USER, show all users. Use - to read names or ids from standard input.
 
     \b
-    The table has the totals of each user. --json and --csv have a line for each day, user and API key.
-    A removed user must be named by id.
+    The table shows the totals of each user. --json and --csv print a line for each day, user and API key.
+    Name a removed user by id.
     """  # noqa: D301 - the backspace tells click not to rewrap the paragraph
     days, report = _parse_days(first, last), Report("found")
     with open_service_as_operator() as service:

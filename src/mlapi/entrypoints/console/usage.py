@@ -58,7 +58,7 @@ class UsageShare:
 
 
 def default_days() -> DayRange:
-    """Return the days that are shown by default, which end today."""
+    """Return the days that the page shows by default. The last day is today."""
     return queries.parse_days({}, today=utc_now().date())
 
 
@@ -74,7 +74,7 @@ def read_overview(usage: UsageRepository, days: DayRange, user_id: UserId | None
 
 
 async def show_usage(request: ConsoleRequest) -> Response:
-    """Show the usage of all users and the biggest of them, or the usage of one user and their API keys."""
+    """Show the usage of all users and the users with the most requests, or the usage of one user by API key."""
     parameters = request.query_parameters("user_id", "from", "to")
     user_id = requests.parse_user_id(parameters["user_id"]) if "user_id" in parameters else None
     try:

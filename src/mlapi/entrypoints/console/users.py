@@ -31,7 +31,7 @@ MAX_ENDING_SOON = 5
 """The number of users whose access expires soon that the first page shows."""
 _LIST_PARAMETERS = ("q", "state", "after")
 _ENDING = "ending"
-"""A choice of the state filter: active users whose access expires soon."""
+"""A value of the state filter: active users whose access expires soon."""
 
 
 async def show_users(request: ConsoleRequest) -> Response:
@@ -85,7 +85,7 @@ def _parse_list_query(parameters: Mapping[str, str]) -> queries.UsersQuery:
 
 @attrs.frozen
 class Overview:
-    """What the first page shows above the list.
+    """The content of the first page above the list.
 
     Attributes:
         total: the number of users.
@@ -184,7 +184,7 @@ async def set_password(request: ConsoleRequest) -> Response:
 
 
 async def set_expiry(request: ConsoleRequest) -> Response:
-    """Set, extend or remove the end of a user's access."""
+    """Set, extend or remove the expiry of a user's access."""
     user_id = user_id_in_path(request)
     if request.is_safe:
         return redirect(request, f"/users/{user_id}")

@@ -1,4 +1,7 @@
-"""Admit the requests of any ASGI framework, and finish the responses to admitted requests."""
+"""Admit the requests of any ASGI framework, and complete the responses to admitted requests.
+
+Completing a response means adding the rate-limit headers, and storing charged units before its end.
+"""
 
 from collections.abc import Awaitable
 
@@ -20,8 +23,8 @@ _FIRST_FIELD = _FIELDS[RATE_LIMIT_HEADERS[0]]
 async def admit_request(connection: HTTPConnection, guard: AsyncGuard) -> Admission:
     """Admit a request or a WebSocket, for example in a dependency of FastAPI.
 
-    Store the admission in ``connection.scope["mlapi"]``. Add `AdmissionMiddleware` to the application, which finishes
-    the responses.
+    Store the admission in ``connection.scope["mlapi"]``. Add `AdmissionMiddleware` to the application: it completes the
+    responses.
 
     Raises:
         MissingCredentialError: if the request has neither a token nor an API key.
@@ -34,9 +37,9 @@ async def admit_request(connection: HTTPConnection, guard: AsyncGuard) -> Admiss
 
 
 class AdmissionMiddleware:
-    """Finishes the responses to requests that a dependency or `GuardBackend` has admitted.
+    """Completes the responses to requests that a dependency or `GuardBackend` has admitted.
 
-    It adds the fields ``RateLimit`` and ``RateLimit-Policy``, and stores charged units before the end of the response.
+    It adds the headers ``RateLimit`` and ``RateLimit-Policy``, and stores charged units before the end of the response.
     `GuardMiddleware` does this itself. Add this middleware outside ``AuthenticationMiddleware``.
 
     Args:
@@ -55,12 +58,12 @@ class AdmissionMiddleware:
 
 
 def finishing(send: Send, admission: Admission) -> Send:
-    """Return a function that sends the messages of the response to an admitted request."""
+    """Return a function that completes and sends the messages of the response to an admitted request."""
     return lambda message: _send_finished(message, send, admission)
 
 
 def _send_finished(message: Message, send: Send, admission: Admission) -> Awaitable[None]:
-    """Send a message with rate-limit fields if it starts a response. If it ends one, first store charged units."""
+    """Send a message. Add the rate-limit headers to the start of a response. Before its end, store charged units."""
     kind = message["type"]
     if kind == "http.response.start":
         return send(_add_fields(message, admission) if admission.limits else message)

@@ -27,8 +27,8 @@ class GuardError(AuthenticationError):
 class GuardBackend(AuthenticationBackend):
     """A guard as a backend for Starlette's ``AuthenticationMiddleware``.
 
-    Requests without a credential pass as unauthenticated; protect routes with ``@requires``. `AdmissionMiddleware`
-    finishes the responses.
+    Requests without a credential pass as unauthenticated; protect routes with ``@requires``. Add `AdmissionMiddleware`,
+    which completes the responses.
 
     >>> Middleware(AdmissionMiddleware)  # doctest: +SKIP
     >>> Middleware(AuthenticationMiddleware, backend=GuardBackend(guard), on_error=handle_guard_error)  # doctest: +SKIP

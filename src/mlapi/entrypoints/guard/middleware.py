@@ -36,8 +36,8 @@ _MAX_EXEMPT_PATH_CHARS = 8192
 class GuardMiddleware:
     """Passes only the requests that a guard admits to an ASGI application, and sets ``request.user``.
 
-    ``request.scope["mlapi"]`` is the `mlapi.Admission`: call its ``charge`` to count units, such as the tokens of an
-    answer. Units that are charged during a response are stored before its end.
+    ``request.scope["mlapi"]`` is the `mlapi.Admission`: call its ``charge`` to count units, such as generated tokens.
+    Units that are charged during a response are stored before its end.
 
     All paths and WebSockets are guarded unless they are exempt, so new routes are guarded by default. Requests with
     ambiguous framing are rejected on every path, exempt ones included: a request smuggled inside one would bypass the

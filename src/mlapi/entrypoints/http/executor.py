@@ -90,7 +90,7 @@ class PoolExecutor:
         return await self._pages.run(function, *args, **kwargs)
 
     async def read_own(self, user_id: UserId, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function that reads the rows of a user, for this user. Pages of admins come first."""
+        """Call a function that reads the rows of a user, at this user's request. Reads of admins have priority."""
         return await self._pages.run_as(Turn(str(user_id), Priority.LOW), function, *args, **kwargs)
 
     async def search(self, receive: Receive, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

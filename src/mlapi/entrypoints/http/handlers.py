@@ -126,7 +126,7 @@ async def _check_token(request: Request, credential: str) -> Response:
 
 @handler
 async def verify(request: Request) -> Response:
-    # Never read the body: proxies forward the headers of uploads without it.
+    # Never read the body: a proxy sends the headers of an upload without its body.
     try:
         cost = queries.parse_cost(request.scope["query_string"])
         return responses.admitted(await _runtime(request).guard.admit(_credential(request), cost=cost))

@@ -29,7 +29,7 @@ _REQUESTS, _REQUEST_SECONDS, _CHANGES, _INFO = "mlapi_requests", "mlapi_request_
 _DECISIONS = "mlapi_guard_decisions"
 _NAMES = frozenset({_REQUESTS, _REQUEST_SECONDS, _CHANGES, _DECISIONS, _INFO})
 GUARD_ENDPOINT = "verify"
-"""The name of the endpoint that counts requests in the limits and the usage of users."""
+"""The only endpoint that counts requests toward the limits and usage of users."""
 
 _logger = logging.getLogger("mlapi")
 
@@ -40,7 +40,7 @@ class Metrics:
     """The metrics of one process.
 
     Args:
-        read_decisions: returns how often the guard has made each decision. The numbers only grow.
+        read_decisions: returns the number of times that the guard has made each decision, since the process started.
 
     Raises:
         ConfigurationError: if ``PROMETHEUS_MULTIPROC_DIR`` is not a writable folder.

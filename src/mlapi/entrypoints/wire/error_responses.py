@@ -240,7 +240,7 @@ def oauth_error_response(response: Response, error: MlapiError) -> Response:
 
 
 def proxy_error_response(response: Response) -> Response:
-    """Repeat the body of an error response in a header: nginx discards the body when it asks ``/verify``."""
+    """Return a copy of an error response of ``/verify`` with its body in a header, because nginx discards the body."""
     header = ("X-Auth-Request-Error", response.body.decode("latin-1"))
     return attrs.evolve(response, headers=(*response.headers, header))
 

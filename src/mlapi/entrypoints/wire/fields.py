@@ -114,7 +114,7 @@ PlanName = Annotated[
 MetadataFields = Annotated[
     dict[str, Any] | None,
     _field(
-        "Any JSON object of at most 4 KiB, such as a billing id. It replaces all keys, and null removes them.",
+        "A JSON object of at most 4 KiB, for example with a billing id. It replaces all keys. Null removes them.",
         {"customer": "cus_123"},
     ),
 ]

@@ -49,7 +49,7 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
         "schema": {"type": "integer", "enum": [0, 1]},
     },
     "state": {
-        "description": "Only list users in this state. Disabled users are never listed as expired.",
+        "description": "Only list users in this state. A disabled user is `disabled` even if their access has expired.",
         "schema": {"type": "string", "enum": STATES},
     },
     "expires_before": {
@@ -93,7 +93,7 @@ _QUERY_PARAMETERS: Mapping[str, Schema] = {
         "example": examples.USAGE.day.isoformat(),
     },
     "to": {
-        "description": "The last day, which is included, in UTC. By default, today. It must not be before `from`.",
+        "description": "The last day of the range, in UTC. By default, today. It must not be before `from`.",
         "schema": _DAY,
         "example": examples.USAGE.day.isoformat(),
     },

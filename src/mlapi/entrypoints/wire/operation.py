@@ -66,7 +66,7 @@ class Operation:
         may_be_disabled: whether a setting can disable the operation. Its path then responds with 404.
         needs_database: whether the operation fails if the database is unavailable.
         deprecated: whether clients should use another operation instead.
-        any_method: whether it accepts every method. The description only lists ``method``.
+        any_method: whether it accepts every method. The OpenAPI description lists only ``method``.
         cross_origin: whether browsers may call it from pages in ``http.cors_origins``. Never true for management.
     """
 

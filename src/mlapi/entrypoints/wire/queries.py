@@ -102,11 +102,11 @@ def parse_audit_query(query: bytes) -> AuditQuery:
 
 
 def parse_cost(query: bytes) -> int:
-    """Parse the query string of ``/verify``. Return how much the request counts: 1, or 0 if it only asks.
+    """Parse the query string of ``/verify``. Return the number of requests to count: 1 by default, or 0.
 
     Raises:
-        InvalidFieldsError: if the parameter is invalid, or there are others. A proxy that forwards the query of its
-            client would otherwise let the client choose the cost.
+        InvalidFieldsError: if the parameter is invalid, or there are other parameters. This reveals a proxy that
+            forwards its client's query: with such a proxy, the client could choose the cost.
     """
     return int(_parse(split_query(query), VERIFY_PARAMETERS).get("cost", "1")) if query else 1
 

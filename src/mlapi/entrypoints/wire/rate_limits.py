@@ -1,4 +1,4 @@
-"""The fields ``RateLimit-Policy`` and ``RateLimit`` (draft-ietf-httpapi-ratelimit-headers-11)."""
+"""The headers ``RateLimit-Policy`` and ``RateLimit`` (draft-ietf-httpapi-ratelimit-headers-11)."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -15,7 +15,7 @@ _WINDOW_PARAMETERS = {
 
 
 def rate_limit_headers(states: Sequence[AllowanceState]) -> tuple[tuple[str, str], ...]:
-    """Return the header fields that tell a client what is left of each allowance.
+    """Return the headers that tell a client what is left of each allowance.
 
     >>> from mlapi.domain.plans import Allowance
     >>> rate_limit_headers([AllowanceState(Allowance("requests", Window.MINUTE, 60), remaining=59, reset_seconds=34)])

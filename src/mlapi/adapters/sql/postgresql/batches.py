@@ -22,7 +22,7 @@ from mlapi.domain.users import UserId, UsernameKey
 class Segment:
     """Commands by their position in the batch. Apply them by kind: updates, registrations, API keys, removals.
 
-    An `UpdateUser` has a segment of its own, because it may free a name or take one.
+    Each `UpdateUser` is a segment of its own, because it may free a username or take one.
 
     The result is the same as applying them in order, because each user, name and API key occurs at most once, and no
     registration or API key command comes after a removal, which may free a name and deletes the user's API keys.

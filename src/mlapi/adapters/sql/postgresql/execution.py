@@ -139,7 +139,7 @@ def draw(connection: "BoundedConnection", requests: Sequence[Draw], *, adds_rows
 
 
 def read_draws(connection: "BoundedConnection", requests: Sequence[Draw]) -> list[Drawn | None]:
-    """Return what each draw would return if it drew nothing, without waiting for writers."""
+    """Return the result of each draw as if its ``wanted`` were 0, without waiting for writers."""
     return draws.read_draws(requests, _fetch_uses(connection, sql.ALLOWANCES, draws.keys_of(requests)))
 
 

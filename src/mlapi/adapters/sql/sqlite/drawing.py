@@ -26,7 +26,7 @@ def draw(connection: sqlite3.Connection, requests: Sequence[Draw]) -> list[Drawn
 
 
 def read(connection: sqlite3.Connection, requests: Sequence[Draw]) -> list[Drawn | None]:
-    """Return what each draw would return if it drew nothing."""
+    """Return the result of each draw as if its ``wanted`` were 0."""
     return draws.read_draws(requests, _find(connection, draws.keys_of(requests)))
 
 

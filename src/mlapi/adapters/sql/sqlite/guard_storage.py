@@ -53,7 +53,7 @@ class SqliteGuardStorage:
         self._operations = ForkGate()
         self._find_file_change = files.FileChangeCheck(file)
         self._write_slot = forks.new_lock()
-        """Let threads queue for SQLite's write lock: if they waited for it in SQLite, some would starve."""
+        """Make threads queue for SQLite's write lock. If they waited in SQLite, some would starve."""
         self._create_pools()
         # In a child, drop the parent's connections. `pause` closed them, except while another thread used the file.
         forks.call_in_children(self._create_pools)
@@ -127,7 +127,7 @@ class SqliteGuardStorage:
 
     @property
     def allowances(self) -> Allowances:
-        """Counts in the file what users have used of their allowances."""
+        """Counts what users have used of their allowances, in the file."""
         return _GuardAllowances(self)
 
     @property

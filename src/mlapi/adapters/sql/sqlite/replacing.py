@@ -173,7 +173,7 @@ def _edit(draft: Path, last_ids: Sequence[Row], used: Sequence[Row], *, end_toke
         # Do not use the ids of lost users again: other systems may still refer to them.
         connection.executemany("UPDATE sqlite_sequence SET seq = max(seq, ?1) WHERE name = ?2", last_ids)
         connection.executemany(_ADD_LAST_ID, last_ids)
-        # Requests that users have made since the backup still count, or a restore would grant them again.
+        # Keep counting the requests since the backup. Otherwise, the restore would grant them again.
         connection.executemany(_KEEP_USED, used)
         if end_tokens:
             connection.execute("UPDATE users SET token_epoch = new_epoch()")

@@ -48,12 +48,12 @@ def upgrade() -> None:
 
 
 def _check_columns() -> None:
-    """Raise an error if the table was adopted with columns of these names, which mlapi has kept until now."""
+    """Raise an error if the adopted table has its own columns with these names. Adoption keeps unknown columns."""
     found = {column["name"].lower() for column in sa.inspect(op.get_bind()).get_columns("users")}
     if taken := sorted(found & LATER_COLUMNS):
         raise ConfigurationError(
-            "the table `users` has columns of another program with the names of new columns of mlapi:"
-            f" {', '.join(taken)}: rename them, for example to legacy_{taken[0]}, then run `mlapi db upgrade`"
+            f"mlapi needs columns that the table `users` already has for another program: {', '.join(taken)}: rename"
+            f" them, for example to legacy_{taken[0]}, then run `mlapi db upgrade`"
         )
 
 
