@@ -17,6 +17,7 @@ import pytest
 from click.testing import Result
 from cryptography.fernet import Fernet
 
+from mlapi import Extension
 from mlapi.adapters.sql import backups
 from mlapi.adapters.sql.sqlite import replacing
 from mlapi.adapters.sql.storage import SqlStorage
@@ -387,6 +388,19 @@ def test_restore_reports_and_reverts_later_changes(folder: Path, backup: Path) -
         assert connection.execute("SELECT username FROM users").fetchall() == [("ada",), ("cyd",), ("dan",)]
     files = [folder / "mlapi.db", kept]
     assert [stat.S_IMODE(path.stat().st_mode) for path in files] == [0o600, 0o600]
+
+
+def test_restore_reports_lost_renewals_and_plans(backup: Path) -> None:
+    with open_users(load_settings()) as users:
+        users.update(user_id=UserId(1), expires=Extension(months=1))
+        users.update(user_id=UserId(2), metadata={"customer": "cus_123"})
+
+    result = restore(backup)
+
+    effect = "  users with their earlier expiry, plan, metadata, name or e-mail address: changed after the backup"
+    assert f"{effect}: 2 (ada, bob)\n" in result.stdout
+    with open_users(load_settings()) as users:
+        assert users.get(UserId(1)).expires_datetime is None
 
 
 def test_restore_reports_api_keys(backup: Path) -> None:

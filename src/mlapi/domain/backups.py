@@ -26,6 +26,8 @@ class RestoreEffects:
     """Users who were disabled after the backup and become enabled again."""
     disabled: Affected
     """Users who were enabled after the backup and become disabled again."""
+    reverted: Affected
+    """Users whose expiry, plan, metadata, e-mail address or spelling of the name was changed after the backup."""
     returning: Affected
     """Users who were removed after the backup and exist again."""
     lost: Affected

@@ -15,6 +15,7 @@ from mlapi.entrypoints.cli.selection import confirm, require_terminal, yes_optio
 _EFFECTS = {
     "enabled": "users enabled again: they were disabled after the backup",
     "disabled": "users disabled again: they were enabled after the backup",
+    "reverted": "users with their earlier expiry, plan, metadata, name or e-mail address: changed after the backup",
     "returning": "users restored: they were removed after the backup",
     "lost": "users lost: they were registered after the backup",
     "returning_api_keys": "API keys that work again: they were removed after the backup",

@@ -47,6 +47,8 @@ _KEEP_USED = (
 _AFFECTED = {
     "enabled": f"SELECT r.username {_SAME_USERS} WHERE r.enabled AND NOT m.enabled",
     "disabled": f"SELECT r.username {_SAME_USERS} WHERE m.enabled AND NOT r.enabled",
+    "reverted": f"SELECT r.username {_SAME_USERS} WHERE (r.expires_datetime, r.plan, r.metadata, r.email, r.username)"
+    " IS NOT (m.expires_datetime, m.plan, m.metadata, m.email, m.username)",
     "returning": "SELECT username FROM restored.users WHERE (id, username_key) NOT IN"
     " (SELECT id, username_key FROM main.users)",
     "lost": "SELECT username FROM main.users WHERE (id, username_key) NOT IN"
