@@ -307,6 +307,7 @@ def test_invalid_cells_are_reported_with_their_column() -> None:
         {"metadata": [1]},
         {"metadata": "{"},
         {"metadata": {"x": "y" * 5000}, "expires_datetime": 7},
+        {"plan": 0, "metadata": False, "expires_datetime": False},
     ]
     with Path("users.jsonl").open("w") as file:
         for number, line in enumerate(lines):
@@ -325,6 +326,9 @@ def test_invalid_cells_are_reported_with_their_column() -> None:
         (5, "metadata"),
         (6, "expires_datetime"),
         (6, "metadata"),
+        (7, "plan"),
+        (7, "expires_datetime"),
+        (7, "metadata"),
     ]
     assert "yyy" not in Path("users.jsonl.rejects.jsonl").read_text()
 

@@ -72,6 +72,12 @@ def test_extension_starts_at_the_later_of_now_and_the_expiry(expiry: datetime | 
 
 
 @pytest.mark.parametrize("extension", [Extension(months=12 * 9999), Extension(hours=9999 * 366 * 24)])
-@pytest.mark.parametrize("expiry", [None, datetime(9999, 12, 31, 23, 59, 59, 999, tzinfo=UTC)])
+@pytest.mark.parametrize("expiry", [None, datetime.max.replace(tzinfo=UTC)])
 def test_extension_ends_in_the_year_9999(extension: Extension, expiry: datetime | None) -> None:
-    assert extension.extend(expiry, NOW) == datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+    assert extension.extend(expiry, NOW) == datetime.max.replace(tzinfo=UTC)
+
+
+@pytest.mark.parametrize("amounts", [{}, {"months": -1}, {"hours": -1}, {"months": 1, "hours": -1}])
+def test_extension_must_add_time(amounts: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=r"months|hours"):
+        Extension(**amounts)

@@ -75,6 +75,10 @@ def test_other_values_are_rejected(value: object, error: str) -> None:
     assert error_info.value == InvalidFieldsError((FieldError("metadata", error),))
 
 
+def test_integer_that_python_does_not_write_is_too_large() -> None:
+    assert find_metadata_error({"x": [10**5000]}) == TOO_LARGE
+
+
 @pytest.mark.parametrize(
     ("text", "error"),
     [

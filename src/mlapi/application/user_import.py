@@ -237,7 +237,8 @@ class UserImport:
         if row.error is not None:
             raise InvalidFieldsError((row.error,))
         values = row.values
-        username, email, plan = values.get("username"), values.get("email"), values.get("plan") or None
+        username, email = values.get("username"), values.get("email")
+        plan = None if values.get("plan") == "" else values.get("plan")
         flag = values.get("enabled")
         enabled = _FLAGS.get("" if flag is None else str(flag).strip().lower())
         errors = [

@@ -11,15 +11,23 @@ from mlapi.domain.errors import FieldError, InvalidFieldsError
 _EXTENSION = re.compile(r"\+([1-9][0-9]{0,3})(h|d|w|mo|y)")
 _HOURS = {"h": 1, "d": 24, "w": 7 * 24}
 _MONTHS = {"mo": 1, "y": 12}
-_LAST_INSTANT = datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)
+_LAST_INSTANT = datetime.max.replace(tzinfo=UTC)
 
 
 @attrs.frozen(kw_only=True)
 class Extension:
-    """An amount of time to add to a user's access: calendar months, then hours."""
+    """An amount of time to add to a user's access: calendar months, then hours.
 
-    months: int = 0
-    hours: int = 0
+    Raises:
+        ValueError: if an amount is negative, or both are zero.
+    """
+
+    months: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+    hours: int = attrs.field(default=0, validator=attrs.validators.ge(0))
+
+    def __attrs_post_init__(self) -> None:
+        if not (self.months or self.hours):
+            raise ValueError("an extension needs months or hours, such as Extension(months=1)")
 
     def extend(self, expiry: datetime | None, now: datetime) -> datetime:
         """Return the new expiry. It counts from the later of both arguments, so early renewals lose no paid time.

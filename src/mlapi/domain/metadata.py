@@ -77,10 +77,7 @@ def find_metadata_error(value: object) -> str | None:
     """Return the rule that metadata violates, or None."""
     if not isinstance(value, dict):
         return 'must be a JSON object without repeated keys, such as {"customer": "cus_123"}'
-    error = _find_error(value, MAX_METADATA_DEPTH)
-    if error is None and len(_encode(value).encode()) > MAX_METADATA_BYTES:
-        return f"must be at most {MAX_METADATA_BYTES} bytes of JSON"
-    return error
+    return _find_error(value, MAX_METADATA_DEPTH) or _find_size_error(value)
 
 
 def find_changed_keys(before: Metadata, after: Metadata) -> list[str]:
@@ -102,6 +99,13 @@ def find_json_texts(text: str) -> list[str]:
         if isinstance(value, int | float) and _encode(value) == text:
             texts.append(text)
     return texts
+
+
+def _find_size_error(value: object) -> str | None:
+    with suppress(ValueError):  # Python does not write integers of more than 4300 digits
+        if len(_encode(value).encode()) <= MAX_METADATA_BYTES:
+            return None
+    return f"must be at most {MAX_METADATA_BYTES} bytes of JSON"
 
 
 def _find_error(value: object, depth: int) -> str | None:
