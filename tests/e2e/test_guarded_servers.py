@@ -104,6 +104,15 @@ def test_forged_user_headers_are_removed(guarded: Deployment, ada: Account) -> N
     assert b"forged" not in answer
 
 
+def test_client_cannot_remove_the_headers_of_the_user(guarded: Deployment, ada: Account) -> None:
+    listed = "Connection: X-Auth-Request-User, X-Auth-Request-User-Id"
+
+    answer = guarded.send_raw(f"GET / HTTP/1.1\nAuthorization: Bearer {ada.key}\n{listed}")
+
+    assert b'["x-auth-request-user", "ada"]' in answer
+    assert f'["x-auth-request-user-id", "{ada.id}"]'.encode() in answer
+
+
 @pytest.mark.parametrize(
     "path", ["/health/../x", "/health/%2e%2e/x", "/health%2f..%2fx", "/health/x", "/x/../health/y"]
 )
