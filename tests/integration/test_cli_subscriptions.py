@@ -65,7 +65,6 @@ def names_of(result: Result) -> list[str]:
         ("2099-01-31T12:00:00Z", END + timedelta(hours=12)),
         ("2099-01-31T12:00", END + timedelta(hours=12)),
         ("2099-01-31T01:00+01:00", END),
-        ("2020-01-31", datetime(2020, 1, 31, tzinfo=UTC)),
     ],
 )
 def test_expiry_is_set_to_a_time(text: str, end: datetime) -> None:
@@ -99,6 +98,12 @@ def test_user_named_twice_is_extended_once(monkeypatch: pytest.MonkeyPatch) -> N
 
     assert all_users()["ada"].expires_datetime == END + timedelta(days=1)
     assert result.stdout.count("updated user 1") == 1
+
+
+def test_expiry_in_the_past_is_pointed_out() -> None:
+    result = mlapi("users", "set", "ada", "--expires", "2020-01-31")
+
+    assert result.stdout == "updated user 1 (ada): access expired 2020-01-31 00:00 UTC\n"
 
 
 def test_end_plan_and_metadata_can_be_removed() -> None:

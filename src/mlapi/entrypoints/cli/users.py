@@ -242,11 +242,17 @@ def _describe_access(user: User, *, shown: Container[str]) -> str:
     """Describe a user, with the fields that admins want to check after a change."""
     texts = []
     if "expires" in shown:
-        end = format_time(user.expires_datetime)
-        texts.append(f"access expires {end} UTC" if end else "access never expires")
+        texts.append(_describe_expiry(user.expires_datetime))
     if "plan" in shown:
         texts.append(f"plan {user.plan}" if user.plan else "default plan")
     return ": ".join(filter(None, [describe(user), ", ".join(texts)]))
+
+
+def _describe_expiry(expires: datetime | None) -> str:
+    """Describe the expiry. Say if it is in the past, because the wrong year is easily typed."""
+    if expires is None:
+        return "access never expires"
+    return f"access {'expires' if expires > utc_now() else 'expired'} {format_time(expires)} UTC"
 
 
 def _set_enabled(names: Sequence[str], reference: str | None, report: Report, *, enabled: bool) -> None:
