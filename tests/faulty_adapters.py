@@ -157,7 +157,7 @@ class KeepingTheOldName(InMemoryUserRepository):
 
 
 class ExtendingFromNow(InMemoryUserRepository):
-    """Loses the rest of the paid time at an extension."""
+    """Starts every extension from now, so that early renewals lose paid time."""
 
     def apply(self, commands: Sequence[Command], *, commit_by: float | None = None) -> list[Outcome]:
         changed = [
@@ -170,7 +170,7 @@ class ExtendingFromNow(InMemoryUserRepository):
 
 
 class IncludingTheInstantOfExpiry(InMemoryUserRepository):
-    """Treats access as active at the very instant when it ends."""
+    """Treats access as active at the exact instant of its expiry."""
 
     def list_page(self, *, after: UserId, limit: int, matching: UserFilter = EVERY_USER) -> list[User]:
         if matching.at is not None:

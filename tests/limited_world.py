@@ -1,4 +1,4 @@
-"""A database, its clock and the plans of several processes, for tests of limits."""
+"""A simulated database with a clock and plans, for tests of limits in several processes."""
 
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime

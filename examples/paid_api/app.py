@@ -61,7 +61,7 @@ def extend_access(users: Users, payment: Payment) -> None:
     user = users.find(payment.username)
     if user is None:
         raise HTTPException(404, "Unknown customer")
-    if user.metadata.as_dict().get("payment") != payment.id:  # providers repeat their messages
+    if user.metadata.as_dict().get("payment") != payment.id:  # providers may send a message twice
         month, metadata = Extension(months=1), {"payment": payment.id}
         users.update(user_id=user.id, expires=month, plan=payment.plan, metadata=metadata)
 

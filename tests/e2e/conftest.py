@@ -16,7 +16,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def verifier(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlapiServer]:
-    """A service that proxies ask whether a user may call a model. The plan ``trial`` allows two requests a day."""
+    """A service whose `/verify` proxies call. The plan ``trial`` allows two requests a day."""
     folder = tmp_path_factory.mktemp("service")
     (folder / "config.yml").write_text("plans: {trial: {per_day: 2, per_month: 100}}\n")
     with MlapiServer(folder, SETTINGS) as server:

@@ -1,4 +1,4 @@
-"""A model server that knows nothing about mlapi, to test proxies that guard it."""
+"""A model server without mlapi, to test proxies that guard it."""
 
 import base64
 import hashlib
@@ -17,7 +17,7 @@ _WEBSOCKET_GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 4.2.2
 
 @dataclass
 class ModelServer:
-    """A running model server, and what tests need to observe it."""
+    """A running model server, and its observed requests."""
 
     port: int = 0
     request_lines: list[str] = field(default_factory=list)
@@ -51,7 +51,7 @@ class _SilentServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
-    """Describes the request in the response, unless the path asks for something else."""
+    """Responds with a description of the request, or as the path specifies."""
 
     protocol_version = "HTTP/1.1"
 

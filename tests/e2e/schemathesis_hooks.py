@@ -54,7 +54,7 @@ def before_call(_context: object, case: Any, _kwargs: object) -> None:
 
 
 def replace_unknown_plan(body: dict[str, Any]) -> None:
-    """Replace a valid name of a plan, because the configuration has none, and invalid metadata."""
+    """Replace valid plan names, because the configuration has no plans. Replace invalid metadata, too."""
     if isinstance(body.get("plan"), str) and re.search(patterns.PLAN_NAME, body["plan"]):
         body["plan"] = None
     if isinstance(body.get("metadata"), dict) and find_metadata_error(body["metadata"]):

@@ -1,4 +1,4 @@
-"""Proxies with the configurations in deploy/ deny access during outages, and offer the documented paths only."""
+"""Proxies with the configurations in deploy/ deny access during outages, and forward only the documented paths."""
 
 import re
 import signal

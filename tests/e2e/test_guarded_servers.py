@@ -1,4 +1,4 @@
-"""The configurations in deploy/ let nginx, Caddy and HAProxy guard a server that knows nothing about mlapi."""
+"""With the configurations in deploy/, nginx, Caddy and HAProxy guard a server that does not use mlapi."""
 
 import re
 from collections.abc import Iterator
@@ -201,7 +201,7 @@ def test_errors_of_the_model_are_not_changed(guarded: Deployment, ada: Account, 
 # --- requests to mlapi
 
 
-def test_service_receives_the_head_of_the_request_only(guarded: RecordedDeployment, ada: Account) -> None:
+def test_service_receives_only_the_headers_of_a_request(guarded: RecordedDeployment, ada: Account) -> None:
     guarded.mlapi.received.clear()
 
     guarded.request("PUT", "/x?cost=0", ada.key, data=b"the body", headers={"Cookie": "session=1"})

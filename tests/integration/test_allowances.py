@@ -1,4 +1,4 @@
-"""Allowances in databases: windows that end, users who are removed, and guards that use an SQLite file."""
+"""Allowances in databases: windows end, users are removed, and guards use an SQLite file without SQLAlchemy."""
 
 import time
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""The expiry, plans and metadata on the command line: changes, lists, imports and exports."""
+"""The expiry, plan and metadata on the command line: changes, lists, imports and exports."""
 
 import csv
 import json
@@ -106,7 +106,7 @@ def test_expiry_in_the_past_is_pointed_out() -> None:
     assert result.stdout == "updated user 1 (ada): access expired 2020-01-31 00:00 UTC\n"
 
 
-def test_end_plan_and_metadata_can_be_removed() -> None:
+def test_expiry_plan_and_metadata_can_be_removed() -> None:
     update("ada", expires=END, plan="pro", metadata={"customer": "cus_1"})
 
     result = mlapi("users", "set", "ada", "--expires", "never", "--plan", "none", "--metadata", "{}", "--json")
@@ -177,7 +177,7 @@ def test_outage_during_an_extension_warns_about_repeating_it(monkeypatch: pytest
     assert "users changed before: 1; check the others, then run the command again for them" in result.stderr
 
 
-def test_user_is_added_with_an_end_a_plan_and_metadata() -> None:
+def test_user_is_added_with_expiry_plan_and_metadata() -> None:
     options = ["--expires", "2099-01-31", "--plan", "pro", "--metadata", '{"customer": "cus_1"}']
 
     result = mlapi("users", "add", "dan", "dan@example.com", *options, stdin="x\n")
@@ -190,7 +190,7 @@ def test_user_is_added_with_an_end_a_plan_and_metadata() -> None:
 # --- lists
 
 
-def test_list_shows_ends_and_plans_if_a_user_has_one() -> None:
+def test_list_shows_expiry_and_plan_if_a_user_has_one() -> None:
     before = mlapi("users", "list").stdout.splitlines()
     update("Bob", expires=END, plan="pro")
     after = mlapi("users", "list").stdout.splitlines()
@@ -290,7 +290,7 @@ def test_files_of_earlier_versions_can_be_imported() -> None:
     assert (dan.expires_datetime, dan.plan, dan.metadata.as_dict()) == (None, None, {})
 
 
-def test_empty_cells_leave_access_without_an_end_and_plan() -> None:
+def test_empty_cells_set_no_expiry_and_no_plan() -> None:
     Path("users.csv").write_text("username,email,password,expires_datetime,plan,metadata\ndan,d@example.com,x,,,\n")
     Path("users.jsonl").write_text(
         '{"username": "eve", "email": "e@example.com", "password": "x", "expires_datetime": null, "plan": null,'

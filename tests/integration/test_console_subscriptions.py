@@ -1,4 +1,4 @@
-"""The console's pages about the expiry, plans and metadata."""
+"""The expiry, plan and metadata in the console."""
 
 import re
 from collections.abc import Iterator
@@ -180,7 +180,7 @@ def test_expiry_can_be_removed(local: TestClient, users: Users, ada: User) -> No
 
 
 @pytest.mark.parametrize("text", ["", "soon", "2099-02-30", "+1", "31.01.2099"])
-def test_invalid_end_is_shown_at_its_field(local: TestClient, users: Users, ada: User, text: str) -> None:
+def test_invalid_expiry_is_shown_at_its_field(local: TestClient, users: Users, ada: User, text: str) -> None:
     page = user_page(local, ada).send("Set expiry", expires_on=text)
 
     assert page.response.status_code == 422

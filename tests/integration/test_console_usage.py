@@ -81,7 +81,7 @@ def test_empty_usage_page_says_so(local: TestClient) -> None:
     assert "Users with the most requests" not in page.text
 
 
-def test_biggest_users_are_listed_including_removed_ones(
+def test_users_with_most_requests_are_listed_even_if_removed(
     local: TestClient, users: Users, usage: InMemoryUsage, ada: User
 ) -> None:
     usage.add([row(TODAY, user_id, requests=user_id) for user_id in range(1, TOP_USERS + 3)])

@@ -147,7 +147,7 @@ FAULTS: list[tuple[type[object], Callable[..., object], str]] = [
     (
         TokenIssuerContract,
         faulty_adapters.IgnoringTheEndOfAccess,
-        "test_token_ends_with_the_access_of_its_user",
+        "test_token_expires_with_the_access_of_its_user",
     ),
     (TokenIssuerContract, faulty_adapters.TrimmingTokens, "test_altered_token_is_rejected"),
     (TokenIssuerContract, faulty_adapters.AcceptingEveryIssuer, "test_token_of_another_issuer_is_rejected"),

@@ -1,4 +1,4 @@
-"""Every face of the guard enforces limits, and stores charged units before the response ends."""
+"""Middleware, dependencies and `Guard` enforce limits, and store charged units before the response ends."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
@@ -178,7 +178,7 @@ def test_charged_units_are_stored(
     assert usage_of(mlapi_usage) == (1, 30)
 
 
-def test_units_may_end_over_the_limit_once(mlapi_guard: Guard, ada: LoggedInUser) -> None:
+def test_units_may_exceed_the_limit_once(mlapi_guard: Guard, ada: LoggedInUser) -> None:
     admission = mlapi_guard.admit(ada.token)
     admission.charge(70)
     mlapi_guard.admit(ada.token).charge(70)
@@ -286,7 +286,7 @@ def test_preflights_and_exempt_paths_cost_nothing(
     assert "ratelimit" not in exempt.headers
 
 
-def test_asking_costs_nothing_and_fails_if_nothing_is_left(
+def test_cost_of_zero_fails_if_the_limit_is_reached(
     mlapi_guard: Guard, mlapi_usage: InMemoryUsage, ada: LoggedInUser
 ) -> None:
     for _ in range(5):
@@ -375,7 +375,7 @@ def test_units_that_are_lost_at_shutdown_are_logged(ada: LoggedInUser, caplog: p
     assert "5 charged units are lost: the database is unavailable: outage" in caplog.messages
 
 
-def test_units_are_stored_at_once_after_close(ada: LoggedInUser) -> None:
+def test_units_charged_after_close_are_stored_immediately(ada: LoggedInUser) -> None:
     flaky = FlakyCharges()
     background = BackgroundCharges(flaky)
     background.close()
@@ -388,7 +388,7 @@ def test_units_are_stored_at_once_after_close(ada: LoggedInUser) -> None:
 def test_users_are_rejected_if_their_units_cannot_be_stored(
     mlapi_guard: Guard, ada: LoggedInUser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Otherwise, a guard that may only read would never reach the limit."""
+    """If such requests were admitted, a user with limited units would never reach the limit."""
     assert mlapi_guard.limiter is not None
     read_only = FlakyCharges(*[ReadOnlyRepositoryError("read-only")] * 3)
     monkeypatch.setattr(mlapi_guard.limiter, "charge_all", read_only)
@@ -456,7 +456,7 @@ def test_verify_enforces_limits_and_counts(proxy: TestClient, mlapi_usage: InMem
     assert usage_of(mlapi_usage) == (3, 0)
 
 
-def test_verify_can_ask_without_counting(proxy: TestClient, mlapi_usage: InMemoryUsage) -> None:
+def test_verify_with_cost_zero_counts_nothing(proxy: TestClient, mlapi_usage: InMemoryUsage) -> None:
     asked = [proxy.get("/verify?cost=0").status_code for _ in range(5)]
     for _ in range(3):
         proxy.get("/verify")

@@ -1,4 +1,4 @@
-"""Guards of one database share the limits of plans, and follow the configuration file."""
+"""Guards of one database share the limits of plans, and reload changed limits from the configuration file."""
 
 import asyncio
 import os
@@ -113,7 +113,7 @@ def test_changed_limit_holds_at_the_next_request(deployment: Deployment) -> None
 
     assert [deployment.count_admitted(guard, 1) for guard in (first, second)] == [0, 0]
     deployment.configure("free: {per_day: 13}")
-    time.sleep(1.1)  # until a refusal is forgotten
+    time.sleep(1.1)  # longer than `REJECTION_SECONDS`
 
     assert deployment.count_admitted(first) + deployment.count_admitted(second) == 3
 

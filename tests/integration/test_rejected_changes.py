@@ -1,4 +1,4 @@
-"""Constraints and triggers that another application has added to mlapi's database reject commands."""
+"""Constraints and triggers of another application in mlapi's database reject commands."""
 
 import asyncio
 import logging
@@ -115,7 +115,7 @@ def test_only_removals_of_referenced_users_are_rejected(
 
 
 @pytest.mark.parametrize("has_trigger", [False, True], ids=["index", "trigger"])
-def test_update_that_the_host_rejects_is_no_taken_name(
+def test_rejected_update_is_not_reported_as_a_taken_name(
     url: URL, repository: SqlUserRepository, has_trigger: bool
 ) -> None:
     ada, bob = registered(repository, "ada", email="1@example.com"), registered(repository, "bob")
@@ -341,7 +341,7 @@ class NewKeyCipher(PlainCipher):
 
 
 def test_rejected_reencryption_is_raised(url: URL, repository: SqlUserRepository) -> None:
-    """A key rotation must not continue, because it would remove the key that the user still needs."""
+    """A key rotation must stop: it would remove the key that the user still needs."""
     register_many(repository, 3)
     add_trigger(url, "UPDATE", condition="username = 'user1'")
 

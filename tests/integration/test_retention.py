@@ -1,4 +1,4 @@
-"""Old audit entries and old usage, and only those, are deleted in the background."""
+"""A background thread deletes old audit entries and old usage, and nothing else."""
 
 import logging
 import threading

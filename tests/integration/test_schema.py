@@ -85,7 +85,7 @@ def test_migrations_create_the_tables_that_the_code_defines(database: Database) 
     assert differences == []
 
 
-def test_upgrade_names_columns_of_the_host_to_rename(empty_database: Database) -> None:
+def test_upgrade_names_columns_to_rename(empty_database: Database) -> None:
     upgrade(empty_database, "0004")
     with empty_database.writing() as connection:
         connection.execute(text("ALTER TABLE users ADD COLUMN plan VARCHAR"))

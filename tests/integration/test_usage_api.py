@@ -1,4 +1,4 @@
-"""Usage over HTTP: of one user, of oneself, and of all users in pages."""
+"""Read usage over HTTP: of one user, of the caller, and of all users in pages."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""The expiry, plans and metadata over HTTP: who may set them, who sees them, and filters by them."""
+"""The expiry, plan and metadata over HTTP: permissions to set and read them, and filters."""
 
 import json
 from collections.abc import Iterator
@@ -77,7 +77,7 @@ def test_fields_that_are_not_sent_stay_unchanged(http: TestClient, users: Users,
     assert access_of(users.get(ada.id)) == (END, "pro", {"customer": "cus_123"})
 
 
-def test_null_removes_the_end_the_plan_and_the_metadata(http: TestClient, users: Users, ada: User) -> None:
+def test_null_removes_expiry_plan_and_metadata(http: TestClient, users: Users, ada: User) -> None:
     patch(http, ada.id, **MANAGED_FIELDS)
 
     response = patch(http, ada.id, expires_at=None, plan=None, metadata=None)
@@ -94,7 +94,7 @@ def test_extension_starts_from_the_current_expiry(http: TestClient, users: Users
     assert users.get(ada.id).expires_datetime == datetime(2030, 2, 28, 12, tzinfo=UTC)
 
 
-def test_access_can_be_ended_in_the_past(http: TestClient, ada: User) -> None:
+def test_expiry_may_be_set_in_the_past(http: TestClient, ada: User) -> None:
     response = patch(http, ada.id, expires_at="2020-01-31T23:00:00-01:00")
 
     assert (response.json()["expires_at"], response.json()["state"]) == ("2020-02-01T00:00:00Z", "expired")
@@ -179,7 +179,7 @@ def test_only_admins_may_change_users(http: TestClient, users: Users, ada: User)
 # --- registration
 
 
-def test_admin_registers_a_user_with_an_end_and_a_plan(http: TestClient, users: Users) -> None:
+def test_admin_registers_a_user_with_an_expiry_and_a_plan(http: TestClient, users: Users) -> None:
     response = http.post("/register-user", json={**ADA, **MANAGED_FIELDS}, headers=ADMIN)
 
     assert content(response) == (201, {"message": "User created successfully", "user_id": 1})
@@ -187,7 +187,7 @@ def test_admin_registers_a_user_with_an_end_and_a_plan(http: TestClient, users: 
     assert access_of(user) == (END, "pro", {"customer": "cus_123"})
 
 
-def test_admin_registers_a_user_for_an_amount_of_time(http: TestClient, users: Users) -> None:
+def test_admin_registers_a_user_with_an_extension(http: TestClient, users: Users) -> None:
     http.post("/register-user", json={**ADA, "expires_at": "+30d"}, headers=ADMIN)
 
     (user,) = users.list_page()
@@ -206,7 +206,7 @@ def test_invalid_fields_of_a_registration_are_rejected(
 
 @pytest.mark.parametrize("fields", [MANAGED_FIELDS, {"plan": "gold", "expires_at": 5, "metadata": "x"}])
 @pytest.mark.parametrize("headers", [{}, {"authorization": "Bearer wrong"}, {"x-api-key": ADMIN_TOKEN}])
-def test_strangers_cannot_give_themselves_access(
+def test_clients_cannot_give_themselves_access(
     http: TestClient, users: Users, fields: dict[str, object], headers: dict[str, str]
 ) -> None:
     response = http.post("/register-user", json={**ADA, **fields}, headers=headers)

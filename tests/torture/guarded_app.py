@@ -17,7 +17,7 @@ async def predict(request: Request) -> JSONResponse:
 
 
 async def generate(request: Request) -> StreamingResponse:
-    """Stream an answer of `UNITS` tokens, and charge them at its end."""
+    """Stream a response of `UNITS` tokens, and charge them at its end."""
 
     async def stream() -> AsyncIterator[str]:
         try:

@@ -20,13 +20,13 @@ from mlapi.domain.plans import Allowance, Plan, Plans, Window, lease_size
 from tests.torture.clients import TIMEOUT_SECONDS
 
 ACTIVE_USERS = 3
-"""How many users of each plan send requests at the same time."""
+"""Number of users of each plan who send requests at the same time."""
 RECENT_SECONDS = 20.0
-"""A process gives leases back earlier than this after a user's last request."""
+"""A process gives back a user's leases within this time after the user's last request."""
 _PROBE_PROBABILITY = 0.02
 
 Span = tuple[int, int]
-"""The windows in which a request was sent and its response arrived, by their start."""
+"""The start of the window in which a request was sent, and of the window in which its response arrived."""
 
 
 @attrs.frozen
@@ -36,7 +36,7 @@ class LimitedPlan:
     Attributes:
         name: the name in the configuration.
         allowance: its allowance.
-        drawn_first: how many requests of each window another process uses first.
+        drawn_first: the number of requests of each window that another process uses first.
     """
 
     name: str
@@ -50,14 +50,14 @@ def make_plan(window: Window, limit: int, drawn_first: int = 0) -> LimitedPlan:
 
 @attrs.define(eq=False)
 class LimitedUser:
-    """A user, and what the clients and another process were granted.
+    """A user, and the requests that were granted to the clients and to another process.
 
     Attributes:
         granted: the number of responses with status 200. Each client has its own counter.
-        drawn: what another process has drawn from each window.
-        rejected_until: when to try again, on the clock of `time.time`.
+        drawn: the number of requests of each window that another process has drawn.
+        rejected_until: the time of the next attempt, on the clock of `time.time`.
         granted_at: the time of the latest grant.
-        kills: how many processes were killed that may have had a lease of this user.
+        kills: the number of killed processes that may have had a lease of this user.
     """
 
     id: UserId
@@ -75,7 +75,7 @@ class LimitedUser:
         return sum(counter.total() for counter in self.granted)
 
     def draw_first(self, storage: SqlStorage) -> None:
-        """Use requests of the current window in the test process, which has no leases to lose."""
+        """Use requests of the current window in the test process, which is never killed."""
         allowance = self.plan.allowance
         if self.plan.drawn_first and not self.drawn[allowance.window.start_of(time.time())]:
             (drawn,) = storage.allowances.draw([Draw.from_allowance(self.id, allowance, self.plan.drawn_first)])
@@ -83,7 +83,7 @@ class LimitedUser:
             self.drawn[drawn.starts_at] += drawn.granted
 
     def count_excess(self) -> int:
-        """Return by how many the requests exceeded the allowance in their windows, at least.
+        """Return the smallest number of requests by which the allowance must have been exceeded.
 
         A request that was sent in one window and answered in another may count in either.
         """
@@ -100,17 +100,17 @@ class LimitedUser:
         return sum(max(0, load - limit) for load in loads.values())
 
     def count_lost(self, used: int) -> int:
-        """Return how many requests count as used that nobody was granted, in an allowance with a single window."""
+        """Return the number of requests that were counted, but not granted. The test must run in a single window."""
         return used - self.answers - self.drawn.total()
 
     @property
     def max_lost(self) -> int:
-        """One lease for each killed process, and the requests that a killed process served but did not answer."""
+        """One lease for each killed process, and the requests that it admitted without sending a response."""
         return lease_size(self.plan.allowance.limit) * self.kills + self.unanswered
 
 
 class UserPool:
-    """The users of a plan. A few of them send requests at the same time; users without requests left are replaced."""
+    """The users of a plan. A few send requests at the same time, and are replaced when they reach the limit."""
 
     def __init__(self, users: Sequence[LimitedUser]) -> None:
         self.users = users

@@ -1,4 +1,4 @@
-"""Kill workers that stream answers: the units of every answer that a client has received are stored."""
+"""Kill workers that stream responses: the units of every response that a client received completely are stored."""
 
 import random
 import signal

@@ -1,4 +1,4 @@
-"""Access expires at the exact instant in every process, and an extension holds at the next request in every process."""
+"""In every process, access expires at the exact instant, and an extension applies to the next request."""
 
 import random
 import time
@@ -21,11 +21,11 @@ from tests.torture.test_workers import connect_to_each_worker
 WORKERS = 2
 WATCHERS = 3
 SECONDS_AFTERWARDS = 0.2
-"""How long each process is asked after the instant."""
+"""How long clients continue to send requests after the expiry."""
 
 
 class Watcher:
-    """Ends and extends the access of a user, and asks all processes before and after the instant.
+    """Lets a user's access expire, extends it, and sends requests to all processes before and after the expiry.
 
     Args:
         name: username.

@@ -43,7 +43,7 @@ PLANS = {
 
 @attrs.define(eq=False)
 class Scenario:
-    """Two workers of a guarded model, users with limited plans, and clients that count what they were granted."""
+    """Two workers of a guarded model, users with limited plans, and clients that count the admitted requests."""
 
     storage: SqlStorage
     users: list[LimitedUser]
@@ -149,14 +149,14 @@ def test_killed_workers_never_exceed_an_allowance(
 
     scenario.check()
     assert [(user.plan.name, count, user.max_lost) for user, count in lost if not 0 <= count <= user.max_lost] == []
-    forfeited = {limit: max(lost_leases(lost, limit), default=0.0) for limit in (10, 1_000, 100_000)}
+    most_lost = {limit: max(lost_leases(lost, limit), default=0.0) for limit in (10, 1_000, 100_000)}
     report(
         f"{name_of(durable_url)}: one of two guarded workers killed {kills} times: {scenario.describe()}; a kill"
-        f" forfeited at most one lease of a user (the most, in leases per kill: {forfeited})"
+        f" lost at most one lease of a user (the most, in leases per kill: {most_lost})"
     )
 
 
-def test_graceful_stops_forfeit_nothing(
+def test_graceful_stops_lose_no_requests(
     durable_url: URL, tmp_path: Path, short_or_full: ShortOrFull, report: Report
 ) -> None:
     stops = short_or_full(2, 20)
@@ -191,7 +191,7 @@ def test_wrong_clock_of_a_worker_grants_no_second_allowance(
 
 
 def wrong_clock_environ(seconds: int) -> dict[str, str]:
-    """Return the environment in which a program reads a wrong time of day."""
+    """Return environment variables that make a program read a wrong time of day."""
     faketime = require_program("faketime")
     shown = subprocess.run([faketime, "-f", f"{seconds:+}s", "env"], capture_output=True, text=True, check=True).stdout
     variables = dict(line.partition("=")[::2] for line in shown.splitlines())

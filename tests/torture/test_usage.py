@@ -1,4 +1,4 @@
-"""Usage, by count: a graceful stop loses no request, and a killed process at most about a second of them."""
+"""A graceful stop loses no usage. A killed process loses the usage of at most about a second."""
 
 import os
 import re
@@ -28,7 +28,7 @@ CLIENTS = 4
 
 
 class Client(threading.Thread):
-    """Sends guarded requests on one connection, and remembers when each was acknowledged.
+    """Sends guarded requests on one connection, and records the time of each response.
 
     Args:
         port: the port of the server.
@@ -45,7 +45,7 @@ class Client(threading.Thread):
         self._stop_requested = stop
         self.acknowledged_at: list[float] = []
         self.unanswered = 0
-        """Requests without a response. They may have been counted."""
+        """The number of requests without a response. They may have been counted."""
         self.unexpected: list[int] = []
 
     def run(self) -> None:

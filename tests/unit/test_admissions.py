@@ -1,4 +1,4 @@
-"""What the guard counts: usage, decisions and charged units."""
+"""The guard counts requests, decisions and charged units."""
 
 import asyncio
 from datetime import timedelta
@@ -141,7 +141,7 @@ def test_async_guard_charges_units_without_plans(guard: Guard, usage: InMemoryUs
     assert [(row.requests, row.units) for row in usage.list_page(limit=10)] == [(1, 17)]
 
 
-def test_known_users_with_their_plan_are_bounded(
+def test_cache_of_users_with_plans_is_bounded(
     users: Users, tokens: InMemoryTokens, ada: User, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(guard_module, "_MAX_PLANNED", 1)

@@ -237,7 +237,7 @@ def test_outage_fails_all_waiting_requests(async_limiter: AsyncLimiter, world: W
     asyncio.run(run())
 
 
-def test_small_allowance_is_drawn_one_by_one(async_limiter: AsyncLimiter, world: World) -> None:
+def test_small_allowance_is_drawn_one_request_at_a_time(async_limiter: AsyncLimiter, world: World) -> None:
     world.set_plan(Allowance("requests", Window.DAY, 10))
 
     async def admit_all() -> list[bool]:

@@ -57,7 +57,7 @@ DISABLED = attrs.evolve(ADA, enabled=False, token_epoch="a-later-epoch")
 CLAIMS = TokenClaims(user_id=ADA.id, token_epoch="the-epoch", expires_datetime=LATER, token_id="one")
 KEY = ApiKey(id=ApiKeyId(ID), user_id=ADA.id, name="laptop", digest=DIGEST, created_datetime=NOON)
 ENDING = attrs.evolve(ADA, expires_datetime=LATER)
-"""Access that ends when the token expires."""
+"""The access of this user expires at the same time as the token."""
 ENDED = attrs.evolve(ADA, expires_datetime=NOON)
 EXPIRING = attrs.evolve(KEY, expires_datetime=LATER)
 PRESENTED = PresentedApiKey(ApiKeyId(ID), DIGEST)
@@ -173,7 +173,7 @@ REJECTED: dict[str, tuple[ParsedCredential, Principal | None, datetime, Exceptio
     ),
     "token, ended access, disabled": (CLAIMS, attrs.evolve(ENDED, enabled=False), NOON, UserDisabledError(7)),
     "revoked token, ended access": (CLAIMS, attrs.evolve(ENDED, token_epoch="x"), NOON, InvalidTokenError()),
-    "revoked token at the end of access": (CLAIMS, attrs.evolve(ENDING, token_epoch="x"), LATER, InvalidTokenError()),
+    "revoked token at the expiry": (CLAIMS, attrs.evolve(ENDING, token_epoch="x"), LATER, InvalidTokenError()),
     "revoked token, ended access, disabled": (
         CLAIMS,
         attrs.evolve(ENDED, token_epoch="x", enabled=False),

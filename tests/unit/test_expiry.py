@@ -1,4 +1,4 @@
-"""Extensions of a user's access: calendar months, clamped days, and renewals that lose no time."""
+"""Extensions of a user's access: calendar months, short months, and early renewals that lose no time."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -30,7 +30,7 @@ def test_extensions_are_parsed(text: str, extension: Extension) -> None:
     "text",
     ["", "+", "30d", "-30d", "+0d", "+01d", "+30", "+30D", "+1m", "+1 d", "+1d ", "+1.5d", "+10000d", "+1d1h", "+٣d"],
 )
-def test_other_texts_are_no_extensions(text: str) -> None:
+def test_invalid_extensions_are_rejected(text: str) -> None:
     with pytest.raises(InvalidFieldsError) as error_info:
         parse_extension(text)
 

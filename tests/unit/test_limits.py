@@ -117,7 +117,7 @@ def test_cost_of_zero_is_answered_from_a_lease() -> None:
     assert len(world.draws) == 1
 
 
-def test_look_does_not_invalidate_newer_leases() -> None:
+def test_cost_of_zero_does_not_invalidate_newer_leases() -> None:
     world = World(MINUTE_60, Allowance("requests", Window.DAY, 2))
     limiter = world.start_process()
     limiter.admit(USER)
@@ -346,7 +346,7 @@ def test_waiting_thread_ends_when_the_database_hangs(monkeypatch: pytest.MonkeyP
         with pytest.raises(RepositoryUnavailableError):
             hanging.result(10)
 
-    assert count_admitted(limiter, 100) == 56  # what the hanging draw granted is forfeited
+    assert count_admitted(limiter, 100) == 56  # the requests that the hanging draw granted are lost
 
 
 def test_failed_draw_fails_the_requests_that_wait_for_it() -> None:
@@ -398,7 +398,7 @@ def test_waiting_requests_are_served_in_order() -> None:
     assert (first.outcome[0].remaining, state.remaining) == (9, 8)
 
 
-def test_users_who_stop_calling_leave_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_users_are_evicted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "IDLE_SECONDS", 0.05)
     world = World(MINUTE_60)
     limiter = world.start_process()
@@ -433,7 +433,7 @@ def test_closing_waits_until_idle_leases_are_given_back(monkeypatch: pytest.Monk
     assert world.used(MINUTE_60) == 1
 
 
-def test_user_who_calls_again_keeps_the_lease() -> None:
+def test_user_who_sends_another_request_keeps_the_lease() -> None:
     world = World(MINUTE_60)
     limiter = world.start_process()
     limiter.admit(USER)
@@ -445,7 +445,7 @@ def test_user_who_calls_again_keeps_the_lease() -> None:
     assert len(world.draws) == 1
 
 
-def test_late_draw_of_a_forgotten_user_is_given_back() -> None:
+def test_late_draw_of_an_evicted_user_is_given_back() -> None:
     world = World(MINUTE_60)
     limiter = world.start_process()
 
@@ -490,7 +490,7 @@ def test_forked_child_has_no_leases() -> None:
 
 
 class TestPendingDraws:
-    """What happens to draws whose requests are canceled or time out, step by step."""
+    """Draws of requests that are canceled or time out, step by step."""
 
     @pytest.fixture
     def world(self) -> World:
@@ -519,7 +519,7 @@ class TestPendingDraws:
 
         assert world.used(DAY_100) == 0
 
-    def test_error_of_a_draw_that_was_given_up_is_ignored(
+    def test_error_of_an_abandoned_draw_is_ignored(
         self, world: World, limiter: Limiter, waiter: Waiter, pending: PendingDraw
     ) -> None:
         limiter._accounts.begin(pending)

@@ -1,4 +1,4 @@
-"""Limits hold over all processes, whatever happens to them: compared with a model that only counts."""
+"""Limits hold over all processes that crash, stop or lose their database. A simple model checks them."""
 
 from collections import defaultdict
 
@@ -15,7 +15,7 @@ _DAY_LIMITS = st.integers(1, 100) | st.integers(100, 1000)
 
 
 class LimitsMachine(RuleBasedStateMachine):
-    """Processes that serve requests, crash, stop, and lose their database, against a model that only counts."""
+    """Processes that serve requests, crash, stop, and lose their database. The model only counts requests."""
 
     @initialize(minute=_MINUTE_LIMITS, day=_DAY_LIMITS)
     def start(self, minute: int, day: int) -> None:
@@ -49,7 +49,7 @@ class LimitsMachine(RuleBasedStateMachine):
 
     def count(self, cost: int) -> None:
         for allowance in self.allowances[:2]:
-            # When the request was admitted, on the database's clock: it is the only clock here.
+            # The database's clock is the only clock in this test, so it gives the time of the admission.
             start = allowance.window.start_of(self.world.now)
             self.admitted[allowance.key, start] += cost
             if cost:

@@ -66,7 +66,7 @@ def test_variables_override_single_values_of_plans(tmp_path: Path) -> None:
     assert (settings.plans["pro"].per_day, settings.plans["new"].per_hour) == (7, 5)
 
 
-def test_the_file_of_the_settings_is_known(tmp_path: Path) -> None:
+def test_settings_know_their_file(tmp_path: Path) -> None:
     assert load(tmp_path, "").file == tmp_path / "config.yml"
 
 

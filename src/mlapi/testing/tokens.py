@@ -143,7 +143,7 @@ class TokenIssuerContract:
         assert is_invalid(first, ADA, clock.now)
 
     @pytest.mark.parametrize("lifetime", [SECOND, MINUTE, MINUTE + MICROSECOND, HOUR - MICROSECOND, HOUR, 2 * HOUR])
-    def test_token_ends_with_the_access_of_its_user(self, tokens: TokenIssuer, lifetime: timedelta) -> None:
+    def test_token_expires_with_the_access_of_its_user(self, tokens: TokenIssuer, lifetime: timedelta) -> None:
         end = NOON + lifetime
         user = attrs.evolve(ADA, expires_datetime=end)
 
@@ -165,7 +165,7 @@ class TokenIssuerContract:
         assert authenticate(claims, extended, NOON + MINUTE - SECOND) == extended
         assert is_invalid(claims, extended, NOON + MINUTE)
 
-    def test_token_of_a_user_without_access_expires_at_once(self, tokens: TokenIssuer) -> None:
+    def test_token_of_an_expired_user_expires_immediately(self, tokens: TokenIssuer) -> None:
         user = attrs.evolve(ADA, expires_datetime=NOON - HOUR)
 
         issued = tokens.issue(user)
