@@ -1,5 +1,6 @@
 """Sell a model by the month: customers sign up, pay, and predict within the limits of their plan. See README.md."""
 
+import asyncio
 import hmac
 import os
 from collections.abc import AsyncIterator
@@ -33,6 +34,7 @@ class Payment(BaseModel):
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.secret = os.environ["PAYMENT_SECRET"].encode()
+    app.state.one_payment_at_a_time = asyncio.Lock()
     with open_users(load_settings()) as app.state.users:
         yield
 
@@ -53,7 +55,8 @@ async def receive_payment(request: Request, payment: Payment) -> dict[str, str]:
     signature = hmac.digest(request.app.state.secret, await request.body(), "sha256").hex()
     if not hmac.compare_digest(signature.encode(), request.headers.get("payment-signature", "").encode()):
         raise HTTPException(401, "Invalid signature")
-    await run_in_threadpool(extend_access, request.app.state.users, payment)
+    async with request.app.state.one_payment_at_a_time:
+        await run_in_threadpool(extend_access, request.app.state.users, payment)
     return {"message": "Payment received"}
 
 
@@ -61,9 +64,11 @@ def extend_access(users: Users, payment: Payment) -> None:
     user = users.find(payment.username)
     if user is None:
         raise HTTPException(404, "Unknown customer")
-    if user.metadata.as_dict().get("payment") != payment.id:  # providers may send a message twice
-        month, metadata = Extension(months=1), {"payment": payment.id}
-        users.update(user_id=user.id, expires=month, plan=payment.plan, metadata=metadata)
+    metadata = user.metadata.as_dict()
+    handled = metadata.get("payments", [])
+    if payment.id not in handled:  # providers may send a message twice
+        metadata["payments"] = [*handled[-11:], payment.id]
+        users.update(user_id=user.id, expires=Extension(months=1), plan=payment.plan, metadata=metadata)
 
 
 @app.post("/predict")

@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -99,10 +100,15 @@ def test_each_payment_adds_one_month(api: PaidApi) -> None:
     repeated = api.get_end(user_id)
     api.pay("grace", "evt_2", "pro")
     second = api.get_end(user_id)
+    api.pay("grace", "evt_1", "pro")  # also later, and several at once
+    with ThreadPoolExecutor() as threads:
+        list(threads.map(lambda payment_id: api.pay("grace", payment_id, "pro"), ["evt_3"] * 4))
+    third = api.get_end(user_id)
 
     assert timedelta(days=27) < first - datetime.now(UTC) < timedelta(days=32)
     assert repeated == first
     assert timedelta(days=27) < second - first < timedelta(days=32)
+    assert timedelta(days=27) < third - second < timedelta(days=32)
 
 
 def test_forged_and_invalid_payments_change_nothing(api: PaidApi) -> None:
