@@ -325,6 +325,25 @@ def test_memory_storage_has_no_problems(folder: Path, monkeypatch: pytest.Monkey
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            "{plans: {free: {per_minute: 60, units_per_day: 9}, staff: {}}, default_plan: free}",
+            "free (60 per minute, 9 units per day), staff (no limits); users without a plan have the plan free",
+        ),
+        (
+            "plans: {pro: {per_hour: 5}}",
+            "pro (5 per hour); users without a plan have no limits, because default_plan is not set",
+        ),
+    ],
+)
+def test_plans_are_listed(folder: Path, config: str, message: str) -> None:
+    (folder / "config.yml").write_text(config)
+
+    assert ("plans", message) in find_checks("ok")
+
+
 _PLANS_SOLUTION = "add it to plans, or give them another plan with `mlapi users set NAME --plan PLAN`"
 
 

@@ -14,7 +14,9 @@ import click
 
 from mlapi.bootstrap import DatabaseCheck, check_database, locate_data
 from mlapi.config import Settings, load_settings, locate_config_file
+from mlapi.config.plans import make_plans
 from mlapi.domain.errors import ConfigurationError, RepositoryUnavailableError
+from mlapi.domain.plans import Plans
 from mlapi.domain.users import utc_now
 from mlapi.entrypoints.admin import AdminPolicy
 from mlapi.entrypoints.cli.database import find_problems
@@ -74,6 +76,8 @@ def run_checks() -> Iterator[Check]:
     yield Check("configuration", "ok", f"read from {sources}; profile {settings.profile}")
     for warning in warnings:
         yield Check("configuration", "warning", warning)
+    if settings.plans:
+        yield Check("plans", "ok", _describe_plans(make_plans(settings)))
     try:
         files, secrets = locate_data(settings)
     except ConfigurationError as error:
@@ -186,6 +190,14 @@ def _check_files(files: Sequence[Path]) -> Iterator[Check]:
     effect = "changes fail until you free space: " if state == "problem" else ""
     recommended = f"{LOW_DISK_BYTES / 1024**3:.0f} GiB or more is recommended"
     yield Check("disk", state, f"{effect}{free / 1024**3:.1f} GiB free in {folder}; {recommended}")
+
+
+def _describe_plans(plans: Plans) -> str:
+    described = (
+        f"{name} ({', '.join(map(str, plan.allowances)) or 'no limits'})" for name, plan in plans.by_name.items()
+    )
+    default = f"the plan {plans.default}" if plans.default else "no limits, because default_plan is not set"
+    return f"{', '.join(described)}; users without a plan have {default}"
 
 
 def _check_plans(settings: Settings, check: DatabaseCheck) -> Iterator[Check]:
