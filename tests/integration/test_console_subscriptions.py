@@ -11,6 +11,7 @@ from mlapi import User, Users
 from mlapi.adapters.memory import InMemoryUserRepository, PlainCipher
 from mlapi.domain.plans import Plan, Plans
 from mlapi.entrypoints.http import create_app
+from mlapi.entrypoints.wire.queries import MAX_PAGE_SIZE
 from mlapi.testing.http import LOCAL_MODE
 from tests.contract.test_http import asgi_client
 from tests.integration.html_page import Page
@@ -86,6 +87,19 @@ def test_first_page_links_to_further_users_whose_access_expires(local: TestClien
     assert page.text.partition("Show all")[0].count("ends in") == 5
     table = all_ending.response.text.partition('<table class="users"')[2]
     assert re.findall(r"<bdi>([^<]*)</bdi></a>", table) == [f"ends in {day} days" for day in range(1, 7)]
+
+
+@pytest.mark.parametrize("sooner", [1, 5, 9])
+def test_first_page_shows_the_soonest_of_many(local: TestClient, users: Users, sooner: int) -> None:
+    for number in range(MAX_PAGE_SIZE):
+        expires = datetime.now(UTC) + 6 * DAY
+        users.register(username=f"ends in 6 days, {number}", password="x", email="a@example.com", expires=expires)
+    add_ending(users, *(0.01 * number for number in range(sooner, 0, -1)))
+
+    shown = open_page(local).text.partition("Show all")[0]
+
+    expected = [*(f"{0.01 * number:g}" for number in range(1, sooner + 1)), *["6"] * 5][:5]
+    assert re.findall(r"ends in (\S+) days", shown) == expected
 
 
 @pytest.mark.parametrize(

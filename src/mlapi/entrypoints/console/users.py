@@ -10,6 +10,7 @@ import attrs
 from starlette.responses import Response
 
 from mlapi.application.user_search import FoundUsers
+from mlapi.application.users import Users
 from mlapi.domain.audit import AuditEntry
 from mlapi.domain.credentials import ApiKey
 from mlapi.domain.errors import FieldError, InvalidFieldsError, SearchUnavailableError, UserExistsError
@@ -27,6 +28,7 @@ USERS_PER_PAGE = 25
 RECENT_ENTRIES = 10
 """The number of audit entries on a user's page."""
 ENDING_SOON = timedelta(days=7)
+_SHORTEST_PERIOD = timedelta(hours=1)
 MAX_ENDING_SOON = 5
 """The number of users whose access expires soon that the first page shows."""
 _LIST_PARAMETERS = ("q", "state", "after")
@@ -107,9 +109,7 @@ async def _read_overview(request: ConsoleRequest) -> Overview | None:
     users, now = request.runtime.users, utc_now()
 
     def read() -> Overview:
-        matching = UserFilter(state="active", expires_before=now + ENDING_SOON, at=now)
-        ending = users.list_page(limit=queries.MAX_PAGE_SIZE, matching=matching)
-        ending.sort(key=lambda user: user.expires_datetime or now)
+        ending = _find_ending(users, now)
         return Overview(
             users.count(),
             make_chart(users.count_actions_per_day(chart_start(now)), now),
@@ -121,6 +121,21 @@ async def _read_overview(request: ConsoleRequest) -> Overview | None:
         return await request.search(read)
     except SearchUnavailableError:
         return None
+
+
+def _find_ending(users: Users, now: datetime) -> list[User]:
+    """Return users whose access expires soon, the soonest first.
+
+    Lists are sorted by id. If more users match than fit on a page, shorter periods find the soonest.
+    """
+    period, found = ENDING_SOON, dict[UserId, User]()
+    while True:
+        matching = UserFilter(state="active", expires_before=now + period, at=now)
+        page = users.list_page(limit=queries.MAX_PAGE_SIZE, matching=matching)
+        found |= {user.id: user for user in page}
+        if len(page) < queries.MAX_PAGE_SIZE or period < _SHORTEST_PERIOD:
+            return sorted(found.values(), key=lambda user: user.expires_datetime or now)
+        period /= 4
 
 
 async def redirect_to_users(request: ConsoleRequest) -> Response:
