@@ -143,8 +143,8 @@ def test_name_address_and_metadata_are_changed() -> None:
         (["--metadata", '{"a": 1, "a": 2}'], 3, "metadata must be a JSON object"),
         (["--email", "ada"], 3, "email must look like name@example.com"),
         (["--new-username", "BOB"], 3, "user 2 already has this username"),
-        (["cyd", "--new-username", "x"], 2, "--new-username changes one user: name exactly one"),
-        (["-", "--new-username", "x"], 2, "--new-username changes one user: name exactly one"),
+        (["cyd", "--new-username", "x"], 2, "--new-username changes one user: name one USER"),
+        (["-", "--new-username", "x"], 2, "--new-username changes one user: name one USER"),
     ],
 )
 def test_invalid_change_is_rejected(arguments: Sequence[str], exit_code: int, message: str) -> None:

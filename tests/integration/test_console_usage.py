@@ -141,7 +141,7 @@ def test_usage_of_a_user_is_shown_per_token_and_key(
     usage.add([row(TODAY, ada.id, requests=3), row(TODAY, ada.id, key.id, requests=5), row(TODAY, ada.id, FIRST_KEY)])
     usage.add([row(TODAY - timedelta(days=1), ada.id, key.id, requests=10, units=20), row(TODAY, ada.id + 1)])
 
-    page = open_page(local, f"/users/{ada.id}").follow("Usage per API key, and of other days")
+    page = open_page(local, f"/users/{ada.id}").follow("Usage by API key and on other days")
 
     assert "Usage of ada Last request:" in page.text
     assert "Requests 19 Units 20" in page.text

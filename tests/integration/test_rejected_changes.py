@@ -216,7 +216,7 @@ def test_rejected_change_does_not_report_stored_values(url: URL, repository: Sql
 
 
 class FailingDatabase(Database):
-    """Is unavailable after two batches."""
+    """A database that becomes unavailable after two batches."""
 
     batches = 0
 

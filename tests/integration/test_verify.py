@@ -93,7 +93,7 @@ def test_verify_answers_503_while_the_database_is_unavailable() -> None:
 
 @pytest.mark.parametrize("query", ["cost=2", "cost=-1", "cost=", "cost=0&cost=1", "other=1", "cost=0&x=1"])
 def test_verify_rejects_other_queries(http: TestClient, ada: LoggedInUser, query: str) -> None:
-    """A proxy that forwards the query of its client would let the client choose the cost."""
+    """If a proxy forwards its client's query, the client must not be able to choose the cost."""
     assert http.get(f"/verify?{query}", headers=ada.headers).status_code == 422
 
 

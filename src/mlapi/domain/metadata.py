@@ -60,7 +60,7 @@ class Metadata:
         return found
 
     def has(self, key: str, text: str) -> bool:
-        """Return whether a key has this value. Numbers, true and false are written as in JSON."""
+        """Return whether a key has the value that ``text`` describes: a string, or a number, true or false in JSON."""
         found = self.as_dict()
         return key in found and _encode(found[key]) in find_json_texts(text)
 

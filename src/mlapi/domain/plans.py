@@ -16,7 +16,7 @@ from mlapi.domain.errors import ConfigurationError, MlapiError
 Measure = Literal["requests", "units"]
 
 LEASES_PER_ALLOWANCE = 20
-"""A process draws an allowance in this many parts. See `mlapi.domain.allowances`."""
+"""A lease is an allowance divided by this number. See `mlapi.domain.allowances`."""
 
 
 class Window(enum.Enum):

@@ -52,7 +52,13 @@ _DAILY_COLUMNS: list[Column[UsageResponse]] = [
 @click.command("usage")
 @click.argument("names", metavar="[USER]...", nargs=-1)
 @reference_options
-@click.option("--from", "first", type=PastTime(), metavar="DATE", help="First day in UTC: 7d, or a date. Default: 29d.")
+@click.option(
+    "--from",
+    "first",
+    type=PastTime(),
+    metavar="DATE",
+    help="First day in UTC: a date, or 7d for 7 days ago. Default: 29d.",
+)
 @click.option("--to", "last", type=PastTime(), metavar="DATE", help="Last day in UTC. Default: today.")
 @click.option("--daily", is_flag=True, help="Print a line for each day and API key instead of totals.")
 @list_format_options

@@ -124,10 +124,10 @@ def users_add(
 @user_commands.command("set")
 @users_argument
 @click.option("--expires", type=ExpiryTime(), metavar="TIME", help="When access expires, or never.")
-@click.option("--plan", metavar="NAME", help="A plan in the configuration; none selects default_plan.")
+@click.option("--plan", metavar="NAME", help="A plan in the configuration. With none, default_plan applies.")
 @click.option("--new-username", "username", metavar="NAME", help="A new name, for one user.")
 @click.option("--email", metavar="ADDRESS", help="A new e-mail address.")
-@click.option("--metadata", metavar="JSON", help="A JSON object that replaces the present one; {} removes all keys.")
+@click.option("--metadata", metavar="JSON", help="A JSON object that replaces the current one; {} removes all keys.")
 @json_option
 def users_set(
     names: Sequence[str], *, reference: str | None, as_json: bool, expires: NewExpiry | None, **fields: str | None
@@ -138,7 +138,7 @@ def users_set(
     Renew for a month: mlapi users set ada --expires +1mo
     Start a plan that is paid until February: mlapi users set ada --plan pro --expires 2027-02-01
 
-    TIME is a date (its start, in UTC), a time, or an extension in h, d, w, mo or y, such as +30d. An extension starts
+    TIME is a date (00:00 UTC), a time, or an extension in h, d, w, mo or y, such as +30d. An extension starts
     from the current expiry, or from now if access has expired or never expires. Tokens and API keys stay valid.
 
     Use - to read the names or ids of users from standard input.
@@ -147,7 +147,7 @@ def users_set(
     if not changes:
         raise UsageError("nothing to change: add --expires, --plan, --new-username, --email or --metadata")
     if "username" in changes and (len(names) > 1 or STDIN in names):
-        raise UsageError("--new-username changes one user: name exactly one")
+        raise UsageError("--new-username changes one user: name one USER")
     report = Report("updated", as_json=as_json, describe=partial(_describe_access, shown=changes.keys()))
     with open_users_as_operator() as users:
         apply_to_each(
@@ -249,7 +249,7 @@ def _describe_access(user: User, *, shown: Container[str]) -> str:
 
 
 def _describe_expiry(expires: datetime | None) -> str:
-    """Describe the expiry. Say if it is in the past, because the wrong year is easily typed."""
+    """Describe the expiry. Point out an expiry in the past, which may be a typing error."""
     if expires is None:
         return "access never expires"
     return f"access {'expires' if expires > utc_now() else 'expired'} {format_time(expires)} UTC"
