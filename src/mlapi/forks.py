@@ -75,9 +75,9 @@ def notice_fork() -> None:
 
 
 def call_at_exit(function: Callable[[], None]) -> Callable[[], None]:
-    """Call a function when this process exits without being killed. Return a function that undoes this.
+    """Call a function when this process exits, unless it is killed. Return a function that cancels the call.
 
-    A forked child inherits this, except a child of multiprocessing: it runs no functions of `atexit`.
+    A forked child calls the function too, unless multiprocessing has started the child: it skips `atexit` functions.
     """
     processes = sys.modules.get("multiprocessing.process")
     if processes is None or processes.parent_process() is None:

@@ -296,9 +296,9 @@ def test_subscription_is_changed_without_javascript(local: Server, open_console:
 
     page.get_by_label("Expiry date").fill("2099-01-31")
     page.get_by_role("button", name="Set expiry").click()
-    expect(page.locator("#status")).to_have_text("Access of subscriber ends on 31 Jan 2099, 00:00 UTC.")
+    expect(page.locator("#status")).to_have_text("Access of subscriber expires on 31 Jan 2099, 00:00 UTC.")
     page.get_by_role("button", name="+1 month").click()
-    expect(page.locator("#status")).to_have_text("Access of subscriber ends on 28 Feb 2099, 00:00 UTC.")
+    expect(page.locator("#status")).to_have_text("Access of subscriber expires on 28 Feb 2099, 00:00 UTC.")
     page.get_by_label("Plan").select_option("pro")
     page.get_by_role("button", name="Set plan").click()
 

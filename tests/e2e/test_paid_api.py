@@ -24,7 +24,7 @@ MAX_LINES = 80
 
 @attrs.frozen
 class PaidApi:
-    """The service and the example."""
+    """A running service and the example, with helpers that call both."""
 
     service: str
     model: str
@@ -54,12 +54,12 @@ class PaidApi:
         return response.status_code, response.json()
 
     def get_end(self, user_id: int) -> datetime:
-        """Return when the access of a customer ends."""
+        """Return the expiry of a customer's access."""
         user = requests.get(f"{self.service}/users/{user_id}", timeout=30).json()
         return datetime.fromisoformat(user["expires_at"])
 
     def end_month(self, user_id: int) -> None:
-        """Let the access of a customer end, as if a month had passed."""
+        """Let the access of a customer expire, as if a month had passed."""
         changes = {"expires_at": (datetime.now(UTC) - timedelta(seconds=1)).isoformat()}
         requests.patch(f"{self.service}/users/{user_id}", json=changes, timeout=30).raise_for_status()
 

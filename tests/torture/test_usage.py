@@ -76,7 +76,7 @@ class Client(threading.Thread):
 
 
 class Fleet:
-    """Several clients, each with a user and an API key of its own."""
+    """Several clients. Each has its own user and API key."""
 
     def __init__(self, url: URL) -> None:
         self._url = url

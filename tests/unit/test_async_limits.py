@@ -43,7 +43,7 @@ async def is_admitted(limiter: AsyncLimiter, user_id: int = 1) -> bool:
 
 
 class Pause:
-    """Stops the next draw, before or after the database has counted it."""
+    """Pauses the next draw, before or after the database has counted it."""
 
     def __init__(self, world: World, *, after: bool = False) -> None:
         self._world = world

@@ -30,7 +30,7 @@ class Extension:
             raise ValueError("an extension needs months or hours, such as Extension(months=1)")
 
     def extend(self, expiry: datetime | None, now: datetime) -> datetime:
-        """Return the new expiry. It counts from the later of both arguments, so early renewals lose no paid time.
+        """Return the new expiry. Extend from the later of both arguments, so that early renewals lose no paid time.
 
         Args:
             expiry: the current expiry, in UTC; None for a user whose access never expires.

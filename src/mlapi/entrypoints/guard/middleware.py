@@ -41,7 +41,7 @@ class GuardMiddleware:
 
     All paths and WebSockets are guarded unless they are exempt, so new routes are guarded by default. Requests with
     ambiguous framing are rejected on every path, exempt ones included: a request smuggled inside one would bypass the
-    guard. Preflights of browsers reach the application without a user, but the guard drops the body of the response.
+    guard. Browsers' preflights reach the application without a user, but the guard drops the body of the response.
 
     Browsers send the credential of a WebSocket as a subprotocol: ``new WebSocket(url, ["bearer", token])``. The
     application's scope does not contain it.
