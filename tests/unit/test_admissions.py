@@ -108,6 +108,20 @@ def test_units_must_be_whole_numbers(guard: Guard, key: str, units: Any) -> None
         guard.admit(key).charge(units)
 
 
+@pytest.mark.parametrize("cost", [-1, 2**53, 1.0, float("nan"), True, "1", None])
+def test_cost_must_be_a_whole_number(guard: Guard, usage: InMemoryUsage, key: str, cost: Any) -> None:
+    async def admit() -> None:
+        with async_guard(guard) as wrapper:
+            await wrapper.admit(key, cost=cost)
+
+    with pytest.raises(ValueError, match="cost must be a whole number"):
+        guard.admit(key, cost=cost)
+    with pytest.raises(ValueError, match="cost must be a whole number"):
+        asyncio.run(admit())
+
+    assert usage.list_page(limit=10) == []
+
+
 def test_guard_without_plans_warns_about_users_with_a_plan(
     guard: Guard, users: Users, key: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -61,7 +61,7 @@ def limits_units(limits: Iterable[AllowanceState]) -> bool:
     return any(state.allowance.measure == "units" for state in limits)
 
 
-def validate_units(units: object) -> None:
-    """Raise `ValueError` unless this is a number of units that can be charged."""
-    if isinstance(units, bool) or not isinstance(units, int) or not 0 <= units <= MAX_COUNT:
-        raise ValueError("units must be a whole number from 0 to 2**53 - 1")
+def validate_count(name: str, count: object) -> None:
+    """Raise `ValueError` unless databases can store this number of requests or units."""
+    if isinstance(count, bool) or not isinstance(count, int) or not 0 <= count <= MAX_COUNT:
+        raise ValueError(f"{name} must be a whole number from 0 to 2**53 - 1")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, final
 
 import attrs
 
-from mlapi.application.admissions import Admission, limits_units, validate_units
+from mlapi.application.admissions import Admission, limits_units, validate_count
 from mlapi.application.repeated_warnings import RepeatedWarnings
 from mlapi.domain.commands import RecordApiKeyUse
 from mlapi.domain.credentials import (
@@ -136,7 +136,9 @@ class Guard:
             RequestLimitReachedError: if the user has reached a limit of their plan. The request is not counted.
             ConfigurationError: if the user has a plan that the configuration does not contain.
             RepositoryUnavailableError: if the database is unavailable. In that case, no request is admitted.
+            ValueError: unless ``cost`` is a whole number from 0 to 2**53 - 1.
         """
+        validate_count("cost", cost)
         try:
             parsed = self.parse_credential(credential)
             (principal,) = self.repository.find_principals([get_principal_id(parsed)])
@@ -177,7 +179,7 @@ class Guard:
             RepositoryUnavailableError: if the database is unavailable. Unless ``may_be_done`` is True, nothing was
                 counted.
         """
-        validate_units(units)
+        validate_count("units", units)
         if self.limiter is not None and units:
             self.limiter.charge(user, units)
         self.record_units(user, key_id, units)
@@ -274,6 +276,7 @@ class AsyncGuard:
 
     async def admit(self, credential: str, *, cost: int = 1) -> Admission:
         """Authenticate the token or API key of a request, and count the request. See `Guard.admit`."""
+        validate_count("cost", cost)
         guard = self._guard
         try:
             parsed = guard.parse_credential(credential)
@@ -296,7 +299,7 @@ class AsyncGuard:
 
     async def charge(self, user: User, units: int, *, key_id: ApiKeyId | None = None) -> None:
         """Count units of a user, such as generated tokens. Return when they are stored. See `Guard.charge`."""
-        validate_units(units)
+        validate_count("units", units)
         if self._limiter is not None and units:
             await self._limiter.charge(user, units)
         self._guard.record_units(user, key_id, units)
@@ -308,7 +311,7 @@ class AsyncGuard:
             self._limiter.close()
 
     def _charge_later(self, admission: Admission, units: int) -> None:
-        validate_units(units)
+        validate_count("units", units)
         self._guard.record_units(admission.user, admission.key_id, units)
         if units and limits_units(admission.limits) and self._charges is not None:
             admission.pending = self._charges.add(admission.user, units)
