@@ -90,7 +90,15 @@ def test_settings_know_their_file(tmp_path: Path) -> None:
         ),
         (
             "plans: {free: {per_second: 1}}",
-            f"FOLDER/config.yml: plans.free has an unknown key; the settings are {_KEYS}",
+            "FOLDER/config.yml: plans.free.per_second is not a setting; did you mean plans.free.per_month?",
+        ),
+        (
+            "plans: {free: {per_minut: 1}}",
+            "FOLDER/config.yml: plans.free.per_minut is not a setting; did you mean plans.free.per_minute?",
+        ),
+        (
+            "plans: {free: {per_day:1000}}",
+            f"FOLDER/config.yml: a key in plans.free is not a setting; the settings are {_KEYS}",
         ),
         (
             "plans: {free: {per_day: }}",

@@ -1,6 +1,5 @@
 """Convert nested mappings to `Settings`. Unknown keys and wrong types are errors."""
 
-import difflib
 import re
 from collections.abc import Callable
 from types import NoneType
@@ -11,6 +10,7 @@ import msgspec
 
 from mlapi.config.plans import parse_plans, validate_plan_keys
 from mlapi.config.settings import ConnectionSettings, SecretSettings, Settings
+from mlapi.config.unknown_keys import unknown_key_error
 from mlapi.config.validation import validate_values
 from mlapi.domain.errors import ConfigurationError
 
@@ -28,7 +28,6 @@ _TYPE_RULES: dict[object, str] = {
 _MISSING = re.compile(r"Object missing required field `(\w+)`")
 _EXTENSION_PREFIX = "x-"
 """Top-level keys with this prefix are ignored. They may hold values that ``<<`` merges into sections."""
-_KEY_NAME = re.compile(r"[a-z_]{1,32}")
 
 
 def validate_keys(
@@ -48,7 +47,7 @@ def validate_keys(
     tree = {name: value for name, value in tree.items() if not str(name).startswith(_EXTENSION_PREFIX)}
     for name, value in tree.items():
         if name not in sections:
-            raise _unknown_key_error(source, "", name, list(sections), find_similar)
+            raise unknown_key_error(source, "", name, list(sections), find_similar)
         section = sections[name]
         if name == "plans":
             validate_plan_keys(value, source)
@@ -58,7 +57,7 @@ def validate_keys(
             raise ConfigurationError(f"{source}: {name} must contain `key: value` lines")
         for key in value or {}:
             if key not in attrs.fields_dict(section):
-                raise _unknown_key_error(source, f"{name}.", key, list(attrs.fields_dict(section)), find_similar)
+                raise unknown_key_error(source, f"{name}.", key, list(attrs.fields_dict(section)), find_similar)
     return {name: value for name, value in tree.items() if value not in (None, {})}
 
 
@@ -135,18 +134,6 @@ def _describe_type(annotation: Any) -> str:  # noqa: ANN401 - any type
     if all(isinstance(choice, str) for choice in choices):
         return f"must be {' or '.join(choices)}"
     return _describe_type(choices[0])  # an optional setting
-
-
-def _unknown_key_error(
-    source: str, prefix: str, name: object, known: list[str], find_similar: Callable[[str], str | None]
-) -> ConfigurationError:
-    # Do not show a key unless it is a plain name: in `key:abc`, without a space, the secret is part of the key.
-    shown = name if isinstance(name, str) and _KEY_NAME.fullmatch(name) else None
-    close = difflib.get_close_matches(shown or "", known, n=1)
-    similar = (find_similar(source) or f"{prefix}{close[0]}") if close else None
-    hint = f"did you mean {similar}?" if similar else f"the settings are {', '.join(known)}"
-    path = f"{prefix}{shown}" if shown else f"a key in {prefix.rstrip('.') or 'it'}"
-    return ConfigurationError(f"{source}: {path} is not a setting; {hint}")
 
 
 def section_types() -> dict[str, type[Any] | None]:

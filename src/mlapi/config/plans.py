@@ -6,6 +6,7 @@ from typing import Any
 import attrs
 
 from mlapi.config.settings import MAX_ALLOWANCE, PlanSettings, Settings
+from mlapi.config.unknown_keys import unknown_key_error
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.plans import Allowance, Measure, Plan, Plans, Window
 
@@ -46,9 +47,7 @@ def validate_plan_keys(plans: object, source: str) -> None:
             )
         for key, limit in plan.items():
             if key not in _KEYS:
-                raise ConfigurationError(
-                    f"{source}: plans.{name} has an unknown key; the settings are {', '.join(_KEYS)}"
-                )
+                raise unknown_key_error(source, f"plans.{name}.", key, _KEYS)
             if limit is None:
                 raise ConfigurationError(f"{source}: plans.{name}.{key} has no value: write one, or remove the line")
 
