@@ -5,6 +5,7 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from datetime import UTC, datetime
 from pathlib import Path
 from threading import Barrier
 
@@ -79,6 +80,19 @@ def test_guard_sees_changes_at_once(storage: SqliteGuardStorage, service: Sqlite
 
     for found in (storage.find_principals([ada.id]), storage.find_principals_nowait([ada.id])):
         assert [user.enabled for user in found if isinstance(user, User)] == [False]
+
+
+@pytest.mark.parametrize("text", ["2027-01-31", "2027-01-31 00:00:00", "2027-01-31 00:00:00.000000"])
+def test_guard_reads_times_that_were_written_with_sql(
+    storage: SqliteGuardStorage, service: SqliteUserRepository, ada: User, file: Path, text: str
+) -> None:
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        connection.execute("UPDATE users SET expires_datetime = ?", [text])
+
+    found = storage.find_principals([ada.id])
+
+    assert found == [service.get(ada.id)] == service.find_principals([ada.id])
+    assert [user.expires_datetime for user in found if isinstance(user, User)] == [datetime(2027, 1, 31, tzinfo=UTC)]
 
 
 def test_guard_records_the_use_of_api_keys(

@@ -124,3 +124,12 @@ def test_changed_keys_are_found() -> None:
 
     assert find_changed_keys(before, after) == ["gone", "new", "number", "text"]
     assert find_changed_keys(before, before) == find_changed_keys(NO_METADATA, NO_METADATA) == []
+
+
+@pytest.mark.parametrize("stored", ["[1]", "null", "1", '"x"', "", "{", "[" * 100_000], ids=lambda stored: stored[:5])
+def test_stored_text_that_is_not_an_object_has_no_keys(stored: str) -> None:
+    metadata = Metadata(stored)
+
+    assert metadata.as_dict() == {}
+    assert not metadata.has("x", "1")
+    assert find_changed_keys(metadata, Metadata.from_object({"x": 1})) == ["x"]

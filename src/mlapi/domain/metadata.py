@@ -55,9 +55,12 @@ class Metadata:
         return cls.from_object(value)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the keys and values."""
-        found: dict[str, Any] = {} if self.value is None else json.loads(self.value)
-        return found
+        """Return the keys and values. A stored text that is not a JSON object, from another program, has none."""
+        found = None
+        if self.value is not None:
+            with suppress(ValueError, RecursionError):
+                found = json.loads(self.value)
+        return found if isinstance(found, dict) else {}
 
     def has(self, key: str, text: str) -> bool:
         """Return whether a key has the value that ``text`` describes: a string, or a number, true or false in JSON."""

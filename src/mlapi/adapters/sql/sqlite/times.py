@@ -3,6 +3,7 @@
 from datetime import datetime
 
 _LENGTH_CHARS = len("2026-01-31 12:00:00.000000")
+_DATE_LENGTH_CHARS = len("2026-01-31")
 
 
 def encode_time(time: datetime) -> str:
@@ -11,5 +12,6 @@ def encode_time(time: datetime) -> str:
 
 
 def decode_time(text: str) -> datetime:
-    """Return the text as an aware datetime in UTC."""
-    return datetime.fromisoformat(f"{text}+00:00")
+    """Return the text as an aware datetime in UTC. Administrators may also write a date with SQL: its start."""
+    time = f"{text} 00:00" if len(text) == _DATE_LENGTH_CHARS else text
+    return datetime.fromisoformat(f"{time}+00:00")
