@@ -123,6 +123,6 @@ def test_access_expires_at_the_same_instant_in_every_process(
     report(
         f"{'SQLite' if url.drivername == 'sqlite' else 'PostgreSQL'}, {WORKERS} workers of the service and of a model:"
         f" {counts['changes']:,} changes of the expiry; {counts['admitted']:,} requests admitted, 0 of them sent"
-        f" after the end; {counts['rejected']:,} rejected, 0 of them before it;"
+        f" after the expiry; {counts['rejected']:,} rejected, 0 of them before it;"
         f" {counts['requests after an extension']:,} requests after an extension, all admitted"
     )

@@ -102,7 +102,7 @@ class Scenario:
         refused = sum(client.refused for client in self.clients)
         reached = sum(user.rejected_until > 0 for user in self.users)
         return (
-            f"{answers:,} requests granted to {len(self.users):,} users, {refused:,} refused, 0 over an allowance"
+            f"{answers:,} requests granted to {len(self.users):,} users, {refused:,} rejected, 0 over an allowance"
             f" (reached by {reached:,} users)"
         )
 

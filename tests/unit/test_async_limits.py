@@ -1,4 +1,4 @@
-"""Limits on event loops: concurrent requests share draws, and canceled ones count nothing."""
+"""Limits on event loops: concurrent requests share draws, and canceled requests are not counted."""
 
 import asyncio
 import threading

@@ -1,4 +1,4 @@
-"""Admissions: what a guard returns for a request that it has admitted."""
+"""The result of admitting a request: its user, API key and limits."""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, final

@@ -65,7 +65,7 @@ class Lease:
         self.left = self.allowance.limit - drawn.used
 
     def mark_used_up(self, now: float) -> None:
-        """Reject requests for a moment if they cost more than what is left."""
+        """Reject requests that cost more than the remaining number, until `rejected_until`."""
         self.rejected_cost = self.in_hand + max(0, self.left) + 1
         self.rejected_until = min(now + REJECTION_SECONDS, self.expires)
 

@@ -21,7 +21,7 @@ MAX_USED = 2**62
 
 @attrs.frozen
 class AllowanceUse:
-    """What a user has used of an allowance in one window, as a database stores it."""
+    """The stored count of a user and an allowance, and the window that it belongs to."""
 
     starts_at: int
     """The start of the window, in seconds since 1970."""

@@ -119,9 +119,9 @@ class Plans:
 
 
 class AllowanceState(NamedTuple):
-    """What is left of an allowance in the current window.
+    """The number of requests or units that remain in the current window.
 
-    It is an estimate: other processes may have used some of it since this process read the count.
+    It is an estimate: other processes may have used some of them since this process read the count.
     """
 
     allowance: Allowance

@@ -211,7 +211,7 @@ async def set_expiry(request: ConsoleRequest) -> Response:
     if request.form.get("current_expiry", _expiry_text(user)) != _expiry_text(
         user
     ):  # a double click must not extend it twice
-        flash = f"Nothing was changed: the expiry of {user.username} was changed after this page was opened."
+        flash = f"Nothing was changed: the expiry of {user.username} was changed after you opened this page. Check it."
         return redirect(request, f"/users/{user_id}", flash=flash)
     user = await _update(request, user_id, expires=expires)
     end = user.expires_datetime

@@ -15,7 +15,7 @@ _WINDOW_PARAMETERS = {
 
 
 def rate_limit_headers(states: Sequence[AllowanceState]) -> tuple[tuple[str, str], ...]:
-    """Return the headers that tell a client what is left of each allowance.
+    """Return the headers that tell a client how many requests or units of each allowance remain.
 
     >>> from mlapi.domain.plans import Allowance
     >>> rate_limit_headers([AllowanceState(Allowance("requests", Window.MINUTE, 60), remaining=59, reset_seconds=34)])
