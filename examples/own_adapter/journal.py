@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from datetime import date, datetime
 from io import FileIO
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Union, get_args
 
 import attrs
 import msgspec
@@ -23,6 +23,7 @@ import msgspec
 from mlapi import Command, ConfigurationError, Outcome, RepositoryUnavailableError
 from mlapi.adapters.memory import InMemoryAllowances, InMemoryAuditTrail, InMemoryUsage, InMemoryUserRepository
 from mlapi.domain.allowances import Draw, Drawn
+from mlapi.domain.commands import UNCHANGED, Unchanged
 from mlapi.domain.plans import Window
 from mlapi.domain.usage import UsageRow
 from mlapi.domain.users import UserId, to_utc
@@ -121,7 +122,7 @@ class Journal:
         Raises:
             RepositoryUnavailableError: if ``commit_by`` has passed, or the file cannot be written.
         """
-        named = [[type(entry).__name__, attrs.asdict(entry)] for entry in entries]
+        named = [[type(entry).__name__, attrs.asdict(entry, filter=_is_given)] for entry in entries]
         line = json.dumps(named, default=_encode).encode("ascii") + b"\n"
         with self._lock:
             file = self.require_file()
@@ -233,6 +234,10 @@ class JournaledAllowances(InMemoryAllowances):
         return super().draw([attrs.evolve(request, wanted=0) for request in requests])
 
 
+def _is_given(_field: "attrs.Attribute[Any]", value: object) -> bool:
+    return value is not UNCHANGED
+
+
 def _encode(value: date | Window) -> str:
     return value.value if isinstance(value, Window) else value.isoformat()
 
@@ -245,4 +250,9 @@ def _write(file: FileIO, line: bytes) -> None:
 
 def _parse_entry(kind: type[Entry], values: dict[str, Any]) -> Entry:
     fields = [field for field in attrs.fields(kind) if field.init and field.name in values]
-    return kind(**{field.name: msgspec.convert(values[field.name], field.type) for field in fields})
+    return kind(**{field.name: msgspec.convert(values[field.name], _type_if_given(field)) for field in fields})
+
+
+def _type_if_given(field: "attrs.Attribute[Any]") -> Any:  # noqa: ANN401 - a type or a union of types
+    kinds = get_args(field.type)
+    return Union[tuple(kind for kind in kinds if kind is not Unchanged)] if Unchanged in kinds else field.type  # noqa: UP007 - computed

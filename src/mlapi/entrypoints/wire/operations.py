@@ -348,7 +348,7 @@ OPERATIONS = (
         summary="Get the metrics in Prometheus' text format",
         tag=_STATE,
         callers=ANYONE_IF_METRICS_ARE_OPEN,
-        success=responses.metrics(b""),
+        success=responses.metrics(b"# TYPE mlapi_requests counter\n"),
         needs_database=False,
     ),
     Operation(

@@ -226,7 +226,9 @@ def _change_row(connection: "BoundedConnection", new_row: dict[str, Any]) -> Use
     if new_row["username_key"] is None:
         _fetch(connection, sql.CHANGE_USER, [new_row])
         return None
-    for attempt in range(_MAX_REGISTER_ATTEMPTS):  # the user with the name may be removed before the lookup
+    attempts = 0
+    while True:  # the user with the name may be removed before the lookup
+        attempts += 1
         connection.execute(b"SAVEPOINT mlapi_change")
         try:
             _fetch(connection, sql.CHANGE_USER, [new_row])
@@ -238,7 +240,7 @@ def _change_row(connection: "BoundedConnection", new_row: dict[str, Any]) -> Use
             holder = _find_id(connection, new_row["username_key"])
             if holder not in {None, new_row["id"]}:
                 return holder
-            if attempt == _MAX_REGISTER_ATTEMPTS - 1:
+            if attempts == _MAX_REGISTER_ATTEMPTS:
                 raise  # another unique index rejects the change
     connection.execute(b"RELEASE SAVEPOINT mlapi_change")
     return None
