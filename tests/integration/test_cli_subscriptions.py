@@ -174,7 +174,8 @@ def test_outage_during_an_extension_warns_about_repeating_it(monkeypatch: pytest
     result = mlapi("users", "set", "ada", "bob", "--expires", "+1d")
 
     assert result.exit_code == 3
-    assert "users changed before: 1; check the others, then run the command again for them" in result.stderr
+    advice = "run the command again, but only for users that `mlapi users show` reports as unchanged"
+    assert f"users changed before: 1; {advice}" in result.stderr
 
 
 def test_user_is_added_with_expiry_plan_and_metadata() -> None:

@@ -55,7 +55,7 @@ class Metadata:
         return cls.from_object(value)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the keys and values. A stored text that is not a JSON object, from another program, has none."""
+        """Return the keys and values. If another program has stored a text that is not a JSON object, return none."""
         found = None
         if self.value is not None:
             with suppress(ValueError, RecursionError):

@@ -57,7 +57,7 @@ def create_app(
             reads the configuration and opens the database at startup, and ignores the other arguments.
         admin_policy: decides who may manage users. By default, programs on this machine.
         access: authenticates users. By default, tokens are kept in memory until the process ends.
-        usage: the usage that is shown. By default, there is none.
+        usage: stores the usage of the users. By default, an empty store in memory.
         registration_limiter: limits the registrations of clients without credentials. By default, there is no limit.
         trusted_proxies: proxies that may set ``X-Forwarded-For``, ``X-Forwarded-Proto`` and ``X-Request-Id``.
         token_in_path: whether to serve ``GET /token_status/<token>``, for clients that cannot send headers.

@@ -243,7 +243,9 @@ def apply_to_each(
                 else:
                     report.succeed_for(cast("User", outcome.after if isinstance(outcome, UserChange) else outcome))
     except RepositoryUnavailableError as error:
-        advice = "run the command again" if is_repeatable else "check the others, then run the command again for them"
+        advice = "run the command again"
+        if not is_repeatable:
+            advice += ", but only for users that `mlapi users show` reports as unchanged"
         raise CommandError(f"{error}; users changed before: {report.done}; {advice}") from None
 
 

@@ -12,6 +12,6 @@ def encode_time(time: datetime) -> str:
 
 
 def decode_time(text: str) -> datetime:
-    """Return the text as an aware datetime in UTC. Administrators may also write a date with SQL: its start."""
+    """Return the text as an aware datetime in UTC. A date, which administrators may write with SQL, means its start."""
     time = f"{text} 00:00" if len(text) == _DATE_LENGTH_CHARS else text
     return datetime.fromisoformat(f"{time}+00:00")
