@@ -15,7 +15,7 @@ from sqlalchemy import URL
 from mlapi import Guard, RequestLimitReachedError
 from mlapi.application.guard import AsyncGuard
 from mlapi.bootstrap import async_guard, open_guard, open_users
-from mlapi.config import load_settings
+from mlapi.config import load_settings, plan_reload
 from mlapi.domain.errors import ConfigurationError
 from tests.sample_settings import write
 
@@ -116,6 +116,24 @@ def test_changed_limit_holds_at_the_next_request(deployment: Deployment) -> None
     time.sleep(1.1)  # longer than `REJECTION_SECONDS`
 
     assert deployment.count_admitted(first) + deployment.count_admitted(second) == 3
+
+
+def test_changed_limit_does_not_wait_for_a_check(deployment: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_reload, "CHECK_SECONDS", 1000.0)
+    guard = deployment.open_guard()
+
+    async def find_limit() -> int:
+        with async_guard(guard) as wrapper:
+            return (await wrapper.admit(deployment.key)).limits[0].allowance.limit
+
+    found = []
+    for limit in (50, 60, 70):
+        deployment.configure(f"free: {{per_day: {limit}}}")
+        found.append(guard.admit(deployment.key).limits[0].allowance.limit)
+        deployment.configure(f"free: {{per_day: {limit + 1}}}")
+        found.append(asyncio.run(find_limit()))
+
+    assert found == [50, 51, 60, 61, 70, 71]
 
 
 def test_changed_plan_holds_at_the_next_request(deployment: Deployment) -> None:

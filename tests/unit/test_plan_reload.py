@@ -1,6 +1,7 @@
 """Plans are read again when the configuration file changes."""
 
 import logging
+import threading
 from pathlib import Path
 
 import pytest
@@ -21,12 +22,17 @@ def plans_with(limit: int) -> Plans:
     return Plans({"free": Plan("free", (Allowance("requests", Window.DAY, limit),))})
 
 
+def _do_nothing() -> None:
+    """Do not delay the load."""
+
+
 class Reloading:
     """Plans in a file, with a clock that passes the time between two checks."""
 
     def __init__(self, folder: Path) -> None:
         self.now = 100.0
         self.loads = 0
+        self.on_load = _do_nothing
         self.file = folder / "config.yml"
         self.plans = PlansInFile(
             self.file, make_plans(load(folder, _FIRST)), load=self._load, monotonic=lambda: self.now
@@ -36,6 +42,7 @@ class Reloading:
 
     def _load(self, file: Path) -> Plans:
         self.loads += 1
+        self.on_load()
         return load_plans(file, {})
 
     def get(self) -> Plans:
@@ -72,6 +79,45 @@ def test_changed_file_is_read_at_the_next_request(reloading: Reloading, caplog: 
 
     assert reloading.get() == plans_with(25)
     assert caplog.messages == ["reloaded the plans from the configuration"]
+
+
+def test_request_after_a_change_uses_the_new_plans(reloading: Reloading) -> None:
+    reloading.get()
+    reloading.write(_SECOND)
+
+    reloading.plans.refresh(since=reloading.now)
+
+    assert reloading.plans() == plans_with(25)
+
+
+def test_concurrent_requests_share_a_check_of_the_file(reloading: Reloading) -> None:
+    began = reloading.now
+    reloading.get()
+    reloading.write(_SECOND)
+
+    reloading.plans.refresh(since=began)
+
+    assert reloading.plans() == plans_with(10)
+
+
+def test_other_threads_wait_while_plans_are_loaded(reloading: Reloading) -> None:
+    found: list[Plans] = []
+
+    def refresh() -> None:
+        reloading.plans.refresh(since=float("inf"))
+        found.append(reloading.plans())
+
+    def load_slowly() -> None:
+        other.start()
+        other.join(0.05)  # it must not end before the plans are loaded
+
+    other = threading.Thread(target=refresh)
+    reloading.on_load = load_slowly
+    reloading.write(_SECOND)
+    reloading.get()
+    other.join()
+
+    assert found == [plans_with(25)]
 
 
 def test_file_is_checked_only_once_in_half_a_millisecond(reloading: Reloading) -> None:

@@ -5,6 +5,7 @@ call `Guard.admit` or `AsyncGuard.admit`.
 """
 
 import re
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -201,8 +202,13 @@ class Guard:
                 self._record_key_use(principal.key, now)
         return user
 
-    def apply_plan(self, user: User) -> User:
+    def apply_plan(self, user: User, since: float = float("inf")) -> User:
         """Return the user with the name of the plan whose limits apply.
+
+        Args:
+            user: the user.
+            since: when the request began, on the clock of `time.monotonic`. Later changes of the plans may be ignored,
+                so that concurrent requests share a check of the configuration file. By default, check it now.
 
         Raises:
             ConfigurationError: if the configuration does not contain the user's plan.
@@ -211,6 +217,7 @@ class Guard:
             if user.plan is not None:
                 self._warnings.log(_NO_PLANS)
             return user
+        self.limiter.refresh_plans(since)
         plan = self.limiter.find_plan(user)
         if plan is None or plan.name == user.plan:
             return user
@@ -277,12 +284,12 @@ class AsyncGuard:
     async def admit(self, credential: str, *, cost: int = 1) -> Admission:
         """Authenticate the token or API key of a request, and count the request. See `Guard.admit`."""
         validate_count("cost", cost)
-        guard = self._guard
+        guard, began = self._guard, time.monotonic()
         try:
             parsed = guard.parse_credential(credential)
             principal = await self._look_up(get_principal_id(parsed))
             now = guard.clock()
-            user = guard.apply_plan(guard.authenticate(parsed, principal, now))
+            user = guard.apply_plan(guard.authenticate(parsed, principal, now), since=began)
             limits = () if self._limiter is None else await self._limiter.admit(user, cost)
             if self._charges is not None and self._charges.error is not None and limits_units(limits):
                 raise copy(self._charges.error)  # the limit would never be reached while no units can be stored

@@ -72,6 +72,7 @@ class Limiter:
     Args:
         allowances: counts the requests of all processes.
         plans: returns the current plans.
+        refresh_plans: checks whether the plans have changed, unless they were checked after the given monotonic time.
         monotonic: returns the time in seconds.
     """
 
@@ -80,12 +81,14 @@ class Limiter:
         allowances: Allowances,
         plans: Callable[[], Plans],
         *,
+        refresh_plans: Callable[[float], None] = lambda _since: None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._accounts = Accounts(monotonic)
         self._monotonic = monotonic
         self._allowances = allowances
         self._plans = plans
+        self.refresh_plans = refresh_plans
         self._lock = new_lock()
         self._warnings = RepeatedWarnings(interval_seconds=_WARNING_INTERVAL_SECONDS)
         self._inline = _InlineExecutor(self)

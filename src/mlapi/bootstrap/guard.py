@@ -17,7 +17,7 @@ from mlapi.bootstrap.storage_registry import registered_storages
 from mlapi.bootstrap.tokens import make_tokens
 from mlapi.config import Settings
 from mlapi.config.database_paths import database_url_of
-from mlapi.config.plan_reload import reloading_plans
+from mlapi.config.plan_reload import PlansInFile, reloading_plans
 from mlapi.config.secrets_file import locate_secrets_file
 from mlapi.domain.errors import ConfigurationError
 from mlapi.domain.plans import Plans
@@ -93,7 +93,11 @@ def limiter_for(settings: Settings, allowances: "Allowances", plans: Callable[[]
         return
     from mlapi.application.limits import Limiter  # noqa: PLC0415 - only needed with plans
 
-    with closing(Limiter(allowances, plans)) as limiter:
+    if isinstance(plans, PlansInFile):
+        limiter = Limiter(allowances, plans, refresh_plans=plans.refresh)
+    else:
+        limiter = Limiter(allowances, plans)
+    with closing(limiter):
         yield limiter
 
 

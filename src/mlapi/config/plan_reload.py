@@ -13,7 +13,7 @@ from mlapi.domain.plans import Plans
 from mlapi.forks import new_lock
 
 CHECK_SECONDS = 0.0005
-"""Check the file at most this often: a system call takes longer than admitting a request."""
+"""Without a `refresh`, check the file at most this often: a system call takes longer than admitting a request."""
 SETTLE_SECONDS = 0.1
 """Read a changed file again after this time: two changes in quick succession may have the same time and size."""
 
@@ -56,24 +56,35 @@ class PlansInFile:
         self._lock = new_lock()
         self._logged = ""
         self._signature: object = None
-        self._next_check = monotonic()
-        self._settled_at = self._next_check  # the file may have changed since the plans were read
+        self._checked_at = float("-inf")
+        self._settled_at = monotonic()  # the file may have changed since the plans were read
 
     def __call__(self) -> Plans:
         now = self._monotonic()
-        if now >= self._next_check:
-            self._next_check = now + CHECK_SECONDS
-            signature = self._read_signature()
-            if signature != self._signature or now >= self._settled_at:
-                with self._lock:
-                    self._reload(signature, now)
+        if now >= self._checked_at + CHECK_SECONDS:
+            self._check(now)
         return self._plans
+
+    def refresh(self, since: float) -> None:
+        """Check the file, unless it was checked after this time, on the clock of `time.monotonic`."""
+        if self._checked_at <= since:
+            self._check(self._monotonic())
+
+    def _check(self, now: float) -> None:
+        signature = self._read_signature()
+        if signature != self._signature or now >= self._settled_at:
+            with self._lock:
+                self._reload(signature, now)
+        self._checked_at = now
 
     def _reload(self, signature: object, now: float) -> None:
         if signature == self._signature and now < self._settled_at:
             return  # another thread has reloaded the plans
         self._settled_at = float("inf") if signature == self._signature else now + SETTLE_SECONDS
-        self._signature = signature
+        self._load_plans()
+        self._signature = signature  # last, so that other threads wait for the lock until the plans are loaded
+
+    def _load_plans(self) -> None:
         try:
             plans = self._load(self._file)
         except ConfigurationError as error:
