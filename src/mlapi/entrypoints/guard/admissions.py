@@ -74,10 +74,10 @@ def _send_finished(message: Message, send: Send, admission: Admission) -> Awaita
 def _add_fields(message: Message, admission: Admission) -> Message:
     headers = list(message.get("headers", ()))
     for name, _ in headers:
-        if name.lower() == _FIRST_FIELD:
+        if name == _FIRST_FIELD:  # names are in lower case: ASGI specification
             return message
-    fields = rate_limit_headers(admission.limits)
-    headers += [(_FIELDS[name], value.encode("ascii")) for name, value in fields]
+    for name, value in rate_limit_headers(admission.limits):
+        headers.append((_FIELDS[name], value.encode("ascii")))
     return {**message, "headers": headers}
 
 
