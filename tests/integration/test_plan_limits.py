@@ -173,6 +173,23 @@ def test_async_guards_share_the_limits(deployment: Deployment) -> None:
     assert asyncio.run(admit_all()) == 40
 
 
+def test_limits_in_environment_variables_apply(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, url: URL) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MLAPI_DATABASE__URL", url.render_as_string(hide_password=False))
+    monkeypatch.setenv("MLAPI_PLANS__FREE__PER_DAY", "2")
+    monkeypatch.setenv("MLAPI_DEFAULT_PLAN", "free")
+    with ExitStack() as resources:
+        users = resources.enter_context(open_users(load_settings()))
+        ada = users.register(username="ada", password=PASSWORD, email="ada@example.com")
+        _, key = users.add_api_key(user_id=ada.id, name="key")
+        guard = resources.enter_context(open_guard(load_settings()))
+
+        guard.check(key)
+        guard.check(key)
+        with pytest.raises(RequestLimitReachedError):
+            guard.check(key)
+
+
 def test_unknown_plan_without_default_is_an_error(deployment: Deployment) -> None:
     deployment.configure("free: {per_day: 2}, pro: {}")
     deployment.users.update(user_id=deployment.user.id, plan="pro")

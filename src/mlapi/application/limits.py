@@ -73,6 +73,7 @@ class Limiter:
         allowances: counts the requests of all processes.
         plans: returns the current plans.
         refresh_plans: checks whether the plans have changed, unless they were checked after the given monotonic time.
+            None if they never change.
         monotonic: returns the time in seconds.
     """
 
@@ -81,14 +82,14 @@ class Limiter:
         allowances: Allowances,
         plans: Callable[[], Plans],
         *,
-        refresh_plans: Callable[[float], None] = lambda _since: None,
+        refresh_plans: Callable[[float], None] | None = None,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
         self._accounts = Accounts(monotonic)
         self._monotonic = monotonic
         self._allowances = allowances
         self._plans = plans
-        self.refresh_plans = refresh_plans
+        self.refresh_plans = refresh_plans or (lambda _since: None)
         self._lock = new_lock()
         self._warnings = RepeatedWarnings(interval_seconds=_WARNING_INTERVAL_SECONDS)
         self._inline = _InlineExecutor(self)

@@ -93,11 +93,8 @@ def limiter_for(settings: Settings, allowances: "Allowances", plans: Callable[[]
         return
     from mlapi.application.limits import Limiter  # noqa: PLC0415 - only needed with plans
 
-    if isinstance(plans, PlansInFile):
-        limiter = Limiter(allowances, plans, refresh_plans=plans.refresh)
-    else:
-        limiter = Limiter(allowances, plans)
-    with closing(limiter):
+    refresh_plans = plans.refresh if isinstance(plans, PlansInFile) else None
+    with closing(Limiter(allowances, plans, refresh_plans=refresh_plans)) as limiter:
         yield limiter
 
 
