@@ -24,7 +24,7 @@ async def admit_request(connection: HTTPConnection, guard: AsyncGuard) -> Admiss
     """Admit a request or a WebSocket, for example in a dependency of FastAPI.
 
     Store the admission in ``connection.scope["mlapi"]``. Add `AdmissionMiddleware` to the application: it completes the
-    responses.
+    responses. Each call counts a request, so do not call this behind `GuardMiddleware`, which has counted it already.
 
     Raises:
         MissingCredentialError: if the request has neither a token nor an API key.
