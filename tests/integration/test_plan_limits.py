@@ -60,7 +60,8 @@ class Deployment:
 
 
 @pytest.fixture
-def deployment(tmp_path: Path, url: URL) -> Iterator[Deployment]:
+def deployment(tmp_path: Path, url: URL, monkeypatch: pytest.MonkeyPatch) -> Iterator[Deployment]:
+    monkeypatch.chdir(tmp_path)
     with ExitStack() as resources:
         yield Deployment(tmp_path, url, resources)
 

@@ -8,19 +8,29 @@ import pytest
 from sqlalchemy import URL
 
 from mlapi import ConfigurationError, RepositoryUnavailableError
-from mlapi.adapters.memory import InMemoryAttempts, InMemoryStorage, InMemoryUsage, InMemoryUserRepository
+from mlapi.adapters.memory import (
+    InMemoryAllowances,
+    InMemoryAttempts,
+    InMemoryStorage,
+    InMemoryUsage,
+    InMemoryUserRepository,
+)
 from mlapi.adapters.sql.database import Database
 from mlapi.adapters.sql.storage import SqlStorage
 from mlapi.application.preparation import (
     Preparation,
+    PreparedAllowances,
     PreparedAttemptCounts,
     PreparedRepository,
     PreparedUsage,
     check_key,
     prepare_on_first_use,
 )
+from mlapi.domain.allowances import Draw
+from mlapi.domain.plans import Window
 from mlapi.domain.ports import NonblockingLookup
 from mlapi.domain.rules import canonical_username
+from mlapi.domain.users import UserId
 from mlapi.testing.samples import registered
 from mlapi.testing.usage import row
 
@@ -136,6 +146,18 @@ def test_attempt_counts_are_prepared_before_their_first_use() -> None:
         counts.add(["key"], window_seconds=60)
     counts.add(["key"], window_seconds=60)
     assert [found.count for found in counts.read(["key"])] == [1]
+
+
+def test_allowances_are_prepared_before_their_first_use() -> None:
+    allowances = PreparedAllowances(InMemoryAllowances(lambda _: True), Preparation(FailingAtFirst()))
+    draw = Draw(user_id=UserId(7), allowance="requests per day", window=Window.DAY, limit=10, wanted=2)
+
+    with pytest.raises(RepositoryUnavailableError, match="not started yet"):
+        allowances.read([draw])
+    with pytest.raises(RepositoryUnavailableError, match="not started yet"):
+        allowances.draw([draw])
+    allowances.draw([draw])
+    assert [found and found.used for found in allowances.read([draw])] == [2]
 
 
 def test_usage_is_prepared_before_its_first_use() -> None:
