@@ -1,5 +1,6 @@
 """Requests as values, and a client that passes them to an ASGI application like a server."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import unquote
@@ -67,7 +68,11 @@ async def call_with_scope(app: Any, scope: dict[str, Any], body: bytes, pieces: 
     sent: list[Any] = []
 
     async def receive() -> Message:
-        return incoming.pop(0) if incoming else {"type": "http.disconnect"}
+        if incoming:
+            return incoming.pop(0)
+        if pieces:
+            await asyncio.Event().wait()  # the client stays connected
+        return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
         sent.append(message)

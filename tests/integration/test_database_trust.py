@@ -31,8 +31,11 @@ SSL_REQUEST = bytes.fromhex("0000000804d2162f")  # PostgreSQL 18, chapter 54.2.1
 
 
 @pytest.fixture
-def limited_account_url(postgres: PostgresServer, postgres_url: URL) -> Iterator[URL]:
+def limited_account_url(
+    postgres: PostgresServer, postgres_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[URL]:
     """Yield the URL of a prepared database, with an account that may only read and write rows."""
+    monkeypatch.chdir(tmp_path)  # the secrets are generated here
     settings = load_settings(environ={"MLAPI_DATABASE__URL": postgres_url.render_as_string(hide_password=False)})
     upgrade_database(settings)
     name = postgres_url.database or ""
@@ -47,10 +50,7 @@ def limited_account_url(postgres: PostgresServer, postgres_url: URL) -> Iterator
     postgres.execute(f"DROP ROLE {ROLE}")
 
 
-def test_privileges_to_read_and_write_rows_are_sufficient(
-    limited_account_url: URL, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_privileges_to_read_and_write_rows_are_sufficient(limited_account_url: URL) -> None:
     environ = {
         "MLAPI_PROFILE": "production",
         "MLAPI_DATABASE__URL": limited_account_url.render_as_string(hide_password=False),

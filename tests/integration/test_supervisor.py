@@ -118,7 +118,11 @@ class Supervised:
 
     @property
     def running(self) -> list[int]:
-        return [pid for pid in self.pids if is_running(pid)]
+        while True:
+            pids = self.pids
+            running = [pid for pid in pids if is_running(pid)]
+            if pids == self.pids:  # otherwise, a worker has started in the meantime, and may have replaced one of these
+                return running
 
     def stop(self, signal_number: int = signal.SIGTERM) -> int | None:
         if self._thread.is_alive():
