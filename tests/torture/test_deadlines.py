@@ -27,13 +27,14 @@ STOP_SECONDS = 15
 DELAY_SECONDS = 0.7
 """Each step of a request succeeds with this delay, but all steps together take too long."""
 BODIES: dict[str, Any] = {
-    "RegisterRequest": new_user("bob"),
+    "ManagedRegisterRequest": new_user("bob"),
+    "UpdateUserRequest": {"expires_at": "+30d"},
     "LoginRequest": {"username": "ada", "password": PASSWORD},
     "ChangePasswordRequest": {"current": PASSWORD, "new": PASSWORD},
     "SetPasswordRequest": {"password": PASSWORD},
     "AddApiKeyRequest": {"name": "laptop"},
 }
-CONSOLE_PAGES = ["", "?q=ada", "/users/1", "/users/1/remove", "/activity", "/users/new"]
+CONSOLE_PAGES = ["", "?q=ada", "/users/1", "/users/1/remove", "/activity", "/usage", "/usage?user_id=1", "/users/new"]
 CONSOLE_FORMS = {
     "/users/new": {"username": "eve", "password": PASSWORD, "email": "eve@example.com"},
     "/users/1/enabled": {"enabled": "1"},
