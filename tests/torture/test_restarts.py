@@ -100,14 +100,17 @@ def test_graceful_restart_under_load_loses_no_request(
     assert "Traceback" not in server.log
 
 
-def wait_for_workers(server: MlapiServer, count: int) -> set[int]:
-    """Wait until exactly this many workers exist and all have started; return their process ids."""
+def wait_for_workers(server: MlapiServer, count: int, *, since: int = 0) -> set[int]:
+    """Wait until exactly this many workers exist and all have started; return their process ids.
+
+    If workers were killed before, ``since`` is the length of the log at that time: they may have ended while starting.
+    """
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         workers = server.workers
-        log = server.log
+        log = server.log[since:]
         started = log.count("Application startup complete")
-        if len(workers) == count and started == log.count("Started server process"):
+        if len(workers) == count <= started == log.count("Started server process"):
             return workers
         time.sleep(0.05)
     raise AssertionError(f"the server does not have {count} workers:\n{server.log[-2000:]}")
