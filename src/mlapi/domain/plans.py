@@ -39,8 +39,7 @@ class Window(enum.Enum):
         """Return the end of the window that starts at ``starts_at``. Both are in seconds since 1970."""
         if self is Window.MONTH:
             at = datetime.fromtimestamp(starts_at, UTC)
-            year, month = (at.year + 1, 1) if at.month == 12 else (at.year, at.month + 1)  # noqa: PLR2004
-            return int(datetime(year, month, 1, tzinfo=UTC).timestamp())
+            return int(datetime(at.year + at.month // 12, at.month % 12 + 1, 1, tzinfo=UTC).timestamp())
         return starts_at + _SECONDS[self]
 
 

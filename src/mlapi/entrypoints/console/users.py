@@ -208,9 +208,8 @@ async def set_expiry(request: ConsoleRequest) -> Response:
     except InvalidFieldsError as error:
         return await user_page(request, user_id, HTTPStatus.UNPROCESSABLE_ENTITY, errors=errors_by_field(error))
     user = await request.runtime.executor.read_page(request.runtime.users.get, user_id)
-    if request.form.get("current_expiry", _expiry_text(user)) != _expiry_text(
-        user
-    ):  # a double click must not extend it twice
+    current = _expiry_text(user)
+    if request.form.get("current_expiry", current) != current:  # a double click must not extend it twice
         flash = f"Nothing was changed: the expiry of {user.username} was changed after you opened this page. Check it."
         return redirect(request, f"/users/{user_id}", flash=flash)
     user = await _update(request, user_id, expires=expires)
